@@ -1,0 +1,59 @@
+"""The errors a user can meet, each with the exit code of the command that met it.
+
+Every message is one line that says what is wrong, where, and the remedy.
+"""
+
+from __future__ import annotations
+
+
+class SynthkdError(Exception):
+    """Base of every error that synthkd raises on purpose."""
+
+    exit_code = 1
+
+
+class ConfigError(SynthkdError):
+    """A configuration that cannot be run: a typo, a wrong type, a value out of bounds, a changed run."""
+
+    exit_code = 2
+
+
+class DataError(SynthkdError):
+    """Images or labels that cannot be used."""
+
+    exit_code = 3
+
+
+class ModelError(SynthkdError):
+    """A model or weights file that cannot be loaded, or that breaks the teacher's contract."""
+
+    exit_code = 4
+
+
+class TrainingError(SynthkdError):
+    """Training that had to stop: a loss that is not finite."""
+
+    exit_code = 5
+
+
+class CheckpointError(SynthkdError):
+    """A run directory or checkpoint that cannot be read, written or resumed."""
+
+    exit_code = 6
+
+
+class MissingExtraError(SynthkdError):
+    """An optional package that the request needs is not installed.
+
+    Args:
+        package: the import name that was not found.
+        extra: the extra of synthkd that installs it.
+        purpose: what needs it, as a noun phrase.
+    """
+
+    exit_code = 7
+
+    def __init__(self, package: str, extra: str, purpose: str) -> None:
+        super().__init__(f"{purpose} needs the package '{package}': pip install 'synthkd[{extra}]'")
+        self.package = package
+        self.extra = extra
