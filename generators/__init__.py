@@ -1,0 +1,2 @@
+if __name__ != "synthkd.generators":
+    raise ImportError("import synthkd.generators")

@@ -1,0 +1,50 @@
+"""The configuration of each generator, chosen by `kind:`. Nothing here imports torch."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, Tag
+
+from synthkd.settings import Count, NonNegative, Positive, Settings, by_kind
+
+
+class InversionSettings(Settings):
+    """A generator network trained against the frozen teacher alone, one short round at a time."""
+
+    kind: Literal["inversion"] = "inversion"
+    latent: Count = 100
+    """Dimensions of the latent vector."""
+    width: Count = 16
+    """Channels of the generator's last hidden layer; the layers before have multiples of it."""
+    batch_size: Count = 128
+    """Images a round makes."""
+    steps: Count = 5
+    """Optimiser steps a round takes."""
+    lr: Positive = 5e-3
+    """Learning rate of the network inside a round."""
+    latent_lr: NonNegative = 1e-2
+    """Learning rate of the latent vectors inside a round; 0 leaves them random."""
+    batch_norm: NonNegative = 10.0
+    """Weight of BatchNorm-statistics matching."""
+    one_hot: NonNegative = 0.5
+    """Weight of the teacher's cross-entropy to the asked label."""
+    adversarial: NonNegative = 1.0
+    """Weight, at difficulty 1, of the disagreement of student and teacher."""
+    entropy: NonNegative = 0.0
+    """Weight of the information entropy of the batch's mean prediction (balance of classes)."""
+    activation: NonNegative = 0.0
+    """Weight of the magnitude of the teacher's penultimate features."""
+
+
+class PythonGenerator(Settings):
+    """A generator of your own: `target` is a `package.module:function` that takes (teacher, spec, seed, **options)."""
+
+    kind: Literal["python"]
+    target: str
+    options: dict[str, Any] = Field(default_factory=dict)
+
+
+GeneratorSettings = Annotated[
+    Annotated[InversionSettings, Tag("inversion")] | Annotated[PythonGenerator, Tag("python")], by_kind("inversion")
+]

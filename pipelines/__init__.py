@@ -1,0 +1,2 @@
+if __name__ != "synthkd.pipelines":
+    raise ImportError("import synthkd.pipelines")

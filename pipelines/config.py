@@ -1,0 +1,83 @@
+"""The configuration of each job: one frozen model, `kind:` choosing among generators, data and phases."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from synthkd.generators.settings import GeneratorSettings, InversionSettings
+from synthkd.settings import (
+    BankSettings,
+    Count,
+    DataSettings,
+    DifficultySettings,
+    DistillSettings,
+    Joint,
+    MixSettings,
+    ModelSettings,
+    PhaseSettings,
+    Refine,
+    Settings,
+    TeacherSettings,
+    TeachTraining,
+)
+
+
+class JobConfig(Settings):
+    """What every job has."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "run"
+    """Names the run directory `runs/<job>/<name>`."""
+    out: str | None = None
+    """The run directory itself; the same command on it resumes. None: `runs/<job>/<name>`, numbered when taken."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["no", "bf16", "fp16"] = "no"
+    """Mixed precision; bf16 made small convolutional networks slower on CPUs where it was measured."""
+    threads: Count | None = None
+    """CPU threads of torch; None leaves torch's own choice."""
+    checkpoint_every: Count = 500
+    """Steps between checkpoints."""
+    keep_checkpoints: Count = 2
+    log_every: Count = 20
+    """Steps between log rows."""
+    track: tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...] = ()
+    """Experiment trackers beside the JSON lines that are always written."""
+
+
+class TeachConfig(JobConfig):
+    """Train a teacher on real data."""
+
+    data: DataSettings
+    model: ModelSettings
+    training: TeachTraining = TeachTraining()
+    evaluate_every: Count = 500
+    """Steps between evaluations on the test split, which are only reported."""
+
+
+class DistillConfig(JobConfig):
+    """Distill a student from a teacher without its data, or with a little of it."""
+
+    teacher: TeacherSettings
+    student: ModelSettings
+    generator: GeneratorSettings = InversionSettings()
+    data: DataSettings | None = None
+    """Real images that may be mixed in (`mix.real`); None: the run is data-free."""
+    test: DataSettings | None = None
+    """Real test data to report on; it never selects anything."""
+    difficulty: DifficultySettings = DifficultySettings()
+    bank: BankSettings = BankSettings()
+    mix: MixSettings = MixSettings()
+    distill: DistillSettings = DistillSettings()
+    phases: tuple[PhaseSettings, ...] = (Joint(kind="joint", steps=4000, every=15), Refine(kind="refine", steps=500))
+    evaluate_every: Count = 250
+    """Steps between evaluations (agreement on fresh samples; accuracy on `test`, where there is one)."""
+    grid_every: Count = 500
+    """Steps between sample grids."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> DistillConfig:
+        if self.data is None and self.mix.real != 0.0:
+            raise ValueError("mix.real needs real images: set data, or mix.real to 0")
+        return self

@@ -1,0 +1,319 @@
+"""The configuration of the parts every job shares, as frozen pydantic models. Nothing here imports torch.
+
+A field is documented where it stands; `synthkd config schema` prints the same text as a JSON schema. The configuration
+of a whole job is in `synthkd.pipelines.config`, that of a generator in `synthkd.generators.settings`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+
+
+class Settings(BaseModel):
+    """Base of all configuration: frozen, unknown keys forbidden, values never coerced between kinds."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+def by_kind(default: str) -> Discriminator:
+    """Discriminator on `kind` for a union in which an absent `kind` means `default`."""
+
+    def tag(value: Any) -> str:
+        kind = value.get("kind", default) if isinstance(value, dict) else getattr(value, "kind", default)
+        return str(kind)
+
+    return Discriminator(tag)
+
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[float, Field(gt=0.0)]
+NonNegative = Annotated[float, Field(ge=0.0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+# --- schedules ------------------------------------------------------------------------------------------------------
+
+
+class Curve(Settings):
+    """A value that moves from `start` to `end` over the run; a plain number stands for a constant."""
+
+    kind: Literal["linear", "cosine", "step"]
+    start: float
+    end: float
+    begin: Fraction = 0.0
+    """Fraction of the run at which the value leaves `start`."""
+    until: Fraction = 1.0
+    """Fraction of the run at which the value reaches `end`."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Curve:
+        if self.begin > self.until:
+            raise ValueError("begin must not be after until")
+        return self
+
+
+Schedule = float | Curve
+
+
+# --- data -----------------------------------------------------------------------------------------------------------
+
+
+class _Data(Settings):
+    holdout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
+    """Fraction of the training split set aside, stratified; nothing ever trains on it."""
+    split_seed: int = 0
+    """Seed of the split, separate from the run's seed so that all runs share one split."""
+
+
+class DigitsData(_Data):
+    """scikit-learn's 1,797 handwritten digits, 8x8, inside its wheel. A fifth is the test split."""
+
+    kind: Literal["digits"]
+
+
+class NamedData(_Data):
+    """A dataset of torchvision by name. Fashion-MNIST may also be the folder of Debian's `dataset-fashion-mnist`."""
+
+    kind: Literal["mnist", "fashion_mnist", "cifar10", "cifar100"]
+    root: str
+    """Folder that holds the files (or receives them, with `download`)."""
+    download: bool = False
+    """Fetch the files when they are missing; never done unasked."""
+
+
+class FolderData(_Data):
+    """An image folder, one directory per class. With `train/` and `test/` inside they are the splits."""
+
+    kind: Literal["folder"]
+    root: str
+    channels: Literal[1, 3] = 3
+    size: Count | None = None
+    """Images are resized (shorter side, then centre crop) to this many pixels; needed where sizes differ."""
+    test: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.2
+    """Fraction used as test split when the folder has no `test/`."""
+    skip_bad: bool = False
+    """Leave unreadable files out, counted in the log, instead of refusing the folder."""
+
+
+class NpzData(_Data):
+    """A .npz file with `images` (uint8 or float in [0, 1]; NHW, NHWC or NCHW) and `labels`.
+
+    With `test_images` and `test_labels` inside they are the test split.
+    """
+
+    kind: Literal["npz"]
+    path: str
+    test: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.2
+    """Fraction used as test split when the file has no `test_images`."""
+
+
+DataSettings = Annotated[DigitsData | NamedData | FolderData | NpzData, Field(discriminator="kind")]
+
+
+# --- models ---------------------------------------------------------------------------------------------------------
+
+
+class ZooModel(Settings):
+    """A network of the built-in zoo, freshly initialised for the images and classes at hand."""
+
+    kind: Literal["zoo"] = "zoo"
+    arch: Literal["mlp", "lenet5", "convnet", "resnet", "wide_resnet", "slim", "vit"]
+    width: Count | None = None
+    """Base width; None takes the architecture's own default."""
+    depth: Count | None = None
+    """Depth in the architecture's own unit (see `synthkd.models.zoo`); None takes its default."""
+
+
+class LoadedModel(Settings):
+    """A model from elsewhere.
+
+    `model` is a directory that synthkd saved, `torchvision:NAME`, `timm:NAME` or `package.module:function`.
+    """
+
+    kind: Literal["load"]
+    model: str
+    weights: str | None = None
+    """A local .safetensors file, or a .pt/.pth state dict that loads with `weights_only=True`."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Keyword arguments of the factory."""
+    channels: Count = 3
+    size: Count | tuple[Count, Count] | None = None
+    """Height and width of its images; needed for anything but a directory that synthkd saved."""
+    classes: Count | None = None
+    """Number of classes; needed for anything but a directory that synthkd saved."""
+    mean: tuple[float, ...] | None = None
+    """Per-channel mean that the network expects to be subtracted from images in [0, 1]; None: it normalises itself."""
+    std: tuple[float, ...] | None = None
+    class_names: tuple[str, ...] | None = None
+
+
+ModelSettings = Annotated[Annotated[ZooModel, Tag("zoo")] | Annotated[LoadedModel, Tag("load")], by_kind("zoo")]
+
+
+# --- training -------------------------------------------------------------------------------------------------------
+
+
+class OptimizerSettings(Settings):
+    """An optimiser, its learning-rate curve and clipping."""
+
+    kind: Literal["adamw", "adam", "sgd"] = "adamw"
+    lr: Positive = 2e-3
+    """Peak learning rate."""
+    weight_decay: NonNegative = 0.0
+    momentum: Fraction = 0.9
+    """Momentum of sgd, first beta of adam."""
+    schedule: Literal["constant", "cosine", "one_cycle"] = "cosine"
+    """cosine falls from the peak to `final`; one_cycle rises linearly during `warmup` first."""
+    warmup: Fraction = 0.0
+    """Fraction of the steps spent rising linearly to the peak (one_cycle: 0 means 0.1)."""
+    final: Fraction = 0.0
+    """Last learning rate as a fraction of the peak."""
+    clip: Positive | None = None
+    """Largest norm of the gradient; None does not clip."""
+    ema: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """Decay of the exponential moving average of the weights, which is then what is evaluated and saved; 0: none."""
+
+
+class AugmentSettings(Settings):
+    """Augmentation of real images while a teacher trains; per sample."""
+
+    shift: Annotated[int, Field(ge=0)] = 0
+    """Largest shift in pixels, both ways; vacated pixels are zero."""
+    flip: bool = False
+    """Horizontal flip with probability one half."""
+    erase: Fraction = 0.0
+    """Probability of erasing one random rectangle."""
+
+
+class TeachTraining(Settings):
+    """How a model is trained on real, labelled images."""
+
+    steps: Count = 2000
+    batch_size: Count = 128
+    optimizer: OptimizerSettings = OptimizerSettings(kind="adamw", lr=3e-3, weight_decay=0.05, schedule="one_cycle")
+    label_smoothing: Fraction = 0.0
+    augment: AugmentSettings = AugmentSettings()
+
+
+class TrainedTeacher(Settings):
+    """A teacher that is trained on real data first, before the distillation that sees none of it."""
+
+    kind: Literal["train"]
+    data: DataSettings
+    model: ModelSettings
+    training: TeachTraining = TeachTraining()
+
+
+TeacherSettings = Annotated[TrainedTeacher | LoadedModel, Field(discriminator="kind")]
+
+
+# --- difficulty, bank, mixing ---------------------------------------------------------------------------------------
+
+
+class DifficultySettings(Settings):
+    """The controller of difficulty: up when the student agrees with its teacher on fresh samples, down when not."""
+
+    start: Fraction = 0.3
+    low: Fraction = 0.1
+    high: Fraction = 0.9
+    raise_above: Fraction = 0.85
+    lower_below: Fraction = 0.7
+    up: Annotated[float, Field(ge=1.0)] = 1.2
+    down: Annotated[float, Field(gt=0.0, le=1.0)] = 0.8
+    augment: bool = True
+    """Also drive the augmentation of what the student sees (erasing above 0.5, jitter above 0.7)."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> DifficultySettings:
+        if not self.low <= self.start <= self.high:
+            raise ValueError("must hold: low <= start <= high")
+        if self.lower_below > self.raise_above:
+            raise ValueError("lower_below must not be above raise_above")
+        return self
+
+
+class BankSettings(Settings):
+    """The memory bank of generated images."""
+
+    capacity: Count = 20_000
+    policy: Literal["fifo", "prioritized", "class_balanced"] = "fifo"
+    """How images are drawn: uniformly, in proportion to priority, or each class equally often."""
+    storage: Literal["ram", "disk"] = "ram"
+    """disk keeps the arrays in memory-mapped files inside the run directory."""
+    priority_exponent: Fraction = 0.4
+    """Exponent of the priority in the probability of a draw (prioritized)."""
+    importance_exponent: Fraction = 1.0
+    """Exponent of the importance weights that undo the bias of prioritized draws; 1 undoes it wholly."""
+
+
+class MixSettings(Settings):
+    """What a student batch is made of and how its images are varied."""
+
+    real: Schedule = 0.0
+    """Share of real images in a batch (needs `data`)."""
+    live: Schedule = 0.0
+    """Share of fresh generator samples, made for this batch and not stored; the rest is drawn from the bank."""
+    logits: Literal["fresh", "stored"] = "fresh"
+    """fresh: the teacher sees the very images the student sees. stored: the bank's logits, no teacher pass."""
+    mixup: Fraction = 0.5
+    """Share of the batch replaced by convex mixtures of two stored images (fresh logits only)."""
+    cutmix: Fraction = 0.0
+    """Share of the batch in which a rectangle of another stored image is pasted (fresh logits only)."""
+    flip: bool = False
+    """Horizontal flips of stored images (fresh logits only)."""
+    shift: Annotated[int, Field(ge=0)] = 0
+    """Largest shift in pixels of stored images (fresh logits only)."""
+
+    @model_validator(mode="after")
+    def _stored_is_unchanged(self) -> MixSettings:
+        if self.logits == "stored" and (self.mixup or self.cutmix or self.flip or self.shift):
+            raise ValueError("stored logits belong to unchanged images: set mixup, cutmix and shift to 0 and flip "
+                             "to false, or logits to fresh")
+        if self.mixup + self.cutmix > 1.0:
+            raise ValueError("mixup + cutmix must not exceed 1")
+        return self
+
+
+# --- distillation ---------------------------------------------------------------------------------------------------
+
+
+class DistillSettings(Settings):
+    """What the student learns from: `alpha * CE(student, y) + (1 - alpha) * T^2 KL(teacher_T || student_T) + ...`."""
+
+    temperature: Schedule = 4.0
+    alpha: Schedule = 0.0
+    """Weight of the hard label; 1 - alpha is the weight of the soft labels."""
+    logit_match: Schedule = 0.0
+    """Weight of the mean absolute difference of centred logits."""
+    hint: Schedule = 0.0
+    """Weight of the feature hints: training-only regressors map every stage of the student onto the teacher's."""
+    batch_size: Count = 256
+    optimizer: OptimizerSettings = OptimizerSettings()
+
+
+class Pregenerate(Settings):
+    """Train the generator against the frozen teacher alone and fill the bank."""
+
+    kind: Literal["pregenerate"]
+    rounds: Annotated[int, Field(ge=0)]
+
+
+class Refine(Settings):
+    """Train the student; the generator is fixed."""
+
+    kind: Literal["refine"]
+    steps: Annotated[int, Field(ge=0)]
+
+
+class Joint(Settings):
+    """Alternate: one generator round before every `every` student steps."""
+
+    kind: Literal["joint"]
+    steps: Annotated[int, Field(ge=0)]
+    every: Count = 15
+    """Student steps per generator round."""
+
+
+PhaseSettings = Annotated[Pregenerate | Refine | Joint, Field(discriminator="kind")]
