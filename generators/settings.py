@@ -23,10 +23,12 @@ class InversionSettings(Settings):
     """Optimiser steps a round takes."""
     lr: Positive = 5e-3
     """Learning rate of the network inside a round."""
-    latent_lr: NonNegative = 1e-2
+    latent_lr: NonNegative = 1.5e-2
     """Learning rate of the latent vectors inside a round; 0 leaves them random."""
     batch_norm: NonNegative = 10.0
-    """Weight of BatchNorm-statistics matching."""
+    """Weight of BatchNorm-statistics matching; 0 for a teacher without BatchNorm."""
+    memory: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
+    """Weight of earlier rounds in the moments that are matched."""
     one_hot: NonNegative = 0.5
     """Weight of the teacher's cross-entropy to the asked label."""
     adversarial: NonNegative = 1.0

@@ -1,1 +1,29 @@
-"""synthkd."""
+"""Shrink an image classifier without its training data.
+
+`synthkd.load(directory)` gives a finished model back; the jobs are functions of `synthkd.pipelines`.
+"""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from synthkd.models.files import load
+
+__all__ = ["__version__", "load"]
+
+try:
+    __version__ = version("synthkd")
+except PackageNotFoundError:  # a checkout on the path that was never installed
+    __version__ = "0+unknown"
+
+
+def __getattr__(name: str) -> Any:
+    # torch takes seconds to import and `synthkd --help` must not wait for it
+    if name == "load":
+        from synthkd.models.files import load
+
+        globals()["load"] = load
+        return load
+    raise AttributeError(f"module 'synthkd' has no attribute '{name}'")

@@ -287,8 +287,8 @@ class DistillSettings(Settings):
     """Weight of the hard label; 1 - alpha is the weight of the soft labels."""
     logit_match: Schedule = 0.0
     """Weight of the mean absolute difference of centred logits."""
-    hint: Schedule = 0.0
-    """Weight of the feature hints: training-only regressors map every stage of the student onto the teacher's."""
+    terms: dict[str, Schedule] = Field(default_factory=dict)
+    """Losses of your own: `package.module:function` (takes a StudentView, gives a scalar) -> weight."""
     batch_size: Count = 256
     optimizer: OptimizerSettings = OptimizerSettings()
 
@@ -298,6 +298,8 @@ class Pregenerate(Settings):
 
     kind: Literal["pregenerate"]
     rounds: Annotated[int, Field(ge=0)]
+    discard: Annotated[int, Field(ge=0)] = 0
+    """First rounds whose images, those of a generator that has hardly begun to learn, are not kept."""
 
 
 class Refine(Settings):

@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from synthkd.errors import DataError
+from synthkd.rng import Rows
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,18 @@ class Batch:
     def __len__(self) -> int:
         return int(self.images.shape[0])
 
+    def map(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        """The batch with `change` applied to every tensor it has (a row selection, a move to a device)."""
+        optional = {
+            name: None if (value := getattr(self, name)) is None else change(value)
+            for name in ("teacher_logits", "weights", "slots")
+        }
+        return Batch(change(self.images), change(self.labels), **optional)
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on a device."""
+        return self.map(lambda value: value.to(device))
+
 
 @dataclass(frozen=True)
 class BatchNormStatistics:
@@ -89,6 +102,23 @@ class Outputs:
     statistics: Mapping[str, BatchNormStatistics] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Round:
+    """What one round of a trainable generator made.
+
+    Attributes:
+        images: float32 `[N, C, H, W]` in `[0, 1]`, without gradient.
+        labels: int64 `[N]`, the labels asked for.
+        teacher_logits: float32 `[N, K]` of those images.
+        terms: name -> value of the generator's loss terms, for the log.
+    """
+
+    images: Tensor
+    labels: Tensor
+    teacher_logits: Tensor
+    terms: Mapping[str, float]
+
+
 class BatchSource(Protocol):
     """Where training batches come from; a function of the step alone."""
 
@@ -102,6 +132,18 @@ class Stateful(Protocol):
     def state_dict(self) -> dict[str, Any]: ...
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+
+
+class SampleGenerator(Protocol):
+    """Makes labelled images at a difficulty in `[0, 1]`; image i depends on its label and on row `rng.start + i`."""
+
+    def sample(self, labels: Tensor, difficulty: float, rng: Rows) -> Tensor: ...
+
+
+class TrainableGenerator(SampleGenerator, Stateful, Protocol):
+    """A generator that is trained in rounds against a frozen teacher, each giving a batch for the memory bank."""
+
+    def round(self, index: int, difficulty: float, student: nn.Module | None = None) -> Round: ...
 
 
 FeatureExtractor = Callable[[Tensor], Tensor]

@@ -1,0 +1,25 @@
+"""Classifiers: a zoo of small networks, models from elsewhere, finished models on disk, the teacher's contract."""
+
+from synthkd.models.classifier import Classifier, Normalize, parameters
+from synthkd.models.contract import TeacherContract, probe
+from synthkd.models.files import load, save
+from synthkd.models.folding import fold_batch_norm
+from synthkd.models.layout import head, stages
+from synthkd.models.sources import build_model, load_model
+from synthkd.models.zoo import build
+
+__all__ = [
+    "Classifier",
+    "Normalize",
+    "TeacherContract",
+    "build",
+    "build_model",
+    "fold_batch_norm",
+    "head",
+    "load",
+    "load_model",
+    "parameters",
+    "probe",
+    "save",
+    "stages",
+]

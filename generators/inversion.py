@@ -1,0 +1,257 @@
+"""A data-free generator: a small class-conditional network trained against the frozen teacher, one round at a time.
+
+Each round clones the shared network, adapts the clone and the latent vectors for a few steps to one batch of labels,
+keeps the batch's images, and moves the shared network by the gradients the clone met on its way (the first-order
+meta-update of FastDFKD, Fang et al. 2022, algorithm 1). The clone gives variety between rounds, the shared start makes
+a round cost a handful of steps.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from synthkd.errors import ModelError
+from synthkd.generators.settings import InversionSettings
+from synthkd.losses import inversion as losses
+from synthkd.losses.objective import Objective
+from synthkd.models.classifier import Classifier
+from synthkd.models.layout import head
+from synthkd.rng import Rows, stream
+from synthkd.taps import Taps, evaluating, frozen
+from synthkd.training.learner import require_finite
+from synthkd.types import BatchNormStatistics, ImageSpec, Outputs, Round
+
+
+class GeneratorNetwork(nn.Module):
+    """(latent `[N, latent]`, label int64 `[N]`) -> images `[N, C, H, W]` in (0, 1).
+
+    A linear layer to a map at a quarter of the image's size, then twice: nearest upsampling, 3x3 convolution,
+    BatchNorm, leaky ReLU. The label's embedding is added to the latent vector. Sizes that are no multiple of 4 are
+    cropped from the next multiple.
+    """
+
+    def __init__(self, spec: ImageSpec, latent: int, width: int) -> None:
+        super().__init__()
+        self.spec = spec
+        self.start = (2 * width, -(-spec.height // 4), -(-spec.width // 4))
+        self.embedding = nn.Embedding(spec.classes, latent)
+        self.project = nn.Linear(latent, self.start[0] * self.start[1] * self.start[2])
+        self.layers = nn.Sequential(
+            nn.BatchNorm2d(2 * width),
+            nn.Upsample(scale_factor=2),
+            nn.Conv2d(2 * width, 2 * width, 3, padding=1, bias=False),
+            nn.BatchNorm2d(2 * width),
+            nn.LeakyReLU(0.2, inplace=True),
+            nn.Upsample(scale_factor=2),
+            nn.Conv2d(2 * width, width, 3, padding=1, bias=False),
+            nn.BatchNorm2d(width),
+            nn.LeakyReLU(0.2, inplace=True),
+            nn.Conv2d(width, spec.channels, 3, padding=1),
+            nn.Sigmoid(),
+        )
+
+    def forward(self, latent: Tensor, labels: Tensor) -> Tensor:
+        hidden = self.project(latent + self.embedding(labels)).unflatten(1, self.start)
+        images: Tensor = self.layers(hidden.contiguous(memory_format=torch.channels_last))
+        return images[..., : self.spec.height, : self.spec.width]
+
+
+@dataclass(frozen=True)
+class InversionView:
+    """What one step of a round is judged on.
+
+    Attributes:
+        teacher: the frozen teacher's logits, penultimate features and BatchNorm statistics of the images.
+        student_logits: `[N, K]`, or None while there is no student to disagree with.
+        labels: int64 `[N]`, the labels asked for.
+        difficulty: in [0, 1], scales the adversarial term.
+    """
+
+    teacher: Outputs
+    student_logits: Tensor | None
+    labels: Tensor
+    difficulty: float
+
+
+def _adversarial(view: InversionView) -> Tensor:
+    if view.student_logits is None:
+        return view.teacher.logits.new_zeros(())
+    return view.difficulty * losses.adversarial(view.teacher.logits, view.student_logits)
+
+
+class Inversion:
+    """The data-free generator of one teacher.
+
+    Args:
+        settings: sizes, rates and weights of the losses.
+        teacher: the frozen teacher; it is only read.
+        seed: the run's seed.
+        accelerator: device and precision.
+
+    Raises:
+        ModelError: when BatchNorm matching is asked of a teacher that has no BatchNorm statistics.
+    """
+
+    def __init__(
+        self, settings: InversionSettings, teacher: Classifier, seed: int, accelerator: Accelerator
+    ) -> None:
+        self.settings = settings
+        self.spec = teacher.spec
+        self._teacher = teacher
+        self._seed = seed
+        self._accelerator = accelerator
+        self._device = accelerator.device
+        has_statistics = any(isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d) for m in teacher.modules())
+        if settings.batch_norm > 0 and not has_statistics:
+            raise ModelError(
+                "the teacher has no BatchNorm statistics, which generator.batch_norm matches: set "
+                "generator.batch_norm=0 and rely on generator.activation and generator.entropy"
+            )
+        torch.manual_seed(stream(seed, "generator/init").initial_seed())
+        self.network = GeneratorNetwork(self.spec, settings.latent, settings.width).to(self._device)
+        self.network = self.network.to(memory_format=torch.channels_last)
+        self._meta = torch.optim.Adam(self.network.parameters(), settings.lr * settings.steps, betas=(0.5, 0.999))
+        self._moments: dict[str, tuple[Tensor, Tensor]] = {}
+        self._penultimate = f"{head(teacher)}:input"
+        self._objective: Objective[InversionView] = Objective(
+            terms={
+                "batch_norm": lambda view: losses.batch_norm(view.teacher.statistics),
+                "one_hot": lambda view: losses.one_hot(view.teacher.logits, view.labels),
+                "adversarial": _adversarial,
+                "entropy": lambda view: losses.information_entropy(view.teacher.logits),
+                "activation": lambda view: losses.activation(view.teacher.features[self._penultimate]),
+            },
+            weights={
+                "batch_norm": settings.batch_norm,
+                "one_hot": settings.one_hot,
+                "adversarial": settings.adversarial,
+                "entropy": settings.entropy,
+                "activation": settings.activation,
+            },
+        )
+
+    def round(self, index: int, difficulty: float, student: nn.Module | None = None) -> Round:
+        """One round: a batch of images and one meta-update of the shared network.
+
+        Args:
+            index: number of the round; images of round i have the indices `i * batch_size ...` of the run.
+            difficulty: in [0, 1].
+            student: takes part in the adversarial term, unchanged; None leaves that term out.
+
+        Raises:
+            TrainingError: when a loss is not finite.
+        """
+        s = self.settings
+        clone = copy.deepcopy(self.network).train()
+        count = s.batch_size
+        latent = Rows(self._seed, "latent", index * count).normal(count, s.latent).to(self._device)
+        latent.requires_grad_(s.latent_lr > 0)
+        labels = self._labels(index, count).to(self._device)
+        groups: list[dict[str, Any]] = [{"params": list(clone.parameters())}]
+        if s.latent_lr > 0:
+            groups.append({"params": [latent], "lr": s.latent_lr})
+        inner = torch.optim.Adam(groups, s.lr, betas=(0.5, 0.999))
+        gradients = [torch.zeros_like(p) for p in clone.parameters()]
+        features = [self._penultimate] if s.activation > 0 else []
+        best: tuple[float, Tensor, Tensor] | None = None
+        terms: dict[str, float] = {}
+        observed: dict[str, tuple[Tensor, Tensor]] = {}
+        others = [self._teacher] if student is None else [self._teacher, student]
+        with evaluating(*others), frozen(*others), Taps(
+            self._teacher, features=features, statistics=s.batch_norm > 0
+        ) as taps:
+            for _ in range(s.steps):
+                with self._accelerator.autocast():
+                    images = clone(latent, labels)
+                    seen = taps(images)
+                    student_logits = None if student is None else student(images)
+                observed = {k: (v.mean.detach(), v.var.detach()) for k, v in seen.statistics.items()}
+                outputs = Outputs(seen.logits, seen.features, self._smoothed(seen.statistics))
+                loss = self._objective(InversionView(outputs, student_logits, labels, difficulty), 0, 1)
+                require_finite(loss, "generator", index)
+                value = float(loss.total.detach())
+                if best is None or value < best[0]:
+                    best = (value, images.detach(), seen.logits.detach())
+                inner.zero_grad(set_to_none=True)
+                loss.total.backward()
+                met = [p.grad for p in clone.parameters() if p.grad is not None]
+                torch._foreach_add_(gradients, met)
+                inner.step()
+                terms = {f"generator/{name}": float(term.detach()) for name, term in loss.terms.items()}
+        self._remember(observed)
+        self._move_towards(clone, gradients)
+        assert best is not None
+        return Round(best[1].contiguous(), labels, best[2], terms | {"generator/loss": best[0]})
+
+    def sample(self, labels: Tensor, difficulty: float, rng: Rows) -> Tensor:
+        """Images of the asked labels from the shared network, without adapting it; a function of label and row.
+
+        Difficulty is the truncation of the latent vectors: they are scaled by `0.5 + 0.5 * difficulty`, so that easy
+        images lie near the network's mean image of their class.
+
+        Args:
+            labels: int64 `[N]`.
+            difficulty: in [0, 1].
+            rng: random rows; image i depends on row `rng.start + i` alone.
+
+        Returns:
+            float32 `[N, C, H, W]` in [0, 1].
+        """
+        latent = rng.normal(len(labels), self.settings.latent).to(self._device) * (0.5 + 0.5 * difficulty)
+        with torch.no_grad(), evaluating(self.network):
+            images: Tensor = self.network(latent, labels.to(self._device))
+        return images.contiguous()
+
+    def _labels(self, index: int, count: int) -> Tensor:
+        """Balanced labels in random order; what does not divide evenly is spread over the rounds."""
+        offset = index * count
+        labels = (torch.arange(count) + offset) % self.spec.classes
+        return labels[torch.randperm(count, generator=stream(self._seed, "labels", index))]
+
+    def _smoothed(self, seen: Mapping[str, BatchNormStatistics]) -> dict[str, BatchNormStatistics]:
+        """Moments averaged with those of earlier rounds, so that one small batch need not match them all alone."""
+        keep = self.settings.memory
+        result: dict[str, BatchNormStatistics] = {}
+        for path, s in seen.items():
+            mean, var = s.mean, s.var
+            if path in self._moments:
+                old_mean, old_var = self._moments[path]
+                mean, var = keep * old_mean + (1 - keep) * mean, keep * old_var + (1 - keep) * var
+            result[path] = BatchNormStatistics(mean, var, s.running_mean, s.running_var)
+        return result
+
+    def _remember(self, observed: Mapping[str, tuple[Tensor, Tensor]]) -> None:
+        keep = self.settings.memory
+        for path, new in observed.items():
+            old = self._moments.get(path, new)
+            self._moments[path] = (keep * old[0] + (1 - keep) * new[0], keep * old[1] + (1 - keep) * new[1])
+
+    def _move_towards(self, clone: nn.Module, gradients: list[Tensor]) -> None:
+        for parameter, gradient in zip(self.network.parameters(), gradients, strict=True):
+            parameter.grad = gradient
+        self._meta.step()
+        self._meta.zero_grad(set_to_none=True)
+        with torch.no_grad():
+            for buffer, adapted in zip(self.network.buffers(), clone.buffers(), strict=True):
+                buffer.copy_(adapted)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "network": dict(self.network.state_dict()),
+            "meta": self._meta.state_dict(),
+            "moments": {path: list(pair) for path, pair in self._moments.items()},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.network.load_state_dict(state["network"])
+        self._meta.load_state_dict(state["meta"])
+        self._moments = {
+            path: (mean.to(self._device), var.to(self._device)) for path, (mean, var) in state["moments"].items()
+        }

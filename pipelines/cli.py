@@ -1,0 +1,135 @@
+"""The command line: `synthkd VERB [CONFIG] [key=value ...]`. torch is imported inside the verbs that compute only."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from synthkd import __version__
+from synthkd.errors import ConfigError, SynthkdError
+
+
+@dataclass(frozen=True)
+class Verb:
+    """A job as a command: import strings `module:name` of its configuration class and its function."""
+
+    config: str
+    function: str
+    help: str
+
+
+VERBS = {
+    "distill": Verb(
+        "synthkd.pipelines.config:DistillConfig",
+        "synthkd.pipelines.distill:distill",
+        "make a small student from a teacher without its training data, or with a little of it",
+    ),
+    "teach": Verb(
+        "synthkd.pipelines.config:TeachConfig",
+        "synthkd.pipelines.teach:teach",
+        "train a teacher on real data",
+    ),
+}
+
+INTERRUPTED = 130  # 128 + SIGINT, what a shell reports for Ctrl-C
+SETTINGS = "CONFIG is a YAML file or the name of a recipe; settings are written key=value or section.key=value"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code: 0, 130 when interrupted, or that of the `SynthkdError` it met."""
+    parser = _parser()
+    arguments, rest = parser.parse_known_args(argv)
+    try:
+        return _run(arguments, rest)
+    except SynthkdError as error:
+        for line in str(error).splitlines():
+            print(f"error: {line}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted; the same command resumes", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader has seen enough (`synthkd config schema distill | head`)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="synthkd", description="Shrink an image classifier without its training data.", allow_abbrev=False
+    )
+    parser.add_argument("--version", action="version", version=f"synthkd {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="VERB", required=True)
+    for name, verb in VERBS.items():
+        usage = f"synthkd {name} [CONFIG] [key=value ...] [--dry-run]"
+        job = commands.add_parser(name, help=verb.help, description=verb.help, usage=usage, allow_abbrev=False)
+        job.add_argument("settings", nargs="*", metavar="CONFIG, key=value", help=SETTINGS)
+        job.add_argument("--dry-run", action="store_true", help="build and check everything, print the plan")
+    text = "show a job's resolved configuration, or the JSON schema of what it takes"
+    config = commands.add_parser("config", help=text, description=text, allow_abbrev=False)
+    kinds = config.add_subparsers(dest="what", metavar="show|schema", required=True)
+    usage = "synthkd config show VERB [CONFIG] [key=value ...]"
+    show = kinds.add_parser("show", help="print the resolved YAML", usage=usage, allow_abbrev=False)
+    show.add_argument("job", metavar="VERB", choices=VERBS, help=" or ".join(VERBS))
+    show.add_argument("settings", nargs="*", metavar="CONFIG, key=value", help=SETTINGS)
+    text = "print the JSON schema, with a description of every key"
+    schema = kinds.add_parser("schema", help=text, description=text, allow_abbrev=False)
+    schema.add_argument("job", metavar="VERB", choices=VERBS, help=" or ".join(VERBS))
+    for name, text in (
+        ("doctor", "versions, devices, optional packages and how to get them"),
+        ("recipes", "list the configurations that ship with synthkd"),
+    ):
+        commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+    return parser
+
+
+def _run(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
+    # argparse stops collecting settings at an option (`distill --dry-run seed=1`) and hands the remainder back
+    settings = [*getattr(arguments, "settings", ()), *(word for word in rest if not word.startswith("-"))]
+    if options := [word for word in rest if word.startswith("-")]:
+        raise ConfigError(f"{options[0]}: unknown option; settings are written key=value, without dashes (see --help)")
+    if rest and not hasattr(arguments, "settings"):
+        raise ConfigError(f"{rest[0]}: unexpected argument (see --help)")
+    match arguments.command:
+        case "doctor":
+            from synthkd.pipelines.doctor import examine
+
+            print(examine())
+        case "recipes":
+            from synthkd.pipelines.recipes import recipes
+
+            for recipe in recipes():
+                print(f"{recipe.name:<20} {recipe.job:<10} {recipe.summary}")
+        case "config" if arguments.what == "schema":
+            print(json.dumps(_imported(VERBS[arguments.job].config).model_json_schema(), indent=2))
+        case "config":
+            from synthkd.configuration import dump_config
+
+            print(dump_config(_config(arguments.job, settings)), end="")
+        case job:
+            config = _config(job, settings)
+            result = _imported(VERBS[job].function)(config, dry_run=arguments.dry_run)
+            if os.environ.get("RANK", "0") == "0":  # set by torchrun: the first process speaks for all
+                print(result)
+    return 0
+
+
+def _config(job: str, settings: Sequence[str]) -> Any:
+    from synthkd.configuration import load_config
+    from synthkd.pipelines.recipes import find_config
+
+    first = settings[0] if settings else "="
+    named = "=" not in first or Path(first).is_file()
+    source = find_config(first, job) if named else None
+    return load_config(_imported(VERBS[job].config), source, settings[1:] if named else settings)
+
+
+def _imported(target: str) -> Any:
+    module, _, name = target.partition(":")
+    return getattr(import_module(module), name)

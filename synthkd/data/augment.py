@@ -1,0 +1,181 @@
+"""Augmentation of whole batches, each image with its own random parameters.
+
+Every function takes float images `[N, C, H, W]` in `[0, 1]` on any device and returns images of the same shape, dtype,
+device and range. They are pure: the input is never written to (it is handed back itself where nothing changes), all
+randomness comes from the `torch.Generator` given (usually a CPU one; the draws move to the images), and how many
+numbers are drawn depends on the shape and the settings alone. Gradients pass through wherever the pixels do. No labels
+come in or out: in distillation the teacher labels what the student will see.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from synthkd.settings import AugmentSettings
+
+
+def shift(images: Tensor, pixels: int, rng: torch.Generator) -> Tensor:
+    """Move each image by its own whole numbers of pixels in `[-pixels, pixels]`; vacated pixels are 0."""
+    if pixels == 0:
+        return images
+    count, channels, height, width = images.shape
+    padded = functional.pad(images, (pixels, pixels, pixels, pixels))
+    stride = width + 2 * pixels
+    offsets = torch.randint(0, 2 * pixels + 1, (count, 2), generator=rng, device=rng.device)
+    corners = (offsets[:, 0] * stride + offsets[:, 1]).to(images.device)
+    window = (torch.arange(height)[:, None] * stride + torch.arange(width)).flatten().to(images.device)
+    index = (corners[:, None] + window)[:, None, :].expand(count, channels, height * width)
+    return padded.flatten(2).gather(2, index).view_as(images)
+
+
+def flip(images: Tensor, rng: torch.Generator, p: float = 0.5) -> Tensor:
+    """Mirror each image left to right with probability `p`."""
+    if p == 0.0:
+        return images
+    return torch.lerp(images, images.flip(-1), _chance(images, p, rng)[:, None, None, None])
+
+
+def erase(
+    images: Tensor,
+    p: float,
+    rng: torch.Generator,
+    area: tuple[float, float] = (0.02, 0.33),
+    ratio: tuple[float, float] = (0.3, 3.3),
+) -> Tensor:
+    """Paint over one random rectangle per image with probability `p` (random erasing: Zhong et al., AAAI 2020).
+
+    The area is uniform in `area` (a fraction of the image), the aspect ratio height / width log-uniform in `ratio`.
+    The paper draws both again until the rectangle fits; here the ratio is drawn among those that fit the area, which
+    needs no loop and leaves the area as drawn. Each rectangle has one colour, uniform in `[0, 1]` per channel.
+    """
+    if p == 0.0:
+        return images
+    count, channels, height, width = images.shape
+    hit = _chance(images, p, rng)
+    surface = _uniform(count, area[0], area[1], rng, images) * (height * width)
+    lowest, highest = surface / width**2, height**2 / surface
+    low = torch.full_like(surface, ratio[0]).clamp(lowest, highest).log()
+    high = torch.full_like(surface, ratio[1]).clamp(lowest, highest).log()
+    aspect = torch.lerp(low, high, _uniform(count, 0.0, 1.0, rng, images)).exp()
+    heights, widths = (surface * aspect).sqrt(), (surface / aspect).sqrt()
+    mask = _rectangles(heights, widths, images, rng) * hit[:, None, None, None]
+    colour = _uniform(count * channels, 0.0, 1.0, rng, images).view(count, channels, 1, 1)
+    return torch.lerp(images, colour.to(images.dtype), mask)
+
+
+def jitter(images: Tensor, strength: float, rng: torch.Generator) -> Tensor:
+    """Change brightness, contrast and (of 3-channel images) saturation, each by its own factor per image.
+
+    Factors are uniform in `[max(0, 1 - strength), 1 + strength]` and mean what they do in torchvision's `ColorJitter`:
+    blends with black, with the mean grey level and with the grey image. The order is always the one above.
+    """
+    if strength == 0.0:
+        return images
+    count, channels = images.shape[:2]
+    factors = _uniform(3 * count, max(0.0, 1.0 - strength), 1.0 + strength, rng, images).to(images.dtype)
+    brightness, contrast, saturation = factors.view(3, count, 1, 1, 1)
+    images = images.mul(brightness).clamp_(0.0, 1.0)
+    level = _grey(images.mean(dim=(2, 3), keepdim=True))
+    images = images.mul(contrast).add_(level * (1.0 - contrast)).clamp_(0.0, 1.0)
+    if channels == 3:
+        images = images.mul(saturation).add_(_grey(images) * (1.0 - saturation)).clamp_(0.0, 1.0)
+    return images
+
+
+def mixup(images: Tensor, fraction: float, rng: torch.Generator) -> Tensor:
+    """Replace the first `round(fraction * N)` images by convex mixtures of themselves and another image of the batch.
+
+    The share is uniform in `[0, 1]` per image (mixup: Zhang et al., ICLR 2018, with Beta(1, 1)). A batch of one image
+    has no other and stays as it is.
+    """
+    rows = round(fraction * len(images))
+    if rows == 0 or len(images) < 2:
+        return images
+    others = images[_partners(images, rng)[:rows]]
+    share = _uniform(rows, 0.0, 1.0, rng, images).to(images.dtype)[:, None, None, None]
+    return torch.cat([torch.lerp(others, images[:rows], share), images[rows:]])
+
+
+def cutmix(images: Tensor, fraction: float, rng: torch.Generator) -> Tensor:
+    """Paste a rectangle of another image of the batch into each of the LAST `round(fraction * N)` images.
+
+    The last, so that mixup and cutmix of one batch meet different images. The rectangle has the image's proportions
+    and an area uniform in `[0, 1]`; it lies wholly inside, where Yun et al. (ICCV 2019) clip it at the border. A batch
+    of one image stays as it is.
+    """
+    rows = round(fraction * len(images))
+    if rows == 0 or len(images) < 2:
+        return images
+    kept = len(images) - rows
+    height, width = images.shape[-2:]
+    target, others = images[kept:], images[_partners(images, rng)[kept:]]
+    side = _uniform(rows, 0.0, 1.0, rng, images).sqrt()
+    pasted = torch.lerp(target, others, _rectangles(side * height, side * width, target, rng))
+    return torch.cat([images[:kept], pasted])
+
+
+def by_difficulty(
+    images: Tensor, difficulty: float, rng: torch.Generator, erase_above: float = 0.5, jitter_above: float = 0.7
+) -> Tensor:
+    """Augment as hard as `difficulty` in `[0, 1]` says.
+
+    Above `jitter_above`, jitter of strength `0.5 * difficulty`; above `erase_above`, erasing with probability
+    `difficulty`; below both, nothing.
+    """
+    if difficulty > jitter_above:
+        images = jitter(images, 0.5 * difficulty, rng)
+    if difficulty > erase_above:
+        images = erase(images, difficulty, rng)
+    return images
+
+
+def augment_real(images: Tensor, settings: AugmentSettings, rng: torch.Generator) -> Tensor:
+    """Augmentation of real images while a teacher trains: shift, flip, erase."""
+    images = shift(images, settings.shift, rng)
+    images = flip(images, rng, 0.5 if settings.flip else 0.0)
+    return erase(images, settings.erase, rng)
+
+
+def _uniform(count: int, low: float, high: float, rng: torch.Generator, like: Tensor) -> Tensor:
+    """float32 `[count]` uniform in `[low, high)`, on the device of `like`."""
+    return torch.rand(count, generator=rng, device=rng.device).mul_(high - low).add_(low).to(like.device)
+
+
+def _chance(images: Tensor, p: float, rng: torch.Generator) -> Tensor:
+    """`[N]` in the dtype of the images: 1 with probability `p`, else 0."""
+    return (_uniform(len(images), 0.0, 1.0, rng, images) < p).to(images.dtype)
+
+
+def _rectangles(heights: Tensor, widths: Tensor, images: Tensor, rng: torch.Generator) -> Tensor:
+    """`[N, 1, H, W]` in the dtype of the images: 1 in one rectangle per image, 0 outside.
+
+    Each lies anywhere inside the image and has the float size asked, rounded. Masks are numbers for `torch.lerp`, which
+    is exact at 0 and 1 and vectorised on CPUs; boolean products and `torch.where` cost several times as much there.
+    """
+    spans = []
+    for lengths, size in ((heights, images.shape[-2]), (widths, images.shape[-1])):
+        length = lengths.round().clamp(1, size)
+        start = (_uniform(len(images), 0.0, 1.0, rng, images) * (size - length + 1)).floor()
+        offset = torch.arange(size, device=images.device) - start[:, None]
+        spans.append(((offset >= 0) & (offset < length[:, None])).to(images.dtype))
+    rows, columns = spans
+    return (rows[:, :, None] * columns[:, None, :])[:, None]
+
+
+def _partners(images: Tensor, rng: torch.Generator) -> Tensor:
+    """int64 `[N]`: another image for each, from one random cycle through the batch, so that none meets itself."""
+    cycle = torch.randperm(len(images), generator=rng, device=rng.device)
+    partners = torch.empty_like(cycle)
+    partners[cycle] = cycle.roll(-1)
+    return partners.to(images.device)
+
+
+def _grey(images: Tensor) -> Tensor:
+    """`[N, 1, H, W]`: luma of RGB images, weighted as in torchvision's `rgb_to_grayscale`; else the channel mean."""
+    count, channels, height, width = images.shape
+    if channels == 1:
+        return images
+    weights = images.new_tensor([[0.2989, 0.587, 0.114]] if channels == 3 else [[1.0 / channels] * channels])
+    return (weights @ images.flatten(2)).view(count, 1, height, width)

@@ -1,0 +1,98 @@
+"""Labelled images in a .npz file: plain arrays, read without pickle and checked one by one."""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from synthkd.data.splits import Source
+from synthkd.errors import DataError
+
+
+def read_npz(path: str | Path) -> Source:
+    """Read `images` and `labels`, and `test_images`, `test_labels` and `class_names` where the file has them.
+
+    Raises:
+        DataError: a file that is missing, corrupt or holds pickled objects; a missing array; images that are neither
+            uint8 nor float in [0, 1], or of no known layout; labels that are not integers from 0 without gaps.
+    """
+    path = Path(path).expanduser()
+    arrays = _arrays(path)
+    for first, second in (("images", "labels"), ("labels", "images"), ("test_images", "test_labels"),
+                          ("test_labels", "test_images")):  # fmt: skip
+        if first not in arrays and (second in arrays or first in ("images", "labels")):
+            raise DataError(f"{path}: has no array '{first}', only {sorted(arrays)}; save it with np.savez")
+    parts = ["", "test_"] if "test_images" in arrays else [""]
+    images = [_images(arrays[f"{part}images"], f"{path}: {part}images") for part in parts]
+    labels = [_labels(arrays[f"{part}labels"], len(images[i]), f"{path}: {part}labels") for i, part in enumerate(parts)]
+    if len(parts) == 2 and images[0].shape[1:] != images[1].shape[1:]:
+        shapes = " and ".join("x".join(map(str, array.shape[1:])) for array in images)
+        raise DataError(f"{path}: images and test_images must have one size, got {shapes}")
+    present = np.unique(labels[0])
+    if "class_names" in arrays:
+        names = _names(arrays["class_names"], f"{path}: class_names")
+    elif len(present) != present[-1] + 1:
+        absent = np.setdiff1d(np.arange(min(present[-1], len(present) + 10)), present)[:10].tolist()
+        raise DataError(
+            f"{path}: labels must be 0, 1, ... without gaps, got up to {present[-1]} with none of {absent}; renumber them"
+        )
+    else:
+        names = tuple(str(label) for label in present)
+    joined = torch.from_numpy(np.concatenate(images)), torch.from_numpy(np.concatenate(labels))
+    return Source(*joined, names, len(images[0]) if len(parts) == 2 else None)
+
+
+def _arrays(path: Path) -> dict[str, NDArray[Any]]:
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            if not isinstance(archive, np.lib.npyio.NpzFile):
+                raise ValueError("a single array; save it with np.savez(path, images=..., labels=...)")
+            wanted = ("images", "labels", "test_images", "test_labels", "class_names")
+            return {key: archive[key] for key in wanted if key in archive.files}
+    except FileNotFoundError as error:
+        raise DataError(f"{path} does not exist; check data.path") from error
+    except (OSError, ValueError, EOFError, zlib.error, zipfile.BadZipFile, AttributeError) as error:
+        raise DataError(f"{path} is not a readable .npz file of plain arrays: {error}") from error
+
+
+def _images(array: NDArray[Any], where: str) -> NDArray[np.uint8]:
+    """uint8 `[N, C, H, W]`, C 1 or 3."""
+    if array.dtype != np.uint8:
+        if array.dtype.kind != "f":
+            raise DataError(f"{where} must be uint8, or float in [0, 1], got {array.dtype}; use .astype(np.uint8)")
+        if array.size and not (array.min() >= 0.0 and array.max() <= 1.0):  # NaN fails both
+            kind = "NaN" if np.isnan(array).any() else f"{array.min():g}..{array.max():g}"
+            raise DataError(f"{where} are float and must be in [0, 1], got {kind}; clean or rescale them")
+        array = np.rint(array.astype(np.float32) * 255.0).astype(np.uint8)
+    if array.ndim == 3:
+        array = array[:, None]
+    elif array.ndim == 4:
+        first, last = array.shape[1] in (1, 3), array.shape[3] in (1, 3)
+        if first == last:
+            raise DataError(f"{where} must be NHW, NHWC or NCHW with 1 or 3 channels, and tell which, got {array.shape}")
+        array = array.transpose(0, 3, 1, 2) if last else array
+    if array.ndim != 4 or array.size == 0:
+        raise DataError(f"{where} must be NHW, NHWC or NCHW and not empty, got {array.shape}")
+    return np.ascontiguousarray(array)
+
+
+def _labels(array: NDArray[Any], count: int, where: str) -> NDArray[np.int64]:
+    if array.dtype.kind not in "iu":
+        raise DataError(f"{where} must be integers from 0, got {array.dtype}; use .astype(np.int64)")
+    if array.shape != (count,):
+        raise DataError(f"{where} must be one per image, [{count}], got {list(array.shape)}")
+    if array.min() < 0 or array.max() > np.iinfo(np.int32).max:
+        raise DataError(f"{where} must be integers from 0, got {array.min()}..{array.max()}; renumber them")
+    return array.astype(np.int64)
+
+
+def _names(array: NDArray[Any], where: str) -> tuple[str, ...]:
+    if array.ndim != 1 or array.dtype.kind != "U" or len(set(array.tolist())) != len(array):
+        raise DataError(f"{where} must be a list of different strings, got {array.dtype} {list(array.shape)}")
+    return tuple(array.tolist())

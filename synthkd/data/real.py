@@ -1,0 +1,39 @@
+"""Real, labelled images: settings in, three disjoint and checked sets out.
+
+The readers are `named` (datasets known by name), `npz` and `folder`; `splits` cuts what they read.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from synthkd.data.folder import read_folder
+from synthkd.data.named import read_digits, read_named
+from synthkd.data.npz import read_npz
+from synthkd.data.splits import RealData, Splits, channel_statistics, split
+from synthkd.settings import DataSettings, DigitsData, FolderData, NamedData, NpzData
+
+__all__ = ["RealData", "Splits", "channel_statistics", "load_splits"]
+
+_TEST_OF_DIGITS = 0.2
+
+
+def load_splits(settings: DataSettings) -> Splits:
+    """Read a dataset and split it.
+
+    Raises:
+        DataError: files missing, truncated, corrupt or of the wrong kind; labels out of range; a class without a
+            training image; a download that failed. The message names the file and the remedy.
+    """
+    test = 0.0
+    match settings:
+        case DigitsData():
+            source, name, test = read_digits(), "digits", _TEST_OF_DIGITS
+        case NamedData():
+            source, name = read_named(settings), str(settings.kind)
+        case NpzData():
+            source, name, test = read_npz(settings.path), Path(settings.path).name, settings.test
+        case FolderData():
+            source = read_folder(settings.root, settings.channels, settings.size, settings.skip_bad)
+            name, test = Path(settings.root).expanduser().resolve().name, settings.test
+    return split(source, name, test, settings.holdout, settings.split_seed)

@@ -1,0 +1,83 @@
+"""The three phases of a distillation, as data, turned into the stages of the loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from synthkd.settings import Joint, PhaseSettings, Pregenerate, Refine
+from synthkd.training.loop import Action, Stage, Values
+
+Indexed = Callable[[int], Values]
+
+
+def student_steps(phases: Sequence[PhaseSettings]) -> int:
+    """Steps the student takes over all phases."""
+    return sum(phase.steps for phase in phases if not isinstance(phase, Pregenerate))
+
+
+def generator_rounds(phases: Sequence[PhaseSettings]) -> int:
+    """Rounds the generator takes over all phases."""
+    return sum(_rounds(phase) for phase in phases)
+
+
+def _rounds(phase: PhaseSettings) -> int:
+    if isinstance(phase, Pregenerate):
+        return phase.rounds
+    if isinstance(phase, Joint):
+        return -(-phase.steps // phase.every)
+    return 0
+
+
+def describe(phase: PhaseSettings) -> str:
+    """One phase in words."""
+    if isinstance(phase, Pregenerate):
+        return f"pregenerate {phase.rounds:,} rounds"
+    if isinstance(phase, Joint):
+        return f"joint {phase.steps:,} steps with a round every {phase.every:,}"
+    return f"refine {phase.steps:,} steps"
+
+
+def build(
+    phases: Sequence[PhaseSettings],
+    pregenerate: Callable[[int, bool], Values],
+    synthesise: Indexed,
+    learn: Indexed,
+    watch: Sequence[Action],
+) -> list[Stage]:
+    """The stages of the loop.
+
+    Args:
+        phases: what to do, in order.
+        pregenerate: (round, keep its images) of the generator alone.
+        synthesise: one round of the generator beside the student, by its number among all rounds.
+        learn: one step of the student, by its number among all the student's steps.
+        watch: actions of every phase that trains the student (evaluations, pictures).
+    """
+    stages: list[Stage] = []
+    start = rounds = steps = 0
+    for phase in phases:
+        if isinstance(phase, Pregenerate):
+            actions = [Action("pregenerate", _alone(pregenerate, phase, start, rounds))]
+            stages.append(Stage(phase.kind, phase.rounds, actions))
+        elif isinstance(phase, Refine | Joint):
+            learning = Action("learn", _shifted(learn, steps - start))
+            both = []
+            if isinstance(phase, Joint):
+                both = [Action("synthesise", _every(synthesise, phase.every, start, rounds), every=phase.every)]
+            stages.append(Stage(phase.kind, phase.steps, [*both, learning, *watch]))
+            steps += phase.steps
+        rounds += _rounds(phase)
+        start += stages[-1].steps
+    return stages
+
+
+def _alone(run: Callable[[int, bool], Values], phase: Pregenerate, start: int, rounds: int) -> Indexed:
+    return lambda step: run(rounds + step - start, step - start >= phase.discard)
+
+
+def _shifted(run: Indexed, offset: int) -> Indexed:
+    return lambda step: run(step + offset)
+
+
+def _every(run: Indexed, every: int, start: int, rounds: int) -> Indexed:
+    return lambda step: run(rounds + (step - start) // every)

@@ -1,0 +1,232 @@
+"""The curves of a report: one small SVG per logged name, all in one style and on one step axis.
+
+Colours in the SVG are CSS variables of the page (`--line`, `--muted`, `--grid`, `--mark`), so that a figure follows it
+from light to dark, and text takes the font of the page.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+from synthkd.monitor import RESERVED, series
+
+# Drawn in these colours by matplotlib, then replaced by the CSS variable of the same role.
+ROLES = {"line": "#a10001", "muted": "#a10002", "grid": "#a10003", "mark": "#a10004"}
+MOST_POINTS = 1200
+SMOOTH_FROM = 60
+SMOOTH_WINDOW = 0.05
+LOG_SCALE_FROM = 100.0
+FULL_NAMES = {"lr": "learning rate"}
+
+
+@dataclass(frozen=True)
+class Marks:
+    """Steps to mark on every panel: where phases start, by name, and where the run was resumed."""
+
+    phases: tuple[tuple[str, int], ...]
+    resumes: tuple[int, ...]
+    last_step: int
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One curve: its caption, a remark under it, the last value as text and the SVG."""
+
+    title: str
+    note: str
+    last: str
+    svg: str
+
+
+@dataclass(frozen=True)
+class Group:
+    """Curves that belong together; `role` picks their colour."""
+
+    title: str
+    role: str
+    panels: tuple[Panel, ...]
+
+
+def find_marks(rows: Sequence[Mapping[str, Any]]) -> Marks:
+    """Where phases start and where the run was resumed, from the rows of its log."""
+    phases: list[tuple[str, int]] = []
+    for row in rows:
+        phase = row.get("phase")
+        if phase is not None and (not phases or phases[-1][0] != phase):
+            phases.append((str(phase), row["step"]))
+    resumes = sorted({row["step"] for row in rows if row.get("kind") == "resume"})
+    return Marks(tuple(phases), tuple(resumes), max((row["step"] for row in rows), default=0))
+
+
+def draw_groups(rows: Sequence[Mapping[str, Any]], references: Mapping[str, tuple[str, float]]) -> list[Group]:
+    """Every logged name with at least two values as a panel, grouped by the part before its `/`.
+
+    Args:
+        rows: rows of the log.
+        references: logged name -> (label, value) of a horizontal line to compare with.
+    """
+    marks = find_marks(rows)
+    names = sorted({name for row in rows if "event" not in row for name in row if name not in RESERVED}, key=_order)
+    members: dict[str, list[Panel]] = {}
+    for name in names:
+        steps, values = series(rows, name)
+        if sum(map(math.isfinite, values)) < 2:
+            continue
+        group = _group(name)
+        note = "reported only, never used to choose anything" if name.startswith("test/") else ""
+        is_log, is_noisy = _wants_log(values), _is_noisy(values)
+        label, reference = references.get(name, ("", None))
+        notes = [note] * bool(note) + ["log scale"] * is_log + ["bold: running median"] * is_noisy
+        notes += [f"grey line: {label}"] * bool(label)
+        svg = _draw(name, steps, values, marks, is_log, is_noisy, reference)
+        members.setdefault(group, []).append(Panel(_title(name, group), "; ".join(notes), f"{values[-1]:.4g}", svg))
+    return [Group(title, "generator" if title == "Generator" else "student", tuple(m)) for title, m in members.items()]
+
+
+def _group(name: str) -> str:
+    head, _, tail = name.rpartition("/")
+    if head == "test" or tail in ("agreement", "difficulty"):
+        return "Outcome and difficulty"
+    return head.split("/")[0].replace("_", " ").capitalize() or "Run"
+
+
+def _order(name: str) -> tuple[int, int, int, str]:
+    """Outcome first, then student and generator; in a group accuracy and loss before the rest."""
+    groups = ["Outcome and difficulty", "Student", "Generator", "Teacher", "Run"]
+    group, tail = _group(name), name.rpartition("/")[2]
+    first = ["accuracy", "agreement", "difficulty", "loss"]
+    return (
+        groups.index(group) if group in groups else len(groups),
+        first.index(tail) if tail in first else len(first),
+        0 if name.startswith("test/") else 1,
+        name,
+    )
+
+
+def _title(name: str, group: str) -> str:
+    head, _, tail = name.rpartition("/")
+    words = FULL_NAMES.get(tail, tail).replace("_", " ")
+    if group == "Outcome and difficulty" and head:
+        words = f"{head} {words}".replace("_", " ").replace("/", " ")
+    return words[:1].upper() + words[1:]
+
+
+def _wants_log(values: Sequence[float]) -> bool:
+    finite = [value for value in values if math.isfinite(value)]
+    return min(finite) > 0 and max(finite) / min(finite) > LOG_SCALE_FROM
+
+
+def _is_noisy(values: Sequence[float]) -> bool:
+    """Whether the curve goes up and down by much more than its whole range; a step or a slow fall does not."""
+    finite = [value for value in values if math.isfinite(value)]
+    travel = sum(abs(after - before) for before, after in pairwise(finite))
+    return len(finite) >= SMOOTH_FROM and travel > 1.5 * (max(finite) - min(finite))
+
+
+def _draw(
+    name: str,
+    steps: Sequence[int],
+    values: Sequence[float],
+    marks: Marks,
+    is_log: bool,
+    is_noisy: bool,
+    reference: float | None,
+) -> str:
+    import numpy as np
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+
+    x, y = np.asarray(steps, dtype=float), np.asarray(values, dtype=float)
+    y = np.where(np.isfinite(y), y, np.nan)
+    # The salt keeps ids inside the figure apart from those of the other figures on the page, and the same every time.
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": name, "font.size": 8.0}):
+        figure = Figure(figsize=(3.3, 1.6))
+        figure.subplots_adjust(left=0.125, right=0.965, bottom=0.15, top=0.95)
+        axes = figure.add_subplot()
+        if is_log:
+            axes.set_yscale("log")
+        for _, step in marks.phases:
+            if step > marks.phases[0][1]:
+                axes.axvline(step, color=ROLES["muted"], linewidth=0.8, linestyle=(0, (4, 3)))
+        for step in marks.resumes:
+            axes.axvline(step, color=ROLES["mark"], linewidth=1.0, linestyle=(0, (1, 2)))
+        if reference is not None:
+            axes.axhline(reference, color=ROLES["muted"], linewidth=1.0)
+        axes.plot(*_thin(x, y), color=ROLES["line"], linewidth=0.8 if is_noisy else 1.5, alpha=0.4 if is_noisy else 1.0,
+                  marker="" if len(y) > 30 else "o", markersize=2.4, clip_on=False,
+                  drawstyle="steps-post" if name.endswith("difficulty") else "default")  # fmt: skip
+        if is_noisy:
+            axes.plot(*_running_median(x, y), color=ROLES["line"], linewidth=1.5, clip_on=False)
+        axes.set_xlim(0, max(marks.last_step, 1))
+        axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _steps(value)))
+        if is_log:
+            axes.yaxis.set_major_locator(LogLocator(numticks=4))
+            axes.yaxis.set_minor_formatter(NullFormatter())
+        else:
+            axes.yaxis.set_major_locator(MaxNLocator(4))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.4g}"))
+        axes.grid(axis="y", color=ROLES["grid"], linewidth=0.7)
+        axes.set_axisbelow(True)
+        axes.tick_params(which="both", length=0, colors=ROLES["muted"], labelsize=7.5, pad=3)
+        axes.spines[["top", "right", "left"]].set_visible(False)
+        axes.spines["bottom"].set_color(ROLES["grid"])
+        axes.patch.set_visible(False)
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    return _inline(buffer.getvalue())
+
+
+def _thin(x: Any, y: Any) -> tuple[Any, Any]:
+    """At most about MOST_POINTS points with the same outline: the lowest and the highest of every run of points."""
+    import numpy as np
+
+    size = math.ceil(len(y) / MOST_POINTS) * 2
+    if size <= 2:
+        return x, y
+    whole = len(y) // size * size
+    blocks = np.nan_to_num(y[:whole].reshape(-1, size), nan=float(np.nanmedian(y)))
+    places = np.sort(np.stack([blocks.argmin(1), blocks.argmax(1)], axis=1), axis=1)
+    keep = np.append((places + np.arange(0, whole, size)[:, None]).ravel(), np.arange(whole, len(y)))
+    return x[keep], y[keep]
+
+
+def _running_median(x: Any, y: Any) -> tuple[Any, Any]:
+    """Median of the values around each, so that single spikes do not bend the curve; of blocks in a long log."""
+    import numpy as np
+
+    size = math.ceil(len(y) / MOST_POINTS)
+    whole = len(y) // size * size
+    filled = np.where(np.isnan(y), np.nanmedian(y), y)[:whole].reshape(-1, size)
+    blocks = np.median(filled, axis=1)
+    half = max(1, round(len(blocks) * SMOOTH_WINDOW / 2))
+    windows = np.lib.stride_tricks.sliding_window_view(np.pad(blocks, half, mode="edge"), 2 * half + 1)
+    return x[:whole].reshape(-1, size).mean(axis=1), np.median(windows, axis=1)
+
+
+def _steps(value: float) -> str:
+    for size, unit in ((1e6, "M"), (1e3, "k")):
+        if value >= size:
+            return f"{value / size:.4g}{unit}"
+    return f"{value:.4g}"
+
+
+def _inline(svg: str) -> str:
+    """Only the `<svg>` element, for use inside HTML: no prolog, no addresses, no ids twice, the page's own style."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r"<style.*?</style>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r' xmlns(:\w+)?="[^"]*"', "", svg)
+    svg = re.sub(r' id="[a-z0-9.]+_\d+"', "", svg)
+    svg = re.sub(r" font-family: [^;]*;", "", svg)
+    svg = re.sub(r'<svg [^>]*?viewBox="([^"]*)"[^>]*>', r'<svg viewBox="\1" aria-hidden="true">', svg, count=1)
+    for role, colour in ROLES.items():
+        svg = svg.replace(colour, f"var(--{role})")
+    return svg

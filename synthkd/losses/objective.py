@@ -1,0 +1,62 @@
+"""A loss as named terms with scheduled weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+from synthkd.schedules import value_at
+from synthkd.settings import Curve, Schedule
+
+View = TypeVar("View")
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A scalar to minimise and the unweighted terms it was made of.
+
+    Attributes:
+        total: weighted sum, a scalar with gradient.
+        terms: name -> scalar, for the log and for naming the culprit of a NaN.
+    """
+
+    total: Tensor
+    terms: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Objective(Generic[View]):
+    """Sum of `weight(step) * term(view)` over named terms.
+
+    Attributes:
+        terms: name -> function of the view that gives a scalar.
+        weights: name -> number or curve; a term whose weight is 0 at a step is not computed.
+    """
+
+    terms: Mapping[str, Callable[[View], Tensor]]
+    weights: Mapping[str, Schedule]
+
+    def __post_init__(self) -> None:
+        if missing := set(self.weights) ^ set(self.terms):
+            raise ValueError(f"terms and weights must have the same names, these have only one: {sorted(missing)}")
+
+    def uses(self, name: str) -> bool:
+        """Whether the term can have a weight other than 0 at any step."""
+        weight = self.weights.get(name, 0.0)
+        return isinstance(weight, Curve) or weight != 0.0
+
+    def __call__(self, view: View, step: int, total: int) -> Loss:
+        weighted: list[Tensor] = []
+        values: dict[str, Tensor] = {}
+        for name, term in self.terms.items():
+            weight = value_at(self.weights[name], step, total)
+            if weight != 0.0:
+                values[name] = term(view)
+                weighted.append(weight * values[name])
+        if not weighted:
+            raise ValueError(f"every term of the objective has weight 0 at step {step}: {', '.join(self.terms)}")
+        return Loss(total=torch.stack(weighted).sum(), terms=values)

@@ -1,0 +1,96 @@
+"""The one shape of a model in synthkd: a network that normalises its own input and says what it takes and gives."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from synthkd.errors import ModelError
+from synthkd.types import ImageSpec
+
+
+class Normalize(nn.Module):
+    """`(images - mean) / std` per channel.
+
+    The two are buffers that stay out of the state dict: they are part of what the model is (config.json), not of what
+    it learned, so loading weights never changes them.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(-1, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return (images - self.mean) / self.std
+
+
+class Classifier(nn.Module):
+    """An image classifier.
+
+    Args:
+        body: maps normalised images `[N, C, H, W]` to logits `[N, K]`.
+        spec: what it takes and gives.
+        mean: per-channel mean subtracted from images in `[0, 1]`; None: the body normalises itself.
+        std: per-channel divisor; None: ones.
+        recipe: JSON-able settings from which an untrained `body` can be rebuilt (a dump of `ZooModel` or
+            `LoadedModel`); empty for a model that cannot be saved.
+        class_names: one name per class, or empty.
+
+    Raises:
+        ModelError: mean, std or class_names do not fit the spec.
+    """
+
+    def __init__(
+        self,
+        body: nn.Module,
+        spec: ImageSpec,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        recipe: Mapping[str, Any] | None = None,
+        class_names: Sequence[str] = (),
+    ) -> None:
+        super().__init__()
+        mean = tuple(mean) if mean is not None else (0.0,) * spec.channels
+        std = tuple(std) if std is not None else (1.0,) * spec.channels
+        if len(mean) != spec.channels or len(std) != spec.channels:
+            raise ModelError(
+                f"mean and std need one number per channel: the images have {spec.channels}, "
+                f"got {len(mean)} and {len(std)}"
+            )
+        if not all(map(math.isfinite, mean)) or not all(math.isfinite(s) and s > 0 for s in std):
+            raise ModelError(f"mean must be finite and std positive, got mean {mean} and std {std}")
+        if class_names and len(class_names) != spec.classes:
+            raise ModelError(f"class_names must name each of the {spec.classes} classes, got {len(class_names)} names")
+        self.normalize = Normalize(mean, std)
+        self.body = body
+        self.spec = spec
+        self.recipe: dict[str, Any] = dict(recipe or {})
+        self.class_names = tuple(class_names)
+        self._shape = spec.shape
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits `[N, K]` of float images `[N, C, H, W]` in `[0, 1]`.
+
+        Raises:
+            ModelError: the images have another shape, or are not floating point.
+        """
+        if images.dim() != 4 or tuple(images.shape[1:]) != self._shape or not images.is_floating_point():
+            raise ModelError(
+                "images must be float32 [N, {}, {}, {}] in [0, 1], got {} {}; resize them, and turn uint8 into floats "
+                "with synthkd.types.to_float".format(*self._shape, images.dtype, list(images.shape))
+            )
+        logits: Tensor = self.body(self.normalize(images))
+        return logits
+
+
+def parameters(model: nn.Module) -> int:
+    """Number of parameters, each counted once however often it is shared."""
+    return sum(p.numel() for p in model.parameters())

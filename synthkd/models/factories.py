@@ -1,0 +1,138 @@
+"""Build networks by name: from the zoo, torchvision, timm, or a function of the user's. Nothing is ever downloaded."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from synthkd.errors import ConfigError, MissingExtraError, ModelError
+from synthkd.models import zoo
+from synthkd.models.classifier import Classifier
+from synthkd.settings import LoadedModel, ZooModel
+from synthkd.types import ImageSpec
+
+TORCHVISION = "torchvision:"
+TIMM = "timm:"
+
+
+def construct(
+    settings: ZooModel | LoadedModel,
+    spec: ImageSpec,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    class_names: Sequence[str] = (),
+) -> Classifier:
+    """An untrained classifier. Of a `LoadedModel` only `model` (not a directory) and `options` are read.
+
+    Raises:
+        ConfigError: an unknown name, or an option that the factory does not take or that would fetch weights.
+        ModelError: the factory fails or gives no module.
+        MissingExtraError: a `timm:` model without timm.
+    """
+    if isinstance(settings, ZooModel):
+        return zoo.build(settings, spec, mean, std, class_names)
+    name, options = settings.model, settings.options
+    if name.startswith(TORCHVISION):
+        body = _torchvision(name, options, spec)
+    elif name.startswith(TIMM):
+        body = _timm(name, options, spec)
+    else:
+        body = _call(name, find(name), options)
+    return Classifier(body, spec, mean, std, {"kind": "load", "model": name, "options": dict(options)}, class_names)
+
+
+def is_library(name: str) -> bool:
+    """Whether a model's name is that of a library (whose factories are known), not of a function of the user's."""
+    return name.startswith((TORCHVISION, TIMM))
+
+
+def find(target: str) -> Callable[..., Any]:
+    """The callable that `package.module:function` names. Importing the module runs its code.
+
+    Raises:
+        ConfigError: not of that form, no such module, or no such function.
+        ModelError: the module fails while it is imported.
+    """
+    module_name, colon, function = target.partition(":")
+    if not colon or not module_name or not function:
+        raise ConfigError(
+            f"model must be a directory that synthkd saved, torchvision:NAME, timm:NAME or package.module:function, "
+            f"got '{target}' (no such directory)"
+        )
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        # Something missing inside the user's module is another matter than a wrong name.
+        if error.name is None or not (module_name == error.name or module_name.startswith(error.name + ".")):
+            raise ModelError(f"importing '{module_name}' of '{target}' failed: {error}") from error
+        raise ConfigError(
+            f"no module '{error.name}' to import for '{target}'; install it, or put its folder on PYTHONPATH"
+        ) from error
+    except Exception as error:  # the user's code may fail in any way; the line must say where
+        raise ModelError(f"importing '{module_name}' of '{target}' failed: {error!r}") from error
+    if not callable(getattr(module, function, None)):
+        names = [n for n in vars(module) if callable(getattr(module, n)) and not n.startswith("_")]
+        raise ConfigError(f"module '{module_name}' has no function '{function}'{_did_you_mean(function, names)}")
+    return getattr(module, function)  # type: ignore[no-any-return]
+
+
+def _torchvision(name: str, options: Mapping[str, Any], spec: ImageSpec) -> nn.Module:
+    import torchvision.models as library
+
+    known = library.list_models(module=library)
+    short = name.removeprefix(TORCHVISION)
+    _check_name(name, short, known)
+    if spec.channels != 3:
+        raise ConfigError(
+            f"{name} takes images of 3 channels, got {spec.channels}; take a timm: model or a package.module:function"
+        )
+    _check_options(name, options, ("weights", "num_classes"))
+    return _call(name, library.get_model_builder(short), {**options, "weights": None, "num_classes": spec.classes})
+
+
+def _timm(name: str, options: Mapping[str, Any], spec: ImageSpec) -> nn.Module:
+    try:
+        import timm
+    except ImportError as error:
+        raise MissingExtraError("timm", "timm", f"the model {name}") from error
+    short = name.removeprefix(TIMM)
+    # A tag after the dot names pretrained weights; the architecture is what stands before it.
+    _check_name(name, short.partition(".")[0], timm.list_models())
+    _check_options(name, options, ("num_classes", "in_chans", "checkpoint_path"))
+    fixed = {"pretrained": False, "num_classes": spec.classes, "in_chans": spec.channels}
+    return _call(name, timm.create_model, {**options, "model_name": short, **fixed})
+
+
+def _call(name: str, factory: Callable[..., Any], options: Mapping[str, Any]) -> nn.Module:
+    try:
+        body = factory(**options)
+    except Exception as error:  # other people's code may fail in any way; the line must say where
+        raise ModelError(f"building '{name}' failed: {error!r}; check its options") from error
+    if not isinstance(body, nn.Module):
+        raise ModelError(f"'{name}' must return a torch.nn.Module, got {type(body).__name__}")
+    return body
+
+
+def _check_name(name: str, short: str, known: Iterable[str]) -> None:
+    names = list(known)
+    if short not in names:
+        library = name.partition(":")[0]
+        raise ConfigError(f"{library} has no model '{short}'{_did_you_mean(short, names)}")
+
+
+def _check_options(name: str, options: Mapping[str, Any], reserved: Sequence[str]) -> None:
+    refused = [k for k in options if k in reserved or k.startswith("pretrained")]
+    if refused:
+        raise ConfigError(
+            f"options of {name} must not set {', '.join(refused)}: nothing is downloaded; "
+            "use `weights` for a local file, `classes` and `channels` for the shape"
+        )
+
+
+def _did_you_mean(name: str, known: Iterable[str]) -> str:
+    close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
+    return f"; did you mean {' or '.join(close)}?" if close else ""

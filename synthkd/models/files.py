@@ -1,0 +1,174 @@
+"""Finished models on disk: config.json says what rebuilds the model, model.safetensors holds what it learned."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import Field, ValidationError
+from safetensors.torch import save as serialise
+
+from synthkd.errors import ConfigError, ModelError
+from synthkd.models.classifier import Classifier, parameters
+from synthkd.models.factories import construct, is_library
+from synthkd.models.weights import load_strictly, read_weights
+from synthkd.settings import Count, LoadedModel, ModelSettings, Settings
+from synthkd.types import ImageSpec
+
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+INSIDE_A_RUN = ("student", "teacher")
+
+
+class _Spec(Settings):
+    channels: Count
+    height: Count
+    width: Count
+    classes: Count
+
+
+class _Saved(Settings):
+    """The contents of config.json."""
+
+    format: Literal[1] = 1
+    recipe: ModelSettings
+    spec: _Spec
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    class_names: tuple[str, ...]
+    parameters: int
+    sha256: str
+    """Of model.safetensors; tells a torn or damaged pair of files from a whole one."""
+    extra: dict[str, Any] = Field(default_factory=dict)
+
+
+def save(model: Classifier, directory: Path | str, extra: Mapping[str, Any] | None = None) -> None:
+    """Save a classifier; each file is replaced atomically, other files in the directory are left alone.
+
+    Args:
+        model: on any device, in any mode; unchanged.
+        directory: created if need be.
+        extra: JSON-able notes for people, kept in config.json.
+
+    Raises:
+        ModelError: the model has no recipe to rebuild it from, or extra or its options are not JSON.
+    """
+    directory = Path(directory)
+    if not model.recipe:
+        raise ModelError("this model has no recipe to rebuild it from (a folded copy?); save the model it came from")
+    # Every entry is copied: safetensors refuses tensors that share memory, and tied weights do.
+    state = {k: v.detach().to("cpu", copy=True).contiguous() for k, v in model.state_dict().items()}
+    weights = serialise(state, metadata={"format": "pt"})
+    try:
+        config = json.dumps(
+            {
+                "format": 1,
+                "recipe": model.recipe,
+                "spec": vars(model.spec),
+                "mean": model.normalize.mean.flatten().tolist(),
+                "std": model.normalize.std.flatten().tolist(),
+                "class_names": model.class_names,
+                "parameters": parameters(model),
+                "sha256": hashlib.sha256(weights).hexdigest(),
+                "extra": dict(extra or {}),
+            },
+            indent=2,
+            allow_nan=False,
+        )
+    except (TypeError, ValueError) as error:
+        raise ModelError(f"config.json of {directory} can hold plain JSON only: {error}") from error
+    directory.mkdir(parents=True, exist_ok=True)
+    _replace({directory / WEIGHTS: weights, directory / CONFIG: config.encode() + b"\n"})
+
+
+def load(path: Path | str, *, trust: bool = False) -> Classifier:
+    """The classifier saved in a directory, or in the `student/` or else `teacher/` of a run directory, in eval mode.
+
+    The global random state is left as it was.
+
+    Args:
+        path: the directory.
+        trust: also rebuild models that a `package.module:function` made, which imports and calls what config.json
+            names. Without it nothing in the directory can make code run.
+
+    Raises:
+        ModelError: missing, corrupt or truncated files, weights that do not fit, or a function that is not trusted.
+    """
+    directory = _find(Path(path))
+    saved = _read_config(directory / CONFIG)
+    recipe = saved.recipe
+    if isinstance(recipe, LoadedModel) and not is_library(recipe.model) and not trust:
+        raise ModelError(
+            f"{directory} was built by the function '{recipe.model}', and loading it would import and call that; "
+            "if you trust the directory, load it with trust=True (in a config: options: {trust: true})"
+        )
+    weights = directory / WEIGHTS
+    if not weights.is_file():
+        raise ModelError(f"{directory} has no {WEIGHTS}; save the model again or copy the whole directory")
+    with weights.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    if digest != saved.sha256:
+        raise ModelError(
+            f"{weights} does not have the checksum in {CONFIG}: truncated, damaged or replaced; copy both files again"
+        )
+    spec = ImageSpec(**saved.spec.model_dump())
+    with torch.random.fork_rng(devices=[]):
+        try:
+            model = construct(recipe, spec, saved.mean, saved.std, saved.class_names)
+        except (ConfigError, ModelError) as error:
+            raise ModelError(f"{directory / CONFIG} does not rebuild the model: {error}") from error
+    load_strictly(model, read_weights(weights), str(weights))
+    return model.eval()
+
+
+def is_model_directory(path: Path | str) -> bool:
+    """Whether a path is a directory that `save` wrote, or a run directory that holds one."""
+    return any((p / CONFIG).is_file() for p in _candidates(Path(path)))
+
+
+def _candidates(path: Path) -> list[Path]:
+    return [path, *(path / name for name in INSIDE_A_RUN)]
+
+
+def _find(path: Path) -> Path:
+    for candidate in _candidates(path):
+        if (candidate / CONFIG).is_file():
+            return candidate
+    if not path.is_dir():
+        raise ModelError(f"no such directory: {path}; give a saved model or a run directory")
+    raise ModelError(f"{path} has no {CONFIG}, nor student/ or teacher/ with one; give a saved model or a run directory")
+
+
+def _read_config(path: Path) -> _Saved:
+    try:
+        text = path.read_text(encoding="utf-8")
+        return _Saved.model_validate_json(text)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ModelError(f"{path} cannot be read: {error}; copy it again") from error
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"])) or "the file"
+        raise ModelError(f"{path} is damaged or of another version: {where}: {first['msg']}; copy it again") from error
+
+
+def _replace(contents: Mapping[Path, bytes]) -> None:
+    """Write all files aside and to the disk before the first one takes its place."""
+    aside = {path: path.with_name(f".{path.name}.{os.getpid()}.tmp") for path in contents}
+    try:
+        for path, data in contents.items():
+            with aside[path].open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        for path, temporary in aside.items():
+            os.replace(temporary, path)
+    finally:
+        for temporary in aside.values():
+            with suppress(FileNotFoundError):
+                temporary.unlink()

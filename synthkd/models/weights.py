@@ -1,0 +1,132 @@
+"""Read a file of weights without running anything in it, and put it into a model strictly."""
+
+from __future__ import annotations
+
+import pickle
+import pickletools
+import re
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from synthkd.errors import ModelError
+
+PICKLES = (".pt", ".pth", ".bin")
+NESTS = ("state_dict", "model_state_dict", "model")
+WRAPPERS = ("module.", "_orig_mod.")
+SHOWN = 4
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The state dict in a .safetensors, .pt, .pth or .bin file, on the CPU, out of the nests trainers save it in.
+
+    Raises:
+        ModelError: no such file, another ending, a damaged file, a pickle that wants more than tensors (with the names
+            it wanted; nothing of it has run), or contents that are not a state dict.
+    """
+    if not path.is_file():
+        raise ModelError(f"weights file not found: {path}")
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path)
+    if path.suffix not in PICKLES:
+        raise ModelError(f"weights must be a .safetensors, .pt, .pth or .bin file, got {path}")
+    return _state_dict(_read_pickle(path), path)
+
+
+def load_strictly(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+    """Copy a state dict into a model: same names, same shapes.
+
+    The prefixes that DataParallel (`module.`) and torch.compile (`_orig_mod.`) put before every name are removed.
+
+    Raises:
+        ModelError: names the missing, unexpected and misshapen entries; the model is unchanged.
+    """
+    own = model.state_dict()
+    for prefix in WRAPPERS:
+        if state and all(k.startswith(prefix) for k in state) and not any(k.startswith(prefix) for k in own):
+            state = {k.removeprefix(prefix): v for k, v in state.items()}
+    complaints = {
+        "missing": [k for k in own if k not in state],
+        "unexpected": [k for k in state if k not in own],
+        "of another shape": [
+            f"{k} ({list(v.shape)} in the file, {list(own[k].shape)} in the model)"
+            for k, v in state.items()
+            if k in own and v.shape != own[k].shape
+        ],
+    }
+    found = [f"{len(names)} {what}: {_some(names)}" for what, names in complaints.items() if names]
+    if found:
+        raise ModelError(
+            f"weights in {source} do not fit the model: {'; '.join(found)}; "
+            "check the architecture, its options and the class count"
+        )
+    model.load_state_dict(state)
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return dict(load_file(path))
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ModelError(f"{path} is not a readable safetensors file ({_line(error)}); copy it again") from error
+
+
+def _read_pickle(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        wanted = _wanted(path, str(error))
+        raise ModelError(
+            f"{path} is a pickle that wants to run more than tensors: {_some(wanted)}; nothing of it was run. "
+            "Save the state dict alone: torch.save(model.state_dict(), path), or as safetensors"
+        ) from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        raise ModelError(f"{path} is not a readable torch file ({_line(error)}); copy or save it again") from error
+
+
+def _wanted(path: Path, message: str) -> list[str]:
+    """What a refused pickle would have imported, by reading it without running it."""
+    try:
+        return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(str(path)))
+    except (ValueError, RuntimeError, pickle.UnpicklingError):
+        # Not the zip file of today's torch.save. Of its older format the error names the first global.
+        return re.findall(r"GLOBAL (\S+)", message)[:1] or _imports(path) or ["(unreadable instructions)"]
+
+
+def _imports(path: Path) -> list[str]:
+    names: list[str] = []
+    strings: list[str] = []
+    with path.open("rb") as file, suppress(ValueError, EOFError):
+        for opcode, argument, _ in pickletools.genops(file):
+            if opcode.name == "GLOBAL":
+                names.append(str(argument).replace(" ", "."))
+            elif opcode.name == "STACK_GLOBAL":
+                names.append(".".join(strings[-2:]))
+            elif isinstance(argument, str):
+                strings.append(argument)
+    return names
+
+
+def _state_dict(loaded: Any, path: Path) -> dict[str, Tensor]:
+    while isinstance(loaded, Mapping) and not all(isinstance(v, Tensor) for v in loaded.values()):
+        nest = next((loaded[k] for k in NESTS if isinstance(loaded.get(k), Mapping)), None)
+        if nest is None:
+            break
+        loaded = nest
+    if not isinstance(loaded, Mapping) or not loaded or not all(isinstance(v, Tensor) for v in loaded.values()):
+        raise ModelError(f"{path} holds no state dict (names to tensors); save model.state_dict() alone")
+    return {str(k): v for k, v in loaded.items()}
+
+
+def _some(names: list[str]) -> str:
+    more = len(names) - SHOWN
+    return ", ".join(names[:SHOWN]) + (f" and {more} more" if more > 0 else "")
+
+
+def _line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:160]

@@ -1,0 +1,49 @@
+"""Exponential moving average of a module's weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+
+class WeightAverage:
+    """Average `a <- d_n a + (1 - d_n) w` after update n, with `d_n = min(decay, (1 + n) / (10 + n))`.
+
+    The growing decay lets the average leave the initial weights at once. Buffers (BatchNorm moments) are averaged too.
+
+    Args:
+        module: the module that trains; the average is a copy of its own.
+        decay: limit of the decay, in [0, 1).
+    """
+
+    def __init__(self, module: nn.Module, decay: float) -> None:
+        def average(averaged: tuple[Tensor, ...] | list[Tensor], current: Any, count: Tensor | int) -> None:
+            n = int(count)
+            weight = 1.0 - min(decay, (1 + n) / (10 + n))
+            if averaged[0].is_floating_point():  # tensors come grouped by dtype; counters are just copied
+                torch._foreach_lerp_(list(averaged), list(current), weight)
+            else:
+                torch._foreach_copy_(list(averaged), list(current))
+
+        self._average = AveragedModel(module, multi_avg_fn=average, use_buffers=True)
+
+    @property
+    def module(self) -> nn.Module:
+        """The averaged module."""
+        module: nn.Module = self._average.module
+        return module
+
+    @torch.no_grad()
+    def update(self, module: nn.Module) -> None:
+        """Take the module's present weights into the average."""
+        self._average.update_parameters(module)
+
+    def state_dict(self) -> dict[str, Any]:
+        return dict(self._average.state_dict())
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self._average.load_state_dict(state)

@@ -1,0 +1,136 @@
+"""A module with its optimiser: where a loss becomes a change of weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from synthkd.errors import TrainingError
+from synthkd.losses.objective import Loss
+from synthkd.schedules import learning_rate_factor
+from synthkd.settings import OptimizerSettings
+from synthkd.training.ema import WeightAverage
+
+
+def optimizer_for(settings: OptimizerSettings, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    """The optimiser of the settings; biases and norm weights (one dimension) are not decayed."""
+    groups = [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": settings.weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]
+    groups = [g for g in groups if g["params"]]
+    if settings.kind == "sgd":
+        return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, nesterov=settings.momentum > 0)
+    adam = torch.optim.AdamW if settings.kind == "adamw" else torch.optim.Adam
+    return adam(groups, lr=settings.lr, betas=(settings.momentum, 0.999))
+
+
+def require_finite(loss: Loss, who: str, step: int) -> None:
+    """Raise `TrainingError`, naming the step and the terms, unless the loss is finite."""
+    if torch.isfinite(loss.total):
+        return
+    bad = [f"{name}={float(value.detach())}" for name, value in loss.terms.items() if not torch.isfinite(value)]
+    raise TrainingError(
+        f"{who}: the loss is not finite at step {step} ({', '.join(bad) or 'a sum of finite terms'}); "
+        "the last good checkpoint is kept: lower the learning rate or the weight of that term"
+    )
+
+
+class Learner:
+    """Trains one module.
+
+    Args:
+        name: who learns, for logs and errors ("student").
+        module: what is trained, evaluated and saved.
+        settings: optimiser, curve of the learning rate, clipping, average.
+        total: steps over which the learning rate moves.
+        accelerator: device, precision and processes.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        module: nn.Module,
+        settings: OptimizerSettings,
+        total: int,
+        accelerator: Accelerator,
+    ) -> None:
+        self.name = name
+        self.total = total
+        self._settings = settings
+        self._accelerator = accelerator
+        self.module = module.to(accelerator.device)
+        self._parameters = [p for p in self.module.parameters() if p.requires_grad]
+        optimizer = optimizer_for(settings, self._parameters)
+        self._average = WeightAverage(module, settings.ema) if settings.ema > 0 else None
+        self.model: nn.Module
+        self.model, self._optimizer = accelerator.prepare(self.module, optimizer)
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """What is evaluated and saved: the averaged weights where there is an average, the module otherwise."""
+        return self.module if self._average is None else self._average.module
+
+    def update(self, loss: Loss, step: int) -> dict[str, Tensor | float]:
+        """One optimiser step.
+
+        Args:
+            loss: what to minimise.
+            step: 0-based step of `total`, which sets the learning rate.
+
+        Returns:
+            The terms, the total, the gradient's norm and the learning rate, named `<name>/...`, for the log.
+
+        Raises:
+            TrainingError: when the loss or a gradient is not finite; the weights are as before the step.
+        """
+        require_finite(loss, self.name, step)
+        rate = self._settings.lr * learning_rate_factor(self._settings, step, self.total)
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        self._optimizer.zero_grad(set_to_none=True)
+        self._accelerator.backward(loss.total)
+        norm = self._clip()
+        # a gradient scaler skips steps that overflow, as it should; without one a bad gradient is an error
+        if self._accelerator.scaler is None and not torch.isfinite(norm):
+            self._optimizer.zero_grad(set_to_none=True)
+            raise TrainingError(
+                f"{self.name}: the gradient of {', '.join(loss.terms)} is not finite at step {step}; "
+                "lower the learning rate or set clip"
+            )
+        self._optimizer.step()
+        if self._average is not None:
+            self._average.update(self.module)
+        logged: dict[str, Tensor | float] = {f"{self.name}/{k}": v.detach() for k, v in loss.terms.items()}
+        return logged | {
+            f"{self.name}/loss": loss.total.detach(),
+            f"{self.name}/gradient_norm": norm,
+            f"{self.name}/learning_rate": rate,
+        }
+
+    def _clip(self) -> Tensor:
+        limit = self._settings.clip
+        norm: Tensor | None = self._accelerator.clip_grad_norm_(
+            self._parameters, float("inf") if limit is None else limit
+        )
+        return torch.zeros(()) if norm is None else norm
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "module": dict(self.module.state_dict()),
+            "optimizer": self._optimizer.state_dict(),
+            "average": {} if self._average is None else self._average.state_dict(),
+            "scaler": {} if self._accelerator.scaler is None else self._accelerator.scaler.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.module.load_state_dict(state["module"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        if self._average is not None:
+            self._average.load_state_dict(state["average"])
+        if self._accelerator.scaler is not None:
+            self._accelerator.scaler.load_state_dict(state["scaler"])

@@ -1,0 +1,151 @@
+"""The memory bank against a slow list that obviously does the right thing."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from synthkd.data.bank import MemoryBank
+from synthkd.errors import DataError
+from synthkd.settings import BankSettings
+from synthkd.types import ImageSpec
+
+SPEC = ImageSpec(1, 2, 2, 3)
+POLICIES = ["fifo", "prioritized", "class_balanced"]
+
+
+def make(capacity: int, policy: str = "fifo", seed: int = 0, **more: object) -> MemoryBank:
+    return MemoryBank(SPEC, BankSettings(capacity=capacity, policy=policy, **more), seed)  # type: ignore[arg-type]
+
+
+def items(first: int, count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Images, labels and logits that carry their number."""
+    numbers = torch.arange(first, first + count)
+    images = (numbers % 256).to(torch.uint8).reshape(-1, 1, 1, 1).expand(-1, *SPEC.shape)
+    return images, numbers % 3, numbers.float().unsqueeze(1).expand(-1, 3)
+
+
+def numbers_in(bank: MemoryBank) -> list[int]:
+    newest = bank.newest(len(bank))
+    assert newest.teacher_logits is not None
+    return [int(x) for x in newest.teacher_logits[:, 0]]
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@settings(max_examples=40, deadline=None)
+@given(capacity=st.integers(3, 17), batches=st.lists(st.integers(1, 7), min_size=1, max_size=9))
+def test_oldest_leaves_first_exactly(policy: str, capacity: int, batches: list[int]) -> None:
+    bank, kept, total = make(capacity, policy), [], 0
+    for count in batches:
+        count = min(count, capacity)
+        bank.add(*items(total, count))
+        kept = (kept + list(range(total, total + count)))[-capacity:]
+        total += count
+    assert numbers_in(bank) == kept
+    assert len(bank) == len(kept)
+    drawn = bank.draw(64, step=1)
+    assert drawn.teacher_logits is not None
+    assert {int(x) for x in drawn.teacher_logits[:, 0]} <= set(kept)
+    assert torch.equal(drawn.labels, drawn.teacher_logits[:, 0].long() % 3)
+    assert torch.equal(bank.class_counts(), torch.bincount(torch.tensor(kept) % 3, minlength=3))
+
+
+def test_images_round_to_nearest_and_come_back_in_unit_range() -> None:
+    bank = make(4)
+    bank.add(torch.tensor([0.0, 0.4 / 255, 0.6 / 255, 1.0]).reshape(4, 1, 1, 1).expand(4, 1, 2, 2), *items(0, 4)[1:])
+    assert (bank.newest(4).images[:, 0, 0, 0] * 255).tolist() == pytest.approx([0, 0, 1, 255])
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_draws_are_seeded(policy: str) -> None:
+    slots = []
+    for seed in (0, 0, 1):
+        bank = make(50, policy, seed)
+        bank.add(*items(0, 50))
+        slots.append(bank.draw(32, step=3).slots)
+    assert torch.equal(slots[0], slots[1])
+    assert not torch.equal(slots[0], slots[2])
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_restored_bank_goes_on_as_the_original(policy: str) -> None:
+    original, restored = make(20, policy), make(20, policy)
+    for start in range(0, 36, 6):
+        original.add(*items(start, 6))
+    if policy == "prioritized":
+        original.reprioritise(torch.tensor([2, 5]), torch.tensor([9.0, 0.3]))
+    restored.load_state_dict(original.state_dict())
+    for step in range(5):
+        original.add(*items(100 + 4 * step, 4))
+        restored.add(*items(100 + 4 * step, 4))
+        a, b = original.draw(16, step), restored.draw(16, step)
+        assert torch.equal(a.slots, b.slots)
+        assert torch.equal(a.images, b.images)
+    assert numbers_in(original) == numbers_in(restored)
+
+
+def test_priorities_set_the_frequencies_and_the_weights_undo_them() -> None:
+    bank = make(5, "prioritized", priority_exponent=1.0)
+    images, labels, logits = items(0, 5)
+    bank.add(images, labels, logits, torch.tensor([1.0, 2.0, 3.0, 4.0, 10.0]))
+    drawn = bank.draw(40_000, step=0)
+    assert drawn.slots is not None
+    assert drawn.weights is not None
+    share = torch.bincount(drawn.slots, minlength=5) / 40_000
+    assert torch.allclose(share, torch.tensor([1.0, 2.0, 3.0, 4.0, 10.0]) / 20, atol=0.01)
+    # the weighted mean over draws estimates the plain mean over the bank
+    value = drawn.slots.float()
+    assert float((drawn.weights * value).mean()) == pytest.approx(2.0, abs=0.03)
+    assert float(drawn.weights.mean()) == pytest.approx(1.0, abs=0.02)
+
+
+def test_new_images_get_the_largest_priority_seen() -> None:
+    bank = make(4, "prioritized", priority_exponent=1.0)
+    images, labels, logits = items(0, 2)
+    bank.add(images, labels, logits, torch.tensor([1.0, 8.0]))
+    bank.add(*items(2, 2))
+    share = torch.bincount(bank.draw(50_000, step=0).slots, minlength=4) / 50_000  # type: ignore[arg-type]
+    assert torch.allclose(share, torch.tensor([1.0, 8.0, 8.0, 8.0]) / 25, atol=0.01)
+
+
+def test_class_balanced_draws_each_class_equally() -> None:
+    bank = make(100, "class_balanced")
+    images, _, logits = items(0, 100)
+    bank.add(images, torch.tensor([0] * 90 + [1] * 9 + [2]), logits)
+    counts = torch.bincount(bank.draw(30_000, step=0).labels, minlength=3)
+    assert np.allclose(counts / 30_000, 1 / 3, atol=0.015)
+
+
+def test_ages_count_images_added_since() -> None:
+    bank = make(4)
+    bank.add(*items(0, 4))
+    slots = bank.add(*items(4, 2))
+    assert bank.ages(slots).tolist() == [1, 0]
+    assert bank.ages(torch.tensor([2, 3])).tolist() == [3, 2]
+
+
+def test_disk_and_ram_hold_the_same(tmp_path: object) -> None:
+    ram = make(8)
+    disk = MemoryBank(SPEC, BankSettings(capacity=8, storage="disk"), 0, tmp_path)  # type: ignore[arg-type]
+    for bank in (ram, disk):
+        for start in range(0, 12, 3):
+            bank.add(*items(start, 3))
+    assert numbers_in(ram) == numbers_in(disk)
+    assert torch.equal(ram.draw(9, 0).images, disk.draw(9, 0).images)
+
+
+def test_refusals_name_the_rule() -> None:
+    bank = make(4)
+    with pytest.raises(DataError, match="empty"):
+        bank.draw(1, 0)
+    with pytest.raises(DataError, match=r"bank\.capacity=4"):
+        bank.add(*items(0, 5))
+    with pytest.raises(DataError, match=r"expected images \[N, 1, 2, 2\]"):
+        bank.add(torch.zeros(1, 3, 2, 2), *items(0, 1)[1:])
+    images, _, logits = items(0, 1)
+    with pytest.raises(DataError, match=r"0\.\.2"):
+        bank.add(images, torch.tensor([3]), logits)
+    prioritized = make(4, "prioritized")
+    with pytest.raises(DataError, match="positive finite"):
+        prioritized.add(*items(0, 1), torch.tensor([0.0]))

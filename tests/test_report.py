@@ -1,0 +1,372 @@
+import base64
+import io
+import json
+import math
+import re
+import shutil
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from synthkd.errors import CheckpointError
+from synthkd.figures import draw_groups, find_marks
+from synthkd.grids import save_grid
+from synthkd.monitor import Monitor
+from synthkd.report import (
+    count,
+    duration,
+    headline,
+    interval,
+    interval_chart,
+    milliseconds,
+    percent,
+    read_run,
+    size,
+    spread,
+    write_report,
+)
+
+SCRIPT = "<script>alert(1)</script>"
+CHROMIUM = shutil.which("chromium")
+CHROMIUM_FLAGS = [
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
+    "--disable-background-networking", "--disable-component-update", "--hide-scrollbars",
+]  # fmt: skip
+
+
+def curve(start: float, end: float, part: float) -> float:
+    """From start to end, fast first."""
+    return end + (start - end) * math.exp(-5 * part)
+
+
+def fake_log(run: Path, steps: int, is_tested: bool = True) -> None:
+    """A log as a run of 300 generator-and-student steps and 60 student steps leaves it, resumed once."""
+    noise = np.random.default_rng(0)
+    monitor = Monitor(run)
+    for step in range(5, steps + 1, 5):
+        part, phase = step / 360, "joint" if step <= 300 else "refine"
+        values = {"student/loss": curve(2.2, 0.25, part) * noise.uniform(0.85, 1.15)}
+        values["student/soft_labels"] = values["student/loss"] * 0.92
+        values["student/learning_rate"] = 2e-3 * (1 + math.cos(math.pi * part)) / 2
+        if phase == "joint":
+            values["generator/loss"] = curve(60, 9, part) * noise.uniform(0.8, 1.2)
+            values["generator/batch_norm"] = 30 * 10 ** (-3 * part) * noise.uniform(0.8, 1.2)
+            values["generator/one_hot"] = curve(2.0, 0.3, part) * noise.uniform(0.7, 1.3)
+            values["generator/adversarial"] = float("nan") if step == 50 else -curve(0.1, 1.4, part)
+            values["difficulty"] = min(0.9, 0.3 * 1.2 ** (step // 50))
+        monitor.log(step, values, phase)
+        if step % 30 == 0:
+            evaluated = {"fresh/agreement": curve(0.2, 0.97, part)}
+            if is_tested:
+                evaluated |= {"test/accuracy": curve(0.12, 0.968, part), "test/agreement": curve(0.15, 0.975, part)}
+            monitor.log(step, evaluated, phase)
+        if step == 150:
+            monitor.rewind(150)
+
+
+def digit_grid(run: Path, step: int, sharpness: float) -> None:
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    rows = [np.flatnonzero(digits.target == label)[:3] for label in range(10)]
+    images = torch.tensor(digits.images[np.stack(rows, axis=1).ravel()] / 16, dtype=torch.float32)[:, None]
+    noise = torch.rand(images.shape, generator=torch.Generator().manual_seed(step))
+    grid = sharpness * images + (1 - sharpness) * noise
+    save_grid(grid, 10, run / "samples" / f"step_{step:06d}.png", [str(label) for label in range(10)])
+
+
+CONFIG = {
+    "name": "digits",
+    "seed": 0,
+    "teacher": {"kind": "train", "data": {"kind": "digits"}, "model": {"kind": "zoo", "arch": "resnet", "width": 16}},
+    "student": {"kind": "zoo", "arch": "resnet", "width": 8},
+    "test": {"kind": "digits"},
+    "phases": [{"kind": "joint", "steps": 300, "every": 15}, {"kind": "refine", "steps": 60}],
+}
+
+
+def result_of_distill() -> dict:
+    return {
+        "schema": 1, "job": "distill", "name": "digits", "seed": 0, "seconds": 123.4,
+        "finished": "2026-11-21 04:12:09", "version": "0.1.0", "real_images_used": 0,
+        "teacher": {"accuracy": 0.9861, "accuracy_interval": [0.9679, 0.9941], "n": 360, "parameters": 78042,
+                    "bytes": 316000, "latency_ms": 0.412, "arch": "resnet width 16 depth 8"},
+        "student": {"accuracy": 0.9694, "accuracy_interval": [0.9462, 0.9828], "n": 360, "agreement": 0.9722,
+                    "agreement_interval": [0.9496, 0.9848], "agreement_on": "test", "agreement_n": 360,
+                    "parameters": 19770, "bytes": 82400, "latency_ms": 0.198, "arch": "resnet width 8 depth 8"},
+        "ratio": {"accuracy": 0.9831, "parameters": 0.2533},
+        "data": {"class_names": [str(digit) for digit in range(10)], "spec": "1x8x8 images, 10 classes"},
+        "cost": {"seconds": {"teacher": 21.0, "distill": 96.1, "evaluate": 6.3, "total": 123.4}, "steps": 360,
+                 "images_generated": 12800, "peak_memory_bytes": 812_000_000},
+        "hardware": {"cpu": "AMD EPYC 7B13", "cores": 2, "threads": 2, "gpu": None, "torch": "2.15.0",
+                     "python": "3.13.5", "platform": "Linux-6.12-x86_64"},
+        "alarms": [], "interrupted": 1,
+    }  # fmt: skip
+
+
+def fake_run(run: Path, is_tested: bool = True, grids: int = 8) -> Path:
+    """The directory of a finished distillation of the digits."""
+    fake_log(run, 360, is_tested)
+    result, config = result_of_distill(), dict(CONFIG)
+    if not is_tested:
+        config["test"] = None
+        for model in ("teacher", "student"):
+            result[model] |= {"accuracy": None, "accuracy_interval": None, "n": None}
+        del result["ratio"]["accuracy"]
+        result["student"] |= {"agreement_on": "fresh synthetic samples", "agreement_n": 2000}
+        result["alarms"] = [
+            {"name": "class_imbalance", "message": "class 7 is 2.1 % of the samples; look at its column in the grids",
+             "value": 0.021, "threshold": 0.05}
+        ]  # fmt: skip
+    for index in range(grids):
+        digit_grid(run, 50 * index, 0.15 + 0.1 * index)
+    (run / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    (run / "result.json").write_text(json.dumps(result))
+    return run
+
+
+def text_of(path: Path) -> str:
+    """What a reader sees: text outside of styles, whitespace collapsed, no-break spaces as spaces."""
+
+    class Words(HTMLParser):
+        def __init__(self) -> None:
+            super().__init__()
+            self.words: list[str] = []
+            self.hidden = False
+
+        def handle_starttag(self, tag: str, _: list) -> None:
+            assert tag != "script"
+            self.hidden = tag == "style"
+
+        def handle_data(self, data: str) -> None:
+            if not self.hidden:
+                self.words.append(data)
+
+    words = Words()
+    words.feed(path.read_text(encoding="utf-8"))
+    return " ".join(" ".join(words.words).split())
+
+
+def test_report_tells_the_outcome_of_a_distillation(tmp_path):
+    path = write_report(fake_run(tmp_path))
+    assert path == tmp_path / "report.html"
+    text = text_of(path)
+    assert (
+        "The student keeps 98.3 % of its teacher’s accuracy at 25.3 % of its parameters and never saw a real image."
+    ) in text
+    for part in (
+        "95 % interval 94.6–98.3 %, n = 360", "19,770", "78,042", "82.4 kB", "0.198 ms", "0.253 ×",
+        "No alarms raised.", "reported only, never used to choose anything", "1 min 36 s", "812 MB", "AMD EPYC 7B13",
+        "arch: resnet", "resumed from step 150", "phases: joint, refine from step 305",
+        "run an audit before you rely on it", "6 of 8 grids", "import synthkd",
+    ):  # fmt: skip
+        assert part in text, part
+    order = ["Teacher and student", "No alarms", "Curves", "Samples over time", "Cost", "Hardware", "Configuration",
+             "Use the student", "Before you rely"]  # fmt: skip
+    assert sorted(order, key=text.index) == order
+
+
+def test_report_is_self_contained(tmp_path):
+    page = write_report(fake_run(tmp_path)).read_text()
+    code = re.sub(r"base64,[^\"]+", "", page)
+    assert not re.search(r"https?:|//[a-z]|<script|<link|@import|url\((?!#)", code)
+    sources = re.findall(r'src="([^"]{40})', page)
+    assert len(sources) == 6
+    assert all(source.startswith("data:image/png;base64,") for source in sources)
+    first = Image.open(io.BytesIO(base64.b64decode(re.search(r'base64,([^"]+)"', page)[1])))
+    assert first.size == Image.open(tmp_path / "samples" / "step_000000.png").size
+    ids = re.findall(r'\bid="([^"]+)"', page)
+    assert len(ids) == len(set(ids))
+
+
+def test_same_run_gives_the_same_report(tmp_path):
+    first = write_report(fake_run(tmp_path, grids=1)).read_bytes()
+    assert write_report(tmp_path).read_bytes() == first
+
+
+def test_without_test_data_the_accuracy_is_called_unknown(tmp_path):
+    text = text_of(write_report(fake_run(tmp_path, is_tested=False)))
+    assert "No real test data: accuracy is unknown" in text
+    assert (
+        "The student agrees with its teacher on 97.2 % of fresh synthetic samples, "
+        "has 25.3 % of its teacher’s parameters and never saw a real image."
+    ) in text
+    assert "Class imbalance. class 7 is 2.1 % of the samples" in text
+    assert "(measured 0.021, threshold 0.05)" in text
+    assert "No alarms raised" not in text
+    assert "keeps" not in text
+
+
+def test_unfinished_run_says_so(tmp_path):
+    fake_log(tmp_path, 200)
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(CONFIG))
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 205, "pha')
+    text = text_of(write_report(tmp_path))
+    assert "This run is not finished: 200 of 360 steps so far. The latest test accuracy is" in text
+    assert "No real test data" not in text
+    assert "No alarms raised so far." in text
+    assert "Cost" not in text
+
+
+def test_unfinished_run_shows_the_alarms_logged_so_far(tmp_path):
+    Monitor(tmp_path).event(30, "the samples look alike", kind="alarm", name="collapse")
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(CONFIG))
+    text = text_of(write_report(tmp_path))
+    assert "Collapse. the samples look alike (step 30)" in text
+    assert "Nothing was logged yet." in text
+
+
+def test_report_of_teach_has_no_student(tmp_path):
+    monitor = Monitor(tmp_path)
+    for step in range(10, 100, 10):
+        monitor.log(step, {"teacher/loss": 1 / step, "test/accuracy": step / 100}, "teach")
+    (tmp_path / "config.yaml").write_text("name: big\ntraining: {steps: 90}\n")
+    assert "90 of 90 steps" in text_of(write_report(tmp_path))
+    result = {"schema": 1, "job": "teach", "teacher": {"accuracy": 0.92, "accuracy_interval": [0.91, 0.93], "n": 10000}}
+    (tmp_path / "result.json").write_text(json.dumps(result))
+    text = text_of(write_report(tmp_path))
+    assert "The teacher reaches 92.0 % accuracy" in text
+    assert "95 % interval 91.0–93.0 %, n = 10,000" in text
+    assert "tudent" not in text
+    assert "Size of the weights not measured" in text
+
+
+@pytest.mark.parametrize("result", [{}, {"job": "distill"}, {"job": "distill", "teacher": None, "student": {"n": "?"}}])
+def test_absent_values_are_not_measured(tmp_path, result):
+    (tmp_path / "result.json").write_text(json.dumps(result))
+    text = text_of(write_report(tmp_path))
+    assert "not measured" in text
+    assert "None" not in text
+    assert "Undefined" not in text
+
+
+def test_numbers_that_are_not_finite_are_not_measured(tmp_path):
+    (tmp_path / "result.json").write_text('{"job": "distill", "student": {"agreement": NaN, "parameters": 100}}')
+    text = text_of(write_report(tmp_path))
+    assert "The student was not compared with its teacher." in text
+    assert "nan" not in text.lower().split()
+
+
+def test_text_of_others_is_escaped(tmp_path):
+    Monitor(tmp_path).log(1, {f"student/{SCRIPT}": 1.0, "student/loss": 1.0}, SCRIPT)
+    Monitor(tmp_path).log(2, {f"student/{SCRIPT}": 2.0, "student/loss": 2.0}, SCRIPT)
+    Monitor(tmp_path).event(2, SCRIPT)
+    result = result_of_distill()
+    result["data"] = {"class_names": [SCRIPT], "spec": SCRIPT}
+    result["alarms"] = [{"name": SCRIPT, "message": SCRIPT}]
+    result["student"]["arch"] = result["name"] = result["hardware"]["cpu"] = SCRIPT
+    result["student"]["agreement_on"] = SCRIPT
+    (tmp_path / "result.json").write_text(json.dumps(result))
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"name": SCRIPT, "student": {}}))
+    page = write_report(tmp_path).read_text()
+    assert "<script" not in page.lower()
+    assert page.count("&lt;script&gt;alert(1)&lt;/script&gt;") >= 9
+
+
+def test_real_images_are_counted_in_the_headline(tmp_path):
+    result = result_of_distill() | {"real_images_used": 1200}
+    del result["ratio"]
+    (tmp_path / "result.json").write_text(json.dumps(result))
+    said = headline(read_run(tmp_path)).replace("\N{NO-BREAK SPACE}", " ")
+    assert said == (
+        "The student keeps 98.3 % of its teacher’s accuracy at 25.3 % of its parameters and saw 1,200 real images."
+    )
+
+
+def test_directory_that_is_no_run_is_refused(tmp_path):
+    with pytest.raises(CheckpointError, match="is not a run directory"):
+        write_report(tmp_path)
+
+
+def test_result_that_is_not_json_is_refused(tmp_path):
+    (tmp_path / "result.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"result\.json cannot be read"):
+        write_report(tmp_path)
+
+
+def test_formats():
+    space = "\N{NO-BREAK SPACE}"
+    assert percent(0.98611) == f"98.6{space}%"
+    assert interval([0.971, 0.9941]) == f"97.1–99.4{space}%"
+    assert count(78218) == "78,218"
+    assert [size(n).replace(space, " ") for n in (999, 313_400, 4_200_000)] == ["999 bytes", "313 kB", "4.2 MB"]
+    shown = [duration(seconds).replace(space, " ") for seconds in (3.21, 119.7, 3600, 7384)]
+    assert shown == ["3.2 s", "2 min 0 s", "1 h 0 min", "2 h 3 min"]
+    assert milliseconds(0.42131) == f"0.421{space}ms"
+    for shown in (percent, interval, count, size, duration, milliseconds):
+        assert {shown(None), shown("x"), shown(float("nan")), shown(True)} == {"not measured"}
+
+
+def test_axis_of_intervals_has_round_ends_around_every_interval():
+    chart = interval_chart(result_of_distill())
+    assert [round(value, 4) for _, value in chart["ticks"]] == [0.94, 0.95, 0.96, 0.97, 0.98, 0.99, 1.0]
+    at, low, high = chart["models"]["student"]
+    assert (at, low, high) == pytest.approx((49.0, 10.3333, 71.3333), abs=0.01)
+    sure = {"accuracy": 1.0, "accuracy_interval": [1.0, 1.0]}
+    assert interval_chart({"teacher": sure, "student": sure})["models"]["student"] == pytest.approx([100.0] * 3)
+    assert interval_chart({"teacher": sure, "student": {"accuracy": 0.9}}) is None
+
+
+def test_grids_are_spread_from_first_to_last():
+    items = [(step, Path(str(step))) for step in range(20)]
+    assert [step for step, _ in spread(items, 6)] == [0, 4, 8, 11, 15, 19]
+    assert spread(items[:3], 6) == items[:3]
+
+
+def test_marks_and_groups_of_curves(tmp_path):
+    fake_log(tmp_path, 360)
+    rows = Monitor(tmp_path).rows()
+    marks = find_marks(rows)
+    assert marks.phases == (("joint", 5), ("refine", 305))
+    assert marks.resumes == (150,)
+    assert marks.last_step == 360
+    groups = draw_groups(rows, {"test/accuracy": ("teacher", 0.98)})
+    assert [group.title for group in groups] == ["Outcome and difficulty", "Student", "Generator"]
+    outcome = {panel.title: panel for panel in groups[0].panels}
+    assert list(outcome) == ["Test accuracy", "Test agreement", "Fresh agreement", "Difficulty"]
+    assert "reported only" in outcome["Test accuracy"].note
+    assert "grey line: teacher" in outcome["Test accuracy"].note
+    assert outcome["Difficulty"].last == "0.8958"
+    assert outcome["Difficulty"].note == ""
+    generator = {panel.title: panel for panel in groups[2].panels}
+    assert "log scale" in generator["Batch norm"].note
+    assert "log scale" not in generator["Adversarial"].note
+
+
+def test_long_curves_stay_small_and_keep_their_extremes():
+    rows = [{"step": step, "loss": 1.0 + (step == 40_001) * 5.0} for step in range(100_000)]
+    (group,) = draw_groups(rows, {})
+    assert len(group.panels[0].svg) < 80_000
+    assert ">6<" in group.panels[0].svg
+
+
+def test_matplotlib_comes_only_with_a_report():
+    code = "import sys, synthkd.report, synthkd.monitor, synthkd.display; sys.exit('matplotlib' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed: the report is not rendered")
+def test_report_renders_in_a_browser(tmp_path):
+    report = write_report(fake_run(tmp_path / "run"))
+    picture = tmp_path / "page.png"
+    subprocess.run(
+        [CHROMIUM, *CHROMIUM_FLAGS, f"--user-data-dir={tmp_path / 'profile'}", f"--screenshot={picture}",
+         "--window-size=1200,3000", report.as_uri()],
+        check=True, capture_output=True, timeout=120,
+    )  # fmt: skip
+    pixels = np.asarray(Image.open(picture).convert("RGB")).astype(int)
+    assert pixels.shape == (3000, 1200, 3)
+    background = np.bincount(pixels.sum(2).ravel()).argmax()
+    drawn = pixels.sum(2) != background
+    assert 0.05 < drawn.mean() < 0.95
+    # Every 500 pixels down the page there is something to see, and nothing runs over the right edge.
+    assert all(band.any() for band in drawn.reshape(6, 500, 1200))
+    assert not drawn[:, -20:].any()

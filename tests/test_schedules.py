@@ -1,0 +1,86 @@
+"""Curves in closed form; the controller's bounds and its dead zone."""
+
+import math
+
+import pytest
+
+from synthkd.schedules import DifficultyController, learning_rate_factor, value_at
+from synthkd.settings import Curve, DifficultySettings, OptimizerSettings
+
+
+def test_a_number_is_constant() -> None:
+    assert [value_at(0.5, step, 10) for step in (0, 5, 9)] == [0.5] * 3
+
+
+def test_linear_reaches_both_ends() -> None:
+    curve = Curve(kind="linear", start=1.0, end=3.0)
+    assert [value_at(curve, step, 5) for step in range(5)] == [1.0, 1.5, 2.0, 2.5, 3.0]
+
+
+def test_curve_waits_for_begin_and_stops_at_until() -> None:
+    curve = Curve(kind="linear", start=0.0, end=1.0, begin=0.25, until=0.75)
+    assert [value_at(curve, step, 9) for step in (0, 2, 4, 6, 8)] == [0.0, 0.0, 0.5, 1.0, 1.0]
+
+
+def test_cosine_is_symmetric_about_its_middle() -> None:
+    curve = Curve(kind="cosine", start=2.0, end=0.0)
+    assert value_at(curve, 0, 101) == 2.0
+    assert value_at(curve, 50, 101) == pytest.approx(1.0)
+    assert value_at(curve, 25, 101) == pytest.approx(1 + math.cos(math.pi / 4))
+    assert value_at(curve, 100, 101) == pytest.approx(0.0)
+
+
+def test_step_jumps_once() -> None:
+    curve = Curve(kind="step", start=0.0, end=1.0, until=0.5)
+    assert [value_at(curve, step, 5) for step in range(5)] == [0.0, 0.0, 1.0, 1.0, 1.0]
+
+
+def test_learning_rate_warms_up_then_falls_to_its_final_fraction() -> None:
+    settings = OptimizerSettings(schedule="cosine", warmup=0.1, final=0.01)
+    factors = [learning_rate_factor(settings, step, 100) for step in range(100)]
+    assert factors[0] == pytest.approx(0.1)
+    assert factors[9] == pytest.approx(1.0)
+    assert all(a >= b for a, b in zip(factors[10:], factors[11:], strict=False))
+    assert factors[-1] == pytest.approx(0.01, abs=2e-3)
+
+
+def test_one_cycle_is_cosine_with_a_default_warmup() -> None:
+    one_cycle, cosine = (OptimizerSettings(schedule=s, warmup=w) for s, w in (("one_cycle", 0.0), ("cosine", 0.1)))
+    assert [learning_rate_factor(one_cycle, i, 50) for i in range(50)] == [
+        learning_rate_factor(cosine, i, 50) for i in range(50)
+    ]
+
+
+def test_constant_is_one() -> None:
+    assert {learning_rate_factor(OptimizerSettings(schedule="constant"), i, 9) for i in range(9)} == {1.0}
+
+
+def test_difficulty_rises_rests_falls_and_keeps_its_bounds() -> None:
+    controller = DifficultyController(DifficultySettings())
+    assert controller.update(0.9) == pytest.approx(0.36)
+    assert controller.update(0.8) == pytest.approx(0.36)
+    assert controller.update(0.6) == pytest.approx(0.288)
+    for _ in range(20):
+        controller.update(1.0)
+    assert controller.value == 0.9
+    for _ in range(20):
+        controller.update(0.0)
+    assert controller.value == 0.1
+
+
+def test_thresholds_themselves_change_nothing() -> None:
+    controller = DifficultyController(DifficultySettings())
+    assert controller.update(0.85) == 0.3
+    assert controller.update(0.7) == 0.3
+
+
+def test_difficulty_resumes() -> None:
+    first, second = (DifficultyController(DifficultySettings()) for _ in range(2))
+    first.update(1.0)
+    second.load_state_dict(first.state_dict())
+    assert second.update(1.0) == first.update(1.0)
+
+
+def test_agreement_is_a_share() -> None:
+    with pytest.raises(ValueError, match=r"\[0, 1\]"):
+        DifficultyController(DifficultySettings()).update(85.0)
