@@ -1,27 +1,26 @@
 # make demo   set up, then distill a student from a digits teacher and say where the report is
-# make test   set up what tests need, lint, run the fast suite (PYTEST="--runslow" for all of it)
+# make test   set up what tests need, lint, run the fast suite (PYTEST_OPTIONS=--runslow for all of it)
 # make lint   ruff and mypy
 # make clean  remove the environment and caches; runs/ stays
 #
-# PYTHON=python3.12 chooses the interpreter, PIP="--index-url ..." adds options to pip install.
+# PYTHON=python3.12 chooses the interpreter, PIP_OPTIONS="--index-url ..." adds options to pip install.
 
-SHELL := /bin/bash
 .DELETE_ON_ERROR:
 .PHONY: demo test lint clean
 
 # An empty result is reported by the rule that makes .venv, so that `make clean` needs no Python.
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
 	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { command -v "$$p"; break; }; done)
-PIP ?=
-PYTEST ?=
+PIP_OPTIONS ?=
+PYTEST_OPTIONS ?=
 BIN := .venv/bin
-INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP) -c constraints.txt
+INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP_OPTIONS) -c constraints.txt
 
 demo: .venv/.installed
 	$(BIN)/python -m synthkd distill configs/digits.yaml out=runs/demo
 
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_OPTIONS)
 
 lint: .venv/.installed-test
 	$(BIN)/python -m ruff check .

@@ -17,7 +17,7 @@ class InversionSettings(Settings):
     """Dimensions of the latent vector."""
     width: Count = 16
     """Channels of the generator's last hidden layer; the layers before have multiples of it."""
-    batch_size: Count = 128
+    batch_size: Count = 64
     """Images a round makes."""
     steps: Count = 5
     """Optimiser steps a round takes."""
@@ -31,7 +31,7 @@ class InversionSettings(Settings):
     """Weight of earlier rounds in the moments that are matched."""
     one_hot: NonNegative = 0.5
     """Weight of the teacher's cross-entropy to the asked label."""
-    adversarial: NonNegative = 1.0
+    adversarial: NonNegative = 1.3
     """Weight, at difficulty 1, of the disagreement of student and teacher."""
     entropy: NonNegative = 0.0
     """Weight of the information entropy of the batch's mean prediction (balance of classes)."""

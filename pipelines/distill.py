@@ -215,7 +215,7 @@ def _run(config: DistillConfig, job: Job, parts: Parts) -> float:
         config.seed,
         config.log_every,
         config.checkpoint_every,
-        shown=("student/loss", "student/fresh_agreement", "difficulty", "test/accuracy"),
+        shown=("student/loss", "fresh/agreement", "difficulty", "test/accuracy"),
     )
     return loop.run(stages, f"distill {config.name}").seconds
 
@@ -258,7 +258,7 @@ def _evaluate(
         agreement, agreement_on = accuracy(learned, taught), "test"
     raised = _alarms(job, parts)
     for alarm in raised:
-        job.monitor.event(parts.learner.total, f"{alarm.name}: {alarm.message}", kind="alarm")
+        job.monitor.event(parts.learner.total, alarm.message, kind="alarm", name=alarm.name)
     agreed = {} if agreement is None else {
         "agreement": agreement.value,
         "agreement_interval": [agreement.low, agreement.high],
@@ -310,7 +310,7 @@ def _alarms(job: Job, parts: Parts) -> list[alarms.Alarm]:
             alarms.statistics_gap(seen.statistics),
         ]
     if job.accelerator.is_main_process:
-        raised.append(alarms.stale_student(job.monitor.series("student/fresh_agreement")[1]))
+        raised.append(alarms.stale_student(job.monitor.series("fresh/agreement")[1]))
     return [alarm for alarm in raised if alarm is not None]
 
 

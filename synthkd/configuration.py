@@ -197,7 +197,10 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Dumper(yaml.SafeDumper):
-    pass
+    def represent_text(self, text: str) -> ScalarNode:
+        # PyYAML writes Unicode's own line breaks bare into single quotes, where reading folds them to a space.
+        breaks = any(character in text for character in "\x85\u2028\u2029")
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style='"' if breaks else None)
 
 
 # The loader knows YAML 1.2's plain scalars only, the dumper those of 1.1 as well: text that either would take for a
@@ -220,6 +223,7 @@ for _dialect in (_Loader, _Dumper):
 _Loader.add_constructor("tag:yaml.org,2002:map", _Loader.construct_mapping)
 _Loader.add_constructor("tag:yaml.org,2002:seq", _Loader.construct_list)
 _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_whole_number)
+_Dumper.add_representer(str, _Dumper.represent_text)
 
 
 def _read(path: Path) -> dict[str, Any]:

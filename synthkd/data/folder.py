@@ -32,7 +32,7 @@ from synthkd.errors import DataError
 LARGEST = 64_000_000
 """Most pixels an image may have; a bigger one is a mistake or an attack, and is refused from its header alone."""
 
-_FORMATS = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "TGA", "JPEG2000", "ICO")
+_FORMATS = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "JPEG2000")  # each known by its first bytes
 _NOT_IMAGES = re.compile(
     r"\.(txt|md|rst|jsonl?|[ct]sv|xml|ya?ml|html?|log|ini|db|py|ipynb|np[yz]|pth?|pkl|safetensors|parquet|mat|h5"
     r"|zip|tar|gz|bz2|xz|pdf|mp4|avi|mov|sha256|md5)",
@@ -124,7 +124,7 @@ def read_folder(root: str | Path, channels: int = 3, size: int | None = None, sk
 def _list(top: Path) -> _Listing:
     """Find splits, classes and candidate files."""
     if not top.is_dir():
-        raise DataError(f"{top} is not a directory; set data.root to a folder with one directory per class")
+        raise DataError(f"{top} is not a directory; set root to a folder with one directory per class")
     entries = _entries(top)
     ignored = [path for path in entries if not _is_class(path)]
     directories = {path.name: path for path in entries if _is_class(path)}
@@ -132,7 +132,7 @@ def _list(top: Path) -> _Listing:
     is_split = "train" in directories and any(_is_class(path) for path in _entries(directories["train"]))
     if not is_split:
         if directories and set(directories) <= set(_TEST_NAMES):
-            raise DataError(f"{top} has {_some([*directories])} but no train/; add it, or set data.root to one of them")
+            raise DataError(f"{top} has {_some([*directories])} but no train/; add it, or set root to one of them")
         train, names, passed_over = _list_split(top)
         return _Listing(train, None, names, tuple(passed_over))
 
@@ -275,7 +275,7 @@ def _allocate(count: int, channels: int, height: int, width: int, top: Path) -> 
     except RuntimeError as error:
         need = count * channels * height * width / 2**30
         raise DataError(
-            f"{top}: {count} images of {channels}x{height}x{width} need {need:.0f} GiB of memory; set data.size to a "
+            f"{top}: {count} images of {channels}x{height}x{width} need {need:.0f} GiB of memory; set size to a "
             "smaller number of pixels"
         ) from error
 
@@ -286,12 +286,12 @@ def _refuse(top: Path, count: int, bad: dict[Path, str], sizes: Counter[tuple[in
     if bad:
         problems.append(
             f"{len(bad)} of {count} files cannot be read as images: {_name(bad, top, _NAMED)}; delete them, or set "
-            "data.skip_bad: true to leave them out"
+            "skip_bad: true to leave them out"
         )
     if len(sizes) > 1:
         shown = [f"{height}x{width} ({number})" for (height, width), number in sizes.most_common()]
         problems.append(
-            f"images have {len(sizes)} different sizes, height x width: {_some(shown)}; set data.size to resize them"
+            f"images have {len(sizes)} different sizes, height x width: {_some(shown)}; set size to resize them"
         )
     if problems:
         raise DataError(f"{top}: " + "; also, ".join(problems))

@@ -147,11 +147,16 @@ class HybridSource:
         if mix.shift:
             images = augment.shift(images, mix.shift, rng)
         mixed, pasted = round(mix.mixup * len(images)), round(mix.cutmix * len(images))
+        slots = batch.slots
         if mixed:
             images = augment.mixup(images, mixed / len(images), rng)
         if pasted:
             images = torch.cat([images[:-pasted], augment.cutmix(images[-pasted:], 1.0, rng)])
-        return replace(batch, images=images)
+        if slots is not None:  # a mixture is no longer the image of its slot
+            slots = slots.clone()
+            slots[:mixed] = -1
+            slots[len(slots) - pasted :] = -1
+        return replace(batch, images=images, slots=slots)
 
 
 def _concatenate(parts: list[Batch]) -> Batch:

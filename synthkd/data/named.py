@@ -1,7 +1,7 @@
 """Datasets known by name: scikit-learn's digits, and MNIST, Fashion-MNIST and CIFAR as torchvision knows them.
 
-torchvision fetches, and only when asked to. The idx files of the MNIST family are read and checked here, gzipped or not, so
-that a folder of Debian's package dataset-fashion-mnist serves as it is.
+torchvision fetches, and only when asked to. The idx files of the MNIST family are read and checked here, gzipped or
+not, so that the folder of Debian's package dataset-fashion-mnist serves as it is.
 """
 
 from __future__ import annotations
@@ -62,10 +62,10 @@ def _idx(settings: NamedData, root: Path) -> Source:
         _download(settings.kind, root)
         files = _find_idx(settings.kind, root)
     if files is None:
-        debian = ", or install Debian's package dataset-fashion-mnist and set data.root to its folder"
+        debian = ", or install Debian's package dataset-fashion-mnist and set root to its folder"
         raise DataError(
             f"{settings.kind}: {_IDX_FILES[0]}(.gz) and its three companions are neither in {root} nor in "
-            f"{root / _FOLDERS[settings.kind]}; set data.download: true to fetch them"
+            f"{root / _FOLDERS[settings.kind]}; set download: true to fetch them"
             + (debian if settings.kind == "fashion_mnist" else "")
         )
     train, train_labels, test, test_labels = (read_idx(path) for path in files)
@@ -102,7 +102,7 @@ def read_idx(path: Path) -> Tensor:
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path}: truncated or unreadable ({error}); fetch it again") from error
     if len(data) < 4 or data[:3] != b"\x00\x00\x08" or not 1 <= data[3] <= 4 or len(data) < 4 + 4 * data[3]:
-        raise DataError(f"{path}: not an idx file of unsigned bytes, it begins with {data[:4].hex(' ')}; fetch it again")
+        raise DataError(f"{path}: not an idx file of bytes, it begins with '{data[:4].hex(' ')}'; fetch it again")
     shape = [int.from_bytes(data[4 + 4 * axis : 8 + 4 * axis], "big") for axis in range(data[3])]
     payload = np.frombuffer(data, dtype=np.uint8, offset=4 + 4 * data[3])
     expected = int(np.prod(shape, dtype=object))
@@ -120,7 +120,7 @@ def _cifar(settings: NamedData, root: Path) -> Source:
     def read() -> Source | None:
         try:
             train, test = dataset(root, train=True), dataset(root, train=False)
-        except RuntimeError:  # what torchvision raises for files that are missing or fail their checksum
+        except (RuntimeError, OSError):  # torchvision's RuntimeError: files are missing or fail their checksum
             return None
         images = torch.from_numpy(np.concatenate([train.data, test.data])).permute(0, 3, 1, 2).contiguous()
         labels = torch.tensor([*train.targets, *test.targets], dtype=torch.int64)
@@ -132,8 +132,8 @@ def _cifar(settings: NamedData, root: Path) -> Source:
         source = read()
     if source is None:
         raise DataError(
-            f"{settings.kind}: the files in {root / _FOLDERS[settings.kind]} are missing or fail their checksums; set "
-            "data.download: true to fetch them"
+            f"{settings.kind}: the files in {root / _FOLDERS[settings.kind]} are missing, unreadable or fail their "
+            "checksums; set download: true to fetch them"
         )
     return source
 
@@ -144,14 +144,15 @@ def _download(kind: str, root: Path) -> None:
 
     target = root / _FOLDERS[kind]
     try:
-        target.mkdir(parents=True, exist_ok=True)
+        root.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=root, prefix=".download-") as scratch:
             getattr(datasets, _TORCHVISION[kind])(scratch, download=True)
+            target.mkdir(parents=True, exist_ok=True)
             for path in Path(scratch, _FOLDERS[kind]).iterdir():
                 os.replace(path, target / path.name)
     except (OSError, RuntimeError, HTTPException, EOFError, zlib.error, tarfile.TarError) as error:
         reason = " ".join(str(error).split())
         raise DataError(
-            f"{kind}: the download to {root} failed ({reason}); check the network and the folder, or put the files into "
-            f"{target} yourself"
+            f"{kind}: the download to {root} failed ({reason}); check the network and the folder, or put the files "
+            f"into {target} yourself"
         ) from error

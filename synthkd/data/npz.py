@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from synthkd.data.splits import Source
 from synthkd.errors import DataError
 
+_TEST = {"test_images", "test_labels"}
+
 
 def read_npz(path: str | Path) -> Source:
     """Read `images` and `labels`, and `test_images`, `test_labels` and `class_names` where the file has them.
@@ -24,10 +26,6 @@ def read_npz(path: str | Path) -> Source:
     """
     path = Path(path).expanduser()
     arrays = _arrays(path)
-    for first, second in (("images", "labels"), ("labels", "images"), ("test_images", "test_labels"),
-                          ("test_labels", "test_images")):  # fmt: skip
-        if first not in arrays and (second in arrays or first in ("images", "labels")):
-            raise DataError(f"{path}: has no array '{first}', only {sorted(arrays)}; save it with np.savez")
     parts = ["", "test_"] if "test_images" in arrays else [""]
     images = [_images(arrays[f"{part}images"], f"{path}: {part}images") for part in parts]
     labels = [_labels(arrays[f"{part}labels"], len(images[i]), f"{path}: {part}labels") for i, part in enumerate(parts)]
@@ -40,7 +38,8 @@ def read_npz(path: str | Path) -> Source:
     elif len(present) != present[-1] + 1:
         absent = np.setdiff1d(np.arange(min(present[-1], len(present) + 10)), present)[:10].tolist()
         raise DataError(
-            f"{path}: labels must be 0, 1, ... without gaps, got up to {present[-1]} with none of {absent}; renumber them"
+            f"{path}: labels must be 0, 1, ... without gaps, got up to {present[-1]} but none of {absent}; renumber "
+            "them or give class_names"
         )
     else:
         names = tuple(str(label) for label in present)
@@ -50,15 +49,20 @@ def read_npz(path: str | Path) -> Source:
 
 def _arrays(path: Path) -> dict[str, NDArray[Any]]:
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file:
+            archive = np.load(file, allow_pickle=False)
             if not isinstance(archive, np.lib.npyio.NpzFile):
                 raise ValueError("a single array; save it with np.savez(path, images=..., labels=...)")
-            wanted = ("images", "labels", "test_images", "test_labels", "class_names")
-            return {key: archive[key] for key in wanted if key in archive.files}
+            found = set(archive.files)
+            needed = {"images", "labels"} | (_TEST if found & _TEST else set())
+            if missing := sorted(needed - found):
+                raise DataError(f"{path}: has no array {missing}, only {sorted(found)}; add it with np.savez")
+            return {key: archive[key] for key in sorted(found & (needed | {"class_names"}))}
     except FileNotFoundError as error:
-        raise DataError(f"{path} does not exist; check data.path") from error
-    except (OSError, ValueError, EOFError, zlib.error, zipfile.BadZipFile, AttributeError) as error:
-        raise DataError(f"{path} is not a readable .npz file of plain arrays: {error}") from error
+        raise DataError(f"{path} does not exist; check path") from error
+    except (OSError, ValueError, EOFError, RuntimeError, zlib.error, zipfile.BadZipFile) as error:
+        reason = " ".join(str(error).split())
+        raise DataError(f"{path} is not a readable .npz file of plain arrays ({reason}); save it anew") from error
 
 
 def _images(array: NDArray[Any], where: str) -> NDArray[np.uint8]:
@@ -75,7 +79,7 @@ def _images(array: NDArray[Any], where: str) -> NDArray[np.uint8]:
     elif array.ndim == 4:
         first, last = array.shape[1] in (1, 3), array.shape[3] in (1, 3)
         if first == last:
-            raise DataError(f"{where} must be NHW, NHWC or NCHW with 1 or 3 channels, and tell which, got {array.shape}")
+            raise DataError(f"{where} must be NHW, or have 1 or 3 channels either first or last, got {array.shape}")
         array = array.transpose(0, 3, 1, 2) if last else array
     if array.ndim != 4 or array.size == 0:
         raise DataError(f"{where} must be NHW, NHWC or NCHW and not empty, got {array.shape}")

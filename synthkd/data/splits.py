@@ -102,7 +102,7 @@ def split(source: Source, name: str, test_fraction: float, holdout_fraction: flo
     if not present.all():
         absent = [names[index] for index in np.flatnonzero(~present)]
         shown = ", ".join(absent[:10]) + (f" and {len(absent) - 10} more" if len(absent) > 10 else "")
-        raise DataError(f"{name}: every class needs a training image, there is none of: {shown}; add some or drop the class")
+        raise DataError(f"{name}: every class needs a training image, none is of {shown}; add some or drop the class")
     held = _stratified(labels.numpy()[rest], holdout_fraction, numpy_stream(seed, "holdout split"))
 
     channels, height, width = source.images.shape[1:]

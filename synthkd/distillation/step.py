@@ -101,7 +101,7 @@ class DistillStep:
         logged = self._learner.update(self._objective(view, step, total), step)
         if self._bank is not None and batch.slots is not None:
             self._reprioritise(self._bank, batch.slots, view)
-        return logged | {"student/train_agreement": losses.agreement(view.teacher, view.student.detach())}
+        return logged | {"student/agreement": losses.agreement(view.teacher, view.student.detach())}
 
     def _reprioritise(self, bank: MemoryBank, slots: Tensor, view: StudentView) -> None:
         """Priority is the divergence from the teacher; mixtures and foreign rows have slot -1 and keep theirs."""

@@ -68,7 +68,7 @@ class Synthesis:
         self.rounds += 1
         return dict(made.terms) | {
             "difficulty": self._difficulty.value,
-            "student/fresh_agreement": hits / len(made.labels),
+            "fresh/agreement": hits / len(made.labels),
             "generator/asked_label": float((made.teacher_logits.argmax(1) == made.labels).float().mean()),
             "bank/size": float(len(self._bank)),
         }

@@ -54,8 +54,8 @@ def probe(teacher: Classifier) -> TeacherContract:
     difference = float((logits[: PROBES // 2] - part).abs().max())
     if difference > 1e-3 * max(1.0, float(logits.abs().max())):
         raise ModelError(
-            f"the teacher's logits of an image change by {difference:.3g} with the rest of the batch or with chance, even "
-            "in eval mode; give its BatchNorm layers running statistics and keep its dropout to training"
+            f"the teacher's logits of an image change by {difference:.3g} with the rest of the batch or by chance, "
+            "even in eval mode; give its BatchNorm layers running statistics and keep its dropout to training"
         )
     norms = sum(has_statistics(m) for m in teacher.modules())
     return TeacherContract(teacher.spec, parameters(teacher), norms)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import difflib
-import importlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
 
 from synthkd.errors import ConfigError, MissingExtraError, ModelError
+from synthkd.imports import resolve
 from synthkd.models import zoo
 from synthkd.models.classifier import Classifier
 from synthkd.settings import LoadedModel, ZooModel
@@ -54,30 +54,23 @@ def find(target: str) -> Callable[..., Any]:
     """The callable that `package.module:function` names. Importing the module runs its code.
 
     Raises:
-        ConfigError: not of that form, no such module, or no such function.
+        ConfigError: not of that form, no such module, no such function.
         ModelError: the module fails while it is imported.
     """
-    module_name, colon, function = target.partition(":")
-    if not colon or not module_name or not function:
+    if ":" not in target:
         raise ConfigError(
-            f"model must be a directory that synthkd saved, torchvision:NAME, timm:NAME or package.module:function, "
-            f"got '{target}' (no such directory)"
+            f"model '{target}' is neither a directory that synthkd saved, nor torchvision:NAME, timm:NAME or "
+            "package.module:function; check the spelling, or the path from where you are"
         )
     try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        # Something missing inside the user's module is another matter than a wrong name.
-        if error.name is None or not (module_name == error.name or module_name.startswith(error.name + ".")):
-            raise ModelError(f"importing '{module_name}' of '{target}' failed: {error}") from error
-        raise ConfigError(
-            f"no module '{error.name}' to import for '{target}'; install it, or put its folder on PYTHONPATH"
-        ) from error
+        function = resolve(target, "model")
+    except ConfigError:
+        raise
     except Exception as error:  # the user's code may fail in any way; the line must say where
-        raise ModelError(f"importing '{module_name}' of '{target}' failed: {error!r}") from error
-    if not callable(getattr(module, function, None)):
-        names = [n for n in vars(module) if callable(getattr(module, n)) and not n.startswith("_")]
-        raise ConfigError(f"module '{module_name}' has no function '{function}'{_did_you_mean(function, names)}")
-    return getattr(module, function)  # type: ignore[no-any-return]
+        raise ModelError(f"importing '{target}' failed: {error!r}") from error
+    if not callable(function):
+        raise ConfigError(f"model: '{target}' must be a function, got a {type(function).__name__}")
+    return function  # type: ignore[no-any-return]
 
 
 def _torchvision(name: str, options: Mapping[str, Any], spec: ImageSpec) -> nn.Module:

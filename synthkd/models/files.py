@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +13,7 @@ from pydantic import Field, ValidationError
 from safetensors.torch import save as serialise
 
 from synthkd.errors import ConfigError, ModelError
+from synthkd.files import write_atomically
 from synthkd.models.classifier import Classifier, parameters
 from synthkd.models.factories import construct, is_library
 from synthkd.models.weights import load_strictly, read_weights
@@ -83,8 +82,8 @@ def save(model: Classifier, directory: Path | str, extra: Mapping[str, Any] | No
         )
     except (TypeError, ValueError) as error:
         raise ModelError(f"config.json of {directory} can hold plain JSON only: {error}") from error
-    directory.mkdir(parents=True, exist_ok=True)
-    _replace({directory / WEIGHTS: weights, directory / CONFIG: config.encode() + b"\n"})
+    write_atomically(directory / WEIGHTS, weights)
+    write_atomically(directory / CONFIG, config.encode() + b"\n")
 
 
 def load(path: Path | str, *, trust: bool = False) -> Classifier:
@@ -142,7 +141,7 @@ def _find(path: Path) -> Path:
             return candidate
     if not path.is_dir():
         raise ModelError(f"no such directory: {path}; give a saved model or a run directory")
-    raise ModelError(f"{path} has no {CONFIG}, nor student/ or teacher/ with one; give a saved model or a run directory")
+    raise ModelError(f"{path} has no {CONFIG}, nor student/ or teacher/ with one; give a saved model or a run")
 
 
 def _read_config(path: Path) -> _Saved:
@@ -155,20 +154,3 @@ def _read_config(path: Path) -> _Saved:
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"])) or "the file"
         raise ModelError(f"{path} is damaged or of another version: {where}: {first['msg']}; copy it again") from error
-
-
-def _replace(contents: Mapping[Path, bytes]) -> None:
-    """Write all files aside and to the disk before the first one takes its place."""
-    aside = {path: path.with_name(f".{path.name}.{os.getpid()}.tmp") for path in contents}
-    try:
-        for path, data in contents.items():
-            with aside[path].open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-        for path, temporary in aside.items():
-            os.replace(temporary, path)
-    finally:
-        for temporary in aside.values():
-            with suppress(FileNotFoundError):
-                temporary.unlink()

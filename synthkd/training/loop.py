@@ -130,7 +130,7 @@ class Loop:
             for stage in stages:
                 for step in range(max(done, offset), offset + stage.steps):
                     if step == offset:
-                        self._monitor.event(step, f"phase {stage.name}", phase=stage.name)
+                        self._monitor.event(step, f"{stage.name} begins", kind="phase", phase=stage.name)
                     torch.manual_seed(derive(self._seed, "global", step))
                     local = step - offset
                     for action in stage.actions:

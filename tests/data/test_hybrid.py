@@ -1,0 +1,123 @@
+"""One batch from bank, generator and real images: shares, labels, determinism, and what it must not touch."""
+
+import pytest
+import torch
+
+from synthkd.data.bank import MemoryBank
+from synthkd.data.hybrid import HybridSource, RealImages
+from synthkd.errors import ConfigError
+from synthkd.settings import BankSettings, Curve, MixSettings
+from synthkd.types import Batch, ImageSpec
+
+SPEC = ImageSpec(1, 8, 8, 3)
+BANK, LIVE, REAL = 0.2, 0.6, 1.0
+"""Grey levels that tell where an image came from."""
+
+
+def teacher(images: torch.Tensor) -> torch.Tensor:
+    """A teacher whose logits are the mean, maximum and minimum grey level."""
+    flat = images.flatten(1)
+    return torch.stack([flat.mean(1), flat.amax(1), flat.amin(1)], dim=1)
+
+
+def flat(count: int, level: float) -> torch.Tensor:
+    return torch.full((count, *SPEC.shape), level)
+
+
+def make(mix: MixSettings, difficulty: float = 0.0, policy: str = "fifo", **more: object) -> HybridSource:
+    bank = MemoryBank(SPEC, BankSettings(capacity=64, policy=policy), 0)  # type: ignore[arg-type]
+    bank.add(flat(64, BANK), torch.arange(64) % 3, torch.full((64, 3), 7.0))
+    real = RealImages((flat(9, REAL) * 255).to(torch.uint8), torch.arange(9) % 3)
+    options = {"live": lambda n, step: Batch(flat(n, LIVE), torch.zeros(n, dtype=torch.int64)), "real": real}
+    return HybridSource(mix, 20, 11, bank, teacher, lambda: difficulty, 0, **{**options, **more})  # type: ignore[arg-type]
+
+
+def levels(batch: Batch) -> list[float]:
+    return [round(float(x), 1) for x in batch.images.mean((1, 2, 3))]
+
+
+def test_shares_are_scheduled_and_rows_ordered() -> None:
+    source = make(MixSettings(real=Curve(kind="linear", start=0.0, end=0.5), live=0.25, mixup=0.0))
+    assert levels(source.batch(0)) == [LIVE] * 5 + [BANK] * 15
+    assert levels(source.batch(10)) == [REAL] * 10 + [LIVE] * 5 + [BANK] * 5
+
+
+def test_all_real_needs_no_bank() -> None:
+    source = make(MixSettings(real=1.0, mixup=0.0))
+    assert levels(source.batch(3)) == [REAL] * 20
+    assert source.real_rows <= set(range(9))
+
+
+def test_fresh_logits_are_of_the_images_returned() -> None:
+    batch = make(MixSettings(mixup=0.5, cutmix=0.2, shift=1, flip=True), difficulty=0.9).batch(2)
+    assert batch.teacher_logits is not None
+    assert torch.equal(batch.teacher_logits, teacher(batch.images))
+
+
+def test_stored_logits_call_no_teacher() -> None:
+    def forbidden(_: torch.Tensor) -> torch.Tensor:
+        raise AssertionError("the teacher was called")
+
+    source = make(MixSettings(logits="stored", mixup=0.0))
+    source._teacher = forbidden
+    batch = source.batch(0)
+    assert batch.teacher_logits is not None
+    assert bool((batch.teacher_logits == 7.0).all())
+
+
+def test_stored_logits_of_real_images_are_made_once() -> None:
+    calls = []
+    source = make(MixSettings(real=0.5, logits="stored", mixup=0.0))
+    source._teacher = lambda images: calls.append(len(images)) or teacher(images)  # type: ignore[func-returns-value]
+    for step in range(3):
+        batch = source.batch(step)
+        assert batch.teacher_logits is not None
+        assert torch.allclose(batch.teacher_logits[:10], torch.ones(10, 3))
+    assert calls == [9]
+
+
+def test_batches_are_a_function_of_seed_and_step() -> None:
+    mix = MixSettings(real=0.3, live=0.2, mixup=0.6, shift=2, flip=True)
+    first, second = make(mix, 0.9), make(mix, 0.9)
+    second.batch(0)  # what was drawn before does not matter
+    a, b = first.batch(7), second.batch(7)
+    assert torch.equal(a.images, b.images)
+    assert torch.equal(a.labels, b.labels)
+    assert not torch.equal(a.images, first.batch(8).images)
+
+
+def test_processes_share_one_batch() -> None:
+    mix = MixSettings(real=0.3, live=0.2, mixup=0.0)
+    whole = make(mix).batch(4)
+    halves = [make(mix, rank=rank, world=2).batch(4) for rank in (0, 1)]
+    for rank, half in enumerate(halves):
+        assert torch.equal(half.images, whole.images[rank::2])
+        assert torch.equal(half.labels, whole.labels[rank::2])
+
+
+def test_difficulty_changes_images_above_one_half_only() -> None:
+    mix = MixSettings(mixup=0.0)
+    easy, hard = make(mix, 0.5).batch(1), make(mix, 0.9).batch(1)
+    assert levels(easy) == [BANK] * 20
+    assert float(hard.images.std()) > 0.01
+
+
+def test_mixtures_lie_between_their_parts() -> None:
+    source = make(MixSettings(mixup=1.0))
+    images = torch.rand(64, *SPEC.shape)
+    source._bank.add(images, torch.zeros(64, dtype=torch.int64), torch.zeros(64, 3))
+    mixed = source.batch(0).images
+    assert float(mixed.var()) < 0.85 * float(images.var())
+
+
+def test_mixtures_have_no_slot_to_reprioritise() -> None:
+    slots = make(MixSettings(mixup=0.25, cutmix=0.25), policy="prioritized").batch(0).slots
+    assert slots is not None
+    assert (slots < 0).tolist() == [True] * 5 + [False] * 10 + [True] * 5
+
+
+def test_missing_sources_are_refused() -> None:
+    with pytest.raises(ConfigError, match="set data"):
+        make(MixSettings(real=0.5), real=None)
+    with pytest.raises(ConfigError, match=r"mix\.live"):
+        make(MixSettings(live=0.5), live=None)

@@ -1,0 +1,56 @@
+"""Each alarm is raised by what it is for, and stays silent otherwise."""
+
+import torch
+
+from synthkd.distillation import alarms
+from synthkd.types import BatchNormStatistics
+
+
+def one_hot(labels: torch.Tensor, classes: int = 4) -> torch.Tensor:
+    return torch.nn.functional.one_hot(labels, classes).float()
+
+
+def test_class_imbalance() -> None:
+    balanced = torch.arange(400) % 4
+    assert alarms.class_imbalance(one_hot(balanced)) is None
+    skewed = balanced.clone()
+    skewed[skewed == 2] = 1
+    skewed[:10] = 2
+    alarm = alarms.class_imbalance(one_hot(skewed))
+    assert alarm is not None
+    assert "class 2 has 10%" in alarm.message
+
+
+def test_collapse() -> None:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(200) % 4
+    centres = 3 * torch.randn(4, 32, generator=generator)
+    noise = torch.randn(200, 32, generator=generator)
+    assert alarms.collapse(centres[labels] + 3 * noise, labels) is None
+    alarm = alarms.collapse(centres[labels] + 0.1 * noise, labels)
+    assert alarm is not None
+    assert alarm.value > 0.95
+
+
+def test_collapse_of_single_images_is_not_measured() -> None:
+    assert alarms.collapse(torch.randn(4, 8, generator=torch.Generator().manual_seed(0)), torch.arange(4)) is None
+
+
+def test_statistics_gap() -> None:
+    zeros, ones = torch.zeros(8), torch.ones(8)
+    assert alarms.statistics_gap({}) is None
+    assert alarms.statistics_gap({"a": BatchNormStatistics(zeros + 0.2, ones, zeros, ones)}) is None
+    alarm = alarms.statistics_gap({"a": BatchNormStatistics(zeros + 2.0, ones, zeros, ones * 4)})
+    assert alarm is not None
+    assert abs(alarm.value - 1.0) < 1e-3
+
+
+def test_stale_student() -> None:
+    rising = [0.1 + 0.8 * i / 99 for i in range(100)]
+    assert alarms.stale_student(rising) is None
+    assert alarms.stale_student([0.1] * 5) is None, "too short to say"
+    assert alarms.stale_student([0.5 + 0.4 * (i % 2) for i in range(100)]) is None, "noise is no trend"
+    fallen = [0.3] * 10 + [0.9] * 50 + [0.32] * 40
+    alarm = alarms.stale_student(fallen)
+    assert alarm is not None
+    assert "below its best" in alarm.message

@@ -1,0 +1,127 @@
+"""The data-free generator against a small teacher that has learned real digits."""
+
+import copy
+
+import pytest
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from synthkd.data.real import load_splits
+from synthkd.errors import ModelError
+from synthkd.generators.inversion import GeneratorNetwork, Inversion
+from synthkd.generators.settings import InversionSettings
+from synthkd.losses.logits import kl_divergence
+from synthkd.models import Classifier, build
+from synthkd.rng import Rows
+from synthkd.settings import DigitsData, ZooModel
+from synthkd.types import ImageSpec
+
+SMALL = InversionSettings(latent=16, width=8, batch_size=30, steps=3)
+
+
+@pytest.fixture(scope="module")
+def teacher() -> Classifier:
+    train = load_splits(DigitsData(kind="digits")).train
+    torch.manual_seed(0)
+    model = build(ZooModel(arch="convnet", width=8), train.spec, [0.3], [0.38], train.class_names)
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
+    for step in range(120):
+        rows = torch.randperm(len(train.labels), generator=torch.Generator().manual_seed(step))[:64]
+        loss = nn.functional.cross_entropy(model(train.images[rows].float() / 255), train.labels[rows])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    model.zero_grad(set_to_none=True)
+    return model.eval()
+
+
+def make(teacher: Classifier, seed: int = 0, **changes: object) -> Inversion:
+    return Inversion(SMALL.model_copy(update=changes), teacher, seed, Accelerator(cpu=True))
+
+
+def test_rounds_learn_to_be_what_the_teacher_asks_for(teacher: Classifier) -> None:
+    generator = make(teacher)
+    made = [generator.round(i, 0.3) for i in range(40)]
+    first, last = made[0], made[-1]
+    assert last.images.shape == (30, 1, 8, 8)
+    assert 0.0 <= float(last.images.min()) <= float(last.images.max()) <= 1.0
+    assert last.terms["generator/batch_norm"] < 0.5 * first.terms["generator/batch_norm"]
+    right = [float((m.teacher_logits.argmax(1) == m.labels).float().mean()) for m in made[-5:]]
+    assert sum(right) / 5 > 0.8
+    assert torch.allclose(last.teacher_logits, teacher(last.images), atol=1e-4)
+    sampled = generator.sample(torch.arange(10).repeat(20), 0.5, Rows(0, "test"))
+    asked = (teacher(sampled).argmax(1) == torch.arange(10).repeat(20)).float().mean()
+    assert float(asked) > 0.5, "the network itself is class-conditional, not only what a round adapts"
+
+
+def test_the_teacher_and_the_student_are_left_as_they_were(teacher: Classifier) -> None:
+    student = build(ZooModel(arch="convnet", width=4), teacher.spec).train()
+    before = [{k: v.clone() for k, v in m.state_dict().items()} for m in (teacher, student)]
+    make(teacher).round(0, 0.9, student)
+    for module, state in zip((teacher, student), before, strict=True):
+        assert all(torch.equal(v, state[k]) for k, v in module.state_dict().items())
+        assert all(p.requires_grad and p.grad is None for p in module.parameters())
+        assert not any(m._forward_hooks or m._forward_pre_hooks for m in module.modules())
+    assert student.training
+    assert not teacher.training
+
+
+def test_labels_are_balanced_over_rounds(teacher: Classifier) -> None:
+    generator = make(teacher, batch_size=7, steps=1, batch_norm=0.0)
+    labels = torch.cat([generator.round(i, 0.3).labels for i in range(10)])
+    assert torch.equal(torch.bincount(labels, minlength=10), torch.full((10,), 7))
+
+
+def test_difficulty_makes_images_on_which_the_student_disagrees_more(teacher: Classifier) -> None:
+    """The higher the difficulty, the larger the student's divergence: same rounds, same student, only d differs."""
+    torch.manual_seed(1)
+    student = copy.deepcopy(teacher)
+    with torch.no_grad():
+        for weight in student.parameters():
+            weight += 0.3 * weight.abs().mean() * torch.randn_like(weight)
+    divergence = []
+    for difficulty in (0.0, 1.0):
+        generator = make(teacher, adversarial=5.0)
+        made = [generator.round(i, difficulty, student) for i in range(25)][-8:]
+        with torch.no_grad():
+            parts = [kl_divergence(m.teacher_logits, student(m.images)).mean() for m in made]
+        divergence.append(float(torch.stack(parts).mean()))
+    assert divergence[1] > 1.5 * divergence[0]
+
+
+def test_a_restored_generator_goes_on_bit_for_bit(teacher: Classifier) -> None:
+    straight, first, second = (make(teacher) for _ in range(3))
+    expected = [straight.round(i, 0.3) for i in range(4)]
+    for i in range(2):
+        first.round(i, 0.3)
+    second.load_state_dict(first.state_dict())
+    for i in (2, 3):
+        made = second.round(i, 0.3)
+        assert torch.equal(made.images, expected[i].images)
+        assert made.terms == expected[i].terms
+
+
+def test_samples_depend_on_label_and_row_not_on_the_batch(teacher: Classifier) -> None:
+    generator = make(teacher)
+    generator.round(0, 0.3)
+    labels = torch.arange(10)
+    together = generator.sample(labels, 0.5, Rows(3, "x"))
+    apart = torch.cat([generator.sample(labels[i : i + 2], 0.5, Rows(3, "x", i)) for i in range(0, 10, 2)])
+    assert torch.allclose(together, apart, atol=1e-6)
+    assert not torch.allclose(together, generator.sample(labels, 0.5, Rows(4, "x")), atol=1e-3)
+
+
+def test_a_teacher_without_batch_norm_is_refused_with_the_remedy() -> None:
+    lenet = build(ZooModel(arch="lenet5"), ImageSpec(1, 8, 8, 10)).eval()
+    with pytest.raises(ModelError, match=r"no BatchNorm statistics.*generator\.batch_norm=0"):
+        make(lenet)
+    made = make(lenet, batch_norm=0.0, activation=0.1, entropy=1.0).round(0, 0.3)
+    assert {"generator/activation", "generator/entropy"} <= set(made.terms)
+
+
+@pytest.mark.parametrize(("height", "width", "channels"), [(8, 8, 1), (28, 28, 1), (30, 17, 3)])
+def test_any_image_size(height: int, width: int, channels: int) -> None:
+    spec = ImageSpec(channels, height, width, 4)
+    network = GeneratorNetwork(spec, 5, 4)
+    assert network(torch.zeros(2, 5), torch.tensor([0, 3])).shape == (2, *spec.shape)
