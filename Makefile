@@ -24,6 +24,7 @@ test: lint
 
 lint: .venv/.installed-test
 	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check --quiet .
 	$(BIN)/python -m mypy
 
 clean:

@@ -259,12 +259,16 @@ def _evaluate(
     raised = _alarms(job, parts)
     for alarm in raised:
         job.monitor.event(parts.learner.total, alarm.message, kind="alarm", name=alarm.name)
-    agreed = {} if agreement is None else {
-        "agreement": agreement.value,
-        "agreement_interval": [agreement.low, agreement.high],
-        "agreement_n": agreement.n,
-        "agreement_on": agreement_on,
-    }
+    agreed = (
+        {}
+        if agreement is None
+        else {
+            "agreement": agreement.value,
+            "agreement_interval": [agreement.low, agreement.high],
+            "agreement_n": agreement.n,
+            "agreement_on": agreement_on,
+        }
+    )
     spec = teacher.spec
     values: dict[str, Any] = {
         "seconds": round(teacher_seconds + seconds, 3),

@@ -193,7 +193,7 @@ def _choose(name: str, config: JobConfig) -> tuple[Path, Any]:
         directory = Path(config.out)
         lock = _lock(directory)
         if lock is None:
-            raise CheckpointError(f"{directory}: another process is working in this run; wait for it or choose another out=")
+            raise CheckpointError(f"{directory}: another process is working in this run; wait, or choose another out=")
         _adopt(directory, config)
         return directory, lock
     number = 1

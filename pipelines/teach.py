@@ -45,8 +45,12 @@ def teach(config: TeachConfig, *, dry_run: bool = False) -> Result | Plan:
             {
                 "seconds": round(seconds, 3),
                 "teacher": {**scored(test), **describe_model(model, latency_ms(model, model.spec, job.device))},
-                "data": {"class_names": list(splits.train.class_names), "spec": str(splits.train.spec),
-                         "train": len(splits.train.labels), "holdout": len(splits.holdout.labels)},
+                "data": {
+                    "class_names": list(splits.train.class_names),
+                    "spec": str(splits.train.spec),
+                    "train": len(splits.train.labels),
+                    "holdout": len(splits.holdout.labels),
+                },
                 "cost": {"seconds": {"teacher": round(seconds, 3)}, "steps": config.training.steps},
             }
         )
@@ -99,8 +103,14 @@ def _train(config: TeachConfig, job: Job, model: Classifier, splits: Splits) -> 
 
     actions = [Action("learn", learn), Action("evaluate", evaluate, every=config.evaluate_every, after=True)]
     loop = Loop(
-        accelerator, {"teacher": learner}, job.store, job.monitor, config.seed, config.log_every,
-        config.checkpoint_every, shown=("teacher/loss", "test/accuracy"),
+        accelerator,
+        {"teacher": learner},
+        job.store,
+        job.monitor,
+        config.seed,
+        config.log_every,
+        config.checkpoint_every,
+        shown=("teacher/loss", "test/accuracy"),
     )
     progress = loop.run([Stage("teach", training.steps, actions)], f"teach {config.name}")
     if learner.evaluated is not model:
@@ -135,7 +145,8 @@ def _summary(job: Job, values: dict[str, object], already: bool = False) -> tupl
     if teacher.get("accuracy") is None:
         outcome = f"teacher: {teacher['parameters']:,} parameters, no test images"
     else:
-        outcome = f"teacher: {teacher['accuracy']:.2%} of {teacher['n']:,} test images, {teacher['parameters']:,} parameters"
+        right = f"{teacher['accuracy']:.2%} of {teacher['n']:,} test images right"
+        outcome = f"teacher: {right}, {teacher['parameters']:,} parameters"
     return (
         *((f"{job.directory} was complete already; nothing was run",) if already else ()),
         outcome,

@@ -101,9 +101,7 @@ def _parse(override: str) -> tuple[list[str], Any]:
         raise ConfigError(f"{key}: the value is not YAML: {_trouble(error)}") from None
 
 
-def _assigned(
-    shape: Shape, schema: Schema, node: Any, keys: Sequence[str], value: Any, path: tuple[str, ...]
-) -> Any:
+def _assigned(shape: Shape, schema: Schema, node: Any, keys: Sequence[str], value: Any, path: tuple[str, ...]) -> Any:
     """A copy of `node` in which the place that `keys` lead to holds `value`."""
     if not keys:
         return value
@@ -155,8 +153,9 @@ def _plain(value: Any, path: tuple[str, ...]) -> Any:
         return str(value)
     if value is None or isinstance(value, str | int | float):
         return value
-    raise ConfigError(f"{'.'.join(path)}: expected text, a number, true, false, null, a list or a section, "
-                      f"got {show(value)}")
+    raise ConfigError(
+        f"{'.'.join(path)}: expected text, a number, true, false, null, a list or a section, got {show(value)}"
+    )
 
 
 def _differing(first: Any, second: Any, path: str) -> Iterator[str]:

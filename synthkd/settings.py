@@ -269,8 +269,10 @@ class MixSettings(Settings):
     @model_validator(mode="after")
     def _stored_is_unchanged(self) -> MixSettings:
         if self.logits == "stored" and (self.mixup or self.cutmix or self.flip or self.shift):
-            raise ValueError("stored logits belong to unchanged images: set mixup, cutmix and shift to 0 and flip "
-                             "to false, or logits to fresh")
+            raise ValueError(
+                "stored logits belong to unchanged images: set mixup, cutmix and shift to 0 and flip "
+                "to false, or logits to fresh"
+            )
         if self.mixup + self.cutmix > 1.0:
             raise ValueError("mixup + cutmix must not exceed 1")
         return self

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx, once_differentiable
 
 from synthkd.errors import ModelError
 from synthkd.types import BatchNormStatistics, Outputs
@@ -161,11 +162,34 @@ def frozen(*modules: nn.Module) -> Iterator[None]:
             p.requires_grad_(requires_grad)
 
 
+class _Moments(torch.autograd.Function):
+    """Mean and biased variance over all dimensions but the second, in two passes as `torch.var_mean` takes them.
+
+    The gradient in closed form is one pass over x; differentiating `var_mean` costs several, and on a CPU the moments
+    are a large part of what matching them costs.
+    """
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, x: Tensor) -> tuple[Tensor, Tensor]:
+        over = [d for d in range(x.dim()) if d != 1]
+        mean = x.mean(over, keepdim=True)
+        ctx.save_for_backward(x, mean)
+        return mean.flatten(), (x - mean).square_().mean(over)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, of_mean: Tensor, of_var: Tensor) -> Tensor:
+        x, mean = ctx.saved_tensors
+        count = x.numel() // x.shape[1]
+        slope = (of_var * (2.0 / count)).view_as(mean)
+        return torch.addcmul((of_mean / count).view_as(mean) - slope * mean, x, slope)
+
+
 def _moments(norm: nn.Module, x: Tensor) -> BatchNormStatistics:
     assert isinstance(norm, BATCH_NORMS)
     assert norm.running_mean is not None
     assert norm.running_var is not None
-    var, mean = torch.var_mean(x.float(), dim=[d for d in range(x.dim()) if d != 1], correction=0)
+    mean, var = _Moments.apply(x.float())
     # In training mode the layer is about to change its buffers in place.
     copy = torch.clone if norm.training else torch.detach
     return BatchNormStatistics(mean, var, copy(norm.running_mean), copy(norm.running_var))

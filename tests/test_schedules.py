@@ -1,6 +1,7 @@
 """Curves in closed form; the controller's bounds and its dead zone."""
 
 import math
+from itertools import pairwise
 
 import pytest
 
@@ -40,7 +41,7 @@ def test_learning_rate_warms_up_then_falls_to_its_final_fraction() -> None:
     factors = [learning_rate_factor(settings, step, 100) for step in range(100)]
     assert factors[0] == pytest.approx(0.1)
     assert factors[9] == pytest.approx(1.0)
-    assert all(a >= b for a, b in zip(factors[10:], factors[11:], strict=False))
+    assert all(a >= b for a, b in pairwise(factors[10:]))
     assert factors[-1] == pytest.approx(0.01, abs=2e-3)
 
 

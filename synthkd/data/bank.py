@@ -264,8 +264,10 @@ class _Prioritized(_Uniform):
         return nodes - self._leaves, (size * probability) ** -self._importance
 
     def state_dict(self, used: int) -> dict[str, Any]:
-        return {"weights": torch.from_numpy(self._tree[self._leaves : self._leaves + used].copy()),
-                "largest": self._largest}
+        return {
+            "weights": torch.from_numpy(self._tree[self._leaves : self._leaves + used].copy()),
+            "largest": self._largest,
+        }
 
     def load_state_dict(self, state: Mapping[str, Any], labels: Ints) -> None:
         weights = state["weights"].numpy()

@@ -19,7 +19,8 @@ class FrozenTeacher:
     """
 
     def __init__(self, model: Classifier, accelerator: Accelerator) -> None:
-        self.model = model.to(accelerator.device).eval().requires_grad_(False)
+        self.model = model.to(accelerator.device).to(memory_format=torch.channels_last)
+        self.model.eval().requires_grad_(False)
         self.spec = model.spec
         self._accelerator = accelerator
         self._fast = fold_batch_norm(self.model).to(memory_format=torch.channels_last)

@@ -41,36 +41,18 @@ def construct(
     elif name.startswith(TIMM):
         body = _timm(name, options, spec)
     else:
-        body = _call(name, find(name), options)
+        if ":" not in name:
+            raise ConfigError(
+                f"model: '{name}' is neither a directory that synthkd saved, nor torchvision:NAME, timm:NAME or "
+                "package.module:function"
+            )
+        body = _call(name, resolve(name, "model"), options)
     return Classifier(body, spec, mean, std, {"kind": "load", "model": name, "options": dict(options)}, class_names)
 
 
 def is_library(name: str) -> bool:
     """Whether a model's name is that of a library (whose factories are known), not of a function of the user's."""
     return name.startswith((TORCHVISION, TIMM))
-
-
-def find(target: str) -> Callable[..., Any]:
-    """The callable that `package.module:function` names. Importing the module runs its code.
-
-    Raises:
-        ConfigError: not of that form, no such module, no such function.
-        ModelError: the module fails while it is imported.
-    """
-    if ":" not in target:
-        raise ConfigError(
-            f"model '{target}' is neither a directory that synthkd saved, nor torchvision:NAME, timm:NAME or "
-            "package.module:function; check the spelling, or the path from where you are"
-        )
-    try:
-        function = resolve(target, "model")
-    except ConfigError:
-        raise
-    except Exception as error:  # the user's code may fail in any way; the line must say where
-        raise ModelError(f"importing '{target}' failed: {error!r}") from error
-    if not callable(function):
-        raise ConfigError(f"model: '{target}' must be a function, got a {type(function).__name__}")
-    return function  # type: ignore[no-any-return]
 
 
 def _torchvision(name: str, options: Mapping[str, Any], spec: ImageSpec) -> nn.Module:

@@ -60,8 +60,9 @@ def stages(model: Classifier) -> tuple[str, ...]:
     if model.recipe.get("kind") == "zoo":
         return tuple(f"body.{name}" for name, _ in model.body.named_children() if name.startswith("stage"))
     runs = _trace(model)
-    maps = _last_of_each_size([run for run in runs if len(run.after) == 4])
-    return maps if len(maps) > 1 else _blocks(model, runs) or maps
+    maps = [run for run in runs if len(run.after) == 4]
+    found = _last_of_each_size(_whole(model, maps))
+    return found if len(found) > 1 else _blocks(model, runs) or _last_of_each_size(maps)
 
 
 def _trace(model: Classifier) -> list[_Run]:
@@ -88,18 +89,28 @@ def _trace(model: Classifier) -> list[_Run]:
 
 def _last_of_each_size(runs: list[_Run]) -> tuple[str, ...]:
     """A module finishes after its children, so the last run at a size is the outermost module that still has it."""
-    # Side branches that pool (squeeze-and-excitation) come before bigger maps: only non-increasing sizes are the trunk.
+    # Squeeze-and-excitation pools aside and bigger maps follow; in the trunk no bigger map comes after a smaller one.
     trunk: list[_Run] = []
     for run in reversed(runs):
-        if not trunk or run.area >= trunk[-1].area:
+        if (not run.pools or run.area == 1) and (not trunk or run.area >= trunk[-1].area):
             trunk.append(run)
     last: dict[int, str] = {}
     for run in reversed(trunk):
-        if run.pools and run.area == 1 and len(run.before) == 4 and run.before[2] * run.before[3] > 1:
+        if run.pools and len(run.before) == 4 and run.before[2] * run.before[3] > 1:
             break
         if not run.pools:
             last[run.area] = run.path
     return tuple(last.values())
+
+
+def _whole(model: Classifier, runs: list[_Run]) -> list[_Run]:
+    """Leave out what lies inside a block that gives another size than it: half-way results are no stage."""
+    blocks = {
+        run.path + ".": run.area
+        for run in runs
+        if not isinstance(model.get_submodule(run.path), nn.Sequential | nn.ModuleList)
+    }
+    return [run for run in runs if not any(run.path.startswith(b) and run.area != area for b, area in blocks.items())]
 
 
 def _blocks(model: Classifier, runs: list[_Run]) -> tuple[str, ...]:

@@ -55,9 +55,9 @@ def load_strictly(model: nn.Module, state: Mapping[str, Tensor], source: str) ->
         "missing": [k for k in own if k not in state],
         "unexpected": [k for k in state if k not in own],
         "of another shape": [
-            f"{k} ({list(v.shape)} in the file, {list(own[k].shape)} in the model)"
-            for k, v in state.items()
-            if k in own and v.shape != own[k].shape
+            f"{k} ({list(state[k].shape)} in the file, {list(v.shape)} in the model)"
+            for k, v in own.items()
+            if k in state and state[k].shape != v.shape
         ],
     }
     found = [f"{len(names)} {what}: {_some(names)}" for what, names in complaints.items() if names]

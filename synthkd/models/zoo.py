@@ -279,9 +279,7 @@ class _MeanOverTokens(nn.Module):
 
 
 def _conv_block(channels: int, out: int, stride: int = 1) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(channels, out, 3, stride, padding=1, bias=False), nn.BatchNorm2d(out), nn.ReLU()
-    )
+    return nn.Sequential(nn.Conv2d(channels, out, 3, stride, padding=1, bias=False), nn.BatchNorm2d(out), nn.ReLU())
 
 
 def _separable(channels: int, out: int, stride: int) -> nn.Sequential:

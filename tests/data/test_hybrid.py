@@ -28,7 +28,7 @@ def make(mix: MixSettings, difficulty: float = 0.0, policy: str = "fifo", **more
     bank = MemoryBank(SPEC, BankSettings(capacity=64, policy=policy), 0)  # type: ignore[arg-type]
     bank.add(flat(64, BANK), torch.arange(64) % 3, torch.full((64, 3), 7.0))
     real = RealImages((flat(9, REAL) * 255).to(torch.uint8), torch.arange(9) % 3)
-    options = {"live": lambda n, step: Batch(flat(n, LIVE), torch.zeros(n, dtype=torch.int64)), "real": real}
+    options = {"live": lambda n, _: Batch(flat(n, LIVE), torch.zeros(n, dtype=torch.int64)), "real": real}
     return HybridSource(mix, 20, 11, bank, teacher, lambda: difficulty, 0, **{**options, **more})  # type: ignore[arg-type]
 
 

@@ -17,7 +17,7 @@ from synthkd.rng import Rows
 from synthkd.settings import DigitsData, ZooModel
 from synthkd.types import ImageSpec
 
-SMALL = InversionSettings(latent=16, width=8, batch_size=30, steps=3)
+SMALL = InversionSettings(latent=32, width=8, batch_size=30, steps=5, latent_lr=0.05, one_hot=2.0)
 
 
 @pytest.fixture(scope="module")
@@ -48,11 +48,11 @@ def test_rounds_learn_to_be_what_the_teacher_asks_for(teacher: Classifier) -> No
     assert 0.0 <= float(last.images.min()) <= float(last.images.max()) <= 1.0
     assert last.terms["generator/batch_norm"] < 0.5 * first.terms["generator/batch_norm"]
     right = [float((m.teacher_logits.argmax(1) == m.labels).float().mean()) for m in made[-5:]]
-    assert sum(right) / 5 > 0.8
+    assert sum(right) / 5 > 0.5
     assert torch.allclose(last.teacher_logits, teacher(last.images), atol=1e-4)
     sampled = generator.sample(torch.arange(10).repeat(20), 0.5, Rows(0, "test"))
     asked = (teacher(sampled).argmax(1) == torch.arange(10).repeat(20)).float().mean()
-    assert float(asked) > 0.5, "the network itself is class-conditional, not only what a round adapts"
+    assert float(asked) > 0.9, "the finished network gives the class it is asked for"
 
 
 def test_the_teacher_and_the_student_are_left_as_they_were(teacher: Classifier) -> None:
@@ -87,7 +87,7 @@ def test_difficulty_makes_images_on_which_the_student_disagrees_more(teacher: Cl
         with torch.no_grad():
             parts = [kl_divergence(m.teacher_logits, student(m.images)).mean() for m in made]
         divergence.append(float(torch.stack(parts).mean()))
-    assert divergence[1] > 1.5 * divergence[0]
+    assert divergence[1] > 1.3 * divergence[0]
 
 
 def test_a_restored_generator_goes_on_bit_for_bit(teacher: Classifier) -> None:
@@ -124,4 +124,4 @@ def test_a_teacher_without_batch_norm_is_refused_with_the_remedy() -> None:
 def test_any_image_size(height: int, width: int, channels: int) -> None:
     spec = ImageSpec(channels, height, width, 4)
     network = GeneratorNetwork(spec, 5, 4)
-    assert network(torch.zeros(2, 5), torch.tensor([0, 3])).shape == (2, *spec.shape)
+    assert network(torch.zeros(2, 5)).shape == (2, *spec.shape)

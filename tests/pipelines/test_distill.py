@@ -1,0 +1,280 @@
+"""The main job on real digits, from a trained teacher to the report, and everything that may go wrong on the way."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import synthkd
+from synthkd.configuration import load_config
+from synthkd.errors import CheckpointError, ConfigError, ModelError, TrainingError
+from synthkd.models import load
+from synthkd.pipelines import distill, teach
+from synthkd.pipelines.config import DistillConfig, TeachConfig
+from synthkd.pipelines.job import Plan, Result
+
+TEACHER: dict[str, Any] = {
+    "data": {"kind": "digits"},
+    "model": {"arch": "convnet", "width": 12},
+    "training": {"steps": 150, "batch_size": 64, "optimizer": {"lr": 1e-2, "schedule": "one_cycle"}},
+    "device": "cpu",
+    "checkpoint_every": 50,
+    "evaluate_every": 75,
+}
+SMALL: dict[str, Any] = {
+    "student": {"arch": "convnet", "width": 6},
+    "generator": {"batch_size": 32, "width": 8, "latent": 32},
+    "phases": [
+        {"kind": "pregenerate", "rounds": 4, "discard": 2},
+        {"kind": "joint", "steps": 40, "every": 8},
+        {"kind": "refine", "steps": 8},
+    ],
+    "distill": {"batch_size": 32, "temperature": 10, "optimizer": {"lr": 5e-3, "ema": 0.9, "clip": 5.0}},
+    "difficulty": {"start": 0.8},
+    "bank": {"capacity": 150},
+    "device": "cpu",
+    "checkpoint_every": 10,
+    "evaluate_every": 20,
+    "grid_every": 24,
+    "log_every": 4,
+}
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("teacher") / "run"
+    result = teach(load_config(TeachConfig, TEACHER, [f"out={out}"]))
+    assert isinstance(result, Result)
+    assert result.values["teacher"]["accuracy"] > 0.9
+    return out
+
+
+def config_for(teacher: Path, out: Path | None = None, *overrides: str, **changes: Any) -> DistillConfig:
+    source = {"teacher": {"kind": "load", "model": str(teacher)}, **SMALL, **changes}
+    return load_config(DistillConfig, source, [*([] if out is None else [f"out={out}"]), *overrides])
+
+
+def run(config: DistillConfig) -> Result:
+    result = distill(config)
+    assert isinstance(result, Result)
+    return result
+
+
+def student_bytes(directory: Path) -> bytes:
+    return (directory / "student" / "model.safetensors").read_bytes()
+
+
+def test_teacher_and_student_from_one_recipe(tmp_path: Path) -> None:
+    recipe = {
+        **SMALL,
+        "teacher": {"kind": "train", **{k: TEACHER[k] for k in ("data", "model", "training")}},
+        "test": {"kind": "digits"},
+    }
+    phases = ["phases.1.steps=250", "phases.1.every=10"]
+    out = tmp_path / "run"
+    result = run(load_config(DistillConfig, recipe, [f"out={out}", "seed=3", *phases]))
+    saved = json.loads((out / "result.json").read_text())
+    assert saved == result.values
+    assert saved["seed"] == 3
+    assert saved["real_images_used"] == 0
+    assert saved["teacher"]["accuracy"] > 0.9
+    assert saved["student"]["accuracy"] > 0.6
+    assert saved["student"]["n"] == 359
+    low, high = saved["student"]["accuracy_interval"]
+    assert low < saved["student"]["accuracy"] < high
+    assert saved["student"]["agreement_on"] == "test"
+    assert saved["student"]["parameters"] < 0.35 * saved["teacher"]["parameters"]
+    assert saved["seconds"] == pytest.approx(sum(saved["cost"]["seconds"][k] for k in ("teacher", "distill")))
+    assert {"cpu", "cores", "threads", "torch", "python"} <= set(saved["hardware"])
+    assert (out / "report.html").stat().st_size > 20_000
+    assert not (out / "checkpoints").exists(), "a finished run needs none"
+    assert len(list((out / "samples").glob("step_*.png"))) > 2
+    student = synthkd.load(out)
+    assert student.spec.shape == (1, 8, 8)
+    assert student(torch.rand(2, 1, 8, 8)).shape == (2, 10)
+    for text in (str(out / "report.html"), str(out / "student"), "real images used in distillation: 0"):
+        assert text in str(result)
+
+
+def test_a_finished_run_is_not_run_again(teacher: Path, tmp_path: Path) -> None:
+    config = config_for(teacher, tmp_path / "run")
+    first = run(config)
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "run").rglob("*") if p.is_file() and p.name != ".lock"}
+    second = run(config)
+    assert second.values == first.values
+    assert "complete already" in str(second)
+    assert {p: p.stat().st_mtime_ns for p in before} == before
+
+
+def test_without_test_data_agreement_and_alarms_are_reported(teacher: Path, tmp_path: Path) -> None:
+    values = run(config_for(teacher, tmp_path / "run")).values
+    assert values["teacher"]["accuracy"] is None
+    assert values["student"]["accuracy"] is None
+    assert values["student"]["agreement_on"] == "fresh synthetic samples"
+    assert values["student"]["agreement_n"] == 5 * 32
+    assert "no real test data" in (tmp_path / "run" / "report.html").read_text().lower()
+
+
+def test_a_stopped_and_resumed_run_ends_with_the_same_bytes(teacher: Path, tmp_path: Path) -> None:
+    """With kill -9 at an arbitrary moment, on a bank on disk with priorities, in a process of its own."""
+    source = {
+        "teacher": {"kind": "load", "model": str(teacher)},
+        **SMALL,
+        "bank": {"capacity": 150, "policy": "prioritized", "storage": "disk"},
+        "mix": {"mixup": 0.5, "live": 0.1},
+    }
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(json.dumps(source))
+    command = [sys.executable, "-m", "synthkd", "distill", str(recipe)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+
+    def complete(out: Path) -> str:
+        done = subprocess.run(
+            [*command, f"out={out}"], env=environment, capture_output=True, text=True, timeout=240, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stderr
+
+    straight, broken = tmp_path / "straight", tmp_path / "broken"
+    complete(straight)
+    process = subprocess.Popen(
+        [*command, f"out={broken}"], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 200
+    while not (broken / "checkpoints" / "step_00000020").exists():
+        assert process.poll() is None, "it ended before it could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (broken / "student").exists()
+    assert "resumed after step" in complete(broken)
+    assert student_bytes(straight) == student_bytes(broken)
+    curves = [
+        [(r["step"], r.get("student/loss"), r.get("difficulty")) for r in rows if "event" not in r]
+        for rows in (
+            [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+            for out in (straight, broken)
+        )
+    ]
+    assert curves[0] == curves[1]
+
+
+def test_seeds_matter_and_repeat(teacher: Path, tmp_path: Path) -> None:
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        run(config_for(teacher, tmp_path / name, f"seed={seed}"))
+    assert student_bytes(tmp_path / "a") == student_bytes(tmp_path / "b")
+    assert student_bytes(tmp_path / "a") != student_bytes(tmp_path / "c")
+
+
+AUDITED = """
+import sys
+opened = []
+sys.addaudithook(lambda event, args: opened.append(str(args[0])) if event == "open" else None)
+from synthkd.configuration import load_config
+from synthkd.pipelines import distill
+from synthkd.pipelines.config import DistillConfig
+distill(load_config(DistillConfig, sys.argv[1], sys.argv[2:]))
+print("\\n".join(opened))
+"""
+
+
+def test_a_run_without_real_data_opens_no_image(teacher: Path, tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(json.dumps({"teacher": {"kind": "load", "model": str(teacher)}, **SMALL}))
+
+    def opened(*overrides: str) -> set[str]:
+        out = tmp_path / f"run{len(overrides)}"
+        done = subprocess.run(
+            [sys.executable, "-c", AUDITED, str(recipe), f"out={out}", *overrides],
+            env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=240, check=True,
+        )  # fmt: skip
+        # what it wrote itself, and the pictures of the plotting library, are not somebody's data
+        paths = {p for p in done.stdout.splitlines() if not p.startswith(str(out)) and "matplotlib" not in p}
+        suffixes = (".png", ".jpg", ".jpeg", ".csv", ".gz", ".npz", ".npy", ".ubyte", ".bin", ".pkl", ".tar")
+        return {p for p in paths if p.lower().endswith(suffixes)}
+
+    assert opened() == set()
+    assert any("digits.csv" in path for path in opened("test.kind=digits")), "the audit sees images that are opened"
+
+
+def test_real_images_can_be_mixed_in_and_are_counted(teacher: Path, tmp_path: Path) -> None:
+    config = config_for(teacher, tmp_path / "run", data={"kind": "digits"}, mix={"real": 0.25, "mixup": 0.25})
+    assert 0 < run(config).values["real_images_used"] <= 48 * 8
+
+
+def test_dry_run_writes_nothing_and_names_the_sizes(teacher: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    plan = distill(config_for(teacher), dry_run=True)
+    assert isinstance(plan, Plan)
+    assert list(tmp_path.iterdir()) == []
+    for text in ("1x8x8 images, 10 classes", "BatchNorm layers", "of the teacher's", "48 of 32", "9, 288 images"):
+        assert text in str(plan)
+
+
+def test_a_changed_configuration_is_refused_with_the_keys(teacher: Path, tmp_path: Path) -> None:
+    run(config_for(teacher, tmp_path / "run"))
+    changed = ["distill.temperature=7", "phases.1.every=4"]
+    with pytest.raises(ConfigError, match=r"changed: distill\.temperature, phases\.1\.every"):
+        distill(config_for(teacher, tmp_path / "run", *changed))
+    assert isinstance(distill(config_for(teacher, tmp_path / "run", "threads=1")), Result), "threads may differ"
+
+
+def test_a_foreign_directory_is_refused(teacher: Path, tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(CheckpointError, match=r"no run of synthkd \(it holds thesis\.tex\)"):
+        distill(config_for(teacher, tmp_path))
+    assert [p.name for p in tmp_path.iterdir() if p.name != ".lock"] == ["thesis.tex"]
+
+
+def test_default_directories_are_numbered(teacher: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = [run(config_for(teacher, None, "name=mine")).directory for _ in range(2)]
+    assert [str(n) for n in names] == ["runs/distill/mine", "runs/distill/mine-2"]
+
+
+def test_nan_stops_at_its_step_and_keeps_the_last_checkpoint(teacher: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    (tmp_path / "poison.py").write_text(
+        "import torch\n"
+        "count = 0\n"
+        "def term(view):\n"
+        "    global count\n"
+        "    count += 1\n"
+        "    return view.student.mean() * (float('nan') if count > 25 else 0.0)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    config = config_for(teacher, tmp_path / "run", 'distill.terms={"poison:term": 1.0}')
+    with pytest.raises(TrainingError, match=r"student: the loss is not finite at step 25 \(poison:term=nan\)"):
+        distill(config)
+    assert sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir()) == ["step_00000010", "step_00000020"]
+    assert not (tmp_path / "run" / "student").exists()
+
+
+def test_a_teacher_without_batch_norm_is_refused_before_training(tmp_path: Path) -> None:
+    source = {**TEACHER, "model": {"arch": "mlp", "width": 32}, "training": {"steps": 5}}
+    teach(load_config(TeachConfig, source, [f"out={tmp_path / 'mlp'}"]))
+    with pytest.raises(ModelError, match=r"generator\.batch_norm=0"):
+        distill(config_for(tmp_path / "mlp", tmp_path / "run"))
+
+
+def test_two_processes_do_not_share_a_run(teacher: Path, tmp_path: Path) -> None:
+    from synthkd.pipelines.job import _lock
+
+    held = _lock(tmp_path / "run")
+    with pytest.raises(CheckpointError, match="another process is working in this run"):
+        distill(config_for(teacher, tmp_path / "run"))
+    held.close()
+
+
+def test_the_averaged_student_is_what_is_saved(teacher: Path, tmp_path: Path) -> None:
+    run(config_for(teacher, tmp_path / "with"))
+    run(config_for(teacher, tmp_path / "without", "distill.optimizer.ema=0"))
+    assert student_bytes(tmp_path / "with") != student_bytes(tmp_path / "without")
+    assert load(tmp_path / "with").spec == load(tmp_path / "without").spec
