@@ -6,14 +6,18 @@ from accelerate import Accelerator
 
 from synthkd.errors import ConfigError
 from synthkd.generators.inversion import Inversion
-from synthkd.generators.settings import InversionSettings, PythonGenerator
+from synthkd.generators.pixels import Pixels
+from synthkd.generators.settings import InversionSettings, PixelSettings, PythonGenerator
 from synthkd.imports import resolve
 from synthkd.models import Classifier
 from synthkd.types import TrainableGenerator
 
 
 def build_generator(
-    settings: InversionSettings | PythonGenerator, teacher: Classifier, seed: int, accelerator: Accelerator
+    settings: InversionSettings | PixelSettings | PythonGenerator,
+    teacher: Classifier,
+    seed: int,
+    accelerator: Accelerator,
 ) -> TrainableGenerator:
     """The generator of the settings for one frozen teacher.
 
@@ -23,6 +27,8 @@ def build_generator(
     """
     if isinstance(settings, InversionSettings):
         return Inversion(settings, teacher, seed, accelerator)
+    if isinstance(settings, PixelSettings):
+        return Pixels(settings, teacher, seed, accelerator)
     made = resolve(settings.target, "generator.target")(teacher=teacher, seed=seed, **settings.options)
     needed = ("round", "sample", "state_dict", "load_state_dict")
     if missing := [name for name in needed if not callable(getattr(made, name, None))]:

@@ -117,7 +117,7 @@ class Inversion:
         if settings.batch_norm > 0 and not has_statistics:
             raise ModelError(
                 "the teacher has no BatchNorm statistics, which generator.batch_norm matches: set "
-                "generator.batch_norm=0 and rely on generator.activation and generator.entropy"
+                "generator.kind=pixels, or generator.batch_norm=0 and rely on the other terms"
             )
         torch.manual_seed(stream(seed, "generator/init").initial_seed())
         self.network = GeneratorNetwork(self.spec, settings.latent, settings.width).to(self._device)

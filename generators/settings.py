@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, Tag
 
-from synthkd.settings import Count, NonNegative, Positive, Settings, by_kind
+from synthkd.settings import Count, Fraction, NonNegative, Positive, Settings, by_kind
 
 
 class InversionSettings(Settings):
@@ -39,6 +39,27 @@ class InversionSettings(Settings):
     """Weight of the magnitude of the teacher's penultimate features."""
 
 
+class PixelSettings(Settings):
+    """Drawn images moved in pixel space to the teacher's classes; for teachers without BatchNorm."""
+
+    kind: Literal["pixels"]
+    batch_size: Count = 107
+    """Images a round makes, the drawn ones included."""
+    drawn: Fraction = 0.4
+    """Share of a round's images that are kept as drawn."""
+    restart: Fraction = 0.5
+    """Share of the moved images that start from results of earlier rounds rather than from drawn images."""
+    steps: Count = 4
+    """Gradient steps that move an image."""
+    step_size: Positive = 0.2
+    """Size of a step, in units of the image's logit."""
+    momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.7
+    adversarial: NonNegative = 0.0
+    """Weight, at difficulty 1, of the disagreement of student and teacher."""
+    sample_steps: Count = 12
+    """Gradient steps of an image that is asked for by its label."""
+
+
 class PythonGenerator(Settings):
     """A generator of your own: `target` is a `package.module:function` that takes (teacher, spec, seed, **options)."""
 
@@ -48,5 +69,8 @@ class PythonGenerator(Settings):
 
 
 GeneratorSettings = Annotated[
-    Annotated[InversionSettings, Tag("inversion")] | Annotated[PythonGenerator, Tag("python")], by_kind("inversion")
+    Annotated[InversionSettings, Tag("inversion")]
+    | Annotated[PixelSettings, Tag("pixels")]
+    | Annotated[PythonGenerator, Tag("python")],
+    by_kind("inversion"),
 ]

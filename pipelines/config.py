@@ -80,4 +80,6 @@ class DistillConfig(JobConfig):
     def _consistent(self) -> DistillConfig:
         if self.data is None and self.mix.real != 0.0:
             raise ValueError("mix.real needs real images: set data, or mix.real to 0")
+        if self.distill.hint != 0.0 and self.mix.logits == "stored":
+            raise ValueError("distill.hint compares features of the images at hand: set mix.logits to fresh")
         return self

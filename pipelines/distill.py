@@ -15,6 +15,7 @@ from synthkd.data.bank import MemoryBank
 from synthkd.data.hybrid import HybridSource, RealImages
 from synthkd.data.real import load_splits
 from synthkd.distillation import alarms, phases
+from synthkd.distillation.hints import Hints
 from synthkd.distillation.step import DistillStep
 from synthkd.distillation.synthesis import Synthesis
 from synthkd.distillation.teachers import FrozenTeacher
@@ -94,7 +95,6 @@ def assemble(config: DistillConfig, teacher: Classifier, accelerator: Accelerato
         directory: run directory, for a bank on disk; None for a dry run, which keeps the bank in memory.
     """
     contract = probe(teacher)
-    frozen = FrozenTeacher(teacher, accelerator)
     spec = teacher.spec
     torch.manual_seed(derive(config.seed, "student/init"))
     mean, std = (v.flatten().tolist() for v in (teacher.normalize.mean, teacher.normalize.std))
@@ -104,7 +104,9 @@ def assemble(config: DistillConfig, teacher: Classifier, accelerator: Accelerato
     total = phases.student_steps(config.phases)
     if total == 0:
         raise ConfigError("phases: the student has no step to learn in; add a joint or refine phase")
-    learner = Learner("student", student, config.distill.optimizer, total, accelerator)
+    hints = None if config.distill.hint == 0.0 else Hints(teacher, student)
+    frozen = FrozenTeacher(teacher, accelerator, [] if hints is None else [p.teacher for p in hints.pairs])
+    learner = Learner("student", student, config.distill.optimizer, total, accelerator, hints)
     generator = build_generator(config.generator, teacher, config.seed, accelerator)
     settings = config.bank
     if directory is None and settings.storage == "disk":
@@ -133,7 +135,8 @@ def assemble(config: DistillConfig, teacher: Classifier, accelerator: Accelerato
     )
     synthesis = Synthesis(generator, bank, difficulty, lambda: learner.module)
     prioritized = config.bank.policy == "prioritized"
-    learn = DistillStep(learner, source, config.distill, accelerator, bank if prioritized else None)
+    places = () if hints is None else [pair.student for pair in hints.pairs]
+    learn = DistillStep(learner, source, config.distill, accelerator, bank if prioritized else None, places)
     return Parts(contract, frozen, learner, generator, bank, difficulty, source, synthesis, learn)
 
 
@@ -253,7 +256,7 @@ def _evaluate(
     agreement, agreement_on = fresh, "fresh synthetic samples"
     if config.test is not None:
         test = load_splits(config.test).test
-        taught, learned = predict(teacher, test.images, device), predict(student, test.images, device)
+        taught, learned = predict(teacher.logits, test.images, device), predict(student, test.images, device)
         teacher_score, student_score = accuracy(taught, test.labels), accuracy(learned, test.labels)
         agreement, agreement_on = accuracy(learned, taught), "test"
     raised = _alarms(job, parts)

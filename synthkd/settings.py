@@ -288,7 +288,9 @@ class DistillSettings(Settings):
     alpha: Schedule = 0.0
     """Weight of the hard label; 1 - alpha is the weight of the soft labels."""
     logit_match: Schedule = 0.0
-    """Weight of the mean absolute difference of centred logits."""
+    """Weight of the mean absolute difference of centred logits, in standard deviations of the teacher's."""
+    hint: Schedule = 0.0
+    """Weight of the feature hints: training-only regressors map the student's stages onto the teacher's."""
     terms: dict[str, Schedule] = Field(default_factory=dict)
     """Losses of your own: `package.module:function` (takes a StudentView, gives a scalar) -> weight."""
     batch_size: Count = 256

@@ -45,7 +45,8 @@ class Batch:
         labels: int64 `[N]`, the class each image was made or annotated for.
         teacher_logits: float32 `[N, K]`, or None where the teacher has not seen these images.
         weights: float32 `[N]` importance weights with mean near 1, or None for equal weights.
-        slots: int64 `[N]` places in the memory bank (-1: not from the bank), or None.
+        slots: int64 `[N]` places in the memory bank (-1: not from the bank, or changed since), or None.
+        teacher_features: module path -> the teacher's features of these very images; empty unless asked for.
     """
 
     images: Tensor
@@ -53,6 +54,7 @@ class Batch:
     teacher_logits: Tensor | None = None
     weights: Tensor | None = None
     slots: Tensor | None = None
+    teacher_features: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return int(self.images.shape[0])
@@ -63,7 +65,8 @@ class Batch:
             name: None if (value := getattr(self, name)) is None else change(value)
             for name in ("teacher_logits", "weights", "slots")
         }
-        return Batch(change(self.images), change(self.labels), **optional)
+        features = {path: change(value) for path, value in self.teacher_features.items()}
+        return Batch(change(self.images), change(self.labels), **optional, teacher_features=features)
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on a device."""

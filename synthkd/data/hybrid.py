@@ -15,10 +15,10 @@ from synthkd.errors import ConfigError
 from synthkd.rng import numpy_stream, stream
 from synthkd.schedules import value_at
 from synthkd.settings import MixSettings
-from synthkd.types import Batch, to_float
+from synthkd.types import Batch, Outputs, to_float
 
-Labeller = Callable[[Tensor], Tensor]
-"""Teacher without gradient: images `[N, C, H, W]` -> logits `[N, K]`."""
+Labeller = Callable[[Tensor], Outputs]
+"""Teacher without gradient: images `[N, C, H, W]` -> logits `[N, K]` and the features that were asked of it."""
 
 LiveSampler = Callable[[int, int], Batch]
 """(count, step) -> that many fresh generator samples, made for this step."""
@@ -113,10 +113,10 @@ class HybridSource:
         # rows differ between processes, so each draws its own augmentation
         rng = stream(self._seed, f"augment/{self._rank}", step)
         images = augment.by_difficulty(batch.images, difficulty, rng)
-        logits = batch.teacher_logits
-        if self._mix.logits == "fresh" or logits is None:
-            logits = self._teacher(images)
-        return replace(batch, images=images, teacher_logits=logits)
+        if self._mix.logits == "stored" and batch.teacher_logits is not None:
+            return replace(batch, images=images)
+        seen = self._teacher(images)
+        return replace(batch, images=images, teacher_logits=seen.logits, teacher_features=seen.features)
 
     def state_dict(self) -> dict[str, Any]:
         """Which real images were used so far; the batches themselves are a function of the step."""
@@ -133,7 +133,9 @@ class HybridSource:
         if self._mix.logits == "stored":
             if self._real_logits is None:
                 chunks = self._real.images.split(512)
-                self._real_logits = torch.cat([self._teacher(to_float(c).to(self._device)).cpu() for c in chunks])
+                self._real_logits = torch.cat(
+                    [self._teacher(to_float(c).to(self._device)).logits.cpu() for c in chunks]
+                )
             logits = self._real_logits[rows]
         return Batch(to_float(self._real.images[rows]), self._real.labels[rows], logits)
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
+from torch import Tensor, nn
 
 from synthkd.data.bank import MemoryBank
 from synthkd.imports import resolve
@@ -15,6 +15,7 @@ from synthkd.losses import logits as losses
 from synthkd.losses.objective import Objective
 from synthkd.schedules import value_at
 from synthkd.settings import Curve, DistillSettings, Schedule
+from synthkd.taps import observe
 from synthkd.training.learner import Learner
 from synthkd.types import Batch, BatchSource
 
@@ -30,16 +31,23 @@ class StudentView:
         teacher: teacher logits `[N, K]`.
         student: student logits `[N, K]`, with gradient.
         temperature: T of the soft labels at this step.
+        student_features: module path -> features of the student; empty unless hints are used.
     """
 
     batch: Batch
     teacher: Tensor
     student: Tensor
     temperature: float
+    student_features: Mapping[str, Tensor] = field(default_factory=dict)
 
 
-def objective(settings: DistillSettings) -> Objective[StudentView]:
-    """`alpha CE + (1 - alpha) T^2 KL + logit_match |.|` and the user's own terms."""
+def objective(settings: DistillSettings, hints: nn.Module | None = None) -> Objective[StudentView]:
+    """`alpha CE + (1 - alpha) T^2 KL + logit_match |.| + hint`, and the user's own terms.
+
+    Args:
+        settings: temperature and weights.
+        hints: (teacher features, student features) -> scalar; needed when `settings.hint` is not 0.
+    """
     terms: dict[str, Term] = {
         "soft": lambda v: losses.distillation(v.teacher, v.student, v.temperature, v.batch.weights),
         "hard": lambda v: losses.hard_label(v.student, v.batch.labels, v.batch.weights),
@@ -50,6 +58,9 @@ def objective(settings: DistillSettings) -> Objective[StudentView]:
         "hard": settings.alpha,
         "logit_match": settings.logit_match,
     }
+    if hints is not None:
+        terms["hint"] = lambda v: hints(v.batch.teacher_features, v.student_features)
+        weights["hint"] = settings.hint
     for target, weight in settings.terms.items():
         terms[target] = resolve(target, "distill.terms")
         weights[target] = weight
@@ -71,6 +82,7 @@ class DistillStep:
         settings: temperature and weights.
         accelerator: precision and processes.
         bank: where priorities go, or None when draws are not prioritized.
+        places: module paths of the student whose features the learner's helpers (the hints) compare.
     """
 
     def __init__(
@@ -80,11 +92,15 @@ class DistillStep:
         settings: DistillSettings,
         accelerator: Accelerator,
         bank: MemoryBank | None = None,
+        places: Sequence[str] = (),
     ) -> None:
         self._learner = learner
         self._source = source
         self._settings = settings
-        self._objective = objective(settings)
+        self._objective = objective(settings, learner.helpers)
+        # wrapped for several processes, the student is a child of the wrapper
+        self._prefix = "" if learner.model is learner.module else "module."
+        self._places = tuple(self._prefix + place for place in places)
         self._accelerator = accelerator
         self._bank = bank
 
@@ -94,10 +110,11 @@ class DistillStep:
         assert batch.teacher_logits is not None
         self._learner.model.train()
         with self._accelerator.autocast():
-            student = self._learner.model(batch.images)
+            seen = observe(self._learner.model, batch.images, self._places)
         total = self._learner.total
         temperature = value_at(self._settings.temperature, step, total)
-        view = StudentView(batch, batch.teacher_logits, student.float(), temperature)
+        features = {path.removeprefix(self._prefix): value for path, value in seen.features.items()}
+        view = StudentView(batch, batch.teacher_logits, seen.logits.float(), temperature, features)
         logged = self._learner.update(self._objective(view, step, total), step)
         if self._bank is not None and batch.slots is not None:
             self._reprioritise(self._bank, batch.slots, view)

@@ -2,32 +2,44 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
 from synthkd.models.classifier import Classifier
 from synthkd.models.folding import fold_batch_norm
+from synthkd.taps import observe
+from synthkd.types import Outputs
 
 
 class FrozenTeacher:
-    """A frozen network that gives logits without gradient, its BatchNorm folded into the convolutions where it can.
+    """A frozen network that labels images without gradient.
+
+    Where only logits are asked for, its BatchNorm is folded into the convolutions.
 
     Args:
-        model: the teacher; itself left as it is but for eval mode and requires_grad False.
+        model: the teacher; itself left as it is but for device, eval mode and requires_grad False.
         accelerator: device and precision.
+        features: module paths whose outputs every pass shows beside the logits.
     """
 
-    def __init__(self, model: Classifier, accelerator: Accelerator) -> None:
+    def __init__(self, model: Classifier, accelerator: Accelerator, features: Sequence[str] = ()) -> None:
         self.model = model.to(accelerator.device).to(memory_format=torch.channels_last)
         self.model.eval().requires_grad_(False)
         self.spec = model.spec
         self._accelerator = accelerator
+        self._features = tuple(features)
         self._fast = fold_batch_norm(self.model).to(memory_format=torch.channels_last)
 
     @torch.no_grad()
-    def __call__(self, images: Tensor) -> Tensor:
-        """Images float32 `[N, C, H, W]` in [0, 1] to logits float32 `[N, K]`."""
+    def __call__(self, images: Tensor) -> Outputs:
+        """Logits float32 `[N, K]`, and the features asked for, of images float32 `[N, C, H, W]` in [0, 1]."""
         with self._accelerator.autocast():
-            logits: Tensor = self._fast(images)
-        return logits.float()
+            seen = observe(self.model, images, self._features) if self._features else Outputs(self._fast(images))
+        return Outputs(seen.logits.float(), seen.features)
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Logits alone, float32 `[N, K]`."""
+        return self(images).logits

@@ -41,7 +41,7 @@ def require_finite(loss: Loss, who: str, step: int) -> None:
 
 
 class Learner:
-    """Trains one module.
+    """Trains a module, and helper modules beside it that are never saved with it.
 
     Args:
         name: who learns, for logs and errors ("student").
@@ -49,6 +49,7 @@ class Learner:
         settings: optimiser, curve of the learning rate, clipping, average.
         total: steps over which the learning rate moves.
         accelerator: device, precision and processes.
+        helpers: modules trained jointly (regressors of hints), or None.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class Learner:
         settings: OptimizerSettings,
         total: int,
         accelerator: Accelerator,
+        helpers: nn.Module | None = None,
     ) -> None:
         self.name = name
         self.total = total
@@ -65,11 +67,14 @@ class Learner:
         self._accelerator = accelerator
         # convolutions are faster so, on CPUs too; other layers do not mind
         self.module = module.to(accelerator.device).to(memory_format=torch.channels_last)
-        self._parameters = [p for p in self.module.parameters() if p.requires_grad]
+        self._helpers = None if helpers is None else helpers.to(accelerator.device)
+        trained = [self.module] if self._helpers is None else [self.module, self._helpers]
+        self._parameters = [p for m in trained for p in m.parameters() if p.requires_grad]
         optimizer = optimizer_for(settings, self._parameters)
         self._average = WeightAverage(module, settings.ema) if settings.ema > 0 else None
         self.model: nn.Module
         self.model, self._optimizer = accelerator.prepare(self.module, optimizer)
+        self.helpers: nn.Module | None = None if self._helpers is None else accelerator.prepare(self._helpers)
 
     @property
     def evaluated(self) -> nn.Module:
@@ -123,6 +128,7 @@ class Learner:
     def state_dict(self) -> dict[str, Any]:
         return {
             "module": dict(self.module.state_dict()),
+            "helpers": {} if self._helpers is None else dict(self._helpers.state_dict()),
             "optimizer": self._optimizer.state_dict(),
             "average": {} if self._average is None else self._average.state_dict(),
             "scaler": {} if self._accelerator.scaler is None else self._accelerator.scaler.state_dict(),
@@ -130,6 +136,8 @@ class Learner:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.module.load_state_dict(state["module"])
+        if self._helpers is not None:
+            self._helpers.load_state_dict(state["helpers"])
         self._optimizer.load_state_dict(state["optimizer"])
         if self._average is not None:
             self._average.load_state_dict(state["average"])

@@ -7,17 +7,17 @@ from synthkd.data.bank import MemoryBank
 from synthkd.data.hybrid import HybridSource, RealImages
 from synthkd.errors import ConfigError
 from synthkd.settings import BankSettings, Curve, MixSettings
-from synthkd.types import Batch, ImageSpec
+from synthkd.types import Batch, ImageSpec, Outputs
 
 SPEC = ImageSpec(1, 8, 8, 3)
 BANK, LIVE, REAL = 0.2, 0.6, 1.0
 """Grey levels that tell where an image came from."""
 
 
-def teacher(images: torch.Tensor) -> torch.Tensor:
+def teacher(images: torch.Tensor) -> Outputs:
     """A teacher whose logits are the mean, maximum and minimum grey level."""
     flat = images.flatten(1)
-    return torch.stack([flat.mean(1), flat.amax(1), flat.amin(1)], dim=1)
+    return Outputs(torch.stack([flat.mean(1), flat.amax(1), flat.amin(1)], dim=1))
 
 
 def flat(count: int, level: float) -> torch.Tensor:
@@ -51,11 +51,11 @@ def test_all_real_needs_no_bank() -> None:
 def test_fresh_logits_are_of_the_images_returned() -> None:
     batch = make(MixSettings(mixup=0.5, cutmix=0.2, shift=1, flip=True), difficulty=0.9).batch(2)
     assert batch.teacher_logits is not None
-    assert torch.equal(batch.teacher_logits, teacher(batch.images))
+    assert torch.equal(batch.teacher_logits, teacher(batch.images).logits)
 
 
 def test_stored_logits_call_no_teacher() -> None:
-    def forbidden(_: torch.Tensor) -> torch.Tensor:
+    def forbidden(_: torch.Tensor) -> Outputs:
         raise AssertionError("the teacher was called")
 
     source = make(MixSettings(logits="stored", mixup=0.0))

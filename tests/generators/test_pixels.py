@@ -1,0 +1,119 @@
+"""Drawn images, and the pixel-space generator against a teacher without BatchNorm that has learned real digits."""
+
+import pytest
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from synthkd.data.real import channel_statistics, load_splits
+from synthkd.generators.pixels import Pixels, class_similarity
+from synthkd.generators.procedural import draw, fit_tone_curve
+from synthkd.generators.settings import PixelSettings
+from synthkd.models import Classifier, build
+from synthkd.rng import Rows
+from synthkd.settings import DigitsData, ZooModel
+from synthkd.types import ImageSpec
+
+SMALL = PixelSettings(kind="pixels", batch_size=50, drawn=0.4)
+
+
+@pytest.fixture(scope="module")
+def teacher() -> Classifier:
+    train = load_splits(DigitsData(kind="digits")).train
+    torch.manual_seed(0)
+    model = build(
+        ZooModel(arch="lenet5"), train.spec, *channel_statistics(train.images), class_names=train.class_names
+    )
+    optimizer = torch.optim.AdamW(model.parameters(), 5e-3)
+    for step in range(120):
+        rows = torch.randperm(len(train.labels), generator=torch.Generator().manual_seed(step))[:64]
+        loss = nn.functional.cross_entropy(model(train.images[rows].float() / 255), train.labels[rows])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    model.zero_grad(set_to_none=True)
+    return model.eval()
+
+
+def make(teacher: Classifier, seed: int = 0, **changes: object) -> Pixels:
+    return Pixels(SMALL.model_copy(update=changes), teacher, seed, Accelerator(cpu=True))
+
+
+@pytest.mark.parametrize("spec", [ImageSpec(1, 8, 8, 10), ImageSpec(3, 32, 32, 10), ImageSpec(1, 17, 30, 4)])
+def test_drawn_images_depend_on_their_row_alone(spec: ImageSpec) -> None:
+    together = draw(40, spec, Rows(0, "x", 5))
+    apart = torch.cat([draw(1, spec, Rows(0, "x", 5 + i)) for i in range(40)])
+    assert torch.allclose(together, apart, atol=1e-5)
+    assert together.shape == (40, *spec.shape)
+    assert 0.0 <= float(together.min()) <= float(together.max()) <= 1.0
+    assert float(torch.pdist(together.flatten(1)).min()) > 0.1, "all different"
+
+
+def test_half_of_the_drawn_images_are_figures_mostly_on_black() -> None:
+    images = draw(2000, ImageSpec(1, 16, 16, 10), Rows(0, "y"))
+    black = ((images == 0).float().mean((1, 2, 3)) > 0.02).float().mean()
+    assert 0.25 < float(black) < 0.6
+
+
+def test_tone_curve_reaches_mean_and_deviation() -> None:
+    images = draw(500, ImageSpec(1, 28, 28, 10), Rows(0, "z"))
+    toned = fit_tone_curve(images, 0.286, 0.353)(images)
+    assert float(toned.mean()) == pytest.approx(0.286, abs=0.02)
+    assert float(toned.std()) == pytest.approx(0.353, abs=0.03)
+
+
+def test_similar_classes_are_read_off_the_last_layer() -> None:
+    model = build(ZooModel(arch="mlp", width=8, depth=1), ImageSpec(1, 8, 8, 3))
+    with torch.no_grad():
+        model.body.head.weight.copy_(torch.eye(3, 8))
+        model.body.head.weight[1, 0] = 0.9
+    similarity = class_similarity(model)
+    assert torch.allclose(similarity.diagonal(), torch.ones(3))
+    assert float(similarity[0, 1]) > max(float(similarity[0, 2]), float(similarity[1, 2]))
+
+
+def test_targets_are_probabilities_around_balanced_classes(teacher: Classifier) -> None:
+    targets = torch.cat([make(teacher)._targets(100, i) for i in range(10)])
+    assert torch.allclose(targets.sum(1), torch.ones(1000), atol=1e-5)
+    assert float(targets.min()) >= 0
+    hard = (targets.amax(1) > 0.999).float().mean()
+    assert 0.45 < float(hard) < 0.75
+
+
+def test_a_round_moves_images_to_their_labels_and_keeps_some_as_drawn(teacher: Classifier) -> None:
+    generator = make(teacher)
+    made = [generator.round(i, 0.3) for i in range(6)]
+    for m in made:
+        assert m.images.shape == (50, 1, 8, 8)
+        assert torch.allclose(m.teacher_logits, teacher(m.images), atol=1e-4)
+        assert torch.equal(m.labels[30:], m.teacher_logits[30:].argmax(1))
+    asked = torch.cat([m.teacher_logits.softmax(1).gather(1, m.labels.unsqueeze(1))[:30] for m in made])
+    unasked = teacher(draw(300, teacher.spec, Rows(0, "other"))).softmax(1)[:, :1]
+    assert float(asked.mean()) > float(unasked.mean()) + 0.3
+    assert all(p.requires_grad and p.grad is None for p in teacher.parameters())
+
+
+def test_samples_have_the_asked_label_and_depend_on_their_row_alone(teacher: Classifier) -> None:
+    generator = make(teacher)
+    labels = torch.arange(10).repeat(6)
+    together = generator.sample(labels, 0.0, Rows(2, "s"))
+    assert float((teacher(together).argmax(1) == labels).float().mean()) > 0.9
+    apart = torch.cat([generator.sample(labels[i : i + 20], 0.0, Rows(2, "s", i)) for i in range(0, 60, 20)])
+    assert torch.allclose(together, apart, atol=1e-3)
+
+
+def test_harder_samples_are_less_sure(teacher: Classifier) -> None:
+    labels = torch.arange(10).repeat(10)
+    easy, hard = (make(teacher).sample(labels, d, Rows(0, "d")) for d in (0.0, 1.0))
+    loss = [float(nn.functional.cross_entropy(teacher(x), labels)) for x in (easy, hard)]
+    assert loss[1] > 1.5 * loss[0]
+
+
+def test_a_restored_generator_goes_on_bit_for_bit(teacher: Classifier) -> None:
+    straight, first, second = (make(teacher) for _ in range(3))
+    expected = [straight.round(i, 0.3) for i in range(4)]
+    for i in range(2):
+        first.round(i, 0.3)
+    second.load_state_dict(first.state_dict())
+    for i in (2, 3):
+        assert torch.equal(second.round(i, 0.3).images, expected[i].images)
