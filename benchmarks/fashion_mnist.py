@@ -13,6 +13,7 @@ import argparse
 import json
 import statistics
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,70 +30,121 @@ RUNS = HERE / "runs" / "fashion_mnist"
 RESULTS = HERE / "results" / "fashion_mnist.json"
 DATA = {"kind": "fashion_mnist", "root": "/usr/share/datasets/fashion-mnist", "holdout": 0.0}
 
-TEACHERS: dict[str, dict[str, Any]] = {
-    "convnet": {
-        "model": {"arch": "convnet", "width": 32},
-        "training": {
-            "steps": 3752,
-            "batch_size": 128,
-            "optimizer": {"kind": "sgd", "lr": 0.15, "weight_decay": 5e-4, "schedule": "one_cycle", "warmup": 0.25},
-            "augment": {"shift": 1, "flip": True},
+PLAIN = {"difficulty": {"augment": False}, "mix": {"mixup": 0.8}, "bank": {"capacity": 60_000}}
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A teacher and a student, the recipe between them, and its budgets.
+
+    Attributes:
+        teacher: `model` and `training` of the teacher.
+        student: the student's model.
+        recipe: what `synthkd distill` is told beside them.
+        rounds: generator rounds before the student's first step, and how many of them are discarded.
+        every: student steps for each further round.
+        budgets: name (the seconds it was sized for on two cores) -> student steps.
+    """
+
+    teacher: dict[str, Any]
+    student: dict[str, Any]
+    recipe: dict[str, Any]
+    rounds: tuple[int, int]
+    every: int
+    budgets: dict[str, int]
+
+
+PAIRS = {
+    "convnet": Pair(
+        teacher={
+            "model": {"arch": "convnet", "width": 32},
+            "training": {
+                "steps": 3752,
+                "batch_size": 128,
+                "optimizer": {"kind": "sgd", "lr": 0.15, "weight_decay": 5e-4, "schedule": "one_cycle", "warmup": 0.25},
+                "augment": {"shift": 1, "flip": True},
+            },
         },
-    },
+        student={"arch": "convnet", "width": 16},
+        recipe={
+            **PLAIN,
+            "distill": {
+                "batch_size": 64,
+                "temperature": 20.0,
+                "optimizer": {"kind": "sgd", "lr": 0.5, "weight_decay": 1e-4, "schedule": "one_cycle", "warmup": 0.2},
+            },
+        },
+        rounds=(14, 7),
+        every=24,
+        budgets={"60s": 1800, "300s": 9200},
+    ),
+    "lenet": Pair(
+        teacher={
+            "model": {"arch": "lenet5", "width": 6},
+            "training": {
+                "steps": 4690,
+                "batch_size": 128,
+                "optimizer": {"kind": "adam", "lr": 4e-3, "weight_decay": 1e-5, "schedule": "one_cycle"},
+            },
+        },
+        student={"arch": "lenet5", "width": 3},
+        recipe={
+            **PLAIN,
+            "generator": {"kind": "pixels"},
+            "distill": {
+                "batch_size": 64,
+                "temperature": 1.0,
+                "logit_match": 2.0,
+                "hint": 6.0,
+                "optimizer": {"kind": "adam", "lr": 4e-3, "schedule": "one_cycle", "warmup": 0.2, "clip": 2.0},
+            },
+        },
+        rounds=(80, 0),
+        every=40,
+        budgets={"150s": 11_000},
+    ),
 }
-STUDENTS = {"convnet": {"arch": "convnet", "width": 16}}
-DISTILL = {
-    "batch_size": 64,
-    "temperature": 20.0,
-    "optimizer": {"kind": "sgd", "lr": 0.5, "weight_decay": 1e-4, "schedule": "one_cycle", "warmup": 0.2},
-}
-# Student steps of each budget, named by the seconds they were sized to take on two cores (data-free).
-BUDGETS: dict[str, dict[str, int]] = {"convnet": {"60s": 1800, "300s": 9200}}
-EVERY = 24
 METHODS = ("ours", "real KD", "real labels", "noise")
 
 
-def teacher_directory(pair: str) -> Path:
-    """The pair's teacher, trained once; a real one, on the whole training split."""
-    source = {"name": f"{pair}-teacher", "data": DATA, "evaluate_every": 1000, **TEACHERS[pair]}
-    result = teach(load_config(TeachConfig, source, [f"out={RUNS / pair / 'teacher'}"]))
+def directory(pair: str, method: str, budget: str, seed: int) -> Path:
+    """The run directory of a cell."""
+    return RUNS / pair / f"{method.replace(' ', '-')}-{budget}-seed{seed}"
+
+
+def teacher_of(name: str) -> Path:
+    """The pair's teacher, trained once on the whole training split."""
+    source = {"name": f"{name}-teacher", "data": DATA, "evaluate_every": 1000, **PAIRS[name].teacher}
+    result = teach(load_config(TeachConfig, source, [f"out={RUNS / name / 'teacher'}"]))
     assert isinstance(result, Result)
     return result.directory
 
 
-def cell(pair: str, method: str, seed: int, budget: str, teacher: Path) -> dict[str, Any]:
+def cell(name: str, method: str, seed: int, budget: str, teacher: Path) -> dict[str, Any]:
     """Run one cell, or read it where it is finished."""
-    steps = BUDGETS[pair][budget]
-    out = RUNS / pair / f"{method.replace(' ', '-')}-{budget}-seed{seed}"
+    pair = PAIRS[name]
+    steps = pair.budgets[budget]
+    out = directory(name, method, budget, seed)
+    shared = {"seed": seed, "evaluate_every": max(1, steps // 10), "checkpoint_every": 2000}
     if method == "real labels":
-        optimizer = DISTILL["optimizer"]
-        source: dict[str, Any] = {
-            "data": DATA,
-            "model": STUDENTS[pair],
-            "training": {"steps": steps, "batch_size": DISTILL["batch_size"], "optimizer": optimizer},
-            "seed": seed,
-            "evaluate_every": max(1, steps // 10),
-        }
+        training = {key: pair.recipe["distill"][key] for key in ("batch_size", "optimizer")}
+        source = {**shared, "data": DATA, "model": pair.student, "training": {"steps": steps, **training}}
         taught = teach(load_config(TeachConfig, source, [f"out={out}"]))
         assert isinstance(taught, Result)
         accuracy, seconds = taught.values["teacher"]["accuracy"], taught.values["cost"]["seconds"]["teacher"]
     else:
+        rounds, discard = pair.rounds
         source = {
+            **shared,
+            **pair.recipe,
             "teacher": {"kind": "load", "model": str(teacher)},
-            "student": STUDENTS[pair],
+            "student": pair.student,
             "test": DATA,
-            "distill": DISTILL,
-            "bank": {"capacity": 60_000},
-            "difficulty": {"augment": False},
-            "mix": {"mixup": 0.8},
             "phases": [
-                {"kind": "pregenerate", "rounds": 14, "discard": 7},
-                {"kind": "joint", "steps": steps, "every": EVERY},
+                {"kind": "pregenerate", "rounds": rounds, "discard": discard},
+                {"kind": "joint", "steps": steps, "every": pair.every},
             ],
-            "seed": seed,
-            "evaluate_every": max(1, steps // 10),
             "grid_every": max(1, steps // 4),
-            "checkpoint_every": 2000,
         }
         if method == "real KD":
             source |= {"data": DATA, "mix": {"real": 1.0, "mixup": 0.0}, "phases": [{"kind": "refine", "steps": steps}]}
@@ -106,7 +158,7 @@ def cell(pair: str, method: str, seed: int, budget: str, teacher: Path) -> dict[
     at, values = series(rows, "test/accuracy")
     curve = [[when[s], round(v, 4)] for s, v in zip(at, values, strict=True)]
     return {
-        "pair": pair,
+        "pair": name,
         "method": method,
         "budget": budget,
         "seed": seed,
@@ -170,18 +222,15 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     arguments = parser.parse_args()
     cells: list[dict[str, Any]] = []
-    for pair in TEACHERS:
-        teacher = teacher_directory(pair)
+    for name, pair in PAIRS.items():
+        teacher = teacher_of(name)
         for seed in range(arguments.seeds):
-            for budget in BUDGETS[pair]:
+            for budget in pair.budgets:
                 for method in METHODS:
-                    name = f"{pair}/{method}/{budget}/{seed}"
-                    finished = (
-                        RUNS / pair / f"{method.replace(' ', '-')}-{budget}-seed{seed}" / "result.json"
-                    ).exists()
-                    if finished or name.startswith(arguments.only):
-                        cells.append(cell(pair, method, seed, budget, teacher))
-        plot(cells, pair, HERE.parent / "docs" / "images" / f"fashion_mnist_{pair}.png")
+                    finished = (directory(name, method, budget, seed) / "result.json").exists()
+                    if finished or f"{name}/{method}/{budget}/{seed}".startswith(arguments.only):
+                        cells.append(cell(name, method, seed, budget, teacher))
+        plot(cells, name, HERE.parent / "docs" / "images" / f"fashion_mnist_{name}.png")
     RESULTS.parent.mkdir(parents=True, exist_ok=True)
     RESULTS.write_text(json.dumps({"command": "python benchmarks/fashion_mnist.py", "cells": cells}, indent=1) + "\n")
     print(table(cells))

@@ -33,7 +33,7 @@ class Noise:
     def _draw(self, count: int, rng: Rows) -> Tensor:
         spec, normalize = self._teacher.spec, self._teacher.normalize
         noise = rng.normal(count, spec.channels * spec.height * spec.width).reshape(count, *spec.shape)
-        return (noise * normalize.std + normalize.mean).clamp(0, 1)
+        return (noise.to(normalize.mean.device) * normalize.std + normalize.mean).clamp(0, 1)
 
     def state_dict(self) -> dict[str, Any]:
         return {}

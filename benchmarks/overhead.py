@@ -46,7 +46,6 @@ def microseconds(run: Callable[[int], object], repeats: int = 60) -> float:
 
 
 def bank_costs() -> list[dict[str, Any]]:
-    images, labels, logits = torch.rand(BATCH, *SPEC.shape), torch.arange(BATCH) % 10, torch.randn(BATCH, 10)
     rows = []
     for policy in ("fifo", "prioritized", "class_balanced"):
         for capacity in (1_000, 10_000, 100_000, 1_000_000):
@@ -54,21 +53,20 @@ def bank_costs() -> list[dict[str, Any]]:
             block = torch.zeros(1000, *SPEC.shape, dtype=torch.uint8)
             for _ in range(capacity // 1000):
                 bank.add(block, torch.arange(1000) % 10, torch.zeros(1000, 10))
-            slots = bank.draw(BATCH, 0).slots
-            assert slots is not None
-            priorities = torch.rand(BATCH) + 0.1
-            rows.append(
-                {
-                    "policy": policy,
-                    "images": capacity,
-                    "add_us": microseconds(lambda _, b=bank: b.add(images, labels, logits)),  # type: ignore[misc]
-                    "draw_us": microseconds(lambda s, b=bank: b.draw(BATCH, s)),  # type: ignore[misc]
-                    "reprioritise_us": microseconds(
-                        lambda _, b=bank, s=slots: b.reprioritise(s, priorities)  # type: ignore[misc]
-                    ),
-                }
-            )
+            rows.append({"policy": policy, "images": capacity, **costs_of(bank)})
     return rows
+
+
+def costs_of(bank: MemoryBank) -> dict[str, float]:
+    images, labels, logits = torch.rand(BATCH, *SPEC.shape), torch.arange(BATCH) % 10, torch.randn(BATCH, 10)
+    priorities = torch.rand(BATCH) + 0.1
+    slots = bank.draw(BATCH, 0).slots
+    assert slots is not None
+    return {
+        "add_us": microseconds(lambda _: bank.add(images, labels, logits)),
+        "draw_us": microseconds(lambda step: bank.draw(BATCH, step)),
+        "reprioritise_us": microseconds(lambda _: bank.reprioritise(slots, priorities)),
+    }
 
 
 class Ready:
@@ -78,7 +76,7 @@ class Ready:
         self._batch = batch
         self._teacher = teacher
 
-    def batch(self, step: int) -> Batch:  # noqa: ARG002
+    def batch(self, step: int) -> Batch:
         if self._teacher is None:
             return self._batch
         return Batch(self._batch.images, self._batch.labels, self._teacher.logits(self._batch.images))

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,14 +23,14 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from synthkd.errors import ModelError
+from synthkd.errors import ModelError, TrainingError
 from synthkd.generators.settings import InversionSettings
 from synthkd.losses import inversion as losses
 from synthkd.losses.objective import Objective
 from synthkd.models.classifier import Classifier
 from synthkd.models.layout import head
-from synthkd.rng import Rows, stream
-from synthkd.taps import Taps, evaluating, frozen
+from synthkd.rng import Rows, derive, stream
+from synthkd.taps import INPUT, Taps, evaluating, frozen, has_statistics
 from synthkd.training.learner import require_finite
 from synthkd.types import BatchNormStatistics, ImageSpec, Outputs, Round
 
@@ -113,18 +114,19 @@ class Inversion:
         self._seed = seed
         self._accelerator = accelerator
         self._device = accelerator.device
-        has_statistics = any(isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d) for m in teacher.modules())
-        if settings.batch_norm > 0 and not has_statistics:
+        if settings.batch_norm > 0 and not any(has_statistics(m) for m in teacher.modules()):
             raise ModelError(
                 "the teacher has no BatchNorm statistics, which generator.batch_norm matches: set "
                 "generator.kind=pixels, or generator.batch_norm=0 and rely on the other terms"
             )
-        torch.manual_seed(stream(seed, "generator/init").initial_seed())
+        torch.manual_seed(derive(seed, "generator/init"))
         self.network = GeneratorNetwork(self.spec, settings.latent, settings.width).to(self._device)
         self.network = self.network.to(memory_format=torch.channels_last)
         self._meta = torch.optim.Adam(self.network.parameters(), settings.lr * settings.steps, betas=(0.5, 0.999))
+        # half precision would need a gradient scaler of its own here; bfloat16 does not
+        self._autocast = nullcontext if accelerator.mixed_precision == "fp16" else accelerator.autocast
         self._moments: dict[str, tuple[Tensor, Tensor]] = {}
-        self._penultimate = f"{head(teacher)}:input"
+        self._penultimate = head(teacher) + INPUT
         self._objective: Objective[InversionView] = Objective(
             terms={
                 "batch_norm": lambda view: losses.batch_norm(view.teacher.statistics),
@@ -175,14 +177,15 @@ class Inversion:
             Taps(self._teacher, features=features, statistics=s.batch_norm > 0) as taps,
         ):
             for _ in range(s.steps):
-                with self._accelerator.autocast():
-                    images = clone(latent)
+                with self._autocast():
+                    images = clone(latent).float()
                     seen = taps(images)
-                    student_logits = None if student is None else student(images)
+                    student_logits = None if student is None else student(images).float()
+                seen = Outputs(seen.logits.float(), seen.features, seen.statistics)
                 observed = {k: (v.mean.detach(), v.var.detach()) for k, v in seen.statistics.items()}
                 outputs = Outputs(seen.logits, seen.features, self._smoothed(seen.statistics))
                 loss = self._objective(InversionView(outputs, student_logits, labels, difficulty), 0, 1)
-                require_finite(loss, "generator", index)
+                require_finite(loss, "generator", index, "round")
                 value = float(loss.total.detach())
                 if best is None or value < best[0]:
                     best = (value, images.detach(), seen.logits.detach())
@@ -192,6 +195,8 @@ class Inversion:
                 torch._foreach_add_(gradients, met)
                 inner.step()
                 terms = {f"generator/{name}": float(term.detach()) for name, term in loss.terms.items()}
+        if not all(bool(torch.isfinite(gradient).all()) for gradient in gradients):
+            raise TrainingError(f"generator: a gradient is not finite in round {index}; lower generator.lr")
         self._remember(observed)
         self._move_towards(clone, gradients)
         assert best is not None
@@ -219,7 +224,7 @@ class Inversion:
         models = (self.network, self._teacher)
         with evaluating(*models), frozen(*models):
             for _ in range(SAMPLE_STEPS):
-                with self._accelerator.autocast():
+                with self._autocast():
                     logits = self._teacher(self.network(latent))
                 optimizer.zero_grad(set_to_none=True)
                 F.cross_entropy(logits.float(), asked, reduction="sum").backward()

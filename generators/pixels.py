@@ -1,9 +1,9 @@
-"""A data-free generator for teachers without BatchNorm: drawn images, moved in pixel space towards the teacher's classes.
+"""A data-free generator for teachers without BatchNorm: drawn images, moved in pixel space towards classes.
 
 Without stored statistics nothing says what an image looks like, so images start from drawn ones (or from earlier
 results), and a few smoothed gradient steps on their logits lead them to targets: a class, a mixture of two classes that
-the teacher's last layer holds for similar, or a Dirichlet sample around a class (ZSKD, Nayak et al. 2019, equations
-3-4). A share of every round is kept as drawn, for the teacher to label.
+the teacher's last layer holds for similar, or a Dirichlet sample around a class (ZSKD, Nayak et
+al. 2019). A share of every round is kept as drawn, for the teacher to label.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ REMEMBERED = 1024
 def class_similarity(teacher: Classifier) -> Tensor:
     """Cosine of the last layer's weight rows after their mean is taken off, float32 `[K, K]`.
 
-    ZSKD, equation 3, with the mean removed: what all classes share says nothing about which are alike.
+    As in ZSKD, but with the mean removed: what all classes share says nothing about which are alike.
 
     Raises:
         ModelError: when the teacher does not end in a linear layer with one row for each class.
@@ -174,7 +174,7 @@ class Pixels:
                 if student is not None and s.adversarial > 0:
                     parts["adversarial"] = losses.adversarial(seen, student(images).float())
                     total = total + s.adversarial * difficulty * parts["adversarial"]
-                require_finite(Loss(total, parts), "generator", index)
+                require_finite(Loss(total, parts), "generator", index, "round")
                 # a mean over images has gradients that differ by a factor alone, which the normalisation takes out
                 (gradient,) = torch.autograd.grad(total, position)
                 gradient = _blur(gradient)

@@ -1,4 +1,4 @@
-"""Images drawn by rule, from random numbers alone: what a generator starts from when a teacher says little about pixels.
+"""Images drawn by rule, from random numbers alone: a start for generators when a teacher says little about pixels.
 
 Three kinds, each with random shades and a soft texture of several scales: *leaves* (overlapping ellipses and boxes),
 *fields* (a thresholded smooth field) and *figures* (one object, a union of rounded shapes, on a flat ground that is

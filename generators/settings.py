@@ -61,7 +61,7 @@ class PixelSettings(Settings):
 
 
 class PythonGenerator(Settings):
-    """A generator of your own: `target` is a `package.module:function` that takes (teacher, spec, seed, **options)."""
+    """A generator of your own: `target` is a `package.module:function` called with teacher, seed and the options."""
 
     kind: Literal["python"]
     target: str

@@ -37,6 +37,8 @@ class JobConfig(Settings):
     """Mixed precision; bf16 made small convolutional networks slower on CPUs where it was measured."""
     threads: Count | None = None
     """CPU threads of torch; None leaves torch's own choice."""
+    adapt_batch_size: bool = False
+    """Reduce the batch size until a training step fits the memory, instead of failing."""
     checkpoint_every: Count = 500
     """Steps between checkpoints."""
     keep_checkpoints: Count = 2
@@ -72,7 +74,7 @@ class DistillConfig(JobConfig):
     distill: DistillSettings = DistillSettings()
     phases: tuple[PhaseSettings, ...] = (Joint(kind="joint", steps=4000, every=15), Refine(kind="refine", steps=500))
     evaluate_every: Count = 250
-    """Steps between evaluations (agreement on fresh samples; accuracy on `test`, where there is one)."""
+    """Steps between evaluations on `test`, where there is one."""
     grid_every: Count = 500
     """Steps between sample grids."""
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from synthkd.data.bank import MemoryBank
 from synthkd.data.hybrid import HybridSource, RealImages
-from synthkd.data.real import load_splits
+from synthkd.data.real import RealData, load_splits
 from synthkd.distillation import alarms, phases
 from synthkd.distillation.hints import Hints
 from synthkd.distillation.step import DistillStep
@@ -23,7 +23,7 @@ from synthkd.errors import ConfigError
 from synthkd.generators.build import build_generator
 from synthkd.grids import save_grid
 from synthkd.hardware import latency_ms
-from synthkd.metrics.utility import Proportion, accuracy, predict
+from synthkd.metrics.utility import Proportion, accuracy, predict, proportion
 from synthkd.models import Classifier, TeacherContract, build_model, load_model, parameters, probe, save
 from synthkd.models.layout import head
 from synthkd.pipelines.config import DistillConfig, TeachConfig
@@ -33,14 +33,16 @@ from synthkd.pipelines.teach import load_taught, teach
 from synthkd.rng import Rows, derive
 from synthkd.schedules import DifficultyController
 from synthkd.settings import DataSettings, TrainedTeacher
-from synthkd.taps import evaluating, observe
+from synthkd.taps import INPUT, evaluating, observe
 from synthkd.training.learner import Learner
 from synthkd.training.loop import Action, Loop
+from synthkd.training.memory import fitting_batch_size, training_step
 from synthkd.types import Batch, ImageSpec
 
 GRID_COLUMNS = 20
 GRID_ROWS = 6
-ALARM_IMAGES = 2048
+ALARM_IMAGES = 1024
+FRESH_IMAGES = 500
 
 
 @dataclass(frozen=True)
@@ -73,15 +75,20 @@ def distill(config: DistillConfig, *, dry_run: bool = False) -> Result | Plan:
     """
     if dry_run:
         teacher = _dry_teacher(config)
+        _require_fit("test", _test(config), teacher.spec)
         return Plan(_plan(config, assemble(config, teacher, make_accelerator(config), None)))
     with open_job("distill", config) as job:
         if job.finished is not None:
             return Result(job.directory, job.finished, _summary(job, dict(job.finished), already=True))
+        test = _test(config)
+        if isinstance(config.teacher, TrainedTeacher) and not (job.directory / "teach" / "result.json").exists():
+            assemble(config, _dry_teacher(config), job.accelerator, None)  # to fail now rather than after the teacher
         teacher, teacher_seconds = _teacher(config, job)
+        _require_fit("test", test, teacher.spec)
         parts = assemble(config, teacher, job.accelerator, job.directory)
-        seconds = _run(config, job, parts)
+        seconds = _run(config, job, parts, test)
         student = _finished_student(config, job, parts)
-        values = job.finish(_evaluate(config, job, parts, student, teacher_seconds, seconds))
+        values = job.finish(_evaluate(config, job, parts, student, test, teacher_seconds, seconds))
         return Result(job.directory, values, _summary(job, values))
 
 
@@ -102,26 +109,39 @@ def assemble(config: DistillConfig, teacher: Classifier, accelerator: Accelerato
     if student.spec != spec:
         raise ConfigError(f"student: it takes {student.spec}, its teacher {spec}; they must be the same")
     total = phases.student_steps(config.phases)
-    if total == 0:
-        raise ConfigError("phases: the student has no step to learn in; add a joint or refine phase")
+    phases.check(config.phases, needs_bank=config.mix.real != 1.0 and config.mix.live != 1.0)
+    if config.distill.batch_size % accelerator.num_processes:
+        raise ConfigError(
+            f"distill.batch_size: {config.distill.batch_size} images cannot be shared out evenly among "
+            f"{accelerator.num_processes} processes; choose a multiple"
+        )
     hints = None if config.distill.hint == 0.0 else Hints(teacher, student)
+    batch_size = config.distill.batch_size
+    if config.adapt_batch_size:
+        batch_size = fitting_batch_size(batch_size, training_step(student, spec, accelerator.device))
     frozen = FrozenTeacher(teacher, accelerator, [] if hints is None else [p.teacher for p in hints.pairs])
     learner = Learner("student", student, config.distill.optimizer, total, accelerator, hints)
     generator = build_generator(config.generator, teacher, config.seed, accelerator)
     settings = config.bank
     if directory is None and settings.storage == "disk":
         settings = settings.model_copy(update={"storage": "ram"})
-    bank = MemoryBank(spec, settings, config.seed, None if directory is None else directory / "bank")
+    made = getattr(config.generator, "batch_size", 0)
+    if made > settings.capacity:
+        raise ConfigError(f"bank.capacity: a round of {made} images does not fit {settings.capacity}; make it larger")
+    files = None if directory is None else directory / "bank" / f"process{accelerator.process_index}"
+    bank = MemoryBank(spec, settings, config.seed, files)
     difficulty = DifficultyController(config.difficulty)
 
     def live(count: int, step: int) -> Batch:
-        labels = (torch.arange(count) + step * count) % spec.classes
-        images = generator.sample(labels, difficulty.value, Rows(config.seed, "live", step * count))
-        return Batch(images.cpu(), labels)
+        first = step * batch_size
+        labels = (torch.arange(count) + first) % spec.classes
+        images = generator.sample(labels, difficulty.value, Rows(config.seed, "live", first))
+        logits = frozen.logits(images).cpu() if config.mix.logits == "stored" else None
+        return Batch(images.cpu(), labels, logits)
 
     source = HybridSource(
         config.mix,
-        config.distill.batch_size,
+        batch_size,
         total,
         bank,
         frozen,
@@ -133,18 +153,27 @@ def assemble(config: DistillConfig, teacher: Classifier, accelerator: Accelerato
         rank=accelerator.process_index,
         world=accelerator.num_processes,
     )
-    synthesis = Synthesis(generator, bank, difficulty, lambda: learner.module)
+    synthesis = Synthesis(generator, bank, difficulty, learner.synchronise)
     prioritized = config.bank.policy == "prioritized"
     places = () if hints is None else [pair.student for pair in hints.pairs]
     learn = DistillStep(learner, source, config.distill, accelerator, bank if prioritized else None, places)
     return Parts(contract, frozen, learner, generator, bank, difficulty, source, synthesis, learn)
 
 
+def _test(config: DistillConfig) -> RealData | None:
+    """The test split, read before anything expensive; it is only ever reported on."""
+    return None if config.test is None else load_splits(config.test).test
+
+
 def _real(settings: DataSettings, spec: ImageSpec) -> RealImages:
     train = load_splits(settings).train
-    if train.spec != spec:
-        raise ConfigError(f"data: {train.name} has {train.spec}, the teacher takes {spec}; resize the data")
+    _require_fit("data", train, spec)
     return RealImages(train.images, train.labels)
+
+
+def _require_fit(key: str, data: RealData | None, spec: ImageSpec) -> None:
+    if data is not None and data.spec != spec:
+        raise ConfigError(f"{key}: {data.name} has {data.spec}, the teacher takes {spec}; they must be the same")
 
 
 def _teacher(config: DistillConfig, job: Job) -> tuple[Classifier, float]:
@@ -157,7 +186,9 @@ def _teacher(config: DistillConfig, job: Job) -> tuple[Classifier, float]:
 
 def _teach_config(config: DistillConfig, out: str | None) -> TeachConfig:
     assert isinstance(config.teacher, TrainedTeacher)
-    shared = {key: getattr(config, key) for key in ("seed", "device", "precision", "threads", "log_every")}
+    shared = {
+        key: getattr(config, key) for key in ("seed", "device", "precision", "threads", "log_every", "adapt_batch_size")
+    }
     return TeachConfig(
         name=f"{config.name}-teacher",
         out=out,
@@ -176,11 +207,7 @@ def _dry_teacher(config: DistillConfig) -> Classifier:
     return load_model(config.teacher)
 
 
-def _run(config: DistillConfig, job: Job, parts: Parts) -> float:
-    test = None if config.test is None else load_splits(config.test).test
-    if test is not None and test.spec != parts.teacher.spec:
-        raise ConfigError(f"test: {test.name} has {test.spec}, the teacher takes {parts.teacher.spec}")
-
+def _run(config: DistillConfig, job: Job, parts: Parts, test: RealData | None) -> float:
     def evaluate(_: int) -> dict[str, Tensor | float]:
         if test is None:
             return {}
@@ -210,7 +237,6 @@ def _run(config: DistillConfig, job: Job, parts: Parts) -> float:
             "generator": parts.generator,
             "bank": parts.bank,
             "difficulty": parts.difficulty,
-            "synthesis": parts.synthesis,
             "source": parts.source,
         },
         job.store,
@@ -228,7 +254,7 @@ def _grid(config: DistillConfig, job: Job, parts: Parts, step: int) -> None:
     spec = parts.teacher.spec
     columns = min(spec.classes, GRID_COLUMNS)
     labels = torch.arange(columns).repeat(GRID_ROWS)
-    images = parts.generator.sample(labels, parts.difficulty.value, Rows(config.seed, "grid"))
+    images = parts.generator.sample(labels, config.difficulty.start, Rows(config.seed, "grid"))
     names = parts.teacher.model.class_names[:columns] or tuple(map(str, range(columns)))
     save_grid(images.cpu(), columns, job.directory / "samples" / f"step_{step:06d}.png", names)
 
@@ -245,33 +271,26 @@ def _finished_student(config: DistillConfig, job: Job, parts: Parts) -> Classifi
 
 
 def _evaluate(
-    config: DistillConfig, job: Job, parts: Parts, student: Classifier, teacher_seconds: float, seconds: float
+    config: DistillConfig,
+    job: Job,
+    parts: Parts,
+    student: Classifier,
+    test: RealData | None,
+    teacher_seconds: float,
+    seconds: float,
 ) -> dict[str, Any]:
     started = time.perf_counter()
     teacher = parts.teacher
     device = job.device
-    fresh = parts.synthesis.fresh_agreement
     teacher_score: Proportion | None = None
     student_score: Proportion | None = None
-    agreement, agreement_on = fresh, "fresh synthetic samples"
-    if config.test is not None:
-        test = load_splits(config.test).test
+    if test is not None:
         taught, learned = predict(teacher.logits, test.images, device), predict(student, test.images, device)
         teacher_score, student_score = accuracy(taught, test.labels), accuracy(learned, test.labels)
         agreement, agreement_on = accuracy(learned, taught), "test"
+    else:
+        agreement, agreement_on = _fresh_agreement(config, parts, student), "fresh synthetic samples"
     raised = _alarms(job, parts)
-    for alarm in raised:
-        job.monitor.event(parts.learner.total, alarm.message, kind="alarm", name=alarm.name)
-    agreed = (
-        {}
-        if agreement is None
-        else {
-            "agreement": agreement.value,
-            "agreement_interval": [agreement.low, agreement.high],
-            "agreement_n": agreement.n,
-            "agreement_on": agreement_on,
-        }
-    )
     spec = teacher.spec
     values: dict[str, Any] = {
         "seconds": round(teacher_seconds + seconds, 3),
@@ -279,7 +298,10 @@ def _evaluate(
         "teacher": {**scored(teacher_score), **describe_model(teacher.model, latency_ms(teacher.model, spec, device))},
         "student": {
             **scored(student_score),
-            **agreed,
+            "agreement": agreement.value,
+            "agreement_interval": [agreement.low, agreement.high],
+            "agreement_n": agreement.n,
+            "agreement_on": agreement_on,
             **describe_model(student, latency_ms(student, spec, device)),
         },
         "data": {"class_names": list(teacher.model.class_names), "spec": str(spec)},
@@ -294,12 +316,21 @@ def _evaluate(
         },
         "alarms": [asdict(alarm) for alarm in raised],
     }
-    if fresh is not None:
-        values["fresh_agreement"] = {"value": fresh.value, "interval": [fresh.low, fresh.high], "n": fresh.n}
     ratio = {"parameters": values["student"]["parameters"] / values["teacher"]["parameters"]}
     if teacher_score is not None and student_score is not None and teacher_score.value > 0:
         ratio["accuracy"] = student_score.value / teacher_score.value
     return values | {"ratio": ratio}
+
+
+def _fresh_agreement(config: DistillConfig, parts: Parts, student: Classifier) -> Proportion:
+    """Agreement of the finished student with its teacher on images that were made for this question alone."""
+    hits, chunk = 0, 100
+    for first in range(0, FRESH_IMAGES, chunk):
+        labels = torch.arange(first, first + chunk) % parts.teacher.spec.classes
+        images = parts.generator.sample(labels, config.difficulty.start, Rows(config.seed, "fresh", first))
+        with torch.no_grad():
+            hits += int((student(images).argmax(1) == parts.teacher.logits(images).argmax(1)).sum())
+    return proportion(hits, FRESH_IMAGES)
 
 
 def _alarms(job: Job, parts: Parts) -> list[alarms.Alarm]:
@@ -308,7 +339,7 @@ def _alarms(job: Job, parts: Parts) -> list[alarms.Alarm]:
     raised: list[alarms.Alarm | None] = []
     if len(newest):
         model = parts.teacher.model
-        penultimate = f"{head(model)}:input"
+        penultimate = head(model) + INPUT
         with evaluating(model), torch.no_grad():
             seen = observe(model, newest.images.to(job.device), features=[penultimate], statistics=True)
         raised = [

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import fcntl
 import json
+import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
+from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast_object_list
 
 from synthkd import __version__
@@ -23,6 +26,7 @@ from synthkd.files import write_atomically
 from synthkd.hardware import describe, peak_memory_bytes
 from synthkd.metrics.utility import Proportion
 from synthkd.models import Classifier, parameters
+from synthkd.monitor import FILE_NAME as METRICS
 from synthkd.monitor import Monitor
 from synthkd.pipelines.config import JobConfig
 from synthkd.report import write_report
@@ -30,6 +34,7 @@ from synthkd.training.checkpoint import CheckpointStore
 
 CONFIG = "config.yaml"
 RESULT = "result.json"
+REPORT = "report.html"
 FREE_TO_CHANGE = {"name", "out", "device", "threads", "keep_checkpoints", "track"}
 """Keys that may differ when a run is resumed: they do not change what is computed."""
 
@@ -109,10 +114,17 @@ class Job:
         if self.accelerator.is_main_process:
             text = json.dumps(complete, indent=2, allow_nan=False)
             write_atomically(self.directory / RESULT, text.encode() + b"\n")
-            write_report(self.directory)
-            self.store.clear()
-        self.accelerator.wait_for_everyone()
+        self.tidy()
         return complete
+
+    def tidy(self) -> None:
+        """What follows the result, and is made up for when a kill came between: the report, and no checkpoints."""
+        if self.accelerator.is_main_process:
+            if not (self.directory / REPORT).exists():
+                write_report(self.directory)
+            self.store.clear()
+            shutil.rmtree(self.directory / "bank", ignore_errors=True)
+        self.accelerator.wait_for_everyone()
 
 
 def make_accelerator(config: JobConfig, directory: Path | None = None) -> Accelerator:
@@ -126,27 +138,32 @@ def make_accelerator(config: JobConfig, directory: Path | None = None) -> Accele
         raise ConfigError("device: cuda was asked for, but torch sees no CUDA device; use device=auto or device=cpu")
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    cpu = config.device == "cpu"
-    if config.precision == "fp16" and (cpu or not torch.cuda.is_available()):
+    if config.precision == "fp16" and _on_cpu(config):
         raise ConfigError("precision: fp16 needs a GPU; use precision=bf16 or precision=no")
     for tracker in config.track:
-        _require_tracker(tracker)
-    accelerator = Accelerator(
-        cpu=cpu,
+        if find_spec(tracker) is None:
+            raise MissingExtraError(tracker, tracker, f"track: {tracker}")
+    _forget_other_settings(config)
+    return Accelerator(
+        cpu=_on_cpu(config),
         mixed_precision=config.precision,
         log_with=list(config.track) or None,
         project_dir=None if directory is None else directory / "track",
     )
-    if config.track and directory is not None:
-        accelerator.init_trackers(config.name)
-    return accelerator
 
 
-def _require_tracker(name: str) -> None:
-    from importlib.util import find_spec
+def _on_cpu(config: JobConfig) -> bool:
+    # said outright, since accelerate forms a group of CPU processes only when it is told to
+    return config.device == "cpu" or not torch.cuda.is_available()
 
-    if find_spec(name) is None:
-        raise MissingExtraError(name, "track", f"track: {name}")
+
+def _forget_other_settings(config: JobConfig) -> None:
+    """accelerate keeps device and precision for the whole process; an earlier job's must not rule this one."""
+    if not AcceleratorState._shared_state:
+        return
+    state = AcceleratorState()
+    if (state.mixed_precision, state.device.type == "cpu") != (config.precision, _on_cpu(config)):
+        AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @contextmanager
@@ -159,10 +176,16 @@ def open_job(name: str, config: JobConfig) -> Iterator[Job]:
     """
     with _claim(name, config) as directory:
         accelerator = make_accelerator(config, directory)
+        finished = _read_result(directory)
+        if config.track and finished is None:
+            accelerator.init_trackers(config.name)
         monitor = Monitor(directory, accelerator)
         store = CheckpointStore(directory / "checkpoints", config.keep_checkpoints)
         try:
-            yield Job(name, directory, config, accelerator, monitor, store, _read_result(directory))
+            job = Job(name, directory, config, accelerator, monitor, store, finished)
+            if finished is not None:
+                job.tidy()
+            yield job
         finally:
             if accelerator.trackers:
                 accelerator.end_training()
@@ -171,9 +194,8 @@ def open_job(name: str, config: JobConfig) -> Iterator[Job]:
 @contextmanager
 def _claim(name: str, config: JobConfig) -> Iterator[Path]:
     """The run directory, locked by the main process; the others are told which one it is."""
-    from accelerate import PartialState
-
-    state = PartialState(cpu=config.device == "cpu")
+    _forget_other_settings(config)
+    state = PartialState(cpu=_on_cpu(config))
     chosen: list[str | None] = [None]
     lock = None
     if state.is_main_process:
@@ -247,6 +269,10 @@ def _adopt(directory: Path, config: JobConfig) -> None:
             )
         write_atomically(directory / CONFIG, dump_config(config).encode())
     elif changed := _changed(saved, config):
+        if not any((directory / name).exists() for name in (RESULT, "checkpoints", METRICS)):
+            # it failed before it began, and this is the corrected configuration
+            write_atomically(directory / CONFIG, dump_config(config).encode())
+            return
         raise ConfigError(
             f"{directory} holds a run with another configuration; changed: {', '.join(changed)}. "
             "Choose another out=, or run with the old values"

@@ -16,6 +16,7 @@ from synthkd.pipelines.job import Job, Plan, Result, describe_model, open_job, s
 from synthkd.taps import evaluating
 from synthkd.training.learner import Learner
 from synthkd.training.loop import Action, Loop, Stage
+from synthkd.training.memory import fitting_batch_size, training_step
 from synthkd.training.supervised import EpochSource
 
 
@@ -31,12 +32,13 @@ def teach(config: TeachConfig, *, dry_run: bool = False) -> Result | Plan:
     Raises:
         SynthkdError: see the classes in `synthkd.errors`.
     """
-    splits = load_splits(config.data)
     if dry_run:
+        splits = load_splits(config.data)
         return Plan(_plan(config, splits, build(config, splits)))
     with open_job("teach", config) as job:
         if job.finished is not None:
             return Result(job.directory, job.finished, _summary(job, dict(job.finished), already=True))
+        splits = load_splits(config.data)
         model = build(config, splits).to(job.device)
         seconds = _train(config, job, model, splits)
         with evaluating(model):
@@ -75,10 +77,13 @@ def _train(config: TeachConfig, job: Job, model: Classifier, splits: Splits) -> 
     training = config.training
     accelerator = job.accelerator
     learner = Learner("teacher", model, training.optimizer, training.steps, accelerator)
+    batch_size = training.batch_size
+    if config.adapt_batch_size:
+        batch_size = fitting_batch_size(batch_size, training_step(model, model.spec, job.device))
     source = EpochSource(
         splits.train.images,
         splits.train.labels,
-        training.batch_size,
+        batch_size,
         training.augment,
         config.seed,
         job.device,

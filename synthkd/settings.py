@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 
 class Settings(BaseModel):
@@ -55,6 +55,22 @@ class Curve(Settings):
 
 
 Schedule = float | Curve
+
+
+def _within(low: float, high: float) -> AfterValidator:
+    def check(schedule: Schedule) -> Schedule:
+        ends = (schedule.start, schedule.end) if isinstance(schedule, Curve) else (schedule,)
+        if not all(low <= value <= high for value in ends):
+            bounds = f"from {low:g} to {high:g}" if high < float("inf") else f"of at least {low:g}"
+            raise ValueError(f"must be {bounds}, at both ends of a curve")
+        return schedule
+
+    return AfterValidator(check)
+
+
+Share = Annotated[Schedule, _within(0.0, 1.0)]
+Weight = Annotated[Schedule, _within(0.0, float("inf"))]
+Temperature = Annotated[Schedule, _within(0.01, float("inf"))]
 
 
 # --- data -----------------------------------------------------------------------------------------------------------
@@ -251,9 +267,9 @@ class BankSettings(Settings):
 class MixSettings(Settings):
     """What a student batch is made of and how its images are varied."""
 
-    real: Schedule = 0.0
+    real: Share = 0.0
     """Share of real images in a batch (needs `data`)."""
-    live: Schedule = 0.0
+    live: Share = 0.0
     """Share of fresh generator samples, made for this batch and not stored; the rest is drawn from the bank."""
     logits: Literal["fresh", "stored"] = "fresh"
     """fresh: the teacher sees the very images the student sees. stored: the bank's logits, no teacher pass."""
@@ -284,14 +300,14 @@ class MixSettings(Settings):
 class DistillSettings(Settings):
     """What the student learns from: `alpha * CE(student, y) + (1 - alpha) * T^2 KL(teacher_T || student_T) + ...`."""
 
-    temperature: Schedule = 4.0
-    alpha: Schedule = 0.0
+    temperature: Temperature = 4.0
+    alpha: Share = 0.0
     """Weight of the hard label; 1 - alpha is the weight of the soft labels."""
-    logit_match: Schedule = 0.0
+    logit_match: Weight = 0.0
     """Weight of the mean absolute difference of centred logits, in standard deviations of the teacher's."""
-    hint: Schedule = 0.0
+    hint: Weight = 0.0
     """Weight of the feature hints: training-only regressors map the student's stages onto the teacher's."""
-    terms: dict[str, Schedule] = Field(default_factory=dict)
+    terms: dict[str, Weight] = Field(default_factory=dict)
     """Losses of your own: `package.module:function` (takes a StudentView, gives a scalar) -> weight."""
     batch_size: Count = 256
     optimizer: OptimizerSettings = OptimizerSettings()

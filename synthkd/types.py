@@ -107,7 +107,7 @@ class Outputs:
 
 @dataclass(frozen=True)
 class Round:
-    """What one round of a trainable generator made.
+    """What one round of a trainable generator made, all of it on the teacher's device.
 
     Attributes:
         images: float32 `[N, C, H, W]` in `[0, 1]`, without gradient.

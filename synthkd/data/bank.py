@@ -97,7 +97,7 @@ class MemoryBank:
         slots = torch.arange(self.added, self.added + count) % self.settings.capacity
         self._images[slots] = (images if images.dtype == torch.uint8 else to_uint8(images)).cpu()
         self._labels[slots] = labels
-        self._logits[slots] = teacher_logits.detach().cpu()
+        self._logits[slots] = teacher_logits.detach().float().cpu()
         self._births[slots] = torch.arange(self.added, self.added + count)
         rows = slots.numpy()
         self._index.replace(rows, labels.numpy(), None if priorities is None else _as_priorities(priorities, count))
@@ -242,6 +242,8 @@ class _Prioritized(_Uniform):
         self.reprioritise(slots, np.full(len(slots), self._largest) if priorities is None else priorities)
 
     def reprioritise(self, slots: Ints, priorities: Floats) -> None:
+        if not len(slots):
+            return
         self._largest = max(self._largest, float(priorities.max(initial=0.0)))
         nodes = slots + self._leaves
         self._tree[nodes] = priorities**self._exponent

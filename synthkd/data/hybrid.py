@@ -116,7 +116,8 @@ class HybridSource:
         if self._mix.logits == "stored" and batch.teacher_logits is not None:
             return replace(batch, images=images)
         seen = self._teacher(images)
-        return replace(batch, images=images, teacher_logits=seen.logits, teacher_features=seen.features)
+        labels = torch.where(batch.labels < 0, seen.logits.argmax(1), batch.labels)
+        return replace(batch, images=images, labels=labels, teacher_logits=seen.logits, teacher_features=seen.features)
 
     def state_dict(self) -> dict[str, Any]:
         """Which real images were used so far; the batches themselves are a function of the step."""
@@ -149,16 +150,19 @@ class HybridSource:
         if mix.shift:
             images = augment.shift(images, mix.shift, rng)
         mixed, pasted = round(mix.mixup * len(images)), round(mix.cutmix * len(images))
-        slots = batch.slots
+        slots, labels = batch.slots, batch.labels.clone()
         if mixed:
             images = augment.mixup(images, mixed / len(images), rng)
         if pasted:
             images = torch.cat([images[:-pasted], augment.cutmix(images[-pasted:], 1.0, rng)])
-        if slots is not None:  # a mixture is no longer the image of its slot
-            slots = slots.clone()
-            slots[:mixed] = -1
-            slots[len(slots) - pasted :] = -1
-        return replace(batch, images=images, slots=slots)
+        # a mixture is no longer the image of its slot, and has the label that the teacher will give it
+        changed = torch.zeros(len(images), dtype=torch.bool)
+        changed[:mixed] = True
+        changed[len(images) - pasted :] = True
+        labels[changed] = -1
+        return replace(
+            batch, images=images, labels=labels, slots=None if slots is None else torch.where(changed, -1, slots)
+        )
 
 
 def _concatenate(parts: list[Batch]) -> Batch:

@@ -5,6 +5,7 @@ The readers are `named` (datasets known by name), `npz` and `folder`; `splits` c
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from synthkd.data.folder import read_folder
@@ -15,11 +16,13 @@ from synthkd.settings import DataSettings, DigitsData, FolderData, NamedData, Np
 
 __all__ = ["RealData", "Splits", "channel_statistics", "load_splits"]
 
+LOG = logging.getLogger(__name__)
+
 _TEST_OF_DIGITS = 0.2
 
 
 def load_splits(settings: DataSettings) -> Splits:
-    """Read a dataset and split it.
+    """Read a dataset and split it; what was converted, ignored or left out on the way is logged as warnings.
 
     Raises:
         DataError: files missing, truncated, corrupt or of the wrong kind; labels out of range; a class without a
@@ -36,4 +39,6 @@ def load_splits(settings: DataSettings) -> Splits:
         case FolderData():
             source = read_folder(settings.root, settings.channels, settings.size, settings.skip_bad)
             name, test = Path(settings.root).expanduser().resolve().name, settings.test
+    for note in source.notes:
+        LOG.warning("%s: %s", name, note)
     return split(source, name, test, settings.holdout, settings.split_seed)

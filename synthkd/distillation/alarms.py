@@ -46,7 +46,7 @@ def class_imbalance(teacher_logits: Tensor) -> Alarm | None:
     classes = teacher_logits.shape[1]
     shares = torch.bincount(teacher_logits.argmax(1), minlength=classes).float() / len(teacher_logits)
     rarest = float(shares.min()) * classes
-    if rarest >= IMBALANCE:
+    if rarest >= IMBALANCE or len(teacher_logits) < 20 * classes:  # fewer images would miss classes by chance
         return None
     return Alarm(
         "class imbalance",
@@ -107,10 +107,10 @@ def stale_student(agreements: Sequence[float]) -> Alarm | None:
     """
     if len(agreements) < 8:
         return None
-    tenth = max(1, len(agreements) // 10)
-    means = [sum(part) / len(part) for part in (agreements[i : i + tenth] for i in range(0, len(agreements), tenth))]
+    window = max(4, len(agreements) // 10)
+    means = [sum(agreements[i : i + window]) / window for i in range(len(agreements) - window + 1)]
     fall, rise = max(means) - means[-1], means[-1] - means[0]
-    if fall > STALE and rise < 2 * STALE:
+    if rise < 2 * STALE and (fall > STALE or means[-1] < 0.5):
         return Alarm(
             "stale student",
             f"agreement with the teacher on fresh samples ended {fall:.2f} below its best and {rise:.2f} above its "

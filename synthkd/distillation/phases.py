@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from synthkd.errors import ConfigError
 from synthkd.settings import Joint, PhaseSettings, Pregenerate, Refine
 from synthkd.training.loop import Action, Stage, Values
 
@@ -26,6 +27,27 @@ def _rounds(phase: PhaseSettings) -> int:
     if isinstance(phase, Joint):
         return -(-phase.steps // phase.every)
     return 0
+
+
+def check(phases: Sequence[PhaseSettings], needs_bank: bool) -> None:
+    """Refuse phases in which the student never learns, or would draw from an empty bank.
+
+    Raises:
+        ConfigError: with the key and the remedy.
+    """
+    if student_steps(phases) == 0:
+        raise ConfigError("phases: the student has no step to learn in; add a joint or refine phase")
+    kept = 0
+    for number, phase in enumerate(phases):
+        if isinstance(phase, Pregenerate):
+            kept += max(0, phase.rounds - phase.discard)
+        elif isinstance(phase, Refine) and phase.steps and needs_bank and not kept:
+            raise ConfigError(
+                f"phases.{number}: refine would draw from an empty bank; put a pregenerate phase that keeps images, or "
+                "a joint phase, before it"
+            )
+        elif isinstance(phase, Joint) and phase.steps:
+            kept += 1
 
 
 def describe(phase: PhaseSettings) -> str:

@@ -31,7 +31,7 @@ def batch_norm(statistics: Mapping[str, BatchNormStatistics]) -> Tensor:
 
 
 def one_hot(teacher: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy of the teacher's logits `[N, K]` to the asked labels int64 `[N]` (DAFL, Chen 2019, eq. 2)."""
+    """Cross-entropy of the teacher's logits `[N, K]` to the asked labels int64 `[N]` (DAFL, Chen et al. 2019)."""
     return F.cross_entropy(teacher, labels)
 
 
@@ -39,18 +39,18 @@ def adversarial(teacher: Tensor, student: Tensor) -> Tensor:
     """Negative disagreement `-mean_i [argmax T = argmax S] KL(teacher || student)_i`, a scalar to be minimised.
 
     Only samples on which both still agree are pushed, so that they stay on the teacher's side of the boundary
-    (decision adversarial distillation, CMI, Fang et al. 2021, equation 8).
+    (the decision adversarial loss of CMI, Fang et al. 2021).
     """
     agree = (teacher.argmax(dim=1) == student.argmax(dim=1)).to(teacher.dtype)
     return -(kl_divergence(teacher, student) * agree).mean()
 
 
 def information_entropy(teacher: Tensor) -> Tensor:
-    """Negative entropy, in nats, of the batch's mean prediction (DAFL equation 4): least when classes are balanced."""
+    """Negative entropy, in nats, of the batch's mean prediction (DAFL): least when classes are balanced."""
     mean = torch.logsumexp(F.log_softmax(teacher, dim=1), dim=0) - math.log(len(teacher))
     return (mean.exp() * mean).sum()
 
 
 def activation(features: Tensor) -> Tensor:
-    """Negative mean absolute penultimate feature (DAFL equation 3): real images excite a network more than noise."""
+    """Negative mean absolute penultimate feature (DAFL): real images excite a network more than noise."""
     return -features.abs().mean()

@@ -43,8 +43,8 @@ def hard_label(student: Tensor, labels: Tensor, weights: Tensor | None = None) -
 def centred_difference(teacher: Tensor, student: Tensor, weights: Tensor | None = None) -> Tensor:
     """Mean absolute difference of logits after each row's mean is taken off (a softmax cannot see it), a scalar.
 
-    The logit-matching limit of Hinton et al. 2015 (section 2.1), with the absolute value of DFAD (Fang et al. 2019,
-    equation 4) in place of the square, in units of the standard deviation of the teacher's centred logits.
+    The logit-matching limit of Hinton et al. 2015 (section 2.1), with the absolute value of DFAD (Fang et al. 2019)
+    in place of the square, in units of the standard deviation of the teacher's centred logits.
     """
     teacher = teacher - teacher.mean(dim=1, keepdim=True)
     student = student - student.mean(dim=1, keepdim=True)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from synthkd.schedules import value_at
-from synthkd.settings import Curve, Schedule
+from synthkd.settings import Schedule
 
 View = TypeVar("View")
 
@@ -43,11 +43,6 @@ class Objective(Generic[View]):
     def __post_init__(self) -> None:
         if missing := set(self.weights) ^ set(self.terms):
             raise ValueError(f"terms and weights must have the same names, these have only one: {sorted(missing)}")
-
-    def uses(self, name: str) -> bool:
-        """Whether the term can have a weight other than 0 at any step."""
-        weight = self.weights.get(name, 0.0)
-        return isinstance(weight, Curve) or weight != 0.0
 
     def __call__(self, view: View, step: int, total: int) -> Loss:
         weighted: list[Tensor] = []

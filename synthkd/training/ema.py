@@ -11,7 +11,7 @@ from torch.optim.swa_utils import AveragedModel
 
 
 class WeightAverage:
-    """Average `a <- d_n a + (1 - d_n) w` after update n, with `d_n = min(decay, (1 + n) / (10 + n))`.
+    """Average `a <- d_n a + (1 - d_n) w` at update n > 0, with `d_n = min(decay, (1 + n) / (10 + n))`; update 0 copies.
 
     The growing decay lets the average leave the initial weights at once. Buffers (BatchNorm moments) are averaged too.
 

@@ -29,13 +29,13 @@ def optimizer_for(settings: OptimizerSettings, parameters: list[nn.Parameter]) -
     return adam(groups, lr=settings.lr, betas=(settings.momentum, 0.999))
 
 
-def require_finite(loss: Loss, who: str, step: int) -> None:
-    """Raise `TrainingError`, naming the step and the terms, unless the loss is finite."""
+def require_finite(loss: Loss, who: str, step: int, unit: str = "step") -> None:
+    """Raise `TrainingError`, naming the step (or round) and the terms, unless the loss is finite."""
     if torch.isfinite(loss.total):
         return
     bad = [f"{name}={float(value.detach())}" for name, value in loss.terms.items() if not torch.isfinite(value)]
     raise TrainingError(
-        f"{who}: the loss is not finite at step {step} ({', '.join(bad) or 'a sum of finite terms'}); "
+        f"{who}: the loss is not finite at {unit} {step} ({', '.join(bad) or 'a sum of finite terms'}); "
         "the last good checkpoint is kept: lower the learning rate or the weight of that term"
     )
 
@@ -75,6 +75,13 @@ class Learner:
         self.model: nn.Module
         self.model, self._optimizer = accelerator.prepare(self.module, optimizer)
         self.helpers: nn.Module | None = None if self._helpers is None else accelerator.prepare(self._helpers)
+
+    def synchronise(self) -> nn.Module:
+        """The module, with the buffers (BatchNorm moments) of the main process in every process."""
+        if self._accelerator.num_processes > 1:
+            for buffer in self.module.buffers():
+                torch.distributed.broadcast(buffer, 0)
+        return self.module
 
     @property
     def evaluated(self) -> nn.Module:

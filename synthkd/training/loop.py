@@ -117,6 +117,7 @@ class Loop:
         """
         total = sum(stage.steps for stage in stages)
         done, before, resumed = self._resume(total)
+        self._accelerator.wait_for_everyone()  # nobody may write a checkpoint before everybody has looked for one
         started = time.perf_counter()
 
         def elapsed() -> float:

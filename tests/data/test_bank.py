@@ -117,6 +117,14 @@ def test_class_balanced_draws_each_class_equally() -> None:
     assert np.allclose(counts / 30_000, 1 / 3, atol=0.015)
 
 
+def test_reprioritising_nothing_changes_nothing() -> None:
+    bank = make(4, "prioritized")
+    bank.add(*items(0, 4))
+    before = bank.draw(9, 0).slots
+    bank.reprioritise(torch.empty(0, dtype=torch.int64), torch.empty(0))
+    assert torch.equal(bank.draw(9, 0).slots, before)
+
+
 def test_ages_count_images_added_since() -> None:
     bank = make(4)
     bank.add(*items(0, 4))

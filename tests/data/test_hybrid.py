@@ -116,6 +116,17 @@ def test_mixtures_have_no_slot_to_reprioritise() -> None:
     assert (slots < 0).tolist() == [True] * 5 + [False] * 10 + [True] * 5
 
 
+def test_mixtures_have_the_label_their_teacher_gives() -> None:
+    source = make(MixSettings(mixup=0.5, cutmix=0.25))
+    source._bank.add(torch.rand(64, *SPEC.shape), torch.zeros(64, dtype=torch.int64), torch.zeros(64, 3))
+    batch = source.batch(0)
+    assert batch.teacher_logits is not None
+    answers = batch.teacher_logits.argmax(1)
+    mixed = torch.tensor([True] * 10 + [False] * 5 + [True] * 5)
+    assert torch.equal(batch.labels[mixed], answers[mixed])
+    assert set(batch.labels[~mixed].tolist()) == {0}
+
+
 def test_missing_sources_are_refused() -> None:
     with pytest.raises(ConfigError, match="set data"):
         make(MixSettings(real=0.5), real=None)

@@ -19,6 +19,7 @@ def test_class_imbalance() -> None:
     alarm = alarms.class_imbalance(one_hot(skewed))
     assert alarm is not None
     assert "class 2 has 10%" in alarm.message
+    assert alarms.class_imbalance(one_hot(skewed[:40])) is None, "too few images to say"
 
 
 def test_collapse() -> None:
@@ -50,6 +51,8 @@ def test_stale_student() -> None:
     assert alarms.stale_student(rising) is None
     assert alarms.stale_student([0.1] * 5) is None, "too short to say"
     assert alarms.stale_student([0.5 + 0.4 * (i % 2) for i in range(100)]) is None, "noise is no trend"
+    assert alarms.stale_student([0.8] * 100 + [0.7]) is None, "one bad round is no trend"
+    assert alarms.stale_student([0.1] * 40) is not None, "it never learned"
     fallen = [0.3] * 10 + [0.9] * 50 + [0.32] * 40
     alarm = alarms.stale_student(fallen)
     assert alarm is not None

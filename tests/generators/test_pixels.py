@@ -21,9 +21,7 @@ SMALL = PixelSettings(kind="pixels", batch_size=50, drawn=0.4)
 def teacher() -> Classifier:
     train = load_splits(DigitsData(kind="digits")).train
     torch.manual_seed(0)
-    model = build(
-        ZooModel(arch="lenet5"), train.spec, *channel_statistics(train.images), class_names=train.class_names
-    )
+    model = build(ZooModel(arch="lenet5"), train.spec, *channel_statistics(train.images), class_names=train.class_names)
     optimizer = torch.optim.AdamW(model.parameters(), 5e-3)
     for step in range(120):
         rows = torch.randperm(len(train.labels), generator=torch.Generator().manual_seed(step))[:64]

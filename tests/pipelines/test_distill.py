@@ -118,7 +118,7 @@ def test_without_test_data_agreement_and_alarms_are_reported(teacher: Path, tmp_
     assert values["teacher"]["accuracy"] is None
     assert values["student"]["accuracy"] is None
     assert values["student"]["agreement_on"] == "fresh synthetic samples"
-    assert values["student"]["agreement_n"] == 5 * 32
+    assert values["student"]["agreement_n"] == 500
     assert "no real test data" in (tmp_path / "run" / "report.html").read_text().lower()
 
 
@@ -262,6 +262,48 @@ def test_a_teacher_without_batch_norm_is_refused_before_training(tmp_path: Path)
     teach(load_config(TeachConfig, source, [f"out={tmp_path / 'mlp'}"]))
     with pytest.raises(ModelError, match=r"generator\.batch_norm=0"):
         distill(config_for(tmp_path / "mlp", tmp_path / "run"))
+
+
+def test_a_run_that_failed_before_it_began_can_be_corrected_in_place(teacher: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"bank\.capacity: a round of 32 images"):
+        distill(config_for(teacher, tmp_path / "run", "bank.capacity=8"))
+    assert isinstance(distill(config_for(teacher, tmp_path / "run")), Result)
+
+
+def test_phases_that_cannot_work_are_refused(teacher: Path) -> None:
+    refine = {"kind": "refine", "steps": 5}
+    for phases, message in (
+        ([], "no step to learn in"),
+        ([refine], r"phases\.0: refine would draw from an empty bank"),
+        ([{"kind": "pregenerate", "rounds": 2, "discard": 2}, refine], r"phases\.1: refine"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            distill(config_for(teacher, None, phases=phases), dry_run=True)
+
+
+@pytest.mark.parametrize("generator", ["inversion", "pixels"])
+def test_bfloat16_runs(teacher: Path, tmp_path: Path, generator: str) -> None:
+    source = SMALL["generator"] if generator == "inversion" else {"kind": "pixels", "batch_size": 32}
+    config = config_for(teacher, tmp_path / "run", "precision=bf16", generator=source)
+    assert run(config).values["student"]["agreement"] is not None
+    assert isinstance(distill(config_for(teacher), dry_run=True), Plan), "another precision in the same process"
+
+
+def test_a_missing_report_is_written_again(teacher: Path, tmp_path: Path) -> None:
+    run(config_for(teacher, tmp_path / "run"))
+    (tmp_path / "run" / "report.html").unlink()
+    run(config_for(teacher, tmp_path / "run"))
+    assert (tmp_path / "run" / "report.html").exists()
+
+
+def test_hints_and_own_logits_from_a_teacher_without_batch_norm(tmp_path: Path) -> None:
+    source = {**TEACHER, "model": {"arch": "lenet5"}, "training": {"steps": 60, "batch_size": 64}}
+    teach(load_config(TeachConfig, source, [f"out={tmp_path / 'lenet'}"]))
+    options = ["distill.hint=3", "distill.logit_match=1", "student={arch: lenet5, width: 3}"]
+    generator = {"kind": "pixels", "batch_size": 32}
+    result = run(config_for(tmp_path / "lenet", tmp_path / "run", *options, generator=generator))
+    saved = load(tmp_path / "run")
+    assert result.values["student"]["parameters"] == sum(p.numel() for p in saved.parameters()), "no regressor is saved"
 
 
 def test_two_processes_do_not_share_a_run(teacher: Path, tmp_path: Path) -> None:
