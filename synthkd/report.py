@@ -58,7 +58,7 @@ class RunFiles:
     def total_steps(self) -> int | None:
         """Steps the configuration asks for, where it says."""
         phases = [phase for phase in self.config.get("phases") or () if isinstance(phase, dict)]
-        steps = [phase["steps"] for phase in phases if isinstance(phase.get("steps"), int)]
+        steps = [n for phase in phases if isinstance(n := phase.get("steps", phase.get("rounds")), int)]
         training = self.config.get("training")
         if not phases and isinstance(training, dict) and isinstance(training.get("steps"), int):
             steps = [training["steps"]]

@@ -62,7 +62,8 @@ def write(folder: Path, text: str) -> Path:
         ({"adversarial": 0.5}, "adversarial: unknown key (generator.adversarial?)"),
         (
             {"difficulty": {"momentum": 0.5}},
-            "difficulty.momentum: unknown key (generator.momentum or distill.optimizer.momentum or teacher.training.optimizer.momentum?)",
+            "difficulty.momentum: unknown key (generator.momentum or distill.optimizer.momentum or "
+            "teacher.training.optimizer.momentum?)",
         ),
         (
             {"difficulty": {"xyz": 1}},
