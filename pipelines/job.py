@@ -141,8 +141,10 @@ def make_accelerator(config: JobConfig, directory: Path | None = None) -> Accele
     if config.precision == "fp16" and _on_cpu(config):
         raise ConfigError("precision: fp16 needs a GPU; use precision=bf16 or precision=no")
     for tracker in config.track:
-        if find_spec(tracker) is None:
-            raise MissingExtraError(tracker, tracker, f"track: {tracker}")
+        if find_spec(tracker) is None and tracker == "tensorboard":
+            raise MissingExtraError(tracker, "track", "track: tensorboard")
+        if find_spec(tracker) is None:  # used where it is, never pinned: their caps would pull core packages down
+            raise ConfigError(f"track: {tracker} is not installed: pip install {tracker}")
     _forget_other_settings(config)
     return Accelerator(
         cpu=_on_cpu(config),

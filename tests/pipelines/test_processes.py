@@ -9,15 +9,19 @@ from pathlib import Path
 import pytest
 import torch
 
+from synthkd.configuration import load_config
 from synthkd.models import load
+from synthkd.pipelines import teach
+from synthkd.pipelines.config import TeachConfig
+from synthkd.pipelines.job import Result
 
+TEACHER = {
+    "data": {"kind": "digits"},
+    "model": {"arch": "convnet", "width": 12},
+    "training": {"steps": 60, "batch_size": 64, "optimizer": {"lr": 1e-2}},
+    "device": "cpu",
+}
 RECIPE = {
-    "teacher": {
-        "kind": "train",
-        "data": {"kind": "digits"},
-        "model": {"arch": "convnet", "width": 12},
-        "training": {"steps": 60, "batch_size": 64, "optimizer": {"lr": 1e-2}},
-    },
     "student": {"arch": "mlp", "width": 32},
     "test": {"kind": "digits"},
     "generator": {"batch_size": 32, "width": 8, "latent": 32},
@@ -37,7 +41,9 @@ RECIPE = {
 @pytest.mark.slow
 def test_two_processes_make_one_run(tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(json.dumps(RECIPE))
+    taught = teach(load_config(TeachConfig, TEACHER, [f"out={tmp_path / 'teacher'}"]))
+    assert isinstance(taught, Result)
+    recipe.write_text(json.dumps({**RECIPE, "teacher": {"kind": "load", "model": str(taught.directory)}}))
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     plain = [sys.executable, "-m", "synthkd", "distill", str(recipe), f"out={tmp_path / 'one'}"]
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "synthkd"]
