@@ -36,7 +36,7 @@ CONFIG = "config.yaml"
 RESULT = "result.json"
 REPORT = "report.html"
 FREE_TO_CHANGE = {"name", "out", "device", "threads", "keep_checkpoints", "track"}
-"""Keys that may differ when a run is resumed: they do not change what is computed."""
+"""Keys that may differ when a run is resumed: they change rounding at most."""
 
 Config = TypeVar("Config", bound=JobConfig)
 

@@ -1,39 +1,27 @@
 """The data-free generator against a small teacher that has learned real digits."""
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
 from accelerate import Accelerator
-from torch import nn
 
-from synthkd.data.real import load_splits
 from synthkd.errors import ModelError
 from synthkd.generators.inversion import GeneratorNetwork, Inversion
 from synthkd.generators.settings import InversionSettings
 from synthkd.losses.logits import kl_divergence
 from synthkd.models import Classifier, build
 from synthkd.rng import Rows
-from synthkd.settings import DigitsData, ZooModel
+from synthkd.settings import ZooModel
 from synthkd.types import ImageSpec
 
 SMALL = InversionSettings(latent=32, width=8, batch_size=30, steps=5, latent_lr=0.05, one_hot=2.0)
 
 
 @pytest.fixture(scope="module")
-def teacher() -> Classifier:
-    train = load_splits(DigitsData(kind="digits")).train
-    torch.manual_seed(0)
-    model = build(ZooModel(arch="convnet", width=8), train.spec, [0.3], [0.38], train.class_names)
-    optimizer = torch.optim.AdamW(model.parameters(), 1e-2)
-    for step in range(120):
-        rows = torch.randperm(len(train.labels), generator=torch.Generator().manual_seed(step))[:64]
-        loss = nn.functional.cross_entropy(model(train.images[rows].float() / 255), train.labels[rows])
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    model.zero_grad(set_to_none=True)
-    return model.eval()
+def teacher(taught: Callable[[ZooModel, float], Classifier]) -> Classifier:
+    return taught(ZooModel(arch="convnet", width=8), 1e-2)
 
 
 def make(teacher: Classifier, seed: int = 0, **changes: object) -> Inversion:

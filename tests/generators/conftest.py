@@ -1,0 +1,32 @@
+"""Small teachers that have learned real digits."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+
+from synthkd.data.real import channel_statistics, load_splits
+from synthkd.models import Classifier, build
+from synthkd.settings import DigitsData, ZooModel
+
+
+@pytest.fixture(scope="module")
+def taught() -> Callable[[ZooModel, float], Classifier]:
+    """(architecture, learning rate) -> a teacher after 120 steps on digits, in eval mode."""
+
+    def make(settings: ZooModel, lr: float) -> Classifier:
+        train = load_splits(DigitsData(kind="digits")).train
+        torch.manual_seed(0)
+        model = build(settings, train.spec, *channel_statistics(train.images), class_names=train.class_names)
+        optimizer = torch.optim.AdamW(model.parameters(), lr)
+        for step in range(120):
+            rows = torch.randperm(len(train.labels), generator=torch.Generator().manual_seed(step))[:64]
+            loss = nn.functional.cross_entropy(model(train.images[rows].float() / 255), train.labels[rows])
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        model.zero_grad(set_to_none=True)
+        return model.eval()
+
+    return make
