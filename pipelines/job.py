@@ -234,8 +234,13 @@ def _choose(name: str, config: JobConfig) -> tuple[Path, Any]:
 
 
 def _lock(directory: Path) -> Any:
-    directory.mkdir(parents=True, exist_ok=True)
-    file = (directory / ".lock").open("w")
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        file = (directory / ".lock").open("w")
+    except OSError as error:
+        raise CheckpointError(
+            f"{directory} cannot be used as a run directory ({error.strerror}); choose another out="
+        ) from error
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:

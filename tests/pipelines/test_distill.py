@@ -234,6 +234,13 @@ def test_a_foreign_directory_is_refused(teacher: Path, tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir() if p.name != ".lock"] == ["thesis.tex"]
 
 
+def test_a_file_is_no_run_directory(teacher: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(CheckpointError, match=r"cannot be used as a run directory \(File exists\)"):
+        distill(config_for(teacher, tmp_path / "file"))
+    assert (tmp_path / "file").read_text() == "mine"
+
+
 def test_default_directories_are_numbered(teacher: Path, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.chdir(tmp_path)
     names = [run(config_for(teacher, None, "name=mine")).directory for _ in range(2)]
