@@ -240,21 +240,19 @@ class Inversion:
 
     def _smoothed(self, seen: Mapping[str, BatchNormStatistics]) -> dict[str, BatchNormStatistics]:
         """Moments averaged with those of earlier rounds, so that one small batch need not match them all alone."""
-        keep = self.settings.memory
-        result: dict[str, BatchNormStatistics] = {}
-        for path, s in seen.items():
-            mean, var = s.mean, s.var
-            if path in self._moments:
-                old_mean, old_var = self._moments[path]
-                mean, var = keep * old_mean + (1 - keep) * mean, keep * old_var + (1 - keep) * var
-            result[path] = BatchNormStatistics(mean, var, s.running_mean, s.running_var)
-        return result
+        return {
+            path: BatchNormStatistics(*self._blended(path, s.mean, s.var), s.running_mean, s.running_var)
+            for path, s in seen.items()
+        }
 
     def _remember(self, observed: Mapping[str, tuple[Tensor, Tensor]]) -> None:
-        keep = self.settings.memory
-        for path, new in observed.items():
-            old = self._moments.get(path, new)
-            self._moments[path] = (keep * old[0] + (1 - keep) * new[0], keep * old[1] + (1 - keep) * new[1])
+        self._moments = {path: self._blended(path, *moments) for path, moments in observed.items()}
+
+    def _blended(self, path: str, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
+        if path not in self._moments:
+            return mean, var
+        keep, (old_mean, old_var) = self.settings.memory, self._moments[path]
+        return keep * old_mean + (1 - keep) * mean, keep * old_var + (1 - keep) * var
 
     def _move_towards(self, clone: nn.Module, gradients: list[Tensor]) -> None:
         for parameter, gradient in zip(self.network.parameters(), gradients, strict=True):

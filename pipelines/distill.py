@@ -383,8 +383,7 @@ def _summary(job: Job, values: dict[str, Any], already: bool = False) -> tuple[s
         )
     else:
         lines.append(f"student: {values['ratio']['parameters']:.1%} of the teacher's parameters; no real test data")
-    if student.get("agreement") is not None:
-        lines.append(f"         agrees with its teacher on {student['agreement']:.2%} of {student['agreement_on']}")
+    lines.append(f"         agrees with its teacher on {student['agreement']:.2%} of {student['agreement_on']}")
     lines.append(f"real images used in distillation: {values['real_images_used']}")
     lines += [f"alarm:   {alarm['name']}: {alarm['message']}" for alarm in values.get("alarms", [])]
     return (*lines, f"report:  {job.directory / 'report.html'}", f"student: {job.directory / 'student'}")

@@ -5,10 +5,9 @@ from __future__ import annotations
 import fcntl
 import json
 import shutil
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
@@ -80,7 +79,6 @@ class Job:
         monitor: the log.
         store: the checkpoints.
         finished: the content of result.json when the run was complete before, else None.
-        started: wall clock at the start, in seconds.
     """
 
     name: str
@@ -90,7 +88,6 @@ class Job:
     monitor: Monitor
     store: CheckpointStore
     finished: Mapping[str, Any] | None
-    started: float = field(default_factory=time.perf_counter)
 
     @property
     def device(self) -> torch.device:
