@@ -21,6 +21,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from synthkd.errors import ModelError, TrainingError
@@ -29,7 +30,7 @@ from synthkd.losses import inversion as losses
 from synthkd.losses.objective import Objective
 from synthkd.models.classifier import Classifier
 from synthkd.models.layout import head
-from synthkd.rng import Rows, derive, stream
+from synthkd.rng import Rows, derive
 from synthkd.taps import INPUT, Taps, evaluating, frozen, has_statistics
 from synthkd.training.learner import require_finite
 from synthkd.types import BatchNormStatistics, ImageSpec, Outputs, Round
@@ -92,6 +93,21 @@ def _adversarial(view: InversionView) -> Tensor:
     if view.student_logits is None:
         return view.teacher.logits.new_zeros(())
     return view.difficulty * losses.adversarial(view.teacher.logits, view.student_logits)
+
+
+def assigned(labels: Tensor, logits: Tensor) -> Tensor:
+    """The same labels in the order in which the images take to them most: the assignment of largest log-likelihood.
+
+    Args:
+        labels: int64 `[N]`, the labels asked for, in any order.
+        logits: the teacher's answers to the N images as they are, `[N, K]`.
+
+    Returns:
+        int64 `[N]`, a permutation of `labels`; labels[i] is image i's.
+    """
+    gain = F.log_softmax(logits.detach().double(), dim=1)[:, labels].cpu()
+    _, chosen = linear_sum_assignment(gain.numpy(), maximize=True)
+    return labels[torch.from_numpy(chosen).to(labels.device)]
 
 
 class Inversion:
@@ -176,13 +192,15 @@ class Inversion:
             frozen(*others),
             Taps(self._teacher, features=features, statistics=s.batch_norm > 0) as taps,
         ):
-            for _ in range(s.steps):
+            for step in range(s.steps):
                 with self._autocast():
                     images = clone(latent).float()
                     seen = taps(images)
                     student_logits = None if student is None else student(images).float()
                 seen = Outputs(seen.logits.float(), seen.features, seen.statistics)
                 observed = {k: (v.mean.detach(), v.var.detach()) for k, v in seen.statistics.items()}
+                if step == 0:
+                    labels = assigned(labels, seen.logits)
                 outputs = Outputs(seen.logits, seen.features, self._smoothed(seen.statistics))
                 loss = self._objective(InversionView(outputs, student_logits, labels, difficulty), 0, 1)
                 require_finite(loss, "generator", index, "round")
@@ -233,10 +251,8 @@ class Inversion:
         return images.detach().float().contiguous()
 
     def _labels(self, index: int, count: int) -> Tensor:
-        """Balanced labels in random order; what does not divide evenly is spread over the rounds."""
-        offset = index * count
-        labels = (torch.arange(count) + offset) % self.spec.classes
-        return labels[torch.randperm(count, generator=stream(self._seed, "labels", index))]
+        """Balanced labels; what does not divide evenly is spread over the rounds."""
+        return (torch.arange(count) + index * count) % self.spec.classes
 
     def _smoothed(self, seen: Mapping[str, BatchNormStatistics]) -> dict[str, BatchNormStatistics]:
         """Moments averaged with those of earlier rounds, so that one small batch need not match them all alone."""

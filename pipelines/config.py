@@ -63,6 +63,8 @@ class DistillConfig(JobConfig):
 
     teacher: TeacherSettings
     student: ModelSettings
+    inherit: bool = True
+    """Start a fresh student from the part of the teacher's weights that fits it, where the architectures agree."""
     generator: GeneratorSettings = InversionSettings()
     data: DataSettings | None = None
     """Real images that may be mixed in (`mix.real`); None: the run is data-free."""
@@ -75,13 +77,15 @@ class DistillConfig(JobConfig):
     phases: tuple[PhaseSettings, ...] = (Joint(kind="joint", steps=4000, every=15), Refine(kind="refine", steps=500))
     evaluate_every: Count = 250
     """Steps between evaluations on `test`, where there is one."""
-    grid_every: Count = 500
-    """Steps between sample grids."""
+    grid_every: Count = 50
+    """Generator rounds between sample grids; 1 draws one a round, and costs about as much as two rounds."""
 
     @model_validator(mode="after")
     def _consistent(self) -> DistillConfig:
         if self.data is None and self.mix.real != 0.0:
             raise ValueError("mix.real needs real images: set data, or mix.real to 0")
+        if self.data is not None and self.mix.real == 0.0:
+            raise ValueError("data is set but mix.real is 0, so no real image would be used: set mix.real, or no data")
         if self.distill.hint != 0.0 and self.mix.logits == "stored":
             raise ValueError("distill.hint compares features of the images at hand: set mix.logits to fresh")
         return self

@@ -24,10 +24,30 @@ from synthkd.generators.build import build_generator
 from synthkd.grids import save_grid
 from synthkd.hardware import latency_ms
 from synthkd.metrics.utility import Proportion, accuracy, predict, proportion
-from synthkd.models import Classifier, TeacherContract, build_model, load_model, parameters, probe, save
+from synthkd.models import (
+    Classifier,
+    TeacherContract,
+    build_model,
+    inherit,
+    is_fresh,
+    load_model,
+    parameters,
+    probe,
+    save,
+)
 from synthkd.models.layout import head
 from synthkd.pipelines.config import DistillConfig, TeachConfig
-from synthkd.pipelines.job import Job, Plan, Result, describe_model, make_accelerator, open_job, scored
+from synthkd.pipelines.job import (
+    Job,
+    Plan,
+    Result,
+    describe_model,
+    disk_line,
+    make_accelerator,
+    open_job,
+    scored,
+    training_bytes,
+)
 from synthkd.pipelines.teach import build as build_taught
 from synthkd.pipelines.teach import load_taught, teach
 from synthkd.rng import Rows, derive
@@ -35,7 +55,7 @@ from synthkd.schedules import DifficultyController
 from synthkd.settings import DataSettings, TrainedTeacher
 from synthkd.taps import INPUT, evaluating, observe
 from synthkd.training.learner import Learner
-from synthkd.training.loop import Action, Loop
+from synthkd.training.loop import Action, Loop, Progress
 from synthkd.training.memory import fitting_batch_size, training_step
 from synthkd.types import Batch, ImageSpec
 
@@ -47,7 +67,10 @@ FRESH_IMAGES = 500
 
 @dataclass(frozen=True)
 class Parts:
-    """Everything a distillation is made of, built and wired, nothing run."""
+    """Everything a distillation is made of, built and wired, nothing run.
+
+    `inherited` counts the student's parameters that start from the teacher's values.
+    """
 
     contract: TeacherContract
     teacher: FrozenTeacher
@@ -58,6 +81,7 @@ class Parts:
     source: HybridSource
     synthesis: Synthesis
     learn: DistillStep
+    inherited: int
 
 
 def distill(config: DistillConfig, *, dry_run: bool = False) -> Result | Plan:
@@ -86,9 +110,9 @@ def distill(config: DistillConfig, *, dry_run: bool = False) -> Result | Plan:
         teacher, teacher_seconds = _teacher(config, job)
         _require_fit("test", test, teacher.spec)
         parts = assemble(config, teacher, job.accelerator, job.directory)
-        seconds = _run(config, job, parts, test)
+        progress = _run(config, job, parts, test)
         student = _finished_student(config, job, parts)
-        values = job.finish(_evaluate(config, job, parts, student, test, teacher_seconds, seconds))
+        values = job.finish(_evaluate(config, job, parts, student, test, teacher_seconds, progress))
         return Result(job.directory, values, _summary(job, values))
 
 
@@ -108,6 +132,7 @@ def assemble(config: DistillConfig, teacher: Classifier, accelerator: Accelerato
     student = build_model(config.student, spec, mean, std, teacher.class_names)
     if student.spec != spec:
         raise ConfigError(f"student: it takes {student.spec}, its teacher {spec}; they must be the same")
+    inherited = inherit(student, teacher) if config.inherit and is_fresh(config.student) else 0
     total = phases.student_steps(config.phases)
     phases.check(config.phases, needs_bank=config.mix.real != 1.0 and config.mix.live != 1.0)
     if config.distill.batch_size % accelerator.num_processes:
@@ -157,7 +182,7 @@ def assemble(config: DistillConfig, teacher: Classifier, accelerator: Accelerato
     prioritized = config.bank.policy == "prioritized"
     places = () if hints is None else [pair.student for pair in hints.pairs]
     learn = DistillStep(learner, source, config.distill, accelerator, bank if prioritized else None, places)
-    return Parts(contract, frozen, learner, generator, bank, difficulty, source, synthesis, learn)
+    return Parts(contract, frozen, learner, generator, bank, difficulty, source, synthesis, learn, inherited)
 
 
 def _test(config: DistillConfig) -> RealData | None:
@@ -207,7 +232,7 @@ def _dry_teacher(config: DistillConfig) -> Classifier:
     return load_model(config.teacher)
 
 
-def _run(config: DistillConfig, job: Job, parts: Parts, test: RealData | None) -> float:
+def _run(config: DistillConfig, job: Job, parts: Parts, test: RealData | None) -> Progress:
     def evaluate(_: int) -> dict[str, Tensor | float]:
         if test is None:
             return {}
@@ -225,10 +250,9 @@ def _run(config: DistillConfig, job: Job, parts: Parts, test: RealData | None) -
         parts.synthesis.alone,
         parts.synthesis.beside_student,
         parts.learn,
-        [
-            Action("evaluate", evaluate, every=config.evaluate_every, after=True),
-            Action("grid", draw, every=config.grid_every, after=True),
-        ],
+        Action("evaluate", evaluate, every=config.evaluate_every, after=True),
+        draw,
+        config.grid_every,
     )
     loop = Loop(
         job.accelerator,
@@ -246,7 +270,7 @@ def _run(config: DistillConfig, job: Job, parts: Parts, test: RealData | None) -
         config.checkpoint_every,
         shown=("student/loss", "fresh/agreement", "difficulty", "test/accuracy"),
     )
-    return loop.run(stages, f"distill {config.name}").seconds
+    return loop.run(stages, f"distill {config.name}")
 
 
 def _grid(config: DistillConfig, job: Job, parts: Parts, step: int) -> None:
@@ -277,7 +301,7 @@ def _evaluate(
     student: Classifier,
     test: RealData | None,
     teacher_seconds: float,
-    seconds: float,
+    progress: Progress,
 ) -> dict[str, Any]:
     started = time.perf_counter()
     teacher = parts.teacher
@@ -292,8 +316,13 @@ def _evaluate(
         agreement, agreement_on = _fresh_agreement(config, parts, student), "fresh synthetic samples"
     raised = _alarms(job, parts)
     spec = teacher.spec
+    seconds = {
+        "teacher": teacher_seconds,
+        "distill": progress.seconds,
+        "evaluate": progress.watching + time.perf_counter() - started,
+    }
     values: dict[str, Any] = {
-        "seconds": round(teacher_seconds + seconds, 3),
+        "seconds": round(sum(seconds.values()), 3),
         "real_images_used": len(parts.source.real_rows),
         "teacher": {**scored(teacher_score), **describe_model(teacher.model, latency_ms(teacher.model, spec, device))},
         "student": {
@@ -303,14 +332,11 @@ def _evaluate(
             "agreement_n": agreement.n,
             "agreement_on": agreement_on,
             **describe_model(student, latency_ms(student, spec, device)),
+            "inherited_parameters": parts.inherited,
         },
         "data": {"class_names": list(teacher.model.class_names), "spec": str(spec)},
         "cost": {
-            "seconds": {
-                "teacher": round(teacher_seconds, 3),
-                "distill": round(seconds, 3),
-                "evaluate": round(time.perf_counter() - started, 3),
-            },
+            "seconds": {stage: round(value, 3) for stage, value in seconds.items()},
             "steps": parts.learner.total,
             "images_generated": parts.bank.added,
         },
@@ -358,17 +384,18 @@ def _plan(config: DistillConfig, parts: Parts) -> tuple[str, ...]:
     rounds = phases.generator_rounds(config.phases)
     batch = getattr(config.generator, "batch_size", None)
     made = "" if batch is None else f", {rounds * batch:,} images"
-    checkpoint = parts.bank.nbytes + 3 * 4 * student
+    inherited = f"{parts.inherited:,} of them start from its weights" if parts.inherited else "freshly initialised"
+    on_disk = parts.bank.nbytes if config.bank.storage == "disk" else 0
     trained = ", trained first" if isinstance(config.teacher, TrainedTeacher) else ""
     return (
         f"distill {config.name}: {spec}",
         f"  teacher: {teacher:,} parameters, {contract.batch_norm_layers} BatchNorm layers{trained}",
-        f"  student: {student:,} parameters ({student / teacher:.1%} of the teacher's)",
+        f"  student: {student:,} parameters ({student / teacher:.1%} of the teacher's), {inherited}",
         f"  real images: {'none' if config.data is None else 'mixed in from ' + config.data.kind}",
         f"  phases: {', '.join(phases.describe(phase) for phase in config.phases)}",
         f"  student steps: {parts.learner.total:,} of {config.distill.batch_size} images",
         f"  generator rounds: {rounds:,}{made}",
-        f"  disk: about {config.keep_checkpoints * checkpoint / 1e6:,.0f} MB of checkpoints while it runs",
+        disk_line(config, parts.bank.nbytes + training_bytes(student), on_disk),
     )
 
 

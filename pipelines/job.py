@@ -212,6 +212,7 @@ def _claim(name: str, config: JobConfig) -> Iterator[Path]:
 def _choose(name: str, config: JobConfig) -> tuple[Path, Any]:
     if config.out is not None:
         directory = Path(config.out)
+        _check(directory, config)
         lock = _lock(directory)
         if lock is None:
             raise CheckpointError(f"{directory}: another process is working in this run; wait, or choose another out=")
@@ -263,24 +264,36 @@ def _same(directory: Path, config: JobConfig) -> bool:
     return saved is not None and not _changed(saved, config)
 
 
-def _adopt(directory: Path, config: JobConfig) -> None:
-    saved = _saved(directory, config)
+def _check(directory: Path, config: JobConfig) -> None:
+    """Refuse a directory that is no run of this configuration, before anything, a lock included, is written there."""
+    if not directory.is_dir():
+        return
+    try:
+        saved = _saved(directory, config)
+    except ConfigError as error:
+        raise CheckpointError(
+            f"{directory} holds a run of another job or another version of synthkd (its {CONFIG} is not one of this "
+            "job); choose another out="
+        ) from error
     if saved is None:
         others = sorted(p.name for p in directory.iterdir() if p.name != ".lock")
         if others:
             raise CheckpointError(
                 f"{directory} exists and is no run of synthkd (it holds {', '.join(others[:3])}); choose another out="
             )
-        write_atomically(directory / CONFIG, dump_config(config).encode())
-    elif changed := _changed(saved, config):
-        if not any((directory / name).exists() for name in (RESULT, "checkpoints", METRICS)):
-            # it failed before it began, and this is the corrected configuration
-            write_atomically(directory / CONFIG, dump_config(config).encode())
-            return
+    # where nothing but the configuration stands, the run failed before it began and this is the corrected one
+    elif any((directory / name).exists() for name in (RESULT, "checkpoints", METRICS)) and (
+        changed := _changed(saved, config)
+    ):
         raise ConfigError(
             f"{directory} holds a run with another configuration; changed: {', '.join(changed)}. "
             "Choose another out=, or run with the old values"
         )
+
+
+def _adopt(directory: Path, config: JobConfig) -> None:
+    if not _same(directory, config):
+        write_atomically(directory / CONFIG, dump_config(config).encode())
 
 
 def _read_result(directory: Path) -> Mapping[str, Any] | None:
@@ -289,9 +302,23 @@ def _read_result(directory: Path) -> Mapping[str, Any] | None:
         return None
     try:
         values = json.loads(path.read_text())
+        if not isinstance(values, dict) or "job" not in values:
+            raise ValueError("it is no result of a job")
     except ValueError as error:
         raise CheckpointError(f"{path} is damaged ({error}); delete it to finish the run again") from error
-    return dict(values)
+    return values
+
+
+def training_bytes(count: int) -> int:
+    """Bytes of `count` float32 parameters and the two moments an optimiser keeps of each."""
+    return 3 * 4 * count
+
+
+def disk_line(config: JobConfig, checkpoint: int, other: int = 0) -> str:
+    """What a run keeps on disk while it runs, as a line of its plan."""
+    kept = config.keep_checkpoints * checkpoint
+    bank = f" and {other / 1e6:,.0f} MB of memory bank" if other else ""
+    return f"  disk: about {kept / 1e6:,.1f} MB of checkpoints{bank} while it runs"
 
 
 def scored(result: Proportion | None) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -12,10 +14,10 @@ from synthkd.losses.objective import Loss
 from synthkd.metrics.utility import Proportion, accuracy, predict
 from synthkd.models import Classifier, build_model, load, parameters, save
 from synthkd.pipelines.config import TeachConfig
-from synthkd.pipelines.job import Job, Plan, Result, describe_model, open_job, scored
+from synthkd.pipelines.job import Job, Plan, Result, describe_model, disk_line, open_job, scored, training_bytes
 from synthkd.taps import evaluating
 from synthkd.training.learner import Learner
-from synthkd.training.loop import Action, Loop, Stage
+from synthkd.training.loop import Action, Loop, Progress, Stage
 from synthkd.training.memory import fitting_batch_size, training_step
 from synthkd.training.supervised import EpochSource
 
@@ -40,12 +42,14 @@ def teach(config: TeachConfig, *, dry_run: bool = False) -> Result | Plan:
             return Result(job.directory, job.finished, _summary(job, dict(job.finished), already=True))
         splits = load_splits(config.data)
         model = build(config, splits).to(job.device)
-        seconds = _train(config, job, model, splits)
+        progress = _train(config, job, model, splits)
+        began = time.perf_counter()
         with evaluating(model):
             test = score(model, splits, job.device)
+        evaluation = progress.watching + time.perf_counter() - began
         values = job.finish(
             {
-                "seconds": round(seconds, 3),
+                "seconds": round(progress.seconds + evaluation, 3),
                 "teacher": {**scored(test), **describe_model(model, latency_ms(model, model.spec, job.device))},
                 "data": {
                     "class_names": list(splits.train.class_names),
@@ -53,7 +57,10 @@ def teach(config: TeachConfig, *, dry_run: bool = False) -> Result | Plan:
                     "train": len(splits.train.labels),
                     "holdout": len(splits.holdout.labels),
                 },
-                "cost": {"seconds": {"teacher": round(seconds, 3)}, "steps": config.training.steps},
+                "cost": {
+                    "seconds": {"teacher": round(progress.seconds, 3), "evaluate": round(evaluation, 3)},
+                    "steps": config.training.steps,
+                },
             }
         )
         return Result(job.directory, values, _summary(job, values))
@@ -73,7 +80,7 @@ def score(model: Classifier, splits: Splits, device: torch.device) -> Proportion
     return accuracy(predict(model, splits.test.images, device), splits.test.labels)
 
 
-def _train(config: TeachConfig, job: Job, model: Classifier, splits: Splits) -> float:
+def _train(config: TeachConfig, job: Job, model: Classifier, splits: Splits) -> Progress:
     training = config.training
     accelerator = job.accelerator
     learner = Learner("teacher", model, training.optimizer, training.steps, accelerator)
@@ -124,7 +131,7 @@ def _train(config: TeachConfig, job: Job, model: Classifier, splits: Splits) -> 
     if accelerator.is_main_process:
         save(model, job.directory / "teacher", {"trained_on": splits.train.name, "seed": config.seed})
     accelerator.wait_for_everyone()
-    return progress.seconds
+    return progress
 
 
 def load_taught(result: Result) -> Classifier:
@@ -141,6 +148,7 @@ def _plan(config: TeachConfig, splits: Splits, model: Classifier) -> tuple[str, 
         f"{len(splits.test.labels):,} test",
         f"  model: {parameters(model):,} parameters",
         f"  steps: {training.steps:,} of {training.batch_size} images ({epochs:.1f} epochs)",
+        disk_line(config, training_bytes(parameters(model))),
     )
 
 

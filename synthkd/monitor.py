@@ -91,11 +91,15 @@ class Monitor:
             self._append({"step": step}, {"event": text, **fields})
 
     def rewind(self, step: int) -> None:
-        """On resume from the checkpoint of `step`: drop what was logged after it, and log the resume as an event."""
+        """Where a training begins: drop what was logged after `step`, start the clock, log a resume as an event."""
+        self._started = time.monotonic()
         if not self._writes or not self.path.exists():
             return
-        self._rewrite([row for row in self.rows() if row["step"] <= step])
-        self._started = time.monotonic()
+        # the phase that begins after this very step is about to begin again
+        kept = [
+            row for row in self.rows() if row["step"] < step or (row["step"] == step and row.get("kind") != "phase")
+        ]
+        self._rewrite(kept)
         self.event(step, f"resumed from step {step}", kind="resume")
 
     def rows(self) -> list[dict[str, Any]]:

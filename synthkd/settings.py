@@ -51,6 +51,8 @@ class Curve(Settings):
     def _ordered(self) -> Curve:
         if self.begin > self.until:
             raise ValueError("begin must not be after until")
+        if self.kind == "step" and self.begin:
+            raise ValueError("a step jumps from start to end at until; leave begin out")
         return self
 
 

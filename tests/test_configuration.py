@@ -289,4 +289,4 @@ def test_differences_name_the_keys():
     ]
     assert differences(config, load(MINIMAL, "generator={kind: python, target: 'a:b'}")) == ["generator.kind"]
     assert differences(config, load(MINIMAL, "phases=[{kind: refine, steps: 1}]")) == ["phases"]
-    assert differences(config, load(MINIMAL, "data={kind: digits}")) == ["data"]
+    assert differences(config, load(MINIMAL, "data={kind: digits}", "mix.real=0.5")) == ["data", "mix.real"]

@@ -36,7 +36,7 @@ class Hints(nn.Module):
         student: gives what is regressed.
 
     Raises:
-        ConfigError: when stages of unlike kind (maps and tokens) would have to be compared.
+        ConfigError: when stages of unlike kind (maps and tokens) or with unlike numbers of tokens would be compared.
     """
 
     def __init__(self, teacher: Classifier, student: Classifier) -> None:
@@ -55,6 +55,11 @@ class Hints(nn.Module):
                 raise ConfigError(
                     f"distill.hint: the teacher's {pair.teacher} gives {target.dim() - 1} dimensions for an image, the "
                     f"student's {pair.student} {source.dim() - 1}; set distill.hint to 0 for such a pair"
+                )
+            if target.dim() == 3 and target.shape[1] != source.shape[1]:
+                raise ConfigError(
+                    f"distill.hint: the teacher's {pair.teacher} gives {target.shape[1]} tokens for an image, the "
+                    f"student's {pair.student} {source.shape[1]}; set distill.hint to 0 for such a pair"
                 )
             if target.dim() == 4:
                 regressors.append(nn.Conv2d(source.shape[1], target.shape[1], 1))

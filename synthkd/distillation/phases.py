@@ -64,7 +64,9 @@ def build(
     pregenerate: Callable[[int, bool], Values],
     synthesise: Indexed,
     learn: Indexed,
-    watch: Sequence[Action],
+    evaluate: Action,
+    draw: Indexed,
+    draw_every: int,
 ) -> list[Stage]:
     """The stages of the loop.
 
@@ -73,20 +75,22 @@ def build(
         pregenerate: (round, keep its images) of the generator alone.
         synthesise: one round of the generator beside the student, by its number among all rounds.
         learn: one step of the student, by its number among all the student's steps.
-        watch: actions of every phase that trains the student (evaluations, pictures).
+        evaluate: an action of every phase that trains the student.
+        draw: pictures what the generator makes, by the step of the run.
+        draw_every: rounds between pictures; the last round of a phase has one in any case.
     """
     stages: list[Stage] = []
     start = rounds = steps = 0
     for phase in phases:
         if isinstance(phase, Pregenerate):
-            actions = [Action("pregenerate", _alone(pregenerate, phase, start, rounds))]
-            stages.append(Stage(phase.kind, phase.rounds, actions))
+            made = Action("pregenerate", _alone(pregenerate, phase, start, rounds))
+            stages.append(Stage(phase.kind, phase.rounds, [made, Action("grid", draw, draw_every, after=True)]))
         elif isinstance(phase, Refine | Joint):
-            learning = Action("learn", _shifted(learn, steps - start))
-            both = []
+            actions = [Action("learn", _shifted(learn, steps - start)), evaluate]
             if isinstance(phase, Joint):
-                both = [Action("synthesise", _every(synthesise, phase.every, start, rounds), every=phase.every)]
-            stages.append(Stage(phase.kind, phase.steps, [*both, learning, *watch]))
+                made = Action("synthesise", _every(synthesise, phase.every, start, rounds), phase.every)
+                actions = [made, *actions, Action("grid", draw, draw_every * phase.every, after=True)]
+            stages.append(Stage(phase.kind, phase.steps, actions))
             steps += phase.steps
         rounds += _rounds(phase)
         start += stages[-1].steps

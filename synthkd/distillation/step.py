@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from synthkd.data.bank import MemoryBank
+from synthkd.errors import ConfigError
 from synthkd.imports import resolve
 from synthkd.losses import logits as losses
 from synthkd.losses.objective import Objective
@@ -47,7 +48,12 @@ def objective(settings: DistillSettings, hints: nn.Module | None = None) -> Obje
     Args:
         settings: temperature and weights.
         hints: (teacher features, student features) -> scalar; needed when `settings.hint` is not 0.
+
+    Raises:
+        ConfigError: a hint weight without hints, or a term that cannot be imported.
     """
+    if settings.hint != 0.0 and hints is None:
+        raise ConfigError("distill.hint: a weight without hints to weigh; give `hints`, or set it to 0")
     terms: dict[str, Term] = {
         "soft": lambda v: losses.distillation(v.teacher, v.student, v.temperature, v.batch.weights),
         "hard": lambda v: losses.hard_label(v.student, v.batch.labels, v.batch.weights),

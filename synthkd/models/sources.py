@@ -78,6 +78,11 @@ def build_model(
     return model.train()
 
 
+def is_fresh(settings: ZooModel | LoadedModel) -> bool:
+    """Whether `build_model` gives random weights; a factory of the user's own may bring some, so it counts as not."""
+    return isinstance(settings, ZooModel) or (settings.weights is None and is_library(settings.model))
+
+
 def _load_directory(settings: LoadedModel) -> Classifier:
     if settings.weights is not None:
         raise ConfigError(f"{settings.model} has its own weights; leave `weights` out, got {settings.weights}")

@@ -50,6 +50,7 @@ class CheckpointStore:
         (partial / MANIFEST).write_text(json.dumps(manifest, indent=1))
         for name in (STATE, MANIFEST):
             _flush(partial / name)
+        _flush(partial)
         if final.exists():
             shutil.rmtree(final)
         os.replace(partial, final)

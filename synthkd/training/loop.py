@@ -65,11 +65,13 @@ class Progress:
         steps: steps done in all.
         resumed: whether it continued from a checkpoint, and from which step.
         seconds: wall time of the training, summed over all its processes' lives up to their last checkpoint.
+        watching: wall time of the actions with `after` (evaluations, pictures), which `seconds` leaves out.
     """
 
     steps: int
     resumed: int | None
     seconds: float
+    watching: float
 
 
 class Loop:
@@ -84,7 +86,8 @@ class Loop:
         store: where checkpoints go.
         monitor: the log.
         seed: the run's seed.
-        log_every: steps between log rows.
+        log_every: steps between log rows; what an action with `after` returns gets a row at once, and with it
+            `watching`, the seconds that such actions took so far.
         checkpoint_every: steps between checkpoints; one is also written at the end.
         shown: names of the logged values that the display shows.
     """
@@ -116,7 +119,7 @@ class Loop:
             TrainingError: from an action whose loss is not finite; the last good checkpoint stays.
         """
         total = sum(stage.steps for stage in stages)
-        done, before, resumed = self._resume(total)
+        done, before, watching, resumed = self._resume(total)
         self._accelerator.wait_for_everyone()  # nobody may write a checkpoint before everybody has looked for one
         started = time.perf_counter()
 
@@ -134,34 +137,45 @@ class Loop:
                         self._monitor.event(step, f"{stage.name} begins", kind="phase", phase=stage.name)
                     torch.manual_seed(derive(self._seed, "global", step))
                     local = step - offset
+                    watched = False
                     for action in stage.actions:
                         if action.due(local, stage.steps):
-                            latest.update(action.run(step))
+                            began = time.perf_counter()
+                            values = action.run(step)
+                            latest.update(values)
+                            if action.after:
+                                watching += time.perf_counter() - began
+                                watched |= bool(values)
                     last = step + 1 == total
-                    if (step + 1) % self._log_every == 0 or last:
-                        values = {name: float(value) for name, value in latest.items()}
+                    saving = (step + 1) % self._checkpoint_every == 0 or last
+                    # what was measured before a checkpoint is logged before it: a resumed run could not do it later
+                    if (step + 1) % self._log_every == 0 or saving or watched:
+                        row = {name: float(value) for name, value in latest.items()}
+                        if watched:
+                            row["watching"] = watching
                         latest.clear()
-                        self._monitor.log(step + 1, values, stage.name)
-                        display.update(step + 1, stage.name, {k: values[k] for k in self._shown if k in values})
-                    if (step + 1) % self._checkpoint_every == 0 or last:
-                        self._checkpoint(step + 1, elapsed())
+                        self._monitor.log(step + 1, row, stage.name)
+                        display.update(step + 1, stage.name, {k: row[k] for k in self._shown if k in row})
+                    if saving:
+                        self._checkpoint(step + 1, elapsed(), watching)
                 offset += stage.steps
-        return Progress(total, resumed, elapsed())
+        return Progress(total, resumed, elapsed() - watching, watching)
 
-    def _resume(self, total: int) -> tuple[int, float, int | None]:
+    def _resume(self, total: int) -> tuple[int, float, float, int | None]:
         checkpoint = self._store.latest()
         if checkpoint is None:
             self._monitor.rewind(0)
-            return 0, 0.0, None
+            return 0, 0.0, 0.0, None
         if checkpoint.step > total:
             raise CheckpointError(f"{self._store.directory}: checkpoint of step {checkpoint.step}, the run has {total}")
         for name, part in self._parts.items():
             part.load_state_dict(checkpoint.state["parts"][name])
         self._monitor.rewind(checkpoint.step)
-        return checkpoint.step, float(checkpoint.state["seconds"]), checkpoint.step
+        state = checkpoint.state
+        return checkpoint.step, float(state["seconds"]), float(state["watching"]), checkpoint.step
 
-    def _checkpoint(self, step: int, seconds: float) -> None:
+    def _checkpoint(self, step: int, seconds: float, watching: float) -> None:
         if self._accelerator.is_main_process:
             state = {name: part.state_dict() for name, part in self._parts.items()}
-            self._store.save(step, {"parts": state, "seconds": seconds})
+            self._store.save(step, {"parts": state, "seconds": seconds, "watching": watching})
         self._accelerator.wait_for_everyone()

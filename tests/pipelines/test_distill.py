@@ -42,7 +42,7 @@ SMALL: dict[str, Any] = {
     "device": "cpu",
     "checkpoint_every": 10,
     "evaluate_every": 20,
-    "grid_every": 24,
+    "grid_every": 3,
     "log_every": 4,
 }
 
@@ -91,7 +91,7 @@ def test_teacher_and_student_from_one_recipe(tmp_path: Path) -> None:
     assert low < saved["student"]["accuracy"] < high
     assert saved["student"]["agreement_on"] == "test"
     assert saved["student"]["parameters"] < 0.35 * saved["teacher"]["parameters"]
-    assert saved["seconds"] == pytest.approx(sum(saved["cost"]["seconds"][k] for k in ("teacher", "distill")))
+    assert saved["seconds"] == pytest.approx(sum(saved["cost"]["seconds"].values()), abs=0.01)
     assert {"cpu", "cores", "threads", "torch", "python"} <= set(saved["hardware"])
     assert (out / "report.html").stat().st_size > 20_000
     assert not (out / "checkpoints").exists(), "a finished run needs none"
@@ -198,7 +198,7 @@ def test_a_run_without_real_data_opens_no_image(teacher: Path, tmp_path: Path) -
         )  # fmt: skip
         # what it wrote itself, and the pictures of the plotting library, are not somebody's data
         paths = {p for p in done.stdout.splitlines() if not p.startswith(str(out)) and "matplotlib" not in p}
-        suffixes = (".png", ".jpg", ".jpeg", ".csv", ".gz", ".npz", ".npy", ".ubyte", ".bin", ".pkl", ".tar")
+        suffixes = (".png", ".jpg", ".jpeg", ".csv", ".gz", ".npz", ".npy", "ubyte", ".bin", ".pkl", ".tar")
         return {p for p in paths if p.lower().endswith(suffixes)}
 
     assert opened() == set()
