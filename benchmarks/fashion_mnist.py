@@ -4,7 +4,10 @@
 
 Run it alone on the machine. Every finished cell is kept in benchmarks/runs, so an interrupted table goes on where it
 stopped; the table and the curves go to benchmarks/results/fashion_mnist.json and docs/images. A cell's number is the
-accuracy of its last weights; `seconds` is its training time, without the evaluations on the test images within it.
+accuracy of its last weights. `ours` is the student from the teacher alone, `fresh start` the same without inheriting
+any of the teacher's weights, `real KD` distillation on the real images, `real labels` training on them without a
+teacher, `noise` distillation on Gaussian noise; all but `real labels` and `fresh start` start alike. `seconds` is its
+training time, without the evaluations on the test images within it.
 """
 
 from __future__ import annotations
@@ -68,6 +71,7 @@ PAIRS = {
         student={"arch": "convnet", "width": 16},
         recipe={
             **PLAIN,
+            "generator": {"adversarial": 10.0},
             "distill": {
                 "batch_size": 64,
                 "temperature": 20.0,
@@ -91,6 +95,7 @@ PAIRS = {
         student={"arch": "resnet", "depth": 8, "width": 16},
         recipe={
             **PLAIN,
+            "generator": {"adversarial": 10.0},
             "distill": {
                 "batch_size": 64,
                 "temperature": 20.0,
@@ -99,7 +104,7 @@ PAIRS = {
         },
         rounds=(14, 7),
         every=24,
-        budgets={"600s": 4600},
+        budgets={"300s": 3000},
     ),
     "lenet": Pair(
         teacher={
@@ -129,7 +134,7 @@ PAIRS = {
 }
 LOWEST = 60
 """Accuracy in % at which the plots begin."""
-METHODS = ("ours", "real KD", "real labels", "noise")
+METHODS = ("ours", "fresh start", "real KD", "real labels", "noise")
 
 
 def directory(pair: str, method: str, budget: str, seed: int) -> Path:
@@ -171,7 +176,9 @@ def cell(name: str, method: str, seed: int, budget: str, teacher: Path) -> dict[
             ],
             "grid_every": max(1, steps // pair.every // 4),
         }
-        if method == "real KD":
+        if method == "fresh start":
+            source["inherit"] = False
+        elif method == "real KD":
             source |= {"data": DATA, "mix": {"real": 1.0, "mixup": 0.0}, "phases": [{"kind": "refine", "steps": steps}]}
         elif method == "noise":
             source["generator"] = {"kind": "python", "target": "noise:make"}
@@ -220,7 +227,7 @@ def plot(cells: list[dict[str, Any]], pair: str, path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    colours = dict(zip(METHODS, ("#2563eb", "#16a34a", "#9ca3af", "#dc2626"), strict=True))
+    colours = dict(zip(METHODS, ("#2563eb", "#d97706", "#16a34a", "#9ca3af", "#dc2626"), strict=True))
     figure, axes = plt.subplots(figsize=(7, 4), dpi=120)
     seen: set[str] = set()
     for c in cells:
