@@ -149,10 +149,6 @@ class TrainableGenerator(SampleGenerator, Stateful, Protocol):
     def round(self, index: int, difficulty: float, student: nn.Module | None = None) -> Round: ...
 
 
-FeatureExtractor = Callable[[Tensor], Tensor]
-"""`images [N, C, H, W] -> features [N, D]`."""
-
-
 def to_uint8(images: Tensor) -> Tensor:
     """Quantise float images in `[0, 1]` to uint8, rounding to nearest; values outside are clamped."""
     return images.detach().mul(255.0).round_().clamp_(0, 255).to(torch.uint8)

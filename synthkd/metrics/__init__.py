@@ -1,5 +1,59 @@
-"""Metrics: pure functions of predictions and features."""
+"""Metrics: pure functions of predictions and features; rows are samples, tensors or numpy arrays."""
 
+from synthkd.metrics.diversity import (
+    ModeCollapse,
+    SemanticCosine,
+    cluster_modes,
+    mode_collapse,
+    semantic_cosine,
+    vendi_score,
+)
+from synthkd.metrics.frechet import (
+    FrechetInfinity,
+    frechet_distance,
+    frechet_distance_from_features,
+    frechet_distance_infinity,
+)
+from synthkd.metrics.inception_score import InceptionScore, inception_score
+from synthkd.metrics.kernel import KernelDistance, kernel_distance, kernel_distance_subsets
+from synthkd.metrics.manifold import PrecisionRecall, precision_recall_density_coverage
+from synthkd.metrics.memorization import (
+    Copying,
+    NeighbourRatios,
+    authenticity,
+    copying,
+    copying_statistic,
+    nearest_neighbour_ratios,
+)
+from synthkd.metrics.statistics import FeatureStatistics
 from synthkd.metrics.utility import Proportion, accuracy, proportion
 
-__all__ = ["Proportion", "accuracy", "proportion"]
+__all__ = [
+    "Copying",
+    "FeatureStatistics",
+    "FrechetInfinity",
+    "InceptionScore",
+    "KernelDistance",
+    "ModeCollapse",
+    "NeighbourRatios",
+    "PrecisionRecall",
+    "Proportion",
+    "SemanticCosine",
+    "accuracy",
+    "authenticity",
+    "cluster_modes",
+    "copying",
+    "copying_statistic",
+    "frechet_distance",
+    "frechet_distance_from_features",
+    "frechet_distance_infinity",
+    "inception_score",
+    "kernel_distance",
+    "kernel_distance_subsets",
+    "mode_collapse",
+    "nearest_neighbour_ratios",
+    "precision_recall_density_coverage",
+    "proportion",
+    "semantic_cosine",
+    "vendi_score",
+]

