@@ -27,7 +27,7 @@ from synthkd.configuration import load_config  # noqa: E402
 from synthkd.monitor import read_rows  # noqa: E402
 from synthkd.pipelines import distill, teach  # noqa: E402
 from synthkd.pipelines.config import DistillConfig, TeachConfig  # noqa: E402
-from synthkd.pipelines.job import Result  # noqa: E402
+from synthkd.pipelines.run import Result  # noqa: E402
 
 RUNS = HERE / "runs" / "fashion_mnist"
 RESULTS = HERE / "results" / "fashion_mnist.json"

@@ -18,9 +18,10 @@ if __name__ != "synthkd.pipelines":
 
 if TYPE_CHECKING:
     from synthkd.pipelines.distill import distill
+    from synthkd.pipelines.evaluate import evaluate
     from synthkd.pipelines.teach import teach
 
-__all__ = ["distill", "teach"]
+__all__ = ["distill", "evaluate", "teach"]
 
 
 class _Jobs(ModuleType):

@@ -18,11 +18,15 @@ from synthkd.errors import ConfigError, SynthkdError
 
 @dataclass(frozen=True)
 class Verb:
-    """A job as a command: import strings `module:name` of its configuration class and its function."""
+    """A job as a command: import strings `module:name` of its configuration class and its function.
+
+    `paths` is the key that takes the plain paths of the command line, for a job that has one.
+    """
 
     config: str
     function: str
     help: str
+    paths: str | None = None
 
 
 VERBS = {
@@ -30,6 +34,12 @@ VERBS = {
         "synthkd.pipelines.config:DistillConfig",
         "synthkd.pipelines.distill:distill",
         "make a small student from a teacher without its training data, or with a little of it",
+    ),
+    "evaluate": Verb(
+        "synthkd.pipelines.config:EvaluateConfig",
+        "synthkd.pipelines.evaluate:evaluate",
+        "score generated images against real ones",
+        paths="generated",
     ),
     "teach": Verb(
         "synthkd.pipelines.config:TeachConfig",
@@ -67,10 +77,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"synthkd {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="VERB", required=True)
     for name, verb in VERBS.items():
-        usage = f"synthkd {name} [CONFIG] [key=value ...] [--dry-run]"
+        usage = f"synthkd {name} [CONFIG] {'PATH ... ' if verb.paths else ''}[key=value ...] [--dry-run]"
         job = commands.add_parser(name, help=verb.help, description=verb.help, usage=usage, allow_abbrev=False)
         job.add_argument("settings", nargs="*", metavar="CONFIG, key=value", help=SETTINGS)
         job.add_argument("--dry-run", action="store_true", help="build and check everything, print the plan")
+        if verb.paths:
+            text = "leave out at most N unreadable files of a set (skip_bad=N)"
+            job.add_argument("--skip-bad", type=int, metavar="N", help=text)
     text = "show a job's resolved configuration, or the JSON schema of what it takes"
     config = commands.add_parser("config", help=text, description=text, allow_abbrev=False)
     kinds = config.add_subparsers(dest="what", metavar="show|schema", required=True)
@@ -92,6 +105,8 @@ def _parser() -> argparse.ArgumentParser:
 def _run(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     # argparse stops collecting settings at an option (`distill --dry-run seed=1`) and hands the remainder back
     settings = [*getattr(arguments, "settings", ()), *(word for word in rest if not word.startswith("-"))]
+    if getattr(arguments, "skip_bad", None) is not None:
+        settings.append(f"skip_bad={arguments.skip_bad}")
     if options := [word for word in rest if word.startswith("-")]:
         raise ConfigError(f"{options[0]}: unknown option; settings are written key=value, without dashes (see --help)")
     if rest and not hasattr(arguments, "settings"):
@@ -126,8 +141,14 @@ def _config(job: str, settings: Sequence[str]) -> Any:
 
     first = settings[0] if settings else "="
     named = "=" not in first or Path(first).is_file()
+    overrides = list(settings)
+    if key := VERBS[job].paths:  # of a job that takes paths only a YAML file is a configuration
+        named = first.endswith((".yaml", ".yml"))
+        paths = [word for word in settings[named:] if "=" not in word or Path(word).exists()]
+        overrides = [word for word in settings if word not in paths]
+        overrides += [f"{key}={json.dumps(paths)}"] if paths else []
     source = find_config(first, job) if named else None
-    return load_config(_imported(VERBS[job].config), source, settings[1:] if named else settings)
+    return load_config(_imported(VERBS[job].config), source, overrides[named:])
 
 
 def _imported(target: str) -> Any:

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from synthkd.extractors import ExtractorSettings
 from synthkd.generators.settings import GeneratorSettings, InversionSettings
 from synthkd.settings import (
     BankSettings,
@@ -14,6 +15,7 @@ from synthkd.settings import (
     DifficultySettings,
     DistillSettings,
     Joint,
+    LoadedModel,
     MixSettings,
     ModelSettings,
     PhaseSettings,
@@ -33,10 +35,15 @@ class JobConfig(Settings):
     """The run directory itself; the same command on it resumes. None: `runs/<job>/<name>`, numbered when taken."""
     seed: Annotated[int, Field(ge=0)] = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    precision: Literal["no", "bf16", "fp16"] = "no"
-    """Mixed precision; bf16 made small convolutional networks slower on CPUs where it was measured."""
     threads: Count | None = None
     """CPU threads of torch; None leaves torch's own choice."""
+
+
+class TrainingConfig(JobConfig):
+    """What every job that trains has."""
+
+    precision: Literal["no", "bf16", "fp16"] = "no"
+    """Mixed precision; bf16 made small convolutional networks slower on CPUs where it was measured."""
     adapt_batch_size: bool = False
     """Reduce the batch size until a training step fits the memory, instead of failing."""
     checkpoint_every: Count = 500
@@ -48,7 +55,7 @@ class JobConfig(Settings):
     """Experiment trackers beside the JSON lines that are always written."""
 
 
-class TeachConfig(JobConfig):
+class TeachConfig(TrainingConfig):
     """Train a teacher on real data."""
 
     data: DataSettings
@@ -58,7 +65,7 @@ class TeachConfig(JobConfig):
     """Steps between evaluations on the test split, which are only reported."""
 
 
-class DistillConfig(JobConfig):
+class DistillConfig(TrainingConfig):
     """Distill a student from a teacher without its data, or with a little of it."""
 
     teacher: TeacherSettings
@@ -89,3 +96,57 @@ class DistillConfig(JobConfig):
         if self.distill.hint != 0.0 and self.mix.logits == "stored":
             raise ValueError("distill.hint compares features of the images at hand: set mix.logits to fresh")
         return self
+
+
+class ImageSet(Settings):
+    """A set of images: a path, or a split of a real dataset. A plain path may stand for it."""
+
+    path: str | None = None
+    """An image folder (flat, or a directory per class), .zip, .npz, WebDataset .tar, an unfinished run, or the
+    features that an earlier evaluation saved (.safetensors)."""
+    data: DataSettings | None = None
+    """A real dataset, in place of a path."""
+    split: str | None = None
+    """Which part of it: train, holdout or test of a dataset (None: test); a directory of that name in a folder."""
+
+    @model_validator(mode="after")
+    def _one(self) -> ImageSet:
+        if (self.path is None) == (self.data is None):
+            raise ValueError("give a path or a dataset (data), one of the two")
+        return self
+
+
+class EvaluateConfig(JobConfig):
+    """Score generated images against real ones."""
+
+    generated: Annotated[tuple[str | ImageSet, ...], Field(min_length=1)]
+    """One set or several, which are compared in one table."""
+    real: str | ImageSet
+    """What they are judged against."""
+    train: str | ImageSet | None = None
+    """Real images that the generator or its teacher learned from: copying is looked for among them."""
+    holdout: str | ImageSet | None = None
+    """Real images that it did not learn from: the yardstick of copying."""
+    teacher: LoadedModel | None = None
+    """Judges labels, and gives the features unless `features` says otherwise."""
+    features: ExtractorSettings | None = None
+    """The feature network; None: the teacher where there is one, else efficientnet_lite0."""
+    k: Count = 5
+    """Neighbours of precision, recall, density and coverage."""
+    subsets: Count = 100
+    """Random subsets that give the kernel distance its spread."""
+    subset_size: Annotated[int, Field(ge=2)] = 1000
+    splits: Count = 10
+    """Parts of the Inception score."""
+    cas: bool = False
+    """Also train a small classifier on each generated set and test it on real images (minutes each)."""
+    skip_bad: Annotated[int, Field(ge=0)] = 0
+    """Unreadable files of a set that may be left out; they are listed."""
+    cache: str | None = "~/.cache/synthkd/features"
+    """Where features are kept between evaluations; None keeps none."""
+    save_features: str | None = None
+    """A .safetensors file for the features of the real set, which can stand for its images from then on."""
+    show_real: bool = True
+    """Show real images in the report, beside the generated ones."""
+    pairs: Annotated[int, Field(ge=0)] = 0
+    """Closest pairs of generated and training images to show; real images may be private, so none unasked."""

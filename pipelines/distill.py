@@ -39,8 +39,6 @@ from synthkd.models.layout import head
 from synthkd.pipelines.config import DistillConfig, TeachConfig
 from synthkd.pipelines.job import (
     Job,
-    Plan,
-    Result,
     describe_model,
     disk_line,
     make_accelerator,
@@ -48,6 +46,7 @@ from synthkd.pipelines.job import (
     scored,
     training_bytes,
 )
+from synthkd.pipelines.run import Plan, Result
 from synthkd.pipelines.teach import build as build_taught
 from synthkd.pipelines.teach import load_taught, teach
 from synthkd.rng import Rows, derive

@@ -1,71 +1,28 @@
-"""What every job does around its work: the run directory and its lock, device and processes, results and report."""
+"""What every job that trains has around its work: device and processes, log and checkpoints, result and report."""
 
 from __future__ import annotations
 
-import fcntl
-import json
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast_object_list
 
-from synthkd import __version__
-from synthkd.configuration import differences, dump_config, load_config
-from synthkd.errors import CheckpointError, ConfigError, MissingExtraError
-from synthkd.files import write_atomically
-from synthkd.hardware import describe, peak_memory_bytes
+from synthkd.errors import ConfigError, MissingExtraError
 from synthkd.metrics.utility import Proportion
 from synthkd.models import Classifier, parameters
-from synthkd.monitor import FILE_NAME as METRICS
 from synthkd.monitor import Monitor
-from synthkd.pipelines.config import JobConfig
+from synthkd.pipelines.config import TrainingConfig
+from synthkd.pipelines.run import REPORT, choose, choose_device, complete_result, read_result, write_result
 from synthkd.report import write_report
 from synthkd.training.checkpoint import CheckpointStore
-
-CONFIG = "config.yaml"
-RESULT = "result.json"
-REPORT = "report.html"
-FREE_TO_CHANGE = {"name", "out", "device", "threads", "keep_checkpoints", "track"}
-"""Keys that may differ when a run is resumed: they change rounding at most."""
-
-Config = TypeVar("Config", bound=JobConfig)
-
-
-@dataclass(frozen=True)
-class Result:
-    """The outcome of a job.
-
-    Attributes:
-        directory: the run directory.
-        values: the content of result.json.
-        summary: what is printed, a line each.
-    """
-
-    directory: Path
-    values: Mapping[str, Any]
-    summary: tuple[str, ...] = ()
-
-    def __str__(self) -> str:
-        return "\n".join(self.summary)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a job would do, as printed by --dry-run."""
-
-    lines: tuple[str, ...]
-
-    def __str__(self) -> str:
-        return "\n".join(self.lines)
 
 
 @dataclass(frozen=True)
@@ -83,7 +40,7 @@ class Job:
 
     name: str
     directory: Path
-    config: JobConfig
+    config: TrainingConfig
     accelerator: Accelerator
     monitor: Monitor
     store: CheckpointStore
@@ -97,20 +54,10 @@ class Job:
 
     def finish(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Write result.json and report.html, then drop the checkpoints, which a finished run no longer needs."""
-        complete = {
-            "schema": 1,
-            "job": self.name,
-            "name": self.config.name,
-            "version": __version__,
-            "seed": self.config.seed,
-            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-            **values,
-            "hardware": describe(self.device),
-        }
-        complete.setdefault("cost", {})["peak_memory_bytes"] = peak_memory_bytes()
+        resumed = sum(row.get("kind") == "resume" for row in self.monitor.rows())
+        complete = complete_result(self.name, self.config, {**values, "interrupted": resumed}, self.device)
         if self.accelerator.is_main_process:
-            text = json.dumps(complete, indent=2, allow_nan=False)
-            write_atomically(self.directory / RESULT, text.encode() + b"\n")
+            write_result(self.directory, complete)
         self.tidy()
         return complete
 
@@ -124,17 +71,14 @@ class Job:
         self.accelerator.wait_for_everyone()
 
 
-def make_accelerator(config: JobConfig, directory: Path | None = None) -> Accelerator:
+def make_accelerator(config: TrainingConfig, directory: Path | None = None) -> Accelerator:
     """The accelerator of a configuration, its trackers writing into `directory/track`.
 
     Raises:
         ConfigError: when cuda or fp16 is asked for where there is none.
         MissingExtraError: when an experiment tracker is not installed.
     """
-    if config.device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("device: cuda was asked for, but torch sees no CUDA device; use device=auto or device=cpu")
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
+    choose_device(config)
     if config.precision == "fp16" and _on_cpu(config):
         raise ConfigError("precision: fp16 needs a GPU; use precision=bf16 or precision=no")
     for tracker in config.track:
@@ -151,12 +95,12 @@ def make_accelerator(config: JobConfig, directory: Path | None = None) -> Accele
     )
 
 
-def _on_cpu(config: JobConfig) -> bool:
+def _on_cpu(config: TrainingConfig) -> bool:
     # said outright, since accelerate forms a group of CPU processes only when it is told to
     return config.device == "cpu" or not torch.cuda.is_available()
 
 
-def _forget_other_settings(config: JobConfig) -> None:
+def _forget_other_settings(config: TrainingConfig) -> None:
     """accelerate keeps device and precision for the whole process; an earlier job's must not rule this one."""
     if not AcceleratorState._shared_state:
         return
@@ -166,7 +110,7 @@ def _forget_other_settings(config: JobConfig) -> None:
 
 
 @contextmanager
-def open_job(name: str, config: JobConfig) -> Iterator[Job]:
+def open_job(name: str, config: TrainingConfig) -> Iterator[Job]:
     """Choose, make or resume the run directory of a job and hold its lock.
 
     Raises:
@@ -175,7 +119,7 @@ def open_job(name: str, config: JobConfig) -> Iterator[Job]:
     """
     with _claim(name, config) as directory:
         accelerator = make_accelerator(config, directory)
-        finished = _read_result(directory)
+        finished = read_result(directory)
         if config.track and finished is None:
             accelerator.init_trackers(config.name)
         monitor = Monitor(directory, accelerator)
@@ -191,14 +135,14 @@ def open_job(name: str, config: JobConfig) -> Iterator[Job]:
 
 
 @contextmanager
-def _claim(name: str, config: JobConfig) -> Iterator[Path]:
+def _claim(name: str, config: TrainingConfig) -> Iterator[Path]:
     """The run directory, locked by the main process; the others are told which one it is."""
     _forget_other_settings(config)
     state = PartialState(cpu=_on_cpu(config))
     chosen: list[str | None] = [None]
     lock = None
     if state.is_main_process:
-        directory, lock = _choose(name, config)
+        directory, lock = choose(name, config)
         chosen = [str(directory)]
     broadcast_object_list(chosen)
     assert chosen[0] is not None
@@ -209,112 +153,12 @@ def _claim(name: str, config: JobConfig) -> Iterator[Path]:
             lock.close()
 
 
-def _choose(name: str, config: JobConfig) -> tuple[Path, Any]:
-    if config.out is not None:
-        directory = Path(config.out)
-        _check(directory, config)
-        lock = _lock(directory)
-        if lock is None:
-            raise CheckpointError(f"{directory}: another process is working in this run; wait, or choose another out=")
-        _adopt(directory, config)
-        return directory, lock
-    number = 1
-    while True:
-        directory = Path("runs") / name / (config.name if number == 1 else f"{config.name}-{number}")
-        # an unfinished run of this very configuration is the one to go on with; anything else is left alone
-        fresh = not directory.exists()
-        if fresh or (not (directory / RESULT).exists() and _same(directory, config)):
-            lock = _lock(directory)
-            if lock is not None:
-                _adopt(directory, config)
-                return directory, lock
-        number += 1
-
-
-def _lock(directory: Path) -> Any:
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        file = (directory / ".lock").open("w")
-    except OSError as error:
-        raise CheckpointError(
-            f"{directory} cannot be used as a run directory ({error.strerror}); choose another out="
-        ) from error
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        file.close()
-        return None
-    return file
-
-
-def _saved(directory: Path, config: Config) -> Config | None:
-    path = directory / CONFIG
-    return load_config(type(config), path, []) if path.exists() else None
-
-
-def _changed(saved: JobConfig, config: JobConfig) -> list[str]:
-    return [key for key in differences(saved, config) if key.split(".")[0] not in FREE_TO_CHANGE]
-
-
-def _same(directory: Path, config: JobConfig) -> bool:
-    try:
-        saved = _saved(directory, config)
-    except ConfigError:  # somebody else's directory, or a run of another version: not ours to go on with
-        return False
-    return saved is not None and not _changed(saved, config)
-
-
-def _check(directory: Path, config: JobConfig) -> None:
-    """Refuse a directory that is no run of this configuration, before anything, a lock included, is written there."""
-    if not directory.is_dir():
-        return
-    try:
-        saved = _saved(directory, config)
-    except ConfigError as error:
-        raise CheckpointError(
-            f"{directory} holds a run of another job or another version of synthkd (its {CONFIG} is not one of this "
-            "job); choose another out="
-        ) from error
-    if saved is None:
-        others = sorted(p.name for p in directory.iterdir() if p.name != ".lock")
-        if others:
-            raise CheckpointError(
-                f"{directory} exists and is no run of synthkd (it holds {', '.join(others[:3])}); choose another out="
-            )
-    # where nothing but the configuration stands, the run failed before it began and this is the corrected one
-    elif any((directory / name).exists() for name in (RESULT, "checkpoints", METRICS)) and (
-        changed := _changed(saved, config)
-    ):
-        raise ConfigError(
-            f"{directory} holds a run with another configuration; changed: {', '.join(changed)}. "
-            "Choose another out=, or run with the old values"
-        )
-
-
-def _adopt(directory: Path, config: JobConfig) -> None:
-    if not _same(directory, config):
-        write_atomically(directory / CONFIG, dump_config(config).encode())
-
-
-def _read_result(directory: Path) -> Mapping[str, Any] | None:
-    path = directory / RESULT
-    if not path.exists():
-        return None
-    try:
-        values = json.loads(path.read_text())
-        if not isinstance(values, dict) or "job" not in values:
-            raise ValueError("it is no result of a job")
-    except ValueError as error:
-        raise CheckpointError(f"{path} is damaged ({error}); delete it to finish the run again") from error
-    return values
-
-
 def training_bytes(count: int) -> int:
     """Bytes of `count` float32 parameters and the two moments an optimiser keeps of each."""
     return 3 * 4 * count
 
 
-def disk_line(config: JobConfig, checkpoint: int, other: int = 0) -> str:
+def disk_line(config: TrainingConfig, checkpoint: int, other: int = 0) -> str:
     """What a run keeps on disk while it runs, as a line of its plan."""
     kept = config.keep_checkpoints * checkpoint
     bank = f" and {other / 1e6:,.0f} MB of memory bank" if other else ""

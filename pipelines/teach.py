@@ -14,7 +14,8 @@ from synthkd.losses.objective import Loss
 from synthkd.metrics.utility import Proportion, accuracy, predict
 from synthkd.models import Classifier, build_model, load, parameters, save
 from synthkd.pipelines.config import TeachConfig
-from synthkd.pipelines.job import Job, Plan, Result, describe_model, disk_line, open_job, scored, training_bytes
+from synthkd.pipelines.job import Job, describe_model, disk_line, open_job, scored, training_bytes
+from synthkd.pipelines.run import Plan, Result
 from synthkd.taps import evaluating
 from synthkd.training.learner import Learner
 from synthkd.training.loop import Action, Loop, Progress, Stage

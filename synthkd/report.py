@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jinja2 import ChainableUndefined, Environment
+from jinja2 import ChainableUndefined, Environment, FunctionLoader, Template
 from markupsafe import Markup
 
 from synthkd.errors import CheckpointError
@@ -108,7 +108,7 @@ def write_report(run: Path) -> Path:
     name = str(result.get("name") or found.config.get("name") or found.directory.resolve().name)
     accuracy = _number(_get(result.get("teacher"), "accuracy"))
     events = [row for row in found.rows if "event" in row]
-    page = _environment().from_string(_template()).render(
+    page = template("report.html.jinja").render(
         name=name,
         headline=headline(found),
         run=found,
@@ -262,17 +262,20 @@ def words(value: object) -> str:
     return text[:1].upper() + text[1:]
 
 
-def _environment() -> Environment:
-    environment = Environment(autoescape=True, undefined=ChainableUndefined, trim_blocks=True, lstrip_blocks=True)
+def template(name: str) -> Template:
+    """A page template by its file name, with the filters above."""
+    environment = Environment(
+        loader=FunctionLoader(lambda file: files("synthkd").joinpath(file).read_text(encoding="utf-8")),
+        autoescape=True,
+        undefined=ChainableUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     for one in (percent, interval, count, size, duration, milliseconds, known, words):
         environment.filters[one.__name__] = one
     environment.globals.update(count=count, size=size, milliseconds=milliseconds)
     environment.filters["drawing"] = Markup
-    return environment
-
-
-def _template() -> str:
-    return files("synthkd").joinpath("report.html.jinja").read_text(encoding="utf-8")
+    return environment.get_template(name)
 
 
 def _parse(text: str) -> Any:

@@ -5,14 +5,17 @@ import importlib
 import inspect
 import re
 import shlex
+import shutil
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 from torch import nn
 
 from synthkd.configuration import load_config
@@ -25,7 +28,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 SHELLS = {"sh", "bash", "shell", "console"}
 PICTURES = ("student: ", "teacher ──►")
 """How fenced blocks begin that show output or a drawing; any other block without a language is one of commands."""
-TO_COME = {"generate", "evaluate", "compress"}
+TO_COME = {"generate", "compress"}
 """Verbs that are announced and do not exist yet."""
 PLACEHOLDERS = {"RECIPE", "DIR", "my_teacher"}
 """Words that stand for something of the reader's; a command with one of them is only parsed."""
@@ -106,6 +109,13 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     (tmp_path / "my_package" / "__init__.py").write_text("")
     (tmp_path / "my_package" / "nets.py").write_text(f"from torch import nn\n\n\n{inspect.getsource(make_net)}")
     torch.save(make_net().state_dict(), tmp_path / "teacher.pt")
+    images = np.random.default_rng(0).integers(0, 256, (6, 8, 8), dtype=np.uint8)
+    for name in ("generated", "photos"):
+        (tmp_path / name).mkdir()
+        for number, image in enumerate(images):
+            Image.fromarray(image).save(tmp_path / name / f"{number}.png")
+    shutil.make_archive(str(tmp_path / "a"), "zip", tmp_path / "photos")
+    np.savez(tmp_path / "b.npz", images=images)
     for block in YAML:
         if named := re.match(r"# (\S+\.yaml)\n", block.text):
             (tmp_path / named[1]).write_text(block.text)

@@ -18,7 +18,7 @@ from synthkd.errors import CheckpointError, ConfigError, ModelError, TrainingErr
 from synthkd.models import load
 from synthkd.pipelines import distill, teach
 from synthkd.pipelines.config import DistillConfig, TeachConfig
-from synthkd.pipelines.job import Plan, Result
+from synthkd.pipelines.run import Plan, Result
 
 TEACHER: dict[str, Any] = {
     "data": {"kind": "digits"},
@@ -314,7 +314,7 @@ def test_hints_and_own_logits_from_a_teacher_without_batch_norm(tmp_path: Path) 
 
 
 def test_two_processes_do_not_share_a_run(teacher: Path, tmp_path: Path) -> None:
-    from synthkd.pipelines.job import _lock
+    from synthkd.pipelines.run import _lock
 
     held = _lock(tmp_path / "run")
     with pytest.raises(CheckpointError, match="another process is working in this run"):

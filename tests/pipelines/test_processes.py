@@ -13,7 +13,7 @@ from synthkd.configuration import load_config
 from synthkd.models import load
 from synthkd.pipelines import teach
 from synthkd.pipelines.config import TeachConfig
-from synthkd.pipelines.job import Result
+from synthkd.pipelines.run import Result
 
 TEACHER = {
     "data": {"kind": "digits"},

@@ -8,7 +8,7 @@ from synthkd.configuration import load_config
 from synthkd.errors import DataError
 from synthkd.pipelines import distill
 from synthkd.pipelines.config import DistillConfig
-from synthkd.pipelines.job import Plan
+from synthkd.pipelines.run import Plan
 
 RECIPES = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 

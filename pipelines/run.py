@@ -1,0 +1,214 @@
+"""The run directory of a job: chosen, locked, checked against the configuration, and finished by a result."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from synthkd import __version__
+from synthkd.configuration import differences, dump_config, load_config
+from synthkd.errors import CheckpointError, ConfigError
+from synthkd.files import write_atomically
+from synthkd.hardware import describe, peak_memory_bytes
+from synthkd.monitor import FILE_NAME as METRICS
+from synthkd.pipelines.config import JobConfig
+
+CONFIG = "config.yaml"
+RESULT = "result.json"
+REPORT = "report.html"
+FREE_TO_CHANGE = {"name", "out", "device", "threads", "keep_checkpoints", "track", "cache"}
+"""Keys that may differ when a run is resumed: they change rounding at most."""
+
+Config = TypeVar("Config", bound=JobConfig)
+
+
+@dataclass(frozen=True)
+class Result:
+    """The outcome of a job.
+
+    Attributes:
+        directory: the run directory.
+        values: the content of result.json.
+        summary: what is printed, a line each.
+    """
+
+    directory: Path
+    values: Mapping[str, Any]
+    summary: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return "\n".join(self.summary)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a job would do, as printed by --dry-run."""
+
+    lines: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return "\n".join(self.lines)
+
+
+@contextmanager
+def run_directory(name: str, config: JobConfig) -> Iterator[Path]:
+    """The run directory of a job of one process, chosen or resumed, and locked until the end.
+
+    Raises:
+        ConfigError: when the directory holds a run of another configuration; the changed keys are named.
+        CheckpointError: when another process works in it, or it holds something that is no run.
+    """
+    directory, lock = choose(name, config)
+    try:
+        yield directory
+    finally:
+        lock.close()
+
+
+def choose(name: str, config: JobConfig) -> tuple[Path, Any]:
+    """The run directory of a job and the open file that locks it; for the errors see `run_directory`."""
+    if config.out is not None:
+        directory = Path(config.out)
+        _check(directory, config)
+        lock = _lock(directory)
+        if lock is None:
+            raise CheckpointError(f"{directory}: another process is working in this run; wait, or choose another out=")
+        _adopt(directory, config)
+        return directory, lock
+    number = 1
+    while True:
+        directory = Path("runs") / name / (config.name if number == 1 else f"{config.name}-{number}")
+        # an unfinished run of this very configuration is the one to go on with; anything else is left alone
+        fresh = not directory.exists()
+        if fresh or (not (directory / RESULT).exists() and _same(directory, config)):
+            lock = _lock(directory)
+            if lock is not None:
+                _adopt(directory, config)
+                return directory, lock
+        number += 1
+
+
+def _lock(directory: Path) -> Any:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        file = (directory / ".lock").open("w")
+    except OSError as error:
+        raise CheckpointError(
+            f"{directory} cannot be used as a run directory ({error.strerror}); choose another out="
+        ) from error
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        return None
+    return file
+
+
+def _saved(directory: Path, config: Config) -> Config | None:
+    path = directory / CONFIG
+    return load_config(type(config), path, []) if path.exists() else None
+
+
+def _changed(saved: JobConfig, config: JobConfig) -> list[str]:
+    return [key for key in differences(saved, config) if key.split(".")[0] not in FREE_TO_CHANGE]
+
+
+def _same(directory: Path, config: JobConfig) -> bool:
+    try:
+        saved = _saved(directory, config)
+    except ConfigError:  # somebody else's directory, or a run of another version: not ours to go on with
+        return False
+    return saved is not None and not _changed(saved, config)
+
+
+def _check(directory: Path, config: JobConfig) -> None:
+    """Refuse a directory that is no run of this configuration, before anything, a lock included, is written there."""
+    if not directory.is_dir():
+        return
+    try:
+        saved = _saved(directory, config)
+    except ConfigError as error:
+        raise CheckpointError(
+            f"{directory} holds a run of another job or another version of synthkd (its {CONFIG} is not one of this "
+            "job); choose another out="
+        ) from error
+    if saved is None:
+        others = sorted(p.name for p in directory.iterdir() if p.name != ".lock")
+        if others:
+            raise CheckpointError(
+                f"{directory} exists and is no run of synthkd (it holds {', '.join(others[:3])}); choose another out="
+            )
+    # where nothing but the configuration stands, the run failed before it began and this is the corrected one
+    elif any((directory / name).exists() for name in (RESULT, "checkpoints", METRICS)) and (
+        changed := _changed(saved, config)
+    ):
+        raise ConfigError(
+            f"{directory} holds a run with another configuration; changed: {', '.join(changed)}. "
+            "Choose another out=, or run with the old values"
+        )
+
+
+def _adopt(directory: Path, config: JobConfig) -> None:
+    if not _same(directory, config):
+        write_atomically(directory / CONFIG, dump_config(config).encode())
+
+
+def read_result(directory: Path) -> Mapping[str, Any] | None:
+    """The content of `result.json`, or None where the run is not finished.
+
+    Raises:
+        CheckpointError: when it is damaged.
+    """
+    path = directory / RESULT
+    if not path.exists():
+        return None
+    try:
+        values = json.loads(path.read_text())
+        if not isinstance(values, dict) or "job" not in values:
+            raise ValueError("it is no result of a job")
+    except ValueError as error:
+        raise CheckpointError(f"{path} is damaged ({error}); delete it to finish the run again") from error
+    return values
+
+
+def choose_device(config: JobConfig) -> torch.device:
+    """The device of the configuration; also sets torch's threads.
+
+    Raises:
+        ConfigError: when cuda is asked for where there is none.
+    """
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device: cuda was asked for, but torch sees no CUDA device; use device=auto or device=cpu")
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    return torch.device("cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def complete_result(job: str, config: JobConfig, values: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+    """The content of `result.json`: the values, and by whom, when and on what they were made."""
+    complete = {
+        "schema": 1,
+        "job": job,
+        "name": config.name,
+        "version": __version__,
+        "seed": config.seed,
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        **values,
+        "hardware": describe(device),
+    }
+    complete.setdefault("cost", {})["peak_memory_bytes"] = peak_memory_bytes()
+    return complete
+
+
+def write_result(directory: Path, complete: Mapping[str, Any]) -> None:
+    """Write `result.json`, atomically; numbers that are not finite are a mistake, and an error."""
+    text = json.dumps(complete, indent=2, allow_nan=False)
+    write_atomically(directory / RESULT, text.encode() + b"\n")

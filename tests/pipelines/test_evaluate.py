@@ -1,0 +1,216 @@
+"""Scoring sets of images as a user would: folders, archives, a teacher, broken files, a collapsed generator."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from synthkd.configuration import load_config
+from synthkd.data.real import load_splits
+from synthkd.errors import ConfigError, DataError
+from synthkd.models import build_model, save
+from synthkd.pipelines import evaluate
+from synthkd.pipelines.cas import RECIPE
+from synthkd.pipelines.cli import main
+from synthkd.pipelines.config import EvaluateConfig
+from synthkd.pipelines.run import Plan, Result
+from synthkd.settings import DigitsData, ZooModel
+
+SMALL = {"subsets": 10, "subset_size": 50, "splits": 2, "cache": None, "device": "cpu"}
+
+
+def digits() -> tuple[Tensor, Tensor]:
+    train = load_splits(DigitsData(kind="digits")).train
+    return train.images, train.labels
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An untrained network: enough to give features, and quick."""
+    torch.manual_seed(0)
+    spec = load_splits(DigitsData(kind="digits")).train.spec
+    model = build_model(ZooModel(arch="convnet", width=8), spec, [0.3], [0.38])
+    path = tmp_path_factory.mktemp("teacher")
+    save(model.eval(), path, {})
+    return path
+
+
+def write_npz(path: Path, images: Tensor, labels: Tensor) -> Path:
+    np.savez(path, images=images.numpy(), labels=labels.numpy())
+    return path
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Real digits in disjoint parts, and generated sets with one fault each."""
+    folder = tmp_path_factory.mktemp("sets")
+    images, labels = digits()
+    order = torch.from_numpy(np.random.default_rng(0).permutation(len(images)))
+    real, good, train, holdout = (order[i * 300 : (i + 1) * 300] for i in range(4))
+    rng = np.random.default_rng(1)
+    noise = torch.from_numpy(rng.integers(0, 256, (300, 1, 8, 8), dtype=np.uint8))
+    few = good[labels[good] < 3][:12].repeat(25)
+    parts = {
+        "real": (images[real], labels[real]),
+        "good": (images[good], labels[good]),
+        "train": (images[train], labels[train]),
+        "holdout": (images[holdout], labels[holdout]),
+        "noise": (noise, labels[good]),
+        "collapsed": (images[few], labels[few]),
+        "copies": (images[train], labels[train]),
+    }
+    return {name: write_npz(folder / f"{name}.npz", *part) for name, part in parts.items()}
+
+
+def scored(out: Path, generated: list[Path], real: Path, **more: Any) -> dict[str, dict[str, Any]]:
+    """Name of the set -> name of the score -> the score."""
+    source = {**SMALL, "generated": [str(path) for path in generated], "real": str(real), "out": str(out), **more}
+    result = evaluate(load_config(EvaluateConfig, source, []))
+    assert isinstance(result, Result)
+    saved = json.loads((out / "result.json").read_text())
+    assert saved == result.values
+    return {one["name"]: {score["name"]: score for score in one["scores"]} for one in saved["generated"]}
+
+
+def test_every_score_tells_good_images_from_bad_ones(sets: dict[str, Path], teacher: Path, tmp_path: Path) -> None:
+    generated = [sets[name] for name in ("good", "noise", "collapsed")]
+    found = scored(
+        tmp_path / "run",
+        generated,
+        sets["real"],
+        teacher={"kind": "load", "model": str(teacher)},
+        train=str(sets["train"]),
+        holdout=str(sets["holdout"]),
+        pairs=4,
+    )
+    good, noise, collapsed = (found[path.name] for path in generated)
+    for name, score in good.items():
+        assert score["value"] is not None, f"{name}: {score['note']}"
+    for worse, seen_by in (
+        (noise, ("FD", "FD_inf", "FD per class", "KD", "precision", "recall", "density", "coverage")),
+        (collapsed, ("FD", "FD_inf", "FD per class", "KD", "recall", "coverage", "Vendi")),
+    ):
+        for name in seen_by:
+            score = good[f"{name}-teacher"]
+            sign = 1 if score["better"] == "higher" else -1
+            assert sign * score["value"] > sign * worse[f"{name}-teacher"]["value"], name
+    page = (tmp_path / "run" / "report.html").read_text()
+    for shown in ("FD-teacher", "good.npz", "collapsed.npz", "data:image/png", "Closest pairs"):
+        assert shown in page
+    assert (tmp_path / "run" / "samples" / "pairs.generated.0.png").exists()
+
+
+def test_copies_of_the_training_images_are_seen(sets: dict[str, Path], teacher: Path, tmp_path: Path) -> None:
+    found = scored(
+        tmp_path / "run",
+        [sets["good"], sets["copies"]],
+        sets["real"],
+        teacher={"kind": "load", "model": str(teacher)},
+        train=str(sets["train"]),
+        holdout=str(sets["holdout"]),
+    )
+    good, copies = found["good.npz"], found["copies.npz"]
+    assert abs(good["C_T-teacher"]["value"]) < 3.0
+    assert copies["C_T-teacher"]["value"] < -10.0
+    assert copies["authenticity-teacher"]["value"] == 0.0
+    assert good["authenticity-teacher"]["value"] == pytest.approx(good["authenticity-teacher"]["target"], abs=0.1)
+    assert copies["nearer to train-teacher"]["value"] == 1.0
+
+
+def test_what_cannot_be_measured_says_why(sets: dict[str, Path], teacher: Path, tmp_path: Path) -> None:
+    settings = {"kind": "load", "model": str(teacher), "resize": "none", "classes": None}
+    found = scored(tmp_path / "run", [sets["good"]], sets["real"], features=settings)["good.npz"]
+    assert found["C_T"]["value"] is None
+    assert "train=" in found["C_T"]["note"]
+    assert found["label fidelity"]["note"] == "needs a teacher"
+    assert "not measured" in (tmp_path / "run" / "report.html").read_text()
+    assert not list((tmp_path / "run" / "samples").glob("pairs*")), (
+        "real images are shown beside copies only when asked"
+    )
+
+
+def test_saved_features_stand_for_the_real_images(sets: dict[str, Path], teacher: Path, tmp_path: Path) -> None:
+    judge = {"kind": "load", "model": str(teacher)}
+    file = tmp_path / "real.safetensors"
+    first = scored(tmp_path / "a", [sets["good"]], sets["real"], teacher=judge, save_features=str(file))["good.npz"]
+    second = scored(tmp_path / "b", [sets["good"]], file, teacher=judge)["good.npz"]
+    for name in ("FD-teacher", "KD-teacher", "precision-teacher", "Vendi-teacher"):
+        assert second[name]["value"] == first[name]["value"]
+    torch.manual_seed(1)
+    spec = load_splits(DigitsData(kind="digits")).train.spec
+    save(build_model(ZooModel(arch="convnet", width=8), spec, [0.3], [0.38]).eval(), tmp_path / "other", {})
+    with pytest.raises(DataError, match="take both with the same settings"):
+        scored(tmp_path / "c", [sets["good"]], file, teacher={"kind": "load", "model": str(tmp_path / "other")})
+
+
+def test_features_are_taken_once(sets: dict[str, Path], teacher: Path, tmp_path: Path) -> None:
+    judge = {"kind": "load", "model": str(teacher)}
+    first = scored(tmp_path / "a", [sets["good"]], sets["real"], teacher=judge, cache=str(tmp_path / "cache"))
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "cache").rglob("*") if path.is_file()}
+    assert len(kept) == 2
+    second = scored(tmp_path / "b", [sets["good"]], sets["real"], teacher=judge, cache=str(tmp_path / "cache"))
+    assert second == first
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+
+
+def test_a_named_split_is_a_set(teacher: Path, sets: dict[str, Path]) -> None:
+    real = {"data": {"kind": "digits"}, "split": "test"}
+    source = {
+        **SMALL,
+        "generated": [str(sets["good"])],
+        "real": real,
+        "teacher": {"kind": "load", "model": str(teacher)},
+    }
+    plan = evaluate(load_config(EvaluateConfig, source, []), dry_run=True)
+    assert isinstance(plan, Plan)
+    assert "real: 359 images" in str(plan)
+
+
+def test_the_command_line(
+    sets: dict[str, Path], teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    images, _ = digits()
+    for number, image in enumerate(images[:60]):
+        Image.fromarray(image[0].numpy()).save(folder / f"{number:03d}.png")
+    (folder / "060.png").write_bytes((folder / "059.png").read_bytes()[:40])
+    common = [
+        "evaluate", str(folder), str(sets["good"]), f"real={sets['real']}", f"out={tmp_path / 'run'}",
+        "teacher.kind=load", f"teacher.model={teacher}", "subset_size=50", "subsets=5", "splits=2",
+        "cache=null", "device=cpu",
+    ]  # fmt: skip
+    assert main(common) == DataError.exit_code
+    assert "060.png" in capsys.readouterr().err
+    assert main([*common, "--skip-bad", "1"]) == 0
+    shown = capsys.readouterr().out
+    assert "FD-teacher ↓" in shown
+    assert "60, 300 generated against 300 real images" in shown
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["sets"]["generated.0"]["skipped"][0][0].endswith("060.png")
+    assert main([*common, "--skip-bad", "1"]) == 0, "a finished evaluation is shown again"
+
+
+def test_mistakes_end_before_any_work(sets: dict[str, Path], teacher: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"did you mean 'real'"):
+        load_config(EvaluateConfig, None, [f"generated=[{sets['good']}]", f"rael={sets['real']}"])
+    with pytest.raises(DataError, match="nowhere"):
+        scored(tmp_path / "run", [tmp_path / "nowhere"], sets["real"], teacher={"kind": "load", "model": str(teacher)})
+
+
+def test_a_classifier_is_trained_on_the_generated_images(
+    sets: dict[str, Path], teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(RECIPE["training"], "steps", 60)
+    judge = {"kind": "load", "model": str(teacher)}
+    found = scored(tmp_path / "run", [sets["good"], sets["noise"]], sets["real"], teacher=judge, cas=True)
+    good, noise = found["good.npz"]["CAS"], found["noise.npz"]["CAS"]
+    assert good["n"] == [300, 150]
+    assert good["value"] > 0.5 > 0.3 > noise["value"]
+    assert "when trained on 150 real images" in good["note"]
+    assert not list((tmp_path / "run" / "cas").glob("*.npz"))
