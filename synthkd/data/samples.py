@@ -177,7 +177,7 @@ def _open_run(path: Path, name: str) -> Samples:
     if (path / "result.json").exists():
         raise DataError(
             f"{path} is a finished run and holds no images: its memory bank was dropped with its checkpoints; score a "
-            "run that is not finished, or a dataset written by synthkd generate"
+            "run that is not finished, or a folder or archive of images"
         )
     checkpoint = CheckpointStore(path / "checkpoints").latest()
     if checkpoint is None:
