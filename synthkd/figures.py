@@ -72,7 +72,8 @@ def draw_groups(rows: Sequence[Mapping[str, Any]], references: Mapping[str, tupl
         references: logged name -> (label, value) of a horizontal line to compare with.
     """
     marks = find_marks(rows)
-    names = sorted({name for row in rows if "event" not in row for name in row if name not in RESERVED}, key=_order)
+    hidden = RESERVED | {"watching"}  # a clock, no outcome
+    names = sorted({name for row in rows if "event" not in row for name in row if name not in hidden}, key=_order)
     members: dict[str, list[Panel]] = {}
     for name in names:
         steps, values = series(rows, name)
