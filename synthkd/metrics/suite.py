@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor
 from synthkd.errors import DataError
 from synthkd.metrics.diversity import Modes, cluster_modes, mode_collapse, semantic_cosine, vendi_score
 from synthkd.metrics.features import Features
-from synthkd.metrics.frechet import FrechetInfinity, frechet_distance_from_features, frechet_distance_infinity
+from synthkd.metrics.frechet import frechet_distance_from_features, frechet_distance_infinity
 from synthkd.metrics.inception_score import inception_score
 from synthkd.metrics.kernel import kernel_distance, kernel_distance_subsets
 from synthkd.metrics.manifold import precision_recall_density_coverage
@@ -27,6 +27,7 @@ from synthkd.metrics.memorization import copying
 from synthkd.metrics.utility import accuracy, proportion
 from synthkd.rng import stream
 
+Found = TypeVar("Found")
 Better = Literal["lower", "higher", "near"]
 
 MODES = 20
@@ -276,14 +277,13 @@ def _diversity(generated: ScoredSet, real: ScoredSet, options: SuiteOptions) -> 
     ours, theirs = generated.features.values, real.features.values
     # the score grows with n, so both sides have equally many
     fewest = min(about.n)
-    vendi = vendi_score(_subset(ours, fewest, options.seed))
-    yield about.score(
-        "Vendi",
-        vendi,
-        "higher",
-        n=(fewest,),
-        note=f"{vendi_score(_subset(theirs, fewest, options.seed)):.1f} of as many real images",
-    )
+    vendi = _tried(lambda: vendi_score(_subset(ours, fewest, options.seed)))
+    of_real = _tried(lambda: vendi_score(_subset(theirs, fewest, options.seed)))
+    if isinstance(vendi, str):
+        yield about.missing("Vendi", "higher", vendi)
+    else:
+        note = "" if isinstance(of_real, str) else f"{of_real:.1f} of as many real images"
+        yield about.score("Vendi", vendi, "higher", n=(fewest,), note=note)
     yield from _semantics(generated, real)
     yield from _collapse(generated, real, options)
 
@@ -295,7 +295,11 @@ def _semantics(generated: ScoredSet, real: ScoredSet) -> Iterator[Score]:
         return
     theirs = real.teacher or real.features
     ours = generated.teacher or generated.features
-    found = semantic_cosine(theirs.values, ours.values, real.labels, generated.labels)
+    asked, known = generated.labels, real.labels
+    found = _tried(lambda: semantic_cosine(theirs.values, ours.values, known, asked))
+    if isinstance(found, str):
+        yield about.missing("semantic cosine", "higher", found)
+        return
     values = np.array(list(found.per_class.values()))
     notes = [f"{found.across:.2f} between unlike classes" if found.across is not None else ""]
     notes.append(f"{len(found.missing_generated)} classes not generated" if found.missing_generated else "")
@@ -372,7 +376,7 @@ def _subset(values: Tensor, count: int, seed: int) -> Tensor:
     return values[torch.randperm(len(values), generator=stream(seed, "suite subset"))[:count]]
 
 
-def _tried(run: Callable[[], FrechetInfinity]) -> FrechetInfinity | str:
+def _tried(run: Callable[[], Found]) -> Found | str:
     """The result, or why the data at hand do not allow it."""
     try:
         return run()
