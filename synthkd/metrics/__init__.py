@@ -1,21 +1,30 @@
 """Metrics: pure functions of predictions and features; rows are samples, tensors or numpy arrays."""
 
+from synthkd.metrics.class_entropy import InceptionScore, inception_score
 from synthkd.metrics.diversity import (
     ModeCollapse,
     SemanticCosine,
+    VendiScore,
     cluster_modes,
     mode_collapse,
     semantic_cosine,
     vendi_score,
+    vendi_with_error,
 )
 from synthkd.metrics.frechet import (
     FrechetInfinity,
     frechet_distance,
     frechet_distance_from_features,
     frechet_distance_infinity,
+    frechet_standard_error,
 )
-from synthkd.metrics.inception_score import InceptionScore, inception_score
-from synthkd.metrics.kernel import KernelDistance, kernel_distance, kernel_distance_subsets
+from synthkd.metrics.kernel import (
+    KernelDistance,
+    KernelDistances,
+    kernel_distance,
+    kernel_distance_subsets,
+    kernel_distances,
+)
 from synthkd.metrics.manifold import PrecisionRecall, precision_recall_density_coverage
 from synthkd.metrics.memorization import (
     Copying,
@@ -34,11 +43,13 @@ __all__ = [
     "FrechetInfinity",
     "InceptionScore",
     "KernelDistance",
+    "KernelDistances",
     "ModeCollapse",
     "NeighbourRatios",
     "PrecisionRecall",
     "Proportion",
     "SemanticCosine",
+    "VendiScore",
     "accuracy",
     "authenticity",
     "cluster_modes",
@@ -47,13 +58,16 @@ __all__ = [
     "frechet_distance",
     "frechet_distance_from_features",
     "frechet_distance_infinity",
+    "frechet_standard_error",
     "inception_score",
     "kernel_distance",
     "kernel_distance_subsets",
+    "kernel_distances",
     "mode_collapse",
     "nearest_neighbour_ratios",
     "precision_recall_density_coverage",
     "proportion",
     "semantic_cosine",
     "vendi_score",
+    "vendi_with_error",
 ]

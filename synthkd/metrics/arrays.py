@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from torch import Tensor
 
 from synthkd.errors import DataError
@@ -53,12 +54,30 @@ def same_width(first: Tensor, second: Tensor, names: str) -> None:
         )
 
 
+def thinned(values: Tensor, count: int, rng: torch.Generator) -> Tensor:
+    """`count` of the rows, without replacement, in their order; all of them, as they are, where `count` is all.
+
+    Args:
+        values: `[N, ...]`.
+        count: 0 to N.
+        rng: on the CPU; it advances by the same draw whatever `count` is, unless that is N.
+    """
+    if count == len(values):
+        return values
+    chosen = torch.randperm(len(values), generator=rng)[:count]
+    return values[chosen.sort().values]
+
+
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """One torch thread for a dense factorisation: with more, busy machines spend the time spinning."""
+    """One thread of torch, numpy and scipy for a dense factorisation: with more, busy machines spend the time spinning.
+
+    What it found is given back.
+    """
     before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+    with threadpool_limits(1):
+        torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)

@@ -20,6 +20,20 @@ from synthkd.rng import derive
 
 
 @dataclass(frozen=True)
+class VendiScore:
+    """The Vendi score and how sure it is.
+
+    Attributes:
+        value: as `vendi_score`.
+        standard_error: of `value` over draws of as many samples, to first order. That the score grows with n is a bias
+            and is not in it: it says how far two sets of equal n may differ by chance, not how far the limit is.
+    """
+
+    value: float
+    standard_error: float
+
+
+@dataclass(frozen=True)
 class SemanticCosine:
     """Whether generated samples of a class lie in the direction of that class's real samples.
 
@@ -29,6 +43,9 @@ class SemanticCosine:
         across: mean cosine between class means of different classes, real against generated: what `value` would be if
             the generated samples carried the wrong labels. Features behind a ReLU point into one orthant, so this is
             often high, and `value` says only as much as it exceeds this. None with a single shared class.
+        standard_error: of `value` over draws of both sides with the classes' sizes held fixed, to first order (delta
+            method); None where a shared class has a single sample on a side. Noise in the means also takes every cosine
+            down, which is a bias and not in it; close to 1 it is of the error's size.
         missing_generated: classes of the real set that were not generated.
         missing_real: generated classes that the real set does not have.
     """
@@ -36,6 +53,7 @@ class SemanticCosine:
     value: float
     per_class: Mapping[int, float]
     across: float | None
+    standard_error: float | None
     missing_generated: tuple[int, ...]
     missing_real: tuple[int, ...]
 
@@ -89,12 +107,33 @@ def vendi_score(features: Array) -> float:
         DataError: features that `rows` refuses, or a row of zeros.
     """
     directions = _directions(rows(features, "features"), "features", "row")
-    count, width = directions.shape
-    # both Gram matrices have the same eigenvalues but for zeros, which add no entropy
-    gram = directions @ directions.T if count <= width else directions.T @ directions
     with one_thread():
-        eigenvalues = torch.linalg.eigvalsh(gram / count).clamp_(min=0.0)
-    return math.exp(float(torch.special.entr(eigenvalues).sum()))
+        shares = torch.linalg.eigvalsh(_gram(directions)).clamp_(min=0.0)
+    return math.exp(float(torch.special.entr(shares).sum()))
+
+
+def vendi_with_error(features: Array) -> VendiScore:
+    """`vendi_score` with its standard error, from one eigendecomposition.
+
+    The score is `V = exp(H(C))` of the second moment `C = mean u u^T` of the directions `u`, so a sample's influence on
+    it is `V (-u^T log(C) u - H)`; the error is the deviation of that over the samples, over `sqrt(n)`.
+
+    Args:
+        features: `[N, D]`, any real dtype, at least 2 rows.
+
+    Raises:
+        DataError: features that `rows` refuses, or a row of zeros.
+    """
+    directions = _directions(rows(features, "features", 2), "features", "row")
+    count, width = directions.shape
+    with one_thread():
+        shares, vectors = torch.linalg.eigh(_gram(directions))
+    shares.clamp_(min=0.0)
+    # squared coordinates of the directions in the eigenvectors of C, which add up to n times the shares
+    squares = vectors.square() * (count * shares) if count <= width else (directions @ vectors).square_()
+    surprise = -(squares @ shares.log().where(shares > 0, 0.0))  # -u^T log(C) u, whose mean is the entropy
+    value = math.exp(float(torch.special.entr(shares).sum()))
+    return VendiScore(value, value * float(surprise.std()) / math.sqrt(count))
 
 
 def semantic_cosine(real: Array, generated: Array, real_labels: Array, generated_labels: Array) -> SemanticCosine:
@@ -125,15 +164,16 @@ def semantic_cosine(real: Array, generated: Array, real_labels: Array, generated
             f"real and generated labels share no class (real: {_few(known)}; generated: {_few(made)}); number the "
             "classes alike"
         )
-    cosines = _class_directions(real, real_modes, shared, "real") @ (
-        _class_directions(generated, generated_modes, shared, "generated").T
-    )
+    ours = [generated[generated_modes == c] for c in shared]
+    theirs = [real[real_modes == c] for c in shared]
+    cosines = _class_directions(theirs, "real") @ _class_directions(ours, "generated").T
     own = cosines.diagonal()
     pairs = len(shared) * (len(shared) - 1)
     return SemanticCosine(
         value=float(own.mean()),
         per_class=dict(zip(shared, own.tolist(), strict=True)),
         across=float((cosines.sum() - own.sum()) / pairs) if pairs else None,
+        standard_error=_cosine_error(theirs, ours),
         missing_generated=tuple(sorted(known - made)),
         missing_real=tuple(sorted(made - known)),
     )
@@ -221,10 +261,30 @@ def _directions(vectors: Tensor, name: str, unit: str) -> Tensor:
     return vectors / lengths
 
 
-def _class_directions(features: Tensor, modes: Tensor, classes: list[int], name: str) -> Tensor:
+def _gram(directions: Tensor) -> Tensor:
+    """The smaller Gram matrix over n: both have the same eigenvalues but for zeros, which add no entropy."""
+    count, width = directions.shape
+    return (directions @ directions.T if count <= width else directions.T @ directions) / count
+
+
+def _class_directions(classes: list[Tensor], name: str) -> Tensor:
     """Directions `[C, D]` of the class means."""
-    means = torch.stack([features[modes == c].mean(dim=0) for c in classes])
-    return _directions(means, name, "class mean")
+    return _directions(torch.stack([members.mean(dim=0) for members in classes]), name, "class mean")
+
+
+def _cosine_error(real: list[Tensor], generated: list[Tensor]) -> float | None:
+    """Standard error of the mean over classes of the cosine between the means of two sets `[N_c, D]`, `[M_c, D]`."""
+    if min(len(members) for members in (*real, *generated)) < 2:
+        return None
+    variance = 0.0
+    for pair in zip(real, generated, strict=True):
+        for members, others in (pair, pair[::-1]):
+            mean, other = members.mean(dim=0), others.mean(dim=0)
+            length, along = mean.norm(), other / other.norm()
+            # the cosine changes with a mean by what of the other's direction is square to it, over its length
+            gradient = (along - mean * (along @ mean) / length**2) / length
+            variance += float((members @ gradient).var()) / len(members)
+    return math.sqrt(variance) / len(real)
 
 
 def _modes(labels: Array, count: int | None, name: str) -> Tensor:

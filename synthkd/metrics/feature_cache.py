@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -17,30 +18,63 @@ from synthkd.files import write_atomically
 from synthkd.metrics.features import FeatureExtractor, Features, extract, tensor_digest
 
 FORMAT = "synthkd features 1"
+TEACHER = "teacher."
+"""Before the names of what is the teacher's in a file."""
+
+
+@dataclass(frozen=True)
+class SavedSet:
+    """The features of a set of images with all that scores need beside them, so that they can stand for the images.
+
+    Attributes:
+        features: of the network that the scores are called by.
+        content: digest of the images and labels; empty where it is not known.
+        name: of the set.
+        labels: int64 `[N]`, indices into `class_names`; None where the set has none.
+        class_names: one for each class; empty without labels.
+        teacher: features of the teacher, where it is another network than that of `features`.
+    """
+
+    features: Features
+    content: str = ""
+    name: str = ""
+    labels: Tensor | None = None
+    class_names: tuple[str, ...] = ()
+    teacher: Features | None = None
 
 
 def save_features(features: Features, path: Path | str, content_digest: str = "") -> None:
-    """Write features to one safetensors file, atomically.
+    """Write features alone to one safetensors file, atomically; see `save_set`.
 
     Args:
         features: what to write.
         path: the file; missing folders are made, an old file is replaced.
         content_digest: of the images they are features of, where it is known.
     """
-    tensors = _tensors(features)
-    about = {
-        "format": FORMAT,
-        "extractor": features.extractor,
-        "digest": features.digest,
-        "resize": features.resize,
-        "content": content_digest,
-    }
+    save_set(SavedSet(features, content_digest), path)
+
+
+def save_set(saved: SavedSet, path: Path | str) -> None:
+    """Write a set of features to one safetensors file, atomically; missing folders are made, an old file is replaced.
+
+    Nothing that can be read off the tensors is in the metadata but n, for people.
+    """
+    tensors = _tensors(saved.features)
+    about = {"format": FORMAT, **_about(saved.features), "content": saved.content, "n": str(saved.features.n)}
+    if saved.name:
+        about["name"] = saved.name
+    if saved.labels is not None:
+        tensors["labels"] = saved.labels.contiguous()
+        about["class_names"] = json.dumps(saved.class_names)
+    if saved.teacher is not None:
+        tensors |= {f"{TEACHER}{name}": tensor for name, tensor in _tensors(saved.teacher).items()}
+        about |= {f"{TEACHER}{key}": value for key, value in _about(saved.teacher).items()}
     metadata = {**about, "sha256": tensor_digest(_text(about), tensors)}
     write_atomically(Path(path), serialise(tensors, metadata=metadata))
 
 
 def load_features(path: Path | str, content_digest: str | None = None) -> Features:
-    """Read and verify what `save_features` wrote.
+    """The features alone of what `save_features` or `save_set` wrote, verified.
 
     Args:
         path: the file.
@@ -48,6 +82,18 @@ def load_features(path: Path | str, content_digest: str | None = None) -> Featur
 
     Raises:
         DataError: no such file, another kind of file, damaged contents, or features of other images.
+    """
+    saved = load_set(path)
+    if content_digest is not None and saved.content != content_digest:
+        raise DataError(f"{path} holds the features of other images; take the features again")
+    return saved.features
+
+
+def load_set(path: Path | str) -> SavedSet:
+    """Read and verify what `save_set` wrote.
+
+    Raises:
+        DataError: no such file, another kind of file, or damaged contents.
     """
     path = Path(path)
     if not path.is_file():
@@ -63,14 +109,13 @@ def load_features(path: Path | str, content_digest: str | None = None) -> Featur
         raise DataError(f"{path} holds no features that this version saved; take the features again")
     if tensor_digest(_text(metadata), tensors) != expected:
         raise DataError(f"{path} does not have its own checksum: damaged or changed; take the features again")
-    if content_digest is not None and metadata["content"] != content_digest:
-        raise DataError(f"{path} holds the features of other images; take the features again")
-    return Features(
-        values=tensors["values"],
-        logits=tensors.get("logits"),
-        extractor=metadata["extractor"],
-        digest=metadata["digest"],
-        resize=metadata["resize"],
+    return SavedSet(
+        features=_features(metadata, tensors, ""),
+        content=metadata["content"],
+        name=metadata.get("name", ""),
+        labels=tensors.get("labels"),
+        class_names=tuple(json.loads(metadata.get("class_names", "[]"))),
+        teacher=_features(metadata, tensors, TEACHER) if f"{TEACHER}values" in tensors else None,
     )
 
 
@@ -113,6 +158,20 @@ def _tensors(features: Features) -> dict[str, Tensor]:
     if features.logits is not None:
         tensors["logits"] = features.logits.contiguous()
     return tensors
+
+
+def _about(features: Features) -> dict[str, str]:
+    return {"extractor": features.extractor, "digest": features.digest, "resize": features.resize}
+
+
+def _features(metadata: Mapping[str, str], tensors: Mapping[str, Tensor], of: str) -> Features:
+    return Features(
+        values=tensors[f"{of}values"],
+        logits=tensors.get(f"{of}logits"),
+        extractor=metadata[f"{of}extractor"],
+        digest=metadata[f"{of}digest"],
+        resize=metadata[f"{of}resize"],
+    )
 
 
 def _text(about: dict[str, str]) -> str:

@@ -42,6 +42,9 @@ from synthkd.types import ImageSpec
 VERSION = 1
 """Of the preprocessing and pooling below; raised when they change, so that old and new features never meet."""
 
+NAMES = ("teacher", "efflite0", "inception")
+"""Of the extractors that no `load` may be called by."""
+
 INCEPTION_URL = (
     "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth"
 )
@@ -112,9 +115,7 @@ class Features:
         """Raise `DataError` unless both were taken by one extractor with one resizing."""
         mine, theirs = (f"{f.extractor} {f.digest[:8]}, resize {f.resize}" for f in (self, other))
         if (self.digest, self.resize) != (other.digest, other.resize):
-            raise DataError(
-                f"features of {mine} and of {theirs} cannot be compared; take both with the same extractor settings"
-            )
+            raise DataError(f"features of {mine} and of {theirs} cannot be compared; take both with the same settings")
 
 
 def extract(batches: Iterable[Tensor], extractor: FeatureExtractor, batch_size: int = 128) -> Features:
@@ -173,7 +174,7 @@ def build_extractor(
         case LoadedExtractor():
             known = settings.classes is not None or is_model_directory(settings.model)
             network = load_model(settings) if known else _without_classes(settings)
-            return _tried(_extractor(settings.model, network, settings.resize, device))
+            return _tried(_extractor(_short(settings.model), network, settings.resize, device))
 
 
 def tensor_digest(about: str, tensors: Mapping[str, Tensor]) -> str:
@@ -257,6 +258,13 @@ def _tried(extractor: _NetworkExtractor) -> _NetworkExtractor:
         shape = "x".join(map(str, spec.shape))
         raise ModelError(f"{extractor.name} cannot take {shape} images: {message}; check `size`, `channels`") from error
     return extractor
+
+
+def _short(model: str) -> str:
+    """A name for scores: the last part of a path, of `timm:NAME` or of `package.module:function`."""
+    path = Path(model)
+    name = path.resolve().name if is_model_directory(path) else model.rpartition(":")[2]
+    return f"loaded_{name}" if name in NAMES else name  # a stranger's inception must not make a FID
 
 
 def _without_classes(settings: LoadedExtractor) -> Classifier:

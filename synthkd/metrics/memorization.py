@@ -15,7 +15,7 @@ import torch
 from scipy.stats import rankdata
 from torch import Tensor
 
-from synthkd.metrics.arrays import Array, same_width
+from synthkd.metrics.arrays import Array, same_width, thinned
 from synthkd.metrics.neighbours import Neighbours, nearest, nearest_others, points
 from synthkd.metrics.utility import Proportion, proportion
 from synthkd.rng import stream
@@ -83,9 +83,10 @@ def copying(train: Array, holdout: Array, generated: Array, seed: int = 0, pairs
     """
     train, holdout, generated = _three(train, holdout, generated, 2)
     closest, closest_to_holdout = nearest(generated, train, 1), nearest(holdout, train, 1)
+    of_generated, of_holdout = _authenticities(train, closest, closest_to_holdout)
     return Copying(
-        authenticity=_authenticity(train, closest),
-        authenticity_of_holdout=_authenticity(train, closest_to_holdout),
+        authenticity=of_generated,
+        authenticity_of_holdout=of_holdout,
         statistic=_statistic(closest.squared[:, 0], closest_to_holdout.squared[:, 0]),
         ratios=_ratios(train, holdout, generated, closest, seed, pairs),
     )
@@ -109,7 +110,7 @@ def authenticity(train: Array, generated: Array) -> Proportion:
     """
     train, generated = points(train, "train", 2), points(generated, "generated")
     same_width(train, generated, "train and generated")
-    return _authenticity(train, nearest(generated, train, 1))
+    return _authenticities(train, nearest(generated, train, 1))[0]
 
 
 def copying_statistic(train: Array, holdout: Array, generated: Array) -> float:
@@ -160,10 +161,13 @@ def nearest_neighbour_ratios(
     return _ratios(train, holdout, generated, nearest(generated, train, 1), seed, pairs)
 
 
-def _authenticity(train: Tensor, closest: Neighbours) -> Proportion:
-    asked, place = closest.indices[:, 0].unique(return_inverse=True)
-    gaps = nearest_others(train, 1, asked).squared[place, 0]
-    return proportion(int((gaps < closest.squared[:, 0]).sum()), len(place))
+def _authenticities(train: Tensor, *closest: Neighbours) -> list[Proportion]:
+    """Of each set of samples whose nearest training samples are given; no training sample is searched from twice."""
+    asked, place = torch.cat([found.indices[:, 0] for found in closest]).unique(return_inverse=True)
+    gaps = nearest_others(train, 1, asked).squared[place, 0].split([len(found.squared) for found in closest])
+    return [
+        proportion(int((gap < found.squared[:, 0]).sum()), len(gap)) for gap, found in zip(gaps, closest, strict=True)
+    ]
 
 
 def _statistic(generated: Tensor, holdout: Tensor) -> float:
@@ -180,9 +184,9 @@ def _statistic(generated: Tensor, holdout: Tensor) -> float:
 def _ratios(
     train: Tensor, holdout: Tensor, generated: Tensor, closest: Neighbours, seed: int, pairs: int
 ) -> NeighbourRatios:
-    n_each = min(len(train), len(holdout))
-    to_train = closest if len(train) == n_each else nearest(generated, _thinned(train, n_each, seed), 1)
-    to_holdout = nearest(generated, _thinned(holdout, n_each, seed), 1)
+    n_each, rng = min(len(train), len(holdout)), stream(seed, "nearest neighbour ratios")
+    to_train = closest if len(train) == n_each else nearest(generated, thinned(train, n_each, rng), 1)
+    to_holdout = nearest(generated, thinned(holdout, n_each, rng), 1)
     numerator, denominator = to_train.squared[:, 0], to_holdout.squared[:, 0]
     ratios = (numerator / denominator).sqrt().where(numerator != denominator, 1.0)
 
@@ -221,11 +225,3 @@ def _three(train: Array, holdout: Array, generated: Array, least: int = 1) -> tu
     same_width(train, holdout, "train and holdout")
     same_width(train, generated, "train and generated")
     return train, holdout, generated
-
-
-def _thinned(values: Tensor, count: int, seed: int) -> Tensor:
-    """`count` of the rows, without replacement, in their order."""
-    if count == len(values):
-        return values
-    chosen = torch.randperm(len(values), generator=stream(seed, "nearest neighbour ratios"))[:count]
-    return values[chosen.sort().values]

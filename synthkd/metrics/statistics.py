@@ -37,8 +37,9 @@ class FeatureStatistics:
         if len(values) == 0:
             return self
         mean = values.mean(dim=0)
-        centred = values - mean
-        self._take(len(values), mean, centred.T @ centred)
+        centred = (values - mean).numpy()
+        # numpy, unlike torch, sees that both sides are one and makes half of the product
+        self._take(len(values), mean, torch.from_numpy(centred.T @ centred))
         return self
 
     def merge(self, other: FeatureStatistics) -> Self:
@@ -50,6 +51,33 @@ class FeatureStatistics:
         if other._n:
             self._take(other._n, other._mean, other._scatter)
         return self
+
+    def without(self, other: FeatureStatistics) -> FeatureStatistics:
+        """What `merge` with `other` would bring back to this: statistics of the rows that `other` has not seen.
+
+        Rounding is that of the whole, so take away half of the rows at most.
+
+        Args:
+            other: of some of the rows that this has seen.
+
+        Raises:
+            DataError: `other` has seen more rows than this, or rows of another width.
+        """
+        if other._n > self._n:
+            raise DataError(
+                f"statistics: {other._n} samples cannot be taken from {self._n}; give some of the same rows"
+            )
+        rest = FeatureStatistics()
+        if other._n == self._n:
+            return rest
+        rest._n, rest._mean, rest._scatter = self._n - other._n, self._mean.clone(), self._scatter.clone()
+        if other._n:
+            same_width(self._mean[None], other._mean[None], "statistics and what is taken away")
+            gap = self._mean - other._mean
+            rest._mean += gap * (other._n / rest._n)
+            rest._scatter -= other._scatter
+            rest._scatter.addr_(gap, gap, alpha=-other._n * self._n / rest._n)
+        return rest
 
     def _take(self, n: int, mean: Tensor, scatter: Tensor) -> None:
         if self._n == 0:

@@ -8,7 +8,7 @@ import torch
 from scipy.stats import fisher_exact
 
 from synthkd.errors import DataError
-from synthkd.metrics.diversity import cluster_modes, mode_collapse, semantic_cosine, vendi_score
+from synthkd.metrics.diversity import cluster_modes, mode_collapse, semantic_cosine, vendi_score, vendi_with_error
 
 
 def normal(n: int, d: int, seed: int = 0) -> torch.Tensor:
@@ -58,6 +58,32 @@ class TestVendi:
         features = normal(200, 20)
         assert vendi_score(features[:3].repeat(67, 1)) < 3.001 < 15 < vendi_score(features)
 
+    @pytest.mark.parametrize(("n", "d"), [(300, 8), (40, 60)])
+    def test_standard_error_is_the_spread_of_repeated_draws(self, n, d):
+        weights = torch.linspace(2.0, 0.1, d)
+        # samples of two kinds, so that shares of the kinds vary too
+        found = [
+            vendi_with_error(weights * normal(n, d, i) + 3 * (normal(n, 1, 1000 + i) > 0.5) * weights)
+            for i in range(200)
+        ]
+        spread = float(np.std([one.value for one in found], ddof=1))
+        assert float(np.mean([one.standard_error for one in found])) == pytest.approx(spread, rel=0.25)
+
+    @pytest.mark.parametrize(("n", "d"), [(30, 12), (12, 30), (9, 9)])
+    def test_influence_is_what_a_sample_moves_the_score_by(self, n, d):
+        """The jackknife: leaving a sample out moves the score by its influence over n - 1, nearly."""
+        features = (normal(n, d) + 0.5).repeat(20, 1)  # many of each, so that one is a small part
+        left_out = [vendi_score(torch.cat([features[:i], features[i + 1 :]])) for i in range(n)]
+        influences = (len(features) - 1) * (vendi_score(features) - np.array(left_out))
+        expected = float(np.std(influences)) / math.sqrt(len(features))
+        result = vendi_with_error(features)
+        assert result.standard_error == pytest.approx(expected, rel=0.03)
+        assert result.value == pytest.approx(vendi_score(features), rel=1e-12)
+
+    def test_error_of_what_cannot_vary_is_nothing(self):
+        assert vendi_with_error(torch.eye(6)).standard_error == pytest.approx(0, abs=1e-12)
+        assert vendi_with_error(torch.ones(5, 3)).standard_error == pytest.approx(0, abs=1e-12)
+
     def test_a_row_of_zeros_has_no_direction(self):
         with pytest.raises(DataError, match="features: 1 of 3 rows are zero"):
             vendi_score(torch.tensor([[1.0, 0.0], [0.0, 0.0], [0.0, 1.0]]))
@@ -99,6 +125,22 @@ class TestSemanticCosine:
         real = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
         generated = torch.tensor([[1.0, 0.0]] + [[1.0, 0.0]] * 9)
         assert semantic_cosine(real, generated, [0, 1], [0] + [1] * 9).value == pytest.approx(0.5)
+
+    @pytest.mark.parametrize("apart", [0.3, 1.5])
+    def test_standard_error_is_the_spread_of_repeated_draws(self, apart):
+        centres, moved = normal(3, 6), normal(3, 6, 1)
+        known, asked = torch.from_numpy(counted(40, 20, 30)), torch.from_numpy(counted(25, 60, 35))
+        found = []
+        for i in range(300):
+            real = centres[known] + 0.8 * normal(len(known), 6, 10 + 2 * i)
+            generated = (centres + apart * moved)[asked] + 0.5 * normal(len(asked), 6, 11 + 2 * i)
+            found.append(semantic_cosine(real, generated, known, asked))
+        spread = float(np.std([one.value for one in found], ddof=1))
+        assert float(np.mean([one.standard_error for one in found])) == pytest.approx(spread, rel=0.15)
+
+    def test_single_samples_give_no_standard_error(self):
+        labels = torch.tensor([0, 0, 1])
+        assert semantic_cosine(normal(3, 4), normal(3, 4, 1), labels, labels).standard_error is None
 
     def test_one_class_has_nothing_across(self):
         assert semantic_cosine(normal(3, 2), normal(3, 2), [1] * 3, [1] * 3).across is None

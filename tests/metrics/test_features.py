@@ -26,7 +26,7 @@ from synthkd.extractors import (
 )
 from synthkd.metrics import features as features_module
 from synthkd.metrics.efficientnet import EfficientNetLite0
-from synthkd.metrics.feature_cache import cached_extract, load_features, save_features
+from synthkd.metrics.feature_cache import SavedSet, cached_extract, load_features, load_set, save_features, save_set
 from synthkd.metrics.features import Features, build_extractor, extract
 from synthkd.models import Classifier, build_model, save
 from synthkd.settings import ZooModel
@@ -179,6 +179,13 @@ def test_only_features_of_one_extractor_are_comparable(teacher: Classifier) -> N
         plain.check_comparable(resized)
 
 
+def test_scores_are_called_by_the_last_part_of_a_models_place(teacher: Classifier, tmp_path: Path) -> None:
+    for folder, name in (("nets/mine", "mine"), ("inception", "loaded_inception"), ("run/teacher", "loaded_teacher")):
+        save(teacher, tmp_path / folder)
+        assert build_extractor(LoadedExtractor(kind="load", model=str(tmp_path / folder)), CPU).name == name
+    assert build_extractor(LoadedExtractor(kind="load", model=str(tmp_path / "run")), CPU).name == "run"
+
+
 # --- the pass -------------------------------------------------------------------------------------------------------
 
 
@@ -232,7 +239,7 @@ def test_a_function_that_gives_a_classifier(functions: str, tmp_path: Path) -> N
     save_file(weights, tmp_path / "w.safetensors")
     extractor = build_extractor(loaded(name, classes=5, size=16, weights=str(tmp_path / "w.safetensors")), CPU)
     found = extractor(random_images(2, 1, 28, 28))
-    assert (extractor.name, extractor.classes, extractor.resize) == (name, 5, "antialias 16x16")
+    assert (extractor.name, extractor.classes, extractor.resize) == ("classifier", 5, "antialias 16x16")
     expected = found.features @ weights["4.weight"].T + weights["4.bias"]
     torch.testing.assert_close(found.logits, expected)
 
@@ -266,6 +273,7 @@ def test_timm_leaves_its_head_off_without_classes(tmp_path: Path) -> None:
         expected = body.forward_head(body.forward_features(to_float(images)), pre_logits=True)
         logits = body(to_float(images))
     for extractor in (whole, bare):
+        assert extractor.name == "resnet10t"
         torch.testing.assert_close(extractor(images).features, expected, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(whole(images).logits, logits, atol=1e-5, rtol=1e-5)
 
@@ -424,6 +432,25 @@ def test_features_round_trip(tmp_path: Path, logits: bool) -> None:
     features = some_features(logits)
     save_features(features, tmp_path / "deep" / "f.safetensors")
     assert equal(load_features(tmp_path / "deep" / "f.safetensors"), features)
+
+
+def test_a_set_round_trips_with_its_labels_and_the_teachers_features(tmp_path: Path) -> None:
+    labels, teacher = torch.tensor([1, 0, 1, 1, 0]), Features(torch.rand(5, 4), torch.rand(5, 2), "t", "e" * 64, "none")
+    path = tmp_path / "f.safetensors"
+    features = some_features()
+    save_set(SavedSet(features, "digest", "mine", labels, ("cat", "dog"), teacher), path)
+    found = load_set(path)
+    assert equal(found.features, features)
+    assert found.teacher is not None
+    assert equal(found.teacher, teacher)
+    assert found.labels is not None
+    assert torch.equal(found.labels, labels)
+    assert (found.content, found.name, found.class_names) == ("digest", "mine", ("cat", "dog"))
+    flip_last_byte(path)
+    with pytest.raises(DataError, match="own checksum"):
+        load_set(path)
+    save_features(some_features(), path)
+    assert (load_set(path).labels, load_set(path).class_names, load_set(path).teacher) == (None, (), None)
 
 
 def flip_last_byte(path: Path) -> None:

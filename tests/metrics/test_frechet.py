@@ -11,11 +11,16 @@ from numpy.typing import NDArray
 from oracles import exact_frechet, exact_frechet_of_features, optimal_transport_pair
 
 from synthkd.errors import DataError
+from synthkd.metrics import frechet
+from synthkd.metrics.arrays import thinned
 from synthkd.metrics.frechet import (
+    few_samples,
     frechet_distance,
     frechet_distance_from_features,
     frechet_distance_infinity,
+    frechet_standard_error,
 )
+from synthkd.metrics.statistics import FeatureStatistics
 
 Floats = NDArray[np.float64]
 
@@ -146,7 +151,9 @@ def test_roots_of_rounding_do_not_enter_a_large_distance() -> None:
         first = q @ np.diag([1.0] * 11 + [1e-9]) @ q.T
         first = (first + first.T) / 2
         exact = (100.0 - 1.0) ** 2 * first.trace()
-        assert frechet_distance(np.zeros(12), first, np.zeros(12), 1e4 * first) == pytest.approx(exact, rel=1e-13)
+        for tolerance in (1e-9, 1e-13):
+            value = frechet_distance(np.zeros(12), first, np.zeros(12), 1e4 * first, tolerance=tolerance)
+            assert value == pytest.approx(exact, rel=tolerance)
 
 
 @pytest.mark.parametrize("width", [1, 2, 3, 30])
@@ -169,7 +176,7 @@ def test_eigenvalues_agree_with_singular_values(
 ) -> None:
     a, b = draws(n_a, width, 1), draws(n_b, width, 2) * 2.0
     fast = frechet_distance_from_features(a, b)
-    monkeypatch.setattr(torch.linalg, "eigvalsh", lambda _: torch.zeros(1))
+    monkeypatch.setattr(torch.linalg, "eigvalsh", lambda _: torch.full((1,), math.nan))
     assert frechet_distance_from_features(a, b) == pytest.approx(fast, rel=1e-12)
 
 
@@ -215,6 +222,64 @@ def test_the_callers_threads_are_given_back() -> None:
     before = torch.get_num_threads()
     frechet_distance_from_features(draws(5, 3, 1), draws(5, 3, 2))
     assert torch.get_num_threads() == before
+
+
+@pytest.mark.parametrize("tolerance", [1e-9, 1e-5, 1e-2])
+def test_a_looser_tolerance_is_kept(tolerance: float) -> None:
+    # the second half of the eigenvalues of the product is lost in the rounding of the largest
+    q = rotation(40)
+    spectrum = np.logspace(0, -12, 40)
+    sides = [q @ np.diag(spectrum * scale) @ q.T for scale in (1.0, 1.21)]
+    value = frechet_distance(np.zeros(40), sides[0], np.zeros(40), sides[1], tolerance=tolerance)
+    assert value == pytest.approx(0.01 * spectrum.sum(), rel=tolerance)
+
+
+# Standard error
+
+
+@pytest.mark.parametrize(("n_a", "n_b", "width"), [(30, 40, 4), (12, 30, 20), (30, 12, 20), (12, 40, 20)])
+def test_standard_error_is_of_numeric_influences(n_a: int, n_b: int, width: int) -> None:
+    """Each sample's weight moved a little, with the weighted moments as the only formula."""
+    a, b = draws(n_a, width, 1), draws(n_b, width, 2) * 1.5 + 0.3
+    step, variance = 1e-4, 0.0
+    for thinner, other in ((a, b), (b, a)):
+        n = len(thinner)
+        influences = []
+        for row in range(n):
+            values = []
+            for sign in (1.0, -1.0):
+                weights = np.full(n, 1.0 / n)
+                weights *= 1.0 - sign * step
+                weights[row] += sign * step
+                mean = weights @ thinner
+                rows = (thinner - mean) * np.sqrt(weights * n / (n - 1))[:, None]
+                gap = mean - other.mean(0)
+                rest = (other - other.mean(0)) / math.sqrt(len(other) - 1)
+                nuclear = np.linalg.svd(rows @ rest.T, compute_uv=False).sum()
+                values.append(gap @ gap + (rows**2).sum() + (rest**2).sum() - 2.0 * nuclear)
+            influences.append((values[0] - values[1]) / (2.0 * step))
+        variance += np.var(influences, ddof=1) / n
+    # influences of the unbiased covariance are n / (n - 1) of those of its sum of squares
+    assert frechet_standard_error(a, b) == pytest.approx(math.sqrt(variance), rel=0.1)
+    assert frechet_standard_error(b, a) == pytest.approx(frechet_standard_error(a, b), rel=1e-9)
+
+
+@pytest.mark.parametrize(("n", "width"), [(120, 6), (40, 60)])
+def test_standard_error_is_the_deviation_over_draws(n: int, width: int) -> None:
+    pairs = [(draws(n, width, 2 * s), draws(n, width, 2 * s + 1) * 1.4 + 0.2) for s in range(120)]
+    deviation = np.std([frechet_distance_from_features(a, b, warn=False) for a, b in pairs], ddof=1)
+    errors = [frechet_standard_error(a, b) for a, b in pairs[:20]]
+    assert np.mean(errors) == pytest.approx(deviation, rel=0.2)
+
+
+def test_standard_error_of_points_and_dead_features() -> None:
+    assert frechet_standard_error(np.ones((5, 3)), np.zeros((9, 3))) == 0.0
+    a, b = draws(60, 4, 1), draws(70, 4, 2) * 2.0
+    error = frechet_standard_error(a, b)
+    wide = [np.hstack([x, np.full((len(x), 1), 7.0), x[:, :1]]) for x in (a, b)]
+    twice = [np.hstack([x, x[:, :1]]) for x in (a, b)]
+    assert frechet_standard_error(*wide) == pytest.approx(frechet_standard_error(*twice), rel=1e-6)
+    assert frechet_standard_error(a * 10.0, b * 10.0) == pytest.approx(100.0 * error, rel=1e-9)
 
 
 # Extrapolation
@@ -264,6 +329,25 @@ def test_infinity_is_a_function_of_its_seed() -> None:
     assert frechet_distance_infinity(a, b, 1).value != frechet_distance_infinity(a, b, 2).value
 
 
+@pytest.mark.parametrize(("n_a", "n_b", "width"), [(200, 150, 4), (100, 90, 40), (45, 60, 40), (40, 35, 60)])
+def test_points_of_infinity_are_distances_of_random_rows(
+    n_a: int, n_b: int, width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    a, b = draws(n_a, width, 1), draws(n_b, width, 2) * 1.5
+    taken = frechet_distance_infinity(a, b, 5)
+
+    def straight(features: torch.Tensor, _: FeatureStatistics, count: int, rng: torch.Generator) -> FeatureStatistics:
+        if 2 * count <= len(features):
+            return FeatureStatistics().update(thinned(features, count, rng))
+        if count == len(features):
+            return FeatureStatistics().update(features)
+        left_out = set(torch.randperm(len(features), generator=rng)[: len(features) - count].tolist())
+        return FeatureStatistics().update(features[[row for row in range(len(features)) if row not in left_out]])
+
+    monkeypatch.setattr(frechet, "_of_some", straight)
+    assert taken.distances == pytest.approx(frechet_distance_infinity(a, b, 5).distances, rel=1e-9)
+
+
 # Warnings and refusals
 
 
@@ -279,6 +363,10 @@ def test_few_samples_are_warned_of_once(
     assert len(caplog.messages) == 1
     assert "39 samples in 20 dimensions" in caplog.messages[0]
     assert "at least 40" in caplog.messages[0]
+    score(draws(200, 20, 1), draws(39, 20, 2), warn=False)  # type: ignore[call-arg]
+    assert len(caplog.messages) == 1
+    assert few_samples(39, 20) in caplog.messages[0]
+    assert few_samples(40, 20) == ""
 
 
 def test_what_is_no_covariance_is_refused() -> None:
@@ -345,8 +433,8 @@ def test_where_divide_and_conquer_gives_up_qr_iteration_goes_on(monkeypatch: pyt
     def gives_up(_: torch.Tensor) -> None:
         raise RuntimeError("did not converge")
 
-    covariance = np.diag([4.0, 1.0, 0.0])
+    covariance = np.diag([4.0, 1.0, -1e-6])  # of rounding to float32: no pivot may be negative
     expected = frechet_distance(np.zeros(3), covariance, np.zeros(3), np.eye(3))
     monkeypatch.setattr(torch.linalg, "eigh", gives_up)
     assert frechet_distance(np.zeros(3), covariance, np.zeros(3), np.eye(3)) == pytest.approx(expected, abs=1e-12)
-    assert expected == pytest.approx(1.0 + 0.0 + 1.0)
+    assert expected == pytest.approx(1.0 + 0.0 + 1.0, abs=1e-5)

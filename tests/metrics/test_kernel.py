@@ -11,7 +11,7 @@ from oracles import exact_kernel_distance
 
 from synthkd.errors import ConfigError, DataError
 from synthkd.metrics import kernel
-from synthkd.metrics.kernel import kernel_distance, kernel_distance_subsets
+from synthkd.metrics.kernel import kernel_distance, kernel_distance_subsets, kernel_distances
 
 
 def draws(n: int, width: int, seed: int = 0) -> NDArray[np.float64]:
@@ -142,6 +142,48 @@ def test_what_cannot_be_drawn_is_refused() -> None:
         kernel_distance(a[:1], b)
     with pytest.raises(DataError, match="3 and 4 dimensions"):
         kernel_distance(a, draws(8, 4))
+
+
+@pytest.mark.parametrize("block", [4, 7, 1024])
+def test_one_pass_gives_what_each_function_gives(block: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernel, "_BLOCK", block)
+    a, b = draws(31, 5, 1), draws(24, 5, 2) + 0.4
+    result = kernel_distances(a, b, 6, 9, seed=3)
+    apart = kernel_distance_subsets(a, b, 6, 9, seed=3)
+    assert result.value == pytest.approx(kernel_distance(a, b), rel=1e-11)
+    assert result.spread.mean == pytest.approx(apart.mean, rel=1e-11)
+    assert result.spread.std == pytest.approx(apart.std, rel=1e-11)
+    assert (result.spread.subsets, result.spread.subset_size) == (6, 9)
+    swapped = kernel_distances(b, a, 6, 9)
+    assert (swapped.value, swapped.standard_error) == pytest.approx((result.value, result.standard_error), rel=1e-10)
+    with pytest.raises(DataError, match="subset_size 25 is more than the 24"):
+        kernel_distances(a, b, 6, 25)
+
+
+def repeated(n: int, m: int, shift: float, wide: float) -> tuple[float, NDArray[np.float64]]:
+    """Deviation of the distance over 400 draws of bounded features, and the standard error that each draw claims."""
+    rng = np.random.default_rng(0)
+    scale = np.array([3.0, 1.0, 1.0, 0.5])
+    sides = (
+        (rng.uniform(-1, 1, (n, 4)) * scale, rng.uniform(-1, 1, (m, 4)) * scale * wide + shift) for _ in range(400)
+    )
+    found = [kernel_distances(a, b, 1, 2) for a, b in sides]
+    return float(np.std([one.value for one in found], ddof=1)), np.array([one.standard_error for one in found])
+
+
+@pytest.mark.parametrize(("n", "m", "shift", "wide"), [(150, 150, 1.0, 1.0), (120, 60, 0.6, 1.0), (60, 150, 0.1, 1.4)])
+def test_standard_error_is_the_spread_of_repeated_draws(n: int, m: int, shift: float, wide: float) -> None:
+    spread, claimed = repeated(n, m, shift, wide)
+    assert float(np.sqrt((claimed**2).mean())) == pytest.approx(spread, rel=0.15)
+
+
+@pytest.mark.parametrize(("n", "m"), [(120, 120), (60, 200)])
+def test_standard_error_of_no_difference_is_about_right_and_never_near_nothing(n: int, m: int) -> None:
+    """The first order alone claims as little as a fifth here."""
+    spread, claimed = repeated(n, m, 0.0, 1.0)
+    assert float(np.median(claimed)) == pytest.approx(spread, rel=0.2)
+    assert claimed.min() > 0.5 * spread
+    assert float(np.sqrt((claimed**2).mean())) < 1.6 * spread
 
 
 class Legacy:

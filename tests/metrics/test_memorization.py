@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from scipy.stats import mannwhitneyu, norm
 
 from synthkd.errors import DataError
+from synthkd.metrics import memorization
 from synthkd.metrics.memorization import authenticity, copying, copying_statistic, nearest_neighbour_ratios
 from synthkd.metrics.utility import proportion
 
@@ -206,6 +207,20 @@ def test_all_measures_at_once_are_each_of_them():
     assert torch.equal(result.ratios.ratios, expected.ratios)
     assert torch.equal(result.ratios.closest_train, expected.closest_train)
     assert result.ratios.nearer_to_train == expected.nearer_to_train
+
+
+def test_authenticity_of_both_sides_takes_one_search(monkeypatch):
+    asked = []
+    original = memorization.nearest_others
+
+    def record(base, k, of):
+        asked.append(of)
+        return original(base, k, of)
+
+    monkeypatch.setattr(memorization, "nearest_others", record)
+    copying(normal(120, 4), normal(50, 4, 1), normal(70, 4, 2))
+    (of,) = asked
+    assert len(of) == len(of.unique()) < 120
 
 
 @pytest.mark.parametrize("score", [copying_statistic, nearest_neighbour_ratios, copying])

@@ -83,6 +83,27 @@ def test_classes_merge_to_the_total_in_any_order() -> None:
         assert_same(merged, total)
 
 
+@pytest.mark.parametrize("share", [0, 1, 40, 79, 80])
+def test_what_is_taken_away_is_the_inverse_of_merging(share: int) -> None:
+    values = draws(80, 3) * 5.0 + 100.0
+    whole, part = FeatureStatistics().update(values), FeatureStatistics().update(values[:share])
+    before = whole.state_dict()
+    rest = whole.without(part)
+    assert rest.n == 80 - share
+    if rest.n > 1:
+        assert_same(rest, FeatureStatistics().update(values[share:]))
+    assert torch.equal(whole.state_dict()["scatter"], before["scatter"])
+    assert_same(rest.merge(part), whole)
+
+
+def test_more_cannot_be_taken_away_than_there_is() -> None:
+    small, large = FeatureStatistics().update(draws(4, 3)), FeatureStatistics().update(draws(5, 3))
+    with pytest.raises(DataError, match="5 samples cannot be taken from 4"):
+        small.without(large)
+    with pytest.raises(DataError, match="3 and 2 dimensions"):
+        large.without(FeatureStatistics().update(draws(3, 2)))
+
+
 def test_merging_leaves_the_other_as_it_was() -> None:
     one, other = FeatureStatistics().update(draws(10, 3, 1)), FeatureStatistics().update(draws(9, 3, 2))
     empty = FeatureStatistics()

@@ -9,7 +9,8 @@ import torch
 from synthkd.errors import DataError
 from synthkd.metrics.features import Features
 from synthkd.metrics.frechet import frechet_distance_from_features
-from synthkd.metrics.suite import Score, ScoredSet, SuiteOptions, measure
+from synthkd.metrics.score import Score, ScoredSet
+from synthkd.metrics.suite import SuiteOptions, measure
 
 OPTIONS = SuiteOptions(k=3, subsets=4, subset_size=20, splits=2)
 
@@ -39,7 +40,9 @@ def test_with_everything_at_hand_every_score_is_a_finite_number() -> None:
         assert score.value is not None, f"{score.name}: {score.note}"
         assert math.isfinite(score.value), score.name
     assert found["label fidelity"].value == 1.0
-    assert found["FD-net"].value == frechet_distance_from_features(features(1).values, features(0).values)
+    distance = frechet_distance_from_features(features(1).values, features(0).values)
+    assert found["FD-net"].value == pytest.approx(distance, rel=1e-5)
+    assert all(score.uncertainty is not None or score.interval is not None for score in found.values())
     assert found["FD-net"].n == (80, 80)
 
 
@@ -84,7 +87,7 @@ def test_few_images_are_noted_and_not_shouted(caplog: pytest.LogCaptureFixture) 
     with caplog.at_level(logging.WARNING):
         found = scores(made("a", 0, n=10), made("b", 1, n=10))
     assert not caplog.records
-    assert "few for 6 dimensions" in found["FD-net"].note
+    assert "in 6 dimensions are few" in found["FD-net"].note
     assert found["FD_inf-net"].value is None
     with pytest.raises(DataError, match="at least 4 images"):
         scores(made("a", 0, n=3), made("b", 1))

@@ -8,7 +8,7 @@ import torch
 from oracles import slow_inception_scores
 
 from synthkd.errors import ConfigError, DataError
-from synthkd.metrics.inception_score import inception_score
+from synthkd.metrics.class_entropy import inception_score
 
 
 def softmaxes(n: int, classes: int, seed: int = 0) -> torch.Tensor:
