@@ -8,19 +8,20 @@ network on half of the real images as the upper bound; both are tested on the ot
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from synthkd.configuration import load_config
-from synthkd.data.samples import Samples
+from synthkd.data.sample_set import Samples
 from synthkd.errors import DataError
 from synthkd.files import write_atomically
-from synthkd.metrics.suite import Score
-from synthkd.metrics.utility import Proportion, proportion
+from synthkd.metrics.score import Score
 from synthkd.pipelines.config import EvaluateConfig, TeachConfig
 from synthkd.pipelines.run import Result
 from synthkd.pipelines.teach import teach
@@ -44,31 +45,37 @@ def classification_accuracy_scores(
 
     Args:
         config: seed, device and threads.
-        generated: the sets.
+        generated: the sets, their labels in terms of the real set's classes.
         real: labelled real images; half of them train the upper bound, half test.
         directory: where the trainings keep their runs.
     """
     try:
         images, labels = _labelled(real)
+        classes = labels.unique()
+        order = torch.randperm(len(labels), generator=stream(config.seed, "cas halves"))
+        half = len(labels) // 2
+        train, test = order[:half], order[half:]
+        exam = _Exam(config, classes, images[test], labels[test])
+        bound = exam.accuracy(directory / f"real-{real.digest[:8]}", images[train], labels[train])
     except DataError as error:
         return [_missing(one, str(error)) for one in generated]
-    order = torch.randperm(len(labels), generator=stream(config.seed, "cas halves"))
-    half = len(labels) // 2
-    train, test = order[:half], order[half:]
-    bound = _accuracy(config, directory / "real", images[train], labels[train], images[test], labels[test])
+    low, high = bound["accuracy_interval"]
+    note = f"{bound['accuracy']:.3f} [{low:.3f}, {high:.3f}] when trained on {half:,} real images"
     scores = []
     for number, one in enumerate(generated):
         try:
             ours, asked = _labelled(one)
-            if ours.shape[1:] != images.shape[1:] or one.class_names != real.class_names:
-                raise DataError("its image size or its classes are not those of the real set")
+            if ours.shape[1:] != images.shape[1:]:
+                raise DataError("its image size is not that of the real set")
+            # other images than a killed evaluation had must not find its classifier
+            run = directory / f"generated.{number}-{real.digest[:8]}-{one.digest[:8]}"
+            reached = exam.accuracy(run, ours, asked)
         except DataError as error:
             scores.append(_missing(one, str(error)))
             continue
-        reached = _accuracy(config, directory / f"generated.{number}", ours, asked, images[test], labels[test])
-        note = f"{bound.value:.3f} [{bound.low:.3f}, {bound.high:.3f}] when trained on {half:,} real images"
-        interval = (reached.low, reached.high)
-        scores.append(Score("CAS", reached.value, "higher", (one.count, len(test)), interval=interval, note=note))
+        low, high = reached["accuracy_interval"]
+        n = (one.count, reached["n"])
+        scores.append(Score("CAS", reached["accuracy"], "higher", n, interval=(low, high), note=note))
     return scores
 
 
@@ -82,22 +89,46 @@ def _labelled(samples: Samples) -> tuple[Tensor, Tensor]:
     return torch.cat(batches), samples.labels
 
 
-def _accuracy(
-    config: EvaluateConfig, run: Path, images: Tensor, labels: Tensor, test: Tensor, truth: Tensor
-) -> Proportion:
-    if len(labels.unique()) < int(truth.max()) + 1:
-        raise DataError("a class of the real images has no image to train on")
-    file = run.with_suffix(".npz")
-    buffer = io.BytesIO()
-    np.savez(buffer, images=images.numpy(), labels=labels.numpy(), test_images=test.numpy(), test_labels=truth.numpy())
-    write_atomically(file, buffer.getvalue())
-    shared = {"seed": config.seed, "device": config.device, "threads": config.threads}
-    source = {**RECIPE, **shared, "name": "cas", "data": {"kind": "npz", "path": str(file), "holdout": 0.0}}
-    result = teach(load_config(TeachConfig, source, [f"out={run}"]))
-    assert isinstance(result, Result)
-    file.unlink()  # as large as the images, and made again from them
-    taught = result.values["teacher"]
-    return proportion(round(taught["accuracy"] * taught["n"]), taught["n"])
+@dataclass(frozen=True)
+class _Exam:
+    """The real images that every classifier is tested on.
+
+    Attributes:
+        config: seed, device and threads.
+        classes: int64 `[K]`, the labels of the real set in order; a classifier knows them by their place here.
+        images: uint8 `[N, C, H, W]`.
+        labels: int64 `[N]`.
+    """
+
+    config: EvaluateConfig
+    classes: Tensor
+    images: Tensor
+    labels: Tensor
+
+    def accuracy(self, run: Path, images: Tensor, labels: Tensor) -> Mapping[str, Any]:
+        """Train on images in a run of `teach`; the accuracy with its interval and n as `result.json` has them."""
+        missing = len(self.classes) - int(torch.isin(self.classes, labels).sum())
+        if missing:
+            raise DataError(f"{missing} of the {len(self.classes)} real classes have no image to train on")
+        if not torch.isin(labels, self.classes).all():
+            raise DataError("it has classes without a real image")
+        file = run.with_suffix(".npz")
+        buffer = io.BytesIO()
+        np.savez(
+            buffer,
+            images=images.numpy(),
+            labels=torch.searchsorted(self.classes, labels).numpy(),
+            test_images=self.images.numpy(),
+            test_labels=torch.searchsorted(self.classes, self.labels).numpy(),
+        )
+        write_atomically(file, buffer.getvalue())
+        shared = {"seed": self.config.seed, "device": self.config.device, "threads": self.config.threads}
+        source = {**RECIPE, **shared, "name": "cas", "data": {"kind": "npz", "path": str(file), "holdout": 0.0}}
+        result = teach(load_config(TeachConfig, source, [f"out={run}"]))
+        assert isinstance(result, Result)
+        file.unlink()  # as large as the images, and made again from them
+        taught: Mapping[str, Any] = result.values["teacher"]
+        return taught
 
 
 def _missing(samples: Samples, why: str) -> Score:

@@ -21,7 +21,7 @@ from synthkd.distillation.synthesis import Synthesis
 from synthkd.distillation.teachers import FrozenTeacher
 from synthkd.errors import ConfigError
 from synthkd.generators.build import build_generator
-from synthkd.grids import save_grid
+from synthkd.grids import MOST_CLASSES, ROWS, save_grid
 from synthkd.hardware import latency_ms
 from synthkd.metrics.utility import Proportion, accuracy, predict, proportion
 from synthkd.models import (
@@ -58,8 +58,6 @@ from synthkd.training.loop import Action, Loop, Progress
 from synthkd.training.memory import fitting_batch_size, training_step
 from synthkd.types import Batch, ImageSpec
 
-GRID_COLUMNS = 20
-GRID_ROWS = 6
 ALARM_IMAGES = 1024
 FRESH_IMAGES = 500
 
@@ -275,8 +273,8 @@ def _run(config: DistillConfig, job: Job, parts: Parts, test: RealData | None) -
 def _grid(config: DistillConfig, job: Job, parts: Parts, step: int) -> None:
     """The same latent vectors every time, one column for each class."""
     spec = parts.teacher.spec
-    columns = min(spec.classes, GRID_COLUMNS)
-    labels = torch.arange(columns).repeat(GRID_ROWS)
+    columns = min(spec.classes, MOST_CLASSES)
+    labels = torch.arange(columns).repeat(ROWS)
     images = parts.generator.sample(labels, config.difficulty.start, Rows(config.seed, "grid"))
     names = parts.teacher.model.class_names[:columns] or tuple(map(str, range(columns)))
     save_grid(images.cpu(), columns, job.directory / "samples" / f"step_{step:06d}.png", names)

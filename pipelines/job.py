@@ -20,7 +20,7 @@ from synthkd.metrics.utility import Proportion
 from synthkd.models import Classifier, parameters
 from synthkd.monitor import Monitor
 from synthkd.pipelines.config import TrainingConfig
-from synthkd.pipelines.run import REPORT, choose, choose_device, complete_result, read_result, write_result
+from synthkd.pipelines.run import REPORT, choose, choose_device, complete_result, on_cpu, read_result, write_result
 from synthkd.report import write_report
 from synthkd.training.checkpoint import CheckpointStore
 
@@ -79,7 +79,7 @@ def make_accelerator(config: TrainingConfig, directory: Path | None = None) -> A
         MissingExtraError: when an experiment tracker is not installed.
     """
     choose_device(config)
-    if config.precision == "fp16" and _on_cpu(config):
+    if config.precision == "fp16" and on_cpu(config):
         raise ConfigError("precision: fp16 needs a GPU; use precision=bf16 or precision=no")
     for tracker in config.track:
         if find_spec(tracker) is None and tracker == "tensorboard":
@@ -88,16 +88,11 @@ def make_accelerator(config: TrainingConfig, directory: Path | None = None) -> A
             raise ConfigError(f"track: {tracker} is not installed: pip install {tracker}")
     _forget_other_settings(config)
     return Accelerator(
-        cpu=_on_cpu(config),
+        cpu=on_cpu(config),  # said outright: accelerate forms a group of CPU processes only when it is told to
         mixed_precision=config.precision,
         log_with=list(config.track) or None,
         project_dir=None if directory is None else directory / "track",
     )
-
-
-def _on_cpu(config: TrainingConfig) -> bool:
-    # said outright, since accelerate forms a group of CPU processes only when it is told to
-    return config.device == "cpu" or not torch.cuda.is_available()
 
 
 def _forget_other_settings(config: TrainingConfig) -> None:
@@ -105,7 +100,7 @@ def _forget_other_settings(config: TrainingConfig) -> None:
     if not AcceleratorState._shared_state:
         return
     state = AcceleratorState()
-    if (state.mixed_precision, state.device.type == "cpu") != (config.precision, _on_cpu(config)):
+    if (state.mixed_precision, state.device.type == "cpu") != (config.precision, on_cpu(config)):
         AcceleratorState._reset_state(reset_partial_state=True)
 
 
@@ -138,7 +133,7 @@ def open_job(name: str, config: TrainingConfig) -> Iterator[Job]:
 def _claim(name: str, config: TrainingConfig) -> Iterator[Path]:
     """The run directory, locked by the main process; the others are told which one it is."""
     _forget_other_settings(config)
-    state = PartialState(cpu=_on_cpu(config))
+    state = PartialState(cpu=on_cpu(config))
     chosen: list[str | None] = [None]
     lock = None
     if state.is_main_process:

@@ -189,7 +189,12 @@ def choose_device(config: JobConfig) -> torch.device:
         raise ConfigError("device: cuda was asked for, but torch sees no CUDA device; use device=auto or device=cpu")
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    return torch.device("cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu")
+    return torch.device("cpu" if on_cpu(config) else "cuda")
+
+
+def on_cpu(config: JobConfig) -> bool:
+    """Whether the configuration means the CPU here: when it says so, or torch sees no CUDA device."""
+    return config.device == "cpu" or not torch.cuda.is_available()
 
 
 def complete_result(job: str, config: JobConfig, values: Mapping[str, Any], device: torch.device) -> dict[str, Any]:

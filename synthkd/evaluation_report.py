@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 from synthkd.errors import CheckpointError
 from synthkd.files import write_atomically
-from synthkd.report import template
+from synthkd.report import picture, template
 
 
 def write_evaluation(run: Path) -> Path:
@@ -24,6 +23,7 @@ def write_evaluation(run: Path) -> Path:
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{run}: no result.json that can be read ({error}); run the evaluation again") from error
     sets = result["generated"]
+    pictures = {path.stem: picture(path) for path in sorted((run / "samples").glob("*.png"))}
     page = template("evaluation.html.jinja").render(
         name=result["name"],
         result=result,
@@ -31,7 +31,8 @@ def write_evaluation(run: Path) -> Path:
         table=score_table(sets),
         bars=class_bars(sets, result["class_names"]),
         scatter=scatter(sets),
-        pictures={path.stem: _picture(path) for path in sorted((run / "samples").glob("*.png"))},
+        pictures=pictures,
+        shows_real=any(key == "real" or key.startswith("pairs.") for key in pictures),
         config_text=(run / "config.yaml").read_text(encoding="utf-8"),
     )
     path = run / "report.html"
@@ -97,7 +98,3 @@ def scatter(sets: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
                 {"name": one["name"], **dict(zip(("precision", "recall", "density", "coverage"), values, strict=True))}
             )
     return points
-
-
-def _picture(path: Path) -> str:
-    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()

@@ -15,6 +15,10 @@ from synthkd.errors import DataError
 from synthkd.files import write_atomically
 from synthkd.types import to_uint8
 
+ROWS = 6
+"""Images of a class that a sample grid shows."""
+MOST_CLASSES = 20
+"""Classes that a sample grid shows at most, a column each."""
 SMALLEST_CELL = 48
 GAP = 4
 GREY = (128, 128, 128, 255)

@@ -122,7 +122,7 @@ def write_report(run: Path) -> Path:
             found.rows, {"test/accuracy": ("the teacher", accuracy)} if accuracy and found.is_distillation else {}
         ),
         marks=find_marks(found.rows),
-        grids=[(step, _picture(path)) for step, path in spread(found.samples, MOST_GRIDS)],
+        grids=[(step, picture(path)) for step, path in spread(found.samples, MOST_GRIDS)],
         events=events[-MOST_EVENTS:],
         events_left_out=max(0, len(events) - MOST_EVENTS),
     )  # fmt: skip
@@ -311,7 +311,8 @@ def _saw(images: float) -> str:
     return f"saw {count(images)} real image{'' if images == 1 else 's'}"
 
 
-def _picture(path: Path) -> str:
+def picture(path: Path) -> str:
+    """A PNG file as an address that holds all of it, so that a page needs no file beside itself."""
     return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
 
 

@@ -27,14 +27,16 @@ def read_npz(path: str | Path) -> Source:
     path = Path(path).expanduser()
     arrays = _arrays(path)
     parts = ["", "test_"] if "test_images" in arrays else [""]
-    images = [_images(arrays[f"{part}images"], f"{path}: {part}images") for part in parts]
-    labels = [_labels(arrays[f"{part}labels"], len(images[i]), f"{path}: {part}labels") for i, part in enumerate(parts)]
+    images = [as_images(arrays[f"{part}images"], f"{path}: {part}images") for part in parts]
+    labels = [
+        as_labels(arrays[f"{part}labels"], len(images[i]), f"{path}: {part}labels") for i, part in enumerate(parts)
+    ]
     if len(parts) == 2 and images[0].shape[1:] != images[1].shape[1:]:
         shapes = " and ".join("x".join(map(str, array.shape[1:])) for array in images)
         raise DataError(f"{path}: images and test_images must have one size, got {shapes}")
     present = np.unique(labels[0])
     if "class_names" in arrays:
-        names = _names(arrays["class_names"], f"{path}: class_names")
+        names = as_names(arrays["class_names"], f"{path}: class_names")
     elif len(present) != present[-1] + 1:
         absent = np.setdiff1d(np.arange(min(present[-1], len(present) + 10)), present)[:10].tolist()
         raise DataError(
@@ -65,8 +67,16 @@ def _arrays(path: Path) -> dict[str, NDArray[Any]]:
         raise DataError(f"{path} is not a readable .npz file of plain arrays ({reason}); save it anew") from error
 
 
-def _images(array: NDArray[Any], where: str) -> NDArray[np.uint8]:
-    """uint8 `[N, C, H, W]`, C 1 or 3."""
+def as_images(array: NDArray[Any], where: str) -> NDArray[np.uint8]:
+    """Images as uint8 `[N, C, H, W]`, C 1 or 3.
+
+    Args:
+        array: uint8, or float in [0, 1]; `[N, H, W]`, or with 1 or 3 channels first or last.
+        where: what messages call it.
+
+    Raises:
+        DataError: another type, range or layout, or no images.
+    """
     if array.dtype != np.uint8:
         if array.dtype.kind != "f":
             raise DataError(f"{where} must be uint8, or float in [0, 1], got {array.dtype}; use .astype(np.uint8)")
@@ -86,7 +96,8 @@ def _images(array: NDArray[Any], where: str) -> NDArray[np.uint8]:
     return np.ascontiguousarray(array)
 
 
-def _labels(array: NDArray[Any], count: int, where: str) -> NDArray[np.int64]:
+def as_labels(array: NDArray[Any], count: int, where: str) -> NDArray[np.int64]:
+    """Labels as int64 `[count]`; `DataError` unless they are as many integers from 0."""
     if array.dtype.kind not in "iu":
         raise DataError(f"{where} must be integers from 0, got {array.dtype}; use .astype(np.int64)")
     if array.shape != (count,):
@@ -96,7 +107,8 @@ def _labels(array: NDArray[Any], count: int, where: str) -> NDArray[np.int64]:
     return array.astype(np.int64)
 
 
-def _names(array: NDArray[Any], where: str) -> tuple[str, ...]:
+def as_names(array: NDArray[Any], where: str) -> tuple[str, ...]:
+    """Class names of an array of different strings; `DataError` for anything else."""
     if array.ndim != 1 or array.dtype.kind != "U" or len(set(array.tolist())) != len(array):
         raise DataError(f"{where} must be a list of different strings, got {array.dtype} {list(array.shape)}")
     return tuple(array.tolist())

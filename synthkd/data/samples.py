@@ -1,18 +1,8 @@
-"""Images to be scored, labelled or not, whatever they come from and of whatever sizes.
-
-A set is opened once: every image is decoded, judged and fingerprinted before any score begins, and those that fit into
-`KEPT` bytes stay decoded. The rest is decoded again when batches are read, so that memory stays bounded; an image that
-has changed by then is an error. Arrays, banks and what a generator makes are held in memory as uint8.
-"""
+"""Images to be scored, labelled or not, opened from whatever holds or makes them."""
 
 from __future__ import annotations
 
-import hashlib
-from bisect import bisect
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from itertools import accumulate, chain
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,57 +11,21 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from synthkd.data.archives import CLASSES, Entry, Listing, list_folder, list_tar, list_zip, read_arrays
-from synthkd.data.decode import Decoded, decode_in_order, read_and_decode, refuse_bad, some, with_reasons
-from synthkd.data.npz import _images as as_images
-from synthkd.data.npz import _labels as as_labels
-from synthkd.data.npz import _names as as_names
+from synthkd.data.archives import CLASSES, list_folder, list_tar, list_zip, read_arrays
+from synthkd.data.npz import as_images, as_labels, as_names
 from synthkd.data.real import load_splits
+from synthkd.data.sample_set import Samples, from_files, in_memory
 from synthkd.errors import DataError
 from synthkd.rng import Rows
 from synthkd.settings import DataSettings, DigitsData, FolderData, NamedData, NpzData
 from synthkd.training.checkpoint import CheckpointStore
 from synthkd.types import SampleGenerator, check_labels
 
-KEPT = 1 << 29
-"""Bytes of decoded files that a set keeps in memory; what is beyond is decoded again when it is read."""
-
 _GENERATED = 256  # images asked of a generator at once
-_NAMED_IN_NOTE = 3
 _RUN_FILES = ("result.json", "metrics.jsonl", "checkpoints")
 
 Images = Tensor | NDArray[Any]
 """uint8, or float in [0, 1]; `[N, C, H, W]`, `[N, H, W, C]` with C 1 or 3, or `[N, H, W]`."""
-
-
-@dataclass(frozen=True)
-class Samples:
-    """A set of images in a fixed order.
-
-    Attributes:
-        name: as shown in tables.
-        count: how many there are, without the bad ones.
-        labels: int64 `[count]`, index into `class_names`; None where the source has none.
-        class_names: one per class; empty when unlabelled. Where a source only numbers its classes these are the
-            numbers, up to the largest present.
-        digest: sha256 in hex of pixels, sizes, order and labels: the same for a folder and an archive or array of the
-            same images.
-        notes: what was converted or left out, one line per kind.
-        bad: `(file, reason)` of each that could not be read and was left out, as `skip_bad` allowed.
-        batches: largest batch -> uint8 batches `[n, C, H, W]` in order, as often as wanted; a batch never mixes sizes
-            or channel counts and ends where they change.
-        images: rows -> those images, each uint8 `[C, H, W]`; for grids and pairs rather than for all.
-    """
-
-    name: str
-    count: int
-    labels: Tensor | None = field(repr=False)
-    class_names: tuple[str, ...]
-    digest: str
-    notes: tuple[str, ...]
-    bad: tuple[tuple[str, str], ...]
-    batches: Callable[[int], Iterator[Tensor]] = field(repr=False)
-    images: Callable[[Iterable[int]], list[Tensor]] = field(repr=False)
 
 
 def open_samples(
@@ -137,7 +91,7 @@ def open_samples(
     if class_names and labels is None:
         raise DataError(f"{where}: class_names need labels; give both or neither")
     checked = None if labels is None else _labelled(labels, class_names, sum(map(len, blocks)), where)
-    return _in_memory(where, blocks, *(checked or (None, ())))
+    return in_memory(where, blocks, *(checked or (None, ())))
 
 
 def _open_path(path: Path, name: str | None, split: str | None, skip_bad: int) -> Samples:
@@ -149,13 +103,13 @@ def _open_path(path: Path, name: str | None, split: str | None, skip_bad: int) -
     if is_run:
         return _open_run(path, shown)
     if path.is_dir():
-        return _from_files(shown, path, list_folder(path, split), skip_bad)
+        return from_files(shown, path, list_folder(path, split), skip_bad)
     if kind == ".tar":
-        return _from_files(shown, path, list_tar(path), skip_bad)
+        return from_files(shown, path, list_tar(path), skip_bad)
     if not path.exists():
         raise DataError(f"{path} does not exist; check the path")
     if kind == ".zip":
-        return _from_files(shown, path, list_zip(path, split), skip_bad)
+        return from_files(shown, path, list_zip(path, split), skip_bad)
     if kind == ".npz":
         return _open_npz(path, shown, split)
     raise DataError(f"{path} is no set of images; give an image folder, a .zip, .npz or .tar, or a run directory")
@@ -169,7 +123,7 @@ def _open_settings(settings: DataSettings, name: str | None, split: str | None) 
     shown = name or f"{part.name}:{split}"
     if not len(part):
         raise DataError(f"{shown} is empty; choose another split, or set its fraction above 0")
-    return _in_memory(shown, [part.images], part.labels, part.class_names, splits.notes)
+    return in_memory(shown, [part.images], part.labels, part.class_names, splits.notes)
 
 
 def _open_run(path: Path, name: str) -> Samples:
@@ -190,16 +144,16 @@ def _open_run(path: Path, name: str) -> Samples:
     order = bank["births"].argsort()
     names = tuple(str(label) for label in range(bank["logits"].shape[1]))
     notes = (f"memory bank after step {checkpoint.step}, oldest image first",)
-    return _in_memory(name, [bank["images"][order]], bank["labels"][order], names, notes)
+    return in_memory(name, [bank["images"][order]], bank["labels"][order], names, notes)
 
 
 def _open_npz(path: Path, name: str, split: str | None) -> Samples:
     found = read_arrays(path, split)
     blocks = [_uint8(found.images, f"{path}: images")]
     if found.labels is None:
-        return _in_memory(name, blocks)
+        return in_memory(name, blocks)
     names = () if found.class_names is None else as_names(found.class_names, f"{path}: class_names")
-    return _in_memory(name, blocks, *_labelled(found.labels, names, len(blocks[0]), str(path)))
+    return in_memory(name, blocks, *_labelled(found.labels, names, len(blocks[0]), str(path)))
 
 
 def _collect(source: Iterable[Any], labels: Any, where: str) -> tuple[list[Tensor], Any]:
@@ -256,133 +210,3 @@ def _labelled(labels: Any, names: Sequence[str], count: int, where: str) -> tupl
         return checked, tuple(names)
     check_labels(checked, CLASSES, where)
     return checked, tuple(str(label) for label in range(int(checked.max()) + 1))
-
-
-def _in_memory(
-    name: str,
-    blocks: Sequence[Tensor],
-    labels: Tensor | None = None,
-    class_names: tuple[str, ...] = (),
-    notes: Sequence[str] = (),
-) -> Samples:
-    """Samples of uint8 blocks `[n, C, H, W]`, one after the other."""
-    ends = list(accumulate(map(len, blocks)))
-    if not ends or ends[-1] == 0:
-        raise DataError(f"{name}: there are no images; look at what should have made them")
-
-    def stream() -> Iterator[Tensor]:
-        return chain.from_iterable(blocks)
-
-    def image(row: int) -> Tensor:
-        block = bisect(ends, row)
-        return blocks[block][row - ends[block]]  # counted from the end of its block
-
-    return _samples(name, stream, image, [_Print.of(image) for image in stream()], labels, class_names, notes)
-
-
-def _from_files(name: str, where: Path, listing: Listing, skip_bad: int) -> Samples:
-    """Decode every file once, keep what fits into memory, and say all that is wrong."""
-    entries: list[Entry] = []
-    prints: list[_Print] = []
-    kept: list[Tensor] = []  # of the first entries
-    bad: list[tuple[str, str]] = []
-    kinds: dict[str, list[str]] = {}
-    room = KEPT
-    results = decode_in_order([entry.read for entry in listing.entries])
-    for entry, result in zip(listing.entries, results, strict=True):
-        if result.pixels is None:
-            bad.append((entry.name, result.reason))
-            continue
-        image = _channels_first(result.pixels)
-        entries.append(entry)
-        prints.append(_Print.of(image))
-        for kind in result.kinds:
-            kinds.setdefault(kind, []).append(entry.name)
-        room -= image.nbytes
-        if room >= 0:
-            kept.append(image)
-    refuse_bad(where, len(listing.entries), bad, skip_bad)
-
-    def again(row: int, result: Decoded) -> Tensor:
-        image = None if result.pixels is None else _channels_first(result.pixels)
-        if image is None or _Print.of(image) != prints[row]:
-            raise DataError(f"{where}: {entries[row].name} has changed since it was checked; start again")
-        return image
-
-    def stream() -> Iterator[Tensor]:
-        results = decode_in_order([entry.read for entry in entries[len(kept) :]])
-        return chain(kept, map(again, range(len(kept), len(entries)), results))
-
-    def image_at(row: int) -> Tensor:
-        return kept[row] if row < len(kept) else again(row, read_and_decode(entries[row].read))
-
-    labels = torch.tensor([entry.label for entry in entries], dtype=torch.int64) if listing.class_names else None
-    notes = [f"{len(kinds[kind])} images {kind}: {some(kinds[kind], _NAMED_IN_NOTE)}" for kind in sorted(kinds)]
-    if listing.ignored:
-        notes.append(f"{len(listing.ignored)} files ignored, no images: {some(listing.ignored, _NAMED_IN_NOTE)}")
-    if bad:
-        notes.append(f"{len(bad)} unreadable files left out: {with_reasons(bad)}")
-    return _samples(name, stream, image_at, prints, labels, listing.class_names, notes, bad)
-
-
-def _channels_first(pixels: NDArray[np.uint8]) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
-
-
-@dataclass(frozen=True)
-class _Print:
-    """By what an image is recognised: its shape `(C, H, W)` and the sha256 of its pixels."""
-
-    shape: tuple[int, ...]
-    pixels: bytes
-
-    @classmethod
-    def of(cls, image: Tensor) -> _Print:
-        return cls(tuple(image.shape), hashlib.sha256(image.numpy().reshape(-1).data).digest())
-
-
-def _samples(
-    name: str,
-    stream: Callable[[], Iterator[Tensor]],
-    image: Callable[[int], Tensor],
-    prints: Sequence[_Print],
-    labels: Tensor | None,
-    class_names: tuple[str, ...],
-    notes: Sequence[str],
-    bad: Sequence[tuple[str, str]] = (),
-) -> Samples:
-    """Put together what is common to every source, given all its images in order and any one by its row."""
-    digest = hashlib.sha256(b"no labels" if labels is None else labels.numpy().astype("<i8").tobytes())
-    for seen in prints:
-        digest.update(repr(seen.shape).encode() + seen.pixels)
-    shapes = Counter(seen.shape for seen in prints)
-    if len(shapes) > 1:
-        shown = ["x".join(map(str, shape)) + f" ({number})" for shape, number in shapes.most_common()]
-        notes = [*notes, f"{len(shapes)} different shapes, channels x height x width: {some(shown)}"]
-
-    def batches(size: int) -> Iterator[Tensor]:
-        if size < 1:
-            raise DataError(f"{name}: a batch needs at least 1 image, got {size}")
-        return _stacked(stream(), size)
-
-    def images(rows: Iterable[int]) -> list[Tensor]:
-        asked = [int(row) for row in rows]
-        if asked and not 0 <= min(asked) <= max(asked) < len(prints):
-            raise DataError(f"{name}: rows must be in 0..{len(prints) - 1}, got {min(asked)}..{max(asked)}")
-        return [image(row) for row in asked]
-
-    return Samples(
-        name, len(prints), labels, class_names, digest.hexdigest(), tuple(notes), tuple(bad), batches, images
-    )
-
-
-def _stacked(images: Iterable[Tensor], size: int) -> Iterator[Tensor]:
-    """Batches of at most `size` neighbours of one shape."""
-    batch: list[Tensor] = []
-    for image in images:
-        if batch and (len(batch) == size or batch[0].shape != image.shape):
-            yield torch.stack(batch)
-            batch = []
-        batch.append(image)
-    if batch:
-        yield torch.stack(batch)

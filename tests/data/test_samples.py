@@ -16,11 +16,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from synthkd.data import archives, decode, samples
+from synthkd.data import archives, decode, sample_set
 from synthkd.data.bank import MemoryBank
 from synthkd.data.named import read_digits
 from synthkd.data.real import load_splits
-from synthkd.data.samples import Samples, open_samples
+from synthkd.data.sample_set import Samples
+from synthkd.data.samples import open_samples
 from synthkd.errors import CheckpointError, DataError
 from synthkd.rng import Rows
 from synthkd.settings import BankSettings, DigitsData, FolderData
@@ -615,7 +616,7 @@ def mixed() -> list[Tensor]:
 
 @pytest.mark.parametrize("kept", [1 << 29, 700, 0])
 def test_batches_never_mix_sizes_or_channels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kept: int) -> None:
-    monkeypatch.setattr(samples, "KEPT", kept)
+    monkeypatch.setattr(sample_set, "KEPT", kept)
     source = folder(tmp_path / "set", {f"{row:02}.png": encoded(image) for row, image in enumerate(mixed())})
     for found in (open_samples(source), open_samples([image[None] for image in mixed()])):
         assert [len(batch) for batch in found.batches(3)] == [3, 2, 2, 1, 3]
@@ -635,7 +636,7 @@ def test_files_are_decoded_once_when_they_fit_and_in_windows_when_not(
     found = open_samples(source)
     together(found)
     assert len(decoded) == 200
-    monkeypatch.setattr(samples, "KEPT", 50 * COLOUR[0].nbytes)
+    monkeypatch.setattr(sample_set, "KEPT", 50 * COLOUR[0].nbytes)
     found = open_samples(source)
     assert len(decoded) == 400
     batches = found.batches(10)
@@ -646,7 +647,7 @@ def test_files_are_decoded_once_when_they_fit_and_in_windows_when_not(
 
 
 def test_a_file_that_changes_after_the_check_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(samples, "KEPT", 0)
+    monkeypatch.setattr(sample_set, "KEPT", 0)
     source = folder(tmp_path / "set", files())
     found = open_samples(source)
     for content in (encoded(COLOUR[0]), b""):

@@ -1,6 +1,7 @@
 """Scoring sets of images as a user would: folders, archives, a teacher, broken files, a collapsed generator."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +41,13 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def write_npz(path: Path, images: Tensor, labels: Tensor) -> Path:
-    np.savez(path, images=images.numpy(), labels=labels.numpy())
+def write_npz(path: Path, images: Tensor, labels: Tensor, **more: Any) -> Path:
+    np.savez(path, images=images.numpy(), labels=labels.numpy(), **more)
     return path
+
+
+def without_notes(scores: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    return {name: (score["value"], score["interval"]) for name, score in scores.items()}
 
 
 @pytest.fixture(scope="module")
@@ -148,6 +153,115 @@ def test_saved_features_stand_for_the_real_images(sets: dict[str, Path], teacher
         scored(tmp_path / "c", [sets["good"]], file, teacher={"kind": "load", "model": str(tmp_path / "other")})
 
 
+@pytest.mark.parametrize("judge_beside", [False, True])
+def test_saved_features_keep_labels_and_what_the_teacher_sees(
+    sets: dict[str, Path], teacher: Path, tmp_path: Path, judge_beside: bool
+) -> None:
+    judge = {"teacher": {"kind": "load", "model": str(teacher)}}
+    more: dict[str, Any] = judge
+    if judge_beside:
+        other = tmp_path / "other"
+        torch.manual_seed(2)
+        spec = load_splits(DigitsData(kind="digits")).train.spec
+        save(build_model(ZooModel(arch="convnet", width=8), spec, [0.3], [0.38]).eval(), other, {})
+        more = judge | {"features": {"kind": "load", "model": str(other)}}
+    file = tmp_path / "real.safetensors"
+    first = scored(tmp_path / "a", [sets["good"]], sets["real"], save_features=str(file), **more)["good.npz"]
+    second = scored(tmp_path / "b", [sets["good"]], file, **more)["good.npz"]
+    assert without_notes(second) == without_notes(first)
+    assert any(name.startswith("FD per class") and score["value"] is not None for name, score in second.items())
+    about = json.loads((tmp_path / "b" / "result.json").read_text())["sets"]["real"]
+    assert about["notes"] == ["saved features of real.npz"]
+    if judge_beside:
+        alone = tmp_path / "alone.safetensors"
+        scored(tmp_path / "c", [sets["good"]], sets["real"], save_features=str(alone), features=more["features"])
+        with pytest.raises(DataError, match=r"alone.safetensors: it holds no features of a teacher; save them beside"):
+            scored(tmp_path / "d", [sets["good"]], alone, **more)
+
+
+def test_classes_are_compared_by_name(teacher: Path, tmp_path: Path) -> None:
+    judge = {"kind": "load", "model": str(teacher)}
+    images, labels = digits()
+    names = np.array([f"digit {number}" for number in range(10)])
+    real = write_npz(tmp_path / "real.npz", images[:300], labels[:300], class_names=names)
+    good = write_npz(tmp_path / "good.npz", images[300:600], labels[300:600], class_names=names)
+    turned = write_npz(tmp_path / "turned.npz", images[300:600], 9 - labels[300:600], class_names=names[::-1])
+    numbered = write_npz(tmp_path / "numbered.npz", images[300:600], labels[300:600])
+    few = tmp_path / "few"
+    for row in range(300, 600):
+        if int(labels[row]) in (2, 7):
+            (few / f"digit {labels[row]}").mkdir(parents=True, exist_ok=True)
+            Image.fromarray(images[row, 0].numpy()).save(few / f"digit {labels[row]}" / f"{row}.png")
+    found = scored(tmp_path / "run", [good, turned, numbered, few], real, teacher=judge)
+    assert found["turned.npz"] == found["numbered.npz"] == found["good.npz"]
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert result["class_names"] == names.tolist()
+    assert "classes taken by number" in result["sets"]["generated.2"]["notes"][0]
+    assert result["generated"][3]["per_class"]["labels"] == [2, 7]
+    assert result["generated"][3]["per_class"]["counts"] == [int((labels[300:600] == n).sum()) for n in (2, 7)]
+
+    odd = write_npz(tmp_path / "odd.npz", images[:20], labels[:20] * 0, class_names=np.array(["yeti"]))
+    with pytest.raises(
+        DataError, match=r"^generated.0 \(odd.npz\) has images of classes that the real set \(real.npz\)"
+    ):
+        scored(tmp_path / "odd", [odd], real, features=judge)
+    with pytest.raises(DataError, match=r"^real \(odd.npz\) has images .* the teacher .* yeti .*features.kind=load$"):
+        scored(tmp_path / "odd", [good], odd, teacher=judge)
+
+
+def test_a_class_without_real_images_is_noted(sets: dict[str, Path], teacher: Path, tmp_path: Path) -> None:
+    images, labels = digits()
+    real = write_npz(tmp_path / "real.npz", images[:300][labels[:300] < 8], labels[:300][labels[:300] < 8])
+    with pytest.raises(DataError, match=r"not have: 8, 9 \(it has 0, 1, 2, 3, 4 and 3 more\)"):
+        scored(tmp_path / "a", [sets["good"]], real, features={"kind": "load", "model": str(teacher)})
+    scored(tmp_path / "b", [sets["good"]], real, teacher={"kind": "load", "model": str(teacher)})
+    result = json.loads((tmp_path / "b" / "result.json").read_text())
+    assert result["sets"]["generated.0"]["notes"] == ["no real images of its classes 8, 9"]
+
+
+def test_a_finished_evaluation_is_not_shown_for_other_images_or_weights(
+    sets: dict[str, Path], teacher: Path, tmp_path: Path
+) -> None:
+    images, _ = digits()
+    folder, network = tmp_path / "folder", tmp_path / "network"
+    folder.mkdir()
+    for number, image in enumerate(images[:20]):
+        Image.fromarray(image[0].numpy()).save(folder / f"{number:03d}.png")
+    shutil.copytree(teacher, network)
+    judge = {"kind": "load", "model": str(network)}
+    first = scored(tmp_path / "run", [folder], sets["real"], teacher=judge)
+    assert scored(tmp_path / "run", [folder], sets["real"], teacher=judge) == first
+    before = (tmp_path / "run" / "result.json").read_bytes()
+    kept = (folder / "003.png").read_bytes()
+    (folder / "003.png").write_bytes((folder / "004.png").read_bytes())
+    changed = r"is finished, and generated.0 \(folder\) has changed since; choose another out="
+    with pytest.raises(ConfigError, match=changed):
+        scored(tmp_path / "run", [folder], sets["real"], teacher=judge)
+    (folder / "003.png").write_bytes(kept)
+    assert scored(tmp_path / "run", [folder], sets["real"], teacher=judge) == first
+    torch.manual_seed(3)
+    spec = load_splits(DigitsData(kind="digits")).train.spec
+    shutil.rmtree(network)
+    save(build_model(ZooModel(arch="convnet", width=8), spec, [0.3], [0.38]).eval(), network, {})
+    with pytest.raises(ConfigError, match=r"the extractor \(teacher\) has changed since; choose another out="):
+        scored(tmp_path / "run", [folder], sets["real"], teacher=judge)
+    assert (tmp_path / "run" / "result.json").read_bytes() == before
+
+
+def test_the_page_warns_of_real_images_only_where_it_shows_some(
+    sets: dict[str, Path], teacher: Path, tmp_path: Path
+) -> None:
+    judge = {"kind": "load", "model": str(teacher)}
+    for run, shown, options in (
+        ("none", False, {"show_real": False}),
+        ("real", True, {}),
+        ("pairs", True, {"show_real": False, "pairs": 2}),
+    ):
+        scored(tmp_path / run, [sets["good"]], sets["real"], features=judge, **options)
+        page = (tmp_path / run / "report.html").read_text()
+        assert ("as private as those images" in page) == shown, run
+
+
 def test_features_are_taken_once(sets: dict[str, Path], teacher: Path, tmp_path: Path) -> None:
     judge = {"kind": "load", "model": str(teacher)}
     first = scored(tmp_path / "a", [sets["good"]], sets["real"], teacher=judge, cache=str(tmp_path / "cache"))
@@ -214,3 +328,18 @@ def test_a_classifier_is_trained_on_the_generated_images(
     assert good["value"] > 0.5 > 0.3 > noise["value"]
     assert "when trained on 150 real images" in good["note"]
     assert not list((tmp_path / "run" / "cas").glob("*.npz"))
+
+
+def test_a_set_without_a_class_has_no_accuracy_and_keeps_the_others(
+    sets: dict[str, Path], teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(RECIPE["training"], "steps", 5)
+    judge = {"kind": "load", "model": str(teacher)}
+    found = scored(tmp_path / "run", [sets["collapsed"], sets["good"]], sets["real"], teacher=judge, cas=True)
+    collapsed, good = found["collapsed.npz"]["CAS"], found["good.npz"]["CAS"]
+    assert (collapsed["value"], collapsed["note"]) == (None, "7 of the 10 real classes have no image to train on")
+    assert good["value"] is not None
+    assert good["interval"][0] < good["value"] < good["interval"][1]
+    few = write_npz(tmp_path / "few.npz", *(part[:12] for part in digits()))
+    found = scored(tmp_path / "few", [sets["good"]], few, teacher=judge, cas=True)
+    assert "have no image to train on" in found["good.npz"]["CAS"]["note"], "half of the real images lack a class"
