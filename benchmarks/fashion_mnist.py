@@ -57,6 +57,17 @@ class Pair:
     budgets: dict[str, int]
 
 
+WITH_BATCH_NORM: dict[str, Any] = {
+    **PLAIN,
+    "generator": {"adversarial": 10.0},
+    "distill": {
+        "batch_size": 64,
+        "temperature": 20.0,
+        "optimizer": {"kind": "sgd", "lr": 0.5, "weight_decay": 1e-4, "schedule": "one_cycle", "warmup": 0.2},
+    },
+}
+"""The recipe of `configs/fashion_mnist.yaml`, for teachers with BatchNorm."""
+
 PAIRS = {
     "convnet": Pair(
         teacher={
@@ -69,15 +80,7 @@ PAIRS = {
             },
         },
         student={"arch": "convnet", "width": 16},
-        recipe={
-            **PLAIN,
-            "generator": {"adversarial": 10.0},
-            "distill": {
-                "batch_size": 64,
-                "temperature": 20.0,
-                "optimizer": {"kind": "sgd", "lr": 0.5, "weight_decay": 1e-4, "schedule": "one_cycle", "warmup": 0.2},
-            },
-        },
+        recipe=WITH_BATCH_NORM,
         rounds=(14, 7),
         every=24,
         budgets={"60s": 1800, "300s": 9200},
@@ -93,15 +96,7 @@ PAIRS = {
             },
         },
         student={"arch": "resnet", "depth": 8, "width": 16},
-        recipe={
-            **PLAIN,
-            "generator": {"adversarial": 10.0},
-            "distill": {
-                "batch_size": 64,
-                "temperature": 20.0,
-                "optimizer": {"kind": "sgd", "lr": 0.5, "weight_decay": 1e-4, "schedule": "one_cycle", "warmup": 0.2},
-            },
-        },
+        recipe=WITH_BATCH_NORM,
         rounds=(14, 7),
         every=24,
         budgets={"300s": 3000},
