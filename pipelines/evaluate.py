@@ -240,6 +240,7 @@ def _summary(directory: Path, values: Mapping[str, Any]) -> tuple[str, ...]:
     counts = ", ".join(f"{one['n']:,}" for one in sets)
     return (
         *score_lines(sets, shutil.get_terminal_size((PIPE_WIDTH, 24)).columns),
+        *dict.fromkeys(f"note: {one['name']}: {note}" for one in values["sets"].values() for note in one["notes"]),
         f"{counts} generated against {values['real']['n']:,} real images, features of {values['extractor']['name']} "
         f"(resize {values['extractor']['resize']})",
         "arrows point to better, or to what faultless images have; -: not measured, the report says why",

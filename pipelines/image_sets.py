@@ -161,14 +161,16 @@ def agree(sets: Mapping[str, OpenedSet], networks: Networks) -> dict[str, Opened
 
 
 def _unmatched(generated: OpenedSet, real: OpenedSet) -> OpenedSet:
-    """The generated set, with a note of the classes that have no real image to be compared with."""
+    """The generated set, with notes of the classes that only it or only the real set has images of."""
     if generated.labels is None or real.labels is None:
         return generated
-    extra = sorted(set(generated.labels.unique().tolist()) - set(real.labels.unique().tolist()))
-    if not extra:
-        return generated
-    note = f"no real images of its classes {some([generated.class_names[label] for label in extra], 5)}"
-    return replace(generated, notes=(*generated.notes, note))
+    made, known = set(generated.labels.unique().tolist()), set(real.labels.unique().tolist())
+    notes = [
+        f"{what} {some([generated.class_names[label] for label in sorted(absent)], 5)}"
+        for what, absent in (("no real images of its classes", made - known), ("not generated: classes", known - made))
+        if absent
+    ]
+    return replace(generated, notes=(*generated.notes, *notes))
 
 
 def check_saved(sets: Mapping[str, OpenedSet], networks: Networks) -> None:

@@ -59,11 +59,20 @@ def score_table(sets: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
                 "name": first["name"],
                 "direction": direction(first),
                 "cells": [{**cell, "is_best": best is not None and cell["value"] == best} for cell in cells],
-                "notes": list(dict.fromkeys(cell["note"] for cell in cells if cell["note"])),
+                "notes": _notes([one["name"] for one in sets], cells),
                 "kind": next((cell["kind"] for cell in cells if cell["kind"]), ""),
             }
         )
     return rows
+
+
+def _notes(names: Sequence[str], cells: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What the notes of the cells say, each part once, with the sets it holds for unless it holds for all."""
+    holds: dict[str, list[str]] = {}
+    for name, cell in zip(names, cells, strict=True):
+        for part in dict.fromkeys(filter(None, cell["note"].split("; "))):
+            holds.setdefault(part, []).append(name)
+    return [part if len(of) == len(cells) else f"{', '.join(of)}: {part}" for part, of in holds.items()]
 
 
 def _best(values: Sequence[float], score: Mapping[str, Any]) -> float:

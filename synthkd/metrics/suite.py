@@ -150,8 +150,9 @@ def _distances(
         yield about.missing("FD_inf", "lower", infinity)
     else:
         yield about.score(
-            "FD_inf", infinity.value, "lower", infinity.standard_error, "standard error of the line's intercept"
-        )
+            "FD_inf", infinity.value, "lower", infinity.standard_error, "standard error of the line's intercept",
+            note=f"not to be trusted with fewer than {2 * about.dimension:,} samples" if few else "",
+        )  # fmt: skip
     if classes is None:
         yield about.missing("FD per class", "lower", "a set has no labels")
     elif not classes.labels:
@@ -159,13 +160,14 @@ def _distances(
     else:
         values = np.array(classes.distances)
         left_out = len(real.labels.unique()) - len(values) if real.labels is not None else 0
+        lacking = f"classes without two images, left out: {left_out}" if left_out else ""
         yield about.score(
             "FD per class",
             float(values.mean()),
             "lower",
             float(values.std(ddof=1)) if len(values) > 1 else None,
             "standard deviation over classes",
-            note="; ".join(filter(None, [f"{left_out} classes without two images left out" if left_out else "", few])),
+            note="; ".join(filter(None, [lacking, few])),
         )
     size = min(options.subset_size, len(ours) // 2, len(theirs) // 2)  # of all images every subset would be the same
     found = kernel_distances(theirs, ours, options.subsets, size, options.seed)
@@ -264,7 +266,7 @@ def _semantics(generated: ScoredSet, real: ScoredSet) -> Iterator[Score]:
         yield about.missing("semantic cosine", "higher", found)
         return
     notes = [f"{found.across:.2f} between unlike classes" if found.across is not None else ""]
-    notes.append(f"{len(found.missing_generated)} classes not generated" if found.missing_generated else "")
+    notes.append(f"classes not generated: {len(found.missing_generated)}" if found.missing_generated else "")
     note = "; ".join(filter(None, notes))
     yield about.score("semantic cosine", found.value, "higher", found.standard_error, "standard error", note=note)
 
@@ -317,7 +319,7 @@ def _copying(
     )  # fmt: skip
     yield about.score(
         "C_T", found.statistic, "near", 1.0, "its deviation without copying", n=n, target=0.0,
-        note="below -3: copies; above 3: far from the training images",
+        note="below -3: copies, or bland images where authenticity is high; above 3: far from the training images",
     )  # fmt: skip
     share = ratios.nearer_to_train
     yield about.score(

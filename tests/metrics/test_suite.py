@@ -89,5 +89,8 @@ def test_few_images_are_noted_and_not_shouted(caplog: pytest.LogCaptureFixture) 
     assert not caplog.records
     assert "in 6 dimensions are few" in found["FD-net"].note
     assert found["FD_inf-net"].value is None
+    values = torch.randn(2, 40, 30, generator=torch.Generator().manual_seed(0))
+    wide = [ScoredSet("wide", Features(side, None, "net", "d", "none"), None) for side in values]
+    assert "not to be trusted with fewer than 60 samples" in scores(*wide)["FD_inf-net"].note
     with pytest.raises(DataError, match="at least 4 images"):
         scores(made("a", 0, n=3), made("b", 1))

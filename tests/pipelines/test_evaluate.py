@@ -219,6 +219,20 @@ def test_a_class_without_real_images_is_noted(sets: dict[str, Path], teacher: Pa
     assert result["sets"]["generated.0"]["notes"] == ["no real images of its classes 8, 9"]
 
 
+def test_classes_that_were_not_generated_are_named_under_the_table_and_in_the_report(
+    sets: dict[str, Path], tmp_path: Path
+) -> None:
+    images, labels = digits()
+    lacks = write_npz(tmp_path / "lacks.npz", images[:300][labels[:300] < 8], labels[:300][labels[:300] < 8])
+    asked = {"generated": [str(sets["good"]), str(lacks)], "real": str(sets["real"])}
+    result = evaluate(load_config(EvaluateConfig, asked, [f"out={tmp_path / 'run'}"]))
+    assert isinstance(result, Result)
+    assert [line for line in result.summary if "note" in line] == ["note: lacks.npz: not generated: classes 8, 9"]
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "lacks.npz: classes not generated: 2" in page
+    assert "good.npz: classes not generated" not in page
+
+
 def test_a_finished_evaluation_is_not_shown_for_other_images_or_weights(
     sets: dict[str, Path], teacher: Path, tmp_path: Path
 ) -> None:
