@@ -8,10 +8,9 @@ network on half of the real images as the upper bound; both are tested on the ot
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +21,7 @@ from synthkd.data.sample_set import Samples
 from synthkd.errors import DataError
 from synthkd.files import write_atomically
 from synthkd.metrics.score import Score
+from synthkd.metrics.utility import Proportion, proportion
 from synthkd.pipelines.config import EvaluateConfig, TeachConfig
 from synthkd.pipelines.run import Result
 from synthkd.pipelines.teach import teach
@@ -59,8 +59,7 @@ def classification_accuracy_scores(
         bound = exam.accuracy(directory / f"real-{real.digest[:8]}", images[train], labels[train])
     except DataError as error:
         return [_missing(one, str(error)) for one in generated]
-    low, high = bound["accuracy_interval"]
-    note = f"{bound['accuracy']:.3f} [{low:.3f}, {high:.3f}] when trained on {half:,} real images"
+    note = f"{bound.value:.3f} [{bound.low:.3f}, {bound.high:.3f}] when trained on {half:,} real images"
     scores = []
     for number, one in enumerate(generated):
         try:
@@ -73,9 +72,8 @@ def classification_accuracy_scores(
         except DataError as error:
             scores.append(_missing(one, str(error)))
             continue
-        low, high = reached["accuracy_interval"]
-        n = (one.count, reached["n"])
-        scores.append(Score("CAS", reached["accuracy"], "higher", n, interval=(low, high), note=note))
+        interval = (reached.low, reached.high)
+        scores.append(Score("CAS", reached.value, "higher", (one.count, reached.n), interval=interval, note=note))
     return scores
 
 
@@ -105,21 +103,26 @@ class _Exam:
     images: Tensor
     labels: Tensor
 
-    def accuracy(self, run: Path, images: Tensor, labels: Tensor) -> Mapping[str, Any]:
-        """Train on images in a run of `teach`; the accuracy with its interval and n as `result.json` has them."""
-        missing = len(self.classes) - int(torch.isin(self.classes, labels).sum())
-        if missing:
-            raise DataError(f"{missing} of the {len(self.classes)} real classes have no image to train on")
+    def accuracy(self, run: Path, images: Tensor, labels: Tensor) -> Proportion:
+        """Train on images in a run of `teach`, and the share of the exam that it gets right.
+
+        A class without an image to train on is one that the classifier does not know: it is trained without that
+        class, and gets all of its test images wrong.
+        """
+        known = self.classes[torch.isin(self.classes, labels)]
         if not torch.isin(labels, self.classes).all():
             raise DataError("it has classes without a real image")
+        if len(known) < 2:
+            raise DataError("fewer than two of the real classes have images to train on")
+        asked = torch.isin(self.labels, known)
         file = run.with_suffix(".npz")
         buffer = io.BytesIO()
         np.savez(
             buffer,
             images=images.numpy(),
-            labels=torch.searchsorted(self.classes, labels).numpy(),
-            test_images=self.images.numpy(),
-            test_labels=torch.searchsorted(self.classes, self.labels).numpy(),
+            labels=torch.searchsorted(known, labels).numpy(),
+            test_images=self.images[asked].numpy(),
+            test_labels=torch.searchsorted(known, self.labels[asked]).numpy(),
         )
         write_atomically(file, buffer.getvalue())
         shared = {"seed": self.config.seed, "device": self.config.device, "threads": self.config.threads}
@@ -127,8 +130,8 @@ class _Exam:
         result = teach(load_config(TeachConfig, source, [f"out={run}"]))
         assert isinstance(result, Result)
         file.unlink()  # as large as the images, and made again from them
-        taught: Mapping[str, Any] = result.values["teacher"]
-        return taught
+        taught = result.values["teacher"]
+        return proportion(round(taught["accuracy"] * taught["n"]), len(self.labels))
 
 
 def _missing(samples: Samples, why: str) -> Score:

@@ -151,13 +151,24 @@ def agree(sets: Mapping[str, OpenedSet], networks: Networks) -> dict[str, Opened
                     f"{error}; to use the network for features only, give it as features.kind=load"
                 ) from error
         known, among = real.class_names, f"the real set ({real.name})"
-    if not known:
-        return agreed
     for key, one in sets.items():
-        if key.startswith("generated.") and one.labels is not None:
-            found = align_labels(one.labels, one.class_names, known, f"{key} ({one.name})", among)
-            agreed[key] = _unmatched(one.relabelled(found), real)
+        if key.startswith("generated."):
+            if known and one.labels is not None:
+                found = align_labels(one.labels, one.class_names, known, f"{key} ({one.name})", among)
+                agreed[key] = _unmatched(one.relabelled(found), real)
+            agreed[key] = _unlike(agreed[key], real)
     return agreed
+
+
+def _unlike(generated: OpenedSet, real: OpenedSet) -> OpenedSet:
+    """The generated set, with a note where its first image has another shape than the real set's."""
+    if generated.samples is None or real.samples is None:
+        return generated
+    ours, theirs = ("x".join(map(str, one.samples.images([0])[0].shape)) for one in (generated, real) if one.samples)
+    if ours == theirs:
+        return generated
+    note = f"images of {ours}, the real ones of {theirs} (channels x height x width): scores see the difference"
+    return replace(generated, notes=(*generated.notes, note))
 
 
 def _unmatched(generated: OpenedSet, real: OpenedSet) -> OpenedSet:

@@ -344,16 +344,28 @@ def test_a_classifier_is_trained_on_the_generated_images(
     assert not list((tmp_path / "run" / "cas").glob("*.npz"))
 
 
-def test_a_set_without_a_class_has_no_accuracy_and_keeps_the_others(
+def test_a_class_that_was_not_generated_is_all_wrong(
     sets: dict[str, Path], teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(RECIPE["training"], "steps", 5)
+    monkeypatch.setitem(RECIPE["training"], "steps", 60)
     judge = {"kind": "load", "model": str(teacher)}
-    found = scored(tmp_path / "run", [sets["collapsed"], sets["good"]], sets["real"], teacher=judge, cas=True)
+    one = write_npz(tmp_path / "one.npz", *(part[digits()[1] == 3] for part in digits()))
+    few = [sets["collapsed"], sets["good"], one]
+    found = scored(tmp_path / "run", few, sets["real"], teacher=judge, cas=True)
     collapsed, good = found["collapsed.npz"]["CAS"], found["good.npz"]["CAS"]
-    assert (collapsed["value"], collapsed["note"]) == (None, "7 of the 10 real classes have no image to train on")
-    assert good["value"] is not None
+    assert collapsed["n"][1] == good["n"][1] == 150
+    assert collapsed["value"] < 0.4 < good["value"], "three classes of ten"
     assert good["interval"][0] < good["value"] < good["interval"][1]
-    few = write_npz(tmp_path / "few.npz", *(part[:12] for part in digits()))
-    found = scored(tmp_path / "few", [sets["good"]], few, teacher=judge, cas=True)
-    assert "have no image to train on" in found["good.npz"]["CAS"]["note"], "half of the real images lack a class"
+    assert "fewer than two of the real classes" in found["one.npz"]["CAS"]["note"]
+
+
+def test_images_of_another_shape_are_noted(sets: dict[str, Path], teacher: Path, tmp_path: Path) -> None:
+    images, labels = digits()
+    large = write_npz(
+        tmp_path / "large.npz", images[:300].repeat_interleave(2, 2).repeat_interleave(2, 3), labels[:300]
+    )
+    judge = {"kind": "load", "model": str(teacher)}
+    scored(tmp_path / "run", [large, sets["good"]], sets["real"], teacher=judge)
+    kept = json.loads((tmp_path / "run" / "result.json").read_text())["sets"]
+    assert "images of 1x16x16, the real ones of 1x8x8" in " ".join(kept["generated.0"]["notes"])
+    assert "images of" not in " ".join(kept["generated.1"]["notes"])
