@@ -15,7 +15,8 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,15 +26,16 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from synthkd.errors import ModelError, TrainingError
+from synthkd.generators.objective import PENULTIMATE, STUDENT_TERMS, GeneratedView, judging
 from synthkd.generators.settings import InversionSettings
 from synthkd.losses import inversion as losses
 from synthkd.losses.objective import Objective
 from synthkd.models.classifier import Classifier
-from synthkd.models.layout import head
+from synthkd.models.weights import WEIGHTS, load_strictly, read_weights, save_weights
 from synthkd.rng import Rows, derive
-from synthkd.taps import INPUT, Taps, evaluating, frozen, has_statistics
+from synthkd.taps import evaluating, frozen, has_statistics
 from synthkd.training.learner import require_finite
-from synthkd.types import BatchNormStatistics, ImageSpec, Outputs, Round
+from synthkd.types import BatchNormStatistics, ImageSpec, Outputs, Round, balanced_labels
 
 SAMPLE_STEPS = 10
 SAMPLE_RATE = 0.1
@@ -70,29 +72,6 @@ class GeneratorNetwork(nn.Module):
         hidden = self.project(latent).unflatten(1, self.start)
         images: Tensor = self.layers(hidden.contiguous(memory_format=torch.channels_last))
         return images[..., : self.spec.height, : self.spec.width]
-
-
-@dataclass(frozen=True)
-class InversionView:
-    """What one step of a round is judged on.
-
-    Attributes:
-        teacher: the frozen teacher's logits, penultimate features and BatchNorm statistics of the images.
-        student_logits: `[N, K]`, or None while there is no student to disagree with.
-        labels: int64 `[N]`, the labels asked for.
-        difficulty: in [0, 1], scales the adversarial term.
-    """
-
-    teacher: Outputs
-    student_logits: Tensor | None
-    labels: Tensor
-    difficulty: float
-
-
-def _adversarial(view: InversionView) -> Tensor:
-    if view.student_logits is None:
-        return view.teacher.logits.new_zeros(())
-    return view.difficulty * losses.adversarial(view.teacher.logits, view.student_logits)
 
 
 def assigned(labels: Tensor, logits: Tensor) -> Tensor:
@@ -142,23 +121,14 @@ class Inversion:
         # half precision would need a gradient scaler of its own here; bfloat16 does not
         self._autocast = nullcontext if accelerator.mixed_precision == "fp16" else accelerator.autocast
         self._moments: dict[str, tuple[Tensor, Tensor]] = {}
-        self._penultimate = head(teacher) + INPUT
-        self._objective: Objective[InversionView] = Objective(
-            terms={
-                "batch_norm": lambda view: losses.batch_norm(view.teacher.statistics),
-                "one_hot": lambda view: losses.one_hot(view.teacher.logits, view.labels),
-                "adversarial": _adversarial,
-                "entropy": lambda view: losses.information_entropy(view.teacher.logits),
-                "activation": lambda view: losses.activation(view.teacher.features[self._penultimate]),
-            },
-            weights={
-                "batch_norm": settings.batch_norm,
-                "one_hot": settings.one_hot,
-                "adversarial": settings.adversarial,
-                "entropy": settings.entropy,
-                "activation": settings.activation,
-            },
-        )
+        terms = {
+            "batch_norm": lambda view: losses.batch_norm(view.teacher.statistics),
+            "one_hot": lambda view: losses.one_hot(view.teacher.logits, view.labels),
+            "entropy": lambda view: losses.information_entropy(view.teacher.logits),
+            "activation": lambda view: losses.activation(view.teacher.features[PENULTIMATE]),
+            **STUDENT_TERMS,
+        }
+        self._objective: Objective[GeneratedView] = Objective(terms, {name: getattr(settings, name) for name in terms})
 
     def round(self, index: int, difficulty: float, student: nn.Module | None = None) -> Round:
         """One round: a batch of images and one meta-update of the shared network.
@@ -176,33 +146,27 @@ class Inversion:
         count = s.batch_size
         latent = Rows(self._seed, "latent", index * count).normal(count, s.latent).to(self._device)
         latent.requires_grad_(s.latent_lr > 0)
-        labels = self._labels(index, count).to(self._device)
+        labels = balanced_labels(count, index * count, self.spec.classes).to(self._device)
         groups: list[dict[str, Any]] = [{"params": list(clone.parameters())}]
         if s.latent_lr > 0:
             groups.append({"params": [latent], "lr": s.latent_lr})
         inner = torch.optim.Adam(groups, s.lr, betas=(0.5, 0.999))
         gradients = [torch.zeros_like(p) for p in clone.parameters()]
-        features = [self._penultimate] if s.activation > 0 else []
         best: tuple[float, Tensor, Tensor] | None = None
         terms: dict[str, float] = {}
         observed: dict[str, tuple[Tensor, Tensor]] = {}
-        others = [self._teacher] if student is None else [self._teacher, student]
-        with (
-            evaluating(*others),
-            frozen(*others),
-            Taps(self._teacher, features=features, statistics=s.batch_norm > 0) as taps,
-        ):
+        penultimate = s.activation > 0 or s.semantic > 0
+        with judging(self._teacher, student, self._autocast, penultimate, s.batch_norm > 0) as look:
             for step in range(s.steps):
                 with self._autocast():
                     images = clone(latent).float()
-                    seen = taps(images)
-                    student_logits = None if student is None else student(images).float()
-                seen = Outputs(seen.logits.float(), seen.features, seen.statistics)
+                view = look(images, labels, difficulty)
+                seen = view.teacher
                 observed = {k: (v.mean.detach(), v.var.detach()) for k, v in seen.statistics.items()}
                 if step == 0:
                     labels = assigned(labels, seen.logits)
-                outputs = Outputs(seen.logits, seen.features, self._smoothed(seen.statistics))
-                loss = self._objective(InversionView(outputs, student_logits, labels, difficulty), 0, 1)
+                smoothed = Outputs(seen.logits, seen.features, self._smoothed(seen.statistics))
+                loss = self._objective(replace(view, teacher=smoothed, labels=labels), 0, 1)
                 require_finite(loss, "generator", index, "round")
                 value = float(loss.total.detach())
                 if best is None or value < best[0]:
@@ -250,10 +214,6 @@ class Inversion:
             images: Tensor = self.network(latent.detach())
         return images.detach().float().contiguous()
 
-    def _labels(self, index: int, count: int) -> Tensor:
-        """Balanced labels; what does not divide evenly is spread over the rounds."""
-        return (torch.arange(count) + index * count) % self.spec.classes
-
     def _smoothed(self, seen: Mapping[str, BatchNormStatistics]) -> dict[str, BatchNormStatistics]:
         """Moments averaged with those of earlier rounds, so that one small batch need not match them all alone."""
         return {
@@ -278,6 +238,18 @@ class Inversion:
         with torch.no_grad():
             for buffer, adapted in zip(self.network.buffers(), clone.buffers(), strict=True):
                 buffer.copy_(adapted)
+
+    def save(self, directory: Path) -> None:
+        """Write the shared network; sampling also needs the teacher."""
+        save_weights(self.network, directory / WEIGHTS)
+
+    def restore(self, directory: Path) -> None:
+        """Read the shared network back.
+
+        Raises:
+            ModelError: when the file is missing, damaged or of another architecture.
+        """
+        load_strictly(self.network, read_weights(directory / WEIGHTS), str(directory / WEIGHTS))
 
     def state_dict(self) -> dict[str, Any]:
         return {

@@ -9,6 +9,7 @@ al. 2019). A share of every round is kept as drawn, for the teacher to label.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,16 +18,16 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from synthkd.errors import ModelError
+from synthkd.generators.objective import STUDENT_TERMS, GeneratedView, judging
 from synthkd.generators.procedural import EPSILON, ToneCurve, draw, fit_tone_curve
 from synthkd.generators.settings import PixelSettings
-from synthkd.losses import inversion as losses
-from synthkd.losses.objective import Loss
+from synthkd.losses.objective import Objective
 from synthkd.models.classifier import Classifier
 from synthkd.models.layout import head
 from synthkd.rng import Rows, numpy_stream, stream
-from synthkd.taps import evaluating, frozen
+from synthkd.taps import evaluating
 from synthkd.training.learner import require_finite
-from synthkd.types import Round
+from synthkd.types import Round, balanced_labels
 
 CALIBRATION = 512
 """Drawn images on which the tone curve is fitted."""
@@ -71,6 +72,9 @@ class Pixels:
         self._similarity = class_similarity(teacher)
         self._tone = self._calibrate()
         self._earlier = torch.empty(0, *self.spec.shape)
+        terms = {"one_hot": lambda view: F.cross_entropy(view.teacher.logits, view.labels), **STUDENT_TERMS}
+        weights = {"one_hot": 1.0, **{name: getattr(settings, name) for name in STUDENT_TERMS}}
+        self._objective: Objective[GeneratedView] = Objective(terms, weights)
 
     def _calibrate(self) -> ToneCurve:
         """To the mean and deviation the teacher normalises by; as drawn where it does not normalise."""
@@ -133,7 +137,7 @@ class Pixels:
     def _targets(self, count: int, index: int) -> Tensor:
         """Probabilities `[count, K]`: half one-hot, a quarter Dirichlet, a quarter mixtures of two similar classes."""
         classes, rng = self.spec.classes, numpy_stream(self._seed, "targets", index)
-        labels = (torch.arange(count) + index * count) % classes
+        labels = balanced_labels(count, index * count, classes)
         targets = F.one_hot(labels, classes).float()
         kind = torch.from_numpy(rng.random(count))
         nearness = (self._similarity - self._similarity.min()) / (1.0 - self._similarity.min()).clamp_min(1e-6)
@@ -162,27 +166,26 @@ class Pixels:
         targets = targets.to(position.device)
         velocity = torch.zeros_like(position)
         terms: dict[str, float] = {}
-        others = [self._teacher] if student is None else [self._teacher, student]
-        with evaluating(*others), frozen(*others):
+        with judging(self._teacher, student, self._accelerator.autocast, s.semantic > 0) as look:
             for _ in range(s.steps if steps is None else steps):
                 position.requires_grad_(True)
-                images = torch.sigmoid(position)
-                with self._accelerator.autocast():
-                    seen = self._teacher(images).float()
-                parts = {"one_hot": F.cross_entropy(seen, targets)}
-                total = parts["one_hot"]
-                if student is not None and s.adversarial > 0:
-                    parts["adversarial"] = losses.adversarial(seen, student(images).float())
-                    total = total + s.adversarial * difficulty * parts["adversarial"]
-                require_finite(Loss(total, parts), "generator", index, "round")
+                view = look(torch.sigmoid(position), targets, difficulty)
+                loss = self._objective(view, 0, 1)
+                require_finite(loss, "generator", index, "round")
                 # a mean over images has gradients that differ by a factor alone, which the normalisation takes out
-                (gradient,) = torch.autograd.grad(total, position)
+                (gradient,) = torch.autograd.grad(loss.total, position)
                 gradient = _blur(gradient)
                 gradient = gradient / gradient.square().mean((1, 2, 3), keepdim=True).sqrt().clamp_min(1e-20)
                 velocity = s.momentum * velocity + gradient
                 position = (position - s.step_size * velocity).detach()
-                terms = {f"generator/{name}": float(part.detach()) for name, part in parts.items()}
+                terms = {f"generator/{name}": float(part.detach()) for name, part in loss.terms.items()}
         return torch.sigmoid(position), terms
+
+    def save(self, directory: Path) -> None:
+        """Nothing: an image that is asked for starts from a drawn one, and only the teacher moves it."""
+
+    def restore(self, directory: Path) -> None:
+        """Nothing, likewise."""
 
     def state_dict(self) -> dict[str, Any]:
         return {"earlier": self._earlier.clone()}

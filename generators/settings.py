@@ -6,7 +6,16 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, Tag
 
-from synthkd.settings import Count, Fraction, NonNegative, Positive, Settings, by_kind
+from synthkd.settings import (
+    AugmentSettings,
+    Count,
+    Fraction,
+    NonNegative,
+    OptimizerSettings,
+    Positive,
+    Settings,
+    by_kind,
+)
 
 
 class InversionSettings(Settings):
@@ -32,7 +41,11 @@ class InversionSettings(Settings):
     one_hot: NonNegative = 0.5
     """Weight of the teacher's cross-entropy to the asked label."""
     adversarial: NonNegative = 1.3
-    """Weight, at difficulty 1, of the disagreement of student and teacher."""
+    """Weight, at difficulty 1, of the disagreement of student and teacher where both see the same class."""
+    distillation: NonNegative = 0.0
+    """Weight, at difficulty 1, of the divergence of student from teacher wherever it is."""
+    semantic: NonNegative = 0.0
+    """Weight of the consistency of teacher and student in which images are alike."""
     entropy: NonNegative = 0.0
     """Weight of the information entropy of the batch's mean prediction (balance of classes)."""
     activation: NonNegative = 0.0
@@ -55,9 +68,143 @@ class PixelSettings(Settings):
     """Size of a step, in units of the image's logit."""
     momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.7
     adversarial: NonNegative = 0.0
-    """Weight, at difficulty 1, of the disagreement of student and teacher."""
+    """Weight, at difficulty 1, of the disagreement of student and teacher where both see the same class."""
+    distillation: NonNegative = 0.0
+    """Weight, at difficulty 1, of the divergence of student from teacher wherever it is."""
+    semantic: NonNegative = 0.0
+    """Weight of the consistency of teacher and student in which images are alike."""
     sample_steps: Count = 12
     """Gradient steps of an image that is asked for by its label."""
+
+
+class CGANSettings(Settings):
+    """A class-conditional GAN that learns from real images, many or few."""
+
+    kind: Literal["cgan"]
+    latent: Count = 128
+    """Dimensions of the latent vector."""
+    embedding: Count = 32
+    """Dimensions of the label's embedding, which stands beside the latent vector."""
+    width: Count = 32
+    """Channels of the generator's last hidden layer; the layers before have multiples of it."""
+    critic_width: Count = 32
+    """Channels of the critic's first layer; the layers after have multiples of it."""
+    batch_size: Count = 64
+    """Real and generated images a step, and images a round gives."""
+    steps: Count = 10
+    """Training steps of the generator a round takes."""
+    critic_steps: Count = 1
+    """Training steps of the critic for each of the generator's."""
+    lr: Positive = 5e-4
+    """Learning rate of the generator."""
+    critic_lr: Positive = 1e-3
+    """Learning rate of the critic."""
+    ema: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.999
+    """Decay of the average of the generator's weights, which is what is sampled and saved."""
+    head: Literal["projection", "auxiliary"] = "projection"
+    """How the critic sees the class: in its score, or named by a second head."""
+    spectral_norm: bool = False
+    """Divide the weights of the critic's convolutions by their largest singular value. In place of `r1`, or with little
+    of it, samples are surer and less varied."""
+    r1: NonNegative = 0.3
+    """Weight of the penalty on the critic's gradient at real images; what keeps a class varied."""
+    augment: Fraction = 0.0
+    """Probability of each augmentation of what the critic sees, real and generated; 0.5 where real images are few."""
+    curriculum: bool = True
+    """Let the difficulty set the length of latent vectors and the strength of `distillation`; false: both at their
+    largest in every round."""
+    distillation: NonNegative = 0.0
+    """Weight, at difficulty 1, of the divergence of student from teacher."""
+    semantic: NonNegative = 0.0
+    """Weight of the consistency of teacher and student in which images are alike."""
+    measure_every: Count = 50
+    """Rounds between two measurements of mode collapse against the holdout images."""
+
+
+Sampler = Literal["ddpm", "ddim", "dpm++", "unipc"]
+
+
+class DiffusionSettings(Settings):
+    """A class-conditional diffusion model that learns from real images."""
+
+    kind: Literal["diffusion"]
+    channels: Annotated[tuple[Count, ...], Field(min_length=1)] = (32, 64)
+    """Channels of the network's levels; each level has half the sides of the one before."""
+    layers: Count = 1
+    """Residual blocks of a level."""
+    attention: bool = False
+    """Self-attention at the last level; doubles the time of a step on a CPU."""
+    unshuffle: Count = 2
+    """Blocks of this many pixels squared are folded into channels first; larger is faster and coarser."""
+    batch_size: Count = 100
+    """Images a round gives."""
+    real_batch: Count = 64
+    """Real images of a training step."""
+    steps: Annotated[int, Field(ge=0)] = 25
+    """Training steps a round takes."""
+    horizon: Count = 5000
+    """Training steps, of all rounds together, over which the learning rate falls and the curriculum moves."""
+    optimizer: OptimizerSettings = OptimizerSettings(
+        lr=2e-3, weight_decay=0.01, schedule="one_cycle", warmup=0.05, final=0.05, clip=1.0, ema=0.998
+    )
+    augment: AugmentSettings = AugmentSettings()
+    """Augmentation of the real images, for few of them; the samples then show it too."""
+    label_drop: Fraction = 0.1
+    """Share of real images that are shown with the null class, for classifier-free guidance."""
+    min_snr: NonNegative = 0.0
+    """Largest signal-to-noise ratio that counts in full (min-SNR weighting); 0: all noise levels count alike."""
+    curriculum: Fraction = 0.0
+    """Share of the horizon during which the noise grows from gentle to full; 0: full from the start."""
+    sampler: Sampler = "unipc"
+    sample_steps: Annotated[int, Field(ge=1, le=1000)] = 10
+    """Steps of the sampler."""
+    guidance: NonNegative = 2.5
+    """Scale of classifier-free guidance at difficulty 0."""
+    hard_guidance: NonNegative = 1.0
+    """The same at difficulty 1."""
+    teacher_guidance: NonNegative = 0.0
+    """How far, in units of [-1, 1], a step's predicted images move along the gradient of the teacher's log-probability
+    of the asked label (difficulty 0) or of teacher-student disagreement (difficulty 1)."""
+    distillation: NonNegative = 0.0
+    """Weight, at difficulty 1, of the divergence of student from teacher on predicted images while training."""
+    semantic: NonNegative = 0.0
+    """Weight of the consistency of teacher and student in which predicted images are alike."""
+    measure_every: Count = 50
+    """Rounds between two measurements of the loss on holdout images."""
+
+
+class PipelineSettings(Settings):
+    """A finished class-conditional diffusers pipeline in a local folder (DiT, consistency models); only sampled."""
+
+    kind: Literal["pipeline"]
+    path: str
+    """Folder that `save_pretrained` wrote; nothing is downloaded."""
+    batch_size: Count = 32
+    """Images a round gives."""
+    sample_steps: Count = 10
+    """Steps of the pipeline's sampler."""
+    guidance: NonNegative = 4.0
+    """Scale of classifier-free guidance at difficulty 0, where the pipeline has it."""
+    hard_guidance: NonNegative = 1.0
+    """The same at difficulty 1."""
+    class_ids: tuple[Annotated[int, Field(ge=0)], ...] | None = None
+    """The pipeline's class of each label; None: the same numbers."""
+
+
+class SavedSettings(Settings):
+    """A generator that an earlier run saved; it is sampled, never trained further."""
+
+    kind: Literal["saved"]
+    path: str
+    """A run directory, or the `generator/` in one."""
+
+
+class DatasetSettings(Settings):
+    """No generator at all: the images and soft labels of a dataset that `synthkd generate` wrote."""
+
+    kind: Literal["dataset"]
+    path: str
+    """Its directory."""
 
 
 class PythonGenerator(Settings):
@@ -71,6 +218,14 @@ class PythonGenerator(Settings):
 GeneratorSettings = Annotated[
     Annotated[InversionSettings, Tag("inversion")]
     | Annotated[PixelSettings, Tag("pixels")]
+    | Annotated[CGANSettings, Tag("cgan")]
+    | Annotated[DiffusionSettings, Tag("diffusion")]
+    | Annotated[PipelineSettings, Tag("pipeline")]
+    | Annotated[SavedSettings, Tag("saved")]
+    | Annotated[DatasetSettings, Tag("dataset")]
     | Annotated[PythonGenerator, Tag("python")],
     by_kind("inversion"),
 ]
+
+FROM_REAL = (CGANSettings, DiffusionSettings)
+"""Generators that learn from real images."""

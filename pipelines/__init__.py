@@ -19,9 +19,10 @@ if __name__ != "synthkd.pipelines":
 if TYPE_CHECKING:
     from synthkd.pipelines.distill import distill
     from synthkd.pipelines.evaluate import evaluate
+    from synthkd.pipelines.generate import generate
     from synthkd.pipelines.teach import teach
 
-__all__ = ["distill", "evaluate", "teach"]
+__all__ = ["distill", "evaluate", "generate", "teach"]
 
 
 class _Jobs(ModuleType):

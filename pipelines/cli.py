@@ -41,6 +41,11 @@ VERBS = {
         "score generated images against real ones",
         paths="generated",
     ),
+    "generate": Verb(
+        "synthkd.pipelines.config:GenerateConfig",
+        "synthkd.pipelines.generate:generate",
+        "write a labelled synthetic dataset: image folder, WebDataset or parquet",
+    ),
     "teach": Verb(
         "synthkd.pipelines.config:TeachConfig",
         "synthkd.pipelines.teach:teach",

@@ -7,13 +7,14 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from synthkd.extractors import ExtractorSettings
-from synthkd.generators.settings import GeneratorSettings, InversionSettings
+from synthkd.generators.settings import FROM_REAL, DatasetSettings, GeneratorSettings, InversionSettings
 from synthkd.settings import (
     BankSettings,
     Count,
     DataSettings,
     DifficultySettings,
     DistillSettings,
+    Fraction,
     Joint,
     LoadedModel,
     MixSettings,
@@ -68,13 +69,14 @@ class TeachConfig(TrainingConfig):
 class DistillConfig(TrainingConfig):
     """Distill a student from a teacher without its data, or with a little of it."""
 
-    teacher: TeacherSettings
+    teacher: TeacherSettings | None = None
+    """None only where a dataset with soft labels takes its place (generator.kind=dataset)."""
     student: ModelSettings
     inherit: bool = True
     """Start a fresh student from the part of the teacher's weights that fits it, where the architectures agree."""
     generator: GeneratorSettings = InversionSettings()
     data: DataSettings | None = None
-    """Real images that may be mixed in (`mix.real`); None: the run is data-free."""
+    """Real images: what cgan and diffusion learn from, and what may be mixed in (`mix.real`). None: data-free."""
     test: DataSettings | None = None
     """Real test data to report on; it never selects anything."""
     difficulty: DifficultySettings = DifficultySettings()
@@ -88,13 +90,87 @@ class DistillConfig(TrainingConfig):
     """Generator rounds between sample grids; 1 draws one a round, and costs about as much as two rounds."""
 
     @model_validator(mode="after")
+    def _of_a_dataset(self) -> DistillConfig:
+        """Where a dataset takes the generator's place, one phase and its soft labels need not be asked for."""
+        if isinstance(self.generator, DatasetSettings):
+            if "phases" not in self.model_fields_set:
+                self.__dict__["phases"] = (Refine(kind="refine", steps=4500),)
+            if self.teacher is None and "logits" not in self.mix.model_fields_set:
+                self.__dict__["mix"] = self.mix.model_copy(update={"logits": "stored"})
+        return self
+
+    @model_validator(mode="after")
     def _consistent(self) -> DistillConfig:
+        stored, learns = isinstance(self.generator, DatasetSettings), isinstance(self.generator, FROM_REAL)
         if self.data is None and self.mix.real != 0.0:
             raise ValueError("mix.real needs real images: set data, or mix.real to 0")
-        if self.data is not None and self.mix.real == 0.0:
+        if self.data is None and learns:
+            raise ValueError(f"generator.kind: {self.generator.kind} learns from real images: set data")
+        if self.data is not None and self.mix.real == 0.0 and not learns:
             raise ValueError("data is set but mix.real is 0, so no real image would be used: set mix.real, or no data")
         if self.distill.hint != 0.0 and self.mix.logits == "stored":
             raise ValueError("distill.hint compares features of the images at hand: set mix.logits to fresh")
+        if self.distill.semantic != 0.0 and self.mix.logits == "stored":
+            raise ValueError("distill.semantic compares features of the images at hand: set mix.logits to fresh")
+        if self.teacher is None and not (stored and self.mix.logits == "stored" and self.mix.real == 0.0):
+            raise ValueError(
+                "a teacher is missing: set teacher, or learn from a dataset that has its soft labels "
+                "(generator.kind=dataset, mix.logits=stored, mix.real=0)"
+            )
+        if stored and (self.mix.live != 0.0 or not all(isinstance(phase, Refine) for phase in self.phases)):
+            raise ValueError("a dataset is fixed: its student has refine phases only, and mix.live is 0")
+        return self
+
+
+class FilterSettings(Settings):
+    """Which generated images are left out; others of their class are made in their place."""
+
+    confidence: Fraction | None = None
+    """Least probability that the teacher gives the asked label."""
+    near_duplicates: Fraction | None = None
+    """An image is left out when it differs from an earlier one of its class by at most this, as the root mean square
+    of the pixels' differences; 0 leaves out exact duplicates."""
+    copies: Fraction | None = None
+    """The same against the training images of `data`: what is that near to a real image is left out."""
+
+
+class GenerateConfig(TrainingConfig):
+    """Make a labelled synthetic dataset from a recipe, a finished run or a saved generator."""
+
+    threads: Count | None = 1
+    """CPU threads of torch. The files are the same bytes whatever the number of processes as long as this is; take
+    more processes rather than more threads, or set it for a long training. None leaves torch's own choice."""
+    teacher: TeacherSettings | None = None
+    """Labels the images; None takes the teacher of `run`."""
+    generator: GeneratorSettings = InversionSettings()
+    """What makes the images, unless `run` has it."""
+    data: DataSettings | None = None
+    """Real images: generators that learn from them do, and `filters.copies` compares with them. None: data-free."""
+    rounds: Annotated[int, Field(ge=0)] = 0
+    """Rounds that the generator is trained before it is sampled; 0 when it comes from `run`."""
+    run: str | None = None
+    """A run that saved a generator, or the directory of a saved generator; it is sampled as it is."""
+    per_class: Count | dict[str, Annotated[int, Field(ge=0)]]
+    """Images of each class: one number for all, or class name (or number) to how many."""
+    difficulty: Fraction = 0.3
+    """Difficulty at which the generator is trained and sampled."""
+    format: Literal["folder", "webdataset", "parquet"] = "folder"
+    shard_size: Count = 10_000
+    """Images of a shard (webdataset, parquet)."""
+    batch_size: Count = 512
+    """Images between commits to disk, in steps of 32; it changes nothing but how much a kill loses."""
+    filters: FilterSettings = FilterSettings()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> GenerateConfig:
+        if self.teacher is None and self.run is None:
+            raise ValueError("there is nothing to label the images: set teacher, or a run that has one")
+        if self.run is not None and self.rounds:
+            raise ValueError("the generator of a run is sampled as it is: leave rounds out, or run")
+        if self.filters.copies is not None and self.data is None:
+            raise ValueError("filters.copies compares with real images: set data to those it must not copy")
+        if isinstance(self.per_class, dict) and not any(self.per_class.values()):
+            raise ValueError("per_class asks for no image at all")
         return self
 
 

@@ -20,6 +20,7 @@ from synthkd.metrics.utility import Proportion
 from synthkd.models import Classifier, parameters
 from synthkd.monitor import Monitor
 from synthkd.pipelines.config import TrainingConfig
+from synthkd.pipelines.disk import full_disk
 from synthkd.pipelines.run import REPORT, choose, choose_device, complete_result, on_cpu, read_result, write_result
 from synthkd.report import write_report
 from synthkd.training.checkpoint import CheckpointStore
@@ -110,9 +111,9 @@ def open_job(name: str, config: TrainingConfig) -> Iterator[Job]:
 
     Raises:
         ConfigError: when the directory holds a run of another configuration; the changed keys are named.
-        CheckpointError: when another process works in it, or it holds something that is no run.
+        CheckpointError: when another process works in it, it holds something that is no run, or the disk runs full.
     """
-    with _claim(name, config) as directory:
+    with full_disk(), _claim(name, config) as directory:
         accelerator = make_accelerator(config, directory)
         finished = read_result(directory)
         if config.track and finished is None:

@@ -146,6 +146,8 @@ def headline(run: RunFiles) -> str:
             return "The teacher is trained; its accuracy was not measured."
         return f"The teacher reaches {percent(accuracy)} accuracy on test data it never trained on."
 
+    if teacher is None and run.config and run.config.get("teacher") is None:
+        return _without_teacher(student)
     kept, share = _ratio(run.result, "accuracy"), _ratio(run.result, "parameters")
     agreement, images = _number(_get(student, "agreement")), _number(run.result.get("real_images_used"))
     parts = [] if share is None else [f"has {percent(share)} of its teacher’s parameters"]
@@ -161,6 +163,18 @@ def headline(run: RunFiles) -> str:
         parts.append(_saw(images))
     listed = " and ".join(filter(None, [", ".join(parts[:-1]), parts[-1]]))
     return f"The student {listed}."
+
+
+def _without_teacher(student: Any) -> str:
+    accuracy, agreement = _number(_get(student, "accuracy")), _number(_get(student, "agreement"))
+    parts = ["learned from the soft labels of a dataset"]
+    if accuracy is not None:
+        parts.append(f"reaches {percent(accuracy)} accuracy on test data")
+    if agreement is not None:
+        parts.append(
+            f"agrees with the labels of {percent(agreement)} of {_get(student, 'agreement_on') or 'the images'}"
+        )
+    return f"The student {', '.join(parts[:-1])} and {parts[-1]}." if len(parts) > 1 else f"The student {parts[0]}."
 
 
 def find_alarms(run: RunFiles) -> list[Mapping[str, Any]] | None:

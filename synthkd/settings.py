@@ -83,6 +83,8 @@ class _Data(Settings):
     """Fraction of the training split set aside, stratified; nothing ever trains on it."""
     split_seed: int = 0
     """Seed of the split, separate from the run's seed so that all runs share one split."""
+    per_class: Count | None = None
+    """Use at most this many training images of each class, drawn by the split's seed; None: all."""
 
 
 class DigitsData(_Data):
@@ -156,7 +158,8 @@ class LoadedModel(Settings):
     """A local .safetensors file, or a .pt/.pth state dict that loads with `weights_only=True`."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Keyword arguments of the factory."""
-    channels: Count = 3
+    channels: Count | None = None
+    """Channels of its images; None: as the job or the saved directory has them, else 3."""
     size: Count | tuple[Count, Count] | None = None
     """Height and width of its images; needed for anything but a directory that synthkd saved."""
     classes: Count | None = None
@@ -274,23 +277,21 @@ class MixSettings(Settings):
     live: Share = 0.0
     """Share of fresh generator samples, made for this batch and not stored; the rest is drawn from the bank."""
     logits: Literal["fresh", "stored"] = "fresh"
-    """fresh: the teacher sees the very images the student sees. stored: the bank's logits, no teacher pass."""
+    """fresh: the teacher sees the very images the student sees. stored: the logits that were stored with the images, no
+    teacher pass; flips and shifts keep them, mixup mixes them."""
     mixup: Fraction = 0.5
-    """Share of the batch replaced by convex mixtures of two stored images (fresh logits only)."""
+    """Share of the batch replaced by convex mixtures of two of its images."""
     cutmix: Fraction = 0.0
-    """Share of the batch in which a rectangle of another stored image is pasted (fresh logits only)."""
+    """Share of the batch in which a rectangle of another image is pasted (fresh logits only)."""
     flip: bool = False
-    """Horizontal flips of stored images (fresh logits only)."""
+    """Horizontal flips."""
     shift: Annotated[int, Field(ge=0)] = 0
-    """Largest shift in pixels of stored images (fresh logits only)."""
+    """Largest shift in pixels."""
 
     @model_validator(mode="after")
-    def _stored_is_unchanged(self) -> MixSettings:
-        if self.logits == "stored" and (self.mixup or self.cutmix or self.flip or self.shift):
-            raise ValueError(
-                "stored logits belong to unchanged images: set mixup, cutmix and shift to 0 and flip "
-                "to false, or logits to fresh"
-            )
+    def _possible(self) -> MixSettings:
+        if self.logits == "stored" and self.cutmix:
+            raise ValueError("stored logits do not say what a pasted rectangle shows: set cutmix to 0, or logits fresh")
         if self.mixup + self.cutmix > 1.0:
             raise ValueError("mixup + cutmix must not exceed 1")
         return self
@@ -304,11 +305,15 @@ class DistillSettings(Settings):
 
     temperature: Temperature = 4.0
     alpha: Share = 0.0
-    """Weight of the hard label; 1 - alpha is the weight of the soft labels."""
+    """Weight of the hard label; 1 - alpha is the weight of the soft labels. With real images in the run only their
+    annotated labels count as hard ones, without any the labels that were asked for."""
     logit_match: Weight = 0.0
     """Weight of the mean absolute difference of centred logits, in standard deviations of the teacher's."""
     hint: Weight = 0.0
     """Weight of the feature hints: training-only regressors map the student's stages onto the teacher's."""
+    semantic: Weight = 0.0
+    """Weight of the semantic consistency: which images of a batch are alike, in the teacher's penultimate features and
+    in the student's."""
     terms: dict[str, Weight] = Field(default_factory=dict)
     """Losses of your own: `package.module:function` (takes a StudentView, gives a scalar) -> weight."""
     batch_size: Count = 256

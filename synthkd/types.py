@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -46,6 +47,8 @@ class Batch:
         teacher_logits: float32 `[N, K]`, or None where the teacher has not seen these images.
         weights: float32 `[N]` importance weights with mean near 1, or None for equal weights.
         slots: int64 `[N]` places in the memory bank (-1: not from the bank, or changed since), or None.
+        annotated: bool `[N]`, True where the label was annotated on this very real image, so that the hard-label term
+            may trust it; None where the batch has no real image.
         teacher_features: module path -> the teacher's features of these very images; empty unless asked for.
     """
 
@@ -54,6 +57,7 @@ class Batch:
     teacher_logits: Tensor | None = None
     weights: Tensor | None = None
     slots: Tensor | None = None
+    annotated: Tensor | None = None
     teacher_features: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -63,7 +67,7 @@ class Batch:
         """The batch with `change` applied to every tensor it has (a row selection, a move to a device)."""
         optional = {
             name: None if (value := getattr(self, name)) is None else change(value)
-            for name in ("teacher_logits", "weights", "slots")
+            for name in ("teacher_logits", "weights", "slots", "annotated")
         }
         features = {path: change(value) for path, value in self.teacher_features.items()}
         return Batch(change(self.images), change(self.labels), **optional, teacher_features=features)
@@ -137,6 +141,17 @@ class Stateful(Protocol):
     def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
 
 
+@runtime_checkable
+class Saveable(Protocol):
+    """A generator that can leave a run: what it learned goes into a directory and comes back from there."""
+
+    def save(self, directory: Path) -> None:
+        """Write what sampling needs, each file atomically; the directory exists."""
+
+    def restore(self, directory: Path) -> None:
+        """Read it back into a generator that was built with the same settings and spec."""
+
+
 class SampleGenerator(Protocol):
     """Makes labelled images at a difficulty in `[0, 1]`; image i depends on its label and on row `rng.start + i`."""
 
@@ -147,6 +162,11 @@ class TrainableGenerator(SampleGenerator, Stateful, Protocol):
     """A generator that is trained in rounds against a frozen teacher, each giving a batch for the memory bank."""
 
     def round(self, index: int, difficulty: float, student: nn.Module | None = None) -> Round: ...
+
+
+def balanced_labels(count: int, first: int, classes: int) -> Tensor:
+    """Labels int64 `[count]` that count up and start again, from the `first` on: consecutive calls share out evenly."""
+    return (torch.arange(count) + first) % classes
 
 
 def to_uint8(images: Tensor) -> Tensor:

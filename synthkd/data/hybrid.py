@@ -35,16 +35,17 @@ class RealImages:
 class HybridSource:
     """Mixes bank, live and real images at scheduled shares; a function of (seed, step) and the bank's content.
 
-    Rows come in the order real, live, bank. Stored images are mixed, flipped and shifted by the settings, then every
-    image is augmented by the difficulty of the moment. With `logits: fresh` the teacher labels exactly those images;
-    with `logits: stored` the bank's logits are used (real images are labelled once, when first needed).
+    Rows from several places are shuffled, so that real and generated images mix with each other. All are flipped,
+    shifted and mixed by the settings, then augmented by the difficulty of the moment. With `logits: fresh` the teacher
+    labels exactly those images; with `logits: stored` they keep the logits of the images they were made of (real images
+    are labelled once, when first needed), those of a mixture mixed alike.
 
     Args:
         mix: the shares and variations.
         batch_size: images of a batch over all processes.
         total: steps over which scheduled shares move.
         bank: the memory bank.
-        teacher: labels images; never trained.
+        teacher: labels images; never trained. None where the bank's stored logits are all there is.
         difficulty: the difficulty of the moment in [0, 1]; below 0.5 it changes no image.
         seed: the run's seed.
         live: makes fresh samples; needed when `mix.live` is not 0.
@@ -60,7 +61,7 @@ class HybridSource:
         batch_size: int,
         total: int,
         bank: MemoryBank,
-        teacher: Labeller,
+        teacher: Labeller | None,
         difficulty: Callable[[], float],
         seed: int,
         live: LiveSampler | None = None,
@@ -73,6 +74,8 @@ class HybridSource:
             raise ConfigError("mix.real needs real images: set data, or mix.real to 0")
         if mix.live != 0.0 and live is None:
             raise ConfigError("mix.live needs a generator that can sample: set mix.live to 0")
+        if teacher is None and (mix.logits == "fresh" or mix.real != 0.0):
+            raise ConfigError("without a teacher nobody labels images: set mix.logits to stored and mix.real to 0")
         self._mix = mix
         self._batch_size = batch_size
         self._total = total
@@ -104,18 +107,19 @@ class HybridSource:
         if live and self._live is not None:
             parts.append(self._live(live, step))
         if stored:
-            parts.append(self._vary(self._bank.draw(stored, step, "bank"), step))
-        batch = _concatenate(parts)
+            parts.append(self._bank.draw(stored, step, "bank"))
+        batch = self._vary(_concatenate(parts), step, shuffled=len(parts) > 1)
         if self._world > 1:
             batch = batch.map(lambda value: value[self._rank :: self._world])
         batch = batch.to(self._device)
-        difficulty = self._difficulty()
         # rows differ between processes, so each draws its own augmentation
         rng = stream(self._seed, f"augment/{self._rank}", step)
-        images = augment.by_difficulty(batch.images, difficulty, rng)
+        images = augment.by_difficulty(batch.images, self._difficulty(), rng)
         if self._mix.logits == "stored" and batch.teacher_logits is not None:
-            return replace(batch, images=images)
-        seen = self._teacher(images)
+            seen = Outputs(batch.teacher_logits)
+        else:
+            assert self._teacher is not None
+            seen = self._teacher(images)
         labels = torch.where(batch.labels < 0, seen.logits.argmax(1), batch.labels)
         return replace(batch, images=images, labels=labels, teacher_logits=seen.logits, teacher_features=seen.features)
 
@@ -133,35 +137,48 @@ class HybridSource:
         logits = None
         if self._mix.logits == "stored":
             if self._real_logits is None:
+                assert self._teacher is not None
                 chunks = self._real.images.split(512)
                 self._real_logits = torch.cat(
                     [self._teacher(to_float(c).to(self._device)).logits.cpu() for c in chunks]
                 )
             logits = self._real_logits[rows]
-        return Batch(to_float(self._real.images[rows]), self._real.labels[rows], logits)
+        annotated = torch.ones(count, dtype=torch.bool)
+        return Batch(to_float(self._real.images[rows]), self._real.labels[rows], logits, annotated=annotated)
 
-    def _vary(self, batch: Batch, step: int) -> Batch:
-        mix, images = self._mix, batch.images
+    def _vary(self, batch: Batch, step: int, shuffled: bool) -> Batch:
+        mix = self._mix
         if not (mix.flip or mix.shift or mix.mixup or mix.cutmix):
             return batch
         rng = stream(self._seed, "vary", step)
+        if shuffled:
+            order = torch.randperm(len(batch), generator=rng)
+            batch = batch.map(lambda value: value[order])
+        images, logits = batch.images, batch.teacher_logits
         if mix.flip:
             images = augment.flip(images, rng)
         if mix.shift:
             images = augment.shift(images, mix.shift, rng)
         mixed, pasted = round(mix.mixup * len(images)), round(mix.cutmix * len(images))
-        slots, labels = batch.slots, batch.labels.clone()
         if mixed:
+            again = torch.Generator()
+            again.set_state(rng.get_state())
             images = augment.mixup(images, mixed / len(images), rng)
+            if logits is not None:  # by the same draws, which depend on the number of rows alone
+                logits = augment.mixup(logits[:, :, None, None], mixed / len(logits), again)[:, :, 0, 0]
         if pasted:
             images = torch.cat([images[:-pasted], augment.cutmix(images[-pasted:], 1.0, rng)])
-        # a mixture is no longer the image of its slot, and has the label that the teacher will give it
-        changed = torch.zeros(len(images), dtype=torch.bool)
-        changed[:mixed] = True
-        changed[len(images) - pasted :] = True
-        labels[changed] = -1
+        # a mixture is no longer the image of its slot, and has the label that the teacher gives it
+        kept = torch.ones(len(images), dtype=torch.bool)
+        kept[:mixed] = False
+        kept[len(images) - pasted :] = False
         return replace(
-            batch, images=images, labels=labels, slots=None if slots is None else torch.where(changed, -1, slots)
+            batch,
+            images=images,
+            labels=torch.where(kept, batch.labels, -1),
+            teacher_logits=logits,
+            slots=None if batch.slots is None else torch.where(kept, batch.slots, -1),
+            annotated=None if batch.annotated is None else batch.annotated & kept,
         )
 
 
@@ -170,13 +187,18 @@ def _concatenate(parts: list[Batch]) -> Batch:
     if len(parts) == 1:
         return parts[0]
     logits = [p.teacher_logits for p in parts]
-    has_weights = any(p.weights is not None for p in parts)
     return Batch(
         images=torch.cat([p.images for p in parts]),
         labels=torch.cat([p.labels for p in parts]),
         teacher_logits=torch.cat([x for x in logits if x is not None]) if all(x is not None for x in logits) else None,
-        weights=torch.cat([torch.ones(len(p)) if p.weights is None else p.weights for p in parts])
-        if has_weights
-        else None,
-        slots=torch.cat([torch.full((len(p),), -1) if p.slots is None else p.slots for p in parts]),
+        weights=_filled([p.weights for p in parts], parts, 1.0),
+        slots=_filled([p.slots for p in parts], parts, -1),
+        annotated=_filled([p.annotated for p in parts], parts, False),
     )
+
+
+def _filled(values: list[Tensor | None], parts: list[Batch], absent: float | bool) -> Tensor | None:
+    """One column of all parts, with a constant for the parts that lack it; None where all do."""
+    if all(value is None for value in values):
+        return None
+    return torch.cat([torch.full((len(p),), absent) if v is None else v for v, p in zip(values, parts, strict=True)])

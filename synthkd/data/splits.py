@@ -76,7 +76,9 @@ class Splits:
     notes: tuple[str, ...] = ()
 
 
-def split(source: Source, name: str, test_fraction: float, holdout_fraction: float, seed: int) -> Splits:
+def split(
+    source: Source, name: str, test_fraction: float, holdout_fraction: float, seed: int, per_class: int | None = None
+) -> Splits:
     """Cut a dataset into its three parts, a function of the labels and the seed.
 
     Args:
@@ -85,6 +87,7 @@ def split(source: Source, name: str, test_fraction: float, holdout_fraction: flo
         test_fraction: share of all rows that is the test part, where the source has none of its own.
         holdout_fraction: share of the remaining training part that is held out.
         seed: of the draw.
+        per_class: most training images of a class; None keeps all.
 
     Raises:
         DataError: fewer than two classes, labels out of range, or a class without a training image.
@@ -112,7 +115,10 @@ def split(source: Source, name: str, test_fraction: float, holdout_fraction: flo
         index = torch.from_numpy(rows)
         return RealData(source.images[index], labels[index], spec, names, name)
 
-    return Splits(part(rest[~held]), part(rest[held]), part(np.flatnonzero(test)), source.notes)
+    kept = rest[~held]
+    if per_class is not None:
+        kept = kept[_few_of_each(labels.numpy()[kept], per_class, numpy_stream(seed, "per class"))]
+    return Splits(part(kept), part(rest[held]), part(np.flatnonzero(test)), source.notes)
 
 
 def _stratified(labels: NDArray[np.int64], fraction: float, rng: np.random.Generator) -> NDArray[np.bool_]:
@@ -129,6 +135,15 @@ def _stratified(labels: NDArray[np.int64], fraction: float, rng: np.random.Gener
     marked = np.zeros(len(labels), dtype=bool)
     marked[order[rank < np.repeat(taken, counts)]] = True
     return marked
+
+
+def _few_of_each(labels: NDArray[np.int64], count: int, rng: np.random.Generator) -> NDArray[np.intp]:
+    """Rows, ascending, of at most `count` of each class; a larger count keeps those of a smaller one."""
+    order = rng.permutation(len(labels))
+    order = order[np.argsort(labels[order], kind="stable")]
+    counts = np.bincount(labels)
+    rank = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
+    return np.sort(order[rank < count])
 
 
 def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -10,10 +10,12 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from synthkd.data.bank import MemoryBank
+from synthkd.distillation.hints import Pair
 from synthkd.errors import ConfigError
 from synthkd.imports import resolve
 from synthkd.losses import logits as losses
 from synthkd.losses.objective import Objective
+from synthkd.losses.relations import semantic_consistency
 from synthkd.schedules import value_at
 from synthkd.settings import Curve, DistillSettings, Schedule
 from synthkd.taps import observe
@@ -42,21 +44,25 @@ class StudentView:
     student_features: Mapping[str, Tensor] = field(default_factory=dict)
 
 
-def objective(settings: DistillSettings, hints: nn.Module | None = None) -> Objective[StudentView]:
-    """`alpha CE + (1 - alpha) T^2 KL + logit_match |.| + hint`, and the user's own terms.
+def objective(
+    settings: DistillSettings, hints: nn.Module | None = None, penultimate: Pair | None = None
+) -> Objective[StudentView]:
+    """`alpha CE + (1 - alpha) T^2 KL + logit_match |.| + hint + semantic`, and the user's own terms.
 
     Args:
         settings: temperature and weights.
         hints: (teacher features, student features) -> scalar; needed when `settings.hint` is not 0.
+        penultimate: where both have their penultimate features; needed when `settings.semantic` is not 0.
 
     Raises:
-        ConfigError: a hint weight without hints, or a term that cannot be imported.
+        ConfigError: a weight without what it weighs, or a term that cannot be imported.
     """
-    if settings.hint != 0.0 and hints is None:
-        raise ConfigError("distill.hint: a weight without hints to weigh; give `hints`, or set it to 0")
+    for name, needed in (("hint", hints), ("semantic", penultimate)):
+        if getattr(settings, name) != 0.0 and needed is None:
+            raise ConfigError(f"distill.{name}: a weight without features to compare; give them, or set it to 0")
     terms: dict[str, Term] = {
         "soft": lambda v: losses.distillation(v.teacher, v.student, v.temperature, v.batch.weights),
-        "hard": lambda v: losses.hard_label(v.student, v.batch.labels, v.batch.weights),
+        "hard": _hard,
         "logit_match": lambda v: losses.centred_difference(v.teacher, v.student, v.batch.weights),
     }
     weights: dict[str, Schedule] = {
@@ -67,10 +73,27 @@ def objective(settings: DistillSettings, hints: nn.Module | None = None) -> Obje
     if hints is not None:
         terms["hint"] = lambda v: hints(v.batch.teacher_features, v.student_features)
         weights["hint"] = settings.hint
+    if penultimate is not None:
+        terms["semantic"] = lambda v: semantic_consistency(
+            v.batch.teacher_features[penultimate.teacher], v.student_features[penultimate.student]
+        )
+        weights["semantic"] = settings.semantic
     for target, weight in settings.terms.items():
         terms[target] = resolve(target, "distill.terms")
         weights[target] = weight
     return Objective(terms, weights)
+
+
+def _hard(view: StudentView) -> Tensor:
+    batch = view.batch
+    if batch.annotated is None:
+        return losses.hard_label(view.student, batch.labels, batch.weights)
+    if not batch.annotated.any():  # all of them went into mixtures
+        return view.student.sum() * 0.0
+    rows = batch.annotated
+    return losses.hard_label(
+        view.student[rows], batch.labels[rows], None if batch.weights is None else batch.weights[rows]
+    )
 
 
 def _one_minus(schedule: Schedule) -> Schedule:
@@ -89,6 +112,7 @@ class DistillStep:
         accelerator: precision and processes.
         bank: where priorities go, or None when draws are not prioritized.
         places: module paths of the student whose features the learner's helpers (the hints) compare.
+        penultimate: where teacher and student have their penultimate features, where those are compared.
     """
 
     def __init__(
@@ -99,14 +123,16 @@ class DistillStep:
         accelerator: Accelerator,
         bank: MemoryBank | None = None,
         places: Sequence[str] = (),
+        penultimate: Pair | None = None,
     ) -> None:
         self._learner = learner
         self._source = source
         self._settings = settings
-        self._objective = objective(settings, learner.helpers)
+        self._objective = objective(settings, learner.helpers, penultimate)
         # wrapped for several processes, the student is a child of the wrapper
         self._prefix = "" if learner.model is learner.module else "module."
-        self._places = tuple(self._prefix + place for place in places)
+        places = [*places, *([] if penultimate is None else [penultimate.student])]
+        self._places = tuple(self._prefix + place for place in dict.fromkeys(places))
         self._accelerator = accelerator
         self._bank = bank
 

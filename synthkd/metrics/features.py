@@ -275,7 +275,7 @@ def _without_classes(settings: LoadedExtractor) -> Classifier:
         raise ConfigError(f"{settings.model} without weights knows nothing; set `weights` to a local file")
     height, width = (settings.size, settings.size) if isinstance(settings.size, int) else settings.size
     with torch.random.fork_rng(devices=[]):
-        spec = ImageSpec(settings.channels, height, width, 0)
+        spec = ImageSpec(settings.channels or 3, height, width, 0)
         model = construct(settings, spec, settings.mean, settings.std)
     if settings.weights is not None:
         load_strictly(model.body, read_weights(Path(settings.weights)), settings.weights)

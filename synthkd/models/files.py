@@ -10,18 +10,16 @@ from typing import Any, Literal
 
 import torch
 from pydantic import Field, ValidationError
-from safetensors.torch import save as serialise
 
 from synthkd.errors import ConfigError, ModelError
 from synthkd.files import write_atomically
 from synthkd.models.classifier import Classifier, parameters
 from synthkd.models.factories import construct, is_library
-from synthkd.models.weights import load_strictly, read_weights
+from synthkd.models.weights import WEIGHTS, load_strictly, read_weights, serialised
 from synthkd.settings import Count, LoadedModel, ModelSettings, Settings
 from synthkd.types import ImageSpec
 
 CONFIG = "config.json"
-WEIGHTS = "model.safetensors"
 INSIDE_A_RUN = ("student", "teacher")
 
 
@@ -61,9 +59,7 @@ def save(model: Classifier, directory: Path | str, extra: Mapping[str, Any] | No
     directory = Path(directory)
     if not model.recipe:
         raise ModelError("this model has no recipe to rebuild it from (a folded copy?); save the model it came from")
-    # Every entry is copied: safetensors refuses tensors that share memory, and tied weights do.
-    state = {k: v.detach().to("cpu", copy=True).contiguous() for k, v in model.state_dict().items()}
-    weights = serialise(state, metadata={"format": "pt"})
+    weights = serialised(model)
     try:
         config = json.dumps(
             {

@@ -91,9 +91,9 @@ def _load_directory(settings: LoadedModel) -> Classifier:
     model = files.load(settings.model, trust=settings.options.get("trust") is True)
     if (wanted := _spec_where_set(settings, model.spec)) != model.spec:
         raise ConfigError(f"{settings.model} takes {model.spec}, but the config says {wanted}; leave those keys out")
-    fixed = {"mean", "std", "class_names"} & settings.model_fields_set
+    fixed = [name for name in ("mean", "std", "class_names") if getattr(settings, name) is not None]
     if fixed:
-        raise ConfigError(f"{settings.model} has its own {', '.join(sorted(fixed))}; leave those keys out")
+        raise ConfigError(f"{settings.model} has its own {', '.join(fixed)}; leave those keys out")
     return model
 
 
@@ -112,7 +112,7 @@ def _own_spec(settings: LoadedModel) -> ImageSpec:
             f"got size={settings.size}, classes={settings.classes}"
         )
     height, width = (settings.size, settings.size) if isinstance(settings.size, int) else settings.size
-    return ImageSpec(settings.channels, height, width, settings.classes)
+    return ImageSpec(settings.channels or 3, height, width, settings.classes)
 
 
 def _spec_where_set(settings: LoadedModel, other: ImageSpec) -> ImageSpec:
@@ -120,8 +120,7 @@ def _spec_where_set(settings: LoadedModel, other: ImageSpec) -> ImageSpec:
     height, width = other.height, other.width
     if settings.size is not None:
         height, width = (settings.size, settings.size) if isinstance(settings.size, int) else settings.size
-    channels = settings.channels if "channels" in settings.model_fields_set else other.channels
-    return ImageSpec(channels, height, width, settings.classes or other.classes)
+    return ImageSpec(settings.channels or other.channels, height, width, settings.classes or other.classes)
 
 
 def _read_into(model: Classifier, settings: LoadedModel) -> None:

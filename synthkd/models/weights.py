@@ -13,14 +13,29 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from safetensors.torch import save as serialise
 from torch import Tensor, nn
 
 from synthkd.errors import ModelError
+from synthkd.files import write_atomically
 
+WEIGHTS = "model.safetensors"
 PICKLES = (".pt", ".pth", ".bin")
 NESTS = ("state_dict", "model_state_dict", "model")
 WRAPPERS = ("module.", "_orig_mod.")
 SHOWN = 4
+
+
+def serialised(model: nn.Module) -> bytes:
+    """The content of a .safetensors file with the state dict of a model, which may be on any device."""
+    # Every entry is copied: safetensors refuses tensors that share memory, and tied weights do.
+    state = {k: v.detach().to("cpu", copy=True).contiguous() for k, v in model.state_dict().items()}
+    return serialise(state, metadata={"format": "pt"})
+
+
+def save_weights(model: nn.Module, path: Path) -> None:
+    """Write the state dict of a model to a .safetensors file, atomically."""
+    write_atomically(path, serialised(model))
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

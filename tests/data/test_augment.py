@@ -19,6 +19,7 @@ OPERATIONS: dict[str, Operation] = {
     "mixup": lambda images, rng: augment.mixup(images, 0.6, rng),
     "cutmix": lambda images, rng: augment.cutmix(images, 0.6, rng),
     "by_difficulty": lambda images, rng: augment.by_difficulty(images, 0.9, rng),
+    "augment_for_critic": lambda images, rng: augment.augment_for_critic(images, 0.8, rng),
 }
 
 
@@ -54,7 +55,7 @@ def test_a_seed_decides_everything(name: str) -> None:
     assert not torch.equal(first, OPERATIONS[name](images, seeded(2)))
 
 
-@pytest.mark.parametrize("name", ["shift", "flip", "erase", "jitter", "by_difficulty"])
+@pytest.mark.parametrize("name", ["shift", "flip", "erase", "jitter", "by_difficulty", "augment_for_critic"])
 def test_equal_images_of_a_batch_come_out_different(name: str) -> None:
     results = OPERATIONS[name](noise(1).expand(200, -1, -1, -1), seeded())
     distinct = len(torch.unique(results.flatten(1), dim=0))
@@ -80,6 +81,7 @@ def test_gradients_are_those_of_finite_differences(name: str) -> None:
         lambda x, rng: augment.cutmix(x[:1], 1.0, rng),
         lambda x, rng: augment.by_difficulty(x, 0.5, rng),
         lambda x, rng: augment.augment_real(x, AugmentSettings(), rng),
+        lambda x, rng: augment.augment_for_critic(x, 0.0, rng),
     ],
 )
 def test_settings_that_ask_for_nothing_change_nothing(nothing: Operation) -> None:
@@ -233,3 +235,20 @@ def test_real_images_are_shifted_flipped_and_erased_by_the_settings() -> None:
     rng = seeded()
     expected = augment.erase(augment.flip(augment.shift(images, 2, rng), rng), 0.3, rng)
     assert torch.equal(augment.augment_real(images, settings, seeded()), expected)
+
+
+def test_a_critic_sees_each_kind_of_change_as_often_as_asked() -> None:
+    images = torch.full((4000, 1, 16, 16), 0.5)
+    seen = augment.augment_for_critic(images, 0.4, seeded()).flatten(1)
+    moved = 0.4 * 24 / 25  # one shift of 25 is none
+    kept, black = (seen == 0.5).all(1), ((seen == 0.5) | (seen == 0.0)).all(1)
+    assert float(kept.float().mean()) == pytest.approx((1 - moved) * 0.6 * 0.6, abs=0.03)
+    assert float((black & ~kept).float().mean()) == pytest.approx(moved * 0.6 * 0.6, abs=0.03)
+    assert float((seen.mode(1).values != 0.5).float().mean()) == pytest.approx(0.4, abs=0.03), "jitter moves the level"
+
+
+def test_what_a_critic_sees_of_a_generated_image_moves_the_image() -> None:
+    images = noise(64, 1, 8, 8).requires_grad_()
+    augment.augment_for_critic(images, 1.0, seeded()).sum().backward()
+    assert images.grad is not None
+    assert float((images.grad != 0).float().mean()) > 0.5

@@ -127,6 +127,42 @@ def test_mixtures_have_the_label_their_teacher_gives() -> None:
     assert set(batch.labels[~mixed].tolist()) == {0}
 
 
+def test_real_and_generated_images_mix_and_only_whole_real_ones_are_annotated() -> None:
+    batch = make(MixSettings(real=0.5, mixup=0.5)).batch(0)
+    assert batch.annotated is not None
+    mixed, whole = levels(batch)[:10], levels(batch)[10:]
+    assert set(whole) == {REAL, BANK}
+    assert [level == REAL for level in whole] == batch.annotated[10:].tolist()
+    assert not batch.annotated[:10].any()
+    assert any(BANK < level < REAL for level in mixed)
+    assert make(MixSettings()).batch(0).annotated is None
+
+
+def test_stored_logits_of_a_mixture_are_mixed_as_its_images_are() -> None:
+    source = make(MixSettings(logits="stored", mixup=0.5, flip=True))
+    grey = torch.linspace(0.1, 0.9, 64)
+    source._bank.add(
+        grey.view(-1, 1, 1, 1).expand(-1, *SPEC.shape),
+        torch.zeros(64, dtype=torch.int64),
+        grey[:, None].expand(-1, 3) * 3,
+    )
+    batch = source.batch(5)
+    assert batch.teacher_logits is not None
+    torch.testing.assert_close(batch.teacher_logits[:, 0], batch.images.mean((1, 2, 3)) * 3, atol=0.02, rtol=0)
+
+
+def test_without_a_teacher_only_stored_logits_will_do() -> None:
+    bank = MemoryBank(SPEC, BankSettings(capacity=8), 0)
+    bank.add(flat(8, BANK), torch.arange(8) % 3, torch.full((8, 3), 7.0))
+    source = HybridSource(MixSettings(logits="stored"), 4, 10, bank, None, lambda: 0.9, 0)
+    batch = source.batch(0)
+    assert batch.teacher_logits is not None
+    assert bool((batch.teacher_logits == 7.0).all())
+    for mix in (MixSettings(), MixSettings(logits="stored", real=0.5)):
+        with pytest.raises(ConfigError, match="without a teacher"):
+            HybridSource(mix, 4, 10, bank, None, lambda: 0.0, 0, real=RealImages(flat(2, 1.0), torch.zeros(2)))
+
+
 def test_missing_sources_are_refused() -> None:
     with pytest.raises(ConfigError, match="set data"):
         make(MixSettings(real=0.5), real=None)

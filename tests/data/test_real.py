@@ -99,6 +99,16 @@ def test_many_small_classes_lose_as_much_as_one_big_one() -> None:
     assert len(split(numbered(labels, 50), "small", 0.0, 0.1, 0).holdout) == 20
 
 
+def test_a_few_of_each_class_are_a_part_of_more() -> None:
+    whole, ten, three = (load_splits(DigitsData(kind="digits", per_class=n)) for n in (None, 10, 3))
+    assert torch.equal(ten.train.labels.bincount(), torch.full((10,), 10))
+    assert torch.equal(three.train.labels.bincount(), torch.full((10,), 3))
+    more = {image.numpy().tobytes() for image in ten.train.images}
+    assert {image.numpy().tobytes() for image in three.train.images} <= more
+    for part in ("holdout", "test"):
+        assert torch.equal(getattr(ten, part).images, getattr(whole, part).images)
+
+
 def test_class_counts_and_labels_are_checked() -> None:
     with pytest.raises(DataError, match=r"x: every class needs a training image, none is of c1, c3; add"):
         split(numbered([0, 2, 2, 1], 4, train=3), "x", 0.0, 0.0, 0)

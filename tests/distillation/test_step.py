@@ -14,7 +14,10 @@ from torch.distributions import Categorical
 from torch.distributions import kl_divergence as kl_of
 
 from synthkd.data.bank import MemoryBank
+from synthkd.distillation.hints import Pair
 from synthkd.distillation.step import DistillStep, StudentView, objective
+from synthkd.errors import ConfigError
+from synthkd.losses.relations import semantic_consistency
 from synthkd.schedules import value_at
 from synthkd.settings import BankSettings, Curve, DistillSettings, OptimizerSettings
 from synthkd.training.learner import Learner
@@ -159,6 +162,30 @@ def test_soft_and_hard_labels_share_one_along_a_curve(alpha: Curve) -> None:
         share = value_at(alpha, step, TOTAL)
         total = objective(DistillSettings(alpha=alpha))(view, step, TOTAL).total
         assert float(total) == pytest.approx(share * of_hard + (1 - share) * of_soft)
+
+
+def test_with_real_images_only_their_labels_are_hard() -> None:
+    batch = random_batch()
+    annotated = torch.tensor([True, False, True, False, False, False])
+    view = StudentView(replace(batch, annotated=annotated), batch.teacher_logits, Student()(batch.images), 1.0)
+    terms = objective(DistillSettings(alpha=0.5))(view, 0, TOTAL).terms
+    expected = hard(view.student, batch.labels)[annotated].mean()
+    assert float(terms["hard"].detach()) == pytest.approx(float(expected.detach()))
+    none = replace(view, batch=replace(batch, annotated=torch.zeros(6, dtype=torch.bool)))
+    assert float(objective(DistillSettings(alpha=0.5))(none, 0, TOTAL).terms["hard"]) == 0.0
+
+
+def test_semantic_consistency_compares_penultimate_features_of_both() -> None:
+    student, rng = Student(), torch.Generator().manual_seed(0)
+    seen = torch.randn(6, 4, generator=rng)
+    batch = replace(random_batch(), teacher_features={"head:input": seen})
+    settings, pair = DistillSettings(semantic=2.0), Pair("head:input", "out:input")
+    step = DistillStep(learner_of(student), Source(batch), settings, Accelerator(cpu=True), penultimate=pair)
+    hidden = student.hidden(batch.images.flatten(1)).tanh()
+    expected = float(semantic_consistency(seen, hidden).detach())
+    assert float(step(0)["student/semantic"]) == pytest.approx(expected, rel=1e-5)
+    with pytest.raises(ConfigError, match=r"distill\.semantic"):
+        objective(settings)
 
 
 def test_a_step_minimises_the_objective_at_the_temperature_of_its_step() -> None:

@@ -14,10 +14,11 @@ import torch
 
 import synthkd
 from synthkd.configuration import load_config
+from synthkd.distillation.step import DistillStep
 from synthkd.errors import CheckpointError, ConfigError, ModelError, TrainingError
 from synthkd.models import load
-from synthkd.pipelines import distill, teach
-from synthkd.pipelines.config import DistillConfig, TeachConfig
+from synthkd.pipelines import distill, generate, teach
+from synthkd.pipelines.config import DistillConfig, GenerateConfig, TeachConfig
 from synthkd.pipelines.run import Plan, Result
 
 TEACHER: dict[str, Any] = {
@@ -327,3 +328,95 @@ def test_the_averaged_student_is_what_is_saved(teacher: Path, tmp_path: Path) ->
     run(config_for(teacher, tmp_path / "without", "distill.optimizer.ema=0"))
     assert student_bytes(tmp_path / "with") != student_bytes(tmp_path / "without")
     assert load(tmp_path / "with").spec == load(tmp_path / "without").spec
+
+
+LEARN = DistillStep.__call__
+GENERATORS: dict[str, dict[str, Any]] = {
+    "inversion": SMALL["generator"],
+    "cgan": {"kind": "cgan", "batch_size": 32, "steps": 2, "width": 8, "critic_width": 8},
+    "diffusion": {"kind": "diffusion", "channels": [8, 8], "batch_size": 32, "real_batch": 16, "steps": 2,
+                  "sample_steps": 2, "horizon": 20},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", GENERATORS)
+def test_all_phases_and_student_terms_work_with_every_generator(kind: str, teacher: Path, tmp_path: Path) -> None:
+    changes: dict[str, Any] = {
+        "generator": {**GENERATORS[kind], "distillation": 0.5, "semantic": 0.5},
+        "distill": {**SMALL["distill"], "semantic": 1.0, "alpha": 0.3},
+        "data": {"kind": "digits", "per_class": 20},
+        "mix": {"real": 0.25},
+    }
+    result = run(config_for(teacher, tmp_path / "a", **changes))
+    assert result.values["real_images_used"] == (pytest.approx(200, abs=60) if kind == "inversion" else 200)
+    log = [json.loads(line) for line in (tmp_path / "a" / "metrics.jsonl").read_text().splitlines()]
+    logged = {key for row in log for key in row}
+    assert {"generator/distillation", "generator/semantic", "student/semantic", "student/hard"} <= logged
+    assert (tmp_path / "a" / "generator" / "generator.json").exists()
+
+    # what it saved goes on elsewhere, as it is
+    fixed = {"kind": "saved", "path": str(tmp_path / "a")}
+    saved = {"generator": fixed, "phases": [{"kind": "joint", "steps": 16, "every": 8}]}
+    again = run(config_for(teacher, tmp_path / "b", **saved))
+    assert again.values["cost"]["images_generated"] == 64
+
+
+def interrupted(self: DistillStep, step: int) -> dict[str, torch.Tensor | float]:
+    """A student's step that stops the run at the 25th."""
+    if step == 25:
+        raise KeyboardInterrupt
+    return LEARN(self, step)
+
+
+def test_a_stopped_run_with_a_generator_of_real_images_ends_with_the_same_bytes(teacher: Path, tmp_path: Path) -> None:
+    for kind in ("cgan", "diffusion"):
+        changes = {"generator": GENERATORS[kind], "data": {"kind": "digits"}, "phases": SMALL["phases"][:2]}
+        straight = run(config_for(teacher, tmp_path / f"{kind} straight", **changes))
+        half = config_for(teacher, tmp_path / f"{kind} resumed", **changes)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(DistillStep, "__call__", interrupted)
+            with pytest.raises(KeyboardInterrupt):
+                run(half)
+        resumed = run(half)
+        assert student_bytes(straight.directory) == student_bytes(resumed.directory), kind
+
+
+def test_a_dataset_teaches_without_teacher_and_generator(teacher: Path, tmp_path: Path) -> None:
+    recipe = {
+        "teacher": {"kind": "load", "model": str(teacher)}, "generator": SMALL["generator"], "rounds": 30,
+        "per_class": 30, "device": "cpu",
+    }  # fmt: skip
+    written = generate(load_config(GenerateConfig, recipe, [f"out={tmp_path / 'made'}"]))
+    assert isinstance(written, Result)
+    source = {key: SMALL[key] for key in ("student", "distill", "device", "checkpoint_every")}
+    source |= {"generator": {"kind": "dataset", "path": str(tmp_path / "made")}, "test": {"kind": "digits"}}
+    source["phases"] = [{"kind": "refine", "steps": 200}]
+    config = load_config(DistillConfig, source, [f"out={tmp_path / 'run'}"])
+    assert config.mix.logits == "stored"
+    assert isinstance(distill(config, dry_run=True), Plan)
+    result = run(config)
+    assert result.values["teacher"] is None
+    assert result.values["real_images_used"] == 0
+    assert result.values["student"]["agreement_on"] == "held-out images of the dataset"
+    assert result.values["student"]["agreement_n"] == 15
+    assert result.values["student"]["accuracy"] > 0.4
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "learned from the soft labels of a dataset" in page
+    assert "teacher" not in page.split("<h2>")[1].lower()
+    model = load(tmp_path / "run" / "student")
+    assert model.class_names == tuple(map(str, range(10)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"teacher": None}, "a teacher is missing"),
+        ({"teacher": None, "generator": {"kind": "dataset", "path": "x"}, "mix": {"logits": "fresh"}}, "a teacher is"),
+        ({"generator": {"kind": "dataset", "path": "x"}, "phases": SMALL["phases"]}, "a dataset is fixed"),
+        ({"generator": {"kind": "cgan"}}, "learns from real images: set data"),
+        ({"data": {"kind": "digits"}}, "no real image would be used"),
+    ],
+)
+def test_sources_that_do_not_go_together_are_refused(changes: dict[str, Any], message: str, teacher: Path) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_config(DistillConfig, {**SMALL, "teacher": {"kind": "load", "model": str(teacher)}, **changes}, [])

@@ -6,21 +6,26 @@ import pytest
 
 from synthkd.configuration import load_config
 from synthkd.errors import DataError
-from synthkd.pipelines import distill
-from synthkd.pipelines.config import DistillConfig
+from synthkd.pipelines import distill, generate
+from synthkd.pipelines.config import DistillConfig, GenerateConfig
 from synthkd.pipelines.run import Plan
 
 RECIPES = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
+JOBS = {
+    "distill": (DistillConfig, distill, "of the teacher's"),
+    "generate": (GenerateConfig, generate, "of each class"),
+}
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_recipe_builds(recipe: Path) -> None:
-    config = load_config(DistillConfig, recipe, ["device=cpu"])
+    settings, job, words = JOBS[recipe.read_text(encoding="utf-8").removeprefix("# ").partition(":")[0]]
+    config = load_config(settings, recipe, ["device=cpu"])
     try:
-        plan = distill(config, dry_run=True)
+        plan = job(config, dry_run=True)
     except DataError as error:
         if "fashion" in str(error).lower():
             pytest.skip(f"its dataset is not installed here: {error}")
         raise
     assert isinstance(plan, Plan)
-    assert "of the teacher's" in str(plan)
+    assert words in str(plan)

@@ -1,0 +1,94 @@
+"""Saved generators: what is needed to sample again, without the real images or the run they were trained in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import ValidationError
+
+from synthkd.errors import ModelError
+from synthkd.files import write_atomically
+from synthkd.generators.settings import GeneratorSettings
+from synthkd.settings import Count, Settings
+from synthkd.types import ImageSpec, SampleGenerator, Saveable
+
+CONFIG = "generator.json"
+INSIDE_A_RUN = "generator"
+
+
+class _Spec(Settings):
+    channels: Count
+    height: Count
+    width: Count
+    classes: Count
+
+
+class SavedGenerator(Settings):
+    """The contents of generator.json.
+
+    Attributes:
+        settings: of the generator, as in a configuration.
+        spec: images and classes it makes.
+        class_names: one per class, or empty.
+        seed: of the run it was trained in.
+        real_images: how many real images it was trained on.
+    """
+
+    format: Literal[1] = 1
+    settings: GeneratorSettings
+    spec: _Spec
+    class_names: tuple[str, ...] = ()
+    seed: int
+    real_images: int = 0
+
+    @property
+    def image_spec(self) -> ImageSpec:
+        """The spec as the rest of the project has it."""
+        return ImageSpec(**self.spec.model_dump())
+
+
+def save_generator(
+    generator: SampleGenerator,
+    settings: GeneratorSettings,
+    directory: Path,
+    spec: ImageSpec,
+    class_names: tuple[str, ...],
+    seed: int,
+    real_images: int,
+) -> bool:
+    """Save a generator, where it can be: its own files, then generator.json, so that a torn save is none.
+
+    Returns:
+        Whether it was saved; a generator of the user's own may have no `save`.
+    """
+    if not isinstance(generator, Saveable):
+        return False
+    directory.mkdir(parents=True, exist_ok=True)
+    generator.save(directory)
+    saved = SavedGenerator(
+        settings=settings,
+        spec=_Spec(**vars(spec)),
+        class_names=class_names,
+        seed=seed,
+        real_images=real_images,
+    )
+    write_atomically(directory / CONFIG, saved.model_dump_json(indent=2).encode() + b"\n")
+    return True
+
+
+def read_saved(path: Path | str) -> tuple[SavedGenerator, Path]:
+    """What was saved in a directory, or in the `generator/` of a run, and that directory.
+
+    Raises:
+        ModelError: no generator there, or a damaged file.
+    """
+    path = Path(path).expanduser()
+    directory = next((d for d in (path, path / INSIDE_A_RUN) if (d / CONFIG).is_file()), None)
+    if directory is None:
+        raise ModelError(f"{path} has no {CONFIG}, nor {INSIDE_A_RUN}/ with one; give a saved generator or a run")
+    try:
+        return SavedGenerator.model_validate_json((directory / CONFIG).read_bytes()), directory
+    except (OSError, ValidationError) as error:
+        first = error.errors(include_url=False)[0]["msg"] if isinstance(error, ValidationError) else error
+        raise ModelError(f"{directory / CONFIG} is damaged or of another version: {first}; copy it again") from error

@@ -1,0 +1,148 @@
+"""The two networks of the conditional GAN, and the losses that set them against each other."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import spectral_norm
+
+from synthkd.errors import ConfigError
+from synthkd.types import ImageSpec
+
+LARGEST_START = 8
+"""Largest side of the map that the generator starts from and the critic ends with, where the size allows."""
+MOST_CHANNELS = 8
+"""Channels of that map, at most, in widths."""
+
+
+def scales(spec: ImageSpec) -> int:
+    """How often an image is halved: twice, and on while its map has a side above 8 and divides again.
+
+    Raises:
+        ConfigError: images whose sides are not multiples of 4, or that have neither 1 nor 3 channels.
+    """
+    if spec.height % 4 or spec.width % 4 or spec.channels not in (1, 3):
+        raise ConfigError(
+            "the cgan makes images with 1 or 3 channels whose sides are multiples of 4, got "
+            f"{spec.channels}x{spec.height}x{spec.width}; resize the images, or take another generator.kind"
+        )
+    count = 2
+    while max(spec.height, spec.width) >> count > LARGEST_START and (spec.height | spec.width) % (2 << count) == 0:
+        count += 1
+    return count
+
+
+def _channels(width: int, count: int) -> list[int]:
+    """Channels after 0, 1, ... `count` halvings."""
+    return [width * min(2**level, MOST_CHANNELS) for level in range(count + 1)]
+
+
+class ConditionalNorm(nn.Module):
+    """BatchNorm whose gain and bias are learned per class (conditional BatchNorm: Dumoulin et al. 2017).
+
+    In eval mode an image is a function of its own latent vector and label alone.
+    """
+
+    def __init__(self, channels: int, classes: int) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(channels, affine=False)
+        self.gain = nn.Embedding(classes, channels)
+        self.bias = nn.Embedding(classes, channels)
+        nn.init.ones_(self.gain.weight)
+        nn.init.zeros_(self.bias.weight)
+
+    def forward(self, x: Tensor, labels: Tensor) -> Tensor:
+        gain, bias = self.gain(labels)[:, :, None, None], self.bias(labels)[:, :, None, None]
+        result: Tensor = torch.addcmul(bias, self.norm(x), gain)
+        return result
+
+
+class ConditionalGenerator(nn.Module):
+    """Latent vectors `[N, latent]` and labels int64 `[N]` to images float32 `[N, C, H, W]` in (0, 1).
+
+    The vector and an embedding of the label make a map at a quarter of the image's size (or less: see `scales`);
+    every stage normalises it by class and doubles it with a transposed convolution.
+    """
+
+    def __init__(self, spec: ImageSpec, latent: int, embedding: int, width: int) -> None:
+        super().__init__()
+        count = scales(spec)
+        channels = _channels(width, count)[::-1]
+        self.start = (channels[0], spec.height >> count, spec.width >> count)
+        self.label = nn.Embedding(spec.classes, embedding)
+        self.project = nn.Linear(latent + embedding, channels[0] * self.start[1] * self.start[2])
+        self.norms = nn.ModuleList(ConditionalNorm(c, spec.classes) for c in channels)
+        self.doublings = nn.ModuleList(
+            nn.ConvTranspose2d(wide, narrow, 4, stride=2, padding=1, bias=False) for wide, narrow in pairwise(channels)
+        )
+        self.paint = nn.Conv2d(channels[-1], spec.channels, 3, padding=1)
+
+    def forward(self, latent: Tensor, labels: Tensor) -> Tensor:
+        x = self.project(torch.cat([latent, self.label(labels)], dim=1)).unflatten(1, self.start)
+        x = x.contiguous(memory_format=torch.channels_last)
+        for norm, double in zip(self.norms, self.doublings, strict=False):
+            x = double(F.relu(norm(x, labels)))
+        x = self.paint(F.relu(self.norms[-1](x, labels)))
+        return torch.sigmoid(x.float())
+
+
+class Critic(nn.Module):
+    """Images `[N, C, H, W]` in [0, 1] and labels int64 `[N]` to how real each looks, and to what class it is held for.
+
+    With the head `projection` the score is `w . h + v_y . h` (Miyato and Koyama 2018); with `auxiliary` it is `w . h`,
+    and a second head names the class (Odena et al. 2017). `h` is the last map summed over positions.
+
+    Args:
+        spec: the images.
+        width: channels of the first map; each halving doubles them.
+        head: "projection" or "auxiliary".
+        normalised: divide the weights of each convolution by their largest singular value (Miyato et al. 2018), with
+            one power iteration a pass in training mode. The heads stay free, unlike there: a small critic whose heads
+            are bounded too cannot reach the margin of the hinge, and lets each class shrink to a few images.
+    """
+
+    def __init__(self, spec: ImageSpec, width: int, head: str, normalised: bool) -> None:
+        super().__init__()
+        count = scales(spec)
+        channels = [spec.channels, *_channels(width, count)]
+        layers: list[nn.Module] = []
+        for into, out in pairwise(channels[: count + 1]):
+            layers += [nn.Conv2d(into, out, 4, stride=2, padding=1), nn.LeakyReLU(0.1)]
+        layers += [nn.Conv2d(channels[count], channels[count + 1], 3, padding=1), nn.LeakyReLU(0.1)]
+        self.layers = nn.Sequential(*layers)
+        self.real = nn.Linear(channels[-1], 1)
+        self.project = nn.Embedding(spec.classes, channels[-1]) if head == "projection" else None
+        self.name = nn.Linear(channels[-1], spec.classes) if head == "auxiliary" else None
+        if normalised:
+            for module in layers:
+                if isinstance(module, nn.Conv2d):
+                    spectral_norm(module)
+
+    def forward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The scores float32 `[N]`, and the logits float32 `[N, K]` of the auxiliary head."""
+        x = (2.0 * images - 1.0).contiguous(memory_format=torch.channels_last)
+        hidden = self.layers(x).float().sum((2, 3))
+        with torch.autocast(images.device.type, enabled=False):  # scores are compared with 1; the sums cost nothing
+            score = self.real(hidden).squeeze(1)
+            if self.project is not None:
+                score = score + (self.project(labels) * hidden).sum(1)
+            return score, None if self.name is None else self.name(hidden)
+
+
+def critic_hinge(real: Tensor, fake: Tensor) -> Tensor:
+    """`mean max(0, 1 - D(x)) + mean max(0, 1 + D(G(z)))` of scores `[N]` each (Lim and Ye 2017), a scalar."""
+    return F.relu(1.0 - real).mean() + F.relu(1.0 + fake).mean()
+
+
+def gradient_penalty(score: Tensor, images: Tensor) -> Tensor:
+    """R1: `1/2 mean |dD(x)/dx|^2` at real images (Mescheder et al. 2018, equation 9, without its weight), a scalar.
+
+    Args:
+        score: `[N]` of the real images.
+        images: `[M, C, H, W]`, the batch that holds them, requires a gradient; the others add nothing.
+    """
+    (slope,) = torch.autograd.grad(score.sum(), images, create_graph=True)
+    return 0.5 * slope.square().sum() / len(score)

@@ -1,0 +1,135 @@
+"""A finished class-conditional diffusers pipeline in a local folder as a generator: DiT, consistency models, ours."""
+
+from __future__ import annotations
+
+import inspect
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from diffusers import DDIMScheduler, DDPMScheduler, DiTPipeline
+from torch import Tensor, nn
+from torchvision.transforms.v2.functional import rgb_to_grayscale
+
+from synthkd.errors import ConfigError, ModelError
+from synthkd.generators.denoising import ClassConditionalPipeline, load_pipeline
+from synthkd.generators.guidance import guidance_scale
+from synthkd.generators.settings import PipelineSettings
+from synthkd.rng import Rows, derive
+from synthkd.taps import evaluating
+from synthkd.types import ImageSpec, check_labels
+
+DIT_NULL = 1000
+"""The class that DiTPipeline guides away from, whatever its network was trained on."""
+
+
+class Pipeline:
+    """Samples of a pipeline that others trained, in the teacher's size and channels. It does not learn.
+
+    Args:
+        settings: the folder and how it is sampled.
+        spec: the images and classes that are wanted.
+        accelerator: device and precision.
+
+    Raises:
+        ConfigError: class ids that are not one per class, that the pipeline does not have, or guidance that it cannot
+            do.
+        ModelError: no pipeline in the folder, or one that takes no class labels.
+    """
+
+    def __init__(self, settings: PipelineSettings, spec: ImageSpec, accelerator: Accelerator) -> None:
+        self.settings = settings
+        self.spec = spec
+        self._device = accelerator.device
+        self._autocast = accelerator.autocast
+        self._pipeline = load_pipeline(settings.path)
+        self._takes = set(inspect.signature(self._pipeline.__call__).parameters)
+        if "class_labels" not in self._takes:
+            raise ModelError(
+                f"{settings.path} holds a {type(self._pipeline).__name__}, which takes no class labels; give a "
+                "class-conditional pipeline (DiT, consistency model)"
+            )
+        ids = tuple(range(spec.classes)) if settings.class_ids is None else settings.class_ids
+        self._check(ids)
+        self._ids = torch.tensor(ids)
+        if isinstance(self._pipeline, DiTPipeline):
+            # It gives its sampler no generator, so only samplers without noise of their own make images by row; and
+            # the default spacing of times leaves out the noisiest.
+            config = self._pipeline.scheduler.config
+            kind = (
+                DDIMScheduler if isinstance(self._pipeline.scheduler, DDPMScheduler) else type(self._pipeline.scheduler)
+            )
+            self._pipeline.scheduler = kind.from_config(config, timestep_spacing="trailing")
+        self._pipeline.to(self._device)
+
+    def sample(self, labels: Tensor, difficulty: float, rng: Rows) -> Tensor:
+        """Images of the asked labels, each a function of its label and row; difficulty is the guidance scale.
+
+        Args:
+            labels: int64 `[N]` in the teacher's numbering.
+            difficulty: in [0, 1]; see `synthkd.generators.guidance`. Nothing to a pipeline without guidance.
+            rng: random rows; image i is made by a random generator of its own, seeded with row `rng.start + i`.
+
+        Returns:
+            float32 `[N, C, H, W]` in [0, 1], resized (antialiased) and grey where the teacher takes grey.
+        """
+        check_labels(labels, self.spec.classes, "sampling")
+        s = self.settings
+        ids = self._ids[labels.cpu()]
+        scale = guidance_scale(difficulty, s.guidance, s.hard_guidance)
+        modules = [m for m in self._pipeline.components.values() if isinstance(m, nn.Module)]
+        with torch.no_grad(), evaluating(*modules), self._autocast():
+            if isinstance(self._pipeline, ClassConditionalPipeline):
+                images = self._pipeline.draw(ids, rng, scale, s.sample_steps, "unipc")
+            else:
+                rows = range(rng.start, rng.start + len(labels))
+                arguments = {
+                    "class_labels": ids.tolist(),
+                    "batch_size": len(labels),
+                    "num_inference_steps": s.sample_steps,
+                    "guidance_scale": scale,
+                    "generator": [torch.Generator().manual_seed(derive(rng.seed, rng.purpose, row)) for row in rows],
+                    "output_type": "pt",
+                }
+                images = self._pipeline(**{k: v for k, v in arguments.items() if k in self._takes}).images
+        return _fitted(images.to(self._device).float(), self.spec)
+
+    def _check(self, ids: tuple[int, ...]) -> None:
+        s = self.settings
+        if len(ids) != self.spec.classes:
+            raise ConfigError(f"generator.class_ids: got {len(ids)} for {self.spec.classes} classes; give one for each")
+        has = self._classes()
+        if has is not None and max(ids) >= has:
+            raise ConfigError(
+                f"generator.class_ids: {s.path} has the classes 0..{has - 1}, asked is {max(ids)}; give the "
+                "pipeline's class of each label"
+            )
+        if isinstance(self._pipeline, DiTPipeline) and has != DIT_NULL and max(s.guidance, s.hard_guidance) > 1.0:
+            raise ConfigError(
+                f"generator.guidance: DiTPipeline guides away from class {DIT_NULL}, which this network of {has} "
+                "classes does not have; set guidance and hard_guidance to 1"
+            )
+
+    def _classes(self) -> int | None:
+        """How many classes the pipeline has, where its parts say."""
+        if isinstance(self._pipeline, ClassConditionalPipeline):
+            return self._pipeline.spec.classes
+        for part, key in (("transformer", "num_embeds_ada_norm"), ("unet", "num_class_embeds")):
+            config = getattr(getattr(self._pipeline, part, None), "config", {})
+            if config.get(key) is not None:
+                return int(config[key])
+        return None
+
+
+def _fitted(images: Tensor, spec: ImageSpec) -> Tensor:
+    """Images `[N, 1 or 3, H, W]` in [0, 1] in the channels and size of a spec."""
+    if images.shape[1] != spec.channels:
+        if {images.shape[1], spec.channels} != {1, 3}:
+            raise ModelError(
+                f"the pipeline makes images of {images.shape[1]} channels, the teacher takes {spec.channels}; only "
+                "grey and RGB are converted into each other"
+            )
+        images = rgb_to_grayscale(images) if spec.channels == 1 else images.expand(-1, 3, -1, -1)
+    if images.shape[2:] != (spec.height, spec.width):
+        images = F.interpolate(images, (spec.height, spec.width), mode="bilinear", antialias=True)
+    return images.clamp(0.0, 1.0).contiguous()

@@ -1,0 +1,210 @@
+"""The parts of a distillation, built from its configuration and wired, nothing run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from synthkd.data.bank import MemoryBank
+from synthkd.data.hybrid import HybridSource, RealImages
+from synthkd.data.real import RealData, load_splits
+from synthkd.data.stored import StoredDataset, read_stored
+from synthkd.distillation import phases
+from synthkd.distillation.hints import Hints, Pair
+from synthkd.distillation.step import DistillStep
+from synthkd.distillation.synthesis import Synthesis
+from synthkd.distillation.teachers import FrozenTeacher
+from synthkd.errors import ConfigError
+from synthkd.generators.build import build_generator
+from synthkd.generators.settings import FROM_REAL, DatasetSettings
+from synthkd.generators.stored import StoredImages
+from synthkd.models import Classifier, TeacherContract, build_model, inherit, is_fresh, probe
+from synthkd.models.layout import head
+from synthkd.pipelines.config import DistillConfig
+from synthkd.rng import Rows, derive
+from synthkd.schedules import DifficultyController
+from synthkd.taps import INPUT
+from synthkd.training.learner import Learner
+from synthkd.training.memory import fitting_batch_size, training_step
+from synthkd.types import Batch, ImageSpec, balanced_labels
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is to be learned, said by the teacher or by the dataset in its place.
+
+    Attributes:
+        spec: images and classes.
+        mean, std: by which the student normalises.
+        class_names: one per class, or empty.
+    """
+
+    spec: ImageSpec
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    class_names: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Everything a distillation is made of.
+
+    Attributes:
+        subject: what is learned.
+        contract, teacher: None where a dataset with soft labels takes the teacher's place.
+        inherited: how many of the student's parameters start from the teacher's values.
+        shown: real images that the generator learns from.
+    """
+
+    subject: Subject
+    contract: TeacherContract | None
+    teacher: FrozenTeacher | None
+    learner: Learner
+    generator: Any
+    bank: MemoryBank
+    difficulty: DifficultyController
+    source: HybridSource
+    synthesis: Synthesis
+    learn: DistillStep
+    inherited: int
+    shown: int
+
+    @property
+    def real_images_used(self) -> int:
+        """Real images that the generator or the student has seen."""
+        return max(self.shown, len(self.source.real_rows))
+
+
+def assemble(
+    config: DistillConfig, teacher: Classifier | None, accelerator: Accelerator, directory: Path | None
+) -> Parts:
+    """Build and wire every part.
+
+    Args:
+        config: the configuration.
+        teacher: the teacher, untouched but for eval mode; None where a dataset takes its place.
+        accelerator: device, precision, processes.
+        directory: run directory, for a bank on disk; None for a dry run, which keeps the bank in memory.
+    """
+    contract = None if teacher is None else probe(teacher)
+    dataset = read_stored(config.generator.path) if isinstance(config.generator, DatasetSettings) else None
+    subject = _subject(teacher, dataset)
+    splits = None if config.data is None else load_splits(config.data)
+    if splits is not None:
+        require_fit("data", splits.train, subject.spec)
+    phases.check(config.phases, dataset is None and config.mix.real != 1.0 and config.mix.live != 1.0)
+    student = _student(config, subject)
+    inherited = inherit(student, teacher) if teacher is not None and config.inherit and is_fresh(config.student) else 0
+    hints = penultimate = None
+    compared: list[Pair] = []
+    if teacher is not None and config.distill.hint != 0.0:
+        hints = Hints(teacher, student)
+        compared += hints.pairs
+    if teacher is not None and config.distill.semantic != 0.0:
+        penultimate = Pair(head(teacher) + INPUT, head(student) + INPUT)
+        compared.append(penultimate)
+    batch_size = _batch_size(config, student, accelerator)
+    frozen = None if teacher is None else FrozenTeacher(teacher, accelerator, [pair.teacher for pair in compared])
+    total = phases.student_steps(config.phases)
+    learner = Learner("student", student, config.distill.optimizer, total, accelerator, hints)
+    bank = _bank(config, subject.spec, accelerator, directory, dataset)
+    generator: Any
+    if dataset is None:
+        assert teacher is not None
+        generator = build_generator(config.generator, teacher, config.seed, accelerator, splits)
+    else:
+        generator = StoredImages(dataset)
+        generator.fill(bank)
+    difficulty = DifficultyController(config.difficulty)
+
+    def live(count: int, step: int) -> Batch:
+        first = step * batch_size
+        labels = balanced_labels(count, first, subject.spec.classes)
+        images = generator.sample(labels, difficulty.value, Rows(config.seed, "live", first))
+        logits = None if frozen is None or config.mix.logits == "fresh" else frozen.logits(images).cpu()
+        return Batch(images.cpu(), labels, logits)
+
+    source = HybridSource(
+        config.mix,
+        batch_size,
+        total,
+        bank,
+        frozen,
+        difficulty=lambda: difficulty.value if config.difficulty.augment else 0.0,
+        seed=config.seed,
+        live=live,
+        real=None if splits is None else RealImages(splits.train.images, splits.train.labels),
+        device=accelerator.device,
+        rank=accelerator.process_index,
+        world=accelerator.num_processes,
+    )
+    synthesis = Synthesis(generator, bank, difficulty, learner.synchronise)
+    prioritized = bank if config.bank.policy == "prioritized" else None
+    places = () if hints is None else [pair.student for pair in hints.pairs]
+    learn = DistillStep(learner, source, config.distill, accelerator, prioritized, places, penultimate)
+    shown = len(splits.train) if splits is not None and isinstance(config.generator, FROM_REAL) else 0
+    return Parts(
+        subject, contract, frozen, learner, generator, bank, difficulty, source, synthesis, learn, inherited, shown
+    )
+
+
+def require_fit(key: str, data: RealData | None, spec: ImageSpec) -> None:
+    """Raise `ConfigError` unless real data is of the images and as many classes as the teacher's."""
+    if data is not None and data.spec != spec:
+        raise ConfigError(f"{key}: {data.name} has {data.spec}, the teacher takes {spec}; they must be the same")
+
+
+def _subject(teacher: Classifier | None, dataset: StoredDataset | None) -> Subject:
+    if teacher is not None:
+        if dataset is not None and dataset.spec != teacher.spec:
+            raise ConfigError(
+                f"generator.path: the dataset has {dataset.spec}, the teacher takes {teacher.spec}; they must be the "
+                "same"
+            )
+        mean, std = (tuple(v.flatten().tolist()) for v in (teacher.normalize.mean, teacher.normalize.std))
+        return Subject(teacher.spec, mean, std, tuple(teacher.class_names))
+    assert dataset is not None
+    return Subject(dataset.spec, dataset.mean, dataset.std, dataset.class_names)
+
+
+def _student(config: DistillConfig, subject: Subject) -> Classifier:
+    torch.manual_seed(derive(config.seed, "student/init"))
+    student = build_model(config.student, subject.spec, subject.mean, subject.std, subject.class_names)
+    if student.spec != subject.spec:
+        raise ConfigError(f"student: it takes {student.spec}, its teacher {subject.spec}; they must be the same")
+    return student
+
+
+def _batch_size(config: DistillConfig, student: Classifier, accelerator: Accelerator) -> int:
+    wanted = config.distill.batch_size
+    if wanted % accelerator.num_processes:
+        raise ConfigError(
+            f"distill.batch_size: {wanted} images cannot be shared out evenly among {accelerator.num_processes} "
+            "processes; choose a multiple"
+        )
+    if not config.adapt_batch_size:
+        return wanted
+    return fitting_batch_size(wanted, training_step(student, student.spec, accelerator.device))
+
+
+def _bank(
+    config: DistillConfig,
+    spec: ImageSpec,
+    accelerator: Accelerator,
+    directory: Path | None,
+    dataset: StoredDataset | None,
+) -> MemoryBank:
+    settings = config.bank
+    if dataset is not None:  # it is drawn from for ever, so all of it stays
+        settings = settings.model_copy(update={"capacity": max(1, len(dataset))})
+    if directory is None and settings.storage == "disk":
+        settings = settings.model_copy(update={"storage": "ram"})
+    made = getattr(config.generator, "batch_size", 0)
+    if made > settings.capacity:
+        raise ConfigError(f"bank.capacity: a round of {made} images does not fit {settings.capacity}; make it larger")
+    files = None if directory is None else directory / "bank" / f"process{accelerator.process_index}"
+    return MemoryBank(spec, settings, config.seed, files)

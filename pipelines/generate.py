@@ -1,0 +1,289 @@
+"""Write a labelled synthetic dataset: from a recipe, from a finished run, or from a saved generator."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import yaml
+from safetensors.torch import save as serialise
+
+from synthkd import __version__
+from synthkd.data.card import card
+from synthkd.data.filters import Sieve
+from synthkd.data.parts import PartStore
+from synthkd.data.stored import ABOUT, FOLDER, FORMAT, Content
+from synthkd.data.writers import METADATA, SPLIT, Layout, estimate, write_records
+from synthkd.dataset_report import write_dataset_report
+from synthkd.display import Display
+from synthkd.distillation.teachers import FrozenTeacher
+from synthkd.errors import ConfigError
+from synthkd.files import write_atomically
+from synthkd.generators.build import build_generator
+from synthkd.generators.files import INSIDE_A_RUN, save_generator
+from synthkd.grids import save_grid
+from synthkd.hardware import describe
+from synthkd.models import Classifier, parameters
+from synthkd.pipelines.config import GenerateConfig
+from synthkd.pipelines.disk import free_bytes, require_space, size
+from synthkd.pipelines.job import Job, make_accelerator, open_job, training_bytes
+from synthkd.pipelines.order import Order, plan_layout, read_order, real_images_used, trained_as
+from synthkd.pipelines.run import REPORT, Plan, Result
+from synthkd.pipelines.sampling import Batchwise, Sampling
+from synthkd.pipelines.scoring import Tally
+from synthkd.pipelines.teachers import is_taught, ready_teacher, untrained_teacher
+from synthkd.settings import LoadedModel
+from synthkd.training.loop import Action, Loop, Progress, Stage
+from synthkd.types import TrainableGenerator
+
+PARTS = "parts"
+"""Images on their way, inside the run until it is finished."""
+PARTIAL = f".{FOLDER}.partial"
+RECIPE_KEYS = ("seed", "teacher", "generator", "data", "rounds", "run", "per_class", "difficulty", "filters", "format")
+"""What the card tells of the configuration, where it is not the default; the rest does not change what is made."""
+
+
+def generate(config: GenerateConfig, *, dry_run: bool = False) -> Result | Plan:
+    """Write the configured dataset to `<run>/dataset`, with a card, and report on it.
+
+    Images are a function of the recipe: any `batch_size`, any number of processes, and any number of interruptions give
+    the same bytes. Several processes only sample: gradients averaged over processes would give other weights.
+
+    Args:
+        config: teacher, generator, counts, format, filters.
+        dry_run: build everything, write nothing, and return the plan with its estimate of the disk.
+
+    Raises:
+        SynthkdError: see the classes in `synthkd.errors`; a full disk is a CheckpointError, and the same command
+            resumes.
+    """
+    if dry_run:
+        order = read_order(config)
+        teacher = untrained_teacher(order.teacher, config)
+        counts, layout = plan_layout(config, order, teacher)
+        build_generator(order.generator, teacher, config.seed, make_accelerator(config), order.real)
+        return Plan(_plan(config, order, teacher, counts, layout))
+    with open_job("generate", config) as job:
+        if job.finished is not None:
+            shutil.rmtree(job.directory / PARTS, ignore_errors=True)
+            return Result(job.directory, job.finished, _summary(job, dict(job.finished), already=True))
+        order = read_order(config)
+        if job.accelerator.num_processes > 1 and (config.rounds or not isinstance(order.teacher, LoadedModel)):
+            raise ConfigError(
+                "rounds: several processes sample, but do not train: run the recipe in one process with a small "
+                "per_class, then this with run= that run"
+            )
+        if not is_taught(order.teacher, job.directory):  # to fail now rather than after the teacher
+            untrained = untrained_teacher(order.teacher, config)
+            require_space(job.directory, _bytes(plan_layout(config, order, untrained)[1], untrained))
+            build_generator(order.generator, untrained, config.seed, job.accelerator, order.real)
+        ready = ready_teacher(order.teacher, config, job)
+        counts, layout = plan_layout(config, order, ready.model)
+        require_space(job.directory, _bytes(layout, ready.model))
+        values = _make(config, job, order, ready.model, counts, layout)
+        values["cost"]["seconds"]["teacher"] = round(ready.seconds, 3)
+        values["seconds"] = round(sum(values["cost"]["seconds"].values()), 3)
+        if job.accelerator.is_main_process:
+            shown = {"name": config.name, "version": __version__, "seed": config.seed, **values}
+            write_dataset_report(job.directory, {**shown, "hardware": describe(job.device)})
+        finished = job.finish(values)
+        if job.accelerator.is_main_process:
+            shutil.rmtree(job.directory / PARTS, ignore_errors=True)
+        return Result(job.directory, finished, _summary(job, finished))
+
+
+def _make(
+    config: GenerateConfig, job: Job, order: Order, teacher: Classifier, counts: Sequence[int], layout: Layout
+) -> dict[str, Any]:
+    """Train the generator, sample it, write the dataset; the numbers for result.json."""
+    frozen = FrozenTeacher(teacher, job.accelerator)
+    generator = build_generator(order.generator, teacher, config.seed, job.accelerator, order.real)
+    progress = _fit(config, job, generator)
+    seen = real_images_used(order)
+    main = job.accelerator.is_main_process
+    if main and config.rounds:
+        names = layout.class_names
+        folder = job.directory / INSIDE_A_RUN
+        save_generator(generator, order.generator, folder, teacher.spec, names, config.seed, seen or 0)
+    began = time.perf_counter()
+    real = None if order.real is None or config.filters.copies is None else order.real.train.images
+    sieve = Sieve(counts, config.filters.confidence, config.filters.near_duplicates, config.filters.copies)
+    sampling = Sampling(
+        Batchwise(generator, frozen, config.difficulty, config.seed, real),
+        PartStore(job.directory / PARTS),
+        sieve,
+        layout.class_names,
+        config.batch_size,
+        job.accelerator,
+    )
+    sampling.run(f"generate {config.name}")
+    sampled = time.perf_counter()
+    tally = Tally(teacher, job.device)
+    content = Content()
+    for block in sampling.records():
+        tally.add(block)
+        content.add(block)
+    scores = {**tally.scores(), "tried": int(sieve.tried.sum()), "rejected": dict(sieve.reasons)}
+    about = {
+        "version": FORMAT,
+        "synthkd": __version__,
+        "name": config.name,
+        "synthetic": True,
+        "format": config.format,
+        "files": _files(layout),
+        "count": layout.count,
+        "content": content.hexdigest(),
+        "spec": asdict(teacher.spec),
+        "class_names": list(layout.class_names),
+        "counts": list(counts),
+        "mean": teacher.normalize.mean.flatten().tolist(),
+        "std": teacher.normalize.std.flatten().tolist(),
+        "seed": config.seed,
+        "difficulty": config.difficulty,
+        "teacher": _about_teacher(order, teacher),
+        "generator": trained_as(order).model_dump(mode="json"),
+        "rounds": config.rounds,
+        "real_images_used": seen,
+        "real_images_compared": None if real is None else len(real),
+        "filters": config.filters.model_dump(mode="json"),
+        "scores": scores,
+    }
+    if main:
+        _write(config, job, about, sampling, layout)
+        columns, images = tally.grid()
+        save_grid(images, len(columns), job.directory / "samples" / "classes.png", _named(columns, layout))
+    job.accelerator.wait_for_everyone()
+    return {
+        "dataset": about,
+        "real_images_used": seen,
+        "cost": {
+            "seconds": {
+                "generator": round(progress.seconds, 3),
+                "sample": round(sampled - began, 3),
+                "write": round(time.perf_counter() - sampled, 3),
+            },
+            "images_made_now": sampling.made,
+            "dataset_bytes": sum(path.stat().st_size for path in (job.directory / FOLDER).rglob("*") if path.is_file()),
+        },
+    }
+
+
+def _fit(config: GenerateConfig, job: Job, generator: TrainableGenerator) -> Progress:
+    """Train the generator in the one loop; without rounds nothing happens and nothing is logged."""
+    if not config.rounds:
+        return Progress(0, None, 0.0, 0.0)
+    fit = getattr(generator, "fit", None)
+
+    def train(step: int) -> Mapping[str, float]:
+        terms: Mapping[str, float]
+        terms = generator.round(step, config.difficulty).terms if fit is None else fit(step, config.difficulty)
+        return terms
+
+    loop = Loop(
+        job.accelerator,
+        {"generator": generator},
+        job.store,
+        job.monitor,
+        config.seed,
+        config.log_every,
+        config.checkpoint_every,
+        shown=("generator/loss",),
+    )
+    return loop.run([Stage("fit", config.rounds, [Action("train", train)])], f"generator of {config.name}")
+
+
+def _about_teacher(order: Order, teacher: Classifier) -> dict[str, Any]:
+    state = {name: value.detach().to("cpu", copy=True).contiguous() for name, value in teacher.state_dict().items()}
+    trained_on = None if isinstance(order.teacher, LoadedModel) else order.teacher.data.kind
+    return {
+        "sha256": hashlib.sha256(serialise(state, metadata={"format": "pt"})).hexdigest(),
+        "arch": str(teacher.recipe.get("arch") or teacher.recipe.get("model") or type(teacher).__name__),
+        "parameters": parameters(teacher),
+        "trained_on": trained_on,
+    }
+
+
+def _write(config: GenerateConfig, job: Job, about: dict[str, Any], sampling: Sampling, layout: Layout) -> None:
+    """The dataset, in a folder beside its place until it is whole."""
+    final, partial = job.directory / FOLDER, job.directory / PARTIAL
+    if final.exists():  # a kill came between the dataset and the result
+        return
+    if layout.format == "folder":
+        shutil.rmtree(partial, ignore_errors=True)
+    with Display(layout.count, f"generate {config.name}") as display:
+        write_records(sampling.records(), partial, layout, lambda count: display.update(count, "writing", {}))
+    write_atomically(partial / ABOUT, json.dumps(about, indent=2, allow_nan=False).encode() + b"\n")
+    written = config.model_dump(mode="json", exclude_defaults=True)
+    recipe = {key: written[key] for key in RECIPE_KEYS if key in written}
+    text = yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True)
+    write_atomically(partial / "README.md", card(about, text).encode())
+    os.sync()  # the parts, which are the checkpoint, go once this is in place
+    partial.rename(final)
+
+
+def _files(layout: Layout) -> list[str]:
+    if layout.format == "folder":
+        return [f"{SPLIT}/{METADATA}"]
+    return [layout.shard(number) for number in range(layout.shards)]
+
+
+def _named(columns: Sequence[int], layout: Layout) -> list[str]:
+    return [layout.class_names[label] for label in columns]
+
+
+def _beside(layout: Layout, teacher: Classifier) -> int:
+    """Bytes that the run keeps beside the dataset until it is finished."""
+    spec = teacher.spec
+    part = spec.channels * spec.height * spec.width + 4 * spec.classes + 12
+    return layout.count * part + training_bytes(parameters(teacher))
+
+
+def _bytes(layout: Layout, teacher: Classifier) -> int:
+    return estimate(layout, teacher.spec) + _beside(layout, teacher)
+
+
+def _plan(
+    config: GenerateConfig, order: Order, teacher: Classifier, counts: Sequence[int], layout: Layout
+) -> tuple[str, ...]:
+    dataset, beside = estimate(layout, teacher.spec), _beside(layout, teacher)
+    out = Path(config.out or "runs").absolute()
+    trained = "" if isinstance(order.teacher, LoadedModel) else ", trained first"
+    source = f"of {config.run}" if config.run is not None else str(order.generator.kind)
+    rounds = f", trained for {config.rounds:,} rounds" if config.rounds else ""
+    real = "none" if order.real is None else f"{len(order.real.train):,} of {order.real.train.name}"
+    low, high = min(counts), max(counts)
+    each = f"{low:,}" if low == high else f"{low:,} to {high:,}"
+    shards = "" if config.format == "folder" else f", {layout.shards:,} shards"
+    return (
+        f"generate {config.name}: {teacher.spec}",
+        f"  teacher: {parameters(teacher):,} parameters{trained}",
+        f"  generator: {source}{rounds}",
+        f"  real images: {real}",
+        f"  images: {layout.count:,}, {each} of each class, as {config.format}{shards}",
+        f"  disk: at most about {size(dataset)} of dataset and {size(beside)} beside it until it is done; "
+        f"{size(free_bytes(out))} are free",
+    )
+
+
+def _summary(job: Job, values: dict[str, Any], already: bool = False) -> tuple[str, ...]:
+    about = values["dataset"]
+    scores = about["scores"]
+    lines = [f"{job.directory} was complete already; nothing was run"] if already else []
+    lines.append(
+        f"dataset: {about['count']:,} images of {len(about['class_names'])} classes as {about['format']}, "
+        f"{size(values['cost']['dataset_bytes'])}"
+    )
+    lines.append(f"         the teacher sees the asked label in {scores['agreement']:.2%} of them")
+    if scores["rejected"]:
+        reasons = ", ".join(f"{reason} {count:,}" for reason, count in scores["rejected"].items())
+        lines.append(f"         left out by filters, of {scores['tried']:,} tried: {reasons}")
+    seen = about["real_images_used"]
+    lines.append(f"real images the generator was trained on: {'unknown' if seen is None else seen}")
+    return (*lines, f"report:  {job.directory / REPORT}", f"dataset: {job.directory / FOLDER}")

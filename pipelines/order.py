@@ -1,0 +1,149 @@
+"""What a job of `synthkd generate` is asked for, made whole and checked before anything expensive."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+from pydantic import ValidationError
+
+from synthkd.data.real import Splits, load_splits
+from synthkd.data.writers import Layout, check_format
+from synthkd.errors import ConfigError
+from synthkd.generators.files import INSIDE_A_RUN, read_saved
+from synthkd.generators.settings import (
+    FROM_REAL,
+    GeneratorSettings,
+    InversionSettings,
+    PixelSettings,
+    SavedSettings,
+)
+from synthkd.models import Classifier
+from synthkd.models.files import is_model_directory
+from synthkd.pipelines.config import GenerateConfig
+from synthkd.pipelines.run import CONFIG
+from synthkd.pipelines.teachers import FOLDER as TAUGHT
+from synthkd.settings import LoadedModel, TeacherSettings
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is asked for, checked before anything expensive.
+
+    Attributes:
+        teacher: settings of what labels the images.
+        generator: settings of what makes them.
+        real: real images, or None.
+    """
+
+    teacher: TeacherSettings
+    generator: GeneratorSettings
+    real: Splits | None
+
+
+def read_order(config: GenerateConfig) -> Order:
+    """Settings made whole, and the real data read."""
+    generator = config.generator if config.run is None else SavedSettings(kind="saved", path=config.run)
+    if generator.kind == "dataset":
+        raise ConfigError("generator.kind: dataset makes no images of its own; copy the dataset instead")
+    learns = isinstance(generator, (InversionSettings, *FROM_REAL))
+    if learns and not config.rounds:
+        raise ConfigError(
+            f"rounds: 0 would leave the {generator.kind} generator untrained; set the rounds that it is trained, or a "
+            "run that has one"
+        )
+    real = None if config.data is None else load_splits(config.data)
+    if real is not None and not isinstance(generator, FROM_REAL) and config.filters.copies is None:
+        raise ConfigError(
+            f"data: neither the {generator.kind} generator nor a filter uses real images; leave data out, or set "
+            "filters.copies"
+        )
+    return Order(_teacher_settings(config), generator, real)
+
+
+def _teacher_settings(config: GenerateConfig) -> TeacherSettings:
+    """The teacher that the configuration names, else that of the run it names."""
+    if config.teacher is not None:
+        return config.teacher
+    assert config.run is not None
+    directory = Path(config.run).expanduser()
+    directory = directory.parent if directory.name == INSIDE_A_RUN else directory
+    if is_model_directory(directory / TAUGHT):
+        return LoadedModel(kind="load", model=str(directory / TAUGHT), options={"trust": True})
+    try:
+        saved = yaml.safe_load((directory / CONFIG).read_text(encoding="utf-8"))
+        if saved.get("teacher") is None and saved.get("run") is not None:
+            return _teacher_settings(config.model_copy(update={"run": saved["run"]}))
+        return LoadedModel(**saved["teacher"])
+    except (OSError, yaml.YAMLError, AttributeError, KeyError, TypeError, ValidationError) as error:
+        raise ConfigError(f"run: {config.run} does not say which teacher labels the images; set teacher") from error
+
+
+def class_names(teacher: Classifier) -> tuple[str, ...]:
+    """The names of the teacher's classes, or their numbers where it has no names."""
+    return teacher.class_names or tuple(map(str, range(teacher.spec.classes)))
+
+
+def plan_layout(config: GenerateConfig, order: Order, teacher: Classifier) -> tuple[list[int], Layout]:
+    """How many images of each class, and how they are written.
+
+    Raises:
+        ConfigError: classes that there are not, a format that cannot hold them, real images of another shape.
+        MissingExtraError: the format's package is not installed.
+    """
+    names = class_names(teacher)
+    counts = class_counts(config.per_class, names)
+    layout = Layout(config.format, names, config.difficulty, config.shard_size, sum(counts))
+    check_format(layout, teacher.spec, counts)
+    if order.real is not None and order.real.train.spec != teacher.spec:
+        real = order.real.train
+        raise ConfigError(f"data: {real.name} has {real.spec}, the teacher takes {teacher.spec}; they must be the same")
+    return counts, layout
+
+
+def class_counts(per_class: int | Mapping[str, int], names: Sequence[str]) -> list[int]:
+    """Images of each class; classes that a mapping leaves out get none.
+
+    Raises:
+        ConfigError: a class that there is not, or that is named twice.
+    """
+    if isinstance(per_class, int):
+        return [per_class] * len(names)
+    counts: dict[int, int] = {}
+    for key, count in per_class.items():
+        number = names.index(key) if key in names else int(key) if key.isdecimal() else -1
+        if not 0 <= number < len(names):
+            close = difflib.get_close_matches(key, names, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"there are {_some(names)}, or 0 to {len(names) - 1}"
+            raise ConfigError(f"per_class: no class {key!r}; {hint}")
+        if number in counts:
+            raise ConfigError(
+                f"per_class: class {names[number]!r} is there twice, by name and by number; leave one out"
+            )
+        counts[number] = count
+    return [counts.get(number, 0) for number in range(len(names))]
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
+
+
+def real_images_used(order: Order) -> int | None:
+    """Real images that the generator was trained on; None where nobody can say."""
+    settings = order.generator
+    if isinstance(settings, FROM_REAL) and order.real is not None:
+        return len(order.real.train)
+    if isinstance(settings, SavedSettings):
+        saved, _ = read_saved(settings.path)
+        return saved.real_images if isinstance(saved.settings, (InversionSettings, PixelSettings, *FROM_REAL)) else None
+    return 0 if isinstance(settings, InversionSettings | PixelSettings) else None
+
+
+def trained_as(order: Order) -> GeneratorSettings:
+    """The settings with which the generator was trained, those of a saved one included."""
+    if isinstance(order.generator, SavedSettings):
+        return read_saved(order.generator.path)[0].settings
+    return order.generator

@@ -1,0 +1,186 @@
+"""What a distillation comes to: its plan beforehand, and afterwards the numbers and the lines that say them."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from synthkd.data.real import RealData
+from synthkd.distillation import alarms, phases
+from synthkd.hardware import latency_ms
+from synthkd.metrics.utility import Proportion, accuracy, predict, proportion
+from synthkd.models import Classifier, parameters
+from synthkd.models.layout import head
+from synthkd.pipelines.assembly import Parts
+from synthkd.pipelines.config import DistillConfig
+from synthkd.pipelines.job import Job, describe_model, disk_line, scored, training_bytes
+from synthkd.rng import Rows
+from synthkd.settings import TrainedTeacher
+from synthkd.taps import INPUT, evaluating, observe
+from synthkd.training.loop import Progress
+from synthkd.types import balanced_labels
+
+ALARM_IMAGES = 1024
+FRESH_IMAGES = 500
+
+
+def measured(
+    config: DistillConfig,
+    job: Job,
+    parts: Parts,
+    student: Classifier,
+    test: RealData | None,
+    teacher_seconds: float,
+    progress: Progress,
+) -> dict[str, Any]:
+    """The content of result.json: accuracy, agreement, size and speed, cost, alarms.
+
+    Args:
+        config: of the run.
+        job: the open run.
+        parts: what was run.
+        student: as it was saved.
+        test: real test data, or None.
+        teacher_seconds: how long the teacher's training took.
+        progress: of the loop.
+    """
+    started = time.perf_counter()
+    teacher, spec, device = parts.teacher, parts.subject.spec, job.device
+    teacher_score: Proportion | None = None
+    student_score: Proportion | None = None
+    agreement, agreement_on = _agreement(config, parts, student)
+    if test is not None:
+        learned = predict(student, test.images, device)
+        student_score = accuracy(learned, test.labels)
+        if teacher is not None:
+            taught = predict(teacher.logits, test.images, device)
+            teacher_score = accuracy(taught, test.labels)
+            agreement, agreement_on = accuracy(learned, taught), "test"
+    raised = _alarms(job, parts)
+    seconds = {
+        "teacher": teacher_seconds,
+        "distill": progress.seconds,
+        "evaluate": progress.watching + time.perf_counter() - started,
+    }
+    values: dict[str, Any] = {
+        "seconds": round(sum(seconds.values()), 3),
+        "real_images_used": parts.real_images_used,
+        "teacher": None
+        if teacher is None
+        else {**scored(teacher_score), **describe_model(teacher.model, latency_ms(teacher.model, spec, device))},
+        "student": {
+            **scored(student_score),
+            "agreement": agreement.value,
+            "agreement_interval": [agreement.low, agreement.high],
+            "agreement_n": agreement.n,
+            "agreement_on": agreement_on,
+            **describe_model(student, latency_ms(student, spec, device)),
+            "inherited_parameters": parts.inherited,
+        },
+        "data": {"class_names": list(parts.subject.class_names), "spec": str(spec)},
+        "cost": {
+            "seconds": {stage: round(value, 3) for stage, value in seconds.items()},
+            "steps": parts.learner.total,
+            "images_generated": parts.bank.added,
+        },
+        "alarms": [asdict(alarm) for alarm in raised],
+    }
+    if teacher is None:
+        return values
+    ratio = {"parameters": values["student"]["parameters"] / values["teacher"]["parameters"]}
+    if teacher_score is not None and student_score is not None and teacher_score.value > 0:
+        ratio["accuracy"] = student_score.value / teacher_score.value
+    return values | {"ratio": ratio}
+
+
+def _agreement(config: DistillConfig, parts: Parts, student: Classifier) -> tuple[Proportion, str]:
+    """Agreement of the finished student with its teacher on images that no student trained on, and what they are."""
+    if parts.teacher is None:
+        held_out = parts.generator.held_out
+        learned = predict(student, held_out.images, next(student.parameters()).device)
+        return accuracy(learned, held_out.teacher_logits.argmax(1)), "held-out images of the dataset"
+    hits, chunk = 0, 100
+    for first in range(0, FRESH_IMAGES, chunk):
+        labels = balanced_labels(chunk, first, parts.subject.spec.classes)
+        images = parts.generator.sample(labels, config.difficulty.start, Rows(config.seed, "fresh", first))
+        with torch.no_grad():
+            hits += int((student(images).argmax(1) == parts.teacher.logits(images).argmax(1)).sum())
+    return proportion(hits, FRESH_IMAGES), "fresh synthetic samples"
+
+
+def _alarms(job: Job, parts: Parts) -> list[alarms.Alarm]:
+    """The tests that need no data, on the newest images and on the whole run's log."""
+    newest = parts.bank.newest(ALARM_IMAGES)
+    raised: list[alarms.Alarm | None] = []
+    if parts.teacher is None:
+        assert newest.teacher_logits is not None
+        raised = [alarms.class_imbalance(newest.teacher_logits)]
+    elif len(newest):
+        model = parts.teacher.model
+        penultimate = head(model) + INPUT
+        with evaluating(model), torch.no_grad():
+            seen = observe(model, newest.images.to(job.device), features=[penultimate], statistics=True)
+        raised = [
+            alarms.class_imbalance(seen.logits.cpu()),
+            alarms.collapse(seen.features[penultimate].flatten(1).cpu(), newest.labels),
+            alarms.statistics_gap(seen.statistics),
+        ]
+    if job.accelerator.is_main_process:
+        raised.append(alarms.stale_student(job.monitor.series("fresh/agreement")[1]))
+    return [alarm for alarm in raised if alarm is not None]
+
+
+def plan(config: DistillConfig, parts: Parts) -> tuple[str, ...]:
+    """What the run would do, for --dry-run."""
+    spec, student = parts.subject.spec, parameters(parts.learner.module)
+    rounds = phases.generator_rounds(config.phases)
+    batch = getattr(config.generator, "batch_size", None)
+    made = "" if batch is None else f", {rounds * batch:,} images"
+    inherited = f"{parts.inherited:,} of them start from its weights" if parts.inherited else "freshly initialised"
+    on_disk = parts.bank.nbytes if config.bank.storage == "disk" else 0
+    if parts.contract is None:
+        taught, share = "none; soft labels stored with the dataset", ""
+    else:
+        trained = ", trained first" if isinstance(config.teacher, TrainedTeacher) else ""
+        taught = (
+            f"{parts.contract.parameters:,} parameters, {parts.contract.batch_norm_layers} BatchNorm layers{trained}"
+        )
+        share = f" ({student / parts.contract.parameters:.1%} of the teacher's)"
+    used = [f"learned from by the {config.generator.kind} generator"] if parts.shown else []
+    used += ["mixed in"] if config.mix.real != 0.0 else []
+    real = "none" if config.data is None else f"{config.data.kind}, {' and '.join(used)}"
+    return (
+        f"distill {config.name}: {spec}",
+        f"  teacher: {taught}",
+        f"  student: {student:,} parameters{share}, {inherited}",
+        f"  real images: {real}",
+        f"  phases: {', '.join(phases.describe(phase) for phase in config.phases)}",
+        f"  student steps: {parts.learner.total:,} of {config.distill.batch_size} images",
+        f"  generator rounds: {rounds:,}{made}",
+        disk_line(config, parts.bank.nbytes + training_bytes(student), on_disk),
+    )
+
+
+def summary(job: Job, values: dict[str, Any], already: bool = False) -> tuple[str, ...]:
+    """What is printed at the end."""
+    teacher, student = values["teacher"], values["student"]
+    lines = [f"{job.directory} was complete already; nothing was run"] if already else []
+    if teacher is None:
+        right = student.get("accuracy")
+        tested = "no real test data" if right is None else f"{right:.2%} of {student['n']:,} test images right"
+        lines.append(f"student: {student['parameters']:,} parameters; {tested}")
+    elif student.get("accuracy") is not None:
+        lines.append(
+            f"student: {student['accuracy']:.2%} of {student['n']:,} test images right, its teacher "
+            f"{teacher['accuracy']:.2%}: {values['ratio']['accuracy']:.1%} of the accuracy at "
+            f"{values['ratio']['parameters']:.1%} of the parameters"
+        )
+    else:
+        lines.append(f"student: {values['ratio']['parameters']:.1%} of the teacher's parameters; no real test data")
+    lines.append(f"         agrees with its teacher on {student['agreement']:.2%} of {student['agreement_on']}")
+    lines.append(f"real images used in distillation: {values['real_images_used']}")
+    lines += [f"alarm:   {alarm['name']}: {alarm['message']}" for alarm in values.get("alarms", [])]
+    return (*lines, f"report:  {job.directory / 'report.html'}", f"student: {job.directory / 'student'}")

@@ -1,0 +1,74 @@
+"""The teacher of a job: loaded, or trained first in a run of its own inside the job's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from synthkd.data.real import load_splits
+from synthkd.models import Classifier, load_model
+from synthkd.pipelines.config import TeachConfig, TrainingConfig
+from synthkd.pipelines.job import Job
+from synthkd.pipelines.run import RESULT, Result
+from synthkd.pipelines.teach import build, load_taught, teach
+from synthkd.settings import LoadedModel, TrainedTeacher
+
+FOLDER = "teach"
+"""The run of the teacher, inside the run that needs it."""
+
+_SHARED = ("seed", "device", "precision", "threads", "log_every", "checkpoint_every", "adapt_batch_size")
+
+
+@dataclass(frozen=True)
+class ReadyTeacher:
+    """A teacher that can be asked.
+
+    Attributes:
+        model: the teacher, in eval mode.
+        seconds: how long its training took; 0 for a loaded one.
+    """
+
+    model: Classifier
+    seconds: float
+
+
+def is_taught(settings: TrainedTeacher | LoadedModel, directory: Path) -> bool:
+    """Whether nothing is left to train: the teacher is loaded, or its run inside `directory` is finished."""
+    return isinstance(settings, LoadedModel) or (directory / FOLDER / RESULT).exists()
+
+
+def ready_teacher(settings: TrainedTeacher | LoadedModel, config: TrainingConfig, job: Job) -> ReadyTeacher:
+    """The teacher of a job, trained in `<run>/teach` where the settings say so.
+
+    Args:
+        settings: which teacher.
+        config: the job's configuration; seed, device and the like are passed on.
+        job: the open run.
+
+    Raises:
+        SynthkdError: what `teach` and `load_model` raise.
+    """
+    if isinstance(settings, LoadedModel):
+        return ReadyTeacher(load_model(settings), 0.0)
+    result = teach(_teach_config(settings, config, str(job.directory / FOLDER)))
+    assert isinstance(result, Result)
+    return ReadyTeacher(load_taught(result), float(result.values["seconds"]))
+
+
+def untrained_teacher(settings: TrainedTeacher | LoadedModel, config: TrainingConfig) -> Classifier:
+    """The teacher for a dry run: loaded, or built and left untrained."""
+    if isinstance(settings, LoadedModel):
+        return load_model(settings)
+    teaching = _teach_config(settings, config, None)
+    return build(teaching, load_splits(teaching.data)).eval()
+
+
+def _teach_config(settings: TrainedTeacher, config: TrainingConfig, out: str | None) -> TeachConfig:
+    return TeachConfig(
+        name=f"{config.name}-teacher",
+        out=out,
+        data=settings.data,
+        model=settings.model,
+        training=settings.training,
+        **{key: getattr(config, key) for key in _SHARED},
+    )

@@ -1,0 +1,78 @@
+"""A generator that leaves its run and samples the same images elsewhere."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+from synthkd.data.real import load_splits
+from synthkd.errors import ConfigError, ModelError
+from synthkd.generators.build import build_generator
+from synthkd.generators.files import CONFIG, read_saved, save_generator
+from synthkd.generators.settings import (
+    CGANSettings,
+    DiffusionSettings,
+    GeneratorSettings,
+    InversionSettings,
+    PixelSettings,
+    SavedSettings,
+)
+from synthkd.models import Classifier, build
+from synthkd.rng import Rows
+from synthkd.settings import DigitsData, ZooModel
+from synthkd.types import ImageSpec
+
+SETTINGS: list[GeneratorSettings] = [
+    InversionSettings(batch_size=10, width=4, latent=8),
+    PixelSettings(kind="pixels", batch_size=10),
+    CGANSettings(kind="cgan", batch_size=10, steps=2, width=8, critic_width=8),
+    DiffusionSettings(kind="diffusion", channels=(8, 8), batch_size=10, real_batch=10, steps=2, sample_steps=2),
+]
+
+
+@pytest.fixture(scope="module")
+def teacher(taught: Callable[[ZooModel, float], Classifier]) -> Classifier:
+    return taught(ZooModel(arch="convnet", width=8), 3e-3)
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=lambda s: s.kind)
+def test_a_saved_generator_samples_what_it_sampled(
+    settings: GeneratorSettings, teacher: Classifier, tmp_path: Path
+) -> None:
+    accelerator = Accelerator(cpu=True)
+    generator = build_generator(settings, teacher, 3, accelerator, load_splits(DigitsData(kind="digits")))
+    generator.round(0, 0.3)
+    assert save_generator(generator, settings, tmp_path / "generator", teacher.spec, teacher.class_names, 3, 7)
+    saved, directory = read_saved(tmp_path)
+    assert (saved.settings, saved.real_images, directory) == (settings, 7, tmp_path / "generator")
+
+    again = build_generator(SavedSettings(kind="saved", path=str(tmp_path)), teacher, 99, accelerator)
+    labels, rows = torch.arange(5), Rows(1, "x")
+    images = again.sample(labels, 0.3, rows)
+    torch.testing.assert_close(images, generator.sample(labels, 0.3, rows), rtol=0, atol=1e-6)
+    made = again.round(1, 0.3)
+    assert made.images.shape == (10, *teacher.spec.shape)
+
+
+def test_those_that_learn_from_real_images_need_some(teacher: Classifier) -> None:
+    with pytest.raises(ConfigError, match="learns from real images: set data"):
+        build_generator(SETTINGS[2], teacher, 0, Accelerator(cpu=True))
+
+
+def test_what_is_no_generator_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"no generator\.json"):
+        read_saved(tmp_path)
+    (tmp_path / CONFIG).write_text("{")
+    with pytest.raises(ModelError, match="damaged"):
+        read_saved(tmp_path)
+
+
+def test_another_image_size_is_refused(teacher: Classifier, tmp_path: Path) -> None:
+    accelerator = Accelerator(cpu=True)
+    generator = build_generator(SETTINGS[0], teacher, 0, accelerator)
+    save_generator(generator, SETTINGS[0], tmp_path, teacher.spec, (), 0, 0)
+    other = build(ZooModel(arch="convnet", width=8), ImageSpec(1, 12, 12, 10))
+    with pytest.raises(ConfigError, match="makes 1x8x8 images"):
+        build_generator(SavedSettings(kind="saved", path=str(tmp_path)), other, 0, accelerator)
