@@ -1,0 +1,447 @@
+"""Generators on Fashion-MNIST: what minutes of training on two cores are worth, and what their switches do.
+
+    python benchmarks/generators.py [--cells headline] [--seeds 3] [--root FOLDER]
+    python benchmarks/generators.py --calibrate    # the seconds of a training step here, nothing else
+    python benchmarks/generators.py --smoke        # ten steps a cell on one thread, written elsewhere
+
+Run it alone on the machine. Each cell is a `synthkd generate`: the generator is trained at difficulty 0.3 and a dataset
+of 1,000 images a class is written at 0.3, where runs start; that is the headline. The generator that it saved is then
+sampled at difficulties 0 and 1 too, from the same random rows. An interrupted cell goes on where it stopped, finished
+ones are kept in benchmarks/runs; the tables go to benchmarks/results/generators.json, a picture of each headline cell
+to docs/images.
+
+Agreement is the share of images in which the teacher (the convnet of benchmarks/fashion_mnist.py) sees the asked label.
+Distances and neighbours are those of its penultimate features against the 10,000 test images; the row `real` is as many
+training images, whose distance is the floor. A class or cluster is missed as `synthkd.metrics.mode_collapse` has it;
+the clusters are k-means centres of further training images in the same features. `seconds` is training alone. Headline
+cells measure nothing while they train; the cGAN ablations measure mode collapse every 100 steps against 1,200 training
+images kept out, a few per cent of their seconds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))
+
+import fashion_mnist  # noqa: E402
+
+from synthkd.configuration import load_config  # noqa: E402
+from synthkd.data.real import load_splits  # noqa: E402
+from synthkd.data.stored import read_stored  # noqa: E402
+from synthkd.extractors import TeacherExtractor  # noqa: E402
+from synthkd.files import write_atomically  # noqa: E402
+from synthkd.generators.build import build_generator  # noqa: E402
+from synthkd.generators.inversion import SAMPLE_STEPS  # noqa: E402
+from synthkd.generators.settings import SavedSettings  # noqa: E402
+from synthkd.grids import ROWS, save_grid  # noqa: E402
+from synthkd.hardware import describe  # noqa: E402
+from synthkd.metrics import (  # noqa: E402
+    accuracy,
+    cluster_modes,
+    frechet_distance_from_features,
+    frechet_standard_error,
+    mode_collapse,
+    precision_recall_density_coverage,
+)
+from synthkd.metrics.features import FeatureExtractor, Features, build_extractor, extract  # noqa: E402
+from synthkd.models import Classifier, load_model  # noqa: E402
+from synthkd.monitor import read_rows, series  # noqa: E402
+from synthkd.pipelines import generate  # noqa: E402
+from synthkd.pipelines.config import GenerateConfig  # noqa: E402
+from synthkd.pipelines.job import make_accelerator  # noqa: E402
+from synthkd.pipelines.run import Result  # noqa: E402
+from synthkd.rng import Rows  # noqa: E402
+from synthkd.settings import LoadedModel, NamedData  # noqa: E402
+from synthkd.types import SampleGenerator, to_uint8  # noqa: E402
+
+PAIR = "convnet"
+HEADLINE = 0.3
+DIFFICULTIES = (HEADLINE, 0.0, 1.0)
+CLUSTERS, NEIGHBOUR, BATCH = 100, 5, 100
+DIFFUSION_STEPS, CGAN_STEPS = 25, 10
+"""Training steps of a round, the generators' defaults."""
+KEPT_OUT = 0.02
+MEASURE_EVERY = 10
+"""Rounds between two measurements of mode collapse in the cGAN ablations, and between log rows everywhere."""
+TARGET = 660
+"""Seconds that the training of a headline cell should take; 720 are allowed."""
+LONG = {"diffusion": 4250, "cgan": 6900}
+SHORT = {"diffusion": 1550, "cgan": 2500}
+"""Training steps of a headline cell, for 11 minutes, and of an ablation, for 4. Sized for two threads that are 1.5
+times as fast as one, with which a step of 64 images took 0.23 s (diffusion) and 0.14 s (cgan); `--calibrate` says what
+it takes on a machine."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A generator and how long it is trained.
+
+    Attributes:
+        generator: its settings.
+        rounds: of training.
+        steps: training steps in all of them.
+        real: whether it learns from real images.
+        holdout: share of those that is kept out, to measure mode collapse on while training.
+    """
+
+    generator: Mapping[str, Any]
+    rounds: int
+    steps: int
+    real: bool = True
+    holdout: float = 0.0
+
+
+def diffusion(steps: int, **changes: Any) -> Cell:
+    return Cell({"kind": "diffusion", "horizon": steps, **changes}, steps // DIFFUSION_STEPS, steps)
+
+
+def cgan(steps: int, holdout: float = 0.0, **changes: Any) -> Cell:
+    settings = {"kind": "cgan", "measure_every": MEASURE_EVERY, **changes}
+    return Cell(settings, steps // CGAN_STEPS, steps, holdout=holdout)
+
+
+def cgan_ablation(curriculum: bool, spectral_norm: bool) -> Cell:
+    changes = {"r1": 0.1, "curriculum": curriculum, "spectral_norm": spectral_norm}
+    return cgan(SHORT["cgan"], KEPT_OUT, **changes)
+
+
+GROUPS: dict[str, dict[str, Cell]] = {
+    "headline": {
+        "diffusion": diffusion(LONG["diffusion"]),
+        "cgan": cgan(LONG["cgan"], spectral_norm=True, r1=0.1),
+        "cgan, no spectral norm": cgan(LONG["cgan"], spectral_norm=False, r1=0.3),
+        "inversion": Cell({"kind": "inversion", "adversarial": 10.0}, 300, 1500, real=False),
+    },
+    "ablations": {
+        "cgan: curriculum, spectral norm": cgan_ablation(True, True),
+        "cgan: curriculum": cgan_ablation(True, False),
+        "cgan: spectral norm": cgan_ablation(False, True),
+        "cgan: neither": cgan_ablation(False, False),
+        "diffusion: no curriculum": diffusion(SHORT["diffusion"]),
+        "diffusion: curriculum 0.5": diffusion(SHORT["diffusion"], curriculum=0.5),
+    },
+}
+CELLS = {name: cell for group in GROUPS.values() for name, cell in group.items()}
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How big everything is, and where it is written.
+
+    Attributes:
+        per_class: images of each class in every set of samples.
+        timed: batches whose sampling is timed.
+        threads: of torch.
+        runs: finished cells.
+        results: the JSON.
+        images: pictures of the headline cells.
+    """
+
+    per_class: int
+    timed: int
+    threads: int
+    runs: Path
+    results: Path
+    images: Path
+
+
+RUNS, SMOKE_RUNS = HERE / "runs" / "generators", HERE / "runs" / "generators_smoke"
+FULL = Scale(1000, 10, 2, RUNS, HERE / "results" / "generators.json", HERE.parent / "docs" / "images")
+SMOKE = Scale(20, 1, 1, SMOKE_RUNS, SMOKE_RUNS / "generators.json", SMOKE_RUNS)
+
+
+def tiny(cell: Cell) -> Cell:
+    """The same kind of cell, trained for ten rounds of a step."""
+    changes = {"steps": 1} | ({"horizon": MEASURE_EVERY} if "horizon" in cell.generator else {})
+    return replace(cell, generator={**cell.generator, **changes}, rounds=MEASURE_EVERY, steps=MEASURE_EVERY)
+
+
+@dataclass(frozen=True)
+class Judge:
+    """What samples are held against.
+
+    Attributes:
+        extractor: the teacher's features and answers.
+        test: of the 10,000 test images.
+        labels: theirs, int64 `[10000]`.
+        others: features `[N, D]` of training images, in which the clusters are found.
+    """
+
+    extractor: FeatureExtractor
+    test: Features
+    labels: Tensor
+    others: Tensor
+
+    def scores(self, images: Tensor, labels: Tensor) -> dict[str, Any]:
+        """Every score of images uint8 `[N, C, H, W]` that were made for labels int64 `[N]`."""
+        made = extract([images], self.extractor)
+        assert made.logits is not None
+        seen = made.logits.argmax(1)
+        ours, theirs = made.values, self.test.values
+        agreement = accuracy(seen, labels)
+        near = precision_recall_density_coverage(theirs, ours, NEIGHBOUR)
+        classes = mode_collapse(self.labels, seen)
+        modes = cluster_modes(self.others, theirs, ours, CLUSTERS)
+        clusters = mode_collapse(modes.holdout, modes.generated)
+        intervals = {name: [share.low, share.high] for name, share in near.intervals.items()}
+        return {
+            "n": len(images),
+            "agreement": agreement.value,
+            "agreement_interval": [agreement.low, agreement.high],
+            "fd": frechet_distance_from_features(ours, theirs),
+            "fd_error": frechet_standard_error(ours, theirs),
+            "precision": near.precision,
+            "recall": near.recall,
+            "density": near.density,
+            "coverage": near.coverage,
+            "density_error": near.density_error,
+            "intervals": intervals,
+            "classes_judged": len(classes.judged),
+            "classes_missed": list(classes.missed),
+            "clusters_judged": len(clusters.judged),
+            "clusters_missed": len(clusters.missed),
+        }
+
+
+def prepare(root: str, teacher: Classifier, scale: Scale) -> tuple[Judge, dict[str, Any]]:
+    """The judge, and the scores of real training images."""
+    count = 2 * scale.per_class
+    real = load_splits(NamedData(kind="fashion_mnist", root=root, holdout=0.0, per_class=count))
+    extractor = build_extractor(TeacherExtractor(kind="teacher"), torch.device("cpu"), teacher)
+    rows = real.train.labels.argsort(stable=True)  # an even number of each class: every other row is half of each
+    others = extract([real.train.images[rows[1::2]]], extractor).values
+    judge = Judge(extractor, extract([real.test.images], extractor), real.test.labels, others)
+    return judge, judge.scores(real.train.images[rows[::2]], real.train.labels[rows[::2]])
+
+
+def configured(name: str, cell: Cell, seed: int, teacher: Path, root: str, scale: Scale) -> GenerateConfig:
+    """The cell as a configuration of `synthkd generate`."""
+    source = {
+        "name": slug(name),
+        "seed": seed,
+        "device": "cpu",
+        "threads": scale.threads,
+        "teacher": {"kind": "load", "model": str(teacher)},
+        "generator": dict(cell.generator),
+        "data": {"kind": "fashion_mnist", "root": root, "holdout": cell.holdout} if cell.real else None,
+        "rounds": cell.rounds,
+        "per_class": scale.per_class,
+        "difficulty": HEADLINE,
+        "format": "webdataset",
+        "log_every": MEASURE_EVERY,
+        "checkpoint_every": max(1, cell.rounds // 10),
+    }
+    return load_config(GenerateConfig, source, [f"out={place(name, seed, scale)}"])
+
+
+def slug(name: str) -> str:
+    return "-".join(name.replace(":", "").replace(",", "").split())
+
+
+def place(name: str, seed: int, scale: Scale) -> Path:
+    """The run directory of a cell."""
+    return scale.runs / f"{slug(name)}-seed{seed}"
+
+
+def scored(name: str, seed: int, scale: Scale) -> Path:
+    """The scores of a finished cell."""
+    return place(name, seed, scale) / "scores.json"
+
+
+def run(config: GenerateConfig, name: str, cell: Cell, judge: Judge, teacher: Classifier, scale: Scale) -> None:
+    """Train, sample and score one cell, and write its scores."""
+    result = generate(config)
+    assert isinstance(result, Result)
+    dataset = read_stored(result.directory)
+    saved = SavedSettings(kind="saved", path=str(result.directory))
+    generator = build_generator(saved, teacher, config.seed, make_accelerator(config))
+    found: dict[str, Any] = {}
+    for difficulty in DIFFICULTIES:
+        headline = difficulty == HEADLINE
+        labels = dataset.labels[: BATCH * (scale.timed + 1)] if headline else dataset.labels
+        images, seconds = sampled(generator, labels, difficulty, config.seed)
+        found[str(difficulty)] = {
+            **judge.scores(dataset.images if headline else images, dataset.labels),
+            "sampling_ms": 1000 * statistics.median(seconds[1:]) / BATCH,  # the first batch allocates
+        }
+    steps, rates = series(read_rows(result.directory / "metrics.jsonl"), "generator/mode_collapse")
+    kind = config.generator.kind
+    row = {
+        "cell": name,
+        "seed": config.seed,
+        "generator": dict(cell.generator),
+        "steps": cell.steps,
+        "seconds": result.values["cost"]["seconds"]["generator"],
+        "real_images": result.values["real_images_used"],
+        "sampler_steps": {"cgan": 1, "inversion": SAMPLE_STEPS}.get(kind) or config.generator.sample_steps,
+        "difficulty": found,
+        "collapse": {"steps": [step * cell.steps // cell.rounds for step in steps], "rates": rates},
+        "hardware": describe(torch.device("cpu")),
+    }
+    if name in GROUPS["headline"] and config.seed == 0:
+        picture = scale.images / f"generators_{slug(name)}.png"
+        picture.parent.mkdir(parents=True, exist_ok=True)
+        classes = len(dataset.class_names)  # the dataset's classes take turns
+        save_grid(dataset.images[: ROWS * classes], classes, picture, dataset.class_names)
+    write_atomically(scored(name, config.seed, scale), json.dumps(row, indent=1).encode() + b"\n")
+
+
+def sampled(generator: SampleGenerator, labels: Tensor, difficulty: float, seed: int) -> tuple[Tensor, list[float]]:
+    """Images uint8 `[N, C, H, W]` of the labels from the rows of `synthkd generate`, and the seconds of each batch."""
+    images: list[Tensor] = []
+    seconds: list[float] = []
+    for number, some in enumerate(labels.split(BATCH)):
+        began = time.perf_counter()
+        made = generator.sample(some, difficulty, Rows(seed, "generate", number * BATCH))
+        seconds.append(time.perf_counter() - began)
+        images.append(to_uint8(made))
+    return torch.cat(images), seconds
+
+
+def calibrate(teacher: Path, root: str, scale: Scale) -> None:
+    """Print what a training step takes here, and how many fit into the budget of a headline cell."""
+    model = load_model(LoadedModel(kind="load", model=str(teacher)))
+    for name, cell in GROUPS["headline"].items():
+        config = configured(name, cell, 0, teacher, root, scale)
+        real = None if config.data is None else load_splits(config.data)
+        generator = build_generator(config.generator, model, 0, make_accelerator(config), real)
+        train = getattr(generator, "fit", generator.round)
+        train(0, HEADLINE)
+        rounds = 3
+        began = time.perf_counter()
+        for index in range(1, rounds + 1):
+            train(index, HEADLINE)
+        step = (time.perf_counter() - began) / rounds / (cell.steps / cell.rounds)
+        print(f"{name}: {step:.3f} s a step with {torch.get_num_threads()} threads, {TARGET / step:,.0f} in {TARGET} s")
+
+
+def wanted(asked: Sequence[str]) -> list[str]:
+    """The cells that were named, by themselves or by their group, in the order of the table."""
+    names = {name for one in asked for name in GROUPS.get(one, {one: None})}
+    return [name for name in CELLS if name in names]
+
+
+def quality(score: Mapping[str, Any], floor: float) -> str:
+    """The columns of the scores."""
+    low, high = score["agreement_interval"]
+    covered = score["classes_judged"] - len(score["classes_missed"])
+    clusters = score["clusters_judged"] - score["clusters_missed"]
+    columns = [
+        f"{100 * score['agreement']:.2f} [{100 * low:.2f}, {100 * high:.2f}]",
+        f"{score['fd']:.3g} \N{PLUS-MINUS SIGN} {score['fd_error']:.2g}",
+        f"{score['fd'] / floor:.1f}",
+        *(f"{score[name]:.3f}" for name in ("precision", "recall", "density", "coverage")),
+        f"{covered} of {score['classes_judged']}",
+        f"{clusters} of {score['clusters_judged']}",
+    ]
+    return " | ".join(columns)
+
+
+COLUMNS = "agreement, % | FD | over floor | precision | recall | density | coverage | classes | clusters"
+
+
+def table(cells: Sequence[Mapping[str, Any]], floor: Mapping[str, Any]) -> str:
+    """One row a cell, seed and difficulty, the headline's first, under the row of real images."""
+    lines = [
+        f"| generator | seed | steps | seconds | difficulty | {COLUMNS} | sampler steps | ms an image |",
+        "|" + "---|" * 16,
+        f"| real | | | | | {quality(floor, floor['fd'])} | | |",
+    ]
+    lines += [
+        f"| {c['cell']} | {c['seed']} | {c['steps']:,} | {c['seconds']:.0f} | {difficulty} | "
+        f"{quality(score, floor['fd'])} | {c['sampler_steps']} | {score['sampling_ms']:.2f} |"
+        for c in cells
+        for difficulty, score in c["difficulty"].items()
+    ]
+    return "\n".join(lines)
+
+
+def collapse_table(cells: Sequence[Mapping[str, Any]]) -> str:
+    """Mode collapse while the cGANs of the ablations trained: the share of classes that 50 samples a class miss."""
+    lines = [
+        "| generator | seed | steps | measured | mean rate | missed a class | last at step | rate at the end |",
+        "|" + "---|" * 8,
+    ]
+    for c in cells:
+        steps, rates = c["collapse"]["steps"], c["collapse"]["rates"]
+        if rates:
+            missed = [step for step, rate in zip(steps, rates, strict=True) if rate > 0]
+            lines.append(
+                f"| {c['cell']} | {c['seed']} | {c['steps']:,} | {len(rates)} times | {statistics.mean(rates):.3f} | "
+                f"{len(missed)} | {missed[-1] if missed else '-'} | {rates[-1]:.3f} |"
+            )
+    return "\n".join(lines)
+
+
+def tables(cells: Sequence[Mapping[str, Any]], floor: Mapping[str, Any]) -> str:
+    """All tables, for docs/benchmarks.md."""
+    groups = [[c for c in cells if c["cell"] in group] for group in GROUPS.values()]
+    parts = [table(group, floor) for group in groups if group]
+    return "\n\n".join([*parts, collapse_table(cells)])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cells", nargs="*", default=list(GROUPS), choices=[*GROUPS, *CELLS], metavar="CELL",
+                        help=f"run these only: {', '.join(GROUPS)}; {'; '.join(CELLS)}")  # fmt: skip
+    parser.add_argument("--seeds", type=int, default=1, help="seeds 0, 1, ... of each cell")
+    parser.add_argument("--root", default="/usr/share/datasets/fashion-mnist", help="folder with the dataset's files")
+    parser.add_argument("--calibrate", action="store_true", help="print the seconds of a training step, run nothing")
+    parser.add_argument("--smoke", action="store_true", help="ten steps a cell on one thread, written elsewhere")
+    arguments = parser.parse_args()
+    scale = SMOKE if arguments.smoke else FULL
+    fashion_mnist.DATA["root"] = arguments.root  # the teacher is trained there where it is not finished
+    taught = fashion_mnist.teacher_of(PAIR)
+    torch.set_num_threads(scale.threads)
+    if arguments.calibrate:
+        calibrate(taught, arguments.root, scale)
+        return
+    teacher = load_model(LoadedModel(kind="load", model=str(taught)))
+    judge, floor = prepare(arguments.root, teacher, scale)
+    asked = wanted(arguments.cells)
+    for seed in range(arguments.seeds):
+        for name in asked:
+            if scored(name, seed, scale).exists():
+                continue
+            cell = tiny(CELLS[name]) if arguments.smoke else CELLS[name]
+            config = configured(name, cell, seed, taught, arguments.root, scale)
+            run(config, name, cell, judge, teacher, scale)
+            write(scale, floor)
+    print(tables(write(scale, floor), floor))
+
+
+def write(scale: Scale, floor: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Every finished cell, whatever was asked for now, as the JSON has them."""
+    places = [scored(name, seed, scale) for name in CELLS for seed in range(fashion_mnist.MOST_SEEDS)]
+    cells = [json.loads(path.read_text()) for path in places if path.exists()]
+    content = {
+        "command": "python benchmarks/generators.py",
+        "headline_difficulty": HEADLINE,
+        "k": NEIGHBOUR,
+        "clusters": CLUSTERS,
+        "real": floor,
+        "cells": cells,
+        "versions": {name: version(name) for name in ("torch", "numpy", "scipy", "diffusers")},
+        "hardware": describe(torch.device("cpu")),
+    }
+    scale.results.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(scale.results, json.dumps(content, indent=1).encode() + b"\n")
+    return cells
+
+
+if __name__ == "__main__":
+    main()
