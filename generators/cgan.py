@@ -7,7 +7,8 @@ the generator's objective becomes `L_adv + lambda * L_distill`, in which it pull
 
 Difficulty d is the length of latent vectors: samples start from normal vectors times `0.5 + 0.5 d`, so that easy images
 lie near the middle of their class (the truncation trick: Brock et al. 2019). Training draws lengths evenly between that
-and 1, so no sample leaves what was trained: at first all lengths, in the end only the full ones.
+and 1, the fewer short ones the higher the difficulty, so no sample of that difficulty or a higher one leaves what was
+trained.
 """
 
 from __future__ import annotations

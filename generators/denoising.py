@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -246,9 +247,10 @@ def make_sampler(name: Sampler, schedule: DDPMScheduler, steps: int) -> DDIMSche
 
     DDPM's ancestral step is DDIM's with eta = 1 (Song et al. 2021, section 4.1), which lets the noise be given.
     """
+    unclipped = partial(DDIMScheduler, clip_sample=False)
     kinds = {
-        "ddpm": DDIMScheduler,
-        "ddim": DDIMScheduler,
+        "ddpm": unclipped,
+        "ddim": unclipped,
         "dpm++": DPMSolverMultistepScheduler,
         "unipc": UniPCMultistepScheduler,
     }

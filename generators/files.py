@@ -9,7 +9,14 @@ from pydantic import ValidationError
 
 from synthkd.errors import ModelError
 from synthkd.files import write_atomically
-from synthkd.generators.settings import GeneratorSettings
+from synthkd.generators.settings import (
+    CGANSettings,
+    DiffusionSettings,
+    GeneratorSettings,
+    InversionSettings,
+    PixelSettings,
+    SavedSettings,
+)
 from synthkd.settings import Count, Settings
 from synthkd.types import ImageSpec, SampleGenerator, Saveable
 
@@ -32,7 +39,7 @@ class SavedGenerator(Settings):
         spec: images and classes it makes.
         class_names: one per class, or empty.
         seed: of the run it was trained in.
-        real_images: how many real images it was trained on.
+        real_images: how many real images it was trained on; None where nobody can say.
     """
 
     format: Literal[1] = 1
@@ -40,7 +47,7 @@ class SavedGenerator(Settings):
     spec: _Spec
     class_names: tuple[str, ...] = ()
     seed: int
-    real_images: int = 0
+    real_images: int | None = 0
 
     @property
     def image_spec(self) -> ImageSpec:
@@ -55,7 +62,7 @@ def save_generator(
     spec: ImageSpec,
     class_names: tuple[str, ...],
     seed: int,
-    real_images: int,
+    real_images: int | None,
 ) -> bool:
     """Save a generator, where it can be: its own files, then generator.json, so that a torn save is none.
 
@@ -92,3 +99,21 @@ def read_saved(path: Path | str) -> tuple[SavedGenerator, Path]:
     except (OSError, ValidationError) as error:
         first = error.errors(include_url=False)[0]["msg"] if isinstance(error, ValidationError) else error
         raise ModelError(f"{directory / CONFIG} is damaged or of another version: {first}; copy it again") from error
+
+
+def real_images_seen(settings: GeneratorSettings, train: int) -> int | None:
+    """How many real images a generator has learned from; None where nobody can say.
+
+    Args:
+        settings: of the generator.
+        train: real training images at hand, which those that learn from some take.
+    """
+    match settings:
+        case CGANSettings() | DiffusionSettings():
+            return train
+        case InversionSettings() | PixelSettings():
+            return 0
+        case SavedSettings():
+            return read_saved(settings.path)[0].real_images
+        case _:
+            return None

@@ -20,7 +20,8 @@ from synthkd.distillation.synthesis import Synthesis
 from synthkd.distillation.teachers import FrozenTeacher
 from synthkd.errors import ConfigError
 from synthkd.generators.build import build_generator
-from synthkd.generators.settings import FROM_REAL, DatasetSettings
+from synthkd.generators.files import real_images_seen
+from synthkd.generators.settings import DatasetSettings
 from synthkd.generators.stored import StoredImages
 from synthkd.models import Classifier, TeacherContract, build_model, inherit, is_fresh, probe
 from synthkd.models.layout import head
@@ -57,7 +58,7 @@ class Parts:
         subject: what is learned.
         contract, teacher: None where a dataset with soft labels takes the teacher's place.
         inherited: how many of the student's parameters start from the teacher's values.
-        shown: real images that the generator learns from.
+        shown: real images that the generator has learned from; None where nobody can say.
     """
 
     subject: Subject
@@ -71,12 +72,12 @@ class Parts:
     synthesis: Synthesis
     learn: DistillStep
     inherited: int
-    shown: int
+    shown: int | None
 
     @property
-    def real_images_used(self) -> int:
-        """Real images that the generator or the student has seen."""
-        return max(self.shown, len(self.source.real_rows))
+    def real_images_used(self) -> int | None:
+        """Real images that the generator or the student has seen; None where nobody can say."""
+        return None if self.shown is None else max(self.shown, len(self.source.real_rows))
 
 
 def assemble(
@@ -95,7 +96,7 @@ def assemble(
     subject = _subject(teacher, dataset)
     splits = None if config.data is None else load_splits(config.data)
     if splits is not None:
-        require_fit("data", splits.train, subject.spec)
+        require_fit("data", splits.train, subject)
     phases.check(config.phases, dataset is None and config.mix.real != 1.0 and config.mix.live != 1.0)
     student = _student(config, subject)
     inherited = inherit(student, teacher) if teacher is not None and config.inherit and is_fresh(config.student) else 0
@@ -146,16 +147,30 @@ def assemble(
     prioritized = bank if config.bank.policy == "prioritized" else None
     places = () if hints is None else [pair.student for pair in hints.pairs]
     learn = DistillStep(learner, source, config.distill, accelerator, prioritized, places, penultimate)
-    shown = len(splits.train) if splits is not None and isinstance(config.generator, FROM_REAL) else 0
+    if dataset is None:
+        shown = real_images_seen(config.generator, 0 if splits is None else len(splits.train))
+    else:
+        shown = dataset.about["real_images_used"]
     return Parts(
         subject, contract, frozen, learner, generator, bank, difficulty, source, synthesis, learn, inherited, shown
     )
 
 
-def require_fit(key: str, data: RealData | None, spec: ImageSpec) -> None:
-    """Raise `ConfigError` unless real data is of the images and as many classes as the teacher's."""
-    if data is not None and data.spec != spec:
-        raise ConfigError(f"{key}: {data.name} has {data.spec}, the teacher takes {spec}; they must be the same")
+def require_fit(key: str, data: RealData | None, subject: Subject) -> None:
+    """Raise `ConfigError` unless real data is of the teacher's images, and of its classes in its order."""
+    if data is None:
+        return
+    if data.spec != subject.spec:
+        raise ConfigError(
+            f"{key}: {data.name} has {data.spec}, the teacher takes {subject.spec}; they must be the same"
+        )
+    ours, theirs = data.class_names, subject.class_names
+    if ours != theirs and sorted(ours) == sorted(theirs):
+        place = next(number for number, (a, b) in enumerate(zip(ours, theirs, strict=True)) if a != b)
+        raise ConfigError(
+            f"{key}: class {place} of {data.name} is {ours[place]!r}, the teacher's is {theirs[place]!r}; number the "
+            "classes alike"
+        )
 
 
 def _subject(teacher: Classifier | None, dataset: StoredDataset | None) -> Subject:

@@ -38,7 +38,7 @@ def distill(config: DistillConfig, *, dry_run: bool = False) -> Result | Plan:
     if dry_run:
         teacher = None if config.teacher is None else untrained_teacher(config.teacher, config)
         parts = assemble(config, teacher, make_accelerator(config), None)
-        require_fit("test", _test(config), parts.subject.spec)
+        require_fit("test", _test(config), parts.subject)
         return Plan(plan(config, parts))
     with open_job("distill", config) as job:
         if job.finished is not None:
@@ -46,7 +46,7 @@ def distill(config: DistillConfig, *, dry_run: bool = False) -> Result | Plan:
         test = _test(config)
         ready = _teacher(config, job)
         parts = assemble(config, None if ready is None else ready.model, job.accelerator, job.directory)
-        require_fit("test", test, parts.subject.spec)
+        require_fit("test", test, parts.subject)
         progress = _run(config, job, parts, test)
         student = _finished_student(config, job, parts)
         taught = 0.0 if ready is None else ready.seconds
@@ -126,6 +126,8 @@ def _finished_student(config: DistillConfig, job: Job, parts: Parts) -> Classifi
         used = parts.real_images_used
         save(student, job.directory / "student", {"seed": config.seed, "real_images_used": used})
         folder, subject = job.directory / INSIDE_A_RUN, parts.subject
-        save_generator(parts.generator, config.generator, folder, subject.spec, subject.class_names, config.seed, used)
+        save_generator(
+            parts.generator, config.generator, folder, subject.spec, subject.class_names, config.seed, parts.shown
+        )
     job.accelerator.wait_for_everyone()
     return student

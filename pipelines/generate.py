@@ -111,7 +111,7 @@ def _make(
     if main and config.rounds:
         names = layout.class_names
         folder = job.directory / INSIDE_A_RUN
-        save_generator(generator, order.generator, folder, teacher.spec, names, config.seed, seen or 0)
+        save_generator(generator, order.generator, folder, teacher.spec, names, config.seed, seen)
     began = time.perf_counter()
     real = None if order.real is None or config.filters.copies is None else order.real.train.images
     sieve = Sieve(counts, config.filters.confidence, config.filters.near_duplicates, config.filters.copies)

@@ -13,12 +13,11 @@ from pydantic import ValidationError
 from synthkd.data.real import Splits, load_splits
 from synthkd.data.writers import Layout, check_format
 from synthkd.errors import ConfigError
-from synthkd.generators.files import INSIDE_A_RUN, read_saved
+from synthkd.generators.files import INSIDE_A_RUN, read_saved, real_images_seen
 from synthkd.generators.settings import (
     FROM_REAL,
     GeneratorSettings,
     InversionSettings,
-    PixelSettings,
     SavedSettings,
 )
 from synthkd.models import Classifier
@@ -133,13 +132,7 @@ def _some(names: Sequence[str]) -> str:
 
 def real_images_used(order: Order) -> int | None:
     """Real images that the generator was trained on; None where nobody can say."""
-    settings = order.generator
-    if isinstance(settings, FROM_REAL) and order.real is not None:
-        return len(order.real.train)
-    if isinstance(settings, SavedSettings):
-        saved, _ = read_saved(settings.path)
-        return saved.real_images if isinstance(saved.settings, (InversionSettings, PixelSettings, *FROM_REAL)) else None
-    return 0 if isinstance(settings, InversionSettings | PixelSettings) else None
+    return real_images_seen(order.generator, 0 if order.real is None else len(order.real.train))
 
 
 def trained_as(order: Order) -> GeneratorSettings:

@@ -10,6 +10,7 @@ import torch
 
 from synthkd.data.real import RealData
 from synthkd.distillation import alarms, phases
+from synthkd.generators.stored import StoredImages
 from synthkd.hardware import latency_ms
 from synthkd.metrics.utility import Proportion, accuracy, predict, proportion
 from synthkd.models import Classifier, parameters
@@ -98,10 +99,14 @@ def measured(
 
 def _agreement(config: DistillConfig, parts: Parts, student: Classifier) -> tuple[Proportion, str]:
     """Agreement of the finished student with its teacher on images that no student trained on, and what they are."""
-    if parts.teacher is None:
-        held_out = parts.generator.held_out
-        learned = predict(student, held_out.images, next(student.parameters()).device)
-        return accuracy(learned, held_out.teacher_logits.argmax(1)), "held-out images of the dataset"
+    if isinstance(parts.generator, StoredImages):
+        held_out, device = parts.generator.held_out, next(student.parameters()).device
+        assert held_out.teacher_logits is not None
+        taught = held_out.teacher_logits.argmax(1)
+        if parts.teacher is not None:  # it may be another than the one that labelled the dataset
+            taught = predict(parts.teacher.logits, held_out.images, device)
+        return accuracy(predict(student, held_out.images, device), taught), "held-out images of the dataset"
+    assert parts.teacher is not None
     hits, chunk = 0, 100
     for first in range(0, FRESH_IMAGES, chunk):
         labels = balanced_labels(chunk, first, parts.subject.spec.classes)
@@ -149,7 +154,7 @@ def plan(config: DistillConfig, parts: Parts) -> tuple[str, ...]:
             f"{parts.contract.parameters:,} parameters, {parts.contract.batch_norm_layers} BatchNorm layers{trained}"
         )
         share = f" ({student / parts.contract.parameters:.1%} of the teacher's)"
-    used = [f"learned from by the {config.generator.kind} generator"] if parts.shown else []
+    used = [f"learned from by the {config.generator.kind} generator"] if parts.shown and config.data else []
     used += ["mixed in"] if config.mix.real != 0.0 else []
     real = "none" if config.data is None else f"{config.data.kind}, {' and '.join(used)}"
     return (
@@ -181,6 +186,7 @@ def summary(job: Job, values: dict[str, Any], already: bool = False) -> tuple[st
     else:
         lines.append(f"student: {values['ratio']['parameters']:.1%} of the teacher's parameters; no real test data")
     lines.append(f"         agrees with its teacher on {student['agreement']:.2%} of {student['agreement_on']}")
-    lines.append(f"real images used in distillation: {values['real_images_used']}")
+    used = values["real_images_used"]
+    lines.append(f"real images used in distillation: {'unknown' if used is None else used}")
     lines += [f"alarm:   {alarm['name']}: {alarm['message']}" for alarm in values.get("alarms", [])]
     return (*lines, f"report:  {job.directory / 'report.html'}", f"student: {job.directory / 'student'}")

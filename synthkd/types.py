@@ -48,7 +48,7 @@ class Batch:
         weights: float32 `[N]` importance weights with mean near 1, or None for equal weights.
         slots: int64 `[N]` places in the memory bank (-1: not from the bank, or changed since), or None.
         annotated: bool `[N]`, True where the label was annotated on this very real image, so that the hard-label term
-            may trust it; None where the batch has no real image.
+            may trust it; None where the run mixes in no real image.
         teacher_features: module path -> the teacher's features of these very images; empty unless asked for.
     """
 

@@ -108,7 +108,10 @@ class HybridSource:
             parts.append(self._live(live, step))
         if stored:
             parts.append(self._bank.draw(stored, step, "bank"))
-        batch = self._vary(_concatenate(parts), step, shuffled=len(parts) > 1)
+        batch = _concatenate(parts)
+        if self._mix.real != 0.0 and batch.annotated is None:  # a step of a curve at which no real image is drawn
+            batch = replace(batch, annotated=torch.zeros(len(batch), dtype=torch.bool))
+        batch = self._vary(batch, step, shuffled=len(parts) > 1)
         if self._world > 1:
             batch = batch.map(lambda value: value[self._rank :: self._world])
         batch = batch.to(self._device)

@@ -34,7 +34,7 @@ class StudentView:
         teacher: teacher logits `[N, K]`.
         student: student logits `[N, K]`, with gradient.
         temperature: T of the soft labels at this step.
-        student_features: module path -> features of the student; empty unless hints are used.
+        student_features: module path -> features of the student; empty unless `hint` or `semantic` compares some.
     """
 
     batch: Batch
@@ -88,7 +88,7 @@ def _hard(view: StudentView) -> Tensor:
     batch = view.batch
     if batch.annotated is None:
         return losses.hard_label(view.student, batch.labels, batch.weights)
-    if not batch.annotated.any():  # all of them went into mixtures
+    if not batch.annotated.any():  # none was drawn, or all of them went into mixtures
         return view.student.sum() * 0.0
     rows = batch.annotated
     return losses.hard_label(

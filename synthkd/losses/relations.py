@@ -24,5 +24,6 @@ def semantic_consistency(teacher: Tensor, student: Tensor) -> Tensor:
     count = len(teacher)
     if count < 2:
         return student.sum() * 0.0
-    ours, theirs = F.normalize(student.flatten(1), dim=1), F.normalize(teacher.flatten(1), dim=1)
+    # mixed precision gives features of half precision, in which squared differences of cosines mean little
+    ours, theirs = (F.normalize(features.flatten(1).float(), dim=1) for features in (student, teacher))
     return (ours @ ours.T - theirs @ theirs.T).square().sum() / (count * (count - 1))

@@ -138,6 +138,13 @@ def test_real_and_generated_images_mix_and_only_whole_real_ones_are_annotated() 
     assert make(MixSettings()).batch(0).annotated is None
 
 
+def test_where_real_images_run_out_no_generated_one_has_a_hard_label() -> None:
+    batch = make(MixSettings(real=Curve(kind="linear", start=0.5, end=0.0))).batch(10)
+    assert REAL not in levels(batch)
+    assert batch.annotated is not None
+    assert not batch.annotated.any()
+
+
 def test_stored_logits_of_a_mixture_are_mixed_as_its_images_are() -> None:
     source = make(MixSettings(logits="stored", mixup=0.5, flip=True))
     grey = torch.linspace(0.1, 0.9, 64)

@@ -241,7 +241,8 @@ def test_the_ancestral_sampler_is_that_of_ddpm() -> None:
     theirs.set_timesteps(10)
     assert ours.timesteps.tolist() == theirs.timesteps.tolist()
     assert int(ours.timesteps[0]) == 999, "sampling starts at pure noise"
-    clean, noisy = torch.rand(2, 1, 1, 4, 4, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    # predictions outside [-1, 1] among them, which are not clipped
+    clean, noisy = torch.rand(2, 1, 1, 4, 4, generator=torch.Generator().manual_seed(0)) * 4 - 2
     for t in ours.timesteps[:-1]:
         noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(1))
         mine = ours.step(clean, t, noisy, eta=1.0, variance_noise=noise).prev_sample

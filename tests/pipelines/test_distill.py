@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -359,6 +360,7 @@ def test_all_phases_and_student_terms_work_with_every_generator(kind: str, teach
     saved = {"generator": fixed, "phases": [{"kind": "joint", "steps": 16, "every": 8}]}
     again = run(config_for(teacher, tmp_path / "b", **saved))
     assert again.values["cost"]["images_generated"] == 64
+    assert again.values["real_images_used"] == (0 if kind == "inversion" else 200)
 
 
 def interrupted(self: DistillStep, step: int) -> dict[str, torch.Tensor | float]:
@@ -405,6 +407,21 @@ def test_a_dataset_teaches_without_teacher_and_generator(teacher: Path, tmp_path
     assert "teacher" not in page.split("<h2>")[1].lower()
     model = load(tmp_path / "run" / "student")
     assert model.class_names == tuple(map(str, range(10)))
+
+    source |= {"teacher": recipe["teacher"], "phases": [{"kind": "refine", "steps": 10}]}
+    del source["test"]
+    beside = run(load_config(DistillConfig, source, [f"out={tmp_path / 'beside'}"])).values["student"]
+    assert (beside["agreement_on"], beside["agreement_n"]) == ("held-out images of the dataset", 15)
+
+
+def test_classes_in_another_order_are_refused(teacher: Path, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    names = [*map(str, range(8)), "9", "8"]
+    np.savez(tmp_path / "a.npz", images=rng.integers(0, 255, (40, 8, 8), dtype=np.uint8), labels=np.arange(40) % 10,
+             class_names=names)  # fmt: skip
+    data = {"kind": "npz", "path": str(tmp_path / "a.npz")}
+    with pytest.raises(ConfigError, match=r"data: class 8 of a\.npz is '9', the teacher's is '8'"):
+        distill(config_for(teacher, None, data=data, mix={"real": 0.5}), dry_run=True)
 
 
 @pytest.mark.parametrize(
