@@ -18,6 +18,8 @@ from synthkd.generators.settings import (
     FROM_REAL,
     GeneratorSettings,
     InversionSettings,
+    PipelineSettings,
+    PixelSettings,
     SavedSettings,
 )
 from synthkd.models import Classifier
@@ -54,6 +56,8 @@ def read_order(config: GenerateConfig) -> Order:
             f"rounds: 0 would leave the {generator.kind} generator untrained; set the rounds that it is trained, or a "
             "run that has one"
         )
+    if config.rounds and isinstance(generator, SavedSettings | PipelineSettings | PixelSettings):
+        raise ConfigError(f"rounds: nothing about the {generator.kind} generator is trained; leave rounds out")
     real = None if config.data is None else load_splits(config.data)
     if real is not None and not isinstance(generator, FROM_REAL) and config.filters.copies is None:
         raise ConfigError(

@@ -175,7 +175,10 @@ def _read_parquet(files: list[Path], spec: ImageSpec) -> Iterator[_Row]:
         except (OSError, ValueError) as error:  # what pyarrow raises is one of these
             raise DataError(f"{file} cannot be read ({in_a_line(error)}); copy or generate it again") from error
         for row in rows:
-            yield _row(row["image"]["bytes"], row, spec, f"{file}: {row['image']['path']}")
+            image = row.get("image")
+            if not isinstance(image, dict) or not isinstance(image.get("bytes"), bytes):
+                raise DataError(f"{file} has no images in a column `image`; copy or generate it again")
+            yield _row(image["bytes"], row, spec, f"{file}: {image.get('path')}")
 
 
 def _lines(file: Path) -> Iterable[str]:

@@ -106,6 +106,10 @@ def test_a_damaged_parquet_file_is_refused(tmp_path: Path) -> None:
     stored(tmp_path, "parquet")
     (tmp_path / "data" / "train-00001-of-00003.parquet").write_bytes(b"PAR1 but no more")
     refused(tmp_path, "train-00001-of-00003.parquet cannot be read")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    first = tmp_path / "data" / "train-00000-of-00003.parquet"
+    parquet.write_table(parquet.read_table(first).drop_columns("image"), first)
+    refused(tmp_path, "train-00000-of-00003.parquet has no images in a column `image`")
 
 
 def test_what_is_no_dataset_is_refused(tmp_path: Path) -> None:

@@ -230,6 +230,7 @@ def test_class_counts() -> None:
         ({"per_class": 0}, "per_class"),
         ({"per_class": {"1": 0}}, "asks for no image"),
         ({"generator": {"kind": "inversion"}}, "rounds: 0 would leave the inversion generator untrained"),
+        ({"generator": {"kind": "pixels"}, "rounds": 3}, "nothing about the pixels generator is trained"),
         ({"generator": {"kind": "cgan"}, "rounds": 3}, "learns from real images: set data"),
         ({"data": {"kind": "digits"}}, "neither the python generator nor a filter uses real images"),
         ({"filters": {"copies": 0.1}}, "filters.copies compares with real images: set data"),
