@@ -21,13 +21,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from safetensors.torch import save as serialise
 from torch import Tensor, nn
 
 from synthkd.data.augment import augment_for_critic
 from synthkd.data.splits import RealData
 from synthkd.errors import ConfigError
-from synthkd.files import write_atomically
 from synthkd.generators.gan_networks import ConditionalGenerator, Critic, critic_hinge, gradient_penalty
 from synthkd.generators.objective import STUDENT_TERMS, GeneratedView, judging
 from synthkd.generators.rounds import agreed_spec, sampled_round
@@ -35,7 +33,7 @@ from synthkd.generators.settings import CGANSettings
 from synthkd.losses.objective import Loss, Objective
 from synthkd.metrics.diversity import cluster_modes, mode_collapse
 from synthkd.models.classifier import Classifier
-from synthkd.models.weights import load_strictly, read_weights
+from synthkd.models.weights import load_strictly, read_weights, save_weights
 from synthkd.rng import Rows, derive, stream
 from synthkd.settings import AugmentSettings
 from synthkd.taps import evaluating
@@ -280,8 +278,7 @@ class CGAN:
 
     def save(self, directory: Path) -> None:
         """Write what sampling needs, the averaged weights, to `generator.safetensors` in a directory."""
-        state = {k: v.detach().to("cpu", copy=True).contiguous() for k, v in self._average.module.state_dict().items()}
-        write_atomically(directory / WEIGHTS, serialise(state, metadata={"format": "pt"}))
+        save_weights(self._average.module, directory / WEIGHTS)
 
     def restore(self, directory: Path) -> None:
         """Read what `save` wrote into a generator of the same settings and images.

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from safetensors.torch import save as serialise
 
 from synthkd import __version__
 from synthkd.data.card import card
@@ -31,6 +30,7 @@ from synthkd.generators.files import INSIDE_A_RUN, save_generator
 from synthkd.grids import save_grid
 from synthkd.hardware import describe
 from synthkd.models import Classifier, parameters
+from synthkd.models.weights import serialised
 from synthkd.pipelines.config import GenerateConfig
 from synthkd.pipelines.disk import free_bytes, require_space, size
 from synthkd.pipelines.job import Job, make_accelerator, open_job, training_bytes
@@ -200,10 +200,9 @@ def _fit(config: GenerateConfig, job: Job, generator: TrainableGenerator) -> Pro
 
 
 def _about_teacher(order: Order, teacher: Classifier) -> dict[str, Any]:
-    state = {name: value.detach().to("cpu", copy=True).contiguous() for name, value in teacher.state_dict().items()}
     trained_on = None if isinstance(order.teacher, LoadedModel) else order.teacher.data.kind
     return {
-        "sha256": hashlib.sha256(serialise(state, metadata={"format": "pt"})).hexdigest(),
+        "sha256": hashlib.sha256(serialised(teacher)).hexdigest(),
         "arch": str(teacher.recipe.get("arch") or teacher.recipe.get("model") or type(teacher).__name__),
         "parameters": parameters(teacher),
         "trained_on": trained_on,

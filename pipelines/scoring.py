@@ -10,6 +10,7 @@ from torch import Tensor
 
 from synthkd.data.writers import Records
 from synthkd.extractors import TeacherExtractor
+from synthkd.grids import MOST_CLASSES
 from synthkd.metrics.diversity import vendi_score
 from synthkd.metrics.features import build_extractor
 from synthkd.metrics.utility import proportion
@@ -18,7 +19,6 @@ from synthkd.models import Classifier
 COMPARED = 2000
 """Images, at most, whose variety is measured: those of the lowest numbers."""
 ROWS = 8
-MOST_COLUMNS = 20
 
 
 class Tally:
@@ -77,6 +77,6 @@ class Tally:
 
     def grid(self) -> tuple[list[int], Tensor]:
         """A picture: its columns, each a class, and the images row after row."""
-        columns = [label for label, images in enumerate(self._shown) if images][:MOST_COLUMNS]
+        columns = [label for label, images in enumerate(self._shown) if images][:MOST_CLASSES]
         rows = min(len(self._shown[label]) for label in columns)
         return columns, torch.stack([self._shown[label][row] for row in range(rows) for label in columns])

@@ -9,6 +9,7 @@ from torch import nn
 from synthkd.data.real import channel_statistics, load_splits
 from synthkd.models import Classifier, build
 from synthkd.settings import DigitsData, ZooModel
+from synthkd.types import Round, TrainableGenerator
 
 
 @pytest.fixture(scope="module")
@@ -30,3 +31,22 @@ def taught() -> Callable[[ZooModel, float], Classifier]:
         return model.eval()
 
     return make
+
+
+@pytest.fixture(scope="session")
+def resumed_rounds() -> Callable[[Callable[[], TrainableGenerator]], list[Round]]:
+    """Two rounds, a new generator with their state, two more: as four without a break, which are given back."""
+
+    def check(make: Callable[[], TrainableGenerator]) -> list[Round]:
+        straight, first, second = (make() for _ in range(3))
+        expected = [straight.round(i, 0.3) for i in range(4)]
+        for i in range(2):
+            first.round(i, 0.3)
+        second.load_state_dict(first.state_dict())
+        for i in (2, 3):
+            made = second.round(i, 0.3)
+            assert torch.equal(made.images, expected[i].images)
+            assert made.terms == expected[i].terms
+        return expected
+
+    return check
