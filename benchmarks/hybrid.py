@@ -4,13 +4,14 @@
 
 Run it alone on the machine. Every finished cell is kept in benchmarks/runs/hybrid, so an interrupted table goes on
 where it stopped. The convnet pair of fashion_mnist.py, whose teacher has seen all 60,000 images. All arms have the same
-student, which inherits from the teacher, the same optimiser, 1,800 steps of 64 images, and the same flips, shifts and
-mixtures; only what is flipped, shifted and mixed differs: `real KD` has nothing but the few real images; `real +
-data-free` also images of the inversion generator, trained beside the student; `real + cgan` and `real + diffusion`
-also samples of a generator that was trained before, on the same few images. `data-free` has no real image.
-A seed draws the real images too, so the range over seeds covers which images they are; the arms of a seed have the same
-ones. All hybrids get the same number of synthetic images. An accuracy is that of the last weights on the 10,000 test
-images; `seconds` is training time without evaluations, that of a generator apart from the student's.
+student, from random weights (one that inherits has the teacher's features, hence those images, before its first step),
+the same optimiser, 1,800 steps of 64 images, and the same flips, shifts and mixtures; only what is flipped, shifted and
+mixed differs: `real KD` has nothing but the few real images; `real + data-free` also images of the inversion generator,
+trained beside the student; `real + cgan` and `real + diffusion` also samples of a generator that was trained before, on
+the same few images. `data-free` has no real image. A seed draws the real images too, so the range over seeds covers
+which images they are; the arms of a seed have the same ones. All hybrids get the same number of synthetic images. An
+accuracy is that of the last weights on the 10,000 test images; the best arm of a size is that of the best median of
+these. `seconds` is training time without evaluations, that of a generator apart from the student's.
 """
 
 from __future__ import annotations
@@ -134,6 +135,7 @@ def cell(budget: Budget, size: int, arm: str, seed: int, teacher: Path) -> dict[
     made = generator_of(budget, LEARNED[arm], size, seed, teacher) if arm in LEARNED else None
     source: dict[str, Any] = {
         **PAIR.recipe,
+        "inherit": False,
         "seed": seed,
         "teacher": {"kind": "load", "model": str(teacher)},
         "student": PAIR.student,
@@ -310,7 +312,7 @@ def main() -> None:
     content = {
         "command": "python benchmarks/hybrid.py",
         "student": PAIR.student,
-        "inherit": True,
+        "inherit": False,
         "mix": MIX,
         "generators": {kind: learner(kind, rounds) for kind, rounds in budget.rounds.items()},
         "cells": cells,

@@ -112,7 +112,7 @@ class CGANSettings(Settings):
     """Probability of each augmentation of what the critic sees, real and generated; 0.5 where real images are few."""
     curriculum: bool = True
     """Let the difficulty set the length of latent vectors and the strength of `distillation`; false: both at their
-    largest in every round."""
+    largest, whatever the difficulty."""
     distillation: NonNegative = 0.0
     """Weight, at difficulty 1, of the divergence of student from teacher."""
     semantic: NonNegative = 0.0

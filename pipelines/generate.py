@@ -33,7 +33,7 @@ from synthkd.models import Classifier, parameters
 from synthkd.models.weights import serialised
 from synthkd.pipelines.config import GenerateConfig
 from synthkd.pipelines.disk import free_bytes, require_space, size
-from synthkd.pipelines.job import Job, make_accelerator, open_job, training_bytes
+from synthkd.pipelines.job import Job, generator_bytes, make_accelerator, open_job, training_bytes
 from synthkd.pipelines.order import Order, plan_layout, read_order, real_images_used, trained_as
 from synthkd.pipelines.run import REPORT, Plan, Result
 from synthkd.pipelines.sampling import Batchwise, Sampling
@@ -68,8 +68,8 @@ def generate(config: GenerateConfig, *, dry_run: bool = False) -> Result | Plan:
         order = read_order(config)
         teacher = untrained_teacher(order.teacher, config)
         counts, layout = plan_layout(config, order, teacher)
-        build_generator(order.generator, teacher, config.seed, make_accelerator(config), order.real)
-        return Plan(_plan(config, order, teacher, counts, layout))
+        generator = build_generator(order.generator, teacher, config.seed, make_accelerator(config), order.real)
+        return Plan(_plan(config, order, teacher, generator, counts, layout))
     with open_job("generate", config) as job:
         if job.finished is not None:
             shutil.rmtree(job.directory / PARTS, ignore_errors=True)
@@ -82,12 +82,14 @@ def generate(config: GenerateConfig, *, dry_run: bool = False) -> Result | Plan:
             )
         if not is_taught(order.teacher, job.directory):  # to fail now rather than after the teacher
             untrained = untrained_teacher(order.teacher, config)
-            require_space(job.directory, _bytes(plan_layout(config, order, untrained)[1], untrained))
-            build_generator(order.generator, untrained, config.seed, job.accelerator, order.real)
+            layout = plan_layout(config, order, untrained)[1]
+            generator = build_generator(order.generator, untrained, config.seed, job.accelerator, order.real)
+            require_space(job.directory, _bytes(config, untrained, generator, layout))
         ready = ready_teacher(order.teacher, config, job)
         counts, layout = plan_layout(config, order, ready.model)
-        require_space(job.directory, _bytes(layout, ready.model))
-        values = _make(config, job, order, ready.model, counts, layout)
+        generator = build_generator(order.generator, ready.model, config.seed, job.accelerator, order.real)
+        require_space(job.directory, _bytes(config, ready.model, generator, layout))
+        values = _make(config, job, order, ready.model, generator, counts, layout)
         values["cost"]["seconds"]["teacher"] = round(ready.seconds, 3)
         values["seconds"] = round(sum(values["cost"]["seconds"].values()), 3)
         if job.accelerator.is_main_process:
@@ -100,11 +102,16 @@ def generate(config: GenerateConfig, *, dry_run: bool = False) -> Result | Plan:
 
 
 def _make(
-    config: GenerateConfig, job: Job, order: Order, teacher: Classifier, counts: Sequence[int], layout: Layout
+    config: GenerateConfig,
+    job: Job,
+    order: Order,
+    teacher: Classifier,
+    generator: TrainableGenerator,
+    counts: Sequence[int],
+    layout: Layout,
 ) -> dict[str, Any]:
     """Train the generator, sample it, write the dataset; the numbers for result.json."""
     frozen = FrozenTeacher(teacher, job.accelerator)
-    generator = build_generator(order.generator, teacher, config.seed, job.accelerator, order.real)
     progress = _fit(config, job, generator)
     seen = real_images_used(order)
     main = job.accelerator.is_main_process
@@ -237,21 +244,27 @@ def _named(columns: Sequence[int], layout: Layout) -> list[str]:
     return [layout.class_names[label] for label in columns]
 
 
-def _beside(layout: Layout, teacher: Classifier) -> int:
+def _beside(config: GenerateConfig, teacher: Classifier, generator: TrainableGenerator, layout: Layout) -> int:
     """Bytes that the run keeps beside the dataset until it is finished."""
     spec = teacher.spec
     part = spec.channels * spec.height * spec.width + 4 * spec.classes + 12
-    return layout.count * part + training_bytes(parameters(teacher))
+    checkpoints = (config.keep_checkpoints + 1) * generator_bytes(generator) if config.rounds else 0
+    return layout.count * part + training_bytes(parameters(teacher)) + checkpoints
 
 
-def _bytes(layout: Layout, teacher: Classifier) -> int:
-    return estimate(layout, teacher.spec) + _beside(layout, teacher)
+def _bytes(config: GenerateConfig, teacher: Classifier, generator: TrainableGenerator, layout: Layout) -> int:
+    return estimate(layout, teacher.spec) + _beside(config, teacher, generator, layout)
 
 
 def _plan(
-    config: GenerateConfig, order: Order, teacher: Classifier, counts: Sequence[int], layout: Layout
+    config: GenerateConfig,
+    order: Order,
+    teacher: Classifier,
+    generator: TrainableGenerator,
+    counts: Sequence[int],
+    layout: Layout,
 ) -> tuple[str, ...]:
-    dataset, beside = estimate(layout, teacher.spec), _beside(layout, teacher)
+    dataset, beside = estimate(layout, teacher.spec), _beside(config, teacher, generator, layout)
     out = Path(config.out or "runs").absolute()
     trained = "" if isinstance(order.teacher, LoadedModel) else ", trained first"
     source = f"of {config.run}" if config.run is not None else str(order.generator.kind)

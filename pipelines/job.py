@@ -14,6 +14,7 @@ import torch
 from accelerate import Accelerator, PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast_object_list
+from torch import Tensor
 
 from synthkd.errors import ConfigError, MissingExtraError
 from synthkd.metrics.utility import Proportion
@@ -24,6 +25,7 @@ from synthkd.pipelines.disk import full_disk
 from synthkd.pipelines.run import REPORT, choose, choose_device, complete_result, on_cpu, read_result, write_result
 from synthkd.report import write_report
 from synthkd.training.checkpoint import CheckpointStore
+from synthkd.types import Stateful
 
 
 @dataclass(frozen=True)
@@ -152,6 +154,18 @@ def _claim(name: str, config: TrainingConfig) -> Iterator[Path]:
 def training_bytes(count: int) -> int:
     """Bytes of `count` float32 parameters and the two moments an optimiser keeps of each."""
     return 3 * 4 * count
+
+
+def generator_bytes(generator: Stateful) -> int:
+    """Bytes of a generator's checkpoint at most, from its state before training: the optimiser's moments come later."""
+
+    def held(state: object) -> int:
+        if isinstance(state, Tensor):
+            return state.nbytes
+        inside = state.values() if isinstance(state, Mapping) else state if isinstance(state, list | tuple) else ()
+        return sum(map(held, inside))
+
+    return 3 * held(generator.state_dict())
 
 
 def disk_line(config: TrainingConfig, checkpoint: int, other: int = 0) -> str:

@@ -78,8 +78,6 @@ def _teacher_settings(config: GenerateConfig) -> TeacherSettings:
         return LoadedModel(kind="load", model=str(directory / TAUGHT), options={"trust": True})
     try:
         saved = yaml.safe_load((directory / CONFIG).read_text(encoding="utf-8"))
-        if saved.get("teacher") is None and saved.get("run") is not None:
-            return _teacher_settings(config.model_copy(update={"run": saved["run"]}))
         return LoadedModel(**saved["teacher"])
     except (OSError, yaml.YAMLError, AttributeError, KeyError, TypeError, ValidationError) as error:
         raise ConfigError(f"run: {config.run} does not say which teacher labels the images; set teacher") from error

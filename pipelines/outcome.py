@@ -17,7 +17,7 @@ from synthkd.models import Classifier, parameters
 from synthkd.models.layout import head
 from synthkd.pipelines.assembly import Parts
 from synthkd.pipelines.config import DistillConfig
-from synthkd.pipelines.job import Job, describe_model, disk_line, scored, training_bytes
+from synthkd.pipelines.job import Job, describe_model, disk_line, generator_bytes, scored, training_bytes
 from synthkd.rng import Rows
 from synthkd.settings import TrainedTeacher
 from synthkd.taps import INPUT, evaluating, observe
@@ -165,7 +165,7 @@ def plan(config: DistillConfig, parts: Parts) -> tuple[str, ...]:
         f"  phases: {', '.join(phases.describe(phase) for phase in config.phases)}",
         f"  student steps: {parts.learner.total:,} of {config.distill.batch_size} images",
         f"  generator rounds: {rounds:,}{made}",
-        disk_line(config, parts.bank.nbytes + training_bytes(student), on_disk),
+        disk_line(config, parts.bank.nbytes + training_bytes(student) + generator_bytes(parts.generator), on_disk),
     )
 
 

@@ -24,7 +24,9 @@ from synthkd.pipelines.config import JobConfig
 CONFIG = "config.yaml"
 RESULT = "result.json"
 REPORT = "report.html"
-FREE_TO_CHANGE = {"name", "out", "device", "threads", "keep_checkpoints", "track", "cache"}
+FREE_TO_CHANGE = {
+    "name", "out", "device", "threads", "checkpoint_every", "keep_checkpoints", "track", "cache", "batch_size"
+}  # fmt: skip
 """Keys that may differ when a run is resumed: they change rounding at most."""
 
 Config = TypeVar("Config", bound=JobConfig)

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -292,7 +293,7 @@ def test_a_full_disk_ends_in_a_line_and_the_same_command_resumes(
         with pytest.raises(CheckpointError, match=r"the disk is full .*; free some space, then the same"):
             made(teacher, tmp_path / "run", batch_size=32)
     assert len(PartStore(tmp_path / "run" / "parts").spans()) == 2
-    assert made(teacher, tmp_path / "run", batch_size=32).values["cost"]["images_made_now"] == 200 - 64
+    assert made(teacher, tmp_path / "run", batch_size=25).values["cost"]["images_made_now"] == 200 - 64, "it is free"
     made(teacher, tmp_path / "whole")
     assert files(tmp_path / "run") == files(tmp_path / "whole")
 
@@ -350,6 +351,19 @@ def test_dry_run_plans_and_writes_nothing(teacher: Path, tmp_path: Path) -> None
     assert "200, 20 of each class, as folder" in str(plan)
     assert "MB of dataset" in str(plan)
     assert not (tmp_path / "run").exists()
+
+
+def test_the_disk_of_the_generators_checkpoints_is_in_the_plan(teacher: Path) -> None:
+    """A recipe that trains a wider generator asks for more room beside the dataset."""
+
+    def beside(width: int) -> float:
+        changes = {"generator": {"kind": "inversion", "width": width}, "rounds": 1}
+        plan = generate(load_config(GenerateConfig, recipe(teacher, **changes), []), dry_run=True)
+        found = re.search(r"and ([\d.]+) MB beside it", str(plan))
+        assert found is not None, plan
+        return float(found[1])
+
+    assert beside(64) > 2 * beside(16)
 
 
 @pytest.fixture
