@@ -1,17 +1,18 @@
 """What synthetic images add to a few real ones: Fashion-MNIST with 10, 50 and 500 real images of each class.
 
-    python benchmarks/hybrid.py [--sizes 10 50] [--arms "real KD" "real + cgan"] [--seeds 3] [--dry-run]
+    python benchmarks/hybrid.py [--sizes 10 50] [--arms "real KD" "real + cgan"] [--mixup 0 0.8] [--seeds 3] [--dry-run]
 
 Run it alone on the machine. Every finished cell is kept in benchmarks/runs/hybrid, so an interrupted table goes on
 where it stopped. The convnet pair of fashion_mnist.py, whose teacher has seen all 60,000 images. All arms have the same
 student, from random weights (one that inherits has the teacher's features, hence those images, before its first step),
-the same optimiser, 1,800 steps of 64 images, and the same flips, shifts and mixtures; only what is flipped, shifted and
-mixed differs: `real KD` has nothing but the few real images; `real + data-free` also images of the inversion generator,
-trained beside the student; `real + cgan` and `real + diffusion` also samples of a generator that was trained before, on
-the same few images. `data-free` has no real image. A seed draws the real images too, so the range over seeds covers
-which images they are; the arms of a seed have the same ones. All hybrids get the same number of synthetic images. An
-accuracy is that of the last weights on the 10,000 test images; the best arm of a size is that of the best median of
-these. `seconds` is training time without evaluations, that of a generator apart from the student's.
+the same optimiser, 1,800 steps of 64 images, and the same flips and shifts; only what is flipped and shifted differs. A
+mixture of two images that the teacher answers is itself a synthetic image, so all arms are run twice: without any, and
+with four fifths of each batch mixed. `real KD` has nothing but the few real images; `real + data-free` also images of
+the inversion generator, trained beside the student; `real + cgan` and `real + diffusion` also samples of a generator
+that was trained before, on the same few images. `data-free` has no real image. A seed draws the real images too, so the
+range over seeds covers which images they are; the arms of a seed have the same ones. All hybrids get the same number of
+synthetic images. An accuracy is that of the last weights on the 10,000 test images; the best arm of a size is that of
+the best median of these. `seconds` is training time without evaluations, that of a generator apart from the student's.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import statistics
 import sys
 from dataclasses import dataclass
 from importlib.metadata import version
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +42,10 @@ from synthkd.pipelines.run import Result  # noqa: E402
 
 RUNS, RESULTS = HERE / "runs" / "hybrid", HERE / "results" / "hybrid.json"
 PAIR = fashion_mnist.PAIRS["convnet"]
-MIX = {"mixup": 0.8, "flip": True, "shift": 1}
-"""Variation of every image in every arm; flips and shifts are those that the teacher was trained with."""
+AUGMENT = {"flip": True, "shift": 1}
+"""Variation of every image in every arm, which is that of the teacher's training."""
+MIXUP = (0.0, 0.8)
+"""Shares of each batch that are mixtures of two images."""
 SHARES = {10: 0.3, 50: 0.4, 500: 0.5}
 """Real images per class -> their share of each batch of a hybrid: the more there are, the less they repeat."""
 MOST_SEEDS = 10
@@ -96,13 +100,17 @@ def learner(kind: str, rounds: int) -> dict[str, Any]:
     if kind == "cgan":
         return {"kind": kind, "augment": 0.5, "batch_size": ROUND, "ema": 0.998}
     steps = 25  # of a round
-    augment = {"shift": MIX["shift"], "flip": MIX["flip"]}
-    return {"kind": kind, "augment": augment, "batch_size": ROUND, "steps": steps, "horizon": steps * rounds}
+    return {"kind": kind, "augment": AUGMENT, "batch_size": ROUND, "steps": steps, "horizon": steps * rounds}
 
 
 def directory(budget: Budget, size: int, name: str, seed: int) -> Path:
-    """The run directory of a cell, or of its generator."""
+    """The run directory of something for one choice of real images."""
     return budget.root / f"{size}-per-class" / f"{name.replace(' + ', '-and-').replace(' ', '-')}-seed{seed}"
+
+
+def place(budget: Budget, size: int, arm: str, mixup: float, seed: int) -> Path:
+    """The run directory of a cell."""
+    return directory(budget, size, f"{arm} mixup {mixup:g}", seed)
 
 
 def generator_of(budget: Budget, kind: str, size: int, seed: int, teacher: Path) -> Result:
@@ -129,7 +137,7 @@ def share_of(arm: str, size: int) -> float:
     return {ALONE: 1.0, DATA_FREE: 0.0}.get(arm, SHARES.get(size, 0.4))
 
 
-def cell(budget: Budget, size: int, arm: str, seed: int, teacher: Path) -> dict[str, Any]:
+def cell(budget: Budget, size: int, arm: str, mixup: float, seed: int, teacher: Path) -> dict[str, Any]:
     """Run one cell, or read it where it is finished."""
     share = share_of(arm, size)
     made = generator_of(budget, LEARNED[arm], size, seed, teacher) if arm in LEARNED else None
@@ -140,7 +148,7 @@ def cell(budget: Budget, size: int, arm: str, seed: int, teacher: Path) -> dict[
         "teacher": {"kind": "load", "model": str(teacher)},
         "student": PAIR.student,
         "test": fashion_mnist.DATA,
-        "mix": {**MIX, "real": share},
+        "mix": {**AUGMENT, "mixup": mixup, "real": share},
         "evaluate_every": budget.steps,
         "checkpoint_every": 2000,
         "grid_every": 1000,
@@ -162,13 +170,14 @@ def cell(budget: Budget, size: int, arm: str, seed: int, teacher: Path) -> dict[
             {"kind": "pregenerate", "rounds": budget.kept - later},
             {"kind": "joint", "steps": budget.steps, "every": -(-budget.steps // later)},
         ]
-    out = directory(budget, size, arm, seed)
+    out = place(budget, size, arm, mixup, seed)
     result = distill(load_config(DistillConfig, source, [f"out={out}"]))
     assert isinstance(result, Result)
     student, cost = result.values["student"], result.values["cost"]
     return {
         "per_class": size,
         "arm": arm,
+        "mixup": mixup,
         "seed": seed,
         "share": share,
         "steps": budget.steps,
@@ -193,9 +202,9 @@ def trained(made: Result) -> dict[str, Any]:
     }
 
 
-def of(cells: list[dict[str, Any]], size: int, arm: str) -> list[dict[str, Any]]:
+def of(cells: list[dict[str, Any]], size: int, mixup: float, arm: str) -> list[dict[str, Any]]:
     """The cells of all seeds."""
-    return [c for c in cells if (c["per_class"], c["arm"]) == (size, arm)]
+    return [c for c in cells if (c["per_class"], c["mixup"], c["arm"]) == (size, mixup, arm)]
 
 
 def median_cell(rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -211,9 +220,9 @@ def comparisons(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
     the hybrids of its size.
     """
     found = []
-    for size in sorted({c["per_class"] for c in cells}):
-        alone = of(cells, size, ALONE)
-        arms = {arm: rows for arm in HYBRIDS if (rows := of(cells, size, arm))}
+    for size, mixup in sorted({(c["per_class"], c["mixup"]) for c in cells}):
+        alone = of(cells, size, mixup, ALONE)
+        arms = {arm: rows for arm in HYBRIDS if (rows := of(cells, size, mixup, arm))}
         if not alone or not arms:
             continue
         middle = {arm: 100 * statistics.median(c["accuracy"] for c in rows) for arm, rows in arms.items()}
@@ -225,6 +234,7 @@ def comparisons(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 {
                     "per_class": size,
                     "arm": arm,
+                    "mixup": mixup,
                     "best": middle[arm] == max(middle.values()),
                     "difference": round(middle[arm] - base, 3),
                     "by_seed": [round(value, 3) for value in paired],
@@ -237,19 +247,19 @@ def comparisons(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def table(cells: list[dict[str, Any]]) -> str:
     """Median [lowest, highest] over seeds of each arm."""
     lines = [
-        "| real images per class | arm | real share of a batch | seeds | accuracy, median [range] "
+        "| real images per class | mixed | arm | real share of a batch | seeds | accuracy, median [range] "
         "| 95 % interval of the median run | seconds, student | seconds, generator | asked label seen |",
-        "|" + "---|" * 9,
+        "|" + "---|" * 10,
     ]
-    for size, arm in sorted({(c["per_class"], c["arm"]) for c in cells}, key=_order):
-        rows = of(cells, size, arm)
+    for size, mixup, arm in sorted({(c["per_class"], c["mixup"], c["arm"]) for c in cells}, key=_order):
+        rows = of(cells, size, mixup, arm)
         scores = [100 * c["accuracy"] for c in rows]
         low, high = median_cell(rows)["interval"]
         made = [c["generator"] for c in rows if c["generator"] is not None]
         cost = f"{statistics.median(g['seconds'] for g in made):.0f}" if made else "-"
         seen = f"{100 * statistics.median(g['agreement'] for g in made):.0f} %" if made else "-"
         lines.append(
-            f"| {size} | {arm} | {rows[0]['share']:g} | {len(rows)} | {statistics.median(scores):.2f} "
+            f"| {size} | {mixup:g} | {arm} | {rows[0]['share']:g} | {len(rows)} | {statistics.median(scores):.2f} "
             f"[{min(scores):.2f}, {max(scores):.2f}] | {100 * low:.2f} to {100 * high:.2f} "
             f"| {statistics.median(c['seconds'] for c in rows):.0f} | {cost} | {seen} |"
         )
@@ -259,22 +269,21 @@ def table(cells: list[dict[str, Any]]) -> str:
 def difference_table(compared: list[dict[str, Any]]) -> str:
     """Each hybrid's lead over real images alone."""
     lines = [
-        "| real images per class | hybrid | points over real KD, medians | by seed, lowest to highest "
+        "| real images per class | mixed | hybrid | points over real KD, medians | by seed, lowest to highest "
         "| intervals apart |",
-        "|" + "---|" * 5,
+        "|" + "---|" * 6,
     ]
     for c in compared:
         arm = f"**{c['arm']}**" if c["best"] else c["arm"]
         ends = f"{min(c['by_seed']):+.2f} to {max(c['by_seed']):+.2f}" if c["by_seed"] else "-"
-        lines.append(
-            f"| {c['per_class']} | {arm} | {c['difference']:+.2f} | {ends} | {'yes' if c['apart'] else 'no'} |"
-        )
+        apart = "yes" if c["apart"] else "no"
+        lines.append(f"| {c['per_class']} | {c['mixup']:g} | {arm} | {c['difference']:+.2f} | {ends} | {apart} |")
     return "\n".join(lines)
 
 
-def _order(key: tuple[int, str]) -> tuple[int, int]:
-    size, arm = key
-    return size, (DATA_FREE, *ARMS).index(arm)
+def _order(key: tuple[int, float, str]) -> tuple[int, float, int]:
+    size, mixup, arm = key
+    return size, mixup, (DATA_FREE, *ARMS).index(arm)
 
 
 def main() -> None:
@@ -284,6 +293,7 @@ def main() -> None:
         "--sizes", type=int, nargs="*", default=[0, *SHARES], help="real images per class; 0: data-free"
     )
     parser.add_argument("--arms", nargs="*", default=list(ARMS), choices=ARMS, help="run only these")
+    parser.add_argument("--mixup", type=float, nargs="*", default=list(MIXUP), choices=MIXUP, help="run only these")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--dry-run", action="store_true", help="list the cells, run none")
     parser.add_argument("--smoke", action="store_true", help="a few steps of everything, kept apart; writes no result")
@@ -292,17 +302,18 @@ def main() -> None:
     budget = SMOKE if arguments.smoke else FULL
     teacher: Path | None = None
     cells: list[dict[str, Any]] = []
-    for seed in range(max(arguments.seeds, MOST_SEEDS)):
-        for size in sorted({0, *SHARES, *arguments.sizes}):
-            for arm in ARMS if size else (DATA_FREE,):
-                finished = (directory(budget, size, arm, seed) / "result.json").exists()
-                asked = size in arguments.sizes and (arm in arguments.arms or not size)
-                wanted = asked and seed < arguments.seeds
-                if arguments.dry_run and (finished or wanted):
-                    print(f"{'finished' if finished else 'to run  '}  {size} per class, {arm}, seed {seed}")
-                elif finished or wanted:
-                    teacher = teacher or fashion_mnist.teacher_of("convnet")
-                    cells.append(cell(budget, size, arm, seed, teacher))
+    for seed, size in product(range(max(arguments.seeds, MOST_SEEDS)), sorted({0, *SHARES, *arguments.sizes})):
+        for mixup, arm in product(MIXUP, ARMS if size else (DATA_FREE,)):
+            finished = (place(budget, size, arm, mixup, seed) / "result.json").exists()
+            asked = size in arguments.sizes and mixup in arguments.mixup and (arm in arguments.arms or not size)
+            wanted = asked and seed < arguments.seeds
+            if arguments.dry_run and (finished or wanted):
+                print(
+                    f"{'finished' if finished else 'to run  '}  {size} per class, {arm}, mixup {mixup:g}, seed {seed}"
+                )
+            elif finished or wanted:
+                teacher = teacher or fashion_mnist.teacher_of("convnet")
+                cells.append(cell(budget, size, arm, mixup, seed, teacher))
     if arguments.dry_run:
         return
     compared = comparisons(cells)
@@ -313,7 +324,7 @@ def main() -> None:
         "command": "python benchmarks/hybrid.py",
         "student": PAIR.student,
         "inherit": False,
-        "mix": MIX,
+        "augment": AUGMENT,
         "generators": {kind: learner(kind, rounds) for kind, rounds in budget.rounds.items()},
         "cells": cells,
         "comparisons": compared,
