@@ -9,10 +9,11 @@ the same optimiser, 1,800 steps of 64 images, and the same flips and shifts; onl
 mixture of two images that the teacher answers is itself a synthetic image, so all arms are run twice: without any, and
 with four fifths of each batch mixed. `real KD` has nothing but the few real images; `real + data-free` also images of
 the inversion generator, trained beside the student; `real + cgan` and `real + diffusion` also samples of a generator
-that was trained before, on the same few images. `data-free` has no real image. A seed draws the real images too, so the
-range over seeds covers which images they are; the arms of a seed have the same ones. All hybrids get the same number of
-synthetic images. An accuracy is that of the last weights on the 10,000 test images; the best arm of a size is that of
-the best median of these. `seconds` is training time without evaluations, that of a generator apart from the student's.
+that was trained before, on the same few images. `data-free` has no real image; 6,000 a class are all. A seed draws the
+real images too, so the range over seeds covers which images they are; the arms of a seed have the same ones. All
+hybrids get the same number of synthetic images. An accuracy is that of the last weights on the 10,000 test images; the
+best arm of a size is that of the best median of these. `seconds` is training time without evaluations, that of a
+generator apart from the student's.
 """
 
 from __future__ import annotations
@@ -48,6 +49,8 @@ MIXUP = (0.0, 0.8)
 """Shares of each batch that are mixtures of two images."""
 SHARES = {10: 0.3, 50: 0.4, 500: 0.5}
 """Real images per class -> their share of each batch of a hybrid: the more there are, the less they repeat."""
+ALL = 6000
+"""Images of a class in the whole training set: the same student on all of it is what no hybrid is likely to pass."""
 MOST_SEEDS = 10
 """Finished cells up to this seed are in the table, whatever --seeds asks for."""
 ROUND = 64
@@ -130,6 +133,11 @@ def generator_of(budget: Budget, kind: str, size: int, seed: int, teacher: Path)
     result = generate(load_config(GenerateConfig, source, [f"out={out}"]))
     assert isinstance(result, Result)
     return result
+
+
+def arms_of(size: int) -> tuple[str, ...]:
+    """The arms that make sense with so many real images of each class."""
+    return {0: (DATA_FREE,), ALL: (ALONE,)}.get(size, ARMS)
 
 
 def share_of(arm: str, size: int) -> float:
@@ -290,7 +298,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", default=fashion_mnist.DATA["root"], help="folder with the dataset's files")
     parser.add_argument(
-        "--sizes", type=int, nargs="*", default=[0, *SHARES], help="real images per class; 0: data-free"
+        "--sizes",
+        type=int,
+        nargs="*",
+        default=[0, *SHARES, ALL],
+        help=f"real images per class; 0: data-free, {ALL}: all",
     )
     parser.add_argument("--arms", nargs="*", default=list(ARMS), choices=ARMS, help="run only these")
     parser.add_argument("--mixup", type=float, nargs="*", default=list(MIXUP), choices=MIXUP, help="run only these")
@@ -302,8 +314,8 @@ def main() -> None:
     budget = SMOKE if arguments.smoke else FULL
     teacher: Path | None = None
     cells: list[dict[str, Any]] = []
-    for seed, size in product(range(max(arguments.seeds, MOST_SEEDS)), sorted({0, *SHARES, *arguments.sizes})):
-        for mixup, arm in product(MIXUP, ARMS if size else (DATA_FREE,)):
+    for seed, size in product(range(max(arguments.seeds, MOST_SEEDS)), sorted({0, *SHARES, ALL, *arguments.sizes})):
+        for mixup, arm in product(MIXUP, arms_of(size)):
             finished = (place(budget, size, arm, mixup, seed) / "result.json").exists()
             asked = size in arguments.sizes and mixup in arguments.mixup and (arm in arguments.arms or not size)
             wanted = asked and seed < arguments.seeds
