@@ -7,9 +7,16 @@ import torch
 from torch import nn
 
 from synthkd.data.real import channel_statistics, load_splits
+from synthkd.data.splits import Splits
 from synthkd.models import Classifier, build
 from synthkd.settings import DigitsData, ZooModel
 from synthkd.types import Round, TrainableGenerator
+
+
+@pytest.fixture(scope="module")
+def digits() -> Splits:
+    """Real digits, some of them held out."""
+    return load_splits(DigitsData(kind="digits"))
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +38,12 @@ def taught() -> Callable[[ZooModel, float], Classifier]:
         return model.eval()
 
     return make
+
+
+@pytest.fixture(scope="module")
+def teacher(taught: Callable[[ZooModel, float], Classifier]) -> Classifier:
+    """A teacher with BatchNorm."""
+    return taught(ZooModel(arch="convnet", width=8), 1e-2)
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,6 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from synthkd.data.real import load_splits
 from synthkd.data.splits import RealData, Splits
 from synthkd.errors import ConfigError, ModelError
 from synthkd.generators.cgan import CGAN
@@ -17,7 +16,7 @@ from synthkd.generators.settings import CGANSettings
 from synthkd.losses.logits import kl_divergence
 from synthkd.models import Classifier, build
 from synthkd.rng import Rows
-from synthkd.settings import DigitsData, ZooModel
+from synthkd.settings import ZooModel
 from synthkd.types import ImageSpec
 
 SMALL = CGANSettings(
@@ -25,16 +24,6 @@ SMALL = CGANSettings(
 )
 TINY = SMALL.model_copy(update={"width": 4, "critic_width": 4, "batch_size": 20, "steps": 2})
 ROUNDS = 40
-
-
-@pytest.fixture(scope="module")
-def digits() -> Splits:
-    return load_splits(DigitsData(kind="digits"))
-
-
-@pytest.fixture(scope="module")
-def teacher(taught: Callable[[ZooModel, float], Classifier]) -> Classifier:
-    return taught(ZooModel(arch="convnet", width=8), 1e-2)
 
 
 @pytest.fixture(scope="module")
@@ -166,6 +155,14 @@ def test_without_the_curriculum_difficulty_changes_no_round(teacher: Classifier,
         easy, hard = (make(teacher, digits, curriculum=curriculum).round(0, d) for d in (0.1, 0.9))
         assert torch.equal(easy.images, hard.images) != curriculum
         assert (easy.terms == hard.terms) != curriculum
+
+
+def test_without_the_curriculum_difficulty_changes_no_sample(teacher: Classifier, digits: Splits) -> None:
+    labels = torch.arange(10)
+    for curriculum in (True, False):
+        generator = make(teacher, digits, curriculum=curriculum)
+        easy, hard = (generator.sample(labels, d, Rows(0, "asked")) for d in (0.1, 0.9))
+        assert torch.equal(easy, hard) != curriculum
 
 
 def test_labels_are_balanced_over_rounds(teacher: Classifier, digits: Splits) -> None:

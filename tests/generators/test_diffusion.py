@@ -11,7 +11,6 @@ import torch
 from accelerate import Accelerator
 from diffusers import DDPMScheduler
 
-from synthkd.data.real import load_splits
 from synthkd.data.splits import Splits
 from synthkd.errors import ConfigError, DataError, ModelError
 from synthkd.generators.denoising import (
@@ -27,7 +26,7 @@ from synthkd.generators.settings import DiffusionSettings, Sampler
 from synthkd.losses.logits import kl_divergence
 from synthkd.models import Classifier, build
 from synthkd.rng import Rows
-from synthkd.settings import DigitsData, OptimizerSettings, ZooModel
+from synthkd.settings import OptimizerSettings, ZooModel
 from synthkd.types import ImageSpec, Round, TrainableGenerator
 
 LEARNED = DiffusionSettings(
@@ -40,16 +39,6 @@ LEARNED = DiffusionSettings(
     optimizer=OptimizerSettings(lr=4e-3, schedule="one_cycle", warmup=0.1, final=0.05, clip=1.0, ema=0.97),
 )
 FRESH = LEARNED.model_copy(update={"channels": (8,), "steps": 2, "horizon": 8, "real_batch": 16, "sample_steps": 2})
-
-
-@pytest.fixture(scope="module")
-def digits() -> Splits:
-    return load_splits(DigitsData(kind="digits"))
-
-
-@pytest.fixture(scope="module")
-def teacher(taught: Callable[[ZooModel, float], Classifier]) -> Classifier:
-    return taught(ZooModel(arch="convnet", width=8), 1e-2)
 
 
 @pytest.fixture(scope="module")

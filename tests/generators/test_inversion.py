@@ -19,11 +19,6 @@ from synthkd.types import ImageSpec, Round, TrainableGenerator
 SMALL = InversionSettings(latent=32, width=8, batch_size=30, steps=5, latent_lr=0.05, one_hot=2.0)
 
 
-@pytest.fixture(scope="module")
-def teacher(taught: Callable[[ZooModel, float], Classifier]) -> Classifier:
-    return taught(ZooModel(arch="convnet", width=8), 1e-2)
-
-
 def make(teacher: Classifier, seed: int = 0, **changes: object) -> Inversion:
     return Inversion(SMALL.model_copy(update=changes), teacher, seed, Accelerator(cpu=True))
 
