@@ -5,7 +5,7 @@ the generator, normalised per class, is sampled from an exponential average of i
 the generator's objective becomes `L_adv + lambda * L_distill`, in which it pulls against the student (see
 `synthkd.generators.objective`).
 
-Difficulty d is the length of latent vectors: samples start from normal vectors times `0.75 + 0.25 d`, so that easy
+Difficulty d is the length of latent vectors: samples start from normal vectors times `0.85 + 0.15 d`, so that easy
 images lie near the middle of their class (the truncation trick: Brock et al. 2019). Training draws lengths evenly
 between that and 1, the fewer short ones the higher the difficulty, so no sample of that difficulty or a higher one
 leaves what was trained.
@@ -47,7 +47,7 @@ BETAS = (0.0, 0.9)
 """Of both Adams: momentum chases an opponent that has moved on."""
 R1_EVERY = 4
 """Steps of the critic between two with the R1 penalty, which then counts so many times (Karras et al. 2020)."""
-SHORTEST = 0.75
+SHORTEST = 0.85
 """Length of latent vectors at difficulty 0; shorter ones lose more variety than they win in certainty."""
 MEASURED = 50
 """Samples per class in a measurement of mode collapse; a class is judged from about 7 on."""
