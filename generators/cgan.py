@@ -131,9 +131,9 @@ class CGAN:
             student: takes part in the student's terms, unchanged; None leaves them out.
 
         Returns:
-            The latest loss terms, named `generator/...`; in every `measure_every`-th round also
-            `generator/mode_collapse`, the share of classes (without a teacher: of clusters of the real images) that
-            the samples miss, where the holdout can tell.
+            The latest loss terms and the generator's total, named `generator/...`; in every `measure_every`-th round
+            also `generator/mode_collapse`, the share of classes (without a teacher: of clusters of the real images)
+            that the samples miss, where the holdout can tell.
 
         Raises:
             ConfigError: a generator without real data, which was saved for sampling.
@@ -198,7 +198,8 @@ class CGAN:
         losses.append(self._generator_loss(made, batch.labels, step, difficulty, student))
         _descend(losses[1], self._optimizer, index)
         self._average.update(self.network)
-        return {f"generator/{name}": float(term.detach()) for loss in losses for name, term in loss.terms.items()}
+        terms = {"loss": losses[1].total} | {name: term for loss in losses for name, term in loss.terms.items()}
+        return {f"generator/{name}": float(term.detach()) for name, term in terms.items()}
 
     def _generate(self, labels: Tensor, number: int, difficulty: float) -> Tensor:
         """Images with gradient, for the labels of a real batch, so that classes are as frequent on both sides."""

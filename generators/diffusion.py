@@ -300,8 +300,8 @@ class Diffusion:
         with self._autocast():
             predicted = model(noisy, times, class_labels=labels).sample.float()
         generated = None
-        if look is not None:
-            clear = alphas >= CLEAR
+        clear = alphas >= CLEAR
+        if look is not None and bool(clear.any()):
             a = alphas[clear].view(-1, 1, 1, 1)
             images = unfold(
                 a.sqrt() * noisy[clear] - (1.0 - a).sqrt() * predicted[clear], *self.spec.shape[1:], s.unshuffle

@@ -8,11 +8,12 @@ import os
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
+from accelerate import Accelerator
 
 from synthkd import __version__
 from synthkd.data.card import card
@@ -66,10 +67,7 @@ def generate(config: GenerateConfig, *, dry_run: bool = False) -> Result | Plan:
     """
     if dry_run:
         order = read_order(config)
-        teacher = untrained_teacher(order.teacher, config)
-        counts, layout = plan_layout(config, order, teacher)
-        generator = build_generator(order.generator, teacher, config.seed, make_accelerator(config), order.real)
-        return Plan(_plan(config, order, teacher, generator, counts, layout))
+        return Plan(_work(config, order, untrained_teacher(order.teacher, config), make_accelerator(config)).plan())
     with open_job("generate", config) as job:
         if job.finished is not None:
             shutil.rmtree(job.directory / PARTS, ignore_errors=True)
@@ -82,14 +80,11 @@ def generate(config: GenerateConfig, *, dry_run: bool = False) -> Result | Plan:
             )
         if not is_taught(order.teacher, job.directory):  # to fail now rather than after the teacher
             untrained = untrained_teacher(order.teacher, config)
-            layout = plan_layout(config, order, untrained)[1]
-            generator = build_generator(order.generator, untrained, config.seed, job.accelerator, order.real)
-            require_space(job.directory, _bytes(config, untrained, generator, layout))
+            require_space(job.directory, _work(config, order, untrained, job.accelerator).bytes)
         ready = ready_teacher(order.teacher, config, job)
-        counts, layout = plan_layout(config, order, ready.model)
-        generator = build_generator(order.generator, ready.model, config.seed, job.accelerator, order.real)
-        require_space(job.directory, _bytes(config, ready.model, generator, layout))
-        values = _make(config, job, order, ready.model, generator, counts, layout)
+        work = _work(config, order, ready.model, job.accelerator)
+        require_space(job.directory, work.bytes)
+        values = _make(work, job)
         values["cost"]["seconds"]["teacher"] = round(ready.seconds, 3)
         values["seconds"] = round(sum(values["cost"]["seconds"].values()), 3)
         if job.accelerator.is_main_process:
@@ -101,29 +96,83 @@ def generate(config: GenerateConfig, *, dry_run: bool = False) -> Result | Plan:
         return Result(job.directory, finished, _summary(job, finished))
 
 
-def _make(
-    config: GenerateConfig,
-    job: Job,
-    order: Order,
-    teacher: Classifier,
-    generator: TrainableGenerator,
-    counts: Sequence[int],
-    layout: Layout,
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Work:
+    """Everything a dataset is made of.
+
+    Attributes:
+        config: the configuration.
+        order: what it refers to, looked up.
+        teacher: answers the images; untrained while the work is only planned.
+        generator: makes them.
+        counts: images of each class.
+        layout: of the files.
+    """
+
+    config: GenerateConfig
+    order: Order
+    teacher: Classifier
+    generator: TrainableGenerator
+    counts: Sequence[int]
+    layout: Layout
+
+    @property
+    def beside(self) -> int:
+        """Bytes that the run keeps beside the dataset until it is finished."""
+        spec, config = self.teacher.spec, self.config
+        part = spec.channels * spec.height * spec.width + 4 * spec.classes + 12
+        checkpoints = (config.keep_checkpoints + 1) * generator_bytes(self.generator) if config.rounds else 0
+        return self.layout.count * part + training_bytes(parameters(self.teacher)) + checkpoints
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of dataset and run."""
+        return estimate(self.layout, self.teacher.spec) + self.beside
+
+    def plan(self) -> tuple[str, ...]:
+        """The lines of a dry run."""
+        config, order, teacher, layout = self.config, self.order, self.teacher, self.layout
+        out = Path(config.out or "runs").absolute()
+        trained = "" if isinstance(order.teacher, LoadedModel) else ", trained first"
+        source = f"of {config.run}" if config.run is not None else str(order.generator.kind)
+        rounds = f", trained for {config.rounds:,} rounds" if config.rounds else ""
+        real = "none" if order.real is None else f"{len(order.real.train):,} of {order.real.train.name}"
+        low, high = min(self.counts), max(self.counts)
+        each = f"{low:,}" if low == high else f"{low:,} to {high:,}"
+        shards = "" if config.format == "folder" else f", {layout.shards:,} shards"
+        return (
+            f"generate {config.name}: {teacher.spec}",
+            f"  teacher: {parameters(teacher):,} parameters{trained}",
+            f"  generator: {source}{rounds}",
+            f"  real images: {real}",
+            f"  images: {layout.count:,}, {each} of each class, as {config.format}{shards}",
+            f"  disk: at most about {size(self.bytes - self.beside)} of dataset and {size(self.beside)} beside it "
+            f"until it is done; {size(free_bytes(out))} are free",
+        )
+
+
+def _work(config: GenerateConfig, order: Order, teacher: Classifier, accelerator: Accelerator) -> Work:
+    counts, layout = plan_layout(config, order, teacher)
+    generator = build_generator(order.generator, teacher, config.seed, accelerator, order.real)
+    return Work(config, order, teacher, generator, counts, layout)
+
+
+def _make(work: Work, job: Job) -> dict[str, Any]:
     """Train the generator, sample it, write the dataset; the numbers for result.json."""
+    config, order, teacher, layout = work.config, work.order, work.teacher, work.layout
     frozen = FrozenTeacher(teacher, job.accelerator)
-    progress = _fit(config, job, generator)
+    progress = _fit(config, job, work.generator)
     seen = real_images_used(order)
     main = job.accelerator.is_main_process
     if main and config.rounds:
         names = layout.class_names
         folder = job.directory / INSIDE_A_RUN
-        save_generator(generator, order.generator, folder, teacher.spec, names, config.seed, seen)
+        save_generator(work.generator, order.generator, folder, teacher.spec, names, config.seed, seen)
     began = time.perf_counter()
     real = None if order.real is None or config.filters.copies is None else order.real.train.images
-    sieve = Sieve(counts, config.filters.confidence, config.filters.near_duplicates, config.filters.copies)
+    sieve = Sieve(work.counts, config.filters.confidence, config.filters.near_duplicates, config.filters.copies)
     sampling = Sampling(
-        Batchwise(generator, frozen, config.difficulty, config.seed, real),
+        Batchwise(work.generator, frozen, config.difficulty, config.seed, real),
         PartStore(job.directory / PARTS),
         sieve,
         layout.class_names,
@@ -149,13 +198,13 @@ def _make(
         "content": content.hexdigest(),
         "spec": asdict(teacher.spec),
         "class_names": list(layout.class_names),
-        "counts": list(counts),
+        "counts": list(work.counts),
         "mean": teacher.normalize.mean.flatten().tolist(),
         "std": teacher.normalize.std.flatten().tolist(),
         "seed": config.seed,
         "difficulty": config.difficulty,
         "teacher": _about_teacher(order, teacher),
-        "generator": trained_as(order).model_dump(mode="json"),
+        "generator": _portable(trained_as(order).model_dump(mode="json")),
         "rounds": config.rounds,
         "real_images_used": seen,
         "real_images_compared": None if real is None else len(real),
@@ -227,11 +276,18 @@ def _write(config: GenerateConfig, job: Job, about: dict[str, Any], sampling: Sa
         write_records(sampling.records(), partial, layout, lambda count: display.update(count, "writing", {}))
     write_atomically(partial / ABOUT, json.dumps(about, indent=2, allow_nan=False).encode() + b"\n")
     written = config.model_dump(mode="json", exclude_defaults=True)
-    recipe = {key: written[key] for key in RECIPE_KEYS if key in written}
+    recipe = _portable({key: written[key] for key in RECIPE_KEYS if key in written})
     text = yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True)
     write_atomically(partial / "README.md", card(about, text).encode())
     os.sync()  # the parts, which are the checkpoint, go once this is in place
     partial.rename(final)
+
+
+def _portable(value: Any) -> Any:
+    """A configuration whose absolute paths are their last parts: a dataset is passed on, this machine's folders not."""
+    if isinstance(value, dict):
+        return {key: _portable(each) for key, each in value.items()}
+    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
 
 
 def _files(layout: Layout) -> list[str]:
@@ -242,46 +298,6 @@ def _files(layout: Layout) -> list[str]:
 
 def _named(columns: Sequence[int], layout: Layout) -> list[str]:
     return [layout.class_names[label] for label in columns]
-
-
-def _beside(config: GenerateConfig, teacher: Classifier, generator: TrainableGenerator, layout: Layout) -> int:
-    """Bytes that the run keeps beside the dataset until it is finished."""
-    spec = teacher.spec
-    part = spec.channels * spec.height * spec.width + 4 * spec.classes + 12
-    checkpoints = (config.keep_checkpoints + 1) * generator_bytes(generator) if config.rounds else 0
-    return layout.count * part + training_bytes(parameters(teacher)) + checkpoints
-
-
-def _bytes(config: GenerateConfig, teacher: Classifier, generator: TrainableGenerator, layout: Layout) -> int:
-    return estimate(layout, teacher.spec) + _beside(config, teacher, generator, layout)
-
-
-def _plan(
-    config: GenerateConfig,
-    order: Order,
-    teacher: Classifier,
-    generator: TrainableGenerator,
-    counts: Sequence[int],
-    layout: Layout,
-) -> tuple[str, ...]:
-    dataset, beside = estimate(layout, teacher.spec), _beside(config, teacher, generator, layout)
-    out = Path(config.out or "runs").absolute()
-    trained = "" if isinstance(order.teacher, LoadedModel) else ", trained first"
-    source = f"of {config.run}" if config.run is not None else str(order.generator.kind)
-    rounds = f", trained for {config.rounds:,} rounds" if config.rounds else ""
-    real = "none" if order.real is None else f"{len(order.real.train):,} of {order.real.train.name}"
-    low, high = min(counts), max(counts)
-    each = f"{low:,}" if low == high else f"{low:,} to {high:,}"
-    shards = "" if config.format == "folder" else f", {layout.shards:,} shards"
-    return (
-        f"generate {config.name}: {teacher.spec}",
-        f"  teacher: {parameters(teacher):,} parameters{trained}",
-        f"  generator: {source}{rounds}",
-        f"  real images: {real}",
-        f"  images: {layout.count:,}, {each} of each class, as {config.format}{shards}",
-        f"  disk: at most about {size(dataset)} of dataset and {size(beside)} beside it until it is done; "
-        f"{size(free_bytes(out))} are free",
-    )
 
 
 def _summary(job: Job, values: dict[str, Any], already: bool = False) -> tuple[str, ...]:

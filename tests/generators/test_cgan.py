@@ -116,6 +116,7 @@ def test_a_student_is_pulled_against_and_left_as_it_was(
     for weight in (0.0, 2.0):
         generator = make(teacher, digits, SMALL, distillation=weight, semantic=weight / 100, steps=5)
         terms = [generator.round(i, 1.0, student).terms for i in range(20)][-1]
+        assert "generator/loss" in terms, "what the display shows"
         assert ("generator/distillation" in terms) == ("generator/semantic" in terms) == (weight > 0)
         images = generator.sample(torch.arange(10).repeat(20), 1.0, Rows(0, "x"))
         divergence.append(float(kl_divergence(answers(teacher, images), answers(student, images)).mean()))

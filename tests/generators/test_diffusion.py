@@ -145,6 +145,15 @@ def test_terms_of_the_student_are_named_and_leave_the_networks_as_they_were(
     assert alone.terms["generator/distillation"] == alone.terms["generator/semantic"] == 0.0
 
 
+def test_a_step_whose_images_are_all_too_noisy_to_judge_has_no_term_of_the_student(
+    digits: Splits, teacher: Classifier
+) -> None:
+    generator = fresh(digits, teacher, distillation=0.1, semantic=0.1, real_batch=1, steps=4)
+    terms = [generator.fit(index, 0.5, noisy_copy(teacher))["generator/distillation"] for index in range(4)]
+    assert all(math.isfinite(term) for term in terms)
+    assert any(term != 0.0 for term in terms)
+
+
 def test_the_distillation_term_moves_the_network_away_from_the_student(digits: Splits, teacher: Classifier) -> None:
     student = noisy_copy(teacher)
     divergence = []

@@ -372,6 +372,13 @@ def card(teacher: Path, tmp_path: Path) -> str:
     return (tmp_path / "run" / "dataset" / "README.md").read_text()
 
 
+def test_a_dataset_names_no_folder_of_this_machine(card: str, tmp_path: Path) -> None:
+    assert "  model: run\n" in card, "the teacher's file without its folder"
+    for path in (tmp_path / "run" / "dataset").iterdir():
+        if path.is_file():
+            assert str(tmp_path.parent) not in path.read_text()
+
+
 def test_the_card_says_what_it_is(card: str, tmp_path: Path) -> None:
     front = yaml.safe_load(card.split("---")[1])
     assert front["synthetic"] is True
