@@ -188,7 +188,7 @@ def test_no_holdout_no_measurement(teacher: Classifier, digits: Splits) -> None:
     empty = RealData(digits.holdout.images[:0], digits.holdout.labels[:0], teacher.spec, teacher.class_names, "nothing")
     settings = TINY.model_copy(update={"measure_every": 1})
     terms = CGAN(settings, teacher, 0, Accelerator(cpu=True), digits.train, empty).fit(0, 0.5)
-    assert set(terms) == {"generator/critic", "generator/fooling", "generator/r1"}
+    assert set(terms) == {"generator/loss", "generator/critic", "generator/fooling", "generator/r1"}
 
 
 def test_a_dozen_real_images_are_enough_to_start(teacher: Classifier, digits: Splits) -> None:
