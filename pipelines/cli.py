@@ -30,6 +30,11 @@ class Verb:
 
 
 VERBS = {
+    "compress": Verb(
+        "synthkd.pipelines.config:CompressConfig",
+        "synthkd.pipelines.compress:compress",
+        "make a small student to hand over: exported, priced, with a report of what it leaks",
+    ),
     "distill": Verb(
         "synthkd.pipelines.config:DistillConfig",
         "synthkd.pipelines.distill:distill",
@@ -89,6 +94,11 @@ def _parser() -> argparse.ArgumentParser:
         if verb.paths:
             text = "leave out at most N unreadable files of a set (skip_bad=N)"
             job.add_argument("--skip-bad", type=int, metavar="N", help=text)
+    text = "classes of image files by an exported model (.onnx), which needs nothing else of its run"
+    predict = commands.add_parser("predict", help=text, description=text, allow_abbrev=False)
+    predict.add_argument("model", metavar="MODEL.onnx", help="what `synthkd compress` exported")
+    predict.add_argument("images", metavar="PATH", help="an image, or a folder of images")
+    predict.add_argument("--skip-bad", type=int, default=0, metavar="N", help="leave out at most N unreadable files")
     text = "show a job's resolved configuration, or the JSON schema of what it takes"
     config = commands.add_parser("config", help=text, description=text, allow_abbrev=False)
     kinds = config.add_subparsers(dest="what", metavar="show|schema", required=True)
@@ -110,7 +120,7 @@ def _parser() -> argparse.ArgumentParser:
 def _run(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
     # argparse stops collecting settings at an option (`distill --dry-run seed=1`) and hands the remainder back
     settings = [*getattr(arguments, "settings", ()), *(word for word in rest if not word.startswith("-"))]
-    if getattr(arguments, "skip_bad", None) is not None:
+    if arguments.command in VERBS and getattr(arguments, "skip_bad", None) is not None:
         settings.append(f"skip_bad={arguments.skip_bad}")
     if options := [word for word in rest if word.startswith("-")]:
         raise ConfigError(f"{options[0]}: unknown option; settings are written key=value, without dashes (see --help)")
@@ -126,6 +136,11 @@ def _run(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
 
             for recipe in recipes():
                 print(f"{recipe.name:<20} {recipe.job:<10} {recipe.summary}")
+        case "predict":
+            from synthkd.compression.predict import predict_folder
+
+            for found in predict_folder(arguments.model, arguments.images, skip_bad=arguments.skip_bad):
+                print(f"{found.file}\t{found.class_name}\t{found.probability:.4f}")
         case "config" if arguments.what == "schema":
             print(json.dumps(_imported(VERBS[arguments.job].config).model_json_schema(), indent=2))
         case "config":

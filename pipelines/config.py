@@ -24,6 +24,7 @@ from synthkd.settings import (
     Settings,
     TeacherSettings,
     TeachTraining,
+    TrainedTeacher,
 )
 
 
@@ -119,6 +120,67 @@ class DistillConfig(TrainingConfig):
             )
         if stored and (self.mix.live != 0.0 or not all(isinstance(phase, Refine) for phase in self.phases)):
             raise ValueError("a dataset is fixed: its student has refine phases only, and mix.live is 0")
+        return self
+
+
+class AuditSettings(Settings):
+    """How a pipeline is attacked: run again with canaries among the private images, and without them for reference."""
+
+    canaries: Annotated[int, Field(ge=80)] = 500
+    """Images that a coin puts in or leaves out, half of them with a wrong label; at most half of the private images."""
+    references: Annotated[int, Field(ge=1, le=4)] = 2
+    """Runs of the whole pipeline without the canaries, which tell how a model that never saw an image answers it."""
+    guesses: Annotated[int, Field(ge=2)] | None = None
+    """Canaries that are guessed about in each half, an even number fixed beforehand; None: a fifth."""
+    delta: Annotated[float, Field(gt=0.0, lt=1.0)] = 1e-5
+    """Of the lower bounds of epsilon."""
+
+
+class ExportSettings(Settings):
+    """In which forms the student is handed over."""
+
+    formats: tuple[Literal["onnx", "int8", "program"], ...] = ("onnx", "int8", "program")
+    """onnx and int8: for ONNX Runtime; program: torch.export."""
+    calibration: Count = 512
+    """Synthetic images that int8 ranges are measured on."""
+
+
+class CompressConfig(DistillConfig):
+    """Make a small student to hand over, its export, its cost, and a report of what it leaks."""
+
+    flow: Literal["f1", "f2", "f3", "f4"] = "f1"
+    """How private images are touched. f1: by a teacher, without noise. f2: by a teacher that is trained with
+    differential privacy. f3: by a differentially private generator (merf) alone, from whose images teacher and student
+    learn. f4: by both."""
+    inherit: bool = False
+    """As in distill; copied weights may carry what the teacher memorised."""
+    rounds: Annotated[int, Field(ge=0)] = 0
+    """Rounds that the generator of f3 and f4 is trained after its one look at the private images."""
+    per_class: Count = 1000
+    """Images of each class from which the teacher of f3 learns."""
+    audit: AuditSettings | None = None
+    """Measure what the pipeline leaks; it is run `references + 1` times more. None: not measured."""
+    export: ExportSettings = ExportSettings()
+
+    @model_validator(mode="after")
+    def _of_the_flow(self) -> CompressConfig:
+        teacher, flow = self.teacher, self.flow
+        if teacher is None or isinstance(self.generator, DatasetSettings):
+            raise ValueError("compress needs a teacher: set teacher, and a generator that makes images")
+        private = isinstance(teacher, TrainedTeacher) and teacher.training.dp is not None
+        if flow in ("f2", "f4") and not private:
+            raise ValueError(f"flow {flow} has a teacher trained with differential privacy: set teacher.training.dp")
+        if flow in ("f1", "f3") and private:
+            raise ValueError(f"flow {flow} has no teacher.training.dp: leave it out, or choose f2 or f4")
+        if self.mix.real != 0.0:
+            raise ValueError("mix.real shows the student private images, which no flow counts: set it to 0")
+        if flow in ("f1", "f2") and self.data is not None:
+            raise ValueError(f"data: in flow {flow} only the teacher sees private images: leave data out")
+        if self.audit is not None and not isinstance(teacher, TrainedTeacher):
+            raise ValueError(
+                "audit runs the pipeline again, which a given teacher does not allow: leave audit out, and attack the "
+                "finished models with lists of members and non-members (synthkd audit)"
+            )
         return self
 
 

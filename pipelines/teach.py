@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from synthkd.data.real import Splits, channel_statistics, load_splits
+from synthkd.errors import ConfigError
 from synthkd.hardware import latency_ms
 from synthkd.losses.objective import Loss
 from synthkd.metrics.utility import Proportion, accuracy, predict
@@ -16,6 +19,14 @@ from synthkd.models import Classifier, build_model, load, parameters, save
 from synthkd.pipelines.config import TeachConfig
 from synthkd.pipelines.job import Job, describe_model, disk_line, open_job, scored, training_bytes
 from synthkd.pipelines.run import Plan, Result
+from synthkd.privacy.dpsgd import (
+    JOURNAL,
+    Journal,
+    PoissonSource,
+    PrivateLearner,
+    plan_mechanism,
+    statement,
+)
 from synthkd.taps import evaluating
 from synthkd.training.learner import Learner
 from synthkd.training.loop import Action, Loop, Progress, Stage
@@ -23,7 +34,7 @@ from synthkd.training.memory import fitting_batch_size, training_step
 from synthkd.training.supervised import EpochSource
 
 
-def teach(config: TeachConfig, *, dry_run: bool = False) -> Result | Plan:
+def teach(config: TeachConfig, *, dry_run: bool = False, splits: Splits | None = None) -> Result | Plan:
     """Train the configured model on the training split and save it to `<run>/teacher`.
 
     The test split is only reported: it never selects a checkpoint, a stopping point or a setting.
@@ -31,19 +42,20 @@ def teach(config: TeachConfig, *, dry_run: bool = False) -> Result | Plan:
     Args:
         config: what to train on what, and how.
         dry_run: build everything, write nothing, and return the plan.
+        splits: images in the place of those that the configuration names, for a caller who changed some of them.
 
     Raises:
         SynthkdError: see the classes in `synthkd.errors`.
     """
     if dry_run:
-        splits = load_splits(config.data)
+        splits = splits or load_splits(config.data)
         return Plan(_plan(config, splits, build(config, splits)))
     with open_job("teach", config) as job:
         if job.finished is not None:
             return Result(job.directory, job.finished, _summary(job, dict(job.finished), already=True))
-        splits = load_splits(config.data)
+        splits = splits or load_splits(config.data)
         model = build(config, splits).to(job.device)
-        progress = _train(config, job, model, splits)
+        progress, claim = (_train if config.training.dp is None else _train_privately)(config, job, model, splits)
         began = time.perf_counter()
         with evaluating(model):
             test = score(model, splits, job.device)
@@ -58,6 +70,7 @@ def teach(config: TeachConfig, *, dry_run: bool = False) -> Result | Plan:
                     "train": len(splits.train.labels),
                     "holdout": len(splits.holdout.labels),
                 },
+                "dp": claim,
                 "cost": {
                     "seconds": {"teacher": round(progress.seconds, 3), "evaluate": round(evaluation, 3)},
                     "steps": config.training.steps,
@@ -68,9 +81,12 @@ def teach(config: TeachConfig, *, dry_run: bool = False) -> Result | Plan:
 
 
 def build(config: TeachConfig, splits: Splits) -> Classifier:
-    """The untrained model, normalising by the mean and standard deviation of the training split."""
+    """The untrained model, normalising by the mean and standard deviation of the training split (DP: by 0.5, 0.5)."""
     torch.manual_seed(config.seed)
-    mean, std = channel_statistics(splits.train.images)
+    if config.training.dp is None:
+        mean, std = channel_statistics(splits.train.images)
+    else:  # those of the training images would cost budget
+        mean = std = (0.5,) * splits.train.spec.channels
     return build_model(config.model, splits.train.spec, mean, std, splits.train.class_names)
 
 
@@ -81,7 +97,7 @@ def score(model: Classifier, splits: Splits, device: torch.device) -> Proportion
     return accuracy(predict(model, splits.test.images, device), splits.test.labels)
 
 
-def _train(config: TeachConfig, job: Job, model: Classifier, splits: Splits) -> Progress:
+def _train(config: TeachConfig, job: Job, model: Classifier, splits: Splits) -> tuple[Progress, None]:
     training = config.training
     accelerator = job.accelerator
     learner = Learner("teacher", model, training.optimizer, training.steps, accelerator)
@@ -107,6 +123,47 @@ def _train(config: TeachConfig, job: Job, model: Classifier, splits: Splits) -> 
         loss = F.cross_entropy(logits, batch.labels, label_smoothing=training.label_smoothing)
         return learner.update(Loss(loss, {"cross_entropy": loss}), step)
 
+    progress = _run(config, job, learner, learn, splits)
+    _finish(job, config, model, learner.evaluated, splits, None)
+    return progress, None
+
+
+def _train_privately(
+    config: TeachConfig, job: Job, model: Classifier, splits: Splits
+) -> tuple[Progress, dict[str, Any]]:
+    training, dp = config.training, config.training.dp
+    assert dp is not None
+    if job.accelerator.num_processes > 1 or config.precision != "no":
+        raise ConfigError(
+            "training.dp: runs in one process and in full precision; set precision=no, leave torchrun out"
+        )
+    mechanism = plan_mechanism(dp, len(splits.train), training.batch_size, training.steps)
+    journal = Journal(job.directory / JOURNAL)
+    learner = PrivateLearner("teacher", model, training.optimizer, mechanism, dp, job.device, journal)
+    entropy = learner.entropy("batch")
+    source = PoissonSource(splits.train.images, splits.train.labels, mechanism, training.augment, entropy, job.device)
+
+    def loss_of(logits: Tensor, labels: Tensor) -> Tensor:
+        return F.cross_entropy(logits, labels, label_smoothing=training.label_smoothing)
+
+    def learn(step: int) -> dict[str, Tensor | float]:
+        learner.model.train()
+        return learner.update(source.batch(step), loss_of, step)
+
+    progress = _run(config, job, learner, learn, splits)
+    claim = statement(mechanism, learner.ledger, learner.spent())
+    learner.finished()
+    _finish(job, config, model, learner.evaluated, splits, claim)
+    return progress, claim
+
+
+def _run(
+    config: TeachConfig,
+    job: Job,
+    learner: Learner | PrivateLearner,
+    learn: Callable[[int], dict[str, Tensor | float]],
+    splits: Splits,
+) -> Progress:
     def evaluate(_: int) -> dict[str, Tensor | float]:
         evaluated = learner.evaluated
         assert isinstance(evaluated, Classifier)
@@ -116,7 +173,7 @@ def _train(config: TeachConfig, job: Job, model: Classifier, splits: Splits) -> 
 
     actions = [Action("learn", learn), Action("evaluate", evaluate, every=config.evaluate_every, after=True)]
     loop = Loop(
-        accelerator,
+        job.accelerator,
         {"teacher": learner},
         job.store,
         job.monitor,
@@ -125,14 +182,25 @@ def _train(config: TeachConfig, job: Job, model: Classifier, splits: Splits) -> 
         config.checkpoint_every,
         shown=("teacher/loss", "test/accuracy"),
     )
-    progress = loop.run([Stage("teach", training.steps, actions)], f"teach {config.name}")
-    if learner.evaluated is not model:
-        model.load_state_dict(learner.evaluated.state_dict())
+    return loop.run([Stage("teach", config.training.steps, actions)], f"teach {config.name}")
+
+
+def _finish(
+    job: Job,
+    config: TeachConfig,
+    model: Classifier,
+    evaluated: nn.Module,
+    splits: Splits,
+    claim: dict[str, Any] | None,
+) -> None:
+    """Save the last weights, or their average, in the model."""
+    if evaluated is not model:
+        model.load_state_dict(evaluated.state_dict())
     model.eval()
-    if accelerator.is_main_process:
-        save(model, job.directory / "teacher", {"trained_on": splits.train.name, "seed": config.seed})
-    accelerator.wait_for_everyone()
-    return progress
+    if job.accelerator.is_main_process:
+        notes = {"trained_on": splits.train.name, "seed": config.seed}
+        save(model, job.directory / "teacher", notes if claim is None else notes | {"dp": claim})
+    job.accelerator.wait_for_everyone()
 
 
 def load_taught(result: Result) -> Classifier:

@@ -50,7 +50,7 @@ def ready_teacher(settings: TrainedTeacher | LoadedModel, config: TrainingConfig
     """
     if isinstance(settings, LoadedModel):
         return ReadyTeacher(load_model(settings), 0.0)
-    result = teach(_teach_config(settings, config, str(job.directory / FOLDER)))
+    result = teach(teach_config(settings, config, str(job.directory / FOLDER)))
     assert isinstance(result, Result)
     return ReadyTeacher(load_taught(result), float(result.values["seconds"]))
 
@@ -59,11 +59,11 @@ def untrained_teacher(settings: TrainedTeacher | LoadedModel, config: TrainingCo
     """The teacher for a dry run: loaded, or built and left untrained."""
     if isinstance(settings, LoadedModel):
         return load_model(settings)
-    teaching = _teach_config(settings, config, None)
+    teaching = teach_config(settings, config, None)
     return build(teaching, load_splits(teaching.data)).eval()
 
 
-def _teach_config(settings: TrainedTeacher, config: TrainingConfig, out: str | None) -> TeachConfig:
+def teach_config(settings: TrainedTeacher, config: TrainingConfig, out: str | None) -> TeachConfig:
     return TeachConfig(
         name=f"{config.name}-teacher",
         out=out,

@@ -144,6 +144,9 @@ class ZooModel(Settings):
     """Base width; None takes the architecture's own default."""
     depth: Count | None = None
     """Depth in the architecture's own unit (see `synthkd.models.zoo`); None takes its default."""
+    norm: Literal["batch", "group"] = "batch"
+    """group: GroupNorm in the place of every BatchNorm, so that no image sees the others of its batch (needed for
+    DP-SGD)."""
 
 
 class LoadedModel(Settings):
@@ -208,6 +211,29 @@ class AugmentSettings(Settings):
     """Probability of erasing one random rectangle."""
 
 
+class DPSettings(Settings):
+    """DP-SGD: each image's gradient is clipped, their sum gets noise, batches are drawn by independent coins."""
+
+    epsilon: Positive | None = None
+    """Budget for the planned steps, from which the noise is calibrated; adding or removing one image."""
+    noise_multiplier: NonNegative | None = None
+    """The noise itself, over `clip`, in place of a budget."""
+    delta: Annotated[float, Field(gt=0.0, lt=1.0)] = 1e-5
+    """Must be below 1 / images."""
+    clip: Positive = 1.0
+    """Largest norm of an image's gradient."""
+    physical_batch: Count = 256
+    """Images whose gradients are held at a time; it changes memory only."""
+    test_seed: int | None = None
+    """For tests: noise that can be drawn again, whose run is stamped NOT DP. None: from the operating system."""
+
+    @model_validator(mode="after")
+    def _one(self) -> DPSettings:
+        if (self.epsilon is None) == (self.noise_multiplier is None):
+            raise ValueError("set epsilon or noise_multiplier, one of the two")
+        return self
+
+
 class TeachTraining(Settings):
     """How a model is trained on real, labelled images."""
 
@@ -216,6 +242,8 @@ class TeachTraining(Settings):
     optimizer: OptimizerSettings = OptimizerSettings(kind="adamw", lr=3e-3, weight_decay=0.05, schedule="one_cycle")
     label_smoothing: Fraction = 0.0
     augment: AugmentSettings = AugmentSettings()
+    dp: DPSettings | None = None
+    """Train with differential privacy; `batch_size` is then the expected one. None: without."""
 
 
 class TrainedTeacher(Settings):

@@ -30,6 +30,8 @@ from synthkd.settings import ZooModel
 from synthkd.types import ImageSpec
 
 SMALLEST = 8
+GROUPS = 8
+"""Of a GroupNorm, at most."""
 
 
 def build(
@@ -55,6 +57,8 @@ def build(
     if default_depth is None and depth is not None:
         raise ConfigError(f"arch {settings.arch} has no depth to choose, got depth={depth}; leave depth out")
     body = make(spec, width, depth or 0)
+    if settings.norm == "group":
+        _group_norms(body)
     recipe = settings.model_copy(update={"width": width, "depth": depth}).model_dump(mode="json")
     return Classifier(body, spec, mean, std, recipe, class_names)
 
@@ -296,6 +300,18 @@ def _separable(channels: int, out: int, stride: int) -> nn.Sequential:
 def _zeroed(norm: nn.BatchNorm2d) -> nn.BatchNorm2d:
     nn.init.zeros_(norm.weight)
     return norm
+
+
+def _group_norms(module: nn.Module) -> None:
+    """Put a GroupNorm of at most `GROUPS` groups in the place of every BatchNorm, with its scale."""
+    for name, child in module.named_children():
+        if isinstance(child, nn.BatchNorm2d):
+            groups = next(g for g in range(min(GROUPS, child.num_features), 0, -1) if child.num_features % g == 0)
+            norm = nn.GroupNorm(groups, child.num_features)
+            norm.load_state_dict({"weight": child.weight, "bias": child.bias})
+            setattr(module, name, norm)
+        else:
+            _group_norms(child)
 
 
 def _pad_to_multiple(spec: ImageSpec, multiple: int) -> nn.Module:

@@ -90,7 +90,7 @@ def test_too_small_images_are_refused() -> None:
 
 def test_the_recipe_holds_the_defaults_taken() -> None:
     model = build(ZooModel(arch="resnet"), ImageSpec(1, 8, 8, 10))
-    assert model.recipe == {"kind": "zoo", "arch": "resnet", "width": 16, "depth": 20}
+    assert model.recipe == {"kind": "zoo", "arch": "resnet", "width": 16, "depth": 20, "norm": "batch"}
 
 
 def test_residual_blocks_start_as_the_identity() -> None:
@@ -149,3 +149,19 @@ def test_the_wrong_images_are_refused_at_the_door(images: torch.Tensor) -> None:
 def test_what_does_not_fit_the_spec_is_refused(arguments: dict, message: str) -> None:
     with pytest.raises(ModelError, match=message):
         build(ZooModel(arch="mlp", width=4), ImageSpec(3, 8, 8, 3), **arguments)
+
+
+@pytest.mark.parametrize("arch", ["convnet", "resnet", "wide_resnet", "slim"])
+def test_with_group_norm_no_image_sees_the_others_of_its_batch(arch: str) -> None:
+    spec = ImageSpec(1, 16, 16, 10)
+    torch.manual_seed(0)
+    model = build(ZooModel(arch=arch, width=2, norm="group"), spec).train()
+    assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in model.modules())
+    assert any(isinstance(m, torch.nn.GroupNorm) for m in model.modules())
+    images = torch.rand(4, 1, 16, 16)
+    assert torch.allclose(model(images)[:1], model(images[:1]), atol=1e-5)
+    batch = build(ZooModel(arch=arch, width=2), spec)
+    assert sum(p.numel() for p in model.parameters()) == sum(p.numel() for p in batch.parameters())
+    if arch == "resnet":  # a block starts as the identity either way
+        zeroed = [m for m in model.modules() if isinstance(m, torch.nn.GroupNorm) and not m.weight.any()]
+        assert len(zeroed) == 9

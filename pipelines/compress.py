@@ -1,0 +1,198 @@
+"""Make a small student to hand over: distilled, exported, priced, and with a report of what it leaks."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import shutil
+import time
+from collections.abc import Mapping
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from synthkd import __version__
+from synthkd.compress_report import write_compress_report
+from synthkd.configuration import dump_config
+from synthkd.data.real import Splits, load_splits
+from synthkd.files import write_atomically
+from synthkd.generators.build import build_generator
+from synthkd.generators.settings import SavedSettings
+from synthkd.hardware import describe
+from synthkd.models.weights import serialised
+from synthkd.pipelines.audit import PipelineAudit, audit_pipeline, require_enough
+from synthkd.pipelines.config import CompressConfig
+from synthkd.pipelines.distill import distill
+from synthkd.pipelines.flow import DISTILL, Flowed, run_flow
+from synthkd.pipelines.handover import NAMES, hand_over
+from synthkd.pipelines.job import Job, open_job
+from synthkd.pipelines.run import Plan, Result
+from synthkd.privacy.accounting import Adjacency, Ledger, epsilon
+from synthkd.privacy.copies import CopyTest, copy_test
+from synthkd.privacy.report import privacy_report
+from synthkd.privacy.verdict import Claim, verdict
+from synthkd.privacy_report import write_privacy_page
+from synthkd.rng import Rows
+from synthkd.settings import TrainedTeacher
+from synthkd.types import balanced_labels, to_uint8
+
+PRIVACY = "privacy_report.json"
+TOLD = ("real_images_used", "teacher", "student", "ratio", "data", "alarms")
+"""What of the distillation's result stands in that of the job."""
+EXPORT = "export"
+SYNTHETIC = 1000
+"""Images of the generator that copies are looked for in, and that exports are calibrated and compared on."""
+CHUNK = 100
+UNAUDITED = "not asked for (audit is not set)"
+GIVEN = "a given teacher cannot be trained again with canaries; attack the finished models with `synthkd audit`"
+UNCOPIED = "needs the private images and as many that were not trained on"
+
+
+def compress(config: CompressConfig, *, dry_run: bool = False) -> Result | Plan:
+    """Run the configured flow, export its student, audit it, and report.
+
+    The student is in `<run>/student`, its exports in `<run>/export`, what it leaks in `<run>/privacy_report.json` and
+    `.html`. A given teacher's private images are opened nowhere.
+
+    Args:
+        config: flow, teacher, student, audit, export.
+        dry_run: build everything, write nothing, and return the plan.
+
+    Raises:
+        SynthkdError: see the classes in `synthkd.errors`.
+    """
+    if dry_run:
+        return Plan(_plan(config))
+    with open_job("compress", config) as job:
+        if job.finished is not None:
+            return Result(job.directory, job.finished, _summary(job, job.finished, already=True))
+        began = time.perf_counter()
+        private = load_splits(config.teacher.data) if isinstance(config.teacher, TrainedTeacher) else None
+        if config.audit is not None and private is not None:
+            require_enough(config.audit, private)
+        made = run_flow(config, job.directory, private, config.seed)
+        flowed = time.perf_counter()
+        shutil.copytree(job.directory / DISTILL / "student", job.directory / "student", dirs_exist_ok=True)
+        synthetic = _synthetic(config, job, made)
+        test = None if config.test is None else load_splits(config.test).test
+        files = hand_over(
+            config.export, made.teacher, made.student, synthetic, test, job.directory / EXPORT, job.device
+        )
+        exported = time.perf_counter()
+        found = None
+        if config.audit is not None:
+            assert private is not None
+            found = audit_pipeline(config, job.directory, private, job.device)
+        privacy = _privacy(config, job, made, found, None if private is None else _copies(config, private, synthetic))
+        write_atomically(job.directory / PRIVACY, json.dumps(privacy, indent=2, allow_nan=False).encode() + b"\n")
+        write_privacy_page(job.directory)
+        seconds = {"flow": flowed - began, "export": exported - flowed, "audit": time.perf_counter() - exported}
+        values = {
+            **{key: made.distilled[key] for key in TOLD},
+            "verdict": privacy["verdict"],
+            "handover": files,
+            "cost": {"seconds": {stage: round(value, 3) for stage, value in seconds.items()}},
+        }
+        shown = {"name": config.name, "version": __version__, "seed": config.seed, "hardware": describe(job.device)}
+        write_compress_report(job.directory, {**shown, **values})
+        finished = job.finish(values)
+        return Result(job.directory, finished, _summary(job, finished))
+
+
+def _synthetic(config: CompressConfig, job: Job, made: Flowed) -> Tensor:
+    """Images uint8 `[SYNTHETIC, C, H, W]` of the generator that the student learned from."""
+    saved = SavedSettings(kind="saved", path=str(job.directory / DISTILL))
+    generator = build_generator(saved, made.teacher, config.seed, job.accelerator)
+    images = []
+    for first in range(0, SYNTHETIC, CHUNK):
+        labels = balanced_labels(CHUNK, first, made.teacher.spec.classes)
+        rows = Rows(config.seed, "handover", first)
+        images.append(to_uint8(generator.sample(labels, config.difficulty.start, rows)).cpu())
+    return torch.cat(images)
+
+
+def _copies(config: CompressConfig, private: Splits, synthetic: Tensor) -> CopyTest | None:
+    """Pixel by pixel, against training images and those that nobody trained on; None where there are none of those."""
+    held = [part.images for part in (private.holdout, private.test) if len(part)]
+    if not held:
+        return None
+    train, holdout = private.train.images, torch.cat(held)
+    train, holdout, generated = (images.flatten(1).float() / 255.0 for images in (train, holdout, synthetic))
+    return copy_test(train, holdout, generated, config.seed)
+
+
+def _privacy(
+    config: CompressConfig, job: Job, made: Flowed, found: PipelineAudit | None, copies: CopyTest | None
+) -> dict[str, Any]:
+    checks = () if found is None else tuple(found.checks)
+    said = verdict(_claim(made), [] if found is None else found.bounds, checks)
+    audit = None
+    if found is not None:
+        audit = {
+            "canaries": len(found.canaries),
+            "included": int(found.canaries.included.sum()),
+            "references": found.references,
+            "population": found.population,
+            "models": found.models,
+            "ratios": found.ratios,
+        }
+    released = ["student: weights and description (safetensors, JSON)"]
+    released += [f"student: {NAMES[kind]}" for kind in config.export.formats]
+    unaudited = UNAUDITED if isinstance(config.teacher, TrainedTeacher) else GIVEN
+    provenance = {
+        "synthkd": __version__,
+        "config_sha256": hashlib.sha256(dump_config(config).encode()).hexdigest(),
+        "teacher_sha256": hashlib.sha256(serialised(made.teacher)).hexdigest(),
+        "student_sha256": hashlib.sha256(serialised(made.student)).hexdigest(),
+        "versions": {name: version(name) for name in ("torch", "numpy", "scipy")},
+        "hardware": describe(job.device),
+    }
+    return privacy_report(said, config.flow, released, made.dp, audit, unaudited, checks, copies, UNCOPIED, provenance)
+
+
+def _claim(made: Flowed) -> Claim | None:
+    """What all noisy parts come to together; None where there are none."""
+    if not made.dp:
+        return None
+    ledger = sum((Ledger.from_json(part["ledger"]) for part in made.dp), Ledger())
+    adjacencies = {part["adjacency"] for part in made.dp}
+    # removing and adding one is replacing one, so what holds for the first can be told for the second
+    adjacency: Adjacency = "replace_one" if "replace_one" in adjacencies else "add_or_remove_one"
+    spent = epsilon(ledger, max(part["delta"] for part in made.dp), adjacency)
+    insecure = any(part["insecure"] for part in made.dp)
+    return Claim(None if math.isinf(spent.pld) else spent.pld, spent.delta, adjacency, made.dp[0]["unit"], insecure)
+
+
+def _plan(config: CompressConfig) -> tuple[str, ...]:
+    inner = distill(config, dry_run=True)
+    runs = "" if config.audit is None else f", {config.audit.references + 1} further runs of it and a control"
+    audited = "none" if config.audit is None else f"{config.audit.canaries} canaries{runs}"
+    lines = str(inner).splitlines()
+    return (
+        f"compress {config.name}: flow {config.flow}",
+        *lines[1:],
+        f"  audit: {audited}",
+        f"  export: {', '.join(config.export.formats) or 'none'}",
+    )
+
+
+def _summary(job: Job, values: Mapping[str, Any], already: bool = False) -> tuple[str, ...]:
+    lines = [f"{job.directory} was complete already; nothing was run"] if already else []
+    teacher, student = (values["handover"]["cost"][who] for who in ("teacher", "student"))
+    share = student["parameters"] / teacher["parameters"]
+    faster = teacher["latency"]["median_ms"] / student["latency"]["median_ms"]
+    lines.append(f"student: {share:.1%} of the teacher's parameters, {faster:.1f} times as fast")
+    right = values["handover"]["student"]["accuracy"]
+    if right is not None and values["teacher"].get("accuracy") is not None:
+        lines.append(f"         {right['value']:.2%} of {right['n']:,} test images right, its teacher "
+                     f"{values['teacher']['accuracy']:.2%}")  # fmt: skip
+    for file in values["handover"]["files"].values():
+        said = f"export:  {file['file']}, {file['bytes']:,} bytes"
+        if file.get("accuracy") is not None:
+            said += f", {file['accuracy']['value']:.2%} right"
+        lines.append(said)
+    lines.append(f"privacy: {values['verdict']['text']}")
+    return (*lines, f"report:  {job.directory / 'privacy_report.html'}", f"student: {job.directory / 'student'}")

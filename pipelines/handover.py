@@ -1,0 +1,79 @@
+"""The files of a finished student for use elsewhere, and what it costs next to its teacher."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from synthkd.compression.cost import cost
+from synthkd.compression.export import export_onnx, export_program, quantize_int8
+from synthkd.compression.predict import onnx_latency, parity, run_onnx
+from synthkd.data.real import RealData
+from synthkd.metrics.utility import Proportion, accuracy, predict
+from synthkd.models import Classifier
+from synthkd.pipelines.config import ExportSettings
+
+NAMES = {"onnx": "student.onnx", "int8": "student.int8.onnx", "program": "student.pt2"}
+
+
+def hand_over(
+    settings: ExportSettings,
+    teacher: Classifier,
+    student: Classifier,
+    synthetic: Tensor,
+    test: RealData | None,
+    directory: Path,
+    device: torch.device,
+) -> dict[str, Any]:
+    """Export the student, hold each file against it, and measure what both models cost.
+
+    Args:
+        settings: which files.
+        teacher, student: finished, in eval mode.
+        synthetic: uint8 `[N, C, H, W]`: int8 ranges are measured on the first of them, parity on all.
+        test: real test images, or None.
+        directory: of the files.
+        device: of the models.
+
+    Returns:
+        JSON-able: `cost` of both models, and for each format its file, bytes, parity, latency and accuracy.
+
+    Raises:
+        MissingExtraError: a format's packages are not installed.
+        ModelError: the student does something that cannot be exported.
+    """
+    files: dict[str, Any] = {}
+    exported = directory / NAMES["onnx"]
+    if {"onnx", "int8"} & set(settings.formats):
+        export_onnx(student, exported)
+    for kind in settings.formats:
+        path = directory / NAMES[kind]
+        if kind == "int8":
+            quantize_int8(exported, synthetic[: settings.calibration], path)
+        if kind == "program":
+            export_program(student, path)
+            files[kind] = {"file": path.name, "bytes": path.stat().st_size}
+            continue
+        files[kind] = {
+            "file": path.name,
+            "bytes": path.stat().st_size,
+            "parity": asdict(parity(student, path, synthetic)),
+            "latency": asdict(onnx_latency(path)),
+            "accuracy": None if test is None else asdict(_right(run_onnx(path, test.images).argmax(1), test)),
+        }
+    if "onnx" not in settings.formats:
+        exported.unlink(missing_ok=True)
+    right = None if test is None else asdict(_right(predict(student, test.images, device), test))
+    return {
+        "cost": {"teacher": asdict(cost(teacher, device)), "student": asdict(cost(student, device))},
+        "student": {"accuracy": right},
+        "files": files,
+    }
+
+
+def _right(predictions: Tensor, test: RealData) -> Proportion:
+    return accuracy(predictions, test.labels)

@@ -1,0 +1,234 @@
+"""Two rules of thumb for choosing teacher and student: how much a teacher has to say, and how much a student must hold.
+
+Both are heuristics. They order candidates under the estimators named here; neither says how accurate a student will be.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.func import functional_call
+
+from synthkd.errors import ConfigError, DataError
+from synthkd.metrics.arrays import Array, one_thread, rows
+from synthkd.models.classifier import Classifier
+from synthkd.rng import Rows
+from synthkd.taps import evaluating
+
+FISHER_WEIGHT = 0.6
+DIMENSION_WEIGHT = 0.4
+
+
+@dataclass(frozen=True)
+class FisherTrace:
+    """Trace of the Fisher information matrix of a model's parameters.
+
+    Attributes:
+        value: estimate, >= 0.
+        standard_error: of the mean over images; infinite for a single one.
+        n: images it was taken on.
+    """
+
+    value: float
+    standard_error: float
+    n: int
+
+
+@dataclass(frozen=True)
+class TeacherReport:
+    """What is compared of a teacher.
+
+    Attributes:
+        name: of the teacher.
+        fisher_trace: of `fisher_trace`, on the same images for all teachers.
+        feature_dimension: of `feature_dimension`, of the features of those images.
+    """
+
+    name: str
+    fisher_trace: float
+    feature_dimension: int
+
+
+@dataclass(frozen=True)
+class TeacherQuality:
+    """A teacher among those it was compared with.
+
+    Attributes:
+        report: the raw values.
+        relative_trace: its Fisher trace over the largest, in [0, 1].
+        relative_dimension: its feature dimension over the largest, in [0, 1].
+        score: `0.6 * relative_trace + 0.4 * relative_dimension`, in [0, 1].
+    """
+
+    report: TeacherReport
+    relative_trace: float
+    relative_dimension: float
+    score: float
+
+
+@dataclass(frozen=True)
+class LabelInformation:
+    """What an image tells a model about the label, in nats.
+
+    Attributes:
+        value: `label_entropy - remaining_entropy`, between 0 and log K.
+        label_entropy: entropy of the mean prediction.
+        remaining_entropy: mean entropy of the predictions.
+        n: images it was taken on.
+    """
+
+    value: float
+    label_entropy: float
+    remaining_entropy: float
+    n: int
+
+
+@dataclass(frozen=True)
+class CapacityBound:
+    """Lower bound of a student's capacity; see `capacity_bound`.
+
+    Attributes:
+        value: the bound, a number without a unit; infinite where student and teacher do not differ.
+        mutual_information: I(X;Y), nats.
+        epsilon: tolerated error.
+        kl: KL(p_T || p_S), nats.
+    """
+
+    value: float
+    mutual_information: float
+    epsilon: float
+    kl: float
+
+
+def fisher_trace(model: Classifier, images: Tensor, seed: int) -> FisherTrace:
+    """Mean squared norm of the gradient of `log p(y | x)` by all parameters, with y drawn from the model itself.
+
+    With the labels of the data in place of y it would be the "empirical Fisher", another number (Kunstner, Balles and
+    Hennig 2019). It is large for a model that is unsure and near 0 for one that is certain of everything, and it grows
+    with the number of parameters: an order among teachers, no more.
+
+    Args:
+        model: in any mode and frozen or not, which is put back; it is asked in eval mode.
+        images: float32 `[N, C, H, W]` in `[0, 1]`.
+        seed: of the labels; that of image i depends on (seed, i) alone.
+
+    Raises:
+        DataError: no images.
+    """
+    if len(images) == 0:
+        raise DataError("fisher_trace: at least 1 image is needed, got none")
+    uniform = Rows(seed, "labels of the Fisher trace").uniform(len(images), 1).double()
+    weights = {name: value.detach().requires_grad_() for name, value in model.named_parameters()}
+    device = model.normalize.mean.device
+    norms = []
+    with evaluating(model), torch.enable_grad():
+        for image, draw in zip(images.split(1), uniform, strict=True):
+            log_p = F.log_softmax(functional_call(model, weights, (image.to(device),))[0], dim=0)
+            below = log_p.detach().double().exp().cumsum(0).cpu() < draw
+            label = min(int(below.sum()), len(log_p) - 1)
+            gradients = torch.autograd.grad(log_p[label], list(weights.values()), allow_unused=True)
+            norms.append(sum(float(g.double().square().sum()) for g in gradients if g is not None))
+    error = float(np.std(norms, ddof=1)) / math.sqrt(len(norms)) if len(norms) > 1 else math.inf
+    return FisherTrace(float(np.mean(norms)), error, len(norms))
+
+
+def feature_dimension(features: Array, share: float = 0.95) -> int:
+    """Fewest principal components that hold a share of the variance of features; 0 when all samples are alike.
+
+    It is at most N - 1: compare teachers on the same images, more of them than there are features.
+
+    Args:
+        features: `[N, D]`, at least 2 samples.
+        share: of the variance, in (0, 1].
+
+    Raises:
+        DataError: features that `rows` refuses.
+        ConfigError: share outside (0, 1].
+    """
+    if not 0.0 < share <= 1.0:
+        raise ConfigError(f"feature_dimension: share must be in (0, 1], got {share}")
+    values = rows(features, "features", 2)
+    with one_thread():
+        variances = torch.linalg.svdvals(values - values.mean(dim=0)).square()
+    total = float(variances.sum())
+    # Rounding leaves some 1e-16 of the squares in components that are not there, of features that are all alike too.
+    if total <= 1e-24 * float(values.square().sum()):
+        return 0
+    return 1 + int((variances.cumsum(0) < (share - 1e-12) * total).sum())
+
+
+def teacher_quality(reports: Sequence[TeacherReport]) -> tuple[TeacherQuality, ...]:
+    """The quality score 0.6 x Fisher trace + 0.4 x feature dimension of each teacher, in the order given.
+
+    The two have different scales, so each is first divided by the largest among the teachers compared: a score holds
+    in its comparison only, and a teacher alone scores 1.
+
+    Raises:
+        DataError: no teachers, or a value that is negative or not finite.
+    """
+    if not reports:
+        raise DataError("teacher_quality: at least 1 teacher is needed, got none")
+    for report in reports:
+        if not (0 <= report.fisher_trace < math.inf and report.feature_dimension >= 0):
+            raise DataError(
+                f"teacher_quality: Fisher trace and feature dimension must be finite and >= 0, got "
+                f"{report.fisher_trace} and {report.feature_dimension} for {report.name}"
+            )
+    most_trace = max(report.fisher_trace for report in reports) or 1.0
+    most_dimensions = max(report.feature_dimension for report in reports) or 1
+    qualities = []
+    for report in reports:
+        trace, dimension = report.fisher_trace / most_trace, report.feature_dimension / most_dimensions
+        score = FISHER_WEIGHT * trace + DIMENSION_WEIGHT * dimension
+        qualities.append(TeacherQuality(report, trace, dimension, score))
+    return tuple(qualities)
+
+
+def label_information(logits: Tensor) -> LabelInformation:
+    """Estimate of I(X;Y) as `H(mean p) - mean H(p)` of a model's predictions, in nats.
+
+    It takes the predictions for the distribution of the label given the image, so an overconfident model makes it too
+    large.
+
+    Args:
+        logits: `[N, K]`, of images drawn from the data.
+
+    Raises:
+        DataError: logits that `rows` refuses.
+    """
+    log_p = F.log_softmax(rows(logits, "logits"), dim=1)
+    p = log_p.exp()
+    mean = p.mean(dim=0)
+    label, remaining = -float(torch.special.xlogy(mean, mean).sum()), -float((p * log_p).sum(dim=1).mean())
+    return LabelInformation(max(0.0, label - remaining), label, remaining, len(p))
+
+
+def capacity_bound(mutual_information: float, epsilon: float, kl: float) -> CapacityBound:
+    """Lower bound `C_S >= I(X;Y) / (epsilon^2 KL(p_T || p_S))` of a student's capacity.
+
+    A heuristic: C_S has no unit and is no number of parameters, and the bound grows without limit as the student comes
+    to agree with the teacher. Estimators: `label_information` of the teacher for I(X;Y), the mean of
+    `synthkd.losses.logits.kl_divergence` over the same images for the divergence.
+
+    Args:
+        mutual_information: nats, >= 0.
+        epsilon: tolerated error, > 0.
+        kl: nats, >= 0.
+
+    Raises:
+        ConfigError: epsilon is not positive and finite.
+        DataError: mutual_information or kl is negative or not finite.
+    """
+    if not 0.0 < epsilon < math.inf:
+        raise ConfigError(f"capacity_bound: epsilon must be positive and finite, got {epsilon}")
+    for name, value in (("mutual_information", mutual_information), ("kl", kl)):
+        if not 0.0 <= value < math.inf:
+            raise DataError(f"capacity_bound: {name} must be finite and >= 0 nats, got {value}")
+    bound = 0.0 if mutual_information == 0 else math.inf if kl == 0 else mutual_information / (epsilon**2 * kl)
+    return CapacityBound(bound, mutual_information, epsilon, kl)

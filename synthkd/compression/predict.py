@@ -1,0 +1,240 @@
+"""Exported ONNX files at work, by ONNX Runtime on the processor: logits, parity with the model, time, image files.
+
+A file says itself what images it takes and what its classes are called, so nothing of the model it came from is needed.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from synthkd.compression.cost import Latency, random_images, time_calls
+from synthkd.compression.export import INPUT, Description, needed, parse_description
+from synthkd.data.decode import NOT_IMAGES, Decoded, decode, in_a_line, refuse_bad
+from synthkd.errors import DataError, ModelError
+from synthkd.metrics.utility import Proportion, accuracy
+from synthkd.models.classifier import Classifier
+from synthkd.taps import evaluating
+from synthkd.types import to_float
+
+_BATCH = 64
+
+
+class OnnxModel:
+    """An exported file, ready to run: float32 images `[N, C, H, W]` in `[0, 1]` to logits float32 `[N, K]`.
+
+    Args:
+        path: what `export_onnx` or `quantize_int8` wrote.
+        threads: of ONNX Runtime; None: as many as torch uses.
+
+    Attributes:
+        description: what the file says of itself.
+        threads: how many it uses.
+
+    Raises:
+        MissingExtraError: onnxruntime is not installed.
+        ModelError: no such file, a damaged one, or one that another program exported.
+    """
+
+    def __init__(self, path: Path | str, threads: int | None = None) -> None:
+        runtime = needed("onnxruntime")
+        path = Path(path)
+        self.threads = threads or torch.get_num_threads()
+        options = runtime.SessionOptions()
+        options.intra_op_num_threads = self.threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 4  # what is fatal; the rest raises
+        try:
+            # From memory it can refer to no other file.
+            self._session = runtime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
+        except OSError as error:
+            raise ModelError(f"{path} cannot be read ({error.strerror}); give an exported .onnx file") from error
+        except Exception as error:  # ONNX Runtime's errors have no common parent
+            raise ModelError(f"{path} is not an ONNX file, or a damaged one; export the model again") from error
+        self.description: Description = parse_description(self._session.get_modelmeta().custom_metadata_map, path)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Logits of a batch of at least one image.
+
+        Raises:
+            ModelError: the images have another shape, or are not floating point.
+        """
+        shape = self.description.spec.shape
+        if images.dim() != 4 or tuple(images.shape[1:]) != shape or not images.is_floating_point():
+            raise ModelError(
+                "images must be float32 [N, {}, {}, {}] in [0, 1], got {} {}; resize them, and turn uint8 into floats "
+                "with synthkd.types.to_float".format(*shape, images.dtype, list(images.shape))
+            )
+        batch = np.ascontiguousarray(images.detach().to("cpu", torch.float32).numpy())
+        return torch.from_numpy(self._session.run(None, {INPUT: batch})[0])
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How far an exported file is from the model it came from.
+
+    Attributes:
+        max_abs_difference: largest absolute difference of a logit.
+        agreement: share of images on which both choose the same class.
+    """
+
+    max_abs_difference: float
+    agreement: Proportion
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What an exported file says of an image file.
+
+    Attributes:
+        file: the image.
+        class_name: of the most probable class; its number where the classes have no names.
+        probability: of that class, softmax of the logits, in [0, 1].
+    """
+
+    file: Path
+    class_name: str
+    probability: float
+
+
+def run_onnx(path: Path | str, images: Tensor, threads: int | None = None, batch_size: int = 256) -> Tensor:
+    """Logits float32 `[N, K]` of uint8 or float images `[N, C, H, W]` by an exported file, batch by batch.
+
+    Args:
+        path: what `export_onnx` or `quantize_int8` wrote.
+        images: uint8, or float in `[0, 1]`.
+        threads: of ONNX Runtime; None: as many as torch uses.
+        batch_size: images at once.
+
+    Raises:
+        MissingExtraError: onnxruntime is not installed.
+        ModelError: a file that cannot be run, or images of another shape.
+    """
+    model = OnnxModel(path, threads)
+    return torch.cat([model(_as_float(chunk)) for chunk in images.split(batch_size)])
+
+
+def parity(model: Classifier, path: Path | str, images: Tensor, threads: int | None = None) -> Parity:
+    """Compare an exported file with the model it came from, in eval mode, on the same images.
+
+    Args:
+        model: in any mode, which is put back.
+        path: what `export_onnx` or `quantize_int8` wrote.
+        images: uint8, or float in `[0, 1]`, `[N, C, H, W]`.
+        threads: of ONNX Runtime; None: as many as torch uses.
+
+    Raises:
+        MissingExtraError: onnxruntime is not installed.
+        ModelError: a file that cannot be run, or images of another shape.
+        DataError: no images.
+    """
+    if len(images) == 0:
+        raise DataError("parity: at least 1 image is needed, got none")
+    device = model.normalize.mean.device
+    with evaluating(model), torch.no_grad():
+        expected = torch.cat([model(_as_float(chunk).to(device)).cpu() for chunk in images.split(_BATCH)])
+    exported = run_onnx(path, images, threads)
+    difference = float((exported - expected).abs().max())
+    return Parity(difference, accuracy(exported.argmax(dim=1), expected.argmax(dim=1)))
+
+
+def onnx_latency(path: Path | str, batch_size: int = 1, threads: int | None = None, calls: int = 50) -> Latency:
+    """How long an exported file takes for random images, measured as `synthkd.compression.cost` measures a model.
+
+    Raises:
+        MissingExtraError: onnxruntime is not installed.
+        ModelError: a file that cannot be run.
+    """
+    model = OnnxModel(path, threads)
+    images = random_images(model.description.spec, batch_size)
+    return time_calls(lambda: model(images), batch_size, model.threads, "cpu", calls)
+
+
+def predict_folder(
+    path: Path | str, images: Path | str, threads: int | None = None, skip_bad: int = 0
+) -> Iterator[Prediction]:
+    """Class and probability of an image file, or of every image below a folder, in the order of their names.
+
+    Images are decoded, cropped and resized as `synthkd.data.folder` does it. Files that are plainly no images (hidden
+    ones, .txt, .json, ...) are passed over. Those that cannot be read are named together in the error at the end, when
+    every other image has its answer.
+
+    Args:
+        path: what `export_onnx` or `quantize_int8` wrote.
+        images: a file or a folder; `~` is expanded.
+        threads: of ONNX Runtime; None: as many as torch uses.
+        skip_bad: how many unreadable files are no error.
+
+    Raises:
+        MissingExtraError: onnxruntime is not installed.
+        ModelError: a file that cannot be run.
+        DataError: no such file or folder, no images in it, or images that cannot be read.
+    """
+    model = OnnxModel(path, threads)
+    top = Path(images).expanduser()
+    files = _files(top)
+    names = model.description.class_names or tuple(map(str, range(model.description.spec.classes)))
+    bad: list[tuple[str, str]] = []
+    for first in range(0, len(files), _BATCH):
+        window = files[first : first + _BATCH]
+        good: list[tuple[Path, Tensor]] = []
+        for file, result in zip(window, _decode(window, model.description), strict=True):
+            if result.pixels is None:
+                bad.append((str(file.relative_to(top)) if file != top else file.name, result.reason))
+            else:
+                good.append((file, torch.from_numpy(result.pixels).permute(2, 0, 1)))
+        if good:
+            logits = model(to_float(torch.stack([pixels for _, pixels in good])))
+            for (file, _), p in zip(good, logits.double().softmax(dim=1), strict=True):
+                yield Prediction(file, names[int(p.argmax())], float(p.max()))
+    refuse_bad(top, len(files), bad, skip_bad)
+
+
+def _as_float(images: Tensor) -> Tensor:
+    return to_float(images) if images.dtype == torch.uint8 else images
+
+
+def _files(top: Path) -> list[Path]:
+    if top.is_file():
+        return [top]
+    if not top.is_dir():
+        raise DataError(f"no such image or folder: {top}; give one that exists")
+    try:
+        found = sorted(path for path in top.rglob("*") if path.is_file())
+    except OSError as error:
+        raise DataError(f"{top} cannot be listed ({in_a_line(error)}); check its permissions") from error
+    hidden = [any(part.startswith(".") for part in path.relative_to(top).parts) for path in found]
+    files = [
+        path for path, skip in zip(found, hidden, strict=True) if not skip and not NOT_IMAGES.fullmatch(path.suffix)
+    ]
+    if not files:
+        raise DataError(f"{top} holds no image files; give an image, or a folder with some")
+    return files
+
+
+def _decode(files: Sequence[Path], description: Description) -> list[Decoded]:
+    """Pixels of the size and channels that the model takes, or the reason why not."""
+    spec = description.spec
+    if spec.channels not in (1, 3):
+        raise ModelError(f"image files have 1 or 3 channels, and the model takes {spec.channels}; call it on tensors")
+    # Folders are cropped to squares; a model of other images has seen them as they are.
+    size = spec.height if spec.height == spec.width else None
+
+    def decoded(file: Path) -> Decoded:
+        result = decode(file, spec.channels, size)
+        if result.pixels is not None and result.pixels.shape[:2] != (spec.height, spec.width):
+            height, width = result.pixels.shape[:2]
+            return Decoded(None, reason=f"{height}x{width} pixels, the model takes {spec.height}x{spec.width}")
+        return result
+
+    # Pillow warns about sloppy files on stderr, files that are judged here.
+    with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
+        warnings.simplefilter("ignore")
+        return list(pool.map(decoded, files))

@@ -1,0 +1,48 @@
+"""What a model and a synthetic set give away about the images behind them: attacks, bounds and copy tests."""
+
+from synthkd.privacy.canaries import Canaries, OneRun, choose, one_run_epsilon
+from synthkd.privacy.copies import CopyTest, NearCopies, copy_test
+from synthkd.privacy.intervals import Area, auc, clopper_pearson
+from synthkd.privacy.membership import (
+    Answers,
+    BlindBaseline,
+    attacks,
+    blind_baseline,
+    calibrated,
+    headline,
+    lira,
+    log_odds,
+    rmia,
+    tune_offline_a,
+)
+from synthkd.privacy.rates import Attack, RateAt, RateRatio, WorstClass, attack, ceiling, tpr_ratio
+
+__all__ = [
+    "Answers",
+    "Area",
+    "Attack",
+    "BlindBaseline",
+    "Canaries",
+    "CopyTest",
+    "NearCopies",
+    "OneRun",
+    "RateAt",
+    "RateRatio",
+    "WorstClass",
+    "attack",
+    "attacks",
+    "auc",
+    "blind_baseline",
+    "calibrated",
+    "ceiling",
+    "choose",
+    "clopper_pearson",
+    "copy_test",
+    "headline",
+    "lira",
+    "log_odds",
+    "one_run_epsilon",
+    "rmia",
+    "tpr_ratio",
+    "tune_offline_a",
+]

@@ -1,0 +1,395 @@
+"""What the noisy looks of a run at private images cost together: a ledger of events and the epsilon they add up to.
+
+The ledger is the record; epsilon is computed from it whenever it is asked for. Two notions of neighbouring data sets
+are known, and no figure of one may stand for the other:
+
+| adjacency           | neighbours differ in           | sensitivity of a sum of vectors of norm C at most |
+|---------------------|--------------------------------|---------------------------------------------------|
+| `add_or_remove_one` | one example is there or not    | C                                                 |
+| `replace_one`       | one example is another         | 2 C                                               |
+
+The unit is the example: nothing is claimed for a person with several. Noise is taken to be real numbers, not floating
+point. The package dp-accounting does the sums: its privacy loss distributions (PLD) give the claim, Renyi differential
+privacy (RDP) a looser figure to show beside it.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from importlib import import_module
+from importlib.metadata import version
+from typing import Any, Literal, get_args
+
+import numpy as np
+from scipy.optimize import brentq
+from scipy.special import log_ndtr
+
+from synthkd.errors import CheckpointError, ConfigError, MissingExtraError
+
+Adjacency = Literal["add_or_remove_one", "replace_one"]
+
+INTERVAL = 1e-4
+"""Grid of privacy losses, which are rounded up to it: a coarser one claims more than was spent, never less."""
+COARSE = 1e-3
+"""The same while noise is calibrated."""
+COARSER_ABOVE = 50.0
+"""Epsilon from about which on the grid grows in proportion, so that it does not fill the memory."""
+TOLERANCE = 2.5e-4
+"""By how much, relative to it, a calibrated noise multiplier may lie above the smallest that will do."""
+FARTHEST = math.log(1e6)
+"""Logarithm of the largest noise multiplier that is considered, and minus that of the smallest."""
+
+
+@dataclass(frozen=True)
+class PoissonSteps:
+    """Steps of DP-SGD (Abadi et al. 2016): a noisy sum of clipped gradients of a batch drawn by independent coins.
+
+    Attributes:
+        sample_rate: probability with which each example is in the batch of a step, in [0, 1].
+        noise_multiplier: standard deviation of the noise on the sum over the largest norm of a gradient, at least 0.
+        steps: how many, at least 0.
+
+    Raises:
+        ConfigError: a value out of these bounds.
+    """
+
+    sample_rate: float
+    noise_multiplier: float
+    steps: int
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.sample_rate <= 1.0:
+            raise ConfigError(f"sample_rate must be in [0, 1], got {self.sample_rate}; it is batch size over examples")
+        if self.steps < 0:
+            raise ConfigError(f"steps must be at least 0, got {self.steps}; count every step that was ever taken")
+        _check_noise(self.noise_multiplier)
+
+
+@dataclass(frozen=True)
+class Release:
+    """One look at all examples: a vector with Gaussian noise.
+
+    Attributes:
+        noise_multiplier: standard deviation of the noise over the sensitivity (L2), at least 0.
+        adjacency: of the data sets between which that sensitivity is the largest distance.
+
+    Raises:
+        ConfigError: a negative or infinite noise multiplier.
+    """
+
+    noise_multiplier: float
+    adjacency: Adjacency = "replace_one"
+
+    def __post_init__(self) -> None:
+        _check_noise(self.noise_multiplier)
+
+
+Event = PoissonSteps | Release
+_KINDS: dict[str, type[PoissonSteps] | type[Release]] = {"poisson_steps": PoissonSteps, "release": Release}
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """Everything that was released about one set of private examples.
+
+    Attributes:
+        events: what was done, in any order; each may depend on what others showed.
+    """
+
+    events: tuple[Event, ...] = ()
+
+    def __add__(self, other: Ledger) -> Ledger:
+        """Both together; steps of the same rate and noise become one event."""
+        steps: dict[tuple[float, float], int] = {}
+        releases: list[Release] = []
+        for event in (*self.events, *other.events):
+            if isinstance(event, Release):
+                releases.append(event)
+            else:
+                kind = (event.sample_rate, event.noise_multiplier)
+                steps[kind] = steps.get(kind, 0) + event.steps
+        return Ledger((*(PoissonSteps(*kind, count) for kind, count in steps.items()), *releases))
+
+    def to_json(self) -> list[dict[str, Any]]:
+        """A plain list of objects, one an event, for JSON."""
+        names = {kind: name for name, kind in _KINDS.items()}
+        return [{"event": names[type(event)], **asdict(event)} for event in self.events]
+
+    @staticmethod
+    def from_json(stored: Sequence[Mapping[str, Any]]) -> Ledger:
+        """What `to_json` gave.
+
+        Raises:
+            CheckpointError: anything else.
+        """
+        try:
+            return Ledger(tuple(_event(**entry) for entry in stored))
+        except (TypeError, KeyError, ValueError, ConfigError) as error:
+            raise CheckpointError(
+                f"a privacy ledger must be the list of events that was saved, got {str(stored)[:120]} ({error}); "
+                "restore the file from a copy: without it nothing can be claimed"
+            ) from error
+
+
+@dataclass(frozen=True)
+class Epsilon:
+    """The privacy loss of a ledger.
+
+    Attributes:
+        pld: epsilon by privacy loss distributions, an upper bound and the figure to claim; infinite without noise.
+        rdp: epsilon by Renyi differential privacy, an upper bound too; None where it has no formula (Poisson batches
+            under `replace_one`).
+        delta: the probability that both leave aside.
+        adjacency: of the neighbouring data sets.
+        library: what computed them.
+        version: of the library.
+    """
+
+    pld: float
+    rdp: float | None
+    delta: float
+    adjacency: Adjacency
+    library: str
+    version: str
+
+    def __str__(self) -> str:
+        return f"epsilon={self.pld:.3f}, delta={self.delta:g} ({self.adjacency}, {self.library} {self.version} PLD)"
+
+
+def epsilon(ledger: Ledger, delta: float, adjacency: Adjacency = "add_or_remove_one") -> Epsilon:
+    """The epsilon of everything in a ledger.
+
+    Args:
+        ledger: the events.
+        delta: in (0, 1); for a claim one that `check_delta` passes.
+        adjacency: of the neighbouring data sets. What was released under `add_or_remove_one` counts at half its noise
+            under `replace_one`, which is one removal and one addition. The other way round there is no rule.
+
+    Raises:
+        ConfigError: a delta out of bounds, or a release under `replace_one` asked about under `add_or_remove_one`.
+        MissingExtraError: dp-accounting is not installed.
+    """
+    _check_delta(delta)
+    library = _library()
+    rdp = _by_rdp(library, ledger.events, delta, adjacency)
+    grid = INTERVAL * max(1.0, min(rdp, 1e6) / COARSER_ABOVE)
+    pld = _by_pld(library, ledger.events, delta, adjacency, grid)
+    bound = adjacency == "add_or_remove_one" or all(isinstance(event, Release) for event in ledger.events)
+    return Epsilon(pld, rdp if bound else None, delta, adjacency, "dp-accounting", version("dp-accounting"))
+
+
+def noise_for(
+    sample_rate: float,
+    steps: int,
+    epsilon: float,
+    delta: float,
+    adjacency: Adjacency = "add_or_remove_one",
+    beside: Ledger | None = None,
+) -> float:
+    """The smallest noise multiplier, to three digits, with which steps of DP-SGD stay within a budget.
+
+    Args:
+        sample_rate: as in `PoissonSteps`.
+        steps: likewise, at least 1.
+        epsilon: the budget, above 0; the noise keeps it in the sense of `epsilon(...).pld`.
+        delta: in (0, 1).
+        adjacency: of the neighbouring data sets.
+        beside: what else is released about the same examples.
+
+    Raises:
+        ConfigError: values out of bounds, a budget that `beside` alone exceeds or that no noise in sight spends.
+        MissingExtraError: dp-accounting is not installed.
+    """
+    library = _library()
+    others = () if beside is None else beside.events
+    if (spent := _by_pld(library, others, delta, adjacency, INTERVAL)) >= epsilon:
+        raise ConfigError(f"epsilon {epsilon:g} is spent: the other releases cost {spent:.3f}; raise it")
+    grid = COARSE * max(1.0, epsilon / COARSER_ABOVE)
+
+    def excess(log_noise: float) -> float:
+        planned = PoissonSteps(sample_rate, math.exp(log_noise), steps)
+        return _by_pld(library, (*others, planned), delta, adjacency, grid) - epsilon
+
+    # Where the central limit of the steps has it (Bu et al. 2020): it claims too little, so it only says where to look.
+    shift = (1.0 if adjacency == "add_or_remove_one" else 0.5) / release_noise_for(epsilon, delta)
+    start = -0.5 * math.log(math.log1p(shift * shift / max(sample_rate * sample_rate * steps, 1e-12)))
+    return math.exp(_least(excess, start, 0.05, TOLERANCE))
+
+
+def release_noise_for(epsilon: float, delta: float) -> float:
+    """The smallest noise multiplier of one Gaussian release, by Balle and Wang 2018, theorem 8, which is exact.
+
+    Args:
+        epsilon: above 0.
+        delta: in (0, 1).
+
+    Returns:
+        Standard deviation over sensitivity, whatever the adjacency of that sensitivity.
+
+    Raises:
+        ConfigError: values out of these bounds.
+    """
+    _check_delta(delta)
+    if not 0.0 < epsilon < math.inf:
+        raise ConfigError(f"epsilon must be finite and above 0, got {epsilon}; usual budgets are 1 to 8")
+    return math.exp(_least(lambda x: _log_gaussian_delta(math.exp(x), epsilon) - math.log(delta), 0.0, 1.0, 1e-9))
+
+
+def without_amplification(noise_multiplier: float, steps: int, batch_size: int, examples: int) -> Ledger:
+    """Steps of DP-SGD on shuffled batches, counted without the benefit of hidden sampling.
+
+    Accounting for Poisson batches does not hold for shuffled ones (Chua et al. 2024). What holds is that each example
+    takes part in at most `ceil(steps * batch_size / examples)` noisy sums: so many releases, each at its full cost. The
+    number of examples is taken to be public, and one that is "removed" to leave its place in the batch empty.
+
+    Args:
+        noise_multiplier: as in `PoissonSteps`.
+        steps: likewise.
+        batch_size: examples of a step.
+        examples: size of the data set, of which each epoch shows every example once; at least `batch_size`.
+
+    Raises:
+        ConfigError: numbers that are no such training.
+    """
+    if steps < 0 or not 1 <= batch_size <= examples:
+        raise ConfigError(
+            "shuffled batches need steps >= 0 and 1 <= batch_size <= examples, got "
+            f"{steps} steps of {batch_size} of {examples}; correct them"
+        )
+    return Ledger((Release(noise_multiplier, "add_or_remove_one"),) * -(-steps * batch_size // examples))
+
+
+def check_delta(delta: float, n: int) -> None:
+    """Refuse a delta that would let an example be published outright.
+
+    To show each of n examples with probability delta costs an epsilon of 0, and at delta = 1 / n shows one of them.
+
+    Raises:
+        ConfigError: delta is not in (0, 1 / n).
+    """
+    if not 0.0 < delta < 1.0 / n:
+        advised = 10.0 ** math.floor(math.log10(0.5 / n))
+        raise ConfigError(
+            f"delta must be above 0 and below 1 / {n} (one over the examples), got {delta:g}; take {advised:g}"
+        )
+
+
+def _check_delta(delta: float) -> None:
+    if not 0.0 < delta < 1.0:
+        raise ConfigError(f"delta must be in (0, 1), got {delta}; take a power of ten below one over the examples")
+
+
+def _check_noise(noise_multiplier: float) -> None:
+    if not 0.0 <= noise_multiplier < math.inf:
+        raise ConfigError(f"noise_multiplier must be finite and at least 0, got {noise_multiplier}; 0 means no noise")
+
+
+def _event(event: str, **values: Any) -> Event:
+    if values.get("adjacency", "replace_one") not in get_args(Adjacency):
+        raise ValueError(f"unknown adjacency {values['adjacency']!r}")
+    return _KINDS[event](**values)
+
+
+def _least(excess: Callable[[float], float], start: float, step: float, tolerance: float) -> float:
+    """About the smallest x at which a falling function is no longer positive; never one at which it is.
+
+    Raises:
+        ConfigError: that is farther from 0 than anybody would go.
+    """
+    high = start
+    while excess(high) > 0 and high < FARTHEST:
+        high, step = high + step, 2 * step
+    low = high - step
+    while excess(low) <= 0 and low > -FARTHEST:
+        high, low, step = low, low - step, 2 * step
+    if high >= FARTHEST or low <= -FARTHEST:
+        raise ConfigError("no noise multiplier from 1e-6 to 1e6 spends that budget; change epsilon or the steps")
+    root = float(brentq(excess, low, high, xtol=tolerance))
+    while excess(root) > 0:
+        root += tolerance
+    return root
+
+
+def _noisy(events: Iterable[Event]) -> tuple[tuple[Event, ...], bool]:
+    """The events that look at anything, and whether all of them have noise."""
+    looking = tuple(event for event in events if isinstance(event, Release) or event.steps * event.sample_rate > 0)
+    return looking, all(event.noise_multiplier > 0 for event in looking)
+
+
+def _by_rdp(library: Any, events: Iterable[Event], delta: float, adjacency: Adjacency) -> float:
+    """Epsilon by RDP; with Poisson batches under `replace_one` no bound, only about as large as one would be."""
+    looking, noisy = _noisy(events)
+    if not looking or not noisy:
+        return 0.0 if noisy else math.inf
+    accountant = library.rdp.RdpAccountant()
+    with _quiet():
+        for event in looking:
+            if isinstance(event, Release):
+                # of one Gaussian RDP knows noise over sensitivity, whatever the neighbours are
+                accountant.compose(library.GaussianDpEvent(_noise_under(event, adjacency)))
+            else:
+                noise = event.noise_multiplier * (1.0 if adjacency == "add_or_remove_one" else 0.5)
+                accountant.compose(_step(library, event.sample_rate, noise), event.steps)
+        return float(accountant.get_epsilon(delta))
+
+
+def _by_pld(library: Any, events: Iterable[Event], delta: float, adjacency: Adjacency, grid: float) -> float:
+    """Epsilon by privacy loss distributions on a grid."""
+    looking, noisy = _noisy(events)
+    if not looking or not noisy:
+        return 0.0 if noisy else math.inf
+    accountant = library.pld.PLDAccountant(library.NeighboringRelation[adjacency.upper()], grid)
+    for event in looking:
+        if isinstance(event, Release):
+            # the library has noise over the norm of an example's vector, which is half the sensitivity of replacing it
+            whole = 1.0 if adjacency == "add_or_remove_one" else 2.0
+            accountant.compose(library.GaussianDpEvent(whole * _noise_under(event, adjacency)))
+        else:
+            accountant.compose(_step(library, event.sample_rate, event.noise_multiplier), event.steps)
+    return float(accountant.get_epsilon(delta))
+
+
+def _step(library: Any, sample_rate: float, noise: float) -> Any:
+    return library.PoissonSampledDpEvent(sample_rate, library.GaussianDpEvent(noise))
+
+
+def _noise_under(release: Release, adjacency: Adjacency) -> float:
+    """Standard deviation over sensitivity under an adjacency that may not be the release's own."""
+    if release.adjacency == adjacency:
+        return release.noise_multiplier
+    if adjacency == "add_or_remove_one":
+        raise ConfigError(
+            "a release whose sensitivity holds under replace_one says nothing under add_or_remove_one; ask for the "
+            "epsilon under replace_one"
+        )
+    return release.noise_multiplier / 2
+
+
+def _log_gaussian_delta(noise: float, epsilon: float) -> float:
+    """log of `Phi(1 / 2s - eps s) - e^eps Phi(-1 / 2s - eps s)` at noise multiplier s (Balle and Wang 2018)."""
+    first = float(log_ndtr(0.5 / noise - epsilon * noise))
+    second = epsilon + float(log_ndtr(-0.5 / noise - epsilon * noise))
+    return first + math.log(-math.expm1(second - first)) if second < first else -math.inf
+
+
+def _library() -> Any:
+    try:
+        return import_module("dp_accounting")
+    except ImportError as error:
+        raise MissingExtraError("dp_accounting", "dp", "the accounting of differential privacy") from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No word of the library's on orders of RDP that it leaves out: its bound is looser then, and no less true."""
+    log = logging.getLogger("absl")
+    before, log.disabled = log.disabled, True
+    try:
+        with np.errstate(all="ignore"):
+            yield
+    finally:
+        log.disabled = before

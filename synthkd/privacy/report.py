@@ -1,0 +1,160 @@
+"""The content of `privacy_report.json`: what a careful reader needs to judge a verdict, in one JSON-able value.
+
+The page made from it adds nothing. It holds no path, no name of private data, no private image and no seed of noise.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, is_dataclass
+from typing import Any, Literal
+
+import torch
+
+from synthkd.privacy.copies import NOT_EVIDENCE, CopyTest
+from synthkd.privacy.verdict import Check, Verdict
+
+SCHEMA = 1
+Flow = Literal["f1", "f2", "f3", "f4"]
+
+
+@dataclass(frozen=True)
+class Touch:
+    """One arrow of the flow.
+
+    Attributes:
+        source, target: what is read and what learns from it.
+        how: in a few words.
+        noisy: True where differential privacy bounds what passes; None where nothing private is read directly.
+    """
+
+    source: str
+    target: str
+    how: str
+    noisy: bool | None
+
+
+_PLAIN = Touch("private images", "teacher", "trained on them, no noise", False)
+_DP = Touch("private images", "teacher", "DP-SGD: clipped gradients, noise, Poisson batches", True)
+_RELEASE = Touch("private images", "generator", "one noisy release of mean embeddings (DP-MERF)", True)
+_INVERT = Touch("teacher", "generator", "learns what the teacher answers", None)
+_LABEL = Touch("teacher", "student", "soft labels of synthetic images", None)
+_DRAW = Touch("generator", "student", "synthetic images", None)
+FLOWS: Mapping[Flow, tuple[Touch, ...]] = {
+    "f1": (_PLAIN, _INVERT, _DRAW, _LABEL),
+    "f2": (_DP, _INVERT, _DRAW, _LABEL),
+    "f3": (_RELEASE, Touch("generator", "teacher", "trained on synthetic images only", None), _DRAW, _LABEL),
+    "f4": (_DP, _RELEASE, _DRAW, _LABEL),
+}
+"""Each touch of private images, and where what was learned goes from there."""
+
+ATTACKER = (
+    "Has the released files, so can look inside the student and ask it anything as often as wanted.",
+    "Knows one image in full and wants to know whether it was trained on; has similar images of its own.",
+)
+NOT_COVERED = (
+    "the teacher, checkpoints, logs and synthetic images inside the run directory, unless they are listed as released",
+    "this report itself: accuracies and audit numbers are computed from real images without noise",
+    "anything about a group: a guarantee for one image is none for a person with several",
+)
+ASSUMPTIONS = (
+    "Batches are drawn by independent coins seeded by the operating system; noise likewise, by a generator that is not "
+    "cryptographic.",
+    "Arithmetic is floating point; the accounting takes noise to be real numbers.",
+    "The number of images, the classes and all settings are public; settings were not tuned on these private images, "
+    "or that tuning is not counted.",
+    "Test images that are reported on are not private, or what their accuracy tells is not counted.",
+)
+CAVEATS = (
+    "A small epsilon bound shown by an attack is no evidence that little leaks: look at the ceiling beside it, the "
+    "most that a perfect attack could have shown with as many canaries.",
+    "The audit attacks models that the same pipeline made from the same images with canaries among them, not the "
+    "very files that are handed over.",
+    "Average images say nothing about the most exposed one: read the rows of mislabelled canaries.",
+    "Known attacks are lower bounds; a better one may find more.",
+)
+
+
+def privacy_report(
+    verdict: Verdict,
+    flow: Flow,
+    released: Sequence[str],
+    claims: Sequence[Mapping[str, Any]],
+    audit: Mapping[str, Any] | None,
+    unaudited: str,
+    checks: Sequence[Check],
+    copies: CopyTest | None,
+    uncopied: str,
+    provenance: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The report.
+
+    Args:
+        verdict: its first line.
+        flow: how private images were touched.
+        released: what is handed over, a line each.
+        claims: what each noisy part may claim, see `synthkd.privacy.dpsgd.statement`.
+        audit: of the pipeline, dataclasses inside; None where there was none.
+        unaudited: why, then.
+        checks: of the audit.
+        copies: of the synthetic images; None where it was not made.
+        uncopied: why, then.
+        provenance: hashes, versions and hardware.
+    """
+    insecure = any(claim["insecure"] for claim in claims)
+    found: dict[str, Any] = plain(
+        {
+            "schema": SCHEMA,
+            "verdict": verdict,
+            "released": released,
+            "attacker": ATTACKER,
+            "not_covered": NOT_COVERED,
+            "flow": {"name": flow, "touches": FLOWS[flow]},
+            "dp": {"claims": claims, "insecure": insecure, "assumptions": ASSUMPTIONS} if claims else None,
+            "audit": audit,
+            "unaudited": unaudited,
+            "checks": checks,
+            "copies": None if copies is None else _told(copies),
+            "uncopied": uncopied,
+            "caveats": CAVEATS + _computed(flow, audit, insecure),
+            "provenance": provenance,
+        }
+    )
+    return found
+
+
+def _told(copies: CopyTest) -> dict[str, Any]:
+    """The copy test without the rows of private images that it found."""
+    told = asdict(copies)
+    del told["closest_train"], told["closest_generated"]
+    return {"note": NOT_EVIDENCE, "space": "pixels in [0, 1], Euclidean", **told}
+
+
+def _computed(flow: Flow, audit: Mapping[str, Any] | None, insecure: bool) -> tuple[str, ...]:
+    said = []
+    if insecure:
+        said.append("NOT DP: the noise came from a seed, for tests.")
+    if audit is None:
+        said.append("Nothing was measured: without an audit the verdict rests on the flow alone.")
+    elif audit["references"] == 1:
+        said.append("One reference model tells little of how an image is answered by a model that never saw it.")
+    if audit is not None and not audit["population"]:
+        said.append("RMIA was left out: it needs 1,000 real images in no other role.")
+    if flow == "f1":
+        said.append("Images that a generator inverts from a teacher can show a class as the teacher knows it; where a "
+                    "class is one person, that is this person.")  # fmt: skip
+    return tuple(said)
+
+
+def plain(value: Any) -> Any:
+    """JSON-able: dataclasses become objects, tensors lists, and infinities, which JSON does not have, null."""
+    if is_dataclass(value) and not isinstance(value, type):
+        return plain({name: getattr(value, name) for name in value.__dataclass_fields__})
+    if isinstance(value, Mapping):
+        return {str(key): plain(each) for key, each in value.items()}
+    if isinstance(value, torch.Tensor):
+        return plain(value.tolist())
+    if isinstance(value, list | tuple):
+        return [plain(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,159 @@
+"""From private images to a student to hand over, with its exports and its report; small, on real digits."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import synthkd
+from synthkd.configuration import load_config
+from synthkd.errors import ConfigError
+from synthkd.pipelines import audit, compress
+from synthkd.pipelines.config import CompressConfig
+from synthkd.pipelines.run import Plan, Result
+
+pytest.importorskip("onnxruntime")
+pytest.importorskip("opacus")
+pytest.importorskip("dp_accounting")
+
+
+def recipe(**changes: Any) -> dict[str, Any]:
+    return {
+        "device": "cpu",
+        "threads": 1,
+        "teacher": {
+            "kind": "train",
+            "data": {"kind": "digits"},
+            "model": {"arch": "convnet", "width": 8},
+            "training": {"steps": 60, "batch_size": 64},
+        },
+        "student": {"arch": "convnet", "width": 4},
+        "test": {"kind": "digits"},
+        "generator": {"width": 8, "latent": 16},
+        "distill": {"batch_size": 32},
+        "phases": [{"kind": "pregenerate", "rounds": 3}, {"kind": "joint", "steps": 30}],
+        "grid_every": 100,
+        **changes,
+    }
+
+
+DP = {
+    "kind": "train",
+    "data": {"kind": "digits"},
+    "model": {"arch": "convnet", "width": 4, "norm": "group"},
+    "training": {"steps": 10, "batch_size": 128, "dp": {"epsilon": 8.0}},
+}
+PIXELS = {"kind": "pixels", "batch_size": 30}
+
+
+def made(out: Path, **changes: Any) -> Result:
+    result = compress(load_config(CompressConfig, recipe(**changes), [f"out={out}"]))
+    assert isinstance(result, Result)
+    return result
+
+
+@pytest.fixture(scope="module")
+def audited(tmp_path_factory: pytest.TempPathFactory) -> Result:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(audit, "CONTROL", audit.CONTROL.model_copy(update={"steps": 250}))
+        return made(tmp_path_factory.mktemp("compress") / "run", audit={"canaries": 200, "references": 1})
+
+
+def test_the_run_holds_student_exports_and_reports(audited: Result) -> None:
+    run = audited.directory
+    assert synthkd.load(run / "student").spec.classes == 10
+    assert {p.name for p in (run / "export").iterdir()} == {"student.onnx", "student.int8.onnx", "student.pt2"}
+    assert "Exported files" in (run / "report.html").read_text()
+    assert str(run) not in (run / "privacy_report.html").read_text()
+    assert audited.values["job"] == "compress"
+    assert audited.values["handover"]["cost"]["student"]["parameters"] < 4000
+    files = audited.values["handover"]["files"]
+    assert files["onnx"]["parity"]["agreement"]["value"] == 1.0
+    assert files["int8"]["parity"]["agreement"]["value"] > 0.8
+
+
+def test_the_report_says_what_was_measured_and_claims_nothing(audited: Result) -> None:
+    report = json.loads((audited.directory / "privacy_report.json").read_text())
+    assert report["verdict"]["text"] == "NO GUARANTEE (measured only)", report["checks"]
+    assert report["dp"] is None
+    assert [check["name"] for check in report["checks"]] == [
+        "no image in two roles", "blind baseline", "negative control", "positive control",
+    ]  # fmt: skip
+    models = report["audit"]["models"]
+    assert set(models) == {"teacher", "student"}
+    for groups in models.values():
+        assert groups["natural"]["attacks"][0]["n_in"] + groups["natural"]["attacks"][0]["n_out"] == 100
+        assert {attack["name"] for attack in groups["mislabelled"]["attacks"]} == {"log-odds", "calibrated", "LiRA"}
+    assert report["copies"]["n_generated"] == 1000
+    text = json.dumps(report)
+    assert str(audited.directory) not in text
+    assert "digits" not in text, "the name of the private data"
+
+
+def test_the_audited_pipeline_trained_on_canaries_and_the_references_did_not(audited: Result) -> None:
+    def trained_on(run: str) -> int:
+        found = json.loads((audited.directory / run / "teach" / "result.json").read_text())
+        return int(found["data"]["train"])
+
+    report = json.loads((audited.directory / "privacy_report.json").read_text())
+    everything, canaries, included = trained_on("."), 200, report["audit"]["included"]
+    assert trained_on("audit/audited") == everything - canaries + included
+    assert trained_on("audit/reference-0") == everything - canaries
+    assert 60 < included < 140
+
+
+def test_the_same_command_runs_nothing_again(audited: Result) -> None:
+    before = (audited.directory / "result.json").read_bytes()
+    again = made(audited.directory, audit={"canaries": 200, "references": 1})
+    assert str(again).startswith(f"{audited.directory} was complete already")
+    assert (audited.directory / "result.json").read_bytes() == before
+
+
+def test_a_private_teacher_gives_a_claim(tmp_path: Path) -> None:
+    result = made(tmp_path / "run", flow="f2", teacher=DP, generator=PIXELS, export={"formats": []})
+    verdict = result.values["verdict"]
+    assert verdict["kind"] == "dp"
+    assert verdict["text"].startswith("DP: epsilon=7.9") or verdict["text"].startswith("DP: epsilon=8,")
+    report = json.loads((tmp_path / "run" / "privacy_report.json").read_text())
+    (claim,) = report["dp"]["claims"]
+    assert claim["sampler"] == "Poisson"
+    assert claim["ledger"][0]["steps"] == 10
+    assert report["unaudited"]
+    assert not any((tmp_path / "run" / "export").glob("*"))
+
+
+def test_a_test_seed_is_stamped(tmp_path: Path) -> None:
+    seeded = {**DP, "training": {**DP["training"], "dp": {"epsilon": 8.0, "test_seed": 1}}}  # type: ignore[dict-item]
+    result = made(tmp_path / "run", flow="f2", teacher=seeded, generator=PIXELS, export={"formats": []})
+    assert result.values["verdict"]["detail"].startswith("NOT DP")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"flow": "f2"}, "set teacher.training.dp"),
+        ({"teacher": DP}, "choose f2 or f4"),
+        ({"flow": "f2", "teacher": DP, "data": {"kind": "digits"}, "mix": {"real": 0.5}}, "set it to 0"),
+        ({"teacher": {"kind": "load", "model": "x"}, "audit": {}}, "synthkd audit"),
+        ({"teacher": None}, "set teacher"),
+        ({"audit": {"canaries": 5}}, "expected a whole number >= 80"),
+    ],
+)
+def test_what_a_flow_does_not_allow_is_refused(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        load_config(CompressConfig, recipe(**changes), [])
+
+
+def test_more_canaries_than_half_of_the_images_are_refused_before_the_audit_runs(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="more than half of the 1,294 private images"):
+        made(tmp_path / "run", audit={"canaries": 700})
+    assert not (tmp_path / "run" / "teach").exists()
+
+
+def test_a_dry_run_says_what_would_be_done(tmp_path: Path) -> None:
+    plan = compress(load_config(CompressConfig, recipe(audit={}), [f"out={tmp_path / 'run'}"]), dry_run=True)
+    assert isinstance(plan, Plan)
+    assert "flow f1" in str(plan)
+    assert "500 canaries, 3 further runs of it and a control" in str(plan)
+    assert not (tmp_path / "run").exists()
