@@ -10,8 +10,7 @@ from pydantic import ValidationError
 from synthkd.errors import ModelError
 from synthkd.files import write_atomically
 from synthkd.generators.settings import (
-    CGANSettings,
-    DiffusionSettings,
+    FROM_REAL,
     GeneratorSettings,
     InversionSettings,
     PixelSettings,
@@ -109,7 +108,7 @@ def real_images_seen(settings: GeneratorSettings, train: int) -> int | None:
         train: real training images at hand, which those that learn from some take.
     """
     match settings:
-        case CGANSettings() | DiffusionSettings():
+        case _ if isinstance(settings, FROM_REAL):
             return train
         case InversionSettings() | PixelSettings():
             return 0
