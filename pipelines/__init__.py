@@ -17,13 +17,14 @@ if __name__ != "synthkd.pipelines":
     raise ImportError("import synthkd.pipelines")
 
 if TYPE_CHECKING:
+    from synthkd.pipelines.audit import audit
     from synthkd.pipelines.compress import compress
     from synthkd.pipelines.distill import distill
     from synthkd.pipelines.evaluate import evaluate
     from synthkd.pipelines.generate import generate
     from synthkd.pipelines.teach import teach
 
-__all__ = ["compress", "distill", "evaluate", "generate", "teach"]
+__all__ = ["audit", "compress", "distill", "evaluate", "generate", "teach"]
 
 
 class _Jobs(ModuleType):

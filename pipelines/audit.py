@@ -1,222 +1,345 @@
-"""Attack a whole pipeline: run it again with canaries among its private images, and without them for reference.
-
-What is audited is the pipeline, by models of its own making; the models that are handed over saw no canary. Every run
-is kept inside the run of the job, so an interrupted audit goes on where it stopped.
-"""
+"""Attack finished models of which only lists of members and of non-members are known: the average case, no bound."""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+import hashlib
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from itertools import chain
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from synthkd.data.splits import RealData, Splits
-from synthkd.errors import ConfigError
-from synthkd.models import Classifier
-from synthkd.pipelines.config import AuditSettings, CompressConfig
-from synthkd.pipelines.flow import Flowed, run_flow
-from synthkd.pipelines.run import Result
-from synthkd.pipelines.teach import load_taught, teach
-from synthkd.pipelines.teachers import teach_config
-from synthkd.privacy.audit import GROUPS, GroupAudit, audit_model, duplicated, logits_of
-from synthkd.privacy.canaries import Canaries, choose, one_run_epsilon
-from synthkd.privacy.membership import Answers, attacks, blind_baseline
-from synthkd.privacy.rates import RateRatio, tpr_ratio
-from synthkd.privacy.verdict import Check
-from synthkd.rng import derive
-from synthkd.settings import OptimizerSettings, TeachTraining, TrainedTeacher
-
-FOLDER = "audit"
-CONTROL = TeachTraining(
-    steps=600, batch_size=64, optimizer=OptimizerSettings(kind="adam", lr=2e-3, schedule="one_cycle")
+from synthkd import __version__
+from synthkd.configuration import dump_config
+from synthkd.data.classes import align_labels
+from synthkd.data.samples import open_samples
+from synthkd.errors import ConfigError, DataError
+from synthkd.files import write_atomically
+from synthkd.hardware import describe
+from synthkd.models import Classifier, load_model, parameters
+from synthkd.models.weights import serialised
+from synthkd.pipelines.config import AuditConfig, ImageSet
+from synthkd.pipelines.run import (
+    REPORT,
+    Plan,
+    Result,
+    choose_device,
+    complete_result,
+    read_result,
+    run_directory,
+    write_result,
 )
-"""The positive control: as long as it takes to know a few hundred images by heart."""
+from synthkd.privacy.audit import (
+    AVERAGE_CASE,
+    GIVEN,
+    audit_lists,
+    blind_check,
+    classes_check,
+    labels_check,
+    logits_of,
+    negative_check,
+    roles_check,
+)
+from synthkd.privacy.copies import CopyTest, copy_test
+from synthkd.privacy.membership import Answers, attacks
+from synthkd.privacy.rates import RateRatio, tpr_ratio
+from synthkd.privacy.report import plain, privacy_report
+from synthkd.privacy.verdict import Check, verdict
+from synthkd.privacy_report import PAGE, SOURCE, write_privacy_page
+from synthkd.rng import derive
+from synthkd.types import ImageSpec, to_float
+
 WHOS = ("teacher", "student")
-POPULATION = 1000
-"""Images that RMIA needs in no other role."""
-SURE = 0.99
-"""Confidence of the controls; a sound audit fails one of them in 1 of 100 runs."""
+LEAST = {"members": 20, "nonmembers": 20, "population": 1000}
+"""Images that the blind baseline and RMIA need."""
+UNCOPIED = "no synthetic images were given (generated)"
+NO_POSITIVE = (
+    "positive control: nothing is trained here, so no model that surely learned the members by heart was attacked, and "
+    "nobody knows whether these attacks would have caught it"
+)
+NO_NEGATIVE = "negative control: needs reference models, which saw neither list; none were given (references)"
+BATCH = 256
 
 
-@dataclasses.dataclass(frozen=True)
-class PipelineAudit:
-    """What was found.
+def audit(config: AuditConfig, *, dry_run: bool = False) -> Result | Plan:
+    """Attack the given models, look for copies among the given synthetic images, and report.
 
-    Attributes:
-        canaries: of the audited run.
-        models: teacher and student -> half of the canaries -> what was found.
-        ratios: half -> true positives at 1 % false positives, student over teacher; None where too few images tell.
-        checks: without which nothing of it counts.
-        population: images in no other role that RMIA used; 0: it was left out.
-        references: runs without canaries.
-    """
-
-    canaries: Canaries
-    models: Mapping[str, Mapping[str, GroupAudit]]
-    ratios: Mapping[str, RateRatio | None]
-    checks: Sequence[Check]
-    population: int
-    references: int
-
-    @property
-    def bounds(self) -> list[float]:
-        """The rigorous lower bounds of epsilon, which hold together."""
-        return [group.one_run.epsilon for model in self.models.values() for group in model.values()]
-
-
-def require_enough(settings: AuditSettings, private: Splits) -> None:
-    """Refuse an audit that would leave less than half of the images to train on.
-
-    Raises:
-        ConfigError: more canaries than half of the images.
-    """
-    count = len(private.train)
-    if settings.canaries > count // 2:
-        raise ConfigError(
-            f"audit.canaries: {settings.canaries} are more than half of the {count:,} private images; take "
-            f"{count // 20 * 2} or fewer"
-        )
-
-
-def audit_pipeline(config: CompressConfig, directory: Path, private: Splits, device: torch.device) -> PipelineAudit:
-    """Run the pipeline with canaries and without, and attack what it makes.
+    The report is in `<run>/privacy_report.json` and `.html`, which `report.html` repeats. A finished audit is shown
+    again, once its models and images have been found to be what they were.
 
     Args:
-        config: the pipeline, with `audit` set and a teacher that is trained.
-        directory: of the job; the runs are in `audit/` inside.
-        private: the images, of which the canaries are taken.
-        device: of the models.
+        config: models and lists.
+        dry_run: read and judge every file, load the models, write nothing, and return the plan.
 
     Raises:
-        SynthkdError: what the pipeline raises.
+        SynthkdError: see the classes in `synthkd.errors`.
     """
-    settings = config.audit
-    assert settings is not None
-    train = private.train
-    canaries = choose(train.labels, train.spec.classes, settings.canaries, derive(config.seed, "audit"))
-    others = torch.ones(len(train), dtype=torch.bool)
-    others[canaries.rows] = False
-    rest = _part(train, others.nonzero()[:, 0])
-    included = canaries.included
-    planted = _part(train, canaries.rows[included], canaries.labels[included])
-    place = directory / FOLDER
-    with_canaries = run_flow(config, place / "audited", _trained_on(private, rest, planted), derive(config.seed, "run"))
-    without = [
-        run_flow(config, place / f"reference-{k}", _trained_on(private, rest), derive(config.seed, "reference", k))
-        for k in range(settings.references)
+    device = choose_device(config)
+    if dry_run:
+        return Plan(_plan(_prepare(config)))
+    with run_directory("audit", config) as directory:
+        finished, inputs = read_result(directory), _prepare(config)
+        already = finished is not None
+        if finished is None:
+            report, values = _audit(config, inputs, device)
+            write_atomically(directory / SOURCE, json.dumps(report, indent=2, allow_nan=False).encode() + b"\n")
+            finished = complete_result("audit", config, values, device)
+            write_result(directory, finished)
+        elif changed := [key for key, digest in inputs.digests.items() if finished["digests"].get(key) != digest]:
+            raise ConfigError(
+                f"{directory} is finished, and {changed[0]} has changed since; choose another out= to attack what is "
+                "there now"
+            )
+        if not already or not (directory / PAGE).exists() or not (directory / REPORT).exists():
+            write_atomically(directory / REPORT, write_privacy_page(directory).read_bytes())
+        lines = [f"{directory} was complete already; nothing was run"] if already else []
+        return Result(directory, finished, (*lines, *_summary(finished), f"report:  {directory / PAGE}"))
+
+
+@dataclass(frozen=True)
+class _List:
+    """A set of images, all of the shape that the models take.
+
+    Attributes:
+        name: as shown in the summary.
+        images: uint8 `[N, C, H, W]`.
+        labels: int64 `[N]`, in terms of the models' classes; None for synthetic images, which need none.
+        digest: of images and labels as they were read.
+        notes: what was converted, left out or assumed.
+        skipped: unreadable files that were left out.
+    """
+
+    name: str
+    images: Tensor
+    labels: Tensor | None
+    digest: str
+    notes: tuple[str, ...]
+    skipped: int
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """Everything that is checked before anything is computed.
+
+    Attributes:
+        models: teacher, student -> the model.
+        references: teacher, student -> what each is compared with.
+        lists: members, nonmembers and, where given, population and generated.
+        digests: key of the configuration -> sha256 of the weights, or of images and labels.
+    """
+
+    models: Mapping[str, Classifier]
+    references: Mapping[str, tuple[Classifier, ...]]
+    lists: Mapping[str, _List]
+    digests: Mapping[str, str]
+
+
+def _prepare(config: AuditConfig) -> _Inputs:
+    models = {who: load_model(asked) for who in WHOS if (asked := getattr(config, who)) is not None}
+    references = {who: tuple(map(load_model, getattr(config.references, who))) for who in models}
+    among, first = next(iter(models.items()))
+    others = {f"references.{who}.{k}": one for who, several in references.items() for k, one in enumerate(several)}
+    classes: tuple[str, ...] = ()
+    digests: dict[str, str] = {}
+    for key, model in chain(models.items(), others.items()):
+        if model.spec != first.spec:
+            raise ConfigError(f"{key}: it takes {model.spec}, the {among} {first.spec}; they must be the same")
+        if classes and model.class_names and model.class_names != classes:
+            raise ConfigError(f"{key}: its classes have other names, or another order, than those of the models before")
+        classes = classes or model.class_names
+        digest = hashlib.sha256(serialised(model)).hexdigest()
+        if twin := next((other for other, seen in digests.items() if seen == digest), None):
+            raise ConfigError(
+                f"{key}: its weights are those of {twin}; give each model once, by its own directory (that of a run "
+                "stands for its student, where it has one)"
+            )
+        digests[key] = digest
+    classes = classes or tuple(map(str, range(first.spec.classes)))
+    lists = {
+        key: _opened(key, asked, config, first.spec, classes, among)
+        for key in (*LEAST, "generated")
+        if (asked := getattr(config, key)) is not None
+    }
+    return _Inputs(models, references, lists, digests | {key: one.digest for key, one in lists.items()})
+
+
+def _opened(
+    key: str, asked: str | ImageSet, config: AuditConfig, spec: ImageSpec, classes: tuple[str, ...], among: str
+) -> _List:
+    one = ImageSet(path=asked) if isinstance(asked, str) else asked
+    source = one.path if one.data is None else one.data
+    assert source is not None
+    split = one.split or (None if one.data is None else "test")
+    found = open_samples(source, split=split, skip_bad=config.skip_bad, seed=config.seed)
+    where, labels, notes = f"{key} ({found.name})", None, found.notes
+    if found.count < LEAST.get(key, 1):
+        raise DataError(f"{where}: {LEAST[key]:,} images or more are needed, got {found.count:,}; give more of them")
+    if key in LEAST:
+        if found.labels is None:
+            raise DataError(
+                f"{where}: its images carry no labels, and attacks ask how sure a model is of an image's own; give a "
+                "directory per class, or labels in the .npz"
+            )
+        aligned = align_labels(found.labels, found.class_names, classes, where, f"the {among}")
+        labels, notes = aligned.labels, (*notes, *filter(None, [aligned.note]))
+    blocks = []
+    for block in found.batches(BATCH):
+        if tuple(block.shape[1:]) != spec.shape:
+            ours, theirs = ("x".join(map(str, shape)) for shape in (block.shape[1:], spec.shape))
+            raise DataError(
+                f"{where}: it has images of {ours} (channels x height x width), the {among} takes {theirs}; give them "
+                "as training saw them, or as a dataset (data.kind=folder) with its size and channels"
+            )
+        blocks.append(block)
+    return _List(found.name, torch.cat(blocks), labels, found.digest, notes, len(found.bad))
+
+
+def _audit(config: AuditConfig, inputs: _Inputs, device: torch.device) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The contents of `privacy_report.json` and of `result.json`."""
+    began = time.perf_counter()
+    lists = inputs.lists
+    inside, outside, population = lists["members"], lists["nonmembers"], lists.get("population")
+    member = torch.arange(len(inside.images) + len(outside.images)) < len(inside.images)
+    asked = {who: _answers(who, inputs, device, "members", "nonmembers") for who in inputs.models}
+    crowd = {
+        who: None if population is None or not several else _answers(who, inputs, device, "population")
+        for who, several in inputs.references.items()
+    }
+    groups = {who: audit_lists(answers, member, crowd[who], config.delta) for who, answers in asked.items()}
+    checks = _checks(config, inputs, asked, member)
+    attacked = time.perf_counter()
+    copies = _copies(config, lists)
+    said = verdict(None, (), checks)
+    counts = {who: len(several) for who, several in inputs.references.items()}
+    found = {
+        "kind": GIVEN,
+        "label": AVERAGE_CASE,
+        "members": len(inside.images),
+        "nonmembers": len(outside.images),
+        "references": counts,
+        "population": 0 if population is None else len(population.images),
+        "skipped": {key: one.skipped for key, one in lists.items()},
+        "missing": (NO_POSITIVE,) if any(counts.values()) else (NO_POSITIVE, NO_NEGATIVE),
+        "models": {who: {GIVEN: group} for who, group in groups.items()},
+        "ratios": {GIVEN: _ratio(config, asked, member)},
+    }
+    released = [f"{who}: the model that was given, taken as handed over" for who in inputs.models]
+    released += ["synthetic images: those that were given"] if "generated" in lists else []
+    provenance = {
+        "synthkd": __version__,
+        "config_sha256": hashlib.sha256(dump_config(config).encode()).hexdigest(),
+        **{f"{key.replace('.', '_')}_sha256": digest for key, digest in inputs.digests.items()},
+        "versions": {name: version(name) for name in ("torch", "numpy", "scipy")},
+        "hardware": describe(device),
+    }
+    report = privacy_report(said, None, released, (), found, "", checks, copies, UNCOPIED, provenance)
+    done = time.perf_counter()
+    headlines = {
+        who: next(one for one in report["audit"]["models"][who][GIVEN]["attacks"] if one["name"] == group.headline)
+        for who, group in groups.items()
+    }
+    values = {
+        "seconds": round(done - began, 3),
+        "verdict": report["verdict"],
+        "label": AVERAGE_CASE,
+        "checks": report["checks"],
+        "models": {
+            who: {
+                "parameters": parameters(model),
+                "references": counts[who],
+                "headline": {key: value for key, value in headlines[who].items() if key != "roc"},
+            }
+            for who, model in inputs.models.items()
+        },
+        "ratio": report["audit"]["ratios"][GIVEN],
+        "copies": report["copies"],
+        "sets": {
+            key: {"name": one.name, "n": len(one.images), "notes": one.notes, "skipped": one.skipped}
+            for key, one in lists.items()
+        },
+        "digests": inputs.digests,
+        "cost": {"seconds": {"attacks": round(attacked - began, 3), "copies": round(done - attacked, 3)}},
+    }
+    return report, plain(values)
+
+
+def _answers(who: str, inputs: _Inputs, device: torch.device, *keys: str) -> Answers:
+    images, labels = torch.cat([inputs.lists[key].images for key in keys]), _labels(inputs, *keys)
+    said = [logits_of(model.to(device), images, device) for model in (inputs.models[who], *inputs.references[who])]
+    return Answers(said[0], torch.stack(said)[1:], labels)
+
+
+def _labels(inputs: _Inputs, *keys: str) -> Tensor:
+    return torch.cat([labels for key in keys if (labels := inputs.lists[key].labels) is not None])
+
+
+def _checks(config: AuditConfig, inputs: _Inputs, asked: Mapping[str, Answers], member: Tensor) -> list[Check]:
+    inside, outside = _labels(inputs, "members"), _labels(inputs, "nonmembers")
+    images = {key.replace("non", "non-"): inputs.lists[key].images for key in LEAST if key in inputs.lists}
+    checks = [
+        roles_check(images),
+        blind_check(images["members"], images["non-members"], config.seed),
+        classes_check(inside, outside, config.seed),
+        labels_check({who: torch.as_tensor(answers.target)[member] for who, answers in asked.items()}, inside),
     ]
-    images, population = train.images[canaries.rows], _population(private)
-
-    def answers(who: str, asked: Tensor, labels: Tensor, target: Flowed, references: Sequence[Flowed]) -> Answers:
-        said = [logits_of(getattr(flow, who), asked, device) for flow in (target, *references)]
-        nobody = said[0].new_empty(0, *said[0].shape)
-        return Answers(said[0], torch.stack(said[1:]) if references else nobody, labels)
-
-    found, scores = {}, {}
-    for who in WHOS:
-        asked = answers(who, images, canaries.labels, with_canaries, without)
-        outside = None
-        if population is not None:
-            outside = answers(who, population.images, population.labels, with_canaries, without)
-        found[who] = audit_model(canaries, asked, outside, settings.guesses, settings.delta, len(WHOS))
-        scores[who] = attacks(asked)["LiRA"]
-    control = _control(config, place / "control", rest, planted, private)
-    checks = (
-        _no_two_roles(images, rest, population),
-        _blind(images, canaries),
-        _negative(canaries, answers("teacher", images, canaries.labels, without[0], without[1:]), settings),
-        _positive(canaries, images, control, without, settings, device),
-    )
-    return PipelineAudit(
-        canaries=canaries,
-        models=found,
-        ratios={group: _ratio(scores, canaries, group == GROUPS[1], derive(config.seed, "ratio")) for group in GROUPS},
-        checks=checks,
-        population=0 if population is None else len(population),
-        references=settings.references,
-    )
+    references = [one for answers in asked.values() for one in torch.as_tensor(answers.references)]
+    if references:
+        checks.append(negative_check(references, torch.cat([inside, outside]), member))
+    return checks
 
 
-def _part(data: RealData, rows: Tensor, labels: Tensor | None = None) -> RealData:
-    return dataclasses.replace(data, images=data.images[rows], labels=data.labels[rows] if labels is None else labels)
-
-
-def _trained_on(private: Splits, *parts: RealData) -> Splits:
-    images, labels = (torch.cat([getattr(part, name) for part in parts]) for name in ("images", "labels"))
-    return dataclasses.replace(private, train=dataclasses.replace(parts[0], images=images, labels=labels))
-
-
-def _population(private: Splits) -> RealData | None:
-    """Real images that nobody trains on, where there are enough for RMIA."""
-    held = [part for part in (private.holdout, private.test) if len(part)]
-    if sum(map(len, held)) < POPULATION:
+def _ratio(config: AuditConfig, asked: Mapping[str, Answers], member: Tensor) -> RateRatio | None:
+    """Members found in the student for each found in the teacher, by one attack; None where too little is there."""
+    if len(asked) < len(WHOS) or int((~member).sum()) < 100:
         return None
-    images, labels = (torch.cat([getattr(part, name) for part in held]) for name in ("images", "labels"))
-    return dataclasses.replace(held[0], images=images, labels=labels)
+    student, teacher = attacks(asked["student"]), attacks(asked["teacher"])
+    name = "LiRA" if "LiRA" in student and "LiRA" in teacher else "log-odds"
+    ours, theirs = student[name], teacher[name]
+    seed = derive(config.seed, "ratio")
+    return tpr_ratio(ours[member], ours[~member], theirs[member], theirs[~member], seed=seed)
 
 
-def _control(config: CompressConfig, directory: Path, rest: RealData, planted: RealData, private: Splits) -> Classifier:
-    """A teacher that knows its training images by heart: the canaries, and as many others."""
-    settings = config.teacher
-    assert isinstance(settings, TrainedTeacher)
-    overfitted = settings.model_copy(update={"training": CONTROL})
-    few = _part(rest, torch.arange(len(rest))[: max(len(planted), rest.spec.classes)])
-    asked = teach_config(overfitted, config, str(directory))
-    result = teach(asked, splits=_trained_on(private, few, planted))
-    assert isinstance(result, Result)
-    return load_taught(result)
-
-
-def _no_two_roles(images: Tensor, rest: RealData, population: RealData | None) -> Check:
-    roles = {"other training images": rest.images}
-    if population is not None:
-        roles["the population"] = population.images
-    again = {role: count for role, count in duplicated(images, roles).items() if count}
-    said = ", ".join(f"{count} of {role}" for role, count in again.items())
-    return Check(
-        "no image in two roles",
-        not again,
-        f"{said} equal a canary pixel by pixel" if again else "no canary is there again in another role",
-    )
-
-
-def _blind(images: Tensor, canaries: Canaries) -> Check:
-    found = blind_baseline(images[canaries.included], images[~canaries.included])
-    said = f"without any model members are told from non-members with an AUC of {found.auc}"
-    return Check("blind baseline", not found.leaks, said)
-
-
-def _negative(canaries: Canaries, answers: Answers, settings: AuditSettings) -> Check:
-    """A model that saw no canary must show no epsilon."""
-    scores = attacks(answers)
-    bound = one_run_epsilon(scores.get("LiRA", scores["log-odds"]), canaries.included, None, settings.delta, SURE)
-    said = f"a teacher that saw no canary shows an epsilon of at least {bound.epsilon:.2f}"
-    return Check("negative control", bound.epsilon == 0, said)
-
-
-def _positive(
-    canaries: Canaries,
-    images: Tensor,
-    control: Classifier,
-    without: Sequence[Flowed],
-    settings: AuditSettings,
-    device: torch.device,
-) -> Check:
-    """A model that learned its images by heart must be caught."""
-    said = [logits_of(model, images, device) for model in (control.to(device), *(flow.teacher for flow in without))]
-    scores = attacks(Answers(said[0], torch.stack(said[1:]), canaries.labels))
-    bound = one_run_epsilon(scores["LiRA"], canaries.included, None, settings.delta, SURE)
-    told = f"an overfitted teacher shows an epsilon of at least {bound.epsilon:.2f} of {bound.ceiling:.2f} possible"
-    return Check("positive control", bound.epsilon > 0, told)
-
-
-def _ratio(scores: Mapping[str, Tensor], canaries: Canaries, mislabelled: bool, seed: int) -> RateRatio | None:
-    member = canaries.mislabelled == mislabelled
-    inside, outside = member & canaries.included, member & ~canaries.included
-    if int(outside.sum()) < 100:
+def _copies(config: AuditConfig, lists: Mapping[str, _List]) -> CopyTest | None:
+    """Pixel by pixel, near members and near non-members."""
+    if "generated" not in lists:
         return None
-    teacher, student = scores["teacher"], scores["student"]
-    return tpr_ratio(student[inside], student[outside], teacher[inside], teacher[outside], seed=seed)
+    members, others, generated = (
+        to_float(lists[key].images).flatten(1) for key in ("members", "nonmembers", "generated")
+    )
+    return copy_test(members, others, generated, config.seed)
+
+
+def _plan(inputs: _Inputs) -> tuple[str, ...]:
+    models = [
+        f"  {who}: {parameters(model):,} parameters, {len(inputs.references[who])} references"
+        for who, model in inputs.models.items()
+    ]
+    lists = [f"  {key}: {len(one.images):,} images of {one.name}" for key, one in inputs.lists.items()]
+    return (f"audit: {AVERAGE_CASE}", *models, *lists)
+
+
+def _summary(values: Mapping[str, Any]) -> tuple[str, ...]:
+    sets = values["sets"]
+    lines = [f"audit:   {sets['members']['n']:,} members, {sets['nonmembers']['n']:,} non-members; {AVERAGE_CASE}"]
+    for who, model in values["models"].items():
+        found, at = model["headline"], model["headline"]["tpr"][0]
+        area, rate = found["auc"], at["rate"]
+        hits = at["reason"]
+        if rate is not None:
+            hits = f"{rate['value']:.1%} of members found at {at['error']:.0%} false positives"
+        lines.append(
+            f"{who}: AUC {area['value']:.3f} [{area['low']:.3f}, {area['high']:.3f}] by {found['name']}; {hits}"
+        )
+    if copies := values["copies"]:
+        near = copies["near_copies"]
+        lines.append(
+            f"copies:  {near['of_train']:,} of {copies['n_generated']:,} synthetic images are near a member, "
+            f"{near['of_holdout']:,} near a non-member; {copies['note']}"
+        )
+    notes = dict.fromkeys(f"note:    {key}: {note}" for key, one in sets.items() for note in one["notes"])
+    return (*lines, *notes, f"privacy: {values['verdict']['text']}")

@@ -30,6 +30,11 @@ class Verb:
 
 
 VERBS = {
+    "audit": Verb(
+        "synthkd.pipelines.config:AuditConfig",
+        "synthkd.pipelines.audit:audit",
+        "attack finished models with lists of images that they were trained on and of others",
+    ),
     "compress": Verb(
         "synthkd.pipelines.config:CompressConfig",
         "synthkd.pipelines.compress:compress",

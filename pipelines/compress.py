@@ -23,7 +23,7 @@ from synthkd.generators.build import build_generator
 from synthkd.generators.settings import SavedSettings
 from synthkd.hardware import describe
 from synthkd.models.weights import serialised
-from synthkd.pipelines.audit import PipelineAudit, audit_pipeline, require_enough
+from synthkd.pipelines.attack import PipelineAudit, audit_pipeline, require_enough
 from synthkd.pipelines.config import CompressConfig
 from synthkd.pipelines.distill import distill
 from synthkd.pipelines.flow import DISTILL, Flowed, run_flow

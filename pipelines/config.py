@@ -7,7 +7,13 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from synthkd.extractors import ExtractorSettings
-from synthkd.generators.settings import FROM_REAL, DatasetSettings, GeneratorSettings, InversionSettings
+from synthkd.generators.settings import (
+    FROM_REAL,
+    DatasetSettings,
+    GeneratorSettings,
+    InversionSettings,
+    PixelSettings,
+)
 from synthkd.settings import (
     BankSettings,
     Count,
@@ -148,16 +154,11 @@ class ExportSettings(Settings):
 class CompressConfig(DistillConfig):
     """Make a small student to hand over, its export, its cost, and a report of what it leaks."""
 
-    flow: Literal["f1", "f2", "f3", "f4"] = "f1"
+    flow: Literal["f1", "f2"] = "f1"
     """How private images are touched. f1: by a teacher, without noise. f2: by a teacher that is trained with
-    differential privacy. f3: by a differentially private generator (merf) alone, from whose images teacher and student
-    learn. f4: by both."""
+    differential privacy."""
     inherit: bool = False
     """As in distill; copied weights may carry what the teacher memorised."""
-    rounds: Annotated[int, Field(ge=0)] = 0
-    """Rounds that the generator of f3 and f4 is trained after its one look at the private images."""
-    per_class: Count = 1000
-    """Images of each class from which the teacher of f3 learns."""
     audit: AuditSettings | None = None
     """Measure what the pipeline leaks; it is run `references + 1` times more. None: not measured."""
     export: ExportSettings = ExportSettings()
@@ -168,13 +169,18 @@ class CompressConfig(DistillConfig):
         if teacher is None or isinstance(self.generator, DatasetSettings):
             raise ValueError("compress needs a teacher: set teacher, and a generator that makes images")
         private = isinstance(teacher, TrainedTeacher) and teacher.training.dp is not None
-        if flow in ("f2", "f4") and not private:
-            raise ValueError(f"flow {flow} has a teacher trained with differential privacy: set teacher.training.dp")
-        if flow in ("f1", "f3") and private:
-            raise ValueError(f"flow {flow} has no teacher.training.dp: leave it out, or choose f2 or f4")
+        if flow == "f2" and not private:
+            raise ValueError("flow f2 has a teacher trained with differential privacy: set teacher.training.dp")
+        if flow == "f1" and private:
+            raise ValueError("flow f1 has no teacher.training.dp: leave it out, or choose f2")
+        if flow == "f2" and not isinstance(self.generator, InversionSettings | PixelSettings):
+            raise ValueError(
+                f"generator.kind: what {self.generator.kind} learned from is not accounted for in flow f2; take "
+                "inversion or pixels, which learn from the teacher alone"
+            )
         if self.mix.real != 0.0:
             raise ValueError("mix.real shows the student private images, which no flow counts: set it to 0")
-        if flow in ("f1", "f2") and self.data is not None:
+        if self.data is not None:
             raise ValueError(f"data: in flow {flow} only the teacher sees private images: leave data out")
         if self.audit is not None and not isinstance(teacher, TrainedTeacher):
             raise ValueError(
@@ -288,3 +294,48 @@ class EvaluateConfig(JobConfig):
     """Show real images in the report, beside the generated ones."""
     pairs: Annotated[int, Field(ge=0)] = 0
     """Closest pairs of generated and training images to show; real images may be private, so none unasked."""
+
+
+class ReferenceModels(Settings):
+    """Models for the same images and classes that were trained on neither list, best made as the audited one was."""
+
+    teacher: tuple[LoadedModel, ...] = ()
+    student: tuple[LoadedModel, ...] = ()
+
+
+class AuditConfig(JobConfig):
+    """Attack finished models with lists of images that they were trained on and of others: the average case."""
+
+    teacher: LoadedModel | None = None
+    student: LoadedModel | None = None
+    """Attacked as the teacher is, and compared with it where both are given."""
+    references: ReferenceModels = ReferenceModels()
+    """Tell how a model that never saw an image answers it, and make attacks sharper. Each is compared with its own
+    kind: teachers with the teacher, students, from teachers that saw neither list, with the student."""
+    members: str | ImageSet
+    """Labelled images that the teacher was trained on (or the student, where it comes alone)."""
+    nonmembers: str | ImageSet
+    """Labelled images that no audited model was trained on, drawn as the members were."""
+    population: str | ImageSet | None = None
+    """1,000 labelled images or more in no other role, for RMIA, which needs references too."""
+    generated: str | ImageSet | None = None
+    """Synthetic images, in which copies of members are looked for, with non-members as the yardstick."""
+    delta: Annotated[float, Field(gt=0.0, lt=1.0)] = 1e-5
+    """At which epsilon is estimated."""
+    skip_bad: Annotated[int, Field(ge=0)] = 0
+    """Unreadable files of a set that may be left out; they are counted in the report."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> AuditConfig:
+        if self.teacher is None and self.student is None:
+            raise ValueError("there is no model to attack: set teacher, student or both")
+        for who in ("teacher", "student"):
+            if getattr(self.references, who) and getattr(self, who) is None:
+                raise ValueError(f"references.{who} are compared with a {who}: set {who}, or leave them out")
+        if self.population is not None and not (self.references.teacher or self.references.student):
+            raise ValueError("population is for RMIA, which needs references: set references, or leave population out")
+        for key in ("members", "nonmembers", "population"):
+            one = getattr(self, key)
+            if isinstance(one, ImageSet) and one.data is not None and one.split is None:
+                raise ValueError(f"{key}.split: say which part of the dataset it is: train, holdout or test")
+        return self

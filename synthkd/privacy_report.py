@@ -14,7 +14,7 @@ from typing import Any
 
 from synthkd.errors import CheckpointError
 from synthkd.files import write_atomically
-from synthkd.privacy.audit import MISLABELLED, NATURAL
+from synthkd.privacy.audit import GIVEN, MISLABELLED, NATURAL
 from synthkd.privacy.report import SCHEMA
 from synthkd.report import SPACE, template
 
@@ -22,8 +22,9 @@ SOURCE, PAGE = "privacy_report.json", "privacy_report.html"
 TITLES = {
     MISLABELLED: "Worst case: canaries with a wrong label",
     NATURAL: "Average case: canaries with their own label",
+    GIVEN: "Average case: the lists as they were given",
 }
-"""Halves of the canaries, in the order of the page: the most exposed first."""
+"""Groups of audited images, in the order of the page: the most exposed first."""
 
 # Where things stand in a drawing of 400 x 292: the boxes' centres, and half their width and height.
 PLACES = {"private images": (200, 34), "teacher": (70, 146), "generator": (330, 146), "student": (200, 258)}
@@ -72,7 +73,7 @@ class Curve:
 
 @dataclass(frozen=True)
 class Roc:
-    """The headline attacks on one half of the canaries on logarithmic axes from 1/n to 1.
+    """The headline attacks on one group of images on logarithmic axes from 1/n to 1.
 
     Attributes:
         ticks: (x, y, label): a tick of both axes, whose places on either are x and y.
@@ -84,12 +85,12 @@ class Roc:
 
 
 @dataclass(frozen=True)
-class Half:
-    """One half of the canaries.
+class Group:
+    """One half of the canaries, or the lists as they were given.
 
     Attributes:
         title: what it stands for.
-        found: "teacher", "student" -> its `synthkd.privacy.audit.GroupAudit` as JSON.
+        found: "teacher", "student", each where it was audited -> its `synthkd.privacy.audit.GroupAudit` as JSON.
         rows: name of an attack -> teacher, student -> its `synthkd.privacy.rates.Attack`, or None.
         headlines: teacher, student -> the attack that shows most.
         reasons: why rates are missing, each once.
@@ -118,15 +119,15 @@ def write_privacy_page(run: Path) -> Path:
         if report["schema"] != SCHEMA:
             raise ValueError(f"its schema is {report['schema']}, not {SCHEMA}")
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{source} cannot be shown ({error}); run `synthkd compress` again") from error
+        raise CheckpointError(f"{source} cannot be shown ({error}); run the job that made it again") from error
     page = template("privacy.html.jinja").render(
         name="privacy",  # that of the run may be the name of private data
         report=report,
         boxes=PLACES,
         half_box=HALF_BOX,
-        arrows=arrows(report["flow"]["touches"]),
+        arrows=arrows(report["flow"]["touches"]) if report["flow"] else [],
         handed_over={line.partition(":")[0] for line in report["released"]},
-        halves=halves(report["audit"]),
+        groups=groups(report["audit"]),
         axes={"left": LEFT, "right": RIGHT, "top": TOP, "bottom": BOTTOM, "beside": BESIDE},
     )
     path = run / PAGE
@@ -158,21 +159,22 @@ def arrows(touches: Sequence[Mapping[str, Any]]) -> list[Arrow]:
     return drawn
 
 
-def halves(audit: Mapping[str, Any] | None) -> list[Half]:
-    """What was found about each half of the canaries, the worst case first; nothing without an audit."""
+def groups(audit: Mapping[str, Any] | None) -> list[Group]:
+    """What was found about each group of images, the worst case first; nothing without an audit."""
     if audit is None:
         return []
-    models = audit["models"]
-    return [_half(group, title, models, audit["ratios"].get(group)) for group, title in TITLES.items()]
+    models, ratios = audit["models"], audit["ratios"]
+    held = {group for model in models.values() for group in model}
+    return [_group(group, title, models, ratios.get(group)) for group, title in TITLES.items() if group in held]
 
 
-def _half(group: str, title: str, models: Mapping[str, Any], ratio: Mapping[str, Any] | None) -> Half:
+def _group(group: str, title: str, models: Mapping[str, Any], ratio: Mapping[str, Any] | None) -> Group:
     found = {who: model[group] for who, model in models.items()}
-    by_name = {who: {one["name"]: one for one in half["attacks"]} for who, half in found.items()}
+    by_name = {who: {one["name"]: one for one in audited["attacks"]} for who, audited in found.items()}
     names = dict.fromkeys(name for attacks in by_name.values() for name in attacks)
-    headlines = {who: by_name[who][half["headline"]] for who, half in found.items()}
+    headlines = {who: by_name[who][audited["headline"]] for who, audited in found.items()}
     rates = [at for attacks in by_name.values() for one in attacks.values() for at in (*one["tpr"], *one["tnr"])]
-    return Half(
+    return Group(
         title=title,
         found=found,
         rows={name: {who: attacks.get(name) for who, attacks in by_name.items()} for name in names},

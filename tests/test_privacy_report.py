@@ -14,7 +14,7 @@ from test_report import SCRIPT, text_of
 from synthkd.errors import CheckpointError
 from synthkd.hardware import describe
 from synthkd.privacy.accounting import Epsilon, Ledger, PoissonSteps, Release
-from synthkd.privacy.audit import GROUPS, GroupAudit, audit_model
+from synthkd.privacy.audit import AVERAGE_CASE, GIVEN, GROUPS, GroupAudit, audit_lists, audit_model
 from synthkd.privacy.canaries import choose
 from synthkd.privacy.copies import CopyTest, copy_test
 from synthkd.privacy.dpsgd import Mechanism, statement
@@ -32,7 +32,7 @@ from synthkd.privacy_report import (
     RIGHT,
     TOP,
     arrows,
-    halves,
+    groups,
     roc,
     write_privacy_page,
 )
@@ -44,7 +44,7 @@ PASSED = (
     Check("positive control", True, "an overfitted teacher shows an epsilon of at least 2.90 of 3.01 possible"),
 )
 CLASSES = 4
-NAMES = {"f1": None, "f2": 8.0, "f3": 1.0, "f4": 9.0}
+NAMES = {None: None, "f1": None, "f2": 8.0, "f3": 1.0, "f4": 9.0}
 
 
 @functools.cache
@@ -74,10 +74,36 @@ def audited(count: int = 600) -> dict:
     return {
         "canaries": count,
         "included": int(canaries.included.sum()),
-        "references": 2,
+        "references": {"teacher": 2, "student": 2},
         "population": 1000 if populated else 0,
         "models": models,
         "ratios": ratios,
+    }
+
+
+@functools.cache
+def attacked(whos: tuple[str, ...] = ("teacher", "student"), references: int = 2, count: int = 600) -> dict:
+    """An audit of given lists, of simulated models that remember members, the teacher more than the student."""
+    labels, members = torch.arange(count) % CLASSES, torch.arange(count) < count // 2
+    models, scores = {}, {}
+    for seed, who in enumerate(whos):
+        rng = torch.Generator().manual_seed(seed)
+        logits = torch.randn((1 + references, count, CLASSES), generator=rng)
+        logits[0, torch.arange(count), labels] += {"teacher": 3.0, "student": 1.0}[who] * members
+        models[who] = {GIVEN: audit_lists(Answers(logits[0], logits[1:], labels), members, None, 1e-5)}
+        scores[who] = logits[0, torch.arange(count), labels]
+    sides = [scores[who][side] for who in ("student", "teacher") if len(whos) == 2 for side in (members, ~members)]
+    return {
+        "kind": GIVEN,
+        "label": AVERAGE_CASE,
+        "members": count // 2,
+        "nonmembers": count // 2,
+        "references": dict.fromkeys(whos, references),
+        "population": 0,
+        "skipped": {"members": 0},
+        "missing": ("positive control: nothing is trained here", "negative control: needs reference models"),
+        "models": models,
+        "ratios": {GIVEN: tpr_ratio(*sides) if sides else None},
     }
 
 
@@ -100,12 +126,17 @@ def claimed(epsilon: float, test_seed: bool = False, charged: int = 1600) -> dic
 
 
 def content(
-    flow: str = "f1", audit: dict | None = None, checks: tuple[Check, ...] = (), test_seed: bool = False, **changed
+    flow: str | None = "f1",
+    audit: dict | None = None,
+    checks: tuple[Check, ...] = (),
+    test_seed: bool = False,
+    **changed,
 ) -> dict:
     epsilon = NAMES[flow]
     claims = () if epsilon is None else (claimed(epsilon, test_seed),)
     claim = None if epsilon is None else Claim(epsilon, 1e-5, "add_or_remove_one", "image", test_seed)
-    bounds = [half.one_run.epsilon for model in (audit or {"models": {}})["models"].values() for half in model.values()]
+    halves = [half for model in (audit or {"models": {}})["models"].values() for half in model.values()]
+    bounds = [half.one_run.epsilon for half in halves if half.one_run is not None]
     given = {
         "verdict": verdict(claim, bounds, checks),
         "flow": flow,
@@ -217,6 +248,54 @@ def test_claim_below_what_the_audit_shows_is_refuted(tmp_path):
     assert f"INVALID AUDIT (claimed epsilon 1 is refuted: the audit shows at least {shown:.3g})" in text
 
 
+def test_given_lists_are_one_group_in_the_place_of_two_halves(tmp_path):
+    audit = attacked()
+    path = written(tmp_path, content(None, audit, PASSED[1:2]))
+    text = text_of(path)
+    in_order(
+        text, "NO GUARANTEE (measured only)", "Average-case, heuristic: not a bound. In the teacher",
+        "What is released", "Not known: finished models were given, not how they were made.",
+        "Attacks Average-case, heuristic: not a bound.",
+        "300 images that the lists call members, 300 that they call non-members; 2 references of the teacher; "
+        "2 references of the student; no images for RMIA.",
+        "Average case: the lists as they were given", "By the headline attack", "Epsilon, heuristic estimate",
+        "Without these checks", "Missing: positive control: nothing is trained here; negative control: needs reference",
+        "Caveats Average-case, heuristic: not a bound.",
+    )  # fmt: skip
+    for absent in ("canar", "Bound of one run", "Guesses", "half", "Flow f", "None", "Undefined", "at least"):
+        assert absent not in text, absent
+    assert path.read_text().count("<svg") == 1, "curves, and no flow"
+    for model in audit["models"].values():
+        group = model[GIVEN]
+        head = next(one for one in group.attacks if one.name == group.headline)
+        assert f"an AUC of {head.auc.value:.3f} ({head.auc.low:.3f}–{head.auc.high:.3f}) and finds" in text
+        assert f"class {head.worst_class.label} AUC {head.worst_class.auc.value:.3f}" in text
+        for one in group.attacks:
+            assert f"{one.auc.value:.3f} {one.auc.low:.3f}–{one.auc.high:.3f}" in text
+            assert f"{one.epsilon:.2f} of {one.ceiling:.2f} possible" in text
+    ratio = audit["ratios"][GIVEN]
+    assert f"{ratio.value:.2f} × {ratio.low:.2f}–{ratio.high:.2f}, {ratio.method}" in text
+
+
+def test_one_given_model_has_one_column_and_is_compared_with_nothing(tmp_path):
+    path = written(tmp_path, content(None, attacked(("student",), 0, 80), PASSED))
+    text, page = text_of(path), path.read_text()
+    assert "0 references of the student;" in text
+    assert "In the teacher" not in text
+    assert "Student ÷ teacher" not in text
+    assert "finds" not in text.partition("What is released")[0], "a rate that 40 non-members cannot show"
+    row = re.search(r'<th scope="row">log-odds.*?</tr>', page, re.DOTALL)[0]
+    assert row.count("<td") == 4
+    assert "an error rate of 1.0% needs 100 non-members or more, got 40" in text
+    assert "None" not in text
+
+
+def test_invalid_audit_of_given_lists_keeps_the_label(tmp_path):
+    failed = dataclasses.replace(PASSED[1], passed=False, found="an AUC of 0.71")
+    text = text_of(written(tmp_path, content(None, attacked(), (failed,))))
+    in_order(text, "INVALID AUDIT (blind baseline: an AUC of 0.71)", "Attacks Average-case, heuristic: not a bound.")
+
+
 def test_every_number_of_the_tables_is_that_of_the_audit(tmp_path):
     audit = audited()
     text = text_of(written(tmp_path, content("f1", audit, PASSED))).replace("\N{NO-BREAK SPACE}", " ")
@@ -314,7 +393,7 @@ def test_same_report_gives_the_same_bytes(tmp_path):
 def test_what_is_no_report_is_refused(tmp_path, text):
     if text is not None:
         (tmp_path / "privacy_report.json").write_text(text)
-    with pytest.raises(CheckpointError, match=r"privacy_report\.json cannot be shown .*run `synthkd compress` again"):
+    with pytest.raises(CheckpointError, match=r"privacy_report\.json cannot be shown .*run the job that made it again"):
         write_privacy_page(tmp_path)
     assert not (tmp_path / "privacy_report.html").exists()
 
@@ -366,11 +445,11 @@ def test_curves_stand_on_logarithmic_axes_from_one_image_with_zero_outside():
     assert curve.steps == f"M{outside:.1f} {below:.1f}" + " ".join(f"H{x:.1f}V{y:.1f}" for x, y in points[1:])
 
 
-def test_halves_have_the_worst_case_first_and_its_own_ratio():
+def test_groups_have_the_worst_case_first_and_its_own_ratio():
     audit = plain(audited())
-    worst, average = halves(audit)
+    worst, average = groups(audit)
     assert worst.found["student"] == audit["models"]["student"]["mislabelled"]
     assert (worst.ratio, average.ratio) == (audit["ratios"]["mislabelled"], audit["ratios"]["natural"])
     assert list(worst.rows) == ["log-odds", "calibrated", "LiRA", "RMIA"]
     assert worst.headlines["teacher"]["name"] == audit["models"]["teacher"]["mislabelled"]["headline"]
-    assert halves(None) == []
+    assert groups(None) == []

@@ -7,6 +7,7 @@ import re
 import shlex
 import shutil
 import sys
+import tomllib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +19,13 @@ import yaml
 from PIL import Image
 from torch import nn
 
+from synthkd.compression import export_onnx
 from synthkd.configuration import load_config
+from synthkd.models import build
 from synthkd.pipelines import cli
-from synthkd.pipelines.config import DistillConfig
+from synthkd.pipelines.config import CompressConfig, DistillConfig
+from synthkd.settings import ZooModel
+from synthkd.types import ImageSpec
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -28,7 +33,7 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").g
 SHELLS = {"sh", "bash", "shell", "console"}
 PICTURES = ("student: ", "teacher ──►")
 """How fenced blocks begin that show output or a drawing; any other block without a language is one of commands."""
-TO_COME = {"compress"}
+TO_COME: set[str] = set()
 """Verbs that are announced and do not exist yet."""
 PLACEHOLDERS = {"RECIPE", "DIR", "my_teacher"}
 """Words that stand for something of the reader's; a command with one of them is only parsed."""
@@ -111,9 +116,19 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model as `synthkd compress` exports it."""
+    path = tmp_path_factory.mktemp("exported") / "student.onnx"
+    export_onnx(build(ZooModel(arch="mlp", width=4, depth=1), ImageSpec(1, 8, 8, 10)), path)
+    return path
+
+
 @pytest.fixture
-def folder(tmp_path: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def folder(tmp_path: Path, dataset: Path, exported: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A reader's folder: the teacher that the README speaks of, and every YAML block that names its file."""
+    (tmp_path / "runs/handover/export").mkdir(parents=True)
+    shutil.copy(exported, tmp_path / "runs/handover/export/student.int8.onnx")
     for name in ("runs/digits-data", "runs/distill/digits", "small"):
         shutil.copytree(dataset, tmp_path / name)
     (tmp_path / "my_package").mkdir()
@@ -174,6 +189,9 @@ def test_a_command_works(command: Command, folder: Path, capsys: pytest.CaptureF
     match words[words.index("-m") + 1 :] if words[0] == "torchrun" else words:
         case ("make", *words):
             assert {word for word in words if "=" not in word} <= targets()
+        case ("pip", "install", requirement):
+            extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+            assert requirement in {f"synthkd[{extra}]" for extra in extras}
         case ("python", script, *_):
             assert (ROOT / script).is_file()
         case ("synthkd", *words) if PLACEHOLDERS & {word.rpartition("=")[2] for word in words}:
@@ -207,7 +225,7 @@ def test_yaml_is_a_configuration_or_a_section_of_one(block: Block, tmp_path: Pat
     missing = {"teacher": "{kind: load, model: t}", "student": "{arch: mlp}"}
     (tmp_path / "block.yaml").write_text(block.text)
     rest = [f"{key}={value}" for key, value in missing.items() if key not in written]
-    load_config(DistillConfig, tmp_path / "block.yaml", rest)
+    load_config(CompressConfig if "flow" in written else DistillConfig, tmp_path / "block.yaml", rest)
 
 
 def resolve(dotted: str) -> object:

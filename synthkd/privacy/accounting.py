@@ -1,7 +1,7 @@
 """What the noisy looks of a run at private images cost together: a ledger of events and the epsilon they add up to.
 
-The ledger is the record; epsilon is computed from it whenever it is asked for. Two notions of neighbouring data sets
-are known, and no figure of one may stand for the other:
+Epsilon is computed from the ledger whenever it is asked for. Of the two notions of neighbouring data sets no figure of
+one may stand for the other:
 
 | adjacency           | neighbours differ in           | sensitivity of a sum of vectors of norm C at most |
 |---------------------|--------------------------------|---------------------------------------------------|
@@ -17,14 +17,14 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from importlib import import_module
 from importlib.metadata import version
 from typing import Any, Literal, get_args
 
-import numpy as np
 from scipy.optimize import brentq
 from scipy.special import log_ndtr
 
@@ -32,16 +32,14 @@ from synthkd.errors import CheckpointError, ConfigError, MissingExtraError
 
 Adjacency = Literal["add_or_remove_one", "replace_one"]
 
-INTERVAL = 1e-4
+INTERVAL = 5e-4
 """Grid of privacy losses, which are rounded up to it: a coarser one claims more than was spent, never less."""
-COARSE = 1e-3
-"""The same while noise is calibrated."""
 COARSER_ABOVE = 50.0
 """Epsilon from about which on the grid grows in proportion, so that it does not fill the memory."""
 TOLERANCE = 2.5e-4
 """By how much, relative to it, a calibrated noise multiplier may lie above the smallest that will do."""
-FARTHEST = math.log(1e6)
-"""Logarithm of the largest noise multiplier that is considered, and minus that of the smallest."""
+LEAST, MOST = math.log(1e-2), math.log(1e6)
+"""Logarithms of the noise multipliers between which one is looked for; sums for less noise would not fit in memory."""
 
 
 @dataclass(frozen=True)
@@ -174,10 +172,8 @@ def epsilon(ledger: Ledger, delta: float, adjacency: Adjacency = "add_or_remove_
         MissingExtraError: dp-accounting is not installed.
     """
     _check_delta(delta)
-    library = _library()
-    rdp = _by_rdp(library, ledger.events, delta, adjacency)
-    grid = INTERVAL * max(1.0, min(rdp, 1e6) / COARSER_ABOVE)
-    pld = _by_pld(library, ledger.events, delta, adjacency, grid)
+    rdp = _by_rdp(ledger.events, delta, adjacency)
+    pld = _by_pld(ledger.events, delta, adjacency, rdp)
     bound = adjacency == "add_or_remove_one" or all(isinstance(event, Release) for event in ledger.events)
     return Epsilon(pld, rdp if bound else None, delta, adjacency, "dp-accounting", version("dp-accounting"))
 
@@ -190,7 +186,7 @@ def noise_for(
     adjacency: Adjacency = "add_or_remove_one",
     beside: Ledger | None = None,
 ) -> float:
-    """The smallest noise multiplier, to three digits, with which steps of DP-SGD stay within a budget.
+    """The smallest noise multiplier from 0.01 on, to three digits, with which steps of DP-SGD stay within a budget.
 
     Args:
         sample_rate: as in `PoissonSteps`.
@@ -201,18 +197,16 @@ def noise_for(
         beside: what else is released about the same examples.
 
     Raises:
-        ConfigError: values out of bounds, a budget that `beside` alone exceeds or that no noise in sight spends.
+        ConfigError: values out of bounds, a budget that `beside` alone exceeds or that no noise keeps.
         MissingExtraError: dp-accounting is not installed.
     """
-    library = _library()
     others = () if beside is None else beside.events
-    if (spent := _by_pld(library, others, delta, adjacency, INTERVAL)) >= epsilon:
+    if (spent := _by_pld(others, delta, adjacency, epsilon)) >= epsilon:
         raise ConfigError(f"epsilon {epsilon:g} is spent: the other releases cost {spent:.3f}; raise it")
-    grid = COARSE * max(1.0, epsilon / COARSER_ABOVE)
 
     def excess(log_noise: float) -> float:
         planned = PoissonSteps(sample_rate, math.exp(log_noise), steps)
-        return _by_pld(library, (*others, planned), delta, adjacency, grid) - epsilon
+        return _by_pld((*others, planned), delta, adjacency, epsilon) - epsilon
 
     # Where the central limit of the steps has it (Bu et al. 2020): it claims too little, so it only says where to look.
     shift = (1.0 if adjacency == "add_or_remove_one" else 0.5) / release_noise_for(epsilon, delta)
@@ -221,7 +215,7 @@ def noise_for(
 
 
 def release_noise_for(epsilon: float, delta: float) -> float:
-    """The smallest noise multiplier of one Gaussian release, by Balle and Wang 2018, theorem 8, which is exact.
+    """The smallest noise multiplier from 0.01 on of one Gaussian release (Balle and Wang 2018, theorem 8; exact).
 
     Args:
         epsilon: above 0.
@@ -273,9 +267,7 @@ def check_delta(delta: float, n: int) -> None:
     """
     if not 0.0 < delta < 1.0 / n:
         advised = 10.0 ** math.floor(math.log10(0.5 / n))
-        raise ConfigError(
-            f"delta must be above 0 and below 1 / {n} (one over the examples), got {delta:g}; take {advised:g}"
-        )
+        raise ConfigError(f"delta must be above 0 and below 1 / {n} (examples), got {delta:g}; take {advised:g}")
 
 
 def _check_delta(delta: float) -> None:
@@ -295,66 +287,62 @@ def _event(event: str, **values: Any) -> Event:
 
 
 def _least(excess: Callable[[float], float], start: float, step: float, tolerance: float) -> float:
-    """About the smallest x at which a falling function is no longer positive; never one at which it is.
+    """About the smallest x from LEAST on at which a falling function is not positive; never one at which it is.
 
     Raises:
-        ConfigError: that is farther from 0 than anybody would go.
+        ConfigError: there is none up to MOST.
     """
-    high = start
-    while excess(high) > 0 and high < FARTHEST:
+    excess = lru_cache(excess)  # the ends of the bracket are asked for again
+    high = max(start, LEAST)
+    while excess(high) > 0:
+        if high > MOST:
+            raise ConfigError("not even a noise multiplier of 1e6 keeps that budget; raise epsilon or take fewer steps")
         high, step = high + step, 2 * step
-    low = high - step
-    while excess(low) <= 0 and low > -FARTHEST:
-        high, low, step = low, low - step, 2 * step
-    if high >= FARTHEST or low <= -FARTHEST:
-        raise ConfigError("no noise multiplier from 1e-6 to 1e6 spends that budget; change epsilon or the steps")
+    low = max(high - step, LEAST)
+    while excess(low) <= 0:
+        if low == LEAST:
+            return LEAST
+        high, low, step = low, max(low - step, LEAST), 2 * step
     root = float(brentq(excess, low, high, xtol=tolerance))
     while excess(root) > 0:
         root += tolerance
     return root
 
 
-def _noisy(events: Iterable[Event]) -> tuple[tuple[Event, ...], bool]:
-    """The events that look at anything, and whether all of them have noise."""
-    looking = tuple(event for event in events if isinstance(event, Release) or event.steps * event.sample_rate > 0)
-    return looking, all(event.noise_multiplier > 0 for event in looking)
-
-
-def _by_rdp(library: Any, events: Iterable[Event], delta: float, adjacency: Adjacency) -> float:
+def _by_rdp(events: Sequence[Event], delta: float, adjacency: Adjacency) -> float:
     """Epsilon by RDP; with Poisson batches under `replace_one` no bound, only about as large as one would be."""
-    looking, noisy = _noisy(events)
-    if not looking or not noisy:
-        return 0.0 if noisy else math.inf
-    accountant = library.rdp.RdpAccountant()
+    library = _library()
+    steps = 1.0 if adjacency == "add_or_remove_one" else 0.5
     with _quiet():
-        for event in looking:
-            if isinstance(event, Release):
-                # of one Gaussian RDP knows noise over sensitivity, whatever the neighbours are
-                accountant.compose(library.GaussianDpEvent(_noise_under(event, adjacency)))
-            else:
-                noise = event.noise_multiplier * (1.0 if adjacency == "add_or_remove_one" else 0.5)
-                accountant.compose(_step(library, event.sample_rate, noise), event.steps)
-        return float(accountant.get_epsilon(delta))
+        # of one Gaussian it knows noise over sensitivity, whatever the neighbours are
+        return _spent(library.rdp.RdpAccountant(), events, delta, adjacency, 1.0, steps)
 
 
-def _by_pld(library: Any, events: Iterable[Event], delta: float, adjacency: Adjacency, grid: float) -> float:
-    """Epsilon by privacy loss distributions on a grid."""
-    looking, noisy = _noisy(events)
-    if not looking or not noisy:
-        return 0.0 if noisy else math.inf
+def _by_pld(events: Sequence[Event], delta: float, adjacency: Adjacency, size: float) -> float:
+    """Epsilon by privacy loss distributions, on a grid for an epsilon of about that size."""
+    library = _library()
+    grid = INTERVAL * max(1.0, min(size, 1e6) / COARSER_ABOVE)
     accountant = library.pld.PLDAccountant(library.NeighboringRelation[adjacency.upper()], grid)
+    # it takes noise over the norm of an example's vector, which is half the sensitivity of replacing the example
+    release = 1.0 if adjacency == "add_or_remove_one" else 2.0
+    return _spent(accountant, events, delta, adjacency, release, 1.0)
+
+
+def _spent(
+    accountant: Any, events: Sequence[Event], delta: float, adjacency: Adjacency, release: float, steps: float
+) -> float:
+    """Epsilon by an accountant that wants the noise of releases and of steps times these factors."""
+    library = _library()
+    looking = [event for event in events if isinstance(event, Release) or event.steps * event.sample_rate > 0]
+    if not all(event.noise_multiplier > 0 for event in looking):
+        return math.inf
     for event in looking:
         if isinstance(event, Release):
-            # the library has noise over the norm of an example's vector, which is half the sensitivity of replacing it
-            whole = 1.0 if adjacency == "add_or_remove_one" else 2.0
-            accountant.compose(library.GaussianDpEvent(whole * _noise_under(event, adjacency)))
+            accountant.compose(library.GaussianDpEvent(release * _noise_under(event, adjacency)))
         else:
-            accountant.compose(_step(library, event.sample_rate, event.noise_multiplier), event.steps)
-    return float(accountant.get_epsilon(delta))
-
-
-def _step(library: Any, sample_rate: float, noise: float) -> Any:
-    return library.PoissonSampledDpEvent(sample_rate, library.GaussianDpEvent(noise))
+            gaussian = library.GaussianDpEvent(steps * event.noise_multiplier)
+            accountant.compose(library.PoissonSampledDpEvent(event.sample_rate, gaussian), event.steps)
+    return float(accountant.get_epsilon(delta)) if looking else 0.0
 
 
 def _noise_under(release: Release, adjacency: Adjacency) -> float:
@@ -389,7 +377,6 @@ def _quiet() -> Iterator[None]:
     log = logging.getLogger("absl")
     before, log.disabled = log.disabled, True
     try:
-        with np.errstate(all="ignore"):
-            yield
+        yield
     finally:
         log.disabled = before

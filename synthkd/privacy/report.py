@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import torch
 
+from synthkd.privacy.audit import GIVEN, PIPELINE
 from synthkd.privacy.copies import NOT_EVIDENCE, CopyTest
 from synthkd.privacy.verdict import Check, Verdict
 
@@ -50,35 +51,61 @@ FLOWS: Mapping[Flow, tuple[Touch, ...]] = {
 """Each touch of private images, and where what was learned goes from there."""
 
 ATTACKER = (
-    "Has the released files, so can look inside the student and ask it anything as often as wanted.",
+    "Has the released files, so can look inside the models and ask them anything as often as wanted.",
     "Knows one image in full and wants to know whether it was trained on; has similar images of its own.",
 )
-NOT_COVERED = (
-    "the teacher, checkpoints, logs and synthetic images inside the run directory, unless they are listed as released",
+_NEVER_COVERED = (
     "this report itself: accuracies and audit numbers are computed from real images without noise",
     "anything about a group: a guarantee for one image is none for a person with several",
 )
+NOT_COVERED: Mapping[str, tuple[str, ...]] = {
+    PIPELINE: (
+        "the teacher, checkpoints, logs and synthetic images inside the run directory, unless they are listed as "
+        "released",
+        *_NEVER_COVERED,
+    ),
+    GIVEN: (
+        "whatever else was made of the members: other models, checkpoints, logs and synthetic images that were not "
+        "given",
+        *_NEVER_COVERED,
+    ),
+}
+"""By kind of audit; the first where there was none."""
 ASSUMPTIONS = (
     "Batches are drawn by independent coins seeded by the operating system; noise likewise, by a generator that is not "
     "cryptographic.",
     "Arithmetic is floating point; the accounting takes noise to be real numbers.",
     "The number of images, the classes and all settings are public; settings were not tuned on these private images, "
     "or that tuning is not counted.",
+    "Weights that a model started from, where it did not start fresh, are public.",
     "Test images that are reported on are not private, or what their accuracy tells is not counted.",
 )
-CAVEATS = (
-    "A small epsilon bound shown by an attack is no evidence that little leaks: look at the ceiling beside it, the "
-    "most that a perfect attack could have shown with as many canaries.",
-    "The audit attacks models that the same pipeline made from the same images with canaries among them, not the "
-    "very files that are handed over.",
-    "Average images say nothing about the most exposed one: read the rows of mislabelled canaries.",
-    "Known attacks are lower bounds; a better one may find more.",
-)
+CAVEATS: Mapping[str, tuple[str, ...]] = {
+    PIPELINE: (
+        "A small epsilon bound shown by an attack is no evidence that little leaks: look at the ceiling beside it, the "
+        "most that a perfect attack could have shown with as many canaries.",
+        "The audit attacks models that the same pipeline made from the same images with canaries among them, not the "
+        "very files that are handed over.",
+        "Average images say nothing about the most exposed one: read the rows of mislabelled canaries.",
+        "Known attacks are lower bounds; a better one may find more.",
+    ),
+    GIVEN: (
+        "Average-case, heuristic: not a bound. No coin decided who is on which list, so an epsilon is an estimate, and "
+        "intervals say how much other images of the same kind might have changed a number.",
+        "Average images say nothing about the most exposed one, such as an image with a wrong label; what a pipeline "
+        "does to those is measured where it can be run again (audit in `synthkd compress`).",
+        "Members and non-members are what the lists say. Members that were not trained on, and non-members that were, "
+        "make a model look better than it is.",
+        "Finding nothing is no evidence that little leaks: look at the ceiling, the most that so few images could have "
+        "shown; and a better attack may find more.",
+    ),
+}
+"""By kind of audit; the first where there was none."""
 
 
 def privacy_report(
     verdict: Verdict,
-    flow: Flow,
+    flow: Flow | None,
     released: Sequence[str],
     claims: Sequence[Mapping[str, Any]],
     audit: Mapping[str, Any] | None,
@@ -92,10 +119,10 @@ def privacy_report(
 
     Args:
         verdict: its first line.
-        flow: how private images were touched.
+        flow: how private images were touched; None where finished models were given.
         released: what is handed over, a line each.
         claims: what each noisy part may claim, see `synthkd.privacy.dpsgd.statement`.
-        audit: of the pipeline, dataclasses inside; None where there was none.
+        audit: of the pipeline, or with the kind `GIVEN` of given lists, dataclasses inside; None where there was none.
         unaudited: why, then.
         checks: of the audit.
         copies: of the synthetic images; None where it was not made.
@@ -103,21 +130,23 @@ def privacy_report(
         provenance: hashes, versions and hardware.
     """
     insecure = any(claim["insecure"] for claim in claims)
+    audit = None if audit is None else {"kind": PIPELINE, **audit}
+    kind = PIPELINE if audit is None else audit["kind"]
     found: dict[str, Any] = plain(
         {
             "schema": SCHEMA,
             "verdict": verdict,
             "released": released,
             "attacker": ATTACKER,
-            "not_covered": NOT_COVERED,
-            "flow": {"name": flow, "touches": FLOWS[flow]},
+            "not_covered": NOT_COVERED[kind],
+            "flow": None if flow is None else {"name": flow, "touches": FLOWS[flow]},
             "dp": {"claims": claims, "insecure": insecure, "assumptions": ASSUMPTIONS} if claims else None,
             "audit": audit,
             "unaudited": unaudited,
             "checks": checks,
             "copies": None if copies is None else _told(copies),
             "uncopied": uncopied,
-            "caveats": CAVEATS + _computed(flow, audit, insecure),
+            "caveats": CAVEATS[kind] + _computed(flow, audit, insecure),
             "provenance": provenance,
         }
     )
@@ -131,16 +160,23 @@ def _told(copies: CopyTest) -> dict[str, Any]:
     return {"note": NOT_EVIDENCE, "space": "pixels in [0, 1], Euclidean", **told}
 
 
-def _computed(flow: Flow, audit: Mapping[str, Any] | None, insecure: bool) -> tuple[str, ...]:
+def _computed(flow: Flow | None, audit: Mapping[str, Any] | None, insecure: bool) -> tuple[str, ...]:
     said = []
     if insecure:
         said.append("NOT DP: the noise came from a seed, for tests.")
     if audit is None:
         said.append("Nothing was measured: without an audit the verdict rests on the flow alone.")
-    elif audit["references"] == 1:
-        said.append("One reference model tells little of how an image is answered by a model that never saw it.")
-    if audit is not None and not audit["population"]:
-        said.append("RMIA was left out: it needs 1,000 real images in no other role.")
+    else:
+        counts = audit["references"].values()
+        if 0 in counts:
+            said.append("Without references only the plain log-odds are attacked, which take an image that is easy for "
+                        "any model for a member: the weakest attack there is.")  # fmt: skip
+        if 1 in counts:
+            said.append("One reference model tells little of how an image is answered by a model that never saw it.")
+        if any(counts) and not audit["population"]:
+            said.append("RMIA was left out: it needs 1,000 real images in no other role.")
+        said += [f"Unreadable files of the {role} that were left out: {count}."
+                 for role, count in audit.get("skipped", {}).items() if count]  # fmt: skip
     if flow == "f1":
         said.append("Images that a generator inverts from a teacher can show a class as the teacher knows it; where a "
                     "class is one person, that is this person.")  # fmt: skip

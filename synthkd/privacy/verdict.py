@@ -66,8 +66,9 @@ def verdict(claim: Claim | None, bounds: Sequence[float], checks: Sequence[Check
 
     Args:
         claim: of the flow; None where a part of it looks at private images without noise.
-        bounds: rigorous lower bounds of epsilon that the audit found, which hold together; none without an audit.
-        checks: of the audit's validity.
+        bounds: rigorous lower bounds of epsilon that the audit found, which hold together; none without an audit, or
+            where it is one of given lists.
+        checks: of the audit's validity; none without an audit.
     """
     failed = [check for check in checks if not check.passed]
     if failed:
@@ -78,7 +79,8 @@ def verdict(claim: Claim | None, bounds: Sequence[float], checks: Sequence[Check
         if claim is not None:
             cause = "its noise can be drawn again from a seed" if claim.insecure else "its noise is 0"
             why = f"NOT DP: the training looked like differential privacy, but {cause}."
-        return Verdict("no_guarantee", f"NO GUARANTEE ({'measured only' if bounds else 'not measured either'})", why)
+        measured = "measured only" if bounds or checks else "not measured either"
+        return Verdict("no_guarantee", f"NO GUARANTEE ({measured})", why)
     shown = max(bounds, default=0.0)
     if shown > claim.epsilon:
         return Verdict(

@@ -248,7 +248,7 @@ STAND_IN = """
 import sys, importlib.abc, importlib.machinery
 class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     def find_spec(self, name, path=None, target=None):
-        if name in {f"synthkd.pipelines.{job}" for job in ("compress", "distill", "generate", "teach")}:
+        if name in {f"synthkd.pipelines.{job}" for job in ("audit", "compress", "distill", "generate", "teach")}:
             return importlib.machinery.ModuleSpec(name, self)
     def exec_module(self, module):
         name = module.__name__.rpartition(".")[2]

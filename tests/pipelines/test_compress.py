@@ -9,7 +9,7 @@ import pytest
 import synthkd
 from synthkd.configuration import load_config
 from synthkd.errors import ConfigError
-from synthkd.pipelines import audit, compress
+from synthkd.pipelines import attack, compress
 from synthkd.pipelines.config import CompressConfig
 from synthkd.pipelines.run import Plan, Result
 
@@ -56,7 +56,7 @@ def made(out: Path, **changes: Any) -> Result:
 @pytest.fixture(scope="module")
 def audited(tmp_path_factory: pytest.TempPathFactory) -> Result:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(audit, "CONTROL", audit.CONTROL.model_copy(update={"steps": 250}))
+        patch.setattr(attack, "CONTROL", attack.CONTROL.model_copy(update={"steps": 250}))
         return made(tmp_path_factory.mktemp("compress") / "run", audit={"canaries": 200, "references": 1})
 
 
@@ -133,9 +133,10 @@ def test_a_test_seed_is_stamped(tmp_path: Path) -> None:
     ("changes", "said"),
     [
         ({"flow": "f2"}, "set teacher.training.dp"),
-        ({"teacher": DP}, "choose f2 or f4"),
+        ({"teacher": DP}, "choose f2"),
         ({"flow": "f2", "teacher": DP, "data": {"kind": "digits"}, "mix": {"real": 0.5}}, "set it to 0"),
         ({"teacher": {"kind": "load", "model": "x"}, "audit": {}}, "synthkd audit"),
+        ({"flow": "f2", "teacher": DP, "generator": {"kind": "saved", "path": "x"}}, "what saved learned from"),
         ({"teacher": None}, "set teacher"),
         ({"audit": {"canaries": 5}}, "expected a whole number >= 80"),
     ],

@@ -6,12 +6,13 @@ import pytest
 
 from synthkd.configuration import load_config
 from synthkd.errors import DataError
-from synthkd.pipelines import distill, generate
-from synthkd.pipelines.config import DistillConfig, GenerateConfig
+from synthkd.pipelines import compress, distill, generate
+from synthkd.pipelines.config import CompressConfig, DistillConfig, GenerateConfig
 from synthkd.pipelines.run import Plan
 
 RECIPES = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 JOBS = {
+    "compress": (CompressConfig, compress, "canaries"),
     "distill": (DistillConfig, distill, "of the teacher's"),
     "generate": (GenerateConfig, generate, "of each class"),
 }

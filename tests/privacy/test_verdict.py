@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from synthkd.metrics.utility import Proportion
+from synthkd.privacy.audit import AVERAGE_CASE, GIVEN
 from synthkd.privacy.copies import copy_test
 from synthkd.privacy.report import FLOWS, plain, privacy_report
 from synthkd.privacy.verdict import Check, Claim, verdict
@@ -20,6 +21,7 @@ GOOD, BAD = Check("blind baseline", True, "fine"), Check("positive control", Fal
     [
         (None, [0.0], [GOOD], "no_guarantee", "NO GUARANTEE (measured only)"),
         (None, [], [], "no_guarantee", "NO GUARANTEE (not measured either)"),
+        (None, [], [GOOD], "no_guarantee", "NO GUARANTEE (measured only)"),
         (CLAIM, [], [], "dp", "DP: epsilon=1, delta=1e-05"),
         (CLAIM, [0.0, 0.99], [GOOD], "dp", "DP: epsilon=1, delta=1e-05"),
         (
@@ -74,3 +76,27 @@ def test_a_report_is_json_and_names_no_row_of_a_private_image() -> None:
 def test_plain_values_are_json() -> None:
     share = Proportion(0.5, 2, 0.1, 0.9)
     assert plain({"a": (share, math.inf, torch.tensor([1.5]))}) == {"a": [vars(share), None, [1.5]]}
+
+
+def test_a_report_on_given_lists_has_caveats_of_its_own() -> None:
+    checks, one_model = [GOOD], {"teacher": {GIVEN: {}}}
+    lists = {"kind": GIVEN, "label": AVERAGE_CASE, "population": 0, "models": one_model, "skipped": {"members": 3}}
+    for references, said, unsaid in (
+        (0, "the weakest attack there is", "RMIA was left out"),
+        (1, "One reference model", "the weakest attack there is"),
+        (2, "RMIA was left out", "One reference model"),
+    ):
+        audit = {**lists, "references": {"teacher": references}}
+        found = privacy_report(verdict(None, [], checks), None, ["teacher"], [], audit, "", checks, None, "", {})
+        assert found["flow"] is None
+        assert found["audit"]["kind"] == GIVEN
+        caveats = " ".join(found["caveats"])
+        assert caveats.startswith("Average-case, heuristic: not a bound.")
+        assert said in caveats
+        assert unsaid not in caveats
+        assert "Unreadable files of the members that were left out: 3." in caveats
+        assert "canar" not in json.dumps(found)
+    pipeline = {"references": {"teacher": 2, "student": 2}, "population": 0}
+    found = privacy_report(verdict(None, [0.0], checks), "f1", [], [], pipeline, "", checks, None, "", {})
+    assert found["audit"]["kind"] == "pipeline"
+    assert "mislabelled canaries" in " ".join(found["caveats"])
