@@ -27,7 +27,7 @@ from synthkd.pipelines.attack import PipelineAudit, audit_pipeline, require_enou
 from synthkd.pipelines.config import CompressConfig
 from synthkd.pipelines.distill import distill
 from synthkd.pipelines.flow import DISTILL, Flowed, run_flow
-from synthkd.pipelines.handover import NAMES, hand_over
+from synthkd.pipelines.handover import NAMES, hand_over, require_packages
 from synthkd.pipelines.job import Job, open_job
 from synthkd.pipelines.run import Plan, Result
 from synthkd.privacy.accounting import Adjacency, Ledger, epsilon
@@ -64,6 +64,7 @@ def compress(config: CompressConfig, *, dry_run: bool = False) -> Result | Plan:
     Raises:
         SynthkdError: see the classes in `synthkd.errors`.
     """
+    require_packages(config.export)
     if dry_run:
         return Plan(_plan(config))
     with open_job("compress", config) as job:

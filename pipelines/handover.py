@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from synthkd.compression.cost import cost
-from synthkd.compression.export import export_onnx, export_program, quantize_int8
+from synthkd.compression.export import export_onnx, export_program, needed, quantize_int8
 from synthkd.compression.predict import onnx_latency, parity, run_onnx
 from synthkd.data.real import RealData
 from synthkd.metrics.utility import Proportion, accuracy, predict
@@ -18,6 +18,17 @@ from synthkd.models import Classifier
 from synthkd.pipelines.config import ExportSettings
 
 NAMES = {"onnx": "student.onnx", "int8": "student.int8.onnx", "program": "student.pt2"}
+
+
+def require_packages(settings: ExportSettings) -> None:
+    """Refuse, before anything is trained, formats whose packages are not installed.
+
+    Raises:
+        MissingExtraError: the first of them, with the line that installs it.
+    """
+    if {"onnx", "int8"} & set(settings.formats):
+        for package in ("onnx", "onnxscript", "onnxruntime"):
+            needed(package)
 
 
 def hand_over(

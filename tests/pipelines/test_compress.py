@@ -1,6 +1,7 @@
 """From private images to a student to hand over, with its exports and its report; small, on real digits."""
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 
 import synthkd
 from synthkd.configuration import load_config
-from synthkd.errors import ConfigError
+from synthkd.errors import ConfigError, MissingExtraError
 from synthkd.pipelines import attack, compress
 from synthkd.pipelines.config import CompressConfig
 from synthkd.pipelines.run import Plan, Result
@@ -150,6 +151,13 @@ def test_more_canaries_than_half_of_the_images_are_refused_before_the_audit_runs
     with pytest.raises(ConfigError, match="more than half of the 1,294 private images"):
         made(tmp_path / "run", audit={"canaries": 700})
     assert not (tmp_path / "run" / "teach").exists()
+
+
+def test_a_missing_package_is_told_before_anything_is_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'synthkd\[export\]'"):
+        made(tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_dry_run_says_what_would_be_done(tmp_path: Path) -> None:
