@@ -20,6 +20,7 @@ from synthkd.configuration import dump_config
 from synthkd.data.real import Splits, load_splits
 from synthkd.files import write_atomically
 from synthkd.generators.build import build_generator
+from synthkd.generators.files import INSIDE_A_RUN
 from synthkd.generators.settings import SavedSettings
 from synthkd.hardware import describe
 from synthkd.models.weights import serialised
@@ -105,8 +106,11 @@ def compress(config: CompressConfig, *, dry_run: bool = False) -> Result | Plan:
 
 def _synthetic(config: CompressConfig, job: Job, made: Flowed) -> Tensor:
     """Images uint8 `[SYNTHETIC, C, H, W]` of the generator that the student learned from."""
-    saved = SavedSettings(kind="saved", path=str(job.directory / DISTILL))
-    generator = build_generator(saved, made.teacher, config.seed, job.accelerator)
+    run = job.directory / DISTILL
+    # a generator that was finished before is not saved again
+    learned = (run / INSIDE_A_RUN).is_dir()
+    source = SavedSettings(kind="saved", path=str(run)) if learned else config.generator
+    generator = build_generator(source, made.teacher, config.seed, job.accelerator)
     images = []
     for first in range(0, SYNTHETIC, CHUNK):
         labels = balanced_labels(CHUNK, first, made.teacher.spec.classes)

@@ -111,6 +111,20 @@ def test_the_same_command_runs_nothing_again(audited: Result) -> None:
     assert (audited.directory / "result.json").read_bytes() == before
 
 
+def test_with_a_given_teacher_and_generator_nothing_private_is_opened_or_measured(
+    audited: Result, tmp_path: Path
+) -> None:
+    given = {
+        "teacher": {"kind": "load", "model": str(audited.directory / "teach")},
+        "generator": {"kind": "saved", "path": str(audited.directory / "distill")},
+    }
+    result = made(tmp_path / "run", **given, test=None, export={"formats": []})
+    assert result.values["verdict"]["text"] == "NO GUARANTEE (not measured either)"
+    report = json.loads((tmp_path / "run" / "privacy_report.json").read_text())
+    assert report["audit"] is report["copies"] is None
+    assert "synthkd audit" in report["unaudited"]
+
+
 def test_a_private_teacher_gives_a_claim(tmp_path: Path) -> None:
     result = made(tmp_path / "run", flow="f2", teacher=DP, generator=PIXELS, export={"formats": []})
     verdict = result.values["verdict"]
