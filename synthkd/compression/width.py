@@ -118,7 +118,7 @@ class Slimmable(nn.Module):
         self.network = zoo.build(self._at(int(self.base * settings.most + _ROUNDING)), spec, mean, std, class_names)
         self.coefficient = nn.Parameter(torch.tensor(float(settings.start)))
         # updates so far, short and long average of the gradient, average of the similarity, demand
-        self.register_buffer("signals", torch.tensor([0.0, 0.0, 0.0, 0.0, 1.0], dtype=torch.float64))
+        self.register_buffer("signals", torch.tensor([0.0, 0.0, 0.0, 0.0, 1.0]))
         self._shapes: dict[int, dict[str, torch.Size]] = {}
 
     @property
@@ -141,7 +141,7 @@ class Slimmable(nn.Module):
 
         The coin comes from torch's global generator. At the largest width the last unit stands for the next one.
         """
-        if not self.training:
+        if not self.training or self.largest == self.base:
             return self.logits(images, self.width)
         coin = float(torch.rand(()) < 0.5)
         gate = coin + self.base * (self.coefficient - self.coefficient.detach())
@@ -208,9 +208,8 @@ class Slimmable(nn.Module):
         long = keep_long * long + (1.0 - keep_long) * gradient
         similar = keep * similar + (1.0 - keep) * similarity
         rise = math.log(short / long) if short > 0.0 else 0.0
-        wish = torch.tensor(s.alpha * rise + s.beta * (s.similarity - similar), dtype=torch.float64)
-        known = [count + 1.0, short, long, similar, float(wish.sigmoid())]
-        self.signals.copy_(torch.tensor(known, dtype=torch.float64))
+        wish = torch.tensor(s.alpha * rise + s.beta * (s.similarity - similar))
+        self.signals.copy_(torch.tensor([count + 1.0, short, long, similar, float(wish.sigmoid())]))
         return {
             "width/coefficient": float(self.coefficient.detach()),
             "width/width": self.width,
