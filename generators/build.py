@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
@@ -9,8 +10,9 @@ from accelerate import Accelerator
 from synthkd.data.splits import Splits
 from synthkd.errors import ConfigError
 from synthkd.generators.cgan import CGAN
-from synthkd.generators.files import read_saved
+from synthkd.generators.files import INSIDE_A_RUN, read_saved
 from synthkd.generators.inversion import Inversion
+from synthkd.generators.merf import RELEASE, Merf
 from synthkd.generators.pixels import Pixels
 from synthkd.generators.rounds import Fixed
 from synthkd.generators.settings import (
@@ -19,6 +21,7 @@ from synthkd.generators.settings import (
     DiffusionSettings,
     GeneratorSettings,
     InversionSettings,
+    MerfSettings,
     PipelineSettings,
     PixelSettings,
     PythonGenerator,
@@ -38,6 +41,7 @@ def build_generator(
     seed: int,
     accelerator: Accelerator,
     real: Splits | None = None,
+    run: Path | None = None,
 ) -> TrainableGenerator:
     """The generator of the settings for one frozen teacher.
 
@@ -47,6 +51,7 @@ def build_generator(
         seed: the run's seed.
         accelerator: device and precision.
         real: real images, of which the generators that learn from some take the training and holdout parts.
+        run: directory of the run, where a private generator keeps what a kill must not make it pay for twice.
 
     Raises:
         ConfigError: when there are no real images for one that learns from them, or a generator of the user's own
@@ -65,11 +70,11 @@ def build_generator(
                 f"generator.path: {settings.path} makes {saved.image_spec}, the teacher takes {teacher.spec}; they "
                 "must be the same"
             )
-        generator = _build(saved.settings, teacher, saved.seed, accelerator, None)
+        generator = _build(saved.settings, teacher, saved.seed, accelerator, None, None)
         generator.restore(directory)
         batch = getattr(saved.settings, "batch_size", SAMPLED)
         return Fixed(generator, batch, teacher, seed, accelerator)
-    generator = _build(settings, teacher, seed, accelerator, real)
+    generator = _build(settings, teacher, seed, accelerator, real, run)
     needed = ("round", "sample", "state_dict", "load_state_dict")
     if missing := [name for name in needed if not callable(getattr(generator, name, None))]:
         target = getattr(settings, "target", settings.kind)
@@ -79,7 +84,12 @@ def build_generator(
 
 
 def _build(
-    settings: GeneratorSettings, teacher: Classifier, seed: int, accelerator: Accelerator, real: Splits | None
+    settings: GeneratorSettings,
+    teacher: Classifier,
+    seed: int,
+    accelerator: Accelerator,
+    real: Splits | None,
+    run: Path | None,
 ) -> Any:
     parts = (None, None) if real is None else (real.train, real.holdout)
     match settings:
@@ -93,6 +103,9 @@ def _build(
             from synthkd.generators.diffusion import Diffusion  # diffusers takes half a second to import
 
             return Diffusion(settings, teacher, seed, accelerator, *parts)
+        case MerfSettings():
+            store = None if run is None else run / INSIDE_A_RUN / RELEASE
+            return Merf(settings, teacher, seed, accelerator, parts[0], store=store)
         case PipelineSettings():
             from synthkd.generators.pipeline import Pipeline
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, Tag
+from pydantic import Field, Tag, model_validator
 
 from synthkd.settings import (
     AugmentSettings,
@@ -173,6 +173,46 @@ class DiffusionSettings(Settings):
     """Rounds between two measurements of the loss on holdout images."""
 
 
+class MerfSettings(Settings):
+    """A differentially private generator: one noisy release of mean embeddings, then training for ever."""
+
+    kind: Literal["merf"]
+    epsilon: Positive | None = None
+    """Budget of the release under replacing one image, from which its noise follows."""
+    noise_multiplier: NonNegative | None = None
+    """The noise itself, over the sensitivity, in place of a budget."""
+    delta: Annotated[float, Field(gt=0.0, lt=1.0)] = 1e-5
+    """Must be below 1 / images."""
+    features: Annotated[int, Field(ge=8)] = 8000
+    """Random Fourier features of an image; more follow the kernel better and cost time, not privacy."""
+    bandwidths: Annotated[tuple[Positive, ...], Field(min_length=1)] = (0.18, 0.09)
+    """Root mean square differences of pixels, on the scale [0, 1], at which two images count as unlike; public numbers,
+    each for whole images and for windows of half their sides."""
+    latent: Count = 8
+    """Dimensions of the latent vector."""
+    width: Count = 256
+    """Units of a hidden layer."""
+    batch_size: Count = 200
+    """Images of a training step, and images a round gives."""
+    steps: Count = 25
+    """Training steps a round takes."""
+    lr: Positive = 2e-3
+    """Learning rate."""
+    ema: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.99
+    """Decay of the average of the weights, which is what is sampled and saved."""
+    grain: NonNegative = 0.5
+    """Samples get pixel noise, its standard deviation drawn for each between 0 and this. The release cannot tell fine
+    texture, and a student must not learn that there is none; 0 for smooth images."""
+    test_seed: int | None = None
+    """For tests: noise that can be drawn again, which is NOT DP. None: from the operating system."""
+
+    @model_validator(mode="after")
+    def _one(self) -> MerfSettings:
+        if (self.epsilon is None) == (self.noise_multiplier is None):
+            raise ValueError("set epsilon or noise_multiplier, one of the two")
+        return self
+
+
 class PipelineSettings(Settings):
     """A finished class-conditional diffusers pipeline in a local folder (DiT, consistency models); only sampled."""
 
@@ -220,6 +260,7 @@ GeneratorSettings = Annotated[
     | Annotated[PixelSettings, Tag("pixels")]
     | Annotated[CGANSettings, Tag("cgan")]
     | Annotated[DiffusionSettings, Tag("diffusion")]
+    | Annotated[MerfSettings, Tag("merf")]
     | Annotated[PipelineSettings, Tag("pipeline")]
     | Annotated[SavedSettings, Tag("saved")]
     | Annotated[DatasetSettings, Tag("dataset")]
@@ -227,5 +268,5 @@ GeneratorSettings = Annotated[
     by_kind("inversion"),
 ]
 
-FROM_REAL = (CGANSettings, DiffusionSettings)
+FROM_REAL = (CGANSettings, DiffusionSettings, MerfSettings)
 """Generators that learn from real images."""

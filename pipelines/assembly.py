@@ -116,7 +116,7 @@ def assemble(
     generator: Any
     if dataset is None:
         assert teacher is not None
-        generator = build_generator(config.generator, teacher, config.seed, accelerator, splits)
+        generator = build_generator(config.generator, teacher, config.seed, accelerator, splits, directory)
     else:
         generator = StoredImages(dataset)
         generator.fill(bank)

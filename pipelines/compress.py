@@ -20,14 +20,12 @@ from synthkd.configuration import dump_config
 from synthkd.data.real import Splits, load_splits
 from synthkd.files import write_atomically
 from synthkd.generators.build import build_generator
-from synthkd.generators.files import INSIDE_A_RUN
-from synthkd.generators.settings import SavedSettings
 from synthkd.hardware import describe
 from synthkd.models.weights import serialised
 from synthkd.pipelines.attack import PipelineAudit, audit_pipeline, require_enough
-from synthkd.pipelines.config import CompressConfig
+from synthkd.pipelines.config import NOISY_GENERATOR, CompressConfig
 from synthkd.pipelines.distill import distill
-from synthkd.pipelines.flow import DISTILL, Flowed, run_flow
+from synthkd.pipelines.flow import DISTILL, Flowed, run_flow, sample
 from synthkd.pipelines.handover import NAMES, hand_over, require_packages
 from synthkd.pipelines.job import Job, open_job
 from synthkd.pipelines.run import Plan, Result
@@ -36,9 +34,7 @@ from synthkd.privacy.copies import CopyTest, copy_test
 from synthkd.privacy.report import privacy_report
 from synthkd.privacy.verdict import Claim, verdict
 from synthkd.privacy_report import write_privacy_page
-from synthkd.rng import Rows
 from synthkd.settings import TrainedTeacher
-from synthkd.types import balanced_labels, to_uint8
 
 PRIVACY = "privacy_report.json"
 TOLD = ("real_images_used", "teacher", "student", "ratio", "data", "alarms")
@@ -46,7 +42,6 @@ TOLD = ("real_images_used", "teacher", "student", "ratio", "data", "alarms")
 EXPORT = "export"
 SYNTHETIC = 1000
 """Images of the generator that copies are looked for in, and that exports are calibrated and compared on."""
-CHUNK = 100
 UNAUDITED = "not asked for (audit is not set)"
 GIVEN = "a given teacher cannot be trained again with canaries; attack the finished models with `synthkd audit`"
 UNCOPIED = "needs the private images and as many that were not trained on"
@@ -106,17 +101,9 @@ def compress(config: CompressConfig, *, dry_run: bool = False) -> Result | Plan:
 
 def _synthetic(config: CompressConfig, job: Job, made: Flowed) -> Tensor:
     """Images uint8 `[SYNTHETIC, C, H, W]` of the generator that the student learned from."""
-    run = job.directory / DISTILL
-    # a generator that was finished before is not saved again
-    learned = (run / INSIDE_A_RUN).is_dir()
-    source = SavedSettings(kind="saved", path=str(run)) if learned else config.generator
-    generator = build_generator(source, made.teacher, config.seed, job.accelerator)
-    images = []
-    for first in range(0, SYNTHETIC, CHUNK):
-        labels = balanced_labels(CHUNK, first, made.teacher.spec.classes)
-        rows = Rows(config.seed, "handover", first)
-        images.append(to_uint8(generator.sample(labels, config.difficulty.start, rows)).cpu())
-    return torch.cat(images)
+    generator = build_generator(made.generator, made.teacher, config.seed, job.accelerator)
+    classes, difficulty = made.teacher.spec.classes, config.difficulty.start
+    return sample(generator, SYNTHETIC, classes, difficulty, config.seed, "handover")[0]
 
 
 def _copies(config: CompressConfig, private: Splits, synthetic: Tensor) -> CopyTest | None:
@@ -172,7 +159,9 @@ def _claim(made: Flowed) -> Claim | None:
 
 
 def _plan(config: CompressConfig) -> tuple[str, ...]:
-    inner = distill(config, dry_run=True)
+    teacher = config.teacher
+    private = teacher.data if isinstance(teacher, TrainedTeacher) and config.flow in NOISY_GENERATOR else None
+    inner = distill(config.model_copy(update={"data": private}), dry_run=True)
     runs = "" if config.audit is None else f", {config.audit.references + 1} further runs of it and a control"
     audited = "none" if config.audit is None else f"{config.audit.canaries} canaries{runs}"
     lines = str(inner).splitlines()

@@ -12,6 +12,7 @@ from synthkd.generators.settings import (
     DatasetSettings,
     GeneratorSettings,
     InversionSettings,
+    MerfSettings,
     PixelSettings,
 )
 from synthkd.settings import (
@@ -20,6 +21,7 @@ from synthkd.settings import (
     DataSettings,
     DifficultySettings,
     DistillSettings,
+    Flow,
     Fraction,
     Joint,
     LoadedModel,
@@ -106,9 +108,12 @@ class DistillConfig(TrainingConfig):
                 self.__dict__["mix"] = self.mix.model_copy(update={"logits": "stored"})
         return self
 
+    def _learns_from_data(self) -> bool:
+        return isinstance(self.generator, FROM_REAL)
+
     @model_validator(mode="after")
     def _consistent(self) -> DistillConfig:
-        stored, learns = isinstance(self.generator, DatasetSettings), isinstance(self.generator, FROM_REAL)
+        stored, learns = isinstance(self.generator, DatasetSettings), self._learns_from_data()
         if self.data is None and self.mix.real != 0.0:
             raise ValueError("mix.real needs real images: set data, or mix.real to 0")
         if self.data is None and learns:
@@ -151,37 +156,64 @@ class ExportSettings(Settings):
     """Synthetic images that int8 ranges are measured on."""
 
 
+NOISY_TEACHER, NOISY_GENERATOR = ("f2", "f4"), ("f3", "f4")
+"""Flows by the part of them that looks at private images with noise."""
+
+
+class SyntheticSettings(Settings):
+    """What is made of private images by a differentially private generator (generator.kind=merf; flows f3 and f4)."""
+
+    rounds: Count = 100
+    """Rounds that the generator is trained, on one noisy look at the private images; more cost time, not privacy."""
+    per_class: Count = 1000
+    """Images of each class that the teacher of flow f3 is trained on."""
+
+
 class CompressConfig(DistillConfig):
     """Make a small student to hand over, its export, its cost, and a report of what it leaks."""
 
-    flow: Literal["f1", "f2"] = "f1"
-    """How private images are touched. f1: by a teacher, without noise. f2: by a teacher that is trained with
-    differential privacy."""
+    flow: Flow = "f1"
+    """How private images, those of `teacher.data`, are touched. f1: by a teacher, without noise. f2: by a teacher that
+    is trained with differential privacy. f3: by a differentially private generator, of whose images teacher and student
+    learn. f4: by a teacher as in f2 and a generator as in f3, whose costs add up."""
+    synthetic: SyntheticSettings = SyntheticSettings()
+    """Of flows f3 and f4."""
     inherit: bool = False
     """As in distill; copied weights may carry what the teacher memorised."""
     audit: AuditSettings | None = None
     """Measure what the pipeline leaks; it is run `references + 1` times more. None: not measured."""
     export: ExportSettings = ExportSettings()
 
+    def _learns_from_data(self) -> bool:
+        return isinstance(self.generator, FROM_REAL) and not isinstance(self.generator, MerfSettings)
+
     @model_validator(mode="after")
     def _of_the_flow(self) -> CompressConfig:
-        teacher, flow = self.teacher, self.flow
-        if teacher is None or isinstance(self.generator, DatasetSettings):
+        teacher, generator, flow = self.teacher, self.generator, self.flow
+        if teacher is None or isinstance(generator, DatasetSettings):
             raise ValueError("compress needs a teacher: set teacher, and a generator that makes images")
-        private = isinstance(teacher, TrainedTeacher) and teacher.training.dp is not None
-        if flow == "f2" and not private:
-            raise ValueError("flow f2 has a teacher trained with differential privacy: set teacher.training.dp")
-        if flow == "f1" and private:
-            raise ValueError("flow f1 has no teacher.training.dp: leave it out, or choose f2")
-        if flow == "f2" and not isinstance(self.generator, InversionSettings | PixelSettings):
+        noisy = isinstance(teacher, TrainedTeacher) and teacher.training.dp is not None
+        if noisy and flow not in NOISY_TEACHER:
+            raise ValueError(f"flow {flow} has no teacher.training.dp: leave it out, or choose f2 or f4")
+        if flow in NOISY_TEACHER and not noisy:
+            raise ValueError(f"flow {flow} has a teacher trained with differential privacy: set teacher.training.dp")
+        if flow in NOISY_GENERATOR and not isinstance(generator, MerfSettings):
             raise ValueError(
-                f"generator.kind: what {self.generator.kind} learned from is not accounted for in flow f2; take "
-                "inversion or pixels, which learn from the teacher alone"
+                f"flow {flow} has a differentially private generator: set generator.kind to merf, and its epsilon"
+            )
+        if flow in NOISY_GENERATOR and not isinstance(teacher, TrainedTeacher):
+            raise ValueError(f"flow {flow} trains its teacher: set teacher.kind to train, teacher.data to the images")
+        if isinstance(generator, MerfSettings) and flow not in NOISY_GENERATOR:
+            raise ValueError("generator.kind: merf looks at the private images: choose flow f3 or f4")
+        if flow == "f2" and not isinstance(generator, InversionSettings | PixelSettings):
+            raise ValueError(
+                f"generator.kind: what {generator.kind} learned from is not accounted for in flow f2; take inversion "
+                "or pixels, which learn from the teacher alone, or merf in flow f4"
             )
         if self.mix.real != 0.0:
             raise ValueError("mix.real shows the student private images, which no flow counts: set it to 0")
         if self.data is not None:
-            raise ValueError(f"data: in flow {flow} only the teacher sees private images: leave data out")
+            raise ValueError(f"data: the private images of flow {flow} are teacher.data: leave data out")
         if self.audit is not None and not isinstance(teacher, TrainedTeacher):
             raise ValueError(
                 "audit runs the pipeline again, which a given teacher does not allow: leave audit out, and attack the "
@@ -235,6 +267,8 @@ class GenerateConfig(TrainingConfig):
             raise ValueError("there is nothing to label the images: set teacher, or a run that has one")
         if self.run is not None and self.rounds:
             raise ValueError("the generator of a run is sampled as it is: leave rounds out, or run")
+        if self.filters.copies is not None and isinstance(self.generator, MerfSettings):
+            raise ValueError("filters.copies looks at every private image, which no noise covers: leave it out")
         if self.filters.copies is not None and self.data is None:
             raise ValueError("filters.copies compares with real images: set data to those it must not copy")
         if isinstance(self.per_class, dict) and not any(self.per_class.values()):

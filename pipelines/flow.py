@@ -5,22 +5,33 @@ An audit runs the same on other images, so all that depends on them is here and 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from synthkd.data.splits import Splits
+import torch
+from torch import Tensor
+
+from synthkd.data.splits import RealData, Splits
+from synthkd.generators.files import INSIDE_A_RUN
+from synthkd.generators.merf import Merf
+from synthkd.generators.settings import GeneratorSettings, MerfSettings, SavedSettings
 from synthkd.models import Classifier, load, load_model
 from synthkd.pipelines.config import CompressConfig, DistillConfig, TeachConfig
 from synthkd.pipelines.distill import distill
+from synthkd.pipelines.release import WIDEST, ReleaseConfig, load_released, release
 from synthkd.pipelines.run import Result
 from synthkd.pipelines.teach import load_taught, teach
 from synthkd.pipelines.teachers import teach_config
+from synthkd.rng import Rows
 from synthkd.settings import LoadedModel, TrainedTeacher
+from synthkd.types import SampleGenerator, balanced_labels, to_uint8
 
-TEACH, DISTILL = "teach", "distill"
+RELEASE, TEACH, DISTILL = "release", "teach", "distill"
 """Runs inside the run of a flow."""
+CHUNK = 100
 
 
 @dataclass(frozen=True)
@@ -30,6 +41,7 @@ class Flowed:
     Attributes:
         directory: of its runs.
         teacher, student: in eval mode.
+        generator: whose images the student learned from.
         dp: what its noisy parts may claim, as `synthkd.privacy.dpsgd.statement` has it.
         distilled: the content of result.json of the distillation.
     """
@@ -37,6 +49,7 @@ class Flowed:
     directory: Path
     teacher: Classifier
     student: Classifier
+    generator: GeneratorSettings
     dp: tuple[Mapping[str, Any], ...]
     distilled: Mapping[str, Any]
 
@@ -51,13 +64,21 @@ def run_flow(config: CompressConfig, directory: Path, private: Splits | None, se
         seed: of all its parts.
 
     Raises:
-        SynthkdError: what `teach` and `distill` raise.
+        SynthkdError: what `release`, `teach` and `distill` raise.
     """
     claims: list[Mapping[str, Any]] = []
-    settings = config.teacher
+    settings, generator = config.teacher, config.generator
     assert settings is not None
+    shown = private
+    if isinstance(generator, MerfSettings):
+        assert private is not None
+        released = release(_releasing(config, generator, directory / RELEASE, seed), private.train)
+        claims.append(released.values["dp"])
+        generator = SavedSettings(kind="saved", path=str(released.directory))
+        if config.flow == "f3":
+            shown = _in_their_place(private, load_released(released), config.synthetic.per_class, seed)
     if isinstance(settings, TrainedTeacher):
-        taught = teach(_teaching(config, settings, directory / TEACH, seed), splits=private)
+        taught = teach(_teaching(config, settings, directory / TEACH, seed), splits=shown)
         assert isinstance(taught, Result)
         if taught.values["dp"] is not None:
             claims.append(taught.values["dp"])
@@ -65,16 +86,55 @@ def run_flow(config: CompressConfig, directory: Path, private: Splits | None, se
         settings = LoadedModel(kind="load", model=str(taught.directory))
     else:
         teacher = load_model(settings)
-    distilled = distill(_distilling(config, settings, directory / DISTILL, seed))
+    distilled = distill(_distilling(config, settings, generator, directory / DISTILL, seed))
     assert isinstance(distilled, Result)
+    if (distilled.directory / INSIDE_A_RUN).is_dir():  # one that was finished before is not saved again
+        generator = SavedSettings(kind="saved", path=str(distilled.directory))
     student = load(distilled.directory, trust=True)
-    return Flowed(directory, teacher.eval(), student.eval(), tuple(claims), distilled.values)
+    return Flowed(directory, teacher.eval(), student.eval(), generator, tuple(claims), distilled.values)
+
+
+def sample(
+    generator: SampleGenerator, count: int, classes: int, difficulty: float, seed: int, purpose: str
+) -> tuple[Tensor, Tensor]:
+    """Images uint8 `[count, C, H, W]` of balanced labels, int64 `[count]`, a function of seed and purpose.
+
+    Args:
+        generator: what makes them.
+        count: how many.
+        classes: of the labels.
+        difficulty: in [0, 1].
+        seed, purpose: of the random rows.
+    """
+    images, labels = [], balanced_labels(count, 0, classes)
+    for first in range(0, count, CHUNK):
+        made = generator.sample(labels[first : first + CHUNK], difficulty, Rows(seed, purpose, first))
+        images.append(to_uint8(made).cpu())
+    return torch.cat(images), labels
+
+
+def _in_their_place(private: Splits, generator: Merf, per_class: int, seed: int) -> Splits:
+    """Training images of the generator in the place of private ones; test images are reported on as before."""
+    spec, names = private.train.spec, private.train.class_names
+    images, labels = sample(generator, per_class * spec.classes, spec.classes, WIDEST, seed, "teacher")
+    train = RealData(images, labels, spec, names, "synthetic images")
+    none = dataclasses.replace(train, images=images[:0], labels=labels[:0])
+    return Splits(train, none, private.test)
+
+
+def _releasing(config: CompressConfig, generator: MerfSettings, out: Path, seed: int) -> ReleaseConfig:
+    inherited = {name: getattr(config, name) for name in ReleaseConfig.model_fields if name != "rounds"}
+    changed = {"out": str(out), "generator": generator, "seed": seed, "rounds": config.synthetic.rounds}
+    return ReleaseConfig(**{**inherited, **changed})
 
 
 def _teaching(config: CompressConfig, settings: TrainedTeacher, out: Path, seed: int) -> TeachConfig:
     return teach_config(settings, config, str(out)).model_copy(update={"seed": seed})
 
 
-def _distilling(config: CompressConfig, teacher: LoadedModel, out: Path, seed: int) -> DistillConfig:
+def _distilling(
+    config: CompressConfig, teacher: LoadedModel, generator: GeneratorSettings, out: Path, seed: int
+) -> DistillConfig:
     inherited = {name: getattr(config, name) for name in DistillConfig.model_fields}
-    return DistillConfig(**{**inherited, "out": str(out), "teacher": teacher, "seed": seed, "data": None})
+    changed = {"out": str(out), "teacher": teacher, "generator": generator, "seed": seed, "data": None}
+    return DistillConfig(**{**inherited, **changed})

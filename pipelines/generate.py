@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from synthkd.models import Classifier, parameters
 from synthkd.models.weights import serialised
 from synthkd.pipelines.config import GenerateConfig
 from synthkd.pipelines.disk import free_bytes, require_space, size
+from synthkd.pipelines.fitting import fit_generator
 from synthkd.pipelines.job import Job, generator_bytes, make_accelerator, open_job, training_bytes
 from synthkd.pipelines.order import Order, plan_layout, read_order, real_images_used, trained_as
 from synthkd.pipelines.run import REPORT, Plan, Result
@@ -41,7 +42,6 @@ from synthkd.pipelines.sampling import Batchwise, Sampling
 from synthkd.pipelines.scoring import Tally
 from synthkd.pipelines.teachers import is_taught, ready_teacher, untrained_teacher
 from synthkd.settings import LoadedModel
-from synthkd.training.loop import Action, Loop, Progress, Stage
 from synthkd.types import TrainableGenerator
 
 PARTS = "parts"
@@ -82,7 +82,7 @@ def generate(config: GenerateConfig, *, dry_run: bool = False) -> Result | Plan:
             untrained = untrained_teacher(order.teacher, config)
             require_space(job.directory, _work(config, order, untrained, job.accelerator).bytes)
         ready = ready_teacher(order.teacher, config, job)
-        work = _work(config, order, ready.model, job.accelerator)
+        work = _work(config, order, ready.model, job.accelerator, job.directory)
         require_space(job.directory, work.bytes)
         values = _make(work, job)
         values["cost"]["seconds"]["teacher"] = round(ready.seconds, 3)
@@ -151,9 +151,11 @@ class Work:
         )
 
 
-def _work(config: GenerateConfig, order: Order, teacher: Classifier, accelerator: Accelerator) -> Work:
+def _work(
+    config: GenerateConfig, order: Order, teacher: Classifier, accelerator: Accelerator, run: Path | None = None
+) -> Work:
     counts, layout = plan_layout(config, order, teacher)
-    generator = build_generator(order.generator, teacher, config.seed, accelerator, order.real)
+    generator = build_generator(order.generator, teacher, config.seed, accelerator, order.real, run)
     return Work(config, order, teacher, generator, counts, layout)
 
 
@@ -161,7 +163,7 @@ def _make(work: Work, job: Job) -> dict[str, Any]:
     """Train the generator, sample it, write the dataset; the numbers for result.json."""
     config, order, teacher, layout = work.config, work.order, work.teacher, work.layout
     frozen = FrozenTeacher(teacher, job.accelerator)
-    progress = _fit(config, job, work.generator)
+    progress = fit_generator(config, job, work.generator, config.rounds, config.difficulty)
     seen = real_images_used(order)
     main = job.accelerator.is_main_process
     if main and config.rounds:
@@ -229,30 +231,6 @@ def _make(work: Work, job: Job) -> dict[str, Any]:
             "dataset_bytes": sum(path.stat().st_size for path in (job.directory / FOLDER).rglob("*") if path.is_file()),
         },
     }
-
-
-def _fit(config: GenerateConfig, job: Job, generator: TrainableGenerator) -> Progress:
-    """Train the generator in the one loop; without rounds nothing happens and nothing is logged."""
-    if not config.rounds:
-        return Progress(0, None, 0.0, 0.0)
-    fit = getattr(generator, "fit", None)
-
-    def train(step: int) -> Mapping[str, float]:
-        terms: Mapping[str, float]
-        terms = generator.round(step, config.difficulty).terms if fit is None else fit(step, config.difficulty)
-        return terms
-
-    loop = Loop(
-        job.accelerator,
-        {"generator": generator},
-        job.store,
-        job.monitor,
-        config.seed,
-        config.log_every,
-        config.checkpoint_every,
-        shown=("generator/loss",),
-    )
-    return loop.run([Stage("fit", config.rounds, [Action("train", train)])], f"generator of {config.name}")
 
 
 def _about_teacher(order: Order, teacher: Classifier) -> dict[str, Any]:

@@ -211,6 +211,10 @@ class AugmentSettings(Settings):
     """Probability of erasing one random rectangle."""
 
 
+Flow = Literal["f1", "f2", "f3", "f4"]
+"""How a pipeline touches private images; see `CompressConfig.flow`."""
+
+
 class DPSettings(Settings):
     """DP-SGD: each image's gradient is clipped, their sum gets noise, batches are drawn by independent coins."""
 

@@ -8,16 +8,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, is_dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from synthkd.privacy.audit import GIVEN, PIPELINE
 from synthkd.privacy.copies import NOT_EVIDENCE, CopyTest
 from synthkd.privacy.verdict import Check, Verdict
+from synthkd.settings import Flow
 
 SCHEMA = 1
-Flow = Literal["f1", "f2", "f3", "f4"]
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,11 @@ import pytest
 
 import synthkd
 from synthkd.configuration import load_config
+from synthkd.data.splits import RealData, Splits
 from synthkd.errors import ConfigError, MissingExtraError
-from synthkd.pipelines import attack, compress
-from synthkd.pipelines.config import CompressConfig
+from synthkd.pipelines import attack, compress, flow
+from synthkd.pipelines.config import CompressConfig, TeachConfig
+from synthkd.pipelines.release import ReleaseConfig
 from synthkd.pipelines.run import Plan, Result
 
 pytest.importorskip("onnxruntime")
@@ -138,6 +140,47 @@ def test_a_private_teacher_gives_a_claim(tmp_path: Path) -> None:
     assert not any((tmp_path / "run" / "export").glob("*"))
 
 
+MERF = {"kind": "merf", "epsilon": 4.0, "delta": 1e-4, "features": 400, "width": 16, "batch_size": 40, "steps": 5}
+FEW = {"rounds": 3, "per_class": 20}
+
+
+def test_a_private_generator_shows_teacher_and_student_its_images_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked: list[int] = []
+    taught: list[tuple[str, int]] = []
+    first, second = flow.release, flow.teach
+
+    def release(config: ReleaseConfig, private: RealData) -> Result:
+        looked.append(len(private))
+        return first(config, private)
+
+    def teach(config: TeachConfig, splits: Splits) -> Any:
+        taught.append((splits.train.name, len(splits.train)))
+        assert not len(splits.holdout)
+        return second(config, splits=splits)
+
+    monkeypatch.setattr(flow, "release", release)
+    monkeypatch.setattr(flow, "teach", teach)
+    result = made(tmp_path / "run", flow="f3", generator=MERF, synthetic=FEW, export={"formats": []})
+    assert looked == [1294]
+    assert taught == [("synthetic images", 200)]
+    assert result.values["verdict"]["text"] == "DP: epsilon=4, delta=0.0001"
+    report = json.loads((result.directory / "privacy_report.json").read_text())
+    assert [touch["noisy"] for touch in report["flow"]["touches"]] == [True, None, None, None]
+    assert report["dp"]["claims"][0]["ledger"][0]["event"] == "release"
+    assert result.values["real_images_used"] == 1294, "those of the release"
+
+
+def test_two_private_parts_cost_more_than_either(tmp_path: Path) -> None:
+    result = made(tmp_path / "run", flow="f4", teacher=DP, generator=MERF, synthetic=FEW, export={"formats": []})
+    report = json.loads((result.directory / "privacy_report.json").read_text())
+    apart = [claim["epsilon"] for claim in report["dp"]["claims"]]
+    together = float(result.values["verdict"]["text"].split("=")[1].split(",")[0])
+    assert len(apart) == 2
+    assert max(apart) < together < 3 * sum(apart)
+
+
 def test_a_test_seed_is_stamped(tmp_path: Path) -> None:
     seeded = {**DP, "training": {**DP["training"], "dp": {"epsilon": 8.0, "test_seed": 1}}}  # type: ignore[dict-item]
     result = made(tmp_path / "run", flow="f2", teacher=seeded, generator=PIXELS, export={"formats": []})
@@ -152,6 +195,11 @@ def test_a_test_seed_is_stamped(tmp_path: Path) -> None:
         ({"flow": "f2", "teacher": DP, "data": {"kind": "digits"}, "mix": {"real": 0.5}}, "set it to 0"),
         ({"teacher": {"kind": "load", "model": "x"}, "audit": {}}, "synthkd audit"),
         ({"flow": "f2", "teacher": DP, "generator": {"kind": "saved", "path": "x"}}, "what saved learned from"),
+        ({"flow": "f2", "teacher": DP, "generator": MERF}, "choose flow f3 or f4"),
+        ({"flow": "f3"}, "set generator.kind to merf"),
+        ({"flow": "f3", "generator": MERF, "teacher": DP}, "choose f2 or f4"),
+        ({"flow": "f3", "generator": MERF, "teacher": {"kind": "load", "model": "x"}}, "teacher.kind to train"),
+        ({"flow": "f4", "generator": MERF}, "set teacher.training.dp"),
         ({"teacher": None}, "set teacher"),
         ({"audit": {"canaries": 5}}, "expected a whole number >= 80"),
     ],

@@ -12,7 +12,7 @@ from synthkd.pipelines.run import Plan
 
 RECIPES = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 JOBS = {
-    "compress": (CompressConfig, compress, "canaries"),
+    "compress": (CompressConfig, compress, "export: onnx, int8, program"),
     "distill": (DistillConfig, distill, "of the teacher's"),
     "generate": (GenerateConfig, generate, "of each class"),
 }

@@ -1,0 +1,65 @@
+"""A generator that learns from one noisy look at private images, in a run of its own."""
+
+from __future__ import annotations
+
+from accelerate import Accelerator
+
+from synthkd.data.splits import RealData
+from synthkd.generators.files import INSIDE_A_RUN, read_saved, save_generator
+from synthkd.generators.merf import RELEASE, Merf
+from synthkd.generators.settings import MerfSettings
+from synthkd.pipelines.config import TrainingConfig
+from synthkd.pipelines.fitting import fit_generator
+from synthkd.pipelines.job import open_job
+from synthkd.pipelines.run import Result
+from synthkd.settings import Count
+
+WIDEST = 1.0
+"""The difficulty at which a class is as varied as the generator makes it."""
+
+
+class ReleaseConfig(TrainingConfig):
+    """A private generator and its training."""
+
+    generator: MerfSettings
+    rounds: Count
+
+
+def release(config: ReleaseConfig, private: RealData) -> Result:
+    """Look at the private images once, train the generator on what was seen, and save it to `<run>/generator`.
+
+    The noisy look is on disk before anything is made of it, so a run that is cut short never looks twice.
+
+    Args:
+        config: the generator and how long it is trained.
+        private: what is looked at.
+
+    Raises:
+        SynthkdError: see the classes in `synthkd.errors`.
+    """
+    with open_job("release", config) as job:
+        if job.finished is not None:
+            return Result(job.directory, job.finished, ())
+        folder = job.directory / INSIDE_A_RUN
+        generator = Merf(config.generator, None, config.seed, job.accelerator, private, store=folder / RELEASE)
+        progress = fit_generator(config, job, generator, config.rounds, WIDEST)
+        names, count = private.class_names, len(private)
+        save_generator(generator, config.generator, folder, private.spec, names, config.seed, count)
+        assert generator.embedding is not None
+        values = job.finish(
+            {
+                "dp": generator.embedding.statement(config.generator.delta),
+                "real_images_used": count,
+                "cost": {"seconds": {"generator": round(progress.seconds, 3)}, "rounds": config.rounds},
+            }
+        )
+        return Result(job.directory, values, ())
+
+
+def load_released(result: Result) -> Merf:
+    """The generator that a run of `release` saved."""
+    saved, folder = read_saved(result.directory)
+    assert isinstance(saved.settings, MerfSettings)
+    generator = Merf(saved.settings, None, saved.seed, Accelerator(cpu=True), spec=saved.image_spec)
+    generator.restore(folder)
+    return generator
