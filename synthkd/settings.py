@@ -135,11 +135,14 @@ DataSettings = Annotated[DigitsData | NamedData | FolderData | NpzData, Field(di
 # --- models ---------------------------------------------------------------------------------------------------------
 
 
+Architecture = Literal["mlp", "lenet5", "convnet", "resnet", "wide_resnet", "slim", "vit"]
+
+
 class ZooModel(Settings):
     """A network of the built-in zoo, freshly initialised for the images and classes at hand."""
 
     kind: Literal["zoo"] = "zoo"
-    arch: Literal["mlp", "lenet5", "convnet", "resnet", "wide_resnet", "slim", "vit"]
+    arch: Architecture
     width: Count | None = None
     """Base width; None takes the architecture's own default."""
     depth: Count | None = None
@@ -378,3 +381,83 @@ class Joint(Settings):
 
 
 PhaseSettings = Annotated[Pregenerate | Refine | Joint, Field(discriminator="kind")]
+
+# --- compression ----------------------------------------------------------------------------------------------------
+
+
+Goal = Literal["error", "latency", "bytes", "energy"]
+
+GOALS: tuple[Goal, ...] = ("error", "latency", "bytes")
+POPULATION = 10
+
+
+class Family(Settings):
+    """Students of one architecture."""
+
+    arch: Architecture
+    width: tuple[Count, Count]
+    """Smallest and largest width, in the architecture's own unit (see `synthkd.models.zoo`)."""
+    depth: tuple[Count, ...] = ()
+    """Depths to choose from; empty: the architecture's own."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Family:
+        if self.width[0] > self.width[1]:
+            raise ValueError("the smallest width must not be above the largest")
+        return self
+
+
+class SearchSettings(Settings):
+    """The search of a student among networks of the zoo."""
+
+    families: Annotated[tuple[Family, ...], Field(min_length=1)] = (
+        Family(arch="mlp", width=(16, 256), depth=(1, 2)),
+        Family(arch="convnet", width=(4, 32)),
+        Family(arch="resnet", width=(4, 16), depth=(8, 14)),
+        Family(arch="slim", width=(4, 24), depth=(1, 2)),
+    )
+    """What there is to choose from; each architecture once."""
+    objectives: Annotated[tuple[Goal, ...], Field(min_length=2, max_length=3)] = GOALS
+    """What to make small, two or three of them; energy only where a counter measures it."""
+    max_parameters: Count | None = None
+    """Largest number of parameters of a candidate; None: a quarter of the teacher's."""
+    candidates: Count = 60
+    """How many to score."""
+    population: Annotated[int, Field(ge=2)] = POPULATION
+    """Parents are taken from so many of the best."""
+    steps: Count = 60
+    """Training steps of a candidate before its agreement is measured."""
+    seed: int | None = None
+    """Of the proposals and of the candidates' first weights; None: the run's."""
+
+    @model_validator(mode="after")
+    def _each_once(self) -> SearchSettings:
+        for name, values in (("families", [f.arch for f in self.families]), ("objectives", list(self.objectives))):
+            if len(set(values)) < len(values):
+                raise ValueError(f"{name}: each may stand only once, got {', '.join(values)}")
+        return self
+
+
+class WidthSettings(Settings):
+    """How the width of a student changes while it trains."""
+
+    start: Annotated[float, Field(ge=1.0)] = 1.5
+    """First coefficient: the width over that of the student's settings."""
+    most: Annotated[float, Field(ge=1.0)] = 2.0
+    """Largest coefficient."""
+    gamma: NonNegative = 1.0
+    """Weight of the penalty: as much loss as a whole base width must save to be kept."""
+    alpha: NonNegative = 1.0
+    """How much a growing gradient lessens the penalty."""
+    beta: NonNegative = 10.0
+    """How much a similarity below the one aimed at lessens it."""
+    similarity: Fraction = 0.9
+    """Similarity to the teacher that is aimed at."""
+    decay: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
+    """Of the short moving averages; the long one of the gradient forgets ten times as slowly."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> WidthSettings:
+        if self.start > self.most:
+            raise ValueError("start must not be above most")
+        return self

@@ -24,10 +24,9 @@ import math
 from collections.abc import Sequence
 from contextlib import ExitStack
 from itertools import zip_longest
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.optim.swa_utils import update_bn
@@ -35,7 +34,7 @@ from torch.optim.swa_utils import update_bn
 from synthkd.errors import ConfigError, DataError
 from synthkd.models import zoo
 from synthkd.models.classifier import Classifier
-from synthkd.settings import Fraction, NonNegative, Settings, ZooModel
+from synthkd.settings import WidthSettings, ZooModel
 from synthkd.types import ImageSpec, to_float
 
 SLIMMABLE = ("convnet", "resnet")
@@ -43,31 +42,6 @@ SLIMMABLE = ("convnet", "resnet")
 
 _BATCH = 256
 _ROUNDING = 1e-4
-
-
-class WidthSettings(Settings):
-    """How the width of a student changes while it trains."""
-
-    start: Annotated[float, Field(ge=1.0)] = 1.5
-    """First coefficient: the width over that of the student's settings."""
-    most: Annotated[float, Field(ge=1.0)] = 2.0
-    """Largest coefficient."""
-    gamma: NonNegative = 1.0
-    """Weight of the penalty: as much loss as a whole base width must save to be kept."""
-    alpha: NonNegative = 1.0
-    """How much a growing gradient lessens the penalty."""
-    beta: NonNegative = 10.0
-    """How much a similarity below the one aimed at lessens it."""
-    similarity: Fraction = 0.9
-    """Similarity to the teacher that is aimed at."""
-    decay: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
-    """Of the short moving averages; the long one of the gradient forgets ten times as slowly."""
-
-    @model_validator(mode="after")
-    def _ordered(self) -> WidthSettings:
-        if self.start > self.most:
-            raise ValueError("start must not be above most")
-        return self
 
 
 class Slimmable(nn.Module):

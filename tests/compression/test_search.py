@@ -16,27 +16,14 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from synthkd.compression.search import (
-    Candidate,
-    Family,
-    Front,
-    Range,
-    Scores,
-    SearchSettings,
-    Space,
-    crowded_order,
-    draw,
-    hypervolume,
-    proxy_evaluator,
-    random_search,
-    search,
-    space_of,
-)
+from synthkd.compression.pareto import Candidate, Front, Scores, crowded_order, draw, hypervolume
+from synthkd.compression.proxy import proxy_evaluator
+from synthkd.compression.search import Range, Space, random_search, search, space_of
 from synthkd.configuration import load_config
 from synthkd.errors import CheckpointError, ConfigError, DataError, MissingExtraError
 from synthkd.models import Classifier, build, parameters
 from synthkd.rng import stream
-from synthkd.settings import DistillSettings, OptimizerSettings, ZooModel
+from synthkd.settings import DistillSettings, Family, OptimizerSettings, SearchSettings, ZooModel
 from synthkd.types import Batch, ImageSpec, to_uint8
 
 SPEC = ImageSpec(1, 8, 8, 3)

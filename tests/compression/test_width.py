@@ -8,12 +8,12 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from synthkd.compression.width import Slimmable, WidthSettings, feature_similarity, slice_out
+from synthkd.compression.width import Slimmable, feature_similarity, slice_out
 from synthkd.configuration import load_config
 from synthkd.errors import ConfigError, DataError
 from synthkd.losses.objective import Loss
 from synthkd.models import build, load, parameters, save
-from synthkd.settings import OptimizerSettings, ZooModel
+from synthkd.settings import OptimizerSettings, WidthSettings, ZooModel
 from synthkd.taps import observe
 from synthkd.training.learner import Learner
 from synthkd.types import ImageSpec, Stateful, to_float

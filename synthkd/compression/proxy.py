@@ -1,0 +1,73 @@
+"""Scores of a student before it is distilled: a little training, and what it costs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from synthkd.compression.cost import cost
+from synthkd.compression.pareto import Scores
+from synthkd.distillation.step import DistillStep
+from synthkd.errors import TrainingError
+from synthkd.metrics.utility import accuracy, predict
+from synthkd.models.classifier import Classifier
+from synthkd.rng import derive
+from synthkd.settings import DistillSettings, ZooModel
+from synthkd.taps import evaluating
+from synthkd.training.learner import Learner
+from synthkd.types import BatchSource
+
+Evaluate = Callable[[ZooModel], Scores]
+
+
+def proxy_evaluator(
+    source: BatchSource,
+    held_out: Tensor,
+    teacher_logits: Tensor,
+    builder: Callable[[ZooModel], Classifier],
+    steps: int,
+    seed: int,
+    accelerator: Accelerator,
+    settings: DistillSettings | None = None,
+    threads: int = 1,
+) -> Evaluate:
+    """Scores of a candidate that is trained for some steps; all start from the same seed and see the same batches.
+
+    The proxy of its accuracy is its agreement with the teacher on held-out synthetic images, which orders candidates
+    and is no accuracy of a finished student; one whose training diverges agrees on nothing.
+
+    Args:
+        source: batches of stored images with teacher logits.
+        held_out: uint8 or float images `[N, C, H, W]` that the source does not hold.
+        teacher_logits: the teacher's logits `[N, K]` of those.
+        builder: makes the untrained student.
+        steps: of the training.
+        seed: of weights and dropout.
+        accelerator: device and precision, for the candidates alone.
+        settings: loss and optimiser; None: the defaults.
+        threads: of torch while latency and energy of one image are measured.
+    """
+    settings, expected = settings or DistillSettings(), teacher_logits.argmax(dim=1).cpu()
+
+    def evaluate(candidate: ZooModel) -> Scores:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive(seed, "candidate"))
+            model = builder(candidate)
+            # before it is prepared for training, which may change its precision
+            spent = cost(model, accelerator.device, threads=threads, energy_seconds=0.5)
+            learner = Learner("candidate", model, settings.optimizer, steps, accelerator)
+            step = DistillStep(learner, source, settings, accelerator)
+            try:
+                for number in range(steps):
+                    step(number)
+                with evaluating(model):
+                    agreed = accuracy(predict(model, held_out, accelerator.device), expected).value
+            except TrainingError:
+                agreed = 0.0
+        accelerator.free_memory()  # it would keep every candidate
+        return Scores(agreed, spent.latency.median_ms, spent.bytes, spent.energy.joules)
+
+    return evaluate
