@@ -22,10 +22,11 @@ from synthkd.files import write_atomically
 from synthkd.generators.build import build_generator
 from synthkd.hardware import describe
 from synthkd.models.weights import serialised
+from synthkd.pipelines import choose
 from synthkd.pipelines.attack import PipelineAudit, audit_pipeline, require_enough
 from synthkd.pipelines.config import NOISY_GENERATOR, CompressConfig
 from synthkd.pipelines.distill import distill
-from synthkd.pipelines.flow import DISTILL, Flowed, run_flow, sample
+from synthkd.pipelines.flow import DISTILL, Flowed, run_flow, sample, stand_in
 from synthkd.pipelines.handover import NAMES, hand_over, require_packages
 from synthkd.pipelines.job import Job, open_job
 from synthkd.pipelines.run import Plan, Result
@@ -60,7 +61,7 @@ def compress(config: CompressConfig, *, dry_run: bool = False) -> Result | Plan:
     Raises:
         SynthkdError: see the classes in `synthkd.errors`.
     """
-    require_packages(config.export)
+    require_packages(config.export, config.search is not None)
     if dry_run:
         return Plan(_plan(config))
     with open_job("compress", config) as job:
@@ -82,13 +83,15 @@ def compress(config: CompressConfig, *, dry_run: bool = False) -> Result | Plan:
         found = None
         if config.audit is not None:
             assert private is not None
-            found = audit_pipeline(config, job.directory, private, job.device)
+            searched = {} if made.choice is None else {"student": made.choice.model, "search": None}
+            found = audit_pipeline(config.model_copy(update=searched), job.directory, private, job.device)
         privacy = _privacy(config, job, made, found, None if private is None else _copies(config, private, synthetic))
         write_atomically(job.directory / PRIVACY, json.dumps(privacy, indent=2, allow_nan=False).encode() + b"\n")
         write_privacy_page(job.directory)
         seconds = {"flow": flowed - began, "export": exported - flowed, "audit": time.perf_counter() - exported}
         values = {
             **{key: made.distilled[key] for key in TOLD},
+            "search": None if made.choice is None else made.choice.told(),
             "verdict": privacy["verdict"],
             "handover": files,
             "cost": {"seconds": {stage: round(value, 3) for stage, value in seconds.items()}},
@@ -161,10 +164,14 @@ def _claim(made: Flowed) -> Claim | None:
 def _plan(config: CompressConfig) -> tuple[str, ...]:
     teacher = config.teacher
     private = teacher.data if isinstance(teacher, TrainedTeacher) and config.flow in NOISY_GENERATOR else None
-    inner = distill(config.model_copy(update={"data": private}), dry_run=True)
+    student = config.student or stand_in(config)
+    inner = distill(config.model_copy(update={"data": private, "student": student}), dry_run=True)
     runs = "" if config.audit is None else f", {config.audit.references + 1} further runs of it and a control"
     audited = "none" if config.audit is None else f"{config.audit.canaries} canaries{runs}"
     lines = str(inner).splitlines()
+    if config.search is not None:
+        said = f"  student: searched, {config.search.candidates} candidates of {config.search.steps} steps each"
+        lines = [said if line.startswith("  student: ") else line for line in lines]
     return (
         f"compress {config.name}: flow {config.flow}",
         *lines[1:],
@@ -178,6 +185,8 @@ def _summary(job: Job, values: Mapping[str, Any], already: bool = False) -> tupl
     teacher, student = (values["handover"]["cost"][who] for who in ("teacher", "student"))
     share = student["parameters"] / teacher["parameters"]
     faster = teacher["latency"]["median_ms"] / student["latency"]["median_ms"]
+    if values["search"] is not None:
+        lines.append(f"chosen:  {choose.summary(values['search'])}")
     lines.append(f"student: {share:.1%} of the teacher's parameters, {faster:.1f} times as fast")
     right = values["handover"]["student"]["accuracy"]
     if right is not None and values["teacher"].get("accuracy") is not None:

@@ -29,6 +29,7 @@ from synthkd.settings import (
     ModelSettings,
     PhaseSettings,
     Refine,
+    SearchSettings,
     Settings,
     TeacherSettings,
     TeachTraining,
@@ -178,6 +179,10 @@ class CompressConfig(DistillConfig):
     learn. f4: by a teacher as in f2 and a generator as in f3, whose costs add up."""
     synthetic: SyntheticSettings = SyntheticSettings()
     """Of flows f3 and f4."""
+    student: ModelSettings | None = None  # type: ignore[assignment]
+    """As in distill; None where it is searched."""
+    search: SearchSettings | None = None
+    """Choose the student among networks of the zoo; a given `student` is not searched."""
     inherit: bool = False
     """As in distill; copied weights may carry what the teacher memorised."""
     audit: AuditSettings | None = None
@@ -192,6 +197,8 @@ class CompressConfig(DistillConfig):
         teacher, generator, flow = self.teacher, self.generator, self.flow
         if teacher is None or isinstance(generator, DatasetSettings):
             raise ValueError("compress needs a teacher: set teacher, and a generator that makes images")
+        if (self.student is None) == (self.search is None):
+            raise ValueError("set student, or search to have one chosen, one of the two")
         noisy = isinstance(teacher, TrainedTeacher) and teacher.training.dp is not None
         if noisy and flow not in NOISY_TEACHER:
             raise ValueError(f"flow {flow} has no teacher.training.dp: leave it out, or choose f2 or f4")

@@ -19,6 +19,7 @@ from synthkd.generators.files import INSIDE_A_RUN
 from synthkd.generators.merf import Merf
 from synthkd.generators.settings import GeneratorSettings, MerfSettings, SavedSettings
 from synthkd.models import Classifier, load, load_model
+from synthkd.pipelines.choose import Choice, choose_student
 from synthkd.pipelines.config import CompressConfig, DistillConfig, TeachConfig
 from synthkd.pipelines.distill import distill
 from synthkd.pipelines.release import WIDEST, ReleaseConfig, load_released, release
@@ -26,11 +27,11 @@ from synthkd.pipelines.run import Result
 from synthkd.pipelines.teach import load_taught, teach
 from synthkd.pipelines.teachers import teach_config
 from synthkd.rng import Rows
-from synthkd.settings import LoadedModel, TrainedTeacher
+from synthkd.settings import LoadedModel, TrainedTeacher, ZooModel
 from synthkd.types import SampleGenerator, balanced_labels, to_uint8
 
-RELEASE, TEACH, DISTILL = "release", "teach", "distill"
-"""Runs inside the run of a flow."""
+RELEASE, TEACH, SEARCH, DISTILL = "release", "teach", "search", "distill"
+"""Runs and searches inside the run of a flow."""
 CHUNK = 100
 
 
@@ -42,6 +43,7 @@ class Flowed:
         directory: of its runs.
         teacher, student: in eval mode.
         generator: whose images the student learned from.
+        choice: of the student, where it was searched.
         dp: what its noisy parts may claim, as `synthkd.privacy.dpsgd.statement` has it.
         distilled: the content of result.json of the distillation.
     """
@@ -50,6 +52,7 @@ class Flowed:
     teacher: Classifier
     student: Classifier
     generator: GeneratorSettings
+    choice: Choice | None
     dp: tuple[Mapping[str, Any], ...]
     distilled: Mapping[str, Any]
 
@@ -86,12 +89,17 @@ def run_flow(config: CompressConfig, directory: Path, private: Splits | None, se
         settings = LoadedModel(kind="load", model=str(taught.directory))
     else:
         teacher = load_model(settings)
-    distilled = distill(_distilling(config, settings, generator, directory / DISTILL, seed))
+    distilling = _distilling(config, settings, generator, directory / DISTILL, seed)
+    choice = None
+    if config.search is not None:
+        choice = choose_student(distilling, config.search, teacher, directory / SEARCH)
+        distilling = distilling.model_copy(update={"student": choice.model})
+    distilled = distill(distilling)
     assert isinstance(distilled, Result)
     if (distilled.directory / INSIDE_A_RUN).is_dir():  # one that was finished before is not saved again
         generator = SavedSettings(kind="saved", path=str(distilled.directory))
     student = load(distilled.directory, trust=True)
-    return Flowed(directory, teacher.eval(), student.eval(), generator, tuple(claims), distilled.values)
+    return Flowed(directory, teacher.eval(), student.eval(), generator, choice, tuple(claims), distilled.values)
 
 
 def sample(
@@ -137,4 +145,13 @@ def _distilling(
 ) -> DistillConfig:
     inherited = {name: getattr(config, name) for name in DistillConfig.model_fields}
     changed = {"out": str(out), "teacher": teacher, "generator": generator, "seed": seed, "data": None}
+    if config.student is None:
+        changed["student"] = stand_in(config)
     return DistillConfig(**{**inherited, **changed})
+
+
+def stand_in(config: CompressConfig) -> ZooModel:
+    """The smallest student of the first family, in the place of one that is not chosen yet."""
+    assert config.search is not None
+    family = config.search.families[0]
+    return ZooModel(arch=family.arch, width=family.width[0], depth=min(family.depth, default=None))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from synthkd.compression.cost import cost
 from synthkd.compression.export import export_onnx, export_program, needed, quantize_int8
 from synthkd.compression.predict import onnx_latency, parity, run_onnx
 from synthkd.data.real import RealData
+from synthkd.errors import MissingExtraError
 from synthkd.metrics.utility import Proportion, accuracy, predict
 from synthkd.models import Classifier
 from synthkd.pipelines.config import ExportSettings
@@ -20,8 +22,8 @@ from synthkd.pipelines.config import ExportSettings
 NAMES = {"onnx": "student.onnx", "int8": "student.int8.onnx", "program": "student.pt2"}
 
 
-def require_packages(settings: ExportSettings) -> None:
-    """Refuse, before anything is trained, formats whose packages are not installed.
+def require_packages(settings: ExportSettings, searched: bool) -> None:
+    """Refuse, before anything is trained, formats or a search whose packages are not installed.
 
     Raises:
         MissingExtraError: the first of them, with the line that installs it.
@@ -29,6 +31,8 @@ def require_packages(settings: ExportSettings) -> None:
     if {"onnx", "int8"} & set(settings.formats):
         for package in ("onnx", "onnxscript", "onnxruntime"):
             needed(package)
+    if searched and find_spec("optuna") is None:
+        raise MissingExtraError("optuna", "search", "the search of a student")
 
 
 def hand_over(

@@ -108,5 +108,5 @@ def nested(run: Path) -> list[tuple[str, str]]:
 
 
 def _order(path: Path) -> tuple[int, tuple[str, ...]]:
-    first = ("teach", "distill", "audit")
+    first = ("release", "teach", "distill", "audit")
     return first.index(path.parts[0]) if path.parts[0] in first else len(first), path.parts

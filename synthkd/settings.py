@@ -150,6 +150,8 @@ class ZooModel(Settings):
     norm: Literal["batch", "group"] = "batch"
     """group: GroupNorm in the place of every BatchNorm, so that no image sees the others of its batch (needed for
     DP-SGD)."""
+    activation: Literal["relu", "tanh"] = "relu"
+    """tanh in the place of every ReLU: bounded activations lose less to the noise of DP-SGD (Papernot et al. 2021)."""
 
 
 class LoadedModel(Settings):
@@ -427,6 +429,10 @@ class SearchSettings(Settings):
     """Parents are taken from so many of the best."""
     steps: Count = 60
     """Training steps of a candidate before its agreement is measured."""
+    rounds: Count = 40
+    """Rounds of the generator whose images the candidates learn from."""
+    tolerance: Fraction = 0.02
+    """The fastest is chosen whose agreement with the teacher is at most this below the best."""
     seed: int | None = None
     """Of the proposals and of the candidates' first weights; None: the run's."""
 

@@ -142,7 +142,7 @@ def crowded_order(points: NDArray[np.float64]) -> list[int]:
 def draw(front: Front) -> str:
     """The accuracy proxy over the latency of all candidates, `best` numbered and a disc as large as its bytes, as SVG.
 
-    Its colours are variables of the page (`--line`, `--muted`, `--grid`), as those of `synthkd.figures` are.
+    Its colours are variables of the page (`--student`, `--muted`, `--grid`).
     """
     best, scores = front.best, [c.scores for c in front.candidates]
     fast, slow = (math.log(at(s.latency_ms for s in scores)) + pad for at, pad in ((min, -0.1), (max, 0.1)))
@@ -165,7 +165,7 @@ def draw(front: Front) -> str:
         parts.append(text(place(milliseconds, low)[0], 240, f"{milliseconds:.2g}"))
     parts.append(text(211, 257, "ms for an image"))
     for one in sorted(front.candidates, key=lambda c: c in best):
-        (x, y), colour = place(one.scores.latency_ms, one.scores.accuracy), "line" if one in best else "muted"
+        (x, y), colour = place(one.scores.latency_ms, one.scores.accuracy), "student" if one in best else "muted"
         disc = f'cx="{x:.1f}" cy="{y:.1f}" r="{2.5 + 6.0 * math.sqrt(one.scores.bytes / largest):.1f}"'
         parts.append(f'<circle {disc} fill="var(--{colour})" fill-opacity="0.35" stroke="var(--{colour})"/>')
     for number, one in enumerate(best, 1):

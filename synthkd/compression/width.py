@@ -79,10 +79,11 @@ class Slimmable(nn.Module):
         class_names: Sequence[str] = (),
     ) -> None:
         super().__init__()
-        if student.arch not in SLIMMABLE or student.norm != "batch":
+        if student.arch not in SLIMMABLE or (student.norm, student.activation) != ("batch", "relu"):
             raise ConfigError(
-                f"a changing width needs arch {' or '.join(SLIMMABLE)} with norm batch, got {student.arch} with norm "
-                f"{student.norm}; take one of those, or choose the width by a search"
+                f"a changing width needs arch {' or '.join(SLIMMABLE)} with norm batch and activation relu, got "
+                f"{student.arch} with norm {student.norm} and activation {student.activation}; take one of those, or "
+                "choose the width by a search"
             )
         with torch.device("meta"):
             self.base = int(zoo.build(student, spec).recipe["width"])

@@ -59,6 +59,8 @@ def build(
     body = make(spec, width, depth or 0)
     if settings.norm == "group":
         _group_norms(body)
+    if settings.activation == "tanh":
+        _tanh(body)
     recipe = settings.model_copy(update={"width": width, "depth": depth}).model_dump(mode="json")
     return Classifier(body, spec, mean, std, recipe, class_names)
 
@@ -300,6 +302,15 @@ def _separable(channels: int, out: int, stride: int) -> nn.Sequential:
 def _zeroed(norm: nn.BatchNorm2d) -> nn.BatchNorm2d:
     nn.init.zeros_(norm.weight)
     return norm
+
+
+def _tanh(module: nn.Module) -> None:
+    """A tanh in the place of every ReLU inside."""
+    for name, child in module.named_children():
+        if isinstance(child, nn.ReLU):
+            setattr(module, name, nn.Tanh())
+        else:
+            _tanh(child)
 
 
 def _group_norms(module: nn.Module) -> None:

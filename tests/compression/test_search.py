@@ -191,7 +191,7 @@ class TestFront:
         picture = draw(found)
         parsed = ElementTree.fromstring(picture)
         discs = parsed.findall("circle")
-        assert [disc.get("fill") for disc in discs] == ["var(--muted)", "var(--line)", "var(--line)"]
+        assert [disc.get("fill") for disc in discs] == ["var(--muted)", "var(--student)", "var(--student)"]
         assert "#" not in picture
         accurate, quick = discs[1:]
         assert float(accurate.get("cx")) > float(quick.get("cx")), "slower is further right"

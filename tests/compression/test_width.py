@@ -100,10 +100,13 @@ class TestWidths:
             (ZooModel(arch="vit"), "got vit with norm batch"),
             (ZooModel(arch="slim"), "got slim with norm batch"),
             (ZooModel(arch="convnet", norm="group"), "got convnet with norm group"),
+            (ZooModel(arch="convnet", activation="tanh"), "got convnet with norm batch and activation tanh"),
         ],
     )
     def test_other_networks_are_refused(self, student, got):
-        with pytest.raises(ConfigError, match=f"needs arch convnet or resnet with norm batch, {got}; take one"):
+        with pytest.raises(
+            ConfigError, match=f"needs arch convnet or resnet with norm batch and activation relu, {got}"
+        ):
             Slimmable(WidthSettings(), student, SPEC)
 
     @pytest.mark.parametrize("width", [0, 9])

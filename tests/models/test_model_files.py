@@ -58,7 +58,14 @@ def test_the_same_model_gives_the_same_bytes_and_saving_again_leaves_other_files
 
 def test_config_is_readable_by_people(directory: Path) -> None:
     config = json.loads((directory / "config.json").read_text())
-    assert config["recipe"] == {"kind": "zoo", "arch": "convnet", "width": 4, "depth": None, "norm": "batch"}
+    assert config["recipe"] == {
+        "kind": "zoo",
+        "arch": "convnet",
+        "width": 4,
+        "depth": None,
+        "norm": "batch",
+        "activation": "relu",
+    }
     assert config["spec"] == {"channels": 1, "height": 8, "width": 8, "classes": 3}
     assert config["class_names"] == ["a", "b", "c"]
     assert config["extra"] == {"seed": 1}

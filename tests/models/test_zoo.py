@@ -8,7 +8,7 @@ from torch import nn
 
 from synthkd.errors import ConfigError, ModelError
 from synthkd.models import Classifier, build, head, parameters, stages
-from synthkd.settings import ZooModel
+from synthkd.settings import Architecture, ZooModel
 from synthkd.taps import observe
 from synthkd.types import ImageSpec
 
@@ -88,9 +88,19 @@ def test_too_small_images_are_refused() -> None:
         build(ZooModel(arch="mlp"), ImageSpec(1, 7, 8, 10))
 
 
+COMMON = {"norm": "batch", "activation": "relu"}
+
+
 def test_the_recipe_holds_the_defaults_taken() -> None:
     model = build(ZooModel(arch="resnet"), ImageSpec(1, 8, 8, 10))
-    assert model.recipe == {"kind": "zoo", "arch": "resnet", "width": 16, "depth": 20, "norm": "batch"}
+    assert model.recipe == {
+        "kind": "zoo",
+        "arch": "resnet",
+        "width": 16,
+        "depth": 20,
+        "norm": "batch",
+        "activation": "relu",
+    }
 
 
 def test_residual_blocks_start_as_the_identity() -> None:
@@ -165,3 +175,11 @@ def test_with_group_norm_no_image_sees_the_others_of_its_batch(arch: str) -> Non
     if arch == "resnet":  # a block starts as the identity either way
         zeroed = [m for m in model.modules() if isinstance(m, torch.nn.GroupNorm) and not m.weight.any()]
         assert len(zeroed) == 9
+
+
+@pytest.mark.parametrize("arch", ["mlp", "lenet5", "convnet", "resnet", "wide_resnet", "slim"])
+def test_with_tanh_no_relu_is_left_and_the_recipe_says_so(arch: Architecture) -> None:
+    model = build(ZooModel(arch=arch, width=4, activation="tanh"), ImageSpec(1, 16, 16, 10))
+    assert not any(isinstance(m, torch.nn.ReLU) for m in model.modules())
+    assert any(isinstance(m, torch.nn.Tanh) for m in model.modules())
+    assert model.recipe["activation"] == "tanh"

@@ -8,13 +8,17 @@ from typing import Any
 import pytest
 
 import synthkd
+from synthkd.compression.pareto import Candidate, Front, Scores
 from synthkd.configuration import load_config
 from synthkd.data.splits import RealData, Splits
 from synthkd.errors import ConfigError, MissingExtraError
-from synthkd.pipelines import attack, compress, flow
+from synthkd.pipelines import attack, choose, compress, flow
 from synthkd.pipelines.config import CompressConfig, TeachConfig
 from synthkd.pipelines.release import ReleaseConfig
 from synthkd.pipelines.run import Plan, Result
+from synthkd.settings import ZooModel
+
+compress_module = sys.modules["synthkd.pipelines.compress"]
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("opacus")
@@ -181,6 +185,62 @@ def test_two_private_parts_cost_more_than_either(tmp_path: Path) -> None:
     assert max(apart) < together < 3 * sum(apart)
 
 
+SEARCH = {
+    "families": [{"arch": "mlp", "width": [4, 8]}, {"arch": "convnet", "width": [2, 3]}],
+    "candidates": 5,
+    "steps": 5,
+    "rounds": 2,
+}
+
+
+def test_a_searched_student_is_distilled_and_attacked_and_the_search_goes_on_after_a_kill(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("optuna")
+    killed: list[bool] = []
+    attacked: list[CompressConfig] = []
+    scored: list[ZooModel] = []
+    first = choose.proxy_evaluator
+
+    def noting(*arguments: Any) -> Any:
+        evaluate = first(*arguments)
+
+        def noted(model: ZooModel) -> Any:
+            if len(scored) == 2 and not killed:
+                killed.append(True)
+                raise RuntimeError("killed")
+            scored.append(model)
+            return evaluate(model)
+
+        return noted
+
+    def cut(config: CompressConfig, *_: Any) -> None:
+        attacked.append(config)
+        raise RuntimeError("cut")
+
+    monkeypatch.setattr(choose, "proxy_evaluator", noting)
+    monkeypatch.setattr(compress_module, "audit_pipeline", cut)
+    changes = {"student": None, "search": SEARCH, "export": {"formats": []}, "audit": {"canaries": 80}}
+    for end in ("killed", "cut"):
+        with pytest.raises(RuntimeError, match=end):
+            made(tmp_path / "run", **changes)
+    assert len(scored) == len({model.model_dump_json() for model in scored}) == 5
+    chosen = attacked[0].student
+    assert isinstance(chosen, ZooModel)
+    assert chosen in scored
+    assert attacked[0].search is None
+    saved = json.loads((tmp_path / "run" / "student" / "config.json").read_text())["recipe"]
+    assert (saved["arch"], saved["width"]) == (chosen.arch, chosen.width)
+
+
+def test_the_chosen_one_is_the_fastest_of_those_about_as_good() -> None:
+    scores = [Scores(0.90, 5.0, 1000), Scores(0.89, 2.0, 1000), Scores(0.885, 1.0, 1000), Scores(0.5, 0.1, 1000)]
+    candidates = tuple(Candidate(ZooModel(arch="mlp", width=n + 1), one) for n, one in enumerate(scores))
+    front = Front(candidates, ("error", "latency"), (1.0, 5.0))
+    for tolerance, best in ((0.0, 0), (0.012, 1), (0.02, 2), (1.0, 3)):
+        assert choose.fastest_of(front, tolerance) == candidates[best]
+
+
 def test_a_test_seed_is_stamped(tmp_path: Path) -> None:
     seeded = {**DP, "training": {**DP["training"], "dp": {"epsilon": 8.0, "test_seed": 1}}}  # type: ignore[dict-item]
     result = made(tmp_path / "run", flow="f2", teacher=seeded, generator=PIXELS, export={"formats": []})
@@ -191,6 +251,8 @@ def test_a_test_seed_is_stamped(tmp_path: Path) -> None:
     ("changes", "said"),
     [
         ({"flow": "f2"}, "set teacher.training.dp"),
+        ({"student": None}, "set student, or search"),
+        ({"search": {}}, "one of the two"),
         ({"teacher": DP}, "choose f2"),
         ({"flow": "f2", "teacher": DP, "data": {"kind": "digits"}, "mix": {"real": 0.5}}, "set it to 0"),
         ({"teacher": {"kind": "load", "model": "x"}, "audit": {}}, "synthkd audit"),
