@@ -27,7 +27,7 @@ from synthkd.pipelines.attack import PipelineAudit, audit_pipeline, require_enou
 from synthkd.pipelines.config import NOISY_GENERATOR, CompressConfig
 from synthkd.pipelines.distill import distill
 from synthkd.pipelines.flow import DISTILL, Flowed, run_flow, sample, stand_in
-from synthkd.pipelines.handover import NAMES, hand_over, require_packages
+from synthkd.pipelines.handover import NAMES, capacity, hand_over, require_packages
 from synthkd.pipelines.job import Job, open_job
 from synthkd.pipelines.run import Plan, Result
 from synthkd.privacy.accounting import Adjacency, Ledger, epsilon
@@ -79,6 +79,7 @@ def compress(config: CompressConfig, *, dry_run: bool = False) -> Result | Plan:
         files = hand_over(
             config.export, made.teacher, made.student, synthetic, test, job.directory / EXPORT, job.device
         )
+        rules = capacity(made.teacher, made.student, synthetic, config.seed, job.device)
         exported = time.perf_counter()
         found = None
         if config.audit is not None:
@@ -94,6 +95,7 @@ def compress(config: CompressConfig, *, dry_run: bool = False) -> Result | Plan:
             "search": None if made.choice is None else made.choice.told(),
             "verdict": privacy["verdict"],
             "handover": files,
+            "capacity": rules,
             "cost": {"seconds": {stage: round(value, 3) for stage, value in seconds.items()}},
         }
         shown = {"name": config.name, "version": __version__, "seed": config.seed, "hardware": describe(job.device)}

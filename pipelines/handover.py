@@ -10,15 +10,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from synthkd.compression.capacity import capacity_bound, feature_dimension, fisher_trace, label_information
 from synthkd.compression.cost import cost
 from synthkd.compression.export import export_onnx, export_program, needed, quantize_int8
 from synthkd.compression.predict import onnx_latency, parity, run_onnx
 from synthkd.data.real import RealData
 from synthkd.errors import MissingExtraError
+from synthkd.extractors import TeacherExtractor
+from synthkd.losses.logits import kl_divergence
+from synthkd.metrics.features import build_extractor, extract
 from synthkd.metrics.utility import Proportion, accuracy, predict
 from synthkd.models import Classifier
 from synthkd.pipelines.config import ExportSettings
+from synthkd.privacy.report import plain
+from synthkd.types import to_float
 
+FISHER = 200
+"""Images that the Fisher trace is taken on, one by one."""
+TOLERATED = 0.1
+"""Error that the capacity bound tolerates."""
 NAMES = {"onnx": "student.onnx", "int8": "student.int8.onnx", "program": "student.pt2"}
 
 
@@ -88,6 +98,36 @@ def hand_over(
         "student": {"accuracy": right},
         "files": files,
     }
+
+
+def capacity(
+    teacher: Classifier, student: Classifier, synthetic: Tensor, seed: int, device: torch.device
+) -> dict[str, Any]:
+    """Two rules of thumb about teacher and student, on synthetic images; see `synthkd.compression.capacity`.
+
+    Args:
+        teacher, student: finished, on the device.
+        synthetic: uint8 `[N, C, H, W]`.
+        seed: of the labels that the Fisher trace draws.
+        device: of the models.
+
+    Returns:
+        JSON-able: of each model `fisher_trace` and `feature_dimension`, and `bound`, the least capacity that a student
+        within `TOLERATED` of this teacher must have.
+    """
+    found: dict[str, Any] = {"n": len(synthetic), "fisher_n": min(FISHER, len(synthetic))}
+    logits = {}
+    for who, model in (("teacher", teacher), ("student", student)):
+        seen = extract([synthetic], build_extractor(TeacherExtractor(kind="teacher"), device, model))
+        assert seen.logits is not None
+        logits[who] = seen.logits
+        trace = fisher_trace(model, to_float(synthetic[:FISHER]), seed)
+        found[who] = {"fisher_trace": asdict(trace), "feature_dimension": feature_dimension(seen.values)}
+    information = label_information(logits["teacher"])
+    divergence = float(kl_divergence(logits["teacher"], logits["student"]).mean())
+    bound = capacity_bound(information.value, TOLERATED, divergence)
+    made: dict[str, Any] = plain(found | {"bound": bound})
+    return made
 
 
 def _right(predictions: Tensor, test: RealData) -> Proportion:

@@ -8,10 +8,14 @@ import pytest
 from test_report import SCRIPT, result_of_distill, text_of
 
 from synthkd.compress_report import exports, headline, nested, write_compress_report
+from synthkd.compression.capacity import FisherTrace, capacity_bound
 from synthkd.compression.cost import Cost, Energy, Latency
+from synthkd.compression.pareto import Candidate, Front, Scores
 from synthkd.compression.predict import Parity
 from synthkd.metrics.utility import proportion
+from synthkd.pipelines.choose import Choice
 from synthkd.privacy.verdict import Check, Claim, verdict
+from synthkd.settings import ZooModel
 
 PYTORCH = Latency(0.42, 0.40, 0.47, 1, 1, "cpu", 50)
 UNCOUNTED = Energy(None, "not measured: /sys/class/powercap does not exist (not Linux, or a virtual machine)")
@@ -42,11 +46,24 @@ def handed_over() -> dict:
     }  # fmt: skip
 
 
+def rules_of_thumb() -> dict:
+    teacher, student = FisherTrace(12.3, 1.1, 200), FisherTrace(4.5, 0.3, 200)
+    return {
+        "n": 1000,
+        "fisher_n": 200,
+        "teacher": {"fisher_trace": asdict(teacher), "feature_dimension": 41},
+        "student": {"fisher_trace": asdict(student), "feature_dimension": 17},
+        "bound": asdict(capacity_bound(2.2, 0.1, 0.05)),
+    }
+
+
 def finished() -> dict:
     return {
         **result_of_distill(),
         "verdict": asdict(NO_GUARANTEE),
         "handover": handed_over(),
+        "search": None,
+        "capacity": rules_of_thumb(),
         "cost": {"seconds": {"flow": 76.2, "export": 8.31, "audit": 190.0}, "peak_memory_bytes": 812_000_000},
     }
 
@@ -134,7 +151,7 @@ def test_nothing_exported_is_said(tmp_path):
     result["handover"]["files"] = {}
     text = text_of(written(tmp_path, result))
     assert "Exported files None was asked for." in text
-    assert "synthetic images" not in text
+    assert "Same class and logits" not in text
 
 
 def test_energy_is_shown_with_its_counter(tmp_path):
@@ -206,6 +223,32 @@ def test_text_of_others_is_escaped(tmp_path):
     page = written(tmp_path, result).read_text()
     assert "<script" not in page.lower()
     assert page.count("&lt;script&gt;") >= 11
+
+
+def test_rules_of_thumb_are_shown_as_such(tmp_path):
+    result = finished()
+    text = text_of(written(tmp_path, result))
+    assert (
+        "Trace of the Fisher information on 200 synthetic images 12.3 standard error 1.1 4.5 standard error 0.3" in text
+    )
+    assert "Dimension of the features for 95 % of their variance, on 1,000 41 17" in text
+    assert "Least capacity at a tolerated error of 0.1, without a unit 4.4e+03" in text
+    result["capacity"]["bound"]["value"] = None
+    assert "without a unit unbounded" in text_of(written(tmp_path, result))
+
+
+def test_a_search_is_shown_with_the_chosen_student(tmp_path):
+    small, large = ZooModel(arch="mlp", width=16, depth=1), ZooModel(arch="convnet", width=9)
+    found = Front(
+        (Candidate(small, Scores(0.61, 0.05, 4800)), Candidate(large, Scores(0.92, 0.5, 36_000))),
+        ("error", "latency", "bytes"),
+        (1.0, 1.0, 1e5),
+    )
+    page = written(tmp_path, finished() | {"search": Choice(large, found).told()})
+    text = text_of(page)
+    assert "1 convnet 9 chosen 92.0 % 0.5 ms 36 kB 2 mlp 16, depth 1 61.0 % 0.05 ms 4.8 kB" in text
+    assert "Of 2 candidates, those that no other beats in error, latency, bytes at once" in text
+    assert "<svg" in page.read_text()
 
 
 def test_headline_does_not_hide_a_student_that_is_slower():
