@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
+from synthkd.compression.width import Slimmable
 from synthkd.data.bank import MemoryBank
 from synthkd.data.hybrid import HybridSource, RealImages
 from synthkd.data.real import RealData, load_splits
@@ -28,6 +29,7 @@ from synthkd.models.layout import head
 from synthkd.pipelines.config import DistillConfig
 from synthkd.rng import Rows, derive
 from synthkd.schedules import DifficultyController
+from synthkd.settings import ZooModel
 from synthkd.taps import INPUT
 from synthkd.training.learner import Learner
 from synthkd.training.memory import fitting_batch_size, training_step
@@ -99,13 +101,17 @@ def assemble(
         require_fit("data", splits.train, subject)
     phases.check(config.phases, dataset is None and config.mix.real != 1.0 and config.mix.live != 1.0)
     student = _student(config, subject)
-    inherited = inherit(student, teacher) if teacher is not None and config.inherit and is_fresh(config.student) else 0
+    if isinstance(student, Slimmable) and accelerator.num_processes > 1:
+        raise ConfigError("width: the width of a student changes in one process only; leave torchrun out, or width")
+    inherited = 0
+    if isinstance(student, Classifier) and teacher is not None and config.inherit and is_fresh(config.student):
+        inherited = inherit(student, teacher)
     hints = penultimate = None
     compared: list[Pair] = []
-    if teacher is not None and config.distill.hint != 0.0:
+    if isinstance(student, Classifier) and teacher is not None and config.distill.hint != 0.0:
         hints = Hints(teacher, student)
         compared += hints.pairs
-    if teacher is not None and config.distill.semantic != 0.0:
+    if isinstance(student, Classifier) and teacher is not None and config.distill.semantic != 0.0:
         penultimate = Pair(head(teacher) + INPUT, head(student) + INPUT)
         compared.append(penultimate)
     batch_size = _batch_size(config, student, accelerator)
@@ -146,7 +152,8 @@ def assemble(
     synthesis = Synthesis(generator, bank, difficulty, learner.synchronise)
     prioritized = bank if config.bank.policy == "prioritized" else None
     places = () if hints is None else [pair.student for pair in hints.pairs]
-    learn = DistillStep(learner, source, config.distill, accelerator, prioritized, places, penultimate)
+    regulator = student if isinstance(student, Slimmable) else None
+    learn = DistillStep(learner, source, config.distill, accelerator, prioritized, places, penultimate, regulator)
     if dataset is None:
         shown = real_images_seen(config.generator, 0 if splits is None else len(splits.train))
     else:
@@ -186,15 +193,20 @@ def _subject(teacher: Classifier | None, dataset: StoredDataset | None) -> Subje
     return Subject(dataset.spec, dataset.mean, dataset.std, dataset.class_names)
 
 
-def _student(config: DistillConfig, subject: Subject) -> Classifier:
+def _student(config: DistillConfig, subject: Subject) -> Classifier | Slimmable:
     torch.manual_seed(derive(config.seed, "student/init"))
+    if config.width is not None:
+        if not isinstance(config.student, ZooModel):
+            raise ConfigError("width: only networks of the zoo change their width: set student.kind to zoo")
+        names = (subject.mean, subject.std, subject.class_names)
+        return Slimmable(config.width, config.student, subject.spec, *names)
     student = build_model(config.student, subject.spec, subject.mean, subject.std, subject.class_names)
     if student.spec != subject.spec:
         raise ConfigError(f"student: it takes {student.spec}, its teacher {subject.spec}; they must be the same")
     return student
 
 
-def _batch_size(config: DistillConfig, student: Classifier, accelerator: Accelerator) -> int:
+def _batch_size(config: DistillConfig, student: Classifier | Slimmable, accelerator: Accelerator) -> int:
     wanted = config.distill.batch_size
     if wanted % accelerator.num_processes:
         raise ConfigError(

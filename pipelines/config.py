@@ -34,6 +34,7 @@ from synthkd.settings import (
     TeacherSettings,
     TeachTraining,
     TrainedTeacher,
+    WidthSettings,
 )
 
 
@@ -84,6 +85,9 @@ class DistillConfig(TrainingConfig):
     student: ModelSettings
     inherit: bool = True
     """Start a fresh student from the part of the teacher's weights that fits it, where the architectures agree."""
+    width: WidthSettings | None = None
+    """Let the student's width change while it trains, between its own and `most` times it; it is cut to the width that
+    it ends with."""
     generator: GeneratorSettings = InversionSettings()
     data: DataSettings | None = None
     """Real images: what cgan and diffusion learn from, and what may be mixed in (`mix.real`). None: data-free."""
@@ -125,6 +129,11 @@ class DistillConfig(TrainingConfig):
             raise ValueError("distill.hint compares features of the images at hand: set mix.logits to fresh")
         if self.distill.semantic != 0.0 and self.mix.logits == "stored":
             raise ValueError("distill.semantic compares features of the images at hand: set mix.logits to fresh")
+        if self.width is not None and (self.inherit or self.distill.hint != 0.0 or self.distill.semantic != 0.0):
+            raise ValueError(
+                "width: a student whose width changes has no layer that a weight or feature of the teacher fits: set "
+                "inherit to false, and distill.hint and distill.semantic to 0"
+            )
         if self.teacher is None and not (stored and self.mix.logits == "stored" and self.mix.real == 0.0):
             raise ValueError(
                 "a teacher is missing: set teacher, or learn from a dataset that has its soft labels "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from synthkd.compression.width import Slimmable, slice_out
 from synthkd.data.real import RealData, load_splits
 from synthkd.distillation import phases
 from synthkd.generators.files import INSIDE_A_RUN, save_generator
@@ -120,6 +121,8 @@ def _grid(config: DistillConfig, job: Job, parts: Parts, step: int) -> None:
 def _finished_student(config: DistillConfig, job: Job, parts: Parts) -> Classifier:
     """Save what the run ends with: always the last weights (or their average), never a best checkpoint."""
     student = parts.learner.evaluated
+    if isinstance(student, Slimmable):
+        student = slice_out(student)
     assert isinstance(student, Classifier)
     student.eval()
     if job.accelerator.is_main_process:

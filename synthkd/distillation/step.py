@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import torch
 from accelerate import Accelerator
@@ -44,15 +45,31 @@ class StudentView:
     student_features: Mapping[str, Tensor] = field(default_factory=dict)
 
 
+class Regulator(Protocol):
+    """A student that changes its own size, as `synthkd.compression.width.Slimmable` does."""
+
+    def penalty(self) -> Tensor:
+        """A scalar to add to the loss."""
+        ...
+
+    def update(self, gradient: float, similarity: float) -> dict[str, float]:
+        """After a step: the norm of its gradient, and the agreement with the teacher; what is worth logging."""
+        ...
+
+
 def objective(
-    settings: DistillSettings, hints: nn.Module | None = None, penultimate: Pair | None = None
+    settings: DistillSettings,
+    hints: nn.Module | None = None,
+    penultimate: Pair | None = None,
+    regulator: Regulator | None = None,
 ) -> Objective[StudentView]:
-    """`alpha CE + (1 - alpha) T^2 KL + logit_match |.| + hint + semantic`, and the user's own terms.
+    """`alpha CE + (1 - alpha) T^2 KL + logit_match |.| + hint + semantic + width`, and the user's own terms.
 
     Args:
         settings: temperature and weights.
         hints: (teacher features, student features) -> scalar; needed when `settings.hint` is not 0.
         penultimate: where both have their penultimate features; needed when `settings.semantic` is not 0.
+        regulator: a student that changes its size.
 
     Raises:
         ConfigError: a weight without what it weighs, or a term that cannot be imported.
@@ -78,6 +95,9 @@ def objective(
             v.batch.teacher_features[penultimate.teacher], v.student_features[penultimate.student]
         )
         weights["semantic"] = settings.semantic
+    if regulator is not None:
+        terms["width"] = lambda v: regulator.penalty()  # noqa: ARG005
+        weights["width"] = 1.0
     for target, weight in settings.terms.items():
         terms[target] = resolve(target, "distill.terms")
         weights[target] = weight
@@ -113,6 +133,7 @@ class DistillStep:
         bank: where priorities go, or None when draws are not prioritized.
         places: module paths of the student whose features the learner's helpers (the hints) compare.
         penultimate: where teacher and student have their penultimate features, where those are compared.
+        regulator: the student itself, where it changes its size.
     """
 
     def __init__(
@@ -124,17 +145,19 @@ class DistillStep:
         bank: MemoryBank | None = None,
         places: Sequence[str] = (),
         penultimate: Pair | None = None,
+        regulator: Regulator | None = None,
     ) -> None:
         self._learner = learner
         self._source = source
         self._settings = settings
-        self._objective = objective(settings, learner.helpers, penultimate)
+        self._objective = objective(settings, learner.helpers, penultimate, regulator)
         # wrapped for several processes, the student is a child of the wrapper
         self._prefix = "" if learner.model is learner.module else "module."
         places = [*places, *([] if penultimate is None else [penultimate.student])]
         self._places = tuple(self._prefix + place for place in dict.fromkeys(places))
         self._accelerator = accelerator
         self._bank = bank
+        self._regulator = regulator
 
     def __call__(self, step: int) -> dict[str, Tensor | float]:
         """The student's own 0-based step; returns what is worth logging."""
@@ -150,7 +173,10 @@ class DistillStep:
         logged = self._learner.update(self._objective(view, step, total), step)
         if self._bank is not None and batch.slots is not None:
             self._reprioritise(self._bank, batch.slots, view)
-        return logged | {"student/agreement": losses.agreement(view.teacher, view.student.detach())}
+        agreement = losses.agreement(view.teacher, view.student.detach())
+        if self._regulator is not None:
+            logged |= self._regulator.update(float(logged[f"{self._learner.name}/gradient_norm"]), float(agreement))
+        return logged | {"student/agreement": agreement}
 
     def _reprioritise(self, bank: MemoryBank, slots: Tensor, view: StudentView) -> None:
         """Priority is the divergence from the teacher; mixtures and foreign rows have slot -1 and keep theirs."""

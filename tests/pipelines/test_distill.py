@@ -424,9 +424,28 @@ def test_classes_in_another_order_are_refused(teacher: Path, tmp_path: Path) -> 
         distill(config_for(teacher, None, data=data, mix={"real": 0.5}), dry_run=True)
 
 
+def test_a_width_that_changes_is_cut_to_size_and_survives_a_stop(teacher: Path, tmp_path: Path) -> None:
+    changes = {"width": {"start": 2.0, "gamma": 50.0}, "inherit": False, "phases": SMALL["phases"][:2]}
+    straight = run(config_for(teacher, tmp_path / "straight", **changes, test={"kind": "digits"}))
+    log = [json.loads(line) for line in (straight.directory / "metrics.jsonl").read_text().splitlines()]
+    widths = [row["width/width"] for row in log if "width/width" in row]
+    saved = json.loads((straight.directory / "student" / "config.json").read_text())["recipe"]
+    assert widths[0] == 12 > saved["width"] >= 6
+    assert [row["test/accuracy"] for row in log if "test/accuracy" in row][-1] == pytest.approx(
+        straight.values["student"]["accuracy"]
+    )
+    half = config_for(teacher, tmp_path / "resumed", **changes, test={"kind": "digits"})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(DistillStep, "__call__", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run(half)
+    assert student_bytes(straight.directory) == student_bytes(run(half).directory)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
+        ({"width": {}}, "set inherit to false"),
         ({"teacher": None}, "a teacher is missing"),
         ({"teacher": None, "generator": {"kind": "dataset", "path": "x"}, "mix": {"logits": "fresh"}}, "a teacher is"),
         ({"generator": {"kind": "dataset", "path": "x"}, "phases": SMALL["phases"]}, "a dataset is fixed"),
