@@ -81,7 +81,7 @@ def choose_student(config: DistillConfig, settings: SearchSettings, teacher: Cla
         def evaluate(model: ZooModel) -> Scores:
             nonlocal done
             if not proxy:  # what is finished needs no images
-                proxy.append(_proxy(config, settings, teacher, seed))
+                proxy.append(make_proxy(config, settings, teacher, seed))
             display.update(done, "candidates", {})
             scores = proxy[0](model)
             done += 1
@@ -99,7 +99,7 @@ def fastest_of(front: Front, tolerance: float) -> Candidate:
     return min(good, key=lambda one: one.scores.latency_ms)
 
 
-def _proxy(config: DistillConfig, settings: SearchSettings, teacher: Classifier, seed: int) -> Evaluate:
+def make_proxy(config: DistillConfig, settings: SearchSettings, teacher: Classifier, seed: int) -> Evaluate:
     """Fill a bank with images for the candidates to learn from, and make others to score them on."""
     parts = assemble(config, teacher, make_accelerator(config), None)
     for index in range(settings.rounds):
