@@ -2,10 +2,10 @@
 
     python benchmarks/int8.py [--rounds 20] [--root FOLDER]
 
-Run it alone on the machine, after fashion_mnist.py. The student that was distilled for 300 s is exported to ONNX and to
-int8, whose ranges are measured on 500 images of an inversion generator of its teacher. The three are then timed in turns, 200
-calls after a warm-up in each of the rounds, so that all have the same machine; a ratio is the median of those of the
-rounds. Accuracy is on the 10,000 test images. Written to benchmarks/results/int8.json.
+Run it alone on the machine, after fashion_mnist.py. The student that was distilled for 300 s is exported to ONNX and
+to int8, whose ranges are measured on 500 images of an inversion generator of its teacher. The three are then timed in
+turns, 200 calls after a warm-up in each of the rounds, so that all have the same machine; a ratio is the median of
+those of the rounds. Accuracy is on the 10,000 test images. Written to benchmarks/results/int8.json.
 """
 
 from __future__ import annotations
