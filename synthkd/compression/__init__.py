@@ -1,4 +1,4 @@
-"""Compression: what a model costs, how much it can hold, and its export to files that run elsewhere."""
+"""Compression: what a model costs and can hold, the choice of a student, a changing width, export."""
 
 from synthkd.compression.capacity import (
     CapacityBound,
@@ -14,6 +14,7 @@ from synthkd.compression.capacity import (
 )
 from synthkd.compression.cost import Cost, Energy, Latency, cost
 from synthkd.compression.export import Description, export_onnx, export_program, quantize_int8
+from synthkd.compression.pareto import Candidate, Front, Scores, hypervolume
 from synthkd.compression.predict import (
     OnnxModel,
     Parity,
@@ -23,18 +24,24 @@ from synthkd.compression.predict import (
     predict_folder,
     run_onnx,
 )
+from synthkd.compression.search import random_search, search, space_of
+from synthkd.compression.width import Slimmable, slice_out
 
 __all__ = [
+    "Candidate",
     "CapacityBound",
     "Cost",
     "Description",
     "Energy",
     "FisherTrace",
+    "Front",
     "LabelInformation",
     "Latency",
     "OnnxModel",
     "Parity",
     "Prediction",
+    "Scores",
+    "Slimmable",
     "TeacherQuality",
     "TeacherReport",
     "capacity_bound",
@@ -43,11 +50,16 @@ __all__ = [
     "export_program",
     "feature_dimension",
     "fisher_trace",
+    "hypervolume",
     "label_information",
     "onnx_latency",
     "parity",
     "predict_folder",
     "quantize_int8",
+    "random_search",
     "run_onnx",
+    "search",
+    "slice_out",
+    "space_of",
     "teacher_quality",
 ]
