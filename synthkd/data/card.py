@@ -108,6 +108,12 @@ def _privacy(about: Mapping[str, Any]) -> str:
     seen = about["real_images_used"]
     if seen is None:
         source = "The generator was made elsewhere; which real images it was trained on is not known here."
+    elif seen and about["generator"]["kind"] == "merf":
+        source = (
+            f"The generator learned from one noisy look at {seen:,} real images, which bounds what it can tell about "
+            "any of them. What the teacher tells is not in that bound: it labelled these images and may have chosen "
+            "among them."
+        )
     elif seen:
         source = (
             f"The generator was trained on {seen:,} real images. Its images may repeat what it saw, closely or in part."
@@ -127,8 +133,8 @@ def _privacy(about: Mapping[str, Any]) -> str:
             "shifted or altered ones."
         )
     return (
-        f"{source} {filtered} **There is no privacy guarantee**: nothing here is differentially private, and that "
-        "images are synthetic does not make them anonymous. The soft labels are answers of the teacher and can tell "
+        f"{source} {filtered} **There is no privacy guarantee**: as a whole this is not differentially private, and "
+        "that images are synthetic does not make them anonymous. The soft labels are answers of the teacher and can tell "
         "about its training data too."
     )
 

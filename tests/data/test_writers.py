@@ -49,6 +49,7 @@ ABOUT = {
     "seed": 0,
     "counts": [7, 7, 7],
     "real_images_used": 12,
+    "generator": {"kind": "cgan"},
     "real_images_compared": None,
     "filters": {"confidence": None, "copies": None},
     "teacher": {"arch": "mlp", "parameters": 3, "trained_on": None, "sha256": "0"},
@@ -189,3 +190,19 @@ def test_what_a_format_cannot_hold_is_refused(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(writers, "import_module", missing)
     with pytest.raises(MissingExtraError, match=r"pip install 'synthkd\[data\]'"):
         check_format(layout("parquet"), ImageSpec(1, 8, 8, 3), [4, 4, 4])
+
+
+@pytest.mark.parametrize(
+    ("seen", "kind", "said"),
+    [
+        (0, "inversion", "The generator saw no real image."),
+        (None, "saved", "is not known here"),
+        (1294, "cgan", "trained on 1,294 real images. Its images may repeat"),
+        (1294, "merf", "learned from one noisy look at 1,294 real images"),
+    ],
+)
+def test_the_card_says_what_the_generator_saw_and_never_promises_privacy(seen: int | None, kind: str, said: str) -> None:
+    about = {"format": "folder", "class_names": NAMES, **ABOUT, "real_images_used": seen, "generator": {"kind": kind}}
+    text = card(about, "seed: 0\n")
+    assert said in text
+    assert "**There is no privacy guarantee**" in text
