@@ -24,6 +24,7 @@ from synthkd.hardware import describe
 from synthkd.models import Classifier, load_model, parameters
 from synthkd.models.weights import serialised
 from synthkd.pipelines.config import AuditConfig, ImageSet
+from synthkd.pipelines.copying import look_for_copies
 from synthkd.pipelines.run import (
     REPORT,
     Plan,
@@ -45,14 +46,13 @@ from synthkd.privacy.audit import (
     negative_check,
     roles_check,
 )
-from synthkd.privacy.copies import CopyTest, copy_test
 from synthkd.privacy.membership import Answers, attacks
 from synthkd.privacy.rates import RateRatio, tpr_ratio
 from synthkd.privacy.report import plain, privacy_report
 from synthkd.privacy.verdict import Check, verdict
 from synthkd.privacy_report import PAGE, SOURCE, write_privacy_page
 from synthkd.rng import derive
-from synthkd.types import ImageSpec, to_float
+from synthkd.types import ImageSpec
 
 WHOS = ("teacher", "student")
 LEAST = {"members": 20, "nonmembers": 20, "population": 1000}
@@ -213,7 +213,9 @@ def _audit(config: AuditConfig, inputs: _Inputs, device: torch.device) -> tuple[
     groups = {who: audit_lists(answers, member, crowd[who], config.delta) for who, answers in asked.items()}
     checks = _checks(config, inputs, asked, member)
     attacked = time.perf_counter()
-    copies = _copies(config, lists)
+    copies = {}
+    if "generated" in lists:
+        copies = look_for_copies(inside.images, outside.images, lists["generated"].images, config.seed, device)
     said = verdict(None, (), checks)
     counts = {who: len(several) for who, several in inputs.references.items()}
     found = {
@@ -304,16 +306,6 @@ def _ratio(config: AuditConfig, asked: Mapping[str, Answers], member: Tensor) ->
     return tpr_ratio(ours[member], ours[~member], theirs[member], theirs[~member], seed=seed)
 
 
-def _copies(config: AuditConfig, lists: Mapping[str, _List]) -> CopyTest | None:
-    """Pixel by pixel, near members and near non-members."""
-    if "generated" not in lists:
-        return None
-    members, others, generated = (
-        to_float(lists[key].images).flatten(1) for key in ("members", "nonmembers", "generated")
-    )
-    return copy_test(members, others, generated, config.seed)
-
-
 def _plan(inputs: _Inputs) -> tuple[str, ...]:
     models = [
         f"  {who}: {parameters(model):,} parameters, {len(inputs.references[who])} references"
@@ -335,11 +327,11 @@ def _summary(values: Mapping[str, Any]) -> tuple[str, ...]:
         lines.append(
             f"{who}: AUC {area['value']:.3f} [{area['low']:.3f}, {area['high']:.3f}] by {found['name']}; {hits}"
         )
-    if copies := values["copies"]:
-        near = copies["near_copies"]
+    for test in values["copies"]:
+        near, space = test["near_copies"], test["space"].partition(" ")[0]
         lines.append(
-            f"copies:  {near['of_train']:,} of {copies['n_generated']:,} synthetic images are near a member, "
-            f"{near['of_holdout']:,} near a non-member; {copies['note']}"
+            f"copies:  {near['of_train']:,} of {test['n_generated']:,} synthetic images are near a member in {space}, "
+            f"{near['of_holdout']:,} near a non-member; {test['note']}"
         )
     notes = dict.fromkeys(f"note:    {key}: {note}" for key, one in sets.items() for note in one["notes"])
     return (*lines, *notes, f"privacy: {values['verdict']['text']}")

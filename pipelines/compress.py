@@ -25,13 +25,14 @@ from synthkd.models.weights import serialised
 from synthkd.pipelines import choose
 from synthkd.pipelines.attack import PipelineAudit, audit_pipeline, require_enough
 from synthkd.pipelines.config import NOISY_GENERATOR, CompressConfig
+from synthkd.pipelines.copying import look_for_copies
 from synthkd.pipelines.distill import distill
 from synthkd.pipelines.flow import DISTILL, Flowed, run_flow, sample, stand_in
 from synthkd.pipelines.handover import NAMES, capacity, hand_over, require_packages
 from synthkd.pipelines.job import Job, open_job
 from synthkd.pipelines.run import Plan, Result
 from synthkd.privacy.accounting import Adjacency, Ledger, epsilon
-from synthkd.privacy.copies import CopyTest, copy_test
+from synthkd.privacy.copies import CopyTest
 from synthkd.privacy.report import privacy_report
 from synthkd.privacy.verdict import Claim, verdict
 from synthkd.privacy_report import write_privacy_page
@@ -86,7 +87,7 @@ def compress(config: CompressConfig, *, dry_run: bool = False) -> Result | Plan:
             assert private is not None
             searched = {} if made.choice is None else {"student": made.choice.model, "search": None}
             found = audit_pipeline(config.model_copy(update=searched), job.directory, private, job.device)
-        privacy = _privacy(config, job, made, found, None if private is None else _copies(config, private, synthetic))
+        privacy = _privacy(config, job, made, found, _copies(config, job, private, synthetic))
         write_atomically(job.directory / PRIVACY, json.dumps(privacy, indent=2, allow_nan=False).encode() + b"\n")
         write_privacy_page(job.directory)
         seconds = {"flow": flowed - began, "export": exported - flowed, "audit": time.perf_counter() - exported}
@@ -111,18 +112,18 @@ def _synthetic(config: CompressConfig, job: Job, made: Flowed) -> Tensor:
     return sample(generator, SYNTHETIC, classes, difficulty, config.seed, "handover")[0]
 
 
-def _copies(config: CompressConfig, private: Splits, synthetic: Tensor) -> CopyTest | None:
-    """Pixel by pixel, against training images and those that nobody trained on; None where there are none of those."""
+def _copies(config: CompressConfig, job: Job, private: Splits | None, synthetic: Tensor) -> dict[str, CopyTest]:
+    """Among training images and those that nobody trained on; none where there are none of those."""
+    if private is None:
+        return {}
     held = [part.images for part in (private.holdout, private.test) if len(part)]
     if not held:
-        return None
-    train, holdout = private.train.images, torch.cat(held)
-    train, holdout, generated = (images.flatten(1).float() / 255.0 for images in (train, holdout, synthetic))
-    return copy_test(train, holdout, generated, config.seed)
+        return {}
+    return look_for_copies(private.train.images, torch.cat(held), synthetic, config.seed, job.device)
 
 
 def _privacy(
-    config: CompressConfig, job: Job, made: Flowed, found: PipelineAudit | None, copies: CopyTest | None
+    config: CompressConfig, job: Job, made: Flowed, found: PipelineAudit | None, copies: Mapping[str, CopyTest]
 ) -> dict[str, Any]:
     checks = () if found is None else tuple(found.checks)
     said = verdict(_claim(made), [] if found is None else found.bounds, checks)

@@ -145,7 +145,7 @@ def content(
         "audit": audit,
         "unaudited": "not asked for (audit is not set)",
         "checks": checks,
-        "copies": copied(),
+        "copies": {"pixels": copied()},
         "uncopied": "needs the private images and as many that were not trained on",
         "provenance": {
             "synthkd": "0.1.0",
@@ -335,7 +335,7 @@ def test_rows_have_the_teacher_left_of_the_student_and_the_headline_in_bold(tmp_
 
 
 def test_gaps_have_their_reasons(tmp_path):
-    text = text_of(written(tmp_path, content("f1", audited(120), PASSED, copies=None)))
+    text = text_of(written(tmp_path, content("f1", audited(120), PASSED, copies={})))
     for part in (
         "No rate (–): an error rate of 1.0% needs 100 non-members or more, got", "an error rate of 0.1% needs 1,000",
         "not measured needs 100 non-members or more, got", "RMIA was left out", "no images for RMIA",

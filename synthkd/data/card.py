@@ -134,8 +134,8 @@ def _privacy(about: Mapping[str, Any]) -> str:
         )
     return (
         f"{source} {filtered} **There is no privacy guarantee**: as a whole this is not differentially private, and "
-        "that images are synthetic does not make them anonymous. The soft labels are answers of the teacher and can tell "
-        "about its training data too."
+        "that images are synthetic does not make them anonymous. The soft labels are answers of the teacher and can "
+        "tell about its training data too."
     )
 
 

@@ -111,7 +111,7 @@ def privacy_report(
     audit: Mapping[str, Any] | None,
     unaudited: str,
     checks: Sequence[Check],
-    copies: CopyTest | None,
+    copies: Mapping[str, CopyTest],
     uncopied: str,
     provenance: Mapping[str, Any],
 ) -> dict[str, Any]:
@@ -125,7 +125,7 @@ def privacy_report(
         audit: of the pipeline, or with the kind `GIVEN` of given lists, dataclasses inside; None where there was none.
         unaudited: why, then.
         checks: of the audit.
-        copies: of the synthetic images; None where it was not made.
+        copies: of the synthetic images, by what was compared; empty where it was not made.
         uncopied: why, then.
         provenance: hashes, versions and hardware.
     """
@@ -144,7 +144,7 @@ def privacy_report(
             "audit": audit,
             "unaudited": unaudited,
             "checks": checks,
-            "copies": None if copies is None else _told(copies),
+            "copies": [_told(space, test) for space, test in copies.items()],
             "uncopied": uncopied,
             "caveats": CAVEATS[kind] + _computed(flow, audit, insecure),
             "provenance": provenance,
@@ -153,11 +153,11 @@ def privacy_report(
     return found
 
 
-def _told(copies: CopyTest) -> dict[str, Any]:
-    """The copy test without the rows of private images that it found."""
-    told = asdict(copies)
+def _told(space: str, test: CopyTest) -> dict[str, Any]:
+    """A copy test without the rows of private images that it found."""
+    told = asdict(test)
     del told["closest_train"], told["closest_generated"]
-    return {"note": NOT_EVIDENCE, "space": "pixels in [0, 1], Euclidean", **told}
+    return {"note": NOT_EVIDENCE, "space": space, **told}
 
 
 def _computed(flow: Flow | None, audit: Mapping[str, Any] | None, insecure: bool) -> tuple[str, ...]:

@@ -201,7 +201,9 @@ def test_what_a_format_cannot_hold_is_refused(monkeypatch: pytest.MonkeyPatch) -
         (1294, "merf", "learned from one noisy look at 1,294 real images"),
     ],
 )
-def test_the_card_says_what_the_generator_saw_and_never_promises_privacy(seen: int | None, kind: str, said: str) -> None:
+def test_the_card_says_what_the_generator_saw_and_never_promises_privacy(
+    seen: int | None, kind: str, said: str
+) -> None:
     about = {"format": "folder", "class_names": NAMES, **ABOUT, "real_images_used": seen, "generator": {"kind": kind}}
     text = card(about, "seed: 0\n")
     assert said in text

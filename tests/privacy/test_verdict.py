@@ -61,14 +61,23 @@ def test_a_report_is_json_and_names_no_row_of_a_private_image() -> None:
     rng = torch.Generator().manual_seed(0)
     copies = copy_test(*(torch.rand(30, 4, generator=rng) for _ in range(3)), permutations=10, pairs=3)
     found = privacy_report(
-        verdict(None, [], []), "f1", ["student"], [], None, "not asked for", [], copies, "", {"synthkd": "1"}
+        verdict(None, [], []),
+        "f1",
+        ["student"],
+        [],
+        None,
+        "not asked for",
+        [],
+        {"pixels": copies},
+        "",
+        {"synthkd": "1"},
     )
     told = json.loads(json.dumps(found, allow_nan=False))
     assert told == found
     assert told["dp"] is None
-    assert told["copies"]["note"] == "a copy detector, not privacy evidence"
-    assert "closest_train" not in told["copies"]
-    assert len(told["copies"]["closest_distances"]) == 3
+    assert told["copies"][0]["note"] == "a copy detector, not privacy evidence"
+    assert "closest_train" not in told["copies"][0]
+    assert len(told["copies"][0]["closest_distances"]) == 3
     assert any("Nothing was measured" in said for said in told["caveats"])
     assert any("one person" in said for said in told["caveats"])
 
@@ -87,7 +96,7 @@ def test_a_report_on_given_lists_has_caveats_of_its_own() -> None:
         (2, "RMIA was left out", "One reference model"),
     ):
         audit = {**lists, "references": {"teacher": references}}
-        found = privacy_report(verdict(None, [], checks), None, ["teacher"], [], audit, "", checks, None, "", {})
+        found = privacy_report(verdict(None, [], checks), None, ["teacher"], [], audit, "", checks, {}, "", {})
         assert found["flow"] is None
         assert found["audit"]["kind"] == GIVEN
         caveats = " ".join(found["caveats"])
@@ -97,6 +106,6 @@ def test_a_report_on_given_lists_has_caveats_of_its_own() -> None:
         assert "Unreadable files of the members that were left out: 3." in caveats
         assert "canar" not in json.dumps(found)
     pipeline = {"references": {"teacher": 2, "student": 2}, "population": 0}
-    found = privacy_report(verdict(None, [0.0], checks), "f1", [], [], pipeline, "", checks, None, "", {})
+    found = privacy_report(verdict(None, [0.0], checks), "f1", [], [], pipeline, "", checks, {}, "", {})
     assert found["audit"]["kind"] == "pipeline"
     assert "mislabelled canaries" in " ".join(found["caveats"])
