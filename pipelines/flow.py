@@ -75,11 +75,12 @@ def run_flow(config: CompressConfig, directory: Path, private: Splits | None, se
     shown = private
     if isinstance(generator, MerfSettings):
         assert private is not None
-        released = release(_releasing(config, generator, directory / RELEASE, seed), private.train)
+        releasing = _releasing(config, generator, directory / RELEASE, seed)
+        released = release(releasing, private.train)
         claims.append(released.values["dp"])
         generator = SavedSettings(kind="saved", path=str(released.directory))
         if config.flow == "f3":
-            shown = _in_their_place(private, load_released(released), config.synthetic.per_class, seed)
+            shown = _in_their_place(private, load_released(releasing, released), config.synthetic.per_class, seed)
     if isinstance(settings, TrainedTeacher):
         taught = teach(_teaching(config, settings, directory / TEACH, seed), splits=shown)
         assert isinstance(taught, Result)

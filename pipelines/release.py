@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from accelerate import Accelerator
-
 from synthkd.data.splits import RealData
 from synthkd.generators.files import INSIDE_A_RUN, read_saved, save_generator
 from synthkd.generators.merf import RELEASE, Merf
 from synthkd.generators.settings import MerfSettings
 from synthkd.pipelines.config import TrainingConfig
 from synthkd.pipelines.fitting import fit_generator
-from synthkd.pipelines.job import open_job
+from synthkd.pipelines.job import make_accelerator, open_job
 from synthkd.pipelines.run import Result
 from synthkd.settings import Count
 
@@ -56,10 +54,9 @@ def release(config: ReleaseConfig, private: RealData) -> Result:
         return Result(job.directory, values, ())
 
 
-def load_released(result: Result) -> Merf:
+def load_released(config: ReleaseConfig, result: Result) -> Merf:
     """The generator that a run of `release` saved."""
     saved, folder = read_saved(result.directory)
-    assert isinstance(saved.settings, MerfSettings)
-    generator = Merf(saved.settings, None, saved.seed, Accelerator(cpu=True), spec=saved.image_spec)
+    generator = Merf(config.generator, None, saved.seed, make_accelerator(config), spec=saved.image_spec)
     generator.restore(folder)
     return generator
