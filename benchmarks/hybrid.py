@@ -1,11 +1,13 @@
 """What synthetic images add to a few real ones: Fashion-MNIST with 10, 50 and 500 real images of each class.
 
     python benchmarks/hybrid.py [--sizes 10 50] [--arms "real KD" "real + cgan"] [--mixup 0 0.8] [--seeds 3] [--dry-run]
+    python benchmarks/hybrid.py --budget 300s --sizes 50 --mixup 0 [...]    # five times the steps
 
 Run it alone on the machine. Every finished cell is kept in benchmarks/runs/hybrid, so an interrupted table goes on
 where it stopped. The convnet pair of fashion_mnist.py, whose teacher has seen all 60,000 images. All arms have the same
 student, from random weights (one that inherits has the teacher's features, hence those images, before its first step),
-the same optimiser, 1,800 steps of 64 images, and the same flips and shifts; only what is flipped and shifted differs. A
+the same optimiser, as many steps of 64 images (1,800, or 9,200 with --budget 300s), and the same flips and shifts; only
+what is flipped and shifted differs. A
 mixture of two images that the teacher answers is itself a synthetic image, so all arms are run twice: without any, and
 with four fifths of each batch mixed. `real KD` has nothing but the few real images; `real + data-free` also images of
 the inversion generator, trained beside the student; `real + cgan` and `real + diffusion` also samples of a generator
@@ -22,7 +24,7 @@ import argparse
 import json
 import statistics
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from itertools import product
 from pathlib import Path
@@ -90,6 +92,7 @@ class Budget:
 
 
 FULL = Budget(PAIR.budgets["60s"], PAIR.rounds, PAIR.every, {"cgan": 120, "diffusion": 32}, 20, RUNS)
+BUDGETS = {"60s": FULL, "300s": replace(FULL, steps=PAIR.budgets["300s"])}
 SMOKE = Budget(12, (2, 1), 6, {"cgan": 2, "diffusion": 1}, 1, HERE / "runs" / "hybrid_smoke")
 
 
@@ -113,7 +116,8 @@ def directory(budget: Budget, size: int, name: str, seed: int) -> Path:
 
 def place(budget: Budget, size: int, arm: str, mixup: float, seed: int) -> Path:
     """The run directory of a cell."""
-    return directory(budget, size, f"{arm} mixup {mixup:g}", seed)
+    longer = f" {budget.steps} steps" if budget.steps == BUDGETS["300s"].steps else ""
+    return directory(budget, size, f"{arm} mixup {mixup:g}{longer}", seed)
 
 
 def generator_of(budget: Budget, kind: str, size: int, seed: int, teacher: Path) -> Result:
@@ -210,9 +214,9 @@ def trained(made: Result) -> dict[str, Any]:
     }
 
 
-def of(cells: list[dict[str, Any]], size: int, mixup: float, arm: str) -> list[dict[str, Any]]:
+def of(cells: list[dict[str, Any]], steps: int, size: int, mixup: float, arm: str) -> list[dict[str, Any]]:
     """The cells of all seeds."""
-    return [c for c in cells if (c["per_class"], c["mixup"], c["arm"]) == (size, mixup, arm)]
+    return [c for c in cells if (c["steps"], c["per_class"], c["mixup"], c["arm"]) == (steps, size, mixup, arm)]
 
 
 def median_cell(rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -228,9 +232,9 @@ def comparisons(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
     the hybrids of its size.
     """
     found = []
-    for size, mixup in sorted({(c["per_class"], c["mixup"]) for c in cells}):
-        alone = of(cells, size, mixup, ALONE)
-        arms = {arm: rows for arm in HYBRIDS if (rows := of(cells, size, mixup, arm))}
+    for steps, size, mixup in sorted({(c["steps"], c["per_class"], c["mixup"]) for c in cells}):
+        alone = of(cells, steps, size, mixup, ALONE)
+        arms = {arm: rows for arm in HYBRIDS if (rows := of(cells, steps, size, mixup, arm))}
         if not alone or not arms:
             continue
         middle = {arm: 100 * statistics.median(c["accuracy"] for c in rows) for arm, rows in arms.items()}
@@ -240,6 +244,7 @@ def comparisons(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
             paired = [100 * (c["accuracy"] - by_seed[c["seed"]]) for c in rows if c["seed"] in by_seed]
             found.append(
                 {
+                    "steps": steps,
                     "per_class": size,
                     "arm": arm,
                     "mixup": mixup,
@@ -255,20 +260,22 @@ def comparisons(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def table(cells: list[dict[str, Any]]) -> str:
     """Median [lowest, highest] over seeds of each arm."""
     lines = [
-        "| real images per class | mixed | arm | real share of a batch | seeds | accuracy, median [range] "
+        "| steps | real images per class | mixed | arm | real share of a batch | seeds | accuracy, median [range] "
         "| 95 % interval of the median run | seconds, student | seconds, generator | asked label seen |",
-        "|" + "---|" * 10,
+        "|" + "---|" * 11,
     ]
-    for size, mixup, arm in sorted({(c["per_class"], c["mixup"], c["arm"]) for c in cells}, key=_order):
-        rows = of(cells, size, mixup, arm)
+    for steps, size, mixup, arm in sorted(
+        {(c["steps"], c["per_class"], c["mixup"], c["arm"]) for c in cells}, key=_order
+    ):
+        rows = of(cells, steps, size, mixup, arm)
         scores = [100 * c["accuracy"] for c in rows]
         low, high = median_cell(rows)["interval"]
         made = [c["generator"] for c in rows if c["generator"] is not None]
         cost = f"{statistics.median(g['seconds'] for g in made):.0f}" if made else "-"
         seen = f"{100 * statistics.median(g['agreement'] for g in made):.0f} %" if made else "-"
         lines.append(
-            f"| {size} | {mixup:g} | {arm} | {rows[0]['share']:g} | {len(rows)} | {statistics.median(scores):.2f} "
-            f"[{min(scores):.2f}, {max(scores):.2f}] | {100 * low:.2f} to {100 * high:.2f} "
+            f"| {steps:,} | {size} | {mixup:g} | {arm} | {rows[0]['share']:g} | {len(rows)} "
+            f"| {statistics.median(scores):.2f} [{min(scores):.2f}, {max(scores):.2f}] | {100 * low:.2f} to {100 * high:.2f} "
             f"| {statistics.median(c['seconds'] for c in rows):.0f} | {cost} | {seen} |"
         )
     return "\n".join(lines)
@@ -277,21 +284,24 @@ def table(cells: list[dict[str, Any]]) -> str:
 def difference_table(compared: list[dict[str, Any]]) -> str:
     """Each hybrid's lead over real images alone."""
     lines = [
-        "| real images per class | mixed | hybrid | points over real KD, medians | by seed, lowest to highest "
+        "| steps | real images per class | mixed | hybrid | points over real KD, medians | by seed, lowest to highest "
         "| intervals apart |",
-        "|" + "---|" * 6,
+        "|" + "---|" * 7,
     ]
     for c in compared:
         arm = f"**{c['arm']}**" if c["best"] else c["arm"]
         ends = f"{min(c['by_seed']):+.2f} to {max(c['by_seed']):+.2f}" if c["by_seed"] else "-"
         apart = "yes" if c["apart"] else "no"
-        lines.append(f"| {c['per_class']} | {c['mixup']:g} | {arm} | {c['difference']:+.2f} | {ends} | {apart} |")
+        lines.append(
+            f"| {c['steps']:,} | {c['per_class']} | {c['mixup']:g} | {arm} "
+            f"| {c['difference']:+.2f} | {ends} | {apart} |"
+        )
     return "\n".join(lines)
 
 
-def _order(key: tuple[int, float, str]) -> tuple[int, float, int]:
-    size, mixup, arm = key
-    return size, mixup, (DATA_FREE, *ARMS).index(arm)
+def _order(key: tuple[int, int, float, str]) -> tuple[int, int, float, int]:
+    steps, size, mixup, arm = key
+    return steps, size, mixup, (DATA_FREE, *ARMS).index(arm)
 
 
 def main() -> None:
@@ -306,22 +316,25 @@ def main() -> None:
     )
     parser.add_argument("--arms", nargs="*", default=list(ARMS), choices=ARMS, help="run only these")
     parser.add_argument("--mixup", type=float, nargs="*", default=list(MIXUP), choices=MIXUP, help="run only these")
+    parser.add_argument("--budget", default="60s", choices=BUDGETS, help="of the student's training")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--dry-run", action="store_true", help="list the cells, run none")
     parser.add_argument("--smoke", action="store_true", help="a few steps of everything, kept apart; writes no result")
     arguments = parser.parse_args()
     fashion_mnist.DATA["root"] = arguments.root  # also where its teacher is trained
-    budget = SMOKE if arguments.smoke else FULL
+    budgets = {"smoke": SMOKE} if arguments.smoke else BUDGETS
     teacher: Path | None = None
     cells: list[dict[str, Any]] = []
-    for seed, size in product(range(max(arguments.seeds, MOST_SEEDS)), sorted({0, *SHARES, ALL, *arguments.sizes})):
+    seeds, sizes = range(max(arguments.seeds, MOST_SEEDS)), sorted({0, *SHARES, ALL, *arguments.sizes})
+    for (name, budget), seed, size in product(budgets.items(), seeds, sizes):
         for mixup, arm in product(MIXUP, arms_of(size)):
             finished = (place(budget, size, arm, mixup, seed) / "result.json").exists()
             asked = size in arguments.sizes and mixup in arguments.mixup and (arm in arguments.arms or not size)
-            wanted = asked and seed < arguments.seeds
+            wanted = asked and seed < arguments.seeds and name in (arguments.budget, "smoke")
             if arguments.dry_run and (finished or wanted):
                 print(
-                    f"{'finished' if finished else 'to run  '}  {size} per class, {arm}, mixup {mixup:g}, seed {seed}"
+                    f"{'finished' if finished else 'to run  '}  {budget.steps:,} steps, {size} per class, {arm}, mixup "
+                    f"{mixup:g}, seed {seed}"
                 )
             elif finished or wanted:
                 teacher = teacher or fashion_mnist.teacher_of("convnet")
@@ -337,7 +350,7 @@ def main() -> None:
         "student": PAIR.student,
         "inherit": False,
         "augment": AUGMENT,
-        "generators": {kind: learner(kind, rounds) for kind, rounds in budget.rounds.items()},
+        "generators": {kind: learner(kind, rounds) for kind, rounds in FULL.rounds.items()},
         "cells": cells,
         "comparisons": compared,
         "versions": {name: version(name) for name in ("torch", "numpy", "diffusers")},
