@@ -275,8 +275,8 @@ def table(cells: list[dict[str, Any]]) -> str:
         seen = f"{100 * statistics.median(g['agreement'] for g in made):.0f} %" if made else "-"
         lines.append(
             f"| {steps:,} | {size} | {mixup:g} | {arm} | {rows[0]['share']:g} | {len(rows)} "
-            f"| {statistics.median(scores):.2f} [{min(scores):.2f}, {max(scores):.2f}] | {100 * low:.2f} to {100 * high:.2f} "
-            f"| {statistics.median(c['seconds'] for c in rows):.0f} | {cost} | {seen} |"
+            f"| {statistics.median(scores):.2f} [{min(scores):.2f}, {max(scores):.2f}] "
+            f"| {100 * low:.2f} to {100 * high:.2f} | {statistics.median(c['seconds'] for c in rows):.0f} | {cost} | {seen} |"
         )
     return "\n".join(lines)
 
