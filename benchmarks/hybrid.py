@@ -271,12 +271,13 @@ def table(cells: list[dict[str, Any]]) -> str:
         scores = [100 * c["accuracy"] for c in rows]
         low, high = median_cell(rows)["interval"]
         made = [c["generator"] for c in rows if c["generator"] is not None]
+        spent = statistics.median(c["seconds"] for c in rows)
         cost = f"{statistics.median(g['seconds'] for g in made):.0f}" if made else "-"
         seen = f"{100 * statistics.median(g['agreement'] for g in made):.0f} %" if made else "-"
         lines.append(
             f"| {steps:,} | {size} | {mixup:g} | {arm} | {rows[0]['share']:g} | {len(rows)} "
             f"| {statistics.median(scores):.2f} [{min(scores):.2f}, {max(scores):.2f}] "
-            f"| {100 * low:.2f} to {100 * high:.2f} | {statistics.median(c['seconds'] for c in rows):.0f} | {cost} | {seen} |"
+            f"| {100 * low:.2f} to {100 * high:.2f} | {spent:.0f} | {cost} | {seen} |"
         )
     return "\n".join(lines)
 

@@ -123,10 +123,12 @@ def _cosines(features: Tensor) -> Tensor:
     gram = _gram(features)
     squared, together = _squared_distances(gram)
     nearness = squared.rsqrt().masked_fill(together, 0.0)
-    # <i - j, k - j> from inner products alone: the differences themselves would be N^2 D numbers
-    products = gram[None] - gram[:, :, None] - gram[:, None, :] + gram.diagonal()[:, None, None]
-    cosines = products * nearness[:, :, None] * nearness[:, None, :]
-    return cosines.masked_fill(torch.eye(len(gram), dtype=torch.bool, device=gram.device), 0.0)
+    # <i - j, k - j> is <i, k> + a_ji + a_jk with a_ji = <j, j> / 2 - <j, i>, a product of rank 2 for each j: the
+    # differences themselves would be N^2 D numbers, and N times the work
+    offsets = nearness * (gram.diagonal()[:, None] / 2 - gram)
+    sums = torch.stack([offsets, nearness], dim=2) @ torch.stack([nearness, offsets], dim=1)
+    cosines = torch.addcmul(sums, gram[None], nearness[:, :, None] * nearness[:, None, :])
+    return torch.where(torch.eye(len(gram), dtype=torch.bool, device=gram.device), 0.0, cosines)
 
 
 def _gram(features: Tensor) -> Tensor:
