@@ -384,6 +384,49 @@ class Joint(Settings):
 
 PhaseSettings = Annotated[Pregenerate | Refine | Joint, Field(discriminator="kind")]
 
+# --- adaptation ----------------------------------------------------------------------------------------------------
+
+
+class TemperatureSettings(Settings):
+    """The controller of the temperature: down when the student's loss is small, up when it is large."""
+
+    start: Positive = 5.0
+    low: Positive = 1.0
+    high: Positive = 10.0
+    lower_below: NonNegative = 0.1
+    raise_above: NonNegative = 0.5
+    down: Annotated[float, Field(gt=0.0, le=1.0)] = 0.9
+    up: Annotated[float, Field(ge=1.0)] = 1.1
+
+    @model_validator(mode="after")
+    def _ordered(self) -> TemperatureSettings:
+        if not self.low <= self.start <= self.high:
+            raise ValueError("must hold: low <= start <= high")
+        if self.lower_below > self.raise_above:
+            raise ValueError("lower_below must not be above raise_above")
+        return self
+
+
+class WeightSettings(Settings):
+    """The controller of two weights that add up to 1."""
+
+    start: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.5
+    """First weight, before any capacity is known."""
+    rate: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
+    """How far an update goes towards the new weight; 1 goes all the way."""
+
+
+class StrengthSettings(Settings):
+    """The controller of the strength of distillation by capacity."""
+
+    beta: float | None = 1.0
+    """Gain of the capacity in the strength; None leaves capacity out of it, and only the gap counts."""
+    threshold: Positive = 0.05
+    """Gap, as a share of the teacher's capacity, above which distillation is strengthened."""
+    boost: Annotated[float, Field(ge=1.0)] = 1.5
+    """Factor of the strength while the gap is above the threshold; 1 leaves the gap out."""
+
+
 # --- compression ----------------------------------------------------------------------------------------------------
 
 

@@ -1,0 +1,269 @@
+"""How distillation adapts to the student: controllers with a small state that is checkpointed, and what they go by.
+
+A capacity, C_S(t) of the student at time t and C_T of the teacher, is any number >= 0 that both models get from the
+same images by the same estimator: held-out accuracy, or the nats about the label in
+`synthkd.compression.capacity.label_information`. Only their ratio counts. A count of parameters would not do, because
+it never changes while the student learns.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from scipy.optimize import brentq
+from torch import Tensor, nn
+
+from synthkd.errors import ConfigError, DataError, TrainingError
+from synthkd.progress import POINTS, GapCurve, fit_capacity_gap
+from synthkd.settings import StrengthSettings, TemperatureSettings, WeightSettings
+
+
+class TemperatureController:
+    """Sharpens the soft labels while the student keeps up, softens them when it does not.
+
+    Multiplicative: `T <- clip(T * down)` when the loss is below `lower_below`, `T <- clip(T * up)` when it is above
+    `raise_above`, unchanged in between; always inside `[low, high]`.
+    """
+
+    def __init__(self, settings: TemperatureSettings) -> None:
+        self.settings = settings
+        self.value = settings.start
+
+    def update(self, loss: float) -> float:
+        """Take the student's loss and return the new temperature.
+
+        Take a loss that does not hold this temperature, the hard-label loss or the divergence at T = 1: T^2 KL moves
+        with T, and the controller would answer itself.
+
+        Raises:
+            TrainingError: a loss that is not finite.
+        """
+        if not math.isfinite(loss):
+            raise TrainingError(f"the temperature follows a loss that must be finite, got {loss}; lower the lr")
+        s = self.settings
+        factor = s.down if loss < s.lower_below else s.up if loss > s.raise_above else 1.0
+        self.value = min(s.high, max(s.low, self.value * factor))
+        return self.value
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"value": self.value}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.value = float(state["value"])
+
+
+def capacity_strength(student: float, teacher: float, beta: float = 1.0) -> float:
+    """Capacity-aware strength `gamma_t = sigmoid(C_S(t) / C_T * beta)`.
+
+    1/2 for a student that knows nothing, `sigmoid(beta)` for one that has come up to its teacher: never below 1/2 for
+    beta > 0, and with beta = 1 it rises by 0.23 in the whole training. A negative beta eases off instead.
+
+    Args:
+        student: C_S(t) >= 0.
+        teacher: C_T > 0.
+        beta: gain.
+
+    Raises:
+        DataError: capacities that are not finite, or have no ratio.
+    """
+    return _sigmoid(_ratio(student, teacher) * beta)
+
+
+class AdaptiveWeights:
+    """Two weights `alpha_t = sigmoid(C_S(t) / C_T * beta_t)` and `beta_t = 1 - alpha_t`, which define each other.
+
+    At each t that is a fixed point. Here an update is one step of an iteration over time,
+
+        alpha <- alpha + rate * (sigmoid(C_S / C_T * (1 - alpha)) - alpha)
+
+    which for a ratio that stands still tends to `balanced_weight` from any start in [0, 1]. At rate 1 (no damping) it
+    runs into a cycle of two values for ratios above 5.86; at rate 1/2 it converges for any below 74. The weights hardly
+    move: for ratios from 0 to 1 alpha goes from 0.5 to 0.599.
+
+    Attributes:
+        value: alpha_t, in (0, 1).
+    """
+
+    def __init__(self, settings: WeightSettings) -> None:
+        self.settings = settings
+        self.value = settings.start
+
+    @property
+    def other(self) -> float:
+        """beta_t, the second weight."""
+        return 1.0 - self.value
+
+    def update(self, student: float, teacher: float) -> float:
+        """Take the capacities C_S(t) >= 0 and C_T > 0 and return the new alpha_t.
+
+        Raises:
+            DataError: capacities that are not finite, or have no ratio.
+        """
+        asked = _sigmoid(_ratio(student, teacher) * self.other)
+        self.value += self.settings.rate * (asked - self.value)
+        return self.value
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"value": self.value}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.value = float(state["value"])
+
+
+def balanced_weight(ratio: float) -> float:
+    """The one alpha in [1/2, 1) with `alpha = sigmoid(ratio * (1 - alpha))`, for a ratio C_S / C_T >= 0.
+
+    Raises:
+        DataError: a ratio that is negative or not finite.
+    """
+    ratio = _ratio(ratio, 1.0)
+    return float(brentq(lambda alpha: alpha - _sigmoid(ratio * (1.0 - alpha)), 0.0, 1.0, xtol=1e-14))
+
+
+class StrengthController:
+    """Strength of distillation: `capacity_strength`, times `boost` while the capacity gap is above a threshold.
+
+    The gap that counts is the fitted curve at the present, which does not jump with a single evaluation, or the last
+    one itself while there are too few for a curve.
+
+    Attributes:
+        value: the strength; before the first update that of a student that knows nothing, not boosted.
+        points: (time, gap) of every update.
+    """
+
+    def __init__(self, settings: StrengthSettings) -> None:
+        self.settings = settings
+        self.value = 1.0 if settings.beta is None else 0.5
+        self.points: list[tuple[float, float]] = []
+
+    @property
+    def curve(self) -> GapCurve | None:
+        """The curve through the points, or None while they are too few."""
+        if len(self.points) < POINTS:
+            return None
+        times, gaps = zip(*self.points, strict=True)
+        return fit_capacity_gap(times, gaps)
+
+    def update(self, time: float, student: float, teacher: float) -> float:
+        """Take the capacities C_S(t) >= 0 and C_T > 0 at a later time (a step) and return the new strength.
+
+        The gap is the share that is missing, `1 - C_S(t) / C_T`.
+
+        Raises:
+            DataError: capacities that are not finite, or have no ratio; a time that is not after the last one.
+        """
+        gap = 1.0 - _ratio(student, teacher)
+        if not math.isfinite(time) or (self.points and time <= self.points[-1][0]):
+            raise DataError(f"strength needs times that go up, got {time} after {self.points[-1:]}; pass the step")
+        self.points.append((float(time), gap))
+        curve = self.curve
+        now = gap if curve is None else curve.at(time)
+        s = self.settings
+        strength = 1.0 if s.beta is None else capacity_strength(student, teacher, s.beta)
+        self.value = strength * (s.boost if now > s.threshold else 1.0)
+        return self.value
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"value": self.value, "points": [list(point) for point in self.points]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.value = float(state["value"])
+        self.points = [(float(time), float(gap)) for time, gap in state["points"]]
+
+
+class UncertaintyBalance(nn.Module):
+    """Weighs losses by learned variances: `sum_i exp(-s_i) L_i / 2 + s_i / 2` with `s_i = log sigma_i^2`.
+
+    Homoscedastic uncertainty (Kendall, Gal and Cipolla 2018, equation 7). The best s_i is log L_i, so that a small loss
+    counts as much as a large one: for losses >= 0 only. A loss of 0 would drive its weight to infinity, so that each
+    L_i has `least` added, which leaves the student's gradient alone. Give the parameters to the student's optimiser,
+    without weight decay.
+
+    Args:
+        names: of the losses.
+        least: loss below which a smaller one hardly counts for more; a weight tends to 1 / (2 least) at most.
+
+    Attributes:
+        log_variances: s, float32 `[L]`, the parameter; 0 at first.
+
+    Raises:
+        ConfigError: no names, or one twice, or `least` not positive.
+    """
+
+    def __init__(self, names: Sequence[str], least: float = 1e-3) -> None:
+        super().__init__()
+        if not names or len(set(names)) < len(names) or not least > 0.0:
+            raise ConfigError(
+                f"loss balance needs the name of each loss once and least > 0, got {list(names)} and {least}; name "
+                "them apart"
+            )
+        self.names = tuple(names)
+        self.least = least
+        self.log_variances = nn.Parameter(torch.zeros(len(names)))
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Name -> weight `exp(-s_i) / 2` of the loss."""
+        values = 0.5 * torch.exp(-self.log_variances.detach())
+        return dict(zip(self.names, values.tolist(), strict=True))
+
+    def forward(self, losses: Mapping[str, Tensor]) -> Tensor:
+        """The balanced sum of scalars by name, a scalar; it may be negative.
+
+        Raises:
+            ConfigError: other names than those it was made for.
+        """
+        if set(losses) != set(self.names):
+            raise ConfigError(
+                f"loss balance was made for {sorted(self.names)}, got {sorted(losses)}; make it for these"
+            )
+        values = torch.stack([losses[name].float() for name in self.names]) + self.least
+        return 0.5 * (torch.exp(-self.log_variances) * values + self.log_variances).sum()
+
+
+def gradient_weights(
+    norms: Mapping[str, float], progress: Mapping[str, float] | None = None, asymmetry: float = 1.5
+) -> dict[str, float]:
+    """Weights under which each loss pulls as hard as its share of the training asks for; they add up to their number.
+
+    GradNorm (Chen et al. 2018, equation 1) wants `w_i G_i = mean(w G) r_i^a`, with r_i the loss over its first value,
+    relative to the mean of that: a loss that lags pulls harder. The paper goes there by gradient steps; this is where
+    they lead, `w_i ~ r_i^a / G_i`, for the caller to smooth over time.
+
+    Args:
+        norms: name -> norm G_i >= 0 of the gradient of the unweighted loss at the shared weights. Norms below 1/1000 of
+            the largest count as that much, so that a loss without gradient gets a large weight but no infinite one.
+        progress: name -> L_i(t) / L_i(0) >= 0; None for all alike.
+        asymmetry: a >= 0; 0 gives all the same pull.
+
+    Raises:
+        DataError: no norms, values that are negative or not finite, or other names in `progress`.
+    """
+    progress = dict.fromkeys(norms, 1.0) if progress is None else progress
+    values = [*norms.values(), *progress.values()]
+    if not norms or set(progress) != set(norms) or not all(0.0 <= v < math.inf for v in values):
+        raise DataError(
+            f"gradient weights need finite norms and progress >= 0 of the same losses, got {dict(norms)} and "
+            f"{dict(progress)}; leave out what was not computed"
+        )
+    least = 1e-3 * max(norms.values()) or 1.0
+    mean = sum(progress.values()) / len(progress) or 1.0
+    pulls = {name: (progress[name] / mean) ** asymmetry / max(norm, least) for name, norm in norms.items()}
+    total = sum(pulls.values())
+    return {name: len(norms) * pull / total if total else 1.0 for name, pull in pulls.items()}
+
+
+def _ratio(student: float, teacher: float) -> float:
+    if not (0.0 <= student < math.inf and 0.0 < teacher < math.inf):
+        raise DataError(
+            f"capacities must be finite, the student's >= 0 and the teacher's > 0, got {student} and {teacher}; give "
+            "both by one estimator on the same images"
+        )
+    return student / teacher
+
+
+def _sigmoid(x: float) -> float:
+    return 0.5 * (1.0 + math.tanh(0.5 * x))

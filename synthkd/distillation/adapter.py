@@ -1,0 +1,132 @@
+"""A bridge between unlike architectures: the student's features in the teacher's layout, by cross-attention."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from synthkd.errors import ModelError
+from synthkd.losses.alignment import positions
+
+GROUPS = 4
+HEADS = 4
+_WIDEST = 128
+_FREQUENCIES = 4
+
+
+class ArchitectureAdapter(nn.Module):
+    """Student features of any layout, read at the teacher's positions; trained with the student, never saved with it.
+
+    The student's positions go through a 1x1 projection, GroupNorm and GELU and become keys and values; each position of
+    the teacher asks for what belongs there, and a linear layer gives it the teacher's channels. The usual form takes
+    the teacher's own features for the questions. Then the answer to be found is known to whoever asks: attention can
+    put it together from whatever the student holds, and the student has less to learn. So a question is only a place,
+    unless `content` says otherwise.
+
+    Places are coordinates in the unit square, at any resolution. Each head prefers keys near its question, in a
+    neighbourhood of its own that is learned from there on: at first the adapter is little more than a resampling of the
+    student's map. Memory grows with heads x teacher positions x student positions for each image: average large maps
+    down first.
+
+    Args:
+        teacher: channels of the teacher's features.
+        student: channels of the student's features.
+        content: ask with the teacher's features too, through a projection of their own. They get no gradient.
+
+    Attributes:
+        width: channels of keys, queries and values: the smaller of the two rounded up to a multiple of 8, in 16..128.
+    """
+
+    def __init__(self, teacher: int, student: int, content: bool = False) -> None:
+        super().__init__()
+        self.channels = (teacher, student)
+        self.width = min(_WIDEST, max(16, -(-min(teacher, student) // 8) * 8))
+        self.project = _projection(student, self.width)
+        self.ask = _projection(teacher, self.width) if content else None
+        self.place = nn.ModuleDict({side: nn.Linear(4 * _FREQUENCIES + 1, self.width) for side in ("query", "key")})
+        self.query, self.key, self.value = (nn.Linear(self.width, self.width) for _ in range(3))
+        self.out = nn.Linear(self.width, teacher)
+        # 1 / neighbourhood^2: a head that sees nearly everything, and others that see less and less
+        self.log_nearness = nn.Parameter(torch.linspace(0.0, math.log(256.0), HEADS))
+
+    def forward(self, teacher: Tensor, student: Tensor) -> Tensor:
+        """The student's features as the teacher would lay them out.
+
+        Args:
+            teacher: `[N, C, H, W]`, `[N, T, C]` or `[N, C]`; without `content` only its shape is used.
+            student: `[N, ...]` likewise, with channels and sizes of its own.
+
+        Returns:
+            Of the teacher's shape, with gradient to the student. A student with a single position gives the same at
+            each of the teacher's.
+
+        Raises:
+            ModelError: other channels than the adapter was made for, or unlike numbers of images.
+        """
+        target, source = positions(teacher), positions(student)
+        got = (target.shape[-1], source.shape[-1])
+        if got != self.channels or len(target) != len(source):
+            raise ModelError(
+                f"an adapter for {self.channels[0]} teacher and {self.channels[1]} student channels of the same images "
+                f"got teacher {list(teacher.shape)} and student {list(student.shape)}; make one for these features"
+            )
+        there, here = (coordinates(x).to(source.device) for x in (teacher, student))
+        tokens = self._through(self.project, source)
+        asked = self.place["query"](_waves(there)).expand(len(source), -1, -1)
+        if self.ask is not None:
+            asked = asked + self._through(self.ask, target.detach())
+        q, k, v = (
+            layer(x).unflatten(-1, (HEADS, -1)).transpose(1, 2)
+            for layer, x in (
+                (self.query, asked),
+                (self.key, tokens + self.place["key"](_waves(here))),
+                (self.value, tokens),
+            )
+        )
+        distance = (there.unsqueeze(1) - here).square().sum(dim=-1)
+        scores = (q @ k.transpose(-1, -2)).float() / math.sqrt(self.width / HEADS)
+        weights = (scores - self.log_nearness.exp()[:, None, None] * distance).softmax(dim=-1)
+        answer: Tensor = self.out((weights.to(v.dtype) @ v).transpose(1, 2).flatten(2)).float()
+        if teacher.dim() == 4:
+            return answer.transpose(1, 2).reshape(teacher.shape)
+        return answer if teacher.dim() == 3 else answer.squeeze(1)
+
+    @staticmethod
+    def _through(projection: nn.Module, tokens: Tensor) -> Tensor:
+        projected: Tensor = projection(tokens.float().transpose(1, 2))
+        return projected.transpose(1, 2)
+
+
+def coordinates(features: Tensor) -> Tensor:
+    """Where the positions of features lie: float32 `[T, 3]`, row and column in (0, 1), and 1 for a class token.
+
+    A square number of tokens is taken for a grid, one more than that for a class token before a grid, any other number
+    for a line from top to bottom. A vector, and a class token, lie in the middle.
+    """
+    if features.dim() == 4:
+        return _grid(features.shape[2], features.shape[3])
+    count = 1 if features.dim() == 2 else features.shape[1]
+    side = math.isqrt(count)
+    if side * side == count:
+        return _grid(side, side)
+    side = math.isqrt(count - 1)
+    if side * side == count - 1:
+        return torch.cat([torch.tensor([[0.5, 0.5, 1.0]]), _grid(side, side)])
+    return _grid(count, 1)
+
+
+def _grid(height: int, width: int) -> Tensor:
+    rows, columns = ((torch.arange(n) + 0.5) / n for n in (height, width))
+    return torch.cartesian_prod(rows, columns, torch.zeros(1))
+
+
+def _waves(places: Tensor) -> Tensor:
+    """Sines and cosines of row and column at doubling frequencies, and the class token's mark: `[T, 17]`."""
+    angles = math.pi * places[:, :2, None] * 2.0 ** torch.arange(_FREQUENCIES, device=places.device)
+    return torch.cat([angles.sin().flatten(1), angles.cos().flatten(1), places[:, 2:]], dim=1)
+
+
+def _projection(channels: int, width: int) -> nn.Sequential:
+    return nn.Sequential(nn.Conv1d(channels, width, 1), nn.GroupNorm(GROUPS, width), nn.GELU())
