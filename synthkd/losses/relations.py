@@ -25,8 +25,7 @@ def semantic_consistency(teacher: Tensor, student: Tensor) -> Tensor:
     count = len(teacher)
     if count < 2:
         return student.sum() * 0.0
-    # mixed precision gives features of half precision, in which squared differences of cosines mean little
-    ours, theirs = (F.normalize(features.flatten(1).float(), dim=1) for features in (student, teacher))
+    ours, theirs = (unit(full_precision(features).flatten(1)) for features in (student, teacher))
     return (ours @ ours.T - theirs @ theirs.T).square().sum() / (count * (count - 1))
 
 

@@ -1,0 +1,73 @@
+"""Loss on where two networks look: pure functions of their feature maps, whatever channels these have."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from synthkd.errors import ConfigError, ModelError
+from synthkd.losses.relations import full_precision, unit
+
+
+def attention_transfer(
+    teacher: Tensor, student: Tensor, power: float = 2.0, form: Literal["paper", "authors"] = "paper"
+) -> Tensor:
+    """Activation-based attention transfer (Zagoruyko and Komodakis 2017, equation 2, one layer), a scalar.
+
+    With `q = vec(Q) / ||vec(Q)||_2` of each image's attention map `Q = sum_c |A_c|^p`:
+
+    - `paper`: `mean_i ||q_S - q_T||_2`, the batch mean of the equation's norm without its factor beta / 2. Its gradient
+      does not fade as the maps come near.
+    - `authors`: `mean_i,h,w (q_S - q_T)^2`, as their code has it: the square of that norm over the number of positions.
+
+    Maps of unlike size are averaged down to the smaller height and the smaller width; the maps Q are, not the
+    activations, in which neighbours of opposite sign would cancel. A common factor on an image's activations changes
+    nothing.
+
+    Args:
+        teacher: activations `[N, C, H, W]`.
+        student: activations of the same images, `[N, C', H', W']`.
+        power: p >= 1; the larger, the more the strongest positions count.
+        form: which of the two.
+
+    Returns:
+        0 where both maps are constant. An image without any activation looks nowhere: its q is 0 and gets no gradient.
+
+    Raises:
+        ConfigError: an unknown form, or a power below 1.
+        ModelError: features that are not maps.
+    """
+    if form not in ("paper", "authors"):
+        raise ConfigError(f"attention transfer has the forms 'paper' and 'authors', got '{form}'; name one of them")
+    ours, theirs = attention_map(student, power), attention_map(teacher, power)
+    size = min(ours.shape[1], theirs.shape[1]), min(ours.shape[2], theirs.shape[2])
+    ours, theirs = (unit(F.adaptive_avg_pool2d(maps, size).flatten(1)) for maps in (ours, theirs))
+    gap = ours - theirs
+    return gap.square().mean() if form == "authors" else gap.norm(dim=1).mean()
+
+
+def attention_map(activations: Tensor, power: float = 2.0) -> Tensor:
+    """Spatial attention `Q = sum_c |A_c|^p` (section 3.1), over each image's largest, at least float32 `[N, H, W]`.
+
+    Relative to the largest, so that squares of high powers stay in range; whoever normalises the map does not see it.
+
+    Args:
+        activations: `[N, C, H, W]`.
+        power: p >= 1.
+
+    Raises:
+        ConfigError: a power below 1, whose gradient is infinite where a network is silent.
+        ModelError: features that are not maps.
+    """
+    if not power >= 1.0:
+        raise ConfigError(f"attention maps need a power >= 1, got {power}; 2 is the usual one")
+    if activations.ndim != 4:
+        raise ModelError(
+            f"attention maps need activations [N, C, H, W], got {list(activations.shape)}; tap a layer that gives maps"
+        )
+    sizes = full_precision(activations)
+    attention = (sizes.square() if power == 2.0 else sizes.abs().pow(power)).sum(dim=1)
+    largest = attention.detach().amax(dim=(1, 2), keepdim=True)
+    return attention / largest.masked_fill(largest == 0.0, 1.0)
