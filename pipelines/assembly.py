@@ -15,22 +15,20 @@ from synthkd.data.hybrid import HybridSource, RealImages
 from synthkd.data.real import RealData, load_splits
 from synthkd.data.stored import StoredDataset, read_stored
 from synthkd.distillation import phases
-from synthkd.distillation.hints import Hints, Pair
 from synthkd.distillation.step import DistillStep
 from synthkd.distillation.synthesis import Synthesis
 from synthkd.distillation.teachers import FrozenTeacher
+from synthkd.distillation.transfer import Transfer
 from synthkd.errors import ConfigError
 from synthkd.generators.build import build_generator
 from synthkd.generators.files import real_images_seen
 from synthkd.generators.settings import DatasetSettings
 from synthkd.generators.stored import StoredImages
 from synthkd.models import Classifier, TeacherContract, build_model, inherit, is_fresh, probe
-from synthkd.models.layout import head
 from synthkd.pipelines.config import DistillConfig
 from synthkd.rng import Rows, derive
 from synthkd.schedules import DifficultyController
 from synthkd.settings import ZooModel
-from synthkd.taps import INPUT
 from synthkd.training.learner import Learner
 from synthkd.training.memory import fitting_batch_size, training_step
 from synthkd.types import Batch, ImageSpec, balanced_labels
@@ -106,18 +104,14 @@ def assemble(
     inherited = 0
     if isinstance(student, Classifier) and teacher is not None and config.inherit and is_fresh(config.student):
         inherited = inherit(student, teacher)
-    hints = penultimate = None
-    compared: list[Pair] = []
-    if isinstance(student, Classifier) and teacher is not None and config.distill.hint != 0.0:
-        hints = Hints(teacher, student)
-        compared += hints.pairs
-    if isinstance(student, Classifier) and teacher is not None and config.distill.semantic != 0.0:
-        penultimate = Pair(head(teacher) + INPUT, head(student) + INPUT)
-        compared.append(penultimate)
+    transfer = None
+    if isinstance(student, Classifier) and teacher is not None and config.distill.features:
+        transfer = Transfer(config.distill.features, teacher, student, config.seed)
     batch_size = _batch_size(config, student, accelerator)
-    frozen = None if teacher is None else FrozenTeacher(teacher, accelerator, [pair.teacher for pair in compared])
+    tapped = () if transfer is None else transfer.teacher_places
+    frozen = None if teacher is None else FrozenTeacher(teacher, accelerator, tapped)
     total = phases.student_steps(config.phases)
-    learner = Learner("student", student, config.distill.optimizer, total, accelerator, hints)
+    learner = Learner("student", student, config.distill.optimizer, total, accelerator, transfer)
     bank = _bank(config, subject.spec, accelerator, directory, dataset)
     generator: Any
     if dataset is None:
@@ -151,9 +145,8 @@ def assemble(
     )
     synthesis = Synthesis(generator, bank, difficulty, learner.synchronise)
     prioritized = bank if config.bank.policy == "prioritized" else None
-    places = () if hints is None else [pair.student for pair in hints.pairs]
     regulator = student if isinstance(student, Slimmable) else None
-    learn = DistillStep(learner, source, config.distill, accelerator, prioritized, places, penultimate, regulator)
+    learn = DistillStep(learner, source, config.distill, accelerator, prioritized, transfer, regulator)
     if dataset is None:
         shown = real_images_seen(config.generator, 0 if splits is None else len(splits.train))
     else:

@@ -125,14 +125,13 @@ class DistillConfig(TrainingConfig):
             raise ValueError(f"generator.kind: {self.generator.kind} learns from real images: set data")
         if self.data is not None and self.mix.real == 0.0 and not learns:
             raise ValueError("data is set but mix.real is 0, so no real image would be used: set mix.real, or no data")
-        if self.distill.hint != 0.0 and self.mix.logits == "stored":
-            raise ValueError("distill.hint compares features of the images at hand: set mix.logits to fresh")
-        if self.distill.semantic != 0.0 and self.mix.logits == "stored":
-            raise ValueError("distill.semantic compares features of the images at hand: set mix.logits to fresh")
-        if self.width is not None and (self.inherit or self.distill.hint != 0.0 or self.distill.semantic != 0.0):
+        compared = " and ".join(dict.fromkeys(term.kind for term in self.distill.features))
+        if compared and self.mix.logits == "stored":
+            raise ValueError(f"distill: {compared} compares features of the images at hand: set mix.logits to fresh")
+        if self.width is not None and (self.inherit or compared):
             raise ValueError(
                 "width: a student whose width changes has no layer that a weight or feature of the teacher fits: set "
-                "inherit to false, and distill.hint and distill.semantic to 0"
+                "inherit to false, and leave out the terms of distill that compare features"
             )
         if self.teacher is None and not (stored and self.mix.logits == "stored" and self.mix.real == 0.0):
             raise ValueError(

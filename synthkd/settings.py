@@ -337,6 +337,71 @@ class MixSettings(Settings):
 # --- distillation ---------------------------------------------------------------------------------------------------
 
 
+Places = Literal["stages", "penultimate"] | tuple[tuple[str, str], ...]
+"""Where features are compared: every stage, what enters the last layer, or pairs of module paths, the teacher's first;
+`PATH:input` is what enters a module."""
+
+
+class HintTerm(Settings):
+    """Regressed features (FitNets): a layer of its own maps the student's onto the teacher's."""
+
+    kind: Literal["hint"]
+    weight: Weight = 1.0
+    at: Places = "stages"
+
+
+class AttentionTerm(Settings):
+    """Attention transfer: where in an image activations are large."""
+
+    kind: Literal["attention"]
+    weight: Weight = 1.0
+    at: Places = "stages"
+    power: Positive = 2.0
+    form: Literal["paper", "authors"] = "authors"
+
+
+class RelationTerm(Settings):
+    """How the images of a batch lie to each other: distances or angles (RKD), similarity-preserving, or cosines."""
+
+    kind: Literal["rkd_distance", "rkd_angle", "similarity", "semantic"]
+    weight: Weight = 1.0
+    at: Places = "penultimate"
+
+
+class AlignmentTerm(Settings):
+    """Squared Wasserstein distance of projected features, whatever positions they belong to."""
+
+    kind: Literal["alignment"]
+    weight: Weight = 1.0
+    at: Places = "stages"
+    distance: Literal["sliced", "sinkhorn"] = "sliced"
+    projections: Count = 64
+
+
+class AdapterTerm(Settings):
+    """The architecture adapter: cross-attention lays the student's features out as the teacher's are."""
+
+    kind: Literal["adapter"]
+    weight: Weight = 1.0
+    at: Places = "stages"
+    content: bool = False
+    """Ask with the teacher's features, not with places alone."""
+
+
+class DecoupledTerm(Settings):
+    """Decoupled distillation (DKD): the class that the teacher sees and the rest apart; in the place of soft labels
+    with `soft: 0`."""
+
+    kind: Literal["dkd"]
+    weight: Weight = 1.0
+    alpha: NonNegative = 1.0
+    beta: NonNegative = 8.0
+
+
+FeatureTerm = HintTerm | AttentionTerm | RelationTerm | AlignmentTerm | AdapterTerm
+TransferTerm = Annotated[FeatureTerm | DecoupledTerm, Field(discriminator="kind")]
+
+
 class DistillSettings(Settings):
     """What the student learns from: `alpha * CE(student, y) + (1 - alpha) * T^2 KL(teacher_T || student_T) + ...`."""
 
@@ -344,6 +409,11 @@ class DistillSettings(Settings):
     alpha: Share = 0.0
     """Weight of the hard label; 1 - alpha is the weight of the soft labels. With real images in the run only their
     annotated labels count as hard ones, without any the labels that were asked for."""
+    soft: Weight | None = None
+    """Weight of the soft labels; None: 1 - alpha."""
+    standardise: bool = False
+    """Compare soft labels of logits that are standardised for each image (Sun et al. 2024): their order and shape count
+    and not their size."""
     logit_match: Weight = 0.0
     """Weight of the mean absolute difference of centred logits, in standard deviations of the teacher's."""
     hint: Weight = 0.0
@@ -351,10 +421,22 @@ class DistillSettings(Settings):
     semantic: Weight = 0.0
     """Weight of the semantic consistency: which images of a batch are alike, in the teacher's penultimate features and
     in the student's."""
+    transfer: tuple[TransferTerm, ...] = ()
+    """Further terms; those that compare features may each stand several times, at different places."""
     terms: dict[str, Weight] = Field(default_factory=dict)
     """Losses of your own: `package.module:function` (takes a StudentView, gives a scalar) -> weight."""
     batch_size: Count = 256
     optimizer: OptimizerSettings = OptimizerSettings()
+
+    @property
+    def features(self) -> tuple[FeatureTerm, ...]:
+        """The terms that compare features, those of `hint` and `semantic` among them."""
+        found = [term for term in self.transfer if not isinstance(term, DecoupledTerm)]
+        if self.semantic != 0.0:
+            found.insert(0, RelationTerm(kind="semantic", weight=self.semantic))
+        if self.hint != 0.0:
+            found.insert(0, HintTerm(kind="hint", weight=self.hint))
+        return tuple(found)
 
 
 class Pregenerate(Settings):

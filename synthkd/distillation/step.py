@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Protocol
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import Tensor
 
 from synthkd.data.bank import MemoryBank
-from synthkd.distillation.hints import Pair
-from synthkd.errors import ConfigError
+from synthkd.distillation.transfer import Transfer
 from synthkd.imports import resolve
 from synthkd.losses import logits as losses
 from synthkd.losses.objective import Objective
-from synthkd.losses.relations import semantic_consistency
 from synthkd.schedules import value_at
-from synthkd.settings import Curve, DistillSettings, Schedule
+from synthkd.settings import Curve, DecoupledTerm, DistillSettings, Schedule
 from synthkd.taps import observe
 from synthkd.training.learner import Learner
 from synthkd.types import Batch, BatchSource
@@ -35,7 +34,8 @@ class StudentView:
         teacher: teacher logits `[N, K]`.
         student: student logits `[N, K]`, with gradient.
         temperature: T of the soft labels at this step.
-        student_features: module path -> features of the student; empty unless `hint` or `semantic` compares some.
+        student_features: module path -> features of the student; empty unless a term compares some.
+        transferred: name -> scalar, what `synthkd.distillation.transfer` made of the features.
     """
 
     batch: Batch
@@ -43,6 +43,7 @@ class StudentView:
     student: Tensor
     temperature: float
     student_features: Mapping[str, Tensor] = field(default_factory=dict)
+    transferred: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class Regulator(Protocol):
@@ -58,43 +59,35 @@ class Regulator(Protocol):
 
 
 def objective(
-    settings: DistillSettings,
-    hints: nn.Module | None = None,
-    penultimate: Pair | None = None,
-    regulator: Regulator | None = None,
+    settings: DistillSettings, transfer: Mapping[str, Schedule] | None = None, regulator: Regulator | None = None
 ) -> Objective[StudentView]:
-    """`alpha CE + (1 - alpha) T^2 KL + logit_match |.| + hint + semantic + width`, and the user's own terms.
+    """`alpha CE + (1 - alpha) T^2 KL + logit_match |.| + width`, transferred terms, and the user's own.
 
     Args:
         settings: temperature and weights.
-        hints: (teacher features, student features) -> scalar; needed when `settings.hint` is not 0.
-        penultimate: where both have their penultimate features; needed when `settings.semantic` is not 0.
+        transfer: weights of the terms that a view holds as `transferred`.
         regulator: a student that changes its size.
 
     Raises:
-        ConfigError: a weight without what it weighs, or a term that cannot be imported.
+        ConfigError: a term that cannot be imported.
     """
-    for name, needed in (("hint", hints), ("semantic", penultimate)):
-        if getattr(settings, name) != 0.0 and needed is None:
-            raise ConfigError(f"distill.{name}: a weight without features to compare; give them, or set it to 0")
     terms: dict[str, Term] = {
-        "soft": lambda v: losses.distillation(v.teacher, v.student, v.temperature, v.batch.weights),
+        "soft": partial(_soft, standardise=settings.standardise),
         "hard": _hard,
         "logit_match": lambda v: losses.centred_difference(v.teacher, v.student, v.batch.weights),
     }
     weights: dict[str, Schedule] = {
-        "soft": _one_minus(settings.alpha),
+        "soft": _one_minus(settings.alpha) if settings.soft is None else settings.soft,
         "hard": settings.alpha,
         "logit_match": settings.logit_match,
     }
-    if hints is not None:
-        terms["hint"] = lambda v: hints(v.batch.teacher_features, v.student_features)
-        weights["hint"] = settings.hint
-    if penultimate is not None:
-        terms["semantic"] = lambda v: semantic_consistency(
-            v.batch.teacher_features[penultimate.teacher], v.student_features[penultimate.student]
-        )
-        weights["semantic"] = settings.semantic
+    for number, term in enumerate(term for term in settings.transfer if isinstance(term, DecoupledTerm)):
+        name = f"{term.kind} {number + 1}" if number else term.kind
+        terms[name] = partial(_decoupled, alpha=term.alpha, beta=term.beta)
+        weights[name] = term.weight
+    for name, weight in (transfer or {}).items():
+        terms[name] = partial(_transferred, name=name)
+        weights[name] = weight
     if regulator is not None:
         terms["width"] = lambda v: regulator.penalty()  # noqa: ARG005
         weights["width"] = 1.0
@@ -102,6 +95,23 @@ def objective(
         terms[target] = resolve(target, "distill.terms")
         weights[target] = weight
     return Objective(terms, weights)
+
+
+def _soft(view: StudentView, standardise: bool) -> Tensor:
+    teacher, student = view.teacher, view.student
+    if standardise:
+        teacher, student = losses.standardised(teacher), losses.standardised(student)
+    return losses.distillation(teacher, student, view.temperature, view.batch.weights)
+
+
+def _decoupled(view: StudentView, alpha: float, beta: float) -> Tensor:
+    """Its target is the class that the teacher sees, since mixtures and generated images have no other."""
+    seen = view.teacher.argmax(dim=1)
+    return losses.decoupled(view.teacher, view.student, seen, view.temperature, alpha, beta, view.batch.weights)
+
+
+def _transferred(view: StudentView, name: str) -> Tensor:
+    return view.transferred[name]
 
 
 def _hard(view: StudentView) -> Tensor:
@@ -131,8 +141,7 @@ class DistillStep:
         settings: temperature and weights.
         accelerator: precision and processes.
         bank: where priorities go, or None when draws are not prioritized.
-        places: module paths of the student whose features the learner's helpers (the hints) compare.
-        penultimate: where teacher and student have their penultimate features, where those are compared.
+        transfer: the terms that compare features, whose layers are the learner's helpers.
         regulator: the student itself, where it changes its size.
     """
 
@@ -143,18 +152,17 @@ class DistillStep:
         settings: DistillSettings,
         accelerator: Accelerator,
         bank: MemoryBank | None = None,
-        places: Sequence[str] = (),
-        penultimate: Pair | None = None,
+        transfer: Transfer | None = None,
         regulator: Regulator | None = None,
     ) -> None:
         self._learner = learner
         self._source = source
         self._settings = settings
-        self._objective = objective(settings, learner.helpers, penultimate, regulator)
+        weights = {} if transfer is None else {name: term.weight for name, term in transfer.terms.items()}
+        self._objective = objective(settings, weights, regulator)
         # wrapped for several processes, the student is a child of the wrapper
         self._prefix = "" if learner.model is learner.module else "module."
-        places = [*places, *([] if penultimate is None else [penultimate.student])]
-        self._places = tuple(self._prefix + place for place in dict.fromkeys(places))
+        self._places = () if transfer is None else tuple(self._prefix + place for place in transfer.student_places)
         self._accelerator = accelerator
         self._bank = bank
         self._regulator = regulator
@@ -169,7 +177,9 @@ class DistillStep:
         total = self._learner.total
         temperature = value_at(self._settings.temperature, step, total)
         features = {path.removeprefix(self._prefix): value for path, value in seen.features.items()}
-        view = StudentView(batch, batch.teacher_logits, seen.logits.float(), temperature, features)
+        helpers = self._learner.helpers
+        transferred = {} if helpers is None else helpers(batch.teacher_features, features, step)
+        view = StudentView(batch, batch.teacher_logits, seen.logits.float(), temperature, features, transferred)
         logged = self._learner.update(self._objective(view, step, total), step)
         if self._bank is not None and batch.slots is not None:
             self._reprioritise(self._bank, batch.slots, view)

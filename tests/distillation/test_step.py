@@ -4,7 +4,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -14,12 +14,10 @@ from torch.distributions import Categorical
 from torch.distributions import kl_divergence as kl_of
 
 from synthkd.data.bank import MemoryBank
-from synthkd.distillation.hints import Pair
 from synthkd.distillation.step import DistillStep, StudentView, objective
-from synthkd.errors import ConfigError
-from synthkd.losses.relations import semantic_consistency
+from synthkd.losses.logits import decoupled
 from synthkd.schedules import value_at
-from synthkd.settings import BankSettings, Curve, DistillSettings, OptimizerSettings
+from synthkd.settings import BankSettings, Curve, DecoupledTerm, DistillSettings, HintTerm, OptimizerSettings
 from synthkd.training.learner import Learner
 from synthkd.types import Batch, ImageSpec
 
@@ -56,14 +54,19 @@ class Source:
 
 
 class Scale(nn.Module):
-    """A hint with one parameter: the mean square of `teacher - factor * student` at one place."""
+    """A transfer of one term with one parameter: the mean square of `teacher - factor * student` at one place."""
+
+    terms: ClassVar[Mapping[str, HintTerm]] = {"hint": HintTerm(kind="hint", weight=1.5)}
+    student_places = ("hidden",)
 
     def __init__(self) -> None:
         super().__init__()
         self.factor = nn.Parameter(torch.tensor(2.0))
+        self.steps: list[int] = []
 
-    def forward(self, teacher: Mapping[str, Tensor], student: Mapping[str, Tensor]) -> Tensor:
-        return (teacher["there"] - self.factor * student["hidden"]).square().mean()
+    def forward(self, teacher: Mapping[str, Tensor], student: Mapping[str, Tensor], step: int) -> dict[str, Tensor]:
+        self.steps.append(step)
+        return {"hint": (teacher["there"] - self.factor * student["hidden"]).square().mean()}
 
 
 def random_batch(count: int = 6, **more: object) -> Batch:
@@ -79,11 +82,10 @@ def learner_of(student: Student, helpers: nn.Module | None = None) -> Learner:
 
 
 def step_of(
-    student: Student, batch: Batch, bank: MemoryBank | None = None, helpers: nn.Module | None = None, **settings: Any
+    student: Student, batch: Batch, bank: MemoryBank | None = None, transfer: Any = None, **settings: Any
 ) -> DistillStep:
-    places = () if helpers is None else ("hidden",)
-    learner = learner_of(student, helpers)
-    return DistillStep(learner, Source(batch), DistillSettings(**settings), Accelerator(cpu=True), bank, places)
+    learner = learner_of(student, transfer)
+    return DistillStep(learner, Source(batch), DistillSettings(**settings), Accelerator(cpu=True), bank, transfer)
 
 
 def soft(teacher: Tensor, student: Tensor, temperature: float) -> Tensor:
@@ -172,20 +174,34 @@ def test_with_real_images_only_their_labels_are_hard() -> None:
     expected = hard(view.student, batch.labels)[annotated].mean()
     assert float(terms["hard"].detach()) == pytest.approx(float(expected.detach()))
     none = replace(view, batch=replace(batch, annotated=torch.zeros(6, dtype=torch.bool)))
-    assert float(objective(DistillSettings(alpha=0.5))(none, 0, TOTAL).terms["hard"]) == 0.0
+    assert float(objective(DistillSettings(alpha=0.5))(none, 0, TOTAL).terms["hard"].detach()) == 0.0
 
 
-def test_semantic_consistency_compares_penultimate_features_of_both() -> None:
-    student, rng = Student(), torch.Generator().manual_seed(0)
-    seen = torch.randn(6, 4, generator=rng)
-    batch = replace(random_batch(), teacher_features={"head:input": seen})
-    settings, pair = DistillSettings(semantic=2.0), Pair("head:input", "out:input")
-    step = DistillStep(learner_of(student), Source(batch), settings, Accelerator(cpu=True), penultimate=pair)
-    hidden = student.hidden(batch.images.flatten(1)).tanh()
-    expected = float(semantic_consistency(seen, hidden).detach())
-    assert float(step(0)["student/semantic"]) == pytest.approx(expected, rel=1e-5)
-    with pytest.raises(ConfigError, match=r"distill\.semantic"):
-        objective(settings)
+def test_decoupled_distillation_takes_the_place_of_soft_labels() -> None:
+    batch = random_batch(weights=torch.linspace(0.2, 1.8, 6))
+    assert batch.teacher_logits is not None
+    student = torch.randn(6, 3, generator=torch.Generator().manual_seed(2))
+    view = StudentView(batch, batch.teacher_logits, student, temperature=2.5)
+    term = DecoupledTerm(kind="dkd", weight=0.5, alpha=2.0, beta=3.0)
+    loss = objective(DistillSettings(soft=0.0, alpha=1.0, transfer=(term,)))(view, 0, TOTAL)
+    assert list(loss.terms) == ["hard", "dkd"]
+    seen = batch.teacher_logits.argmax(1)
+    expected = decoupled(batch.teacher_logits, student, seen, 2.5, 2.0, 3.0, batch.weights)
+    assert float(loss.terms["dkd"]) == pytest.approx(float(expected))
+    assert float(loss.total) == pytest.approx(float(loss.terms["hard"]) + 0.5 * float(expected))
+
+
+def test_standardised_soft_labels_do_not_know_the_size_of_logits() -> None:
+    batch = random_batch()
+    assert batch.teacher_logits is not None
+    student = torch.randn(6, 3, generator=torch.Generator().manual_seed(2))
+    found = [
+        float(objective(DistillSettings(standardise=on))(StudentView(batch, t, s, 2.0), 0, TOTAL).total)
+        for on in (True, False)
+        for t, s in ((batch.teacher_logits, student), (3.0 * batch.teacher_logits, 0.5 * student))
+    ]
+    assert found[0] == pytest.approx(found[1], rel=1e-4)
+    assert found[2] != pytest.approx(found[3], rel=1e-2)
 
 
 def test_a_step_minimises_the_objective_at_the_temperature_of_its_step() -> None:
@@ -233,11 +249,12 @@ def test_importance_weights_scale_rows() -> None:
     assert not torch.allclose(unweighted.out.weight, alone.out.weight)
 
 
-def test_hints_see_the_features_of_teacher_and_student_and_learn_too() -> None:
+def test_transferred_terms_see_the_features_of_teacher_and_student_and_learn_too() -> None:
     there = torch.randn(6, 5, generator=torch.Generator().manual_seed(3))
     batch = random_batch(teacher_features={"there": there})
     student, twin, hints = Student(), Student(), Scale()
-    logged = step_of(student, batch, helpers=hints, hint=1.5)(0)
+    logged = step_of(student, batch, transfer=hints)(4)
+    assert hints.steps == [4]
     expected = (there - 2.0 * twin.hidden(batch.images.flatten(1)).detach()).square().mean()
     assert float(logged["student/hint"]) == pytest.approx(float(expected))
     assert float(logged["student/loss"]) == pytest.approx(float(logged["student/soft"]) + 1.5 * float(expected))
