@@ -102,7 +102,7 @@ def test_the_report_says_what_was_measured_and_claims_nothing(audited: Result) -
     for groups in models.values():
         assert groups["natural"]["attacks"][0]["n_in"] + groups["natural"]["attacks"][0]["n_out"] == 100
         assert {attack["name"] for attack in groups["mislabelled"]["attacks"]} == {"log-odds", "calibrated", "LiRA"}
-    assert [test["n_generated"] for test in report["copies"]] == [200, 200]
+    assert {test["n_generated"] for test in report["copies"]} == {200}
     text = json.dumps(report)
     assert str(audited.directory) not in text
     assert "digits" not in text, "the name of the private data"
