@@ -66,9 +66,9 @@ def f1() -> dict[str, Any]:
 def f2(epsilon: float) -> dict[str, Any]:
     lenet = fashion_mnist.PAIRS["lenet"]
     private = {
-        "steps": 400,
+        "steps": 300,
         "batch_size": 1024,
-        "optimizer": {"kind": "sgd", "lr": 2.0, "schedule": "one_cycle", "warmup": 0.1, "ema": 0.99},
+        "optimizer": {"kind": "sgd", "lr": 2.0, "weight_decay": 0.0, "schedule": "one_cycle", "warmup": 0.1, "ema": 0.99},
         "dp": {"epsilon": epsilon, "clip": 0.5},
     }
     return {
@@ -77,7 +77,7 @@ def f2(epsilon: float) -> dict[str, Any]:
         "inherit": True,  # the teacher's weights are as private as all that is made of them
         "teacher": taught({"arch": "lenet5", "width": 6, "activation": "tanh"}, private),
         "student": {"arch": "lenet5", "width": 3, "activation": "tanh"},
-        "phases": [{"kind": "pregenerate", "rounds": 80}, {"kind": "joint", "steps": 9000, "every": 40}],
+        "phases": [{"kind": "pregenerate", "rounds": 80}, {"kind": "joint", "steps": 5500, "every": 40}],
     }
 
 
