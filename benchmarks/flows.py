@@ -68,7 +68,14 @@ def f2(epsilon: float) -> dict[str, Any]:
     private = {
         "steps": 300,
         "batch_size": 1024,
-        "optimizer": {"kind": "sgd", "lr": 2.0, "weight_decay": 0.0, "schedule": "one_cycle", "warmup": 0.1, "ema": 0.99},
+        "optimizer": {
+            "kind": "sgd",
+            "lr": 2.0,
+            "weight_decay": 0.0,
+            "schedule": "one_cycle",
+            "warmup": 0.1,
+            "ema": 0.99,
+        },
         "dp": {"epsilon": epsilon, "clip": 0.5},
     }
     return {

@@ -2,12 +2,13 @@
 
     python benchmarks/search.py [--seeds 3] [--candidates 60] [--root FOLDER]
 
-Run it alone on the machine, after fashion_mnist.py. NSGA-II and random search propose students of the default families
-up to a quarter of the teacher's parameters; both are scored by the very same function: agreement with the teacher on
-held-out images of its inversion generator after 60 training steps, latency of one image on one thread, bytes of the
-weights. The hypervolume is the share of the box, up to the worst of all candidates of both searches of a seed, that
-some candidate beats. Searches live in benchmarks/runs/search and go on where they stopped, scored candidates are not
-scored again; a student that both propose is scored once. Written to benchmarks/results/search.json.
+Run it alone on the machine, after fashion_mnist.py. NSGA-II and random search propose students of the default
+families up to the teacher's number of parameters (a quarter of it leaves 76 students, which 60 candidates nearly
+exhaust); both are scored by the very same function: agreement with the teacher on held-out images of its inversion
+generator after 60 training steps, latency of one image on one thread, bytes of the weights. The hypervolume is the
+share of the box, up to the worst of all candidates of both searches of a seed, that some candidate beats. Searches
+live in benchmarks/runs/search and go on where they stopped, scored candidates are not scored again; a student that
+both propose is scored once. Written to benchmarks/results/search.json.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from synthkd.configuration import load_config  # noqa: E402
 from synthkd.files import write_atomically  # noqa: E402
 from synthkd.hardware import describe  # noqa: E402
 from synthkd.models import parameters  # noqa: E402
-from synthkd.pipelines.choose import SHARE, make_proxy  # noqa: E402
+from synthkd.pipelines.choose import make_proxy  # noqa: E402
 from synthkd.pipelines.config import DistillConfig  # noqa: E402
 from synthkd.settings import SearchSettings, ZooModel  # noqa: E402
 
@@ -48,11 +49,11 @@ PAIR = fashion_mnist.PAIRS["convnet"]
 
 def compare(seed: int, candidates: int, teacher: Path) -> dict[str, Any]:
     """Both searches of a seed, or what is left of them."""
-    settings = SearchSettings(candidates=candidates)
     source = {**PAIR.recipe, "teacher": {"kind": "load", "model": str(teacher)}, "student": PAIR.student, "threads": 1}
     config = load_config(DistillConfig, source | {"seed": seed}, [])
     model = load(teacher).eval()
-    space = space_of(settings, model.spec, parameters(model) // SHARE)
+    settings = SearchSettings(candidates=candidates, max_parameters=parameters(model))
+    space = space_of(settings, model.spec)
     known: dict[str, Scores] = {}
     proxy: list[Evaluate] = []
 
