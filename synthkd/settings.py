@@ -184,6 +184,10 @@ ModelSettings = Annotated[Annotated[ZooModel, Tag("zoo")] | Annotated[LoadedMode
 # --- training -------------------------------------------------------------------------------------------------------
 
 
+MOST_DECAY = 0.02
+"""Share of the weights, at most, that a step may decay; some thousand steps of more leave nothing that was learned."""
+
+
 class OptimizerSettings(Settings):
     """An optimiser, its learning-rate curve and clipping."""
 
@@ -203,6 +207,16 @@ class OptimizerSettings(Settings):
     """Largest norm of the gradient; None does not clip."""
     ema: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
     """Decay of the exponential moving average of the weights, which is then what is evaluated and saved; 0: none."""
+
+    @model_validator(mode="after")
+    def _alive(self) -> OptimizerSettings:
+        shrunk = self.lr * self.weight_decay
+        if shrunk > MOST_DECAY:
+            raise ValueError(
+                f"lr {self.lr:g} with weight_decay {self.weight_decay:g} would take {shrunk:.0%} off the weights in "
+                "each step: set weight_decay, which another optimiser may have left here, to 0 or little"
+            )
+        return self
 
 
 class AugmentSettings(Settings):

@@ -154,7 +154,7 @@ def test_another_kind_starts_its_section_anew_whatever_the_order():
 def test_a_section_that_is_written_in_part_keeps_the_defaults_of_its_field():
     data = {"data": {"kind": "digits"}, "model": {"arch": "mlp"}}
     default = load_config(TeachConfig, data, [])
-    partial = load_config(TeachConfig, {**data, "training": {"optimizer": {"lr": 1}}}, ["training.steps=7"])
+    partial = load_config(TeachConfig, {**data, "training": {"optimizer": {"lr": 0.1}}}, ["training.steps=7"])
     assert differences(default, partial) == ["training.steps", "training.optimizer.lr"]
 
 
@@ -290,3 +290,15 @@ def test_differences_name_the_keys():
     assert differences(config, load(MINIMAL, "generator={kind: python, target: 'a:b'}")) == ["generator.kind"]
     assert differences(config, load(MINIMAL, "phases=[{kind: refine, steps: 1}]")) == ["phases"]
     assert differences(config, load(MINIMAL, "data={kind: digits}", "mix.real=0.5")) == ["data", "mix.real"]
+
+
+def test_a_decay_that_leaves_nothing_is_refused() -> None:
+    """The teacher's default decay is one for small learning rates."""
+    source = {
+        "data": {"kind": "digits"},
+        "model": {"arch": "mlp"},
+        "training": {"optimizer": {"kind": "sgd", "lr": 2.0}},
+    }
+    with pytest.raises(ConfigError, match=r"training\.optimizer: lr 2 with weight_decay 0\.05 would take 10% off"):
+        load_config(TeachConfig, source, [])
+    load_config(TeachConfig, source, ["training.optimizer.weight_decay=0"])

@@ -84,7 +84,7 @@ def test_average_follows_its_formula() -> None:
 
 
 def test_biases_are_not_decayed() -> None:
-    learner = make(kind="sgd", momentum=0.0, weight_decay=0.5)
+    learner = make(kind="sgd", momentum=0.0, weight_decay=0.1)
     nothing = sum((p * 0).sum() for p in learner.module.parameters())
     with torch.no_grad():
         for p in learner.module.parameters():
@@ -92,4 +92,4 @@ def test_biases_are_not_decayed() -> None:
     learner.update(Loss(nothing, {"nothing": nothing}), 0)  # type: ignore[arg-type]
     values = {p.ndim: float(p.detach().flatten()[0]) for p in learner.module.parameters()}
     assert values[1] == 1.0
-    assert values[2] == pytest.approx(1.0 - 0.1 * 0.5)
+    assert values[2] == pytest.approx(1.0 - 0.1 * 0.1)
