@@ -184,7 +184,7 @@ def test_any_trace_of_work_forbids_another_configuration(tmp_path: Path, trace: 
     directory = opened(config)
     (directory / trace).mkdir() if trace == "checkpoints" else (directory / trace).write_text("{}")
     before = files(directory)
-    changes = ["seed=3", "training.optimizer.lr=0.5", "threads=2", "model.kind=load", "model.model=t"]
+    changes = ["seed=3", "training.optimizer.lr=0.05", "threads=2", "model.kind=load", "model.model=t"]
     with pytest.raises(ConfigError, match=r"changed: seed, model\.kind, training\.optimizer\.lr\. Choose another out="):
         opened(config_for(tmp_path / "run", *changes))
     assert files(directory) == before
