@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from synthkd.distillation.settings import DistillSettings, Joint, PhaseSettings, Refine
 from synthkd.extractors import ExtractorSettings
 from synthkd.generators.settings import (
     FROM_REAL,
@@ -20,15 +21,11 @@ from synthkd.settings import (
     Count,
     DataSettings,
     DifficultySettings,
-    DistillSettings,
     Flow,
     Fraction,
-    Joint,
     LoadedModel,
     MixSettings,
     ModelSettings,
-    PhaseSettings,
-    Refine,
     SearchSettings,
     Settings,
     TeacherSettings,

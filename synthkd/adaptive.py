@@ -16,9 +16,9 @@ import torch
 from scipy.optimize import brentq
 from torch import Tensor, nn
 
+from synthkd.distillation.settings import StrengthSettings, TemperatureSettings, WeightSettings
 from synthkd.errors import ConfigError, DataError, TrainingError
 from synthkd.progress import POINTS, GapCurve, fit_capacity_gap
-from synthkd.settings import StrengthSettings, TemperatureSettings, WeightSettings
 
 
 class TemperatureController:

@@ -18,9 +18,9 @@ from synthkd.adaptive import (
     capacity_strength,
     gradient_weights,
 )
+from synthkd.distillation.settings import StrengthSettings, TemperatureSettings, WeightSettings
 from synthkd.errors import ConfigError, DataError, TrainingError
 from synthkd.progress import fit_capacity_gap, stability, transfer_efficiency
-from synthkd.settings import StrengthSettings, TemperatureSettings, WeightSettings
 from synthkd.types import Stateful
 
 

@@ -10,12 +10,13 @@ from torch import Tensor
 
 from synthkd.compression.cost import cost
 from synthkd.compression.pareto import Scores
+from synthkd.distillation.settings import DistillSettings
 from synthkd.distillation.step import DistillStep
 from synthkd.errors import TrainingError
 from synthkd.metrics.utility import accuracy, predict
 from synthkd.models.classifier import Classifier
 from synthkd.rng import derive
-from synthkd.settings import DistillSettings, ZooModel
+from synthkd.settings import ZooModel
 from synthkd.taps import evaluating
 from synthkd.training.learner import Learner
 from synthkd.types import BatchSource

@@ -12,12 +12,13 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from synthkd.data.bank import MemoryBank
+from synthkd.distillation.settings import DecoupledTerm, DistillSettings
 from synthkd.distillation.transfer import Transfer
 from synthkd.imports import resolve
 from synthkd.losses import logits as losses
 from synthkd.losses.objective import Objective
 from synthkd.schedules import value_at
-from synthkd.settings import Curve, DecoupledTerm, DistillSettings, Schedule
+from synthkd.settings import Curve, Schedule
 from synthkd.taps import observe
 from synthkd.training.learner import Learner
 from synthkd.types import Batch, BatchSource

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from synthkd.distillation.adapter import ArchitectureAdapter
+from synthkd.distillation.settings import AdapterTerm, AlignmentTerm, AttentionTerm, FeatureTerm, HintTerm, RelationTerm
 from synthkd.errors import ConfigError
 from synthkd.losses.alignment import heterogeneous_alignment, positions, sinkhorn_wasserstein, sliced_wasserstein
 from synthkd.losses.attention import attention_transfer
@@ -19,7 +20,6 @@ from synthkd.losses.relations import rkd_angle, rkd_distance, semantic_consisten
 from synthkd.models.classifier import Classifier
 from synthkd.models.layout import head, stages
 from synthkd.rng import stream
-from synthkd.settings import AdapterTerm, AlignmentTerm, AttentionTerm, FeatureTerm, HintTerm, RelationTerm
 from synthkd.taps import INPUT, evaluating, observe
 
 RELATIONS = {

@@ -14,10 +14,11 @@ from torch.distributions import Categorical
 from torch.distributions import kl_divergence as kl_of
 
 from synthkd.data.bank import MemoryBank
+from synthkd.distillation.settings import DecoupledTerm, DistillSettings, HintTerm
 from synthkd.distillation.step import DistillStep, StudentView, objective
 from synthkd.losses.logits import decoupled
 from synthkd.schedules import value_at
-from synthkd.settings import BankSettings, Curve, DecoupledTerm, DistillSettings, HintTerm, OptimizerSettings
+from synthkd.settings import BankSettings, Curve, OptimizerSettings
 from synthkd.training.learner import Learner
 from synthkd.types import Batch, ImageSpec
 

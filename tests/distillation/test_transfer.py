@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 
 from synthkd.configuration import load_config
+from synthkd.distillation.settings import DistillSettings
 from synthkd.distillation.transfer import RELATIONS, Pair, Transfer
 from synthkd.errors import ConfigError, ModelError
 from synthkd.losses.attention import attention_transfer
 from synthkd.losses.features import hint
 from synthkd.models import Classifier, build
-from synthkd.settings import Architecture, DistillSettings, ZooModel
+from synthkd.settings import Architecture, ZooModel
 from synthkd.taps import observe
 from synthkd.types import ImageSpec
 
