@@ -13,6 +13,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -229,12 +230,9 @@ class Diffusion:
         Args and errors are those of `fit`; a ConfigError also says when there is no teacher to label the images.
         """
         terms = self.fit(index, difficulty, student)
-
-        def sample(labels: Tensor, rows: Rows) -> Tensor:
-            return self._draw(labels, difficulty, rows, student)
-
+        sample = partial(self._draw, student=student)
         count = self.settings.batch_size
-        return sampled_round(sample, self._teacher, self._seed, index, count, self._accelerator, terms)
+        return sampled_round(sample, difficulty, self._teacher, self._seed, index, count, self._accelerator, terms)
 
     def sample(self, labels: Tensor, difficulty: float, rng: Rows) -> Tensor:
         """Images of the asked labels from the averaged weights, each a function of its label and row.

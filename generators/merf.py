@@ -165,12 +165,8 @@ class Merf:
         Args and errors are those of `fit`; a ConfigError also says when there is no teacher to label the images.
         """
         terms = self.fit(index, difficulty, student)
-
-        def sample(labels: Tensor, rows: Rows) -> Tensor:
-            return self.sample(labels, difficulty, rows)
-
         count = self.settings.batch_size
-        return sampled_round(sample, self._teacher, self._seed, index, count, self._accelerator, terms)
+        return sampled_round(self.sample, difficulty, self._teacher, self._seed, index, count, self._accelerator, terms)
 
     @torch.no_grad()
     def sample(self, labels: Tensor, difficulty: float, rng: Rows) -> Tensor:

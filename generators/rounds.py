@@ -36,7 +36,8 @@ def agreed_spec(kind: str, spec: ImageSpec | None, teacher: Classifier | None, t
 
 
 def sampled_round(
-    sample: Callable[[Tensor, Rows], Tensor],
+    sample: Callable[[Tensor, float, Rows], Tensor],
+    difficulty: float,
     teacher: Classifier | None,
     seed: int,
     index: int,
@@ -47,7 +48,8 @@ def sampled_round(
     """Samples of balanced labels as a round; images of round i have the rows `i * count ...` of the run.
 
     Args:
-        sample: (labels int64 `[N]` on the device, rows) -> images float32 `[N, C, H, W]` in [0, 1].
+        sample: that of a `SampleGenerator`; its labels are on the device.
+        difficulty: of the images, in [0, 1].
         teacher: labels them.
         seed: the run's seed.
         index: number of the round.
@@ -61,7 +63,7 @@ def sampled_round(
     if teacher is None:
         raise ConfigError("a round gives the teacher's logits of its images, and this generator has no teacher")
     labels = balanced_labels(count, index * count, teacher.spec.classes).to(accelerator.device)
-    images = sample(labels, Rows(seed, "round", index * count))
+    images = sample(labels, difficulty, Rows(seed, "round", index * count))
     with torch.no_grad(), evaluating(teacher), accelerator.autocast():
         logits = teacher(images).float()
     return Round(images, labels, logits, terms)
@@ -93,11 +95,8 @@ class Fixed:
 
     def round(self, index: int, difficulty: float, student: nn.Module | None = None) -> Round:
         """`batch_size` images with balanced labels; the student is not asked."""
-
-        def sample(labels: Tensor, rows: Rows) -> Tensor:
-            return self.sample(labels, difficulty, rows)
-
-        return sampled_round(sample, self._teacher, self._seed, index, self._batch_size, self._accelerator, {})
+        count = self._batch_size
+        return sampled_round(self.sample, difficulty, self._teacher, self._seed, index, count, self._accelerator, {})
 
     def sample(self, labels: Tensor, difficulty: float, rng: Rows) -> Tensor:
         """What the generator makes of the labels."""

@@ -16,43 +16,9 @@ import torch
 from scipy.optimize import brentq
 from torch import Tensor, nn
 
-from synthkd.distillation.settings import StrengthSettings, TemperatureSettings, WeightSettings
-from synthkd.errors import ConfigError, DataError, TrainingError
+from synthkd.distillation.settings import StrengthSettings, WeightSettings
+from synthkd.errors import ConfigError, DataError
 from synthkd.progress import POINTS, GapCurve, fit_capacity_gap
-
-
-class TemperatureController:
-    """Sharpens the soft labels while the student keeps up, softens them when it does not.
-
-    Multiplicative: `T <- clip(T * down)` when the loss is below `lower_below`, `T <- clip(T * up)` when it is above
-    `raise_above`, unchanged in between; always inside `[low, high]`.
-    """
-
-    def __init__(self, settings: TemperatureSettings) -> None:
-        self.settings = settings
-        self.value = settings.start
-
-    def update(self, loss: float) -> float:
-        """Take the student's loss and return the new temperature.
-
-        Take a loss that does not hold this temperature, the hard-label loss or the divergence at T = 1: T^2 KL moves
-        with T, and the controller would answer itself.
-
-        Raises:
-            TrainingError: a loss that is not finite.
-        """
-        if not math.isfinite(loss):
-            raise TrainingError(f"the temperature follows a loss that must be finite, got {loss}; lower the lr")
-        s = self.settings
-        factor = s.down if loss < s.lower_below else s.up if loss > s.raise_above else 1.0
-        self.value = min(s.high, max(s.low, self.value * factor))
-        return self.value
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"value": self.value}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.value = float(state["value"])
 
 
 def capacity_strength(student: float, teacher: float, beta: float = 1.0) -> float:

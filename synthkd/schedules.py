@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Generic, TypeVar
 
+from synthkd.distillation.settings import TemperatureSettings
+from synthkd.errors import TrainingError
 from synthkd.settings import DifficultySettings, OptimizerSettings, Schedule
+
+Limits = TypeVar("Limits", DifficultySettings, TemperatureSettings)
 
 
 def value_at(schedule: Schedule, step: int, total: int) -> float:
@@ -45,23 +49,24 @@ def learning_rate_factor(settings: OptimizerSettings, step: int, total: int) -> 
     return settings.final + (1.0 - settings.final) * 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
 
 
-class DifficultyController:
-    """Raises difficulty while the student keeps up with its teacher on fresh samples, lowers it when it does not.
+class ThresholdController(Generic[Limits]):
+    """A value that goes up while a measure is high and down while it is low.
 
-    Multiplicative: `d <- clip(d * up)` when the agreement is above `raise_above`, `d <- clip(d * down)` when it is
-    below `lower_below`, unchanged in between; always inside `[low, high]`.
+    Multiplicative: `v <- clip(v * up)` when the measure is above `raise_above`, `v <- clip(v * down)` when it is below
+    `lower_below`, unchanged in between; always inside `[low, high]`.
+
+    Attributes:
+        value: v.
     """
 
-    def __init__(self, settings: DifficultySettings) -> None:
-        self.settings = settings
+    def __init__(self, settings: Limits) -> None:
+        self.settings: Limits = settings
         self.value = settings.start
 
-    def update(self, agreement: float) -> float:
-        """Take the student's agreement with the teacher on fresh samples (0..1) and return the new difficulty."""
-        if not 0.0 <= agreement <= 1.0:
-            raise ValueError(f"agreement must be in [0, 1], got {agreement}")
+    def update(self, measure: float, /) -> float:
+        """Take the measure and return the new value."""
         s = self.settings
-        factor = s.up if agreement > s.raise_above else s.down if agreement < s.lower_below else 1.0
+        factor = s.up if measure > s.raise_above else s.down if measure < s.lower_below else 1.0
         self.value = min(s.high, max(s.low, self.value * factor))
         return self.value
 
@@ -70,3 +75,30 @@ class DifficultyController:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.value = float(state["value"])
+
+
+class DifficultyController(ThresholdController[DifficultySettings]):
+    """Raises difficulty while the student keeps up with its teacher on fresh samples, lowers it when it does not."""
+
+    def update(self, agreement: float) -> float:
+        """Take the student's agreement with the teacher on fresh samples (0..1) and return the new difficulty."""
+        if not 0.0 <= agreement <= 1.0:
+            raise ValueError(f"agreement must be in [0, 1], got {agreement}")
+        return super().update(agreement)
+
+
+class TemperatureController(ThresholdController[TemperatureSettings]):
+    """Sharpens the soft labels while the student keeps up, softens them when it does not."""
+
+    def update(self, loss: float) -> float:
+        """Take the student's loss and return the new temperature, lower for a small loss and higher for a large one.
+
+        Take a loss that does not hold this temperature, the hard-label loss or the divergence at T = 1: T^2 KL moves
+        with T, and the controller would answer itself.
+
+        Raises:
+            TrainingError: a loss that is not finite.
+        """
+        if not math.isfinite(loss):
+            raise TrainingError(f"the temperature follows a loss that must be finite, got {loss}; lower the lr")
+        return super().update(loss)

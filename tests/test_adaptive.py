@@ -12,14 +12,13 @@ from scipy.stats import entropy
 from synthkd.adaptive import (
     AdaptiveWeights,
     StrengthController,
-    TemperatureController,
     UncertaintyBalance,
     balanced_weight,
     capacity_strength,
     gradient_weights,
 )
-from synthkd.distillation.settings import StrengthSettings, TemperatureSettings, WeightSettings
-from synthkd.errors import ConfigError, DataError, TrainingError
+from synthkd.distillation.settings import StrengthSettings, WeightSettings
+from synthkd.errors import ConfigError, DataError
 from synthkd.progress import fit_capacity_gap, stability, transfer_efficiency
 from synthkd.types import Stateful
 
@@ -33,30 +32,7 @@ def one_hot(classes: list[int], count: int) -> torch.Tensor:
     return 100.0 * F.one_hot(torch.tensor(classes), count).float()
 
 
-def test_temperature_falls_rests_rises_and_keeps_its_bounds() -> None:
-    controller = TemperatureController(TemperatureSettings())
-    assert controller.value == 5.0
-    assert controller.update(0.05) == pytest.approx(4.5)
-    assert [controller.update(loss) for loss in (0.1, 0.3, 0.5)] == pytest.approx([4.5] * 3)
-    assert controller.update(0.51) == pytest.approx(4.95)
-    for _ in range(30):
-        controller.update(0.0)
-    assert controller.value == 1.0
-    for _ in range(30):
-        controller.update(9.0)
-    assert controller.value == 10.0
-
-
-def test_a_loss_that_is_not_finite_stops_the_run() -> None:
-    with pytest.raises(TrainingError, match="must be finite, got nan"):
-        TemperatureController(TemperatureSettings()).update(math.nan)
-
-
-def test_settings_hold_together() -> None:
-    with pytest.raises(ValidationError, match="low <= start <= high"):
-        TemperatureSettings(start=11.0)
-    with pytest.raises(ValidationError, match="must not be above"):
-        TemperatureSettings(lower_below=0.6)
+def test_the_rate_of_the_weights_is_a_share() -> None:
     for rate in (0.0, 1.5):
         with pytest.raises(ValidationError):
             WeightSettings(rate=rate)
@@ -113,12 +89,10 @@ def test_the_range_of_the_weights_is_small() -> None:
 
 def test_controllers_resume_from_what_a_checkpoint_holds() -> None:
     updates = {
-        TemperatureController: [(0.0,), (0.9,), (0.05,)],
         AdaptiveWeights: [(0.2, 1.0), (0.5, 1.0), (0.9, 1.0)],
         StrengthController: [(float(i), 1.0 - math.exp(-i), 1.0) for i in range(6)],
     }
     settings = {
-        TemperatureController: TemperatureSettings,
         AdaptiveWeights: WeightSettings,
         StrengthController: StrengthSettings,
     }

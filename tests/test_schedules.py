@@ -1,12 +1,17 @@
-"""Curves in closed form; the controller's bounds and its dead zone."""
+"""Curves in closed form; the controllers' bounds and their dead zones."""
 
 import math
+from collections.abc import Callable
 from itertools import pairwise
 
 import pytest
+from pydantic import ValidationError
 
-from synthkd.schedules import DifficultyController, learning_rate_factor, value_at
+from synthkd.distillation.settings import TemperatureSettings
+from synthkd.errors import TrainingError
+from synthkd.schedules import DifficultyController, TemperatureController, learning_rate_factor, value_at
 from synthkd.settings import Curve, DifficultySettings, OptimizerSettings
+from synthkd.types import Stateful
 
 
 def test_a_number_is_constant() -> None:
@@ -75,13 +80,45 @@ def test_thresholds_themselves_change_nothing() -> None:
     assert controller.update(0.7) == 0.3
 
 
-def test_difficulty_resumes() -> None:
-    first, second = (DifficultyController(DifficultySettings()) for _ in range(2))
-    first.update(1.0)
-    second.load_state_dict(first.state_dict())
-    assert second.update(1.0) == first.update(1.0)
-
-
 def test_agreement_is_a_share() -> None:
     with pytest.raises(ValueError, match=r"\[0, 1\]"):
         DifficultyController(DifficultySettings()).update(85.0)
+
+
+def test_temperature_falls_rests_rises_and_keeps_its_bounds() -> None:
+    controller = TemperatureController(TemperatureSettings())
+    assert controller.value == 5.0
+    assert controller.update(0.05) == pytest.approx(4.5)
+    assert [controller.update(loss) for loss in (0.1, 0.3, 0.5)] == pytest.approx([4.5] * 3)
+    assert controller.update(0.51) == pytest.approx(4.95)
+    for _ in range(30):
+        controller.update(0.0)
+    assert controller.value == 1.0
+    for _ in range(30):
+        controller.update(9.0)
+    assert controller.value == 10.0
+
+
+def test_a_loss_that_is_not_finite_stops_the_run() -> None:
+    with pytest.raises(TrainingError, match="must be finite, got nan"):
+        TemperatureController(TemperatureSettings()).update(math.nan)
+
+
+def test_thresholds_and_bounds_of_a_temperature_hold_together() -> None:
+    with pytest.raises(ValidationError, match="low <= start <= high"):
+        TemperatureSettings(start=11.0)
+    with pytest.raises(ValidationError, match="must not be above"):
+        TemperatureSettings(lower_below=0.6)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [lambda: DifficultyController(DifficultySettings()), lambda: TemperatureController(TemperatureSettings())],
+    ids=["difficulty", "temperature"],
+)
+def test_a_controller_resumes(make: Callable[[], DifficultyController | TemperatureController]) -> None:
+    first, second = make(), make()
+    assert isinstance(first, Stateful)
+    assert first.update(1.0) != second.value
+    second.load_state_dict(first.state_dict())
+    assert second.update(1.0) == first.update(1.0)
