@@ -24,7 +24,7 @@ from torch import Tensor
 
 from synthkd.errors import ModelError
 from synthkd.files import write_atomically
-from synthkd.privacy.accounting import Adjacency, Ledger, Release, epsilon
+from synthkd.privacy.accounting import Adjacency, Ledger, Release, claimed, epsilon
 from synthkd.rng import stream
 from synthkd.types import ImageSpec, to_float
 
@@ -150,21 +150,10 @@ class Embedding:
         return Ledger((Release(self.noise_multiplier, self.adjacency),))
 
     def statement(self, delta: float) -> dict[str, Any]:
-        """What it may claim, as `synthkd.privacy.dpsgd.statement` has it; `insecure` claims nothing."""
+        """What it may claim, see `synthkd.privacy.accounting.claimed`; `insecure` claims nothing."""
         spent = epsilon(self.ledger, delta, self.adjacency)
-        return {
-            "insecure": self.insecure,
-            "epsilon": None if math.isinf(spent.pld) else spent.pld,
-            "epsilon_rdp": None if spent.rdp is None or math.isinf(spent.rdp) else spent.rdp,
-            "delta": delta,
-            "adjacency": self.adjacency,
-            "unit": "image",
-            "examples": self.examples,
-            "noise_multiplier": self.noise_multiplier,
-            "sensitivity": self.sensitivity,
-            "accountant": f"{spent.library} {spent.version}, privacy loss distributions",
-            "ledger": self.ledger.to_json(),
-        }
+        how = {"noise_multiplier": self.noise_multiplier, "sensitivity": self.sensitivity}
+        return claimed(self.ledger, spent, self.examples, self.insecure, **how)
 
     def means(self) -> tuple[Tensor, Tensor]:
         """Mean features of an image of each class, `[K, D]`, and the variance of the noise in them, `[K]`."""

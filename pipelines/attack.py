@@ -23,7 +23,7 @@ from synthkd.pipelines.teach import load_taught, teach
 from synthkd.pipelines.teachers import teach_config
 from synthkd.privacy.audit import GROUPS, SURE, GroupAudit, audit_model, blind_check, duplicated, logits_of
 from synthkd.privacy.canaries import Canaries, choose, one_run_epsilon
-from synthkd.privacy.membership import Answers, attacks
+from synthkd.privacy.membership import POPULATION, Answers, attacks
 from synthkd.privacy.rates import RateRatio, tpr_ratio
 from synthkd.privacy.verdict import Check
 from synthkd.rng import derive
@@ -35,8 +35,6 @@ CONTROL = TeachTraining(
 )
 """The positive control: as long as it takes to know a few hundred images by heart."""
 WHOS = ("teacher", "student")
-POPULATION = 1000
-"""Images that RMIA needs in no other role."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +105,8 @@ def audit_pipeline(config: CompressConfig, directory: Path, private: Splits, dev
         run_flow(config, place / f"reference-{k}", _trained_on(private, rest), derive(config.seed, "reference", k))
         for k in range(settings.references)
     ]
-    images, population = train.images[canaries.rows], _population(private)
+    images, unseen = train.images[canaries.rows], private.unseen
+    population = unseen if len(unseen) >= POPULATION else None
 
     def answers(who: str, asked: Tensor, labels: Tensor, target: Flowed, references: Sequence[Flowed]) -> Answers:
         said = [logits_of(getattr(flow, who), asked, device) for flow in (target, *references)]
@@ -146,15 +145,6 @@ def _part(data: RealData, rows: Tensor, labels: Tensor | None = None) -> RealDat
 def _trained_on(private: Splits, *parts: RealData) -> Splits:
     images, labels = (torch.cat([getattr(part, name) for part in parts]) for name in ("images", "labels"))
     return dataclasses.replace(private, train=dataclasses.replace(parts[0], images=images, labels=labels))
-
-
-def _population(private: Splits) -> RealData | None:
-    """Real images that nobody trains on, where there are enough for RMIA."""
-    held = [part for part in (private.holdout, private.test) if len(part)]
-    if sum(map(len, held)) < POPULATION:
-        return None
-    images, labels = (torch.cat([getattr(part, name) for part in held]) for name in ("images", "labels"))
-    return dataclasses.replace(held[0], images=images, labels=labels)
 
 
 def _control(config: CompressConfig, directory: Path, rest: RealData, planted: RealData, private: Splits) -> Classifier:

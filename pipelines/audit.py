@@ -46,7 +46,7 @@ from synthkd.privacy.audit import (
     negative_check,
     roles_check,
 )
-from synthkd.privacy.membership import Answers, attacks
+from synthkd.privacy.membership import POPULATION, Answers, attacks
 from synthkd.privacy.rates import RateRatio, tpr_ratio
 from synthkd.privacy.report import plain, privacy_report
 from synthkd.privacy.verdict import Check, verdict
@@ -55,7 +55,7 @@ from synthkd.rng import derive
 from synthkd.types import ImageSpec
 
 WHOS = ("teacher", "student")
-LEAST = {"members": 20, "nonmembers": 20, "population": 1000}
+LEAST = {"members": 20, "nonmembers": 20, "population": POPULATION}
 """Images that the blind baseline and RMIA need."""
 UNCOPIED = "no synthetic images were given (generated)"
 NO_POSITIVE = (

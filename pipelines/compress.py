@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from synthkd import __version__
@@ -114,12 +113,9 @@ def _synthetic(config: CompressConfig, job: Job, made: Flowed) -> Tensor:
 
 def _copies(config: CompressConfig, job: Job, private: Splits | None, synthetic: Tensor) -> dict[str, CopyTest]:
     """Among training images and those that nobody trained on; none where there are none of those."""
-    if private is None:
+    if private is None or not len(unseen := private.unseen):
         return {}
-    held = [part.images for part in (private.holdout, private.test) if len(part)]
-    if not held:
-        return {}
-    return look_for_copies(private.train.images, torch.cat(held), synthetic, config.seed, job.device)
+    return look_for_copies(private.train.images, unseen.images, synthetic, config.seed, job.device)
 
 
 def _privacy(

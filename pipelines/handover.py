@@ -14,6 +14,7 @@ from synthkd.compression.capacity import capacity_bound, feature_dimension, fish
 from synthkd.compression.cost import cost
 from synthkd.compression.export import export_onnx, export_program, needed, quantize_int8
 from synthkd.compression.predict import onnx_latency, parity, run_onnx
+from synthkd.compression.search import OPTUNA
 from synthkd.data.real import RealData
 from synthkd.errors import MissingExtraError
 from synthkd.extractors import TeacherExtractor
@@ -41,8 +42,8 @@ def require_packages(settings: ExportSettings, searched: bool) -> None:
     if {"onnx", "int8"} & set(settings.formats):
         for package in ("onnx", "onnxscript", "onnxruntime"):
             needed(package)
-    if searched and find_spec("optuna") is None:
-        raise MissingExtraError("optuna", "search", "the search of a student")
+    if searched and find_spec(OPTUNA[0]) is None:
+        raise MissingExtraError(*OPTUNA)
 
 
 def hand_over(

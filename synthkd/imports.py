@@ -1,4 +1,4 @@
-"""A user's own code by name: `package.module:function`."""
+"""What is imported by name: a user's own code, `package.module:function`, and packages that only some have."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import importlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-from synthkd.errors import ConfigError, SynthkdError
+from synthkd.errors import ConfigError, MissingExtraError, SynthkdError
 
 
 def resolve(target: str, where: str) -> Callable[..., Any]:
@@ -51,3 +52,20 @@ def resolve(target: str, where: str) -> Callable[..., Any]:
         hint = f" (did you mean '{close[0]}'?)" if close else ""
         raise ConfigError(f"{where}: module '{module_name}' has no function '{function}'{hint}")
     return found
+
+
+def optional(module: str, extra: str, purpose: str) -> ModuleType:
+    """A module of a package that an extra installs, imported where it is used.
+
+    Args:
+        module: the package, or a module inside it.
+        extra: of synthkd.
+        purpose: what needs it, as a noun phrase.
+
+    Raises:
+        MissingExtraError: it cannot be imported.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise MissingExtraError(module.partition(".")[0], extra, purpose) from error

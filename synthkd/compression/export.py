@@ -24,8 +24,9 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 from torch import Tensor
 
-from synthkd.errors import DataError, MissingExtraError, ModelError
+from synthkd.errors import DataError, ModelError
 from synthkd.files import write_atomically
+from synthkd.imports import optional
 from synthkd.models.classifier import Classifier
 from synthkd.models.folding import fold_batch_norm
 from synthkd.settings import Count, Settings
@@ -217,10 +218,7 @@ def needed(package: str) -> Any:
     Raises:
         MissingExtraError: it is not installed.
     """
-    try:
-        return import_module(package)
-    except ImportError as error:
-        raise MissingExtraError(package, "export", "an exported model") from error
+    return optional(package, "export", "an exported model")
 
 
 class _Batches:

@@ -20,7 +20,6 @@ from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +28,16 @@ import torch
 
 from synthkd.compression.pareto import Candidate, Front, Scores, crowded_order
 from synthkd.compression.proxy import Evaluate
-from synthkd.errors import CheckpointError, ConfigError, MissingExtraError
+from synthkd.errors import CheckpointError, ConfigError
+from synthkd.imports import optional
 from synthkd.models import zoo
 from synthkd.models.classifier import parameters
 from synthkd.rng import derive, numpy_stream
 from synthkd.settings import GOALS, POPULATION, Architecture, Goal, SearchSettings, ZooModel
 from synthkd.types import ImageSpec
 
+OPTUNA = ("optuna", "search", "the search of a student")
+"""What a search needs: the package, the extra that installs it, and what for."""
 PATIENCE = 20
 """Proposals in a row of candidates that have their scores already, before one that has none is drawn."""
 
@@ -155,8 +157,7 @@ def search(
         CheckpointError: the file is not a search, or one with other arguments.
         ConfigError: energy is an objective and was not measured.
     """
-    made = {"space": asdict(space), "objectives": list(objectives), "seed": seed, "population": population}
-    return _run(space, evaluate, Path(directory) / "search.db", made, candidates)
+    return _run(space, evaluate, Path(directory) / "search.db", seed, candidates, objectives, population)
 
 
 def random_search(
@@ -168,21 +169,25 @@ def random_search(
     objectives: Sequence[Goal] = GOALS,
 ) -> Front:
     """The same with genes drawn uniformly, for comparison; in `random.db`. For arguments and errors see `search`."""
-    made = {"space": asdict(space), "objectives": list(objectives), "seed": seed, "population": None}
-    return _run(space, evaluate, Path(directory) / "random.db", made, candidates)
+    return _run(space, evaluate, Path(directory) / "random.db", seed, candidates, objectives, None)
 
 
-def _run(space: Space, evaluate: Evaluate, path: Path, made: Mapping[str, Any], candidates: int) -> Front:
-    objectives: tuple[Goal, ...] = tuple(made["objectives"])
+def _run(
+    space: Space,
+    evaluate: Evaluate,
+    path: Path,
+    seed: int,
+    candidates: int,
+    objectives: Sequence[Goal],
+    population: int | None,
+) -> Front:
     if candidates < 1:
         raise ConfigError(f"search: candidates must be at least 1, got {candidates}")
-    try:
-        optuna = import_module("optuna")
-    except ImportError as error:
-        raise MissingExtraError("optuna", "search", "the search of a student") from error
+    optuna = optional(*OPTUNA)
     state, place = optuna.trial.TrialState, optuna.distributions.FloatDistribution(0.0, 1.0)
     genes = {"arch": optuna.distributions.CategoricalDistribution(space.archs), "depth": place, "width": place}
-    given = dict(enumerate(() if made["population"] is None else space.ends()))
+    given = dict(enumerate(() if population is None else space.ends()))
+    made = {"space": asdict(space), "objectives": list(objectives), "seed": seed, "population": population}
     with _study(optuna, path, made) as study:
         # What was being scored when a process died is not counted, and so is the next to be proposed.
         for trial in study.get_trials(states=[state.RUNNING]):
@@ -193,10 +198,10 @@ def _run(space: Space, evaluate: Evaluate, path: Path, made: Mapping[str, Any], 
         proposed = len(told)
         while len(scored) < min(candidates, len(space)):
             if again and again % PATIENCE == 0:
-                rng = numpy_stream(made["seed"], "one without scores", proposed)
+                rng = numpy_stream(seed, "one without scores", proposed)
                 given[proposed] = space.draw(rng, scored)
-            seed = derive(made["seed"], "proposal", proposed) % 2**32
-            study.sampler = _sampler(optuna, made["population"], seed, given.get(proposed))
+            chance = derive(seed, "proposal", proposed) % 2**32
+            study.sampler = _sampler(optuna, population, chance, given.get(proposed))
             trial = study.ask(genes)
             model = space.decode(trial.params)
             if model in scored:
@@ -211,7 +216,7 @@ def _run(space: Space, evaluate: Evaluate, path: Path, made: Mapping[str, Any], 
             proposed += 1
     found = tuple(Candidate(model, scores) for model, scores in scored.items())
     worst = np.max([c.scores.values(objectives) for c in found], axis=0)
-    return Front(found, objectives, tuple(float(value) or 1.0 for value in worst))
+    return Front(found, tuple(objectives), tuple(float(value) or 1.0 for value in worst))
 
 
 def _sampler(optuna: Any, population: int | None, seed: int, given: Mapping[str, Any] | None) -> Any:

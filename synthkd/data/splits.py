@@ -6,7 +6,7 @@ training part. Both are functions of the split seed alone, never of a run's seed
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -74,6 +74,13 @@ class Splits:
     holdout: RealData
     test: RealData
     notes: tuple[str, ...] = ()
+
+    @property
+    def unseen(self) -> RealData:
+        """What nothing trains on: the holdout, then the test part; may be empty."""
+        parts = (self.holdout, self.test)
+        images, labels = (torch.cat([getattr(part, name) for part in parts]) for name in ("images", "labels"))
+        return replace(self.holdout, images=images, labels=labels)
 
 
 def split(

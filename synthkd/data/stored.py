@@ -11,7 +11,6 @@ import json
 import tarfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +18,8 @@ import torch
 from torch import Tensor
 
 from synthkd.data.decode import decode, in_a_line
-from synthkd.data.writers import Records
-from synthkd.errors import DataError, MissingExtraError
+from synthkd.data.writers import Records, needed
+from synthkd.errors import DataError
 from synthkd.types import ImageSpec, check_labels
 
 ABOUT = "dataset.json"
@@ -165,10 +164,7 @@ def _read_tars(files: list[Path], spec: ImageSpec) -> Iterator[_Row]:
 
 
 def _read_parquet(files: list[Path], spec: ImageSpec) -> Iterator[_Row]:
-    try:
-        parquet = import_module("pyarrow.parquet")
-    except ImportError as error:
-        raise MissingExtraError("pyarrow", "data", "the parquet format") from error
+    parquet = needed("pyarrow.parquet")
     for file in files:
         try:
             rows = parquet.read_table(file).to_pylist()

@@ -14,7 +14,6 @@ import re
 import tarfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,8 +22,9 @@ from PIL import Image
 from torch import Tensor
 
 from synthkd.data.parts import Part
-from synthkd.errors import ConfigError, MissingExtraError
+from synthkd.errors import ConfigError
 from synthkd.files import write_atomically
+from synthkd.imports import optional
 from synthkd.types import ImageSpec
 
 Format = Literal["folder", "webdataset", "parquet"]
@@ -123,7 +123,7 @@ def check_format(layout: Layout, spec: ImageSpec, counts: Sequence[int]) -> None
             "directories; ask for at least one of each class, or set format to webdataset or parquet"
         )
     if layout.format == "parquet":
-        _pyarrow()
+        needed("pyarrow")
 
 
 def estimate(layout: Layout, spec: ImageSpec) -> int:
@@ -166,6 +166,15 @@ def png(image: Tensor) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(array).save(buffer, format="PNG")
     return buffer.getvalue()
+
+
+def needed(module: str) -> Any:
+    """pyarrow or a module of it, imported.
+
+    Raises:
+        MissingExtraError: it is not installed.
+    """
+    return optional(module, "data", "the parquet format")
 
 
 def soft_labels(logits: Tensor) -> Tensor:
@@ -238,8 +247,7 @@ def _tar(block: Records, layout: Layout) -> bytes:
 
 
 def _parquet(block: Records, layout: Layout) -> bytes:
-    arrow = _pyarrow()
-    parquet = import_module("pyarrow.parquet")
+    arrow, parquet = needed("pyarrow"), needed("pyarrow.parquet")
     classes = len(layout.class_names)
     files = [
         {"bytes": png(image), "path": f"{number:08d}.png"}
@@ -273,10 +281,3 @@ def _value(dtype: str) -> dict[str, Any]:
 
 def _list_of_floats() -> dict[str, Any]:
     return {"feature": _value("float32"), "_type": "List"}
-
-
-def _pyarrow() -> Any:
-    try:
-        return import_module("pyarrow")
-    except ImportError as error:
-        raise MissingExtraError("pyarrow", "data", "the parquet format") from error

@@ -7,7 +7,6 @@ which scores are called (`FD-efflite0`), a digest of all that decides its featur
 from __future__ import annotations
 
 import hashlib
-import importlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from synthkd.errors import ConfigError, DataError, MissingExtraError, ModelError, SynthkdError
+from synthkd.errors import ConfigError, DataError, ModelError, SynthkdError
 from synthkd.extractors import (
     EfficientNetExtractor,
     ExtractorSettings,
@@ -27,6 +26,7 @@ from synthkd.extractors import (
     ResizeMode,
     TeacherExtractor,
 )
+from synthkd.imports import optional
 from synthkd.metrics.efficientnet import efficientnet_lite0, read_known_weights
 from synthkd.metrics.resize import resize
 from synthkd.models.classifier import Classifier
@@ -287,10 +287,7 @@ def _inception(settings: InceptionExtractor) -> Classifier:
 
     Its logits leave the bias out, as the Inception score of Salimans et al. (2016) is computed.
     """
-    try:
-        library = importlib.import_module("torch_fidelity.feature_extractor_inceptionv3")
-    except ImportError as error:
-        raise MissingExtraError("torch_fidelity", "inception", "the feature network inception") from error
+    library = optional("torch_fidelity.feature_extractor_inceptionv3", "inception", "the feature network inception")
     path = _inception_weights(settings)
     state = read_known_weights(path, INCEPTION_SHA256, f"fetch {INCEPTION_URL}")
     with torch.random.fork_rng(devices=[]):

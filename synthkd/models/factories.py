@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import nn
 
-from synthkd.errors import ConfigError, MissingExtraError, ModelError
-from synthkd.imports import resolve
+from synthkd.errors import ConfigError, ModelError
+from synthkd.imports import optional, resolve
 from synthkd.models import zoo
 from synthkd.models.classifier import Classifier
 from synthkd.settings import LoadedModel, ZooModel
@@ -70,10 +70,7 @@ def _torchvision(name: str, options: Mapping[str, Any], spec: ImageSpec) -> nn.M
 
 
 def _timm(name: str, options: Mapping[str, Any], spec: ImageSpec) -> nn.Module:
-    try:
-        import timm
-    except ImportError as error:
-        raise MissingExtraError("timm", "timm", f"the model {name}") from error
+    timm = optional("timm", "timm", f"the model {name}")
     short = name.removeprefix(TIMM)
     # A tag after the dot names pretrained weights; the architecture is what stands before it.
     _check_name(name, short.partition(".")[0], timm.list_models())

@@ -21,14 +21,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from importlib import import_module
 from importlib.metadata import version
 from typing import Any, Literal, get_args
 
 from scipy.optimize import brentq
 from scipy.special import log_ndtr
 
-from synthkd.errors import CheckpointError, ConfigError, MissingExtraError
+from synthkd.errors import CheckpointError, ConfigError
+from synthkd.imports import optional
 
 Adjacency = Literal["add_or_remove_one", "replace_one"]
 
@@ -176,6 +176,30 @@ def epsilon(ledger: Ledger, delta: float, adjacency: Adjacency = "add_or_remove_
     pld = _by_pld(ledger.events, delta, adjacency, rdp)
     bound = adjacency == "add_or_remove_one" or all(isinstance(event, Release) for event in ledger.events)
     return Epsilon(pld, rdp if bound else None, delta, adjacency, "dp-accounting", version("dp-accounting"))
+
+
+def claimed(ledger: Ledger, spent: Epsilon, examples: int, insecure: bool, **mechanism: Any) -> dict[str, Any]:
+    """What a noisy part of a run may claim and what that rests on, for JSON.
+
+    Args:
+        ledger: what it did.
+        spent: what that comes to; a figure that is infinite becomes None.
+        examples: how many there are.
+        insecure: the noise can be drawn again from a seed, so nothing is claimed.
+        mechanism: numbers and names that say how the noise came about.
+    """
+    return {
+        "insecure": insecure,
+        "epsilon": None if math.isinf(spent.pld) else spent.pld,
+        "epsilon_rdp": None if spent.rdp is None or math.isinf(spent.rdp) else spent.rdp,
+        "delta": spent.delta,
+        "adjacency": spent.adjacency,
+        "unit": "image",
+        "examples": examples,
+        **mechanism,
+        "accountant": f"{spent.library} {spent.version}, privacy loss distributions",
+        "ledger": ledger.to_json(),
+    }
 
 
 def noise_for(
@@ -365,10 +389,7 @@ def _log_gaussian_delta(noise: float, epsilon: float) -> float:
 
 
 def _library() -> Any:
-    try:
-        return import_module("dp_accounting")
-    except ImportError as error:
-        raise MissingExtraError("dp_accounting", "dp", "the accounting of differential privacy") from error
+    return optional("dp_accounting", "dp", "the accounting of differential privacy")
 
 
 @contextmanager

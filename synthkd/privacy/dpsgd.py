@@ -8,7 +8,6 @@ count of every step that was ever taken, those of interrupted runs included. Opa
 from __future__ import annotations
 
 import json
-import math
 import os
 import warnings
 from collections.abc import Callable, Mapping
@@ -20,8 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from synthkd.data.augment import augment_real
-from synthkd.errors import CheckpointError, ConfigError, MissingExtraError, TrainingError
-from synthkd.privacy.accounting import Epsilon, Ledger, PoissonSteps, check_delta, epsilon, noise_for
+from synthkd.errors import CheckpointError, ConfigError, TrainingError
+from synthkd.imports import optional
+from synthkd.privacy.accounting import Epsilon, Ledger, PoissonSteps, check_delta, claimed, epsilon, noise_for
 from synthkd.rng import stream
 from synthkd.schedules import learning_rate_factor
 from synthkd.settings import AugmentSettings, DPSettings, OptimizerSettings
@@ -207,7 +207,7 @@ class PrivateLearner:
         require_trainable(module)
         if settings.clip is not None:
             raise ConfigError("training.optimizer.clip: DP-SGD clips each example's gradient; set training.dp.clip")
-        sampled, private = _opacus()
+        opacus = optional("opacus", "dp", "training.dp")
         self.name = name
         self.mechanism = mechanism
         self.module = module.to(device)
@@ -215,9 +215,9 @@ class PrivateLearner:
         self._dp = dp
         self._device = device
         self._journal = journal
-        self.model: nn.Module = sampled(self.module, loss_reduction="mean", strict=True)
+        self.model: nn.Module = opacus.GradSampleModule(self.module, loss_reduction="mean", strict=True)
         parameters = [p for p in self.module.parameters() if p.requires_grad]
-        self._optimizer = private(
+        self._optimizer = opacus.optimizers.DPOptimizer(
             optimizer=optimizer_for(settings, parameters),
             noise_multiplier=mechanism.noise_multiplier,
             max_grad_norm=mechanism.clip,
@@ -330,28 +330,14 @@ class PrivateLearner:
 
 def statement(mechanism: Mechanism, ledger: Ledger, spent: Epsilon) -> dict[str, Any]:
     """What a finished run may claim, for result.json and the model's own notes; `insecure` claims nothing."""
-    return {
-        "insecure": mechanism.insecure,
-        "epsilon": None if math.isinf(spent.pld) else spent.pld,
-        "epsilon_rdp": None if spent.rdp is None or math.isinf(spent.rdp) else spent.rdp,
-        "delta": spent.delta,
-        "adjacency": spent.adjacency,
-        "unit": "image",
-        "examples": mechanism.examples,
-        "sample_rate": mechanism.sample_rate,
-        "noise_multiplier": mechanism.noise_multiplier,
-        "clip": mechanism.clip,
-        "steps_planned": mechanism.steps,
-        "sampler": "Poisson",
-        "accountant": f"{spent.library} {spent.version}, privacy loss distributions",
-        "ledger": ledger.to_json(),
-    }
-
-
-def _opacus() -> tuple[Any, Any]:
-    try:
-        from opacus import GradSampleModule
-        from opacus.optimizers import DPOptimizer
-    except ImportError as error:
-        raise MissingExtraError("opacus", "dp", "training.dp") from error
-    return GradSampleModule, DPOptimizer
+    return claimed(
+        ledger,
+        spent,
+        mechanism.examples,
+        mechanism.insecure,
+        sample_rate=mechanism.sample_rate,
+        noise_multiplier=mechanism.noise_multiplier,
+        clip=mechanism.clip,
+        steps_planned=mechanism.steps,
+        sampler="Poisson",
+    )

@@ -30,6 +30,9 @@ from synthkd.privacy.rates import Attack
 from synthkd.rng import derive
 from synthkd.types import check_labels, to_float
 
+POPULATION = 1000
+"""Images in no other role that RMIA is to have."""
+
 _PRIOR = 4.0  # how many degrees of freedom the pooled variance of LiRA counts for
 _FOLDS = 5
 _FEWEST = 4 * _FOLDS  # images of a side for a blind baseline
@@ -79,7 +82,7 @@ def attacks(
 
     Args:
         audited: answers about the audited images, members and non-members together.
-        population: answers of the same models about images in no other role, 1,000 or more.
+        population: answers of the same models about images in no other role, `POPULATION` or more.
         offline_a: of `rmia`; see `tune_offline_a`.
         gamma: of `rmia`.
 

@@ -94,6 +94,15 @@ def test_parts_are_disjoint_complete_and_stratified(
     assert len(splits.train.labels.unique()) == classes
 
 
+def test_the_unseen_are_the_holdout_then_the_test_part_with_their_labels() -> None:
+    splits = split(numbered([0, 1, 2] * 40, 3), "numbers", 0.2, 0.25, seed=0)
+    assert rows(splits.unseen) == rows(splits.holdout) + rows(splits.test)
+    assert splits.unseen.labels.tolist() == [row % 3 for row in rows(splits.unseen)]
+    assert len(splits.unseen) == 120 - len(splits.train) == 24 + 24
+    assert len(split(numbered([0, 1] * 5, 2), "numbers", 0.0, 0.2, seed=0).unseen) == 2
+    assert len(split(numbered([0, 1] * 5, 2), "numbers", 0.0, 0.0, seed=0).unseen) == 0
+
+
 def test_many_small_classes_lose_as_much_as_one_big_one() -> None:
     labels = [row % 50 for row in range(200)]  # 4 images a class: a tenth of each rounds to none
     assert len(split(numbered(labels, 50), "small", 0.0, 0.1, 0).holdout) == 20

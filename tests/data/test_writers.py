@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import sys
 import tarfile
 from pathlib import Path
 
@@ -9,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 
-from synthkd.data import writers
 from synthkd.data.card import card
 from synthkd.data.parts import Part
 from synthkd.data.writers import Layout, Records, check_format, estimate, write_records
@@ -183,11 +183,7 @@ def test_what_a_format_cannot_hold_is_refused(monkeypatch: pytest.MonkeyPatch) -
     check_format(layout("webdataset"), ImageSpec(1, 8, 8, 3), [4, 0, 4])
     with pytest.raises(ConfigError, match="1 or 3 channels, the teacher's images 4"):
         check_format(layout("webdataset"), ImageSpec(4, 8, 8, 3), [4, 4, 4])
-
-    def missing(name: str) -> None:
-        raise ImportError(name)
-
-    monkeypatch.setattr(writers, "import_module", missing)
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'synthkd\[data\]'"):
         check_format(layout("parquet"), ImageSpec(1, 8, 8, 3), [4, 4, 4])
 

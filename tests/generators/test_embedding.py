@@ -149,6 +149,15 @@ class TestEmbedding:
         assert made.ledger == Ledger((Release(made.noise_multiplier, "replace_one"),))
         assert epsilon(made.ledger, 1e-3, "replace_one").pld == pytest.approx(1.0, abs=1e-3)
 
+    def test_its_statement_is_that_of_its_ledger(self) -> None:
+        pytest.importorskip("dp_accounting")
+        made = release(pixels(50), torch.arange(50) % 10, FEW, 3.0)
+        said = made.statement(1e-5)
+        assert said["epsilon"] == epsilon(made.ledger, 1e-5, "replace_one").pld
+        assert (said["adjacency"], said["examples"], said["insecure"]) == ("replace_one", 50, False)
+        assert (said["noise_multiplier"], said["sensitivity"]) == (3.0, 2.0 / 50)
+        assert Ledger.from_json(said["ledger"]) == made.ledger
+
     def test_it_goes_through_a_file_and_a_damaged_one_is_refused(self, tmp_path: Path) -> None:
         made = release(pixels(20), torch.arange(20) % 10, FEW, 0.5, test_seed=3)
         path = tmp_path / "release.safetensors"

@@ -14,7 +14,8 @@ from synthkd.configuration import load_config
 from synthkd.data.splits import RealData, Splits
 from synthkd.errors import ConfigError, MissingExtraError
 from synthkd.pipelines import attack, choose, compress, copying, flow
-from synthkd.pipelines.config import CompressConfig, TeachConfig
+from synthkd.pipelines.config import CompressConfig, ExportSettings, TeachConfig
+from synthkd.pipelines.handover import require_packages
 from synthkd.pipelines.release import ReleaseConfig
 from synthkd.pipelines.run import Plan, Result
 from synthkd.settings import ZooModel
@@ -289,6 +290,9 @@ def test_more_canaries_than_half_of_the_images_are_refused_before_the_audit_runs
 
 
 def test_a_missing_package_is_told_before_anything_is_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    with pytest.raises(MissingExtraError, match=r"a student needs .*'optuna': pip install 'synthkd\[search\]'"):
+        require_packages(ExportSettings(formats=()), searched=True)
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'synthkd\[export\]'"):
         made(tmp_path / "run")

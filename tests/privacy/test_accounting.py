@@ -20,6 +20,7 @@ from synthkd.privacy.accounting import (
     PoissonSteps,
     Release,
     check_delta,
+    claimed,
     epsilon,
     noise_for,
     release_noise_for,
@@ -270,6 +271,29 @@ class TestCalibration:
             check_delta(2e-5, 60_000)
         with pytest.raises(ConfigError, match=r"take 0\.001"):
             check_delta(0.0, 400)
+
+
+@pytest.mark.usefixtures("library")
+@pytest.mark.parametrize("noise", [0.0, 1.0])
+def test_a_claim_has_no_figure_that_is_infinite_or_has_no_formula(noise: float) -> None:
+    ledger = one(PoissonSteps(0.1, noise, 30))
+    spent = epsilon(ledger, DELTA, "replace_one")
+    claim = claimed(ledger, spent, 500, insecure=True, noise_multiplier=noise, clip=2.0)
+    assert json.loads(json.dumps(claim, allow_nan=False)) == {
+        "insecure": True,
+        "epsilon": spent.pld if noise else None,
+        "epsilon_rdp": None,
+        "delta": DELTA,
+        "adjacency": "replace_one",
+        "unit": "image",
+        "examples": 500,
+        "noise_multiplier": noise,
+        "clip": 2.0,
+        "accountant": f"dp-accounting {spent.version}, privacy loss distributions",
+        "ledger": ledger.to_json(),
+    }
+    unbounded = claimed(ledger, epsilon(ledger, DELTA), 500, insecure=False)
+    assert (unbounded["epsilon_rdp"] is None) == (noise == 0.0)
 
 
 def test_a_missing_extra_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

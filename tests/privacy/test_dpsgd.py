@@ -2,6 +2,7 @@
 
 import copy
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from synthkd.errors import CheckpointError, ConfigError, TrainingError
+from synthkd.errors import CheckpointError, ConfigError, MissingExtraError, TrainingError
 from synthkd.models import Classifier, build
 from synthkd.privacy.dpsgd import (
     Journal,
@@ -158,6 +159,8 @@ def test_the_budget_is_kept_by_the_planned_steps_and_broken_by_more() -> None:
     claim = statement(planned, ours.ledger, spent)
     assert json.loads(json.dumps(claim))["epsilon"] == spent.pld
     assert not claim["insecure"]
+    assert (claim["examples"], claim["sample_rate"], claim["steps_planned"], claim["clip"]) == (1000, 0.1, 20, 1.0)
+    assert claim["noise_multiplier"] == planned.noise_multiplier
     ours.update(batch(2), F.cross_entropy, 20)
     assert ours.spent().pld > 3.0
 
@@ -167,6 +170,12 @@ def test_no_noise_claims_nothing() -> None:
     ours = learner(model(), of)
     ours.update(batch(2), F.cross_entropy, 0)
     assert statement(of, ours.ledger, ours.spent())["epsilon"] is None
+
+
+def test_without_opacus_one_line_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "opacus", None)
+    with pytest.raises(MissingExtraError, match=r"training.dp needs .*: pip install 'synthkd\[dp\]'"):
+        learner(model(), mechanism())
 
 
 class Counting(nn.Module):
