@@ -22,6 +22,7 @@ from accelerate import Accelerator
 
 from synthkd.data.bank import MemoryBank
 from synthkd.data.hybrid import HybridSource
+from synthkd.distillation.pupil import Pupil
 from synthkd.distillation.settings import DistillSettings
 from synthkd.distillation.step import DistillStep
 from synthkd.distillation.teachers import FrozenTeacher
@@ -103,7 +104,7 @@ def source_costs(rounds: int = 150) -> list[dict[str, Any]]:
         for source in (hybrid, ready):
             student = build(ZooModel(arch="convnet", width=16), SPEC)
             learner = Learner("student", student, OptimizerSettings(), rounds, accelerator)
-            steps.append(DistillStep(learner, source, DistillSettings(), accelerator))
+            steps.append(DistillStep([Pupil(learner, DistillSettings(), accelerator)], source, accelerator))
         times: list[list[float]] = [[], []]
         for step in range(rounds):
             for which in (0, 1):

@@ -13,6 +13,7 @@ from synthkd.generators.settings import (
     FROM_REAL,
     GeneratorSettings,
     InversionSettings,
+    NoGenerator,
     PixelSettings,
     SavedSettings,
 )
@@ -110,7 +111,7 @@ def real_images_seen(settings: GeneratorSettings, train: int) -> int | None:
     match settings:
         case _ if isinstance(settings, FROM_REAL):
             return train
-        case InversionSettings() | PixelSettings():
+        case InversionSettings() | PixelSettings() | NoGenerator():
             return 0
         case SavedSettings():
             return read_saved(settings.path)[0].real_images

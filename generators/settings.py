@@ -247,6 +247,12 @@ class DatasetSettings(Settings):
     """Its directory."""
 
 
+class NoGenerator(Settings):
+    """No generated images at all: the student learns from real ones alone (`data`, `mix.real: 1`)."""
+
+    kind: Literal["none"]
+
+
 class PythonGenerator(Settings):
     """A generator of your own: `target` is a `package.module:function` called with teacher, seed and the options."""
 
@@ -264,6 +270,7 @@ GeneratorSettings = Annotated[
     | Annotated[PipelineSettings, Tag("pipeline")]
     | Annotated[SavedSettings, Tag("saved")]
     | Annotated[DatasetSettings, Tag("dataset")]
+    | Annotated[NoGenerator, Tag("none")]
     | Annotated[PythonGenerator, Tag("python")],
     by_kind("inversion"),
 ]

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 
 from synthkd.compression.width import Slimmable
@@ -15,39 +15,25 @@ from synthkd.data.hybrid import HybridSource, RealImages
 from synthkd.data.real import RealData, load_splits
 from synthkd.data.stored import StoredDataset, read_stored
 from synthkd.distillation import phases
+from synthkd.distillation.adaptation import Adaptation, Probe
+from synthkd.distillation.pupil import Pupil
 from synthkd.distillation.step import DistillStep
 from synthkd.distillation.synthesis import Synthesis
 from synthkd.distillation.teachers import FrozenTeacher
-from synthkd.distillation.transfer import Transfer
+from synthkd.distillation.team import TeacherTeam
 from synthkd.errors import ConfigError
 from synthkd.generators.build import build_generator
 from synthkd.generators.files import real_images_seen
-from synthkd.generators.settings import DatasetSettings
+from synthkd.generators.settings import DatasetSettings, NoGenerator
 from synthkd.generators.stored import StoredImages
-from synthkd.models import Classifier, TeacherContract, build_model, inherit, is_fresh, probe
+from synthkd.models import Classifier, TeacherContract, inherit, is_fresh, probe
 from synthkd.pipelines.config import DistillConfig
-from synthkd.rng import Rows, derive
+from synthkd.pipelines.pupils import Probed, Subject, adapt, build_pupils, label_by, subject_of, untrained_student
+from synthkd.rng import Rows
 from synthkd.schedules import DifficultyController
-from synthkd.settings import ZooModel
 from synthkd.training.learner import Learner
 from synthkd.training.memory import fitting_batch_size, training_step
 from synthkd.types import Batch, ImageSpec, balanced_labels
-
-
-@dataclass(frozen=True)
-class Subject:
-    """What is to be learned, said by the teacher or by the dataset in its place.
-
-    Attributes:
-        spec: images and classes.
-        mean, std: by which the student normalises.
-        class_names: one per class, or empty.
-    """
-
-    spec: ImageSpec
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    class_names: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -56,23 +42,34 @@ class Parts:
 
     Attributes:
         subject: what is learned.
-        contract, teacher: None where a dataset with soft labels takes the teacher's place.
+        contract, teacher: None where there is no teacher.
+        pupils: the student, then its peers.
+        generator: None where there are real images alone.
+        adaptation: looks at the pupils, and what follows.
+        probe: images that no pupil learns from, or None while there are none.
         inherited: how many of the student's parameters start from the teacher's values.
         shown: real images that the generator has learned from; None where nobody can say.
     """
 
     subject: Subject
     contract: TeacherContract | None
-    teacher: FrozenTeacher | None
-    learner: Learner
+    teacher: FrozenTeacher | TeacherTeam | None
+    pupils: tuple[Pupil, ...]
     generator: Any
     bank: MemoryBank
     difficulty: DifficultyController
     source: HybridSource
     synthesis: Synthesis
     learn: DistillStep
+    adaptation: Adaptation
+    probe: Callable[[], Probe | None]
     inherited: int
     shown: int | None
+
+    @property
+    def learner(self) -> Learner:
+        """The student's."""
+        return self.pupils[0].learner
 
     @property
     def real_images_used(self) -> int | None:
@@ -87,39 +84,35 @@ def assemble(
 
     Args:
         config: the configuration.
-        teacher: the teacher, untouched but for eval mode; None where a dataset takes its place.
+        teacher: the teacher, untouched but for eval mode; None where there is none.
         accelerator: device, precision, processes.
         directory: run directory, for a bank on disk; None for a dry run, which keeps the bank in memory.
     """
     contract = None if teacher is None else probe(teacher)
     dataset = read_stored(config.generator.path) if isinstance(config.generator, DatasetSettings) else None
-    subject = _subject(teacher, dataset)
     splits = None if config.data is None else load_splits(config.data)
+    subject = subject_of(teacher, dataset, splits)
     if splits is not None:
         require_fit("data", splits.train, subject)
     phases.check(config.phases, dataset is None and config.mix.real != 1.0 and config.mix.live != 1.0)
-    student = _student(config, subject)
+    student = untrained_student(config, subject)
     if isinstance(student, Slimmable) and accelerator.num_processes > 1:
         raise ConfigError("width: the width of a student changes in one process only; leave torchrun out, or width")
     inherited = 0
     if isinstance(student, Classifier) and teacher is not None and config.inherit and is_fresh(config.student):
         inherited = inherit(student, teacher)
-    transfer = None
-    if isinstance(student, Classifier) and teacher is not None and config.distill.features:
-        transfer = Transfer(config.distill.features, teacher, student, config.seed)
     batch_size = _batch_size(config, student, accelerator)
-    tapped = () if transfer is None else transfer.teacher_places
-    frozen = None if teacher is None else FrozenTeacher(teacher, accelerator, tapped)
     total = phases.student_steps(config.phases)
-    learner = Learner("student", student, config.distill.optimizer, total, accelerator, transfer)
     bank = _bank(config, subject.spec, accelerator, directory, dataset)
-    generator: Any
-    if dataset is None:
-        assert teacher is not None
-        generator = build_generator(config.generator, teacher, config.seed, accelerator, splits, directory)
-    else:
+    pupils = build_pupils(config, student, subject, teacher, total, accelerator, bank)
+    frozen = label_by(config, teacher, pupils, accelerator)
+    generator: Any = None
+    if dataset is not None:
         generator = StoredImages(dataset)
         generator.fill(bank)
+    elif not isinstance(config.generator, NoGenerator):
+        assert teacher is not None
+        generator = build_generator(config.generator, teacher, config.seed, accelerator, splits, directory)
     difficulty = DifficultyController(config.difficulty)
 
     def live(count: int, step: int) -> Batch:
@@ -143,16 +136,33 @@ def assemble(
         rank=accelerator.process_index,
         world=accelerator.num_processes,
     )
-    synthesis = Synthesis(generator, bank, difficulty, learner.synchronise)
+    synthesis = Synthesis(generator, bank, difficulty, pupils[0].learner.synchronise)
+    asked = Probed(config, splits, generator, bank, frozen, accelerator.device)
+    adaptation = adapt(config, pupils, frozen, asked, accelerator)
+    for pupil in pupils:
+        pupil.teacher = frozen
+    pupils[0].adaptation = adaptation
     prioritized = bank if config.bank.policy == "prioritized" else None
-    regulator = student if isinstance(student, Slimmable) else None
-    learn = DistillStep(learner, source, config.distill, accelerator, prioritized, transfer, regulator)
+    learn = DistillStep(pupils, source, accelerator, prioritized, adaptation.roles)
     if dataset is None:
         shown = real_images_seen(config.generator, 0 if splits is None else len(splits.train))
     else:
         shown = dataset.about["real_images_used"]
     return Parts(
-        subject, contract, frozen, learner, generator, bank, difficulty, source, synthesis, learn, inherited, shown
+        subject=subject,
+        contract=contract,
+        teacher=frozen,
+        pupils=pupils,
+        generator=generator,
+        bank=bank,
+        difficulty=difficulty,
+        source=source,
+        synthesis=synthesis,
+        learn=learn,
+        adaptation=adaptation,
+        probe=asked,
+        inherited=inherited,
+        shown=shown,
     )
 
 
@@ -171,32 +181,6 @@ def require_fit(key: str, data: RealData | None, subject: Subject) -> None:
             f"{key}: class {place} of {data.name} is {ours[place]!r}, the teacher's is {theirs[place]!r}; number the "
             "classes alike"
         )
-
-
-def _subject(teacher: Classifier | None, dataset: StoredDataset | None) -> Subject:
-    if teacher is not None:
-        if dataset is not None and dataset.spec != teacher.spec:
-            raise ConfigError(
-                f"generator.path: the dataset has {dataset.spec}, the teacher takes {teacher.spec}; they must be the "
-                "same"
-            )
-        mean, std = (tuple(v.flatten().tolist()) for v in (teacher.normalize.mean, teacher.normalize.std))
-        return Subject(teacher.spec, mean, std, tuple(teacher.class_names))
-    assert dataset is not None
-    return Subject(dataset.spec, dataset.mean, dataset.std, dataset.class_names)
-
-
-def _student(config: DistillConfig, subject: Subject) -> Classifier | Slimmable:
-    torch.manual_seed(derive(config.seed, "student/init"))
-    if config.width is not None:
-        if not isinstance(config.student, ZooModel):
-            raise ConfigError("width: only networks of the zoo change their width: set student.kind to zoo")
-        names = (subject.mean, subject.std, subject.class_names)
-        return Slimmable(config.width, config.student, subject.spec, *names)
-    student = build_model(config.student, subject.spec, subject.mean, subject.std, subject.class_names)
-    if student.spec != subject.spec:
-        raise ConfigError(f"student: it takes {student.spec}, its teacher {subject.spec}; they must be the same")
-    return student
 
 
 def _batch_size(config: DistillConfig, student: Classifier | Slimmable, accelerator: Accelerator) -> int:

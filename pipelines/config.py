@@ -6,7 +6,17 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from synthkd.distillation.settings import DistillSettings, Joint, PhaseSettings, Refine
+from synthkd.distillation.settings import (
+    ContrastTerm,
+    DistillSettings,
+    ExitsTerm,
+    Joint,
+    OnlineSettings,
+    PhaseSettings,
+    Refine,
+    TeamSettings,
+    ViewTerm,
+)
 from synthkd.extractors import ExtractorSettings
 from synthkd.generators.settings import (
     FROM_REAL,
@@ -14,6 +24,7 @@ from synthkd.generators.settings import (
     GeneratorSettings,
     InversionSettings,
     MerfSettings,
+    NoGenerator,
     PixelSettings,
 )
 from synthkd.settings import (
@@ -74,12 +85,23 @@ class TeachConfig(TrainingConfig):
     """Steps between evaluations on the test split, which are only reported."""
 
 
+LOOKS_INSIDE = (ContrastTerm, ViewTerm, ExitsTerm)
+
+
 class DistillConfig(TrainingConfig):
     """Distill a student from a teacher without its data, or with a little of it."""
 
     teacher: TeacherSettings | None = None
-    """None only where a dataset with soft labels takes its place (generator.kind=dataset)."""
+    """None where a dataset with soft labels takes its place (generator.kind=dataset), or where networks learn from
+    labelled images and from each other (generator.kind=none)."""
+    teachers: tuple[LoadedModel, ...] = ()
+    """Further teachers that label beside `teacher`, which alone a generator is trained against and whose features
+    alone are compared."""
+    team: TeamSettings = TeamSettings()
+    """How several teachers label as one."""
     student: ModelSettings
+    online: OnlineSettings | None = None
+    """Networks that learn together with the student, and from each other."""
     inherit: bool = True
     """Start a fresh student from the part of the teacher's weights that fits it, where the architectures agree."""
     width: WidthSettings | None = None
@@ -113,16 +135,33 @@ class DistillConfig(TrainingConfig):
     def _learns_from_data(self) -> bool:
         return isinstance(self.generator, FROM_REAL)
 
+    def _needs_no_teacher(self) -> None:
+        """Refuse terms that need a teacher where there is none."""
+        distill = self.distill
+        needs: list[str] = [
+            term.kind for term in (*distill.features, *distill.transfer) if not isinstance(term, ExitsTerm)
+        ]
+        needs += [name for name in ("soft", "logit_match") if getattr(distill, name)]
+        taught = distill.soft is None and distill.alpha != 1.0
+        if needs or (taught and (self.online is None or self.online.swap is None)):
+            asked = " and ".join(dict.fromkeys(needs)) or "soft labels (distill.alpha below 1)"
+            raise ValueError(f"a teacher is missing for {asked}: set teacher, or leave them out and distill.alpha at 1")
+        if self.mix.mixup or self.mix.cutmix:
+            raise ValueError("nobody labels mixtures without a teacher: set mix.mixup and mix.cutmix to 0")
+
     @model_validator(mode="after")
     def _consistent(self) -> DistillConfig:
         stored, learns = isinstance(self.generator, DatasetSettings), self._learns_from_data()
+        none = isinstance(self.generator, NoGenerator)
         if self.data is None and self.mix.real != 0.0:
             raise ValueError("mix.real needs real images: set data, or mix.real to 0")
         if self.data is None and learns:
             raise ValueError(f"generator.kind: {self.generator.kind} learns from real images: set data")
         if self.data is not None and self.mix.real == 0.0 and not learns:
             raise ValueError("data is set but mix.real is 0, so no real image would be used: set mix.real, or no data")
-        compared = " and ".join(dict.fromkeys(term.kind for term in self.distill.features))
+        labelled = self.mix.logits == "stored" and self.mix.real == 0.0
+        inside = (*self.distill.features, *(term for term in self.distill.transfer if isinstance(term, LOOKS_INSIDE)))
+        compared = " and ".join(dict.fromkeys(term.kind for term in inside))
         if compared and self.mix.logits == "stored":
             raise ValueError(f"distill: {compared} compares features of the images at hand: set mix.logits to fresh")
         if self.width is not None and (self.inherit or compared):
@@ -130,11 +169,27 @@ class DistillConfig(TrainingConfig):
                 "width: a student whose width changes has no layer that a weight or feature of the teacher fits: set "
                 "inherit to false, and leave out the terms of distill that compare features"
             )
-        if self.teacher is None and not (stored and self.mix.logits == "stored" and self.mix.real == 0.0):
+        if none and (self.mix.real != 1.0 or not all(isinstance(phase, Refine) for phase in self.phases)):
+            raise ValueError(
+                "generator.kind: none leaves real images alone: set mix.real to 1, and phases to refine ones only"
+            )
+        if self.teacher is None and not none and not (stored and labelled):
             raise ValueError(
                 "a teacher is missing: set teacher, or learn from a dataset that has its soft labels "
-                "(generator.kind=dataset, mix.logits=stored, mix.real=0)"
+                "(generator.kind=dataset, mix.logits=stored, mix.real=0), or from labelled images and peers "
+                "(generator.kind=none, online)"
             )
+        if self.teacher is None and none:
+            self._needs_no_teacher()
+        if self.teachers and (self.teacher is None or self.mix.logits == "stored"):
+            raise ValueError("teachers label beside `teacher` what is at hand: set teacher, and mix.logits to fresh")
+        ema = self.distill.optimizer.ema > 0.0
+        if not ema and (self.distill.average != 0.0 or (self.online is not None and self.online.averaged)):
+            raise ValueError("an average of weights is to teach, and there is none: set distill.optimizer.ema, to 0.99")
+        if self.online is not None and self.width is not None:
+            raise ValueError("online: peers learn beside a student of fixed width: leave width out, or online")
+        if self.online is not None and self.teacher is None and any(p.model is None for p in self.online.peers):
+            raise ValueError("online.peers: a peer without a model is a copy of the teacher: set its model, or teacher")
         if stored and (self.mix.live != 0.0 or not all(isinstance(phase, Refine) for phase in self.phases)):
             raise ValueError("a dataset is fixed: its student has refine phases only, and mix.live is 0")
         return self
@@ -222,6 +277,8 @@ class CompressConfig(DistillConfig):
                 f"generator.kind: what {generator.kind} learned from is not accounted for in flow f2; take inversion "
                 "or pixels, which learn from the teacher alone, or merf in flow f4"
             )
+        if self.teachers:
+            raise ValueError("teachers: what others than `teacher` have seen is not accounted for: leave teachers out")
         if self.mix.real != 0.0:
             raise ValueError("mix.real shows the student private images, which no flow counts: set it to 0")
         if self.data is not None:

@@ -7,6 +7,7 @@ from torch import Tensor
 from synthkd.compression.width import Slimmable, slice_out
 from synthkd.data.real import RealData, load_splits
 from synthkd.distillation import phases
+from synthkd.distillation.pupil import Pupil
 from synthkd.generators.files import INSIDE_A_RUN, save_generator
 from synthkd.grids import MOST_CLASSES, ROWS, save_grid
 from synthkd.metrics.utility import accuracy, predict
@@ -21,6 +22,8 @@ from synthkd.rng import Rows
 from synthkd.taps import evaluating
 from synthkd.training.loop import Action, Loop, Progress
 from synthkd.types import balanced_labels
+
+PEERS = "peers"
 
 
 def distill(config: DistillConfig, *, dry_run: bool = False) -> Result | Plan:
@@ -77,7 +80,7 @@ def _run(config: DistillConfig, job: Job, parts: Parts, test: RealData | None) -
             return {"test/accuracy": accuracy(predict(student, test.images, job.device), test.labels).value}
 
     def draw(step: int) -> dict[str, Tensor | float]:
-        if job.accelerator.is_main_process:
+        if job.accelerator.is_main_process and parts.generator is not None:
             _grid(config, job, parts, step + 1)
         return {}
 
@@ -86,6 +89,8 @@ def _run(config: DistillConfig, job: Job, parts: Parts, test: RealData | None) -
         parts.synthesis.alone,
         parts.synthesis.beside_student,
         parts.learn,
+        parts.adaptation,
+        parts.adaptation.every,
         Action("evaluate", evaluate, every=config.evaluate_every, after=True),
         draw,
         config.grid_every,
@@ -93,11 +98,12 @@ def _run(config: DistillConfig, job: Job, parts: Parts, test: RealData | None) -
     loop = Loop(
         job.accelerator,
         {
-            "student": parts.learner,
-            "generator": parts.generator,
+            **{pupil.learner.name: pupil for pupil in parts.pupils},
+            **({} if parts.generator is None else {"generator": parts.generator}),
             "bank": parts.bank,
             "difficulty": parts.difficulty,
             "source": parts.source,
+            "adaptation": parts.adaptation,
         },
         job.store,
         job.monitor,
@@ -120,17 +126,25 @@ def _grid(config: DistillConfig, job: Job, parts: Parts, step: int) -> None:
 
 def _finished_student(config: DistillConfig, job: Job, parts: Parts) -> Classifier:
     """Save what the run ends with: always the last weights (or their average), never a best checkpoint."""
-    student = parts.learner.evaluated
-    if isinstance(student, Slimmable):
-        student = slice_out(student)
-    assert isinstance(student, Classifier)
-    student.eval()
+    student = _finished(parts.pupils[0])
     if job.accelerator.is_main_process:
         used = parts.real_images_used
-        save(student, job.directory / "student", {"seed": config.seed, "real_images_used": used})
+        notes = {"seed": config.seed, "real_images_used": used}
+        save(student, job.directory / "student", notes)
+        for number, peer in enumerate(parts.pupils[1:], start=1):
+            save(_finished(peer), job.directory / PEERS / str(number), notes)
         folder, subject = job.directory / INSIDE_A_RUN, parts.subject
         save_generator(
             parts.generator, config.generator, folder, subject.spec, subject.class_names, config.seed, parts.shown
         )
     job.accelerator.wait_for_everyone()
     return student
+
+
+def _finished(pupil: Pupil) -> Classifier:
+    """What is handed over of a network: in eval mode, cut to the width it ended with."""
+    network = pupil.learner.evaluated
+    if isinstance(network, Slimmable):
+        network = slice_out(network)
+    assert isinstance(network, Classifier)
+    return network.eval()

@@ -10,6 +10,7 @@ import torch
 
 from synthkd.data.real import RealData
 from synthkd.distillation import alarms, phases
+from synthkd.distillation.pupil import Pupil
 from synthkd.generators.stored import StoredImages
 from synthkd.hardware import latency_ms
 from synthkd.metrics.utility import Proportion, accuracy, predict, proportion
@@ -52,14 +53,18 @@ def measured(
     teacher, spec, device = parts.teacher, parts.subject.spec, job.device
     teacher_score: Proportion | None = None
     student_score: Proportion | None = None
-    agreement, agreement_on = _agreement(config, parts, student)
+    peer_scores: list[Proportion | None] = [None for _ in parts.pupils[1:]]
+    compared = _agreement(config, parts, student)
     if test is not None:
         learned = predict(student, test.images, device)
         student_score = accuracy(learned, test.labels)
+        for number, peer in enumerate(parts.pupils[1:]):
+            with evaluating(peer.learner.evaluated):
+                peer_scores[number] = accuracy(predict(peer.learner.evaluated, test.images, device), test.labels)
         if teacher is not None:
             taught = predict(teacher.logits, test.images, device)
             teacher_score = accuracy(taught, test.labels)
-            agreement, agreement_on = accuracy(learned, taught), "test"
+            compared = accuracy(learned, taught), "test"
     raised = _alarms(job, parts)
     seconds = {
         "teacher": teacher_seconds,
@@ -74,10 +79,7 @@ def measured(
         else {**scored(teacher_score), **describe_model(teacher.model, latency_ms(teacher.model, spec, device))},
         "student": {
             **scored(student_score),
-            "agreement": agreement.value,
-            "agreement_interval": [agreement.low, agreement.high],
-            "agreement_n": agreement.n,
-            "agreement_on": agreement_on,
+            **_compared(compared),
             **describe_model(student, latency_ms(student, spec, device)),
             "inherited_parameters": parts.inherited,
         },
@@ -88,7 +90,13 @@ def measured(
             "images_generated": parts.bank.added,
         },
         "alarms": [asdict(alarm) for alarm in raised],
+        "looks": parts.adaptation.outcome([pupil.learner.name for pupil in parts.pupils], job.monitor.rows()),
     }
+    if peer_scores:
+        values["peers"] = [
+            {**scored(score), **describe_model(_network(peer), latency_ms(_network(peer), spec, device))}
+            for score, peer in zip(peer_scores, parts.pupils[1:], strict=True)
+        ]
     if teacher is None:
         return values
     ratio = {"parameters": values["student"]["parameters"] / values["teacher"]["parameters"]}
@@ -97,8 +105,33 @@ def measured(
     return values | {"ratio": ratio}
 
 
-def _agreement(config: DistillConfig, parts: Parts, student: Classifier) -> tuple[Proportion, str]:
+def _network(pupil: Pupil) -> Classifier:
+    network = pupil.learner.evaluated
+    assert isinstance(network, Classifier)
+    return network
+
+
+def _compared(found: tuple[Proportion, str] | None) -> dict[str, Any]:
+    """The agreement as it stands in result.json; null where there is no teacher to agree with."""
+    if found is None:
+        return {"agreement": None}
+    agreement, on = found
+    return {
+        "agreement": agreement.value,
+        "agreement_interval": [agreement.low, agreement.high],
+        "agreement_n": agreement.n,
+        "agreement_on": on,
+    }
+
+
+def _agreement(config: DistillConfig, parts: Parts, student: Classifier) -> tuple[Proportion, str] | None:
     """Agreement of the finished student with its teacher on images that no student trained on, and what they are."""
+    if parts.generator is None:
+        seen = parts.probe()
+        if seen is None or seen.teacher_logits is None:
+            return None
+        device = next(student.parameters()).device
+        return accuracy(predict(student, seen.images, device), seen.teacher_logits.argmax(1).cpu()), "held-out images"
     if isinstance(parts.generator, StoredImages):
         held_out, device = parts.generator.held_out, next(student.parameters()).device
         assert held_out.teacher_logits is not None
@@ -120,6 +153,8 @@ def _alarms(job: Job, parts: Parts) -> list[alarms.Alarm]:
     """The tests that need no data, on the newest images and on the whole run's log."""
     newest = parts.bank.newest(ALARM_IMAGES)
     raised: list[alarms.Alarm | None] = []
+    if parts.generator is None:
+        return []
     if parts.teacher is None:
         assert newest.teacher_logits is not None
         raised = [alarms.class_imbalance(newest.teacher_logits)]
@@ -144,10 +179,16 @@ def plan(config: DistillConfig, parts: Parts) -> tuple[str, ...]:
     rounds = phases.generator_rounds(config.phases)
     batch = getattr(config.generator, "batch_size", None)
     made = "" if batch is None else f", {rounds * batch:,} images"
+    generated = () if parts.generator is None else (f"  generator rounds: {rounds:,}{made}",)
+    beside = [f"{parameters(_network(peer)):,} parameters" for peer in parts.pupils[1:]]
+    held = parts.bank.nbytes + sum(training_bytes(parameters(pupil.learner.module)) for pupil in parts.pupils)
+    held += 0 if parts.generator is None else generator_bytes(parts.generator)
     inherited = f"{parts.inherited:,} of them start from its weights" if parts.inherited else "freshly initialised"
     on_disk = parts.bank.nbytes if config.bank.storage == "disk" else 0
     if parts.contract is None:
         taught, share = "none; soft labels stored with the dataset", ""
+        if parts.generator is None:
+            taught = "none; labels of the real images"
     else:
         trained = ", trained first" if isinstance(config.teacher, TrainedTeacher) else ""
         taught = (
@@ -155,17 +196,21 @@ def plan(config: DistillConfig, parts: Parts) -> tuple[str, ...]:
         )
         share = f" ({student / parts.contract.parameters:.1%} of the teacher's)"
     used = [f"learned from by the {config.generator.kind} generator"] if parts.shown and config.data else []
-    used += ["mixed in"] if config.mix.real != 0.0 else []
+    if parts.generator is None:
+        used = ["learned from"]
+    elif config.mix.real != 0.0:
+        used.append("mixed in")
     real = "none" if config.data is None else f"{config.data.kind}, {' and '.join(used)}"
     return (
         f"distill {config.name}: {spec}",
         f"  teacher: {taught}",
         f"  student: {student:,} parameters{share}, {inherited}",
+        *(f"  peer {number}: {words}" for number, words in enumerate(beside, start=1)),
         f"  real images: {real}",
         f"  phases: {', '.join(phases.describe(phase) for phase in config.phases)}",
         f"  student steps: {parts.learner.total:,} of {config.distill.batch_size} images",
-        f"  generator rounds: {rounds:,}{made}",
-        disk_line(config, parts.bank.nbytes + training_bytes(student) + generator_bytes(parts.generator), on_disk),
+        *generated,
+        disk_line(config, held, on_disk),
     )
 
 
@@ -185,7 +230,8 @@ def summary(job: Job, values: dict[str, Any], already: bool = False) -> tuple[st
         )
     else:
         lines.append(f"student: {values['ratio']['parameters']:.1%} of the teacher's parameters; no real test data")
-    lines.append(f"         agrees with its teacher on {student['agreement']:.2%} of {student['agreement_on']}")
+    if student["agreement"] is not None:
+        lines.append(f"         agrees with its teacher on {student['agreement']:.2%} of {student['agreement_on']}")
     used = values["real_images_used"]
     lines.append(f"real images used in distillation: {'unknown' if used is None else used}")
     lines += [f"alarm:   {alarm['name']}: {alarm['message']}" for alarm in values.get("alarms", [])]

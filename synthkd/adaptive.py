@@ -16,7 +16,7 @@ import torch
 from scipy.optimize import brentq
 from torch import Tensor, nn
 
-from synthkd.distillation.settings import StrengthSettings, WeightSettings
+from synthkd.distillation.settings import GradientBalanceSettings, StrengthSettings, WeightSettings
 from synthkd.errors import ConfigError, DataError
 from synthkd.progress import POINTS, GapCurve, fit_capacity_gap
 
@@ -177,17 +177,18 @@ class UncertaintyBalance(nn.Module):
         return dict(zip(self.names, values.tolist(), strict=True))
 
     def forward(self, losses: Mapping[str, Tensor]) -> Tensor:
-        """The balanced sum of scalars by name, a scalar; it may be negative.
+        """The balanced sum of scalars by name, a scalar; it may be negative. A name that is left out has no part in it.
 
         Raises:
             ConfigError: other names than those it was made for.
         """
-        if set(losses) != set(self.names):
+        if not set(losses) <= set(self.names):
             raise ConfigError(
                 f"loss balance was made for {sorted(self.names)}, got {sorted(losses)}; make it for these"
             )
-        values = torch.stack([losses[name].float() for name in self.names]) + self.least
-        return 0.5 * (torch.exp(-self.log_variances) * values + self.log_variances).sum()
+        values = torch.stack([value.float() for value in losses.values()]) + self.least
+        logs = self.log_variances[[self.names.index(name) for name in losses]]
+        return 0.5 * (torch.exp(-logs) * values + logs).sum()
 
 
 def gradient_weights(
@@ -220,6 +221,53 @@ def gradient_weights(
     pulls = {name: (progress[name] / mean) ** asymmetry / max(norm, least) for name, norm in norms.items()}
     total = sum(pulls.values())
     return {name: len(norms) * pull / total if total else 1.0 for name, pull in pulls.items()}
+
+
+class GradientBalance:
+    """Weighs losses by `gradient_weights` of the gradients at one shared tensor, smoothed over time.
+
+    Args:
+        settings: how often and how fast.
+        shared: the weights at which gradients are compared; every loss must reach them.
+
+    Attributes:
+        weights: name -> factor; 1 for what was never measured.
+    """
+
+    def __init__(self, settings: GradientBalanceSettings, shared: Tensor) -> None:
+        self.settings = settings
+        self.weights: dict[str, float] = {}
+        self._shared = shared
+        self._first: dict[str, float] = {}
+        self._calls = 0
+
+    def __call__(self, losses: Mapping[str, Tensor]) -> Tensor:
+        """The balanced sum of scalars by name, a scalar."""
+        if self._calls % self.settings.every == 0:
+            self._measure(losses)
+        self._calls += 1
+        return torch.stack([self.weights.get(name, 1.0) * loss for name, loss in losses.items()]).sum()
+
+    def _measure(self, losses: Mapping[str, Tensor]) -> None:
+        norms, progress = {}, {}
+        for name, loss in losses.items():
+            (gradient,) = torch.autograd.grad(loss, self._shared, retain_graph=True, allow_unused=True)
+            norms[name] = 0.0 if gradient is None else float(gradient.norm())
+            first = self._first.setdefault(name, float(loss.detach()))
+            progress[name] = max(0.0, float(loss.detach()) / first) if first > 0.0 else 1.0
+        if not all(map(math.isfinite, [*norms.values(), *progress.values()])):
+            return  # the learner stops the run by name where the loss itself is not finite
+        asked = gradient_weights(norms, progress, self.settings.asymmetry)
+        for name, weight in asked.items():
+            before = self.weights.get(name, 1.0)
+            self.weights[name] = before + self.settings.rate * (weight - before)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"weights": dict(self.weights), "first": dict(self._first), "calls": self._calls}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.weights, self._first = dict(state["weights"]), dict(state["first"])
+        self._calls = int(state["calls"])
 
 
 def _ratio(student: float, teacher: float) -> float:

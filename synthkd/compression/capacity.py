@@ -6,7 +6,7 @@ Both are heuristics. They order candidates under the estimators named here; neit
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,10 +16,13 @@ from torch import Tensor
 from torch.func import functional_call
 
 from synthkd.errors import ConfigError, DataError
+from synthkd.extractors import TeacherExtractor
 from synthkd.metrics.arrays import Array, one_thread, rows
+from synthkd.metrics.features import build_extractor, extract
 from synthkd.models.classifier import Classifier
 from synthkd.rng import Rows
 from synthkd.taps import evaluating
+from synthkd.types import to_float
 
 FISHER_WEIGHT = 0.6
 DIMENSION_WEIGHT = 0.4
@@ -188,6 +191,32 @@ def teacher_quality(reports: Sequence[TeacherReport]) -> tuple[TeacherQuality, .
         score = FISHER_WEIGHT * trace + DIMENSION_WEIGHT * dimension
         qualities.append(TeacherQuality(report, trace, dimension, score))
     return tuple(qualities)
+
+
+def compare_teachers(models: Mapping[str, Classifier], images: Tensor, seed: int) -> tuple[TeacherQuality, ...]:
+    """The `teacher_quality` of models by name, in their order, all measured on the same images.
+
+    The feature dimension is that of the penultimate features, maps and tokens averaged over positions. It takes one
+    pass; what takes long is the Fisher trace, with a forward and a backward pass for each image and model, one image
+    at a time, and a copy of the gradient of every parameter: on a processor some hundred images at most for a large
+    network.
+
+    Args:
+        models: name -> teacher, on any device; left as they are.
+        images: uint8 `[N, C, H, W]` of the size that every model takes, at least 2; more than there are features, if
+            the dimension is to tell more than N - 1.
+        seed: of the labels that the Fisher trace draws, the same for every model.
+
+    Raises:
+        DataError: no models, fewer than 2 images, or images that a model does not take.
+        ModelError: a model without a linear layer.
+    """
+    reports = []
+    for name, model in models.items():
+        extractor = build_extractor(TeacherExtractor(kind="teacher"), model.normalize.mean.device, model)
+        dimension = feature_dimension(extract([images], extractor).values)
+        reports.append(TeacherReport(name, fisher_trace(model, to_float(images), seed).value, dimension))
+    return teacher_quality(reports)
 
 
 def label_information(logits: Tensor) -> LabelInformation:

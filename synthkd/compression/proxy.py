@@ -10,6 +10,7 @@ from torch import Tensor
 
 from synthkd.compression.cost import cost
 from synthkd.compression.pareto import Scores
+from synthkd.distillation.pupil import Pupil
 from synthkd.distillation.settings import DistillSettings
 from synthkd.distillation.step import DistillStep
 from synthkd.errors import TrainingError
@@ -60,7 +61,7 @@ def proxy_evaluator(
             # before it is prepared for training, which may change its precision
             spent = cost(model, accelerator.device, threads=threads, energy_seconds=0.5)
             learner = Learner("candidate", model, settings.optimizer, steps, accelerator)
-            step = DistillStep(learner, source, settings, accelerator)
+            step = DistillStep([Pupil(learner, settings, accelerator)], source, accelerator)
             try:
                 for number in range(steps):
                     step(number)

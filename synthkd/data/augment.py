@@ -37,6 +37,19 @@ def flip(images: Tensor, rng: torch.Generator, p: float = 0.5) -> Tensor:
     return torch.lerp(images, images.flip(-1), _chance(images, p, rng)[:, None, None, None])
 
 
+def turn(images: Tensor, rng: torch.Generator) -> Tensor:
+    """Turn each image by 90, 180 or 270 degrees, alike likely; images that are not square by 180.
+
+    No image stays as it is: the other views of SSKD (Xu et al., ECCV 2020).
+    """
+    count, _, height, width = images.shape
+    if height != width:
+        return images.flip((-2, -1))
+    quarters = torch.randint(1, 4, (count,), generator=rng, device=rng.device).to(images.device)[:, None, None, None]
+    sideways = torch.where(quarters == 1, images.rot90(1, (2, 3)), images.rot90(3, (2, 3)))
+    return torch.where(quarters == 2, images.flip((-2, -1)), sideways)
+
+
 def erase(
     images: Tensor,
     p: float,

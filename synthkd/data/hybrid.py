@@ -45,7 +45,7 @@ class HybridSource:
         batch_size: images of a batch over all processes.
         total: steps over which scheduled shares move.
         bank: the memory bank.
-        teacher: labels images; never trained. None where the bank's stored logits are all there is.
+        teacher: labels images; never trained. None where stored logits are all there is, or annotated labels.
         difficulty: the difficulty of the moment in [0, 1]; below 0.5 it changes no image.
         seed: the run's seed.
         live: makes fresh samples; needed when `mix.live` is not 0.
@@ -74,8 +74,13 @@ class HybridSource:
             raise ConfigError("mix.real needs real images: set data, or mix.real to 0")
         if mix.live != 0.0 and live is None:
             raise ConfigError("mix.live needs a generator that can sample: set mix.live to 0")
-        if teacher is None and (mix.logits == "fresh" or mix.real != 0.0):
-            raise ConfigError("without a teacher nobody labels images: set mix.logits to stored and mix.real to 0")
+        labelled = mix.logits == "stored" and mix.real == 0.0
+        annotated = mix.real == 1.0 and not (mix.mixup or mix.cutmix)
+        if teacher is None and not (labelled or annotated):
+            raise ConfigError(
+                "without a teacher nobody labels images: set mix.logits to stored and mix.real to 0, or take real "
+                "images alone and unmixed (mix.real 1, mix.mixup and mix.cutmix 0)"
+            )
         self._mix = mix
         self._batch_size = batch_size
         self._total = total
@@ -120,8 +125,9 @@ class HybridSource:
         images = augment.by_difficulty(batch.images, self._difficulty(), rng)
         if self._mix.logits == "stored" and batch.teacher_logits is not None:
             seen = Outputs(batch.teacher_logits)
+        elif self._teacher is None:
+            return replace(batch, images=images)
         else:
-            assert self._teacher is not None
             seen = self._teacher(images)
         labels = torch.where(batch.labels < 0, seen.logits.argmax(1), batch.labels)
         return replace(batch, images=images, labels=labels, teacher_logits=seen.logits, teacher_features=seen.features)

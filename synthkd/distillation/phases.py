@@ -64,6 +64,8 @@ def build(
     pregenerate: Callable[[int, bool], Values],
     synthesise: Indexed,
     learn: Indexed,
+    look: Indexed,
+    look_every: int,
     evaluate: Action,
     draw: Indexed,
     draw_every: int,
@@ -75,6 +77,8 @@ def build(
         pregenerate: (round, keep its images) of the generator alone.
         synthesise: one round of the generator beside the student, by its number among all rounds.
         learn: one step of the student, by its number among all the student's steps.
+        look: asks how far the student is, by the same number, before that step.
+        look_every: steps between two looks, counted from the first of a phase.
         evaluate: an action of every phase that trains the student.
         draw: pictures what the generator makes, by the step of the run.
         draw_every: rounds between pictures; the last round of a phase has one in any case.
@@ -86,7 +90,11 @@ def build(
             made = Action("pregenerate", _alone(pregenerate, phase, start, rounds))
             stages.append(Stage(phase.kind, phase.rounds, [made, Action("grid", draw, draw_every, after=True)]))
         elif isinstance(phase, Refine | Joint):
-            actions = [Action("learn", _shifted(learn, steps - start)), evaluate]
+            actions = [
+                Action("look", _shifted(look, steps - start), look_every),
+                Action("learn", _shifted(learn, steps - start)),
+                evaluate,
+            ]
             if isinstance(phase, Joint):
                 made = Action("synthesise", _every(synthesise, phase.every, start, rounds), phase.every)
                 actions = [made, *actions, Action("grid", draw, draw_every * phase.every, after=True)]

@@ -23,6 +23,9 @@ class FrozenTeacher:
         model: the teacher; itself left as it is but for device, eval mode and requires_grad False.
         accelerator: device and precision.
         features: module paths whose outputs every pass shows beside the logits.
+
+    Attributes:
+        model, spec, features: as given.
     """
 
     def __init__(self, model: Classifier, accelerator: Accelerator, features: Sequence[str] = ()) -> None:
@@ -30,14 +33,14 @@ class FrozenTeacher:
         self.model.eval().requires_grad_(False)
         self.spec = model.spec
         self._accelerator = accelerator
-        self._features = tuple(features)
+        self.features = tuple(features)
         self._fast = fold_batch_norm(self.model).to(memory_format=torch.channels_last)
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Outputs:
         """Logits float32 `[N, K]`, and the features asked for, of images float32 `[N, C, H, W]` in [0, 1]."""
         with self._accelerator.autocast():
-            seen = observe(self.model, images, self._features) if self._features else Outputs(self._fast(images))
+            seen = observe(self.model, images, self.features) if self.features else Outputs(self._fast(images))
         return Outputs(seen.logits.float(), seen.features)
 
     def logits(self, images: Tensor) -> Tensor:

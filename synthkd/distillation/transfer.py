@@ -11,7 +11,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from synthkd.distillation.adapter import ArchitectureAdapter
-from synthkd.distillation.settings import AdapterTerm, AlignmentTerm, AttentionTerm, FeatureTerm, HintTerm, RelationTerm
+from synthkd.distillation.settings import (
+    AdapterTerm,
+    AlignmentTerm,
+    AttentionTerm,
+    FeatureTerm,
+    HintTerm,
+    RelationTerm,
+    by_name,
+)
 from synthkd.errors import ConfigError
 from synthkd.losses.alignment import heterogeneous_alignment, positions, sinkhorn_wasserstein, sliced_wasserstein
 from synthkd.losses.attention import attention_transfer
@@ -61,7 +69,7 @@ class Transfer(nn.Module):
 
     def __init__(self, terms: Sequence[FeatureTerm], teacher: Classifier, student: Classifier, seed: int = 0) -> None:
         super().__init__()
-        self.terms = dict(zip(_names(terms), terms, strict=True))
+        self.terms = by_name(terms)
         self._seed = seed
         asked = {name: _pairs(term, teacher, student) for name, term in self.terms.items()}
         every = [pair for pairs in asked.values() for pair in pairs]
@@ -173,14 +181,6 @@ def _pairs(term: FeatureTerm, teacher: Classifier, student: Classifier) -> list[
             f"distill.transfer: {term.kind} at stages: one of the networks has no stage that is found; name places (at)"
         )
     return [Pair(*both) for both in zip(*(places[-count:] for places in found), strict=True)]
-
-
-def _names(terms: Sequence[FeatureTerm]) -> list[str]:
-    names: list[str] = []
-    for term in terms:
-        before = sum(name.partition(" ")[0] == term.kind for name in names)
-        names.append(f"{term.kind} {before + 1}" if before else term.kind)
-    return names
 
 
 def _features(model: Classifier, paths: list[str]) -> Mapping[str, Tensor]:

@@ -44,14 +44,31 @@ class Objective(Generic[View]):
         if missing := set(self.weights) ^ set(self.terms):
             raise ValueError(f"terms and weights must have the same names, these have only one: {sorted(missing)}")
 
-    def __call__(self, view: View, step: int, total: int) -> Loss:
-        weighted: list[Tensor] = []
+    def __call__(
+        self,
+        view: View,
+        step: int,
+        total: int,
+        factor: Callable[[str], float] = lambda _: 1.0,
+        balance: Callable[[Mapping[str, Tensor]], Tensor] | None = None,
+    ) -> Loss:
+        """The loss at a step.
+
+        Args:
+            view: what the terms see.
+            step: 0-based.
+            total: steps over which the weights move.
+            factor: of the weight of a term, by name.
+            balance: makes the total of the weighted terms; None: their sum.
+        """
+        weighted: dict[str, Tensor] = {}
         values: dict[str, Tensor] = {}
         for name, term in self.terms.items():
-            weight = value_at(self.weights[name], step, total)
+            weight = value_at(self.weights[name], step, total) * factor(name)
             if weight != 0.0:
                 values[name] = term(view)
-                weighted.append(weight * values[name])
+                weighted[name] = weight * values[name]
         if not weighted:
             raise ValueError(f"every term of the objective has weight 0 at step {step}: {', '.join(self.terms)}")
-        return Loss(total=torch.stack(weighted).sum(), terms=values)
+        total_loss = torch.stack(list(weighted.values())).sum() if balance is None else balance(weighted)
+        return Loss(total=total_loss, terms=values)

@@ -12,14 +12,16 @@ from torch import Tensor, nn
 from synthkd.compression.capacity import (
     TeacherReport,
     capacity_bound,
+    compare_teachers,
     feature_dimension,
     fisher_trace,
     label_information,
     teacher_quality,
 )
 from synthkd.errors import ConfigError, DataError
-from synthkd.models import Classifier
-from synthkd.types import ImageSpec
+from synthkd.models import Classifier, build
+from synthkd.settings import ZooModel
+from synthkd.types import ImageSpec, to_float
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -151,6 +153,46 @@ class TestTeacherQuality:
             teacher_quality([])
         with pytest.raises(DataError, match=r"got nan and 3 for b$"):
             teacher_quality([TeacherReport("a", 1.0, 3), TeacherReport("b", math.nan, 3)])
+
+
+class TestCompareTeachers:
+    def pixels(self, n: int, *shape: int) -> Tensor:
+        return torch.randint(0, 256, (n, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(5))
+
+    def test_the_parts_by_hand(self):
+        """What enters the last layer of a softmax regression are the pixels."""
+        x = self.pixels(40, 1, 1, 4)
+        x[:, 0, 0, 2:] = x[:, 0, 0, :2]
+        models = {"sure": softmax_regression(9.0), "unsure": softmax_regression(0.1)}
+        qualities = compare_teachers(models, x, seed=3)
+        assert [q.report.name for q in qualities] == ["sure", "unsure"]
+        for q in qualities:
+            assert q.report.fisher_trace == fisher_trace(models[q.report.name], to_float(x), seed=3).value
+            assert q.report.feature_dimension == 2
+        assert qualities == teacher_quality([q.report for q in qualities])
+        assert qualities[0].score < qualities[1].score == 1.0
+
+    def test_networks_of_any_kind_on_the_same_images(self):
+        """Features are averaged over positions: a dimension is at most the width of the last layer's input."""
+        spec = ImageSpec(1, 8, 8, 3)
+        models = {
+            "maps": build(ZooModel(arch="convnet", width=4), spec).train(),
+            "tokens": build(ZooModel(arch="vit", width=16, depth=1), spec),
+        }
+        x = self.pixels(30, *spec.shape)
+        first, again = (compare_teachers(models, x, seed=0) for _ in range(2))
+        assert first == again
+        assert all(0 < q.report.feature_dimension <= 16 for q in first)
+        assert models["maps"].training
+        assert all(p.requires_grad and p.grad is None for model in models.values() for p in model.parameters())
+
+    def test_refusals(self):
+        with pytest.raises(DataError, match="at least 1 teacher"):
+            compare_teachers({}, self.pixels(4, 1, 1, 4), seed=0)
+        with pytest.raises(DataError, match="at least 2 samples"):
+            compare_teachers({"a": softmax_regression(1.0)}, self.pixels(1, 1, 1, 4), seed=0)
+        with pytest.raises(DataError, match="must be uint8"):
+            compare_teachers({"a": softmax_regression(1.0)}, images(4), seed=0)
 
 
 class TestLabelInformation:

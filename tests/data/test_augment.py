@@ -125,6 +125,26 @@ def test_flip_mirrors_half_of_the_images() -> None:
     assert torch.equal(augment.flip(images, seeded(), 1.0), images.flip(-1))
 
 
+def test_a_square_image_is_turned_by_a_quarter_a_half_or_three_quarters_alike_often() -> None:
+    images = noise(3000, 2, 5, 5)
+    before = images.clone()
+    result = augment.turn(images, seeded())
+    turned = [(result == images.rot90(k, (2, 3))).flatten(1).all(1) for k in range(4)]
+    assert torch.equal(images, before)
+    assert torch.stack(turned).sum(0).tolist() == [1] * 3000
+    assert not turned[0].any()
+    assert all(abs(int(rows.sum()) - 1000) < 4 * 25.8 for rows in turned[1:])
+    assert torch.equal(result, augment.turn(images, seeded()))
+    assert not torch.equal(result, augment.turn(images, seeded(1)))
+
+
+def test_an_image_that_is_not_square_is_turned_by_a_half() -> None:
+    images = noise(5)
+    assert torch.equal(augment.turn(images, seeded()), images.rot90(2, (2, 3)))
+    assert augment.turn(images[:0], seeded()).shape == (0, 3, 9, 12)
+    assert augment.turn(noise(0, 1, 4, 4), seeded()).shape == (0, 1, 4, 4)
+
+
 def test_erase_paints_one_rectangle_of_one_colour_as_often_and_as_large_as_asked() -> None:
     size = 32
     images = torch.full((2000, 3, size, size), 2.0)  # no colour of the range: a pixel that differs was painted

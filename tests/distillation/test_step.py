@@ -14,8 +14,10 @@ from torch.distributions import Categorical
 from torch.distributions import kl_divergence as kl_of
 
 from synthkd.data.bank import MemoryBank
-from synthkd.distillation.settings import DecoupledTerm, DistillSettings, HintTerm
-from synthkd.distillation.step import DistillStep, StudentView, objective
+from synthkd.distillation.pupil import Pupil
+from synthkd.distillation.settings import DecoupledTerm, DistillSettings
+from synthkd.distillation.step import DistillStep
+from synthkd.distillation.terms import StudentView, terms_of
 from synthkd.losses.logits import decoupled
 from synthkd.schedules import value_at
 from synthkd.settings import BankSettings, Curve, OptimizerSettings
@@ -55,19 +57,25 @@ class Source:
 
 
 class Scale(nn.Module):
-    """A transfer of one term with one parameter: the mean square of `teacher - factor * student` at one place."""
+    """Lessons of one term with one parameter: the mean square of `teacher - factor * student` at one place."""
 
-    terms: ClassVar[Mapping[str, HintTerm]] = {"hint": HintTerm(kind="hint", weight=1.5)}
+    weights: ClassVar[Mapping[str, tuple[float, str]]] = {"hint": (1.5, "features")}
     student_places = ("hidden",)
+    balance = None
 
     def __init__(self) -> None:
         super().__init__()
         self.factor = nn.Parameter(torch.tensor(2.0))
         self.steps: list[int] = []
 
-    def forward(self, teacher: Mapping[str, Tensor], student: Mapping[str, Tensor], step: int) -> dict[str, Tensor]:
+    def beside(self, batch: Batch, step: int, bank: object) -> None:
+        """No images but those of the batch."""
+
+    def forward(
+        self, batch: Batch, student: Mapping[str, Tensor], logits: Tensor, temperature: float, step: int, *_: object
+    ) -> dict[str, Tensor]:
         self.steps.append(step)
-        return {"hint": (teacher["there"] - self.factor * student["hidden"]).square().mean()}
+        return {"hint": (batch.teacher_features["there"] - self.factor * student["hidden"]).square().mean()}
 
 
 def random_batch(count: int = 6, **more: object) -> Batch:
@@ -85,8 +93,11 @@ def learner_of(student: Student, helpers: nn.Module | None = None) -> Learner:
 def step_of(
     student: Student, batch: Batch, bank: MemoryBank | None = None, transfer: Any = None, **settings: Any
 ) -> DistillStep:
-    learner = learner_of(student, transfer)
-    return DistillStep(learner, Source(batch), DistillSettings(**settings), Accelerator(cpu=True), bank, transfer)
+    asked = DistillSettings(**settings)
+    terms = None if transfer is None else terms_of(asked, transfer.weights)
+    accelerator = Accelerator(cpu=True)
+    pupil = Pupil(learner_of(student, transfer), asked, accelerator, transfer, terms)
+    return DistillStep([pupil], Source(batch), accelerator, bank)
 
 
 def soft(teacher: Tensor, student: Tensor, temperature: float) -> Tensor:
@@ -125,7 +136,7 @@ def test_the_objective_is_the_documented_sum(term: str, weighted: bool) -> None:
     student = torch.randn(6, 3, generator=torch.Generator().manual_seed(2))
     view = StudentView(batch, batch.teacher_logits, student, temperature=2.5)
     settings = DistillSettings(alpha=0.3, logit_match=0.7, terms={term: 0.05})
-    loss = objective(settings)(view, 4, TOTAL)
+    loss = terms_of(settings).objective(view, 4, TOTAL)
 
     weights = torch.ones(6).double() if batch.weights is None else batch.weights.double()
     expected = {
@@ -143,8 +154,8 @@ def test_without_alpha_it_is_soft_labels_alone_and_with_one_hard_labels_alone() 
     batch = random_batch()
     assert batch.teacher_logits is not None
     view = StudentView(batch, batch.teacher_logits, torch.zeros(6, 3), temperature=4.0)
-    assert list(objective(DistillSettings())(view, 0, TOTAL).terms) == ["soft"]
-    assert list(objective(DistillSettings(alpha=1.0))(view, 0, TOTAL).terms) == ["hard"]
+    assert list(terms_of(DistillSettings()).objective(view, 0, TOTAL).terms) == ["soft"]
+    assert list(terms_of(DistillSettings(alpha=1.0)).objective(view, 0, TOTAL).terms) == ["hard"]
 
 
 @pytest.mark.parametrize(
@@ -163,7 +174,7 @@ def test_soft_and_hard_labels_share_one_along_a_curve(alpha: Curve) -> None:
     of_hard = float(hard(view.student, batch.labels).mean())
     for step in range(TOTAL):
         share = value_at(alpha, step, TOTAL)
-        total = objective(DistillSettings(alpha=alpha))(view, step, TOTAL).total
+        total = terms_of(DistillSettings(alpha=alpha)).objective(view, step, TOTAL).total
         assert float(total) == pytest.approx(share * of_hard + (1 - share) * of_soft)
 
 
@@ -171,11 +182,11 @@ def test_with_real_images_only_their_labels_are_hard() -> None:
     batch = random_batch()
     annotated = torch.tensor([True, False, True, False, False, False])
     view = StudentView(replace(batch, annotated=annotated), batch.teacher_logits, Student()(batch.images), 1.0)
-    terms = objective(DistillSettings(alpha=0.5))(view, 0, TOTAL).terms
+    terms = terms_of(DistillSettings(alpha=0.5)).objective(view, 0, TOTAL).terms
     expected = hard(view.student, batch.labels)[annotated].mean()
     assert float(terms["hard"].detach()) == pytest.approx(float(expected.detach()))
     none = replace(view, batch=replace(batch, annotated=torch.zeros(6, dtype=torch.bool)))
-    assert float(objective(DistillSettings(alpha=0.5))(none, 0, TOTAL).terms["hard"].detach()) == 0.0
+    assert float(terms_of(DistillSettings(alpha=0.5)).objective(none, 0, TOTAL).terms["hard"].detach()) == 0.0
 
 
 def test_decoupled_distillation_takes_the_place_of_soft_labels() -> None:
@@ -184,7 +195,7 @@ def test_decoupled_distillation_takes_the_place_of_soft_labels() -> None:
     student = torch.randn(6, 3, generator=torch.Generator().manual_seed(2))
     view = StudentView(batch, batch.teacher_logits, student, temperature=2.5)
     term = DecoupledTerm(kind="dkd", weight=0.5, alpha=2.0, beta=3.0)
-    loss = objective(DistillSettings(soft=0.0, alpha=1.0, transfer=(term,)))(view, 0, TOTAL)
+    loss = terms_of(DistillSettings(soft=0.0, alpha=1.0, transfer=(term,))).objective(view, 0, TOTAL)
     assert list(loss.terms) == ["hard", "dkd"]
     seen = batch.teacher_logits.argmax(1)
     expected = decoupled(batch.teacher_logits, student, seen, 2.5, 2.0, 3.0, batch.weights)
@@ -197,7 +208,7 @@ def test_standardised_soft_labels_do_not_know_the_size_of_logits() -> None:
     assert batch.teacher_logits is not None
     student = torch.randn(6, 3, generator=torch.Generator().manual_seed(2))
     found = [
-        float(objective(DistillSettings(standardise=on))(StudentView(batch, t, s, 2.0), 0, TOTAL).total)
+        float(terms_of(DistillSettings(standardise=on)).objective(StudentView(batch, t, s, 2.0), 0, TOTAL).total)
         for on in (True, False)
         for t, s in ((batch.teacher_logits, student), (3.0 * batch.teacher_logits, 0.5 * student))
     ]
@@ -227,7 +238,9 @@ def test_the_batch_is_that_of_the_step_and_agreement_is_that_before_the_update()
     answers = student(random_batch().images).argmax(1)
     wrong = torch.cat([answers[:4], (answers[4:] + 1) % 3])
     source = Source(random_batch(teacher_logits=torch.eye(3)[wrong] * 50))
-    step = DistillStep(learner_of(student), source, DistillSettings(), Accelerator(cpu=True))
+    step = DistillStep(
+        [Pupil(learner_of(student), DistillSettings(), Accelerator(cpu=True))], source, Accelerator(cpu=True)
+    )
     assert float(step(7)["student/agreement"]) == pytest.approx(4 / 6)
     assert source.asked == [7]
 

@@ -1,0 +1,211 @@
+"""Who learns and who teaches in a distillation, built from its configuration."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from synthkd.compression.width import Slimmable
+from synthkd.data.bank import MemoryBank
+from synthkd.data.splits import Splits, channel_statistics
+from synthkd.data.stored import StoredDataset
+from synthkd.distillation.adaptation import CHUNK, Adaptation, Probe
+from synthkd.distillation.pupil import Pupil, make_pupil
+from synthkd.distillation.roles import Roles
+from synthkd.distillation.selection import TeacherSelection
+from synthkd.distillation.settings import PeerSettings
+from synthkd.distillation.teachers import FrozenTeacher
+from synthkd.distillation.team import TeacherTeam
+from synthkd.errors import ConfigError
+from synthkd.generators.stored import StoredImages
+from synthkd.models import Classifier, build_model, load_model, probe
+from synthkd.pipelines.config import DistillConfig
+from synthkd.rng import derive, stream
+from synthkd.settings import ZooModel
+from synthkd.types import Batch, ImageSpec, to_float
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is to be learned, said by the teacher or by the dataset in its place.
+
+    Attributes:
+        spec: images and classes.
+        mean, std: by which the student normalises.
+        class_names: one per class, or empty.
+    """
+
+    spec: ImageSpec
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    class_names: tuple[str, ...]
+
+
+def subject_of(teacher: Classifier | None, dataset: StoredDataset | None, splits: Splits | None) -> Subject:
+    """What the teacher, the dataset or the real images say is to be learned."""
+    if teacher is not None:
+        if dataset is not None and dataset.spec != teacher.spec:
+            raise ConfigError(
+                f"generator.path: the dataset has {dataset.spec}, the teacher takes {teacher.spec}; they must be the "
+                "same"
+            )
+        mean, std = (tuple(v.flatten().tolist()) for v in (teacher.normalize.mean, teacher.normalize.std))
+        return Subject(teacher.spec, mean, std, tuple(teacher.class_names))
+    if dataset is not None:
+        return Subject(dataset.spec, dataset.mean, dataset.std, dataset.class_names)
+    assert splits is not None
+    mean, std = channel_statistics(splits.train.images)
+    return Subject(splits.train.spec, mean, std, splits.train.class_names)
+
+
+def untrained_student(config: DistillConfig, subject: Subject) -> Classifier | Slimmable:
+    """The student before its first step, with the first weights of the run's seed."""
+    torch.manual_seed(derive(config.seed, "student/init"))
+    if config.width is not None:
+        if not isinstance(config.student, ZooModel):
+            raise ConfigError("width: only networks of the zoo change their width: set student.kind to zoo")
+        names = (subject.mean, subject.std, subject.class_names)
+        return Slimmable(config.width, config.student, subject.spec, *names)
+    student = build_model(config.student, subject.spec, subject.mean, subject.std, subject.class_names)
+    if student.spec != subject.spec:
+        raise ConfigError(f"student: it takes {student.spec}, its teacher {subject.spec}; they must be the same")
+    return student
+
+
+def build_pupils(
+    config: DistillConfig,
+    student: Classifier | Slimmable,
+    subject: Subject,
+    teacher: Classifier | None,
+    total: int,
+    accelerator: Accelerator,
+    bank: MemoryBank,
+) -> tuple[Pupil, ...]:
+    """The student and those that learn beside it, each with an optimiser and layers of its own."""
+    if config.online is not None and accelerator.num_processes > 1:
+        raise ConfigError("online: peers learn together in one process only; leave torchrun out, or online")
+    names, networks, optimizers = ["student"], [student], [config.distill.optimizer]
+    for number, peer in enumerate(() if config.online is None else config.online.peers, start=1):
+        names.append(f"peer {number}")
+        networks.append(_peer(peer, number, config, subject, teacher))
+        optimizers.append(config.distill.optimizer if peer.optimizer is None else peer.optimizer)
+    return tuple(
+        make_pupil(
+            name,
+            network,
+            config.distill,
+            optimizer,
+            total,
+            accelerator,
+            teacher,
+            config.seed,
+            network if isinstance(network, Slimmable) else None,
+            config.online,
+            bank=bank,
+        )
+        for name, network, optimizer in zip(names, networks, optimizers, strict=True)
+    )
+
+
+def _peer(
+    peer: PeerSettings, number: int, config: DistillConfig, subject: Subject, teacher: Classifier | None
+) -> Classifier:
+    if peer.model is None:
+        assert teacher is not None
+        return copy.deepcopy(teacher).requires_grad_(True)
+    torch.manual_seed(derive(config.seed, "peer/init", number))
+    built = build_model(peer.model, subject.spec, subject.mean, subject.std, subject.class_names)
+    if built.spec != subject.spec:
+        raise ConfigError(f"online.peers: it takes {built.spec}, the student {subject.spec}; they must be the same")
+    return built
+
+
+def label_by(
+    config: DistillConfig, teacher: Classifier | None, pupils: Sequence[Pupil], accelerator: Accelerator
+) -> FrozenTeacher | TeacherTeam | None:
+    """Whoever labels; the first teacher shows the features that any pupil's lessons compare."""
+    if teacher is None:
+        return None
+    tapped = [place for pupil in pupils if pupil.lessons is not None for place in pupil.lessons.teacher_places]
+    first = FrozenTeacher(teacher, accelerator, tuple(dict.fromkeys(tapped)))
+    if not config.teachers:
+        return first
+    others = [load_model(settings) for settings in config.teachers]
+    for other in others:
+        probe(other)
+    return TeacherTeam([first, *(FrozenTeacher(other, accelerator) for other in others)], config.team)
+
+
+def adapt(
+    config: DistillConfig,
+    pupils: Sequence[Pupil],
+    frozen: FrozenTeacher | TeacherTeam | None,
+    asked: Probed,
+    accelerator: Accelerator,
+) -> Adaptation:
+    online = config.online
+    roles = None if online is None or online.swap is None else Roles(online.swap, teaching=1)
+    team = frozen if isinstance(frozen, TeacherTeam) and config.team.weighting == "selected" else None
+    selection = None if team is None else TeacherSelection(1 + len(config.teachers), config.team.selection)
+    adapt = config.distill.adapt
+    steers = {
+        "distill.adapt.temperature": adapt.temperature,
+        "distill.adapt.weights": adapt.weights,
+        "distill.adapt.strength": adapt.strength,
+        "online.swap": roles,
+        "team.selection": selection,
+    }
+    steering = [name for name, part in steers.items() if part is not None]
+    if steering and accelerator.num_processes > 1:
+        raise ConfigError(f"{steering[0]} adapts in one process only; leave torchrun out, or {steering[0]}")
+    if steering and not asked.possible:
+        raise ConfigError(f"{steering[0]} goes by images that nobody learns from: set data.holdout above 0")
+    return Adaptation(adapt, lambda: [pupil.learner.evaluated for pupil in pupils], asked, roles, team, selection)
+
+
+class Probed:
+    """Images that no pupil learns from: held-out real ones, those a dataset held out, else the newest of the bank."""
+
+    def __init__(
+        self,
+        config: DistillConfig,
+        splits: Splits | None,
+        generator: Any,
+        bank: MemoryBank,
+        frozen: FrozenTeacher | TeacherTeam | None,
+        device: torch.device,
+    ) -> None:
+        self._count = config.distill.adapt.images
+        self._bank = bank
+        self._device = device
+        self._kept: Probe | None = None
+        if splits is not None and len(splits.holdout):
+            order = torch.randperm(len(splits.holdout), generator=stream(config.seed, "look"))[: self._count]
+            images = to_float(splits.holdout.images[order]).to(device)
+            labels = splits.holdout.labels[order].to(device)
+            said = None if frozen is None else torch.cat([_mean_answer(frozen, part) for part in images.split(CHUNK)])
+            self._kept = Probe(images, labels, said)
+        elif isinstance(generator, StoredImages):
+            self._kept = self._labelled(generator.held_out)
+        self.possible = self._kept is not None or generator is not None
+
+    def __call__(self) -> Probe | None:
+        if self._kept is not None or not len(self._bank):
+            return self._kept
+        return self._labelled(self._bank.newest(self._count))
+
+    def _labelled(self, batch: Batch) -> Probe:
+        assert batch.teacher_logits is not None
+        rows = slice(-self._count, None)
+        return Probe(batch.images[rows].to(self._device), None, batch.teacher_logits[rows].to(self._device))
+
+
+def _mean_answer(frozen: FrozenTeacher | TeacherTeam, images: Tensor) -> Tensor:
+    """Of a team the plain mean, whoever labels at the moment."""
+    return frozen.answers(images).mean(dim=0) if isinstance(frozen, TeacherTeam) else frozen.logits(images)

@@ -1,0 +1,46 @@
+"""Who teaches among networks that learn together: one of them, until another has nearly come up to it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from synthkd.distillation.settings import SwapSettings
+
+
+class Roles:
+    """The role swap: the best learner teaches once its accuracy exceeds a share of the teaching one's.
+
+    That share is below 1, so that two equals would change places at every look. So a swap disarms the rule, and it is
+    armed again when the best learner has fallen below `again_below` of the one who teaches.
+
+    Args:
+        settings: the two shares.
+        teaching: number of the network that teaches at first.
+
+    Attributes:
+        teaching: number of the network that teaches.
+        armed: whether a swap is possible.
+    """
+
+    def __init__(self, settings: SwapSettings, teaching: int) -> None:
+        self.settings = settings
+        self.teaching = teaching
+        self.armed = True
+
+    def update(self, accuracies: Sequence[float]) -> bool:
+        """Take the accuracies of all networks, in [0, 1], and return whether the roles changed."""
+        share = self.settings.above * accuracies[self.teaching]
+        learners = [number for number in range(len(accuracies)) if number != self.teaching]
+        best = max(learners, key=lambda number: accuracies[number])
+        if self.armed and accuracies[best] > share:
+            self.teaching, self.armed = best, False
+            return True
+        self.armed |= accuracies[best] < self.settings.again_below * accuracies[self.teaching]
+        return False
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"teaching": self.teaching, "armed": self.armed}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.teaching, self.armed = int(state["teaching"]), bool(state["armed"])
