@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,17 +78,18 @@ class Parts:
 
 
 def assemble(
-    config: DistillConfig, teacher: Classifier | None, accelerator: Accelerator, directory: Path | None
+    config: DistillConfig, teachers: Sequence[Classifier], accelerator: Accelerator, directory: Path | None
 ) -> Parts:
     """Build and wire every part.
 
     Args:
         config: the configuration.
-        teacher: the teacher, untouched but for eval mode; None where there is none.
+        teachers: the teacher and those that label beside it, untouched but for eval mode; empty where there is none.
         accelerator: device, precision, processes.
         directory: run directory, for a bank on disk; None for a dry run, which keeps the bank in memory.
     """
-    contract = None if teacher is None else probe(teacher)
+    contracts = [probe(teacher) for teacher in teachers]
+    teacher, contract = (teachers[0], contracts[0]) if teachers else (None, None)
     dataset = read_stored(config.generator.path) if isinstance(config.generator, DatasetSettings) else None
     splits = None if config.data is None else load_splits(config.data)
     subject = subject_of(teacher, dataset, splits)
@@ -105,7 +106,7 @@ def assemble(
     total = phases.student_steps(config.phases)
     bank = _bank(config, subject.spec, accelerator, directory, dataset)
     pupils = build_pupils(config, student, subject, teacher, total, accelerator, bank)
-    frozen = label_by(config, teacher, pupils, accelerator)
+    frozen = label_by(config, teachers, pupils, accelerator)
     generator: Any = None
     if dataset is not None:
         generator = StoredImages(dataset)

@@ -101,7 +101,7 @@ def fastest_of(front: Front, tolerance: float) -> Candidate:
 
 def make_proxy(config: DistillConfig, settings: SearchSettings, teacher: Classifier, seed: int) -> Evaluate:
     """Fill a bank with images for the candidates to learn from, and make others to score them on."""
-    parts = assemble(config, teacher, make_accelerator(config), None)
+    parts = assemble(config, [teacher], make_accelerator(config), None)
     for index in range(settings.rounds):
         parts.synthesis.alone(index, keep=True)
     held_out, logits = _further(parts.generator, settings.rounds, config.difficulty.start)

@@ -94,7 +94,7 @@ class DistillConfig(TrainingConfig):
     teacher: TeacherSettings | None = None
     """None where a dataset with soft labels takes its place (generator.kind=dataset), or where networks learn from
     labelled images and from each other (generator.kind=none)."""
-    teachers: tuple[LoadedModel, ...] = ()
+    teachers: tuple[TeacherSettings, ...] = ()
     """Further teachers that label beside `teacher`, which alone a generator is trained against and whose features
     alone are compared."""
     team: TeamSettings = TeamSettings()
@@ -135,19 +135,30 @@ class DistillConfig(TrainingConfig):
     def _learns_from_data(self) -> bool:
         return isinstance(self.generator, FROM_REAL)
 
+    @property
+    def every_teacher(self) -> tuple[TeacherSettings, ...]:
+        """`teacher`, where there is one, and the further ones."""
+        return (*(() if self.teacher is None else (self.teacher,)), *self.teachers)
+
     def _needs_no_teacher(self) -> None:
         """Refuse terms that need a teacher where there is none."""
         distill = self.distill
         needs: list[str] = [
             term.kind for term in (*distill.features, *distill.transfer) if not isinstance(term, ExitsTerm)
         ]
-        needs += [name for name in ("soft", "logit_match") if getattr(distill, name)]
-        taught = distill.soft is None and distill.alpha != 1.0
-        if needs or (taught and (self.online is None or self.online.swap is None)):
-            asked = " and ".join(dict.fromkeys(needs)) or "soft labels (distill.alpha below 1)"
+        needs += ["logit_match"] if distill.logit_match != 0.0 else []
+        needs += [f"adapt.{name}" for name in ("weights", "strength") if getattr(distill.adapt, name) is not None]
+        needs += [] if self.width is None else ["width"]
+        soft = distill.alpha != 1.0 if distill.soft is None else distill.soft != 0.0
+        if soft and (self.online is None or self.online.swap is None):
+            needs.append("soft labels (distill.alpha below 1)" if distill.soft is None else "soft")
+        if needs:
+            asked = " and ".join(dict.fromkeys(needs))
             raise ValueError(f"a teacher is missing for {asked}: set teacher, or leave them out and distill.alpha at 1")
         if self.mix.mixup or self.mix.cutmix:
             raise ValueError("nobody labels mixtures without a teacher: set mix.mixup and mix.cutmix to 0")
+        if self.mix.logits == "stored":
+            raise ValueError("real images have no stored logits without a teacher: set mix.logits to fresh")
 
     @model_validator(mode="after")
     def _consistent(self) -> DistillConfig:
@@ -162,8 +173,11 @@ class DistillConfig(TrainingConfig):
         labelled = self.mix.logits == "stored" and self.mix.real == 0.0
         inside = (*self.distill.features, *(term for term in self.distill.transfer if isinstance(term, LOOKS_INSIDE)))
         compared = " and ".join(dict.fromkeys(term.kind for term in inside))
-        if compared and self.mix.logits == "stored":
-            raise ValueError(f"distill: {compared} compares features of the images at hand: set mix.logits to fresh")
+        theirs = " and ".join(dict.fromkeys(term.kind for term in inside if not isinstance(term, ExitsTerm)))
+        if theirs and self.mix.logits == "stored":
+            raise ValueError(f"distill: {theirs} compares features of the images at hand: set mix.logits to fresh")
+        if self.width is not None and self.distill.adapt.balance is not None:
+            raise ValueError("width: its penalty is no loss to be balanced with others: leave distill.adapt.balance out")
         if self.width is not None and (self.inherit or compared):
             raise ValueError(
                 "width: a student whose width changes has no layer that a weight or feature of the teacher fits: set "
@@ -183,9 +197,13 @@ class DistillConfig(TrainingConfig):
             self._needs_no_teacher()
         if self.teachers and (self.teacher is None or self.mix.logits == "stored"):
             raise ValueError("teachers label beside `teacher` what is at hand: set teacher, and mix.logits to fresh")
-        ema = self.distill.optimizer.ema > 0.0
+        asked = [None] if self.online is None else [None, *(peer.optimizer for peer in self.online.peers)]
+        ema = all((self.distill.optimizer if one is None else one).ema > 0.0 for one in asked)
         if not ema and (self.distill.average != 0.0 or (self.online is not None and self.online.averaged)):
-            raise ValueError("an average of weights is to teach, and there is none: set distill.optimizer.ema, to 0.99")
+            raise ValueError(
+                "an average of weights is to teach, and there is none: set distill.optimizer.ema, and that of each peer "
+                "with an optimizer of its own, to 0.99"
+            )
         if self.online is not None and self.width is not None:
             raise ValueError("online: peers learn beside a student of fixed width: leave width out, or online")
         if self.online is not None and self.teacher is None and any(p.model is None for p in self.online.peers):

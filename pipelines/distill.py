@@ -40,30 +40,32 @@ def distill(config: DistillConfig, *, dry_run: bool = False) -> Result | Plan:
         SynthkdError: see the classes in `synthkd.errors`.
     """
     if dry_run:
-        teacher = None if config.teacher is None else untrained_teacher(config.teacher, config)
-        parts = assemble(config, teacher, make_accelerator(config), None)
+        parts = assemble(config, _untrained(config), make_accelerator(config), None)
         require_fit("test", _test(config), parts.subject)
         return Plan(plan(config, parts))
     with open_job("distill", config) as job:
         if job.finished is not None:
             return Result(job.directory, job.finished, summary(job, dict(job.finished), already=True))
         test = _test(config)
-        ready = _teacher(config, job)
-        parts = assemble(config, None if ready is None else ready.model, job.accelerator, job.directory)
+        ready = _teachers(config, job)
+        parts = assemble(config, [teacher.model for teacher in ready], job.accelerator, job.directory)
         require_fit("test", test, parts.subject)
         progress = _run(config, job, parts, test)
         student = _finished_student(config, job, parts)
-        taught = 0.0 if ready is None else ready.seconds
+        taught = sum(teacher.seconds for teacher in ready)
         values = job.finish(measured(config, job, parts, student, test, taught, progress))
         return Result(job.directory, values, summary(job, values))
 
 
-def _teacher(config: DistillConfig, job: Job) -> ReadyTeacher | None:
-    if config.teacher is None:
-        return None
-    if not is_taught(config.teacher, job.directory):  # to fail now rather than after the teacher
-        assemble(config, untrained_teacher(config.teacher, config), job.accelerator, None)
-    return ready_teacher(config.teacher, config, job)
+def _teachers(config: DistillConfig, job: Job) -> list[ReadyTeacher]:
+    asked = config.every_teacher
+    if not all(is_taught(settings, job.directory, number) for number, settings in enumerate(asked)):
+        assemble(config, _untrained(config), job.accelerator, None)  # to fail now rather than after the teachers
+    return [ready_teacher(settings, config, job, number) for number, settings in enumerate(asked)]
+
+
+def _untrained(config: DistillConfig) -> list[Classifier]:
+    return [untrained_teacher(settings, config) for settings in config.every_teacher]
 
 
 def _test(config: DistillConfig) -> RealData | None:

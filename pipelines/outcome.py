@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
 import torch
 
+from synthkd.compression.capacity import TeacherQuality, compare_teachers
 from synthkd.data.real import RealData
 from synthkd.distillation import alarms, phases
 from synthkd.distillation.pupil import Pupil
+from synthkd.distillation.team import TeacherTeam
 from synthkd.generators.stored import StoredImages
 from synthkd.hardware import latency_ms
 from synthkd.metrics.utility import Proportion, accuracy, predict, proportion
@@ -19,14 +22,16 @@ from synthkd.models.layout import head
 from synthkd.pipelines.assembly import Parts
 from synthkd.pipelines.config import DistillConfig
 from synthkd.pipelines.job import Job, describe_model, disk_line, generator_bytes, scored, training_bytes
+from synthkd.pipelines.pupils import consensus
 from synthkd.rng import Rows
 from synthkd.settings import TrainedTeacher
 from synthkd.taps import INPUT, evaluating, observe
 from synthkd.training.loop import Progress
-from synthkd.types import balanced_labels
+from synthkd.types import balanced_labels, to_uint8
 
 ALARM_IMAGES = 1024
 FRESH_IMAGES = 500
+QUALITY_IMAGES = 200
 
 
 def measured(
@@ -62,7 +67,7 @@ def measured(
             with evaluating(peer.learner.evaluated):
                 peer_scores[number] = accuracy(predict(peer.learner.evaluated, test.images, device), test.labels)
         if teacher is not None:
-            taught = predict(teacher.logits, test.images, device)
+            taught = predict(consensus(teacher), test.images, device)
             teacher_score = accuracy(taught, test.labels)
             compared = accuracy(learned, taught), "test"
     raised = _alarms(job, parts)
@@ -92,6 +97,8 @@ def measured(
         "alarms": [asdict(alarm) for alarm in raised],
         "looks": parts.adaptation.outcome([pupil.learner.name for pupil in parts.pupils], job.monitor.rows()),
     }
+    if isinstance(teacher, TeacherTeam):
+        values["teachers"] = _team(config, parts, teacher, test, device)
     if peer_scores:
         values["peers"] = [
             {**scored(score), **describe_model(_network(peer), latency_ms(_network(peer), spec, device))}
@@ -103,6 +110,38 @@ def measured(
     if teacher_score is not None and student_score is not None and teacher_score.value > 0:
         ratio["accuracy"] = student_score.value / teacher_score.value
     return values | {"ratio": ratio}
+
+
+def _team(
+    config: DistillConfig, parts: Parts, team: TeacherTeam, test: RealData | None, device: torch.device
+) -> list[dict[str, Any]]:
+    """Each of several teachers: what it is, and its quality among them on the images looked at."""
+    models = {f"teacher {number}": model for number, model in enumerate(team.models, start=1)}
+    seen = parts.probe()
+    quality: Sequence[TeacherQuality | None] = [None] * len(models)
+    if seen is not None:
+        quality = compare_teachers(models, to_uint8(seen.images[:QUALITY_IMAGES]).cpu(), config.seed)
+    counts: Sequence[int | None] = parts.adaptation.selected or [None] * len(models)
+    return [
+        {
+            "name": name,
+            **scored(None if test is None else accuracy(predict(model, test.images, device), test.labels)),
+            **describe_model(model, latency_ms(model, model.spec, device)),
+            "quality": None if found is None else _quality(found),
+            "selected": count,
+        }
+        for (name, model), found, count in zip(models.items(), quality, counts, strict=True)
+    ]
+
+
+def _quality(found: TeacherQuality) -> dict[str, float]:
+    return {
+        "fisher_trace": found.report.fisher_trace,
+        "feature_dimension": found.report.feature_dimension,
+        "relative_trace": found.relative_trace,
+        "relative_dimension": found.relative_dimension,
+        "score": found.score,
+    }
 
 
 def _network(pupil: Pupil) -> Classifier:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +24,7 @@ from synthkd.distillation.teachers import FrozenTeacher
 from synthkd.distillation.team import TeacherTeam
 from synthkd.errors import ConfigError
 from synthkd.generators.stored import StoredImages
-from synthkd.models import Classifier, build_model, load_model, probe
+from synthkd.models import Classifier, build_model
 from synthkd.pipelines.config import DistillConfig
 from synthkd.rng import derive, stream
 from synthkd.settings import ZooModel
@@ -127,19 +127,16 @@ def _peer(
 
 
 def label_by(
-    config: DistillConfig, teacher: Classifier | None, pupils: Sequence[Pupil], accelerator: Accelerator
+    config: DistillConfig, teachers: Sequence[Classifier], pupils: Sequence[Pupil], accelerator: Accelerator
 ) -> FrozenTeacher | TeacherTeam | None:
     """Whoever labels; the first teacher shows the features that any pupil's lessons compare."""
-    if teacher is None:
+    if not teachers:
         return None
     tapped = [place for pupil in pupils if pupil.lessons is not None for place in pupil.lessons.teacher_places]
-    first = FrozenTeacher(teacher, accelerator, tuple(dict.fromkeys(tapped)))
-    if not config.teachers:
+    first = FrozenTeacher(teachers[0], accelerator, tuple(dict.fromkeys(tapped)))
+    if len(teachers) == 1:
         return first
-    others = [load_model(settings) for settings in config.teachers]
-    for other in others:
-        probe(other)
-    return TeacherTeam([first, *(FrozenTeacher(other, accelerator) for other in others)], config.team)
+    return TeacherTeam([first, *(FrozenTeacher(other, accelerator) for other in teachers[1:])], config.team)
 
 
 def adapt(
@@ -189,7 +186,7 @@ class Probed:
             order = torch.randperm(len(splits.holdout), generator=stream(config.seed, "look"))[: self._count]
             images = to_float(splits.holdout.images[order]).to(device)
             labels = splits.holdout.labels[order].to(device)
-            said = None if frozen is None else torch.cat([_mean_answer(frozen, part) for part in images.split(CHUNK)])
+            said = None if frozen is None else torch.cat([consensus(frozen)(part) for part in images.split(CHUNK)])
             self._kept = Probe(images, labels, said)
         elif isinstance(generator, StoredImages):
             self._kept = self._labelled(generator.held_out)
@@ -206,6 +203,6 @@ class Probed:
         return Probe(batch.images[rows].to(self._device), None, batch.teacher_logits[rows].to(self._device))
 
 
-def _mean_answer(frozen: FrozenTeacher | TeacherTeam, images: Tensor) -> Tensor:
-    """Of a team the plain mean, whoever labels at the moment."""
-    return frozen.answers(images).mean(dim=0) if isinstance(frozen, TeacherTeam) else frozen.logits(images)
+def consensus(frozen: FrozenTeacher | TeacherTeam) -> Callable[[Tensor], Tensor]:
+    """Logits of the teacher, or of a team together, whoever of it labels at the moment."""
+    return frozen.consensus if isinstance(frozen, TeacherTeam) else frozen.logits

@@ -32,25 +32,33 @@ class ReadyTeacher:
     seconds: float
 
 
-def is_taught(settings: TrainedTeacher | LoadedModel, directory: Path) -> bool:
+def is_taught(settings: TrainedTeacher | LoadedModel, directory: Path, number: int = 0) -> bool:
     """Whether nothing is left to train: the teacher is loaded, or its run inside `directory` is finished."""
-    return isinstance(settings, LoadedModel) or (directory / FOLDER / RESULT).exists()
+    return isinstance(settings, LoadedModel) or (directory / folder(number) / RESULT).exists()
 
 
-def ready_teacher(settings: TrainedTeacher | LoadedModel, config: TrainingConfig, job: Job) -> ReadyTeacher:
+def folder(number: int) -> str:
+    """The run of a teacher, inside the run that needs it: that of the first is `teach`."""
+    return f"{FOLDER}-{number + 1}" if number else FOLDER
+
+
+def ready_teacher(
+    settings: TrainedTeacher | LoadedModel, config: TrainingConfig, job: Job, number: int = 0
+) -> ReadyTeacher:
     """The teacher of a job, trained in `<run>/teach` where the settings say so.
 
     Args:
         settings: which teacher.
         config: the job's configuration; seed, device and the like are passed on.
         job: the open run.
+        number: of the teacher, where there are several.
 
     Raises:
         SynthkdError: what `teach` and `load_model` raise.
     """
     if isinstance(settings, LoadedModel):
         return ReadyTeacher(load_model(settings), 0.0)
-    result = teach(teach_config(settings, config, str(job.directory / FOLDER)))
+    result = teach(teach_config(settings, config, str(job.directory / folder(number))))
     assert isinstance(result, Result)
     return ReadyTeacher(load_taught(result), float(result.values["seconds"]))
 

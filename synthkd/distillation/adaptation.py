@@ -87,6 +87,11 @@ class Adaptation:
         """Number of the network whose answers are the soft labels; None: the frozen teacher."""
         return None if self.roles is None else self.roles.teaching
 
+    @property
+    def selected(self) -> list[int] | None:
+        """How often each teacher was selected; None where none is."""
+        return None if self._selection is None else list(self._selection.counts)
+
     def factor(self, origin: Origin) -> float:
         """What the weight of a term is multiplied by at present."""
         factor = 1.0
@@ -161,8 +166,8 @@ class Adaptation:
             }
         if self.roles is not None:
             found["teaching"] = names[self.roles.teaching]
-        if self._selection is not None:
-            found["selected"] = list(self._selection.counts)
+        if self.selected is not None:
+            found["selected"] = self.selected
         return found
 
     def _parts(self) -> dict[str, Stateful]:

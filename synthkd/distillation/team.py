@@ -42,6 +42,7 @@ class TeacherTeam:
         settings: how they are weighed.
 
     Attributes:
+        models: of all teachers.
         model: the first teacher, which a generator is trained against and whose features are compared.
         spec: of every teacher.
         selected: number of the teacher that labels, of `selected` weighting; whoever selects sets it.
@@ -58,6 +59,7 @@ class TeacherTeam:
                 f"team.weights: there are {len(weights)} for {len(teachers)} teachers; give one for each, the first "
                 "being `teacher`"
             )
+        self.models = tuple(teacher.model for teacher in teachers)
         self.model = teachers[0].model
         self.spec = teachers[0].spec
         self.selected = 0
@@ -88,6 +90,10 @@ class TeacherTeam:
     def answers(self, images: Tensor) -> Tensor:
         """What each teacher says, float32 logits `[T, N, K]`; all of them are run, whatever their weights."""
         return torch.stack([teacher.logits(images) for teacher in self._teachers])
+
+    def consensus(self, images: Tensor) -> Tensor:
+        """Logits `[N, K]` of all of them together, whoever is selected at the moment."""
+        return self.answers(images).mean(dim=0) if self._weighting == "selected" else self.logits(images)
 
     @cached_property
     def costs(self) -> tuple[float, ...]:

@@ -13,7 +13,7 @@ from synthkd.pipelines.run import Plan
 RECIPES = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 JOBS = {
     "compress": (CompressConfig, compress, "export: onnx, int8, program"),
-    "distill": (DistillConfig, distill, "of the teacher's"),
+    "distill": (DistillConfig, distill, "student steps: "),
     "generate": (GenerateConfig, generate, "of each class"),
 }
 
