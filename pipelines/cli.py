@@ -140,7 +140,7 @@ def _run(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
             from synthkd.pipelines.recipes import recipes
 
             for recipe in recipes():
-                print(f"{recipe.name:<20} {recipe.job:<10} {recipe.summary}")
+                print(f"{recipe.name:<24} {recipe.job:<8} {recipe.summary}")
         case "predict":
             from synthkd.compression.predict import predict_folder
 

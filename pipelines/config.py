@@ -177,7 +177,7 @@ class DistillConfig(TrainingConfig):
         if theirs and self.mix.logits == "stored":
             raise ValueError(f"distill: {theirs} compares features of the images at hand: set mix.logits to fresh")
         if self.width is not None and self.distill.adapt.balance is not None:
-            raise ValueError("width: its penalty is no loss to be balanced with others: leave distill.adapt.balance out")
+            raise ValueError("width: its penalty cannot be balanced with losses: leave distill.adapt.balance out")
         if self.width is not None and (self.inherit or compared):
             raise ValueError(
                 "width: a student whose width changes has no layer that a weight or feature of the teacher fits: set "
@@ -201,8 +201,8 @@ class DistillConfig(TrainingConfig):
         ema = all((self.distill.optimizer if one is None else one).ema > 0.0 for one in asked)
         if not ema and (self.distill.average != 0.0 or (self.online is not None and self.online.averaged)):
             raise ValueError(
-                "an average of weights is to teach, and there is none: set distill.optimizer.ema, and that of each peer "
-                "with an optimizer of its own, to 0.99"
+                "an average of weights is to teach, and there is none: set distill.optimizer.ema, and that of each "
+                "peer with an optimizer of its own, to 0.99"
             )
         if self.online is not None and self.width is not None:
             raise ValueError("online: peers learn beside a student of fixed width: leave width out, or online")

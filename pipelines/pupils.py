@@ -19,7 +19,7 @@ from synthkd.distillation.adaptation import CHUNK, Adaptation, Probe
 from synthkd.distillation.pupil import Pupil, make_pupil
 from synthkd.distillation.roles import Roles
 from synthkd.distillation.selection import TeacherSelection
-from synthkd.distillation.settings import PeerSettings
+from synthkd.distillation.settings import GradientBalanceSettings, PeerSettings
 from synthkd.distillation.teachers import FrozenTeacher
 from synthkd.distillation.team import TeacherTeam
 from synthkd.errors import ConfigError
@@ -90,6 +90,10 @@ def build_pupils(
     """The student and those that learn beside it, each with an optimiser and layers of its own."""
     if config.online is not None and accelerator.num_processes > 1:
         raise ConfigError("online: peers learn together in one process only; leave torchrun out, or online")
+    if isinstance(config.distill.adapt.balance, GradientBalanceSettings) and accelerator.num_processes > 1:
+        raise ConfigError(
+            "distill.adapt.balance: gradient works in one process only; leave torchrun out, or it"
+        )
     names, networks, optimizers = ["student"], [student], [config.distill.optimizer]
     for number, peer in enumerate(() if config.online is None else config.online.peers, start=1):
         names.append(f"peer {number}")

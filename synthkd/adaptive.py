@@ -141,12 +141,12 @@ class StrengthController:
 
 
 class UncertaintyBalance(nn.Module):
-    """Weighs losses by learned variances: `sum_i exp(-s_i) L_i / 2 + s_i / 2` with `s_i = log sigma_i^2`.
+    """Weighs losses by learned variances: `sum_i w_i (exp(-s_i) L_i + s_i) / 2` with `s_i = log sigma_i^2`.
 
-    Homoscedastic uncertainty (Kendall, Gal and Cipolla 2018, equation 7). The best s_i is log L_i, so that a small loss
-    counts as much as a large one: for losses >= 0 only. A loss of 0 would drive its weight to infinity, so that each
-    L_i has `least` added, which leaves the student's gradient alone. Give the parameters to the student's optimiser,
-    without weight decay.
+    Homoscedastic uncertainty (Kendall, Gal and Cipolla 2018, equation 7, where all w_i are 1). The best s_i is log L_i,
+    whatever w_i, so that a small loss counts as much as a large one: for losses >= 0 only. A loss of 0 would drive its
+    weight to infinity, so that each L_i has `least` added, which leaves the student's gradient alone. Give the
+    parameters to the student's optimiser, without weight decay.
 
     Args:
         names: of the losses.
@@ -176,8 +176,12 @@ class UncertaintyBalance(nn.Module):
         values = 0.5 * torch.exp(-self.log_variances.detach())
         return dict(zip(self.names, values.tolist(), strict=True))
 
-    def forward(self, losses: Mapping[str, Tensor]) -> Tensor:
+    def forward(self, losses: Mapping[str, Tensor], weights: Mapping[str, float] | None = None) -> Tensor:
         """The balanced sum of scalars by name, a scalar; it may be negative. A name that is left out has no part in it.
+
+        Args:
+            losses: unweighted.
+            weights: w of each of them; None: 1.
 
         Raises:
             ConfigError: other names than those it was made for.
@@ -188,7 +192,8 @@ class UncertaintyBalance(nn.Module):
             )
         values = torch.stack([value.float() for value in losses.values()]) + self.least
         logs = self.log_variances[[self.names.index(name) for name in losses]]
-        return 0.5 * (torch.exp(-logs) * values + logs).sum()
+        own = torch.ones_like(logs) if weights is None else logs.new_tensor([weights[name] for name in losses])
+        return 0.5 * (own * (torch.exp(-logs) * values + logs)).sum()
 
 
 def gradient_weights(
@@ -226,9 +231,12 @@ def gradient_weights(
 class GradientBalance:
     """Weighs losses by `gradient_weights` of the gradients at one shared tensor, smoothed over time.
 
+    A loss without any gradient there, such as that of labels in a batch that has none, is left out of a measurement and
+    keeps its factor.
+
     Args:
         settings: how often and how fast.
-        shared: the weights at which gradients are compared; every loss must reach them.
+        shared: the weights at which gradients are compared.
 
     Attributes:
         weights: name -> factor; 1 for what was never measured.
@@ -241,21 +249,29 @@ class GradientBalance:
         self._first: dict[str, float] = {}
         self._calls = 0
 
-    def __call__(self, losses: Mapping[str, Tensor]) -> Tensor:
-        """The balanced sum of scalars by name, a scalar."""
+    def __call__(self, losses: Mapping[str, Tensor], weights: Mapping[str, float] | None = None) -> Tensor:
+        """The balanced sum of scalars by name, a scalar.
+
+        Args:
+            losses: unweighted, so that a weight that moves is no progress.
+            weights: by which they pull beside their factors; None: 1.
+        """
         if self._calls % self.settings.every == 0:
             self._measure(losses)
         self._calls += 1
-        return torch.stack([self.weights.get(name, 1.0) * loss for name, loss in losses.items()]).sum()
+        own = dict.fromkeys(losses, 1.0) if weights is None else weights
+        return torch.stack([own[name] * self.weights.get(name, 1.0) * loss for name, loss in losses.items()]).sum()
 
     def _measure(self, losses: Mapping[str, Tensor]) -> None:
         norms, progress = {}, {}
         for name, loss in losses.items():
             (gradient,) = torch.autograd.grad(loss, self._shared, retain_graph=True, allow_unused=True)
-            norms[name] = 0.0 if gradient is None else float(gradient.norm())
+            if gradient is None or not bool(gradient.any()):
+                continue
+            norms[name] = float(gradient.norm())
             first = self._first.setdefault(name, float(loss.detach()))
             progress[name] = max(0.0, float(loss.detach()) / first) if first > 0.0 else 1.0
-        if not all(map(math.isfinite, [*norms.values(), *progress.values()])):
+        if not norms or not all(map(math.isfinite, [*norms.values(), *progress.values()])):
             return  # the learner stops the run by name where the loss itself is not finite
         asked = gradient_weights(norms, progress, self.settings.asymmetry)
         for name, weight in asked.items():

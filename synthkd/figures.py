@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -22,7 +22,31 @@ MOST_POINTS = 1200
 SMOOTH_FROM = 60
 SMOOTH_WINDOW = 0.05
 LOG_SCALE_FROM = 100.0
-FULL_NAMES = {"lr": "learning rate"}
+FULL_NAMES = {
+    "lr": "learning rate",
+    "look/transfer_efficiency": "transfer efficiency η",
+    "adapt/gap": "capacity gap",
+    "adapt/strength": "strength of distillation",
+    "adapt/teaching": "who teaches",
+}
+NOTES = {
+    "look/transfer_efficiency": "I(p_T; p_S) / H(p_T)",
+    "adapt/gap": "share of the teacher’s accuracy still missing",
+    "adapt/weight_of_answers": "α: terms of answers count 2α, all others 2(1 − α)",
+}
+LOOKS, ADAPTS = "Looks at the students", "What adapts"
+OUTCOME, BALANCE = "Outcome and difficulty", "Balance of the student’s terms"
+GROUPS = [OUTCOME, LOOKS, ADAPTS, "Student", BALANCE, "Peer", "Generator", "Teacher", "Run"]
+GROUP_NOTES = {
+    LOOKS: "At held-out images, from which nobody learns; without such images, at the newest generated ones. Accuracy "
+    "goes by annotated labels, or by the teacher’s answers where there are none."
+}
+GAP, FITTED = "adapt/gap", "adapt/gap_fitted"
+# Numbers that stand for somebody, by who it is.
+CHOICES: Mapping[str, Callable[[int], str]] = {
+    "adapt/teaching": lambda number: f"peer {number}" if number else "student",
+    "adapt/selected_teacher": lambda number: f"teacher {number + 1}",
+}
 
 
 @dataclass(frozen=True)
@@ -36,21 +60,23 @@ class Marks:
 
 @dataclass(frozen=True)
 class Panel:
-    """One curve: its caption, a remark under it, the last value as text and the SVG."""
+    """One curve: its caption, a remark under that, the last value as text, the SVG and what is said below it."""
 
     title: str
     note: str
     last: str
     svg: str
+    below: str = ""
 
 
 @dataclass(frozen=True)
 class Group:
-    """Curves that belong together; `role` picks their colour."""
+    """Curves that belong together; `role` picks their colour, `note` is a remark on all of them."""
 
     title: str
     role: str
     panels: tuple[Panel, ...]
+    note: str = ""
 
 
 def find_marks(rows: Sequence[Mapping[str, Any]]) -> Marks:
@@ -64,46 +90,67 @@ def find_marks(rows: Sequence[Mapping[str, Any]]) -> Marks:
     return Marks(tuple(phases), tuple(resumes), max((row["step"] for row in rows), default=0))
 
 
-def draw_groups(rows: Sequence[Mapping[str, Any]], references: Mapping[str, tuple[str, float]]) -> list[Group]:
+def draw_groups(
+    rows: Sequence[Mapping[str, Any]],
+    references: Mapping[str, tuple[str, float]],
+    looks: Mapping[str, Any] | None = None,
+) -> list[Group]:
     """Every logged name with at least two values as a panel, grouped by the part before its `/`.
 
     Args:
         rows: rows of the log.
         references: logged name -> (label, value) of a horizontal line to compare with.
+        looks: of result.json. `every` puts what was looked at on the step of the look, not on that of the row that
+            tells of it; without the numbers of `gap` the curve of the capacity gap is the one of each look.
     """
     marks = find_marks(rows)
-    hidden = RESERVED | {"watching"}  # a clock, no outcome
+    every, gap = (looks or {}).get("every"), (looks or {}).get("gap") or {}
+    hidden = RESERVED | {"watching", FITTED}  # a clock, no outcome; a curve in the panel of what it is fitted to
     names = sorted({name for row in rows if "event" not in row for name in row if name not in hidden}, key=_order)
+    if _is_number(gap.get("threshold")):
+        references = {GAP: (f"threshold {gap['threshold']:.4g}", gap["threshold"]), **references}
     members: dict[str, list[Panel]] = {}
     for name in names:
-        steps, values = series(rows, name)
+        steps, values = _values(rows, name, every, marks)
         if sum(map(math.isfinite, values)) < 2:
             continue
         group = _group(name)
-        note = "reported only, never used to choose anything" if name.startswith("test/") else ""
-        is_log, is_noisy = _wants_log(values), _is_noisy(values)
+        note = "reported only, never used to choose anything" if name.startswith("test/") else NOTES.get(name, "")
+        fitted, below = _fitted(rows, steps[-1], every, gap, marks) if name == GAP else (None, "")
+        is_plain = name in CHOICES or fitted is not None
+        is_log, is_noisy = not is_plain and _wants_log(values), not is_plain and _is_noisy(values)
         label, reference = references.get(name, ("", None))
         notes = [note] * bool(note) + ["log scale"] * is_log + ["bold: running median"] * is_noisy
-        notes += [f"grey line: {label}"] * bool(label)
-        svg = _draw(name, steps, values, marks, is_log, is_noisy, reference)
-        members.setdefault(group, []).append(Panel(_title(name, group), "; ".join(notes), f"{values[-1]:.4g}", svg))
-    return [Group(title, "generator" if title == "Generator" else "student", tuple(m)) for title, m in members.items()]
+        notes += ["dots: measured", "curve: fitted"] * (fitted is not None) + [f"grey line: {label}"] * bool(label)
+        svg = _draw(name, steps, values, marks, is_log, is_noisy, reference, fitted)
+        last = CHOICES[name](round(values[-1])) if name in CHOICES else f"{values[-1]:.4g}"
+        members.setdefault(group, []).append(Panel(_title(name, group), "; ".join(notes), last, svg, below))
+    return [
+        Group(title, "generator" if title == "Generator" else "student", tuple(panels), GROUP_NOTES.get(title, ""))
+        for title, panels in members.items()
+    ]
 
 
 def _group(name: str) -> str:
     head, _, tail = name.rpartition("/")
-    if head == "test" or tail in ("agreement", "difficulty"):
-        return "Outcome and difficulty"
+    if head in ("look", "adapt"):
+        return LOOKS if head == "look" else ADAPTS
+    if head == "student" and tail.startswith("balance of "):
+        return BALANCE
+    if head == "test" or (tail in ("agreement", "difficulty") and not head.startswith("peer ")):
+        return OUTCOME
     return head.split("/")[0].replace("_", " ").capitalize() or "Run"
 
 
-def _order(name: str) -> tuple[int, int, int, str]:
-    """Outcome first, then student and generator; in a group accuracy and loss before the rest."""
-    groups = ["Outcome and difficulty", "Student", "Generator", "Teacher", "Run"]
+def _order(name: str) -> tuple[int, int, int, int, str]:
+    """Outcome first, then student, peers and generator; in a group what matters most."""
     group, tail = _group(name), name.rpartition("/")[2]
-    first = ["accuracy", "agreement", "difficulty", "loss"]
+    kind, number = ("Peer", group.split()[-1]) if group.startswith("Peer ") else (group, "")
+    first = ["accuracy", "agreement", "difficulty", "loss", "transfer_efficiency", "temperature", "weight_of_answers"]
+    first += ["strength", "gap", "teaching", "selected_teacher"]
     return (
-        groups.index(group) if group in groups else len(groups),
+        GROUPS.index(kind) if kind in GROUPS else len(GROUPS),
+        int(number) if number.isdecimal() else 0,
         first.index(tail) if tail in first else len(first),
         0 if name.startswith("test/") else 1,
         name,
@@ -112,10 +159,66 @@ def _order(name: str) -> tuple[int, int, int, str]:
 
 def _title(name: str, group: str) -> str:
     head, _, tail = name.rpartition("/")
-    words = FULL_NAMES.get(tail, tail).replace("_", " ")
-    if group == "Outcome and difficulty" and head:
+    words = FULL_NAMES.get(name, FULL_NAMES.get(tail, tail)).replace("_", " ")
+    if group == BALANCE:
+        words = words.removeprefix("balance of ")
+    if group == OUTCOME and head:
         words = f"{head} {words}".replace("_", " ").replace("/", " ")
     return words[:1].upper() + words[1:]
+
+
+def _values(
+    rows: Sequence[Mapping[str, Any]], name: str, every: object, marks: Marks
+) -> tuple[Sequence[float], Sequence[float]]:
+    """Steps and values of a name. A look stands in the next row of the log, so that its step is found from `every`."""
+    steps, values = series(rows, name)
+    if name.split("/")[0] not in ("look", "adapt") or not isinstance(every, int) or every < 1:
+        return steps, values
+    starts = [0, *(start for _, start in marks.phases)]
+    before = [max(start for start in starts if start < max(1, step)) for step in steps]
+    return [start + (step - 1 - start) // every * every for start, step in zip(before, steps, strict=True)], values
+
+
+def _fitted(
+    rows: Sequence[Mapping[str, Any]], last: float, every: object, gap: Mapping[str, Any], marks: Marks
+) -> tuple[tuple[Sequence[float], Sequence[float]] | None, str]:
+    """Steps of the run, up to the last, and values of the curve through the gap, and what it is; None without one."""
+    if not all(_is_number(gap.get(key)) for key in ("alpha", "beta", "gamma", "start")):
+        drawn = _values(rows, FITTED, every, marks)
+        return (drawn if drawn[0] else None), ""
+    alpha, beta, gamma, start = (float(gap[key]) for key in ("alpha", "beta", "gamma", "start"))
+    times = [start + (last - _run_step(start, marks)) * part / 100 for part in range(101)]
+    values = [alpha * math.exp(-beta * (time - start)) + gamma for time in times]
+    errors = [*(gap.get("errors") or ()), None, None, None][:3]
+    numbers = [
+        f"{letter} = {value:.3g}" + (f" ± {error:.2g}" if _is_number(error) else "")
+        for letter, value, error in zip("αβγ", (alpha, beta, gamma), errors, strict=True)
+    ]
+    listed = ", ".join(number.replace(" ", "\N{NO-BREAK SPACE}").replace("-", "−") for number in numbers)
+    sure = "±\N{NO-BREAK SPACE}standard error" if all(map(_is_number, errors)) else "without ±: the looks do not tell how sure"
+    said = f"Curve: α e^(−β {f'(t − {start:.4g})' if start else 't'}) + γ, {listed} ({sure}); t: the student’s steps."
+    if _is_number(gap.get("threshold")) and _is_number(gap.get("below_from_step")):
+        step = math.ceil(_run_step(gap["below_from_step"], marks))
+        after = ", after the end of the run" if step > marks.last_step else ""
+        said += f" Below the threshold {gap['threshold']:.4g} from step {step:,} on{after}."
+    elif _is_number(gap.get("threshold")):
+        said += f" It stays above the threshold {gap['threshold']:.4g}."
+    return ([_run_step(time, marks) for time in times], values), said
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _run_step(time: float, marks: Marks) -> float:
+    """Step of the run at which the student has taken `time` steps; it takes none while images are generated first."""
+    ends = [start for _, start in marks.phases[1:]] + [math.inf]
+    for (phase, start), end in zip(marks.phases, ends, strict=False):  # no phases: no ends
+        if phase != "pregenerate":
+            if time < end - start:
+                return start + time
+            time -= end - start
+    return time
 
 
 def _wants_log(values: Sequence[float]) -> bool:
@@ -132,12 +235,13 @@ def _is_noisy(values: Sequence[float]) -> bool:
 
 def _draw(
     name: str,
-    steps: Sequence[int],
+    steps: Sequence[float],
     values: Sequence[float],
     marks: Marks,
     is_log: bool,
     is_noisy: bool,
     reference: float | None,
+    fitted: tuple[Sequence[float], Sequence[float]] | None,
 ) -> str:
     import numpy as np
     from matplotlib import rc_context
@@ -149,7 +253,7 @@ def _draw(
     # The salt keeps ids inside the figure apart from those of the other figures on the page, and the same every time.
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": name, "font.size": 8.0}):
         figure = Figure(figsize=(3.3, 1.6))
-        figure.subplots_adjust(left=0.125, right=0.965, bottom=0.15, top=0.95)
+        figure.subplots_adjust(left=0.18 if name in CHOICES else 0.125, right=0.965, bottom=0.15, top=0.95)
         axes = figure.add_subplot()
         if is_log:
             axes.set_yscale("log")
@@ -161,8 +265,11 @@ def _draw(
         if reference is not None:
             axes.axhline(reference, color=ROLES["muted"], linewidth=1.0)
         axes.plot(*_thin(x, y), color=ROLES["line"], linewidth=0.8 if is_noisy else 1.5, alpha=0.4 if is_noisy else 1.0,
-                  marker="" if len(y) > 30 else "o", markersize=2.4, clip_on=False,
-                  drawstyle="steps-post" if name.endswith("difficulty") else "default")  # fmt: skip
+                  marker="" if len(y) > 30 and fitted is None else "o", markersize=2.4, clip_on=False,
+                  linestyle="-" if fitted is None else "",
+                  drawstyle="steps-post" if name in CHOICES or name.endswith("difficulty") else "default")  # fmt: skip
+        if fitted is not None:
+            axes.plot(*fitted, color=ROLES["line"], linewidth=1.2)
         if is_noisy:
             axes.plot(*_running_median(x, y), color=ROLES["line"], linewidth=1.5, clip_on=False)
         axes.set_xlim(0, max(marks.last_step, 1))
@@ -174,6 +281,9 @@ def _draw(
         else:
             axes.yaxis.set_major_locator(MaxNLocator(4))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.4g}"))
+        if name in CHOICES:
+            axes.yaxis.set_major_locator(MaxNLocator(4, integer=True, min_n_ticks=1))
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: CHOICES[name](round(value))))
         axes.grid(axis="y", color=ROLES["grid"], linewidth=0.7)
         axes.set_axisbelow(True)
         axes.tick_params(which="both", length=0, colors=ROLES["muted"], labelsize=7.5, pad=3)

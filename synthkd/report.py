@@ -65,6 +65,14 @@ class RunFiles:
         return sum(steps) or None
 
     @property
+    def looks(self) -> Mapping[str, Any]:
+        """What the looks at the students came to, or what the configuration says of them while the run goes on."""
+        if isinstance(found := (self.result or {}).get("looks"), dict):
+            return found
+        asked = _get(self.config, "distill", "adapt")
+        return {"every": _get(asked, "every"), "gap": {"threshold": _get(asked, "strength", "threshold")}}
+
+    @property
     def lacks_test_data(self) -> bool:
         """Whether the accuracy of what the run makes is unknown because there is no real test data."""
         model = (self.result or {}).get("student" if self.is_distillation else "teacher")
@@ -119,7 +127,9 @@ def write_report(run: Path) -> Path:
         ratio=lambda key: _times(_ratio(result, key)),
         intervals=interval_chart(result),
         groups=draw_groups(
-            found.rows, {"test/accuracy": ("the teacher", accuracy)} if accuracy and found.is_distillation else {}
+            found.rows,
+            {"test/accuracy": ("the teacher", accuracy)} if accuracy and found.is_distillation else {},
+            found.looks,
         ),
         marks=find_marks(found.rows),
         grids=[(step, picture(path)) for step, path in spread(found.samples, MOST_GRIDS)],
@@ -147,27 +157,34 @@ def headline(run: RunFiles) -> str:
         return f"The teacher reaches {percent(accuracy)} accuracy on test data it never trained on."
 
     if teacher is None and run.config and run.config.get("teacher") is None:
-        return _without_teacher(student)
-    kept, share = _ratio(run.result, "accuracy"), _ratio(run.result, "parameters")
+        return _without_teacher(run, student)
+    teachers = run.result.get("teachers")
+    one = not isinstance(teachers, list) or len(teachers) < 2
+    who, whose = ("teacher", "teacher’s") if one else ("teachers", "teachers’")
+    kept, share = _ratio(run.result, "accuracy"), _ratio(run.result, "parameters") if one else None
     agreement, images = _number(_get(student, "agreement")), _number(run.result.get("real_images_used"))
-    parts = [] if share is None else [f"has {percent(share)} of its teacher’s parameters"]
+    parts = [] if share is None else [f"has {percent(share)} of its {whose} parameters"]
     if kept is not None:
         at_size = "" if share is None else f" at {percent(share)} of its parameters"
-        parts = [f"keeps {percent(kept)} of its teacher’s accuracy{at_size}"]
+        parts = [f"keeps {percent(kept)} of its {whose} accuracy{at_size}"]
     elif agreement is not None:
         where = "test images" if _get(student, "agreement_on") == "test" else _get(student, "agreement_on")
-        parts.insert(0, f"agrees with its teacher on {percent(agreement)} of {where or 'the images compared'}")
+        parts.insert(0, f"agrees with its {who} on {percent(agreement)} of {where or 'the images compared'}")
     else:
-        parts.append("was not compared with it" if parts else "was not compared with its teacher")
+        parts.append("was not compared with it" if parts else f"was not compared with its {who}")
     if images is not None:
         parts.append(_saw(images))
     listed = " and ".join(filter(None, [", ".join(parts[:-1]), parts[-1]]))
     return f"The student {listed}."
 
 
-def _without_teacher(student: Any) -> str:
+def _without_teacher(run: RunFiles, student: Any) -> str:
     accuracy, agreement = _number(_get(student, "accuracy")), _number(_get(student, "agreement"))
     parts = ["learned from the soft labels of a dataset"]
+    if _get(run.config, "generator", "kind") == "none":
+        images, peers = _number(_get(run.result, "real_images_used")), len(_get(run.result, "peers") or ())
+        beside = f" together with {peers} peer{'' if peers == 1 else 's'}" if peers else ""
+        parts = [f"learned from {'' if images is None else count(images) + ' '}labelled real images{beside}"]
     if accuracy is not None:
         parts.append(f"reaches {percent(accuracy)} accuracy on test data")
     if agreement is not None:
@@ -296,8 +313,10 @@ def _parse(text: str) -> Any:
     return json.loads(text, parse_constant=lambda _: None)  # NaN, which is no JSON, is a number nobody has
 
 
-def _get(part: object, key: str) -> Any:
-    return part.get(key) if isinstance(part, dict) else None
+def _get(part: Any, *keys: str) -> Any:
+    for key in keys:
+        part = part.get(key) if isinstance(part, dict) else None
+    return part
 
 
 def _number(value: object) -> float | None:

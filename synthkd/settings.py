@@ -132,6 +132,34 @@ class NpzData(_Data):
 DataSettings = Annotated[DigitsData | NamedData | FolderData | NpzData, Field(discriminator="kind")]
 
 
+class StreamData(Settings):
+    """Real images that arrive while a student learns: .npz files that somebody puts into a folder, one after another.
+
+    A file has `images` as of kind npz, and `labels`, numbers of the teacher's classes, or none. New files are taken in
+    the order of their names (as text: 002 comes before 010), and no file changes later. While one is being written its
+    name begins with a dot or ends in .tmp or .partial, with or without .npz after that.
+    """
+
+    kind: Literal["stream"]
+    path: str
+    """The folder, which exists; files may come later."""
+    window: Count = 10_000
+    """Batches draw from so many images, the newest of those that are not held out."""
+    poll: Positive = 1.0
+    """Seconds, at least, between two looks for new files."""
+    patience: NonNegative = 60.0
+    """Seconds that a run waits for its first image before it gives up; later it goes on with what it has."""
+    holdout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
+    """Share of the images that nothing trains on, drawn for each by the name of its file and its row alone."""
+
+
+DataOrStream = Annotated[
+    DigitsData | NamedData | FolderData | NpzData | StreamData,
+    Field(discriminator="kind"),
+]
+"""What a student may learn from. A stream has no parts to train and to test on, so all else takes `DataSettings`."""
+
+
 # --- models ---------------------------------------------------------------------------------------------------------
 
 

@@ -11,13 +11,14 @@ from scipy.stats import entropy
 
 from synthkd.adaptive import (
     AdaptiveWeights,
+    GradientBalance,
     StrengthController,
     UncertaintyBalance,
     balanced_weight,
     capacity_strength,
     gradient_weights,
 )
-from synthkd.distillation.settings import StrengthSettings, WeightSettings
+from synthkd.distillation.settings import GradientBalanceSettings, StrengthSettings, WeightSettings
 from synthkd.errors import ConfigError, DataError
 from synthkd.progress import fit_capacity_gap, stability, transfer_efficiency
 from synthkd.types import Stateful
@@ -245,6 +246,114 @@ def test_gradient_weights_where_nothing_pulls() -> None:
     for norms, progress in (({}, None), ({"a": math.nan}, None), ({"a": -1.0}, None), ({"a": 1.0}, {"b": 1.0})):
         with pytest.raises(DataError, match="of the same losses"):
             gradient_weights(norms, progress)
+
+
+SHARED = torch.tensor([3.0, 4.0], requires_grad=True)
+"""Where gradients are compared: of norm 5."""
+
+
+def two_losses(shared: torch.Tensor, b: float = 1.0) -> dict[str, torch.Tensor]:
+    """`a = |w|^2 / 2`, whose gradient is w, of norm 5; `b` times the sum of w, whose gradient has norm b sqrt(2)."""
+    return {"a": 0.5 * shared.square().sum(), "b": b * shared.sum()}
+
+
+def gradient_balance(shared: torch.Tensor = SHARED, **settings: float) -> GradientBalance:
+    return GradientBalance(GradientBalanceSettings.model_validate({"kind": "gradient", **settings}), shared)
+
+
+def test_gradient_balance_evens_out_known_gradients() -> None:
+    balance = gradient_balance(rate=1.0)
+    total = balance(two_losses(SHARED))
+    root = math.sqrt(2)
+    assert balance.weights == pytest.approx({"a": 2 * root / (5 + root), "b": 10 / (5 + root)})
+    assert 5 * balance.weights["a"] == pytest.approx(root * balance.weights["b"])
+    assert float(total.detach()) == pytest.approx(12.5 * balance.weights["a"] + 7 * balance.weights["b"])
+    (gradient,) = torch.autograd.grad(total, SHARED)
+    expected = balance.weights["a"] * SHARED.detach() + balance.weights["b"]
+    torch.testing.assert_close(gradient, expected)
+
+
+def test_own_weights_stand_beside_the_balance_and_do_not_move_it() -> None:
+    plain, weighted = gradient_balance(rate=1.0), gradient_balance(rate=1.0)
+    plain(two_losses(SHARED))
+    total = weighted(two_losses(SHARED), {"a": 0.01, "b": 3.0})
+    assert weighted.weights == plain.weights
+    assert float(total.detach()) == pytest.approx(0.01 * 12.5 * plain.weights["a"] + 3.0 * 7 * plain.weights["b"])
+
+    balance = UncertaintyBalance(["a", "b"], least=1e-9)
+    optimizer = torch.optim.Adam(balance.parameters(), lr=0.1)
+    for _ in range(300):
+        optimizer.zero_grad()
+        found = balance({"a": torch.tensor(0.2), "b": torch.tensor(5.0)}, {"b": 3.0, "a": 0.5})
+        found.backward()
+        optimizer.step()
+    assert balance.log_variances.tolist() == pytest.approx([math.log(0.2), math.log(5.0)], abs=1e-2)
+    expected = 0.5 * (0.5 * (1 + math.log(0.2)) + 3.0 * (1 + math.log(5.0)))
+    assert float(found.detach()) == pytest.approx(expected, abs=1e-3)
+
+
+def test_a_measurement_moves_the_weights_by_its_rate_and_comes_every_so_often() -> None:
+    balance, whole = gradient_balance(rate=0.25, every=3), gradient_balance(rate=1.0)
+    whole(two_losses(SHARED))
+    balance(two_losses(SHARED))
+    for name, weight in whole.weights.items():
+        assert balance.weights[name] == pytest.approx(1 + 0.25 * (weight - 1))
+    first = dict(balance.weights)
+    for _ in range(2):
+        balance(two_losses(SHARED, b=50.0))
+        assert balance.weights == first
+    balance(two_losses(SHARED, b=50.0))
+    assert balance.weights != first
+
+
+def test_a_loss_that_lags_pulls_harder_than_it_did() -> None:
+    shared = torch.tensor([3.0, 4.0], requires_grad=True)
+    balance = gradient_balance(shared, rate=1.0, every=1, asymmetry=2.0)
+    balance(two_losses(shared))
+    with torch.no_grad():
+        shared.copy_(torch.tensor([1.0, 1.0]))  # a: from 12.5 to 1; b: from 7 to 2
+    balance(two_losses(shared))
+    progress = {"a": 1 / 12.5, "b": 2 / 7}
+    norms = {"a": math.sqrt(2), "b": math.sqrt(2)}
+    assert balance.weights == pytest.approx(gradient_weights(norms, progress, asymmetry=2.0))
+    assert balance.weights["b"] > balance.weights["a"]
+
+
+def test_a_loss_without_gradient_is_left_out_and_the_others_keep_their_sum() -> None:
+    balance = gradient_balance(rate=1.0, every=1)
+    elsewhere = torch.tensor(2.0, requires_grad=True)
+    losses = {**two_losses(SHARED), "none": SHARED.sum() * 0.0, "elsewhere": 3.0 * elsewhere}
+    total = balance(losses)
+    assert set(balance.weights) == {"a", "b"}
+    assert sum(balance.weights.values()) == pytest.approx(2.0)
+    assert float(total.detach()) == pytest.approx(12.5 * balance.weights["a"] + 7 * balance.weights["b"] + 6.0)
+    before = dict(balance.weights)
+    balance({"a": SHARED.sum() * 0.0, "none": SHARED.sum() * 0.0})
+    assert balance.weights == before
+    balance({**two_losses(SHARED), "none": SHARED[0]})
+    assert set(balance.weights) == {"a", "b", "none"}, "it counts from when it has one"
+
+
+def test_a_loss_that_is_not_finite_leaves_the_weights_alone() -> None:
+    balance = gradient_balance(rate=1.0, every=1)
+    balance(two_losses(SHARED))
+    before = dict(balance.weights)
+    assert not math.isfinite(float(balance({"a": SHARED.sum() * math.nan, "b": SHARED.sum()}).detach()))
+    assert balance.weights == before
+
+
+def test_gradient_balance_resumes_from_what_a_checkpoint_holds() -> None:
+    for stop in range(5):
+        whole, first, second = (gradient_balance(rate=0.5, every=2) for _ in range(3))
+        assert isinstance(first, Stateful)
+        for number in range(stop):
+            for one in (whole, first):
+                one(two_losses(SHARED, b=1.0 + number))
+        second.load_state_dict(first.state_dict())
+        for number in range(stop, 5):
+            totals = [float(one(two_losses(SHARED, b=1.0 + number)).detach()) for one in (whole, second)]
+            assert totals[0] == totals[1]
+        assert whole.state_dict() == second.state_dict()
 
 
 @pytest.mark.parametrize("estimator", ["soft", "hard", "miller_madow"])

@@ -1,3 +1,5 @@
+"""A report tells what the files of a run directory hold, and nothing that was not measured."""
+
 import base64
 import io
 import json
@@ -7,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +18,7 @@ import torch
 import yaml
 from PIL import Image
 
+from synthkd import figures
 from synthkd.errors import CheckpointError
 from synthkd.figures import draw_groups, find_marks
 from synthkd.grids import save_grid
@@ -264,11 +268,14 @@ def test_text_of_others_is_escaped(tmp_path):
     result["alarms"] = [{"name": SCRIPT, "message": SCRIPT}]
     result["student"]["arch"] = result["name"] = result["hardware"]["cpu"] = SCRIPT
     result["student"]["agreement_on"] = SCRIPT
+    result |= looks_of(teaching=SCRIPT)
+    result["looks"]["transfer_efficiency"]["estimator"] = result["peers"][0]["arch"] = SCRIPT
+    result["teachers"][0]["name"] = SCRIPT
     (tmp_path / "result.json").write_text(json.dumps(result))
     (tmp_path / "config.yaml").write_text(yaml.safe_dump({"name": SCRIPT, "student": {}}))
     page = write_report(tmp_path).read_text()
     assert "<script" not in page.lower()
-    assert page.count("&lt;script&gt;alert(1)&lt;/script&gt;") >= 9
+    assert page.count("&lt;script&gt;alert(1)&lt;/script&gt;") >= 13
 
 
 def test_real_images_are_counted_in_the_headline(tmp_path):
@@ -279,6 +286,118 @@ def test_real_images_are_counted_in_the_headline(tmp_path):
     assert said == (
         "The student keeps 98.3 % of its teacher’s accuracy at 25.3 % of its parameters and saw 1,200 real images."
     )
+
+
+def network(accuracy: float | None, **more: object) -> dict:
+    interval = None if accuracy is None else [accuracy - 0.02, accuracy + 0.01]
+    return {"accuracy": accuracy, "accuracy_interval": interval, "n": 360, "arch": "vit width 64", "parameters": 412345,
+            "bytes": 1650000, "latency_ms": 0.75, **more}  # fmt: skip
+
+
+def quality(trace: float, dimension: int, score: float) -> dict:
+    return {"fisher_trace": trace, "feature_dimension": dimension, "relative_trace": 1.0, "relative_dimension": 1.0,
+            "score": score}  # fmt: skip
+
+
+def looks_of(**more: object) -> dict:
+    """What a result says of looks, two peers and two teachers."""
+    efficiency = {
+        "value": 0.8721,
+        "mutual_information": 2.0072,
+        "teacher_entropy": 2.3015,
+        "estimator": "soft",
+        "n": 144,
+    }
+    return {
+        "looks": {"every": 100, "accuracy": 0.97, "stability": 0.0042, "stability_of": 5,
+                  "transfer_efficiency": efficiency, **more},
+        "peers": [network(0.958), network(0.931)],
+        "teachers": [network(0.98, name="teacher 1", quality=quality(1234.4, 31, 1.0), selected=12),
+                     network(0.96, name="teacher 2", quality=quality(0.01234, 12, 0.155), selected=30)],
+    }  # fmt: skip
+
+
+def report_of(run: Path, more: dict, config: dict = CONFIG) -> str:
+    """Text of the report of a finished distillation whose result holds more."""
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    (run / "result.json").write_text(json.dumps(result_of_distill() | more))
+    return text_of(write_report(run))
+
+
+@pytest.mark.parametrize(
+    ("estimator", "named"),
+    [
+        ("soft", "plug-in estimate from both softmax outputs"),
+        ("hard", "plug-in estimate from the most likely classes"),
+        ("miller_madow", "Miller–Madow estimate from the most likely classes"),
+        ("another", "another"),
+    ],
+)
+def test_transfer_efficiency_names_its_estimator_and_its_images(tmp_path, estimator, named):
+    looks = looks_of()["looks"]
+    looks["transfer_efficiency"]["estimator"] = estimator
+    text = report_of(tmp_path, {"looks": looks})
+    assert "Knowledge-transfer efficiency η 0.872 I ÷ H = 2.007 ÷ 2.301 nats, n = 144" in text
+    assert f"the share that the student’s answers tell too; {named}, at the last look." in text
+    assert "Stability 0.42 points standard deviation of the accuracy at the last 5 looks, 100 steps apart" in text
+
+
+def test_what_was_not_measured_has_no_place_on_the_page(tmp_path):
+    later = ("efficiency", "Stability", "look", "peer", "The teachers", "Fisher", "3C", "What adapts", "teachers’")
+    old = report_of(tmp_path, {})
+    none = {
+        "looks": {"every": 100, "accuracy": None, "stability": None, "stability_of": 0, "transfer_efficiency": None}
+    }
+    alone = {"teachers": [network(0.98, name="teacher 1", quality=None, selected=None)], "peers": []}
+    assert report_of(tmp_path, none | alone) == old
+    assert not [word for word in later if word in old]
+
+
+def test_several_teachers_are_compared(tmp_path):
+    text = report_of(tmp_path, looks_of())
+    assert "The student keeps 98.3 % of its teachers’ accuracy and never saw a real image." in text
+    assert (
+        "Accuracy and agreement go by all teachers together; architecture, size and latency are those of the first"
+        in text
+    )
+    space = "\N{NON-BREAKING HYPHEN}"
+    assert f"Fisher trace Feature dimension 3C{space}Quality Chosen" in text
+    assert "Teacher 1 vit width 64 98.0 % 96.0–99.0 %, n = 360 412,345 1.65 MB 0.75 ms 1,234 31 1.000 12 ×" in text
+    assert "Teacher 2 vit width 64 96.0 % 94.0–97.0 %, n = 360 412,345 1.65 MB 0.75 ms 0.0123 12 0.155 30 ×" in text
+    assert f"3C{space}Quality is 0.6 × Fisher trace + 0.4 × feature dimension" in text
+    assert "a heuristic that orders these teachers among themselves" in text
+
+
+def test_teachers_without_scores_and_choices_have_no_columns_for_them(tmp_path):
+    teachers = [network(None, name=f"teacher {n}", quality=None, selected=None) for n in (1, 2)]
+    text = report_of(tmp_path, {"teachers": teachers})
+    assert "Teacher 2 vit width 64 not measured 412,345" in text
+    assert not [word for word in ("Fisher", "Quality", "Chosen", "One teaches") if word in text]
+
+
+@pytest.mark.parametrize(("teaching", "who"), [("student", "the student"), ("peer 2", "peer 2")])
+def test_peers_stand_beside_the_student(tmp_path, teaching, who):
+    text = report_of(tmp_path, looks_of(teaching=teaching))
+    table = text[text.index("The student and its peers") :]
+    rows = ["Student resnet width 8 depth 8 96.9 %", "Peer 1 vit width 64 95.8 %", "Peer 2 vit width 64 93.1 %"]
+    assert sorted(rows, key=table.index) == rows
+    assert f"They learned together. At the end {who} taught the others." in table
+
+
+def test_student_of_real_images_and_peers_has_no_teacher(tmp_path):
+    more = looks_of() | {"teacher": None, "ratio": {}, "real_images_used": 1294, "teachers": []}
+    more["student"] = result_of_distill()["student"] | {"agreement": None}
+    more["looks"]["transfer_efficiency"] = None
+    more["cost"] = {"seconds": {"teacher": 0.0, "distill": 9.5}, "steps": 400}
+    config = CONFIG | {"teacher": None, "generator": {"kind": "none"}}
+    text = report_of(tmp_path, more, config)
+    assert (
+        "The student learned from 1,294 labelled real images together with 2 peers and reaches 96.9 % accuracy" in text
+    )
+    assert "Stability 0.42 points" in text
+    assert not [word for word in ("soft labels", "Agreement", "efficiency", "Alarms", "Teacher") if word in text]
+    alone = report_of(tmp_path, more | {"peers": [network(0.9)], "real_images_used": None}, config)
+    assert "The student learned from labelled real images together with 1 peer and reaches" in alone
 
 
 def test_directory_that_is_no_run_is_refused(tmp_path):
@@ -339,6 +458,121 @@ def test_marks_and_groups_of_curves(tmp_path):
     generator = {panel.title: panel for panel in groups[2].panels}
     assert "log scale" in generator["Batch norm"].note
     assert "log scale" not in generator["Adversarial"].note
+
+
+def adapting_rows() -> list[dict]:
+    """A log of 200 rounds of generation and 600 steps of a student whose gap falls as 0.8 e^(-t / 100) + 0.02."""
+    rows = [{"step": 0, "event": "pregenerate begins", "kind": "phase", "phase": "pregenerate"}]
+    rows += [{"step": 200, "event": "refine begins", "kind": "phase", "phase": "refine"}]
+    for t in range(0, 600, 30):
+        row = {"step": 200 + 20 * (t // 20 + 1), "phase": "refine"}  # logged every 20 steps
+        row |= {"adapt/gap": 0.8 * math.exp(-t / 100) + 0.02, "adapt/temperature": 5.0 - t / 200}
+        row |= {"adapt/teaching": float(t > 200) * 2, "adapt/selected_teacher": float(t // 30 % 3 == 0)}
+        row |= {"look/accuracy": t / 600, "look/accuracy of peer 1": t / 700, "look/transfer_efficiency": t / 650}
+        row |= {
+            f"{who}/{what}": 1.0 / (t + 1) for who in ("student", "peer 10", "peer 2") for what in ("loss", "agreement")
+        }
+        row |= {"student/balance of soft": 1.0, "student/balance of at 2": 0.5 + t, "peer 2/balance of soft": 1.0}
+        rows.append(row | ({"adapt/gap_fitted": 0.5} if t >= 90 else {}))
+    return rows
+
+
+def gap_of(**more: object) -> dict:
+    gap = {"alpha": 0.8, "beta": 0.01, "gamma": 0.02, "start": 0.0, "n": 20, "errors": [0.011, 1e-5, 0.0012],
+           "threshold": 0.05, "below_from_step": 100 * math.log(0.8 / 0.03)}  # fmt: skip
+    return {"every": 30, "gap": gap | more}
+
+
+def panel_of(looks: dict | None, title: str) -> figures.Panel:
+    return next(p for group in draw_groups(adapting_rows(), {}, looks) for p in group.panels if p.title == title)
+
+
+def paths(svg: str) -> list[list[tuple[float, float]]]:
+    """The points of each path drawn in the colour of the curve."""
+    drawn = re.findall(r'<path d="([^"]*)"[^>]*style="fill: none; stroke: var\(--line\)', svg)
+    return [[(float(x), float(y)) for x, y in re.findall(r"[ML] (\S+) (\S+)", path)] for path in drawn]
+
+
+def test_looks_what_adapts_balance_and_each_peer_are_groups():
+    groups = {group.title: [panel.title for panel in group.panels] for group in draw_groups(adapting_rows(), {})}
+    assert list(groups) == [
+        "Outcome and difficulty", "Looks at the students", "What adapts", "Student", "Balance of the student’s terms",
+        "Peer 2", "Peer 10",
+    ]  # fmt: skip
+    assert groups["Outcome and difficulty"] == ["Student agreement"]
+    assert groups["Looks at the students"] == ["Accuracy", "Transfer efficiency η", "Accuracy of peer 1"]
+    assert groups["What adapts"] == ["Temperature", "Capacity gap", "Who teaches", "Selected teacher"]
+    assert groups["Balance of the student’s terms"] == ["At 2", "Soft"]
+    assert groups["Peer 2"] == ["Agreement", "Loss", "Balance of soft"]
+    assert groups["Peer 10"] == ["Agreement", "Loss"]
+
+
+def test_choices_are_drawn_as_steps_and_named():
+    shown = {"Who teaches": ["student", "peer 2"], "Selected teacher": ["teacher 2", "teacher 1"]}
+    for title, names in shown.items():
+        panel = panel_of(None, title)
+        assert panel.last == names[-1]
+        assert all(f">{name}<" in panel.svg for name in names)
+        (line,) = paths(panel.svg)
+        assert {before[0] == after[0] or before[1] == after[1] for before, after in pairwise(line)} == {True}
+        assert len({point[1] for point in line}) == 2
+
+
+def test_gap_shows_what_was_measured_the_curve_and_the_threshold_in_one_panel():
+    panel = panel_of(gap_of(), "Capacity gap")
+    assert panel.note == (
+        "share of the teacher’s accuracy still missing; dots: measured; curve: fitted; grey line: threshold 0.05"
+    )
+    assert panel.below.replace("\N{NO-BREAK SPACE}", " ") == (
+        "Curve: α e^(−β t) + γ, α = 0.8 ± 0.011, β = 0.01 ± 1e−05, γ = 0.02 ± 0.0012 (± standard error); "
+        "t: the student’s steps. Below the threshold 0.05 from step 529 on."
+    )
+    assert panel.svg.count("<use ") == 20
+    (curve,) = paths(panel.svg)
+    assert len(curve) > 90
+    plain = panel_of({"every": 30, "gap": None}, "Capacity gap")
+    assert (plain.below, len(paths(plain.svg)[0])) == ("", 17)
+    assert panel.svg.count("stroke: var(--muted)") == plain.svg.count("stroke: var(--muted)") + 1
+
+
+def test_curve_of_the_gap_goes_through_what_was_measured_at_the_step_of_each_look():
+    rows = adapting_rows()
+    marks = find_marks(rows)
+    steps, gaps = figures._values(rows, "adapt/gap", 30, marks)
+    assert steps == [200 + t for t in range(0, 600, 30)]
+    drawn, _ = figures._fitted(rows, steps[-1], 30, gap_of()["gap"], marks)
+    assert (drawn[0][0], drawn[0][-1]) == (steps[0], steps[-1])
+    assert np.interp(steps, *drawn) == pytest.approx(gaps, abs=1e-3)
+
+
+def test_student_stands_still_while_images_are_generated():
+    marks = figures.Marks((("joint", 0), ("pregenerate", 50), ("refine", 80)), (), 200)
+    assert [figures._run_step(time, marks) for time in (0, 49, 50, 60)] == [0, 49, 80, 90]
+    assert figures._run_step(7, figures.Marks((), (), 9)) == 7
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"below_from_step": None}, "It stays above the threshold 0.05."),
+        ({"below_from_step": 5000.0}, "Below the threshold 0.05 from step 5,200 on, after the end of the run."),
+        ({"threshold": None}, "t: the student’s steps."),
+        ({"start": 30.0}, "α e^(−β (t − 30)) + γ"),
+        ({"gamma": -0.004, "errors": [None, 0.1, None]}, "γ = −0.004 (without ±: the looks do not tell how sure)"),
+    ],
+)
+def test_words_on_the_gap_are_no_stronger_than_the_fit(more, said):
+    assert said in panel_of(gap_of(**more), "Capacity gap").below.replace("\N{NO-BREAK SPACE}", " ")
+
+
+def test_gap_of_an_unfinished_run_has_its_threshold_from_the_configuration(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, adapting_rows())) + "\n")
+    adapt = {"every": 30, "strength": {"beta": 1.0, "threshold": 0.07, "boost": 1.5}}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(CONFIG | {"distill": {"adapt": adapt}}))
+    text = text_of(write_report(tmp_path))
+    assert "dots: measured; curve: fitted; grey line: threshold 0.07" in text
+    assert "Curve: α" not in text
+    assert "At held-out images, from which nobody learns" in text
 
 
 def test_long_curves_stay_small_and_keep_their_extremes():

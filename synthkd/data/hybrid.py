@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -26,19 +26,40 @@ LiveSampler = Callable[[int, int], Batch]
 
 @dataclass(frozen=True)
 class RealImages:
-    """Real images that may be mixed in: uint8 `[N, C, H, W]`, int64 labels `[N]`."""
+    """Real images that may be mixed in.
+
+    Attributes:
+        images: uint8 `[N, C, H, W]`.
+        labels: int64 `[N]`; -1 where none was annotated.
+        first: number of the first of them, by which they are known when others come and go; the rest are numbered on.
+    """
 
     images: Tensor
     labels: Tensor
+    first: int = 0
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def at(self, _: int) -> RealImages:
+        """These images at every step."""
+        return self
+
+
+class RealSource(Protocol):
+    """Real images as they are at a step: `RealImages`, or a stream, which drops the oldest and adds new ones behind."""
+
+    def at(self, step: int, /) -> RealImages: ...
 
 
 class HybridSource:
-    """Mixes bank, live and real images at scheduled shares; a function of (seed, step) and the bank's content.
+    """Mixes bank, live and real images at scheduled shares; a function of (seed, step) and of what is there to draw.
 
     Rows from several places are shuffled, so that real and generated images mix with each other. All are flipped,
     shifted and mixed by the settings, then augmented by the difficulty of the moment. With `logits: fresh` the teacher
     labels exactly those images; with `logits: stored` they keep the logits of the images they were made of (real images
-    are labelled once, when first needed), those of a mixture mixed alike.
+    are labelled once, when first needed), those of a mixture mixed alike. A real image without a label is one that the
+    teacher labels, and is not annotated.
 
     Args:
         mix: the shares and variations.
@@ -49,7 +70,7 @@ class HybridSource:
         difficulty: the difficulty of the moment in [0, 1]; below 0.5 it changes no image.
         seed: the run's seed.
         live: makes fresh samples; needed when `mix.live` is not 0.
-        real: real images; needed when `mix.real` is not 0.
+        real: real images, fixed or arriving; needed when `mix.real` is not 0.
         device: where batches go.
         rank: this process's number; it gets rows `rank::world` of the one batch that all processes agree on.
         world: number of processes.
@@ -65,7 +86,7 @@ class HybridSource:
         difficulty: Callable[[], float],
         seed: int,
         live: LiveSampler | None = None,
-        real: RealImages | None = None,
+        real: RealSource | None = None,
         device: torch.device | None = None,
         rank: int = 0,
         world: int = 1,
@@ -93,7 +114,7 @@ class HybridSource:
         self._device = device or torch.device("cpu")
         self._rank = rank
         self._world = world
-        self._real_logits: Tensor | None = None
+        self._real_logits = 0, torch.empty(0)  # number of the first, and `[N, K]` once there are any
         self.real_rows: set[int] = set()
 
     def counts(self, step: int) -> tuple[int, int, int]:
@@ -141,19 +162,23 @@ class HybridSource:
 
     def _draw_real(self, count: int, step: int) -> Batch:
         assert self._real is not None
-        rows = torch.from_numpy(numpy_stream(self._seed, "real", step).integers(0, len(self._real.labels), count))
-        self.real_rows.update(rows.tolist())
-        logits = None
-        if self._mix.logits == "stored":
-            if self._real_logits is None:
-                assert self._teacher is not None
-                chunks = self._real.images.split(512)
-                self._real_logits = torch.cat(
-                    [self._teacher(to_float(c).to(self._device)).logits.cpu() for c in chunks]
-                )
-            logits = self._real_logits[rows]
-        annotated = torch.ones(count, dtype=torch.bool)
-        return Batch(to_float(self._real.images[rows]), self._real.labels[rows], logits, annotated=annotated)
+        real = self._real.at(step)
+        rows = torch.from_numpy(numpy_stream(self._seed, "real", step).integers(0, len(real), count))
+        self.real_rows.update((real.first + rows).tolist())
+        logits = self._logits_of(real)[rows] if self._mix.logits == "stored" else None
+        labels = real.labels[rows]
+        return Batch(to_float(real.images[rows]), labels, logits, annotated=labels >= 0)
+
+    def _logits_of(self, real: RealImages) -> Tensor:
+        """The teacher's logits of real images, made once for each of them."""
+        assert self._teacher is not None
+        first, logits = self._real_logits
+        logits = logits[real.first - first :]
+        if len(unknown := real.images[len(logits) :]):
+            made = [self._teacher(to_float(c).to(self._device)).logits.cpu() for c in unknown.split(512)]
+            logits = torch.cat([logits, *made])
+        self._real_logits = real.first, logits
+        return logits
 
     def _vary(self, batch: Batch, step: int, shuffled: bool) -> Batch:
         mix = self._mix

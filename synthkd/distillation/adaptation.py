@@ -147,7 +147,7 @@ class Adaptation:
             names: of the students, in the order of their numbers.
             rows: of the run's log.
         """
-        accuracies = series(rows, "look/accuracy")[1]
+        accuracies = series(rows, "look/accuracy")[1][1:]  # the first look is at a student that has learned nothing
         found: dict[str, Any] = {
             "every": self.every,
             "accuracy": accuracies[-1] if accuracies else None,

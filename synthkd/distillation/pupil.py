@@ -113,7 +113,8 @@ class Pupil:
         loss = self._terms.objective(view, step, self.learner.total, factor, self.balance)
         logged = self.learner.update(loss, step)
         if self.balance is not None:
-            logged |= {f"{name}/balance of {term}": weight for term, weight in self.balance.weights.items()}
+            weights = self.balance.weights
+            logged |= {f"{name}/balance of {term}": weights[term] for term in loss.terms if term in weights}
         if view.batch.teacher_logits is None:
             return logged
         agreement = losses.agreement(view.batch.teacher_logits, view.student.detach())

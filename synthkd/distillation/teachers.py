@@ -17,7 +17,7 @@ from synthkd.types import Outputs
 class FrozenTeacher:
     """A frozen network that labels images without gradient.
 
-    Where only logits are asked for, its BatchNorm is folded into the convolutions.
+    Its BatchNorm is folded into the convolutions before it.
 
     Args:
         model: the teacher; itself left as it is but for device, eval mode and requires_grad False.
@@ -34,13 +34,13 @@ class FrozenTeacher:
         self.spec = model.spec
         self._accelerator = accelerator
         self.features = tuple(features)
-        self._fast = fold_batch_norm(self.model).to(memory_format=torch.channels_last)
+        self._fast = fold_batch_norm(self.model, self.features).to(memory_format=torch.channels_last)
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Outputs:
         """Logits float32 `[N, K]`, and the features asked for, of images float32 `[N, C, H, W]` in [0, 1]."""
         with self._accelerator.autocast():
-            seen = observe(self.model, images, self.features) if self.features else Outputs(self._fast(images))
+            seen = observe(self._fast, images, self.features)
         return Outputs(seen.logits.float(), seen.features)
 
     def logits(self, images: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from synthkd.errors import ConfigError, ModelError
+from synthkd.losses.features import sum_of_squares
 from synthkd.losses.relations import full_precision, unit
 
 
@@ -68,6 +69,6 @@ def attention_map(activations: Tensor, power: float = 2.0) -> Tensor:
             f"attention maps need activations [N, C, H, W], got {list(activations.shape)}; tap a layer that gives maps"
         )
     sizes = full_precision(activations)
-    attention = (sizes.square() if power == 2.0 else sizes.abs().pow(power)).sum(dim=1)
+    attention = sum_of_squares(sizes, dim=1) if power == 2.0 else sizes.abs().pow(power).sum(dim=1)
     largest = attention.detach().amax(dim=(1, 2), keepdim=True)
     return attention / largest.masked_fill(largest == 0.0, 1.0)

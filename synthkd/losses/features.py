@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
 from torch import Tensor
+from torch.autograd.function import FunctionCtx
 
 
 def hint(teacher: Tensor, student: Tensor) -> Tensor:
@@ -15,4 +19,37 @@ def hint(teacher: Tensor, student: Tensor) -> Tensor:
         teacher: features of any shape.
         student: regressed features of the same shape.
     """
-    return (student - teacher).square().mean() / teacher.detach().var().clamp_min(1e-8)
+    theirs = teacher.detach()
+    count = theirs.numel()
+    # moments of all values at once; in float64, since their difference may be small
+    spread = sum_of_squares(theirs).double() / count - theirs.mean().double().square()
+    spread = spread * count / max(1, count - 1)
+    return sum_of_squares(student - teacher) / count / spread.float().clamp_min(1e-8)
+
+
+def sum_of_squares(x: Tensor, dim: int | None = None) -> Tensor:
+    """Sum of the squares of all values, or along one dimension.
+
+    Both ways in as few passes over memory as there can be, whatever the layout: features are large, and `square().sum()`
+    is bound by memory, its gradient above all.
+
+    Args:
+        x: float, any shape.
+        dim: to sum over; None sums over all.
+    """
+    found: Tensor = _SumOfSquares.apply(x, dim)
+    return found
+
+
+class _SumOfSquares(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: FunctionCtx, x: Tensor, dim: int | None) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.dim = dim  # type: ignore[attr-defined]
+        return torch.linalg.vector_norm(x, dim=dim).square()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        (x,) = ctx.saved_tensors
+        factor = 2.0 * gradient
+        return x * (factor if ctx.dim is None else factor.unsqueeze(ctx.dim)), None

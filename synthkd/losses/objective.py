@@ -50,7 +50,7 @@ class Objective(Generic[View]):
         step: int,
         total: int,
         factor: Callable[[str], float] = lambda _: 1.0,
-        balance: Callable[[Mapping[str, Tensor]], Tensor] | None = None,
+        balance: Callable[[Mapping[str, Tensor], Mapping[str, float]], Tensor] | None = None,
     ) -> Loss:
         """The loss at a step.
 
@@ -59,16 +59,16 @@ class Objective(Generic[View]):
             step: 0-based.
             total: steps over which the weights move.
             factor: of the weight of a term, by name.
-            balance: makes the total of the weighted terms; None: their sum.
+            balance: makes the total of the terms, as they are, and their weights; None: the weighted sum.
         """
-        weighted: dict[str, Tensor] = {}
         values: dict[str, Tensor] = {}
+        weights: dict[str, float] = {}
         for name, term in self.terms.items():
             weight = value_at(self.weights[name], step, total) * factor(name)
             if weight != 0.0:
-                values[name] = term(view)
-                weighted[name] = weight * values[name]
-        if not weighted:
+                values[name], weights[name] = term(view), weight
+        if not values:
             raise ValueError(f"every term of the objective has weight 0 at step {step}: {', '.join(self.terms)}")
-        total_loss = torch.stack(list(weighted.values())).sum() if balance is None else balance(weighted)
-        return Loss(total=total_loss, terms=values)
+        if balance is not None:
+            return Loss(total=balance(values, weights), terms=values)
+        return Loss(total=torch.stack([weights[name] * value for name, value in values.items()]).sum(), terms=values)

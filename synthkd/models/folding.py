@@ -4,51 +4,55 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
+from collections.abc import Collection
 
 import torch
 from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from synthkd.models.classifier import Classifier
-from synthkd.taps import has_statistics
+from synthkd.taps import INPUT, has_statistics
 
 
-def fold_batch_norm(model: Classifier) -> Classifier:
+def fold_batch_norm(model: Classifier, keep: Collection[str] = ()) -> Classifier:
     """A copy for inference in eval mode with its BatchNorm layers folded away where they directly follow a convolution
     or linear layer; logits agree up to rounding. It has no recipe, so it cannot be saved; its parameters are frozen.
 
-    A body that torch.fx cannot trace (control flow that depends on values) is copied as it is.
+    Modules stay where they are, an identity in the place of a BatchNorm, so that what they give can still be tapped;
+    only a folded layer gives what its BatchNorm gave. A body that torch.fx cannot trace (control flow that depends on
+    values) is copied as it is.
+
+    Args:
+        model: left as it is.
+        keep: module paths of the model that must give what they gave.
     """
     body = copy.deepcopy(model.body).eval()
     try:
         graph = fx.symbolic_trace(body)
     except Exception:  # tracing runs other people's code on proxies, which may fail in any way; the copy serves as well
-        folded = body
+        pass
     else:
-        _fold(graph)
-        folded = graph
+        _fold(body, graph, keep)
     mean, std = (b.flatten().tolist() for b in (model.normalize.mean, model.normalize.std))
-    copied = Classifier(folded, model.spec, mean, std, class_names=model.class_names)
+    copied = Classifier(body, model.spec, mean, std, class_names=model.class_names)
     return copied.to(model.normalize.mean.device).requires_grad_(False).eval()
 
 
-def _fold(graph: fx.GraphModule) -> None:
-    modules = dict(graph.named_modules())
+def _fold(body: nn.Module, graph: fx.GraphModule, keep: Collection[str]) -> None:
+    modules = dict(body.named_modules())
     calls = Counter(str(node.target) for node in graph.graph.nodes if node.op == "call_module")
-    for node in list(graph.graph.nodes):
+    for node in graph.graph.nodes:
         before = node.args[0] if node.op == "call_module" and node.args else None
         if not isinstance(before, fx.Node) or before.op != "call_module" or len(before.users) > 1:
             continue
         layer, norm = str(before.target), str(node.target)
-        fused = _fuse(modules[layer], modules[norm])
         # A layer that runs twice serves two places, and folding would change both.
-        if fused is None or calls[layer] > 1 or calls[norm] > 1:
+        if calls[layer] > 1 or calls[norm] > 1 or {f"body.{layer}", f"body.{norm}{INPUT}"} & set(keep):
             continue
-        graph.set_submodule(layer, fused)
-        node.replace_all_uses_with(before)
-        graph.graph.erase_node(node)
-    graph.delete_all_unused_submodules()
-    graph.recompile()
+        fused = _fuse(modules[layer], modules[norm])
+        if fused is not None:
+            body.set_submodule(layer, fused)
+            body.set_submodule(norm, nn.Identity())
 
 
 def _fuse(layer: nn.Module, norm: nn.Module) -> nn.Module | None:

@@ -1,5 +1,8 @@
 """One batch from bank, generator and real images: shares, labels, determinism, and what it must not touch."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import pytest
 import torch
 
@@ -74,6 +77,58 @@ def test_stored_logits_of_real_images_are_made_once() -> None:
         assert batch.teacher_logits is not None
         assert torch.allclose(batch.teacher_logits[:10], torch.ones(10, 3))
     assert calls == [9]
+
+
+@dataclass
+class Arriving:
+    """Numbered images, label the number modulo 4 less 1, of which a window is there at each step."""
+
+    spans: Sequence[tuple[int, int]]
+
+    def at(self, step: int, /) -> RealImages:
+        rows = torch.arange(*self.spans[step])
+        images = (rows * 10).to(torch.uint8).view(-1, 1, 1, 1).expand(-1, *SPEC.shape)
+        return RealImages(images, rows % 4 - 1, int(rows[0]))
+
+
+def test_real_images_may_come_and_go() -> None:
+    source = make(MixSettings(real=1.0, mixup=0.0), real=Arriving([(0, 5), (3, 9), (20, 21)]))
+    seen = [{round(float(x) * 25.5) for x in source.batch(step).images.mean((1, 2, 3))} for step in range(3)]
+    assert seen[0] <= set(range(5))
+    assert seen[1] <= set(range(3, 9))
+    assert seen[1] & set(range(5, 9))
+    assert seen[2] == {20}
+    assert source.real_rows == set.union(*seen)
+
+
+def test_a_real_image_without_a_label_has_its_teachers_and_no_hard_one() -> None:
+    batch = make(MixSettings(real=1.0, mixup=0.0), real=Arriving([(4, 8)])).batch(0)
+    assert batch.teacher_logits is not None
+    assert batch.annotated is not None
+    rows = (batch.images.mean((1, 2, 3)) * 25.5).round().long()
+    unlabelled = rows == 4
+    assert 0 < int(unlabelled.sum()) < 20
+    assert torch.equal(batch.annotated, ~unlabelled)
+    assert torch.equal(batch.labels[~unlabelled], rows[~unlabelled] % 4 - 1)
+    assert torch.equal(batch.labels[unlabelled], batch.teacher_logits[unlabelled].argmax(1))
+
+
+@pytest.mark.parametrize(
+    ("spans", "asked"),
+    [
+        ([(0, 5), (0, 5), (3, 9), (20, 21)], [5, 4, 1]),
+        ([(7, 9), (7, 10)], [2, 1]),  # as after a resume: the first was not number 0
+    ],
+)
+def test_the_teacher_labels_each_arriving_image_once(spans: list[tuple[int, int]], asked: list[int]) -> None:
+    calls = []
+    source = make(MixSettings(real=1.0, logits="stored", mixup=0.0), real=Arriving(spans))
+    source._teacher = lambda images: calls.append(len(images)) or teacher(images)  # type: ignore[func-returns-value]
+    for step in range(len(spans)):
+        batch = source.batch(step)
+        assert batch.teacher_logits is not None
+        torch.testing.assert_close(batch.teacher_logits, teacher(batch.images).logits)
+    assert calls == asked
 
 
 def test_batches_are_a_function_of_seed_and_step() -> None:

@@ -1,0 +1,123 @@
+"""What a step of the student costs with further terms, over a step of plain KD.
+
+    python benchmarks/step.py [--rounds 60]
+
+Run it alone on the machine. Steps of all arms take turns in one process on one thread, each with a student, optimiser
+and layers of its own: batches of 128 ready images of 1x28x28, the convnet teacher and student of fashion_mnist.py and
+its ResNets, freshly initialised. Every arm's step labels its batch by the teacher, once. A ratio is that of the
+neighbouring steps in one round; the results go to benchmarks/results/step.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))
+
+import fashion_mnist  # noqa: E402
+
+from synthkd.configuration import load_config  # noqa: E402
+from synthkd.distillation.pupil import make_pupil  # noqa: E402
+from synthkd.distillation.settings import DistillSettings  # noqa: E402
+from synthkd.distillation.step import DistillStep  # noqa: E402
+from synthkd.distillation.teachers import FrozenTeacher  # noqa: E402
+from synthkd.files import write_atomically  # noqa: E402
+from synthkd.hardware import describe  # noqa: E402
+from synthkd.models.zoo import build  # noqa: E402
+from synthkd.settings import ZooModel  # noqa: E402
+from synthkd.types import Batch, ImageSpec  # noqa: E402
+
+SPEC = ImageSpec(1, 28, 28, 10)
+BATCH, WARM_UP = 128, 5
+RESULTS = HERE / "results" / "step.json"
+HINT, ATTENTION, RKD = {"kind": "hint"}, {"kind": "attention"}, {"kind": "rkd_distance"}
+ARMS: dict[str, list[dict[str, Any]]] = {
+    "plain KD": [],
+    "hint": [HINT],
+    "attention": [ATTENTION],
+    "RKD, distances": [RKD],
+    "hint, attention, RKD": [HINT, ATTENTION, RKD],
+    "CRD": [{"kind": "crd", "negatives": 0}],
+    "SSKD": [{"kind": "sskd"}],
+}
+
+
+class Labelled:
+    """The same images at every step, labelled by the teacher as a run would."""
+
+    def __init__(self, teacher: FrozenTeacher) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self._images = torch.rand(BATCH, *SPEC.shape, generator=generator)
+        self._labels = torch.arange(BATCH) % SPEC.classes
+        self._teacher = teacher
+
+    def batch(self, step: int) -> Batch:
+        seen = self._teacher(self._images)
+        return Batch(self._images, self._labels, seen.logits, teacher_features=seen.features)
+
+
+def step_of(pair: fashion_mnist.Pair, terms: list[dict[str, Any]], rounds: int) -> DistillStep:
+    """A step with the terms, of fresh networks."""
+    accelerator = Accelerator(cpu=True)
+    torch.manual_seed(0)
+    teacher = build(load_config(ZooModel, pair.teacher["model"], []), SPEC)
+    student = build(load_config(ZooModel, pair.student, []), SPEC)
+    settings = load_config(DistillSettings, {"transfer": terms}, [])
+    pupil = make_pupil("student", student, settings, settings.optimizer, rounds, accelerator, teacher)
+    places = () if pupil.lessons is None else pupil.lessons.teacher_places
+    pupil.teacher = FrozenTeacher(teacher, accelerator, places)
+    return DistillStep([pupil], Labelled(pupil.teacher), accelerator)
+
+
+def costs(name: str, rounds: int) -> list[dict[str, Any]]:
+    """Median step of each arm, and its ratio to plain KD."""
+    steps = {arm: step_of(fashion_mnist.PAIRS[name], terms, rounds) for arm, terms in ARMS.items()}
+    times: dict[str, list[float]] = {arm: [] for arm in ARMS}
+    for number in range(rounds):
+        for arm, step in steps.items():
+            started = time.perf_counter()
+            step(number)
+            times[arm].append(time.perf_counter() - started)
+    plain = times["plain KD"][WARM_UP:]
+    rows = []
+    for arm, taken in times.items():
+        ratios = [one / other for one, other in zip(taken[WARM_UP:], plain, strict=True)]
+        quartiles = statistics.quantiles(ratios, n=4)
+        rows.append(
+            {
+                "pair": name,
+                "terms": arm,
+                "ms": 1000 * statistics.median(taken[WARM_UP:]),
+                "ratio": statistics.median(ratios),
+                "quartiles": [quartiles[0], quartiles[2]],
+            }
+        )
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=60)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    rows = [row for name in ("convnet", "resnet") for row in costs(name, arguments.rounds)]
+    found = {"command": "python benchmarks/step.py", "hardware": describe(torch.device("cpu")), "rows": rows}
+    write_atomically(RESULTS, json.dumps(found, indent=1).encode() + b"\n")
+    print("| pair | terms | ms a step, median | over plain KD, median [quartiles] |\n|---|---|---|---|")
+    for row in rows:
+        low, high = row["quartiles"]
+        print(f"| {row['pair']} | {row['terms']} | {row['ms']:.1f} | {row['ratio']:.2f} [{low:.2f}, {high:.2f}] |")
+
+
+if __name__ == "__main__":
+    main()

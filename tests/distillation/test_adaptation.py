@@ -1,0 +1,328 @@
+"""Looks at students: what is logged by hand, what follows from it, and what a run comes to."""
+
+import io
+import json
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from synthkd.adaptive import AdaptiveWeights, StrengthController
+from synthkd.distillation.adaptation import Adaptation, Probe
+from synthkd.distillation.roles import Roles
+from synthkd.distillation.selection import TeacherSelection
+from synthkd.distillation.settings import (
+    AdaptSettings,
+    SelectionSettings,
+    StrengthSettings,
+    SwapSettings,
+    TeamSettings,
+    TemperatureSettings,
+    WeightSettings,
+)
+from synthkd.distillation.teachers import FrozenTeacher
+from synthkd.distillation.team import TeacherTeam
+from synthkd.models import Classifier
+from synthkd.types import ImageSpec, Stateful
+
+SPEC = ImageSpec(1, 2, 2, 3)
+ACCELERATOR = Accelerator(cpu=True)
+
+
+class Said(nn.Module):
+    """A student whose answer to image i, which holds the number i in its first pixel, is row i of a table."""
+
+    def __init__(self, table: Tensor) -> None:
+        super().__init__()
+        self.table = table
+        self.modes: list[bool] = []
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.modes.append(self.training)
+        return self.table[(images[:, 0, 0, 0] * 1000.0).round().long()]
+
+
+def numbered(count: int) -> Tensor:
+    images = torch.zeros(count, *SPEC.shape)
+    images[:, 0, 0, 0] = torch.arange(count) / 1000.0
+    return images
+
+
+def answers(classes: Sequence[int], sure: float = 4.0) -> Tensor:
+    """Logits for three classes, the same height for each image's class."""
+    return sure * F.one_hot(torch.tensor(classes), 3).float()
+
+
+def student_of(accuracy: float, labels: Tensor, sure: float = 4.0) -> Said:
+    """A student that is right about the first share of the images and says the next class of the others."""
+    right = round(accuracy * len(labels))
+    return Said(answers([*labels[:right].tolist(), *((labels[right:] + 1) % 3).tolist()], sure))
+
+
+LABELS = torch.arange(20) % 3
+TAUGHT = answers([*LABELS[:16].tolist(), *((LABELS[16:] + 2) % 3).tolist()], 3.0)
+"""A teacher that is right about 16 of 20."""
+
+
+def adapting(
+    settings: AdaptSettings | None = None,
+    students: Sequence[nn.Module] | None = None,
+    probe: Probe | None = None,
+    **more: Any,
+) -> Adaptation:
+    shown = Probe(numbered(20), LABELS, TAUGHT) if probe is None else probe
+    looked = [student_of(0.5, LABELS)] if students is None else students
+    return Adaptation(settings or AdaptSettings(), lambda: looked, lambda: shown, **more)
+
+
+def test_what_is_logged_is_what_is_computed_by_hand() -> None:
+    students = [student_of(0.5, LABELS), student_of(0.75, LABELS), student_of(0.2, LABELS)]
+    look = adapting(students=students)
+    logged = look(0)
+    assert set(logged) == {
+        "look/accuracy", "look/loss", "look/accuracy of peer 1", "look/accuracy of peer 2", "look/transfer_efficiency",
+    }  # fmt: skip
+    assert [logged["look/accuracy"], logged["look/accuracy of peer 1"], logged["look/accuracy of peer 2"]] == (
+        pytest.approx([0.5, 0.75, 0.2])
+    )
+    # right: -log(e^4 / (e^4 + 2)); wrong: -log(1 / (e^4 + 2))
+    total = math.log(math.exp(4) + 2)
+    assert logged["look/loss"] == pytest.approx(0.5 * (total - 4) + 0.5 * total, rel=1e-5)
+    joint = torch.zeros(3, 3, dtype=torch.float64)
+    for theirs, ours in zip(TAUGHT.double().softmax(1), students[0].table.double().softmax(1), strict=True):
+        joint += torch.outer(theirs, ours) / 20
+    rows, columns = joint.sum(1, keepdim=True), joint.sum(0, keepdim=True)
+    information = float((joint * (joint / (rows * columns)).log()).sum())
+    assert logged["look/transfer_efficiency"] == pytest.approx(information / -float((rows * rows.log()).sum()))
+
+
+def test_students_are_asked_in_eval_mode_and_left_as_they_were() -> None:
+    student = student_of(0.5, LABELS).train()
+    adapting(students=[student])(0)
+    assert student.modes == [False]
+    assert student.training
+
+
+def test_many_images_are_asked_about_in_parts_and_count_alike() -> None:
+    labels = torch.arange(600) % 3
+    student = student_of(0.9, labels)
+    look = adapting(students=[student], probe=Probe(numbered(600), labels, None))
+    assert look(0)["look/accuracy"] == pytest.approx(0.9)
+    assert len(student.modes) == 3
+
+
+def test_without_images_there_is_nothing_to_log_and_nothing_moves() -> None:
+    settings = AdaptSettings(temperature=TemperatureSettings(), weights=WeightSettings(), strength=StrengthSettings())
+    look = Adaptation(settings, lambda: [student_of(0.5, LABELS)], lambda: None)
+    before = look.state_dict()
+    assert look(0) == {}
+    assert look.state_dict() == before
+    assert look.outcome(["student"], []) == {
+        "every": 100, "accuracy": None, "stability": None, "stability_of": 0, "transfer_efficiency": None,
+    }  # fmt: skip
+
+
+def test_without_a_teacher_there_is_no_efficiency_and_no_capacity() -> None:
+    settings = AdaptSettings(weights=WeightSettings(), strength=StrengthSettings())
+    look = adapting(settings, probe=Probe(numbered(20), LABELS, None))
+    assert set(look(0)) == {"look/accuracy", "look/loss"}
+
+
+def test_where_the_answers_of_the_teacher_stand_for_labels_its_accuracy_is_one() -> None:
+    settings = AdaptSettings(weights=WeightSettings(rate=1.0), strength=StrengthSettings())
+    student = student_of(0.5, LABELS)
+    annotated = adapting(settings, [student])
+    stood_for = adapting(settings, [student], Probe(numbered(20), None, TAUGHT))
+    first, second = annotated(0), stood_for(0)
+    assert first["look/accuracy"] == second["look/accuracy"] == pytest.approx(0.5)
+    assert first["adapt/gap"] == pytest.approx(1 - 0.5 / 0.8)
+    alone = AdaptiveWeights(WeightSettings(rate=1.0))
+    assert second["adapt/gap"] == pytest.approx(0.5)
+    assert first["adapt/weight_of_answers"] == pytest.approx(alone.update(0.5, 0.8))
+    alone = AdaptiveWeights(WeightSettings(rate=1.0))
+    assert second["adapt/weight_of_answers"] == pytest.approx(alone.update(0.5, 1.0))
+
+
+def test_a_teacher_that_is_never_right_has_no_capacity() -> None:
+    settings = AdaptSettings(weights=WeightSettings(), strength=StrengthSettings())
+    logged = adapting(settings, probe=Probe(numbered(20), LABELS, answers(((LABELS + 1) % 3).tolist())))(0)
+    assert not {"adapt/weight_of_answers", "adapt/strength"} & set(logged)
+
+
+def test_the_factor_of_a_term_goes_by_where_it_comes_from() -> None:
+    plain = adapting()
+    plain(0)
+    assert [plain.factor(origin) for origin in ("answers", "features", "own")] == [1.0, 1.0, 1.0]
+
+    weighed = adapting(AdaptSettings(weights=WeightSettings(rate=1.0)))
+    assert [weighed.factor(origin) for origin in ("answers", "features", "own")] == [1.0, 1.0, 1.0], "at the start"
+    weighed(0)
+    alpha = 1 / (1 + math.exp(-0.5 / 0.8 * 0.5))
+    expected = [2 * alpha, 2 * (1 - alpha), 2 * (1 - alpha)]
+    assert [weighed.factor(origin) for origin in ("answers", "features", "own")] == pytest.approx(expected)
+
+    strong = adapting(AdaptSettings(strength=StrengthSettings(beta=2.0, boost=3.0, threshold=0.1)))
+    strong(0)
+    gamma = 3 / (1 + math.exp(-2.0 * 0.5 / 0.8))
+    assert [strong.factor(origin) for origin in ("answers", "features", "own")] == pytest.approx([gamma, gamma, 1.0])
+
+    both = adapting(
+        AdaptSettings(weights=WeightSettings(rate=1.0), strength=StrengthSettings(beta=2.0, boost=3.0, threshold=0.1))
+    )
+    both(0)
+    assert [both.factor(origin) for origin in ("answers", "features", "own")] == pytest.approx(
+        [gamma * 2 * alpha, gamma * 2 * (1 - alpha), 2 * (1 - alpha)]
+    )
+
+
+def test_the_temperature_follows_the_loss() -> None:
+    settings = AdaptSettings(temperature=TemperatureSettings())
+    good, bad, middling = (
+        student_of(accuracy, LABELS, sure) for accuracy, sure in ((1.0, 8.0), (0.0, 8.0), (1.0, 2.2))
+    )
+    look = Adaptation(settings, lambda: [students.pop(0)], lambda: Probe(numbered(20), LABELS, TAUGHT))
+    students = [bad, bad, middling, good]
+    values = [look(step)["adapt/temperature"] for step in range(4)]
+    assert values == pytest.approx([5.5, 6.05, 6.05, 5.445])
+    assert look.temperature is not None
+    assert look.temperature.value == values[-1]
+
+
+def test_the_gap_is_fitted_from_the_fourth_look_on() -> None:
+    accuracies = [0.2, 0.4, 0.5, 0.55, 0.6, 0.6]
+    look = adapting(AdaptSettings(strength=StrengthSettings()), [nn.Identity()])
+    fitted = []
+    for number, accuracy in enumerate(accuracies):
+        look._students = lambda now=accuracy: [student_of(now, LABELS)]
+        logged = look(100 * number)
+        assert logged["adapt/gap"] == pytest.approx(1 - accuracy / 0.8)
+        fitted.append("adapt/gap_fitted" in logged)
+    assert fitted == [False, False, False, True, True, True]
+    twin = StrengthController(StrengthSettings())
+    for number, accuracy in enumerate(accuracies):
+        twin.update(100 * number, accuracy, 0.8)
+    assert look.strength is not None
+    assert look.strength.value == pytest.approx(twin.value)
+
+
+def test_roles_go_by_the_accuracies_of_all() -> None:
+    roles = Roles(SwapSettings(), teaching=1)
+    students = [student_of(0.5, LABELS), student_of(0.7, LABELS), student_of(0.6, LABELS)]
+    look = adapting(students=students, roles=roles)
+    assert look.teaching == 1
+    assert look(0)["adapt/teaching"] == 1.0
+    students[2] = student_of(0.7, LABELS)
+    assert look(1)["adapt/teaching"] == 2.0
+    assert look.teaching == roles.teaching == 2
+    assert look.outcome(["student", "peer 1", "peer 2"], [])["teaching"] == "peer 2"
+    assert adapting().teaching is None
+
+
+def frozen(seed: int) -> FrozenTeacher:
+    torch.manual_seed(seed)
+    return FrozenTeacher(Classifier(nn.Sequential(nn.Flatten(), nn.Linear(4, 3)), SPEC), ACCELERATOR)
+
+
+def choosing() -> tuple[TeacherTeam, TeacherSelection]:
+    team = TeacherTeam([frozen(seed) for seed in range(3)], TeamSettings(weighting="selected"))
+    return team, TeacherSelection(3, SelectionSettings())
+
+
+def test_the_team_is_told_which_teacher_was_selected() -> None:
+    team, selection = choosing()
+    oracle = TeacherSelection(3, SelectionSettings())
+    look = adapting(team=team, selection=selection)
+    theirs = torch.stack([teacher.logits(numbered(20)) for teacher in team._teachers]).double().log_softmax(2)
+    ours = student_of(0.5, LABELS).table.double().log_softmax(1)
+    divergences = (theirs.exp() * (theirs - ours)).sum(2).mean(1).tolist()
+    seen = []
+    for step in range(6):
+        logged = look(step)
+        assert logged["adapt/selected_teacher"] == team.selected == oracle.choose(0.5, divergences, team.costs)
+        assert logged["adapt/reward"] == pytest.approx(oracle.last, abs=1e-6)
+        seen.append(team.selected)
+    assert seen[:3] == [0, 1, 2], "each once first"
+    assert look.selected == look.outcome(["student"], [])["selected"] == selection.counts
+    assert adapting().selected is None
+
+
+def everything() -> tuple[Adaptation, list[Said], TeacherTeam]:
+    team, selection = choosing()
+    students = [student_of(0.2, LABELS), student_of(0.6, LABELS)]
+    settings = AdaptSettings(temperature=TemperatureSettings(), weights=WeightSettings(), strength=StrengthSettings())
+    roles = Roles(SwapSettings(), teaching=1)
+    return adapting(settings, students, roles=roles, team=team, selection=selection), students, team
+
+
+def test_a_state_goes_on_where_it_was_taken() -> None:
+    whole, students, team = everything()
+    assert isinstance(whole, Stateful)
+    looks = [0.2, 0.4, 0.6, 0.6, 0.65, 0.7, 0.7, 0.75]
+    for stop in (0, 3, 5):
+        whole, students, team = everything()
+        for step, accuracy in enumerate(looks[:stop]):
+            students[0] = student_of(accuracy, LABELS)
+            whole(step)
+        resumed, others, other_team = everything()
+        buffer = io.BytesIO()
+        torch.save(whole.state_dict(), buffer)
+        buffer.seek(0)
+        resumed.load_state_dict(torch.load(buffer, weights_only=True))
+        assert other_team.selected == team.selected
+        assert resumed.teaching == whole.teaching
+        assert resumed.outcome(["student", "peer 1"], []) == whole.outcome(["student", "peer 1"], [])
+        for step, accuracy in enumerate(looks[stop:], start=stop):
+            students[0] = others[0] = student_of(accuracy, LABELS)
+            assert resumed(step) == whole(step)
+
+
+def rows(values: Sequence[float]) -> list[dict[str, Any]]:
+    noise = [{"step": 1, "event": "phase begins"}, {"step": 1, "student/loss": 3.0}]
+    return [*noise, *({"step": 10 * n, "look/accuracy": value} for n, value in enumerate(values))]
+
+
+def test_the_outcome_is_the_last_accuracy_and_its_deviation_over_the_last_looks() -> None:
+    found = adapting(AdaptSettings(every=7)).outcome(["student"], rows([0.1, 0.9, 0.80, 0.82, 0.84, 0.80, 0.84]))
+    assert found["every"] == 7
+    assert found["accuracy"] == 0.84
+    assert found["stability_of"] == 5
+    assert found["stability"] == pytest.approx(math.sqrt((4 * 0.02**2) / 4))
+    short = adapting().outcome(["student"], rows([0.1, 0.5]))
+    assert (short["accuracy"], short["stability"], short["stability_of"]) == (0.5, None, 1)
+    untaught = adapting().outcome(["student"], rows([0.1]))
+    assert (untaught["accuracy"], untaught["stability"], untaught["stability_of"]) == (None, None, 0)
+
+
+def test_the_outcome_holds_what_was_transferred_at_the_last_look() -> None:
+    look = adapting()
+    logged = look(0)
+    efficiency = look.outcome(["student"], [])["transfer_efficiency"]
+    assert efficiency["value"] == logged["look/transfer_efficiency"]
+    assert (efficiency["estimator"], efficiency["n"]) == ("soft", 20)
+
+
+@pytest.mark.parametrize("accuracies", [[0.2, 0.4, 0.5, 0.55, 0.6], [0.4] * 5, [0.2, 0.3, 0.4, 0.5, 0.6], [0.8] * 5])
+def test_the_outcome_is_json_without_infinities(accuracies: list[float]) -> None:
+    look = adapting(AdaptSettings(strength=StrengthSettings(threshold=0.05)))
+    for number, accuracy in enumerate(accuracies):
+        assert "gap" not in look.outcome(["student"], []) or number >= 4
+        look._students = lambda now=accuracy: [student_of(now, LABELS)]
+        look(10 * number)
+    found = look.outcome(["student"], [])
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+    gap = found["gap"]
+    assert (gap["n"], gap["threshold"], len(gap["errors"])) == (5, 0.05, 3)
+    assert look.strength is not None
+    assert look.strength.curve is not None
+    below = look.strength.curve.below(0.05)
+    assert gap["below_from_step"] == (below if math.isfinite(below) else None)
+    if accuracies == [0.4] * 5:
+        assert gap["errors"][:2] == [None, None]
+        assert gap["below_from_step"] is None
+    if accuracies == [0.8] * 5:
+        assert gap["below_from_step"] == 0.0
