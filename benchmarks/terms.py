@@ -7,9 +7,8 @@ which a tenth is held out. Table `full`: 54,000 real images, a LeNet-5 of half w
 `few`: the same with 100 real images of each class, which are all that the student ever sees; `vit`: a small transformer
 from a convolutional network that reaches 91.8 %. All arms of a table have the same first weights, batches, steps and
 learning-rate curve for one seed, so that their differences are taken seed by seed: the mean difference to plain KD has
-a 95 % t-interval over seeds. Weights of terms are those of the
-recipes and were not tuned on this dataset. Finished
-cells are kept in benchmarks/runs/terms; the tables go to benchmarks/results/terms.json.
+a 95 % t-interval over seeds. Weights of terms are those of the recipes, not tuned on this dataset. Finished cells are
+kept in benchmarks/runs/terms; the tables go to benchmarks/results/terms.json.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from synthkd.data.bank import MemoryBank
 from synthkd.data.hybrid import HybridSource, RealImages
 from synthkd.data.real import RealData, load_splits
 from synthkd.data.stored import StoredDataset, read_stored
+from synthkd.data.stream import ImageStream
 from synthkd.distillation import phases
 from synthkd.distillation.adaptation import Adaptation, Probe
 from synthkd.distillation.pupil import Pupil
@@ -31,6 +32,7 @@ from synthkd.pipelines.config import DistillConfig
 from synthkd.pipelines.pupils import Probed, Subject, adapt, build_pupils, label_by, subject_of, untrained_student
 from synthkd.rng import Rows
 from synthkd.schedules import DifficultyController
+from synthkd.settings import StreamData
 from synthkd.training.learner import Learner
 from synthkd.training.memory import fitting_batch_size, training_step
 from synthkd.types import Batch, ImageSpec, balanced_labels
@@ -45,6 +47,7 @@ class Parts:
         contract, teacher: None where there is no teacher.
         pupils: the student, then its peers.
         generator: None where there are real images alone.
+        arriving: real images that come while the student learns, or None.
         adaptation: looks at the pupils, and what follows.
         probe: images that no pupil learns from, or None while there are none.
         inherited: how many of the student's parameters start from the teacher's values.
@@ -59,6 +62,7 @@ class Parts:
     bank: MemoryBank
     difficulty: DifficultyController
     source: HybridSource
+    arriving: ImageStream | None
     synthesis: Synthesis
     learn: DistillStep
     adaptation: Adaptation
@@ -91,8 +95,12 @@ def assemble(
     contracts = [probe(teacher) for teacher in teachers]
     teacher, contract = (teachers[0], contracts[0]) if teachers else (None, None)
     dataset = read_stored(config.generator.path) if isinstance(config.generator, DatasetSettings) else None
-    splits = None if config.data is None else load_splits(config.data)
+    streamed = config.data if isinstance(config.data, StreamData) else None
+    splits = None if config.data is None or isinstance(config.data, StreamData) else load_splits(config.data)
     subject = subject_of(teacher, dataset, splits)
+    if streamed is not None and accelerator.num_processes > 1:
+        raise ConfigError("data.kind: a stream is read in one process only; leave torchrun out, or take another kind")
+    arriving = None if streamed is None else ImageStream(streamed, subject.spec)
     if splits is not None:
         require_fit("data", splits.train, subject)
     phases.check(config.phases, dataset is None and config.mix.real != 1.0 and config.mix.live != 1.0)
@@ -132,13 +140,13 @@ def assemble(
         difficulty=lambda: difficulty.value if config.difficulty.augment else 0.0,
         seed=config.seed,
         live=live,
-        real=None if splits is None else RealImages(splits.train.images, splits.train.labels),
+        real=arriving if splits is None else RealImages(splits.train.images, splits.train.labels),
         device=accelerator.device,
         rank=accelerator.process_index,
         world=accelerator.num_processes,
     )
     synthesis = Synthesis(generator, bank, difficulty, pupils[0].learner.synchronise)
-    asked = Probed(config, splits, generator, bank, frozen, accelerator.device)
+    asked = Probed(config, splits, arriving, generator, bank, frozen, accelerator.device)
     adaptation = adapt(config, pupils, frozen, asked, accelerator)
     for pupil in pupils:
         pupil.teacher = frozen
@@ -158,6 +166,7 @@ def assemble(
         bank=bank,
         difficulty=difficulty,
         source=source,
+        arriving=arriving,
         synthesis=synthesis,
         learn=learn,
         adaptation=adaptation,

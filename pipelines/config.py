@@ -30,6 +30,7 @@ from synthkd.generators.settings import (
 from synthkd.settings import (
     BankSettings,
     Count,
+    DataOrStream,
     DataSettings,
     DifficultySettings,
     Flow,
@@ -39,6 +40,7 @@ from synthkd.settings import (
     ModelSettings,
     SearchSettings,
     Settings,
+    StreamData,
     TeacherSettings,
     TeachTraining,
     TrainedTeacher,
@@ -108,8 +110,11 @@ class DistillConfig(TrainingConfig):
     """Let the student's width change while it trains, between its own and `most` times it; it is cut to the width that
     it ends with."""
     generator: GeneratorSettings = InversionSettings()
-    data: DataSettings | None = None
+    data: DataOrStream | None = None
     """Real images: what cgan and diffusion learn from, and what may be mixed in (`mix.real`). None: data-free."""
+    publish_every: Count | None = None
+    """Steps between saves of the student as it is at that moment (the average of its weights, where there is one) to
+    `<run>/student`, for whoever serves it while it learns; None: it is saved at the end."""
     test: DataSettings | None = None
     """Real test data to report on; it never selects anything."""
     difficulty: DifficultySettings = DifficultySettings()
@@ -183,6 +188,10 @@ class DistillConfig(TrainingConfig):
                 "width: a student whose width changes has no layer that a weight or feature of the teacher fits: set "
                 "inherit to false, and leave out the terms of distill that compare features"
             )
+        if isinstance(self.data, StreamData) and learns:
+            raise ValueError(f"generator.kind: {self.generator.kind} learns from a fixed dataset: set data to one")
+        if isinstance(self.data, StreamData) and self.teacher is None:
+            raise ValueError("data.kind: a stream says neither size nor classes and may lack labels: set teacher")
         if none and (self.mix.real != 1.0 or not all(isinstance(phase, Refine) for phase in self.phases)):
             raise ValueError(
                 "generator.kind: none leaves real images alone: set mix.real to 1, and phases to refine ones only"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import Tensor
 
 from synthkd.compression.width import Slimmable, slice_out
@@ -23,7 +25,7 @@ from synthkd.taps import evaluating
 from synthkd.training.loop import Action, Loop, Progress
 from synthkd.types import balanced_labels
 
-PEERS = "peers"
+STUDENT, PEERS = "student", "peers"
 
 
 def distill(config: DistillConfig, *, dry_run: bool = False) -> Result | Plan:
@@ -86,14 +88,35 @@ def _run(config: DistillConfig, job: Job, parts: Parts, test: RealData | None) -
             _grid(config, job, parts, step + 1)
         return {}
 
+    def look(number: int, step: int) -> dict[str, Tensor | float]:
+        before = parts.adaptation.teaching
+        values = parts.adaptation(number)
+        now = parts.adaptation.teaching
+        if now is not None and now != before:
+            who = parts.pupils[now].learner.name
+            job.monitor.event(step, f"role swap: {who} teaches from here on", kind="swap", teaching=who)
+        return values
+
+    def publish(_: int) -> dict[str, Tensor | float]:
+        network = parts.learner.evaluated
+        if job.accelerator.is_main_process:
+            with evaluating(network):
+                finished = slice_out(network) if isinstance(network, Slimmable) else network
+                assert isinstance(finished, Classifier)
+                save(finished, job.directory / STUDENT, _notes(config, parts))
+        return {}
+
+    watch = [Action("evaluate", evaluate, every=config.evaluate_every, after=True)]
+    if config.publish_every is not None:
+        watch.append(Action("publish", publish, every=config.publish_every, after=True))
     stages = phases.build(
         config.phases,
         parts.synthesis.alone,
         parts.synthesis.beside_student,
         parts.learn,
-        parts.adaptation,
+        look,
         parts.adaptation.every,
-        Action("evaluate", evaluate, every=config.evaluate_every, after=True),
+        watch,
         draw,
         config.grid_every,
     )
@@ -105,6 +128,7 @@ def _run(config: DistillConfig, job: Job, parts: Parts, test: RealData | None) -
             "bank": parts.bank,
             "difficulty": parts.difficulty,
             "source": parts.source,
+            **({} if parts.arriving is None else {"stream": parts.arriving}),
             "adaptation": parts.adaptation,
         },
         job.store,
@@ -130,9 +154,8 @@ def _finished_student(config: DistillConfig, job: Job, parts: Parts) -> Classifi
     """Save what the run ends with: always the last weights (or their average), never a best checkpoint."""
     student = _finished(parts.pupils[0])
     if job.accelerator.is_main_process:
-        used = parts.real_images_used
-        notes = {"seed": config.seed, "real_images_used": used}
-        save(student, job.directory / "student", notes)
+        notes = _notes(config, parts)
+        save(student, job.directory / STUDENT, notes)
         for number, peer in enumerate(parts.pupils[1:], start=1):
             save(_finished(peer), job.directory / PEERS / str(number), notes)
         folder, subject = job.directory / INSIDE_A_RUN, parts.subject
@@ -141,6 +164,11 @@ def _finished_student(config: DistillConfig, job: Job, parts: Parts) -> Classifi
         )
     job.accelerator.wait_for_everyone()
     return student
+
+
+def _notes(config: DistillConfig, parts: Parts) -> dict[str, Any]:
+    """What a saved student says of its making."""
+    return {"seed": config.seed, "real_images_used": parts.real_images_used}
 
 
 def _finished(pupil: Pupil) -> Classifier:

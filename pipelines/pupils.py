@@ -15,6 +15,8 @@ from synthkd.compression.width import Slimmable
 from synthkd.data.bank import MemoryBank
 from synthkd.data.splits import Splits, channel_statistics
 from synthkd.data.stored import StoredDataset
+from synthkd.data.stream import ImageStream
+from synthkd.distillation import phases
 from synthkd.distillation.adaptation import CHUNK, Adaptation, Probe
 from synthkd.distillation.pupil import Pupil, make_pupil
 from synthkd.distillation.roles import Roles
@@ -23,6 +25,7 @@ from synthkd.distillation.settings import GradientBalanceSettings, PeerSettings
 from synthkd.distillation.teachers import FrozenTeacher
 from synthkd.distillation.team import TeacherTeam
 from synthkd.errors import ConfigError
+from synthkd.generators.settings import MerfSettings
 from synthkd.generators.stored import StoredImages
 from synthkd.models import Classifier, build_model
 from synthkd.pipelines.config import DistillConfig
@@ -91,9 +94,7 @@ def build_pupils(
     if config.online is not None and accelerator.num_processes > 1:
         raise ConfigError("online: peers learn together in one process only; leave torchrun out, or online")
     if isinstance(config.distill.adapt.balance, GradientBalanceSettings) and accelerator.num_processes > 1:
-        raise ConfigError(
-            "distill.adapt.balance: gradient works in one process only; leave torchrun out, or it"
-        )
+        raise ConfigError("distill.adapt.balance: gradient works in one process only; leave torchrun out, or it")
     names, networks, optimizers = ["student"], [student], [config.distill.optimizer]
     for number, peer in enumerate(() if config.online is None else config.online.peers, start=1):
         names.append(f"peer {number}")
@@ -124,10 +125,7 @@ def _peer(
         assert teacher is not None
         return copy.deepcopy(teacher).requires_grad_(True)
     torch.manual_seed(derive(config.seed, "peer/init", number))
-    built = build_model(peer.model, subject.spec, subject.mean, subject.std, subject.class_names)
-    if built.spec != subject.spec:
-        raise ConfigError(f"online.peers: it takes {built.spec}, the student {subject.spec}; they must be the same")
-    return built
+    return build_model(peer.model, subject.spec, subject.mean, subject.std, subject.class_names)
 
 
 def label_by(
@@ -177,29 +175,40 @@ class Probed:
         self,
         config: DistillConfig,
         splits: Splits | None,
+        arriving: ImageStream | None,
         generator: Any,
         bank: MemoryBank,
         frozen: FrozenTeacher | TeacherTeam | None,
         device: torch.device,
     ) -> None:
         self._count = config.distill.adapt.images
+        self._arriving = arriving if config.data is not None and config.data.holdout else None
         self._bank = bank
+        self._frozen = frozen
         self._device = device
         self._kept: Probe | None = None
-        if splits is not None and len(splits.holdout):
+        # a private generator paid for its look at the training images, and nobody for one at these
+        if splits is not None and len(splits.holdout) and not isinstance(config.generator, MerfSettings):
             order = torch.randperm(len(splits.holdout), generator=stream(config.seed, "look"))[: self._count]
-            images = to_float(splits.holdout.images[order]).to(device)
-            labels = splits.holdout.labels[order].to(device)
-            said = None if frozen is None else torch.cat([consensus(frozen)(part) for part in images.split(CHUNK)])
-            self._kept = Probe(images, labels, said)
+            self._kept = self._asked(splits.holdout.images[order], splits.holdout.labels[order])
         elif isinstance(generator, StoredImages):
             self._kept = self._labelled(generator.held_out)
-        self.possible = self._kept is not None or generator is not None
+        filled = generator is not None and phases.generator_rounds(config.phases) > 0
+        self.possible = self._kept is not None or self._arriving is not None or filled
 
     def __call__(self) -> Probe | None:
+        if self._arriving is not None and len(self._arriving.holdout):
+            held = self._arriving.holdout
+            return self._asked(held.images[-self._count :], held.labels[-self._count :])
         if self._kept is not None or not len(self._bank):
             return self._kept
         return self._labelled(self._bank.newest(self._count))
+
+    def _asked(self, images: Tensor, labels: Tensor) -> Probe:
+        """Real images, with what the teacher says of them."""
+        shown, frozen = to_float(images).to(self._device), self._frozen
+        said = None if frozen is None else torch.cat([consensus(frozen)(part) for part in shown.split(CHUNK)])
+        return Probe(shown, labels.to(self._device) if bool((labels >= 0).all()) else None, said)
 
     def _labelled(self, batch: Batch) -> Probe:
         assert batch.teacher_logits is not None

@@ -117,7 +117,8 @@ def draw_groups(
         group = _group(name)
         note = "reported only, never used to choose anything" if name.startswith("test/") else NOTES.get(name, "")
         fitted, below = _fitted(rows, steps[-1], every, gap, marks) if name == GAP else (None, "")
-        is_plain = name in CHOICES or fitted is not None
+        is_share = name.startswith(("look/accuracy", "look/transfer_efficiency"))
+        is_plain = name in CHOICES or is_share or fitted is not None
         is_log, is_noisy = not is_plain and _wants_log(values), not is_plain and _is_noisy(values)
         label, reference = references.get(name, ("", None))
         notes = [note] * bool(note) + ["log scale"] * is_log + ["bold: running median"] * is_noisy
@@ -195,7 +196,8 @@ def _fitted(
         for letter, value, error in zip("αβγ", (alpha, beta, gamma), errors, strict=True)
     ]
     listed = ", ".join(number.replace(" ", "\N{NO-BREAK SPACE}").replace("-", "−") for number in numbers)
-    sure = "±\N{NO-BREAK SPACE}standard error" if all(map(_is_number, errors)) else "without ±: the looks do not tell how sure"
+    all_known = all(map(_is_number, errors))
+    sure = "±\N{NO-BREAK SPACE}standard error" if all_known else "without ±: the looks do not tell how sure"
     said = f"Curve: α e^(−β {f'(t − {start:.4g})' if start else 't'}) + γ, {listed} ({sure}); t: the student’s steps."
     if _is_number(gap.get("threshold")) and _is_number(gap.get("below_from_step")):
         step = math.ceil(_run_step(gap["below_from_step"], marks))

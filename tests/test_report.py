@@ -381,7 +381,7 @@ def test_peers_stand_beside_the_student(tmp_path, teaching, who):
     table = text[text.index("The student and its peers") :]
     rows = ["Student resnet width 8 depth 8 96.9 %", "Peer 1 vit width 64 95.8 %", "Peer 2 vit width 64 93.1 %"]
     assert sorted(rows, key=table.index) == rows
-    assert f"They learned together. At the end {who} taught the others." in table
+    assert f"They learned together. At the end the soft labels came from {who}." in table
 
 
 def test_student_of_real_images_and_peers_has_no_teacher(tmp_path):
@@ -468,7 +468,8 @@ def adapting_rows() -> list[dict]:
         row = {"step": 200 + 20 * (t // 20 + 1), "phase": "refine"}  # logged every 20 steps
         row |= {"adapt/gap": 0.8 * math.exp(-t / 100) + 0.02, "adapt/temperature": 5.0 - t / 200}
         row |= {"adapt/teaching": float(t > 200) * 2, "adapt/selected_teacher": float(t // 30 % 3 == 0)}
-        row |= {"look/accuracy": t / 600, "look/accuracy of peer 1": t / 700, "look/transfer_efficiency": t / 650}
+        row |= {"look/accuracy": t / 600, "look/accuracy of peer 1": t / 700}
+        row |= {"look/transfer_efficiency": (t + 1) / 650}
         row |= {
             f"{who}/{what}": 1.0 / (t + 1) for who in ("student", "peer 10", "peer 2") for what in ("loss", "agreement")
         }
@@ -484,7 +485,8 @@ def gap_of(**more: object) -> dict:
 
 
 def panel_of(looks: dict | None, title: str) -> figures.Panel:
-    return next(p for group in draw_groups(adapting_rows(), {}, looks) for p in group.panels if p.title == title)
+    rows = [{k: v for k, v in row.items() if "/" not in k or k.startswith("adapt/")} for row in adapting_rows()]
+    return next(panel for group in draw_groups(rows, {}, looks) for panel in group.panels if panel.title == title)
 
 
 def paths(svg: str) -> list[list[tuple[float, float]]]:
@@ -494,13 +496,18 @@ def paths(svg: str) -> list[list[tuple[float, float]]]:
 
 
 def test_looks_what_adapts_balance_and_each_peer_are_groups():
-    groups = {group.title: [panel.title for panel in group.panels] for group in draw_groups(adapting_rows(), {})}
+    drawn = draw_groups(adapting_rows(), {})
+    groups = {group.title: [panel.title for panel in group.panels] for group in drawn}
+    panels = {panel.title: panel for group in drawn for panel in group.panels}
     assert list(groups) == [
         "Outcome and difficulty", "Looks at the students", "What adapts", "Student", "Balance of the student’s terms",
         "Peer 2", "Peer 10",
     ]  # fmt: skip
     assert groups["Outcome and difficulty"] == ["Student agreement"]
     assert groups["Looks at the students"] == ["Accuracy", "Transfer efficiency η", "Accuracy of peer 1"]
+    assert (
+        panels["Transfer efficiency η"].note == "I(p_T; p_S) / H(p_T)"
+    )  # a share: no log scale, from 1/650 to 571/650
     assert groups["What adapts"] == ["Temperature", "Capacity gap", "Who teaches", "Selected teacher"]
     assert groups["Balance of the student’s terms"] == ["At 2", "Soft"]
     assert groups["Peer 2"] == ["Agreement", "Loss", "Balance of soft"]

@@ -47,8 +47,9 @@ class Probe:
 class Adaptation:
     """Looks at the students every so often, and lets what the settings ask for follow.
 
-    A capacity is the accuracy on the probe, the student's and the teacher's; where the teacher's answers stand for
-    labels, its own is 1. The loss that the temperature follows is the cross-entropy to the labels.
+    A capacity is the accuracy on the probe, of the student and of the frozen teacher, whoever teaches just now; where
+    the teacher's answers stand for labels, its own is 1. The loss that the temperature follows is the cross-entropy to
+    the labels.
 
     Args:
         settings: what adapts.

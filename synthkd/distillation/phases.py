@@ -64,9 +64,9 @@ def build(
     pregenerate: Callable[[int, bool], Values],
     synthesise: Indexed,
     learn: Indexed,
-    look: Indexed,
+    look: Callable[[int, int], Values],
     look_every: int,
-    evaluate: Action,
+    watch: Sequence[Action],
     draw: Indexed,
     draw_every: int,
 ) -> list[Stage]:
@@ -77,9 +77,9 @@ def build(
         pregenerate: (round, keep its images) of the generator alone.
         synthesise: one round of the generator beside the student, by its number among all rounds.
         learn: one step of the student, by its number among all the student's steps.
-        look: asks how far the student is, by the same number, before that step.
+        look: (that number, step of the run) asks how far the student is, before it.
         look_every: steps between two looks, counted from the first of a phase.
-        evaluate: an action of every phase that trains the student.
+        watch: further actions of every phase that trains the student.
         draw: pictures what the generator makes, by the step of the run.
         draw_every: rounds between pictures; the last round of a phase has one in any case.
     """
@@ -91,9 +91,9 @@ def build(
             stages.append(Stage(phase.kind, phase.rounds, [made, Action("grid", draw, draw_every, after=True)]))
         elif isinstance(phase, Refine | Joint):
             actions = [
-                Action("look", _shifted(look, steps - start), look_every),
+                Action("look", _looking(look, steps - start), look_every, at_once=True),
                 Action("learn", _shifted(learn, steps - start)),
-                evaluate,
+                *watch,
             ]
             if isinstance(phase, Joint):
                 made = Action("synthesise", _every(synthesise, phase.every, start, rounds), phase.every)
@@ -111,6 +111,10 @@ def _alone(run: Callable[[int, bool], Values], phase: Pregenerate, start: int, r
 
 def _shifted(run: Indexed, offset: int) -> Indexed:
     return lambda step: run(step + offset)
+
+
+def _looking(run: Callable[[int, int], Values], offset: int) -> Indexed:
+    return lambda step: run(step + offset, step)
 
 
 def _every(run: Indexed, every: int, start: int, rounds: int) -> Indexed:

@@ -19,6 +19,7 @@ from synthkd.distillation.settings import DistillSettings, GradientBalanceSettin
 from synthkd.distillation.terms import Regulator, StudentView, Terms, terms_of
 from synthkd.losses import logits as losses
 from synthkd.models.classifier import Classifier
+from synthkd.rng import derive
 from synthkd.schedules import value_at
 from synthkd.settings import OptimizerSettings
 from synthkd.taps import evaluating, observe
@@ -197,6 +198,7 @@ def make_pupil(
     Raises:
         ConfigError: terms that do not fit the networks.
     """
+    torch.manual_seed(derive(seed, f"{name}/lessons"))  # whoever else learns, its layers start alike
     lessons = Lessons(settings, teacher, module, seed) if isinstance(module, Classifier) else None
     terms = terms_of(settings, None if lessons is None else lessons.weights, regulator, online)
     if lessons is not None:

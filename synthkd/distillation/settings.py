@@ -186,7 +186,7 @@ class AdaptSettings(Settings):
     """What is looked at while the student learns, and what follows from it."""
 
     every: Count = 100
-    """Student steps between two looks at images that it does not learn from (see `images`)."""
+    """Student steps between two looks at how far it is (see `images`)."""
     images: Count = 500
     """So many: held-out real images where there are any, else the newest of the bank."""
     temperature: TemperatureSettings | None = None

@@ -20,7 +20,8 @@ from synthkd.types import BatchSource
 class DistillStep:
     """Draws a batch, shows it to the student and its peers, updates each, and reprioritises what was drawn.
 
-    All look before any learns, so that nobody is taught by weights that the same batch has just changed.
+    All look before any learns, so that nobody is taught by weights that the same batch has just changed. (Deep mutual
+    learning as published lets the networks of a batch learn in turn.)
 
     Args:
         pupils: the student first, then its peers.

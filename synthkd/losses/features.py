@@ -30,8 +30,8 @@ def hint(teacher: Tensor, student: Tensor) -> Tensor:
 def sum_of_squares(x: Tensor, dim: int | None = None) -> Tensor:
     """Sum of the squares of all values, or along one dimension.
 
-    Both ways in as few passes over memory as there can be, whatever the layout: features are large, and `square().sum()`
-    is bound by memory, its gradient above all.
+    In as few passes over memory as there can be, whatever the layout, both ways: features are large, and
+    `square().sum()` is bound by memory, its gradient above all.
 
     Args:
         x: float, any shape.
@@ -46,7 +46,8 @@ class _SumOfSquares(torch.autograd.Function):
     def forward(ctx: FunctionCtx, x: Tensor, dim: int | None) -> Tensor:
         ctx.save_for_backward(x)
         ctx.dim = dim  # type: ignore[attr-defined]
-        return torch.linalg.vector_norm(x, dim=dim).square()
+        norm: Tensor = torch.linalg.vector_norm(x, dim=dim)
+        return norm.square()
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:

@@ -34,12 +34,14 @@ class Action:
         every: due at steps 0, every, 2 * every, ... of its stage; with `after`, at the last step of each such
             interval and at the stage's last step.
         after: see `every`.
+        at_once: what it returns gets a row of the log at once, as that of an action with `after` does.
     """
 
     name: str
     run: Callable[[int], Values]
     every: int = 1
     after: bool = False
+    at_once: bool = False
 
     def due(self, step: int, steps: int) -> bool:
         """Whether the action runs at this step of its stage of `steps`."""
@@ -137,19 +139,20 @@ class Loop:
                         self._monitor.event(step, f"{stage.name} begins", kind="phase", phase=stage.name)
                     torch.manual_seed(derive(self._seed, "global", step))
                     local = step - offset
-                    watched = False
+                    watched = at_once = False
                     for action in stage.actions:
                         if action.due(local, stage.steps):
                             began = time.perf_counter()
                             values = action.run(step)
                             latest.update(values)
+                            at_once |= bool(values) and action.at_once
                             if action.after:
                                 watching += time.perf_counter() - began
                                 watched |= bool(values)
                     last = step + 1 == total
                     saving = (step + 1) % self._checkpoint_every == 0 or last
                     # what was measured before a checkpoint is logged before it: a resumed run could not do it later
-                    if (step + 1) % self._log_every == 0 or saving or watched:
+                    if (step + 1) % self._log_every == 0 or saving or watched or at_once:
                         row = {name: float(value) for name, value in latest.items()}
                         if watched:
                             row["watching"] = watching

@@ -195,10 +195,11 @@ def test_the_temperature_follows_the_loss() -> None:
 
 def test_the_gap_is_fitted_from_the_fourth_look_on() -> None:
     accuracies = [0.2, 0.4, 0.5, 0.55, 0.6, 0.6]
-    look = adapting(AdaptSettings(strength=StrengthSettings()), [nn.Identity()])
+    students: list[nn.Module] = [nn.Identity()]
+    look = adapting(AdaptSettings(strength=StrengthSettings()), students)
     fitted = []
     for number, accuracy in enumerate(accuracies):
-        look._students = lambda now=accuracy: [student_of(now, LABELS)]
+        students[0] = student_of(accuracy, LABELS)
         logged = look(100 * number)
         assert logged["adapt/gap"] == pytest.approx(1 - accuracy / 0.8)
         fitted.append("adapt/gap_fitted" in logged)
@@ -282,7 +283,7 @@ def test_a_state_goes_on_where_it_was_taken() -> None:
 
 
 def rows(values: Sequence[float]) -> list[dict[str, Any]]:
-    noise = [{"step": 1, "event": "phase begins"}, {"step": 1, "student/loss": 3.0}]
+    noise: list[dict[str, Any]] = [{"step": 1, "event": "phase begins"}, {"step": 1, "student/loss": 3.0}]
     return [*noise, *({"step": 10 * n, "look/accuracy": value} for n, value in enumerate(values))]
 
 
@@ -308,10 +309,11 @@ def test_the_outcome_holds_what_was_transferred_at_the_last_look() -> None:
 
 @pytest.mark.parametrize("accuracies", [[0.2, 0.4, 0.5, 0.55, 0.6], [0.4] * 5, [0.2, 0.3, 0.4, 0.5, 0.6], [0.8] * 5])
 def test_the_outcome_is_json_without_infinities(accuracies: list[float]) -> None:
-    look = adapting(AdaptSettings(strength=StrengthSettings(threshold=0.05)))
+    students: list[nn.Module] = [nn.Identity()]
+    look = adapting(AdaptSettings(strength=StrengthSettings(threshold=0.05)), students)
     for number, accuracy in enumerate(accuracies):
         assert "gap" not in look.outcome(["student"], []) or number >= 4
-        look._students = lambda now=accuracy: [student_of(now, LABELS)]
+        students[0] = student_of(accuracy, LABELS)
         look(10 * number)
     found = look.outcome(["student"], [])
     assert json.loads(json.dumps(found, allow_nan=False)) == found

@@ -26,7 +26,7 @@ def test_rounds_and_steps_are_numbered_through_the_run() -> None:
         note("learn"),
         note("look"),
         3,
-        Action("watch", note("watch"), every=10, after=True),
+        [Action("watch", note("watch"), every=10, after=True)],
         note("draw"),
         2,
     )
@@ -42,8 +42,8 @@ def test_rounds_and_steps_are_numbered_through_the_run() -> None:
     ]  # fmt: skip
     assert [x for x in seen if x[0] == "beside"] == [("beside", r) for r in (3, 4, 5, 7)]  # type: ignore[index]
     assert [x for x in seen if x[0] == "learn"] == [("learn", s) for s in range(9)]  # type: ignore[index]
-    assert [x for x in seen if x[0] == "look"] == [("look", s) for s in (0, 3, 5, 7)]  # type: ignore[index]
-    assert seen.index(("look", 3)) < seen.index(("learn", 3)), "what a look finds is for the step that follows"
+    assert [x for x in seen if x[0] == "look"] == [("look", *s) for s in ((0, 3), (3, 6), (5, 8), (7, 11))]  # type: ignore[index]
+    assert seen.index(("look", 3, 6)) < seen.index(("learn", 3)), "what a look finds is for the step that follows"
     assert [x for x in seen if x[0] == "watch"] == [("watch", s) for s in (7, 9, 12)]  # type: ignore[index]
     # three rounds alone: after the second and the last; three beside five steps: after step 4 (two rounds) and the last
     assert [x for x in seen if x[0] == "draw"] == [("draw", s) for s in (1, 2, 6, 7, 10, 12)]  # type: ignore[index]
@@ -59,5 +59,5 @@ def test_totals() -> None:
 def test_no_steps_no_stage_work() -> None:
     empty = (Pregenerate(kind="pregenerate", rounds=0), Refine(kind="refine", steps=0))
     nothing = [lambda *_: {}] * 4
-    stages = phases.build(empty, *nothing, 1, Action("watch", nothing[0]), nothing[0], 1)  # type: ignore[arg-type]
+    stages = phases.build(empty, *nothing, 1, [Action("watch", nothing[0])], nothing[0], 1)  # type: ignore[arg-type]
     assert [stage.steps for stage in stages] == [0, 0]

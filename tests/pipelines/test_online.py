@@ -237,8 +237,8 @@ def test_networks_learn_together_without_a_teacher(tmp_path: Path) -> None:
 
 
 def test_labels_alone_are_a_run_too(tmp_path: Path) -> None:
-    values = run(config_of(UNTAUGHT, tmp_path / "run", "phases.0.steps=150", test=DIGITS)).values
-    assert values["student"]["accuracy"] > 0.8
+    values = run(config_of(UNTAUGHT, tmp_path / "run", "phases.0.steps=80", test=DIGITS)).values
+    assert values["student"]["accuracy"] > 0.6
     assert "peers" not in values
     assert not (tmp_path / "run" / "peers").exists()
 
@@ -255,7 +255,7 @@ def test_a_network_learns_from_its_exits_and_its_own_average(tmp_path: Path) -> 
     assert balance[-1] != balance[0]
 
 
-@pytest.mark.parametrize("weighting", ["sample", "selected"])
+@pytest.mark.parametrize("weighting", ["selected", pytest.param("sample", marks=pytest.mark.slow)])
 def test_several_teachers_teach_networks_that_learn_together(
     weighting: str, teacher: dict[str, Any], tmp_path: Path
 ) -> None:
