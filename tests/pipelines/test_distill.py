@@ -1,6 +1,7 @@
 """The main job on real digits, from a trained teacher to the report, and everything that may go wrong on the way."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -18,6 +19,7 @@ from synthkd.configuration import load_config
 from synthkd.distillation.step import DistillStep
 from synthkd.errors import CheckpointError, ConfigError, ModelError, TrainingError
 from synthkd.models import load
+from synthkd.monitor import read_rows, series
 from synthkd.pipelines import distill, generate, teach
 from synthkd.pipelines.config import DistillConfig, GenerateConfig, TeachConfig
 from synthkd.pipelines.run import Plan, Result
@@ -264,6 +266,25 @@ def test_nan_stops_at_its_step_and_keeps_the_last_checkpoint(teacher: Path, tmp_
         distill(config)
     assert sorted(p.name for p in (tmp_path / "run" / "checkpoints").iterdir()) == ["step_00000010", "step_00000020"]
     assert not (tmp_path / "run" / "student").exists()
+
+
+def test_a_newcomers_loss_is_the_function_of_the_docs_and_one_line(
+    teacher: Path, tmp_path: Path, monkeypatch: Any
+) -> None:
+    docs = (Path(__file__).parents[2] / "docs" / "distill.md").read_text(encoding="utf-8")
+    code = docs.partition("## A loss of your own")[2].partition("```python\n")[2].partition("```")[0]
+    (tmp_path / "my_losses.py").write_text(code)
+    monkeypatch.chdir(tmp_path)
+    line = 'distill.terms={"my_losses:confident": {"kind": "linear", "start": 0.2, "end": 0.0}}'
+    result = run(config_for(teacher, tmp_path / "run", line))
+    plain = run(config_for(teacher, tmp_path / "plain"))
+    rows = read_rows(result.directory / "metrics.jsonl")
+    values = series(rows, "student/my_losses:confident")[1]
+    assert len(values) > 5
+    assert all(0.0 < value <= math.log(10) + 1e-6 for value in values), "an entropy of ten classes"
+    assert "My losses:confident" in (result.directory / "report.html").read_text(encoding="utf-8")
+    ours, theirs = (load(found.directory, trust=True).state_dict() for found in (result, plain))
+    assert any(not torch.equal(ours[name], theirs[name]) for name in ours), "it has a part in what is learned"
 
 
 def test_a_teacher_without_batch_norm_is_refused_before_training(tmp_path: Path) -> None:
