@@ -5,10 +5,10 @@
 Run it alone on the machine. A cell is a `synthkd distill` on real images alone (generator.kind none, no mixtures), of
 which a tenth is held out. Table `full`: 54,000 real images, a perceptron (128 and 128 hidden units) from a LeNet-5 that
 reaches 91.0 %; `few`: the same with 100 real images of each class, which are all that the student ever sees; `vit`: a
-small transformer from a convolutional network that reaches 91.8 %. All arms of a table have the same first weights, batches, steps and
-learning-rate curve for one seed, so that their differences are taken seed by seed: the mean difference to plain KD has
-a 95 % t-interval over seeds. Weights of terms are those of the recipes, not tuned on this dataset. Finished cells are
-kept in benchmarks/runs/terms; the tables go to benchmarks/results/terms.json.
+small transformer from a convolutional network that reaches 91.8 %. All arms of a table have the same first weights,
+batches, steps and learning-rate curve for one seed, so that their differences are taken seed by seed: the mean
+difference to plain KD has a 95 % t-interval over seeds. Weights of terms are those of the recipes, not tuned on this
+dataset. Finished cells are kept in benchmarks/runs/terms; the tables go to benchmarks/results/terms.json.
 """
 
 from __future__ import annotations
