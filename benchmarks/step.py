@@ -41,13 +41,15 @@ SPEC = ImageSpec(1, 28, 28, 10)
 BATCH, WARM_UP = 128, 5
 RESULTS = HERE / "results" / "step.json"
 HINT, ATTENTION, RKD = {"kind": "hint"}, {"kind": "attention"}, {"kind": "rkd_distance"}
+CRD = {"kind": "crd", "negatives": 0}
 ARMS: dict[str, list[dict[str, Any]]] = {
     "plain KD": [],
     "hint": [HINT],
     "attention": [ATTENTION],
     "RKD, distances": [RKD],
     "hint, attention, RKD": [HINT, ATTENTION, RKD],
-    "CRD": [{"kind": "crd", "negatives": 0}],
+    "RKD, similarity, CRD": [RKD, {"kind": "similarity"}, CRD],
+    "CRD": [CRD],
     "SSKD": [{"kind": "sskd"}],
 }
 
