@@ -71,9 +71,10 @@ NOT_COVERED: Mapping[str, tuple[str, ...]] = {
     ),
 }
 """By kind of audit; the first where there was none."""
+COINS = "Batches are drawn by independent coins."
+"""Assumed where a teacher is trained with noise; a single look has no batches."""
 ASSUMPTIONS = (
-    "Batches are drawn by independent coins seeded by the operating system; noise likewise, by a generator that is not "
-    "cryptographic.",
+    "Randomness is seeded by the operating system, from a generator that is not cryptographic.",
     "Arithmetic is floating point; the accounting takes noise to be real numbers.",
     "The number of images, the classes and all settings are public; settings were not tuned on these private images, "
     "or that tuning is not counted.",
@@ -130,6 +131,7 @@ def privacy_report(
         provenance: hashes, versions and hardware.
     """
     insecure = any(claim["insecure"] for claim in claims)
+    assumptions = ASSUMPTIONS if flow == "f3" else (COINS, *ASSUMPTIONS)
     audit = None if audit is None else {"kind": PIPELINE, **audit}
     kind = PIPELINE if audit is None else audit["kind"]
     found: dict[str, Any] = plain(
@@ -140,7 +142,7 @@ def privacy_report(
             "attacker": ATTACKER,
             "not_covered": NOT_COVERED[kind],
             "flow": None if flow is None else {"name": flow, "touches": FLOWS[flow]},
-            "dp": {"claims": claims, "insecure": insecure, "assumptions": ASSUMPTIONS} if claims else None,
+            "dp": {"claims": claims, "insecure": insecure, "assumptions": assumptions} if claims else None,
             "audit": audit,
             "unaudited": unaudited,
             "checks": checks,
