@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -107,11 +107,8 @@ class Pupil:
 
     def learn(self, view: StudentView, step: int) -> dict[str, Tensor | float]:
         """One update; returns what is worth logging, named after the learner."""
-        name, origins = self.learner.name, self._terms.origins
-        factor: Callable[[str], float] = lambda _: 1.0  # noqa: E731
-        if (adaptation := self.adaptation) is not None:
-            factor = lambda term: adaptation.factor(origins[term])  # noqa: E731
-        loss = self._terms.objective(view, step, self.learner.total, factor, self.balance)
+        name = self.learner.name
+        loss = self._terms.objective(view, step, self.learner.total, self._factor, self.balance)
         logged = self.learner.update(loss, step)
         if self.balance is not None:
             weights = self.balance.weights
@@ -123,15 +120,23 @@ class Pupil:
             logged |= self._regulator.update(float(logged[f"{name}/gradient_norm"]), float(agreement))
         return logged | {f"{name}/agreement": agreement}
 
+    def _factor(self, term: str) -> float:
+        return 1.0 if self.adaptation is None else self.adaptation.factor(self._terms.origins[term])
+
     def _pass(self, images: Tensor, views: Tensor | None) -> tuple[Tensor, Mapping[str, Tensor], Mapping[str, Tensor]]:
         """One pass over images and views: logits and features of the images, features of the views."""
-        count = len(images)
-        shown = images if views is None or not len(views) else torch.cat([images, views])
+        alone = views is None or not len(views)
         with self._accelerator.autocast():
+            shown = images if views is None or alone else torch.cat([images, views])
             seen = observe(self.learner.model, shown, self._places)
         features = {path.removeprefix(self._prefix): value for path, value in seen.features.items()}
-        turned = {} if shown is images else {path: value[count:] for path, value in features.items()}
-        return seen.logits[:count].float(), {path: value[:count] for path, value in features.items()}, turned
+        if alone:  # a slice of everything would cost a copy on the way back
+            return seen.logits.float(), features, {}
+        count = len(images)
+        ours, turned = (
+            {path: value[rows] for path, value in features.items()} for rows in (slice(count), slice(count, None))
+        )
+        return seen.logits[:count].float(), ours, turned
 
     def _averaged(self, images: Tensor) -> Tensor:
         average = self.learner.evaluated
