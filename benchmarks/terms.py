@@ -1,15 +1,15 @@
 """What each term of the student's objective is worth: Fashion-MNIST, one student, one budget, several seeds.
 
-    python benchmarks/terms.py [--tables full few vit] [--arms alone KD ...] [--seeds 5] [--threads 2]
+    python benchmarks/terms.py [--tables full short few vit] [--arms alone KD ...] [--seeds 5] [--threads 2]
 
 Run it alone on the machine. A cell is a `synthkd distill` on real images alone (generator.kind none, no mixtures), of
 which a tenth is held out, from the convnet teacher of fashion_mnist.py (91.8 %). Table `full`: 54,000 real images, the
-convnet student, plain KD as in `configs/fashion_mnist.yaml` (T = 20); `few`: the same with 100 real images of each
-class, which are all that the student ever sees; `vit`: a small transformer, T = 4 and half the weight on hard labels.
-All arms of a table have the same first weights, batches, steps and learning-rate curve for one seed, so that their
-differences are taken seed by seed: the mean difference to plain KD has a 95 % t-interval over seeds. Weights of terms
-are those of papers and recipes, not tuned on this dataset. Finished cells are kept in benchmarks/runs/terms; the tables
-go to benchmarks/results/terms.json.
+convnet student, plain KD as in `configs/fashion_mnist.yaml` (T = 20); `short`: the same in a quarter of the steps;
+`few`: the same with 100 real images of each class, which are all that the student ever sees; `vit`: a small
+transformer, T = 4 and half the weight on hard labels. All arms of a table have the same first weights, batches, steps
+and learning-rate curve for one seed, so that their differences are taken seed by seed: the mean difference to plain KD
+has a 95 % t-interval over seeds. Weights of terms are those of papers and recipes, not tuned on this dataset. Finished
+cells are kept in benchmarks/runs/terms; the tables go to benchmarks/results/terms.json.
 """
 
 from __future__ import annotations
@@ -63,10 +63,11 @@ ADAMW = {"optimizer": {"kind": "adamw", "lr": 3e-3, "weight_decay": 0.05, "sched
 CONVNET = {"student": {"arch": "convnet", "width": 16}, "arms": list(ARMS)[:11]}
 TABLES: dict[str, dict[str, Any]] = {
     "full": {**CONVNET, "steps": 1800},
+    "short": {**CONVNET, "steps": 450},
     "few": {**CONVNET, "steps": 900, "per_class": 100},
     "vit": {
         "student": {"arch": "vit", "width": 32, "depth": 2},
-        "steps": 2000,
+        "steps": 1200,
         "distill": {**ADAMW, "temperature": 4.0, "alpha": 0.5},
         "arms": ["alone", "KD", "similarity", "adapter", "alignment"],
     },
