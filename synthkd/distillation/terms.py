@@ -131,7 +131,7 @@ def _average(view: StudentView) -> Tensor:
 
 
 def _mutual(view: StudentView) -> Tensor:
-    """Deep mutual learning (Zhang et al. 2018, equation 6): the mean of `T^2 KL(other || student)`, T = 1 there."""
+    """Deep mutual learning (Zhang et al. 2018): the mean over the others of `T^2 KL(other || student)`, T = 1 there."""
     temperature, weights = view.mutual_temperature, view.batch.weights
     return torch.stack([losses.distillation(o, view.student, temperature, weights) for o in view.others]).mean()
 
