@@ -24,7 +24,7 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
 import fashion_mnist  # noqa: E402
-from terms import interval  # noqa: E402
+from terms import compared  # noqa: E402
 
 from synthkd.configuration import load_config  # noqa: E402
 from synthkd.files import write_atomically  # noqa: E402
@@ -66,10 +66,15 @@ def recipe(parts: tuple[str, ...]) -> dict[str, Any]:
     return asked
 
 
+def place(arm: str, seed: int) -> Path:
+    """The run directory of a cell."""
+    return RUNS / f"{arm.replace(' ', '-').replace(',', '')}-seed{seed}"
+
+
 def cell(arm: str, seed: int, threads: int) -> dict[str, Any]:
     """Run a cell, or read it where it is finished."""
     pair = fashion_mnist.PAIRS["convnet"]
-    out = RUNS / f"{arm.replace(' ', '-').replace(',', '')}-seed{seed}"
+    out = place(arm, seed)
     data = {**fashion_mnist.DATA, "holdout": 0.1}
     rounds, discard = pair.rounds
     source = {
@@ -122,13 +127,10 @@ def table(cells: list[dict[str, Any]]) -> str:
         if not mine:
             continue
         scores = {c["seed"]: 100 * c["accuracy"] for c in mine}
-        spread = f" ({statistics.stdev(scores.values()):.2f})" if len(scores) > 1 else ""
-        paired = [score - static[seed] for seed, score in scores.items() if seed in static]
         peers = [100 * c["peer"] for c in mine if c["peer"] is not None]
         ratios = [c["seconds"] / seconds[c["seed"]] for c in mine if c["seed"] in seconds]
         lines.append(
-            f"| {arm} | {len(mine)} | {statistics.mean(scores.values()):.2f}{spread} | "
-            f"{'' if arm == 'static' or not paired else interval(paired)} | "
+            f"| {arm} | {len(mine)} | {compared(scores, static)} | "
             f"{f'{statistics.mean(peers):.2f}' if peers else ''} | "
             f"{100 * statistics.mean(c['stability'] for c in mine):.2f} | "
             f"{statistics.mean(c['transfer_efficiency'] for c in mine):.3f} | "
@@ -146,7 +148,7 @@ def main() -> None:
     cells = []
     for seed in range(max(arguments.seeds, 10)):
         for arm in ARMS:
-            finished = (RUNS / f"{arm.replace(' ', '-').replace(',', '')}-seed{seed}" / "result.json").exists()
+            finished = (place(arm, seed) / "result.json").exists()
             if finished or (arm in arguments.arms and seed < arguments.seeds):
                 cells.append(cell(arm, seed, arguments.threads))
                 found = {"command": "python benchmarks/online.py", "cells": cells}

@@ -77,7 +77,7 @@ TABLES: dict[str, dict[str, Any]] = {
 def cell(table: str, arm: str, seed: int, threads: int) -> dict[str, Any]:
     """Run a cell, or read it where it is finished."""
     setting = TABLES[table]
-    out = RUNS / table / f"{arm.replace(' ', '-')}-seed{seed}"
+    out = place(table, arm, seed)
     data = {**fashion_mnist.DATA, "holdout": 0.1}
     source = {
         "seed": seed,
@@ -119,6 +119,18 @@ def interval(values: list[float]) -> str:
     return f"{mean:+.2f} [{mean - half:+.2f}, {mean + half:+.2f}]"
 
 
+def compared(scores: dict[int, float], plain: dict[int, float]) -> str:
+    """Two cells of a row: mean (standard deviation) of scores by seed, and their paired difference to plain ones."""
+    spread = f" ({statistics.stdev(scores.values()):.2f})" if len(scores) > 1 else ""
+    paired = [] if scores == plain else [score - plain[seed] for seed, score in scores.items() if seed in plain]
+    return f"{statistics.mean(scores.values()):.2f}{spread} | {interval(paired) if paired else ''}"
+
+
+def place(table: str, arm: str, seed: int) -> Path:
+    """The run directory of a cell."""
+    return RUNS / table / f"{arm.replace(' ', '-')}-seed{seed}"
+
+
 def table(name: str, cells: list[dict[str, Any]]) -> str:
     """Accuracy of each arm and its paired difference to plain KD."""
     rows = [c for c in cells if c["table"] == name]
@@ -132,11 +144,8 @@ def table(name: str, cells: list[dict[str, Any]]) -> str:
         if not mine:
             continue
         scores = {c["seed"]: 100 * c["accuracy"] for c in mine}
-        spread = f" ({statistics.stdev(scores.values()):.2f})" if len(scores) > 1 else ""
-        paired = [score - plain[seed] for seed, score in scores.items() if seed in plain]
         lines.append(
-            f"| {arm} | {len(mine)} | {statistics.mean(scores.values()):.2f}{spread} | "
-            f"{'' if arm == 'KD' or not paired else interval(paired)} | "
+            f"| {arm} | {len(mine)} | {compared(scores, plain)} | "
             f"{statistics.mean(c['transfer_efficiency'] for c in mine):.3f} | "
             f"{statistics.median(c['seconds'] for c in mine):.0f} |"
         )
@@ -154,7 +163,7 @@ def main() -> None:
     for seed in range(max(arguments.seeds, 10)):
         for name, setting in TABLES.items():
             for arm in setting["arms"]:
-                finished = (RUNS / name / f"{arm.replace(' ', '-')}-seed{seed}" / "result.json").exists()
+                finished = (place(name, arm, seed) / "result.json").exists()
                 wanted = name in arguments.tables and arm in arguments.arms and seed < arguments.seeds
                 if finished or wanted:
                     cells.append(cell(name, arm, seed, arguments.threads))

@@ -6,10 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-from synthkd.compression.width import Slimmable, slice_out
 from synthkd.data.real import RealData, load_splits
 from synthkd.distillation import phases
-from synthkd.distillation.pupil import Pupil
 from synthkd.generators.files import INSIDE_A_RUN, save_generator
 from synthkd.grids import MOST_CLASSES, ROWS, save_grid
 from synthkd.metrics.utility import accuracy, predict
@@ -18,6 +16,7 @@ from synthkd.pipelines.assembly import Parts, assemble, require_fit
 from synthkd.pipelines.config import DistillConfig
 from synthkd.pipelines.job import Job, make_accelerator, open_job
 from synthkd.pipelines.outcome import measured, plan, summary
+from synthkd.pipelines.pupils import finished
 from synthkd.pipelines.run import Plan, Result
 from synthkd.pipelines.teachers import ReadyTeacher, is_taught, ready_teacher, untrained_teacher
 from synthkd.rng import Rows
@@ -98,12 +97,9 @@ def _run(config: DistillConfig, job: Job, parts: Parts, test: RealData | None) -
         return values
 
     def publish(_: int) -> dict[str, Tensor | float]:
-        network = parts.learner.evaluated
         if job.accelerator.is_main_process:
-            with evaluating(network):
-                finished = slice_out(network) if isinstance(network, Slimmable) else network
-                assert isinstance(finished, Classifier)
-                save(finished, job.directory / STUDENT, _notes(config, parts))
+            with evaluating(parts.learner.evaluated):
+                save(finished(parts.pupils[0]), job.directory / STUDENT, _notes(config, parts))
         return {}
 
     watch = [Action("evaluate", evaluate, every=config.evaluate_every, after=True)]
@@ -152,12 +148,12 @@ def _grid(config: DistillConfig, job: Job, parts: Parts, step: int) -> None:
 
 def _finished_student(config: DistillConfig, job: Job, parts: Parts) -> Classifier:
     """Save what the run ends with: always the last weights (or their average), never a best checkpoint."""
-    student = _finished(parts.pupils[0])
+    student = finished(parts.pupils[0]).eval()
     if job.accelerator.is_main_process:
         notes = _notes(config, parts)
         save(student, job.directory / STUDENT, notes)
         for number, peer in enumerate(parts.pupils[1:], start=1):
-            save(_finished(peer), job.directory / PEERS / str(number), notes)
+            save(finished(peer).eval(), job.directory / PEERS / str(number), notes)
         folder, subject = job.directory / INSIDE_A_RUN, parts.subject
         save_generator(
             parts.generator, config.generator, folder, subject.spec, subject.class_names, config.seed, parts.shown
@@ -169,12 +165,3 @@ def _finished_student(config: DistillConfig, job: Job, parts: Parts) -> Classifi
 def _notes(config: DistillConfig, parts: Parts) -> dict[str, Any]:
     """What a saved student says of its making."""
     return {"seed": config.seed, "real_images_used": parts.real_images_used}
-
-
-def _finished(pupil: Pupil) -> Classifier:
-    """What is handed over of a network: in eval mode, cut to the width it ended with."""
-    network = pupil.learner.evaluated
-    if isinstance(network, Slimmable):
-        network = slice_out(network)
-    assert isinstance(network, Classifier)
-    return network.eval()

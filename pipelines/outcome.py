@@ -12,7 +12,6 @@ import torch
 from synthkd.compression.capacity import TeacherQuality, compare_teachers
 from synthkd.data.real import RealData
 from synthkd.distillation import alarms, phases
-from synthkd.distillation.pupil import Pupil
 from synthkd.distillation.team import TeacherTeam
 from synthkd.generators.stored import StoredImages
 from synthkd.hardware import latency_ms
@@ -22,7 +21,7 @@ from synthkd.models.layout import head
 from synthkd.pipelines.assembly import Parts
 from synthkd.pipelines.config import DistillConfig
 from synthkd.pipelines.job import Job, describe_model, disk_line, generator_bytes, scored, training_bytes
-from synthkd.pipelines.pupils import consensus
+from synthkd.pipelines.pupils import finished
 from synthkd.rng import Rows
 from synthkd.settings import TrainedTeacher
 from synthkd.taps import INPUT, evaluating, observe
@@ -67,7 +66,7 @@ def measured(
             with evaluating(peer.learner.evaluated):
                 peer_scores[number] = accuracy(predict(peer.learner.evaluated, test.images, device), test.labels)
         if teacher is not None:
-            taught = predict(consensus(teacher), test.images, device)
+            taught = predict(teacher.consensus, test.images, device)
             teacher_score = accuracy(taught, test.labels)
             compared = accuracy(learned, taught), "test"
     raised = _alarms(job, parts)
@@ -101,7 +100,7 @@ def measured(
         values["teachers"] = _team(config, parts, teacher, test, device)
     if peer_scores:
         values["peers"] = [
-            {**scored(score), **describe_model(_network(peer), latency_ms(_network(peer), spec, device))}
+            {**scored(score), **describe_model(finished(peer), latency_ms(finished(peer), spec, device))}
             for score, peer in zip(peer_scores, parts.pupils[1:], strict=True)
         ]
     if teacher is None:
@@ -142,12 +141,6 @@ def _quality(found: TeacherQuality) -> dict[str, float]:
         "relative_dimension": found.relative_dimension,
         "score": found.score,
     }
-
-
-def _network(pupil: Pupil) -> Classifier:
-    network = pupil.learner.evaluated
-    assert isinstance(network, Classifier)
-    return network
 
 
 def _compared(found: tuple[Proportion, str] | None) -> dict[str, Any]:
@@ -219,7 +212,7 @@ def plan(config: DistillConfig, parts: Parts) -> tuple[str, ...]:
     batch = getattr(config.generator, "batch_size", None)
     made = "" if batch is None else f", {rounds * batch:,} images"
     generated = () if parts.generator is None else (f"  generator rounds: {rounds:,}{made}",)
-    beside = [f"{parameters(_network(peer)):,} parameters" for peer in parts.pupils[1:]]
+    beside = [f"{parameters(finished(peer)):,} parameters" for peer in parts.pupils[1:]]
     held = parts.bank.nbytes + sum(training_bytes(parameters(pupil.learner.module)) for pupil in parts.pupils)
     held += 0 if parts.generator is None else generator_bytes(parts.generator)
     inherited = f"{parts.inherited:,} of them start from its weights" if parts.inherited else "freshly initialised"

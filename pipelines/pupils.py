@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from synthkd.compression.width import Slimmable
+from synthkd.compression.width import Slimmable, slice_out
 from synthkd.data.bank import MemoryBank
 from synthkd.data.splits import Splits, channel_statistics
 from synthkd.data.stored import StoredDataset
@@ -207,7 +207,7 @@ class Probed:
     def _asked(self, images: Tensor, labels: Tensor) -> Probe:
         """Real images, with what the teacher says of them."""
         shown, frozen = to_float(images).to(self._device), self._frozen
-        said = None if frozen is None else torch.cat([consensus(frozen)(part) for part in shown.split(CHUNK)])
+        said = None if frozen is None else torch.cat([frozen.consensus(part) for part in shown.split(CHUNK)])
         return Probe(shown, labels.to(self._device) if bool((labels >= 0).all()) else None, said)
 
     def _labelled(self, batch: Batch) -> Probe:
@@ -216,6 +216,10 @@ class Probed:
         return Probe(batch.images[rows].to(self._device), None, batch.teacher_logits[rows].to(self._device))
 
 
-def consensus(frozen: FrozenTeacher | TeacherTeam) -> Callable[[Tensor], Tensor]:
-    """Logits of the teacher, or of a team together, whoever of it labels at the moment."""
-    return frozen.consensus if isinstance(frozen, TeacherTeam) else frozen.logits
+def finished(pupil: Pupil) -> Classifier:
+    """The network of a pupil as it is handed over: its average where there is one, cut to the width it has."""
+    network = pupil.learner.evaluated
+    if isinstance(network, Slimmable):
+        network = slice_out(network)
+    assert isinstance(network, Classifier)
+    return network

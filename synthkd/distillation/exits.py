@@ -14,8 +14,8 @@ from synthkd.losses.features import hint
 from synthkd.losses.logits import distillation
 from synthkd.losses.relations import full_precision
 from synthkd.models.classifier import Classifier
-from synthkd.models.layout import head, stages
-from synthkd.taps import INPUT, evaluating, observe
+from synthkd.models.layout import blank_features, head, stages
+from synthkd.taps import INPUT
 
 WIDTH = 64
 
@@ -54,10 +54,7 @@ class Exits(nn.Module):
                 "name modules (at), or take a deeper student"
             )
         self._last = head(student) + INPUT
-        device = next(student.parameters()).device
-        with evaluating(student), torch.no_grad():
-            image = torch.zeros(1, *student.spec.shape, device=device)
-            seen = observe(student, image, (*self.places, self._last)).features
+        seen = blank_features(student, (*self.places, self._last))
         self.necks = nn.ModuleList(_neck(seen[place]) for place in self.places)
         self.heads = nn.ModuleList(nn.Linear(WIDTH, student.spec.classes) for _ in self.places)
         width = seen[self._last].shape[-1]

@@ -26,9 +26,9 @@ from synthkd.losses.attention import attention_transfer
 from synthkd.losses.features import hint
 from synthkd.losses.relations import rkd_angle, rkd_distance, semantic_consistency, similarity_preserving
 from synthkd.models.classifier import Classifier
-from synthkd.models.layout import head, stages
+from synthkd.models.layout import blank_features, head, stages
 from synthkd.rng import stream
-from synthkd.taps import INPUT, evaluating, observe
+from synthkd.taps import INPUT
 
 RELATIONS = {
     "rkd_distance": rkd_distance,
@@ -73,8 +73,8 @@ class Transfer(nn.Module):
         self._seed = seed
         asked = {name: _pairs(term, teacher, student) for name, term in self.terms.items()}
         every = [pair for pairs in asked.values() for pair in pairs]
-        theirs = _features(teacher, [pair.teacher for pair in every])
-        ours = _features(student, [pair.student for pair in every])
+        theirs = blank_features(teacher, [pair.teacher for pair in every])
+        ours = blank_features(student, [pair.student for pair in every])
         self.pairs: dict[str, tuple[Pair, ...]] = {}
         self.layers = nn.ModuleDict()
         for name, term in self.terms.items():
@@ -181,9 +181,3 @@ def _pairs(term: FeatureTerm, teacher: Classifier, student: Classifier) -> list[
             f"distill.transfer: {term.kind} at stages: one of the networks has no stage that is found; name places (at)"
         )
     return [Pair(*both) for both in zip(*(places[-count:] for places in found), strict=True)]
-
-
-def _features(model: Classifier, paths: list[str]) -> Mapping[str, Tensor]:
-    device = next(model.parameters()).device
-    with evaluating(model), torch.no_grad():
-        return observe(model, torch.zeros(1, *model.spec.shape, device=device), features=paths).features

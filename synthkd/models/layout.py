@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from synthkd.errors import ModelError
 from synthkd.models.classifier import Classifier
-from synthkd.taps import evaluating
+from synthkd.taps import evaluating, observe
 
 MOST_BLOCKS = 4
 
@@ -127,3 +128,14 @@ def _blocks(model: Classifier, runs: list[_Run]) -> tuple[str, ...]:
             best = blocks
     count = min(MOST_BLOCKS, len(best))
     return tuple(best[len(best) * (i + 1) // count - 1] for i in range(count))
+
+
+def blank_features(model: Classifier, paths: Sequence[str]) -> Mapping[str, Tensor]:
+    """What the model shows at module paths of one image of zeros, in eval mode: for the shapes of features.
+
+    Raises:
+        ModelError: a path that the model does not have.
+    """
+    device = next(model.parameters()).device
+    with evaluating(model), torch.no_grad():
+        return observe(model, torch.zeros(1, *model.spec.shape, device=device), features=paths).features
