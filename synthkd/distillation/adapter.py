@@ -72,7 +72,14 @@ class ArchitectureAdapter(nn.Module):
                 f"an adapter for {self.channels[0]} teacher and {self.channels[1]} student channels of the same images "
                 f"got teacher {list(teacher.shape)} and student {list(student.shape)}; make one for these features"
             )
-        there, here = (coordinates(x).to(source.device) for x in (teacher, student))
+        with torch.autocast(source.device.type, enabled=False):
+            answer = self._answer(target.float(), source.float(), coordinates(teacher), coordinates(student))
+        if teacher.dim() == 4:
+            return answer.transpose(1, 2).reshape(teacher.shape)
+        return answer if teacher.dim() == 3 else answer.squeeze(1)
+
+    def _answer(self, target: Tensor, source: Tensor, there: Tensor, here: Tensor) -> Tensor:
+        there, here = there.to(source.device), here.to(source.device)
         tokens = self._through(self.project, source)
         asked = self.place["query"](_waves(there)).expand(len(source), -1, -1)
         if self.ask is not None:
@@ -85,17 +92,17 @@ class ArchitectureAdapter(nn.Module):
                 (self.value, tokens),
             )
         )
-        distance = (there.unsqueeze(1) - here).square().sum(dim=-1)
-        scores = (q @ k.transpose(-1, -2)).float() / math.sqrt(self.width / HEADS)
-        weights = (scores - self.log_nearness.exp()[:, None, None] * distance).softmax(dim=-1)
-        answer: Tensor = self.out((weights.to(v.dtype) @ v).transpose(1, 2).flatten(2)).float()
-        if teacher.dim() == 4:
-            return answer.transpose(1, 2).reshape(teacher.shape)
-        return answer if teacher.dim() == 3 else answer.squeeze(1)
+        # -n |x - y|^2 is 2 n x.y - n |y|^2 but for what all keys share: as further dimensions of queries and keys it
+        # costs no array of its own for every pair of positions
+        nearness = self.log_nearness.exp()[:, None, None]
+        q = _beside(q / math.sqrt(q.shape[-1]), torch.cat([2.0 * there, -torch.ones_like(there[:, :1])], 1) * nearness)
+        k = _beside(k, torch.cat([here, here.square().sum(dim=1, keepdim=True)], dim=1))
+        found: Tensor = self.out(((q @ k.transpose(-1, -2)).softmax(dim=-1) @ v).transpose(1, 2).flatten(2))
+        return found
 
     @staticmethod
     def _through(projection: nn.Module, tokens: Tensor) -> Tensor:
-        projected: Tensor = projection(tokens.float().transpose(1, 2))
+        projected: Tensor = projection(tokens.transpose(1, 2))
         return projected.transpose(1, 2)
 
 
@@ -126,6 +133,11 @@ def _waves(places: Tensor) -> Tensor:
     """Sines and cosines of row and column at doubling frequencies, and the class token's mark: `[T, 17]`."""
     angles = math.pi * places[:, :2, None] * 2.0 ** torch.arange(_FREQUENCIES, device=places.device)
     return torch.cat([angles.sin().flatten(1), angles.cos().flatten(1), places[:, 2:]], dim=1)
+
+
+def _beside(x: Tensor, more: Tensor) -> Tensor:
+    """`[N, heads, T, d]` with further dimensions, the same for every image."""
+    return torch.cat([x, more.expand(*x.shape[:2], -1, -1)], dim=-1)
 
 
 def _projection(channels: int, width: int) -> nn.Sequential:
