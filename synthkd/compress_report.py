@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from synthkd.files import write_atomically
-from synthkd.report import SPACE, interval_chart, percent, template
+from synthkd.page import SPACE, percent, template
+from synthkd.report import interval_chart
 
 KINDS = {"onnx": "ONNX, float32", "int8": "ONNX, int8", "program": "torch.export program"}
 REPORT = "report.html"

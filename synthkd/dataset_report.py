@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from synthkd.files import write_atomically
-from synthkd.report import picture, template
+from synthkd.page import picture, template
 
 
 def write_dataset_report(run: Path, result: Mapping[str, Any]) -> Path:

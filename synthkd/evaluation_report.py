@@ -9,7 +9,7 @@ from typing import Any
 
 from synthkd.errors import CheckpointError
 from synthkd.files import write_atomically
-from synthkd.report import picture, template
+from synthkd.page import picture, template
 
 
 def write_evaluation(run: Path) -> Path:

@@ -14,9 +14,9 @@ from typing import Any
 
 from synthkd.errors import CheckpointError
 from synthkd.files import write_atomically
+from synthkd.page import SPACE, template
 from synthkd.privacy.audit import GIVEN, MISLABELLED, NATURAL
 from synthkd.privacy.report import SCHEMA
-from synthkd.report import SPACE, template
 
 SOURCE, PAGE = "privacy_report.json", "privacy_report.html"
 TITLES = {

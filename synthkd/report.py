@@ -2,30 +2,24 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import math
 import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import yaml
-from jinja2 import ChainableUndefined, Environment, FunctionLoader, Template
-from markupsafe import Markup
 
 from synthkd.errors import CheckpointError
 from synthkd.files import write_atomically
 from synthkd.monitor import FILE_NAME, read_rows, series
+from synthkd.page import count, number, percent, picture, template
 
 MOST_GRIDS = 6
 MOST_EVENTS = 200
-UNKNOWN = "not measured"
-SPACE = "\N{NO-BREAK SPACE}"
-MINUS = "\N{EN DASH}"
 
 
 @dataclass(frozen=True)
@@ -76,7 +70,7 @@ class RunFiles:
     def lacks_test_data(self) -> bool:
         """Whether the accuracy of what the run makes is unknown because there is no real test data."""
         model = (self.result or {}).get("student" if self.is_distillation else "teacher")
-        if _number(_get(model, "accuracy")) is not None or series(self.rows, "test/accuracy")[0]:
+        if number(_get(model, "accuracy")) is not None or series(self.rows, "test/accuracy")[0]:
             return False
         known = self.result is not None or (self.is_distillation and bool(self.config))
         return known and self.config.get("test") is None
@@ -114,7 +108,7 @@ def write_report(run: Path) -> Path:
     found = read_run(Path(run))
     result = found.result or {}
     name = str(result.get("name") or found.config.get("name") or found.directory.resolve().name)
-    accuracy = _number(_get(result.get("teacher"), "accuracy"))
+    accuracy = number(_get(result.get("teacher"), "accuracy"))
     events = [row for row in found.rows if "event" in row]
     page = template("report.html.jinja").render(
         name=name,
@@ -151,7 +145,7 @@ def headline(run: RunFiles) -> str:
         return text + (f" The latest test accuracy is {percent(accuracies[-1])}." if accuracies else "")
     teacher, student = run.result.get("teacher"), run.result.get("student")
     if not run.is_distillation:
-        accuracy = _number(_get(teacher, "accuracy"))
+        accuracy = number(_get(teacher, "accuracy"))
         if accuracy is None:
             return "The teacher is trained; its accuracy was not measured."
         return f"The teacher reaches {percent(accuracy)} accuracy on test data it never trained on."
@@ -162,7 +156,7 @@ def headline(run: RunFiles) -> str:
     one = not isinstance(teachers, list) or len(teachers) < 2
     who, whose = ("teacher", "teacher’s") if one else ("teachers", "teachers’")
     kept, share = _ratio(run.result, "accuracy"), _ratio(run.result, "parameters") if one else None
-    agreement, images = _number(_get(student, "agreement")), _number(run.result.get("real_images_used"))
+    agreement, images = number(_get(student, "agreement")), number(run.result.get("real_images_used"))
     parts = [] if share is None else [f"has {percent(share)} of its {whose} parameters"]
     if kept is not None:
         at_size = "" if share is None else f" at {percent(share)} of its parameters"
@@ -179,10 +173,10 @@ def headline(run: RunFiles) -> str:
 
 
 def _without_teacher(run: RunFiles, student: Any) -> str:
-    accuracy, agreement = _number(_get(student, "accuracy")), _number(_get(student, "agreement"))
+    accuracy, agreement = number(_get(student, "accuracy")), number(_get(student, "agreement"))
     parts = ["learned from the soft labels of a dataset"]
     if _get(run.config, "generator", "kind") == "none":
-        images, peers = _number(_get(run.result, "real_images_used")), len(_get(run.result, "peers") or ())
+        images, peers = number(_get(run.result, "real_images_used")), len(_get(run.result, "peers") or ())
         beside = f" together with {peers} peer{'' if peers == 1 else 's'}" if peers else ""
         parts = [f"learned from {'' if images is None else count(images) + ' '}labelled real images{beside}"]
     if accuracy is not None:
@@ -207,9 +201,9 @@ def interval_chart(result: Mapping[str, Any]) -> dict[str, Any] | None:
     """Positions, in percent of one common axis, of each model's accuracy and its interval; None if one is missing."""
     models = []
     for who in ("teacher", "student"):
-        accuracy = _number(_get(result.get(who), "accuracy"))
+        accuracy = number(_get(result.get(who), "accuracy"))
         bounds = _get(result.get(who), "accuracy_interval")
-        ends = [_number(bound) for bound in bounds] if isinstance(bounds, list) else []
+        ends = [number(bound) for bound in bounds] if isinstance(bounds, list) else []
         if accuracy is None or len(ends) != 2 or ends[0] is None or ends[1] is None:
             return None
         models.append((who, accuracy, ends[0], ends[1]))
@@ -230,85 +224,6 @@ def spread(items: Sequence[tuple[int, Path]], most: int) -> list[tuple[int, Path
     return [items[round(place * (len(items) - 1) / (most - 1))] for place in range(most)]
 
 
-# Filters of the template. Each takes whatever stands in the file and says so when that is no number.
-
-
-def percent(value: object, digits: int = 1) -> str:
-    """0.9861 -> 98.6 %."""
-    number = _number(value)
-    return UNKNOWN if number is None else f"{number * 100:.{digits}f}{SPACE}%"
-
-
-def interval(value: object) -> str:
-    """[0.971, 0.994] -> 97.1–99.4 %."""
-    ends = [_number(end) for end in value] if isinstance(value, list) else []
-    if len(ends) != 2 or ends[0] is None or ends[1] is None:
-        return UNKNOWN
-    return f"{ends[0] * 100:.1f}{MINUS}{percent(ends[1])}"
-
-
-def count(value: object) -> str:
-    """78218 -> 78,218."""
-    number = _number(value)
-    return UNKNOWN if number is None else f"{number:,.0f}"
-
-
-def size(value: object) -> str:
-    """313400 -> 313 kB."""
-    number = _number(value)
-    if number is None:
-        return UNKNOWN
-    for unit, one in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if number >= one:
-            return f"{number / one:.3g}{SPACE}{unit}" if number / one < 1000 else f"{number / one:,.0f}{SPACE}{unit}"
-    return f"{number:.0f}{SPACE}bytes"
-
-
-def duration(value: object) -> str:
-    """83.2 -> 1 min 23 s."""
-    number = _number(value)
-    if number is None:
-        return UNKNOWN
-    if number < 60:
-        return f"{number:.1f}{SPACE}s"
-    whole = round(number)
-    hours, minutes, rest = whole // 3600, whole // 60 % 60, whole % 60
-    return f"{hours}{SPACE}h {minutes}{SPACE}min" if hours else f"{minutes}{SPACE}min {rest}{SPACE}s"
-
-
-def milliseconds(value: object) -> str:
-    """0.4213 -> 0.421 ms."""
-    number = _number(value)
-    return UNKNOWN if number is None else f"{number:.3g}{SPACE}ms"
-
-
-def known(value: object) -> object:
-    """The value itself, or words for one that is absent."""
-    return UNKNOWN if value is None or value == "" or isinstance(value, ChainableUndefined) else value
-
-
-def words(value: object) -> str:
-    """class_imbalance -> Class imbalance."""
-    text = str(value).replace("_", " ")
-    return text[:1].upper() + text[1:]
-
-
-def template(name: str) -> Template:
-    """A page template by its file name, with the filters above."""
-    environment = Environment(
-        loader=FunctionLoader(lambda file: files("synthkd").joinpath(file).read_text(encoding="utf-8")),
-        autoescape=True,
-        undefined=ChainableUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    for one in (percent, interval, count, size, duration, milliseconds, known, words):
-        environment.filters[one.__name__] = one
-    environment.globals.update(count=count, size=size, milliseconds=milliseconds)
-    environment.filters["drawing"] = Markup
-    return environment.get_template(name)
-
-
 def _parse(text: str) -> Any:
     return json.loads(text, parse_constant=lambda _: None)  # NaN, which is no JSON, is a number nobody has
 
@@ -319,18 +234,12 @@ def _get(part: Any, *keys: str) -> Any:
     return part
 
 
-def _number(value: object) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        return None
-    return float(value)
-
-
 def _ratio(result: Mapping[str, Any], key: str) -> float | None:
     """Student over teacher: as measured, or from the two numbers."""
-    ratio = _number(_get(result.get("ratio"), key))
+    ratio = number(_get(result.get("ratio"), key))
     if ratio is not None:
         return ratio
-    of, by = _number(_get(result.get("student"), key)), _number(_get(result.get("teacher"), key))
+    of, by = number(_get(result.get("student"), key)), number(_get(result.get("teacher"), key))
     return of / by if of is not None and by else None
 
 
@@ -342,11 +251,6 @@ def _saw(images: float) -> str:
     if images == 0:
         return "never saw a real image"
     return f"saw {count(images)} real image{'' if images == 1 else 's'}"
-
-
-def picture(path: Path) -> str:
-    """A PNG file as an address that holds all of it, so that a page needs no file beside itself."""
-    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
 
 
 def _shown_path(directory: Path) -> str:

@@ -23,19 +23,8 @@ from synthkd.errors import CheckpointError
 from synthkd.figures import draw_groups, find_marks
 from synthkd.grids import save_grid
 from synthkd.monitor import Monitor
-from synthkd.report import (
-    count,
-    duration,
-    headline,
-    interval,
-    interval_chart,
-    milliseconds,
-    percent,
-    read_run,
-    size,
-    spread,
-    write_report,
-)
+from synthkd.page import count, duration, interval, milliseconds, percent, size
+from synthkd.report import headline, interval_chart, read_run, spread, write_report
 
 SCRIPT = "<script>alert(1)</script>"
 CHROMIUM = shutil.which("chromium")
