@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from synthkd.errors import ModelError
@@ -28,7 +29,7 @@ class ArchitectureAdapter(nn.Module):
     Places are coordinates in the unit square, at any resolution. Each head prefers keys near its question, in a
     neighbourhood of its own that is learned from there on: at first the adapter is little more than a resampling of the
     student's map. Memory grows with heads x teacher positions x student positions for each image: average large maps
-    down first.
+    down first (`no_finer`).
 
     Args:
         teacher: channels of the teacher's features.
@@ -104,6 +105,23 @@ class ArchitectureAdapter(nn.Module):
     def _through(projection: nn.Module, tokens: Tensor) -> Tensor:
         projected: Tensor = projection(tokens.transpose(1, 2))
         return projected.transpose(1, 2)
+
+
+def no_finer(teacher: Tensor, student: Tensor) -> Tensor:
+    """The teacher's map averaged down to the rows and columns that the student has; other layouts as they are.
+
+    A student of 7x7 positions has little to say of the differences between 14x14, and they cost four times as much.
+
+    Args:
+        teacher: `[N, C, H, W]`, `[N, T, C]` or `[N, C]`.
+        student: `[N, ...]` likewise; tokens are taken for a square grid of at most their number.
+    """
+    if teacher.dim() != 4:
+        return teacher
+    side = math.isqrt(positions(student).shape[1])
+    rows, columns = student.shape[2:] if student.dim() == 4 else (side, side)
+    size = (min(teacher.shape[2], rows), min(teacher.shape[3], columns))
+    return teacher if size == teacher.shape[2:] else F.adaptive_avg_pool2d(teacher, size)
 
 
 def coordinates(features: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from synthkd.distillation.adapter import ArchitectureAdapter
+from synthkd.distillation.adapter import ArchitectureAdapter, no_finer
 from synthkd.distillation.settings import (
     AdapterTerm,
     AlignmentTerm,
@@ -137,6 +137,7 @@ def _loss(term: FeatureTerm, layer: nn.Module, target: Tensor, source: Tensor) -
     if isinstance(term, RelationTerm):
         return RELATIONS[term.kind](target, source)
     if isinstance(term, AdapterTerm):
+        target = no_finer(target, source)
         return hint(target, layer(target, source))
     if target.dim() == 4 and target.shape[2:] != source.shape[2:]:
         size = (min(target.shape[2], source.shape[2]), min(target.shape[3], source.shape[3]))

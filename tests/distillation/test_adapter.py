@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from synthkd.distillation.adapter import ArchitectureAdapter, coordinates
+from synthkd.distillation.adapter import HEADS, ArchitectureAdapter, coordinates, no_finer
 from synthkd.errors import ModelError
 from synthkd.losses.alignment import positions
 from synthkd.models import build
@@ -130,6 +130,47 @@ def test_at_first_a_place_of_the_teacher_looks_near_itself() -> None:
     assert float(seen[:2, :2].mean()) > 3.0 * float(seen[4:, 4:].mean())
 
 
+@pytest.mark.parametrize("student", [(2, 17, 10), (2, 10, 3, 5)])
+def test_attention_falls_with_the_squared_distance(student: tuple[int, ...]) -> None:
+    bridge, target, source = adapter(12, 10), torch.zeros(2, 6, 12), normal(*student)
+    with torch.no_grad():
+        bridge.log_nearness.copy_(torch.tensor([-3.0, 0.0, 2.0, 5.0]))
+        answer = bridge(target, source)
+        # one image, head and question at a time, with the distances written out
+        there, here = coordinates(target), coordinates(source)
+        waves = [torch.stack([wave(place) for place in places]) for places in (there, here)]
+        tokens = bridge.project(positions(source).transpose(1, 2)).transpose(1, 2)
+        queries = bridge.query(bridge.place["query"](waves[0]))
+        keys, values = bridge.key(tokens + bridge.place["key"](waves[1])), bridge.value(tokens)
+        size = bridge.width // HEADS
+        for image in range(2):
+            for place in range(6):
+                heads = []
+                for head in range(HEADS):
+                    part = slice(head * size, (head + 1) * size)
+                    scores = keys[image, :, part] @ queries[place, part] / size**0.5
+                    squared = (here - there[place]).square().sum(dim=1)
+                    weights = (scores - bridge.log_nearness[head].exp() * squared).softmax(dim=0)
+                    heads.append(weights @ values[image, :, part])
+                assert torch.allclose(answer[image, place], bridge.out(torch.cat(heads)), atol=1e-5)
+
+
+def wave(place: torch.Tensor) -> torch.Tensor:
+    """Of rows the sines, the sines of columns, then the cosines; at 1, 2, 4 and 8 half turns; then the mark."""
+    turns = [torch.stack([at * torch.pi * 2.0**k for k in range(4)]) for at in place[:2]]
+    return torch.cat([*(angle.sin() for angle in turns), *(angle.cos() for angle in turns), place[2:]])
+
+
+def test_a_map_is_averaged_down_to_what_the_student_has_and_nothing_else_is() -> None:
+    fine = normal(2, 3, 8, 6)
+    assert torch.equal(no_finer(fine, torch.zeros(2, 16, 5)), F.adaptive_avg_pool2d(fine, (4, 4)))
+    assert torch.equal(no_finer(fine, torch.zeros(2, 17, 5)), F.adaptive_avg_pool2d(fine, (4, 4)))
+    assert torch.equal(no_finer(fine, torch.zeros(2, 5, 2, 9)), F.adaptive_avg_pool2d(fine, (2, 6)))
+    assert torch.allclose(no_finer(fine, torch.zeros(2, 5)), fine.mean(dim=(2, 3), keepdim=True))
+    assert no_finer(fine, torch.zeros(2, 5, 9, 9)) is fine
+    assert no_finer(tokens := normal(2, 64, 5), torch.zeros(2, 4, 5)) is tokens
+
+
 def test_coordinates_are_known_for_grids_class_tokens_and_lines() -> None:
     assert coordinates(torch.zeros(1, 5, 2, 3)).tolist() == [
         pytest.approx([r, c, 0.0]) for r in (0.25, 0.75) for c in (1 / 6, 0.5, 5 / 6)
@@ -154,7 +195,7 @@ def test_constant_features_and_mixed_precision_are_finite() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         half = bridge(torch.zeros(2, 12, 3, 3), tokens.bfloat16())
     assert half.dtype == torch.float32
-    assert torch.allclose(half, bridge(torch.zeros(2, 12, 3, 3), tokens), atol=0.05)
+    assert torch.equal(half, bridge(torch.zeros(2, 12, 3, 3), tokens.bfloat16()))  # squared distances want float32
 
 
 def test_other_features_than_it_was_made_for_are_told() -> None:
