@@ -1,5 +1,7 @@
 """How distillation adapts to the student: controllers with a small state that is checkpointed, and what they go by.
 
+A controller follows one look at the students after the other: `Look` is what was seen, `Controller` what follows.
+
 A capacity, C_S(t) of the student at time t and C_T of the teacher, is any number >= 0 that both models get from the
 same images by the same estimator: held-out accuracy, or the nats about the label in
 `synthkd.compression.capacity.label_information`. Only their ratio counts. A count of parameters would not do, because
@@ -10,15 +12,54 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
 
-import torch
 from scipy.optimize import brentq
-from torch import Tensor, nn
 
-from synthkd.distillation.settings import GradientBalanceSettings, StrengthSettings, WeightSettings
-from synthkd.errors import ConfigError, DataError
+from synthkd.distillation.settings import StrengthSettings, WeightSettings
+from synthkd.distillation.terms import Origin
+from synthkd.errors import DataError
 from synthkd.progress import POINTS, GapCurve, fit_capacity_gap
+from synthkd.types import Stateful
+
+
+@dataclass(frozen=True)
+class Look:
+    """What was seen at one look at the students.
+
+    Attributes:
+        step: the student's own, 0-based. At 0 it has learned nothing, so that nothing moves which answers to how well
+            it does.
+        loss: its cross-entropy to the labels, nats.
+        accuracies: in [0, 1], the student's first, then those of its peers.
+        teacher: accuracy of the frozen teacher; 0 where there is none, or it is never right.
+        divergences: mean KL(teacher || student) of each of several teachers, nats; empty where none is selected.
+        costs: of each of these teachers, as `TeacherTeam.costs`.
+    """
+
+    step: int
+    loss: float
+    accuracies: tuple[float, ...]
+    teacher: float = 0.0
+    divergences: tuple[float, ...] = ()
+    costs: tuple[float, ...] = ()
+
+
+class Controller(Stateful, Protocol):
+    """What follows from looks."""
+
+    def follow(self, look: Look) -> dict[str, float]:
+        """Take a look and return what is worth logging."""
+        ...
+
+    def factor(self, origin: Origin) -> float:
+        """What the weight of a term is multiplied by at present."""
+        return 1.0
+
+    def outcome(self, names: Sequence[str]) -> dict[str, Any]:
+        """What the looks came to, as JSON; `names` are those of the students."""
+        return {}
 
 
 def capacity_strength(student: float, teacher: float, beta: float = 1.0) -> float:
@@ -38,7 +79,7 @@ def capacity_strength(student: float, teacher: float, beta: float = 1.0) -> floa
     return _sigmoid(_ratio(student, teacher) * beta)
 
 
-class AdaptiveWeights:
+class AdaptiveWeights(Controller):
     """Two weights `alpha_t = sigmoid(C_S(t) / C_T * beta_t)` and `beta_t = 1 - alpha_t`, which define each other.
 
     At each t that is a fixed point. Here an update is one step of an iteration over time,
@@ -72,6 +113,16 @@ class AdaptiveWeights:
         self.value += self.settings.rate * (asked - self.value)
         return self.value
 
+    def follow(self, look: Look) -> dict[str, float]:
+        if not look.teacher:
+            return {}
+        if look.step > 0:
+            self.update(look.accuracies[0], look.teacher)
+        return {"adapt/weight_of_answers": self.value}
+
+    def factor(self, origin: Origin) -> float:
+        return 2.0 * (self.value if origin == "answers" else self.other)
+
     def state_dict(self) -> dict[str, Any]:
         return {"value": self.value}
 
@@ -89,7 +140,7 @@ def balanced_weight(ratio: float) -> float:
     return float(brentq(lambda alpha: alpha - _sigmoid(ratio * (1.0 - alpha)), 0.0, 1.0, xtol=1e-14))
 
 
-class StrengthController:
+class StrengthController(Controller):
     """Strength of distillation: `capacity_strength`, times `boost` while the capacity gap is above a threshold.
 
     The gap that counts is the fitted curve at the present, which does not jump with a single evaluation, or the last
@@ -98,20 +149,14 @@ class StrengthController:
     Attributes:
         value: the strength; before the first update that of a student that knows nothing, not boosted.
         points: (time, gap) of every update.
+        curve: the one through the points; None while they are too few.
     """
 
     def __init__(self, settings: StrengthSettings) -> None:
         self.settings = settings
         self.value = 1.0 if settings.beta is None else 0.5
         self.points: list[tuple[float, float]] = []
-
-    @property
-    def curve(self) -> GapCurve | None:
-        """The curve through the points, or None while they are too few."""
-        if len(self.points) < POINTS:
-            return None
-        times, gaps = zip(*self.points, strict=True)
-        return fit_capacity_gap(times, gaps)
+        self.curve: GapCurve | None = None
 
     def update(self, time: float, student: float, teacher: float) -> float:
         """Take the capacities C_S(t) >= 0 and C_T > 0 at a later time (a step) and return the new strength.
@@ -124,166 +169,43 @@ class StrengthController:
         gap = 1.0 - _ratio(student, teacher)
         if not math.isfinite(time) or (self.points and time <= self.points[-1][0]):
             raise DataError(f"strength needs times that go up, got {time} after {self.points[-1:]}; pass the step")
-        self.points.append((float(time), gap))
-        curve = self.curve
-        now = gap if curve is None else curve.at(time)
+        self._take([*self.points, (float(time), gap)])
+        now = gap if self.curve is None else self.curve.at(time)
         s = self.settings
         strength = 1.0 if s.beta is None else capacity_strength(student, teacher, s.beta)
         self.value = strength * (s.boost if now > s.threshold else 1.0)
         return self.value
+
+    def follow(self, look: Look) -> dict[str, float]:
+        if not look.teacher:
+            return {}
+        self.update(look.step, look.accuracies[0], look.teacher)
+        fitted = {} if self.curve is None else {"adapt/gap_fitted": self.curve.at(look.step)}
+        return {"adapt/strength": self.value, "adapt/gap": self.points[-1][1], **fitted}
+
+    def factor(self, origin: Origin) -> float:
+        return 1.0 if origin == "own" else self.value
+
+    def outcome(self, names: Sequence[str]) -> dict[str, Any]:
+        if self.curve is None:
+            return {}
+        threshold = self.settings.threshold
+        *errors, below = (
+            value if math.isfinite(value) else None for value in (*self.curve.errors, self.curve.below(threshold))
+        )
+        told = {"errors": errors, "threshold": threshold, "below_from_step": below}
+        return {"gap": asdict(self.curve) | told}
 
     def state_dict(self) -> dict[str, Any]:
         return {"value": self.value, "points": [list(point) for point in self.points]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.value = float(state["value"])
-        self.points = [(float(time), float(gap)) for time, gap in state["points"]]
+        self._take([(float(time), float(gap)) for time, gap in state["points"]])
 
-
-class UncertaintyBalance(nn.Module):
-    """Weighs losses by learned variances: `sum_i w_i (exp(-s_i) L_i + s_i) / 2` with `s_i = log sigma_i^2`.
-
-    Homoscedastic uncertainty (Kendall, Gal and Cipolla 2018, equation 7, where all w_i are 1). The best s_i is log L_i,
-    whatever w_i, so that a small loss counts as much as a large one: for losses >= 0 only. A loss of 0 would drive its
-    weight to infinity, so that each L_i has `least` added, which leaves the student's gradient alone. Give the
-    parameters to the student's optimiser, without weight decay.
-
-    Args:
-        names: of the losses.
-        least: loss below which a smaller one hardly counts for more; a weight tends to 1 / (2 least) at most.
-
-    Attributes:
-        log_variances: s, float32 `[L]`, the parameter; 0 at first.
-
-    Raises:
-        ConfigError: no names, or one twice, or `least` not positive.
-    """
-
-    def __init__(self, names: Sequence[str], least: float = 1e-3) -> None:
-        super().__init__()
-        if not names or len(set(names)) < len(names) or not least > 0.0:
-            raise ConfigError(
-                f"loss balance needs the name of each loss once and least > 0, got {list(names)} and {least}; name "
-                "them apart"
-            )
-        self.names = tuple(names)
-        self.least = least
-        self.log_variances = nn.Parameter(torch.zeros(len(names)))
-
-    @property
-    def weights(self) -> dict[str, float]:
-        """Name -> weight `exp(-s_i) / 2` of the loss."""
-        values = 0.5 * torch.exp(-self.log_variances.detach())
-        return dict(zip(self.names, values.tolist(), strict=True))
-
-    def forward(self, losses: Mapping[str, Tensor], weights: Mapping[str, float] | None = None) -> Tensor:
-        """The balanced sum of scalars by name, a scalar; it may be negative. A name that is left out has no part in it.
-
-        Args:
-            losses: unweighted.
-            weights: w of each of them; None: 1.
-
-        Raises:
-            ConfigError: other names than those it was made for.
-        """
-        if not set(losses) <= set(self.names):
-            raise ConfigError(
-                f"loss balance was made for {sorted(self.names)}, got {sorted(losses)}; make it for these"
-            )
-        values = torch.stack([value.float() for value in losses.values()]) + self.least
-        logs = self.log_variances[[self.names.index(name) for name in losses]]
-        own = torch.ones_like(logs) if weights is None else logs.new_tensor([weights[name] for name in losses])
-        return 0.5 * (own * (torch.exp(-logs) * values + logs)).sum()
-
-
-def gradient_weights(
-    norms: Mapping[str, float], progress: Mapping[str, float] | None = None, asymmetry: float = 1.5
-) -> dict[str, float]:
-    """Weights under which each loss pulls as hard as its share of the training asks for; they add up to their number.
-
-    GradNorm (Chen et al. 2018, equation 1) wants `w_i G_i = mean(w G) r_i^a`, with r_i the loss over its first value,
-    relative to the mean of that: a loss that lags pulls harder. The paper goes there by gradient steps; this is where
-    they lead, `w_i ~ r_i^a / G_i`, for the caller to smooth over time.
-
-    Args:
-        norms: name -> norm G_i >= 0 of the gradient of the unweighted loss at the shared weights. Norms below 1/1000 of
-            the largest count as that much, so that a loss without gradient gets a large weight but no infinite one.
-        progress: name -> L_i(t) / L_i(0) >= 0; None for all alike.
-        asymmetry: a >= 0; 0 gives all the same pull.
-
-    Raises:
-        DataError: no norms, values that are negative or not finite, or other names in `progress`.
-    """
-    progress = dict.fromkeys(norms, 1.0) if progress is None else progress
-    values = [*norms.values(), *progress.values()]
-    if not norms or set(progress) != set(norms) or not all(0.0 <= v < math.inf for v in values):
-        raise DataError(
-            f"gradient weights need finite norms and progress >= 0 of the same losses, got {dict(norms)} and "
-            f"{dict(progress)}; leave out what was not computed"
-        )
-    least = 1e-3 * max(norms.values()) or 1.0
-    mean = sum(progress.values()) / len(progress) or 1.0
-    pulls = {name: (progress[name] / mean) ** asymmetry / max(norm, least) for name, norm in norms.items()}
-    total = sum(pulls.values())
-    return {name: len(norms) * pull / total if total else 1.0 for name, pull in pulls.items()}
-
-
-class GradientBalance:
-    """Weighs losses by `gradient_weights` of the gradients at one shared tensor, smoothed over time.
-
-    A loss without any gradient there, such as that of labels in a batch that has none, is left out of a measurement and
-    keeps its factor.
-
-    Args:
-        settings: how often and how fast.
-        shared: the weights at which gradients are compared.
-
-    Attributes:
-        weights: name -> factor; 1 for what was never measured.
-    """
-
-    def __init__(self, settings: GradientBalanceSettings, shared: Tensor) -> None:
-        self.settings = settings
-        self.weights: dict[str, float] = {}
-        self._shared = shared
-        self._first: dict[str, float] = {}
-        self._calls = 0
-
-    def __call__(self, losses: Mapping[str, Tensor], weights: Mapping[str, float] | None = None) -> Tensor:
-        """The balanced sum of scalars by name, a scalar.
-
-        Args:
-            losses: unweighted, so that a weight that moves is no progress.
-            weights: by which they pull beside their factors; None: 1.
-        """
-        if self._calls % self.settings.every == 0:
-            self._measure(losses)
-        self._calls += 1
-        own = dict.fromkeys(losses, 1.0) if weights is None else weights
-        return torch.stack([own[name] * self.weights.get(name, 1.0) * loss for name, loss in losses.items()]).sum()
-
-    def _measure(self, losses: Mapping[str, Tensor]) -> None:
-        norms, progress = {}, {}
-        for name, loss in losses.items():
-            (gradient,) = torch.autograd.grad(loss, self._shared, retain_graph=True, allow_unused=True)
-            if gradient is None or not bool(gradient.any()):
-                continue
-            norms[name] = float(gradient.norm())
-            first = self._first.setdefault(name, float(loss.detach()))
-            progress[name] = max(0.0, float(loss.detach()) / first) if first > 0.0 else 1.0
-        if not norms or not all(map(math.isfinite, [*norms.values(), *progress.values()])):
-            return  # the learner stops the run by name where the loss itself is not finite
-        asked = gradient_weights(norms, progress, self.settings.asymmetry)
-        for name, weight in asked.items():
-            before = self.weights.get(name, 1.0)
-            self.weights[name] = before + self.settings.rate * (weight - before)
-
-    def state_dict(self) -> dict[str, Any]:
-        return {"weights": dict(self.weights), "first": dict(self._first), "calls": self._calls}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.weights, self._first = dict(state["weights"]), dict(state["first"])
-        self._calls = int(state["calls"])
+    def _take(self, points: list[tuple[float, float]]) -> None:
+        self.points = points
+        self.curve = None if len(points) < POINTS else fit_capacity_gap(*zip(*points, strict=True))
 
 
 def _ratio(student: float, teacher: float) -> float:

@@ -9,15 +9,8 @@ import torch.nn.functional as F
 from pydantic import ValidationError
 from scipy.stats import entropy
 
-from synthkd.adaptive import (
-    AdaptiveWeights,
-    GradientBalance,
-    StrengthController,
-    UncertaintyBalance,
-    balanced_weight,
-    capacity_strength,
-    gradient_weights,
-)
+from synthkd.adaptive import AdaptiveWeights, StrengthController, balanced_weight, capacity_strength
+from synthkd.balance import GradientBalance, UncertaintyBalance, gradient_weights
 from synthkd.distillation.settings import GradientBalanceSettings, StrengthSettings, WeightSettings
 from synthkd.errors import ConfigError, DataError
 from synthkd.progress import fit_capacity_gap, stability, transfer_efficiency
@@ -202,7 +195,51 @@ def test_uncertainty_weighs_the_gradient_of_each_loss() -> None:
     assert balance.weights["b"] > 0.5 > balance.weights["a"]
 
 
-def test_a_loss_of_zero_gets_a_bounded_weight_and_comes_back() -> None:
+def test_a_loss_that_has_nothing_to_say_in_a_batch_has_no_part_in_it() -> None:
+    balance = UncertaintyBalance(["soft", "hard"])
+    with torch.no_grad():
+        balance.log_variances.copy_(torch.tensor([0.4, -0.9]))
+    soft, hard = torch.tensor(2.0, requires_grad=True), torch.tensor(0.0, requires_grad=True)
+    total = balance({"hard": hard, "soft": soft}, {"soft": 0.7, "hard": 0.3})
+    alone = balance({"soft": soft}, {"soft": 0.7})
+    assert float(total.detach()) == float(alone.detach())
+    total.backward()
+    assert balance.log_variances.grad is not None
+    assert float(balance.log_variances.grad[1]) == 0.0
+    assert float(balance.log_variances.grad[0]) != 0.0
+    nothing = balance({"soft": torch.tensor(0.0), "hard": torch.tensor(0.0)})
+    nothing.backward()
+    assert float(nothing.detach()) == 0.0
+
+
+def test_the_weight_of_a_loss_that_is_always_zero_stays_while_the_other_settles() -> None:
+    balance = UncertaintyBalance(["soft", "hard"])
+    optimizer = torch.optim.Adam(balance.parameters(), lr=0.1)
+    for _ in range(300):
+        optimizer.zero_grad()
+        balance({"soft": torch.tensor(4.0), "hard": torch.tensor(0.0)}).backward()
+        optimizer.step()
+    assert balance.weights == pytest.approx({"soft": 1 / 8.002, "hard": 0.5}, rel=1e-2)
+    assert balance.weights["hard"] == 0.5
+
+
+def test_a_loss_that_is_absent_every_other_batch_settles_where_it_is_when_there() -> None:
+    balance = UncertaintyBalance(["hard"])
+    optimizer = torch.optim.SGD(balance.parameters(), lr=0.1)
+    for number in range(400):
+        optimizer.zero_grad()
+        balance({"hard": torch.tensor(3.0 if number % 2 else 0.0)}).backward()
+        optimizer.step()
+    assert balance.weights["hard"] == pytest.approx(1 / 6.002, rel=1e-2)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_is_still_seen_under_uncertainty(bad: float) -> None:
+    total = UncertaintyBalance(["soft", "hard"])({"soft": torch.tensor(bad), "hard": torch.tensor(0.0)})
+    assert not math.isfinite(float(total.detach()))
+
+
+def test_a_loss_next_to_zero_gets_a_bounded_weight_and_comes_back() -> None:
     balance = UncertaintyBalance(["only"], least=0.1)
     optimizer = torch.optim.Adam(balance.parameters(), lr=0.1)
 
@@ -213,7 +250,7 @@ def test_a_loss_of_zero_gets_a_bounded_weight_and_comes_back() -> None:
             optimizer.step()
         return balance.weights["only"]
 
-    assert descend(0.0) == pytest.approx(1 / 0.2, rel=1e-2)
+    assert descend(1e-9) == pytest.approx(1 / 0.2, rel=1e-2)
     assert descend(1.9) == pytest.approx(1 / 4.0, rel=1e-2)
 
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from synthkd.adaptive import AdaptiveWeights, StrengthController
+from synthkd.adaptive import AdaptiveWeights, Controller, Look, StrengthController
 from synthkd.distillation.roles import Roles
 from synthkd.distillation.selection import TeacherSelection
 from synthkd.distillation.settings import AdaptSettings
@@ -22,7 +22,6 @@ from synthkd.monitor import series
 from synthkd.progress import stability, transfer_efficiency
 from synthkd.schedules import TemperatureController
 from synthkd.taps import evaluating
-from synthkd.types import Stateful
 
 CHUNK = 250
 LAST = 5
@@ -44,6 +43,15 @@ class Probe:
     teacher_logits: Tensor | None
 
 
+class LossTemperature(TemperatureController, Controller):
+    """The temperature follows the student's loss."""
+
+    def follow(self, look: Look) -> dict[str, float]:
+        if look.step > 0:
+            self.update(look.loss)
+        return {"adapt/temperature": self.value}
+
+
 class Adaptation:
     """Looks at the students every so often, and lets what the settings ask for follow.
 
@@ -60,7 +68,7 @@ class Adaptation:
         selection: selects it.
 
     Attributes:
-        temperature, weights, strength: controllers, or None.
+        temperature, weights, strength, roles: controllers, or None.
     """
 
     def __init__(
@@ -73,14 +81,21 @@ class Adaptation:
         selection: TeacherSelection | None = None,
     ) -> None:
         self.every = settings.every
-        self.temperature = None if settings.temperature is None else TemperatureController(settings.temperature)
+        self.temperature = None if settings.temperature is None else LossTemperature(settings.temperature)
         self.weights = None if settings.weights is None else AdaptiveWeights(settings.weights)
         self.strength = None if settings.strength is None else StrengthController(settings.strength)
         self.roles = roles
-        self._students = students
-        self._probe = probe
-        self._team = team
-        self._selection = selection
+        self._students, self._probe, self._team, self._selection = students, probe, team, selection
+        if team is not None:
+            team.selection = selection
+        controllers: dict[str, Controller | None] = {
+            "temperature": self.temperature,
+            "weights": self.weights,
+            "strength": self.strength,
+            "roles": roles,
+            "selection": selection,
+        }
+        self._controllers = {name: one for name, one in controllers.items() if one is not None}
         self._efficiency: dict[str, Any] | None = None
 
     @property
@@ -95,50 +110,35 @@ class Adaptation:
 
     def factor(self, origin: Origin) -> float:
         """What the weight of a term is multiplied by at present."""
-        factor = 1.0
-        if self.strength is not None and origin != "own":
-            factor *= self.strength.value
-        if self.weights is not None:
-            factor *= 2.0 * (self.weights.value if origin == "answers" else self.weights.other)
-        return factor
+        return math.prod(one.factor(origin) for one in self._controllers.values())
 
     def __call__(self, step: int) -> dict[str, Tensor | float]:
         """One look, at the student's own 0-based step; returns what is worth logging."""
         probe = self._probe()
         if probe is None:
             return {}
-        labels, taught = probe.labels, probe.teacher_logits
+        labels, taught, team = probe.labels, probe.teacher_logits, self._team
         if labels is None:
             assert taught is not None
             labels = taught.argmax(dim=1)
         answers = [_answers(student, probe.images) for student in self._students()]
-        accuracies = [float((said.argmax(dim=1) == labels).float().mean()) for said in answers]
-        loss = float(F.cross_entropy(answers[0], labels))
-        logged: dict[str, Tensor | float] = {"look/accuracy": accuracies[0], "look/loss": loss}
-        logged |= {f"look/accuracy of peer {n}": value for n, value in enumerate(accuracies[1:], start=1)}
-        teacher = 0.0
+        theirs = [] if team is None else list(team.answers(probe.images))
+        look = Look(
+            step=step,
+            loss=float(F.cross_entropy(answers[0], labels)),
+            accuracies=tuple(_accuracy(said, labels) for said in answers),
+            teacher=0.0 if taught is None else _accuracy(taught, labels),
+            divergences=tuple(float(kl_divergence(said, answers[0]).mean()) for said in theirs),
+            costs=() if team is None else team.costs,
+        )
+        logged: dict[str, Tensor | float] = {"look/accuracy": look.accuracies[0], "look/loss": look.loss}
+        logged |= {f"look/accuracy of peer {n}": value for n, value in enumerate(look.accuracies) if n > 0}
         if taught is not None:
             efficiency = transfer_efficiency(taught, answers[0])
             logged["look/transfer_efficiency"] = efficiency.value
             self._efficiency = asdict(efficiency)
-            teacher = float((taught.argmax(dim=1) == labels).float().mean())
-        if self.temperature is not None:
-            logged["adapt/temperature"] = self.temperature.update(loss)
-        if self.weights is not None and teacher:
-            logged["adapt/weight_of_answers"] = self.weights.update(accuracies[0], teacher)
-        if self.strength is not None and teacher:
-            logged["adapt/strength"] = self.strength.update(step, accuracies[0], teacher)
-            logged["adapt/gap"] = self.strength.points[-1][1]
-            if (curve := self.strength.curve) is not None:
-                logged["adapt/gap_fitted"] = curve.at(step)
-        if self.roles is not None:
-            self.roles.update(accuracies)
-            logged["adapt/teaching"] = float(self.roles.teaching)
-        if self._selection is not None and self._team is not None:
-            theirs = self._team.answers(probe.images)
-            divergences = [float(kl_divergence(said, answers[0]).mean()) for said in theirs]
-            self._team.selected = self._selection.choose(accuracies[0], divergences, self._team.costs)
-            logged |= {"adapt/selected_teacher": float(self._team.selected), "adapt/reward": self._selection.last}
+        for one in self._controllers.values():
+            logged |= one.follow(look)
         return logged
 
     def outcome(self, names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -156,44 +156,24 @@ class Adaptation:
             "stability_of": min(LAST, len(accuracies)),
             "transfer_efficiency": self._efficiency,
         }
-        if self.strength is not None and (curve := self.strength.curve) is not None:
-            threshold = self.strength.settings.threshold
-            below = curve.below(threshold)
-            found["gap"] = {
-                **{name: getattr(curve, name) for name in ("alpha", "beta", "gamma", "start", "n")},
-                "errors": [error if math.isfinite(error) else None for error in curve.errors],
-                "threshold": threshold,
-                "below_from_step": below if math.isfinite(below) else None,
-            }
-        if self.roles is not None:
-            found["teaching"] = names[self.roles.teaching]
-        if self.selected is not None:
-            found["selected"] = self.selected
+        for one in self._controllers.values():
+            found |= one.outcome(names)
         return found
 
-    def _parts(self) -> dict[str, Stateful]:
-        parts = {
-            "temperature": self.temperature,
-            "weights": self.weights,
-            "strength": self.strength,
-            "roles": self.roles,
-            "selection": self._selection,
-        }
-        return {name: part for name, part in parts.items() if part is not None}
-
     def state_dict(self) -> dict[str, Any]:
-        selected = {} if self._team is None else {"selected": self._team.selected}
-        parts = {name: part.state_dict() for name, part in self._parts().items()}
-        return parts | selected | {"efficiency": self._efficiency}
+        states = {name: one.state_dict() for name, one in self._controllers.items()}
+        return states | {"efficiency": self._efficiency}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._efficiency = state["efficiency"]
-        for name, part in self._parts().items():
-            part.load_state_dict(state[name])
-        if self._team is not None:
-            self._team.selected = int(state["selected"])
+        for name, one in self._controllers.items():
+            one.load_state_dict(state[name])
 
 
 def _answers(student: nn.Module, images: Tensor) -> Tensor:
     with torch.no_grad(), evaluating(student):
         return torch.cat([student(part).float() for part in images.split(CHUNK)])
+
+
+def _accuracy(logits: Tensor, labels: Tensor) -> float:
+    return float((logits.argmax(dim=1) == labels).float().mean())

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from synthkd.adaptive import Controller, Look
 from synthkd.distillation.settings import SelectionSettings
 from synthkd.errors import CheckpointError, ConfigError, DataError
 
@@ -16,7 +17,7 @@ SHARED = 4
 """Features of a choice beside which teacher it is: 1, accuracy, divergence, cost."""
 
 
-class TeacherSelection:
+class TeacherSelection(Controller):
     """Chooses teachers by a linear bandit over the student's accuracy, its divergence from each and what each costs.
 
     The reward of a choice is `a * (accuracy gain) + b * KL(teacher || student) - c * cost`, a, b, c being `accuracy`,
@@ -103,6 +104,13 @@ class TeacherSelection:
         self.counts[self.selected] += 1
         self._features, self._accuracy, self._known = features[self.selected], accuracy, known[self.selected]
         return self.selected
+
+    def follow(self, look: Look) -> dict[str, float]:
+        self.choose(look.accuracies[0], look.divergences, look.costs)
+        return {"adapt/selected_teacher": float(self.selected), "adapt/reward": self.last}
+
+    def outcome(self, names: Sequence[str]) -> dict[str, Any]:
+        return {"selected": list(self.counts)}
 
     def state_dict(self) -> dict[str, Any]:
         return {

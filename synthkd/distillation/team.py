@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from synthkd.distillation.selection import TeacherSelection
 from synthkd.distillation.settings import TeamSettings
 from synthkd.distillation.teachers import FrozenTeacher
 from synthkd.errors import ConfigError
@@ -45,7 +46,7 @@ class TeacherTeam:
         models: of all teachers.
         model: the first teacher, which a generator is trained against and whose features are compared.
         spec: of every teacher.
-        selected: number of the teacher that labels, of `selected` weighting; whoever selects sets it.
+        selection: selects the teacher that labels, of `selected` weighting; None: it is the first.
 
     Raises:
         ConfigError: no teacher, teachers of different images or classes, or not one weight for each.
@@ -62,10 +63,15 @@ class TeacherTeam:
         self.models = tuple(teacher.model for teacher in teachers)
         self.model = teachers[0].model
         self.spec = teachers[0].spec
-        self.selected = 0
+        self.selection: TeacherSelection | None = None
         self._teachers = tuple(teachers)
         self._weighting = settings.weighting
         self._weights = tuple(weight / sum(weights) for weight in weights)
+
+    @property
+    def selected(self) -> int:
+        """Number of the teacher that labels, of `selected` weighting."""
+        return 0 if self.selection is None else self.selection.selected
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Outputs:

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+import synthkd.adaptive
 from synthkd.adaptive import AdaptiveWeights, StrengthController
 from synthkd.distillation.adaptation import Adaptation, Probe
 from synthkd.distillation.roles import Roles
@@ -28,6 +29,7 @@ from synthkd.distillation.settings import (
 from synthkd.distillation.teachers import FrozenTeacher
 from synthkd.distillation.team import TeacherTeam
 from synthkd.models import Classifier
+from synthkd.progress import GapCurve, fit_capacity_gap
 from synthkd.types import ImageSpec, Stateful
 
 SPEC = ImageSpec(1, 2, 2, 3)
@@ -62,6 +64,10 @@ def student_of(accuracy: float, labels: Tensor, sure: float = 4.0) -> Said:
     """A student that is right about the first share of the images and says the next class of the others."""
     right = round(accuracy * len(labels))
     return Said(answers([*labels[:right].tolist(), *((labels[right:] + 1) % 3).tolist()], sure))
+
+
+def sigmoid(x: float) -> float:
+    return 1 / (1 + math.exp(-x))
 
 
 LABELS = torch.arange(20) % 3
@@ -138,7 +144,7 @@ def test_where_the_answers_of_the_teacher_stand_for_labels_its_accuracy_is_one()
     student = student_of(0.5, LABELS)
     annotated = adapting(settings, [student])
     stood_for = adapting(settings, [student], Probe(numbered(20), None, TAUGHT))
-    first, second = annotated(0), stood_for(0)
+    first, second = annotated(1), stood_for(1)
     assert first["look/accuracy"] == second["look/accuracy"] == pytest.approx(0.5)
     assert first["adapt/gap"] == pytest.approx(1 - 0.5 / 0.8)
     alone = AdaptiveWeights(WeightSettings(rate=1.0))
@@ -151,7 +157,7 @@ def test_where_the_answers_of_the_teacher_stand_for_labels_its_accuracy_is_one()
 def test_a_teacher_that_is_never_right_has_no_capacity() -> None:
     settings = AdaptSettings(weights=WeightSettings(), strength=StrengthSettings())
     logged = adapting(settings, probe=Probe(numbered(20), LABELS, answers(((LABELS + 1) % 3).tolist())))(0)
-    assert not {"adapt/weight_of_answers", "adapt/strength"} & set(logged)
+    assert not [name for name in logged if name.startswith("adapt/")]
 
 
 def test_the_factor_of_a_term_goes_by_where_it_comes_from() -> None:
@@ -161,7 +167,7 @@ def test_the_factor_of_a_term_goes_by_where_it_comes_from() -> None:
 
     weighed = adapting(AdaptSettings(weights=WeightSettings(rate=1.0)))
     assert [weighed.factor(origin) for origin in ("answers", "features", "own")] == [1.0, 1.0, 1.0], "at the start"
-    weighed(0)
+    weighed(1)
     alpha = 1 / (1 + math.exp(-0.5 / 0.8 * 0.5))
     expected = [2 * alpha, 2 * (1 - alpha), 2 * (1 - alpha)]
     assert [weighed.factor(origin) for origin in ("answers", "features", "own")] == pytest.approx(expected)
@@ -174,7 +180,7 @@ def test_the_factor_of_a_term_goes_by_where_it_comes_from() -> None:
     both = adapting(
         AdaptSettings(weights=WeightSettings(rate=1.0), strength=StrengthSettings(beta=2.0, boost=3.0, threshold=0.1))
     )
-    both(0)
+    both(1)
     assert [both.factor(origin) for origin in ("answers", "features", "own")] == pytest.approx(
         [gamma * 2 * alpha, gamma * 2 * (1 - alpha), 2 * (1 - alpha)]
     )
@@ -187,7 +193,7 @@ def test_the_temperature_follows_the_loss() -> None:
     )
     look = Adaptation(settings, lambda: [students.pop(0)], lambda: Probe(numbered(20), LABELS, TAUGHT))
     students = [bad, bad, middling, good]
-    values = [look(step)["adapt/temperature"] for step in range(4)]
+    values = [look(step)["adapt/temperature"] for step in range(1, 5)]
     assert values == pytest.approx([5.5, 6.05, 6.05, 5.445])
     assert look.temperature is not None
     assert look.temperature.value == values[-1]
@@ -216,9 +222,9 @@ def test_roles_go_by_the_accuracies_of_all() -> None:
     students = [student_of(0.5, LABELS), student_of(0.7, LABELS), student_of(0.6, LABELS)]
     look = adapting(students=students, roles=roles)
     assert look.teaching == 1
-    assert look(0)["adapt/teaching"] == 1.0
+    assert look(1)["adapt/teaching"] == 1.0
     students[2] = student_of(0.7, LABELS)
-    assert look(1)["adapt/teaching"] == 2.0
+    assert look(2)["adapt/teaching"] == 2.0
     assert look.teaching == roles.teaching == 2
     assert look.outcome(["student", "peer 1", "peer 2"], [])["teaching"] == "peer 2"
     assert adapting().teaching is None
@@ -276,10 +282,61 @@ def test_a_state_goes_on_where_it_was_taken() -> None:
         resumed.load_state_dict(torch.load(buffer, weights_only=True))
         assert other_team.selected == team.selected
         assert resumed.teaching == whole.teaching
-        assert resumed.outcome(["student", "peer 1"], []) == whole.outcome(["student", "peer 1"], [])
+        outcome = whole.outcome(["student", "peer 1"], [])
+        assert ("gap" in outcome) == (stop > 3)
+        assert resumed.outcome(["student", "peer 1"], []) == outcome
         for step, accuracy in enumerate(looks[stop:], start=stop):
             students[0] = others[0] = student_of(accuracy, LABELS)
             assert resumed(step) == whole(step)
+
+
+NAMES = ("adapt/temperature", "adapt/weight_of_answers", "adapt/teaching")
+STARTS = [5.0, 0.5, 1.0]
+
+
+def test_a_student_that_has_learned_nothing_moves_neither_temperature_nor_weights_nor_roles() -> None:
+    """Two fresh networks, the learner the better by chance, and a loss that would raise the temperature."""
+    look, students, _ = everything()
+    students[:] = [student_of(0.3, LABELS, sure=8.0), student_of(0.1, LABELS)]
+    logged = look(0)
+    assert [logged[name] for name in NAMES] == STARTS, "they are logged all the same"
+    assert logged["adapt/gap"] == pytest.approx(1 - 0.3 / 0.8)
+    assert look.strength is not None
+    assert [time for time, _ in look.strength.points] == [0.0], "the curve has its first point"
+    assert look.selected == [1, 0, 0], "somebody has to teach"
+    logged = look(1)
+    assert [logged[name] for name in NAMES] == pytest.approx([5.5, 0.5 + 0.5 * (sigmoid(0.5 * 0.3 / 0.8) - 0.5), 0.0])
+
+
+def test_the_first_look_after_a_resume_is_none_at_a_student_that_has_learned_nothing() -> None:
+    for stopped in (0, 100):
+        whole, _, _ = everything()
+        if stopped:
+            whole(0)
+        resumed, students, _ = everything()
+        resumed.load_state_dict(whole.state_dict())
+        students[:] = [student_of(0.3, LABELS, sure=8.0), student_of(0.1, LABELS)]
+        logged = resumed(stopped)
+        assert ([logged[name] for name in NAMES] == STARTS) == (stopped == 0)
+        assert (logged["adapt/teaching"] == 0.0) == (stopped > 0)
+
+
+def test_the_gap_is_fitted_once_a_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    fits = []
+
+    def counted(times: Sequence[float], gaps: Sequence[float]) -> GapCurve:
+        fits.append(len(times))
+        return fit_capacity_gap(times, gaps)
+
+    monkeypatch.setattr(synthkd.adaptive, "fit_capacity_gap", counted)
+    students: list[nn.Module] = [nn.Identity()]
+    look = adapting(AdaptSettings(strength=StrengthSettings()), students)
+    for number, accuracy in enumerate([0.2, 0.4, 0.5, 0.55, 0.6]):
+        students[0] = student_of(accuracy, LABELS)
+        look(10 * number)
+    gap = look.outcome(["student"], [])["gap"]
+    assert fits == [4, 5]
+    assert gap["n"] == 5
 
 
 def rows(values: Sequence[float]) -> list[dict[str, Any]]:

@@ -39,6 +39,50 @@ def test_noise_within_the_band_cannot_make_it_flap() -> None:
     assert flaps > 10, "without a band it does"
 
 
+def test_a_learner_that_is_clearly_ahead_takes_over_even_while_disarmed() -> None:
+    one = roles()
+    assert one.update([0.11, 0.10])
+    # now 0 teaches, disarmed, and stays behind
+    assert not one.update([0.20, 0.20])
+    assert not one.update([0.20, 0.222]), "ahead, but 0.9 of it is not above"
+    assert (one.teaching, one.armed) == (0, False)
+    assert one.update([0.20, 0.223])
+    assert one.teaching == 1
+    assert not one.update([0.20, 0.95])
+    assert one.teaching == 1
+
+
+def test_the_way_back_needs_the_same_gap_the_other_way_round() -> None:
+    one = roles(again_below=0.8, teaching=0)
+    assert one.update([0.5, 0.6])
+    assert one.update([0.9, 0.6]), "disarmed, and clearly ahead"
+    for behind in (0.81, 1.0, 1.24):
+        assert not one.update([0.6, behind * 0.6])
+        assert (one.teaching, one.armed) == (0, False)
+    assert one.update([0.6, 1.26 * 0.6])
+    assert one.teaching == 1
+
+
+def test_a_share_above_one_is_what_a_learner_must_always_be_ahead_by() -> None:
+    one = roles(above=1.2, again_below=1.1)
+    assert [one.update([0.5, 0.5]) for _ in range(5)] == [False] * 5
+    assert not one.update([0.59, 0.5])
+    assert one.update([0.61, 0.5])
+    assert [one.update([0.61, 0.61 * ahead]) for ahead in (1.0, 1.15, 1.19)] == [False] * 3
+    assert one.update([0.61, 0.61 * 1.21])
+
+
+def test_the_faster_of_two_teaches_to_the_end_whoever_was_the_first() -> None:
+    """Accuracies that rise from 0.1, of one network to 0.3 and of the other to 0.95, both with noise."""
+    noise = np.random.default_rng(0).uniform(-0.02, 0.02, (60, 2))
+    looks = 0.1 + np.outer(1.0 - np.exp(-np.arange(60) / 10), [0.2, 0.85]) + noise
+    for start in (0, 1):
+        one = roles(teaching=start)
+        swaps = sum(one.update(look) for look in looks.tolist())
+        assert one.teaching == 1
+        assert swaps <= 2
+
+
 def test_it_is_armed_again_only_after_the_learners_have_fallen_behind() -> None:
     one = roles()
     assert one.update([0.9, 0.8])
@@ -79,6 +123,8 @@ def test_networks_that_know_nothing_keep_their_roles() -> None:
     assert not one.update([0.0, 0.0])
     assert (one.teaching, one.armed) == (1, True)
     assert one.update([0.1, 0.0])
+    assert not one.update([0.0, 0.0])
+    assert one.update([0.0, 0.1]), "ahead of nothing is clearly ahead"
 
 
 def test_a_state_goes_on_where_it_was_taken() -> None:

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from synthkd.data.bank import MemoryBank
 from synthkd.data.hybrid import HybridSource, RealImages
-from synthkd.distillation.settings import TeamSettings
+from synthkd.distillation.selection import TeacherSelection
+from synthkd.distillation.settings import SelectionSettings, TeamSettings
 from synthkd.distillation.teachers import FrozenTeacher
 from synthkd.distillation.team import LEAST_ENTROPY, TeacherTeam, certainty_weights
 from synthkd.errors import ConfigError
@@ -51,6 +52,13 @@ def teacher(
 
 def images(count: int = 6) -> Tensor:
     return torch.rand(count, *SPEC.shape, generator=torch.Generator().manual_seed(9))
+
+
+def selecting(number: int, teachers: int) -> TeacherSelection:
+    """A selection that has come to this teacher."""
+    selection = TeacherSelection(teachers, SelectionSettings())
+    selection.selected = number
+    return selection
 
 
 def entropies(logits: Tensor) -> Tensor:
@@ -142,16 +150,35 @@ def test_only_the_selected_teacher_is_run() -> None:
     members = [teacher(0), teacher(1), teacher(2)]
     team = TeacherTeam(members, TeamSettings(weighting="selected"))
     assert torch.equal(team.logits(images()), members[0].logits(images()))
-    team.selected = 2
+    team.selection = selecting(2, 3)
     before = [member.passes for member in members]
     assert torch.equal(team.logits(images()), members[2].logits(images()))
     assert [member.passes - past for member, past in zip(members, before, strict=True)] == [0, 0, 2]
 
 
+def test_the_consensus_is_of_all_teachers_whoever_is_selected() -> None:
+    members = [teacher(0), teacher(1, scale=3.0), teacher(2)]
+    team = TeacherTeam(members, TeamSettings(weighting="selected"))
+    expected = torch.stack([member.logits(images()) for member in members]).mean(dim=0)
+    for number in range(3):
+        team.selection = selecting(number, 3)
+        assert torch.equal(team.logits(images()), members[number].logits(images()))
+        assert torch.allclose(team.consensus(images()), expected, atol=1e-6)
+        assert not torch.allclose(team.consensus(images()), team.logits(images()), atol=0.1)
+
+
+def test_the_consensus_of_a_team_in_which_nobody_is_selected_is_what_it_says() -> None:
+    members = [teacher(0), teacher(1, scale=3.0)]
+    for settings in (TeamSettings(weights=(1.0, 3.0)), TeamSettings(weighting="sample")):
+        team = TeacherTeam(members, settings)
+        assert torch.equal(team.consensus(images()), team.logits(images()))
+        assert not torch.allclose(team.consensus(images()), team.answers(images()).mean(dim=0), atol=0.05)
+
+
 def test_features_are_the_first_teachers_whoever_is_selected() -> None:
     members = [teacher(0, features=["body.1"]), teacher(1)]
     team = TeacherTeam(members, TeamSettings(weighting="selected"))
-    team.selected = 1
+    team.selection = selecting(1, 2)
     seen = team(images())
     assert [member.passes for member in members] == [1, 1]
     assert torch.equal(seen.logits, members[1].logits(images()))
