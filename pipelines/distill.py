@@ -15,7 +15,8 @@ from synthkd.models import Classifier, save
 from synthkd.pipelines.assembly import Parts, assemble, require_fit
 from synthkd.pipelines.config import DistillConfig
 from synthkd.pipelines.job import Job, make_accelerator, open_job
-from synthkd.pipelines.outcome import measured, plan, summary
+from synthkd.pipelines.outcome import measured
+from synthkd.pipelines.printed import plan, summary
 from synthkd.pipelines.pupils import finished
 from synthkd.pipelines.run import Plan, Result
 from synthkd.pipelines.teachers import ReadyTeacher, is_taught, ready_teacher, untrained_teacher

@@ -1,4 +1,4 @@
-"""What a distillation comes to: its plan beforehand, and afterwards the numbers and the lines that say them."""
+"""What a distillation comes to: the numbers of its result."""
 
 from __future__ import annotations
 
@@ -11,19 +11,18 @@ import torch
 
 from synthkd.compression.capacity import TeacherQuality, compare_teachers
 from synthkd.data.real import RealData
-from synthkd.distillation import alarms, phases
+from synthkd.distillation import alarms
 from synthkd.distillation.team import TeacherTeam
 from synthkd.generators.stored import StoredImages
 from synthkd.hardware import latency_ms
 from synthkd.metrics.utility import Proportion, accuracy, predict, proportion
-from synthkd.models import Classifier, parameters
+from synthkd.models import Classifier
 from synthkd.models.layout import head
 from synthkd.pipelines.assembly import Parts
 from synthkd.pipelines.config import DistillConfig
-from synthkd.pipelines.job import Job, describe_model, disk_line, generator_bytes, scored, training_bytes
+from synthkd.pipelines.job import Job, describe_model, scored
 from synthkd.pipelines.pupils import finished
 from synthkd.rng import Rows
-from synthkd.settings import TrainedTeacher
 from synthkd.taps import INPUT, evaluating, observe
 from synthkd.training.loop import Progress
 from synthkd.types import balanced_labels, to_uint8
@@ -169,7 +168,7 @@ def _agreement(config: DistillConfig, parts: Parts, student: Classifier) -> tupl
         assert held_out.teacher_logits is not None
         taught = held_out.teacher_logits.argmax(1)
         if parts.teacher is not None:  # it may be another than the one that labelled the dataset
-            taught = predict(parts.teacher.logits, held_out.images, device)
+            taught = predict(parts.teacher.consensus, held_out.images, device)
         return accuracy(predict(student, held_out.images, device), taught), "held-out images of the dataset"
     assert parts.teacher is not None
     hits, chunk = 0, 100
@@ -177,7 +176,7 @@ def _agreement(config: DistillConfig, parts: Parts, student: Classifier) -> tupl
         labels = balanced_labels(chunk, first, parts.subject.spec.classes)
         images = parts.generator.sample(labels, config.difficulty.start, Rows(config.seed, "fresh", first))
         with torch.no_grad():
-            hits += int((student(images).argmax(1) == parts.teacher.logits(images).argmax(1)).sum())
+            hits += int((student(images).argmax(1) == parts.teacher.consensus(images).argmax(1)).sum())
     return proportion(hits, FRESH_IMAGES), "fresh synthetic samples"
 
 
@@ -203,68 +202,3 @@ def _alarms(job: Job, parts: Parts) -> list[alarms.Alarm]:
     if job.accelerator.is_main_process:
         raised.append(alarms.stale_student(job.monitor.series("fresh/agreement")[1]))
     return [alarm for alarm in raised if alarm is not None]
-
-
-def plan(config: DistillConfig, parts: Parts) -> tuple[str, ...]:
-    """What the run would do, for --dry-run."""
-    spec, student = parts.subject.spec, parameters(parts.learner.module)
-    rounds = phases.generator_rounds(config.phases)
-    batch = getattr(config.generator, "batch_size", None)
-    made = "" if batch is None else f", {rounds * batch:,} images"
-    generated = () if parts.generator is None else (f"  generator rounds: {rounds:,}{made}",)
-    beside = [f"{parameters(finished(peer)):,} parameters" for peer in parts.pupils[1:]]
-    held = parts.bank.nbytes + sum(training_bytes(parameters(pupil.learner.module)) for pupil in parts.pupils)
-    held += 0 if parts.generator is None else generator_bytes(parts.generator)
-    inherited = f"{parts.inherited:,} of them start from its weights" if parts.inherited else "freshly initialised"
-    on_disk = parts.bank.nbytes if config.bank.storage == "disk" else 0
-    if parts.contract is None:
-        taught, share = "none; soft labels stored with the dataset", ""
-        if parts.generator is None:
-            taught = "none; labels of the real images"
-    else:
-        trained = ", trained first" if isinstance(config.teacher, TrainedTeacher) else ""
-        taught = (
-            f"{parts.contract.parameters:,} parameters, {parts.contract.batch_norm_layers} BatchNorm layers{trained}"
-        )
-        share = f" ({student / parts.contract.parameters:.1%} of the teacher's)"
-    used = [f"learned from by the {config.generator.kind} generator"] if parts.shown and config.data else []
-    if parts.generator is None:
-        used = ["learned from"]
-    elif config.mix.real != 0.0:
-        used.append("mixed in")
-    real = "none" if config.data is None else f"{config.data.kind}, {' and '.join(used)}"
-    return (
-        f"distill {config.name}: {spec}",
-        f"  teacher: {taught}",
-        f"  student: {student:,} parameters{share}, {inherited}",
-        *(f"  peer {number}: {words}" for number, words in enumerate(beside, start=1)),
-        f"  real images: {real}",
-        f"  phases: {', '.join(phases.describe(phase) for phase in config.phases)}",
-        f"  student steps: {parts.learner.total:,} of {config.distill.batch_size} images",
-        *generated,
-        disk_line(config, held, on_disk),
-    )
-
-
-def summary(job: Job, values: dict[str, Any], already: bool = False) -> tuple[str, ...]:
-    """What is printed at the end."""
-    teacher, student = values["teacher"], values["student"]
-    lines = [f"{job.directory} was complete already; nothing was run"] if already else []
-    if teacher is None:
-        right = student.get("accuracy")
-        tested = "no real test data" if right is None else f"{right:.2%} of {student['n']:,} test images right"
-        lines.append(f"student: {student['parameters']:,} parameters; {tested}")
-    elif student.get("accuracy") is not None:
-        lines.append(
-            f"student: {student['accuracy']:.2%} of {student['n']:,} test images right, its teacher "
-            f"{teacher['accuracy']:.2%}: {values['ratio']['accuracy']:.1%} of the accuracy at "
-            f"{values['ratio']['parameters']:.1%} of the parameters"
-        )
-    else:
-        lines.append(f"student: {values['ratio']['parameters']:.1%} of the teacher's parameters; no real test data")
-    if student["agreement"] is not None:
-        lines.append(f"         agrees with its teacher on {student['agreement']:.2%} of {student['agreement_on']}")
-    used = values["real_images_used"]
-    lines.append(f"real images used in distillation: {'unknown' if used is None else used}")
-    lines += [f"alarm:   {alarm['name']}: {alarm['message']}" for alarm in values.get("alarms", [])]
-    return (*lines, f"report:  {job.directory / 'report.html'}", f"student: {job.directory / 'student'}")

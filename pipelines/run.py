@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +25,9 @@ from synthkd.pipelines.config import JobConfig
 CONFIG = "config.yaml"
 RESULT = "result.json"
 REPORT = "report.html"
+WORK = (RESULT, "checkpoints", "parts", "privacy.jsonl")
+"""What in a run directory another configuration must not go on from: results, checkpoints, parts of a dataset, and the
+count of looks at private images. A log alone is of a run that failed before its first checkpoint."""
 FREE_TO_CHANGE = {
     "name", "out", "device", "threads", "checkpoint_every", "keep_checkpoints", "track", "cache", "batch_size"
 }  # fmt: skip
@@ -148,10 +152,8 @@ def _check(directory: Path, config: JobConfig) -> None:
             raise CheckpointError(
                 f"{directory} exists and is no run of synthkd (it holds {', '.join(others[:3])}); choose another out="
             )
-    # where nothing but the configuration stands, the run failed before it began and this is the corrected one
-    elif any((directory / name).exists() for name in (RESULT, "checkpoints", METRICS)) and (
-        changed := _changed(saved, config)
-    ):
+    # without any work the run failed before there was some, and this is the corrected one
+    elif any((directory / name).exists() for name in WORK) and (changed := _changed(saved, config)):
         raise ConfigError(
             f"{directory} holds a run with another configuration; changed: {', '.join(changed)}. "
             "Choose another out=, or run with the old values"
@@ -160,6 +162,8 @@ def _check(directory: Path, config: JobConfig) -> None:
 
 def _adopt(directory: Path, config: JobConfig) -> None:
     if not _same(directory, config):
+        (directory / METRICS).unlink(missing_ok=True)  # log and pictures would be those of the other configuration
+        shutil.rmtree(directory / "samples", ignore_errors=True)
         write_atomically(directory / CONFIG, dump_config(config).encode())
 
 

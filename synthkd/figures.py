@@ -100,23 +100,22 @@ def draw_groups(
     Args:
         rows: rows of the log.
         references: logged name -> (label, value) of a horizontal line to compare with.
-        looks: of result.json. `every` puts what was looked at on the step of the look, not on that of the row that
-            tells of it; without the numbers of `gap` the curve of the capacity gap is the one of each look.
+        looks: of result.json; without the numbers of its `gap` the curve of the capacity gap is the one of each look.
     """
     marks = find_marks(rows)
-    every, gap = (looks or {}).get("every"), (looks or {}).get("gap") or {}
+    gap = (looks or {}).get("gap") or {}
     hidden = RESERVED | {"watching", FITTED}  # a clock, no outcome; a curve in the panel of what it is fitted to
     names = sorted({name for row in rows if "event" not in row for name in row if name not in hidden}, key=_order)
     if _is_number(gap.get("threshold")):
         references = {GAP: (f"threshold {gap['threshold']:.4g}", gap["threshold"]), **references}
     members: dict[str, list[Panel]] = {}
     for name in names:
-        steps, values = _values(rows, name, every, marks)
+        steps, values = _values(rows, name)
         if sum(map(math.isfinite, values)) < 2:
             continue
         group = _group(name)
         note = "reported only, never used to choose anything" if name.startswith("test/") else NOTES.get(name, "")
-        fitted, below = _fitted(rows, steps[-1], every, gap, marks) if name == GAP else (None, "")
+        fitted, below = _fitted(rows, steps[-1], gap, marks) if name == GAP else (None, "")
         is_share = name.startswith(("look/accuracy", "look/transfer_efficiency"))
         is_plain = name in CHOICES or is_share or fitted is not None
         is_log, is_noisy = not is_plain and _wants_log(values), not is_plain and _is_noisy(values)
@@ -168,24 +167,18 @@ def _title(name: str, group: str) -> str:
     return words[:1].upper() + words[1:]
 
 
-def _values(
-    rows: Sequence[Mapping[str, Any]], name: str, every: object, marks: Marks
-) -> tuple[Sequence[float], Sequence[float]]:
-    """Steps and values of a name. A look stands in the next row of the log, so that its step is found from `every`."""
+def _values(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[Sequence[float], Sequence[float]]:
+    """Steps and values of a name. A look comes before its step is taken, and its row counts that step as done."""
     steps, values = series(rows, name)
-    if name.split("/")[0] not in ("look", "adapt") or not isinstance(every, int) or every < 1:
-        return steps, values
-    starts = [0, *(start for _, start in marks.phases)]
-    before = [max(start for start in starts if start < max(1, step)) for step in steps]
-    return [start + (step - 1 - start) // every * every for start, step in zip(before, steps, strict=True)], values
+    return ([step - 1 for step in steps] if name.startswith(("look/", "adapt/")) else steps), values
 
 
 def _fitted(
-    rows: Sequence[Mapping[str, Any]], last: float, every: object, gap: Mapping[str, Any], marks: Marks
+    rows: Sequence[Mapping[str, Any]], last: float, gap: Mapping[str, Any], marks: Marks
 ) -> tuple[tuple[Sequence[float], Sequence[float]] | None, str]:
     """Steps of the run, up to the last, and values of the curve through the gap, and what it is; None without one."""
     if not all(_is_number(gap.get(key)) for key in ("alpha", "beta", "gamma", "start")):
-        drawn = _values(rows, FITTED, every, marks)
+        drawn = _values(rows, FITTED)
         return (drawn if drawn[0] else None), ""
     alpha, beta, gamma, start = (float(gap[key]) for key in ("alpha", "beta", "gamma", "start"))
     times = [start + (last - _run_step(start, marks)) * part / 100 for part in range(101)]

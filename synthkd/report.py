@@ -63,8 +63,7 @@ class RunFiles:
         """What the looks at the students came to, or what the configuration says of them while the run goes on."""
         if isinstance(found := (self.result or {}).get("looks"), dict):
             return found
-        asked = _get(self.config, "distill", "adapt")
-        return {"every": _get(asked, "every"), "gap": {"threshold": _get(asked, "strength", "threshold")}}
+        return {"gap": {"threshold": _get(self.config, "distill", "adapt", "strength", "threshold")}}
 
     @property
     def lacks_test_data(self) -> bool:
@@ -156,7 +155,7 @@ def headline(run: RunFiles) -> str:
     one = not isinstance(teachers, list) or len(teachers) < 2
     who, whose = ("teacher", "teacher’s") if one else ("teachers", "teachers’")
     kept, share = _ratio(run.result, "accuracy"), _ratio(run.result, "parameters") if one else None
-    agreement, images = number(_get(student, "agreement")), number(run.result.get("real_images_used"))
+    agreement = number(_get(student, "agreement"))
     parts = [] if share is None else [f"has {percent(share)} of its {whose} parameters"]
     if kept is not None:
         at_size = "" if share is None else f" at {percent(share)} of its parameters"
@@ -166,16 +165,14 @@ def headline(run: RunFiles) -> str:
         parts.insert(0, f"agrees with its {who} on {percent(agreement)} of {where or 'the images compared'}")
     else:
         parts.append("was not compared with it" if parts else f"was not compared with its {who}")
-    if images is not None:
-        parts.append(_saw(images))
-    listed = " and ".join(filter(None, [", ".join(parts[:-1]), parts[-1]]))
-    return f"The student {listed}."
+    return _listed(parts + _saw(run.result))
 
 
 def _without_teacher(run: RunFiles, student: Any) -> str:
     accuracy, agreement = number(_get(student, "accuracy")), number(_get(student, "agreement"))
+    is_real = _get(run.config, "generator", "kind") == "none"
     parts = ["learned from the soft labels of a dataset"]
-    if _get(run.config, "generator", "kind") == "none":
+    if is_real:
         images, peers = number(_get(run.result, "real_images_used")), len(_get(run.result, "peers") or ())
         beside = f" together with {peers} peer{'' if peers == 1 else 's'}" if peers else ""
         parts = [f"learned from {'' if images is None else count(images) + ' '}labelled real images{beside}"]
@@ -185,7 +182,11 @@ def _without_teacher(run: RunFiles, student: Any) -> str:
         parts.append(
             f"agrees with the labels of {percent(agreement)} of {_get(student, 'agreement_on') or 'the images'}"
         )
-    return f"The student {', '.join(parts[:-1])} and {parts[-1]}." if len(parts) > 1 else f"The student {parts[0]}."
+    return _listed(parts if is_real else parts + _saw(run.result or {}))
+
+
+def _listed(parts: Sequence[str]) -> str:
+    return f"The student {' and '.join(filter(None, [', '.join(parts[:-1]), parts[-1]]))}."
 
 
 def find_alarms(run: RunFiles) -> list[Mapping[str, Any]] | None:
@@ -247,10 +248,14 @@ def _times(ratio: float | None) -> str:
     return "" if ratio is None else f"{ratio:.3g} ×"
 
 
-def _saw(images: float) -> str:
-    if images == 0:
-        return "never saw a real image"
-    return f"saw {count(images)} real image{'' if images == 1 else 's'}"
+def _saw(result: Mapping[str, Any]) -> list[str]:
+    """What the headline says of real images; nothing of a result that does not mention them."""
+    if "real_images_used" not in result:
+        return []
+    images = number(result["real_images_used"])
+    if images is None:
+        return ["saw an unknown number of real images"]
+    return ["never saw a real image" if images == 0 else f"saw {count(images)} real image{'' if images == 1 else 's'}"]
 
 
 def _shown_path(directory: Path) -> str:

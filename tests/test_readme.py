@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 SHELLS = {"sh", "bash", "shell", "console"}
-PICTURES = ("student: ", "teacher ──►", "synthkd/  ")
+PICTURES = ("The student ", "teacher ──►", "synthkd/  ")
 """How fenced blocks begin that show output or a drawing; any other block without a language is one of commands."""
 TO_COME: set[str] = set()
 """Verbs that are announced and do not exist yet."""

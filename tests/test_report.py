@@ -277,6 +277,24 @@ def test_real_images_are_counted_in_the_headline(tmp_path):
     )
 
 
+@pytest.mark.parametrize(
+    ("images", "said"),
+    [
+        (0, "never saw a real image."), (1, "saw 1 real image."), (1294, "saw 1,294 real images."),
+        (None, "saw an unknown number of real images."),
+    ],
+)  # fmt: skip
+def test_headline_of_a_dataset_says_what_its_generator_saw(tmp_path, images, said):
+    result = result_of_distill() | {"teacher": None, "real_images_used": images}
+    result["student"]["agreement_on"] = "held-out images of the dataset"
+    (tmp_path / "result.json").write_text(json.dumps(result))
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(CONFIG | {"teacher": None, "generator": {"kind": "dataset"}}))
+    assert headline(read_run(tmp_path)).replace("\N{NO-BREAK SPACE}", " ") == (
+        "The student learned from the soft labels of a dataset, reaches 96.9 % accuracy on test data, agrees with the "
+        f"labels of 97.2 % of held-out images of the dataset and {said}"
+    )
+
+
 def network(accuracy: float | None, **more: object) -> dict:
     interval = None if accuracy is None else [accuracy - 0.02, accuracy + 0.01]
     return {"accuracy": accuracy, "accuracy_interval": interval, "n": 360, "arch": "vit width 64", "parameters": 412345,
@@ -454,7 +472,7 @@ def adapting_rows() -> list[dict]:
     rows = [{"step": 0, "event": "pregenerate begins", "kind": "phase", "phase": "pregenerate"}]
     rows += [{"step": 200, "event": "refine begins", "kind": "phase", "phase": "refine"}]
     for t in range(0, 600, 30):
-        row = {"step": 200 + 20 * (t // 20 + 1), "phase": "refine"}  # logged every 20 steps
+        row = {"step": 200 + t + 1, "phase": "refine"}  # a look has a row at once, which counts its step as done
         row |= {"adapt/gap": 0.8 * math.exp(-t / 100) + 0.02, "adapt/temperature": 5.0 - t / 200}
         row |= {"adapt/teaching": float(t > 200) * 2, "adapt/selected_teacher": float(t // 30 % 3 == 0)}
         row |= {"look/accuracy": t / 600, "look/accuracy of peer 1": t / 700}
@@ -470,7 +488,7 @@ def adapting_rows() -> list[dict]:
 def gap_of(**more: object) -> dict:
     gap = {"alpha": 0.8, "beta": 0.01, "gamma": 0.02, "start": 0.0, "n": 20, "errors": [0.011, 1e-5, 0.0012],
            "threshold": 0.05, "below_from_step": 100 * math.log(0.8 / 0.03)}  # fmt: skip
-    return {"every": 30, "gap": gap | more}
+    return {"gap": gap | more}
 
 
 def panel_of(looks: dict | None, title: str) -> figures.Panel:
@@ -526,7 +544,7 @@ def test_gap_shows_what_was_measured_the_curve_and_the_threshold_in_one_panel():
     assert panel.svg.count("<use ") == 20
     (curve,) = paths(panel.svg)
     assert len(curve) > 90
-    plain = panel_of({"every": 30, "gap": None}, "Capacity gap")
+    plain = panel_of({"gap": None}, "Capacity gap")
     assert (plain.below, len(paths(plain.svg)[0])) == ("", 17)
     assert panel.svg.count("stroke: var(--muted)") == plain.svg.count("stroke: var(--muted)") + 1
 
@@ -534,9 +552,10 @@ def test_gap_shows_what_was_measured_the_curve_and_the_threshold_in_one_panel():
 def test_curve_of_the_gap_goes_through_what_was_measured_at_the_step_of_each_look():
     rows = adapting_rows()
     marks = find_marks(rows)
-    steps, gaps = figures._values(rows, "adapt/gap", 30, marks)
+    steps, gaps = figures._values(rows, "adapt/gap")
     assert steps == [200 + t for t in range(0, 600, 30)]
-    drawn, _ = figures._fitted(rows, steps[-1], 30, gap_of()["gap"], marks)
+    assert figures._values(rows, "student/loss")[0] == [step + 1 for step in steps], "a loss is that of a step done"
+    drawn, _ = figures._fitted(rows, steps[-1], gap_of()["gap"], marks)
     assert (drawn[0][0], drawn[0][-1]) == (steps[0], steps[-1])
     assert np.interp(steps, *drawn) == pytest.approx(gaps, abs=1e-3)
 

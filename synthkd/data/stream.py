@@ -3,6 +3,9 @@
 Whenever batches ask, and not more often than every `poll` seconds, the folder is listed and files that are new there
 are taken, in the order of their names and after those taken before. Batches draw from the newest images. Which files
 were taken, and at which step, is the state: what a resumed run sees up to its checkpoint is what the first one saw.
+
+One file that cannot be used must not end a training that is meant to go on: beside one that can, it is passed over, and
+stands in the state as a file of no images.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ import logging
 import math
 import os
 import time
+import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -39,7 +43,7 @@ class Arrival:
     Attributes:
         step: at which batches first drew from it.
         name: of the file in its folder.
-        images: how many it holds.
+        images: how many it holds; 0 where it was passed over.
         held: how many of them are held out.
     """
 
@@ -64,7 +68,7 @@ class ImageStream:
         holdout: the newest images that are held out, `window * settings.holdout` at most, as of the latest step.
 
     Raises:
-        DataError: there is no such folder, or its first file, where one is there already, cannot be used.
+        DataError: there is no such folder, or there are files and none of them can be used.
     """
 
     def __init__(self, settings: StreamData, spec: ImageSpec) -> None:
@@ -74,8 +78,7 @@ class ImageStream:
         self._most_held = math.ceil(settings.window * settings.holdout)
         self._looked = -math.inf
         self._start_at(0, [])
-        for name in self._names()[:1]:  # to fail now rather than at the first step
-            self._read(name)
+        self._require_usable()
 
     @property
     def arrived(self) -> int:
@@ -88,7 +91,7 @@ class ImageStream:
         Steps are asked for in their order.
 
         Raises:
-            DataError: a file that cannot be used, or no image within `patience` seconds.
+            DataError: files of which none can be used, or no image within `patience` seconds.
         """
         if time.monotonic() - self._looked >= self._settings.poll:
             self._take_new(step)
@@ -115,6 +118,9 @@ class ImageStream:
         before = arrivals[:needed]
         self._start_at(sum(arrival.images - arrival.held for arrival in before), before)
         for arrival in arrivals[needed:]:
+            if not arrival.images:
+                self._note(arrival)
+                continue
             path = self._folder / arrival.name
             if not path.is_file():
                 raise DataError(f"{path} was learned from and is gone; put it back, or delete the run to start anew")
@@ -132,6 +138,18 @@ class ImageStream:
         nothing = torch.empty(0, *self._spec.shape, dtype=torch.uint8), torch.empty(0, dtype=torch.int64)
         self._learned, self.holdout = RealImages(*nothing, first), RealImages(*nothing)
 
+    def _require_usable(self) -> None:
+        """Fail now rather than at the first step; in a run that is resumed the first name may be of any file."""
+        refused: list[DataError] = []
+        for name in self._names():
+            try:
+                self._read(name)
+                return
+            except DataError as error:
+                refused.append(error)
+        if refused:
+            raise refused[0]
+
     def _wait(self, step: int) -> None:
         patience, poll = self._settings.patience, self._settings.poll
         until = time.monotonic() + patience
@@ -147,9 +165,18 @@ class ImageStream:
             self._take_new(step)
 
     def _take_new(self, step: int) -> None:
+        refused: dict[str, DataError] = {}
         for name in self._names():
             if name not in self._taken:
-                self._take(step, name)
+                try:
+                    self._take(step, name)
+                except DataError as error:
+                    refused[name] = error
+        for name, reason in refused.items():
+            if not self.arrived:
+                raise reason
+            LOG.warning("%s; it is passed over until it comes under another name", reason)
+            self._note(Arrival(step, name, 0, 0))
         self._looked = time.monotonic()
 
     def _names(self) -> list[str]:
@@ -168,13 +195,21 @@ class ImageStream:
         held = Rows(0, f"holdout of {name}").uniform(len(labels), 1)[:, 0] < self._settings.holdout
         self._learned = _extended(self._learned, images[~held], labels[~held], self._settings.window)
         self.holdout = _extended(self.holdout, images[held], labels[held], self._most_held)
-        self._taken.add(name)
-        self.arrivals.append(Arrival(step, name, len(labels), int(held.sum())))
-        return self.arrivals[-1]
+        return self._note(Arrival(step, name, len(labels), int(held.sum())))
+
+    def _note(self, arrival: Arrival) -> Arrival:
+        self._taken.add(arrival.name)
+        self.arrivals.append(arrival)
+        return arrival
 
     def _read(self, name: str) -> tuple[Tensor, Tensor]:
         """Images uint8 `[N, C, H, W]` and labels int64 `[N]`, all -1 in a file without labels."""
         path = self._folder / name
+        if not zipfile.is_zipfile(path):
+            raise DataError(
+                f"{path} is no whole .npz; write a file under a name that begins with a dot, and rename it when it is "
+                "complete"
+            )
         found = read_arrays(path)
         images = as_images(found.images, f"{path}: images")
         if images.shape[1:] != self._spec.shape:

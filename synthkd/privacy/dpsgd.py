@@ -288,8 +288,7 @@ class PrivateLearner:
             self._optimizer.step()
         if not all(bool(torch.isfinite(p).all()) for p in self.module.parameters()):
             raise TrainingError(
-                f"{self.name}: the weights are not finite after step {step}; the last good checkpoint is kept: lower "
-                "training.optimizer.lr"
+                f"{self.name}: the weights are not finite after step {step}; lower training.optimizer.lr"
             )
         for name, value in self.module.named_buffers():
             if not torch.equal(value, self._buffers[name]):

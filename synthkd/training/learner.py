@@ -36,7 +36,7 @@ def require_finite(loss: Loss, who: str, step: int, unit: str = "step") -> None:
     bad = [f"{name}={float(value.detach())}" for name, value in loss.terms.items() if not torch.isfinite(value)]
     raise TrainingError(
         f"{who}: the loss is not finite at {unit} {step} ({', '.join(bad) or 'a sum of finite terms'}); "
-        "the last good checkpoint is kept: lower the learning rate or the weight of that term"
+        "lower the learning rate or the weight of that term"
     )
 
 

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import threading
 import time
 from pathlib import Path
@@ -290,7 +291,7 @@ def test_batches_of_a_resumed_run_are_those_of_an_unbroken_one(tmp_path: Path) -
 IMAGES = np.zeros((2, 1, 1, 2), dtype=np.uint8)
 
 
-@pytest.mark.parametrize(
+UNUSABLE = pytest.mark.parametrize(
     ("arrays", "message"),
     [
         ({"images": np.zeros((2, 3, 1, 2), np.uint8)}, r"must be 1x1x2, as the teacher's are, got 3x1x2; convert"),
@@ -302,15 +303,76 @@ IMAGES = np.zeros((2, 1, 1, 2), dtype=np.uint8)
         ({"labels": np.array([0, 1])}, "has no array images"),
     ],
 )
-def test_a_file_that_cannot_be_used_is_named_at_once(tmp_path: Path, arrays: dict[str, Any], message: str) -> None:
+
+
+@UNUSABLE
+def test_a_file_that_cannot_be_used_is_named_at_once_where_there_is_no_other(
+    tmp_path: Path, arrays: dict[str, Any], message: str
+) -> None:
+    stream = open_stream(tmp_path)
+    for name in ("0.npz", "1.npz"):
+        save(tmp_path, name, **arrays)
+    with pytest.raises(DataError, match=message):
+        stream.at(0)
+    assert stream.arrivals == []
+    with pytest.raises(DataError, match=message):  # before anything is trained
+        open_stream(tmp_path)
+
+
+@UNUSABLE
+def test_beside_others_a_file_that_cannot_be_used_is_passed_over_and_named_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, arrays: dict[str, Any], message: str
+) -> None:
     put(tmp_path, "1.npz", range(3))
     stream = open_stream(tmp_path)
     stream.at(0)
     save(tmp_path, "0.npz", **arrays)
-    with pytest.raises(DataError, match=message):
-        stream.at(1)
-    with pytest.raises(DataError, match=message):  # before anything is trained
+    put(tmp_path, "2.npz", range(3, 5))
+    for step in (1, 2):
+        assert numbers(stream.at(step)) == [0, 1, 2, 3, 4]
+    (said,) = caplog.messages
+    assert re.search(message, said)
+    assert said.endswith("; it is passed over until it comes under another name")
+    assert sorted((a.step, a.name, a.images, a.held) for a in stream.arrivals) == [
+        (0, "1.npz", 3, 0), (1, "0.npz", 0, 0), (1, "2.npz", 2, 0)
+    ]  # fmt: skip
+    put(tmp_path, "3.npz", range(5, 7))
+    assert numbers(stream.at(3)) == [0, 1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize("content", [b"", b"half of a file", b"\x80\x04K\x01."])
+def test_what_is_no_whole_npz_is_told_how_to_be_put_there(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "0.npz").write_bytes(content)
+    with pytest.raises(
+        DataError, match=r"0\.npz is no whole \.npz; write a file under a name that .* dot, and"
+    ) as said:
         open_stream(tmp_path)
+    assert "pickle" not in str(said.value)
+
+
+def test_a_file_that_was_cut_short_is_no_whole_npz(tmp_path: Path) -> None:
+    put(tmp_path, "0.npz", range(300))
+    (tmp_path / "0.npz").write_bytes((tmp_path / "0.npz").read_bytes()[:-30])
+    with pytest.raises(DataError, match=r"is no whole \.npz"):
+        open_stream(tmp_path)
+
+
+@pytest.mark.parametrize("then", ["as it was", "mended", "gone"])
+def test_a_resumed_run_passes_over_what_the_first_one_passed_over(tmp_path: Path, then: str) -> None:
+    put(tmp_path, "5.npz", range(3))
+    stream = open_stream(tmp_path)
+    stream.at(0)
+    (tmp_path / "0.npz").write_bytes(b"junk")  # the first by name, which a new stream reads first
+    put(tmp_path, "6.npz", range(3, 5))
+    before = stream.at(1)
+    if then == "mended":
+        put(tmp_path, "0.npz", range(90, 99))
+    elif then == "gone":
+        (tmp_path / "0.npz").unlink()
+    again = resumed(stream, tmp_path)
+    found = again.at(2)
+    assert (numbers(found), found.first) == (numbers(before), before.first)
+    assert again.state_dict() == stream.state_dict()
 
 
 def test_a_missing_folder_is_refused_at_once(tmp_path: Path) -> None:

@@ -15,8 +15,10 @@ from synthkd.configuration import dump_config, load_config
 from synthkd.errors import CheckpointError, ConfigError
 from synthkd.monitor import FILE_NAME as METRICS
 from synthkd.pipelines.config import DistillConfig, JobConfig, TeachConfig
+from synthkd.pipelines.generate import PARTS
 from synthkd.pipelines.job import open_job
-from synthkd.pipelines.run import CONFIG, FREE_TO_CHANGE, REPORT, RESULT
+from synthkd.pipelines.run import CONFIG, FREE_TO_CHANGE, REPORT, RESULT, WORK
+from synthkd.privacy.dpsgd import JOURNAL
 
 TEACH: dict[str, Any] = {"data": {"kind": "digits"}, "model": {"arch": "mlp"}, "device": "cpu"}
 DISTILL: dict[str, Any] = {"teacher": {"kind": "load", "model": "t"}, "student": {"arch": "mlp"}, "device": "cpu"}
@@ -178,11 +180,11 @@ def test_a_free_key_may_change_when_a_run_is_resumed(tmp_path: Path, key: str) -
     assert opened(config_for(out)).samefile(out)
 
 
-@pytest.mark.parametrize("trace", [METRICS, "checkpoints", RESULT])
+@pytest.mark.parametrize("trace", WORK)
 def test_any_trace_of_work_forbids_another_configuration(tmp_path: Path, trace: str) -> None:
     config = config_for(tmp_path / "run")
-    directory = opened(config)
-    (directory / trace).mkdir() if trace == "checkpoints" else (directory / trace).write_text("{}")
+    directory = begun(config)
+    (directory / trace).write_text("{}") if "." in trace else (directory / trace).mkdir()
     before = files(directory)
     changes = ["seed=3", "training.optimizer.lr=0.05", "threads=2", "model.kind=load", "model.model=t"]
     with pytest.raises(ConfigError, match=r"changed: seed, model\.kind, training\.optimizer\.lr\. Choose another out="):
@@ -190,11 +192,22 @@ def test_any_trace_of_work_forbids_another_configuration(tmp_path: Path, trace: 
     assert files(directory) == before
 
 
+def test_work_is_looked_for_where_it_is_kept(tmp_path: Path) -> None:
+    with open_job("teach", config_for(tmp_path / "run")) as job:
+        assert job.store.directory.name in WORK
+    assert {RESULT, PARTS, JOURNAL} < set(WORK)
+
+
 def test_before_any_work_another_configuration_takes_its_place(tmp_path: Path) -> None:
-    opened(config_for(tmp_path / "run"))
+    directory = begun(config_for(tmp_path / "run"))
+    (directory / "samples").mkdir()
+    (directory / "samples" / "step_000001.png").write_text("of the other configuration, as the log is")
+    assert opened(config_for(tmp_path / "run", "threads=1")) == directory
+    assert (directory / METRICS).exists(), "of the same configuration"
     corrected = config_for(tmp_path / "run", "seed=3")
     opened(corrected)
-    assert load_config(TeachConfig, tmp_path / "run" / CONFIG, []) == corrected
+    assert load_config(TeachConfig, directory / CONFIG, []) == corrected
+    assert set(files(directory)) == {".lock", CONFIG}
 
 
 def test_a_result_is_handed_out_and_what_a_finished_run_need_not_keep_is_dropped(tmp_path: Path) -> None:
