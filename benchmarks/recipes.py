@@ -3,8 +3,9 @@
     python benchmarks/recipes.py [--only NAME ...] [--threads 2]
 
 Run it alone on the machine. A recipe is as it ships but for its data, for its teachers, which are trained once for all
-recipes that ask for the same, and for four times the steps of both: there are forty times the images. One seed: this shows that recipes work on other data than they were written for, not
-which is better. Finished cells are kept in benchmarks/runs/recipes; the table goes to benchmarks/results/recipes.json.
+recipes that ask for the same, and for four times the steps of both: there are forty times the images. One seed: this
+shows that recipes work on other data than they were written for, not which is better. Finished cells are kept in
+benchmarks/runs/recipes; the table goes to benchmarks/results/recipes.json.
 """
 
 from __future__ import annotations

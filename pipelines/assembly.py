@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 
 from synthkd.compression.width import Slimmable
@@ -30,12 +31,15 @@ from synthkd.generators.stored import StoredImages
 from synthkd.models import Classifier, TeacherContract, inherit, is_fresh, probe
 from synthkd.pipelines.config import DistillConfig
 from synthkd.pipelines.pupils import Probed, Subject, adapt, build_pupils, label_by, subject_of, untrained_student
-from synthkd.rng import Rows
+from synthkd.rng import Rows, stream
 from synthkd.schedules import DifficultyController
 from synthkd.settings import StreamData
 from synthkd.training.learner import Learner
 from synthkd.training.memory import fitting_batch_size, training_step
-from synthkd.types import Batch, ImageSpec, balanced_labels
+from synthkd.types import Batch, ImageSpec, balanced_labels, to_uint8
+
+REHEARSED = 16
+"""Images of the batch that terms are tried on, at most."""
 
 
 @dataclass(frozen=True)
@@ -153,6 +157,7 @@ def assemble(
     pupils[0].adaptation = adaptation
     prioritized = bank if config.bank.policy == "prioritized" else None
     learn = DistillStep(pupils, source, accelerator, prioritized, adaptation.roles)
+    learn.rehearse(_of_noise(config, subject.spec, frozen, accelerator.device))
     if dataset is None:
         shown = real_images_seen(config.generator, 0 if splits is None else len(splits.train))
     else:
@@ -174,6 +179,31 @@ def assemble(
         inherited=inherited,
         shown=shown,
     )
+
+
+def _of_noise(
+    config: DistillConfig, spec: ImageSpec, frozen: FrozenTeacher | TeacherTeam | None, device: torch.device
+) -> Batch:
+    """A batch of the kind that the run will draw, of images that show nothing."""
+    count = min(REHEARSED, config.distill.batch_size)
+    rng = stream(config.seed, "rehearsal")
+    images, logits = torch.rand(count, *spec.shape, generator=rng), torch.randn(count, spec.classes, generator=rng)
+    drawn = Batch(images, balanced_labels(count, 0, spec.classes), logits)
+    bank = MemoryBank(spec, config.bank.model_copy(update={"capacity": count, "storage": "ram"}), config.seed)
+    bank.add(drawn.images, drawn.labels, logits)
+    source = HybridSource(
+        config.mix,
+        count,
+        1,
+        bank,
+        frozen,
+        difficulty=lambda: 0.0,
+        seed=config.seed,
+        live=lambda wanted, _: drawn.map(lambda value: value[:wanted]),
+        real=RealImages(to_uint8(images), drawn.labels),
+        device=device,
+    )
+    return source.batch(0)
 
 
 def require_fit(key: str, data: RealData | None, subject: Subject) -> None:

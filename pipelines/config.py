@@ -129,12 +129,12 @@ class DistillConfig(TrainingConfig):
 
     @model_validator(mode="after")
     def _of_a_dataset(self) -> DistillConfig:
-        """Where a dataset takes the generator's place, one phase and its soft labels need not be asked for."""
-        if isinstance(self.generator, DatasetSettings):
-            if "phases" not in self.model_fields_set:
-                self.__dict__["phases"] = (Refine(kind="refine", steps=4500),)
-            if self.teacher is None and "logits" not in self.mix.model_fields_set:
-                self.__dict__["mix"] = self.mix.model_copy(update={"logits": "stored"})
+        """Where nothing is generated, one phase is all there can be; nor need a dataset's soft labels be asked for."""
+        stored = isinstance(self.generator, DatasetSettings)
+        if (stored or isinstance(self.generator, NoGenerator)) and "phases" not in self.model_fields_set:
+            self.__dict__["phases"] = (Refine(kind="refine", steps=4500),)
+        if stored and self.teacher is None and "logits" not in self.mix.model_fields_set:
+            self.__dict__["mix"] = self.mix.model_copy(update={"logits": "stored"})
         return self
 
     def _learns_from_data(self) -> bool:
@@ -204,6 +204,14 @@ class DistillConfig(TrainingConfig):
             )
         if self.teacher is None and none:
             self._needs_no_teacher()
+        if not self.teachers and self.team != TeamSettings():
+            raise ValueError("team says how several teachers label, and there is one: set teachers, or leave team out")
+        constant = DistillSettings.model_fields["temperature"].default
+        if self.distill.adapt.temperature is not None and self.distill.temperature != constant:
+            raise ValueError(
+                "distill.temperature is moved by distill.adapt.temperature, which has its own start: leave one of them "
+                "out"
+            )
         if self.teachers and (self.teacher is None or self.mix.logits == "stored"):
             raise ValueError("teachers label beside `teacher` what is at hand: set teacher, and mix.logits to fresh")
         asked = [None] if self.online is None else [None, *(peer.optimizer for peer in self.online.peers)]

@@ -164,12 +164,15 @@ def adapt(
     if steering and accelerator.num_processes > 1:
         raise ConfigError(f"{steering[0]} adapts in one process only; leave torchrun out, or {steering[0]}")
     if steering and not asked.possible:
-        raise ConfigError(f"{steering[0]} goes by images that nobody learns from: set data.holdout above 0")
+        raise ConfigError(f"{steering[0]} goes by images that are held out, or a bank: set data.holdout above 0")
     return Adaptation(adapt, lambda: [pupil.learner.evaluated for pupil in pupils], asked, roles, team, selection)
 
 
 class Probed:
-    """Images that no pupil learns from: held-out real ones, those a dataset held out, else the newest of the bank."""
+    """Images that pupils are asked about: held-out real ones, those a dataset held out, else the newest of the bank.
+
+    Nobody learns from the former; of the newest of the bank the student has drawn most by the time of a look.
+    """
 
     def __init__(
         self,
@@ -192,7 +195,7 @@ class Probed:
             order = torch.randperm(len(splits.holdout), generator=stream(config.seed, "look"))[: self._count]
             self._kept = self._asked(splits.holdout.images[order], splits.holdout.labels[order])
         elif isinstance(generator, StoredImages):
-            self._kept = self._labelled(generator.held_out)
+            self._kept = self._labelled(generator.held_out, fresh=config.mix.logits == "fresh")
         filled = generator is not None and phases.generator_rounds(config.phases) > 0
         self.possible = self._kept is not None or self._arriving is not None or filled
 
@@ -202,18 +205,25 @@ class Probed:
             return self._asked(held.images[-self._count :], held.labels[-self._count :])
         if self._kept is not None or not len(self._bank):
             return self._kept
-        return self._labelled(self._bank.newest(self._count))
+        return self._labelled(self._bank.newest(self._count), fresh=isinstance(self._frozen, TeacherTeam))
 
     def _asked(self, images: Tensor, labels: Tensor) -> Probe:
         """Real images, with what the teacher says of them."""
-        shown, frozen = to_float(images).to(self._device), self._frozen
-        said = None if frozen is None else torch.cat([frozen.consensus(part) for part in shown.split(CHUNK)])
-        return Probe(shown, labels.to(self._device) if bool((labels >= 0).all()) else None, said)
+        shown = to_float(images).to(self._device)
+        return Probe(shown, labels.to(self._device) if bool((labels >= 0).all()) else None, self._said(shown))
 
-    def _labelled(self, batch: Batch) -> Probe:
-        assert batch.teacher_logits is not None
+    def _labelled(self, batch: Batch, fresh: bool) -> Probe:
+        """Images with stored logits, or what those who label now say of them: a bank has them of one teacher alone."""
         rows = slice(-self._count, None)
-        return Probe(batch.images[rows].to(self._device), None, batch.teacher_logits[rows].to(self._device))
+        shown, logits = batch.images[rows].to(self._device), batch.teacher_logits
+        assert logits is not None
+        said = self._said(shown) if fresh else None
+        return Probe(shown, None, logits[rows].to(self._device) if said is None else said)
+
+    def _said(self, images: Tensor) -> Tensor | None:
+        if self._frozen is None:
+            return None
+        return torch.cat([self._frozen.consensus(part) for part in images.split(CHUNK)])
 
 
 def finished(pupil: Pupil) -> Classifier:

@@ -8,7 +8,7 @@ from typing import Any, Generic, TypeVar
 
 from synthkd.distillation.settings import TemperatureSettings
 from synthkd.errors import TrainingError
-from synthkd.settings import DifficultySettings, OptimizerSettings, Schedule
+from synthkd.settings import Curve, DifficultySettings, OptimizerSettings, Schedule
 
 Limits = TypeVar("Limits", DifficultySettings, TemperatureSettings)
 
@@ -32,6 +32,12 @@ def value_at(schedule: Schedule, step: int, total: int) -> float:
     if schedule.kind == "cosine":
         t = 0.5 * (1.0 - math.cos(math.pi * t))
     return schedule.start + (schedule.end - schedule.start) * t
+
+
+def ever(schedule: Schedule) -> bool:
+    """Whether a scheduled setting is other than 0 at any time."""
+    ends = (schedule.start, schedule.end) if isinstance(schedule, Curve) else (schedule,)
+    return any(end != 0.0 for end in ends)
 
 
 def learning_rate_factor(settings: OptimizerSettings, step: int, total: int) -> float:

@@ -345,7 +345,10 @@ class BankSettings(Settings):
     priority_exponent: Fraction = 0.4
     """Exponent of the priority in the probability of a draw (prioritized)."""
     importance_exponent: Fraction = 1.0
-    """Exponent of the importance weights that undo the bias of prioritized draws; 1 undoes it wholly."""
+    """Exponent of the importance weights that undo the bias of prioritized draws; 1 undoes it wholly.
+
+    They count in every term that is a mean over images; relations between images and distances of distributions are
+    those of the batch as it was drawn."""
 
 
 class MixSettings(Settings):

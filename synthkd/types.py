@@ -47,6 +47,7 @@ class Batch:
         teacher_logits: float32 `[N, K]`, or None where the teacher has not seen these images.
         weights: float32 `[N]` importance weights with mean near 1, or None for equal weights.
         slots: int64 `[N]` places in the memory bank (-1: not from the bank, or changed since), or None.
+        rows: int64 `[N]` numbers of real images (-1: none, or changed since), or None.
         annotated: bool `[N]`, True where the label was annotated on this very real image, so that the hard-label term
             may trust it; None where the run mixes in no real image.
         teacher_features: module path -> the teacher's features of these very images; empty unless asked for.
@@ -57,6 +58,7 @@ class Batch:
     teacher_logits: Tensor | None = None
     weights: Tensor | None = None
     slots: Tensor | None = None
+    rows: Tensor | None = None
     annotated: Tensor | None = None
     teacher_features: Mapping[str, Tensor] = field(default_factory=dict)
 
@@ -67,7 +69,7 @@ class Batch:
         """The batch with `change` applied to every tensor it has (a row selection, a move to a device)."""
         optional = {
             name: None if (value := getattr(self, name)) is None else change(value)
-            for name in ("teacher_logits", "weights", "slots", "annotated")
+            for name in ("teacher_logits", "weights", "slots", "rows", "annotated")
         }
         features = {path: change(value) for path, value in self.teacher_features.items()}
         return Batch(change(self.images), change(self.labels), **optional, teacher_features=features)

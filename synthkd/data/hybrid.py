@@ -167,7 +167,7 @@ class HybridSource:
         self.real_rows.update((real.first + rows).tolist())
         logits = self._logits_of(real)[rows] if self._mix.logits == "stored" else None
         labels = real.labels[rows]
-        return Batch(to_float(real.images[rows]), labels, logits, annotated=labels >= 0)
+        return Batch(to_float(real.images[rows]), labels, logits, rows=real.first + rows, annotated=labels >= 0)
 
     def _logits_of(self, real: RealImages) -> Tensor:
         """The teacher's logits of real images, made once for each of them."""
@@ -202,7 +202,7 @@ class HybridSource:
                 logits = augment.mixup(logits[:, :, None, None], mixed / len(logits), again)[:, :, 0, 0]
         if pasted:
             images = torch.cat([images[:-pasted], augment.cutmix(images[-pasted:], 1.0, rng)])
-        # a mixture is no longer the image of its slot, and has the label that the teacher gives it
+        # a mixture is no longer the image of its slot or row, and has the label that the teacher gives it
         kept = torch.ones(len(images), dtype=torch.bool)
         kept[:mixed] = False
         kept[len(images) - pasted :] = False
@@ -212,6 +212,7 @@ class HybridSource:
             labels=torch.where(kept, batch.labels, -1),
             teacher_logits=logits,
             slots=None if batch.slots is None else torch.where(kept, batch.slots, -1),
+            rows=None if batch.rows is None else torch.where(kept, batch.rows, -1),
             annotated=None if batch.annotated is None else batch.annotated & kept,
         )
 
@@ -227,6 +228,7 @@ def _concatenate(parts: list[Batch]) -> Batch:
         teacher_logits=torch.cat([x for x in logits if x is not None]) if all(x is not None for x in logits) else None,
         weights=_filled([p.weights for p in parts], parts, 1.0),
         slots=_filled([p.slots for p in parts], parts, -1),
+        rows=_filled([p.rows for p in parts], parts, -1),
         annotated=_filled([p.annotated for p in parts], parts, False),
     )
 

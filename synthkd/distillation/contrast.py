@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from synthkd.data.augment import turn
@@ -14,6 +13,7 @@ from synthkd.data.bank import MemoryBank
 from synthkd.distillation.settings import ContrastTerm, ViewTerm, by_name
 from synthkd.losses.alignment import positions
 from synthkd.losses.contrast import sskd
+from synthkd.losses.logits import hard_label
 from synthkd.losses.relations import full_precision, unit
 from synthkd.models.classifier import Classifier
 from synthkd.models.layout import head
@@ -96,19 +96,21 @@ class Contrast(nn.Module):
         """The images that the terms need beside a batch; a function of seed, step and what the bank holds.
 
         Args:
-            batch: images, and their slots where they come from the bank.
+            batch: images, with their slots in the bank and their rows among real images.
             step: of the student.
             bank: where negatives come from, by its policy; None or an empty bank gives none.
         """
         images, count = batch.images, len(batch)
         views = turn(images, stream(self._seed, "view", step)) if self._turns else images[:0]
-        slots = torch.full((count,), -1, device=images.device) if batch.slots is None else batch.slots
+        unknown = torch.full((count,), -1, device=images.device)
+        slots, rows = (unknown if known is None else known for known in (batch.slots, batch.rows))
         negatives, columns = images[:0], slots
         if self._negatives and bank is not None and len(bank):
             drawn = bank.draw(self._negatives, step, "negatives").to(images.device)
             assert drawn.slots is not None
             negatives, columns = drawn.images, torch.cat([slots, drawn.slots])
         copies = (slots[:, None] == columns) & (slots[:, None] >= 0)
+        copies[:, :count] |= (rows[:, None] == rows) & (rows[:, None] >= 0)
         copies.fill_diagonal_(False)
         return Beside(views, negatives, copies)
 
@@ -119,6 +121,7 @@ class Contrast(nn.Module):
         shown: Mapping[str, Tensor],
         turned: Mapping[str, Tensor],
         copies: Tensor,
+        weights: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """The unweighted terms, scalars by name.
 
@@ -130,6 +133,7 @@ class Contrast(nn.Module):
             shown: the teacher's of `Beside.images`; may be empty where there are none.
             turned: the student's of `Beside.views`; may be empty where there are none.
             copies: `Beside.copies`.
+            weights: importance weights `[N]` of the images, or None for ones.
         """
         theirs, ours = (_vectors(f[at + INPUT]) for f, at in zip((teacher, student), self._heads, strict=True))
         beside = _vectors(shown[self.teacher_places[0]]) if shown else theirs[:0]
@@ -138,17 +142,19 @@ class Contrast(nn.Module):
         for name, term in self.terms.items():
             if isinstance(term, ViewTerm):
                 ours_turned = _vectors(turned[self.student_places[0]])
-                found[name] = sskd(theirs, ours, views, ours_turned, term.temperature, term.keep)
+                found[name] = sskd(theirs, ours, views, ours_turned, term.temperature, term.keep, weights)
             else:
                 layers = self.layers[name]
                 assert isinstance(layers, nn.ModuleList)
                 others = torch.cat([theirs, negatives[: term.negatives]])
                 columns = copies[:, : len(others)]
-                found[name] = _own_among_all(layers[0](others), layers[1](ours), columns, term.temperature)
+                found[name] = _own_among_all(layers[0](others), layers[1](ours), columns, term.temperature, weights)
         return found
 
 
-def _own_among_all(teacher: Tensor, student: Tensor, copies: Tensor, temperature: float) -> Tensor:
+def _own_among_all(
+    teacher: Tensor, student: Tensor, copies: Tensor, temperature: float, weights: Tensor | None = None
+) -> Tensor:
     """`crd` in the form infonce, row i of `student [N, D]` belonging to row i of `teacher [N + K, D]`.
 
     Each image is told from all the others and its copies are left out. One product of matrices gives every score,
@@ -156,7 +162,7 @@ def _own_among_all(teacher: Tensor, student: Tensor, copies: Tensor, temperature
     """
     ours, theirs = (unit(full_precision(features)) for features in (student, teacher))
     scores = (ours @ theirs.T / temperature).masked_fill(copies, -torch.inf)
-    return F.cross_entropy(scores, torch.arange(len(ours), device=ours.device))
+    return hard_label(scores, torch.arange(len(ours), device=ours.device), weights)
 
 
 def _vectors(features: Tensor) -> Tensor:

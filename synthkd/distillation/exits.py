@@ -79,7 +79,7 @@ class Exits(nn.Module):
             student: features by place; the gradient reaches the layers below each place.
             logits: the student's own `[N, K]`, a target: no gradient goes there.
             temperature: T > 0.
-            weights: importance weights `[N]` of the divergence, or None for ones.
+            weights: importance weights `[N]` of the images, or None for ones.
         """
         necks = self._necks(student)
         target = full_precision(logits.detach())
@@ -90,7 +90,8 @@ class Exits(nn.Module):
         if self.regressors:
             deepest = _mean(student[self._last].detach())
             hints = [
-                hint(deepest, full_precision(layer(neck))) for layer, neck in zip(self.regressors, necks, strict=True)
+                hint(deepest, full_precision(layer(neck)), weights)
+                for layer, neck in zip(self.regressors, necks, strict=True)
             ]
             losses = [loss + self.term.features * term for loss, term in zip(losses, hints, strict=True)]
         return {"exits": torch.stack(losses).mean()}

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import torch
 from torch import Tensor, nn
 
-from synthkd.adaptive import UncertaintyBalance
+from synthkd.balance import UncertaintyBalance
 from synthkd.data.bank import MemoryBank
 from synthkd.distillation.contrast import Beside, Contrast
 from synthkd.distillation.exits import Exits
@@ -110,11 +111,15 @@ class Lessons(nn.Module):
                 views among them.
         """
         found: dict[str, Tensor] = {}
-        if self.transfer is not None:
-            found |= self.transfer(batch.teacher_features, student, step)
-        if self.contrast is not None:
-            assert beside is not None
-            found |= self.contrast(batch.teacher_features, student, shown or {}, turned or {}, beside.copies)
-        if self.exits is not None:
-            found |= self.exits(student, logits, temperature, batch.weights)
+        weights = batch.weights
+        # whoever trains this module may run it in half precision, in which products of features are too coarse
+        with torch.autocast(logits.device.type, enabled=False):
+            if self.transfer is not None:
+                found |= self.transfer(batch.teacher_features, student, step, weights)
+            if self.contrast is not None:
+                assert beside is not None
+                shown, turned, copies = shown or {}, turned or {}, beside.copies
+                found |= self.contrast(batch.teacher_features, student, shown, turned, copies, weights)
+            if self.exits is not None:
+                found |= self.exits(student, logits, temperature, weights)
         return found

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from synthkd.adaptive import GradientBalance, UncertaintyBalance
+from synthkd.balance import GradientBalance, UncertaintyBalance
 from synthkd.data.bank import MemoryBank
 from synthkd.data.hybrid import Labeller
 from synthkd.distillation.adaptation import Adaptation
@@ -20,7 +22,7 @@ from synthkd.distillation.terms import Regulator, StudentView, Terms, terms_of
 from synthkd.losses import logits as losses
 from synthkd.models.classifier import Classifier
 from synthkd.rng import derive
-from synthkd.schedules import value_at
+from synthkd.schedules import ever, value_at
 from synthkd.settings import OptimizerSettings
 from synthkd.taps import evaluating, observe
 from synthkd.training.learner import Learner
@@ -43,7 +45,7 @@ class Pupil:
         online: its peers, or None.
 
     Attributes:
-        learner, lessons, adaptation, teacher: as given; the latter two may be set later.
+        learner, lessons, terms, adaptation, teacher: as given; the latter two may be set later.
         balance: weighs the terms against each other, or None.
     """
 
@@ -64,13 +66,14 @@ class Pupil:
         self._settings = settings
         self._accelerator = accelerator
         self.lessons = lessons
-        self._terms = terms_of(settings) if terms is None else terms
+        self.terms = terms_of(settings) if terms is None else terms
         self.adaptation = adaptation
         self.teacher = teacher
         self._bank = bank
         self._regulator = regulator
         self._online = online
         self._teaches_by_average = online is not None and online.averaged
+        self._asks_average = self._teaches_by_average or ever(settings.average)
         # wrapped for several processes, the student is a child of the wrapper
         self._prefix = "" if learner.model is learner.module else "module."
         self._places = () if lessons is None else tuple(self._prefix + place for place in lessons.student_places)
@@ -80,16 +83,23 @@ class Pupil:
             first = next(p for p in learner.module.parameters() if p.requires_grad and p.ndim > 1)
             self.balance = GradientBalance(asked, first)
 
-    def look(self, batch: Batch, step: int) -> StudentView:
-        """A pass over the batch, with gradient; whoever teaches is the one that labelled it."""
+    def look(self, batch: Batch, step: int, training: bool = True) -> StudentView:
+        """A pass over the batch, with gradient; whoever teaches is the one that labelled it.
+
+        Args:
+            batch: labelled.
+            step: of the student.
+            training: otherwise the pass leaves the network as it is.
+        """
         beside = None if self.lessons is None else self.lessons.beside(batch, step, self._bank)
-        self.learner.model.train()
-        logits, features, turned = self._pass(batch.images, None if beside is None else beside.views)
+        if training:
+            self.learner.model.train()
+        with nullcontext() if training else evaluating(self.learner.model):
+            logits, features, turned = self._pass(batch.images, None if beside is None else beside.views)
         total = self.learner.total
         temperature = value_at(self._settings.temperature, step, total)
         if self.adaptation is not None and self.adaptation.temperature is not None:
             temperature = self.adaptation.temperature.value
-        asks = value_at(self._settings.average, step, total) != 0.0
         return StudentView(
             batch=batch,
             teacher=batch.teacher_logits,
@@ -97,7 +107,7 @@ class Pupil:
             temperature=temperature,
             student_features=features,
             transferred=self._transferred(batch, features, logits, temperature, step, beside, turned),
-            averaged=self._averaged(batch.images) if asks or self._teaches_by_average else None,
+            averaged=self._averaged(batch.images) if self._asks_average else None,
             mutual_temperature=1.0 if self._online is None else value_at(self._online.temperature, step, total),
         )
 
@@ -105,10 +115,19 @@ class Pupil:
         """What the others learn from, `[N, K]`, without gradient."""
         return view.averaged if self._teaches_by_average and view.averaged is not None else view.student.detach()
 
+    def rehearse(self, view: StudentView) -> None:
+        """Compute every term that ever has a weight, and nothing else.
+
+        Raises:
+            ConfigError: a term of the user's own that fails or gives no loss, or no term with a weight.
+        """
+        objective = self.terms.objective
+        replace(objective, weights={name: float(ever(w)) for name, w in objective.weights.items()})(view, 0, 1)
+
     def learn(self, view: StudentView, step: int) -> dict[str, Tensor | float]:
         """One update; returns what is worth logging, named after the learner."""
         name = self.learner.name
-        loss = self._terms.objective(view, step, self.learner.total, self._factor, self.balance)
+        loss = self.terms.objective(view, step, self.learner.total, self._factor, self.balance)
         logged = self.learner.update(loss, step)
         if self.balance is not None:
             weights = self.balance.weights
@@ -121,7 +140,7 @@ class Pupil:
         return logged | {f"{name}/agreement": agreement}
 
     def _factor(self, term: str) -> float:
-        return 1.0 if self.adaptation is None else self.adaptation.factor(self._terms.origins[term])
+        return 1.0 if self.adaptation is None else self.adaptation.factor(self.terms.origins[term])
 
     def _pass(self, images: Tensor, views: Tensor | None) -> tuple[Tensor, Mapping[str, Tensor], Mapping[str, Tensor]]:
         """One pass over images and views: logits and features of the images, features of the views."""

@@ -315,7 +315,8 @@ class TeamSettings(Settings):
 
 
 class PeerSettings(Settings):
-    """A network that learns beside the student, from the same batches and by the same terms."""
+    """A network that learns beside the student, from the same batches and by the same terms, with the weights as they
+    were set: what adapts is the student's."""
 
     model: ModelSettings | None = None
     """None: a copy of the teacher, which goes on learning."""
@@ -329,7 +330,8 @@ class SwapSettings(Settings):
     above: Positive = 0.95
     """It teaches from when its accuracy on the images looked at exceeds this share of the present teacher's."""
     again_below: Positive = 0.9
-    """After a swap there is no other before the learners' best has fallen below this share, so that it cannot flap."""
+    """After a swap there is no other before the learners' best has fallen below this share, or the teaching one below
+    this share of it, so that it cannot flap."""
 
     @model_validator(mode="after")
     def _ordered(self) -> SwapSettings:

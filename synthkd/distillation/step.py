@@ -14,7 +14,7 @@ from synthkd.distillation.pupil import Pupil
 from synthkd.distillation.roles import Roles
 from synthkd.distillation.terms import StudentView
 from synthkd.losses import logits as losses
-from synthkd.types import BatchSource
+from synthkd.types import Batch, BatchSource
 
 
 class DistillStep:
@@ -48,17 +48,39 @@ class DistillStep:
     def __call__(self, step: int) -> dict[str, Tensor | float]:
         """The student's own 0-based step; returns what is worth logging."""
         batch = self._source.batch(step)
-        views = [pupil.look(batch, step) for pupil in self._pupils]
-        answers = [pupil.answer(view) for pupil, view in zip(self._pupils, views, strict=True)]
+        views = self._views(batch, step)
         logged: dict[str, Tensor | float] = {}
-        for number, (pupil, view) in enumerate(zip(self._pupils, views, strict=True)):
-            others = tuple(answer for other, answer in enumerate(answers) if other != number)
-            teaching = None if self._roles is None else self._roles.teaching
-            teacher = view.teacher if teaching is None or teaching == number else answers[teaching]
-            logged |= pupil.learn(replace(view, others=others, teacher=teacher), step)
+        for pupil, view in zip(self._pupils, views, strict=True):
+            logged |= pupil.learn(view, step)
         if self._bank is not None and batch.slots is not None and batch.teacher_logits is not None:
             self._reprioritise(self._bank, batch.slots, batch.teacher_logits, views[0])
         return logged
+
+    def rehearse(self, batch: Batch) -> None:
+        """Go once through every term, and learn nothing: what does not fit is told before anything is trained.
+
+        Args:
+            batch: like those of the run; what its images show does not matter.
+
+        Raises:
+            ConfigError: a term that cannot be computed, or gives no loss.
+        """
+        for pupil, view in zip(self._pupils, self._views(batch, 0, training=False), strict=True):
+            pupil.rehearse(view)
+
+    def _views(self, batch: Batch, step: int, training: bool = True) -> list[StudentView]:
+        """What each pupil makes of a batch, and what it is shown of the others."""
+        views = [pupil.look(batch, step, training) for pupil in self._pupils]
+        answers = [pupil.answer(view) for pupil, view in zip(self._pupils, views, strict=True)]
+        teaching = None if self._roles is None else self._roles.teaching
+        return [
+            replace(
+                view,
+                others=tuple(answer for other, answer in enumerate(answers) if other != number),
+                teacher=view.teacher if teaching is None or teaching == number else answers[teaching],
+            )
+            for number, view in enumerate(views)
+        ]
 
     def _reprioritise(self, bank: MemoryBank, slots: Tensor, teacher: Tensor, view: StudentView) -> None:
         """Priority is the divergence from the teacher; mixtures and foreign rows have slot -1 and keep theirs."""

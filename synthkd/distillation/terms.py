@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from synthkd.distillation.settings import DecoupledTerm, DistillSettings, OnlineSettings, by_name
+from synthkd.errors import ConfigError
 from synthkd.imports import resolve
 from synthkd.losses import logits as losses
 from synthkd.losses.objective import Objective
@@ -84,7 +85,7 @@ def terms_of(
         online: networks that learn beside it, or None.
 
     Raises:
-        ConfigError: a term that cannot be imported.
+        ConfigError: a term that cannot be imported. When it is called: one that fails, or gives no loss.
     """
     found: dict[str, tuple[Term, Schedule, Origin]] = {
         "soft": (
@@ -105,7 +106,7 @@ def terms_of(
     if regulator is not None:
         found["width"] = (lambda view: regulator.penalty(), 1.0, "own")  # noqa: ARG005
     for target, weight in settings.terms.items():
-        found[target] = (resolve(target, "distill.terms"), weight, "own")
+        found[target] = (_own(target), weight, "own")
     functions = {name: term for name, (term, _, _) in found.items()}
     weights = {name: weight for name, (_, weight, _) in found.items()}
     return Terms(Objective(functions, weights), {name: origin for name, (_, _, origin) in found.items()})
@@ -157,6 +158,25 @@ def _hard(view: StudentView) -> Tensor:
     return losses.hard_label(
         view.student[rows], batch.labels[rows], None if batch.weights is None else batch.weights[rows]
     )
+
+
+def _own(target: str) -> Term:
+    """A loss of the user's, which may fail in any way: the line must say where."""
+    function = resolve(target, "distill.terms")
+
+    def term(view: StudentView) -> Tensor:
+        try:
+            loss = function(view)
+        except Exception as error:
+            raise ConfigError(f"{told}, and failed: {error!r}") from error
+        if not isinstance(loss, Tensor):
+            raise ConfigError(f"{told}, and gave a {type(loss).__name__}")
+        if loss.dim() or loss.requires_grad != view.student.requires_grad:
+            raise ConfigError(f"{told}, and gave shape {list(loss.shape)}, requires_grad {loss.requires_grad}")
+        return loss
+
+    told = f"distill.terms: {target} is called with a StudentView to give a scalar tensor with gradient"
+    return term
 
 
 def _one_minus(schedule: Schedule) -> Schedule:

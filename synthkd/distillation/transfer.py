@@ -20,7 +20,7 @@ from synthkd.distillation.settings import (
     RelationTerm,
     by_name,
 )
-from synthkd.errors import ConfigError
+from synthkd.errors import ConfigError, ModelError
 from synthkd.losses.alignment import heterogeneous_alignment, positions, sinkhorn_wasserstein, sliced_wasserstein
 from synthkd.losses.attention import attention_transfer
 from synthkd.losses.features import hint
@@ -73,8 +73,8 @@ class Transfer(nn.Module):
         self._seed = seed
         asked = {name: _pairs(term, teacher, student) for name, term in self.terms.items()}
         every = [pair for pairs in asked.values() for pair in pairs]
-        theirs = blank_features(teacher, [pair.teacher for pair in every])
-        ours = blank_features(student, [pair.student for pair in every])
+        theirs = _shown("teacher", teacher, [pair.teacher for pair in every])
+        ours = _shown("student", student, [pair.student for pair in every])
         self.pairs: dict[str, tuple[Pair, ...]] = {}
         self.layers = nn.ModuleDict()
         for name, term in self.terms.items():
@@ -84,7 +84,7 @@ class Transfer(nn.Module):
                 if isinstance(term, AttentionTerm) and term.at == "stages" and not target.dim() == source.dim() == 4:
                     continue
                 pairs.append(pair)
-                layers.append(_layer(term, pair, target, source))
+                layers.append(_layer(name, term, pair, target, source))
             if not pairs:
                 raise ConfigError(
                     f"distill.transfer: {name} finds no two feature maps to compare in these networks; name places "
@@ -103,13 +103,17 @@ class Transfer(nn.Module):
         """What to tap of the student."""
         return tuple(dict.fromkeys(pair.student for pairs in self.pairs.values() for pair in pairs))
 
-    def forward(self, teacher: Mapping[str, Tensor], student: Mapping[str, Tensor], step: int) -> dict[str, Tensor]:
+    def forward(
+        self, teacher: Mapping[str, Tensor], student: Mapping[str, Tensor], step: int, weights: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """The unweighted terms, scalars by name; one pass for all of them, so that layers are seen once a step.
 
         Args:
             teacher: features by place, without gradient.
             student: likewise, of the same images.
             step: of the student, from which random directions follow.
+            weights: importance weights `[N]` of the images, or None for ones. Relations between images, and distances
+                of distributions, are those of the batch as it was drawn.
         """
         found = {}
         for name, term in self.terms.items():
@@ -126,42 +130,55 @@ class Transfer(nn.Module):
                     distance = partial(sliced_wasserstein, rng=rng, projections=term.projections)
                 found[name] = heterogeneous_alignment(theirs, ours, distance, relative=True)
                 continue
-            losses = [_loss(term, *three) for three in zip(layers, theirs, ours, strict=True)]
+            losses = [_loss(term, *three, weights) for three in zip(layers, theirs, ours, strict=True)]
             found[name] = torch.stack(losses).mean()
         return found
 
 
-def _loss(term: FeatureTerm, layer: nn.Module, target: Tensor, source: Tensor) -> Tensor:
+def _shown(whose: str, model: Classifier, places: Sequence[str]) -> Mapping[str, Tensor]:
+    try:
+        return blank_features(model, places)
+    except ModelError as error:
+        raise ModelError(f"distill.transfer: at of the {whose}: {error}") from error
+
+
+def _loss(term: FeatureTerm, layer: nn.Module, target: Tensor, source: Tensor, weights: Tensor | None) -> Tensor:
     if isinstance(term, AttentionTerm):
-        return attention_transfer(target, source, term.power, term.form)
+        return attention_transfer(target, source, term.power, term.form, weights)
     if isinstance(term, RelationTerm):
         return RELATIONS[term.kind](target, source)
     if isinstance(term, AdapterTerm):
         target = no_finer(target, source)
-        return hint(target, layer(target, source))
+        return hint(target, layer(target, source), weights)
     if target.dim() == 4 and target.shape[2:] != source.shape[2:]:
         size = (min(target.shape[2], source.shape[2]), min(target.shape[3], source.shape[3]))
         target, source = F.adaptive_avg_pool2d(target, size), F.adaptive_avg_pool2d(source, size)
-    return hint(target, layer(source))
+    return hint(target, layer(source), weights)
 
 
-def _layer(term: FeatureTerm, pair: Pair, target: Tensor, source: Tensor) -> nn.Module:
+def _layer(name: str, term: FeatureTerm, pair: Pair, target: Tensor, source: Tensor) -> nn.Module:
     """What brings the student's features into the teacher's form; nothing where a term needs no such thing."""
     theirs, ours = (features.shape[1] if features.dim() == 4 else features.shape[-1] for features in (target, source))
     if isinstance(term, AdapterTerm):
         return ArchitectureAdapter(theirs, ours, term.content)
     if isinstance(term, AlignmentTerm):
         return nn.Linear(ours, theirs)
+    if isinstance(term, AttentionTerm) and not target.dim() == source.dim() == 4:
+        raise ConfigError(
+            f"distill.transfer: {name} compares feature maps, and the teacher's {pair.teacher} gives "
+            f"{target.dim() - 1} dimensions for an image, the student's {pair.student} {source.dim() - 1}; name other "
+            "places (at), or take kind adapter"
+        )
     if not isinstance(term, HintTerm):
         return nn.Identity()
     if target.dim() != source.dim():
         raise ConfigError(
-            f"distill.hint: the teacher's {pair.teacher} gives {target.dim() - 1} dimensions for an image, the "
+            f"distill: {name}: the teacher's {pair.teacher} gives {target.dim() - 1} dimensions for an image, the "
             f"student's {pair.student} {source.dim() - 1}; for such a pair take distill.transfer, kind adapter"
         )
     if target.dim() == 3 and target.shape[1] != source.shape[1]:
         raise ConfigError(
-            f"distill.hint: the teacher's {pair.teacher} gives {target.shape[1]} tokens for an image, the "
+            f"distill: {name}: the teacher's {pair.teacher} gives {target.shape[1]} tokens for an image, the "
             f"student's {pair.student} {source.shape[1]}; for such a pair take distill.transfer, kind adapter"
         )
     return nn.Conv2d(ours, theirs, 1) if target.dim() == 4 else nn.Linear(ours, theirs)

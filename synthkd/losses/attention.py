@@ -9,11 +9,16 @@ from torch import Tensor
 
 from synthkd.errors import ConfigError, ModelError
 from synthkd.losses.features import sum_of_squares
+from synthkd.losses.logits import weighted_mean
 from synthkd.losses.relations import full_precision, unit
 
 
 def attention_transfer(
-    teacher: Tensor, student: Tensor, power: float = 2.0, form: Literal["paper", "authors"] = "paper"
+    teacher: Tensor,
+    student: Tensor,
+    power: float = 2.0,
+    form: Literal["paper", "authors"] = "paper",
+    weights: Tensor | None = None,
 ) -> Tensor:
     """Activation-based attention transfer (Zagoruyko and Komodakis 2017, equation 2, one layer), a scalar.
 
@@ -32,6 +37,7 @@ def attention_transfer(
         student: activations of the same images, `[N, C', H', W']`.
         power: p >= 1; the larger, the more the strongest positions count.
         form: which of the two.
+        weights: importance weights `[N]` of the images, or None for ones.
 
     Returns:
         0 where both maps are constant. An image without any activation looks nowhere: its q is 0 and gets no gradient.
@@ -46,7 +52,7 @@ def attention_transfer(
     size = min(ours.shape[1], theirs.shape[1]), min(ours.shape[2], theirs.shape[2])
     ours, theirs = (unit(F.adaptive_avg_pool2d(maps, size).flatten(1)) for maps in (ours, theirs))
     gap = ours - theirs
-    return gap.square().mean() if form == "authors" else gap.norm(dim=1).mean()
+    return weighted_mean(gap.square().mean(dim=1) if form == "authors" else gap.norm(dim=1), weights)
 
 
 def attention_map(activations: Tensor, power: float = 2.0) -> Tensor:

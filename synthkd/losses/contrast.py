@@ -92,6 +92,7 @@ def sskd(
     student_view: Tensor,
     temperature: float = 0.5,
     keep: float = 1.0,
+    weights: Tensor | None = None,
 ) -> Tensor:
     """The teacher's similarities between two views of a batch, for the student (SSKD, Xu et al. 2020), a scalar.
 
@@ -111,6 +112,7 @@ def sskd(
         student_view: the student's of the same augmentations, `[N, E]`.
         temperature: T > 0; the authors have 0.5.
         keep: in [0, 1]; the authors have 0.75, 1 is all rows.
+        weights: importance weights `[N]` of the rows, or None for ones.
 
     Returns:
         0 for one image (a row of one has one softmax), and where no row is kept.
@@ -122,6 +124,8 @@ def sskd(
         raise ConfigError(f"keep is the fraction of wrong rows to learn from, in [0, 1], got {keep}; 1 keeps all")
     theirs, ours = _cosines(teacher_view, teacher), _cosines(student_view, student)
     divergence = kl_divergence(theirs, ours, temperature)
+    if weights is not None:
+        divergence = divergence * weights
     if keep < 1.0:
         divergence = divergence[_least_wrong(theirs, keep)]
     return temperature**2 * divergence.sum() / max(1, len(divergence))

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
 
-def hint(teacher: Tensor, student: Tensor) -> Tensor:
+def hint(teacher: Tensor, student: Tensor, weights: Tensor | None = None) -> Tensor:
     """Normalised FitNets hint: mean squared difference over the variance of the teacher's features, a scalar.
 
     Romero et al. 2015, equation 3, without its factor 1/2 and divided by the variance, so that layers of any scale
@@ -18,13 +18,17 @@ def hint(teacher: Tensor, student: Tensor) -> Tensor:
     Args:
         teacher: features of any shape.
         student: regressed features of the same shape.
+        weights: importance weights `[N]` of the first dimension, at least 0, or None for ones.
     """
+    gap = student - teacher
+    if weights is not None:
+        gap = gap * weights.to(gap.dtype).sqrt().reshape(-1, *(1,) * (gap.dim() - 1))
     theirs = teacher.detach()
     count = theirs.numel()
-    # moments of all values at once; in float64, since their difference may be small
+    # moments of all values at once: exact to a thousandth as long as their mean is below 30 standard deviations
     spread = sum_of_squares(theirs).double() / count - theirs.mean().double().square()
     spread = spread * count / max(1, count - 1)
-    return sum_of_squares(student - teacher) / count / spread.float().clamp_min(1e-8)
+    return sum_of_squares(gap) / count / spread.float().clamp_min(1e-8)
 
 
 def sum_of_squares(x: Tensor, dim: int | None = None) -> Tensor:

@@ -9,6 +9,7 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor
 
+from synthkd.errors import ConfigError
 from synthkd.schedules import value_at
 from synthkd.settings import Schedule
 
@@ -54,6 +55,8 @@ class Objective(Generic[View]):
     ) -> Loss:
         """The loss at a step.
 
+        Raises `ConfigError` where nothing has a weight.
+
         Args:
             view: what the terms see.
             step: 0-based.
@@ -68,7 +71,7 @@ class Objective(Generic[View]):
             if weight != 0.0:
                 values[name], weights[name] = term(view), weight
         if not values:
-            raise ValueError(f"every term of the objective has weight 0 at step {step}: {', '.join(self.terms)}")
+            raise ConfigError(f"all terms have weight 0 at step {step}; give one to any of {', '.join(self.terms)}")
         if balance is not None:
             return Loss(total=balance(values, weights), terms=values)
         return Loss(total=torch.stack([weights[name] * value for name, value in values.items()]).sum(), terms=values)

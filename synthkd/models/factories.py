@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -41,13 +42,19 @@ def construct(
     elif name.startswith(TIMM):
         body = _timm(name, options, spec)
     else:
-        if ":" not in name:
-            raise ConfigError(
-                f"model: '{name}' is neither a directory that synthkd saved, nor torchvision:NAME, timm:NAME or "
-                "package.module:function"
-            )
+        require_name(name)
         body = _call(name, resolve(name, "model"), options)
     return Classifier(body, spec, mean, std, {"kind": "load", "model": name, "options": dict(options)}, class_names)
+
+
+def require_name(name: str) -> None:
+    """Raise `ConfigError` where a model's name is that of nothing which could be called: a path, most likely."""
+    if ":" not in name:
+        there = "is not there" if not Path(name).exists() else "is none"
+        raise ConfigError(
+            f"model: '{name}' {there}: give a directory that synthkd saved, torchvision:NAME, timm:NAME or "
+            "package.module:function"
+        )
 
 
 def is_library(name: str) -> bool:

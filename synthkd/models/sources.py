@@ -10,7 +10,7 @@ import torch
 from synthkd.errors import ConfigError
 from synthkd.models import files
 from synthkd.models.classifier import Classifier
-from synthkd.models.factories import construct, is_library
+from synthkd.models.factories import construct, is_library, require_name
 from synthkd.models.weights import load_strictly, read_weights
 from synthkd.settings import LoadedModel, ZooModel
 from synthkd.types import ImageSpec
@@ -106,6 +106,7 @@ def _completed(settings: LoadedModel, spec: ImageSpec) -> LoadedModel:
 
 
 def _own_spec(settings: LoadedModel) -> ImageSpec:
+    require_name(settings.model)
     if settings.size is None or settings.classes is None:
         raise ConfigError(
             f"model '{settings.model}' is no directory that synthkd saved and so needs `size` and `classes`, "

@@ -101,6 +101,26 @@ def test_real_images_may_come_and_go() -> None:
     assert source.real_rows == set.union(*seen)
 
 
+def test_whole_real_images_have_their_numbers_and_no_other_has_one() -> None:
+    mix = MixSettings(real=0.5, live=0.25, mixup=0.25, cutmix=0.1)
+    batch = make(mix, real=Arriving([(3, 9), (20, 26)])).batch(1)
+    assert batch.rows is not None
+    numbers = (batch.images.mean((1, 2, 3)) * 25.5).round().long()  # those of bank and generator are below 20
+    whole = torch.tensor([False] * 5 + [True] * 13 + [False] * 2)
+    real = whole & (numbers >= 20)
+    assert 0 < int(real.sum()) < 13
+    assert torch.equal(batch.rows, torch.where(real, numbers, -1))
+    assert make(MixSettings()).batch(0).rows is None
+
+
+def test_each_process_has_the_numbers_of_its_own_real_images() -> None:
+    mix, real = MixSettings(real=1.0, mixup=0.0), Arriving([(4, 25)])
+    for rank in (0, 1):
+        batch = make(mix, real=real, rank=rank, world=2).batch(0)
+        assert batch.rows is not None
+        assert torch.equal(batch.rows, (batch.images.mean((1, 2, 3)) * 25.5).round().long())
+
+
 def test_a_real_image_without_a_label_has_its_teachers_and_no_hard_one() -> None:
     batch = make(MixSettings(real=1.0, mixup=0.0), real=Arriving([(4, 8)])).batch(0)
     assert batch.teacher_logits is not None

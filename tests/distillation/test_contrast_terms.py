@@ -111,6 +111,28 @@ def test_crd_is_infonce_against_every_other_image_but_copies() -> None:
     assert float(found) == pytest.approx(float(torch.stack(losses).mean()), rel=1e-5)
 
 
+def test_weights_of_images_scale_their_rows_of_crd() -> None:
+    teacher, student, bank, batch = model("convnet", 8), model("convnet", 4), filled(12), batch_of(5)
+    made, weights = Contrast([told(6)], teacher, student), torch.tensor([0.2, 3.0, 0.0, 1.0, 0.5])
+    beside = made.beside(batch, 1, bank)
+    theirs, shown, ours = (
+        features(network, images)[HEAD].detach()
+        for network, images in ((teacher, batch.images), (teacher, beside.images), (student, batch.images))
+    )
+
+    def weighed(given: Tensor | None) -> float:
+        return float(made({HEAD: theirs}, {HEAD: ours}, {HEAD: shown}, {}, beside.copies, given)["crd"].detach())
+
+    sides = zip(made.layers["crd"].children(), (torch.cat([theirs, shown]), ours), strict=True)
+    projected, mine = (layer(x).detach() for layer, x in sides)
+    expected = 0.0
+    for row, weight in enumerate(weights.tolist()):
+        one, others = slice(row, row + 1), [column for column in range(11) if column != row]
+        expected += weight * float(crd(projected[one], mine[one], projected[others], form="infonce")) / 5
+    assert weighed(weights) == pytest.approx(expected, rel=1e-5)
+    assert weighed(torch.ones(5)) == weighed(None) != pytest.approx(expected, rel=1e-2)
+
+
 def test_crd_terms_take_their_share_of_the_negatives() -> None:
     teacher, student, bank, batch = model("convnet", 8), model("convnet", 4), filled(12), batch_of(5)
     made = Contrast([told(3), told(7), told(0)], teacher, student)
@@ -179,6 +201,24 @@ def test_an_image_that_came_into_a_mixture_is_a_copy_of_none() -> None:
     assert copies[:, :4].nonzero().tolist() == [[0, 3], [3, 0]]
     assert torch.equal(copies[0, 4:], drawn == 2)
     assert not copies[1:3].any()
+
+
+def test_a_real_image_drawn_twice_is_a_copy_and_its_number_is_no_slot() -> None:
+    bank, images = filled(12), noise(6)
+    made = Contrast([told(40)], model("convnet", 8), model("convnet", 4))
+    drawn = made.beside(batch_of(6), 0, bank)
+    slots = bank.draw(40, 0, "negatives").slots
+    assert slots is not None
+    assert {2, 7} <= set(slots.tolist())
+    assert not drawn.copies.any()
+    rows, places = torch.tensor([7, -1, 2, -1, 7, 0]), torch.tensor([-1, 2, -1, -1, -1, -1])
+    batch = Batch(images, torch.zeros(6).long(), slots=places, rows=rows)
+    copies = made.beside(batch, 0, bank).copies
+    assert copies[:, :6].nonzero().tolist() == [[0, 4], [4, 0]]
+    assert torch.equal(copies[1, 6:], slots == 2)
+    assert not copies[[0, 2, 3, 4, 5], 6:].any()
+    alone = made.beside(Batch(images, torch.zeros(6).long(), rows=rows), 0).copies
+    assert alone.nonzero().tolist() == [[0, 4], [4, 0]]
 
 
 @pytest.mark.parametrize("bank", [None, MemoryBank(SPEC, BankSettings(capacity=4), seed=0)], ids=["none", "empty"])

@@ -98,6 +98,28 @@ def test_rows_without_weight_teach_nothing() -> None:
     assert float(found["exits"]) == pytest.approx(float(expected["exits"]), rel=1e-6)
 
 
+def test_weights_of_images_scale_answers_and_features_of_each() -> None:
+    student = model()
+    made = exits(student, features=0.25, at=["body.stage1", "body.stage3"])
+    features, logits = seen(student, made)
+    features, logits = {place: value.detach() for place, value in features.items()}, logits.detach()
+    weights = torch.tensor([0.2, 3.0, 0.0, 1.0, 0.5, 1.3])
+    expected = 0.0
+    for place, neck, regress in zip(made.places, made.necks, made.regressors, strict=True):
+        answers = made.answers(features)[place].detach()
+        gaps = (features[HEAD] - regress(neck(features[place]).mean((2, 3))).detach()).square().mean(1)
+        for row, weight in enumerate(weights.tolist()):
+            one = slice(row, row + 1)
+            of_answer = float(distillation(logits[one], answers[one], 2.0))
+            expected += weight * (of_answer + 0.25 * float(gaps[row] / features[HEAD].var())) / 6 / 2
+    found, ones, none = (
+        float(made(features, logits, 2.0, given)["exits"].detach()) for given in (weights, torch.ones(6), None)
+    )
+    assert found == pytest.approx(expected, rel=1e-4)
+    assert ones == pytest.approx(none, rel=1e-6)
+    assert found != pytest.approx(none, rel=1e-2)
+
+
 @pytest.mark.parametrize("fill", [None, 0.0, 100.0])
 def test_one_image_in_half_precision_and_constant_features_give_a_finite_loss(fill: float | None) -> None:
     student = model()

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from synthkd.adaptive import GradientBalance, UncertaintyBalance
+from synthkd.balance import GradientBalance, UncertaintyBalance
 from synthkd.data.bank import MemoryBank
 from synthkd.distillation.adaptation import Adaptation
 from synthkd.distillation.lessons import Lessons
@@ -265,6 +265,74 @@ def test_without_a_frozen_teacher_the_one_who_teaches_has_labels_alone() -> None
     same(networks[1], expected)
 
 
+class Noisy(nn.Module):
+    """A linear network with everything that a pass in train mode changes or draws."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Sequential(nn.Flatten(), nn.Linear(4, 6), nn.BatchNorm1d(6))
+        self.head = nn.Sequential(nn.Dropout(0.5), nn.Linear(6, 3))
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.first(images))
+        return logits
+
+
+def noisy(seed: int) -> Classifier:
+    torch.manual_seed(seed)
+    return Classifier(Noisy(), SPEC)
+
+
+def everything(pupil: Pupil) -> dict[str, Any]:
+    """All that a pupil has, by name."""
+    state = pupil.state_dict()
+    return {f"{part}.{name}": value for part in ("module", "helpers", "average") for name, value in state[part].items()}
+
+
+def test_a_rehearsal_leaves_a_pupil_as_it_is() -> None:
+    later = Curve(kind="linear", start=0.0, end=1.0)
+    settings = DistillSettings(
+        average=later, alpha=later, transfer=(HintTerm(kind="hint", at="penultimate"), ViewTerm(kind="sskd"))
+    )
+    teacher, together = noisy(0), online(1, averaged=True, mutual=later)
+    pupils = pupils_of([noisy(1), noisy(2)], settings, together, AVERAGED, teacher)
+    _, batch = taught(teacher, pupils)
+    for pupil in pupils:
+        pupil.learner.module.train()
+        pupil.learner.module.get_submodule("body.head").eval()
+    before = [copy.deepcopy(everything(pupil)) for pupil in pupils]
+    drawn = torch.get_rng_state()
+    DistillStep(pupils, Source(batch), ACCELERATOR).rehearse(batch)
+    assert torch.equal(torch.get_rng_state(), drawn)
+    for pupil, was in zip(pupils, before, strict=True):
+        now = everything(pupil)
+        assert now.keys() == was.keys()
+        assert all(torch.equal(value, was[name]) for name, value in now.items())
+        modes = {name: module.training for name, module in pupil.learner.module.body.named_children()}  # type: ignore[union-attr]
+        assert modes == {"first": True, "head": False}
+        assert all(p.grad is None for p in pupil.learner.module.parameters())
+
+
+def test_an_average_that_teaches_from_later_on_is_rehearsed_and_teaches_then() -> None:
+    settings = DistillSettings(average=Curve(kind="step", start=0.0, end=1.0, until=0.5))
+    (pupil,) = pupils_of([network(0)], settings, optimizer=AVERAGED)
+    step = DistillStep([pupil], Source(batch_of()), ACCELERATOR)
+    step.rehearse(batch_of())
+    assert ["student/average" in step(number) for number in (0, 8)] == [False, True]
+
+
+def test_an_average_answers_as_it_is_evaluated_and_keeps_its_statistics() -> None:
+    (pupil,) = pupils_of([convnet(1)], DistillSettings(average=0.5), optimizer=AVERAGED)
+    average, batch = pupil.learner.evaluated.train(), batch_of(spec=PICTURES)
+    before = copy.deepcopy(average.state_dict())
+    said = pupil.look(batch, 0).averaged
+    assert said is not None
+    assert all(torch.equal(value, before[name]) for name, value in average.state_dict().items())
+    assert average.training
+    with torch.no_grad():
+        torch.testing.assert_close(said, average.eval()(batch.images))
+
+
 def adapted(pupil: Pupil, settings: AdaptSettings) -> Adaptation:
     adaptation = Adaptation(settings, lambda: [pupil.learner.evaluated], lambda: None)
     pupil.adaptation = adaptation
@@ -274,18 +342,21 @@ def adapted(pupil: Pupil, settings: AdaptSettings) -> Adaptation:
 def test_adaptation_moves_temperature_and_weights_of_the_pupil_it_belongs_to_alone() -> None:
     batch = batch_of()
     assert batch.teacher_logits is not None
-    pupils = pupils_of([network(0), network(0)], DistillSettings(temperature=2.0, alpha=0.4), online(mutual=0.3))
+    pupils = pupils_of([network(0), network(1)], DistillSettings(temperature=2.0, alpha=0.4), online(mutual=0.3))
     adaptation = adapted(pupils[0], AdaptSettings(temperature=TemperatureSettings(start=7.0), weights=WeightSettings()))
     assert adaptation.weights is not None
     adaptation.weights.value = 0.6
     with torch.no_grad():
-        said = network(0)(batch.images)
+        said, other = network(0)(batch.images), network(1)(batch.images)
     soft, hard = kl(batch.teacher_logits, said, 7.0), F.cross_entropy(said, batch.labels)
     logged = DistillStep(pupils, Source(batch), ACCELERATOR)(0)
     assert float(logged["student/soft"]) == pytest.approx(float(soft), rel=1e-4)
-    assert float(logged["student/loss"]) == pytest.approx(1.2 * 0.6 * float(soft) + 0.8 * 0.4 * float(hard), rel=1e-4)
-    soft = kl(batch.teacher_logits, said, 2.0)
-    assert float(logged["peer 1/loss"]) == pytest.approx(0.6 * float(soft) + 0.4 * float(hard), rel=1e-4)
+    rest = 0.4 * hard + 0.3 * kl(other, said)  # what peers answer is not what a teacher answers
+    assert float(logged["student/loss"]) == pytest.approx(float(1.2 * 0.6 * soft + 0.8 * rest), rel=1e-4)
+    soft, hard = kl(batch.teacher_logits, other, 2.0), F.cross_entropy(other, batch.labels)
+    assert float(logged["peer 1/loss"]) == pytest.approx(
+        float(0.6 * soft + 0.4 * hard + 0.3 * kl(said, other)), rel=1e-4
+    )
 
 
 def balanced(kind: str, **more: Any) -> DistillSettings:
@@ -410,7 +481,7 @@ def taught(teacher: Classifier, pupils: Sequence[Pupil], count: int = 6) -> tupl
     frozen = FrozenTeacher(teacher, ACCELERATOR, tuple(dict.fromkeys(places)))
     for pupil in pupils:
         pupil.teacher = frozen
-    batch = batch_of(count, spec=PICTURES)
+    batch = batch_of(count, spec=teacher.spec)
     seen = frozen(batch.images)
     return frozen, replace(batch, teacher_logits=seen.logits, teacher_features=seen.features)
 

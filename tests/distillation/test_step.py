@@ -1,10 +1,11 @@
 """The student's step: its objective against an independent computation, and what goes back to the bank."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any, ClassVar
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -18,6 +19,8 @@ from synthkd.distillation.pupil import Pupil
 from synthkd.distillation.settings import DecoupledTerm, DistillSettings
 from synthkd.distillation.step import DistillStep
 from synthkd.distillation.terms import StudentView, terms_of
+from synthkd.errors import ConfigError
+from synthkd.losses import logits as losses
 from synthkd.losses.logits import decoupled
 from synthkd.schedules import value_at
 from synthkd.settings import BankSettings, Curve, OptimizerSettings
@@ -273,6 +276,61 @@ def test_transferred_terms_see_the_features_of_teacher_and_student_and_learn_too
     assert float(logged["student/hint"]) == pytest.approx(float(expected))
     assert float(logged["student/loss"]) == pytest.approx(float(logged["student/soft"]) + 1.5 * float(expected))
     assert float(hints.factor.detach()) != 2.0
+
+
+def without_arguments() -> Tensor:
+    raise AssertionError("it was called")
+
+
+def of_two_lines(_: StudentView) -> Tensor:
+    raise RuntimeError("first\nsecond")
+
+
+WRONG: list[tuple[Callable[..., object], str]] = [
+    (without_arguments, r"failed: TypeError\(.*0 positional arguments but 1 was given"),
+    (of_two_lines, r"failed: RuntimeError\('first\\nsecond'\)"),
+    (lambda view: view.student.amax(1), r"gave shape \[2\], requires_grad True"),
+    (lambda view: float(view.student.detach().mean()), "gave a float"),
+    (lambda _: None, "gave a NoneType"),
+    (lambda view: view.student.detach().mean(), r"gave shape \[\], requires_grad False"),
+]
+
+
+@pytest.mark.parametrize("weight", [1.0, Curve(kind="linear", start=0.0, end=1.0)], ids=["constant", "curve"])
+@pytest.mark.parametrize(("wrong", "message"), WRONG)
+def test_a_wrong_loss_of_the_users_own_is_told_in_one_line_by_a_rehearsal(
+    wrong: Callable[..., object], message: str, weight: float | Curve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "stand_in_terms", SimpleNamespace(wrong=wrong))
+    step = step_of(Student(), random_batch(2), terms={"stand_in_terms:wrong": weight})
+    with pytest.raises(ConfigError, match=rf"^distill\.terms: stand_in_terms:wrong .*{message}") as told:
+        step.rehearse(random_batch(2))
+    assert "\n" not in str(told.value)
+
+
+def test_a_rehearsal_learns_nothing_and_goes_through_each_term_once(term: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    student, twin, hints = Student().train(), Student(), Scale()
+    batch = random_batch(2, teacher_features={"there": torch.ones(2, 5)})
+    names = ("distillation", "hard_label", "centred_difference")
+    noted = [Mock(wraps=getattr(losses, name)) for name in names]
+    for name, function in zip(names, noted, strict=True):
+        monkeypatch.setattr(losses, name, function)
+    later = Curve(kind="step", start=0.0, end=1.0, until=0.5)
+    step_of(student, batch, transfer=hints, alpha=later, logit_match=later, terms={term: later}).rehearse(batch)
+    assert [function.call_count for function in noted] == [1, 1, 1]
+    assert hints.steps == [0]
+    assert student.modes == [False]
+    assert student.training
+    same = zip(student.parameters(), twin.parameters(), strict=True)
+    assert all(torch.equal(p, start) and p.grad is None for p, start in same)
+
+
+def test_terms_that_never_have_a_weight_are_refused_with_a_remedy() -> None:
+    step = step_of(Student(), random_batch(), soft=0.0)
+    for go in (lambda: step.rehearse(random_batch(2)), lambda: step(0)):
+        with pytest.raises(ConfigError, match="all terms have weight 0 at step 0; give one to any of soft, hard"):
+            go()
+    step_of(Student(), random_batch(), soft=Curve(kind="linear", start=0.0, end=1.0)).rehearse(random_batch(2))
 
 
 def prioritized(count: int) -> MemoryBank:

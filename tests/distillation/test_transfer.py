@@ -61,7 +61,7 @@ def test_a_term_may_come_twice_at_places_of_its_own() -> None:
     made = transfer(model("convnet", 8), model("convnet", 4), {"kind": "hint"}, {"kind": "hint", **at})
     assert list(made.terms) == ["hint", "hint 2"]
     assert made.pairs["hint 2"] == (Pair("body.stage1", "body.stage2"),)
-    with pytest.raises(ModelError, match=r"body\.stage1"):
+    with pytest.raises(ModelError, match=r"^distill\.transfer: at of the teacher: .*body\.stag1.*body\.stage1"):
         transfer(model("convnet", 8), model("convnet", 4), {"kind": "hint", "at": [["body.stag1", "body.stage1"]]})
 
 
@@ -120,10 +120,40 @@ def test_maps_and_tokens_meet_in_adapter_alignment_and_relations(pair: tuple[Arc
     teacher, student = (model(arch, 16, 2 if arch == "vit" else None) for arch in pair)
     made = transfer(teacher, student, {"kind": "adapter"}, {"kind": "alignment"}, {"kind": "similarity"})
     assert all(torch.isfinite(value) for value in losses(made, teacher, student).values())
-    with pytest.raises(ConfigError, match=r"distill\.hint: the teacher's body\.stage.*kind adapter"):
+    with pytest.raises(ConfigError, match=r"distill: hint: the teacher's body\.stage.*kind adapter"):
         transfer(teacher, student, {"kind": "hint"})
     with pytest.raises(ConfigError, match="attention finds no two feature maps"):
         transfer(teacher, student, {"kind": "attention"})
+
+
+def test_attention_where_there_are_no_maps_is_refused_with_both_places() -> None:
+    teacher, student = model("convnet", 8), model("convnet", 4)
+    remedy = r"name other places \(at\), or take kind adapter"
+    for at, places in (
+        (
+            "penultimate",
+            r"teacher's body\.head:input gives 1 dimensions for an image, the student's body\.head:input 1",
+        ),
+        ([["body.stage2", "body.head:input"]], r"teacher's body\.stage2 gives 3 .*, the student's body\.head:input 1"),
+        ([["body.head:input", "body.stage2"]], r"teacher's body\.head:input gives 1 .*, the student's body\.stage2 3"),
+    ):
+        with pytest.raises(ConfigError, match=rf"distill\.transfer: attention 2 compares.* {places}; {remedy}"):
+            transfer(teacher, student, {"kind": "attention"}, {"kind": "attention", "at": at})
+
+
+@pytest.mark.parametrize("size", [1.0, 10.0])
+def test_a_student_that_answers_the_teachers_mean_is_1_from_it_at_any_scale(size: float) -> None:
+    teacher, student = model("convnet", 8).eval(), model("convnet", 4).eval()
+    place = "body.head:input"
+    theirs = size * seen(teacher, (place,))[place].detach()
+    # as many directions as dimensions are a rotation, and all of the distance
+    made = transfer(teacher, student, {"kind": "alignment", "at": "penultimate", "projections": theirs.shape[1]})
+    (layer,) = made.layers["alignment"].children()
+    with torch.no_grad():
+        layer.get_parameter("weight").zero_()
+        layer.get_parameter("bias").copy_(theirs.mean(0))
+    found = made({place: theirs}, seen(student, (place,)), 0)["alignment"]
+    assert float(found.detach()) == pytest.approx(1.0, rel=1e-4)
 
 
 def test_directions_of_the_alignment_follow_the_step() -> None:

@@ -39,6 +39,19 @@ def test_both_forms_equal_their_loops(power: float) -> None:
     assert float(authors) == pytest.approx(np.mean(squares) / 20, rel=1e-10)
 
 
+def test_weights_of_images_scale_their_part_of_both_forms() -> None:
+    teacher, student = maps(0, 3, 6, 4, 5), maps(1, 3, 2, 4, 5)
+    weights = torch.tensor([0.3, 2.0, 0.0], dtype=torch.float64)
+    pairs = zip(slow_attention(teacher, 2.0), slow_attention(student, 2.0), strict=True)
+    squares = [sum((a - b) ** 2 for a, b in zip(t, s, strict=True)) for t, s in pairs]
+    parts: dict[Form, list[float]] = {"paper": [math.sqrt(s) for s in squares], "authors": [s / 20 for s in squares]}
+    for form, of_image in parts.items():
+        expected = sum(w * part for w, part in zip(weights.tolist(), of_image, strict=True)) / 3
+        assert float(attention_transfer(teacher, student, form=form, weights=weights)) == pytest.approx(expected)
+        ones = attention_transfer(teacher, student, form=form, weights=torch.ones(3))
+        assert float(ones) == pytest.approx(float(attention_transfer(teacher, student, form=form)), rel=1e-12)
+
+
 def test_looking_elsewhere_costs_root_2() -> None:
     here, there = torch.zeros(1, 3, 2, 4), torch.zeros(1, 1, 2, 4)
     here[0, 1, 0, 3], there[0, 0, 1, 2] = 7.0, -0.01

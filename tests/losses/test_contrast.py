@@ -185,6 +185,24 @@ def test_of_wrong_rows_the_least_wrong_are_kept() -> None:
     assert values == pytest.approx(expected, rel=1e-4)
 
 
+@pytest.mark.parametrize("keep", [1.0, 0.5])
+def test_weights_of_images_scale_the_rows_that_are_kept(keep: float) -> None:
+    teacher, teacher_view = features(40, 6, 3), features(41, 6, 3)
+    student, student_view = features(42, 6, 4), features(43, 6, 4)
+    weights = torch.tensor([0.2, 3.0, 0.0, 1.0, 0.5, 1.3], dtype=torch.float64)
+    theirs, ours = slow_view_rows(teacher, teacher_view, 0.5), slow_view_rows(student, student_view, 0.5)
+    ranks = [sum(p > row[i] for p in row) for i, row in enumerate(theirs)]
+    wrong = sum(rank > 0 for rank in ranks)
+    assert 1 < wrong < 6
+    kept = sorted(range(6), key=ranks.__getitem__)[: 6 - wrong + math.floor(keep * wrong)]
+    rows = [0.25 * sum(p * math.log(p / q) for p, q in zip(theirs[i], ours[i], strict=True)) for i in kept]
+    four = (teacher, student, teacher_view, student_view)
+    expected = float(np.mean([float(weights[i]) * row for i, row in zip(kept, rows, strict=True)]))
+    assert float(sskd(*four, keep=keep, weights=weights)) == pytest.approx(expected, rel=1e-9)
+    ones = sskd(*four, keep=keep, weights=torch.ones(6))
+    assert float(ones) == pytest.approx(float(sskd(*four, keep=keep)), rel=1e-12)
+
+
 def test_one_image_no_kept_row_and_equal_features_are_finite() -> None:
     single = features(32, 1, 3).requires_grad_()
     lone = sskd(features(33, 1, 2), single, features(34, 1, 2), features(35, 1, 3))

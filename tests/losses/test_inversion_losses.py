@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from synthkd.errors import ConfigError
 from synthkd.losses import inversion
 from synthkd.losses.objective import Objective
 from synthkd.settings import Curve
@@ -69,5 +70,5 @@ def test_objective_weighs_named_terms_and_skips_zero_weights() -> None:
 def test_objective_refuses_unmatched_names_and_all_zero_weights() -> None:
     with pytest.raises(ValueError, match="same names"):
         Objective({"a": lambda x: x}, {"b": 1.0})
-    with pytest.raises(ValueError, match="weight 0 at step 4"):
+    with pytest.raises(ConfigError, match="weight 0 at step 4"):
         Objective({"a": lambda x: x}, {"a": 0.0})(torch.zeros(()), 4, 10)

@@ -103,7 +103,7 @@ def test_teacher_and_student_from_one_recipe(tmp_path: Path) -> None:
     student = synthkd.load(out)
     assert student.spec.shape == (1, 8, 8)
     assert student(torch.rand(2, 1, 8, 8)).shape == (2, 10)
-    for text in (str(out / "report.html"), str(out / "student"), "real images used in distillation: 0"):
+    for text in (str(out / "report.html"), str(out / "student"), "and never saw a real image."):
         assert text in str(result)
 
 
@@ -258,8 +258,8 @@ def test_nan_stops_at_its_step_and_keeps_the_last_checkpoint(teacher: Path, tmp_
         "def term(view):\n"
         "    global count\n"
         "    count += 1\n"
-        "    return view.student.mean() * (float('nan') if count > 25 else 0.0)\n"
-    )
+        "    return view.student.mean() * (float('nan') if count > 26 else 0.0)\n"
+    )  # the first call is the rehearsal
     monkeypatch.chdir(tmp_path)
     config = config_for(teacher, tmp_path / "run", 'distill.terms={"poison:term": 1.0}')
     with pytest.raises(TrainingError, match=r"student: the loss is not finite at step 25 \(poison:term=nan\)"):
@@ -285,6 +285,18 @@ def test_a_newcomers_loss_is_the_function_of_the_docs_and_one_line(
     assert "My losses:confident" in (result.directory / "report.html").read_text(encoding="utf-8")
     ours, theirs = (load(found.directory, trust=True).state_dict() for found in (result, plain))
     assert any(not torch.equal(ours[name], theirs[name]) for name in ours), "it has a part in what is learned"
+
+
+def test_a_wrong_loss_of_ones_own_is_told_before_a_teacher_is_trained(tmp_path: Path, monkeypatch: Any) -> None:
+    (tmp_path / "wrong.py").write_text("def rows(view):\n    return view.student.amax(1)\n")
+    monkeypatch.chdir(tmp_path)
+    later = 'distill.terms={"wrong:rows": {"kind": "linear", "start": 0.0, "end": 1.0}}'
+    source = {**SMALL, "teacher": {"kind": "train", **{k: TEACHER[k] for k in ("data", "model", "training")}}}
+    config = load_config(DistillConfig, source, [f"out={tmp_path / 'run'}", later])
+    for dry_run in (True, False):
+        with pytest.raises(ConfigError, match=r"^distill\.terms: wrong:rows .* gave shape \[16\], requires_grad True$"):
+            distill(config, dry_run=dry_run)
+        assert not (tmp_path / "run" / "teach").exists()
 
 
 def test_a_teacher_without_batch_norm_is_refused_before_training(tmp_path: Path) -> None:

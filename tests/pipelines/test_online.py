@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from accelerate import Accelerator
 
-from synthkd.configuration import load_config
+from synthkd.configuration import dump_config, load_config
+from synthkd.distillation.settings import Refine
 from synthkd.distillation.step import DistillStep
 from synthkd.errors import ConfigError
 from synthkd.models import build, load, save
@@ -278,6 +280,39 @@ def test_a_look_without_held_out_images_takes_the_newest_of_the_bank(teacher: di
     assert values["real_images_used"] == 0
 
 
+@pytest.mark.parametrize(
+    ("team", "shares"),
+    [(None, (1.0, 0.0)), ({"weights": [1.0, 3.0]}, (0.25, 0.75)), ({"weighting": "selected"}, (0.5, 0.5))],
+)
+def test_of_images_of_the_bank_a_team_is_asked_anew_and_one_teacher_has_answered(
+    team: dict[str, Any] | None, shares: tuple[float, float], teacher: dict[str, Any], tmp_path: Path
+) -> None:
+    torch.manual_seed(5)
+    save(build(ZooModel(arch="convnet", width=5), ImageSpec(1, 8, 8, 10)), tmp_path / "other", {})
+    source = {**SMALL, "teacher": teacher, "mix": {}, "data": None}
+    source["distill"] = {**SMALL["distill"], "adapt": {"images": 25}}
+    if team is not None:
+        source |= {"teachers": [{"kind": "load", "model": str(tmp_path / "other")}], "team": team}
+    parts = assembled(config_of(source))
+    assert parts.probe() is None
+    images, stored = torch.rand(30, 1, 8, 8, generator=torch.Generator().manual_seed(6)), torch.randn(30, 10)
+    parts.bank.add(images, torch.arange(30) % 10, stored)
+    asked = parts.probe()
+    assert asked.labels is None
+    torch.testing.assert_close(asked.images, images[5:], atol=1 / 255, rtol=0.0)
+    expected = stored[5:]
+    if team is not None:
+        with torch.no_grad():
+            said = [load(path).eval()(asked.images) for path in (teacher["model"], tmp_path / "other")]
+        expected = shares[0] * said[0] + shares[1] * said[1]
+    torch.testing.assert_close(asked.teacher_logits, expected, atol=1e-3, rtol=1e-3)
+
+
+def test_a_run_without_any_weight_is_refused_before_it_begins() -> None:
+    with pytest.raises(ConfigError, match="all terms have weight 0 at step 0; give one to any of soft, hard"):
+        assembled(config_of(UNTAUGHT, None, **distilling(alpha=0.0, soft=0.0)))
+
+
 TAUGHT_BY = {"kind": "load", "model": "nowhere"}
 KINDS = (
     {"kind": "hint"}, {"kind": "attention"}, {"kind": "rkd_angle"}, {"kind": "alignment"}, {"kind": "adapter"},
@@ -350,11 +385,32 @@ def test_soft_labels_of_a_peer_need_no_teacher_however_they_are_weighed() -> Non
         ),
         ({"teachers": [TAUGHT_BY], "teacher": TAUGHT_BY, "mix": {"real": 1.0, "logits": "stored"}}, "logits to fresh"),
         ({"team": {"weighting": "sample", "weights": [1.0, 2.0]}}, "weights are those of fixed weighting"),
+        ({"team": {"weighting": "sample"}}, "team says how several .* and there is one: set teachers, or leave team"),
+        ({"team": {"selection": {"cost": 0.0}}, "teacher": TAUGHT_BY}, "set teachers, or leave team out"),
+        (distilling(temperature=2.0, adapt={"temperature": {}}), r"^distill\.temperature is moved by distill\.adapt"),
+        (
+            distilling(temperature={"kind": "linear", "start": 4.0, "end": 1.0}, adapt={"temperature": {}}),
+            r"distill\.temperature is moved by distill\.adapt\.temperature, .*: leave one of them out",
+        ),
     ],
 )  # fmt: skip
 def test_parts_that_do_not_go_together_are_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         config_of(UNTAUGHT, None, **changes)
+
+
+def test_a_configuration_with_a_temperature_that_adapts_is_read_as_it_was_written() -> None:
+    config = config_of(UNTAUGHT, None, **distilling(adapt={"temperature": {"start": 3.0}}))
+    assert load_config(DistillConfig, yaml.safe_load(dump_config(config)), []) == config
+
+
+def test_where_nothing_is_generated_one_phase_refines_unless_others_are_asked_for() -> None:
+    source = {key: value for key, value in UNTAUGHT.items() if key != "phases"}
+    for teacher in (None, TAUGHT_BY):
+        config = config_of({**source, "teacher": teacher})
+        assert config.phases == (Refine(kind="refine", steps=4500),)
+        assert load_config(DistillConfig, yaml.safe_load(dump_config(config)), []) == config
+    assert config_of(UNTAUGHT).phases == (Refine(kind="refine", steps=24),)
 
 
 def test_exits_learn_from_the_student_alone_and_go_with_stored_logits() -> None:
@@ -396,9 +452,11 @@ def test_what_works_in_one_process_only_is_refused_in_several(changes: dict[str,
         ({"online": {"peers": [PEER], "swap": {}}}, "online.swap"),
     ],
 )
-def test_adapting_without_images_that_nobody_learns_from_is_refused(changes: dict[str, Any], key: str) -> None:
+def test_adapting_without_held_out_images_and_without_a_bank_is_refused(changes: dict[str, Any], key: str) -> None:
     source = {**UNTAUGHT, "data": {"kind": "digits", "holdout": 0.0}}
-    with pytest.raises(ConfigError, match=f"{key} goes by images that nobody learns from: set data.holdout above 0"):
+    with pytest.raises(
+        ConfigError, match=f"{key} goes by images that are held out, or a bank: set data.holdout above 0"
+    ):
         assembled(config_of(source, None, **changes))
     parts = assembled(config_of(source, None))
     assert parts.adaptation(0) == {}
