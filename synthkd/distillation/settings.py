@@ -65,7 +65,8 @@ class AdapterTerm(Settings):
     """The architecture adapter: cross-attention lays the student's features out as the teacher's are."""
 
     kind: Literal["adapter"]
-    weight: Weight = 1.0
+    weight: Weight = 10.0
+    """The loss itself falls far below 1 as the layers learn; with 1 it did little."""
     at: Places = "stages"
     content: bool = False
     """Ask with the teacher's features, not with places alone."""
