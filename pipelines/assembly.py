@@ -21,7 +21,6 @@ from synthkd.distillation.adaptation import Adaptation, Probe
 from synthkd.distillation.pupil import Pupil
 from synthkd.distillation.step import DistillStep
 from synthkd.distillation.synthesis import Synthesis
-from synthkd.distillation.teachers import FrozenTeacher
 from synthkd.distillation.team import TeacherTeam
 from synthkd.errors import ConfigError
 from synthkd.generators.build import build_generator
@@ -60,7 +59,7 @@ class Parts:
 
     subject: Subject
     contract: TeacherContract | None
-    teacher: FrozenTeacher | TeacherTeam | None
+    teacher: TeacherTeam | None
     pupils: tuple[Pupil, ...]
     generator: Any
     bank: MemoryBank
@@ -181,9 +180,7 @@ def assemble(
     )
 
 
-def _of_noise(
-    config: DistillConfig, spec: ImageSpec, frozen: FrozenTeacher | TeacherTeam | None, device: torch.device
-) -> Batch:
+def _of_noise(config: DistillConfig, spec: ImageSpec, frozen: TeacherTeam | None, device: torch.device) -> Batch:
     """A batch of the kind that the run will draw, of images that show nothing."""
     count = min(REHEARSED, config.distill.batch_size)
     rng = stream(config.seed, "rehearsal")

@@ -95,7 +95,7 @@ def measured(
         "alarms": [asdict(alarm) for alarm in raised],
         "looks": parts.adaptation.outcome([pupil.learner.name for pupil in parts.pupils], job.monitor.rows()),
     }
-    if isinstance(teacher, TeacherTeam):
+    if teacher is not None and len(teacher.models) > 1:
         values["teachers"] = _team(config, parts, teacher, test, device)
     if peer_scores:
         values["peers"] = [

@@ -6,7 +6,6 @@ from typing import Any
 
 from synthkd.distillation import phases
 from synthkd.distillation.lessons import Lessons
-from synthkd.distillation.team import TeacherTeam
 from synthkd.models import parameters
 from synthkd.page import SPACE
 from synthkd.pipelines.assembly import Parts
@@ -63,7 +62,7 @@ def plan(config: DistillConfig, parts: Parts) -> tuple[str, ...]:
 
 def _team_lines(config: DistillConfig, parts: Parts) -> list[str]:
     """The teachers after the first, and how all of them label."""
-    if not isinstance(parts.teacher, TeacherTeam):
+    if parts.teacher is None or len(parts.teacher.models) == 1:
         return []
     lines = [
         f"  teacher {number}: {parameters(model):,} parameters"

@@ -130,33 +130,31 @@ def _peer(
 
 def label_by(
     config: DistillConfig, teachers: Sequence[Classifier], pupils: Sequence[Pupil], accelerator: Accelerator
-) -> FrozenTeacher | TeacherTeam | None:
+) -> TeacherTeam | None:
     """Whoever labels; the first teacher shows the features that any pupil's lessons compare."""
     if not teachers:
         return None
     tapped = [place for pupil in pupils if pupil.lessons is not None for place in pupil.lessons.teacher_places]
     first = FrozenTeacher(teachers[0], accelerator, tuple(dict.fromkeys(tapped)))
-    if len(teachers) == 1:
-        return first
     return TeacherTeam([first, *(FrozenTeacher(other, accelerator) for other in teachers[1:])], config.team)
 
 
 def adapt(
     config: DistillConfig,
     pupils: Sequence[Pupil],
-    frozen: FrozenTeacher | TeacherTeam | None,
+    frozen: TeacherTeam | None,
     asked: Probed,
     accelerator: Accelerator,
 ) -> Adaptation:
     online = config.online
     roles = None if online is None or online.swap is None else Roles(online.swap, teaching=1)
-    team = frozen if isinstance(frozen, TeacherTeam) and config.team.weighting == "selected" else None
+    team = frozen if config.team.weighting == "selected" else None
     selection = None if team is None else TeacherSelection(1 + len(config.teachers), config.team.selection)
-    adapt = config.distill.adapt
+    settings = config.distill.adapt
     steers = {
-        "distill.adapt.temperature": adapt.temperature,
-        "distill.adapt.weights": adapt.weights,
-        "distill.adapt.strength": adapt.strength,
+        "distill.adapt.temperature": settings.temperature,
+        "distill.adapt.weights": settings.weights,
+        "distill.adapt.strength": settings.strength,
         "online.swap": roles,
         "team.selection": selection,
     }
@@ -165,7 +163,7 @@ def adapt(
         raise ConfigError(f"{steering[0]} adapts in one process only; leave torchrun out, or {steering[0]}")
     if steering and not asked.possible:
         raise ConfigError(f"{steering[0]} goes by images that are held out, or a bank: set data.holdout above 0")
-    return Adaptation(adapt, lambda: [pupil.learner.evaluated for pupil in pupils], asked, roles, team, selection)
+    return Adaptation(settings, lambda: [pupil.learner.evaluated for pupil in pupils], asked, roles, team, selection)
 
 
 class Probed:
@@ -181,7 +179,7 @@ class Probed:
         arriving: ImageStream | None,
         generator: Any,
         bank: MemoryBank,
-        frozen: FrozenTeacher | TeacherTeam | None,
+        frozen: TeacherTeam | None,
         device: torch.device,
     ) -> None:
         self._count = config.distill.adapt.images
@@ -205,7 +203,8 @@ class Probed:
             return self._asked(held.images[-self._count :], held.labels[-self._count :])
         if self._kept is not None or not len(self._bank):
             return self._kept
-        return self._labelled(self._bank.newest(self._count), fresh=isinstance(self._frozen, TeacherTeam))
+        several = self._frozen is not None and len(self._frozen.models) > 1
+        return self._labelled(self._bank.newest(self._count), fresh=several)
 
     def _asked(self, images: Tensor, labels: Tensor) -> Probe:
         """Real images, with what the teacher says of them."""

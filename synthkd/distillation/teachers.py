@@ -46,7 +46,3 @@ class FrozenTeacher:
     def logits(self, images: Tensor) -> Tensor:
         """Logits alone, float32 `[N, K]`."""
         return self(images).logits
-
-    def consensus(self, images: Tensor) -> Tensor:
-        """The same; a team of teachers answers together here."""
-        return self.logits(images)

@@ -1,4 +1,4 @@
-"""Several teachers that label as one."""
+"""Teachers that label as one; a team may have one member."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LEAST_ENTROPY = 1e-3
 
 
 class TeacherTeam:
-    """Teachers whose logits are averaged; it stands wherever a `FrozenTeacher` stands.
+    """Teachers whose logits are averaged; one alone is heard as it is.
 
     The softmax of a mean of logits is the normalised geometric mean of the teachers' predictions, and what is averaged
     are logits, so any temperature and any term may follow. A constant that a teacher adds to a row of its logits moves
