@@ -8,13 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from synthkd.distillation.settings import ExitsTerm
+from synthkd.distillation.transfer import shown_at
 from synthkd.errors import ConfigError
 from synthkd.losses.alignment import positions
 from synthkd.losses.features import hint
 from synthkd.losses.logits import distillation
 from synthkd.losses.relations import full_precision
 from synthkd.models.classifier import Classifier
-from synthkd.models.layout import blank_features, head, stages
+from synthkd.models.layout import head, stages
 from synthkd.taps import INPUT
 
 WIDTH = 64
@@ -54,7 +55,7 @@ class Exits(nn.Module):
                 "name modules (at), or take a deeper student"
             )
         self._last = head(student) + INPUT
-        seen = blank_features(student, (*self.places, self._last))
+        seen = shown_at("student", student, (*self.places, self._last))
         self.necks = nn.ModuleList(_neck(seen[place]) for place in self.places)
         self.heads = nn.ModuleList(nn.Linear(WIDTH, student.spec.classes) for _ in self.places)
         width = seen[self._last].shape[-1]

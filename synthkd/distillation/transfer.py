@@ -73,8 +73,8 @@ class Transfer(nn.Module):
         self._seed = seed
         asked = {name: _pairs(term, teacher, student) for name, term in self.terms.items()}
         every = [pair for pairs in asked.values() for pair in pairs]
-        theirs = _shown("teacher", teacher, [pair.teacher for pair in every])
-        ours = _shown("student", student, [pair.student for pair in every])
+        theirs = shown_at("teacher", teacher, [pair.teacher for pair in every])
+        ours = shown_at("student", student, [pair.student for pair in every])
         self.pairs: dict[str, tuple[Pair, ...]] = {}
         self.layers = nn.ModuleDict()
         for name, term in self.terms.items():
@@ -135,7 +135,8 @@ class Transfer(nn.Module):
         return found
 
 
-def _shown(whose: str, model: Classifier, places: Sequence[str]) -> Mapping[str, Tensor]:
+def shown_at(whose: str, model: Classifier, places: Sequence[str]) -> Mapping[str, Tensor]:
+    """Features of a blank image at the places that a recipe names; a wrong one is an error that says whose it is."""
     try:
         return blank_features(model, places)
     except ModelError as error:
