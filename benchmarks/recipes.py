@@ -76,6 +76,19 @@ def cell(name: str, threads: int) -> dict[str, Any]:
     }
 
 
+def table(cells: list[dict[str, Any]]) -> str:
+    """What became of each recipe."""
+    lines = ["| recipe | student, % [95 % interval] | parameters | teacher, % | steps | seconds |", "|" + "---|" * 6]
+    for one in cells:
+        low, high = one["interval"]
+        teacher = "none" if one["teacher"] is None else f"{100 * one['teacher']:.2f}"
+        lines.append(
+            f"| `{one['recipe']}` | {100 * one['student']:.2f} [{100 * low:.2f}, {100 * high:.2f}] | "
+            f"{one['parameters']:,} | {teacher} | {one['steps']:,} | {one['seconds']:.0f} |"
+        )
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="*", default=NAMES, choices=NAMES)
@@ -87,14 +100,7 @@ def main() -> None:
             cells.append(cell(name, arguments.threads))
             found = {"command": "python benchmarks/recipes.py", "cells": cells}
             write_atomically(RESULTS, json.dumps(found, indent=1).encode() + b"\n")
-    print("| recipe | student, % | parameters | teacher, % | steps | seconds |\n|" + "---|" * 6)
-    for one in cells:
-        low, high = one["interval"]
-        teacher = "none" if one["teacher"] is None else f"{100 * one['teacher']:.2f}"
-        print(
-            f"| `{one['recipe']}` | {100 * one['student']:.2f} [{100 * low:.2f}, {100 * high:.2f}] | "
-            f"{one['parameters']:,} | {teacher} | {one['steps']:,} | {one['seconds']:.0f} |"
-        )
+    print(table(cells))
 
 
 if __name__ == "__main__":
