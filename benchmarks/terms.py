@@ -122,11 +122,14 @@ def interval(values: list[float]) -> str:
     return f"{mean:+.2f} [{mean - half:+.2f}, {mean + half:+.2f}]"
 
 
-def compared(scores: dict[int, float], plain: dict[int, float]) -> str:
-    """Two cells of a row: mean (standard deviation) of scores by seed, and their paired difference to plain ones."""
+def compared(scores: dict[int, float], *others: dict[int, float]) -> str:
+    """Cells of a row: mean (standard deviation) of scores by seed, and paired differences to each of the others."""
     spread = f" ({statistics.stdev(scores.values()):.2f})" if len(scores) > 1 else ""
-    paired = [] if scores == plain else [score - plain[seed] for seed, score in scores.items() if seed in plain]
-    return f"{statistics.mean(scores.values()):.2f}{spread} | {interval(paired) if paired else ''}"
+    cells = [f"{statistics.mean(scores.values()):.2f}{spread}"]
+    for other in others:
+        paired = [] if scores == other else [score - other[seed] for seed, score in scores.items() if seed in other]
+        cells.append(interval(paired) if paired else "")
+    return " | ".join(cells)
 
 
 def place(table: str, arm: str, seed: int) -> Path:
@@ -135,12 +138,13 @@ def place(table: str, arm: str, seed: int) -> Path:
 
 
 def table(name: str, cells: list[dict[str, Any]]) -> str:
-    """Accuracy of each arm and its paired difference to plain KD."""
+    """Accuracy of each arm and its paired differences to plain KD and to labels alone."""
     rows = [c for c in cells if c["table"] == name]
-    plain = {c["seed"]: 100 * c["accuracy"] for c in rows if c["arm"] == "KD"}
+    plain, alone = ({c["seed"]: 100 * c["accuracy"] for c in rows if c["arm"] == arm} for arm in ("KD", "alone"))
     lines = [
-        "| term | seeds | accuracy, %, mean (standard deviation) | difference to KD, points | eta | seconds |",
-        "|" + "---|" * 6,
+        "| term | seeds | accuracy, %, mean (standard deviation) | difference to KD, points | to labels alone | eta "
+        "| seconds |",
+        "|" + "---|" * 7,
     ]
     for arm in TABLES[name]["arms"]:
         mine = [c for c in rows if c["arm"] == arm]
@@ -148,7 +152,7 @@ def table(name: str, cells: list[dict[str, Any]]) -> str:
             continue
         scores = {c["seed"]: 100 * c["accuracy"] for c in mine}
         lines.append(
-            f"| {arm} | {len(mine)} | {compared(scores, plain)} | "
+            f"| {arm} | {len(mine)} | {compared(scores, plain, alone)} | "
             f"{statistics.mean(c['transfer_efficiency'] for c in mine):.3f} | "
             f"{statistics.median(c['seconds'] for c in mine):.0f} |"
         )
