@@ -12,6 +12,7 @@ from synthkd.pipelines.assembly import Parts
 from synthkd.pipelines.config import DistillConfig
 from synthkd.pipelines.job import Job, disk_line, generator_bytes, training_bytes
 from synthkd.pipelines.pupils import finished
+from synthkd.pipelines.run import REPORT
 from synthkd.report import RunFiles, headline
 from synthkd.schedules import ever
 from synthkd.settings import Schedule, TrainedTeacher
@@ -138,7 +139,7 @@ def summary(job: Job, values: dict[str, Any], already: bool = False) -> tuple[st
     if teacher is not None and not teachers:
         rows.append(("teacher", _tested(teacher)))
     rows += [("alarm", f"{alarm['name']}: {alarm['message']}") for alarm in values.get("alarms", ())]
-    rows.append(("report", str(job.directory / "report.html")))
+    rows.append(("report", str(job.directory / REPORT)))
     width = max(len(name) for name, _ in rows) + 2
     lines = [f"{name + ':' if name else '':<{width}}{text}" for name, text in rows]
     return (*([f"{job.directory} was complete already; nothing was run"] if already else ()), said, *lines)

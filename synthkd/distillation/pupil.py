@@ -73,7 +73,6 @@ class Pupil:
         self._regulator = regulator
         self._online = online
         self._teaches_by_average = online is not None and online.averaged
-        self._asks_average = self._teaches_by_average or ever(settings.average)
         # wrapped for several processes, the student is a child of the wrapper
         self._prefix = "" if learner.model is learner.module else "module."
         self._places = () if lessons is None else tuple(self._prefix + place for place in lessons.student_places)
@@ -100,6 +99,8 @@ class Pupil:
         temperature = value_at(self._settings.temperature, step, total)
         if self.adaptation is not None and self.adaptation.temperature is not None:
             temperature = self.adaptation.temperature.value
+        average = self._settings.average  # a pass of its own, spared while nobody asks for it
+        asks = value_at(average, step, total) != 0.0 if training else ever(average)
         return StudentView(
             batch=batch,
             teacher=batch.teacher_logits,
@@ -107,7 +108,7 @@ class Pupil:
             temperature=temperature,
             student_features=features,
             transferred=self._transferred(batch, features, logits, temperature, step, beside, turned),
-            averaged=self._averaged(batch.images) if self._asks_average else None,
+            averaged=self._averaged(batch.images) if asks or self._teaches_by_average else None,
             mutual_temperature=1.0 if self._online is None else value_at(self._online.temperature, step, total),
         )
 
