@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from synthkd.data.splits import Splits
 from synthkd.errors import ConfigError
 from synthkd.generators.cgan import CGAN
-from synthkd.generators.files import INSIDE_A_RUN, read_saved
+from synthkd.generators.files import CONFIG, INSIDE_A_RUN, read_saved
 from synthkd.generators.inversion import Inversion
 from synthkd.generators.merf import RELEASE, Merf
 from synthkd.generators.pixels import Pixels
@@ -56,7 +56,8 @@ def build_generator(
     Raises:
         ConfigError: when there are no real images for one that learns from them, or a generator of the user's own
             cannot be imported or lacks a method.
-        ModelError: when the teacher lacks what the generator needs, or a saved generator does not fit it.
+        ModelError: when the teacher lacks what the generator needs, or a saved generator does not fit it or names code
+            that is not trusted.
     """
     if isinstance(settings, FROM_REAL) and real is None:
         raise ConfigError(
@@ -70,7 +71,7 @@ def build_generator(
                 f"generator.path: {settings.path} makes {saved.image_spec}, the teacher takes {teacher.spec}; they "
                 "must be the same"
             )
-        generator = _build(saved.settings, teacher, saved.seed, accelerator, None, None)
+        generator = _build(saved.settings, teacher, saved.seed, accelerator, source=directory / CONFIG)
         generator.restore(directory)
         batch = getattr(saved.settings, "batch_size", SAMPLED)
         return Fixed(generator, batch, teacher, seed, accelerator)
@@ -88,8 +89,9 @@ def _build(
     teacher: Classifier,
     seed: int,
     accelerator: Accelerator,
-    real: Splits | None,
-    run: Path | None,
+    real: Splits | None = None,
+    run: Path | None = None,
+    source: Path | None = None,
 ) -> Any:
     parts = (None, None) if real is None else (real.train, real.holdout)
     match settings:
@@ -111,6 +113,7 @@ def _build(
 
             return Fixed(Pipeline(settings, teacher.spec, accelerator), settings.batch_size, teacher, seed, accelerator)
         case PythonGenerator():
-            return resolve(settings.target, "generator.target")(teacher=teacher, seed=seed, **settings.options)
+            make = resolve(settings.target, "generator.target", source, settings.options)
+            return make(teacher=teacher, seed=seed, **settings.options)
         case _:
             raise ConfigError(f"generator.kind: {settings.kind} makes no images of its own here")

@@ -9,9 +9,10 @@ import` and `importlib.import_module`. Nothing is imported before a job is asked
 from __future__ import annotations
 
 import sys
-from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
+
+from synthkd.imports import own
 
 if __name__ != "synthkd.pipelines":
     raise ImportError("import synthkd.pipelines")
@@ -31,7 +32,7 @@ class _Jobs(ModuleType):
     def __getattr__(self, name: str) -> Any:
         if name not in __all__:
             raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
-        return getattr(import_module(f"{__name__}.{name}"), name)
+        return own(f"{__name__}.{name}:{name}")
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name in __all__ and isinstance(value, ModuleType):

@@ -33,6 +33,7 @@ from synthkd.pipelines.run import (
     complete_result,
     read_result,
     run_directory,
+    trusting,
     write_result,
 )
 from synthkd.privacy.audit import (
@@ -66,6 +67,7 @@ NO_NEGATIVE = "negative control: needs reference models, which saw neither list;
 BATCH = 256
 
 
+@trusting
 def audit(config: AuditConfig, *, dry_run: bool = False) -> Result | Plan:
     """Attack the given models, look for copies among the given synthetic images, and report.
 

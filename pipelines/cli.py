@@ -8,12 +8,12 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from synthkd import __version__
 from synthkd.errors import ConfigError, SynthkdError
+from synthkd.imports import own
 
 
 @dataclass(frozen=True)
@@ -147,14 +147,14 @@ def _run(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
             for found in predict_folder(arguments.model, arguments.images, skip_bad=arguments.skip_bad):
                 print(f"{found.file}\t{found.class_name}\t{found.probability:.4f}")
         case "config" if arguments.what == "schema":
-            print(json.dumps(_imported(VERBS[arguments.job].config).model_json_schema(), indent=2))
+            print(json.dumps(own(VERBS[arguments.job].config).model_json_schema(), indent=2))
         case "config":
             from synthkd.configuration import dump_config
 
             print(dump_config(_config(arguments.job, settings)), end="")
         case job:
             config = _config(job, settings)
-            result = _imported(VERBS[job].function)(config, dry_run=arguments.dry_run)
+            result = own(VERBS[job].function)(config, dry_run=arguments.dry_run)
             if os.environ.get("RANK", "0") == "0":  # set by torchrun: the first process speaks for all
                 print(result)
     return 0
@@ -173,9 +173,4 @@ def _config(job: str, settings: Sequence[str]) -> Any:
         overrides = [word for word in settings if word not in paths]
         overrides += [f"{key}={json.dumps(paths)}"] if paths else []
     source = find_config(first, job) if named else None
-    return load_config(_imported(VERBS[job].config), source, overrides[named:])
-
-
-def _imported(target: str) -> Any:
-    module, _, name = target.partition(":")
-    return getattr(import_module(module), name)
+    return load_config(own(VERBS[job].config), source, overrides[named:])

@@ -29,7 +29,7 @@ from synthkd.pipelines.distill import distill
 from synthkd.pipelines.flow import DISTILL, Flowed, run_flow, sample, stand_in
 from synthkd.pipelines.handover import NAMES, capacity, hand_over, require_packages
 from synthkd.pipelines.job import Job, open_job
-from synthkd.pipelines.run import Plan, Result
+from synthkd.pipelines.run import Plan, Result, trusting
 from synthkd.privacy.accounting import Adjacency, Ledger, epsilon
 from synthkd.privacy.copies import CopyTest
 from synthkd.privacy.report import privacy_report
@@ -48,6 +48,7 @@ GIVEN = "a given teacher cannot be trained again with canaries; attack the finis
 UNCOPIED = "needs the private images and as many that were not trained on"
 
 
+@trusting
 def compress(config: CompressConfig, *, dry_run: bool = False) -> Result | Plan:
     """Run the configured flow, export its student, audit it, and report.
 

@@ -59,6 +59,9 @@ class JobConfig(Settings):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: Count | None = None
     """CPU threads of torch; None leaves torch's own choice."""
+    trust: str | tuple[str, ...] = ()
+    """Folders, one or a list, whose files may name code that runs: own functions that built a model or a generator in
+    them. Without it what is read is data, and only this recipe may name code."""
 
 
 class TrainingConfig(JobConfig):

@@ -18,7 +18,7 @@ from synthkd.pipelines.job import Job, make_accelerator, open_job
 from synthkd.pipelines.outcome import measured
 from synthkd.pipelines.printed import plan, summary
 from synthkd.pipelines.pupils import finished
-from synthkd.pipelines.run import Plan, Result
+from synthkd.pipelines.run import Plan, Result, trusting
 from synthkd.pipelines.teachers import ReadyTeacher, is_taught, ready_teacher, untrained_teacher
 from synthkd.rng import Rows
 from synthkd.taps import evaluating
@@ -28,6 +28,7 @@ from synthkd.types import balanced_labels
 STUDENT, PEERS = "student", "peers"
 
 
+@trusting
 def distill(config: DistillConfig, *, dry_run: bool = False) -> Result | Plan:
     """Distill the configured student and save it to `<run>/student`, and its generator to `<run>/generator`.
 

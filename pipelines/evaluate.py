@@ -43,6 +43,7 @@ from synthkd.pipelines.run import (
     complete_result,
     read_result,
     run_directory,
+    trusting,
     write_result,
 )
 from synthkd.pipelines.score_table import score_lines
@@ -52,6 +53,7 @@ PIPE_WIDTH = 100
 """Characters to a line where no terminal says how many it has."""
 
 
+@trusting
 def evaluate(config: EvaluateConfig, *, dry_run: bool = False) -> Result | Plan:
     """Score the generated sets and write `result.json` and `report.html`.
 

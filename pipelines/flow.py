@@ -99,7 +99,7 @@ def run_flow(config: CompressConfig, directory: Path, private: Splits | None, se
     assert isinstance(distilled, Result)
     if (distilled.directory / INSIDE_A_RUN).is_dir():  # one that was finished before is not saved again
         generator = SavedSettings(kind="saved", path=str(distilled.directory))
-    student = load(distilled.directory, trust=True)
+    student = load(distilled.directory)
     return Flowed(directory, teacher.eval(), student.eval(), generator, choice, tuple(claims), distilled.values)
 
 

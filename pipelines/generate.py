@@ -37,7 +37,7 @@ from synthkd.pipelines.disk import free_bytes, require_space, size
 from synthkd.pipelines.fitting import fit_generator
 from synthkd.pipelines.job import Job, generator_bytes, make_accelerator, open_job, training_bytes
 from synthkd.pipelines.order import Order, plan_layout, read_order, real_images_used, trained_as
-from synthkd.pipelines.run import REPORT, Plan, Result
+from synthkd.pipelines.run import REPORT, Plan, Result, trusting
 from synthkd.pipelines.sampling import Batchwise, Sampling
 from synthkd.pipelines.scoring import Tally
 from synthkd.pipelines.teachers import is_taught, ready_teacher, untrained_teacher
@@ -51,6 +51,7 @@ RECIPE_KEYS = ("seed", "teacher", "generator", "data", "rounds", "run", "per_cla
 """What the card tells of the configuration, where it is not the default; the rest does not change what is made."""
 
 
+@trusting
 def generate(config: GenerateConfig, *, dry_run: bool = False) -> Result | Plan:
     """Write the configured dataset to `<run>/dataset`, with a card, and report on it.
 
@@ -67,7 +68,8 @@ def generate(config: GenerateConfig, *, dry_run: bool = False) -> Result | Plan:
     """
     if dry_run:
         order = read_order(config)
-        return Plan(_work(config, order, untrained_teacher(order.teacher, config), make_accelerator(config)).plan())
+        untrained = untrained_teacher(order.teacher, config, order.source)
+        return Plan(_work(config, order, untrained, make_accelerator(config)).plan())
     with open_job("generate", config) as job:
         if job.finished is not None:
             shutil.rmtree(job.directory / PARTS, ignore_errors=True)
@@ -79,9 +81,9 @@ def generate(config: GenerateConfig, *, dry_run: bool = False) -> Result | Plan:
                 "per_class, then this with run= that run"
             )
         if not is_taught(order.teacher, job.directory):  # to fail now rather than after the teacher
-            untrained = untrained_teacher(order.teacher, config)
+            untrained = untrained_teacher(order.teacher, config, order.source)
             require_space(job.directory, _work(config, order, untrained, job.accelerator).bytes)
-        ready = ready_teacher(order.teacher, config, job)
+        ready = ready_teacher(order.teacher, config, job, source=order.source)
         work = _work(config, order, ready.model, job.accelerator, job.directory)
         require_space(job.directory, work.bytes)
         values = _make(work, job)

@@ -38,11 +38,13 @@ class Order:
         teacher: settings of what labels the images.
         generator: settings of what makes them.
         real: real images, or None.
+        source: the file that the teacher was read from; None where the configuration names it.
     """
 
     teacher: TeacherSettings
     generator: GeneratorSettings
     real: Splits | None
+    source: Path | None = None
 
 
 def read_order(config: GenerateConfig) -> Order:
@@ -64,21 +66,23 @@ def read_order(config: GenerateConfig) -> Order:
             f"data: neither the {generator.kind} generator nor a filter uses real images; leave data out, or set "
             "filters.copies"
         )
-    return Order(_teacher_settings(config), generator, real)
+    teacher, source = _teacher_settings(config)
+    return Order(teacher, generator, real, source)
 
 
-def _teacher_settings(config: GenerateConfig) -> TeacherSettings:
-    """The teacher that the configuration names, else that of the run it names."""
+def _teacher_settings(config: GenerateConfig) -> tuple[TeacherSettings, Path | None]:
+    """The teacher that the configuration names, else that of the run it names, and the file that says so."""
     if config.teacher is not None:
-        return config.teacher
+        return config.teacher, None
     assert config.run is not None
     directory = Path(config.run).expanduser()
     directory = directory.parent if directory.name == INSIDE_A_RUN else directory
+    source = directory / CONFIG
     if is_model_directory(directory / TAUGHT):
-        return LoadedModel(kind="load", model=str(directory / TAUGHT), options={"trust": True})
+        return LoadedModel(kind="load", model=str(directory / TAUGHT)), source
     try:
-        saved = yaml.safe_load((directory / CONFIG).read_text(encoding="utf-8"))
-        return LoadedModel(**saved["teacher"])
+        saved = yaml.safe_load(source.read_text(encoding="utf-8"))
+        return LoadedModel(**saved["teacher"]), source
     except (OSError, yaml.YAMLError, AttributeError, KeyError, TypeError, ValidationError) as error:
         raise ConfigError(f"run: {config.run} does not say which teacher labels the images; set teacher") from error
 

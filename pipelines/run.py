@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import fcntl
+import functools
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 
@@ -19,6 +20,7 @@ from synthkd.configuration import differences, dump_config, load_config
 from synthkd.errors import CheckpointError, ConfigError
 from synthkd.files import write_atomically
 from synthkd.hardware import describe, peak_memory_bytes
+from synthkd.imports import allowing
 from synthkd.monitor import FILE_NAME as METRICS
 from synthkd.pipelines.config import JobConfig
 
@@ -29,11 +31,12 @@ WORK = (RESULT, "checkpoints", "parts", "privacy.jsonl")
 """What in a run directory another configuration must not go on from: results, checkpoints, parts of a dataset, and the
 count of looks at private images. A log alone is of a run that failed before its first checkpoint."""
 FREE_TO_CHANGE = {
-    "name", "out", "device", "threads", "checkpoint_every", "keep_checkpoints", "track", "cache", "batch_size"
+    "name", "out", "device", "threads", "checkpoint_every", "keep_checkpoints", "track", "cache", "batch_size", "trust"
 }  # fmt: skip
 """Keys that may differ when a run is resumed: they change rounding at most."""
 
 Config = TypeVar("Config", bound=JobConfig)
+Work = TypeVar("Work", bound=Callable[..., Any])
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,18 @@ class Plan:
 
     def __str__(self) -> str:
         return "\n".join(self.lines)
+
+
+def trusting(job: Work) -> Work:
+    """A job that runs the code which its configuration names, or files in the folders of its `trust`, and no other."""
+
+    @functools.wraps(job)
+    def run(config: JobConfig, **more: Any) -> Any:
+        folders = (config.trust,) if isinstance(config.trust, str) else config.trust
+        with allowing(config.model_dump(), folders):
+            return job(config, **more)
+
+    return cast(Work, run)
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from synthkd.metrics.utility import Proportion, accuracy, predict
 from synthkd.models import Classifier, build_model, load, parameters, save
 from synthkd.pipelines.config import TeachConfig
 from synthkd.pipelines.job import Job, describe_model, disk_line, open_job, scored, training_bytes
-from synthkd.pipelines.run import Plan, Result
+from synthkd.pipelines.run import Plan, Result, trusting
 from synthkd.privacy.dpsgd import (
     JOURNAL,
     Journal,
@@ -34,6 +34,7 @@ from synthkd.training.memory import fitting_batch_size, training_step
 from synthkd.training.supervised import EpochSource
 
 
+@trusting
 def teach(config: TeachConfig, *, dry_run: bool = False, splits: Splits | None = None) -> Result | Plan:
     """Train the configured model on the training split and save it to `<run>/teacher`.
 
@@ -205,7 +206,7 @@ def _finish(
 
 def load_taught(result: Result) -> Classifier:
     """The teacher that a run of `teach` saved."""
-    return load(result.directory, trust=True)
+    return load(result.directory)
 
 
 def _plan(config: TeachConfig, splits: Splits, model: Classifier) -> tuple[str, ...]:

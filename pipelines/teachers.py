@@ -43,7 +43,11 @@ def folder(number: int) -> str:
 
 
 def ready_teacher(
-    settings: TrainedTeacher | LoadedModel, config: TrainingConfig, job: Job, number: int = 0
+    settings: TrainedTeacher | LoadedModel,
+    config: TrainingConfig,
+    job: Job,
+    number: int = 0,
+    source: Path | None = None,
 ) -> ReadyTeacher:
     """The teacher of a job, trained in `<run>/teach` where the settings say so.
 
@@ -52,21 +56,24 @@ def ready_teacher(
         config: the job's configuration; seed, device and the like are passed on.
         job: the open run.
         number: of the teacher, where there are several.
+        source: the file that the settings were read from; None for the job's own configuration.
 
     Raises:
         SynthkdError: what `teach` and `load_model` raise.
     """
     if isinstance(settings, LoadedModel):
-        return ReadyTeacher(load_model(settings), 0.0)
+        return ReadyTeacher(load_model(settings, source), 0.0)
     result = teach(teach_config(settings, config, str(job.directory / folder(number))))
     assert isinstance(result, Result)
     return ReadyTeacher(load_taught(result), float(result.values["seconds"]))
 
 
-def untrained_teacher(settings: TrainedTeacher | LoadedModel, config: TrainingConfig) -> Classifier:
-    """The teacher for a dry run: loaded, or built and left untrained."""
+def untrained_teacher(
+    settings: TrainedTeacher | LoadedModel, config: TrainingConfig, source: Path | None = None
+) -> Classifier:
+    """The teacher for a dry run: loaded, or built and left untrained; for `source` see `ready_teacher`."""
     if isinstance(settings, LoadedModel):
-        return load_model(settings)
+        return load_model(settings, source)
     teaching = teach_config(settings, config, None)
     return build(teaching, load_splits(teaching.data)).eval()
 

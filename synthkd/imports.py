@@ -1,19 +1,84 @@
-"""What is imported by name: a user's own code, `package.module:function`, and packages that only some have."""
+"""What is imported by name, and whose word is enough for it. Nothing else in the project imports by name.
+
+A recipe is a program, a folder is data. What somebody types, in a recipe, an override or Python, may name code of
+theirs, `package.module:function`. What is read from a run, a saved model or generator, a dataset or a checkpoint may
+not, unless the call at hand trusts that folder, or its recipe has the same function with the same options.
+"""
 
 from __future__ import annotations
 
 import difflib
 import importlib
+import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from synthkd.errors import ConfigError, MissingExtraError, SynthkdError
+from synthkd.errors import ConfigError, MissingExtraError, ModelError, SynthkdError
 
 
-def resolve(target: str, where: str) -> Callable[..., Any]:
+@dataclass(frozen=True)
+class _Allowed:
+    """Whose code may run.
+
+    Attributes:
+        names: all text of the recipe at hand; None outside of any job, where the caller's own code decides.
+        calls: functions with their options, as the recipe has them.
+        folders: resolved; files in them may name code too.
+    """
+
+    names: frozenset[str] | None = None
+    calls: frozenset[tuple[str, str]] = frozenset()
+    folders: tuple[Path, ...] = ()
+
+
+_UNASKED = _Allowed()
+_ALLOWED: ContextVar[_Allowed] = ContextVar("_ALLOWED", default=_UNASKED)
+
+
+@contextmanager
+def allowing(recipe: Mapping[str, Any] | None = None, folders: Iterable[Path | str] = ()) -> Iterator[None]:
+    """Inside, code may run that the recipe names or that a file in one of the folders does; all else is refused.
+
+    What an outer call allows stays allowed.
+
+    Args:
+        recipe: plain data as somebody typed it; None leaves it to the caller which code of theirs runs.
+        folders: that are trusted.
+
+    Raises:
+        ConfigError: a folder that is not there.
+    """
+    places = [Path(folder).expanduser() for folder in folders]
+    if absent := [str(place) for place in places if not place.is_dir()]:
+        raise ConfigError(f"trust: {', '.join(absent)} is no folder; give the folder whose code may run")
+    outer = _ALLOWED.get()
+    names, calls = outer.names, outer.calls
+    if recipe is not None:
+        nodes = list(_nodes(recipe))
+        names = (names or frozenset()) | {node for node in nodes if isinstance(node, str)}
+        calls |= {
+            _call(node[key], node.get("options") or {})
+            for node in nodes
+            if isinstance(node, Mapping)
+            for key in ("model", "target")
+            if isinstance(node.get(key), str)
+        }
+    token = _ALLOWED.set(_Allowed(names, calls, (*outer.folders, *(place.resolve() for place in places))))
+    try:
+        yield
+    finally:
+        _ALLOWED.reset(token)
+
+
+def resolve(
+    target: str, where: str, source: Path | None, options: Mapping[str, Any] | None = None
+) -> Callable[..., Any]:
     """The callable that `package.module:function` names; modules in the working directory are found too.
 
     Importing the module runs its code.
@@ -21,14 +86,18 @@ def resolve(target: str, where: str) -> Callable[..., Any]:
     Args:
         target: what to import.
         where: the configuration key it came from, for the message.
+        source: the file that it was read from; None for what somebody typed.
+        options: with which it will be called.
 
     Raises:
         ConfigError: not of that form, no such module, or no such function.
+        ModelError: the file must not name code in this call; nothing was imported.
         SynthkdError: the module fails while it is imported.
     """
     module_name, _, function = target.partition(":")
     if not module_name or not function:
         raise ConfigError(f"{where}: expected package.module:function, got {target!r}")
+    _require_allowed(target, where, source, options or {})
     here = str(Path.cwd())
     if here not in sys.path:
         sys.path.append(here)
@@ -69,3 +138,44 @@ def optional(module: str, extra: str, purpose: str) -> ModuleType:
         return importlib.import_module(module)
     except ImportError as error:
         raise MissingExtraError(module.partition(".")[0], extra, purpose) from error
+
+
+def own(target: str) -> Any:
+    """What `module:name` names inside synthkd, imported when it is needed: a job brings torch, which takes seconds."""
+    module, _, name = target.partition(":")
+    if not module.startswith("synthkd."):
+        raise ValueError(f"{target} is no part of synthkd")
+    return getattr(importlib.import_module(module), name)
+
+
+def _require_allowed(target: str, where: str, source: Path | None, options: Mapping[str, Any]) -> None:
+    """The one place that decides whether a name may become code."""
+    allowed = _ALLOWED.get()
+    if source is None and (allowed.names is None or target in allowed.names):
+        return
+    if source is None:
+        raise ModelError(
+            f"{where}: '{target}' would be imported and called, but this recipe does not name it; nothing of it was run"
+        )
+    if _call(target, options) in allowed.calls:
+        return
+    if any(source.resolve().is_relative_to(folder) for folder in allowed.folders):
+        return
+    raise ModelError(
+        f"{source} names '{target}' ({where}), code that would be imported and called; nothing of it was run. If you "
+        f"trust the folder, say trust={source.parent}; or have the same function, with the same options, in your recipe"
+    )
+
+
+def _call(target: str, options: Mapping[str, Any]) -> tuple[str, str]:
+    return target, json.dumps(options, sort_keys=True, default=repr)
+
+
+def _nodes(value: Any) -> Iterator[Any]:
+    """A value and all that is inside it, keys of mappings too: terms of a loss are named by them."""
+    yield value
+    inside = (
+        (*value, *value.values()) if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
+    )
+    for item in inside:
+        yield from _nodes(item)

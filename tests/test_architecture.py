@@ -85,6 +85,37 @@ def test_every_torch_load_spells_weights_only(trees):
     assert wrong == []
 
 
+RUNS_CODE = {
+    "__import__", "compile", "eval", "exec", "importlib.import_module", "importlib.util.module_from_spec",
+    "importlib.util.spec_from_file_location", "joblib.load", "pickle.Unpickler", "pickle.load", "pickle.loads",
+    "pkgutil.resolve_name", "runpy.run_module", "runpy.run_path", "torch.hub.load", "torch.jit.load", "yaml.full_load",
+    "yaml.unsafe_load",
+}  # fmt: skip
+"""What makes code of a name, or of data."""
+
+
+def test_code_is_imported_by_name_in_one_module_only(trees):
+    """It is where `synthkd.imports` decides whose word is enough."""
+    wrong = []
+    for path, tree in trees.items():
+        if path == ROOT / "synthkd" / "imports.py":
+            continue
+        taken = {module for _, module in imported(tree)} & RUNS_CODE
+        wrong += [f"{path.relative_to(ROOT)} imports {name}" for name in taken]
+        for node in ast.walk(tree):
+            if not isinstance(node, ast.Call):
+                continue
+            spelled = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
+            loose = {
+                "np.load": spelled.get("allow_pickle") != "False",
+                "yaml.load": spelled.get("Loader") not in ("_Loader", "yaml.SafeLoader"),
+            }
+            called = ast.unparse(node.func)
+            if called in RUNS_CODE or loose.get(called) or spelled.get("trust_remote_code", "False") != "False":
+                wrong.append(f"{path.relative_to(ROOT)}:{node.lineno} {ast.unparse(node)}")
+    assert wrong == []
+
+
 def test_optional_packages_are_imported_where_they_are_used(trees):
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
     assert {"timm", "track"} <= set(extras)

@@ -8,9 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -270,7 +268,7 @@ def _rapl(folder: Path) -> _Counter | str:
 
 def _nvml(device: torch.device) -> _Counter | str:
     try:
-        pynvml: Any = import_module("pynvml")
+        import pynvml
     except ImportError:
         return "the package 'pynvml' is not installed: pip install nvidia-ml-py"
     try:

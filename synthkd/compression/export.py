@@ -14,7 +14,6 @@ import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
@@ -170,7 +169,7 @@ def quantize_int8(onnx_path: Path | str, images: Tensor, path: Path | str) -> No
     # Without this mark the quantizer advises to run its own simplifications first; torch's exporter has done them.
     model.metadata_props.add(key="onnx.quant.pre_process", value="onnxruntime.quant")
     with _quiet(), tempfile.TemporaryDirectory() as folder:
-        quantization = import_module("onnxruntime.quantization")
+        quantization = needed("onnxruntime.quantization")
         written = Path(folder) / "int8.onnx"
         quantization.quantize_static(
             model,
@@ -213,7 +212,7 @@ def parse_description(metadata: Mapping[str, str], path: Path) -> Description:
 
 
 def needed(package: str) -> Any:
-    """An optional package of the extra `export`, imported.
+    """An optional package of the extra `export`, or a module of it, imported.
 
     Raises:
         MissingExtraError: it is not installed.

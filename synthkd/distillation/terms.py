@@ -162,7 +162,7 @@ def _hard(view: StudentView) -> Tensor:
 
 def _own(target: str) -> Term:
     """A loss of the user's, which may fail in any way: the line must say where."""
-    function = resolve(target, "distill.terms")
+    function = resolve(target, "distill.terms", None)
 
     def term(view: StudentView) -> Tensor:
         try:

@@ -26,12 +26,15 @@ def construct(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     class_names: Sequence[str] = (),
+    source: Path | None = None,
 ) -> Classifier:
     """An untrained classifier. Of a `LoadedModel` only `model` (not a directory) and `options` are read.
 
+    `source` is the file that the settings were read from; None for what somebody typed (see `synthkd.imports`).
+
     Raises:
         ConfigError: an unknown name, or an option that the factory does not take or that would fetch weights.
-        ModelError: the factory fails or gives no module.
+        ModelError: the factory fails or gives no module, or the file must not name code in this call.
         MissingExtraError: a `timm:` model without timm.
     """
     if isinstance(settings, ZooModel):
@@ -43,7 +46,7 @@ def construct(
         body = _timm(name, options, spec)
     else:
         require_name(name)
-        body = _call(name, resolve(name, "model"), options)
+        body = _call(name, resolve(name, "model", source, options), options)
     return Classifier(body, spec, mean, std, {"kind": "load", "model": name, "options": dict(options)}, class_names)
 
 

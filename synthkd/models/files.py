@@ -13,10 +13,11 @@ from pydantic import Field, ValidationError
 
 from synthkd.errors import ConfigError, ModelError
 from synthkd.files import write_atomically
+from synthkd.imports import allowing
 from synthkd.models.classifier import Classifier, parameters
-from synthkd.models.factories import construct, is_library
+from synthkd.models.factories import construct
 from synthkd.models.weights import WEIGHTS, load_strictly, read_weights, serialised
-from synthkd.settings import Count, LoadedModel, ModelSettings, Settings
+from synthkd.settings import Count, ModelSettings, Settings
 from synthkd.types import ImageSpec
 
 CONFIG = "config.json"
@@ -90,19 +91,13 @@ def load(path: Path | str, *, trust: bool = False) -> Classifier:
     Args:
         path: the directory.
         trust: also rebuild models that a `package.module:function` made, which imports and calls what config.json
-            names. Without it nothing in the directory can make code run.
+            names. Without it nothing in the directory can make code run that the recipe at hand does not have too.
 
     Raises:
         ModelError: missing, corrupt or truncated files, weights that do not fit, or a function that is not trusted.
     """
     directory = _find(Path(path))
     saved = _read_config(directory / CONFIG)
-    recipe = saved.recipe
-    if isinstance(recipe, LoadedModel) and not is_library(recipe.model) and not trust:
-        raise ModelError(
-            f"{directory} was built by the function '{recipe.model}', and loading it would import and call that; "
-            "if you trust the directory, load it with trust=True (in a config: options: {trust: true})"
-        )
     weights = directory / WEIGHTS
     if not weights.is_file():
         raise ModelError(f"{directory} has no {WEIGHTS}; save the model again or copy the whole directory")
@@ -113,11 +108,12 @@ def load(path: Path | str, *, trust: bool = False) -> Classifier:
             f"{weights} does not have the checksum in {CONFIG}: truncated, damaged or replaced; copy both files again"
         )
     spec = ImageSpec(**saved.spec.model_dump())
-    with torch.random.fork_rng(devices=[]):
+    source = directory / CONFIG
+    with torch.random.fork_rng(devices=[]), allowing(folders=[directory] if trust else ()):
         try:
-            model = construct(recipe, spec, saved.mean, saved.std, saved.class_names)
-        except (ConfigError, ModelError) as error:
-            raise ModelError(f"{directory / CONFIG} does not rebuild the model: {error}") from error
+            model = construct(saved.recipe, spec, saved.mean, saved.std, saved.class_names, source)
+        except ConfigError as error:
+            raise ModelError(f"{source} does not rebuild the model: {error}") from error
     load_strictly(model, read_weights(weights), str(weights))
     return model.eval()
 

@@ -16,14 +16,18 @@ from synthkd.settings import LoadedModel, ZooModel
 from synthkd.types import ImageSpec
 
 
-def load_model(settings: LoadedModel) -> Classifier:
+def load_model(settings: LoadedModel, source: Path | None = None) -> Classifier:
     """A trained classifier in eval mode: a saved directory, or a factory and its weights.
 
-    For a directory, `options: {trust: true}` is what `files.load` calls trust. The global random state stays as it was.
+    The global random state stays as it was.
+
+    Args:
+        settings: which.
+        source: the file that the settings were read from; None for what somebody typed (see `synthkd.imports`).
 
     Raises:
         ConfigError: size, classes or weights are missing, contradict the directory, or the name is unknown.
-        ModelError: the files cannot be loaded or do not fit.
+        ModelError: the files cannot be loaded or do not fit, or name code that is not trusted.
         MissingExtraError: a `timm:` model without timm.
     """
     if files.is_model_directory(settings.model):
@@ -31,7 +35,8 @@ def load_model(settings: LoadedModel) -> Classifier:
     if settings.weights is None and is_library(settings.model):
         raise ConfigError(f"{settings.model} without weights knows nothing; set `weights` to a local file")
     with torch.random.fork_rng(devices=[]):
-        model = construct(settings, _own_spec(settings), settings.mean, settings.std, settings.class_names or ())
+        spec = _own_spec(settings)
+        model = construct(settings, spec, settings.mean, settings.std, settings.class_names or (), source)
     _read_into(model, settings)
     return model.eval()
 
@@ -86,9 +91,11 @@ def is_fresh(settings: ZooModel | LoadedModel) -> bool:
 def _load_directory(settings: LoadedModel) -> Classifier:
     if settings.weights is not None:
         raise ConfigError(f"{settings.model} has its own weights; leave `weights` out, got {settings.weights}")
-    if set(settings.options) - {"trust"}:
-        raise ConfigError(f"options of a saved directory can only be trust, got {', '.join(settings.options)}")
-    model = files.load(settings.model, trust=settings.options.get("trust") is True)
+    if settings.options:
+        got, trust = ", ".join(settings.options), f"write trust={settings.model} beside the sections instead"
+        remedy = trust if "trust" in settings.options else "leave them out"
+        raise ConfigError(f"options: {settings.model} was saved with its own, got {got}; {remedy}")
+    model = files.load(settings.model)
     if (wanted := _spec_where_set(settings, model.spec)) != model.spec:
         raise ConfigError(f"{settings.model} takes {model.spec}, but the config says {wanted}; leave those keys out")
     fixed = [name for name in ("mean", "std", "class_names") if getattr(settings, name) is not None]

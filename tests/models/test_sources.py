@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from synthkd.errors import ConfigError, MissingExtraError, ModelError
+from synthkd.imports import allowing
 from synthkd.models import Classifier, build_model, load, load_model, save
 from synthkd.settings import LoadedModel, ZooModel
 from synthkd.types import ImageSpec
@@ -78,12 +79,14 @@ def test_a_function_of_the_users(factories: str, tmp_path: Path) -> None:
     student = build_model(settings(f"{factories}:small", options={"width": 6}), SPEC)
     assert student.body[0].out_channels == 6
     save(student, tmp_path / "student")
-    with pytest.raises(ModelError, match=f"built by the function '{factories}:small'.*trust"):
+    with pytest.raises(ModelError, match=f"config.json names '{factories}:small'.*trust="):
         load(tmp_path)
     images = torch.rand(2, 3, 32, 32)
     assert torch.equal(load(tmp_path, trust=True)(images), student.eval()(images))
-    trusted = load_model(settings(str(tmp_path), options={"trust": True}))
-    assert torch.equal(trusted(images), student(images))
+    with allowing(folders=[tmp_path]):
+        assert torch.equal(load_model(settings(str(tmp_path)))(images), student(images))
+    with pytest.raises(ConfigError, match=r"write trust=.* beside the sections instead"):
+        load_model(settings(str(tmp_path), options={"trust": True}))
 
 
 @pytest.mark.parametrize(
@@ -157,7 +160,7 @@ def test_contradictions_with_the_job(factories: str, tmp_path: Path) -> None:
         build_model(settings(str(tmp_path)), ImageSpec(1, 32, 32, 5))
     for more, message in [
         ({"weights": "w.pt"}, "has its own weights"),
-        ({"options": {"width": 3}}, "can only be trust, got width"),
+        ({"options": {"width": 3}}, "was saved with its own, got width; leave them out"),
         ({"classes": 6}, "the config says 3x32x32 images, 6 classes"),
         ({"mean": (0.5,) * 3}, "has its own mean"),
     ]:

@@ -161,6 +161,7 @@ CHANGES: dict[str, Callable[[Path], str]] = {
     "checkpoint_every": lambda _: "checkpoint_every=7",
     "keep_checkpoints": lambda _: "keep_checkpoints=7",
     "track": lambda _: "track=[tensorboard]",
+    "trust": lambda out: f"trust={out.parent}",
 }
 
 
