@@ -20,7 +20,7 @@ demo: .venv/.installed
 	$(BIN)/python -m synthkd distill configs/digits.yaml out=runs/demo
 
 test: lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_OPTIONS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(PYTEST_OPTIONS)
 
 lint: .venv/.installed-test
 	$(BIN)/python -m ruff check .
