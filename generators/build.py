@@ -10,9 +10,9 @@ from accelerate import Accelerator
 from synthkd.data.splits import Splits
 from synthkd.errors import ConfigError
 from synthkd.generators.cgan import CGAN
-from synthkd.generators.files import CONFIG, INSIDE_A_RUN, read_saved
+from synthkd.generators.files import CONFIG, read_saved
 from synthkd.generators.inversion import Inversion
-from synthkd.generators.merf import RELEASE, Merf
+from synthkd.generators.merf import Merf
 from synthkd.generators.pixels import Pixels
 from synthkd.generators.rounds import Fixed
 from synthkd.generators.settings import (
@@ -106,8 +106,7 @@ def _build(
 
             return Diffusion(settings, teacher, seed, accelerator, *parts)
         case MerfSettings():
-            store = None if run is None else run / INSIDE_A_RUN / RELEASE
-            return Merf(settings, teacher, seed, accelerator, parts[0], store=store)
+            return Merf(settings, teacher, seed, accelerator, parts[0], run=run)
         case PipelineSettings():
             from synthkd.generators.pipeline import Pipeline
 

@@ -33,6 +33,8 @@ HALVED_FROM = 16
 WINDOWS = (1, 2)
 """Features see whole images, or windows with sides of this part."""
 CHUNK = 1000
+ADJACENCY: Adjacency = "replace_one"
+"""Between which sets the sensitivity of a release is the largest distance."""
 SHRINK = 1.0 - 1e-6
 """Norm of a feature vector; rounding cannot take it past 1."""
 FEWEST = 0.1
@@ -149,11 +151,17 @@ class Embedding:
         """What it cost; nothing that is made of it costs more."""
         return Ledger((Release(self.noise_multiplier, self.adjacency),))
 
-    def statement(self, delta: float) -> dict[str, Any]:
-        """What it may claim, see `synthkd.privacy.accounting.claimed`; `insecure` claims nothing."""
-        spent = epsilon(self.ledger, delta, self.adjacency)
+    def statement(self, delta: float, ledger: Ledger | None = None) -> dict[str, Any]:
+        """What it may claim, see `synthkd.privacy.accounting.claimed`; `insecure` claims nothing.
+
+        Args:
+            delta: of the claim.
+            ledger: all looks of the run that made it, those that were lost included; None: this one.
+        """
+        ledger = ledger or self.ledger
+        spent = epsilon(ledger, delta, self.adjacency)
         how = {"noise_multiplier": self.noise_multiplier, "sensitivity": self.sensitivity}
-        return claimed(self.ledger, spent, self.examples, self.insecure, **how)
+        return claimed(ledger, spent, self.examples, self.insecure, **how)
 
     def means(self) -> tuple[Tensor, Tensor]:
         """Mean features of an image of each class, `[K, D]`, and the variance of the noise in them, `[K]`."""
@@ -225,7 +233,7 @@ def release(
     noisy = (exact + scale * torch.randn(exact.shape, generator=rng, dtype=torch.float64)).float()
     insecure = test_seed is not None
     sums, shares = noisy[:, :-1].contiguous(), noisy[:, -1].contiguous()
-    return Embedding(sums, shares, fourier, len(labels), noise_multiplier, "replace_one", insecure)
+    return Embedding(sums, shares, fourier, len(labels), noise_multiplier, ADJACENCY, insecure)
 
 
 def squared_discrepancy(features: Tensor, means: Tensor) -> Tensor:

@@ -16,18 +16,29 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
 from synthkd.data.splits import RealData
 from synthkd.errors import ConfigError, ModelError
 from synthkd.generators.cgan import latent_length
-from synthkd.generators.embedding import HALVED_FROM, Embedding, Fourier, fourier_features, release, squared_discrepancy
+from synthkd.generators.embedding import (
+    ADJACENCY,
+    HALVED_FROM,
+    Embedding,
+    Fourier,
+    fourier_features,
+    release,
+    squared_discrepancy,
+)
+from synthkd.generators.files import INSIDE_A_RUN
 from synthkd.generators.rounds import agreed_spec, sampled_round
 from synthkd.generators.settings import MerfSettings
 from synthkd.losses.objective import Loss
 from synthkd.models.classifier import Classifier
 from synthkd.models.weights import load_strictly, read_weights, save_weights
-from synthkd.privacy.accounting import check_delta, release_noise_for
+from synthkd.privacy.accounting import Ledger, Release, check_delta, release_noise_for
+from synthkd.privacy.journal import Journal
 from synthkd.rng import Rows, derive, stream
 from synthkd.taps import evaluating
 from synthkd.training.ema import WeightAverage
@@ -81,15 +92,17 @@ class Merf:
             that was trained on the private images costs its own budget.
         seed: the run's seed, public; the noise does not come from it.
         accelerator: device and precision.
-        train: the private images, looked at in the first round unless there is a release; None for a generator that is
-            restored.
+        train: the private images, looked at in the first round unless there is a release, by the main process for all;
+            None for a generator that is restored.
         spec: the images, needed where there is neither a teacher nor real data.
-        store: file that the release is written to before anything is made of it, and read from where it exists, so that
-            a run that was cut short never looks twice.
+        run: directory of the run, whose journal is charged before the look. The release is written into it before
+            anything is made of it, and read from there where it exists, so that a run that was cut short does not look
+            again. None writes nothing.
 
     Raises:
         ConfigError: teacher and data of other images, or a delta that is too large for the number of images.
-        ModelError: a damaged file in `store`, or one of another release than the settings ask for.
+        CheckpointError: the run's release is lost, or another one than it made, or its journal damaged.
+        ModelError: a release of other images or with other noise than the settings ask for.
     """
 
     def __init__(
@@ -100,7 +113,7 @@ class Merf:
         accelerator: Accelerator,
         train: RealData | None = None,
         spec: ImageSpec | None = None,
-        store: Path | None = None,
+        run: Path | None = None,
     ) -> None:
         self.settings = settings
         self.spec = agreed_spec("merf", spec, teacher, train)
@@ -111,20 +124,30 @@ class Merf:
         self._accelerator = accelerator
         self._device = accelerator.device
         self._private = train
-        self._store = store
+        self._journal = None if run is None else Journal(run)
+        self._store = None if run is None else run / INSIDE_A_RUN / RELEASE
         if settings.noise_multiplier is not None:
             self._noise = settings.noise_multiplier
         elif settings.epsilon is not None:
             self._noise = release_noise_for(settings.epsilon, settings.delta)
-        if train is not None and settings.epsilon is not None:
+        if train is not None:
             check_delta(settings.delta, len(train))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive(seed, "merf/init"))
             self.network = Painter(self.spec, settings.latent, settings.width).to(self._device)
         self._average = WeightAverage(self.network, settings.ema)
         self._optimizer = torch.optim.Adam(self.network.parameters(), settings.lr, BETAS)
-        if store is not None and store.is_file():
-            self._take(Embedding.load(store), str(store))
+        if self._store is not None and self._journal is not None and self._journal.has_release(self._store):
+            self._take(Embedding.load(self._store), str(self._store))
+            if accelerator.is_main_process:
+                self._journal.keep_release(self._store)
+
+    @property
+    def ledger(self) -> Ledger:
+        """What was looked at: the release, and those of the run that a kill took before they were on disk."""
+        if self._journal is not None:
+            return self._journal.ledger
+        return Ledger() if self.embedding is None else self.embedding.ledger
 
     def fit(self, index: int, difficulty: float, student: nn.Module | None = None) -> dict[str, float]:
         """The training steps of one round; the very first one makes the release, where there is none.
@@ -222,21 +245,32 @@ class Merf:
         self._average.load_state_dict(state["average"])
         self._optimizer.load_state_dict(state["optimizer"])
         if state["release"]:
+            if self._journal is not None:
+                self._journal.require(releases=1)
             self._take(Embedding.from_state(state["release"]), "the checkpoint")
 
     def _released(self) -> _Target:
         """The release as training needs it, made where there is none yet."""
         if self._target is None:
-            if self._private is None:
-                raise ConfigError("this generator has no release, and no private images to make one of; restore one")
-            s, private = self.settings, self._private
-            fourier = Fourier(self.spec, s.features, s.bandwidths, derive(self._seed, "merf/fourier"))
-            made = release(private.images, private.labels, fourier, self._noise, self._device, s.test_seed)
-            if self._store is not None:
-                made.save(self._store)
-            self._take(made, "the release")
+            shared = [self._look().state_dict() if self._accelerator.is_main_process else None]
+            (made,) = broadcast_object_list(shared)  # another look for each process would be another release
+            self._take(Embedding.from_state(made), "the release")
         assert self._target is not None
         return self._target
+
+    def _look(self) -> Embedding:
+        """The one look at the private images, charged before it is taken."""
+        if self._private is None:
+            raise ConfigError("this generator has no release, and no private images to make one of; restore one")
+        s, private = self.settings, self._private
+        fourier = Fourier(self.spec, s.features, s.bandwidths, derive(self._seed, "merf/fourier"))
+        if self._journal is not None:
+            self._journal.charge(Release(self._noise, ADJACENCY))
+        made = release(private.images, private.labels, fourier, self._noise, self._device, s.test_seed)
+        if self._store is not None and self._journal is not None:
+            made.save(self._store)
+            self._journal.keep_release(self._store)
+        return made
 
     def _take(self, embedding: Embedding, source: str) -> None:
         """Train on this release from now on and on nothing else."""

@@ -30,6 +30,7 @@ from synthkd.generators.stored import StoredImages
 from synthkd.models import Classifier, TeacherContract, inherit, is_fresh, probe
 from synthkd.pipelines.config import DistillConfig
 from synthkd.pipelines.pupils import Probed, Subject, adapt, build_pupils, label_by, subject_of, untrained_student
+from synthkd.pipelines.run import keep_data
 from synthkd.rng import Rows, stream
 from synthkd.schedules import DifficultyController
 from synthkd.settings import StreamData
@@ -100,6 +101,8 @@ def assemble(
     dataset = read_stored(config.generator.path) if isinstance(config.generator, DatasetSettings) else None
     streamed = config.data if isinstance(config.data, StreamData) else None
     splits = None if config.data is None or isinstance(config.data, StreamData) else load_splits(config.data)
+    if splits is not None and directory is not None:
+        keep_data(directory, splits, accelerator)
     subject = subject_of(teacher, dataset, splits)
     if streamed is not None and accelerator.num_processes > 1:
         raise ConfigError("data.kind: a stream is read in one process only; leave torchrun out, or take another kind")

@@ -17,6 +17,7 @@ from synthkd import __version__
 from synthkd.compress_report import write_compress_report
 from synthkd.configuration import dump_config
 from synthkd.data.real import Splits, load_splits
+from synthkd.errors import ConfigError
 from synthkd.files import write_atomically
 from synthkd.generators.build import build_generator
 from synthkd.hardware import describe
@@ -28,8 +29,8 @@ from synthkd.pipelines.copying import look_for_copies
 from synthkd.pipelines.distill import distill
 from synthkd.pipelines.flow import DISTILL, Flowed, run_flow, sample, stand_in
 from synthkd.pipelines.handover import NAMES, capacity, hand_over, require_packages
-from synthkd.pipelines.job import Job, open_job
-from synthkd.pipelines.run import Plan, Result, trusting
+from synthkd.pipelines.job import Job, open_job, process_state
+from synthkd.pipelines.run import Plan, Result, keep_data, trusting
 from synthkd.privacy.accounting import Adjacency, Ledger, epsilon
 from synthkd.privacy.copies import CopyTest
 from synthkd.privacy.report import privacy_report
@@ -63,6 +64,8 @@ def compress(config: CompressConfig, *, dry_run: bool = False) -> Result | Plan:
         SynthkdError: see the classes in `synthkd.errors`.
     """
     require_packages(config.export, config.search is not None)
+    if process_state(config).num_processes > 1:
+        raise ConfigError("compress: looks at private images, exports and audits in one process; leave torchrun out")
     if dry_run:
         return Plan(_plan(config))
     with open_job("compress", config) as job:
@@ -70,8 +73,10 @@ def compress(config: CompressConfig, *, dry_run: bool = False) -> Result | Plan:
             return Result(job.directory, job.finished, _summary(job, job.finished, already=True))
         began = time.perf_counter()
         private = load_splits(config.teacher.data) if isinstance(config.teacher, TrainedTeacher) else None
-        if config.audit is not None and private is not None:
-            require_enough(config.audit, private)
+        if private is not None:
+            keep_data(job.directory, private, job.accelerator)
+            if config.audit is not None:
+                require_enough(config.audit, private)
         made = run_flow(config, job.directory, private, config.seed)
         flowed = time.perf_counter()
         shutil.copytree(job.directory / DISTILL / "student", job.directory / "student", dirs_exist_ok=True)

@@ -9,12 +9,13 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from synthkd.data.splits import RealData, Splits
+from synthkd.errors import CheckpointError
 from synthkd.generators.files import INSIDE_A_RUN
 from synthkd.generators.merf import Merf
 from synthkd.generators.settings import GeneratorSettings, MerfSettings, SavedSettings
@@ -23,9 +24,11 @@ from synthkd.pipelines.choose import Choice, choose_student
 from synthkd.pipelines.config import CompressConfig, DistillConfig, TeachConfig
 from synthkd.pipelines.distill import distill
 from synthkd.pipelines.release import WIDEST, ReleaseConfig, load_released, release
-from synthkd.pipelines.run import Result
+from synthkd.pipelines.run import RESULT, Result
 from synthkd.pipelines.teach import load_taught, teach
 from synthkd.pipelines.teachers import teach_config
+from synthkd.privacy.accounting import ledger_of
+from synthkd.privacy.journal import JOURNAL, Journal
 from synthkd.rng import Rows
 from synthkd.settings import LoadedModel, TrainedTeacher, ZooModel
 from synthkd.types import SampleGenerator, balanced_labels, to_uint8
@@ -77,15 +80,15 @@ def run_flow(config: CompressConfig, directory: Path, private: Splits | None, se
         assert private is not None
         releasing = _releasing(config, generator, directory / RELEASE, seed)
         released = release(releasing, private.train)
-        claims.append(released.values["dp"])
+        claims.append(_proven(released))
         generator = SavedSettings(kind="saved", path=str(released.directory))
         if config.flow == "f3":
             shown = _in_their_place(private, load_released(releasing, released), config.synthetic.per_class, seed)
     if isinstance(settings, TrainedTeacher):
         taught = teach(_teaching(config, settings, directory / TEACH, seed), splits=shown)
         assert isinstance(taught, Result)
-        if taught.values["dp"] is not None:
-            claims.append(taught.values["dp"])
+        if settings.training.dp is not None:
+            claims.append(_proven(taught))
         teacher = load_taught(taught)
         settings = LoadedModel(kind="load", model=str(taught.directory))
     else:
@@ -120,6 +123,18 @@ def sample(
         made = generator.sample(labels[first : first + CHUNK], difficulty, Rows(seed, purpose, first))
         images.append(to_uint8(made).cpu())
     return torch.cat(images), labels
+
+
+def _proven(result: Result) -> Mapping[str, Any]:
+    """What a finished run may claim, if it counts the very looks that its journal has; an older one may have none."""
+    claim = result.values.get("dp")
+    counted, written = ledger_of(claim), Journal(result.directory).ledger
+    if written.events and written != counted:
+        raise CheckpointError(
+            f"{result.directory / RESULT} counts other looks at the private images than {JOURNAL} beside it; restore "
+            "it from a copy, or choose another out=, which spends the budget anew"
+        )
+    return cast("Mapping[str, Any]", claim)
 
 
 def _in_their_place(private: Splits, generator: Merf, per_class: int, seed: int) -> Splits:

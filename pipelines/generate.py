@@ -37,7 +37,7 @@ from synthkd.pipelines.disk import free_bytes, require_space, size
 from synthkd.pipelines.fitting import fit_generator
 from synthkd.pipelines.job import Job, generator_bytes, make_accelerator, open_job, training_bytes
 from synthkd.pipelines.order import Order, plan_layout, read_order, real_images_used, trained_as
-from synthkd.pipelines.run import REPORT, Plan, Result, trusting
+from synthkd.pipelines.run import REPORT, Plan, Result, keep_data, trusting
 from synthkd.pipelines.sampling import Batchwise, Sampling
 from synthkd.pipelines.scoring import Tally
 from synthkd.pipelines.teachers import is_taught, ready_teacher, untrained_teacher
@@ -75,6 +75,8 @@ def generate(config: GenerateConfig, *, dry_run: bool = False) -> Result | Plan:
             shutil.rmtree(job.directory / PARTS, ignore_errors=True)
             return Result(job.directory, job.finished, _summary(job, dict(job.finished), already=True))
         order = read_order(config)
+        if order.real is not None:
+            keep_data(job.directory, order.real, job.accelerator)
         if job.accelerator.num_processes > 1 and (config.rounds or not isinstance(order.teacher, LoadedModel)):
             raise ConfigError(
                 "rounds: several processes sample, but do not train: run the recipe in one process with a small "

@@ -98,6 +98,12 @@ def make_accelerator(config: TrainingConfig, directory: Path | None = None) -> A
     )
 
 
+def process_state(config: TrainingConfig) -> PartialState:
+    """How many processes there are under this configuration, and which of them this one is."""
+    _forget_other_settings(config)
+    return PartialState(cpu=on_cpu(config))
+
+
 def _forget_other_settings(config: TrainingConfig) -> None:
     """accelerate keeps device and precision for the whole process; an earlier job's must not rule this one."""
     if not AcceleratorState._shared_state:
@@ -135,8 +141,7 @@ def open_job(name: str, config: TrainingConfig) -> Iterator[Job]:
 @contextmanager
 def _claim(name: str, config: TrainingConfig) -> Iterator[Path]:
     """The run directory, locked by the main process; the others are told which one it is."""
-    _forget_other_settings(config)
-    state = PartialState(cpu=on_cpu(config))
+    state = process_state(config)
     chosen: list[str | None] = [None]
     lock = None
     if state.is_main_process:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from synthkd.data.splits import RealData
 from synthkd.generators.files import INSIDE_A_RUN, read_saved, save_generator
-from synthkd.generators.merf import RELEASE, Merf
+from synthkd.generators.merf import Merf
 from synthkd.generators.settings import MerfSettings
 from synthkd.pipelines.config import TrainingConfig
 from synthkd.pipelines.fitting import fit_generator
 from synthkd.pipelines.job import make_accelerator, open_job
-from synthkd.pipelines.run import Result
+from synthkd.pipelines.run import Result, keep_data
 from synthkd.settings import Count
 
 WIDEST = 1.0
@@ -26,7 +26,8 @@ class ReleaseConfig(TrainingConfig):
 def release(config: ReleaseConfig, private: RealData) -> Result:
     """Look at the private images once, train the generator on what was seen, and save it to `<run>/generator`.
 
-    The noisy look is on disk before anything is made of it, so a run that is cut short never looks twice.
+    The look is charged before it is taken, and on disk before anything is made of it: a run that is cut short does not
+    look again, and counts a look that was lost.
 
     Args:
         config: the generator and how long it is trained.
@@ -36,17 +37,19 @@ def release(config: ReleaseConfig, private: RealData) -> Result:
         SynthkdError: see the classes in `synthkd.errors`.
     """
     with open_job("release", config) as job:
+        keep_data(job.directory, private, job.accelerator)
         if job.finished is not None:
             return Result(job.directory, job.finished, ())
-        folder = job.directory / INSIDE_A_RUN
-        generator = Merf(config.generator, None, config.seed, job.accelerator, private, store=folder / RELEASE)
+        generator = Merf(config.generator, None, config.seed, job.accelerator, private, run=job.directory)
         progress = fit_generator(config, job, generator, config.rounds, WIDEST)
         names, count = private.class_names, len(private)
-        save_generator(generator, config.generator, folder, private.spec, names, config.seed, count)
+        if job.accelerator.is_main_process:
+            folder = job.directory / INSIDE_A_RUN
+            save_generator(generator, config.generator, folder, private.spec, names, config.seed, count)
         assert generator.embedding is not None
         values = job.finish(
             {
-                "dp": generator.embedding.statement(config.generator.delta),
+                "dp": generator.embedding.statement(config.generator.delta, generator.ledger),
                 "real_images_used": count,
                 "cost": {"seconds": {"generator": round(progress.seconds, 3)}, "rounds": config.rounds},
             }

@@ -11,25 +11,32 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 
 from synthkd import __version__
 from synthkd.configuration import differences, dump_config, load_config
+from synthkd.data.splits import RealData, Splits
 from synthkd.errors import CheckpointError, ConfigError
 from synthkd.files import write_atomically
 from synthkd.hardware import describe, peak_memory_bytes
 from synthkd.imports import allowing
+from synthkd.metrics.features import tensor_digest
 from synthkd.monitor import FILE_NAME as METRICS
 from synthkd.pipelines.config import JobConfig
+from synthkd.privacy.journal import JOURNAL, Identity, Journal, Part
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 CONFIG = "config.yaml"
 RESULT = "result.json"
 REPORT = "report.html"
-WORK = (RESULT, "checkpoints", "parts", "privacy.jsonl")
+WORK = (RESULT, "checkpoints", "parts", JOURNAL)
 """What in a run directory another configuration must not go on from: results, checkpoints, parts of a dataset, and the
 count of looks at private images. A log alone is of a run that failed before its first checkpoint."""
+PARTS = ("train", "holdout", "test")
 FREE_TO_CHANGE = {
     "name", "out", "device", "threads", "checkpoint_every", "keep_checkpoints", "track", "cache", "batch_size", "trust"
 }  # fmt: skip
@@ -168,7 +175,7 @@ def _check(directory: Path, config: JobConfig) -> None:
                 f"{directory} exists and is no run of synthkd (it holds {', '.join(others[:3])}); choose another out="
             )
     # without any work the run failed before there was some, and this is the corrected one
-    elif any((directory / name).exists() for name in WORK) and (changed := _changed(saved, config)):
+    elif _has_work(directory) and (changed := _changed(saved, config)):
         raise ConfigError(
             f"{directory} holds a run with another configuration; changed: {', '.join(changed)}. "
             "Choose another out=, or run with the old values"
@@ -180,6 +187,55 @@ def _adopt(directory: Path, config: JobConfig) -> None:
         (directory / METRICS).unlink(missing_ok=True)  # log and pictures would be those of the other configuration
         shutil.rmtree(directory / "samples", ignore_errors=True)
         write_atomically(directory / CONFIG, dump_config(config).encode())
+
+
+def _has_work(directory: Path) -> bool:
+    return any((directory / name).exists() for name in WORK)
+
+
+def keep_data(directory: Path, real: Splits | RealData, accelerator: Accelerator) -> None:
+    """Bind a run to the images that it looks at; of several processes, the main one does it.
+
+    Args:
+        directory: of the run, locked.
+        real: the images.
+        accelerator: which process this is.
+
+    Raises:
+        ConfigError: the run, or one inside it, has worked with other images.
+        CheckpointError: what it wrote down of them, or of its looks at them, is damaged.
+    """
+    if not accelerator.is_main_process:
+        return
+    parts = {name: getattr(real, name) for name in PARTS} if isinstance(real, Splits) else {"train": real}
+    found = {name: Part(images=len(part), content=_content(part)) for name, part in parts.items()}
+    journal = Journal(directory)
+    if journal.data == found:
+        return
+    runs = [directory, *(path.parent for path in directory.rglob(CONFIG))]
+    if journal.data is not None and any(map(_has_work, runs)):
+        raise ConfigError(
+            f"{directory} has worked with other images ({_difference(journal.data, found)}); choose another out=, or "
+            "run with the old images"
+        )
+    journal.bind(found)
+
+
+def _content(part: RealData) -> str:
+    about = json.dumps([str(part.spec), *part.class_names])
+    return tensor_digest(about, {"images": part.images, "labels": part.labels})
+
+
+def _difference(before: Identity, now: Identity) -> str:
+    """What changed, part by part; no part of a digest."""
+    told = []
+    for name in sorted({*before, *now}):
+        counts = [of[name].images if name in of else 0 for of in (before, now)]
+        if counts[0] != counts[1]:
+            told.append(f"{name}: {counts[0]:,} then, {counts[1]:,} now")
+        elif before.get(name) != now.get(name):
+            told.append(f"{name}: as many, with other content, labels or order")
+    return "; ".join(told)
 
 
 def read_result(directory: Path) -> Mapping[str, Any] | None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,21 +19,28 @@ from synthkd.losses.objective import Loss
 from synthkd.metrics.utility import Proportion, accuracy, predict
 from synthkd.models import Classifier, build_model, load, parameters, save
 from synthkd.pipelines.config import TeachConfig
-from synthkd.pipelines.job import Job, describe_model, disk_line, open_job, scored, training_bytes
-from synthkd.pipelines.run import Plan, Result, trusting
-from synthkd.privacy.dpsgd import (
-    JOURNAL,
-    Journal,
-    PoissonSource,
-    PrivateLearner,
-    plan_mechanism,
-    statement,
+from synthkd.pipelines.job import (
+    Job,
+    describe_model,
+    disk_line,
+    open_job,
+    process_state,
+    scored,
+    training_bytes,
 )
+from synthkd.pipelines.run import Plan, Result, keep_data, trusting
+from synthkd.privacy.dpsgd import PoissonSource, PrivateLearner, plan_mechanism, statement
+from synthkd.privacy.journal import Journal
+from synthkd.rng import stream
 from synthkd.taps import evaluating
 from synthkd.training.learner import Learner
 from synthkd.training.loop import Action, Loop, Progress, Stage
 from synthkd.training.memory import fitting_batch_size, training_step
 from synthkd.training.supervised import EpochSource
+from synthkd.types import Batch, balanced_labels
+
+REHEARSED = 4
+"""Images of noise in the step that a dry run takes."""
 
 
 @trusting
@@ -50,11 +59,16 @@ def teach(config: TeachConfig, *, dry_run: bool = False, splits: Splits | None =
     """
     if dry_run:
         splits = splits or load_splits(config.data)
-        return Plan(_plan(config, splits, build(config, splits)))
+        return Plan(_plan(config, splits, untrained(config, splits)))
+    _require_one_process(config)
     with open_job("teach", config) as job:
+        if splits is not None:
+            keep_data(job.directory, splits, job.accelerator)
         if job.finished is not None:
             return Result(job.directory, job.finished, _summary(job, dict(job.finished), already=True))
-        splits = splits or load_splits(config.data)
+        if splits is None:
+            splits = load_splits(config.data)
+            keep_data(job.directory, splits, job.accelerator)
         model = build(config, splits).to(job.device)
         progress, claim = (_train if config.training.dp is None else _train_privately)(config, job, model, splits)
         began = time.perf_counter()
@@ -89,6 +103,23 @@ def build(config: TeachConfig, splits: Splits) -> Classifier:
     else:  # those of the training images would cost budget
         mean = std = (0.5,) * splits.train.spec.channels
     return build_model(config.model, splits.train.spec, mean, std, splits.train.class_names)
+
+
+def untrained(config: TeachConfig, splits: Splits) -> Classifier:
+    """The model of `build` for a dry run, once all was tried that would stop its training.
+
+    Raises:
+        ConfigError: with `training.dp`, what `PrivateLearner` and `plan_mechanism` refuse; several processes.
+        TrainingError: a step on noise that fails.
+    """
+    model = build(config, splits)
+    if config.training.dp is not None:
+        _require_one_process(config)
+        labels = balanced_labels(REHEARSED, 0, model.spec.classes)
+        noise = Batch(torch.rand(REHEARSED, *model.spec.shape, generator=stream(config.seed, "rehearsal")), labels)
+        learner = _private_learner(config, copy.deepcopy(model), splits, torch.device("cpu"), Journal(None))
+        learner.update(lambda: noise, F.cross_entropy, 0)
+    return model
 
 
 def score(model: Classifier, splits: Splits, device: torch.device) -> Proportion | None:
@@ -132,15 +163,9 @@ def _train(config: TeachConfig, job: Job, model: Classifier, splits: Splits) -> 
 def _train_privately(
     config: TeachConfig, job: Job, model: Classifier, splits: Splits
 ) -> tuple[Progress, dict[str, Any]]:
-    training, dp = config.training, config.training.dp
-    assert dp is not None
-    if job.accelerator.num_processes > 1 or config.precision != "no":
-        raise ConfigError(
-            "training.dp: runs in one process and in full precision; set precision=no, leave torchrun out"
-        )
-    mechanism = plan_mechanism(dp, len(splits.train), training.batch_size, training.steps)
-    journal = Journal(job.directory / JOURNAL)
-    learner = PrivateLearner("teacher", model, training.optimizer, mechanism, dp, job.device, journal)
+    training = config.training
+    learner = _private_learner(config, model, splits, job.device, Journal(job.directory))
+    mechanism = learner.mechanism
     entropy = learner.entropy("batch")
     source = PoissonSource(splits.train.images, splits.train.labels, mechanism, training.augment, entropy, job.device)
 
@@ -149,13 +174,29 @@ def _train_privately(
 
     def learn(step: int) -> dict[str, Tensor | float]:
         learner.model.train()
-        return learner.update(source.batch(step), loss_of, step)
+        return learner.update(partial(source.batch, step), loss_of, step)
 
     progress = _run(config, job, learner, learn, splits)
     claim = statement(mechanism, learner.ledger, learner.spent())
     learner.finished()
     _finish(job, config, model, learner.evaluated, splits, claim)
     return progress, claim
+
+
+def _private_learner(
+    config: TeachConfig, model: Classifier, splits: Splits, device: torch.device, journal: Journal
+) -> PrivateLearner:
+    training, dp = config.training, config.training.dp
+    assert dp is not None
+    mechanism = plan_mechanism(dp, len(splits.train), training.batch_size, training.steps)
+    return PrivateLearner("teacher", model, training.optimizer, mechanism, dp, device, journal)
+
+
+def _require_one_process(config: TeachConfig) -> None:
+    if config.training.dp is not None and (process_state(config).num_processes > 1 or config.precision != "no"):
+        raise ConfigError(
+            "training.dp: runs in one process and in full precision; set precision=no, leave torchrun out"
+        )
 
 
 def _run(

@@ -10,7 +10,7 @@ from synthkd.models import Classifier, load_model
 from synthkd.pipelines.config import TeachConfig, TrainingConfig
 from synthkd.pipelines.job import Job
 from synthkd.pipelines.run import RESULT, Result
-from synthkd.pipelines.teach import build, load_taught, teach
+from synthkd.pipelines.teach import load_taught, teach, untrained
 from synthkd.settings import LoadedModel, TrainedTeacher
 
 FOLDER = "teach"
@@ -75,7 +75,7 @@ def untrained_teacher(
     if isinstance(settings, LoadedModel):
         return load_model(settings, source)
     teaching = teach_config(settings, config, None)
-    return build(teaching, load_splits(teaching.data)).eval()
+    return untrained(teaching, load_splits(teaching.data)).eval()
 
 
 def teach_config(settings: TrainedTeacher, config: TrainingConfig, out: str | None) -> TeachConfig:

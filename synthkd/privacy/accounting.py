@@ -17,7 +17,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import reprlib
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -38,6 +39,8 @@ COARSER_ABOVE = 50.0
 """Epsilon from about which on the grid grows in proportion, so that it does not fill the memory."""
 TOLERANCE = 2.5e-4
 """By how much, relative to it, a calibrated noise multiplier may lie above the smallest that will do."""
+MOST_STEPS = 10_000_000
+"""Steps that are accounted for: a sum over so many takes half a minute."""
 LEAST, MOST = math.log(1e-2), math.log(1e6)
 """Logarithms of the noise multipliers between which one is looked for; sums for less noise would not fit in memory."""
 
@@ -49,10 +52,10 @@ class PoissonSteps:
     Attributes:
         sample_rate: probability with which each example is in the batch of a step, in [0, 1].
         noise_multiplier: standard deviation of the noise on the sum over the largest norm of a gradient, at least 0.
-        steps: how many, at least 0.
+        steps: how many, in [0, MOST_STEPS].
 
     Raises:
-        ConfigError: a value out of these bounds.
+        ConfigError: a value that is none of these.
     """
 
     sample_rate: float
@@ -60,10 +63,13 @@ class PoissonSteps:
     steps: int
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.sample_rate <= 1.0:
+        if not _is_number(self.sample_rate) or not 0.0 <= self.sample_rate <= 1.0:
             raise ConfigError(f"sample_rate must be in [0, 1], got {self.sample_rate}; it is batch size over examples")
-        if self.steps < 0:
-            raise ConfigError(f"steps must be at least 0, got {self.steps}; count every step that was ever taken")
+        if type(self.steps) is not int or not 0 <= self.steps <= MOST_STEPS:
+            raise ConfigError(
+                f"steps must be a whole number from 0 to {MOST_STEPS:,}, got {reprlib.repr(self.steps)}; count every "
+                "step that was ever taken"
+            )
         _check_noise(self.noise_multiplier)
 
 
@@ -118,7 +124,7 @@ class Ledger:
         return [{"event": names[type(event)], **asdict(event)} for event in self.events]
 
     @staticmethod
-    def from_json(stored: Sequence[Mapping[str, Any]]) -> Ledger:
+    def from_json(stored: Any) -> Ledger:
         """What `to_json` gave.
 
         Raises:
@@ -128,7 +134,7 @@ class Ledger:
             return Ledger(tuple(_event(**entry) for entry in stored))
         except (TypeError, KeyError, ValueError, ConfigError) as error:
             raise CheckpointError(
-                f"a privacy ledger must be the list of events that was saved, got {str(stored)[:120]} ({error}); "
+                f"a privacy ledger must be the list of events that was saved, got {reprlib.repr(stored)} ({error}); "
                 "restore the file from a copy: without it nothing can be claimed"
             ) from error
 
@@ -200,6 +206,23 @@ def claimed(ledger: Ledger, spent: Epsilon, examples: int, insecure: bool, **mec
         "accountant": f"{spent.library} {spent.version}, privacy loss distributions",
         "ledger": ledger.to_json(),
     }
+
+
+def ledger_of(claim: object) -> Ledger:
+    """The ledger of what `claimed` gave, as it was read from JSON.
+
+    Raises:
+        CheckpointError: anything else.
+    """
+    told: dict[str, Any] = claim if isinstance(claim, dict) else {}
+    delta: Any = told.get("delta")
+    sound = _is_number(delta) and 0.0 < delta < 1.0 and told.get("adjacency") in get_args(Adjacency)
+    if not sound or type(told.get("insecure")) is not bool or not isinstance(told.get("unit"), str):
+        raise CheckpointError(
+            f"a finished run must say what it may claim, got dp: {reprlib.repr(claim)}; restore its result.json from a "
+            "copy: without it nothing can be claimed"
+        )
+    return Ledger.from_json(told.get("ledger"))
 
 
 def noise_for(
@@ -300,8 +323,12 @@ def _check_delta(delta: float) -> None:
 
 
 def _check_noise(noise_multiplier: float) -> None:
-    if not 0.0 <= noise_multiplier < math.inf:
+    if not _is_number(noise_multiplier) or not 0.0 <= noise_multiplier < math.inf:
         raise ConfigError(f"noise_multiplier must be finite and at least 0, got {noise_multiplier}; 0 means no noise")
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _event(event: str, **values: Any) -> Event:

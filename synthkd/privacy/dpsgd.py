@@ -7,12 +7,10 @@ count of every step that was ever taken, those of interrupted runs included. Opa
 
 from __future__ import annotations
 
-import json
 import os
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,15 +20,13 @@ from synthkd.data.augment import augment_real
 from synthkd.errors import CheckpointError, ConfigError, TrainingError
 from synthkd.imports import optional
 from synthkd.privacy.accounting import Epsilon, Ledger, PoissonSteps, check_delta, claimed, epsilon, noise_for
+from synthkd.privacy.journal import Journal
 from synthkd.rng import stream
 from synthkd.schedules import learning_rate_factor
 from synthkd.settings import AugmentSettings, DPSettings, OptimizerSettings
 from synthkd.training.ema import WeightAverage
 from synthkd.training.learner import optimizer_for
 from synthkd.types import Batch, to_float
-
-JOURNAL = "privacy.jsonl"
-"""Inside a run: one line for each step that looked at private examples, written before it did."""
 
 LossOf = Callable[[Tensor, Tensor], Tensor]
 
@@ -130,53 +126,6 @@ class PoissonSource:
         return Batch(images, self._labels[rows].to(self._device))
 
 
-class Journal:
-    """The count of steps that ever looked at the examples, on disk before each does.
-
-    Args:
-        path: the file; None counts in memory only, for a run that cannot be interrupted.
-    """
-
-    def __init__(self, path: Path | None) -> None:
-        self._path = path
-        self.steps = 0 if path is None or not path.exists() else self._count(path)
-
-    def _count(self, path: Path) -> int:
-        count = 0
-        for line in path.read_text().splitlines():
-            try:
-                count += int(json.loads(line)["steps"])
-            except (ValueError, KeyError, TypeError):  # a torn last line is a step that may have been taken
-                count += 1
-        return count
-
-    def at_least(self, steps: int) -> None:
-        """Count at least so many: a checkpoint knows of them, the file may have been lost."""
-        if steps > self.steps:
-            self._write(steps - self.steps)
-
-    def charge(self) -> None:
-        """Count one step, before it is taken."""
-        self._write(1)
-
-    def _write(self, steps: int) -> None:
-        self.steps += steps
-        if self._path is None:
-            return
-        with self._path.open("a") as file:
-            if file.tell() and not self._ends_whole():
-                file.write("\n")
-            file.write(json.dumps({"steps": steps}) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-
-    def _ends_whole(self) -> bool:
-        assert self._path is not None
-        with self._path.open("rb") as file:
-            file.seek(-1, os.SEEK_END)
-            return file.read(1) == b"\n"
-
-
 class PrivateLearner:
     """Trains a module by DP-SGD; the counterpart of `synthkd.training.learner.Learner`.
 
@@ -190,7 +139,7 @@ class PrivateLearner:
         journal: of the steps.
 
     Raises:
-        ConfigError: see `require_trainable`; a clip of the whole gradient.
+        ConfigError: see `require_trainable`; a clip of the whole gradient, or layers that Opacus does not know.
         MissingExtraError: opacus is not installed.
     """
 
@@ -215,7 +164,10 @@ class PrivateLearner:
         self._dp = dp
         self._device = device
         self._journal = journal
-        self.model: nn.Module = opacus.GradSampleModule(self.module, loss_reduction="mean", strict=True)
+        try:
+            self.model: nn.Module = opacus.GradSampleModule(self.module, loss_reduction="mean", strict=True)
+        except NotImplementedError as error:  # a layer with parameters and buffers
+            raise ConfigError(f"training.dp: {str(error)[:200]}; use a model without buffers") from error
         parameters = [p for p in self.module.parameters() if p.requires_grad]
         self._optimizer = opacus.optimizers.DPOptimizer(
             optimizer=optimizer_for(settings, parameters),
@@ -245,18 +197,17 @@ class PrivateLearner:
     @property
     def ledger(self) -> Ledger:
         """Every step ever taken, those of interrupted runs included."""
-        m = self.mechanism
-        return Ledger((PoissonSteps(m.sample_rate, m.noise_multiplier, self._journal.steps),))
+        return self._journal.ledger
 
     def spent(self) -> Epsilon:
         """What the ledger comes to."""
         return epsilon(self.ledger, self.mechanism.delta)
 
-    def update(self, batch: Batch, loss_of: LossOf, step: int) -> dict[str, Tensor | float]:
+    def update(self, draw: Callable[[], Batch], loss_of: LossOf, step: int) -> dict[str, Tensor | float]:
         """One step on a batch of a `PoissonSource`.
 
         Args:
-            batch: of any size, 0 included.
+            draw: gives the batch, of any size, 0 included; asked for it once the step is charged.
             loss_of: (logits, labels) -> the mean loss.
             step: 0-based step, which sets the learning rate.
 
@@ -273,7 +224,8 @@ class PrivateLearner:
         if self._device.type != "cpu":
             noise = torch.Generator(self._device).manual_seed(noise.initial_seed())
         self._optimizer.generator = noise
-        self._journal.charge()
+        self._journal.charge(PoissonSteps(self.mechanism.sample_rate, self.mechanism.noise_multiplier, steps=1))
+        batch = draw()
         parts = list(range(0, len(batch), self._dp.physical_batch)) or [0]
         for first in parts:
             rows = slice(first, first + self._dp.physical_batch)
@@ -320,11 +272,11 @@ class PrivateLearner:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         if "steps" not in state:
             raise CheckpointError(f"{self.name}: the checkpoint does not say how many private steps were taken")
+        self._journal.require(steps=int(state["steps"]))
         self.module.load_state_dict(state["module"])
         self._optimizer.original_optimizer.load_state_dict(state["optimizer"])
         if self._average is not None:
             self._average.load_state_dict(state["average"])
-        self._journal.at_least(int(state["steps"]))
 
 
 def statement(mechanism: Mechanism, ledger: Ledger, spent: Epsilon) -> dict[str, Any]:

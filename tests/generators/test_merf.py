@@ -124,14 +124,14 @@ class TestGenerator:
 
         monkeypatch.setattr(merf, "release", counted)
         secret = TINY.model_copy(update={"test_seed": None, "noise_multiplier": 1.0})
-        store = tmp_path / "run" / "release.safetensors"
-        first = make(digits, teacher, secret, store=store)
+        run = tmp_path / "run"
+        first = make(digits, teacher, secret, run=run)
         assert looks == [], "none before the first round"
         terms = [first.fit(index, 0.3) for index in range(3)]
         assert len(looks) == 1
         assert first.embedding is not None
 
-        cut_short = make(digits, teacher, secret, store=store)
+        cut_short = make(digits, teacher, secret, run=run)
         assert [cut_short.fit(index, 0.3) for index in range(3)] == terms
         resumed = make(digits, teacher, secret)
         resumed.load_state_dict(first.state_dict())
@@ -171,13 +171,12 @@ class TestGenerator:
             Merf(TINY, teacher, 0, Accelerator(cpu=True)).restore(tmp_path)
 
     def test_a_release_of_other_settings_is_refused(self, digits: Splits, tmp_path: Path) -> None:
-        store = tmp_path / "release.safetensors"
-        make(digits, store=store).fit(0, 0.3)
+        make(digits, run=tmp_path).fit(0, 0.3)
         with pytest.raises(ModelError, match=r"with noise 0\.02, the settings ask for .* with noise 3"):
-            make(digits, settings=TINY.model_copy(update={"noise_multiplier": 3.0}), store=store)
+            make(digits, settings=TINY.model_copy(update={"noise_multiplier": 3.0}), run=tmp_path)
         other = ImageSpec(1, 12, 12, 10)
         with pytest.raises(ModelError, match="release of 1x8x8"):
-            Merf(TINY, None, 0, Accelerator(cpu=True), spec=other, store=store)
+            Merf(TINY, None, 0, Accelerator(cpu=True), spec=other, run=tmp_path)
 
     def test_without_release_and_images_or_teacher_it_says_so(self, digits: Splits) -> None:
         with pytest.raises(ConfigError, match="no release, and no private images"):
