@@ -18,7 +18,7 @@ from synthkd.pipelines.config import DistillConfig, JobConfig, TeachConfig
 from synthkd.pipelines.generate import PARTS
 from synthkd.pipelines.job import open_job
 from synthkd.pipelines.run import CONFIG, FREE_TO_CHANGE, REPORT, RESULT, WORK
-from synthkd.privacy.dpsgd import JOURNAL
+from synthkd.privacy.journal import JOURNAL
 
 TEACH: dict[str, Any] = {"data": {"kind": "digits"}, "model": {"arch": "mlp"}, "device": "cpu"}
 DISTILL: dict[str, Any] = {"teacher": {"kind": "load", "model": "t"}, "student": {"arch": "mlp"}, "device": "cpu"}

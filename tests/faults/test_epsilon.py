@@ -1,0 +1,513 @@
+"""Epsilon is what happened: whatever is killed, damaged, changed or started twice, the ledger has every look."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from synthkd.errors import CheckpointError
+from synthkd.generators import merf
+from synthkd.models import build, save
+from synthkd.pipelines import flow
+from synthkd.pipelines.cli import INTERRUPTED, main
+from synthkd.privacy.accounting import Ledger, PoissonSteps, Release, ledger_of
+from synthkd.privacy.dpsgd import PoissonSource
+from synthkd.privacy.journal import JOURNAL, PRIVATE, Journal
+from synthkd.settings import ZooModel
+from synthkd.types import ImageSpec
+
+pytest.importorskip("opacus")
+pytest.importorskip("dp_accounting")
+
+STEPS = 6
+SMALL = {"device": "cpu", "threads": 1}
+DP = {"noise_multiplier": 1.0, "delta": 1e-3}
+MERF = {"kind": "merf", "epsilon": 4.0, "delta": 1e-3, "features": 64, "width": 8, "batch_size": 20, "steps": 2}
+PHASES = [{"kind": "pregenerate", "rounds": 2}, {"kind": "refine", "steps": 2}]
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    """200 images of 4 classes."""
+    return written(tmp_path / "images.npz", seed=0)
+
+
+def written(path: Path, seed: int, count: int = 200) -> Path:
+    pixels = np.random.default_rng(seed).integers(0, 256, (count, 8, 8, 1), dtype=np.uint8)
+    np.savez(path, images=pixels, labels=np.arange(count) % 4)
+    return path
+
+
+def data(images: Path) -> dict[str, Any]:
+    return {"kind": "npz", "path": str(images)}
+
+
+def teacher(images: Path, **training: Any) -> dict[str, Any]:
+    """What teaches privately, at the top of a recipe or in one."""
+    return {
+        "data": data(images),
+        "model": {"arch": "mlp", "width": 8, "depth": 1},
+        "training": {"steps": STEPS, "batch_size": 32, "dp": DP, **training},
+    }
+
+
+def distilled(images: Path, **changes: Any) -> dict[str, Any]:
+    return {
+        **SMALL,
+        "teacher": {"kind": "train", **teacher(images)},
+        "student": {"arch": "mlp", "width": 4, "depth": 1},
+        "generator": {"kind": "pixels", "batch_size": 8, "steps": 2},
+        "phases": PHASES,
+        "distill": {"batch_size": 8},
+        **changes,
+    }
+
+
+def compressed(images: Path, **changes: Any) -> dict[str, Any]:
+    kept = {"flow": "f2", "synthetic": {"rounds": 2, "per_class": 8}, "export": {"formats": []}}
+    return distilled(images, **{**kept, **changes})
+
+
+def run(job: str, recipe: dict[str, Any], out: Path, *settings: str) -> int:
+    path = out.parent / f"{out.name}.yaml"
+    path.write_text(json.dumps(recipe))
+    return main([job, str(path), f"out={out}", *settings])
+
+
+def refused(capsys: pytest.CaptureFixture[str], code: int, expected: int, *said: str) -> None:
+    """One line of error, of that kind, which says these things."""
+    told = capsys.readouterr().err.splitlines()
+    errors = [line for line in told if line.startswith("error: ")]
+    assert code == expected, told
+    assert len(errors) == 1, told
+    assert all(word in errors[0] for word in said), errors
+    assert "Traceback" not in "".join(told)
+
+
+class Witness:
+    """Counts the batches that were drawn of private images, and cuts the run at the next after `last`."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.looks, self.last = 0, 10**6
+        draw = PoissonSource.batch
+
+        def batch(source: PoissonSource, step: int) -> Any:
+            drawn = draw(source, step)
+            self.looks += 1
+            if self.looks > self.last:
+                raise KeyboardInterrupt
+            return drawn
+
+        monkeypatch.setattr(PoissonSource, "batch", batch)
+
+
+@pytest.fixture
+def witness(monkeypatch: pytest.MonkeyPatch) -> Witness:
+    return Witness(monkeypatch)
+
+
+@pytest.fixture
+def looked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Grows by the number of images at each noisy look at all of them."""
+    looks: list[int] = []
+    release = merf.release
+
+    def counted(pixels: Any, *rest: Any) -> Any:
+        looks.append(len(pixels))
+        return release(pixels, *rest)
+
+    monkeypatch.setattr(merf, "release", counted)
+    return looks
+
+
+def teach(images: Path, out: Path, **training: Any) -> int:
+    return run("teach", {**SMALL, **teacher(images, **training), "checkpoint_every": 2}, out)
+
+
+def claimed(out: Path) -> Ledger:
+    return ledger_of(json.loads((out / "result.json").read_text())["dp"])
+
+
+def test_a_run_that_is_cut_again_and_again_charges_each_step_that_it_took(
+    images: Path, tmp_path: Path, witness: Witness
+) -> None:
+    out = tmp_path / "run"
+    for witness.last in (0, 3, 6):
+        assert teach(images, out) == INTERRUPTED
+        assert Journal(out).steps == witness.looks
+    with (out / JOURNAL).open("ab") as file:
+        file.write(b'{"event": "poisson_st')  # a line that a kill tore
+    witness.last = 10**6
+    assert teach(images, out) == 0
+    assert witness.looks > STEPS
+    assert claimed(out) == Journal(out).ledger
+    assert sum(event.steps for event in claimed(out).events if isinstance(event, PoissonSteps)) == witness.looks + 1
+
+
+def flipped(text: bytes, place: int) -> bytes:
+    """One digit or letter changed."""
+    other = b"0" if text[place : place + 1] != b"0" else b"1"
+    return text[:place] + other + text[place + 1 :]
+
+
+DAMAGED: dict[str, Callable[[bytes], bytes]] = {
+    "emptied": lambda _: b"",
+    "halved": lambda text: text[: len(text) // 2],
+    "without its last line": lambda text: b"".join(text.splitlines(keepends=True)[:-1]),
+    "without its first line": lambda text: b"".join(text.splitlines(keepends=True)[1:]),
+    "a step less": lambda text: text.replace(b'"steps": 1', b'"steps": 0', 1),
+    "of the old form": lambda text: b'{"steps": 1}\n' * len(text.splitlines()),
+    "negative": lambda text: text + b'{"steps": -3}\n',
+    "huge": lambda text: text + b'{"steps": 1' + b"0" * 5000 + b"}\n",
+    "not finite": lambda text: text.replace(b'"steps": 1', b'"steps": NaN', 1),
+    "deep": lambda text: text + b"[" * 100_000 + b"\n",
+    "a list": lambda text: text + b"[1, 2]\n",
+    "bytes": lambda text: text + b"\xff\x00\n",
+    "of another run": lambda text: text,
+}
+
+
+def test_a_journal_that_does_not_prove_its_steps_is_an_error_and_never_a_smaller_epsilon(
+    images: Path, tmp_path: Path, witness: Witness, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, other = tmp_path / "run", tmp_path / "other"
+    witness.last = 4
+    assert teach(images, out) == INTERRUPTED
+    witness.looks = 0
+    assert teach(images, other, batch_size=33) == INTERRUPTED
+    good = {name: (out / name).read_bytes() for name in (JOURNAL, PRIVATE)}
+    assert good[JOURNAL].count(b"\n") == 5
+    capsys.readouterr()
+    witness.looks = 0
+
+    def still_refused(**files: bytes | None) -> None:
+        for name, text in {**good, **files}.items():
+            (out / name).unlink(missing_ok=True)
+            if text is not None:
+                (out / name).write_bytes(text)
+        before = sorted(out.rglob("*"))
+        refused(capsys, teach(images, out), CheckpointError.exit_code, "does not prove", "restore", "another out=")
+        assert sorted(out.rglob("*")) == before, "nothing is lost"
+
+    still_refused(**{JOURNAL: None})
+    for name, damage in DAMAGED.items():
+        text = (other / JOURNAL).read_bytes() if name == "of another run" else damage(good[JOURNAL])
+        still_refused(**{JOURNAL: text})
+    still_refused(**{JOURNAL: None, PRIVATE: None})  # the checkpoint knows of steps
+    for private in (None, b"", b"[" * 10_000, b'{"looks": -1}', good[PRIVATE].replace(b'"looks": 5', b'"looks": 6')):
+        still_refused(**{PRIVATE: private})
+    assert witness.looks == 0
+
+    (out / PRIVATE).write_bytes(good[PRIVATE])
+    lines = good[JOURNAL]
+    for text in (*(lines[:end] for end in range(len(lines))), *(flipped(lines, place) for place in range(len(lines)))):
+        (out / JOURNAL).write_bytes(text)
+        with pytest.raises(CheckpointError, match="does not prove"):
+            Journal(out)
+    (out / JOURNAL).write_bytes(lines)
+    assert Journal(out).steps == 5
+
+
+GAUSS = {"event": "release", "noise_multiplier": 1.0, "adjacency": "replace_one"}
+STEP = {"event": "poisson_steps", "sample_rate": 0.1, "noise_multiplier": 1.0, "steps": 5}
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [
+        [{**STEP, "steps": -5}], [{**STEP, "steps": 10**300}], [{**STEP, "steps": 5.5}], [{**STEP, "steps": True}],
+        [{**STEP, "steps": "5"}], [{**STEP, "sample_rate": -0.1}], [{**STEP, "sample_rate": float("nan")}],
+        [{**STEP, "sample_rate": False}], [{**STEP, "noise_multiplier": float("inf")}],
+        [{**GAUSS, "noise_multiplier": "1"}], [{**GAUSS, "adjacency": ["replace_one"]}], [{**GAUSS, "event": []}],
+        [[]], [None], None, 5, "steps", {"event": "release"}, [json.loads("[" * 900 + "]" * 900)],
+    ],
+)  # fmt: skip
+def test_a_ledger_of_absurd_events_is_refused_in_a_line(stored: Any) -> None:
+    with pytest.raises(CheckpointError, match="must be the list of events that was saved") as error:
+        Ledger.from_json(stored)
+    assert len(str(error.value)) < 500
+
+
+@pytest.fixture
+def taught(tmp_path: Path) -> dict[str, Any]:
+    """A given teacher of the images."""
+    save(build(ZooModel(arch="mlp", width=8, depth=1), ImageSpec(1, 8, 8, 4)), tmp_path / "teacher", {})
+    return {"kind": "load", "model": str(tmp_path / "teacher")}
+
+
+def private_distillation(images: Path, taught: dict[str, Any]) -> dict[str, Any]:
+    return distilled(images, teacher=taught, generator=MERF, data=data(images), checkpoint_every=3)
+
+
+def private_generation(images: Path, taught: dict[str, Any]) -> dict[str, Any]:
+    return {**SMALL, "teacher": taught, "generator": MERF, "data": data(images), "rounds": 2, "per_class": 2}
+
+
+OTHERS: dict[str, tuple[Callable[[Path], Path], str]] = {
+    "others": (lambda path: written(path, seed=1), "with other content"),
+    "fewer": (lambda path: written(path, seed=0, count=160), "train: 144 then, 115 now"),
+}
+
+
+@pytest.mark.parametrize("job", ["teach", "distill", "generate", "compress"])
+@pytest.mark.parametrize("kind", OTHERS)
+def test_a_run_goes_on_with_its_own_images_only(
+    job: str,
+    kind: str,
+    images: Path,
+    tmp_path: Path,
+    taught: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    looked: list[int],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    recipe = {
+        "teach": {**SMALL, **teacher(images, dp=None), "checkpoint_every": 2},
+        "distill": private_distillation(images, taught),
+        "generate": private_generation(images, taught),
+        "compress": compressed(
+            images, flow="f3", generator=MERF, teacher={"kind": "train", **teacher(images, dp=None)}
+        ),
+    }[job]
+    # cut once it has worked: at its third image set, after its release, or before the teacher of its release
+    cut = {
+        "teach": "synthkd.training.learner.Learner.update",
+        "distill": "synthkd.distillation.step.DistillStep.__call__",
+        "generate": "synthkd.pipelines.sampling.Sampling.run",
+        "compress": "synthkd.pipelines.flow.teach",
+    }[job]
+    left = 4 if job == "teach" else 0
+    with monkeypatch.context() as patch:
+        module, _, name = cut.rpartition(".")
+        owner: Any = flow if job == "compress" else _named(module)
+        real = getattr(owner, name)
+
+        def counted(*args: Any, **named: Any) -> Any:
+            nonlocal left
+            left -= 1
+            if left < 0:
+                raise KeyboardInterrupt
+            return real(*args, **named)
+
+        patch.setattr(owner, name, counted)
+        out = tmp_path / "run"
+        assert run(job, recipe, out) == INTERRUPTED
+        capsys.readouterr()
+        looks, kept = list(looked), images.read_bytes()
+        assert len(looks) == (job != "teach")
+        change, said = OTHERS[kind]
+        change(images)
+        refused(capsys, run(job, recipe, out), 2, "has worked with other images", said, "choose another out=")
+        assert not any(word in capsys.readouterr().err for word in digests(out))
+        images.write_bytes(kept)
+    assert run(job, recipe, out) == 0
+    assert looked == looks, "the run's own images, and no second look"
+
+
+def _named(target: str) -> Any:
+    module, _, name = target.rpartition(".")
+    return getattr(sys.modules[module], name)
+
+
+def digests(run: Path) -> set[str]:
+    """Of the labelled images, in the run and in those inside it."""
+    kept = [json.loads(path.read_text())["data"] for path in run.rglob(PRIVATE)]
+    return {part["content"] for found in kept for part in found.values()}
+
+
+def test_fewer_images_of_a_class_are_other_images_for_a_run_that_has_made_its_release(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, looked: list[int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = compressed(images, flow="f3", generator=MERF, teacher={"kind": "train", **teacher(images, dp=None)})
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(flow, "teach", interrupt)
+        assert run("compress", recipe, out) == INTERRUPTED
+    capsys.readouterr()
+    code = run("compress", recipe, out, "teacher.data.per_class=5")
+    refused(capsys, code, 2, "has worked with other images", "train: 144 then, 20 now")
+    assert run("compress", recipe, out, "student.width=3") == 0, "what does not touch the release may be corrected"
+    assert looked == [144]
+
+
+def interrupt(*_: Any, **__: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def test_before_it_has_worked_a_run_may_change_its_images(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    assert teach(images, out, batch_size=500) == 2
+    capsys.readouterr()
+    written(images, seed=0, count=160)
+    assert teach(images, out) == 0
+
+
+def test_a_release_that_is_lost_or_another_is_noticed_and_a_look_that_a_kill_took_is_charged(
+    images: Path,
+    tmp_path: Path,
+    taught: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    looked: list[int],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out, recipe = tmp_path / "run", private_generation(images, taught)
+    with monkeypatch.context() as patch:
+        patch.setattr("synthkd.generators.embedding.Embedding.save", interrupt)
+        assert run("generate", recipe, out) == INTERRUPTED, "after the look, before it is on disk"
+    assert Journal(out).releases == len(looked) == 1
+    with monkeypatch.context() as patch:
+        patch.setattr("synthkd.pipelines.sampling.Sampling.run", interrupt)
+        assert run("generate", recipe, out) == INTERRUPTED
+    assert Journal(out).releases == len(looked) == 2
+    release = out / "generator" / "release.safetensors"
+    good = release.read_bytes()
+    for text, said in ((None, "is gone"), (flipped(good, len(good) - 1), "another one"), (b"", "another one")):
+        release.unlink()
+        if text is not None:
+            release.write_bytes(text)
+        capsys.readouterr()
+        refused(capsys, run("generate", recipe, out), 6, str(release), said, "costs its budget a second time")
+        release.write_bytes(good)
+    for name in (JOURNAL, PRIVATE):
+        (out / name).rename(tmp_path / name)
+    refused(capsys, run("generate", recipe, out), 6, "releases: 1 taken, 0 written down")
+    for name in (JOURNAL, PRIVATE):
+        (tmp_path / name).replace(out / name)
+    assert run("generate", recipe, out) == 0
+    assert Journal(out).releases == len(looked) == 2
+
+
+def test_a_private_handover_claims_what_its_journals_have_and_shows_no_hash_of_its_images(
+    images: Path, tmp_path: Path, looked: list[int], witness: Witness, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, recipe = tmp_path / "run", compressed(images, flow="f4", generator=MERF)
+    assert run("compress", recipe, out) == 0
+    claims = json.loads((out / "privacy_report.json").read_text())["dp"]["claims"]
+    assert [ledger_of(claim).events[0] for claim in claims] == [
+        Release(claims[0]["noise_multiplier"]), PoissonSteps(32 / 144, 1.0, STEPS),
+    ]  # fmt: skip
+    assert (len(looked), witness.looks) == (1, STEPS)
+    assert len(digests(out)) == 3
+    for path in (path for path in out.rglob("*") if path.is_file()):
+        if path.name == PRIVATE:
+            assert path.stat().st_mode & 0o777 == 0o600
+        else:
+            assert not [digest for digest in digests(out) if digest.encode() in path.read_bytes()], path
+
+    for name in ("result.json", "privacy_report.json", "report.html"):
+        (out / name).unlink()  # as if it had been cut before its end
+    result = out / "teach" / "result.json"
+    good = json.loads(result.read_text())
+    fewer = {**good["dp"], "ledger": [{**good["dp"]["ledger"][0], "steps": 1}]}
+    louder = {**good["dp"], "ledger": [{**good["dp"]["ledger"][0], "noise_multiplier": 9.0}]}
+    negative = {**good["dp"], "ledger": [{**good["dp"]["ledger"][0], "steps": -1}]}
+    for claim, said in (
+        (fewer, "counts other looks"), (louder, "counts other looks"), (negative, "got -1"), (None, "may claim"),
+        ({"ledger": []}, "may claim"), ({**good["dp"], "delta": -1.0}, "may claim"),
+    ):  # fmt: skip
+        result.write_text(json.dumps({**good, "dp": claim}))
+        capsys.readouterr()
+        refused(capsys, run("compress", recipe, out), 6, said, "from a copy")
+    assert (len(looked), witness.looks) == (1, STEPS)
+
+
+BATCHNORM = {"arch": "convnet", "width": 4}
+REFUSED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
+    "batchnorm": ({"model": BATCHNORM}, {}, "is a BatchNorm"),
+    "delta": ({}, {"dp": {**DP, "delta": 0.1}}, "below 1 / 144"),
+    "batch": ({}, {"batch_size": 200}, "200 expected images of 144"),
+    "clip": ({}, {"optimizer": {"clip": 1.0}}, "set training.dp.clip"),
+    "steps": ({}, {"steps": 10**9, "dp": {"epsilon": 8.0, "delta": 1e-3}}, "whole number from 0 to"),
+    "precision": ({}, {}, "set precision=no"),
+    "processes": ({}, {}, "leave torchrun out"),
+}
+
+
+@pytest.mark.parametrize("why", REFUSED)
+def test_what_private_training_refuses_the_dry_run_of_every_job_refuses(
+    why: str,
+    images: Path,
+    tmp_path: Path,
+    witness: Witness,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    model, training, said = REFUSED[why]
+    asked = {**teacher(images, **training), **model}
+    inside = {"teacher": {"kind": "train", **asked}}
+    recipes = {"teach": {**SMALL, **asked}, "distill": distilled(images, **inside)}
+    recipes["compress"] = compressed(images, **inside)
+    recipes["generate"] = {**SMALL, **inside, "generator": {"kind": "pixels"}, "per_class": 2}
+    if why == "processes":
+        for module in ("teach", "compress"):
+            target = sys.modules[f"synthkd.pipelines.{module}"]
+            monkeypatch.setattr(target, "process_state", lambda _: SimpleNamespace(num_processes=2))
+    settings = ["precision=bf16"] if why == "precision" else []
+    for job, recipe in recipes.items():
+        for dry in (["--dry-run"], []):
+            capsys.readouterr()
+            refused(capsys, run(job, recipe, tmp_path / job, *settings, *dry), 2, said)
+        if why in ("precision", "processes") and job in ("teach", "compress"):
+            assert not (tmp_path / job).exists() or not any((tmp_path / job).rglob(JOURNAL))
+    assert witness.looks == 0
+
+
+def test_a_dry_run_of_what_may_be_trained_privately_touches_nothing(
+    images: Path, tmp_path: Path, witness: Witness, looked: list[int]
+) -> None:
+    assert run("compress", compressed(images, flow="f4", generator=MERF), tmp_path / "run", "--dry-run") == 0
+    assert run("teach", {**SMALL, **teacher(images)}, tmp_path / "run", "--dry-run") == 0
+    assert not (tmp_path / "run").exists()
+    assert not looked
+    assert witness.looks == 0
+
+
+WITNESSED = """
+import os, sys
+from synthkd.generators import merf
+from synthkd.pipelines.cli import main
+release = merf.release
+def counted(*args):
+    with open(sys.argv[1], "a") as file:
+        file.write(f"{os.getpid()}\\n")
+    return release(*args)
+merf.release = counted
+codes = [main(words.split("\\n")) for words in sys.argv[2:]]
+if os.environ.get("RANK", "0") == "0":
+    print("codes", codes)
+"""
+
+
+def test_two_processes_look_as_often_as_one(images: Path, tmp_path: Path, taught: dict[str, Any]) -> None:
+    recipes = {
+        "distill": private_distillation(images, taught),
+        "compress": compressed(images, flow="f3", generator=MERF, teacher={"kind": "train", **teacher(images)}),
+    }
+    for job, recipe in recipes.items():
+        (tmp_path / f"{job}.yaml").write_text(json.dumps(recipe))
+    (tmp_path / "witnessed.py").write_text(WITNESSED)
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    for count, launcher in ((1, []), (2, torchrun)):
+        out, looks = tmp_path / f"of-{count}", tmp_path / f"looks-{count}"
+        commands = [["distill", str(tmp_path / "distill.yaml"), f"out={out}"]]
+        if count == 2:
+            commands.insert(0, ["compress", str(tmp_path / "compress.yaml"), f"out={tmp_path / 'both'}", "--dry-run"])
+            commands.insert(1, ["compress", str(tmp_path / "compress.yaml"), f"out={tmp_path / 'both'}"])
+        done = subprocess.run(
+            [sys.executable, *launcher, str(tmp_path / "witnessed.py"), str(looks), *map("\n".join, commands)],
+            env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False, capture_output=True, text=True, timeout=300,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert f"codes {[0] if count == 1 else [2, 2, 0]}" in done.stdout, done.stderr[-3000:]
+        assert len(looks.read_text().splitlines()) == 1 == Journal(out).releases
+        assert not (tmp_path / "both").exists()
+    assert done.stderr.count("compress: looks at private images, exports and audits in one process") == 4
