@@ -150,16 +150,17 @@ class Journal:
             self._sums.append(_next(self._sums[-1], event))
             self.ledger += Ledger.from_json([json.loads(event + b"}")])
             self._whole += len(line) + 1
-        if self._kept.looks >= len(self._sums) or self._sums[self._kept.looks] != self._kept.sum:
-            raise self._unproven(f"it has {len(whole)} of {self._kept.looks} lines, or those of another run")
+        # a kill between the two writes leaves one line more
+        if not 0 <= len(whole) - self._kept.looks <= 1 or self._sums[self._kept.looks] != self._kept.sum:
+            raise self._unproven(f"it has {len(whole)} lines of {self._kept.looks}, or those of another run")
         self._torn = bool(rest)
 
     def _append(self, event: Event) -> None:
         self.ledger += Ledger((event,))
         if self._run is None:
             return
-        if not (self._run / PRIVATE).exists():
-            self._keep()
+        if self._kept.looks < len(self._sums) - 1 or not (self._run / PRIVATE).exists():
+            self._keep_end()
         (entry,) = Ledger((event,)).to_json()
         text = json.dumps(entry)[:-1].encode()
         self._sums.append(_next(self._sums[-1], text))
@@ -170,6 +171,9 @@ class Journal:
             file.flush()
             os.fsync(file.fileno())
         self._whole += len(line)
+        self._keep_end()
+
+    def _keep_end(self) -> None:
         self._keep(looks=len(self._sums) - 1, sum=self._sums[-1])
 
     def _keep(self, **changes: object) -> None:
