@@ -124,6 +124,7 @@ class Merf:
         self._accelerator = accelerator
         self._device = accelerator.device
         self._private = train
+        self._run = run
         self._journal = None if run is None else Journal(run)
         self._store = None if run is None else run / INSIDE_A_RUN / RELEASE
         if settings.noise_multiplier is not None:
@@ -145,8 +146,8 @@ class Merf:
     @property
     def ledger(self) -> Ledger:
         """What was looked at: the release, and those of the run that a kill took before they were on disk."""
-        if self._journal is not None:
-            return self._journal.ledger
+        if self._run is not None:
+            return Journal(self._run).ledger  # whichever process looked
         return Ledger() if self.embedding is None else self.embedding.ledger
 
     def fit(self, index: int, difficulty: float, student: nn.Module | None = None) -> dict[str, float]:

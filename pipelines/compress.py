@@ -21,6 +21,7 @@ from synthkd.errors import ConfigError
 from synthkd.files import write_atomically
 from synthkd.generators.build import build_generator
 from synthkd.hardware import describe
+from synthkd.imports import optional
 from synthkd.models.weights import serialised
 from synthkd.pipelines import choose
 from synthkd.pipelines.attack import PipelineAudit, audit_pipeline, require_enough
@@ -64,6 +65,8 @@ def compress(config: CompressConfig, *, dry_run: bool = False) -> Result | Plan:
         SynthkdError: see the classes in `synthkd.errors`.
     """
     require_packages(config.export, config.search is not None)
+    if config.flow in NOISY_GENERATOR:
+        optional("dp_accounting", "dp", f"flow {config.flow}")
     if process_state(config).num_processes > 1:
         raise ConfigError("compress: looks at private images, exports and audits in one process; leave torchrun out")
     if dry_run:

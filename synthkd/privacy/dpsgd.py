@@ -140,7 +140,7 @@ class PrivateLearner:
 
     Raises:
         ConfigError: see `require_trainable`; a clip of the whole gradient, or layers that Opacus does not know.
-        MissingExtraError: opacus is not installed.
+        MissingExtraError: opacus or dp-accounting is not installed.
     """
 
     def __init__(
@@ -157,6 +157,7 @@ class PrivateLearner:
         if settings.clip is not None:
             raise ConfigError("training.optimizer.clip: DP-SGD clips each example's gradient; set training.dp.clip")
         opacus = optional("opacus", "dp", "training.dp")
+        optional("dp_accounting", "dp", "training.dp")
         self.name = name
         self.mechanism = mechanism
         self.module = module.to(device)

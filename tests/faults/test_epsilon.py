@@ -443,6 +443,16 @@ def test_what_private_training_refuses_the_dry_run_of_every_job_refuses(
     assert witness.looks == 0
 
 
+@pytest.mark.parametrize("flow_", ["f2", "f3"])
+def test_a_missing_accountant_is_told_by_the_dry_run(
+    flow_: str, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "dp_accounting", None)
+    noisy = {"generator": MERF, "teacher": {"kind": "train", **teacher(images, dp=None)}} if flow_ == "f3" else {}
+    recipe = compressed(images, flow=flow_, **noisy)
+    refused(capsys, run("compress", recipe, tmp_path / "run", "--dry-run"), 7, "pip install 'synthkd[dp]'")
+
+
 def test_a_dry_run_of_what_may_be_trained_privately_touches_nothing(
     images: Path, tmp_path: Path, witness: Witness, looked: list[int]
 ) -> None:
