@@ -36,7 +36,6 @@ REPORT = "report.html"
 WORK = (RESULT, "checkpoints", "parts", JOURNAL)
 """What in a run directory another configuration must not go on from: results, checkpoints, parts of a dataset, and the
 count of looks at private images. A log alone is of a run that failed before its first checkpoint."""
-PARTS = ("train", "holdout", "test")
 FREE_TO_CHANGE = {
     "name", "out", "device", "threads", "checkpoint_every", "keep_checkpoints", "track", "cache", "batch_size", "trust"
 }  # fmt: skip
@@ -207,7 +206,10 @@ def keep_data(directory: Path, real: Splits | RealData, accelerator: Accelerator
     """
     if not accelerator.is_main_process:
         return
-    parts = {name: getattr(real, name) for name in PARTS} if isinstance(real, Splits) else {"train": real}
+    if isinstance(real, Splits):
+        parts = {"train": real.train, "holdout": real.holdout, "test": real.test}
+    else:
+        parts = {"train": real}
     found = {name: Part(images=len(part), content=_content(part)) for name, part in parts.items()}
     journal = Journal(directory)
     if journal.data == found:
