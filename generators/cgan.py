@@ -33,6 +33,7 @@ from synthkd.generators.settings import CGANSettings
 from synthkd.losses.objective import Loss, Objective
 from synthkd.metrics.diversity import cluster_modes, mode_collapse
 from synthkd.models.classifier import Classifier
+from synthkd.models.size import in_proportion
 from synthkd.models.weights import load_strictly, read_weights, save_weights
 from synthkd.rng import Rows, derive, stream
 from synthkd.settings import AugmentSettings
@@ -105,8 +106,15 @@ class CGAN:
             self._student_terms = Objective({name: STUDENT_TERMS[name] for name in weights}, weights)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive(seed, "cgan/init"))
-            network = ConditionalGenerator(self.spec, settings.latent, settings.embedding, settings.width)
-            critic = Critic(self.spec, settings.critic_width, settings.head, settings.spectral_norm)
+            network = in_proportion(
+                lambda: ConditionalGenerator(self.spec, settings.latent, settings.embedding, settings.width),
+                f"generator, latent={settings.latent}, embedding={settings.embedding}, width={settings.width} for "
+                f"{self.spec}",
+            )
+            critic = in_proportion(
+                lambda: Critic(self.spec, settings.critic_width, settings.head, settings.spectral_norm),
+                f"generator, critic_width={settings.critic_width} for {self.spec}",
+            )
         self.network = network.to(self._device).to(memory_format=torch.channels_last)
         self.critic = critic.to(self._device).to(memory_format=torch.channels_last)
         self._average = WeightAverage(self.network, settings.ema)

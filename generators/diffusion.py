@@ -40,6 +40,7 @@ from synthkd.generators.rounds import agreed_spec, sampled_round
 from synthkd.generators.settings import DiffusionSettings
 from synthkd.losses.objective import Objective
 from synthkd.models.classifier import Classifier
+from synthkd.models.size import in_proportion
 from synthkd.models.weights import load_strictly
 from synthkd.rng import Rows, derive, stream
 from synthkd.taps import evaluating
@@ -166,7 +167,10 @@ class Diffusion:
         self._rank = accelerator.process_index
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive(seed, "diffusion/init"))
-            unet = build_unet(s, self.spec)
+            unet = in_proportion(
+                lambda: build_unet(s, self.spec),
+                f"generator, channels={list(s.channels)}, layers={s.layers}, unshuffle={s.unshuffle} for {self.spec}",
+            )
         self._learner = Learner("generator", unet, s.optimizer, s.horizon, accelerator)
         self._schedule = noise_schedule()
         names = None if train is None else list(train.class_names)

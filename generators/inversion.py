@@ -31,6 +31,7 @@ from synthkd.generators.settings import InversionSettings
 from synthkd.losses import inversion as losses
 from synthkd.losses.objective import Objective
 from synthkd.models.classifier import Classifier
+from synthkd.models.size import in_proportion
 from synthkd.models.weights import WEIGHTS, load_strictly, read_weights, save_weights
 from synthkd.rng import Rows, derive
 from synthkd.taps import evaluating, frozen, has_statistics
@@ -115,7 +116,11 @@ class Inversion:
                 "generator.kind=pixels, or generator.batch_norm=0 and rely on the other terms"
             )
         torch.manual_seed(derive(seed, "generator/init"))
-        self.network = GeneratorNetwork(self.spec, settings.latent, settings.width).to(self._device)
+        network = in_proportion(
+            lambda: GeneratorNetwork(self.spec, settings.latent, settings.width),
+            f"generator, latent={settings.latent}, width={settings.width} for {self.spec}",
+        )
+        self.network = network.to(self._device)
         self.network = self.network.to(memory_format=torch.channels_last)
         self._meta = torch.optim.Adam(self.network.parameters(), settings.lr * settings.steps, betas=(0.5, 0.999))
         # half precision would need a gradient scaler of its own here; bfloat16 does not

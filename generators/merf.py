@@ -36,6 +36,7 @@ from synthkd.generators.rounds import agreed_spec, sampled_round
 from synthkd.generators.settings import MerfSettings
 from synthkd.losses.objective import Loss
 from synthkd.models.classifier import Classifier
+from synthkd.models.size import in_proportion
 from synthkd.models.weights import load_strictly, read_weights, save_weights
 from synthkd.privacy.accounting import Ledger, Release, check_delta, release_noise_for
 from synthkd.privacy.journal import Journal
@@ -135,7 +136,11 @@ class Merf:
             check_delta(settings.delta, len(train))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive(seed, "merf/init"))
-            self.network = Painter(self.spec, settings.latent, settings.width).to(self._device)
+            network = in_proportion(
+                lambda: Painter(self.spec, settings.latent, settings.width),
+                f"generator, latent={settings.latent}, width={settings.width} for {self.spec}",
+            )
+        self.network = network.to(self._device)
         self._average = WeightAverage(self.network, settings.ema)
         self._optimizer = torch.optim.Adam(self.network.parameters(), settings.lr, BETAS)
         if self._store is not None and self._journal is not None and self._journal.has_release(self._store):

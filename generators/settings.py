@@ -8,12 +8,18 @@ from pydantic import Field, Tag, model_validator
 
 from synthkd.settings import (
     AugmentSettings,
+    Batch,
     Count,
+    Depth,
     Fraction,
     NonNegative,
     OptimizerSettings,
+    PerClass,
     Positive,
+    Seed,
     Settings,
+    Units,
+    Whole,
     by_kind,
 )
 
@@ -22,11 +28,11 @@ class InversionSettings(Settings):
     """A generator network trained against the frozen teacher alone, one short round at a time."""
 
     kind: Literal["inversion"] = "inversion"
-    latent: Count = 100
+    latent: Units = 100
     """Dimensions of the latent vector."""
-    width: Count = 16
+    width: Units = 16
     """Channels of the generator's last hidden layer; the layers before have multiples of it."""
-    batch_size: Count = 64
+    batch_size: Batch = 64
     """Images a round makes."""
     steps: Count = 5
     """Optimiser steps a round takes."""
@@ -56,7 +62,7 @@ class PixelSettings(Settings):
     """Drawn images moved in pixel space to the teacher's classes; for teachers without BatchNorm."""
 
     kind: Literal["pixels"]
-    batch_size: Count = 107
+    batch_size: Batch = 107
     """Images a round makes, the drawn ones included."""
     drawn: Fraction = 0.4
     """Share of a round's images that are kept as drawn."""
@@ -81,15 +87,15 @@ class CGANSettings(Settings):
     """A class-conditional GAN that learns from real images, many or few."""
 
     kind: Literal["cgan"]
-    latent: Count = 128
+    latent: Units = 128
     """Dimensions of the latent vector."""
-    embedding: Count = 32
+    embedding: Units = 32
     """Dimensions of the label's embedding, which stands beside the latent vector."""
-    width: Count = 32
+    width: Units = 32
     """Channels of the generator's last hidden layer; the layers before have multiples of it."""
-    critic_width: Count = 32
+    critic_width: Units = 32
     """Channels of the critic's first layer; the layers after have multiples of it."""
-    batch_size: Count = 64
+    batch_size: Batch = 64
     """Real and generated images a step, and images a round gives."""
     steps: Count = 10
     """Training steps of the generator a round takes."""
@@ -122,25 +128,27 @@ class CGANSettings(Settings):
 
 
 Sampler = Literal["ddpm", "ddim", "dpm++", "unipc"]
+SamplerSteps = Annotated[int, Field(ge=1, le=1000)]
+"""There are no more levels of noise."""
 
 
 class DiffusionSettings(Settings):
     """A class-conditional diffusion model that learns from real images."""
 
     kind: Literal["diffusion"]
-    channels: Annotated[tuple[Count, ...], Field(min_length=1)] = (32, 64)
+    channels: Annotated[tuple[Units, ...], Field(min_length=1, max_length=8)] = (32, 64)
     """Channels of the network's levels; each level has half the sides of the one before."""
-    layers: Count = 1
+    layers: Depth = 1
     """Residual blocks of a level."""
     attention: bool = False
     """Self-attention at the last level; doubles the time of a step on a CPU."""
-    unshuffle: Count = 2
+    unshuffle: Annotated[int, Field(ge=1, le=64)] = 2
     """Blocks of this many pixels squared are folded into channels first; larger is faster and coarser."""
-    batch_size: Count = 100
+    batch_size: Batch = 100
     """Images a round gives."""
-    real_batch: Count = 64
+    real_batch: Batch = 64
     """Real images of a training step."""
-    steps: Annotated[int, Field(ge=0)] = 25
+    steps: Whole = 25
     """Training steps a round takes."""
     horizon: Count = 5000
     """Training steps, of all rounds together, over which the learning rate falls and the curriculum moves."""
@@ -156,7 +164,7 @@ class DiffusionSettings(Settings):
     curriculum: Fraction = 0.0
     """Share of the horizon during which the noise grows from gentle to full; 0: full from the start."""
     sampler: Sampler = "unipc"
-    sample_steps: Annotated[int, Field(ge=1, le=1000)] = 10
+    sample_steps: SamplerSteps = 10
     """Steps of the sampler."""
     guidance: NonNegative = 1.8
     """Scale of classifier-free guidance at difficulty 0; more makes samples surer and less varied."""
@@ -183,16 +191,16 @@ class MerfSettings(Settings):
     """The noise itself, over the sensitivity, in place of a budget."""
     delta: Annotated[float, Field(gt=0.0, lt=1.0)] = 1e-5
     """Must be below 1 / images."""
-    features: Annotated[int, Field(ge=8)] = 8000
+    features: Annotated[int, Field(ge=8, le=10**6)] = 8000
     """Random Fourier features of an image; more follow the kernel better and cost time, not privacy."""
-    bandwidths: Annotated[tuple[Positive, ...], Field(min_length=1)] = (0.18, 0.09)
+    bandwidths: Annotated[tuple[Positive, ...], Field(min_length=1, max_length=100)] = (0.18, 0.09)
     """Root mean square differences of pixels, on the scale [0, 1], at which two images count as unlike; public numbers,
     each for whole images and for windows of half their sides."""
-    latent: Count = 8
+    latent: Units = 8
     """Dimensions of the latent vector."""
-    width: Count = 256
+    width: Units = 256
     """Units of a hidden layer."""
-    batch_size: Count = 200
+    batch_size: Batch = 200
     """Images of a training step, and images a round gives."""
     steps: Count = 25
     """Training steps a round takes."""
@@ -203,7 +211,7 @@ class MerfSettings(Settings):
     grain: NonNegative = 0.5
     """Samples get pixel noise, its standard deviation drawn for each between 0 and this. The release cannot tell fine
     texture, and a student must not learn that there is none; 0 for smooth images."""
-    test_seed: int | None = None
+    test_seed: Seed | None = None
     """For tests: noise that can be drawn again, which is NOT DP. None: from the operating system."""
 
     @model_validator(mode="after")
@@ -219,15 +227,15 @@ class PipelineSettings(Settings):
     kind: Literal["pipeline"]
     path: str
     """Folder that `save_pretrained` wrote; nothing is downloaded."""
-    batch_size: Count = 32
+    batch_size: Batch = 32
     """Images a round gives."""
-    sample_steps: Count = 10
+    sample_steps: SamplerSteps = 10
     """Steps of the pipeline's sampler."""
     guidance: NonNegative = 4.0
     """Scale of classifier-free guidance at difficulty 0, where the pipeline has it."""
     hard_guidance: NonNegative = 1.0
     """The same at difficulty 1."""
-    class_ids: tuple[Annotated[int, Field(ge=0)], ...] | None = None
+    class_ids: Annotated[tuple[Whole, ...], PerClass] | None = None
     """The pipeline's class of each label; None: the same numbers."""
 
 

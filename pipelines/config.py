@@ -28,22 +28,30 @@ from synthkd.generators.settings import (
     PixelSettings,
 )
 from synthkd.settings import (
+    MOST_ITEMS,
     BankSettings,
+    Batch,
     Count,
     DataOrStream,
     DataSettings,
     DifficultySettings,
     Flow,
     Fraction,
+    Images,
+    Listed,
     LoadedModel,
     MixSettings,
     ModelSettings,
+    PerClass,
     SearchSettings,
+    Seed,
     Settings,
     StreamData,
     TeacherSettings,
     TeachTraining,
+    Threads,
     TrainedTeacher,
+    Whole,
     WidthSettings,
 )
 
@@ -55,9 +63,9 @@ class JobConfig(Settings):
     """Names the run directory `runs/<job>/<name>`."""
     out: str | None = None
     """The run directory itself; the same command on it resumes. None: `runs/<job>/<name>`, numbered when taken."""
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Seed = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    threads: Count | None = None
+    threads: Threads | None = None
     """CPU threads of torch; None leaves torch's own choice."""
     trust: str | tuple[str, ...] = ()
     """Folders, one or a list, whose files may name code that runs: own functions that built a model or a generator in
@@ -76,7 +84,7 @@ class TrainingConfig(JobConfig):
     keep_checkpoints: Count = 2
     log_every: Count = 20
     """Steps between log rows."""
-    track: tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...] = ()
+    track: Annotated[tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...], Listed] = ()
     """Experiment trackers beside the JSON lines that are always written."""
 
 
@@ -99,7 +107,7 @@ class DistillConfig(TrainingConfig):
     teacher: TeacherSettings | None = None
     """None where a dataset with soft labels takes its place (generator.kind=dataset), or where networks learn from
     labelled images and from each other (generator.kind=none)."""
-    teachers: tuple[TeacherSettings, ...] = ()
+    teachers: Annotated[tuple[TeacherSettings, ...], Listed] = ()
     """Further teachers that label beside `teacher`, which alone a generator is trained against and whose features
     alone are compared."""
     team: TeamSettings = TeamSettings()
@@ -124,7 +132,10 @@ class DistillConfig(TrainingConfig):
     bank: BankSettings = BankSettings()
     mix: MixSettings = MixSettings()
     distill: DistillSettings = DistillSettings()
-    phases: tuple[PhaseSettings, ...] = (Joint(kind="joint", steps=4000, every=15), Refine(kind="refine", steps=500))
+    phases: Annotated[tuple[PhaseSettings, ...], Listed] = (
+        Joint(kind="joint", steps=4000, every=15),
+        Refine(kind="refine", steps=500),
+    )
     evaluate_every: Count = 250
     """Steps between evaluations on `test`, where there is one."""
     grid_every: Count = 50
@@ -236,11 +247,11 @@ class DistillConfig(TrainingConfig):
 class AuditSettings(Settings):
     """How a pipeline is attacked: run again with canaries among the private images, and without them for reference."""
 
-    canaries: Annotated[int, Field(ge=80)] = 500
+    canaries: Annotated[Images, Field(ge=80)] = 500
     """Images that a coin puts in or leaves out, half of them with a wrong label; at most half of the private images."""
     references: Annotated[int, Field(ge=1, le=4)] = 2
     """Runs of the whole pipeline without the canaries, which tell how a model that never saw an image answers it."""
-    guesses: Annotated[int, Field(ge=2)] | None = None
+    guesses: Annotated[Images, Field(ge=2)] | None = None
     """Canaries that are guessed about in each half, an even number fixed beforehand; None: a fifth."""
     delta: Annotated[float, Field(gt=0.0, lt=1.0)] = 1e-5
     """Of the lower bounds of epsilon."""
@@ -249,9 +260,9 @@ class AuditSettings(Settings):
 class ExportSettings(Settings):
     """In which forms the student is handed over."""
 
-    formats: tuple[Literal["onnx", "int8", "program"], ...] = ("onnx", "int8", "program")
+    formats: Annotated[tuple[Literal["onnx", "int8", "program"], ...], Listed] = ("onnx", "int8", "program")
     """onnx and int8: for ONNX Runtime; program: torch.export."""
-    calibration: Count = 512
+    calibration: Images = 512
     """Synthetic images that int8 ranges are measured on."""
 
 
@@ -264,7 +275,7 @@ class SyntheticSettings(Settings):
 
     rounds: Count = 100
     """Rounds that the generator is trained, on one noisy look at the private images; more cost time, not privacy."""
-    per_class: Count = 1000
+    per_class: Images = 1000
     """Images of each class that the teacher of flow f3 is trained on."""
 
 
@@ -344,7 +355,7 @@ class FilterSettings(Settings):
 class GenerateConfig(TrainingConfig):
     """Make a labelled synthetic dataset from a recipe, a finished run or a saved generator."""
 
-    threads: Count | None = 1
+    threads: Threads | None = 1
     """CPU threads of torch. The files are the same bytes whatever the number of processes as long as this is; take
     more processes rather than more threads, or set it for a long training. None leaves torch's own choice."""
     teacher: TeacherSettings | None = None
@@ -353,18 +364,18 @@ class GenerateConfig(TrainingConfig):
     """What makes the images, unless `run` has it."""
     data: DataSettings | None = None
     """Real images: generators that learn from them do, and `filters.copies` compares with them. None: data-free."""
-    rounds: Annotated[int, Field(ge=0)] = 0
+    rounds: Whole = 0
     """Rounds that the generator is trained before it is sampled; 0 when it comes from `run`."""
     run: str | None = None
     """A run that saved a generator, or the directory of a saved generator; it is sampled as it is."""
-    per_class: Count | dict[str, Annotated[int, Field(ge=0)]]
+    per_class: Images | Annotated[dict[str, Annotated[int, Field(ge=0, le=10**8)]], PerClass]
     """Images of each class: one number for all, or class name (or number) to how many."""
     difficulty: Fraction = 0.3
     """Difficulty at which the generator is trained and sampled."""
     format: Literal["folder", "webdataset", "parquet"] = "folder"
-    shard_size: Count = 10_000
+    shard_size: Images = 10_000
     """Images of a shard (webdataset, parquet)."""
-    batch_size: Count = 512
+    batch_size: Batch = 512
     """Images between commits to disk, in steps of 32; it changes nothing but how much a kill loses."""
     filters: FilterSettings = FilterSettings()
 
@@ -404,7 +415,7 @@ class ImageSet(Settings):
 class EvaluateConfig(JobConfig):
     """Score generated images against real ones."""
 
-    generated: Annotated[tuple[str | ImageSet, ...], Field(min_length=1)]
+    generated: Annotated[tuple[str | ImageSet, ...], Field(min_length=1, max_length=MOST_ITEMS)]
     """One set or several, which are compared in one table."""
     real: str | ImageSet
     """What they are judged against."""
@@ -416,16 +427,16 @@ class EvaluateConfig(JobConfig):
     """Judges labels, and gives the features unless `features` says otherwise."""
     features: ExtractorSettings | None = None
     """The feature network; None: the teacher where there is one, else efficientnet_lite0."""
-    k: Count = 5
+    k: Annotated[int, Field(ge=1, le=1000)] = 5
     """Neighbours of precision, recall, density and coverage."""
-    subsets: Count = 100
+    subsets: Annotated[int, Field(ge=1, le=100_000)] = 100
     """Random subsets that give the kernel distance its spread."""
-    subset_size: Annotated[int, Field(ge=2)] = 1000
-    splits: Count = 10
+    subset_size: Annotated[Images, Field(ge=2)] = 1000
+    splits: Annotated[int, Field(ge=1, le=1000)] = 10
     """Parts of the Inception score."""
     cas: bool = False
     """Also train a small classifier on each generated set and test it on real images (minutes each)."""
-    skip_bad: Annotated[int, Field(ge=0)] = 0
+    skip_bad: Whole = 0
     """Unreadable files of a set that may be left out; they are listed."""
     cache: str | None = "~/.cache/synthkd/features"
     """Where features are kept between evaluations; None keeps none."""
@@ -433,15 +444,15 @@ class EvaluateConfig(JobConfig):
     """A .safetensors file for the features of the real set, which can stand for its images from then on."""
     show_real: bool = True
     """Show real images in the report, beside the generated ones."""
-    pairs: Annotated[int, Field(ge=0)] = 0
+    pairs: Annotated[int, Field(ge=0, le=1000)] = 0
     """Closest pairs of generated and training images to show; real images may be private, so none unasked."""
 
 
 class ReferenceModels(Settings):
     """Models for the same images and classes that were trained on neither list, best made as the audited one was."""
 
-    teacher: tuple[LoadedModel, ...] = ()
-    student: tuple[LoadedModel, ...] = ()
+    teacher: Annotated[tuple[LoadedModel, ...], Listed] = ()
+    student: Annotated[tuple[LoadedModel, ...], Listed] = ()
 
 
 class AuditConfig(JobConfig):
@@ -463,7 +474,7 @@ class AuditConfig(JobConfig):
     """Synthetic images, in which copies of members are looked for, with non-members as the yardstick."""
     delta: Annotated[float, Field(gt=0.0, lt=1.0)] = 1e-5
     """At which epsilon is estimated."""
-    skip_bad: Annotated[int, Field(ge=0)] = 0
+    skip_bad: Whole = 0
     """Unreadable files of a set that may be left out; they are counted in the report."""
 
     @model_validator(mode="after")

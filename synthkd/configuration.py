@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import ValidationError
 from yaml.constructor import ConstructorError
-from yaml.nodes import MappingNode, ScalarNode, SequenceNode
+from yaml.nodes import MappingNode, Node, ScalarNode, SequenceNode
 from yaml.reader import ReaderError
 
 from synthkd.errors import ConfigError
@@ -25,6 +25,13 @@ from synthkd.problems import Schema, Shape, explain, show
 from synthkd.settings import Settings
 
 Config = TypeVar("Config", bound=Settings)
+
+# Of what is written in a configuration; a thousand class names are 20 kB.
+LARGEST_FILE = 1 << 20
+MOST_NODES = 200_000
+DEEPEST = 50
+TOLD = 50
+LONGEST = 1000
 
 
 def load_config(model: type[Config], source: str | Path | Mapping[str, Any] | None, overrides: Sequence[str]) -> Config:
@@ -64,9 +71,12 @@ def load_config(model: type[Config], source: str | Path | Mapping[str, Any] | No
         # As JSON, because only there strict validation takes a list for a tuple; it coerces nothing else.
         config = model.model_validate_json(json.dumps(data), strict=True)
     except ValidationError as error:
-        raise ConfigError("\n".join(problems + explain(shape, data, error))) from None
+        problems += explain(shape, data, error)
+        config = None
     if problems:
-        raise ConfigError("\n".join(problems))
+        more = [f"and {len(problems) - TOLD} problems more"] if len(problems) > TOLD else []
+        raise ConfigError("\n".join(problems[:TOLD] + more))
+    assert config is not None
     return config
 
 
@@ -96,7 +106,7 @@ def _parse(override: str) -> tuple[list[str], Any]:
     if not text.strip():
         raise ConfigError(f"{key}: empty value; write {key}=null for none, {key}=\"''\" for empty text")
     try:
-        return keys, _plain(yaml.load(text, Loader=_Loader), tuple(keys))
+        return keys, _plain(_parsed(text), tuple(keys))
     except yaml.YAMLError as error:
         raise ConfigError(f"{key}: the value is not YAML: {_trouble(error)}") from None
 
@@ -142,7 +152,11 @@ def _with_defaults(shape: Shape, schema: Schema, written: Any, default: Any) -> 
 
 
 def _plain(value: Any, path: tuple[str, ...]) -> Any:
-    """Dicts, lists, text, numbers, booleans and null; anything else is refused."""
+    """Dicts, lists, text, numbers, booleans and null; anything else is refused, and so is what is out of proportion."""
+    if len(path) > DEEPEST:
+        raise ConfigError(f"{'.'.join(path[:3])}...: nested in more than {DEEPEST} levels")
+    if isinstance(value, int) and value.bit_length() > LONGEST:
+        raise ConfigError(f"{'.'.join(path)}: a whole number of more than {LONGEST} bits")
     if isinstance(value, Settings):
         return _plain(value.model_dump(), path)
     if isinstance(value, Mapping):
@@ -192,6 +206,8 @@ class _Loader(yaml.SafeLoader):
 
     def construct_whole_number(self, node: ScalarNode) -> int:
         text = self.construct_scalar(node)
+        if len(text) > LONGEST:
+            raise ConstructorError(None, None, f"a number of {len(text)} digits", node.start_mark)
         return int(text, {"0o": 8, "0x": 16}.get(text[:2], 10))
 
 
@@ -225,9 +241,38 @@ _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_whole_number)
 _Dumper.add_representer(str, _Dumper.represent_text)
 
 
+def _parsed(text: str) -> Any:
+    """What YAML says; `YAMLError` where that is out of proportion to any configuration."""
+    loader = _Loader(text)
+    try:
+        node = loader.get_single_node()
+        if node is not None and _expanded(node, {}) > MOST_NODES:
+            raise ConstructorError(None, None, f"more than {MOST_NODES:,} values, aliases counted", node.start_mark)
+        return None if node is None else loader.construct_document(node)
+    except RecursionError:
+        raise yaml.YAMLError("nested too deeply") from None
+    finally:
+        loader.dispose()
+
+
+def _expanded(node: Node, known: dict[Node, int]) -> int:
+    """Values in a node, each alias counted as all it stands for. A node inside itself is told of where it is built."""
+    if node not in known:
+        known[node] = 1
+        inside = node.value if isinstance(node, SequenceNode | MappingNode) else ()
+        known[node] += sum(
+            _expanded(one, known) for item in inside for one in (item if isinstance(item, tuple) else (item,))
+        )
+    return known[node]
+
+
 def _read(path: Path) -> dict[str, Any]:
     try:
-        data = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+        with path.open("rb") as file:
+            content = file.read(LARGEST_FILE + 1)
+        if len(content) > LARGEST_FILE:
+            raise ConfigError(f"{path}: a configuration has at most {LARGEST_FILE >> 20} MiB; is it another file?")
+        data = _parsed(content.decode("utf-8"))
     except OSError as error:
         raise ConfigError(f"{path}: cannot read the configuration: {error.strerror}") from None
     except UnicodeDecodeError:

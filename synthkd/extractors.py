@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from synthkd.settings import Count, LoadedModel, Settings
+from synthkd.settings import Classes, LoadedModel, Settings, Side
 
 ResizeMode = Literal["antialias", "clean", "tf1", "pil", "none"]
 """How images get the network's size; see `synthkd.metrics.resize`."""
@@ -27,7 +27,7 @@ class EfficientNetExtractor(Settings):
     kind: Literal["efficientnet_lite0"]
     weights: str | None = None
     """Another place of the package's file; None: where the package was installed."""
-    size: Annotated[int, Field(ge=48)] = 64
+    size: Annotated[Side, Field(ge=48)] = 64
     """Side in pixels that images are resized to. 64 suits images up to about that size; the network was trained at
     224, which takes twelve times as long. At 32 its last maps are one pixel and half of the features are dead."""
     resize: Resampling = "antialias"
@@ -53,7 +53,7 @@ class InceptionExtractor(Settings):
 class LoadedExtractor(LoadedModel):
     """A network from elsewhere: `timm:NAME`, `torchvision:NAME`, `package.module:function`, or a saved directory."""
 
-    classes: Count | None = None
+    classes: Classes | None = None
     """Classes of a classifier, whose penultimate layer gives the features. None: the network has no classes, and what
     it returns are the features (a saved directory knows its own)."""
     resize: ResizeMode = "antialias"

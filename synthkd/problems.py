@@ -63,7 +63,7 @@ class Shape:
             return show(schema["const"])
         if "enum" in schema:
             return "one of " + ", ".join(show(choice) for choice in schema["enum"])
-        bounds = " and ".join(f"{sign} {schema[bound]:g}" for bound, sign in _BOUNDS.items() if bound in schema)
+        bounds = " and ".join(f"{sign} {_bound(schema[key])}" for key, sign in _BOUNDS.items() if key in schema)
         match schema.get("type"):
             case "integer":
                 return f"a whole number {bounds}".strip()
@@ -76,9 +76,11 @@ class Shape:
             case "array" if "prefixItems" in schema:
                 return f"a list [{', '.join(self.describe(item) for item in schema['prefixItems'])}]"
             case "array":
-                return f"a list, each item {self.describe(schema.get('items', {}))}"
+                few = f" of at most {schema['maxItems']} items" if "maxItems" in schema else ""
+                return f"a list{few}, each item {self.describe(schema.get('items', {}))}"
             case "object":
-                return "a section of key: value"
+                few = f" of at most {schema['maxProperties']} keys" if "maxProperties" in schema else ""
+                return f"a section{few} of key: value"
         return "a value"
 
     def places(self, key: str, schema: Schema | None = None, path: tuple[str, ...] = ()) -> Iterator[str]:
@@ -98,8 +100,14 @@ def kinds(section: Schema) -> list[str]:
     return [kind["const"]] if "const" in kind else list(kind.get("enum", ()))
 
 
+def _bound(value: float) -> str:
+    return str(value) if isinstance(value, int) else f"{value:g}"
+
+
 def show(value: Any) -> str:
     """`value` as it would be written in YAML, shortened to fit a line."""
+    if isinstance(value, str | list | tuple):
+        value = value[:80]
     text = "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
     return text if len(text) <= 80 else text[:77] + "..."
 
@@ -115,12 +123,8 @@ def explain(shape: Shape, data: Mapping[str, Any], error: ValidationError) -> li
     problems = [_problem(shape, data, found) for found in error.errors(include_url=False, include_input=False)]
     # A union without kinds (a number or a curve) fails once per member; what is said of the member that was meant is
     # more than "expected a number or a curve", which stays only where nothing better is known.
-    lines = dict.fromkeys(
-        problem.line
-        for problem in problems
-        if not problem.vague
-        or not any(other.path[: len(problem.path)] == problem.path for other in problems if not other.vague)
-    )
+    known = {problem.path[:end] for problem in problems if not problem.vague for end in range(len(problem.path) + 1)}
+    lines = dict.fromkeys(problem.line for problem in problems if not problem.vague or problem.path not in known)
     return list(lines)
 
 

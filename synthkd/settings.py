@@ -6,7 +6,7 @@ of a whole job is in `synthkd.pipelines.config`, that of a generator in `synthkd
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
@@ -27,10 +27,45 @@ def by_kind(default: str) -> Discriminator:
     return Discriminator(tag)
 
 
+# Bounds lie far beyond any use and well before what makes a library hang, overflow or die. Several settings inside them
+# can together still ask for more than a machine has: a network's size is counted before it is built
+# (`synthkd.models.size`), and for the rest memory says no.
+
+LARGE = 1e9
+"""Of any factor, weight or rate: its square times another square is finite in float32."""
+
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-Positive = Annotated[float, Field(gt=0.0)]
-NonNegative = Annotated[float, Field(ge=0.0)]
-Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0.0, le=LARGE)]
+NonNegative = Annotated[float, Field(ge=0.0, le=LARGE)]
+Number = Annotated[float, Field(ge=-LARGE, le=LARGE)]
+Count = Annotated[int, Field(ge=1, le=10**9)]
+"""Of what takes time and no memory: steps, rounds. A step a millisecond makes that eleven days."""
+Whole = Annotated[int, Field(ge=0, le=10**9)]
+Images = Annotated[int, Field(ge=1, le=10**8)]
+"""Of images that are kept: seven times ImageNet-21k."""
+Batch = Annotated[int, Field(ge=1, le=2**16)]
+"""Of images that are in the works at once."""
+Units = Annotated[int, Field(ge=1, le=2**16)]
+"""Of a layer, a space or a sketch of features; 53,248 is the widest layer of Llama 3.1 405B."""
+Depth = Annotated[int, Field(ge=1, le=1202)]
+"""Of a network: He et al. (2015) stopped at 1,202 layers."""
+Side = Annotated[int, Field(ge=1, le=2**13)]
+"""Of an image in pixels; its square is about the most that an image file may have (`synthkd.data.decode.LARGEST`)."""
+Shift = Annotated[int, Field(ge=0, le=2**8)]
+"""Of an image in pixels; a batch is padded by so much on each side."""
+Classes = Annotated[int, Field(ge=1, le=100_000)]
+Channels = Annotated[int, Field(ge=1, le=2**10)]
+"""Of an image; hyperspectral ones have some hundreds."""
+Threads = Annotated[int, Field(ge=1, le=2**10)]
+"""More than the processors of one machine; an operating system starts no hundred thousand."""
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+"""What fits a signed word, as torch, numpy and files take it."""
+
+MOST_ITEMS = 1000
+"""In a list that somebody writes by hand: phases, teachers, peers, places, sets."""
+MOST_CLASSES = 100_000
+Listed = Field(max_length=MOST_ITEMS)
+PerClass = Field(max_length=MOST_CLASSES)
 
 
 # --- schedules ------------------------------------------------------------------------------------------------------
@@ -40,8 +75,8 @@ class Curve(Settings):
     """A value that moves from `start` to `end` over the run; a plain number stands for a constant."""
 
     kind: Literal["linear", "cosine", "step"]
-    start: float
-    end: float
+    start: Number
+    end: Number
     begin: Fraction = 0.0
     """Fraction of the run at which the value leaves `start`."""
     until: Fraction = 1.0
@@ -56,23 +91,22 @@ class Curve(Settings):
         return self
 
 
-Schedule = float | Curve
+Schedule = Number | Curve
 
 
 def _within(low: float, high: float) -> AfterValidator:
     def check(schedule: Schedule) -> Schedule:
         ends = (schedule.start, schedule.end) if isinstance(schedule, Curve) else (schedule,)
         if not all(low <= value <= high for value in ends):
-            bounds = f"from {low:g} to {high:g}" if high < float("inf") else f"of at least {low:g}"
-            raise ValueError(f"must be {bounds}, at both ends of a curve")
+            raise ValueError(f"must be from {low:g} to {high:g}, at both ends of a curve")
         return schedule
 
     return AfterValidator(check)
 
 
 Share = Annotated[Schedule, _within(0.0, 1.0)]
-Weight = Annotated[Schedule, _within(0.0, float("inf"))]
-Temperature = Annotated[Schedule, _within(0.01, float("inf"))]
+Weight = Annotated[Schedule, _within(0.0, LARGE)]
+Temperature = Annotated[Schedule, _within(0.01, LARGE)]
 
 
 # --- data -----------------------------------------------------------------------------------------------------------
@@ -81,9 +115,9 @@ Temperature = Annotated[Schedule, _within(0.01, float("inf"))]
 class _Data(Settings):
     holdout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
     """Fraction of the training split set aside, stratified; nothing ever trains on it."""
-    split_seed: int = 0
+    split_seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] = 0
     """Seed of the split, separate from the run's seed so that all runs share one split."""
-    per_class: Count | None = None
+    per_class: Images | None = None
     """Use at most this many training images of each class, drawn by the split's seed; None: all."""
 
 
@@ -109,7 +143,7 @@ class FolderData(_Data):
     kind: Literal["folder"]
     root: str
     channels: Literal[1, 3] = 3
-    size: Count | None = None
+    size: Side | None = None
     """Images are resized (shorter side, then centre crop) to this many pixels; needed where sizes differ."""
     test: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.2
     """Fraction used as test split when the folder has no `test/`."""
@@ -143,7 +177,7 @@ class StreamData(Settings):
     kind: Literal["stream"]
     path: str
     """The folder, which exists; files may come later."""
-    window: Count = 10_000
+    window: Images = 10_000
     """Batches draw from so many images, the newest of those that are not held out."""
     poll: Positive = 1.0
     """Seconds, at least, between two looks for new files."""
@@ -171,9 +205,9 @@ class ZooModel(Settings):
 
     kind: Literal["zoo"] = "zoo"
     arch: Architecture
-    width: Count | None = None
+    width: Units | None = None
     """Base width; None takes the architecture's own default."""
-    depth: Count | None = None
+    depth: Depth | None = None
     """Depth in the architecture's own unit (see `synthkd.models.zoo`); None takes its default."""
     norm: Literal["batch", "group"] = "batch"
     """group: GroupNorm in the place of every BatchNorm, so that no image sees the others of its batch (needed for
@@ -194,16 +228,16 @@ class LoadedModel(Settings):
     """A local .safetensors file, or a .pt/.pth state dict that loads with `weights_only=True`."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Keyword arguments of the factory."""
-    channels: Count | None = None
+    channels: Channels | None = None
     """Channels of its images; None: as the job or the saved directory has them, else 3."""
-    size: Count | tuple[Count, Count] | None = None
+    size: Side | tuple[Side, Side] | None = None
     """Height and width of its images; needed for anything but a directory that synthkd saved."""
-    classes: Count | None = None
+    classes: Classes | None = None
     """Number of classes; needed for anything but a directory that synthkd saved."""
-    mean: tuple[float, ...] | None = None
+    mean: Annotated[tuple[Number, ...], Listed] | None = None
     """Per-channel mean that the network expects to be subtracted from images in [0, 1]; None: it normalises itself."""
-    std: tuple[float, ...] | None = None
-    class_names: tuple[str, ...] | None = None
+    std: Annotated[tuple[Number, ...], Listed] | None = None
+    class_names: Annotated[tuple[str, ...], PerClass] | None = None
 
 
 ModelSettings = Annotated[Annotated[ZooModel, Tag("zoo")] | Annotated[LoadedModel, Tag("load")], by_kind("zoo")]
@@ -250,7 +284,7 @@ class OptimizerSettings(Settings):
 class AugmentSettings(Settings):
     """Augmentation of real images while a teacher trains; per sample."""
 
-    shift: Annotated[int, Field(ge=0)] = 0
+    shift: Shift = 0
     """Largest shift in pixels, both ways; vacated pixels are zero."""
     flip: bool = False
     """Horizontal flip with probability one half."""
@@ -273,9 +307,9 @@ class DPSettings(Settings):
     """Must be below 1 / images."""
     clip: Positive = 1.0
     """Largest norm of an image's gradient."""
-    physical_batch: Count = 256
+    physical_batch: Batch = 256
     """Images whose gradients are held at a time; it changes memory only."""
-    test_seed: int | None = None
+    test_seed: Seed | None = None
     """For tests: noise that can be drawn again, whose run is stamped NOT DP. None: from the operating system."""
 
     @model_validator(mode="after")
@@ -289,7 +323,7 @@ class TeachTraining(Settings):
     """How a model is trained on real, labelled images."""
 
     steps: Count = 2000
-    batch_size: Count = 128
+    batch_size: Batch = 128
     optimizer: OptimizerSettings = OptimizerSettings(kind="adamw", lr=3e-3, weight_decay=0.05, schedule="one_cycle")
     label_smoothing: Fraction = 0.0
     augment: AugmentSettings = AugmentSettings()
@@ -320,7 +354,7 @@ class DifficultySettings(Settings):
     high: Fraction = 0.9
     raise_above: Fraction = 0.85
     lower_below: Fraction = 0.7
-    up: Annotated[float, Field(ge=1.0)] = 1.2
+    up: Annotated[float, Field(ge=1.0, le=LARGE)] = 1.2
     down: Annotated[float, Field(gt=0.0, le=1.0)] = 0.8
     augment: bool = True
     """Also drive the augmentation of what the student sees (erasing above 0.5, jitter above 0.7)."""
@@ -337,7 +371,7 @@ class DifficultySettings(Settings):
 class BankSettings(Settings):
     """The memory bank of generated images."""
 
-    capacity: Count = 20_000
+    capacity: Images = 20_000
     policy: Literal["fifo", "prioritized", "class_balanced"] = "fifo"
     """How images are drawn: uniformly, in proportion to priority, or each class equally often."""
     storage: Literal["ram", "disk"] = "ram"
@@ -367,7 +401,7 @@ class MixSettings(Settings):
     """Share of the batch in which a rectangle of another image is pasted (fresh logits only)."""
     flip: bool = False
     """Horizontal flips."""
-    shift: Annotated[int, Field(ge=0)] = 0
+    shift: Shift = 0
     """Largest shift in pixels."""
 
     @model_validator(mode="after")
@@ -392,9 +426,9 @@ class Family(Settings):
     """Students of one architecture."""
 
     arch: Architecture
-    width: tuple[Count, Count]
+    width: tuple[Units, Units]
     """Smallest and largest width, in the architecture's own unit (see `synthkd.models.zoo`)."""
-    depth: tuple[Count, ...] = ()
+    depth: Annotated[tuple[Depth, ...], Listed] = ()
     """Depths to choose from; empty: the architecture's own."""
 
     @model_validator(mode="after")
@@ -407,7 +441,7 @@ class Family(Settings):
 class SearchSettings(Settings):
     """The search of a student among networks of the zoo."""
 
-    families: Annotated[tuple[Family, ...], Field(min_length=1)] = (
+    families: Annotated[tuple[Family, ...], Field(min_length=1, max_length=len(get_args(Architecture)))] = (
         Family(arch="mlp", width=(16, 256), depth=(1, 2)),
         Family(arch="convnet", width=(4, 32)),
         Family(arch="resnet", width=(4, 16), depth=(8, 14)),
@@ -418,9 +452,9 @@ class SearchSettings(Settings):
     """What to make small, two or three of them; energy only where a counter measures it."""
     max_parameters: Count | None = None
     """Largest number of parameters of a candidate; None: a quarter of the teacher's."""
-    candidates: Count = 60
+    candidates: Annotated[int, Field(ge=1, le=10_000)] = 60
     """How many to score."""
-    population: Annotated[int, Field(ge=2)] = POPULATION
+    population: Annotated[int, Field(ge=2, le=10_000)] = POPULATION
     """Parents are taken from so many of the best."""
     steps: Count = 60
     """Training steps of a candidate before its agreement is measured."""
@@ -428,7 +462,7 @@ class SearchSettings(Settings):
     """Rounds of the generator whose images the candidates learn from."""
     tolerance: Fraction = 0.02
     """The fastest is chosen whose agreement with the teacher is at most this below the best."""
-    seed: int | None = None
+    seed: Seed | None = None
     """Of the proposals and of the candidates' first weights; None: the run's."""
 
     @model_validator(mode="after")
@@ -439,12 +473,16 @@ class SearchSettings(Settings):
         return self
 
 
+WIDEST = 64.0
+"""Of a width that grows while a student trains, over the one in its settings."""
+
+
 class WidthSettings(Settings):
     """How the width of a student changes while it trains."""
 
-    start: Annotated[float, Field(ge=1.0)] = 1.5
+    start: Annotated[float, Field(ge=1.0, le=WIDEST)] = 1.5
     """First coefficient: the width over that of the student's settings."""
-    most: Annotated[float, Field(ge=1.0)] = 2.0
+    most: Annotated[float, Field(ge=1.0, le=WIDEST)] = 2.0
     """Largest coefficient."""
     gamma: NonNegative = 1.0
     """Weight of the penalty: as much loss as a whole base width must save to be kept."""

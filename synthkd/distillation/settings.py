@@ -8,19 +8,27 @@ from typing import Annotated, Literal, TypeVar
 from pydantic import Field, model_validator
 
 from synthkd.settings import (
+    LARGE,
+    MOST_ITEMS,
+    Batch,
     Count,
     Fraction,
+    Images,
+    Listed,
     ModelSettings,
     NonNegative,
+    Number,
     OptimizerSettings,
     Positive,
     Settings,
     Share,
     Temperature,
+    Units,
     Weight,
+    Whole,
 )
 
-Places = Literal["stages", "penultimate"] | tuple[tuple[str, str], ...]
+Places = Literal["stages", "penultimate"] | Annotated[tuple[tuple[str, str], ...], Listed]
 """Where features are compared: every stage, what enters the last layer, or pairs of module paths, the teacher's first;
 `PATH:input` is what enters a module."""
 
@@ -58,7 +66,7 @@ class AlignmentTerm(Settings):
     weight: Weight = 1.0
     at: Places = "stages"
     distance: Literal["sliced", "sinkhorn"] = "sliced"
-    projections: Count = 64
+    projections: Units = 64
 
 
 class AdapterTerm(Settings):
@@ -87,10 +95,10 @@ class ContrastTerm(Settings):
 
     kind: Literal["crd"]
     weight: Weight = 1.0
-    dimension: Count = 64
+    dimension: Units = 64
     """Of the space that both are projected into, by layers that are trained along."""
     temperature: Positive = 0.1
-    negatives: Annotated[int, Field(ge=0)] = 256
+    negatives: Annotated[int, Field(ge=0, le=2**16)] = 256
     """Images drawn from the bank for each batch, beside the others of the batch; 0 where no bank is filled."""
 
 
@@ -110,7 +118,7 @@ class ExitsTerm(Settings):
 
     kind: Literal["exits"]
     weight: Weight = 1.0
-    at: Literal["stages"] | tuple[str, ...] = "stages"
+    at: Literal["stages"] | Annotated[tuple[str, ...], Listed] = "stages"
     """Modules of the student; stages: all but the last."""
     features: NonNegative = 0.0
     """Weight, beside that of the answers, of what enters the last layer."""
@@ -129,7 +137,7 @@ class TemperatureSettings(Settings):
     lower_below: NonNegative = 0.1
     raise_above: NonNegative = 0.5
     down: Annotated[float, Field(gt=0.0, le=1.0)] = 0.9
-    up: Annotated[float, Field(ge=1.0)] = 1.1
+    up: Annotated[float, Field(ge=1.0, le=LARGE)] = 1.1
 
     @model_validator(mode="after")
     def _ordered(self) -> TemperatureSettings:
@@ -152,11 +160,11 @@ class WeightSettings(Settings):
 class StrengthSettings(Settings):
     """The controller of the strength of distillation by capacity."""
 
-    beta: float | None = 1.0
+    beta: Number | None = 1.0
     """Gain of the capacity in the strength; None leaves capacity out of it, and only the gap counts."""
     threshold: Positive = 0.05
     """Gap, as a share of the teacher's capacity, above which distillation is strengthened."""
-    boost: Annotated[float, Field(ge=1.0)] = 1.5
+    boost: Annotated[float, Field(ge=1.0, le=LARGE)] = 1.5
     """Factor of the strength while the gap is above the threshold; 1 leaves the gap out."""
 
 
@@ -188,7 +196,7 @@ class AdaptSettings(Settings):
 
     every: Count = 100
     """Student steps between two looks at how far it is (see `images`)."""
-    images: Count = 500
+    images: Images = 500
     """So many: held-out real images where there are any, else the newest of the bank."""
     temperature: TemperatureSettings | None = None
     """Let the temperature follow the student's loss on them, in the place of `distill.temperature`."""
@@ -231,14 +239,14 @@ class DistillSettings(Settings):
     semantic: Weight = 0.0
     """Weight of the semantic consistency: which images of a batch are alike, in the teacher's penultimate features and
     in the student's."""
-    transfer: tuple[TransferTerm, ...] = ()
+    transfer: Annotated[tuple[TransferTerm, ...], Listed] = ()
     """Further terms; those that compare features may each stand several times, at different places."""
     average: Weight = 0.0
     """Weight of the soft labels that the average of the student's own weights gives (needs `optimizer.ema`)."""
     adapt: AdaptSettings = AdaptSettings()
-    terms: dict[str, Weight] = Field(default_factory=dict)
+    terms: Annotated[dict[str, Weight], Listed] = Field(default_factory=dict)
     """Losses of your own: `package.module:function` (takes a StudentView, gives a scalar) -> weight."""
-    batch_size: Count = 256
+    batch_size: Batch = 256
     optimizer: OptimizerSettings = OptimizerSettings()
 
     @property
@@ -256,8 +264,8 @@ class Pregenerate(Settings):
     """Train the generator against the frozen teacher alone and fill the bank."""
 
     kind: Literal["pregenerate"]
-    rounds: Annotated[int, Field(ge=0)]
-    discard: Annotated[int, Field(ge=0)] = 0
+    rounds: Whole
+    discard: Whole = 0
     """First rounds whose images, those of a generator that has hardly begun to learn, are not kept."""
 
 
@@ -265,14 +273,14 @@ class Refine(Settings):
     """Train the student; the generator is fixed."""
 
     kind: Literal["refine"]
-    steps: Annotated[int, Field(ge=0)]
+    steps: Whole
 
 
 class Joint(Settings):
     """Alternate: one generator round before every `every` student steps."""
 
     kind: Literal["joint"]
-    steps: Annotated[int, Field(ge=0)]
+    steps: Whole
     every: Count = 15
     """Student steps per generator round."""
 
@@ -302,7 +310,7 @@ class TeamSettings(Settings):
     weighting: Literal["fixed", "confidence", "sample", "selected"] = "fixed"
     """fixed: by `weights`. confidence: by how sure each is of a batch. sample: by how sure each is of an image.
     selected: one at a time, by `selection`."""
-    weights: tuple[NonNegative, ...] | None = None
+    weights: Annotated[tuple[NonNegative, ...], Listed] | None = None
     """One for each teacher, the first being `teacher`; None: all alike (fixed)."""
     selection: SelectionSettings = SelectionSettings()
 
@@ -344,7 +352,7 @@ class SwapSettings(Settings):
 class OnlineSettings(Settings):
     """Networks that learn together (deep mutual learning)."""
 
-    peers: Annotated[tuple[PeerSettings, ...], Field(min_length=1)]
+    peers: Annotated[tuple[PeerSettings, ...], Field(min_length=1, max_length=MOST_ITEMS)]
     mutual: Weight = 1.0
     """Weight of the mean divergence from the answers of the others."""
     temperature: Temperature = 1.0

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from synthkd.errors import ConfigError
 from synthkd.models.classifier import Classifier
+from synthkd.models.size import in_proportion
 from synthkd.settings import ZooModel
 from synthkd.types import ImageSpec
 
@@ -44,7 +45,7 @@ def build(
     """A freshly initialised network of the zoo.
 
     Raises:
-        ConfigError: images under 8 pixels, or a depth that the architecture does not have.
+        ConfigError: images under 8 pixels, a depth that the architecture does not have, or a network out of proportion.
     """
     if min(spec.height, spec.width) < SMALLEST:
         raise ConfigError(
@@ -56,7 +57,8 @@ def build(
     depth = default_depth if settings.depth is None else settings.depth
     if default_depth is None and depth is not None:
         raise ConfigError(f"arch {settings.arch} has no depth to choose, got depth={depth}; leave depth out")
-    body = make(spec, width, depth or 0)
+    told = f"arch {settings.arch}, width={width}" + (f", depth={depth}" if depth else "")
+    body = in_proportion(lambda: make(spec, width, depth or 0), f"{told} for {spec}")
     if settings.norm == "group":
         _group_norms(body)
     if settings.activation == "tanh":
