@@ -14,6 +14,7 @@ from typing import Any
 from synthkd import __version__
 from synthkd.errors import ConfigError, SynthkdError
 from synthkd.imports import own
+from synthkd.printable import one_line, print_anything, printable
 
 
 @dataclass(frozen=True)
@@ -69,13 +70,14 @@ SETTINGS = "CONFIG is a YAML file or the name of a recipe; settings are written 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0, 130 when interrupted, or that of the `SynthkdError` it met."""
+    print_anything()
     parser = _parser()
     arguments, rest = parser.parse_known_args(argv)
     try:
         return _run(arguments, rest)
     except SynthkdError as error:
         for line in str(error).splitlines():
-            print(f"error: {line}", file=sys.stderr)
+            print(f"error: {printable(line)}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("interrupted; the same command resumes", file=sys.stderr)
@@ -140,23 +142,23 @@ def _run(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
             from synthkd.pipelines.recipes import recipes
 
             for recipe in recipes():
-                print(f"{recipe.name:<24} {recipe.job:<8} {recipe.summary}")
+                print(printable(f"{recipe.name:<24} {recipe.job:<8} {recipe.summary}"))
         case "predict":
             from synthkd.compression.predict import predict_folder
 
             for found in predict_folder(arguments.model, arguments.images, skip_bad=arguments.skip_bad):
-                print(f"{found.file}\t{found.class_name}\t{found.probability:.4f}")
+                print(f"{one_line(str(found.file))}\t{one_line(found.class_name)}\t{found.probability:.4f}")
         case "config" if arguments.what == "schema":
             print(json.dumps(own(VERBS[arguments.job].config).model_json_schema(), indent=2))
         case "config":
             from synthkd.configuration import dump_config
 
-            print(dump_config(_config(arguments.job, settings)), end="")
+            print(printable(dump_config(_config(arguments.job, settings))), end="")
         case job:
             config = _config(job, settings)
             result = own(VERBS[job].function)(config, dry_run=arguments.dry_run)
             if os.environ.get("RANK", "0") == "0":  # set by torchrun: the first process speaks for all
-                print(result)
+                print(printable(str(result)))
     return 0
 
 

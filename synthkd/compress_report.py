@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from synthkd.files import write_atomically
-from synthkd.page import SPACE, percent, template
+from synthkd.page import SPACE, percent, render
 from synthkd.report import interval_chart
 
 KINDS = {"onnx": "ONNX, float32", "int8": "ONNX, int8", "program": "torch.export program"}
@@ -46,7 +46,8 @@ def write_compress_report(run: Path, result: Mapping[str, Any]) -> Path:
         run: the run directory, with its `config.yaml` and the runs inside it.
         result: the content of `result.json`, which may be written later.
     """
-    page = template("compress.html.jinja").render(
+    page = render(
+        "compress.html.jinja",
         name=result["name"],
         headline=headline(result),
         result=result,
@@ -57,7 +58,7 @@ def write_compress_report(run: Path, result: Mapping[str, Any]) -> Path:
         config_text=(run / "config.yaml").read_text(encoding="utf-8"),
     )
     path = run / REPORT
-    write_atomically(path, page.encode("utf-8"))
+    write_atomically(path, page)
     return path
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from synthkd.files import write_atomically
-from synthkd.page import picture, template
+from synthkd.page import picture, render
 
 
 def write_dataset_report(run: Path, result: Mapping[str, Any]) -> Path:
@@ -23,7 +23,8 @@ def write_dataset_report(run: Path, result: Mapping[str, Any]) -> Path:
         {"name": name, "count": count, "agreement": share}
         for name, count, share in zip(about["class_names"], about["counts"], shares, strict=True)
     ]
-    page = template("dataset.html.jinja").render(
+    page = render(
+        "dataset.html.jinja",
         name=result["name"],
         result=result,
         about=about,
@@ -33,5 +34,5 @@ def write_dataset_report(run: Path, result: Mapping[str, Any]) -> Path:
         config_text=(run / "config.yaml").read_text(encoding="utf-8"),
     )
     path = run / "report.html"
-    write_atomically(path, page.encode("utf-8"))
+    write_atomically(path, page)
     return path

@@ -14,6 +14,8 @@ from rich.live import Live
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 from rich.text import Text
 
+from synthkd.printable import one_line, printable
+
 WINDOW_SECONDS = 60.0
 LINE_SECONDS = 5.0
 
@@ -71,7 +73,7 @@ class Display:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._total = total_steps
-        self._title = title
+        self._title = one_line(title)
         self._enabled = enabled
         self._console = console or Console(stderr=True)
         self._clock = clock
@@ -93,7 +95,7 @@ class Display:
             auto_refresh=False,
             expand=True,
         )
-        self._task = self._progress.add_task(title, total=total_steps, phase="", left="")
+        self._task = self._progress.add_task(self._title, total=total_steps, phase="", left="")
 
     def __enter__(self) -> Self:
         if self._enabled and self._console.is_terminal:
@@ -113,7 +115,8 @@ class Display:
         if not self._enabled:
             return
         self._pace.mark(step)
-        shown = " · ".join(f"{name} {_short(value)}" for name, value in values.items())
+        phase = one_line(phase)
+        shown = " · ".join(f"{one_line(name)} {_short(value)}" for name, value in values.items())
         left = self._pace.seconds_for(self._total - step)
         time_left = "" if left is None else f"{_clock_time(left)} left"
         if self._live is not None:
@@ -134,7 +137,7 @@ class Display:
             self._print(text)
 
     def _print(self, text: str) -> None:
-        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+        self._console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
 
 
 def _short(value: float) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from synthkd.errors import CheckpointError
 from synthkd.files import write_atomically
-from synthkd.page import picture, template
+from synthkd.page import picture, render
 
 
 def write_evaluation(run: Path) -> Path:
@@ -24,7 +24,8 @@ def write_evaluation(run: Path) -> Path:
         raise CheckpointError(f"{run}: no result.json that can be read ({error}); run the evaluation again") from error
     sets = result["generated"]
     pictures = {path.stem: picture(path) for path in sorted((run / "samples").glob("*.png"))}
-    page = template("evaluation.html.jinja").render(
+    page = render(
+        "evaluation.html.jinja",
         name=result["name"],
         result=result,
         sets=sets,
@@ -36,7 +37,7 @@ def write_evaluation(run: Path) -> Path:
         config_text=(run / "config.yaml").read_text(encoding="utf-8"),
     )
     path = run / "report.html"
-    write_atomically(path, page.encode("utf-8"))
+    write_atomically(path, page)
     return path
 
 

@@ -7,31 +7,45 @@ from __future__ import annotations
 
 import base64
 import math
+import re
 from importlib.resources import files
 from pathlib import Path
 
-from jinja2 import ChainableUndefined, Environment, FunctionLoader, Template
-from markupsafe import Markup
+from jinja2 import ChainableUndefined, Environment, FunctionLoader
+from markupsafe import Markup, escape
 
 UNKNOWN = "not measured"
 SPACE = "\N{NO-BREAK SPACE}"
 MINUS = "\N{EN DASH}"
 
+_ACTIVE = re.compile(
+    r"<(?!/?(?:svg|g|defs|clipPath|path|use|line|rect|circle|text|tspan)\b)|\bon\w+\s*=|href\s*=(?!\s*[\"']#)",
+    re.IGNORECASE,
+)
+"""Of a drawing that somebody else may have written: any other element, a handler, an address outside the page."""
 
-def template(name: str) -> Template:
-    """A page template by its file name, with the filters below."""
+
+def render(file: str, /, **values: object) -> bytes:
+    """A page as UTF-8: a template by its file name, with the filters below, and what it shows.
+
+    What is no UTF-8, of a file name say, stands there as escapes.
+    """
     environment = Environment(
-        loader=FunctionLoader(lambda file: files("synthkd").joinpath(file).read_text(encoding="utf-8")),
+        loader=FunctionLoader(lambda name: files("synthkd").joinpath(name).read_text(encoding="utf-8")),
         autoescape=True,
         undefined=ChainableUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    for one in (percent, interval, count, size, duration, milliseconds, known, words):
+    for one in (percent, interval, count, size, duration, milliseconds, known, words, drawing):
         environment.filters[one.__name__] = one
     environment.globals.update(count=count, size=size, milliseconds=milliseconds)
-    environment.filters["drawing"] = Markup
-    return environment.get_template(name)
+    return environment.get_template(file).render(values).encode("utf-8", errors="backslashreplace")
+
+
+def drawing(svg: object) -> str:
+    """An SVG drawing as part of the page, if shapes and words are all it has; else as text."""
+    return escape(svg) if _ACTIVE.search(str(svg)) else Markup(svg)
 
 
 def picture(path: Path) -> str:

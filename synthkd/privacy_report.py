@@ -14,7 +14,7 @@ from typing import Any
 
 from synthkd.errors import CheckpointError
 from synthkd.files import write_atomically
-from synthkd.page import SPACE, template
+from synthkd.page import SPACE, render
 from synthkd.privacy.audit import GIVEN, MISLABELLED, NATURAL
 from synthkd.privacy.report import SCHEMA
 
@@ -120,7 +120,8 @@ def write_privacy_page(run: Path) -> Path:
             raise ValueError(f"its schema is {report['schema']}, not {SCHEMA}")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{source} cannot be shown ({error}); run the job that made it again") from error
-    page = template("privacy.html.jinja").render(
+    page = render(
+        "privacy.html.jinja",
         name="privacy",  # that of the run may be the name of private data
         report=report,
         boxes=PLACES,
@@ -131,7 +132,7 @@ def write_privacy_page(run: Path) -> Path:
         axes={"left": LEFT, "right": RIGHT, "top": TOP, "bottom": BOTTOM, "beside": BESIDE},
     )
     path = run / PAGE
-    write_atomically(path, page.encode("utf-8"))
+    write_atomically(path, page)
     return path
 
 

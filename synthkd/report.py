@@ -16,7 +16,7 @@ import yaml
 from synthkd.errors import CheckpointError
 from synthkd.files import write_atomically
 from synthkd.monitor import FILE_NAME, read_rows, series
-from synthkd.page import count, number, percent, picture, template
+from synthkd.page import count, number, percent, picture, render
 
 MOST_GRIDS = 6
 MOST_EVENTS = 200
@@ -109,7 +109,8 @@ def write_report(run: Path) -> Path:
     name = str(result.get("name") or found.config.get("name") or found.directory.resolve().name)
     accuracy = number(_get(result.get("teacher"), "accuracy"))
     events = [row for row in found.rows if "event" in row]
-    page = template("report.html.jinja").render(
+    page = render(
+        "report.html.jinja",
         name=name,
         headline=headline(found),
         run=found,
@@ -130,7 +131,7 @@ def write_report(run: Path) -> Path:
         events_left_out=max(0, len(events) - MOST_EVENTS),
     )  # fmt: skip
     path = found.directory / "report.html"
-    write_atomically(path, page.encode("utf-8"))
+    write_atomically(path, page)
     return path
 
 

@@ -58,7 +58,7 @@ Channels = Annotated[int, Field(ge=1, le=2**10)]
 """Of an image; hyperspectral ones have some hundreds."""
 Threads = Annotated[int, Field(ge=1, le=2**10)]
 """More than the processors of one machine; an operating system starts no hundred thousand."""
-Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
 """What fits a signed word, as torch, numpy and files take it."""
 
 MOST_ITEMS = 1000
@@ -75,8 +75,8 @@ class Curve(Settings):
     """A value that moves from `start` to `end` over the run; a plain number stands for a constant."""
 
     kind: Literal["linear", "cosine", "step"]
-    start: Number
-    end: Number
+    start: float
+    end: float
     begin: Fraction = 0.0
     """Fraction of the run at which the value leaves `start`."""
     until: Fraction = 1.0
@@ -91,7 +91,7 @@ class Curve(Settings):
         return self
 
 
-Schedule = Number | Curve
+Schedule = float | Curve
 
 
 def _within(low: float, high: float) -> AfterValidator:
@@ -115,7 +115,7 @@ Temperature = Annotated[Schedule, _within(0.01, LARGE)]
 class _Data(Settings):
     holdout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
     """Fraction of the training split set aside, stratified; nothing ever trains on it."""
-    split_seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] = 0
+    split_seed: Annotated[int, Field(ge=-(2**63), le=2**63 - 1)] = 0
     """Seed of the split, separate from the run's seed so that all runs share one split."""
     per_class: Images | None = None
     """Use at most this many training images of each class, drawn by the split's seed; None: all."""

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import yaml
+
+from synthkd.printable import one_line
 
 _PATHS = {"folder": "train/**", "webdataset": "train-*.tar", "parquet": "data/train-*.parquet"}
 _SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"), (10**7, "1M<n<10M"))
@@ -40,6 +43,7 @@ def card(about: Mapping[str, Any], recipe: str) -> str:
     if about["format"] == "folder":
         front["configs"][0]["features"] = _features(about["class_names"])
     header = yaml.safe_dump(front, sort_keys=False, allow_unicode=True)
+    fence = "`" * max([3, *(len(run) + 1 for run in re.findall("`+", recipe))])
     blocks = [
         f"---\n{header}---",
         f"# {about['name']}",
@@ -53,14 +57,15 @@ def card(about: Mapping[str, Any], recipe: str) -> str:
         "## Privacy\n\n" + _privacy(about),
         "## Licence\n\nNot chosen here. What the teacher's licence, and that of the data it and the generator learned "
         "from, allow decides; set `license` above before you publish.",
-        f"## How it was made\n\nSeed {about['seed']}. Teacher: {_teacher(about['teacher'])}.\n\n```yaml\n{recipe}```",
+        f"## How it was made\n\nSeed {about['seed']}. Teacher: {_teacher(about['teacher'])}.",
+        f"{fence}yaml\n{recipe}{fence}",
     ]
     return "\n\n".join(blocks) + "\n"
 
 
 def _features(class_names: Sequence[str]) -> list[dict[str, Any]]:
     """The columns of the image folder for Hugging Face datasets, which would not know the names of its labels else."""
-    names = {str(number): name for number, name in enumerate(class_names)}
+    names = {str(number): one_line(name) for number, name in enumerate(class_names)}
     return [
         {"name": "image", "dtype": "image"},
         {"name": "number", "dtype": "int64"},
@@ -74,15 +79,15 @@ def _features(class_names: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def _teacher(teacher: Mapping[str, Any]) -> str:
-    trained = "" if teacher["trained_on"] is None else f", trained on {teacher['trained_on']}"
-    return f"{teacher['arch']}, {teacher['parameters']:,} parameters{trained}, sha256 `{teacher['sha256']}`"
+    trained = "" if teacher["trained_on"] is None else f", trained on {_text(teacher['trained_on'])}"
+    return f"{_text(teacher['arch'])}, {teacher['parameters']:,} parameters{trained}, sha256 `{teacher['sha256']}`"
 
 
 def _scores(about: Mapping[str, Any]) -> str:
     scores = about["scores"]
     lines = ["| class | images | teacher sees the asked label |", "|---|---:|---:|"]
     per_class = zip(about["class_names"], about["counts"], scores["agreement_per_class"], strict=True)
-    lines += [f"| {name} | {count:,} | {_percent(share)} |" for name, count, share in per_class]
+    lines += [f"| {_text(name)} | {count:,} | {_percent(share)} |" for name, count, share in per_class]
     low, high = scores["agreement_interval"]
     lines += [
         "",
@@ -137,6 +142,11 @@ def _privacy(about: Mapping[str, Any]) -> str:
         "that images are synthetic does not make them anonymous. The soft labels are answers of the teacher and can "
         "tell about its training data too."
     )
+
+
+def _text(name: object) -> str:
+    """A name as it reads, whatever of Markdown or HTML it contains."""
+    return re.sub(r"[\\`*<>|~$&\[\]]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\\g<0>", one_line(str(name)))
 
 
 def _percent(share: float | None) -> str:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from synthkd.errors import DataError
+from synthkd.printable import one_line
 
 LARGEST = 64_000_000
 """Most pixels an image may have; a bigger one is a mistake or an attack, and is refused from its header alone."""
@@ -137,7 +138,7 @@ def some(names: Sequence[str], most: int = NAMED) -> str:
     if not names:
         return "none"
     rest = len(names) - most
-    return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
+    return ", ".join(map(one_line, names[:most])) + (f" and {rest} more" if rest > 0 else "")
 
 
 def _too_large(got: str, largest: int) -> Decoded:

@@ -87,7 +87,10 @@ def test_a_file_with_an_equals_sign_in_its_path_is_a_file(calls, tmp_path):
     [
         (["distill", "digits", "sed=1"], "error: sed: unknown key (did you mean 'seed'?)\n"),
         (["distill", "digits", "extra"], "error: extra: expected key=value or section.key=value\n"),
-        (["distill", "digits", "seed=x", "lr=1"], "error: seed: expected a whole number >= 0, got 'x'\nerror: lr: "),
+        (
+            ["distill", "digits", "seed=x", "lr=1"],
+            f"error: seed: expected a whole number >= 0 and <= {2**63 - 1}, got 'x'\nerror: lr: ",
+        ),
         (["distill", "digits", "--seed=1"], "error: --seed=1: unknown option; settings are written key=value"),
         (["distill", "digit"], "error: digit: no such file and no such recipe (recipes of distill: "),
         (["teach", "digits"], "error: digits: this recipe is for `synthkd distill`, not for `synthkd teach`\n"),
