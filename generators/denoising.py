@@ -6,7 +6,6 @@ of `unshuffle x unshuffle` pixels were folded into channels. The last row of its
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -30,6 +29,7 @@ from torch import Tensor
 from synthkd.errors import ModelError
 from synthkd.generators.guidance import guided
 from synthkd.generators.settings import DiffusionSettings, Sampler
+from synthkd.json_text import parse_json
 from synthkd.rng import Rows
 from synthkd.types import ImageSpec, check_labels
 
@@ -227,7 +227,7 @@ def load_pipeline(directory: Path | str) -> DiffusionPipeline:
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
-        ours = json.loads(index.read_bytes()).get("_class_name") == ClassConditionalPipeline.__name__
+        ours = parse_json(index.read_bytes()).get("_class_name") == ClassConditionalPipeline.__name__
         loader = ClassConditionalPipeline if ours else DiffusionPipeline
         pipeline: DiffusionPipeline = loader.from_pretrained(
             directory, local_files_only=True, use_safetensors=True, low_cpu_mem_usage=False

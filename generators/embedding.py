@@ -24,6 +24,7 @@ from torch import Tensor
 
 from synthkd.errors import ModelError
 from synthkd.files import write_atomically
+from synthkd.json_text import parse_json
 from synthkd.privacy.accounting import Adjacency, Ledger, Release, claimed, epsilon
 from synthkd.rng import stream
 from synthkd.types import ImageSpec, to_float
@@ -177,7 +178,7 @@ class Embedding:
     @staticmethod
     def from_state(state: Mapping[str, Any]) -> Embedding:
         """What `state_dict` gave."""
-        facts = json.loads(state["facts"])
+        facts = parse_json(state["facts"])
         fourier = facts.pop("fourier")
         spec, bandwidths = ImageSpec(**fourier.pop("spec")), tuple(fourier.pop("bandwidths"))
         return Embedding(state["sums"], state["shares"], Fourier(spec, bandwidths=bandwidths, **fourier), **facts)

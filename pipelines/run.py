@@ -22,6 +22,7 @@ from synthkd.errors import CheckpointError, ConfigError
 from synthkd.files import write_atomically
 from synthkd.hardware import describe, peak_memory_bytes
 from synthkd.imports import allowing
+from synthkd.json_text import parse_json
 from synthkd.metrics.features import tensor_digest
 from synthkd.monitor import FILE_NAME as METRICS
 from synthkd.pipelines.config import JobConfig
@@ -250,7 +251,7 @@ def read_result(directory: Path) -> Mapping[str, Any] | None:
     if not path.exists():
         return None
     try:
-        values = json.loads(path.read_text())
+        values = parse_json(path.read_text())
         if not isinstance(values, dict) or "job" not in values:
             raise ValueError("it is no result of a job")
     except ValueError as error:

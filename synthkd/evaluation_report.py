@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from synthkd.errors import CheckpointError
 from synthkd.files import write_atomically
+from synthkd.json_text import parse_json
 from synthkd.page import picture, render
 
 
@@ -19,7 +19,7 @@ def write_evaluation(run: Path) -> Path:
         CheckpointError: when there is no result to show.
     """
     try:
-        result = json.loads((run / "result.json").read_text(encoding="utf-8"))
+        result = parse_json((run / "result.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{run}: no result.json that can be read ({error}); run the evaluation again") from error
     sets = result["generated"]

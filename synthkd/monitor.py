@@ -19,6 +19,7 @@ from torch import Tensor
 
 from synthkd.errors import CheckpointError
 from synthkd.files import write_atomically
+from synthkd.json_text import parse_json
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -41,7 +42,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
+            row = parse_json(line)
         except ValueError:  # also UnicodeDecodeError
             row = None
         if isinstance(row, dict) and isinstance(row.get("step"), int):

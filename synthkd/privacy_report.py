@@ -5,7 +5,6 @@ Numbers are copied, never made here; the arrows of the flow and the ROC curves a
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from typing import Any
 
 from synthkd.errors import CheckpointError
 from synthkd.files import write_atomically
+from synthkd.json_text import parse_json
 from synthkd.page import SPACE, render
 from synthkd.privacy.audit import GIVEN, MISLABELLED, NATURAL
 from synthkd.privacy.report import SCHEMA
@@ -115,7 +115,7 @@ def write_privacy_page(run: Path) -> Path:
     """
     source = run / SOURCE
     try:
-        report = json.loads(source.read_text(encoding="utf-8"))
+        report = parse_json(source.read_text(encoding="utf-8"))
         if report["schema"] != SCHEMA:
             raise ValueError(f"its schema is {report['schema']}, not {SCHEMA}")
     except (OSError, ValueError, KeyError, TypeError) as error:

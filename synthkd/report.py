@@ -15,6 +15,7 @@ import yaml
 
 from synthkd.errors import CheckpointError
 from synthkd.files import write_atomically
+from synthkd.json_text import parse_json
 from synthkd.monitor import FILE_NAME, read_rows, series
 from synthkd.page import count, number, percent, picture, render
 
@@ -227,7 +228,7 @@ def spread(items: Sequence[tuple[int, Path]], most: int) -> list[tuple[int, Path
 
 
 def _parse(text: str) -> Any:
-    return json.loads(text, parse_constant=lambda _: None)  # NaN, which is no JSON, is a number nobody has
+    return parse_json(text, parse_constant=lambda _: None)  # NaN, which is no JSON, is a number nobody has
 
 
 def _get(part: Any, *keys: str) -> Any:

@@ -208,8 +208,8 @@ def _files(top: Path) -> list[Path]:
         raise DataError(f"no such image or folder: {top}; give one that exists")
     try:
         found = sorted(path for path in top.rglob("*") if path.is_file())
-    except OSError as error:
-        raise DataError(f"{top} cannot be listed ({in_a_line(error)}); check its permissions") from error
+    except (OSError, RecursionError) as error:
+        raise DataError(f"{top} cannot be listed ({in_a_line(error)}); check its permissions and depth") from error
     hidden = [any(part.startswith(".") for part in path.relative_to(top).parts) for path in found]
     files = [
         path for path, skip in zip(found, hidden, strict=True) if not skip and not NOT_IMAGES.fullmatch(path.suffix)

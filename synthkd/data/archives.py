@@ -6,7 +6,6 @@ cannot be read stays in the listing, and reading it raises, so that all that is 
 
 from __future__ import annotations
 
-import json
 import os
 import tarfile
 import zipfile
@@ -22,13 +21,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from synthkd.data.decode import NOT_IMAGES, Reader, in_a_line, some
+from synthkd.data.npz import check_claims
 from synthkd.errors import DataError
+from synthkd.json_text import parse_json
 
 LARGEST_FILE = 1 << 28
 """Most bytes that a file in an archive may have unpacked; an uncompressed image of `decode.LARGEST` pixels has less."""
 
-LARGEST_ARRAYS = 1 << 34
-"""Most bytes that the arrays of a .npz may have unpacked."""
+MOST_PACKED, FREELY_PACKED = 200, 1 << 26
+"""How many times larger a zip may become unpacked, unless it stays below so many bytes; image files hardly shrink."""
+
+DEEPEST = 100
+"""Levels of directories in a folder of images."""
 
 CLASSES = 100_000
 """Labels are below this; a larger one is an identifier that was taken for a label."""
@@ -83,7 +87,7 @@ def list_folder(root: Path, split: str | None = None) -> Listing:
         DataError: a directory that cannot be listed, no images, images beside class directories, or a split that is
             not there or has to be chosen.
     """
-    paths = _walk(root, frozenset({root.resolve()}))
+    paths = _walk(root, {root.resolve()})
     return _arrange(root, {str(path.relative_to(root)): partial(Path, path) for path in paths}, split)
 
 
@@ -97,6 +101,12 @@ def list_zip(path: Path, split: str | None = None) -> Listing:
         archive = zipfile.ZipFile(path)
     except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile) as error:
         raise DataError(f"{path} is not a readable .zip ({in_a_line(error)}); make it anew") from error
+    unpacked, packed = sum(info.file_size for info in archive.infolist()), path.stat().st_size
+    if unpacked > max(MOST_PACKED * packed, FREELY_PACKED):
+        raise DataError(
+            f"{path} has {packed >> 10} KiB and would unpack to {unpacked >> 20} MiB, more than {MOST_PACKED} times as "
+            "much, as no images do; make it anew"
+        )
     lock = Lock()  # the members share one file; unpacking is cheap beside the decoding that runs in parallel
 
     def member(info: zipfile.ZipInfo) -> bytes:
@@ -143,7 +153,7 @@ def list_tar(path: Path) -> Listing:
                 if len(images) > 1:
                     raise ValueError(f"one of several images of {key}")
                 entries.append(Entry(name, files[images[0]], _label(files)))
-            except (OSError, ValueError, RecursionError) as error:
+            except (OSError, ValueError) as error:
                 refused.append(_refused(name, in_a_line(error)))
     if not entries and not refused:
         raise DataError(f"{path} holds no {some(_IMAGES_IN_TAR)} images; check the path")
@@ -173,11 +183,8 @@ def read_arrays(path: Path, split: str | None = None) -> Arrays:
                 raise ValueError("a single array; save it with np.savez(path, images=...)")
             found = archive.files
             images, labels = _keys(path, found, split)
-            assert archive.zip is not None
-            sizes = {info.filename.removesuffix(".npy"): info.file_size for info in archive.zip.infolist()}
             wanted = [key for key in (images, labels, "class_names") if key in found]
-            if (total := sum(sizes[key] for key in wanted)) > LARGEST_ARRAYS:
-                raise ValueError(f"too large: {total >> 30} GiB unpacked, at most {LARGEST_ARRAYS >> 30} are allowed")
+            check_claims(archive, wanted)
             arrays = {key: archive[key] for key in wanted}
     except (OSError, ValueError, EOFError, RuntimeError, MemoryError, zlib.error, zipfile.BadZipFile) as error:
         raise DataError(f"{path} is not a readable .npz of plain arrays ({in_a_line(error)}); save it anew") from error
@@ -248,17 +255,21 @@ def _passed_over(name: str) -> bool:
     return hidden or NOT_IMAGES.fullmatch(os.path.splitext(name)[1]) is not None
 
 
-def _walk(directory: Path, above: frozenset[Path]) -> Iterator[Path]:
-    """Files at any depth; a link back to a directory that it lies in (`above`, resolved) is not entered."""
+def _walk(directory: Path, entered: set[Path], level: int = 0) -> Iterator[Path]:
+    """Files at any depth; links are followed, but below each of the root's directories none is entered twice."""
+    if level > DEEPEST:
+        raise DataError(f"{directory} lies below more than {DEEPEST} directories; is this a folder of images?")
     try:
-        paths = list(directory.iterdir())
+        paths = sorted(directory.iterdir())
     except OSError as error:
         raise DataError(f"{directory} cannot be listed ({error.strerror}); check its permissions") from error
     for path in paths:
         if not path.is_dir():
             yield path
-        elif not path.name.startswith((".", "__")) and (real := path.resolve()) not in above:
-            yield from _walk(path, above | {real})
+        elif not path.name.startswith((".", "__")) and (real := path.resolve()) not in entered:
+            inside = entered if level else set(entered)
+            inside.add(real)
+            yield from _walk(path, inside, level + 1)
 
 
 def _members(shard: Path) -> tuple[dict[str, Reader], list[tuple[str, str]]]:
@@ -278,7 +289,7 @@ def _members(shard: Path) -> tuple[dict[str, Reader], list[tuple[str, str]]]:
             file.seek(tar.offset)  # tarfile takes a damaged header for the end, and says nothing
             if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
                 raise tarfile.ReadError("it breaks off without an end mark")
-    except (OSError, ValueError, EOFError, tarfile.TarError) as error:
+    except (OSError, ValueError, EOFError, MemoryError, RecursionError, tarfile.TarError) as error:
         raise DataError(
             f"{shard} is not a whole, uncompressed .tar ({in_a_line(error)}); fetch or make it anew"
         ) from error
@@ -302,7 +313,7 @@ def _label(files: Mapping[str, Reader]) -> int | None:
         text = _text(files["cls"]).strip()
         label = int(text) if text.isdecimal() else text
     elif "json" in files:
-        value = json.loads(_text(files["json"]))
+        value = parse_json(_text(files["json"]))
         label = value.get("label") if isinstance(value, dict) else None
     if label is None:
         return None

@@ -25,6 +25,9 @@ from synthkd.printable import one_line
 LARGEST = 64_000_000
 """Most pixels an image may have; a bigger one is a mistake or an attack, and is refused from its header alone."""
 
+MOST_PACKED, FREELY_PACKED = 256, 4_000_000
+"""Most pixels for each byte of a file, unless it has few pixels; a hundred empty ones must not take minutes."""
+
 NOT_IMAGES = re.compile(
     r"\.(txt|md|rst|jsonl?|[ct]sv|xml|ya?ml|html?|log|ini|db|py|ipynb|np[yz]|pth?|pkl|safetensors|parquet|mat|h5"
     r"|zip|tar|gz|bz2|xz|pdf|mp4|avi|mov|sha256|md5)",
@@ -63,19 +66,23 @@ def decode(
         largest: most pixels the image may have.
     """
     try:
-        if (len(source) if isinstance(source, bytes) else source.stat().st_size) == 0:
+        held = len(source) if isinstance(source, bytes) else source.stat().st_size
+        if held == 0:
             return Decoded(None, reason="empty file")
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=_FORMATS) as image:
-            if image.width * image.height > largest:
+            pixels = image.width * image.height
+            if pixels > largest:
                 return _too_large(f"{image.width}x{image.height} pixels", largest)
+            if pixels > max(MOST_PACKED * held, FREELY_PACKED):
+                return Decoded(None, reason=f"too large: {image.width}x{image.height} pixels in {held} bytes")
             image.load()
             converted, kinds = _convert(image, channels)
         if size is not None:
             if min(converted.size) < size:
                 kinds.append(f"smaller than {size} pixels enlarged")
             converted = ImageOps.fit(converted, (size, size), method=Image.Resampling.BILINEAR)
-        pixels = np.array(converted, dtype=np.uint8)
-        return Decoded(pixels if pixels.ndim == 3 else pixels[:, :, None], tuple(kinds))
+        array = np.array(converted, dtype=np.uint8)
+        return Decoded(array if array.ndim == 3 else array[:, :, None], tuple(kinds))
     except UnidentifiedImageError:
         return Decoded(None, reason="not an image of a known format")
     except Image.DecompressionBombError:

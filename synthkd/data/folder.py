@@ -22,6 +22,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from synthkd.data.archives import DEEPEST
 from synthkd.data.decode import LARGEST, NAMED, NOT_IMAGES, decode, some
 from synthkd.data.splits import Source
 from synthkd.errors import DataError
@@ -172,7 +173,10 @@ def _is_class(path: Path) -> bool:
 def _walk(directory: Path) -> Iterable[Path]:
     """Files at any depth, sorted; links are followed, but no directory is entered twice."""
     seen = {directory.resolve()}
+    depth = len(directory.parts)
     for parent, subdirectories, names in os.walk(directory, followlinks=True):
+        if len(Path(parent).parts) - depth > DEEPEST:
+            raise DataError(f"{directory} has more than {DEEPEST} levels of directories; is it a folder of images?")
         fresh = []
         for name in sorted(subdirectories):
             target = Path(parent, name).resolve()

@@ -22,6 +22,9 @@ from synthkd.data.splits import Source
 from synthkd.errors import DataError
 from synthkd.settings import NamedData
 
+LARGEST_IDX = 1 << 30
+"""Most bytes of an idx file, unpacked; the largest of this family, EMNIST's, has 550 MB."""
+
 _DIGIT_NAMES = tuple("0123456789")
 _FASHION_NAMES = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
@@ -96,9 +99,12 @@ def read_idx(path: Path) -> Tensor:
         DataError: unreadable, truncated, not idx, or longer or shorter than its header says.
     """
     try:
-        data = path.read_bytes()
-        if data[:2] == b"\x1f\x8b":
-            data = gzip.decompress(data)
+        with path.open("rb") as file:
+            packed = file.read(2) == b"\x1f\x8b"
+        with gzip.open(path) if packed else path.open("rb") as file:
+            data = file.read(LARGEST_IDX + 1)
+        if len(data) > LARGEST_IDX:
+            raise OSError(f"more than {LARGEST_IDX >> 30} GiB unpacked")
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path}: truncated or unreadable ({error}); fetch it again") from error
     if len(data) < 4 or data[:3] != b"\x00\x00\x08" or not 1 <= data[3] <= 4 or len(data) < 4 + 4 * data[3]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import zipfile
 import zlib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,9 @@ from numpy.typing import NDArray
 
 from synthkd.data.splits import Source
 from synthkd.errors import DataError
+
+LARGEST = 1 << 34
+"""Most bytes that the arrays of a file may have unpacked."""
 
 _TEST = {"test_images", "test_labels"}
 
@@ -59,12 +64,37 @@ def _arrays(path: Path) -> dict[str, NDArray[Any]]:
             needed = {"images", "labels"} | (_TEST if found & _TEST else set())
             if missing := sorted(needed - found):
                 raise DataError(f"{path}: has no array {missing}, only {sorted(found)}; add it with np.savez")
-            return {key: archive[key] for key in sorted(found & (needed | {"class_names"}))}
+            wanted = sorted(found & (needed | {"class_names"}))
+            check_claims(archive, wanted)
+            return {key: archive[key] for key in wanted}
     except FileNotFoundError as error:
         raise DataError(f"{path} does not exist; check path") from error
-    except (OSError, ValueError, EOFError, RuntimeError, zlib.error, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, EOFError, RuntimeError, MemoryError, zlib.error, zipfile.BadZipFile) as error:
         reason = " ".join(str(error).split())
         raise DataError(f"{path} is not a readable .npz file of plain arrays ({reason}); save it anew") from error
+
+
+def check_claims(archive: np.lib.npyio.NpzFile, keys: Iterable[str]) -> None:
+    """Look at the headers of arrays before anything is allocated for them.
+
+    Raises:
+        ValueError: an array has fewer bytes than its header claims, or together they have more than `LARGEST`.
+    """
+    assert archive.zip is not None
+    members, total = {info.filename.removesuffix(".npy"): info for info in archive.zip.infolist()}, 0
+    for key in keys:
+        with archive.zip.open(members[key]) as member:
+            read = {1: np.lib.format.read_array_header_1_0, 2: np.lib.format.read_array_header_2_0}
+            version = np.lib.format.read_magic(member)[0]
+            if version not in read:
+                raise ValueError(f"{key} is of version {version} of the format, which no plain array needs")
+            shape, _, dtype = read[version](member)
+            claimed, held = math.prod(shape) * dtype.itemsize, members[key].file_size - member.tell()
+        if claimed > held:
+            raise ValueError(f"{key} {list(shape)} needs {claimed:,} bytes, and the file has {held:,}")
+        total += held
+    if total > LARGEST:
+        raise ValueError(f"too large: {total >> 30} GiB unpacked, at most {LARGEST >> 30} are allowed")
 
 
 def as_images(array: NDArray[Any], where: str) -> NDArray[np.uint8]:

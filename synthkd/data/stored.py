@@ -7,10 +7,10 @@ decoded pixels and numbers, so it is the same for every format and notices anyth
 from __future__ import annotations
 
 import hashlib
-import json
 import tarfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ from torch import Tensor
 from synthkd.data.decode import decode, in_a_line
 from synthkd.data.writers import Records, needed
 from synthkd.errors import DataError
+from synthkd.json_text import parse_json
+from synthkd.printable import one_line
 from synthkd.types import ImageSpec, check_labels
 
 ABOUT = "dataset.json"
@@ -92,12 +94,13 @@ def read_stored(path: str | Path) -> StoredDataset:
         names, mean, std = (tuple(about[key]) for key in ("class_names", "mean", "std"))
         count, content, form = int(about["count"]), str(about["content"]), about["format"]
         reader = {"folder": _read_folder, "webdataset": _read_tars, "parquet": _read_parquet}[form]
-        files = [top / str(name) for name in about["files"]]
-    except (KeyError, TypeError, ValueError) as error:
+        files = [top / str(name) for name in dict.fromkeys(about["files"])]
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise DataError(f"{top / ABOUT} is damaged ({in_a_line(error)}); generate the dataset again") from error
-    rows = list(reader(files, spec))
-    if len(rows) != count:
-        raise DataError(f"{top} holds {len(rows)} images, but {count} were written; copy or generate it again")
+    rows = list(islice(reader(files, spec), count + 1))
+    if len(rows) != count or not rows:
+        held = f"more than {count}" if len(rows) > count else len(rows)
+        raise DataError(f"{top} holds {held} images, but {count} were written; copy or generate it again")
     records = Records(
         torch.tensor([row.number for row in rows]),
         torch.stack([row.image for row in rows]),
@@ -128,7 +131,7 @@ def _read_about(top: Path) -> dict[str, Any]:
     if not path.is_file():
         raise DataError(f"{top} is no dataset of synthkd generate: it has no {ABOUT}; give the run or its {FOLDER}/")
     try:
-        about = json.loads(path.read_text(encoding="utf-8"))
+        about = parse_json(path.read_text(encoding="utf-8"))
         version = about["version"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path} cannot be read ({in_a_line(error)}); generate the dataset again") from error
@@ -153,10 +156,12 @@ def _read_tars(files: list[Path], spec: ImageSpec) -> Iterator[_Row]:
         try:
             with tarfile.open(file, "r:") as tar:
                 for member in tar:
+                    if not member.isreg() or member.issparse():
+                        raise ValueError(f"{one_line(member.name)} is no plain file")
                     key, _, suffix = member.name.partition(".")
                     content = tar.extractfile(member)
                     found.setdefault(key, {})[suffix] = b"" if content is None else content.read()
-        except (OSError, tarfile.TarError) as error:
+        except (OSError, ValueError, MemoryError, RecursionError, tarfile.TarError) as error:
             raise DataError(f"{file} cannot be read ({in_a_line(error)}); copy or generate it again") from error
         for key, sample in found.items():
             where = f"{file}: {key}"
@@ -167,6 +172,8 @@ def _read_parquet(files: list[Path], spec: ImageSpec) -> Iterator[_Row]:
     parquet = needed("pyarrow.parquet")
     for file in files:
         try:
+            if parquet.read_metadata(file).num_rows > file.stat().st_size:
+                raise ValueError("it claims more rows than it has bytes")
             rows = parquet.read_table(file).to_pylist()
         except (OSError, ValueError) as error:  # what pyarrow raises is one of these
             raise DataError(f"{file} cannot be read ({in_a_line(error)}); copy or generate it again") from error
@@ -186,7 +193,7 @@ def _lines(file: Path) -> Iterable[str]:
 
 def _entry(text: str | bytes, where: str) -> dict[str, Any]:
     try:
-        found = json.loads(text)
+        found = parse_json(text)
     except ValueError as error:
         raise DataError(f"{where} is not JSON ({in_a_line(error)}); copy or generate the dataset again") from error
     return found if isinstance(found, dict) else {}
@@ -198,9 +205,10 @@ def _row(file: bytes, about: Mapping[str, Any], spec: ImageSpec, where: str) -> 
         raise DataError(f"{where} is no readable image ({decoded.reason}); copy or generate the dataset again")
     image = torch.from_numpy(decoded.pixels).permute(2, 0, 1).contiguous()
     number, label, logits = (about.get(key) for key in ("number", "label", "logits"))
-    whole = isinstance(number, int) and isinstance(label, int)
-    if tuple(image.shape) != spec.shape or not whole or not isinstance(logits, list) or len(logits) != spec.classes:
+    whole = all(isinstance(one, int) and abs(one) < 2**63 for one in (number, label))
+    answers = logits if isinstance(logits, list) and all(isinstance(one, int | float) for one in logits) else []
+    if tuple(image.shape) != spec.shape or not whole or len(answers) != spec.classes:
         raise DataError(f"{where}: image, label or logits are not of {spec}; copy or generate the dataset again")
     assert isinstance(number, int)
     assert isinstance(label, int)
-    return _Row(number, image, label, logits)
+    return _Row(number, image, label, answers)

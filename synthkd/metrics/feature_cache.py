@@ -15,6 +15,7 @@ from torch import Tensor
 
 from synthkd.errors import DataError
 from synthkd.files import write_atomically
+from synthkd.json_text import parse_json
 from synthkd.metrics.features import FeatureExtractor, Features, extract, tensor_digest
 
 FORMAT = "synthkd features 1"
@@ -114,7 +115,7 @@ def load_set(path: Path | str) -> SavedSet:
         content=metadata["content"],
         name=metadata.get("name", ""),
         labels=tensors.get("labels"),
-        class_names=tuple(json.loads(metadata.get("class_names", "[]"))),
+        class_names=tuple(parse_json(metadata.get("class_names", "[]"))),
         teacher=_features(metadata, tensors, TEACHER) if f"{TEACHER}values" in tensors else None,
     )
 

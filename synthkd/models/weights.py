@@ -18,12 +18,15 @@ from torch import Tensor, nn
 
 from synthkd.errors import ModelError
 from synthkd.files import write_atomically
+from synthkd.printable import one_line
 
 WEIGHTS = "model.safetensors"
 PICKLES = (".pt", ".pth", ".bin")
 NESTS = ("state_dict", "model_state_dict", "model")
 WRAPPERS = ("module.", "_orig_mod.")
 SHOWN = 4
+LARGEST_HEADER = 1 << 24
+"""Of a .safetensors file, in bytes: some hundred thousand tensors."""
 
 
 def serialised(model: nn.Module) -> bytes:
@@ -48,10 +51,14 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise ModelError(f"weights file not found: {path}")
     if path.suffix == ".safetensors":
-        return _read_safetensors(path)
-    if path.suffix not in PICKLES:
+        state = _read_safetensors(path)
+    elif path.suffix in PICKLES:
+        state = _state_dict(_read_pickle(path), path)
+    else:
         raise ModelError(f"weights must be a .safetensors, .pt, .pth or .bin file, got {path}")
-    return _state_dict(_read_pickle(path), path)
+    if odd := [f"{name} ({what})" for name, tensor in state.items() if (what := _oddity(tensor))]:
+        raise ModelError(f"{path}: weights must be dense real numbers, got {_some(odd)}; convert them, and save again")
+    return state
 
 
 def load_strictly(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
@@ -86,8 +93,11 @@ def load_strictly(model: nn.Module, state: Mapping[str, Tensor], source: str) ->
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
+        with path.open("rb") as file:
+            if (header := int.from_bytes(file.read(8), "little")) > LARGEST_HEADER:
+                raise ValueError(f"a header of {header:,} bytes, at most {LARGEST_HEADER:,} are allowed")
         return dict(load_file(path))
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError, MemoryError) as error:
         raise ModelError(f"{path} is not a readable safetensors file ({_line(error)}); copy it again") from error
 
 
@@ -100,7 +110,7 @@ def _read_pickle(path: Path) -> Any:
             f"{path} is a pickle that wants to run more than tensors: {_some(wanted)}; nothing of it was run. "
             "Save the state dict alone: torch.save(model.state_dict(), path), or as safetensors"
         ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except Exception as error:  # arbitrary instructions end in nearly any error
         raise ModelError(f"{path} is not a readable torch file ({_line(error)}); copy or save it again") from error
 
 
@@ -108,7 +118,7 @@ def _wanted(path: Path, message: str) -> list[str]:
     """What a refused pickle would have imported, by reading it without running it."""
     try:
         return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(str(path)))
-    except (ValueError, RuntimeError, pickle.UnpicklingError):
+    except Exception:  # as arbitrary as above
         # Not the zip file of today's torch.save. Of its older format the error names the first global.
         return re.findall(r"GLOBAL (\S+)", message)[:1] or _imports(path) or ["(unreadable instructions)"]
 
@@ -116,7 +126,7 @@ def _wanted(path: Path, message: str) -> list[str]:
 def _imports(path: Path) -> list[str]:
     names: list[str] = []
     strings: list[str] = []
-    with path.open("rb") as file, suppress(ValueError, EOFError):
+    with path.open("rb") as file, suppress(ValueError, EOFError, MemoryError):
         for opcode, argument, _ in pickletools.genops(file):
             if opcode.name == "GLOBAL":
                 names.append(str(argument).replace(" ", "."))
@@ -128,7 +138,9 @@ def _imports(path: Path) -> list[str]:
 
 
 def _state_dict(loaded: Any, path: Path) -> dict[str, Tensor]:
-    while isinstance(loaded, Mapping) and not all(isinstance(v, Tensor) for v in loaded.values()):
+    for _ in NESTS:  # more than once each they are not nested, unless one holds itself
+        if not isinstance(loaded, Mapping) or all(isinstance(v, Tensor) for v in loaded.values()):
+            break
         nest = next((loaded[k] for k in NESTS if isinstance(loaded.get(k), Mapping)), None)
         if nest is None:
             break
@@ -138,10 +150,19 @@ def _state_dict(loaded: Any, path: Path) -> dict[str, Tensor]:
     return {str(k): v for k, v in loaded.items()}
 
 
+def _oddity(tensor: Tensor) -> str:
+    """What keeps a tensor from being copied into a weight; empty where nothing does."""
+    if tensor.is_meta:
+        return "without values"
+    if tensor.layout != torch.strided or tensor.is_quantized:
+        return str(tensor.dtype if tensor.is_quantized else tensor.layout)
+    return str(tensor.dtype) if tensor.is_complex() or tensor.dtype == torch.float4_e2m1fn_x2 else ""
+
+
 def _some(names: list[str]) -> str:
     more = len(names) - SHOWN
-    return ", ".join(names[:SHOWN]) + (f" and {more} more" if more > 0 else "")
+    return ", ".join(map(one_line, names[:SHOWN])) + (f" and {more} more" if more > 0 else "")
 
 
 def _line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:160]
+    return one_line((str(error).splitlines() or [type(error).__name__])[0][:160])

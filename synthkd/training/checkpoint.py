@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from synthkd.errors import CheckpointError
+from synthkd.json_text import parse_json
 
 MANIFEST = "manifest.json"
 STATE = "state.pt"
@@ -67,7 +68,7 @@ class CheckpointStore:
         damaged: list[str] = []
         for path in self._newest_first():
             try:
-                manifest = json.loads((path / MANIFEST).read_text())
+                manifest = parse_json((path / MANIFEST).read_text())
                 if _sha256(path / STATE) != manifest["sha256"][STATE]:
                     raise ValueError("its sha256 differs from the manifest")
                 state = torch.load(path / STATE, map_location="cpu", weights_only=True)

@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from synthkd.data import archives, decode, sample_set
+from synthkd.data import npz as npz_files
 from synthkd.data.bank import MemoryBank
 from synthkd.data.named import read_digits
 from synthkd.data.real import load_splits
@@ -489,7 +490,7 @@ def test_huge_images_and_members_are_refused_unread(tmp_path: Path, monkeypatch:
     for source in (zipped(tmp_path / "b.zip", big), tarred(tmp_path / "b.tar", big)):
         with pytest.raises(DataError, match=r"x.png \(too large: 2 MiB unpacked, at most 1 are allowed"):
             open_samples(source)
-    monkeypatch.setattr(archives, "LARGEST_ARRAYS", 1 << 10)
+    monkeypatch.setattr(npz_files, "LARGEST", 1 << 10)
     with pytest.raises(DataError, match=r"too large: 0 GiB unpacked, at most 0 are allowed\); save it anew"):
         open_samples(npz(tmp_path / "c.npz", images=COLOUR))
 
