@@ -159,8 +159,10 @@ def _plain(value: Any, path: tuple[str, ...]) -> Any:
         raise ConfigError(f"{'.'.join(path)}: a whole number of more than {LONGEST} bits")
     if isinstance(value, Settings):
         return _plain(value.model_dump(), path)
+    if isinstance(value, str) and not value.isascii() and value != value.encode(errors="replace").decode():
+        raise ConfigError(f"{'.'.join(path)}: {show(value)} is not UTF-8; rename the file or folder")
     if isinstance(value, Mapping):
-        return {str(key): _plain(item, (*path, str(key))) for key, item in value.items()}
+        return {str(_plain(key, path)): _plain(item, (*path, str(key))) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(item, (*path, str(index))) for index, item in enumerate(value)]
     if isinstance(value, PurePath):

@@ -21,7 +21,7 @@ def one_line(name: str) -> str:
 
 
 def print_anything() -> None:
-    """Let stdout and stderr take characters that their encoding lacks, as escapes, where that would be an error."""
+    """Let stdout and stderr take characters that their encoding lacks, as `?`, where that would be an error."""
     for stream in (sys.stdout, sys.stderr):
         if reconfigure := getattr(stream, "reconfigure", None):
-            reconfigure(errors="backslashreplace")
+            reconfigure(errors="replace")

@@ -27,6 +27,7 @@ from synthkd.data.archives import read_arrays
 from synthkd.data.hybrid import RealImages
 from synthkd.data.npz import as_images, as_labels
 from synthkd.errors import DataError
+from synthkd.printable import one_line
 from synthkd.rng import Rows
 from synthkd.settings import StreamData
 from synthkd.types import ImageSpec, check_labels
@@ -175,7 +176,7 @@ class ImageStream:
         for name, reason in refused.items():
             if not self.arrived:
                 raise reason
-            LOG.warning("%s; it is passed over until it comes under another name", reason)
+            LOG.warning("%s; it is passed over until it comes under another name", one_line(str(reason)))
             self._note(Arrival(step, name, 0, 0))
         self._looked = time.monotonic()
 

@@ -173,7 +173,8 @@ def frechet_distance_infinity(real: Array, generated: Array, seed: int = 0, *, w
     line = linregress(1.0 / np.array(sizes), distances)
     return FrechetInfinity(
         value=float(line.intercept),
-        standard_error=float(line.intercept_stderr),
+        # no distance is off a line through equal ones, of which scipy says NaN
+        standard_error=float(line.intercept_stderr) if len(set(distances)) > 1 else 0.0,
         slope=float(line.slope),
         sizes=sizes,
         distances=distances,
