@@ -8,6 +8,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from synthkd.models.channels_last import channels_last
 from synthkd.models.classifier import Classifier
 from synthkd.models.folding import fold_batch_norm
 from synthkd.taps import observe
@@ -29,7 +30,7 @@ class FrozenTeacher:
     """
 
     def __init__(self, model: Classifier, accelerator: Accelerator, features: Sequence[str] = ()) -> None:
-        self.model = model.to(accelerator.device).to(memory_format=torch.channels_last)
+        self.model = channels_last(model.to(accelerator.device))
         self.model.eval().requires_grad_(False)
         self.spec = model.spec
         self._accelerator = accelerator

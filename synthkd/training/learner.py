@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from synthkd.errors import TrainingError
 from synthkd.losses.objective import Loss
+from synthkd.models.channels_last import channels_last
 from synthkd.schedules import learning_rate_factor
 from synthkd.settings import OptimizerSettings
 from synthkd.training.ema import WeightAverage
@@ -66,7 +67,7 @@ class Learner:
         self._settings = settings
         self._accelerator = accelerator
         # convolutions are faster so, on CPUs too; other layers do not mind
-        self.module = module.to(accelerator.device).to(memory_format=torch.channels_last)
+        self.module = channels_last(module.to(accelerator.device))
         self._helpers = None if helpers is None else helpers.to(accelerator.device)
         trained = [self.module] if self._helpers is None else [self.module, self._helpers]
         self._parameters = [p for m in trained for p in m.parameters() if p.requires_grad]
