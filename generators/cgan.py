@@ -33,8 +33,9 @@ from synthkd.generators.settings import CGANSettings
 from synthkd.losses.objective import Loss, Objective
 from synthkd.metrics.diversity import cluster_modes, mode_collapse
 from synthkd.models.classifier import Classifier
+from synthkd.models.contract import finite_logits
 from synthkd.models.size import in_proportion
-from synthkd.models.weights import load_strictly, read_weights, save_weights
+from synthkd.models.weights import finite_state, load_strictly, read_weights, save_weights
 from synthkd.rng import Rows, derive, stream
 from synthkd.settings import AugmentSettings
 from synthkd.taps import evaluating
@@ -281,7 +282,7 @@ class CGAN:
         assert self._teacher is not None
         with evaluating(self._teacher), self._autocast():
             logits: Tensor = self._teacher(images)
-        return logits.float()
+        return finite_logits(logits.float())
 
     def save(self, directory: Path) -> None:
         """Write what sampling needs, the averaged weights, to `generator.safetensors` in a directory."""
@@ -300,8 +301,8 @@ class CGAN:
 
     def state_dict(self) -> dict[str, Any]:
         return {
-            "network": dict(self.network.state_dict()),
-            "critic": dict(self.critic.state_dict()),
+            "network": finite_state(self.network, "generator"),
+            "critic": finite_state(self.critic, "generator: its critic"),
             "average": self._average.state_dict(),
             "optimizer": self._optimizer.state_dict(),
             "critic_optimizer": self._critic_optimizer.state_dict(),

@@ -41,7 +41,7 @@ from synthkd.generators.settings import DiffusionSettings
 from synthkd.losses.objective import Objective
 from synthkd.models.classifier import Classifier
 from synthkd.models.size import in_proportion
-from synthkd.models.weights import load_strictly
+from synthkd.models.weights import finite_state, load_strictly
 from synthkd.rng import Rows, derive, stream
 from synthkd.taps import evaluating
 from synthkd.training.learner import Learner
@@ -323,6 +323,7 @@ class Diffusion:
         """Write the averaged network and the noise schedule as a diffusers folder, each file atomically."""
         with tempfile.TemporaryDirectory() as scratch:
             unet = copy.deepcopy(self._pipeline.unet).to("cpu", memory_format=torch.contiguous_format)
+            finite_state(unet, str(directory))
             c = self._pipeline.config
             saved = ClassConditionalPipeline(unet, self._schedule, c.height, c.width, c.unshuffle, c.class_names)
             saved.save_pretrained(scratch)

@@ -25,14 +25,15 @@ from accelerate import Accelerator
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
-from synthkd.errors import ModelError, TrainingError
+from synthkd.errors import ConfigError, ModelError, TrainingError
 from synthkd.generators.objective import PENULTIMATE, STUDENT_TERMS, GeneratedView, judging
-from synthkd.generators.settings import InversionSettings
+from synthkd.generators.settings import ALONE, InversionSettings
 from synthkd.losses import inversion as losses
 from synthkd.losses.objective import Objective
 from synthkd.models.classifier import Classifier
+from synthkd.models.contract import finite_logits
 from synthkd.models.size import in_proportion
-from synthkd.models.weights import WEIGHTS, load_strictly, read_weights, save_weights
+from synthkd.models.weights import WEIGHTS, finite_state, load_strictly, read_weights, save_weights
 from synthkd.rng import Rows, derive
 from synthkd.taps import evaluating, frozen, has_statistics
 from synthkd.training.learner import require_finite
@@ -144,9 +145,13 @@ class Inversion:
             student: takes part in the adversarial term, unchanged; None leaves that term out.
 
         Raises:
+            ConfigError: no term has a weight that does without a student, and there is none.
+            ModelError: when the teacher's answers are not finite.
             TrainingError: when a loss is not finite.
         """
         s = self.settings
+        if student is None and s.needs_student:
+            raise ConfigError(f"generator: its terms compare with a student, and there is none: set any of {ALONE}")
         clone = copy.deepcopy(self.network).train()
         count = s.batch_size
         latent = Rows(self._seed, "latent", index * count).normal(count, s.latent).to(self._device)
@@ -212,7 +217,7 @@ class Inversion:
         with evaluating(*models), frozen(*models):
             for _ in range(SAMPLE_STEPS):
                 with self._autocast():
-                    logits = self._teacher(self.network(latent))
+                    logits = finite_logits(self._teacher(self.network(latent)))
                 optimizer.zero_grad(set_to_none=True)
                 F.cross_entropy(logits.float(), asked, reduction="sum").backward()
                 optimizer.step()
@@ -258,7 +263,7 @@ class Inversion:
 
     def state_dict(self) -> dict[str, Any]:
         return {
-            "network": dict(self.network.state_dict()),
+            "network": finite_state(self.network, "generator"),
             "meta": self._meta.state_dict(),
             "moments": {path: list(pair) for path, pair in self._moments.items()},
         }

@@ -11,13 +11,15 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
-from synthkd.errors import ConfigError
+from synthkd.errors import ConfigError, TrainingError
 from synthkd.losses import inversion as losses
 from synthkd.losses.logits import kl_divergence
 from synthkd.losses.relations import semantic_consistency
 from synthkd.models.classifier import Classifier
+from synthkd.models.contract import finite_logits
 from synthkd.models.layout import head
 from synthkd.taps import INPUT, Taps, evaluating, frozen
 from synthkd.types import Outputs
@@ -93,6 +95,7 @@ def judging(
 
     Raises:
         ConfigError: penultimate features of a student that is no `Classifier`.
+        ModelError, TrainingError: on a look, where the teacher's answers or the student's are not finite.
     """
     if penultimate and student is not None and not isinstance(student, Classifier):
         raise ConfigError("generator.semantic compares penultimate features, which this student does not name; set 0")
@@ -107,6 +110,12 @@ def judging(
         def look(images: Tensor, labels: Tensor, difficulty: float) -> GeneratedView:
             with autocast():
                 seen = [_named(taps(images)) for taps in looks]
+            finite_logits(seen[0].logits)
+            if len(seen) > 1 and not bool(torch.isfinite(seen[1].logits).all()):
+                raise TrainingError(
+                    "student: its answers to generated images are not finite, its training diverged; lower "
+                    "distill.optimizer.lr or set distill.optimizer.clip"
+                )
             return GeneratedView(seen[0], seen[1] if len(seen) > 1 else None, labels, difficulty)
 
         yield look

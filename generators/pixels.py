@@ -23,6 +23,7 @@ from synthkd.generators.procedural import EPSILON, ToneCurve, draw, fit_tone_cur
 from synthkd.generators.settings import PixelSettings
 from synthkd.losses.objective import Objective
 from synthkd.models.classifier import Classifier
+from synthkd.models.contract import finite_logits
 from synthkd.models.layout import head
 from synthkd.rng import Rows, numpy_stream, stream
 from synthkd.taps import evaluating
@@ -111,7 +112,7 @@ class Pixels:
         self._earlier = torch.cat([self._earlier, images.cpu()])[-REMEMBERED:]
         everything = torch.cat([images, fresh[moved:].to(images.device)])
         with torch.no_grad(), evaluating(self._teacher), self._accelerator.autocast():
-            logits = self._teacher(everything).float()
+            logits = finite_logits(self._teacher(everything).float())
         labels = logits.argmax(1)
         labels[:moved] = targets.argmax(1).to(labels.device)
         return Round(everything, labels, logits, terms)

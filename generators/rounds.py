@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from synthkd.data.splits import RealData
 from synthkd.errors import ConfigError
 from synthkd.models.classifier import Classifier
+from synthkd.models.contract import finite_logits
 from synthkd.rng import Rows
 from synthkd.taps import evaluating
 from synthkd.types import ImageSpec, Round, SampleGenerator, balanced_labels
@@ -59,13 +60,14 @@ def sampled_round(
 
     Raises:
         ConfigError: there is no teacher.
+        ModelError: its answers are not finite.
     """
     if teacher is None:
         raise ConfigError("a round gives the teacher's logits of its images, and this generator has no teacher")
     labels = balanced_labels(count, index * count, teacher.spec.classes).to(accelerator.device)
     images = sample(labels, difficulty, Rows(seed, "round", index * count))
     with torch.no_grad(), evaluating(teacher), accelerator.autocast():
-        logits = teacher(images).float()
+        logits = finite_logits(teacher(images).float())
     return Round(images, labels, logits, terms)
 
 

@@ -23,6 +23,9 @@ from synthkd.settings import (
     by_kind,
 )
 
+ALONE = "batch_norm, one_hot, entropy, activation"
+"""Terms of inversion that need no student."""
+
 
 class InversionSettings(Settings):
     """A generator network trained against the frozen teacher alone, one short round at a time."""
@@ -56,6 +59,17 @@ class InversionSettings(Settings):
     """Weight of the information entropy of the batch's mean prediction (balance of classes)."""
     activation: NonNegative = 0.0
     """Weight of the magnitude of the teacher's penultimate features."""
+
+    @property
+    def needs_student(self) -> bool:
+        """Whether every term that has a weight compares the teacher with a student."""
+        return not any((self.batch_norm, self.one_hot, self.entropy, self.activation))
+
+    @model_validator(mode="after")
+    def _has_a_term(self) -> InversionSettings:
+        if self.needs_student and not any((self.adversarial, self.distillation, self.semantic)):
+            raise ValueError(f"all terms have weight 0: give one to any of {ALONE}")
+        return self
 
 
 class PixelSettings(Settings):

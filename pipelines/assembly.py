@@ -29,7 +29,16 @@ from synthkd.generators.settings import DatasetSettings, NoGenerator
 from synthkd.generators.stored import StoredImages
 from synthkd.models import Classifier, TeacherContract, inherit, is_fresh, probe
 from synthkd.pipelines.config import DistillConfig
-from synthkd.pipelines.pupils import Probed, Subject, adapt, build_pupils, label_by, subject_of, untrained_student
+from synthkd.pipelines.pupils import (
+    Probed,
+    Subject,
+    adapt,
+    build_pupils,
+    label_by,
+    subject_of,
+    teacher_name,
+    untrained_student,
+)
 from synthkd.pipelines.run import keep_data
 from synthkd.rng import Rows, stream
 from synthkd.schedules import DifficultyController
@@ -96,7 +105,7 @@ def assemble(
         accelerator: device, precision, processes.
         directory: run directory, for a bank on disk; None for a dry run, which keeps the bank in memory.
     """
-    contracts = [probe(teacher) for teacher in teachers]
+    contracts = [probe(teacher, teacher_name(number)) for number, teacher in enumerate(teachers)]
     teacher, contract = (teachers[0], contracts[0]) if teachers else (None, None)
     dataset = read_stored(config.generator.path) if isinstance(config.generator, DatasetSettings) else None
     streamed = config.data if isinstance(config.data, StreamData) else None

@@ -274,7 +274,9 @@ def _audit(config: AuditConfig, inputs: _Inputs, device: torch.device) -> tuple[
 
 def _answers(who: str, inputs: _Inputs, device: torch.device, *keys: str) -> Answers:
     images, labels = torch.cat([inputs.lists[key].images for key in keys]), _labels(inputs, *keys)
-    said = [logits_of(model.to(device), images, device) for model in (inputs.models[who], *inputs.references[who])]
+    models = {f"the {who}": inputs.models[who]}
+    models |= {f"references.{who}.{number}": model for number, model in enumerate(inputs.references[who])}
+    said = [logits_of(model.to(device), images, device, who=name) for name, model in models.items()]
     return Answers(said[0], torch.stack(said)[1:], labels)
 
 

@@ -13,12 +13,14 @@ from synthkd.distillation.settings import (
     Joint,
     OnlineSettings,
     PhaseSettings,
+    Pregenerate,
     Refine,
     TeamSettings,
     ViewTerm,
 )
 from synthkd.extractors import ExtractorSettings
 from synthkd.generators.settings import (
+    ALONE,
     FROM_REAL,
     DatasetSettings,
     GeneratorSettings,
@@ -54,6 +56,15 @@ from synthkd.settings import (
     Whole,
     WidthSettings,
 )
+
+
+def _require_terms(generator: GeneratorSettings, alone: str) -> None:
+    """Refuse a generator whose every term needs a student where the key `alone` has it work without one."""
+    if alone and isinstance(generator, InversionSettings) and generator.needs_student:
+        raise ValueError(
+            f"{alone}: the generator works without a student there, and all its terms compare with one: set any of "
+            f"generator.{ALONE}"
+        )
 
 
 class JobConfig(Settings):
@@ -179,6 +190,11 @@ class DistillConfig(TrainingConfig):
         if self.mix.logits == "stored":
             raise ValueError("real images have no stored logits without a teacher: set mix.logits to fresh")
 
+    def _without_student(self) -> str:
+        """The key by which the generator works before there is a student; empty where it never does."""
+        alone = [n for n, phase in enumerate(self.phases) if isinstance(phase, Pregenerate) and phase.rounds]
+        return f"phases.{alone[0]}" if alone else ""
+
     @model_validator(mode="after")
     def _consistent(self) -> DistillConfig:
         stored, learns = isinstance(self.generator, DatasetSettings), self._learns_from_data()
@@ -239,6 +255,7 @@ class DistillConfig(TrainingConfig):
             raise ValueError("online: peers learn beside a student of fixed width: leave width out, or online")
         if self.online is not None and self.teacher is None and any(p.model is None for p in self.online.peers):
             raise ValueError("online.peers: a peer without a model is a copy of the teacher: set its model, or teacher")
+        _require_terms(self.generator, self._without_student())
         if stored and (self.mix.live != 0.0 or not all(isinstance(phase, Refine) for phase in self.phases)):
             raise ValueError("a dataset is fixed: its student has refine phases only, and mix.live is 0")
         return self
@@ -300,6 +317,9 @@ class CompressConfig(DistillConfig):
 
     def _learns_from_data(self) -> bool:
         return isinstance(self.generator, FROM_REAL) and not isinstance(self.generator, MerfSettings)
+
+    def _without_student(self) -> str:
+        return super()._without_student() if self.search is None else "search"
 
     @model_validator(mode="after")
     def _of_the_flow(self) -> CompressConfig:
@@ -385,6 +405,7 @@ class GenerateConfig(TrainingConfig):
             raise ValueError("there is nothing to label the images: set teacher, or a run that has one")
         if self.run is not None and self.rounds:
             raise ValueError("the generator of a run is sampled as it is: leave rounds out, or run")
+        _require_terms(self.generator, "rounds" if self.rounds else "")
         if self.filters.copies is not None and isinstance(self.generator, MerfSettings):
             raise ValueError("filters.copies looks at every private image, which no noise covers: leave it out")
         if self.filters.copies is not None and self.data is None:

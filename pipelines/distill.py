@@ -12,6 +12,7 @@ from synthkd.generators.files import INSIDE_A_RUN, save_generator
 from synthkd.grids import MOST_CLASSES, ROWS, save_grid
 from synthkd.metrics.utility import accuracy, predict
 from synthkd.models import Classifier, save
+from synthkd.models.weights import finite_state
 from synthkd.pipelines.assembly import Parts, assemble, require_fit
 from synthkd.pipelines.config import DistillConfig
 from synthkd.pipelines.job import Job, make_accelerator, open_job
@@ -81,6 +82,7 @@ def _run(config: DistillConfig, job: Job, parts: Parts, test: RealData | None) -
         if test is None:
             return {}
         student = parts.learner.evaluated
+        finite_state(student, "student")
         with evaluating(student):
             return {"test/accuracy": accuracy(predict(student, test.images, job.device), test.labels).value}
 

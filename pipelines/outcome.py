@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from synthkd.compression.capacity import TeacherQuality, compare_teachers
 from synthkd.data.real import RealData
@@ -22,6 +23,7 @@ from synthkd.pipelines.assembly import Parts
 from synthkd.pipelines.config import DistillConfig
 from synthkd.pipelines.job import Job, describe_model, scored
 from synthkd.pipelines.pupils import finished
+from synthkd.report import ONE_CLASS
 from synthkd.rng import Rows
 from synthkd.taps import INPUT, evaluating, observe
 from synthkd.training.loop import Progress
@@ -58,8 +60,9 @@ def measured(
     student_score: Proportion | None = None
     peer_scores: list[Proportion | None] = [None for _ in parts.pupils[1:]]
     compared = _agreement(config, parts, student)
+    raised = [*_one_class(parts, student, test, device), *_alarms(job, parts)]
     if test is not None:
-        learned = predict(student, test.images, device)
+        learned = predict(student, test.images, device, who="the student")
         student_score = accuracy(learned, test.labels)
         for number, peer in enumerate(parts.pupils[1:]):
             with evaluating(peer.learner.evaluated):
@@ -68,7 +71,6 @@ def measured(
             taught = predict(teacher.consensus, test.images, device)
             teacher_score = accuracy(taught, test.labels)
             compared = accuracy(learned, taught), "test"
-    raised = _alarms(job, parts)
     seconds = {
         "teacher": teacher_seconds,
         "distill": progress.seconds,
@@ -178,6 +180,32 @@ def _agreement(config: DistillConfig, parts: Parts, student: Classifier) -> tupl
         with torch.no_grad():
             hits += int((student(images).argmax(1) == parts.teacher.consensus(images).argmax(1)).sum())
     return proportion(hits, FRESH_IMAGES), "fresh synthetic samples"
+
+
+def _one_class(parts: Parts, student: Classifier, test: RealData | None, device: torch.device) -> list[alarms.Alarm]:
+    """The alarms about students that give one answer: on test images, else on the newest that there are."""
+    newest = parts.bank.newest(ALARM_IMAGES)
+    asked: Tensor | None
+    if test is not None:
+        images, asked, on = test.images, test.labels, "test images"
+    elif len(newest):
+        images, asked, on = newest.images, newest.labels, "of the newest images"
+    else:
+        seen = parts.probe() or parts.source.batch(parts.learner.total - 1)
+        images, asked, on = seen.images, seen.labels, "real images"
+        if asked is None or bool((asked < 0).any()):
+            assert seen.teacher_logits is not None
+            asked = seen.teacher_logits.argmax(1)
+    names, asked = parts.subject.class_names, asked.cpu()
+    students = {"the student": student}
+    students |= {f"peer {number}": finished(peer) for number, peer in enumerate(parts.pupils[1:], start=1)}
+    raised = []
+    for who, model in students.items():
+        name = ONE_CLASS if model is student else f"{ONE_CLASS}, {who}"
+        with evaluating(model):
+            answers = predict(model, images, device, who=who)
+        raised.append(alarms.one_class(answers, asked, who, on, names, name))
+    return [alarm for alarm in raised if alarm is not None]
 
 
 def _alarms(job: Job, parts: Parts) -> list[alarms.Alarm]:

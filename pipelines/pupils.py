@@ -136,7 +136,16 @@ def label_by(
         return None
     tapped = [place for pupil in pupils if pupil.lessons is not None for place in pupil.lessons.teacher_places]
     first = FrozenTeacher(teachers[0], accelerator, tuple(dict.fromkeys(tapped)))
-    return TeacherTeam([first, *(FrozenTeacher(other, accelerator) for other in teachers[1:])], config.team)
+    others = [
+        FrozenTeacher(other, accelerator, name=teacher_name(number))
+        for number, other in enumerate(teachers[1:], start=1)
+    ]
+    return TeacherTeam([first, *others], config.team)
+
+
+def teacher_name(number: int) -> str:
+    """What errors call a teacher."""
+    return f"teacher {number + 1}" if number else "the teacher"
 
 
 def adapt(

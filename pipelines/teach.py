@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -13,11 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from synthkd.data.real import Splits, channel_statistics, load_splits
+from synthkd.distillation.alarms import Alarm, one_class
 from synthkd.errors import ConfigError
 from synthkd.hardware import latency_ms
 from synthkd.losses.objective import Loss
 from synthkd.metrics.utility import Proportion, accuracy, predict
 from synthkd.models import Classifier, build_model, load, parameters, save
+from synthkd.models.weights import finite_state
 from synthkd.pipelines.config import TeachConfig
 from synthkd.pipelines.job import (
     Job,
@@ -41,6 +44,9 @@ from synthkd.types import Batch, balanced_labels
 
 REHEARSED = 4
 """Images of noise in the step that a dry run takes."""
+
+ALARM_IMAGES = 1024
+"""Images at most that a teacher is judged on for an alarm."""
 
 
 @trusting
@@ -74,6 +80,7 @@ def teach(config: TeachConfig, *, dry_run: bool = False, splits: Splits | None =
         began = time.perf_counter()
         with evaluating(model):
             test = score(model, splits, job.device)
+            alarm = _one_class(config, model, splits, job.device)
         evaluation = progress.watching + time.perf_counter() - began
         values = job.finish(
             {
@@ -86,6 +93,7 @@ def teach(config: TeachConfig, *, dry_run: bool = False, splits: Splits | None =
                     "holdout": len(splits.holdout.labels),
                 },
                 "dp": claim,
+                "alarms": [] if alarm is None else [asdict(alarm)],
                 "cost": {
                     "seconds": {"teacher": round(progress.seconds, 3), "evaluate": round(evaluation, 3)},
                     "steps": config.training.steps,
@@ -127,6 +135,21 @@ def score(model: Classifier, splits: Splits, device: torch.device) -> Proportion
     if not len(splits.test.labels):
         return None
     return accuracy(predict(model, splits.test.images, device), splits.test.labels)
+
+
+def _one_class(config: TeachConfig, model: Classifier, splits: Splits, device: torch.device) -> Alarm | None:
+    """The alarm about a teacher that gives one answer: on test images, else on some that it was trained on.
+
+    Of private training images nothing is told, which no noise would cover.
+    """
+    shown, on = splits.test, "test images"
+    if not len(shown):
+        if config.training.dp is not None:
+            return None
+        shown, on = splits.train, "training images"
+    asked = shown.labels[:ALARM_IMAGES]
+    answers = predict(model, shown.images[:ALARM_IMAGES], device, who="the teacher")
+    return one_class(answers, asked, "the teacher", on, shown.class_names)
 
 
 def _train(config: TeachConfig, job: Job, model: Classifier, splits: Splits) -> tuple[Progress, None]:
@@ -208,6 +231,7 @@ def _run(
 ) -> Progress:
     def evaluate(_: int) -> dict[str, Tensor | float]:
         evaluated = learner.evaluated
+        finite_state(evaluated, learner.name)
         assert isinstance(evaluated, Classifier)
         with evaluating(evaluated):
             test = score(evaluated, splits, job.device)
@@ -264,8 +288,9 @@ def _plan(config: TeachConfig, splits: Splits, model: Classifier) -> tuple[str, 
 
 
 def _summary(job: Job, values: dict[str, object], already: bool = False) -> tuple[str, ...]:
-    teacher = values["teacher"]
+    teacher, alarms = values["teacher"], values.get("alarms", [])
     assert isinstance(teacher, dict)
+    assert isinstance(alarms, list)
     if teacher.get("accuracy") is None:
         outcome = f"teacher: {teacher['parameters']:,} parameters, no test images"
     else:
@@ -274,6 +299,7 @@ def _summary(job: Job, values: dict[str, object], already: bool = False) -> tupl
     return (
         *((f"{job.directory} was complete already; nothing was run",) if already else ()),
         outcome,
+        *(f"alarm:   {alarm['name']}: {alarm['message']}" for alarm in alarms),
         f"report:  {job.directory / 'report.html'}",
         f"teacher: {job.directory / 'teacher'}",
     )

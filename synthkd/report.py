@@ -21,6 +21,8 @@ from synthkd.page import count, number, percent, picture, render
 
 MOST_GRIDS = 6
 MOST_EVENTS = 200
+ONE_CLASS = "one class"
+"""The alarm that belongs into the headline; `synthkd.distillation.alarms` raises it."""
 
 
 @dataclass(frozen=True)
@@ -138,6 +140,12 @@ def write_report(run: Path) -> Path:
 
 def headline(run: RunFiles) -> str:
     """The outcome in one or two sentences, no stronger than what was measured."""
+    if any(alarm.get("name") == ONE_CLASS for alarm in find_alarms(run) or ()):
+        return f"{_outcome(run)} Whatever it is shown, it answers one class, or hardly any other."
+    return _outcome(run)
+
+
+def _outcome(run: RunFiles) -> str:
     if run.result is None:
         done = max((row["step"] for row in run.rows), default=0)
         planned = f" of {count(run.total_steps)}" if run.total_steps else ""

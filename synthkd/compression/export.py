@@ -28,6 +28,7 @@ from synthkd.files import write_atomically
 from synthkd.imports import optional
 from synthkd.models.classifier import Classifier
 from synthkd.models.folding import fold_batch_norm
+from synthkd.models.weights import finite_state
 from synthkd.settings import Count, Settings
 from synthkd.types import ImageSpec, to_float
 
@@ -87,13 +88,15 @@ def export_onnx(model: Classifier, path: Path | str) -> None:
     Raises:
         MissingExtraError: onnx or onnxscript is not installed.
         ModelError: the model does something that cannot be exported.
+        TrainingError: its weights are not finite.
     """
     for package in ("onnx", "onnxscript"):
         needed(package)
+    folded = _folded(model)
     with _quiet():
         try:
             program = torch.onnx.export(
-                fold_batch_norm(model).cpu(),
+                folded,
                 (torch.zeros(_TRACED, *model.spec.shape),),
                 input_names=[INPUT],
                 output_names=[OUTPUT],
@@ -120,14 +123,13 @@ def export_program(model: Classifier, path: Path | str) -> None:
 
     Raises:
         ModelError: the model does something that cannot be exported.
+        TrainingError: its weights are not finite.
     """
-    buffer = io.BytesIO()
+    buffer, folded = io.BytesIO(), _folded(model)
     with _quiet():
         try:
             shapes = ({0: torch.export.Dim("batch")},)
-            program = torch.export.export(
-                fold_batch_norm(model).cpu(), (torch.zeros(_TRACED, *model.spec.shape),), dynamic_shapes=shapes
-            )
+            program = torch.export.export(folded, (torch.zeros(_TRACED, *model.spec.shape),), dynamic_shapes=shapes)
             for node in program.graph.nodes:
                 node.meta.pop("stack_trace", None)  # the folders and source lines of the machine that exports
             torch.export.save(program, buffer, extra_files={METADATA: _as_json(model.spec, model.class_names)})
@@ -229,6 +231,12 @@ class _Batches:
     def get_next(self) -> dict[str, NDArray[np.float32]] | None:
         chunk = next(self._chunks, None)
         return None if chunk is None else {INPUT: to_float(chunk.cpu()).numpy()}
+
+
+def _folded(model: Classifier) -> Classifier:
+    folded = fold_batch_norm(model).cpu()
+    finite_state(folded, "the model to export")
+    return folded
 
 
 def _as_json(spec: ImageSpec, class_names: tuple[str, ...], precision: Precision = "float32") -> str:

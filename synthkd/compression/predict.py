@@ -21,6 +21,7 @@ from synthkd.data.decode import NOT_IMAGES, Decoded, decode, in_a_line, refuse_b
 from synthkd.errors import DataError, ModelError
 from synthkd.metrics.utility import Proportion, accuracy
 from synthkd.models.classifier import Classifier
+from synthkd.models.contract import finite_logits
 from synthkd.taps import evaluating
 from synthkd.types import to_float
 
@@ -46,6 +47,7 @@ class OnnxModel:
     def __init__(self, path: Path | str, threads: int | None = None) -> None:
         runtime = needed("onnxruntime")
         path = Path(path)
+        self._name = str(path)
         self.threads = threads or torch.get_num_threads()
         options = runtime.SessionOptions()
         options.intra_op_num_threads = self.threads
@@ -64,7 +66,7 @@ class OnnxModel:
         """Logits of a batch of at least one image.
 
         Raises:
-            ModelError: the images have another shape, or are not floating point.
+            ModelError: the images have another shape or are not floating point, or the logits are not finite.
         """
         shape = self.description.spec.shape
         if images.dim() != 4 or tuple(images.shape[1:]) != shape or not images.is_floating_point():
@@ -73,7 +75,7 @@ class OnnxModel:
                 "with synthkd.types.to_float".format(*shape, images.dtype, list(images.shape))
             )
         batch = np.ascontiguousarray(images.detach().to("cpu", torch.float32).numpy())
-        return torch.from_numpy(self._session.run(None, {INPUT: batch})[0])
+        return finite_logits(torch.from_numpy(self._session.run(None, {INPUT: batch})[0]), self._name)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from synthkd.report import ONE_CLASS
 from synthkd.types import BatchNormStatistics
 
 IMBALANCE = 0.25
@@ -22,6 +23,12 @@ STATISTICS_GAP = 0.5
 """Largest mean distance of BatchNorm means, in stored standard deviations."""
 STALE = 0.05
 """Largest fall of the agreement on fresh samples from its best, and half of what counts as learning at all."""
+
+
+OTHERS = 0.05
+"""Least answers other than the most frequent one, as a fraction of how many there should be."""
+LEAST_OTHERS = 20
+"""Images of other classes that it takes to judge by."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +61,34 @@ def class_imbalance(teacher_logits: Tensor) -> Alarm | None:
         "generator.one_hot, or use bank.policy=class_balanced",
         rarest,
         IMBALANCE,
+    )
+
+
+def one_class(
+    answers: Tensor, asked: Tensor, who: str, on: str, class_names: Sequence[str] = (), name: str = ONE_CLASS
+) -> Alarm | None:
+    """Whether a model gives hardly any other answer than one.
+
+    Args:
+        answers: its classes, int64 `[N]`.
+        asked: what they should be, int64 `[N]`.
+        who: the model, for the message.
+        on: what the images are, for the message.
+        class_names: one per class, or empty.
+        name: of the alarm.
+    """
+    counts = torch.bincount(answers)
+    most = int(counts.argmax())
+    others, should = len(answers) - int(counts[most]), int((asked != most).sum())
+    if should < LEAST_OTHERS or others >= OTHERS * should:
+        return None
+    return Alarm(
+        name,
+        f"{who} answers class {class_names[most] if class_names else most} to {int(counts[most]):,} of "
+        f"{len(answers):,} {on}, whatever they show: lower the learning rate, train longer, or look at the images that "
+        "it learns from",
+        others / should,
+        OTHERS,
     )
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from synthkd.models.channels_last import channels_last
 from synthkd.models.classifier import Classifier
+from synthkd.models.contract import finite_logits
 from synthkd.models.folding import fold_batch_norm
 from synthkd.taps import observe
 from synthkd.types import Outputs
@@ -24,12 +25,16 @@ class FrozenTeacher:
         model: the teacher; itself left as it is but for device, eval mode and requires_grad False.
         accelerator: device and precision.
         features: module paths whose outputs every pass shows beside the logits.
+        name: for errors.
 
     Attributes:
         model, spec, features: as given.
     """
 
-    def __init__(self, model: Classifier, accelerator: Accelerator, features: Sequence[str] = ()) -> None:
+    def __init__(
+        self, model: Classifier, accelerator: Accelerator, features: Sequence[str] = (), name: str = "the teacher"
+    ) -> None:
+        self._name = name
         self.model = channels_last(model.to(accelerator.device))
         self.model.eval().requires_grad_(False)
         self.spec = model.spec
@@ -39,10 +44,14 @@ class FrozenTeacher:
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Outputs:
-        """Logits float32 `[N, K]`, and the features asked for, of images float32 `[N, C, H, W]` in [0, 1]."""
+        """Logits float32 `[N, K]`, and the features asked for, of images float32 `[N, C, H, W]` in [0, 1].
+
+        Raises:
+            ModelError: logits that are not finite.
+        """
         with self._accelerator.autocast():
             seen = observe(self._fast, images, self.features)
-        return Outputs(seen.logits.float(), seen.features)
+        return Outputs(finite_logits(seen.logits.float(), self._name), seen.features)
 
     def logits(self, images: Tensor) -> Tensor:
         """Logits alone, float32 `[N, K]`."""

@@ -30,6 +30,7 @@ from synthkd.imports import optional
 from synthkd.metrics.efficientnet import efficientnet_lite0, read_known_weights
 from synthkd.metrics.resize import resize
 from synthkd.models.classifier import Classifier
+from synthkd.models.contract import finite_logits
 from synthkd.models.factories import construct, is_library
 from synthkd.models.files import is_model_directory
 from synthkd.models.folding import fold_batch_norm
@@ -213,7 +214,8 @@ class _NetworkExtractor:
         if self.penultimate is None:
             return ExtractedFeatures(self._pooled(self.network(prepared)), None)
         seen = observe(self.network, prepared, [self.penultimate])
-        return ExtractedFeatures(self._pooled(seen.features[self.penultimate]), seen.logits.float().cpu())
+        logits = finite_logits(seen.logits.float().cpu(), f"the network {self.name}")
+        return ExtractedFeatures(self._pooled(seen.features[self.penultimate]), logits)
 
     def _pooled(self, values: object) -> Tensor:
         if not isinstance(values, Tensor) or not 2 <= values.dim() <= 4 or 0 in values.shape:

@@ -9,6 +9,7 @@ import torch
 from scipy.stats import norm
 from torch import Tensor
 
+from synthkd.models.contract import finite_logits
 from synthkd.types import to_float
 
 Predictor = Callable[[Tensor], Tensor]
@@ -51,13 +52,20 @@ def proportion(hits: int, n: int, confidence: float = 0.95) -> Proportion:
     return Proportion(share, n, max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half)))
 
 
-def predict(model: Predictor, images: Tensor, device: torch.device, batch_size: int = 512) -> Tensor:
-    """Predicted classes, int64 `[N]` on the CPU, of uint8 or float images, batch by batch without gradient."""
+def predict(
+    model: Predictor, images: Tensor, device: torch.device, batch_size: int = 512, who: str = "the network"
+) -> Tensor:
+    """Predicted classes, int64 `[N]` on the CPU, of uint8 or float images, batch by batch without gradient.
+
+    Raises:
+        ModelError: logits that are not finite, of which nobody can say what they predict.
+    """
     answers: list[Tensor] = []
     with torch.no_grad():
         for chunk in images.split(batch_size):
             chunk = to_float(chunk) if chunk.dtype == torch.uint8 else chunk
-            answers.append(model(chunk.to(device)).argmax(dim=1).cpu())
+            logits = finite_logits(model(chunk.to(device)), who)
+            answers.append(logits.argmax(dim=1).cpu())
     return torch.cat(answers)
 
 

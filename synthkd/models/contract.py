@@ -30,9 +30,28 @@ class TeacherContract:
     batch_norm_layers: int
 
 
+def finite_logits(logits: Tensor, who: str = "the teacher") -> Tensor:
+    """Logits `[N, K]` as they are.
+
+    Raises:
+        ModelError: they are not finite; says who gave them, and for how many images.
+    """
+    if bool(torch.isfinite(logits).all()):
+        return logits
+    bad = int((~torch.isfinite(logits)).any(dim=1).sum())
+    raise ModelError(
+        f"{who} gives logits that are not finite for {bad} of {len(logits)} images; check its weights and, where "
+        "precision is set, try precision=no"
+    )
+
+
 @torch.no_grad()
-def probe(teacher: Classifier) -> TeacherContract:
+def probe(teacher: Classifier, who: str = "the teacher") -> TeacherContract:
     """Send noise through a teacher in eval mode and check that it gives logits as its spec says.
+
+    Args:
+        teacher: any classifier; unchanged.
+        who: what errors call it.
 
     Raises:
         ModelError: it cannot take such images; gives something else than finite float logits `[N, K]`; gives
@@ -42,26 +61,26 @@ def probe(teacher: Classifier) -> TeacherContract:
     generator = torch.Generator().manual_seed(0)
     images = torch.rand((PROBES, *teacher.spec.shape), generator=generator).to(weight.device)
     with evaluating(teacher):
-        logits = _forward(teacher, images)
-        part = _forward(teacher, images[: PROBES // 2])
+        logits = _forward(teacher, images, who)
+        part = _forward(teacher, images[: PROBES // 2], who)
     if not bool(torch.isfinite(logits).all()):
-        raise ModelError("the teacher gives logits that are not finite on noise; check its weights")
+        raise ModelError(f"{who} gives logits that are not finite on noise; check its weights")
     sums = logits.sum(dim=1)
     if bool((logits >= 0).all()) and bool((logits <= 1).all()) and bool(((sums - 1).abs() < 1e-3).all()):
         raise ModelError(
-            "the teacher gives probabilities, not logits (rows in [0, 1] that sum to 1); take the softmax off its end"
+            f"{who} gives probabilities, not logits (rows in [0, 1] that sum to 1); take the softmax off its end"
         )
     difference = float((logits[: PROBES // 2] - part).abs().max())
     if difference > 1e-3 * max(1.0, float(logits.abs().max())):
         raise ModelError(
-            f"the teacher's logits of an image change by {difference:.3g} with the rest of the batch or by chance, "
+            f"{who}'s logits of an image change by {difference:.3g} with the rest of the batch or by chance, "
             "even in eval mode; give its BatchNorm layers running statistics and keep its dropout to training"
         )
     norms = sum(has_statistics(m) for m in teacher.modules())
     return TeacherContract(teacher.spec, parameters(teacher), norms)
 
 
-def _forward(teacher: Classifier, images: Tensor) -> Tensor:
+def _forward(teacher: Classifier, images: Tensor, who: str) -> Tensor:
     spec = teacher.spec
     try:
         logits: object = teacher(images)
@@ -69,13 +88,13 @@ def _forward(teacher: Classifier, images: Tensor) -> Tensor:
         raise
     except Exception as error:  # other people's code may fail in any way; the line must say on what
         message = (str(error).splitlines() or [repr(error)])[0]
-        raise ModelError(f"the teacher cannot take {spec}: {message}; check its size and channels") from error
+        raise ModelError(f"{who} cannot take {spec}: {message}; check its size and channels") from error
     if not isinstance(logits, Tensor) or not logits.is_floating_point():
         kind = logits.dtype if isinstance(logits, Tensor) else type(logits).__name__
-        raise ModelError(f"the teacher must give a float tensor of logits, got {kind}; wrap it in a function that does")
+        raise ModelError(f"{who} must give a float tensor of logits, got {kind}; wrap it in a function that does")
     if tuple(logits.shape) != (len(images), spec.classes):
         raise ModelError(
-            f"the teacher must give logits [N, {spec.classes}] for {spec}, got {list(logits.shape)} for "
+            f"{who} must give logits [N, {spec.classes}] for {spec}, got {list(logits.shape)} for "
             f"N={len(images)}; set `classes` to what it was trained for"
         )
     return logits

@@ -56,11 +56,12 @@ def save(model: Classifier, directory: Path | str, extra: Mapping[str, Any] | No
 
     Raises:
         ModelError: the model has no recipe to rebuild it from, or extra or its options are not JSON.
+        TrainingError: a tensor of the model is not finite; files in the directory are left as they are.
     """
     directory = Path(directory)
     if not model.recipe:
         raise ModelError("this model has no recipe to rebuild it from (a folded copy?); save the model it came from")
-    weights = serialised(model)
+    weights = serialised(model, str(directory))
     try:
         config = json.dumps(
             {

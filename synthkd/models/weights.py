@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from safetensors.torch import save as serialise
 from torch import Tensor, nn
 
-from synthkd.errors import ModelError
+from synthkd.errors import ModelError, TrainingError
 from synthkd.files import write_atomically
 from synthkd.printable import one_line
 
@@ -29,16 +29,40 @@ LARGEST_HEADER = 1 << 24
 """Of a .safetensors file, in bytes: some hundred thousand tensors."""
 
 
-def serialised(model: nn.Module) -> bytes:
-    """The content of a .safetensors file with the state dict of a model, which may be on any device."""
+def finite_state(model: nn.Module, who: str) -> dict[str, Tensor]:
+    """The state dict of a model; what a checkpoint or a file keeps of a model that learned comes from here.
+
+    Raises:
+        TrainingError: a tensor in it is not finite; names who and the first of them.
+    """
+    state = dict(model.state_dict())
+    if bad := not_finite(state):
+        raise TrainingError(
+            f"{who}: the training diverged, {len(bad)} of {len(state)} tensors are not finite: {_some(bad)}; lower the "
+            "learning rate or set clip"
+        )
+    return state
+
+
+def not_finite(state: Mapping[str, Tensor]) -> list[str]:
+    """Names of the tensors that hold NaN or an infinity."""
+    return [k for k, v in state.items() if v.is_floating_point() and not bool(torch.isfinite(v).all())]
+
+
+def serialised(model: nn.Module, who: str = "the model") -> bytes:
+    """The content of a .safetensors file with the state dict of a model, which may be on any device.
+
+    Raises:
+        TrainingError: a tensor in it is not finite; `who` is what the error calls the model.
+    """
     # Every entry is copied: safetensors refuses tensors that share memory, and tied weights do.
-    state = {k: v.detach().to("cpu", copy=True).contiguous() for k, v in model.state_dict().items()}
+    state = {k: v.detach().to("cpu", copy=True).contiguous() for k, v in finite_state(model, who).items()}
     return serialise(state, metadata={"format": "pt"})
 
 
 def save_weights(model: nn.Module, path: Path) -> None:
-    """Write the state dict of a model to a .safetensors file, atomically."""
-    write_atomically(path, serialised(model))
+    """Write the state dict of a model to a .safetensors file, atomically. Raises as `serialised`."""
+    write_atomically(path, serialised(model, str(path.parent)))
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -67,7 +91,8 @@ def load_strictly(model: nn.Module, state: Mapping[str, Tensor], source: str) ->
     The prefixes that DataParallel (`module.`) and torch.compile (`_orig_mod.`) put before every name are removed.
 
     Raises:
-        ModelError: names the missing, unexpected and misshapen entries; the model is unchanged.
+        ModelError: names the missing, unexpected and misshapen entries, or those that are not finite; the model is
+            unchanged.
     """
     own = model.state_dict()
     for prefix in WRAPPERS:
@@ -87,6 +112,11 @@ def load_strictly(model: nn.Module, state: Mapping[str, Tensor], source: str) ->
         raise ModelError(
             f"weights in {source} do not fit the model: {'; '.join(found)}; "
             "check the architecture, its options and the class count"
+        )
+    if bad := not_finite(state):
+        raise ModelError(
+            f"weights in {source} are not finite in {len(bad)} of {len(state)} tensors: {_some(bad)}; the file is "
+            "damaged or of a training that diverged, take another"
         )
     model.load_state_dict(state)
 

@@ -14,6 +14,7 @@ from itertools import combinations
 import torch
 from torch import Tensor
 
+from synthkd.models.contract import finite_logits
 from synthkd.privacy.canaries import Canaries, OneRun, one_run_epsilon
 from synthkd.privacy.intervals import auc, lower_limit
 from synthkd.privacy.membership import Answers, attacks, blind_baseline, headline, log_odds
@@ -184,10 +185,17 @@ def negative_check(references: Sequence[Tensor], labels: Tensor, members: Tensor
     return Check("negative control", all(area.low <= 0.5 <= area.high for area in areas), said)
 
 
-def logits_of(model: torch.nn.Module, images: Tensor, device: torch.device, batch_size: int = 512) -> Tensor:
-    """Logits float32 `[N, K]` on the CPU of uint8 images, batch by batch, of a model in eval mode."""
+def logits_of(
+    model: torch.nn.Module, images: Tensor, device: torch.device, batch_size: int = 512, who: str = "the model"
+) -> Tensor:
+    """Logits float32 `[N, K]` on the CPU of uint8 images, batch by batch, of a model in eval mode.
+
+    Raises:
+        ModelError: they are not finite; `who` is what the error calls the model.
+    """
     with torch.no_grad():
-        return torch.cat([model(chunk.to(device).float() / 255.0).float().cpu() for chunk in images.split(batch_size)])
+        said = [model(chunk.to(device).float() / 255.0).float().cpu() for chunk in images.split(batch_size)]
+    return finite_logits(torch.cat(said), who)
 
 
 def _judged(scores: Mapping[str, Tensor], labels: Tensor, members: Tensor, delta: float) -> tuple[Attack, ...]:

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from synthkd.models.weights import finite_state
+
 
 class WeightAverage:
     """Average `a <- d_n a + (1 - d_n) w` at update n > 0, with `d_n = min(decay, (1 + n) / (10 + n))`; update 0 copies.
@@ -43,7 +45,7 @@ class WeightAverage:
         self._average.update_parameters(module)
 
     def state_dict(self) -> dict[str, Any]:
-        return dict(self._average.state_dict())
+        return finite_state(self._average, "the average of the weights")
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._average.load_state_dict(state)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from synthkd.errors import TrainingError
 from synthkd.losses.objective import Loss
 from synthkd.models.channels_last import channels_last
+from synthkd.models.weights import finite_state
 from synthkd.schedules import learning_rate_factor
 from synthkd.settings import OptimizerSettings
 from synthkd.training.ema import WeightAverage
@@ -134,9 +135,10 @@ class Learner:
         return torch.zeros(()) if norm is None else norm
 
     def state_dict(self) -> dict[str, Any]:
+        """All that a checkpoint needs. Raises `TrainingError` where the module is not finite any more."""
         return {
-            "module": dict(self.module.state_dict()),
-            "helpers": {} if self._helpers is None else dict(self._helpers.state_dict()),
+            "module": finite_state(self.module, self.name),
+            "helpers": {} if self._helpers is None else finite_state(self._helpers, f"{self.name}: its helper layers"),
             "optimizer": self._optimizer.state_dict(),
             "average": {} if self._average is None else self._average.state_dict(),
             "scaler": {} if self._accelerator.scaler is None else self._accelerator.scaler.state_dict(),

@@ -118,7 +118,8 @@ class Loop:
         """Run the stages to their end, from the newest checkpoint where there is one.
 
         Raises:
-            TrainingError: from an action whose loss is not finite; checkpoints from before it stay.
+            TrainingError: from an action whose loss is not finite, or a part whose state is not; checkpoints from
+                before it stay.
         """
         total = sum(stage.steps for stage in stages)
         done, before, watching, resumed = self._resume(total)
