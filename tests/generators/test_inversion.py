@@ -24,18 +24,24 @@ def make(teacher: Classifier, seed: int = 0, **changes: object) -> Inversion:
 
 
 def test_rounds_learn_to_be_what_the_teacher_asks_for(teacher: Classifier) -> None:
+    def asked() -> float:
+        labels = torch.arange(10).repeat(20)
+        sampled = generator.sample(labels, 0.5, Rows(0, "test"))
+        return float((teacher(sampled).argmax(1) == labels).float().mean())
+
     generator = make(teacher)
+    assert asked() < 0.3, "an untrained network gives much the same image, whatever it is asked for"
     made = [generator.round(i, 0.3) for i in range(40)]
     first, last = made[0], made[-1]
     assert last.images.shape == (30, 1, 8, 8)
     assert 0.0 <= float(last.images.min()) <= float(last.images.max()) <= 1.0
+    # over 3 teachers, 3 seeds and 3 instruction sets: 0.08 to 0.18
     assert last.terms["generator/batch_norm"] < 0.5 * first.terms["generator/batch_norm"]
     right = [float((m.teacher_logits.argmax(1) == m.labels).float().mean()) for m in made[-5:]]
     assert sum(right) / 5 > 0.5
     assert torch.allclose(last.teacher_logits, teacher(last.images), atol=1e-4)
-    sampled = generator.sample(torch.arange(10).repeat(20), 0.5, Rows(0, "test"))
-    asked = (teacher(sampled).argmax(1) == torch.arange(10).repeat(20)).float().mean()
-    assert float(asked) > 0.9, "the finished network gives the class it is asked for"
+    # over the same: 0.825 to 0.93, with a standard deviation of 0.03
+    assert asked() > 0.7, "the finished network gives the class it is asked for"
 
 
 def test_the_teacher_and_the_student_are_left_as_they_were(teacher: Classifier) -> None:

@@ -86,9 +86,14 @@ def test_samples_have_the_asked_label_and_depend_on_their_row_alone(teacher: Cla
     generator = make(teacher)
     labels = torch.arange(10).repeat(6)
     together = generator.sample(labels, 0.0, Rows(2, "s"))
-    assert float((teacher(together).argmax(1) == labels).float().mean()) > 0.9
+    # over 8 seeds and 4 instruction sets: 0.9 to 1
+    assert float((teacher(together).argmax(1) == labels).float().mean()) > 0.8
+    beside = torch.cat([labels[:30], labels[30:].flip(0)])
+    assert torch.equal(generator.sample(beside, 0.0, Rows(2, "s"))[:30], together[:30]), "the others do not count"
+    # in batches of another size the last bits differ, which steps of fixed length blow up in single pixels; over the
+    # same seeds the mean difference is 5e-4 at most, that of other rows 0.35
     apart = torch.cat([generator.sample(labels[i : i + 20], 0.0, Rows(2, "s", i)) for i in range(0, 60, 20)])
-    assert torch.allclose(together, apart, atol=1e-3)
+    assert float((together - apart).abs().mean()) < 0.01
 
 
 def test_harder_samples_are_less_sure(teacher: Classifier) -> None:

@@ -102,8 +102,9 @@ def test_batches_are_drawn_by_independent_coins() -> None:
     entropy = learner(model(), of).entropy("batch")
     source = PoissonSource(found, labels, of, AugmentSettings(), entropy, CPU)
     sizes = torch.tensor([float(len(source.batch(0))) for _ in range(200)])
-    assert float(sizes.mean()) == pytest.approx(40, abs=2)
-    assert float(sizes.var()) == pytest.approx(400 * 0.1 * 0.9, rel=0.35), "binomial: a fixed size would have none"
+    # the entropy is that of the operating system: both bounds are 6 standard deviations or more away
+    assert float(sizes.mean()) == pytest.approx(40, abs=3)
+    assert float(sizes.var()) == pytest.approx(400 * 0.1 * 0.9, rel=0.65), "binomial: a fixed size would have none"
 
 
 def test_every_step_is_charged_before_it_is_taken_and_a_resumed_run_charges_them_all(tmp_path: Path) -> None:
