@@ -14,6 +14,7 @@ from typing import Any
 from synthkd import __version__
 from synthkd.errors import ConfigError, SynthkdError
 from synthkd.imports import own
+from synthkd.pipelines.disk import resources
 from synthkd.printable import one_line, print_anything, printable
 
 
@@ -74,7 +75,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = _parser()
     arguments, rest = parser.parse_known_args(argv)
     try:
-        return _run(arguments, rest)
+        with resources(arguments.command):
+            code = _run(arguments, rest)
+            sys.stdout.flush()
+        return code
     except SynthkdError as error:
         for line in str(error).splitlines():
             print(f"error: {printable(line)}", file=sys.stderr)

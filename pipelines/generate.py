@@ -33,7 +33,7 @@ from synthkd.hardware import describe
 from synthkd.models import Classifier, parameters
 from synthkd.models.weights import serialised
 from synthkd.pipelines.config import GenerateConfig
-from synthkd.pipelines.disk import free_bytes, require_space, size
+from synthkd.pipelines.disk import free_bytes, require_space
 from synthkd.pipelines.fitting import fit_generator
 from synthkd.pipelines.job import Job, generator_bytes, make_accelerator, open_job, training_bytes
 from synthkd.pipelines.order import Order, plan_layout, read_order, real_images_used, trained_as
@@ -41,6 +41,7 @@ from synthkd.pipelines.run import REPORT, Plan, Result, keep_data, trusting
 from synthkd.pipelines.sampling import Batchwise, Sampling
 from synthkd.pipelines.scoring import Tally
 from synthkd.pipelines.teachers import is_taught, ready_teacher, untrained_teacher
+from synthkd.resources import size
 from synthkd.settings import LoadedModel
 from synthkd.types import TrainableGenerator
 

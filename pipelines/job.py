@@ -173,9 +173,9 @@ def generator_bytes(generator: Stateful) -> int:
     return 3 * held(generator.state_dict())
 
 
-def disk_line(config: TrainingConfig, checkpoint: int, other: int = 0) -> str:
-    """What a run keeps on disk while it runs, as a line of its plan."""
-    kept = config.keep_checkpoints * checkpoint
+def disk_line(config: TrainingConfig, checkpoint: int, shared: int = 0, other: int = 0) -> str:
+    """What a run keeps on disk while it runs, as a line of its plan: `shared` by its checkpoints, `other` beside."""
+    kept = config.keep_checkpoints * checkpoint + shared
     bank = f" and {other / 1e6:,.0f} MB of memory bank" if other else ""
     return f"  disk: about {kept / 1e6:,.1f} MB of checkpoints{bank} while it runs"
 

@@ -26,9 +26,11 @@ def plan(config: DistillConfig, parts: Parts) -> tuple[str, ...]:
     made = "" if batch is None else f", {rounds * batch:,} images"
     generated = () if parts.generator is None else (f"  generator rounds: {rounds:,}{made}",)
     beside = [f"{parameters(finished(peer)):,} parameters" for peer in parts.pupils[1:]]
-    held = parts.bank.nbytes + sum(training_bytes(parameters(pupil.learner.module)) for pupil in parts.pupils)
+    held = sum(training_bytes(parameters(pupil.learner.module)) for pupil in parts.pupils)
     held += 0 if parts.generator is None else generator_bytes(parts.generator)
     inherited = f"{parts.inherited:,} of them start from its weights" if parts.inherited else "freshly initialised"
+    new = phases.rounds_within(config.phases, config.checkpoint_every) * (batch or 0)
+    shared = parts.bank.checkpoint_bytes(config.keep_checkpoints, new)
     on_disk = parts.bank.nbytes if config.bank.storage == "disk" else 0
     if parts.contract is None:
         taught, share = "none; soft labels stored with the dataset", ""
@@ -57,7 +59,7 @@ def plan(config: DistillConfig, parts: Parts) -> tuple[str, ...]:
         f"  phases: {', '.join(phases.describe(phase) for phase in config.phases)}",
         f"  student steps: {parts.learner.total:,} of {config.distill.batch_size} images",
         *generated,
-        disk_line(config, held, on_disk),
+        disk_line(config, held, shared, on_disk),
     )
 
 

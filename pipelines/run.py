@@ -26,6 +26,7 @@ from synthkd.json_text import parse_json
 from synthkd.metrics.features import tensor_digest
 from synthkd.monitor import FILE_NAME as METRICS
 from synthkd.pipelines.config import JobConfig
+from synthkd.pipelines.disk import full_disk
 from synthkd.privacy.journal import JOURNAL, Identity, Journal, Part
 
 if TYPE_CHECKING:
@@ -94,11 +95,12 @@ def run_directory(name: str, config: JobConfig) -> Iterator[Path]:
         ConfigError: when the directory holds a run of another configuration; the changed keys are named.
         CheckpointError: when another process works in it, or it holds something that is no run.
     """
-    directory, lock = choose(name, config)
-    try:
-        yield directory
-    finally:
-        lock.close()
+    with full_disk():
+        directory, lock = choose(name, config)
+        try:
+            yield directory
+        finally:
+            lock.close()
 
 
 def choose(name: str, config: JobConfig) -> tuple[Path, Any]:

@@ -19,5 +19,8 @@ def write_atomically(path: Path, data: bytes, mode: int = 0o666) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # what fails to write does not know its name
+        raise
     finally:
         temporary.unlink(missing_ok=True)

@@ -6,7 +6,9 @@ over the bank.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import errno
+import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +17,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from synthkd.errors import DataError
+from synthkd.errors import CheckpointError, DataError
+from synthkd.resources import number, out_of_memory, reason, size
 from synthkd.rng import numpy_stream
 from synthkd.settings import BankSettings
+from synthkd.training.checkpoint import Block, Rows
 from synthkd.types import Batch, ImageSpec, check_labels, to_float, to_uint8
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
+_COLUMNS = ("images", "labels", "logits", "births")
+_BLOCK_BYTES = 1 << 25  # of rows that a checkpoint writes at a time
 
 
 class MemoryBank:
@@ -33,8 +39,11 @@ class MemoryBank:
         spec: size, channels and classes of what is stored.
         settings: capacity, policy and storage.
         seed: the run's seed.
-        directory: where `storage: disk` keeps its memory-mapped arrays; a working file, not the checkpoint, which
-            holds a copy of its own.
+        directory: where `storage: disk` keeps its memory-mapped arrays; working files, not the checkpoint, which
+            holds copies of its own.
+
+    Raises:
+        CheckpointError: the arrays do not fit the memory, or the disk.
     """
 
     def __init__(self, spec: ImageSpec, settings: BankSettings, seed: int, directory: Path | None = None) -> None:
@@ -45,20 +54,43 @@ class MemoryBank:
         if settings.storage == "disk" and directory is None:
             raise DataError("bank.storage: disk needs a directory for its files")
         n = settings.capacity
-        self._images = self._allocate("images", (n, *spec.shape), torch.uint8)
-        self._labels = self._allocate("labels", (n,), torch.int64)
-        self._logits = self._allocate("logits", (n, spec.classes), torch.float32)
-        self._births = self._allocate("births", (n,), torch.int64)
-        self._index = _index_for(settings, spec.classes)
+        try:
+            self._images = self._allocate("images", (n, *spec.shape), torch.uint8)
+            self._labels = self._allocate("labels", (n,), torch.int64)
+            self._logits = self._allocate("logits", (n, spec.classes), torch.float32)
+            self._births = self._allocate("births", (n,), torch.int64)
+            self._index = _index_for(settings, spec.classes)
+        except (MemoryError, RuntimeError, OSError) as error:
+            told = self._too_large(error)
+            if told is None:
+                raise
+            raise told from None  # what was met on the way says less
         self.added = 0
 
     def _allocate(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         if self.settings.storage == "ram" or self._directory is None:
             return torch.zeros(shape, dtype=dtype)
-        self._directory.mkdir(parents=True, exist_ok=True)
         path = self._directory / f"{name}.bin"
-        size = int(np.prod(shape))
-        return torch.from_file(str(path), shared=True, size=size, dtype=dtype).reshape(shape)
+        count = int(np.prod(shape))
+        _reserve(path, count * dtype.itemsize)
+        return torch.from_file(str(path), shared=True, size=count, dtype=dtype).reshape(shape)
+
+    def _too_large(self, error: Exception) -> CheckpointError | None:
+        """What to say when the arrays do not fit; meanwhile what could be had of their files is given back."""
+        spec, settings = self.spec, self.settings
+        if out_of_memory(error):
+            what, other = "the memory", "set bank.storage=disk" if settings.storage == "ram" else "free some"
+        elif number(error) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            what, other = f"{self._directory} ({reason(error)})", "choose another out="
+        else:
+            return None
+        for name in () if self._directory is None else _COLUMNS:
+            (self._directory / f"{name}.bin").unlink(missing_ok=True)
+        needed = size(settings.capacity * (spec.channels * spec.height * spec.width + 4 * spec.classes + 16))
+        return CheckpointError(
+            f"bank.capacity: {settings.capacity:,} images with their logits take {needed}, which do not fit {what}; "
+            f"make it smaller, or {other}"
+        )
 
     def __len__(self) -> int:
         return min(self.added, self.settings.capacity)
@@ -68,6 +100,13 @@ class MemoryBank:
         """Bytes of the preallocated arrays."""
         arrays = (self._images, self._labels, self._logits, self._births)
         return sum(a.numel() * a.element_size() for a in arrays)
+
+    def checkpoint_bytes(self, kept: int, between: int) -> int:
+        """Bytes of `kept` checkpoints of a full bank to which `between` images are added from one to the next."""
+        capacity = self.settings.capacity
+        rows = min(kept * capacity, capacity + (kept - 1) * between)
+        index = 0 if self.settings.policy == "fifo" else 8 * capacity  # a number for each image, copied each time
+        return rows * self.nbytes // capacity + kept * index
 
     def add(self, images: Tensor, labels: Tensor, teacher_logits: Tensor, priorities: Tensor | None = None) -> Tensor:
         """Store a batch, overwriting the oldest images once the ring is full.
@@ -140,29 +179,60 @@ class MemoryBank:
         """Images of each class, int64 `[K]`."""
         return torch.bincount(self._labels[: len(self)], minlength=self.spec.classes)
 
+    def rows(self) -> Rows:
+        """The images with labels and logits, oldest first, as they are until the next `add`; nothing is copied."""
+        return Rows(self.added - len(self), self.added, self._blocks)
+
+    def _blocks(self, first: int) -> Iterator[Block]:
+        count = max(1, _BLOCK_BYTES * self.settings.capacity // self.nbytes)
+        for start in range(first, self.added, count):
+            slots = torch.arange(start, min(start + count, self.added)) % self.settings.capacity
+            yield Block(start, {name: getattr(self, f"_{name}")[slots] for name in ("images", "labels", "logits")})
+
     def state_dict(self) -> dict[str, Any]:
-        used = len(self)
-        return {
-            "added": self.added,
-            "images": self._images[:used].clone(),
-            "labels": self._labels[:used].clone(),
-            "logits": self._logits[:used].clone(),
-            "births": self._births[:used].clone(),
-            "index": self._index.state_dict(used),
-        }
+        return {"rows": self.rows(), "index": self._index.state_dict(len(self))}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        used = len(state["images"])
-        if used > self.settings.capacity or tuple(state["images"].shape[1:]) != self.spec.shape:
-            raise DataError(
-                f"memory bank: the saved bank holds {used} images {tuple(state['images'].shape[1:])}, this one takes "
-                f"{self.settings.capacity} of {self.spec.shape}"
-            )
-        self.added = int(state["added"])
-        for name in ("images", "labels", "logits", "births"):
-            getattr(self, f"_{name}")[:used] = state[name]
+        rows = rows_of(state)
+        self.added = rows.stop
+        for block in rows.blocks(rows.first):
+            shape = tuple(block.columns["images"].shape[1:])
+            if len(self) != rows.stop - rows.first or shape != self.spec.shape:
+                raise DataError(
+                    f"memory bank: the saved bank holds {rows.stop - rows.first} images {shape}, this one takes "
+                    f"{self.settings.capacity} of {self.spec.shape}"
+                )
+            births = torch.arange(block.first, block.first + len(block))
+            slots = births % self.settings.capacity
+            self._births[slots] = births
+            for name, column in block.columns.items():
+                getattr(self, f"_{name}")[slots] = column
         self._index = _index_for(self.settings, self.spec.classes)
-        self._index.load_state_dict(state["index"], state["labels"].numpy())
+        self._index.load_state_dict(state["index"], self._labels[: len(self)].numpy())
+
+
+def rows_of(state: Mapping[str, Any]) -> Rows:
+    """The images in the state of a bank, with their labels and logits, oldest first."""
+    if "rows" in state:
+        rows: Rows = state["rows"]
+        return rows
+    order = state["births"].argsort()  # of a version that copied everything, slot by slot
+    columns = {name: state[name][order] for name in ("images", "labels", "logits")}
+    first = int(state["added"]) - len(order)
+    return Rows(first, int(state["added"]), lambda _: iter([Block(first, columns)] if len(order) else []))
+
+
+def _reserve(path: Path, size: int) -> None:
+    """Make a file of so many bytes that are really there: a page of a map that the disk has no room for kills."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab") as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, size)
+        except AttributeError:  # a system without it
+            pass
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # a file system without it
+                raise
 
 
 def _as_priorities(priorities: Tensor, count: int) -> Floats:

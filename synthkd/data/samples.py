@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from synthkd.data.archives import CLASSES, list_folder, list_tar, list_zip, read_arrays
+from synthkd.data.bank import rows_of
 from synthkd.data.npz import as_images, as_labels, as_names
 from synthkd.data.real import load_splits
 from synthkd.data.sample_set import Samples, from_files, in_memory
@@ -137,14 +138,16 @@ def _open_run(path: Path, name: str) -> Samples:
     if checkpoint is None:
         raise DataError(f"{path} is a run without a checkpoint yet; let it get that far (checkpoint_every)")
     bank = checkpoint.state["parts"].get("bank")
-    if bank is None or not len(bank["images"]):
+    rows = None if bank is None else rows_of(bank)
+    if rows is None or rows.first == rows.stop:
         raise DataError(
             f"{path}: the checkpoint of step {checkpoint.step} holds no generated images; score a later one"
         )
-    order = bank["births"].argsort()
-    names = tuple(str(label) for label in range(bank["logits"].shape[1]))
+    blocks = [block.columns for block in rows.blocks(rows.first)]
+    names = tuple(str(label) for label in range(blocks[0]["logits"].shape[1]))
     notes = (f"memory bank after step {checkpoint.step}, oldest image first",)
-    return in_memory(name, [bank["images"][order]], bank["labels"][order], names, notes)
+    labels = torch.cat([block["labels"] for block in blocks])
+    return in_memory(name, [block["images"] for block in blocks], labels, names, notes)
 
 
 def _open_npz(path: Path, name: str, split: str | None) -> Samples:

@@ -29,6 +29,12 @@ def _rounds(phase: PhaseSettings) -> int:
     return 0
 
 
+def rounds_within(phases: Sequence[PhaseSettings], steps: int) -> int:
+    """Rounds the generator takes in so many steps that follow each other, at most."""
+    every = [phase.every if isinstance(phase, Joint) else 1 for phase in phases]
+    return sum(min(_rounds(phase), -(-steps // each)) for phase, each in zip(phases, every, strict=True))
+
+
 def check(phases: Sequence[PhaseSettings], needs_bank: bool) -> None:
     """Refuse phases in which the student never learns, or would draw from an empty bank.
 

@@ -6,9 +6,11 @@ import copy
 from collections.abc import Callable
 
 import torch
-from accelerate.utils import find_executable_batch_size
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from torch import nn
 
+from synthkd.errors import CheckpointError
+from synthkd.resources import out_of_memory
 from synthkd.types import ImageSpec
 
 
@@ -20,15 +22,19 @@ def fitting_batch_size(start: int, attempt: Callable[[int], object]) -> int:
         attempt: does with a batch of that size what training will do; raises torch's out-of-memory error if it must.
 
     Raises:
-        RuntimeError: when not even one image fits.
+        CheckpointError: when not even one image fits.
     """
-
-    def run(batch_size: int) -> int:
-        attempt(batch_size)
-        return batch_size
-
-    size: int = find_executable_batch_size(run, starting_batch_size=start)()
-    return size
+    size = start
+    while size:
+        try:
+            attempt(size)
+            return size
+        except Exception as error:
+            if not should_reduce_batch_size(error) and not out_of_memory(error):
+                raise
+        clear_device_cache(garbage_collection=True)
+        size = int(size * 0.9)
+    raise CheckpointError("adapt_batch_size: not even one image fits the memory; make the model smaller")
 
 
 def training_step(student: nn.Module, spec: ImageSpec, device: torch.device) -> Callable[[int], None]:
