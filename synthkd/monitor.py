@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from synthkd.errors import CheckpointError
-from synthkd.files import write_atomically
+from synthkd.files import naming, write_atomically
 from synthkd.json_text import parse_json
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ class Monitor:
             self._rewrite(self.rows())  # a line cut short by a kill must not swallow the row that comes next
         assert self._earlier is not None
         seconds = round(self._earlier + time.monotonic() - self._started, 3)
-        with self.path.open("ab") as file:
+        with naming(self.path), self.path.open("ab") as file:
             file.write(_line({**head, "seconds": seconds, **rest}))
 
     def _rewrite(self, rows: list[dict[str, Any]]) -> None:

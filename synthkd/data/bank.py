@@ -68,8 +68,9 @@ class MemoryBank:
         self.added = 0
 
     def _allocate(self, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-        if self.settings.storage == "ram" or self._directory is None:
+        if self.settings.storage == "ram":
             return torch.zeros(shape, dtype=dtype)
+        assert self._directory is not None
         path = self._directory / f"{name}.bin"
         count = int(np.prod(shape))
         _reserve(path, count * dtype.itemsize)
@@ -84,8 +85,9 @@ class MemoryBank:
             what, other = f"{self._directory} ({reason(error)})", "choose another out="
         else:
             return None
-        for name in () if self._directory is None else _COLUMNS:
-            (self._directory / f"{name}.bin").unlink(missing_ok=True)
+        if self._directory is not None:
+            for name in _COLUMNS:
+                (self._directory / f"{name}.bin").unlink(missing_ok=True)
         needed = size(settings.capacity * (spec.channels * spec.height * spec.width + 4 * spec.classes + 16))
         return CheckpointError(
             f"bank.capacity: {settings.capacity:,} images with their logits take {needed}, which do not fit {what}; "

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from synthkd.data.parts import Part
 from synthkd.errors import ConfigError
-from synthkd.files import write_atomically
+from synthkd.files import naming, write_atomically
 from synthkd.imports import optional
 from synthkd.types import ImageSpec
 
@@ -148,7 +148,8 @@ def write_records(blocks: Iterable[Records], directory: Path, layout: Layout, do
         done: is told how many images are written so far.
     """
     if layout.format == "folder":
-        _write_folder(blocks, directory / SPLIT, layout, done)
+        with naming(directory):
+            _write_folder(blocks, directory / SPLIT, layout, done)
         return
     encode = _tar if layout.format == "webdataset" else _parquet
     written = 0

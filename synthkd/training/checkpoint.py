@@ -24,7 +24,7 @@ from safetensors.torch import save as serialise
 from torch import Tensor
 
 from synthkd.errors import CheckpointError
-from synthkd.files import write_atomically
+from synthkd.files import naming, write_atomically
 from synthkd.json_text import parse_json
 from synthkd.resources import out_of_memory
 
@@ -97,7 +97,8 @@ class CheckpointStore:
             segments: dict[str, list[str]] = {}
             state = _replaced(dict(state), lambda place, value: self._write_rows(place, value, segments))
             partial.mkdir()
-            with (partial / STATE).open("wb") as file:  # into a path torch writes itself, and forgets why it could not
+            # given a path torch would write by itself, and not say why it could not
+            with naming(final / STATE), (partial / STATE).open("wb") as file:
                 torch.save({"format": 2, "step": step, "state": state}, file)
             manifest = {
                 "format": 2,
@@ -105,7 +106,8 @@ class CheckpointStore:
                 "sha256": {STATE: _sha256(partial / STATE)},
                 ROWS: [name for names in segments.values() for name in names],
             }
-            (partial / MANIFEST).write_text(json.dumps(manifest, indent=1))
+            with naming(final / MANIFEST):
+                (partial / MANIFEST).write_text(json.dumps(manifest, indent=1))
             for name in (STATE, MANIFEST):
                 _flush(partial / name)
             _flush(partial)
