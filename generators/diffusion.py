@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from synthkd.data.splits import RealData
 from synthkd.errors import ConfigError, ModelError
-from synthkd.files import write_atomically
+from synthkd.files import naming, write_atomically
 from synthkd.generators.denoising import (
     ClassConditionalPipeline,
     Steer,
@@ -321,7 +321,7 @@ class Diffusion:
 
     def save(self, directory: Path) -> None:
         """Write the averaged network and the noise schedule as a diffusers folder, each file atomically."""
-        with tempfile.TemporaryDirectory() as scratch:
+        with tempfile.TemporaryDirectory() as scratch, naming(Path(scratch)):
             unet = copy.deepcopy(self._pipeline.unet).to("cpu", memory_format=torch.contiguous_format)
             finite_state(unet, str(directory))
             c = self._pipeline.config

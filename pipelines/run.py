@@ -111,7 +111,7 @@ def choose(name: str, config: JobConfig) -> tuple[Path, Any]:
         lock = _lock(directory)
         if lock is None:
             raise CheckpointError(f"{directory}: another process is working in this run; wait, or choose another out=")
-        _adopt(directory, config)
+        _adopt(directory, config, lock)
         return directory, lock
     number = 1
     while True:
@@ -121,7 +121,7 @@ def choose(name: str, config: JobConfig) -> tuple[Path, Any]:
         if fresh or (not (directory / RESULT).exists() and _same(directory, config)):
             lock = _lock(directory)
             if lock is not None:
-                _adopt(directory, config)
+                _adopt(directory, config, lock)
                 return directory, lock
         number += 1
 
@@ -184,11 +184,15 @@ def _check(directory: Path, config: JobConfig) -> None:
         )
 
 
-def _adopt(directory: Path, config: JobConfig) -> None:
-    if not _same(directory, config):
-        (directory / METRICS).unlink(missing_ok=True)  # log and pictures would be those of the other configuration
-        shutil.rmtree(directory / "samples", ignore_errors=True)
-        write_atomically(directory / CONFIG, dump_config(config).encode())
+def _adopt(directory: Path, config: JobConfig, lock: Any) -> None:
+    try:
+        if not _same(directory, config):
+            (directory / METRICS).unlink(missing_ok=True)  # log and pictures would be of the other configuration
+            shutil.rmtree(directory / "samples", ignore_errors=True)
+            write_atomically(directory / CONFIG, dump_config(config).encode())
+    except BaseException:
+        lock.close()
+        raise
 
 
 def _has_work(directory: Path) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from synthkd.resources import causes
+from synthkd.resources import causes, number
 
 
 def write_atomically(path: Path, data: bytes, mode: int = 0o666) -> None:
@@ -30,11 +30,11 @@ def write_atomically(path: Path, data: bytes, mode: int = 0o666) -> None:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Inside, an `OSError` without a file's name gets this one: a write that fails does not say where."""
+    """Inside, a refusal of the system without a file's name gets this one: a write that fails does not say where."""
     try:
         yield
     except Exception as error:
         for cause in causes(error):
-            if isinstance(cause, OSError) and cause.filename is None:
-                cause.filename = str(path)
+            if number(cause) is not None and getattr(cause, "filename", None) is None:
+                cause.filename = str(path)  # type: ignore[attr-defined]
         raise

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import resource
 import sqlite3
 from collections.abc import Iterator
 
@@ -14,8 +15,6 @@ _OF_MEMORY = re.compile(
     re.IGNORECASE,
 )
 """What torch, oneDNN, CUDA's libraries and ONNX Runtime say, whose errors have no number."""
-
-_OF_SQLITE = {sqlite3.SQLITE_FULL: errno.ENOSPC, sqlite3.SQLITE_NOMEM: errno.ENOMEM}
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:
@@ -40,7 +39,13 @@ def number(error: BaseException) -> int | None:
     if isinstance(error, OSError):
         return error.errno
     if isinstance(error, sqlite3.Error):
-        return _OF_SQLITE.get(getattr(error, "sqlite_errorcode", 0))
+        limited = resource.getrlimit(resource.RLIMIT_FSIZE)[0] != resource.RLIM_INFINITY
+        failed = {
+            sqlite3.SQLITE_FULL: errno.ENOSPC,
+            sqlite3.SQLITE_NOMEM: errno.ENOMEM,
+            sqlite3.SQLITE_IOERR: errno.EFBIG if limited else errno.EIO,
+        }
+        return failed.get(getattr(error, "sqlite_errorcode", 0) & 0xFF)
     told = re.search(r"\(os error (\d+)\)", str(error))
     return int(told[1]) if told and int(told[1]) in errno.errorcode else None
 

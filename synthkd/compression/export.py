@@ -24,7 +24,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from synthkd.errors import DataError, ModelError
-from synthkd.files import write_atomically
+from synthkd.files import naming, write_atomically
 from synthkd.imports import optional
 from synthkd.models.classifier import Classifier
 from synthkd.models.folding import fold_batch_norm
@@ -170,7 +170,7 @@ def quantize_int8(onnx_path: Path | str, images: Tensor, path: Path | str) -> No
         node.name = f"node{index}"  # the quantizer calls them by name
     # Without this mark the quantizer advises to run its own simplifications first; torch's exporter has done them.
     model.metadata_props.add(key="onnx.quant.pre_process", value="onnxruntime.quant")
-    with _quiet(), tempfile.TemporaryDirectory() as folder:
+    with _quiet(), tempfile.TemporaryDirectory() as folder, naming(Path(folder)):
         quantization = needed("onnxruntime.quantization")
         written = Path(folder) / "int8.onnx"
         quantization.quantize_static(

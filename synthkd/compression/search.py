@@ -29,6 +29,7 @@ import torch
 from synthkd.compression.pareto import Candidate, Front, Scores, crowded_order
 from synthkd.compression.proxy import Evaluate
 from synthkd.errors import CheckpointError, ConfigError
+from synthkd.files import naming
 from synthkd.imports import optional
 from synthkd.models import zoo
 from synthkd.models.classifier import parameters
@@ -188,7 +189,7 @@ def _run(
     genes = {"arch": optuna.distributions.CategoricalDistribution(space.archs), "depth": place, "width": place}
     given = dict(enumerate(() if population is None else space.ends()))
     made = {"space": asdict(space), "objectives": list(objectives), "seed": seed, "population": population}
-    with _study(optuna, path, made) as study:
+    with naming(path), _study(optuna, path, made) as study:
         # What was being scored when a process died is not counted, and so is the next to be proposed.
         for trial in study.get_trials(states=[state.RUNNING]):
             study.tell(trial.number, state=state.FAIL)
