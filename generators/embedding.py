@@ -18,8 +18,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as serialise
 from torch import Tensor
 
 from synthkd.errors import ModelError
@@ -27,6 +25,7 @@ from synthkd.files import write_atomically
 from synthkd.json_text import parse_json
 from synthkd.privacy.accounting import Adjacency, Ledger, Release, claimed, epsilon
 from synthkd.rng import stream
+from synthkd.sealed import sealed_tensors, unsealed_tensors
 from synthkd.types import ImageSpec, to_float
 
 HALVED_FROM = 16
@@ -184,10 +183,10 @@ class Embedding:
         return Embedding(state["sums"], state["shares"], Fourier(spec, bandwidths=bandwidths, **fourier), **facts)
 
     def save(self, path: Path) -> None:
-        """Write it to a .safetensors file, atomically; the JSON is in the file's metadata."""
+        """Write it to a .safetensors file with its own checksum, atomically; the JSON is in the file's metadata."""
         state = self.state_dict()
         facts = {"facts": state.pop("facts")}
-        write_atomically(path, serialise(state, facts))
+        write_atomically(path, sealed_tensors(state, facts))
 
     @staticmethod
     def load(path: Path) -> Embedding:
@@ -197,10 +196,9 @@ class Embedding:
             ModelError: no such file, or a damaged one.
         """
         try:
-            with safe_open(path, "pt") as file:
-                tensors = {name: file.get_tensor(name) for name in ("sums", "shares")}
-                return Embedding.from_state({**tensors, **file.metadata()})
-        except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+            tensors, facts = unsealed_tensors(path)
+            return Embedding.from_state({**tensors, **facts})
+        except (KeyError, TypeError, ValueError) as error:
             raise ModelError(
                 f"{path} holds no readable release ({str(error)[:120]}); copy it again: another look at the private "
                 "images costs its budget a second time"

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from synthkd.errors import ModelError
-from synthkd.files import write_atomically
+from synthkd.files import file_names, sha256, write_atomically
 from synthkd.generators.settings import (
     FROM_REAL,
     GeneratorSettings,
@@ -17,6 +17,7 @@ from synthkd.generators.settings import (
     PixelSettings,
     SavedSettings,
 )
+from synthkd.sealed import sealed, unsealed
 from synthkd.settings import Count, Settings
 from synthkd.types import ImageSpec, SampleGenerator, Saveable
 
@@ -40,6 +41,7 @@ class SavedGenerator(Settings):
         class_names: one per class, or empty.
         seed: of the run it was trained in.
         real_images: how many real images it was trained on; None where nobody can say.
+        files: sha256 of each other file of the generator, by its path.
     """
 
     format: Literal[1] = 1
@@ -48,6 +50,7 @@ class SavedGenerator(Settings):
     class_names: tuple[str, ...] = ()
     seed: int
     real_images: int | None = 0
+    files: dict[str, str] = Field(default_factory=dict)
 
     @property
     def image_spec(self) -> ImageSpec:
@@ -79,8 +82,9 @@ def save_generator(
         class_names=class_names,
         seed=seed,
         real_images=real_images,
+        files={name: sha256(directory / name) for name in file_names(directory) if name != CONFIG},
     )
-    write_atomically(directory / CONFIG, saved.model_dump_json(indent=2).encode() + b"\n")
+    write_atomically(directory / CONFIG, sealed(saved.model_dump(mode="json")))
     return True
 
 
@@ -95,10 +99,14 @@ def read_saved(path: Path | str) -> tuple[SavedGenerator, Path]:
     if directory is None:
         raise ModelError(f"{path} has no {CONFIG}, nor {INSIDE_A_RUN}/ with one; give a saved generator or a run")
     try:
-        return SavedGenerator.model_validate_json((directory / CONFIG).read_bytes()), directory
-    except (OSError, ValidationError) as error:
+        saved = SavedGenerator.model_validate(unsealed((directory / CONFIG).read_bytes()))
+    except (OSError, ValueError) as error:
         first = error.errors(include_url=False)[0]["msg"] if isinstance(error, ValidationError) else error
         raise ModelError(f"{directory / CONFIG} is damaged or of another version: {first}; copy it again") from error
+    for name, digest in saved.files.items():
+        if not (file := directory / name).is_file() or sha256(file) != digest:
+            raise ModelError(f"{file} is missing or does not have the checksum in {CONFIG}; copy {directory} again")
+    return saved, directory
 
 
 def real_images_seen(settings: GeneratorSettings, train: int) -> int | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -53,6 +52,7 @@ from synthkd.privacy.report import plain, privacy_report
 from synthkd.privacy.verdict import Check, verdict
 from synthkd.privacy_report import PAGE, SOURCE, write_privacy_page
 from synthkd.rng import derive
+from synthkd.sealed import sealed
 from synthkd.types import ImageSpec
 
 WHOS = ("teacher", "student")
@@ -89,8 +89,8 @@ def audit(config: AuditConfig, *, dry_run: bool = False) -> Result | Plan:
         already = finished is not None
         if finished is None:
             report, values = _audit(config, inputs, device)
-            write_atomically(directory / SOURCE, json.dumps(report, indent=2, allow_nan=False).encode() + b"\n")
-            finished = complete_result("audit", config, values, device)
+            write_atomically(directory / SOURCE, sealed(report))
+            finished = complete_result("audit", config, directory, values, device)
             write_result(directory, finished)
         elif changed := [key for key, digest in inputs.digests.items() if finished["digests"].get(key) != digest]:
             raise ConfigError(

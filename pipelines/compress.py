@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import shutil
 import time
@@ -37,6 +36,7 @@ from synthkd.privacy.copies import CopyTest
 from synthkd.privacy.report import privacy_report
 from synthkd.privacy.verdict import Claim, verdict
 from synthkd.privacy_report import write_privacy_page
+from synthkd.sealed import sealed
 from synthkd.settings import TrainedTeacher
 
 PRIVACY = "privacy_report.json"
@@ -96,7 +96,7 @@ def compress(config: CompressConfig, *, dry_run: bool = False) -> Result | Plan:
             searched = {} if made.choice is None else {"student": made.choice.model, "search": None}
             found = audit_pipeline(config.model_copy(update=searched), job.directory, private, job.device)
         privacy = _privacy(config, job, made, found, _copies(config, job, private, synthetic))
-        write_atomically(job.directory / PRIVACY, json.dumps(privacy, indent=2, allow_nan=False).encode() + b"\n")
+        write_atomically(job.directory / PRIVACY, sealed(privacy))
         write_privacy_page(job.directory)
         seconds = {"flow": flowed - began, "export": exported - flowed, "audit": time.perf_counter() - exported}
         values = {

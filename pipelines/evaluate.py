@@ -16,7 +16,7 @@ from synthkd.data.sample_set import Samples
 from synthkd.errors import ConfigError
 from synthkd.evaluation_report import write_evaluation
 from synthkd.grids import MOST_CLASSES, ROWS, save_grid
-from synthkd.metrics.feature_cache import save_set
+from synthkd.metrics.feature_cache import require_replaceable, save_set
 from synthkd.metrics.features import FeatureExtractor
 from synthkd.metrics.neighbours import nearest, points
 from synthkd.metrics.resize import resize
@@ -74,7 +74,8 @@ def evaluate(config: EvaluateConfig, *, dry_run: bool = False) -> Result | Plan:
         finished = read_result(directory)
         inputs = _prepare(config, device)
         if finished is None:
-            finished = complete_result("evaluate", config, _evaluate(config, directory, inputs), device)
+            values = _evaluate(config, directory, inputs)
+            finished = complete_result("evaluate", config, directory, values, device)
             write_result(directory, finished)
         else:
             _check_unchanged(directory, finished, inputs)
@@ -102,6 +103,8 @@ class _Inputs:
 
 def _prepare(config: EvaluateConfig, device: torch.device) -> _Inputs:
     started = time.perf_counter()
+    if config.save_features is not None:
+        require_replaceable(Path(config.save_features).expanduser())
     networks = build_networks(config, device)
     found = open_sets(config)
     check_saved(found, networks)

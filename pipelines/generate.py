@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
 import time
@@ -25,7 +24,7 @@ from synthkd.dataset_report import write_dataset_report
 from synthkd.display import Display
 from synthkd.distillation.teachers import FrozenTeacher
 from synthkd.errors import ConfigError
-from synthkd.files import write_atomically
+from synthkd.files import write_atomically, write_sums
 from synthkd.generators.build import build_generator
 from synthkd.generators.files import INSIDE_A_RUN, save_generator
 from synthkd.grids import save_grid
@@ -42,6 +41,7 @@ from synthkd.pipelines.sampling import Batchwise, Sampling
 from synthkd.pipelines.scoring import Tally
 from synthkd.pipelines.teachers import is_taught, ready_teacher, untrained_teacher
 from synthkd.resources import size
+from synthkd.sealed import sealed
 from synthkd.settings import LoadedModel
 from synthkd.types import TrainableGenerator
 
@@ -249,19 +249,18 @@ def _about_teacher(order: Order, teacher: Classifier) -> dict[str, Any]:
 
 
 def _write(config: GenerateConfig, job: Job, about: dict[str, Any], sampling: Sampling, layout: Layout) -> None:
-    """The dataset, in a folder beside its place until it is whole."""
+    """The dataset, in a folder beside its place until it is whole; what is there of an earlier start is made anew."""
     final, partial = job.directory / FOLDER, job.directory / PARTIAL
-    if final.exists():  # a kill came between the dataset and the result
-        return
-    if layout.format == "folder":
-        shutil.rmtree(partial, ignore_errors=True)
+    for earlier in (final, partial):
+        shutil.rmtree(earlier, ignore_errors=True)
     with Display(layout.count, f"generate {config.name}") as display:
         write_records(sampling.records(), partial, layout, lambda count: display.update(count, "writing", {}))
-    write_atomically(partial / ABOUT, json.dumps(about, indent=2, allow_nan=False).encode() + b"\n")
+    write_atomically(partial / ABOUT, sealed(about))
     written = config.model_dump(mode="json", exclude_defaults=True)
     recipe = _portable({key: written[key] for key in RECIPE_KEYS if key in written})
     text = yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True)
     write_atomically(partial / "README.md", card(about, text).encode())
+    write_sums(partial)
     os.sync()  # the parts, which are the checkpoint, go once this is in place
     partial.rename(final)
 

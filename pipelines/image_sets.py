@@ -16,14 +16,13 @@ from synthkd.data.sample_set import Samples
 from synthkd.data.samples import open_samples
 from synthkd.errors import ConfigError, DataError
 from synthkd.extractors import EfficientNetExtractor, TeacherExtractor
-from synthkd.metrics.feature_cache import SavedSet, cached_extract, load_set
+from synthkd.metrics.feature_cache import FEATURES, SavedSet, cached_extract, load_set
 from synthkd.metrics.features import FeatureExtractor, Features, build_extractor, extract
 from synthkd.metrics.score import ScoredSet
 from synthkd.models import Classifier, load_model
 from synthkd.pipelines.config import EvaluateConfig, ImageSet
 
 BATCH = 256
-FEATURES = ".safetensors"
 
 
 @dataclass(frozen=True)

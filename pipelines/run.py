@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import functools
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -19,25 +21,27 @@ from synthkd import __version__
 from synthkd.configuration import differences, dump_config, load_config
 from synthkd.data.splits import RealData, Splits
 from synthkd.errors import CheckpointError, ConfigError
-from synthkd.files import write_atomically
+from synthkd.files import SUMS, file_names, is_temporary, read_sums, sha256, write_atomically
 from synthkd.hardware import describe, peak_memory_bytes
 from synthkd.imports import allowing
-from synthkd.json_text import parse_json
-from synthkd.metrics.features import tensor_digest
 from synthkd.monitor import FILE_NAME as METRICS
 from synthkd.pipelines.config import JobConfig
 from synthkd.pipelines.disk import full_disk
 from synthkd.privacy.journal import JOURNAL, Identity, Journal, Part
+from synthkd.sealed import sealed, tensor_digest, unsealed
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
+LOCK = ".lock"
 CONFIG = "config.yaml"
 RESULT = "result.json"
 REPORT = "report.html"
 WORK = (RESULT, "checkpoints", "parts", JOURNAL)
 """What in a run directory another configuration must not go on from: results, checkpoints, parts of a dataset, and the
 count of looks at private images. A log alone is of a run that failed before its first checkpoint."""
+HANDED_OVER = ("student", "teacher", "peers", "generator", "dataset", "export", "privacy_report.json")
+"""What a finished run is for. The result has its sizes and sha256; whatever else is there can be made again from it."""
 FREE_TO_CHANGE = {
     "name", "out", "device", "threads", "checkpoint_every", "keep_checkpoints", "track", "cache", "batch_size", "trust"
 }  # fmt: skip
@@ -111,6 +115,7 @@ def choose(name: str, config: JobConfig) -> tuple[Path, Any]:
         lock = _lock(directory)
         if lock is None:
             raise CheckpointError(f"{directory}: another process is working in this run; wait, or choose another out=")
+        _sweep(directory, directory)
         _adopt(directory, config, lock)
         return directory, lock
     number = 1
@@ -121,6 +126,7 @@ def choose(name: str, config: JobConfig) -> tuple[Path, Any]:
         if fresh or (not (directory / RESULT).exists() and _same(directory, config)):
             lock = _lock(directory)
             if lock is not None:
+                _sweep(directory, directory)
                 _adopt(directory, config, lock)
                 return directory, lock
         number += 1
@@ -129,8 +135,11 @@ def choose(name: str, config: JobConfig) -> tuple[Path, Any]:
 def _lock(directory: Path) -> Any:
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        file = (directory / ".lock").open("w")
+        # what was there is left as it is: it may be a link to something else, or the lock of another process
+        file = os.fdopen(os.open(directory / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666), "rb", buffering=0)
     except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise _link(directory / LOCK) from error
         raise CheckpointError(
             f"{directory} cannot be used as a run directory ({error.strerror}); choose another out="
         ) from error
@@ -140,6 +149,29 @@ def _lock(directory: Path) -> Any:
         file.close()
         return None
     return file
+
+
+def _sweep(folder: Path, run: Path) -> None:
+    """Remove what dead processes left half-written in a run that is locked, and refuse links that lead out of it.
+
+    Runs inside are left to those who lock them.
+    """
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            path = Path(entry.path)
+            if is_temporary(entry.name):
+                shutil.rmtree(path) if entry.is_dir(follow_symlinks=False) else path.unlink()
+            elif entry.is_symlink():
+                if not Path(os.path.realpath(path)).is_relative_to(run.resolve()):
+                    raise _link(path)
+            elif entry.is_dir() and not (path / LOCK).exists():
+                _sweep(path, run)
+
+
+def _link(path: Path) -> CheckpointError:
+    return CheckpointError(
+        f"{path} is a link, and a run writes into its own folder only; remove the link, or choose another out="
+    )
 
 
 def _saved(directory: Path, config: Config) -> Config | None:
@@ -171,7 +203,7 @@ def _check(directory: Path, config: JobConfig) -> None:
             "job); choose another out="
         ) from error
     if saved is None:
-        others = sorted(p.name for p in directory.iterdir() if p.name != ".lock")
+        others = sorted(p.name for p in directory.iterdir() if p.name != LOCK and not is_temporary(p.name))
         if others:
             raise CheckpointError(
                 f"{directory} exists and is no run of synthkd (it holds {', '.join(others[:3])}); choose another out="
@@ -251,18 +283,49 @@ def read_result(directory: Path) -> Mapping[str, Any] | None:
     """The content of `result.json`, or None where the run is not finished.
 
     Raises:
-        CheckpointError: when it is damaged.
+        CheckpointError: when it, or a file that the run hands over, is damaged or missing.
     """
     path = directory / RESULT
     if not path.exists():
         return None
     try:
-        values = parse_json(path.read_text())
-        if not isinstance(values, dict) or "job" not in values:
+        values = unsealed(path.read_bytes())
+        if "job" not in values:
             raise ValueError("it is no result of a job")
-    except ValueError as error:
+        _verify(directory, values.get("files", {}))
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise CheckpointError(f"{path} is damaged ({error}); delete it to finish the run again") from error
     return values
+
+
+def _inventory(directory: Path) -> dict[str, dict[str, Any]]:
+    """Size and sha256 of every file that the run hands over; of a dataset only the file that has those of the rest."""
+    names = [name for name in HANDED_OVER if (directory / name).is_file()]
+    for folder in HANDED_OVER:
+        inside = [SUMS] if (directory / folder / SUMS).is_file() else file_names(directory / folder)
+        names += [f"{folder}/{name}" for name in inside]
+    return {
+        name: {"bytes": (directory / name).stat().st_size, "sha256": sha256(directory / name)} for name in sorted(names)
+    }
+
+
+def _verify(directory: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
+    for name, listed in files.items():
+        path = directory / name
+        _verify_file(directory, path, listed["sha256"])
+        if path.name == SUMS:
+            for inside, digest in read_sums(path.parent).items():
+                _verify_file(directory, path.parent / inside, digest)
+
+
+def _verify_file(directory: Path, path: Path, digest: str) -> None:
+    if path.is_file() and sha256(path) == digest:
+        return
+    state = "damaged or changed" if path.is_file() else "missing"
+    raise CheckpointError(
+        f"{path} is {state}, though {directory} is finished; copy it back, or delete {directory / RESULT} and run the "
+        "same command to make it again"
+    )
 
 
 def choose_device(config: JobConfig) -> torch.device:
@@ -283,8 +346,10 @@ def on_cpu(config: JobConfig) -> bool:
     return config.device == "cpu" or not torch.cuda.is_available()
 
 
-def complete_result(job: str, config: JobConfig, values: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
-    """The content of `result.json`: the values, and by whom, when and on what they were made."""
+def complete_result(
+    job: str, config: JobConfig, directory: Path, values: Mapping[str, Any], device: torch.device
+) -> dict[str, Any]:
+    """The content of `result.json`: the values, the files, and by whom, when and on what they were made."""
     complete = {
         "schema": 1,
         "job": job,
@@ -293,6 +358,7 @@ def complete_result(job: str, config: JobConfig, values: Mapping[str, Any], devi
         "seed": config.seed,
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         **values,
+        "files": _inventory(directory),
         "hardware": describe(device),
     }
     complete.setdefault("cost", {})["peak_memory_bytes"] = peak_memory_bytes()
@@ -301,5 +367,4 @@ def complete_result(job: str, config: JobConfig, values: Mapping[str, Any], devi
 
 def write_result(directory: Path, complete: Mapping[str, Any]) -> None:
     """Write `result.json`, atomically; numbers that are not finite are a mistake, and an error."""
-    text = json.dumps(complete, indent=2, allow_nan=False)
-    write_atomically(directory / RESULT, text.encode() + b"\n")
+    write_atomically(directory / RESULT, sealed(complete))

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from synthkd.resources import causes, number
+
+SUMS = "SHA256SUMS"
+_TEMPORARY = re.compile(r"\.(.+\.\d+\.tmp|partial_\d+_\d+)", re.DOTALL)
 
 
 def write_atomically(path: Path, data: bytes, mode: int = 0o666) -> None:
@@ -38,3 +43,32 @@ def naming(path: Path) -> Iterator[None]:
             if number(cause) is not None and getattr(cause, "filename", None) is None:
                 cause.filename = str(path)  # type: ignore[attr-defined]
         raise
+
+
+def is_temporary(name: str) -> bool:
+    """Whether a file or folder of this name is one that `write_atomically` or a checkpoint goes through."""
+    return _TEMPORARY.fullmatch(name) is not None
+
+
+def file_names(directory: Path) -> list[str]:
+    """Paths of all files below a directory, relative to it and in order; a directory that is not there has none."""
+    found = (path.relative_to(directory) for path in directory.rglob("*") if path.is_file())
+    return sorted(path.as_posix() for path in found if not is_temporary(path.name))
+
+
+def write_sums(directory: Path) -> None:
+    """Write `SHA256SUMS` for all other files below a directory, as `sha256sum -c` reads it."""
+    lines = [f"{sha256(directory / name)}  {name}\n" for name in file_names(directory) if name != SUMS]
+    write_atomically(directory / SUMS, "".join(lines).encode())
+
+
+def read_sums(directory: Path) -> dict[str, str]:
+    """What `write_sums` wrote: sha256 of each file, by its path."""
+    lines = (directory / SUMS).read_text(encoding="utf-8").splitlines()
+    return {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
+
+
+def sha256(path: Path) -> str:
+    """sha256 of a file, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -13,10 +13,10 @@ from typing import Any
 
 from synthkd.errors import CheckpointError
 from synthkd.files import write_atomically
-from synthkd.json_text import parse_json
 from synthkd.page import SPACE, render
 from synthkd.privacy.audit import GIVEN, MISLABELLED, NATURAL
 from synthkd.privacy.report import SCHEMA
+from synthkd.sealed import unsealed
 
 SOURCE, PAGE = "privacy_report.json", "privacy_report.html"
 TITLES = {
@@ -115,7 +115,7 @@ def write_privacy_page(run: Path) -> Path:
     """
     source = run / SOURCE
     try:
-        report = parse_json(source.read_text(encoding="utf-8"))
+        report = unsealed(source.read_bytes())
         if report["schema"] != SCHEMA:
             raise ValueError(f"its schema is {report['schema']}, not {SCHEMA}")
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -6,12 +6,13 @@ Every file takes any number of float32 images `[N, C, H, W]` in `[0, 1]` as "ima
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import logging
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,8 @@ INPUT = "images"
 OUTPUT = "logits"
 METADATA = "synthkd"
 """Key of the description: a metadata property of an ONNX file, an extra file of a program."""
+CHECKSUM = "sha256"
+"""Key of the last metadata property of an ONNX file, the sha256 of all bytes before it."""
 
 Precision = Literal["float32", "int8"]
 
@@ -64,9 +67,9 @@ class Description:
 
 
 class _Written(Settings):
-    """The description as JSON."""
+    """The description as JSON; from format 2 on the file ends with its checksum."""
 
-    format: Literal[1] = 1
+    format: Literal[1, 2] = 2
     channels: Count
     height: Count
     width: Count
@@ -158,7 +161,7 @@ def quantize_int8(onnx_path: Path | str, images: Tensor, path: Path | str) -> No
     """
     onnx = needed("onnx")
     needed("onnxruntime")
-    model, description = _read(Path(onnx_path))
+    model, description = read_onnx(Path(onnx_path))
     if description.precision != "float32":
         raise ModelError(f"{onnx_path} is {description.precision} already; quantize the file that export_onnx wrote")
     if images.dtype != torch.uint8 or tuple(images.shape[1:]) != description.spec.shape or len(images) == 0:
@@ -193,12 +196,60 @@ def quantize_int8(onnx_path: Path | str, images: Tensor, path: Path | str) -> No
     write_atomically(Path(path), _compact(quantized, _as_json(description.spec, description.class_names, "int8")))
 
 
-def parse_description(metadata: Mapping[str, str], path: Path) -> Description:
-    """The description of an exported file out of its metadata.
+def read_onnx(path: Path) -> tuple[Any, Description]:
+    """The graph in an exported ONNX file, verified and with all its weights inside, and its description.
 
     Raises:
-        ModelError: there is none, or it is damaged.
+        MissingExtraError: onnx is not installed.
+        ModelError: no such file, a damaged one, one that another program exported, or one that refers to other files.
     """
+    onnx = needed("onnx")
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read ({error.strerror}); give an exported .onnx file") from error
+    body, end = data[: -len(_sealing(b""))], data[-len(_sealing(b"")) :]
+    whole = end == _sealing(body)
+    try:
+        model = onnx.load_model_from_string(data)
+    except Exception as error:  # protobuf has its own errors, which differ between versions
+        raise ModelError(f"{path} is not an ONNX file, or a damaged one; export the model again") from error
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    if outside := next(filter(None, map(_outside, _messages(model))), None):
+        raise ModelError(f"{path} keeps weights in another file ({outside!r}), which is not opened; export it again")
+    description, version = _parse_description(metadata, path)
+    if not whole and (CHECKSUM in metadata or version > 1):
+        raise ModelError(f"{path} does not have its own checksum: damaged or changed; copy it or export it again")
+    return model, description
+
+
+def _sealing(body: bytes) -> bytes:
+    """The end of an ONNX file: one more metadata property, the sha256 of all that comes before it.
+
+    Protocol buffers may be joined end to end, so the property is a part of the model, and verified without parsing it.
+    """
+    key, value = CHECKSUM.encode(), hashlib.sha256(body).hexdigest().encode()
+    entry = b"\x0a" + bytes([len(key)]) + key + b"\x12" + bytes([len(value)]) + value
+    return b"\x72" + bytes([len(entry)]) + entry  # field 14 of a model
+
+
+def _messages(message: Any) -> Iterator[Any]:
+    """A protocol buffer and all that are inside it: tensors are in graphs, attributes, subgraphs and functions."""
+    yield message
+    for field, value in message.ListFields():
+        if field.message_type is not None:
+            for inner in value if isinstance(value, Iterable) else [value]:
+                yield from _messages(inner)
+
+
+def _outside(message: Any) -> str | None:
+    """The file where a tensor keeps its values, if not inside."""
+    if message.DESCRIPTOR.name != "TensorProto" or not (message.data_location or message.external_data):
+        return None
+    return next((entry.value for entry in message.external_data if entry.key == "location"), "no name")
+
+
+def _parse_description(metadata: Mapping[str, str], path: Path) -> tuple[Description, int]:
     if METADATA not in metadata:
         raise ModelError(f"{path} does not say what images it takes; export the model with synthkd")
     try:
@@ -210,7 +261,7 @@ def parse_description(metadata: Mapping[str, str], path: Path) -> Description:
     spec = ImageSpec(found.channels, found.height, found.width, found.classes)
     if found.class_names and len(found.class_names) != spec.classes:
         raise ModelError(f"{path} names {len(found.class_names)} of its {spec.classes} classes; export the model again")
-    return Description(spec, found.class_names, found.precision)
+    return Description(spec, found.class_names, found.precision), found.format
 
 
 def needed(package: str) -> Any:
@@ -255,18 +306,6 @@ def _cannot(kind: str, error: Exception) -> ModelError:
     )
 
 
-def _read(path: Path) -> tuple[Any, Description]:
-    """The graph in an ONNX file and its description."""
-    onnx = needed("onnx")
-    try:
-        model = onnx.load_model_from_string(path.read_bytes())
-    except OSError as error:
-        raise ModelError(f"{path} cannot be read ({error.strerror}); give a file that export_onnx wrote") from error
-    except Exception as error:  # protobuf has its own errors, which differ between versions
-        raise ModelError(f"{path} is not an ONNX file, or a damaged one; export the model again") from error
-    return model, parse_description({entry.key: entry.value for entry in model.metadata_props}, path)
-
-
 def _compact(model: Any, description: str) -> bytes:
     """An ONNX file with no more than it takes to run: short names, no notes of the exporter, one description."""
     graph = model.graph
@@ -295,7 +334,8 @@ def _compact(model: Any, description: str) -> bytes:
     graph.initializer.extend(weights)
     graph.ClearField("value_info")
     model.metadata_props.add(key=METADATA, value=description)
-    return bytes(model.SerializeToString(deterministic=True))
+    body = bytes(model.SerializeToString(deterministic=True))
+    return body + _sealing(body)
 
 
 def _leave_logits_float(graph: Any) -> None:

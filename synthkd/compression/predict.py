@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from synthkd.compression.cost import Latency, random_images, time_calls
-from synthkd.compression.export import INPUT, Description, needed, parse_description
+from synthkd.compression.export import INPUT, Description, needed, read_onnx
 from synthkd.data.decode import NOT_IMAGES, Decoded, decode, in_a_line, refuse_bad
 from synthkd.errors import DataError, ModelError
 from synthkd.metrics.utility import Proportion, accuracy
@@ -40,8 +40,8 @@ class OnnxModel:
         threads: how many it uses.
 
     Raises:
-        MissingExtraError: onnxruntime is not installed.
-        ModelError: no such file, a damaged one, or one that another program exported.
+        MissingExtraError: onnx or onnxruntime is not installed.
+        ModelError: no such file, a damaged one, one that another program exported, or one that refers to other files.
     """
 
     def __init__(self, path: Path | str, threads: int | None = None) -> None:
@@ -53,14 +53,14 @@ class OnnxModel:
         options.intra_op_num_threads = self.threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 4  # what is fatal; the rest raises
+        # ONNX Runtime would open, from the working directory, whatever files a model refers to; this one has none.
+        model, self.description = read_onnx(path)
         try:
-            # From memory it can refer to no other file.
-            self._session = runtime.InferenceSession(path.read_bytes(), options, providers=["CPUExecutionProvider"])
-        except OSError as error:
-            raise ModelError(f"{path} cannot be read ({error.strerror}); give an exported .onnx file") from error
+            self._session = runtime.InferenceSession(
+                model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+            )
         except Exception as error:  # ONNX Runtime's errors have no common parent
             raise ModelError(f"{path} is not an ONNX file, or a damaged one; export the model again") from error
-        self.description: Description = parse_description(self._session.get_modelmeta().custom_metadata_map, path)
 
     def __call__(self, images: Tensor) -> Tensor:
         """Logits of a batch of at least one image.

@@ -11,13 +11,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from safetensors.torch import save as serialise
 from torch import Tensor
 
 from synthkd.errors import CheckpointError
 from synthkd.files import write_atomically
+from synthkd.sealed import sealed_tensors, unsealed_tensors
 
 _NAME = re.compile(r"(\d+)-(\d+)\.safetensors")
 
@@ -61,7 +59,7 @@ class PartStore:
         if part.real_distance is not None:
             tensors["real_distance"] = part.real_distance
         name = f"{part.first:09d}-{part.first + len(part):09d}.safetensors"
-        write_atomically(self.directory / name, serialise({key: value.contiguous() for key, value in tensors.items()}))
+        write_atomically(self.directory / name, sealed_tensors(tensors, {"first": str(part.first)}))
 
     def spans(self) -> list[tuple[int, int]]:
         """`(first, stop)` of every part, in order."""
@@ -82,10 +80,13 @@ class PartStore:
             if begin != expected:
                 break
             try:
-                found = load_file(path)
-                yield Part(begin, found["images"], found["labels"], found["logits"], found.get("real_distance"))
-            except (OSError, SafetensorError, KeyError) as error:
+                found, about = unsealed_tensors(path)
+                part = Part(begin, found["images"], found["labels"], found["logits"], found.get("real_distance"))
+                if int(about.get("first", begin)) != begin or len(part) != end - begin:
+                    raise ValueError("its name is that of other images")
+            except (ValueError, KeyError) as error:
                 raise CheckpointError(f"{path} is damaged; delete it and run the same command again") from error
+            yield part
             expected = end
         if expected != stop:
             raise CheckpointError(f"{self.directory} lacks images {expected} to {stop}; run the same command again")

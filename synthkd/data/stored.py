@@ -1,7 +1,8 @@
 """A dataset that `synthkd generate` wrote, read back from any of its formats and verified.
 
 `dataset.json` beside the images says what they are; its `content` is the sha256 of all that was written, taken over the
-decoded pixels and numbers, so it is the same for every format and notices anything that was changed, lost or added.
+decoded pixels and numbers, so it is the same for every format and notices anything that was changed, lost or added. It
+has a checksum of its own, and `SHA256SUMS` those of every file, for those who have no synthkd: `sha256sum -c`.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from synthkd.data.writers import Records, needed
 from synthkd.errors import DataError
 from synthkd.json_text import parse_json
 from synthkd.printable import one_line
+from synthkd.sealed import unsealed
 from synthkd.types import ImageSpec, check_labels
 
 ABOUT = "dataset.json"
@@ -131,7 +133,7 @@ def _read_about(top: Path) -> dict[str, Any]:
     if not path.is_file():
         raise DataError(f"{top} is no dataset of synthkd generate: it has no {ABOUT}; give the run or its {FOLDER}/")
     try:
-        about = parse_json(path.read_text(encoding="utf-8"))
+        about = unsealed(path.read_bytes())
         version = about["version"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path} cannot be read ({in_a_line(error)}); generate the dataset again") from error

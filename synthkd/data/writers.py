@@ -34,6 +34,7 @@ SPLIT = "train"
 METADATA = "metadata.jsonl"
 _TAR_BLOCK = 512
 _DISK_BLOCK = 4096
+_SUM = 150  # a line of SHA256SUMS
 
 
 @dataclass(frozen=True)
@@ -132,14 +133,14 @@ def estimate(layout: Layout, spec: ImageSpec) -> int:
     png = pixels + spec.height + 100
     text = 250 + len(layout.class_names) * 24
     if layout.format == "folder":
-        return layout.count * (-(-png // _DISK_BLOCK) * _DISK_BLOCK + text)
+        return layout.count * (-(-png // _DISK_BLOCK) * _DISK_BLOCK + text + _SUM)
     if layout.format == "webdataset":
         return layout.count * sum(_TAR_BLOCK + -(-size // _TAR_BLOCK) * _TAR_BLOCK for size in (png, 8, text))
     return layout.count * (png + 8 * len(layout.class_names) + 64)
 
 
 def write_records(blocks: Iterable[Records], directory: Path, layout: Layout, done: Callable[[int], None]) -> None:
-    """Write a dataset into a directory; shards that are there already are taken to be whole and are not written again.
+    """Write a dataset into a directory.
 
     Args:
         blocks: the images, in the order of their numbers, in blocks of any size.
@@ -154,9 +155,7 @@ def write_records(blocks: Iterable[Records], directory: Path, layout: Layout, do
     encode = _tar if layout.format == "webdataset" else _parquet
     written = 0
     for number, block in enumerate(_shards(blocks, layout.shard_size)):
-        path = directory / layout.shard(number)
-        if not path.exists():
-            write_atomically(path, encode(block, layout))
+        write_atomically(directory / layout.shard(number), encode(block, layout))
         written += len(block)
         done(written)
 

@@ -10,15 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as serialise
 from torch import Tensor
 
-from synthkd.errors import DataError
+from synthkd.errors import ConfigError, DataError
 from synthkd.files import write_atomically
 from synthkd.json_text import parse_json
-from synthkd.metrics.features import FeatureExtractor, Features, extract, tensor_digest
+from synthkd.metrics.features import FeatureExtractor, Features, extract
+from synthkd.sealed import sealed_tensors, unsealed_tensors
 
 FORMAT = "synthkd features 1"
+FEATURES = ".safetensors"
 TEACHER = "teacher."
 """Before the names of what is the teacher's in a file."""
 
@@ -70,8 +71,30 @@ def save_set(saved: SavedSet, path: Path | str) -> None:
     if saved.teacher is not None:
         tensors |= {f"{TEACHER}{name}": tensor for name, tensor in _tensors(saved.teacher).items()}
         about |= {f"{TEACHER}{key}": value for key, value in _about(saved.teacher).items()}
-    metadata = {**about, "sha256": tensor_digest(_text(about), tensors)}
-    write_atomically(Path(path), serialise(tensors, metadata=metadata))
+    write_atomically(Path(path), sealed_tensors(tensors, about))
+
+
+def require_replaceable(path: Path) -> None:
+    """Refuse to write features to a place that holds anything but features, or that is no plain file.
+
+    Raises:
+        ConfigError: the reason.
+    """
+    if path.suffix != FEATURES:
+        raise ConfigError(f"save_features: features are kept in {FEATURES} files, got {path}; name it so")
+    if not path.is_symlink() and not path.exists():
+        return
+    try:
+        if path.is_symlink() or not path.is_file():
+            raise ValueError("no plain file")
+        with safe_open(path, framework="pt") as file:
+            if (file.metadata() or {}).get("format") != FORMAT:
+                raise ValueError("another kind of file")
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ConfigError(
+            f"save_features: {path} exists and holds no features that an evaluation saved; it is left as it is, choose "
+            "another file"
+        ) from error
 
 
 def load_features(path: Path | str, content_digest: str | None = None) -> Features:
@@ -100,16 +123,11 @@ def load_set(path: Path | str) -> SavedSet:
     if not path.is_file():
         raise DataError(f"features file not found: {path}")
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = dict(file.metadata() or {})
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError) as error:
+        tensors, metadata = unsealed_tensors(path)
+    except ValueError as error:
         raise DataError(f"{path} is not a readable features file ({error}); take the features again") from error
-    expected = metadata.pop("sha256", "")
     if metadata.get("format") != FORMAT or "values" not in tensors:
         raise DataError(f"{path} holds no features that this version saved; take the features again")
-    if tensor_digest(_text(metadata), tensors) != expected:
-        raise DataError(f"{path} does not have its own checksum: damaged or changed; take the features again")
     return SavedSet(
         features=_features(metadata, tensors, ""),
         content=metadata["content"],
@@ -173,10 +191,6 @@ def _features(metadata: Mapping[str, str], tensors: Mapping[str, Tensor], of: st
         digest=metadata[f"{of}digest"],
         resize=metadata[f"{of}resize"],
     )
-
-
-def _text(about: dict[str, str]) -> str:
-    return json.dumps(about, sort_keys=True)  # a file gives its metadata back in any order
 
 
 def _writable(folder: Path) -> bool:

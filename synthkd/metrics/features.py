@@ -6,9 +6,8 @@ which scores are called (`FD-efflite0`), a digest of all that decides its featur
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
@@ -37,6 +36,7 @@ from synthkd.models.folding import fold_batch_norm
 from synthkd.models.layout import head
 from synthkd.models.sources import load_model
 from synthkd.models.weights import load_strictly, read_weights
+from synthkd.sealed import tensor_digest
 from synthkd.taps import INPUT, observe
 from synthkd.types import ImageSpec
 
@@ -176,16 +176,6 @@ def build_extractor(
             known = settings.classes is not None or is_model_directory(settings.model)
             network = load_model(settings) if known else _without_classes(settings)
             return _tried(_extractor(_short(settings.model), network, settings.resize, device))
-
-
-def tensor_digest(about: str, tensors: Mapping[str, Tensor]) -> str:
-    """sha256, in hexadecimal, of a text and of the names, types, shapes and contents of tensors."""
-    result = hashlib.sha256(about.encode())
-    for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
-        result.update(f"\0{name} {tensor.dtype} {list(tensor.shape)}\0".encode())
-        result.update(tensor.flatten().view(torch.uint8).numpy().data)
-    return result.hexdigest()
 
 
 @dataclass(frozen=True)

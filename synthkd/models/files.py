@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -12,11 +11,12 @@ import torch
 from pydantic import Field, ValidationError
 
 from synthkd.errors import ConfigError, ModelError
-from synthkd.files import write_atomically
+from synthkd.files import sha256, write_atomically
 from synthkd.imports import allowing
 from synthkd.models.classifier import Classifier, parameters
 from synthkd.models.factories import construct
 from synthkd.models.weights import WEIGHTS, load_strictly, read_weights, serialised
+from synthkd.sealed import sealed, unsealed
 from synthkd.settings import Count, ModelSettings, Settings
 from synthkd.types import ImageSpec
 
@@ -63,7 +63,7 @@ def save(model: Classifier, directory: Path | str, extra: Mapping[str, Any] | No
         raise ModelError("this model has no recipe to rebuild it from (a folded copy?); save the model it came from")
     weights = serialised(model, str(directory))
     try:
-        config = json.dumps(
+        config = sealed(
             {
                 "format": 1,
                 "recipe": model.recipe,
@@ -74,14 +74,12 @@ def save(model: Classifier, directory: Path | str, extra: Mapping[str, Any] | No
                 "parameters": parameters(model),
                 "sha256": hashlib.sha256(weights).hexdigest(),
                 "extra": dict(extra or {}),
-            },
-            indent=2,
-            allow_nan=False,
+            }
         )
     except (TypeError, ValueError) as error:
         raise ModelError(f"config.json of {directory} can hold plain JSON only: {error}") from error
     write_atomically(directory / WEIGHTS, weights)
-    write_atomically(directory / CONFIG, config.encode() + b"\n")
+    write_atomically(directory / CONFIG, config)
 
 
 def load(path: Path | str, *, trust: bool = False) -> Classifier:
@@ -102,9 +100,7 @@ def load(path: Path | str, *, trust: bool = False) -> Classifier:
     weights = directory / WEIGHTS
     if not weights.is_file():
         raise ModelError(f"{directory} has no {WEIGHTS}; save the model again or copy the whole directory")
-    with weights.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    if digest != saved.sha256:
+    if sha256(weights) != saved.sha256:
         raise ModelError(
             f"{weights} does not have the checksum in {CONFIG}: truncated, damaged or replaced; copy both files again"
         )
@@ -139,11 +135,10 @@ def _find(path: Path) -> Path:
 
 def _read_config(path: Path) -> _Saved:
     try:
-        text = path.read_text(encoding="utf-8")
-        return _Saved.model_validate_json(text)
-    except (OSError, UnicodeDecodeError) as error:
-        raise ModelError(f"{path} cannot be read: {error}; copy it again") from error
+        return _Saved.model_validate(unsealed(path.read_bytes()))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"])) or "the file"
         raise ModelError(f"{path} is damaged or of another version: {where}: {first['msg']}; copy it again") from error
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path} cannot be read: {error}; copy it again") from error

@@ -7,7 +7,6 @@ never changed, named after their content, which later checkpoints refer to for a
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import pickle
 import re
@@ -24,9 +23,9 @@ from safetensors.torch import save as serialise
 from torch import Tensor
 
 from synthkd.errors import CheckpointError
-from synthkd.files import naming, write_atomically
-from synthkd.json_text import parse_json
+from synthkd.files import naming, sha256, write_atomically
 from synthkd.resources import out_of_memory
+from synthkd.sealed import sealed, unsealed
 
 MANIFEST = "manifest.json"
 STATE = "state.pt"
@@ -103,11 +102,11 @@ class CheckpointStore:
             manifest = {
                 "format": 2,
                 "step": step,
-                "sha256": {STATE: _sha256(partial / STATE)},
+                "sha256": {STATE: sha256(partial / STATE)},
                 ROWS: [name for names in segments.values() for name in names],
             }
             with naming(final / MANIFEST):
-                (partial / MANIFEST).write_text(json.dumps(manifest, indent=1))
+                (partial / MANIFEST).write_bytes(sealed(manifest))
             for name in (STATE, MANIFEST):
                 _flush(partial / name)
             _flush(partial)
@@ -157,8 +156,8 @@ class CheckpointStore:
         return None
 
     def _verified(self, path: Path) -> Checkpoint:
-        manifest = parse_json((path / MANIFEST).read_text())
-        if _sha256(path / STATE) != manifest["sha256"][STATE]:
+        manifest = unsealed((path / MANIFEST).read_bytes())
+        if sha256(path / STATE) != manifest["sha256"][STATE]:
             raise ValueError("its sha256 differs from the manifest")
         content = torch.load(path / STATE, map_location="cpu", weights_only=True)
         if "format" not in content:  # of a version that copied everything
@@ -176,7 +175,7 @@ class CheckpointStore:
         paths = [self.directory / ROWS / name for name in value[_SEGMENTS]]
         for name, path in zip(value[_SEGMENTS], paths, strict=True):
             match = _SEGMENT.fullmatch(name)
-            if match is None or _sha256(path) != match[3]:
+            if match is None or sha256(path) != match[3]:
                 raise ValueError(f"{ROWS}/{name}: its sha256 differs from its name")
         segments[place] = value[_SEGMENTS]
         return Rows(value["first"], value["stop"], lambda first: _read_blocks(paths, max(first, value["first"])))
@@ -202,7 +201,7 @@ class CheckpointStore:
 def _shared(checkpoint: Path) -> Sequence[str]:
     """Names of the files of rows that a checkpoint refers to; none where it is too damaged to be read again."""
     try:
-        names: Sequence[str] = parse_json((checkpoint / MANIFEST).read_text()).get(ROWS, ())
+        names: Sequence[str] = unsealed((checkpoint / MANIFEST).read_bytes()).get(ROWS, ())
     except (OSError, ValueError, AttributeError):
         return ()
     return names
@@ -234,11 +233,6 @@ def _replaced(value: Any, change: Callable[[str, Any], Any | None], place: str =
     if type(value) is not dict:
         return value
     return {key: _replaced(inner, change, f"{place}/{key}") for key, inner in value.items()}
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _flush(path: Path) -> None:
