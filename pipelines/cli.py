@@ -16,6 +16,7 @@ from synthkd.errors import ConfigError, SynthkdError
 from synthkd.imports import own
 from synthkd.pipelines.disk import resources
 from synthkd.printable import one_line, print_anything, printable
+from synthkd.stopping import Stopped, stoppable
 
 
 @dataclass(frozen=True)
@@ -70,12 +71,12 @@ SETTINGS = "CONFIG is a YAML file or the name of a recipe; settings are written 
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code: 0, 130 when interrupted, or that of the `SynthkdError` it met."""
+    """Run one command and return its exit code: 0, 128 + n when signal n stopped it, or that of its `SynthkdError`."""
     print_anything()
     parser = _parser()
     arguments, rest = parser.parse_known_args(argv)
     try:
-        with resources(arguments.command):
+        with stoppable(), resources(arguments.command):
             code = _run(arguments, rest)
             sys.stdout.flush()
         return code
@@ -83,6 +84,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         for line in str(error).splitlines():
             print(f"error: {printable(line)}", file=sys.stderr)
         return error.exit_code
+    except Stopped as stopped:
+        if _speaks():
+            resumes = "; the same command resumes" if arguments.command in VERBS else ""
+            print(f"{stopped}{resumes}", file=sys.stderr)
+        return 128 + stopped.signum
     except KeyboardInterrupt:
         print("interrupted; the same command resumes", file=sys.stderr)
         return INTERRUPTED
@@ -161,9 +167,13 @@ def _run(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
         case job:
             config = _config(job, settings)
             result = own(VERBS[job].function)(config, dry_run=arguments.dry_run)
-            if os.environ.get("RANK", "0") == "0":  # set by torchrun: the first process speaks for all
+            if _speaks():
                 print(printable(str(result)))
     return 0
+
+
+def _speaks() -> bool:
+    return os.environ.get("RANK", "0") == "0"  # set by torchrun: the first process speaks for all
 
 
 def _config(job: str, settings: Sequence[str]) -> Any:

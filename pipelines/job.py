@@ -58,9 +58,8 @@ class Job:
     def finish(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Write result.json and report.html, then drop the checkpoints, which a finished run no longer needs."""
         resumed = sum(row.get("kind") == "resume" for row in self.monitor.rows())
-        complete = complete_result(
-            self.name, self.config, self.directory, {**values, "interrupted": resumed}, self.device
-        )
+        values = {**values, "interrupted": resumed}
+        complete = complete_result(self.name, self.config, self.directory, values, self.device)
         if self.accelerator.is_main_process:
             write_result(self.directory, complete)
         self.tidy()

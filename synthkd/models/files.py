@@ -140,5 +140,7 @@ def _read_config(path: Path) -> _Saved:
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"])) or "the file"
         raise ModelError(f"{path} is damaged or of another version: {where}: {first['msg']}; copy it again") from error
-    except (OSError, ValueError) as error:
+    except ValueError as error:
+        raise ModelError(f"{path} is damaged: {error}; copy it again") from error
+    except OSError as error:
         raise ModelError(f"{path} cannot be read: {error}; copy it again") from error

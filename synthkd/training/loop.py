@@ -18,6 +18,7 @@ from synthkd.display import Display
 from synthkd.errors import CheckpointError
 from synthkd.monitor import Monitor
 from synthkd.rng import derive
+from synthkd.stopping import Stopped, asked, held
 from synthkd.training.checkpoint import CheckpointStore
 from synthkd.types import Stateful
 
@@ -120,7 +121,12 @@ class Loop:
         Raises:
             TrainingError: from an action whose loss is not finite, or a part whose state is not; checkpoints from
                 before it stay.
+            Stopped: a signal asked to; the step is finished, and there is a checkpoint of it.
         """
+        with held():
+            return self._run(stages, title)
+
+    def _run(self, stages: Sequence[Stage], title: str) -> Progress:
         total = sum(stage.steps for stage in stages)
         done, before, watching, resumed = self._resume(total)
         self._accelerator.wait_for_everyone()  # nobody may write a checkpoint before everybody has looked for one
@@ -151,7 +157,8 @@ class Loop:
                                 watching += time.perf_counter() - began
                                 watched |= bool(values)
                     last = step + 1 == total
-                    saving = (step + 1) % self._checkpoint_every == 0 or last
+                    signum = self._signal()
+                    saving = (step + 1) % self._checkpoint_every == 0 or last or signum != 0
                     # what was measured before a checkpoint is logged before it: a resumed run could not do it later
                     if (step + 1) % self._log_every == 0 or saving or watched or at_once:
                         row = {name: float(value) for name, value in latest.items()}
@@ -162,8 +169,17 @@ class Loop:
                         display.update(step + 1, stage.name, {k: row[k] for k in self._shown if k in row})
                     if saving:
                         self._checkpoint(step + 1, elapsed(), watching)
+                    if signum:
+                        raise Stopped(signum, step + 1)
                 offset += stage.steps
         return Progress(total, resumed, elapsed() - watching, watching)
+
+    def _signal(self) -> int:
+        """The signal that asks to stop, or 0; the same in every process, whichever of them got it."""
+        if self._accelerator.num_processes == 1:
+            return asked()
+        everyone: Tensor = self._accelerator.gather(torch.tensor([asked()], device=self._accelerator.device))
+        return int(everyone.max())
 
     def _resume(self, total: int) -> tuple[int, float, float, int | None]:
         checkpoint = self._store.latest()

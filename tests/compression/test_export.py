@@ -331,7 +331,7 @@ class TestRunning:
         ("change", "message"),
         [
             ({"height": 0}, "describes itself wrongly: height"),
-            ({"format": 2}, "describes itself wrongly: format"),
+            ({"format": 3}, "describes itself wrongly: format"),
             ({"class_names": ["a"]}, "names 1 of its 5 classes"),
         ],
     )

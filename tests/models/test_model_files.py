@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from torch import nn
 import synthkd
 from synthkd.errors import ModelError
 from synthkd.models import Classifier, build, fold_batch_norm, load, save
+from synthkd.sealed import unsealed
 from synthkd.settings import ZooModel
 from synthkd.types import ImageSpec
 
@@ -96,6 +98,16 @@ def _truncate(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
 
 
+def _changed(old: str, new: str) -> Callable[[Path], None]:
+    """Another word, in a file of a version without checksums."""
+
+    def change(path: Path) -> None:
+        values = unsealed(path.read_bytes())
+        path.write_text(json.dumps(values).replace(old, new))
+
+    return change
+
+
 def _flip(path: Path) -> None:
     data = bytearray(path.read_bytes())
     data[-5] ^= 1
@@ -110,9 +122,9 @@ def _flip(path: Path) -> None:
         ("model.safetensors", Path.unlink, "has no model.safetensors"),
         ("config.json", _truncate, "config.json is damaged"),
         ("config.json", Path.unlink, "has no config.json"),
-        ("config.json", lambda p: p.write_text(p.read_text().replace('"format": 1', '"format": 2')), "format"),
-        ("config.json", lambda p: p.write_text(p.read_text().replace('"convnet"', '"convent"')), "recipe"),
-        ("config.json", lambda p: p.write_text(p.read_text().replace('"height": 8', '"height": 4')), "at least 8x8"),
+        ("config.json", _changed('"format": 1', '"format": 2'), "format"),
+        ("config.json", _changed('"convnet"', '"convent"'), "recipe"),
+        ("config.json", _changed('"height": 8', '"height": 4'), "at least 8x8"),
         ("config.json", lambda p: p.write_bytes(b"\xff\xfe"), "config.json"),
     ],
 )
@@ -124,8 +136,7 @@ def test_damage_is_named(directory: Path, name: str, damage, message: str) -> No
 
 
 def test_weights_of_another_model_are_named(directory: Path) -> None:
-    config = directory / "config.json"
-    config.write_text(config.read_text().replace('"width": 4', '"width": 8'))
+    _changed('"width": 4', '"width": 8')(directory / "config.json")
     with pytest.raises(ModelError, match=r"shape: body\.stage1\.0\.weight \(\[4, 1, 3, 3\].*12 more"):
         load(directory)
 

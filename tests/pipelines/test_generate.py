@@ -27,6 +27,7 @@ from synthkd.pipelines.config import GenerateConfig, TeachConfig
 from synthkd.pipelines.order import class_counts
 from synthkd.pipelines.run import Plan, Result
 from synthkd.rng import Rows
+from synthkd.sealed import unsealed
 from synthkd.types import ImageSpec, Round
 
 NAMES = ("zero", "one", "two", "three")
@@ -383,7 +384,7 @@ def test_the_card_says_what_it_is(card: str, tmp_path: Path) -> None:
     front = yaml.safe_load(card.split("---")[1])
     assert front["synthetic"] is True
     assert front["size_categories"] == ["n<1K"]
-    about = json.loads((tmp_path / "run" / "dataset" / "dataset.json").read_text())
+    about = unsealed((tmp_path / "run" / "dataset" / "dataset.json").read_bytes())
     assert about["teacher"]["sha256"] in card
     assert "Seed 0." in card
     assert "There is no privacy guarantee" in card
