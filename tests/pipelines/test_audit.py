@@ -22,6 +22,7 @@ from synthkd.pipelines.cli import main
 from synthkd.pipelines.config import AuditConfig
 from synthkd.pipelines.run import Plan, Result
 from synthkd.privacy.audit import AVERAGE_CASE
+from synthkd.sealed import unsealed
 from synthkd.settings import DigitsData, ZooModel
 from synthkd.types import to_float
 
@@ -106,7 +107,7 @@ def attacked(models: dict[str, Any], lists: dict[str, str], tmp_path: Path) -> C
         assert AVERAGE_CASE in str(result)
         assert report["verdict"]["text"] in page
         assert report["verdict"]["text"] in str(result)
-        assert json.loads((result.directory / "result.json").read_text()) == result.values
+        assert unsealed((result.directory / "result.json").read_bytes()) == result.values
         return result
 
     return run

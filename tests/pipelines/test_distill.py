@@ -23,6 +23,7 @@ from synthkd.monitor import read_rows, series
 from synthkd.pipelines import distill, generate, teach
 from synthkd.pipelines.config import DistillConfig, GenerateConfig, TeachConfig
 from synthkd.pipelines.run import Plan, Result
+from synthkd.sealed import unsealed
 
 TEACHER: dict[str, Any] = {
     "data": {"kind": "digits"},
@@ -84,7 +85,7 @@ def test_teacher_and_student_from_one_recipe(tmp_path: Path) -> None:
     phases = ["phases.1.steps=250", "phases.1.every=10"]
     out = tmp_path / "run"
     result = run(load_config(DistillConfig, recipe, [f"out={out}", "seed=3", *phases]))
-    saved = json.loads((out / "result.json").read_text())
+    saved = unsealed((out / "result.json").read_bytes())
     assert saved == result.values
     assert saved["seed"] == 3
     assert saved["real_images_used"] == 0

@@ -20,6 +20,7 @@ from synthkd.pipelines.cas import RECIPE
 from synthkd.pipelines.cli import main
 from synthkd.pipelines.config import EvaluateConfig
 from synthkd.pipelines.run import Plan, Result
+from synthkd.sealed import unsealed
 from synthkd.settings import DigitsData, ZooModel
 
 SMALL = {"subsets": 10, "subset_size": 50, "splits": 2, "cache": None, "device": "cpu"}
@@ -77,7 +78,7 @@ def scored(out: Path, generated: list[Path], real: Path, **more: Any) -> dict[st
     source = {**SMALL, "generated": [str(path) for path in generated], "real": str(real), "out": str(out), **more}
     result = evaluate(load_config(EvaluateConfig, source, []))
     assert isinstance(result, Result)
-    saved = json.loads((out / "result.json").read_text())
+    saved = unsealed((out / "result.json").read_bytes())
     assert saved == result.values
     return {one["name"]: {score["name"]: score for score in one["scores"]} for one in saved["generated"]}
 

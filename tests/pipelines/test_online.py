@@ -21,6 +21,7 @@ from synthkd.pipelines.config import DistillConfig, TeachConfig
 from synthkd.pipelines.run import Plan, Result
 from synthkd.pipelines.teachers import untrained_teacher
 from synthkd.report import write_report
+from synthkd.sealed import unsealed
 from synthkd.settings import ZooModel
 from synthkd.types import ImageSpec
 
@@ -112,7 +113,7 @@ def test_two_peers_learn_with_the_student(teacher: dict[str, Any], tmp_path: Pat
     assert "peer 1" in str(plan)
     assert "peer 2" in str(plan)
     values = run(config_of(source, tmp_path / "run")).values
-    saved = json.loads((tmp_path / "run" / "result.json").read_text())
+    saved = unsealed((tmp_path / "run" / "result.json").read_bytes())
     assert saved == values
     assert len(values["peers"]) == 2
     for number, peer in enumerate(values["peers"], start=1):
