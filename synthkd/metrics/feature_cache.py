@@ -75,13 +75,16 @@ def save_set(saved: SavedSet, path: Path | str) -> None:
 
 
 def require_replaceable(path: Path) -> None:
-    """Refuse to write features to a place that holds anything but features, or that is no plain file.
+    """Refuse to write features to a place that holds anything but features, that is no plain file, or out of reach.
 
     Raises:
         ConfigError: the reason.
     """
     if path.suffix != FEATURES:
         raise ConfigError(f"save_features: features are kept in {FEATURES} files, got {path}; name it so")
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise ConfigError(f"save_features: {folder} is no folder that can be written; choose another file")
     if not path.is_symlink() and not path.exists():
         return
     try:
@@ -126,16 +129,19 @@ def load_set(path: Path | str) -> SavedSet:
         tensors, metadata = unsealed_tensors(path)
     except ValueError as error:
         raise DataError(f"{path} is not a readable features file ({error}); take the features again") from error
-    if metadata.get("format") != FORMAT or "values" not in tensors:
-        raise DataError(f"{path} holds no features that this version saved; take the features again")
-    return SavedSet(
-        features=_features(metadata, tensors, ""),
-        content=metadata["content"],
-        name=metadata.get("name", ""),
-        labels=tensors.get("labels"),
-        class_names=tuple(parse_json(metadata.get("class_names", "[]"))),
-        teacher=_features(metadata, tensors, TEACHER) if f"{TEACHER}values" in tensors else None,
-    )
+    try:
+        if metadata["format"] != FORMAT:
+            raise ValueError("another format")
+        return SavedSet(
+            features=_features(metadata, tensors, ""),
+            content=metadata["content"],
+            name=metadata.get("name", ""),
+            labels=tensors.get("labels"),
+            class_names=tuple(parse_json(metadata.get("class_names", "[]"))),
+            teacher=_features(metadata, tensors, TEACHER) if f"{TEACHER}values" in tensors else None,
+        )
+    except (KeyError, ValueError) as error:
+        raise DataError(f"{path} holds no features that this version saved; take the features again") from error
 
 
 def cached_extract(
