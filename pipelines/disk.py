@@ -34,6 +34,7 @@ _SMALLER = {
     "teach": "make training.batch_size (with dp: physical_batch), model.width or the images (data.size) smaller",
 }
 """Job -> the settings that ask for less memory."""
+_ASKED = re.compile(r"allocate (\d+) bytes|allocate ([\d.]+ [KMGT]i?B)", re.IGNORECASE)
 
 
 def free_bytes(path: Path) -> int:
@@ -93,7 +94,7 @@ def resources(job: str) -> Iterator[None]:
             raise
         for cause in causes(error):
             if out_of_memory(cause):
-                asked = re.search(r"(?i)allocate (\d+) bytes|allocate ([\d.]+ [KMGT]i?B)", str(cause))
+                asked = _ASKED.search(str(cause))
                 much = "" if asked is None else f" ({size(int(asked[1])) if asked[1] else asked[2]} were asked for)"
                 remedy = _SMALLER.get(job, "close other programs")
                 raise CheckpointError(f"out of memory{much}; {remedy}") from error

@@ -48,7 +48,7 @@ def unsealed(data: bytes) -> dict[str, Any]:
 def sealed_tensors(tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> bytes:
     """The content of a .safetensors file, with the sha256 of tensors and metadata in its metadata."""
     metadata = {**about, "sha256": tensor_digest(_text(about), tensors)}
-    return serialise({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata)
+    return _in_order(serialise({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata))
 
 
 def unsealed_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -77,6 +77,16 @@ def tensor_digest(about: str, tensors: Mapping[str, Tensor]) -> str:
         result.update(f"\0{name} {tensor.dtype} {list(tensor.shape)}\0".encode())
         result.update(tensor.flatten().view(torch.uint8).numpy().data)
     return result.hexdigest()
+
+
+def _in_order(data: bytes) -> bytes:
+    """The same .safetensors file with its metadata in order, which the library writes in another one each time."""
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + data[end:]
 
 
 def _digest(values: Any) -> str:

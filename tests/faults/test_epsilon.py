@@ -20,6 +20,7 @@ from synthkd.pipelines.cli import INTERRUPTED, main
 from synthkd.privacy.accounting import Ledger, PoissonSteps, Release, ledger_of
 from synthkd.privacy.dpsgd import PoissonSource
 from synthkd.privacy.journal import JOURNAL, PRIVATE, Journal
+from synthkd.sealed import sealed, unsealed
 from synthkd.settings import ZooModel
 from synthkd.types import ImageSpec
 
@@ -388,7 +389,7 @@ def test_a_private_handover_claims_what_its_journals_have_and_shows_no_hash_of_i
     for name in ("result.json", "privacy_report.json", "report.html"):
         (out / name).unlink()  # as if it had been cut before its end
     result = out / "teach" / "result.json"
-    good = json.loads(result.read_text())
+    good = unsealed(result.read_bytes())
     fewer = {**good["dp"], "ledger": [{**good["dp"]["ledger"][0], "steps": 1}]}
     louder = {**good["dp"], "ledger": [{**good["dp"]["ledger"][0], "noise_multiplier": 9.0}]}
     negative = {**good["dp"], "ledger": [{**good["dp"]["ledger"][0], "steps": -1}]}
@@ -396,7 +397,7 @@ def test_a_private_handover_claims_what_its_journals_have_and_shows_no_hash_of_i
         (fewer, "counts other looks"), (louder, "counts other looks"), (negative, "got -1"), (None, "may claim"),
         ({"ledger": []}, "may claim"), ({**good["dp"], "delta": -1.0}, "may claim"),
     ):  # fmt: skip
-        result.write_text(json.dumps({**good, "dp": claim}))
+        result.write_bytes(sealed({**good, "dp": claim}))
         capsys.readouterr()
         refused(capsys, run("compress", recipe, out), 6, said, "from a copy")
     assert (len(looked), witness.looks) == (1, STEPS)

@@ -13,6 +13,7 @@ from synthkd.errors import ConfigError, ModelError
 from synthkd.imports import allowing, resolve
 from synthkd.models import build_model, load, save
 from synthkd.pipelines.cli import main
+from synthkd.sealed import sealed, unsealed
 from synthkd.settings import ZooModel
 from synthkd.types import ImageSpec
 
@@ -130,7 +131,8 @@ def test_a_received_unfinished_run_runs_nothing_when_it_is_resumed(
     asked = words("distill", DISTILL, "out=run")
     assert main(asked) == 0
     (tmp_path / "run/result.json").unlink()
-    (tmp_path / "run/teach/result.json").write_text(without_inventory(tmp_path / "run/teach/result.json"))
+    taught = unsealed((tmp_path / "run/teach/result.json").read_bytes())
+    (tmp_path / "run/teach/result.json").write_bytes(sealed({**taught, "files": {}}))  # as a sender would make it
     poisoned(tmp_path / "run/teach/teacher", f"touch {tmp_path}/CANARY")
     capsys.readouterr()
     assert main(asked) == ModelError.exit_code
@@ -138,11 +140,6 @@ def test_a_received_unfinished_run_runs_nothing_when_it_is_resumed(
     assert REFUSED in said
     assert "run/teach/teacher/config.json" in said
     assert not (tmp_path / "CANARY").exists()
-
-
-def without_inventory(path: Path) -> str:
-    """What a finished run says, without the checksums of its files, as a sender would make it."""
-    return json.dumps({key: value for key, value in json.loads(path.read_text()).items() if key != "files"})
 
 
 def test_functions_of_the_recipe_run_and_resume_without_further_words(

@@ -99,7 +99,7 @@ def test_a_signal_finishes_the_step_and_the_same_command_ends_as_if_there_had_be
             patch.setattr(Learner, "update", before_call(Learner.update, number, send(getattr(signal, which))))
             assert cli.main(["distill", recipe, f"out={broken}"]) == 128 + getattr(signal, which)
         assert stopped(capsys) == [f"stopped by {which} after step {step}; the same command resumes"]
-        assert [path.name for path in (broken / place / "checkpoints").iterdir()] == [f"step_{step:08d}"]
+        assert [path.name for path in (broken / place / "checkpoints").glob("step_*")] == [f"step_{step:08d}"]
         assert not (broken / "result.json").exists()
     assert cli.main(["distill", recipe, f"out={broken}"]) == 0
     assert tensors(broken) == tensors(whole)
@@ -183,7 +183,7 @@ def test_all_processes_stop_at_the_same_step_whichever_got_the_signal(tmp_path: 
     )
     assert done.returncode != 0
     assert "stopped by SIGTERM after step 4; the same command resumes" in done.stderr.splitlines()
-    assert [path.name for path in (out / "teach" / "checkpoints").iterdir()] == ["step_00000004"]
+    assert [path.name for path in (out / "teach" / "checkpoints").glob("step_*")] == ["step_00000004"]
 
 
 def test_handlers_stand_around_a_command_only(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -194,7 +194,7 @@ def test_handlers_stand_around_a_command_only(monkeypatch: pytest.MonkeyPatch) -
         during.update({each: signal.getsignal(each) for each in mine})
         return ""
 
-    monkeypatch.setattr("synthkd.pipelines.cli._imported", lambda _: look)
+    monkeypatch.setattr("synthkd.pipelines.cli.own", lambda _: look)
     monkeypatch.setattr("synthkd.pipelines.cli._config", lambda *_: None)
     assert cli.main(["distill"]) == 0
     assert all(during[each] != handler for each, handler in mine.items())
