@@ -11,10 +11,11 @@ from collections.abc import Iterator
 
 _OF_MEMORY = re.compile(
     r"out of memory|(can't|cannot|could not|unable to|failed to) (allocate|mmap)|not enough memory|bad_?alloc"
-    r"|could not create a (primitive|memory)|ALLOC_FAILED|can't start new thread",
+    r"|could not create a (primitive|memory)|ALLOC_FAILED|can't start new thread"
+    r"|failed to map segment",
     re.IGNORECASE,
 )
-"""What torch, oneDNN, CUDA's libraries and ONNX Runtime say, whose errors have no number."""
+"""What torch, oneDNN, CUDA's libraries and the loader of modules say, whose errors have no number."""
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:
@@ -31,7 +32,7 @@ def out_of_memory(error: BaseException) -> bool:
     """Whether this very error says that there was no memory."""
     if isinstance(error, MemoryError) or number(error) == errno.ENOMEM:
         return True
-    return isinstance(error, RuntimeError) and _OF_MEMORY.search(str(error)) is not None
+    return isinstance(error, RuntimeError | ImportError) and _OF_MEMORY.search(str(error)) is not None
 
 
 def number(error: BaseException) -> int | None:
