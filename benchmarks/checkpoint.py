@@ -25,7 +25,7 @@ from synthkd.data.bank import MemoryBank
 from synthkd.files import write_atomically
 from synthkd.hardware import describe
 from synthkd.settings import BankSettings
-from synthkd.training.checkpoint import CheckpointStore, Rows
+from synthkd.training.checkpoint import CheckpointStore
 from synthkd.types import ImageSpec
 
 RESULTS = Path(__file__).parent / "results" / "checkpoint.json"
@@ -70,10 +70,8 @@ def add(bank: MemoryBank, count: int) -> None:
 
 
 def whole(bank: MemoryBank) -> dict[str, Any]:
-    """The bank's state as one copy."""
-    rows: Rows = bank.rows()
-    blocks = [block.columns for block in rows.blocks(rows.first)]
-    return {name: torch.cat([block[name] for block in blocks]) for name in ("images", "labels", "logits")}
+    """The bank's arrays as a copy, which is what a checkpoint used to hold."""
+    return {name: getattr(bank, f"_{name}")[: len(bank)].clone() for name in ("images", "labels", "logits", "births")}
 
 
 def costs(images: int, repeats: int) -> dict[str, Any]:
