@@ -205,5 +205,6 @@ def _summary(job: Job, values: Mapping[str, Any], already: bool = False) -> tupl
         if file.get("accuracy") is not None:
             said += f", {file['accuracy']['value']:.2%} right"
         lines.append(said)
+    lines += [f"alarm:   {alarm['name']}: {alarm['message']}" for alarm in values["alarms"]]
     lines.append(f"privacy: {values['verdict']['text']}")
     return (*lines, f"report:  {job.directory / 'privacy_report.html'}", f"student: {job.directory / 'student'}")
