@@ -7,9 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
 from pydantic import ValidationError
 
+from synthkd.configuration import read_yaml
 from synthkd.data.real import Splits, load_splits
 from synthkd.data.writers import Layout, check_format
 from synthkd.errors import ConfigError
@@ -81,9 +81,8 @@ def _teacher_settings(config: GenerateConfig) -> tuple[TeacherSettings, Path | N
     if is_model_directory(directory / TAUGHT):
         return LoadedModel(kind="load", model=str(directory / TAUGHT)), source
     try:
-        saved = yaml.safe_load(source.read_text(encoding="utf-8"))
-        return LoadedModel(**saved["teacher"]), source
-    except (OSError, yaml.YAMLError, AttributeError, KeyError, TypeError, ValidationError) as error:
+        return LoadedModel(**read_yaml(source)["teacher"]), source
+    except (ConfigError, KeyError, TypeError, ValidationError) as error:
         raise ConfigError(f"run: {config.run} does not say which teacher labels the images; set teacher") from error
 
 

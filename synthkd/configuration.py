@@ -53,7 +53,7 @@ def load_config(model: type[Config], source: str | Path | Mapping[str, Any] | No
     elif isinstance(source, Mapping):
         data = _plain(source, ())
     else:
-        data = _read(Path(source))
+        data = read_yaml(Path(source))
     problems: list[str] = []
     assignments: list[tuple[list[str], Any]] = []
     for override in overrides:
@@ -268,7 +268,12 @@ def _expanded(node: Node, known: dict[Node, int]) -> int:
     return known[node]
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The plain data in a YAML file.
+
+    Raises:
+        ConfigError: it cannot be read, is no section of keys, or is out of proportion to any configuration.
+    """
     try:
         with path.open("rb") as file:
             content = file.read(LARGEST_FILE + 1)
