@@ -12,6 +12,7 @@ from synthkd.settings import (
     Count,
     Depth,
     Fraction,
+    Noise,
     NonNegative,
     OptimizerSettings,
     PerClass,
@@ -201,7 +202,7 @@ class MerfSettings(Settings):
     kind: Literal["merf"]
     epsilon: Positive | None = None
     """Budget of the release under replacing one image, from which its noise follows."""
-    noise_multiplier: NonNegative | None = None
+    noise_multiplier: Noise | None = None
     """The noise itself, over the sensitivity, in place of a budget."""
     delta: Annotated[float, Field(gt=0.0, lt=1.0)] = 1e-5
     """Must be below 1 / images."""

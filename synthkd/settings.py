@@ -68,6 +68,17 @@ Listed = Field(max_length=MOST_ITEMS)
 PerClass = Field(max_length=MOST_CLASSES)
 
 
+def _is_noise(multiplier: float) -> float:
+    if 0.0 < multiplier < LEAST_NOISE:
+        raise ValueError(f"must be 0, which is no noise at all, or at least {LEAST_NOISE:g}")
+    return multiplier
+
+
+LEAST_NOISE = 0.01
+"""Over the sensitivity; epsilon is in the thousands there, and a little below no accountant's tables fit a memory."""
+Noise = Annotated[NonNegative, AfterValidator(_is_noise)]
+
+
 # --- schedules ------------------------------------------------------------------------------------------------------
 
 
@@ -301,7 +312,7 @@ class DPSettings(Settings):
 
     epsilon: Positive | None = None
     """Budget for the planned steps, from which the noise is calibrated; adding or removing one image."""
-    noise_multiplier: NonNegative | None = None
+    noise_multiplier: Noise | None = None
     """The noise itself, over `clip`, in place of a budget."""
     delta: Annotated[float, Field(gt=0.0, lt=1.0)] = 1e-5
     """Must be below 1 / images."""

@@ -137,6 +137,14 @@ def test_both_ends_of_a_curve_are_bounded(key, value):
         assert complaints("distill", ("distill", key), curve), (key, end)
 
 
+@pytest.mark.parametrize("value", [5e-324, 1e-9, 0.009])
+def test_noise_that_no_accountant_can_follow_is_refused(value):
+    for path in (("teacher", {"kind": "train"}, "training", "dp"), ("generator", {"kind": "merf"})):
+        key = (*path, "noise_multiplier")
+        assert complaints("compress", key, value)
+        assert not complaints("compress", key, 0.01)
+
+
 def test_a_list_has_no_more_items_than_somebody_writes():
     many = [{"kind": "refine", "steps": 1}] * 2000
     (line,) = complaints("distill", ("phases",), many)
