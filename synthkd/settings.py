@@ -56,8 +56,8 @@ Shift = Annotated[int, Field(ge=0, le=2**8)]
 Classes = Annotated[int, Field(ge=1, le=100_000)]
 Channels = Annotated[int, Field(ge=1, le=2**10)]
 """Of an image; hyperspectral ones have some hundreds."""
-Threads = Annotated[int, Field(ge=1, le=2**10)]
-"""More than the processors of one machine; an operating system starts no hundred thousand."""
+Threads = Annotated[int, Field(ge=1, le=2**9)]
+"""As many cores as a machine has today; OpenMP ends the process where the system starts no more threads."""
 Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
 """What fits a signed word, as torch, numpy and files take it."""
 

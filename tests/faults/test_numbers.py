@@ -225,4 +225,4 @@ def test_counting_a_network_draws_no_random_number():
 
 def test_a_hundred_thousand_threads_are_refused(capsys):
     assert main(["teach", "data.kind=digits", "model.arch=mlp", "threads=100000", "--dry-run"]) == 2
-    assert capsys.readouterr().err == "error: threads: expected a whole number >= 1 and <= 1024 or null, got 100000\n"
+    assert capsys.readouterr().err == "error: threads: expected a whole number >= 1 and <= 512 or null, got 100000\n"
