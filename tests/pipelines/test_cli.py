@@ -28,8 +28,8 @@ def calls(monkeypatch):
         return "a summary"
 
     jobs = SimpleNamespace(distill=distill)
-    monkeypatch.setitem(sys.modules, "stand_in_jobs", jobs)
-    monkeypatch.setitem(cli.VERBS, "distill", replace(cli.VERBS["distill"], function="stand_in_jobs:distill"))
+    monkeypatch.setitem(sys.modules, "synthkd.stand_in_jobs", jobs)
+    monkeypatch.setitem(cli.VERBS, "distill", replace(cli.VERBS["distill"], function="synthkd.stand_in_jobs:distill"))
     return seen
 
 
@@ -38,8 +38,10 @@ def failing(monkeypatch):
     """Let `synthkd distill` raise what the test says."""
 
     def fail(error):
-        monkeypatch.setitem(sys.modules, "failing_jobs", SimpleNamespace(distill=Mock(side_effect=error)))
-        monkeypatch.setitem(cli.VERBS, "distill", replace(cli.VERBS["distill"], function="failing_jobs:distill"))
+        monkeypatch.setitem(sys.modules, "synthkd.failing_jobs", SimpleNamespace(distill=Mock(side_effect=error)))
+        monkeypatch.setitem(
+            cli.VERBS, "distill", replace(cli.VERBS["distill"], function="synthkd.failing_jobs:distill")
+        )
 
     return fail
 
@@ -293,7 +295,7 @@ def test_the_jobs_of_the_package_are_the_verbs():
     assert pipelines.__all__ == list(cli.VERBS)
     for name, verb in cli.VERBS.items():
         assert verb.function == f"synthkd.pipelines.{name}:{name}"
-        assert cli._imported(verb.function) is getattr(pipelines, name)
+        assert cli.own(verb.function) is getattr(pipelines, name)
     with pytest.raises(AttributeError, match="has no attribute 'nonsense'"):
         pipelines.nonsense  # noqa: B018
 
