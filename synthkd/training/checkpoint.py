@@ -7,6 +7,7 @@ never changed, named after their content, which later checkpoints refer to for a
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import pickle
 import re
@@ -26,6 +27,8 @@ from synthkd.errors import CheckpointError
 from synthkd.files import naming, sha256, write_atomically
 from synthkd.resources import out_of_memory
 from synthkd.sealed import sealed, unsealed
+
+LOG = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 STATE = "state.pt"
@@ -136,7 +139,7 @@ class CheckpointStore:
         return {_SEGMENTS: names, "first": value.first, "stop": value.stop}
 
     def latest(self) -> Checkpoint | None:
-        """The newest checkpoint that verifies, or None when there is none.
+        """The newest checkpoint that verifies, or None when there is none; newer ones that do not are logged.
 
         Raises:
             CheckpointError: when checkpoints exist but not one of them verifies.
@@ -144,11 +147,15 @@ class CheckpointStore:
         damaged: list[str] = []
         for path in self._newest_first():
             try:
-                return self._verified(path)
+                found = self._verified(path)
             except (OSError, ValueError, LookupError, TypeError, RuntimeError, pickle.UnpicklingError) as error:
                 if out_of_memory(error):
                     raise
                 damaged.append(f"{path.name} ({error})")
+                continue
+            if damaged:
+                LOG.warning("%s: damaged: %s; going on from %s", self.directory, "; ".join(damaged), path.name)
+            return found
         if damaged:
             raise CheckpointError(
                 f"{self.directory}: no checkpoint verifies: {'; '.join(damaged)}; delete the run to start anew"

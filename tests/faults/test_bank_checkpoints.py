@@ -131,7 +131,9 @@ def dying(call: object, calls: Iterator[int]) -> object:
 
 
 @pytest.mark.parametrize("damage", ["flip", "truncate", "delete"])
-def test_damaged_rows_are_noticed_and_the_checkpoint_before_them_is_taken(tmp_path: Path, damage: str) -> None:
+def test_damaged_rows_are_noticed_and_the_checkpoint_before_them_is_taken(
+    tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
     bank, store = make(tmp_path / "bank"), CheckpointStore(tmp_path / "store")
     add(bank)
     saved(store, 1, bank)
@@ -142,6 +144,9 @@ def test_damaged_rows_are_noticed_and_the_checkpoint_before_them_is_taken(tmp_pa
     damaged(files[-1], damage)
     step, found = restored(tmp_path / "store", tmp_path / "again")
     assert (step, content(found)) == (1, older)
+    (told,) = caplog.messages
+    assert "damaged: step_00000002 (" in told
+    assert told.endswith("; going on from step_00000001")
     damaged(files[0], damage)
     with pytest.raises(CheckpointError, match=r"no checkpoint verifies: .*rows"):
         CheckpointStore(tmp_path / "store").latest()
