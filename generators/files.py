@@ -8,7 +8,7 @@ from typing import Literal
 from pydantic import Field, ValidationError
 
 from synthkd.errors import ModelError
-from synthkd.files import file_names, sha256, write_atomically
+from synthkd.files import file_names, inside, sha256, write_atomically
 from synthkd.generators.settings import (
     FROM_REAL,
     GeneratorSettings,
@@ -100,11 +100,12 @@ def read_saved(path: Path | str) -> tuple[SavedGenerator, Path]:
         raise ModelError(f"{path} has no {CONFIG}, nor {INSIDE_A_RUN}/ with one; give a saved generator or a run")
     try:
         saved = SavedGenerator.model_validate(unsealed((directory / CONFIG).read_bytes()))
+        files = {inside(directory, name): digest for name, digest in saved.files.items()}
     except (OSError, ValueError) as error:
         first = error.errors(include_url=False)[0]["msg"] if isinstance(error, ValidationError) else error
         raise ModelError(f"{directory / CONFIG} is damaged or of another version: {first}; copy it again") from error
-    for name, digest in saved.files.items():
-        if not (file := directory / name).is_file() or sha256(file) != digest:
+    for file, digest in files.items():
+        if not file.is_file() or sha256(file) != digest:
             raise ModelError(f"{file} is missing or does not have the checksum in {CONFIG}; copy {directory} again")
     return saved, directory
 

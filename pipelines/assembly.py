@@ -25,7 +25,7 @@ from synthkd.distillation.team import TeacherTeam
 from synthkd.errors import ConfigError
 from synthkd.generators.build import build_generator
 from synthkd.generators.files import real_images_seen
-from synthkd.generators.settings import DatasetSettings, NoGenerator
+from synthkd.generators.settings import DatasetSettings, MerfSettings, NoGenerator
 from synthkd.generators.stored import StoredImages
 from synthkd.models import Classifier, TeacherContract, inherit, is_fresh, probe
 from synthkd.pipelines.config import DistillConfig
@@ -111,7 +111,7 @@ def assemble(
     streamed = config.data if isinstance(config.data, StreamData) else None
     splits = None if config.data is None or isinstance(config.data, StreamData) else load_splits(config.data)
     if splits is not None and directory is not None:
-        keep_data(directory, splits, accelerator)
+        keep_data(directory, splits, accelerator, isinstance(config.generator, MerfSettings))
     subject = subject_of(teacher, dataset, splits)
     if streamed is not None and accelerator.num_processes > 1:
         raise ConfigError("data.kind: a stream is read in one process only; leave torchrun out, or take another kind")

@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,7 +30,7 @@ from synthkd.pipelines.teachers import teach_config
 from synthkd.privacy.accounting import ledger_of
 from synthkd.privacy.journal import JOURNAL, Journal
 from synthkd.rng import Rows
-from synthkd.settings import LoadedModel, TrainedTeacher, ZooModel
+from synthkd.settings import DPSettings, LoadedModel, TrainedTeacher, ZooModel
 from synthkd.types import SampleGenerator, balanced_labels, to_uint8
 
 RELEASE, TEACH, SEARCH, DISTILL = "release", "teach", "search", "distill"
@@ -76,19 +76,31 @@ def run_flow(config: CompressConfig, directory: Path, private: Splits | None, se
     settings, generator = config.teacher, config.generator
     assert settings is not None
     shown = private
+    journal = Journal(directory)
+    dp = settings.training.dp if isinstance(settings, TrainedTeacher) else None
+    counted = {RELEASE: isinstance(generator, MerfSettings), TEACH: dp is not None}
+    for name, counts in counted.items():
+        if not counts and (directory / name / JOURNAL).exists():
+            raise CheckpointError(
+                f"{directory / name} has looked at the private images, which flow {config.flow} would not count; "
+                "choose another out=, or run the flow that it is of"
+            )
+    journal.require_parts()
     if isinstance(generator, MerfSettings):
         assert private is not None
         releasing = _releasing(config, generator, directory / RELEASE, seed)
         released = release(releasing, private.train)
-        claims.append(_proven(released))
+        claims.append(_proven(released, generator))
+        journal.keep_part(RELEASE)
         generator = SavedSettings(kind="saved", path=str(released.directory))
         if config.flow == "f3":
             shown = _in_their_place(private, load_released(releasing, released), config.synthetic.per_class, seed)
     if isinstance(settings, TrainedTeacher):
         taught = teach(_teaching(config, settings, directory / TEACH, seed), splits=shown)
         assert isinstance(taught, Result)
-        if settings.training.dp is not None:
-            claims.append(_proven(taught))
+        if dp is not None:
+            claims.append(_proven(taught, dp))
+            journal.keep_part(TEACH)
         teacher = load_taught(taught)
         settings = LoadedModel(kind="load", model=str(taught.directory))
     else:
@@ -125,16 +137,17 @@ def sample(
     return torch.cat(images), labels
 
 
-def _proven(result: Result) -> Mapping[str, Any]:
-    """What a finished run may claim, if it counts the very looks that its journal has; an older one may have none."""
-    claim = result.values.get("dp")
-    counted, written = ledger_of(claim), Journal(result.directory).ledger
-    if written.events and written != counted:
+def _proven(result: Result, settings: MerfSettings | DPSettings) -> Mapping[str, Any]:
+    """What a finished run may claim, if it counts the very looks that its journal has, on the terms of its settings."""
+    counted, written = ledger_of(result.values.get("dp")), Journal(result.directory).ledger
+    claim: Mapping[str, Any] = result.values["dp"]
+    terms = settings.delta, settings.test_seed is not None
+    if written != counted or (claim["delta"], claim["insecure"]) != terms:
         raise CheckpointError(
-            f"{result.directory / RESULT} counts other looks at the private images than {JOURNAL} beside it; restore "
-            "it from a copy, or choose another out=, which spends the budget anew"
+            f"{result.directory / RESULT} counts other looks at the private images than {JOURNAL} beside it, or on "
+            "other terms; restore it from a copy, or choose another out=, which spends the budget anew"
         )
-    return cast("Mapping[str, Any]", claim)
+    return claim
 
 
 def _in_their_place(private: Splits, generator: Merf, per_class: int, seed: int) -> Splits:

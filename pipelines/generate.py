@@ -27,6 +27,7 @@ from synthkd.errors import ConfigError
 from synthkd.files import write_atomically, write_sums
 from synthkd.generators.build import build_generator
 from synthkd.generators.files import INSIDE_A_RUN, save_generator
+from synthkd.generators.settings import MerfSettings
 from synthkd.grids import save_grid
 from synthkd.hardware import describe
 from synthkd.models import Classifier, parameters
@@ -77,7 +78,7 @@ def generate(config: GenerateConfig, *, dry_run: bool = False) -> Result | Plan:
             return Result(job.directory, job.finished, _summary(job, dict(job.finished), already=True))
         order = read_order(config)
         if order.real is not None:
-            keep_data(job.directory, order.real, job.accelerator)
+            keep_data(job.directory, order.real, job.accelerator, isinstance(order.generator, MerfSettings))
         if job.accelerator.num_processes > 1 and (config.rounds or not isinstance(order.teacher, LoadedModel)):
             raise ConfigError(
                 "rounds: several processes sample, but do not train: run the recipe in one process with a small "

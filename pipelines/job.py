@@ -22,7 +22,16 @@ from synthkd.models import Classifier, parameters
 from synthkd.monitor import Monitor
 from synthkd.pipelines.config import TrainingConfig
 from synthkd.pipelines.disk import full_disk
-from synthkd.pipelines.run import REPORT, choose, choose_device, complete_result, on_cpu, read_result, write_result
+from synthkd.pipelines.run import (
+    REPORT,
+    TRACKED,
+    choose,
+    choose_device,
+    complete_result,
+    on_cpu,
+    read_result,
+    write_result,
+)
 from synthkd.report import write_report
 from synthkd.training.checkpoint import CheckpointStore
 from synthkd.types import Stateful
@@ -95,7 +104,7 @@ def make_accelerator(config: TrainingConfig, directory: Path | None = None) -> A
         cpu=on_cpu(config),  # said outright: accelerate forms a group of CPU processes only when it is told to
         mixed_precision=config.precision,
         log_with=list(config.track) or None,
-        project_dir=None if directory is None else directory / "track",
+        project_dir=None if directory is None else directory / TRACKED,
     )
 
 

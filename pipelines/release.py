@@ -37,7 +37,7 @@ def release(config: ReleaseConfig, private: RealData) -> Result:
         SynthkdError: see the classes in `synthkd.errors`.
     """
     with open_job("release", config) as job:
-        keep_data(job.directory, private, job.accelerator)
+        keep_data(job.directory, private, job.accelerator, private=True)
         if job.finished is not None:
             return Result(job.directory, job.finished, ())
         generator = Merf(config.generator, None, config.seed, job.accelerator, private, run=job.directory)

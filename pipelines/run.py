@@ -21,19 +21,19 @@ from synthkd import __version__
 from synthkd.configuration import differences, dump_config, load_config
 from synthkd.data.splits import RealData, Splits
 from synthkd.errors import CheckpointError, ConfigError
-from synthkd.files import SUMS, file_names, is_temporary, read_sums, sha256, write_atomically
+from synthkd.files import SUMS, file_names, inside, is_temporary, read_sums, sha256, write_atomically
 from synthkd.hardware import describe, peak_memory_bytes
 from synthkd.imports import allowing
 from synthkd.monitor import FILE_NAME as METRICS
 from synthkd.pipelines.config import JobConfig
 from synthkd.pipelines.disk import full_disk
-from synthkd.privacy.journal import JOURNAL, Identity, Journal, Part
+from synthkd.privacy.journal import JOURNAL, PRIVATE, Identity, Journal, Part
 from synthkd.sealed import sealed, tensor_digest, unsealed
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-LOCK = ".lock"
+LOCK, TRACKED = ".lock", "track"
 CONFIG = "config.yaml"
 RESULT = "result.json"
 REPORT = "report.html"
@@ -115,8 +115,7 @@ def choose(name: str, config: JobConfig) -> tuple[Path, Any]:
         lock = _lock(directory)
         if lock is None:
             raise CheckpointError(f"{directory}: another process is working in this run; wait, or choose another out=")
-        _sweep(directory, directory)
-        _adopt(directory, config, lock)
+        _enter(directory, config, lock)
         return directory, lock
     number = 1
     while True:
@@ -126,8 +125,7 @@ def choose(name: str, config: JobConfig) -> tuple[Path, Any]:
         if fresh or (not (directory / RESULT).exists() and _same(directory, config)):
             lock = _lock(directory)
             if lock is not None:
-                _sweep(directory, directory)
-                _adopt(directory, config, lock)
+                _enter(directory, config, lock)
                 return directory, lock
         number += 1
 
@@ -139,7 +137,7 @@ def _lock(directory: Path) -> Any:
         file = os.fdopen(os.open(directory / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666), "rb", buffering=0)
     except OSError as error:
         if error.errno == errno.ELOOP:
-            raise _link(directory / LOCK) from error
+            raise _odd(directory / LOCK) from error
         raise CheckpointError(
             f"{directory} cannot be used as a run directory ({error.strerror}); choose another out="
         ) from error
@@ -151,32 +149,44 @@ def _lock(directory: Path) -> Any:
     return file
 
 
-def _sweep(folder: Path, run: Path) -> None:
-    """Remove what dead processes left half-written in a run that is locked, and refuse links that lead out of it.
+def _enter(directory: Path, config: JobConfig, lock: Any) -> None:
+    try:
+        _sweep(directory)
+        _adopt(directory, config)
+    except BaseException:
+        lock.close()
+        raise
 
-    Runs inside are left to those who lock them.
+
+def _sweep(run: Path) -> None:
+    """Remove what dead processes left half-written in a run that is locked, and refuse what is neither file nor folder.
+
+    What is half-written in runs inside is left to those who lock them; trackers link as they like in their own folder.
     """
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            path = Path(entry.path)
-            if is_temporary(entry.name):
-                shutil.rmtree(path) if entry.is_dir(follow_symlinks=False) else path.unlink()
-            elif entry.is_symlink():
-                if not Path(os.path.realpath(path)).is_relative_to(run.resolve()):
-                    raise _link(path)
-            elif entry.is_dir() and not (path / LOCK).exists():
-                _sweep(path, run)
+    folders = [(run, True)]
+    while folders:
+        folder, ours = folders.pop()
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                path, is_folder = Path(entry.path), entry.is_dir(follow_symlinks=False)
+                if not is_folder and not entry.is_file(follow_symlinks=False):
+                    raise _odd(path)
+                if ours and is_temporary(entry.name):
+                    shutil.rmtree(path) if is_folder else path.unlink()
+                elif is_folder and path != run / TRACKED:
+                    folders.append((path, ours and not (path / LOCK).exists()))
 
 
-def _link(path: Path) -> CheckpointError:
+def _odd(path: Path) -> CheckpointError:
     return CheckpointError(
-        f"{path} is a link, and a run writes into its own folder only; remove the link, or choose another out="
+        f"{path} is a link or no plain file, and a run writes into its own folder only; remove it, or choose another "
+        "out="
     )
 
 
 def _saved(directory: Path, config: Config) -> Config | None:
     path = directory / CONFIG
-    return load_config(type(config), path, []) if path.exists() else None
+    return load_config(type(config), path, []) if path.is_file() else None
 
 
 def _changed(saved: JobConfig, config: JobConfig) -> list[str]:
@@ -216,32 +226,29 @@ def _check(directory: Path, config: JobConfig) -> None:
         )
 
 
-def _adopt(directory: Path, config: JobConfig, lock: Any) -> None:
-    try:
-        if not _same(directory, config):
-            (directory / METRICS).unlink(missing_ok=True)  # log and pictures would be of the other configuration
-            shutil.rmtree(directory / "samples", ignore_errors=True)
-            write_atomically(directory / CONFIG, dump_config(config).encode())
-    except BaseException:
-        lock.close()
-        raise
+def _adopt(directory: Path, config: JobConfig) -> None:
+    if not _same(directory, config):
+        (directory / METRICS).unlink(missing_ok=True)  # log and pictures would be those of the other configuration
+        shutil.rmtree(directory / "samples", ignore_errors=True)
+        write_atomically(directory / CONFIG, dump_config(config).encode())
 
 
 def _has_work(directory: Path) -> bool:
     return any((directory / name).exists() for name in WORK)
 
 
-def keep_data(directory: Path, real: Splits | RealData, accelerator: Accelerator) -> None:
+def keep_data(directory: Path, real: Splits | RealData, accelerator: Accelerator, private: bool = False) -> None:
     """Bind a run to the images that it looks at; of several processes, the main one does it.
 
     Args:
         directory: of the run, locked.
         real: the images.
         accelerator: which process this is.
+        private: the run charges its looks at them.
 
     Raises:
         ConfigError: the run, or one inside it, has worked with other images.
-        CheckpointError: what it wrote down of them, or of its looks at them, is damaged.
+        CheckpointError: what it wrote down of them, or of its looks at them, is damaged or gone.
     """
     if not accelerator.is_main_process:
         return
@@ -253,6 +260,8 @@ def keep_data(directory: Path, real: Splits | RealData, accelerator: Accelerator
     journal = Journal(directory)
     if journal.data == found:
         return
+    if private and journal.data is None and (directory / METRICS).exists():
+        raise journal.unproven(f"{PRIVATE} is gone, though the run has begun")
     runs = [directory, *(path.parent for path in directory.rglob(CONFIG))]
     if journal.data is not None and any(map(_has_work, runs)):
         raise ConfigError(
@@ -311,11 +320,11 @@ def _inventory(directory: Path) -> dict[str, dict[str, Any]]:
 
 def _verify(directory: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
     for name, listed in files.items():
-        path = directory / name
+        path = inside(directory, name)
         _verify_file(directory, path, listed["sha256"])
         if path.name == SUMS:
-            for inside, digest in read_sums(path.parent).items():
-                _verify_file(directory, path.parent / inside, digest)
+            for file, digest in read_sums(path.parent).items():
+                _verify_file(directory, inside(path.parent, file), digest)
 
 
 def _verify_file(directory: Path, path: Path, digest: str) -> None:

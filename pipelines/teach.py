@@ -69,12 +69,12 @@ def teach(config: TeachConfig, *, dry_run: bool = False, splits: Splits | None =
     _require_one_process(config)
     with open_job("teach", config) as job:
         if splits is not None:
-            keep_data(job.directory, splits, job.accelerator)
+            keep_data(job.directory, splits, job.accelerator, config.training.dp is not None)
         if job.finished is not None:
             return Result(job.directory, job.finished, _summary(job, dict(job.finished), already=True))
         if splits is None:
             splits = load_splits(config.data)
-            keep_data(job.directory, splits, job.accelerator)
+            keep_data(job.directory, splits, job.accelerator, config.training.dp is not None)
         model = build(config, splits).to(job.device)
         progress, claim = (_train if config.training.dp is None else _train_privately)(config, job, model, splits)
         began = time.perf_counter()

@@ -56,6 +56,17 @@ def file_names(directory: Path) -> list[str]:
     return sorted(path.as_posix() for path in found if not is_temporary(path.name))
 
 
+def inside(directory: Path, name: str) -> Path:
+    """The path of a file in a directory, by its name in a list that came with it.
+
+    Raises:
+        ValueError: the name leads out of the directory.
+    """
+    if Path(name).is_absolute() or ".." in Path(name).parts:
+        raise ValueError(f"{name} leads out of its folder")
+    return directory / name
+
+
 def write_sums(directory: Path) -> None:
     """Write `SHA256SUMS` for all other files below a directory, as `sha256sum -c` reads it."""
     lines = [f"{sha256(directory / name)}  {name}\n" for name in file_names(directory) if name != SUMS]

@@ -21,6 +21,7 @@ from torch import Tensor
 from synthkd.data.decode import decode, in_a_line
 from synthkd.data.writers import Records, needed
 from synthkd.errors import DataError
+from synthkd.files import inside
 from synthkd.json_text import parse_json
 from synthkd.printable import one_line
 from synthkd.sealed import unsealed
@@ -96,7 +97,7 @@ def read_stored(path: str | Path) -> StoredDataset:
         names, mean, std = (tuple(about[key]) for key in ("class_names", "mean", "std"))
         count, content, form = int(about["count"]), str(about["content"]), about["format"]
         reader = {"folder": _read_folder, "webdataset": _read_tars, "parquet": _read_parquet}[form]
-        files = [top / str(name) for name in dict.fromkeys(about["files"])]
+        files = [inside(top, str(name)) for name in dict.fromkeys(about["files"])]
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise DataError(f"{top / ABOUT} is damaged ({in_a_line(error)}); generate the dataset again") from error
     rows = list(islice(reader(files, spec), count + 1))

@@ -30,6 +30,7 @@ from scipy.special import log_ndtr
 
 from synthkd.errors import CheckpointError, ConfigError
 from synthkd.imports import optional
+from synthkd.settings import LEAST_NOISE
 
 Adjacency = Literal["add_or_remove_one", "replace_one"]
 
@@ -41,7 +42,9 @@ TOLERANCE = 2.5e-4
 """By how much, relative to it, a calibrated noise multiplier may lie above the smallest that will do."""
 MOST_STEPS = 10_000_000
 """Steps that are accounted for: a sum over so many takes half a minute."""
-LEAST, MOST = math.log(1e-2), math.log(1e6)
+LEAST_RATE = 1e-9
+"""Sample rate, if it is not 0; the accountant fails far below."""
+LEAST, MOST = math.log(LEAST_NOISE), math.log(1e6)
 """Logarithms of the noise multipliers between which one is looked for; sums for less noise would not fit in memory."""
 
 
@@ -63,8 +66,11 @@ class PoissonSteps:
     steps: int
 
     def __post_init__(self) -> None:
-        if not _is_number(self.sample_rate) or not 0.0 <= self.sample_rate <= 1.0:
-            raise ConfigError(f"sample_rate must be in [0, 1], got {self.sample_rate}; it is batch size over examples")
+        if not _is_number(self.sample_rate) or not (self.sample_rate == 0.0 or LEAST_RATE <= self.sample_rate <= 1.0):
+            raise ConfigError(
+                f"sample_rate must be 0 or in [{LEAST_RATE:g}, 1], got {self.sample_rate}; it is batch size over "
+                "examples"
+            )
         if type(self.steps) is not int or not 0 <= self.steps <= MOST_STEPS:
             raise ConfigError(
                 f"steps must be a whole number from 0 to {MOST_STEPS:,}, got {reprlib.repr(self.steps)}; count every "
@@ -325,6 +331,8 @@ def _check_delta(delta: float) -> None:
 def _check_noise(noise_multiplier: float) -> None:
     if not _is_number(noise_multiplier) or not 0.0 <= noise_multiplier < math.inf:
         raise ConfigError(f"noise_multiplier must be finite and at least 0, got {noise_multiplier}; 0 means no noise")
+    if 0.0 < noise_multiplier < LEAST_NOISE:
+        raise ConfigError(f"noise_multiplier must be 0 or from {LEAST_NOISE} on, got {noise_multiplier:g}; add noise")
 
 
 def _is_number(value: object) -> bool:

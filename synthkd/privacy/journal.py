@@ -3,8 +3,8 @@
 Two files inside the run, so that neither can be lost, cut or changed unnoticed:
 
 - `privacy.jsonl` has a line for each look: an event of the ledger, and the SHA-256 of all lines up to it.
-- `private.json` has the identity of the images and the end of the journal. It is readable by its owner alone and stays
-  in the run: a hash of private images has no noise.
+- `private.json` has the identity of the images, the end of the journal, and the runs inside that have looked. It is
+  readable by its owner alone and stays in the run: a hash of private images has no noise.
 
 A look follows both writes, so one that was cut short is charged, and a line that a kill tore stands for one that never
 was; it is charged too.
@@ -23,6 +23,7 @@ from pydantic import Field, ValidationError
 
 from synthkd.errors import CheckpointError
 from synthkd.files import write_atomically
+from synthkd.json_text import parse_json
 from synthkd.privacy.accounting import MOST_STEPS, Event, Ledger, PoissonSteps, Release
 from synthkd.settings import Settings
 
@@ -51,6 +52,7 @@ class _Kept(Settings):
     looks: Annotated[int, Field(ge=0, le=MOST_STEPS)] = 0
     sum: _Digest = _START
     release: _Digest | None = None
+    parts: tuple[str, ...] = ()
 
 
 class Journal:
@@ -108,7 +110,22 @@ class Journal:
         """
         for found, taken, what in ((self.steps, steps, "steps"), (self.releases, releases, "releases")):
             if found < taken:
-                raise self._unproven(f"{what}: {taken} taken, {found} written down")
+                raise self.unproven(f"{what}: {taken} taken, {found} written down")
+
+    def keep_part(self, name: str) -> None:
+        """Write down that the run inside of this name has finished its looks."""
+        if name not in self._kept.parts:
+            self._keep(parts=(*self._kept.parts, name))
+
+    def require_parts(self) -> None:
+        """Refuse to go on where a run inside has finished its looks, and its journal is gone.
+
+        Raises:
+            CheckpointError: that is so.
+        """
+        for name in self._kept.parts:
+            if self._run is not None and not (self._run / name / JOURNAL).is_file():
+                raise self.unproven(f"{name}/{JOURNAL} is gone")
 
     def keep_release(self, path: Path) -> None:
         """Write down what was released, once it is on disk."""
@@ -140,19 +157,22 @@ class Journal:
             *whole, rest = lines.read_bytes().split(b"\n") if lines.exists() else [b""]
         except (OSError, ValidationError) as error:
             said = error.errors(include_url=False)[0]["msg"] if isinstance(error, ValidationError) else error.strerror
-            raise self._unproven(f"{kept if isinstance(error, ValidationError) else error.filename}: {said}") from error
+            raise self.unproven(f"{kept if isinstance(error, ValidationError) else error.filename}: {said}") from error
         if (whole or rest) and not known:
-            raise self._unproven(f"{PRIVATE} is missing, or it is of an older version")
+            raise self.unproven(f"{PRIVATE} is missing, or it is of an older version")
         for number, line in enumerate(whole, start=1):
             event, _, told = line.rpartition(_SUM)
             if told != f'{_next(self._sums[-1], event)}"}}'.encode():
-                raise self._unproven(f"line {number} is damaged")
+                raise self.unproven(f"line {number} is damaged")
             self._sums.append(_next(self._sums[-1], event))
-            self.ledger += Ledger.from_json([json.loads(event + b"}")])
+            try:
+                self.ledger += Ledger.from_json([parse_json(event + b"}")])
+            except ValueError as error:
+                raise self.unproven(f"line {number} is no event: {str(error)[:100]}") from error
             self._whole += len(line) + 1
         # a kill between the two writes leaves one line more
         if not 0 <= len(whole) - self._kept.looks <= 1 or self._sums[self._kept.looks] != self._kept.sum:
-            raise self._unproven(f"it has {len(whole)} lines of {self._kept.looks}, or those of another run")
+            raise self.unproven(f"it has {len(whole)} lines of {self._kept.looks}, or those of another run")
         self._torn = bool(rest)
 
     def _append(self, event: Event) -> None:
@@ -182,7 +202,8 @@ class Journal:
             text = self._kept.model_dump_json(indent=1).encode() + b"\n"
             write_atomically(self._run / PRIVATE, text, mode=0o600)
 
-    def _unproven(self, why: str) -> CheckpointError:
+    def unproven(self, why: str) -> CheckpointError:
+        """The error of a journal that does not prove its looks."""
         return CheckpointError(
             f"{self._run}: {JOURNAL} does not prove how often the private images were looked at ({why}); restore it "
             f"and {PRIVATE} from a copy, or choose another out=, which spends the budget anew"

@@ -208,10 +208,10 @@ class CheckpointStore:
 def _shared(checkpoint: Path) -> Sequence[str]:
     """Names of the files of rows that a checkpoint refers to; none where it is too damaged to be read again."""
     try:
-        names: Sequence[str] = unsealed((checkpoint / MANIFEST).read_bytes()).get(ROWS, ())
-    except (OSError, ValueError, AttributeError):
+        names = unsealed((checkpoint / MANIFEST).read_bytes()).get(ROWS, ())
+    except (OSError, ValueError):
         return ()
-    return names
+    return [name for name in names if isinstance(name, str)] if isinstance(names, list) else ()
 
 
 def _span(name: str) -> tuple[int, int]:

@@ -1,5 +1,6 @@
 """What is handed over, or read by a later step, is what was written: damage and loss are noticed, and name the file."""
 
+import hashlib
 import json
 import shutil
 from collections.abc import Iterator
@@ -20,6 +21,8 @@ from synthkd.generators.embedding import Embedding, Fourier
 from synthkd.generators.files import read_saved
 from synthkd.models import load
 from synthkd.pipelines import cli, copying, job
+from synthkd.pipelines.run import read_result
+from synthkd.sealed import sealed
 from synthkd.training.checkpoint import CheckpointStore
 from synthkd.types import ImageSpec
 
@@ -203,6 +206,22 @@ def test_images_on_their_way_to_a_dataset_are_those_that_were_made(tmp_path: Pat
     path.rename(tmp_path / "000000002-000000004.safetensors")
     with pytest.raises(CheckpointError, match="is damaged"):
         list(store.read(2, 4))
+
+
+def test_a_list_of_files_leads_nowhere_else(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_bytes(b"somebody else's")
+    digest = hashlib.sha256(b"somebody else's").hexdigest()
+    run = tmp_path / "run"
+    run.mkdir()
+    for name in ("../secret", str(tmp_path / "secret")):
+        (run / "result.json").write_bytes(sealed({"job": "teach", "files": {name: {"bytes": 15, "sha256": digest}}}))
+        with pytest.raises(CheckpointError, match="leads out of its folder"):
+            read_result(run)
+        spec = {"channels": 1, "height": 8, "width": 8, "classes": 10}
+        saved = {"settings": {"kind": "pixels"}, "spec": spec, "seed": 0, "files": {name: digest}}
+        (run / "generator.json").write_bytes(sealed(saved))
+        with pytest.raises(ModelError, match="leads out of its folder"):
+            read_saved(run)
 
 
 def test_a_checkpoint_is_of_the_step_that_it_says(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Epsilon is what happened: whatever is killed, damaged, changed or started twice, the ledger has every look."""
 
+import hashlib
 import json
 import os
 import subprocess
@@ -201,7 +202,10 @@ def test_a_journal_that_does_not_prove_its_steps_is_an_error_and_never_a_smaller
     for name, damage in DAMAGED.items():
         text = (other / JOURNAL).read_bytes() if name == "of another run" else damage(good[JOURNAL])
         still_refused(**{JOURNAL: text})
-    still_refused(**{JOURNAL: None, PRIVATE: None})  # the checkpoint knows of steps
+    still_refused(**{JOURNAL: None, PRIVATE: None})
+    (out / "checkpoints").rename(tmp_path / "aside")
+    still_refused(**{JOURNAL: None, PRIVATE: None})  # the log knows that the run has begun
+    (tmp_path / "aside").rename(out / "checkpoints")
     for private in (None, b"", b"[" * 10_000, b'{"looks": -1}', good[PRIVATE].replace(b'"looks": 5', b'"looks": 6')):
         still_refused(**{PRIVATE: private})
     assert witness.looks == 0
@@ -214,6 +218,22 @@ def test_a_journal_that_does_not_prove_its_steps_is_an_error_and_never_a_smaller
             Journal(out)
     (out / JOURNAL).write_bytes(lines)
     assert Journal(out).steps == 5
+
+
+@pytest.mark.parametrize(
+    "event",
+    [b"nonsense", b"\xff\xfe", b"[" * 100_000, b'{"steps": ' + b"9" * 5000, b'{"event": "poisson_steps"',
+     b'{"event": "poisson_steps", "sample_rate": 1e-300, "noise_multiplier": 1.0, "steps": 1',
+     b'{"event": "poisson_steps", "sample_rate": 0.1, "noise_multiplier": 1e-5, "steps": 1'],
+)  # fmt: skip
+def test_a_journal_whose_sums_are_right_and_whose_events_are_none_is_refused(tmp_path: Path, event: bytes) -> None:
+    digest = hashlib.sha256(hashlib.sha256().hexdigest().encode() + event).hexdigest()
+    (tmp_path / JOURNAL).write_bytes(event + b', "sha256": "' + digest.encode() + b'"}\n')
+    (tmp_path / PRIVATE).write_text(json.dumps({"format": 1, "looks": 1, "sum": digest}))
+    with pytest.raises(CheckpointError) as error:
+        Journal(tmp_path)
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 600
 
 
 GAUSS = {"event": "release", "noise_multiplier": 1.0, "adjacency": "replace_one"}
@@ -362,7 +382,7 @@ def test_a_release_that_is_lost_or_another_is_noticed_and_a_look_that_a_kill_too
         release.write_bytes(good)
     for name in (JOURNAL, PRIVATE):
         (out / name).rename(tmp_path / name)
-    refused(capsys, run("generate", recipe, out), 6, "releases: 1 taken, 0 written down")
+    refused(capsys, run("generate", recipe, out), 6, "does not prove", "gone")
     for name in (JOURNAL, PRIVATE):
         (tmp_path / name).replace(out / name)
     assert run("generate", recipe, out) == 0
@@ -393,13 +413,27 @@ def test_a_private_handover_claims_what_its_journals_have_and_shows_no_hash_of_i
     fewer = {**good["dp"], "ledger": [{**good["dp"]["ledger"][0], "steps": 1}]}
     louder = {**good["dp"], "ledger": [{**good["dp"]["ledger"][0], "noise_multiplier": 9.0}]}
     negative = {**good["dp"], "ledger": [{**good["dp"]["ledger"][0], "steps": -1}]}
+    later, surer = {**good["dp"], "delta": 0.3}, {**good["dp"], "insecure": True}
     for claim, said in (
         (fewer, "counts other looks"), (louder, "counts other looks"), (negative, "got -1"), (None, "may claim"),
+        (later, "other terms"), (surer, "other terms"),
         ({"ledger": []}, "may claim"), ({**good["dp"], "delta": -1.0}, "may claim"),
     ):  # fmt: skip
         result.write_bytes(sealed({**good, "dp": claim}))
         capsys.readouterr()
         refused(capsys, run("compress", recipe, out), 6, said, "from a copy")
+    result.write_bytes(sealed(good))
+    for name in (JOURNAL, PRIVATE):
+        (out / "teach" / name).rename(tmp_path / name)
+    refused(capsys, run("compress", recipe, out), 6, "teach", "gone", "from a copy")
+    for name in (JOURNAL, PRIVATE):
+        (tmp_path / name).rename(out / "teach" / name)
+    for part in ("release", "teach"):  # what is not there any more was looked at all the same
+        (out / part).rename(tmp_path / part)
+        refused(capsys, run("compress", recipe, out), 6, f"{part}/privacy.jsonl is gone", "from a copy")
+        (tmp_path / part).rename(out / part)
+    plain = distilled(images, flow="f2", export={"formats": []})
+    refused(capsys, run("compress", plain, out), 6, "release has looked", "flow f2 would not count")
     assert (len(looked), witness.looks) == (1, STEPS)
 
 

@@ -1,6 +1,7 @@
 """Nothing outside of `out=` is written, but for the file that is asked for; what killed processes left there goes."""
 
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +34,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-LINKS = [".lock", "metrics.jsonl", "report.html", "teacher", "checkpoints", "teacher/config.json"]
+LINKS = [".lock", "metrics.jsonl", "report.html", "teacher", "checkpoints", "teacher/config.json", "checkpoints/rows"]
 
 
 @pytest.mark.parametrize("name", LINKS)
@@ -44,7 +45,10 @@ def test_a_link_in_a_run_leads_nowhere(tmp_path: Path, capsys: pytest.CaptureFix
     link = out / name
     outside.mkdir()
     target = outside / "target"
-    if link.is_dir() or name == "checkpoints":
+    if name == "checkpoints/rows":
+        link.parent.mkdir()
+        (link.parent / ".lock").touch()  # nobody else's run
+    if link.is_dir() or name.startswith("checkpoints"):
         (target / "step_00000001").mkdir(parents=True)
         (target / "step_00000001" / "model.safetensors").write_bytes(b"somebody else's")
     else:
@@ -57,11 +61,25 @@ def test_a_link_in_a_run_leads_nowhere(tmp_path: Path, capsys: pytest.CaptureFix
     assert teach(tmp_path, out) == 6
     (line,) = capsys.readouterr().err.splitlines()
     assert line == (
-        f"error: {link} is a link, and a run writes into its own folder only; remove the link, or choose another out="
+        f"error: {link} is a link or no plain file, and a run writes into its own folder only; remove it, or choose "
+        "another out="
     )
     assert contents(outside) == before
     link.unlink()
     assert teach(tmp_path, out) == 0
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "private.json", "config.yaml"])
+def test_what_is_no_plain_file_does_not_hang(tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
+    out = tmp_path / "run"
+    assert teach(tmp_path, out) == 0
+    (out / "result.json").unlink()
+    (out / name).unlink(missing_ok=True)
+    capsys.readouterr()
+    os.mkfifo(out / name)
+    assert teach(tmp_path, out) == 6
+    (line,) = capsys.readouterr().err.splitlines()
+    assert str(out) in line
 
 
 def test_a_run_whose_whole_folder_is_a_link_is_where_that_leads(tmp_path: Path) -> None:
