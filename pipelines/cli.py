@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from synthkd import __version__
-from synthkd.errors import ConfigError, SynthkdError
+from synthkd.errors import CheckpointError, ConfigError, SynthkdError
 from synthkd.imports import own
 from synthkd.pipelines.disk import resources
 from synthkd.printable import one_line, print_anything, printable
@@ -66,6 +67,8 @@ VERBS = {
     ),
 }
 
+_LEFT_ALONE = re.compile("closed by peer|reset by peer|remote process exited", re.IGNORECASE)
+"""What torch.distributed says in the other processes when the first one has ended."""
 INTERRUPTED = 130  # 128 + SIGINT, what a shell reports for Ctrl-C
 SETTINGS = "CONFIG is a YAML file or the name of a recipe; settings are written key=value or section.key=value"
 
@@ -92,6 +95,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("interrupted; the same command resumes", file=sys.stderr)
         return INTERRUPTED
+    except RuntimeError as error:
+        if _speaks() or not _LEFT_ALONE.search(str(error)):
+            raise
+        return CheckpointError.exit_code  # the first process has said why it left
     except BrokenPipeError:  # the reader has seen enough (`synthkd config schema distill | head`)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -163,7 +170,8 @@ def _run(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
         case "config":
             from synthkd.configuration import dump_config
 
-            print(printable(dump_config(_config(arguments.job, settings))), end="")
+            text = dump_config(_config(arguments.job, settings))
+            print(printable(text) if sys.stdout.isatty() else text, end="")  # a file of it is read again
         case job:
             config = _config(job, settings)
             result = own(VERBS[job].function)(config, dry_run=arguments.dry_run)

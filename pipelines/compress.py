@@ -35,7 +35,7 @@ from synthkd.privacy.accounting import Adjacency, Ledger, epsilon
 from synthkd.privacy.copies import CopyTest
 from synthkd.privacy.report import privacy_report
 from synthkd.privacy.verdict import Claim, verdict
-from synthkd.privacy_report import write_privacy_page
+from synthkd.privacy_report import PAGE, write_privacy_page
 from synthkd.sealed import sealed
 from synthkd.settings import TrainedTeacher
 
@@ -73,6 +73,8 @@ def compress(config: CompressConfig, *, dry_run: bool = False) -> Result | Plan:
         return Plan(_plan(config))
     with open_job("compress", config) as job:
         if job.finished is not None:
+            if not (job.directory / PAGE).exists():
+                write_privacy_page(job.directory)
             return Result(job.directory, job.finished, _summary(job, job.finished, already=True))
         began = time.perf_counter()
         private = load_splits(config.teacher.data) if isinstance(config.teacher, TrainedTeacher) else None

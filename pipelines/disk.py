@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from synthkd.errors import CheckpointError, DataError
-from synthkd.resources import causes, number, out_of_memory, reason, size
+from synthkd.resources import NO_THREAD, causes, number, out_of_memory, reason, size
 
 _EXHAUSTED = {
     errno.ENOSPC: ("the disk is full", "free some space"),
@@ -96,6 +96,8 @@ def resources(job: str) -> Iterator[None]:
             if out_of_memory(cause):
                 asked = _ASKED.search(str(cause))
                 much = "" if asked is None else f" ({size(int(asked[1])) if asked[1] else asked[2]} were asked for)"
+                if NO_THREAD in str(cause):
+                    much = " for one more thread, or of threads (ulimit -u)"
                 remedy = _SMALLER.get(job, "close other programs")
                 raise CheckpointError(f"out of memory{much}; {remedy}") from error
         raise

@@ -79,6 +79,8 @@ def evaluate(config: EvaluateConfig, *, dry_run: bool = False) -> Result | Plan:
             write_result(directory, finished)
         else:
             _check_unchanged(directory, finished, inputs)
+            if config.save_features is not None and not Path(config.save_features).expanduser().exists():
+                _save_features(config, inputs, take_features(inputs.sets["real"], inputs.networks, config.cache))
         if not (directory / REPORT).exists():
             write_evaluation(directory)
         return Result(directory, finished, _summary(directory, finished))
@@ -130,8 +132,7 @@ def _evaluate(config: EvaluateConfig, directory: Path, inputs: _Inputs) -> dict[
     extracted = time.perf_counter()
     options = SuiteOptions(config.k, config.subsets, config.subset_size, config.splits, config.seed)
     real, train, holdout = taken["real"], taken.get("train"), taken.get("holdout")
-    if config.save_features is not None:
-        save_set(to_save(inputs.found["real"], real), Path(config.save_features).expanduser())
+    _save_features(config, inputs, real)
     scored: list[dict[str, Any]] = []
     for key in generated_keys(config):
         found = measure(taken[key], real, options, train, holdout)
@@ -166,6 +167,11 @@ def _evaluate(config: EvaluateConfig, directory: Path, inputs: _Inputs) -> dict[
             }
         },
     }
+
+
+def _save_features(config: EvaluateConfig, inputs: _Inputs, real: ScoredSet) -> None:
+    if config.save_features is not None:
+        save_set(to_save(inputs.found["real"], real), Path(config.save_features).expanduser())
 
 
 def _plain(record: Score | PerClass) -> dict[str, Any]:

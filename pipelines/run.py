@@ -152,6 +152,8 @@ def _lock(directory: Path) -> Any:
 def _enter(directory: Path, config: JobConfig, lock: Any) -> None:
     try:
         _sweep(directory)
+        if not (directory / RESULT).exists():
+            (directory / REPORT).unlink(missing_ok=True)  # of an earlier end
         _adopt(directory, config)
     except BaseException:
         lock.close()

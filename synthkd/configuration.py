@@ -55,12 +55,14 @@ def load_config(model: type[Config], source: str | Path | Mapping[str, Any] | No
     else:
         data = read_yaml(Path(source))
     problems: list[str] = []
+    failed: list[str] = []
     assignments: list[tuple[list[str], Any]] = []
     for override in overrides:
         try:
             assignments.append(_parse(override))
         except ConfigError as error:
             problems.append(str(error))
+            failed.append(override.partition("=")[0].strip())
     for keys, value in sorted(assignments, key=lambda pair: (len(pair[0]), pair[0][-1] != "kind")):
         try:
             data = _assigned(shape, shape.root, data, keys, value, ())
@@ -71,7 +73,8 @@ def load_config(model: type[Config], source: str | Path | Mapping[str, Any] | No
         # As JSON, because only there strict validation takes a list for a tuple; it coerces nothing else.
         config = model.model_validate_json(json.dumps(data), strict=True)
     except ValidationError as error:
-        problems += explain(shape, data, error)
+        absent = {f"{key}: required" for key in failed}  # because what was given for it is wrong
+        problems += [line for line in explain(shape, data, error) if line not in absent]
         config = None
     if problems:
         more = [f"and {len(problems) - TOLD} problems more"] if len(problems) > TOLD else []

@@ -9,10 +9,12 @@ import resource
 import sqlite3
 from collections.abc import Iterator
 
+NO_THREAD = "can't start new thread"
+"""For want of memory, or because there are as many as are allowed."""
 _OF_MEMORY = re.compile(
     r"out of memory|(can't|cannot|could not|unable to|failed to) (allocate|mmap)|not enough memory|bad_?alloc"
-    r"|could not create a (primitive|memory)|ALLOC_FAILED|can't start new thread"
-    r"|failed to map segment",
+    r"|could not create a (primitive|memory)|ALLOC_FAILED|failed to map segment(?!.*not permitted)"
+    rf"|{NO_THREAD}",
     re.IGNORECASE,
 )
 """What torch, oneDNN, CUDA's libraries and the loader of modules say, whose errors have no number."""

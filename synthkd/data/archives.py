@@ -186,7 +186,7 @@ def read_arrays(path: Path, split: str | None = None) -> Arrays:
             wanted = [key for key in (images, labels, "class_names") if key in found]
             check_claims(archive, wanted)
             arrays = {key: archive[key] for key in wanted}
-    except (OSError, ValueError, EOFError, RuntimeError, MemoryError, zlib.error, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, EOFError, RuntimeError, zlib.error, zipfile.BadZipFile) as error:
         raise DataError(f"{path} is not a readable .npz of plain arrays ({in_a_line(error)}); save it anew") from error
     return Arrays(arrays[images], arrays.get(labels), arrays.get("class_names"))
 

@@ -25,8 +25,9 @@ from synthkd.printable import one_line
 LARGEST = 64_000_000
 """Most pixels an image may have; a bigger one is a mistake or an attack, and is refused from its header alone."""
 
-MOST_PACKED, FREELY_PACKED = 256, 4_000_000
-"""Most pixels for each byte of a file, unless it has few pixels; a hundred empty ones must not take minutes."""
+MOST_PACKED, FREELY_PACKED = 256, 16_000_000
+"""Most pixels for each byte of a file, eight times as many in black and white, unless it has few pixels. Scanned pages
+shrink a thousandfold, and a hundred empty images must not take minutes."""
 
 NOT_IMAGES = re.compile(
     r"\.(txt|md|rst|jsonl?|[ct]sv|xml|ya?ml|html?|log|ini|db|py|ipynb|np[yz]|pth?|pkl|safetensors|parquet|mat|h5"
@@ -73,7 +74,7 @@ def decode(
             pixels = image.width * image.height
             if pixels > largest:
                 return _too_large(f"{image.width}x{image.height} pixels", largest)
-            if pixels > max(MOST_PACKED * held, FREELY_PACKED):
+            if pixels > max(MOST_PACKED * held * (8 if image.mode == "1" else 1), FREELY_PACKED):
                 return Decoded(None, reason=f"too large: {image.width}x{image.height} pixels in {held} bytes")
             image.load()
             converted, kinds = _convert(image, channels)

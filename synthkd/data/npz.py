@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from synthkd.data.splits import Source
 from synthkd.errors import DataError
 
-LARGEST = 1 << 34
+LARGEST = 1 << 36
 """Most bytes that the arrays of a file may have unpacked."""
 
 _TEST = {"test_images", "test_labels"}
@@ -69,7 +69,7 @@ def _arrays(path: Path) -> dict[str, NDArray[Any]]:
             return {key: archive[key] for key in wanted}
     except FileNotFoundError as error:
         raise DataError(f"{path} does not exist; check path") from error
-    except (OSError, ValueError, EOFError, RuntimeError, MemoryError, zlib.error, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, EOFError, RuntimeError, zlib.error, zipfile.BadZipFile) as error:
         reason = " ".join(str(error).split())
         raise DataError(f"{path} is not a readable .npz file of plain arrays ({reason}); save it anew") from error
 

@@ -127,7 +127,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
             if (header := int.from_bytes(file.read(8), "little")) > LARGEST_HEADER:
                 raise ValueError(f"a header of {header:,} bytes, at most {LARGEST_HEADER:,} are allowed")
         return dict(load_file(path))
-    except (SafetensorError, OSError, ValueError, MemoryError) as error:
+    except (SafetensorError, OSError, ValueError) as error:
         raise ModelError(f"{path} is not a readable safetensors file ({_line(error)}); copy it again") from error
 
 

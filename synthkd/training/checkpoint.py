@@ -158,7 +158,8 @@ class CheckpointStore:
             return found
         if damaged:
             raise CheckpointError(
-                f"{self.directory}: no checkpoint verifies: {'; '.join(damaged)}; delete the run to start anew"
+                f"{self.directory}: no checkpoint verifies: {'; '.join(damaged)}; delete {self.directory} to train "
+                "this part anew"
             )
         return None
 

@@ -124,6 +124,20 @@ def test_the_remedy_that_is_named_works(runs: Path, capsys: pytest.CaptureFixtur
         assert {path: path.read_bytes() for path in sorted(place.rglob("*")) if path.is_file()} == before
 
 
+def test_a_page_that_is_gone_or_of_an_earlier_end_is_made_again(runs: Path) -> None:
+    page = runs / "compress" / "privacy_report.html"
+    page.unlink()
+    assert again(runs, "compress") == 0
+    assert page.exists()
+    report = runs / "distill" / "report.html"
+    report.write_text("of an earlier end")
+    assert again(runs, "distill") == 0
+    assert report.exists(), "of a finished run it stays"
+    (runs / "distill" / "result.json").unlink()
+    assert again(runs, "distill") == 0
+    assert not report.exists(), "and nothing writes it in these tests"
+
+
 def test_a_result_of_an_earlier_version_is_taken_as_it_is_and_a_changed_one_is_not(
     runs: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -20,6 +20,7 @@ import pytest
 import torch
 from PIL import Image
 
+from synthkd.data.decode import decode
 from synthkd.data.samples import open_samples
 from synthkd.errors import CheckpointError
 from synthkd.models import build, save
@@ -242,6 +243,19 @@ def test_files_in_proportion_are_read_as_before(tmp_path: Path) -> None:
     bitmap = io.BytesIO()
     Image.new("L", (2000, 1000)).save(bitmap, "BMP")
     assert open_samples(zipped(tmp_path / "bitmaps.zip", {"a.bmp": bitmap.getvalue()})).count == 1
+
+
+def test_a_scanned_page_is_no_attack(tmp_path: Path) -> None:
+    page, rng = Image.new("1", (4960, 7016), 1), np.random.default_rng(0)  # A4 at 600 dots an inch
+    for line in range(600, 6400, 160):
+        for stroke in range(600, 4400, 40):
+            across, down = rng.integers(4, 30, 2).tolist()
+            page.paste(0, (stroke, line - down, stroke + across, line + 40))
+    page.save(tmp_path / "a.png")
+    page.save(tmp_path / "b.tif", compression="group4")
+    page.resize((2480, 3508)).convert("L").save(tmp_path / "c.png")
+    for path in tmp_path.iterdir():
+        assert decode(path).pixels is not None, decode(path).reason
 
 
 def test_json_nested_too_deeply_is_damage_wherever_it_is_read(tmp_path: Path) -> None:

@@ -189,6 +189,7 @@ def test_a_full_disk_is_named_with_its_file(home: Path, small_disk: Path, capsys
 def test_memory_that_runs_out_says_what_would_need_less(home: Path, tmp_path: Path) -> None:
     made = ["generate", teacher(home), "generator={kind: inversion, width: 64, latent: 8, batch_size: 65536}"]
     np.savez(tmp_path / "many.npz", images=np.zeros((16_000, 8, 8, 1), dtype=np.uint8))
+    np.savez_compressed(tmp_path / "large.npz", images=np.zeros((5_000_000, 8, 8), dtype=np.uint8))
     cases = {
         "model": ([*distill(home), "student.width=3000"], "the width of student or generator"),
         "teacher": ([*TEACH, "model.width=3000"], "model.width"),
@@ -206,6 +207,7 @@ def test_memory_that_runs_out_says_what_would_need_less(home: Path, tmp_path: Pa
              "subset_size=15000"],
             "subset_size",
         ),
+        "reader": (["evaluate", str(tmp_path / "large.npz"), f"real={tmp_path / 'many.npz'}", teacher(home)], "sets"),
     }  # fmt: skip
     done = run_in_a_process(
         f"""

@@ -82,9 +82,18 @@ def test_a_damaged_file_is_named_in_one_line_whatever_its_name(
 
 def test_an_argument_that_is_no_utf_8_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["config", "show", "evaluate", "x\udcff", "real=a"]) == 2
-    assert "error: generated.0: 'x\\udcff' is not UTF-8; rename the file or folder\n" in capsys.readouterr().err
+    assert capsys.readouterr().err == "error: generated.0: 'x\\udcff' is not UTF-8; rename the file or folder\n"
     assert main(["config", "show", "evaluate", "generated=[b]", "real=x\udcff"]) == 2
-    assert capsys.readouterr().err.startswith("error: real: the value is not YAML: ")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: real: the value is not YAML: ")
+
+
+def test_a_configuration_that_is_shown_reads_back_as_it_was(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["student={arch: mlp}", 'teacher={kind: load, model: "x\u200fy:z"}']
+    assert main(["config", "show", "distill", *given]) == 0
+    (tmp_path / "shown.yaml").write_text(capsys.readouterr().out, encoding="utf-8")
+    assert main(["config", "show", "distill", str(tmp_path / "shown.yaml")]) == 0
+    assert "x\u200fy:z" in capsys.readouterr().out
 
 
 def test_predictions_are_lines_of_three_columns(
