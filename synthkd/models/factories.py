@@ -13,11 +13,14 @@ from synthkd.errors import ConfigError, ModelError
 from synthkd.imports import optional, resolve
 from synthkd.models import zoo
 from synthkd.models.classifier import Classifier
+from synthkd.models.size import in_proportion
 from synthkd.settings import LoadedModel, ZooModel
 from synthkd.types import ImageSpec
 
 TORCHVISION = "torchvision:"
 TIMM = "timm:"
+LARGEST = 10**10
+"""Parameters of a network of theirs; the largest of timm has 6.7 thousand million."""
 
 
 def construct(
@@ -76,7 +79,8 @@ def _torchvision(name: str, options: Mapping[str, Any], spec: ImageSpec) -> nn.M
             f"{name} takes images of 3 channels, got {spec.channels}; take a timm: model or a package.module:function"
         )
     _check_options(name, options, ("weights", "num_classes"))
-    return _call(name, library.get_model_builder(short), {**options, "weights": None, "num_classes": spec.classes})
+    fixed = {"weights": None, "num_classes": spec.classes}
+    return _in_proportion(name, library.get_model_builder(short), {**options, **fixed})
 
 
 def _timm(name: str, options: Mapping[str, Any], spec: ImageSpec) -> nn.Module:
@@ -86,7 +90,12 @@ def _timm(name: str, options: Mapping[str, Any], spec: ImageSpec) -> nn.Module:
     _check_name(name, short.partition(".")[0], timm.list_models())
     _check_options(name, options, ("num_classes", "in_chans", "checkpoint_path"))
     fixed = {"pretrained": False, "num_classes": spec.classes, "in_chans": spec.channels}
-    return _call(name, timm.create_model, {**options, "model_name": short, **fixed})
+    return _in_proportion(name, timm.create_model, {**options, "model_name": short, **fixed})
+
+
+def _in_proportion(name: str, factory: Callable[..., Any], options: Mapping[str, Any]) -> nn.Module:
+    """A network of a library: its options may come from a folder that somebody sent."""
+    return in_proportion(lambda: _call(name, factory, options), name, LARGEST)
 
 
 def _call(name: str, factory: Callable[..., Any], options: Mapping[str, Any]) -> nn.Module:

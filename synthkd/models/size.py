@@ -17,25 +17,24 @@ LARGEST = 1_000_000_000
 Network = TypeVar("Network", bound=nn.Module)
 
 
-def in_proportion(make: Callable[[], Network], what: str) -> Network:
+def in_proportion(make: Callable[[], Network], what: str, most: int = LARGEST) -> Network:
     """What `make` builds, counted first where tensors have shapes and no memory.
 
     Args:
         make: builds the network; it is called twice, and only the second call draws random numbers.
         what: the network and the keys that set its size, for the message.
+        most: parameters that it may have.
 
     Raises:
-        ConfigError: more than `LARGEST` parameters.
+        ConfigError: more than that.
     """
     try:
         with torch.device("meta"), _Unfilled():
             count = sum(parameter.numel() for parameter in make().parameters())
-    except (RuntimeError, TypeError) as error:  # torch tells of either that a size has more than 63 bits
-        if "overflow" not in str(error).lower():
-            raise
-        count = 2**63
-    if count > LARGEST:
-        raise ConfigError(f"{what}: that makes {count:,} parameters, at most {LARGEST:,} are allowed; take less")
+    except Exception as error:  # what fails for another reason than its size fails below again, or only without memory
+        count = 2**63 if "overflow" in str(error).lower() else 0
+    if count > most:
+        raise ConfigError(f"{what}: that makes {count:,} parameters, at most {most:,} are allowed; take less")
     return make()
 
 

@@ -19,9 +19,10 @@ from synthkd.generators.inversion import Inversion
 from synthkd.generators.merf import Merf
 from synthkd.generators.settings import CGANSettings, DiffusionSettings, InversionSettings, MerfSettings
 from synthkd.models import build
+from synthkd.models.factories import construct
 from synthkd.models.size import in_proportion
 from synthkd.pipelines.cli import VERBS, main
-from synthkd.settings import LARGE, ZooModel
+from synthkd.settings import LARGE, LoadedModel, ZooModel
 from synthkd.types import ImageSpec
 
 DIGITS = {"kind": "digits"}
@@ -195,6 +196,21 @@ def test_a_network_out_of_proportion_is_not_built(arch, capsys):
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"error: arch {arch}, width=65536")
     assert "parameters, at most 1,000,000,000 are allowed" in line
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("torchvision:resnet152", {"width_per_group": 65536}), ("timm:vit_tiny_patch16_224", {"embed_dim": 49152})],
+)
+def test_a_network_of_a_library_out_of_proportion_is_not_built(name, options):
+    settings = LoadedModel(kind="load", model=name, options=options)
+    with pytest.raises(ConfigError, match="parameters, at most 10,000,000,000 are allowed"):
+        construct(settings, ImageSpec(3, 224, 224, 10))
+    torch.manual_seed(0)
+    state = torch.get_rng_state()
+    with pytest.raises(ConfigError):
+        construct(settings, ImageSpec(3, 224, 224, 10))
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 GENERATORS = {
