@@ -57,7 +57,7 @@ Classes = Annotated[int, Field(ge=1, le=100_000)]
 Channels = Annotated[int, Field(ge=1, le=2**10)]
 """Of an image; hyperspectral ones have some hundreds."""
 Threads = Annotated[int, Field(ge=1, le=2**9)]
-"""As many cores as a machine has today; OpenMP ends the process where the system starts no more threads."""
+"""More make no small network faster, and OpenMP ends the process where the system starts no more threads."""
 Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
 """What fits a signed word, as torch, numpy and files take it."""
 

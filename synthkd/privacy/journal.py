@@ -22,7 +22,7 @@ from typing import Annotated, Literal
 from pydantic import Field, ValidationError
 
 from synthkd.errors import CheckpointError
-from synthkd.files import write_atomically
+from synthkd.files import sha256, write_atomically
 from synthkd.json_text import parse_json
 from synthkd.privacy.accounting import MOST_STEPS, Event, Ledger, PoissonSteps, Release
 from synthkd.settings import Settings
@@ -130,7 +130,7 @@ class Journal:
     def keep_release(self, path: Path) -> None:
         """Write down what was released, once it is on disk."""
         if self._kept.release is None:
-            self._keep(release=_digest(path))
+            self._keep(release=sha256(path))
 
     def has_release(self, path: Path) -> bool:
         """Whether the one release of the run is on disk.
@@ -139,7 +139,7 @@ class Journal:
             CheckpointError: it was, and is lost or another one now; or there is one that was not charged.
         """
         there = path.is_file()
-        if self._kept.release is not None and (not there or _digest(path) != self._kept.release):
+        if self._kept.release is not None and (not there or sha256(path) != self._kept.release):
             raise CheckpointError(
                 f"{path} is {'damaged or another one' if there else 'gone'}; restore it from a copy, or choose another "
                 "out=: another look at the private images costs its budget a second time"
@@ -212,7 +212,3 @@ class Journal:
 
 def _next(before: str, line: bytes) -> str:
     return hashlib.sha256(before.encode() + line).hexdigest()
-
-
-def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
