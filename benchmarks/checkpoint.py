@@ -22,9 +22,9 @@ from typing import Any
 import torch
 
 from synthkd.data.bank import MemoryBank
-from synthkd.files import write_atomically
-from synthkd.hardware import describe
-from synthkd.settings import BankSettings
+from synthkd.settings.base import BankSettings
+from synthkd.system.files import write_atomically
+from synthkd.system.hardware import describe
 from synthkd.training.checkpoint import CheckpointStore
 from synthkd.types import ImageSpec
 

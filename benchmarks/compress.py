@@ -18,12 +18,12 @@ from typing import Any
 
 import torch
 
-from synthkd.configuration import load_config
-from synthkd.files import write_atomically
-from synthkd.hardware import describe
 from synthkd.pipelines import compress
-from synthkd.pipelines.config import CompressConfig
-from synthkd.pipelines.run import Result
+from synthkd.pipelines.config.distill import CompressConfig
+from synthkd.pipelines.run.directory import Result
+from synthkd.settings.load import load_config
+from synthkd.system.files import write_atomically
+from synthkd.system.hardware import describe
 
 HERE = Path(__file__).parent
 RUN, RESULTS = HERE / "runs" / "compress" / "digits", HERE / "results" / "compress.json"

@@ -23,13 +23,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from synthkd.configuration import load_config
-from synthkd.data.real import load_splits
-from synthkd.data.splits import RealData
-from synthkd.hardware import describe
-from synthkd.pipelines.config import TeachConfig
+from synthkd.data.read.real import load_splits
+from synthkd.data.read.splits import RealData
+from synthkd.pipelines.config.distill import TeachConfig
 from synthkd.pipelines.teach import teach
-from synthkd.settings import NamedData
+from synthkd.settings.base import NamedData
+from synthkd.settings.load import load_config
+from synthkd.system.hardware import describe
 from synthkd.types import to_float, to_uint8
 
 HERE = Path(__file__).parent

@@ -32,12 +32,12 @@ sys.path.insert(0, str(HERE))
 
 import fashion_mnist  # noqa: E402
 
-from synthkd.configuration import load_config  # noqa: E402
-from synthkd.files import write_atomically  # noqa: E402
-from synthkd.hardware import describe  # noqa: E402
 from synthkd.pipelines import compress  # noqa: E402
-from synthkd.pipelines.config import CompressConfig  # noqa: E402
-from synthkd.pipelines.run import Result  # noqa: E402
+from synthkd.pipelines.config.distill import CompressConfig  # noqa: E402
+from synthkd.pipelines.run.directory import Result  # noqa: E402
+from synthkd.settings.load import load_config  # noqa: E402
+from synthkd.system.files import write_atomically  # noqa: E402
+from synthkd.system.hardware import describe  # noqa: E402
 
 RUNS, RESULTS = HERE / "runs" / "flows", HERE / "results" / "flows.json"
 PAIR = fashion_mnist.PAIRS["convnet"]

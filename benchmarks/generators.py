@@ -41,16 +41,11 @@ sys.path.insert(0, str(HERE))
 
 import fashion_mnist  # noqa: E402
 
-from synthkd.configuration import load_config  # noqa: E402
-from synthkd.data.real import load_splits  # noqa: E402
-from synthkd.data.stored import read_stored  # noqa: E402
-from synthkd.extractors import TeacherExtractor  # noqa: E402
-from synthkd.files import write_atomically  # noqa: E402
+from synthkd.data.read.real import load_splits  # noqa: E402
+from synthkd.data.written.stored import read_stored  # noqa: E402
 from synthkd.generators.build import build_generator  # noqa: E402
 from synthkd.generators.inversion import SAMPLE_STEPS  # noqa: E402
 from synthkd.generators.settings import SavedSettings  # noqa: E402
-from synthkd.grids import ROWS, save_grid  # noqa: E402
-from synthkd.hardware import describe  # noqa: E402
 from synthkd.metrics import (  # noqa: E402
     accuracy,
     cluster_modes,
@@ -62,13 +57,18 @@ from synthkd.metrics import (  # noqa: E402
 from synthkd.metrics.arrays import Array  # noqa: E402
 from synthkd.metrics.features import FeatureExtractor, Features, build_extractor, extract  # noqa: E402
 from synthkd.models import Classifier, load_model  # noqa: E402
-from synthkd.monitor import read_rows, series  # noqa: E402
 from synthkd.pipelines import generate  # noqa: E402
-from synthkd.pipelines.config import GenerateConfig  # noqa: E402
-from synthkd.pipelines.job import make_accelerator  # noqa: E402
-from synthkd.pipelines.run import Result  # noqa: E402
+from synthkd.pipelines.config.distill import GenerateConfig  # noqa: E402
+from synthkd.pipelines.run.directory import Result  # noqa: E402
+from synthkd.pipelines.run.job import make_accelerator  # noqa: E402
+from synthkd.reports.grids import ROWS, save_grid  # noqa: E402
 from synthkd.rng import Rows  # noqa: E402
-from synthkd.settings import LoadedModel, NamedData  # noqa: E402
+from synthkd.settings.base import LoadedModel, NamedData  # noqa: E402
+from synthkd.settings.features import TeacherExtractor  # noqa: E402
+from synthkd.settings.load import load_config  # noqa: E402
+from synthkd.system.files import write_atomically  # noqa: E402
+from synthkd.system.hardware import describe  # noqa: E402
+from synthkd.training.monitor import read_rows, series  # noqa: E402
 from synthkd.types import SampleGenerator, to_uint8  # noqa: E402
 
 PAIR = "convnet"

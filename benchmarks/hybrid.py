@@ -37,11 +37,11 @@ sys.path.insert(0, str(HERE))
 
 import fashion_mnist  # noqa: E402
 
-from synthkd.configuration import load_config  # noqa: E402
-from synthkd.hardware import describe  # noqa: E402
 from synthkd.pipelines import distill, generate  # noqa: E402
-from synthkd.pipelines.config import DistillConfig, GenerateConfig  # noqa: E402
-from synthkd.pipelines.run import Result  # noqa: E402
+from synthkd.pipelines.config.distill import DistillConfig, GenerateConfig  # noqa: E402
+from synthkd.pipelines.run.directory import Result  # noqa: E402
+from synthkd.settings.load import load_config  # noqa: E402
+from synthkd.system.hardware import describe  # noqa: E402
 
 RUNS, RESULTS = HERE / "runs" / "hybrid", HERE / "results" / "hybrid.json"
 PAIR = fashion_mnist.PAIRS["convnet"]

@@ -27,17 +27,18 @@ sys.path.insert(0, str(HERE))
 import fashion_mnist  # noqa: E402
 
 from synthkd import load  # noqa: E402
-from synthkd.compression import cost, export_onnx, onnx_latency, quantize_int8, run_onnx  # noqa: E402
-from synthkd.configuration import load_config  # noqa: E402
-from synthkd.data.real import load_splits  # noqa: E402
-from synthkd.data.stored import read_stored  # noqa: E402
-from synthkd.files import write_atomically  # noqa: E402
-from synthkd.hardware import describe  # noqa: E402
+from synthkd.compression import export_onnx, onnx_latency, quantize_int8, run_onnx  # noqa: E402
+from synthkd.data.read.real import load_splits  # noqa: E402
+from synthkd.data.written.stored import read_stored  # noqa: E402
 from synthkd.metrics.utility import accuracy, predict  # noqa: E402
+from synthkd.models.cost import cost  # noqa: E402
 from synthkd.pipelines import generate  # noqa: E402
-from synthkd.pipelines.config import GenerateConfig  # noqa: E402
-from synthkd.pipelines.run import Result  # noqa: E402
-from synthkd.settings import NamedData  # noqa: E402
+from synthkd.pipelines.config.distill import GenerateConfig  # noqa: E402
+from synthkd.pipelines.run.directory import Result  # noqa: E402
+from synthkd.settings.base import NamedData  # noqa: E402
+from synthkd.settings.load import load_config  # noqa: E402
+from synthkd.system.files import write_atomically  # noqa: E402
+from synthkd.system.hardware import describe  # noqa: E402
 
 RESULTS = HERE / "results" / "int8.json"
 BUDGET, SEED = "300s", 0

@@ -31,9 +31,9 @@ import torch
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from synthkd.hardware import describe
 from synthkd.metrics.frechet import frechet_distance, frechet_distance_from_features
 from synthkd.metrics.kernel import kernel_distance, kernel_distance_subsets
+from synthkd.system.hardware import describe
 
 RESULTS = Path(__file__).parent / "results" / "metrics_distances.json"
 WIDTH = 2048

@@ -26,8 +26,8 @@ import torch
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
-from synthkd.hardware import describe
 from synthkd.metrics.manifold import precision_recall_density_coverage
+from synthkd.system.hardware import describe
 
 RESULTS = Path(__file__).parent / "results" / "metrics_neighbours.json"
 SHAPES = [(10_000, 64), (5_000, 2048)]

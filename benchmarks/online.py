@@ -26,11 +26,11 @@ sys.path.insert(0, str(HERE))
 import fashion_mnist  # noqa: E402
 from terms import compared  # noqa: E402
 
-from synthkd.configuration import load_config  # noqa: E402
-from synthkd.files import write_atomically  # noqa: E402
 from synthkd.pipelines import distill  # noqa: E402
-from synthkd.pipelines.config import DistillConfig  # noqa: E402
-from synthkd.pipelines.run import Result  # noqa: E402
+from synthkd.pipelines.config.distill import DistillConfig  # noqa: E402
+from synthkd.pipelines.run.directory import Result  # noqa: E402
+from synthkd.settings.load import load_config  # noqa: E402
+from synthkd.system.files import write_atomically  # noqa: E402
 
 RUNS, RESULTS = HERE / "runs" / "online", HERE / "results" / "online.json"
 STEPS, EVERY, LOOKS = 600, 30, 50

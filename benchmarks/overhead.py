@@ -22,13 +22,13 @@ from accelerate import Accelerator
 
 from synthkd.data.bank import MemoryBank
 from synthkd.data.hybrid import HybridSource
-from synthkd.distillation.pupil import Pupil
-from synthkd.distillation.settings import DistillSettings
 from synthkd.distillation.step import DistillStep
+from synthkd.distillation.student import Pupil
 from synthkd.distillation.teachers import FrozenTeacher
-from synthkd.hardware import describe
 from synthkd.models import build
-from synthkd.settings import BankSettings, MixSettings, OptimizerSettings, ZooModel
+from synthkd.settings.base import BankSettings, MixSettings, OptimizerSettings, ZooModel
+from synthkd.settings.distillation import DistillSettings
+from synthkd.system.hardware import describe
 from synthkd.training.learner import Learner
 from synthkd.types import Batch, ImageSpec
 

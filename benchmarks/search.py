@@ -35,13 +35,13 @@ from synthkd import load  # noqa: E402
 from synthkd.compression.pareto import Scores  # noqa: E402
 from synthkd.compression.proxy import Evaluate  # noqa: E402
 from synthkd.compression.search import random_search, search, space_of  # noqa: E402
-from synthkd.configuration import load_config  # noqa: E402
-from synthkd.files import write_atomically  # noqa: E402
-from synthkd.hardware import describe  # noqa: E402
 from synthkd.models import parameters  # noqa: E402
-from synthkd.pipelines.choose import make_proxy  # noqa: E402
-from synthkd.pipelines.config import DistillConfig  # noqa: E402
-from synthkd.settings import SearchSettings, ZooModel  # noqa: E402
+from synthkd.pipelines.config.distill import DistillConfig  # noqa: E402
+from synthkd.pipelines.handover.search import make_proxy  # noqa: E402
+from synthkd.settings.base import SearchSettings, ZooModel  # noqa: E402
+from synthkd.settings.load import load_config  # noqa: E402
+from synthkd.system.files import write_atomically  # noqa: E402
+from synthkd.system.hardware import describe  # noqa: E402
 
 RUNS, RESULTS = HERE / "runs" / "search", HERE / "results" / "search.json"
 PAIR = fashion_mnist.PAIRS["convnet"]

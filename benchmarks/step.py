@@ -26,15 +26,15 @@ sys.path.insert(0, str(HERE))
 
 import fashion_mnist  # noqa: E402
 
-from synthkd.configuration import load_config  # noqa: E402
-from synthkd.distillation.pupil import make_pupil  # noqa: E402
-from synthkd.distillation.settings import DistillSettings  # noqa: E402
 from synthkd.distillation.step import DistillStep  # noqa: E402
+from synthkd.distillation.student import make_pupil  # noqa: E402
 from synthkd.distillation.teachers import FrozenTeacher  # noqa: E402
-from synthkd.files import write_atomically  # noqa: E402
-from synthkd.hardware import describe  # noqa: E402
 from synthkd.models.zoo import build  # noqa: E402
-from synthkd.settings import ZooModel  # noqa: E402
+from synthkd.settings.base import ZooModel  # noqa: E402
+from synthkd.settings.distillation import DistillSettings  # noqa: E402
+from synthkd.settings.load import load_config  # noqa: E402
+from synthkd.system.files import write_atomically  # noqa: E402
+from synthkd.system.hardware import describe  # noqa: E402
 from synthkd.types import Batch, ImageSpec  # noqa: E402
 
 SPEC = ImageSpec(1, 28, 28, 10)

@@ -1,1 +1,1 @@
-"""The recipes that ship with synthkd, as data; `synthkd.pipelines.recipes` reads them."""
+"""The recipes that ship with synthkd, as data; `synthkd.pipelines.config.recipes` reads them."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from synthkd.data.splits import Splits
+from synthkd.data.read.splits import Splits
 from synthkd.errors import ConfigError
 from synthkd.generators.cgan import CGAN
 from synthkd.generators.files import CONFIG, read_saved

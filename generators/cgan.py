@@ -24,7 +24,8 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from synthkd.data.augment import augment_for_critic
-from synthkd.data.splits import RealData
+from synthkd.data.epochs import EpochSource
+from synthkd.data.read.splits import RealData
 from synthkd.errors import ConfigError
 from synthkd.generators.gan_networks import ConditionalGenerator, Critic, critic_hinge, gradient_penalty
 from synthkd.generators.objective import STUDENT_TERMS, GeneratedView, judging
@@ -37,11 +38,10 @@ from synthkd.models.contract import finite_logits
 from synthkd.models.size import in_proportion
 from synthkd.models.weights import finite_state, load_strictly, read_weights, save_weights
 from synthkd.rng import Rows, derive, stream
-from synthkd.settings import AugmentSettings
+from synthkd.settings.base import AugmentSettings
 from synthkd.taps import evaluating
 from synthkd.training.ema import WeightAverage
 from synthkd.training.learner import require_finite
-from synthkd.training.supervised import EpochSource
 from synthkd.types import Batch, ImageSpec, Round, to_float
 
 WEIGHTS = "generator.safetensors"

@@ -22,9 +22,9 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from synthkd.data.splits import RealData
+from synthkd.data.epochs import EpochSource
+from synthkd.data.read.splits import RealData
 from synthkd.errors import ConfigError, ModelError
-from synthkd.files import naming, write_atomically
 from synthkd.generators.denoising import (
     ClassConditionalPipeline,
     Steer,
@@ -43,9 +43,9 @@ from synthkd.models.classifier import Classifier
 from synthkd.models.size import in_proportion
 from synthkd.models.weights import finite_state, load_strictly
 from synthkd.rng import Rows, derive, stream
+from synthkd.system.files import naming, write_atomically
 from synthkd.taps import evaluating
 from synthkd.training.learner import Learner
-from synthkd.training.supervised import EpochSource
 from synthkd.types import Batch, ImageSpec, Round, to_float
 
 GENTLEST = 0.1

@@ -21,11 +21,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from synthkd.errors import ModelError
-from synthkd.files import write_atomically
-from synthkd.json_text import parse_json
 from synthkd.privacy.accounting import Adjacency, Ledger, Release, claimed, epsilon
 from synthkd.rng import stream
-from synthkd.sealed import sealed_tensors, unsealed_tensors
+from synthkd.system.files import write_atomically
+from synthkd.system.json_text import parse_json
+from synthkd.system.sealed import sealed_tensors, unsealed_tensors
 from synthkd.types import ImageSpec, to_float
 
 HALVED_FROM = 16

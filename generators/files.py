@@ -8,7 +8,6 @@ from typing import Literal
 from pydantic import Field, ValidationError
 
 from synthkd.errors import ModelError
-from synthkd.files import file_names, inside, sha256, write_atomically
 from synthkd.generators.settings import (
     FROM_REAL,
     GeneratorSettings,
@@ -17,8 +16,9 @@ from synthkd.generators.settings import (
     PixelSettings,
     SavedSettings,
 )
-from synthkd.sealed import sealed, unsealed
-from synthkd.settings import Count, Settings
+from synthkd.settings.base import Count, Settings
+from synthkd.system.files import file_names, inside, sha256, write_atomically
+from synthkd.system.sealed import sealed, unsealed
 from synthkd.types import ImageSpec, SampleGenerator, Saveable
 
 CONFIG = "generator.json"

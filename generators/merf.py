@@ -19,7 +19,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 
-from synthkd.data.splits import RealData
+from synthkd.data.read.splits import RealData
 from synthkd.errors import ConfigError, ModelError
 from synthkd.generators.cgan import latent_length
 from synthkd.generators.embedding import (

@@ -9,7 +9,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from synthkd.data.splits import RealData
+from synthkd.data.read.splits import RealData
 from synthkd.errors import ConfigError
 from synthkd.models.classifier import Classifier
 from synthkd.models.contract import finite_logits

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from synthkd.data.bank import MemoryBank
-from synthkd.data.stored import StoredDataset
+from synthkd.data.written.stored import StoredDataset
 from synthkd.errors import DataError
 from synthkd.rng import Rows
 from synthkd.types import Batch, to_float

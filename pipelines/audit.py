@@ -14,17 +14,14 @@ import torch
 from torch import Tensor
 
 from synthkd import __version__
-from synthkd.configuration import dump_config
-from synthkd.data.classes import align_labels
-from synthkd.data.samples import open_samples
+from synthkd.data.read.classes import align_labels
+from synthkd.data.read.samples import open_samples
 from synthkd.errors import ConfigError, DataError
-from synthkd.files import write_atomically
-from synthkd.hardware import describe
 from synthkd.models import Classifier, load_model, parameters
 from synthkd.models.weights import serialised
-from synthkd.pipelines.config import AuditConfig, ImageSet
+from synthkd.pipelines.config.distill import AuditConfig, ImageSet
 from synthkd.pipelines.copying import look_for_copies
-from synthkd.pipelines.run import (
+from synthkd.pipelines.run.directory import (
     REPORT,
     Plan,
     Result,
@@ -50,9 +47,12 @@ from synthkd.privacy.membership import POPULATION, Answers, attacks
 from synthkd.privacy.rates import RateRatio, tpr_ratio
 from synthkd.privacy.report import plain, privacy_report
 from synthkd.privacy.verdict import Check, verdict
-from synthkd.privacy_report import PAGE, SOURCE, write_privacy_page
+from synthkd.reports.privacy import PAGE, SOURCE, write_privacy_page
 from synthkd.rng import derive
-from synthkd.sealed import sealed
+from synthkd.settings.load import dump_config
+from synthkd.system.files import write_atomically
+from synthkd.system.hardware import describe
+from synthkd.system.sealed import sealed
 from synthkd.types import ImageSpec
 
 WHOS = ("teacher", "student")

@@ -15,9 +15,9 @@ from typing import Any
 from synthkd import __version__
 from synthkd.errors import CheckpointError, ConfigError, SynthkdError
 from synthkd.imports import own
-from synthkd.pipelines.disk import resources
-from synthkd.printable import one_line, print_anything, printable
-from synthkd.stopping import Stopped, stoppable
+from synthkd.pipelines.run.disk import resources
+from synthkd.system.printable import one_line, print_anything, printable
+from synthkd.system.stopping import Stopped, stoppable
 
 
 @dataclass(frozen=True)
@@ -35,33 +35,33 @@ class Verb:
 
 VERBS = {
     "audit": Verb(
-        "synthkd.pipelines.config:AuditConfig",
+        "synthkd.pipelines.config.distill:AuditConfig",
         "synthkd.pipelines.audit:audit",
         "attack finished models with lists of images that they were trained on and of others",
     ),
     "compress": Verb(
-        "synthkd.pipelines.config:CompressConfig",
+        "synthkd.pipelines.config.distill:CompressConfig",
         "synthkd.pipelines.compress:compress",
         "make a small student to hand over: exported, priced, with a report of what it leaks",
     ),
     "distill": Verb(
-        "synthkd.pipelines.config:DistillConfig",
+        "synthkd.pipelines.config.distill:DistillConfig",
         "synthkd.pipelines.distill:distill",
         "make a small student from a teacher without its training data, or with a little of it",
     ),
     "evaluate": Verb(
-        "synthkd.pipelines.config:EvaluateConfig",
+        "synthkd.pipelines.config.distill:EvaluateConfig",
         "synthkd.pipelines.evaluate:evaluate",
         "score generated images against real ones",
         paths="generated",
     ),
     "generate": Verb(
-        "synthkd.pipelines.config:GenerateConfig",
+        "synthkd.pipelines.config.distill:GenerateConfig",
         "synthkd.pipelines.generate:generate",
         "write a labelled synthetic dataset: image folder, WebDataset or parquet",
     ),
     "teach": Verb(
-        "synthkd.pipelines.config:TeachConfig",
+        "synthkd.pipelines.config.distill:TeachConfig",
         "synthkd.pipelines.teach:teach",
         "train a teacher on real data",
     ),
@@ -156,7 +156,7 @@ def _run(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
 
             print(examine())
         case "recipes":
-            from synthkd.pipelines.recipes import recipes
+            from synthkd.pipelines.config.recipes import recipes
 
             for recipe in recipes():
                 print(printable(f"{recipe.name:<24} {recipe.job:<8} {recipe.summary}"))
@@ -168,7 +168,7 @@ def _run(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
         case "config" if arguments.what == "schema":
             print(json.dumps(own(VERBS[arguments.job].config).model_json_schema(), indent=2))
         case "config":
-            from synthkd.configuration import dump_config
+            from synthkd.settings.load import dump_config
 
             text = dump_config(_config(arguments.job, settings))
             print(printable(text) if sys.stdout.isatty() else text, end="")  # a file of it is read again
@@ -185,8 +185,8 @@ def _speaks() -> bool:
 
 
 def _config(job: str, settings: Sequence[str]) -> Any:
-    from synthkd.configuration import load_config
-    from synthkd.pipelines.recipes import find_config
+    from synthkd.pipelines.config.recipes import find_config
+    from synthkd.settings.load import load_config
 
     first = settings[0] if settings else "="
     named = "=" not in first or Path(first).is_file()

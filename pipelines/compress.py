@@ -13,31 +13,31 @@ from typing import Any
 from torch import Tensor
 
 from synthkd import __version__
-from synthkd.compress_report import write_compress_report
-from synthkd.configuration import dump_config
-from synthkd.data.real import Splits, load_splits
+from synthkd.data.read.real import Splits, load_splits
 from synthkd.errors import ConfigError
-from synthkd.files import write_atomically
 from synthkd.generators.build import build_generator
-from synthkd.hardware import describe
 from synthkd.imports import optional
 from synthkd.models.weights import serialised
-from synthkd.pipelines import choose
-from synthkd.pipelines.attack import PipelineAudit, audit_pipeline, require_enough
-from synthkd.pipelines.config import NOISY_GENERATOR, CompressConfig
+from synthkd.pipelines.config.distill import NOISY_GENERATOR, CompressConfig
 from synthkd.pipelines.copying import look_for_copies
 from synthkd.pipelines.distill import distill
-from synthkd.pipelines.flow import DISTILL, Flowed, run_flow, sample, stand_in
-from synthkd.pipelines.handover import NAMES, capacity, hand_over, require_packages
-from synthkd.pipelines.job import Job, open_job, process_state
-from synthkd.pipelines.run import Plan, Result, keep_data, trusting
+from synthkd.pipelines.handover import search as choose
+from synthkd.pipelines.handover.attack import PipelineAudit, audit_pipeline, require_enough
+from synthkd.pipelines.handover.export import NAMES, capacity, hand_over, require_packages
+from synthkd.pipelines.handover.flow import DISTILL, Flowed, run_flow, sample, stand_in
+from synthkd.pipelines.run.directory import Plan, Result, keep_data, trusting
+from synthkd.pipelines.run.job import Job, open_job, process_state
 from synthkd.privacy.accounting import Adjacency, Ledger, epsilon
 from synthkd.privacy.copies import CopyTest
 from synthkd.privacy.report import privacy_report
 from synthkd.privacy.verdict import Claim, verdict
-from synthkd.privacy_report import PAGE, write_privacy_page
-from synthkd.sealed import sealed
-from synthkd.settings import TrainedTeacher
+from synthkd.reports.compression import write_compress_report
+from synthkd.reports.privacy import PAGE, write_privacy_page
+from synthkd.settings.base import TrainedTeacher
+from synthkd.settings.load import dump_config
+from synthkd.system.files import write_atomically
+from synthkd.system.hardware import describe
+from synthkd.system.sealed import sealed
 
 PRIVACY = "privacy_report.json"
 TOLD = ("real_images_used", "teacher", "student", "ratio", "data", "alarms")

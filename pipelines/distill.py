@@ -6,21 +6,21 @@ from typing import Any
 
 from torch import Tensor
 
-from synthkd.data.real import RealData, load_splits
+from synthkd.data.read.real import RealData, load_splits
 from synthkd.distillation import phases
 from synthkd.generators.files import INSIDE_A_RUN, save_generator
-from synthkd.grids import MOST_CLASSES, ROWS, save_grid
 from synthkd.metrics.utility import accuracy, predict
 from synthkd.models import Classifier, save
 from synthkd.models.weights import finite_state
-from synthkd.pipelines.assembly import Parts, assemble, require_fit
-from synthkd.pipelines.config import DistillConfig
-from synthkd.pipelines.job import Job, make_accelerator, open_job
-from synthkd.pipelines.outcome import measured
-from synthkd.pipelines.printed import plan, summary
-from synthkd.pipelines.pupils import finished
-from synthkd.pipelines.run import Plan, Result, trusting
-from synthkd.pipelines.teachers import ReadyTeacher, is_taught, ready_teacher, untrained_teacher
+from synthkd.pipelines.config.distill import DistillConfig
+from synthkd.pipelines.run.directory import Plan, Result, trusting
+from synthkd.pipelines.run.job import Job, make_accelerator, open_job
+from synthkd.pipelines.student.assembly import Parts, assemble, require_fit
+from synthkd.pipelines.student.networks import finished
+from synthkd.pipelines.student.results import measured
+from synthkd.pipelines.student.teachers import ReadyTeacher, is_taught, ready_teacher, untrained_teacher
+from synthkd.pipelines.student.text import plan, summary
+from synthkd.reports.grids import MOST_CLASSES, ROWS, save_grid
 from synthkd.rng import Rows
 from synthkd.taps import evaluating
 from synthkd.training.loop import Action, Loop, Progress

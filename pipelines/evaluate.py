@@ -12,30 +12,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from synthkd.data.sample_set import Samples
+from synthkd.data.read.sample_set import Samples
 from synthkd.errors import ConfigError
-from synthkd.evaluation_report import write_evaluation
-from synthkd.grids import MOST_CLASSES, ROWS, save_grid
 from synthkd.metrics.feature_cache import require_replaceable, save_set
 from synthkd.metrics.features import FeatureExtractor
 from synthkd.metrics.neighbours import nearest, points
 from synthkd.metrics.resize import resize
 from synthkd.metrics.score import Score, ScoredSet
 from synthkd.metrics.suite import PerClass, SuiteOptions, measure
-from synthkd.pipelines.cas import classification_accuracy_scores
-from synthkd.pipelines.config import EvaluateConfig
-from synthkd.pipelines.image_sets import (
-    Networks,
-    OpenedSet,
-    agree,
-    build_networks,
-    check_saved,
-    generated_keys,
-    open_sets,
-    take_features,
-    to_save,
-)
-from synthkd.pipelines.run import (
+from synthkd.pipelines.config.distill import EvaluateConfig
+from synthkd.pipelines.run.directory import (
     REPORT,
     Plan,
     Result,
@@ -46,7 +32,21 @@ from synthkd.pipelines.run import (
     trusting,
     write_result,
 )
-from synthkd.pipelines.score_table import score_lines
+from synthkd.pipelines.scores.cas import classification_accuracy_scores
+from synthkd.pipelines.scores.image_sets import (
+    Networks,
+    OpenedSet,
+    agree,
+    build_networks,
+    check_saved,
+    generated_keys,
+    open_sets,
+    take_features,
+    to_save,
+)
+from synthkd.pipelines.scores.table import score_lines
+from synthkd.reports.evaluation import write_evaluation
+from synthkd.reports.grids import MOST_CLASSES, ROWS, save_grid
 
 COLUMNS = 10
 PIPE_WIDTH = 100

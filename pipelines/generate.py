@@ -15,35 +15,35 @@ import yaml
 from accelerate import Accelerator
 
 from synthkd import __version__
-from synthkd.data.card import card
-from synthkd.data.filters import Sieve
-from synthkd.data.parts import PartStore
-from synthkd.data.stored import ABOUT, FOLDER, FORMAT, Content
-from synthkd.data.writers import METADATA, SPLIT, Layout, estimate, write_records
-from synthkd.dataset_report import write_dataset_report
-from synthkd.display import Display
+from synthkd.data.written.card import card
+from synthkd.data.written.filters import Sieve
+from synthkd.data.written.stored import ABOUT, FOLDER, FORMAT, Content
+from synthkd.data.written.unfinished import PartStore
+from synthkd.data.written.writers import METADATA, SPLIT, Layout, estimate, write_records
 from synthkd.distillation.teachers import FrozenTeacher
 from synthkd.errors import ConfigError
-from synthkd.files import write_atomically, write_sums
 from synthkd.generators.build import build_generator
 from synthkd.generators.files import INSIDE_A_RUN, save_generator
 from synthkd.generators.settings import MerfSettings
-from synthkd.grids import save_grid
-from synthkd.hardware import describe
 from synthkd.models import Classifier, parameters
 from synthkd.models.weights import serialised
-from synthkd.pipelines.config import GenerateConfig
-from synthkd.pipelines.disk import free_bytes, require_space
-from synthkd.pipelines.fitting import fit_generator
-from synthkd.pipelines.job import Job, generator_bytes, make_accelerator, open_job, training_bytes
-from synthkd.pipelines.order import Order, plan_layout, read_order, real_images_used, trained_as
-from synthkd.pipelines.run import REPORT, Plan, Result, keep_data, trusting
-from synthkd.pipelines.sampling import Batchwise, Sampling
-from synthkd.pipelines.scoring import Tally
-from synthkd.pipelines.teachers import is_taught, ready_teacher, untrained_teacher
-from synthkd.resources import size
-from synthkd.sealed import sealed
-from synthkd.settings import LoadedModel
+from synthkd.pipelines.config.distill import GenerateConfig
+from synthkd.pipelines.dataset.request import Order, plan_layout, read_order, real_images_used, trained_as
+from synthkd.pipelines.dataset.sampling import Batchwise, Sampling
+from synthkd.pipelines.dataset.tally import Tally
+from synthkd.pipelines.run.directory import REPORT, Plan, Result, keep_data, trusting
+from synthkd.pipelines.run.disk import free_bytes, require_space
+from synthkd.pipelines.run.fit import fit_generator
+from synthkd.pipelines.run.job import Job, generator_bytes, make_accelerator, open_job, training_bytes
+from synthkd.pipelines.student.teachers import is_taught, ready_teacher, untrained_teacher
+from synthkd.reports.dataset import write_dataset_report
+from synthkd.reports.grids import save_grid
+from synthkd.settings.base import LoadedModel
+from synthkd.system.files import write_atomically, write_sums
+from synthkd.system.hardware import describe
+from synthkd.system.resources import size
+from synthkd.system.sealed import sealed
+from synthkd.training.display import Display
 from synthkd.types import TrainableGenerator
 
 PARTS = "parts"

@@ -13,16 +13,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from synthkd.data.real import Splits, channel_statistics, load_splits
+from synthkd.data.epochs import EpochSource
+from synthkd.data.read.real import Splits, channel_statistics, load_splits
 from synthkd.distillation.alarms import Alarm, one_class
 from synthkd.errors import ConfigError
-from synthkd.hardware import latency_ms
 from synthkd.losses.objective import Loss
 from synthkd.metrics.utility import Proportion, accuracy, predict
 from synthkd.models import Classifier, build_model, load, parameters, save
 from synthkd.models.weights import finite_state
-from synthkd.pipelines.config import TeachConfig
-from synthkd.pipelines.job import (
+from synthkd.pipelines.config.distill import TeachConfig
+from synthkd.pipelines.run.directory import Plan, Result, keep_data, trusting
+from synthkd.pipelines.run.job import (
     Job,
     describe_model,
     disk_line,
@@ -31,15 +32,14 @@ from synthkd.pipelines.job import (
     scored,
     training_bytes,
 )
-from synthkd.pipelines.run import Plan, Result, keep_data, trusting
 from synthkd.privacy.dpsgd import PoissonSource, PrivateLearner, plan_mechanism, statement
 from synthkd.privacy.journal import Journal
 from synthkd.rng import stream
+from synthkd.system.hardware import latency_ms
 from synthkd.taps import evaluating
 from synthkd.training.learner import Learner
 from synthkd.training.loop import Action, Loop, Progress, Stage
 from synthkd.training.memory import fitting_batch_size, training_step
-from synthkd.training.supervised import EpochSource
 from synthkd.types import Batch, balanced_labels
 
 REHEARSED = 4

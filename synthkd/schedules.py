@@ -6,9 +6,9 @@ import math
 from collections.abc import Mapping
 from typing import Any, Generic, TypeVar
 
-from synthkd.distillation.settings import TemperatureSettings
 from synthkd.errors import TrainingError
-from synthkd.settings import Curve, DifficultySettings, OptimizerSettings, Schedule
+from synthkd.settings.base import Curve, DifficultySettings, OptimizerSettings, Schedule
+from synthkd.settings.distillation import TemperatureSettings
 
 Limits = TypeVar("Limits", DifficultySettings, TemperatureSettings)
 

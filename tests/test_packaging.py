@@ -76,11 +76,17 @@ def test_the_wheel_has_the_tree_and_nothing_else(tmp_path):
     assert finished.returncode == 0, finished.stderr
     (built,) = tmp_path.glob("*.whl")
     files = [name for name in zipfile.ZipFile(built).namelist() if not re.match(r"synthkd-[^/]*\.dist-info/", name)]
-    data = PROJECT["tool"]["setuptools"]["package-data"]["synthkd"]
+    data = PROJECT["tool"]["setuptools"]["package-data"]
+    folders = {package: ROOT / package.replace(".", "/") for package in data}
     expected = {
         *modules(),
-        *(f"synthkd/{path.name}" for pattern in data for path in (ROOT / "synthkd").glob(pattern)),
-        *(f"synthkd/configs/{path.name}" for path in (ROOT / "configs").glob("*.yaml")),
+        *(
+            path.relative_to(ROOT).as_posix()
+            for package, patterns in data.items()
+            for pattern in patterns
+            for path in folders[package].glob(pattern)
+        ),
     }
-    assert {"synthkd/py.typed", "synthkd/configs/digits.yaml"} < expected
+    named = {"synthkd/py.typed", "synthkd/configs/digits.yaml", "synthkd/reports/templates/run.html.jinja"}
+    assert named < expected
     assert sorted(files) == sorted(expected)

@@ -7,10 +7,10 @@ from itertools import pairwise
 import pytest
 from pydantic import ValidationError
 
-from synthkd.distillation.settings import TemperatureSettings
 from synthkd.errors import TrainingError
 from synthkd.schedules import DifficultyController, TemperatureController, learning_rate_factor, value_at
-from synthkd.settings import Curve, DifficultySettings, OptimizerSettings
+from synthkd.settings.base import Curve, DifficultySettings, OptimizerSettings
+from synthkd.settings.distillation import TemperatureSettings
 from synthkd.types import Stateful
 
 

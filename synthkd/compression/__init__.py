@@ -13,7 +13,6 @@ from synthkd.compression.capacity import (
     label_information,
     teacher_quality,
 )
-from synthkd.compression.cost import Cost, Energy, Latency, cost
 from synthkd.compression.export import Description, export_onnx, export_program, quantize_int8
 from synthkd.compression.pareto import Candidate, Front, Scores, hypervolume
 from synthkd.compression.predict import (
@@ -26,7 +25,8 @@ from synthkd.compression.predict import (
     run_onnx,
 )
 from synthkd.compression.search import random_search, search, space_of
-from synthkd.compression.width import Slimmable, slice_out
+from synthkd.models.cost import Cost, Energy, Latency, cost
+from synthkd.models.slimmable import Slimmable, slice_out
 
 __all__ = [
     "Candidate",

@@ -16,11 +16,11 @@ from torch import Tensor
 from torch.func import functional_call
 
 from synthkd.errors import ConfigError, DataError
-from synthkd.extractors import TeacherExtractor
 from synthkd.metrics.arrays import Array, one_thread, rows
 from synthkd.metrics.features import build_extractor, extract
 from synthkd.models.classifier import Classifier
 from synthkd.rng import Rows
+from synthkd.settings.features import TeacherExtractor
 from synthkd.taps import evaluating
 from synthkd.types import to_float
 

@@ -25,12 +25,12 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from synthkd.errors import DataError, ModelError
-from synthkd.files import naming, write_atomically
 from synthkd.imports import optional
 from synthkd.models.classifier import Classifier
 from synthkd.models.folding import fold_batch_norm
 from synthkd.models.weights import finite_state
-from synthkd.settings import Count, Settings
+from synthkd.settings.base import Count, Settings
+from synthkd.system.files import naming, write_atomically
 from synthkd.types import ImageSpec, to_float
 
 INPUT = "images"

@@ -15,13 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from synthkd.compression.cost import Latency, random_images, time_calls
 from synthkd.compression.export import INPUT, Description, needed, read_onnx
-from synthkd.data.decode import NOT_IMAGES, Decoded, decode, in_a_line, refuse_bad
+from synthkd.data.read.decode import NOT_IMAGES, Decoded, decode, in_a_line, refuse_bad
 from synthkd.errors import DataError, ModelError
 from synthkd.metrics.utility import Proportion, accuracy
 from synthkd.models.classifier import Classifier
 from synthkd.models.contract import finite_logits
+from synthkd.models.cost import Latency, random_images, time_calls
 from synthkd.taps import evaluating
 from synthkd.types import to_float
 
@@ -148,7 +148,7 @@ def parity(model: Classifier, path: Path | str, images: Tensor, threads: int | N
 
 
 def onnx_latency(path: Path | str, batch_size: int = 1, threads: int | None = None, calls: int = 50) -> Latency:
-    """How long an exported file takes for random images, measured as `synthkd.compression.cost` measures a model.
+    """How long an exported file takes for random images, measured as `synthkd.models.cost` measures a model.
 
     Raises:
         MissingExtraError: onnxruntime is not installed.
@@ -164,9 +164,9 @@ def predict_folder(
 ) -> Iterator[Prediction]:
     """Class and probability of an image file, or of every image below a folder, in the order of their names.
 
-    Images are decoded, cropped and resized as `synthkd.data.folder` does it. Files that are plainly no images (hidden
-    ones, .txt, .json, ...) are passed over. Those that cannot be read are named together in the error at the end, when
-    every other image has its answer.
+    Images are decoded, cropped and resized as `synthkd.data.read.folder` does it. Files that are plainly no images
+    (hidden ones, .txt, .json, ...) are passed over. Those that cannot be read are named together in the error at the
+    end, when every other image has its answer.
 
     Args:
         path: what `export_onnx` or `quantize_int8` wrote.

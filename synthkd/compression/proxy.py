@@ -8,16 +8,16 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from synthkd.compression.cost import cost
 from synthkd.compression.pareto import Scores
-from synthkd.distillation.pupil import Pupil
-from synthkd.distillation.settings import DistillSettings
 from synthkd.distillation.step import DistillStep
+from synthkd.distillation.student import Pupil
 from synthkd.errors import TrainingError
 from synthkd.metrics.utility import accuracy, predict
 from synthkd.models.classifier import Classifier
+from synthkd.models.cost import cost
 from synthkd.rng import derive
-from synthkd.settings import ZooModel
+from synthkd.settings.base import ZooModel
+from synthkd.settings.distillation import DistillSettings
 from synthkd.taps import evaluating
 from synthkd.training.learner import Learner
 from synthkd.types import BatchSource

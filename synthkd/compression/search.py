@@ -29,12 +29,12 @@ import torch
 from synthkd.compression.pareto import Candidate, Front, Scores, crowded_order
 from synthkd.compression.proxy import Evaluate
 from synthkd.errors import CheckpointError, ConfigError
-from synthkd.files import naming
 from synthkd.imports import optional
 from synthkd.models import zoo
 from synthkd.models.classifier import parameters
 from synthkd.rng import derive, numpy_stream
-from synthkd.settings import GOALS, POPULATION, Architecture, Goal, SearchSettings, ZooModel
+from synthkd.settings.base import GOALS, POPULATION, Architecture, Goal, SearchSettings, ZooModel
+from synthkd.system.files import naming
 from synthkd.types import ImageSpec
 
 OPTUNA = ("optuna", "search", "the search of a student")

@@ -23,13 +23,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from synthkd.data.archives import read_arrays
 from synthkd.data.hybrid import RealImages
-from synthkd.data.npz import as_images, as_labels
+from synthkd.data.read.archives import read_arrays
+from synthkd.data.read.npz import as_images, as_labels
 from synthkd.errors import DataError
-from synthkd.printable import one_line
 from synthkd.rng import Rows
-from synthkd.settings import StreamData
+from synthkd.settings.base import StreamData
+from synthkd.system.printable import one_line
 from synthkd.types import ImageSpec, check_labels
 
 LOG = logging.getLogger(__name__)

@@ -11,17 +11,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from synthkd.adaptive import AdaptiveWeights, Controller, Look, StrengthController
-from synthkd.distillation.roles import Roles
-from synthkd.distillation.selection import TeacherSelection
-from synthkd.distillation.settings import AdaptSettings
+from synthkd.distillation.control.capacity import AdaptiveWeights, Controller, Look, StrengthController
+from synthkd.distillation.control.roles import Roles
+from synthkd.distillation.control.selection import TeacherSelection
 from synthkd.distillation.team import TeacherTeam
-from synthkd.distillation.terms import Origin
+from synthkd.distillation.terms.objective import Origin
 from synthkd.losses.logits import kl_divergence
-from synthkd.monitor import series
-from synthkd.progress import stability, transfer_efficiency
+from synthkd.metrics.transfer import stability, transfer_efficiency
 from synthkd.schedules import TemperatureController
+from synthkd.settings.distillation import AdaptSettings
 from synthkd.taps import evaluating
+from synthkd.training.monitor import series
 
 CHUNK = 250
 LAST = 5

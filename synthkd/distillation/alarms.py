@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from synthkd.report import ONE_CLASS
+from synthkd.reports.run import ONE_CLASS
 from synthkd.types import BatchNormStatistics
 
 IMBALANCE = 0.25

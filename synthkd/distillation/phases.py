@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from synthkd.distillation.settings import Joint, PhaseSettings, Pregenerate, Refine
 from synthkd.errors import ConfigError
+from synthkd.settings.distillation import Joint, PhaseSettings, Pregenerate, Refine
 from synthkd.training.loop import Action, Stage, Values
 
 Indexed = Callable[[int], Values]

@@ -10,9 +10,9 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from synthkd.data.bank import MemoryBank
-from synthkd.distillation.pupil import Pupil
-from synthkd.distillation.roles import Roles
-from synthkd.distillation.terms import StudentView
+from synthkd.distillation.control.roles import Roles
+from synthkd.distillation.student import Pupil
+from synthkd.distillation.terms.objective import StudentView
 from synthkd.losses import logits as losses
 from synthkd.types import Batch, BatchSource
 

@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from synthkd.distillation.selection import TeacherSelection
-from synthkd.distillation.settings import TeamSettings
+from synthkd.distillation.control.selection import TeacherSelection
 from synthkd.distillation.teachers import FrozenTeacher
 from synthkd.errors import ConfigError
+from synthkd.settings.distillation import TeamSettings
 from synthkd.types import Outputs
 
 LEAST_ENTROPY = 1e-3
@@ -104,7 +104,7 @@ class TeacherTeam:
     @cached_property
     def costs(self) -> tuple[float, ...]:
         """Multiply-accumulates of each teacher for an image, over those of the largest: in [0, 1]."""
-        from synthkd.compression.cost import macs  # its package imports the student's step
+        from synthkd.models.cost import macs  # its package imports the student's step
 
         counts = [macs(teacher.model) for teacher in self._teachers]
         most = max(counts) or 1

@@ -1,6 +1,5 @@
 """Metrics: pure functions of predictions and features; rows are samples, tensors or numpy arrays."""
 
-from synthkd.metrics.class_entropy import InceptionScore, inception_score
 from synthkd.metrics.diversity import (
     ModeCollapse,
     SemanticCosine,
@@ -18,6 +17,7 @@ from synthkd.metrics.frechet import (
     frechet_distance_infinity,
     frechet_standard_error,
 )
+from synthkd.metrics.inception_score import InceptionScore, inception_score
 from synthkd.metrics.kernel import (
     KernelDistance,
     KernelDistances,

@@ -13,10 +13,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from synthkd.errors import ConfigError, DataError
-from synthkd.files import write_atomically
-from synthkd.json_text import parse_json
 from synthkd.metrics.features import FeatureExtractor, Features, extract
-from synthkd.sealed import sealed_tensors, unsealed_tensors
+from synthkd.system.files import write_atomically
+from synthkd.system.json_text import parse_json
+from synthkd.system.sealed import sealed_tensors, unsealed_tensors
 
 FORMAT = "synthkd features 1"
 FEATURES = ".safetensors"

@@ -17,14 +17,6 @@ import torch
 from torch import Tensor, nn
 
 from synthkd.errors import ConfigError, DataError, ModelError, SynthkdError
-from synthkd.extractors import (
-    EfficientNetExtractor,
-    ExtractorSettings,
-    InceptionExtractor,
-    LoadedExtractor,
-    ResizeMode,
-    TeacherExtractor,
-)
 from synthkd.imports import optional
 from synthkd.metrics.efficientnet import efficientnet_lite0, read_known_weights
 from synthkd.metrics.resize import resize
@@ -36,7 +28,15 @@ from synthkd.models.folding import fold_batch_norm
 from synthkd.models.layout import head
 from synthkd.models.sources import load_model
 from synthkd.models.weights import load_strictly, read_weights
-from synthkd.sealed import tensor_digest
+from synthkd.settings.features import (
+    EfficientNetExtractor,
+    ExtractorSettings,
+    InceptionExtractor,
+    LoadedExtractor,
+    ResizeMode,
+    TeacherExtractor,
+)
+from synthkd.system.sealed import tensor_digest
 from synthkd.taps import INPUT, observe
 from synthkd.types import ImageSpec
 

@@ -14,7 +14,6 @@ import torch
 
 from synthkd.errors import DataError
 from synthkd.metrics.arrays import thinned
-from synthkd.metrics.class_entropy import inception_score
 from synthkd.metrics.diversity import (
     Modes,
     cluster_modes,
@@ -29,6 +28,7 @@ from synthkd.metrics.frechet import (
     frechet_distance_infinity,
     frechet_standard_error,
 )
+from synthkd.metrics.inception_score import inception_score
 from synthkd.metrics.kernel import kernel_distances
 from synthkd.metrics.manifold import precision_recall_density_coverage
 from synthkd.metrics.memorization import copying

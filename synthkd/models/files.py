@@ -11,13 +11,13 @@ import torch
 from pydantic import Field, ValidationError
 
 from synthkd.errors import ConfigError, ModelError
-from synthkd.files import sha256, write_atomically
 from synthkd.imports import allowing
 from synthkd.models.classifier import Classifier, parameters
 from synthkd.models.factories import construct
 from synthkd.models.weights import WEIGHTS, load_strictly, read_weights, serialised
-from synthkd.sealed import sealed, unsealed
-from synthkd.settings import Count, ModelSettings, Settings
+from synthkd.settings.base import Count, ModelSettings, Settings
+from synthkd.system.files import sha256, write_atomically
+from synthkd.system.sealed import sealed, unsealed
 from synthkd.types import ImageSpec
 
 CONFIG = "config.json"

@@ -17,8 +17,8 @@ from safetensors.torch import save as serialise
 from torch import Tensor, nn
 
 from synthkd.errors import ModelError, TrainingError
-from synthkd.files import write_atomically
-from synthkd.printable import one_line
+from synthkd.system.files import write_atomically
+from synthkd.system.printable import one_line
 
 WEIGHTS = "model.safetensors"
 PICKLES = (".pt", ".pth", ".bin")

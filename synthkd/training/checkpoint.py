@@ -24,9 +24,9 @@ from safetensors.torch import save as serialise
 from torch import Tensor
 
 from synthkd.errors import CheckpointError
-from synthkd.files import naming, sha256, write_atomically
-from synthkd.resources import out_of_memory
-from synthkd.sealed import sealed, unsealed
+from synthkd.system.files import naming, sha256, write_atomically
+from synthkd.system.resources import out_of_memory
+from synthkd.system.sealed import sealed, unsealed
 
 LOG = logging.getLogger(__name__)
 

@@ -14,12 +14,12 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from synthkd.display import Display
 from synthkd.errors import CheckpointError
-from synthkd.monitor import Monitor
 from synthkd.rng import derive
-from synthkd.stopping import Stopped, asked, held
+from synthkd.system.stopping import Stopped, asked, held
 from synthkd.training.checkpoint import CheckpointStore
+from synthkd.training.display import Display
+from synthkd.training.monitor import Monitor
 from synthkd.types import Stateful
 
 Values = Mapping[str, Tensor | float]

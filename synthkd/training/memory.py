@@ -10,7 +10,7 @@ from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 from torch import nn
 
 from synthkd.errors import CheckpointError
-from synthkd.resources import out_of_memory
+from synthkd.system.resources import out_of_memory
 from synthkd.types import ImageSpec
 
 

@@ -19,12 +19,12 @@ from torch import Tensor
 from synthkd.compression.pareto import Candidate, Front, Scores, crowded_order, draw, hypervolume
 from synthkd.compression.proxy import proxy_evaluator
 from synthkd.compression.search import Range, Space, random_search, search, space_of
-from synthkd.configuration import load_config
-from synthkd.distillation.settings import DistillSettings
 from synthkd.errors import CheckpointError, ConfigError, DataError, MissingExtraError
 from synthkd.models import Classifier, build, parameters
 from synthkd.rng import stream
-from synthkd.settings import Family, OptimizerSettings, SearchSettings, ZooModel
+from synthkd.settings.base import Family, OptimizerSettings, SearchSettings, ZooModel
+from synthkd.settings.distillation import DistillSettings
+from synthkd.settings.load import load_config
 from synthkd.types import Batch, ImageSpec, to_uint8
 
 SPEC = ImageSpec(1, 8, 8, 3)

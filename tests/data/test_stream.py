@@ -15,12 +15,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from synthkd.configuration import load_config
 from synthkd.data.bank import MemoryBank
 from synthkd.data.hybrid import HybridSource, RealImages
 from synthkd.data.stream import ImageStream
 from synthkd.errors import ConfigError, DataError
-from synthkd.settings import BankSettings, DataOrStream, DataSettings, MixSettings, Settings, StreamData
+from synthkd.settings.base import BankSettings, DataOrStream, DataSettings, MixSettings, Settings, StreamData
+from synthkd.settings.load import load_config
 from synthkd.types import ImageSpec, Outputs
 
 SPEC = ImageSpec(1, 1, 2, 5)

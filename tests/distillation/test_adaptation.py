@@ -12,12 +12,16 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-import synthkd.adaptive
-from synthkd.adaptive import AdaptiveWeights, StrengthController
+import synthkd.distillation.control.capacity
 from synthkd.distillation.adaptation import Adaptation, Probe
-from synthkd.distillation.roles import Roles
-from synthkd.distillation.selection import TeacherSelection
-from synthkd.distillation.settings import (
+from synthkd.distillation.control.capacity import AdaptiveWeights, StrengthController
+from synthkd.distillation.control.roles import Roles
+from synthkd.distillation.control.selection import TeacherSelection
+from synthkd.distillation.teachers import FrozenTeacher
+from synthkd.distillation.team import TeacherTeam
+from synthkd.metrics.transfer import GapCurve, fit_capacity_gap
+from synthkd.models import Classifier
+from synthkd.settings.distillation import (
     AdaptSettings,
     SelectionSettings,
     StrengthSettings,
@@ -26,10 +30,6 @@ from synthkd.distillation.settings import (
     TemperatureSettings,
     WeightSettings,
 )
-from synthkd.distillation.teachers import FrozenTeacher
-from synthkd.distillation.team import TeacherTeam
-from synthkd.models import Classifier
-from synthkd.progress import GapCurve, fit_capacity_gap
 from synthkd.types import ImageSpec, Stateful
 
 SPEC = ImageSpec(1, 2, 2, 3)
@@ -328,7 +328,7 @@ def test_the_gap_is_fitted_once_a_look(monkeypatch: pytest.MonkeyPatch) -> None:
         fits.append(len(times))
         return fit_capacity_gap(times, gaps)
 
-    monkeypatch.setattr(synthkd.adaptive, "fit_capacity_gap", counted)
+    monkeypatch.setattr(synthkd.distillation.control.capacity, "fit_capacity_gap", counted)
     students: list[nn.Module] = [nn.Identity()]
     look = adapting(AdaptSettings(strength=StrengthSettings()), students)
     for number, accuracy in enumerate([0.2, 0.4, 0.5, 0.55, 0.6]):

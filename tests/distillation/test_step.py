@@ -15,15 +15,15 @@ from torch.distributions import Categorical
 from torch.distributions import kl_divergence as kl_of
 
 from synthkd.data.bank import MemoryBank
-from synthkd.distillation.pupil import Pupil
-from synthkd.distillation.settings import DecoupledTerm, DistillSettings
 from synthkd.distillation.step import DistillStep
-from synthkd.distillation.terms import StudentView, terms_of
+from synthkd.distillation.student import Pupil
+from synthkd.distillation.terms.objective import StudentView, terms_of
 from synthkd.errors import ConfigError
 from synthkd.losses import logits as losses
 from synthkd.losses.logits import decoupled
 from synthkd.schedules import value_at
-from synthkd.settings import BankSettings, Curve, OptimizerSettings
+from synthkd.settings.base import BankSettings, Curve, OptimizerSettings
+from synthkd.settings.distillation import DecoupledTerm, DistillSettings
 from synthkd.training.learner import Learner
 from synthkd.types import Batch, ImageSpec
 

@@ -10,14 +10,14 @@ from torch import Tensor, nn
 
 from synthkd.data.bank import MemoryBank
 from synthkd.data.hybrid import HybridSource, RealImages
-from synthkd.distillation.selection import TeacherSelection
-from synthkd.distillation.settings import SelectionSettings, TeamSettings
+from synthkd.distillation.control.selection import TeacherSelection
 from synthkd.distillation.teachers import FrozenTeacher
 from synthkd.distillation.team import LEAST_ENTROPY, TeacherTeam, certainty_weights
 from synthkd.errors import ConfigError
 from synthkd.losses.logits import distillation
 from synthkd.models import Classifier
-from synthkd.settings import BankSettings, MixSettings
+from synthkd.settings.base import BankSettings, MixSettings
+from synthkd.settings.distillation import SelectionSettings, TeamSettings
 from synthkd.types import ImageSpec, Outputs
 
 SPEC = ImageSpec(1, 2, 2, 3)

@@ -11,9 +11,9 @@ import torch
 
 from synthkd.data import bank as bank_module
 from synthkd.data.bank import MemoryBank
-from synthkd.data.samples import open_samples
+from synthkd.data.read.samples import open_samples
 from synthkd.errors import CheckpointError
-from synthkd.settings import BankSettings
+from synthkd.settings.base import BankSettings
 from synthkd.training.checkpoint import ROWS, CheckpointStore
 from synthkd.types import ImageSpec
 

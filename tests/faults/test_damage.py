@@ -14,15 +14,16 @@ from safetensors.torch import save_file
 
 from synthkd.compression.export import export_onnx
 from synthkd.compression.predict import OnnxModel
-from synthkd.data.parts import Part, PartStore
-from synthkd.data.stored import read_stored
+from synthkd.data.written.stored import read_stored
+from synthkd.data.written.unfinished import Part, PartStore
 from synthkd.errors import CheckpointError, DataError, ModelError
 from synthkd.generators.embedding import Embedding, Fourier
 from synthkd.generators.files import read_saved
 from synthkd.models import load
-from synthkd.pipelines import cli, copying, job
-from synthkd.pipelines.run import read_result
-from synthkd.sealed import sealed
+from synthkd.pipelines import cli, copying
+from synthkd.pipelines.run import job
+from synthkd.pipelines.run.directory import read_result
+from synthkd.system.sealed import sealed
 from synthkd.training.checkpoint import CheckpointStore
 from synthkd.types import ImageSpec
 

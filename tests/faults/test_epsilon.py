@@ -16,13 +16,13 @@ import pytest
 from synthkd.errors import CheckpointError
 from synthkd.generators import merf
 from synthkd.models import build, save
-from synthkd.pipelines import flow
 from synthkd.pipelines.cli import INTERRUPTED, main
+from synthkd.pipelines.handover import flow
 from synthkd.privacy.accounting import Ledger, PoissonSteps, Release, ledger_of
 from synthkd.privacy.dpsgd import PoissonSource
 from synthkd.privacy.journal import JOURNAL, PRIVATE, Journal
-from synthkd.sealed import sealed, unsealed
-from synthkd.settings import ZooModel
+from synthkd.settings.base import ZooModel
+from synthkd.system.sealed import sealed, unsealed
 from synthkd.types import ImageSpec
 
 pytest.importorskip("opacus")
@@ -272,9 +272,9 @@ def private_generation(images: Path, taught: dict[str, Any]) -> dict[str, Any]:
 
 
 CUT = {
-    "teach": "synthkd.pipelines.job.Job.finish",
+    "teach": "synthkd.pipelines.run.job.Job.finish",
     "distill": "synthkd.distillation.step.DistillStep.__call__",
-    "generate": "synthkd.pipelines.sampling.Sampling.run",
+    "generate": "synthkd.pipelines.dataset.sampling.Sampling.run",
 }
 
 
@@ -368,7 +368,7 @@ def test_a_release_that_is_lost_or_another_is_noticed_and_a_look_that_a_kill_too
         assert run("generate", recipe, out) == INTERRUPTED, "after the look, before it is on disk"
     assert Journal(out).releases == len(looked) == 1
     with monkeypatch.context() as patch:
-        patch.setattr("synthkd.pipelines.sampling.Sampling.run", interrupt)
+        patch.setattr("synthkd.pipelines.dataset.sampling.Sampling.run", interrupt)
         assert run("generate", recipe, out) == INTERRUPTED
     assert Journal(out).releases == len(looked) == 2
     release = out / "generator" / "release.safetensors"

@@ -20,14 +20,14 @@ import pytest
 import torch
 from PIL import Image
 
-from synthkd.data.decode import decode
-from synthkd.data.samples import open_samples
+from synthkd.data.read.decode import decode
+from synthkd.data.read.samples import open_samples
 from synthkd.errors import CheckpointError
 from synthkd.models import build, save
 from synthkd.pipelines.cli import main
-from synthkd.pipelines.run import read_result
-from synthkd.privacy_report import write_privacy_page
-from synthkd.settings import ZooModel
+from synthkd.pipelines.run.directory import read_result
+from synthkd.reports.privacy import write_privacy_page
+from synthkd.settings.base import ZooModel
 from synthkd.training.checkpoint import CheckpointStore
 from synthkd.types import ImageSpec
 
@@ -36,11 +36,11 @@ import resource, sys, warnings
 resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30))
 warnings.simplefilter("ignore")
 import torch
-from synthkd.data.folder import read_folder
-from synthkd.data.named import read_idx
-from synthkd.data.npz import read_npz
-from synthkd.data.samples import open_samples
-from synthkd.data.stored import read_stored
+from synthkd.data.read.folder import read_folder
+from synthkd.data.read.named import read_idx
+from synthkd.data.read.npz import read_npz
+from synthkd.data.read.samples import open_samples
+from synthkd.data.written.stored import read_stored
 from synthkd.errors import SynthkdError
 from synthkd.models.weights import load_strictly, read_weights
 

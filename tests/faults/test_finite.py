@@ -12,13 +12,13 @@ import yaml
 from torch import nn
 
 from synthkd.compression.export import export_program
-from synthkd.data.real import load_splits
+from synthkd.data.read.real import load_splits
 from synthkd.distillation.alarms import one_class
 from synthkd.errors import ModelError, TrainingError
 from synthkd.models import Classifier, build, load, save
 from synthkd.models.weights import load_strictly, save_weights
 from synthkd.pipelines.cli import main
-from synthkd.settings import DigitsData, ZooModel
+from synthkd.settings.base import DigitsData, ZooModel
 from synthkd.training.checkpoint import CheckpointStore
 from synthkd.training.learner import Learner
 from synthkd.types import ImageSpec, to_float

@@ -12,11 +12,11 @@ from accelerate import Accelerator
 from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.models.resnet import BasicBlock, ResNet
 
-from synthkd.compression.width import Slimmable
 from synthkd.losses.objective import Loss
 from synthkd.models import Classifier, build
 from synthkd.models.channels_last import VECTOR
-from synthkd.settings import OptimizerSettings, WidthSettings, ZooModel
+from synthkd.models.slimmable import Slimmable
+from synthkd.settings.base import OptimizerSettings, WidthSettings, ZooModel
 from synthkd.training.learner import Learner
 from synthkd.types import ImageSpec
 

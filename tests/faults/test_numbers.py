@@ -11,7 +11,6 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from synthkd.configuration import load_config
 from synthkd.errors import ConfigError
 from synthkd.generators.cgan import CGAN
 from synthkd.generators.diffusion import Diffusion
@@ -22,7 +21,8 @@ from synthkd.models import build
 from synthkd.models.factories import construct
 from synthkd.models.size import in_proportion
 from synthkd.pipelines.cli import VERBS, main
-from synthkd.settings import LARGE, LoadedModel, ZooModel
+from synthkd.settings.base import LARGE, LoadedModel, ZooModel
+from synthkd.settings.load import load_config
 from synthkd.types import ImageSpec
 
 DIGITS = {"kind": "digits"}

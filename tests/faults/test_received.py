@@ -13,8 +13,8 @@ from synthkd.errors import ConfigError, ModelError
 from synthkd.imports import allowing, resolve
 from synthkd.models import build_model, load, save
 from synthkd.pipelines.cli import main
-from synthkd.sealed import sealed, unsealed
-from synthkd.settings import ZooModel
+from synthkd.settings.base import ZooModel
+from synthkd.system.sealed import sealed, unsealed
 from synthkd.types import ImageSpec
 
 REFUSED = "nothing of it was run"

@@ -15,8 +15,9 @@ from typing import Any
 
 import pytest
 
-from synthkd.data.parts import PartStore
-from synthkd.pipelines import cli, job
+from synthkd.data.written.unfinished import PartStore
+from synthkd.pipelines import cli
+from synthkd.pipelines.run import job
 from synthkd.training.learner import Learner
 
 RECIPE = {
@@ -153,7 +154,7 @@ def test_a_closed_terminal_is_a_signal_and_its_absence_no_error(tmp_path: Path, 
     ours, theirs = pty.openpty()
     seen, tell = os.pipe()
     wait = "[time.sleep(0.01) for _ in iter(asked, signal.SIGHUP)]"
-    action = f"from synthkd.stopping import asked; os.write({tell}, b'.'); {wait}"
+    action = f"from synthkd.system.stopping import asked; os.write({tell}, b'.'); {wait}"
 
     def own_terminal() -> None:
         os.setsid()

@@ -14,14 +14,14 @@ from rich.console import Console
 
 from synthkd.compression import predict
 from synthkd.compression.predict import Prediction
-from synthkd.data.card import card
-from synthkd.data.samples import open_samples
-from synthkd.display import Display
+from synthkd.data.read.samples import open_samples
+from synthkd.data.written.card import card
 from synthkd.models import build, save
-from synthkd.page import drawing, render
 from synthkd.pipelines.cli import main
-from synthkd.printable import one_line, printable
-from synthkd.settings import ZooModel
+from synthkd.reports.page import drawing, render
+from synthkd.settings.base import ZooModel
+from synthkd.system.printable import one_line, printable
+from synthkd.training.display import Display
 from synthkd.types import ImageSpec
 
 RED = "\x1b[31mred\x1b[0m\r\x9b2J\u202e"

@@ -8,7 +8,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from synthkd.data.splits import RealData, Splits
+from synthkd.data.read.splits import RealData, Splits
 from synthkd.errors import ConfigError, ModelError
 from synthkd.generators.cgan import CGAN
 from synthkd.generators.gan_networks import ConditionalGenerator, Critic, critic_hinge, gradient_penalty, scales
@@ -16,7 +16,7 @@ from synthkd.generators.settings import CGANSettings
 from synthkd.losses.logits import kl_divergence
 from synthkd.models import Classifier, build
 from synthkd.rng import Rows
-from synthkd.settings import ZooModel
+from synthkd.settings.base import ZooModel
 from synthkd.types import ImageSpec
 
 SMALL = CGANSettings(

@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 from diffusers import DDPMScheduler
 
-from synthkd.data.splits import Splits
+from synthkd.data.read.splits import Splits
 from synthkd.errors import ConfigError, DataError, ModelError
 from synthkd.generators.denoising import (
     ClassConditionalPipeline,
@@ -26,7 +26,7 @@ from synthkd.generators.settings import DiffusionSettings, Sampler
 from synthkd.losses.logits import kl_divergence
 from synthkd.models import Classifier, build
 from synthkd.rng import Rows
-from synthkd.settings import OptimizerSettings, ZooModel
+from synthkd.settings.base import OptimizerSettings, ZooModel
 from synthkd.types import ImageSpec, Round, TrainableGenerator
 
 LEARNED = DiffusionSettings(

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from synthkd.data.splits import Splits
+from synthkd.data.read.splits import Splits
 from synthkd.errors import ModelError
 from synthkd.generators.embedding import Embedding, Fourier, embed, fourier_features, release, squared_discrepancy
 from synthkd.privacy.accounting import Ledger, Release, epsilon, release_noise_for

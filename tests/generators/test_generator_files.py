@@ -7,7 +7,7 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from synthkd.data.real import load_splits
+from synthkd.data.read.real import load_splits
 from synthkd.errors import ConfigError, ModelError
 from synthkd.generators.build import build_generator
 from synthkd.generators.files import CONFIG, read_saved, save_generator
@@ -21,7 +21,7 @@ from synthkd.generators.settings import (
 )
 from synthkd.models import Classifier, build
 from synthkd.rng import Rows
-from synthkd.settings import DigitsData, ZooModel
+from synthkd.settings.base import DigitsData, ZooModel
 from synthkd.types import ImageSpec
 
 SETTINGS: list[GeneratorSettings] = [

@@ -10,7 +10,7 @@ import torch
 from accelerate import Accelerator
 from pydantic import ValidationError
 
-from synthkd.data.splits import RealData, Splits
+from synthkd.data.read.splits import RealData, Splits
 from synthkd.errors import ConfigError, ModelError
 from synthkd.generators import merf
 from synthkd.generators.embedding import Embedding, release

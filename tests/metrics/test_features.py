@@ -17,19 +17,19 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from synthkd.errors import ConfigError, DataError, MissingExtraError, ModelError
-from synthkd.extractors import (
+from synthkd.metrics import features as features_module
+from synthkd.metrics.efficientnet import EfficientNetLite0
+from synthkd.metrics.feature_cache import SavedSet, cached_extract, load_features, load_set, save_features, save_set
+from synthkd.metrics.features import Features, build_extractor, extract
+from synthkd.models import Classifier, build_model, save
+from synthkd.settings.base import ZooModel
+from synthkd.settings.features import (
     EfficientNetExtractor,
     ExtractorSettings,
     InceptionExtractor,
     LoadedExtractor,
     TeacherExtractor,
 )
-from synthkd.metrics import features as features_module
-from synthkd.metrics.efficientnet import EfficientNetLite0
-from synthkd.metrics.feature_cache import SavedSet, cached_extract, load_features, load_set, save_features, save_set
-from synthkd.metrics.features import Features, build_extractor, extract
-from synthkd.models import Classifier, build_model, save
-from synthkd.settings import ZooModel
 from synthkd.types import ImageSpec, to_float
 
 CPU = torch.device("cpu")

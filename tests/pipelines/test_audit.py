@@ -13,17 +13,17 @@ from test_report import text_of
 from torch import Tensor
 from torch.nn import functional
 
-from synthkd.configuration import load_config
-from synthkd.data.real import load_splits
+from synthkd.data.read.real import load_splits
 from synthkd.errors import ConfigError, DataError, ModelError
 from synthkd.models import Classifier, build_model, save
 from synthkd.pipelines import audit
 from synthkd.pipelines.cli import main
-from synthkd.pipelines.config import AuditConfig
-from synthkd.pipelines.run import Plan, Result
+from synthkd.pipelines.config.distill import AuditConfig
+from synthkd.pipelines.run.directory import Plan, Result
 from synthkd.privacy.audit import AVERAGE_CASE
-from synthkd.sealed import unsealed
-from synthkd.settings import DigitsData, ZooModel
+from synthkd.settings.base import DigitsData, ZooModel
+from synthkd.settings.load import load_config
+from synthkd.system.sealed import unsealed
 from synthkd.types import to_float
 
 INVALID = "INVALID AUDIT ("

@@ -9,11 +9,11 @@ from unittest.mock import Mock
 import pytest
 
 from synthkd import pipelines
-from synthkd.configuration import load_config
 from synthkd.errors import MissingExtraError, TrainingError
 from synthkd.pipelines import cli, doctor
-from synthkd.pipelines.config import DistillConfig
-from synthkd.pipelines.recipes import recipes
+from synthkd.pipelines.config.distill import DistillConfig
+from synthkd.pipelines.config.recipes import recipes
+from synthkd.settings.load import load_config
 
 ROOT = Path(__file__).resolve().parents[2]
 

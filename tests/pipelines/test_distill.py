@@ -15,15 +15,15 @@ import pytest
 import torch
 
 import synthkd
-from synthkd.configuration import load_config
 from synthkd.distillation.step import DistillStep
 from synthkd.errors import CheckpointError, ConfigError, ModelError, TrainingError
 from synthkd.models import load
-from synthkd.monitor import read_rows, series
 from synthkd.pipelines import distill, generate, teach
-from synthkd.pipelines.config import DistillConfig, GenerateConfig, TeachConfig
-from synthkd.pipelines.run import Plan, Result
-from synthkd.sealed import unsealed
+from synthkd.pipelines.config.distill import DistillConfig, GenerateConfig, TeachConfig
+from synthkd.pipelines.run.directory import Plan, Result
+from synthkd.settings.load import load_config
+from synthkd.system.sealed import unsealed
+from synthkd.training.monitor import read_rows, series
 
 TEACHER: dict[str, Any] = {
     "data": {"kind": "digits"},
@@ -183,9 +183,9 @@ AUDITED = """
 import sys
 opened = []
 sys.addaudithook(lambda event, args: opened.append(str(args[0])) if event == "open" else None)
-from synthkd.configuration import load_config
+from synthkd.settings.load import load_config
 from synthkd.pipelines import distill
-from synthkd.pipelines.config import DistillConfig
+from synthkd.pipelines.config.distill import DistillConfig
 distill(load_config(DistillConfig, sys.argv[1], sys.argv[2:]))
 print("\\n".join(opened))
 """
@@ -351,7 +351,7 @@ def test_hints_and_own_logits_from_a_teacher_without_batch_norm(tmp_path: Path) 
 
 
 def test_two_processes_do_not_share_a_run(teacher: Path, tmp_path: Path) -> None:
-    from synthkd.pipelines.run import _lock
+    from synthkd.pipelines.run.directory import _lock
 
     held = _lock(tmp_path / "run")
     with pytest.raises(CheckpointError, match="another process is working in this run"):

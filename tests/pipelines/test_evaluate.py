@@ -11,17 +11,17 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from synthkd.configuration import load_config
-from synthkd.data.real import load_splits
+from synthkd.data.read.real import load_splits
 from synthkd.errors import ConfigError, DataError
 from synthkd.models import build_model, save
 from synthkd.pipelines import evaluate
-from synthkd.pipelines.cas import RECIPE
 from synthkd.pipelines.cli import main
-from synthkd.pipelines.config import EvaluateConfig
-from synthkd.pipelines.run import Plan, Result
-from synthkd.sealed import unsealed
-from synthkd.settings import DigitsData, ZooModel
+from synthkd.pipelines.config.distill import EvaluateConfig
+from synthkd.pipelines.run.directory import Plan, Result
+from synthkd.pipelines.scores.cas import RECIPE
+from synthkd.settings.base import DigitsData, ZooModel
+from synthkd.settings.load import load_config
+from synthkd.system.sealed import unsealed
 
 SMALL = {"subsets": 10, "subset_size": 50, "splits": 2, "cache": None, "device": "cpu"}
 

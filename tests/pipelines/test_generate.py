@@ -16,19 +16,21 @@ import yaml
 from safetensors import SafetensorError
 from torch import Tensor
 
-from synthkd.configuration import load_config
-from synthkd.data import parts as part_files
-from synthkd.data.parts import PartStore
-from synthkd.data.stored import read_stored
+from synthkd.data.written import unfinished as part_files
+from synthkd.data.written.stored import read_stored
+from synthkd.data.written.unfinished import PartStore
 from synthkd.errors import CheckpointError, ConfigError, DataError, ModelError
 from synthkd.generators.inversion import Inversion
 from synthkd.models import load
-from synthkd.pipelines import disk, generate, sampling, teach
-from synthkd.pipelines.config import GenerateConfig, TeachConfig
-from synthkd.pipelines.order import class_counts
-from synthkd.pipelines.run import Plan, Result
+from synthkd.pipelines import generate, teach
+from synthkd.pipelines.config.distill import GenerateConfig, TeachConfig
+from synthkd.pipelines.dataset import sampling
+from synthkd.pipelines.dataset.request import class_counts
+from synthkd.pipelines.run import disk
+from synthkd.pipelines.run.directory import Plan, Result
 from synthkd.rng import Rows
-from synthkd.sealed import unsealed
+from synthkd.settings.load import load_config
+from synthkd.system.sealed import unsealed
 from synthkd.types import ImageSpec, Round
 
 NAMES = ("zero", "one", "two", "three")
@@ -158,7 +160,7 @@ class Half:
 def test_two_processes_share_the_chunks(teacher: Path, tmp_path: Path) -> None:
     from accelerate import Accelerator
 
-    from synthkd.data.filters import Sieve
+    from synthkd.data.written.filters import Sieve
     from synthkd.distillation.teachers import FrozenTeacher
 
     frozen = FrozenTeacher(load(teacher), Accelerator(cpu=True))

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from synthkd.configuration import load_config
 from synthkd.models import load
 from synthkd.pipelines import teach
-from synthkd.pipelines.config import TeachConfig
-from synthkd.pipelines.run import Result
+from synthkd.pipelines.config.distill import TeachConfig
+from synthkd.pipelines.run.directory import Result
+from synthkd.settings.load import load_config
 
 TEACHER = {
     "data": {"kind": "digits"},

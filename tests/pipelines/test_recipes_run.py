@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from synthkd.configuration import load_config
 from synthkd.errors import DataError
 from synthkd.pipelines import compress, distill, generate
-from synthkd.pipelines.config import CompressConfig, DistillConfig, GenerateConfig
-from synthkd.pipelines.run import Plan
+from synthkd.pipelines.config.distill import CompressConfig, DistillConfig, GenerateConfig
+from synthkd.pipelines.run.directory import Plan
+from synthkd.settings.load import load_config
 
 RECIPES = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 JOBS = {

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from synthkd.configuration import load_config
 from synthkd.errors import ConfigError
 from synthkd.pipelines import teach
-from synthkd.pipelines.config import TeachConfig
+from synthkd.pipelines.config.distill import TeachConfig
+from synthkd.settings.load import load_config
 
 SMALL = {
     "data": {"kind": "digits"},

@@ -9,9 +9,9 @@ import torch
 from accelerate import Accelerator
 
 from synthkd.errors import CheckpointError, TrainingError
-from synthkd.monitor import Monitor
 from synthkd.training.checkpoint import CheckpointStore
 from synthkd.training.loop import Action, Loop, Stage
+from synthkd.training.monitor import Monitor
 
 
 class Tally:

@@ -1,0 +1,210 @@
+"""What every job that trains has around its work: device and processes, log and checkpoints, result and report."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator, PartialState
+from accelerate.state import AcceleratorState
+from accelerate.utils import broadcast_object_list
+from torch import Tensor
+
+from synthkd.errors import ConfigError, MissingExtraError
+from synthkd.metrics.utility import Proportion
+from synthkd.models import Classifier, parameters
+from synthkd.pipelines.config.distill import TrainingConfig
+from synthkd.pipelines.run.directory import (
+    REPORT,
+    TRACKED,
+    choose,
+    choose_device,
+    complete_result,
+    on_cpu,
+    read_result,
+    write_result,
+)
+from synthkd.pipelines.run.disk import full_disk
+from synthkd.reports.run import write_report
+from synthkd.training.checkpoint import CheckpointStore
+from synthkd.training.monitor import Monitor
+from synthkd.types import Stateful
+
+
+@dataclass(frozen=True)
+class Job:
+    """An open run.
+
+    Attributes:
+        name: the job ("distill").
+        directory: the run directory, locked against a second process.
+        accelerator: device, precision, processes and trackers.
+        monitor: the log.
+        store: the checkpoints.
+        finished: the content of result.json when the run was complete before, else None.
+    """
+
+    name: str
+    directory: Path
+    config: TrainingConfig
+    accelerator: Accelerator
+    monitor: Monitor
+    store: CheckpointStore
+    finished: Mapping[str, Any] | None
+
+    @property
+    def device(self) -> torch.device:
+        """Where models and batches live."""
+        device: torch.device = self.accelerator.device
+        return device
+
+    def finish(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Write result.json and report.html, then drop the checkpoints, which a finished run no longer needs."""
+        resumed = sum(row.get("kind") == "resume" for row in self.monitor.rows())
+        values = {**values, "interrupted": resumed}
+        complete = complete_result(self.name, self.config, self.directory, values, self.device)
+        if self.accelerator.is_main_process:
+            write_result(self.directory, complete)
+        self.tidy()
+        return complete
+
+    def tidy(self) -> None:
+        """What follows the result, and is made up for when a kill came between: the report, and no checkpoints."""
+        if self.accelerator.is_main_process:
+            if not (self.directory / REPORT).exists():
+                write_report(self.directory)
+            self.store.clear()
+            shutil.rmtree(self.directory / "bank", ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+
+
+def make_accelerator(config: TrainingConfig, directory: Path | None = None) -> Accelerator:
+    """The accelerator of a configuration, its trackers writing into `directory/track`.
+
+    Raises:
+        ConfigError: when cuda or fp16 is asked for where there is none.
+        MissingExtraError: when an experiment tracker is not installed.
+    """
+    choose_device(config)
+    if config.precision == "fp16" and on_cpu(config):
+        raise ConfigError("precision: fp16 needs a GPU; use precision=bf16 or precision=no")
+    for tracker in config.track:
+        if find_spec(tracker) is None and tracker == "tensorboard":
+            raise MissingExtraError(tracker, "track", "track: tensorboard")
+        if find_spec(tracker) is None:  # used where it is, never pinned: their caps would pull core packages down
+            raise ConfigError(f"track: {tracker} is not installed: pip install {tracker}")
+    _forget_other_settings(config)
+    return Accelerator(
+        cpu=on_cpu(config),  # said outright: accelerate forms a group of CPU processes only when it is told to
+        mixed_precision=config.precision,
+        log_with=list(config.track) or None,
+        project_dir=None if directory is None else directory / TRACKED,
+    )
+
+
+def process_state(config: TrainingConfig) -> PartialState:
+    """How many processes there are under this configuration, and which of them this one is."""
+    _forget_other_settings(config)
+    return PartialState(cpu=on_cpu(config))
+
+
+def _forget_other_settings(config: TrainingConfig) -> None:
+    """accelerate keeps device and precision for the whole process; an earlier job's must not rule this one."""
+    if not AcceleratorState._shared_state:
+        return
+    state = AcceleratorState()
+    if (state.mixed_precision, state.device.type == "cpu") != (config.precision, on_cpu(config)):
+        AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@contextmanager
+def open_job(name: str, config: TrainingConfig) -> Iterator[Job]:
+    """Choose, make or resume the run directory of a job and hold its lock.
+
+    Raises:
+        ConfigError: when the directory holds a run of another configuration; the changed keys are named.
+        CheckpointError: when another process works in it, it holds something that is no run, or the disk runs full.
+    """
+    with full_disk(), _claim(name, config) as directory:
+        accelerator = make_accelerator(config, directory)
+        finished = read_result(directory)
+        if config.track and finished is None:
+            accelerator.init_trackers(config.name)
+        monitor = Monitor(directory, accelerator)
+        store = CheckpointStore(directory / "checkpoints", config.keep_checkpoints)
+        try:
+            job = Job(name, directory, config, accelerator, monitor, store, finished)
+            if finished is not None:
+                job.tidy()
+            yield job
+        finally:
+            if accelerator.trackers:
+                accelerator.end_training()
+
+
+@contextmanager
+def _claim(name: str, config: TrainingConfig) -> Iterator[Path]:
+    """The run directory, locked by the main process; the others are told which one it is."""
+    state = process_state(config)
+    chosen: list[str | None] = [None]
+    lock = None
+    if state.is_main_process:
+        directory, lock = choose(name, config)
+        chosen = [str(directory)]
+    broadcast_object_list(chosen)
+    assert chosen[0] is not None
+    try:
+        yield Path(chosen[0])
+    finally:
+        if lock is not None:
+            lock.close()
+
+
+def training_bytes(count: int) -> int:
+    """Bytes of `count` float32 parameters and the two moments an optimiser keeps of each."""
+    return 3 * 4 * count
+
+
+def generator_bytes(generator: Stateful) -> int:
+    """Bytes of a generator's checkpoint at most, from its state before training: the optimiser's moments come later."""
+
+    def held(state: object) -> int:
+        if isinstance(state, Tensor):
+            return state.nbytes
+        inside = state.values() if isinstance(state, Mapping) else state if isinstance(state, list | tuple) else ()
+        return sum(map(held, inside))
+
+    return 3 * held(generator.state_dict())
+
+
+def disk_line(config: TrainingConfig, checkpoint: int, shared: int = 0, other: int = 0) -> str:
+    """What a run keeps on disk while it runs, as a line of its plan: `shared` by its checkpoints, `other` beside."""
+    kept = config.keep_checkpoints * checkpoint + shared
+    bank = f" and {other / 1e6:,.0f} MB of memory bank" if other else ""
+    return f"  disk: about {kept / 1e6:,.1f} MB of checkpoints{bank} while it runs"
+
+
+def scored(result: Proportion | None) -> dict[str, Any]:
+    """An accuracy as it stands in result.json; null where there was nothing to measure it on."""
+    if result is None:
+        return {"accuracy": None}
+    return {"accuracy": result.value, "accuracy_interval": [result.low, result.high], "n": result.n}
+
+
+def describe_model(model: Classifier, latency: float) -> dict[str, Any]:
+    """Size and kind of a model as they stand in result.json."""
+    recipe = model.recipe
+    arch = recipe.get("arch") or recipe.get("model") or type(model).__name__
+    sizes = [f"{key} {recipe[key]}" for key in ("width", "depth") if recipe.get(key) is not None]
+    return {
+        "arch": " ".join([str(arch), *sizes]),
+        "parameters": parameters(model),
+        "bytes": sum(t.numel() * t.element_size() for t in model.state_dict().values()),
+        "latency_ms": round(latency, 4),
+    }

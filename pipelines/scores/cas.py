@@ -1,0 +1,138 @@
+"""Classification accuracy score: how good a classifier the generated images make, tested on real ones.
+
+Ravuri and Vinyals (2019). A fixed small network is trained on the generated images and their labels, and the same
+network on half of the real images as the upper bound; both are tested on the other half. Each training is a run of
+`teach` in the evaluation's directory, so that a killed one resumes.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from synthkd.data.read.sample_set import Samples
+from synthkd.errors import DataError
+from synthkd.metrics.score import Score
+from synthkd.metrics.utility import Proportion, proportion
+from synthkd.pipelines.config.distill import EvaluateConfig, TeachConfig
+from synthkd.pipelines.run.directory import Result
+from synthkd.pipelines.teach import teach
+from synthkd.rng import stream
+from synthkd.settings.load import load_config
+from synthkd.system.files import write_atomically
+
+RECIPE = {
+    "model": {"arch": "convnet", "width": 16},
+    "training": {
+        "steps": 2000,
+        "batch_size": 64,
+        "optimizer": {"kind": "sgd", "lr": 0.1, "weight_decay": 5e-4, "schedule": "one_cycle"},
+    },
+}
+"""The fixed classifier: about 26,000 parameters and 128,000 images seen."""
+
+
+def classification_accuracy_scores(
+    config: EvaluateConfig, generated: Sequence[Samples], real: Samples, directory: Path
+) -> list[Score]:
+    """One score for each generated set; where it cannot be measured the score says why.
+
+    Args:
+        config: seed, device and threads.
+        generated: the sets, their labels in terms of the real set's classes.
+        real: labelled real images; half of them train the upper bound, half test.
+        directory: where the trainings keep their runs.
+    """
+    try:
+        images, labels = _labelled(real)
+        classes = labels.unique()
+        order = torch.randperm(len(labels), generator=stream(config.seed, "cas halves"))
+        half = len(labels) // 2
+        train, test = order[:half], order[half:]
+        exam = _Exam(config, classes, images[test], labels[test])
+        bound = exam.accuracy(directory / f"real-{real.digest[:8]}", images[train], labels[train])
+    except DataError as error:
+        return [_missing(one, str(error)) for one in generated]
+    note = f"{bound.value:.3f} [{bound.low:.3f}, {bound.high:.3f}] when trained on {half:,} real images"
+    scores = []
+    for number, one in enumerate(generated):
+        try:
+            ours, asked = _labelled(one)
+            if ours.shape[1:] != images.shape[1:]:
+                raise DataError("its image size is not that of the real set")
+            # other images than a killed evaluation had must not find its classifier
+            run = directory / f"generated.{number}-{real.digest[:8]}-{one.digest[:8]}"
+            reached = exam.accuracy(run, ours, asked)
+        except DataError as error:
+            scores.append(_missing(one, str(error)))
+            continue
+        interval = (reached.low, reached.high)
+        scores.append(Score("CAS", reached.value, "higher", (one.count, reached.n), interval=interval, note=note))
+    return scores
+
+
+def _labelled(samples: Samples) -> tuple[Tensor, Tensor]:
+    """All images uint8 `[N, C, H, W]` with their labels."""
+    if samples.labels is None:
+        raise DataError(f"{samples.name} has no labels")
+    batches = list(samples.batches(1024))
+    if len({batch.shape[1:] for batch in batches}) > 1:
+        raise DataError(f"{samples.name} has images of unlike sizes")
+    return torch.cat(batches), samples.labels
+
+
+@dataclass(frozen=True)
+class _Exam:
+    """The real images that every classifier is tested on.
+
+    Attributes:
+        config: seed, device and threads.
+        classes: int64 `[K]`, the labels of the real set in order; a classifier knows them by their place here.
+        images: uint8 `[N, C, H, W]`.
+        labels: int64 `[N]`.
+    """
+
+    config: EvaluateConfig
+    classes: Tensor
+    images: Tensor
+    labels: Tensor
+
+    def accuracy(self, run: Path, images: Tensor, labels: Tensor) -> Proportion:
+        """Train on images in a run of `teach`, and the share of the exam that it gets right.
+
+        A class without an image to train on is one that the classifier does not know: it is trained without that
+        class, and gets all of its test images wrong.
+        """
+        known = self.classes[torch.isin(self.classes, labels)]
+        if not torch.isin(labels, self.classes).all():
+            raise DataError("it has classes without a real image")
+        if len(known) < 2:
+            raise DataError("fewer than two of the real classes have images to train on")
+        asked = torch.isin(self.labels, known)
+        file = run.with_suffix(".npz")
+        buffer = io.BytesIO()
+        np.savez(
+            buffer,
+            images=images.numpy(),
+            labels=torch.searchsorted(known, labels).numpy(),
+            test_images=self.images[asked].numpy(),
+            test_labels=torch.searchsorted(known, self.labels[asked]).numpy(),
+        )
+        write_atomically(file, buffer.getvalue())
+        shared = {"seed": self.config.seed, "device": self.config.device, "threads": self.config.threads}
+        source = {**RECIPE, **shared, "name": "cas", "data": {"kind": "npz", "path": str(file), "holdout": 0.0}}
+        result = teach(load_config(TeachConfig, source, [f"out={run}"]))
+        assert isinstance(result, Result)
+        file.unlink()  # as large as the images, and made again from them
+        taught = result.values["teacher"]
+        return proportion(round(taught["accuracy"] * taught["n"]), len(self.labels))
+
+
+def _missing(samples: Samples, why: str) -> Score:
+    return Score("CAS", None, "higher", (samples.count,), note=why)

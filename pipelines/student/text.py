@@ -1,0 +1,157 @@
+"""What a distillation prints: its plan, where nothing is run, and its summary at the end."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from synthkd.distillation import phases
+from synthkd.distillation.terms.auxiliary import Lessons
+from synthkd.models import parameters
+from synthkd.pipelines.config.distill import DistillConfig
+from synthkd.pipelines.run.directory import REPORT
+from synthkd.pipelines.run.job import Job, disk_line, generator_bytes, training_bytes
+from synthkd.pipelines.student.assembly import Parts
+from synthkd.pipelines.student.networks import finished
+from synthkd.reports.page import SPACE
+from synthkd.reports.run import RunFiles, headline
+from synthkd.schedules import ever
+from synthkd.settings.base import Schedule, TrainedTeacher
+
+
+def plan(config: DistillConfig, parts: Parts) -> tuple[str, ...]:
+    """What the run would do, for --dry-run."""
+    spec, student = parts.subject.spec, parameters(parts.learner.module)
+    rounds = phases.generator_rounds(config.phases)
+    batch = getattr(config.generator, "batch_size", None)
+    made = "" if batch is None else f", {rounds * batch:,} images"
+    generated = () if parts.generator is None else (f"  generator rounds: {rounds:,}{made}",)
+    beside = [f"{parameters(finished(peer)):,} parameters" for peer in parts.pupils[1:]]
+    held = sum(training_bytes(parameters(pupil.learner.module)) for pupil in parts.pupils)
+    held += 0 if parts.generator is None else generator_bytes(parts.generator)
+    inherited = f"{parts.inherited:,} of them start from its weights" if parts.inherited else "freshly initialised"
+    new = phases.rounds_within(config.phases, config.checkpoint_every) * (batch or 0)
+    shared = parts.bank.checkpoint_bytes(config.keep_checkpoints, new)
+    on_disk = parts.bank.nbytes if config.bank.storage == "disk" else 0
+    if parts.contract is None:
+        taught, share = "none; soft labels stored with the dataset", ""
+        if parts.generator is None:
+            taught = "none; labels of the real images"
+    else:
+        trained = ", trained first" if isinstance(config.teacher, TrainedTeacher) else ""
+        taught = (
+            f"{parts.contract.parameters:,} parameters, {parts.contract.batch_norm_layers} BatchNorm layers{trained}"
+        )
+        share = f" ({student / parts.contract.parameters:.1%} of the teacher's)"
+    used = [f"learned from by the {config.generator.kind} generator"] if parts.shown and config.data else []
+    if parts.generator is None:
+        used = ["learned from"]
+    elif config.mix.real != 0.0:
+        used.append("mixed in")
+    real = "none" if config.data is None else f"{config.data.kind}, {' and '.join(used)}"
+    return (
+        f"distill {config.name}: {spec}",
+        f"  teacher: {taught}",
+        *_team_lines(config, parts),
+        f"  student: {student:,} parameters{share}, {inherited}",
+        *(f"  peer {number}: {words}" for number, words in enumerate(beside, start=1)),
+        f"  real images: {real}",
+        *_recipe(config, parts),
+        f"  phases: {', '.join(phases.describe(phase) for phase in config.phases)}",
+        f"  student steps: {parts.learner.total:,} of {config.distill.batch_size} images",
+        *generated,
+        disk_line(config, held, shared, on_disk),
+    )
+
+
+def _team_lines(config: DistillConfig, parts: Parts) -> list[str]:
+    """The teachers after the first, and how all of them label."""
+    if parts.teacher is None or len(parts.teacher.models) == 1:
+        return []
+    lines = [
+        f"  teacher {number}: {parameters(model):,} parameters"
+        + (", trained first" if isinstance(settings, TrainedTeacher) else "")
+        for number, (settings, model) in enumerate(zip(config.teachers, parts.teacher.models[1:], strict=True), start=2)
+    ]
+    given = "" if config.team.weights is None else " " + ", ".join(f"{weight:g}" for weight in config.team.weights)
+    return [*lines, f"  team: {len(parts.teacher.models)} teachers, weighting {config.team.weighting}{given}"]
+
+
+def _recipe(config: DistillConfig, parts: Parts) -> list[str]:
+    """What the student learns from: its terms with their weights and places, who teaches, and what adapts."""
+    distill, online, pupil = config.distill, config.online, parts.pupils[0]
+    lessons = pupil.lessons
+    told = {} if lessons is None else _places(lessons)
+    steered = "" if distill.adapt.temperature is None else " at first"
+    start = distill.temperature if distill.adapt.temperature is None else distill.adapt.temperature.start
+    told["soft"] = f"temperature {_scheduled(start)}{steered}" + (", standardised" if distill.standardise else "")
+    if online is not None:
+        answers = "answers by the others' averages" if online.averaged else "the others' answers"
+        told["mutual"] = f"{answers}, temperature {_scheduled(online.temperature)}"
+    lines = [
+        f"  term {name}: weight {_scheduled(weight)}{', ' + told[name] if name in told else ''}"
+        for name, weight in pupil.terms.objective.weights.items()
+        if ever(weight)
+    ]
+    if online is not None and (swap := online.swap) is not None:
+        lines.append(
+            f"  swap: peer 1 teaches at first, another from above {swap.above:.0%} of its accuracy, armed again below "
+            f"{swap.again_below:.0%}"
+        )
+    adapt = distill.adapt
+    moved = [name for name in ("temperature", "weights", "strength") if getattr(adapt, name) is not None]
+    moved += [] if adapt.balance is None else [f"balance by {adapt.balance.kind}"]
+    moved += ["who teaches"] if config.team.weighting == "selected" or (online is not None and online.swap) else []
+    moved += [] if config.width is None else ["width"]
+    return [*lines, f"  adapts: {', '.join(moved)}; a look every {adapt.every:,} steps"] if moved else lines
+
+
+def _places(lessons: Lessons) -> dict[str, str]:
+    """Name of a term that looks inside networks -> where, the teacher's places first."""
+    found: dict[str, str] = {}
+    if lessons.transfer is not None:
+        for name, pairs in lessons.transfer.pairs.items():
+            found[name] = ", ".join(f"{pair.teacher} -> {pair.student}" for pair in pairs)
+    if lessons.contrast is not None:
+        places = f"{lessons.contrast.teacher_places[0]} -> {lessons.contrast.student_places[0]}"
+        found |= dict.fromkeys(lessons.contrast.terms, places)
+    if lessons.exits is not None:
+        found["exits"] = "at " + ", ".join(lessons.exits.places)
+    return found
+
+
+def _scheduled(value: Schedule) -> str:
+    return f"{value:g}" if isinstance(value, float | int) else f"{value.start:g} to {value.end:g} ({value.kind})"
+
+
+def summary(job: Job, values: dict[str, Any], already: bool = False) -> tuple[str, ...]:
+    """What is printed at the end: the headline of the report, then each network, alarms and where things are."""
+    teacher, student, teachers = values["teacher"], values["student"], values.get("teachers", ())
+    run = RunFiles(job.directory, None, job.config.model_dump(mode="json"), (), values, ())
+    said = headline(run).replace(f"{SPACE}%", "%").replace(SPACE, " ").replace("\N{RIGHT SINGLE QUOTATION MARK}", "'")
+    rows = [("student", f"{_tested(student)}, saved in {job.directory / 'student'}")]
+    if student["agreement"] is not None:
+        who = "the soft labels" if teacher is None else "its teachers" if teachers else "its teacher"
+        on = "test images" if student["agreement_on"] == "test" else student["agreement_on"]
+        rows.append(("", f"agrees with {who} on {student['agreement']:.2%} of {student['agreement_n']:,} {on}"))
+    for number, peer in enumerate(values.get("peers", ()), start=1):
+        rows.append((f"peer {number}", f"{_tested(peer)}, saved in {job.directory / 'peers' / str(number)}"))
+    if teachers and teacher["accuracy"] is not None:
+        rows.append(("teachers", f"{_right(teacher)}, together"))
+    rows += [(one["name"], _tested(one)) for one in teachers]
+    if teacher is not None and not teachers:
+        rows.append(("teacher", _tested(teacher)))
+    rows += [("alarm", f"{alarm['name']}: {alarm['message']}") for alarm in values.get("alarms", ())]
+    rows.append(("report", str(job.directory / REPORT)))
+    width = max(len(name) for name, _ in rows) + 2
+    lines = [f"{name + ':' if name else '':<{width}}{text}" for name, text in rows]
+    return (*([f"{job.directory} was complete already; nothing was run"] if already else ()), said, *lines)
+
+
+def _tested(model: dict[str, Any]) -> str:
+    right = "no real test data" if model["accuracy"] is None else _right(model)
+    return f"{right}, {model['parameters']:,} parameters"
+
+
+def _right(model: dict[str, Any]) -> str:
+    low, high = model["accuracy_interval"]
+    return f"{model['accuracy']:.2%} of {model['n']:,} test images right (95% interval {low:.1%} to {high:.1%})"

@@ -1,0 +1,190 @@
+"""Image files to 8-bit pixels: what can be converted is converted and named, the rest gets a reason why not.
+
+Palettes and other colour spaces become RGB, transparency goes onto white (what an image viewer shows), 16-bit grey is
+scaled to 8 bits, EXIF rotations are applied, and of an animation the first frame is taken.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from synthkd.errors import DataError
+from synthkd.system.printable import one_line
+
+LARGEST = 64_000_000
+"""Most pixels an image may have; a bigger one is a mistake or an attack, and is refused from its header alone."""
+
+MOST_PACKED, FREELY_PACKED = 256, 16_000_000
+"""Most pixels for each byte of a file, eight times as many in black and white, unless it has few pixels. Scanned pages
+shrink a thousandfold, and a hundred empty images must not take minutes."""
+
+NOT_IMAGES = re.compile(
+    r"\.(txt|md|rst|jsonl?|[ct]sv|xml|ya?ml|html?|log|ini|db|py|ipynb|np[yz]|pth?|pkl|safetensors|parquet|mat|h5"
+    r"|zip|tar|gz|bz2|xz|pdf|mp4|avi|mov|sha256|md5)",
+    re.IGNORECASE,
+)
+"""Suffixes of files that are plainly no images and may lie among them."""
+
+NAMED = 10
+"""Files that an error names; of more it gives the number."""
+
+Reader = Callable[[], Path | bytes]
+"""Gives an image file or what it holds, in any thread; raises whatever is wrong with it."""
+
+_WINDOW = 32  # files decoded at once
+_FORMATS = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "JPEG2000")  # each known by its first bytes
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """One file: its pixels uint8 `[H, W, C]` or the reason why there are none, and the kinds of conversion done."""
+
+    pixels: NDArray[np.uint8] | None
+    kinds: tuple[str, ...] = ()
+    reason: str = ""
+
+
+def decode(
+    source: Path | bytes, channels: int | None = None, size: int | None = None, largest: int = LARGEST
+) -> Decoded:
+    """Open, decode to the last byte and convert one file; nothing about the file makes this raise.
+
+    Args:
+        source: the file, or what it holds.
+        channels: 1 (grey) or 3 (RGB) of the result; None keeps what the file stores: 1 for its grey modes, else 3.
+        size: side in pixels of the largest centred square, resized with antialiasing; None keeps the image's own.
+        largest: most pixels the image may have.
+    """
+    try:
+        held = len(source) if isinstance(source, bytes) else source.stat().st_size
+        if held == 0:
+            return Decoded(None, reason="empty file")
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=_FORMATS) as image:
+            pixels = image.width * image.height
+            if pixels > largest:
+                return _too_large(f"{image.width}x{image.height} pixels", largest)
+            if pixels > max(MOST_PACKED * held * (8 if image.mode == "1" else 1), FREELY_PACKED):
+                return Decoded(None, reason=f"too large: {image.width}x{image.height} pixels in {held} bytes")
+            image.load()
+            converted, kinds = _convert(image, channels)
+        if size is not None:
+            if min(converted.size) < size:
+                kinds.append(f"smaller than {size} pixels enlarged")
+            converted = ImageOps.fit(converted, (size, size), method=Image.Resampling.BILINEAR)
+        array = np.array(converted, dtype=np.uint8)
+        return Decoded(array if array.ndim == 3 else array[:, :, None], tuple(kinds))
+    except UnidentifiedImageError:
+        return Decoded(None, reason="not an image of a known format")
+    except Image.DecompressionBombError:
+        return _too_large("far too many pixels", largest)
+    except Exception as error:  # decoders meet arbitrary bytes and raise nearly anything; every such file is "bad"
+        return Decoded(None, reason=in_a_line(error))
+
+
+def read_and_decode(read: Reader) -> Decoded:
+    """Decode what a reader gives, as its file stores it; what the reader raises is the reason why it cannot be."""
+    try:
+        source = read()
+    except Exception as error:  # archives meet arbitrary bytes as decoders do
+        return Decoded(None, reason=in_a_line(error))
+    return decode(source)
+
+
+def decode_in_order(readers: Sequence[Reader]) -> Iterator[Decoded]:
+    """`read_and_decode` in threads, a window of files at a time, so that memory is bounded however slow the reader."""
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        for first in range(0, len(readers), _WINDOW):
+            # Pillow warns about sloppy files on stderr, files that are judged here; the silence ends before the yield.
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                window = list(pool.map(read_and_decode, readers[first : first + _WINDOW]))
+            yield from window
+
+
+def in_a_line(error: Exception) -> str:
+    """What an error says, without line breaks; its kind where it says nothing."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def refuse_bad(where: Path, count: int, bad: Sequence[tuple[str, str]], allowed: int) -> None:
+    """Raise one error with all that is wrong when more files are bad than allowed, or all of them.
+
+    Args:
+        where: what holds the files.
+        count: how many were tried.
+        bad: `(name, reason)` of those that could not be read.
+        allowed: how many may be left out.
+    """
+    if len(bad) > allowed:
+        more = f", more than skip_bad={allowed} allows" if allowed else ""
+        raise DataError(
+            f"{where}: {len(bad)} of {count} files cannot be read as images{more}: {with_reasons(bad)}; delete them, "
+            f"or leave them out with skip_bad={len(bad)} (--skip-bad {len(bad)})"
+        )
+    if len(bad) == count:
+        raise DataError(f"{where}: none of the {count} files is a readable image: {with_reasons(bad)}; check the path")
+
+
+def with_reasons(bad: Sequence[tuple[str, str]]) -> str:
+    """The first bad files in a line, each with its reason."""
+    return some([f"{name} ({reason})" for name, reason in bad])
+
+
+def some(names: Sequence[str], most: int = NAMED) -> str:
+    """The first `most` names in a line, then how many more there are."""
+    if not names:
+        return "none"
+    rest = len(names) - most
+    return ", ".join(map(one_line, names[:most])) + (f" and {rest} more" if rest > 0 else "")
+
+
+def _too_large(got: str, largest: int) -> Decoded:
+    return Decoded(None, reason=f"too large: {got}, at most {largest // 10**6} million are allowed")
+
+
+def _convert(image: Image.Image, channels: int | None) -> tuple[Image.Image, list[str]]:
+    """The first frame, upright, 8 bits, without transparency, in mode L or RGB; and what that took."""
+    kinds: list[str] = []
+    # A JPEG of a camera that embeds a preview (MPO) has "frames" too, but is no animation.
+    if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
+        kinds.append("of several frames cut to the first")
+    if image.getexif().get(0x0112, 1) in range(2, 9):
+        kinds.append("turned upright by their EXIF orientation")
+    upright = ImageOps.exif_transpose(image)
+
+    if upright.mode == "F":
+        raise ValueError("floating-point pixels; save it with 8 or 16 bits")
+    if upright.mode.startswith("I"):
+        kinds.append("scaled from 16 to 8 bits")
+        values = np.asarray(upright, dtype=np.int64)
+        if values.min() < 0 or values.max() > 65535:
+            raise ValueError(f"32-bit pixels in {values.min()}..{values.max()}; save it with 8 or 16 bits")
+        upright = Image.fromarray(np.rint(values / 257.0).astype(np.uint8))
+    if upright.mode in ("P", "PA"):
+        kinds.append("converted from a palette")
+    elif upright.mode in ("CMYK", "YCbCr", "LAB", "HSV"):
+        kinds.append(f"converted from {upright.mode}")
+
+    if upright.has_transparency_data:
+        layer = upright.convert("RGBA")
+        if layer.getchannel("A").getextrema()[0] != 255:
+            kinds.append("with transparency put on white")
+        upright = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
+    grey_source = image.mode in ("1", "L", "LA", "La") or image.mode.startswith("I")
+    if channels == 3 and grey_source:
+        kinds.append("repeated from grey to 3 channels")
+    if channels == 1 and not grey_source:
+        kinds.append("turned from colour to grey")
+    grey = grey_source if channels is None else channels == 1
+    return upright.convert("L" if grey else "RGB"), kinds

@@ -1,0 +1,164 @@
+"""Datasets known by name: scikit-learn's digits, and MNIST, Fashion-MNIST and CIFAR as torchvision knows them.
+
+torchvision fetches, and only when asked to. The idx files of the MNIST family are read and checked here, gzipped or
+not, so that the folder of Debian's package dataset-fashion-mnist serves as it is.
+"""
+
+from __future__ import annotations
+
+import gzip
+import os
+import tarfile
+import tempfile
+import zlib
+from http.client import HTTPException
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from synthkd.data.read.splits import Source
+from synthkd.errors import DataError
+from synthkd.settings.base import NamedData
+
+LARGEST_IDX = 1 << 30
+"""Most bytes of an idx file, unpacked; the largest of this family, EMNIST's, has 550 MB."""
+
+_DIGIT_NAMES = tuple("0123456789")
+_FASHION_NAMES = (
+    "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
+)  # fmt: skip
+_IDX_FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
+_TORCHVISION = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST", "cifar10": "CIFAR10", "cifar100": "CIFAR100"}
+_FOLDERS = {
+    "mnist": "MNIST/raw",
+    "fashion_mnist": "FashionMNIST/raw",
+    "cifar10": "cifar-10-batches-py",
+    "cifar100": "cifar-100-python",
+}
+
+
+def read_digits() -> Source:
+    """scikit-learn's digits `[1797, 1, 8, 8]`, their 0..16 scaled to 0..255."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    images = np.rint(digits.images * (255.0 / 16.0)).astype(np.uint8)[:, None]
+    return Source(torch.from_numpy(images), torch.from_numpy(digits.target.astype(np.int64)), _DIGIT_NAMES, None)
+
+
+def read_named(settings: NamedData) -> Source:
+    """Read MNIST, Fashion-MNIST, CIFAR-10 or CIFAR-100, fetching it first where the settings allow that.
+
+    Raises:
+        DataError: files missing, truncated or corrupt, or a download that failed.
+    """
+    root = Path(settings.root).expanduser()
+    return _cifar(settings, root) if settings.kind.startswith("cifar") else _idx(settings, root)
+
+
+def _idx(settings: NamedData, root: Path) -> Source:
+    """MNIST and Fashion-MNIST from their four idx files, in `root` itself or where torchvision puts them."""
+    files = _find_idx(settings.kind, root)
+    if files is None and settings.download:
+        _download(settings.kind, root)
+        files = _find_idx(settings.kind, root)
+    if files is None:
+        debian = ", or install Debian's package dataset-fashion-mnist and set root to its folder"
+        raise DataError(
+            f"{settings.kind}: {_IDX_FILES[0]}(.gz) and its three companions are neither in {root} nor in "
+            f"{root / _FOLDERS[settings.kind]}; set download: true to fetch them"
+            + (debian if settings.kind == "fashion_mnist" else "")
+        )
+    train, train_labels, test, test_labels = (read_idx(path) for path in files)
+    for path, images, labels in ((files[0], train, train_labels), (files[2], test, test_labels)):
+        if images.ndim != 3 or labels.shape != images.shape[:1] or images.shape[1:] != train.shape[1:]:
+            raise DataError(
+                f"{path}: images {list(images.shape)} do not fit labels {list(labels.shape)} and training images "
+                f"{list(train.shape)}; replace the files"
+            )
+    names = _FASHION_NAMES if settings.kind == "fashion_mnist" else _DIGIT_NAMES
+    images, labels = torch.cat([train, test])[:, None], torch.cat([train_labels, test_labels]).long()
+    return Source(images, labels, names, len(train))
+
+
+def _find_idx(kind: str, root: Path) -> list[Path] | None:
+    for folder in (root, root / _FOLDERS[kind]):
+        found = [path for name in _IDX_FILES for path in (folder / name, folder / f"{name}.gz") if path.is_file()]
+        stems = [path.name.removesuffix(".gz") for path in found]
+        if set(stems) == set(_IDX_FILES):
+            return [found[stems.index(name)] for name in _IDX_FILES]
+    return None
+
+
+def read_idx(path: Path) -> Tensor:
+    """Read an idx file of unsigned bytes (the format of MNIST), gzipped or not, into uint8 of the shape it declares.
+
+    Raises:
+        DataError: unreadable, truncated, not idx, or longer or shorter than its header says.
+    """
+    try:
+        with path.open("rb") as file:
+            packed = file.read(2) == b"\x1f\x8b"
+        with gzip.open(path) if packed else path.open("rb") as file:
+            data = file.read(LARGEST_IDX + 1)
+        if len(data) > LARGEST_IDX:
+            raise OSError(f"more than {LARGEST_IDX >> 30} GiB unpacked")
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path}: truncated or unreadable ({error}); fetch it again") from error
+    if len(data) < 4 or data[:3] != b"\x00\x00\x08" or not 1 <= data[3] <= 4 or len(data) < 4 + 4 * data[3]:
+        raise DataError(f"{path}: not an idx file of bytes, it begins with '{data[:4].hex(' ')}'; fetch it again")
+    shape = [int.from_bytes(data[4 + 4 * axis : 8 + 4 * axis], "big") for axis in range(data[3])]
+    payload = np.frombuffer(data, dtype=np.uint8, offset=4 + 4 * data[3])
+    expected = int(np.prod(shape, dtype=object))
+    if len(payload) != expected:
+        raise DataError(f"{path}: {shape} needs {expected} bytes of data, got {len(payload)}; fetch it again")
+    return torch.from_numpy(payload.copy()).view(shape)
+
+
+def _cifar(settings: NamedData, root: Path) -> Source:
+    """CIFAR by torchvision, which compares the files with their checksums before it unpickles them."""
+    from torchvision import datasets
+
+    dataset = getattr(datasets, _TORCHVISION[settings.kind])
+
+    def read() -> Source | None:
+        try:
+            train, test = dataset(root, train=True), dataset(root, train=False)
+        except (RuntimeError, OSError):  # torchvision's RuntimeError: files are missing or fail their checksum
+            return None
+        images = torch.from_numpy(np.concatenate([train.data, test.data])).permute(0, 3, 1, 2).contiguous()
+        labels = torch.tensor([*train.targets, *test.targets], dtype=torch.int64)
+        return Source(images, labels, tuple(train.classes), len(train.data))
+
+    source = read()
+    if source is None and settings.download:
+        _download(settings.kind, root)
+        source = read()
+    if source is None:
+        raise DataError(
+            f"{settings.kind}: the files in {root / _FOLDERS[settings.kind]} are missing, unreadable or fail their "
+            "checksums; set download: true to fetch them"
+        )
+    return source
+
+
+def _download(kind: str, root: Path) -> None:
+    """Fetch by torchvision into a temporary directory inside `root`; whole files alone move to their place."""
+    from torchvision import datasets
+
+    target = root / _FOLDERS[kind]
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=root, prefix=".download-") as scratch:
+            getattr(datasets, _TORCHVISION[kind])(scratch, download=True)
+            target.mkdir(parents=True, exist_ok=True)
+            for path in Path(scratch, _FOLDERS[kind]).iterdir():
+                os.replace(path, target / path.name)
+    except (OSError, RuntimeError, HTTPException, EOFError, zlib.error, tarfile.TarError) as error:
+        reason = " ".join(str(error).split())
+        raise DataError(
+            f"{kind}: the download to {root} failed ({reason}); check the network and the folder, or put the files "
+            f"into {target} yourself"
+        ) from error

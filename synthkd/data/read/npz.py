@@ -1,0 +1,144 @@
+"""Labelled images in a .npz file: plain arrays, read without pickle and checked one by one."""
+
+from __future__ import annotations
+
+import math
+import zipfile
+import zlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from synthkd.data.read.splits import Source
+from synthkd.errors import DataError
+
+LARGEST = 1 << 36
+"""Most bytes that the arrays of a file may have unpacked."""
+
+_TEST = {"test_images", "test_labels"}
+
+
+def read_npz(path: str | Path) -> Source:
+    """Read `images` and `labels`, and `test_images`, `test_labels` and `class_names` where the file has them.
+
+    Raises:
+        DataError: a file that is missing, corrupt or holds pickled objects; a missing array; images that are neither
+            uint8 nor float in [0, 1], or of no known layout; labels that are not integers from 0 without gaps.
+    """
+    path = Path(path).expanduser()
+    arrays = _arrays(path)
+    parts = ["", "test_"] if "test_images" in arrays else [""]
+    images = [as_images(arrays[f"{part}images"], f"{path}: {part}images") for part in parts]
+    labels = [
+        as_labels(arrays[f"{part}labels"], len(images[i]), f"{path}: {part}labels") for i, part in enumerate(parts)
+    ]
+    if len(parts) == 2 and images[0].shape[1:] != images[1].shape[1:]:
+        shapes = " and ".join("x".join(map(str, array.shape[1:])) for array in images)
+        raise DataError(f"{path}: images and test_images must have one size, got {shapes}")
+    present = np.unique(labels[0])
+    if "class_names" in arrays:
+        names = as_names(arrays["class_names"], f"{path}: class_names")
+    elif len(present) != present[-1] + 1:
+        absent = np.setdiff1d(np.arange(min(present[-1], len(present) + 10)), present)[:10].tolist()
+        raise DataError(
+            f"{path}: labels must be 0, 1, ... without gaps, got up to {present[-1]} but none of {absent}; renumber "
+            "them or give class_names"
+        )
+    else:
+        names = tuple(str(label) for label in present)
+    joined = torch.from_numpy(np.concatenate(images)), torch.from_numpy(np.concatenate(labels))
+    return Source(*joined, names, len(images[0]) if len(parts) == 2 else None)
+
+
+def _arrays(path: Path) -> dict[str, NDArray[Any]]:
+    try:
+        with path.open("rb") as file:
+            archive = np.load(file, allow_pickle=False)
+            if not isinstance(archive, np.lib.npyio.NpzFile):
+                raise ValueError("a single array; save it with np.savez(path, images=..., labels=...)")
+            found = set(archive.files)
+            needed = {"images", "labels"} | (_TEST if found & _TEST else set())
+            if missing := sorted(needed - found):
+                raise DataError(f"{path}: has no array {missing}, only {sorted(found)}; add it with np.savez")
+            wanted = sorted(found & (needed | {"class_names"}))
+            check_claims(archive, wanted)
+            return {key: archive[key] for key in wanted}
+    except FileNotFoundError as error:
+        raise DataError(f"{path} does not exist; check path") from error
+    except (OSError, ValueError, EOFError, RuntimeError, zlib.error, zipfile.BadZipFile) as error:
+        reason = " ".join(str(error).split())
+        raise DataError(f"{path} is not a readable .npz file of plain arrays ({reason}); save it anew") from error
+
+
+def check_claims(archive: np.lib.npyio.NpzFile, keys: Iterable[str]) -> None:
+    """Look at the headers of arrays before anything is allocated for them.
+
+    Raises:
+        ValueError: an array has fewer bytes than its header claims, or together they have more than `LARGEST`.
+    """
+    assert archive.zip is not None
+    members, total = {info.filename.removesuffix(".npy"): info for info in archive.zip.infolist()}, 0
+    for key in keys:
+        with archive.zip.open(members[key]) as member:
+            read = {1: np.lib.format.read_array_header_1_0, 2: np.lib.format.read_array_header_2_0}
+            version = np.lib.format.read_magic(member)[0]
+            if version not in read:
+                raise ValueError(f"{key} is of version {version} of the format, which no plain array needs")
+            shape, _, dtype = read[version](member)
+            claimed, held = math.prod(shape) * dtype.itemsize, members[key].file_size - member.tell()
+        if claimed > held:
+            raise ValueError(f"{key} {list(shape)} needs {claimed:,} bytes, and the file has {held:,}")
+        total += held
+    if total > LARGEST:
+        raise ValueError(f"too large: {total >> 30} GiB unpacked, at most {LARGEST >> 30} are allowed")
+
+
+def as_images(array: NDArray[Any], where: str) -> NDArray[np.uint8]:
+    """Images as uint8 `[N, C, H, W]`, C 1 or 3.
+
+    Args:
+        array: uint8, or float in [0, 1]; `[N, H, W]`, or with 1 or 3 channels first or last.
+        where: what messages call it.
+
+    Raises:
+        DataError: another type, range or layout, or no images.
+    """
+    if array.dtype != np.uint8:
+        if array.dtype.kind != "f":
+            raise DataError(f"{where} must be uint8, or float in [0, 1], got {array.dtype}; use .astype(np.uint8)")
+        if array.size and not (array.min() >= 0.0 and array.max() <= 1.0):  # NaN fails both
+            kind = "NaN" if np.isnan(array).any() else f"{array.min():g}..{array.max():g}"
+            raise DataError(f"{where} are float and must be in [0, 1], got {kind}; clean or rescale them")
+        array = np.rint(array.astype(np.float32) * 255.0).astype(np.uint8)
+    if array.ndim == 3:
+        array = array[:, None]
+    elif array.ndim == 4:
+        first, last = array.shape[1] in (1, 3), array.shape[3] in (1, 3)
+        if first == last:
+            raise DataError(f"{where} must be NHW, or have 1 or 3 channels either first or last, got {array.shape}")
+        array = array.transpose(0, 3, 1, 2) if last else array
+    if array.ndim != 4 or array.size == 0:
+        raise DataError(f"{where} must be NHW, NHWC or NCHW and not empty, got {array.shape}")
+    return np.ascontiguousarray(array)
+
+
+def as_labels(array: NDArray[Any], count: int, where: str) -> NDArray[np.int64]:
+    """Labels as int64 `[count]`; `DataError` unless they are as many integers from 0."""
+    if array.dtype.kind not in "iu":
+        raise DataError(f"{where} must be integers from 0, got {array.dtype}; use .astype(np.int64)")
+    if array.shape != (count,):
+        raise DataError(f"{where} must be one per image, [{count}], got {list(array.shape)}")
+    if array.min() < 0 or array.max() > np.iinfo(np.int32).max:
+        raise DataError(f"{where} must be integers from 0, got {array.min()}..{array.max()}; renumber them")
+    return array.astype(np.int64)
+
+
+def as_names(array: NDArray[Any], where: str) -> tuple[str, ...]:
+    """Class names of an array of different strings; `DataError` for anything else."""
+    if array.ndim != 1 or array.dtype.kind != "U" or len(set(array.tolist())) != len(array):
+        raise DataError(f"{where} must be a list of different strings, got {array.dtype} {list(array.shape)}")
+    return tuple(array.tolist())

@@ -1,0 +1,44 @@
+"""Real, labelled images: settings in, three disjoint and checked sets out.
+
+The readers are `named` (datasets known by name), `npz` and `folder`; `splits` cuts what they read.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from synthkd.data.read.folder import read_folder
+from synthkd.data.read.named import read_digits, read_named
+from synthkd.data.read.npz import read_npz
+from synthkd.data.read.splits import RealData, Splits, channel_statistics, split
+from synthkd.settings.base import DataSettings, DigitsData, FolderData, NamedData, NpzData
+
+__all__ = ["RealData", "Splits", "channel_statistics", "load_splits"]
+
+LOG = logging.getLogger(__name__)
+
+_TEST_OF_DIGITS = 0.2
+
+
+def load_splits(settings: DataSettings) -> Splits:
+    """Read a dataset and split it; what was converted, ignored or left out on the way is logged as warnings.
+
+    Raises:
+        DataError: files missing, truncated, corrupt or of the wrong kind; labels out of range; a class without a
+            training image; a download that failed. The message names the file and the remedy.
+    """
+    test = 0.0
+    match settings:
+        case DigitsData():
+            source, name, test = read_digits(), "digits", _TEST_OF_DIGITS
+        case NamedData():
+            source, name = read_named(settings), str(settings.kind)
+        case NpzData():
+            source, name, test = read_npz(settings.path), Path(settings.path).name, settings.test
+        case FolderData():
+            source = read_folder(settings.root, settings.channels, settings.size, settings.skip_bad)
+            name, test = Path(settings.root).expanduser().resolve().name, settings.test
+    for note in source.notes:
+        LOG.warning("%s: %s", name, note)
+    return split(source, name, test, settings.holdout, settings.split_seed, settings.per_class)

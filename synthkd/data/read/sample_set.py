@@ -1,0 +1,210 @@
+"""A set of images in a fixed order: decoded, judged and fingerprinted before any score begins.
+
+Those decoded files that fit into `KEPT` bytes stay in memory. The rest is decoded again when batches are read, so that
+memory stays bounded; an image that has changed by then is an error. Blocks of arrays stay where they are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from bisect import bisect
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate, chain
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from synthkd.data.read.archives import Entry, Listing
+from synthkd.data.read.decode import Decoded, decode_in_order, read_and_decode, refuse_bad, some, with_reasons
+from synthkd.errors import DataError
+
+KEPT = 1 << 29
+"""Bytes of decoded files that a set keeps in memory; what is beyond is decoded again when it is read."""
+
+_NAMED_IN_NOTE = 3
+
+
+@dataclass(frozen=True)
+class Samples:
+    """A set of images in a fixed order.
+
+    Attributes:
+        name: as shown in tables.
+        count: how many there are, without the bad ones.
+        labels: int64 `[count]`, index into `class_names`; None where the source has none.
+        class_names: one per class; empty when unlabelled. Where a source only numbers its classes these are the
+            numbers, up to the largest present.
+        digest: sha256 in hex of pixels, sizes, order and labels: the same for a folder and an archive or array of the
+            same images.
+        notes: what was converted or left out, one line per kind.
+        bad: `(file, reason)` of each that could not be read and was left out, as `skip_bad` allowed.
+        batches: largest batch -> uint8 batches `[n, C, H, W]` in order, as often as wanted; a batch never mixes sizes
+            or channel counts and ends where they change.
+        images: rows -> those images, each uint8 `[C, H, W]`; for grids and pairs rather than for all.
+    """
+
+    name: str
+    count: int
+    labels: Tensor | None = field(repr=False)
+    class_names: tuple[str, ...]
+    digest: str
+    notes: tuple[str, ...]
+    bad: tuple[tuple[str, str], ...]
+    batches: Callable[[int], Iterator[Tensor]] = field(repr=False)
+    images: Callable[[Iterable[int]], list[Tensor]] = field(repr=False)
+
+
+def in_memory(
+    name: str,
+    blocks: Sequence[Tensor],
+    labels: Tensor | None = None,
+    class_names: tuple[str, ...] = (),
+    notes: Sequence[str] = (),
+) -> Samples:
+    """The set of uint8 blocks `[n, C, H, W]`, one after the other.
+
+    Args:
+        name: as shown in tables.
+        blocks: the images, contiguous; kept as they are.
+        labels: int64 `[N]`, or None.
+        class_names: one for each class; empty without labels.
+        notes: what was done to the images.
+
+    Raises:
+        DataError: no images.
+    """
+    ends = list(accumulate(map(len, blocks)))
+    if not ends or ends[-1] == 0:
+        raise DataError(f"{name}: there are no images; look at what should have made them")
+
+    def stream() -> Iterator[Tensor]:
+        return chain.from_iterable(blocks)
+
+    def image(row: int) -> Tensor:
+        block = bisect(ends, row)
+        return blocks[block][row - ends[block]]  # counted from the end of its block
+
+    return _samples(name, stream, image, [_Print.of(image) for image in stream()], labels, class_names, notes)
+
+
+def from_files(name: str, where: Path, listing: Listing, skip_bad: int) -> Samples:
+    """The set of the files of a listing: each decoded once, as many kept as fit into memory.
+
+    Args:
+        name: as shown in tables.
+        where: of the files, for messages.
+        listing: the files in order.
+        skip_bad: how many unreadable files may be left out.
+
+    Raises:
+        DataError: more unreadable files than allowed, all of them counted; nothing readable.
+    """
+    entries: list[Entry] = []
+    prints: list[_Print] = []
+    kept: list[Tensor] = []  # of the first entries
+    bad: list[tuple[str, str]] = []
+    kinds: dict[str, list[str]] = {}
+    room = KEPT
+    results = decode_in_order([entry.read for entry in listing.entries])
+    for entry, result in zip(listing.entries, results, strict=True):
+        if result.pixels is None:
+            bad.append((entry.name, result.reason))
+            continue
+        image = _channels_first(result.pixels)
+        entries.append(entry)
+        prints.append(_Print.of(image))
+        for kind in result.kinds:
+            kinds.setdefault(kind, []).append(entry.name)
+        room -= image.nbytes
+        if room >= 0:
+            kept.append(image)
+    refuse_bad(where, len(listing.entries), bad, skip_bad)
+
+    def again(row: int, result: Decoded) -> Tensor:
+        image = None if result.pixels is None else _channels_first(result.pixels)
+        if image is None or _Print.of(image) != prints[row]:
+            raise DataError(f"{where}: {entries[row].name} has changed since it was checked; start again")
+        return image
+
+    def stream() -> Iterator[Tensor]:
+        results = decode_in_order([entry.read for entry in entries[len(kept) :]])
+        return chain(kept, map(again, range(len(kept), len(entries)), results))
+
+    def image_at(row: int) -> Tensor:
+        return kept[row] if row < len(kept) else again(row, read_and_decode(entries[row].read))
+
+    labels = torch.tensor([entry.label for entry in entries], dtype=torch.int64) if listing.class_names else None
+    notes = [f"{len(kinds[kind])} images {kind}: {some(kinds[kind], _NAMED_IN_NOTE)}" for kind in sorted(kinds)]
+    if listing.ignored:
+        notes.append(f"{len(listing.ignored)} files ignored, no images: {some(listing.ignored, _NAMED_IN_NOTE)}")
+    if bad:
+        notes.append(f"{len(bad)} unreadable files left out: {with_reasons(bad)}")
+    return _samples(name, stream, image_at, prints, labels, listing.class_names, notes, bad)
+
+
+def _channels_first(pixels: NDArray[np.uint8]) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+
+
+@dataclass(frozen=True)
+class _Print:
+    """By what an image is recognised: its shape `(C, H, W)` and the sha256 of its pixels."""
+
+    shape: tuple[int, ...]
+    pixels: bytes
+
+    @classmethod
+    def of(cls, image: Tensor) -> _Print:
+        return cls(tuple(image.shape), hashlib.sha256(image.numpy().reshape(-1).data).digest())
+
+
+def _samples(
+    name: str,
+    stream: Callable[[], Iterator[Tensor]],
+    image: Callable[[int], Tensor],
+    prints: Sequence[_Print],
+    labels: Tensor | None,
+    class_names: tuple[str, ...],
+    notes: Sequence[str],
+    bad: Sequence[tuple[str, str]] = (),
+) -> Samples:
+    """Put together what is common to every source, given all its images in order and any one by its row."""
+    digest = hashlib.sha256(b"no labels" if labels is None else labels.numpy().astype("<i8").tobytes())
+    for seen in prints:
+        digest.update(repr(seen.shape).encode() + seen.pixels)
+    shapes = Counter(seen.shape for seen in prints)
+    if len(shapes) > 1:
+        shown = ["x".join(map(str, shape)) + f" ({number})" for shape, number in shapes.most_common()]
+        notes = [*notes, f"{len(shapes)} different shapes, channels x height x width: {some(shown)}"]
+
+    def batches(size: int) -> Iterator[Tensor]:
+        if size < 1:
+            raise DataError(f"{name}: a batch needs at least 1 image, got {size}")
+        return _stacked(stream(), size)
+
+    def images(rows: Iterable[int]) -> list[Tensor]:
+        asked = [int(row) for row in rows]
+        if asked and not 0 <= min(asked) <= max(asked) < len(prints):
+            raise DataError(f"{name}: rows must be in 0..{len(prints) - 1}, got {min(asked)}..{max(asked)}")
+        return [image(row) for row in asked]
+
+    return Samples(
+        name, len(prints), labels, class_names, digest.hexdigest(), tuple(notes), tuple(bad), batches, images
+    )
+
+
+def _stacked(images: Iterable[Tensor], size: int) -> Iterator[Tensor]:
+    """Batches of at most `size` neighbours of one shape."""
+    batch: list[Tensor] = []
+    for image in images:
+        if batch and (len(batch) == size or batch[0].shape != image.shape):
+            yield torch.stack(batch)
+            batch = []
+        batch.append(image)
+    if batch:
+        yield torch.stack(batch)

@@ -1,0 +1,215 @@
+"""Images to be scored, labelled or not, opened from whatever holds or makes them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from synthkd.data.bank import rows_of
+from synthkd.data.read.archives import CLASSES, list_folder, list_tar, list_zip, read_arrays
+from synthkd.data.read.npz import as_images, as_labels, as_names
+from synthkd.data.read.real import load_splits
+from synthkd.data.read.sample_set import Samples, from_files, in_memory
+from synthkd.errors import DataError
+from synthkd.rng import Rows
+from synthkd.settings.base import DataSettings, DigitsData, FolderData, NamedData, NpzData
+from synthkd.training.checkpoint import CheckpointStore
+from synthkd.types import SampleGenerator, check_labels
+
+_GENERATED = 256  # images asked of a generator at once
+_RUN_FILES = ("result.json", "metrics.jsonl", "checkpoints")
+
+Images = Tensor | NDArray[Any]
+"""uint8, or float in [0, 1]; `[N, C, H, W]`, `[N, H, W, C]` with C 1 or 3, or `[N, H, W]`."""
+
+
+def open_samples(
+    source: str | Path | DataSettings | Images | SampleGenerator | Iterable[Any],
+    *,
+    name: str | None = None,
+    split: str | None = None,
+    skip_bad: int = 0,
+    labels: Images | Sequence[int] | None = None,
+    class_names: Sequence[str] = (),
+    seed: int = 0,
+    difficulty: float = 0.3,
+) -> Samples:
+    """Open, check and fingerprint a set of images.
+
+    Grey files give 1 channel, all others 3, each by what the file says it stores.
+
+    Args:
+        source: one of
+            a path: an image folder (a directory per class, or flat), a .zip of one, a .npz (`images` or `arr_0`, and
+            `labels` or `arr_1` where it has them), a WebDataset .tar (or a pattern of shards), or the directory of a
+            run that is not finished, for the memory bank in its newest checkpoint;
+            the settings of a real dataset;
+            an array of images (what is uint8 `[N, C, H, W]` already is not copied: leave it as it is);
+            an iterable of arrays `[n, C, H, W]` or `[n, H, W, C]`, or of `(images, labels)`, which is read once;
+            a generator, which makes one image for each of `labels`.
+        name: as shown in tables; None makes one from the source.
+        split: a part of the source: `train`, `holdout` or `test` of settings, `train` or `test` of a .npz, a directory
+            of that name in a folder or .zip. Needed where the source has parts.
+        skip_bad: how many unreadable files may be left out; they are then listed in `bad`.
+        labels: whole numbers `[N]` for an array, iterable or generator; files bring their own.
+        class_names: names for those labels.
+        seed: of a generator; image i is a function of (seed, i) and its label, whatever `labels` follow.
+        difficulty: of a generator, in [0, 1]; the default is where a run's controller starts.
+
+    Raises:
+        DataError: nothing there, nothing readable, more bad files than allowed (all of them counted, ten named), a
+            split that is not there, images or labels of a wrong kind, a run without images.
+        CheckpointError: a run of which no checkpoint verifies.
+    """
+    if isinstance(source, str | Path | DigitsData | NamedData | FolderData | NpzData):
+        if labels is not None or class_names:
+            raise DataError(f"{source}: labels and class_names are for arrays and generators; files bring their own")
+        if isinstance(source, str | Path):
+            return _open_path(Path(source).expanduser(), name, split, skip_bad)
+        return _open_settings(source, name, split)
+    if split is not None:
+        raise DataError(f"split={split} is for files and datasets; give the images of that part alone")
+    if isinstance(source, Tensor | np.ndarray):
+        where = name or "array"
+        blocks = [_uint8(source, f"{where}: images")]
+    elif callable(getattr(source, "sample", None)):
+        where = name or type(source).__name__
+        if labels is None or not len(labels):
+            raise DataError(f"{where}: a generator needs labels, one for each image that it is to make")
+        labels, class_names = _labelled(labels, class_names, len(labels), where)
+        blocks = list(_generate(cast(SampleGenerator, source), labels, difficulty, seed, where))
+    elif isinstance(source, Iterable):
+        where = name or "batches"
+        blocks, labels = _collect(source, labels, where)
+    else:
+        raise DataError(f"{type(source).__name__} gives no images; pass a path, an array, batches or a generator")
+    if class_names and labels is None:
+        raise DataError(f"{where}: class_names need labels; give both or neither")
+    checked = None if labels is None else _labelled(labels, class_names, sum(map(len, blocks)), where)
+    return in_memory(where, blocks, *(checked or (None, ())))
+
+
+def _open_path(path: Path, name: str | None, split: str | None, skip_bad: int) -> Samples:
+    shown = name or path.resolve().name + (f":{split}" if split else "")
+    kind = path.suffix.lower()
+    is_run = (path / "config.yaml").is_file() and any((path / file).exists() for file in _RUN_FILES)
+    if split is not None and (is_run or kind == ".tar"):
+        raise DataError(f"{path} has no parts; leave out split={split}")
+    if is_run:
+        return _open_run(path, shown)
+    if path.is_dir():
+        return from_files(shown, path, list_folder(path, split), skip_bad)
+    if kind == ".tar":
+        return from_files(shown, path, list_tar(path), skip_bad)
+    if not path.exists():
+        raise DataError(f"{path} does not exist; check the path")
+    if kind == ".zip":
+        return from_files(shown, path, list_zip(path, split), skip_bad)
+    if kind == ".npz":
+        return _open_npz(path, shown, split)
+    raise DataError(f"{path} is no set of images; give an image folder, a .zip, .npz or .tar, or a run directory")
+
+
+def _open_settings(settings: DataSettings, name: str | None, split: str | None) -> Samples:
+    if split not in ("train", "holdout", "test"):
+        raise DataError(f"{settings.kind}: choose a part of the dataset: split=train, split=holdout or split=test")
+    splits = load_splits(settings)
+    part = {"train": splits.train, "holdout": splits.holdout, "test": splits.test}[split]
+    shown = name or f"{part.name}:{split}"
+    if not len(part):
+        raise DataError(f"{shown} is empty; choose another split, or set its fraction above 0")
+    return in_memory(shown, [part.images], part.labels, part.class_names, splits.notes)
+
+
+def _open_run(path: Path, name: str) -> Samples:
+    """The memory bank in the newest checkpoint of a run, oldest image first."""
+    if (path / "result.json").exists():
+        raise DataError(
+            f"{path} is a finished run and holds no images: its memory bank was dropped with its checkpoints; score a "
+            "run that is not finished, or a folder or archive of images"
+        )
+    checkpoint = CheckpointStore(path / "checkpoints").latest()
+    if checkpoint is None:
+        raise DataError(f"{path} is a run without a checkpoint yet; let it get that far (checkpoint_every)")
+    bank = checkpoint.state["parts"].get("bank")
+    rows = None if bank is None else rows_of(bank)
+    if rows is None or rows.first == rows.stop:
+        raise DataError(
+            f"{path}: the checkpoint of step {checkpoint.step} holds no generated images; score a later one"
+        )
+    blocks = [block.columns for block in rows.blocks(rows.first)]
+    names = tuple(str(label) for label in range(blocks[0]["logits"].shape[1]))
+    notes = (f"memory bank after step {checkpoint.step}, oldest image first",)
+    labels = torch.cat([block["labels"] for block in blocks])
+    return in_memory(name, [block["images"] for block in blocks], labels, names, notes)
+
+
+def _open_npz(path: Path, name: str, split: str | None) -> Samples:
+    found = read_arrays(path, split)
+    blocks = [_uint8(found.images, f"{path}: images")]
+    if found.labels is None:
+        return in_memory(name, blocks)
+    names = () if found.class_names is None else as_names(found.class_names, f"{path}: class_names")
+    return in_memory(name, blocks, *_labelled(found.labels, names, len(blocks[0]), str(path)))
+
+
+def _collect(source: Iterable[Any], labels: Any, where: str) -> tuple[list[Tensor], Any]:
+    """Every batch as uint8, and the labels: those that came with the batches, else those given."""
+    blocks: list[Tensor] = []
+    brought: list[NDArray[Any]] = []
+    for batch in source:
+        images = batch
+        if isinstance(batch, tuple | list) and len(batch) == 2:
+            images = batch[0]
+            brought.append(_array(batch[1]))
+        if getattr(images, "ndim", None) != 4:
+            got = list(images.shape) if hasattr(images, "shape") else type(images).__name__
+            raise DataError(f"{where}: each batch must be an array [n, C, H, W] or [n, H, W, C], got {got}")
+        # whoever gives the batches may write each into the memory of the one before
+        blocks.append(_uint8(images, f"{where}: images").clone())
+    if not brought:
+        return blocks, labels
+    if labels is not None or [len(part) for part in brought] != [len(block) for block in blocks]:
+        raise DataError(f"{where}: labels must come with every batch, one per image, or be given as labels=, not both")
+    return blocks, np.concatenate(brought)
+
+
+def _generate(generator: SampleGenerator, labels: Tensor, difficulty: float, seed: int, where: str) -> Iterator[Tensor]:
+    for first in range(0, len(labels), _GENERATED):
+        chunk = labels[first : first + _GENERATED]
+        with torch.no_grad():
+            images = generator.sample(chunk, difficulty, Rows(seed, "samples", first))
+        if images.dim() != 4 or len(images) != len(chunk):
+            raise DataError(
+                f"{where}: asked for {len(chunk)} images [N, C, H, W], the generator gave {list(images.shape)}"
+            )
+        yield _uint8(images, f"{where}: images")
+
+
+def _array(values: Any) -> NDArray[Any]:
+    if isinstance(values, Tensor):
+        values = values.detach().cpu()
+        return cast(NDArray[Any], (values.float() if values.is_floating_point() else values).numpy())
+    return np.asarray(values)
+
+
+def _uint8(images: Any, where: str) -> Tensor:
+    """uint8 `[N, C, H, W]`, contiguous; shares memory with the images where they are that already."""
+    array = as_images(_array(images), where)
+    return torch.from_numpy(array if array.flags.writeable else array.copy())
+
+
+def _labelled(labels: Any, names: Sequence[str], count: int, where: str) -> tuple[Tensor, tuple[str, ...]]:
+    """Labels int64 `[count]` and a name for each class."""
+    checked = torch.from_numpy(as_labels(_array(labels), count, f"{where}: labels"))
+    if names:
+        check_labels(checked, len(names), where)
+        return checked, tuple(names)
+    check_labels(checked, CLASSES, where)
+    return checked, tuple(str(label) for label in range(int(checked.max()) + 1))

@@ -1,0 +1,217 @@
+"""A dataset that `synthkd generate` wrote, read back from any of its formats and verified.
+
+`dataset.json` beside the images says what they are; its `content` is the sha256 of all that was written, taken over the
+decoded pixels and numbers, so it is the same for every format and notices anything that was changed, lost or added. It
+has a checksum of its own, and `SHA256SUMS` those of every file, for those who have no synthkd: `sha256sum -c`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tarfile
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from synthkd.data.read.decode import decode, in_a_line
+from synthkd.data.written.writers import Records, needed
+from synthkd.errors import DataError
+from synthkd.system.files import inside
+from synthkd.system.json_text import parse_json
+from synthkd.system.printable import one_line
+from synthkd.system.sealed import unsealed
+from synthkd.types import ImageSpec, check_labels
+
+ABOUT = "dataset.json"
+FORMAT = 1
+FOLDER = "dataset"
+"""The dataset inside the run that made it."""
+
+
+@dataclass(frozen=True)
+class StoredDataset:
+    """A generated dataset, enough to train a student without teacher or generator.
+
+    Attributes:
+        images: uint8 `[N, C, H, W]`.
+        labels: int64 `[N]`, the labels asked for.
+        logits: float32 `[N, K]`, the teacher's.
+        class_names: one per class.
+        mean: per channel, by which the teacher normalises images in [0, 1].
+        std: the same.
+        spec: what a classifier of these images takes and gives.
+        about: the content of `dataset.json`.
+    """
+
+    images: Tensor
+    labels: Tensor
+    logits: Tensor
+    class_names: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    spec: ImageSpec
+    about: Mapping[str, Any]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+class Content:
+    """The digest of a dataset, fed block by block; how it is cut into blocks does not matter."""
+
+    def __init__(self) -> None:
+        self._parts = [hashlib.sha256() for _ in range(4)]
+
+    def add(self, block: Records) -> None:
+        """Take in the next images."""
+        tensors = (block.numbers, block.images, block.labels, block.logits)
+        for part, values in zip(self._parts, tensors, strict=True):
+            part.update(values.contiguous().numpy().tobytes())
+
+    def hexdigest(self) -> str:
+        """sha256, in hexadecimal."""
+        return hashlib.sha256(b"".join(part.digest() for part in self._parts)).hexdigest()
+
+
+def read_stored(path: str | Path) -> StoredDataset:
+    """Read and verify a dataset.
+
+    Args:
+        path: its directory, or the run of `synthkd generate` that holds it.
+
+    Raises:
+        DataError: no such dataset, one of another version, a file that is missing or damaged, content that differs
+            from what was written.
+        MissingExtraError: parquet without pyarrow.
+    """
+    top = Path(path).expanduser()
+    top = top / FOLDER if (top / FOLDER / ABOUT).is_file() else top
+    about = _read_about(top)
+    try:
+        spec = ImageSpec(**about["spec"])
+        names, mean, std = (tuple(about[key]) for key in ("class_names", "mean", "std"))
+        count, content, form = int(about["count"]), str(about["content"]), about["format"]
+        reader = {"folder": _read_folder, "webdataset": _read_tars, "parquet": _read_parquet}[form]
+        files = [inside(top, str(name)) for name in dict.fromkeys(about["files"])]
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise DataError(f"{top / ABOUT} is damaged ({in_a_line(error)}); generate the dataset again") from error
+    rows = list(islice(reader(files, spec), count + 1))
+    if len(rows) != count or not rows:
+        held = f"more than {count}" if len(rows) > count else len(rows)
+        raise DataError(f"{top} holds {held} images, but {count} were written; copy or generate it again")
+    records = Records(
+        torch.tensor([row.number for row in rows]),
+        torch.stack([row.image for row in rows]),
+        torch.tensor([row.label for row in rows]),
+        torch.tensor([row.logits for row in rows], dtype=torch.float32),
+    )
+    check_labels(records.labels, spec.classes, str(top))
+    digest = Content()
+    digest.add(records)
+    if digest.hexdigest() != content:
+        raise DataError(
+            f"{top}: images, labels or logits are not those that were written ({ABOUT} has their sha256); "
+            "copy or generate it again"
+        )
+    return StoredDataset(records.images, records.labels, records.logits, names, mean, std, spec, about)
+
+
+@dataclass(frozen=True)
+class _Row:
+    number: int
+    image: Tensor
+    label: int
+    logits: list[float]
+
+
+def _read_about(top: Path) -> dict[str, Any]:
+    path = top / ABOUT
+    if not path.is_file():
+        raise DataError(f"{top} is no dataset of synthkd generate: it has no {ABOUT}; give the run or its {FOLDER}/")
+    try:
+        about = unsealed(path.read_bytes())
+        version = about["version"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path} cannot be read ({in_a_line(error)}); generate the dataset again") from error
+    if version != FORMAT:
+        raise DataError(f"{path} has version {version}, this synthkd reads {FORMAT}; use the synthkd that wrote it")
+    return dict(about)
+
+
+def _read_folder(files: list[Path], spec: ImageSpec) -> Iterator[_Row]:
+    for file in files:
+        for number, line in enumerate(_lines(file), 1):
+            about = _entry(line, f"{file}, line {number}")
+            image = file.parent / str(about.get("file_name"))
+            if not image.is_file():
+                raise DataError(f"{image} is missing, though {file.name} lists it; copy or generate the dataset again")
+            yield _row(image.read_bytes(), about, spec, str(image))
+
+
+def _read_tars(files: list[Path], spec: ImageSpec) -> Iterator[_Row]:
+    for file in files:
+        found: dict[str, dict[str, bytes]] = {}
+        try:
+            with tarfile.open(file, "r:") as tar:
+                for member in tar:
+                    if not member.isreg() or member.issparse():
+                        raise ValueError(f"{one_line(member.name)} is no plain file")
+                    key, _, suffix = member.name.partition(".")
+                    content = tar.extractfile(member)
+                    found.setdefault(key, {})[suffix] = b"" if content is None else content.read()
+        except (OSError, ValueError, MemoryError, RecursionError, tarfile.TarError) as error:
+            raise DataError(f"{file} cannot be read ({in_a_line(error)}); copy or generate it again") from error
+        for key, sample in found.items():
+            where = f"{file}: {key}"
+            yield _row(sample.get("png", b""), _entry(sample.get("json", b""), f"{where}.json"), spec, f"{where}.png")
+
+
+def _read_parquet(files: list[Path], spec: ImageSpec) -> Iterator[_Row]:
+    parquet = needed("pyarrow.parquet")
+    for file in files:
+        try:
+            if parquet.read_metadata(file).num_rows > file.stat().st_size:
+                raise ValueError("it claims more rows than it has bytes")
+            rows = parquet.read_table(file).to_pylist()
+        except (OSError, ValueError) as error:  # what pyarrow raises is one of these
+            raise DataError(f"{file} cannot be read ({in_a_line(error)}); copy or generate it again") from error
+        for row in rows:
+            image = row.get("image")
+            if not isinstance(image, dict) or not isinstance(image.get("bytes"), bytes):
+                raise DataError(f"{file} has no images in a column `image`; copy or generate it again")
+            yield _row(image["bytes"], row, spec, f"{file}: {image.get('path')}")
+
+
+def _lines(file: Path) -> Iterable[str]:
+    try:
+        return file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{file} cannot be read ({in_a_line(error)}); copy or generate it again") from error
+
+
+def _entry(text: str | bytes, where: str) -> dict[str, Any]:
+    try:
+        found = parse_json(text)
+    except ValueError as error:
+        raise DataError(f"{where} is not JSON ({in_a_line(error)}); copy or generate the dataset again") from error
+    return found if isinstance(found, dict) else {}
+
+
+def _row(file: bytes, about: Mapping[str, Any], spec: ImageSpec, where: str) -> _Row:
+    decoded = decode(file, spec.channels)
+    if decoded.pixels is None:
+        raise DataError(f"{where} is no readable image ({decoded.reason}); copy or generate the dataset again")
+    image = torch.from_numpy(decoded.pixels).permute(2, 0, 1).contiguous()
+    number, label, logits = (about.get(key) for key in ("number", "label", "logits"))
+    whole = all(isinstance(one, int) and abs(one) < 2**63 for one in (number, label))
+    answers = logits if isinstance(logits, list) and all(isinstance(one, int | float) for one in logits) else []
+    if tuple(image.shape) != spec.shape or not whole or len(answers) != spec.classes:
+        raise DataError(f"{where}: image, label or logits are not of {spec}; copy or generate the dataset again")
+    assert isinstance(number, int)
+    assert isinstance(label, int)
+    return _Row(number, image, label, answers)

@@ -1,0 +1,283 @@
+"""A labelled dataset in other people's formats: image folder, WebDataset shards, parquet.
+
+The bytes are a function of what is written. Every image stands under its number, with the label that was asked for, the
+teacher's logits and soft labels (their softmax), the difficulty, and the mark that it is synthetic. The directories of
+the image folder, `0003_name`, sort in the order of the classes, so torchvision numbers them right. Hugging Face
+datasets takes the labels of a folder with metadata from there; their names are in the front matter of the card.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import tarfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from synthkd.data.written.unfinished import Part
+from synthkd.errors import ConfigError
+from synthkd.imports import optional
+from synthkd.system.files import naming, write_atomically
+from synthkd.types import ImageSpec
+
+Format = Literal["folder", "webdataset", "parquet"]
+
+SPLIT = "train"
+"""Name of the split, the only one."""
+METADATA = "metadata.jsonl"
+_TAR_BLOCK = 512
+_DISK_BLOCK = 4096
+_SUM = 150  # a line of SHA256SUMS
+
+
+@dataclass(frozen=True)
+class Records:
+    """Images to be written, in the order of their numbers.
+
+    Attributes:
+        numbers: int64 `[N]`, the number of each image.
+        images: uint8 `[N, C, H, W]`, C 1 or 3.
+        labels: int64 `[N]`.
+        logits: float32 `[N, K]`.
+    """
+
+    numbers: Tensor
+    images: Tensor
+    labels: Tensor
+    logits: Tensor
+
+    @classmethod
+    def of(cls, part: Part, kept: Tensor) -> Records:
+        """The images of a part that stay, `kept` bool `[N]`."""
+        numbers = torch.arange(part.first, part.first + len(part))
+        return cls(numbers[kept], part.images[kept], part.labels[kept], part.logits[kept])
+
+    @classmethod
+    def joined(cls, blocks: Sequence[Records]) -> Records:
+        """Several blocks as one."""
+        return cls(*(torch.cat([getattr(block, field.name) for block in blocks]) for field in fields(cls)))
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def cut(self, first: int, stop: int | None = None) -> Records:
+        """The rows `first` to `stop`."""
+        return Records(*(getattr(self, field.name)[first:stop] for field in fields(self)))
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a dataset is written.
+
+    Attributes:
+        format: one of the three.
+        class_names: one per class.
+        difficulty: at which the images were made.
+        shard_size: images of a shard (WebDataset, parquet).
+        count: images in all.
+    """
+
+    format: Format
+    class_names: tuple[str, ...]
+    difficulty: float
+    shard_size: int
+    count: int
+
+    @property
+    def shards(self) -> int:
+        """Number of shards."""
+        return -(-self.count // self.shard_size)
+
+    def directory(self, label: int) -> str:
+        """Name of a class's directory in the image folder."""
+        width = max(4, len(str(len(self.class_names) - 1)))
+        name = re.sub(r"[^A-Za-z0-9]+", "-", self.class_names[label]).strip("-").lower()
+        return f"{label:0{width}d}_{name or 'class'}"
+
+    def shard(self, number: int) -> str:
+        """Path of a shard inside the dataset."""
+        if self.format == "webdataset":
+            return f"{SPLIT}-{number:06d}.tar"
+        return f"data/{SPLIT}-{number:05d}-of-{self.shards:05d}.parquet"
+
+
+def check_format(layout: Layout, spec: ImageSpec, counts: Sequence[int]) -> None:
+    """Refuse what a format cannot hold.
+
+    Raises:
+        ConfigError: neither 1 nor 3 channels; a folder with an empty class.
+        MissingExtraError: parquet without pyarrow.
+    """
+    if spec.channels not in (1, 3):
+        raise ConfigError(f"format: image files have 1 or 3 channels, the teacher's images {spec.channels}")
+    empty = [layout.class_names[label] for label, count in enumerate(counts) if count == 0]
+    if layout.format == "folder" and empty:
+        raise ConfigError(
+            f"per_class: class {empty[0]!r} gets no image, and readers of an image folder number the classes by their "
+            "directories; ask for at least one of each class, or set format to webdataset or parquet"
+        )
+    if layout.format == "parquet":
+        needed("pyarrow")
+
+
+def estimate(layout: Layout, spec: ImageSpec) -> int:
+    """Bytes that the dataset needs on disk, rounded up: no image is taken to be compressible."""
+    pixels = spec.channels * spec.height * spec.width
+    png = pixels + spec.height + 100
+    text = 250 + len(layout.class_names) * 24
+    if layout.format == "folder":
+        return layout.count * (-(-png // _DISK_BLOCK) * _DISK_BLOCK + text + _SUM)
+    if layout.format == "webdataset":
+        return layout.count * sum(_TAR_BLOCK + -(-size // _TAR_BLOCK) * _TAR_BLOCK for size in (png, 8, text))
+    return layout.count * (png + 8 * len(layout.class_names) + 64)
+
+
+def write_records(blocks: Iterable[Records], directory: Path, layout: Layout, done: Callable[[int], None]) -> None:
+    """Write a dataset into a directory.
+
+    Args:
+        blocks: the images, in the order of their numbers, in blocks of any size.
+        directory: made if need be.
+        layout: how it is written.
+        done: is told how many images are written so far.
+    """
+    if layout.format == "folder":
+        with naming(directory):
+            _write_folder(blocks, directory / SPLIT, layout, done)
+        return
+    encode = _tar if layout.format == "webdataset" else _parquet
+    written = 0
+    for number, block in enumerate(_shards(blocks, layout.shard_size)):
+        write_atomically(directory / layout.shard(number), encode(block, layout))
+        written += len(block)
+        done(written)
+
+
+def png(image: Tensor) -> bytes:
+    """A uint8 image `[C, H, W]`, C 1 or 3, as a PNG file."""
+    array = image[0].numpy() if len(image) == 1 else image.permute(1, 2, 0).contiguous().numpy()
+    buffer = io.BytesIO()
+    Image.fromarray(array).save(buffer, format="PNG")
+    return buffer.getvalue()
+
+
+def needed(module: str) -> Any:
+    """pyarrow or a module of it, imported.
+
+    Raises:
+        MissingExtraError: it is not installed.
+    """
+    return optional(module, "data", "the parquet format")
+
+
+def soft_labels(logits: Tensor) -> Tensor:
+    """The teacher's probabilities float32 `[N, K]`."""
+    return logits.double().softmax(1).float()
+
+
+def _write_folder(blocks: Iterable[Records], top: Path, layout: Layout, done: Callable[[int], None]) -> None:
+    """Plain files: the whole folder is renamed into place when it is finished, so none has to be safe by itself."""
+    lines: list[str] = []
+    for label in range(len(layout.class_names)):
+        (top / layout.directory(label)).mkdir(parents=True, exist_ok=True)
+    for block in blocks:
+        for number, image, label, about in _each(block, layout):
+            name = f"{layout.directory(label)}/{number:08d}.png"
+            (top / name).write_bytes(png(image))
+            lines.append(json.dumps({"file_name": name, **about}) + "\n")
+        done(len(lines))
+    (top / METADATA).write_text("".join(lines), encoding="utf-8")
+
+
+def _each(block: Records, layout: Layout) -> Iterator[tuple[int, Tensor, int, dict[str, Any]]]:
+    """`(number, image, label, what is said about it)`."""
+    soft = soft_labels(block.logits)
+    rows = zip(block.numbers.tolist(), block.images, block.labels.tolist(), block.logits, soft, strict=True)
+    for number, image, label, logits, probabilities in rows:
+        yield (
+            number,
+            image,
+            label,
+            {
+                "number": number,
+                "label": label,
+                "class_name": layout.class_names[label],
+                "soft_labels": _shortest(probabilities),
+                "logits": _shortest(logits),
+                "difficulty": layout.difficulty,
+                "synthetic": True,
+            },
+        )
+
+
+def _shortest(values: Tensor) -> list[float]:
+    """float32 numbers with the digits that tell them from any other, which is far from all that float64 shows."""
+    return [float(str(value)) for value in values.numpy()]
+
+
+def _shards(blocks: Iterable[Records], size: int) -> Iterator[Records]:
+    waiting: list[Records] = []
+    for block in blocks:
+        waiting.append(block)
+        while sum(map(len, waiting)) >= size:
+            joined = Records.joined(waiting)
+            yield joined.cut(0, size)
+            waiting = [joined.cut(size)]
+    if sum(map(len, waiting)):
+        yield Records.joined(waiting)
+
+
+def _tar(block: Records, layout: Layout) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        for number, image, label, about in _each(block, layout):
+            members = (("png", png(image)), ("cls", str(label).encode()), ("json", json.dumps(about).encode()))
+            for suffix, content in members:
+                member = tarfile.TarInfo(f"{number:08d}.{suffix}")  # owner 0, time 0: the same bytes whoever writes
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+def _parquet(block: Records, layout: Layout) -> bytes:
+    arrow, parquet = needed("pyarrow"), needed("pyarrow.parquet")
+    classes = len(layout.class_names)
+    files = [
+        {"bytes": png(image), "path": f"{number:08d}.png"}
+        for number, image in zip(block.numbers.tolist(), block.images, strict=True)
+    ]
+    numbers = arrow.list_(arrow.float32())
+    columns: Mapping[str, tuple[Any, Any, dict[str, Any]]] = {
+        "image": (files, arrow.struct({"bytes": arrow.binary(), "path": arrow.string()}), {"_type": "Image"}),
+        "label": (block.labels.tolist(), arrow.int64(), {"names": list(layout.class_names), "_type": "ClassLabel"}),
+        "soft_labels": (soft_labels(block.logits).tolist(), numbers, _list_of_floats()),
+        "logits": (block.logits.tolist(), numbers, _list_of_floats()),
+        "difficulty": ([layout.difficulty] * len(files), arrow.float64(), _value("float64")),
+        "synthetic": ([True] * len(files), arrow.bool_(), _value("bool")),
+        "number": (block.numbers.tolist(), arrow.int64(), _value("int64")),
+    }
+    assert block.logits.shape[1] == classes
+    features = {name: feature for name, (_, _, feature) in columns.items()}
+    schema = arrow.schema(
+        [(name, kind) for name, (_, kind, _) in columns.items()],
+        metadata={"huggingface": json.dumps({"info": {"features": features}})},
+    )
+    table = arrow.table({name: arrow.array(values, kind) for name, (values, kind, _) in columns.items()}, schema=schema)
+    buffer = io.BytesIO()
+    parquet.write_table(table, buffer)
+    return buffer.getvalue()
+
+
+def _value(dtype: str) -> dict[str, Any]:
+    return {"dtype": dtype, "_type": "Value"}
+
+
+def _list_of_floats() -> dict[str, Any]:
+    return {"feature": _value("float32"), "_type": "List"}

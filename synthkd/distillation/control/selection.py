@@ -1,0 +1,169 @@
+"""Which of several teachers teaches next: a bandit that learns what helps the student."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from synthkd.distillation.control.capacity import Controller, Look
+from synthkd.errors import CheckpointError, ConfigError, DataError
+from synthkd.settings.distillation import SelectionSettings
+
+SHARED = 4
+"""Features of a choice beside which teacher it is: 1, accuracy, divergence, cost."""
+
+
+class TeacherSelection(Controller):
+    """Chooses teachers by a linear bandit over the student's accuracy, its divergence from each and what each costs.
+
+    The reward of a choice is `a * (accuracy gain) + b * KL(teacher || student) - c * cost`, a, b, c being `accuracy`,
+    `divergence` and `cost` of the settings. Divergence and cost are those known when choosing (the divergence left
+    afterwards would pay a teacher for what it failed to teach), so only the gain has to be learned.
+
+    For that it is LinUCB (Li et al. 2010) with one ridge regression for all teachers, of features
+    `x = (1, accuracy, KL_k, cost_k, which teacher)`. With one regression for each (their algorithm 1) the few choices
+    of a run would leave most parameters to chance; here what holds for all, such as gains that dwindle as the student
+    learns, is learned from every choice, and a number of its own is what is left to each teacher. Old choices count
+    less, as in discounted regression (D-LinUCB, Russac et al. 2019; its second matrix, which would make the standard
+    errors somewhat smaller, is left out):
+
+        V = I + sum_s f^(t-s) x_s x_s^T,   theta = V^-1 sum_s f^(t-s) x_s y_s,   f = 1 - forget
+
+    Chosen is the largest `theta^T x + b KL - c cost + exploration * sigma * sqrt(x^T V^-1 x)`, with sigma^2 the
+    penalised mean square of the residuals, so that a common factor of a, b and c changes no choice. Each teacher is
+    tried once first, by its number; of equals the lowest number is chosen. Nothing here is random.
+
+    Args:
+        teachers: their number.
+        settings: weights, exploration and forgetting; when to choose is up to the caller.
+
+    Attributes:
+        selected: number of the teacher chosen last; 0 at first.
+        last: reward that was paid last; 0 at first.
+        expected: reward expected of each teacher at the last choice, without what exploration adds; 0 at first.
+        counts: how often each was chosen.
+
+    Raises:
+        ConfigError: no teachers.
+    """
+
+    def __init__(self, teachers: int, settings: SelectionSettings) -> None:
+        if teachers < 1:
+            raise ConfigError(f"teachers: a selection needs at least 1 teacher, got {teachers}")
+        self.settings = settings
+        self.selected = 0
+        self.last = 0.0
+        self.expected = [0.0] * teachers
+        self.counts = [0] * teachers
+        size = SHARED + teachers
+        self._gram = torch.zeros(size, size, dtype=torch.float64)
+        self._moment = torch.zeros(size, dtype=torch.float64)
+        self._square = 0.0
+        self._weight = 0.0
+        # of the choice that is not paid yet
+        self._features = torch.zeros(size, dtype=torch.float64)
+        self._accuracy = 0.0
+        self._known = 0.0
+
+    def choose(self, accuracy: float, divergences: Sequence[float], costs: Sequence[float]) -> int:
+        """Pay the last choice, if there was one, by what the student knows now, and give the next teacher's number.
+
+        Args:
+            accuracy: of the student, always on the same images; in [0, 1], not in percent.
+            divergences: mean KL(teacher || student) of each teacher, nats.
+            costs: of one answer of each teacher, >= 0: its multiply-accumulates over those of the largest.
+
+        Raises:
+            DataError: not one divergence and cost for each teacher, or a value that is not finite.
+        """
+        count = len(self.counts)
+        if not len(divergences) == len(costs) == count:
+            raise DataError(
+                f"selection among {count} teachers needs a divergence and a cost of each, got {len(divergences)} and "
+                f"{len(costs)}"
+            )
+        if not all(map(math.isfinite, (accuracy, *divergences, *costs))):
+            raise DataError(
+                f"selection needs finite values, got accuracy {accuracy}, divergences {list(divergences)} and costs "
+                f"{list(costs)}; look for what made them"
+            )
+        if any(self.counts):
+            self._pay(accuracy)
+        s = self.settings
+        known = [s.divergence * kl - s.cost * cost for kl, cost in zip(divergences, costs, strict=True)]
+        shared = [[1.0, accuracy, kl, cost] for kl, cost in zip(divergences, costs, strict=True)]
+        features = torch.cat([torch.tensor(shared, dtype=torch.float64), torch.eye(count, dtype=torch.float64)], dim=1)
+        gains, errors = self._predict(features)
+        self.expected = [gain + more for gain, more in zip(gains, known, strict=True)]
+        hoped = [value + s.exploration * error for value, error in zip(self.expected, errors, strict=True)]
+        self.selected = self.counts.index(0) if 0 in self.counts else hoped.index(max(hoped))
+        self.counts[self.selected] += 1
+        self._features, self._accuracy, self._known = features[self.selected], accuracy, known[self.selected]
+        return self.selected
+
+    def follow(self, look: Look) -> dict[str, float]:
+        self.choose(look.accuracies[0], look.divergences, look.costs)
+        return {"adapt/selected_teacher": float(self.selected), "adapt/reward": self.last}
+
+    def outcome(self, names: Sequence[str]) -> dict[str, Any]:
+        return {"selected": list(self.counts)}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {
+            "selected": self.selected,
+            "last": self.last,
+            "expected": list(self.expected),
+            "counts": list(self.counts),
+            "gram": self._gram.clone(),
+            "moment": self._moment.clone(),
+            "square": self._square,
+            "weight": self._weight,
+            "features": self._features.clone(),
+            "accuracy": self._accuracy,
+            "known": self._known,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where the state was taken.
+
+        Raises:
+            CheckpointError: a state of another number of teachers.
+        """
+        if len(state["counts"]) != len(self.counts):
+            raise CheckpointError(
+                f"the checkpoint selects among {len(state['counts'])} teachers, this run among {len(self.counts)}; "
+                "resume with the same teachers"
+            )
+        self.selected = int(state["selected"])
+        self.last = float(state["last"])
+        self.expected = [float(value) for value in state["expected"]]
+        self.counts = [int(count) for count in state["counts"]]
+        self._gram, self._moment = state["gram"].clone(), state["moment"].clone()
+        self._square, self._weight = float(state["square"]), float(state["weight"])
+        self._features = state["features"].clone()
+        self._accuracy, self._known = float(state["accuracy"]), float(state["known"])
+
+    def _pay(self, accuracy: float) -> None:
+        """Learn from what the last choice brought."""
+        gain = self.settings.accuracy * (accuracy - self._accuracy)
+        self.last = gain + self._known
+        kept, x = 1.0 - self.settings.forget, self._features
+        self._gram = kept * self._gram + torch.outer(x, x)
+        self._moment = kept * self._moment + gain * x
+        self._square = kept * self._square + gain**2
+        self._weight = kept * self._weight + 1.0
+
+    def _predict(self, features: Tensor) -> tuple[list[float], list[float]]:
+        """Weighted gain, and its standard error, of each row of features `[T, D]`; zeros before anything was paid."""
+        precision = self._gram + torch.eye(len(self._gram), dtype=torch.float64)
+        theta = torch.linalg.solve(precision, self._moment)
+        # The least that the penalised squares come to. The penalty keeps it above 0 after a single gain, which the
+        # regression could fit exactly, so that even then a standard error has the size of what is gained.
+        residual = max(0.0, self._square - float(self._moment @ theta))
+        variance = residual / self._weight if self._weight else 0.0
+        leverage = (features * torch.linalg.solve(precision, features.T).T).sum(dim=1)
+        return (features @ theta).tolist(), (variance * leverage).sqrt().tolist()

@@ -1,0 +1,202 @@
+"""What the student learns from inside its teacher: terms that compare features, and the layers they need for it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from synthkd.distillation.terms.adapter import ArchitectureAdapter, no_finer
+from synthkd.errors import ConfigError, ModelError
+from synthkd.losses.alignment import heterogeneous_alignment, positions, sinkhorn_wasserstein, sliced_wasserstein
+from synthkd.losses.attention import attention_transfer
+from synthkd.losses.features import hint
+from synthkd.losses.relations import rkd_angle, rkd_distance, semantic_consistency, similarity_preserving
+from synthkd.models.classifier import Classifier
+from synthkd.models.layout import blank_features, head, stages
+from synthkd.rng import stream
+from synthkd.settings.distillation import (
+    AdapterTerm,
+    AlignmentTerm,
+    AttentionTerm,
+    FeatureTerm,
+    HintTerm,
+    RelationTerm,
+    by_name,
+)
+from synthkd.taps import INPUT
+
+RELATIONS = {
+    "rkd_distance": rkd_distance,
+    "rkd_angle": rkd_angle,
+    "similarity": similarity_preserving,
+    "semantic": semantic_consistency,
+}
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A place in the teacher and the place of the student that is compared with it, as paths for `Taps`."""
+
+    teacher: str
+    student: str
+
+
+class Transfer(nn.Module):
+    """Terms that compare features of teacher and student, with the layers that align them; trained with the student
+    and never saved with it.
+
+    At "stages" the last stages of both belong together, the last but one, and so on, as far as both have any; for hints
+    the penultimate features too.
+
+    Args:
+        terms: what is compared where.
+        teacher: gives the targets.
+        student: gives what is compared.
+        seed: of random directions.
+
+    Attributes:
+        pairs: name of a term -> the places it compares. A name is the term's kind, numbered where it comes again.
+
+    Raises:
+        ConfigError: features that a term cannot compare.
+        ModelError: a place that a model does not have.
+    """
+
+    def __init__(self, terms: Sequence[FeatureTerm], teacher: Classifier, student: Classifier, seed: int = 0) -> None:
+        super().__init__()
+        self.terms = by_name(terms)
+        self._seed = seed
+        asked = {name: _pairs(term, teacher, student) for name, term in self.terms.items()}
+        every = [pair for pairs in asked.values() for pair in pairs]
+        theirs = shown_at("teacher", teacher, [pair.teacher for pair in every])
+        ours = shown_at("student", student, [pair.student for pair in every])
+        self.pairs: dict[str, tuple[Pair, ...]] = {}
+        self.layers = nn.ModuleDict()
+        for name, term in self.terms.items():
+            pairs, layers = [], []
+            for pair in asked[name]:
+                target, source = theirs[pair.teacher], ours[pair.student]
+                if isinstance(term, AttentionTerm) and term.at == "stages" and not target.dim() == source.dim() == 4:
+                    continue
+                pairs.append(pair)
+                layers.append(_layer(name, term, pair, target, source))
+            if not pairs:
+                raise ConfigError(
+                    f"distill.transfer: {name} finds no two feature maps to compare in these networks; name places "
+                    "(at), or take another term"
+                )
+            self.pairs[name] = tuple(pairs)
+            self.layers[name] = nn.ModuleList(layers)
+
+    @property
+    def teacher_places(self) -> tuple[str, ...]:
+        """What to tap of the teacher."""
+        return tuple(dict.fromkeys(pair.teacher for pairs in self.pairs.values() for pair in pairs))
+
+    @property
+    def student_places(self) -> tuple[str, ...]:
+        """What to tap of the student."""
+        return tuple(dict.fromkeys(pair.student for pairs in self.pairs.values() for pair in pairs))
+
+    def forward(
+        self, teacher: Mapping[str, Tensor], student: Mapping[str, Tensor], step: int, weights: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """The unweighted terms, scalars by name; one pass for all of them, so that layers are seen once a step.
+
+        Args:
+            teacher: features by place, without gradient.
+            student: likewise, of the same images.
+            step: of the student, from which random directions follow.
+            weights: importance weights `[N]` of the images, or None for ones. Relations between images, and distances
+                of distributions, are those of the batch as it was drawn.
+        """
+        found = {}
+        for name, term in self.terms.items():
+            theirs = [teacher[pair.teacher].float() for pair in self.pairs[name]]
+            ours = [student[pair.student].float() for pair in self.pairs[name]]
+            layers = self.layers[name]
+            assert isinstance(layers, nn.ModuleList)
+            if isinstance(term, AlignmentTerm):
+                ours = [layer(positions(features)) for layer, features in zip(layers, ours, strict=True)]
+                theirs = [positions(features) for features in theirs]
+                distance = sinkhorn_wasserstein
+                if term.distance == "sliced":
+                    rng = stream(self._seed, "alignment", step)
+                    distance = partial(sliced_wasserstein, rng=rng, projections=term.projections)
+                found[name] = heterogeneous_alignment(theirs, ours, distance, relative=True)
+                continue
+            losses = [_loss(term, *three, weights) for three in zip(layers, theirs, ours, strict=True)]
+            found[name] = torch.stack(losses).mean()
+        return found
+
+
+def shown_at(whose: str, model: Classifier, places: Sequence[str]) -> Mapping[str, Tensor]:
+    """Features of a blank image at the places that a recipe names; a wrong one is an error that says whose it is."""
+    try:
+        return blank_features(model, places)
+    except ModelError as error:
+        raise ModelError(f"distill.transfer: at of the {whose}: {error}") from error
+
+
+def _loss(term: FeatureTerm, layer: nn.Module, target: Tensor, source: Tensor, weights: Tensor | None) -> Tensor:
+    if isinstance(term, AttentionTerm):
+        return attention_transfer(target, source, term.power, term.form, weights)
+    if isinstance(term, RelationTerm):
+        return RELATIONS[term.kind](target, source)
+    if isinstance(term, AdapterTerm):
+        target = no_finer(target, source)
+        return hint(target, layer(target, source), weights)
+    if target.dim() == 4 and target.shape[2:] != source.shape[2:]:
+        size = (min(target.shape[2], source.shape[2]), min(target.shape[3], source.shape[3]))
+        target, source = F.adaptive_avg_pool2d(target, size), F.adaptive_avg_pool2d(source, size)
+    return hint(target, layer(source), weights)
+
+
+def _layer(name: str, term: FeatureTerm, pair: Pair, target: Tensor, source: Tensor) -> nn.Module:
+    """What brings the student's features into the teacher's form; nothing where a term needs no such thing."""
+    theirs, ours = (features.shape[1] if features.dim() == 4 else features.shape[-1] for features in (target, source))
+    if isinstance(term, AdapterTerm):
+        return ArchitectureAdapter(theirs, ours, term.content)
+    if isinstance(term, AlignmentTerm):
+        return nn.Linear(ours, theirs)
+    if isinstance(term, AttentionTerm) and not target.dim() == source.dim() == 4:
+        raise ConfigError(
+            f"distill.transfer: {name} compares feature maps, and the teacher's {pair.teacher} gives "
+            f"{target.dim() - 1} dimensions for an image, the student's {pair.student} {source.dim() - 1}; name other "
+            "places (at), or take kind adapter"
+        )
+    if not isinstance(term, HintTerm):
+        return nn.Identity()
+    if target.dim() != source.dim():
+        raise ConfigError(
+            f"distill: {name}: the teacher's {pair.teacher} gives {target.dim() - 1} dimensions for an image, the "
+            f"student's {pair.student} {source.dim() - 1}; for such a pair take distill.transfer, kind adapter"
+        )
+    if target.dim() == 3 and target.shape[1] != source.shape[1]:
+        raise ConfigError(
+            f"distill: {name}: the teacher's {pair.teacher} gives {target.shape[1]} tokens for an image, the "
+            f"student's {pair.student} {source.shape[1]}; for such a pair take distill.transfer, kind adapter"
+        )
+    return nn.Conv2d(ours, theirs, 1) if target.dim() == 4 else nn.Linear(ours, theirs)
+
+
+def _pairs(term: FeatureTerm, teacher: Classifier, student: Classifier) -> list[Pair]:
+    if not isinstance(term.at, str):
+        return [Pair(*places) for places in term.at]
+    last = [head(model) + INPUT for model in (teacher, student)]
+    if term.at == "penultimate":
+        return [Pair(*last)]
+    found = [list(stages(model)) for model in (teacher, student)]
+    if isinstance(term, HintTerm):
+        found = [[*places, end] for places, end in zip(found, last, strict=True)]
+    count = min(map(len, found))
+    if not count:
+        raise ConfigError(
+            f"distill.transfer: {term.kind} at stages: one of the networks has no stage that is found; name places (at)"
+        )
+    return [Pair(*both) for both in zip(*(places[-count:] for places in found), strict=True)]

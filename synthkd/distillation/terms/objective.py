@@ -1,0 +1,185 @@
+"""The student's objective: what each term sees, the terms, and where each of them comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from synthkd.errors import ConfigError
+from synthkd.imports import resolve
+from synthkd.losses import logits as losses
+from synthkd.losses.objective import Objective
+from synthkd.settings.base import Curve, Schedule
+from synthkd.settings.distillation import DecoupledTerm, DistillSettings, OnlineSettings, by_name
+from synthkd.types import Batch
+
+Term = Callable[["StudentView"], Tensor]
+Origin = Literal["answers", "features", "own"]
+"""Where a term comes from: what a teacher answers, what it sees inside, or anything else."""
+
+
+@dataclass(frozen=True)
+class StudentView:
+    """What a term of the student's objective sees.
+
+    Attributes:
+        batch: images, labels and importance weights.
+        teacher: logits `[N, K]` of whoever teaches; None where nobody does.
+        student: student logits `[N, K]`, with gradient.
+        temperature: T of the soft labels at this step.
+        student_features: module path -> features of the student; empty unless a term compares some.
+        transferred: name -> scalar, what the layers beside the student made of the features.
+        averaged: logits `[N, K]` by the average of the student's weights, where a term asks for them.
+        others: logits `[N, K]` of each network that learns beside this one, without gradient.
+        mutual_temperature: T of the others' answers.
+    """
+
+    batch: Batch
+    teacher: Tensor | None
+    student: Tensor
+    temperature: float
+    student_features: Mapping[str, Tensor] = field(default_factory=dict)
+    transferred: Mapping[str, Tensor] = field(default_factory=dict)
+    averaged: Tensor | None = None
+    others: tuple[Tensor, ...] = ()
+    mutual_temperature: float = 1.0
+
+
+class Regulator(Protocol):
+    """A student that changes its own size, as `synthkd.models.slimmable.Slimmable` does."""
+
+    def penalty(self) -> Tensor:
+        """A scalar to add to the loss."""
+        ...
+
+    def update(self, gradient: float, similarity: float) -> dict[str, float]:
+        """After a step: the norm of its gradient, and the agreement with the teacher; what is worth logging."""
+        ...
+
+
+@dataclass(frozen=True)
+class Terms:
+    """The objective of a student, and for each term where it comes from."""
+
+    objective: Objective[StudentView]
+    origins: Mapping[str, Origin]
+
+
+def terms_of(
+    settings: DistillSettings,
+    transfer: Mapping[str, tuple[Schedule, Origin]] | None = None,
+    regulator: Regulator | None = None,
+    online: OnlineSettings | None = None,
+) -> Terms:
+    """`alpha CE + (1 - alpha) T^2 KL + logit_match |.|`, transferred terms, those of peers, and the user's own.
+
+    Args:
+        settings: temperature and weights.
+        transfer: weight and origin of the terms that a view holds as `transferred`.
+        regulator: a student that changes its size.
+        online: networks that learn beside it, or None.
+
+    Raises:
+        ConfigError: a term that cannot be imported. When it is called: one that fails, or gives no loss.
+    """
+    found: dict[str, tuple[Term, Schedule, Origin]] = {
+        "soft": (
+            partial(_soft, standardise=settings.standardise),
+            _one_minus(settings.alpha) if settings.soft is None else settings.soft,
+            "answers",
+        ),
+        "hard": (_hard, settings.alpha, "own"),
+        "logit_match": (_matched, settings.logit_match, "answers"),
+        "average": (_average, settings.average, "own"),
+    }
+    for name, term in by_name([term for term in settings.transfer if isinstance(term, DecoupledTerm)]).items():
+        found[name] = (partial(_decoupled, alpha=term.alpha, beta=term.beta), term.weight, "answers")
+    for name, (weight, origin) in (transfer or {}).items():
+        found[name] = (partial(_transferred, name=name), weight, origin)
+    if online is not None:
+        found["mutual"] = (_mutual, online.mutual, "own")
+    if regulator is not None:
+        found["width"] = (lambda view: regulator.penalty(), 1.0, "own")  # noqa: ARG005
+    for target, weight in settings.terms.items():
+        found[target] = (_own(target), weight, "own")
+    functions = {name: term for name, (term, _, _) in found.items()}
+    weights = {name: weight for name, (_, weight, _) in found.items()}
+    return Terms(Objective(functions, weights), {name: origin for name, (_, _, origin) in found.items()})
+
+
+def _soft(view: StudentView, standardise: bool) -> Tensor:
+    if view.teacher is None:  # the one who teaches the others, where there is no frozen teacher
+        return view.student.sum() * 0.0
+    teacher, student = view.teacher, view.student
+    if standardise:
+        teacher, student = losses.standardised(teacher), losses.standardised(student)
+    return losses.distillation(teacher, student, view.temperature, view.batch.weights)
+
+
+def _matched(view: StudentView) -> Tensor:
+    assert view.teacher is not None
+    return losses.centred_difference(view.teacher, view.student, view.batch.weights)
+
+
+def _average(view: StudentView) -> Tensor:
+    assert view.averaged is not None
+    return losses.distillation(view.averaged, view.student, view.temperature, view.batch.weights)
+
+
+def _mutual(view: StudentView) -> Tensor:
+    """Deep mutual learning (Zhang et al. 2018): the mean over the others of `T^2 KL(other || student)`, T = 1 there."""
+    temperature, weights = view.mutual_temperature, view.batch.weights
+    return torch.stack([losses.distillation(o, view.student, temperature, weights) for o in view.others]).mean()
+
+
+def _decoupled(view: StudentView, alpha: float, beta: float) -> Tensor:
+    """Its target is the class that the teacher sees, since mixtures and generated images have no other."""
+    assert view.teacher is not None
+    seen = view.teacher.argmax(dim=1)
+    return losses.decoupled(view.teacher, view.student, seen, view.temperature, alpha, beta, view.batch.weights)
+
+
+def _transferred(view: StudentView, name: str) -> Tensor:
+    return view.transferred[name]
+
+
+def _hard(view: StudentView) -> Tensor:
+    batch = view.batch
+    if batch.annotated is None:
+        return losses.hard_label(view.student, batch.labels, batch.weights)
+    if not batch.annotated.any():  # none was drawn, or all of them went into mixtures
+        return view.student.sum() * 0.0
+    rows = batch.annotated
+    return losses.hard_label(
+        view.student[rows], batch.labels[rows], None if batch.weights is None else batch.weights[rows]
+    )
+
+
+def _own(target: str) -> Term:
+    """A loss of the user's, which may fail in any way: the line must say where."""
+    function = resolve(target, "distill.terms", None)
+
+    def term(view: StudentView) -> Tensor:
+        try:
+            loss = function(view)
+        except Exception as error:
+            raise ConfigError(f"{told}, and failed: {error!r}") from error
+        if not isinstance(loss, Tensor):
+            raise ConfigError(f"{told}, and gave a {type(loss).__name__}")
+        if loss.dim() or loss.requires_grad != view.student.requires_grad:
+            raise ConfigError(f"{told}, and gave shape {list(loss.shape)}, requires_grad {loss.requires_grad}")
+        return loss
+
+    told = f"distill.terms: {target} is called with a StudentView to give a scalar tensor with gradient"
+    return term
+
+
+def _one_minus(schedule: Schedule) -> Schedule:
+    if isinstance(schedule, Curve):
+        return schedule.model_copy(update={"start": 1.0 - schedule.start, "end": 1.0 - schedule.end})
+    return 1.0 - schedule

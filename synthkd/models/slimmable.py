@@ -1,0 +1,242 @@
+"""A student whose width changes while it trains: slimmable layers, a coefficient with a gradient, a pull to be narrow.
+
+A network of the zoo is built at its largest width, and a forward pass uses the first channels of every layer (Yu et al.
+2019, "Slimmable Neural Networks"), so at each width it is an ordinary zoo network, which `slice_out` hands over. The
+width in use is `int(base * c)`, with a coefficient c in [1, most] that the student's optimiser moves.
+
+The usual recipe (channels = int(base * clamp(c, 1, most)) inside the layer, a penalty gamma |c - 1|, and a demand
+`lambda_t = sigmoid(alpha * G_t + beta * S_t)` made of gradient magnitude and feature similarity) is not sound as it
+stands. What stands here instead:
+
+- `int` has no gradient. In training a fair coin adds the next unit of channels to a pass or leaves it out, and c gets
+  the gradient of that unit's gate, straight through (Bengio et al. 2013): `dL/dc = base * dL/dgate`. Over both sides of
+  the coin that is the trapezoid rule for what the unit is worth, `L(with) - L(without)`. At a gate of 1 alone it would
+  tend to 0, because in a trained network no scale has anything left to gain, and the penalty would always win.
+- A clamp has no gradient beyond its bounds, so a coefficient there would never come back: `update` puts it back.
+- The demand is above one half whatever happens, moves with the scale of the loss, and grows as the student gets better.
+  Here it is `sigmoid(alpha * log(G_t / G) + beta * (s - S_t))`: the gradient against its own long average, the
+  similarity against the one that is aimed at. It lessens the penalty, `gamma * (1 - lambda_t) * |c - 1|`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from contextlib import ExitStack
+from itertools import zip_longest
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.optim.swa_utils import update_bn
+
+from synthkd.errors import ConfigError, DataError
+from synthkd.models import zoo
+from synthkd.models.classifier import Classifier
+from synthkd.settings.base import WidthSettings, ZooModel
+from synthkd.types import ImageSpec, to_float
+
+SLIMMABLE = ("convnet", "resnet")
+"""Architectures in which every hidden layer has a whole number of channels for each unit of width."""
+
+_BATCH = 256
+_ROUNDING = 1e-4
+
+
+class Slimmable(nn.Module):
+    """A convnet or resnet of the zoo, in training at a width that changes; `slice_out` makes a Classifier of it.
+
+    Its state dict holds weights of every width, the coefficient and the moving averages, so that a checkpoint of the
+    module is one of the width too. Running statistics of BatchNorm are shared by all widths.
+
+    Args:
+        settings: of the width.
+        student: the network at its base width.
+        spec: what it takes and gives.
+        mean: see `Classifier`.
+        std: see `Classifier`.
+        class_names: see `Classifier`.
+
+    Attributes:
+        network: the zoo's Classifier at its largest width; its features are tapped as "network.body.stage1".
+        coefficient: c, a float32 scalar parameter.
+        base: width at c = 1.
+
+    Raises:
+        ConfigError: another architecture, or GroupNorm, whose groups would change with the width.
+    """
+
+    signals: Tensor
+
+    def __init__(
+        self,
+        settings: WidthSettings,
+        student: ZooModel,
+        spec: ImageSpec,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        class_names: Sequence[str] = (),
+    ) -> None:
+        super().__init__()
+        if student.arch not in SLIMMABLE or (student.norm, student.activation) != ("batch", "relu"):
+            raise ConfigError(
+                f"a changing width needs arch {' or '.join(SLIMMABLE)} with norm batch and activation relu, got "
+                f"{student.arch} with norm {student.norm} and activation {student.activation}; take one of those, or "
+                "choose the width by a search"
+            )
+        with torch.device("meta"):
+            self.base = int(zoo.build(student, spec).recipe["width"])
+        self.settings = settings
+        self.student = student
+        self.spec = spec
+        self.network = zoo.build(self._at(int(self.base * settings.most + _ROUNDING)), spec, mean, std, class_names)
+        self.coefficient = nn.Parameter(torch.tensor(float(settings.start)))
+        # updates so far, short and long average of the gradient, average of the similarity, demand
+        self.register_buffer("signals", torch.tensor([0.0, 0.0, 0.0, 0.0, 1.0]))
+        self._shapes: dict[int, dict[str, torch.Size]] = {}
+
+    @property
+    def width(self) -> int:
+        """The width in use, `int(base * c)`."""
+        return min(int(self.base * float(self.coefficient.detach()) + _ROUNDING), self.largest)
+
+    @property
+    def largest(self) -> int:
+        """The largest width."""
+        return int(self.network.recipe["width"])
+
+    @property
+    def demand(self) -> float:
+        """lambda_t in (0, 1), from the last `update`; 1 before the first."""
+        return float(self.signals[4])
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits `[N, K]` at the width in use; in training the next unit is there in half of the passes.
+
+        The coin comes from torch's global generator. At the largest width the last unit stands for the next one.
+        """
+        if not self.training or self.largest == self.base:
+            return self.logits(images, self.width)
+        coin = float(torch.rand(()) < 0.5)
+        gate = coin + self.base * (self.coefficient - self.coefficient.detach())
+        return self.logits(images, min(self.width + 1, self.largest), gate)
+
+    def logits(self, images: Tensor, width: int, gate: Tensor | None = None) -> Tensor:
+        """Logits `[N, K]` at a width; `gate`, a scalar, multiplies the activations of its last unit in every layer."""
+
+        def gated(_: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:  # noqa: ARG001
+            unit = output.shape[1] // width
+            return output if gate is None else torch.cat([output[:, :-unit], output[:, -unit:] * gate], dim=1)
+
+        points = [m for m in self.network.modules() if isinstance(m, nn.ReLU | nn.MaxPool2d)]
+        with ExitStack() as hooks:
+            for point, after in zip_longest(points, points[1:]):
+                # Behind a pooling and not before it: of values that a gate of 0 makes equal, it would take any.
+                if not isinstance(after, nn.MaxPool2d):
+                    hooks.callback(point.register_forward_hook(gated).remove)
+            logits: Tensor = functional_call(self.network, self.tensors(width), (images,))
+        return logits
+
+    def tensors(self, width: int) -> dict[str, Tensor]:
+        """Parameters and saved buffers of the network at a width, by name: views of the first channels.
+
+        Raises:
+            ConfigError: a width below 1 or above the largest.
+        """
+        if not 1 <= width <= self.largest:
+            raise ConfigError(f"width must be between 1 and {self.largest}, got {width}")
+        if width not in self._shapes:
+            with torch.device("meta"):
+                sliced = zoo.build(self._at(width), self.spec).state_dict()
+            self._shapes[width] = {name: value.shape for name, value in sliced.items()}
+        every = {**dict(self.network.named_parameters()), **dict(self.network.named_buffers())}
+        return {name: every[name][tuple(map(slice, shape))] for name, shape in self._shapes[width].items()}
+
+    def penalty(self) -> Tensor:
+        """`gamma * (1 - lambda_t) * |c - 1|`, a scalar to add to the loss."""
+        return self.settings.gamma * (1.0 - self.demand) * (self.coefficient - 1.0).abs()
+
+    @torch.no_grad()
+    def update(self, gradient: float, similarity: float) -> dict[str, float]:
+        """After a step of the optimiser: keep the coefficient within its bounds, and take in the demand for width.
+
+        Args:
+            gradient: norm of the student's gradient at this step, >= 0.
+            similarity: of student and teacher on this batch, in [0, 1] (`feature_similarity`, or their agreement).
+
+        Returns:
+            Coefficient, width and demand, for the log.
+
+        Raises:
+            DataError: a gradient or similarity outside its range.
+        """
+        if not 0.0 <= gradient < math.inf or not 0.0 <= similarity <= 1.0:
+            raise DataError(
+                f"update needs a gradient norm >= 0 and a similarity in [0, 1], got {gradient} and {similarity}"
+            )
+        s = self.settings
+        self.coefficient.clamp_(1.0, s.most)
+        count, short, long, similar, _ = self.signals.tolist()
+        keep, keep_long = (0.0, 0.0) if count == 0 else (s.decay, 1.0 - (1.0 - s.decay) / 10.0)
+        short = keep * short + (1.0 - keep) * gradient
+        long = keep_long * long + (1.0 - keep_long) * gradient
+        similar = keep * similar + (1.0 - keep) * similarity
+        rise = math.log(short / long) if short > 0.0 else 0.0
+        wish = torch.tensor(s.alpha * rise + s.beta * (s.similarity - similar))
+        self.signals.copy_(torch.tensor([count + 1.0, short, long, similar, float(wish.sigmoid())]))
+        return {
+            "width/coefficient": float(self.coefficient.detach()),
+            "width/width": self.width,
+            "width/demand": self.demand,
+        }
+
+    def _at(self, width: int) -> ZooModel:
+        return self.student.model_copy(update={"width": width})
+
+
+def slice_out(model: Slimmable, images: Tensor | None = None) -> Classifier:
+    """An ordinary zoo Classifier of the width in use, in eval mode, with copies of the weights.
+
+    Args:
+        model: in any mode, on any device; unchanged.
+        images: uint8 or float `[N, C, H, W]` to estimate the running statistics of BatchNorm on anew, since those of
+            the training are a mixture of widths (Yu and Huang 2019, "Universally Slimmable Networks"); None: keep them,
+            which gives the very logits of the model in eval mode.
+
+    Raises:
+        DataError: no images.
+    """
+    if images is not None and len(images) == 0:
+        raise DataError("slice_out: at least 1 image is needed to estimate statistics on, got none")
+    network = model.network
+    mean, std = (b.flatten().tolist() for b in (network.normalize.mean, network.normalize.std))
+    with torch.random.fork_rng(devices=[]):
+        sliced = zoo.build(model._at(model.width), model.spec, mean, std, network.class_names)
+    sliced.load_state_dict(model.tensors(model.width))
+    sliced = sliced.to(network.normalize.mean.device)
+    if images is not None:
+        parts = images.tensor_split(math.ceil(len(images) / _BATCH))  # of one size, since all weigh alike
+        floats = (to_float(part) if part.dtype == torch.uint8 else part for part in parts)
+        update_bn((part.to(network.normalize.mean.device) for part in floats), sliced)
+    return sliced.eval()
+
+
+def feature_similarity(teacher: Tensor, student: Tensor) -> float:
+    """Linear centred kernel alignment of the features of the same images, in [0, 1]; 0 where one side is constant.
+
+    `|Y^T X|_F^2 / (|X^T X|_F |Y^T Y|_F)` of centred X and Y (Kornblith et al. 2019): 1 when one is the other up to
+    rotation and scale, whatever dimensions they have, so that no adapter is needed. In float64.
+
+    Args:
+        teacher: features `[N, D]`, or `[N, ...]`, which are flattened.
+        student: `[N, E]` likewise.
+    """
+    x, y = (features.detach().flatten(1).double() for features in (teacher, student))
+    size = float(x.norm() * y.norm())
+    x, y = x - x.mean(dim=0), y - y.mean(dim=0)
+    # Gram matrices of images are the smaller ones: a batch has fewer images than a map has values.
+    a, b = x @ x.T, y @ y.T
+    scale = float(a.norm() * b.norm())
+    # Rounding leaves about 1e-32 of the squares where nothing varies.
+    return min(1.0, float((a * b).sum()) / scale) if scale > 1e-24 * size**2 else 0.0

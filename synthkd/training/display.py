@@ -1,0 +1,148 @@
+"""What a person sees while a run works: a live bar on a terminal, plain lines in a pipe or a log file, or nothing."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+from rich.text import Text
+
+from synthkd.system.printable import one_line, printable
+
+WINDOW_SECONDS = 60.0
+LINE_SECONDS = 5.0
+
+
+class Pace:
+    """Steps per second over the last minute.
+
+    It begins at the first step it is told of, so a resumed run does not count the steps of its earlier life.
+    """
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._marks: deque[tuple[float, int]] = deque()
+
+    def mark(self, step: int) -> None:
+        """Note that `step` is done now."""
+        now = self._clock()
+        if self._marks and step < self._marks[-1][1]:
+            self._marks.clear()
+        # Marks a second apart bound the memory; the first and the newest are always kept.
+        if len(self._marks) > 2 and self._marks[-1][0] - self._marks[-2][0] < 1.0:
+            self._marks.pop()
+        self._marks.append((now, step))
+        while len(self._marks) > 2 and now - self._marks[1][0] >= WINDOW_SECONDS:
+            self._marks.popleft()
+
+    def seconds_for(self, steps: int) -> float | None:
+        """How long `steps` more take at this pace; None until two steps are known."""
+        if not self._marks:
+            return None
+        (begin, first), (end, last) = self._marks[0], self._marks[-1]
+        return (end - begin) / (last - first) * steps if last > first else None
+
+
+class Display:
+    """Progress of one job, with the time left at the measured pace.
+
+    On a terminal a bar with the latest values; elsewhere a line when a phase starts, at most one every five seconds,
+    and one at the end. It goes to stderr, so that stdout holds results only.
+
+    Args:
+        total_steps: steps of the whole run, those done before a resume included.
+        title: what is being done, in a few words.
+        enabled: False prints nothing at all; pass `accelerator.is_main_process and not quiet`.
+        console: where to print instead of stderr.
+        clock: seconds that never go back.
+    """
+
+    def __init__(
+        self,
+        total_steps: int,
+        title: str,
+        enabled: bool = True,
+        console: Console | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._total = total_steps
+        self._title = one_line(title)
+        self._enabled = enabled
+        self._console = console or Console(stderr=True)
+        self._clock = clock
+        self._pace = Pace(clock)
+        self._started = clock()
+        self._phase: str | None = None
+        self._last_line = -LINE_SECONDS
+        self._last_step: int | None = None
+        self._live: Live | None = None
+        self._values = Text(style="dim")
+        self._progress = Progress(
+            TextColumn("{task.description}", style="bold", markup=False),
+            TextColumn("{task.fields[phase]}", style="cyan", markup=False),
+            BarColumn(bar_width=None),
+            TaskProgressColumn(),
+            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
+            TextColumn("{task.fields[left]}", style="cyan"),
+            console=self._console,
+            auto_refresh=False,
+            expand=True,
+        )
+        self._task = self._progress.add_task(self._title, total=total_steps, phase="", left="")
+
+    def __enter__(self) -> Self:
+        if self._enabled and self._console.is_terminal:
+            self._live = Live(Group(self._progress, self._values), console=self._console, refresh_per_second=4)
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def update(self, step: int, phase: str, values: Mapping[str, float]) -> None:
+        """Show that `step` steps are done in `phase`, with the latest values by name."""
+        if not self._enabled:
+            return
+        self._pace.mark(step)
+        phase = one_line(phase)
+        shown = " · ".join(f"{one_line(name)} {_short(value)}" for name, value in values.items())
+        left = self._pace.seconds_for(self._total - step)
+        time_left = "" if left is None else f"{_clock_time(left)} left"
+        if self._live is not None:
+            self._progress.update(self._task, completed=step, phase=phase, left=time_left)
+            self._values.plain = f"  {shown}" if shown else ""
+            return
+        now = self._clock()
+        is_new = phase != self._phase or (step >= self._total and step != self._last_step)
+        self._last_step = step
+        if is_new or now - self._last_line >= LINE_SECONDS:
+            self._phase, self._last_line = phase, now
+            parts = [f"{step}/{self._total}", phase, f"{_clock_time(now - self._started)} elapsed", time_left, shown]
+            self._print(f"{self._title}: " + " · ".join(part for part in parts if part))
+
+    def message(self, text: str) -> None:
+        """Print one line above the bar, or in its turn among the plain lines."""
+        if self._enabled:
+            self._print(text)
+
+    def _print(self, text: str) -> None:
+        self._console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
+
+
+def _short(value: float) -> str:
+    return f"{value:.4g}" if abs(value) >= 10 or value == 0 or abs(value) < 0.001 else f"{value:.3f}"
+
+
+def _clock_time(seconds: float) -> str:
+    return str(timedelta(seconds=round(seconds)))
