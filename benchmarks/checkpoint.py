@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from synthkd.data.bank import MemoryBank
-from synthkd.settings.base import BankSettings
+from synthkd.settings import BankSettings
 from synthkd.system.files import write_atomically
 from synthkd.system.hardware import describe
 from synthkd.training.checkpoint import CheckpointStore

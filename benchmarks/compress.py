@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from synthkd.pipelines import compress
-from synthkd.pipelines.config.distill import CompressConfig
+from synthkd.pipelines.config import CompressConfig
 from synthkd.pipelines.run.directory import Result
 from synthkd.settings.load import load_config
 from synthkd.system.files import write_atomically

@@ -38,26 +38,26 @@ from torch.utils.data import DataLoader, Dataset
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
-import fashion_mnist  # noqa: E402
+import fashion_mnist
 
-from synthkd.data.bank import MemoryBank  # noqa: E402
-from synthkd.data.read.real import load_splits  # noqa: E402
-from synthkd.distillation.teachers import FrozenTeacher  # noqa: E402
-from synthkd.generators.cgan import CGAN  # noqa: E402
-from synthkd.generators.diffusion import Diffusion  # noqa: E402
-from synthkd.generators.inversion import Inversion  # noqa: E402
-from synthkd.generators.settings import CGANSettings, DiffusionSettings, InversionSettings  # noqa: E402
-from synthkd.metrics.utility import accuracy, predict  # noqa: E402
-from synthkd.models import load_model  # noqa: E402
-from synthkd.pipelines import distill, generate  # noqa: E402
-from synthkd.pipelines.config.distill import DistillConfig, GenerateConfig  # noqa: E402
-from synthkd.pipelines.run.directory import Result  # noqa: E402
-from synthkd.rng import Rows  # noqa: E402
-from synthkd.settings.base import BankSettings, LoadedModel, NamedData  # noqa: E402
-from synthkd.settings.load import load_config  # noqa: E402
-from synthkd.system.files import write_atomically  # noqa: E402
-from synthkd.system.hardware import describe  # noqa: E402
-from synthkd.types import SampleGenerator, balanced_labels  # noqa: E402
+from synthkd.data.bank import MemoryBank
+from synthkd.data.read.real import load_splits
+from synthkd.distillation.teachers import FrozenTeacher
+from synthkd.generators.cgan import CGAN
+from synthkd.generators.diffusion import Diffusion
+from synthkd.generators.inversion import Inversion
+from synthkd.generators.settings import CGANSettings, DiffusionSettings, InversionSettings
+from synthkd.metrics.utility import accuracy, predict
+from synthkd.models import load_model
+from synthkd.pipelines import distill, generate
+from synthkd.pipelines.config import DistillConfig, GenerateConfig
+from synthkd.pipelines.run.directory import Result
+from synthkd.rng import Rows
+from synthkd.settings import BankSettings, LoadedModel, NamedData
+from synthkd.settings.load import load_config
+from synthkd.system.files import write_atomically
+from synthkd.system.hardware import describe
+from synthkd.types import SampleGenerator, balanced_labels
 
 RESULTS = HERE / "results" / "dataset.json"
 PAIR = fashion_mnist.PAIRS["convnet"]

@@ -25,9 +25,9 @@ import torch
 
 from synthkd.data.read.real import load_splits
 from synthkd.data.read.splits import RealData
-from synthkd.pipelines.config.distill import TeachConfig
+from synthkd.pipelines.config import TeachConfig
 from synthkd.pipelines.teach import teach
-from synthkd.settings.base import NamedData
+from synthkd.settings import NamedData
 from synthkd.settings.load import load_config
 from synthkd.system.hardware import describe
 from synthkd.types import to_float, to_uint8

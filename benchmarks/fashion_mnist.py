@@ -23,11 +23,11 @@ from typing import Any
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
-from synthkd.pipelines import distill, teach  # noqa: E402
-from synthkd.pipelines.config.distill import DistillConfig, TeachConfig  # noqa: E402
-from synthkd.pipelines.run.directory import Result  # noqa: E402
-from synthkd.settings.load import load_config  # noqa: E402
-from synthkd.training.monitor import read_rows  # noqa: E402
+from synthkd.pipelines import distill, teach
+from synthkd.pipelines.config import DistillConfig, TeachConfig
+from synthkd.pipelines.run.directory import Result
+from synthkd.settings.load import load_config
+from synthkd.training.monitor import read_rows
 
 RUNS = HERE / "runs" / "fashion_mnist"
 RESULTS = HERE / "results" / "fashion_mnist.json"

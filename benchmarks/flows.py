@@ -30,14 +30,14 @@ import torch
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
-import fashion_mnist  # noqa: E402
+import fashion_mnist
 
-from synthkd.pipelines import compress  # noqa: E402
-from synthkd.pipelines.config.distill import CompressConfig  # noqa: E402
-from synthkd.pipelines.run.directory import Result  # noqa: E402
-from synthkd.settings.load import load_config  # noqa: E402
-from synthkd.system.files import write_atomically  # noqa: E402
-from synthkd.system.hardware import describe  # noqa: E402
+from synthkd.pipelines import compress
+from synthkd.pipelines.config import CompressConfig
+from synthkd.pipelines.run.directory import Result
+from synthkd.settings.load import load_config
+from synthkd.system.files import write_atomically
+from synthkd.system.hardware import describe
 
 RUNS, RESULTS = HERE / "runs" / "flows", HERE / "results" / "flows.json"
 PAIR = fashion_mnist.PAIRS["convnet"]

@@ -39,14 +39,14 @@ from torch import Tensor
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
-import fashion_mnist  # noqa: E402
+import fashion_mnist
 
-from synthkd.data.read.real import load_splits  # noqa: E402
-from synthkd.data.written.stored import read_stored  # noqa: E402
-from synthkd.generators.build import build_generator  # noqa: E402
-from synthkd.generators.inversion import SAMPLE_STEPS  # noqa: E402
-from synthkd.generators.settings import SavedSettings  # noqa: E402
-from synthkd.metrics import (  # noqa: E402
+from synthkd.data.read.real import load_splits
+from synthkd.data.written.stored import read_stored
+from synthkd.generators.build import build_generator
+from synthkd.generators.inversion import SAMPLE_STEPS
+from synthkd.generators.settings import SavedSettings
+from synthkd.metrics import (
     accuracy,
     cluster_modes,
     frechet_distance_from_features,
@@ -54,22 +54,21 @@ from synthkd.metrics import (  # noqa: E402
     mode_collapse,
     precision_recall_density_coverage,
 )
-from synthkd.metrics.arrays import Array  # noqa: E402
-from synthkd.metrics.features import FeatureExtractor, Features, build_extractor, extract  # noqa: E402
-from synthkd.models import Classifier, load_model  # noqa: E402
-from synthkd.pipelines import generate  # noqa: E402
-from synthkd.pipelines.config.distill import GenerateConfig  # noqa: E402
-from synthkd.pipelines.run.directory import Result  # noqa: E402
-from synthkd.pipelines.run.job import make_accelerator  # noqa: E402
-from synthkd.reports.grids import ROWS, save_grid  # noqa: E402
-from synthkd.rng import Rows  # noqa: E402
-from synthkd.settings.base import LoadedModel, NamedData  # noqa: E402
-from synthkd.settings.features import TeacherExtractor  # noqa: E402
-from synthkd.settings.load import load_config  # noqa: E402
-from synthkd.system.files import write_atomically  # noqa: E402
-from synthkd.system.hardware import describe  # noqa: E402
-from synthkd.training.monitor import read_rows, series  # noqa: E402
-from synthkd.types import SampleGenerator, to_uint8  # noqa: E402
+from synthkd.metrics.arrays import Array
+from synthkd.metrics.features import FeatureExtractor, Features, build_extractor, extract
+from synthkd.models import Classifier, load_model
+from synthkd.pipelines import generate
+from synthkd.pipelines.config import GenerateConfig
+from synthkd.pipelines.run.directory import Result
+from synthkd.pipelines.run.job import make_accelerator
+from synthkd.reports.grids import ROWS, save_grid
+from synthkd.rng import Rows
+from synthkd.settings import LoadedModel, NamedData, TeacherExtractor
+from synthkd.settings.load import load_config
+from synthkd.system.files import write_atomically
+from synthkd.system.hardware import describe
+from synthkd.training.monitor import read_rows, series
+from synthkd.types import SampleGenerator, to_uint8
 
 PAIR = "convnet"
 HEADLINE = 0.3

@@ -35,13 +35,13 @@ import torch
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
-import fashion_mnist  # noqa: E402
+import fashion_mnist
 
-from synthkd.pipelines import distill, generate  # noqa: E402
-from synthkd.pipelines.config.distill import DistillConfig, GenerateConfig  # noqa: E402
-from synthkd.pipelines.run.directory import Result  # noqa: E402
-from synthkd.settings.load import load_config  # noqa: E402
-from synthkd.system.hardware import describe  # noqa: E402
+from synthkd.pipelines import distill, generate
+from synthkd.pipelines.config import DistillConfig, GenerateConfig
+from synthkd.pipelines.run.directory import Result
+from synthkd.settings.load import load_config
+from synthkd.system.hardware import describe
 
 RUNS, RESULTS = HERE / "runs" / "hybrid", HERE / "results" / "hybrid.json"
 PAIR = fashion_mnist.PAIRS["convnet"]

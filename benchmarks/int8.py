@@ -24,21 +24,21 @@ import torch
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
-import fashion_mnist  # noqa: E402
+import fashion_mnist
 
-from synthkd import load  # noqa: E402
-from synthkd.compression import export_onnx, onnx_latency, quantize_int8, run_onnx  # noqa: E402
-from synthkd.data.read.real import load_splits  # noqa: E402
-from synthkd.data.written.stored import read_stored  # noqa: E402
-from synthkd.metrics.utility import accuracy, predict  # noqa: E402
-from synthkd.models.cost import cost  # noqa: E402
-from synthkd.pipelines import generate  # noqa: E402
-from synthkd.pipelines.config.distill import GenerateConfig  # noqa: E402
-from synthkd.pipelines.run.directory import Result  # noqa: E402
-from synthkd.settings.base import NamedData  # noqa: E402
-from synthkd.settings.load import load_config  # noqa: E402
-from synthkd.system.files import write_atomically  # noqa: E402
-from synthkd.system.hardware import describe  # noqa: E402
+from synthkd import load
+from synthkd.compression import export_onnx, onnx_latency, quantize_int8, run_onnx
+from synthkd.data.read.real import load_splits
+from synthkd.data.written.stored import read_stored
+from synthkd.metrics.utility import accuracy, predict
+from synthkd.models.cost import cost
+from synthkd.pipelines import generate
+from synthkd.pipelines.config import GenerateConfig
+from synthkd.pipelines.run.directory import Result
+from synthkd.settings import NamedData
+from synthkd.settings.load import load_config
+from synthkd.system.files import write_atomically
+from synthkd.system.hardware import describe
 
 RESULTS = HERE / "results" / "int8.json"
 BUDGET, SEED = "300s", 0

@@ -23,14 +23,14 @@ from typing import Any
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
-import fashion_mnist  # noqa: E402
-from terms import compared  # noqa: E402
+import fashion_mnist
+from terms import compared
 
-from synthkd.pipelines import distill  # noqa: E402
-from synthkd.pipelines.config.distill import DistillConfig  # noqa: E402
-from synthkd.pipelines.run.directory import Result  # noqa: E402
-from synthkd.settings.load import load_config  # noqa: E402
-from synthkd.system.files import write_atomically  # noqa: E402
+from synthkd.pipelines import distill
+from synthkd.pipelines.config import DistillConfig
+from synthkd.pipelines.run.directory import Result
+from synthkd.settings.load import load_config
+from synthkd.system.files import write_atomically
 
 RUNS, RESULTS = HERE / "runs" / "online", HERE / "results" / "online.json"
 STEPS, EVERY, LOOKS = 600, 30, 50

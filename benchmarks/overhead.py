@@ -26,8 +26,7 @@ from synthkd.distillation.step import DistillStep
 from synthkd.distillation.student import Pupil
 from synthkd.distillation.teachers import FrozenTeacher
 from synthkd.models import build
-from synthkd.settings.base import BankSettings, MixSettings, OptimizerSettings, ZooModel
-from synthkd.settings.distillation import DistillSettings
+from synthkd.settings import BankSettings, DistillSettings, MixSettings, OptimizerSettings, ZooModel
 from synthkd.system.hardware import describe
 from synthkd.training.learner import Learner
 from synthkd.types import Batch, ImageSpec

@@ -22,13 +22,13 @@ import yaml
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
-import fashion_mnist  # noqa: E402
+import fashion_mnist
 
-from synthkd.pipelines import distill, teach  # noqa: E402
-from synthkd.pipelines.config.distill import DistillConfig, TeachConfig  # noqa: E402
-from synthkd.pipelines.run.directory import Result  # noqa: E402
-from synthkd.settings.load import load_config  # noqa: E402
-from synthkd.system.files import write_atomically  # noqa: E402
+from synthkd.pipelines import distill, teach
+from synthkd.pipelines.config import DistillConfig, TeachConfig
+from synthkd.pipelines.run.directory import Result
+from synthkd.settings.load import load_config
+from synthkd.system.files import write_atomically
 
 RUNS, RESULTS = HERE / "runs" / "recipes", HERE / "results" / "recipes.json"
 DATA = {**fashion_mnist.DATA, "holdout": 0.1}

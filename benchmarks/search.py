@@ -29,19 +29,19 @@ import torch
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
-import fashion_mnist  # noqa: E402
+import fashion_mnist
 
-from synthkd import load  # noqa: E402
-from synthkd.compression.pareto import Scores  # noqa: E402
-from synthkd.compression.proxy import Evaluate  # noqa: E402
-from synthkd.compression.search import random_search, search, space_of  # noqa: E402
-from synthkd.models import parameters  # noqa: E402
-from synthkd.pipelines.config.distill import DistillConfig  # noqa: E402
-from synthkd.pipelines.handover.search import make_proxy  # noqa: E402
-from synthkd.settings.base import SearchSettings, ZooModel  # noqa: E402
-from synthkd.settings.load import load_config  # noqa: E402
-from synthkd.system.files import write_atomically  # noqa: E402
-from synthkd.system.hardware import describe  # noqa: E402
+from synthkd import load
+from synthkd.compression.pareto import Scores
+from synthkd.compression.proxy import Evaluate
+from synthkd.compression.search import random_search, search, space_of
+from synthkd.models import parameters
+from synthkd.pipelines.config import DistillConfig
+from synthkd.pipelines.handover.search import make_proxy
+from synthkd.settings import SearchSettings, ZooModel
+from synthkd.settings.load import load_config
+from synthkd.system.files import write_atomically
+from synthkd.system.hardware import describe
 
 RUNS, RESULTS = HERE / "runs" / "search", HERE / "results" / "search.json"
 PAIR = fashion_mnist.PAIRS["convnet"]

@@ -24,18 +24,17 @@ from accelerate import Accelerator
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
-import fashion_mnist  # noqa: E402
+import fashion_mnist
 
-from synthkd.distillation.step import DistillStep  # noqa: E402
-from synthkd.distillation.student import make_pupil  # noqa: E402
-from synthkd.distillation.teachers import FrozenTeacher  # noqa: E402
-from synthkd.models.zoo import build  # noqa: E402
-from synthkd.settings.base import ZooModel  # noqa: E402
-from synthkd.settings.distillation import DistillSettings  # noqa: E402
-from synthkd.settings.load import load_config  # noqa: E402
-from synthkd.system.files import write_atomically  # noqa: E402
-from synthkd.system.hardware import describe  # noqa: E402
-from synthkd.types import Batch, ImageSpec  # noqa: E402
+from synthkd.distillation.step import DistillStep
+from synthkd.distillation.student import make_pupil
+from synthkd.distillation.teachers import FrozenTeacher
+from synthkd.models.zoo import build
+from synthkd.settings import DistillSettings, ZooModel
+from synthkd.settings.load import load_config
+from synthkd.system.files import write_atomically
+from synthkd.system.hardware import describe
+from synthkd.types import Batch, ImageSpec
 
 SPEC = ImageSpec(1, 28, 28, 10)
 BATCH, WARM_UP = 128, 5

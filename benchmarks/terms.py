@@ -27,13 +27,13 @@ from scipy import stats
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
-import fashion_mnist  # noqa: E402
+import fashion_mnist
 
-from synthkd.pipelines import distill  # noqa: E402
-from synthkd.pipelines.config.distill import DistillConfig  # noqa: E402
-from synthkd.pipelines.run.directory import Result  # noqa: E402
-from synthkd.settings.load import load_config  # noqa: E402
-from synthkd.system.files import write_atomically  # noqa: E402
+from synthkd.pipelines import distill
+from synthkd.pipelines.config import DistillConfig
+from synthkd.pipelines.run.directory import Result
+from synthkd.settings.load import load_config
+from synthkd.system.files import write_atomically
 
 RUNS, RESULTS = HERE / "runs" / "terms", HERE / "results" / "terms.json"
 KD: dict[str, Any] = fashion_mnist.WITH_BATCH_NORM["distill"]

@@ -38,7 +38,7 @@ from synthkd.models.contract import finite_logits
 from synthkd.models.size import in_proportion
 from synthkd.models.weights import finite_state, load_strictly, read_weights, save_weights
 from synthkd.rng import Rows, derive, stream
-from synthkd.settings.base import AugmentSettings
+from synthkd.settings import AugmentSettings
 from synthkd.taps import evaluating
 from synthkd.training.ema import WeightAverage
 from synthkd.training.learner import require_finite

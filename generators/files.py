@@ -16,7 +16,7 @@ from synthkd.generators.settings import (
     PixelSettings,
     SavedSettings,
 )
-from synthkd.settings.base import Count, Settings
+from synthkd.settings import Count, Settings
 from synthkd.system.files import file_names, inside, sha256, write_atomically
 from synthkd.system.sealed import sealed, unsealed
 from synthkd.types import ImageSpec, SampleGenerator, Saveable

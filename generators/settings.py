@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, Tag, model_validator
 
-from synthkd.settings.base import (
+from synthkd.settings import (
     AugmentSettings,
     Batch,
     Count,

@@ -19,7 +19,7 @@ from synthkd.data.read.samples import open_samples
 from synthkd.errors import ConfigError, DataError
 from synthkd.models import Classifier, load_model, parameters
 from synthkd.models.weights import serialised
-from synthkd.pipelines.config.distill import AuditConfig, ImageSet
+from synthkd.pipelines.config import AuditConfig, ImageSet
 from synthkd.pipelines.copying import look_for_copies
 from synthkd.pipelines.run.directory import (
     REPORT,

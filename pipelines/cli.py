@@ -35,33 +35,33 @@ class Verb:
 
 VERBS = {
     "audit": Verb(
-        "synthkd.pipelines.config.distill:AuditConfig",
+        "synthkd.pipelines.config.audit:AuditConfig",
         "synthkd.pipelines.audit:audit",
         "attack finished models with lists of images that they were trained on and of others",
     ),
     "compress": Verb(
-        "synthkd.pipelines.config.distill:CompressConfig",
+        "synthkd.pipelines.config.compress:CompressConfig",
         "synthkd.pipelines.compress:compress",
         "make a small student to hand over: exported, priced, with a report of what it leaks",
     ),
     "distill": Verb(
-        "synthkd.pipelines.config.distill:DistillConfig",
+        "synthkd.pipelines.config:DistillConfig",
         "synthkd.pipelines.distill:distill",
         "make a small student from a teacher without its training data, or with a little of it",
     ),
     "evaluate": Verb(
-        "synthkd.pipelines.config.distill:EvaluateConfig",
+        "synthkd.pipelines.config.evaluate:EvaluateConfig",
         "synthkd.pipelines.evaluate:evaluate",
         "score generated images against real ones",
         paths="generated",
     ),
     "generate": Verb(
-        "synthkd.pipelines.config.distill:GenerateConfig",
+        "synthkd.pipelines.config.generate:GenerateConfig",
         "synthkd.pipelines.generate:generate",
         "write a labelled synthetic dataset: image folder, WebDataset or parquet",
     ),
     "teach": Verb(
-        "synthkd.pipelines.config.distill:TeachConfig",
+        "synthkd.pipelines.config.teach:TeachConfig",
         "synthkd.pipelines.teach:teach",
         "train a teacher on real data",
     ),

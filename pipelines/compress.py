@@ -18,7 +18,7 @@ from synthkd.errors import ConfigError
 from synthkd.generators.build import build_generator
 from synthkd.imports import optional
 from synthkd.models.weights import serialised
-from synthkd.pipelines.config.distill import NOISY_GENERATOR, CompressConfig
+from synthkd.pipelines.config import NOISY_GENERATOR, CompressConfig
 from synthkd.pipelines.copying import look_for_copies
 from synthkd.pipelines.distill import distill
 from synthkd.pipelines.handover import search as choose
@@ -33,7 +33,7 @@ from synthkd.privacy.report import privacy_report
 from synthkd.privacy.verdict import Claim, verdict
 from synthkd.reports.compression import write_compress_report
 from synthkd.reports.privacy import PAGE, write_privacy_page
-from synthkd.settings.base import TrainedTeacher
+from synthkd.settings import TrainedTeacher
 from synthkd.settings.load import dump_config
 from synthkd.system.files import write_atomically
 from synthkd.system.hardware import describe

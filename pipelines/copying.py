@@ -10,7 +10,7 @@ from synthkd.metrics.arrays import thinned
 from synthkd.metrics.features import build_extractor, extract
 from synthkd.privacy.copies import CopyTest, copy_test
 from synthkd.rng import stream
-from synthkd.settings.features import EfficientNetExtractor
+from synthkd.settings import EfficientNetExtractor
 from synthkd.types import to_float
 
 PIXELS, FEATURES = "pixels in [0, 1], Euclidean", "features of EfficientNet-Lite0 (ImageNet), Euclidean"

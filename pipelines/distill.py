@@ -12,7 +12,7 @@ from synthkd.generators.files import INSIDE_A_RUN, save_generator
 from synthkd.metrics.utility import accuracy, predict
 from synthkd.models import Classifier, save
 from synthkd.models.weights import finite_state
-from synthkd.pipelines.config.distill import DistillConfig
+from synthkd.pipelines.config import DistillConfig
 from synthkd.pipelines.run.directory import Plan, Result, trusting
 from synthkd.pipelines.run.job import Job, make_accelerator, open_job
 from synthkd.pipelines.student.assembly import Parts, assemble, require_fit

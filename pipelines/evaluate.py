@@ -20,7 +20,7 @@ from synthkd.metrics.neighbours import nearest, points
 from synthkd.metrics.resize import resize
 from synthkd.metrics.score import Score, ScoredSet
 from synthkd.metrics.suite import PerClass, SuiteOptions, measure
-from synthkd.pipelines.config.distill import EvaluateConfig
+from synthkd.pipelines.config import EvaluateConfig
 from synthkd.pipelines.run.directory import (
     REPORT,
     Plan,

@@ -27,7 +27,7 @@ from synthkd.generators.files import INSIDE_A_RUN, save_generator
 from synthkd.generators.settings import MerfSettings
 from synthkd.models import Classifier, parameters
 from synthkd.models.weights import serialised
-from synthkd.pipelines.config.distill import GenerateConfig
+from synthkd.pipelines.config import GenerateConfig
 from synthkd.pipelines.dataset.request import Order, plan_layout, read_order, real_images_used, trained_as
 from synthkd.pipelines.dataset.sampling import Batchwise, Sampling
 from synthkd.pipelines.dataset.tally import Tally
@@ -38,7 +38,7 @@ from synthkd.pipelines.run.job import Job, generator_bytes, make_accelerator, op
 from synthkd.pipelines.student.teachers import is_taught, ready_teacher, untrained_teacher
 from synthkd.reports.dataset import write_dataset_report
 from synthkd.reports.grids import save_grid
-from synthkd.settings.base import LoadedModel
+from synthkd.settings import LoadedModel
 from synthkd.system.files import write_atomically, write_sums
 from synthkd.system.hardware import describe
 from synthkd.system.resources import size

@@ -20,8 +20,9 @@ from synthkd.errors import ConfigError
 from synthkd.losses.objective import Loss
 from synthkd.metrics.utility import Proportion, accuracy, predict
 from synthkd.models import Classifier, build_model, load, parameters, save
+from synthkd.models.cost import latency_ms
 from synthkd.models.weights import finite_state
-from synthkd.pipelines.config.distill import TeachConfig
+from synthkd.pipelines.config import TeachConfig
 from synthkd.pipelines.run.directory import Plan, Result, keep_data, trusting
 from synthkd.pipelines.run.job import (
     Job,
@@ -35,7 +36,6 @@ from synthkd.pipelines.run.job import (
 from synthkd.privacy.dpsgd import PoissonSource, PrivateLearner, plan_mechanism, statement
 from synthkd.privacy.journal import Journal
 from synthkd.rng import stream
-from synthkd.system.hardware import latency_ms
 from synthkd.taps import evaluating
 from synthkd.training.learner import Learner
 from synthkd.training.loop import Action, Loop, Progress, Stage

@@ -7,8 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Generic, TypeVar
 
 from synthkd.errors import TrainingError
-from synthkd.settings.base import Curve, DifficultySettings, OptimizerSettings, Schedule
-from synthkd.settings.distillation import TemperatureSettings
+from synthkd.settings import Curve, DifficultySettings, OptimizerSettings, Schedule, TemperatureSettings
 
 Limits = TypeVar("Limits", DifficultySettings, TemperatureSettings)
 

@@ -22,8 +22,8 @@ from torch import nn
 from synthkd.compression import export_onnx
 from synthkd.models import build
 from synthkd.pipelines import cli
-from synthkd.pipelines.config.distill import CompressConfig, DistillConfig
-from synthkd.settings.base import ZooModel
+from synthkd.pipelines.config import CompressConfig, DistillConfig
+from synthkd.settings import ZooModel
 from synthkd.settings.load import load_config
 from synthkd.types import ImageSpec
 

@@ -9,8 +9,7 @@ from pydantic import ValidationError
 
 from synthkd.errors import TrainingError
 from synthkd.schedules import DifficultyController, TemperatureController, learning_rate_factor, value_at
-from synthkd.settings.base import Curve, DifficultySettings, OptimizerSettings
-from synthkd.settings.distillation import TemperatureSettings
+from synthkd.settings import Curve, DifficultySettings, OptimizerSettings, TemperatureSettings
 from synthkd.types import Stateful
 
 

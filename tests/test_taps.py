@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from synthkd.errors import ModelError
 from synthkd.models import Classifier, build, head, stages
-from synthkd.settings.base import ZooModel
+from synthkd.settings import ZooModel
 from synthkd.taps import Taps, evaluating, frozen, observe
 from synthkd.types import ImageSpec
 

@@ -1,0 +1,35 @@
+"""The configuration of each job: one frozen model, `kind:` choosing among generators, data and phases."""
+
+from synthkd.pipelines.config.audit import AuditConfig, ReferenceModels
+from synthkd.pipelines.config.base import JobConfig, TrainingConfig
+from synthkd.pipelines.config.compress import (
+    NOISY_GENERATOR,
+    NOISY_TEACHER,
+    AuditSettings,
+    CompressConfig,
+    ExportSettings,
+    SyntheticSettings,
+)
+from synthkd.pipelines.config.distill import DistillConfig
+from synthkd.pipelines.config.evaluate import EvaluateConfig, ImageSet
+from synthkd.pipelines.config.generate import FilterSettings, GenerateConfig
+from synthkd.pipelines.config.teach import TeachConfig
+
+__all__ = [
+    "NOISY_GENERATOR",
+    "NOISY_TEACHER",
+    "AuditConfig",
+    "AuditSettings",
+    "CompressConfig",
+    "DistillConfig",
+    "EvaluateConfig",
+    "ExportSettings",
+    "FilterSettings",
+    "GenerateConfig",
+    "ImageSet",
+    "JobConfig",
+    "ReferenceModels",
+    "SyntheticSettings",
+    "TeachConfig",
+    "TrainingConfig",
+]

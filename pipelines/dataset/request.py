@@ -23,10 +23,10 @@ from synthkd.generators.settings import (
 )
 from synthkd.models import Classifier
 from synthkd.models.files import is_model_directory
-from synthkd.pipelines.config.distill import GenerateConfig
+from synthkd.pipelines.config import GenerateConfig
 from synthkd.pipelines.run.directory import CONFIG
 from synthkd.pipelines.student.teachers import FOLDER as TAUGHT
-from synthkd.settings.base import LoadedModel, TeacherSettings
+from synthkd.settings import LoadedModel, TeacherSettings
 from synthkd.settings.load import read_yaml
 
 

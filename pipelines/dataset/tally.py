@@ -14,7 +14,7 @@ from synthkd.metrics.features import build_extractor
 from synthkd.metrics.utility import proportion
 from synthkd.models import Classifier
 from synthkd.reports.grids import MOST_CLASSES
-from synthkd.settings.features import TeacherExtractor
+from synthkd.settings import TeacherExtractor
 
 COMPARED = 2000
 """Images, at most, whose variety is measured: those of the lowest numbers."""

@@ -16,7 +16,7 @@ from torch import Tensor
 from synthkd.data.read.splits import RealData, Splits
 from synthkd.errors import ConfigError
 from synthkd.models import Classifier
-from synthkd.pipelines.config.distill import AuditSettings, CompressConfig
+from synthkd.pipelines.config import AuditSettings, CompressConfig
 from synthkd.pipelines.handover.flow import Flowed, run_flow
 from synthkd.pipelines.run.directory import Result
 from synthkd.pipelines.student.teachers import teach_config
@@ -27,7 +27,7 @@ from synthkd.privacy.membership import POPULATION, Answers, attacks
 from synthkd.privacy.rates import RateRatio, tpr_ratio
 from synthkd.privacy.verdict import Check
 from synthkd.rng import derive
-from synthkd.settings.base import OptimizerSettings, TeachTraining, TrainedTeacher
+from synthkd.settings import OptimizerSettings, TeachTraining, TrainedTeacher
 
 FOLDER = "audit"
 CONTROL = TeachTraining(

@@ -21,9 +21,9 @@ from synthkd.metrics.features import build_extractor, extract
 from synthkd.metrics.utility import Proportion, accuracy, predict
 from synthkd.models import Classifier
 from synthkd.models.cost import cost
-from synthkd.pipelines.config.distill import ExportSettings
+from synthkd.pipelines.config import ExportSettings
 from synthkd.privacy.report import plain
-from synthkd.settings.features import TeacherExtractor
+from synthkd.settings import TeacherExtractor
 from synthkd.types import to_float
 
 FISHER = 200

@@ -20,7 +20,7 @@ from synthkd.generators.files import INSIDE_A_RUN
 from synthkd.generators.merf import Merf
 from synthkd.generators.settings import GeneratorSettings, MerfSettings, SavedSettings
 from synthkd.models import Classifier, load, load_model
-from synthkd.pipelines.config.distill import CompressConfig, DistillConfig, TeachConfig
+from synthkd.pipelines.config import CompressConfig, DistillConfig, TeachConfig
 from synthkd.pipelines.distill import distill
 from synthkd.pipelines.handover.private_generator import WIDEST, ReleaseConfig, load_released, release
 from synthkd.pipelines.handover.search import Choice, choose_student
@@ -30,7 +30,7 @@ from synthkd.pipelines.teach import load_taught, teach
 from synthkd.privacy.accounting import ledger_of
 from synthkd.privacy.journal import JOURNAL, Journal
 from synthkd.rng import Rows
-from synthkd.settings.base import DPSettings, LoadedModel, TrainedTeacher, ZooModel
+from synthkd.settings import DPSettings, LoadedModel, TrainedTeacher, ZooModel
 from synthkd.types import SampleGenerator, balanced_labels, to_uint8
 
 RELEASE, TEACH, SEARCH, DISTILL = "release", "teach", "search", "distill"

@@ -6,11 +6,11 @@ from synthkd.data.read.splits import RealData
 from synthkd.generators.files import INSIDE_A_RUN, read_saved, save_generator
 from synthkd.generators.merf import Merf
 from synthkd.generators.settings import MerfSettings
-from synthkd.pipelines.config.distill import TrainingConfig
+from synthkd.pipelines.config import TrainingConfig
 from synthkd.pipelines.run.directory import Result, keep_data
 from synthkd.pipelines.run.fit import fit_generator
 from synthkd.pipelines.run.job import make_accelerator, open_job
-from synthkd.settings.base import Count
+from synthkd.settings import Count
 
 WIDEST = 1.0
 """The difficulty at which a class is as varied as the generator makes it."""

@@ -21,7 +21,7 @@ from synthkd import __version__
 from synthkd.data.read.splits import RealData, Splits
 from synthkd.errors import CheckpointError, ConfigError
 from synthkd.imports import allowing
-from synthkd.pipelines.config.distill import JobConfig
+from synthkd.pipelines.config import JobConfig
 from synthkd.pipelines.run.disk import full_disk
 from synthkd.privacy.journal import JOURNAL, PRIVATE, Identity, Journal, Part
 from synthkd.settings.load import differences, dump_config, load_config

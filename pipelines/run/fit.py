@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from synthkd.pipelines.config.distill import TrainingConfig
+from synthkd.pipelines.config import TrainingConfig
 from synthkd.pipelines.run.job import Job
 from synthkd.training.loop import Action, Loop, Progress, Stage
 from synthkd.types import TrainableGenerator

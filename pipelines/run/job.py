@@ -19,7 +19,7 @@ from torch import Tensor
 from synthkd.errors import ConfigError, MissingExtraError
 from synthkd.metrics.utility import Proportion
 from synthkd.models import Classifier, parameters
-from synthkd.pipelines.config.distill import TrainingConfig
+from synthkd.pipelines.config import TrainingConfig
 from synthkd.pipelines.run.directory import (
     REPORT,
     TRACKED,

@@ -20,7 +20,7 @@ from synthkd.data.read.sample_set import Samples
 from synthkd.errors import DataError
 from synthkd.metrics.score import Score
 from synthkd.metrics.utility import Proportion, proportion
-from synthkd.pipelines.config.distill import EvaluateConfig, TeachConfig
+from synthkd.pipelines.config import EvaluateConfig, TeachConfig
 from synthkd.pipelines.run.directory import Result
 from synthkd.pipelines.teach import teach
 from synthkd.rng import stream

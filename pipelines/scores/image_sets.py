@@ -19,8 +19,8 @@ from synthkd.metrics.feature_cache import FEATURES, SavedSet, cached_extract, lo
 from synthkd.metrics.features import FeatureExtractor, Features, build_extractor, extract
 from synthkd.metrics.score import ScoredSet
 from synthkd.models import Classifier, load_model
-from synthkd.pipelines.config.distill import EvaluateConfig, ImageSet
-from synthkd.settings.features import EfficientNetExtractor, TeacherExtractor
+from synthkd.pipelines.config import EvaluateConfig, ImageSet
+from synthkd.settings import EfficientNetExtractor, TeacherExtractor
 
 BATCH = 256
 

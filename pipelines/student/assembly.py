@@ -28,7 +28,7 @@ from synthkd.generators.settings import DatasetSettings, MerfSettings, NoGenerat
 from synthkd.generators.stored import StoredImages
 from synthkd.models import Classifier, TeacherContract, inherit, is_fresh, probe
 from synthkd.models.slimmable import Slimmable
-from synthkd.pipelines.config.distill import DistillConfig
+from synthkd.pipelines.config import DistillConfig
 from synthkd.pipelines.run.directory import keep_data
 from synthkd.pipelines.student.networks import (
     Probed,
@@ -42,7 +42,7 @@ from synthkd.pipelines.student.networks import (
 )
 from synthkd.rng import Rows, stream
 from synthkd.schedules import DifficultyController
-from synthkd.settings.base import StreamData
+from synthkd.settings import StreamData
 from synthkd.training.learner import Learner
 from synthkd.training.memory import fitting_batch_size, training_step
 from synthkd.types import Batch, ImageSpec, balanced_labels, to_uint8

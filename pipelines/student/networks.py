@@ -27,10 +27,9 @@ from synthkd.generators.settings import MerfSettings
 from synthkd.generators.stored import StoredImages
 from synthkd.models import Classifier, build_model
 from synthkd.models.slimmable import Slimmable, slice_out
-from synthkd.pipelines.config.distill import DistillConfig
+from synthkd.pipelines.config import DistillConfig
 from synthkd.rng import derive, stream
-from synthkd.settings.base import ZooModel
-from synthkd.settings.distillation import GradientBalanceSettings, PeerSettings
+from synthkd.settings import GradientBalanceSettings, PeerSettings, ZooModel
 from synthkd.types import Batch, ImageSpec, to_float
 
 

@@ -17,14 +17,14 @@ from synthkd.distillation.team import TeacherTeam
 from synthkd.generators.stored import StoredImages
 from synthkd.metrics.utility import Proportion, accuracy, predict, proportion
 from synthkd.models import Classifier
+from synthkd.models.cost import latency_ms
 from synthkd.models.layout import head
-from synthkd.pipelines.config.distill import DistillConfig
+from synthkd.pipelines.config import DistillConfig
 from synthkd.pipelines.run.job import Job, describe_model, scored
 from synthkd.pipelines.student.assembly import Parts
 from synthkd.pipelines.student.networks import finished
 from synthkd.reports.run import ONE_CLASS
 from synthkd.rng import Rows
-from synthkd.system.hardware import latency_ms
 from synthkd.taps import INPUT, evaluating, observe
 from synthkd.training.loop import Progress
 from synthkd.types import balanced_labels, to_uint8

@@ -7,11 +7,11 @@ from pathlib import Path
 
 from synthkd.data.read.real import load_splits
 from synthkd.models import Classifier, load_model
-from synthkd.pipelines.config.distill import TeachConfig, TrainingConfig
+from synthkd.pipelines.config import TeachConfig, TrainingConfig
 from synthkd.pipelines.run.directory import RESULT, Result
 from synthkd.pipelines.run.job import Job
 from synthkd.pipelines.teach import load_taught, teach, untrained
-from synthkd.settings.base import LoadedModel, TrainedTeacher
+from synthkd.settings import LoadedModel, TrainedTeacher
 
 FOLDER = "teach"
 """The run of the teacher, inside the run that needs it."""

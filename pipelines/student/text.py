@@ -7,7 +7,7 @@ from typing import Any
 from synthkd.distillation import phases
 from synthkd.distillation.terms.auxiliary import Lessons
 from synthkd.models import parameters
-from synthkd.pipelines.config.distill import DistillConfig
+from synthkd.pipelines.config import DistillConfig
 from synthkd.pipelines.run.directory import REPORT
 from synthkd.pipelines.run.job import Job, disk_line, generator_bytes, training_bytes
 from synthkd.pipelines.student.assembly import Parts
@@ -15,7 +15,7 @@ from synthkd.pipelines.student.networks import finished
 from synthkd.reports.page import SPACE
 from synthkd.reports.run import RunFiles, headline
 from synthkd.schedules import ever
-from synthkd.settings.base import Schedule, TrainedTeacher
+from synthkd.settings import Schedule, TrainedTeacher
 
 
 def plan(config: DistillConfig, parts: Parts) -> tuple[str, ...]:

@@ -20,7 +20,7 @@ from synthkd.metrics.arrays import Array, one_thread, rows
 from synthkd.metrics.features import build_extractor, extract
 from synthkd.models.classifier import Classifier
 from synthkd.rng import Rows
-from synthkd.settings.features import TeacherExtractor
+from synthkd.settings import TeacherExtractor
 from synthkd.taps import evaluating
 from synthkd.types import to_float
 

@@ -29,7 +29,7 @@ from synthkd.imports import optional
 from synthkd.models.classifier import Classifier
 from synthkd.models.folding import fold_batch_norm
 from synthkd.models.weights import finite_state
-from synthkd.settings.base import Count, Settings
+from synthkd.settings import Count, Settings
 from synthkd.system.files import naming, write_atomically
 from synthkd.types import ImageSpec, to_float
 

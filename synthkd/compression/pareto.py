@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from synthkd.errors import ConfigError, DataError
-from synthkd.settings.base import Goal, ZooModel
+from synthkd.settings import Goal, ZooModel
 
 
 @dataclass(frozen=True)

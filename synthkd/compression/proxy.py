@@ -16,8 +16,7 @@ from synthkd.metrics.utility import accuracy, predict
 from synthkd.models.classifier import Classifier
 from synthkd.models.cost import cost
 from synthkd.rng import derive
-from synthkd.settings.base import ZooModel
-from synthkd.settings.distillation import DistillSettings
+from synthkd.settings import DistillSettings, ZooModel
 from synthkd.taps import evaluating
 from synthkd.training.learner import Learner
 from synthkd.types import BatchSource

@@ -33,7 +33,7 @@ from synthkd.imports import optional
 from synthkd.models import zoo
 from synthkd.models.classifier import parameters
 from synthkd.rng import derive, numpy_stream
-from synthkd.settings.base import GOALS, POPULATION, Architecture, Goal, SearchSettings, ZooModel
+from synthkd.settings import GOALS, POPULATION, Architecture, Goal, SearchSettings, ZooModel
 from synthkd.system.files import naming
 from synthkd.types import ImageSpec
 

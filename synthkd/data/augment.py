@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from synthkd.settings.base import AugmentSettings
+from synthkd.settings import AugmentSettings
 
 
 def shift(images: Tensor, pixels: int, rng: torch.Generator) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from synthkd.data.augment import augment_real
 from synthkd.rng import stream
-from synthkd.settings.base import AugmentSettings
+from synthkd.settings import AugmentSettings
 from synthkd.types import Batch, to_float
 
 

@@ -14,7 +14,7 @@ from synthkd.data.bank import MemoryBank
 from synthkd.errors import ConfigError
 from synthkd.rng import numpy_stream, stream
 from synthkd.schedules import value_at
-from synthkd.settings.base import MixSettings
+from synthkd.settings import MixSettings
 from synthkd.types import Batch, Outputs, to_float
 
 Labeller = Callable[[Tensor], Outputs]

@@ -28,7 +28,7 @@ from synthkd.data.read.archives import read_arrays
 from synthkd.data.read.npz import as_images, as_labels
 from synthkd.errors import DataError
 from synthkd.rng import Rows
-from synthkd.settings.base import StreamData
+from synthkd.settings import StreamData
 from synthkd.system.printable import one_line
 from synthkd.types import ImageSpec, check_labels
 

@@ -11,15 +11,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from synthkd.distillation.control.capacity import AdaptiveWeights, Controller, Look, StrengthController
+from synthkd.distillation.control.capacity import AdaptiveWeights, StrengthController
+from synthkd.distillation.control.controller import Controller, Look
 from synthkd.distillation.control.roles import Roles
 from synthkd.distillation.control.selection import TeacherSelection
+from synthkd.distillation.control.temperature import LossTemperature
 from synthkd.distillation.team import TeacherTeam
 from synthkd.distillation.terms.objective import Origin
 from synthkd.losses.logits import kl_divergence
 from synthkd.metrics.transfer import stability, transfer_efficiency
-from synthkd.schedules import TemperatureController
-from synthkd.settings.distillation import AdaptSettings
+from synthkd.settings import AdaptSettings
 from synthkd.taps import evaluating
 from synthkd.training.monitor import series
 
@@ -41,15 +42,6 @@ class Probe:
     images: Tensor
     labels: Tensor | None
     teacher_logits: Tensor | None
-
-
-class LossTemperature(TemperatureController, Controller):
-    """The temperature follows the student's loss."""
-
-    def follow(self, look: Look) -> dict[str, float]:
-        if look.step > 0:
-            self.update(look.loss)
-        return {"adapt/temperature": self.value}
 
 
 class Adaptation:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from synthkd.errors import ConfigError
-from synthkd.settings.distillation import Joint, PhaseSettings, Pregenerate, Refine
+from synthkd.settings import Joint, PhaseSettings, Pregenerate, Refine
 from synthkd.training.loop import Action, Stage, Values
 
 Indexed = Callable[[int], Values]

@@ -22,8 +22,7 @@ from synthkd.losses.balance import GradientBalance, UncertaintyBalance
 from synthkd.models.classifier import Classifier
 from synthkd.rng import derive
 from synthkd.schedules import ever, value_at
-from synthkd.settings.base import OptimizerSettings
-from synthkd.settings.distillation import DistillSettings, GradientBalanceSettings, OnlineSettings
+from synthkd.settings import DistillSettings, GradientBalanceSettings, OnlineSettings, OptimizerSettings
 from synthkd.taps import evaluating, observe
 from synthkd.training.learner import Learner
 from synthkd.types import Batch

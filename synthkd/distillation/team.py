@@ -12,7 +12,7 @@ from torch import Tensor
 from synthkd.distillation.control.selection import TeacherSelection
 from synthkd.distillation.teachers import FrozenTeacher
 from synthkd.errors import ConfigError
-from synthkd.settings.distillation import TeamSettings
+from synthkd.settings import TeamSettings
 from synthkd.types import Outputs
 
 LEAST_ENTROPY = 1e-3

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from synthkd.errors import ConfigError, DataError
-from synthkd.settings.distillation import GradientBalanceSettings
+from synthkd.settings import GradientBalanceSettings
 
 
 class UncertaintyBalance(nn.Module):

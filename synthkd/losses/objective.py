@@ -11,7 +11,7 @@ from torch import Tensor
 
 from synthkd.errors import ConfigError
 from synthkd.schedules import value_at
-from synthkd.settings.base import Schedule
+from synthkd.settings import Schedule
 
 View = TypeVar("View")
 

@@ -28,7 +28,7 @@ from synthkd.models.folding import fold_batch_norm
 from synthkd.models.layout import head
 from synthkd.models.sources import load_model
 from synthkd.models.weights import load_strictly, read_weights
-from synthkd.settings.features import (
+from synthkd.settings import (
     EfficientNetExtractor,
     ExtractorSettings,
     InceptionExtractor,

@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from synthkd.errors import DataError
-from synthkd.settings.features import ResizeMode
+from synthkd.settings import ResizeMode
 from synthkd.types import to_float
 
 

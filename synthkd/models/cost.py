@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -293,3 +294,18 @@ def _torch_threads(threads: int | None) -> Iterator[int]:
         yield threads or before
     finally:
         torch.set_num_threads(before)
+
+
+def latency_ms(model: nn.Module, spec: ImageSpec, device: torch.device, repeats: int = 30) -> float:
+    """Median milliseconds of one image through the model in eval mode, after a warm-up."""
+    image = torch.zeros(1, *spec.shape, device=device)
+    seconds: list[float] = []
+    with torch.no_grad():
+        for repeat in range(repeats + 5):
+            started = time.perf_counter()
+            model(image)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            if repeat >= 5:
+                seconds.append(time.perf_counter() - started)
+    return 1000.0 * statistics.median(seconds)

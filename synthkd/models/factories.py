@@ -14,7 +14,7 @@ from synthkd.imports import optional, resolve
 from synthkd.models import zoo
 from synthkd.models.classifier import Classifier
 from synthkd.models.size import in_proportion
-from synthkd.settings.base import LoadedModel, ZooModel
+from synthkd.settings import LoadedModel, ZooModel
 from synthkd.types import ImageSpec
 
 TORCHVISION = "torchvision:"

@@ -15,7 +15,7 @@ from synthkd.imports import allowing
 from synthkd.models.classifier import Classifier, parameters
 from synthkd.models.factories import construct
 from synthkd.models.weights import WEIGHTS, load_strictly, read_weights, serialised
-from synthkd.settings.base import Count, ModelSettings, Settings
+from synthkd.settings import Count, ModelSettings, Settings
 from synthkd.system.files import sha256, write_atomically
 from synthkd.system.sealed import sealed, unsealed
 from synthkd.types import ImageSpec

@@ -34,7 +34,7 @@ from torch.optim.swa_utils import update_bn
 from synthkd.errors import ConfigError, DataError
 from synthkd.models import zoo
 from synthkd.models.classifier import Classifier
-from synthkd.settings.base import WidthSettings, ZooModel
+from synthkd.settings import WidthSettings, ZooModel
 from synthkd.types import ImageSpec, to_float
 
 SLIMMABLE = ("convnet", "resnet")

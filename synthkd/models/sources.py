@@ -12,7 +12,7 @@ from synthkd.models import files
 from synthkd.models.classifier import Classifier
 from synthkd.models.factories import construct, is_library, require_name
 from synthkd.models.weights import load_strictly, read_weights
-from synthkd.settings.base import LoadedModel, ZooModel
+from synthkd.settings import LoadedModel, ZooModel
 from synthkd.types import ImageSpec
 
 

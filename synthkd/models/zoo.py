@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from synthkd.errors import ConfigError
 from synthkd.models.classifier import Classifier
 from synthkd.models.size import in_proportion
-from synthkd.settings.base import ZooModel
+from synthkd.settings import ZooModel
 from synthkd.types import ImageSpec
 
 SMALLEST = 8

@@ -30,7 +30,7 @@ from scipy.special import log_ndtr
 
 from synthkd.errors import CheckpointError, ConfigError
 from synthkd.imports import optional
-from synthkd.settings.base import LEAST_NOISE
+from synthkd.settings import LEAST_NOISE
 
 Adjacency = Literal["add_or_remove_one", "replace_one"]
 

@@ -23,7 +23,7 @@ from synthkd.privacy.accounting import Epsilon, Ledger, PoissonSteps, check_delt
 from synthkd.privacy.journal import Journal
 from synthkd.rng import stream
 from synthkd.schedules import learning_rate_factor
-from synthkd.settings.base import AugmentSettings, DPSettings, OptimizerSettings
+from synthkd.settings import AugmentSettings, DPSettings, OptimizerSettings
 from synthkd.training.ema import WeightAverage
 from synthkd.training.learner import optimizer_for
 from synthkd.types import Batch, to_float

@@ -23,7 +23,7 @@ from pydantic import Field, ValidationError
 
 from synthkd.errors import CheckpointError
 from synthkd.privacy.accounting import MOST_STEPS, Event, Ledger, PoissonSteps, Release
-from synthkd.settings.base import Settings
+from synthkd.settings import Settings
 from synthkd.system.files import sha256, write_atomically
 from synthkd.system.json_text import parse_json
 

@@ -15,7 +15,7 @@ import torch
 from synthkd.privacy.audit import GIVEN, PIPELINE
 from synthkd.privacy.copies import NOT_EVIDENCE, CopyTest
 from synthkd.privacy.verdict import Check, Verdict
-from synthkd.settings.base import Flow
+from synthkd.settings import Flow
 
 SCHEMA = 1
 

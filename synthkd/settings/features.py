@@ -6,7 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from synthkd.settings.base import Classes, LoadedModel, Settings, Side
+from synthkd.settings.base import Classes, Settings, Side
+from synthkd.settings.models import LoadedModel
 
 ResizeMode = Literal["antialias", "clean", "tf1", "pil", "none"]
 """How images get the network's size; see `synthkd.metrics.resize`."""

@@ -14,7 +14,7 @@ from synthkd.losses.objective import Loss
 from synthkd.models.channels_last import channels_last
 from synthkd.models.weights import finite_state
 from synthkd.schedules import learning_rate_factor
-from synthkd.settings.base import OptimizerSettings
+from synthkd.settings import OptimizerSettings
 from synthkd.training.ema import WeightAverage
 
 

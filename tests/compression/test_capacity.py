@@ -20,7 +20,7 @@ from synthkd.compression.capacity import (
 )
 from synthkd.errors import ConfigError, DataError
 from synthkd.models import Classifier, build
-from synthkd.settings.base import ZooModel
+from synthkd.settings import ZooModel
 from synthkd.types import ImageSpec, to_float
 
 

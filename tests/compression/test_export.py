@@ -29,7 +29,7 @@ from synthkd.compression import (
 from synthkd.data.read.named import read_digits
 from synthkd.errors import DataError, MissingExtraError, ModelError
 from synthkd.models import Classifier, build
-from synthkd.settings.base import ZooModel
+from synthkd.settings import ZooModel
 from synthkd.types import ImageSpec, to_float
 
 SPEC = ImageSpec(3, 12, 12, 5)

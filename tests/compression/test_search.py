@@ -22,8 +22,7 @@ from synthkd.compression.search import Range, Space, random_search, search, spac
 from synthkd.errors import CheckpointError, ConfigError, DataError, MissingExtraError
 from synthkd.models import Classifier, build, parameters
 from synthkd.rng import stream
-from synthkd.settings.base import Family, OptimizerSettings, SearchSettings, ZooModel
-from synthkd.settings.distillation import DistillSettings
+from synthkd.settings import DistillSettings, Family, OptimizerSettings, SearchSettings, ZooModel
 from synthkd.settings.load import load_config
 from synthkd.types import Batch, ImageSpec, to_uint8
 

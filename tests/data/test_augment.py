@@ -8,7 +8,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as reference
 
 from synthkd.data import augment
-from synthkd.settings.base import AugmentSettings
+from synthkd.settings import AugmentSettings
 
 Operation = Callable[[Tensor, torch.Generator], Tensor]
 OPERATIONS: dict[str, Operation] = {

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from synthkd.data.bank import MemoryBank
 from synthkd.errors import DataError
-from synthkd.settings.base import BankSettings
+from synthkd.settings import BankSettings
 from synthkd.types import ImageSpec
 
 SPEC = ImageSpec(1, 2, 2, 3)

@@ -9,7 +9,7 @@ import torch
 from synthkd.data.bank import MemoryBank
 from synthkd.data.hybrid import HybridSource, RealImages
 from synthkd.errors import ConfigError
-from synthkd.settings.base import BankSettings, Curve, MixSettings
+from synthkd.settings import BankSettings, Curve, MixSettings
 from synthkd.types import Batch, ImageSpec, Outputs
 
 SPEC = ImageSpec(1, 8, 8, 3)

@@ -19,7 +19,7 @@ from synthkd.data.bank import MemoryBank
 from synthkd.data.hybrid import HybridSource, RealImages
 from synthkd.data.stream import ImageStream
 from synthkd.errors import ConfigError, DataError
-from synthkd.settings.base import BankSettings, DataOrStream, DataSettings, MixSettings, Settings, StreamData
+from synthkd.settings import BankSettings, DataOrStream, DataSettings, MixSettings, Settings, StreamData
 from synthkd.settings.load import load_config
 from synthkd.types import ImageSpec, Outputs
 

@@ -21,7 +21,7 @@ from synthkd.distillation.teachers import FrozenTeacher
 from synthkd.distillation.team import TeacherTeam
 from synthkd.metrics.transfer import GapCurve, fit_capacity_gap
 from synthkd.models import Classifier
-from synthkd.settings.distillation import (
+from synthkd.settings import (
     AdaptSettings,
     SelectionSettings,
     StrengthSettings,

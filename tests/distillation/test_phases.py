@@ -1,7 +1,7 @@
 """The three phases as stages of the loop."""
 
 from synthkd.distillation import phases
-from synthkd.settings.distillation import Joint, Pregenerate, Refine
+from synthkd.settings import Joint, Pregenerate, Refine
 from synthkd.training.loop import Action
 
 PHASES = (

@@ -22,8 +22,7 @@ from synthkd.errors import ConfigError
 from synthkd.losses import logits as losses
 from synthkd.losses.logits import decoupled
 from synthkd.schedules import value_at
-from synthkd.settings.base import BankSettings, Curve, OptimizerSettings
-from synthkd.settings.distillation import DecoupledTerm, DistillSettings
+from synthkd.settings import BankSettings, Curve, DecoupledTerm, DistillSettings, OptimizerSettings
 from synthkd.training.learner import Learner
 from synthkd.types import Batch, ImageSpec
 

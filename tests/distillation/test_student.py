@@ -22,18 +22,21 @@ from synthkd.errors import ConfigError
 from synthkd.losses.balance import GradientBalance, UncertaintyBalance
 from synthkd.losses.contrast import sskd
 from synthkd.models import Classifier, build
-from synthkd.settings.base import BankSettings, Curve, OptimizerSettings, ZooModel
-from synthkd.settings.distillation import (
+from synthkd.settings import (
     AdaptSettings,
+    BankSettings,
+    Curve,
     DistillSettings,
     ExitsTerm,
     HintTerm,
     OnlineSettings,
+    OptimizerSettings,
     PeerSettings,
     SwapSettings,
     TemperatureSettings,
     ViewTerm,
     WeightSettings,
+    ZooModel,
 )
 from synthkd.taps import evaluating, observe
 from synthkd.types import Batch, ImageSpec, Stateful

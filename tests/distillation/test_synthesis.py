@@ -11,7 +11,7 @@ from synthkd.data.bank import MemoryBank
 from synthkd.distillation.synthesis import Synthesis
 from synthkd.rng import Rows
 from synthkd.schedules import DifficultyController
-from synthkd.settings.base import BankSettings, DifficultySettings
+from synthkd.settings import BankSettings, DifficultySettings
 from synthkd.types import ImageSpec, Round, to_uint8
 
 SPEC = ImageSpec(1, 2, 2, 4)

@@ -16,8 +16,7 @@ from synthkd.distillation.team import LEAST_ENTROPY, TeacherTeam, certainty_weig
 from synthkd.errors import ConfigError
 from synthkd.losses.logits import distillation
 from synthkd.models import Classifier
-from synthkd.settings.base import BankSettings, MixSettings
-from synthkd.settings.distillation import SelectionSettings, TeamSettings
+from synthkd.settings import BankSettings, MixSettings, SelectionSettings, TeamSettings
 from synthkd.types import ImageSpec, Outputs
 
 SPEC = ImageSpec(1, 2, 2, 3)

@@ -13,7 +13,7 @@ from synthkd.data import bank as bank_module
 from synthkd.data.bank import MemoryBank
 from synthkd.data.read.samples import open_samples
 from synthkd.errors import CheckpointError
-from synthkd.settings.base import BankSettings
+from synthkd.settings import BankSettings
 from synthkd.training.checkpoint import ROWS, CheckpointStore
 from synthkd.types import ImageSpec
 

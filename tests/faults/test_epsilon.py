@@ -21,7 +21,7 @@ from synthkd.pipelines.handover import flow
 from synthkd.privacy.accounting import Ledger, PoissonSteps, Release, ledger_of
 from synthkd.privacy.dpsgd import PoissonSource
 from synthkd.privacy.journal import JOURNAL, PRIVATE, Journal
-from synthkd.settings.base import ZooModel
+from synthkd.settings import ZooModel
 from synthkd.system.sealed import sealed, unsealed
 from synthkd.types import ImageSpec
 

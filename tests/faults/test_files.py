@@ -27,7 +27,7 @@ from synthkd.models import build, save
 from synthkd.pipelines.cli import main
 from synthkd.pipelines.run.directory import read_result
 from synthkd.reports.privacy import write_privacy_page
-from synthkd.settings.base import ZooModel
+from synthkd.settings import ZooModel
 from synthkd.training.checkpoint import CheckpointStore
 from synthkd.types import ImageSpec
 

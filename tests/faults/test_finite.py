@@ -18,7 +18,7 @@ from synthkd.errors import ModelError, TrainingError
 from synthkd.models import Classifier, build, load, save
 from synthkd.models.weights import load_strictly, save_weights
 from synthkd.pipelines.cli import main
-from synthkd.settings.base import DigitsData, ZooModel
+from synthkd.settings import DigitsData, ZooModel
 from synthkd.training.checkpoint import CheckpointStore
 from synthkd.training.learner import Learner
 from synthkd.types import ImageSpec, to_float

@@ -16,7 +16,7 @@ from synthkd.losses.objective import Loss
 from synthkd.models import Classifier, build
 from synthkd.models.channels_last import VECTOR
 from synthkd.models.slimmable import Slimmable
-from synthkd.settings.base import OptimizerSettings, WidthSettings, ZooModel
+from synthkd.settings import OptimizerSettings, WidthSettings, ZooModel
 from synthkd.training.learner import Learner
 from synthkd.types import ImageSpec
 

@@ -21,7 +21,7 @@ from synthkd.models import build
 from synthkd.models.factories import construct
 from synthkd.models.size import in_proportion
 from synthkd.pipelines.cli import VERBS, main
-from synthkd.settings.base import LARGE, LoadedModel, ZooModel
+from synthkd.settings import LARGE, LoadedModel, ZooModel
 from synthkd.settings.load import load_config
 from synthkd.types import ImageSpec
 

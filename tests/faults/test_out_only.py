@@ -15,7 +15,7 @@ from synthkd.compression.export import export_onnx
 from synthkd.models import build_model, save
 from synthkd.pipelines import cli
 from synthkd.pipelines.run import job
-from synthkd.settings.base import ZooModel
+from synthkd.settings import ZooModel
 from synthkd.types import ImageSpec
 
 RECIPE = {"data": {"kind": "digits"}, "model": {"arch": "mlp", "width": 8}, "training": {"steps": 2}, "device": "cpu"}

@@ -13,7 +13,7 @@ from synthkd.errors import ConfigError, ModelError
 from synthkd.imports import allowing, resolve
 from synthkd.models import build_model, load, save
 from synthkd.pipelines.cli import main
-from synthkd.settings.base import ZooModel
+from synthkd.settings import ZooModel
 from synthkd.system.sealed import sealed, unsealed
 from synthkd.types import ImageSpec
 

@@ -19,7 +19,7 @@ from synthkd.data.written.card import card
 from synthkd.models import build, save
 from synthkd.pipelines.cli import main
 from synthkd.reports.page import drawing, render
-from synthkd.settings.base import ZooModel
+from synthkd.settings import ZooModel
 from synthkd.system.printable import one_line, printable
 from synthkd.training.display import Display
 from synthkd.types import ImageSpec

@@ -9,7 +9,7 @@ from torch import nn
 from synthkd.data.read.real import channel_statistics, load_splits
 from synthkd.data.read.splits import Splits
 from synthkd.models import Classifier, build
-from synthkd.settings.base import DigitsData, ZooModel
+from synthkd.settings import DigitsData, ZooModel
 from synthkd.types import Round, TrainableGenerator
 
 

@@ -16,7 +16,7 @@ from synthkd.generators.settings import CGANSettings
 from synthkd.losses.logits import kl_divergence
 from synthkd.models import Classifier, build
 from synthkd.rng import Rows
-from synthkd.settings.base import ZooModel
+from synthkd.settings import ZooModel
 from synthkd.types import ImageSpec
 
 SMALL = CGANSettings(

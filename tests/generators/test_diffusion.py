@@ -26,7 +26,7 @@ from synthkd.generators.settings import DiffusionSettings, Sampler
 from synthkd.losses.logits import kl_divergence
 from synthkd.models import Classifier, build
 from synthkd.rng import Rows
-from synthkd.settings.base import OptimizerSettings, ZooModel
+from synthkd.settings import OptimizerSettings, ZooModel
 from synthkd.types import ImageSpec, Round, TrainableGenerator
 
 LEARNED = DiffusionSettings(

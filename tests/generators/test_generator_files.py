@@ -21,7 +21,7 @@ from synthkd.generators.settings import (
 )
 from synthkd.models import Classifier, build
 from synthkd.rng import Rows
-from synthkd.settings.base import DigitsData, ZooModel
+from synthkd.settings import DigitsData, ZooModel
 from synthkd.types import ImageSpec
 
 SETTINGS: list[GeneratorSettings] = [

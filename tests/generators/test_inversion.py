@@ -13,7 +13,7 @@ from synthkd.generators.settings import InversionSettings
 from synthkd.losses.logits import kl_divergence
 from synthkd.models import Classifier, build
 from synthkd.rng import Rows
-from synthkd.settings.base import ZooModel
+from synthkd.settings import ZooModel
 from synthkd.types import ImageSpec, Round, TrainableGenerator
 
 SMALL = InversionSettings(latent=32, width=8, batch_size=30, steps=5, latent_lr=0.05, one_hot=2.0)

@@ -7,7 +7,7 @@ from torch import nn
 from synthkd.errors import ConfigError
 from synthkd.generators.objective import PENULTIMATE, STUDENT_TERMS, GeneratedView, judging
 from synthkd.models import Classifier, build
-from synthkd.settings.base import ZooModel
+from synthkd.settings import ZooModel
 from synthkd.types import ImageSpec, Outputs
 
 SPEC = ImageSpec(1, 8, 8, 4)

@@ -23,7 +23,7 @@ from synthkd.generators.pipeline import Pipeline
 from synthkd.generators.settings import DiffusionSettings, PipelineSettings
 from synthkd.models import Classifier, build
 from synthkd.rng import Rows
-from synthkd.settings.base import ZooModel
+from synthkd.settings import ZooModel
 from synthkd.types import ImageSpec
 
 

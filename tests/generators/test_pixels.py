@@ -12,7 +12,7 @@ from synthkd.generators.procedural import draw, fit_tone_curve
 from synthkd.generators.settings import PixelSettings
 from synthkd.models import Classifier, build
 from synthkd.rng import Rows
-from synthkd.settings.base import ZooModel
+from synthkd.settings import ZooModel
 from synthkd.types import ImageSpec, Round, TrainableGenerator
 
 SMALL = PixelSettings(kind="pixels", batch_size=50, drawn=0.4)

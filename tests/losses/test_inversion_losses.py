@@ -8,7 +8,7 @@ import torch
 from synthkd.errors import ConfigError
 from synthkd.losses import inversion
 from synthkd.losses.objective import Objective
-from synthkd.settings.base import Curve
+from synthkd.settings import Curve
 from synthkd.types import BatchNormStatistics
 
 

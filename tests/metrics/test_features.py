@@ -22,13 +22,13 @@ from synthkd.metrics.efficientnet import EfficientNetLite0
 from synthkd.metrics.feature_cache import SavedSet, cached_extract, load_features, load_set, save_features, save_set
 from synthkd.metrics.features import Features, build_extractor, extract
 from synthkd.models import Classifier, build_model, save
-from synthkd.settings.base import ZooModel
-from synthkd.settings.features import (
+from synthkd.settings import (
     EfficientNetExtractor,
     ExtractorSettings,
     InceptionExtractor,
     LoadedExtractor,
     TeacherExtractor,
+    ZooModel,
 )
 from synthkd.types import ImageSpec, to_float
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from synthkd.errors import ModelError
 from synthkd.models import Classifier, TeacherContract, build, parameters, probe
-from synthkd.settings.base import ZooModel
+from synthkd.settings import ZooModel
 from synthkd.types import ImageSpec
 
 SPEC = ImageSpec(1, 8, 8, 4)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from synthkd.errors import ConfigError
 from synthkd.models import Classifier, build
 from synthkd.models.cost import Latency, cost, energy, macs, time_calls
-from synthkd.settings.base import ZooModel
+from synthkd.settings import ZooModel
 from synthkd.types import ImageSpec
 
 CPU = torch.device("cpu")

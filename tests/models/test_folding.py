@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from synthkd.models import Classifier, build_model, fold_batch_norm
-from synthkd.settings.base import LoadedModel, ModelSettings, ZooModel
+from synthkd.settings import LoadedModel, ModelSettings, ZooModel
 from synthkd.types import ImageSpec
 
 SPEC = ImageSpec(3, 32, 32, 5)

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from synthkd.models import build_model, inherit, parameters
-from synthkd.settings.base import ZooModel
+from synthkd.settings import ZooModel
 from synthkd.types import ImageSpec
 
 SPEC = ImageSpec(channels=1, height=28, width=28, classes=10)

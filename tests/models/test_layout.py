@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from synthkd.errors import ModelError
 from synthkd.models import Classifier, build_model, head, stages
-from synthkd.settings.base import LoadedModel
+from synthkd.settings import LoadedModel
 from synthkd.taps import observe
 from synthkd.types import ImageSpec
 

@@ -13,7 +13,7 @@ from torch import nn
 import synthkd
 from synthkd.errors import ModelError
 from synthkd.models import Classifier, build, fold_batch_norm, load, save
-from synthkd.settings.base import ZooModel
+from synthkd.settings import ZooModel
 from synthkd.system.sealed import unsealed
 from synthkd.types import ImageSpec
 

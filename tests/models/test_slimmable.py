@@ -12,7 +12,7 @@ from synthkd.errors import ConfigError, DataError
 from synthkd.losses.objective import Loss
 from synthkd.models import build, load, parameters, save
 from synthkd.models.slimmable import Slimmable, feature_similarity, slice_out
-from synthkd.settings.base import OptimizerSettings, WidthSettings, ZooModel
+from synthkd.settings import OptimizerSettings, WidthSettings, ZooModel
 from synthkd.settings.load import load_config
 from synthkd.taps import observe
 from synthkd.training.learner import Learner

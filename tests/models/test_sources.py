@@ -15,7 +15,7 @@ from torch import nn
 from synthkd.errors import ConfigError, MissingExtraError, ModelError
 from synthkd.imports import allowing
 from synthkd.models import Classifier, build_model, load, load_model, save
-from synthkd.settings.base import LoadedModel, ZooModel
+from synthkd.settings import LoadedModel, ZooModel
 from synthkd.types import ImageSpec
 
 SPEC = ImageSpec(3, 32, 32, 5)

@@ -8,7 +8,7 @@ from torch import nn
 
 from synthkd.errors import ConfigError, ModelError
 from synthkd.models import Classifier, build, head, parameters, stages
-from synthkd.settings.base import Architecture, ZooModel
+from synthkd.settings import Architecture, ZooModel
 from synthkd.taps import observe
 from synthkd.types import ImageSpec
 

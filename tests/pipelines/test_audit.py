@@ -18,10 +18,10 @@ from synthkd.errors import ConfigError, DataError, ModelError
 from synthkd.models import Classifier, build_model, save
 from synthkd.pipelines import audit
 from synthkd.pipelines.cli import main
-from synthkd.pipelines.config.distill import AuditConfig
+from synthkd.pipelines.config import AuditConfig
 from synthkd.pipelines.run.directory import Plan, Result
 from synthkd.privacy.audit import AVERAGE_CASE
-from synthkd.settings.base import DigitsData, ZooModel
+from synthkd.settings import DigitsData, ZooModel
 from synthkd.settings.load import load_config
 from synthkd.system.sealed import unsealed
 from synthkd.types import to_float

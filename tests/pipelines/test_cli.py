@@ -11,7 +11,7 @@ import pytest
 from synthkd import pipelines
 from synthkd.errors import MissingExtraError, TrainingError
 from synthkd.pipelines import cli, doctor
-from synthkd.pipelines.config.distill import DistillConfig
+from synthkd.pipelines.config import DistillConfig
 from synthkd.pipelines.config.recipes import recipes
 from synthkd.settings.load import load_config
 

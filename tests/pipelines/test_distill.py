@@ -19,7 +19,7 @@ from synthkd.distillation.step import DistillStep
 from synthkd.errors import CheckpointError, ConfigError, ModelError, TrainingError
 from synthkd.models import load
 from synthkd.pipelines import distill, generate, teach
-from synthkd.pipelines.config.distill import DistillConfig, GenerateConfig, TeachConfig
+from synthkd.pipelines.config import DistillConfig, GenerateConfig, TeachConfig
 from synthkd.pipelines.run.directory import Plan, Result
 from synthkd.settings.load import load_config
 from synthkd.system.sealed import unsealed
@@ -185,7 +185,7 @@ opened = []
 sys.addaudithook(lambda event, args: opened.append(str(args[0])) if event == "open" else None)
 from synthkd.settings.load import load_config
 from synthkd.pipelines import distill
-from synthkd.pipelines.config.distill import DistillConfig
+from synthkd.pipelines.config import DistillConfig
 distill(load_config(DistillConfig, sys.argv[1], sys.argv[2:]))
 print("\\n".join(opened))
 """

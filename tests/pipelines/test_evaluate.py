@@ -16,10 +16,10 @@ from synthkd.errors import ConfigError, DataError
 from synthkd.models import build_model, save
 from synthkd.pipelines import evaluate
 from synthkd.pipelines.cli import main
-from synthkd.pipelines.config.distill import EvaluateConfig
+from synthkd.pipelines.config import EvaluateConfig
 from synthkd.pipelines.run.directory import Plan, Result
 from synthkd.pipelines.scores.cas import RECIPE
-from synthkd.settings.base import DigitsData, ZooModel
+from synthkd.settings import DigitsData, ZooModel
 from synthkd.settings.load import load_config
 from synthkd.system.sealed import unsealed
 

@@ -23,7 +23,7 @@ from synthkd.errors import CheckpointError, ConfigError, DataError, ModelError
 from synthkd.generators.inversion import Inversion
 from synthkd.models import load
 from synthkd.pipelines import generate, teach
-from synthkd.pipelines.config.distill import GenerateConfig, TeachConfig
+from synthkd.pipelines.config import GenerateConfig, TeachConfig
 from synthkd.pipelines.dataset import sampling
 from synthkd.pipelines.dataset.request import class_counts
 from synthkd.pipelines.run import disk
@@ -123,11 +123,13 @@ def test_what_is_read_back_is_what_the_teacher_says_of_it(teacher: Path, tmp_pat
     assert stored.about["teacher"]["sha256"] == json.loads((teacher / "teacher" / "config.json").read_text())["sha256"]
 
 
-def test_a_killed_run_goes_on_to_the_same_files(teacher: Path, tmp_path: Path) -> None:
-    slow = {"kind": "python", "target": f"{__name__}:Wave", "options": {"slow": 0.05}}
+def test_a_killed_run_goes_on_to_the_same_files(teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = Path(__file__)
+    monkeypatch.syspath_prepend(str(here.parent))
+    slow = {"kind": "python", "target": f"{here.stem}:Wave", "options": {"slow": 0.05}}
     path = tmp_path / "recipe.yaml"
     path.write_text(json.dumps(recipe(teacher, generator=slow, batch_size=32, per_class=60)))
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, "-m", "synthkd", "generate", str(path)]
     killed = subprocess.Popen([*command, f"out={tmp_path / 'killed'}"], env=environment, stderr=subprocess.DEVNULL)
     store = PartStore(tmp_path / "killed" / "parts")

@@ -14,14 +14,13 @@ from synthkd.distillation.step import DistillStep
 from synthkd.errors import ConfigError
 from synthkd.models import build, load, save
 from synthkd.pipelines import distill, teach
-from synthkd.pipelines.config.distill import DistillConfig, TeachConfig
+from synthkd.pipelines.config import DistillConfig, TeachConfig
 from synthkd.pipelines.run import job
 from synthkd.pipelines.run.directory import Plan, Result
 from synthkd.pipelines.student.assembly import assemble
 from synthkd.pipelines.student.teachers import untrained_teacher
 from synthkd.reports.run import write_report
-from synthkd.settings.base import ZooModel
-from synthkd.settings.distillation import Refine
+from synthkd.settings import Refine, ZooModel
 from synthkd.settings.load import dump_config, load_config
 from synthkd.system.sealed import unsealed
 from synthkd.types import ImageSpec

@@ -11,7 +11,7 @@ import torch
 
 from synthkd.models import load
 from synthkd.pipelines import teach
-from synthkd.pipelines.config.distill import TeachConfig
+from synthkd.pipelines.config import TeachConfig
 from synthkd.pipelines.run.directory import Result
 from synthkd.settings.load import load_config
 

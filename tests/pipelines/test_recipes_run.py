@@ -6,7 +6,7 @@ import pytest
 
 from synthkd.errors import DataError
 from synthkd.pipelines import compress, distill, generate
-from synthkd.pipelines.config.distill import CompressConfig, DistillConfig, GenerateConfig
+from synthkd.pipelines.config import CompressConfig, DistillConfig, GenerateConfig
 from synthkd.pipelines.run.directory import Plan
 from synthkd.settings.load import load_config
 

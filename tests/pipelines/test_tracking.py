@@ -7,7 +7,7 @@ import pytest
 
 from synthkd.errors import ConfigError
 from synthkd.pipelines import teach
-from synthkd.pipelines.config.distill import TeachConfig
+from synthkd.pipelines.config import TeachConfig
 from synthkd.settings.load import load_config
 
 SMALL = {

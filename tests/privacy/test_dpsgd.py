@@ -21,7 +21,7 @@ from synthkd.privacy.dpsgd import (
     statement,
 )
 from synthkd.privacy.journal import Journal
-from synthkd.settings.base import AugmentSettings, DPSettings, OptimizerSettings, ZooModel
+from synthkd.settings import AugmentSettings, DPSettings, OptimizerSettings, ZooModel
 from synthkd.types import Batch, ImageSpec
 
 pytest.importorskip("opacus")

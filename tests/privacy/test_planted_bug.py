@@ -13,7 +13,7 @@ from synthkd.privacy.dpsgd import PoissonSource, PrivateLearner, plan_mechanism
 from synthkd.privacy.journal import Journal
 from synthkd.privacy.membership import Answers
 from synthkd.privacy.verdict import Claim, Verdict, verdict
-from synthkd.settings.base import AugmentSettings, DPSettings, OptimizerSettings, ZooModel
+from synthkd.settings import AugmentSettings, DPSettings, OptimizerSettings, ZooModel
 from synthkd.types import ImageSpec
 
 pytest.importorskip("opacus")

@@ -15,7 +15,7 @@ from synthkd.models.cost import Cost, Energy, Latency
 from synthkd.pipelines.handover.search import Choice
 from synthkd.privacy.verdict import Check, Claim, verdict
 from synthkd.reports.compression import exports, headline, nested, write_compress_report
-from synthkd.settings.base import ZooModel
+from synthkd.settings import ZooModel
 
 PYTORCH = Latency(0.42, 0.40, 0.47, 1, 1, "cpu", 50)
 UNCOUNTED = Energy(None, "not measured: /sys/class/powercap does not exist (not Linux, or a virtual machine)")

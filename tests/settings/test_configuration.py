@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from synthkd.errors import ConfigError
-from synthkd.pipelines.config.distill import DistillConfig, TeachConfig
+from synthkd.pipelines.config import DistillConfig, TeachConfig
 from synthkd.settings.load import differences, dump_config, load_config
 
 TEACHER = {"kind": "train", "data": {"kind": "digits"}, "model": {"arch": "resnet"}}

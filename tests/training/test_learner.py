@@ -7,7 +7,7 @@ from torch import nn
 
 from synthkd.errors import TrainingError
 from synthkd.losses.objective import Loss
-from synthkd.settings.base import OptimizerSettings
+from synthkd.settings import OptimizerSettings
 from synthkd.training.ema import WeightAverage
 from synthkd.training.learner import Learner
 

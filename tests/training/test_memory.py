@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from synthkd.models import build
-from synthkd.settings.base import ZooModel
+from synthkd.settings import ZooModel
 from synthkd.training.memory import fitting_batch_size, training_step
 from synthkd.types import ImageSpec
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from synthkd.data.read.splits import Source
 from synthkd.errors import DataError
-from synthkd.settings.base import NamedData
+from synthkd.settings import NamedData
 
 LARGEST_IDX = 1 << 30
 """Most bytes of an idx file, unpacked; the largest of this family, EMNIST's, has 550 MB."""

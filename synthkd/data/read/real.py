@@ -12,7 +12,7 @@ from synthkd.data.read.folder import read_folder
 from synthkd.data.read.named import read_digits, read_named
 from synthkd.data.read.npz import read_npz
 from synthkd.data.read.splits import RealData, Splits, channel_statistics, split
-from synthkd.settings.base import DataSettings, DigitsData, FolderData, NamedData, NpzData
+from synthkd.settings import DataSettings, DigitsData, FolderData, NamedData, NpzData
 
 __all__ = ["RealData", "Splits", "channel_statistics", "load_splits"]
 

@@ -18,7 +18,7 @@ from synthkd.data.read.real import load_splits
 from synthkd.data.read.sample_set import Samples, from_files, in_memory
 from synthkd.errors import DataError
 from synthkd.rng import Rows
-from synthkd.settings.base import DataSettings, DigitsData, FolderData, NamedData, NpzData
+from synthkd.settings import DataSettings, DigitsData, FolderData, NamedData, NpzData
 from synthkd.training.checkpoint import CheckpointStore
 from synthkd.types import SampleGenerator, check_labels
 

@@ -12,54 +12,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from dataclasses import asdict
+from typing import Any
 
 from scipy.optimize import brentq
 
+from synthkd.distillation.control.controller import Controller, Look
 from synthkd.distillation.terms.objective import Origin
 from synthkd.errors import DataError
 from synthkd.metrics.transfer import POINTS, GapCurve, fit_capacity_gap
-from synthkd.settings.distillation import StrengthSettings, WeightSettings
-from synthkd.types import Stateful
-
-
-@dataclass(frozen=True)
-class Look:
-    """What was seen at one look at the students.
-
-    Attributes:
-        step: the student's own, 0-based. At 0 it has learned nothing, so that nothing moves which answers to how well
-            it does.
-        loss: its cross-entropy to the labels, nats.
-        accuracies: in [0, 1], the student's first, then those of its peers.
-        teacher: accuracy of the frozen teacher; 0 where there is none, or it is never right.
-        divergences: mean KL(teacher || student) of each of several teachers, nats; empty where none is selected.
-        costs: of each of these teachers, as `TeacherTeam.costs`.
-    """
-
-    step: int
-    loss: float
-    accuracies: tuple[float, ...]
-    teacher: float = 0.0
-    divergences: tuple[float, ...] = ()
-    costs: tuple[float, ...] = ()
-
-
-class Controller(Stateful, Protocol):
-    """What follows from looks."""
-
-    def follow(self, look: Look) -> dict[str, float]:
-        """Take a look and return what is worth logging."""
-        ...
-
-    def factor(self, origin: Origin) -> float:
-        """What the weight of a term is multiplied by at present."""
-        return 1.0
-
-    def outcome(self, names: Sequence[str]) -> dict[str, Any]:
-        """What the looks came to, as JSON; `names` are those of the students."""
-        return {}
+from synthkd.settings import StrengthSettings, WeightSettings
 
 
 def capacity_strength(student: float, teacher: float, beta: float = 1.0) -> float:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from synthkd.distillation.control.capacity import Controller, Look
-from synthkd.settings.distillation import SwapSettings
+from synthkd.distillation.control.controller import Controller, Look
+from synthkd.settings import SwapSettings
 
 
 class Roles(Controller):

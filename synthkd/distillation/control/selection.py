@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from synthkd.distillation.control.capacity import Controller, Look
+from synthkd.distillation.control.controller import Controller, Look
 from synthkd.errors import CheckpointError, ConfigError, DataError
-from synthkd.settings.distillation import SelectionSettings
+from synthkd.settings import SelectionSettings
 
 SHARED = 4
 """Features of a choice beside which teacher it is: 1, accuracy, divergence, cost."""

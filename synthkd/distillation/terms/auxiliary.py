@@ -15,12 +15,12 @@ from synthkd.distillation.terms.objective import Origin
 from synthkd.errors import ConfigError
 from synthkd.losses.balance import UncertaintyBalance
 from synthkd.models.classifier import Classifier
-from synthkd.settings.base import Schedule
-from synthkd.settings.distillation import (
+from synthkd.settings import (
     BalanceSettings,
     ContrastTerm,
     DistillSettings,
     ExitsTerm,
+    Schedule,
     UncertaintyBalanceSettings,
     ViewTerm,
 )

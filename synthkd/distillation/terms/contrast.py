@@ -17,7 +17,7 @@ from synthkd.losses.relations import full_precision, unit
 from synthkd.models.classifier import Classifier
 from synthkd.models.layout import head
 from synthkd.rng import stream
-from synthkd.settings.distillation import ContrastTerm, ViewTerm, by_name
+from synthkd.settings import ContrastTerm, ViewTerm, by_name
 from synthkd.taps import INPUT
 from synthkd.types import Batch
 

@@ -15,7 +15,7 @@ from synthkd.losses.logits import distillation
 from synthkd.losses.relations import full_precision
 from synthkd.models.classifier import Classifier
 from synthkd.models.layout import head, stages
-from synthkd.settings.distillation import ExitsTerm
+from synthkd.settings import ExitsTerm
 from synthkd.taps import INPUT
 
 WIDTH = 64

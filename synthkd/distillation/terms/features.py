@@ -19,7 +19,7 @@ from synthkd.losses.relations import rkd_angle, rkd_distance, semantic_consisten
 from synthkd.models.classifier import Classifier
 from synthkd.models.layout import blank_features, head, stages
 from synthkd.rng import stream
-from synthkd.settings.distillation import (
+from synthkd.settings import (
     AdapterTerm,
     AlignmentTerm,
     AttentionTerm,

@@ -14,8 +14,7 @@ from synthkd.errors import ConfigError
 from synthkd.imports import resolve
 from synthkd.losses import logits as losses
 from synthkd.losses.objective import Objective
-from synthkd.settings.base import Curve, Schedule
-from synthkd.settings.distillation import DecoupledTerm, DistillSettings, OnlineSettings, by_name
+from synthkd.settings import Curve, DecoupledTerm, DistillSettings, OnlineSettings, Schedule, by_name
 from synthkd.types import Batch
 
 Term = Callable[["StudentView"], Tensor]

@@ -17,7 +17,7 @@ from torchvision import datasets
 from synthkd.data.read.named import read_idx
 from synthkd.data.read.real import load_splits
 from synthkd.errors import DataError
-from synthkd.settings.base import NamedData
+from synthkd.settings import NamedData
 from synthkd.types import ImageSpec
 
 DEBIAN = Path("/usr/share/datasets/fashion-mnist")

@@ -14,7 +14,7 @@ from torch import Tensor
 from synthkd.data.read.real import RealData, Splits, channel_statistics, load_splits
 from synthkd.data.read.splits import Source, split
 from synthkd.errors import DataError
-from synthkd.settings.base import DigitsData, FolderData, NpzData
+from synthkd.settings import DigitsData, FolderData, NpzData
 from synthkd.types import ImageSpec
 
 

@@ -25,7 +25,7 @@ from synthkd.data.read.sample_set import Samples
 from synthkd.data.read.samples import open_samples
 from synthkd.errors import CheckpointError, DataError
 from synthkd.rng import Rows
-from synthkd.settings.base import BankSettings, DigitsData, FolderData
+from synthkd.settings import BankSettings, DigitsData, FolderData
 from synthkd.training.checkpoint import CheckpointStore
 from synthkd.types import ImageSpec, to_uint8
 

@@ -18,7 +18,7 @@ from synthkd.distillation.control.capacity import (
 from synthkd.errors import ConfigError, DataError
 from synthkd.losses.balance import GradientBalance, UncertaintyBalance, gradient_weights
 from synthkd.metrics.transfer import fit_capacity_gap, stability, transfer_efficiency
-from synthkd.settings.distillation import GradientBalanceSettings, StrengthSettings, WeightSettings
+from synthkd.settings import GradientBalanceSettings, StrengthSettings, WeightSettings
 from synthkd.types import Stateful
 
 

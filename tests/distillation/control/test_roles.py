@@ -5,7 +5,7 @@ import pytest
 from pydantic import ValidationError
 
 from synthkd.distillation.control.roles import Roles
-from synthkd.settings.distillation import SwapSettings
+from synthkd.settings import SwapSettings
 from synthkd.types import Stateful
 
 

@@ -10,7 +10,7 @@ import torch
 
 from synthkd.distillation.control.selection import TeacherSelection
 from synthkd.errors import CheckpointError, ConfigError, DataError
-from synthkd.settings.distillation import SelectionSettings
+from synthkd.settings import SelectionSettings
 from synthkd.types import Stateful
 
 GAIN_ALONE = {"divergence": 0.0, "cost": 0.0}

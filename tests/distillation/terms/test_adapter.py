@@ -10,7 +10,7 @@ from synthkd.distillation.terms.adapter import HEADS, ArchitectureAdapter, coord
 from synthkd.errors import ModelError
 from synthkd.losses.alignment import positions
 from synthkd.models import build
-from synthkd.settings.base import ZooModel
+from synthkd.settings import ZooModel
 from synthkd.taps import observe
 from synthkd.types import ImageSpec
 

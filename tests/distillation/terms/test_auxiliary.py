@@ -10,8 +10,7 @@ from synthkd.distillation.terms.auxiliary import Lessons
 from synthkd.distillation.terms.features import RELATIONS
 from synthkd.losses.contrast import crd, sskd
 from synthkd.models import build
-from synthkd.settings.base import ZooModel
-from synthkd.settings.distillation import DistillSettings
+from synthkd.settings import DistillSettings, ZooModel
 from synthkd.settings.load import load_config
 from synthkd.types import Batch, ImageSpec
 

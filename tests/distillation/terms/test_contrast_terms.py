@@ -11,8 +11,7 @@ from synthkd.data.bank import MemoryBank
 from synthkd.distillation.terms.contrast import Beside, Contrast
 from synthkd.losses.contrast import crd, sskd
 from synthkd.models import Classifier, build
-from synthkd.settings.base import Architecture, BankSettings, ZooModel
-from synthkd.settings.distillation import ContrastTerm, ViewTerm
+from synthkd.settings import Architecture, BankSettings, ContrastTerm, ViewTerm, ZooModel
 from synthkd.taps import observe
 from synthkd.types import Batch, ImageSpec
 

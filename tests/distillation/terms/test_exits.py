@@ -14,8 +14,7 @@ from synthkd.errors import ConfigError, ModelError
 from synthkd.losses.features import hint
 from synthkd.losses.logits import distillation
 from synthkd.models import Classifier, build
-from synthkd.settings.base import Architecture, ZooModel
-from synthkd.settings.distillation import ExitsTerm
+from synthkd.settings import Architecture, ExitsTerm, ZooModel
 from synthkd.taps import observe
 from synthkd.types import ImageSpec, to_float
 

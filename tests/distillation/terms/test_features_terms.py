@@ -12,8 +12,7 @@ from synthkd.errors import ConfigError, ModelError
 from synthkd.losses.attention import attention_transfer
 from synthkd.losses.features import hint
 from synthkd.models import Classifier, build
-from synthkd.settings.base import Architecture, ZooModel
-from synthkd.settings.distillation import DistillSettings
+from synthkd.settings import Architecture, DistillSettings, ZooModel
 from synthkd.settings.load import load_config
 from synthkd.taps import observe
 from synthkd.types import ImageSpec

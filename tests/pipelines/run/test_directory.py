@@ -8,7 +8,7 @@ import pytest
 
 from synthkd.errors import ConfigError, TrainingError
 from synthkd.pipelines import distill
-from synthkd.pipelines.config.distill import DistillConfig
+from synthkd.pipelines.config import DistillConfig
 from synthkd.pipelines.run import job
 from synthkd.pipelines.run.directory import Result
 from synthkd.settings.load import load_config

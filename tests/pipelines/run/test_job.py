@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from synthkd.errors import CheckpointError, ConfigError
-from synthkd.pipelines.config.distill import DistillConfig, JobConfig, TeachConfig
+from synthkd.pipelines.config import DistillConfig, JobConfig, TeachConfig
 from synthkd.pipelines.generate import PARTS
 from synthkd.pipelines.run.directory import CONFIG, FREE_TO_CHANGE, REPORT, RESULT, WORK
 from synthkd.pipelines.run.job import open_job

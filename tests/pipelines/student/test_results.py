@@ -18,13 +18,12 @@ from synthkd.distillation.team import TeacherTeam
 from synthkd.generators.stored import StoredImages
 from synthkd.models import Classifier, build, parameters, save
 from synthkd.pipelines import distill
-from synthkd.pipelines.config.distill import DistillConfig
+from synthkd.pipelines.config import DistillConfig
 from synthkd.pipelines.student.results import FRESH_IMAGES, _agreement
 from synthkd.pipelines.student.text import summary
 from synthkd.reports.run import headline, read_run
 from synthkd.rng import Rows
-from synthkd.settings.base import ZooModel
-from synthkd.settings.distillation import TeamSettings
+from synthkd.settings import TeamSettings, ZooModel
 from synthkd.settings.load import load_config
 from synthkd.types import ImageSpec
 

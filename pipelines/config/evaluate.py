@@ -1,0 +1,72 @@
+"""The configuration of `synthkd evaluate`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field, model_validator
+
+from synthkd.pipelines.config.base import JobConfig
+from synthkd.settings import (
+    MOST_ITEMS,
+    DataSettings,
+    ExtractorSettings,
+    Images,
+    LoadedModel,
+    Settings,
+    Whole,
+)
+
+
+class ImageSet(Settings):
+    """A set of images: a path, or a split of a real dataset. A plain path may stand for it."""
+
+    path: str | None = None
+    """An image folder (flat, or a directory per class), .zip, .npz, WebDataset .tar, an unfinished run, or the
+    features that an earlier evaluation saved (.safetensors)."""
+    data: DataSettings | None = None
+    """A real dataset, in place of a path."""
+    split: str | None = None
+    """Which part of it: train, holdout or test of a dataset (None: test); a directory of that name in a folder."""
+
+    @model_validator(mode="after")
+    def _one(self) -> ImageSet:
+        if (self.path is None) == (self.data is None):
+            raise ValueError("give a path or a dataset (data), one of the two")
+        return self
+
+
+class EvaluateConfig(JobConfig):
+    """Score generated images against real ones."""
+
+    generated: Annotated[tuple[str | ImageSet, ...], Field(min_length=1, max_length=MOST_ITEMS)]
+    """One set or several, which are compared in one table."""
+    real: str | ImageSet
+    """What they are judged against."""
+    train: str | ImageSet | None = None
+    """Real images that the generator or its teacher learned from: copying is looked for among them."""
+    holdout: str | ImageSet | None = None
+    """Real images that it did not learn from: the yardstick of copying."""
+    teacher: LoadedModel | None = None
+    """Judges labels, and gives the features unless `features` says otherwise."""
+    features: ExtractorSettings | None = None
+    """The feature network; None: the teacher where there is one, else efficientnet_lite0."""
+    k: Annotated[int, Field(ge=1, le=1000)] = 5
+    """Neighbours of precision, recall, density and coverage."""
+    subsets: Annotated[int, Field(ge=1, le=100_000)] = 100
+    """Random subsets that give the kernel distance its spread."""
+    subset_size: Annotated[Images, Field(ge=2)] = 1000
+    splits: Annotated[int, Field(ge=1, le=1000)] = 10
+    """Parts of the Inception score."""
+    cas: bool = False
+    """Also train a small classifier on each generated set and test it on real images (minutes each)."""
+    skip_bad: Whole = 0
+    """Unreadable files of a set that may be left out; they are listed."""
+    cache: str | None = "~/.cache/synthkd/features"
+    """Where features are kept between evaluations; None keeps none."""
+    save_features: str | None = None
+    """A .safetensors file for the features of the real set, which can stand for its images from then on."""
+    show_real: bool = True
+    """Show real images in the report, beside the generated ones."""
+    pairs: Annotated[int, Field(ge=0, le=1000)] = 0
+    """Closest pairs of generated and training images to show; real images may be private, so none unasked."""

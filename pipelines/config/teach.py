@@ -1,0 +1,21 @@
+"""The configuration of `synthkd teach`."""
+
+from __future__ import annotations
+
+from synthkd.pipelines.config.base import TrainingConfig
+from synthkd.settings import (
+    Count,
+    DataSettings,
+    ModelSettings,
+    TeachTraining,
+)
+
+
+class TeachConfig(TrainingConfig):
+    """Train a teacher on real data."""
+
+    data: DataSettings
+    model: ModelSettings
+    training: TeachTraining = TeachTraining()
+    evaluate_every: Count = 500
+    """Steps between evaluations on the test split, which are only reported."""
