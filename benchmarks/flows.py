@@ -53,7 +53,7 @@ def taught(model: dict[str, Any], training: dict[str, Any]) -> dict[str, Any]:
 def f1() -> dict[str, Any]:
     return {
         **PAIR.recipe,
-        "flow": "f1",
+        "flow": "plain",
         "teacher": taught(PAIR.teacher["model"], {**PAIR.teacher["training"], "steps": 1500}),
         "student": PAIR.student,
         "phases": [
@@ -80,7 +80,7 @@ def f2(epsilon: float) -> dict[str, Any]:
     }
     return {
         **lenet.recipe,
-        "flow": "f2",
+        "flow": "dp_teacher",
         "inherit": True,  # the teacher's weights are as private as all that is made of them
         "teacher": taught({"arch": "lenet5", "width": 6, "activation": "tanh"}, private),
         "student": {"arch": "lenet5", "width": 3, "activation": "tanh"},
@@ -91,7 +91,7 @@ def f2(epsilon: float) -> dict[str, Any]:
 def f3(epsilon: float) -> dict[str, Any]:
     optimizer = {"kind": "adamw", "lr": 3e-3, "weight_decay": 0.05, "schedule": "one_cycle", "ema": 0.99}
     return {
-        "flow": "f3",
+        "flow": "dp_generator",
         "generator": {"kind": "merf", "epsilon": epsilon},
         "teacher": taught(PAIR.teacher["model"], {"steps": 400, "batch_size": 128, "optimizer": optimizer}),
         "student": PAIR.student,

@@ -105,9 +105,9 @@ def cell(arm: str, seed: int, threads: int) -> dict[str, Any]:
         "accuracy": values["student"]["accuracy"],
         "peer": values["peers"][0]["accuracy"] if "peers" in values else None,
         "teacher": values["teacher"]["accuracy"],
-        "stability": values["looks"]["stability"],
-        "transfer_efficiency": values["looks"]["transfer_efficiency"]["value"],
-        "teaching": values["looks"].get("teaching"),
+        "stability": values["evaluations"]["stability"],
+        "transfer_efficiency": values["evaluations"]["transfer_efficiency"]["value"],
+        "teaching": values["evaluations"].get("teaching"),
         "seconds": values["cost"]["seconds"]["distill"],
         "hardware": values["hardware"],
     }

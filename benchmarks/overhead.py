@@ -4,7 +4,7 @@
 
 Bank: microseconds per image to add and to draw a batch of 256, for banks of a thousand to a million images; a cost
 that passed over the bank would grow a thousandfold down the column. Source: a student step on a batch from
-HybridSource over a step on a ready batch, the two in turn, with stored logits and with fresh ones (where the ready
+HybridDataset over a step on a ready batch, the two in turn, with stored logits and with fresh ones (where the ready
 step includes the same teacher pass).
 """
 
@@ -21,7 +21,7 @@ import torch
 from accelerate import Accelerator
 
 from synthkd.data.bank import MemoryBank
-from synthkd.data.hybrid import HybridSource
+from synthkd.data.hybrid import HybridDataset
 from synthkd.distillation.step import DistillStep
 from synthkd.distillation.student import Pupil
 from synthkd.distillation.teachers import FrozenTeacher
@@ -98,7 +98,7 @@ def source_costs(rounds: int = 150) -> list[dict[str, Any]]:
     }
     for name, mix in mixes.items():
         steps = []
-        hybrid = HybridSource(mix, BATCH, rounds, bank, teacher, lambda: 0.0, 0)
+        hybrid = HybridDataset(mix, BATCH, rounds, bank, teacher, lambda: 0.0, 0)
         ready = Ready(bank.draw(BATCH, 0), None if name == "stored" else teacher)
         for source in (hybrid, ready):
             student = build(ZooModel(arch="convnet", width=16), SPEC)

@@ -107,7 +107,7 @@ def cell(table: str, arm: str, seed: int, threads: int) -> dict[str, Any]:
         "seed": seed,
         "steps": setting["steps"],
         "accuracy": values["student"]["accuracy"],
-        "transfer_efficiency": (values["looks"]["transfer_efficiency"] or {}).get("value"),
+        "transfer_efficiency": (values["evaluations"]["transfer_efficiency"] or {}).get("value"),
         "seconds": values["cost"]["seconds"]["distill"],
         "hardware": values["hardware"],
     }

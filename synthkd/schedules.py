@@ -54,7 +54,7 @@ def learning_rate_factor(settings: OptimizerSettings, step: int, total: int) -> 
     return settings.final + (1.0 - settings.final) * 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
 
 
-class ThresholdController(Generic[Limits]):
+class ThresholdScheduler(Generic[Limits]):
     """A value that goes up while a measure is high and down while it is low.
 
     Multiplicative: `v <- clip(v * up)` when the measure is above `raise_above`, `v <- clip(v * down)` when it is below
@@ -82,7 +82,7 @@ class ThresholdController(Generic[Limits]):
         self.value = float(state["value"])
 
 
-class DifficultyController(ThresholdController[DifficultySettings]):
+class DifficultyScheduler(ThresholdScheduler[DifficultySettings]):
     """Raises difficulty while the student keeps up with its teacher on fresh samples, lowers it when it does not."""
 
     def update(self, agreement: float) -> float:
@@ -92,7 +92,7 @@ class DifficultyController(ThresholdController[DifficultySettings]):
         return super().update(agreement)
 
 
-class TemperatureController(ThresholdController[TemperatureSettings]):
+class TemperatureScheduler(ThresholdScheduler[TemperatureSettings]):
     """Sharpens the soft labels while the student keeps up, softens them when it does not."""
 
     def update(self, loss: float) -> float:

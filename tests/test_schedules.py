@@ -8,7 +8,7 @@ import pytest
 from pydantic import ValidationError
 
 from synthkd.errors import TrainingError
-from synthkd.schedules import DifficultyController, TemperatureController, learning_rate_factor, value_at
+from synthkd.schedules import DifficultyScheduler, TemperatureScheduler, learning_rate_factor, value_at
 from synthkd.settings import Curve, DifficultySettings, OptimizerSettings, TemperatureSettings
 from synthkd.types import Stateful
 
@@ -61,7 +61,7 @@ def test_constant_is_one() -> None:
 
 
 def test_difficulty_rises_rests_falls_and_keeps_its_bounds() -> None:
-    controller = DifficultyController(DifficultySettings())
+    controller = DifficultyScheduler(DifficultySettings())
     assert controller.update(0.9) == pytest.approx(0.36)
     assert controller.update(0.8) == pytest.approx(0.36)
     assert controller.update(0.6) == pytest.approx(0.288)
@@ -74,18 +74,18 @@ def test_difficulty_rises_rests_falls_and_keeps_its_bounds() -> None:
 
 
 def test_thresholds_themselves_change_nothing() -> None:
-    controller = DifficultyController(DifficultySettings())
+    controller = DifficultyScheduler(DifficultySettings())
     assert controller.update(0.85) == 0.3
     assert controller.update(0.7) == 0.3
 
 
 def test_agreement_is_a_share() -> None:
     with pytest.raises(ValueError, match=r"\[0, 1\]"):
-        DifficultyController(DifficultySettings()).update(85.0)
+        DifficultyScheduler(DifficultySettings()).update(85.0)
 
 
 def test_temperature_falls_rests_rises_and_keeps_its_bounds() -> None:
-    controller = TemperatureController(TemperatureSettings())
+    controller = TemperatureScheduler(TemperatureSettings())
     assert controller.value == 5.0
     assert controller.update(0.05) == pytest.approx(4.5)
     assert [controller.update(loss) for loss in (0.1, 0.3, 0.5)] == pytest.approx([4.5] * 3)
@@ -100,7 +100,7 @@ def test_temperature_falls_rests_rises_and_keeps_its_bounds() -> None:
 
 def test_a_loss_that_is_not_finite_stops_the_run() -> None:
     with pytest.raises(TrainingError, match="must be finite, got nan"):
-        TemperatureController(TemperatureSettings()).update(math.nan)
+        TemperatureScheduler(TemperatureSettings()).update(math.nan)
 
 
 def test_thresholds_and_bounds_of_a_temperature_hold_together() -> None:
@@ -112,10 +112,10 @@ def test_thresholds_and_bounds_of_a_temperature_hold_together() -> None:
 
 @pytest.mark.parametrize(
     "make",
-    [lambda: DifficultyController(DifficultySettings()), lambda: TemperatureController(TemperatureSettings())],
+    [lambda: DifficultyScheduler(DifficultySettings()), lambda: TemperatureScheduler(TemperatureSettings())],
     ids=["difficulty", "temperature"],
 )
-def test_a_controller_resumes(make: Callable[[], DifficultyController | TemperatureController]) -> None:
+def test_a_controller_resumes(make: Callable[[], DifficultyScheduler | TemperatureScheduler]) -> None:
     first, second = make(), make()
     assert isinstance(first, Stateful)
     assert first.update(1.0) != second.value

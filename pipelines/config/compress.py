@@ -48,28 +48,28 @@ class ExportSettings(Settings):
     """Synthetic images that int8 ranges are measured on."""
 
 
-NOISY_TEACHER, NOISY_GENERATOR = ("f2", "f4"), ("f3", "f4")
+NOISY_TEACHER, NOISY_GENERATOR = ("dp_teacher", "dp_both"), ("dp_generator", "dp_both")
 """Flows by the part of them that looks at private images with noise."""
 
 
 class SyntheticSettings(Settings):
-    """What is made of private images by a differentially private generator (generator.kind=merf; flows f3 and f4)."""
+    """What a differentially private generator makes (generator.kind=merf; flows dp_generator and dp_both)."""
 
     rounds: Count = 100
     """Rounds that the generator is trained, on one noisy look at the private images; more cost time, not privacy."""
     per_class: Images = 1000
-    """Images of each class that the teacher of flow f3 is trained on."""
+    """Images of each class that the teacher of flow dp_generator is trained on."""
 
 
 class CompressConfig(DistillConfig):
     """Make a small student to hand over, its export, its cost, and a report of what it leaks."""
 
-    flow: Flow = "f1"
-    """How private images, those of `teacher.data`, are touched. f1: by a teacher, without noise. f2: by a teacher that
-    is trained with differential privacy. f3: by a differentially private generator, of whose images teacher and student
-    learn. f4: by a teacher as in f2 and a generator as in f3, whose costs add up."""
+    flow: Flow = "plain"
+    """How private images, those of `teacher.data`, are touched. plain: by a teacher, without noise. dp_teacher: by a
+    teacher that is trained with differential privacy. dp_generator: by a differentially private generator, of whose
+    images teacher and student learn. dp_both: by such a teacher and such a generator, whose costs add up."""
     synthetic: SyntheticSettings = SyntheticSettings()
-    """Of flows f3 and f4."""
+    """Of flows dp_generator and dp_both."""
     student: ModelSettings | None = None  # type: ignore[assignment]
     """As in distill; None where it is searched."""
     search: SearchSettings | None = None
@@ -95,7 +95,7 @@ class CompressConfig(DistillConfig):
             raise ValueError("set student, or search to have one chosen, one of the two")
         noisy = isinstance(teacher, TrainedTeacher) and teacher.training.dp is not None
         if noisy and flow not in NOISY_TEACHER:
-            raise ValueError(f"flow {flow} has no teacher.training.dp: leave it out, or choose f2 or f4")
+            raise ValueError(f"flow {flow} has no teacher.training.dp: leave it out, or choose dp_teacher or dp_both")
         if flow in NOISY_TEACHER and not noisy:
             raise ValueError(f"flow {flow} has a teacher trained with differential privacy: set teacher.training.dp")
         if flow in NOISY_GENERATOR and not isinstance(generator, MerfSettings):
@@ -105,11 +105,11 @@ class CompressConfig(DistillConfig):
         if flow in NOISY_GENERATOR and not isinstance(teacher, TrainedTeacher):
             raise ValueError(f"flow {flow} trains its teacher: set teacher.kind to train, teacher.data to the images")
         if isinstance(generator, MerfSettings) and flow not in NOISY_GENERATOR:
-            raise ValueError("generator.kind: merf looks at the private images: choose flow f3 or f4")
-        if flow == "f2" and not isinstance(generator, InversionSettings | PixelSettings):
+            raise ValueError("generator.kind: merf looks at the private images: choose flow dp_generator or dp_both")
+        if flow == "dp_teacher" and not isinstance(generator, InversionSettings | PixelSettings):
             raise ValueError(
-                f"generator.kind: what {generator.kind} learned from is not accounted for in flow f2; take inversion "
-                "or pixels, which learn from the teacher alone, or merf in flow f4"
+                f"generator.kind: what {generator.kind} learned from is not accounted for in flow dp_teacher; take "
+                "inversion or pixels, which learn from the teacher alone, or merf in flow dp_both"
             )
         if self.teachers:
             raise ValueError("teachers: what others than `teacher` have seen is not accounted for: leave teachers out")

@@ -93,7 +93,7 @@ def run_flow(config: CompressConfig, directory: Path, private: Splits | None, se
         claims.append(_proven(released, generator))
         journal.keep_part(RELEASE)
         generator = SavedSettings(kind="saved", path=str(released.directory))
-        if config.flow == "f3":
+        if config.flow == "dp_generator":
             shown = _in_their_place(private, load_released(releasing, released), config.synthetic.per_class, seed)
     if isinstance(settings, TrainedTeacher):
         taught = teach(_teaching(config, settings, directory / TEACH, seed), splits=shown)

@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 
 from synthkd.data.bank import MemoryBank
-from synthkd.data.hybrid import HybridSource, RealImages
+from synthkd.data.hybrid import HybridDataset, RealImages
 from synthkd.data.read.real import RealData, load_splits
 from synthkd.data.stream import ImageStream
 from synthkd.data.written.stored import StoredDataset, read_stored
@@ -41,7 +41,7 @@ from synthkd.pipelines.student.networks import (
     untrained_student,
 )
 from synthkd.rng import Rows, stream
-from synthkd.schedules import DifficultyController
+from synthkd.schedules import DifficultyScheduler
 from synthkd.settings import StreamData
 from synthkd.training.learner import Learner
 from synthkd.training.memory import fitting_batch_size, training_step
@@ -73,8 +73,8 @@ class Parts:
     pupils: tuple[Pupil, ...]
     generator: Any
     bank: MemoryBank
-    difficulty: DifficultyController
-    source: HybridSource
+    difficulty: DifficultyScheduler
+    source: HybridDataset
     arriving: ImageStream | None
     synthesis: Synthesis
     learn: DistillStep
@@ -137,7 +137,7 @@ def assemble(
     elif not isinstance(config.generator, NoGenerator):
         assert teacher is not None
         generator = build_generator(config.generator, teacher, config.seed, accelerator, splits, directory)
-    difficulty = DifficultyController(config.difficulty)
+    difficulty = DifficultyScheduler(config.difficulty)
 
     def live(count: int, step: int) -> Batch:
         first = step * batch_size
@@ -146,7 +146,7 @@ def assemble(
         logits = None if frozen is None or config.mix.logits == "fresh" else frozen.logits(images).cpu()
         return Batch(images.cpu(), labels, logits)
 
-    source = HybridSource(
+    source = HybridDataset(
         config.mix,
         batch_size,
         total,
@@ -200,7 +200,7 @@ def _of_noise(config: DistillConfig, spec: ImageSpec, frozen: TeacherTeam | None
     drawn = Batch(images, balanced_labels(count, 0, spec.classes), logits)
     bank = MemoryBank(spec, config.bank.model_copy(update={"capacity": count, "storage": "ram"}), config.seed)
     bank.add(drawn.images, drawn.labels, logits)
-    source = HybridSource(
+    source = HybridDataset(
         config.mix,
         count,
         1,

@@ -95,7 +95,7 @@ def measured(
             "images_generated": parts.bank.added,
         },
         "alarms": [asdict(alarm) for alarm in raised],
-        "looks": parts.adaptation.outcome([pupil.learner.name for pupil in parts.pupils], job.monitor.rows()),
+        "evaluations": parts.adaptation.outcome([pupil.learner.name for pupil in parts.pupils], job.monitor.rows()),
     }
     if teacher is not None and len(teacher.models) > 1:
         values["teachers"] = _team(config, parts, teacher, test, device)

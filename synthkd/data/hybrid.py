@@ -52,7 +52,7 @@ class RealSource(Protocol):
     def at(self, step: int, /) -> RealImages: ...
 
 
-class HybridSource:
+class HybridDataset:
     """Mixes bank, live and real images at scheduled shares; a function of (seed, step) and of what is there to draw.
 
     Rows from several places are shuffled, so that real and generated images mix with each other. All are flipped,

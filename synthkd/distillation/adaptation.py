@@ -123,11 +123,11 @@ class Adaptation:
             divergences=tuple(float(kl_divergence(said, answers[0]).mean()) for said in theirs),
             costs=() if team is None else team.costs,
         )
-        logged: dict[str, Tensor | float] = {"look/accuracy": look.accuracies[0], "look/loss": look.loss}
-        logged |= {f"look/accuracy of peer {n}": value for n, value in enumerate(look.accuracies) if n > 0}
+        logged: dict[str, Tensor | float] = {"evaluation/accuracy": look.accuracies[0], "evaluation/loss": look.loss}
+        logged |= {f"evaluation/accuracy of peer {n}": value for n, value in enumerate(look.accuracies) if n > 0}
         if taught is not None:
             efficiency = transfer_efficiency(taught, answers[0])
-            logged["look/transfer_efficiency"] = efficiency.value
+            logged["evaluation/transfer_efficiency"] = efficiency.value
             self._efficiency = asdict(efficiency)
         for one in self._controllers.values():
             logged |= one.follow(look)
@@ -140,7 +140,8 @@ class Adaptation:
             names: of the students, in the order of their numbers.
             rows: of the run's log.
         """
-        accuracies = series(rows, "look/accuracy")[1][1:]  # the first look is at a student that has learned nothing
+        _, accuracies = series(rows, "evaluation/accuracy")
+        accuracies = accuracies[1:]  # the first is of a student that has learned nothing
         found: dict[str, Any] = {
             "every": self.every,
             "accuracy": accuracies[-1] if accuracies else None,

@@ -9,7 +9,7 @@ from torch import nn
 
 from synthkd.data.bank import MemoryBank
 from synthkd.losses import logits as losses
-from synthkd.schedules import DifficultyController
+from synthkd.schedules import DifficultyScheduler
 from synthkd.taps import evaluating
 from synthkd.types import Round, TrainableGenerator
 
@@ -28,7 +28,7 @@ class Synthesis:
         self,
         generator: TrainableGenerator,
         bank: MemoryBank,
-        difficulty: DifficultyController,
+        difficulty: DifficultyScheduler,
         student: Callable[[], nn.Module],
     ) -> None:
         self._generator = generator

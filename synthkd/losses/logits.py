@@ -23,7 +23,7 @@ def kl_divergence(teacher: Tensor, student: Tensor, temperature: float = 1.0) ->
     return (log_p.exp() * (log_p - log_q)).sum(dim=1)
 
 
-def distillation(teacher: Tensor, student: Tensor, temperature: float, weights: Tensor | None = None) -> Tensor:
+def distillation_loss(teacher: Tensor, student: Tensor, temperature: float, weights: Tensor | None = None) -> Tensor:
     """Soft-label loss `T^2 * mean_i w_i KL(teacher_T || student_T)_i` (Hinton et al. 2015), a scalar.
 
     Args:

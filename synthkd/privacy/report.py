@@ -43,10 +43,10 @@ _INVERT = Touch("teacher", "generator", "learns what the teacher answers", None)
 _LABEL = Touch("teacher", "student", "soft labels of synthetic images", None)
 _DRAW = Touch("generator", "student", "synthetic images", None)
 FLOWS: Mapping[Flow, tuple[Touch, ...]] = {
-    "f1": (_PLAIN, _INVERT, _DRAW, _LABEL),
-    "f2": (_DP, _INVERT, _DRAW, _LABEL),
-    "f3": (_RELEASE, Touch("generator", "teacher", "trained on synthetic images only", None), _DRAW, _LABEL),
-    "f4": (_DP, _RELEASE, _DRAW, _LABEL),
+    "plain": (_PLAIN, _INVERT, _DRAW, _LABEL),
+    "dp_teacher": (_DP, _INVERT, _DRAW, _LABEL),
+    "dp_generator": (_RELEASE, Touch("generator", "teacher", "trained on synthetic images only", None), _DRAW, _LABEL),
+    "dp_both": (_DP, _RELEASE, _DRAW, _LABEL),
 }
 """Each touch of private images, and where what was learned goes from there."""
 
@@ -131,7 +131,7 @@ def privacy_report(
         provenance: hashes, versions and hardware.
     """
     insecure = any(claim["insecure"] for claim in claims)
-    assumptions = ASSUMPTIONS if flow == "f3" else (COINS, *ASSUMPTIONS)
+    assumptions = ASSUMPTIONS if flow == "dp_generator" else (COINS, *ASSUMPTIONS)
     audit = None if audit is None else {"kind": PIPELINE, **audit}
     kind = PIPELINE if audit is None else audit["kind"]
     found: dict[str, Any] = plain(
@@ -179,7 +179,7 @@ def _computed(flow: Flow | None, audit: Mapping[str, Any] | None, insecure: bool
             said.append("RMIA was left out: it needs 1,000 real images in no other role.")
         said += [f"Unreadable files of the {role} that were left out: {count}."
                  for role, count in audit.get("skipped", {}).items() if count]  # fmt: skip
-    if flow == "f1":
+    if flow == "plain":
         said.append("Images that a generator inverts from a teacher can show a class as the teacher knows it; where a "
                     "class is one person, that is this person.")  # fmt: skip
     return tuple(said)

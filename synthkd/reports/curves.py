@@ -24,13 +24,13 @@ SMOOTH_WINDOW = 0.05
 LOG_SCALE_FROM = 100.0
 FULL_NAMES = {
     "lr": "learning rate",
-    "look/transfer_efficiency": "transfer efficiency η",
+    "evaluation/transfer_efficiency": "transfer efficiency η",
     "adapt/gap": "capacity gap",
     "adapt/strength": "strength of distillation",
     "adapt/teaching": "who teaches",
 }
 NOTES = {
-    "look/transfer_efficiency": "I(p_T; p_S) / H(p_T)",
+    "evaluation/transfer_efficiency": "I(p_T; p_S) / H(p_T)",
     "adapt/gap": "share of the teacher’s accuracy still missing",
     "adapt/weight_of_answers": "α: terms of answers count 2α, all others 2(1 − α)",
 }
@@ -116,7 +116,7 @@ def draw_groups(
         group = _group(name)
         note = "reported only, never used to choose anything" if name.startswith("test/") else NOTES.get(name, "")
         fitted, below = _fitted(rows, steps[-1], gap, marks) if name == GAP else (None, "")
-        is_share = name.startswith(("look/accuracy", "look/transfer_efficiency"))
+        is_share = name.startswith(("evaluation/accuracy", "evaluation/transfer_efficiency"))
         is_plain = name in CHOICES or is_share or fitted is not None
         is_log, is_noisy = not is_plain and _wants_log(values), not is_plain and _is_noisy(values)
         label, reference = references.get(name, ("", None))
@@ -133,8 +133,8 @@ def draw_groups(
 
 def _group(name: str) -> str:
     head, _, tail = name.rpartition("/")
-    if head in ("look", "adapt"):
-        return LOOKS if head == "look" else ADAPTS
+    if head in ("evaluation", "adapt"):
+        return LOOKS if head == "evaluation" else ADAPTS
     if head == "student" and tail.startswith("balance of "):
         return BALANCE
     if head == "test" or (tail in ("agreement", "difficulty") and not head.startswith("peer ")):
@@ -170,7 +170,7 @@ def _title(name: str, group: str) -> str:
 def _values(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[Sequence[float], Sequence[float]]:
     """Steps and values of a name. A look comes before its step is taken, and its row counts that step as done."""
     steps, values = series(rows, name)
-    return ([step - 1 for step in steps] if name.startswith(("look/", "adapt/")) else steps), values
+    return ([step - 1 for step in steps] if name.startswith(("evaluation/", "adapt/")) else steps), values
 
 
 def _fitted(

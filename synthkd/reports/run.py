@@ -64,7 +64,7 @@ class RunFiles:
     @property
     def looks(self) -> Mapping[str, Any]:
         """What the looks at the students came to, or what the configuration says of them while the run goes on."""
-        if isinstance(found := (self.result or {}).get("looks"), dict):
+        if isinstance(found := (self.result or {}).get("evaluations"), dict):
             return found
         return {"gap": {"threshold": _get(self.config, "distill", "adapt", "strength", "threshold")}}
 

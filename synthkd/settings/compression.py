@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from synthkd.settings.base import Count, Depth, Fraction, Listed, Seed, Settings, Units
 from synthkd.settings.models import Architecture
 
-Flow = Literal["f1", "f2", "f3", "f4"]
+_OLD_FLOWS = {"f1": "plain", "f2": "dp_teacher", "f3": "dp_generator", "f4": "dp_both"}
+
+
+def _not_an_old_name(value: Any) -> Any:
+    """Say the present name of a flow that has its name of version 0.1."""
+    if isinstance(value, str) and value in _OLD_FLOWS:
+        raise ValueError(f"{value} is called {_OLD_FLOWS[value]} now: write flow: {_OLD_FLOWS[value]}")
+    return value
+
+
+Flow = Annotated[Literal["plain", "dp_teacher", "dp_generator", "dp_both"], BeforeValidator(_not_an_old_name)]
 """How a pipeline touches private images; see `CompressConfig.flow`."""
 
 Goal = Literal["error", "latency", "bytes", "energy"]

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from synthkd.data.bank import MemoryBank
-from synthkd.data.hybrid import HybridSource, RealImages
+from synthkd.data.hybrid import HybridDataset, RealImages
 from synthkd.errors import ConfigError
 from synthkd.settings import BankSettings, Curve, MixSettings
 from synthkd.types import Batch, ImageSpec, Outputs
@@ -27,12 +27,12 @@ def flat(count: int, level: float) -> torch.Tensor:
     return torch.full((count, *SPEC.shape), level)
 
 
-def make(mix: MixSettings, difficulty: float = 0.0, policy: str = "fifo", **more: object) -> HybridSource:
+def make(mix: MixSettings, difficulty: float = 0.0, policy: str = "fifo", **more: object) -> HybridDataset:
     bank = MemoryBank(SPEC, BankSettings(capacity=64, policy=policy), 0)  # type: ignore[arg-type]
     bank.add(flat(64, BANK), torch.arange(64) % 3, torch.full((64, 3), 7.0))
     real = RealImages((flat(9, REAL) * 255).to(torch.uint8), torch.arange(9) % 3)
     options = {"live": lambda n, _: Batch(flat(n, LIVE), torch.zeros(n, dtype=torch.int64)), "real": real}
-    return HybridSource(mix, 20, 11, bank, teacher, lambda: difficulty, 0, **{**options, **more})  # type: ignore[arg-type]
+    return HybridDataset(mix, 20, 11, bank, teacher, lambda: difficulty, 0, **{**options, **more})  # type: ignore[arg-type]
 
 
 def levels(batch: Batch) -> list[float]:
@@ -236,13 +236,13 @@ def test_stored_logits_of_a_mixture_are_mixed_as_its_images_are() -> None:
 def test_without_a_teacher_only_stored_logits_will_do() -> None:
     bank = MemoryBank(SPEC, BankSettings(capacity=8), 0)
     bank.add(flat(8, BANK), torch.arange(8) % 3, torch.full((8, 3), 7.0))
-    source = HybridSource(MixSettings(logits="stored"), 4, 10, bank, None, lambda: 0.9, 0)
+    source = HybridDataset(MixSettings(logits="stored"), 4, 10, bank, None, lambda: 0.9, 0)
     batch = source.batch(0)
     assert batch.teacher_logits is not None
     assert bool((batch.teacher_logits == 7.0).all())
     for mix in (MixSettings(), MixSettings(logits="stored", real=0.5)):
         with pytest.raises(ConfigError, match="without a teacher"):
-            HybridSource(mix, 4, 10, bank, None, lambda: 0.0, 0, real=RealImages(flat(2, 1.0), torch.zeros(2)))
+            HybridDataset(mix, 4, 10, bank, None, lambda: 0.0, 0, real=RealImages(flat(2, 1.0), torch.zeros(2)))
 
 
 def test_missing_sources_are_refused() -> None:

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from synthkd.data.bank import MemoryBank
-from synthkd.data.hybrid import HybridSource, RealImages
+from synthkd.data.hybrid import HybridDataset, RealImages
 from synthkd.data.stream import ImageStream
 from synthkd.errors import ConfigError, DataError
 from synthkd.settings import BankSettings, DataOrStream, DataSettings, MixSettings, Settings, StreamData
@@ -265,10 +265,10 @@ def test_a_checkpoint_can_hold_the_state(tmp_path: Path) -> None:
 
 
 def test_batches_of_a_resumed_run_are_those_of_an_unbroken_one(tmp_path: Path) -> None:
-    def source(stream: ImageStream) -> HybridSource:
+    def source(stream: ImageStream) -> HybridDataset:
         bank = MemoryBank(SPEC, BankSettings(capacity=1), 0)
         mix = MixSettings(real=1.0, mixup=0.0)
-        return HybridSource(mix, 8, 100, bank, lambda x: Outputs(x[:, 0, 0]), lambda: 0.0, 0, real=stream)
+        return HybridDataset(mix, 8, 100, bank, lambda x: Outputs(x[:, 0, 0]), lambda: 0.0, 0, real=stream)
 
     put(tmp_path, "0.npz", range(9))
     stream = open_stream(tmp_path, window=10)

@@ -91,20 +91,23 @@ def test_what_is_logged_is_what_is_computed_by_hand() -> None:
     look = adapting(students=students)
     logged = look(0)
     assert set(logged) == {
-        "look/accuracy", "look/loss", "look/accuracy of peer 1", "look/accuracy of peer 2", "look/transfer_efficiency",
+        "evaluation/accuracy", "evaluation/loss",
+        "evaluation/accuracy of peer 1", "evaluation/accuracy of peer 2", "evaluation/transfer_efficiency",
     }  # fmt: skip
-    assert [logged["look/accuracy"], logged["look/accuracy of peer 1"], logged["look/accuracy of peer 2"]] == (
-        pytest.approx([0.5, 0.75, 0.2])
-    )
+    assert [
+        logged["evaluation/accuracy"],
+        logged["evaluation/accuracy of peer 1"],
+        logged["evaluation/accuracy of peer 2"],
+    ] == (pytest.approx([0.5, 0.75, 0.2]))
     # right: -log(e^4 / (e^4 + 2)); wrong: -log(1 / (e^4 + 2))
     total = math.log(math.exp(4) + 2)
-    assert logged["look/loss"] == pytest.approx(0.5 * (total - 4) + 0.5 * total, rel=1e-5)
+    assert logged["evaluation/loss"] == pytest.approx(0.5 * (total - 4) + 0.5 * total, rel=1e-5)
     joint = torch.zeros(3, 3, dtype=torch.float64)
     for theirs, ours in zip(TAUGHT.double().softmax(1), students[0].table.double().softmax(1), strict=True):
         joint += torch.outer(theirs, ours) / 20
     rows, columns = joint.sum(1, keepdim=True), joint.sum(0, keepdim=True)
     information = float((joint * (joint / (rows * columns)).log()).sum())
-    assert logged["look/transfer_efficiency"] == pytest.approx(information / -float((rows * rows.log()).sum()))
+    assert logged["evaluation/transfer_efficiency"] == pytest.approx(information / -float((rows * rows.log()).sum()))
 
 
 def test_students_are_asked_in_eval_mode_and_left_as_they_were() -> None:
@@ -118,7 +121,7 @@ def test_many_images_are_asked_about_in_parts_and_count_alike() -> None:
     labels = torch.arange(600) % 3
     student = student_of(0.9, labels)
     look = adapting(students=[student], probe=Probe(numbered(600), labels, None))
-    assert look(0)["look/accuracy"] == pytest.approx(0.9)
+    assert look(0)["evaluation/accuracy"] == pytest.approx(0.9)
     assert len(student.modes) == 3
 
 
@@ -136,7 +139,7 @@ def test_without_images_there_is_nothing_to_log_and_nothing_moves() -> None:
 def test_without_a_teacher_there_is_no_efficiency_and_no_capacity() -> None:
     settings = AdaptSettings(weights=WeightSettings(), strength=StrengthSettings())
     look = adapting(settings, probe=Probe(numbered(20), LABELS, None))
-    assert set(look(0)) == {"look/accuracy", "look/loss"}
+    assert set(look(0)) == {"evaluation/accuracy", "evaluation/loss"}
 
 
 def test_where_the_answers_of_the_teacher_stand_for_labels_its_accuracy_is_one() -> None:
@@ -145,7 +148,7 @@ def test_where_the_answers_of_the_teacher_stand_for_labels_its_accuracy_is_one()
     annotated = adapting(settings, [student])
     stood_for = adapting(settings, [student], Probe(numbered(20), None, TAUGHT))
     first, second = annotated(1), stood_for(1)
-    assert first["look/accuracy"] == second["look/accuracy"] == pytest.approx(0.5)
+    assert first["evaluation/accuracy"] == second["evaluation/accuracy"] == pytest.approx(0.5)
     assert first["adapt/gap"] == pytest.approx(1 - 0.5 / 0.8)
     alone = AdaptiveWeights(WeightSettings(rate=1.0))
     assert second["adapt/gap"] == pytest.approx(0.5)
@@ -341,7 +344,7 @@ def test_the_gap_is_fitted_once_a_look(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def rows(values: Sequence[float]) -> list[dict[str, Any]]:
     noise: list[dict[str, Any]] = [{"step": 1, "event": "phase begins"}, {"step": 1, "student/loss": 3.0}]
-    return [*noise, *({"step": 10 * n, "look/accuracy": value} for n, value in enumerate(values))]
+    return [*noise, *({"step": 10 * n, "evaluation/accuracy": value} for n, value in enumerate(values))]
 
 
 def test_the_outcome_is_the_last_accuracy_and_its_deviation_over_the_last_looks() -> None:
@@ -360,7 +363,7 @@ def test_the_outcome_holds_what_was_transferred_at_the_last_look() -> None:
     look = adapting()
     logged = look(0)
     efficiency = look.outcome(["student"], [])["transfer_efficiency"]
-    assert efficiency["value"] == logged["look/transfer_efficiency"]
+    assert efficiency["value"] == logged["evaluation/transfer_efficiency"]
     assert (efficiency["estimator"], efficiency["n"]) == ("soft", 20)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from synthkd.data.bank import MemoryBank
 from synthkd.distillation.synthesis import Synthesis
 from synthkd.rng import Rows
-from synthkd.schedules import DifficultyController
+from synthkd.schedules import DifficultyScheduler
 from synthkd.settings import BankSettings, DifficultySettings
 from synthkd.types import ImageSpec, Round, to_uint8
 
@@ -65,7 +65,7 @@ class Parts:
         self.generator = Generator()
         self.bank = MemoryBank(SPEC, BankSettings(capacity=8), 0)
         settings = DifficultySettings(start=0.4, up=2.0, down=0.5, raise_above=0.8, lower_below=0.4)
-        self.difficulty = DifficultyController(settings)
+        self.difficulty = DifficultyScheduler(settings)
         self.student = Student(answers)
         self.synthesis = Synthesis(self.generator, self.bank, self.difficulty, lambda: self.student)
 

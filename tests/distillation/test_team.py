@@ -9,12 +9,12 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from synthkd.data.bank import MemoryBank
-from synthkd.data.hybrid import HybridSource, RealImages
+from synthkd.data.hybrid import HybridDataset, RealImages
 from synthkd.distillation.control.selection import TeacherSelection
 from synthkd.distillation.teachers import FrozenTeacher
 from synthkd.distillation.team import LEAST_ENTROPY, TeacherTeam, certainty_weights
 from synthkd.errors import ConfigError
-from synthkd.losses.logits import distillation
+from synthkd.losses.logits import distillation_loss
 from synthkd.models import Classifier
 from synthkd.settings import BankSettings, MixSettings, SelectionSettings, TeamSettings
 from synthkd.types import ImageSpec, Outputs
@@ -90,8 +90,8 @@ def test_a_constant_added_to_a_teachers_logits_changes_no_loss(weighting: str) -
         for shift in (0.0, 20.0)
     )
     assert float((shifted - plain).min()) > 5.0
-    expected = float(distillation(plain, student, 3.0))
-    assert float(distillation(shifted, student, 3.0)) == pytest.approx(expected, rel=1e-4)
+    expected = float(distillation_loss(plain, student, 3.0))
+    assert float(distillation_loss(shifted, student, 3.0)) == pytest.approx(expected, rel=1e-4)
 
 
 def test_a_team_of_one_is_that_teacher_under_every_weighting() -> None:
@@ -214,7 +214,7 @@ def test_a_source_takes_a_team_for_its_teacher() -> None:
     team = TeacherTeam([teacher(0), teacher(1)], TeamSettings(weighting="sample"))
     bank = MemoryBank(SPEC, BankSettings(capacity=4), 0)
     real = RealImages((images(9) * 255).to(torch.uint8), torch.arange(9) % 3)
-    batch = HybridSource(MixSettings(real=1.0), 5, 3, bank, team, lambda: 0.0, 0, real=real).batch(1)
+    batch = HybridDataset(MixSettings(real=1.0), 5, 3, bank, team, lambda: 0.0, 0, real=real).batch(1)
     assert batch.teacher_logits is not None
     assert torch.equal(batch.teacher_logits, team.logits(batch.images))
 

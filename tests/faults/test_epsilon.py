@@ -73,7 +73,7 @@ def distilled(images: Path, **changes: Any) -> dict[str, Any]:
 
 
 def compressed(images: Path, **changes: Any) -> dict[str, Any]:
-    kept = {"flow": "f2", "synthetic": {"rounds": 2, "per_class": 8}, "export": {"formats": []}}
+    kept = {"flow": "dp_teacher", "synthetic": {"rounds": 2, "per_class": 8}, "export": {"formats": []}}
     return distilled(images, **{**kept, **changes})
 
 
@@ -206,7 +206,13 @@ def test_a_journal_that_does_not_prove_its_steps_is_an_error_and_never_a_smaller
     (out / "checkpoints").rename(tmp_path / "aside")
     still_refused(**{JOURNAL: None, PRIVATE: None})  # the log knows that the run has begun
     (tmp_path / "aside").rename(out / "checkpoints")
-    for private in (None, b"", b"[" * 10_000, b'{"looks": -1}', good[PRIVATE].replace(b'"looks": 5', b'"looks": 6')):
+    for private in (
+        None,
+        b"",
+        b"[" * 10_000,
+        b'{"looks": -1}',
+        good[PRIVATE].replace(b'"looks": 5', b'"looks": 6'),
+    ):
         still_refused(**{PRIVATE: private})
     assert witness.looks == 0
 
@@ -324,7 +330,9 @@ def digests(run: Path) -> set[str]:
 def test_fewer_images_of_a_class_are_other_images_for_a_run_that_has_made_its_release(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, looked: list[int], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    recipe = compressed(images, flow="f3", generator=MERF, teacher={"kind": "train", **teacher(images, dp=None)})
+    recipe = compressed(
+        images, flow="dp_generator", generator=MERF, teacher={"kind": "train", **teacher(images, dp=None)}
+    )
     out = tmp_path / "run"
     with monkeypatch.context() as patch:
         patch.setattr(flow, "teach", interrupt)
@@ -392,7 +400,7 @@ def test_a_release_that_is_lost_or_another_is_noticed_and_a_look_that_a_kill_too
 def test_a_private_handover_claims_what_its_journals_have_and_shows_no_hash_of_its_images(
     images: Path, tmp_path: Path, looked: list[int], witness: Witness, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out, recipe = tmp_path / "run", compressed(images, flow="f4", generator=MERF)
+    out, recipe = tmp_path / "run", compressed(images, flow="dp_both", generator=MERF)
     assert run("compress", recipe, out) == 0
     claims = json.loads((out / "privacy_report.json").read_text())["dp"]["claims"]
     assert [ledger_of(claim).events[0] for claim in claims] == [
@@ -432,8 +440,8 @@ def test_a_private_handover_claims_what_its_journals_have_and_shows_no_hash_of_i
         (out / part).rename(tmp_path / part)
         refused(capsys, run("compress", recipe, out), 6, f"{part}/privacy.jsonl is gone", "from a copy")
         (tmp_path / part).rename(out / part)
-    plain = distilled(images, flow="f2", export={"formats": []})
-    refused(capsys, run("compress", plain, out), 6, "release has looked", "flow f2 would not count")
+    plain = distilled(images, flow="dp_teacher", export={"formats": []})
+    refused(capsys, run("compress", plain, out), 6, "release has looked", "flow dp_teacher would not count")
     assert (len(looked), witness.looks) == (1, STEPS)
 
 
@@ -478,12 +486,14 @@ def test_what_private_training_refuses_the_dry_run_of_every_job_refuses(
     assert witness.looks == 0
 
 
-@pytest.mark.parametrize("flow_", ["f2", "f3"])
+@pytest.mark.parametrize("flow_", ["dp_teacher", "dp_generator"])
 def test_a_missing_accountant_is_told_by_the_dry_run(
     flow_: str, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setitem(sys.modules, "dp_accounting", None)
-    noisy = {"generator": MERF, "teacher": {"kind": "train", **teacher(images, dp=None)}} if flow_ == "f3" else {}
+    noisy = (
+        {"generator": MERF, "teacher": {"kind": "train", **teacher(images, dp=None)}} if flow_ == "dp_generator" else {}
+    )
     recipe = compressed(images, flow=flow_, **noisy)
     refused(capsys, run("compress", recipe, tmp_path / "run", "--dry-run"), 7, "pip install 'synthkd[dp]'")
 
@@ -491,7 +501,7 @@ def test_a_missing_accountant_is_told_by_the_dry_run(
 def test_a_dry_run_of_what_may_be_trained_privately_touches_nothing(
     images: Path, tmp_path: Path, witness: Witness, looked: list[int]
 ) -> None:
-    assert run("compress", compressed(images, flow="f4", generator=MERF), tmp_path / "run", "--dry-run") == 0
+    assert run("compress", compressed(images, flow="dp_both", generator=MERF), tmp_path / "run", "--dry-run") == 0
     assert run("teach", {**SMALL, **teacher(images)}, tmp_path / "run", "--dry-run") == 0
     assert not (tmp_path / "run").exists()
     assert not looked
@@ -521,7 +531,9 @@ def test_two_processes_look_as_often_as_one(
     assert run("distill", recipe, tmp_path / "one") == 0
     assert len(looked) == Journal(tmp_path / "one").releases == 1
 
-    flows = compressed(images, flow="f3", generator=MERF, teacher={"kind": "train", **teacher(images, dp=None)})
+    flows = compressed(
+        images, flow="dp_generator", generator=MERF, teacher={"kind": "train", **teacher(images, dp=None)}
+    )
     for name, values in (("distill", recipe), ("compress", flows), ("teach", {**SMALL, **teacher(images)})):
         (tmp_path / f"{name}.yaml").write_text(json.dumps(values))
     (tmp_path / "witnessed.py").write_text(WITNESSED)

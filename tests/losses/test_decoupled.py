@@ -49,13 +49,13 @@ def test_the_two_parts_weighted_as_in_plain_distillation_are_plain_distillation(
     others = 1.0 - torch.softmax(teacher / 4.0, dim=1).gather(1, labels[:, None]).squeeze(1)
     target = logits.decoupled(*case, 4.0, alpha=1.0, beta=0.0)
     rest = logits.decoupled(*case, 4.0, alpha=0.0, beta=1.0, weights=others)
-    assert float(target + rest) == pytest.approx(float(logits.distillation(teacher, student, 4.0)), rel=1e-10)
+    assert float(target + rest) == pytest.approx(float(logits.distillation_loss(teacher, student, 4.0)), rel=1e-10)
 
 
 def test_of_two_classes_the_target_part_is_plain_distillation_and_the_rest_nothing(case: Case) -> None:
     teacher, student, labels = case[0][:, :2], case[1][:, :2], case[2] % 2
     assert float(logits.decoupled(teacher, student, labels, 2.0, beta=5.0)) == pytest.approx(
-        float(logits.distillation(teacher, student, 2.0)), rel=1e-10
+        float(logits.distillation_loss(teacher, student, 2.0)), rel=1e-10
     )
 
 
@@ -98,8 +98,8 @@ def test_standardised_sees_neither_shift_nor_scale_but_the_sign(case: Case) -> N
     z = logits.standardised(teacher)
     assert torch.allclose(logits.standardised(1e-3 * teacher + 5.0), z)
     assert torch.allclose(logits.standardised(-teacher), -z)
-    assert float(logits.distillation(z, logits.standardised(0.1 * teacher), 2.0)) == pytest.approx(0.0, abs=1e-12)
-    assert float(logits.distillation(teacher, 0.1 * teacher, 2.0)) > 0.1
+    assert float(logits.distillation_loss(z, logits.standardised(0.1 * teacher), 2.0)) == pytest.approx(0.0, abs=1e-12)
+    assert float(logits.distillation_loss(teacher, 0.1 * teacher, 2.0)) > 0.1
 
 
 @pytest.mark.parametrize("level", [0.0, 0.1, -1234.567])
@@ -107,7 +107,7 @@ def test_constant_logits_are_standardised_to_a_uniform_softmax_that_can_learn(le
     student = torch.full((2, 10), level, requires_grad=True)
     z = logits.standardised(student)
     assert torch.softmax(z, dim=1).tolist() == pytest.approx(np.full((2, 10), 0.1), abs=1e-4)
-    loss = logits.distillation(logits.standardised(torch.arange(10.0).repeat(2, 1)), z, 1.0)
+    loss = logits.distillation_loss(logits.standardised(torch.arange(10.0).repeat(2, 1)), z, 1.0)
     (gradient,) = torch.autograd.grad(loss, student)
     assert 0.01 < float(gradient.abs().max()) < 1.0
     assert int(gradient[0].argmin()) == 9

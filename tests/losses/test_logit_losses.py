@@ -44,15 +44,15 @@ def test_kl_is_finite_at_any_gap() -> None:
 
 def test_distillation_is_zero_for_equals_and_blind_to_shifts(pair: tuple[torch.Tensor, torch.Tensor]) -> None:
     teacher, student = pair
-    assert float(logits.distillation(teacher, teacher + 3.0, 4.0)) == pytest.approx(0.0, abs=1e-5)
+    assert float(logits.distillation_loss(teacher, teacher + 3.0, 4.0)) == pytest.approx(0.0, abs=1e-5)
     assert float(logits.centred_difference(teacher, teacher - 2.0)) == pytest.approx(0.0, abs=1e-6)
-    assert float(logits.distillation(teacher, student, 4.0)) > 0
+    assert float(logits.distillation_loss(teacher, student, 4.0)) > 0
 
 
 def test_distillation_gradient_approaches_logit_matching(pair: tuple[torch.Tensor, torch.Tensor]) -> None:
     """Hinton et al. 2015, equation 4: at high T the gradient is the centred difference over N (batch mean) and K."""
     teacher, student = pair[0].double(), pair[1].double().requires_grad_()
-    (gradient,) = torch.autograd.grad(logits.distillation(teacher, student, 1e4), student)
+    (gradient,) = torch.autograd.grad(logits.distillation_loss(teacher, student, 1e4), student)
     gap = student - teacher
     expected = (gap - gap.mean(1, keepdim=True)) / (5 * 7)
     assert torch.allclose(gradient, expected.detach(), rtol=1e-3, atol=1e-8)
@@ -62,9 +62,9 @@ def test_weights_weigh(pair: tuple[torch.Tensor, torch.Tensor]) -> None:
     teacher, student = pair
     only_first = torch.tensor([7.0, 0, 0, 0, 0, 0, 0])
     expected = float(logits.kl_divergence(teacher, student, 2.0)[0]) * 4
-    assert float(logits.distillation(teacher, student, 2.0, only_first)) == pytest.approx(expected, rel=1e-5)
-    ones = logits.distillation(teacher, student, 2.0, torch.ones(7))
-    assert float(ones) == pytest.approx(float(logits.distillation(teacher, student, 2.0)))
+    assert float(logits.distillation_loss(teacher, student, 2.0, only_first)) == pytest.approx(expected, rel=1e-5)
+    ones = logits.distillation_loss(teacher, student, 2.0, torch.ones(7))
+    assert float(ones) == pytest.approx(float(logits.distillation_loss(teacher, student, 2.0)))
 
 
 def test_hard_label_of_a_uniform_student_is_log_k() -> None:

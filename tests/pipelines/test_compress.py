@@ -146,7 +146,7 @@ def test_with_a_given_teacher_and_generator_nothing_private_is_opened_or_measure
 
 
 def test_a_private_teacher_gives_a_claim(tmp_path: Path) -> None:
-    result = made(tmp_path / "run", flow="f2", teacher=DP, generator=PIXELS, export={"formats": []})
+    result = made(tmp_path / "run", flow="dp_teacher", teacher=DP, generator=PIXELS, export={"formats": []})
     verdict = result.values["verdict"]
     assert verdict["kind"] == "dp"
     assert verdict["text"].startswith("DP: epsilon=7.9") or verdict["text"].startswith("DP: epsilon=8,")
@@ -180,7 +180,7 @@ def test_a_private_generator_shows_teacher_and_student_its_images_only(
 
     monkeypatch.setattr(flow, "release", release)
     monkeypatch.setattr(flow, "teach", teach)
-    result = made(tmp_path / "run", flow="f3", generator=MERF, synthetic=FEW, export={"formats": []})
+    result = made(tmp_path / "run", flow="dp_generator", generator=MERF, synthetic=FEW, export={"formats": []})
     assert looked == [1294]
     assert taught == [("synthetic images", 200)]
     assert result.values["verdict"]["text"] == "DP: epsilon=4, delta=0.0001"
@@ -191,7 +191,7 @@ def test_a_private_generator_shows_teacher_and_student_its_images_only(
 
 
 def test_two_private_parts_cost_more_than_either(tmp_path: Path) -> None:
-    result = made(tmp_path / "run", flow="f4", teacher=DP, generator=MERF, synthetic=FEW, export={"formats": []})
+    result = made(tmp_path / "run", flow="dp_both", teacher=DP, generator=MERF, synthetic=FEW, export={"formats": []})
     report = json.loads((result.directory / "privacy_report.json").read_text())
     apart = [claim["epsilon"] for claim in report["dp"]["claims"]]
     together = float(result.values["verdict"]["text"].split("=")[1].split(",")[0])
@@ -257,25 +257,28 @@ def test_the_chosen_one_is_the_fastest_of_those_about_as_good() -> None:
 
 def test_a_test_seed_is_stamped(tmp_path: Path) -> None:
     seeded = {**DP, "training": {**DP["training"], "dp": {"epsilon": 8.0, "test_seed": 1}}}  # type: ignore[dict-item]
-    result = made(tmp_path / "run", flow="f2", teacher=seeded, generator=PIXELS, export={"formats": []})
+    result = made(tmp_path / "run", flow="dp_teacher", teacher=seeded, generator=PIXELS, export={"formats": []})
     assert result.values["verdict"]["detail"].startswith("NOT DP")
 
 
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"flow": "f2"}, "set teacher.training.dp"),
+        ({"flow": "dp_teacher"}, "set teacher.training.dp"),
         ({"student": None}, "set student, or search"),
         ({"search": {}}, "one of the two"),
-        ({"teacher": DP}, "choose f2"),
-        ({"flow": "f2", "teacher": DP, "data": {"kind": "digits"}, "mix": {"real": 0.5}}, "set it to 0"),
+        ({"teacher": DP}, "choose dp_teacher"),
+        ({"flow": "dp_teacher", "teacher": DP, "data": {"kind": "digits"}, "mix": {"real": 0.5}}, "set it to 0"),
         ({"teacher": {"kind": "load", "model": "x"}, "audit": {}}, "synthkd audit"),
-        ({"flow": "f2", "teacher": DP, "generator": {"kind": "saved", "path": "x"}}, "what saved learned from"),
-        ({"flow": "f2", "teacher": DP, "generator": MERF}, "choose flow f3 or f4"),
-        ({"flow": "f3"}, "set generator.kind to merf"),
-        ({"flow": "f3", "generator": MERF, "teacher": DP}, "choose f2 or f4"),
-        ({"flow": "f3", "generator": MERF, "teacher": {"kind": "load", "model": "x"}}, "teacher.kind to train"),
-        ({"flow": "f4", "generator": MERF}, "set teacher.training.dp"),
+        ({"flow": "dp_teacher", "teacher": DP, "generator": {"kind": "saved", "path": "x"}}, "what saved learned from"),
+        ({"flow": "dp_teacher", "teacher": DP, "generator": MERF}, "choose flow dp_generator or dp_both"),
+        ({"flow": "dp_generator"}, "set generator.kind to merf"),
+        ({"flow": "dp_generator", "generator": MERF, "teacher": DP}, "choose dp_teacher or dp_both"),
+        (
+            {"flow": "dp_generator", "generator": MERF, "teacher": {"kind": "load", "model": "x"}},
+            "teacher.kind to train",
+        ),
+        ({"flow": "dp_both", "generator": MERF}, "set teacher.training.dp"),
         ({"teacher": None}, "set teacher"),
         ({"audit": {"canaries": 5}}, "expected a whole number >= 80"),
     ],
@@ -304,6 +307,6 @@ def test_a_missing_package_is_told_before_anything_is_trained(tmp_path: Path, mo
 def test_a_dry_run_says_what_would_be_done(tmp_path: Path) -> None:
     plan = compress(load_config(CompressConfig, recipe(audit={}), [f"out={tmp_path / 'run'}"]), dry_run=True)
     assert isinstance(plan, Plan)
-    assert "flow f1" in str(plan)
+    assert "flow plain" in str(plan)
     assert "500 canaries, 3 further runs of it and a control" in str(plan)
     assert not (tmp_path / "run").exists()

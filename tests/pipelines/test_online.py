@@ -124,15 +124,15 @@ def test_two_peers_learn_with_the_student(teacher: dict[str, Any], tmp_path: Pat
         assert 0.0 <= peer["accuracy"] <= 1.0
     names = {f"{who}/{term}" for who in ("student", "peer 1", "peer 2") for term in ("mutual", "soft", "hard", "loss")}
     assert names <= logged(tmp_path / "run")
-    looks = values["looks"]
+    looks = values["evaluations"]
     assert looks["every"] == 6
     # looks at steps 0, 6, 12 and 18, the first of them at a student that has learned nothing
     assert looks["stability_of"] == 3
-    assert looks["accuracy"] == series(tmp_path / "run", "look/accuracy")[-1]
+    assert looks["accuracy"] == series(tmp_path / "run", "evaluation/accuracy")[-1]
     assert looks["transfer_efficiency"]["n"] == 60
     write_report(tmp_path / "run")
     assert "peer 1" in (tmp_path / "run" / "report.html").read_text()
-    assert {"look/accuracy of peer 1", "look/accuracy of peer 2"} <= logged(tmp_path / "run")
+    assert {"evaluation/accuracy of peer 1", "evaluation/accuracy of peer 2"} <= logged(tmp_path / "run")
 
 
 LEARN = DistillStep.__call__
@@ -176,7 +176,7 @@ def both_ways(source: dict[str, Any], tmp_path: Path) -> tuple[Path, Path]:
             run(half)
     assert not (tmp_path / "resumed" / "student").exists()
     resumed = run(half)
-    assert straight.values["looks"] == resumed.values["looks"]
+    assert straight.values["evaluations"] == resumed.values["evaluations"]
     for model in ("student", *(f"peers/{number}" for number in range(1, 1 + len(source["online"]["peers"])))):
         assert weights(straight.directory / model) == weights(resumed.directory / model), model
     curves = [
@@ -192,8 +192,8 @@ def test_online_with_all_its_parts_survives_a_stop(teacher: dict[str, Any], tmp_
     teaching = series(straight, "adapt/teaching")
     assert teaching[-1] != 1.0, "roles changed"
     values = json.loads((straight / "result.json").read_text())
-    assert values["looks"]["teaching"] in ("student", "peer 1", "peer 2")
-    assert values["looks"]["gap"]["n"] == 7
+    assert values["evaluations"]["teaching"] in ("student", "peer 1", "peer 2")
+    assert values["evaluations"]["gap"]["n"] == 7
     assert differ(straight / "student", straight / "peers" / "1", straight / "peers" / "2")
     assert {
         "adapt/weight_of_answers", "adapt/strength", "adapt/temperature", "adapt/gap", "student/mutual", "peer 1/crd",
@@ -228,11 +228,17 @@ def test_networks_learn_together_without_a_teacher(tmp_path: Path) -> None:
     assert values["student"]["n"] == 359
     assert "ratio" not in values
     assert values["alarms"] == []
-    assert values["looks"]["transfer_efficiency"] is None
+    assert values["evaluations"]["transfer_efficiency"] is None
     assert 100 < values["real_images_used"] <= 24 * 16
     assert load(straight / "peers" / "1").spec.classes == 10
     names = logged(straight)
-    assert {"student/soft", "student/hard", "student/mutual", "look/accuracy of peer 1", "adapt/teaching"} <= names
+    assert {
+        "student/soft",
+        "student/hard",
+        "student/mutual",
+        "evaluation/accuracy of peer 1",
+        "adapt/teaching",
+    } <= names
     assert not [name for name in names if "agreement" in name or "efficiency" in name]
     assert not (straight / "generator").exists()
     assert not (straight / "samples").exists()
@@ -266,10 +272,10 @@ def test_several_teachers_teach_networks_that_learn_together(
     source["online"] = {"peers": [PEER]}
     values = run(config_of(source, tmp_path / "run")).values
     if weighting == "selected":
-        assert sum(values["looks"]["selected"]) == 4
+        assert sum(values["evaluations"]["selected"]) == 4
         assert {"adapt/selected_teacher", "adapt/reward"} <= logged(tmp_path / "run")
     else:
-        assert "selected" not in values["looks"]
+        assert "selected" not in values["evaluations"]
 
 
 def test_a_look_without_held_out_images_takes_the_newest_of_the_bank(teacher: dict[str, Any], tmp_path: Path) -> None:
@@ -277,7 +283,7 @@ def test_a_look_without_held_out_images_takes_the_newest_of_the_bank(teacher: di
     source["distill"] = {**SMALL["distill"], "adapt": {"every": 6, "images": 25, "temperature": {}}}
     del source["data"]
     values = run(config_of(source, tmp_path / "run")).values
-    assert values["looks"]["transfer_efficiency"]["n"] == 25
+    assert values["evaluations"]["transfer_efficiency"]["n"] == 25
     assert values["real_images_used"] == 0
 
 

@@ -52,7 +52,7 @@ def test_a_claim_without_secret_noise_is_none(changes: dict[str, object], why: s
 
 def test_only_the_flows_with_noise_pass_from_private_images_through_noise() -> None:
     touched = {flow: [t.noisy for t in touches if t.source == "private images"] for flow, touches in FLOWS.items()}
-    assert touched == {"f1": [False], "f2": [True], "f3": [True], "f4": [True, True]}
+    assert touched == {"plain": [False], "dp_teacher": [True], "dp_generator": [True], "dp_both": [True, True]}
     for touches in FLOWS.values():
         assert all((t.noisy is None) == (t.source != "private images") for t in touches)
 
@@ -62,7 +62,7 @@ def test_a_report_is_json_and_names_no_row_of_a_private_image() -> None:
     copies = copy_test(*(torch.rand(30, 4, generator=rng) for _ in range(3)), permutations=10, pairs=3)
     found = privacy_report(
         verdict(None, [], []),
-        "f1",
+        "plain",
         ["student"],
         [],
         None,
@@ -106,6 +106,6 @@ def test_a_report_on_given_lists_has_caveats_of_its_own() -> None:
         assert "Unreadable files of the members that were left out: 3." in caveats
         assert "canar" not in json.dumps(found)
     pipeline = {"references": {"teacher": 2, "student": 2}, "population": 0}
-    found = privacy_report(verdict(None, [0.0], checks), "f1", [], [], pipeline, "", checks, {}, "", {})
+    found = privacy_report(verdict(None, [0.0], checks), "plain", [], [], pipeline, "", checks, {}, "", {})
     assert found["audit"]["kind"] == "pipeline"
     assert "mislabelled canaries" in " ".join(found["caveats"])

@@ -70,7 +70,7 @@ def finished() -> dict:
 
 def written(run: Path, result: dict) -> Path:
     run.mkdir(exist_ok=True)
-    (run / "config.yaml").write_text("name: digits\nflow: f1\n")
+    (run / "config.yaml").write_text("name: digits\nflow: plain\n")
     return write_compress_report(run, result)
 
 
@@ -101,7 +101,7 @@ def test_page_tells_the_outcome_and_then_what_it_rests_on(tmp_path):
         "1.26 ms 1.2–1.4 ms, 1 thread 0.42 ms 0.4–0.47 ms, 1 thread 0.333 ×",
         "Energy of one image not measured /sys/class/powercap does not exist (not Linux, or a virtual machine)",
         "a batch of 1 on cpu, 50 calls", "Flow 1 min 16 s Export 8.3 s Audit 3 min 10 s Total time 4 min 35 s",
-        "Peak memory 812 MB", "AMD EPYC 7B13", "flow: f1", "on 1,000 synthetic images",
+        "Peak memory 812 MB", "AMD EPYC 7B13", "flow: plain", "on 1,000 synthetic images",
     ):  # fmt: skip
         assert part in text, part
     assert '<a href="privacy_report.html">' in path.read_text()

@@ -44,7 +44,7 @@ PASSED = (
     Check("positive control", True, "an overfitted teacher shows an epsilon of at least 2.90 of 3.01 possible"),
 )
 CLASSES = 4
-NAMES = {None: None, "f1": None, "f2": 8.0, "f3": 1.0, "f4": 9.0}
+NAMES = {None: None, "plain": None, "dp_teacher": 8.0, "dp_generator": 1.0, "dp_both": 9.0}
 
 
 @functools.cache
@@ -126,7 +126,7 @@ def claimed(epsilon: float, test_seed: bool = False, charged: int = 1600) -> dic
 
 
 def content(
-    flow: str | None = "f1",
+    flow: str | None = "plain",
     audit: dict | None = None,
     checks: tuple[Check, ...] = (),
     test_seed: bool = False,
@@ -169,7 +169,7 @@ def in_order(text: str, *parts: str) -> None:
 
 
 def test_page_without_a_guarantee_says_so_first_and_has_no_statement_of_privacy(tmp_path):
-    path = written(tmp_path, content("f1", audited(), PASSED))
+    path = written(tmp_path, content("plain", audited(), PASSED))
     assert path == tmp_path / "privacy_report.html"
     text = text_of(path)
     in_order(
@@ -193,7 +193,7 @@ def test_page_never_gives_a_good_mark(tmp_path):
 
 
 def test_statement_of_differential_privacy_has_what_it_rests_on(tmp_path):
-    text = text_of(written(tmp_path, content("f2", audited(), PASSED)))
+    text = text_of(written(tmp_path, content("dp_teacher", audited(), PASSED)))
     assert text.index("DP: epsilon=8, delta=1e-05") < text.index("Differential privacy")
     for part in (
         "Epsilon 8 by dp-accounting 0.6.0, privacy loss distributions", "Epsilon by RDP, for comparison 10",
@@ -211,7 +211,7 @@ def test_two_noisy_parts_have_a_statement_each_and_a_release_has_no_steps(tmp_pa
         "adjacency": "replace_one",
         "ledger": Ledger((Release(3.731),)).to_json(),
     }
-    text = text_of(written(tmp_path, content("f4", claims=(steps, release))))
+    text = text_of(written(tmp_path, content("dp_both", claims=(steps, release))))
     first, second = text.split("Epsilon 1 by dp-accounting")
     assert "Steps charged 1,600" in first
     assert "replace one image" in second
@@ -221,7 +221,7 @@ def test_two_noisy_parts_have_a_statement_each_and_a_release_has_no_steps(tmp_pa
 
 
 def test_noise_of_a_test_seed_is_no_differential_privacy(tmp_path):
-    text = text_of(written(tmp_path, content("f2", audited(), PASSED, test_seed=True)))
+    text = text_of(written(tmp_path, content("dp_teacher", audited(), PASSED, test_seed=True)))
     in_order(
         text,
         "NO GUARANTEE (measured only)",
@@ -234,7 +234,7 @@ def test_noise_of_a_test_seed_is_no_differential_privacy(tmp_path):
 
 def test_invalid_audit_is_a_warning_with_its_reasons(tmp_path):
     failed = dataclasses.replace(PASSED[1], passed=False, found="an AUC of 0.71 without any model")
-    path = written(tmp_path, content("f2", audited(), (PASSED[0], failed, *PASSED[2:])))
+    path = written(tmp_path, content("dp_teacher", audited(), (PASSED[0], failed, *PASSED[2:])))
     text = text_of(path)
     in_order(text, "INVALID AUDIT (blind baseline: an AUC of 0.71 without any model)", "Blind baseline failed an AUC")
     assert "No image in two roles passed no canary" in text
@@ -243,8 +243,8 @@ def test_invalid_audit_is_a_warning_with_its_reasons(tmp_path):
 
 def test_claim_below_what_the_audit_shows_is_refuted(tmp_path):
     shown = max(half.one_run.epsilon for model in audited()["models"].values() for half in model.values())
-    assert shown > NAMES["f3"]
-    text = text_of(written(tmp_path, content("f3", audited(), PASSED)))
+    assert shown > NAMES["dp_generator"]
+    text = text_of(written(tmp_path, content("dp_generator", audited(), PASSED)))
     assert f"INVALID AUDIT (claimed epsilon 1 is refuted: the audit shows at least {shown:.3g})" in text
 
 
@@ -298,7 +298,7 @@ def test_invalid_audit_of_given_lists_keeps_the_label(tmp_path):
 
 def test_every_number_of_the_tables_is_that_of_the_audit(tmp_path):
     audit = audited()
-    text = text_of(written(tmp_path, content("f1", audit, PASSED))).replace("\N{NO-BREAK SPACE}", " ")
+    text = text_of(written(tmp_path, content("plain", audit, PASSED))).replace("\N{NO-BREAK SPACE}", " ")
     worst, average = text.split("Average case: canaries with their own label")
     for group, part in (("mislabelled", worst), ("natural", average)):
         for model in audit["models"].values():
@@ -320,7 +320,7 @@ def test_every_number_of_the_tables_is_that_of_the_audit(tmp_path):
 
 def test_rows_have_the_teacher_left_of_the_student_and_the_headline_in_bold(tmp_path):
     audit = audited()
-    page = written(tmp_path, content("f1", audit, PASSED)).read_text()
+    page = written(tmp_path, content("plain", audit, PASSED)).read_text()
     table = page[page.index("TPR at 1 % FPR</th>") :]
     by_who = {who: model["mislabelled"] for who, model in audit["models"].items()}
     for place, name in enumerate(["log-odds", "calibrated", "LiRA", "RMIA"]):
@@ -335,7 +335,7 @@ def test_rows_have_the_teacher_left_of_the_student_and_the_headline_in_bold(tmp_
 
 
 def test_gaps_have_their_reasons(tmp_path):
-    text = text_of(written(tmp_path, content("f1", audited(120), PASSED, copies={})))
+    text = text_of(written(tmp_path, content("plain", audited(120), PASSED, copies={})))
     for part in (
         "No rate (–): an error rate of 1.0% needs 100 non-members or more, got", "an error rate of 0.1% needs 1,000",
         "not measured needs 100 non-members or more, got", "RMIA was left out", "no images for RMIA",
@@ -345,14 +345,14 @@ def test_gaps_have_their_reasons(tmp_path):
     assert text.count("an error rate of 0.1% needs 1,000 non-members") == 2
     assert "None" not in text
     assert "Undefined" not in text
-    text = text_of(written(tmp_path, content("f2")))
+    text = text_of(written(tmp_path, content("dp_teacher")))
     assert "Attacks Not measured: not asked for (audit is not set)." in text
     assert "Nothing was measured: without an audit" in text
     assert "checks" not in text
 
 
 def test_ratio_without_an_end_and_class_too_small_to_judge_are_words(tmp_path):
-    report = content("f1", audited(), PASSED)
+    report = content("plain", audited(), PASSED)
     report["audit"]["ratios"]["natural"] |= {"value": None, "high": None}
     for one in report["audit"]["models"]["teacher"]["natural"]["attacks"]:
         one["worst_class"] = None
@@ -363,7 +363,7 @@ def test_ratio_without_an_end_and_class_too_small_to_judge_are_words(tmp_path):
 
 
 def test_page_is_self_contained_and_names_no_file_of_the_run(tmp_path):
-    page = written(tmp_path / "patients", content("f4", audited(), PASSED)).read_text()
+    page = written(tmp_path / "patients", content("dp_both", audited(), PASSED)).read_text()
     assert not re.search(r"https?:|//[a-z]|<script|<link|<img|@import|url\(|data:|href", page)
     assert str(tmp_path) not in page
     assert "patients" not in page
@@ -372,7 +372,7 @@ def test_page_is_self_contained_and_names_no_file_of_the_run(tmp_path):
 
 def test_text_of_others_is_escaped(tmp_path):
     failed = Check(SCRIPT, False, SCRIPT)
-    report = content("f2", audited(), (failed,), released=[f"student: {SCRIPT}"])
+    report = content("dp_teacher", audited(), (failed,), released=[f"student: {SCRIPT}"])
     report["dp"]["claims"][0]["unit"] = SCRIPT
     report["provenance"] |= {"hardware": {"cpu": SCRIPT}, SCRIPT: SCRIPT}
     report["unaudited"] = report["audit"]["models"]["teacher"]["natural"]["attacks"][0]["name"] = SCRIPT
@@ -383,7 +383,7 @@ def test_text_of_others_is_escaped(tmp_path):
 
 
 def test_same_report_gives_the_same_bytes(tmp_path):
-    report = content("f1", audited(), PASSED)
+    report = content("plain", audited(), PASSED)
     first, second = (written(tmp_path / name, report).read_bytes() for name in ("one", "two"))
     assert first == second
     assert [path.name for path in (tmp_path / "one").iterdir() if path.suffix == ".tmp"] == []
@@ -404,7 +404,7 @@ def test_flow_is_drawn_as_it_is_listed(tmp_path, flow):
     drawing = re.search(r'<svg viewBox="0 0 400 292".*?</svg>', path.read_text(), re.DOTALL)[0]
     noisy = [touch.noisy for touch in FLOWS[flow]]
     assert drawing.count(">noise</text>") == noisy.count(True)
-    assert drawing.count(">no noise</text>") == noisy.count(False) == (flow == "f1")
+    assert drawing.count(">no noise</text>") == noisy.count(False) == (flow == "plain")
     assert drawing.count("<polygon") == len(noisy)
     assert drawing.count(">released</text>") == 1
     text = text_of(path)

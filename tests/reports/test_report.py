@@ -258,7 +258,7 @@ def test_text_of_others_is_escaped(tmp_path):
     result["student"]["arch"] = result["name"] = result["hardware"]["cpu"] = SCRIPT
     result["student"]["agreement_on"] = SCRIPT
     result |= looks_of(teaching=SCRIPT)
-    result["looks"]["transfer_efficiency"]["estimator"] = result["peers"][0]["arch"] = SCRIPT
+    result["evaluations"]["transfer_efficiency"]["estimator"] = result["peers"][0]["arch"] = SCRIPT
     result["teachers"][0]["name"] = SCRIPT
     (tmp_path / "result.json").write_text(json.dumps(result))
     (tmp_path / "config.yaml").write_text(yaml.safe_dump({"name": SCRIPT, "student": {}}))
@@ -316,7 +316,7 @@ def looks_of(**more: object) -> dict:
         "n": 144,
     }
     return {
-        "looks": {"every": 100, "accuracy": 0.97, "stability": 0.0042, "stability_of": 5,
+        "evaluations": {"every": 100, "accuracy": 0.97, "stability": 0.0042, "stability_of": 5,
                   "transfer_efficiency": efficiency, **more},
         "peers": [network(0.958), network(0.931)],
         "teachers": [network(0.98, name="teacher 1", quality=quality(1234.4, 31, 1.0), selected=12),
@@ -341,9 +341,9 @@ def report_of(run: Path, more: dict, config: dict = CONFIG) -> str:
     ],
 )
 def test_transfer_efficiency_names_its_estimator_and_its_images(tmp_path, estimator, named):
-    looks = looks_of()["looks"]
+    looks = looks_of()["evaluations"]
     looks["transfer_efficiency"]["estimator"] = estimator
-    text = report_of(tmp_path, {"looks": looks})
+    text = report_of(tmp_path, {"evaluations": looks})
     assert "Knowledge-transfer efficiency η 0.872 I ÷ H = 2.007 ÷ 2.301 nats, n = 144" in text
     assert f"the share that the student’s answers tell too; {named}, at the last look." in text
     assert "Stability 0.42 points standard deviation of the accuracy at the last 5 looks, 100 steps apart" in text
@@ -353,7 +353,13 @@ def test_what_was_not_measured_has_no_place_on_the_page(tmp_path):
     later = ("efficiency", "Stability", "look", "peer", "The teachers", "Fisher", "3C", "What adapts", "teachers’")
     old = report_of(tmp_path, {})
     none = {
-        "looks": {"every": 100, "accuracy": None, "stability": None, "stability_of": 0, "transfer_efficiency": None}
+        "evaluations": {
+            "every": 100,
+            "accuracy": None,
+            "stability": None,
+            "stability_of": 0,
+            "transfer_efficiency": None,
+        }
     }
     alone = {"teachers": [network(0.98, name="teacher 1", quality=None, selected=None)], "peers": []}
     assert report_of(tmp_path, none | alone) == old
@@ -394,7 +400,7 @@ def test_peers_stand_beside_the_student(tmp_path, teaching, who):
 def test_student_of_real_images_and_peers_has_no_teacher(tmp_path):
     more = looks_of() | {"teacher": None, "ratio": {}, "real_images_used": 1294, "teachers": []}
     more["student"] = result_of_distill()["student"] | {"agreement": None}
-    more["looks"]["transfer_efficiency"] = None
+    more["evaluations"]["transfer_efficiency"] = None
     more["cost"] = {"seconds": {"teacher": 0.0, "distill": 9.5}, "steps": 400}
     config = CONFIG | {"teacher": None, "generator": {"kind": "none"}}
     text = report_of(tmp_path, more, config)
@@ -475,8 +481,8 @@ def adapting_rows() -> list[dict]:
         row = {"step": 200 + t + 1, "phase": "refine"}  # a look has a row at once, which counts its step as done
         row |= {"adapt/gap": 0.8 * math.exp(-t / 100) + 0.02, "adapt/temperature": 5.0 - t / 200}
         row |= {"adapt/teaching": float(t > 200) * 2, "adapt/selected_teacher": float(t // 30 % 3 == 0)}
-        row |= {"look/accuracy": t / 600, "look/accuracy of peer 1": t / 700}
-        row |= {"look/transfer_efficiency": (t + 1) / 650}
+        row |= {"evaluation/accuracy": t / 600, "evaluation/accuracy of peer 1": t / 700}
+        row |= {"evaluation/transfer_efficiency": (t + 1) / 650}
         row |= {
             f"{who}/{what}": 1.0 / (t + 1) for who in ("student", "peer 10", "peer 2") for what in ("loss", "agreement")
         }

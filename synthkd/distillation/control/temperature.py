@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from synthkd.distillation.control.controller import Controller, Look
-from synthkd.schedules import TemperatureController
+from synthkd.schedules import TemperatureScheduler
 
 
-class LossTemperature(TemperatureController, Controller):
+class LossTemperature(TemperatureScheduler, Controller):
     """The temperature follows the student's loss."""
 
     def follow(self, look: Look) -> dict[str, float]:

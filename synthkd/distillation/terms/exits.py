@@ -11,7 +11,7 @@ from synthkd.distillation.terms.features import shown_at
 from synthkd.errors import ConfigError
 from synthkd.losses.alignment import positions
 from synthkd.losses.features import hint
-from synthkd.losses.logits import distillation
+from synthkd.losses.logits import distillation_loss
 from synthkd.losses.relations import full_precision
 from synthkd.models.classifier import Classifier
 from synthkd.models.layout import head, stages
@@ -85,7 +85,7 @@ class Exits(nn.Module):
         necks = self._necks(student)
         target = full_precision(logits.detach())
         losses = [
-            distillation(target, full_precision(layer(neck)), temperature, weights)
+            distillation_loss(target, full_precision(layer(neck)), temperature, weights)
             for layer, neck in zip(self.heads, necks, strict=True)
         ]
         if self.regressors:

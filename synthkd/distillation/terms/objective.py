@@ -117,7 +117,7 @@ def _soft(view: StudentView, standardise: bool) -> Tensor:
     teacher, student = view.teacher, view.student
     if standardise:
         teacher, student = losses.standardised(teacher), losses.standardised(student)
-    return losses.distillation(teacher, student, view.temperature, view.batch.weights)
+    return losses.distillation_loss(teacher, student, view.temperature, view.batch.weights)
 
 
 def _matched(view: StudentView) -> Tensor:
@@ -127,13 +127,13 @@ def _matched(view: StudentView) -> Tensor:
 
 def _average(view: StudentView) -> Tensor:
     assert view.averaged is not None
-    return losses.distillation(view.averaged, view.student, view.temperature, view.batch.weights)
+    return losses.distillation_loss(view.averaged, view.student, view.temperature, view.batch.weights)
 
 
 def _mutual(view: StudentView) -> Tensor:
     """Deep mutual learning (Zhang et al. 2018): the mean over the others of `T^2 KL(other || student)`, T = 1 there."""
     temperature, weights = view.mutual_temperature, view.batch.weights
-    return torch.stack([losses.distillation(o, view.student, temperature, weights) for o in view.others]).mean()
+    return torch.stack([losses.distillation_loss(o, view.student, temperature, weights) for o in view.others]).mean()
 
 
 def _decoupled(view: StudentView, alpha: float, beta: float) -> Tensor:

@@ -12,7 +12,7 @@ from synthkd.data.read.named import read_digits
 from synthkd.distillation.terms.exits import Exits
 from synthkd.errors import ConfigError, ModelError
 from synthkd.losses.features import hint
-from synthkd.losses.logits import distillation
+from synthkd.losses.logits import distillation_loss
 from synthkd.models import Classifier, build
 from synthkd.settings import Architecture, ExitsTerm, ZooModel
 from synthkd.taps import observe
@@ -48,7 +48,7 @@ def test_every_stage_but_the_last_has_an_exit(small: tuple[Architecture, int, in
     assert [(place, tuple(value.shape)) for place, value in answers.items()] == [(p, (6, 5)) for p in made.places]
     found = made(features, logits, 3.0)
     assert list(found) == ["exits"]
-    expected = torch.stack([distillation(logits, answer, 3.0) for answer in answers.values()]).mean()
+    expected = torch.stack([distillation_loss(logits, answer, 3.0) for answer in answers.values()]).mean()
     assert float(found["exits"]) == pytest.approx(float(expected), rel=1e-6)
 
 
@@ -60,7 +60,7 @@ def test_the_weight_of_features_adds_the_hint_to_the_deepest() -> None:
     hints = []
     for place, neck, regress in zip(made.places, made.necks, made.regressors, strict=True):
         hints.append(hint(features[HEAD], regress(neck(features[place]).mean((2, 3)))))
-    answers = [distillation(logits, answer, 2.0) for answer in made.answers(features).values()]
+    answers = [distillation_loss(logits, answer, 2.0) for answer in made.answers(features).values()]
     expected = (sum(answers) + 0.25 * sum(hints)) / 2
     assert float(made(features, logits, 2.0)["exits"]) == pytest.approx(float(expected), rel=1e-5)
 
@@ -109,7 +109,7 @@ def test_weights_of_images_scale_answers_and_features_of_each() -> None:
         gaps = (features[HEAD] - regress(neck(features[place]).mean((2, 3))).detach()).square().mean(1)
         for row, weight in enumerate(weights.tolist()):
             one = slice(row, row + 1)
-            of_answer = float(distillation(logits[one], answers[one], 2.0))
+            of_answer = float(distillation_loss(logits[one], answers[one], 2.0))
             expected += weight * (of_answer + 0.25 * float(gaps[row] / features[HEAD].var())) / 6 / 2
     found, ones, none = (
         float(made(features, logits, 2.0, given)["exits"].detach()) for given in (weights, torch.ones(6), None)
