@@ -310,7 +310,7 @@ def test_a_wrong_loss_of_the_users_own_is_told_in_one_line_by_a_rehearsal(
 def test_a_rehearsal_learns_nothing_and_goes_through_each_term_once(term: str, monkeypatch: pytest.MonkeyPatch) -> None:
     student, twin, hints = Student().train(), Student(), Scale()
     batch = random_batch(2, teacher_features={"there": torch.ones(2, 5)})
-    names = ("distillation", "hard_label", "centred_difference")
+    names = ("distillation_loss", "hard_label", "centred_difference")
     noted = [Mock(wraps=getattr(losses, name)) for name in names]
     for name, function in zip(names, noted, strict=True):
         monkeypatch.setattr(losses, name, function)
