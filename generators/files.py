@@ -12,7 +12,6 @@ from synthkd.generators.settings import (
     FROM_REAL,
     GeneratorSettings,
     InversionSettings,
-    NoGenerator,
     PixelSettings,
     SavedSettings,
 )
@@ -120,7 +119,7 @@ def real_images_seen(settings: GeneratorSettings, train: int) -> int | None:
     match settings:
         case _ if isinstance(settings, FROM_REAL):
             return train
-        case InversionSettings() | PixelSettings() | NoGenerator():
+        case InversionSettings() | PixelSettings():
             return 0
         case SavedSettings():
             return read_saved(settings.path)[0].real_images

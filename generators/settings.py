@@ -262,20 +262,6 @@ class SavedSettings(Settings):
     """A run directory, or the `generator/` in one."""
 
 
-class DatasetSettings(Settings):
-    """No generator at all: the images and soft labels of a dataset that `synthkd generate` wrote."""
-
-    kind: Literal["dataset"]
-    path: str
-    """Its directory."""
-
-
-class NoGenerator(Settings):
-    """No generated images at all: the student learns from real ones alone (`data`, `mix.real: 1`)."""
-
-    kind: Literal["none"]
-
-
 class PythonGenerator(Settings):
     """A generator of your own: `target` is a `package.module:function` called with teacher, seed and the options."""
 
@@ -292,8 +278,6 @@ GeneratorSettings = Annotated[
     | Annotated[MerfSettings, Tag("merf")]
     | Annotated[PipelineSettings, Tag("pipeline")]
     | Annotated[SavedSettings, Tag("saved")]
-    | Annotated[DatasetSettings, Tag("dataset")]
-    | Annotated[NoGenerator, Tag("none")]
     | Annotated[PythonGenerator, Tag("python")],
     by_kind("inversion"),
 ]

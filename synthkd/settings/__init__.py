@@ -52,6 +52,7 @@ from synthkd.settings.data import (
     MixSettings,
     NamedData,
     NpzData,
+    ReplaySettings,
     StreamData,
 )
 from synthkd.settings.distillation import (
@@ -161,6 +162,7 @@ __all__ = [
     "Pregenerate",
     "Refine",
     "RelationTerm",
+    "ReplaySettings",
     "Resampling",
     "ResizeMode",
     "Schedule",

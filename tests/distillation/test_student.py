@@ -17,7 +17,7 @@ from synthkd.distillation.control.roles import Roles
 from synthkd.distillation.step import DistillStep
 from synthkd.distillation.student import Pupil, make_pupil
 from synthkd.distillation.teachers import FrozenTeacher
-from synthkd.distillation.terms.auxiliary import Lessons
+from synthkd.distillation.terms.auxiliary import AuxiliaryLayers
 from synthkd.errors import ConfigError
 from synthkd.losses.contrast import sskd
 from synthkd.models import Classifier, build
@@ -401,7 +401,7 @@ def test_turned_views_go_through_the_student_in_the_pass_of_the_batch() -> None:
     images, views = shown[0].split(6)
     assert torch.equal(images, batch.images)
     assert pupil.lessons is not None
-    beside = pupil.lessons.beside(batch, 4, None)
+    beside = pupil.lessons.extra_images(batch, 4, None)
     assert beside is not None
     assert torch.equal(views, beside.views)
     assert view.student.shape == (6, 4)
@@ -431,7 +431,7 @@ def test_lessons_of_every_kind_stand_in_one_module_that_is_trained_and_not_saved
     optimizer = OptimizerSettings(kind="adam", lr=1e-2, schedule="constant")
     pupil = make_pupil("student", student, settings, optimizer, 9, ACCELERATOR, teacher, bank=bank)
     _, batch = taught(teacher, [pupil])
-    assert isinstance(pupil.lessons, Lessons)
+    assert isinstance(pupil.lessons, AuxiliaryLayers)
     before = {name: p.detach().clone() for name, p in pupil.lessons.named_parameters()}
     logged = DistillStep([pupil], Source(batch), ACCELERATOR)(0)
     names = {"soft", "hint", "crd", "sskd", "dkd", "exits", "hint 2"}

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from synthkd.data.written.stored import StoredDataset
 from synthkd.distillation.teachers import FrozenTeacher
-from synthkd.distillation.team import TeacherTeam
+from synthkd.distillation.teachers import TeacherTeam
 from synthkd.generators.stored import StoredImages
 from synthkd.models import Classifier, build, parameters, save
 from synthkd.pipelines import distill
