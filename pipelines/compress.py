@@ -24,7 +24,7 @@ from synthkd.pipelines.distill import distill
 from synthkd.pipelines.handover import search as choose
 from synthkd.pipelines.handover.attack import PipelineAudit, audit_pipeline, require_enough
 from synthkd.pipelines.handover.export import NAMES, capacity, hand_over, require_packages
-from synthkd.pipelines.handover.flow import DISTILL, Flowed, run_flow, sample, distill_config
+from synthkd.pipelines.handover.flow import DISTILL, Flowed, distill_config, run_flow, sample
 from synthkd.pipelines.run.directory import Plan, Result, keep_data, trusting
 from synthkd.pipelines.run.job import Job, open_job, process_state
 from synthkd.privacy.accounting import Adjacency, Ledger, epsilon

@@ -19,8 +19,8 @@ from synthkd.pipelines.run.job import Job, make_accelerator, open_job
 from synthkd.pipelines.student.assembly import Assembly, assemble, require_fit
 from synthkd.pipelines.student.networks import finished
 from synthkd.pipelines.student.results import measured
-from synthkd.pipelines.student.teachers import ReadyTeacher, is_taught, ready_teacher, untrained_teacher
 from synthkd.pipelines.student.summary import plan, summary
+from synthkd.pipelines.student.teachers import ReadyTeacher, is_taught, ready_teacher, untrained_teacher
 from synthkd.reports.grids import MOST_CLASSES, ROWS, save_grid
 from synthkd.taps import evaluating
 from synthkd.training.loop import Action, Progress, Values

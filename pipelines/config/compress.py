@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
@@ -15,7 +16,7 @@ from synthkd.generators.settings import (
 )
 from synthkd.pipelines.config.base import TrainingConfig, require_terms
 from synthkd.pipelines.config.distill import Distillation
-from synthkd.pipelines.config.transfer_set import GeneratedSet, refuse_flat_form
+from synthkd.pipelines.config.transfer_set import GeneratedSet, refuse_flat_form, section
 from synthkd.settings import (
     Count,
     DataSettings,
@@ -104,10 +105,11 @@ class CompressConfig(TrainingConfig):
         assert generated is not None
         return generated
 
-    @model_validator(mode="before")
     @classmethod
-    def _present_form(cls, recipe: Any) -> Any:
-        return refuse_flat_form(recipe, set(Distillation.model_fields))
+    def refuse_old_form(cls, recipe: Mapping[str, Any]) -> None:
+        """Refuse keys of a distillation beside the section `distillation`."""
+        refuse_flat_form(recipe, set(Distillation.model_fields))
+        Distillation.refuse_old_form(section(recipe, "distillation"))
 
     @model_validator(mode="after")
     def _touches_private_images_as_the_flow_says(self) -> CompressConfig:

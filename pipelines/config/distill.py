@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 from pydantic import Field, model_validator
@@ -12,7 +13,7 @@ from synthkd.pipelines.config.transfer_set import (
     RealSet,
     StoredSet,
     TransferSetSettings,
-    refuse_old_form,
+    refuse_sources_outside,
     require_data,
     sources_of,
 )
@@ -117,10 +118,10 @@ class Distillation(Settings):
         alone = [n for n, phase in enumerate(self.phases) if isinstance(phase, Pregenerate) and phase.rounds]
         return f"phases.{alone[0]}" if alone else ""
 
-    @model_validator(mode="before")
     @classmethod
-    def _present_form(cls, recipe: Any) -> Any:
-        return refuse_old_form(recipe)
+    def refuse_old_form(cls, recipe: Mapping[str, Any]) -> None:
+        """Refuse `generator`, `data`, `difficulty`, `bank`, `mix.real` and `mix.live`, which sources have now."""
+        refuse_sources_outside(recipe)
 
     @model_validator(mode="after")
     def _fits_its_sources(self) -> Distillation:
@@ -218,7 +219,9 @@ class DistillConfig(Distillation, TrainingConfig):
     def _needs_no_teacher(self) -> None:
         """Refuse terms that need a teacher, of a student that has annotated labels alone."""
         distill = self.distill
-        terms: list[str] = [term.kind for term in (*distill.features, *distill.transfer) if not isinstance(term, ExitsTerm)]
+        terms: list[str] = [
+            term.kind for term in (*distill.features, *distill.transfer) if not isinstance(term, ExitsTerm)
+        ]
         terms += ["logit_match"] if distill.logit_match != 0.0 else []
         terms += [f"adapt.{name}" for name in ("weights", "strength") if getattr(distill.adapt, name) is not None]
         terms += [] if self.width is None else ["width"]

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Discriminator, Field, Tag, model_validator
 
+from synthkd.errors import ConfigError
 from synthkd.generators.settings import FROM_REAL, GeneratorSettings, InversionSettings
 from synthkd.settings import (
     BankSettings,
@@ -129,42 +130,41 @@ MOVED = ("generator", "data", "difficulty", "bank")
 """Keys of the top level that are keys of a source now."""
 
 
-def refuse_old_form(recipe: Any) -> Any:
-    """Say what to write in place of keys that have moved into `transfer_set`; other recipes pass.
+def refuse_sources_outside(recipe: Mapping[str, Any]) -> None:
+    """Refuse keys that have moved into `transfer_set`.
 
     Raises:
-        ValueError: with the line that says the same today.
+        ConfigError: with the line that says the same today.
     """
-    if isinstance(recipe, Mapping) and (moved := _moved(recipe)):
-        raise ValueError(_moved_to(moved, {"transfer_set": present_form(recipe)}))
-    return recipe
+    if moved := _moved(recipe):
+        raise ConfigError(_moved_to(moved, {"transfer_set": present_form(recipe)}))
 
 
-def refuse_flat_form(recipe: Any, keys: set[str]) -> Any:
-    """Say what to write in place of keys of a compression that have moved into `distillation`; other recipes pass.
+def refuse_flat_form(recipe: Mapping[str, Any], keys: set[str]) -> None:
+    """Refuse keys of a compression that have moved into `distillation`.
 
     Args:
         recipe: as it was read.
         keys: those of a distillation.
 
     Raises:
-        ValueError: with the line that says the same today.
+        ConfigError: with the line that says the same today.
     """
-    if not isinstance(recipe, Mapping):
-        return recipe
-    moved = [key for key in recipe if key in keys] + [key for key in _moved(recipe) if "." not in key]
+    sources = _moved(recipe)
+    moved = [key for key in recipe if key in keys] + [key for key in sources if "." not in key]
     if not moved:
-        return recipe
+        return
     distillation = {key: recipe[key] for key in recipe if key in keys}
-    if _moved(recipe):
+    if sources:
         distillation = {"transfer_set": present_form(recipe)} | distillation
-        mix = {key: value for key, value in _section(recipe, "mix").items() if key not in ("real", "live")}
+        mix = {key: value for key, value in section(recipe, "mix").items() if key not in ("real", "live")}
+        distillation.pop("mix", None)
         distillation |= {"mix": mix} if mix else {}
-    raise ValueError(_moved_to(moved, {"distillation": distillation}))
+    raise ConfigError(_moved_to(moved, {"distillation": distillation}))
 
 
 def _moved(recipe: Mapping[str, Any]) -> list[str]:
-    mix = _section(recipe, "mix")
+    mix = section(recipe, "mix")
     return [key for key in MOVED if key in recipe] + [f"mix.{key}" for key in ("real", "live") if key in mix]
 
 
@@ -174,23 +174,24 @@ def _moved_to(moved: Sequence[str], form: Mapping[str, Any]) -> str:
     return f"{', '.join(moved)} {'is' if len(moved) == 1 else 'are'} part of {where} now: write {line}"
 
 
-def _section(recipe: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    section = recipe.get(key)
-    return section if isinstance(section, Mapping) else {}
+def section(recipe: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """A section of a recipe; empty where there is none."""
+    value = recipe.get(key)
+    return value if isinstance(value, Mapping) else {}
 
 
 def present_form(recipe: Mapping[str, Any]) -> dict[str, Any] | list[dict[str, Any]]:
     """The `transfer_set` of a recipe that says `generator`, `data`, `difficulty`, `bank`, `mix.real` and `mix.live`."""
-    generator, mix = _section(recipe, "generator"), _section(recipe, "mix")
+    generator, mix = section(recipe, "generator"), section(recipe, "mix")
     kind, data, real = generator.get("kind", "inversion"), recipe.get("data"), mix.get("real", 0.0)
     if kind == "none" or real == 1.0:
         return {"kind": "real", "data": data}
     if kind == "dataset":
         first: dict[str, Any] = {"kind": "stored", "path": generator.get("path")}
-        bank = _without_capacity(_section(recipe, "bank"))
+        bank = _without_capacity(section(recipe, "bank"))
     else:
         first = {"kind": "generated"} | {key: recipe[key] for key in ("generator", "difficulty") if key in recipe}
-        bank = dict(_section(recipe, "bank"))
+        bank = dict(section(recipe, "bank"))
         first |= {"live": mix["live"]} if mix.get("live") else {}
         first |= {"data": data} if data is not None and real == 0.0 else {}
     first |= {"bank": bank} if bank else {}
@@ -214,9 +215,7 @@ def require_data(sources: Sequence[GeneratedSet | StoredSet | RealSet]) -> None:
     kind = generated.generator.kind
     if generated.data is not None:
         if real is not None and not isinstance(real.data, StreamData):
-            raise ValueError(
-                f"transfer_set: {kind} learns from the images of kind real: leave its own data out"
-            )
+            raise ValueError(f"transfer_set: {kind} learns from the images of kind real: leave its own data out")
         return
     if real is None:
         raise ValueError(f"transfer_set.generator.kind: {kind} learns from real images: set transfer_set.data")

@@ -116,7 +116,15 @@ def make_proxy(config: DistillConfig, settings: SearchSettings, teacher: Classif
     threads = config.threads or torch.get_num_threads()
     accelerator = make_accelerator(config)
     return proxy_evaluator(
-        assembly.transfer_set.dataset, held_out, logits, builder, settings.steps, seed, accelerator, config.distill, threads
+        assembly.transfer_set.dataset,
+        held_out,
+        logits,
+        builder,
+        settings.steps,
+        seed,
+        accelerator,
+        config.distill,
+        threads,
     )
 
 

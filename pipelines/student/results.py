@@ -8,25 +8,22 @@ from dataclasses import asdict
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from synthkd.compression.capacity import TeacherQuality, compare_teachers
 from synthkd.data.read.real import RealData
 from synthkd.distillation import alarms
 from synthkd.distillation.teachers import TeacherTeam
-from synthkd.metrics.utility import Proportion, accuracy, predict, proportion
+from synthkd.metrics.utility import Proportion, accuracy, predict
 from synthkd.models import Classifier
 from synthkd.models.cost import latency_ms
-from synthkd.models.layout import head
 from synthkd.pipelines.config import DistillConfig
 from synthkd.pipelines.run.job import Job, describe_model, scored
 from synthkd.pipelines.student.assembly import Assembly
 from synthkd.pipelines.student.networks import finished
 from synthkd.reports.run import ONE_CLASS
-from synthkd.rng import Rows
-from synthkd.taps import INPUT, evaluating, observe
+from synthkd.taps import evaluating
 from synthkd.training.loop import Progress
-from synthkd.types import balanced_labels, to_uint8
+from synthkd.types import to_uint8
 
 ALARM_IMAGES = 1024
 FRESH_IMAGES = 500
@@ -95,9 +92,7 @@ def measured(
             "images_generated": assembly.transfer_set.images_generated,
         },
         "alarms": [asdict(alarm) for alarm in raised],
-        "evaluations": assembly.evaluation.outcome(
-            [one.name for one in assembly.students], job.monitor.rows()
-        ),
+        "evaluations": assembly.evaluation.outcome([one.name for one in assembly.students], job.monitor.rows()),
     }
     if teacher is not None and len(teacher.models) > 1:
         values["teachers"] = _team(config, assembly, teacher, test, device)
@@ -159,7 +154,9 @@ def _compared(found: tuple[Proportion, str] | None) -> dict[str, Any]:
     }
 
 
-def _one_class(assembly: Assembly, student: Classifier, test: RealData | None, device: torch.device) -> list[alarms.Alarm]:
+def _one_class(
+    assembly: Assembly, student: Classifier, test: RealData | None, device: torch.device
+) -> list[alarms.Alarm]:
     """The alarms about students that give one answer: on test images, else on the newest that there are."""
     if test is not None:
         images, asked, on = test.images, test.labels, "test images"

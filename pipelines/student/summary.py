@@ -31,19 +31,20 @@ def plan(config: DistillConfig, assembly: Assembly) -> tuple[str, ...]:
         lines = [f"  generator rounds: {rounds:,}{images}"]
         held += generator_bytes(generated.generator)
     peers = [f"{parameters(finished(peer)):,} parameters" for peer in assembly.students[1:]]
-    inherited = f"{assembly.inherited:,} of them start from its weights" if assembly.inherited else "freshly initialised"
+    inherited = (
+        f"{assembly.inherited:,} of them start from its weights" if assembly.inherited else "freshly initialised"
+    )
     new = phases.rounds_within(config.phases, config.checkpoint_every) * (batch or 0)
     banks = assembly.transfer_set.banks
     shared = sum(bank.checkpoint_bytes(config.keep_checkpoints, new) for bank in banks)
     on_disk = sum(bank.nbytes for bank in banks if bank.settings.storage == "disk")
-    if assembly.contract is None:
+    contract = assembly.contract
+    if contract is None:
         taught, share = assembly.transfer_set.sources[0].without_teacher, ""
     else:
         trained = ", trained first" if isinstance(config.teacher, TrainedTeacher) else ""
-        taught = (
-            f"{assembly.contract.parameters:,} parameters, {assembly.contract.batch_norm_layers} BatchNorm layers{trained}"
-        )
-        share = f" ({student / assembly.contract.parameters:.1%} of the teacher's)"
+        taught = f"{contract.parameters:,} parameters, {contract.batch_norm_layers} BatchNorm layers{trained}"
+        share = f" ({student / contract.parameters:.1%} of the teacher's)"
     uses = assembly.transfer_set.uses()
     real = f"{config.real_images}, {' and '.join(uses)}" if uses and config.real_images else "none"
     return (
