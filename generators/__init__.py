@@ -16,25 +16,20 @@ if __name__ != "synthkd.generators":
 if TYPE_CHECKING:
     from synthkd.generators.build import build_generator
     from synthkd.generators.cgan import CGAN
-    from synthkd.generators.denoising import ClassConditionalPipeline
     from synthkd.generators.diffusion import Diffusion
     from synthkd.generators.files import SavedGenerator, read_saved, real_images_seen, save_generator
     from synthkd.generators.inversion import Inversion
     from synthkd.generators.merf import Merf
     from synthkd.generators.pipeline import Pipeline
     from synthkd.generators.pixels import Pixels
-    from synthkd.generators.rounds import Fixed, SampledRounds
 
 __all__ = [
     "CGAN",
-    "ClassConditionalPipeline",
     "Diffusion",
-    "Fixed",
     "Inversion",
     "Merf",
     "Pipeline",
     "Pixels",
-    "SampledRounds",
     "SavedGenerator",
     "build_generator",
     "read_saved",
@@ -44,14 +39,11 @@ __all__ = [
 
 _MODULES = {
     "CGAN": "cgan",
-    "ClassConditionalPipeline": "denoising",
     "Diffusion": "diffusion",
-    "Fixed": "rounds",
     "Inversion": "inversion",
     "Merf": "merf",
     "Pipeline": "pipeline",
     "Pixels": "pixels",
-    "SampledRounds": "rounds",
     "SavedGenerator": "files",
     "build_generator": "build",
     "read_saved": "files",

@@ -30,16 +30,14 @@ from synthkd.generators.gan_networks import ConditionalGenerator, Critic, critic
 from synthkd.generators.latent import AveragedNetwork, descend, latent_length
 from synthkd.generators.rounds import SampledRounds, agreed_spec, require_real_data
 from synthkd.generators.settings import CGANSettings
-from synthkd.generators.teacher_student import STUDENT_TERMS, JointOutputs, joint_forward
+from synthkd.generators.teacher_student import STUDENT_TERMS, JointOutputs, joint_forward, teacher_logits
 from synthkd.losses.objective import Loss, Objective
 from synthkd.metrics.diversity import cluster_modes, mode_collapse
 from synthkd.models.classifier import Classifier
-from synthkd.models.contract import finite_logits
 from synthkd.models.size import in_proportion
 from synthkd.models.weights import finite_state
 from synthkd.rng import Rows, derive, stream
 from synthkd.settings import AugmentSettings
-from synthkd.taps import evaluating
 from synthkd.types import Batch, ImageSpec, to_float
 
 BETAS = (0.0, 0.9)
@@ -240,18 +238,12 @@ class CGAN(SampledRounds):
             for number, labels in enumerate(train.labels[rows].split(CHUNK))
         ]
         if self._teacher is not None:
-            predictions = torch.cat([self._predict(self._teacher, images) for images in chunks])
-            return mode_collapse(holdout.labels, predictions).rate
+            logits = torch.cat([teacher_logits(self._teacher, images, self._autocast) for images in chunks])
+            return mode_collapse(holdout.labels, logits.argmax(1)).rate
         real, reference = (_coarse_subset(data, rng) for data in (train, holdout))
         clusters = min(CLUSTERS, len(real))
         modes = cluster_modes(real, reference, _coarse(torch.cat(chunks)), clusters, self._seed)
         return mode_collapse(modes.holdout, modes.generated).rate
-
-    @torch.no_grad()
-    def _predict(self, teacher: Classifier, images: Tensor) -> Tensor:
-        with evaluating(teacher), self._autocast():
-            logits: Tensor = teacher(images)
-        return finite_logits(logits.float()).argmax(1)
 
     def save(self, directory: Path) -> None:
         """Write the averaged weights, which suffice for sampling, to `generator.safetensors`."""

@@ -140,7 +140,7 @@ class Merf(SampledRounds):
         self._target: _Target | None = None
         self._private = train
         self._run = run
-        self._journal = None if run is None else Journal(run)
+        self._journal = Journal(run)
         self._release_file = None if run is None else run / INSIDE_A_RUN / RELEASE
         if s.noise_multiplier is not None:
             self._noise = s.noise_multiplier
@@ -157,11 +157,11 @@ class Merf(SampledRounds):
             )
         self.network = network.to(self._device)
         self._averaged = AveragedNetwork(self.network, s.latent, s.lr, BETAS, s.ema)
-        journal, file = self._journal, self._release_file
-        if journal is not None and file is not None and journal.has_release(file):
+        file = self._release_file
+        if file is not None and self._journal.has_release(file):
             self._train_on(Embedding.load(file), str(file))
             if accelerator.is_main_process:
-                journal.keep_release(file)
+                self._journal.keep_release(file)
 
     @property
     def ledger(self) -> Ledger:
@@ -253,7 +253,7 @@ class Merf(SampledRounds):
         """
         self._averaged.load_state_dict(state)
         if state["release"]:
-            if self._journal is not None:
+            if self._run is not None:
                 self._journal.require(releases=1)
             self._train_on(Embedding.from_state(state["release"]), "the checkpoint")
 
@@ -274,10 +274,9 @@ class Merf(SampledRounds):
         s, private = self.settings, self._private
         fourier = Fourier(self.spec, s.features, s.bandwidths, derive(self._seed, "merf/fourier"))
         # charged before the images are read, so that an interrupted release counts too
-        if self._journal is not None:
-            self._journal.charge(Release(self._noise, ADJACENCY))
+        self._journal.charge(Release(self._noise, ADJACENCY))
         embedding = release(private.images, private.labels, fourier, self._noise, self._device, s.test_seed)
-        if self._release_file is not None and self._journal is not None:
+        if self._release_file is not None:
             embedding.save(self._release_file)
             self._journal.keep_release(self._release_file)
         return embedding

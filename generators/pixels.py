@@ -20,13 +20,11 @@ from torch import Tensor, nn
 from synthkd.errors import ModelError
 from synthkd.generators.procedural import EPSILON, ToneCurve, draw, fit_tone_curve
 from synthkd.generators.settings import PixelSettings
-from synthkd.generators.teacher_student import STUDENT_TERMS, TEACHER_TERMS, JointOutputs, joint_forward
+from synthkd.generators.teacher_student import STUDENT_TERMS, TEACHER_TERMS, JointOutputs, joint_forward, teacher_logits
 from synthkd.losses.objective import Objective
 from synthkd.models.classifier import Classifier
-from synthkd.models.contract import finite_logits
 from synthkd.models.layout import head
 from synthkd.rng import Rows, numpy_stream, stream
-from synthkd.taps import evaluating
 from synthkd.training.learner import require_finite
 from synthkd.types import Round, balanced_labels
 
@@ -118,8 +116,7 @@ class Pixels:
         results, terms = self._move(start, targets, s.steps, difficulty, student, index)
         self._earlier = torch.cat([self._earlier, results.cpu()])[-REMEMBERED:]
         images = torch.cat([results, drawn[moved:].to(results.device)])
-        with torch.no_grad(), evaluating(self._teacher), self._accelerator.autocast():
-            logits = finite_logits(self._teacher(images).float())
+        logits = teacher_logits(self._teacher, images, self._accelerator.autocast)
         labels = torch.cat([targets.argmax(1).to(logits.device), logits[moved:].argmax(1)])
         return Round(images, labels, logits, terms)
 

@@ -6,17 +6,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
 from synthkd.data.epochs import EpochSource
 from synthkd.data.read.splits import RealData
 from synthkd.errors import ConfigError
+from synthkd.generators.teacher_student import teacher_logits
 from synthkd.models.classifier import Classifier
-from synthkd.models.contract import finite_logits
 from synthkd.rng import Rows
-from synthkd.taps import evaluating
 from synthkd.types import ImageSpec, Round, SampleGenerator, balanced_labels
 
 
@@ -99,9 +97,7 @@ class SampledRounds(ABC):
         first = index * self._batch_size
         labels = balanced_labels(self._batch_size, first, self._teacher.spec.classes).to(self._device)
         images = self._round_images(labels, difficulty, Rows(self._seed, "round", first), student)
-        with torch.no_grad(), evaluating(self._teacher), self._accelerator.autocast():
-            logits = finite_logits(self._teacher(images).float())
-        return Round(images, labels, logits, terms)
+        return Round(images, labels, teacher_logits(self._teacher, images, self._accelerator.autocast), terms)
 
     def _round_images(self, labels: Tensor, difficulty: float, rng: Rows, student: nn.Module | None) -> Tensor:
         """The images of a round. A subclass whose samples depend on the current student overrides this."""

@@ -116,27 +116,44 @@ def joint_forward(
         raise ConfigError("generator.semantic compares penultimate features, which this student does not name; set 0")
     networks = [teacher] if student is None else [teacher, student]
     with evaluating(*networks), frozen(*networks), ExitStack() as hooks:
-
-        def tapped(network: nn.Module) -> Taps:
+        taps: list[Taps] = []
+        for network in networks:
             paths = [head(network) + INPUT] if penultimate and isinstance(network, Classifier) else []
-            return hooks.enter_context(Taps(network, paths, statistics and network is teacher))
-
-        teacher_taps = tapped(teacher)
-        student_taps = None if student is None else tapped(student)
+            taps.append(hooks.enter_context(Taps(network, paths, statistics and network is teacher)))
 
         def forward(images: Tensor, labels: Tensor, difficulty: float) -> JointOutputs:
             with autocast():
-                of_teacher = _in_float32(teacher_taps(images))
-                of_student = None if student_taps is None else _in_float32(student_taps(images))
+                of_teacher, *of_student = [_in_float32(tapped(images)) for tapped in taps]
             finite_logits(of_teacher.logits)
-            if of_student is not None and not bool(torch.isfinite(of_student.logits).all()):
+            if of_student and not bool(torch.isfinite(of_student[0].logits).all()):
                 raise TrainingError(
                     "student: its answers to generated images are not finite, its training diverged; lower "
                     "distill.optimizer.lr or set distill.optimizer.clip"
                 )
-            return JointOutputs(of_teacher, of_student, labels, difficulty)
+            return JointOutputs(of_teacher, of_student[0] if of_student else None, labels, difficulty)
 
         yield forward
+
+
+@torch.no_grad()
+def teacher_logits(
+    teacher: Classifier, images: Tensor, autocast: Callable[[], AbstractContextManager[object]]
+) -> Tensor:
+    """The teacher's logits of generated images, in eval mode and without gradient.
+
+    Args:
+        teacher: the frozen teacher.
+        images: float32 `[N, C, H, W]` in [0, 1].
+        autocast: context manager that sets the precision.
+
+    Returns:
+        float32 `[N, K]`.
+
+    Raises:
+        ModelError: the logits are not finite.
+    """
+    with evaluating(teacher), autocast():
+        return finite_logits(teacher(images).float())
 
 
 def _in_float32(outputs: Outputs) -> Outputs:
