@@ -269,15 +269,15 @@ class SavedSettings(Settings):
 
 
 class DatasetSettings(Settings):
-    """No generator: the images and soft labels of a dataset that `synthkd generate` wrote."""
+    """No generator at all: the images and soft labels of a dataset that `synthkd generate` wrote."""
 
     kind: Literal["dataset"]
     path: str
-    """Directory of the dataset."""
+    """Its directory."""
 
 
 class NoGenerator(Settings):
-    """No generated images: the student learns from real images alone (`data`, `mix.real: 1`)."""
+    """No generated images at all: the student learns from real ones alone (`data`, `mix.real: 1`)."""
 
     kind: Literal["none"]
 

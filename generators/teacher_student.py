@@ -82,7 +82,7 @@ STUDENT_TERMS: Mapping[str, Term] = {
 """Terms that compare teacher and student; 0 without a student.
 
 `adversarial` raises the divergence on images for which both predict the same class (Fang et al. 2021), `distillation`
-raises it on all images. `semantic` penalises image pairs that are similar for the teacher and not for the student
+raises it on all images. `semantic` penalises pairs of images whose similarity differs between teacher and student
 (`synthkd.losses.relations.semantic_consistency`).
 """
 
