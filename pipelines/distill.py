@@ -23,7 +23,7 @@ from synthkd.pipelines.student.text import plan, summary
 from synthkd.reports.grids import MOST_CLASSES, ROWS, save_grid
 from synthkd.rng import Rows
 from synthkd.taps import evaluating
-from synthkd.training.loop import Action, Loop, Progress
+from synthkd.training.loop import Action, Progress
 from synthkd.types import balanced_labels
 
 STUDENT, PEERS = "student", "peers"
@@ -120,8 +120,7 @@ def _run(config: DistillConfig, job: Job, parts: Parts, test: RealData | None) -
         draw,
         config.grid_every,
     )
-    loop = Loop(
-        job.accelerator,
+    return job.train(
         {
             **{pupil.learner.name: pupil for pupil in parts.pupils},
             **({} if parts.generator is None else {"generator": parts.generator}),
@@ -131,14 +130,10 @@ def _run(config: DistillConfig, job: Job, parts: Parts, test: RealData | None) -
             **({} if parts.arriving is None else {"stream": parts.arriving}),
             "adaptation": parts.adaptation,
         },
-        job.store,
-        job.monitor,
-        config.seed,
-        config.log_every,
-        config.checkpoint_every,
-        shown=("student/loss", "fresh/agreement", "difficulty", "test/accuracy"),
+        stages,
+        f"distill {config.name}",
+        headline=("student/loss", "fresh/agreement", "difficulty", "test/accuracy"),
     )
-    return loop.run(stages, f"distill {config.name}")
 
 
 def _grid(config: DistillConfig, job: Job, parts: Parts, step: int) -> None:

@@ -74,7 +74,7 @@ def measured(
     seconds = {
         "teacher": teacher_seconds,
         "distill": progress.seconds,
-        "evaluate": progress.watching + time.perf_counter() - started,
+        "evaluate": progress.evaluation_seconds + time.perf_counter() - started,
     }
     values: dict[str, Any] = {
         "seconds": round(sum(seconds.values()), 3),
