@@ -33,10 +33,8 @@ def value_at(schedule: Schedule, step: int, total: int) -> float:
     if schedule.kind == "step":
         return schedule.end if progress >= schedule.until else schedule.start
     span = schedule.until - schedule.begin
-    if span == 0:
-        t = float(progress >= schedule.until)
-    else:
-        t = min(1.0, max(0.0, (progress - schedule.begin) / span))
+    t = (progress - schedule.begin) / span if span else float(progress >= schedule.until)
+    t = min(1.0, max(0.0, t))
     if schedule.kind == "cosine":
         t = 0.5 * (1.0 - math.cos(math.pi * t))
     return schedule.start + (schedule.end - schedule.start) * t
