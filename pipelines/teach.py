@@ -23,16 +23,11 @@ from synthkd.models import Classifier, build_model, load, parameters, save
 from synthkd.models.cost import latency_ms
 from synthkd.models.weights import finite_state
 from synthkd.pipelines.config import TeachConfig
-from synthkd.pipelines.run.directory import Plan, Result, keep_data, trusting
-from synthkd.pipelines.run.job import (
-    Job,
-    describe_model,
-    disk_line,
-    open_job,
-    process_state,
-    scored,
-    training_bytes,
-)
+from synthkd.pipelines.run.device import process_state
+from synthkd.pipelines.run.images import keep_data
+from synthkd.pipelines.run.job import Job, describe_model, disk_line, open_job, scored, training_bytes
+from synthkd.pipelines.run.result import Plan, Result
+from synthkd.pipelines.run.trust import trusting
 from synthkd.privacy.dpsgd import PoissonSource, PrivateLearner, plan_mechanism, statement
 from synthkd.privacy.journal import Journal
 from synthkd.rng import stream

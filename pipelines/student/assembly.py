@@ -29,7 +29,7 @@ from synthkd.generators.stored import StoredImages
 from synthkd.models import Classifier, TeacherContract, inherit, is_fresh, probe
 from synthkd.models.slimmable import Slimmable
 from synthkd.pipelines.config import DistillConfig
-from synthkd.pipelines.run.directory import keep_data
+from synthkd.pipelines.run.images import keep_data
 from synthkd.pipelines.student.networks import (
     Probed,
     Subject,

@@ -8,8 +8,9 @@ from pathlib import Path
 from synthkd.data.read.real import load_splits
 from synthkd.models import Classifier, load_model
 from synthkd.pipelines.config import TeachConfig, TrainingConfig
-from synthkd.pipelines.run.directory import RESULT, Result
+from synthkd.pipelines.run.directory import RESULT
 from synthkd.pipelines.run.job import Job
+from synthkd.pipelines.run.result import Result
 from synthkd.pipelines.teach import load_taught, teach, untrained
 from synthkd.settings import LoadedModel, TrainedTeacher
 
