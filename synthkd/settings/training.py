@@ -48,11 +48,11 @@ class OptimizerSettings(Settings):
 
 
 class DPSettings(Settings):
-    """DP-SGD (Abadi et al. 2016): each image's gradient is clipped, their sum gets Gaussian noise, and every image is in
-    a batch with the same probability, independently."""
+    """DP-SGD (Abadi et al. 2016): each image's gradient is clipped, their sum gets Gaussian noise, and every image is
+    in a batch with the same probability, independently."""
 
     epsilon: Positive | None = None
-    """Budget of the planned steps, which sets the noise; neighbouring datasets differ by adding or removing one image."""
+    """Budget of the planned steps, which sets the noise; neighbouring datasets differ by one image more or less."""
     noise_multiplier: Noise | None = None
     """Standard deviation of the noise over `clip`, in place of a budget."""
     delta: Annotated[float, Field(gt=0.0, lt=1.0)] = 1e-5
