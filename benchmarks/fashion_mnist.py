@@ -25,7 +25,7 @@ sys.path.insert(0, str(HERE))
 
 from synthkd.pipelines import distill, teach
 from synthkd.pipelines.config import DistillConfig, TeachConfig
-from synthkd.pipelines.run.directory import Result
+from synthkd.pipelines.run.result import Result
 from synthkd.settings.load import load_config
 from synthkd.training.monitor import read_rows
 

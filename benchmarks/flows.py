@@ -34,7 +34,7 @@ import fashion_mnist
 
 from synthkd.pipelines import compress
 from synthkd.pipelines.config import CompressConfig
-from synthkd.pipelines.run.directory import Result
+from synthkd.pipelines.run.result import Result
 from synthkd.settings.load import load_config
 from synthkd.system.files import write_atomically
 from synthkd.system.hardware import describe

@@ -39,7 +39,7 @@ import fashion_mnist
 
 from synthkd.pipelines import distill, generate
 from synthkd.pipelines.config import DistillConfig, GenerateConfig
-from synthkd.pipelines.run.directory import Result
+from synthkd.pipelines.run.result import Result
 from synthkd.settings.load import load_config
 from synthkd.system.hardware import describe
 

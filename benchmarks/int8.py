@@ -34,7 +34,7 @@ from synthkd.metrics.utility import accuracy, predict
 from synthkd.models.cost import cost
 from synthkd.pipelines import generate
 from synthkd.pipelines.config import GenerateConfig
-from synthkd.pipelines.run.directory import Result
+from synthkd.pipelines.run.result import Result
 from synthkd.settings import NamedData
 from synthkd.settings.load import load_config
 from synthkd.system.files import write_atomically

@@ -28,7 +28,7 @@ from terms import compared
 
 from synthkd.pipelines import distill
 from synthkd.pipelines.config import DistillConfig
-from synthkd.pipelines.run.directory import Result
+from synthkd.pipelines.run.result import Result
 from synthkd.settings.load import load_config
 from synthkd.system.files import write_atomically
 

@@ -26,7 +26,7 @@ import fashion_mnist
 
 from synthkd.pipelines import distill, teach
 from synthkd.pipelines.config import DistillConfig, TeachConfig
-from synthkd.pipelines.run.directory import Result
+from synthkd.pipelines.run.result import Result
 from synthkd.settings.load import load_config
 from synthkd.system.files import write_atomically
 

@@ -31,7 +31,7 @@ import fashion_mnist
 
 from synthkd.pipelines import distill
 from synthkd.pipelines.config import DistillConfig
-from synthkd.pipelines.run.directory import Result
+from synthkd.pipelines.run.result import Result
 from synthkd.settings.load import load_config
 from synthkd.system.files import write_atomically
 

@@ -21,17 +21,10 @@ from synthkd.models import Classifier, load_model, parameters
 from synthkd.models.weights import serialised
 from synthkd.pipelines.config import AuditConfig, ImageSet
 from synthkd.pipelines.copying import look_for_copies
-from synthkd.pipelines.run.directory import (
-    REPORT,
-    Plan,
-    Result,
-    choose_device,
-    complete_result,
-    read_result,
-    run_directory,
-    trusting,
-    write_result,
-)
+from synthkd.pipelines.run.device import choose_device
+from synthkd.pipelines.run.directory import REPORT, run_directory
+from synthkd.pipelines.run.result import Plan, Result, complete_result, read_result, write_result
+from synthkd.pipelines.run.trust import trusting
 from synthkd.privacy.audit import (
     AVERAGE_CASE,
     GIVEN,

@@ -25,8 +25,11 @@ from synthkd.pipelines.handover import search as choose
 from synthkd.pipelines.handover.attack import PipelineAudit, audit_pipeline, require_enough
 from synthkd.pipelines.handover.export import NAMES, capacity, hand_over, require_packages
 from synthkd.pipelines.handover.flow import DISTILL, Flowed, distill_config, run_flow, sample
-from synthkd.pipelines.run.directory import Plan, Result, keep_data, trusting
-from synthkd.pipelines.run.job import Job, open_job, process_state
+from synthkd.pipelines.run.device import process_state
+from synthkd.pipelines.run.images import keep_data
+from synthkd.pipelines.run.job import Job, open_job
+from synthkd.pipelines.run.result import Plan, Result
+from synthkd.pipelines.run.trust import trusting
 from synthkd.privacy.accounting import Adjacency, Ledger, epsilon
 from synthkd.privacy.copies import CopyTest
 from synthkd.privacy.report import privacy_report

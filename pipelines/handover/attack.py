@@ -18,7 +18,7 @@ from synthkd.errors import ConfigError
 from synthkd.models import Classifier
 from synthkd.pipelines.config import AuditSettings, CompressConfig
 from synthkd.pipelines.handover.flow import Flowed, run_flow
-from synthkd.pipelines.run.directory import Result
+from synthkd.pipelines.run.result import Result
 from synthkd.pipelines.student.teachers import teach_config
 from synthkd.pipelines.teach import load_taught, teach
 from synthkd.privacy.audit import GROUPS, SURE, GroupAudit, audit_model, blind_check, duplicated, logits_of

@@ -24,7 +24,8 @@ from synthkd.pipelines.config import CompressConfig, Distillation, DistillConfig
 from synthkd.pipelines.distill import distill
 from synthkd.pipelines.handover.private_generator import WIDEST, ReleaseConfig, load_released, release
 from synthkd.pipelines.handover.search import Choice, choose_student
-from synthkd.pipelines.run.directory import RESULT, Result
+from synthkd.pipelines.run.directory import RESULT
+from synthkd.pipelines.run.result import Result
 from synthkd.pipelines.student.teachers import teach_config
 from synthkd.pipelines.teach import load_taught, teach
 from synthkd.privacy.accounting import ledger_of

@@ -7,9 +7,11 @@ from synthkd.generators.files import INSIDE_A_RUN, read_saved, save_generator
 from synthkd.generators.merf import Merf
 from synthkd.generators.settings import MerfSettings
 from synthkd.pipelines.config import TrainingConfig
-from synthkd.pipelines.run.directory import Result, keep_data
+from synthkd.pipelines.run.device import make_accelerator
 from synthkd.pipelines.run.fit import fit_generator
-from synthkd.pipelines.run.job import make_accelerator, open_job
+from synthkd.pipelines.run.images import keep_data
+from synthkd.pipelines.run.job import open_job
+from synthkd.pipelines.run.result import Result
 from synthkd.settings import Count
 
 WIDEST = 1.0

@@ -17,7 +17,7 @@ from synthkd.compression.proxy import Evaluate, proxy_evaluator
 from synthkd.compression.search import search, space_of
 from synthkd.models import Classifier, build_model, parameters
 from synthkd.pipelines.config import DistillConfig
-from synthkd.pipelines.run.job import make_accelerator
+from synthkd.pipelines.run.device import make_accelerator
 from synthkd.pipelines.student.assembly import assemble
 from synthkd.settings import SearchSettings, ZooModel
 from synthkd.training.display import Display

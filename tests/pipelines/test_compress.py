@@ -18,7 +18,7 @@ from synthkd.pipelines.handover import attack, flow
 from synthkd.pipelines.handover import search as choose
 from synthkd.pipelines.handover.export import require_packages
 from synthkd.pipelines.handover.private_generator import ReleaseConfig
-from synthkd.pipelines.run.directory import Plan, Result
+from synthkd.pipelines.run.result import Plan, Result
 from synthkd.settings import ZooModel
 from synthkd.settings.load import load_config
 
