@@ -140,8 +140,6 @@ class DistillConfig(TrainingConfig):
         theirs = " and ".join(dict.fromkeys(term.kind for term in inside if not isinstance(term, ExitsTerm)))
         if theirs and self.mix.logits == "stored":
             raise ValueError(f"distill: {theirs} compares features of the images at hand: set mix.logits to fresh")
-        if self.width is not None and self.distill.adapt.balance is not None:
-            raise ValueError("width: its penalty cannot be balanced with losses: leave distill.adapt.balance out")
         if self.width is not None and (self.inherit or compared):
             raise ValueError(
                 "width: a student whose width changes has no layer that a weight or feature of the teacher fits: set "

@@ -29,7 +29,7 @@ from synthkd.models import Classifier, build_model
 from synthkd.models.slimmable import Slimmable, slice_out
 from synthkd.pipelines.config import DistillConfig
 from synthkd.rng import derive, stream
-from synthkd.settings import GradientBalanceSettings, PeerSettings, ZooModel
+from synthkd.settings import PeerSettings, ZooModel
 from synthkd.types import Batch, ImageSpec, to_float
 
 
@@ -92,8 +92,6 @@ def build_pupils(
     """The student and those that learn beside it, each with an optimiser and layers of its own."""
     if config.online is not None and accelerator.num_processes > 1:
         raise ConfigError("online: peers learn together in one process only; leave torchrun out, or online")
-    if isinstance(config.distill.adapt.balance, GradientBalanceSettings) and accelerator.num_processes > 1:
-        raise ConfigError("distill.adapt.balance: gradient works in one process only; leave torchrun out, or it")
     names, networks, optimizers = ["student"], [student], [config.distill.optimizer]
     for number, peer in enumerate(() if config.online is None else config.online.peers, start=1):
         names.append(f"peer {number}")

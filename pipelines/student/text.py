@@ -99,7 +99,6 @@ def _recipe(config: DistillConfig, parts: Parts) -> list[str]:
         )
     adapt = distill.adapt
     moved = [name for name in ("temperature", "weights", "strength") if getattr(adapt, name) is not None]
-    moved += [] if adapt.balance is None else [f"balance by {adapt.balance.kind}"]
     moved += ["who teaches"] if config.team.weighting == "selected" or (online is not None and online.swap) else []
     moved += [] if config.width is None else ["width"]
     return [*lines, f"  adapts: {', '.join(moved)}; a look every {adapt.every:,} steps"] if moved else lines

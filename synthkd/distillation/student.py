@@ -18,11 +18,10 @@ from synthkd.distillation.terms.auxiliary import Lessons
 from synthkd.distillation.terms.contrast import Beside
 from synthkd.distillation.terms.objective import Regulator, StudentView, Terms, terms_of
 from synthkd.losses import logits as losses
-from synthkd.losses.balance import GradientBalance, UncertaintyBalance
 from synthkd.models.classifier import Classifier
 from synthkd.rng import derive
 from synthkd.schedules import ever, value_at
-from synthkd.settings import DistillSettings, GradientBalanceSettings, OnlineSettings, OptimizerSettings
+from synthkd.settings import DistillSettings, OnlineSettings, OptimizerSettings
 from synthkd.taps import evaluating, observe
 from synthkd.training.learner import Learner
 from synthkd.types import Batch
@@ -45,7 +44,6 @@ class Pupil:
 
     Attributes:
         learner, lessons, terms, adaptation, teacher: as given; the latter two may be set later.
-        balance: weighs the terms against each other, or None.
     """
 
     def __init__(
@@ -75,11 +73,6 @@ class Pupil:
         # wrapped for several processes, the student is a child of the wrapper
         self._prefix = "" if learner.model is learner.module else "module."
         self._places = () if lessons is None else tuple(self._prefix + place for place in lessons.student_places)
-        self.balance: UncertaintyBalance | GradientBalance | None = None if lessons is None else lessons.balance
-        asked = settings.adapt.balance
-        if isinstance(asked, GradientBalanceSettings):
-            first = next(p for p in learner.module.parameters() if p.requires_grad and p.ndim > 1)
-            self.balance = GradientBalance(asked, first)
 
     def look(self, batch: Batch, step: int, training: bool = True) -> StudentView:
         """A pass over the batch, with gradient; whoever teaches is the one that labelled it.
@@ -127,11 +120,8 @@ class Pupil:
     def learn(self, view: StudentView, step: int) -> dict[str, Tensor | float]:
         """One update; returns what is worth logging, named after the learner."""
         name = self.learner.name
-        loss = self.terms.objective(view, step, self.learner.total, self._factor, self.balance)
+        loss = self.terms.objective(view, step, self.learner.total, self._factor)
         logged = self.learner.update(loss, step)
-        if self.balance is not None:
-            weights = self.balance.weights
-            logged |= {f"{name}/balance of {term}": weights[term] for term in loss.terms if term in weights}
         if view.batch.teacher_logits is None:
             return logged
         agreement = losses.agreement(view.batch.teacher_logits, view.student.detach())
@@ -184,13 +174,10 @@ class Pupil:
         return found
 
     def state_dict(self) -> dict[str, Any]:
-        balance = {} if not isinstance(self.balance, GradientBalance) else {"balance": self.balance.state_dict()}
-        return self.learner.state_dict() | balance
+        return self.learner.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.learner.load_state_dict(state)
-        if isinstance(self.balance, GradientBalance):
-            self.balance.load_state_dict(state["balance"])
 
 
 def make_pupil(
@@ -225,8 +212,7 @@ def make_pupil(
     torch.manual_seed(derive(seed, f"{name}/lessons"))  # whoever else learns, its layers start alike
     lessons = Lessons(settings, teacher, module, seed) if isinstance(module, Classifier) else None
     terms = terms_of(settings, None if lessons is None else lessons.weights, regulator, online)
-    if lessons is not None:
-        lessons.balance_by(settings.adapt.balance, list(terms.objective.terms))
-        lessons = lessons if any(True for _ in lessons.children()) else None
+    if lessons is not None and not any(True for _ in lessons.children()):
+        lessons = None
     learner = Learner(name, module, optimizer, total, accelerator, lessons)
     return Pupil(learner, settings, accelerator, lessons, terms, regulator=regulator, online=online, **more)

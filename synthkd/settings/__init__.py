@@ -35,14 +35,11 @@ from synthkd.settings.base import (
 from synthkd.settings.compression import GOALS, POPULATION, Family, Flow, Goal, SearchSettings
 from synthkd.settings.control import (
     AdaptSettings,
-    BalanceSettings,
     DifficultySettings,
-    GradientBalanceSettings,
     SelectionSettings,
     StrengthSettings,
     SwapSettings,
     TemperatureSettings,
-    UncertaintyBalanceSettings,
     WeightSettings,
 )
 from synthkd.settings.data import (
@@ -116,7 +113,6 @@ __all__ = [
     "Architecture",
     "AttentionTerm",
     "AugmentSettings",
-    "BalanceSettings",
     "BankSettings",
     "Batch",
     "Channels",
@@ -141,7 +137,6 @@ __all__ = [
     "FolderData",
     "Fraction",
     "Goal",
-    "GradientBalanceSettings",
     "HintTerm",
     "Images",
     "InceptionExtractor",
@@ -188,7 +183,6 @@ __all__ = [
     "Threads",
     "TrainedTeacher",
     "TransferTerm",
-    "UncertaintyBalanceSettings",
     "Units",
     "ViewTerm",
     "Weight",

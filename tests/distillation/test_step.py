@@ -63,7 +63,6 @@ class Scale(nn.Module):
 
     weights: ClassVar[Mapping[str, tuple[float, str]]] = {"hint": (1.5, "features")}
     student_places = ("hidden",)
-    balance = None
 
     def __init__(self) -> None:
         super().__init__()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -13,15 +13,12 @@ from synthkd.distillation.terms.exits import Exits
 from synthkd.distillation.terms.features import Transfer
 from synthkd.distillation.terms.objective import Origin
 from synthkd.errors import ConfigError
-from synthkd.losses.balance import UncertaintyBalance
 from synthkd.models.classifier import Classifier
 from synthkd.settings import (
-    BalanceSettings,
     ContrastTerm,
     DistillSettings,
     ExitsTerm,
     Schedule,
-    UncertaintyBalanceSettings,
     ViewTerm,
 )
 from synthkd.types import Batch
@@ -54,12 +51,6 @@ class Lessons(nn.Module):
         if teacher is not None and pictures:
             self.contrast = Contrast(pictures, teacher, student, seed)
         self.exits = Exits(exits[0], student) if exits else None
-        self.balance: UncertaintyBalance | None = None
-
-    def balance_by(self, settings: BalanceSettings | None, names: Sequence[str]) -> None:
-        """Learn the weights of all the student's terms, where the settings say so."""
-        if isinstance(settings, UncertaintyBalanceSettings):
-            self.balance = UncertaintyBalance(names, settings.least)
 
     @property
     def weights(self) -> dict[str, tuple[Schedule, Origin]]:
