@@ -149,7 +149,7 @@ def _gram(features: Tensor) -> Tensor:
 
 
 def _squared_distances(gram: Tensor) -> tuple[Tensor, Tensor]:
-    """Squared distances `[N, N]`, and where they are 0 up to rounding: there they are 1, so that roots have a gradient."""
+    """Squared distances `[N, N]`, and where they are 0 up to rounding: 1 there, so that roots have a gradient."""
     sizes = gram.diagonal()
     sums = sizes[:, None] + sizes
     squared = sums - 2.0 * gram
