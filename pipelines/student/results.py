@@ -17,7 +17,6 @@ from synthkd.distillation.team import TeacherTeam
 from synthkd.generators.stored import StoredImages
 from synthkd.metrics.utility import Proportion, accuracy, predict, proportion
 from synthkd.models import Classifier
-from synthkd.models.cost import latency_ms
 from synthkd.models.layout import head
 from synthkd.pipelines.config import DistillConfig
 from synthkd.pipelines.run.job import Job, describe_model, scored
@@ -79,13 +78,11 @@ def measured(
     values: dict[str, Any] = {
         "seconds": round(sum(seconds.values()), 3),
         "real_images_used": parts.real_images_used,
-        "teacher": None
-        if teacher is None
-        else {**scored(teacher_score), **describe_model(teacher.model, latency_ms(teacher.model, spec, device))},
+        "teacher": None if teacher is None else {**scored(teacher_score), **describe_model(teacher.model, device)},
         "student": {
             **scored(student_score),
             **_compared(compared),
-            **describe_model(student, latency_ms(student, spec, device)),
+            **describe_model(student, device),
             "inherited_parameters": parts.inherited,
         },
         "data": {"class_names": list(parts.subject.class_names), "spec": str(spec)},
@@ -101,7 +98,7 @@ def measured(
         values["teachers"] = _team(config, parts, teacher, test, device)
     if peer_scores:
         values["peers"] = [
-            {**scored(score), **describe_model(finished(peer), latency_ms(finished(peer), spec, device))}
+            {**scored(score), **describe_model(finished(peer), device)}
             for score, peer in zip(peer_scores, parts.pupils[1:], strict=True)
         ]
     if teacher is None:
@@ -126,7 +123,7 @@ def _team(
         {
             "name": name,
             **scored(None if test is None else accuracy(predict(model, test.images, device), test.labels)),
-            **describe_model(model, latency_ms(model, model.spec, device)),
+            **describe_model(model, device),
             "quality": None if found is None else _quality(found),
             "selected": count,
         }

@@ -25,7 +25,9 @@ from synthkd.compression.predict import (
     run_onnx,
 )
 from synthkd.compression.search import random_search, search, space_of
-from synthkd.models.cost import Cost, Energy, Latency, cost
+from synthkd.models.cost import Cost, cost
+from synthkd.models.energy import Energy
+from synthkd.models.latency import Latency
 from synthkd.models.slimmable import Slimmable, slice_out
 
 __all__ = [

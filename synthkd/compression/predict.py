@@ -21,7 +21,7 @@ from synthkd.errors import DataError, ModelError
 from synthkd.metrics.utility import Proportion, accuracy
 from synthkd.models.classifier import Classifier
 from synthkd.models.contract import finite_logits
-from synthkd.models.cost import Latency, random_images, time_calls
+from synthkd.models.latency import Latency, random_images, time_calls
 from synthkd.taps import evaluating
 from synthkd.types import to_float
 
@@ -148,7 +148,7 @@ def parity(model: Classifier, path: Path | str, images: Tensor, threads: int | N
 
 
 def onnx_latency(path: Path | str, batch_size: int = 1, threads: int | None = None, calls: int = 50) -> Latency:
-    """How long an exported file takes for random images, measured as `synthkd.models.cost` measures a model.
+    """How long an exported file takes for random images, measured as `synthkd.models.latency` measures a model.
 
     Raises:
         MissingExtraError: onnxruntime is not installed.

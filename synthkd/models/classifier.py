@@ -92,5 +92,10 @@ class Classifier(nn.Module):
 
 
 def parameters(model: nn.Module) -> int:
-    """Number of parameters, each counted once however often it is shared."""
+    """Number of parameters, each counted once, however often it is shared."""
     return sum(p.numel() for p in model.parameters())
+
+
+def state_bytes(model: nn.Module) -> int:
+    """Bytes of a model's state dict, as it is saved."""
+    return sum(t.numel() * t.element_size() for t in model.state_dict().values())

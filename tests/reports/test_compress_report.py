@@ -11,7 +11,9 @@ from synthkd.compression.capacity import FisherTrace, capacity_bound
 from synthkd.compression.pareto import Candidate, Front, Scores
 from synthkd.compression.predict import Parity
 from synthkd.metrics.utility import proportion
-from synthkd.models.cost import Cost, Energy, Latency
+from synthkd.models.cost import Cost
+from synthkd.models.energy import Energy
+from synthkd.models.latency import Latency
 from synthkd.pipelines.handover.search import Choice
 from synthkd.privacy.verdict import Check, Claim, verdict
 from synthkd.reports.compression import exports, headline, nested, write_compress_report
