@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from synthkd.compression.capacity import capacity_bound, feature_dimension, fisher_trace, label_information
-from synthkd.compression.export import export_onnx, export_program, needed, quantize_int8
+from synthkd.compression.export import export_onnx, export_program
+from synthkd.compression.onnx_file import needed
 from synthkd.compression.predict import onnx_latency, parity, run_onnx
+from synthkd.compression.quantization import quantize_int8
 from synthkd.compression.search import OPTUNA
 from synthkd.data.read.real import RealData
 from synthkd.errors import MissingExtraError

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from synthkd.compression.export import INPUT, Description, needed, read_onnx
+from synthkd.compression.onnx_file import INPUT, Description, needed, read_onnx
 from synthkd.data.read.decode import NOT_IMAGES, Decoded, decode, in_a_line, refuse_bad
 from synthkd.errors import DataError, ModelError
 from synthkd.metrics.utility import Proportion, accuracy
