@@ -91,13 +91,22 @@ class Classifier(nn.Module):
         Raises:
             ModelError: the images have another shape, or are not floating point.
         """
-        if images.dim() != 4 or tuple(images.shape[1:]) != self._shape or not images.is_floating_point():
-            raise ModelError(
-                "images must be float32 [N, {}, {}, {}] in [0, 1], got {} {}; resize them, and turn uint8 into floats "
-                "with synthkd.types.to_float".format(*self._shape, images.dtype, list(images.shape))
-            )
+        require_images(images, self._shape)
         logits: Tensor = self.body(self.normalize(images))
         return logits
+
+
+def require_images(images: Tensor, shape: tuple[int, int, int]) -> None:
+    """Check that images are floating point `[N, C, H, W]` of one shape `(C, H, W)`.
+
+    Raises:
+        ModelError: they are not; the error has both shapes.
+    """
+    if images.dim() != 4 or tuple(images.shape[1:]) != shape or not images.is_floating_point():
+        raise ModelError(
+            "images must be float32 [N, {}, {}, {}] in [0, 1], got {} {}; resize them, and turn uint8 into floats "
+            "with synthkd.types.to_float".format(*shape, images.dtype, list(images.shape))
+        )
 
 
 def parameters(model: nn.Module) -> int:
