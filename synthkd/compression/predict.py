@@ -53,7 +53,7 @@ class OnnxModel:
         options.intra_op_num_threads = self.threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 4  # fatal errors only; others are raised
-        # From memory and not by path: `read_onnx` verified these very bytes.
+        # ONNX Runtime would open any file that a model refers to; `read_onnx` made sure that this one refers to none.
         model, self.description = read_onnx(path)
         try:
             self._session = runtime.InferenceSession(
