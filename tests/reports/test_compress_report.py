@@ -246,7 +246,7 @@ def test_a_search_is_shown_with_the_chosen_student(tmp_path):
         ("error", "latency", "bytes"),
         (1.0, 1.0, 1e5),
     )
-    page = written(tmp_path, finished() | {"search": Choice(large, found).told()})
+    page = written(tmp_path, finished() | {"search": Choice(large, found).as_json()})
     text = text_of(page)
     assert "1 convnet 9 chosen 92.0 % 0.5 ms 36 kB 2 mlp 16, depth 1 61.0 % 0.05 ms 4.8 kB" in text
     assert "Of 2 candidates, those that no other beats in error, latency, bytes at once" in text
