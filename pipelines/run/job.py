@@ -18,9 +18,7 @@ from torch import Tensor
 
 from synthkd.errors import ConfigError, MissingExtraError
 from synthkd.metrics.utility import Proportion
-from synthkd.models import Classifier, parameters
-from synthkd.models.classifier import state_bytes
-from synthkd.models.latency import measure_latency
+from synthkd.models import Classifier, measure_latency, parameters, state_bytes
 from synthkd.pipelines.config import TrainingConfig
 from synthkd.pipelines.run.directory import (
     REPORT,

@@ -127,9 +127,11 @@ def fisher_trace(model: Classifier, images: Tensor, seed: int) -> FisherTrace:
     if len(images) == 0:
         raise DataError("fisher_trace: at least 1 image is needed, got none")
     uniform = Rows(seed, "labels of the Fisher trace").uniform(len(images), 1).double()
+    # Views outside of the model: it may be frozen, and its own gradients must stay as they are.
     weights = {name: value.detach().requires_grad_() for name, value in model.named_parameters()}
     device = model.normalize.mean.device
     norms = []
+    # One image at a time: the norm of each image's own gradient is needed, not that of their sum.
     with evaluating(model), torch.enable_grad():
         for image, draw in zip(images.split(1), uniform, strict=True):
             log_p = F.log_softmax(functional_call(model, weights, (image.to(device),))[0], dim=0)
@@ -259,5 +261,6 @@ def capacity_bound(mutual_information: float, epsilon: float, kl: float) -> Capa
     for name, value in (("mutual_information", mutual_information), ("kl", kl)):
         if not 0.0 <= value < math.inf:
             raise DataError(f"capacity_bound: {name} must be finite and >= 0 nats, got {value}")
+    # Without information nothing must be held, also if student and teacher agree (0 / 0).
     bound = 0.0 if mutual_information == 0 else math.inf if kl == 0 else mutual_information / (epsilon**2 * kl)
     return CapacityBound(bound, mutual_information, epsilon, kl)

@@ -131,6 +131,7 @@ def crowded_order(points: NDArray[np.float64]) -> list[int]:
         is_best = _undominated(points[left])
         front, left = left[is_best], left[~is_best]
         distance = np.zeros(len(front))
+        # The sum, over objectives, of the gap between both neighbours; the ends of each objective come first.
         for values in points[front].T:
             at = values.argsort(kind="stable")
             distance[at[[0, -1]]] = np.inf
@@ -165,6 +166,7 @@ def draw(front: Front) -> str:
     for milliseconds in np.geomspace(math.exp(fast), math.exp(slow), 4):
         parts.append(text(place(milliseconds, low)[0], 240, f"{milliseconds:.2g}"))
     parts.append(text(211, 257, "ms for an image"))
+    # The front is drawn last, over the other candidates.
     for one in sorted(front.candidates, key=lambda c: c in best):
         (x, y), colour = place(one.scores.latency_ms, one.scores.accuracy), "student" if one in best else "muted"
         disc = f'cx="{x:.1f}" cy="{y:.1f}" r="{2.5 + 6.0 * math.sqrt(one.scores.bytes / largest):.1f}"'
@@ -187,6 +189,7 @@ def _dominated(points: NDArray[np.float64]) -> float:
         return 0.0
     if points.shape[1] == 1:
         return 1.0 - float(points.min())
+    # Between two neighbouring values of the last objective the cross-section is constant: that of all points below.
     rows = points[points[:, -1].argsort()]
     edges = np.append(rows[:, -1], 1.0)
     return sum(float(edges[i + 1] - edges[i]) * _dominated(rows[: i + 1, :-1]) for i in range(len(rows)))

@@ -184,6 +184,7 @@ def predict_folder(
     top = Path(images).expanduser()
     files = _files(top)
     names = model.description.class_names or tuple(map(str, range(model.description.spec.classes)))
+    # Windows bound the memory; unreadable files are collected, so that one error names them all.
     bad: list[tuple[str, str]] = []
     for first in range(0, len(files), _BATCH):
         window = files[first : first + _BATCH]

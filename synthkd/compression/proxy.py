@@ -67,7 +67,7 @@ def proxy_evaluator(
                     step(number)
                 with evaluating(model):
                     agreed = accuracy(predict(model, held_out, accelerator.device), expected).value
-            except TrainingError:
+            except TrainingError:  # it diverged: a poor candidate and no failed search
                 agreed = 0.0
         accelerator.free_memory()  # the accelerator would keep every candidate
         return Scores(agreed, spent.latency.median_ms, spent.bytes, spent.energy.joules)

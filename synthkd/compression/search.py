@@ -245,6 +245,7 @@ def _child(population: int, seed: int, study: Any, genes: Mapping[str, Any], _: 
     trials = [trial for trial in study.get_trials(deepcopy=False) if trial.values is not None]
     best = crowded_order(np.array([trial.values for trial in trials]))[:population]
     mother, father = (trials[best[rng.integers(len(best), size=2).min()]].params for _ in range(2))
+    # Depth and width are mixed inside one architecture only: between two, the architecture itself is.
     child = dict(mother)
     mixed = ("depth", "width") if mother["arch"] == father["arch"] else ("arch",)
     child |= {name: father[name] for name in mixed if rng.random() < 0.5}

@@ -58,9 +58,10 @@ def crd(
     positive, others = _scores(teacher, student, negatives, temperature)
     count = others.shape[1]
     if count == 0:
-        return positive.sum() * 0.0
+        return positive.sum() * 0.0  # with a gradient of 0, for backward
     if form == "infonce":
         return F.softplus(torch.logsumexp(others - positive[:, None], dim=1)).mean()
+    # log(1 - sigmoid(x)) is logsigmoid(-x), finite at any score.
     threshold = math.log(count / (count if population is None else population)) + log_normaliser
     return -(F.logsigmoid(positive - threshold) + F.logsigmoid(threshold - others).sum(dim=1)).mean()
 
@@ -144,5 +145,6 @@ def _scores(teacher: Tensor, student: Tensor, negatives: Tensor, temperature: fl
 def _least_wrong(similarities: Tensor, keep: float) -> Tensor:
     """Indices of the rows with their largest value on the diagonal, then of the fraction `keep` nearest to that."""
     rank = (similarities > similarities.diagonal()[:, None]).sum(dim=1)
+    # Right rows have rank 0 and come first.
     wrong = int((rank > 0).sum())
     return rank.argsort(stable=True)[: len(rank) - wrong + math.floor(keep * wrong)]

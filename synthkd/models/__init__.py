@@ -1,6 +1,6 @@
 """Classifiers: a zoo of small networks, models from elsewhere, finished models on disk, and what a model costs."""
 
-from synthkd.models.classifier import Classifier, Normalize, parameters
+from synthkd.models.classifier import Classifier, Normalize, parameters, state_bytes
 from synthkd.models.contract import TeacherContract, probe
 from synthkd.models.cost import Cost, macs
 from synthkd.models.energy import Energy, measure_energy
@@ -37,5 +37,6 @@ __all__ = [
     "save",
     "slice_out",
     "stages",
+    "state_bytes",
     "time_calls",
 ]

@@ -83,7 +83,7 @@ class Classifier(nn.Module):
         self.spec = spec
         self.recipe: dict[str, Any] = dict(recipe or {})
         self.class_names = tuple(class_names)
-        self._shape = spec.shape
+        self._shape = spec.shape  # read in every pass
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits `[N, K]` of float images `[N, C, H, W]` in `[0, 1]`.

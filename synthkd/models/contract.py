@@ -70,6 +70,7 @@ def probe(teacher: Classifier, who: str = "the teacher") -> TeacherContract:
         half = _forward(teacher, images[: PROBES // 2], who)
     if not bool(torch.isfinite(logits).all()):
         raise ModelError(f"{who} gives logits that are not finite on noise; check its weights")
+    # Logits that are in [0, 1] and sum to 1 in each of 8 rows by chance do not occur.
     sums = logits.sum(dim=1)
     if bool((logits >= 0).all()) and bool((logits <= 1).all()) and bool(((sums - 1).abs() < 1e-3).all()):
         raise ModelError(
@@ -90,7 +91,7 @@ def _forward(teacher: Classifier, images: Tensor, who: str) -> Tensor:
     spec = teacher.spec
     try:
         logits: object = teacher(images)
-    except ModelError:
+    except ModelError:  # says what is wrong already
         raise
     except Exception as error:  # other people's code may fail in any way
         message = (str(error).splitlines() or [repr(error)])[0]

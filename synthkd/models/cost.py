@@ -60,6 +60,7 @@ def cost(
     for name, value in (("batch_size", batch_size), ("threads", threads), ("calls", calls)):
         if value is not None and value < 1:
             raise ConfigError(f"cost: {name} must be at least 1, got {value}")
+    # A copy, since the model may be in training on another device.
     copied = copy.deepcopy(model).to(device).eval()
     latency = measure_latency(copied, device, batch_size, threads, calls)
     with torch_threads(threads), torch.no_grad():

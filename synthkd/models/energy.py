@@ -54,7 +54,7 @@ def measure_energy(
     counter = _counter(device, powercap)
     if isinstance(counter, str):
         return Energy(None, f"not measured: {counter}")
-    call()
+    call()  # warm-up
     calls, before = 0, counter.read()
     stop = time.perf_counter() + seconds
     while calls == 0 or time.perf_counter() < stop:
@@ -119,6 +119,7 @@ def _nvml(device: torch.device) -> _Counter | str:
         handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
 
         def read() -> tuple[int, ...]:
+            # NVML counts millijoules.
             return (1000 * int(pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)),)
 
         read()

@@ -85,6 +85,7 @@ def _torchvision(name: str, options: Mapping[str, Any], spec: ImageSpec) -> nn.M
         raise ConfigError(
             f"{name} takes images of 3 channels, got {spec.channels}; take a timm: model or a package.module:function"
         )
+    # Both come from the settings: weights by name would be downloaded.
     _check_options(name, options, ("weights", "num_classes"))
     fixed = {"weights": None, "num_classes": spec.classes}
     return _in_proportion(name, library.get_model_builder(short), {**options, **fixed})

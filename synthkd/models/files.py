@@ -68,6 +68,7 @@ def save(model: Classifier, directory: Path | str, extra: Mapping[str, Any] | No
     directory = Path(directory)
     if not model.recipe:
         raise ModelError("this model has no recipe to rebuild it from (a folded copy?); save the model it came from")
+    # Both files are complete in memory before the first is written, so that an error leaves the directory as it was.
     weights = serialised(model, str(directory))
     try:
         config = sealed(
@@ -85,6 +86,7 @@ def save(model: Classifier, directory: Path | str, extra: Mapping[str, Any] | No
         )
     except (TypeError, ValueError) as error:
         raise ModelError(f"config.json of {directory} can hold plain JSON only: {error}") from error
+    # A kill between the two leaves new weights beside an old config, whose checksum then refuses them.
     write_atomically(directory / WEIGHTS, weights)
     write_atomically(directory / CONFIG, config)
 
@@ -108,6 +110,7 @@ def load(path: Path | str, *, trust: bool = False) -> Classifier:
     weights = directory / WEIGHTS
     if not weights.is_file():
         raise ModelError(f"{directory} has no {WEIGHTS}; save the model again or copy the whole directory")
+    # Before anything is built: what a damaged file holds could fail in any way.
     if sha256(weights) != saved.sha256:
         raise ModelError(
             f"{weights} does not have the checksum in {CONFIG}: truncated, damaged or replaced; copy both files again"

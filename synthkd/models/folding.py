@@ -39,6 +39,7 @@ def fold_batch_norm(model: Classifier, keep: Collection[str] = ()) -> Classifier
 
 def _fold(body: nn.Module, graph: fx.GraphModule, keep: Collection[str]) -> None:
     modules = dict(body.named_modules())
+    # The graph only shows which modules follow each other; the body itself is changed, so that its paths stay.
     calls = Counter(str(node.target) for node in graph.graph.nodes if node.op == "call_module")
     for node in graph.graph.nodes:
         before = node.args[0] if node.op == "call_module" and node.args else None

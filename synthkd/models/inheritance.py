@@ -39,7 +39,7 @@ def inherit(student: nn.Module, teacher: nn.Module) -> int:
         own, source = _tensors(module), theirs.get(path, nn.Identity())
         chosen = None if type(source) is not type(module) else _chosen(own, _tensors(source), channels)
         if chosen is None:
-            if not copied:
+            if not copied:  # the first layer does not fit
                 return 0
             continue
         for name, value in chosen.items():

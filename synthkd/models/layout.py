@@ -122,6 +122,7 @@ def _without_partial_results(model: Classifier, runs: list[_Run]) -> list[_Run]:
 
 def _blocks(model: Classifier, runs: list[_Run]) -> tuple[str, ...]:
     """Up to four blocks, evenly spaced and ending with the last, of the longest container of blocks of one shape."""
+    # Vectors are left out: a classifier's hidden layers are no blocks.
     shapes = {run.path: run.after for run in runs if len(run.after) > 2}
     best: list[str] = []
     for path, module in model.named_modules():

@@ -86,6 +86,7 @@ class Slimmable(nn.Module):
                 f"{student.arch} with norm {student.norm} and activation {student.activation}; take one of those, or "
                 "choose the width by a search"
             )
+        # Built without memory, only to know the default width.
         with torch.device("meta"):
             self.base = int(zoo.build(student, spec).recipe["width"])
         self.settings = settings
@@ -154,6 +155,7 @@ class Slimmable(nn.Module):
         """
         if not 1 <= width <= self.largest:
             raise ConfigError(f"width must be between 1 and {self.largest}, got {width}")
+        # The zoo itself says which shapes a network of this width has; they are kept, since widths come again.
         if width not in self._shapes:
             with torch.device("meta"):
                 sliced = zoo.build(self._at(width), self.spec).state_dict()
@@ -220,6 +222,7 @@ def slice_out(model: Slimmable, images: Tensor | None = None) -> Classifier:
         raise DataError("slice_out: at least 1 image is needed to estimate statistics on, got none")
     network = model.network
     mean, std = (b.flatten().tolist() for b in (network.normalize.mean, network.normalize.std))
+    # The fresh weights are replaced at once, so they must not move the global random state.
     with torch.random.fork_rng(devices=[]):
         sliced = zoo.build(model._at(model.width), model.spec, mean, std, network.class_names)
     sliced.load_state_dict(model.tensors(model.width))

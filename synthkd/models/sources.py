@@ -34,6 +34,7 @@ def load_model(settings: LoadedModel, source: Path | None = None) -> Classifier:
         return _load_directory(settings)
     if settings.weights is None and is_library(settings.model):
         raise ConfigError(f"{settings.model} without weights is untrained; set `weights` to a local file")
+    # Initial weights are drawn and then replaced; a loaded teacher must not change the numbers of a run.
     with torch.random.fork_rng(devices=[]):
         spec = _own_spec(settings)
         model = construct(settings, spec, settings.mean, settings.std, settings.class_names or (), source)

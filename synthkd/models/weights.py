@@ -115,6 +115,7 @@ def load_strictly(model: nn.Module, state: Mapping[str, Tensor], source: str) ->
             the model is unchanged.
     """
     own = model.state_dict()
+    # Only if every name has the prefix and the model's names have none: a module may be called "module".
     for prefix in WRAPPERS:
         if state and all(k.startswith(prefix) for k in state) and not any(k.startswith(prefix) for k in own):
             state = {k.removeprefix(prefix): v for k, v in state.items()}
@@ -137,6 +138,7 @@ def load_strictly(model: nn.Module, state: Mapping[str, Tensor], source: str) ->
             f"weights in {source} are not finite in {len(bad)} of {len(state)} tensors: {_some(bad)}; the file is "
             "damaged or of a training that diverged, take another"
         )
+    # Last, after every check, so that a model is never left with a part of the weights.
     model.load_state_dict(state)
 
 
