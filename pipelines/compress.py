@@ -23,7 +23,7 @@ from synthkd.pipelines.copying import look_for_copies
 from synthkd.pipelines.distill import distill
 from synthkd.pipelines.handover import search as choose
 from synthkd.pipelines.handover.attack import PipelineAudit, audit_pipeline, require_enough
-from synthkd.pipelines.handover.export import NAMES, capacity, hand_over, require_packages
+from synthkd.pipelines.handover.export import NAMES, hand_over, measure_capacity, require_packages
 from synthkd.pipelines.handover.flow import DISTILL, Flowed, distill_config, run_flow, sample
 from synthkd.pipelines.run.device import process_state
 from synthkd.pipelines.run.images import keep_data
@@ -93,7 +93,7 @@ def compress(config: CompressConfig, *, dry_run: bool = False) -> Result | Plan:
         files = hand_over(
             config.export, made.teacher, made.student, synthetic, test, job.directory / EXPORT, job.device
         )
-        rules = capacity(made.teacher, made.student, synthetic, config.seed, job.device)
+        capacity = measure_capacity(made.teacher, made.student, synthetic, config.seed, job.device)
         exported = time.perf_counter()
         found = None
         if config.audit is not None:
@@ -106,10 +106,10 @@ def compress(config: CompressConfig, *, dry_run: bool = False) -> Result | Plan:
         seconds = {"flow": flowed - began, "export": exported - flowed, "audit": time.perf_counter() - exported}
         values = {
             **{key: made.distilled[key] for key in TOLD},
-            "search": None if made.choice is None else made.choice.told(),
+            "search": None if made.choice is None else made.choice.as_json(),
             "verdict": privacy["verdict"],
-            "handover": files,
-            "capacity": rules,
+            "handover": files.as_json(),
+            "capacity": capacity.as_json(),
             "cost": {"seconds": {stage: round(value, 3) for stage, value in seconds.items()}},
         }
         shown = {"name": config.name, "version": __version__, "seed": config.seed, "hardware": describe(job.device)}

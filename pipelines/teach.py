@@ -20,7 +20,6 @@ from synthkd.errors import ConfigError
 from synthkd.losses.objective import Loss
 from synthkd.metrics.utility import Proportion, accuracy, predict
 from synthkd.models import Classifier, build_model, load, parameters, save
-from synthkd.models.cost import latency_ms
 from synthkd.models.weights import finite_state
 from synthkd.pipelines.config import TeachConfig
 from synthkd.pipelines.run.device import process_state
@@ -82,7 +81,7 @@ def teach(config: TeachConfig, *, dry_run: bool = False, splits: Splits | None =
         values = job.finish(
             {
                 "seconds": round(progress.seconds + evaluation, 3),
-                "teacher": {**scored(test), **describe_model(model, latency_ms(model, model.spec, job.device))},
+                "teacher": {**scored(test), **describe_model(model, job.device)},
                 "data": {
                     "class_names": list(splits.train.class_names),
                     "spec": str(splits.train.spec),

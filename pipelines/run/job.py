@@ -15,7 +15,7 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
 from synthkd.metrics.utility import Proportion
-from synthkd.models import Classifier, parameters
+from synthkd.models import Classifier, measure_latency, parameters, state_bytes
 from synthkd.pipelines.config import TrainingConfig
 from synthkd.pipelines.run.device import make_accelerator, process_state
 from synthkd.pipelines.run.directory import REPORT, run_directory
@@ -184,14 +184,14 @@ def scored(result: Proportion | None) -> dict[str, Any]:
     return {"accuracy": result.value, "accuracy_interval": [result.low, result.high], "n": result.n}
 
 
-def describe_model(model: Classifier, latency: float) -> dict[str, Any]:
-    """Size and kind of a model as they stand in result.json."""
+def describe_model(model: Classifier, device: torch.device) -> dict[str, Any]:
+    """Kind, size and latency (of one image) of a model on a device, as they stand in result.json."""
     recipe = model.recipe
     arch = recipe.get("arch") or recipe.get("model") or type(model).__name__
     sizes = [f"{key} {recipe[key]}" for key in ("width", "depth") if recipe.get(key) is not None]
     return {
         "arch": " ".join([str(arch), *sizes]),
         "parameters": parameters(model),
-        "bytes": sum(t.numel() * t.element_size() for t in model.state_dict().values()),
-        "latency_ms": round(latency, 4),
+        "bytes": state_bytes(model),
+        "latency_ms": round(measure_latency(model, device).median_ms, 4),
     }
