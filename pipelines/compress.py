@@ -27,8 +27,9 @@ from synthkd.pipelines.handover.export import NAMES, capacity, hand_over, requir
 from synthkd.pipelines.handover.flow import DISTILL, Flowed, run_flow, sample, stand_in
 from synthkd.pipelines.run.directory import Plan, Result, keep_data, trusting
 from synthkd.pipelines.run.job import Job, open_job, process_state
-from synthkd.privacy.accounting import Adjacency, Ledger, epsilon
+from synthkd.privacy.accounting import epsilon
 from synthkd.privacy.copies import CopyTest
+from synthkd.privacy.ledger import Adjacency, Ledger
 from synthkd.privacy.report import privacy_report
 from synthkd.privacy.verdict import Claim, verdict
 from synthkd.reports.compression import write_compress_report

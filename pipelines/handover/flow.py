@@ -27,7 +27,7 @@ from synthkd.pipelines.handover.search import Choice, choose_student
 from synthkd.pipelines.run.directory import RESULT, Result
 from synthkd.pipelines.student.teachers import teach_config
 from synthkd.pipelines.teach import load_taught, teach
-from synthkd.privacy.accounting import ledger_of
+from synthkd.privacy.claims import ledger_of
 from synthkd.privacy.journal import JOURNAL, Journal
 from synthkd.rng import Rows
 from synthkd.settings import DPSettings, LoadedModel, TrainedTeacher, ZooModel

@@ -19,8 +19,11 @@ from torch import Tensor, nn
 from synthkd.data.augment import augment_real
 from synthkd.errors import CheckpointError, ConfigError, TrainingError
 from synthkd.imports import optional
-from synthkd.privacy.accounting import Epsilon, Ledger, PoissonSteps, check_delta, claimed, epsilon, noise_for
+from synthkd.privacy.accounting import Epsilon, check_delta, epsilon
+from synthkd.privacy.calibration import noise_for
+from synthkd.privacy.claims import dp_statement
 from synthkd.privacy.journal import Journal
+from synthkd.privacy.ledger import Ledger, PoissonSteps
 from synthkd.rng import stream
 from synthkd.schedules import learning_rate_factor
 from synthkd.settings import AugmentSettings, DPSettings, OptimizerSettings
@@ -282,7 +285,7 @@ class PrivateLearner:
 
 def statement(mechanism: Mechanism, ledger: Ledger, spent: Epsilon) -> dict[str, Any]:
     """What a finished run may claim, for result.json and the model's own notes; `insecure` claims nothing."""
-    return claimed(
+    return dp_statement(
         ledger,
         spent,
         mechanism.examples,

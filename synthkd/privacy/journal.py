@@ -22,7 +22,7 @@ from typing import Annotated, Literal
 from pydantic import Field, ValidationError
 
 from synthkd.errors import CheckpointError
-from synthkd.privacy.accounting import MOST_STEPS, Event, Ledger, PoissonSteps, Release
+from synthkd.privacy.ledger import MOST_STEPS, Event, Ledger, PoissonSteps, Release
 from synthkd.settings import Settings
 from synthkd.system.files import sha256, write_atomically
 from synthkd.system.json_text import parse_json

@@ -18,9 +18,10 @@ from synthkd.generators import merf
 from synthkd.models import build, save
 from synthkd.pipelines.cli import INTERRUPTED, main
 from synthkd.pipelines.handover import flow
-from synthkd.privacy.accounting import Ledger, PoissonSteps, Release, ledger_of
+from synthkd.privacy.claims import ledger_of
 from synthkd.privacy.dpsgd import PoissonSource
 from synthkd.privacy.journal import JOURNAL, PRIVATE, Journal
+from synthkd.privacy.ledger import Ledger, PoissonSteps, Release
 from synthkd.settings import ZooModel
 from synthkd.system.sealed import sealed, unsealed
 from synthkd.types import ImageSpec
