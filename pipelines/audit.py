@@ -44,7 +44,7 @@ from synthkd.privacy.audit import (
     roles_check,
 )
 from synthkd.privacy.membership import POPULATION, Answers, attacks
-from synthkd.privacy.rates import RateRatio, tpr_ratio
+from synthkd.privacy.ratio import RateRatio, tpr_ratio
 from synthkd.privacy.report import plain, privacy_report
 from synthkd.privacy.verdict import Check, verdict
 from synthkd.reports.privacy import PAGE, SOURCE, write_privacy_page

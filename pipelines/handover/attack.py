@@ -24,7 +24,7 @@ from synthkd.pipelines.teach import load_taught, teach
 from synthkd.privacy.audit import GROUPS, SURE, GroupAudit, audit_model, blind_check, duplicated, logits_of
 from synthkd.privacy.canaries import Canaries, choose, one_run_epsilon
 from synthkd.privacy.membership import POPULATION, Answers, attacks
-from synthkd.privacy.rates import RateRatio, tpr_ratio
+from synthkd.privacy.ratio import RateRatio, tpr_ratio
 from synthkd.privacy.verdict import Check
 from synthkd.rng import derive
 from synthkd.settings import OptimizerSettings, TeachTraining, TrainedTeacher

@@ -1,13 +1,12 @@
 """What a model and a synthetic set give away about the images behind them: attacks, bounds and copy tests."""
 
+from synthkd.privacy.blind import BlindBaseline, blind_baseline
 from synthkd.privacy.canaries import Canaries, OneRun, choose, one_run_epsilon
 from synthkd.privacy.copies import CopyTest, NearCopies, copy_test
 from synthkd.privacy.intervals import Area, auc, clopper_pearson
 from synthkd.privacy.membership import (
     Answers,
-    BlindBaseline,
     attacks,
-    blind_baseline,
     calibrated,
     headline,
     lira,
@@ -15,7 +14,8 @@ from synthkd.privacy.membership import (
     rmia,
     tune_offline_a,
 )
-from synthkd.privacy.rates import Attack, RateAt, RateRatio, WorstClass, attack, ceiling, tpr_ratio
+from synthkd.privacy.rates import Attack, RateAt, WorstClass, attack, ceiling
+from synthkd.privacy.ratio import RateRatio, tpr_ratio
 
 __all__ = [
     "Answers",

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from synthkd.models.contract import finite_logits
+from synthkd.privacy.blind import blind_baseline
 from synthkd.privacy.canaries import Canaries, OneRun, one_run_epsilon
 from synthkd.privacy.intervals import auc, lower_limit
-from synthkd.privacy.membership import Answers, attacks, blind_baseline, headline, log_odds
+from synthkd.privacy.membership import Answers, attacks, headline, log_odds
 from synthkd.privacy.rates import Attack, attack
 from synthkd.privacy.verdict import Check
 from synthkd.rng import numpy_stream

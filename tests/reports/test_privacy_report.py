@@ -19,7 +19,7 @@ from synthkd.privacy.copies import CopyTest, copy_test
 from synthkd.privacy.dpsgd import Mechanism, statement
 from synthkd.privacy.ledger import Ledger, PoissonSteps, Release
 from synthkd.privacy.membership import Answers
-from synthkd.privacy.rates import tpr_ratio
+from synthkd.privacy.ratio import tpr_ratio
 from synthkd.privacy.report import FLOWS, plain, privacy_report
 from synthkd.privacy.verdict import Check, Claim, verdict
 from synthkd.reports.privacy import (
