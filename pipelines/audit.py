@@ -20,7 +20,6 @@ from synthkd.errors import ConfigError, DataError
 from synthkd.models import Classifier, load_model, parameters
 from synthkd.models.weights import serialised
 from synthkd.pipelines.config import AuditConfig, ImageSet
-from synthkd.pipelines.copying import look_for_copies
 from synthkd.pipelines.run.directory import (
     REPORT,
     Plan,
@@ -43,6 +42,7 @@ from synthkd.privacy.audit import (
     negative_check,
     roles_check,
 )
+from synthkd.privacy.copies import copy_tests
 from synthkd.privacy.membership import POPULATION, Answers, attacks
 from synthkd.privacy.ratio import RateRatio, tpr_ratio
 from synthkd.privacy.report import plain, privacy_report
@@ -217,7 +217,7 @@ def _audit(config: AuditConfig, inputs: _Inputs, device: torch.device) -> tuple[
     attacked = time.perf_counter()
     copies = {}
     if "generated" in lists:
-        copies = look_for_copies(inside.images, outside.images, lists["generated"].images, config.seed, device)
+        copies = copy_tests(inside.images, outside.images, lists["generated"].images, config.seed, device)
     said = verdict(None, (), checks)
     counts = {who: len(several) for who, several in inputs.references.items()}
     found = {

@@ -19,7 +19,6 @@ from synthkd.generators.build import build_generator
 from synthkd.imports import optional
 from synthkd.models.weights import serialised
 from synthkd.pipelines.config import NOISY_GENERATOR, CompressConfig
-from synthkd.pipelines.copying import look_for_copies
 from synthkd.pipelines.distill import distill
 from synthkd.pipelines.handover import search as choose
 from synthkd.pipelines.handover.attack import PipelineAudit, audit_pipeline, require_enough
@@ -28,7 +27,7 @@ from synthkd.pipelines.handover.flow import DISTILL, Flowed, run_flow, sample, s
 from synthkd.pipelines.run.directory import Plan, Result, keep_data, trusting
 from synthkd.pipelines.run.job import Job, open_job, process_state
 from synthkd.privacy.accounting import epsilon
-from synthkd.privacy.copies import CopyTest
+from synthkd.privacy.copies import CopyTest, copy_tests
 from synthkd.privacy.ledger import Adjacency, Ledger
 from synthkd.privacy.report import privacy_report
 from synthkd.privacy.verdict import Claim, verdict
@@ -127,7 +126,7 @@ def _copies(config: CompressConfig, job: Job, private: Splits | None, synthetic:
     """Among training images and those that nobody trained on; none where there are none of those."""
     if private is None or not len(unseen := private.unseen):
         return {}
-    return look_for_copies(private.train.images, unseen.images, synthetic, config.seed, job.device)
+    return copy_tests(private.train.images, unseen.images, synthetic, config.seed, job.device)
 
 
 def _privacy(

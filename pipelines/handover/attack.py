@@ -21,7 +21,7 @@ from synthkd.pipelines.handover.flow import Flowed, run_flow
 from synthkd.pipelines.run.directory import Result
 from synthkd.pipelines.student.teachers import teach_config
 from synthkd.pipelines.teach import load_taught, teach
-from synthkd.privacy.audit import GROUPS, SURE, GroupAudit, audit_model, blind_check, duplicated, logits_of
+from synthkd.privacy.audit import GROUPS, CONTROL_CONFIDENCE, GroupAudit, audit_model, blind_check, duplicated, logits_of
 from synthkd.privacy.canaries import Canaries, choose, one_run_epsilon
 from synthkd.privacy.membership import POPULATION, Answers, attacks
 from synthkd.privacy.ratio import RateRatio, tpr_ratio
@@ -175,7 +175,7 @@ def _no_two_roles(images: Tensor, rest: RealData, population: RealData | None) -
 def _negative(canaries: Canaries, answers: Answers, settings: AuditSettings) -> Check:
     """A model that saw no canary must show no epsilon."""
     scores = attacks(answers)
-    bound = one_run_epsilon(scores.get("LiRA", scores["log-odds"]), canaries.included, None, settings.delta, SURE)
+    bound = one_run_epsilon(scores.get("LiRA", scores["log-odds"]), canaries.included, None, settings.delta, CONTROL_CONFIDENCE)
     said = f"a teacher that saw no canary shows an epsilon of at least {bound.epsilon:.2f}"
     return Check("negative control", bound.epsilon == 0, said)
 
@@ -191,7 +191,7 @@ def _positive(
     """A model that learned its images by heart must be caught."""
     said = [logits_of(model, images, device) for model in (control.to(device), *(flow.teacher for flow in without))]
     scores = attacks(Answers(said[0], torch.stack(said[1:]), canaries.labels))
-    bound = one_run_epsilon(scores["LiRA"], canaries.included, None, settings.delta, SURE)
+    bound = one_run_epsilon(scores["LiRA"], canaries.included, None, settings.delta, CONTROL_CONFIDENCE)
     told = f"an overfitted teacher shows an epsilon of at least {bound.epsilon:.2f} of {bound.ceiling:.2f} possible"
     return Check("positive control", bound.epsilon > 0, told)
 

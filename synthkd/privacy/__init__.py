@@ -2,7 +2,7 @@
 
 from synthkd.privacy.blind import BlindBaseline, blind_baseline
 from synthkd.privacy.canaries import Canaries, OneRun, choose, one_run_epsilon
-from synthkd.privacy.copies import CopyTest, NearCopies, copy_test
+from synthkd.privacy.copies import CopyTest, NearCopies, copy_test, copy_tests
 from synthkd.privacy.intervals import Area, auc, clopper_pearson
 from synthkd.privacy.membership import (
     Answers,
@@ -38,6 +38,7 @@ __all__ = [
     "choose",
     "clopper_pearson",
     "copy_test",
+    "copy_tests",
     "headline",
     "lira",
     "log_odds",
