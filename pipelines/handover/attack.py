@@ -21,7 +21,15 @@ from synthkd.pipelines.handover.flow import Flowed, run_flow
 from synthkd.pipelines.run.directory import Result
 from synthkd.pipelines.student.teachers import teach_config
 from synthkd.pipelines.teach import load_taught, teach
-from synthkd.privacy.audit import GROUPS, CONTROL_CONFIDENCE, GroupAudit, audit_model, blind_check, duplicated, logits_of
+from synthkd.privacy.audit import (
+    CONTROL_CONFIDENCE,
+    GROUPS,
+    GroupAudit,
+    audit_model,
+    blind_check,
+    duplicated,
+    logits_of,
+)
 from synthkd.privacy.canaries import Canaries, choose, one_run_epsilon
 from synthkd.privacy.membership import POPULATION, Answers, attacks
 from synthkd.privacy.ratio import RateRatio, tpr_ratio
@@ -175,7 +183,9 @@ def _no_two_roles(images: Tensor, rest: RealData, population: RealData | None) -
 def _negative(canaries: Canaries, answers: Answers, settings: AuditSettings) -> Check:
     """A model that saw no canary must show no epsilon."""
     scores = attacks(answers)
-    bound = one_run_epsilon(scores.get("LiRA", scores["log-odds"]), canaries.included, None, settings.delta, CONTROL_CONFIDENCE)
+    bound = one_run_epsilon(
+        scores.get("LiRA", scores["log-odds"]), canaries.included, None, settings.delta, CONTROL_CONFIDENCE
+    )
     said = f"a teacher that saw no canary shows an epsilon of at least {bound.epsilon:.2f}"
     return Check("negative control", bound.epsilon == 0, said)
 

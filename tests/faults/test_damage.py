@@ -21,9 +21,9 @@ from synthkd.generators.embedding import Embedding, Fourier
 from synthkd.generators.files import read_saved
 from synthkd.models import load
 from synthkd.pipelines import cli
-from synthkd.privacy import copies
 from synthkd.pipelines.run import job
 from synthkd.pipelines.run.directory import read_result
+from synthkd.privacy import copies
 from synthkd.system.sealed import sealed
 from synthkd.training.checkpoint import CheckpointStore
 from synthkd.types import ImageSpec

@@ -13,13 +13,13 @@ from synthkd.compression.pareto import Candidate, Front, Scores
 from synthkd.data.read.splits import RealData, Splits
 from synthkd.errors import ConfigError, MissingExtraError
 from synthkd.pipelines import compress
-from synthkd.privacy import copies
 from synthkd.pipelines.config import CompressConfig, ExportSettings, TeachConfig
 from synthkd.pipelines.handover import attack, flow
 from synthkd.pipelines.handover import search as choose
 from synthkd.pipelines.handover.export import require_packages
 from synthkd.pipelines.handover.private_generator import ReleaseConfig
 from synthkd.pipelines.run.directory import Plan, Result
+from synthkd.privacy import copies
 from synthkd.settings import ZooModel
 from synthkd.settings.load import load_config
 
