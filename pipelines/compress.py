@@ -23,7 +23,7 @@ from synthkd.pipelines.distill import distill
 from synthkd.pipelines.handover import search as choose
 from synthkd.pipelines.handover.attack import PipelineAudit, audit_pipeline, require_enough
 from synthkd.pipelines.handover.export import NAMES, capacity, hand_over, require_packages
-from synthkd.pipelines.handover.flow import DISTILL, Flowed, run_flow, sample, stand_in
+from synthkd.pipelines.handover.flow import DISTILL, FlowResult, run_flow, sample, stand_in
 from synthkd.pipelines.run.directory import Plan, Result, keep_data, trusting
 from synthkd.pipelines.run.job import Job, open_job, process_state
 from synthkd.privacy.accounting import epsilon
@@ -115,7 +115,7 @@ def compress(config: CompressConfig, *, dry_run: bool = False) -> Result | Plan:
         return Result(job.directory, finished, _summary(job, finished))
 
 
-def _synthetic(config: CompressConfig, job: Job, made: Flowed) -> Tensor:
+def _synthetic(config: CompressConfig, job: Job, made: FlowResult) -> Tensor:
     """Images uint8 `[SYNTHETIC, C, H, W]` of the generator that the student learned from."""
     generator = build_generator(made.generator, made.teacher, config.seed, job.accelerator)
     classes, difficulty = made.teacher.spec.classes, config.difficulty.start
@@ -130,7 +130,7 @@ def _copies(config: CompressConfig, job: Job, private: Splits | None, synthetic:
 
 
 def _privacy(
-    config: CompressConfig, job: Job, made: Flowed, found: PipelineAudit | None, copies: Mapping[str, CopyTest]
+    config: CompressConfig, job: Job, made: FlowResult, found: PipelineAudit | None, copies: Mapping[str, CopyTest]
 ) -> dict[str, Any]:
     checks = () if found is None else tuple(found.checks)
     said = verdict(_claim(made), [] if found is None else found.bounds, checks)
@@ -158,7 +158,7 @@ def _privacy(
     return privacy_report(said, config.flow, released, made.dp, audit, unaudited, checks, copies, UNCOPIED, provenance)
 
 
-def _claim(made: Flowed) -> Claim | None:
+def _claim(made: FlowResult) -> Claim | None:
     """What all noisy parts come to together; None where there are none."""
     if not made.dp:
         return None

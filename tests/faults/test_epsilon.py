@@ -424,7 +424,7 @@ def test_a_private_handover_claims_what_its_journals_have_and_shows_no_hash_of_i
     negative = {**good["dp"], "ledger": [{**good["dp"]["ledger"][0], "steps": -1}]}
     later, surer = {**good["dp"], "delta": 0.3}, {**good["dp"], "insecure": True}
     for claim, said in (
-        (fewer, "counts other looks"), (louder, "counts other looks"), (negative, "got -1"), (None, "may claim"),
+        (fewer, "counts other queries"), (louder, "counts other queries"), (negative, "got -1"), (None, "may claim"),
         (later, "other terms"), (surer, "other terms"),
         ({"ledger": []}, "may claim"), ({**good["dp"], "delta": -1.0}, "may claim"),
     ):  # fmt: skip
@@ -442,7 +442,7 @@ def test_a_private_handover_claims_what_its_journals_have_and_shows_no_hash_of_i
         refused(capsys, run("compress", recipe, out), 6, f"{part}/privacy.jsonl is gone", "from a copy")
         (tmp_path / part).rename(out / part)
     plain = distilled(images, flow="dp_teacher", export={"formats": []})
-    refused(capsys, run("compress", plain, out), 6, "release has looked", "flow dp_teacher would not count")
+    refused(capsys, run("compress", plain, out), 6, "release has used", "flow dp_teacher would not count")
     assert (len(looked), witness.looks) == (1, STEPS)
 
 
