@@ -15,7 +15,7 @@ from synthkd import __version__
 from synthkd.errors import ConfigError
 from synthkd.models import parameters
 from synthkd.pipelines.config import AuditConfig
-from synthkd.pipelines.handover.audit_inputs import LEAST, WHOS, AuditInputs, read_inputs
+from synthkd.pipelines.handover.audit_inputs import LEAST, AuditInputs, read_inputs
 from synthkd.pipelines.run.directory import (
     REPORT,
     Plan,
@@ -30,17 +30,19 @@ from synthkd.pipelines.run.directory import (
 from synthkd.privacy.audit import (
     AVERAGE_CASE,
     GIVEN,
+    WHOS,
+    GroupAudit,
+    answers_of,
     audit_lists,
     blind_check,
     classes_check,
     labels_check,
-    logits_of,
     negative_check,
     roles_check,
 )
 from synthkd.privacy.copies import copy_tests
 from synthkd.privacy.membership import Answers, attacks
-from synthkd.privacy.ratio import RateRatio, tpr_ratio
+from synthkd.privacy.ratio import RateRatio, student_over_teacher
 from synthkd.privacy.report import plain, privacy_report
 from synthkd.privacy.verdict import Check, verdict
 from synthkd.reports.privacy import PAGE, SOURCE, write_privacy_page
@@ -98,34 +100,18 @@ def _audit(config: AuditConfig, inputs: AuditInputs, device: torch.device) -> tu
     """The contents of `privacy_report.json` and of `result.json`."""
     began = time.perf_counter()
     lists = inputs.lists
-    inside, outside, population = lists["members"], lists["nonmembers"], lists.get("population")
+    inside, outside = lists["members"], lists["nonmembers"]
     member = torch.arange(len(inside.images) + len(outside.images)) < len(inside.images)
     answers = {who: _answers(who, inputs, device, "members", "nonmembers") for who in inputs.models}
-    groups = {}
-    for who in inputs.models:
-        # RMIA needs both a population and references
-        with_population = population is not None and inputs.references[who]
-        of_population = _answers(who, inputs, device, "population") if with_population else None
-        groups[who] = audit_lists(answers[who], member, of_population, config.delta)
+    groups = {who: _audit_model(who, config, inputs, answers[who], member, device) for who in inputs.models}
     checks = _checks(config, inputs, answers, member)
     attacked = time.perf_counter()
     copies = {}
     if "generated" in lists:
         copies = copy_tests(inside.images, outside.images, lists["generated"].images, config.seed, device)
     said = verdict(None, (), checks)
-    counts = {who: len(several) for who, several in inputs.references.items()}
-    found = {
-        "kind": GIVEN,
-        "label": AVERAGE_CASE,
-        "members": len(inside.images),
-        "nonmembers": len(outside.images),
-        "references": counts,
-        "population": 0 if population is None else len(population.images),
-        "skipped": {key: one.skipped for key, one in lists.items()},
-        "missing": (NO_POSITIVE,) if any(counts.values()) else (NO_POSITIVE, NO_NEGATIVE),
-        "models": {who: {GIVEN: group} for who, group in groups.items()},
-        "ratios": {GIVEN: _ratio(config, answers, member)},
-    }
+    counts = inputs.reference_counts
+    found = _report_audit(config, inputs, answers, groups, member)
     released = [f"{who}: the model that was given, taken as handed over" for who in inputs.models]
     released += ["synthetic images: those that were given"] if "generated" in lists else []
     provenance = _provenance(config, inputs, device)
@@ -174,9 +160,39 @@ def _answers(who: str, inputs: AuditInputs, device: torch.device, *keys: str) ->
     """Logits of an audited model and its references for the images of these lists."""
     models = {f"the {who}": inputs.models[who]}
     models |= {f"references.{who}.{number}": model for number, model in enumerate(inputs.references[who])}
-    images = inputs.images(*keys)
-    logits = torch.stack([logits_of(model.to(device), images, device, who=name) for name, model in models.items()])
-    return Answers(logits[0], logits[1:], inputs.labels(*keys))
+    return answers_of(models, inputs.images(*keys), inputs.labels(*keys), device)
+
+
+def _audit_model(
+    who: str, config: AuditConfig, inputs: AuditInputs, answers: Answers, member: Tensor, device: torch.device
+) -> GroupAudit:
+    # RMIA needs both a population and references
+    with_population = "population" in inputs.lists and inputs.references[who]
+    population = _answers(who, inputs, device, "population") if with_population else None
+    return audit_lists(answers, member, population, config.delta)
+
+
+def _report_audit(
+    config: AuditConfig,
+    inputs: AuditInputs,
+    answers: Mapping[str, Answers],
+    groups: Mapping[str, GroupAudit],
+    member: Tensor,
+) -> dict[str, Any]:
+    """The audit for `privacy_report`."""
+    lists, counts = inputs.lists, inputs.reference_counts
+    return {
+        "kind": GIVEN,
+        "label": AVERAGE_CASE,
+        "members": len(lists["members"].images),
+        "nonmembers": len(lists["nonmembers"].images),
+        "references": counts,
+        "population": len(lists["population"].images) if "population" in lists else 0,
+        "skipped": {key: one.skipped for key, one in lists.items()},
+        "missing": (NO_POSITIVE,) if any(counts.values()) else (NO_POSITIVE, NO_NEGATIVE),
+        "models": {who: {GIVEN: group} for who, group in groups.items()},
+        "ratios": {GIVEN: _ratio(config, answers, member)},
+    }
 
 
 def _checks(config: AuditConfig, inputs: AuditInputs, answers: Mapping[str, Answers], member: Tensor) -> list[Check]:
@@ -196,14 +212,12 @@ def _checks(config: AuditConfig, inputs: AuditInputs, answers: Mapping[str, Answ
 
 
 def _ratio(config: AuditConfig, answers: Mapping[str, Answers], member: Tensor) -> RateRatio | None:
-    """Student over teacher by the same attack; None for one model, or fewer than 100 non-members."""
-    if len(answers) < len(WHOS) or int((~member).sum()) < 100:
+    """Student over teacher by the same attack; None for one model, or too few non-members."""
+    if len(answers) < len(WHOS):
         return None
     student, teacher = attacks(answers["student"]), attacks(answers["teacher"])
     name = "LiRA" if "LiRA" in student and "LiRA" in teacher else "log-odds"
-    scores, of_teacher = student[name], teacher[name]
-    seed = derive(config.seed, "ratio")
-    return tpr_ratio(scores[member], scores[~member], of_teacher[member], of_teacher[~member], seed=seed)
+    return student_over_teacher(student[name], teacher[name], member, derive(config.seed, "ratio"))
 
 
 def _plan(inputs: AuditInputs) -> tuple[str, ...]:
@@ -219,13 +233,13 @@ def _summary(values: Mapping[str, Any]) -> tuple[str, ...]:
     sets = values["sets"]
     lines = [f"audit:   {sets['members']['n']:,} members, {sets['nonmembers']['n']:,} non-members; {AVERAGE_CASE}"]
     for who, model in values["models"].items():
-        headline, at = model["headline"], model["headline"]["tpr"][0]
-        area, rate = headline["auc"], at["rate"]
+        found, at = model["headline"], model["headline"]["tpr"][0]
+        area, rate = found["auc"], at["rate"]
         hits = at["reason"]
         if rate is not None:
             hits = f"{rate['value']:.1%} of members found at {at['error']:.0%} false positives"
         lines.append(
-            f"{who}: AUC {area['value']:.3f} [{area['low']:.3f}, {area['high']:.3f}] by {headline['name']}; {hits}"
+            f"{who}: AUC {area['value']:.3f} [{area['low']:.3f}, {area['high']:.3f}] by {found['name']}; {hits}"
         )
     for test in values["copies"]:
         near, space = test["near_copies"], test["space"].partition(" ")[0]

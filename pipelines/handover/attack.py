@@ -24,16 +24,16 @@ from synthkd.pipelines.teach import load_taught, teach
 from synthkd.privacy.audit import (
     CONTROL_CONFIDENCE,
     GROUPS,
-    MISLABELLED,
+    WHOS,
     GroupAudit,
+    answers_of,
     audit_model,
     blind_check,
     duplicated,
-    logits_of,
 )
 from synthkd.privacy.canaries import Canaries, OneRun, choose, one_run_epsilon
 from synthkd.privacy.membership import POPULATION, Answers, attacks
-from synthkd.privacy.ratio import RateRatio, tpr_ratio
+from synthkd.privacy.ratio import RateRatio, student_over_teacher
 from synthkd.privacy.verdict import Check
 from synthkd.rng import derive
 from synthkd.settings import OptimizerSettings, TeachTraining, TrainedTeacher
@@ -43,7 +43,6 @@ CONTROL = TeachTraining(
     steps=600, batch_size=64, optimizer=OptimizerSettings(kind="adam", lr=2e-3, schedule="one_cycle")
 )
 """Training of the positive control, long enough to memorise a few hundred images."""
-WHOS = ("teacher", "student")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,37 +115,30 @@ def audit_pipeline(config: CompressConfig, directory: Path, private: Splits, dev
     unseen = private.unseen
     population = unseen if len(unseen) >= POPULATION else None
 
+    def answers(networks: Mapping[str, Classifier], data: RealData = candidates) -> Answers:
+        return answers_of(networks, data.images, data.labels, device)
+
     models, scores = {}, {}
     for who in WHOS:
-        networks = [getattr(flow, who) for flow in (audited, *references)]
-        answers = _answers(networks, candidates, device)
-        of_population = None if population is None else _answers(networks, population, device)
-        models[who] = audit_model(canaries, answers, of_population, settings.guesses, settings.delta, len(WHOS))
-        scores[who] = attacks(answers)["LiRA"]
-    control = _control(config, place / "control", rest, planted, private)
-    teachers = [flow.teacher for flow in references]
-    seed = derive(config.seed, "ratio")
+        networks = {f"the {who} of {flow.directory.name}": getattr(flow, who) for flow in (audited, *references)}
+        of_canaries, of_population = answers(networks), None if population is None else answers(networks, population)
+        models[who] = audit_model(canaries, of_canaries, of_population, settings.guesses, settings.delta, len(WHOS))
+        scores[who] = attacks(of_canaries)["LiRA"]
+    uninformed = {f"the teacher of {flow.directory.name}": flow.teacher for flow in references}
+    control = {"the control": _control(config, place / "control", rest, planted, private)}
     return PipelineAudit(
         canaries=canaries,
         models=models,
-        ratios={group: _ratio(scores, canaries, group == MISLABELLED, seed) for group in GROUPS},
+        ratios=_ratios(scores, canaries, derive(config.seed, "ratio")),
         checks=(
             _roles_check(candidates.images, rest, population),
             blind_check(planted.images, candidates.images[~canaries.included]),
-            _negative_check(_control_bound(_answers(teachers, candidates, device), canaries, settings.delta)),
-            _positive_check(
-                _control_bound(_answers([control, *teachers], candidates, device), canaries, settings.delta)
-            ),
+            _negative_check(_control_bound(answers(uninformed), canaries, settings.delta)),
+            _positive_check(_control_bound(answers(control | uninformed), canaries, settings.delta)),
         ),
         population=0 if population is None else len(population),
         references=dict.fromkeys(WHOS, settings.references),
     )
-
-
-def _answers(networks: Sequence[Classifier], data: RealData, device: torch.device) -> Answers:
-    """Logits of the target, which comes first, and of the references for labelled images."""
-    logits = torch.stack([logits_of(network.to(device), data.images, device) for network in networks])
-    return Answers(logits[0], logits[1:], data.labels)
 
 
 def _part(data: RealData, rows: Tensor) -> RealData:
@@ -201,11 +193,10 @@ def _positive_check(bound: OneRun) -> Check:
     return Check("positive control", bound.epsilon > 0, evidence)
 
 
-def _ratio(scores: Mapping[str, Tensor], canaries: Canaries, mislabelled: bool, seed: int) -> RateRatio | None:
-    """Student over teacher on one half of the canaries; None with too few non-members for 1 % false positives."""
-    half = canaries.mislabelled == mislabelled
-    inside, outside = half & canaries.included, half & ~canaries.included
-    if int(outside.sum()) < 100:
-        return None
-    teacher, student = scores["teacher"], scores["student"]
-    return tpr_ratio(student[inside], student[outside], teacher[inside], teacher[outside], seed=seed)
+def _ratios(scores: Mapping[str, Tensor], canaries: Canaries, seed: int) -> dict[str, RateRatio | None]:
+    """Half of the canaries -> student over teacher; see `PipelineAudit.ratios`."""
+    ratios = {}
+    for group, half in zip(GROUPS, (~canaries.mislabelled, canaries.mislabelled), strict=True):
+        student, teacher = scores["student"][half], scores["teacher"][half]
+        ratios[group] = student_over_teacher(student, teacher, canaries.included[half], seed)
+    return ratios

@@ -16,10 +16,10 @@ from synthkd.errors import ConfigError, DataError
 from synthkd.models import Classifier, load_model
 from synthkd.models.weights import serialised
 from synthkd.pipelines.config import AuditConfig, ImageSet
+from synthkd.privacy.audit import WHOS
 from synthkd.privacy.membership import POPULATION
 from synthkd.types import ImageSpec
 
-WHOS = ("teacher", "student")
 LEAST = {"members": 20, "nonmembers": 20, "population": POPULATION}
 """Lists that carry labels -> fewest images: what the blind baseline and RMIA need."""
 BATCH = 256
@@ -62,6 +62,11 @@ class AuditInputs:
     references: Mapping[str, tuple[Classifier, ...]]
     lists: Mapping[str, ImageList]
     digests: Mapping[str, str]
+
+    @property
+    def reference_counts(self) -> dict[str, int]:
+        """teacher, student -> number of references."""
+        return {who: len(several) for who, several in self.references.items()}
 
     def images(self, *keys: str) -> Tensor:
         """The images of these lists together, uint8 `[N, C, H, W]`."""

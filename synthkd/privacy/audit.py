@@ -35,6 +35,9 @@ CONFIDENCE = 0.95
 CONTROL_CONFIDENCE = 0.99
 """Confidence of the controls: a sound audit fails one of them in 1 of 100 runs."""
 DRAWS = 2000
+"""Random lists that `classes_check` compares with the given ones."""
+WHOS = ("teacher", "student")
+"""The models of an audit, as results and reports call them."""
 
 
 @dataclass(frozen=True)
@@ -210,6 +213,22 @@ def logits_of(
     with torch.no_grad():
         logits = [model(chunk.to(device).float() / 255.0).float().cpu() for chunk in images.split(batch_size)]
     return finite_logits(torch.cat(logits), who)
+
+
+def answers_of(models: Mapping[str, torch.nn.Module], images: Tensor, labels: Tensor, device: torch.device) -> Answers:
+    """Logits of an audited model and its references.
+
+    Args:
+        models: name for errors -> model in eval mode, which is moved to the device; the audited model comes first.
+        images: uint8 `[N, C, H, W]`.
+        labels: int64 `[N]`.
+        device: where the models run.
+
+    Raises:
+        ModelError: a logit is not finite.
+    """
+    logits = torch.stack([logits_of(model.to(device), images, device, who=who) for who, model in models.items()])
+    return Answers(logits[0], logits[1:], labels)
 
 
 def _results(scores: Mapping[str, Tensor], labels: Tensor, members: Tensor, delta: float) -> tuple[Attack, ...]:

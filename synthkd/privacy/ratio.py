@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+from torch import Tensor
 
 from synthkd.errors import ConfigError, DataError
 from synthkd.metrics.arrays import Array
@@ -76,6 +77,23 @@ def tpr_ratio(
         return RateRatio(value, low, high, error, "exact intervals of both rates")
     low, high = _bootstrap_interval(inside, outside, allowed, confidence, draws, seed)
     return RateRatio(value, low, high, error, f"paired bootstrap of {draws:,} draws")
+
+
+def student_over_teacher(student: Tensor, teacher: Tensor, members: Tensor, seed: int) -> RateRatio | None:
+    """The ratio at 1 % false positives; None for fewer than 100 non-members, which cannot show that rate.
+
+    Args:
+        student: `[N]` scores by the attack on the student.
+        teacher: `[N]` scores of the same points by the attack on the teacher.
+        members: bool `[N]`, True for members.
+        seed: of the bootstrap.
+
+    Raises:
+        DataError: a score that is not finite.
+    """
+    if int((~members).sum()) < 100:
+        return None
+    return tpr_ratio(student[members], student[~members], teacher[members], teacher[~members], seed=seed)
 
 
 def _paired(student: Array, teacher: Array, what: str) -> tuple[Scores, Scores]:
