@@ -192,8 +192,8 @@ def test_a_command_works(command: Command, folder: Path, capsys: pytest.CaptureF
         case ("pip", "install", requirement):
             extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
             assert requirement in {f"synthkd[{extra}]" for extra in extras}
-        case ("python", script, *_):
-            assert (ROOT / script).is_file()
+        case ("python", "-m", module, *_):
+            assert (ROOT / f"{module.replace('.', '/')}.py").is_file()
         case ("synthkd", *words) if PLACEHOLDERS & {word.rpartition("=")[2] for word in words}:
             cli._parser().parse_known_args(words)
         case ("synthkd", *words):
