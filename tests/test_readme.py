@@ -230,8 +230,18 @@ def test_yaml_is_a_configuration_or_a_section_of_one(block: Block, tmp_path: Pat
     load_config(CompressConfig if {"flow", "search"} & set(written) else DistillConfig, tmp_path / "block.yaml", rest)
 
 
+EXERCISES = {
+    re.sub(r"^(?=generators|pipelines)", "synthkd.", match[1].replace("/", "."))
+    for block in PYTHON
+    if (match := re.match(r"# (\S+)\.py\n", block.text))
+}
+"""Modules that a block of CONTRIBUTING.md is the source of; `tests/test_exercises.py` writes and imports them."""
+
+
 def resolve(dotted: str) -> object:
-    """The module or attribute of a dotted name."""
+    """The module or attribute of a dotted name; None for one of an exercise."""
+    if {dotted, dotted.rpartition(".")[0]} & EXERCISES:
+        return None
     try:
         return importlib.import_module(dotted)
     except ImportError:
