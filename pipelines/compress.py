@@ -24,7 +24,7 @@ from synthkd.pipelines.distill import distill
 from synthkd.pipelines.handover import search as choose
 from synthkd.pipelines.handover.attack import PipelineAudit, audit_pipeline, require_enough
 from synthkd.pipelines.handover.export import NAMES, capacity, hand_over, require_packages
-from synthkd.pipelines.handover.flow import DISTILL, Flowed, run_flow, sample, stand_in
+from synthkd.pipelines.handover.flow import DISTILL, Flowed, distill_config, run_flow, sample
 from synthkd.pipelines.run.directory import Plan, Result, keep_data, trusting
 from synthkd.pipelines.run.job import Job, open_job, process_state
 from synthkd.privacy.accounting import Adjacency, Ledger, epsilon
@@ -118,7 +118,7 @@ def compress(config: CompressConfig, *, dry_run: bool = False) -> Result | Plan:
 def _synthetic(config: CompressConfig, job: Job, made: Flowed) -> Tensor:
     """Images uint8 `[SYNTHETIC, C, H, W]` of the generator that the student learned from."""
     generator = build_generator(made.generator, made.teacher, config.seed, job.accelerator)
-    classes, difficulty = made.teacher.spec.classes, config.difficulty.start
+    classes, difficulty = made.teacher.spec.classes, config.generated.difficulty.start
     return sample(generator, SYNTHETIC, classes, difficulty, config.seed, "handover")[0]
 
 
@@ -174,8 +174,7 @@ def _claim(made: Flowed) -> Claim | None:
 def _plan(config: CompressConfig) -> tuple[str, ...]:
     teacher = config.teacher
     private = teacher.data if isinstance(teacher, TrainedTeacher) and config.flow in NOISY_GENERATOR else None
-    student = config.student or stand_in(config)
-    inner = distill(config.model_copy(update={"data": private, "student": student}), dry_run=True)
+    inner = distill(distill_config(config, teacher, data=private), dry_run=True)
     runs = "" if config.audit is None else f", {config.audit.references + 1} further runs of it and a control"
     audited = "none" if config.audit is None else f"{config.audit.canaries} canaries{runs}"
     lines = str(inner).splitlines()

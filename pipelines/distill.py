@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -15,15 +16,14 @@ from synthkd.models.weights import finite_state
 from synthkd.pipelines.config import DistillConfig
 from synthkd.pipelines.run.directory import Plan, Result, trusting
 from synthkd.pipelines.run.job import Job, make_accelerator, open_job
-from synthkd.pipelines.student.assembly import Parts, assemble, require_fit
+from synthkd.pipelines.student.assembly import Assembly, assemble, require_fit
 from synthkd.pipelines.student.networks import finished
 from synthkd.pipelines.student.results import measured
+from synthkd.pipelines.student.summary import plan, summary
 from synthkd.pipelines.student.teachers import ReadyTeacher, is_taught, ready_teacher, untrained_teacher
-from synthkd.pipelines.student.text import plan, summary
 from synthkd.reports.grids import MOST_CLASSES, ROWS, save_grid
-from synthkd.rng import Rows
 from synthkd.taps import evaluating
-from synthkd.training.loop import Action, Loop, Progress
+from synthkd.training.loop import Action, Progress, Values
 from synthkd.types import balanced_labels
 
 STUDENT, PEERS = "student", "peers"
@@ -44,20 +44,20 @@ def distill(config: DistillConfig, *, dry_run: bool = False) -> Result | Plan:
         SynthkdError: see the classes in `synthkd.errors`.
     """
     if dry_run:
-        parts = assemble(config, _untrained(config), make_accelerator(config), None)
-        require_fit("test", _test(config), parts.subject)
-        return Plan(plan(config, parts))
+        assembly = assemble(config, _untrained(config), make_accelerator(config), None)
+        require_fit("test", _test(config), assembly.subject)
+        return Plan(plan(config, assembly))
     with open_job("distill", config) as job:
         if job.finished is not None:
             return Result(job.directory, job.finished, summary(job, dict(job.finished), already=True))
         test = _test(config)
         ready = _teachers(config, job)
-        parts = assemble(config, [teacher.model for teacher in ready], job.accelerator, job.directory)
-        require_fit("test", test, parts.subject)
-        progress = _run(config, job, parts, test)
-        student = _finished_student(config, job, parts)
+        assembly = assemble(config, [teacher.model for teacher in ready], job.accelerator, job.directory)
+        require_fit("test", test, assembly.subject)
+        progress = _train(config, job, assembly, test)
+        student = _finished_student(config, job, assembly)
         taught = sum(teacher.seconds for teacher in ready)
-        values = job.finish(measured(config, job, parts, student, test, taught, progress))
+        values = job.finish(measured(config, job, assembly, student, test, taught, progress))
         return Result(job.directory, values, summary(job, values))
 
 
@@ -77,95 +77,105 @@ def _test(config: DistillConfig) -> RealData | None:
     return None if config.test is None else load_splits(config.test).test
 
 
-def _run(config: DistillConfig, job: Job, parts: Parts, test: RealData | None) -> Progress:
-    def evaluate(_: int) -> dict[str, Tensor | float]:
-        if test is None:
-            return {}
-        student = parts.learner.evaluated
-        finite_state(student, "student")
-        with evaluating(student):
-            return {"test/accuracy": accuracy(predict(student, test.images, job.device), test.labels).value}
-
-    def draw(step: int) -> dict[str, Tensor | float]:
-        if job.accelerator.is_main_process and parts.generator is not None:
-            _grid(config, job, parts, step + 1)
-        return {}
-
-    def look(number: int, step: int) -> dict[str, Tensor | float]:
-        before = parts.adaptation.teaching
-        values = parts.adaptation(number)
-        now = parts.adaptation.teaching
-        if now is not None and now != before:
-            who = parts.pupils[now].learner.name
-            job.monitor.event(step, f"role swap: {who} teaches from here on", kind="swap", teaching=who)
-        return values
-
-    def publish(_: int) -> dict[str, Tensor | float]:
-        if job.accelerator.is_main_process:
-            with evaluating(parts.learner.evaluated):
-                save(finished(parts.pupils[0]), job.directory / STUDENT, _notes(config, parts))
-        return {}
-
-    watch = [Action("evaluate", evaluate, every=config.evaluate_every, after=True)]
+def _train(config: DistillConfig, job: Job, assembly: Assembly, test: RealData | None) -> Progress:
+    """Run the phases: rounds of the generator, steps of the student, and what is watched beside them."""
+    generated = assembly.transfer_set.generated
+    watch = _Watch(config, job, assembly, test)
+    actions = [Action("test", watch.test, config.evaluate_every, after=True)]
     if config.publish_every is not None:
-        watch.append(Action("publish", publish, every=config.publish_every, after=True))
+        actions.append(Action("publish", watch.publish, config.publish_every, after=True))
     stages = phases.build(
         config.phases,
-        parts.synthesis.alone,
-        parts.synthesis.beside_student,
-        parts.learn,
-        look,
-        parts.adaptation.every,
-        watch,
-        draw,
+        _no_round if generated is None else generated.rounds.alone,
+        _no_round if generated is None else generated.rounds.beside_student,
+        assembly.step,
+        watch.evaluate,
+        assembly.evaluation.every,
+        actions,
+        watch.draw_grid,
         config.grid_every,
     )
-    loop = Loop(
-        job.accelerator,
-        {
-            **{pupil.learner.name: pupil for pupil in parts.pupils},
-            **({} if parts.generator is None else {"generator": parts.generator}),
-            "bank": parts.bank,
-            "difficulty": parts.difficulty,
-            "source": parts.source,
-            **({} if parts.arriving is None else {"stream": parts.arriving}),
-            "adaptation": parts.adaptation,
-        },
-        job.store,
-        job.monitor,
-        config.seed,
-        config.log_every,
-        config.checkpoint_every,
-        shown=("student/loss", "fresh/agreement", "difficulty", "test/accuracy"),
-    )
-    return loop.run(stages, f"distill {config.name}")
+    headline = ("student/loss", "fresh/agreement", "difficulty", "test/accuracy")
+    return job.train(assembly.state, stages, f"distill {config.name}", headline)
 
 
-def _grid(config: DistillConfig, job: Job, parts: Parts, step: int) -> None:
-    """The same latent vectors every time, one column for each class."""
-    columns = min(parts.subject.spec.classes, MOST_CLASSES)
-    labels = balanced_labels(columns * ROWS, 0, columns)
-    images = parts.generator.sample(labels, config.difficulty.start, Rows(config.seed, "grid"))
-    names = parts.subject.class_names[:columns] or tuple(map(str, range(columns)))
-    save_grid(images.cpu(), columns, job.directory / "samples" / f"step_{step:06d}.png", names)
+def _no_round(*_: object) -> Values:
+    """Stands for a round of the generator where the phases have none."""
+    raise AssertionError("there is no generator, and its configuration has no phase with rounds")
 
 
-def _finished_student(config: DistillConfig, job: Job, parts: Parts) -> Classifier:
+@dataclass(frozen=True)
+class _Watch:
+    """What a run does beside training."""
+
+    config: DistillConfig
+    job: Job
+    assembly: Assembly
+    real_test: RealData | None
+
+    def test(self, _: int) -> dict[str, Tensor | float]:
+        """Accuracy of the student on real test data, where there is any."""
+        if self.real_test is None:
+            return {}
+        student = self.assembly.learner.evaluated
+        finite_state(student, "student")
+        with evaluating(student):
+            predictions = predict(student, self.real_test.images, self.job.device)
+        return {"test/accuracy": accuracy(predictions, self.real_test.labels).value}
+
+    def evaluate(self, number: int, step: int) -> dict[str, Tensor | float]:
+        """Evaluate on held-out images, let the controllers follow, and note a role swap."""
+        evaluation = self.assembly.evaluation
+        before = evaluation.controllers.teaching
+        values = evaluation(number)
+        teaching = evaluation.controllers.teaching
+        if teaching is not None and teaching != before:
+            name = self.assembly.students[teaching].name
+            self.job.monitor.event(step, f"role swap: {name} teaches from here on", kind="swap", teaching=name)
+        return values
+
+    def publish(self, _: int) -> dict[str, Tensor | float]:
+        """Save the student as it is."""
+        if self.job.accelerator.is_main_process:
+            with evaluating(self.assembly.learner.evaluated):
+                student = finished(self.assembly.students[0])
+                save(student, self.job.directory / STUDENT, _notes(self.config, self.assembly))
+        return {}
+
+    def draw_grid(self, step: int) -> dict[str, Tensor | float]:
+        """A grid of generated images: the same latent vectors every time, one column for each class."""
+        generated, subject = self.assembly.transfer_set.generated, self.assembly.subject
+        if self.job.accelerator.is_main_process and generated is not None:
+            columns = min(subject.spec.classes, MOST_CLASSES)
+            images = generated.grid(balanced_labels(columns * ROWS, 0, columns))
+            names = subject.class_names[:columns] or tuple(map(str, range(columns)))
+            save_grid(images.cpu(), columns, self.job.directory / "samples" / f"step_{step + 1:06d}.png", names)
+        return {}
+
+
+def _finished_student(config: DistillConfig, job: Job, assembly: Assembly) -> Classifier:
     """Save what the run ends with: always the last weights (or their average), never a best checkpoint."""
-    student = finished(parts.pupils[0]).eval()
+    student = finished(assembly.students[0]).eval()
     if job.accelerator.is_main_process:
-        notes = _notes(config, parts)
+        notes = _notes(config, assembly)
         save(student, job.directory / STUDENT, notes)
-        for number, peer in enumerate(parts.pupils[1:], start=1):
+        for number, peer in enumerate(assembly.students[1:], start=1):
             save(finished(peer).eval(), job.directory / PEERS / str(number), notes)
-        folder, subject = job.directory / INSIDE_A_RUN, parts.subject
-        save_generator(
-            parts.generator, config.generator, folder, subject.spec, subject.class_names, config.seed, parts.shown
-        )
+        generated, subject = assembly.transfer_set.generated, assembly.subject
+        if generated is not None and config.generated is not None:
+            save_generator(
+                generated.generator,
+                config.generated.generator,
+                job.directory / INSIDE_A_RUN,
+                subject.spec,
+                subject.class_names,
+                config.seed,
+                generated.real_images_used,
+            )
     job.accelerator.wait_for_everyone()
     return student
 
 
-def _notes(config: DistillConfig, parts: Parts) -> dict[str, Any]:
+def _notes(config: DistillConfig, assembly: Assembly) -> dict[str, Any]:
     """What a saved student says of its making."""
-    return {"seed": config.seed, "real_images_used": parts.real_images_used}
+    return {"seed": config.seed, "real_images_used": assembly.transfer_set.real_images_used}

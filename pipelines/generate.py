@@ -169,7 +169,7 @@ def _make(work: Work, job: Job) -> dict[str, Any]:
     """Train the generator, sample it, write the dataset; the numbers for result.json."""
     config, order, teacher, layout = work.config, work.order, work.teacher, work.layout
     frozen = FrozenTeacher(teacher, job.accelerator)
-    progress = fit_generator(config, job, work.generator, config.rounds, config.difficulty)
+    progress = fit_generator(job, work.generator, config.rounds, config.difficulty)
     seen = real_images_used(order)
     main = job.accelerator.is_main_process
     if main and config.rounds:

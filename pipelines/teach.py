@@ -38,7 +38,7 @@ from synthkd.privacy.journal import Journal
 from synthkd.rng import stream
 from synthkd.taps import evaluating
 from synthkd.training.learner import Learner
-from synthkd.training.loop import Action, Loop, Progress, Stage
+from synthkd.training.loop import Action, Progress, Stage
 from synthkd.training.memory import fitting_batch_size, training_step
 from synthkd.types import Batch, balanced_labels
 
@@ -81,7 +81,7 @@ def teach(config: TeachConfig, *, dry_run: bool = False, splits: Splits | None =
         with evaluating(model):
             test = score(model, splits, job.device)
             alarm = _one_class(config, model, splits, job.device)
-        evaluation = progress.watching + time.perf_counter() - began
+        evaluation = progress.evaluation_seconds + time.perf_counter() - began
         values = job.finish(
             {
                 "seconds": round(progress.seconds + evaluation, 3),
@@ -238,17 +238,8 @@ def _run(
         return {} if test is None else {"test/accuracy": test.value}
 
     actions = [Action("learn", learn), Action("evaluate", evaluate, every=config.evaluate_every, after=True)]
-    loop = Loop(
-        job.accelerator,
-        {"teacher": learner},
-        job.store,
-        job.monitor,
-        config.seed,
-        config.log_every,
-        config.checkpoint_every,
-        shown=("teacher/loss", "test/accuracy"),
-    )
-    return loop.run([Stage("teach", config.training.steps, actions)], f"teach {config.name}")
+    stage = Stage("teach", config.training.steps, actions)
+    return job.train({"teacher": learner}, [stage], f"teach {config.name}", headline=("teacher/loss", "test/accuracy"))
 
 
 def _finish(

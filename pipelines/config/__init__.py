@@ -10,10 +10,11 @@ from synthkd.pipelines.config.compress import (
     ExportSettings,
     SyntheticSettings,
 )
-from synthkd.pipelines.config.distill import DistillConfig
+from synthkd.pipelines.config.distill import Distillation, DistillConfig
 from synthkd.pipelines.config.evaluate import EvaluateConfig, ImageSet
 from synthkd.pipelines.config.generate import FilterSettings, GenerateConfig
 from synthkd.pipelines.config.teach import TeachConfig
+from synthkd.pipelines.config.transfer_set import GeneratedSet, RealSet, StoredSet
 
 __all__ = [
     "NOISY_GENERATOR",
@@ -22,13 +23,17 @@ __all__ = [
     "AuditSettings",
     "CompressConfig",
     "DistillConfig",
+    "Distillation",
     "EvaluateConfig",
     "ExportSettings",
     "FilterSettings",
     "GenerateConfig",
+    "GeneratedSet",
     "ImageSet",
     "JobConfig",
+    "RealSet",
     "ReferenceModels",
+    "StoredSet",
     "SyntheticSettings",
     "TeachConfig",
     "TrainingConfig",

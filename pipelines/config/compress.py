@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from synthkd.generators.settings import (
     FROM_REAL,
-    DatasetSettings,
+    GeneratorSettings,
     InversionSettings,
     MerfSettings,
     PixelSettings,
 )
-from synthkd.pipelines.config.distill import DistillConfig
+from synthkd.pipelines.config.base import TrainingConfig, require_terms
+from synthkd.pipelines.config.distill import Distillation
+from synthkd.pipelines.config.transfer_set import GeneratedSet, refuse_flat_form, section
 from synthkd.settings import (
     Count,
+    DataSettings,
     Flow,
     Images,
     Listed,
     ModelSettings,
     SearchSettings,
     Settings,
+    TeacherSettings,
     TrainedTeacher,
 )
 
@@ -61,65 +66,107 @@ class SyntheticSettings(Settings):
     """Images of each class that the teacher of flow dp_generator is trained on."""
 
 
-class CompressConfig(DistillConfig):
+COUNTED = frozenset(
+    {
+        "transfer_set", "mix", "distill", "phases", "online", "inherit", "width", "publish_every", "evaluate_every",
+        "grid_every",
+    }
+)  # fmt: skip
+"""Keys of a distillation that every flow accounts for: of `transfer_set` the generator alone may touch private images,
+as the flow says, and the others never do. A key that is not named here cannot be set in a compression."""
+
+
+class CompressConfig(TrainingConfig):
     """Make a small student to hand over, its export, its cost, and a report of what it leaks."""
 
     flow: Flow = "plain"
     """How private images, those of `teacher.data`, are touched. plain: by a teacher, without noise. dp_teacher: by a
     teacher that is trained with differential privacy. dp_generator: by a differentially private generator, of whose
     images teacher and student learn. dp_both: by such a teacher and such a generator, whose costs add up."""
-    synthetic: SyntheticSettings = SyntheticSettings()
-    """Of flows dp_generator and dp_both."""
-    student: ModelSettings | None = None  # type: ignore[assignment]
+    teacher: TeacherSettings
+    student: ModelSettings | None = None
     """As in distill; None where it is searched."""
     search: SearchSettings | None = None
     """Choose the student among networks of the zoo; a given `student` is not searched."""
-    inherit: bool = False
-    """As in distill; copied weights may carry what the teacher memorised."""
+    distillation: Distillation = Distillation()
+    """As in distill, with generated images alone."""
+    test: DataSettings | None = None
+    """Real test data to report on; it never selects anything."""
+    synthetic: SyntheticSettings = SyntheticSettings()
+    """Of flows dp_generator and dp_both."""
     audit: AuditSettings | None = None
     """Measure what the pipeline leaks; it is run `references + 1` times more. None: not measured."""
     export: ExportSettings = ExportSettings()
 
-    def _learns_from_data(self) -> bool:
-        return isinstance(self.generator, FROM_REAL) and not isinstance(self.generator, MerfSettings)
+    @property
+    def generated(self) -> GeneratedSet:
+        """The generated images that the student learns from."""
+        generated = self.distillation.generated
+        assert generated is not None
+        return generated
 
-    def _without_student(self) -> str:
-        return super()._without_student() if self.search is None else "search"
+    @classmethod
+    def refuse_old_form(cls, recipe: Mapping[str, Any]) -> None:
+        """Refuse keys of a distillation beside the section `distillation`."""
+        refuse_flat_form(recipe, set(Distillation.model_fields))
+        Distillation.refuse_old_form(section(recipe, "distillation"))
 
     @model_validator(mode="after")
-    def _of_the_flow(self) -> CompressConfig:
-        teacher, generator, flow = self.teacher, self.generator, self.flow
-        if teacher is None or isinstance(generator, DatasetSettings):
-            raise ValueError("compress needs a teacher: set teacher, and a generator that makes images")
+    def _touches_private_images_as_the_flow_says(self) -> CompressConfig:
+        """Only what is named here, and counted by the flow, comes near private images."""
+        if extra := self.distillation.model_fields_set - COUNTED:
+            raise ValueError(f"distillation.{min(extra)}: no flow accounts for it: leave it out")
+        generated, flow = self.distillation.generated, self.flow
+        if len(self.distillation.sources) > 1 or generated is None:
+            raise ValueError(
+                "distillation.transfer_set: real images and stored datasets show the student what no flow counts: take "
+                "one source of kind generated"
+            )
+        if generated.data is not None:
+            raise ValueError(
+                f"distillation.transfer_set.data: the private images of flow {flow} are teacher.data: leave data out"
+            )
+        self._require_generator(generated.generator)
+        self._require_teacher()
         if (self.student is None) == (self.search is None):
             raise ValueError("set student, or search to have one chosen, one of the two")
-        noisy = isinstance(teacher, TrainedTeacher) and teacher.training.dp is not None
-        if noisy and flow not in NOISY_TEACHER:
-            raise ValueError(f"flow {flow} has no teacher.training.dp: leave it out, or choose dp_teacher or dp_both")
-        if flow in NOISY_TEACHER and not noisy:
-            raise ValueError(f"flow {flow} has a teacher trained with differential privacy: set teacher.training.dp")
+        if self.search is not None:
+            require_terms(generated.generator, "search")
+        return self
+
+    def _require_generator(self, generator: GeneratorSettings) -> None:
+        """The generator learns from the teacher alone, or with noise where the flow has it so."""
+        flow = self.flow
         if flow in NOISY_GENERATOR and not isinstance(generator, MerfSettings):
             raise ValueError(
-                f"flow {flow} has a differentially private generator: set generator.kind to merf, and its epsilon"
+                f"flow {flow} has a differentially private generator: set distillation.transfer_set.generator.kind to "
+                "merf, and its epsilon"
             )
-        if flow in NOISY_GENERATOR and not isinstance(teacher, TrainedTeacher):
-            raise ValueError(f"flow {flow} trains its teacher: set teacher.kind to train, teacher.data to the images")
         if isinstance(generator, MerfSettings) and flow not in NOISY_GENERATOR:
             raise ValueError("generator.kind: merf looks at the private images: choose flow dp_generator or dp_both")
+        if isinstance(generator, FROM_REAL) and not isinstance(generator, MerfSettings):
+            raise ValueError(
+                f"generator.kind: {generator.kind} learns from real images, which no flow counts: take inversion or "
+                "pixels, which learn from the teacher alone"
+            )
         if flow == "dp_teacher" and not isinstance(generator, InversionSettings | PixelSettings):
             raise ValueError(
                 f"generator.kind: what {generator.kind} learned from is not accounted for in flow dp_teacher; take "
                 "inversion or pixels, which learn from the teacher alone, or merf in flow dp_both"
             )
-        if self.teachers:
-            raise ValueError("teachers: what others than `teacher` have seen is not accounted for: leave teachers out")
-        if self.mix.real != 0.0:
-            raise ValueError("mix.real shows the student private images, which no flow counts: set it to 0")
-        if self.data is not None:
-            raise ValueError(f"data: the private images of flow {flow} are teacher.data: leave data out")
+
+    def _require_teacher(self) -> None:
+        """The teacher is trained with noise where the flow has it so, and here where it must be trained again."""
+        teacher, flow = self.teacher, self.flow
+        is_noisy = isinstance(teacher, TrainedTeacher) and teacher.training.dp is not None
+        if is_noisy and flow not in NOISY_TEACHER:
+            raise ValueError(f"flow {flow} has no teacher.training.dp: leave it out, or choose dp_teacher or dp_both")
+        if flow in NOISY_TEACHER and not is_noisy:
+            raise ValueError(f"flow {flow} has a teacher trained with differential privacy: set teacher.training.dp")
+        if flow in NOISY_GENERATOR and not isinstance(teacher, TrainedTeacher):
+            raise ValueError(f"flow {flow} trains its teacher: set teacher.kind to train, teacher.data to the images")
         if self.audit is not None and not isinstance(teacher, TrainedTeacher):
             raise ValueError(
                 "audit runs the pipeline again, which a given teacher does not allow: leave audit out, and attack the "
                 "finished models with lists of members and non-members (synthkd audit)"
             )
-        return self

@@ -50,8 +50,6 @@ class Order:
 def read_order(config: GenerateConfig) -> Order:
     """Settings made whole, and the real data read."""
     generator = config.generator if config.run is None else SavedSettings(kind="saved", path=config.run)
-    if generator.kind == "dataset":
-        raise ConfigError("generator.kind: dataset makes no images of its own; copy the dataset instead")
     learns = isinstance(generator, (InversionSettings, *FROM_REAL))
     if learns and not config.rounds:
         raise ConfigError(

@@ -20,7 +20,7 @@ from synthkd.generators.files import INSIDE_A_RUN
 from synthkd.generators.merf import Merf
 from synthkd.generators.settings import GeneratorSettings, MerfSettings, SavedSettings
 from synthkd.models import Classifier, load, load_model
-from synthkd.pipelines.config import CompressConfig, DistillConfig, TeachConfig
+from synthkd.pipelines.config import CompressConfig, Distillation, DistillConfig, TeachConfig, TrainingConfig
 from synthkd.pipelines.distill import distill
 from synthkd.pipelines.handover.private_generator import WIDEST, ReleaseConfig, load_released, release
 from synthkd.pipelines.handover.search import Choice, choose_student
@@ -30,7 +30,7 @@ from synthkd.pipelines.teach import load_taught, teach
 from synthkd.privacy.accounting import ledger_of
 from synthkd.privacy.journal import JOURNAL, Journal
 from synthkd.rng import Rows
-from synthkd.settings import DPSettings, LoadedModel, TrainedTeacher, ZooModel
+from synthkd.settings import DPSettings, LoadedModel, TeacherSettings, TrainedTeacher, ZooModel
 from synthkd.types import SampleGenerator, balanced_labels, to_uint8
 
 RELEASE, TEACH, SEARCH, DISTILL = "release", "teach", "search", "distill"
@@ -73,8 +73,7 @@ def run_flow(config: CompressConfig, directory: Path, private: Splits | None, se
         SynthkdError: what `release`, `teach` and `distill` raise.
     """
     claims: list[Mapping[str, Any]] = []
-    settings, generator = config.teacher, config.generator
-    assert settings is not None
+    settings, generator = config.teacher, config.generated.generator
     shown = private
     journal = Journal(directory)
     dp = settings.training.dp if isinstance(settings, TrainedTeacher) else None
@@ -105,7 +104,7 @@ def run_flow(config: CompressConfig, directory: Path, private: Splits | None, se
         settings = LoadedModel(kind="load", model=str(taught.directory))
     else:
         teacher = load_model(settings)
-    distilling = _distilling(config, settings, generator, directory / DISTILL, seed)
+    distilling = distill_config(config, settings, generator=generator, out=str(directory / DISTILL), seed=seed)
     choice = None
     if config.search is not None:
         choice = choose_student(distilling, config.search, teacher, directory / SEARCH)
@@ -169,14 +168,22 @@ def _teaching(config: CompressConfig, settings: TrainedTeacher, out: Path, seed:
     return teach_config(settings, config, str(out)).model_copy(update={"seed": seed})
 
 
-def _distilling(
-    config: CompressConfig, teacher: LoadedModel, generator: GeneratorSettings, out: Path, seed: int
-) -> DistillConfig:
-    inherited = {name: getattr(config, name) for name in DistillConfig.model_fields}
-    changed = {"out": str(out), "teacher": teacher, "generator": generator, "seed": seed, "data": None}
-    if config.student is None:
-        changed["student"] = stand_in(config)
-    return DistillConfig(**{**inherited, **changed})
+def distill_config(config: CompressConfig, teacher: TeacherSettings, **changes: Any) -> DistillConfig:
+    """The distillation inside a compression.
+
+    Args:
+        config: of the compression.
+        teacher: labels the images.
+        changes: of the generated images (generator, data), the seed and the run directory (out).
+    """
+    generated = config.generated.model_copy(
+        update={key: changes.pop(key) for key in ("generator", "data") if key in changes}
+    )
+    settings = {name: getattr(config, name) for name in TrainingConfig.model_fields}
+    settings |= {name: getattr(config.distillation, name) for name in Distillation.model_fields}
+    settings |= {"transfer_set": generated, "inherit": bool(config.distillation.inherit)} | changes
+    student = stand_in(config) if config.student is None else config.student
+    return DistillConfig(**settings, teacher=teacher, student=student, test=config.test)
 
 
 def stand_in(config: CompressConfig) -> ZooModel:

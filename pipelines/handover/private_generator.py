@@ -41,7 +41,7 @@ def release(config: ReleaseConfig, private: RealData) -> Result:
         if job.finished is not None:
             return Result(job.directory, job.finished, ())
         generator = Merf(config.generator, None, config.seed, job.accelerator, private, run=job.directory)
-        progress = fit_generator(config, job, generator, config.rounds, WIDEST)
+        progress = fit_generator(job, generator, config.rounds, WIDEST)
         names, count = private.class_names, len(private)
         if job.accelerator.is_main_process:
             folder = job.directory / INSIDE_A_RUN

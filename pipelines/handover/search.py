@@ -101,11 +101,14 @@ def fastest_of(front: Front, tolerance: float) -> Candidate:
 
 def make_proxy(config: DistillConfig, settings: SearchSettings, teacher: Classifier, seed: int) -> Evaluate:
     """Fill a bank with images for the candidates to learn from, and make others to score them on."""
-    parts = assemble(config, [teacher], make_accelerator(config), None)
+    assembly = assemble(config, [teacher], make_accelerator(config), None)
+    generated = assembly.transfer_set.generated
+    assert generated is not None
+    assert config.generated is not None
     for index in range(settings.rounds):
-        parts.synthesis.alone(index, keep=True)
-    held_out, logits = _further(parts.generator, settings.rounds, config.difficulty.start)
-    subject = parts.subject
+        generated.rounds.alone(index, keep=True)
+    held_out, logits = _further(generated.generator, settings.rounds, config.generated.difficulty.start)
+    subject = assembly.subject
 
     def builder(model: ZooModel) -> Classifier:
         return build_model(model, subject.spec, subject.mean, subject.std, subject.class_names)
@@ -113,7 +116,15 @@ def make_proxy(config: DistillConfig, settings: SearchSettings, teacher: Classif
     threads = config.threads or torch.get_num_threads()
     accelerator = make_accelerator(config)
     return proxy_evaluator(
-        parts.source, held_out, logits, builder, settings.steps, seed, accelerator, config.distill, threads
+        assembly.transfer_set.dataset,
+        held_out,
+        logits,
+        builder,
+        settings.steps,
+        seed,
+        accelerator,
+        config.distill,
+        threads,
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -33,6 +33,7 @@ from synthkd.pipelines.run.directory import (
 from synthkd.pipelines.run.disk import full_disk
 from synthkd.reports.run import write_report
 from synthkd.training.checkpoint import CheckpointStore
+from synthkd.training.loop import Loop, Progress, Stage
 from synthkd.training.monitor import Monitor
 from synthkd.types import Stateful
 
@@ -63,6 +64,33 @@ class Job:
         """Where models and batches live."""
         device: torch.device = self.accelerator.device
         return device
+
+    def train(
+        self, state: Mapping[str, Stateful], stages: Sequence[Stage], title: str, headline: Sequence[str] = ()
+    ) -> Progress:
+        """Run the stages with this run's seed, log and checkpoints, and return the time they took.
+
+        Args:
+            state: name -> object whose state goes into checkpoints.
+            stages: the phases of the training, in order.
+            title: what the display calls the training.
+            headline: names of the logged numbers that the display shows.
+
+        Raises:
+            SynthkdError, Stopped: see `Loop.run`.
+        """
+        config = self.config
+        loop = Loop(
+            self.accelerator,
+            state,
+            self.store,
+            self.monitor,
+            config.seed,
+            config.log_every,
+            config.checkpoint_every,
+            headline,
+        )
+        return loop.run(stages, title)
 
     def finish(self, values: Mapping[str, Any]) -> dict[str, Any]:
         """Write result.json and report.html, then drop the checkpoints, which a finished run no longer needs."""

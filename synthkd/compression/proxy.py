@@ -9,8 +9,8 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from synthkd.compression.pareto import Scores
-from synthkd.distillation.step import DistillStep
-from synthkd.distillation.student import Pupil
+from synthkd.distillation.step import DistillStep, TransferBatches
+from synthkd.distillation.student import Student
 from synthkd.errors import TrainingError
 from synthkd.metrics.utility import accuracy, predict
 from synthkd.models.classifier import Classifier
@@ -19,13 +19,12 @@ from synthkd.rng import derive
 from synthkd.settings import DistillSettings, ZooModel
 from synthkd.taps import evaluating
 from synthkd.training.learner import Learner
-from synthkd.types import BatchSource
 
 Evaluate = Callable[[ZooModel], Scores]
 
 
 def proxy_evaluator(
-    source: BatchSource,
+    source: TransferBatches,
     held_out: Tensor,
     teacher_logits: Tensor,
     builder: Callable[[ZooModel], Classifier],
@@ -60,7 +59,7 @@ def proxy_evaluator(
             # before it is prepared for training, which may change its precision
             spent = cost(model, accelerator.device, threads=threads, energy_seconds=0.5)
             learner = Learner("candidate", model, settings.optimizer, steps, accelerator)
-            step = DistillStep([Pupil(learner, settings, accelerator)], source, accelerator)
+            step = DistillStep([Student(learner, settings, accelerator)], source, accelerator)
             try:
                 for number in range(steps):
                     step(number)

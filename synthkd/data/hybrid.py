@@ -1,76 +1,42 @@
-"""One batch for the student from up to three places: the memory bank, the live generator, real images."""
+"""The hybrid dataset: one batch for the student from several sources at scheduled shares."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from synthkd.data import augment
-from synthkd.data.bank import MemoryBank
-from synthkd.errors import ConfigError
-from synthkd.rng import numpy_stream, stream
+from synthkd.data.sources import Labeller, Source
+from synthkd.rng import stream
 from synthkd.schedules import value_at
-from synthkd.settings import MixSettings
-from synthkd.types import Batch, Outputs, to_float
+from synthkd.settings import MixSettings, Schedule
+from synthkd.types import Batch, Outputs
 
-Labeller = Callable[[Tensor], Outputs]
-"""Teacher without gradient: images `[N, C, H, W]` -> logits `[N, K]` and the features that were asked of it."""
-
-LiveSampler = Callable[[int, int], Batch]
-"""(count, step) -> that many fresh generator samples, made for this step."""
-
-
-@dataclass(frozen=True)
-class RealImages:
-    """Real images that may be mixed in.
-
-    Attributes:
-        images: uint8 `[N, C, H, W]`.
-        labels: int64 `[N]`; -1 where none was annotated.
-        first: number of the first of them, by which they are known when others come and go; the rest are numbered on.
-    """
-
-    images: Tensor
-    labels: Tensor
-    first: int = 0
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def at(self, _: int) -> RealImages:
-        """These images at every step."""
-        return self
-
-
-class RealSource(Protocol):
-    """Real images as they are at a step: `RealImages`, or a stream, which drops the oldest and adds new ones behind."""
-
-    def at(self, step: int, /) -> RealImages: ...
+REST = None
+"""The share of the source that fills what the others leave."""
 
 
 class HybridDataset:
-    """Mixes bank, live and real images at scheduled shares; a function of (seed, step) and of what is there to draw.
+    """Mixes images of several sources at scheduled shares; a batch is a function of (seed, step) and of the sources.
 
-    Rows from several places are shuffled, so that real and generated images mix with each other. All are flipped,
+    Rows of several sources are shuffled, so that mixup and CutMix mix real with generated images. All are flipped,
     shifted and mixed by the settings, then augmented by the difficulty of the moment. With `logits: fresh` the teacher
-    labels exactly those images; with `logits: stored` they keep the logits of the images they were made of (real images
-    are labelled once, when first needed), those of a mixture mixed alike. A real image without a label is one that the
-    teacher labels, and is not annotated.
+    labels exactly those images; with `logits: stored` they keep the logits of the images they were made of, those of a
+    mixture mixed alike. A real image without a label gets the teacher's prediction, and is not annotated.
 
     Args:
-        mix: the shares and variations.
+        sources: what batches are drawn from.
+        shares: the share of each source, a number or a curve; one of them is `REST`.
+        mix: variations of the images, and whether logits are fresh or stored.
         batch_size: images of a batch over all processes.
         total: steps over which scheduled shares move.
-        bank: the memory bank.
-        teacher: labels images; never trained. None where stored logits are all there is, or annotated labels.
+        teacher: labels images; never trained. None where stored logits or annotated labels are all there is.
         difficulty: the difficulty of the moment in [0, 1]; below 0.5 it changes no image.
         seed: the run's seed.
-        live: makes fresh samples; needed when `mix.live` is not 0.
-        real: real images, fixed or arriving; needed when `mix.real` is not 0.
         device: where batches go.
         rank: this process's number; it gets rows `rank::world` of the one batch that all processes agree on.
         world: number of processes.
@@ -78,109 +44,89 @@ class HybridDataset:
 
     def __init__(
         self,
+        sources: Sequence[Source],
+        shares: Sequence[Schedule | None],
         mix: MixSettings,
         batch_size: int,
         total: int,
-        bank: MemoryBank,
         teacher: Labeller | None,
         difficulty: Callable[[], float],
         seed: int,
-        live: LiveSampler | None = None,
-        real: RealSource | None = None,
         device: torch.device | None = None,
         rank: int = 0,
         world: int = 1,
     ) -> None:
-        if mix.real != 0.0 and real is None:
-            raise ConfigError("mix.real needs real images: set data, or mix.real to 0")
-        if mix.live != 0.0 and live is None:
-            raise ConfigError("mix.live needs a generator that can sample: set mix.live to 0")
-        labelled = mix.logits == "stored" and mix.real == 0.0
-        annotated = mix.real == 1.0 and not (mix.mixup or mix.cutmix)
-        if teacher is None and not (labelled or annotated):
-            raise ConfigError(
-                "without a teacher nobody labels images: set mix.logits to stored and mix.real to 0, or take real "
-                "images alone and unmixed (mix.real 1, mix.mixup and mix.cutmix 0)"
-            )
+        if len(sources) != len(shares) or sum(share is REST for share in shares) != 1:
+            raise ValueError(f"one source of {len(sources)} fills the rest, and each has a share, got {shares}")
+        self._sources = tuple(sources)
+        self._shares = tuple(shares)
         self._mix = mix
         self._batch_size = batch_size
         self._total = total
-        self._bank = bank
         self._teacher = teacher
         self._difficulty = difficulty
         self._seed = seed
-        self._live = live
-        self._real = real
         self._device = device or torch.device("cpu")
         self._rank = rank
         self._world = world
-        self._real_logits = 0, torch.empty(0)  # number of the first, and `[N, K]` once there are any
-        self.real_rows: set[int] = set()
 
-    def counts(self, step: int) -> tuple[int, int, int]:
-        """How many of a batch are (real, live, from the bank) at this step."""
-        n = self._batch_size
-        real = round(value_at(self._mix.real, step, self._total) * n)
-        live = min(n - real, round(value_at(self._mix.live, step, self._total) * n))
-        return real, live, n - real - live
+    def counts(self, step: int) -> tuple[int, ...]:
+        """How many images of a batch each source gives at this step; they add up to the batch size."""
+        left, counts = self._batch_size, []
+        for share in self._shares:
+            count = 0 if share is REST else min(left, round(value_at(share, step, self._total) * self._batch_size))
+            counts.append(count)
+            left -= count
+        return tuple(left if share is REST else count for share, count in zip(self._shares, counts, strict=True))
 
     def batch(self, step: int) -> Batch:
-        """The batch of this step: images float32 in [0, 1], labels, teacher logits, slots, importance weights."""
-        real, live, stored = self.counts(step)
-        parts: list[Batch] = []
-        if real:
-            parts.append(self._draw_real(real, step))
-        if live and self._live is not None:
-            parts.append(self._live(live, step))
-        if stored:
-            parts.append(self._bank.draw(stored, step, "bank"))
-        batch = _concatenate(parts)
-        if self._mix.real != 0.0 and batch.annotated is None:  # a step of a curve at which no real image is drawn
+        """The labelled batch of this step: images float32 in [0, 1], labels, logits, slots, importance weights."""
+        return self.label(self.draw(step))
+
+    def draw(self, step: int) -> Batch:
+        """This process's images of a step, varied and augmented, on the device; logits only where they are stored."""
+        batches: list[Batch] = []
+        # Scheduled shares come first and the rest last, so that the rows of a source do not depend on the others.
+        numbers = sorted(range(len(self._sources)), key=lambda number: self._shares[number] is REST)
+        counts = self.counts(step)
+        for number in numbers:
+            batches += self._sources[number].draw(counts[number], step) if counts[number] else []
+        batch = _concatenate(batches)
+        if batch.annotated is None and any(source.annotated for source in self._sources):
+            # a curve at 0: no image of this batch has a label from people, so none counts as hard
             batch = replace(batch, annotated=torch.zeros(len(batch), dtype=torch.bool))
-        batch = self._vary(batch, step, shuffled=len(parts) > 1)
+        batch = self._vary(batch, step, shuffled=len(batches) > 1)
         if self._world > 1:
             batch = batch.map(lambda value: value[self._rank :: self._world])
         batch = batch.to(self._device)
-        # rows differ between processes, so each draws its own augmentation
+        # Rows differ between processes, so each process draws its own augmentation.
         rng = stream(self._seed, f"augment/{self._rank}", step)
         images = augment.by_difficulty(batch.images, self._difficulty(), rng)
+        is_fresh = self._mix.logits != "stored" and self._teacher is not None
+        return replace(batch, images=images, teacher_logits=None if is_fresh else batch.teacher_logits)
+
+    def label(self, batch: Batch) -> Batch:
+        """The batch with the teacher's logits and features, and its predictions where labels are missing (-1)."""
         if self._mix.logits == "stored" and batch.teacher_logits is not None:
-            seen = Outputs(batch.teacher_logits)
+            outputs = Outputs(batch.teacher_logits)
         elif self._teacher is None:
-            return replace(batch, images=images)
+            return batch
         else:
-            seen = self._teacher(images)
-        labels = torch.where(batch.labels < 0, seen.logits.argmax(1), batch.labels)
-        return replace(batch, images=images, labels=labels, teacher_logits=seen.logits, teacher_features=seen.features)
+            outputs = self._teacher(batch.images)
+        labels = torch.where(batch.labels < 0, outputs.logits.argmax(1), batch.labels)
+        return replace(batch, labels=labels, teacher_logits=outputs.logits, teacher_features=outputs.features)
 
     def state_dict(self) -> dict[str, Any]:
-        """Which real images were used so far; the batches themselves are a function of the step."""
-        return {"real_rows": sorted(self.real_rows)}
+        """The states of the sources; batches themselves are a function of the step."""
+        return {str(number): source.state_dict() for number, source in enumerate(self._sources)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.real_rows = set(state["real_rows"])
-
-    def _draw_real(self, count: int, step: int) -> Batch:
-        assert self._real is not None
-        real = self._real.at(step)
-        rows = torch.from_numpy(numpy_stream(self._seed, "real", step).integers(0, len(real), count))
-        self.real_rows.update((real.first + rows).tolist())
-        logits = self._logits_of(real)[rows] if self._mix.logits == "stored" else None
-        labels = real.labels[rows]
-        return Batch(to_float(real.images[rows]), labels, logits, rows=real.first + rows, annotated=labels >= 0)
-
-    def _logits_of(self, real: RealImages) -> Tensor:
-        """The teacher's logits of real images, made once for each of them."""
-        assert self._teacher is not None
-        first, logits = self._real_logits
-        logits = logits[real.first - first :]
-        if len(unknown := real.images[len(logits) :]):
-            made = [self._teacher(to_float(c).to(self._device)).logits.cpu() for c in unknown.split(512)]
-            logits = torch.cat([logits, *made])
-        self._real_logits = real.first, logits
-        return logits
+        """Continue from `state_dict`."""
+        for number, source in enumerate(self._sources):
+            source.load_state_dict(state[str(number)])
 
     def _vary(self, batch: Batch, step: int, shuffled: bool) -> Batch:
+        """Shuffle, flip, shift and mix the images, and mark the mixtures as such."""
         mix = self._mix
         if not (mix.flip or mix.shift or mix.mixup or mix.cutmix):
             return batch
@@ -198,43 +144,48 @@ class HybridDataset:
             again = torch.Generator()
             again.set_state(rng.get_state())
             images = augment.mixup(images, mixed / len(images), rng)
-            if logits is not None:  # by the same draws, which depend on the number of rows alone
+            if logits is not None:  # mixed by the same draws, which depend on the number of rows alone
                 logits = augment.mixup(logits[:, :, None, None], mixed / len(logits), again)[:, :, 0, 0]
         if pasted:
             images = torch.cat([images[:-pasted], augment.cutmix(images[-pasted:], 1.0, rng)])
-        # a mixture is no longer the image of its slot or row, and has the label that the teacher gives it
-        kept = torch.ones(len(images), dtype=torch.bool)
-        kept[:mixed] = False
-        kept[len(images) - pasted :] = False
+        # A mixture is no longer the image of its slot or row, and its label is what the teacher predicts.
+        whole = torch.ones(len(images), dtype=torch.bool)
+        whole[:mixed] = False
+        whole[len(images) - pasted :] = False
         return replace(
             batch,
             images=images,
-            labels=torch.where(kept, batch.labels, -1),
+            labels=torch.where(whole, batch.labels, -1),
             teacher_logits=logits,
-            slots=None if batch.slots is None else torch.where(kept, batch.slots, -1),
-            rows=None if batch.rows is None else torch.where(kept, batch.rows, -1),
-            annotated=None if batch.annotated is None else batch.annotated & kept,
+            slots=None if batch.slots is None else torch.where(whole, batch.slots, -1),
+            rows=None if batch.rows is None else torch.where(whole, batch.rows, -1),
+            annotated=None if batch.annotated is None else batch.annotated & whole,
         )
 
 
-def _concatenate(parts: list[Batch]) -> Batch:
+def _concatenate(batches: list[Batch]) -> Batch:
     """One batch of several; stored logits survive only where every part has them."""
-    if len(parts) == 1:
-        return parts[0]
-    logits = [p.teacher_logits for p in parts]
+    if len(batches) == 1:
+        return batches[0]
+    logits = [batch.teacher_logits for batch in batches]
     return Batch(
-        images=torch.cat([p.images for p in parts]),
-        labels=torch.cat([p.labels for p in parts]),
+        images=torch.cat([batch.images for batch in batches]),
+        labels=torch.cat([batch.labels for batch in batches]),
         teacher_logits=torch.cat([x for x in logits if x is not None]) if all(x is not None for x in logits) else None,
-        weights=_filled([p.weights for p in parts], parts, 1.0),
-        slots=_filled([p.slots for p in parts], parts, -1),
-        rows=_filled([p.rows for p in parts], parts, -1),
-        annotated=_filled([p.annotated for p in parts], parts, False),
+        weights=_filled([batch.weights for batch in batches], batches, 1.0),
+        slots=_filled([batch.slots for batch in batches], batches, -1),
+        rows=_filled([batch.rows for batch in batches], batches, -1),
+        annotated=_filled([batch.annotated for batch in batches], batches, False),
     )
 
 
-def _filled(values: list[Tensor | None], parts: list[Batch], absent: float | bool) -> Tensor | None:
-    """One column of all parts, with a constant for the parts that lack it; None where all do."""
+def _filled(values: list[Tensor | None], batches: list[Batch], absent: float | bool) -> Tensor | None:
+    """One column of all batches, with a constant for those that lack it; None where all do."""
     if all(value is None for value in values):
         return None
-    return torch.cat([torch.full((len(p),), absent) if v is None else v for v, p in zip(values, parts, strict=True)])
+    return torch.cat(
+        [
+            torch.full((len(batch),), absent) if value is None else value
+            for value, batch in zip(values, batches, strict=True)
+        ]
+    )

@@ -23,9 +23,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from synthkd.data.hybrid import RealImages
 from synthkd.data.read.archives import read_arrays
 from synthkd.data.read.npz import as_images, as_labels
+from synthkd.data.sources import RealImages
 from synthkd.errors import DataError
 from synthkd.rng import Rows
 from synthkd.settings import StreamData
@@ -80,6 +80,11 @@ class ImageStream:
         self._looked = -math.inf
         self._start_at(0, [])
         self._require_usable()
+
+    @property
+    def holds_out(self) -> bool:
+        """Whether a share of the images is held out."""
+        return self._settings.holdout > 0.0
 
     @property
     def arrived(self) -> int:

@@ -1,4 +1,4 @@
-"""The three phases of a distillation, as data, turned into the stages of the loop."""
+"""The phases of a distillation, as data, and the stages of the loop that they become."""
 
 from __future__ import annotations
 
@@ -70,8 +70,8 @@ def build(
     pregenerate: Callable[[int, bool], Values],
     synthesise: Indexed,
     learn: Indexed,
-    look: Callable[[int, int], Values],
-    look_every: int,
+    evaluate: Callable[[int, int], Values],
+    evaluate_every: int,
     watch: Sequence[Action],
     draw: Indexed,
     draw_every: int,
@@ -83,8 +83,8 @@ def build(
         pregenerate: (round, keep its images) of the generator alone.
         synthesise: one round of the generator beside the student, by its number among all rounds.
         learn: one step of the student, by its number among all the student's steps.
-        look: (that number, step of the run) asks how far the student is, before it.
-        look_every: steps between two looks, counted from the first of a phase.
+        evaluate: (that number, step of the run) evaluates the student on held-out images, before the step.
+        evaluate_every: steps between two evaluations, counted from the first of a phase.
         watch: further actions of every phase that trains the student.
         draw: pictures what the generator makes, by the step of the run.
         draw_every: rounds between pictures; the last round of a phase has one in any case.
@@ -97,7 +97,7 @@ def build(
             stages.append(Stage(phase.kind, phase.rounds, [made, Action("grid", draw, draw_every, after=True)]))
         elif isinstance(phase, Refine | Joint):
             actions = [
-                Action("look", _looking(look, steps - start), look_every, at_once=True),
+                Action("evaluate", _evaluating(evaluate, steps - start), evaluate_every, at_once=True),
                 Action("learn", _shifted(learn, steps - start)),
                 *watch,
             ]
@@ -119,7 +119,7 @@ def _shifted(run: Indexed, offset: int) -> Indexed:
     return lambda step: run(step + offset)
 
 
-def _looking(run: Callable[[int, int], Values], offset: int) -> Indexed:
+def _evaluating(run: Callable[[int, int], Values], offset: int) -> Indexed:
     return lambda step: run(step + offset, step)
 
 

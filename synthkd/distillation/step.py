@@ -1,78 +1,90 @@
-"""One step of those who learn: a batch, what each makes of it, an update of each."""
+"""The distillation step: batch, teacher, student, loss terms, backward pass, update."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Protocol
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 
 from synthkd.data.bank import MemoryBank
-from synthkd.distillation.control.roles import Roles
-from synthkd.distillation.student import Pupil
+from synthkd.distillation.student import Student
 from synthkd.distillation.terms.objective import StudentView
-from synthkd.losses import logits as losses
-from synthkd.types import Batch, BatchSource
+from synthkd.losses.logits import kl_divergence
+from synthkd.types import Batch
+
+
+class TransferBatches(Protocol):
+    """Where the images of a step come from, and who labels them: `synthkd.data.hybrid.HybridDataset`."""
+
+    def draw(self, step: int) -> Batch:
+        """Images of this step, augmented, with their hard labels."""
+        ...
+
+    def label(self, batch: Batch) -> Batch:
+        """The same images with the teacher's logits, where there is a teacher."""
+        ...
 
 
 class DistillStep:
-    """Draws a batch, shows it to the student and its peers, updates each, and reprioritises what was drawn.
-
-    All look before any learns, so that nobody is taught by weights that the same batch has just changed. (Deep mutual
-    learning as published lets the networks of a batch learn in turn.)
+    """One step of the student, and of its peers where there are some.
 
     Args:
-        pupils: the student first, then its peers.
-        source: batches.
+        students: the student first, then its peers.
+        dataset: batches and the teacher that labels them.
         accelerator: processes.
-        bank: where priorities go, or None when draws are not prioritized.
-        roles: which of the pupils teaches the others; None: the frozen teacher teaches all.
+        bank: where new priorities go; None when draws are not prioritized.
+        teaching: number of the student whose logits are the soft labels at present, or None for the frozen teacher.
     """
 
     def __init__(
         self,
-        pupils: Sequence[Pupil],
-        source: BatchSource,
+        students: Sequence[Student],
+        dataset: TransferBatches,
         accelerator: Accelerator,
         bank: MemoryBank | None = None,
-        roles: Roles | None = None,
+        teaching: Callable[[], int | None] = lambda: None,
     ) -> None:
-        self._pupils = tuple(pupils)
-        self._source = source
+        self._students = tuple(students)
+        self._dataset = dataset
         self._accelerator = accelerator
         self._bank = bank
-        self._roles = roles
+        self._teaching = teaching
 
     def __call__(self, step: int) -> dict[str, Tensor | float]:
-        """The student's own 0-based step; returns what is worth logging."""
-        batch = self._source.batch(step)
-        views = self._views(batch, step)
+        """Run one step of the student, 0-based, and return what is logged."""
+        # Images of the transfer set, varied and augmented, then the teacher's logits of exactly these images.
+        batch = self._dataset.label(self._dataset.draw(step))
+        # Forward passes. All networks answer before any is updated, so that no peer is taught by weights which the
+        # same batch has just changed. (Deep mutual learning as published updates the networks of a batch in turn.)
+        views = self._with_peers([student.forward(batch, step) for student in self._students])
         logged: dict[str, Tensor | float] = {}
-        for pupil, view in zip(self._pupils, views, strict=True):
-            logged |= pupil.learn(view, step)
-        if self._bank is not None and batch.slots is not None and batch.teacher_logits is not None:
-            self._reprioritise(self._bank, batch.slots, batch.teacher_logits, views[0])
+        for student, view in zip(self._students, views, strict=True):
+            loss = student.loss(view, step)  # the sum of weight(step) * term(view)
+            logged |= student.update(loss, view, step)  # backward, clipping, optimizer step, average of weights
+        self._reprioritise(batch, views[0])
         return logged
 
     def rehearse(self, batch: Batch) -> None:
-        """Go once through every term, and learn nothing: what does not fit is told before anything is trained.
+        """Compute every loss term once without an update, so that mistakes are told before anything is trained.
 
         Args:
-            batch: like those of the run; what its images show does not matter.
+            batch: labelled, like those of the run; what its images show does not matter.
 
         Raises:
             ConfigError: a term that cannot be computed, or gives no loss.
         """
-        for pupil, view in zip(self._pupils, self._views(batch, 0, training=False), strict=True):
-            pupil.rehearse(view)
+        views = self._with_peers([student.forward(batch, 0, training=False) for student in self._students])
+        for student, view in zip(self._students, views, strict=True):
+            student.all_terms(view)
 
-    def _views(self, batch: Batch, step: int, training: bool = True) -> list[StudentView]:
-        """What each pupil makes of a batch, and what it is shown of the others."""
-        views = [pupil.look(batch, step, training) for pupil in self._pupils]
-        answers = [pupil.answer(view) for pupil, view in zip(self._pupils, views, strict=True)]
-        teaching = None if self._roles is None else self._roles.teaching
+    def _with_peers(self, views: list[StudentView]) -> list[StudentView]:
+        """Add the peers' logits to each view; one of them may take the place of the frozen teacher."""
+        answers = [student.answer(view) for student, view in zip(self._students, views, strict=True)]
+        teaching = self._teaching()
         return [
             replace(
                 view,
@@ -82,10 +94,12 @@ class DistillStep:
             for number, view in enumerate(views)
         ]
 
-    def _reprioritise(self, bank: MemoryBank, slots: Tensor, teacher: Tensor, view: StudentView) -> None:
-        """Priority is the divergence from the teacher; mixtures and foreign rows have slot -1 and keep theirs."""
+    def _reprioritise(self, batch: Batch, view: StudentView) -> None:
+        """Set the priority of bank images to their divergence from the teacher (prioritized replay)."""
+        if self._bank is None or batch.slots is None or batch.teacher_logits is None:
+            return
         with torch.no_grad():
-            divergence = losses.kl_divergence(teacher, view.student) + 1e-6
-        slots, divergence = self._accelerator.gather((slots, divergence))
-        mine = slots >= 0
-        bank.reprioritise(slots[mine].cpu(), divergence[mine].cpu())
+            divergence = kl_divergence(batch.teacher_logits, view.student) + 1e-6
+        slots, divergence = self._accelerator.gather((batch.slots, divergence))
+        from_bank = slots >= 0  # mixtures and images of other sources have slot -1 and no priority
+        self._bank.reprioritise(slots[from_bank].cpu(), divergence[from_bank].cpu())

@@ -1,4 +1,4 @@
-"""A network that learns, with all that its steps need: what it is shown, its terms, and what adapts them."""
+"""A trainable network with its optimizer, its loss terms and the controllers of their weights."""
 
 from __future__ import annotations
 
@@ -12,40 +12,39 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from synthkd.data.bank import MemoryBank
-from synthkd.data.hybrid import Labeller
-from synthkd.distillation.adaptation import Adaptation
-from synthkd.distillation.terms.auxiliary import Lessons
-from synthkd.distillation.terms.contrast import Beside
+from synthkd.data.sources import Labeller
+from synthkd.distillation.control.controllers import Controllers
+from synthkd.distillation.terms.auxiliary import AuxiliaryLayers
+from synthkd.distillation.terms.contrast import ExtraImages
 from synthkd.distillation.terms.objective import Regulator, StudentView, Terms, terms_of
-from synthkd.losses import logits as losses
-from synthkd.losses.balance import GradientBalance, UncertaintyBalance
-from synthkd.models.classifier import Classifier
-from synthkd.rng import derive
+from synthkd.losses.logits import agreement
+from synthkd.losses.objective import Loss
 from synthkd.schedules import ever, value_at
-from synthkd.settings import DistillSettings, GradientBalanceSettings, OnlineSettings, OptimizerSettings
+from synthkd.settings import DistillSettings, OnlineSettings, OptimizerSettings
 from synthkd.taps import evaluating, observe
 from synthkd.training.learner import Learner
 from synthkd.types import Batch
 
 
-class Pupil:
-    """Looks at batches, and learns from what it, its teacher and its peers make of them.
+class Student:
+    """Runs the forward pass, builds the loss from its own, the teacher's and its peers' logits, and is updated.
+
+    The student of a run and each of its peers is one of these.
 
     Args:
-        learner: the network with its optimiser, and `lessons` as its helpers.
+        learner: the network with its optimizer; `auxiliary` are its helpers.
         settings: temperature and weights.
         accelerator: precision.
-        lessons: terms that look inside networks, or None.
+        auxiliary: layers of the feature, contrastive and exit losses, or None.
         terms: the objective; None: that of the settings alone.
-        adaptation: what moves temperature and weights, or None.
-        teacher: labels the images that lessons need beside the batch.
-        bank: where some of those come from.
-        regulator: the network itself, where it changes its size.
-        online: its peers, or None.
+        controllers: move the temperature and the weights of this student; a peer has none that move anything.
+        teacher: labels the extra images of the contrastive losses.
+        bank: negatives of the contrastive losses are drawn from it.
+        regulator: the network itself, where it changes its width.
+        online: mutual learning with peers, or None.
 
     Attributes:
-        learner, lessons, terms, adaptation, teacher: as given; the latter two may be set later.
-        balance: weighs the terms against each other, or None.
+        learner, auxiliary, terms: as given.
     """
 
     def __init__(
@@ -53,109 +52,121 @@ class Pupil:
         learner: Learner,
         settings: DistillSettings,
         accelerator: Accelerator,
-        lessons: Lessons | None = None,
+        auxiliary: AuxiliaryLayers | None = None,
         terms: Terms | None = None,
-        adaptation: Adaptation | None = None,
+        controllers: Controllers | None = None,
         teacher: Labeller | None = None,
         bank: MemoryBank | None = None,
         regulator: Regulator | None = None,
         online: OnlineSettings | None = None,
     ) -> None:
         self.learner = learner
+        self.auxiliary = auxiliary
+        self.terms = terms_of(settings) if terms is None else terms
         self._settings = settings
         self._accelerator = accelerator
-        self.lessons = lessons
-        self.terms = terms_of(settings) if terms is None else terms
-        self.adaptation = adaptation
-        self.teacher = teacher
+        self._controllers = Controllers() if controllers is None else controllers
+        self._teacher = teacher
         self._bank = bank
         self._regulator = regulator
         self._online = online
         self._teaches_by_average = online is not None and online.averaged
-        # wrapped for several processes, the student is a child of the wrapper
+        # Wrapped for several processes, the student is a child of the wrapper, and so are its layers.
         self._prefix = "" if learner.model is learner.module else "module."
-        self._places = () if lessons is None else tuple(self._prefix + place for place in lessons.student_places)
-        self.balance: UncertaintyBalance | GradientBalance | None = None if lessons is None else lessons.balance
-        asked = settings.adapt.balance
-        if isinstance(asked, GradientBalanceSettings):
-            first = next(p for p in learner.module.parameters() if p.requires_grad and p.ndim > 1)
-            self.balance = GradientBalance(asked, first)
+        self._places = () if auxiliary is None else tuple(self._prefix + place for place in auxiliary.student_places)
 
-    def look(self, batch: Batch, step: int, training: bool = True) -> StudentView:
-        """A pass over the batch, with gradient; whoever teaches is the one that labelled it.
+    @property
+    def name(self) -> str:
+        """Its name in logs and errors: "student", "peer 1", ..."""
+        return self.learner.name
+
+    def forward(self, batch: Batch, step: int, training: bool = True) -> StudentView:
+        """One forward pass over the batch and its extra images, with gradient.
 
         Args:
-            batch: labelled.
-            step: of the student.
-            training: otherwise the pass leaves the network as it is.
+            batch: images with the teacher's logits.
+            step: 0-based step of the student.
+            training: False leaves BatchNorm moments and dropout of the network untouched.
+
+        Returns:
+            All that the loss terms read; the logits of peers are still missing.
         """
-        beside = None if self.lessons is None else self.lessons.beside(batch, step, self._bank)
+        total = self.learner.total
+        extra = None if self.auxiliary is None else self.auxiliary.extra_images(batch, step, self._bank)
         if training:
             self.learner.model.train()
         with nullcontext() if training else evaluating(self.learner.model):
-            logits, features, turned = self._pass(batch.images, None if beside is None else beside.views)
-        total = self.learner.total
-        temperature = value_at(self._settings.temperature, step, total)
-        if self.adaptation is not None and self.adaptation.temperature is not None:
-            temperature = self.adaptation.temperature.value
-        average = self._settings.average  # a pass of its own, spared while nobody asks for it
-        asks = value_at(average, step, total) != 0.0 if training else ever(average)
+            logits, features, view_features = self._run(batch.images, None if extra is None else extra.views)
+        temperature = self._controllers.temperature
+        if temperature is None:
+            temperature = value_at(self._settings.temperature, step, total)
+        # The average of the weights takes a pass of its own; it is skipped while no term needs it.
+        average = self._settings.average
+        needs_average = value_at(average, step, total) != 0.0 if training else ever(average)
         return StudentView(
             batch=batch,
             teacher=batch.teacher_logits,
             student=logits,
             temperature=temperature,
             student_features=features,
-            transferred=self._transferred(batch, features, logits, temperature, step, beside, turned),
-            averaged=self._averaged(batch.images) if asks or self._teaches_by_average else None,
+            transferred=self._auxiliary_terms(batch, features, logits, temperature, step, extra, view_features),
+            averaged=self._averaged(batch.images) if needs_average or self._teaches_by_average else None,
             mutual_temperature=1.0 if self._online is None else value_at(self._online.temperature, step, total),
         )
 
     def answer(self, view: StudentView) -> Tensor:
-        """What the others learn from, `[N, K]`, without gradient."""
+        """The logits `[N, K]` that its peers learn from, without gradient."""
         return view.averaged if self._teaches_by_average and view.averaged is not None else view.student.detach()
 
-    def rehearse(self, view: StudentView) -> None:
-        """Compute every term that ever has a weight, and nothing else.
+    def loss(self, view: StudentView, step: int) -> Loss:
+        """The weighted sum of the terms whose weight is not 0 at this step."""
+        return self.terms.objective(view, step, self.learner.total, self._factor)
+
+    def all_terms(self, view: StudentView) -> Loss:
+        """Every term that has a weight at any step, computed once, to find mistakes before the training.
 
         Raises:
             ConfigError: a term of the user's own that fails or gives no loss, or no term with a weight.
         """
         objective = self.terms.objective
-        replace(objective, weights={name: float(ever(w)) for name, w in objective.weights.items()})(view, 0, 1)
+        return replace(objective, weights={name: float(ever(w)) for name, w in objective.weights.items()})(view, 0, 1)
 
-    def learn(self, view: StudentView, step: int) -> dict[str, Tensor | float]:
-        """One update; returns what is worth logging, named after the learner."""
-        name = self.learner.name
-        loss = self.terms.objective(view, step, self.learner.total, self._factor, self.balance)
+    def update(self, loss: Loss, view: StudentView, step: int) -> dict[str, Tensor | float]:
+        """Backward pass and optimizer step; returns what is logged, named after the learner."""
         logged = self.learner.update(loss, step)
-        if self.balance is not None:
-            weights = self.balance.weights
-            logged |= {f"{name}/balance of {term}": weights[term] for term in loss.terms if term in weights}
         if view.batch.teacher_logits is None:
             return logged
-        agreement = losses.agreement(view.batch.teacher_logits, view.student.detach())
+        agreed = agreement(view.batch.teacher_logits, view.student.detach())
         if self._regulator is not None:
-            logged |= self._regulator.update(float(logged[f"{name}/gradient_norm"]), float(agreement))
-        return logged | {f"{name}/agreement": agreement}
+            logged |= self._regulator.update(float(logged[f"{self.name}/gradient_norm"]), float(agreed))
+        return logged | {f"{self.name}/agreement": agreed}
+
+    def state_dict(self) -> dict[str, Any]:
+        """That of the learner."""
+        return self.learner.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state_dict`."""
+        self.learner.load_state_dict(state)
 
     def _factor(self, term: str) -> float:
-        return 1.0 if self.adaptation is None else self.adaptation.factor(self.terms.origins[term])
+        return self._controllers.factor(self.terms.origins[term])
 
-    def _pass(self, images: Tensor, views: Tensor | None) -> tuple[Tensor, Mapping[str, Tensor], Mapping[str, Tensor]]:
-        """One pass over images and views: logits and features of the images, features of the views."""
-        alone = views is None or not len(views)
+    def _run(self, images: Tensor, views: Tensor | None) -> tuple[Tensor, Mapping[str, Tensor], Mapping[str, Tensor]]:
+        """Logits and features of the images, and features of the augmented views, from one pass over both."""
+        # Images and views go through the network together: BatchNorm sees them as one batch, and one pass is faster.
+        only_images = views is None or not len(views)
         with self._accelerator.autocast():
-            shown = images if views is None or alone else torch.cat([images, views])
-            seen = observe(self.learner.model, shown, self._places)
-        features = {path.removeprefix(self._prefix): value for path, value in seen.features.items()}
-        if alone:  # a slice of everything would cost a copy on the way back
-            return seen.logits.float(), features, {}
+            inputs = images if views is None or only_images else torch.cat([images, views])
+            outputs = observe(self.learner.model, inputs, self._places)
+        features = {path.removeprefix(self._prefix): value for path, value in outputs.features.items()}
+        if only_images:  # a slice of everything would cost a copy in the backward pass
+            return outputs.logits.float(), features, {}
         count = len(images)
-        ours, turned = (
+        of_images, of_views = (
             {path: value[rows] for path, value in features.items()} for rows in (slice(count), slice(count, None))
         )
-        return seen.logits[:count].float(), ours, turned
+        return outputs.logits[:count].float(), of_images, of_views
 
     def _averaged(self, images: Tensor) -> Tensor:
         average = self.learner.evaluated
@@ -163,70 +174,53 @@ class Pupil:
             logits: Tensor = average(images)
         return logits.float()
 
-    def _transferred(
+    def _auxiliary_terms(
         self,
         batch: Batch,
         features: Mapping[str, Tensor],
         logits: Tensor,
         temperature: float,
         step: int,
-        beside: Beside | None,
-        turned: Mapping[str, Tensor],
+        extra: ExtraImages | None,
+        view_features: Mapping[str, Tensor],
     ) -> Mapping[str, Tensor]:
-        helpers = self.learner.helpers
-        if helpers is None:
+        layers = self.learner.helpers
+        if layers is None:
             return {}
-        shown: Mapping[str, Tensor] = {}
-        if beside is not None and len(beside.images):
-            assert self.teacher is not None
-            shown = self.teacher(beside.images).features
-        found: Mapping[str, Tensor] = helpers(batch, features, logits, temperature, step, beside, shown, turned)
-        return found
-
-    def state_dict(self) -> dict[str, Any]:
-        balance = {} if not isinstance(self.balance, GradientBalance) else {"balance": self.balance.state_dict()}
-        return self.learner.state_dict() | balance
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.learner.load_state_dict(state)
-        if isinstance(self.balance, GradientBalance):
-            self.balance.load_state_dict(state["balance"])
+        teacher_features: Mapping[str, Tensor] = {}
+        if extra is not None and len(extra.images):
+            assert self._teacher is not None
+            teacher_features = self._teacher(extra.images).features
+        terms: Mapping[str, Tensor] = layers(
+            batch, features, logits, temperature, step, extra, teacher_features, view_features
+        )
+        return terms
 
 
-def make_pupil(
+def build_student(
     name: str,
     module: nn.Module,
     settings: DistillSettings,
     optimizer: OptimizerSettings,
     total: int,
     accelerator: Accelerator,
-    teacher: Classifier | None = None,
-    seed: int = 0,
+    auxiliary: AuxiliaryLayers | None = None,
     regulator: Regulator | None = None,
     online: OnlineSettings | None = None,
     **more: Any,
-) -> Pupil:
-    """A pupil with its learner, and the layers that the settings ask for beside it.
+) -> Student:
+    """A student with its learner and its objective.
 
     Args:
         name: for logs and errors.
-        module: what learns.
+        module: the network that is trained.
         settings: temperature and weights.
-        optimizer: of the module and the layers beside it.
+        optimizer: of the module and the auxiliary layers.
         total: steps of the learner.
         accelerator: device, precision and processes.
-        teacher: whose features are compared; None: nobody's.
-        seed: of random directions and turns.
-        regulator, online: see `Pupil`, as is what else it takes.
-
-    Raises:
-        ConfigError: terms that do not fit the networks.
+        auxiliary: layers of the losses that compare features, or None.
+        regulator, online, more: see `Student`.
     """
-    torch.manual_seed(derive(seed, f"{name}/lessons"))  # whoever else learns, its layers start alike
-    lessons = Lessons(settings, teacher, module, seed) if isinstance(module, Classifier) else None
-    terms = terms_of(settings, None if lessons is None else lessons.weights, regulator, online)
-    if lessons is not None:
-        lessons.balance_by(settings.adapt.balance, list(terms.objective.terms))
-        lessons = lessons if any(True for _ in lessons.children()) else None
-    learner = Learner(name, module, optimizer, total, accelerator, lessons)
-    return Pupil(learner, settings, accelerator, lessons, terms, regulator=regulator, online=online, **more)
+    terms = terms_of(settings, None if auxiliary is None else auxiliary.weights, regulator, online)
+    learner = Learner(name, module, optimizer, total, accelerator, auxiliary)
+    return Student(learner, settings, accelerator, auxiliary, terms, regulator=regulator, online=online, **more)

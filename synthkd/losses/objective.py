@@ -51,7 +51,6 @@ class Objective(Generic[View]):
         step: int,
         total: int,
         factor: Callable[[str], float] = lambda _: 1.0,
-        balance: Callable[[Mapping[str, Tensor], Mapping[str, float]], Tensor] | None = None,
     ) -> Loss:
         """The loss at a step.
 
@@ -62,7 +61,6 @@ class Objective(Generic[View]):
             step: 0-based.
             total: steps over which the weights move.
             factor: of the weight of a term, by name.
-            balance: makes the total of the terms, as they are, and their weights; None: the weighted sum.
         """
         values: dict[str, Tensor] = {}
         weights: dict[str, float] = {}
@@ -72,6 +70,4 @@ class Objective(Generic[View]):
                 values[name], weights[name] = term(view), weight
         if not values:
             raise ConfigError(f"all terms have weight 0 at step {step}; give one to any of {', '.join(self.terms)}")
-        if balance is not None:
-            return Loss(total=balance(values, weights), terms=values)
         return Loss(total=torch.stack([weights[name] * value for name, value in values.items()]).sum(), terms=values)

@@ -35,8 +35,8 @@ NOTES = {
     "adapt/weight_of_answers": "α: terms of answers count 2α, all others 2(1 − α)",
 }
 LOOKS, ADAPTS = "Looks at the students", "What adapts"
-OUTCOME, BALANCE = "Outcome and difficulty", "Balance of the student’s terms"
-GROUPS = [OUTCOME, LOOKS, ADAPTS, "Student", BALANCE, "Peer", "Generator", "Teacher", "Run"]
+OUTCOME = "Outcome and difficulty"
+GROUPS = [OUTCOME, LOOKS, ADAPTS, "Student", "Peer", "Generator", "Teacher", "Run"]
 GROUP_NOTES = {
     LOOKS: "At held-out images, from which nobody learns; without such images, at the newest generated ones. Accuracy "
     "goes by annotated labels, or by the teacher’s answers where there are none."
@@ -135,8 +135,6 @@ def _group(name: str) -> str:
     head, _, tail = name.rpartition("/")
     if head in ("evaluation", "adapt"):
         return LOOKS if head == "evaluation" else ADAPTS
-    if head == "student" and tail.startswith("balance of "):
-        return BALANCE
     if head == "test" or (tail in ("agreement", "difficulty") and not head.startswith("peer ")):
         return OUTCOME
     return head.split("/")[0].replace("_", " ").capitalize() or "Run"
@@ -160,8 +158,6 @@ def _order(name: str) -> tuple[int, int, int, int, str]:
 def _title(name: str, group: str) -> str:
     head, _, tail = name.rpartition("/")
     words = FULL_NAMES.get(name, FULL_NAMES.get(tail, tail)).replace("_", " ")
-    if group == BALANCE:
-        words = words.removeprefix("balance of ")
     if group == OUTCOME and head:
         words = f"{head} {words}".replace("_", " ").replace("/", " ")
     return words[:1].upper() + words[1:]

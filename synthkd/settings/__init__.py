@@ -35,14 +35,11 @@ from synthkd.settings.base import (
 from synthkd.settings.compression import GOALS, POPULATION, Family, Flow, Goal, SearchSettings
 from synthkd.settings.control import (
     AdaptSettings,
-    BalanceSettings,
     DifficultySettings,
-    GradientBalanceSettings,
     SelectionSettings,
     StrengthSettings,
     SwapSettings,
     TemperatureSettings,
-    UncertaintyBalanceSettings,
     WeightSettings,
 )
 from synthkd.settings.data import (
@@ -55,6 +52,7 @@ from synthkd.settings.data import (
     MixSettings,
     NamedData,
     NpzData,
+    ReplaySettings,
     StreamData,
 )
 from synthkd.settings.distillation import (
@@ -116,7 +114,6 @@ __all__ = [
     "Architecture",
     "AttentionTerm",
     "AugmentSettings",
-    "BalanceSettings",
     "BankSettings",
     "Batch",
     "Channels",
@@ -141,7 +138,6 @@ __all__ = [
     "FolderData",
     "Fraction",
     "Goal",
-    "GradientBalanceSettings",
     "HintTerm",
     "Images",
     "InceptionExtractor",
@@ -166,6 +162,7 @@ __all__ = [
     "Pregenerate",
     "Refine",
     "RelationTerm",
+    "ReplaySettings",
     "Resampling",
     "ResizeMode",
     "Schedule",
@@ -188,7 +185,6 @@ __all__ = [
     "Threads",
     "TrainedTeacher",
     "TransferTerm",
-    "UncertaintyBalanceSettings",
     "Units",
     "ViewTerm",
     "Weight",

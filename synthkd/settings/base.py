@@ -6,6 +6,7 @@ of a whole job is in `synthkd.pipelines.config`, that of a generator in `synthkd
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, model_validator
@@ -15,6 +16,10 @@ class Settings(BaseModel):
     """Base of all configuration: frozen, unknown keys forbidden, values never coerced between kinds."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+
+    @classmethod
+    def refuse_old_form(cls, recipe: Mapping[str, Any]) -> None:
+        """Raise `ConfigError` with the present form of keys that have moved since an earlier version."""
 
 
 def by_kind(default: str) -> Discriminator:

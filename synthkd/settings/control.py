@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
@@ -80,29 +80,6 @@ class StrengthSettings(Settings):
     """Factor of the strength while the gap is above the threshold; 1 leaves the gap out."""
 
 
-class UncertaintyBalanceSettings(Settings):
-    """Weights by learned variances (Kendall, Gal and Cipolla 2018), for terms that are never negative."""
-
-    kind: Literal["uncertainty"]
-    least: Positive = 1e-3
-    """Loss below which a smaller one hardly counts for more."""
-
-
-class GradientBalanceSettings(Settings):
-    """Weights under which all terms pull alike, those that lag a little harder (GradNorm, Chen et al. 2018)."""
-
-    kind: Literal["gradient"]
-    every: Count = 20
-    """Steps between two measurements, each of which costs a backward pass for every term."""
-    asymmetry: NonNegative = 1.5
-    """How much harder a term pulls that lags; 0: all alike."""
-    rate: Annotated[float, Field(gt=0.0, le=1.0)] = 0.2
-    """How far a measurement moves the weights."""
-
-
-BalanceSettings = Annotated[UncertaintyBalanceSettings | GradientBalanceSettings, Field(discriminator="kind")]
-
-
 class AdaptSettings(Settings):
     """What is looked at while the student learns, and what follows from it."""
 
@@ -116,8 +93,14 @@ class AdaptSettings(Settings):
     """Weigh what the teacher answers against all else, by twice the two adaptive weights."""
     strength: StrengthSettings | None = None
     """Weigh all that comes from the teacher by the student's capacity."""
-    balance: BalanceSettings | None = None
-    """Weigh the terms against each other, beside their own weights."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_balance(cls, values: Any) -> Any:
+        """Drop `balance: null`, which the config.yaml of earlier runs holds, so that they can be resumed."""
+        if isinstance(values, dict) and values.get("balance", 0) is None:
+            return {key: value for key, value in values.items() if key != "balance"}
+        return values
 
 
 class SelectionSettings(Settings):

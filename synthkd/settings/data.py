@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from synthkd.settings.base import Fraction, Images, NonNegative, Positive, Settings, Share, Shift, Side
+from synthkd.settings.base import Fraction, Images, NonNegative, Positive, Settings, Shift, Side
 
 
 class _Data(Settings):
@@ -102,14 +102,11 @@ class AugmentSettings(Settings):
     """Probability of erasing one random rectangle."""
 
 
-class BankSettings(Settings):
-    """The memory bank of generated images."""
+class ReplaySettings(Settings):
+    """How images are drawn from a memory bank."""
 
-    capacity: Images = 20_000
     policy: Literal["fifo", "prioritized", "class_balanced"] = "fifo"
-    """How images are drawn: uniformly, in proportion to priority, or each class equally often."""
-    storage: Literal["ram", "disk"] = "ram"
-    """disk keeps the arrays in memory-mapped files inside the run directory."""
+    """Uniformly, in proportion to priority, or each class equally often."""
     priority_exponent: Fraction = 0.4
     """Exponent of the priority in the probability of a draw (prioritized)."""
     importance_exponent: Fraction = 1.0
@@ -119,16 +116,20 @@ class BankSettings(Settings):
     those of the batch as it was drawn."""
 
 
-class MixSettings(Settings):
-    """What a student batch is made of and how its images are varied."""
+class BankSettings(ReplaySettings):
+    """The memory bank of generated images."""
 
-    real: Share = 0.0
-    """Share of real images in a batch (needs `data`)."""
-    live: Share = 0.0
-    """Share of fresh generator samples, made for this batch and not stored; the rest is drawn from the bank."""
-    logits: Literal["fresh", "stored"] = "fresh"
+    capacity: Images = 20_000
+    storage: Literal["ram", "disk"] = "ram"
+    """disk keeps the arrays in memory-mapped files inside the run directory."""
+
+
+class MixSettings(Settings):
+    """How the images of a batch are labelled and varied."""
+
+    logits: Literal["fresh", "stored"] | None = None
     """fresh: the teacher sees the very images the student sees. stored: the logits that were stored with the images, no
-    teacher pass; flips and shifts keep them, mixup mixes them."""
+    teacher pass; flips and shifts keep them, mixup mixes them. None: fresh where there is a teacher."""
     mixup: Fraction = 0.5
     """Share of the batch replaced by convex mixtures of two of its images."""
     cutmix: Fraction = 0.0

@@ -68,6 +68,7 @@ def load_config(model: type[Config], source: str | Path | Mapping[str, Any] | No
             data = _assigned(shape, shape.root, data, keys, value, ())
         except ConfigError as error:
             problems.append(str(error))
+    model.refuse_old_form(data)
     data = _with_defaults(shape, shape.root, data, {})
     try:
         # As JSON, because only there strict validation takes a list for a tuple; it coerces nothing else.

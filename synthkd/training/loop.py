@@ -1,13 +1,13 @@
-"""The one loop: teacher, generator and student are all trained by it.
+"""The training loop shared by teachers, generators and students.
 
-A run is a list of stages, a stage a number of steps and the actions due at them. The loop owns what every training
-needs and none should write again: resuming, seeding, checkpoints, the log and the display.
+A run is a list of stages; a stage is a number of steps and the actions due at them. The loop resumes, seeds each step,
+writes checkpoints and the log, and updates the display.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,6 +23,7 @@ from synthkd.training.monitor import Monitor
 from synthkd.types import Stateful
 
 Values = Mapping[str, Tensor | float]
+"""Name -> number for the log; a tensor holds one element."""
 
 
 @dataclass(frozen=True)
@@ -30,12 +31,12 @@ class Action:
     """A named sub-step of a stage.
 
     Attributes:
-        name: for messages.
-        run: takes the 0-based step of the whole run, returns what is worth logging.
-        every: due at steps 0, every, 2 * every, ... of its stage; with `after`, at the last step of each such
-            interval and at the stage's last step.
-        after: see `every`.
-        at_once: what it returns gets a row of the log at once, as that of an action with `after` does.
+        name: what the action does, e.g. "learn".
+        run: takes the 0-based step of the whole run and returns the numbers to log.
+        every: the action is due at steps 0, every, 2 * every, ... of its stage.
+        after: the action is an evaluation: it is due at the last step of each interval of `every` steps and at the
+            last step of the stage, and its seconds are counted apart.
+        at_once: log the returned numbers in this step, not at the next interval; implied by `after`.
     """
 
     name: str
@@ -45,7 +46,7 @@ class Action:
     at_once: bool = False
 
     def due(self, step: int, steps: int) -> bool:
-        """Whether the action runs at this step of its stage of `steps`."""
+        """Whether the action runs at the 0-based `step` of its stage of `steps`."""
         if self.after:
             return (step + 1) % self.every == 0 or step + 1 == steps
         return step % self.every == 0
@@ -53,7 +54,7 @@ class Action:
 
 @dataclass(frozen=True)
 class Stage:
-    """A phase of a run: so many steps, at each of which the due actions run in order."""
+    """A phase of a run: `steps` steps, at each of which the due actions run in order."""
 
     name: str
     steps: int
@@ -62,140 +63,157 @@ class Stage:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run came.
+    """What a finished training took.
 
     Attributes:
-        steps: steps done in all.
-        resumed: whether it continued from a checkpoint, and from which step.
-        seconds: wall time of the training, summed over all its processes' lives up to their last checkpoint.
-        watching: wall time of the actions with `after` (evaluations, pictures), which `seconds` leaves out.
+        steps: steps of the run, those before a resume included.
+        resumed_from: step of the checkpoint that the run was resumed from, or None.
+        seconds: wall time without evaluations, summed over all processes of the run up to their last checkpoint.
+        evaluation_seconds: wall time of the actions with `after`, summed likewise.
     """
 
     steps: int
-    resumed: int | None
+    resumed_from: int | None
     seconds: float
-    watching: float
+    evaluation_seconds: float
 
 
-class Loop:
-    """Runs stages and checkpoints the parts.
+@dataclass
+class _Clock:
+    """Seconds of a run: `earlier` up to the checkpoint that it resumes from, and those since `start`.
 
-    Randomness: before each step torch's global generator is seeded with a function of (seed, step), so that even a
-    module that uses it (dropout) does the same in a resumed run.
-
-    Args:
-        accelerator: processes and trackers.
-        parts: name -> whatever has state, all of which goes into checkpoints.
-        store: where checkpoints go.
-        monitor: the log.
-        seed: the run's seed.
-        log_every: steps between log rows; what an action with `after` returns gets a row at once, and with it
-            `watching`, the seconds that such actions took so far.
-        checkpoint_every: steps between checkpoints; one is also written at the end.
-        shown: names of the logged values that the display shows.
+    `evaluation` is the part of both that evaluations took.
     """
 
-    def __init__(
-        self,
-        accelerator: Accelerator,
-        parts: Mapping[str, Stateful],
-        store: CheckpointStore,
-        monitor: Monitor,
-        seed: int,
-        log_every: int,
-        checkpoint_every: int,
-        shown: Iterable[str] = (),
-    ) -> None:
-        self._accelerator = accelerator
-        self._parts = parts
-        self._store = store
-        self._monitor = monitor
-        self._seed = seed
-        self._log_every = log_every
-        self._checkpoint_every = checkpoint_every
-        self._shown = tuple(shown)
+    earlier: float = 0.0
+    evaluation: float = 0.0
+
+    def start(self) -> None:
+        self._started = time.perf_counter()
+
+    def total(self) -> float:
+        return self.earlier + time.perf_counter() - self._started
+
+
+@dataclass(frozen=True)
+class Loop:
+    """Runs stages, and resumes them from the newest checkpoint.
+
+    Before each step torch's global generator is seeded with a function of (seed, step), so that a module that draws
+    from it (dropout) behaves the same in a resumed run.
+
+    Attributes:
+        accelerator: device, processes and trackers.
+        state: name -> object whose state goes into checkpoints.
+        store: the checkpoints of the run.
+        monitor: the log of the run.
+        seed: the run's seed.
+        log_every: steps between log rows.
+        checkpoint_every: steps between checkpoints; one more is written at the end.
+        headline: names of the logged numbers that the display shows.
+    """
+
+    accelerator: Accelerator
+    state: Mapping[str, Stateful]
+    store: CheckpointStore
+    monitor: Monitor
+    seed: int
+    log_every: int
+    checkpoint_every: int
+    headline: Sequence[str] = ()
 
     def run(self, stages: Sequence[Stage], title: str) -> Progress:
-        """Run the stages to their end, from the newest checkpoint where there is one.
+        """Run the stages to their end and return the time they took.
+
+        Args:
+            stages: the phases of the run, in order.
+            title: what the display calls the run.
 
         Raises:
-            TrainingError: from an action whose loss is not finite, or a part whose state is not; checkpoints from
-                before it stay.
-            Stopped: a signal asked to; the step is finished, and there is a checkpoint of it.
+            CheckpointError: the newest checkpoint is of a later step than the last.
+            TrainingError: a loss or a state that is not finite; earlier checkpoints stay.
+            Stopped: on a signal; the current step is finished and has a checkpoint.
         """
         with held():
             return self._run(stages, title)
 
     def _run(self, stages: Sequence[Stage], title: str) -> Progress:
         total = sum(stage.steps for stage in stages)
-        done, before, watching, resumed = self._resume(total)
-        self._accelerator.wait_for_everyone()  # nobody may write a checkpoint before everybody has looked for one
-        started = time.perf_counter()
-
-        def elapsed() -> float:
-            return before + time.perf_counter() - started
-
+        clock = _Clock()
+        resumed_from = self._resume(total, clock)
+        # No process may write a checkpoint before every process has read the newest one.
+        self.accelerator.wait_for_everyone()
+        clock.start()
         latest: dict[str, Tensor | float] = {}
-        offset = 0
-        with Display(total, title, enabled=self._accelerator.is_main_process) as display:
-            if resumed is not None:
-                display.message(f"resumed after step {resumed}")
+        begin = 0
+        with Display(total, title, enabled=self.accelerator.is_main_process) as display:
+            if resumed_from is not None:
+                display.message(f"resumed after step {resumed_from}")
             for stage in stages:
-                for step in range(max(done, offset), offset + stage.steps):
-                    if step == offset:
-                        self._monitor.event(step, f"{stage.name} begins", kind="phase", phase=stage.name)
-                    torch.manual_seed(derive(self._seed, "global", step))
-                    local = step - offset
-                    watched = at_once = False
-                    for action in stage.actions:
-                        if action.due(local, stage.steps):
-                            began = time.perf_counter()
-                            values = action.run(step)
-                            latest.update(values)
-                            at_once |= bool(values) and action.at_once
-                            if action.after:
-                                watching += time.perf_counter() - began
-                                watched |= bool(values)
-                    last = step + 1 == total
+                for step in range(max(resumed_from or 0, begin), begin + stage.steps):
+                    if step == begin:
+                        self.monitor.event(step, f"{stage.name} begins", kind="phase", phase=stage.name)
+                    log = self._act(stage, step, begin, latest, clock)
                     signum = self._signal()
-                    saving = (step + 1) % self._checkpoint_every == 0 or last or signum != 0
-                    # what was measured before a checkpoint is logged before it: a resumed run could not do it later
-                    if (step + 1) % self._log_every == 0 or saving or watched or at_once:
-                        row = {name: float(value) for name, value in latest.items()}
-                        if watched:
-                            row["watching"] = watching
-                        latest.clear()
-                        self._monitor.log(step + 1, row, stage.name)
-                        display.update(step + 1, stage.name, {k: row[k] for k in self._shown if k in row})
-                    if saving:
-                        self._checkpoint(step + 1, elapsed(), watching)
+                    save = (step + 1) % self.checkpoint_every == 0 or step + 1 == total or signum != 0
+                    # The log comes before the checkpoint: a run resumed from it cannot measure these numbers again.
+                    if log or save or (step + 1) % self.log_every == 0:
+                        self._log(stage, step + 1, latest, display)
+                    if save:
+                        self._checkpoint(step + 1, clock)
                     if signum:
                         raise Stopped(signum, step + 1)
-                offset += stage.steps
-        return Progress(total, resumed, elapsed() - watching, watching)
+                begin += stage.steps
+        return Progress(total, resumed_from, clock.total() - clock.evaluation, clock.evaluation)
+
+    def _act(self, stage: Stage, step: int, begin: int, latest: dict[str, Tensor | float], clock: _Clock) -> bool:
+        """Run the due actions of a step, collect their numbers in `latest`; whether these are to be logged at once."""
+        torch.manual_seed(derive(self.seed, "global", step))
+        log = evaluated = False
+        for action in stage.actions:
+            if not action.due(step - begin, stage.steps):
+                continue
+            started = time.perf_counter()
+            values = action.run(step)
+            latest.update(values)
+            log |= bool(values) and (action.after or action.at_once)
+            if action.after:
+                clock.evaluation += time.perf_counter() - started
+                evaluated |= bool(values)
+        if evaluated:
+            latest["watching"] = clock.evaluation
+        return log
+
+    def _log(self, stage: Stage, step: int, latest: dict[str, Tensor | float], display: Display) -> None:
+        """Write `latest` to log and display, and empty it."""
+        row = {name: float(value) for name, value in latest.items()}
+        latest.clear()
+        self.monitor.log(step, row, stage.name)
+        display.update(step, stage.name, {name: row[name] for name in self.headline if name in row})
 
     def _signal(self) -> int:
-        """The signal that asks to stop, or 0; the same in every process, whichever of them got it."""
-        if self._accelerator.num_processes == 1:
+        """The signal that asks the run to stop, or 0; the same in every process, whichever of them received it."""
+        if self.accelerator.num_processes == 1:
             return asked()
-        everyone: Tensor = self._accelerator.gather(torch.tensor([asked()], device=self._accelerator.device))
-        return int(everyone.max())
+        signals: Tensor = self.accelerator.gather(torch.tensor([asked()], device=self.accelerator.device))
+        return int(signals.max())
 
-    def _resume(self, total: int) -> tuple[int, float, float, int | None]:
-        checkpoint = self._store.latest()
+    def _resume(self, total: int, clock: _Clock) -> int | None:
+        """Restore the newest checkpoint and drop the log rows after it; its step, or None where there is none."""
+        checkpoint = self.store.latest()
         if checkpoint is None:
-            self._monitor.rewind(0)
-            return 0, 0.0, 0.0, None
+            self.monitor.rewind(0)
+            return None
         if checkpoint.step > total:
-            raise CheckpointError(f"{self._store.directory}: checkpoint of step {checkpoint.step}, the run has {total}")
-        for name, part in self._parts.items():
+            raise CheckpointError(f"{self.store.directory}: checkpoint of step {checkpoint.step}, the run has {total}")
+        for name, part in self.state.items():
             part.load_state_dict(checkpoint.state["parts"][name])
-        self._monitor.rewind(checkpoint.step)
-        state = checkpoint.state
-        return checkpoint.step, float(state["seconds"]), float(state["watching"]), checkpoint.step
+        clock.earlier, clock.evaluation = float(checkpoint.state["seconds"]), float(checkpoint.state["watching"])
+        self.monitor.rewind(checkpoint.step)
+        return checkpoint.step
 
-    def _checkpoint(self, step: int, seconds: float, watching: float) -> None:
-        if self._accelerator.is_main_process:
-            state = {name: part.state_dict() for name, part in self._parts.items()}
-            self._store.save(step, {"parts": state, "seconds": seconds, "watching": watching})
-        self._accelerator.wait_for_everyone()
+    def _checkpoint(self, step: int, clock: _Clock) -> None:
+        if self.accelerator.is_main_process:
+            parts = {name: part.state_dict() for name, part in self.state.items()}
+            self.store.save(step, {"parts": parts, "seconds": clock.total(), "watching": clock.evaluation})
+        self.accelerator.wait_for_everyone()

@@ -59,18 +59,17 @@ class Source:
 
 
 class Scale(nn.Module):
-    """Lessons of one term with one parameter: the mean square of `teacher - factor * student` at one place."""
+    """AuxiliaryLayers of one term with one parameter: the mean square of `teacher - factor * student` at one place."""
 
     weights: ClassVar[Mapping[str, tuple[float, str]]] = {"hint": (1.5, "features")}
     student_places = ("hidden",)
-    balance = None
 
     def __init__(self) -> None:
         super().__init__()
         self.factor = nn.Parameter(torch.tensor(2.0))
         self.steps: list[int] = []
 
-    def beside(self, batch: Batch, step: int, bank: object) -> None:
+    def extra_images(self, batch: Batch, step: int, bank: object) -> None:
         """No images but those of the batch."""
 
     def forward(

@@ -1,4 +1,4 @@
-"""Pupils that learn together: mutual terms against an oracle, who teaches whom, averages, balance, views."""
+"""Pupils that learn together: mutual terms against an oracle, who teaches whom, averages, views."""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -17,9 +17,8 @@ from synthkd.distillation.control.roles import Roles
 from synthkd.distillation.step import DistillStep
 from synthkd.distillation.student import Pupil, make_pupil
 from synthkd.distillation.teachers import FrozenTeacher
-from synthkd.distillation.terms.auxiliary import Lessons
+from synthkd.distillation.terms.auxiliary import AuxiliaryLayers
 from synthkd.errors import ConfigError
-from synthkd.losses.balance import GradientBalance, UncertaintyBalance
 from synthkd.losses.contrast import sskd
 from synthkd.models import Classifier, build
 from synthkd.settings import (
@@ -362,118 +361,18 @@ def test_adaptation_moves_temperature_and_weights_of_the_pupil_it_belongs_to_alo
     )
 
 
-def balanced(kind: str, **more: Any) -> DistillSettings:
-    return DistillSettings.model_validate(
-        {"temperature": 2.0, "alpha": 0.25, "adapt": {"balance": {"kind": kind, **more}}}, strict=False
-    )
-
-
-def test_gradients_are_balanced_inside_an_update() -> None:
-    """Weights by hand: with one measurement at rate 1 all terms pull as their own weights say."""
-    batch, one, twin = batch_of(), network(0), network(0)
-    assert batch.teacher_logits is not None
-    said = twin(batch.images)
-    soft, hard = kl(batch.teacher_logits, said, 2.0), F.cross_entropy(said, batch.labels)
-    at = twin.get_parameter("body.1.weight")
-    pulls = [torch.autograd.grad(loss, at, retain_graph=True)[0].norm() for loss in (soft, hard)]
-    weights = [2 * float(pulls[1 - i] / (pulls[0] + pulls[1])) for i in range(2)]
-    total = weights[0] * 0.75 * soft + weights[1] * 0.25 * hard
-    expected = after_a_step(twin, total)
-    (pupil,) = pupils_of([one], balanced("gradient", every=2, rate=1.0))
-    assert isinstance(pupil.balance, GradientBalance)
-    step = DistillStep([pupil], Source(batch), ACCELERATOR)
-    logged = step(0)
-    found = [float(logged[f"student/balance of {name}"]) for name in ("soft", "hard")]
-    assert found == pytest.approx(weights, rel=1e-4)
-    assert float(logged["student/loss"]) == pytest.approx(float(total.detach()), rel=1e-4)
-    same(one, expected)
-    assert {name for name in logged if "balance" in name} == {f"student/balance of {name}" for name in ("soft", "hard")}
-    step(1)
-    assert found == [pupil.balance.weights[name] for name in ("soft", "hard")], "measured at every second step"
-    step(2)
-    assert found != [pupil.balance.weights[name] for name in ("soft", "hard")]
-
-
-def test_a_weight_that_rises_does_not_count_as_a_loss_that_lags() -> None:
+def test_a_pupil_resumes_from_its_state() -> None:
     batch = batch_of()
-    found = []
-    for alpha in (0.5, Curve(kind="linear", start=0.01, end=0.99)):
-        settings = balanced("gradient", every=1, rate=1.0).model_copy(update={"alpha": alpha, "soft": 0.5})
-        optimizer = OptimizerSettings(kind="sgd", lr=1e-7, momentum=0.0, schedule="constant")
-        (pupil,) = pupils_of([network(0)], settings, optimizer=optimizer)
-        assert isinstance(pupil.balance, GradientBalance)
-        step = DistillStep([pupil], Source(batch), ACCELERATOR)
-        for number in range(9):
-            step(number)
-        found.append(dict(pupil.balance.weights))
-    assert found[0] == pytest.approx(found[1], rel=1e-3)
 
-
-def test_labels_that_a_batch_lacks_do_not_push_the_other_terms_aside() -> None:
-    batch = batch_of()
-    (pupil,) = pupils_of([network(0)], balanced("gradient", every=1, rate=1.0))
-    assert isinstance(pupil.balance, GradientBalance)
-    source = Source(batch)
-    step = DistillStep([pupil], source, ACCELERATOR)
-    step(0)
-    hard = pupil.balance.weights["hard"]
-    source.given = replace(batch, annotated=torch.zeros(6, dtype=torch.bool))
-    for number in range(1, 5):
-        step(number)
-    assert pupil.balance.weights["hard"] == hard
-    assert pupil.balance.weights["soft"] == pytest.approx(1.0)
-
-
-def test_the_one_who_teaches_without_a_teacher_learns_from_labels_under_balance_too() -> None:
-    batch, one, twin = batch_of(taught=False), network(1), network(1)
-    settings = balanced("gradient", every=1, rate=1.0)
-    pupils = pupils_of([network(0), one], settings, online(mutual=0.0, swap=SwapSettings()))
-    step = DistillStep(pupils, Source(batch), ACCELERATOR, roles=Roles(SwapSettings(), 1))
-    for number in range(3):
-        expected = after_a_step(twin, 0.25 * F.cross_entropy(twin(batch.images), batch.labels))
-        with torch.no_grad():
-            for p, wanted in zip(twin.parameters(), expected, strict=True):
-                p.copy_(wanted)
-        step(number)
-        same(one, expected)
-
-
-def test_uncertainties_are_trained_beside_the_student_and_not_saved_with_it() -> None:
-    batch, one = batch_of(), network(0)
-    own = set(one.state_dict())
-    (pupil,) = pupils_of([one], balanced("uncertainty"))
-    assert isinstance(pupil.balance, UncertaintyBalance)
-    balance = pupil.balance
-    step = DistillStep([pupil], Source(batch), ACCELERATOR)
-    logged = step(0)
-    assert {name for name in logged if "balance" in name} == {f"student/balance of {name}" for name in ("soft", "hard")}
-    # s <- s - rate * w (1 - L) / 2 from s = 0, after the first step
-    for name, own_weight in (("soft", 0.75), ("hard", 0.25)):
-        moved = 0.5 * 0.5 * own_weight * (float(logged[f"student/{name}"]) + balance.least - 1.0)
-        s = float(balance.log_variances[balance.names.index(name)].detach())
-        assert s == pytest.approx(moved, rel=1e-4)
-    expected = 0.5 * (0.75 * (float(logged["student/soft"]) + 1e-3) + 0.25 * (float(logged["student/hard"]) + 1e-3))
-    assert float(logged["student/loss"]) == pytest.approx(expected, rel=1e-4)
-    assert set(one.state_dict()) == own
-    assert not {id(p) for p in balance.parameters()} & {id(p) for p in one.parameters()}
-    later = step(1)
-    assert float(later["student/balance of soft"]) != float(logged["student/balance of soft"])
-
-
-@pytest.mark.parametrize("kind", ["gradient", "uncertainty"])
-def test_a_pupil_that_is_balanced_resumes_from_its_state(kind: str) -> None:
-    batch = batch_of()
-    settings = balanced(kind, **({"every": 2} if kind == "gradient" else {}))
-
-    def made() -> tuple[Pupil, DistillStep]:
-        (pupil,) = pupils_of([network(0)], settings, optimizer=AVERAGED)
+    def pupil_and_step() -> tuple[Pupil, DistillStep]:
+        (pupil,) = pupils_of([network(0)], DistillSettings(temperature=2.0, alpha=0.25), optimizer=AVERAGED)
         return pupil, DistillStep([pupil], Source(batch), ACCELERATOR)
 
-    first, learn = made()
+    first, learn = pupil_and_step()
     assert isinstance(first, Stateful)
     for number in range(3):
         learn(number)
-    second, again = made()
+    second, again = pupil_and_step()
     second.load_state_dict(copy.deepcopy(first.state_dict()))
     for number in range(3, 6):
         assert {k: float(v) for k, v in again(number).items()} == {k: float(v) for k, v in learn(number).items()}
@@ -502,7 +401,7 @@ def test_turned_views_go_through_the_student_in_the_pass_of_the_batch() -> None:
     images, views = shown[0].split(6)
     assert torch.equal(images, batch.images)
     assert pupil.lessons is not None
-    beside = pupil.lessons.beside(batch, 4, None)
+    beside = pupil.lessons.extra_images(batch, 4, None)
     assert beside is not None
     assert torch.equal(views, beside.views)
     assert view.student.shape == (6, 4)
@@ -525,25 +424,22 @@ def test_lessons_of_every_kind_stand_in_one_module_that_is_trained_and_not_saved
         {"kind": "hint", "weight": 0.5}, {"kind": "crd", "negatives": 4}, {"kind": "sskd"}, {"kind": "dkd"},
         {"kind": "exits", "weight": 0.2, "features": 0.1}, {"kind": "hint", "at": "penultimate"},
     ]  # fmt: skip
-    settings = DistillSettings.model_validate(
-        {"transfer": terms, "adapt": {"balance": {"kind": "uncertainty"}}}, strict=False
-    )
+    settings = DistillSettings.model_validate({"transfer": terms}, strict=False)
     own = set(student.state_dict())
     bank = MemoryBank(PICTURES, BankSettings(capacity=8), 0)
     bank.add(torch.rand(8, *PICTURES.shape), torch.arange(8) % 4, torch.zeros(8, 4))
     optimizer = OptimizerSettings(kind="adam", lr=1e-2, schedule="constant")
     pupil = make_pupil("student", student, settings, optimizer, 9, ACCELERATOR, teacher, bank=bank)
     _, batch = taught(teacher, [pupil])
-    assert isinstance(pupil.lessons, Lessons)
+    assert isinstance(pupil.lessons, AuxiliaryLayers)
     before = {name: p.detach().clone() for name, p in pupil.lessons.named_parameters()}
     logged = DistillStep([pupil], Source(batch), ACCELERATOR)(0)
     names = {"soft", "hint", "crd", "sskd", "dkd", "exits", "hint 2"}
     assert names | {"loss", "gradient_norm", "learning_rate", "agreement"} == {
-        name.removeprefix("student/") for name in logged if "balance" not in name
+        name.removeprefix("student/") for name in logged
     }
-    assert {name for name in logged if "balance" in name} == {f"student/balance of {name}" for name in names}
     moved = {name for name, p in pupil.lessons.named_parameters() if not torch.equal(p, before[name])}
-    assert {"balance.log_variances", "contrast.layers.crd.0.weight", "exits.heads.0.weight"} <= moved
+    assert {"contrast.layers.crd.0.weight", "exits.heads.0.weight"} <= moved
     assert set(student.state_dict()) == own
     assert set(pupil.lessons.weights) == names - {"soft", "dkd"}
     assert {name: origin for name, (_, origin) in pupil.lessons.weights.items()} == {
@@ -563,10 +459,9 @@ def test_a_network_without_a_teacher_learns_from_its_exits() -> None:
 
 
 def test_terms_that_look_nowhere_need_no_module_beside_the_student() -> None:
-    for settings in (DistillSettings(), balanced("gradient")):
-        (pupil,) = pupils_of([network(0)], settings)
-        assert pupil.lessons is None
-        assert pupil.learner.helpers is None
+    (pupil,) = pupils_of([network(0)], DistillSettings())
+    assert pupil.lessons is None
+    assert pupil.learner.helpers is None
     with pytest.raises(ConfigError, match="exits may stand once"):
         pupils_of([convnet(0)], DistillSettings(transfer=(ExitsTerm(kind="exits"), ExitsTerm(kind="exits"))))
 

@@ -12,7 +12,7 @@ from synthkd.data.bank import MemoryBank
 from synthkd.data.hybrid import HybridDataset, RealImages
 from synthkd.distillation.control.selection import TeacherSelection
 from synthkd.distillation.teachers import FrozenTeacher
-from synthkd.distillation.team import LEAST_ENTROPY, TeacherTeam, certainty_weights
+from synthkd.distillation.teachers import LEAST_ENTROPY, TeacherTeam, certainty_weights
 from synthkd.errors import ConfigError
 from synthkd.losses.logits import distillation_loss
 from synthkd.models import Classifier

@@ -158,10 +158,7 @@ ONLINE: dict[str, Any] = {
         **SMALL["distill"],
         "average": 0.2,
         "transfer": [{"kind": "exits", "weight": 0.2}, {"kind": "sskd"}, {"kind": "crd", "negatives": 8}],
-        "adapt": {
-            "every": 2, "images": 60, "weights": {}, "strength": {}, "temperature": {},
-            "balance": {"kind": "gradient", "every": 3},
-        },
+        "adapt": {"every": 2, "images": 60, "weights": {}, "strength": {}, "temperature": {}},
     },
 }  # fmt: skip
 
@@ -197,7 +194,7 @@ def test_online_with_all_its_parts_survives_a_stop(teacher: dict[str, Any], tmp_
     assert differ(straight / "student", straight / "peers" / "1", straight / "peers" / "2")
     assert {
         "adapt/weight_of_answers", "adapt/strength", "adapt/temperature", "adapt/gap", "student/mutual", "peer 1/crd",
-        "student/balance of soft", "peer 2/balance of mutual", "student/average", "student/exits",
+        "peer 2/mutual", "student/average", "student/exits",
     } <= logged(straight)  # fmt: skip
 
 
@@ -254,14 +251,11 @@ def test_labels_alone_are_a_run_too(tmp_path: Path) -> None:
 
 def test_a_network_learns_from_its_exits_and_its_own_average(tmp_path: Path) -> None:
     terms = {"alpha": 1.0, "average": 0.5, "transfer": [{"kind": "exits", "features": 0.1}]}
-    distilling = {**SMALL["distill"], **terms, "adapt": {"every": 4, "balance": {"kind": "uncertainty"}}}
+    distilling = {**SMALL["distill"], **terms, "adapt": {"every": 4}}
     values = run(config_of(UNTAUGHT, tmp_path / "run", distill=distilling)).values
-    assert {"student/exits", "student/average", "student/hard", "student/balance of exits"} <= logged(tmp_path / "run")
+    assert {"student/exits", "student/average", "student/hard"} <= logged(tmp_path / "run")
     saved = load(tmp_path / "run")
     assert values["student"]["parameters"] == sum(p.numel() for p in saved.parameters()), "no exit is saved"
-    balance = series(tmp_path / "run", "student/balance of hard")
-    assert balance[0] == pytest.approx(0.5, abs=0.01)
-    assert balance[-1] != balance[0]
 
 
 @pytest.mark.parametrize("weighting", ["selected", pytest.param("sample", marks=pytest.mark.slow)])
@@ -380,10 +374,6 @@ def test_soft_labels_of_a_peer_need_no_teacher_however_they_are_weighed() -> Non
             "peer with an optimizer of its own, to 0.99",
         ),
         ({"online": {"peers": [PEER]}, "width": {}, "teacher": TAUGHT_BY}, "leave width out, or online"),
-        (
-            {"width": {}, "teacher": TAUGHT_BY, **distilling(adapt={"balance": {"kind": "uncertainty"}})},
-            r"leave distill\.adapt\.balance out",
-        ),
         ({"online": {"peers": []}}, r"online\.peers"),
         ({"online": {"peers": [PEER], "swap": {"above": 0.8, "again_below": 0.9}}}, "again_below must not be above"),
         (
@@ -409,6 +399,16 @@ def test_parts_that_do_not_go_together_are_refused(changes: dict[str, Any], mess
 def test_a_configuration_with_a_temperature_that_adapts_is_read_as_it_was_written() -> None:
     config = config_of(UNTAUGHT, None, **distilling(adapt={"temperature": {"start": 3.0}}))
     assert load_config(DistillConfig, yaml.safe_load(dump_config(config)), []) == config
+
+
+def test_a_configuration_of_an_earlier_run_with_a_balance_of_null_is_read() -> None:
+    config = config_of(UNTAUGHT)
+    written = yaml.safe_load(dump_config(config))
+    written["distill"]["adapt"]["balance"] = None
+    assert load_config(DistillConfig, written, []) == config
+    written["distill"]["adapt"]["balance"] = {"kind": "gradient"}
+    with pytest.raises(ConfigError, match=r"distill\.adapt\.balance"):
+        load_config(DistillConfig, written, [])
 
 
 def test_where_nothing_is_generated_one_phase_refines_unless_others_are_asked_for() -> None:
@@ -442,7 +442,6 @@ def assembled(config: DistillConfig, processes: int = 1) -> Any:
     [
         ({"online": {"peers": [PEER]}}, "online: peers learn together in one process only; leave torchrun"),
         (distilling(adapt={"temperature": {}}), r"distill\.adapt\.temperature adapts in one process only"),
-        (distilling(adapt={"balance": {"kind": "gradient"}}), r"distill\.adapt\.balance: gradient works in one"),
     ],
 )  # fmt: skip
 def test_what_works_in_one_process_only_is_refused_in_several(changes: dict[str, Any], message: str) -> None:

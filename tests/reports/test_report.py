@@ -486,7 +486,6 @@ def adapting_rows() -> list[dict]:
         row |= {
             f"{who}/{what}": 1.0 / (t + 1) for who in ("student", "peer 10", "peer 2") for what in ("loss", "agreement")
         }
-        row |= {"student/balance of soft": 1.0, "student/balance of at 2": 0.5 + t, "peer 2/balance of soft": 1.0}
         rows.append(row | ({"adapt/gap_fitted": 0.5} if t >= 90 else {}))
     return rows
 
@@ -508,13 +507,12 @@ def paths(svg: str) -> list[list[tuple[float, float]]]:
     return [[(float(x), float(y)) for x, y in re.findall(r"[ML] (\S+) (\S+)", path)] for path in drawn]
 
 
-def test_looks_what_adapts_balance_and_each_peer_are_groups():
+def test_looks_what_adapts_and_each_peer_are_groups():
     drawn = draw_groups(adapting_rows(), {})
     groups = {group.title: [panel.title for panel in group.panels] for group in drawn}
     panels = {panel.title: panel for group in drawn for panel in group.panels}
     assert list(groups) == [
-        "Outcome and difficulty", "Looks at the students", "What adapts", "Student", "Balance of the student’s terms",
-        "Peer 2", "Peer 10",
+        "Outcome and difficulty", "Looks at the students", "What adapts", "Student", "Peer 2", "Peer 10",
     ]  # fmt: skip
     assert groups["Outcome and difficulty"] == ["Student agreement"]
     assert groups["Looks at the students"] == ["Accuracy", "Transfer efficiency η", "Accuracy of peer 1"]
@@ -522,8 +520,7 @@ def test_looks_what_adapts_balance_and_each_peer_are_groups():
         panels["Transfer efficiency η"].note == "I(p_T; p_S) / H(p_T)"
     )  # a share: no log scale, from 1/650 to 571/650
     assert groups["What adapts"] == ["Temperature", "Capacity gap", "Who teaches", "Selected teacher"]
-    assert groups["Balance of the student’s terms"] == ["At 2", "Soft"]
-    assert groups["Peer 2"] == ["Agreement", "Loss", "Balance of soft"]
+    assert groups["Peer 2"] == ["Agreement", "Loss"]
     assert groups["Peer 10"] == ["Agreement", "Loss"]
 
 

@@ -112,7 +112,7 @@ def test_steps_are_those_of_the_run_and_intervals_those_of_the_stage(tmp_path: P
         ("a", 0), ("b", 0), ("b", 1), ("a", 2), ("b", 2),
         ("a", 3), ("c", 5), ("c", 6), ("a", 6),
     ]  # fmt: skip
-    assert (progress.steps, progress.resumed) == (7, None)
+    assert (progress.steps, progress.resumed_from) == (7, None)
     assert run.events() == [(0, "first begins"), (3, "second begins")]
 
 
@@ -163,7 +163,7 @@ def test_an_interrupted_run_goes_on_at_its_checkpoint_and_ends_the_same(tmp_path
     seen: list[int] = []
     resumed = [Stage(stage.name, stage.steps, [note_in(seen), *stage.actions]) for stage in stages(second)]
     progress = second.loop.run(resumed, "test")
-    assert (progress.steps, progress.resumed) == (10, 6)
+    assert (progress.steps, progress.resumed_from) == (10, 6)
     assert seen == [6, 7, 8, 9]
     assert second.part.numbers == straight.part.numbers
     assert second.saved() == straight.saved() == (10, straight.part.numbers)
@@ -190,7 +190,7 @@ def test_a_run_that_is_done_does_nothing_more(tmp_path: Path) -> None:
     first.loop.run([Stage("draw", 3, [draw_into(first)])], "test")
     assert first.saved()[0] == 3, "a checkpoint at the end, whatever the interval"
     progress = second.loop.run([Stage("draw", 3, [draw_into(second, fail_at=0)])], "test")
-    assert (progress.steps, progress.resumed) == (3, 3)
+    assert (progress.steps, progress.resumed_from) == (3, 3)
     assert second.part.numbers == first.part.numbers
 
 
@@ -215,9 +215,9 @@ def test_seconds_add_up_over_the_lives_of_a_run(tmp_path: Path) -> None:
     first.store.save(2, {**checkpoint.state, "seconds": 1000.0, "watching": 300.0})  # as if it had taken so long
 
     progress = second.loop.run(stages(second, 4), "test")
-    assert progress.watching >= 300.0
+    assert progress.evaluation_seconds >= 300.0
     assert progress.seconds >= 700.0, "without what was spent on watching"
-    assert progress.seconds + progress.watching >= 1000.0
+    assert progress.seconds + progress.evaluation_seconds >= 1000.0
     checkpoint = second.store.latest()
     assert checkpoint is not None
     assert checkpoint.state["seconds"] >= 1000.0, "so that a third life knows it too"

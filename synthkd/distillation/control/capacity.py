@@ -1,6 +1,6 @@
 """How distillation adapts to the student: controllers with a small state that is checkpointed, and what they go by.
 
-A controller follows one look at the students after the other: `Look` is what was seen, `Controller` what follows.
+A controller follows one look at the students after the other: `Evaluation` is what was seen, `Controller` what follows.
 
 A capacity, C_S(t) of the student at time t and C_T of the teacher, is any number >= 0 that both models get from the
 same images by the same estimator: held-out accuracy, or the nats about the label in
@@ -17,7 +17,7 @@ from typing import Any
 
 from scipy.optimize import brentq
 
-from synthkd.distillation.control.controller import Controller, Look
+from synthkd.distillation.control.controller import Controller, Evaluation
 from synthkd.distillation.terms.objective import Origin
 from synthkd.errors import DataError
 from synthkd.metrics.transfer import POINTS, GapCurve, fit_capacity_gap
@@ -75,11 +75,11 @@ class AdaptiveWeights(Controller):
         self.value += self.settings.rate * (asked - self.value)
         return self.value
 
-    def follow(self, look: Look) -> dict[str, float]:
-        if not look.teacher:
+    def follow(self, evaluation: Evaluation) -> dict[str, float]:
+        if not evaluation.teacher:
             return {}
-        if look.step > 0:
-            self.update(look.accuracies[0], look.teacher)
+        if evaluation.step > 0:
+            self.update(evaluation.accuracies[0], evaluation.teacher)
         return {"adapt/weight_of_answers": self.value}
 
     def factor(self, origin: Origin) -> float:
@@ -138,11 +138,11 @@ class StrengthController(Controller):
         self.value = strength * (s.boost if now > s.threshold else 1.0)
         return self.value
 
-    def follow(self, look: Look) -> dict[str, float]:
-        if not look.teacher:
+    def follow(self, evaluation: Evaluation) -> dict[str, float]:
+        if not evaluation.teacher:
             return {}
-        self.update(look.step, look.accuracies[0], look.teacher)
-        fitted = {} if self.curve is None else {"adapt/gap_fitted": self.curve.at(look.step)}
+        self.update(evaluation.step, evaluation.accuracies[0], evaluation.teacher)
+        fitted = {} if self.curve is None else {"adapt/gap_fitted": self.curve.at(evaluation.step)}
         return {"adapt/strength": self.value, "adapt/gap": self.points[-1][1], **fitted}
 
     def factor(self, origin: Origin) -> float:

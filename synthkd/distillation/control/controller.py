@@ -11,8 +11,8 @@ from synthkd.types import Stateful
 
 
 @dataclass(frozen=True)
-class Look:
-    """What was seen at one look at the students.
+class Evaluation:
+    """An evaluation of the students on held-out images.
 
     Attributes:
         step: the student's own, 0-based. At 0 it has learned nothing, so that nothing moves which answers to how well
@@ -33,10 +33,10 @@ class Look:
 
 
 class Controller(Stateful, Protocol):
-    """What follows from looks."""
+    """What follows the evaluations of the student."""
 
-    def follow(self, look: Look) -> dict[str, float]:
-        """Take a look and return what is worth logging."""
+    def follow(self, evaluation: Evaluation) -> dict[str, float]:
+        """Take an evaluation and return what is logged."""
         ...
 
     def factor(self, origin: Origin) -> float:
@@ -44,5 +44,5 @@ class Controller(Stateful, Protocol):
         return 1.0
 
     def outcome(self, names: Sequence[str]) -> dict[str, Any]:
-        """What the looks came to, as JSON; `names` are those of the students."""
+        """What the evaluations came to, JSON-able; `names` are those of the students by number."""
         return {}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from synthkd.distillation.control.controller import Controller, Look
+from synthkd.distillation.control.controller import Controller, Evaluation
 from synthkd.settings import SwapSettings
 
 
@@ -43,9 +43,9 @@ class Roles(Controller):
         self.armed |= accuracies[best] < s.again_below * accuracies[self.teaching]
         return False
 
-    def follow(self, look: Look) -> dict[str, float]:
-        if look.step > 0:
-            self.update(look.accuracies)
+    def follow(self, evaluation: Evaluation) -> dict[str, float]:
+        if evaluation.step > 0:
+            self.update(evaluation.accuracies)
         return {"adapt/teaching": float(self.teaching)}
 
     def outcome(self, names: Sequence[str]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from synthkd.distillation.control.controller import Controller, Look
+from synthkd.distillation.control.controller import Controller, Evaluation
 from synthkd.errors import CheckpointError, ConfigError, DataError
 from synthkd.settings import SelectionSettings
 
@@ -105,8 +105,8 @@ class TeacherSelection(Controller):
         self._features, self._accuracy, self._known = features[self.selected], accuracy, known[self.selected]
         return self.selected
 
-    def follow(self, look: Look) -> dict[str, float]:
-        self.choose(look.accuracies[0], look.divergences, look.costs)
+    def follow(self, evaluation: Evaluation) -> dict[str, float]:
+        self.choose(evaluation.accuracies[0], evaluation.divergences, evaluation.costs)
         return {"adapt/selected_teacher": float(self.selected), "adapt/reward": self.last}
 
     def outcome(self, names: Sequence[str]) -> dict[str, Any]:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from synthkd.distillation.control.controller import Controller, Look
+from synthkd.distillation.control.controller import Controller, Evaluation
 from synthkd.schedules import TemperatureScheduler
 
 
 class LossTemperature(TemperatureScheduler, Controller):
     """The temperature follows the student's loss."""
 
-    def follow(self, look: Look) -> dict[str, float]:
-        if look.step > 0:
-            self.update(look.loss)
+    def follow(self, evaluation: Evaluation) -> dict[str, float]:
+        if evaluation.step > 0:
+            self.update(evaluation.loss)
         return {"adapt/temperature": self.value}

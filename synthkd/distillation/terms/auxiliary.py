@@ -1,49 +1,44 @@
-"""All that is trained beside a student and never saved with it, as one module that is passed through once a step."""
+"""Auxiliary layers of the feature, contrastive and exit losses: trained with the student, never saved with it.
+
+They are one module with one forward pass a step, as data-parallel training asks for.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
 from synthkd.data.bank import MemoryBank
-from synthkd.distillation.terms.contrast import Beside, Contrast
+from synthkd.distillation.terms.contrast import Contrast, ExtraImages
 from synthkd.distillation.terms.exits import Exits
 from synthkd.distillation.terms.features import Transfer
 from synthkd.distillation.terms.objective import Origin
 from synthkd.errors import ConfigError
-from synthkd.losses.balance import UncertaintyBalance
 from synthkd.models.classifier import Classifier
-from synthkd.settings import (
-    BalanceSettings,
-    ContrastTerm,
-    DistillSettings,
-    ExitsTerm,
-    Schedule,
-    UncertaintyBalanceSettings,
-    ViewTerm,
-)
+from synthkd.rng import derive
+from synthkd.settings import ContrastTerm, DistillSettings, ExitsTerm, Schedule, ViewTerm
 from synthkd.types import Batch
 
 
-class Lessons(nn.Module):
-    """The terms of a student that look inside networks, with their layers.
+class AuxiliaryLayers(nn.Module):
+    """The loss terms that compare features, with the layers they train.
 
     Args:
         settings: the terms.
-        teacher: what it is compared with; None where only the student's own inside is looked at.
-        student: what learns.
-        seed: of random directions and turns.
+        teacher: whose features are compared; None leaves the terms on the student's own features.
+        student: the network that learns.
+        seed: of random directions and rotated views.
 
     Raises:
         ConfigError: features that a term cannot compare.
-        ModelError: a place that a model does not have.
+        ModelError: a module path that a model does not have.
     """
 
     def __init__(self, settings: DistillSettings, teacher: Classifier | None, student: Classifier, seed: int) -> None:
         super().__init__()
-        pictures = [term for term in settings.transfer if isinstance(term, ContrastTerm | ViewTerm)]
+        contrastive = [term for term in settings.transfer if isinstance(term, ContrastTerm | ViewTerm)]
         exits = [term for term in settings.transfer if isinstance(term, ExitsTerm)]
         if len(exits) > 1:
             raise ConfigError("distill.transfer: exits may stand once; name all their modules in one (at)")
@@ -51,42 +46,36 @@ class Lessons(nn.Module):
         self.contrast: Contrast | None = None
         if teacher is not None and settings.features:
             self.transfer = Transfer(settings.features, teacher, student, seed)
-        if teacher is not None and pictures:
-            self.contrast = Contrast(pictures, teacher, student, seed)
+        if teacher is not None and contrastive:
+            self.contrast = Contrast(contrastive, teacher, student, seed)
         self.exits = Exits(exits[0], student) if exits else None
-        self.balance: UncertaintyBalance | None = None
-
-    def balance_by(self, settings: BalanceSettings | None, names: Sequence[str]) -> None:
-        """Learn the weights of all the student's terms, where the settings say so."""
-        if isinstance(settings, UncertaintyBalanceSettings):
-            self.balance = UncertaintyBalance(names, settings.least)
 
     @property
     def weights(self) -> dict[str, tuple[Schedule, Origin]]:
         """Weight and origin of each term by name."""
-        found: dict[str, tuple[Schedule, Origin]] = {}
-        for part in (self.transfer, self.contrast):
-            if part is not None:
-                found |= {name: (term.weight, "features") for name, term in part.terms.items()}
+        weights: dict[str, tuple[Schedule, Origin]] = {}
+        for group in (self.transfer, self.contrast):
+            if group is not None:
+                weights |= {name: (term.weight, "features") for name, term in group.terms.items()}
         if self.exits is not None:
-            found["exits"] = (self.exits.term.weight, "own")
-        return found
+            weights["exits"] = (self.exits.term.weight, "own")
+        return weights
 
     @property
     def teacher_places(self) -> tuple[str, ...]:
-        """What to tap of the teacher."""
-        parts = (self.transfer, self.contrast)
-        return tuple(dict.fromkeys(place for part in parts if part is not None for place in part.teacher_places))
+        """Module paths of the teacher whose features are compared."""
+        groups = (self.transfer, self.contrast)
+        return tuple(dict.fromkeys(place for group in groups if group is not None for place in group.teacher_places))
 
     @property
     def student_places(self) -> tuple[str, ...]:
-        """What to tap of the student."""
-        parts = (self.transfer, self.contrast, self.exits)
-        return tuple(dict.fromkeys(place for part in parts if part is not None for place in part.student_places))
+        """Module paths of the student whose features are compared."""
+        groups = (self.transfer, self.contrast, self.exits)
+        return tuple(dict.fromkeys(place for group in groups if group is not None for place in group.student_places))
 
-    def beside(self, batch: Batch, step: int, bank: MemoryBank | None) -> Beside | None:
-        """Images to be shown to the networks beside the batch; None where no term asks for any."""
-        return None if self.contrast is None else self.contrast.beside(batch, step, bank)
+    def extra_images(self, batch: Batch, step: int, bank: MemoryBank | None) -> ExtraImages | None:
+        """Augmented views and negatives for a batch; None where no term needs any."""
+        return None if self.contrast is None else self.contrast.extra_images(batch, step, bank)
 
     def forward(
         self,
@@ -95,31 +84,53 @@ class Lessons(nn.Module):
         logits: Tensor,
         temperature: float,
         step: int,
-        beside: Beside | None = None,
-        shown: Mapping[str, Tensor] | None = None,
-        turned: Mapping[str, Tensor] | None = None,
+        extra: ExtraImages | None = None,
+        teacher_extra: Mapping[str, Tensor] | None = None,
+        student_views: Mapping[str, Tensor] | None = None,
     ) -> dict[str, Tensor]:
         """The unweighted terms, scalars by name.
 
         Args:
             batch: with the teacher's features.
-            student: features of the student by place.
+            student: features of the student by module path.
             logits: of the student `[N, K]`.
             temperature: T of the exits.
             step: of the student.
-            beside, shown, turned: images beside the batch, the teacher's features of them, and the student's of the
-                views among them.
+            extra: the extra images.
+            teacher_extra: the teacher's features of all extra images.
+            student_views: the student's features of the augmented views among them.
         """
-        found: dict[str, Tensor] = {}
+        terms: dict[str, Tensor] = {}
         weights = batch.weights
-        # whoever trains this module may run it in half precision, in which products of features are too coarse
+        # Mixed precision may be on around this module, and half precision is too coarse for products of features.
         with torch.autocast(logits.device.type, enabled=False):
             if self.transfer is not None:
-                found |= self.transfer(batch.teacher_features, student, step, weights)
+                terms |= self.transfer(batch.teacher_features, student, step, weights)
             if self.contrast is not None:
-                assert beside is not None
-                shown, turned, copies = shown or {}, turned or {}, beside.copies
-                found |= self.contrast(batch.teacher_features, student, shown, turned, copies, weights)
+                assert extra is not None
+                features = (batch.teacher_features, student, teacher_extra or {}, student_views or {})
+                terms |= self.contrast(*features, extra.copies, weights)
             if self.exits is not None:
-                found |= self.exits(student, logits, temperature, weights)
-        return found
+                terms |= self.exits(student, logits, temperature, weights)
+        return terms
+
+
+def auxiliary_layers(
+    settings: DistillSettings, teacher: Classifier | None, student: nn.Module, seed: int, name: str
+) -> AuxiliaryLayers | None:
+    """The auxiliary layers of one student, or None where no term of it needs any.
+
+    Args:
+        settings, teacher, seed: see `AuxiliaryLayers`.
+        student: the network; one that changes its width has no layer whose features could be compared.
+        name: of the student; the layers of each start from weights of their own.
+
+    Raises:
+        ConfigError, ModelError: see `AuxiliaryLayers`.
+    """
+    if not isinstance(student, Classifier):
+        return None
+    # The seed makes the layers of a student independent of how many other networks were built before.
+    torch.manual_seed(derive(seed, f"{name}/lessons"))
+    layers = AuxiliaryLayers(settings, teacher, student, seed)
+    return layers if layers.weights else None

@@ -1,4 +1,4 @@
-"""Terms that need images beside the batch: its own, turned (SSKD), and those of the bank, to be told from it (CRD)."""
+"""Contrastive terms, which need extra images: rotated views of the batch (SSKD), negatives of the bank (CRD)."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from synthkd.types import Batch
 
 
 @dataclass(frozen=True)
-class Beside:
-    """What is shown beside a batch of N images; on its device.
+class ExtraImages:
+    """Extra inputs of the contrastive losses for a batch of N images, on its device.
 
     Attributes:
-        views: float32 `[N, C, H, W]` in [0, 1], each image of the batch, turned; `[0, C, H, W]` where no term asks.
-        negatives: float32 `[K, C, H, W]` in [0, 1], of the bank; K is 0 where it is empty.
-        copies: bool `[N, N + K]`, True where a column, an image of the batch or a negative, is that of the row once
-            more: draws are with replacement. The images themselves, on the diagonal, are not copies.
+        views: float32 `[N, C, H, W]` in [0, 1], the batch's images rotated; `[0, C, H, W]` where no term needs it.
+        negatives: float32 `[K, C, H, W]` in [0, 1], drawn from the bank; K is 0 where it is empty.
+        copies: bool `[N, N + K]`, True where the image of a column (batch, then negatives) is the same as that of the
+            row, since draws are with replacement. The diagonal is False.
     """
 
     views: Tensor
@@ -44,20 +44,19 @@ class Beside:
 
 
 class Contrast(nn.Module):
-    """Terms that tell images from others, by penultimate features; their layers are trained with the student and never
-    saved with it.
+    """Contrastive losses of penultimate features, with their layers.
 
-    `crd` is InfoNCE, since a bank changes its size (Tian et al. 2020, and `synthkd.losses.contrast.crd` for the forms):
-    for each image of the student, which of the teacher's features are its own, among those of the batch and of the
-    bank? Both sides go through a linear layer. `sskd` compares similarities of turned and upright images (Xu et al.
-    2020) in the features themselves. The authors put a head on either side and first train the teacher's to know an
-    image again; here no training of the teacher comes before, and similarities are what its features say.
+    `crd` (Tian et al. 2020; `synthkd.losses.contrast.crd` has the forms) is InfoNCE here, since the bank changes its
+    size: the student's features of an image must identify the teacher's features of the same image among those of the
+    batch and of the bank. Both go through a linear layer. `sskd` (Xu et al. 2020) compares similarities of rotated and
+    upright images. The authors add a head to either network and first train the teacher's; here the teacher is not
+    trained, and similarities are those of its own features.
 
     Args:
         terms: what is compared.
         teacher: gives the targets; its weights do not become part of this module.
         student: gives what is compared.
-        seed: of the turns.
+        seed: of the rotations.
 
     Attributes:
         terms: name -> term. A name is the term's kind, numbered where it comes again.
@@ -84,21 +83,21 @@ class Contrast(nn.Module):
 
     @property
     def teacher_places(self) -> tuple[str, ...]:
-        """What to tap of the teacher."""
+        """Module path of the teacher whose features are compared."""
         return (self._heads[0] + INPUT,)
 
     @property
     def student_places(self) -> tuple[str, ...]:
-        """What to tap of the student."""
+        """Module path of the student whose features are compared."""
         return (self._heads[1] + INPUT,)
 
-    def beside(self, batch: Batch, step: int, bank: MemoryBank | None = None) -> Beside:
-        """The images that the terms need beside a batch; a function of seed, step and what the bank holds.
+    def extra_images(self, batch: Batch, step: int, bank: MemoryBank | None = None) -> ExtraImages:
+        """The extra images of a batch; a function of seed, step and what the bank holds.
 
         Args:
             batch: images, with their slots in the bank and their rows among real images.
             step: of the student.
-            bank: where negatives come from, by its policy; None or an empty bank gives none.
+            bank: negatives are drawn from it by its policy; None or an empty bank gives none.
         """
         images, count = batch.images, len(batch)
         views = turn(images, stream(self._seed, "view", step)) if self._turns else images[:0]
@@ -112,14 +111,14 @@ class Contrast(nn.Module):
         copies = (slots[:, None] == columns) & (slots[:, None] >= 0)
         copies[:, :count] |= (rows[:, None] == rows) & (rows[:, None] >= 0)
         copies.fill_diagonal_(False)
-        return Beside(views, negatives, copies)
+        return ExtraImages(views, negatives, copies)
 
     def forward(
         self,
         teacher: Mapping[str, Tensor],
         student: Mapping[str, Tensor],
-        shown: Mapping[str, Tensor],
-        turned: Mapping[str, Tensor],
+        teacher_extra: Mapping[str, Tensor],
+        student_views: Mapping[str, Tensor],
         copies: Tensor,
         weights: Tensor | None = None,
     ) -> dict[str, Tensor]:
@@ -130,26 +129,26 @@ class Contrast(nn.Module):
         Args:
             teacher: features of the batch by place, without gradient.
             student: features of the batch by place.
-            shown: the teacher's of `Beside.images`; may be empty where there are none.
-            turned: the student's of `Beside.views`; may be empty where there are none.
-            copies: `Beside.copies`.
+            teacher_extra: the teacher's of `ExtraImages.images`; may be empty where there are none.
+            student_views: the student's of `ExtraImages.views`; may be empty where there are none.
+            copies: `ExtraImages.copies`.
             weights: importance weights `[N]` of the images, or None for ones.
         """
         theirs, ours = (_vectors(f[at + INPUT]) for f, at in zip((teacher, student), self._heads, strict=True))
-        beside = _vectors(shown[self.teacher_places[0]]) if shown else theirs[:0]
-        views, negatives = beside.split([len(ours) if self._turns else 0, copies.shape[1] - len(ours)])
-        found = {}
+        extra = _vectors(teacher_extra[self.teacher_places[0]]) if teacher_extra else theirs[:0]
+        views, negatives = extra.split([len(ours) if self._turns else 0, copies.shape[1] - len(ours)])
+        losses = {}
         for name, term in self.terms.items():
             if isinstance(term, ViewTerm):
-                ours_turned = _vectors(turned[self.student_places[0]])
-                found[name] = sskd(theirs, ours, views, ours_turned, term.temperature, term.keep, weights)
+                of_views = _vectors(student_views[self.student_places[0]])
+                losses[name] = sskd(theirs, ours, views, of_views, term.temperature, term.keep, weights)
             else:
                 layers = self.layers[name]
                 assert isinstance(layers, nn.ModuleList)
                 others = torch.cat([theirs, negatives[: term.negatives]])
                 columns = copies[:, : len(others)]
-                found[name] = _own_among_all(layers[0](others), layers[1](ours), columns, term.temperature, weights)
-        return found
+                losses[name] = _own_among_all(layers[0](others), layers[1](ours), columns, term.temperature, weights)
+        return losses
 
 
 def _own_among_all(

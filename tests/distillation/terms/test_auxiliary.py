@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from synthkd.distillation.terms.auxiliary import Lessons
+from synthkd.distillation.terms.auxiliary import AuxiliaryLayers
 from synthkd.distillation.terms.features import RELATIONS
 from synthkd.losses.contrast import crd, sskd
 from synthkd.models import build
@@ -21,15 +21,15 @@ OF_THE_BATCH = (*RELATIONS, "alignment")
 COUNT = 6
 
 
-def lessons_of(*terms: dict[str, Any]) -> Lessons:
+def lessons_of(*terms: dict[str, Any]) -> AuxiliaryLayers:
     torch.manual_seed(0)
     teacher, student = (build(ZooModel(arch="convnet", width=width), SPEC) for width in (8, 4))
     settings = load_config(DistillSettings, {"transfer": list(terms)}, [])
-    return Lessons(settings, teacher, student, seed=3)
+    return AuxiliaryLayers(settings, teacher, student, seed=3)
 
 
 def terms_of(
-    lessons: Lessons, weights: Tensor | None = None, dtype: torch.dtype = torch.float32
+    lessons: AuxiliaryLayers, weights: Tensor | None = None, dtype: torch.dtype = torch.float32
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """The terms of made-up features far from 0, and these: `teacher`, `student`, and `shown` and `turned` beside."""
     rng = torch.Generator().manual_seed(1)
@@ -45,7 +45,7 @@ def terms_of(
     heads = {"teacher": normal(128), "student": normal(64), "shown": normal(128), "turned": normal(64)}
     theirs[HEAD], ours[HEAD] = heads["teacher"], heads["student"]
     batch = Batch(torch.zeros(COUNT, *SPEC.shape), torch.zeros(COUNT).long(), weights=weights, teacher_features=theirs)
-    logits, beside = normal(5).float(), lessons.beside(batch, 0, None)
+    logits, beside = normal(5).float(), lessons.extra_images(batch, 0, None)
     found = lessons(batch, ours, logits, 2.0, 0, beside, {HEAD: heads["shown"]}, {HEAD: heads["turned"]})
     return {name: value.detach() for name, value in found.items()}, heads
 

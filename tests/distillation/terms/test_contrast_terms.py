@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from synthkd.data.bank import MemoryBank
-from synthkd.distillation.terms.contrast import Beside, Contrast
+from synthkd.distillation.terms.contrast import ExtraImages, Contrast
 from synthkd.losses.contrast import crd, sskd
 from synthkd.models import Classifier, build
 from synthkd.settings import Architecture, BankSettings, ContrastTerm, ViewTerm, ZooModel
@@ -51,7 +51,7 @@ def features(network: Classifier, images: Tensor) -> Mapping[str, Tensor]:
 
 
 def terms_of(
-    made: Contrast, teacher: Classifier, student: Classifier, batch: Batch, beside: Beside
+    made: Contrast, teacher: Classifier, student: Classifier, batch: Batch, beside: ExtraImages
 ) -> dict[str, Tensor]:
     """The terms of a batch, each network shown its images in as many passes as a step has."""
     with torch.no_grad():
@@ -70,7 +70,7 @@ def test_gradients_reach_the_student_and_the_heads_and_not_the_teacher(pair: tup
     made = Contrast([told(), viewed(), told(2, dimension=3)], teacher, student)
     assert made.teacher_places == made.student_places == (HEAD,)
     batch = batch_of(6)
-    found = terms_of(made, teacher, student, batch, made.beside(batch, 0, filled(20)))
+    found = terms_of(made, teacher, student, batch, made.extra_images(batch, 0, filled(20)))
     assert list(found) == list(made.terms) == ["crd", "sskd", "crd 2"]
     inside = [p for name, p in student.named_parameters() if "head" not in name]
     for name, value in found.items():
@@ -89,7 +89,7 @@ def test_crd_is_infonce_against_every_other_image_but_copies() -> None:
     made = Contrast([told(9, temperature=0.3, dimension=7)], teacher, student)
     batch = bank.draw(10, step=0)
     assert batch.slots is not None
-    beside = made.beside(batch, 4, bank)
+    beside = made.extra_images(batch, 4, bank)
     drawn = bank.draw(9, 4, "negatives")
     assert drawn.slots is not None
     assert torch.equal(beside.negatives, drawn.images)
@@ -113,7 +113,7 @@ def test_crd_is_infonce_against_every_other_image_but_copies() -> None:
 def test_weights_of_images_scale_their_rows_of_crd() -> None:
     teacher, student, bank, batch = model("convnet", 8), model("convnet", 4), filled(12), batch_of(5)
     made, weights = Contrast([told(6)], teacher, student), torch.tensor([0.2, 3.0, 0.0, 1.0, 0.5])
-    beside = made.beside(batch, 1, bank)
+    beside = made.extra_images(batch, 1, bank)
     theirs, shown, ours = (
         features(network, images)[HEAD].detach()
         for network, images in ((teacher, batch.images), (teacher, beside.images), (student, batch.images))
@@ -137,19 +137,19 @@ def test_crd_terms_take_their_share_of_the_negatives() -> None:
     made = Contrast([told(3), told(7), told(0)], teacher, student)
     for name in ("crd 2", "crd 3"):
         made.layers[name].load_state_dict(made.layers["crd"].state_dict())
-    found = terms_of(made, teacher, student, batch, made.beside(batch, 2, bank))
+    found = terms_of(made, teacher, student, batch, made.extra_images(batch, 2, bank))
     alone = Contrast([told(0)], teacher, student)
     alone.layers.load_state_dict({k: v for k, v in made.layers.state_dict().items() if k.startswith("crd.")})
     seven, three, none = (float(found[name].detach()) for name in ("crd 2", "crd", "crd 3"))
     assert seven > three > none
-    assert torch.equal(found["crd 3"], terms_of(alone, teacher, student, batch, alone.beside(batch, 2, bank))["crd"])
+    assert torch.equal(found["crd 3"], terms_of(alone, teacher, student, batch, alone.extra_images(batch, 2, bank))["crd"])
 
 
 @pytest.mark.parametrize("keep", [1.0, 0.3])
 def test_sskd_is_the_loss_of_penultimate_features(keep: float) -> None:
     teacher, student, batch = model("convnet", 8), model("vit", 16), batch_of(12)
     made = Contrast([told(4), viewed(temperature=0.2, keep=keep)], teacher, student)
-    beside = made.beside(batch, 1, filled(6))
+    beside = made.extra_images(batch, 1, filled(6))
     assert beside.images.shape == (16, *SPEC.shape)
     assert beside.copies.shape == (12, 16)
     theirs, ours = ([features(n, x)[HEAD] for x in (batch.images, beside.views)] for n in (teacher, student))
@@ -162,31 +162,31 @@ def test_sskd_is_the_loss_of_penultimate_features(keep: float) -> None:
 def test_a_student_equal_to_its_teacher_has_nothing_to_learn_from_views() -> None:
     teacher, batch = model("convnet", 8), batch_of(6)
     made = Contrast([viewed()], teacher, teacher)
-    beside = made.beside(batch, 0)
+    beside = made.extra_images(batch, 0)
     assert float(terms_of(made, teacher, teacher, batch, beside)["sskd"].detach()) == pytest.approx(0.0, abs=1e-6)
 
 
 def test_views_are_turned_images_and_a_term_asks_for_no_more_than_it_needs() -> None:
     teacher, student, batch, bank = model("convnet", 8), model("convnet", 4), batch_of(40), filled(12)
-    both = Contrast([viewed(), told()], teacher, student, seed=5).beside(batch, 0, bank)
+    both = Contrast([viewed(), told()], teacher, student, seed=5).extra_images(batch, 0, bank)
     for image, view in zip(batch.images, both.views, strict=True):
         assert sum(torch.equal(view, image.rot90(k, (1, 2))) for k in (1, 2, 3)) == 1
-    assert len(Contrast([told()], teacher, student).beside(batch, 0, bank).views) == 0
-    assert len(Contrast([viewed()], teacher, student).beside(batch, 0, bank).negatives) == 0
+    assert len(Contrast([told()], teacher, student).extra_images(batch, 0, bank).views) == 0
+    assert len(Contrast([viewed()], teacher, student).extra_images(batch, 0, bank).negatives) == 0
     other = Contrast([viewed()], teacher, student, seed=6)
-    assert not torch.equal(both.views, other.beside(batch, 0).views)
-    assert not torch.equal(both.views, Contrast([viewed()], teacher, student, seed=5).beside(batch, 1).views)
+    assert not torch.equal(both.views, other.extra_images(batch, 0).views)
+    assert not torch.equal(both.views, Contrast([viewed()], teacher, student, seed=5).extra_images(batch, 1).views)
 
 
 def test_a_resumed_run_draws_what_an_unbroken_one_draws() -> None:
     teacher, student, bank, batch = model("convnet", 8), model("convnet", 4), filled(12), batch_of(6)
     unbroken = Contrast([viewed(), told()], teacher, student, seed=5)
     for step in range(3):
-        unbroken.beside(batch, step, bank)
+        unbroken.extra_images(batch, step, bank)
     again = MemoryBank(SPEC, BankSettings(capacity=32), seed=3)
     again.load_state_dict(bank.state_dict())
     resumed = Contrast([viewed(), told()], teacher, student, seed=5)
-    assert torch.equal(resumed.beside(batch, 3, again).images, unbroken.beside(batch, 3, bank).images)
+    assert torch.equal(resumed.extra_images(batch, 3, again).images, unbroken.extra_images(batch, 3, bank).images)
 
 
 def test_an_image_that_came_into_a_mixture_is_a_copy_of_none() -> None:
@@ -196,7 +196,7 @@ def test_an_image_that_came_into_a_mixture_is_a_copy_of_none() -> None:
     assert drawn is not None
     assert 2 in drawn
     slots = torch.tensor([2, -1, -1, 2])
-    copies = made.beside(Batch(images, torch.zeros(4).long(), slots=slots), 0, bank).copies
+    copies = made.extra_images(Batch(images, torch.zeros(4).long(), slots=slots), 0, bank).copies
     assert copies[:, :4].nonzero().tolist() == [[0, 3], [3, 0]]
     assert torch.equal(copies[0, 4:], drawn == 2)
     assert not copies[1:3].any()
@@ -205,18 +205,18 @@ def test_an_image_that_came_into_a_mixture_is_a_copy_of_none() -> None:
 def test_a_real_image_drawn_twice_is_a_copy_and_its_number_is_no_slot() -> None:
     bank, images = filled(12), noise(6)
     made = Contrast([told(40)], model("convnet", 8), model("convnet", 4))
-    drawn = made.beside(batch_of(6), 0, bank)
+    drawn = made.extra_images(batch_of(6), 0, bank)
     slots = bank.draw(40, 0, "negatives").slots
     assert slots is not None
     assert {2, 7} <= set(slots.tolist())
     assert not drawn.copies.any()
     rows, places = torch.tensor([7, -1, 2, -1, 7, 0]), torch.tensor([-1, 2, -1, -1, -1, -1])
     batch = Batch(images, torch.zeros(6).long(), slots=places, rows=rows)
-    copies = made.beside(batch, 0, bank).copies
+    copies = made.extra_images(batch, 0, bank).copies
     assert copies[:, :6].nonzero().tolist() == [[0, 4], [4, 0]]
     assert torch.equal(copies[1, 6:], slots == 2)
     assert not copies[[0, 2, 3, 4, 5], 6:].any()
-    alone = made.beside(Batch(images, torch.zeros(6).long(), rows=rows), 0).copies
+    alone = made.extra_images(Batch(images, torch.zeros(6).long(), rows=rows), 0).copies
     assert alone.nonzero().tolist() == [[0, 4], [4, 0]]
 
 
@@ -224,7 +224,7 @@ def test_a_real_image_drawn_twice_is_a_copy_and_its_number_is_no_slot() -> None:
 def test_without_a_bank_the_rest_of_the_batch_is_what_there_is(bank: MemoryBank | None) -> None:
     teacher, student, batch = model("convnet", 8), model("convnet", 4), batch_of(5)
     made = Contrast([told()], teacher, student)
-    beside = made.beside(batch, 0, bank)
+    beside = made.extra_images(batch, 0, bank)
     assert len(beside.images) == 0
     found = terms_of(made, teacher, student, batch, beside)["crd"]
     theirs, ours = (
@@ -238,11 +238,11 @@ def test_without_a_bank_the_rest_of_the_batch_is_what_there_is(bank: MemoryBank 
 def test_a_batch_of_one_learns_from_negatives_alone() -> None:
     teacher, student, batch = model("convnet", 8), model("convnet", 4), batch_of(1)
     made = Contrast([told(), viewed()], teacher, student)
-    nothing = terms_of(made, teacher, student, batch, made.beside(batch, 0))
+    nothing = terms_of(made, teacher, student, batch, made.extra_images(batch, 0))
     assert [float(value) for value in nothing.values()] == [0.0, 0.0]
     sum(nothing.values()).backward()  # type: ignore[union-attr]
     assert all(bool(p.grad.isfinite().all()) for p in made.parameters() if p.grad is not None)
-    found = terms_of(made, teacher, student, batch, made.beside(batch, 0, filled(9)))
+    found = terms_of(made, teacher, student, batch, made.extra_images(batch, 0, filled(9)))
     assert float(found["crd"]) > 0.0
     assert float(found["sskd"]) == 0.0
 
@@ -250,7 +250,7 @@ def test_a_batch_of_one_learns_from_negatives_alone() -> None:
 def test_half_precision_and_constant_features_give_finite_terms() -> None:
     teacher, student, batch = model("convnet", 8), model("convnet", 4), batch_of(4)
     made = Contrast([told(2), viewed()], teacher, student)
-    beside = made.beside(batch, 0, filled(9))
+    beside = made.extra_images(batch, 0, filled(9))
     for fill in (0.0, 300.0):
         theirs, shown = ({HEAD: torch.full((n, 128), fill, dtype=torch.half)} for n in (4, 6))
         ours = torch.full((4, 64), fill, dtype=torch.half, requires_grad=True)
@@ -264,7 +264,7 @@ def test_half_precision_and_constant_features_give_finite_terms() -> None:
 def test_a_student_learns_from_each_term(term: ContrastTerm | ViewTerm) -> None:
     teacher, student, bank, batch = model("convnet", 8), model("convnet", 4), filled(20), batch_of(24)
     made = Contrast([term], teacher, student)
-    beside = made.beside(batch, 0, bank)
+    beside = made.extra_images(batch, 0, bank)
     optimizer = torch.optim.Adam([*student.parameters(), *made.parameters()], lr=3e-3)
     values = []
     for _ in range(25):

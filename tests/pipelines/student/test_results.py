@@ -14,7 +14,7 @@ from torch import Tensor
 
 from synthkd.data.written.stored import StoredDataset
 from synthkd.distillation.teachers import FrozenTeacher
-from synthkd.distillation.team import TeacherTeam
+from synthkd.distillation.teachers import TeacherTeam
 from synthkd.generators.stored import StoredImages
 from synthkd.models import Classifier, build, parameters, save
 from synthkd.pipelines import distill
@@ -117,7 +117,7 @@ def test_the_plan_shows_who_teaches_whom_and_what_adapts() -> None:
         "online": {"peers": [{"model": {"arch": "mlp", "width": 12}}], "averaged": True, "temperature": 2, "swap": {}},
         "distill": {
             "batch_size": 16, "alpha": 0.25, "optimizer": {"ema": 0.9}, "average": 0.5,
-            "adapt": {"every": 6, "temperature": {"start": 3}, "balance": {"kind": "gradient"}},
+            "adapt": {"every": 6, "temperature": {"start": 3}},
         },
     }  # fmt: skip
     assert planned(**ALONE, **changes) == [
@@ -126,7 +126,7 @@ def test_the_plan_shows_who_teaches_whom_and_what_adapts() -> None:
         "term average: weight 0.5",
         "term mutual: weight 1, answers by the others' averages, temperature 2",
         "swap: peer 1 teaches at first, another from above 95% of its accuracy, armed again below 90%",
-        "adapts: temperature, balance by gradient, who teaches; a look every 6 steps",
+        "adapts: temperature, who teaches; a look every 6 steps",
     ]
 
 

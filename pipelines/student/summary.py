@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from synthkd.distillation import phases
-from synthkd.distillation.terms.auxiliary import Lessons
+from synthkd.distillation.terms.auxiliary import AuxiliaryLayers
 from synthkd.models import parameters
 from synthkd.pipelines.config import DistillConfig
 from synthkd.pipelines.run.directory import REPORT
 from synthkd.pipelines.run.job import Job, disk_line, generator_bytes, training_bytes
-from synthkd.pipelines.student.assembly import Parts
+from synthkd.pipelines.student.assembly import Assembly
 from synthkd.pipelines.student.networks import finished
 from synthkd.reports.page import SPACE
 from synthkd.reports.run import RunFiles, headline
@@ -18,69 +18,68 @@ from synthkd.schedules import ever
 from synthkd.settings import Schedule, TrainedTeacher
 
 
-def plan(config: DistillConfig, parts: Parts) -> tuple[str, ...]:
+def plan(config: DistillConfig, assembly: Assembly) -> tuple[str, ...]:
     """What the run would do, for --dry-run."""
-    spec, student = parts.subject.spec, parameters(parts.learner.module)
+    spec, student = assembly.subject.spec, parameters(assembly.learner.module)
     rounds = phases.generator_rounds(config.phases)
-    batch = getattr(config.generator, "batch_size", None)
-    made = "" if batch is None else f", {rounds * batch:,} images"
-    generated = () if parts.generator is None else (f"  generator rounds: {rounds:,}{made}",)
-    beside = [f"{parameters(finished(peer)):,} parameters" for peer in parts.pupils[1:]]
-    held = sum(training_bytes(parameters(pupil.learner.module)) for pupil in parts.pupils)
-    held += 0 if parts.generator is None else generator_bytes(parts.generator)
-    inherited = f"{parts.inherited:,} of them start from its weights" if parts.inherited else "freshly initialised"
+    generated, batch = assembly.transfer_set.generated, None
+    lines: list[str] = []
+    held = sum(training_bytes(parameters(one.learner.module)) for one in assembly.students)
+    if generated is not None and config.generated is not None:
+        batch = getattr(config.generated.generator, "batch_size", None)
+        images = "" if batch is None else f", {rounds * batch:,} images"
+        lines = [f"  generator rounds: {rounds:,}{images}"]
+        held += generator_bytes(generated.generator)
+    peers = [f"{parameters(finished(peer)):,} parameters" for peer in assembly.students[1:]]
+    inherited = (
+        f"{assembly.inherited:,} of them start from its weights" if assembly.inherited else "freshly initialised"
+    )
     new = phases.rounds_within(config.phases, config.checkpoint_every) * (batch or 0)
-    shared = parts.bank.checkpoint_bytes(config.keep_checkpoints, new)
-    on_disk = parts.bank.nbytes if config.bank.storage == "disk" else 0
-    if parts.contract is None:
-        taught, share = "none; soft labels stored with the dataset", ""
-        if parts.generator is None:
-            taught = "none; labels of the real images"
+    banks = assembly.transfer_set.banks
+    shared = sum(bank.checkpoint_bytes(config.keep_checkpoints, new) for bank in banks)
+    on_disk = sum(bank.nbytes for bank in banks if bank.settings.storage == "disk")
+    contract = assembly.contract
+    if contract is None:
+        taught, share = assembly.transfer_set.sources[0].without_teacher, ""
     else:
         trained = ", trained first" if isinstance(config.teacher, TrainedTeacher) else ""
-        taught = (
-            f"{parts.contract.parameters:,} parameters, {parts.contract.batch_norm_layers} BatchNorm layers{trained}"
-        )
-        share = f" ({student / parts.contract.parameters:.1%} of the teacher's)"
-    used = [f"learned from by the {config.generator.kind} generator"] if parts.shown and config.data else []
-    if parts.generator is None:
-        used = ["learned from"]
-    elif config.mix.real != 0.0:
-        used.append("mixed in")
-    real = "none" if config.data is None else f"{config.data.kind}, {' and '.join(used)}"
+        taught = f"{contract.parameters:,} parameters, {contract.batch_norm_layers} BatchNorm layers{trained}"
+        share = f" ({student / contract.parameters:.1%} of the teacher's)"
+    uses = assembly.transfer_set.uses()
+    real = f"{config.real_images}, {' and '.join(uses)}" if uses and config.real_images else "none"
     return (
         f"distill {config.name}: {spec}",
         f"  teacher: {taught}",
-        *_team_lines(config, parts),
+        *_team_lines(config, assembly),
         f"  student: {student:,} parameters{share}, {inherited}",
-        *(f"  peer {number}: {words}" for number, words in enumerate(beside, start=1)),
+        *(f"  peer {number}: {words}" for number, words in enumerate(peers, start=1)),
         f"  real images: {real}",
-        *_recipe(config, parts),
+        *_recipe(config, assembly),
         f"  phases: {', '.join(phases.describe(phase) for phase in config.phases)}",
-        f"  student steps: {parts.learner.total:,} of {config.distill.batch_size} images",
-        *generated,
+        f"  student steps: {assembly.learner.total:,} of {config.distill.batch_size} images",
+        *lines,
         disk_line(config, held, shared, on_disk),
     )
 
 
-def _team_lines(config: DistillConfig, parts: Parts) -> list[str]:
+def _team_lines(config: DistillConfig, assembly: Assembly) -> list[str]:
     """The teachers after the first, and how all of them label."""
-    if parts.teacher is None or len(parts.teacher.models) == 1:
+    if assembly.team is None or len(assembly.team.models) == 1:
         return []
     lines = [
         f"  teacher {number}: {parameters(model):,} parameters"
         + (", trained first" if isinstance(settings, TrainedTeacher) else "")
-        for number, (settings, model) in enumerate(zip(config.teachers, parts.teacher.models[1:], strict=True), start=2)
+        for number, (settings, model) in enumerate(zip(config.teachers, assembly.team.models[1:], strict=True), start=2)
     ]
     given = "" if config.team.weights is None else " " + ", ".join(f"{weight:g}" for weight in config.team.weights)
-    return [*lines, f"  team: {len(parts.teacher.models)} teachers, weighting {config.team.weighting}{given}"]
+    return [*lines, f"  team: {len(assembly.team.models)} teachers, weighting {config.team.weighting}{given}"]
 
 
-def _recipe(config: DistillConfig, parts: Parts) -> list[str]:
+def _recipe(config: DistillConfig, assembly: Assembly) -> list[str]:
     """What the student learns from: its terms with their weights and places, who teaches, and what adapts."""
-    distill, online, pupil = config.distill, config.online, parts.pupils[0]
-    lessons = pupil.lessons
-    told = {} if lessons is None else _places(lessons)
+    distill, online, student = config.distill, config.online, assembly.students[0]
+    auxiliary = student.auxiliary
+    told = {} if auxiliary is None else _places(auxiliary)
     steered = "" if distill.adapt.temperature is None else " at first"
     start = distill.temperature if distill.adapt.temperature is None else distill.adapt.temperature.start
     told["soft"] = f"temperature {_scheduled(start)}{steered}" + (", standardised" if distill.standardise else "")
@@ -89,7 +88,7 @@ def _recipe(config: DistillConfig, parts: Parts) -> list[str]:
         told["mutual"] = f"{answers}, temperature {_scheduled(online.temperature)}"
     lines = [
         f"  term {name}: weight {_scheduled(weight)}{', ' + told[name] if name in told else ''}"
-        for name, weight in pupil.terms.objective.weights.items()
+        for name, weight in student.terms.objective.weights.items()
         if ever(weight)
     ]
     if online is not None and (swap := online.swap) is not None:
@@ -99,23 +98,22 @@ def _recipe(config: DistillConfig, parts: Parts) -> list[str]:
         )
     adapt = distill.adapt
     moved = [name for name in ("temperature", "weights", "strength") if getattr(adapt, name) is not None]
-    moved += [] if adapt.balance is None else [f"balance by {adapt.balance.kind}"]
     moved += ["who teaches"] if config.team.weighting == "selected" or (online is not None and online.swap) else []
     moved += [] if config.width is None else ["width"]
     return [*lines, f"  adapts: {', '.join(moved)}; a look every {adapt.every:,} steps"] if moved else lines
 
 
-def _places(lessons: Lessons) -> dict[str, str]:
+def _places(layers: AuxiliaryLayers) -> dict[str, str]:
     """Name of a term that looks inside networks -> where, the teacher's places first."""
     found: dict[str, str] = {}
-    if lessons.transfer is not None:
-        for name, pairs in lessons.transfer.pairs.items():
+    if layers.transfer is not None:
+        for name, pairs in layers.transfer.pairs.items():
             found[name] = ", ".join(f"{pair.teacher} -> {pair.student}" for pair in pairs)
-    if lessons.contrast is not None:
-        places = f"{lessons.contrast.teacher_places[0]} -> {lessons.contrast.student_places[0]}"
-        found |= dict.fromkeys(lessons.contrast.terms, places)
-    if lessons.exits is not None:
-        found["exits"] = "at " + ", ".join(lessons.exits.places)
+    if layers.contrast is not None:
+        places = f"{layers.contrast.teacher_places[0]} -> {layers.contrast.student_places[0]}"
+        found |= dict.fromkeys(layers.contrast.terms, places)
+    if layers.exits is not None:
+        found["exits"] = "at " + ", ".join(layers.exits.places)
     return found
 
 

@@ -18,7 +18,7 @@ from synthkd.distillation.control.capacity import AdaptiveWeights, StrengthContr
 from synthkd.distillation.control.roles import Roles
 from synthkd.distillation.control.selection import TeacherSelection
 from synthkd.distillation.teachers import FrozenTeacher
-from synthkd.distillation.team import TeacherTeam
+from synthkd.distillation.teachers import TeacherTeam
 from synthkd.metrics.transfer import GapCurve, fit_capacity_gap
 from synthkd.models import Classifier
 from synthkd.settings import (

@@ -1,0 +1,139 @@
+"""Periodic evaluation of the students on held-out images, and the controllers driven by it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from synthkd.distillation.control.controller import Evaluation
+from synthkd.distillation.control.controllers import Controllers
+from synthkd.distillation.teachers import TeacherTeam
+from synthkd.losses.logits import kl_divergence
+from synthkd.metrics.transfer import stability, transfer_efficiency
+from synthkd.taps import evaluating
+from synthkd.training.monitor import series
+
+CHUNK = 250
+"""Images of one forward pass."""
+LAST = 5
+"""Evaluations over which the stability of a run is taken."""
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Held-out images: the students are evaluated on them and do not learn from them.
+
+    Attributes:
+        images: float32 `[N, C, H, W]` in [0, 1].
+        labels: int64 `[N]`, annotated; None where the teacher's predictions stand for them.
+        teacher_logits: float32 `[N, K]`, or None without a teacher.
+    """
+
+    images: Tensor
+    labels: Tensor | None
+    teacher_logits: Tensor | None
+
+    @property
+    def targets(self) -> Tensor:
+        """Labels int64 `[N]`: the annotated ones, else the teacher's predictions."""
+        if self.labels is not None:
+            return self.labels
+        assert self.teacher_logits is not None
+        return self.teacher_logits.argmax(dim=1)
+
+
+class PeriodicEvaluation:
+    """Evaluates the students every so many steps, and lets the controllers follow.
+
+    A capacity is the accuracy on the held-out images, of the student and of the frozen teacher, whoever teaches at
+    present; where the teacher's predictions stand for labels, its own accuracy is 1. The loss that the temperature
+    follows is the cross-entropy to the labels.
+
+    Args:
+        every: student steps between two evaluations.
+        students: modules as they are evaluated, the student first, then its peers.
+        held_out: the held-out images at present, or None while there are none.
+        controllers: follow each evaluation.
+        team: several teachers of which one is selected, or None.
+
+    Attributes:
+        every, controllers: as given.
+    """
+
+    def __init__(
+        self,
+        every: int,
+        students: Callable[[], Sequence[nn.Module]],
+        held_out: Callable[[], HeldOut | None],
+        controllers: Controllers,
+        team: TeacherTeam | None = None,
+    ) -> None:
+        self.every = every
+        self.controllers = controllers
+        self._students, self._held_out, self._team = students, held_out, team
+        self._efficiency: dict[str, Any] | None = None
+
+    def __call__(self, step: int) -> dict[str, Tensor | float]:
+        """Evaluate at the student's own 0-based step; returns what is logged, nothing without held-out images."""
+        held_out = self._held_out()
+        if held_out is None:
+            return {}
+        labels, teacher = held_out.targets, held_out.teacher_logits
+        logits = [_logits(student, held_out.images) for student in self._students()]
+        accuracies = tuple(_accuracy(answer, labels) for answer in logits)
+        of_teachers = [] if self._team is None else list(self._team.answers(held_out.images))
+        evaluation = Evaluation(
+            step=step,
+            loss=float(F.cross_entropy(logits[0], labels)),
+            accuracies=accuracies,
+            teacher=0.0 if teacher is None else _accuracy(teacher, labels),
+            divergences=tuple(float(kl_divergence(answer, logits[0]).mean()) for answer in of_teachers),
+            costs=() if self._team is None else self._team.costs,
+        )
+        logged: dict[str, Tensor | float] = {"evaluation/accuracy": accuracies[0], "evaluation/loss": evaluation.loss}
+        logged |= {f"evaluation/accuracy of peer {number}": accuracies[number] for number in range(1, len(accuracies))}
+        if teacher is not None:
+            efficiency = transfer_efficiency(teacher, logits[0])
+            logged["evaluation/transfer_efficiency"] = efficiency.value
+            self._efficiency = asdict(efficiency)
+        return logged | self.controllers.follow(evaluation)
+
+    def outcome(self, names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """What the evaluations came to, for the result of a run.
+
+        Args:
+            names: of the students, in the order of their numbers.
+            rows: of the run's log.
+        """
+        _, accuracies = series(rows, "evaluation/accuracy")
+        accuracies = accuracies[1:]  # the first is of a student that has learned nothing
+        return {
+            "every": self.every,
+            "accuracy": accuracies[-1] if accuracies else None,
+            "stability": stability(accuracies, LAST),
+            "stability_of": min(LAST, len(accuracies)),
+            "transfer_efficiency": self._efficiency,
+        } | self.controllers.outcome(names)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The controllers' states, and the latest transfer efficiency."""
+        return self.controllers.state_dict() | {"efficiency": self._efficiency}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state_dict`."""
+        self._efficiency = state["efficiency"]
+        self.controllers.load_state_dict(state)
+
+
+def _logits(student: nn.Module, images: Tensor) -> Tensor:
+    with torch.no_grad(), evaluating(student):
+        return torch.cat([student(chunk).float() for chunk in images.split(CHUNK)])
+
+
+def _accuracy(logits: Tensor, labels: Tensor) -> float:
+    return float((logits.argmax(dim=1) == labels).float().mean())
