@@ -131,8 +131,7 @@ class Students:
         source = {
             **self._shared(seed),
             "distill": PAIR.recipe["distill"],
-            "difficulty": PAIR.recipe["difficulty"],
-            "generator": {"kind": "dataset", "path": str(self.dataset(kind, seed).directory)},
+            "transfer_set": {"kind": "stored", "path": str(self.dataset(kind, seed).directory)},
             "mix": {"logits": "stored", **VARIATIONS[variation]},
             "phases": [{"kind": "refine", "steps": self.steps}],
         }
@@ -288,7 +287,7 @@ def cost(teacher_run: Path, repeats: int) -> list[Row]:
     teacher = load_model(LoadedModel(kind="load", model=str(teacher_run)))
     frozen = FrozenTeacher(teacher, accelerator)
     spec = teacher.spec
-    inversion = Inversion(InversionSettings(**PAIR.recipe["generator"]), teacher, 0, accelerator)
+    inversion = Inversion(InversionSettings(**PAIR.recipe["transfer_set"]["generator"]), teacher, 0, accelerator)
     cgan = CGAN(CGANSettings(kind="cgan"), teacher, 0, accelerator)
     diffusion = Diffusion(DiffusionSettings(kind="diffusion"), teacher, 0, accelerator)
     network = cgan.network.eval()

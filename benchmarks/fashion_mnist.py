@@ -80,10 +80,16 @@ def distillation(pair: pairs.Pair, method: str, steps: int, teacher: Path) -> Ro
         "grid_every": max(1, steps // pair.every // 4),
     }
     refine = [{"kind": "refine", "steps": steps}]
+    noise = {"kind": "python", "target": "benchmarks.noise:make"}
     changes: dict[str, Row] = {
         "fresh start": {"inherit": False},
-        "real KD": {"data": DATA, "mix": {"real": 1.0, "mixup": 0.0}, "phases": refine},
-        "noise": {"generator": {"kind": "python", "target": "benchmarks.noise:make"}},
+        "real KD": {
+            "transfer_set": {"kind": "real", "data": DATA},
+            "inherit": True,
+            "mix": {"mixup": 0.0},
+            "phases": refine,
+        },
+        "noise": {"transfer_set": {**pair.recipe["transfer_set"], "generator": noise}},
     }
     return source | changes.get(method, {})
 

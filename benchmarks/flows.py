@@ -41,15 +41,15 @@ def private_teacher(model: Row, training: Row) -> Row:
 
 def f1() -> Row:
     """Nothing is private: the student learns from the teacher alone."""
+    phases = [
+        {"kind": "pregenerate", "rounds": PAIR.rounds[0], "discard": PAIR.rounds[1]},
+        {"kind": "joint", "steps": PAIR.budgets["60s"], "every": PAIR.every},
+    ]
     return {
-        **PAIR.recipe,
         "flow": "plain",
         "teacher": private_teacher(PAIR.teacher["model"], {**PAIR.teacher["training"], "steps": 1500}),
         "student": PAIR.student,
-        "phases": [
-            {"kind": "pregenerate", "rounds": PAIR.rounds[0], "discard": PAIR.rounds[1]},
-            {"kind": "joint", "steps": PAIR.budgets["60s"], "every": PAIR.every},
-        ],
+        "distillation": {**PAIR.recipe, "phases": phases},
     }
 
 
@@ -70,12 +70,14 @@ def f2(epsilon: float) -> Row:
         "dp": {"epsilon": epsilon, "clip": 0.5},
     }
     return {
-        **lenet.recipe,
         "flow": "dp_teacher",
-        "inherit": True,  # the teacher's weights are as private as all that is made of them
         "teacher": private_teacher({"arch": "lenet5", "width": 6, "activation": "tanh"}, private),
         "student": {"arch": "lenet5", "width": 3, "activation": "tanh"},
-        "phases": [{"kind": "pregenerate", "rounds": 80}, {"kind": "joint", "steps": 5500, "every": 40}],
+        "distillation": {
+            **lenet.recipe,
+            "inherit": True,  # the teacher's weights are as private as all that is made of them
+            "phases": [{"kind": "pregenerate", "rounds": 80}, {"kind": "joint", "steps": 5500, "every": 40}],
+        },
     }
 
 
@@ -84,13 +86,17 @@ def f3(epsilon: float) -> Row:
     optimizer = {"kind": "adamw", "lr": 3e-3, "weight_decay": 0.05, "schedule": "one_cycle", "ema": 0.99}
     return {
         "flow": "dp_generator",
-        "generator": {"kind": "merf", "epsilon": epsilon},
         "teacher": private_teacher(PAIR.teacher["model"], {"steps": 400, "batch_size": 128, "optimizer": optimizer}),
         "student": PAIR.student,
-        "difficulty": {"start": 1.0, "high": 1.0, "low": 1.0, "augment": False},
-        "mix": {"mixup": 0.8},
-        "distill": PAIR.recipe["distill"],
-        "phases": [{"kind": "pregenerate", "rounds": 40}, {"kind": "joint", "steps": 1500, "every": 75}],
+        "distillation": {
+            "transfer_set": {
+                "generator": {"kind": "merf", "epsilon": epsilon},
+                "difficulty": {"start": 1.0, "high": 1.0, "low": 1.0, "augment": False},
+            },
+            "mix": {"mixup": 0.8},
+            "distill": PAIR.recipe["distill"],
+            "phases": [{"kind": "pregenerate", "rounds": 40}, {"kind": "joint", "steps": 1500, "every": 75}],
+        },
     }
 
 
@@ -114,16 +120,16 @@ def place(name: str, seed: int) -> Path:
 
 def cell(name: str, seed: int, threads: int) -> Row:
     """Run a cell, or read it where it is finished."""
+    distillation = {**CELLS[name]["distillation"], "evaluate_every": 2000, "grid_every": 1000}
     source = {
         **CELLS[name],
+        "distillation": distillation,
         "seed": seed,
         "threads": threads,
         "test": pairs.DATA,
         "audit": AUDIT,
         "export": {"formats": []},
-        "evaluate_every": 2000,
         "checkpoint_every": 500,
-        "grid_every": 1000,
     }
     out = place(name, seed)
     values = common.run(compress, CompressConfig, source, out).values

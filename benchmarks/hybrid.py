@@ -149,35 +149,36 @@ def cell(budget: Budget, size: int, arm: str, mixup: float, seed: int, teacher: 
     """Run one cell, or read it where it is finished."""
     share = share_of(arm, size)
     generator = generator_of(budget, LEARNED[arm], size, seed, teacher) if arm in LEARNED else None
-    source: Row = {
-        **PAIR.recipe,
-        "inherit": False,
-        "seed": seed,
-        "teacher": {"kind": "load", "model": str(teacher)},
-        "student": PAIR.student,
-        "test": pairs.DATA,
-        "mix": {**AUGMENT, "mixup": mixup, "real": share},
-        "evaluate_every": budget.steps,
-        "checkpoint_every": 2000,
-        "grid_every": 1000,
-    }
-    if arm != DATA_FREE:
-        source["data"] = few(size, seed)
-    if arm == ALONE:
-        source["phases"] = [{"kind": "refine", "steps": budget.steps}]
-    elif generator is None:
+    images: Row = {**PAIR.recipe["transfer_set"]}
+    if generator is None:
         rounds, discard = budget.before
-        source["phases"] = [
+        phases: list[Row] = [
             {"kind": "pregenerate", "rounds": rounds, "discard": discard},
             {"kind": "joint", "steps": budget.steps, "every": budget.every},
         ]
     else:  # it is finished, so half of its images may as well be there from the start
         later = budget.synthetic // 2
-        source["generator"] = {"kind": "saved", "path": str(generator.directory)}
-        source["phases"] = [
+        images["generator"] = {"kind": "saved", "path": str(generator.directory)}
+        phases = [
             {"kind": "pregenerate", "rounds": budget.synthetic - later},
             {"kind": "joint", "steps": budget.steps, "every": -(-budget.steps // later)},
         ]
+    real = {"kind": "real", "data": few(size, seed)}
+    sets: dict[str, object] = {DATA_FREE: images, ALONE: real}
+    source: Row = {
+        "transfer_set": sets.get(arm, [images, {**real, "share": share}]),
+        "mix": {**AUGMENT, "mixup": mixup},
+        "distill": PAIR.recipe["distill"],
+        "phases": [{"kind": "refine", "steps": budget.steps}] if arm == ALONE else phases,
+        "inherit": False,
+        "seed": seed,
+        "teacher": {"kind": "load", "model": str(teacher)},
+        "student": PAIR.student,
+        "test": pairs.DATA,
+        "evaluate_every": budget.steps,
+        "checkpoint_every": 2000,
+        "grid_every": 1000,
+    }
     result = common.run(distill, DistillConfig, source, place(budget, size, arm, mixup, seed))
     student, cost = result.values["student"], result.values["cost"]
     return {

@@ -24,6 +24,7 @@ from synthkd.pipelines import distill
 from synthkd.pipelines.config import DistillConfig
 
 RUNS = common.RUNS / "online"
+DATA = {**pairs.DATA, "holdout": 0.1}
 STEPS, EVERY, EVALUATE_EVERY = 600, 30, 50
 PARTS = ("weights", "swap", "replay", "EMA")
 ARMS: dict[str, tuple[str, ...]] = {
@@ -42,14 +43,16 @@ def recipe(parts: tuple[str, ...]) -> Row:
     """The part of the configuration that differs between arms."""
     ema = 0.98 if "EMA" in parts else 0.0
     optimizer = {"kind": "adamw", "lr": 3e-3, "weight_decay": 0.05, "schedule": "one_cycle", "ema": ema}
+    generated: Row = {"difficulty": {"augment": False}}
     source: Row = {
+        "transfer_set": [generated, {"kind": "real", "data": {**DATA, "per_class": 100}, "share": 0.5}],
         "distill": {
             "batch_size": 128,
             "temperature": 4.0,
             "alpha": 0.3,
             "optimizer": optimizer,
             "adapt": {"every": EVALUATE_EVERY, "weights": {} if "weights" in parts else None},
-        }
+        },
     }
     if "peer" in parts:
         source["online"] = {
@@ -58,7 +61,7 @@ def recipe(parts: tuple[str, ...]) -> Row:
             "swap": {} if "swap" in parts else None,
         }
     if "replay" in parts:
-        source["bank"] = {"policy": "prioritized"}
+        generated["bank"] = {"policy": "prioritized"}
     return source
 
 
@@ -70,7 +73,6 @@ def place(arm: str, seed: int) -> Path:
 def cell(arm: str, seed: int, threads: int) -> Row:
     """Run a cell, or read it where it is finished."""
     pair = pairs.PAIRS["convnet"]
-    data = {**pairs.DATA, "holdout": 0.1}
     rounds, discard = pair.rounds
     source = {
         "seed": seed,
@@ -78,10 +80,7 @@ def cell(arm: str, seed: int, threads: int) -> Row:
         "teacher": {"kind": "load", "model": str(pairs.teacher_of("convnet"))},
         "student": pair.student,
         "inherit": False,
-        "data": {**data, "per_class": 100},
-        "test": data,
-        "difficulty": {"augment": False},
-        "mix": {"real": 0.5},
+        "test": DATA,
         "phases": [
             {"kind": "pregenerate", "rounds": rounds, "discard": discard},
             {"kind": "joint", "steps": STEPS, "every": EVERY},

@@ -20,9 +20,10 @@ from accelerate import Accelerator
 from benchmarks import common
 from benchmarks.common import Row
 from synthkd.data.bank import MemoryBank
-from synthkd.data.hybrid import HybridDataset
+from synthkd.data.hybrid import REST, HybridDataset
+from synthkd.data.sources import GeneratedSource
 from synthkd.distillation.step import DistillStep
-from synthkd.distillation.student import Pupil
+from synthkd.distillation.student import Student
 from synthkd.distillation.teachers import FrozenTeacher
 from synthkd.models import build
 from synthkd.settings import BankSettings, DistillSettings, MixSettings, OptimizerSettings, ZooModel
@@ -78,11 +79,15 @@ class Ready:
         self._batch = batch
         self._teacher = teacher
 
-    def batch(self, step: int) -> Batch:
-        """The batch of a step."""
+    def draw(self, step: int) -> Batch:
+        """The batch, at every step."""
+        return self._batch
+
+    def label(self, batch: Batch) -> Batch:
+        """The batch with the teacher's logits where they are fresh."""
         if self._teacher is None:
-            return self._batch
-        return Batch(self._batch.images, self._batch.labels, self._teacher.logits(self._batch.images))
+            return batch
+        return Batch(batch.images, batch.labels, self._teacher.logits(batch.images))
 
 
 def source_costs(rounds: int = 150) -> list[Row]:
@@ -101,12 +106,12 @@ def source_costs(rounds: int = 150) -> list[Row]:
     }
     for name, mix in mixes.items():
         steps = []
-        hybrid = HybridDataset(mix, BATCH, rounds, bank, teacher, lambda: 0.0, 0)
+        hybrid = HybridDataset([GeneratedSource(bank)], [REST], mix, BATCH, rounds, teacher, lambda: 0.0, 0)
         ready = Ready(bank.draw(BATCH, 0), None if name == "stored" else teacher)
         for source in (hybrid, ready):
             student = build(ZooModel(arch="convnet", width=16), SPEC)
             learner = Learner("student", student, OptimizerSettings(), rounds, accelerator)
-            steps.append(DistillStep([Pupil(learner, DistillSettings(), accelerator)], source, accelerator))
+            steps.append(DistillStep([Student(learner, DistillSettings(), accelerator)], source, accelerator))
         times: list[list[float]] = [[], []]
         for step in range(rounds):
             for which in (0, 1):

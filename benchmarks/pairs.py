@@ -15,7 +15,7 @@ RUNS = common.RUNS / "fashion_mnist"
 DATA = {"kind": "fashion_mnist", "root": "/usr/share/datasets/fashion-mnist", "holdout": 0.0}
 """The real images; a script with the option --root puts another folder in."""
 
-PLAIN = {"difficulty": {"augment": False}, "mix": {"mixup": 0.8}, "bank": {"capacity": 60_000}}
+GENERATED = {"difficulty": {"augment": False}, "bank": {"capacity": 60_000}}
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,8 @@ class Pair:
 
 
 WITH_BATCH_NORM: dict[str, Any] = {
-    **PLAIN,
-    "generator": {"adversarial": 10.0},
+    "transfer_set": {**GENERATED, "generator": {"adversarial": 10.0}},
+    "mix": {"mixup": 0.8},
     "distill": {
         "batch_size": 64,
         "temperature": 20.0,
@@ -94,8 +94,8 @@ PAIRS = {
         },
         student={"arch": "lenet5", "width": 3},
         recipe={
-            **PLAIN,
-            "generator": {"kind": "pixels"},
+            "transfer_set": {**GENERATED, "generator": {"kind": "pixels"}},
+            "mix": {"mixup": 0.8},
             "distill": {
                 "batch_size": 64,
                 "temperature": 1.0,

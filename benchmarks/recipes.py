@@ -43,6 +43,12 @@ def teacher_of(settings: Row, threads: int) -> Row:
     return {"kind": "load", "model": str(directory)}
 
 
+def sources_of(recipe: Row) -> list[Row]:
+    """The sources of a recipe's transfer set, one or several."""
+    transfer_set = recipe.get("transfer_set", {})
+    return transfer_set if isinstance(transfer_set, list) else [transfer_set]
+
+
 def cell(name: str, threads: int) -> Row:
     """Run a recipe, or read it where it is finished."""
     source = yaml.safe_load(RECIPES[name].read_text(encoding="utf-8"))
@@ -50,7 +56,9 @@ def cell(name: str, threads: int) -> Row:
         source["teacher"] = teacher_of(source["teacher"], threads)
     source["teachers"] = [teacher_of(settings, threads) for settings in source.get("teachers", [])]
     source["phases"] = [longer(phase) for phase in source["phases"]]
-    source |= {"data": DATA if "data" in source else None, "test": DATA, "threads": threads}
+    for images in sources_of(source):
+        images |= {"data": DATA} if "data" in images else {}
+    source |= {"test": DATA, "threads": threads}
     values = common.run(distill, DistillConfig, source, RUNS / name).values
     return {
         "recipe": name,

@@ -20,8 +20,9 @@ from accelerate import Accelerator
 from benchmarks import common, pairs
 from benchmarks.common import Row
 from synthkd.distillation.step import DistillStep
-from synthkd.distillation.student import make_pupil
+from synthkd.distillation.student import build_student
 from synthkd.distillation.teachers import FrozenTeacher
+from synthkd.distillation.terms.auxiliary import auxiliary_layers
 from synthkd.models.zoo import build
 from synthkd.settings import DistillSettings, ZooModel
 from synthkd.settings.load import load_config
@@ -53,10 +54,14 @@ class Labelled:
         self._labels = torch.arange(BATCH) % SPEC.classes
         self._teacher = teacher
 
-    def batch(self, step: int) -> Batch:
-        """The images with the teacher's answers of this step."""
-        answers = self._teacher(self._images)
-        return Batch(self._images, self._labels, answers.logits, teacher_features=answers.features)
+    def draw(self, step: int) -> Batch:
+        """The images, without logits."""
+        return Batch(self._images, self._labels)
+
+    def label(self, batch: Batch) -> Batch:
+        """The images with the teacher's logits and features."""
+        outputs = self._teacher(batch.images)
+        return Batch(batch.images, batch.labels, outputs.logits, teacher_features=outputs.features)
 
 
 def step_of(pair: pairs.Pair, terms: list[Row], rounds: int) -> DistillStep:
@@ -66,10 +71,11 @@ def step_of(pair: pairs.Pair, terms: list[Row], rounds: int) -> DistillStep:
     teacher = build(load_config(ZooModel, pair.teacher["model"], []), SPEC)
     student = build(load_config(ZooModel, pair.student, []), SPEC)
     settings = load_config(DistillSettings, {"transfer": terms}, [])
-    pupil = make_pupil("student", student, settings, settings.optimizer, rounds, accelerator, teacher)
-    places = () if pupil.lessons is None else pupil.lessons.teacher_places
-    pupil.teacher = FrozenTeacher(teacher, accelerator, places)
-    return DistillStep([pupil], Labelled(pupil.teacher), accelerator)
+    layers = auxiliary_layers(settings, teacher, student, 0, "student")
+    frozen = FrozenTeacher(teacher, accelerator, () if layers is None else layers.teacher_places)
+    optimizer = settings.optimizer
+    built = build_student("student", student, settings, optimizer, rounds, accelerator, layers, teacher=frozen)
+    return DistillStep([built], Labelled(frozen), accelerator)
 
 
 def costs(name: str, rounds: int) -> list[Row]:

@@ -112,11 +112,7 @@ def test_a_loss_is_a_term_of_a_recipe(folder: Path) -> None:
     source = {
         "teacher": {"kind": "train", "data": DIGITS, "model": {"arch": "convnet", "width": 4}, "training": QUICK},
         "student": {"arch": "mlp", "width": 8, "depth": 1},
-        "data": DIGITS,
-        "generator": {"kind": "none"},
-        "mix": {"real": 1.0},
-        "difficulty": {"augment": False},
-        "inherit": False,
+        "transfer_set": {"kind": "real", "data": DIGITS},
         "phases": [{"kind": "refine", "steps": 2}],
         "device": "cpu",
         "log_every": 1,
@@ -128,7 +124,7 @@ def test_a_loss_is_a_term_of_a_recipe(folder: Path) -> None:
 
 def test_a_generator_makes_a_dataset(folder: Path) -> None:
     teacher = {"kind": "train", "data": DIGITS, "model": {"arch": "convnet", "width": 4}, "training": QUICK}
-    (section,) = [section for section in SECTIONS if "generator" in section]
+    (section,) = [section["transfer_set"] for section in SECTIONS if "transfer_set" in section]
     source = {"teacher": teacher, "per_class": 3, "device": "cpu", **section}
     result = generate(load_config(GenerateConfig, source, [f"out={folder / 'run'}"]))
     assert result.values["dataset"]["count"] == 30

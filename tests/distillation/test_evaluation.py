@@ -10,15 +10,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
+from synthkd.distillation.adaptation import Adaptation, Probe
 from torch import Tensor, nn
 
 import synthkd.distillation.control.capacity
-from synthkd.distillation.adaptation import Adaptation, Probe
 from synthkd.distillation.control.capacity import AdaptiveWeights, StrengthController
 from synthkd.distillation.control.roles import Roles
 from synthkd.distillation.control.selection import TeacherSelection
-from synthkd.distillation.teachers import FrozenTeacher
-from synthkd.distillation.teachers import TeacherTeam
+from synthkd.distillation.teachers import FrozenTeacher, TeacherTeam
 from synthkd.metrics.transfer import GapCurve, fit_capacity_gap
 from synthkd.models import Classifier
 from synthkd.settings import (

@@ -9,10 +9,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
+from synthkd.distillation.adaptation import Adaptation
 from torch import Tensor, nn
 
 from synthkd.data.bank import MemoryBank
-from synthkd.distillation.adaptation import Adaptation
 from synthkd.distillation.control.roles import Roles
 from synthkd.distillation.step import DistillStep
 from synthkd.distillation.student import Pupil, make_pupil

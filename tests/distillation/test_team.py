@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from synthkd.data.bank import MemoryBank
 from synthkd.data.hybrid import HybridDataset, RealImages
 from synthkd.distillation.control.selection import TeacherSelection
-from synthkd.distillation.teachers import FrozenTeacher
-from synthkd.distillation.teachers import LEAST_ENTROPY, TeacherTeam, certainty_weights
+from synthkd.distillation.teachers import LEAST_ENTROPY, FrozenTeacher, TeacherTeam, certainty_weights
 from synthkd.errors import ConfigError
 from synthkd.losses.logits import distillation_loss
 from synthkd.models import Classifier
