@@ -53,6 +53,19 @@ class Description:
         return json.dumps(written.model_dump(), separators=(",", ":"))
 
 
+@dataclass(frozen=True)
+class OnnxFile:
+    """The verified content of an exported file.
+
+    Attributes:
+        model: an `onnx.ModelProto` with all weights inside.
+        description: of the model.
+    """
+
+    model: Any
+    description: Description
+
+
 class _Written(Settings):
     """The description as JSON; from format 2 on the file ends with its checksum."""
 
@@ -74,8 +87,8 @@ def needed(package: str) -> Any:
     return optional(package, "export", "an exported model")
 
 
-def read_onnx(path: Path) -> tuple[Any, Description]:
-    """The graph in an exported ONNX file (`onnx.ModelProto`, verified, with all weights inside) and its description.
+def read_onnx(path: Path) -> OnnxFile:
+    """Read and verify an exported ONNX file.
 
     Raises:
         MissingExtraError: onnx is not installed.
@@ -100,7 +113,7 @@ def read_onnx(path: Path) -> tuple[Any, Description]:
     if not is_whole and (CHECKSUM in metadata or written.format > 1):
         raise ModelError(f"{path} does not have its own checksum: damaged or changed; copy it or export it again")
     spec = ImageSpec(written.channels, written.height, written.width, written.classes)
-    return model, Description(spec, written.class_names, written.precision)
+    return OnnxFile(model, Description(spec, written.class_names, written.precision))
 
 
 def onnx_bytes(model: Any, description: Description) -> bytes:

@@ -54,10 +54,11 @@ class OnnxModel:
         options.inter_op_num_threads = 1
         options.log_severity_level = 4  # fatal errors only; others are raised
         # ONNX Runtime would open any file that a model refers to; `read_onnx` made sure that this one refers to none.
-        model, self.description = read_onnx(path)
+        content = read_onnx(path)
+        self.description = content.description
         try:
             self._session = runtime.InferenceSession(
-                model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+                content.model.SerializeToString(), options, providers=["CPUExecutionProvider"]
             )
         except Exception as error:  # ONNX Runtime's errors have no common parent
             raise ModelError(f"{path} is not an ONNX file, or a damaged one; export the model again") from error

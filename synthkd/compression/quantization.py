@@ -43,7 +43,8 @@ def quantize_int8(onnx_path: Path | str, images: Tensor, path: Path | str) -> No
     """
     onnx = needed("onnx")
     needed("onnxruntime")
-    model, description = read_onnx(Path(onnx_path))
+    source = read_onnx(Path(onnx_path))
+    model, description = source.model, source.description
     if description.precision != "float32":
         raise ModelError(f"{onnx_path} is {description.precision} already; quantize the file that export_onnx wrote")
     if images.dtype != torch.uint8 or tuple(images.shape[1:]) != description.spec.shape or len(images) == 0:

@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -56,6 +56,14 @@ class Range:
     high: int
 
 
+class Genes(TypedDict):
+    """A candidate as NSGA-II sees it: an architecture, and numbers in [0, 1] for depth and width."""
+
+    arch: str
+    depth: float
+    width: float
+
+
 @dataclass(frozen=True)
 class Space:
     """All candidates of a search, encoded as genes: the architecture, and numbers in [0, 1] for depth and width.
@@ -77,24 +85,24 @@ class Space:
         """Architectures, in the order of their ranges."""
         return list(dict.fromkeys(r.arch for r in self.ranges))
 
-    def decode(self, genes: Mapping[str, Any]) -> ZooModel:
-        """The student with the genes `arch`, `depth` and `width`."""
+    def decode(self, genes: Genes) -> ZooModel:
+        """The student with these genes."""
         depths = [r for r in self.ranges if r.arch == genes["arch"]]
         r = depths[min(int(genes["depth"] * len(depths)), len(depths) - 1)]
         return ZooModel(arch=r.arch, width=round(r.low * (r.high / r.low) ** genes["width"]), depth=r.depth)
 
-    def ends(self) -> Iterator[dict[str, Any]]:
+    def ends(self) -> Iterator[Genes]:
         """Genes of the smallest and of the largest student of every range."""
         for r in self.ranges:
             depths = [other.depth for other in self.ranges if other.arch == r.arch]
             for width in (0.0, 1.0):
                 yield {"arch": r.arch, "depth": (depths.index(r.depth) + 0.5) / len(depths), "width": width}
 
-    def draw(self, rng: np.random.Generator, scored: Container[ZooModel]) -> dict[str, Any]:
+    def draw(self, rng: np.random.Generator, scored: Container[ZooModel]) -> Genes:
         """Genes of a student that is not among `scored`, drawn uniformly; there must be such a student."""
         while True:
             arch = self.archs[rng.integers(len(self.archs))]
-            genes = {"arch": arch, "depth": rng.random(), "width": rng.random()}
+            genes: Genes = {"arch": arch, "depth": rng.random(), "width": rng.random()}
             if self.decode(genes) not in scored:
                 return genes
 
@@ -223,7 +231,7 @@ def _run(
     return Front(results, tuple(objectives), tuple(float(value) or 1.0 for value in worst))
 
 
-def _sampler(optuna: Any, population: int | None, seed: int, fixed: Mapping[str, Any] | None) -> Any:
+def _sampler(optuna: Any, population: int | None, seed: int, fixed: Genes | None) -> Any:
     """NSGA-II's sampler, or a random one without a population; with `fixed` genes, a sampler of those."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # fixed genes and a strategy for children are experimental in optuna
