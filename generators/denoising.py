@@ -30,7 +30,7 @@ from synthkd.errors import ModelError
 from synthkd.generators.guidance import guided
 from synthkd.generators.settings import DiffusionSettings, Sampler
 from synthkd.rng import Rows
-from synthkd.system.json_text import parse_json
+from synthkd.system.text import parse_json
 from synthkd.types import ImageSpec, check_labels
 
 NOISE_STEPS = 1000

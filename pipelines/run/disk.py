@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from synthkd.errors import CheckpointError, DataError
-from synthkd.system.resources import NO_THREAD, causes, number, out_of_memory, reason, size
+from synthkd.system.resources import NO_THREAD, causes, errno_of, out_of_memory, reason, size
 
 _EXHAUSTED = {
     errno.ENOSPC: ("the disk is full", "free some space"),
@@ -72,7 +72,7 @@ def full_disk() -> Iterator[None]:
         raise
     except Exception as error:
         for cause in causes(error):
-            if (code := number(cause)) in _EXHAUSTED:
+            if (code := errno_of(cause)) in _EXHAUSTED:
                 wrong, remedy = _EXHAUSTED[code]
                 raise CheckpointError(f"{wrong}{_where(cause)}; {remedy}, then the same command resumes") from error
         if isinstance(error, OSError) and error.filename is not None and error.errno is not None:
