@@ -25,8 +25,8 @@ from synthkd.privacy.claims import dp_statement
 from synthkd.privacy.ledger import Adjacency, Ledger, Release
 from synthkd.rng import stream
 from synthkd.system.files import write_atomically
-from synthkd.system.json_text import parse_json
 from synthkd.system.sealed import sealed_tensors, unsealed_tensors
+from synthkd.system.text import parse_json
 from synthkd.types import ImageSpec, to_float
 
 HALVED_FROM = 16

@@ -16,8 +16,8 @@ from synthkd import __version__
 from synthkd.errors import CheckpointError, ConfigError, SynthkdError
 from synthkd.imports import own
 from synthkd.pipelines.run.disk import resources
-from synthkd.system.printable import one_line, print_anything, printable
 from synthkd.system.stopping import Stopped, stoppable
+from synthkd.system.text import one_line, print_anything, printable
 
 
 @dataclass(frozen=True)

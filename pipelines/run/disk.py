@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from synthkd.errors import CheckpointError, DataError
-from synthkd.system.resources import NO_THREAD, causes, number, out_of_memory, reason, size
+from synthkd.system.resources import NO_THREAD, causes, errno_of, out_of_memory, reason, size
 
 _EXHAUSTED = {
     errno.ENOSPC: ("the disk is full", "free some space"),
@@ -72,7 +72,7 @@ def full_disk() -> Iterator[None]:
         raise
     except Exception as error:
         for cause in causes(error):
-            if (code := number(cause)) in _EXHAUSTED:
+            if (code := errno_of(cause)) in _EXHAUSTED:
                 wrong, remedy = _EXHAUSTED[code]
                 name = getattr(cause, "filename", None)
                 where = f" ({_text(name)})" if name else ""

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from synthkd.errors import ModelError, TrainingError
 from synthkd.system.files import write_atomically
-from synthkd.system.printable import one_line
+from synthkd.system.text import one_line
 
 WEIGHTS = "model.safetensors"
 PICKLES = (".pt", ".pth", ".bin")

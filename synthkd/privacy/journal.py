@@ -26,7 +26,7 @@ from synthkd.errors import CheckpointError
 from synthkd.privacy.ledger import MOST_STEPS, Event, Ledger, PoissonSteps, Release
 from synthkd.settings import Settings
 from synthkd.system.files import sha256, write_atomically
-from synthkd.system.json_text import parse_json
+from synthkd.system.text import parse_json
 
 JOURNAL, PRIVATE = "privacy.jsonl", "private.json"
 

@@ -14,7 +14,7 @@ from rich.live import Live
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 from rich.text import Text
 
-from synthkd.system.printable import one_line, printable
+from synthkd.system.text import one_line, printable
 
 WINDOW_SECONDS = 60.0
 """Span of time over which the pace is measured."""

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from synthkd.errors import CheckpointError
 from synthkd.system.files import naming, write_atomically
-from synthkd.system.json_text import parse_json
+from synthkd.system.text import parse_json
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
