@@ -56,12 +56,12 @@ class DistillSettings(Settings):
     @property
     def features(self) -> tuple[FeatureTerm, ...]:
         """The terms that compare features, those of `hint` and `semantic` among them."""
-        found = [term for term in self.transfer if isinstance(term, FeatureTerm)]
+        terms = [term for term in self.transfer if isinstance(term, FeatureTerm)]
         if self.semantic != 0.0:
-            found.insert(0, RelationTerm(kind="semantic", weight=self.semantic))
+            terms.insert(0, RelationTerm(kind="semantic", weight=self.semantic))
         if self.hint != 0.0:
-            found.insert(0, HintTerm(kind="hint", weight=self.hint))
-        return tuple(found)
+            terms.insert(0, HintTerm(kind="hint", weight=self.hint))
+        return tuple(terms)
 
 
 class Pregenerate(Settings):
