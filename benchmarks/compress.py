@@ -16,7 +16,7 @@ from benchmarks import common
 from benchmarks.common import Row
 from synthkd.pipelines import compress
 from synthkd.pipelines.config import CompressConfig
-from synthkd.pipelines.run.directory import Result
+from synthkd.pipelines.run.result import Result
 
 RUN = common.RUNS / "compress" / "digits"
 RECIPE = common.ROOT / "configs" / "compress_digits.yaml"

@@ -35,7 +35,7 @@ from synthkd.metrics.utility import accuracy, predict
 from synthkd.models import load_model
 from synthkd.pipelines import distill, generate
 from synthkd.pipelines.config import DistillConfig, GenerateConfig
-from synthkd.pipelines.run.directory import Result
+from synthkd.pipelines.run.result import Result
 from synthkd.settings import LoadedModel, NamedData
 
 PAIR = pairs.PAIRS["convnet"]

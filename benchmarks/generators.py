@@ -44,8 +44,8 @@ from synthkd.metrics.features import build_extractor, extract
 from synthkd.models import Classifier, load_model
 from synthkd.pipelines import generate
 from synthkd.pipelines.config import GenerateConfig
-from synthkd.pipelines.run.directory import Result
-from synthkd.pipelines.run.job import make_accelerator
+from synthkd.pipelines.run.device import make_accelerator
+from synthkd.pipelines.run.result import Result
 from synthkd.reports.grids import ROWS, save_grid
 from synthkd.rng import Rows
 from synthkd.settings import LoadedModel, NamedData, TeacherExtractor

@@ -30,7 +30,7 @@ from benchmarks import common, pairs
 from benchmarks.common import Row
 from synthkd.pipelines import distill, generate
 from synthkd.pipelines.config import DistillConfig, GenerateConfig
-from synthkd.pipelines.run.directory import Result
+from synthkd.pipelines.run.result import Result
 
 RUNS = common.RUNS / "hybrid"
 PAIR = pairs.PAIRS["convnet"]

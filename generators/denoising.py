@@ -35,7 +35,7 @@ from synthkd.generators.settings import DiffusionSettings, Sampler
 from synthkd.models.weights import finite_state
 from synthkd.rng import Rows
 from synthkd.system.files import naming, write_atomically
-from synthkd.system.json_text import parse_json
+from synthkd.system.text import parse_json
 from synthkd.types import ImageSpec, check_labels
 
 NOISE_STEPS = 1000

@@ -20,11 +20,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from synthkd.errors import ModelError
-from synthkd.privacy.accounting import Adjacency, Ledger, Release, claimed, epsilon
+from synthkd.privacy.accounting import epsilon
+from synthkd.privacy.claims import dp_statement
+from synthkd.privacy.ledger import Adjacency, Ledger, Release
 from synthkd.rng import stream
 from synthkd.system.files import write_atomically
-from synthkd.system.json_text import parse_json
 from synthkd.system.sealed import sealed_tensors, unsealed_tensors
+from synthkd.system.text import parse_json
 from synthkd.types import ImageSpec, to_float
 
 HALVED_FROM = 16
@@ -162,7 +164,7 @@ class Embedding:
         return Ledger((Release(self.noise_multiplier, self.adjacency),))
 
     def statement(self, delta: float, ledger: Ledger | None = None) -> dict[str, Any]:
-        """The privacy claim, see `synthkd.privacy.accounting.claimed`; with `insecure` it claims nothing.
+        """What it may claim, see `synthkd.privacy.claims.dp_statement`; `insecure` claims nothing.
 
         Args:
             delta: of the claim.
@@ -170,8 +172,8 @@ class Embedding:
         """
         ledger = ledger or self.ledger
         spent = epsilon(ledger, delta, self.adjacency)
-        mechanism = {"noise_multiplier": self.noise_multiplier, "sensitivity": self.sensitivity}
-        return claimed(ledger, spent, self.examples, self.insecure, **mechanism)
+        how = {"noise_multiplier": self.noise_multiplier, "sensitivity": self.sensitivity}
+        return dp_statement(ledger, spent, self.examples, self.insecure, **how)
 
     def means(self) -> tuple[Tensor, Tensor]:
         """Mean features of the images of each class, `[K, D]`, and the variance of their noise, `[K]`; float32."""

@@ -15,7 +15,8 @@ from synthkd.generators.settings import (
     PixelSettings,
     SavedSettings,
 )
-from synthkd.settings import Count, Settings
+from synthkd.models.files import SavedSpec
+from synthkd.settings import Settings
 from synthkd.system.files import file_names, inside, sha256, write_atomically
 from synthkd.system.sealed import sealed, unsealed
 from synthkd.types import ImageSpec, SampleGenerator, Saveable
@@ -23,13 +24,6 @@ from synthkd.types import ImageSpec, SampleGenerator, Saveable
 CONFIG = "generator.json"
 INSIDE_A_RUN = "generator"
 """Folder, inside a run, of the generator that the run saved."""
-
-
-class _Spec(Settings):
-    channels: Count
-    height: Count
-    width: Count
-    classes: Count
 
 
 class SavedGenerator(Settings):
@@ -47,7 +41,7 @@ class SavedGenerator(Settings):
 
     format: Literal[1] = 1
     settings: GeneratorSettings
-    spec: _Spec
+    spec: SavedSpec
     class_names: tuple[str, ...] = ()
     seed: int
     real_images: int | None = 0
@@ -55,8 +49,8 @@ class SavedGenerator(Settings):
 
     @property
     def image_spec(self) -> ImageSpec:
-        """The spec as an `ImageSpec`."""
-        return ImageSpec(**self.spec.model_dump())
+        """The spec as the rest of the project has it."""
+        return self.spec.image_spec
 
 
 def save_generator(
@@ -89,7 +83,7 @@ def save_generator(
     generator.save(directory)
     saved = SavedGenerator(
         settings=settings,
-        spec=_Spec(**vars(spec)),
+        spec=SavedSpec(**vars(spec)),
         class_names=class_names,
         seed=seed,
         real_images=real_images,

@@ -37,8 +37,10 @@ from synthkd.generators.settings import MerfSettings
 from synthkd.losses.objective import Loss
 from synthkd.models.classifier import Classifier
 from synthkd.models.size import in_proportion
-from synthkd.privacy.accounting import Ledger, Release, check_delta, release_noise_for
+from synthkd.privacy.accounting import check_delta
+from synthkd.privacy.calibration import release_noise_for
 from synthkd.privacy.journal import Journal
+from synthkd.privacy.ledger import Ledger, Release
 from synthkd.rng import Rows, derive, stream
 from synthkd.types import ImageSpec
 

@@ -1,12 +1,12 @@
 """Shrink an image classifier without its training data.
 
-`synthkd.load(directory)` gives a finished model back; the jobs are functions of `synthkd.pipelines`.
+`synthkd.load(directory)` loads a finished model. The jobs are functions of `synthkd.pipelines`.
 """
 
 from __future__ import annotations
 
 from importlib.metadata import PackageNotFoundError, version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from synthkd.models.files import load
@@ -15,12 +15,12 @@ __all__ = ["__version__", "load"]
 
 try:
     __version__ = version("synthkd")
-except PackageNotFoundError:  # a checkout on the path that was never installed
+except PackageNotFoundError:  # a checkout that is on the path but not installed
     __version__ = "0+unknown"
 
 
-def __getattr__(name: str) -> Any:
-    # torch takes seconds to import and `synthkd --help` must not wait for it
+def __getattr__(name: str) -> object:
+    # `load` needs torch, which takes seconds to import; `synthkd --help` must not wait for it
     if name == "load":
         from synthkd.models.files import load
 

@@ -1,4 +1,4 @@
-"""`python -m synthkd`, and `torchrun -m synthkd` for several processes."""
+"""Entry point of `python -m synthkd`, and of `torchrun -m synthkd` for several processes."""
 
 import sys
 

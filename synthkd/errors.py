@@ -1,4 +1,4 @@
-"""The errors a user can meet, each with the exit code of the command that met it.
+"""Errors for users, each with the exit code of the command that raised it.
 
 Every message is one line that says what is wrong, where, and the remedy.
 """
@@ -13,25 +13,25 @@ class SynthkdError(Exception):
 
 
 class ConfigError(SynthkdError):
-    """A configuration that cannot be run: a typo, a wrong type, a value out of bounds, a changed run."""
+    """A configuration that cannot be run: a typo, a wrong type, a value out of bounds, or another run's directory."""
 
     exit_code = 2
 
 
 class DataError(SynthkdError):
-    """Images or labels that cannot be used."""
+    """Images, labels or features that cannot be used."""
 
     exit_code = 3
 
 
 class ModelError(SynthkdError):
-    """A model or weights file that cannot be loaded, or that breaks the teacher's contract."""
+    """A model or weights file that cannot be loaded, or that breaks the contract for teachers."""
 
     exit_code = 4
 
 
 class TrainingError(SynthkdError):
-    """Training that had to stop: a loss that is not finite."""
+    """Training had to stop because a loss is not finite."""
 
     exit_code = 5
 
@@ -46,7 +46,7 @@ class MissingExtraError(SynthkdError):
     """An optional package that the request needs is not installed.
 
     Args:
-        package: the import name that was not found.
+        package: import name of the missing package.
         extra: the extra of synthkd that installs it.
         purpose: what needs it, as a noun phrase.
     """

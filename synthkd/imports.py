@@ -1,8 +1,9 @@
-"""What is imported by name, and whose word is enough for it. Nothing else in the project imports by name.
+"""Import by name, and the rule for names that users and files give. No other module of the project imports by name.
 
-A recipe is a program, a folder is data. What somebody types, in a recipe, an override or Python, may name code of
-theirs, `package.module:function`. What is read from a run, a saved model or generator, a dataset or a checkpoint may
-not, unless the call at hand trusts that folder, or its recipe has the same function with the same options.
+A name of the form `package.module:function` becomes code of the user's when it is imported. What somebody types, in a
+recipe, an override or Python, may name such code. What is read from a file (a run, a saved model or generator, a
+dataset, a checkpoint) may not, unless this call trusts the file's folder, or its recipe names the same function with
+the same options.
 """
 
 from __future__ import annotations
@@ -24,12 +25,12 @@ from synthkd.errors import ConfigError, MissingExtraError, ModelError, SynthkdEr
 
 @dataclass(frozen=True)
 class _Allowed:
-    """Whose code may run.
+    """Code that may run.
 
     Attributes:
-        names: all text of the recipe at hand; None outside of any job, where the caller's own code decides.
-        calls: functions with their options, as the recipe has them.
-        folders: resolved; files in them may name code too.
+        names: every string in the recipe of this call; None outside any job, where all names come from the caller.
+        calls: functions with their options, as the recipe names them; see `_call`.
+        folders: resolved paths; files in them may name code too.
     """
 
     names: frozenset[str] | None = None
@@ -37,25 +38,24 @@ class _Allowed:
     folders: tuple[Path, ...] = ()
 
 
-_UNASKED = _Allowed()
-_ALLOWED: ContextVar[_Allowed] = ContextVar("_ALLOWED", default=_UNASKED)
+_ALLOWED: ContextVar[_Allowed] = ContextVar("_ALLOWED", default=_Allowed())  # noqa: B039, it is frozen
 
 
 @contextmanager
-def allowing(recipe: Mapping[str, Any] | None = None, folders: Iterable[Path | str] = ()) -> Iterator[None]:
-    """Inside, code may run that the recipe names or that a file in one of the folders does; all else is refused.
+def allowing(recipe: Mapping[str, object] | None = None, folders: Iterable[Path | str] = ()) -> Iterator[None]:
+    """Context manager in which only code named by the recipe, or by a file in one of the folders, may run.
 
-    What an outer call allows stays allowed.
+    What an outer `allowing` permits stays permitted.
 
     Args:
-        recipe: plain data as somebody typed it; None leaves it to the caller which code of theirs runs.
-        folders: that are trusted.
+        recipe: plain data as somebody typed it; None permits every name that does not come from a file.
+        folders: trusted folders.
 
     Raises:
-        ConfigError: a folder that is not there.
+        ConfigError: a folder that does not exist.
     """
-    places = [Path(folder).expanduser() for folder in folders]
-    if absent := [str(place) for place in places if not place.is_dir()]:
+    paths = [Path(folder).expanduser() for folder in folders]
+    if absent := [str(path) for path in paths if not path.is_dir()]:
         raise ConfigError(f"trust: {', '.join(absent)} is no folder; give the folder whose code may run")
     outer = _ALLOWED.get()
     names, calls = outer.names, outer.calls
@@ -69,7 +69,7 @@ def allowing(recipe: Mapping[str, Any] | None = None, folders: Iterable[Path | s
             for key in ("model", "target")
             if isinstance(node.get(key), str)
         }
-    token = _ALLOWED.set(_Allowed(names, calls, (*outer.folders, *(place.resolve() for place in places))))
+    token = _ALLOWED.set(_Allowed(names, calls, (*outer.folders, *(path.resolve() for path in paths))))
     try:
         yield
     finally:
@@ -77,59 +77,46 @@ def allowing(recipe: Mapping[str, Any] | None = None, folders: Iterable[Path | s
 
 
 def resolve(
-    target: str, where: str, source: Path | None, options: Mapping[str, Any] | None = None
+    target: str, where: str, source: Path | None, options: Mapping[str, object] | None = None
 ) -> Callable[..., Any]:
-    """The callable that `package.module:function` names; modules in the working directory are found too.
+    """Import the callable named `package.module:function`; modules in the working directory can be named too.
 
     Importing the module runs its code.
 
     Args:
-        target: what to import.
-        where: the configuration key it came from, for the message.
-        source: the file that it was read from; None for what somebody typed.
-        options: with which it will be called.
+        target: the name.
+        where: the configuration key that holds it, for messages.
+        source: the file it was read from; None if somebody typed it.
+        options: keyword arguments of the later call.
 
     Raises:
-        ConfigError: not of that form, no such module, or no such function.
+        ConfigError: a name of another form, no such module, or no such function.
         ModelError: the file must not name code in this call; nothing was imported.
         SynthkdError: the module fails while it is imported.
     """
-    module_name, _, function = target.partition(":")
-    if not module_name or not function:
+    module_name, _, name = target.partition(":")
+    if not module_name or not name:
         raise ConfigError(f"{where}: expected package.module:function, got {target!r}")
     _require_allowed(target, where, source, options or {})
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.append(here)
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        # Something missing inside the user's module is another matter than a wrong name.
-        if error.name is None or not (module_name == error.name or module_name.startswith(error.name + ".")):
-            raise SynthkdError(f"{where}: importing '{module_name}' of '{target}' failed: {error}") from error
-        raise ConfigError(
-            f"{where}: no module '{error.name}' to import for '{target}'; install it, or run from its folder"
-        ) from error
-    except Exception as error:  # the user's code may fail in any way; the line must say where
-        raise SynthkdError(f"{where}: importing '{module_name}' of '{target}' failed: {error!r}") from error
-    found: Callable[..., Any] | None = getattr(module, function, None)
-    if found is not None and not callable(found):
-        raise ConfigError(f"{where}: '{target}' must be a function, got a {type(found).__name__}")
-    if found is None:
+    module = _import_users_module(module_name, target, where)
+    function = getattr(module, name, None)
+    if function is None:
         names = [n for n in vars(module) if callable(getattr(module, n)) and not n.startswith("_")]
-        close = difflib.get_close_matches(function, names, n=1)
+        close = difflib.get_close_matches(name, names, n=1)
         hint = f" (did you mean '{close[0]}'?)" if close else ""
-        raise ConfigError(f"{where}: module '{module_name}' has no function '{function}'{hint}")
-    return found
+        raise ConfigError(f"{where}: module '{module_name}' has no function '{name}'{hint}")
+    if not callable(function):
+        raise ConfigError(f"{where}: '{target}' must be a function, got a {type(function).__name__}")
+    return function  # type: ignore[no-any-return]
 
 
 def optional(module: str, extra: str, purpose: str) -> ModuleType:
-    """A module of a package that an extra installs, imported where it is used.
+    """Import a module of a package that an extra installs.
 
     Args:
         module: the package, or a module inside it.
-        extra: of synthkd.
-        purpose: what needs it, as a noun phrase.
+        extra: the extra of synthkd.
+        purpose: what needs it, as a noun phrase for the message.
 
     Raises:
         MissingExtraError: it cannot be imported.
@@ -141,19 +128,25 @@ def optional(module: str, extra: str, purpose: str) -> ModuleType:
 
 
 def own(target: str) -> Any:
-    """What `module:name` names inside synthkd, imported when it is needed: a job brings torch, which takes seconds."""
+    """The object that `synthkd.module:name` names.
+
+    Jobs are imported this way when they are needed: they import torch, which takes seconds.
+
+    Raises:
+        ValueError: the module is not part of synthkd.
+    """
     module, _, name = target.partition(":")
     if not module.startswith("synthkd."):
         raise ValueError(f"{target} is no part of synthkd")
     return getattr(importlib.import_module(module), name)
 
 
-def _require_allowed(target: str, where: str, source: Path | None, options: Mapping[str, Any]) -> None:
-    """The one place that decides whether a name may become code."""
+def _require_allowed(target: str, where: str, source: Path | None, options: Mapping[str, object]) -> None:
+    """The only place that decides whether a name may become code."""
     allowed = _ALLOWED.get()
-    if source is None and (allowed.names is None or target in allowed.names):
-        return
     if source is None:
+        if allowed.names is None or target in allowed.names:
+            return
         raise ModelError(
             f"{where}: '{target}' would be imported and called, but this recipe does not name it; nothing of it was run"
         )
@@ -167,15 +160,33 @@ def _require_allowed(target: str, where: str, source: Path | None, options: Mapp
     )
 
 
-def _call(target: str, options: Mapping[str, Any]) -> tuple[str, str]:
+def _import_users_module(module_name: str, target: str, where: str) -> ModuleType:
+    directory = str(Path.cwd())
+    if directory not in sys.path:
+        sys.path.append(directory)
+    try:
+        return importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        # A module that the user's module imports may be missing too; then the name in the recipe is right.
+        if error.name is None or not (module_name == error.name or module_name.startswith(error.name + ".")):
+            raise SynthkdError(f"{where}: importing '{module_name}' of '{target}' failed: {error}") from error
+        raise ConfigError(
+            f"{where}: no module '{error.name}' to import for '{target}'; install it, or run from its folder"
+        ) from error
+    except Exception as error:  # the user's code may raise anything; the message must say where
+        raise SynthkdError(f"{where}: importing '{module_name}' of '{target}' failed: {error!r}") from error
+
+
+def _call(target: str, options: Mapping[str, object]) -> tuple[str, str]:
+    """A function with its options, in a form that can be compared."""
     return target, json.dumps(options, sort_keys=True, default=repr)
 
 
-def _nodes(value: Any) -> Iterator[Any]:
-    """A value and all that is inside it, keys of mappings too: terms of a loss are named by them."""
+def _nodes(value: object) -> Iterator[Any]:
+    """A value and everything inside it, also the keys of mappings, since loss terms are named by keys."""
     yield value
-    inside = (
-        (*value, *value.values()) if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
-    )
-    for item in inside:
-        yield from _nodes(item)
+    if isinstance(value, Mapping):
+        value = [*value, *value.values()]
+    if isinstance(value, list | tuple):
+        for item in value:
+            yield from _nodes(item)

@@ -1,4 +1,4 @@
-"""Randomness as a function of (seed, purpose, step), so that a resumed run repeats what an unbroken one would do."""
+"""Randomness as a function of (seed, purpose, step), so that a resumed run draws what an unbroken run draws."""
 
 from __future__ import annotations
 
@@ -12,27 +12,30 @@ from torch import Tensor
 
 
 def derive(seed: int, purpose: str, step: int = 0) -> int:
-    """A 63-bit seed that differs in every one of its arguments (a keyed hash, so neighbours are unrelated)."""
+    """A 63-bit seed, a hash (BLAKE2b) of its three arguments; neighbouring steps and seeds give unrelated results."""
     digest = hashlib.blake2b(f"{seed}/{purpose}/{step}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
 
 def stream(seed: int, purpose: str, step: int = 0) -> torch.Generator:
-    """A CPU generator for one purpose at one step; draw on the CPU and move, so that devices agree."""
+    """A torch generator on the CPU for one purpose at one step.
+
+    Draw on the CPU and move the result, so that all devices get the same numbers.
+    """
     return torch.Generator().manual_seed(derive(seed, purpose, step))
 
 
 def numpy_stream(seed: int, purpose: str, step: int = 0) -> np.random.Generator:
-    """The same for numpy."""
+    """A numpy generator for one purpose at one step; unrelated to that of `stream`."""
     return np.random.Generator(np.random.PCG64(derive(seed, purpose, step)))
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Random rows by index: row `i` is a function of (seed, purpose, i), never of how many are drawn at once.
+    """Random rows by index: row `i` is a function of (seed, purpose, i), whatever number of rows is drawn at once.
 
-    A counter-based generator (Philox) is positioned at the row, and normals come from Box-Muller, which uses a fixed
-    number of raw words for each value.
+    A counter-based generator (Philox) starts at the row's own counter. Normal values come from the Box-Muller
+    transform, which, unlike rejection methods, uses a fixed number of raw words per value.
 
     Attributes:
         seed: the run's seed.
@@ -45,17 +48,18 @@ class Rows:
     start: int = 0
 
     def _uniform(self, count: int, width: int) -> NDArray[np.float64]:
-        blocks = -(-width // 4)  # Philox gives four 64-bit words a counter step; a row begins at a whole step
+        blocks = -(-width // 4)  # Philox makes four 64-bit words per counter step; each row starts at a whole step
         bits = np.random.Philox(key=derive(self.seed, self.purpose)).advance(self.start * blocks)
         raw = bits.random_raw(count * blocks * 4).reshape(count, blocks * 4)[:, :width]
+        # The upper 53 bits fill the mantissa of a double. The added half excludes 0, whose logarithm is infinite.
         return np.asarray(((raw >> np.uint64(11)) + 0.5) * 2.0**-53, dtype=np.float64)
 
     def uniform(self, count: int, width: int) -> Tensor:
-        """float32 `[count, width]`, uniform in (0, 1)."""
+        """Rows `start` to `start + count`: float32 `[count, width]`, uniform in (0, 1)."""
         return torch.from_numpy(self._uniform(count, width).astype(np.float32))
 
     def normal(self, count: int, width: int) -> Tensor:
-        """float32 `[count, width]`, standard normal."""
+        """Rows `start` to `start + count`: float32 `[count, width]`, standard normal."""
         half = -(-width // 2)
         pairs = self._uniform(count, 2 * half)
         radius = np.sqrt(-2.0 * np.log(pairs[:, :half]))

@@ -1,14 +1,16 @@
-"""Look inside a network during a forward pass, and put modules into a state for a while.
+"""Record a network's inner values during a forward pass, and put modules into a state for a while.
 
-`observe` is for one pass, `Taps` for a loop. Hooks exist only inside the context manager; train/eval mode and
-requires_grad are left alone, so what is observed is what the network does in the mode it is in.
+`observe` is for one pass, `Taps` for a loop. Hooks exist only inside the context manager. Train or eval mode and
+requires_grad stay as they are, so the values are those of the mode that the network is in.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
 from types import TracebackType
 from typing import Any
 
@@ -20,22 +22,39 @@ from synthkd.errors import ModelError
 from synthkd.types import BatchNormStatistics, Outputs
 
 BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
+"""Layers whose running statistics are known to be per channel, dimension 1."""
 INPUT = ":input"
+"""Suffix of a module path that taps the module's input instead of its output."""
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """Values of one forward pass as the hooks record them.
+
+    Attributes:
+        features: module path, with `INPUT` or without -> its value.
+        versions: the same keys -> version of the value at that time, see `_version`.
+        statistics: path of a BatchNorm layer -> moments of its input.
+    """
+
+    features: dict[str, Tensor] = field(default_factory=dict)
+    versions: dict[str, int] = field(default_factory=dict)
+    statistics: dict[str, BatchNormStatistics] = field(default_factory=dict)
 
 
 class Taps:
-    """Context manager in which `taps(images)` is a forward pass of `model` that shows its inside.
+    """Context manager in which `taps(images)` is a forward pass of `model` that also returns inner values.
 
     Args:
         model: any module that maps images to a tensor of logits.
-        features: module paths whose output to keep; `PATH:input` keeps the module's first input instead. A module that
-            runs several times in a pass shows its last run.
-        statistics: also take the moments of the input of every BatchNorm layer that has running statistics, over
+        features: module paths whose output to record; `PATH:input` records the module's first input instead. A module
+            that runs several times in a pass gives the value of its last run.
+        statistics: also compute the moments of the input of every BatchNorm layer that has running statistics, over
             batch and positions, with gradient.
 
     Raises:
-        ModelError: a path that the model does not have (on construction); a tapped value that is not a tensor, was
-            never computed, or was overwritten in place by a later layer (on the pass).
+        ModelError: on construction, a path that the model does not have; in the pass, a tapped value that is not a
+            tensor, was never computed, or was overwritten in place by a later layer.
 
     Example:
         with Taps(teacher, features=["body.stage2"], statistics=True) as taps:
@@ -46,76 +65,69 @@ class Taps:
     def __init__(self, model: nn.Module, features: Sequence[str] = (), statistics: bool = False) -> None:
         self._model = model
         modules = dict(model.named_modules())
-        self._points = {name: _find(modules, name) for name in features}
+        self._points = {name: _module_at(modules, name) for name in features}
         self._norms = {path: m for path, m in modules.items() if statistics and has_statistics(m)}
         self._hooks = ExitStack()
-        self._features: dict[str, Tensor] | None = None
-        self._versions: dict[str, int] = {}
-        self._statistics: dict[str, BatchNormStatistics] = {}
+        self._pass: _Pass | None = None  # None outside a call of the taps
 
     def __enter__(self) -> Taps:
         for name, module in self._points.items():
             if name.endswith(INPUT):
-                self._keep(module.register_forward_pre_hook(self._input_hook(name)))
+                self._add(module.register_forward_pre_hook(partial(self._record_input, name)))
             else:
-                self._keep(module.register_forward_hook(self._output_hook(name)))
+                self._add(module.register_forward_hook(partial(self._record_output, name)))
         for path, norm in self._norms.items():
-            self._keep(norm.register_forward_pre_hook(self._statistics_hook(path)))
+            self._add(norm.register_forward_pre_hook(partial(self._record_moments, path)))
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._hooks.close()
 
     def __call__(self, images: Tensor) -> Outputs:
-        """One forward pass, with gradient if the surroundings have it. Nothing of it is kept here afterwards."""
-        features: dict[str, Tensor] = {}
-        self._versions = {}
-        statistics: dict[str, BatchNormStatistics] = {}
-        self._features, self._statistics = features, statistics
+        """One forward pass, with gradient if gradients are enabled around it.
+
+        Args:
+            images: float32 `[N, C, H, W]`, or whatever the model takes.
+
+        Returns:
+            Logits, features in the order they were asked for, and statistics. The taps themselves keep no reference to
+            them, so that memory is freed as after an ordinary pass.
+        """
+        self._pass = current = _Pass()
         try:
             logits = self._model(images)
-            self._check()
+            self._check(current)
         finally:
-            self._features, self._versions, self._statistics = None, {}, {}
-        return Outputs(logits=logits, features={name: features[name] for name in self._points}, statistics=statistics)
+            self._pass = None
+        return Outputs(logits, {name: current.features[name] for name in self._points}, current.statistics)
 
-    def _keep(self, hook: torch.utils.hooks.RemovableHandle) -> None:
+    def _add(self, hook: torch.utils.hooks.RemovableHandle) -> None:
         self._hooks.callback(hook.remove)
 
+    def _record_input(self, name: str, _: nn.Module, args: tuple[Any, ...]) -> None:
+        self._record(name, args[0] if args else None)
+
+    def _record_output(self, name: str, _: nn.Module, args: tuple[Any, ...], output: object) -> None:
+        self._record(name, output)
+
+    def _record_moments(self, path: str, norm: nn.Module, args: tuple[Any, ...]) -> None:
+        if self._pass is not None:
+            self._pass.statistics[path] = _moments(norm, args[0])
+
     def _record(self, name: str, value: object) -> None:
-        # None outside a call of these taps: the model may also be run on its own inside the context.
-        if self._features is None:
+        # the model may also be run on its own inside the context; such passes are not recorded
+        if self._pass is None:
             return
         if not isinstance(value, Tensor):
             raise ModelError(f"'{name}' gives a {type(value).__name__}, not a tensor; tap a module inside or after it")
-        self._features[name] = value
-        self._versions[name] = _version(value)
+        self._pass.features[name] = value
+        self._pass.versions[name] = _version(value)
 
-    def _input_hook(self, name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-        def hook(_: nn.Module, args: tuple[Any, ...]) -> None:
-            self._record(name, args[0] if args else None)
-
-        return hook
-
-    def _output_hook(self, name: str) -> Callable[[nn.Module, tuple[Any, ...], Any], None]:
-        def hook(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:  # noqa: ARG001
-            self._record(name, output)
-
-        return hook
-
-    def _statistics_hook(self, path: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-        def hook(norm: nn.Module, args: tuple[Any, ...]) -> None:
-            if self._features is not None:
-                self._statistics[path] = _moments(norm, args[0])
-
-        return hook
-
-    def _check(self) -> None:
-        assert self._features is not None
+    def _check(self, current: _Pass) -> None:
         for name in self._points:
-            if name not in self._features:
+            if name not in current.features:
                 raise ModelError(f"'{name}' did not run in this forward pass; tap a module that does")
-            if _version(self._features[name]) != self._versions[name]:
+            if _version(current.features[name]) != current.versions[name]:
                 raise ModelError(
                     f"'{name}' was overwritten in place by a later layer; tap that layer instead, or build it with "
                     "inplace=False"
@@ -123,7 +135,7 @@ class Taps:
 
 
 def observe(model: nn.Module, images: Tensor, features: Sequence[str] = (), statistics: bool = False) -> Outputs:
-    """One forward pass of `images` with a look inside; see `Taps` for the arguments and errors."""
+    """One forward pass of `images` that also returns inner values; arguments and errors are those of `Taps`."""
     with Taps(model, features, statistics) as taps:
         return taps(images)
 
@@ -135,7 +147,7 @@ def has_statistics(module: nn.Module) -> bool:
 
 @contextmanager
 def evaluating(*modules: nn.Module) -> Iterator[None]:
-    """Put modules into eval mode; afterwards every submodule has the mode it had."""
+    """Context manager that puts modules into eval mode; afterwards every submodule has its earlier mode."""
     before = [(m, m.training) for module in modules for m in module.modules()]
     try:
         for module in modules:
@@ -148,7 +160,7 @@ def evaluating(*modules: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def frozen(*modules: nn.Module) -> Iterator[None]:
-    """Take the parameters of modules out of the gradient; afterwards each has the requires_grad it had.
+    """Context manager in which the parameters of modules get no gradient; afterwards requires_grad is as before.
 
     Gradients still flow through the modules to their inputs.
     """
@@ -163,10 +175,10 @@ def frozen(*modules: nn.Module) -> Iterator[None]:
 
 
 class _Moments(torch.autograd.Function):
-    """Mean and biased variance over all dimensions but the second, in two passes as `torch.var_mean` takes them.
+    """Mean and biased variance over all dimensions except the second, in two passes like `torch.var_mean`.
 
-    The gradient in closed form is one pass over x; differentiating `var_mean` costs several, and on a CPU the moments
-    are a large part of what matching them costs.
+    The gradient in closed form takes one pass over x, that of `var_mean` takes several. On a CPU the moments are a
+    large part of the cost of matching them.
     """
 
     @staticmethod
@@ -181,6 +193,7 @@ class _Moments(torch.autograd.Function):
     def backward(ctx: Any, of_mean: Tensor, of_var: Tensor) -> Tensor:
         x, mean = ctx.saved_tensors
         count = x.numel() // x.shape[1]
+        # d mean / d x = 1 / count and d var / d x = 2 (x - mean) / count, gathered into one multiply-add over x
         slope = (of_var * (2.0 / count)).view_as(mean)
         return torch.addcmul((of_mean / count).view_as(mean) - slope * mean, x, slope)
 
@@ -190,17 +203,17 @@ def _moments(norm: nn.Module, x: Tensor) -> BatchNormStatistics:
     assert norm.running_mean is not None
     assert norm.running_var is not None
     mean, var = _Moments.apply(x.float())
-    # In training mode the layer is about to change its buffers in place.
+    # In training mode the layer is about to change its buffers in place, so they have to be copied.
     copy = torch.clone if norm.training else torch.detach
     return BatchNormStatistics(mean, var, copy(norm.running_mean), copy(norm.running_var))
 
 
 def _version(value: Tensor) -> int:
-    """How often a tensor was changed in place; inference tensors do not count that."""
+    """Number of changes in place so far; 0 for inference tensors, which do not count them."""
     return 0 if value.is_inference() else value._version
 
 
-def _find(modules: dict[str, nn.Module], name: str) -> nn.Module:
+def _module_at(modules: dict[str, nn.Module], name: str) -> nn.Module:
     path = name.removesuffix(INPUT)
     if path not in modules:
         names = [n for n in modules if n]

@@ -1,8 +1,8 @@
-"""The conventions every module keeps, and the values that cross module borders.
+"""Conventions of all modules, and the values that cross module borders.
 
-Images are uint8 `[N, C, H, W]` at rest (bank, files) and float32 `[N, C, H, W]` in `[0, 1]` in flight; every model
-normalises its own input, so nothing outside a model does. Labels are int64 `[N]`, logits float32 `[N, K]`, features
-float32 `[N, D]` or `[N, C, H, W]`.
+Images are uint8 `[N, C, H, W]` in memory banks and files, and float32 `[N, C, H, W]` in `[0, 1]` everywhere else.
+Every model normalises its own input; nothing outside a model does. Labels are int64 `[N]`, logits float32 `[N, K]`,
+features float32 `[N, D]` or `[N, C, H, W]`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from synthkd.rng import Rows
 
 @dataclass(frozen=True)
 class ImageSpec:
-    """What a classifier takes and gives: images `[N, channels, height, width]` to logits `[N, classes]`."""
+    """Sizes of a classifier: images `[N, channels, height, width]` to logits `[N, classes]`."""
 
     channels: int
     height: int
@@ -43,14 +43,14 @@ class Batch:
 
     Attributes:
         images: float32 `[N, C, H, W]` in `[0, 1]`.
-        labels: int64 `[N]`, the class each image was made or annotated for.
-        teacher_logits: float32 `[N, K]`, or None where the teacher has not seen these images.
-        weights: float32 `[N]` importance weights with mean near 1, or None for equal weights.
-        slots: int64 `[N]` places in the memory bank (-1: not from the bank, or changed since), or None.
-        rows: int64 `[N]` numbers of real images (-1: none, or changed since), or None.
-        annotated: bool `[N]`, True where the label was annotated on this very real image, so that the hard-label term
-            may trust it; None where the run mixes in no real image.
-        teacher_features: module path -> the teacher's features of these very images; empty unless asked for.
+        labels: int64 `[N]`, the class that each image was generated for or annotated with.
+        teacher_logits: float32 `[N, K]`, or None if they have not been computed.
+        weights: float32 `[N]`, importance weights with mean near 1, or None for equal weights.
+        slots: int64 `[N]`, places in the memory bank (-1: not from the bank, or augmented since), or None.
+        rows: int64 `[N]`, numbers of real images (-1: not real, or augmented since), or None.
+        annotated: bool `[N]`, True if a person annotated this real image, so that the hard-label term may trust the
+            label; None if the run has no real images.
+        teacher_features: module path -> the teacher's features of these images; empty unless a loss term needs them.
     """
 
     images: Tensor
@@ -66,7 +66,7 @@ class Batch:
         return int(self.images.shape[0])
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Batch:
-        """The batch with `change` applied to every tensor it has (a row selection, a move to a device)."""
+        """The batch with `change` (such as a selection of rows) applied to each of its tensors."""
         optional = {
             name: None if (value := getattr(self, name)) is None else change(value)
             for name in ("teacher_logits", "weights", "slots", "rows", "annotated")
@@ -75,13 +75,13 @@ class Batch:
         return Batch(change(self.images), change(self.labels), **optional, teacher_features=features)
 
     def to(self, device: torch.device) -> Batch:
-        """The same batch on a device."""
+        """The batch with all tensors on a device."""
         return self.map(lambda value: value.to(device))
 
 
 @dataclass(frozen=True)
 class BatchNormStatistics:
-    """First two moments of the input of one BatchNorm layer, per channel.
+    """Moments of the input of one BatchNorm layer over batch and positions, per channel.
 
     Attributes:
         mean: float32 `[C]` of the observed batch.
@@ -98,7 +98,7 @@ class BatchNormStatistics:
 
 @dataclass(frozen=True)
 class Outputs:
-    """What one forward pass showed.
+    """Results of one forward pass.
 
     Attributes:
         logits: float32 `[N, K]`.
@@ -113,13 +113,13 @@ class Outputs:
 
 @dataclass(frozen=True)
 class Round:
-    """What one round of a trainable generator made, all of it on the teacher's device.
+    """Images of one round of a trainable generator; all tensors on the teacher's device.
 
     Attributes:
         images: float32 `[N, C, H, W]` in `[0, 1]`, without gradient.
-        labels: int64 `[N]`, the labels asked for.
+        labels: int64 `[N]`, the classes that the images were generated for.
         teacher_logits: float32 `[N, K]` of those images.
-        terms: name -> value of the generator's loss terms, for the log.
+        terms: name -> value of each of the generator's loss terms, for the log.
     """
 
     images: Tensor
@@ -129,60 +129,89 @@ class Round:
 
 
 class BatchSource(Protocol):
-    """Where training batches come from; a function of the step alone."""
+    """Source of training batches."""
 
-    def batch(self, step: int) -> Batch: ...
+    def batch(self, step: int) -> Batch:
+        """The batch of a step; a function of the step alone, so that a resumed run gets the same batches."""
 
 
 @runtime_checkable
 class Stateful(Protocol):
-    """A part whose state goes into checkpoints. `state_dict` holds tensors, numbers, strings, lists and dicts only."""
+    """A part of a run whose state goes into checkpoints."""
 
-    def state_dict(self) -> dict[str, Any]: ...
+    def state_dict(self) -> dict[str, Any]:
+        """The state in tensors, numbers, strings, lists and dicts only."""
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
 
 
 @runtime_checkable
 class Saveable(Protocol):
-    """A generator that can leave a run: what it learned goes into a directory and comes back from there."""
+    """A generator that can be saved to a directory and used by a later run."""
 
     def save(self, directory: Path) -> None:
-        """Write what sampling needs, each file atomically; the directory exists."""
+        """Write everything that `sample` needs into an existing directory, each file atomically."""
 
     def restore(self, directory: Path) -> None:
-        """Read it back into a generator that was built with the same settings and spec."""
+        """Load the files of `save` into a generator that was built with the same settings and spec."""
 
 
 class SampleGenerator(Protocol):
-    """Makes labelled images at a difficulty in `[0, 1]`; image i depends on its label and on row `rng.start + i`."""
+    """A generator of labelled images."""
 
-    def sample(self, labels: Tensor, difficulty: float, rng: Rows) -> Tensor: ...
+    def sample(self, labels: Tensor, difficulty: float, rng: Rows) -> Tensor:
+        """Images float32 `[N, C, H, W]` in `[0, 1]`; image i is a function of its label and of row `rng.start + i`.
+
+        Args:
+            labels: int64 `[N]`.
+            difficulty: 0 (easy for the student) to 1 (hard).
+            rng: random rows, one per image.
+        """
 
 
 class TrainableGenerator(SampleGenerator, Stateful, Protocol):
-    """A generator that is trained in rounds against a frozen teacher, each giving a batch for the memory bank."""
+    """A generator that is trained in rounds against a frozen teacher; each round gives images for the memory bank."""
 
-    def round(self, index: int, difficulty: float, student: nn.Module | None = None) -> Round: ...
+    def round(self, index: int, difficulty: float, student: nn.Module | None = None) -> Round:
+        """Train for one round.
+
+        Args:
+            index: number of the round from 0; decides the round's randomness.
+            difficulty: 0 (easy for the student) to 1 (hard).
+            student: for objectives that compare teacher and student; None before a student exists.
+        """
 
 
 def balanced_labels(count: int, first: int, classes: int) -> Tensor:
-    """Labels int64 `[count]` that count up and start again, from the `first` on: consecutive calls share out evenly."""
+    """Labels int64 `[count]`: first, first + 1, ... modulo `classes`.
+
+    Calls whose `first` continues where the last call ended give every class equally often, up to one.
+    """
     return (torch.arange(count) + first) % classes
 
 
 def to_uint8(images: Tensor) -> Tensor:
-    """Quantise float images in `[0, 1]` to uint8, rounding to nearest; values outside are clamped."""
+    """Float images in `[0, 1]`, any shape, as uint8: rounded to the nearest level, values outside clamped."""
     return images.detach().mul(255.0).round_().clamp_(0, 255).to(torch.uint8)
 
 
 def to_float(images: Tensor) -> Tensor:
-    """uint8 images to float32 in `[0, 1]`."""
+    """uint8 images, any shape, as float32 in `[0, 1]`."""
     return images.to(torch.float32).mul_(1.0 / 255.0)
 
 
 def check_labels(labels: Tensor, classes: int, where: str) -> None:
-    """Raise `DataError` unless every label is in `[0, classes)`."""
+    """Check that labels, integers of any shape, are class numbers.
+
+    Args:
+        labels: may be empty.
+        classes: number of classes.
+        where: start of the message.
+
+    Raises:
+        DataError: a label that is not in `[0, classes)`.
+    """
     if labels.numel() == 0:
         return
     low, high = int(labels.min()), int(labels.max())

@@ -35,7 +35,7 @@ from synthkd.generators.settings import MerfSettings
 from synthkd.models import Classifier, TeacherContract, inherit, is_fresh, probe
 from synthkd.models.slimmable import Slimmable
 from synthkd.pipelines.config import DistillConfig, GeneratedSet, RealSet, StoredSet
-from synthkd.pipelines.run.directory import keep_data
+from synthkd.pipelines.run.images import keep_data
 from synthkd.pipelines.student.networks import (
     Subject,
     build_controllers,

@@ -20,8 +20,8 @@ from torch import Tensor
 from synthkd.errors import CheckpointError, DataError
 from synthkd.rng import numpy_stream
 from synthkd.settings import BankSettings
-from synthkd.system.resources import number, out_of_memory, reason, size
-from synthkd.training.checkpoint import Block, Rows
+from synthkd.system.resources import errno_of, out_of_memory, reason, size
+from synthkd.training.shared_rows import Block, Rows
 from synthkd.types import Batch, ImageSpec, check_labels, to_float, to_uint8
 
 Ints = NDArray[np.int64]
@@ -81,7 +81,7 @@ class MemoryBank:
         spec, settings = self.spec, self.settings
         if out_of_memory(error):
             what, other = "the memory", "set bank.storage=disk" if settings.storage == "ram" else "free some"
-        elif number(error) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        elif errno_of(error) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             what, other = f"{self._directory} ({reason(error)})", "choose another out="
         else:
             return None

@@ -29,7 +29,7 @@ from synthkd.data.sources import RealImages
 from synthkd.errors import DataError
 from synthkd.rng import Rows
 from synthkd.settings import StreamData
-from synthkd.system.printable import one_line
+from synthkd.system.text import one_line
 from synthkd.types import ImageSpec, check_labels
 
 LOG = logging.getLogger(__name__)

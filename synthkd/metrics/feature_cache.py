@@ -15,8 +15,8 @@ from torch import Tensor
 from synthkd.errors import ConfigError, DataError
 from synthkd.metrics.features import FeatureExtractor, Features, extract
 from synthkd.system.files import write_atomically
-from synthkd.system.json_text import parse_json
 from synthkd.system.sealed import sealed_tensors, unsealed_tensors
+from synthkd.system.text import parse_json
 
 FORMAT = "synthkd features 1"
 FEATURES = ".safetensors"

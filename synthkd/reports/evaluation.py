@@ -9,7 +9,7 @@ from typing import Any
 from synthkd.errors import CheckpointError
 from synthkd.reports.page import picture, render
 from synthkd.system.files import write_atomically
-from synthkd.system.json_text import parse_json
+from synthkd.system.text import parse_json
 
 
 def write_evaluation(run: Path) -> Path:

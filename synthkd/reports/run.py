@@ -16,7 +16,7 @@ import yaml
 from synthkd.errors import CheckpointError
 from synthkd.reports.page import count, number, percent, picture, render
 from synthkd.system.files import write_atomically
-from synthkd.system.json_text import parse_json
+from synthkd.system.text import parse_json
 from synthkd.training.monitor import FILE_NAME, read_rows, series
 
 MOST_GRIDS = 6

@@ -1,4 +1,4 @@
-"""Writing a file so that a reader, or a kill, sees the old content or the new, never half of either."""
+"""Write files atomically, so that a reader or a killed process leaves the old or the new content; checksum lists."""
 
 from __future__ import annotations
 
@@ -9,16 +9,23 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from synthkd.system.resources import causes, number
+from synthkd.system.resources import causes, errno_of
 
 SUMS = "SHA256SUMS"
+"""Name of the checksum list of a directory."""
 _TEMPORARY = re.compile(r"\.(.+\.\d+\.tmp|partial_\d+_\d+)", re.DOTALL)
 
 
 def write_atomically(path: Path, data: bytes, mode: int = 0o666) -> None:
-    """Write `data` to `path` through a synced temporary file beside it; missing folders are made.
+    """Write data to a file through a temporary file beside it; missing folders are made.
 
-    `mode` has the most that others than the owner may do with the file, as in `os.open`.
+    Args:
+        path: the file, replaced if it exists.
+        data: its whole content.
+        mode: permissions before the umask, as in `os.open`; 0o600 keeps the file from other users.
+
+    Raises:
+        OSError: the file cannot be written; its `filename` is `path` where the system names none.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -27,6 +34,7 @@ def write_atomically(path: Path, data: bytes, mode: int = 0o666) -> None:
         with naming(path), open(os.open(temporary, flags, mode), "wb") as file:
             file.write(data)
             file.flush()
+            # Without it a power failure may leave the new name with empty content.
             os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
@@ -35,29 +43,29 @@ def write_atomically(path: Path, data: bytes, mode: int = 0o666) -> None:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Inside, a refusal of the system without a file's name gets this one: a write that fails does not say where."""
+    """Context manager that puts `path` into system errors raised inside that name no file, such as a failed write."""
     try:
         yield
     except Exception as error:
         for cause in causes(error):
-            if number(cause) is not None and getattr(cause, "filename", None) is None:
+            if errno_of(cause) is not None and getattr(cause, "filename", None) is None:
                 cause.filename = str(path)  # type: ignore[attr-defined]
         raise
 
 
 def is_temporary(name: str) -> bool:
-    """Whether a file or folder of this name is one that `write_atomically` or a checkpoint goes through."""
+    """Whether a file or folder name is one of `write_atomically`'s or of an unfinished checkpoint's."""
     return _TEMPORARY.fullmatch(name) is not None
 
 
 def file_names(directory: Path) -> list[str]:
-    """Paths of all files below a directory, relative to it and in order; a directory that is not there has none."""
-    found = (path.relative_to(directory) for path in directory.rglob("*") if path.is_file())
-    return sorted(path.as_posix() for path in found if not is_temporary(path.name))
+    """Relative POSIX paths of all files below a directory, sorted, without temporary ones; [] if it does not exist."""
+    files = (path.relative_to(directory) for path in directory.rglob("*") if path.is_file())
+    return sorted(path.as_posix() for path in files if not is_temporary(path.name))
 
 
 def inside(directory: Path, name: str) -> Path:
-    """The path of a file in a directory, by its name in a list that came with it.
+    """`directory / name`, for a name that was read from a file.
 
     Raises:
         ValueError: the name leads out of the directory.
@@ -68,18 +76,18 @@ def inside(directory: Path, name: str) -> Path:
 
 
 def write_sums(directory: Path) -> None:
-    """Write `SHA256SUMS` for all other files below a directory, as `sha256sum -c` reads it."""
+    """Write `SHA256SUMS`, which `sha256sum -c` reads, for all other files below a directory."""
     lines = [f"{sha256(directory / name)}  {name}\n" for name in file_names(directory) if name != SUMS]
     write_atomically(directory / SUMS, "".join(lines).encode())
 
 
 def read_sums(directory: Path) -> dict[str, str]:
-    """What `write_sums` wrote: sha256 of each file, by its path."""
+    """Relative path -> sha256 in hexadecimal, from the `SHA256SUMS` of a directory."""
     lines = (directory / SUMS).read_text(encoding="utf-8").splitlines()
     return {name: digest for digest, _, name in (line.partition("  ") for line in lines)}
 
 
 def sha256(path: Path) -> str:
-    """sha256 of a file, in hexadecimal."""
+    """sha256 of a file's content, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,4 +1,4 @@
-"""What a number was measured on: hardware, versions, and the time a model takes."""
+"""Hardware and versions that a number was measured with, and the memory that the process used."""
 
 from __future__ import annotations
 
@@ -7,13 +7,16 @@ import platform
 import resource
 import sys
 from pathlib import Path
-from typing import Any
 
 import torch
 
 
-def describe(device: torch.device) -> dict[str, Any]:
-    """Processor, cores, threads, accelerator and versions, as JSON-able values."""
+def describe(device: torch.device) -> dict[str, str | int | None]:
+    """Processor, cores, threads, accelerator and versions, for the key `hardware` of a result file.
+
+    Args:
+        device: where the run computes; names the GPU if it is one.
+    """
     return {
         "cpu": _cpu_name(),
         "cores": os.cpu_count(),
@@ -26,12 +29,13 @@ def describe(device: torch.device) -> dict[str, Any]:
 
 
 def peak_memory_bytes() -> int:
-    """Largest resident memory of this process so far."""
+    """Largest resident memory of this process so far, in bytes."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in KiB, macOS in bytes
 
 
 def _cpu_name() -> str:
+    # `platform.processor` is empty on most Linux systems.
     information = Path("/proc/cpuinfo")
     if information.exists():
         for line in information.read_text().splitlines():

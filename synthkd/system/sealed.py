@@ -1,4 +1,4 @@
-"""Files that carry their own checksum, so that a reader notices whatever was changed in them."""
+"""JSON and safetensors files that carry their own checksum, so that a reader notices every change to them."""
 
 from __future__ import annotations
 
@@ -13,28 +13,31 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialise
 from torch import Tensor
 
-from synthkd.system.json_text import parse_json
+from synthkd.system.text import parse_json
 
 CHECKSUM = "checksum"
-"""Key of the checksum in a JSON object; in the metadata of tensors it is `sha256`."""
+"""Key of the checksum in a JSON object; in the metadata of a safetensors file the key is `sha256`."""
 _DAMAGED = "it does not have its own checksum: damaged or changed"
 
 
 def sealed(values: Mapping[str, Any]) -> bytes:
-    """A JSON object, with the sha256 of everything in it beside it.
+    """Content of a JSON file that holds an object and the sha256 of everything in it.
 
     Raises:
-        TypeError, ValueError: what plain JSON cannot hold, such as numbers that are not finite.
+        TypeError, ValueError: a value that plain JSON cannot hold, such as a number that is not finite.
     """
     text = json.dumps(values, indent=2, allow_nan=False)
+    # The digest is of the values as a reader will see them: JSON turns tuples into lists and keys into strings.
     return json.dumps({**values, CHECKSUM: _digest(json.loads(text))}, indent=2).encode() + b"\n"
 
 
 def unsealed(data: bytes) -> dict[str, Any]:
-    """The object that was sealed, verified; one without a checksum is of an earlier version, and is taken as it is.
+    """The object in the content of a JSON file by `sealed`, verified and without the checksum.
+
+    Earlier versions wrote no checksum; an object without one is returned unverified.
 
     Raises:
-        ValueError: no JSON object, or not what was sealed.
+        ValueError: no JSON object, or the checksum does not fit.
     """
     values = parse_json(data)
     if not isinstance(values, dict):
@@ -46,16 +49,21 @@ def unsealed(data: bytes) -> dict[str, Any]:
 
 
 def sealed_tensors(tensors: Mapping[str, Tensor], about: Mapping[str, str]) -> bytes:
-    """The content of a .safetensors file, with the sha256 of tensors and metadata in its metadata."""
+    """Content of a .safetensors file with the sha256 of tensors and metadata in its metadata.
+
+    Args:
+        tensors: any dtypes and shapes; no two may share memory.
+        about: metadata.
+    """
     metadata = {**about, "sha256": tensor_digest(_text(about), tensors)}
     return _in_order(serialise({name: tensor.contiguous() for name, tensor in tensors.items()}, metadata))
 
 
 def unsealed_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata that were sealed, verified; a file without a checksum is taken as it is, as in `unsealed`.
+    """Tensors and metadata of a .safetensors file by `sealed_tensors`, verified; without a checksum, unverified.
 
     Raises:
-        ValueError: no readable file, or not what was sealed.
+        ValueError: the file cannot be read, or the checksum does not fit.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -70,7 +78,7 @@ def unsealed_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def tensor_digest(about: str, tensors: Mapping[str, Tensor]) -> str:
-    """sha256, in hexadecimal, of a text and of the names, types, shapes and contents of tensors."""
+    """sha256, in hexadecimal, of a text and of the names, dtypes, shapes and contents of tensors."""
     result = hashlib.sha256(about.encode())
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
@@ -80,7 +88,8 @@ def tensor_digest(about: str, tensors: Mapping[str, Tensor]) -> str:
 
 
 def _in_order(data: bytes) -> bytes:
-    """The same .safetensors file with its metadata in order, which the library writes in another one each time."""
+    """The .safetensors file with sorted metadata: the library's order differs from run to run, and so would files."""
+    # 8 bytes hold the length of the JSON header, which is padded with spaces to a multiple of 8
     end = 8 + int.from_bytes(data[:8], "little")
     header = json.loads(data[8:end])
     header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
@@ -94,4 +103,4 @@ def _digest(values: Any) -> str:
 
 
 def _text(about: Mapping[str, str]) -> str:
-    return json.dumps(about, sort_keys=True)  # a file gives its metadata back in any order
+    return json.dumps(about, sort_keys=True)  # safetensors returns metadata in any order

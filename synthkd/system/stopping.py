@@ -1,6 +1,7 @@
-"""Stopping on request: Ctrl-C, a scheduler's SIGTERM and a closed terminal let what is begun be kept before the end.
+"""Stop on request: Ctrl-C, a scheduler's SIGTERM and a closed terminal let a run finish its step and save it.
 
-Handlers stand around a command of the command line only; whoever calls a job from Python keeps their own.
+Handlers are installed around a command of the command line only. A job that is called from Python leaves the caller's
+handlers alone.
 """
 
 from __future__ import annotations
@@ -18,11 +19,11 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Stopped(BaseException):
-    """A signal asked to stop. No Exception, lest something on the way take it for a failure.
+    """A signal asked the process to stop. It is no Exception, so that no handler of failures catches it.
 
     Args:
         signum: the signal.
-        step: the last one that was finished and kept, where a training was under way.
+        step: the last step that was finished and saved, if a training was running.
     """
 
     def __init__(self, signum: int, step: int | None = None) -> None:
@@ -33,65 +34,68 @@ class Stopped(BaseException):
 
 @dataclass
 class _Request:
+    """The signal that arrived (0: none), and whether it waits for the end of `defer_signals`."""
+
     signum: int = 0
-    held: bool = False
+    deferred: bool = False
 
 
-_request = _Request()  # signals are the whole process's, and so is this
+_request = _Request()  # global, since signal handlers belong to the whole process
 
 
 @contextmanager
 def stoppable() -> Iterator[None]:
-    """Inside, the first signal raises `Stopped`, at once or at the end of what holds it; a second one kills.
+    """Context manager: the first signal raises `Stopped`, at once or when `defer_signals` ends; a second one kills.
 
-    Signals that are ignored, as nohup does, stay ignored. In another thread than the main one nothing changes.
+    Signals that are ignored, as under nohup, stay ignored. Outside the main thread it does nothing.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {each: signal.getsignal(each) for each in _SIGNALS}
-    caught = [each for each, handler in before.items() if handler not in (signal.SIG_IGN, None)]
-    # torchrun passes on what the terminal sent to its processes already, and itself kills those that do not end
+    before = {signum: signal.getsignal(signum) for signum in _SIGNALS}
+    handled = [signum for signum, handler in before.items() if handler not in (signal.SIG_IGN, None)]
+    # torchrun forwards what the terminal has already sent to its processes, so a second signal is no second request;
+    # torchrun itself kills processes that do not end.
     second = signal.SIG_IGN if "TORCHELASTIC_RUN_ID" in os.environ else signal.SIG_DFL
 
     def stop(signum: int, _: FrameType | None) -> None:
-        for each in caught:
+        for each in handled:
             signal.signal(each, second)
         _request.signum = signum
         if signum == signal.SIGHUP:
-            _let_closed_terminal_go()
-        if not _request.held:
+            _release_closed_terminal()
+        if not _request.deferred:
             raise Stopped(signum)
 
     try:
-        for each in caught:
-            signal.signal(each, stop)
+        for signum in handled:
+            signal.signal(signum, stop)
         yield
     finally:
-        for each in caught:
-            signal.signal(each, before[each])
+        for signum in handled:
+            signal.signal(signum, before[signum])
         _request.signum = 0
 
 
 @contextmanager
-def held() -> Iterator[None]:
-    """Inside, a signal waits: `asked` tells of it, and the end raises `Stopped` if nobody has."""
-    _request.held = True
+def defer_signals() -> Iterator[None]:
+    """Context manager: a signal waits. `pending_signal` returns it, and the end of the block raises `Stopped`."""
+    _request.deferred = True
     try:
         yield
     finally:
-        _request.held = False
+        _request.deferred = False
     if _request.signum:
         raise Stopped(_request.signum)
 
 
-def asked() -> int:
-    """The signal that waits, or 0."""
+def pending_signal() -> int:
+    """Number of the signal that waits, or 0."""
     return _request.signum
 
 
-def _let_closed_terminal_go() -> None:
-    """Write nowhere what would go to a terminal that is gone: an error of its would be taken for one of the run's."""
+def _release_closed_terminal() -> None:
+    """Point stdout and stderr to /dev/null if their terminal is gone: a failed print would look like a failed run."""
     poll = select.poll()
     for descriptor in (1, 2):
         poll.register(descriptor, 0)

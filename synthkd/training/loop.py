@@ -16,7 +16,7 @@ from torch import Tensor
 
 from synthkd.errors import CheckpointError
 from synthkd.rng import derive
-from synthkd.system.stopping import Stopped, asked, held
+from synthkd.system.stopping import Stopped, defer_signals, pending_signal
 from synthkd.training.checkpoint import CheckpointStore
 from synthkd.training.display import Display
 from synthkd.training.monitor import Monitor
@@ -134,7 +134,7 @@ class Loop:
             TrainingError: a loss or a state that is not finite; earlier checkpoints stay.
             Stopped: on a signal; the current step is finished and has a checkpoint.
         """
-        with held():
+        with defer_signals():
             return self._run(stages, title)
 
     def _run(self, stages: Sequence[Stage], title: str) -> Progress:
@@ -194,8 +194,8 @@ class Loop:
     def _signal(self) -> int:
         """The signal that asks the run to stop, or 0; the same in every process, whichever of them received it."""
         if self.accelerator.num_processes == 1:
-            return asked()
-        signals: Tensor = self.accelerator.gather(torch.tensor([asked()], device=self.accelerator.device))
+            return pending_signal()
+        signals: Tensor = self.accelerator.gather(torch.tensor([pending_signal()], device=self.accelerator.device))
         return int(signals.max())
 
     def _resume(self, total: int, clock: _Clock) -> int | None:

@@ -153,8 +153,8 @@ def test_a_second_signal_ends_at_once(tmp_path: Path, recipe: str) -> None:
 def test_a_closed_terminal_is_a_signal_and_its_absence_no_error(tmp_path: Path, recipe: str) -> None:
     ours, theirs = pty.openpty()
     seen, tell = os.pipe()
-    wait = "[time.sleep(0.01) for _ in iter(asked, signal.SIGHUP)]"
-    action = f"from synthkd.system.stopping import asked; os.write({tell}, b'.'); {wait}"
+    wait = "[time.sleep(0.01) for _ in iter(pending_signal, signal.SIGHUP)]"
+    action = f"from synthkd.system.stopping import pending_signal; os.write({tell}, b'.'); {wait}"
 
     def own_terminal() -> None:
         os.setsid()

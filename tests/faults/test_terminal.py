@@ -20,7 +20,7 @@ from synthkd.models import build, save
 from synthkd.pipelines.cli import main
 from synthkd.reports.page import drawing, render
 from synthkd.settings import ZooModel
-from synthkd.system.printable import one_line, printable
+from synthkd.system.text import one_line, printable
 from synthkd.training.display import Display
 from synthkd.types import ImageSpec
 

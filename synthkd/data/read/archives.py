@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from synthkd.data.read.decode import NOT_IMAGES, Reader, in_a_line, some
 from synthkd.data.read.npz import check_claims
 from synthkd.errors import DataError
-from synthkd.system.json_text import parse_json
+from synthkd.system.text import parse_json
 
 LARGEST_FILE = 1 << 28
 """Most bytes that a file in an archive may have unpacked; an uncompressed image of `decode.LARGEST` pixels has less."""

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from synthkd.errors import DataError
-from synthkd.system.printable import one_line
+from synthkd.system.text import one_line
 
 LARGEST = 64_000_000
 """Most pixels an image may have; a bigger one is a mistake or an attack, and is refused from its header alone."""

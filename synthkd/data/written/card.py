@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from synthkd.system.printable import one_line
+from synthkd.system.text import one_line
 
 _PATHS = {"folder": "train/**", "webdataset": "train-*.tar", "parquet": "data/train-*.parquet"}
 _SIZES = ((10**3, "n<1K"), (10**4, "1K<n<10K"), (10**5, "10K<n<100K"), (10**6, "100K<n<1M"), (10**7, "1M<n<10M"))

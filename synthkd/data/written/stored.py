@@ -22,9 +22,8 @@ from synthkd.data.read.decode import decode, in_a_line
 from synthkd.data.written.writers import Records, needed
 from synthkd.errors import DataError
 from synthkd.system.files import inside
-from synthkd.system.json_text import parse_json
-from synthkd.system.printable import one_line
 from synthkd.system.sealed import unsealed
+from synthkd.system.text import one_line, parse_json
 from synthkd.types import ImageSpec, check_labels
 
 ABOUT = "dataset.json"

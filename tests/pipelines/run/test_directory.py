@@ -10,7 +10,7 @@ from synthkd.errors import ConfigError, TrainingError
 from synthkd.pipelines import distill
 from synthkd.pipelines.config import DistillConfig
 from synthkd.pipelines.run import job
-from synthkd.pipelines.run.directory import Result
+from synthkd.pipelines.run.result import Result
 from synthkd.settings.load import load_config
 
 DIGITS = {"kind": "digits"}
