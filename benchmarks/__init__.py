@@ -2,5 +2,5 @@
 
 `python -m benchmarks` lists the scripts, `python -m benchmarks NAME ...` prints their tables from `benchmarks/results`.
 Each script has `main`, which measures, prints the tables and writes the results, and `tables`, which makes the tables
-from the results. `common`, `pairs` and `noise` are no scripts: the others share them.
+from the results. Modules without a `main` are shared by the scripts or are a part of one.
 """

@@ -37,9 +37,9 @@ Key = TypeVar("Key")
 
 
 def scripts() -> list[str]:
-    """Names of all benchmarks, sorted."""
-    others = {"__init__", "__main__", "common", "pairs", "noise"}
-    return sorted(path.stem for path in Path(__file__).parent.glob("*.py") if path.stem not in others)
+    """Names of all benchmarks, sorted: the modules with a `main`."""
+    modules = sorted(Path(__file__).parent.glob("[!_]*.py"))
+    return [path.stem for path in modules if "\ndef main(" in path.read_text(encoding="utf-8")]
 
 
 # Options

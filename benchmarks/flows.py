@@ -39,7 +39,7 @@ def private_teacher(model: Row, training: Row) -> Row:
     return {"kind": "train", "data": pairs.DATA, "model": model, "training": training}
 
 
-def f1() -> Row:
+def plain() -> Row:
     """Nothing is private: the student learns from the teacher alone."""
     phases = [
         {"kind": "pregenerate", "rounds": PAIR.rounds[0], "discard": PAIR.rounds[1]},
@@ -53,7 +53,7 @@ def f1() -> Row:
     }
 
 
-def f2(epsilon: float) -> Row:
+def dp_teacher(epsilon: float) -> Row:
     """The teacher is trained by DP-SGD."""
     lenet = pairs.PAIRS["lenet"]
     private = {
@@ -81,7 +81,7 @@ def f2(epsilon: float) -> Row:
     }
 
 
-def f3(epsilon: float) -> Row:
+def dp_generator(epsilon: float) -> Row:
     """One noisy mean embedding of the private images is released; a generator learns from it."""
     optimizer = {"kind": "adamw", "lr": 3e-3, "weight_decay": 0.05, "schedule": "one_cycle", "ema": 0.99}
     return {
@@ -101,9 +101,9 @@ def f3(epsilon: float) -> Row:
 
 
 CELLS: dict[str, Row] = {
-    "F1": f1(),
-    **{f"F2, epsilon {epsilon}": f2(epsilon) for epsilon in (8, 3)},
-    **{f"F3, epsilon {epsilon}": f3(epsilon) for epsilon in (8, 3, 1)},
+    "F1": plain(),
+    **{f"F2, epsilon {epsilon}": dp_teacher(epsilon) for epsilon in (8, 3)},
+    **{f"F3, epsilon {epsilon}": dp_generator(epsilon) for epsilon in (8, 3, 1)},
 }
 
 

@@ -28,27 +28,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from benchmarks import common, pairs
 from benchmarks.common import Row
+from benchmarks.generator_tables import collapse_table, table
+from benchmarks.judge import CLUSTERS, NEIGHBOUR, Judge
 from synthkd.data.read.real import load_splits
 from synthkd.data.written.stored import read_stored
 from synthkd.generators.build import build_generator
 from synthkd.generators.inversion import SAMPLE_STEPS
 from synthkd.generators.settings import DiffusionSettings, SavedSettings
-from synthkd.metrics import (
-    accuracy,
-    cluster_modes,
-    frechet_distance_from_features,
-    frechet_standard_error,
-    mode_collapse,
-    precision_recall_density_coverage,
-)
-from synthkd.metrics.arrays import Array
-from synthkd.metrics.features import FeatureExtractor, Features, build_extractor, extract
+from synthkd.metrics.features import build_extractor, extract
 from synthkd.models import Classifier, load_model
 from synthkd.pipelines import generate
 from synthkd.pipelines.config import GenerateConfig
@@ -65,9 +57,7 @@ from synthkd.types import SampleGenerator, to_uint8
 PAIR = "convnet"
 HEADLINE = 0.3
 DIFFICULTIES = (HEADLINE, 0.0, 1.0)
-CLUSTERS, NEIGHBOUR, BATCH = 100, 5, 100
-FEW = 1000
-"""Samples of the second, smaller distance."""
+BATCH = 100
 DIFFUSION_STEPS, CGAN_STEPS = 25, 10
 """Training steps of a round, the generators' defaults."""
 SAMPLER_STEPS = {"cgan": 1, "inversion": SAMPLE_STEPS}
@@ -167,60 +157,6 @@ def tiny(cell: Cell) -> Cell:
     """The same kind of cell, trained for ten rounds of a step."""
     changes: Row = {"steps": 1} | ({"horizon": MEASURE_EVERY} if "horizon" in cell.generator else {})
     return replace(cell, generator={**cell.generator, **changes}, rounds=MEASURE_EVERY, steps=MEASURE_EVERY)
-
-
-@dataclass(frozen=True)
-class Judge:
-    """What samples are held against.
-
-    Attributes:
-        extractor: the teacher's features and answers.
-        test: of the 10,000 test images.
-        labels: theirs, int64 `[10000]`.
-        others: features `[N, D]` of training images, in which the clusters are found.
-    """
-
-    extractor: FeatureExtractor
-    test: Features
-    labels: Tensor
-    others: Tensor
-
-    def scores(self, images: Tensor, labels: Tensor) -> Row:
-        """Every score of images uint8 `[N, C, H, W]` that were made for labels int64 `[N]`."""
-        features = extract([images], self.extractor)
-        assert features.logits is not None
-        predicted = features.logits.argmax(1)
-        ours, theirs = features.values, self.test.values
-        agreement = accuracy(predicted, labels)
-        near = precision_recall_density_coverage(theirs, ours, NEIGHBOUR)
-        classes = mode_collapse(self.labels, predicted)
-        modes = cluster_modes(self.others, theirs, ours, CLUSTERS)
-        clusters = mode_collapse(modes.holdout, modes.generated)
-        intervals = {name: [share.low, share.high] for name, share in near.intervals.items()}
-        return {
-            "n": len(images),
-            "agreement": agreement.value,
-            "agreement_interval": [agreement.low, agreement.high],
-            "fd": frechet_distance_from_features(ours, theirs),
-            "fd_error": frechet_standard_error(ours, theirs),
-            "fd_few": few_distance(ours, theirs),
-            "precision": near.precision,
-            "recall": near.recall,
-            "density": near.density,
-            "coverage": near.coverage,
-            "density_error": near.density_error,
-            "intervals": intervals,
-            "classes_judged": len(classes.judged),
-            "classes_missed": list(classes.missed),
-            "clusters_judged": len(clusters.judged),
-            "clusters_missed": len(clusters.missed),
-        }
-
-
-def few_distance(ours: Array, theirs: Array) -> float:
-    """Median distance of disjoint random sets of `FEW` rows."""
-    sets = np.array_split(np.random.default_rng(0).permutation(len(ours)), max(1, len(ours) // FEW))
-    return statistics.median(frechet_distance_from_features(ours[rows], theirs, warn=False) for rows in sets)
 
 
 def prepare(root: str, teacher: Classifier, scale: Scale) -> tuple[Judge, Row]:
@@ -340,73 +276,6 @@ def wanted(given: Sequence[str]) -> list[str]:
     """The cells that `given` names, by themselves or by their group, in the order of the table."""
     names = {name for one in given for name in GROUPS.get(one, {one: None})}
     return [name for name in CELLS if name in names]
-
-
-def quality(score: Row, floor: Row) -> list[str]:
-    """The columns of the scores."""
-    covered = score["classes_judged"] - len(score["classes_missed"])
-    clusters = score["clusters_judged"] - score["clusters_missed"]
-    return [
-        common.percent(score["agreement"], score["agreement_interval"]),
-        f"{score['fd']:.3g} \N{PLUS-MINUS SIGN} {score['fd_error']:.2g}",
-        f"{score['fd'] / floor['fd']:.1f}",
-        f"{score['fd_few']:.3g}",
-        f"{score['fd_few'] / floor['fd_few']:.1f}",
-        *(f"{score[name]:.3f}" for name in ("precision", "recall", "density", "coverage")),
-        f"{covered} of {score['classes_judged']}",
-        f"{clusters} of {score['clusters_judged']}",
-    ]
-
-
-QUALITY = (
-    "agreement, % | FD | over floor | FD of 1,000 | over floor | precision | recall | density | coverage | "
-    "classes | clusters"
-)
-COLUMNS = f"generator | seed | steps | threads | seconds | difficulty | {QUALITY} | sampler steps | ms an image"
-COLLAPSE_COLUMNS = "generator | seed | steps | measured | mean rate | missed a class | last at step | rate at the end"
-
-
-def table(cells: Sequence[Row], floor: Row) -> str:
-    """One row a cell, seed and difficulty, the headline's first, under the row of real images."""
-    rows = [["real", "", "", "", "", "", *quality(floor, floor), "", ""]]
-    rows += [
-        [
-            one["cell"],
-            str(one["seed"]),
-            f"{one['steps']:,}",
-            str(one["hardware"]["threads"]),
-            f"{one['seconds']:.0f}",
-            difficulty,
-            *quality(score, floor),
-            str(one["sampler_steps"]),
-            f"{score['sampling_ms']:.2f}",
-        ]
-        for one in cells
-        for difficulty, score in one["difficulty"].items()
-    ]
-    return common.table(COLUMNS, rows)
-
-
-def collapse_table(cells: Sequence[Row]) -> str:
-    """Mode collapse while the cGANs of the ablations trained: the share of classes that 50 samples a class miss."""
-    rows = []
-    for one in cells:
-        steps, rates = one["collapse"]["steps"], one["collapse"]["rates"]
-        if rates:
-            missed = [step for step, rate in zip(steps, rates, strict=True) if rate > 0]
-            rows.append(
-                [
-                    one["cell"],
-                    str(one["seed"]),
-                    f"{one['steps']:,}",
-                    f"{len(rates)} times",
-                    f"{statistics.mean(rates):.3f}",
-                    str(len(missed)),
-                    str(missed[-1]) if missed else "-",
-                    f"{rates[-1]:.3f}",
-                ]
-            )
-    return common.table(COLLAPSE_COLUMNS, rows)
 
 
 def tables(content: Row) -> str:

@@ -46,5 +46,5 @@ class Noise:
 
 
 def make(teacher: Classifier, seed: int, **options: Any) -> Noise:
-    """The generator, as `generator: {kind: python, target: benchmarks.noise:make}` calls it."""
+    """The generator, as `transfer_set.generator: {kind: python, target: benchmarks.noise:make}` calls it."""
     return Noise(teacher, seed, **options)

@@ -2,7 +2,7 @@
 
     python -m benchmarks.terms [--tables full short few vit] [--arms alone KD ...] [--seeds 5] [--threads 2]
 
-Run it alone on the machine. A cell is a `synthkd distill` on real images alone (generator.kind none, no mixtures), of
+Run it alone on the machine. A cell is a `synthkd distill` on real images alone (transfer_set.kind real), of
 which a tenth is held out, from the convnet teacher of fashion_mnist.py (91.8 %). Table `full`: 54,000 real images, the
 convnet student, plain KD as in `configs/fashion_mnist.yaml` (T = 20); `short`: the same in a quarter of the steps;
 `few`: the same with 100 real images of each class, which are all that the student ever sees; `vit`: a small

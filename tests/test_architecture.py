@@ -260,8 +260,6 @@ STATES = {"state_dict", "load_state_dict"}
 """torch has Any in these itself."""
 ANYTHING = {
     "synthkd/settings/load.py:load_config",
-    "synthkd/settings/load.py:read_yaml",
-    "synthkd/system/json_text.py:parse_json",
     "synthkd/system/sealed.py:sealed",
     "synthkd/system/sealed.py:unsealed",
     "synthkd/training/checkpoint.py:CheckpointStore.save",
