@@ -29,7 +29,7 @@ from synthkd.privacy.audit import (
     answers_of,
     audit_model,
     blind_check,
-    duplicated,
+    count_duplicates,
 )
 from synthkd.privacy.canaries import Canaries, OneRun, choose, one_run_epsilon
 from synthkd.privacy.membership import POPULATION, Answers, attacks
@@ -103,11 +103,11 @@ def audit_pipeline(config: CompressConfig, directory: Path, private: Splits, dev
     assert settings is not None
     canaries = choose(train.labels, train.spec.classes, settings.canaries, derive(config.seed, "audit"))
     candidates = dataclasses.replace(_part(train, canaries.rows), labels=canaries.labels)
-    planted = _part(candidates, canaries.included)
+    members = _part(candidates, canaries.included)
     others = torch.ones(len(train), dtype=torch.bool)
     others[canaries.rows] = False
     rest = _part(train, others)
-    audited = run_flow(config, place / "audited", _with_train(private, rest, planted), derive(config.seed, "run"))
+    target = run_flow(config, place / "audited", _with_train(private, rest, members), derive(config.seed, "run"))
     references = [
         run_flow(config, place / f"reference-{k}", _with_train(private, rest), derive(config.seed, "reference", k))
         for k in range(settings.references)
@@ -120,21 +120,21 @@ def audit_pipeline(config: CompressConfig, directory: Path, private: Splits, dev
 
     models, scores = {}, {}
     for who in WHOS:
-        networks = {f"the {who} of {flow.directory.name}": getattr(flow, who) for flow in (audited, *references)}
+        networks = {f"the {who} of {flow.directory.name}": getattr(flow, who) for flow in (target, *references)}
         of_canaries, of_population = answers(networks), None if population is None else answers(networks, population)
         models[who] = audit_model(canaries, of_canaries, of_population, settings.guesses, settings.delta, len(WHOS))
         scores[who] = attacks(of_canaries)["LiRA"]
-    uninformed = {f"the teacher of {flow.directory.name}": flow.teacher for flow in references}
-    control = {"the control": _control(config, place / "control", rest, planted, private)}
+    teachers = {f"the teacher of {flow.directory.name}": flow.teacher for flow in references}
+    control = {"the control": _control(config, place / "control", rest, members, private)}
     return PipelineAudit(
         canaries=canaries,
         models=models,
         ratios=_ratios(scores, canaries, derive(config.seed, "ratio")),
         checks=(
             _roles_check(candidates.images, rest, population),
-            blind_check(planted.images, candidates.images[~canaries.included]),
-            _negative_check(_control_bound(answers(uninformed), canaries, settings.delta)),
-            _positive_check(_control_bound(answers(control | uninformed), canaries, settings.delta)),
+            blind_check(members.images, candidates.images[~canaries.included]),
+            _negative_check(_control_bound(answers(teachers), canaries, settings.delta)),
+            _positive_check(_control_bound(answers(control | teachers), canaries, settings.delta)),
         ),
         population=0 if population is None else len(population),
         references=dict.fromkeys(WHOS, settings.references),
@@ -152,13 +152,13 @@ def _with_train(private: Splits, *parts: RealData) -> Splits:
     return dataclasses.replace(private, train=dataclasses.replace(parts[0], images=images, labels=labels))
 
 
-def _control(config: CompressConfig, directory: Path, rest: RealData, planted: RealData, private: Splits) -> Classifier:
+def _control(config: CompressConfig, directory: Path, rest: RealData, members: RealData, private: Splits) -> Classifier:
     """A teacher that memorises its training images: the included canaries, and as many others."""
     settings = config.teacher
     assert isinstance(settings, TrainedTeacher)
     overfitted = teach_config(settings.model_copy(update={"training": CONTROL}), config, str(directory))
-    few = _part(rest, torch.arange(len(rest))[: max(len(planted), rest.spec.classes)])
-    result = teach(overfitted, splits=_with_train(private, few, planted))
+    few = _part(rest, torch.arange(len(rest))[: max(len(members), rest.spec.classes)])
+    result = teach(overfitted, splits=_with_train(private, few, members))
     assert isinstance(result, Result)
     return load_taught(result)
 
@@ -168,7 +168,7 @@ def _roles_check(images: Tensor, rest: RealData, population: RealData | None) ->
     roles = {"other training images": rest.images}
     if population is not None:
         roles["the population"] = population.images
-    twice = {role: count for role, count in duplicated(images, roles).items() if count}
+    twice = {role: count for role, count in count_duplicates(images, roles).items() if count}
     counts = ", ".join(f"{count} of {role}" for role, count in twice.items())
     evidence = f"{counts} equal a canary pixel by pixel" if twice else "no canary is there again in another role"
     return Check("no image in two roles", not twice, evidence)

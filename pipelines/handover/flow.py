@@ -78,42 +78,49 @@ def run_flow(config: CompressConfig, directory: Path, private: Splits | None, se
     """
     settings, generator, images = config.teacher, config.generated.generator, private
     dp = settings.training.dp if isinstance(settings, TrainedTeacher) else None
-    journal, statements = Journal(directory), []
+    journal = Journal(directory)
+    statements: list[Mapping[str, Any]] = []
     _require_counted(config, directory, {RELEASE: isinstance(generator, MerfSettings), TEACH: dp is not None})
     journal.require_parts()
+
     if isinstance(generator, MerfSettings):
         assert private is not None
         release_config = _release_config(config, generator, directory / RELEASE, seed)
-        released = release(release_config, private.train)
-        statements.append(_proven_statement(released, generator))
+        release_result = release(release_config, private.train)
+        statements.append(_proven_statement(release_result, generator))
         journal.keep_part(RELEASE)
-        generator = SavedSettings(kind="saved", path=str(released.directory))
+        generator = SavedSettings(kind="saved", path=str(release_result.directory))
         if config.flow == "dp_generator":
             # the teacher must not train on private images, whose budget is spent on the release
-            merf = load_released(release_config, released)
+            merf = load_released(release_config, release_result)
             images = _with_synthetic_train(private, merf, config.synthetic.per_class, seed)
+
     if isinstance(settings, TrainedTeacher):
-        taught = teach(_teach_config(config, settings, directory / TEACH, seed), splits=images)
-        assert isinstance(taught, Result)
+        teach_result = teach(_teach_config(config, settings, directory / TEACH, seed), splits=images)
+        assert isinstance(teach_result, Result)
         if dp is not None:
-            statements.append(_proven_statement(taught, dp))
+            statements.append(_proven_statement(teach_result, dp))
             journal.keep_part(TEACH)
-        teacher = load_taught(taught)
-        settings = LoadedModel(kind="load", model=str(taught.directory))
+        teacher = load_taught(teach_result)
+        settings = LoadedModel(kind="load", model=str(teach_result.directory))
     else:
         teacher = load_model(settings)
+
+    # What follows sees no private image, so it costs no privacy.
     distilling = distill_config(config, settings, generator=generator, out=str(directory / DISTILL), seed=seed)
     choice = None
     if config.search is not None:
         choice = choose_student(distilling, config.search, teacher, directory / SEARCH)
         distilling = distilling.model_copy(update={"student": choice.model})
-    distilled = distill(distilling)
-    assert isinstance(distilled, Result)
+    distill_result = distill(distilling)
+    assert isinstance(distill_result, Result)
     # a saved generator (that of the release) is not saved again by the distillation
-    if (distilled.directory / INSIDE_A_RUN).is_dir():
-        generator = SavedSettings(kind="saved", path=str(distilled.directory))
-    student = load(distilled.directory)
-    return FlowResult(directory, teacher.eval(), student.eval(), generator, choice, tuple(statements), distilled.values)
+    if (distill_result.directory / INSIDE_A_RUN).is_dir():
+        generator = SavedSettings(kind="saved", path=str(distill_result.directory))
+    student = load(distill_result.directory)
+    return FlowResult(
+        directory, teacher.eval(), student.eval(), generator, choice, tuple(statements), distill_result.values
+    )
 
 
 def sample(
@@ -135,10 +142,10 @@ def sample(
     return torch.cat(images), labels
 
 
-def _require_counted(config: CompressConfig, directory: Path, counted: Mapping[str, bool]) -> None:
+def _require_counted(config: CompressConfig, directory: Path, counts: Mapping[str, bool]) -> None:
     """Refuse a run inside that has queried private images, and whose queries the flow does not count."""
-    for name, counts in counted.items():
-        if not counts and (directory / name / JOURNAL).exists():
+    for name, is_counted in counts.items():
+        if not is_counted and (directory / name / JOURNAL).exists():
             raise CheckpointError(
                 f"{directory / name} has used the private images, which flow {config.flow} would not count; choose "
                 "another out=, or run the flow that it is of"
@@ -147,10 +154,10 @@ def _require_counted(config: CompressConfig, directory: Path, counted: Mapping[s
 
 def _proven_statement(result: Result, settings: MerfSettings | DPSettings) -> Mapping[str, Any]:
     """The claim of a finished run, if it counts the queries in the run's journal, on the terms of its settings."""
-    counted, recorded = ledger_of(result.values.get("dp")), Journal(result.directory).ledger
+    claim_ledger, ledger = ledger_of(result.values.get("dp")), Journal(result.directory).ledger
     statement: Mapping[str, Any] = result.values["dp"]
     terms = settings.delta, settings.test_seed is not None
-    if recorded != counted or (statement["delta"], statement["insecure"]) != terms:
+    if claim_ledger != ledger or (statement["delta"], statement["insecure"]) != terms:
         raise CheckpointError(
             f"{result.directory / RESULT} counts other queries of the private images than {JOURNAL} beside it, or on "
             "other terms; restore it from a copy, or choose another out=, which spends the budget anew"

@@ -80,8 +80,8 @@ def check_delta(delta: float, examples: int | None = None) -> None:
         if not 0.0 < delta < 1.0:
             raise ConfigError(f"delta must be in (0, 1), got {delta}; take a power of ten below one over the examples")
     elif not 0.0 < delta < 1.0 / examples:
-        advised = 10.0 ** math.floor(math.log10(0.5 / examples))
-        raise ConfigError(f"delta must be above 0 and below 1 / {examples} (examples), got {delta:g}; take {advised:g}")
+        advice = 10.0 ** math.floor(math.log10(0.5 / examples))
+        raise ConfigError(f"delta must be above 0 and below 1 / {examples} (examples), got {delta:g}; take {advice:g}")
 
 
 def pld_epsilon(events: Sequence[Event], delta: float, adjacency: Adjacency, size: float) -> float:

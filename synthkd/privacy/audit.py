@@ -58,7 +58,7 @@ class GroupAudit:
 
 def audit_model(
     canaries: Canaries,
-    audited: Answers,
+    answers: Answers,
     population: Answers | None,
     guesses: int | None,
     delta: float,
@@ -68,7 +68,7 @@ def audit_model(
 
     Args:
         canaries: which are included, and with which label.
-        audited: logits for the canaries, in their order, with the labels they are trained with.
+        answers: logits for the canaries, in their order, with the labels they are trained with.
         population: logits for images in no other role, or None.
         guesses: of the one-run bound, in each half; None: a fifth.
         delta: of all bounds.
@@ -77,7 +77,7 @@ def audit_model(
     Returns:
         Half of the canaries -> its audit. The one-run bound judges LiRA's score, or the log-odds without references.
     """
-    scores = attacks(audited, population)
+    scores = attacks(answers, population)
     declared = scores.get("LiRA", scores["log-odds"])
     confidence = 1 - (1 - CONFIDENCE) / (len(GROUPS) * models)
     groups = {}
@@ -90,11 +90,11 @@ def audit_model(
     return groups
 
 
-def audit_lists(audited: Answers, members: Tensor, population: Answers | None, delta: float) -> GroupAudit:
+def audit_lists(answers: Answers, members: Tensor, population: Answers | None, delta: float) -> GroupAudit:
     """Attack one model by its logits for images that are known to be members, or known not to be.
 
     Args:
-        audited: logits for both lists together.
+        answers: logits for both lists together.
         members: bool `[N]`, True for members.
         population: logits for images in no other role, or None.
         delta: of the estimates of epsilon.
@@ -102,19 +102,19 @@ def audit_lists(audited: Answers, members: Tensor, population: Answers | None, d
     Returns:
         The audit, without a one-run bound; see `AVERAGE_CASE`.
     """
-    results = _results(attacks(audited, population), torch.as_tensor(audited.labels), members, delta)
+    results = _results(attacks(answers, population), torch.as_tensor(answers.labels), members, delta)
     return GroupAudit(results, headline(results).name, None)
 
 
-def duplicated(audited: Tensor, others: Mapping[str, Tensor]) -> dict[str, int]:
-    """How many images of each other set equal an audited image pixel by pixel.
+def count_duplicates(images: Tensor, others: Mapping[str, Tensor]) -> dict[str, int]:
+    """How many images of each other set equal one of these images pixel by pixel.
 
     Args:
-        audited: uint8 `[N, C, H, W]`.
+        images: uint8 `[N, C, H, W]`.
         others: role -> uint8 `[M, C, H, W]`.
     """
-    pixels = {image.numpy().tobytes() for image in audited.cpu()}
-    return {role: sum(image.numpy().tobytes() in pixels for image in images.cpu()) for role, images in others.items()}
+    pixels = {image.numpy().tobytes() for image in images.cpu()}
+    return {role: sum(image.numpy().tobytes() in pixels for image in other.cpu()) for role, other in others.items()}
 
 
 def roles_check(sets: Mapping[str, Tensor]) -> Check:
@@ -123,7 +123,9 @@ def roles_check(sets: Mapping[str, Tensor]) -> Check:
     Args:
         sets: role -> uint8 `[N, C, H, W]`.
     """
-    counts = {(one, other): duplicated(sets[one], {other: sets[other]})[other] for one, other in combinations(sets, 2)}
+    counts = {
+        (one, other): count_duplicates(sets[one], {other: sets[other]})[other] for one, other in combinations(sets, 2)
+    }
     twice = [f"{count} of the {other} are among the {one}" for (one, other), count in counts.items() if count]
     evidence = f"{', '.join(twice)}, pixel by pixel" if twice else "each image stands on one list only"
     return Check("no image in two roles", not twice, evidence)
@@ -154,10 +156,10 @@ def classes_check(inside: Tensor, outside: Tensor, seed: int = 0) -> Check:
     """
     both = torch.cat([inside, outside]).bincount()
     expected = (both * len(inside) / (len(inside) + len(outside))).clamp_min(1e-12).numpy()
-    drawn = numpy_stream(seed, "classes of lists").multivariate_hypergeometric(both.numpy(), len(inside), DRAWS)
+    draws = numpy_stream(seed, "classes of lists").multivariate_hypergeometric(both.numpy(), len(inside), DRAWS)
     counts = inside.bincount(minlength=len(both)).numpy()
-    of_drawn, statistic = (((each - expected) ** 2 / expected).sum(-1) for each in (drawn, counts))
-    p_value = (1 + int((of_drawn >= statistic - 1e-9).sum())) / (1 + DRAWS)
+    of_draws, statistic = (((each - expected) ** 2 / expected).sum(-1) for each in (draws, counts))
+    p_value = (1 + int((of_draws >= statistic - 1e-9).sum())) / (1 + DRAWS)
     evidence = f"lists drawn from both at random are as unlike in their classes in {p_value:.2%} of cases"
     return Check("blind baseline of labels", p_value >= 1 - CONTROL_CONFIDENCE, evidence)
 

@@ -43,8 +43,8 @@ def noise_for(
         MissingExtraError: dp-accounting is not installed.
     """
     others = () if beside is None else beside.events
-    if (spent := pld_epsilon(others, delta, adjacency, epsilon)) >= epsilon:
-        raise ConfigError(f"epsilon {epsilon:g} is spent: the other releases cost {spent:.3f}; raise it")
+    if (cost := pld_epsilon(others, delta, adjacency, epsilon)) >= epsilon:
+        raise ConfigError(f"epsilon {epsilon:g} is spent: the other releases cost {cost:.3f}; raise it")
 
     def excess(log_noise: float) -> float:
         planned = PoissonSteps(sample_rate, math.exp(log_noise), steps)

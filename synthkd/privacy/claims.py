@@ -12,27 +12,27 @@ from synthkd.privacy.ledger import Adjacency, Ledger, is_number
 
 
 def dp_statement(
-    ledger: Ledger, spent: Epsilon, examples: int, insecure: bool, **mechanism: str | float
-) -> dict[str, Any]:
+    ledger: Ledger, epsilon: Epsilon, examples: int, insecure: bool, **mechanism: str | float
+) -> dict[str, object]:
     """The claim of a part of a run, for JSON.
 
     Args:
         ledger: all its queries of the private examples.
-        spent: the epsilon of the ledger; an infinite one becomes None.
+        epsilon: the epsilon of the ledger; an infinite one becomes None.
         examples: number of private examples.
         insecure: True where the noise can be drawn again from a seed; then nothing is claimed.
         mechanism: parameters of the mechanism, such as `noise_multiplier`.
     """
     return {
         "insecure": insecure,
-        "epsilon": None if math.isinf(spent.pld) else spent.pld,
-        "epsilon_rdp": None if spent.rdp is None or math.isinf(spent.rdp) else spent.rdp,
-        "delta": spent.delta,
-        "adjacency": spent.adjacency,
+        "epsilon": None if math.isinf(epsilon.pld) else epsilon.pld,
+        "epsilon_rdp": None if epsilon.rdp is None or math.isinf(epsilon.rdp) else epsilon.rdp,
+        "delta": epsilon.delta,
+        "adjacency": epsilon.adjacency,
         "unit": "image",
         "examples": examples,
         **mechanism,
-        "accountant": f"{spent.library} {spent.version}, privacy loss distributions",
+        "accountant": f"{epsilon.library} {epsilon.version}, privacy loss distributions",
         "ledger": ledger.to_json(),
     }
 

@@ -187,13 +187,13 @@ def _near_copies(winner: Tensor, distances: Tensor, holdout_distances: Tensor, n
     """Counts of synthetic images within the radius of their nearest real image, `distances` `[M]` away."""
     radius = float(np.quantile(holdout_distances.numpy(), 0.01))
     near = winner[distances <= radius]
-    of_train, reached = int((near < n_each).sum()), near.unique()
-    train_images = int((reached < n_each).sum())
+    of_train, nearest_real = int((near < n_each).sum()), near.unique()
+    train_images = int((nearest_real < n_each).sum())
     return NearCopies(
         radius=radius,
         of_train=of_train,
         of_holdout=len(near) - of_train,
         train_images=train_images,
-        holdout_images=len(reached) - train_images,
-        p_value=float(binom.sf(train_images - 1, len(reached), 0.5)),
+        holdout_images=len(nearest_real) - train_images,
+        p_value=float(binom.sf(train_images - 1, len(nearest_real), 0.5)),
     )

@@ -315,7 +315,7 @@ class PrivateLearner:
             self._average.load_state_dict(state["average"])
 
 
-def statement(mechanism: Mechanism, ledger: Ledger, spent: Epsilon) -> dict[str, Any]:
+def statement(mechanism: Mechanism, ledger: Ledger, spent: Epsilon) -> dict[str, object]:
     """The claim of a finished run, for result.json and the model's own notes; see `dp_statement`."""
     return dp_statement(
         ledger,

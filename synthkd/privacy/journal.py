@@ -115,9 +115,9 @@ class Journal:
         Raises:
             CheckpointError: fewer are recorded than a checkpoint or a release was made from.
         """
-        for recorded, needed, what in ((self.steps, steps, "steps"), (self.releases, releases, "releases")):
-            if recorded < needed:
-                raise self.unproven(f"{what}: {needed} taken, {recorded} written down")
+        for count, least, what in ((self.steps, steps, "steps"), (self.releases, releases, "releases")):
+            if count < least:
+                raise self.unproven(f"{what}: {least} taken, {count} written down")
 
     def keep_part(self, name: str) -> None:
         """Record that the run `name` inside this one has finished its queries."""

@@ -46,14 +46,14 @@ class Answers:
 
 
 def attacks(
-    audited: Answers, population: Answers | None = None, offline_a: float = 0.3, gamma: float = 1.0
+    answers: Answers, population: Answers | None = None, offline_a: float = 0.3, gamma: float = 1.0
 ) -> dict[str, Tensor]:
     """Scores of every attack that can be run on these logits. Which attack finds most varies, so all are run.
 
     `log-odds` needs the audited model alone, `calibrated` and `LiRA` also references, `RMIA` also a population.
 
     Args:
-        audited: logits for the audited images, members and non-members together.
+        answers: logits for the audited images, members and non-members together.
         population: logits of the same models for images in no other role, at least `POPULATION` of them.
         offline_a: of `rmia`; see `tune_offline_a`.
         gamma: of `rmia`.
@@ -66,7 +66,7 @@ def attacks(
         ConfigError: as `rmia`.
         DataError: shapes that do not match, a logit that is not finite, or a label out of range.
     """
-    target, references = _log_odds_of(audited, "audited images")
+    target, references = _log_odds_of(answers, "audited images")
     scores = {"log-odds": target}
     if len(references) == 0:
         return scores
