@@ -71,16 +71,8 @@ class Job:
             SynthkdError, Stopped: see `Loop.run`.
         """
         config = self.config
-        loop = Loop(
-            self.accelerator,
-            state,
-            self.store,
-            self.monitor,
-            config.seed,
-            config.log_every,
-            config.checkpoint_every,
-            headline,
-        )
+        intervals = (config.log_every, config.checkpoint_every)
+        loop = Loop(self.accelerator, state, self.store, self.monitor, config.seed, *intervals, headline)
         return loop.run(stages, title)
 
     def finish(self, values: Mapping[str, Any]) -> dict[str, Any]:

@@ -147,21 +147,24 @@ class Learner:
         Raises:
             TrainingError: when a weight is not finite.
         """
+        scaler = self._accelerator.scaler
         return {
             "module": finite_state(self.module, self.name),
             "helpers": {} if self._helpers is None else finite_state(self._helpers, f"{self.name}: its helper layers"),
             "optimizer": self._optimizer.state_dict(),
             "average": {} if self._average is None else self._average.state_dict(),
-            "scaler": {} if self._accelerator.scaler is None else self._accelerator.scaler.state_dict(),
+            "scaler": {} if scaler is None else scaler.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` returned."""
-        self.module.load_state_dict(state["module"])
-        if self._helpers is not None:
-            self._helpers.load_state_dict(state["helpers"])
-        self._optimizer.load_state_dict(state["optimizer"])
-        if self._average is not None:
-            self._average.load_state_dict(state["average"])
-        if self._accelerator.scaler is not None:
-            self._accelerator.scaler.load_state_dict(state["scaler"])
+        parts = {
+            "module": self.module,
+            "helpers": self._helpers,
+            "optimizer": self._optimizer,
+            "average": self._average,
+            "scaler": self._accelerator.scaler,
+        }
+        for name, part in parts.items():
+            if part is not None:
+                part.load_state_dict(state[name])
