@@ -69,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with stoppable(), resources(arguments.command):
             code = _run(arguments, rest)
-            sys.stdout.flush()
+            sys.stdout.flush()  # here, so that a full disk or a closed pipe behind stdout is handled below
         return code
     except SynthkdError as error:
         for line in str(error).splitlines():
@@ -142,6 +142,7 @@ def _run(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
         raise ConfigError(f"{rest[0]}: unexpected argument (see --help)")
     match arguments.command:
         case "doctor":
+            # Imports of verbs stand inside them: each is as fast to start as its own modules allow.
             from synthkd.pipelines.doctor import examine
 
             print(examine())

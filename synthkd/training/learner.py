@@ -79,6 +79,7 @@ class Learner:
         modules = [self.module] if self._helpers is None else [self.module, self._helpers]
         self._parameters = [p for m in modules for p in m.parameters() if p.requires_grad]
         optimizer = optimizer_for(settings, self._parameters)
+        # The average copies the module before accelerate may wrap it for several processes.
         self._average = WeightAverage(module, settings.ema) if settings.ema > 0 else None
         self.model: nn.Module
         self.model, self._optimizer = accelerator.prepare(self.module, optimizer)
@@ -112,6 +113,7 @@ class Learner:
         """
         require_finite(loss, self.name, step)
         rate = self._settings.lr * learning_rate_factor(self._settings, step, self.total)
+        # The rate is a function of the step, so a resumed run has no scheduler to restore.
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         self._optimizer.zero_grad(set_to_none=True)
@@ -137,6 +139,7 @@ class Learner:
 
     def _clip(self) -> Tensor:
         """Clip the gradient where the settings say so; its norm before that, a float32 scalar."""
+        # An infinite limit changes nothing; the call then only computes the norm for the log and the check.
         limit = float("inf") if self._settings.clip is None else self._settings.clip
         norm: Tensor | None = self._accelerator.clip_grad_norm_(self._parameters, limit)
         return torch.zeros(()) if norm is None else norm
