@@ -37,38 +37,19 @@ class Verb:
     paths: str | None = None
 
 
+# The module, the function and the configuration class of a job are named after it.
 VERBS = {
-    "audit": Verb(
-        "synthkd.pipelines.config.audit:AuditConfig",
-        "synthkd.pipelines.audit:audit",
-        "attack finished models with lists of images that they were trained on and of others",
-    ),
-    "compress": Verb(
-        "synthkd.pipelines.config.compress:CompressConfig",
-        "synthkd.pipelines.compress:compress",
-        "make a small student to hand over: exported, priced, with a report of what it leaks",
-    ),
-    "distill": Verb(
-        "synthkd.pipelines.config:DistillConfig",
-        "synthkd.pipelines.distill:distill",
-        "make a small student from a teacher without its training data, or with a little of it",
-    ),
-    "evaluate": Verb(
-        "synthkd.pipelines.config.evaluate:EvaluateConfig",
-        "synthkd.pipelines.evaluate:evaluate",
-        "score generated images against real ones",
-        paths="generated",
-    ),
-    "generate": Verb(
-        "synthkd.pipelines.config.generate:GenerateConfig",
-        "synthkd.pipelines.generate:generate",
-        "write a labelled synthetic dataset: image folder, WebDataset or parquet",
-    ),
-    "teach": Verb(
-        "synthkd.pipelines.config.teach:TeachConfig",
-        "synthkd.pipelines.teach:teach",
-        "train a teacher on real data",
-    ),
+    name: Verb(
+        f"synthkd.pipelines.config.{name}:{name.capitalize()}Config", f"synthkd.pipelines.{name}:{name}", help, paths
+    )
+    for name, help, paths in (
+        ("audit", "attack finished models with lists of images that they were trained on and of others", None),
+        ("compress", "make a small student to hand over: exported, priced, with a report of what it leaks", None),
+        ("distill", "make a small student from a teacher without its training data, or with a little of it", None),
+        ("evaluate", "score generated images against real ones", "generated"),
+        ("generate", "write a labelled synthetic dataset: image folder, WebDataset or parquet", None),
+        ("teach", "train a teacher on real data", None),
+    )
 }
 
 _PEER_EXITED = re.compile("closed by peer|reset by peer|remote process exited", re.IGNORECASE)
@@ -88,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with stoppable(), resources(arguments.command):
             code = _run(arguments, rest)
-            sys.stdout.flush()
+            sys.stdout.flush()  # here, so that a full disk or a closed pipe behind stdout is handled below
         return code
     except SynthkdError as error:
         for line in str(error).splitlines():
@@ -161,6 +142,7 @@ def _run(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
         raise ConfigError(f"{rest[0]}: unexpected argument (see --help)")
     match arguments.command:
         case "doctor":
+            # Imports of verbs stand inside them: each is as fast to start as its own modules allow.
             from synthkd.pipelines.doctor import examine
 
             print(examine())

@@ -38,6 +38,7 @@ def _requirements() -> tuple[list[Requirement], dict[str, list[Requirement]]]:
             [Requirement(text) for text in project["dependencies"]],
             {extra: [Requirement(text) for text in texts] for extra, texts in optional.items()},
         )
+    # The requirements of an extra have the marker `extra == "name"`; no other requirement of synthkd has a marker.
     everything = [Requirement(text) for text in distribution.requires or ()]
     required = [requirement for requirement in everything if requirement.marker is None]
     extras = {

@@ -63,7 +63,7 @@ def teach(config: TeachConfig, *, dry_run: bool = False, splits: Splits | None =
     if dry_run:
         splits = splits or load_splits(config.data)
         return Plan(_plan(config, splits, untrained(config, splits)))
-    _require_one_process(config)
+    _require_one_process(config)  # before the run directory exists
     with open_job("teach", config) as job:
         if job.finished is not None:
             if splits is not None:  # the result holds for the caller's images only if it was trained on them
@@ -229,6 +229,7 @@ def _save(
     claim: dict[str, Any] | None,
 ) -> None:
     """Save the last weights, or their average, in the model."""
+    # The evaluated module may be a copy with averaged weights; `model` is what the caller goes on with.
     if evaluated is not model:
         model.load_state_dict(evaluated.state_dict())
     model.eval()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 from synthkd.errors import TrainingError
 from synthkd.settings import Curve, DifficultySettings, OptimizerSettings, Schedule, TemperatureSettings
@@ -17,8 +17,6 @@ __all__ = [
     "learning_rate_factor",
     "value_at",
 ]
-
-Limits = TypeVar("Limits", DifficultySettings, TemperatureSettings)
 
 
 def value_at(schedule: Schedule, step: int, total: int) -> float:
@@ -62,7 +60,7 @@ def learning_rate_factor(settings: OptimizerSettings, step: int, total: int) -> 
     return settings.final + (1.0 - settings.final) * 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
 
 
-class ThresholdScheduler(Generic[Limits]):
+class ThresholdScheduler:
     """A value that is raised while a measure is high and lowered while it is low.
 
     `v <- clip(v * up)` when the measure is above `raise_above`, `v <- clip(v * down)` when it is below `lower_below`;
@@ -73,8 +71,8 @@ class ThresholdScheduler(Generic[Limits]):
         value: v.
     """
 
-    def __init__(self, settings: Limits) -> None:
-        self.settings: Limits = settings
+    def __init__(self, settings: DifficultySettings | TemperatureSettings) -> None:
+        self.settings = settings
         self.value = settings.start
 
     def update(self, measure: float, /) -> float:
@@ -93,7 +91,7 @@ class ThresholdScheduler(Generic[Limits]):
         self.value = float(state["value"])
 
 
-class DifficultyScheduler(ThresholdScheduler[DifficultySettings]):
+class DifficultyScheduler(ThresholdScheduler):
     """Raises the difficulty while student and teacher agree on fresh samples, and lowers it while they do not."""
 
     def update(self, agreement: float) -> float:
@@ -110,7 +108,7 @@ class DifficultyScheduler(ThresholdScheduler[DifficultySettings]):
         return super().update(agreement)
 
 
-class TemperatureScheduler(ThresholdScheduler[TemperatureSettings]):
+class TemperatureScheduler(ThresholdScheduler):
     """Lowers the temperature of the soft labels while the student's loss is small, and raises it while it is large."""
 
     def update(self, loss: float) -> float:

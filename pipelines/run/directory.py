@@ -52,7 +52,7 @@ def run_directory(name: str, config: JobConfig) -> Iterator[Path]:
     """
     with full_disk():
         directory, lock = _choose(name, config)
-        with lock:
+        with lock:  # closing the file frees the lock
             _enter(directory, config)
             yield directory
 
@@ -74,6 +74,7 @@ def _choose(name: str, config: JobConfig) -> tuple[Path, FileIO]:
     number = 1
     while True:
         directory = Path("runs") / name / (config.name if number == 1 else f"{config.name}-{number}")
+        # Finished runs, runs of other configurations, foreign folders and locked runs are left alone.
         resumable = not (directory / RESULT).exists() and _same(directory, config)
         if (resumable or not directory.exists()) and (lock := _lock(directory)) is not None:
             return directory, lock
@@ -102,6 +103,7 @@ def _lock(directory: Path) -> FileIO | None:
 
 def _enter(directory: Path, config: JobConfig) -> None:
     """Prepare a locked directory: remove remains of earlier processes, and save the configuration."""
+    # First of all, so that nothing below reads or writes through a link.
     _sweep(directory)
     if not (directory / RESULT).exists():
         (directory / REPORT).unlink(missing_ok=True)  # of a result that was deleted to finish the run again

@@ -42,6 +42,7 @@ def keep_data(directory: Path, real: Splits | RealData, accelerator: Accelerator
     # Without its record a private run that has begun might spend the budget of these images twice.
     if private and journal.data is None and (directory / METRICS).exists():
         raise journal.unproven(f"{PRIVATE} is gone, though the run has begun")
+    # A run without work may be corrected in place, its images included; runs inside count as its work.
     runs = [directory, *(path.parent for path in directory.rglob(CONFIG))]
     if journal.data is not None and any(map(has_work, runs)):
         raise ConfigError(

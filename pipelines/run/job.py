@@ -71,16 +71,8 @@ class Job:
             SynthkdError, Stopped: see `Loop.run`.
         """
         config = self.config
-        loop = Loop(
-            self.accelerator,
-            state,
-            self.store,
-            self.monitor,
-            config.seed,
-            config.log_every,
-            config.checkpoint_every,
-            headline,
-        )
+        intervals = (config.log_every, config.checkpoint_every)
+        loop = Loop(self.accelerator, state, self.store, self.monitor, config.seed, *intervals, headline)
         return loop.run(stages, title)
 
     def finish(self, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -117,6 +109,7 @@ def open_job(name: str, config: TrainingConfig) -> Iterator[Job]:
     with full_disk(), _shared_directory(name, config) as directory:
         accelerator = make_accelerator(config, directory)
         finished = read_result(directory)
+        # A finished run logs nothing more, and would start an empty run of the tracker.
         if config.track and finished is None:
             accelerator.init_trackers(config.name)
         monitor = Monitor(directory, accelerator)

@@ -66,7 +66,7 @@ def ready_teacher(
     if isinstance(settings, LoadedModel):
         return ReadyTeacher(load_model(settings, source), 0.0)
     result = teach(teach_config(settings, config, str(job.directory / folder(number))))
-    assert isinstance(result, Result)
+    assert isinstance(result, Result)  # a Plan comes of a dry run only
     return ReadyTeacher(load_taught(result), float(result.values["seconds"]))
 
 

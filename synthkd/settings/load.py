@@ -135,6 +135,7 @@ def _completed(schema: Schema, node: Node, written: Any, default: Any) -> Any:
         return written
     if isinstance(written, list):
         return [_completed(schema, branch.get("items", {}), item, None) for item in written]
+    # The default of the field holds only for a section of the same kind.
     base = default if isinstance(default, dict) and schema.pick(node, default) is branch else {}
     complete = {**base, **written}
     for key, child_node in branch.get("properties", {}).items():

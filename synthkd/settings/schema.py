@@ -42,6 +42,7 @@ class Schema:
         if not isinstance(value, dict):
             return None
         sections = [a for a in self.alternatives(node) if a.get("type") == "object"]
+        # Also with a wrong `kind`, whose error then names the kind that is expected.
         if len(sections) == 1:
             return sections[0]
         if "kind" in value:

@@ -79,6 +79,7 @@ class Learner:
         modules = [self.module] if self._helpers is None else [self.module, self._helpers]
         self._parameters = [p for m in modules for p in m.parameters() if p.requires_grad]
         optimizer = optimizer_for(settings, self._parameters)
+        # The average copies the module before accelerate may wrap it for several processes.
         self._average = WeightAverage(module, settings.ema) if settings.ema > 0 else None
         self.model: nn.Module
         self.model, self._optimizer = accelerator.prepare(self.module, optimizer)
@@ -112,6 +113,7 @@ class Learner:
         """
         require_finite(loss, self.name, step)
         rate = self._settings.lr * learning_rate_factor(self._settings, step, self.total)
+        # The rate is a function of the step, so a resumed run has no scheduler to restore.
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         self._optimizer.zero_grad(set_to_none=True)
@@ -137,6 +139,7 @@ class Learner:
 
     def _clip(self) -> Tensor:
         """Clip the gradient where the settings say so; its norm before that, a float32 scalar."""
+        # An infinite limit changes nothing; the call then only computes the norm for the log and the check.
         limit = float("inf") if self._settings.clip is None else self._settings.clip
         norm: Tensor | None = self._accelerator.clip_grad_norm_(self._parameters, limit)
         return torch.zeros(()) if norm is None else norm
@@ -147,21 +150,24 @@ class Learner:
         Raises:
             TrainingError: when a weight is not finite.
         """
+        scaler = self._accelerator.scaler
         return {
             "module": finite_state(self.module, self.name),
             "helpers": {} if self._helpers is None else finite_state(self._helpers, f"{self.name}: its helper layers"),
             "optimizer": self._optimizer.state_dict(),
             "average": {} if self._average is None else self._average.state_dict(),
-            "scaler": {} if self._accelerator.scaler is None else self._accelerator.scaler.state_dict(),
+            "scaler": {} if scaler is None else scaler.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` returned."""
-        self.module.load_state_dict(state["module"])
-        if self._helpers is not None:
-            self._helpers.load_state_dict(state["helpers"])
-        self._optimizer.load_state_dict(state["optimizer"])
-        if self._average is not None:
-            self._average.load_state_dict(state["average"])
-        if self._accelerator.scaler is not None:
-            self._accelerator.scaler.load_state_dict(state["scaler"])
+        parts = {
+            "module": self.module,
+            "helpers": self._helpers,
+            "optimizer": self._optimizer,
+            "average": self._average,
+            "scaler": self._accelerator.scaler,
+        }
+        for name, part in parts.items():
+            if part is not None:
+                part.load_state_dict(state[name])

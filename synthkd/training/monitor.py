@@ -125,11 +125,13 @@ class Monitor:
         if not self._ready:
             self._rewrite(self.rows())  # drops a last line that a kill cut short, which would swallow this row
         seconds = round(self._earlier + time.monotonic() - self._started, 3)
+        # Opened and closed for each row: after a kill every row but the one in progress is in the file.
         with naming(self.path), self.path.open("ab") as file:
             file.write(_line({**head, "seconds": seconds, **rest}))
 
     def _rewrite(self, rows: list[dict[str, Any]]) -> None:
         content = b"".join(_line(row) for row in rows)
+        # Most logs need no change, and a long log is not written again for nothing.
         if not self.path.exists() or self.path.read_bytes() != content:
             write_atomically(self.path, content)
         self._earlier = float(rows[-1].get("seconds", 0.0)) if rows else 0.0
