@@ -104,11 +104,11 @@ def _audit(config: AuditConfig, inputs: AuditInputs, device: torch.device) -> tu
         copies = copy_tests(inside.images, outside.images, lists["generated"].images, config.seed, device)
     said = verdict(None, (), checks)
     counts = inputs.reference_counts
-    found = _report_audit(config, inputs, answers, groups, member)
+    results = _report_audit(config, inputs, answers, groups, member)
     released = [f"{who}: the model that was given, taken as handed over" for who in inputs.models]
     released += ["synthetic images: those that were given"] if "generated" in lists else []
     provenance = _provenance(config, inputs, device)
-    report = privacy_report(said, None, released, (), found, "", checks, copies, UNCOPIED, provenance)
+    report = privacy_report(said, None, released, (), results, "", checks, copies, UNCOPIED, provenance)
     done = time.perf_counter()
     headlines = {
         who: next(one for one in report["audit"]["models"][who][GIVEN]["attacks"] if one["name"] == group.headline)

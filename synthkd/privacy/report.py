@@ -109,13 +109,13 @@ def privacy_report(
     verdict: Verdict,
     flow: Flow | None,
     released: Sequence[str],
-    claims: Sequence[Mapping[str, Any]],
+    claims: Sequence[Mapping[str, object]],
     audit: Mapping[str, Any] | None,
     unaudited: str,
     checks: Sequence[Check],
     copies: Mapping[str, CopyTest],
     uncopied: str,
-    provenance: Mapping[str, Any],
+    provenance: Mapping[str, object],
 ) -> dict[str, Any]:
     """The content of `privacy_report.json`, as JSON values.
 
@@ -191,7 +191,7 @@ def _caveats(flow: Flow | None, audit: Mapping[str, Any] | None, insecure: bool)
     return tuple(caveats)
 
 
-def plain(value: Any) -> Any:
+def plain(value: object) -> Any:
     """The value for JSON: dataclasses become dicts, tensors and tuples lists, infinite and NaN floats None."""
     if is_dataclass(value) and not isinstance(value, type):
         return plain({name: getattr(value, name) for name in value.__dataclass_fields__})
