@@ -50,8 +50,8 @@ class DistillSettings(Settings):
     adapt: AdaptSettings = AdaptSettings()
     terms: Annotated[dict[str, Weight], Listed] = Field(default_factory=dict)
     """Losses of your own: `package.module:function` (takes a StudentView, gives a scalar) -> weight."""
-    batch_size: Batch = 256
-    optimizer: OptimizerSettings = OptimizerSettings()
+    batch_size: Batch = 64
+    optimizer: OptimizerSettings = OptimizerSettings(kind="adamw", lr=3e-3, weight_decay=0.05, schedule="one_cycle")
 
     @property
     def features(self) -> tuple[FeatureTerm, ...]:
