@@ -137,7 +137,7 @@ def refuse_sources_outside(recipe: Mapping[str, Any]) -> None:
         ConfigError: with the line that says the same today.
     """
     if moved := _moved(recipe):
-        raise ConfigError(_moved_to(moved, {"transfer_set": present_form(recipe)}))
+        raise ConfigError(_moved_to(moved, recipe, {"transfer_set": present_form(recipe)}))
 
 
 def refuse_flat_form(recipe: Mapping[str, Any], keys: set[str]) -> None:
@@ -160,7 +160,7 @@ def refuse_flat_form(recipe: Mapping[str, Any], keys: set[str]) -> None:
         mix = {key: value for key, value in section(recipe, "mix").items() if key not in ("real", "live")}
         distillation.pop("mix", None)
         distillation |= {"mix": mix} if mix else {}
-    raise ConfigError(_moved_to(moved, {"distillation": distillation}))
+    raise ConfigError(_moved_to(moved, recipe, {"distillation": distillation}))
 
 
 def _moved(recipe: Mapping[str, Any]) -> list[str]:
@@ -168,10 +168,13 @@ def _moved(recipe: Mapping[str, Any]) -> list[str]:
     return [key for key in MOVED if key in recipe] + [f"mix.{key}" for key in ("real", "live") if key in mix]
 
 
-def _moved_to(moved: Sequence[str], form: Mapping[str, Any]) -> str:
+def _moved_to(moved: Sequence[str], recipe: Mapping[str, Any], form: Mapping[str, Any]) -> str:
+    where, one = next(iter(form)), len(moved) == 1
+    keys = f"{', '.join(moved)} {'is' if one else 'are'} part of {where} now"
+    if where in recipe:  # its place is taken, and what is there may be more than `form` says
+        return f"{keys}: move {'it' if one else 'them'} into the {where} of this recipe"
     line = yaml.safe_dump(form, default_flow_style=True, sort_keys=False, width=10**6).strip()[1:-1]
-    where = next(iter(form))
-    return f"{', '.join(moved)} {'is' if len(moved) == 1 else 'are'} part of {where} now: write {line}"
+    return f"{keys}: write {line}"
 
 
 def section(recipe: Mapping[str, Any], key: str) -> Mapping[str, Any]:

@@ -120,7 +120,9 @@ def explain(shape: Shape, data: Mapping[str, Any], error: ValidationError) -> li
         data: plain data (dicts, lists, text, numbers, booleans, null) that was validated.
         error: what pydantic found.
     """
-    problems = [_problem(shape, data, found) for found in error.errors(include_url=False, include_input=False)]
+    # A default that follows from another field is not made where that field is wrong, which is the problem to name.
+    errors = error.errors(include_url=False, include_input=False)
+    problems = [_problem(shape, data, one) for one in errors if one["type"] != "default_factory_not_called"]
     # A union without kinds (a number or a curve) fails once per member; what is said of the member that was meant is
     # more than "expected a number or a curve", which stays only where nothing better is known.
     known = {problem.path[:end] for problem in problems if not problem.vague for end in range(len(problem.path) + 1)}

@@ -26,14 +26,17 @@ from synthkd.system.sealed import unsealed
 from synthkd.types import ImageSpec
 
 DIGITS = {"kind": "digits"}
+GENERATED: dict[str, Any] = {
+    "kind": "generated",
+    "generator": {"kind": "pixels", "batch_size": 20, "steps": 2},
+    "bank": {"capacity": 60},
+}
+REAL: dict[str, Any] = {"kind": "real", "data": DIGITS}
 SMALL: dict[str, Any] = {
     "student": {"arch": "convnet", "width": 4},
     "inherit": False,
-    "generator": {"kind": "pixels", "batch_size": 20, "steps": 2},
-    "data": DIGITS,
-    "mix": {"real": 0.5},
+    "transfer_set": [GENERATED, {**REAL, "share": 0.5}],
     "phases": [{"kind": "pregenerate", "rounds": 2}, {"kind": "joint", "steps": 24, "every": 8}],
-    "bank": {"capacity": 60},
     "distill": {
         "batch_size": 16,
         "temperature": 4,
@@ -48,8 +51,8 @@ SMALL: dict[str, Any] = {
 }
 UNTAUGHT: dict[str, Any] = {
     **SMALL,
-    "generator": {"kind": "none"},
-    "mix": {"real": 1.0, "mixup": 0.0},
+    "transfer_set": REAL,
+    "mix": {"mixup": 0.0},
     "phases": [{"kind": "refine", "steps": 24}],
     "distill": {**SMALL["distill"], "alpha": 1.0},
 }
@@ -153,7 +156,10 @@ ONLINE: dict[str, Any] = {
         "averaged": True,
         "swap": {"above": 0.05, "again_below": 0.01},
     },
-    "bank": {"capacity": 60, "policy": "prioritized"},
+    "transfer_set": [
+        {**GENERATED, "bank": {"capacity": 60, "policy": "prioritized"}},
+        {**REAL, "share": 0.5},
+    ],
     "distill": {
         **SMALL["distill"],
         "average": 0.2,
