@@ -115,7 +115,8 @@ def sources_of(transfer_set: TransferSetSettings) -> tuple[GeneratedSet | Stored
     """The sources of a transfer set, one or several.
 
     Raises:
-        ValueError: shares that leave none or more than one source for the rest, or two sources of one kind.
+        ValueError: shares that leave none or more than one source for the rest, two sources of one kind, or generated
+            beside stored images.
     """
     sources = transfer_set if isinstance(transfer_set, tuple) else (transfer_set,)
     if sum(source.share is None for source in sources) != 1:
@@ -123,6 +124,8 @@ def sources_of(transfer_set: TransferSetSettings) -> tuple[GeneratedSet | Stored
     kinds = [source.kind for source in sources]
     if twice := [kind for kind in dict.fromkeys(kinds) if kinds.count(kind) > 1]:
         raise ValueError(f"transfer_set: there are two sources of kind {twice[0]}: leave one out")
+    if {"generated", "stored"} <= set(kinds):  # a run has one memory bank, and the dataset fills all of it
+        raise ValueError("transfer_set: generated and stored images need a memory bank each: leave one source out")
     return tuple(sources)
 
 
