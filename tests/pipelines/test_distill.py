@@ -334,8 +334,12 @@ def test_phases_that_cannot_work_are_refused(teacher: Path) -> None:
         ([refine], r"phases\.0: refine would draw from an empty bank"),
         ([{"kind": "pregenerate", "rounds": 2, "discard": 2}, refine], r"phases\.1: refine"),
     ):
-        with pytest.raises(ConfigError, match=message):
-            distill(config_for(teacher, None, phases=phases), dry_run=True)
+        for transfer_set in (GENERATED, [GENERATED, real(0.5)]):
+            with pytest.raises(ConfigError, match=message):
+                distill(config_for(teacher, None, phases=phases, transfer_set=transfer_set), dry_run=True)
+    for transfer_set in ({**GENERATED, "live": 1.0}, [GENERATED, real(1.0)]):
+        plan = distill(config_for(teacher, None, phases=[refine], transfer_set=transfer_set), dry_run=True)
+        assert isinstance(plan, Plan), "nothing is drawn from the bank"
 
 
 @pytest.mark.parametrize("generator", ["inversion", "pixels"])
