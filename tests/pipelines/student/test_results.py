@@ -115,7 +115,7 @@ def test_the_plan_names_several_teachers_and_how_they_are_weighed(teacher: dict[
     )
     selected = {**more, "team": {"weighting": "selected"}, "distill": {**SOURCE["distill"], "adapt": {"every": 7}}}
     assert "\n  team: 2 teachers, weighting selected\n" in str(distill(config_of(**selected), dry_run=True))
-    assert planned(**selected)[-1] == "adapts: who teaches; a look every 7 steps"
+    assert planned(**selected)[-1] == "adapts: who teaches; evaluated every 7 steps"
     assert "team" not in str(distill(config_of(teacher=teacher), dry_run=True))
 
 
@@ -133,7 +133,7 @@ def test_the_plan_shows_who_teaches_whom_and_what_adapts() -> None:
         "term average: weight 0.5",
         "term mutual: weight 1, answers by the others' averages, temperature 2",
         "swap: peer 1 teaches at first, another from above 95% of its accuracy, armed again below 90%",
-        "adapts: temperature, who teaches; a look every 6 steps",
+        "adapts: temperature, who teaches; evaluated every 6 steps",
     ]
 
 
