@@ -315,6 +315,24 @@ def test_of_images_of_the_bank_a_team_is_asked_anew_and_one_teacher_has_answered
     torch.testing.assert_close(asked.teacher_logits, expected, atol=1e-3, rtol=1e-3)
 
 
+@pytest.mark.parametrize("mixed", [False, True])
+def test_real_images_of_a_generator_are_held_out_unless_they_are_private(mixed: bool, teacher: dict[str, Any]) -> None:
+    for settings, count in (
+        ({"kind": "cgan", "width": 8, "critic_width": 8}, 60),
+        ({"kind": "merf", "epsilon": 1.0}, None),
+    ):
+        own = {**GENERATED, "generator": {**settings, "batch_size": 20}}
+        sources = [own, {**REAL, "share": 0.5}] if mixed else {**own, "data": DIGITS}
+        transfer_set = assembled(config_of({**SMALL, "teacher": teacher, "transfer_set": sources})).transfer_set
+        held_out = transfer_set.held_out()
+        if count is None:
+            assert held_out is None, "nobody paid for a look at them, and the bank is empty so far"
+        else:
+            assert held_out is not None
+            assert len(held_out.images) == count
+            assert held_out.labels is not None, "annotated"
+
+
 def test_a_run_without_any_weight_is_refused_before_it_begins() -> None:
     with pytest.raises(ConfigError, match="all terms have weight 0 at step 0; give one to any of soft, hard"):
         assembled(config_of(UNTAUGHT, None, **distilling(alpha=0.0, soft=0.0)))
