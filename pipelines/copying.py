@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from synthkd.errors import MissingExtraError
-from synthkd.metrics.arrays import thinned
+from synthkd.metrics.arrays import subsample
 from synthkd.metrics.features import build_extractor, extract
 from synthkd.privacy.copies import CopyTest, copy_test
 from synthkd.rng import stream
@@ -40,6 +40,6 @@ def look_for_copies(
         network = build_extractor(EfficientNetExtractor(kind="efficientnet_lite0"), device)
     except MissingExtraError:
         return found
-    few = (thinned(images, min(MOST, len(images)), stream(seed, "copies")) for images in (train, holdout))
+    few = (subsample(images, min(MOST, len(images)), stream(seed, "copies")) for images in (train, holdout))
     features = [extract([images], network).values for images in (*few, generated)]
     return found | {FEATURES: copy_test(features[0], features[1], features[2], seed)}

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from synthkd.errors import DataError
-from synthkd.metrics.arrays import thinned
+from synthkd.metrics.arrays import subsample
 from synthkd.metrics.diversity import (
     Modes,
     cluster_modes,
@@ -238,7 +238,7 @@ def _diversity(generated: ScoredSet, real: ScoredSet, options: SuiteOptions) -> 
     ours, theirs = generated.features.values, real.features.values
     # the score grows with n, so both sides have equally many
     fewest = min(about.n)
-    some, others = (thinned(x, fewest, stream(options.seed, "suite subset")) for x in (ours, theirs))
+    some, others = (subsample(x, fewest, stream(options.seed, "suite subset")) for x in (ours, theirs))
     vendi, of_real = _tried(lambda: vendi_with_error(some)), _tried(lambda: vendi_score(others))
     if isinstance(vendi, str):
         yield about.missing("Vendi", "higher", vendi)

@@ -17,7 +17,7 @@ from scipy.stats import binom
 from torch import Tensor
 
 from synthkd.errors import ConfigError
-from synthkd.metrics.arrays import Array, same_width, thinned
+from synthkd.metrics.arrays import Array, same_width, subsample
 from synthkd.metrics.neighbours import nearest, points
 from synthkd.rng import numpy_stream, stream
 
@@ -107,7 +107,7 @@ def copy_test(
     same_width(train, holdout, "train and holdout")
     same_width(train, generated, "train and generated")
     n_each, rng = min(len(train), len(holdout)), stream(seed, "copy test")
-    few_train, few_holdout = thinned(train, n_each, rng), thinned(holdout, n_each, rng)
+    few_train, few_holdout = subsample(train, n_each, rng), subsample(holdout, n_each, rng)
 
     closest = nearest(generated, train, 1)
     to_train = closest if len(train) == n_each else nearest(generated, few_train, 1)
