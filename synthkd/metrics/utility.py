@@ -32,6 +32,11 @@ class Proportion:
     low: float
     high: float
 
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Both ends of the interval."""
+        return self.low, self.high
+
     def __str__(self) -> str:
         """For example "93.10% [91.40%, 94.50%] of 1,000"."""
         return f"{self.value:.2%} [{self.low:.2%}, {self.high:.2%}] of {self.n:,}"
