@@ -1,6 +1,6 @@
 """What a checkpoint of a memory bank on disk costs: seconds and memory, against a copy of the whole bank.
 
-    python benchmarks/checkpoint.py
+    python -m benchmarks.checkpoint
 
 A bank of 3x32x32 images is filled and saved; then 10,000 images are added before each further checkpoint. Beside it the
 same is done as it was done before: the bank is copied into memory and written whole. Memory is the growth of the
@@ -9,29 +9,27 @@ process's peak resident set during one checkpoint, pages of the map itself left 
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
+from benchmarks import common
+from benchmarks.common import Row
 from synthkd.data.bank import MemoryBank
 from synthkd.settings import BankSettings
-from synthkd.system.files import write_atomically
-from synthkd.system.hardware import describe
 from synthkd.training.checkpoint import CheckpointStore
 from synthkd.types import ImageSpec
 
-RESULTS = Path(__file__).parent / "results" / "checkpoint.json"
 SPEC = ImageSpec(3, 32, 32, 10)
 ADDED = 10_000
 BLOCK = 10_000
+COLUMNS = "images | bank | checkpoint | seconds, median | memory | whole: seconds | memory | ratio, median [range]"
 
 
 def anonymous_bytes() -> int:
@@ -62,6 +60,7 @@ def measured(run: Callable[[], object]) -> tuple[float, int]:
 
 
 def add(bank: MemoryBank, count: int) -> None:
+    """Add `count` random images."""
     for first in range(0, count, BLOCK):
         n = min(BLOCK, count - first)
         rng = torch.Generator().manual_seed(bank.added)
@@ -69,24 +68,32 @@ def add(bank: MemoryBank, count: int) -> None:
         bank.add(images, torch.arange(n) % SPEC.classes, torch.randn(n, SPEC.classes, generator=rng))
 
 
-def whole(bank: MemoryBank) -> dict[str, Any]:
+def whole(bank: MemoryBank) -> dict[str, torch.Tensor]:
     """The bank's arrays as a copy, which is what a checkpoint used to hold."""
     return {name: getattr(bank, f"_{name}")[: len(bank)].clone() for name in ("images", "labels", "logits", "births")}
 
 
-def costs(images: int, repeats: int) -> dict[str, Any]:
+def costs(images: int, repeats: int) -> Row:
+    """What the first checkpoint of a bank of `images` costs, and those after more images, in both ways."""
     with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder:
         place = Path(folder)
         bank = MemoryBank(SPEC, BankSettings(capacity=images, storage="disk"), 0, place / "bank")
         shared, copied = CheckpointStore(place / "shared"), CheckpointStore(place / "copied")
+
+        def save(store: CheckpointStore, step: int) -> None:
+            store.save(step, {"bank": bank.state_dict()})
+
+        def save_whole(store: CheckpointStore, step: int) -> None:
+            store.save(step, {"bank": whole(bank)})
+
         add(bank, images)
-        first = measured(lambda: shared.save(0, {"bank": bank.state_dict()}))
+        first = measured(partial(save, shared, 0))
         new: list[tuple[float, int]] = []
         old: list[tuple[float, int]] = []
         for step in range(1, repeats + 1):
             add(bank, ADDED)
-            new.append(measured(lambda step=step: shared.save(step, {"bank": bank.state_dict()})))  # type: ignore[misc]
-            old.append(measured(lambda step=step: copied.save(step, {"bank": whole(bank)})))  # type: ignore[misc]
+            new.append(measured(partial(save, shared, step)))
+            old.append(measured(partial(save_whole, copied, step)))
         ratios = [before[0] / after[0] for after, before in zip(new, old, strict=True)]
         return {
             "images": images,
@@ -100,33 +107,33 @@ def costs(images: int, repeats: int) -> dict[str, Any]:
         }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def seconds_and_memory(cost: Row) -> list[str]:
+    """Two columns of the table."""
+    return [f"{cost['seconds']:.2f}", f"{cost['memory_bytes'] / 1e6:,.0f} MB"]
+
+
+def tables(content: Row) -> str:
+    """Two rows for each size of the bank: later checkpoints, and the first."""
+    rows = []
+    for row in content["rows"]:
+        size = [f"{row['images']:,}", f"{row['bank_bytes'] / 1e9:.2f} GB", f"{content['added']:,} new"]
+        costs = [text for key in ("new", "whole") for text in seconds_and_memory(row[key])]
+        rows.append([*size, *costs, common.between(row["ratio_median"], *row["ratio_range"], digits=0)])
+        rows.append(["", "", "all of them (first)", *seconds_and_memory(row["first"]), "", "", ""])
+    return common.table(COLUMNS, rows)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure, write the results and print the table."""
+    parser = common.options("checkpoint", __doc__)
     parser.add_argument("--images", type=int, nargs="+", default=[200_000, 1_000_000])
     parser.add_argument("--repeats", type=int, default=5)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     torch.set_num_threads(1)
     rows = [costs(images, arguments.repeats) for images in arguments.images]
-    result = {
-        "command": "python benchmarks/checkpoint.py",
-        "hardware": describe(torch.device("cpu")),
-        "added": ADDED,
-        "rows": rows,
-    }
-    write_atomically(RESULTS, json.dumps(result, indent=1).encode() + b"\n")
-    print("| images | bank | checkpoint | seconds, median | memory | whole: seconds | memory | ratio, median [range] |")
-    print("|---|---|---|---|---|---|---|---|")
-    for row in rows:
-        low, high = row["ratio_range"]
-        print(
-            f"| {row['images']:,} | {row['bank_bytes'] / 1e9:.2f} GB | {ADDED:,} new | {row['new']['seconds']:.2f} | "
-            f"{row['new']['memory_bytes'] / 1e6:,.0f} MB | {row['whole']['seconds']:.2f} | "
-            f"{row['whole']['memory_bytes'] / 1e6:,.0f} MB | {row['ratio_median']:.0f} [{low:.0f}, {high:.0f}] |"
-        )
-        print(
-            f"| | | all of them (first) | {row['first']['seconds']:.2f} | {row['first']['memory_bytes'] / 1e6:,.0f} MB "
-            "| | | |"
-        )
+    content: Row = {"hardware": common.environment()["hardware"], "added": ADDED, "rows": rows}
+    common.save("checkpoint", content)
+    print(tables(content))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The quick recipe of `synthkd compress`, end to end: a teacher, a student, its exports, and an audit of the pipeline.
 
-    python benchmarks/compress.py [--threads 2]
+    python -m benchmarks.compress [--threads 2]
 
 Run it alone on the machine. `seconds` is all of configs/compress_digits.yaml, from the first image to the reports:
 the pipeline, three more runs of it for the audit (400 canaries, two references), and the control. A run that was
@@ -9,29 +9,21 @@ interrupted goes on, but its seconds are then only those of the last part. Writt
 
 from __future__ import annotations
 
-import argparse
-import json
 import time
-from importlib.metadata import version
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
 
-import torch
-
+from benchmarks import common
+from benchmarks.common import Row
 from synthkd.pipelines import compress
 from synthkd.pipelines.config import CompressConfig
-from synthkd.pipelines.run.directory import Result
-from synthkd.settings.load import load_config
-from synthkd.system.files import write_atomically
-from synthkd.system.hardware import describe
+from synthkd.pipelines.run.result import Result
 
-HERE = Path(__file__).parent
-RUN, RESULTS = HERE / "runs" / "compress" / "digits", HERE / "results" / "compress.json"
-RECIPE = HERE.parent / "configs" / "compress_digits.yaml"
+RUN = common.RUNS / "compress" / "digits"
+RECIPE = common.ROOT / "configs" / "compress_digits.yaml"
 
 
-def measured(result: Result, seconds: float) -> dict[str, Any]:
-    """The row of a run."""
+def measured(result: Result, seconds: float) -> Row:
+    """What is kept of a run that took `seconds`."""
     values = result.values
     handover = values["handover"]
     cost, files = handover["cost"], handover["files"]
@@ -48,41 +40,35 @@ def measured(result: Result, seconds: float) -> dict[str, Any]:
     }
 
 
-def table(row: dict[str, Any]) -> str:
-    """The row as a table."""
-    teacher, student, int8 = row["teacher"], row["student"], row["int8"]
+def tables(content: Row) -> str:
+    """The one row as a table."""
+    teacher, student, int8 = content["teacher"], content["student"], content["int8"]
     cells = {
-        "minutes": f"{row['seconds'] / 60:.1f}",
-        "parameters of the teacher's": f"{row['parameters']:.1%}",
-        "teacher, %": f"{100 * teacher['accuracy']:.2f} [{', '.join(f'{100 * x:.2f}' for x in teacher['interval'])}]",
-        "student, %": f"{100 * student['value']:.2f} [{100 * student['low']:.2f}, {100 * student['high']:.2f}]",
+        "minutes": f"{content['seconds'] / 60:.1f}",
+        "parameters of the teacher's": f"{content['parameters']:.1%}",
+        "teacher, %": common.percent(teacher["accuracy"], teacher["interval"]),
+        "student, %": common.percent(student["value"], (student["low"], student["high"])),
         "int8, %": f"{100 * int8['accuracy']['value']:.2f}",
         "int8 smaller": f"{int8['smaller']:.2f} x",
-        "verdict": row["verdict"],
+        "verdict": content["verdict"],
     }
-    return "\n".join([f"| {' | '.join(cells)} |", "|" + "---|" * len(cells), f"| {' | '.join(cells.values())} |"])
+    return common.table(" | ".join(cells), [list(cells.values())])
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the recipe, print the row and write it."""
+    parser = common.options("compress", __doc__)
     parser.add_argument("--threads", type=int, default=2, help="of torch")
-    arguments = parser.parse_args()
+    threads = parser.parse_args(argv).threads
     began = time.perf_counter()
-    result = compress(load_config(CompressConfig, RECIPE, [f"out={RUN}", f"threads={arguments.threads}"]))
-    assert isinstance(result, Result)
+    result = common.run(compress, CompressConfig, RECIPE, RUN, f"threads={threads}")
     row = measured(result, time.perf_counter() - began)
-    print(table(row))
+    print(tables(row))
     if row["seconds"] < sum(row["stages"].values()) - 1:
         print("the run was finished before; remove its directory to measure it")
         return
-    content = {
-        "command": "python benchmarks/compress.py",
-        **row,
-        "threads": arguments.threads,
-        "versions": {name: version(name) for name in ("torch", "onnxruntime", "numpy")},
-        "hardware": describe(torch.device("cpu")),
-    }
-    write_atomically(RESULTS, json.dumps(content, indent=1).encode() + b"\n")
+    versions = common.environment("torch", "onnxruntime", "numpy")
+    common.save("compress", {**row, "threads": threads, **versions})
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """A whole `synthkd evaluate`: 10,000 images against 10,000 of Fashion-MNIST, every score but CAS, from start to exit.
 
-    python benchmarks/evaluate.py [--root FOLDER]
+    python -m benchmarks.evaluate [--root FOLDER]
 
 The generated images are training images with noise; 10,000 other training images stand for what a generator learned
 from, and the test images are both the real set and the holdout. A convnet that is taught for 500 steps first judges
@@ -10,34 +10,33 @@ what it takes beside what it reports: importing, building the networks, pictures
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 import statistics
 import subprocess
 import sys
 import time
-from importlib.metadata import version
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from benchmarks import common, pairs
+from benchmarks.common import Row
 from synthkd.data.read.real import load_splits
 from synthkd.data.read.splits import RealData
+from synthkd.pipelines import teach
 from synthkd.pipelines.config import TeachConfig
-from synthkd.pipelines.teach import teach
 from synthkd.settings import NamedData
-from synthkd.settings.load import load_config
-from synthkd.system.hardware import describe
 from synthkd.types import to_float, to_uint8
 
-HERE = Path(__file__).parent
-RUNS, RESULTS = HERE / "runs" / "evaluate", HERE / "results" / "evaluate.json"
+RUNS = common.RUNS / "evaluate"
 COUNT, NOISE, REPEATS = 10_000, 0.06, 3
 
 
 def save(path: Path, images: torch.Tensor, labels: torch.Tensor, names: tuple[str, ...]) -> None:
+    """Write a set of images as a file of arrays."""
     np.savez(path, images=images.numpy(), labels=labels.numpy(), class_names=np.array(names))
 
 
@@ -53,18 +52,24 @@ def prepare(root: str) -> None:
     save(RUNS / "generated.npz", to_uint8(noisy), train.labels[some], train.class_names)
     save(RUNS / "train.npz", train.images[others], train.labels[others], train.class_names)
     source = {"data": data, "model": {"arch": "convnet", "width": 32}, "training": {"steps": 500}}
-    teach(load_config(TeachConfig, source, [f"out={RUNS / 'teacher'}"]))
+    common.run(teach, TeachConfig, source, RUNS / "teacher")
 
 
 def measure(root: str) -> dict[str, float]:
     """Seconds of one evaluation by stage."""
     out = RUNS / "run"
     shutil.rmtree(out, ignore_errors=True)
-    real = [f"{key}.{setting}" for key in ("real", "holdout") for setting in
-            ("data.kind=fashion_mnist", f"data.root={root}", "split=test")]  # fmt: skip
-    command = [sys.executable, "-m", "synthkd", "evaluate", str(RUNS / "generated.npz"), f"train={RUNS / 'train.npz'}",
-               *real, "teacher.kind=load", f"teacher.model={RUNS / 'teacher'}", "features.kind=efficientnet_lite0",
-               "cache=null", f"out={out}"]  # fmt: skip
+    real = ("data.kind=fashion_mnist", f"data.root={root}", "split=test")
+    overrides = [
+        f"train={RUNS / 'train.npz'}",
+        *(f"{key}.{setting}" for key in ("real", "holdout") for setting in real),
+        "teacher.kind=load",
+        f"teacher.model={RUNS / 'teacher'}",
+        "features.kind=efficientnet_lite0",
+        "cache=null",
+        f"out={out}",
+    ]
+    command = [sys.executable, "-m", "synthkd", "evaluate", str(RUNS / "generated.npz"), *overrides]
     started = time.perf_counter()
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     whole = time.perf_counter() - started
@@ -75,26 +80,27 @@ def measure(root: str) -> dict[str, float]:
     return {**stages, "start": whole - sum(stages.values()), "whole": whole}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--root", default="/usr/share/datasets/fashion-mnist", help="folder with the dataset's files")
-    root = parser.parse_args().root
+def tables(content: Row) -> str:
+    """Seconds of each stage, and the share of the feature networks."""
+    rows = "\n".join(f"| {name} | {seconds:.1f} |" for name, seconds in content["median"].items())
+    return f"{rows}\n\nfeature networks: {content['share_of_features']:.0%} of the whole"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure, print the medians and write them."""
+    parser = common.options("evaluate", __doc__)
+    pairs.add_root(parser)
+    root = parser.parse_args(argv).root
     prepare(root)
     repeats = [measure(root) for _ in range(REPEATS)]
-    median = {name: statistics.median(run[name] for run in repeats) for name in repeats[0]}
-    share = statistics.median(run["features"] / run["whole"] for run in repeats)
-    for name, seconds in median.items():
-        print(f"| {name} | {seconds:.1f} |")
-    print(f"\nfeature networks: {share:.0%} of the whole")
-    content = {
+    content: Row = {
         "images": {"generated": COUNT, "real": COUNT, "train": COUNT},
         "seconds": repeats,
-        "median": median,
-        "share_of_features": share,
-        "versions": {name: version(name) for name in ("torch", "numpy", "scipy")},
-        "hardware": describe(torch.device("cpu")),
+        "median": {name: statistics.median(run[name] for run in repeats) for name in repeats[0]},
+        "share_of_features": statistics.median(run["features"] / run["whole"] for run in repeats),
     }
-    RESULTS.write_text(json.dumps(content, indent=1) + "\n")
+    print(tables(content))
+    common.save("evaluate", content | common.environment("torch", "numpy", "scipy"))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Generators on Fashion-MNIST: what minutes of training on two cores are worth, and what their switches do.
 
-    python benchmarks/generators.py [--cells headline] [--seeds 3] [--root FOLDER]
-    python benchmarks/generators.py --calibrate    # the seconds of a training step here, nothing else
-    python benchmarks/generators.py --smoke        # ten steps a cell on one thread, written elsewhere
+    python -m benchmarks.generators [--cells headline] [--seeds 3] [--root FOLDER]
+    python -m benchmarks.generators --calibrate    # the seconds of a training step here, nothing else
+    python -m benchmarks.generators --smoke        # ten steps a cell on one thread, written elsewhere
 
 Run it alone on the machine. Each cell is a `synthkd generate`: the generator is trained at difficulty 0.3 and a dataset
 of 1,000 images a class is written at 0.3, where runs start; that is the headline. The generator that a headline cell
@@ -10,7 +10,7 @@ saved is then sampled at difficulties 0 and 1 too, from the same random rows. An
 stopped, finished ones are kept in benchmarks/runs; the tables go to benchmarks/results/generators.json, a picture of
 each headline cell to docs/images.
 
-Agreement is the share of images in which the teacher (the convnet of benchmarks/fashion_mnist.py) sees the asked label.
+Agreement is the share of images in which the teacher (the convnet of fashion_mnist.py) sees the asked label.
 Distances and neighbours are those of its penultimate features against the 10,000 test images; the row `real` is as many
 training images, whose distance is the floor. A distance of few images is mostly bias, so it is measured at two sizes:
 of all samples, and of 1,000 (the median of as many disjoint thousands as there are). A class or cluster is missed as
@@ -21,51 +21,35 @@ collapse every 100 steps against 1,200 training images kept out, a few per cent 
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE))
-
-import fashion_mnist
-
+from benchmarks import common, pairs
+from benchmarks.common import Row
+from benchmarks.generator_tables import collapse_table, table
+from benchmarks.judge import CLUSTERS, NEIGHBOUR, Judge
 from synthkd.data.read.real import load_splits
 from synthkd.data.written.stored import read_stored
 from synthkd.generators.build import build_generator
 from synthkd.generators.inversion import SAMPLE_STEPS
-from synthkd.generators.settings import SavedSettings
-from synthkd.metrics import (
-    accuracy,
-    cluster_modes,
-    frechet_distance_from_features,
-    frechet_standard_error,
-    mode_collapse,
-    precision_recall_density_coverage,
-)
-from synthkd.metrics.arrays import Array
-from synthkd.metrics.features import FeatureExtractor, Features, build_extractor, extract
+from synthkd.generators.settings import DiffusionSettings, SavedSettings
+from synthkd.metrics.features import build_extractor, extract
 from synthkd.models import Classifier, load_model
 from synthkd.pipelines import generate
 from synthkd.pipelines.config import GenerateConfig
-from synthkd.pipelines.run.directory import Result
-from synthkd.pipelines.run.job import make_accelerator
+from synthkd.pipelines.run.device import make_accelerator
+from synthkd.pipelines.run.result import Result
 from synthkd.reports.grids import ROWS, save_grid
 from synthkd.rng import Rows
 from synthkd.settings import LoadedModel, NamedData, TeacherExtractor
 from synthkd.settings.load import load_config
-from synthkd.system.files import write_atomically
 from synthkd.system.hardware import describe
 from synthkd.training.monitor import read_rows, series
 from synthkd.types import SampleGenerator, to_uint8
@@ -73,11 +57,11 @@ from synthkd.types import SampleGenerator, to_uint8
 PAIR = "convnet"
 HEADLINE = 0.3
 DIFFICULTIES = (HEADLINE, 0.0, 1.0)
-CLUSTERS, NEIGHBOUR, BATCH = 100, 5, 100
-FEW = 1000
-"""Samples of the second, smaller distance."""
+BATCH = 100
 DIFFUSION_STEPS, CGAN_STEPS = 25, 10
 """Training steps of a round, the generators' defaults."""
+SAMPLER_STEPS = {"cgan": 1, "inversion": SAMPLE_STEPS}
+"""Steps of the samplers without a setting for it."""
 KEPT_OUT = 0.02
 MEASURE_EVERY = 10
 """Rounds between two measurements of mode collapse in the cGAN ablations, and between log rows everywhere."""
@@ -102,25 +86,27 @@ class Cell:
         holdout: share of those that is kept out, to measure mode collapse on while training.
     """
 
-    generator: Mapping[str, Any]
+    generator: Mapping[str, object]
     rounds: int
     steps: int
     real: bool = True
     holdout: float = 0.0
 
 
-def diffusion(steps: int, **changes: Any) -> Cell:
+def diffusion(steps: int, **changes: object) -> Cell:
+    """A diffusion generator that is trained for as many steps."""
     return Cell({"kind": "diffusion", "horizon": steps, **changes}, steps // DIFFUSION_STEPS, steps)
 
 
-def cgan(steps: int, holdout: float = 0.0, **changes: Any) -> Cell:
-    settings = {"kind": "cgan", "measure_every": MEASURE_EVERY, **changes}
+def cgan(steps: int, holdout: float = 0.0, **changes: object) -> Cell:
+    """A cGAN that is trained for as many steps."""
+    settings: Row = {"kind": "cgan", "measure_every": MEASURE_EVERY, **changes}
     return Cell(settings, steps // CGAN_STEPS, steps, holdout=holdout)
 
 
 def cgan_ablation(curriculum: bool, spectral_norm: bool) -> Cell:
-    changes = {"r1": 0.1, "curriculum": curriculum, "spectral_norm": spectral_norm}
-    return cgan(SHORT["cgan"], KEPT_OUT, **changes)
+    """A cGAN of the ablations."""
+    return cgan(SHORT["cgan"], KEPT_OUT, r1=0.1, curriculum=curriculum, spectral_norm=spectral_norm)
 
 
 GROUPS: dict[str, dict[str, Cell]] = {
@@ -150,7 +136,7 @@ class Scale:
         timed: batches whose sampling is timed.
         threads: of torch.
         runs: finished cells.
-        results: the JSON.
+        results: folder of the JSON.
         images: pictures of the headline cells.
     """
 
@@ -162,72 +148,18 @@ class Scale:
     images: Path
 
 
-RUNS, SMOKE_RUNS = HERE / "runs" / "generators", HERE / "runs" / "generators_smoke"
-FULL = Scale(1000, 10, 2, RUNS, HERE / "results" / "generators.json", HERE.parent / "docs" / "images")
-SMOKE = Scale(20, 1, 1, SMOKE_RUNS, SMOKE_RUNS / "generators.json", SMOKE_RUNS)
+RUNS, SMOKE_RUNS = common.RUNS / "generators", common.RUNS / "generators_smoke"
+FULL = Scale(1000, 10, 2, RUNS, common.RESULTS, common.IMAGES)
+SMOKE = Scale(20, 1, 1, SMOKE_RUNS, SMOKE_RUNS, SMOKE_RUNS)
 
 
 def tiny(cell: Cell) -> Cell:
     """The same kind of cell, trained for ten rounds of a step."""
-    changes = {"steps": 1} | ({"horizon": MEASURE_EVERY} if "horizon" in cell.generator else {})
+    changes: Row = {"steps": 1} | ({"horizon": MEASURE_EVERY} if "horizon" in cell.generator else {})
     return replace(cell, generator={**cell.generator, **changes}, rounds=MEASURE_EVERY, steps=MEASURE_EVERY)
 
 
-@dataclass(frozen=True)
-class Judge:
-    """What samples are held against.
-
-    Attributes:
-        extractor: the teacher's features and answers.
-        test: of the 10,000 test images.
-        labels: theirs, int64 `[10000]`.
-        others: features `[N, D]` of training images, in which the clusters are found.
-    """
-
-    extractor: FeatureExtractor
-    test: Features
-    labels: Tensor
-    others: Tensor
-
-    def scores(self, images: Tensor, labels: Tensor) -> dict[str, Any]:
-        """Every score of images uint8 `[N, C, H, W]` that were made for labels int64 `[N]`."""
-        made = extract([images], self.extractor)
-        assert made.logits is not None
-        seen = made.logits.argmax(1)
-        ours, theirs = made.values, self.test.values
-        agreement = accuracy(seen, labels)
-        near = precision_recall_density_coverage(theirs, ours, NEIGHBOUR)
-        classes = mode_collapse(self.labels, seen)
-        modes = cluster_modes(self.others, theirs, ours, CLUSTERS)
-        clusters = mode_collapse(modes.holdout, modes.generated)
-        intervals = {name: [share.low, share.high] for name, share in near.intervals.items()}
-        return {
-            "n": len(images),
-            "agreement": agreement.value,
-            "agreement_interval": [agreement.low, agreement.high],
-            "fd": frechet_distance_from_features(ours, theirs),
-            "fd_error": frechet_standard_error(ours, theirs),
-            "fd_few": few_distance(ours, theirs),
-            "precision": near.precision,
-            "recall": near.recall,
-            "density": near.density,
-            "coverage": near.coverage,
-            "density_error": near.density_error,
-            "intervals": intervals,
-            "classes_judged": len(classes.judged),
-            "classes_missed": list(classes.missed),
-            "clusters_judged": len(clusters.judged),
-            "clusters_missed": len(clusters.missed),
-        }
-
-
-def few_distance(ours: Array, theirs: Array) -> float:
-    """Median distance of disjoint random sets of `FEW` rows."""
-    sets = np.array_split(np.random.default_rng(0).permutation(len(ours)), max(1, len(ours) // FEW))
-    return statistics.median(frechet_distance_from_features(ours[rows], theirs, warn=False) for rows in sets)
-
-
-def prepare(root: str, teacher: Classifier, scale: Scale) -> tuple[Judge, dict[str, Any]]:
+def prepare(root: str, teacher: Classifier, scale: Scale) -> tuple[Judge, Row]:
     """The judge, and the scores of real training images."""
     count = 2 * scale.per_class
     real = load_splits(NamedData(kind="fashion_mnist", root=root, holdout=0.0, per_class=count))
@@ -259,6 +191,7 @@ def configured(name: str, cell: Cell, seed: int, teacher: Path, root: str, scale
 
 
 def slug(name: str) -> str:
+    """The name of a cell as part of a file name."""
     return "-".join(name.replace(":", "").replace(",", "").split())
 
 
@@ -267,7 +200,7 @@ def place(name: str, seed: int, scale: Scale) -> Path:
     return scale.runs / f"{slug(name)}-seed{seed}"
 
 
-def scored(name: str, seed: int, scale: Scale) -> Path:
+def scores_file(name: str, seed: int, scale: Scale) -> Path:
     """The scores of a finished cell."""
     return place(name, seed, scale) / "scores.json"
 
@@ -279,17 +212,17 @@ def run(config: GenerateConfig, name: str, cell: Cell, judge: Judge, teacher: Cl
     dataset = read_stored(result.directory)
     saved = SavedSettings(kind="saved", path=str(result.directory))
     generator = build_generator(saved, teacher, config.seed, make_accelerator(config))
-    found: dict[str, Any] = {}
+    scores: Row = {}
     for difficulty in DIFFICULTIES if name in GROUPS["headline"] else (HEADLINE,):
         headline = difficulty == HEADLINE
         labels = dataset.labels[: BATCH * (scale.timed + 1)] if headline else dataset.labels
-        images, seconds = sampled(generator, labels, difficulty, config.seed)
-        found[str(difficulty)] = {
+        images, seconds = sample(generator, labels, difficulty, config.seed)
+        scores[str(difficulty)] = {
             **judge.scores(dataset.images if headline else images, dataset.labels),
             "sampling_ms": 1000 * statistics.median(seconds[1:]) / BATCH,  # the first batch allocates
         }
     steps, rates = series(read_rows(result.directory / "metrics.jsonl"), "generator/mode_collapse")
-    kind = config.generator.kind
+    kind = config.generator
     row = {
         "cell": name,
         "seed": config.seed,
@@ -297,8 +230,8 @@ def run(config: GenerateConfig, name: str, cell: Cell, judge: Judge, teacher: Cl
         "steps": cell.steps,
         "seconds": result.values["cost"]["seconds"]["generator"],
         "real_images": result.values["real_images_used"],
-        "sampler_steps": {"cgan": 1, "inversion": SAMPLE_STEPS}.get(kind) or config.generator.sample_steps,
-        "difficulty": found,
+        "sampler_steps": kind.sample_steps if isinstance(kind, DiffusionSettings) else SAMPLER_STEPS[kind.kind],
+        "difficulty": scores,
         "collapse": {"steps": [step * cell.steps // cell.rounds for step in steps], "rates": rates},
         "hardware": describe(torch.device("cpu")),
     }
@@ -307,18 +240,18 @@ def run(config: GenerateConfig, name: str, cell: Cell, judge: Judge, teacher: Cl
         picture.parent.mkdir(parents=True, exist_ok=True)
         classes = len(dataset.class_names)  # the dataset's classes take turns
         save_grid(dataset.images[: ROWS * classes], classes, picture, dataset.class_names)
-    write_atomically(scored(name, config.seed, scale), json.dumps(row, indent=1).encode() + b"\n")
+    common.write(scores_file(name, config.seed, scale), row)
 
 
-def sampled(generator: SampleGenerator, labels: Tensor, difficulty: float, seed: int) -> tuple[Tensor, list[float]]:
+def sample(generator: SampleGenerator, labels: Tensor, difficulty: float, seed: int) -> tuple[Tensor, list[float]]:
     """Images uint8 `[N, C, H, W]` of the labels from the rows of `synthkd generate`, and the seconds of each batch."""
     images: list[Tensor] = []
     seconds: list[float] = []
     for number, some in enumerate(labels.split(BATCH)):
         began = time.perf_counter()
-        made = generator.sample(some, difficulty, Rows(seed, "generate", number * BATCH))
+        batch = generator.sample(some, difficulty, Rows(seed, "generate", number * BATCH))
         seconds.append(time.perf_counter() - began)
-        images.append(to_uint8(made))
+        images.append(to_uint8(batch))
     return torch.cat(images), seconds
 
 
@@ -339,125 +272,63 @@ def calibrate(teacher: Path, root: str, scale: Scale) -> None:
         print(f"{name}: {step:.3f} s a step with {torch.get_num_threads()} threads, {TARGET / step:,.0f} in {TARGET} s")
 
 
-def wanted(asked: Sequence[str]) -> list[str]:
-    """The cells that were named, by themselves or by their group, in the order of the table."""
-    names = {name for one in asked for name in GROUPS.get(one, {one: None})}
+def wanted(given: Sequence[str]) -> list[str]:
+    """The cells that `given` names, by themselves or by their group, in the order of the table."""
+    names = {name for one in given for name in GROUPS.get(one, {one: None})}
     return [name for name in CELLS if name in names]
 
 
-def quality(score: Mapping[str, Any], floor: Mapping[str, Any]) -> str:
-    """The columns of the scores."""
-    low, high = score["agreement_interval"]
-    covered = score["classes_judged"] - len(score["classes_missed"])
-    clusters = score["clusters_judged"] - score["clusters_missed"]
-    columns = [
-        f"{100 * score['agreement']:.2f} [{100 * low:.2f}, {100 * high:.2f}]",
-        f"{score['fd']:.3g} \N{PLUS-MINUS SIGN} {score['fd_error']:.2g}",
-        f"{score['fd'] / floor['fd']:.1f}",
-        f"{score['fd_few']:.3g}",
-        f"{score['fd_few'] / floor['fd_few']:.1f}",
-        *(f"{score[name]:.3f}" for name in ("precision", "recall", "density", "coverage")),
-        f"{covered} of {score['classes_judged']}",
-        f"{clusters} of {score['clusters_judged']}",
-    ]
-    return " | ".join(columns)
-
-
-COLUMNS = (
-    "agreement, % | FD | over floor | FD of 1,000 | over floor | "
-    "precision | recall | density | coverage | classes | clusters"
-)
-
-
-def table(cells: Sequence[Mapping[str, Any]], floor: Mapping[str, Any]) -> str:
-    """One row a cell, seed and difficulty, the headline's first, under the row of real images."""
-    lines = [
-        f"| generator | seed | steps | threads | seconds | difficulty | {COLUMNS} | sampler steps | ms an image |",
-        "|" + "---|" * 19,
-        f"| real | | | | | | {quality(floor, floor)} | | |",
-    ]
-    lines += [
-        f"| {c['cell']} | {c['seed']} | {c['steps']:,} | {c['hardware']['threads']} | {c['seconds']:.0f} | "
-        f"{difficulty} | "
-        f"{quality(score, floor)} | {c['sampler_steps']} | {score['sampling_ms']:.2f} |"
-        for c in cells
-        for difficulty, score in c["difficulty"].items()
-    ]
-    return "\n".join(lines)
-
-
-def collapse_table(cells: Sequence[Mapping[str, Any]]) -> str:
-    """Mode collapse while the cGANs of the ablations trained: the share of classes that 50 samples a class miss."""
-    lines = [
-        "| generator | seed | steps | measured | mean rate | missed a class | last at step | rate at the end |",
-        "|" + "---|" * 8,
-    ]
-    for c in cells:
-        steps, rates = c["collapse"]["steps"], c["collapse"]["rates"]
-        if rates:
-            missed = [step for step, rate in zip(steps, rates, strict=True) if rate > 0]
-            lines.append(
-                f"| {c['cell']} | {c['seed']} | {c['steps']:,} | {len(rates)} times | {statistics.mean(rates):.3f} | "
-                f"{len(missed)} | {missed[-1] if missed else '-'} | {rates[-1]:.3f} |"
-            )
-    return "\n".join(lines)
-
-
-def tables(cells: Sequence[Mapping[str, Any]], floor: Mapping[str, Any]) -> str:
+def tables(content: Row) -> str:
     """All tables, for docs/benchmarks.md."""
-    groups = [[c for c in cells if c["cell"] in group] for group in GROUPS.values()]
-    parts = [table(group, floor) for group in groups if group]
-    return "\n\n".join([*parts, collapse_table(cells)])
+    cells, floor = content["cells"], content["real"]
+    groups = [[one for one in cells if one["cell"] in group] for group in GROUPS.values()]
+    return "\n\n".join([*(table(group, floor) for group in groups if group), collapse_table(cells)])
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cells", nargs="*", default=list(GROUPS), choices=[*GROUPS, *CELLS], metavar="CELL",
-                        help=f"run these only: {', '.join(GROUPS)}; {'; '.join(CELLS)}")  # fmt: skip
-    parser.add_argument("--seeds", type=int, default=1, help="seeds 0, 1, ... of each cell")
-    parser.add_argument("--root", default="/usr/share/datasets/fashion-mnist", help="folder with the dataset's files")
-    parser.add_argument("--threads", type=int, default=FULL.threads, help="of torch; fewer only for several at a time")
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run what is wanted, write the results after each cell, and print the tables."""
+    parser = common.options("generators", __doc__)
+    names, cells_help = [*GROUPS, *CELLS], f"run these only: {', '.join(GROUPS)}; {'; '.join(CELLS)}"
+    parser.add_argument("--cells", nargs="*", default=list(GROUPS), choices=names, metavar="CELL", help=cells_help)
+    common.add_seeds(parser, 1)
+    pairs.add_root(parser)
+    common.add_threads(parser)
     parser.add_argument("--calibrate", action="store_true", help="print the seconds of a training step, run nothing")
     parser.add_argument("--smoke", action="store_true", help="ten steps a cell on one thread, written elsewhere")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     scale = SMOKE if arguments.smoke else replace(FULL, threads=arguments.threads)
-    fashion_mnist.DATA["root"] = arguments.root  # the teacher is trained there where it is not finished
-    taught = fashion_mnist.teacher_of(PAIR)
+    pairs.DATA["root"] = arguments.root  # the teacher is trained there where it is not finished
+    directory = pairs.teacher_of(PAIR)
     torch.set_num_threads(scale.threads)
     if arguments.calibrate:
-        calibrate(taught, arguments.root, scale)
+        calibrate(directory, arguments.root, scale)
         return
-    teacher = load_model(LoadedModel(kind="load", model=str(taught)))
+    teacher = load_model(LoadedModel(kind="load", model=str(directory)))
     judge, floor = prepare(arguments.root, teacher, scale)
-    asked = wanted(arguments.cells)
     for seed in range(arguments.seeds):
-        for name in asked:
-            if scored(name, seed, scale).exists():
+        for name in wanted(arguments.cells):
+            if scores_file(name, seed, scale).exists():
                 continue
             cell = tiny(CELLS[name]) if arguments.smoke else CELLS[name]
-            config = configured(name, cell, seed, taught, arguments.root, scale)
+            config = configured(name, cell, seed, directory, arguments.root, scale)
             run(config, name, cell, judge, teacher, scale)
             write(scale, floor)
-    print(tables(write(scale, floor), floor))
+    print(tables(write(scale, floor)))
 
 
-def write(scale: Scale, floor: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Every finished cell, whatever was asked for now, as the JSON has them."""
-    places = [scored(name, seed, scale) for name in CELLS for seed in range(fashion_mnist.MOST_SEEDS)]
-    cells = [json.loads(path.read_text()) for path in places if path.exists()]
-    content = {
-        "command": "python benchmarks/generators.py",
+def write(scale: Scale, floor: Row) -> Row:
+    """Write and return the results: every finished cell, whatever was asked for now."""
+    places = [scores_file(name, seed, scale) for name in CELLS for seed in range(common.MOST_SEEDS)]
+    content: Row = {
         "headline_difficulty": HEADLINE,
         "k": NEIGHBOUR,
         "clusters": CLUSTERS,
         "real": floor,
-        "cells": cells,
-        "versions": {name: version(name) for name in ("torch", "numpy", "scipy", "diffusers")},
-        "hardware": describe(torch.device("cpu")),
+        "cells": [json.loads(path.read_text(encoding="utf-8")) for path in places if path.exists()],
+        **common.environment("torch", "numpy", "scipy", "diffusers"),
     }
-    scale.results.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(scale.results, json.dumps(content, indent=1).encode() + b"\n")
-    return cells
+    common.save("generators", content, folder=scale.results)
+    return content
 
 
 if __name__ == "__main__":

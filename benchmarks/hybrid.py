@@ -1,7 +1,7 @@
 """What synthetic images add to a few real ones: Fashion-MNIST with 10, 50 and 500 real images of each class.
 
-    python benchmarks/hybrid.py [--sizes 10 50] [--arms "real KD" "real + cgan"] [--mixup 0 0.8] [--seeds 3] [--dry-run]
-    python benchmarks/hybrid.py --budget 300s --sizes 50 --mixup 0 [...]    # five times the steps
+    python -m benchmarks.hybrid [--sizes 10 50] [--arms "real KD" "real + cgan"] [--mixup 0 0.8] [--seeds 3] [--dry-run]
+    python -m benchmarks.hybrid --budget 300s --sizes 50 --mixup 0 [...]    # five times the steps
 
 Run it alone on the machine. Every finished cell is kept in benchmarks/runs/hybrid, so an interrupted table goes on
 where it stopped. The convnet pair of fashion_mnist.py, whose teacher has seen all 60,000 images. All arms have the same
@@ -20,31 +20,20 @@ generator apart from the student's.
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
-import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from importlib.metadata import version
 from itertools import product
 from pathlib import Path
-from typing import Any
 
-import torch
-
-HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE))
-
-import fashion_mnist
-
+from benchmarks import common, pairs
+from benchmarks.common import Row
 from synthkd.pipelines import distill, generate
 from synthkd.pipelines.config import DistillConfig, GenerateConfig
-from synthkd.pipelines.run.directory import Result
-from synthkd.settings.load import load_config
-from synthkd.system.hardware import describe
+from synthkd.pipelines.run.result import Result
 
-RUNS, RESULTS = HERE / "runs" / "hybrid", HERE / "results" / "hybrid.json"
-PAIR = fashion_mnist.PAIRS["convnet"]
+RUNS = common.RUNS / "hybrid"
+PAIR = pairs.PAIRS["convnet"]
 AUGMENT = {"flip": True, "shift": 1}
 """Variation of every image in every arm, which is that of the teacher's training."""
 MIXUP = (0.0, 0.8)
@@ -53,8 +42,6 @@ SHARES = {10: 0.3, 50: 0.4, 500: 0.5}
 """Real images per class -> their share of each batch of a hybrid: the more there are, the less they repeat."""
 ALL = 6000
 """Images of a class in the whole training set: the same student on all of it is what no hybrid is likely to pass."""
-MOST_SEEDS = 10
-"""Finished cells up to this seed are in the table, whatever --seeds asks for."""
 ROUND = 64
 """Synthetic images of a round, in all arms."""
 
@@ -63,6 +50,14 @@ LEARNED = {"real + cgan": "cgan", "real + diffusion": "diffusion"}
 """Arms with a generator that learns from the few images, and which."""
 HYBRIDS = (FREE, *LEARNED)
 ARMS = (ALONE, *HYBRIDS)
+COLUMNS = (
+    "steps | real images per class | mixed | arm | real share of a batch | seeds | accuracy, median [range] | "
+    "95 % interval of the median run | seconds, student | seconds, generator | asked label seen"
+)
+DIFFERENCE_COLUMNS = (
+    "steps | real images per class | mixed | hybrid | points over real KD, medians | by seed, lowest to highest | "
+    "intervals apart"
+)
 
 
 @dataclass(frozen=True)
@@ -86,22 +81,26 @@ class Budget:
     root: Path
 
     @property
-    def kept(self) -> int:
+    def synthetic(self) -> int:
         """Rounds of synthetic images that a hybrid's student gets."""
         return self.before[0] - self.before[1] + -(-self.steps // self.every)
 
 
 FULL = Budget(PAIR.budgets["60s"], PAIR.rounds, PAIR.every, {"cgan": 120, "diffusion": 32}, 20, RUNS)
-BUDGETS = {"60s": FULL, "300s": replace(FULL, steps=PAIR.budgets["300s"])}
-SMOKE = Budget(12, (2, 1), 6, {"cgan": 2, "diffusion": 1}, 1, HERE / "runs" / "hybrid_smoke")
+BUDGETS: dict[str, Budget] = {"60s": FULL, "300s": replace(FULL, steps=PAIR.budgets["300s"])}
+SMOKE = Budget(12, (2, 1), 6, {"cgan": 2, "diffusion": 1}, 1, common.RUNS / "hybrid_smoke")
 
 
-def few(size: int, seed: int) -> dict[str, Any]:
+Key = tuple[str, int, int, float, str]
+"""Budget, seed, real images per class, mixup and arm of a cell."""
+
+
+def few(size: int, seed: int) -> Row:
     """The real images of a cell."""
-    return {**fashion_mnist.DATA, "per_class": size, "split_seed": seed}
+    return {**pairs.DATA, "per_class": size, "split_seed": seed}
 
 
-def learner(kind: str, rounds: int) -> dict[str, Any]:
+def learner(kind: str, rounds: int) -> Row:
     """The generator that learns from few real images."""
     if kind == "cgan":
         return {"kind": kind, "augment": 0.5, "batch_size": ROUND, "ema": 0.998}
@@ -133,10 +132,7 @@ def generator_of(budget: Budget, kind: str, size: int, seed: int, teacher: Path)
         "per_class": budget.probes,
         "checkpoint_every": 2000,
     }
-    out = directory(budget, size, f"generator {kind}", seed)
-    result = generate(load_config(GenerateConfig, source, [f"out={out}"]))
-    assert isinstance(result, Result)
-    return result
+    return common.run(generate, GenerateConfig, source, directory(budget, size, f"generator {kind}", seed))
 
 
 def arms_of(size: int) -> tuple[str, ...]:
@@ -149,42 +145,41 @@ def share_of(arm: str, size: int) -> float:
     return {ALONE: 1.0, DATA_FREE: 0.0}.get(arm, SHARES.get(size, 0.4))
 
 
-def cell(budget: Budget, size: int, arm: str, mixup: float, seed: int, teacher: Path) -> dict[str, Any]:
+def cell(budget: Budget, size: int, arm: str, mixup: float, seed: int, teacher: Path) -> Row:
     """Run one cell, or read it where it is finished."""
     share = share_of(arm, size)
-    made = generator_of(budget, LEARNED[arm], size, seed, teacher) if arm in LEARNED else None
-    source: dict[str, Any] = {
-        **PAIR.recipe,
-        "inherit": False,
-        "seed": seed,
-        "teacher": {"kind": "load", "model": str(teacher)},
-        "student": PAIR.student,
-        "test": fashion_mnist.DATA,
-        "mix": {**AUGMENT, "mixup": mixup, "real": share},
-        "evaluate_every": budget.steps,
-        "checkpoint_every": 2000,
-        "grid_every": 1000,
-    }
-    if arm != DATA_FREE:
-        source["data"] = few(size, seed)
-    if arm == ALONE:
-        source["phases"] = [{"kind": "refine", "steps": budget.steps}]
-    elif made is None:
+    generator = generator_of(budget, LEARNED[arm], size, seed, teacher) if arm in LEARNED else None
+    images: Row = {**PAIR.recipe["transfer_set"]}
+    if generator is None:
         rounds, discard = budget.before
-        source["phases"] = [
+        phases: list[Row] = [
             {"kind": "pregenerate", "rounds": rounds, "discard": discard},
             {"kind": "joint", "steps": budget.steps, "every": budget.every},
         ]
     else:  # it is finished, so half of its images may as well be there from the start
-        later = budget.kept // 2
-        source["generator"] = {"kind": "saved", "path": str(made.directory)}
-        source["phases"] = [
-            {"kind": "pregenerate", "rounds": budget.kept - later},
+        later = budget.synthetic // 2
+        images["generator"] = {"kind": "saved", "path": str(generator.directory)}
+        phases = [
+            {"kind": "pregenerate", "rounds": budget.synthetic - later},
             {"kind": "joint", "steps": budget.steps, "every": -(-budget.steps // later)},
         ]
-    out = place(budget, size, arm, mixup, seed)
-    result = distill(load_config(DistillConfig, source, [f"out={out}"]))
-    assert isinstance(result, Result)
+    real = {"kind": "real", "data": few(size, seed)}
+    sets: dict[str, object] = {DATA_FREE: images, ALONE: real}
+    source: Row = {
+        "transfer_set": sets.get(arm, [images, {**real, "share": share}]),
+        "mix": {**AUGMENT, "mixup": mixup},
+        "distill": PAIR.recipe["distill"],
+        "phases": [{"kind": "refine", "steps": budget.steps}] if arm == ALONE else phases,
+        "inherit": False,
+        "seed": seed,
+        "teacher": {"kind": "load", "model": str(teacher)},
+        "student": PAIR.student,
+        "test": pairs.DATA,
+        "evaluate_every": budget.steps,
+        "checkpoint_every": 2000,
+        "grid_every": 1000,
+    }
+    result = common.run(distill, DistillConfig, source, place(budget, size, arm, mixup, seed))
     student, cost = result.values["student"], result.values["cost"]
     return {
         "per_class": size,
@@ -198,40 +193,40 @@ def cell(budget: Budget, size: int, arm: str, mixup: float, seed: int, teacher: 
         "seconds": cost["seconds"]["distill"],
         "images_generated": cost["images_generated"],
         "real_images_used": result.values["real_images_used"],
-        "generator": None if made is None else trained(made),
+        "generator": None if generator is None else training_of(generator),
         "hardware": result.values["hardware"],
     }
 
 
-def trained(made: Result) -> dict[str, Any]:
+def training_of(generator: Result) -> Row:
     """What a generator cost, and how often the teacher sees the asked label in its samples."""
-    dataset = made.values["dataset"]
+    dataset = generator.values["dataset"]
     return {
         "rounds": dataset["rounds"],
-        "seconds": made.values["cost"]["seconds"]["generator"],
+        "seconds": generator.values["cost"]["seconds"]["generator"],
         "agreement": dataset["scores"]["agreement"],
         "samples": dataset["count"],
     }
 
 
-def of(cells: list[dict[str, Any]], steps: int, size: int, mixup: float, arm: str) -> list[dict[str, Any]]:
+def of(cells: list[Row], steps: int, size: int, mixup: float, arm: str) -> list[Row]:
     """The cells of all seeds."""
     return [c for c in cells if (c["steps"], c["per_class"], c["mixup"], c["arm"]) == (steps, size, mixup, arm)]
 
 
-def median_cell(rows: list[dict[str, Any]]) -> dict[str, Any]:
+def median_cell(rows: list[Row]) -> Row:
     """The run in the middle, the lower of two."""
     return sorted(rows, key=lambda c: float(c["accuracy"]))[(len(rows) - 1) // 2]
 
 
-def comparisons(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def comparisons(cells: list[Row]) -> list[Row]:
     """Each hybrid against the real images alone, in points.
 
     `difference` is that of the medians, `by_seed` that of runs with the same images, and `apart` says whether the 95 %
     Wilson intervals of the two median runs have nothing in common, the hybrid's above. `best` has the best median of
     the hybrids of its size.
     """
-    found = []
+    rows_of_arms = []
     for steps, size, mixup in sorted({(c["steps"], c["per_class"], c["mixup"]) for c in cells}):
         alone = of(cells, steps, size, mixup, ALONE)
         arms = {arm: rows for arm in HYBRIDS if (rows := of(cells, steps, size, mixup, arm))}
@@ -242,7 +237,7 @@ def comparisons(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
         by_seed = {c["seed"]: c["accuracy"] for c in alone}
         for arm, rows in arms.items():
             paired = [100 * (c["accuracy"] - by_seed[c["seed"]]) for c in rows if c["seed"] in by_seed]
-            found.append(
+            rows_of_arms.append(
                 {
                     "steps": steps,
                     "per_class": size,
@@ -254,111 +249,114 @@ def comparisons(cells: list[dict[str, Any]]) -> list[dict[str, Any]]:
                     "apart": median_cell(rows)["interval"][0] > median_cell(alone)["interval"][1],
                 }
             )
-    return found
+    return rows_of_arms
 
 
-def table(cells: list[dict[str, Any]]) -> str:
+def table(cells: list[Row]) -> str:
     """Median [lowest, highest] over seeds of each arm."""
-    lines = [
-        "| steps | real images per class | mixed | arm | real share of a batch | seeds | accuracy, median [range] "
-        "| 95 % interval of the median run | seconds, student | seconds, generator | asked label seen |",
-        "|" + "---|" * 11,
-    ]
-    for steps, size, mixup, arm in sorted(
-        {(c["steps"], c["per_class"], c["mixup"], c["arm"]) for c in cells}, key=_order
-    ):
-        rows = of(cells, steps, size, mixup, arm)
-        scores = [100 * c["accuracy"] for c in rows]
-        low, high = median_cell(rows)["interval"]
-        made = [c["generator"] for c in rows if c["generator"] is not None]
-        spent = statistics.median(c["seconds"] for c in rows)
-        cost = f"{statistics.median(g['seconds'] for g in made):.0f}" if made else "-"
-        seen = f"{100 * statistics.median(g['agreement'] for g in made):.0f} %" if made else "-"
-        lines.append(
-            f"| {steps:,} | {size} | {mixup:g} | {arm} | {rows[0]['share']:g} | {len(rows)} "
-            f"| {statistics.median(scores):.2f} [{min(scores):.2f}, {max(scores):.2f}] "
-            f"| {100 * low:.2f} to {100 * high:.2f} | {spent:.0f} | {cost} | {seen} |"
+    keys = {(one["steps"], one["per_class"], one["mixup"], one["arm"]) for one in cells}
+    ordered = sorted(keys, key=lambda key: (*key[:3], (DATA_FREE, *ARMS).index(key[3])))
+    rows = []
+    for steps, size, mixup, arm in ordered:
+        seeds = of(cells, steps, size, mixup, arm)
+        low, high = median_cell(seeds)["interval"]
+        generators = [one["generator"] for one in seeds if one["generator"] is not None]
+        rows.append(
+            [
+                f"{steps:,}",
+                str(size),
+                f"{mixup:g}",
+                arm,
+                f"{seeds[0]['share']:g}",
+                str(len(seeds)),
+                common.spread([100 * one["accuracy"] for one in seeds]),
+                f"{100 * low:.2f} to {100 * high:.2f}",
+                f"{statistics.median(one['seconds'] for one in seeds):.0f}",
+                f"{statistics.median(one['seconds'] for one in generators):.0f}" if generators else "-",
+                f"{100 * statistics.median(one['agreement'] for one in generators):.0f} %" if generators else "-",
+            ]
         )
-    return "\n".join(lines)
+    return common.table(COLUMNS, rows)
 
 
-def difference_table(compared: list[dict[str, Any]]) -> str:
+def difference_table(rows: list[Row]) -> str:
     """Each hybrid's lead over real images alone."""
-    lines = [
-        "| steps | real images per class | mixed | hybrid | points over real KD, medians | by seed, lowest to highest "
-        "| intervals apart |",
-        "|" + "---|" * 7,
+    texts = [
+        [
+            f"{row['steps']:,}",
+            str(row["per_class"]),
+            f"{row['mixup']:g}",
+            f"**{row['arm']}**" if row["best"] else row["arm"],
+            f"{row['difference']:+.2f}",
+            f"{min(row['by_seed']):+.2f} to {max(row['by_seed']):+.2f}" if row["by_seed"] else "-",
+            "yes" if row["apart"] else "no",
+        ]
+        for row in rows
     ]
-    for c in compared:
-        arm = f"**{c['arm']}**" if c["best"] else c["arm"]
-        ends = f"{min(c['by_seed']):+.2f} to {max(c['by_seed']):+.2f}" if c["by_seed"] else "-"
-        apart = "yes" if c["apart"] else "no"
-        lines.append(
-            f"| {c['steps']:,} | {c['per_class']} | {c['mixup']:g} | {arm} "
-            f"| {c['difference']:+.2f} | {ends} | {apart} |"
-        )
-    return "\n".join(lines)
+    return common.table(DIFFERENCE_COLUMNS, texts)
 
 
-def _order(key: tuple[int, int, float, str]) -> tuple[int, int, float, int]:
-    steps, size, mixup, arm = key
-    return steps, size, mixup, (DATA_FREE, *ARMS).index(arm)
+def tables(content: Row) -> str:
+    """Every arm, then the lead of the hybrids."""
+    return f"{table(content['cells'])}\n\n{difference_table(content['comparisons'])}"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--root", default=fashion_mnist.DATA["root"], help="folder with the dataset's files")
-    parser.add_argument(
-        "--sizes",
-        type=int,
-        nargs="*",
-        default=[0, *SHARES, ALL],
-        help=f"real images per class; 0: data-free, {ALL}: all",
-    )
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run what is wanted, print the tables and write them."""
+    parser = common.options("hybrid", __doc__)
+    pairs.add_root(parser)
+    sizes_help = f"real images per class; 0: data-free, {ALL}: all"
+    parser.add_argument("--sizes", type=int, nargs="*", default=[0, *SHARES, ALL], help=sizes_help)
     parser.add_argument("--arms", nargs="*", default=list(ARMS), choices=ARMS, help="run only these")
     parser.add_argument("--mixup", type=float, nargs="*", default=list(MIXUP), choices=MIXUP, help="run only these")
     parser.add_argument("--budget", default="60s", choices=BUDGETS, help="of the student's training")
-    parser.add_argument("--seeds", type=int, default=3)
+    common.add_seeds(parser)
     parser.add_argument("--dry-run", action="store_true", help="list the cells, run none")
     parser.add_argument("--smoke", action="store_true", help="a few steps of everything, kept apart; writes no result")
-    arguments = parser.parse_args()
-    fashion_mnist.DATA["root"] = arguments.root  # also where its teacher is trained
+    arguments = parser.parse_args(argv)
+    pairs.DATA["root"] = arguments.root  # also where its teacher is trained
     budgets = {"smoke": SMOKE} if arguments.smoke else BUDGETS
-    teacher: Path | None = None
-    cells: list[dict[str, Any]] = []
-    seeds, sizes = range(max(arguments.seeds, MOST_SEEDS)), sorted({0, *SHARES, ALL, *arguments.sizes})
-    for (name, budget), seed, size in product(budgets.items(), seeds, sizes):
-        for mixup, arm in product(MIXUP, arms_of(size)):
-            finished = (place(budget, size, arm, mixup, seed) / "result.json").exists()
-            asked = size in arguments.sizes and mixup in arguments.mixup and (arm in arguments.arms or not size)
-            wanted = asked and seed < arguments.seeds and name in (arguments.budget, "smoke")
-            if arguments.dry_run and (finished or wanted):
-                print(
-                    f"{'finished' if finished else 'to run  '}  {budget.steps:,} steps, {size} per class, {arm}, mixup "
-                    f"{mixup:g}, seed {seed}"
-                )
-            elif finished or wanted:
-                teacher = teacher or fashion_mnist.teacher_of("convnet")
-                cells.append(cell(budget, size, arm, mixup, seed, teacher))
+
+    def wanted(key: Key) -> bool:
+        name, seed, size, mixup, arm = key
+        named = size in arguments.sizes and mixup in arguments.mixup and (arm in arguments.arms or not size)
+        return named and seed < arguments.seeds and name in (arguments.budget, "smoke")
+
+    def place_of(key: Key) -> Path:
+        name, seed, size, mixup, arm = key
+        return place(budgets[name], size, arm, mixup, seed)
+
+    seeds, sizes = range(max(arguments.seeds, common.MOST_SEEDS)), sorted({0, *SHARES, ALL, *arguments.sizes})
+    every = [
+        (name, seed, size, mixup, arm)
+        for name, seed, size in product(budgets, seeds, sizes)
+        for mixup, arm in product(MIXUP, arms_of(size))
+    ]
+    keys = common.to_collect(every, place_of, wanted)
     if arguments.dry_run:
+        for key in keys:
+            print(line(key, budgets[key[0]], common.is_finished(place_of(key))))
         return
-    compared = comparisons(cells)
-    print(table(cells), difference_table(compared), sep="\n\n")
-    if arguments.smoke:
-        return
-    content = {
-        "command": "python benchmarks/hybrid.py",
+    teacher = pairs.teacher_of("convnet") if keys else Path()
+    cells = [cell(budgets[name], size, arm, mixup, seed, teacher) for name, seed, size, mixup, arm in keys]
+    content: Row = {
         "student": PAIR.student,
         "inherit": False,
         "augment": AUGMENT,
         "generators": {kind: learner(kind, rounds) for kind, rounds in FULL.rounds.items()},
         "cells": cells,
-        "comparisons": compared,
-        "versions": {name: version(name) for name in ("torch", "numpy", "diffusers")},
-        "hardware": describe(torch.device("cpu")),
+        "comparisons": comparisons(cells),
     }
-    RESULTS.parent.mkdir(parents=True, exist_ok=True)
-    RESULTS.write_text(json.dumps(content, indent=1) + "\n")
+    print(tables(content))
+    if not arguments.smoke:
+        common.save("hybrid", content | common.environment("torch", "numpy", "diffusers"))
+
+
+def line(key: Key, budget: Budget, finished: bool) -> str:
+    """A cell in the list of --dry-run."""
+    _, seed, size, mixup, arm = key
+    state = "finished" if finished else "to run  "
+    return f"{state}  {budget.steps:,} steps, {size} per class, {arm}, mixup {mixup:g}, seed {seed}"
 
 
 if __name__ == "__main__":

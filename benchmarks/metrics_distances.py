@@ -1,6 +1,6 @@
 """What the Frechet and kernel distances cost beside the ways of other packages. One thread, methods in turn.
 
-    python benchmarks/metrics_distances.py
+    python -m benchmarks.metrics_distances
 
 Frechet distance in 2,048 dimensions: at full rank from ready covariances (8,192 samples, spectrum 1 / k), and from
 1,000 samples with their moments in the clock. The second side is an optimal transport image of the first, so the
@@ -14,30 +14,26 @@ differ, so the means agree up to their error.
 
 from __future__ import annotations
 
-import argparse
-import json
 import logging
 import statistics
 import time
 import warnings
-from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import scipy.linalg
 import torch
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
+from benchmarks import common
+from benchmarks.common import Row
 from synthkd.metrics.frechet import frechet_distance, frechet_distance_from_features
 from synthkd.metrics.kernel import kernel_distance, kernel_distance_subsets
-from synthkd.system.hardware import describe
 
-RESULTS = Path(__file__).parent / "results" / "metrics_distances.json"
 WIDTH = 2048
 SUBSETS, SUBSET_SIZE = 100, 1000
+PACKAGES = ("numpy", "scipy", "torch", "torch-fidelity")
 Floats = NDArray[np.float64]
 Moments = tuple[Floats, Floats]
 
@@ -53,15 +49,18 @@ def transported(n: int) -> tuple[Floats, Floats, float]:
 
 
 def moments(features: Floats) -> Moments:
+    """Mean `[D]` and covariance `[D, D]` of features `[N, D]`."""
     return features.mean(0), np.cov(features, rowvar=False)
 
 
 def by_trace(a: Moments, b: Moments, trace_of_root: Callable[[Floats], float]) -> float:
+    """Frechet distance from the trace of a root of the product of the covariances."""
     gap = a[0] - b[0]
     return float(gap @ gap + np.trace(a[1]) + np.trace(b[1]) - 2 * trace_of_root(a[1] @ b[1]))
 
 
 def sqrtm(product: Floats) -> float:
+    """Trace of the root of a matrix, as pytorch-fid has it."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         try:
@@ -72,10 +71,11 @@ def sqrtm(product: Floats) -> float:
 
 
 def eigvals(product: Floats) -> float:
+    """Trace of the root of a matrix, as torchmetrics has it."""
     return float(torch.linalg.eigvals(torch.from_numpy(product)).sqrt().real.sum())
 
 
-def in_turn(methods: dict[str, Callable[[], float]], repeats: int) -> dict[str, Any]:
+def in_turn(methods: dict[str, Callable[[], float]], repeats: int) -> Row:
     """Seconds of each repeat, medians, how much slower than ours, and the value each method gave."""
     seconds: dict[str, list[float]] = {name: [] for name in methods}
     values: dict[str, float] = {}
@@ -96,7 +96,8 @@ def in_turn(methods: dict[str, Callable[[], float]], repeats: int) -> dict[str, 
     }
 
 
-def frechet_costs(repeats: int) -> dict[str, Any]:
+def frechet_costs(repeats: int) -> Row:
+    """Seconds and values of the Frechet distance, at full rank and from few samples."""
     a, b, exact = transported(8192)
     one, other = moments(a), moments(b)
     full: dict[str, Callable[[], float]] = {
@@ -116,7 +117,8 @@ def frechet_costs(repeats: int) -> dict[str, Any]:
     }
 
 
-def kernel_costs(repeats: int) -> dict[str, Any]:
+def kernel_costs(repeats: int) -> Row:
+    """Seconds and values of the kernel distance."""
     rng = np.random.default_rng(0)
     a = torch.from_numpy(rng.standard_normal((5000, WIDTH))).float()
     b = torch.from_numpy(rng.standard_normal((5000, WIDTH)) + 0.1).float()
@@ -138,41 +140,40 @@ def kernel_costs(repeats: int) -> dict[str, Any]:
     return in_turn(methods, repeats)
 
 
-def versions() -> dict[str, str | None]:
-    found: dict[str, str | None] = {}
-    for package in ("numpy", "scipy", "torch", "torch-fidelity"):
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = None
-    return found
+def tables(content: Row) -> str:
+    """The Frechet distances with their errors, then the kernel distances."""
+    frechet = [
+        [
+            name,
+            method,
+            f"{row['seconds']:.2f}",
+            f"{row['over_ours']:.1f}",
+            f"{abs(row['value'] / case['exact'] - 1):.0e}",
+        ]
+        for name, case in content["frechet"].items()
+        for method, row in case["methods"].items()
+    ]
+    kernel = [
+        [method, f"{row['seconds']:.2f}", f"{row['over_ours']:.2f}", f"{row['value']:.6f}"]
+        for method, row in content["kernel"].items()
+    ]
+    first = common.table("Frechet distance | method | s | over ours | relative error", frechet)
+    second = common.table("kernel distance, 100 x 1,000 of 5,000 | s | over ours | value", kernel)
+    return f"{first}\n\n{second}"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Cost of the Frechet and kernel distances beside other packages.")
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure, write the results and print the tables."""
+    parser = common.options("metrics_distances", __doc__)
     parser.add_argument("--repeats", type=int, default=5, help="of each method; medians are shown (default 5)")
-    repeats = parser.parse_args().repeats
+    repeats = parser.parse_args(argv).repeats
     torch.set_num_threads(1)
     logging.disable(logging.WARNING)  # 1,000 samples in 2,048 dimensions: too few, and meant to be
+    content = common.environment(*PACKAGES)
     with threadpool_limits(1):
-        frechet, kernel = frechet_costs(repeats), kernel_costs(repeats)
-    result = {
-        "command": f"python benchmarks/metrics_distances.py --repeats {repeats}",
-        "hardware": describe(torch.device("cpu")),
-        "versions": versions(),
-        "frechet": frechet,
-        "kernel": kernel,
-    }
-    RESULTS.parent.mkdir(parents=True, exist_ok=True)
-    RESULTS.write_text(json.dumps(result, indent=1) + "\n")
-    print("| Frechet distance | method | s | over ours | relative error |\n|---|---|---|---|---|")
-    for name, cell in frechet.items():
-        for method, row in cell["methods"].items():
-            error = abs(row["value"] / cell["exact"] - 1)
-            print(f"| {name} | {method} | {row['seconds']:.2f} | {row['over_ours']:.1f} | {error:.0e} |")
-    print("\n| kernel distance, 100 x 1,000 of 5,000 | s | over ours | value |\n|---|---|---|---|")
-    for method, row in kernel.items():
-        print(f"| {method} | {row['seconds']:.2f} | {row['over_ours']:.2f} | {row['value']:.6f} |")
+        content |= {"frechet": frechet_costs(repeats), "kernel": kernel_costs(repeats)}
+    common.save("metrics_distances", content, f"--repeats {repeats}")
+    print(tables(content))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Precision, recall, density and coverage: seconds and memory against package prdc. One thread; Linux.
 
-    python benchmarks/metrics_neighbours.py
+    python -m benchmarks.metrics_neighbours
 
 Seconds are processor seconds, medians of repeats in which the two take turns. Memory is how far the peak of a process
 of its own rises above what it held before the call. Features are float32, as extractors give them, k is 5. Where prdc
@@ -9,6 +9,7 @@ of its own rises above what it held before the call. Features are float32, as ex
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import json
 import os
@@ -16,20 +17,18 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
+from benchmarks import common
+from benchmarks.common import Row
 from synthkd.metrics.manifold import precision_recall_density_coverage
-from synthkd.system.hardware import describe
 
-RESULTS = Path(__file__).parent / "results" / "metrics_neighbours.json"
 SHAPES = [(10_000, 64), (5_000, 2048)]
 SCORES = ("precision", "recall", "density", "coverage")
 Features = NDArray[np.float32]
@@ -44,17 +43,20 @@ def features(n: int, d: int) -> tuple[Features, Features]:
 
 
 def ours(real: Features, generated: Features) -> list[float]:
+    """The four scores, by synthkd."""
     result = precision_recall_density_coverage(real, generated, k=5)
     return [getattr(result, name) for name in SCORES]
 
 
 def theirs(real: Features, generated: Features) -> list[float]:
+    """The four scores, by prdc."""
     from prdc import compute_prdc
 
     result = compute_prdc(real, generated, nearest_k=5)
     return [float(result[name]) for name in SCORES]
 
 
+COLUMNS = "samples x dimension | method | seconds | extra memory, MB | P, R, D, C"
 METHODS: dict[str, Callable[[Features, Features], list[float]]] = {"synthkd": ours, "prdc": theirs}
 
 
@@ -72,14 +74,14 @@ def seconds(methods: list[str], n: int, d: int, repeats: int) -> dict[str, list[
     return times
 
 
-def memory(name: str, n: int, d: int) -> dict[str, Any]:
+def memory(name: str, n: int, d: int) -> Row:
     """Extra bytes and scores, from a process of its own."""
-    command = [sys.executable, __file__, name, str(n), str(d)]
-    finished = subprocess.run(command, capture_output=True, text=True, check=True)
+    command = [sys.executable, "-m", "benchmarks.metrics_neighbours", "--memory", name, str(n), str(d)]
+    finished = subprocess.run(command, cwd=common.ROOT, capture_output=True, text=True, check=True)
     return dict(json.loads(finished.stdout.splitlines()[-1]))  # prdc prints the sizes before
 
 
-def measured(name: str, n: int, d: int) -> None:
+def print_memory(name: str, n: int, d: int) -> None:
     """In the process of its own: print the rise of the peak over what was held, and the scores."""
     METHODS[name](*features(500, d))
     sets = features(n, d)
@@ -90,58 +92,67 @@ def measured(name: str, n: int, d: int) -> None:
 
 
 def kilobytes(field: str) -> int:
+    """A field of this process's status, in kB."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(field + ":"))
 
 
-def package(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
-
-
-def main(repeats: int = 5) -> None:
+def measure(repeats: int = 5) -> list[Row]:
+    """A row for each shape and method; without prdc, ours alone."""
     methods = [name for name in METHODS if name == "synthkd" or importlib.util.find_spec(name)]
-    table: list[dict[str, Any]] = []
+    rows: list[Row] = []
     for n, d in SHAPES:
         times = seconds(methods, n, d, repeats)
         for name in methods:
-            held = memory(name, n, d)
+            extra = memory(name, n, d)
             row = {"samples": n, "dimension": d, "method": name, "seconds": statistics.median(times[name])}
-            table.append({**row, "repeats": times[name], "extra_bytes": held["bytes"], "scores": held["scores"]})
-    result = {
-        "command": "python benchmarks/metrics_neighbours.py",
-        "hardware": describe(torch.device("cpu")),
-        "versions": {name: package(name) for name in ("prdc", "numpy", "scikit-learn")},
-        "table": table,
-    }
-    RESULTS.parent.mkdir(parents=True, exist_ok=True)
-    RESULTS.write_text(json.dumps(result, indent=1) + "\n")
-
-    print("| samples x dimension | method | seconds | extra memory, MB | P, R, D, C |\n|---|---|---|---|---|")
-    for row in table:
-        scores = ", ".join(f"{score:.5f}" for score in row["scores"])
-        print(
-            f"| {row['samples']:,} x {row['dimension']} | {row['method']} | {row['seconds']:.2f} | "
-            f"{row['extra_bytes'] / 1e6:.0f} | {scores} |"
-        )
-    if "prdc" not in methods:
-        print("\nprdc is not installed: nothing to compare with.")
-        return
-    print("\n| samples x dimension | times faster | share of the memory |\n|---|---|---|")
-    for mine, other in zip(table[::2], table[1::2], strict=True):
-        print(
-            f"| {mine['samples']:,} x {mine['dimension']} | {other['seconds'] / mine['seconds']:.1f} | "
-            f"{mine['extra_bytes'] / other['extra_bytes']:.2f} |"
-        )
+            rows.append({**row, "repeats": times[name], "extra_bytes": extra["bytes"], "scores": extra["scores"]})
+    return rows
 
 
-if __name__ == "__main__":
+def tables(content: Row) -> str:
+    """Seconds, memory and scores, then how many times faster and smaller ours are than prdc."""
+    rows = content["table"]
+    first = [
+        [
+            f"{row['samples']:,} x {row['dimension']}",
+            row["method"],
+            f"{row['seconds']:.2f}",
+            f"{row['extra_bytes'] / 1e6:.0f}",
+            ", ".join(f"{score:.5f}" for score in row["scores"]),
+        ]
+        for row in rows
+    ]
+    if not any(row["method"] == "prdc" for row in rows):
+        return f"{common.table(COLUMNS, first)}\n\nprdc is not installed: nothing to compare with."
+    second = [
+        [
+            f"{mine['samples']:,} x {mine['dimension']}",
+            f"{other['seconds'] / mine['seconds']:.1f}",
+            f"{mine['extra_bytes'] / other['extra_bytes']:.2f}",
+        ]
+        for mine, other in zip(rows[::2], rows[1::2], strict=True)
+    ]
+    compared = common.table("samples x dimension | times faster | share of the memory", second)
+    return f"{common.table(COLUMNS, first)}\n\n{compared}"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure, write the results and print the tables; or, with --memory, what its own process has to print."""
+    parser = common.options("metrics_neighbours", __doc__)
+    parser.add_argument("--memory", nargs=3, help=argparse.SUPPRESS)
+    one = parser.parse_args(argv).memory
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # prdc asks for eight threads whatever the settings say
     torch.set_num_threads(1)
     with threadpool_limits(1):
-        if len(sys.argv) == 4:
-            measured(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
-        else:
-            main()
+        if one:
+            print_memory(one[0], int(one[1]), int(one[2]))
+            return
+        rows = measure()
+    content: Row = {**common.environment("prdc", "numpy", "scikit-learn"), "table": rows}
+    common.save("metrics_neighbours", content)
+    print(tables(content))
+
+
+if __name__ == "__main__":
+    main()

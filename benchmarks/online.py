@@ -1,39 +1,31 @@
 """Online distillation with all its parts against static KD, one part at a time: Fashion-MNIST.
 
-    python benchmarks/online.py [--arms static online ...] [--seeds 3] [--threads 2]
+    python -m benchmarks.online [--arms static online ...] [--seeds 3] [--threads 2]
 
 Run it alone on the machine. The convnet teacher and student of fashion_mnist.py; half of each batch are real images, of
 which there are 100 a class, half are made by inversion of the teacher. `static`: the teacher is frozen. `online`: a
 copy of it goes on learning beside the student, and both learn from each other. To that, one at a time and then all:
 adaptive weights, role swap, replay by priority, averages of weights (which then answer, teach and are kept). Accuracy
 is that of the student at the end on the 10,000 test images; stability the standard deviation of its accuracy at the
-last five looks, 50 steps apart, at 500 images that nobody learns from. Arms share first weights and real images for one
-seed. Finished cells are kept in benchmarks/runs/online; the table goes to benchmarks/results/online.json.
+last five evaluations, 50 steps apart, on 500 images that nobody learns from. Arms share first weights and real images
+for one seed. Finished cells are kept in benchmarks/runs/online; the table goes to benchmarks/results/online.json.
 """
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
-import sys
+from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
-from typing import Any
 
-HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE))
-
-import fashion_mnist
-from terms import compared
-
+from benchmarks import common, pairs
+from benchmarks.common import Row
 from synthkd.pipelines import distill
 from synthkd.pipelines.config import DistillConfig
-from synthkd.pipelines.run.directory import Result
-from synthkd.settings.load import load_config
-from synthkd.system.files import write_atomically
 
-RUNS, RESULTS = HERE / "runs" / "online", HERE / "results" / "online.json"
-STEPS, EVERY, LOOKS = 600, 30, 50
+RUNS = common.RUNS / "online"
+DATA = {**pairs.DATA, "holdout": 0.1}
+STEPS, EVERY, EVALUATE_EVERY = 600, 30, 50
 PARTS = ("weights", "swap", "replay", "EMA")
 ARMS: dict[str, tuple[str, ...]] = {
     "static": (),
@@ -41,29 +33,36 @@ ARMS: dict[str, tuple[str, ...]] = {
     **{f"online + {part}": ("peer", part) for part in PARTS},
     "online, all": ("peer", *PARTS),
 }
+COLUMNS = (
+    "arm | seeds | student, %, mean (standard deviation) | difference to static, points | teacher's copy, % | "
+    "stability, points | eta | time, of static"
+)
 
 
-def recipe(parts: tuple[str, ...]) -> dict[str, Any]:
-    """What `synthkd distill` is told of the parts."""
+def recipe(parts: tuple[str, ...]) -> Row:
+    """The part of the configuration that differs between arms."""
     ema = 0.98 if "EMA" in parts else 0.0
     optimizer = {"kind": "adamw", "lr": 3e-3, "weight_decay": 0.05, "schedule": "one_cycle", "ema": ema}
-    distilling: dict[str, Any] = {
-        "batch_size": 128,
-        "temperature": 4.0,
-        "alpha": 0.3,
-        "optimizer": optimizer,
-        "adapt": {"every": LOOKS, "weights": {} if "weights" in parts else None},
+    generated: Row = {"difficulty": {"augment": False}}
+    source: Row = {
+        "transfer_set": [generated, {"kind": "real", "data": {**DATA, "per_class": 100}, "share": 0.5}],
+        "distill": {
+            "batch_size": 128,
+            "temperature": 4.0,
+            "alpha": 0.3,
+            "optimizer": optimizer,
+            "adapt": {"every": EVALUATE_EVERY, "weights": {} if "weights" in parts else None},
+        },
     }
-    asked: dict[str, Any] = {"distill": distilling}
     if "peer" in parts:
-        asked["online"] = {
+        source["online"] = {
             "peers": [{"optimizer": {**optimizer, "lr": 3e-4}}],
             "averaged": "EMA" in parts,
             "swap": {} if "swap" in parts else None,
         }
     if "replay" in parts:
-        asked["bank"] = {"policy": "prioritized"}
-    return asked
+        generated["bank"] = {"policy": "prioritized"}
+    return source
 
 
 def place(arm: str, seed: int) -> Path:
@@ -71,22 +70,17 @@ def place(arm: str, seed: int) -> Path:
     return RUNS / f"{arm.replace(' ', '-').replace(',', '')}-seed{seed}"
 
 
-def cell(arm: str, seed: int, threads: int) -> dict[str, Any]:
+def cell(arm: str, seed: int, threads: int) -> Row:
     """Run a cell, or read it where it is finished."""
-    pair = fashion_mnist.PAIRS["convnet"]
-    out = place(arm, seed)
-    data = {**fashion_mnist.DATA, "holdout": 0.1}
+    pair = pairs.PAIRS["convnet"]
     rounds, discard = pair.rounds
     source = {
         "seed": seed,
         "threads": threads,
-        "teacher": {"kind": "load", "model": str(fashion_mnist.teacher_of("convnet"))},
+        "teacher": {"kind": "load", "model": str(pairs.teacher_of("convnet"))},
         "student": pair.student,
         "inherit": False,
-        "data": {**data, "per_class": 100},
-        "test": data,
-        "difficulty": {"augment": False},
-        "mix": {"real": 0.5},
+        "test": DATA,
         "phases": [
             {"kind": "pregenerate", "rounds": rounds, "discard": discard},
             {"kind": "joint", "steps": STEPS, "every": EVERY},
@@ -96,9 +90,7 @@ def cell(arm: str, seed: int, threads: int) -> dict[str, Any]:
         "grid_every": 1000,
         **recipe(ARMS[arm]),
     }
-    result = distill(load_config(DistillConfig, source, [f"out={out}"]))
-    assert isinstance(result, Result)
-    values = result.values
+    values = common.run(distill, DistillConfig, source, place(arm, seed)).values
     return {
         "arm": arm,
         "seed": seed,
@@ -113,47 +105,45 @@ def cell(arm: str, seed: int, threads: int) -> dict[str, Any]:
     }
 
 
-def table(cells: list[dict[str, Any]]) -> str:
+def tables(content: Row) -> str:
     """Accuracy, difference to static KD, stability and time of each arm."""
-    static = {c["seed"]: 100 * c["accuracy"] for c in cells if c["arm"] == "static"}
-    lines = [
-        "| arm | seeds | student, %, mean (standard deviation) | difference to static, points | teacher's copy, % "
-        "| stability, points | eta | time, of static |",
-        "|" + "---|" * 8,
-    ]
-    seconds = {c["seed"]: c["seconds"] for c in cells if c["arm"] == "static"}
-    for arm in ARMS:
-        mine = [c for c in cells if c["arm"] == arm]
-        if not mine:
+    arms = {arm: [one for one in content["cells"] if one["arm"] == arm] for arm in ARMS}
+    scores = {arm: {one["seed"]: 100 * one["accuracy"] for one in seeds} for arm, seeds in arms.items()}
+    static = {one["seed"]: one["seconds"] for one in arms["static"]}
+    rows = []
+    for arm, seeds in arms.items():
+        if not seeds:
             continue
-        scores = {c["seed"]: 100 * c["accuracy"] for c in mine}
-        peers = [100 * c["peer"] for c in mine if c["peer"] is not None]
-        ratios = [c["seconds"] / seconds[c["seed"]] for c in mine if c["seed"] in seconds]
-        lines.append(
-            f"| {arm} | {len(mine)} | {compared(scores, static)} | "
-            f"{f'{statistics.mean(peers):.2f}' if peers else ''} | "
-            f"{100 * statistics.mean(c['stability'] for c in mine):.2f} | "
-            f"{statistics.mean(c['transfer_efficiency'] for c in mine):.3f} | "
-            f"{f'{statistics.median(ratios):.2f} x' if ratios else ''} |"
+        peers = [100 * one["peer"] for one in seeds if one["peer"] is not None]
+        ratios = [one["seconds"] / static[one["seed"]] for one in seeds if one["seed"] in static]
+        rows.append(
+            [
+                arm,
+                str(len(seeds)),
+                *common.compared(scores[arm], scores["static"]),
+                f"{statistics.mean(peers):.2f}" if peers else "",
+                f"{100 * statistics.mean(one['stability'] for one in seeds):.2f}",
+                f"{statistics.mean(one['transfer_efficiency'] for one in seeds):.3f}",
+                f"{statistics.median(ratios):.2f} x" if ratios else "",
+            ]
         )
-    return "\n".join(lines)
+    return common.table(COLUMNS, rows)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run what is wanted, write the cells after each, and print the table."""
+    parser = common.options("online", __doc__)
     parser.add_argument("--arms", nargs="*", default=list(ARMS), choices=list(ARMS))
-    parser.add_argument("--seeds", type=int, default=3, help="seeds 0, 1, ... of each cell")
-    parser.add_argument("--threads", type=int, default=2, help="of torch; fewer only for several at a time")
-    arguments = parser.parse_args()
-    cells = []
-    for seed in range(max(arguments.seeds, 10)):
-        for arm in ARMS:
-            finished = (place(arm, seed) / "result.json").exists()
-            if finished or (arm in arguments.arms and seed < arguments.seeds):
-                cells.append(cell(arm, seed, arguments.threads))
-                found = {"command": "python benchmarks/online.py", "cells": cells}
-                write_atomically(RESULTS, json.dumps(found, indent=1).encode() + b"\n")
-    print(table(cells))
+    common.add_seeds(parser)
+    common.add_threads(parser)
+    arguments = parser.parse_args(argv)
+    keys = common.to_collect(
+        product(range(max(arguments.seeds, common.MOST_SEEDS)), ARMS),
+        lambda key: place(key[1], key[0]),
+        lambda key: key[1] in arguments.arms and key[0] < arguments.seeds,
+    )
+    cells = common.collect("online", keys, lambda key: cell(key[1], key[0], arguments.threads))
+    print(tables({"cells": cells}))
 
 
 if __name__ == "__main__":

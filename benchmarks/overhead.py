@@ -1,6 +1,6 @@
 """What the memory bank and the hybrid source cost. One thread.
 
-    python benchmarks/overhead.py
+    python -m benchmarks.overhead
 
 Bank: microseconds per image to add and to draw a batch of 256, for banks of a thousand to a million images; a cost
 that passed over the bank would grow a thousandfold down the column. Source: a student step on a batch from
@@ -10,30 +10,30 @@ step includes the same teacher pass).
 
 from __future__ import annotations
 
-import json
 import statistics
 import time
-from collections.abc import Callable
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import torch
 from accelerate import Accelerator
 
+from benchmarks import common
+from benchmarks.common import Row
 from synthkd.data.bank import MemoryBank
-from synthkd.data.hybrid import HybridDataset
+from synthkd.data.hybrid import REST, HybridDataset
+from synthkd.data.sources import GeneratedSource
 from synthkd.distillation.step import DistillStep
-from synthkd.distillation.student import Pupil
+from synthkd.distillation.student import Student
 from synthkd.distillation.teachers import FrozenTeacher
 from synthkd.models import build
 from synthkd.settings import BankSettings, DistillSettings, MixSettings, OptimizerSettings, ZooModel
-from synthkd.system.hardware import describe
 from synthkd.training.learner import Learner
 from synthkd.types import Batch, ImageSpec
 
-RESULTS = Path(__file__).parent / "results" / "overhead.json"
 SPEC = ImageSpec(1, 28, 28, 10)
 BATCH = 256
+BANK_COLUMNS = "policy | images | add, us/image | draw, us/image | reprioritise, us/image"
+SOURCE_COLUMNS = "logits | hybrid, ms | ready, ms | ratio, median [quartiles]"
 
 
 def microseconds(run: Callable[[int], object], repeats: int = 60) -> float:
@@ -46,11 +46,12 @@ def microseconds(run: Callable[[int], object], repeats: int = 60) -> float:
     return 1e6 * statistics.median(times) / BATCH
 
 
-def bank_costs() -> list[dict[str, Any]]:
+def bank_costs() -> list[Row]:
+    """What a bank of each policy and size costs."""
     rows = []
     for policy in ("fifo", "prioritized", "class_balanced"):
         for capacity in (1_000, 10_000, 100_000, 1_000_000):
-            bank = MemoryBank(SPEC, BankSettings(capacity=capacity, policy=policy), 0)  # type: ignore[arg-type]
+            bank = MemoryBank(SPEC, BankSettings(capacity=capacity, policy=policy), 0)
             block = torch.zeros(1000, *SPEC.shape, dtype=torch.uint8)
             for _ in range(capacity // 1000):
                 bank.add(block, torch.arange(1000) % 10, torch.zeros(1000, 10))
@@ -59,6 +60,7 @@ def bank_costs() -> list[dict[str, Any]]:
 
 
 def costs_of(bank: MemoryBank) -> dict[str, float]:
+    """Microseconds per image of what a bank does with a batch."""
     images, labels, logits = torch.rand(BATCH, *SPEC.shape), torch.arange(BATCH) % 10, torch.randn(BATCH, 10)
     priorities = torch.rand(BATCH) + 0.1
     slots = bank.draw(BATCH, 0).slots
@@ -77,13 +79,19 @@ class Ready:
         self._batch = batch
         self._teacher = teacher
 
-    def batch(self, step: int) -> Batch:
+    def draw(self, step: int) -> Batch:
+        """The batch, at every step."""
+        return self._batch
+
+    def label(self, batch: Batch) -> Batch:
+        """The batch with the teacher's logits where they are fresh."""
         if self._teacher is None:
-            return self._batch
-        return Batch(self._batch.images, self._batch.labels, self._teacher.logits(self._batch.images))
+            return batch
+        return Batch(batch.images, batch.labels, self._teacher.logits(batch.images))
 
 
-def source_costs(rounds: int = 150) -> list[dict[str, Any]]:
+def source_costs(rounds: int = 150) -> list[Row]:
+    """What a student step costs on batches of the hybrid source and on a ready batch."""
     accelerator = Accelerator(cpu=True)
     torch.manual_seed(0)
     teacher = FrozenTeacher(build(ZooModel(arch="convnet", width=32), SPEC), accelerator)
@@ -98,12 +106,12 @@ def source_costs(rounds: int = 150) -> list[dict[str, Any]]:
     }
     for name, mix in mixes.items():
         steps = []
-        hybrid = HybridDataset(mix, BATCH, rounds, bank, teacher, lambda: 0.0, 0)
+        hybrid = HybridDataset([GeneratedSource(bank)], [REST], mix, BATCH, rounds, teacher, lambda: 0.0, 0)
         ready = Ready(bank.draw(BATCH, 0), None if name == "stored" else teacher)
         for source in (hybrid, ready):
             student = build(ZooModel(arch="convnet", width=16), SPEC)
             learner = Learner("student", student, OptimizerSettings(), rounds, accelerator)
-            steps.append(DistillStep([Pupil(learner, DistillSettings(), accelerator)], source, accelerator))
+            steps.append(DistillStep([Student(learner, DistillSettings(), accelerator)], source, accelerator))
         times: list[list[float]] = [[], []]
         for step in range(rounds):
             for which in (0, 1):
@@ -123,29 +131,35 @@ def source_costs(rounds: int = 150) -> list[dict[str, Any]]:
     return rows
 
 
-def main() -> None:
+def tables(content: Row) -> str:
+    """The costs of the bank, then those of the source."""
+    bank = [
+        [row["policy"], f"{row['images']:,}", *(f"{row[f'{name}_us']:.2f}" for name in ("add", "draw", "reprioritise"))]
+        for row in content["bank"]
+    ]
+    source = [
+        [
+            row["logits"],
+            f"{row['hybrid_ms']:.2f}",
+            f"{row['ready_ms']:.2f}",
+            common.between(row["ratio_median"], *row["ratio_quartiles"], digits=3),
+        ]
+        for row in content["source"]
+    ]
+    return f"{common.table(BANK_COLUMNS, bank)}\n\n{common.table(SOURCE_COLUMNS, source)}"
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure, write the results and print the tables."""
+    common.options("overhead", __doc__).parse_args(argv)
     torch.set_num_threads(1)
-    result = {
-        "command": "python benchmarks/overhead.py",
-        "hardware": describe(torch.device("cpu")),
+    content: Row = {
+        "hardware": common.environment()["hardware"],
         "bank": bank_costs(),
         "source": source_costs(),
     }
-    RESULTS.parent.mkdir(parents=True, exist_ok=True)
-    RESULTS.write_text(json.dumps(result, indent=1) + "\n")
-    print("| policy | images | add, us/image | draw, us/image | reprioritise, us/image |\n|---|---|---|---|---|")
-    for row in result["bank"]:  # type: ignore[union-attr]
-        print(
-            f"| {row['policy']} | {row['images']:,} | {row['add_us']:.2f} | {row['draw_us']:.2f} | "
-            f"{row['reprioritise_us']:.2f} |"
-        )
-    print("\n| logits | hybrid, ms | ready, ms | ratio, median [quartiles] |\n|---|---|---|---|")
-    for row in result["source"]:  # type: ignore[union-attr]
-        low, high = row["ratio_quartiles"]
-        print(
-            f"| {row['logits']} | {row['hybrid_ms']:.2f} | {row['ready_ms']:.2f} | "
-            f"{row['ratio_median']:.3f} [{low:.3f}, {high:.3f}] |"
-        )
+    common.save("overhead", content)
+    print(tables(content))
 
 
 if __name__ == "__main__":

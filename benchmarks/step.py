@@ -1,6 +1,6 @@
 """What a step of the student costs with further terms, over a step of plain KD.
 
-    python benchmarks/step.py [--rounds 60]
+    python -m benchmarks.step [--rounds 60]
 
 Run it alone on the machine. Steps of all arms take turns in one process on one thread, each with a student, optimiser
 and layers of its own: batches of 128 ready images of 1x28x28, the convnet teacher and student of fashion_mnist.py and
@@ -10,38 +10,29 @@ neighbouring steps in one round; the results go to benchmarks/results/step.json.
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
-import sys
 import time
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from accelerate import Accelerator
 
-HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE))
-
-import fashion_mnist
-
+from benchmarks import common, pairs
+from benchmarks.common import Row
 from synthkd.distillation.step import DistillStep
-from synthkd.distillation.student import make_pupil
+from synthkd.distillation.student import build_student
 from synthkd.distillation.teachers import FrozenTeacher
+from synthkd.distillation.terms.auxiliary import auxiliary_layers
 from synthkd.models.zoo import build
 from synthkd.settings import DistillSettings, ZooModel
 from synthkd.settings.load import load_config
-from synthkd.system.files import write_atomically
-from synthkd.system.hardware import describe
 from synthkd.types import Batch, ImageSpec
 
 SPEC = ImageSpec(1, 28, 28, 10)
 BATCH, WARM_UP = 128, 5
-RESULTS = HERE / "results" / "step.json"
 HINT, ATTENTION, RKD = {"kind": "hint"}, {"kind": "attention"}, {"kind": "rkd_distance"}
 CRD = {"kind": "crd", "negatives": 0}
-ARMS: dict[str, list[dict[str, Any]]] = {
+ARMS: dict[str, list[Row]] = {
     "plain KD": [],
     "hint": [HINT],
     "attention": [ATTENTION],
@@ -51,6 +42,7 @@ ARMS: dict[str, list[dict[str, Any]]] = {
     "CRD": [CRD],
     "SSKD": [{"kind": "sskd"}],
 }
+COLUMNS = "pair | terms | ms a step, median | over plain KD, median [quartiles]"
 
 
 class Labelled:
@@ -62,27 +54,33 @@ class Labelled:
         self._labels = torch.arange(BATCH) % SPEC.classes
         self._teacher = teacher
 
-    def batch(self, step: int) -> Batch:
-        seen = self._teacher(self._images)
-        return Batch(self._images, self._labels, seen.logits, teacher_features=seen.features)
+    def draw(self, step: int) -> Batch:
+        """The images, without logits."""
+        return Batch(self._images, self._labels)
+
+    def label(self, batch: Batch) -> Batch:
+        """The images with the teacher's logits and features."""
+        outputs = self._teacher(batch.images)
+        return Batch(batch.images, batch.labels, outputs.logits, teacher_features=outputs.features)
 
 
-def step_of(pair: fashion_mnist.Pair, terms: list[dict[str, Any]], rounds: int) -> DistillStep:
+def step_of(pair: pairs.Pair, terms: list[Row], rounds: int) -> DistillStep:
     """A step with the terms, of fresh networks."""
     accelerator = Accelerator(cpu=True)
     torch.manual_seed(0)
     teacher = build(load_config(ZooModel, pair.teacher["model"], []), SPEC)
     student = build(load_config(ZooModel, pair.student, []), SPEC)
     settings = load_config(DistillSettings, {"transfer": terms}, [])
-    pupil = make_pupil("student", student, settings, settings.optimizer, rounds, accelerator, teacher)
-    places = () if pupil.lessons is None else pupil.lessons.teacher_places
-    pupil.teacher = FrozenTeacher(teacher, accelerator, places)
-    return DistillStep([pupil], Labelled(pupil.teacher), accelerator)
+    layers = auxiliary_layers(settings, teacher, student, 0, "student")
+    frozen = FrozenTeacher(teacher, accelerator, () if layers is None else layers.teacher_places)
+    optimizer = settings.optimizer
+    built = build_student("student", student, settings, optimizer, rounds, accelerator, layers, teacher=frozen)
+    return DistillStep([built], Labelled(frozen), accelerator)
 
 
-def costs(name: str, rounds: int) -> list[dict[str, Any]]:
+def costs(name: str, rounds: int) -> list[Row]:
     """Median step of each arm, and its ratio to plain KD."""
-    steps = {arm: step_of(fashion_mnist.PAIRS[name], terms, rounds) for arm, terms in ARMS.items()}
+    steps = {arm: step_of(pairs.PAIRS[name], terms, rounds) for arm, terms in ARMS.items()}
     times: dict[str, list[float]] = {arm: [] for arm in ARMS}
     for number in range(rounds):
         for arm, step in steps.items():
@@ -91,14 +89,14 @@ def costs(name: str, rounds: int) -> list[dict[str, Any]]:
             times[arm].append(time.perf_counter() - started)
     plain = times["plain KD"][WARM_UP:]
     rows = []
-    for arm, taken in times.items():
-        ratios = [one / other for one, other in zip(taken[WARM_UP:], plain, strict=True)]
+    for arm, seconds in times.items():
+        ratios = [one / other for one, other in zip(seconds[WARM_UP:], plain, strict=True)]
         quartiles = statistics.quantiles(ratios, n=4)
         rows.append(
             {
                 "pair": name,
                 "terms": arm,
-                "ms": 1000 * statistics.median(taken[WARM_UP:]),
+                "ms": 1000 * statistics.median(seconds[WARM_UP:]),
                 "ratio": statistics.median(ratios),
                 "quartiles": [quartiles[0], quartiles[2]],
             }
@@ -106,18 +104,25 @@ def costs(name: str, rounds: int) -> list[dict[str, Any]]:
     return rows
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def tables(content: Row) -> str:
+    """A row for each arm."""
+    rows = [
+        [row["pair"], row["terms"], f"{row['ms']:.1f}", common.between(row["ratio"], *row["quartiles"])]
+        for row in content["rows"]
+    ]
+    return common.table(COLUMNS, rows)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure, write the results and print the table."""
+    parser = common.options("step", __doc__)
     parser.add_argument("--rounds", type=int, default=60)
-    arguments = parser.parse_args()
+    rounds = parser.parse_args(argv).rounds
     torch.set_num_threads(1)
-    rows = [row for name in ("convnet", "resnet") for row in costs(name, arguments.rounds)]
-    found = {"command": "python benchmarks/step.py", "hardware": describe(torch.device("cpu")), "rows": rows}
-    write_atomically(RESULTS, json.dumps(found, indent=1).encode() + b"\n")
-    print("| pair | terms | ms a step, median | over plain KD, median [quartiles] |\n|---|---|---|---|")
-    for row in rows:
-        low, high = row["quartiles"]
-        print(f"| {row['pair']} | {row['terms']} | {row['ms']:.1f} | {row['ratio']:.2f} [{low:.2f}, {high:.2f}] |")
+    rows = [row for name in ("convnet", "resnet") for row in costs(name, rounds)]
+    content: Row = {"hardware": common.environment()["hardware"], "rows": rows}
+    common.save("step", content)
+    print(tables(content))
 
 
 if __name__ == "__main__":

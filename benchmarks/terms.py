@@ -1,8 +1,8 @@
 """What each term of the student's objective is worth: Fashion-MNIST, one student, one budget, several seeds.
 
-    python benchmarks/terms.py [--tables full short few vit] [--arms alone KD ...] [--seeds 5] [--threads 2]
+    python -m benchmarks.terms [--tables full short few vit] [--arms alone KD ...] [--seeds 5] [--threads 2]
 
-Run it alone on the machine. A cell is a `synthkd distill` on real images alone (generator.kind none, no mixtures), of
+Run it alone on the machine. A cell is a `synthkd distill` on real images alone (transfer_set.kind real), of
 which a tenth is held out, from the convnet teacher of fashion_mnist.py (91.8 %). Table `full`: 54,000 real images, the
 convnet student, plain KD as in `configs/fashion_mnist.yaml` (T = 20); `short`: the same in a quarter of the steps;
 `few`: the same with 100 real images of each class, which are all that the student ever sees; `vit`: a small
@@ -15,36 +15,25 @@ cells are kept in benchmarks/runs/terms; the tables go to benchmarks/results/ter
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
-import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from scipy import stats
-
-HERE = Path(__file__).parent
-sys.path.insert(0, str(HERE))
-
-import fashion_mnist
-
+from benchmarks import common, pairs
+from benchmarks.common import Row
 from synthkd.pipelines import distill
 from synthkd.pipelines.config import DistillConfig
-from synthkd.pipelines.run.directory import Result
-from synthkd.settings.load import load_config
-from synthkd.system.files import write_atomically
 
-RUNS, RESULTS = HERE / "runs" / "terms", HERE / "results" / "terms.json"
-KD: dict[str, Any] = fashion_mnist.WITH_BATCH_NORM["distill"]
+RUNS = common.RUNS / "terms"
+KD: Row = pairs.WITH_BATCH_NORM["distill"]
 
 
-def with_terms(*terms: dict[str, Any], **more: Any) -> dict[str, Any]:
+def with_terms(*terms: Row, **more: object) -> Row:
     """Plain KD and further terms."""
     return {"transfer": list(terms), **more}
 
 
-ARMS: dict[str, dict[str, Any]] = {
+ARMS: dict[str, Row] = {
     "alone": {"alpha": 1.0},
     "KD": {},
     "standardised KD": {"temperature": 2.0, "standardise": True, "soft": 9.0},
@@ -64,7 +53,7 @@ ARMS: dict[str, dict[str, Any]] = {
 
 ADAMW = {"optimizer": {"kind": "adamw", "lr": 3e-3, "weight_decay": 0.05, "schedule": "one_cycle"}}
 CONVNET = {"student": {"arch": "convnet", "width": 16}, "arms": list(ARMS)[:11]}
-TABLES: dict[str, dict[str, Any]] = {
+TABLES: dict[str, Row] = {
     "full": {**CONVNET, "steps": 1800},
     "short": {**CONVNET, "steps": 450},
     "few": {**CONVNET, "steps": 900, "per_class": 100},
@@ -75,32 +64,35 @@ TABLES: dict[str, dict[str, Any]] = {
         "arms": ["alone", "KD", "similarity", "adapter", "alignment", "KD T2", "adapter T2"],
     },
 }
+COLUMNS = (
+    "term | seeds | accuracy, %, mean (standard deviation) | difference to KD, points | to labels alone | eta | seconds"
+)
 
 
-def cell(table: str, arm: str, seed: int, threads: int) -> dict[str, Any]:
+def place(table: str, arm: str, seed: int) -> Path:
+    """The run directory of a cell."""
+    return RUNS / table / f"{arm.replace(' ', '-')}-seed{seed}"
+
+
+def cell(table: str, arm: str, seed: int, threads: int) -> Row:
     """Run a cell, or read it where it is finished."""
     setting = TABLES[table]
-    out = place(table, arm, seed)
-    data = {**fashion_mnist.DATA, "holdout": 0.1}
+    data = {**pairs.DATA, "holdout": 0.1}
     source = {
         "seed": seed,
         "threads": threads,
-        "teacher": {"kind": "load", "model": str(fashion_mnist.teacher_of("convnet"))},
+        "teacher": {"kind": "load", "model": str(pairs.teacher_of("convnet"))},
         "student": setting["student"],
         "inherit": False,
-        "data": {**data, "per_class": setting.get("per_class")},
+        "transfer_set": {"kind": "real", "data": {**data, "per_class": setting.get("per_class")}},
         "test": data,
-        "generator": {"kind": "none"},
-        "difficulty": {"augment": False},
-        "mix": {"real": 1.0, "mixup": 0.0},
+        "mix": {"mixup": 0.0},
         "distill": {**KD, **setting.get("distill", {}), **ARMS[arm]},
         "phases": [{"kind": "refine", "steps": setting["steps"]}],
         "evaluate_every": setting["steps"],
         "checkpoint_every": 2000,
     }
-    result = distill(load_config(DistillConfig, source, [f"out={out}"]))
-    assert isinstance(result, Result)
-    values = result.values
+    values = common.run(distill, DistillConfig, source, place(table, arm, seed)).values
     return {
         "table": table,
         "arm": arm,
@@ -113,71 +105,46 @@ def cell(table: str, arm: str, seed: int, threads: int) -> dict[str, Any]:
     }
 
 
-def interval(values: list[float]) -> str:
-    """Mean [95 % t-interval] of values over seeds."""
-    mean = statistics.mean(values)
-    if len(values) < 2:
-        return f"{mean:+.2f}"
-    half = float(stats.t.ppf(0.975, len(values) - 1)) * statistics.stdev(values) / len(values) ** 0.5
-    return f"{mean:+.2f} [{mean - half:+.2f}, {mean + half:+.2f}]"
-
-
-def compared(scores: dict[int, float], *others: dict[int, float]) -> str:
-    """Cells of a row: mean (standard deviation) of scores by seed, and paired differences to each of the others."""
-    spread = f" ({statistics.stdev(scores.values()):.2f})" if len(scores) > 1 else ""
-    cells = [f"{statistics.mean(scores.values()):.2f}{spread}"]
-    for other in others:
-        paired = [] if scores == other else [score - other[seed] for seed, score in scores.items() if seed in other]
-        cells.append(interval(paired) if paired else "")
-    return " | ".join(cells)
-
-
-def place(table: str, arm: str, seed: int) -> Path:
-    """The run directory of a cell."""
-    return RUNS / table / f"{arm.replace(' ', '-')}-seed{seed}"
-
-
-def table(name: str, cells: list[dict[str, Any]]) -> str:
+def table(name: str, cells: list[Row]) -> str:
     """Accuracy of each arm and its paired differences to plain KD and to labels alone."""
-    rows = [c for c in cells if c["table"] == name]
-    plain, alone = ({c["seed"]: 100 * c["accuracy"] for c in rows if c["arm"] == arm} for arm in ("KD", "alone"))
-    lines = [
-        "| term | seeds | accuracy, %, mean (standard deviation) | difference to KD, points | to labels alone | eta "
-        "| seconds |",
-        "|" + "---|" * 7,
+    arms = {arm: [one for one in cells if (one["table"], one["arm"]) == (name, arm)] for arm in TABLES[name]["arms"]}
+    scores = {arm: {one["seed"]: 100 * one["accuracy"] for one in seeds} for arm, seeds in arms.items()}
+    rows = [
+        [
+            arm,
+            str(len(seeds)),
+            *common.compared(scores[arm], scores["KD"], scores["alone"]),
+            f"{statistics.mean(one['transfer_efficiency'] for one in seeds):.3f}",
+            f"{statistics.median(one['seconds'] for one in seeds):.0f}",
+        ]
+        for arm, seeds in arms.items()
+        if seeds
     ]
-    for arm in TABLES[name]["arms"]:
-        mine = [c for c in rows if c["arm"] == arm]
-        if not mine:
-            continue
-        scores = {c["seed"]: 100 * c["accuracy"] for c in mine}
-        lines.append(
-            f"| {arm} | {len(mine)} | {compared(scores, plain, alone)} | "
-            f"{statistics.mean(c['transfer_efficiency'] for c in mine):.3f} | "
-            f"{statistics.median(c['seconds'] for c in mine):.0f} |"
-        )
-    return "\n".join(lines)
+    return common.table(COLUMNS, rows)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def tables(content: Row) -> str:
+    """Every table under its name."""
+    return "\n".join(f"\n{name}\n\n{table(name, content['cells'])}" for name in TABLES)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run what is wanted, write the cells after each, and print the tables."""
+    parser = common.options("terms", __doc__)
     parser.add_argument("--tables", nargs="*", default=list(TABLES), choices=list(TABLES))
     parser.add_argument("--arms", nargs="*", default=list(ARMS), choices=list(ARMS))
-    parser.add_argument("--seeds", type=int, default=5, help="seeds 0, 1, ... of each cell")
-    parser.add_argument("--threads", type=int, default=2, help="of torch; fewer only for several at a time")
-    arguments = parser.parse_args()
-    cells = []
-    for seed in range(max(arguments.seeds, 10)):
-        for name, setting in TABLES.items():
-            for arm in setting["arms"]:
-                finished = (place(name, arm, seed) / "result.json").exists()
-                wanted = name in arguments.tables and arm in arguments.arms and seed < arguments.seeds
-                if finished or wanted:
-                    cells.append(cell(name, arm, seed, arguments.threads))
-                    found = {"command": "python benchmarks/terms.py", "cells": cells}
-                    write_atomically(RESULTS, json.dumps(found, indent=1).encode() + b"\n")
-    for name in TABLES:
-        print(f"\n{name}\n\n{table(name, cells)}")
+    common.add_seeds(parser, 5)
+    common.add_threads(parser)
+    arguments = parser.parse_args(argv)
+
+    def wanted(key: tuple[str, str, int]) -> bool:
+        name, arm, seed = key
+        return name in arguments.tables and arm in arguments.arms and seed < arguments.seeds
+
+    seeds = range(max(arguments.seeds, common.MOST_SEEDS))
+    cells = [(name, arm, seed) for seed in seeds for name, setting in TABLES.items() for arm in setting["arms"]]
+    keys = common.to_collect(cells, lambda key: place(*key), wanted)
+    print(tables({"cells": common.collect("terms", keys, lambda key: cell(*key, arguments.threads))}))
 
 
 if __name__ == "__main__":

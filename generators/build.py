@@ -1,4 +1,4 @@
-"""From a generator's configuration to the generator."""
+"""The generator of a configuration."""
 
 from __future__ import annotations
 
@@ -32,7 +32,9 @@ from synthkd.models import Classifier
 from synthkd.types import TrainableGenerator
 
 SAMPLED = 64
-"""Images of a round of a saved generator whose settings name no number."""
+"""Images of a round of a saved generator whose settings have no `batch_size`."""
+METHODS = ("round", "sample", "state_dict", "load_state_dict")
+"""Methods that a generator of the user's own must have."""
 
 
 def build_generator(
@@ -43,21 +45,21 @@ def build_generator(
     real: Splits | None = None,
     run: Path | None = None,
 ) -> TrainableGenerator:
-    """The generator of the settings for one frozen teacher.
+    """Build the generator of the settings for a frozen teacher.
 
     Args:
-        settings: which one.
-        teacher: judges what it makes; never trained.
+        settings: of the generator.
+        teacher: predicts the classes of generated images; never trained.
         seed: the run's seed.
         accelerator: device and precision.
-        real: real images, of which the generators that learn from some take the training and holdout parts.
-        run: directory of the run, where a private generator keeps what a kill must not make it pay for twice.
+        real: real images; generators that learn from real images use the training and the holdout part.
+        run: directory of the run, in which a private generator writes its release.
 
     Raises:
-        ConfigError: when there are no real images for one that learns from them, or a generator of the user's own
-            cannot be imported or lacks a method.
-        ModelError: when the teacher lacks what the generator needs, or a saved generator does not fit it or names code
-            that is not trusted.
+        ConfigError: the generator learns from real images and there are none, a saved generator makes other images than
+            the teacher takes, or a generator of the user's own cannot be imported or lacks a method.
+        ModelError: the teacher lacks what the generator needs, or a saved generator does not have the weights of its
+            settings or names code that is not trusted.
     """
     if isinstance(settings, FROM_REAL) and real is None:
         raise ConfigError(
@@ -65,23 +67,24 @@ def build_generator(
             "(generator.kind=saved), or a data-free one (generator.kind=inversion)"
         )
     if isinstance(settings, SavedSettings):
-        saved, directory = read_saved(settings.path)
-        if saved.image_spec != teacher.spec:
-            raise ConfigError(
-                f"generator.path: {settings.path} makes {saved.image_spec}, the teacher takes {teacher.spec}; they "
-                "must be the same"
-            )
-        generator = _build(saved.settings, teacher, saved.seed, accelerator, source=directory / CONFIG)
-        generator.restore(directory)
-        batch = getattr(saved.settings, "batch_size", SAMPLED)
-        return Fixed(generator, batch, teacher, seed, accelerator)
-    generator = _build(settings, teacher, seed, accelerator, real, run)
-    needed = ("round", "sample", "state_dict", "load_state_dict")
-    if missing := [name for name in needed if not callable(getattr(generator, name, None))]:
+        return _restore(settings, teacher, seed, accelerator)
+    generator: TrainableGenerator = _build(settings, teacher, seed, accelerator, real, run)
+    if missing := [name for name in METHODS if not callable(getattr(generator, name, None))]:
         target = getattr(settings, "target", settings.kind)
         raise ConfigError(f"generator.target: what {target} made has no {', '.join(missing)}")
-    made: TrainableGenerator = generator
-    return made
+    return generator
+
+
+def _restore(settings: SavedSettings, teacher: Classifier, seed: int, accelerator: Accelerator) -> Fixed:
+    saved, directory = read_saved(settings.path)
+    if saved.image_spec != teacher.spec:
+        raise ConfigError(
+            f"generator.path: {settings.path} makes {saved.image_spec}, the teacher takes {teacher.spec}; they must be "
+            "the same"
+        )
+    generator = _build(saved.settings, teacher, saved.seed, accelerator, source=directory / CONFIG)
+    generator.restore(directory)
+    return Fixed(generator, getattr(saved.settings, "batch_size", SAMPLED), teacher, seed, accelerator)
 
 
 def _build(
@@ -93,20 +96,21 @@ def _build(
     run: Path | None = None,
     source: Path | None = None,
 ) -> Any:
-    parts = (None, None) if real is None else (real.train, real.holdout)
+    """The generator, untrained; `source` is the file that names a generator of the user's own, None for a recipe."""
+    train, holdout = (None, None) if real is None else (real.train, real.holdout)
     match settings:
         case InversionSettings():
             return Inversion(settings, teacher, seed, accelerator)
         case PixelSettings():
             return Pixels(settings, teacher, seed, accelerator)
         case CGANSettings():
-            return CGAN(settings, teacher, seed, accelerator, *parts)
+            return CGAN(settings, teacher, seed, accelerator, train, holdout)
         case DiffusionSettings():
             from synthkd.generators.diffusion import Diffusion  # diffusers takes half a second to import
 
-            return Diffusion(settings, teacher, seed, accelerator, *parts)
+            return Diffusion(settings, teacher, seed, accelerator, train, holdout)
         case MerfSettings():
-            return Merf(settings, teacher, seed, accelerator, parts[0], run=run)
+            return Merf(settings, teacher, seed, accelerator, train, run=run)
         case PipelineSettings():
             from synthkd.generators.pipeline import Pipeline
 

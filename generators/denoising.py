@@ -1,12 +1,15 @@
 """A class-conditional diffusion model in pixel space as a diffusers pipeline: network, noise schedule, samplers.
 
-The network predicts velocity, `v = sqrt(a) e - sqrt(1 - a) x` (Salimans and Ho 2022), of images in [-1, 1] whose blocks
-of `unshuffle x unshuffle` pixels were folded into channels. The last row of its class embedding is the null class.
+The network predicts the velocity `v = sqrt(a) e - sqrt(1 - a) x` (Salimans and Ho 2022) of images in [-1, 1], whose
+blocks of `unshuffle x unshuffle` pixels are folded into channels. The last row of its class embedding is the null
+class.
 """
 
 from __future__ import annotations
 
+import copy
 import math
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -29,28 +32,32 @@ from torch import Tensor
 from synthkd.errors import ModelError
 from synthkd.generators.guidance import guided
 from synthkd.generators.settings import DiffusionSettings, Sampler
+from synthkd.models.weights import finite_state
 from synthkd.rng import Rows
+from synthkd.system.files import naming, write_atomically
 from synthkd.system.text import parse_json
 from synthkd.types import ImageSpec, check_labels
 
 NOISE_STEPS = 1000
 GROUP = 4
-"""Least channels of a normalisation group: with one, the norm would take out what time and class add to a channel."""
+"""Least channels of a normalisation group: with one, the norm would cancel what time and class add to a channel."""
 
 Steer = Callable[[Tensor, float], Tensor]
-"""(predicted images `[N, C, H, W]` about in [-1, 1], standard deviation of the noise still in them) -> changed ones."""
+"""(predicted images `[N, C, H, W]`, roughly in [-1, 1]; standard deviation of the remaining noise) -> new images."""
 
 
 def build_unet(settings: DiffusionSettings, spec: ImageSpec) -> UNet2DModel:
     """The network for images of a spec, with one class embedding more than classes."""
-    levels, fold = len(settings.channels), settings.unshuffle
+    levels, block = len(settings.channels), settings.unshuffle
     down, up = ["DownBlock2D"] * levels, ["UpBlock2D"] * levels
     if settings.attention:
         down[-1], up[0] = "AttnDownBlock2D", "AttnUpBlock2D"
+    # sides must divide into blocks, and the folded sides must halve from level to level
+    unit = block * 2 ** (levels - 1)
     return UNet2DModel(
-        sample_size=tuple(side // fold for side in _padded(spec.height, spec.width, fold, levels)),
-        in_channels=spec.channels * fold**2,
-        out_channels=spec.channels * fold**2,
+        sample_size=tuple(-(-side // unit) * unit // block for side in (spec.height, spec.width)),
+        in_channels=spec.channels * block**2,
+        out_channels=spec.channels * block**2,
         block_out_channels=tuple(settings.channels),
         layers_per_block=settings.layers,
         down_block_types=tuple(down),
@@ -71,7 +78,11 @@ def noise_schedule() -> DDPMScheduler:
 
 
 def fold(images: Tensor, unet: UNet2DModel, unshuffle: int) -> Tensor:
-    """Images float32 `[N, C, H, W]` in [0, 1] as the network has them: [-1, 1], padded at the edges, folded."""
+    """Images float32 `[N, C, H, W]` in [0, 1] as input of the network: scaled to [-1, 1], padded at the edges, folded.
+
+    Returns:
+        float32 `[N, C * unshuffle^2, height, width]`, height and width of `unet.config.sample_size`.
+    """
     height, width = (side * unshuffle for side in unet.config.sample_size)
     over = (0, width - images.shape[3], 0, height - images.shape[2])
     padded = F.pad(images, over, mode="replicate") if any(over) else images
@@ -79,8 +90,13 @@ def fold(images: Tensor, unet: UNet2DModel, unshuffle: int) -> Tensor:
 
 
 def unfold(folded: Tensor, height: int, width: int, unshuffle: int) -> Tensor:
-    """The inverse of `fold` but for the range: images `[N, C, H, W]` in [-1, 1]."""
+    """The inverse of `fold` except for the range: images `[N, C, height, width]` in [-1, 1]."""
     return F.pixel_shuffle(folded, unshuffle)[..., :height, :width]
+
+
+def to_unit_range(images: Tensor) -> Tensor:
+    """Images in [-1, 1] scaled to [0, 1] and clamped."""
+    return ((images + 1.0) / 2.0).clamp(0.0, 1.0)
 
 
 class ClassConditionalPipeline(DiffusionPipeline):  # type: ignore[misc]
@@ -90,11 +106,11 @@ class ClassConditionalPipeline(DiffusionPipeline):  # type: ignore[misc]
     `DiffusionPipeline.from_pretrained` does not know the class.
 
     Args:
-        unet: takes folded images, timestep and class; predicts velocity.
-        scheduler: the noise schedule; a sampler is made of its configuration for each call.
-        height: of the images.
-        width: of the images.
-        unshuffle: side of the blocks that are folded into channels.
+        unet: predicts velocities of folded images from timestep and class.
+        scheduler: the noise schedule; each call builds a sampler from its configuration.
+        height: of the images, in pixels.
+        width: likewise.
+        unshuffle: side of the pixel blocks that are folded into channels.
         class_names: one per class, or None.
     """
 
@@ -102,7 +118,7 @@ class ClassConditionalPipeline(DiffusionPipeline):  # type: ignore[misc]
         self,
         unet: UNet2DModel,
         scheduler: DDPMScheduler,
-        height: int = 32,  # diffusers takes an argument without a default for a module
+        height: int = 32,  # diffusers takes every argument without a default for a module
         width: int = 32,
         unshuffle: int = 1,
         class_names: list[str] | None = None,
@@ -114,7 +130,7 @@ class ClassConditionalPipeline(DiffusionPipeline):  # type: ignore[misc]
 
     @property
     def spec(self) -> ImageSpec:
-        """Images and classes of the pipeline."""
+        """Spec of the images and classes; the null class is not counted."""
         c = self.config
         channels = self.unet.config.in_channels // c.unshuffle**2
         return ImageSpec(channels, c.height, c.width, self.unet.config.num_class_embeds - 1)
@@ -130,16 +146,16 @@ class ClassConditionalPipeline(DiffusionPipeline):  # type: ignore[misc]
         output_type: str = "pil",
         return_dict: bool = True,
     ) -> ImagePipelineOutput | tuple[object]:
-        """Images of the classes, in the manner of diffusers' own pipelines.
+        """Images of the classes, with the arguments of diffusers' own pipelines.
 
         Args:
             class_labels: one class for each image.
-            guidance_scale: w of classifier-free guidance; 1 leaves it out and halves the cost.
+            guidance_scale: w of classifier-free guidance; 1 omits guidance and halves the cost.
             num_inference_steps: of the sampler.
-            generator: CPU generator the images' seed is drawn from; None draws from torch's global one.
-            sampler: see `generator.sampler`.
+            generator: CPU generator from which the images' seed is drawn; None uses torch's global one.
+            sampler: see `DiffusionSettings.sampler`.
             output_type: `pil`, `np` (`[N, H, W, C]`) or `pt` (`[N, C, H, W]`), the latter two in [0, 1].
-            return_dict: False gives a tuple of one.
+            return_dict: False returns a tuple of one element.
         """
         seed = int(torch.randint(2**31, (), generator=generator))
         labels = torch.as_tensor(class_labels, dtype=torch.int64)
@@ -163,16 +179,16 @@ class ClassConditionalPipeline(DiffusionPipeline):  # type: ignore[misc]
     ) -> Tensor:
         """Images of the labels; image i is a function of its label and of row `rng.start + i`.
 
-        Each step the network's velocity becomes a prediction of the image, which may be steered, and is handed to the
-        sampler as such. It is not clipped on the way: that made Frechet distances a quarter larger.
+        In each step the network's velocity gives a predicted image, `steer` may change it, and the sampler takes it as
+        its input. Predicted images are not clipped: with clipping, Frechet distances were a quarter larger.
 
         Args:
             labels: int64 `[N]`.
-            rng: rows of the starting noise; that of a later step comes from the same rows of a stream of its own.
+            rng: rows of the initial noise; the noise of step n uses the same rows of the stream `<purpose>/step n`.
             scale: w of classifier-free guidance.
             steps: of the sampler, at most 1000.
             sampler: `ddpm`, `ddim`, `dpm++` or `unipc`.
-            steer: changes predicted images.
+            steer: changes predicted images, or None.
 
         Returns:
             float32 `[N, C, H, W]` in [0, 1] on the network's device.
@@ -181,50 +197,70 @@ class ClassConditionalPipeline(DiffusionPipeline):  # type: ignore[misc]
         unet, device, c = self.unet, self.unet.device, self.config
         shape = (unet.config.in_channels, *unet.config.sample_size)
         labels = labels.to(device)
-        null = torch.full_like(labels, self.spec.classes)
         sigmas = (1.0 - self.scheduler.alphas_cumprod).sqrt().tolist()
 
         def noise(rows: Rows) -> Tensor:
-            drawn: Tensor = rows.normal(len(labels), math.prod(shape)).unflatten(1, shape)
-            return drawn.to(device)
-
-        def velocity(x: Tensor, t: Tensor) -> Tensor:
-            if scale in (0.0, 1.0):
-                only: Tensor = unet(x, t, class_labels=labels if scale else null).sample.float()
-                return only
-            both: Tensor = unet(torch.cat([x, x]), t, class_labels=torch.cat([labels, null])).sample
-            conditional, unconditional = both.float().chunk(2)
-            return guided(conditional, unconditional, scale)
+            values: Tensor = rows.normal(len(labels), math.prod(shape)).unflatten(1, shape)
+            return values.to(device)
 
         schedule = make_sampler(sampler, self.scheduler, steps)
         x = noise(rng)
         for number, t in enumerate(schedule.timesteps):
             sigma = sigmas[int(t)]
-            clean = math.sqrt(1.0 - sigma**2) * x - sigma * velocity(x, t.to(device))
+            clean = math.sqrt(1.0 - sigma**2) * x - sigma * self._velocity(x, t.to(device), labels, scale)
             if steer is not None:
                 images = steer(unfold(clean, c.height, c.width, c.unshuffle), sigma)
                 clean = fold((images + 1.0) / 2.0, unet, c.unshuffle)
+            # only DDPM adds noise in a step; given here, so that it depends on the row and not on the batch
+            extra = {}
             if sampler == "ddpm":
-                fresh = noise(replace(rng, purpose=f"{rng.purpose}/step {number}"))
-                x = schedule.step(clean, t, x, eta=1.0, variance_noise=fresh).prev_sample
-            else:
-                x = schedule.step(clean, t, x).prev_sample
-        return ((unfold(x, c.height, c.width, c.unshuffle) + 1.0) / 2.0).clamp(0.0, 1.0).contiguous()
+                step_noise = noise(replace(rng, purpose=f"{rng.purpose}/step {number}"))
+                extra = {"eta": 1.0, "variance_noise": step_noise}
+            x = schedule.step(clean, t, x, **extra).prev_sample
+        return to_unit_range(unfold(x, c.height, c.width, c.unshuffle)).contiguous()
+
+    def _velocity(self, x: Tensor, t: Tensor, labels: Tensor, scale: float) -> Tensor:
+        """The velocity with classifier-free guidance of scale `scale`, float32 like x."""
+        null = torch.full_like(labels, self.spec.classes)
+        if scale in (0.0, 1.0):  # one of the two predictions has no weight and is not computed
+            single: Tensor = self.unet(x, t, class_labels=labels if scale else null).sample.float()
+            return single
+        both: Tensor = self.unet(torch.cat([x, x]), t, class_labels=torch.cat([labels, null])).sample
+        conditional, unconditional = both.float().chunk(2)
+        return guided(conditional, unconditional, scale)
+
+
+def save_pipeline(pipeline: ClassConditionalPipeline, directory: Path) -> None:
+    """Write a pipeline as a diffusers folder, its weights on the CPU, each file atomically.
+
+    Raises:
+        TrainingError: a weight is not finite.
+    """
+    with tempfile.TemporaryDirectory() as scratch, naming(Path(scratch)):
+        unet = copy.deepcopy(pipeline.unet).to("cpu", memory_format=torch.contiguous_format)
+        finite_state(unet, str(directory))
+        c = pipeline.config
+        portable = ClassConditionalPipeline(unet, pipeline.scheduler, c.height, c.width, c.unshuffle, c.class_names)
+        portable.save_pretrained(scratch)
+        files = sorted(path for path in Path(scratch).rglob("*") if path.is_file())
+        # the index last: without it an interrupted save is not mistaken for a pipeline
+        for file in sorted(files, key=lambda path: path.name == ClassConditionalPipeline.config_name):
+            write_atomically(directory / file.relative_to(scratch), file.read_bytes())
 
 
 def load_pipeline(directory: Path | str) -> DiffusionPipeline:
-    """The diffusers pipeline saved in a local folder, on the CPU: ours, or any that diffusers itself knows.
+    """The diffusers pipeline in a local folder, on the CPU: a `ClassConditionalPipeline`, or one that diffusers knows.
 
     Nothing is downloaded, no code in the folder is run, and weights must be safetensors.
 
     Raises:
-        ModelError: no pipeline there, one of a class that diffusers does not know, or damaged files.
+        ModelError: the folder has no pipeline, one of a class that diffusers does not know, or damaged files.
     """
     directory = Path(directory).expanduser()
     index = directory / DiffusionPipeline.config_name
     if not index.is_file():
         raise ModelError(f"{directory} has no {index.name}; give a folder that a diffusers pipeline was saved to")
-    shown = logging.is_progress_bar_enabled()
+    progress_bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
         ours = parse_json(index.read_bytes()).get("_class_name") == ClassConditionalPipeline.__name__
@@ -232,41 +268,29 @@ def load_pipeline(directory: Path | str) -> DiffusionPipeline:
         pipeline: DiffusionPipeline = loader.from_pretrained(
             directory, local_files_only=True, use_safetensors=True, low_cpu_mem_usage=False
         )
-    except Exception as error:  # what damaged files raise depends on which of many loaders meets them
+    except Exception as error:  # damaged files raise different errors in each of many loaders
         reason = str(error).strip().split("\n")[0]
         raise ModelError(f"{directory} cannot be loaded: {reason}; save the pipeline again as safetensors") from error
     finally:
-        if shown:
+        if progress_bars:
             logging.enable_progress_bar()
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
 
 def make_sampler(name: Sampler, schedule: DDPMScheduler, steps: int) -> DDIMScheduler:
-    """A fresh sampler (they count steps inside) that takes image predictions and starts at the last noise level.
+    """A sampler that takes predicted images and starts at the last noise level; new, since samplers count their steps.
 
-    DDPM's ancestral step is DDIM's with eta = 1 (Song et al. 2021, section 4.1), which lets the noise be given.
+    DDPM's ancestral step is DDIM's with eta = 1 (Song et al. 2021, section 4.1); DDIM's takes the noise as an argument.
     """
     unclipped = partial(DDIMScheduler, clip_sample=False)
-    kinds = {
+    samplers = {
         "ddpm": unclipped,
         "ddim": unclipped,
         "dpm++": DPMSolverMultistepScheduler,
         "unipc": UniPCMultistepScheduler,
     }
-    config = {
-        "num_train_timesteps": schedule.config.num_train_timesteps,
-        "beta_schedule": schedule.config.beta_schedule,
-        "trained_betas": schedule.config.trained_betas,
-        "prediction_type": "sample",
-        "timestep_spacing": "trailing",
-    }
-    sampler = kinds[name](**config)
+    config = {key: schedule.config[key] for key in ("num_train_timesteps", "beta_schedule", "trained_betas")}
+    sampler = samplers[name](**config, prediction_type="sample", timestep_spacing="trailing")
     sampler.set_timesteps(steps)
     return sampler
-
-
-def _padded(height: int, width: int, fold: int, levels: int) -> tuple[int, int]:
-    """The sides rounded up to what can be folded and then halved between levels."""
-    unit = fold * 2 ** (levels - 1)
-    return -(-height // unit) * unit, -(-width // unit) * unit

@@ -1,9 +1,8 @@
-"""One noisy look at private images: the mean of their random Fourier features, class by class (DP-MERF).
+"""One noisy release of private images: the mean of their random Fourier features for each class (DP-MERF).
 
-Harder, Adamczewski and Park (2021). The features and their bandwidths are public: they are drawn from a seed and
-measured in units of pixels, never chosen by looking at the data. What is taken as public besides: how many images there
-are, their size and the names of the classes. How many images a class has is not: the release tells it, with noise, and
-that costs nothing (see `Embedding`).
+Harder, Adamczewski and Park (2021). Features and bandwidths are public: they come from a seed and from settings in
+units of pixels, never from the data. The number of images, their size and the class names count as public, too. The
+number of images of a class is private: the release contains it with noise, at no extra cost (see `embed`).
 """
 
 from __future__ import annotations
@@ -21,7 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from synthkd.errors import ModelError
-from synthkd.privacy.accounting import Adjacency, Ledger, Release, claimed, epsilon
+from synthkd.privacy.accounting import epsilon
+from synthkd.privacy.claims import dp_statement
+from synthkd.privacy.ledger import Adjacency, Ledger, Release
 from synthkd.rng import stream
 from synthkd.system.files import write_atomically
 from synthkd.system.sealed import sealed_tensors, unsealed_tensors
@@ -29,29 +30,31 @@ from synthkd.system.text import parse_json
 from synthkd.types import ImageSpec, to_float
 
 HALVED_FROM = 16
-"""Sides from which on features see images of half the size; noise and grain beyond that do not reach them."""
+"""Images whose sides are at least this are halved before their features are computed, so fine noise has no effect."""
 WINDOWS = (1, 2)
-"""Features see whole images, or windows with sides of this part."""
+"""Divisors of the sides: features are computed from whole images and from windows of half their sides."""
 CHUNK = 1000
+"""Images whose features are computed at once."""
 ADJACENCY: Adjacency = "replace_one"
-"""Between which sets the sensitivity of a release is the largest distance."""
+"""Neighbouring sets, for the sensitivity of a release: one image with its label is replaced."""
 SHRINK = 1.0 - 1e-6
-"""Norm of a feature vector; rounding cannot take it past 1."""
+"""Norm of a feature vector, a little below 1, so that rounding does not raise it above 1."""
 FEWEST = 0.1
-"""Least share of images that a class is taken to have, in fractions of an equal one: noise may say less than none."""
+"""Smallest share of images that a class is assumed to have, as a fraction of an equal share; with noise the released
+share may be below 0."""
 
 
 @dataclass(frozen=True)
 class Fourier:
     """Random Fourier features (Rahimi and Recht 2007) of images, a public function of these values.
 
-    The kernel that they approximate is a mean of Gaussian kernels `exp(-r^2 / 2 b^2)`, where r is the root mean square
-    difference of two images: half of it for whole images, half for random windows of half their sides, and each of
-    these in equal parts for every bandwidth b.
+    They approximate a mean of Gaussian kernels `exp(-r^2 / 2 b^2)`, where r is the root mean square difference of two
+    images. Half of the kernels compare whole images, half random windows of half their sides; each half has equally
+    many features for every bandwidth b.
 
     Attributes:
-        spec: the images.
-        count: features of an image, rounded up to so many for each part.
+        spec: of the images.
+        count: features of an image; rounded up to a multiple of the number of kernels.
         bandwidths: b, on the scale [0, 1] of pixels.
         seed: of the frequencies.
     """
@@ -62,35 +65,41 @@ class Fourier:
     seed: int
 
     def frequencies(self) -> Tensor:
-        """float32 `[values, M]` for half as many frequencies as features."""
+        """The frequencies, float32 `[P, M]`: P pixel values (of the halved image, if it is halved), M = D / 2."""
+        channels = self.spec.channels
         halved = min(self.spec.height, self.spec.width) >= HALVED_FROM
         height, width = (side // 2 if halved else side for side in (self.spec.height, self.spec.width))
         rng = stream(self.seed, "merf/frequencies")
-        each = -(-self.count // (2 * len(WINDOWS) * len(self.bandwidths)))
-        parts = []
+        per_kernel = -(-self.count // (2 * len(WINDOWS) * len(self.bandwidths)))
+        blocks = []
         for bandwidth in self.bandwidths:
-            for part in WINDOWS:
-                high, wide = -(-height // part), -(-width // part)
-                rows = _inside(height, high, torch.randint(height - high + 1, (each, 1), generator=rng))
-                columns = _inside(width, wide, torch.randint(width - wide + 1, (each, 1), generator=rng))
-                drawn = torch.randn(each, self.spec.channels, height, width, generator=rng)
-                drawn = drawn * rows[:, None, :, None] * columns[:, None, None, :]
-                parts.append(drawn.flatten(1) / (bandwidth * math.sqrt(self.spec.channels * high * wide)))
-        return torch.cat(parts).T.contiguous()
+            for divisor in WINDOWS:
+                high, wide = -(-height // divisor), -(-width // divisor)
+                rows = _random_windows(per_kernel, height, high, rng)
+                columns = _random_windows(per_kernel, width, wide, rng)
+                normal = torch.randn(per_kernel, channels, height, width, generator=rng)
+                normal = normal * rows[:, None, :, None] * columns[:, None, None, :]
+                # r is a mean over the window's values, hence the root of their number
+                blocks.append(normal.flatten(1) / (bandwidth * math.sqrt(channels * high * wide)))
+        return torch.cat(blocks).T.contiguous()
 
 
-def _inside(length: int, window: int, first: Tensor) -> Tensor:
-    """Which of `length` places are in a window that begins at `first` int64 `[N, 1]`; `[N, length]`."""
+def _random_windows(count: int, length: int, window: int, rng: torch.Generator) -> Tensor:
+    """Masks of windows at random places, bool `[count, length]`, `window` of them True in each row."""
+    first = torch.randint(length - window + 1, (count, 1), generator=rng)
     place = torch.arange(length)
     return (place >= first) & (place < first + window)
 
 
 def fourier_features(images: Tensor, frequencies: Tensor) -> Tensor:
-    """`sqrt(2 / D) [cos(w x), sin(w x)]`, float32 `[N, D]`, each of norm 1 or a millionth less.
+    """The features `sqrt(2 / D) [cos(w x), sin(w x)]`, scaled to the norm SHRINK.
 
     Args:
-        images: float32 `[N, C, H, W]` in [0, 1].
-        frequencies: of `Fourier.frequencies`.
+        images: x, float32 `[N, C, H, W]` in [0, 1].
+        frequencies: w, of `Fourier.frequencies`.
+
+    Returns:
+        float32 `[N, D]`.
     """
     if min(images.shape[-2:]) >= HALVED_FROM:
         images = F.avg_pool2d(images, 2)
@@ -99,38 +108,41 @@ def fourier_features(images: Tensor, frequencies: Tensor) -> Tensor:
 
 
 def embed(images: Tensor, labels: Tensor, fourier: Fourier, device: torch.device | None = None) -> Tensor:
-    """The mean embedding without noise, PRIVATE: `1/m sum_i (phi(x_i), 1) onehot(y_i)`, float64 `[K, D + 1]`.
+    """The mean embedding without noise, `1/m sum_i (phi(x_i), 1) onehot(y_i)`; PRIVATE.
 
-    Its sensitivity is 2/m between sets in which one image with its label is another: with the same label `phi(x) -
-    phi(x')` is at most 2 long, and the 1 of the last column, which counts the class, stays; with another label two rows
+    Its sensitivity is 2/m if one image with its label is replaced. With the same label, `phi(x) - phi(x')` has a length
+    of at most 2, and the last column, which counts the images of the class, is unchanged. With another label, two rows
     change by a vector of length `sqrt(2)` each.
 
     Args:
-        images: uint8 `[m, C, H, W]`.
-        labels: int64 `[m]`.
-        fourier: the features.
-        device: to compute on; None is the CPU.
+        images: x, uint8 `[m, C, H, W]`.
+        labels: y, int64 `[m]`.
+        fourier: the features phi.
+        device: for the computation; None is the CPU.
+
+    Returns:
+        float64 `[K, D + 1]` on the CPU.
     """
     frequencies = fourier.frequencies().to(device)
     sums = torch.zeros(fourier.spec.classes, 2 * frequencies.shape[1] + 1, dtype=torch.float64)
-    for chunk, own in zip(images.split(CHUNK), labels.split(CHUNK), strict=True):
+    for chunk, chunk_labels in zip(images.split(CHUNK), labels.split(CHUNK), strict=True):
         features = fourier_features(to_float(chunk).to(device), frequencies).double().cpu()
-        sums.index_add_(0, own, F.pad(features, (0, 1), value=1.0))
+        sums.index_add_(0, chunk_labels, F.pad(features, (0, 1), value=1.0))
     return sums / len(labels)
 
 
 @dataclass(frozen=True)
 class Embedding:
-    """A released mean embedding, all that was ever learned from the private images.
+    """A released mean embedding; the generator learns nothing else from the private images.
 
     Attributes:
         sums: float32 `[K, D]`, `1/m sum_i phi(x_i)` over the images of each class, with noise.
-        shares: float32 `[K]`, share of the images that are of each class, with noise; may be negative.
+        shares: float32 `[K]`, each class's share of the images, with noise; may be negative.
         fourier: the features phi.
-        examples: m, taken as public.
+        examples: m, public.
         noise_multiplier: standard deviation of the noise in each number over `sensitivity`.
-        adjacency: of the data sets between which the sensitivity is the largest distance.
-        insecure: the noise can be drawn again from a seed, so that this is NOT DP.
+        adjacency: relation of neighbouring data sets, for the sensitivity.
+        insecure: whether the noise can be reproduced from a seed, so that this is NOT DP.
     """
 
     sums: Tensor
@@ -143,57 +155,57 @@ class Embedding:
 
     @property
     def sensitivity(self) -> float:
-        """Largest distance of the embeddings, without noise, of neighbouring sets."""
+        """Largest distance between the embeddings, without noise, of neighbouring data sets."""
         return 2.0 / self.examples
 
     @property
     def ledger(self) -> Ledger:
-        """What it cost; nothing that is made of it costs more."""
+        """The privacy cost: one release; what is computed from the embedding costs nothing more."""
         return Ledger((Release(self.noise_multiplier, self.adjacency),))
 
     def statement(self, delta: float, ledger: Ledger | None = None) -> dict[str, Any]:
-        """What it may claim, see `synthkd.privacy.accounting.claimed`; `insecure` claims nothing.
+        """What it may claim, see `synthkd.privacy.claims.dp_statement`; `insecure` claims nothing.
 
         Args:
             delta: of the claim.
-            ledger: all looks of the run that made it, those that were lost included; None: this one.
+            ledger: all releases of the run, lost ones included; None: this release alone.
         """
         ledger = ledger or self.ledger
         spent = epsilon(ledger, delta, self.adjacency)
         how = {"noise_multiplier": self.noise_multiplier, "sensitivity": self.sensitivity}
-        return claimed(ledger, spent, self.examples, self.insecure, **how)
+        return dp_statement(ledger, spent, self.examples, self.insecure, **how)
 
     def means(self) -> tuple[Tensor, Tensor]:
-        """Mean features of an image of each class, `[K, D]`, and the variance of the noise in them, `[K]`."""
+        """Mean features of the images of each class, `[K, D]`, and the variance of their noise, `[K]`; float32."""
         shares = self.shares.clamp(min=FEWEST / len(self.shares))
         return self.sums / shares[:, None], (self.noise_multiplier * self.sensitivity / shares).square()
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors, and the rest as JSON."""
+        """The tensors `sums` and `shares`, and all other values as JSON text under `facts`."""
         facts = {name: getattr(self, name) for name in ("examples", "noise_multiplier", "adjacency", "insecure")}
         facts["fourier"] = asdict(self.fourier)
         return {"sums": self.sums, "shares": self.shares, "facts": json.dumps(facts)}
 
     @staticmethod
     def from_state(state: Mapping[str, Any]) -> Embedding:
-        """What `state_dict` gave."""
+        """The embedding of a `state_dict`."""
         facts = parse_json(state["facts"])
         fourier = facts.pop("fourier")
         spec, bandwidths = ImageSpec(**fourier.pop("spec")), tuple(fourier.pop("bandwidths"))
         return Embedding(state["sums"], state["shares"], Fourier(spec, bandwidths=bandwidths, **fourier), **facts)
 
     def save(self, path: Path) -> None:
-        """Write it to a .safetensors file with its own checksum, atomically; the JSON is in the file's metadata."""
+        """Write a .safetensors file with a checksum, atomically; `facts` goes into its metadata."""
         state = self.state_dict()
         facts = {"facts": state.pop("facts")}
         write_atomically(path, sealed_tensors(state, facts))
 
     @staticmethod
     def load(path: Path) -> Embedding:
-        """What `save` wrote.
+        """Read what `save` wrote.
 
         Raises:
-            ModelError: no such file, or a damaged one.
+            ModelError: the file is missing or damaged.
         """
         try:
             tensors, facts = unsealed_tensors(path)
@@ -213,15 +225,18 @@ def release(
     device: torch.device | None = None,
     test_seed: int | None = None,
 ) -> Embedding:
-    """The one look at private images: their mean embedding, with Gaussian noise in every number.
+    """Release the mean embedding of private images with Gaussian noise in every number.
 
     Args:
         images: uint8 `[m, C, H, W]`.
         labels: int64 `[m]`.
         fourier: the features.
         noise_multiplier: standard deviation of the noise over the sensitivity, 2/m.
-        device: to compute on; None is the CPU.
-        test_seed: of the noise, for tests; None seeds it from the operating system, once, and keeps no seed.
+        device: for the computation; None is the CPU.
+        test_seed: seed of the noise, for tests; with None the seed comes from the operating system and is not kept.
+
+    Returns:
+        The embedding, which may be published at the cost in its `ledger`.
     """
     exact = embed(images, labels, fourier, device)
     if test_seed is None:
@@ -236,16 +251,17 @@ def release(
 
 
 def squared_discrepancy(features: Tensor, means: Tensor) -> Tensor:
-    """Mean over classes of `|E phi(x) - mean|^2`, unbiased for the expectation over x, a scalar that may be below 0.
+    """Estimate of the mean over classes of `|E phi(x) - mean|^2`, unbiased; a scalar that may be below 0.
 
-    The squared length of a mean of n features is too long by the variance of one over n, which would reward images that
-    are all alike; the U-statistic leaves the pairs of an image with itself out (Gretton et al. 2012, lemma 6).
+    The squared length of the mean of n features is too large by their variance over n, which would reward images that
+    are all similar. So the estimate is a U-statistic, without the pairs of an image with itself (Gretton et al. 2012,
+    lemma 6).
 
     Args:
         features: `[K, n, D]` of n images of each class, n at least 2, each of norm SHRINK.
         means: `[K, D]`.
     """
     count = features.shape[1]
-    own = features.mean(dim=1)
-    squared = (count * own.square().sum(dim=1) - SHRINK**2) / (count - 1)
-    return (squared - 2.0 * (own * means).sum(dim=1) + means.square().sum(dim=1)).mean()
+    average = features.mean(dim=1)
+    squared = (count * average.square().sum(dim=1) - SHRINK**2) / (count - 1)
+    return (squared - 2.0 * (average * means).sum(dim=1) + means.square().sum(dim=1)).mean()

@@ -1,4 +1,4 @@
-"""Saved generators: what is needed to sample again, without the real images or the run they were trained in."""
+"""Saved generators: all that sampling needs, without the real images or the run in which they were trained."""
 
 from __future__ import annotations
 
@@ -15,37 +15,33 @@ from synthkd.generators.settings import (
     PixelSettings,
     SavedSettings,
 )
-from synthkd.settings import Count, Settings
+from synthkd.models.files import SavedSpec
+from synthkd.settings import Settings
 from synthkd.system.files import file_names, inside, sha256, write_atomically
 from synthkd.system.sealed import sealed, unsealed
 from synthkd.types import ImageSpec, SampleGenerator, Saveable
 
 CONFIG = "generator.json"
 INSIDE_A_RUN = "generator"
-
-
-class _Spec(Settings):
-    channels: Count
-    height: Count
-    width: Count
-    classes: Count
+"""Folder, inside a run, of the generator that the run saved."""
 
 
 class SavedGenerator(Settings):
     """The contents of generator.json.
 
     Attributes:
+        format: version of the file.
         settings: of the generator, as in a configuration.
-        spec: images and classes it makes.
+        spec: of its images and classes.
         class_names: one per class, or empty.
-        seed: of the run it was trained in.
-        real_images: how many real images it was trained on; None where nobody can say.
-        files: sha256 of each other file of the generator, by its path.
+        seed: of the run in which it was trained.
+        real_images: how many real images it was trained on; None if that is unknown.
+        files: sha256 of each other file of the generator, by its path relative to the folder.
     """
 
     format: Literal[1] = 1
     settings: GeneratorSettings
-    spec: _Spec
+    spec: SavedSpec
     class_names: tuple[str, ...] = ()
     seed: int
     real_images: int | None = 0
@@ -54,7 +50,7 @@ class SavedGenerator(Settings):
     @property
     def image_spec(self) -> ImageSpec:
         """The spec as the rest of the project has it."""
-        return ImageSpec(**self.spec.model_dump())
+        return self.spec.image_spec
 
 
 def save_generator(
@@ -66,18 +62,28 @@ def save_generator(
     seed: int,
     real_images: int | None,
 ) -> bool:
-    """Save a generator, where it can be: its own files, then generator.json, so that a torn save is none.
+    """Save a generator that has a `save`.
+
+    Args:
+        generator: to be saved.
+        settings: of the generator.
+        directory: is created.
+        spec: of its images and classes.
+        class_names: one per class, or empty.
+        seed: the run's seed.
+        real_images: how many real images it was trained on; None if that is unknown.
 
     Returns:
         Whether it was saved; a generator of the user's own may have no `save`.
     """
     if not isinstance(generator, Saveable):
         return False
+    # generator.json last: without it an interrupted save is not mistaken for a generator
     directory.mkdir(parents=True, exist_ok=True)
     generator.save(directory)
     saved = SavedGenerator(
         settings=settings,
-        spec=_Spec(**vars(spec)),
+        spec=SavedSpec(**vars(spec)),
         class_names=class_names,
         seed=seed,
         real_images=real_images,
@@ -88,10 +94,16 @@ def save_generator(
 
 
 def read_saved(path: Path | str) -> tuple[SavedGenerator, Path]:
-    """What was saved in a directory, or in the `generator/` of a run, and that directory.
+    """Read and verify a saved generator.
+
+    Args:
+        path: its directory, or that of the run that saved it.
+
+    Returns:
+        The contents of generator.json, and the generator's directory.
 
     Raises:
-        ModelError: no generator there, or a damaged file.
+        ModelError: there is no generator, or a file is missing or damaged.
     """
     path = Path(path).expanduser()
     directory = next((d for d in (path, path / INSIDE_A_RUN) if (d / CONFIG).is_file()), None)
@@ -101,8 +113,8 @@ def read_saved(path: Path | str) -> tuple[SavedGenerator, Path]:
         saved = SavedGenerator.model_validate(unsealed((directory / CONFIG).read_bytes()))
         files = {inside(directory, name): digest for name, digest in saved.files.items()}
     except (OSError, ValueError) as error:
-        first = error.errors(include_url=False)[0]["msg"] if isinstance(error, ValidationError) else error
-        raise ModelError(f"{directory / CONFIG} is damaged or of another version: {first}; copy it again") from error
+        reason = error.errors(include_url=False)[0]["msg"] if isinstance(error, ValidationError) else error
+        raise ModelError(f"{directory / CONFIG} is damaged or of another version: {reason}; copy it again") from error
     for file, digest in files.items():
         if not file.is_file() or sha256(file) != digest:
             raise ModelError(f"{file} is missing or does not have the checksum in {CONFIG}; copy {directory} again")
@@ -110,11 +122,14 @@ def read_saved(path: Path | str) -> tuple[SavedGenerator, Path]:
 
 
 def real_images_seen(settings: GeneratorSettings, train: int) -> int | None:
-    """How many real images a generator has learned from; None where nobody can say.
+    """How many real images a generator has learned from; None if that is unknown.
 
     Args:
         settings: of the generator.
-        train: real training images at hand, which those that learn from some take.
+        train: number of the run's real training images, all of which a generator that learns from real images uses.
+
+    Raises:
+        ModelError: a saved generator cannot be read.
     """
     match settings:
         case _ if isinstance(settings, FROM_REAL):

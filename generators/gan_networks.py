@@ -1,4 +1,4 @@
-"""The two networks of the conditional GAN, and the losses that set them against each other."""
+"""Generator and critic of the conditional GAN, and the losses of the critic."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from synthkd.errors import ConfigError
 from synthkd.types import ImageSpec
 
 LARGEST_START = 8
-"""Largest side of the map that the generator starts from and the critic ends with, where the size allows."""
+"""Largest side of the generator's first and the critic's last map, if the size of the images permits."""
 MOST_CHANNELS = 8
-"""Channels of that map, at most, in widths."""
+"""Largest number of channels of that map, as a multiple of the width."""
 
 
 def scales(spec: ImageSpec) -> int:
-    """How often an image is halved: twice, and on while its map has a side above 8 and divides again.
+    """How often an image is halved: twice, then as long as the map has a side above 8 and both sides are even.
 
     Raises:
-        ConfigError: images whose sides are not multiples of 4, or that have neither 1 nor 3 channels.
+        ConfigError: the sides of the images are not multiples of 4, or the images have neither 1 nor 3 channels.
     """
     if spec.height % 4 or spec.width % 4 or spec.channels not in (1, 3):
         raise ConfigError(
@@ -36,14 +36,18 @@ def scales(spec: ImageSpec) -> int:
 
 
 def _channels(width: int, count: int) -> list[int]:
-    """Channels after 0, 1, ... `count` halvings."""
+    """Numbers of channels after 0, 1, ... `count` halvings."""
     return [width * min(2**level, MOST_CHANNELS) for level in range(count + 1)]
 
 
 class ConditionalNorm(nn.Module):
-    """BatchNorm whose gain and bias are learned per class (conditional BatchNorm: Dumoulin et al. 2017).
+    """BatchNorm with a gain and a bias for each class (conditional BatchNorm: Dumoulin et al. 2017).
 
-    In eval mode an image is a function of its own latent vector and label alone.
+    In eval mode a map is a function of its own input and label alone.
+
+    Args:
+        channels: of the input.
+        classes: number of classes.
     """
 
     def __init__(self, channels: int, classes: int) -> None:
@@ -55,16 +59,23 @@ class ConditionalNorm(nn.Module):
         nn.init.zeros_(self.bias.weight)
 
     def forward(self, x: Tensor, labels: Tensor) -> Tensor:
+        """Maps `[N, channels, H, W]` and labels int64 `[N]` to normalised maps of the same shape."""
         gain, bias = self.gain(labels)[:, :, None, None], self.bias(labels)[:, :, None, None]
         result: Tensor = torch.addcmul(bias, self.norm(x), gain)
         return result
 
 
 class ConditionalGenerator(nn.Module):
-    """Latent vectors `[N, latent]` and labels int64 `[N]` to images float32 `[N, C, H, W]` in (0, 1).
+    """Latent vectors and labels to images.
 
-    The vector and an embedding of the label make a map at a quarter of the image's size (or less: see `scales`);
-    every stage normalises it by class and doubles it with a transposed convolution.
+    A linear layer of the vector and the label's embedding gives a map at a quarter of the image's size (or less: see
+    `scales`); each stage normalises the map by class and doubles its sides with a transposed convolution.
+
+    Args:
+        spec: of the images.
+        latent: dimensions of a latent vector.
+        embedding: dimensions of a label's embedding.
+        width: channels of the last hidden layer.
     """
 
     def __init__(self, spec: ImageSpec, latent: int, embedding: int, width: int) -> None:
@@ -81,6 +92,7 @@ class ConditionalGenerator(nn.Module):
         self.paint = nn.Conv2d(channels[-1], spec.channels, 3, padding=1)
 
     def forward(self, latent: Tensor, labels: Tensor) -> Tensor:
+        """Latent vectors `[N, latent]` and labels int64 `[N]` to images float32 `[N, C, H, W]` in (0, 1)."""
         x = self.project(torch.cat([latent, self.label(labels)], dim=1)).unflatten(1, self.start)
         x = x.contiguous(memory_format=torch.channels_last)
         for norm, double in zip(self.norms, self.doublings, strict=False):
@@ -90,18 +102,19 @@ class ConditionalGenerator(nn.Module):
 
 
 class Critic(nn.Module):
-    """Images `[N, C, H, W]` in [0, 1] and labels int64 `[N]` to how real each looks, and to what class it is held for.
+    """Images and labels to scores, which are higher for real images, and to logits of the class.
 
-    With the head `projection` the score is `w . h + v_y . h` (Miyato and Koyama 2018); with `auxiliary` it is `w . h`,
-    and a second head names the class (Odena et al. 2017). `h` is the last map summed over positions.
+    With the head `projection` the score is `w . h + v_y . h` (Miyato and Koyama 2018). With `auxiliary` it is `w . h`,
+    and a second head predicts the class (Odena et al. 2017). `h` is the last map summed over positions.
 
     Args:
-        spec: the images.
+        spec: of the images.
         width: channels of the first map; each halving doubles them.
         head: "projection" or "auxiliary".
         normalised: divide the weights of each convolution by their largest singular value (Miyato et al. 2018), with
-            one power iteration a pass in training mode. The heads stay free, unlike there: a small critic whose heads
-            are bounded too cannot reach the margin of the hinge, and lets each class shrink to a few images.
+            one power iteration for each pass in training mode. Unlike in the article the heads are not normalised: a
+            small critic with bounded heads cannot reach the margin of the hinge loss, and each class shrinks to a few
+            images.
     """
 
     def __init__(self, spec: ImageSpec, width: int, head: str, normalised: bool) -> None:
@@ -122,10 +135,17 @@ class Critic(nn.Module):
                     spectral_norm(module)
 
     def forward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The scores float32 `[N]`, and the logits float32 `[N, K]` of the auxiliary head."""
+        """Scores float32 `[N]` and the auxiliary head's logits float32 `[N, K]` (None without that head).
+
+        Args:
+            images: `[N, C, H, W]` in [0, 1].
+            labels: int64 `[N]`.
+        """
         x = (2.0 * images - 1.0).contiguous(memory_format=torch.channels_last)
         hidden = self.layers(x).float().sum((2, 3))
-        with torch.autocast(images.device.type, enabled=False):  # scores are compared with 1; the sums cost nothing
+        with torch.autocast(
+            images.device.type, enabled=False
+        ):  # scores are compared with 1, so their precision matters; the heads are cheap
             score = self.real(hidden).squeeze(1)
             if self.project is not None:
                 score = score + (self.project(labels) * hidden).sum(1)
@@ -133,7 +153,7 @@ class Critic(nn.Module):
 
 
 def critic_hinge(real: Tensor, fake: Tensor) -> Tensor:
-    """`mean max(0, 1 - D(x)) + mean max(0, 1 + D(G(z)))` of scores `[N]` each (Lim and Ye 2017), a scalar."""
+    """Hinge loss `mean max(0, 1 - D(x)) + mean max(0, 1 + D(G(z)))` of scores `[N]` (Lim and Ye 2017), a scalar."""
     return F.relu(1.0 - real).mean() + F.relu(1.0 + fake).mean()
 
 
@@ -142,7 +162,7 @@ def gradient_penalty(score: Tensor, images: Tensor) -> Tensor:
 
     Args:
         score: `[N]` of the real images.
-        images: `[M, C, H, W]`, the batch that holds them, requires a gradient; the others add nothing.
+        images: `[M, C, H, W]` with gradient, a batch that contains the real images; other images add nothing.
     """
     (slope,) = torch.autograd.grad(score.sum(), images, create_graph=True)
     return 0.5 * slope.square().sum() / len(score)

@@ -1,13 +1,13 @@
 """A data-free generator: a small network trained against the frozen teacher, one round at a time.
 
-Each round clones the shared network, adapts the clone and the latent vectors for a few steps to one batch of labels,
-keeps the batch's images, and moves the shared network by the gradients the clone met on its way (the first-order
-meta-update of FastDFKD, Fang et al. 2022, algorithm 1). The clone gives variety between rounds, the shared start makes
-a round cost a handful of steps.
+Each round copies the shared network, adapts the copy and the latent vectors for a few steps to one batch of labels,
+keeps the batch's images, and moves the shared network by the sum of the copy's gradients (the first-order meta-update
+of FastDFKD, Fang et al. 2022, algorithm 1). The copies make rounds differ; the shared start lets a round take only a
+handful of steps.
 
-It is conditional on the class through its latent vectors, which are moved until the teacher sees the asked label: in a
-round together with the network, afterwards alone. A label embedding was tried: the network then answers with much the
-same image for each class, and students came out several points worse.
+The class of an image comes from its latent vector, which is optimised until the teacher predicts the label: in a round
+together with the network, in `sample` alone. A label embedding was tried instead: the network then gave nearly the same
+image for each class, and students were several points worse.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +26,8 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from synthkd.errors import ConfigError, ModelError, TrainingError
-from synthkd.generators.objective import PENULTIMATE, STUDENT_TERMS, GeneratedView, judging
 from synthkd.generators.settings import ALONE, InversionSettings
-from synthkd.losses import inversion as losses
+from synthkd.generators.teacher_student import STUDENT_TERMS, TEACHER_TERMS, JointOutputs, joint_forward
 from synthkd.losses.objective import Objective
 from synthkd.models.classifier import Classifier
 from synthkd.models.contract import finite_logits
@@ -37,18 +36,28 @@ from synthkd.models.weights import WEIGHTS, finite_state, load_strictly, read_we
 from synthkd.rng import Rows, derive
 from synthkd.taps import evaluating, frozen, has_statistics
 from synthkd.training.learner import require_finite
-from synthkd.types import BatchNormStatistics, ImageSpec, Outputs, Round, balanced_labels
+from synthkd.types import BatchNormStatistics, ImageSpec, Round, balanced_labels
 
+BETAS = (0.5, 0.999)
 SAMPLE_STEPS = 10
+"""Optimiser steps on a latent vector in `sample`."""
 SAMPLE_RATE = 0.1
-"""Steps and learning rate that move a latent vector to its label when the finished network is sampled."""
+"""Learning rate of these steps."""
+
+Moments = tuple[Tensor, Tensor]
+"""Mean and biased variance, float32 `[C]` each, of the input of one BatchNorm layer."""
 
 
 class GeneratorNetwork(nn.Module):
-    """Latent vectors `[N, latent]` to images `[N, C, H, W]` in (0, 1).
+    """Latent vectors to images.
 
     A linear layer to a map at a quarter of the image's size, then twice: nearest upsampling, 3x3 convolution,
-    BatchNorm, leaky ReLU. Sizes that are no multiple of 4 are cropped from the next multiple.
+    BatchNorm, leaky ReLU. Images whose sides are not multiples of 4 are cropped from the next multiple.
+
+    Args:
+        spec: of the images.
+        latent: dimensions of a latent vector.
+        width: channels of the last hidden layer.
     """
 
     def __init__(self, spec: ImageSpec, latent: int, width: int) -> None:
@@ -71,37 +80,47 @@ class GeneratorNetwork(nn.Module):
         )
 
     def forward(self, latent: Tensor) -> Tensor:
+        """Latent vectors float32 `[N, latent]` to images `[N, C, H, W]` in (0, 1)."""
         hidden = self.project(latent).unflatten(1, self.start)
         images: Tensor = self.layers(hidden.contiguous(memory_format=torch.channels_last))
         return images[..., : self.spec.height, : self.spec.width]
 
 
-def assigned(labels: Tensor, logits: Tensor) -> Tensor:
-    """The same labels in the order in which the images take to them most: the assignment of largest log-likelihood.
+def assign_labels(labels: Tensor, logits: Tensor) -> Tensor:
+    """A permutation of the labels with the largest sum of log-likelihoods over the images.
 
     Args:
-        labels: int64 `[N]`, the labels asked for, in any order.
-        logits: the teacher's answers to the N images as they are, `[N, K]`.
+        labels: int64 `[N]`, in any order.
+        logits: the teacher's logits of the N images, `[N, K]`.
 
     Returns:
-        int64 `[N]`, a permutation of `labels`; labels[i] is image i's.
+        int64 `[N]`; entry i is the label of image i.
     """
     gain = F.log_softmax(logits.detach().double(), dim=1)[:, labels].cpu()
-    _, chosen = linear_sum_assignment(gain.numpy(), maximize=True)
-    return labels[torch.from_numpy(chosen).to(labels.device)]
+    _, order = linear_sum_assignment(gain.numpy(), maximize=True)
+    return labels[torch.from_numpy(order).to(labels.device)]
+
+
+@dataclass(frozen=True)
+class _Best:
+    """The step of a round with the lowest loss: its loss, images `[N, C, H, W]` and teacher logits `[N, K]`."""
+
+    loss: float
+    images: Tensor
+    logits: Tensor
 
 
 class Inversion:
     """The data-free generator of one teacher.
 
     Args:
-        settings: sizes, rates and weights of the losses.
-        teacher: the frozen teacher; it is only read.
+        settings: sizes, learning rates and weights of the terms.
+        teacher: the frozen teacher, only read.
         seed: the run's seed.
         accelerator: device and precision.
 
     Raises:
-        ModelError: when BatchNorm matching is asked of a teacher that has no BatchNorm statistics.
+        ModelError: BatchNorm matching has a weight and the teacher has no BatchNorm statistics.
     """
 
     def __init__(self, settings: InversionSettings, teacher: Classifier, seed: int, accelerator: Accelerator) -> None:
@@ -109,7 +128,6 @@ class Inversion:
         self.spec = teacher.spec
         self._teacher = teacher
         self._seed = seed
-        self._accelerator = accelerator
         self._device = accelerator.device
         if settings.batch_norm > 0 and not any(has_statistics(m) for m in teacher.modules()):
             raise ModelError(
@@ -121,85 +139,77 @@ class Inversion:
             lambda: GeneratorNetwork(self.spec, settings.latent, settings.width),
             f"generator, latent={settings.latent}, width={settings.width} for {self.spec}",
         )
-        self.network = network.to(self._device)
-        self.network = self.network.to(memory_format=torch.channels_last)
-        self._meta = torch.optim.Adam(self.network.parameters(), settings.lr * settings.steps, betas=(0.5, 0.999))
-        # half precision would need a gradient scaler of its own here; bfloat16 does not
+        self.network = network.to(self._device).to(memory_format=torch.channels_last)
+        # the summed gradients of all steps are one meta-step, hence the learning rate times their number
+        self._meta = torch.optim.Adam(self.network.parameters(), settings.lr * settings.steps, BETAS)
+        # float16 would need a gradient scaler here; bfloat16 does not
         self._autocast = nullcontext if accelerator.mixed_precision == "fp16" else accelerator.autocast
-        self._moments: dict[str, tuple[Tensor, Tensor]] = {}
-        terms = {
-            "batch_norm": lambda view: losses.batch_norm(view.teacher.statistics),
-            "one_hot": lambda view: losses.one_hot(view.teacher.logits, view.labels),
-            "entropy": lambda view: losses.information_entropy(view.teacher.logits),
-            "activation": lambda view: losses.activation(view.teacher.features[PENULTIMATE]),
-            **STUDENT_TERMS,
-        }
-        self._objective: Objective[GeneratedView] = Objective(terms, {name: getattr(settings, name) for name in terms})
+        self._moments: dict[str, Moments] = {}
+        terms = {**TEACHER_TERMS, **STUDENT_TERMS}
+        self._objective: Objective[JointOutputs] = Objective(terms, {name: getattr(settings, name) for name in terms})
 
     def round(self, index: int, difficulty: float, student: nn.Module | None = None) -> Round:
         """One round: a batch of images and one meta-update of the shared network.
 
         Args:
-            index: number of the round; images of round i have the indices `i * batch_size ...` of the run.
+            index: number of the round; its images use the rows `index * batch_size ...` of the run.
             difficulty: in [0, 1].
-            student: takes part in the adversarial term, unchanged; None leaves that term out.
+            student: compared with the teacher by the student's terms, unchanged; None leaves those terms out.
+
+        Returns:
+            Images, labels and teacher logits of the step with the lowest loss, and the terms of the last step.
 
         Raises:
-            ConfigError: no term has a weight that does without a student, and there is none.
-            ModelError: when the teacher's answers are not finite.
-            TrainingError: when a loss is not finite.
+            ConfigError: all terms with a weight need a student, and there is none.
+            ModelError: the teacher's logits are not finite.
+            TrainingError: a loss or gradient is not finite.
         """
         s = self.settings
         if student is None and s.needs_student:
             raise ConfigError(f"generator: its terms compare with a student, and there is none: set any of {ALONE}")
         clone = copy.deepcopy(self.network).train()
-        count = s.batch_size
-        latent = Rows(self._seed, "latent", index * count).normal(count, s.latent).to(self._device)
-        latent.requires_grad_(s.latent_lr > 0)
-        labels = balanced_labels(count, index * count, self.spec.classes).to(self._device)
-        groups: list[dict[str, Any]] = [{"params": list(clone.parameters())}]
-        if s.latent_lr > 0:
-            groups.append({"params": [latent], "lr": s.latent_lr})
-        inner = torch.optim.Adam(groups, s.lr, betas=(0.5, 0.999))
-        gradients = [torch.zeros_like(p) for p in clone.parameters()]
-        best: tuple[float, Tensor, Tensor] | None = None
-        terms: dict[str, float] = {}
-        observed: dict[str, tuple[Tensor, Tensor]] = {}
+        first = index * s.batch_size
+        latent = Rows(self._seed, "latent", first).normal(s.batch_size, s.latent).to(self._device)
+        labels = balanced_labels(s.batch_size, first, self.spec.classes).to(self._device)
+        optimizer = self._inner_optimizer(clone, latent)
+        gradients = [torch.zeros_like(parameter) for parameter in clone.parameters()]
+        best: _Best | None = None
         penultimate = s.activation > 0 or s.semantic > 0
-        with judging(self._teacher, student, self._autocast, penultimate, s.batch_norm > 0) as look:
+        with joint_forward(self._teacher, student, self._autocast, penultimate, s.batch_norm > 0) as forward:
             for step in range(s.steps):
                 with self._autocast():
                     images = clone(latent).float()
-                view = look(images, labels, difficulty)
-                seen = view.teacher
-                observed = {k: (v.mean.detach(), v.var.detach()) for k, v in seen.statistics.items()}
+                outputs = forward(images, labels, difficulty)
+                teacher = outputs.teacher
                 if step == 0:
-                    labels = assigned(labels, seen.logits)
-                smoothed = Outputs(seen.logits, seen.features, self._smoothed(seen.statistics))
-                loss = self._objective(replace(view, teacher=smoothed, labels=labels), 0, 1)
+                    # latent vectors are random at first; each gets the label that its image suits best
+                    labels = assign_labels(labels, teacher.logits)
+                smoothed = replace(teacher, statistics=self._smoothed(teacher.statistics))
+                loss = self._objective(replace(outputs, teacher=smoothed, labels=labels), 0, 1)
                 require_finite(loss, "generator", index, "round")
                 value = float(loss.total.detach())
-                if best is None or value < best[0]:
-                    best = (value, images.detach(), seen.logits.detach())
-                inner.zero_grad(set_to_none=True)
+                if best is None or value < best.loss:
+                    best = _Best(value, images.detach(), teacher.logits.detach())
+                optimizer.zero_grad(set_to_none=True)
                 loss.total.backward()
-                met = [p.grad for p in clone.parameters() if p.grad is not None]
-                torch._foreach_add_(gradients, met)
-                inner.step()
-                terms = {f"generator/{name}": float(term.detach()) for name, term in loss.terms.items()}
+                torch._foreach_add_(gradients, [p.grad for p in clone.parameters() if p.grad is not None])
+                optimizer.step()
         if not all(bool(torch.isfinite(gradient).all()) for gradient in gradients):
             raise TrainingError(f"generator: a gradient is not finite in round {index}; lower generator.lr")
-        self._remember(observed)
-        self._move_towards(clone, gradients)
+        self._moments = {
+            path: self._blend(path, m.mean.detach(), m.var.detach()) for path, m in teacher.statistics.items()
+        }
+        self._meta_update(clone, gradients)
         assert best is not None
-        return Round(best[1].contiguous(), labels, best[2], terms | {"generator/loss": best[0]})
+        terms = {f"generator/{name}": float(term.detach()) for name, term in loss.terms.items()}
+        return Round(best.images.contiguous(), labels, best.logits, terms | {"generator/loss": best.loss})
 
     def sample(self, labels: Tensor, difficulty: float, rng: Rows) -> Tensor:
-        """Images of the asked labels: the shared network at latent vectors moved until the teacher sees the label.
+        """Images of the labels: the shared network at latent vectors optimised for the teacher to predict the label.
 
-        The network itself is fixed and in eval mode, and the loss is a sum over images, so each image is a function of
-        its label and row alone (up to the rounding of batched kernels). Difficulty is the length of the random latent
-        vectors it starts from, scaled by `0.5 + 0.5 * difficulty`: easy images lie nearer to each other.
+        The network is in eval mode and the loss is a sum over images, so each image is a function of its label and row
+        alone (up to the rounding of batched kernels). The difficulty sets the length of the initial latent vectors,
+        `0.5 + 0.5 * difficulty`: easy images lie nearer to each other.
 
         Args:
             labels: int64 `[N]`.
@@ -208,39 +218,48 @@ class Inversion:
 
         Returns:
             float32 `[N, C, H, W]` in [0, 1].
+
+        Raises:
+            ModelError: the teacher's logits are not finite.
         """
-        start = rng.normal(len(labels), self.settings.latent) * (0.5 + 0.5 * difficulty)
-        latent = start.to(self._device).requires_grad_()
-        asked = labels.to(self._device)
-        optimizer = torch.optim.Adam([latent], SAMPLE_RATE, betas=(0.5, 0.999))
-        models = (self.network, self._teacher)
-        with evaluating(*models), frozen(*models):
+        latent = rng.normal(len(labels), self.settings.latent) * (0.5 + 0.5 * difficulty)
+        latent = latent.to(self._device).requires_grad_()
+        labels = labels.to(self._device)
+        optimizer = torch.optim.Adam([latent], SAMPLE_RATE, BETAS)
+        networks = (self.network, self._teacher)
+        with evaluating(*networks), frozen(*networks):
             for _ in range(SAMPLE_STEPS):
                 with self._autocast():
                     logits = finite_logits(self._teacher(self.network(latent)))
                 optimizer.zero_grad(set_to_none=True)
-                F.cross_entropy(logits.float(), asked, reduction="sum").backward()
+                F.cross_entropy(logits.float(), labels, reduction="sum").backward()
                 optimizer.step()
             images: Tensor = self.network(latent.detach())
         return images.detach().float().contiguous()
 
-    def _smoothed(self, seen: Mapping[str, BatchNormStatistics]) -> dict[str, BatchNormStatistics]:
-        """Moments averaged with those of earlier rounds, so that one small batch need not match them all alone."""
+    def _inner_optimizer(self, clone: nn.Module, latent: Tensor) -> torch.optim.Optimizer:
+        """Adam over the copy and, if they have a learning rate, the latent vectors, which then require a gradient."""
+        s = self.settings
+        groups: list[dict[str, Any]] = [{"params": list(clone.parameters())}]
+        if s.latent_lr > 0:
+            groups.append({"params": [latent.requires_grad_()], "lr": s.latent_lr})
+        return torch.optim.Adam(groups, s.lr, BETAS)
+
+    def _smoothed(self, statistics: Mapping[str, BatchNormStatistics]) -> dict[str, BatchNormStatistics]:
+        """Moments averaged with those of earlier rounds, so that one small batch need not match the stored ones."""
         return {
-            path: BatchNormStatistics(*self._blended(path, s.mean, s.var), s.running_mean, s.running_var)
-            for path, s in seen.items()
+            path: BatchNormStatistics(*self._blend(path, s.mean, s.var), s.running_mean, s.running_var)
+            for path, s in statistics.items()
         }
 
-    def _remember(self, observed: Mapping[str, tuple[Tensor, Tensor]]) -> None:
-        self._moments = {path: self._blended(path, *moments) for path, moments in observed.items()}
-
-    def _blended(self, path: str, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
+    def _blend(self, path: str, mean: Tensor, var: Tensor) -> Moments:
         if path not in self._moments:
             return mean, var
-        keep, (old_mean, old_var) = self.settings.memory, self._moments[path]
-        return keep * old_mean + (1 - keep) * mean, keep * old_var + (1 - keep) * var
+        memory, (old_mean, old_var) = self.settings.memory, self._moments[path]
+        return memory * old_mean + (1 - memory) * mean, memory * old_var + (1 - memory) * var
 
-    def _move_towards(self, clone: nn.Module, gradients: list[Tensor]) -> None:
+    def _meta_update(self, clone: nn.Module, gradients: list[Tensor]) -> None:
+        """One step of the shared network along the copy's gradients; BatchNorm moments are the copy's."""
         for parameter, gradient in zip(self.network.parameters(), gradients, strict=True):
             parameter.grad = gradient
         self._meta.step()
@@ -250,18 +269,23 @@ class Inversion:
                 buffer.copy_(adapted)
 
     def save(self, directory: Path) -> None:
-        """Write the shared network; sampling also needs the teacher."""
+        """Write the shared network to `model.safetensors`; sampling also needs the teacher."""
         save_weights(self.network, directory / WEIGHTS)
 
     def restore(self, directory: Path) -> None:
         """Read the shared network back.
 
         Raises:
-            ModelError: when the file is missing, damaged or of another architecture.
+            ModelError: the file is missing, damaged or of another architecture.
         """
         load_strictly(self.network, read_weights(directory / WEIGHTS), str(directory / WEIGHTS))
 
     def state_dict(self) -> dict[str, Any]:
+        """State of the shared network, the meta-optimiser and the moments of earlier rounds.
+
+        Raises:
+            TrainingError: a weight is not finite.
+        """
         return {
             "network": finite_state(self.network, "generator"),
             "meta": self._meta.state_dict(),
@@ -269,6 +293,7 @@ class Inversion:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
         self.network.load_state_dict(state["network"])
         self._meta.load_state_dict(state["meta"])
         self._moments = {

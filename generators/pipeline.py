@@ -1,4 +1,4 @@
-"""A finished class-conditional diffusers pipeline in a local folder as a generator: DiT, consistency models, ours."""
+"""A trained class-conditional diffusers pipeline in a local folder as a generator: DiT, consistency models, ours."""
 
 from __future__ import annotations
 
@@ -20,21 +20,20 @@ from synthkd.taps import evaluating
 from synthkd.types import ImageSpec, check_labels
 
 DIT_NULL = 1000
-"""The class that DiTPipeline guides away from, whatever its network was trained on."""
+"""The null class of DiTPipeline's guidance, which is independent of its network's number of classes."""
 
 
 class Pipeline:
-    """Samples of a pipeline that others trained, in the teacher's size and channels. It does not learn.
+    """Samples of a pipeline that is not trained further, converted to the size and channels of a spec.
 
     Args:
-        settings: the folder and how it is sampled.
-        spec: the images and classes that are wanted.
+        settings: the folder, the sampler's steps and guidance, and the class ids.
+        spec: of the images and classes to make.
         accelerator: device and precision.
 
     Raises:
-        ConfigError: class ids that are not one per class, that the pipeline does not have, or guidance that it cannot
-            do.
-        ModelError: no pipeline in the folder, or one that takes no class labels.
+        ConfigError: the class ids are not one per class or not all in the pipeline, or it cannot do the guidance.
+        ModelError: the folder has no pipeline, or one that takes no class labels.
     """
 
     def __init__(self, settings: PipelineSettings, spec: ImageSpec, accelerator: Accelerator) -> None:
@@ -43,8 +42,8 @@ class Pipeline:
         self._device = accelerator.device
         self._autocast = accelerator.autocast
         self._pipeline = load_pipeline(settings.path)
-        self._takes = set(inspect.signature(self._pipeline.__call__).parameters)
-        if "class_labels" not in self._takes:
+        self._parameters = set(inspect.signature(self._pipeline.__call__).parameters)
+        if "class_labels" not in self._parameters:
             raise ModelError(
                 f"{settings.path} holds a {type(self._pipeline).__name__}, which takes no class labels; give a "
                 "class-conditional pipeline (DiT, consistency model)"
@@ -53,25 +52,28 @@ class Pipeline:
         self._check(ids)
         self._ids = torch.tensor(ids)
         if isinstance(self._pipeline, DiTPipeline):
-            # It gives its sampler no generator, so only samplers without noise of their own make images by row; and
-            # the default spacing of times leaves out the noisiest.
-            config = self._pipeline.scheduler.config
-            kind = (
-                DDIMScheduler if isinstance(self._pipeline.scheduler, DDPMScheduler) else type(self._pipeline.scheduler)
-            )
-            self._pipeline.scheduler = kind.from_config(config, timestep_spacing="trailing")
+            # DiTPipeline gives its scheduler no random generator, so with DDPM, which adds noise in each step, an image
+            # would not be a function of its row. The default spacing of the times skips the noisiest one.
+            scheduler = self._pipeline.scheduler
+            kind = DDIMScheduler if isinstance(scheduler, DDPMScheduler) else type(scheduler)
+            self._pipeline.scheduler = kind.from_config(scheduler.config, timestep_spacing="trailing")
         self._pipeline.to(self._device)
 
     def sample(self, labels: Tensor, difficulty: float, rng: Rows) -> Tensor:
-        """Images of the asked labels, each a function of its label and row; difficulty is the guidance scale.
+        """Images of the labels, each a function of its label and row alone.
 
         Args:
             labels: int64 `[N]` in the teacher's numbering.
-            difficulty: in [0, 1]; see `synthkd.generators.guidance`. Nothing to a pipeline without guidance.
-            rng: random rows; image i is made by a random generator of its own, seeded with row `rng.start + i`.
+            difficulty: in [0, 1], sets the guidance scale (see `synthkd.generators.guidance`); a pipeline without
+                guidance ignores it.
+            rng: random rows; image i has a random generator of its own, seeded with row `rng.start + i`.
 
         Returns:
-            float32 `[N, C, H, W]` in [0, 1], resized (antialiased) and grey where the teacher takes grey.
+            float32 `[N, C, H, W]` in [0, 1], resized (antialiased) and converted to the spec's channels.
+
+        Raises:
+            DataError: a label is not in the spec.
+            ModelError: the pipeline's channels cannot be converted to the spec's.
         """
         check_labels(labels, self.spec.classes, "sampling")
         s = self.settings
@@ -91,27 +93,27 @@ class Pipeline:
                     "generator": [torch.Generator().manual_seed(derive(rng.seed, rng.purpose, row)) for row in rows],
                     "output_type": "pt",
                 }
-                images = self._pipeline(**{k: v for k, v in arguments.items() if k in self._takes}).images
+                images = self._pipeline(**{k: v for k, v in arguments.items() if k in self._parameters}).images
         return _fitted(images.to(self._device).float(), self.spec)
 
     def _check(self, ids: tuple[int, ...]) -> None:
         s = self.settings
         if len(ids) != self.spec.classes:
             raise ConfigError(f"generator.class_ids: got {len(ids)} for {self.spec.classes} classes; give one for each")
-        has = self._classes()
-        if has is not None and max(ids) >= has:
+        classes = self._classes()
+        if classes is not None and max(ids) >= classes:
             raise ConfigError(
-                f"generator.class_ids: {s.path} has the classes 0..{has - 1}, asked is {max(ids)}; give the "
+                f"generator.class_ids: {s.path} has the classes 0..{classes - 1}, asked is {max(ids)}; give the "
                 "pipeline's class of each label"
             )
-        if isinstance(self._pipeline, DiTPipeline) and has != DIT_NULL and max(s.guidance, s.hard_guidance) > 1.0:
+        if isinstance(self._pipeline, DiTPipeline) and classes != DIT_NULL and max(s.guidance, s.hard_guidance) > 1.0:
             raise ConfigError(
-                f"generator.guidance: DiTPipeline guides away from class {DIT_NULL}, which this network of {has} "
+                f"generator.guidance: DiTPipeline guides away from class {DIT_NULL}, which this network of {classes} "
                 "classes does not have; set guidance and hard_guidance to 1"
             )
 
     def _classes(self) -> int | None:
-        """How many classes the pipeline has, where its parts say."""
+        """Number of the pipeline's classes; None if the configuration of its network does not have it."""
         if isinstance(self._pipeline, ClassConditionalPipeline):
             return self._pipeline.spec.classes
         for part, key in (("transformer", "num_embeds_ada_norm"), ("unet", "num_class_embeds")):
@@ -122,7 +124,7 @@ class Pipeline:
 
 
 def _fitted(images: Tensor, spec: ImageSpec) -> Tensor:
-    """Images `[N, 1 or 3, H, W]` in [0, 1] in the channels and size of a spec."""
+    """Images `[N, 1 or 3, H, W]` converted to the channels and size of a spec and clamped to [0, 1]."""
     if images.shape[1] != spec.channels:
         if {images.shape[1], spec.channels} != {1, 3}:
             raise ModelError(

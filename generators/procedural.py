@@ -1,8 +1,8 @@
-"""Images drawn by rule, from random numbers alone: a start for generators when a teacher says little about pixels.
+"""Procedural images, drawn from random numbers alone: initial images for a teacher that stores no image statistics.
 
-Three kinds, each with random shades and a soft texture of several scales: *leaves* (overlapping ellipses and boxes),
-*fields* (a thresholded smooth field) and *figures* (one object, a union of rounded shapes, on a flat ground that is
-mostly black). The figures are a prior, "one object on a ground", that suits pictures of things.
+There are three kinds, each with random shades and a smooth texture of several scales: *leaves* (overlapping ellipses
+and boxes), *fields* (a thresholded smooth field) and *figures* (one object, a union of rounded shapes, on a flat and
+mostly black background). The figures are a prior for pictures of single objects.
 """
 
 from __future__ import annotations
@@ -17,26 +17,44 @@ from synthkd.rng import Rows
 from synthkd.types import ImageSpec
 
 SCALES = (2, 3, 5, 9)
+"""Sides of the grids of the texture."""
 SHAPES = 6
+"""Ellipses and boxes of a leaves image."""
 PARTS = 4
+"""Shapes of a figure."""
 UNIFORMS = 80
-"""Uniform numbers an image consumes at the most; a fixed number, so that an image depends on its row alone."""
+"""Uniform numbers for an image, without those of its channels; at least what any kind uses, and fixed, so that an image
+depends on its row alone."""
 EPSILON = 1e-2
+"""Values are clamped to [EPSILON, 1 - EPSILON] before their logit is taken."""
 
 
 @dataclass(frozen=True)
 class ToneCurve:
-    """`sigmoid(gain * logit(x) + offset)`, the one curve that brings drawn images to the mean and deviation wanted."""
+    """The curve `sigmoid(gain * logit(x) + offset)`, which changes mean and deviation of images.
+
+    Attributes:
+        gain: factor of the logits.
+        offset: summand of the logits.
+    """
 
     gain: float = 1.0
     offset: float = 0.0
 
     def __call__(self, images: Tensor) -> Tensor:
+        """Images float32 in [0, 1] after the curve, of the same shape and in (0, 1)."""
         return torch.sigmoid(self.gain * torch.logit(images, EPSILON) + self.offset)
 
 
 def fit_tone_curve(images: Tensor, mean: float, std: float, steps: int = 100) -> ToneCurve:
-    """The curve after which `images` (float in [0, 1]) have this mean and standard deviation, as nearly as it can."""
+    """Fit the curve after which images have a given mean and standard deviation, by steps of Adam.
+
+    Args:
+        images: float32 in [0, 1], of any shape.
+        mean: to reach.
+        std: standard deviation to reach.
+        steps: of Adam.
+    """
     logits = torch.logit(images, EPSILON)
     values = torch.tensor([1.0, 0.0], requires_grad=True)
     optimizer = torch.optim.Adam([values], lr=0.1)
@@ -51,7 +69,7 @@ def fit_tone_curve(images: Tensor, mean: float, std: float, steps: int = 100) ->
 
 
 class _Numbers:
-    """Hands out columns of one row of uniform numbers per image, each shaped `[N, 1, 1, 1]`."""
+    """Iterates over the columns of uniform numbers `[N, M]`, one row for each image; a column is `[N, 1, 1, 1]`."""
 
     def __init__(self, values: Tensor) -> None:
         self._values = values
@@ -73,56 +91,51 @@ def draw(count: int, spec: ImageSpec, rng: Rows) -> Tensor:
     """Draw images; image i is a function of row `rng.start + i` alone.
 
     Args:
-        count: how many.
+        count: number of images.
         spec: their size and channels.
         rng: random rows.
 
     Returns:
-        float32 `[count, C, H, W]` in [0, 1]: a quarter leaves, a quarter fields, half figures, at random.
+        float32 `[count, C, H, W]` in [0, 1]; the kind is random: leaves or fields with probability 1/4 each, figures
+        with probability 1/2.
     """
     uniforms = Rows(rng.seed, f"{rng.purpose}/uniform", rng.start).uniform(count, UNIFORMS + 24 * spec.channels)
     texture = _texture(count, spec, rng)
     images = torch.empty(count, *spec.shape)
     kind = uniforms[:, 0]
-    for low, high, make in ((0.0, 0.25, _leaves), (0.25, 0.5, _field), (0.5, 1.1, _figure)):
+    for low, high, draw_kind in ((0.0, 0.25, _leaves), (0.25, 0.5, _field), (0.5, 1.1, _figure)):
         rows = (kind >= low) & (kind < high)
         if bool(rows.any()):
-            images[rows] = make(_Numbers(uniforms[rows, 1:]), texture[rows], spec)
+            images[rows] = draw_kind(_Numbers(uniforms[rows, 1:]), texture[rows], spec)
     return images
 
 
 def _texture(count: int, spec: ImageSpec, rng: Rows) -> Tensor:
     """Smooth noise of several scales, `[N, 2, H, W]` with unit deviation: one plane for masks, one for fillings."""
-    size = (spec.height, spec.width)
-    grids = [s for s in SCALES if s < min(size)]
-    planes = 2
-    width = planes * (sum(s * s for s in grids) + size[0] * size[1])
-    normals = Rows(rng.seed, f"{rng.purpose}/normal", rng.start).normal(count, width)
-    weights = Rows(rng.seed, f"{rng.purpose}/weight", rng.start).uniform(count, len(grids) + 1).square()
+    planes, size = 2, (spec.height, spec.width)
+    scales = [scale for scale in SCALES if scale < min(size)]
+    lengths = [planes * scale * scale for scale in scales] + [planes * size[0] * size[1]]
+    normals = Rows(rng.seed, f"{rng.purpose}/normal", rng.start).normal(count, sum(lengths))
+    weights = Rows(rng.seed, f"{rng.purpose}/weight", rng.start).uniform(count, len(lengths)).square()
+    weights = weights.T.reshape(-1, count, 1, 1, 1)
+    *grids, pixels = normals.split(lengths, dim=1)
     total = torch.zeros(count, planes, *size)
-    first = 0
-    for i, s in enumerate(grids):
-        grid = normals[:, first : first + planes * s * s].reshape(count, planes, s, s)
-        first += planes * s * s
-        smooth = F.interpolate(grid, size=size, mode="bicubic", align_corners=True)
-        total += weights[:, i].reshape(-1, 1, 1, 1) * smooth
-    total += 0.4 * weights[:, -1].reshape(-1, 1, 1, 1) * normals[:, first:].reshape(count, planes, *size)
+    for scale, grid, weight in zip(scales, grids, weights, strict=False):
+        coarse = grid.reshape(count, planes, scale, scale)
+        total += weight * F.interpolate(coarse, size=size, mode="bicubic", align_corners=True)
+    total += 0.4 * weights[-1] * pixels.reshape(count, planes, *size)
     return total / total.std(dim=(2, 3), keepdim=True).clamp_min(1e-6)
 
 
-def _contrasted(field: Tensor, numbers: _Numbers) -> Tensor:
+def _contrast(field: Tensor, numbers: _Numbers) -> Tensor:
+    """A field of unit deviation as values in (0, 1), with random contrast and brightness."""
     offset = torch.logit(numbers.uniform(0.02, 0.98)) * 0.9
     return torch.sigmoid(field * torch.exp(numbers.uniform(-0.7, 1.8)) + offset)
 
 
-def _coordinates(spec: ImageSpec) -> tuple[Tensor, Tensor]:
+def _coordinates(numbers: _Numbers, spec: ImageSpec, reach: float, radii: tuple[float, float], angle: Tensor) -> Tensor:
+    """Absolute coordinates `[N, 2, H, W]` relative to a shape with random centre and radii, rotated by `angle`."""
     y, x = torch.meshgrid(torch.linspace(-1, 1, spec.height), torch.linspace(-1, 1, spec.width), indexing="ij")
-    return y, x
-
-
-def _turned(numbers: _Numbers, spec: ImageSpec, reach: float, radii: tuple[float, float], angle: Tensor) -> Tensor:
-    """Coordinates `[N, 2, H, W]` in which a randomly placed, scaled and turned shape is the unit one."""
-    y, x = _coordinates(spec)
     dx, dy = x - numbers.uniform(-reach, reach), y - numbers.uniform(-reach, reach)
     along = (dx * angle.cos() + dy * angle.sin()) / numbers.uniform(*radii)
     across = (dy * angle.cos() - dx * angle.sin()) / numbers.uniform(*radii)
@@ -130,38 +143,43 @@ def _turned(numbers: _Numbers, spec: ImageSpec, reach: float, radii: tuple[float
 
 
 def _leaves(numbers: _Numbers, texture: Tensor, spec: ImageSpec) -> Tensor:
+    """Ellipses and boxes, each over the ones before."""
     ground = numbers.shade(spec.channels)
     images = torch.where(numbers.chance(0.5), ground.round(), ground).expand(-1, -1, spec.height, spec.width)
-    filling = _contrasted(texture[:, :1], numbers)
+    filling = _contrast(texture[:, :1], numbers)
     for _ in range(SHAPES):
-        place = _turned(numbers, spec, 0.7, (0.08, 0.9), numbers.uniform(0.0, torch.pi))
-        ellipse, box = place.square().sum(1, keepdim=True), place.amax(1, keepdim=True)
+        position = _coordinates(numbers, spec, 0.7, (0.08, 0.9), numbers.uniform(0.0, torch.pi))
+        ellipse, box = position.square().sum(1, keepdim=True), position.amax(1, keepdim=True)
         inside = (torch.where(numbers.chance(0.5), ellipse, box) < 1) & numbers.chance(0.65)
         amount = numbers.uniform()
         images = torch.where(inside, numbers.shade(spec.channels) * (1 - amount) + filling * amount, images)
+    # half of the images are symmetric, as many objects are
     half = images[..., : (spec.width + 1) // 2]
     mirrored = torch.cat([half, half.flip(-1)[..., spec.width % 2 :]], dim=-1)
     return torch.where(numbers.chance(0.5), mirrored, images)
 
 
 def _field(numbers: _Numbers, texture: Tensor, spec: ImageSpec) -> Tensor:
+    """A texture where a second texture is above a random threshold, on a flat background."""
     mask = torch.sigmoid(8 * (texture[:, :1] - 0.7 * torch.erfinv(numbers.uniform(-0.98, 0.98)) * 2**0.5))
     ground = numbers.shade(spec.channels)
     ground = torch.where(numbers.chance(0.5), ground.round(), ground)
-    return ground * (1 - mask) + mask * _contrasted(texture[:, 1:], numbers)
+    return ground * (1 - mask) + mask * _contrast(texture[:, 1:], numbers)
 
 
 def _figure(numbers: _Numbers, texture: Tensor, spec: ImageSpec) -> Tensor:
+    """One object of several shapes on a flat background."""
     mask = torch.zeros(len(texture), 1, spec.height, spec.width, dtype=torch.bool)
     for part in range(PARTS):
         angle = torch.where(numbers.chance(0.5), 0.0, numbers.uniform(-0.8, 0.8))
-        place = _turned(numbers, spec, 0.6 if part else 0.0, (0.1, 0.9), angle)
+        # the first shape is in the middle and always there; a later one may be absent or cut out of the others
+        position = _coordinates(numbers, spec, 0.6 if part else 0.0, (0.1, 0.9), angle)
         power = torch.where(numbers.chance(0.5), 2.0, 8.0)
-        inside = (place.pow(power).sum(1, keepdim=True) < 1) & (numbers.chance(0.6) | (part == 0))
+        inside = (position.pow(power).sum(1, keepdim=True) < 1) & (numbers.chance(0.6) | (part == 0))
         cut = numbers.chance(0.25) & (part > 0)
         mask = torch.where(cut, mask & ~inside, mask | inside)
     mask = torch.where(numbers.chance(0.5), mask | mask.flip(-1), mask)
     amount = numbers.uniform() ** 2
-    filling = numbers.shade(spec.channels) * (1 - amount) + _contrasted(texture[:, :1], numbers) * amount
+    filling = numbers.shade(spec.channels) * (1 - amount) + _contrast(texture[:, :1], numbers) * amount
     ground = torch.where(numbers.chance(0.7), 0.0, numbers.shade(spec.channels))
     return torch.where(mask, filling, ground)

@@ -1,4 +1,4 @@
-"""The configuration of each generator, chosen by `kind:`. Nothing here imports torch."""
+"""The configuration of each generator, selected by `kind:`. Nothing here imports torch."""
 
 from __future__ import annotations
 
@@ -27,35 +27,38 @@ from synthkd.settings import (
 ALONE = "batch_norm, one_hot, entropy, activation"
 """Terms of inversion that need no student."""
 
+Decay = Annotated[float, Field(ge=0.0, lt=1.0)]
+"""Weight of the old value in an exponential average."""
+
 
 class InversionSettings(Settings):
-    """A generator network trained against the frozen teacher alone, one short round at a time."""
+    """A generator network that is trained against the frozen teacher alone, in short rounds."""
 
     kind: Literal["inversion"] = "inversion"
     latent: Units = 100
     """Dimensions of the latent vector."""
     width: Units = 16
-    """Channels of the generator's last hidden layer; the layers before have multiples of it."""
+    """Channels of the generator's last hidden layer; earlier layers have multiples of it."""
     batch_size: Batch = 64
-    """Images a round makes."""
+    """Images of a round."""
     steps: Count = 5
-    """Optimiser steps a round takes."""
+    """Optimiser steps of a round."""
     lr: Positive = 5e-3
     """Learning rate of the network inside a round."""
     latent_lr: NonNegative = 1.5e-2
-    """Learning rate of the latent vectors inside a round; 0 leaves them random."""
+    """Learning rate of the latent vectors inside a round; 0 keeps them as drawn."""
     batch_norm: NonNegative = 10.0
-    """Weight of BatchNorm-statistics matching; 0 for a teacher without BatchNorm."""
-    memory: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
-    """Weight of earlier rounds in the moments that are matched."""
+    """Weight of the matching of BatchNorm statistics; 0 for a teacher without BatchNorm."""
+    memory: Decay = 0.9
+    """Weight of earlier rounds in the batch moments that are matched to the stored statistics."""
     one_hot: NonNegative = 0.5
-    """Weight of the teacher's cross-entropy to the asked label."""
+    """Weight of the cross-entropy of the teacher's logits to the label."""
     adversarial: NonNegative = 1.3
-    """Weight, at difficulty 1, of the disagreement of student and teacher where both see the same class."""
+    """Weight, at difficulty 1, of the divergence of student from teacher on images for which both predict one class."""
     distillation: NonNegative = 0.0
-    """Weight, at difficulty 1, of the divergence of student from teacher wherever it is."""
+    """Weight, at difficulty 1, of the divergence of student from teacher on all images."""
     semantic: NonNegative = 0.0
-    """Weight of the consistency of teacher and student in which images are alike."""
+    """Weight of the consistency of student and teacher in which images are similar."""
     entropy: NonNegative = 0.0
     """Weight of the information entropy of the batch's mean prediction (balance of classes)."""
     activation: NonNegative = 0.0
@@ -63,7 +66,7 @@ class InversionSettings(Settings):
 
     @property
     def needs_student(self) -> bool:
-        """Whether every term that has a weight compares the teacher with a student."""
+        """Whether all terms with a weight compare the teacher with a student."""
         return not any((self.batch_norm, self.one_hot, self.entropy, self.activation))
 
     @model_validator(mode="after")
@@ -74,28 +77,29 @@ class InversionSettings(Settings):
 
 
 class PixelSettings(Settings):
-    """Drawn images moved in pixel space to the teacher's classes; for teachers without BatchNorm."""
+    """Drawn images that are moved in pixel space to the teacher's classes; for teachers without BatchNorm."""
 
     kind: Literal["pixels"]
     batch_size: Batch = 107
-    """Images a round makes, the drawn ones included."""
+    """Images of a round, the drawn ones included."""
     drawn: Fraction = 0.4
-    """Share of a round's images that are kept as drawn."""
+    """Share of a round's images that stay as drawn."""
     restart: Fraction = 0.5
-    """Share of the moved images that start from results of earlier rounds rather than from drawn images."""
+    """Share of the moved images that start from results of earlier rounds; the others start from drawn images."""
     steps: Count = 4
-    """Gradient steps that move an image."""
+    """Gradient steps on an image of a round."""
     step_size: Positive = 0.2
-    """Size of a step, in units of the image's logit."""
-    momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.7
+    """Root mean square of a step, in units of the pixels' logits."""
+    momentum: Decay = 0.7
+    """Weight of the earlier steps in a step."""
     adversarial: NonNegative = 0.0
-    """Weight, at difficulty 1, of the disagreement of student and teacher where both see the same class."""
+    """Weight, at difficulty 1, of the divergence of student from teacher on images for which both predict one class."""
     distillation: NonNegative = 0.0
-    """Weight, at difficulty 1, of the divergence of student from teacher wherever it is."""
+    """Weight, at difficulty 1, of the divergence of student from teacher on all images."""
     semantic: NonNegative = 0.0
-    """Weight of the consistency of teacher and student in which images are alike."""
+    """Weight of the consistency of student and teacher in which images are similar."""
     sample_steps: Count = 12
-    """Gradient steps of an image that is asked for by its label."""
+    """Gradient steps on an image that is sampled for a label."""
 
 
 class CGANSettings(Settings):
@@ -105,46 +109,46 @@ class CGANSettings(Settings):
     latent: Units = 128
     """Dimensions of the latent vector."""
     embedding: Units = 32
-    """Dimensions of the label's embedding, which stands beside the latent vector."""
+    """Dimensions of the label's embedding, which is concatenated with the latent vector."""
     width: Units = 32
-    """Channels of the generator's last hidden layer; the layers before have multiples of it."""
+    """Channels of the generator's last hidden layer; earlier layers have multiples of it."""
     critic_width: Units = 32
-    """Channels of the critic's first layer; the layers after have multiples of it."""
+    """Channels of the critic's first layer; later layers have multiples of it."""
     batch_size: Batch = 64
-    """Real and generated images a step, and images a round gives."""
+    """Real images and generated images of a training step, and images of a round."""
     steps: Count = 10
-    """Training steps of the generator a round takes."""
+    """Training steps of the generator in a round."""
     critic_steps: Count = 1
     """Training steps of the critic for each of the generator's."""
     lr: Positive = 5e-4
     """Learning rate of the generator."""
     critic_lr: Positive = 1e-3
     """Learning rate of the critic."""
-    ema: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.999
+    ema: Decay = 0.999
     """Decay of the average of the generator's weights, which is what is sampled and saved."""
     head: Literal["projection", "auxiliary"] = "projection"
-    """How the critic sees the class: in its score, or named by a second head."""
+    """How the critic uses the class: `projection` adds it to the score, `auxiliary` predicts it with a second head."""
     spectral_norm: bool = False
-    """Divide the weights of the critic's convolutions by their largest singular value. In place of `r1`, or with little
-    of it, samples are surer and less varied."""
+    """Divide the weights of the critic's convolutions by their largest singular value. With this and a small `r1`, or
+    none, samples are more certain and less varied."""
     r1: NonNegative = 0.3
-    """Weight of the penalty on the critic's gradient at real images; what keeps a class varied."""
+    """Weight of the penalty on the critic's gradient at real images; it keeps the images of a class varied."""
     augment: Fraction = 0.0
-    """Probability of each augmentation of what the critic sees, real and generated; 0.5 where real images are few."""
+    """Probability of each augmentation of the critic's real and generated inputs; 0.5 for few real images."""
     curriculum: bool = True
-    """Let the difficulty set the length of latent vectors and the strength of `distillation`; false: both at their
-    largest, whatever the difficulty."""
+    """Whether the difficulty sets the length of latent vectors and the strength of `distillation`; if not, both are as
+    at difficulty 1."""
     distillation: NonNegative = 0.0
     """Weight, at difficulty 1, of the divergence of student from teacher."""
     semantic: NonNegative = 0.0
-    """Weight of the consistency of teacher and student in which images are alike."""
+    """Weight of the consistency of student and teacher in which images are similar."""
     measure_every: Count = 50
     """Rounds between two measurements of mode collapse against the holdout images."""
 
 
 Sampler = Literal["ddpm", "ddim", "dpm++", "unipc"]
 SamplerSteps = Annotated[int, Field(ge=1, le=1000)]
-"""There are no more levels of noise."""
+"""At most one step for each of the 1000 noise levels."""
 
 
 class DiffusionSettings(Settings):
@@ -152,122 +156,126 @@ class DiffusionSettings(Settings):
 
     kind: Literal["diffusion"]
     channels: Annotated[tuple[Units, ...], Field(min_length=1, max_length=8)] = (32, 64)
-    """Channels of the network's levels; each level has half the sides of the one before."""
+    """Channels of the network's levels; each level halves the sides of the one before."""
     layers: Depth = 1
     """Residual blocks of a level."""
     attention: bool = False
     """Self-attention at the last level; doubles the time of a step on a CPU."""
     unshuffle: Annotated[int, Field(ge=1, le=64)] = 2
-    """Blocks of this many pixels squared are folded into channels first; larger is faster and coarser."""
+    """Side, in pixels, of the blocks that are folded into channels; larger is faster and coarser."""
     batch_size: Batch = 100
-    """Images a round gives."""
+    """Images of a round."""
     real_batch: Batch = 64
     """Real images of a training step."""
     steps: Whole = 25
-    """Training steps a round takes."""
+    """Training steps of a round."""
     horizon: Count = 5000
-    """Training steps, of all rounds together, over which the learning rate falls and the curriculum moves."""
+    """Training steps, over all rounds, for the schedules of the learning rate and the curriculum."""
     optimizer: OptimizerSettings = OptimizerSettings(
         lr=2e-3, weight_decay=0.01, schedule="one_cycle", warmup=0.05, final=0.05, clip=1.0, ema=0.998
     )
     augment: AugmentSettings = AugmentSettings()
-    """Augmentation of the real images, for few of them; the samples then show it too."""
+    """Augmentation of the real images, for small sets of them; samples then look augmented too."""
     label_drop: Fraction = 0.1
-    """Share of real images that are shown with the null class, for classifier-free guidance."""
+    """Share of real images that get the null class in training, for classifier-free guidance."""
     min_snr: NonNegative = 0.0
-    """Largest signal-to-noise ratio that counts in full (min-SNR weighting); 0: all noise levels count alike."""
+    """Largest signal-to-noise ratio that counts in full (min-SNR weighting); 0: equal weights for all noise levels."""
     curriculum: Fraction = 0.0
-    """Share of the horizon during which the noise grows from gentle to full; 0: full from the start."""
+    """Share of the horizon over which the training noise grows to the full schedule; 0: full from the start."""
     sampler: Sampler = "unipc"
+    """Numerical method of sampling."""
     sample_steps: SamplerSteps = 10
     """Steps of the sampler."""
     guidance: NonNegative = 1.8
-    """Scale of classifier-free guidance at difficulty 0; more makes samples surer and less varied."""
+    """Scale of classifier-free guidance at difficulty 0; larger makes samples more certain and less varied."""
     hard_guidance: NonNegative = 1.0
     """The same at difficulty 1."""
     teacher_guidance: NonNegative = 0.0
-    """How far, in units of [-1, 1], a step's predicted images move along the gradient of the teacher's log-probability
-    of the asked label (difficulty 0) or of teacher-student disagreement (difficulty 1)."""
+    """Distance, in units of [-1, 1], by which a sampler step moves its predicted images along a gradient: that of the
+    teacher's log-probability of the label (difficulty 0), that of the divergence of student from teacher
+    (difficulty 1)."""
     distillation: NonNegative = 0.0
-    """Weight, at difficulty 1, of the divergence of student from teacher on predicted images while training."""
+    """Weight, at difficulty 1, of the divergence of student from teacher on the images predicted in training."""
     semantic: NonNegative = 0.0
-    """Weight of the consistency of teacher and student in which predicted images are alike."""
+    """Weight of the consistency of student and teacher in which predicted images are similar."""
     measure_every: Count = 50
     """Rounds between two measurements of the loss on holdout images."""
 
 
 class MerfSettings(Settings):
-    """A differentially private generator: one noisy release of mean embeddings, then training for ever."""
+    """A differentially private generator: one noisy release of mean embeddings, then any number of training steps."""
 
     kind: Literal["merf"]
     epsilon: Positive | None = None
-    """Budget of the release under replacing one image, from which its noise follows."""
+    """Privacy budget of the release if one image is replaced; it determines the noise."""
     noise_multiplier: Noise | None = None
-    """The noise itself, over the sensitivity, in place of a budget."""
+    """Standard deviation of the noise over the sensitivity; instead of `epsilon`."""
     delta: Annotated[float, Field(gt=0.0, lt=1.0)] = 1e-5
-    """Must be below 1 / images."""
+    """Delta of the privacy claim; must be below 1 / images."""
     features: Annotated[int, Field(ge=8, le=10**6)] = 8000
-    """Random Fourier features of an image; more follow the kernel better and cost time, not privacy."""
+    """Random Fourier features of an image; more approximate the kernel better and cost time, not privacy."""
     bandwidths: Annotated[tuple[Positive, ...], Field(min_length=1, max_length=100)] = (0.18, 0.09)
-    """Root mean square differences of pixels, on the scale [0, 1], at which two images count as unlike; public numbers,
-    each for whole images and for windows of half their sides."""
+    """Bandwidths of the kernel: root mean square differences of pixels, on the scale [0, 1], from which on two images
+    count as different. Public numbers, each used for whole images and for windows of half their sides."""
     latent: Units = 8
     """Dimensions of the latent vector."""
     width: Units = 256
     """Units of a hidden layer."""
     batch_size: Batch = 200
-    """Images of a training step, and images a round gives."""
+    """Images of a training step, and images of a round."""
     steps: Count = 25
-    """Training steps a round takes."""
+    """Training steps of a round."""
     lr: Positive = 2e-3
     """Learning rate."""
-    ema: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.99
+    ema: Decay = 0.99
     """Decay of the average of the weights, which is what is sampled and saved."""
     grain: NonNegative = 0.5
-    """Samples get pixel noise, its standard deviation drawn for each between 0 and this. The release cannot tell fine
-    texture, and a student must not learn that there is none; 0 for smooth images."""
+    """Samples get pixel noise; its standard deviation is drawn for each sample between 0 and this. The release does not
+    contain fine texture, and a student should not learn that images have none. 0: smooth images."""
     test_seed: Seed | None = None
-    """For tests: noise that can be drawn again, which is NOT DP. None: from the operating system."""
+    """Seed of reproducible noise, for tests: this is NOT DP. None: noise from the operating system."""
 
     @model_validator(mode="after")
-    def _one(self) -> MerfSettings:
+    def _has_one_budget(self) -> MerfSettings:
         if (self.epsilon is None) == (self.noise_multiplier is None):
             raise ValueError("set epsilon or noise_multiplier, one of the two")
         return self
 
 
 class PipelineSettings(Settings):
-    """A finished class-conditional diffusers pipeline in a local folder (DiT, consistency models); only sampled."""
+    """A trained class-conditional diffusers pipeline in a local folder (DiT, consistency models), only sampled."""
 
     kind: Literal["pipeline"]
     path: str
-    """Folder that `save_pretrained` wrote; nothing is downloaded."""
+    """Folder written by `save_pretrained`; nothing is downloaded."""
     batch_size: Batch = 32
-    """Images a round gives."""
+    """Images of a round."""
     sample_steps: SamplerSteps = 10
     """Steps of the pipeline's sampler."""
     guidance: NonNegative = 4.0
-    """Scale of classifier-free guidance at difficulty 0, where the pipeline has it."""
+    """Scale of classifier-free guidance at difficulty 0, if the pipeline has guidance."""
     hard_guidance: NonNegative = 1.0
     """The same at difficulty 1."""
     class_ids: Annotated[tuple[Whole, ...], PerClass] | None = None
-    """The pipeline's class of each label; None: the same numbers."""
+    """The pipeline's class for each label; None: the label itself."""
 
 
 class SavedSettings(Settings):
-    """A generator that an earlier run saved; it is sampled, never trained further."""
+    """A generator that an earlier run saved; it is only sampled."""
 
     kind: Literal["saved"]
     path: str
-    """A run directory, or the `generator/` in one."""
+    """A run directory, or the `generator/` inside one."""
 
 
 class PythonGenerator(Settings):
-    """A generator of your own: `target` is a `package.module:function` called with teacher, seed and the options."""
+    """A generator of your own, made by a function that is called with `teacher`, `seed` and the options."""
 
     kind: Literal["python"]
     target: str
+    """The function, as `package.module:function`."""
     options: dict[str, Any] = Field(default_factory=dict)
+    """Further keyword arguments of the function."""
 
 
 GeneratorSettings = Annotated[
@@ -283,4 +291,4 @@ GeneratorSettings = Annotated[
 ]
 
 FROM_REAL = (CGANSettings, DiffusionSettings, MerfSettings)
-"""Generators that learn from real images."""
+"""Settings of the generators that learn from real images."""

@@ -1,50 +1,41 @@
-"""Attack finished models of which only lists of members and of non-members are known: the average case, no bound."""
+"""Attack finished models, given lists of their members and of non-members: the average case, without a bound."""
 
 from __future__ import annotations
 
 import hashlib
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from importlib.metadata import version
-from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from synthkd import __version__
-from synthkd.data.read.classes import align_labels
-from synthkd.data.read.samples import open_samples
-from synthkd.errors import ConfigError, DataError
-from synthkd.models import Classifier, load_model, parameters
-from synthkd.models.weights import serialised
-from synthkd.pipelines.config import AuditConfig, ImageSet
-from synthkd.pipelines.copying import look_for_copies
-from synthkd.pipelines.run.directory import (
-    REPORT,
-    Plan,
-    Result,
-    choose_device,
-    complete_result,
-    read_result,
-    run_directory,
-    trusting,
-    write_result,
-)
+from synthkd.errors import ConfigError
+from synthkd.models import parameters
+from synthkd.pipelines.config import AuditConfig
+from synthkd.pipelines.handover.audit_inputs import LEAST, AuditInputs, read_inputs
+from synthkd.pipelines.run.device import choose_device
+from synthkd.pipelines.run.directory import REPORT, run_directory
+from synthkd.pipelines.run.result import Plan, Result, complete_result, read_result, write_result
+from synthkd.pipelines.run.trust import trusting
 from synthkd.privacy.audit import (
     AVERAGE_CASE,
     GIVEN,
+    WHOS,
+    GroupAudit,
+    answers_of,
     audit_lists,
     blind_check,
     classes_check,
     labels_check,
-    logits_of,
     negative_check,
     roles_check,
 )
-from synthkd.privacy.membership import POPULATION, Answers, attacks
-from synthkd.privacy.rates import RateRatio, tpr_ratio
+from synthkd.privacy.copies import copy_tests
+from synthkd.privacy.membership import Answers, attacks
+from synthkd.privacy.ratio import RateRatio, student_over_teacher
 from synthkd.privacy.report import plain, privacy_report
 from synthkd.privacy.verdict import Check, verdict
 from synthkd.reports.privacy import PAGE, SOURCE, write_privacy_page
@@ -53,39 +44,34 @@ from synthkd.settings.load import dump_config
 from synthkd.system.files import write_atomically
 from synthkd.system.hardware import describe
 from synthkd.system.sealed import sealed
-from synthkd.types import ImageSpec
 
-WHOS = ("teacher", "student")
-LEAST = {"members": 20, "nonmembers": 20, "population": POPULATION}
-"""Images that the blind baseline and RMIA need."""
 UNCOPIED = "no synthetic images were given (generated)"
 NO_POSITIVE = (
     "positive control: nothing is trained here, so no model that surely learned the members by heart was attacked, and "
     "nobody knows whether these attacks would have caught it"
 )
 NO_NEGATIVE = "negative control: needs reference models, which saw neither list; none were given (references)"
-BATCH = 256
 
 
 @trusting
 def audit(config: AuditConfig, *, dry_run: bool = False) -> Result | Plan:
     """Attack the given models, look for copies among the given synthetic images, and report.
 
-    The report is in `<run>/privacy_report.json` and `.html`, which `report.html` repeats. A finished audit is shown
-    again, once its models and images have been found to be what they were.
+    The report is in `<run>/privacy_report.json` and `.html`, and the latter also in `report.html`. A finished audit is
+    not repeated: its result is returned, if the models and images are still the same.
 
     Args:
         config: models and lists.
-        dry_run: read and judge every file, load the models, write nothing, and return the plan.
+        dry_run: read and check all models and images, write nothing, and return the plan.
 
     Raises:
         SynthkdError: see the classes in `synthkd.errors`.
     """
     device = choose_device(config)
     if dry_run:
-        return Plan(_plan(_prepare(config)))
+        return Plan(_plan(read_inputs(config)))
     with run_directory("audit", config) as directory:
-        finished, inputs = read_result(directory), _prepare(config)
+        finished, inputs = read_result(directory), read_inputs(config)
         already = finished is not None
         if finished is None:
             report, values = _audit(config, inputs, device)
@@ -103,145 +89,26 @@ def audit(config: AuditConfig, *, dry_run: bool = False) -> Result | Plan:
         return Result(directory, finished, (*lines, *_summary(finished), f"report:  {directory / PAGE}"))
 
 
-@dataclass(frozen=True)
-class _List:
-    """A set of images, all of the shape that the models take.
-
-    Attributes:
-        name: as shown in the summary.
-        images: uint8 `[N, C, H, W]`.
-        labels: int64 `[N]`, in terms of the models' classes; None for synthetic images, which need none.
-        digest: of images and labels as they were read.
-        notes: what was converted, left out or assumed.
-        skipped: unreadable files that were left out.
-    """
-
-    name: str
-    images: Tensor
-    labels: Tensor | None
-    digest: str
-    notes: tuple[str, ...]
-    skipped: int
-
-
-@dataclass(frozen=True)
-class _Inputs:
-    """Everything that is checked before anything is computed.
-
-    Attributes:
-        models: teacher, student -> the model.
-        references: teacher, student -> what each is compared with.
-        lists: members, nonmembers and, where given, population and generated.
-        digests: key of the configuration -> sha256 of the weights, or of images and labels.
-    """
-
-    models: Mapping[str, Classifier]
-    references: Mapping[str, tuple[Classifier, ...]]
-    lists: Mapping[str, _List]
-    digests: Mapping[str, str]
-
-
-def _prepare(config: AuditConfig) -> _Inputs:
-    models = {who: load_model(asked) for who in WHOS if (asked := getattr(config, who)) is not None}
-    references = {who: tuple(map(load_model, getattr(config.references, who))) for who in models}
-    among, first = next(iter(models.items()))
-    others = {f"references.{who}.{k}": one for who, several in references.items() for k, one in enumerate(several)}
-    classes: tuple[str, ...] = ()
-    digests: dict[str, str] = {}
-    for key, model in chain(models.items(), others.items()):
-        if model.spec != first.spec:
-            raise ConfigError(f"{key}: it takes {model.spec}, the {among} {first.spec}; they must be the same")
-        if classes and model.class_names and model.class_names != classes:
-            raise ConfigError(f"{key}: its classes have other names, or another order, than those of the models before")
-        classes = classes or model.class_names
-        digest = hashlib.sha256(serialised(model)).hexdigest()
-        if twin := next((other for other, seen in digests.items() if seen == digest), None):
-            raise ConfigError(
-                f"{key}: its weights are those of {twin}; give each model once, by its own directory (that of a run "
-                "stands for its student, where it has one)"
-            )
-        digests[key] = digest
-    classes = classes or tuple(map(str, range(first.spec.classes)))
-    lists = {
-        key: _opened(key, asked, config, first.spec, classes, among)
-        for key in (*LEAST, "generated")
-        if (asked := getattr(config, key)) is not None
-    }
-    return _Inputs(models, references, lists, digests | {key: one.digest for key, one in lists.items()})
-
-
-def _opened(
-    key: str, asked: str | ImageSet, config: AuditConfig, spec: ImageSpec, classes: tuple[str, ...], among: str
-) -> _List:
-    one = ImageSet(path=asked) if isinstance(asked, str) else asked
-    source = one.path if one.data is None else one.data
-    assert source is not None
-    split = one.split or (None if one.data is None else "test")
-    found = open_samples(source, split=split, skip_bad=config.skip_bad, seed=config.seed)
-    where, labels, notes = f"{key} ({found.name})", None, found.notes
-    if found.count < LEAST.get(key, 1):
-        raise DataError(f"{where}: {LEAST[key]:,} images or more are needed, got {found.count:,}; give more of them")
-    if key in LEAST:
-        if found.labels is None:
-            raise DataError(
-                f"{where}: its images carry no labels, and attacks ask how sure a model is of an image's own; give a "
-                "directory per class, or labels in the .npz"
-            )
-        aligned = align_labels(found.labels, found.class_names, classes, where, f"the {among}")
-        labels, notes = aligned.labels, (*notes, *filter(None, [aligned.note]))
-    blocks = []
-    for block in found.batches(BATCH):
-        if tuple(block.shape[1:]) != spec.shape:
-            ours, theirs = ("x".join(map(str, shape)) for shape in (block.shape[1:], spec.shape))
-            raise DataError(
-                f"{where}: it has images of {ours} (channels x height x width), the {among} takes {theirs}; give them "
-                "as training saw them, or as a dataset (data.kind=folder) with its size and channels"
-            )
-        blocks.append(block)
-    return _List(found.name, torch.cat(blocks), labels, found.digest, notes, len(found.bad))
-
-
-def _audit(config: AuditConfig, inputs: _Inputs, device: torch.device) -> tuple[dict[str, Any], dict[str, Any]]:
+def _audit(config: AuditConfig, inputs: AuditInputs, device: torch.device) -> tuple[dict[str, Any], dict[str, Any]]:
     """The contents of `privacy_report.json` and of `result.json`."""
     began = time.perf_counter()
     lists = inputs.lists
-    inside, outside, population = lists["members"], lists["nonmembers"], lists.get("population")
+    inside, outside = lists["members"], lists["nonmembers"]
     member = torch.arange(len(inside.images) + len(outside.images)) < len(inside.images)
-    asked = {who: _answers(who, inputs, device, "members", "nonmembers") for who in inputs.models}
-    crowd = {
-        who: None if population is None or not several else _answers(who, inputs, device, "population")
-        for who, several in inputs.references.items()
-    }
-    groups = {who: audit_lists(answers, member, crowd[who], config.delta) for who, answers in asked.items()}
-    checks = _checks(config, inputs, asked, member)
+    answers = {who: _answers(who, inputs, device, "members", "nonmembers") for who in inputs.models}
+    groups = {who: _audit_model(who, config, inputs, answers[who], member, device) for who in inputs.models}
+    checks = _checks(config, inputs, answers, member)
     attacked = time.perf_counter()
     copies = {}
     if "generated" in lists:
-        copies = look_for_copies(inside.images, outside.images, lists["generated"].images, config.seed, device)
+        copies = copy_tests(inside.images, outside.images, lists["generated"].images, config.seed, device)
     said = verdict(None, (), checks)
-    counts = {who: len(several) for who, several in inputs.references.items()}
-    found = {
-        "kind": GIVEN,
-        "label": AVERAGE_CASE,
-        "members": len(inside.images),
-        "nonmembers": len(outside.images),
-        "references": counts,
-        "population": 0 if population is None else len(population.images),
-        "skipped": {key: one.skipped for key, one in lists.items()},
-        "missing": (NO_POSITIVE,) if any(counts.values()) else (NO_POSITIVE, NO_NEGATIVE),
-        "models": {who: {GIVEN: group} for who, group in groups.items()},
-        "ratios": {GIVEN: _ratio(config, asked, member)},
-    }
+    counts = inputs.reference_counts
+    results = _report_audit(config, inputs, answers, groups, member)
     released = [f"{who}: the model that was given, taken as handed over" for who in inputs.models]
     released += ["synthetic images: those that were given"] if "generated" in lists else []
-    provenance = {
-        "synthkd": __version__,
-        "config_sha256": hashlib.sha256(dump_config(config).encode()).hexdigest(),
-        **{f"{key.replace('.', '_')}_sha256": digest for key, digest in inputs.digests.items()},
-        "versions": {name: version(name) for name in ("torch", "numpy", "scipy")},
-        "hardware": describe(device),
-    }
-    report = privacy_report(said, None, released, (), found, "", checks, copies, UNCOPIED, provenance)
+    provenance = _provenance(config, inputs, device)
+    report = privacy_report(said, None, released, (), results, "", checks, copies, UNCOPIED, provenance)
     done = time.perf_counter()
     headlines = {
         who: next(one for one in report["audit"]["models"][who][GIVEN]["attacks"] if one["name"] == group.headline)
@@ -272,45 +139,81 @@ def _audit(config: AuditConfig, inputs: _Inputs, device: torch.device) -> tuple[
     return report, plain(values)
 
 
-def _answers(who: str, inputs: _Inputs, device: torch.device, *keys: str) -> Answers:
-    images, labels = torch.cat([inputs.lists[key].images for key in keys]), _labels(inputs, *keys)
+def _provenance(config: AuditConfig, inputs: AuditInputs, device: torch.device) -> dict[str, Any]:
+    return {
+        "synthkd": __version__,
+        "config_sha256": hashlib.sha256(dump_config(config).encode()).hexdigest(),
+        **{f"{key.replace('.', '_')}_sha256": digest for key, digest in inputs.digests.items()},
+        "versions": {name: version(name) for name in ("torch", "numpy", "scipy")},
+        "hardware": describe(device),
+    }
+
+
+def _answers(who: str, inputs: AuditInputs, device: torch.device, *keys: str) -> Answers:
+    """Logits of an audited model and its references for the images of these lists."""
     models = {f"the {who}": inputs.models[who]}
     models |= {f"references.{who}.{number}": model for number, model in enumerate(inputs.references[who])}
-    said = [logits_of(model.to(device), images, device, who=name) for name, model in models.items()]
-    return Answers(said[0], torch.stack(said)[1:], labels)
+    return answers_of(models, inputs.images(*keys), inputs.labels(*keys), device)
 
 
-def _labels(inputs: _Inputs, *keys: str) -> Tensor:
-    return torch.cat([labels for key in keys if (labels := inputs.lists[key].labels) is not None])
+def _audit_model(
+    who: str, config: AuditConfig, inputs: AuditInputs, answers: Answers, member: Tensor, device: torch.device
+) -> GroupAudit:
+    # RMIA needs both a population and references
+    with_population = "population" in inputs.lists and inputs.references[who]
+    population = _answers(who, inputs, device, "population") if with_population else None
+    return audit_lists(answers, member, population, config.delta)
 
 
-def _checks(config: AuditConfig, inputs: _Inputs, asked: Mapping[str, Answers], member: Tensor) -> list[Check]:
-    inside, outside = _labels(inputs, "members"), _labels(inputs, "nonmembers")
+def _report_audit(
+    config: AuditConfig,
+    inputs: AuditInputs,
+    answers: Mapping[str, Answers],
+    groups: Mapping[str, GroupAudit],
+    member: Tensor,
+) -> dict[str, Any]:
+    """The audit for `privacy_report`."""
+    lists, counts = inputs.lists, inputs.reference_counts
+    return {
+        "kind": GIVEN,
+        "label": AVERAGE_CASE,
+        "members": len(lists["members"].images),
+        "nonmembers": len(lists["nonmembers"].images),
+        "references": counts,
+        "population": len(lists["population"].images) if "population" in lists else 0,
+        "skipped": {key: one.skipped for key, one in lists.items()},
+        "missing": (NO_POSITIVE,) if any(counts.values()) else (NO_POSITIVE, NO_NEGATIVE),
+        "models": {who: {GIVEN: group} for who, group in groups.items()},
+        "ratios": {GIVEN: _ratio(config, answers, member)},
+    }
+
+
+def _checks(config: AuditConfig, inputs: AuditInputs, answers: Mapping[str, Answers], member: Tensor) -> list[Check]:
+    """The checks without which the audit says nothing; `member` is bool `[N]` over members and non-members."""
+    inside, outside = inputs.labels("members"), inputs.labels("nonmembers")
     images = {key.replace("non", "non-"): inputs.lists[key].images for key in LEAST if key in inputs.lists}
     checks = [
         roles_check(images),
         blind_check(images["members"], images["non-members"], config.seed),
         classes_check(inside, outside, config.seed),
-        labels_check({who: torch.as_tensor(answers.target)[member] for who, answers in asked.items()}, inside),
+        labels_check({who: torch.as_tensor(each.target)[member] for who, each in answers.items()}, inside),
     ]
-    references = [one for answers in asked.values() for one in torch.as_tensor(answers.references)]
+    references = [logits for each in answers.values() for logits in torch.as_tensor(each.references)]
     if references:
         checks.append(negative_check(references, torch.cat([inside, outside]), member))
     return checks
 
 
-def _ratio(config: AuditConfig, asked: Mapping[str, Answers], member: Tensor) -> RateRatio | None:
-    """Members found in the student for each found in the teacher, by one attack; None where too little is there."""
-    if len(asked) < len(WHOS) or int((~member).sum()) < 100:
+def _ratio(config: AuditConfig, answers: Mapping[str, Answers], member: Tensor) -> RateRatio | None:
+    """Student over teacher by the same attack; None for one model, or too few non-members."""
+    if len(answers) < len(WHOS):
         return None
-    student, teacher = attacks(asked["student"]), attacks(asked["teacher"])
+    student, teacher = attacks(answers["student"]), attacks(answers["teacher"])
     name = "LiRA" if "LiRA" in student and "LiRA" in teacher else "log-odds"
-    ours, theirs = student[name], teacher[name]
-    seed = derive(config.seed, "ratio")
-    return tpr_ratio(ours[member], ours[~member], theirs[member], theirs[~member], seed=seed)
+    return student_over_teacher(student[name], teacher[name], member, derive(config.seed, "ratio"))
 
 
-def _plan(inputs: _Inputs) -> tuple[str, ...]:
+def _plan(inputs: AuditInputs) -> tuple[str, ...]:
     models = [
         f"  {who}: {parameters(model):,} parameters, {len(inputs.references[who])} references"
         for who, model in inputs.models.items()

@@ -1,4 +1,4 @@
-"""The command line: `synthkd VERB [CONFIG] [key=value ...]`. torch is imported inside the verbs that compute only."""
+"""The command line: `synthkd VERB [CONFIG] [key=value ...]`. Only verbs that compute import torch."""
 
 from __future__ import annotations
 
@@ -22,9 +22,13 @@ from synthkd.system.text import one_line, print_anything, printable
 
 @dataclass(frozen=True)
 class Verb:
-    """A job as a command: import strings `module:name` of its configuration class and its function.
+    """A job as a command.
 
-    `paths` is the key that takes the plain paths of the command line, for a job that has one.
+    Attributes:
+        config: import string `module:name` of its configuration class.
+        function: import string of its function.
+        help: what it does.
+        paths: key of the setting that takes the plain paths of the command line, if the job has one.
     """
 
     config: str
@@ -33,62 +37,46 @@ class Verb:
     paths: str | None = None
 
 
+# The module, the function and the configuration class of a job are named after it.
 VERBS = {
-    "audit": Verb(
-        "synthkd.pipelines.config.audit:AuditConfig",
-        "synthkd.pipelines.audit:audit",
-        "attack finished models with lists of images that they were trained on and of others",
-    ),
-    "compress": Verb(
-        "synthkd.pipelines.config.compress:CompressConfig",
-        "synthkd.pipelines.compress:compress",
-        "make a small student to hand over: exported, priced, with a report of what it leaks",
-    ),
-    "distill": Verb(
-        "synthkd.pipelines.config:DistillConfig",
-        "synthkd.pipelines.distill:distill",
-        "make a small student from a teacher without its training data, or with a little of it",
-    ),
-    "evaluate": Verb(
-        "synthkd.pipelines.config.evaluate:EvaluateConfig",
-        "synthkd.pipelines.evaluate:evaluate",
-        "score generated images against real ones",
-        paths="generated",
-    ),
-    "generate": Verb(
-        "synthkd.pipelines.config.generate:GenerateConfig",
-        "synthkd.pipelines.generate:generate",
-        "write a labelled synthetic dataset: image folder, WebDataset or parquet",
-    ),
-    "teach": Verb(
-        "synthkd.pipelines.config.teach:TeachConfig",
-        "synthkd.pipelines.teach:teach",
-        "train a teacher on real data",
-    ),
+    name: Verb(
+        f"synthkd.pipelines.config.{name}:{name.capitalize()}Config", f"synthkd.pipelines.{name}:{name}", help, paths
+    )
+    for name, help, paths in (
+        ("audit", "attack finished models with lists of images that they were trained on and of others", None),
+        ("compress", "make a small student to hand over: exported, priced, with a report of what it leaks", None),
+        ("distill", "make a small student from a teacher without its training data, or with a little of it", None),
+        ("evaluate", "score generated images against real ones", "generated"),
+        ("generate", "write a labelled synthetic dataset: image folder, WebDataset or parquet", None),
+        ("teach", "train a teacher on real data", None),
+    )
 }
 
-_LEFT_ALONE = re.compile("closed by peer|reset by peer|remote process exited", re.IGNORECASE)
-"""What torch.distributed says in the other processes when the first one has ended."""
+_PEER_EXITED = re.compile("closed by peer|reset by peer|remote process exited", re.IGNORECASE)
+"""Messages of torch.distributed in the other processes after the first one has ended."""
 INTERRUPTED = 130  # 128 + SIGINT, what a shell reports for Ctrl-C
 SETTINGS = "CONFIG is a YAML file or the name of a recipe; settings are written key=value or section.key=value"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code: 0, 128 + n when signal n stopped it, or that of its `SynthkdError`."""
+    """Run one command and return its exit code: 0, 128 + n if signal n stopped it, or that of its `SynthkdError`.
+
+    Args:
+        argv: words after `synthkd`; None: those of this process.
+    """
     print_anything()
-    parser = _parser()
-    arguments, rest = parser.parse_known_args(argv)
+    arguments, rest = _parser().parse_known_args(argv)
     try:
         with stoppable(), resources(arguments.command):
             code = _run(arguments, rest)
-            sys.stdout.flush()
+            sys.stdout.flush()  # here, so that a full disk or a closed pipe behind stdout is handled below
         return code
     except SynthkdError as error:
         for line in str(error).splitlines():
             print(f"error: {printable(line)}", file=sys.stderr)
         return error.exit_code
     except Stopped as stopped:
-        if _speaks():
+        if _is_first():
             resumes = "; the same command resumes" if arguments.command in VERBS else ""
             print(f"{stopped}{resumes}", file=sys.stderr)
         return 128 + stopped.signum
@@ -96,10 +84,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("interrupted; the same command resumes", file=sys.stderr)
         return INTERRUPTED
     except RuntimeError as error:
-        if _speaks() or not _LEFT_ALONE.search(str(error)):
+        if _is_first() or not _PEER_EXITED.search(str(error)):
             raise
-        return CheckpointError.exit_code  # the first process has said why it left
-    except BrokenPipeError:  # the reader has seen enough (`synthkd config schema distill | head`)
+        return CheckpointError.exit_code  # the first process has printed the reason
+    except BrokenPipeError:  # the reader has ended (`synthkd config schema distill | head`)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
 
@@ -112,37 +100,39 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", metavar="VERB", required=True)
     for name, verb in VERBS.items():
         usage = f"synthkd {name} [CONFIG] {'PATH ... ' if verb.paths else ''}[key=value ...] [--dry-run]"
-        job = commands.add_parser(name, help=verb.help, description=verb.help, usage=usage, allow_abbrev=False)
+        job = _add(commands, name, verb.help, usage)
         job.add_argument("settings", nargs="*", metavar="CONFIG, key=value", help=SETTINGS)
         job.add_argument("--dry-run", action="store_true", help="build and check everything, print the plan")
         if verb.paths:
             text = "leave out at most N unreadable files of a set (skip_bad=N)"
             job.add_argument("--skip-bad", type=int, metavar="N", help=text)
     text = "classes of image files by an exported model (.onnx), which needs nothing else of its run"
-    predict = commands.add_parser("predict", help=text, description=text, allow_abbrev=False)
+    predict = _add(commands, "predict", text)
     predict.add_argument("model", metavar="MODEL.onnx", help="what `synthkd compress` exported")
     predict.add_argument("images", metavar="PATH", help="an image, or a folder of images")
     predict.add_argument("--skip-bad", type=int, default=0, metavar="N", help="leave out at most N unreadable files")
-    text = "show a job's resolved configuration, or the JSON schema of what it takes"
-    config = commands.add_parser("config", help=text, description=text, allow_abbrev=False)
+    config = _add(commands, "config", "show a job's resolved configuration, or the JSON schema of what it takes")
     kinds = config.add_subparsers(dest="what", metavar="show|schema", required=True)
-    usage = "synthkd config show VERB [CONFIG] [key=value ...]"
-    show = kinds.add_parser("show", help="print the resolved YAML", usage=usage, allow_abbrev=False)
+    show = _add(kinds, "show", "print the resolved YAML", "synthkd config show VERB [CONFIG] [key=value ...]")
     show.add_argument("job", metavar="VERB", choices=VERBS, help=" or ".join(VERBS))
     show.add_argument("settings", nargs="*", metavar="CONFIG, key=value", help=SETTINGS)
-    text = "print the JSON schema, with a description of every key"
-    schema = kinds.add_parser("schema", help=text, description=text, allow_abbrev=False)
+    schema = _add(kinds, "schema", "print the JSON schema, with a description of every key")
     schema.add_argument("job", metavar="VERB", choices=VERBS, help=" or ".join(VERBS))
-    for name, text in (
-        ("doctor", "versions, devices, optional packages and how to get them"),
-        ("recipes", "list the configurations that ship with synthkd"),
-    ):
-        commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+    _add(commands, "doctor", "versions, devices, optional packages and how to get them")
+    _add(commands, "recipes", "list the configurations that ship with synthkd")
     return parser
 
 
+def _add(commands: Any, name: str, text: str, usage: str | None = None) -> argparse.ArgumentParser:
+    """The parser of one more command."""
+    command: argparse.ArgumentParser = commands.add_parser(
+        name, help=text, description=text, usage=usage, allow_abbrev=False
+    )
+    return command
+
+
 def _run(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
-    # argparse stops collecting settings at an option (`distill --dry-run seed=1`) and hands the remainder back
+    # argparse stops collecting settings at an option (`distill --dry-run seed=1`); the words after it are in `rest`.
     settings = [*getattr(arguments, "settings", ()), *(word for word in rest if not word.startswith("-"))]
     if arguments.command in VERBS and getattr(arguments, "skip_bad", None) is not None:
         settings.append(f"skip_bad={arguments.skip_bad}")
@@ -152,6 +142,7 @@ def _run(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
         raise ConfigError(f"{rest[0]}: unexpected argument (see --help)")
     match arguments.command:
         case "doctor":
+            # Imports of verbs stand inside them: each is as fast to start as its own modules allow.
             from synthkd.pipelines.doctor import examine
 
             print(examine())
@@ -163,38 +154,40 @@ def _run(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
         case "predict":
             from synthkd.compression.predict import predict_folder
 
-            for found in predict_folder(arguments.model, arguments.images, skip_bad=arguments.skip_bad):
-                print(f"{one_line(str(found.file))}\t{one_line(found.class_name)}\t{found.probability:.4f}")
+            for line in predict_folder(arguments.model, arguments.images, skip_bad=arguments.skip_bad):
+                print(f"{one_line(str(line.file))}\t{one_line(line.class_name)}\t{line.probability:.4f}")
         case "config" if arguments.what == "schema":
             print(json.dumps(own(VERBS[arguments.job].config).model_json_schema(), indent=2))
         case "config":
             from synthkd.settings.load import dump_config
 
             text = dump_config(_config(arguments.job, settings))
-            print(printable(text) if sys.stdout.isatty() else text, end="")  # a file of it is read again
+            # For a terminal control characters are escaped; a file or pipe gets the text unchanged, to be read again.
+            print(printable(text) if sys.stdout.isatty() else text, end="")
         case job:
             config = _config(job, settings)
             result = own(VERBS[job].function)(config, dry_run=arguments.dry_run)
-            if _speaks():
+            if _is_first():
                 print(printable(str(result)))
     return 0
 
 
-def _speaks() -> bool:
-    return os.environ.get("RANK", "0") == "0"  # set by torchrun: the first process speaks for all
+def _is_first() -> bool:
+    """Whether this process prints: of several under torchrun, which sets RANK, only the first does."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _config(job: str, settings: Sequence[str]) -> Any:
+    """The configuration of a job from the words of the command line."""
     from synthkd.pipelines.config.recipes import find_config
     from synthkd.settings.load import load_config
 
     first = settings[0] if settings else "="
-    named = "=" not in first or Path(first).is_file()
-    overrides = list(settings)
-    if key := VERBS[job].paths:  # of a job that takes paths only a YAML file is a configuration
-        named = first.endswith((".yaml", ".yml"))
-        paths = [word for word in settings[named:] if "=" not in word or Path(word).exists()]
-        overrides = [word for word in settings if word not in paths]
-        overrides += [f"{key}={json.dumps(paths)}"] if paths else []
+    key = VERBS[job].paths
+    # The first word may be a configuration; of a job that takes paths, which may be any word, only a YAML file is one.
+    named = first.endswith((".yaml", ".yml")) if key else "=" not in first or Path(first).is_file()
     source = find_config(first, job) if named else None
-    return load_config(own(VERBS[job].config), source, overrides[named:])
+    overrides = list(settings[named:])
+    if key and (paths := [word for word in overrides if "=" not in word or Path(word).exists()]):
+        overrides = [word for word in overrides if word not in paths] + [f"{key}={json.dumps(paths)}"]
+    return load_config(own(VERBS[job].config), source, overrides)

@@ -19,16 +19,19 @@ from synthkd.generators.build import build_generator
 from synthkd.imports import optional
 from synthkd.models.weights import serialised
 from synthkd.pipelines.config import NOISY_GENERATOR, CompressConfig
-from synthkd.pipelines.copying import look_for_copies
 from synthkd.pipelines.distill import distill
 from synthkd.pipelines.handover import search as choose
 from synthkd.pipelines.handover.attack import PipelineAudit, audit_pipeline, require_enough
-from synthkd.pipelines.handover.export import NAMES, capacity, hand_over, require_packages
-from synthkd.pipelines.handover.flow import DISTILL, Flowed, distill_config, run_flow, sample
-from synthkd.pipelines.run.directory import Plan, Result, keep_data, trusting
-from synthkd.pipelines.run.job import Job, open_job, process_state
-from synthkd.privacy.accounting import Adjacency, Ledger, epsilon
-from synthkd.privacy.copies import CopyTest
+from synthkd.pipelines.handover.export import NAMES, hand_over, measure_capacity, require_packages
+from synthkd.pipelines.handover.flow import DISTILL, FlowResult, distill_config, run_flow, sample
+from synthkd.pipelines.run.device import process_state
+from synthkd.pipelines.run.images import keep_data
+from synthkd.pipelines.run.job import Job, open_job
+from synthkd.pipelines.run.result import Plan, Result
+from synthkd.pipelines.run.trust import trusting
+from synthkd.privacy.accounting import epsilon
+from synthkd.privacy.copies import CopyTest, copy_tests
+from synthkd.privacy.ledger import Adjacency, Ledger
 from synthkd.privacy.report import privacy_report
 from synthkd.privacy.verdict import Claim, verdict
 from synthkd.reports.compression import write_compress_report
@@ -90,7 +93,7 @@ def compress(config: CompressConfig, *, dry_run: bool = False) -> Result | Plan:
         files = hand_over(
             config.export, made.teacher, made.student, synthetic, test, job.directory / EXPORT, job.device
         )
-        rules = capacity(made.teacher, made.student, synthetic, config.seed, job.device)
+        capacity = measure_capacity(made.teacher, made.student, synthetic, config.seed, job.device)
         exported = time.perf_counter()
         found = None
         if config.audit is not None:
@@ -103,10 +106,10 @@ def compress(config: CompressConfig, *, dry_run: bool = False) -> Result | Plan:
         seconds = {"flow": flowed - began, "export": exported - flowed, "audit": time.perf_counter() - exported}
         values = {
             **{key: made.distilled[key] for key in TOLD},
-            "search": None if made.choice is None else made.choice.told(),
+            "search": None if made.choice is None else made.choice.as_json(),
             "verdict": privacy["verdict"],
-            "handover": files,
-            "capacity": rules,
+            "handover": files.as_json(),
+            "capacity": capacity.as_json(),
             "cost": {"seconds": {stage: round(value, 3) for stage, value in seconds.items()}},
         }
         shown = {"name": config.name, "version": __version__, "seed": config.seed, "hardware": describe(job.device)}
@@ -115,7 +118,7 @@ def compress(config: CompressConfig, *, dry_run: bool = False) -> Result | Plan:
         return Result(job.directory, finished, _summary(job, finished))
 
 
-def _synthetic(config: CompressConfig, job: Job, made: Flowed) -> Tensor:
+def _synthetic(config: CompressConfig, job: Job, made: FlowResult) -> Tensor:
     """Images uint8 `[SYNTHETIC, C, H, W]` of the generator that the student learned from."""
     generator = build_generator(made.generator, made.teacher, config.seed, job.accelerator)
     classes, difficulty = made.teacher.spec.classes, config.generated.difficulty.start
@@ -126,11 +129,11 @@ def _copies(config: CompressConfig, job: Job, private: Splits | None, synthetic:
     """Among training images and those that nobody trained on; none where there are none of those."""
     if private is None or not len(unseen := private.unseen):
         return {}
-    return look_for_copies(private.train.images, unseen.images, synthetic, config.seed, job.device)
+    return copy_tests(private.train.images, unseen.images, synthetic, config.seed, job.device)
 
 
 def _privacy(
-    config: CompressConfig, job: Job, made: Flowed, found: PipelineAudit | None, copies: Mapping[str, CopyTest]
+    config: CompressConfig, job: Job, made: FlowResult, found: PipelineAudit | None, copies: Mapping[str, CopyTest]
 ) -> dict[str, Any]:
     checks = () if found is None else tuple(found.checks)
     said = verdict(_claim(made), [] if found is None else found.bounds, checks)
@@ -158,7 +161,7 @@ def _privacy(
     return privacy_report(said, config.flow, released, made.dp, audit, unaudited, checks, copies, UNCOPIED, provenance)
 
 
-def _claim(made: Flowed) -> Claim | None:
+def _claim(made: FlowResult) -> Claim | None:
     """What all noisy parts come to together; None where there are none."""
     if not made.dp:
         return None

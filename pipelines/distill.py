@@ -14,8 +14,10 @@ from synthkd.metrics.utility import accuracy, predict
 from synthkd.models import Classifier, save
 from synthkd.models.weights import finite_state
 from synthkd.pipelines.config import DistillConfig
-from synthkd.pipelines.run.directory import Plan, Result, trusting
-from synthkd.pipelines.run.job import Job, make_accelerator, open_job
+from synthkd.pipelines.run.device import make_accelerator
+from synthkd.pipelines.run.job import Job, open_job
+from synthkd.pipelines.run.result import Plan, Result
+from synthkd.pipelines.run.trust import trusting
 from synthkd.pipelines.student.assembly import Assembly, assemble, require_fit
 from synthkd.pipelines.student.networks import finished
 from synthkd.pipelines.student.results import measured

@@ -1,4 +1,4 @@
-"""What this machine has: versions, devices, optional packages and the pip line that brings each."""
+"""A report on this machine: versions, devices, and optional packages with the pip line for each."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from synthkd import __version__
 
 
 def examine() -> str:
-    """A report to read, a line per finding. Nothing that is missing is an error here."""
+    """The report as text. Missing packages are lines of it, not errors."""
     required, extras = _requirements()
     lines = [f"synthkd {__version__}, Python {platform.python_version()}, {platform.platform()}", "", "packages"]
-    lines += [f"  {_found(requirement)}" for requirement in required]
+    lines += [f"  {_package(requirement)}" for requirement in required]
     lines += ["", "devices", *(f"  {device}" for device in _devices()), "", "extras"]
     for extra, requirements in extras.items():
         missing = [requirement.name for requirement in requirements if not _satisfied(requirement)]
@@ -27,7 +27,7 @@ def examine() -> str:
 
 
 def _requirements() -> tuple[list[Requirement], dict[str, list[Requirement]]]:
-    """What synthkd requires, and what each extra adds: of the installed distribution, else of the checkout."""
+    """What synthkd requires, and what each extra adds, by the installed distribution or else the checkout."""
     try:
         distribution = metadata.distribution("synthkd")
     except metadata.PackageNotFoundError:
@@ -38,6 +38,7 @@ def _requirements() -> tuple[list[Requirement], dict[str, list[Requirement]]]:
             [Requirement(text) for text in project["dependencies"]],
             {extra: [Requirement(text) for text in texts] for extra, texts in optional.items()},
         )
+    # The requirements of an extra have the marker `extra == "name"`; no other requirement of synthkd has a marker.
     everything = [Requirement(text) for text in distribution.requires or ()]
     required = [requirement for requirement in everything if requirement.marker is None]
     extras = {
@@ -59,7 +60,7 @@ def _satisfied(requirement: Requirement) -> bool:
     return version is not None and requirement.specifier.contains(version, prereleases=True)
 
 
-def _found(requirement: Requirement) -> str:
+def _package(requirement: Requirement) -> str:
     version = _version(requirement)
     remedy = "" if _satisfied(requirement) else f": pip install '{requirement.name}{requirement.specifier}'"
     return f"{requirement.name} {version or 'missing'}{remedy}"

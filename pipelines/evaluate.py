@@ -21,17 +21,10 @@ from synthkd.metrics.resize import resize
 from synthkd.metrics.score import Score, ScoredSet
 from synthkd.metrics.suite import PerClass, SuiteOptions, measure
 from synthkd.pipelines.config import EvaluateConfig
-from synthkd.pipelines.run.directory import (
-    REPORT,
-    Plan,
-    Result,
-    choose_device,
-    complete_result,
-    read_result,
-    run_directory,
-    trusting,
-    write_result,
-)
+from synthkd.pipelines.run.device import choose_device
+from synthkd.pipelines.run.directory import REPORT, run_directory
+from synthkd.pipelines.run.result import Plan, Result, complete_result, read_result, write_result
+from synthkd.pipelines.run.trust import trusting
 from synthkd.pipelines.scores.cas import classification_accuracy_scores
 from synthkd.pipelines.scores.image_sets import (
     Networks,

@@ -31,10 +31,14 @@ from synthkd.pipelines.config import GenerateConfig
 from synthkd.pipelines.dataset.request import Order, plan_layout, read_order, real_images_used, trained_as
 from synthkd.pipelines.dataset.sampling import Batchwise, Sampling
 from synthkd.pipelines.dataset.tally import Tally
-from synthkd.pipelines.run.directory import REPORT, Plan, Result, keep_data, trusting
+from synthkd.pipelines.run.device import make_accelerator
+from synthkd.pipelines.run.directory import REPORT
 from synthkd.pipelines.run.disk import free_bytes, require_space
 from synthkd.pipelines.run.fit import fit_generator
-from synthkd.pipelines.run.job import Job, generator_bytes, make_accelerator, open_job, training_bytes
+from synthkd.pipelines.run.images import keep_data
+from synthkd.pipelines.run.job import Job, generator_bytes, open_job, training_bytes
+from synthkd.pipelines.run.result import Plan, Result
+from synthkd.pipelines.run.trust import trusting
 from synthkd.pipelines.student.teachers import is_taught, ready_teacher, untrained_teacher
 from synthkd.reports.dataset import write_dataset_report
 from synthkd.reports.grids import save_grid

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import partial
 from typing import Any
@@ -20,19 +20,13 @@ from synthkd.errors import ConfigError
 from synthkd.losses.objective import Loss
 from synthkd.metrics.utility import Proportion, accuracy, predict
 from synthkd.models import Classifier, build_model, load, parameters, save
-from synthkd.models.cost import latency_ms
 from synthkd.models.weights import finite_state
 from synthkd.pipelines.config import TeachConfig
-from synthkd.pipelines.run.directory import Plan, Result, keep_data, trusting
-from synthkd.pipelines.run.job import (
-    Job,
-    describe_model,
-    disk_line,
-    open_job,
-    process_state,
-    scored,
-    training_bytes,
-)
+from synthkd.pipelines.run.device import process_state
+from synthkd.pipelines.run.images import keep_data
+from synthkd.pipelines.run.job import Job, describe_model, disk_line, open_job, scored, training_bytes
+from synthkd.pipelines.run.result import Plan, Result
+from synthkd.pipelines.run.trust import trusting
 from synthkd.privacy.dpsgd import PoissonSource, PrivateLearner, plan_mechanism, statement
 from synthkd.privacy.journal import Journal
 from synthkd.rng import stream
@@ -42,11 +36,14 @@ from synthkd.training.loop import Action, Progress, Stage
 from synthkd.training.memory import fitting_batch_size, training_step
 from synthkd.types import Batch, balanced_labels
 
-REHEARSED = 4
-"""Images of noise in the step that a dry run takes."""
+Update = Callable[[int], dict[str, Tensor | float]]
+"""One training step: takes the 0-based step, returns numbers for the log."""
+
+REHEARSAL_IMAGES = 4
+"""Images of noise in the private step that a dry run takes."""
 
 ALARM_IMAGES = 1024
-"""Images at most that a teacher is judged on for an alarm."""
+"""Images at most on which a teacher is checked for an alarm."""
 
 
 @trusting
@@ -56,9 +53,9 @@ def teach(config: TeachConfig, *, dry_run: bool = False, splits: Splits | None =
     The test split is only reported: it never selects a checkpoint, a stopping point or a setting.
 
     Args:
-        config: what to train on what, and how.
+        config: data, model and training.
         dry_run: build everything, write nothing, and return the plan.
-        splits: images in the place of those that the configuration names, for a caller who changed some of them.
+        splits: images in place of those that the configuration names, for a caller who changed some of them.
 
     Raises:
         SynthkdError: see the classes in `synthkd.errors`.
@@ -66,31 +63,30 @@ def teach(config: TeachConfig, *, dry_run: bool = False, splits: Splits | None =
     if dry_run:
         splits = splits or load_splits(config.data)
         return Plan(_plan(config, splits, untrained(config, splits)))
-    _require_one_process(config)
+    _require_one_process(config)  # before the run directory exists
     with open_job("teach", config) as job:
-        if splits is not None:
-            keep_data(job.directory, splits, job.accelerator, config.training.dp is not None)
         if job.finished is not None:
-            return Result(job.directory, job.finished, _summary(job, dict(job.finished), already=True))
-        if splits is None:
-            splits = load_splits(config.data)
-            keep_data(job.directory, splits, job.accelerator, config.training.dp is not None)
-        model = build(config, splits).to(job.device)
-        progress, claim = (_train if config.training.dp is None else _train_privately)(config, job, model, splits)
+            if splits is not None:  # the result holds for the caller's images only if it was trained on them
+                keep_data(job.directory, splits, job.accelerator, config.training.dp is not None)
+            return Result(job.directory, job.finished, _summary(job, job.finished, already=True))
+        splits = splits or load_splits(config.data)
+        keep_data(job.directory, splits, job.accelerator, config.training.dp is not None)
+        model = _build(config, splits).to(job.device)
+        progress, claim = _train(config, job, model, splits)
         began = time.perf_counter()
         with evaluating(model):
-            test = score(model, splits, job.device)
-            alarm = _one_class(config, model, splits, job.device)
+            test = _test_accuracy(model, splits, job.device)
+            alarm = _one_class_alarm(config, model, splits, job.device)
         evaluation = progress.evaluation_seconds + time.perf_counter() - began
         values = job.finish(
             {
                 "seconds": round(progress.seconds + evaluation, 3),
-                "teacher": {**scored(test), **describe_model(model, latency_ms(model, model.spec, job.device))},
+                "teacher": {**scored(test), **describe_model(model, job.device)},
                 "data": {
                     "class_names": list(splits.train.class_names),
                     "spec": str(splits.train.spec),
-                    "train": len(splits.train.labels),
-                    "holdout": len(splits.holdout.labels),
+                    "train": len(splits.train),
+                    "holdout": len(splits.holdout),
                 },
                 "dp": claim,
                 "alarms": [] if alarm is None else [asdict(alarm)],
@@ -103,58 +99,77 @@ def teach(config: TeachConfig, *, dry_run: bool = False, splits: Splits | None =
         return Result(job.directory, values, _summary(job, values))
 
 
-def build(config: TeachConfig, splits: Splits) -> Classifier:
-    """The untrained model, normalising by the mean and standard deviation of the training split (DP: by 0.5, 0.5)."""
-    torch.manual_seed(config.seed)
-    if config.training.dp is None:
-        mean, std = channel_statistics(splits.train.images)
-    else:  # those of the training images would cost budget
-        mean = std = (0.5,) * splits.train.spec.channels
-    return build_model(config.model, splits.train.spec, mean, std, splits.train.class_names)
+def load_taught(result: Result) -> Classifier:
+    """The teacher that a run of `teach` saved, in eval mode."""
+    return load(result.directory)
 
 
 def untrained(config: TeachConfig, splits: Splits) -> Classifier:
-    """The model of `build` for a dry run, once all was tried that would stop its training.
+    """The initial model, for a dry run; with DP a step on noise is tried first, on a copy.
 
     Raises:
         ConfigError: with `training.dp`, what `PrivateLearner` and `plan_mechanism` refuse; several processes.
         TrainingError: a step on noise that fails.
     """
-    model = build(config, splits)
+    model = _build(config, splits)
     if config.training.dp is not None:
         _require_one_process(config)
-        labels = balanced_labels(REHEARSED, 0, model.spec.classes)
-        noise = Batch(torch.rand(REHEARSED, *model.spec.shape, generator=stream(config.seed, "rehearsal")), labels)
+        labels = balanced_labels(REHEARSAL_IMAGES, 0, model.spec.classes)
+        images = torch.rand(REHEARSAL_IMAGES, *model.spec.shape, generator=stream(config.seed, "rehearsal"))
         learner = _private_learner(config, copy.deepcopy(model), splits, torch.device("cpu"), Journal(None))
-        learner.update(lambda: noise, F.cross_entropy, 0)
+        learner.update(lambda: Batch(images, labels), F.cross_entropy, 0)
     return model
 
 
-def score(model: Classifier, splits: Splits, device: torch.device) -> Proportion | None:
-    """Accuracy on the test split; None where there is none."""
-    if not len(splits.test.labels):
-        return None
-    return accuracy(predict(model, splits.test.images, device), splits.test.labels)
+def _build(config: TeachConfig, splits: Splits) -> Classifier:
+    """The initial model; it normalises by the mean and standard deviation of the training split (DP: by 0.5, 0.5)."""
+    torch.manual_seed(config.seed)
+    if config.training.dp is None:
+        mean, std = channel_statistics(splits.train.images)
+    else:  # the statistics of private images would cost budget
+        mean = std = (0.5,) * splits.train.spec.channels
+    return build_model(config.model, splits.train.spec, mean, std, splits.train.class_names)
 
 
-def _one_class(config: TeachConfig, model: Classifier, splits: Splits, device: torch.device) -> Alarm | None:
-    """The alarm about a teacher that gives one answer: on test images, else on some that it was trained on.
-
-    Of private training images nothing is told, which no noise would cover.
-    """
-    shown, on = splits.test, "test images"
-    if not len(shown):
-        if config.training.dp is not None:
-            return None
-        shown, on = splits.train, "training images"
-    asked = shown.labels[:ALARM_IMAGES]
-    answers = predict(model, shown.images[:ALARM_IMAGES], device, who="the teacher")
-    return one_class(answers, asked, "the teacher", on, shown.class_names)
+def _require_one_process(config: TeachConfig) -> None:
+    if config.training.dp is not None and (process_state(config).num_processes > 1 or config.precision != "no"):
+        raise ConfigError(
+            "training.dp: runs in one process and in full precision; set precision=no, leave torchrun out"
+        )
 
 
-def _train(config: TeachConfig, job: Job, model: Classifier, splits: Splits) -> tuple[Progress, None]:
-    training = config.training
-    accelerator = job.accelerator
+def _train(config: TeachConfig, job: Job, model: Classifier, splits: Splits) -> tuple[Progress, dict[str, Any] | None]:
+    """Train the model and save it; the time that took, and the privacy claim (None without DP)."""
+    learner: Learner | PrivateLearner
+    if config.training.dp is None:
+        learner, update = _learner(config, job, model, splits)
+    else:
+        learner = _private_learner(config, model, splits, job.device, Journal(job.directory))
+        update = _private_update(config, learner, splits, job.device)
+
+    def evaluate(_: int) -> dict[str, Tensor | float]:
+        evaluated = learner.evaluated
+        finite_state(evaluated, learner.name)
+        assert isinstance(evaluated, Classifier)
+        with evaluating(evaluated):
+            test = _test_accuracy(evaluated, splits, job.device)
+        return {} if test is None else {"test/accuracy": test.value}
+
+    actions = [Action("learn", update), Action("evaluate", evaluate, every=config.evaluate_every, after=True)]
+    stage = Stage("teach", config.training.steps, actions)
+    title = f"teach {config.name}"
+    progress = job.train({"teacher": learner}, [stage], title, headline=("teacher/loss", "test/accuracy"))
+    claim = None
+    if isinstance(learner, PrivateLearner):
+        claim = statement(learner.mechanism, learner.ledger, learner.spent())
+        learner.finished()
+    _save(config, job, model, learner.evaluated, splits, claim)
+    return progress, claim
+
+
+def _learner(config: TeachConfig, job: Job, model: Classifier, splits: Splits) -> tuple[Learner, Update]:
+    """The learner without DP, and its step: cross entropy on a batch of an epoch in random order."""
+    training, accelerator = config.training, job.accelerator
     learner = Learner("teacher", model, training.optimizer, training.steps, accelerator)
     batch_size = training.batch_size
     if config.adapt_batch_size:
@@ -170,7 +185,7 @@ def _train(config: TeachConfig, job: Job, model: Classifier, splits: Splits) -> 
         accelerator.num_processes,
     )
 
-    def learn(step: int) -> dict[str, Tensor | float]:
+    def update(step: int) -> dict[str, Tensor | float]:
         batch = source.batch(step)
         learner.model.train()
         with accelerator.autocast():
@@ -178,32 +193,7 @@ def _train(config: TeachConfig, job: Job, model: Classifier, splits: Splits) -> 
         loss = F.cross_entropy(logits, batch.labels, label_smoothing=training.label_smoothing)
         return learner.update(Loss(loss, {"cross_entropy": loss}), step)
 
-    progress = _run(config, job, learner, learn, splits)
-    _finish(job, config, model, learner.evaluated, splits, None)
-    return progress, None
-
-
-def _train_privately(
-    config: TeachConfig, job: Job, model: Classifier, splits: Splits
-) -> tuple[Progress, dict[str, Any]]:
-    training = config.training
-    learner = _private_learner(config, model, splits, job.device, Journal(job.directory))
-    mechanism = learner.mechanism
-    entropy = learner.entropy("batch")
-    source = PoissonSource(splits.train.images, splits.train.labels, mechanism, training.augment, entropy, job.device)
-
-    def loss_of(logits: Tensor, labels: Tensor) -> Tensor:
-        return F.cross_entropy(logits, labels, label_smoothing=training.label_smoothing)
-
-    def learn(step: int) -> dict[str, Tensor | float]:
-        learner.model.train()
-        return learner.update(partial(source.batch, step), loss_of, step)
-
-    progress = _run(config, job, learner, learn, splits)
-    claim = statement(mechanism, learner.ledger, learner.spent())
-    learner.finished()
-    _finish(job, config, model, learner.evaluated, splits, claim)
-    return progress, claim
+    return learner, update
 
 
 def _private_learner(
@@ -215,42 +205,31 @@ def _private_learner(
     return PrivateLearner("teacher", model, training.optimizer, mechanism, dp, device, journal)
 
 
-def _require_one_process(config: TeachConfig) -> None:
-    if config.training.dp is not None and (process_state(config).num_processes > 1 or config.precision != "no"):
-        raise ConfigError(
-            "training.dp: runs in one process and in full precision; set precision=no, leave torchrun out"
-        )
+def _private_update(config: TeachConfig, learner: PrivateLearner, splits: Splits, device: torch.device) -> Update:
+    """The step with DP: cross entropy on a Poisson batch."""
+    training, train = config.training, splits.train
+    entropy = learner.entropy("batch")
+    source = PoissonSource(train.images, train.labels, learner.mechanism, training.augment, entropy, device)
+    loss_of = partial(F.cross_entropy, label_smoothing=training.label_smoothing)
+
+    def update(step: int) -> dict[str, Tensor | float]:
+        learner.model.train()
+        # The learner draws the batch itself: it charges the step to the budget before it sees an image.
+        return learner.update(partial(source.batch, step), loss_of, step)
+
+    return update
 
 
-def _run(
+def _save(
     config: TeachConfig,
     job: Job,
-    learner: Learner | PrivateLearner,
-    learn: Callable[[int], dict[str, Tensor | float]],
-    splits: Splits,
-) -> Progress:
-    def evaluate(_: int) -> dict[str, Tensor | float]:
-        evaluated = learner.evaluated
-        finite_state(evaluated, learner.name)
-        assert isinstance(evaluated, Classifier)
-        with evaluating(evaluated):
-            test = score(evaluated, splits, job.device)
-        return {} if test is None else {"test/accuracy": test.value}
-
-    actions = [Action("learn", learn), Action("evaluate", evaluate, every=config.evaluate_every, after=True)]
-    stage = Stage("teach", config.training.steps, actions)
-    return job.train({"teacher": learner}, [stage], f"teach {config.name}", headline=("teacher/loss", "test/accuracy"))
-
-
-def _finish(
-    job: Job,
-    config: TeachConfig,
     model: Classifier,
     evaluated: nn.Module,
     splits: Splits,
     claim: dict[str, Any] | None,
 ) -> None:
     """Save the last weights, or their average, in the model."""
+    # The evaluated module may be a copy with averaged weights; `model` is what the caller goes on with.
     if evaluated is not model:
         model.load_state_dict(evaluated.state_dict())
     model.eval()
@@ -260,28 +239,39 @@ def _finish(
     job.accelerator.wait_for_everyone()
 
 
-def load_taught(result: Result) -> Classifier:
-    """The teacher that a run of `teach` saved."""
-    return load(result.directory)
+def _test_accuracy(model: Classifier, splits: Splits, device: torch.device) -> Proportion | None:
+    """Accuracy on the test split; None where there are no test images."""
+    if not len(splits.test):
+        return None
+    return accuracy(predict(model, splits.test.images, device), splits.test.labels)
+
+
+def _one_class_alarm(config: TeachConfig, model: Classifier, splits: Splits, device: torch.device) -> Alarm | None:
+    """The alarm about a teacher that predicts one class; checked on test images, or else on training images."""
+    part, name = splits.test, "test images"
+    if not len(part):
+        # With DP the predictions on private images must not be reported: no noise covers them.
+        if config.training.dp is not None:
+            return None
+        part, name = splits.train, "training images"
+    predictions = predict(model, part.images[:ALARM_IMAGES], device, who="the teacher")
+    return one_class(predictions, part.labels[:ALARM_IMAGES], "the teacher", name, part.class_names)
 
 
 def _plan(config: TeachConfig, splits: Splits, model: Classifier) -> tuple[str, ...]:
     training = config.training
-    epochs = training.steps * training.batch_size / len(splits.train.labels)
+    epochs = training.steps * training.batch_size / len(splits.train)
     return (
         f"teach {config.name}: {splits.train.name}, {splits.train.spec}",
-        f"  images: {len(splits.train.labels):,} train, {len(splits.holdout.labels):,} holdout, "
-        f"{len(splits.test.labels):,} test",
+        f"  images: {len(splits.train):,} train, {len(splits.holdout):,} holdout, {len(splits.test):,} test",
         f"  model: {parameters(model):,} parameters",
         f"  steps: {training.steps:,} of {training.batch_size} images ({epochs:.1f} epochs)",
         disk_line(config, training_bytes(parameters(model))),
     )
 
 
-def _summary(job: Job, values: dict[str, object], already: bool = False) -> tuple[str, ...]:
-    teacher, alarms = values["teacher"], values.get("alarms", [])
-    assert isinstance(teacher, dict)
-    assert isinstance(alarms, list)
+def _summary(job: Job, values: Mapping[str, Any], already: bool = False) -> tuple[str, ...]:
+    teacher = values["teacher"]
     if teacher.get("accuracy") is None:
         outcome = f"teacher: {teacher['parameters']:,} parameters, no test images"
     else:
@@ -290,7 +280,7 @@ def _summary(job: Job, values: dict[str, object], already: bool = False) -> tupl
     return (
         *((f"{job.directory} was complete already; nothing was run",) if already else ()),
         outcome,
-        *(f"alarm:   {alarm['name']}: {alarm['message']}" for alarm in alarms),
+        *(f"alarm:   {alarm['name']}: {alarm['message']}" for alarm in values.get("alarms", [])),
         f"report:  {job.directory / 'report.html'}",
         f"teacher: {job.directory / 'teacher'}",
     )

@@ -1,24 +1,29 @@
-"""Values that change during a run: pure curves, and controllers whose small state is checkpointed and logged."""
+"""Values that change during a run: curves of the step, and schedulers that follow a measure and keep a state."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 from synthkd.errors import TrainingError
 from synthkd.settings import Curve, DifficultySettings, OptimizerSettings, Schedule, TemperatureSettings
 
-Limits = TypeVar("Limits", DifficultySettings, TemperatureSettings)
+__all__ = [
+    "DifficultyScheduler",
+    "TemperatureScheduler",
+    "ThresholdScheduler",
+    "ever",
+    "learning_rate_factor",
+    "value_at",
+]
 
 
 def value_at(schedule: Schedule, step: int, total: int) -> float:
-    """Value of a scheduled setting at `step` of `total`.
+    """Value of a scheduled setting at the 0-based `step` of `total` steps.
 
-    Args:
-        schedule: a number (constant) or a curve from `start` to `end` between the fractions `begin` and `until`.
-        step: current step, 0-based.
-        total: number of steps of the run.
+    A number is constant. A curve moves from `start` to `end` between the fractions `begin` and `until` of the run;
+    one of kind step jumps at `until`.
     """
     if isinstance(schedule, float | int):
         return float(schedule)
@@ -26,7 +31,7 @@ def value_at(schedule: Schedule, step: int, total: int) -> float:
     if schedule.kind == "step":
         return schedule.end if progress >= schedule.until else schedule.start
     span = schedule.until - schedule.begin
-    t = 1.0 if span == 0 and progress >= schedule.until else (progress - schedule.begin) / span if span else 0.0
+    t = (progress - schedule.begin) / span if span else float(progress >= schedule.until)
     t = min(1.0, max(0.0, t))
     if schedule.kind == "cosine":
         t = 0.5 * (1.0 - math.cos(math.pi * t))
@@ -34,15 +39,16 @@ def value_at(schedule: Schedule, step: int, total: int) -> float:
 
 
 def ever(schedule: Schedule) -> bool:
-    """Whether a scheduled setting is other than 0 at any time."""
+    """Whether a scheduled setting is other than 0 at any step."""
     ends = (schedule.start, schedule.end) if isinstance(schedule, Curve) else (schedule,)
     return any(end != 0.0 for end in ends)
 
 
 def learning_rate_factor(settings: OptimizerSettings, step: int, total: int) -> float:
-    """Learning rate at `step` as a fraction of the peak: linear warm-up, then constant or a cosine to `final`.
+    """Learning rate at the 0-based `step` as a fraction of the peak.
 
-    The cosine is that of SGDR without restarts (Loshchilov and Hutter 2017, equation 5).
+    It rises linearly during the warm-up, and is then constant or falls to `final` by the cosine of SGDR without
+    restarts (Loshchilov and Hutter 2017, equation 5).
     """
     warmup = settings.warmup or (0.1 if settings.schedule == "one_cycle" else 0.0)
     rising = round(warmup * total)
@@ -54,52 +60,63 @@ def learning_rate_factor(settings: OptimizerSettings, step: int, total: int) -> 
     return settings.final + (1.0 - settings.final) * 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
 
 
-class ThresholdScheduler(Generic[Limits]):
-    """A value that goes up while a measure is high and down while it is low.
+class ThresholdScheduler:
+    """A value that is raised while a measure is high and lowered while it is low.
 
-    Multiplicative: `v <- clip(v * up)` when the measure is above `raise_above`, `v <- clip(v * down)` when it is below
-    `lower_below`, unchanged in between; always inside `[low, high]`.
+    `v <- clip(v * up)` when the measure is above `raise_above`, `v <- clip(v * down)` when it is below `lower_below`;
+    in between v stays. v is always in `[low, high]`.
 
     Attributes:
+        settings: thresholds, factors and bounds.
         value: v.
     """
 
-    def __init__(self, settings: Limits) -> None:
-        self.settings: Limits = settings
+    def __init__(self, settings: DifficultySettings | TemperatureSettings) -> None:
+        self.settings = settings
         self.value = settings.start
 
     def update(self, measure: float, /) -> float:
-        """Take the measure and return the new value."""
+        """Return the new value after one more measurement."""
         s = self.settings
         factor = s.up if measure > s.raise_above else s.down if measure < s.lower_below else 1.0
         self.value = min(s.high, max(s.low, self.value * factor))
         return self.value
 
     def state_dict(self) -> dict[str, Any]:
+        """The present value."""
         return {"value": self.value}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
         self.value = float(state["value"])
 
 
-class DifficultyScheduler(ThresholdScheduler[DifficultySettings]):
-    """Raises difficulty while the student keeps up with its teacher on fresh samples, lowers it when it does not."""
+class DifficultyScheduler(ThresholdScheduler):
+    """Raises the difficulty while student and teacher agree on fresh samples, and lowers it while they do not."""
 
     def update(self, agreement: float) -> float:
-        """Take the student's agreement with the teacher on fresh samples (0..1) and return the new difficulty."""
+        """Return the new difficulty.
+
+        Args:
+            agreement: share of fresh samples on which student and teacher predict the same class, in [0, 1].
+
+        Raises:
+            ValueError: an agreement outside [0, 1].
+        """
         if not 0.0 <= agreement <= 1.0:
             raise ValueError(f"agreement must be in [0, 1], got {agreement}")
         return super().update(agreement)
 
 
-class TemperatureScheduler(ThresholdScheduler[TemperatureSettings]):
-    """Sharpens the soft labels while the student keeps up, softens them when it does not."""
+class TemperatureScheduler(ThresholdScheduler):
+    """Lowers the temperature of the soft labels while the student's loss is small, and raises it while it is large."""
 
     def update(self, loss: float) -> float:
-        """Take the student's loss and return the new temperature, lower for a small loss and higher for a large one.
+        """Return the new temperature.
 
-        Take a loss that does not hold this temperature, the hard-label loss or the divergence at T = 1: T^2 KL moves
-        with T, and the controller would answer itself.
+        Args:
+            loss: of the student, independent of this temperature: the hard-label loss, or the divergence at T = 1.
+                T^2 KL changes with T, so the scheduler would react to its own updates.
 
         Raises:
             TrainingError: a loss that is not finite.

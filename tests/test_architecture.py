@@ -1,11 +1,13 @@
-"""The rules that keep the layers apart, read from the syntax trees of the sources."""
+"""The rules of the house, read from the syntax trees of the sources: layers, circles, sizes, docstrings, names."""
 
 import ast
+import statistics
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import structure
 
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS = ["synthkd", "generators", "pipelines"]  # each may import those before it
@@ -16,13 +18,10 @@ OPTIONAL = {
     "trackio", "wandb", "webdataset",
 }  # fmt: skip
 
-
-def sources() -> list[Path]:
-    return [path for layer in LAYERS for path in (ROOT / layer).rglob("*.py") if not linked(path)]
-
-
-def linked(path: Path) -> bool:
-    return any(parent.is_symlink() for parent in path.parents if ROOT in parent.parents)
+MODULES = structure.modules(ROOT, LAYERS, "synthkd")
+DEFINITIONS = [one for module in MODULES.values() for one in structure.definitions(module)]
+FUNCTIONS = [one for one in DEFINITIONS if isinstance(one.node, structure.Function)]
+rebuilt = pytest.mark.xfail(strict=False, reason="rooms are still being rebuilt")
 
 
 def layer_of(module: str) -> str:
@@ -42,7 +41,7 @@ def imported(tree: ast.AST) -> Iterator[tuple[ast.stmt, str]]:
 
 @pytest.fixture(scope="module")
 def trees() -> dict[Path, ast.Module]:
-    return {path: ast.parse(path.read_text(encoding="utf-8"), str(path)) for path in sources()}
+    return {ROOT / module.path: module.tree for module in MODULES.values()}
 
 
 def test_all_sources_are_seen(trees):
@@ -140,3 +139,201 @@ def at_import(body: list[ast.stmt]) -> Iterator[ast.stmt]:
                 yield from at_import(getattr(statement, field, []))
             for handler in getattr(statement, "handlers", []):
                 yield from at_import(handler.body)
+
+
+# Circles
+
+FOLDED = {
+    "modules": structure.as_modules,
+    "folders": structure.as_folders,
+    "packages": structure.as_layers(LAYERS[1:], "synthkd"),
+}
+"""What an import is between, for each sort of circle."""
+
+
+@pytest.mark.parametrize("sort", FOLDED)
+def test_there_is_no_circle(sort):
+    edges = [edge for edge in structure.imports(MODULES) if edge.module != "synthkd.__main__"]
+    assert structure.circles(edges, FOLDED[sort]) == []
+
+
+def plant(root: Path, files: dict[str, str]) -> list[structure.Import]:
+    """The imports of a tree of these files."""
+    for name, source in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(source)
+    return structure.imports(structure.modules(root, ["house", "annex"], "house"))
+
+
+def test_an_import_in_a_function_closes_a_circle_of_modules(tmp_path):
+    files = {
+        "house/__init__.py": "",
+        "house/hall.py": "import house.cellar\nfrom house.cellar import wine\n",
+        "house/cellar.py": "wine = 1\n\n\ndef stairs():\n    from house.hall import wine\n    return wine\n",
+    }
+    edges = plant(tmp_path, files)
+    line = "house.hall -> house.cellar: closed by house/cellar.py:5 imports house.hall"
+    assert structure.circles(edges, structure.as_modules) == [line]
+    assert structure.circles([edge for edge in edges if ":5" not in edge.place], structure.as_modules) == []
+
+
+def test_every_circle_is_found_however_long(tmp_path):
+    around = {f"house/m{n}.py": f"from house import m{(n + 1) % 5}\n" for n in range(5)}
+    lines = structure.circles(plant(tmp_path / "one", around), structure.as_modules)
+    assert [line.count("->") for line in lines] == [4]
+    pairs = {f"house/m{n}.py": f"import house.m{n ^ 1}\n" for n in range(6)}
+    lines = structure.circles(plant(tmp_path / "three", pairs), structure.as_modules)
+    assert [line.count("->") for line in lines] == [1, 1, 1]
+
+
+def test_a_circle_of_folders_is_found_where_no_module_closes_one(tmp_path):
+    files = {
+        "house/up/bed.py": "from house.down.cup import tea\nfrom house.down import mug\n",
+        "house/up/lamp.py": "",
+        "house/down/__init__.py": "from house.down import cup\n",
+        "house/down/cup.py": "tea = 1\n",
+        "house/down/mug.py": "\nimport house.up.lamp\n",
+    }
+    edges = plant(tmp_path, files)
+    assert structure.circles(edges, structure.as_modules) == []
+    line = "house.up -> house.down: closed by house/down/mug.py:2 imports house.up.lamp"
+    assert structure.circles(edges, structure.as_folders) == [line]
+
+
+def test_a_circle_of_packages_is_found_where_no_folder_closes_one(tmp_path):
+    files = {
+        "house/hall.py": "from house.annex import shed\n",
+        "house/garden.py": "",
+        "annex/__init__.py": "import house.garden\nfrom house import garden\n",
+        "annex/shed.py": "",
+    }
+    edges = plant(tmp_path, files)
+    assert structure.circles(edges, structure.as_folders) == []
+    line = "house.annex -> house: closed by house/hall.py:1 imports house.annex.shed"
+    assert structure.circles(edges, structure.as_layers(["annex"], "house")) == [line]
+
+
+# Sizes
+
+
+def test_few_modules_stand_on_top():
+    top = [name for name, module in MODULES.items() if module.path.parent == Path("synthkd")]
+    top.remove("synthkd")
+    assert len(top) <= 10, f"move one of them into the room it belongs to: {', '.join(top)}"
+
+
+@rebuilt
+def test_files_are_short():
+    lines = {str(module.path): module.lines for module in MODULES.values()}
+    assert {path: count for path, count in lines.items() if count > 350} == {}, "split these files"
+    assert statistics.median(lines.values()) <= 160
+
+
+@rebuilt
+def test_functions_are_short():
+    assert {one.name: one.lines for one in FUNCTIONS if one.lines > 60} == {}, "split these functions"
+    lines = sorted(one.lines for one in FUNCTIONS)
+    assert statistics.median(lines) <= 6
+    assert lines[int(0.9 * len(lines))] <= 20
+
+
+# Documentation and annotations
+
+
+@rebuilt
+def test_everything_public_has_a_docstring():
+    assert [one.name for one in DEFINITIONS if one.public and not one.documented] == []
+
+
+def test_everything_is_annotated():
+    wrong = [
+        f"{one.name}: {parameter}"
+        for one in FUNCTIONS
+        for parameter, annotation in one.annotations.items()
+        if annotation is None
+    ]
+    assert wrong == []
+
+
+STATES = {"state_dict", "load_state_dict"}
+"""torch has Any in these itself."""
+ANYTHING = {
+    "synthkd/settings/load.py:load_config",
+    "synthkd/system/sealed.py:sealed",
+    "synthkd/system/sealed.py:unsealed",
+    "synthkd/training/checkpoint.py:CheckpointStore.save",
+    "synthkd/training/monitor.py:read_rows",
+}
+"""Functions that read or write whatever somebody put into a file."""
+
+
+@rebuilt
+def test_any_is_no_annotation_of_what_is_public():
+    wrong = [
+        f"{one.name}: {parameter}"
+        for one in FUNCTIONS
+        if one.public and one.name not in ANYTHING and one.node.name not in STATES
+        for parameter, annotation in one.annotations.items()
+        if structure.mentions(annotation, "Any")
+    ]
+    assert wrong == [], "use a dataclass, a TypedDict, a protocol or object"
+
+
+@rebuilt
+def test_the_list_of_functions_that_take_anything_is_up_to_date():
+    used = {one.name for one in FUNCTIONS if any(structure.mentions(a, "Any") for a in one.annotations.values())}
+    assert used >= ANYTHING, "take what no longer needs Any from the list"
+
+
+# Names
+
+FORBIDDEN = {
+    "Pupil": "a student is a student",
+    "Lessons": "auxiliary layers or terms",
+    "Beside": "extra inputs of the contrastive terms",
+    "Probed": "say what was measured",
+    "Order": "say what is ordered",
+    "Flowed": "say what flowed",
+    "look": "forward, evaluation, release or check",
+    "looks": "evaluations, releases or checks",
+    "printed": "say what the text is",
+    "f1": "plain",
+    "f2": "dp_teacher",
+    "f3": "dp_generator",
+    "f4": "dp_both",
+}
+"""Names that say nothing to a reader from the field, and what says it."""
+ON_DISK = {
+    ("synthkd/settings/compression.py", "f1"),
+    ("synthkd/settings/compression.py", "f2"),
+    ("synthkd/settings/compression.py", "f3"),
+    ("synthkd/settings/compression.py", "f4"),
+    ("synthkd/privacy/journal.py", "looks"),
+}
+"""Words of files that earlier versions wrote and that are still read."""
+
+
+@rebuilt
+def test_names_are_those_of_the_field():
+    wrong = [
+        f"{module.path}:{line} {name}: {FORBIDDEN[name]}"
+        for module in MODULES.values()
+        for name, line in (*structure.identifiers(module.tree), *structure.keys(module.tree))
+        if name in FORBIDDEN and (str(module.path), name) not in ON_DISK
+    ]
+    assert wrong == []
+
+
+PARTICIPLES = {"asked", "found", "kept", "known", "made", "said", "seen", "shown", "told"}
+
+
+@rebuilt
+def test_variables_name_what_they_hold():
+    wrong = [
+        f"{module.path}:{line} {name}"
+        for module in MODULES.values()
+        for name, line in structure.bound(module.tree)
+        if name in PARTICIPLES
+    ]
+    assert wrong == [], "a participle does not say what the variable holds"

@@ -192,8 +192,8 @@ def test_a_command_works(command: Command, folder: Path, capsys: pytest.CaptureF
         case ("pip", "install", requirement):
             extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
             assert requirement in {f"synthkd[{extra}]" for extra in extras}
-        case ("python", script, *_):
-            assert (ROOT / script).is_file()
+        case ("python", "-m", module, *_):
+            assert (ROOT / f"{module.replace('.', '/')}.py").is_file()
         case ("synthkd", *words) if PLACEHOLDERS & {word.rpartition("=")[2] for word in words}:
             cli._parser().parse_known_args(words)
         case ("synthkd", *words):
@@ -230,8 +230,18 @@ def test_yaml_is_a_configuration_or_a_section_of_one(block: Block, tmp_path: Pat
     load_config(CompressConfig if {"flow", "search"} & set(written) else DistillConfig, tmp_path / "block.yaml", rest)
 
 
+EXERCISES = {
+    re.sub(r"^(?=generators|pipelines)", "synthkd.", match[1].replace("/", "."))
+    for block in PYTHON
+    if (match := re.match(r"# (\S+)\.py\n", block.text))
+}
+"""Modules that a block of CONTRIBUTING.md is the source of; `tests/test_exercises.py` writes and imports them."""
+
+
 def resolve(dotted: str) -> object:
-    """The module or attribute of a dotted name."""
+    """The module or attribute of a dotted name; None for one of an exercise."""
+    if {dotted, dotted.rpartition(".")[0]} & EXERCISES:
+        return None
     try:
         return importlib.import_module(dotted)
     except ImportError:

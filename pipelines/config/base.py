@@ -1,4 +1,4 @@
-"""What every job has, and what every job that trains has."""
+"""Settings that all jobs share, and settings that all jobs that train share."""
 
 from __future__ import annotations
 
@@ -6,22 +6,20 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from synthkd.generators.settings import (
-    ALONE,
-    GeneratorSettings,
-    InversionSettings,
-)
-from synthkd.settings import (
-    Count,
-    Listed,
-    Seed,
-    Settings,
-    Threads,
-)
+from synthkd.generators.settings import ALONE, GeneratorSettings, InversionSettings
+from synthkd.settings import Count, Listed, Seed, Settings, Threads
 
 
 def require_terms(generator: GeneratorSettings, alone: str) -> None:
-    """Refuse a generator whose every term needs a student where the key `alone` has it work without one."""
+    """Refuse a generator that works without a student although each of its terms needs one.
+
+    Args:
+        generator: its settings.
+        alone: the key by which it works without a student; empty where it always has one.
+
+    Raises:
+        ValueError: the refusal.
+    """
     if alone and isinstance(generator, InversionSettings) and generator.needs_student:
         raise ValueError(
             f"{alone}: the generator works without a student there, and all its terms compare with one: set any of "
@@ -30,32 +28,32 @@ def require_terms(generator: GeneratorSettings, alone: str) -> None:
 
 
 class JobConfig(Settings):
-    """What every job has."""
+    """Settings of every job."""
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "run"
-    """Names the run directory `runs/<job>/<name>`."""
+    """Name of the run directory `runs/<job>/<name>`."""
     out: str | None = None
-    """The run directory itself; the same command on it resumes. None: `runs/<job>/<name>`, numbered when taken."""
+    """The run directory; the same command resumes it. None: `runs/<job>/<name>`, with a number if that one is taken."""
     seed: Seed = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: Threads | None = None
-    """CPU threads of torch; None leaves torch's own choice."""
+    """CPU threads of torch; None: torch's default."""
     trust: str | tuple[str, ...] = ()
-    """Folders, one or a list, whose files may name code that runs: own functions that built a model or a generator in
-    them. Without it what is read is data, and only this recipe may name code."""
+    """A folder, or a list of folders, whose files may name code to run, e.g. own functions that build a saved model or
+    generator. All other files are data only; besides them just this configuration may name code."""
 
 
 class TrainingConfig(JobConfig):
-    """What every job that trains has."""
+    """Settings of every job that trains."""
 
     precision: Literal["no", "bf16", "fp16"] = "no"
-    """Mixed precision; bf16 made small convolutional networks slower on CPUs where it was measured."""
+    """Mixed precision; on CPUs bf16 made small convolutional networks slower where it was measured."""
     adapt_batch_size: bool = False
-    """Reduce the batch size until a training step fits the memory, instead of failing."""
+    """Reduce the batch size until a training step fits the memory."""
     checkpoint_every: Count = 500
     """Steps between checkpoints."""
     keep_checkpoints: Count = 2
     log_every: Count = 20
     """Steps between log rows."""
     track: Annotated[tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...], Listed] = ()
-    """Experiment trackers beside the JSON lines that are always written."""
+    """Experiment trackers that get the numbers of the log too."""

@@ -11,7 +11,7 @@ from synthkd.errors import ConfigError
 
 @dataclass(frozen=True)
 class Recipe:
-    """One YAML file of configs/: the job it is for and what it does, by its first line."""
+    """A YAML file of configs/, without its ending, with the job and the summary in its first line."""
 
     name: str
     job: str
@@ -20,18 +20,21 @@ class Recipe:
 
 def recipes() -> list[Recipe]:
     """All recipes, sorted by name."""
-    found = []
+    every = []
     for file in files("synthkd.configs").iterdir():
-        name, dot, ending = file.name.rpartition(".")
-        if f"{dot}{ending}" == ".yaml":
-            first = file.read_text(encoding="utf-8").partition("\n")[0]
-            job, _, summary = first.removeprefix("#").partition(":")
-            found.append(Recipe(name, job.strip(), summary.strip()))
-    return sorted(found, key=lambda recipe: recipe.name)
+        if file.name.endswith(".yaml"):
+            first_line = file.read_text(encoding="utf-8").partition("\n")[0]
+            job, _, summary = first_line.removeprefix("#").partition(":")
+            every.append(Recipe(file.name.removesuffix(".yaml"), job.strip(), summary.strip()))
+    return sorted(every, key=lambda recipe: recipe.name)
 
 
 def find_config(name: str, job: str) -> Path:
-    """The YAML file called `name`: a path where such a file exists, else a recipe of that job.
+    """The path of a configuration.
+
+    Args:
+        name: path of a file, or else the name of a recipe.
+        job: name of the job that the configuration is for.
 
     Raises:
         ConfigError: when there is neither, or the recipe is for another job.
@@ -39,10 +42,10 @@ def find_config(name: str, job: str) -> Path:
     path = Path(name)
     if path.exists() and not path.is_dir():
         return path
-    known = {recipe.name: recipe for recipe in recipes()}
-    if name not in known:
-        names = ", ".join(recipe.name for recipe in known.values() if recipe.job == job) or "none"
+    every = {recipe.name: recipe for recipe in recipes()}
+    if name not in every:
+        names = ", ".join(recipe.name for recipe in every.values() if recipe.job == job) or "none"
         raise ConfigError(f"{name}: no such file and no such recipe (recipes of {job}: {names})")
-    if known[name].job != job:
-        raise ConfigError(f"{name}: this recipe is for `synthkd {known[name].job}`, not for `synthkd {job}`")
+    if every[name].job != job:
+        raise ConfigError(f"{name}: this recipe is for `synthkd {every[name].job}`, not for `synthkd {job}`")
     return Path(str(files("synthkd.configs") / f"{name}.yaml"))

@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 from synthkd.pipelines.config.base import TrainingConfig
-from synthkd.settings import (
-    Count,
-    DataSettings,
-    ModelSettings,
-    TeachTraining,
-)
+from synthkd.settings import Count, DataSettings, ModelSettings, TeachTraining
 
 
 class TeachConfig(TrainingConfig):
@@ -18,4 +13,4 @@ class TeachConfig(TrainingConfig):
     model: ModelSettings
     training: TeachTraining = TeachTraining()
     evaluate_every: Count = 500
-    """Steps between evaluations on the test split, which are only reported."""
+    """Steps between evaluations on the test split; they are reported and influence nothing."""

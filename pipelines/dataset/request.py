@@ -27,7 +27,7 @@ from synthkd.pipelines.config import GenerateConfig
 from synthkd.pipelines.run.directory import CONFIG
 from synthkd.pipelines.student.teachers import FOLDER as TAUGHT
 from synthkd.settings import LoadedModel, TeacherSettings
-from synthkd.settings.load import read_yaml
+from synthkd.settings.yaml_text import read_yaml
 
 
 @dataclass(frozen=True)

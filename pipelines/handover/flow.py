@@ -1,6 +1,7 @@
-"""From private images to teacher and student, in the way that a flow of `synthkd compress` says.
+"""A flow of `synthkd compress`: from private images to a teacher, a generator and a student.
 
-An audit runs the same on other images, so all that depends on them is here and takes them as an argument.
+An audit runs the same flow on other images, so everything that depends on the images is here and takes them as an
+argument.
 """
 
 from __future__ import annotations
@@ -24,30 +25,32 @@ from synthkd.pipelines.config import CompressConfig, Distillation, DistillConfig
 from synthkd.pipelines.distill import distill
 from synthkd.pipelines.handover.private_generator import WIDEST, ReleaseConfig, load_released, release
 from synthkd.pipelines.handover.search import Choice, choose_student
-from synthkd.pipelines.run.directory import RESULT, Result
+from synthkd.pipelines.run.directory import RESULT
+from synthkd.pipelines.run.result import Result
 from synthkd.pipelines.student.teachers import teach_config
 from synthkd.pipelines.teach import load_taught, teach
-from synthkd.privacy.accounting import ledger_of
+from synthkd.privacy.claims import ledger_of
 from synthkd.privacy.journal import JOURNAL, Journal
 from synthkd.rng import Rows
 from synthkd.settings import DPSettings, LoadedModel, TeacherSettings, TrainedTeacher, ZooModel
 from synthkd.types import SampleGenerator, balanced_labels, to_uint8
 
 RELEASE, TEACH, SEARCH, DISTILL = "release", "teach", "search", "distill"
-"""Runs and searches inside the run of a flow."""
+"""Directories inside that of a flow: three runs and the search of a student."""
 CHUNK = 100
+"""Images that are sampled at a time."""
 
 
 @dataclass(frozen=True)
-class Flowed:
-    """What a flow made.
+class FlowResult:
+    """Networks and claims of a flow.
 
     Attributes:
         directory: of its runs.
         teacher, student: in eval mode.
-        generator: whose images the student learned from.
+        generator: of the images that the student learned from.
         choice: of the student, where it was searched.
-        dp: what its noisy parts may claim, as `synthkd.privacy.dpsgd.statement` has it.
+        dp: claims of its differentially private parts, see `synthkd.privacy.claims.dp_statement`.
         distilled: the content of result.json of the distillation.
     """
 
@@ -60,97 +63,110 @@ class Flowed:
     distilled: Mapping[str, Any]
 
 
-def run_flow(config: CompressConfig, directory: Path, private: Splits | None, seed: int) -> Flowed:
-    """Run a flow, or read what is finished of it.
+def run_flow(config: CompressConfig, directory: Path, private: Splits | None, seed: int) -> FlowResult:
+    """Run a flow, or read the parts of it that are finished.
 
     Args:
-        config: the flow; its seed and directory are not used.
-        directory: where its runs are.
-        private: the images it may touch; None where the teacher is given.
+        config: the flow; its seed and its directory are not used.
+        directory: of its runs.
+        private: the images it may use; None where the teacher is given.
         seed: of all its parts.
 
     Raises:
-        SynthkdError: what `release`, `teach` and `distill` raise.
+        CheckpointError: a part queried private images and the flow would not count it, or its claim is not proven.
+        SynthkdError: as `release`, `teach` and `distill` raise.
     """
-    claims: list[Mapping[str, Any]] = []
-    settings, generator = config.teacher, config.generated.generator
-    shown = private
-    journal = Journal(directory)
+    settings, generator, images = config.teacher, config.generated.generator, private
     dp = settings.training.dp if isinstance(settings, TrainedTeacher) else None
-    counted = {RELEASE: isinstance(generator, MerfSettings), TEACH: dp is not None}
-    for name, counts in counted.items():
-        if not counts and (directory / name / JOURNAL).exists():
-            raise CheckpointError(
-                f"{directory / name} has looked at the private images, which flow {config.flow} would not count; "
-                "choose another out=, or run the flow that it is of"
-            )
+    journal = Journal(directory)
+    statements: list[Mapping[str, Any]] = []
+    _require_counted(config, directory, {RELEASE: isinstance(generator, MerfSettings), TEACH: dp is not None})
     journal.require_parts()
+
     if isinstance(generator, MerfSettings):
         assert private is not None
-        releasing = _releasing(config, generator, directory / RELEASE, seed)
-        released = release(releasing, private.train)
-        claims.append(_proven(released, generator))
+        release_config = _release_config(config, generator, directory / RELEASE, seed)
+        release_result = release(release_config, private.train)
+        statements.append(_proven_statement(release_result, generator))
         journal.keep_part(RELEASE)
-        generator = SavedSettings(kind="saved", path=str(released.directory))
+        generator = SavedSettings(kind="saved", path=str(release_result.directory))
         if config.flow == "dp_generator":
-            shown = _in_their_place(private, load_released(releasing, released), config.synthetic.per_class, seed)
+            # the teacher must not train on private images, whose budget is spent on the release
+            merf = load_released(release_config, release_result)
+            images = _with_synthetic_train(private, merf, config.synthetic.per_class, seed)
+
     if isinstance(settings, TrainedTeacher):
-        taught = teach(_teaching(config, settings, directory / TEACH, seed), splits=shown)
-        assert isinstance(taught, Result)
+        teach_result = teach(_teach_config(config, settings, directory / TEACH, seed), splits=images)
+        assert isinstance(teach_result, Result)
         if dp is not None:
-            claims.append(_proven(taught, dp))
+            statements.append(_proven_statement(teach_result, dp))
             journal.keep_part(TEACH)
-        teacher = load_taught(taught)
-        settings = LoadedModel(kind="load", model=str(taught.directory))
+        teacher = load_taught(teach_result)
+        settings = LoadedModel(kind="load", model=str(teach_result.directory))
     else:
         teacher = load_model(settings)
+
+    # What follows sees no private image, so it costs no privacy.
     distilling = distill_config(config, settings, generator=generator, out=str(directory / DISTILL), seed=seed)
     choice = None
     if config.search is not None:
         choice = choose_student(distilling, config.search, teacher, directory / SEARCH)
         distilling = distilling.model_copy(update={"student": choice.model})
-    distilled = distill(distilling)
-    assert isinstance(distilled, Result)
-    if (distilled.directory / INSIDE_A_RUN).is_dir():  # one that was finished before is not saved again
-        generator = SavedSettings(kind="saved", path=str(distilled.directory))
-    student = load(distilled.directory)
-    return Flowed(directory, teacher.eval(), student.eval(), generator, choice, tuple(claims), distilled.values)
+    distill_result = distill(distilling)
+    assert isinstance(distill_result, Result)
+    # a saved generator (that of the release) is not saved again by the distillation
+    if (distill_result.directory / INSIDE_A_RUN).is_dir():
+        generator = SavedSettings(kind="saved", path=str(distill_result.directory))
+    student = load(distill_result.directory)
+    return FlowResult(
+        directory, teacher.eval(), student.eval(), generator, choice, tuple(statements), distill_result.values
+    )
 
 
 def sample(
     generator: SampleGenerator, count: int, classes: int, difficulty: float, seed: int, purpose: str
 ) -> tuple[Tensor, Tensor]:
-    """Images uint8 `[count, C, H, W]` of balanced labels, int64 `[count]`, a function of seed and purpose.
+    """Images uint8 `[count, C, H, W]` on the CPU and their balanced labels int64 `[count]`.
 
     Args:
-        generator: what makes them.
-        count: how many.
-        classes: of the labels.
+        generator: draws the images.
+        count: number of images.
+        classes: number of classes.
         difficulty: in [0, 1].
-        seed, purpose: of the random rows.
+        seed, purpose: of the random rows; with them the images are the same in every call.
     """
     images, labels = [], balanced_labels(count, 0, classes)
     for first in range(0, count, CHUNK):
-        made = generator.sample(labels[first : first + CHUNK], difficulty, Rows(seed, purpose, first))
-        images.append(to_uint8(made).cpu())
+        chunk = generator.sample(labels[first : first + CHUNK], difficulty, Rows(seed, purpose, first))
+        images.append(to_uint8(chunk).cpu())
     return torch.cat(images), labels
 
 
-def _proven(result: Result, settings: MerfSettings | DPSettings) -> Mapping[str, Any]:
-    """What a finished run may claim, if it counts the very looks that its journal has, on the terms of its settings."""
-    counted, written = ledger_of(result.values.get("dp")), Journal(result.directory).ledger
-    claim: Mapping[str, Any] = result.values["dp"]
+def _require_counted(config: CompressConfig, directory: Path, counts: Mapping[str, bool]) -> None:
+    """Refuse a run inside that has queried private images, and whose queries the flow does not count."""
+    for name, is_counted in counts.items():
+        if not is_counted and (directory / name / JOURNAL).exists():
+            raise CheckpointError(
+                f"{directory / name} has used the private images, which flow {config.flow} would not count; choose "
+                "another out=, or run the flow that it is of"
+            )
+
+
+def _proven_statement(result: Result, settings: MerfSettings | DPSettings) -> Mapping[str, Any]:
+    """The claim of a finished run, if it counts the queries in the run's journal, on the terms of its settings."""
+    claim_ledger, ledger = ledger_of(result.values.get("dp")), Journal(result.directory).ledger
+    statement: Mapping[str, Any] = result.values["dp"]
     terms = settings.delta, settings.test_seed is not None
-    if written != counted or (claim["delta"], claim["insecure"]) != terms:
+    if claim_ledger != ledger or (statement["delta"], statement["insecure"]) != terms:
         raise CheckpointError(
-            f"{result.directory / RESULT} counts other looks at the private images than {JOURNAL} beside it, or on "
+            f"{result.directory / RESULT} counts other queries of the private images than {JOURNAL} beside it, or on "
             "other terms; restore it from a copy, or choose another out=, which spends the budget anew"
         )
-    return claim
+    return statement
 
 
-def _in_their_place(private: Splits, generator: Merf, per_class: int, seed: int) -> Splits:
-    """Training images of the generator in the place of private ones; test images are reported on as before."""
+def _with_synthetic_train(private: Splits, generator: Merf, per_class: int, seed: int) -> Splits:
+    """The splits with generated training images and without a holdout; the test images stay, for evaluation."""
     spec, names = private.train.spec, private.train.class_names
     images, labels = sample(generator, per_class * spec.classes, spec.classes, WIDEST, seed, "teacher")
     train = RealData(images, labels, spec, names, "synthetic images")
@@ -158,13 +174,13 @@ def _in_their_place(private: Splits, generator: Merf, per_class: int, seed: int)
     return Splits(train, none, private.test)
 
 
-def _releasing(config: CompressConfig, generator: MerfSettings, out: Path, seed: int) -> ReleaseConfig:
+def _release_config(config: CompressConfig, generator: MerfSettings, out: Path, seed: int) -> ReleaseConfig:
     inherited = {name: getattr(config, name) for name in ReleaseConfig.model_fields if name != "rounds"}
     changed = {"out": str(out), "generator": generator, "seed": seed, "rounds": config.synthetic.rounds}
     return ReleaseConfig(**{**inherited, **changed})
 
 
-def _teaching(config: CompressConfig, settings: TrainedTeacher, out: Path, seed: int) -> TeachConfig:
+def _teach_config(config: CompressConfig, settings: TrainedTeacher, out: Path, seed: int) -> TeachConfig:
     return teach_config(settings, config, str(out)).model_copy(update={"seed": seed})
 
 
@@ -187,7 +203,7 @@ def distill_config(config: CompressConfig, teacher: TeacherSettings, **changes: 
 
 
 def stand_in(config: CompressConfig) -> ZooModel:
-    """The smallest student of the first family, in the place of one that is not chosen yet."""
+    """The smallest student of the first family of the search; it stands for the student until one is chosen."""
     assert config.search is not None
     family = config.search.families[0]
     return ZooModel(arch=family.arch, width=family.width[0], depth=min(family.depth, default=None))

@@ -1,4 +1,4 @@
-"""A generator that learns from one noisy look at private images, in a run of its own."""
+"""A generator that is trained on one noisy release of private images (DP-MERF), in a run of its own."""
 
 from __future__ import annotations
 
@@ -7,31 +7,36 @@ from synthkd.generators.files import INSIDE_A_RUN, read_saved, save_generator
 from synthkd.generators.merf import Merf
 from synthkd.generators.settings import MerfSettings
 from synthkd.pipelines.config import TrainingConfig
-from synthkd.pipelines.run.directory import Result, keep_data
+from synthkd.pipelines.run.device import make_accelerator
 from synthkd.pipelines.run.fit import fit_generator
-from synthkd.pipelines.run.job import make_accelerator, open_job
+from synthkd.pipelines.run.images import keep_data
+from synthkd.pipelines.run.job import open_job
+from synthkd.pipelines.run.result import Result
 from synthkd.settings import Count
 
 WIDEST = 1.0
-"""The difficulty at which a class is as varied as the generator makes it."""
+"""The difficulty at which the images of a class are as varied as the generator can make them."""
 
 
 class ReleaseConfig(TrainingConfig):
-    """A private generator and its training."""
+    """A private generator, and the number of rounds of its training."""
 
     generator: MerfSettings
     rounds: Count
 
 
 def release(config: ReleaseConfig, private: RealData) -> Result:
-    """Look at the private images once, train the generator on what was seen, and save it to `<run>/generator`.
+    """Make the release, train the generator on it, and save the generator to `<run>/generator`.
 
-    The look is charged before it is taken, and on disk before anything is made of it: a run that is cut short does not
-    look again, and counts a look that was lost.
+    The release is charged before it is made, and on disk before anything is trained on it. So a run that was cut short
+    makes no second release, unless the first was lost; then both are counted.
 
     Args:
-        config: the generator and how long it is trained.
-        private: what is looked at.
+        config: the generator, and the number of rounds.
+        private: the private images.
+
+    Returns:
+        The result; its entry "dp" is the claim, see `synthkd.privacy.claims.dp_statement`.
 
     Raises:
         SynthkdError: see the classes in `synthkd.errors`.
@@ -58,7 +63,11 @@ def release(config: ReleaseConfig, private: RealData) -> Result:
 
 
 def load_released(config: ReleaseConfig, result: Result) -> Merf:
-    """The generator that a run of `release` saved."""
+    """The trained generator that a run of `release` saved.
+
+    Raises:
+        ModelError: there is none, or it cannot be read.
+    """
     saved, folder = read_saved(result.directory)
     generator = Merf(config.generator, None, saved.seed, make_accelerator(config), spec=saved.image_spec)
     generator.restore(folder)

@@ -1,6 +1,6 @@
-"""Which student to distill: searched among networks of the zoo, on images of the pipeline's own generator.
+"""The search of a student among networks of the zoo, on images of the pipeline's own generator.
 
-Nothing but the teacher and its generator is asked, so a search costs no privacy beyond theirs.
+It reads the teacher and its generator only, so it costs no privacy beyond theirs.
 """
 
 from __future__ import annotations
@@ -17,32 +17,32 @@ from synthkd.compression.proxy import Evaluate, proxy_evaluator
 from synthkd.compression.search import search, space_of
 from synthkd.models import Classifier, build_model, parameters
 from synthkd.pipelines.config import DistillConfig
-from synthkd.pipelines.run.job import make_accelerator
+from synthkd.pipelines.run.device import make_accelerator
 from synthkd.pipelines.student.assembly import assemble
 from synthkd.settings import SearchSettings, ZooModel
 from synthkd.training.display import Display
 from synthkd.types import TrainableGenerator
 
 HELD_OUT = 500
-"""Synthetic images, at least, on which a candidate's agreement with the teacher is measured."""
+"""Least number of synthetic images for a candidate's agreement with the teacher."""
 SHARE = 4
-"""A candidate has at most the teacher's parameters over this, unless the settings say otherwise."""
+"""A candidate has at most the teacher's parameters divided by this, unless the settings have a limit."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What a search ended with.
+    """The result of a search.
 
     Attributes:
         model: the chosen student.
-        front: all that was scored.
+        front: all scored candidates.
     """
 
     model: ZooModel
     front: Front
 
-    def told(self) -> dict[str, Any]:
-        """JSON-able: the candidates that no other beats, which of them was chosen, and a drawing of all as SVG."""
+    def as_json(self) -> dict[str, Any]:
+        """The section `search` of result.json: the Pareto front, the chosen candidate, and a drawing of all as SVG."""
         rows = [
             {"chosen": one.model == self.model, **one.model.model_dump(include={"arch", "width", "depth"})}
             | asdict(one.scores)
@@ -57,19 +57,19 @@ class Choice:
 
 
 def choose_student(config: DistillConfig, settings: SearchSettings, teacher: Classifier, directory: Path) -> Choice:
-    """Search, or go on with a search that was cut short.
+    """Search a student, or resume an interrupted search.
 
-    A candidate learns for some steps as the student will, from the first images of the generator, and is scored on
-    later ones. Chosen is the fastest of those whose agreement is at most `tolerance` below the best.
+    A candidate is trained for some steps like the student, on the first images of the generator, and scored on later
+    images. The choice is the fastest candidate whose agreement is at most `tolerance` below the best.
 
     Args:
-        config: of the distillation; whatever its student is.
+        config: of the distillation; its student is not read.
         settings: of the search.
         teacher: finished.
-        directory: where `search.db` is.
+        directory: of `search.db`.
 
     Raises:
-        SynthkdError: what `synthkd.compression.search.search` and the generator raise.
+        SynthkdError: the errors of `synthkd.compression.search.search` and of the generator.
     """
     space = space_of(settings, teacher.spec, parameters(teacher) // SHARE)
     seed = config.seed if settings.seed is None else settings.seed
@@ -80,7 +80,7 @@ def choose_student(config: DistillConfig, settings: SearchSettings, teacher: Cla
 
         def evaluate(model: ZooModel) -> Scores:
             nonlocal done
-            if not proxy:  # what is finished needs no images
+            if not proxy:  # a search that is complete already needs no images
                 proxy.append(make_proxy(config, settings, teacher, seed))
             display.update(done, "candidates", {})
             scores = proxy[0](model)
@@ -100,14 +100,21 @@ def fastest_of(front: Front, tolerance: float) -> Candidate:
 
 
 def make_proxy(config: DistillConfig, settings: SearchSettings, teacher: Classifier, seed: int) -> Evaluate:
-    """Fill a bank with images for the candidates to learn from, and make others to score them on."""
+    """A function that scores candidates, trained on images of the first rounds and scored on later ones.
+
+    Args:
+        config: of the distillation.
+        settings: of the search.
+        teacher: finished.
+        seed: of weights and dropout of the candidates.
+    """
     assembly = assemble(config, [teacher], make_accelerator(config), None)
     generated = assembly.transfer_set.generated
     assert generated is not None
     assert config.generated is not None
     for index in range(settings.rounds):
         generated.rounds.alone(index, keep=True)
-    held_out, logits = _further(generated.generator, settings.rounds, config.generated.difficulty.start)
+    held_out, logits = _held_out(generated.generator, settings.rounds, config.generated.difficulty.start)
     subject = assembly.subject
 
     def builder(model: ZooModel) -> Classifier:
@@ -128,19 +135,19 @@ def make_proxy(config: DistillConfig, settings: SearchSettings, teacher: Classif
     )
 
 
-def _further(generator: TrainableGenerator, first: int, difficulty: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """At least `HELD_OUT` images of later rounds, and the teacher's logits of them."""
+def _held_out(generator: TrainableGenerator, first: int, difficulty: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """At least `HELD_OUT` images of the rounds from `first` on, float32, and the teacher's logits of them."""
     images, logits, count = list[torch.Tensor](), list[torch.Tensor](), 0
     while count < HELD_OUT:
-        made = generator.round(first + len(images), difficulty)
-        images.append(made.images.cpu())
-        logits.append(made.teacher_logits.cpu())
-        count += len(made.images)
+        batch = generator.round(first + len(images), difficulty)
+        images.append(batch.images.cpu())
+        logits.append(batch.teacher_logits.cpu())
+        count += len(batch.images)
     return torch.cat(images), torch.cat(logits)
 
 
-def summary(told: Mapping[str, Any]) -> str:
-    """The chosen student in a few words."""
-    chosen = next(row for row in told["front"] if row["chosen"])
+def summary(section: Mapping[str, Any]) -> str:
+    """The chosen student in a few words, from the section `search` of result.json."""
+    chosen = next(row for row in section["front"] if row["chosen"])
     depth = "" if chosen["depth"] is None else f", depth {chosen['depth']}"
-    return f"{chosen['arch']}, width {chosen['width']}{depth}, of {told['candidates']} candidates"
+    return f"{chosen['arch']}, width {chosen['width']}{depth}, of {section['candidates']} candidates"

@@ -1,143 +1,95 @@
-"""The run directory of a job: chosen, locked, checked against the configuration, and finished by a result."""
+"""The run directory of a job: chosen, locked by one process, and checked against the configuration."""
 
 from __future__ import annotations
 
 import errno
 import fcntl
-import functools
-import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from io import FileIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TypeVar
 
-import torch
-
-from synthkd import __version__
-from synthkd.data.read.splits import RealData, Splits
 from synthkd.errors import CheckpointError, ConfigError
-from synthkd.imports import allowing
 from synthkd.pipelines.config import JobConfig
 from synthkd.pipelines.run.disk import full_disk
-from synthkd.privacy.journal import JOURNAL, PRIVATE, Identity, Journal, Part
+from synthkd.privacy.journal import JOURNAL
 from synthkd.settings.load import differences, dump_config, load_config
-from synthkd.system.files import SUMS, file_names, inside, is_temporary, read_sums, sha256, write_atomically
-from synthkd.system.hardware import describe, peak_memory_bytes
-from synthkd.system.sealed import sealed, tensor_digest, unsealed
+from synthkd.system.files import is_temporary, write_atomically
 from synthkd.training.monitor import FILE_NAME as METRICS
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
 
 LOCK, TRACKED = ".lock", "track"
 CONFIG = "config.yaml"
 RESULT = "result.json"
 REPORT = "report.html"
 WORK = (RESULT, "checkpoints", "parts", JOURNAL)
-"""What in a run directory another configuration must not go on from: results, checkpoints, parts of a dataset, and the
-count of looks at private images. A log alone is of a run that failed before its first checkpoint."""
-HANDED_OVER = ("student", "teacher", "peers", "generator", "dataset", "export", "privacy_report.json")
-"""What a finished run is for. The result has its sizes and sha256; whatever else is there can be made again from it."""
+"""Work of a run, which another configuration must not continue: the result, checkpoints, parts of a dataset, and the
+journal of private images. A run with a log alone failed before its first checkpoint."""
 FREE_TO_CHANGE = {
     "name", "out", "device", "threads", "checkpoint_every", "keep_checkpoints", "track", "cache", "batch_size", "trust"
 }  # fmt: skip
 """Keys that may differ when a run is resumed: they change rounding at most."""
 
 Config = TypeVar("Config", bound=JobConfig)
-Work = TypeVar("Work", bound=Callable[..., Any])
-
-
-@dataclass(frozen=True)
-class Result:
-    """The outcome of a job.
-
-    Attributes:
-        directory: the run directory.
-        values: the content of result.json.
-        summary: what is printed, a line each.
-    """
-
-    directory: Path
-    values: Mapping[str, Any]
-    summary: tuple[str, ...] = ()
-
-    def __str__(self) -> str:
-        return "\n".join(self.summary)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a job would do, as printed by --dry-run."""
-
-    lines: tuple[str, ...]
-
-    def __str__(self) -> str:
-        return "\n".join(self.lines)
-
-
-def trusting(job: Work) -> Work:
-    """A job that runs the code which its configuration names, or files in the folders of its `trust`, and no other."""
-
-    @functools.wraps(job)
-    def run(config: JobConfig, **more: Any) -> Any:
-        folders = (config.trust,) if isinstance(config.trust, str) else config.trust
-        with allowing(config.model_dump(), folders):
-            return job(config, **more)
-
-    return cast(Work, run)
 
 
 @contextmanager
 def run_directory(name: str, config: JobConfig) -> Iterator[Path]:
-    """The run directory of a job of one process, chosen or resumed, and locked until the end.
+    """Choose or resume the run directory of a job, and hold its lock inside.
+
+    Without `out` it is `runs/<job>/<name>`, or the first of `<name>-2`, `<name>-3`, ... that is new or holds an
+    unfinished run of this configuration.
+
+    Args:
+        name: of the job, e.g. "distill".
+        config: of the job.
 
     Raises:
         ConfigError: when the directory holds a run of another configuration; the changed keys are named.
-        CheckpointError: when another process works in it, or it holds something that is no run.
+        CheckpointError: when another process works in it, it holds something that is no run, or the disk is full.
     """
     with full_disk():
-        directory, lock = choose(name, config)
-        try:
+        directory, lock = _choose(name, config)
+        with lock:  # closing the file frees the lock
+            _enter(directory, config)
             yield directory
-        finally:
-            lock.close()
 
 
-def choose(name: str, config: JobConfig) -> tuple[Path, Any]:
-    """The run directory of a job and the open file that locks it; for the errors see `run_directory`."""
+def has_work(directory: Path) -> bool:
+    """Whether a run directory holds anything of `WORK`."""
+    return any((directory / name).exists() for name in WORK)
+
+
+def _choose(name: str, config: JobConfig) -> tuple[Path, FileIO]:
+    """The run directory of a job and the open file that locks it."""
     if config.out is not None:
         directory = Path(config.out)
         _check(directory, config)
         lock = _lock(directory)
         if lock is None:
             raise CheckpointError(f"{directory}: another process is working in this run; wait, or choose another out=")
-        _enter(directory, config, lock)
         return directory, lock
     number = 1
     while True:
         directory = Path("runs") / name / (config.name if number == 1 else f"{config.name}-{number}")
-        # an unfinished run of this very configuration is the one to go on with; anything else is left alone
-        fresh = not directory.exists()
-        if fresh or (not (directory / RESULT).exists() and _same(directory, config)):
-            lock = _lock(directory)
-            if lock is not None:
-                _enter(directory, config, lock)
-                return directory, lock
+        # Finished runs, runs of other configurations, foreign folders and locked runs are left alone.
+        resumable = not (directory / RESULT).exists() and _same(directory, config)
+        if (resumable or not directory.exists()) and (lock := _lock(directory)) is not None:
+            return directory, lock
         number += 1
 
 
-def _lock(directory: Path) -> Any:
+def _lock(directory: Path) -> FileIO | None:
+    """The locked lock file of a directory, which is made if missing; None when another process holds the lock."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        # what was there is left as it is: it may be a link to something else, or the lock of another process
+        # Neither truncated nor followed: it may be the lock of another process, or a link to a file elsewhere.
         file = os.fdopen(os.open(directory / LOCK, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666), "rb", buffering=0)
     except OSError as error:
         if error.errno == errno.ELOOP:
-            raise _odd(directory / LOCK) from error
+            raise _no_plain_file(directory / LOCK) from error
         raise CheckpointError(
             f"{directory} cannot be used as a run directory ({error.strerror}); choose another out="
         ) from error
@@ -149,21 +101,23 @@ def _lock(directory: Path) -> Any:
     return file
 
 
-def _enter(directory: Path, config: JobConfig, lock: Any) -> None:
-    try:
-        _sweep(directory)
-        if not (directory / RESULT).exists():
-            (directory / REPORT).unlink(missing_ok=True)  # of an earlier end
-        _adopt(directory, config)
-    except BaseException:
-        lock.close()
-        raise
+def _enter(directory: Path, config: JobConfig) -> None:
+    """Prepare a locked directory: remove remains of earlier processes, and save the configuration."""
+    # First of all, so that nothing below reads or writes through a link.
+    _sweep(directory)
+    if not (directory / RESULT).exists():
+        (directory / REPORT).unlink(missing_ok=True)  # of a result that was deleted to finish the run again
+    if not _same(directory, config):
+        # The log and the pictures are those of the other configuration.
+        (directory / METRICS).unlink(missing_ok=True)
+        shutil.rmtree(directory / "samples", ignore_errors=True)
+        write_atomically(directory / CONFIG, dump_config(config).encode())
 
 
 def _sweep(run: Path) -> None:
-    """Remove what dead processes left half-written in a run that is locked, and refuse what is neither file nor folder.
+    """Remove half-written files of earlier processes, and refuse everything that is neither file nor folder.
 
-    What is half-written in runs inside is left to those who lock them; trackers link as they like in their own folder.
+    Half-written files of runs inside are left to the processes that lock those; trackers may link in their folder.
     """
     folders = [(run, True)]
     while folders:
@@ -172,14 +126,14 @@ def _sweep(run: Path) -> None:
             for entry in entries:
                 path, is_folder = Path(entry.path), entry.is_dir(follow_symlinks=False)
                 if not is_folder and not entry.is_file(follow_symlinks=False):
-                    raise _odd(path)
+                    raise _no_plain_file(path)
                 if ours and is_temporary(entry.name):
                     shutil.rmtree(path) if is_folder else path.unlink()
                 elif is_folder and path != run / TRACKED:
                     folders.append((path, ours and not (path / LOCK).exists()))
 
 
-def _odd(path: Path) -> CheckpointError:
+def _no_plain_file(path: Path) -> CheckpointError:
     return CheckpointError(
         f"{path} is a link or no plain file, and a run writes into its own folder only; remove it, or choose another "
         "out="
@@ -187,24 +141,27 @@ def _odd(path: Path) -> CheckpointError:
 
 
 def _saved(directory: Path, config: Config) -> Config | None:
+    """The configuration that a directory holds, read as one of the same job; None where there is none."""
     path = directory / CONFIG
     return load_config(type(config), path, []) if path.is_file() else None
 
 
 def _changed(saved: JobConfig, config: JobConfig) -> list[str]:
+    """The keys that differ and must not."""
     return [key for key in differences(saved, config) if key.split(".")[0] not in FREE_TO_CHANGE]
 
 
 def _same(directory: Path, config: JobConfig) -> bool:
+    """Whether a directory holds a run of this configuration."""
     try:
         saved = _saved(directory, config)
-    except ConfigError:  # somebody else's directory, or a run of another version: not ours to go on with
+    except ConfigError:  # another job's configuration, or one of another version
         return False
     return saved is not None and not _changed(saved, config)
 
 
 def _check(directory: Path, config: JobConfig) -> None:
-    """Refuse a directory that is no run of this configuration, before anything, a lock included, is written there."""
+    """Refuse a directory that is no run of this configuration; comes before anything, even a lock, is written there."""
     if not directory.is_dir():
         return
     try:
@@ -220,162 +177,9 @@ def _check(directory: Path, config: JobConfig) -> None:
             raise CheckpointError(
                 f"{directory} exists and is no run of synthkd (it holds {', '.join(others[:3])}); choose another out="
             )
-    # without any work the run failed before there was some, and this is the corrected one
-    elif _has_work(directory) and (changed := _changed(saved, config)):
+    # A run without work failed early, and its configuration may be corrected in place.
+    elif has_work(directory) and (changed := _changed(saved, config)):
         raise ConfigError(
             f"{directory} holds a run with another configuration; changed: {', '.join(changed)}. "
             "Choose another out=, or run with the old values"
         )
-
-
-def _adopt(directory: Path, config: JobConfig) -> None:
-    if not _same(directory, config):
-        (directory / METRICS).unlink(missing_ok=True)  # log and pictures would be those of the other configuration
-        shutil.rmtree(directory / "samples", ignore_errors=True)
-        write_atomically(directory / CONFIG, dump_config(config).encode())
-
-
-def _has_work(directory: Path) -> bool:
-    return any((directory / name).exists() for name in WORK)
-
-
-def keep_data(directory: Path, real: Splits | RealData, accelerator: Accelerator, private: bool = False) -> None:
-    """Bind a run to the images that it looks at; of several processes, the main one does it.
-
-    Args:
-        directory: of the run, locked.
-        real: the images.
-        accelerator: which process this is.
-        private: the run charges its looks at them.
-
-    Raises:
-        ConfigError: the run, or one inside it, has worked with other images.
-        CheckpointError: what it wrote down of them, or of its looks at them, is damaged or gone.
-    """
-    if not accelerator.is_main_process:
-        return
-    if isinstance(real, Splits):
-        parts = {"train": real.train, "holdout": real.holdout, "test": real.test}
-    else:
-        parts = {"train": real}
-    found = {name: Part(images=len(part), content=_content(part)) for name, part in parts.items()}
-    journal = Journal(directory)
-    if journal.data == found:
-        return
-    if private and journal.data is None and (directory / METRICS).exists():
-        raise journal.unproven(f"{PRIVATE} is gone, though the run has begun")
-    runs = [directory, *(path.parent for path in directory.rglob(CONFIG))]
-    if journal.data is not None and any(map(_has_work, runs)):
-        raise ConfigError(
-            f"{directory} has worked with other images ({_difference(journal.data, found)}); choose another out=, or "
-            "run with the old images"
-        )
-    journal.bind(found)
-
-
-def _content(part: RealData) -> str:
-    about = json.dumps([str(part.spec), *part.class_names])
-    return tensor_digest(about, {"images": part.images, "labels": part.labels})
-
-
-def _difference(before: Identity, now: Identity) -> str:
-    """What changed, part by part; no part of a digest."""
-    told = []
-    for name in sorted({*before, *now}):
-        counts = [of[name].images if name in of else 0 for of in (before, now)]
-        if counts[0] != counts[1]:
-            told.append(f"{name}: {counts[0]:,} then, {counts[1]:,} now")
-        elif before.get(name) != now.get(name):
-            told.append(f"{name}: as many, with other content, labels or order")
-    return "; ".join(told)
-
-
-def read_result(directory: Path) -> Mapping[str, Any] | None:
-    """The content of `result.json`, or None where the run is not finished.
-
-    Raises:
-        CheckpointError: when it, or a file that the run hands over, is damaged or missing.
-    """
-    path = directory / RESULT
-    if not path.exists():
-        return None
-    try:
-        values = unsealed(path.read_bytes())
-        if "job" not in values:
-            raise ValueError("it is no result of a job")
-        _verify(directory, values.get("files", {}))
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise CheckpointError(f"{path} is damaged ({error}); delete it to finish the run again") from error
-    return values
-
-
-def _inventory(directory: Path) -> dict[str, dict[str, Any]]:
-    """Size and sha256 of every file that the run hands over; of a dataset only the file that has those of the rest."""
-    names = [name for name in HANDED_OVER if (directory / name).is_file()]
-    for folder in HANDED_OVER:
-        inside = [SUMS] if (directory / folder / SUMS).is_file() else file_names(directory / folder)
-        names += [f"{folder}/{name}" for name in inside]
-    return {
-        name: {"bytes": (directory / name).stat().st_size, "sha256": sha256(directory / name)} for name in sorted(names)
-    }
-
-
-def _verify(directory: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
-    for name, listed in files.items():
-        path = inside(directory, name)
-        _verify_file(directory, path, listed["sha256"])
-        if path.name == SUMS:
-            for file, digest in read_sums(path.parent).items():
-                _verify_file(directory, inside(path.parent, file), digest)
-
-
-def _verify_file(directory: Path, path: Path, digest: str) -> None:
-    if path.is_file() and sha256(path) == digest:
-        return
-    state = "damaged or changed" if path.is_file() else "missing"
-    raise CheckpointError(
-        f"{path} is {state}, though {directory} is finished; copy it back, or delete {directory / RESULT} and run the "
-        "same command to make it again"
-    )
-
-
-def choose_device(config: JobConfig) -> torch.device:
-    """The device of the configuration; also sets torch's threads.
-
-    Raises:
-        ConfigError: when cuda is asked for where there is none.
-    """
-    if config.device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("device: cuda was asked for, but torch sees no CUDA device; use device=auto or device=cpu")
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
-    return torch.device("cpu" if on_cpu(config) else "cuda")
-
-
-def on_cpu(config: JobConfig) -> bool:
-    """Whether the configuration means the CPU here: when it says so, or torch sees no CUDA device."""
-    return config.device == "cpu" or not torch.cuda.is_available()
-
-
-def complete_result(
-    job: str, config: JobConfig, directory: Path, values: Mapping[str, Any], device: torch.device
-) -> dict[str, Any]:
-    """The content of `result.json`: the values, the files, and by whom, when and on what they were made."""
-    complete = {
-        "schema": 1,
-        "job": job,
-        "name": config.name,
-        "version": __version__,
-        "seed": config.seed,
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        **values,
-        "files": _inventory(directory),
-        "hardware": describe(device),
-    }
-    complete.setdefault("cost", {})["peak_memory_bytes"] = peak_memory_bytes()
-    return complete
-
-
-def write_result(directory: Path, complete: Mapping[str, Any]) -> None:
-    """Write `result.json`, atomically; numbers that are not finite are a mistake, and an error."""
-    write_atomically(directory / RESULT, sealed(complete))

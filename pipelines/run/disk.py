@@ -1,4 +1,4 @@
-"""Room on the disk and in memory: asked for before a job begins, and its end said in one line."""
+"""Disk and memory: checked before a job begins, and one error line when they run out."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _EXHAUSTED = {
     errno.EMFILE: ("too many files are open", "raise the limit (ulimit -n)"),
     errno.ENFILE: ("too many files are open on this machine", "close some"),
 }
-"""errno -> what has run out, and how there is more of it."""
+"""errno -> what has run out, and the remedy."""
 _SMALLER = {
     "audit": "give shorter lists, or images and models of a smaller size",
     "compress": "make distill.batch_size, generator.batch_size, teacher.training.batch_size (with dp: physical_batch), "
@@ -33,19 +33,19 @@ _SMALLER = {
     "predict": "make the images smaller, or close other programs",
     "teach": "make training.batch_size (with dp: physical_batch), model.width or the images (data.size) smaller",
 }
-"""Job -> the settings that ask for less memory."""
-_ASKED = re.compile(r"allocate (\d+) bytes|allocate ([\d.]+ [KMGT]i?B)", re.IGNORECASE)
+"""Job -> the settings that reduce its memory."""
+_REQUEST = re.compile(r"allocate (\d+) bytes|allocate ([\d.]+ [KMGT]i?B)", re.IGNORECASE)
 
 
 def free_bytes(path: Path) -> int:
-    """Bytes free where a path is, or will be."""
+    """Free bytes of the disk that a path is on; the path need not exist."""
     path = path.absolute()
     existing = next(place for place in (path, *path.parents) if place.exists())
     return shutil.disk_usage(existing).free
 
 
 def require_space(directory: Path, needed: int) -> None:
-    """Refuse to begin what cannot end; what an earlier start of the run wrote counts as done.
+    """Check that a run fits the disk; files that an earlier start of the run has written are part of `needed` bytes.
 
     Raises:
         CheckpointError: when less is free than is needed.
@@ -61,52 +61,52 @@ def require_space(directory: Path, needed: int) -> None:
 
 @contextmanager
 def full_disk() -> Iterator[None]:
-    """Inside, a disk that runs full is a CheckpointError; what was committed stays, and the same command resumes.
+    """Inside, a full disk and any other refusal of the system to open, make or write a file is a `CheckpointError`.
 
-    So is every other refusal of the system to open, make or write a file. The cause counts, not who met it: what a
-    library or a reader made of a full disk is no more than a guess.
+    What was written before stays, and the same command resumes. The original cause decides: a library that meets a full
+    disk may raise an error of its own about something else.
     """
     try:
         yield
-    except BrokenPipeError:  # the reader of the output has seen enough
+    except BrokenPipeError:  # the reader of the output has ended, which is no fault
         raise
     except Exception as error:
         for cause in causes(error):
             if (code := errno_of(cause)) in _EXHAUSTED:
                 wrong, remedy = _EXHAUSTED[code]
-                raise CheckpointError(f"{wrong}{_where(cause)}; {remedy}, then the same command resumes") from error
+                name = getattr(cause, "filename", None)
+                where = f" ({_text(name)})" if name else ""
+                raise CheckpointError(f"{wrong}{where}; {remedy}, then the same command resumes") from error
         if isinstance(error, OSError) and error.filename is not None and error.errno is not None:
             raise CheckpointError(
-                f"{_name(error.filename)}: {reason(error)}; choose another path, or change what is there"
+                f"{_text(error.filename)}: {reason(error)}; choose another path, or change what is there"
             ) from error
         raise
 
 
 @contextmanager
 def resources(job: str) -> Iterator[None]:
-    """Inside, disk or memory that runs out is a CheckpointError, which says what of the job would need less."""
+    """Inside, a lack of disk or memory is a `CheckpointError` with the settings of the job that would reduce it."""
     try:
         with full_disk():
             yield
+    except DataError:  # a reader that ran out of memory has judged the file already, and names it
+        raise
     except Exception as error:
-        # A reader that ran out of memory has judged what the file claims to hold, and says so.
-        if isinstance(error, DataError):
-            raise
         for cause in causes(error):
             if out_of_memory(cause):
-                asked = _ASKED.search(str(cause))
-                much = "" if asked is None else f" ({size(int(asked[1])) if asked[1] else asked[2]} were asked for)"
-                if NO_THREAD in str(cause):
-                    much = " for one more thread, or of threads (ulimit -u)"
                 remedy = _SMALLER.get(job, "close other programs")
-                raise CheckpointError(f"out of memory{much}; {remedy}") from error
+                raise CheckpointError(f"out of memory{_amount(cause)}; {remedy}") from error
         raise
 
 
-def _where(error: BaseException) -> str:
-    name = getattr(error, "filename", None)
-    return f" ({_name(name)})" if name else ""
+def _amount(error: BaseException) -> str:
+    """What could not be allocated, as far as the error says it."""
+    if NO_THREAD in str(error):
+        return " for one more thread, or of threads (ulimit -u)"
+    request = _REQUEST.search(str(error))
+    return "" if request is None else f" ({size(int(request[1])) if request[1] else request[2]} were asked for)"
 
 
-def _name(name: str | bytes | int) -> str:
+def _text(name: str | bytes | int) -> str:
     return os.fsdecode(name) if isinstance(name, bytes) else str(name)

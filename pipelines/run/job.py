@@ -1,36 +1,26 @@
-"""What every job that trains has around its work: device and processes, log and checkpoints, result and report."""
+"""The frame of every job that trains: run directory, device, log, checkpoints, result and report."""
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator, PartialState
-from accelerate.state import AcceleratorState
+from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
-from synthkd.errors import ConfigError, MissingExtraError
 from synthkd.metrics.utility import Proportion
-from synthkd.models import Classifier, parameters
+from synthkd.models import Classifier, measure_latency, parameters, state_bytes
 from synthkd.pipelines.config import TrainingConfig
-from synthkd.pipelines.run.directory import (
-    REPORT,
-    TRACKED,
-    choose,
-    choose_device,
-    complete_result,
-    on_cpu,
-    read_result,
-    write_result,
-)
+from synthkd.pipelines.run.device import make_accelerator, process_state
+from synthkd.pipelines.run.directory import REPORT, run_directory
 from synthkd.pipelines.run.disk import full_disk
+from synthkd.pipelines.run.result import complete_result, read_result, write_result
 from synthkd.reports.run import write_report
 from synthkd.training.checkpoint import CheckpointStore
 from synthkd.training.loop import Loop, Progress, Stage
@@ -43,12 +33,13 @@ class Job:
     """An open run.
 
     Attributes:
-        name: the job ("distill").
-        directory: the run directory, locked against a second process.
+        name: of the job, e.g. "distill".
+        directory: the run directory, locked against other runs.
+        config: the configuration of the job.
         accelerator: device, precision, processes and trackers.
         monitor: the log.
         store: the checkpoints.
-        finished: the content of result.json when the run was complete before, else None.
+        finished: the content of result.json when the run was finished before, else None.
     """
 
     name: str
@@ -61,7 +52,7 @@ class Job:
 
     @property
     def device(self) -> torch.device:
-        """Where models and batches live."""
+        """The device of models and batches."""
         device: torch.device = self.accelerator.device
         return device
 
@@ -80,16 +71,8 @@ class Job:
             SynthkdError, Stopped: see `Loop.run`.
         """
         config = self.config
-        loop = Loop(
-            self.accelerator,
-            state,
-            self.store,
-            self.monitor,
-            config.seed,
-            config.log_every,
-            config.checkpoint_every,
-            headline,
-        )
+        intervals = (config.log_every, config.checkpoint_every)
+        loop = Loop(self.accelerator, state, self.store, self.monitor, config.seed, *intervals, headline)
         return loop.run(stages, title)
 
     def finish(self, values: Mapping[str, Any]) -> dict[str, Any]:
@@ -112,56 +95,21 @@ class Job:
         self.accelerator.wait_for_everyone()
 
 
-def make_accelerator(config: TrainingConfig, directory: Path | None = None) -> Accelerator:
-    """The accelerator of a configuration, its trackers writing into `directory/track`.
-
-    Raises:
-        ConfigError: when cuda or fp16 is asked for where there is none.
-        MissingExtraError: when an experiment tracker is not installed.
-    """
-    choose_device(config)
-    if config.precision == "fp16" and on_cpu(config):
-        raise ConfigError("precision: fp16 needs a GPU; use precision=bf16 or precision=no")
-    for tracker in config.track:
-        if find_spec(tracker) is None and tracker == "tensorboard":
-            raise MissingExtraError(tracker, "track", "track: tensorboard")
-        if find_spec(tracker) is None:  # used where it is, never pinned: their caps would pull core packages down
-            raise ConfigError(f"track: {tracker} is not installed: pip install {tracker}")
-    _forget_other_settings(config)
-    return Accelerator(
-        cpu=on_cpu(config),  # said outright: accelerate forms a group of CPU processes only when it is told to
-        mixed_precision=config.precision,
-        log_with=list(config.track) or None,
-        project_dir=None if directory is None else directory / TRACKED,
-    )
-
-
-def process_state(config: TrainingConfig) -> PartialState:
-    """How many processes there are under this configuration, and which of them this one is."""
-    _forget_other_settings(config)
-    return PartialState(cpu=on_cpu(config))
-
-
-def _forget_other_settings(config: TrainingConfig) -> None:
-    """accelerate keeps device and precision for the whole process; an earlier job's must not rule this one."""
-    if not AcceleratorState._shared_state:
-        return
-    state = AcceleratorState()
-    if (state.mixed_precision, state.device.type == "cpu") != (config.precision, on_cpu(config)):
-        AcceleratorState._reset_state(reset_partial_state=True)
-
-
 @contextmanager
 def open_job(name: str, config: TrainingConfig) -> Iterator[Job]:
-    """Choose, make or resume the run directory of a job and hold its lock.
+    """Choose, make or resume the run directory of a job, and hold its lock inside.
+
+    Args:
+        name: of the job, e.g. "distill".
+        config: of the job.
 
     Raises:
-        ConfigError: when the directory holds a run of another configuration; the changed keys are named.
-        CheckpointError: when another process works in it, it holds something that is no run, or the disk runs full.
+        SynthkdError: see `run_directory`, `make_accelerator` and `read_result`.
     """
-    with full_disk(), _claim(name, config) as directory:
+    with full_disk(), _shared_directory(name, config) as directory:
         accelerator = make_accelerator(config, directory)
         finished = read_result(directory)
+        # A finished run logs nothing more, and would start an empty run of the tracker.
         if config.track and finished is None:
             accelerator.init_trackers(config.name)
         monitor = Monitor(directory, accelerator)
@@ -177,45 +125,49 @@ def open_job(name: str, config: TrainingConfig) -> Iterator[Job]:
 
 
 @contextmanager
-def _claim(name: str, config: TrainingConfig) -> Iterator[Path]:
-    """The run directory, locked by the main process; the others are told which one it is."""
-    state = process_state(config)
-    chosen: list[str | None] = [None]
-    lock = None
-    if state.is_main_process:
-        directory, lock = choose(name, config)
-        chosen = [str(directory)]
-    broadcast_object_list(chosen)
-    assert chosen[0] is not None
-    try:
-        yield Path(chosen[0])
-    finally:
-        if lock is not None:
-            lock.close()
+def _shared_directory(name: str, config: TrainingConfig) -> Iterator[Path]:
+    """The run directory in every process; the main process chooses and locks it."""
+    with ExitStack() as stack:
+        directory: list[Path | None] = [None]
+        if process_state(config).is_main_process:
+            directory = [stack.enter_context(run_directory(name, config))]
+        broadcast_object_list(directory)
+        assert directory[0] is not None
+        yield directory[0]
 
 
 def training_bytes(count: int) -> int:
-    """Bytes of `count` float32 parameters and the two moments an optimiser keeps of each."""
+    """Bytes of `count` float32 parameters with the two moments that Adam keeps of each."""
     return 3 * 4 * count
 
 
 def generator_bytes(generator: Stateful) -> int:
-    """Bytes of a generator's checkpoint at most, from its state before training: the optimiser's moments come later."""
+    """Upper bound for the bytes of a generator's checkpoint.
 
-    def held(state: object) -> int:
+    It is three times the state before training, for that state has no moments of an optimiser yet.
+    """
+
+    def size(state: object) -> int:
         if isinstance(state, Tensor):
             return state.nbytes
-        inside = state.values() if isinstance(state, Mapping) else state if isinstance(state, list | tuple) else ()
-        return sum(map(held, inside))
+        items = state.values() if isinstance(state, Mapping) else state if isinstance(state, list | tuple) else ()
+        return sum(map(size, items))
 
-    return 3 * held(generator.state_dict())
+    return 3 * size(generator.state_dict())
 
 
 def disk_line(config: TrainingConfig, checkpoint: int, shared: int = 0, other: int = 0) -> str:
-    """What a run keeps on disk while it runs, as a line of its plan: `shared` by its checkpoints, `other` beside."""
-    kept = config.keep_checkpoints * checkpoint + shared
+    """The line of a plan about the disk space that a run needs before it is finished.
+
+    Args:
+        config: of the job.
+        checkpoint: bytes of one checkpoint.
+        shared: bytes that all checkpoints share.
+        other: bytes of a memory bank on disk.
+    """
+    checkpoints = config.keep_checkpoints * checkpoint + shared
     bank = f" and {other / 1e6:,.0f} MB of memory bank" if other else ""
-    return f"  disk: about {kept / 1e6:,.1f} MB of checkpoints{bank} while it runs"
+    return f"  disk: about {checkpoints / 1e6:,.1f} MB of checkpoints{bank} while it runs"
 
 
 def scored(result: Proportion | None) -> dict[str, Any]:
@@ -225,14 +177,14 @@ def scored(result: Proportion | None) -> dict[str, Any]:
     return {"accuracy": result.value, "accuracy_interval": [result.low, result.high], "n": result.n}
 
 
-def describe_model(model: Classifier, latency: float) -> dict[str, Any]:
-    """Size and kind of a model as they stand in result.json."""
+def describe_model(model: Classifier, device: torch.device) -> dict[str, Any]:
+    """Kind, size and latency (of one image) of a model on a device, as they stand in result.json."""
     recipe = model.recipe
     arch = recipe.get("arch") or recipe.get("model") or type(model).__name__
     sizes = [f"{key} {recipe[key]}" for key in ("width", "depth") if recipe.get(key) is not None]
     return {
         "arch": " ".join([str(arch), *sizes]),
         "parameters": parameters(model),
-        "bytes": sum(t.numel() * t.element_size() for t in model.state_dict().values()),
-        "latency_ms": round(latency, 4),
+        "bytes": state_bytes(model),
+        "latency_ms": round(measure_latency(model, device).median_ms, 4),
     }

@@ -21,7 +21,7 @@ from synthkd.errors import DataError
 from synthkd.metrics.score import Score
 from synthkd.metrics.utility import Proportion, proportion
 from synthkd.pipelines.config import EvaluateConfig, TeachConfig
-from synthkd.pipelines.run.directory import Result
+from synthkd.pipelines.run.result import Result
 from synthkd.pipelines.teach import teach
 from synthkd.rng import stream
 from synthkd.settings.load import load_config

@@ -16,26 +16,19 @@ from accelerate import Accelerator
 from synthkd.data.bank import MemoryBank
 from synthkd.data.hybrid import HybridDataset
 from synthkd.data.read.real import RealData, load_splits
-from synthkd.data.read.splits import Splits
 from synthkd.data.sources import GeneratedSource, RealImages, RealSource
-from synthkd.data.stream import ImageStream
-from synthkd.data.written.stored import StoredDataset, read_stored
-from synthkd.data.written.stored_images import StoredImages
+from synthkd.data.written.stored import read_stored
 from synthkd.distillation import phases
 from synthkd.distillation.control.controllers import Controllers
 from synthkd.distillation.evaluation import PeriodicEvaluation
 from synthkd.distillation.step import DistillStep
 from synthkd.distillation.student import Student
-from synthkd.distillation.synthesis import Synthesis
 from synthkd.distillation.teachers import TeacherTeam
 from synthkd.errors import ConfigError
-from synthkd.generators.build import build_generator
-from synthkd.generators.files import real_images_seen
-from synthkd.generators.settings import MerfSettings
 from synthkd.models import Classifier, TeacherContract, inherit, is_fresh, probe
 from synthkd.models.slimmable import Slimmable
-from synthkd.pipelines.config import DistillConfig, GeneratedSet, RealSet, StoredSet
-from synthkd.pipelines.run.directory import keep_data
+from synthkd.pipelines.config import DistillConfig, RealSet
+from synthkd.pipelines.run.images import keep_data
 from synthkd.pipelines.student.networks import (
     Subject,
     build_controllers,
@@ -46,16 +39,15 @@ from synthkd.pipelines.student.networks import (
     teacher_name,
     untrained_student,
 )
-from synthkd.pipelines.student.sources import (
-    GeneratedImages,
-    Labelling,
-    RealTransferImages,
-    StoredDatasetImages,
-    TransferSource,
+from synthkd.pipelines.student.transfer_set import (
+    Images,
+    TransferSet,
+    Wiring,
+    build_bank,
+    build_transfer_set,
+    is_private,
 )
-from synthkd.pipelines.student.transfer_set import TransferSet
-from synthkd.rng import Rows, stream
-from synthkd.schedules import DifficultyScheduler, value_at
+from synthkd.rng import stream
 from synthkd.settings import BankSettings, StreamData
 from synthkd.training.learner import Learner
 from synthkd.training.memory import fitting_batch_size, training_step
@@ -100,21 +92,6 @@ class Assembly:
         return {**students, **self.transfer_set.state, "adaptation": self.evaluation}
 
 
-@dataclass(frozen=True)
-class Images:
-    """The images that a configuration names, as they were read.
-
-    Attributes:
-        stored: a dataset that `synthkd generate` wrote, or None.
-        splits: the real dataset that the student or the generator learns from, or None.
-        arriving: the settings of a stream of real images, or None.
-    """
-
-    stored: StoredDataset | None
-    splits: Splits | None
-    arriving: StreamData | None
-
-
 def assemble(
     config: DistillConfig, teachers: Sequence[Classifier], accelerator: Accelerator, directory: Path | None
 ) -> Assembly:
@@ -139,10 +116,10 @@ def assemble(
     networks = build_networks(config, module, subject, teacher)
     controllers = build_controllers(config)
     team = build_team(config, teachers, networks, accelerator, controllers.selection)
-    bank = _bank(config, subject.spec, accelerator, directory, images.stored)
+    bank = build_bank(config, subject.spec, accelerator, directory, images.stored)
     students = build_students(config, networks, total, accelerator, team, bank, controllers)
-    wiring = _Wiring(config, accelerator, subject, images, team, batch_size, total)
-    transfer_set = _transfer_set(wiring, teacher, students[0].learner, bank, directory)
+    wiring = Wiring(config, accelerator, subject, images, team, batch_size, total)
+    transfer_set = build_transfer_set(wiring, teacher, students[0].learner, bank, directory)
     _require_evaluations(controllers, transfer_set, accelerator)
     evaluation = PeriodicEvaluation(
         config.distill.adapt.every,
@@ -169,13 +146,8 @@ def _read(config: DistillConfig, accelerator: Accelerator, directory: Path | Non
         fixed = generated.data
     splits = None if fixed is None else load_splits(fixed)
     if splits is not None and directory is not None:
-        keep_data(directory, splits, accelerator, _is_private(config))
+        keep_data(directory, splits, accelerator, is_private(config))
     return Images(stored, splits, arriving)
-
-
-def _is_private(config: DistillConfig) -> bool:
-    """Whether the generator learns from its real images with noise, and nothing else may look at them."""
-    return config.generated is not None and isinstance(config.generated.generator, MerfSettings)
 
 
 def _require_possible(config: DistillConfig, accelerator: Accelerator, images: Images, subject: Subject) -> None:
@@ -203,111 +175,6 @@ def _require_evaluations(controllers: Controllers, transfer_set: TransferSet, ac
         raise ConfigError(f"{key} adapts in one process only; leave torchrun out, or {key}")
     if not transfer_set.can_hold_out:
         raise ConfigError(f"{key} goes by images that are held out, or a bank: set data.holdout above 0")
-
-
-@dataclass(frozen=True)
-class _Wiring:
-    """What every source of the transfer set is built from."""
-
-    config: DistillConfig
-    accelerator: Accelerator
-    subject: Subject
-    images: Images
-    team: TeacherTeam | None
-    batch_size: int
-    total: int
-
-    @property
-    def labelling(self) -> Labelling:
-        """Labels held-out images with the teacher."""
-        return Labelling(self.team, self.accelerator.device, self.config.distill.adapt.images)
-
-
-def _transfer_set(
-    wiring: _Wiring, teacher: Classifier | None, learner: Learner, bank: MemoryBank | None, directory: Path | None
-) -> TransferSet:
-    """The sources in the order of the configuration, and the dataset that mixes them."""
-    config, accelerator = wiring.config, wiring.accelerator
-    sources: list[TransferSource] = []
-    for settings in config.sources:
-        match settings:
-            case GeneratedSet():
-                assert teacher is not None
-                assert bank is not None
-                sources.append(_generated(settings, wiring, teacher, learner, bank, directory))
-            case StoredSet():
-                stored = wiring.images.stored
-                assert stored is not None
-                assert bank is not None
-                fresh, used = config.logits == "fresh", stored.about["real_images_used"]
-                sources.append(StoredDatasetImages(StoredImages(stored), bank, wiring.labelling, fresh, used))
-            case RealSet():
-                sources.append(_real(wiring))
-    generated = next((source for source in sources if isinstance(source, GeneratedImages)), None)
-    dataset = HybridDataset(
-        [source.source for source in sources],
-        [settings.share for settings in config.sources],
-        config.mix.model_copy(update={"logits": config.logits}),
-        wiring.batch_size,
-        wiring.total,
-        wiring.team,
-        difficulty=lambda: 0.0 if generated is None else generated.augmentation,
-        seed=config.seed,
-        device=accelerator.device,
-        rank=accelerator.process_index,
-        world=accelerator.num_processes,
-    )
-    return TransferSet(sources, dataset)
-
-
-def _generated(
-    settings: GeneratedSet,
-    wiring: _Wiring,
-    teacher: Classifier,
-    learner: Learner,
-    bank: MemoryBank,
-    directory: Path | None,
-) -> GeneratedImages:
-    config, splits, team = wiring.config, wiring.images.splits, wiring.team
-    generator = build_generator(settings.generator, teacher, config.seed, wiring.accelerator, splits, directory)
-    difficulty = DifficultyScheduler(settings.difficulty)
-
-    def live(count: int, step: int) -> Batch:
-        first = step * wiring.batch_size
-        labels = balanced_labels(count, first, wiring.subject.spec.classes)
-        images = generator.sample(labels, difficulty.value, Rows(config.seed, "live", first))
-        logits = None if team is None or config.logits == "fresh" else team.logits(images).cpu()
-        return Batch(images.cpu(), labels, logits)
-
-    def live_count(step: int) -> int:
-        return round(value_at(settings.live, step, wiring.total) * wiring.batch_size)
-
-    return GeneratedImages(
-        generator,
-        settings,
-        GeneratedSource(bank, live, live_count),
-        difficulty,
-        Synthesis(generator, bank, difficulty, learner.synchronise),
-        wiring.labelling,
-        config.seed,
-        real_images_seen(settings.generator, 0 if splits is None else len(splits.train)),
-        makes_images=phases.generator_rounds(config.phases) > 0,
-    )
-
-
-def _real(wiring: _Wiring) -> RealTransferImages:
-    config, splits, stream = wiring.config, wiring.images.splits, wiring.images.arriving
-    # With stored logits the teacher labels each real image once; else it labels the images of each batch.
-    labeller = wiring.team if config.logits == "stored" else None
-    if stream is not None:
-        arriving = ImageStream(stream, wiring.subject.spec)
-        source = RealSource(arriving, config.seed, labeller, wiring.accelerator.device)
-        return RealTransferImages(source, None, arriving, wiring.labelling, config.seed)
-    assert splits is not None
-    train, holdout = (RealImages(part.images, part.labels) for part in (splits.train, splits.holdout))
-    source = RealSource(train, config.seed, labeller, wiring.accelerator.device)
-    # A private generator paid for its release of the training images, and nobody for a look at the holdout.
-    return RealTransferImages(source, None if _is_private(config) else holdout, None, wiring.labelling, config.seed)
 
 
 def _noise_batch(config: DistillConfig, spec: ImageSpec, team: TeacherTeam | None, device: torch.device) -> Batch:
@@ -353,29 +220,3 @@ def _batch_size(config: DistillConfig, student: Classifier | Slimmable, accelera
     if not config.adapt_batch_size:
         return wanted
     return fitting_batch_size(wanted, training_step(student, student.spec, accelerator.device))
-
-
-def _bank(
-    config: DistillConfig,
-    spec: ImageSpec,
-    accelerator: Accelerator,
-    directory: Path | None,
-    stored: StoredDataset | None,
-) -> MemoryBank | None:
-    """The memory bank of the generated or the stored images; None where all images are real."""
-    generated = config.generated
-    if stored is not None and config.stored is not None:  # it is drawn from for ever, so all of it stays
-        settings = BankSettings(**config.stored.bank.model_dump(), capacity=max(1, len(stored)))
-    elif generated is not None:
-        settings = generated.bank
-        images = getattr(generated.generator, "batch_size", 0)
-        if images > settings.capacity:
-            raise ConfigError(
-                f"bank.capacity: a round of {images} images does not fit {settings.capacity}; make it larger"
-            )
-    else:
-        return None
-    if directory is None and settings.storage == "disk":
-        settings = settings.model_copy(update={"storage": "ram"})
-    files = None if directory is None else directory / "bank" / f"process{accelerator.process_index}"
-    return MemoryBank(spec, settings, config.seed, files)

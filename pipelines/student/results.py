@@ -15,7 +15,6 @@ from synthkd.distillation import alarms
 from synthkd.distillation.teachers import TeacherTeam
 from synthkd.metrics.utility import Proportion, accuracy, predict
 from synthkd.models import Classifier
-from synthkd.models.cost import latency_ms
 from synthkd.pipelines.config import DistillConfig
 from synthkd.pipelines.run.job import Job, describe_model, scored
 from synthkd.pipelines.student.assembly import Assembly
@@ -76,13 +75,11 @@ def measured(
     values: dict[str, Any] = {
         "seconds": round(sum(seconds.values()), 3),
         "real_images_used": assembly.transfer_set.real_images_used,
-        "teacher": None
-        if teacher is None
-        else {**scored(teacher_score), **describe_model(teacher.model, latency_ms(teacher.model, spec, device))},
+        "teacher": None if teacher is None else {**scored(teacher_score), **describe_model(teacher.model, device)},
         "student": {
             **scored(student_score),
             **_compared(compared),
-            **describe_model(student, latency_ms(student, spec, device)),
+            **describe_model(student, device),
             "inherited_parameters": assembly.inherited,
         },
         "data": {"class_names": list(assembly.subject.class_names), "spec": str(spec)},
@@ -98,7 +95,7 @@ def measured(
         values["teachers"] = _team(config, assembly, teacher, test, device)
     if peer_scores:
         values["peers"] = [
-            {**scored(score), **describe_model(finished(peer), latency_ms(finished(peer), spec, device))}
+            {**scored(score), **describe_model(finished(peer), device)}
             for score, peer in zip(peer_scores, assembly.students[1:], strict=True)
         ]
     if teacher is None:
@@ -123,7 +120,7 @@ def _team(
         {
             "name": name,
             **scored(None if test is None else accuracy(predict(model, test.images, device), test.labels)),
-            **describe_model(model, latency_ms(model, model.spec, device)),
+            **describe_model(model, device),
             "quality": None if found is None else _quality(found),
             "selected": count,
         }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -16,69 +15,22 @@ from synthkd.data.stream import ImageStream
 from synthkd.data.written.stored_images import StoredImages
 from synthkd.distillation import alarms
 from synthkd.distillation.alarms import Alarm
-from synthkd.distillation.evaluation import CHUNK, HeldOut
+from synthkd.distillation.evaluation import HeldOut
 from synthkd.distillation.synthesis import Synthesis
-from synthkd.distillation.teachers import TeacherTeam
-from synthkd.metrics.utility import Proportion, accuracy, predict, proportion
+from synthkd.metrics.utility import accuracy, predict, proportion
 from synthkd.models import Classifier
 from synthkd.models.layout import head
 from synthkd.pipelines.config import GeneratedSet
+from synthkd.pipelines.student.held_out import Agreement, Labelling
 from synthkd.rng import Rows
 from synthkd.schedules import DifficultyScheduler
 from synthkd.taps import INPUT, evaluating, observe
-from synthkd.types import Batch, Stateful, TrainableGenerator, balanced_labels, to_float
+from synthkd.types import Batch, Stateful, TrainableGenerator, balanced_labels
 
 ALARM_IMAGES = 1024
 """Newest images that the alarms are computed on."""
 FRESH_IMAGES = 500
 """Fresh samples on which the agreement of student and teacher is measured without real test data."""
-
-
-@dataclass(frozen=True)
-class Agreement:
-    """How often the student agrees with its teacher.
-
-    Attributes:
-        rate: share of images with the same predicted class.
-        on: what the images are.
-    """
-
-    rate: Proportion
-    on: str
-
-
-@dataclass(frozen=True)
-class Labelling:
-    """Labels held-out images with the teacher.
-
-    Attributes:
-        team: the teacher, or None where there is none.
-        device: where images go.
-        count: held-out images of one evaluation, at most.
-    """
-
-    team: TeacherTeam | None
-    device: torch.device
-    count: int
-
-    def of_real(self, images: Tensor, labels: Tensor) -> HeldOut:
-        """Real images uint8 `[N, C, H, W]`; their labels count where all of them are annotated (not -1)."""
-        inputs = to_float(images).to(self.device)
-        annotated = labels.to(self.device) if bool((labels >= 0).all()) else None
-        return HeldOut(inputs, annotated, self._logits(inputs))
-
-    def of_stored(self, batch: Batch, fresh: bool) -> HeldOut:
-        """The last images of a batch, with `fresh` logits where there is a teacher, else with those stored."""
-        rows = slice(-self.count, None)
-        images, logits = batch.images[rows].to(self.device), batch.teacher_logits
-        assert logits is not None
-        answers = self._logits(images) if fresh else None
-        return HeldOut(images, None, logits[rows].to(self.device) if answers is None else answers)
-
-    def _logits(self, images: Tensor) -> Tensor | None:
-        if self.team is None:
-            return None
-        return torch.cat([self.team.consensus(chunk) for chunk in images.split(CHUNK)])
 
 
 class TransferSource:

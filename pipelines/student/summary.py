@@ -100,7 +100,7 @@ def _recipe(config: DistillConfig, assembly: Assembly) -> list[str]:
     moved = [name for name in ("temperature", "weights", "strength") if getattr(adapt, name) is not None]
     moved += ["who teaches"] if config.team.weighting == "selected" or (online is not None and online.swap) else []
     moved += [] if config.width is None else ["width"]
-    return [*lines, f"  adapts: {', '.join(moved)}; a look every {adapt.every:,} steps"] if moved else lines
+    return [*lines, f"  adapts: {', '.join(moved)}; evaluated every {adapt.every:,} steps"] if moved else lines
 
 
 def _places(layers: AuxiliaryLayers) -> dict[str, str]:

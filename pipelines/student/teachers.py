@@ -1,4 +1,4 @@
-"""The teacher of a job: loaded, or trained first in a run of its own inside the job's."""
+"""The teacher of a job: loaded, or trained in a run of its own inside the run of the job."""
 
 from __future__ import annotations
 
@@ -8,24 +8,26 @@ from pathlib import Path
 from synthkd.data.read.real import load_splits
 from synthkd.models import Classifier, load_model
 from synthkd.pipelines.config import TeachConfig, TrainingConfig
-from synthkd.pipelines.run.directory import RESULT, Result
+from synthkd.pipelines.run.directory import RESULT
 from synthkd.pipelines.run.job import Job
+from synthkd.pipelines.run.result import Result
 from synthkd.pipelines.teach import load_taught, teach, untrained
 from synthkd.settings import LoadedModel, TrainedTeacher
 
 FOLDER = "teach"
-"""The run of the teacher, inside the run that needs it."""
+"""Folder of the first teacher's run, inside the run that needs it."""
 
 _SHARED = ("seed", "device", "precision", "threads", "log_every", "checkpoint_every", "adapt_batch_size")
+"""Settings of a job that hold for the training of its teachers too."""
 
 
 @dataclass(frozen=True)
 class ReadyTeacher:
-    """A teacher that can be asked.
+    """A trained teacher.
 
     Attributes:
         model: the teacher, in eval mode.
-        seconds: how long its training took; 0 for a loaded one.
+        seconds: wall time of its training; 0 for a loaded one.
     """
 
     model: Classifier
@@ -33,12 +35,12 @@ class ReadyTeacher:
 
 
 def is_taught(settings: TrainedTeacher | LoadedModel, directory: Path, number: int = 0) -> bool:
-    """Whether nothing is left to train: the teacher is loaded, or its run inside `directory` is finished."""
+    """Whether a teacher needs no training: it is loaded, or its run inside the run `directory` is finished."""
     return isinstance(settings, LoadedModel) or (directory / folder(number) / RESULT).exists()
 
 
 def folder(number: int) -> str:
-    """The run of a teacher, inside the run that needs it: that of the first is `teach`."""
+    """Folder of a teacher's run inside the run that needs it: `teach`, `teach-2`, `teach-3`, ..."""
     return f"{FOLDER}-{number + 1}" if number else FOLDER
 
 
@@ -52,11 +54,11 @@ def ready_teacher(
     """The teacher of a job, trained in `<run>/teach` where the settings say so.
 
     Args:
-        settings: which teacher.
-        config: the job's configuration; seed, device and the like are passed on.
+        settings: of the teacher.
+        config: the job's configuration; the teacher has its seed, device and intervals.
         job: the open run.
-        number: of the teacher, where there are several.
-        source: the file that the settings were read from; None for the job's own configuration.
+        number: index of the teacher among several.
+        source: the file from which the settings were read; None: they are of the job's own configuration.
 
     Raises:
         SynthkdError: what `teach` and `load_model` raise.
@@ -64,14 +66,14 @@ def ready_teacher(
     if isinstance(settings, LoadedModel):
         return ReadyTeacher(load_model(settings, source), 0.0)
     result = teach(teach_config(settings, config, str(job.directory / folder(number))))
-    assert isinstance(result, Result)
+    assert isinstance(result, Result)  # a Plan comes of a dry run only
     return ReadyTeacher(load_taught(result), float(result.values["seconds"]))
 
 
 def untrained_teacher(
     settings: TrainedTeacher | LoadedModel, config: TrainingConfig, source: Path | None = None
 ) -> Classifier:
-    """The teacher for a dry run: loaded, or built and left untrained; for `source` see `ready_teacher`."""
+    """The teacher for a dry run: loaded, or only initialised. For `source` see `ready_teacher`."""
     if isinstance(settings, LoadedModel):
         return load_model(settings, source)
     teaching = teach_config(settings, config, None)
@@ -79,6 +81,7 @@ def untrained_teacher(
 
 
 def teach_config(settings: TrainedTeacher, config: TrainingConfig, out: str | None) -> TeachConfig:
+    """The configuration of a teacher's training, with the seed, device and intervals of the job that needs it."""
     return TeachConfig(
         name=f"{config.name}-teacher",
         out=out,

@@ -8,14 +8,40 @@ has.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
+from accelerate import Accelerator
 from torch import Tensor
 
+from synthkd.data.bank import MemoryBank
 from synthkd.data.hybrid import HybridDataset
+from synthkd.data.read.splits import Splits
+from synthkd.data.sources import GeneratedSource, RealImages, RealSource
+from synthkd.data.stream import ImageStream
+from synthkd.data.written.stored import StoredDataset
+from synthkd.data.written.stored_images import StoredImages
+from synthkd.distillation import phases
 from synthkd.distillation.alarms import Alarm
 from synthkd.distillation.evaluation import HeldOut
+from synthkd.distillation.synthesis import Synthesis
+from synthkd.distillation.teachers import TeacherTeam
+from synthkd.errors import ConfigError
+from synthkd.generators.build import build_generator
+from synthkd.generators.files import real_images_seen
+from synthkd.generators.settings import MerfSettings
 from synthkd.models import Classifier
-from synthkd.pipelines.student.sources import Agreement, GeneratedImages, TransferSource
+from synthkd.pipelines.config import DistillConfig, GeneratedSet, RealSet, StoredSet
+from synthkd.pipelines.student.held_out import Agreement, Labelling
+from synthkd.pipelines.student.networks import (
+    Subject,
+)
+from synthkd.pipelines.student.sources import GeneratedImages, RealTransferImages, StoredDatasetImages, TransferSource
+from synthkd.rng import Rows
+from synthkd.schedules import DifficultyScheduler, value_at
+from synthkd.settings import BankSettings, StreamData
+from synthkd.training.learner import Learner
+from synthkd.types import Batch, ImageSpec, balanced_labels
 
 
 class TransferSet:
@@ -93,3 +119,154 @@ class TransferSet:
     def uses(self) -> list[str]:
         """What real images are used for, for the plan."""
         return [use for source in self.sources for use in source.uses(alone=len(self.sources) == 1)]
+
+
+@dataclass(frozen=True)
+class Images:
+    """The images that a configuration names, as they were read.
+
+    Attributes:
+        stored: a dataset that `synthkd generate` wrote, or None.
+        splits: the real dataset that the student or the generator learns from, or None.
+        arriving: the settings of a stream of real images, or None.
+    """
+
+    stored: StoredDataset | None
+    splits: Splits | None
+    arriving: StreamData | None
+
+
+def is_private(config: DistillConfig) -> bool:
+    """Whether the generator learns from its real images with noise, and nothing else may look at them."""
+    return config.generated is not None and isinstance(config.generated.generator, MerfSettings)
+
+
+@dataclass(frozen=True)
+class Wiring:
+    """What every source of the transfer set is built from."""
+
+    config: DistillConfig
+    accelerator: Accelerator
+    subject: Subject
+    images: Images
+    team: TeacherTeam | None
+    batch_size: int
+    total: int
+
+    @property
+    def labelling(self) -> Labelling:
+        """Labels held-out images with the teacher."""
+        return Labelling(self.team, self.accelerator.device, self.config.distill.adapt.images)
+
+
+def build_transfer_set(
+    wiring: Wiring, teacher: Classifier | None, learner: Learner, bank: MemoryBank | None, directory: Path | None
+) -> TransferSet:
+    """The sources in the order of the configuration, and the dataset that mixes them."""
+    config, accelerator = wiring.config, wiring.accelerator
+    sources: list[TransferSource] = []
+    for settings in config.sources:
+        match settings:
+            case GeneratedSet():
+                assert teacher is not None
+                assert bank is not None
+                sources.append(_generated(settings, wiring, teacher, learner, bank, directory))
+            case StoredSet():
+                stored = wiring.images.stored
+                assert stored is not None
+                assert bank is not None
+                fresh, used = config.logits == "fresh", stored.about["real_images_used"]
+                sources.append(StoredDatasetImages(StoredImages(stored), bank, wiring.labelling, fresh, used))
+            case RealSet():
+                sources.append(_real(wiring))
+    generated = next((source for source in sources if isinstance(source, GeneratedImages)), None)
+    dataset = HybridDataset(
+        [source.source for source in sources],
+        [settings.share for settings in config.sources],
+        config.mix.model_copy(update={"logits": config.logits}),
+        wiring.batch_size,
+        wiring.total,
+        wiring.team,
+        difficulty=lambda: 0.0 if generated is None else generated.augmentation,
+        seed=config.seed,
+        device=accelerator.device,
+        rank=accelerator.process_index,
+        world=accelerator.num_processes,
+    )
+    return TransferSet(sources, dataset)
+
+
+def _generated(
+    settings: GeneratedSet,
+    wiring: Wiring,
+    teacher: Classifier,
+    learner: Learner,
+    bank: MemoryBank,
+    directory: Path | None,
+) -> GeneratedImages:
+    config, splits, team = wiring.config, wiring.images.splits, wiring.team
+    generator = build_generator(settings.generator, teacher, config.seed, wiring.accelerator, splits, directory)
+    difficulty = DifficultyScheduler(settings.difficulty)
+
+    def live(count: int, step: int) -> Batch:
+        first = step * wiring.batch_size
+        labels = balanced_labels(count, first, wiring.subject.spec.classes)
+        images = generator.sample(labels, difficulty.value, Rows(config.seed, "live", first))
+        logits = None if team is None or config.logits == "fresh" else team.logits(images).cpu()
+        return Batch(images.cpu(), labels, logits)
+
+    def live_count(step: int) -> int:
+        return round(value_at(settings.live, step, wiring.total) * wiring.batch_size)
+
+    return GeneratedImages(
+        generator,
+        settings,
+        GeneratedSource(bank, live, live_count),
+        difficulty,
+        Synthesis(generator, bank, difficulty, learner.synchronise),
+        wiring.labelling,
+        config.seed,
+        real_images_seen(settings.generator, 0 if splits is None else len(splits.train)),
+        makes_images=phases.generator_rounds(config.phases) > 0,
+    )
+
+
+def _real(wiring: Wiring) -> RealTransferImages:
+    config, splits, stream = wiring.config, wiring.images.splits, wiring.images.arriving
+    # With stored logits the teacher labels each real image once; else it labels the images of each batch.
+    labeller = wiring.team if config.logits == "stored" else None
+    if stream is not None:
+        arriving = ImageStream(stream, wiring.subject.spec)
+        source = RealSource(arriving, config.seed, labeller, wiring.accelerator.device)
+        return RealTransferImages(source, None, arriving, wiring.labelling, config.seed)
+    assert splits is not None
+    train, holdout = (RealImages(part.images, part.labels) for part in (splits.train, splits.holdout))
+    source = RealSource(train, config.seed, labeller, wiring.accelerator.device)
+    # A private generator paid for its release of the training images, and nobody for a look at the holdout.
+    return RealTransferImages(source, None if is_private(config) else holdout, None, wiring.labelling, config.seed)
+
+
+def build_bank(
+    config: DistillConfig,
+    spec: ImageSpec,
+    accelerator: Accelerator,
+    directory: Path | None,
+    stored: StoredDataset | None,
+) -> MemoryBank | None:
+    """The memory bank of the generated or the stored images; None where all images are real."""
+    generated = config.generated
+    if stored is not None and config.stored is not None:  # it is drawn from for ever, so all of it stays
+        settings = BankSettings(**config.stored.bank.model_dump(), capacity=max(1, len(stored)))
+    elif generated is not None:
+        settings = generated.bank
+        images = getattr(generated.generator, "batch_size", 0)
+        if images > settings.capacity:
+            raise ConfigError(
+                f"bank.capacity: a round of {images} images does not fit {settings.capacity}; make it larger"
+            )
+    else:
+        return None
+    if directory is None and settings.storage == "disk":
+        settings = settings.model_copy(update={"storage": "ram"})
+    files = None if directory is None else directory / "bank" / f"process{accelerator.process_index}"
+    return MemoryBank(spec, settings, config.seed, files)

@@ -1,4 +1,4 @@
-"""Compression: what a model costs and can hold, the choice of a student, a changing width, export."""
+"""Compression: the capacity of models, the search of a student, exported files and their use."""
 
 from synthkd.compression.capacity import (
     CapacityBound,
@@ -13,7 +13,8 @@ from synthkd.compression.capacity import (
     label_information,
     teacher_quality,
 )
-from synthkd.compression.export import Description, export_onnx, export_program, quantize_int8
+from synthkd.compression.export import export_onnx, export_program
+from synthkd.compression.onnx_file import Description
 from synthkd.compression.pareto import Candidate, Front, Scores, hypervolume
 from synthkd.compression.predict import (
     OnnxModel,
@@ -24,30 +25,24 @@ from synthkd.compression.predict import (
     predict_folder,
     run_onnx,
 )
+from synthkd.compression.quantization import quantize_int8
 from synthkd.compression.search import random_search, search, space_of
-from synthkd.models.cost import Cost, Energy, Latency, cost
-from synthkd.models.slimmable import Slimmable, slice_out
 
 __all__ = [
     "Candidate",
     "CapacityBound",
-    "Cost",
     "Description",
-    "Energy",
     "FisherTrace",
     "Front",
     "LabelInformation",
-    "Latency",
     "OnnxModel",
     "Parity",
     "Prediction",
     "Scores",
-    "Slimmable",
     "TeacherQuality",
     "TeacherReport",
     "capacity_bound",
     "compare_teachers",
-    "cost",
     "export_onnx",
     "export_program",
     "feature_dimension",
@@ -61,7 +56,6 @@ __all__ = [
     "random_search",
     "run_onnx",
     "search",
-    "slice_out",
     "space_of",
     "teacher_quality",
 ]

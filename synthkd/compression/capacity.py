@@ -1,6 +1,6 @@
-"""Two rules of thumb for choosing teacher and student: how much a teacher has to say, and how much a student must hold.
+"""Two heuristics for the choice of teacher and student: the quality of a teacher, and a lower bound of capacity.
 
-Both are heuristics. They order candidates under the estimators named here; neither says how accurate a student will be.
+They order candidates under the estimators named here; neither predicts the accuracy of a student.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ class FisherTrace:
 
     Attributes:
         value: estimate, >= 0.
-        standard_error: of the mean over images; infinite for a single one.
-        n: images it was taken on.
+        standard_error: of the mean over images; infinite for a single image.
+        n: number of images.
     """
 
     value: float
@@ -45,12 +45,12 @@ class FisherTrace:
 
 @dataclass(frozen=True)
 class TeacherReport:
-    """What is compared of a teacher.
+    """The two measures of a teacher.
 
     Attributes:
         name: of the teacher.
-        fisher_trace: of `fisher_trace`, on the same images for all teachers.
-        feature_dimension: of `feature_dimension`, of the features of those images.
+        fisher_trace: value of `fisher_trace`, on the same images for all teachers.
+        feature_dimension: value of `feature_dimension` for the features of those images.
     """
 
     name: str
@@ -60,10 +60,10 @@ class TeacherReport:
 
 @dataclass(frozen=True)
 class TeacherQuality:
-    """A teacher among those it was compared with.
+    """The quality of a teacher, relative to those it was compared with.
 
     Attributes:
-        report: the raw values.
+        report: the two measures.
         relative_trace: its Fisher trace over the largest, in [0, 1].
         relative_dimension: its feature dimension over the largest, in [0, 1].
         score: `0.6 * relative_trace + 0.4 * relative_dimension`, in [0, 1].
@@ -77,13 +77,13 @@ class TeacherQuality:
 
 @dataclass(frozen=True)
 class LabelInformation:
-    """What an image tells a model about the label, in nats.
+    """Mutual information between image and label according to a model, in nats.
 
     Attributes:
         value: `label_entropy - remaining_entropy`, between 0 and log K.
         label_entropy: entropy of the mean prediction.
         remaining_entropy: mean entropy of the predictions.
-        n: images it was taken on.
+        n: number of images.
     """
 
     value: float
@@ -97,7 +97,7 @@ class CapacityBound:
     """Lower bound of a student's capacity; see `capacity_bound`.
 
     Attributes:
-        value: the bound, a number without a unit; infinite where student and teacher do not differ.
+        value: the bound, without a unit; infinite if student and teacher do not differ.
         mutual_information: I(X;Y), nats.
         epsilon: tolerated error.
         kl: KL(p_T || p_S), nats.
@@ -112,14 +112,14 @@ class CapacityBound:
 def fisher_trace(model: Classifier, images: Tensor, seed: int) -> FisherTrace:
     """Mean squared norm of the gradient of `log p(y | x)` by all parameters, with y drawn from the model itself.
 
-    With the labels of the data in place of y it would be the "empirical Fisher", another number (Kunstner, Balles and
-    Hennig 2019). It is large for a model that is unsure and near 0 for one that is certain of everything, and it grows
-    with the number of parameters: an order among teachers, no more.
+    With the labels of the data for y it would be the "empirical Fisher", another quantity (Kunstner, Balles and Hennig
+    2019). It is large for an unsure model, near 0 for one that is always certain, and grows with the number of
+    parameters, so it is an order among teachers at most.
 
     Args:
-        model: in any mode and frozen or not, which is put back; it is asked in eval mode.
+        model: in any mode, frozen or not; it runs in eval mode, and all of that is restored.
         images: float32 `[N, C, H, W]` in `[0, 1]`.
-        seed: of the labels; that of image i depends on (seed, i) alone.
+        seed: of the labels; the label of image i depends on (seed, i) alone.
 
     Raises:
         DataError: no images.
@@ -127,12 +127,15 @@ def fisher_trace(model: Classifier, images: Tensor, seed: int) -> FisherTrace:
     if len(images) == 0:
         raise DataError("fisher_trace: at least 1 image is needed, got none")
     uniform = Rows(seed, "labels of the Fisher trace").uniform(len(images), 1).double()
+    # Views outside of the model: it may be frozen, and its own gradients must stay as they are.
     weights = {name: value.detach().requires_grad_() for name, value in model.named_parameters()}
     device = model.normalize.mean.device
     norms = []
+    # One image at a time: the norm of each image's own gradient is needed, not that of their sum.
     with evaluating(model), torch.enable_grad():
         for image, draw in zip(images.split(1), uniform, strict=True):
             log_p = F.log_softmax(functional_call(model, weights, (image.to(device),))[0], dim=0)
+            # A class drawn from p by inversion; rounding may leave the sum of p just below the uniform number.
             below = log_p.detach().double().exp().cumsum(0).cpu() < draw
             label = min(int(below.sum()), len(log_p) - 1)
             gradients = torch.autograd.grad(log_p[label], list(weights.values()), allow_unused=True)
@@ -142,16 +145,16 @@ def fisher_trace(model: Classifier, images: Tensor, seed: int) -> FisherTrace:
 
 
 def feature_dimension(features: Array, share: float = 0.95) -> int:
-    """Fewest principal components that hold a share of the variance of features; 0 when all samples are alike.
+    """Smallest number of principal components with a share of the variance of features; 0 if all samples are equal.
 
-    It is at most N - 1: compare teachers on the same images, more of them than there are features.
+    It is at most N - 1: compare teachers on the same images, and on more images than there are features.
 
     Args:
         features: `[N, D]`, at least 2 samples.
         share: of the variance, in (0, 1].
 
     Raises:
-        DataError: features that `rows` refuses.
+        DataError: features of another shape, too few, or not finite.
         ConfigError: share outside (0, 1].
     """
     if not 0.0 < share <= 1.0:
@@ -160,17 +163,17 @@ def feature_dimension(features: Array, share: float = 0.95) -> int:
     with one_thread():
         variances = torch.linalg.svdvals(values - values.mean(dim=0)).square()
     total = float(variances.sum())
-    # Rounding leaves some 1e-16 of the squares in components that are not there, of features that are all alike too.
+    # Rounding leaves some 1e-16 of the squares in components without variance, also if all features are equal.
     if total <= 1e-24 * float(values.square().sum()):
         return 0
     return 1 + int((variances.cumsum(0) < (share - 1e-12) * total).sum())
 
 
 def teacher_quality(reports: Sequence[TeacherReport]) -> tuple[TeacherQuality, ...]:
-    """The quality score 0.6 x Fisher trace + 0.4 x feature dimension of each teacher, in the order given.
+    """The quality score 0.6 x Fisher trace + 0.4 x feature dimension of each teacher, in the same order.
 
-    The two have different scales, so each is first divided by the largest among the teachers compared: a score holds
-    in its comparison only, and a teacher alone scores 1.
+    Both are first divided by the largest among the teachers, since their scales differ. So a score is valid in its
+    comparison only, and a teacher alone scores 1.
 
     Raises:
         DataError: no teachers, or a value that is negative or not finite.
@@ -194,21 +197,20 @@ def teacher_quality(reports: Sequence[TeacherReport]) -> tuple[TeacherQuality, .
 
 
 def compare_teachers(models: Mapping[str, Classifier], images: Tensor, seed: int) -> tuple[TeacherQuality, ...]:
-    """The `teacher_quality` of models by name, in their order, all measured on the same images.
+    """The `teacher_quality` of models, in their order, all measured on the same images.
 
-    The feature dimension is that of the penultimate features, maps and tokens averaged over positions. It takes one
-    pass; what takes long is the Fisher trace, with a forward and a backward pass for each image and model, one image
-    at a time, and a copy of the gradient of every parameter: on a processor some hundred images at most for a large
-    network.
+    The feature dimension is that of the penultimate features, with maps and tokens averaged over positions. It takes
+    one pass. The Fisher trace takes long: a forward and a backward pass for each image and model, one image at a time,
+    and a copy of the gradient of every parameter. For a large network on a processor use some hundred images at most.
 
     Args:
-        models: name -> teacher, on any device; left as they are.
-        images: uint8 `[N, C, H, W]` of the size that every model takes, at least 2; more than there are features, if
-            the dimension is to tell more than N - 1.
+        models: name -> teacher, on any device; unchanged.
+        images: uint8 `[N, C, H, W]` of the size of every model, at least 2. The dimension is at most N - 1, so more
+            images than features are needed to see it.
         seed: of the labels that the Fisher trace draws, the same for every model.
 
     Raises:
-        DataError: no models, fewer than 2 images, or images that a model does not take.
+        DataError: no models, fewer than 2 images, or images of another size.
         ModelError: a model without a linear layer.
     """
     reports = []
@@ -222,14 +224,14 @@ def compare_teachers(models: Mapping[str, Classifier], images: Tensor, seed: int
 def label_information(logits: Tensor) -> LabelInformation:
     """Estimate of I(X;Y) as `H(mean p) - mean H(p)` of a model's predictions, in nats.
 
-    It takes the predictions for the distribution of the label given the image, so an overconfident model makes it too
-    large.
+    The predictions stand for the distribution of the label given the image, so an overconfident model makes the
+    estimate too large.
 
     Args:
         logits: `[N, K]`, of images drawn from the data.
 
     Raises:
-        DataError: logits that `rows` refuses.
+        DataError: logits of another shape, none, or not finite.
     """
     log_p = F.log_softmax(rows(logits, "logits"), dim=1)
     p = log_p.exp()
@@ -241,8 +243,8 @@ def label_information(logits: Tensor) -> LabelInformation:
 def capacity_bound(mutual_information: float, epsilon: float, kl: float) -> CapacityBound:
     """Lower bound `C_S >= I(X;Y) / (epsilon^2 KL(p_T || p_S))` of a student's capacity.
 
-    A heuristic: C_S has no unit and is no number of parameters, and the bound grows without limit as the student comes
-    to agree with the teacher. Estimators: `label_information` of the teacher for I(X;Y), the mean of
+    A heuristic: C_S has no unit and is no number of parameters, and the bound grows without limit as the student
+    approaches the teacher. Estimators: `label_information` of the teacher for I(X;Y), the mean of
     `synthkd.losses.logits.kl_divergence` over the same images for the divergence.
 
     Args:
@@ -259,5 +261,6 @@ def capacity_bound(mutual_information: float, epsilon: float, kl: float) -> Capa
     for name, value in (("mutual_information", mutual_information), ("kl", kl)):
         if not 0.0 <= value < math.inf:
             raise DataError(f"capacity_bound: {name} must be finite and >= 0 nats, got {value}")
+    # Without information nothing must be held, also if student and teacher agree (0 / 0).
     bound = 0.0 if mutual_information == 0 else math.inf if kl == 0 else mutual_information / (epsilon**2 * kl)
     return CapacityBound(bound, mutual_information, epsilon, kl)

@@ -1,7 +1,4 @@
-"""Students and their scores: which of them no other beats in everything, and how much better a set of them is.
-
-All objectives are minimised.
-"""
+"""Candidates of a search: their scores, Pareto front, hypervolume and drawing. All objectives are minimised."""
 
 from __future__ import annotations
 
@@ -18,13 +15,16 @@ from synthkd.settings import Goal, ZooModel
 
 @dataclass(frozen=True)
 class Scores:
-    """What is known of a candidate.
+    """The scores of a candidate.
 
     Attributes:
         accuracy: the proxy of its accuracy, in [0, 1].
         latency_ms: milliseconds for an image, > 0.
         bytes: of its weights, > 0.
-        joules: for an image; None where nothing counts it.
+        joules: for an image, > 0; None where the energy was not measured.
+
+    Raises:
+        DataError: a value outside its range, or not finite.
     """
 
     accuracy: float
@@ -38,16 +38,16 @@ class Scores:
             raise DataError(f"scores need an accuracy in [0, 1] and costs that are positive and finite, got {self}")
 
     def values(self, objectives: Sequence[Goal]) -> tuple[float, ...]:
-        """What is minimised, in the order asked for.
+        """The values of the objectives, to be minimised, in the order of `objectives`.
 
         Raises:
-            ConfigError: energy, where it was not measured.
+            ConfigError: energy is an objective and was not measured.
         """
         if "energy" in objectives and self.joules is None:
             raise ConfigError("search: energy is an objective and was not measured here; put bytes in its place")
         energy = math.nan if self.joules is None else self.joules
-        known = {"error": 1.0 - self.accuracy, "latency": self.latency_ms, "bytes": self.bytes, "energy": energy}
-        return tuple(float(known[name]) for name in objectives)
+        by_name = {"error": 1.0 - self.accuracy, "latency": self.latency_ms, "bytes": self.bytes, "energy": energy}
+        return tuple(float(by_name[name]) for name in objectives)
 
 
 @dataclass(frozen=True)
@@ -60,13 +60,13 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Front:
-    """What a search found.
+    """The result of a search.
 
     Attributes:
-        candidates: all that were scored, in that order.
-        objectives: what is minimised, M of them.
-        reference: M numbers, the corner that the hypervolume is measured to; of `search`, the worst of all candidates.
-            To compare two searches put the same into both, with `dataclasses.replace`.
+        candidates: all scored candidates, in the order of scoring.
+        objectives: M names of values to minimise.
+        reference: M numbers, the far corner of the hypervolume's box; after `search`, the worst value of each
+            objective. Two searches are compared with the same reference, set by `dataclasses.replace`.
     """
 
     candidates: tuple[Candidate, ...]
@@ -80,9 +80,9 @@ class Front:
 
     @property
     def best(self) -> tuple[Candidate, ...]:
-        """Those that no other is better than in one objective and not worse in all, the most accurate first."""
-        kept = [c for c, good in zip(self.candidates, _undominated(self.points), strict=True) if good]
-        return tuple(sorted(kept, key=lambda c: (-c.scores.accuracy, *c.scores.values(self.objectives))))
+        """The Pareto front: candidates that no other dominates, the most accurate first."""
+        front = [c for c, is_best in zip(self.candidates, _undominated(self.points), strict=True) if is_best]
+        return tuple(sorted(front, key=lambda c: (-c.scores.accuracy, *c.scores.values(self.objectives))))
 
     @property
     def hypervolume(self) -> float:
@@ -102,16 +102,16 @@ class Front:
 
 
 def hypervolume(points: NDArray[np.float64], reference: Sequence[float]) -> float:
-    """Share of the box from 0 to the reference that is worse than some point in every objective, exact.
+    """Share of the box from 0 to the reference that some point dominates, exact, in [0, 1].
 
-    By slices along the last objective (HSO, While et al. 2006), each a hypervolume of one objective less.
+    By slices along the last objective (HSO, While et al. 2006); each slice is a hypervolume of one objective less.
 
     Args:
-        points: float64 `[N, M]`, >= 0, to be minimised; those beyond the reference count for nothing.
+        points: float64 `[N, M]`, >= 0, to be minimised; points beyond the reference add nothing.
         reference: M numbers > 0.
 
     Raises:
-        DataError: numbers of another shape or sign.
+        DataError: arrays of another shape or sign.
     """
     scale = np.asarray(reference, dtype=np.float64)
     if points.ndim != 2 or points.shape[1:] != scale.shape or not (scale > 0).all() or not (points >= 0).all():
@@ -122,15 +122,16 @@ def hypervolume(points: NDArray[np.float64], reference: Sequence[float]) -> floa
 
 
 def crowded_order(points: NDArray[np.float64]) -> list[int]:
-    """Rows of float64 `[N, M]`, minimised, from best to worst.
+    """Indices of the rows of float64 `[N, M]`, to be minimised, from best to worst.
 
-    By the number of fronts to take off before, then by crowding distance (Deb et al. 2002, sections III-A and B).
+    By non-dominated fronts, and inside a front by crowding distance (Deb et al. 2002, sections III-A and B).
     """
     left, order = np.arange(len(points)), list[int]()
     while len(left):
-        good = _undominated(points[left])
-        front, left = left[good], left[~good]
+        is_best = _undominated(points[left])
+        front, left = left[is_best], left[~is_best]
         distance = np.zeros(len(front))
+        # The sum, over objectives, of the gap between both neighbours; the ends of each objective come first.
         for values in points[front].T:
             at = values.argsort(kind="stable")
             distance[at[[0, -1]]] = np.inf
@@ -140,9 +141,10 @@ def crowded_order(points: NDArray[np.float64]) -> list[int]:
 
 
 def draw(front: Front) -> str:
-    """The accuracy proxy over the latency of all candidates, `best` numbered and a disc as large as its bytes, as SVG.
+    """SVG with the accuracy proxy over the latency of all candidates.
 
-    Its colours are variables of the page (`--student`, `--muted`, `--grid`).
+    The candidates of `best` are numbered; the size of a disc shows the bytes. Colours are CSS variables of the page
+    (`--student`, `--muted`, `--grid`).
     """
     best, scores = front.best, [c.scores for c in front.candidates]
     fast, slow = (math.log(at(s.latency_ms for s in scores)) + pad for at, pad in ((min, -0.1), (max, 0.1)))
@@ -164,6 +166,7 @@ def draw(front: Front) -> str:
     for milliseconds in np.geomspace(math.exp(fast), math.exp(slow), 4):
         parts.append(text(place(milliseconds, low)[0], 240, f"{milliseconds:.2g}"))
     parts.append(text(211, 257, "ms for an image"))
+    # The front is drawn last, over the other candidates.
     for one in sorted(front.candidates, key=lambda c: c in best):
         (x, y), colour = place(one.scores.latency_ms, one.scores.accuracy), "student" if one in best else "muted"
         disc = f'cx="{x:.1f}" cy="{y:.1f}" r="{2.5 + 6.0 * math.sqrt(one.scores.bytes / largest):.1f}"'
@@ -175,17 +178,18 @@ def draw(front: Front) -> str:
 
 
 def _undominated(points: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Which rows no other row is better than in one place and not worse in all, bool `[N]`."""
+    """Rows that no other row dominates (not worse in any value and better in one), bool `[N]`."""
     worse = [bool(((points <= p).all(axis=1) & (points < p).any(axis=1)).any()) for p in points]
     return ~np.array(worse, dtype=np.bool_)
 
 
 def _dominated(points: NDArray[np.float64]) -> float:
-    """Volume of what some point of the unit cube dominates in it."""
+    """Volume of the part of the unit cube that some of the points dominates."""
     if len(points) == 0:
         return 0.0
     if points.shape[1] == 1:
         return 1.0 - float(points.min())
+    # Between two neighbouring values of the last objective the cross-section is constant: that of all points below.
     rows = points[points[:, -1].argsort()]
     edges = np.append(rows[:, -1], 1.0)
     return sum(float(edges[i + 1] - edges[i]) * _dominated(rows[: i + 1, :-1]) for i in range(len(rows)))

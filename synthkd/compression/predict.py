@@ -1,6 +1,6 @@
-"""Exported ONNX files at work, by ONNX Runtime on the processor: logits, parity with the model, time, image files.
+"""Run exported ONNX files by ONNX Runtime on the processor: logits, parity with the model, latency, image files.
 
-A file says itself what images it takes and what its classes are called, so nothing of the model it came from is needed.
+A file describes its images and classes itself, so nothing of the model it came from is needed.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from synthkd.compression.export import INPUT, Description, needed, read_onnx
+from synthkd.compression.onnx_file import INPUT, Description, needed, read_onnx
 from synthkd.data.read.decode import NOT_IMAGES, Decoded, decode, in_a_line, refuse_bad
 from synthkd.errors import DataError, ModelError
 from synthkd.metrics.utility import Proportion, accuracy
-from synthkd.models.classifier import Classifier
+from synthkd.models.classifier import Classifier, require_images
 from synthkd.models.contract import finite_logits
-from synthkd.models.cost import Latency, random_images, time_calls
+from synthkd.models.latency import Latency, random_images, time_calls
 from synthkd.taps import evaluating
 from synthkd.types import to_float
 
@@ -32,16 +32,16 @@ class OnnxModel:
     """An exported file, ready to run: float32 images `[N, C, H, W]` in `[0, 1]` to logits float32 `[N, K]`.
 
     Args:
-        path: what `export_onnx` or `quantize_int8` wrote.
+        path: a file of `export_onnx` or `quantize_int8`.
         threads: of ONNX Runtime; None: as many as torch uses.
 
     Attributes:
-        description: what the file says of itself.
-        threads: how many it uses.
+        description: images, classes and precision, from the file.
+        threads: number of threads in use.
 
     Raises:
         MissingExtraError: onnx or onnxruntime is not installed.
-        ModelError: no such file, a damaged one, one that another program exported, or one that refers to other files.
+        ModelError: no such file, a damaged file, a file of another program, or one that refers to other files.
     """
 
     def __init__(self, path: Path | str, threads: int | None = None) -> None:
@@ -52,39 +52,35 @@ class OnnxModel:
         options = runtime.SessionOptions()
         options.intra_op_num_threads = self.threads
         options.inter_op_num_threads = 1
-        options.log_severity_level = 4  # what is fatal; the rest raises
-        # ONNX Runtime would open, from the working directory, whatever files a model refers to; this one has none.
-        model, self.description = read_onnx(path)
+        options.log_severity_level = 4  # fatal errors only; others are raised
+        # ONNX Runtime would open any file that a model refers to; `read_onnx` made sure that this one refers to none.
+        content = read_onnx(path)
+        self.description = content.description
         try:
             self._session = runtime.InferenceSession(
-                model.SerializeToString(), options, providers=["CPUExecutionProvider"]
+                content.model.SerializeToString(), options, providers=["CPUExecutionProvider"]
             )
         except Exception as error:  # ONNX Runtime's errors have no common parent
             raise ModelError(f"{path} is not an ONNX file, or a damaged one; export the model again") from error
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Logits of a batch of at least one image.
+        """Logits float32 `[N, K]` of at least one image.
 
         Raises:
             ModelError: the images have another shape or are not floating point, or the logits are not finite.
         """
-        shape = self.description.spec.shape
-        if images.dim() != 4 or tuple(images.shape[1:]) != shape or not images.is_floating_point():
-            raise ModelError(
-                "images must be float32 [N, {}, {}, {}] in [0, 1], got {} {}; resize them, and turn uint8 into floats "
-                "with synthkd.types.to_float".format(*shape, images.dtype, list(images.shape))
-            )
+        require_images(images, self.description.spec.shape)
         batch = np.ascontiguousarray(images.detach().to("cpu", torch.float32).numpy())
         return finite_logits(torch.from_numpy(self._session.run(None, {INPUT: batch})[0]), self._name)
 
 
 @dataclass(frozen=True)
 class Parity:
-    """How far an exported file is from the model it came from.
+    """Difference between an exported file and the model it came from.
 
     Attributes:
         max_abs_difference: largest absolute difference of a logit.
-        agreement: share of images on which both choose the same class.
+        agreement: fraction of images on which both choose the same class, with its interval.
     """
 
     max_abs_difference: float
@@ -93,11 +89,11 @@ class Parity:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What an exported file says of an image file.
+    """The class of an image file.
 
     Attributes:
         file: the image.
-        class_name: of the most probable class; its number where the classes have no names.
+        class_name: of the most probable class; its number if the classes have no names.
         probability: of that class, softmax of the logits, in [0, 1].
     """
 
@@ -107,11 +103,11 @@ class Prediction:
 
 
 def run_onnx(path: Path | str, images: Tensor, threads: int | None = None, batch_size: int = 256) -> Tensor:
-    """Logits float32 `[N, K]` of uint8 or float images `[N, C, H, W]` by an exported file, batch by batch.
+    """Logits float32 `[N, K]` of images by an exported file, batch by batch.
 
     Args:
-        path: what `export_onnx` or `quantize_int8` wrote.
-        images: uint8, or float in `[0, 1]`.
+        path: a file of `export_onnx` or `quantize_int8`.
+        images: `[N, C, H, W]`, uint8, or float in `[0, 1]`.
         threads: of ONNX Runtime; None: as many as torch uses.
         batch_size: images at once.
 
@@ -124,12 +120,12 @@ def run_onnx(path: Path | str, images: Tensor, threads: int | None = None, batch
 
 
 def parity(model: Classifier, path: Path | str, images: Tensor, threads: int | None = None) -> Parity:
-    """Compare an exported file with the model it came from, in eval mode, on the same images.
+    """Compare the logits of an exported file with those of its model in eval mode, on the same images.
 
     Args:
-        model: in any mode, which is put back.
-        path: what `export_onnx` or `quantize_int8` wrote.
-        images: uint8, or float in `[0, 1]`, `[N, C, H, W]`.
+        model: in any mode, which is restored.
+        path: a file of `export_onnx` or `quantize_int8`.
+        images: `[N, C, H, W]`, uint8, or float in `[0, 1]`.
         threads: of ONNX Runtime; None: as many as torch uses.
 
     Raises:
@@ -148,7 +144,13 @@ def parity(model: Classifier, path: Path | str, images: Tensor, threads: int | N
 
 
 def onnx_latency(path: Path | str, batch_size: int = 1, threads: int | None = None, calls: int = 50) -> Latency:
-    """How long an exported file takes for random images, measured as `synthkd.models.cost` measures a model.
+    """Time of random images through an exported file, measured as `measure_latency` measures a model.
+
+    Args:
+        path: a file of `export_onnx` or `quantize_int8`.
+        batch_size: images in one call.
+        threads: of ONNX Runtime; None: as many as torch uses.
+        calls: number of timed calls, at least 1.
 
     Raises:
         MissingExtraError: onnxruntime is not installed.
@@ -164,15 +166,15 @@ def predict_folder(
 ) -> Iterator[Prediction]:
     """Class and probability of an image file, or of every image below a folder, in the order of their names.
 
-    Images are decoded, cropped and resized as `synthkd.data.read.folder` does it. Files that are plainly no images
-    (hidden ones, .txt, .json, ...) are passed over. Those that cannot be read are named together in the error at the
-    end, when every other image has its answer.
+    Images are decoded, cropped and resized as by `synthkd.data.read.folder`. Files that are clearly no images (hidden
+    files, .txt, .json, ...) are skipped. Unreadable images are named together in an error at the end, after the
+    predictions of all others.
 
     Args:
-        path: what `export_onnx` or `quantize_int8` wrote.
+        path: a file of `export_onnx` or `quantize_int8`.
         images: a file or a folder; `~` is expanded.
         threads: of ONNX Runtime; None: as many as torch uses.
-        skip_bad: how many unreadable files are no error.
+        skip_bad: number of unreadable images that are no error.
 
     Raises:
         MissingExtraError: onnxruntime is not installed.
@@ -183,6 +185,7 @@ def predict_folder(
     top = Path(images).expanduser()
     files = _files(top)
     names = model.description.class_names or tuple(map(str, range(model.description.spec.classes)))
+    # Windows bound the memory; unreadable files are collected, so that one error names them all.
     bad: list[tuple[str, str]] = []
     for first in range(0, len(files), _BATCH):
         window = files[first : first + _BATCH]
@@ -204,29 +207,31 @@ def _as_float(images: Tensor) -> Tensor:
 
 
 def _files(top: Path) -> list[Path]:
+    """The image itself, or the files below a folder that may be images, sorted."""
     if top.is_file():
         return [top]
     if not top.is_dir():
         raise DataError(f"no such image or folder: {top}; give one that exists")
     try:
-        found = sorted(path for path in top.rglob("*") if path.is_file())
+        paths = sorted(path for path in top.rglob("*") if path.is_file())
     except (OSError, RecursionError) as error:
         raise DataError(f"{top} cannot be listed ({in_a_line(error)}); check its permissions and depth") from error
-    hidden = [any(part.startswith(".") for part in path.relative_to(top).parts) for path in found]
-    files = [
-        path for path, skip in zip(found, hidden, strict=True) if not skip and not NOT_IMAGES.fullmatch(path.suffix)
-    ]
+
+    def is_hidden(path: Path) -> bool:
+        return any(part.startswith(".") for part in path.relative_to(top).parts)
+
+    files = [path for path in paths if not is_hidden(path) and not NOT_IMAGES.fullmatch(path.suffix)]
     if not files:
         raise DataError(f"{top} holds no image files; give an image, or a folder with some")
     return files
 
 
 def _decode(files: Sequence[Path], description: Description) -> list[Decoded]:
-    """Pixels of the size and channels that the model takes, or the reason why not."""
+    """Pixels of the size and channels of the model, or the reason why there are none, in the order of the files."""
     spec = description.spec
     if spec.channels not in (1, 3):
         raise ModelError(f"image files have 1 or 3 channels, and the model takes {spec.channels}; call it on tensors")
-    # Folders are cropped to squares; a model of other images has seen them as they are.
+    # The images of folder datasets are cropped to squares; a model of other shapes was trained without cropping.
     size = spec.height if spec.height == spec.width else None
 
     def decoded(file: Path) -> Decoded:
@@ -236,7 +241,7 @@ def _decode(files: Sequence[Path], description: Description) -> list[Decoded]:
             return Decoded(None, reason=f"{height}x{width} pixels, the model takes {spec.height}x{spec.width}")
         return result
 
-    # Pillow warns about sloppy files on stderr, files that are judged here.
+    # Pillow warns on stderr about malformed files, which are reported here.
     with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
         warnings.simplefilter("ignore")
         return list(pool.map(decoded, files))

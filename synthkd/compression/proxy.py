@@ -1,4 +1,4 @@
-"""Scores of a student before it is distilled: a little training, and what it costs."""
+"""Scores of a student before it is distilled: its agreement after a short training, and its cost."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from synthkd.taps import evaluating
 from synthkd.training.learner import Learner
 
 Evaluate = Callable[[ZooModel], Scores]
+"""Candidate -> its scores."""
 
 
 def proxy_evaluator(
@@ -34,19 +35,19 @@ def proxy_evaluator(
     settings: DistillSettings | None = None,
     threads: int = 1,
 ) -> Evaluate:
-    """Scores of a candidate that is trained for some steps; all start from the same seed and see the same batches.
+    """A function that trains a candidate for some steps and scores it; all have the same seed and the same batches.
 
-    The proxy of its accuracy is its agreement with the teacher on held-out synthetic images, which orders candidates
-    and is no accuracy of a finished student; one whose training diverges agrees on nothing.
+    The proxy of the accuracy is the agreement with the teacher on held-out synthetic images. It orders candidates and
+    is not the accuracy of a finished student. A candidate whose training diverges has an agreement of 0.
 
     Args:
         source: batches of stored images with teacher logits.
-        held_out: uint8 or float images `[N, C, H, W]` that the source does not hold.
-        teacher_logits: the teacher's logits `[N, K]` of those.
-        builder: makes the untrained student.
+        held_out: images `[N, C, H, W]`, uint8 or float, that are not in the source.
+        teacher_logits: the teacher's logits `[N, K]` of the held-out images.
+        builder: builds an untrained candidate.
         steps: of the training.
         seed: of weights and dropout.
-        accelerator: device and precision, for the candidates alone.
+        accelerator: device and precision, used by the candidates only.
         settings: loss and optimiser; None: the defaults.
         threads: of torch while latency and energy of one image are measured.
     """
@@ -56,7 +57,7 @@ def proxy_evaluator(
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive(seed, "candidate"))
             model = builder(candidate)
-            # before it is prepared for training, which may change its precision
+            # Before the model is prepared for training, which may change its precision and memory order.
             spent = cost(model, accelerator.device, threads=threads, energy_seconds=0.5)
             learner = Learner("candidate", model, settings.optimizer, steps, accelerator)
             step = DistillStep([Student(learner, settings, accelerator)], source, accelerator)
@@ -65,9 +66,9 @@ def proxy_evaluator(
                     step(number)
                 with evaluating(model):
                     agreed = accuracy(predict(model, held_out, accelerator.device), expected).value
-            except TrainingError:
+            except TrainingError:  # it diverged: a poor candidate and no failed search
                 agreed = 0.0
-        accelerator.free_memory()  # it would keep every candidate
+        accelerator.free_memory()  # the accelerator would keep every candidate
         return Scores(agreed, spent.latency.median_ms, spent.bytes, spent.energy.joules)
 
     return evaluate

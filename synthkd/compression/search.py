@@ -1,12 +1,12 @@
-"""Which student to distill: architecture, width and depth by NSGA-II, scored by training a little and by measuring.
+"""Search of a student's architecture, width and depth by NSGA-II, with scores from a short training and measurements.
 
-Deb et al. 2002, "A Fast and Elitist Multiobjective Genetic Algorithm: NSGA-II", by optuna's sampler, in the steady
-state (Durillo et al. 2009): a candidate may be a parent as soon as it has its scores, since some dozens of candidates
-make too few generations. A search begins with the smallest and the largest student of every range.
+Deb et al. 2002, "A Fast and Elitist Multiobjective Genetic Algorithm: NSGA-II", by optuna's sampler, in its
+steady-state form (Durillo et al. 2009): a candidate may be a parent as soon as it has scores, since some dozens of
+candidates make too few generations. A search begins with the smallest and the largest student of every range.
 
-It lives in one sqlite file and goes on from there: a candidate that was being scored when the process died is scored
-again, one that has its scores never is. The n-th proposal is a function of the seed and of what was scored before, so
-a search that was interrupted ends like one that was not, up to what a clock measures.
+Its state is one sqlite file, from which it resumes. A candidate without scores when the process ended is scored again;
+one with scores never is. The n-th proposal is a function of the seed and of the earlier scores, so an interrupted
+search ends like an uninterrupted one, up to the measured times.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
@@ -38,17 +38,17 @@ from synthkd.system.files import naming
 from synthkd.types import ImageSpec
 
 OPTUNA = ("optuna", "search", "the search of a student")
-"""What a search needs: the package, the extra that installs it, and what for."""
+"""The package that a search needs, the extra that installs it, and its use."""
 PATIENCE = 20
-"""Proposals in a row of candidates that have their scores already, before one that has none is drawn."""
+"""Proposals in a row of candidates with scores, after which a candidate without scores is drawn at random."""
 
-_STEP = 0.2  # of a child's width, a standard deviation of its gene
-_ANEW = 0.2  # how often a child's architecture, or its depth, is drawn anew
+_MUTATION = 0.2  # standard deviation of the change of a child's width gene
+_REDRAW = 0.2  # probability that a child's architecture, or its depth, is drawn at random
 
 
 @dataclass(frozen=True)
 class Range:
-    """Widths of one architecture at one depth, both ends included; depth None is the architecture's own."""
+    """Widths of one architecture at one depth, both ends included; depth None if the architecture has no choice."""
 
     arch: Architecture
     depth: int | None
@@ -56,15 +56,23 @@ class Range:
     high: int
 
 
+class Genes(TypedDict):
+    """A candidate as NSGA-II sees it: an architecture, and numbers in [0, 1] for depth and width."""
+
+    arch: str
+    depth: float
+    width: float
+
+
 @dataclass(frozen=True)
 class Space:
-    """All students that a search may choose, as genes: the architecture, and places in [0, 1] for depth and width.
+    """All candidates of a search, encoded as genes: the architecture, and numbers in [0, 1] for depth and width.
 
-    A place stands for a width on a logarithmic scale, and means large or small in every architecture alike, so that
-    what one has learned another may inherit.
+    The width gene is on a logarithmic scale. 0 is small and 1 is large in every architecture, so genes of parents with
+    different architectures can be combined.
 
     Attributes:
-        ranges: those of an architecture by rising depth.
+        ranges: those of one architecture by rising depth.
     """
 
     ranges: tuple[Range, ...]
@@ -77,38 +85,38 @@ class Space:
         """Architectures, in the order of their ranges."""
         return list(dict.fromkeys(r.arch for r in self.ranges))
 
-    def decode(self, genes: Mapping[str, Any]) -> ZooModel:
-        """The student that genes `arch`, `depth` and `width` stand for."""
+    def decode(self, genes: Genes) -> ZooModel:
+        """The student with these genes."""
         depths = [r for r in self.ranges if r.arch == genes["arch"]]
         r = depths[min(int(genes["depth"] * len(depths)), len(depths) - 1)]
         return ZooModel(arch=r.arch, width=round(r.low * (r.high / r.low) ** genes["width"]), depth=r.depth)
 
-    def ends(self) -> Iterator[dict[str, Any]]:
+    def ends(self) -> Iterator[Genes]:
         """Genes of the smallest and of the largest student of every range."""
         for r in self.ranges:
             depths = [other.depth for other in self.ranges if other.arch == r.arch]
             for width in (0.0, 1.0):
                 yield {"arch": r.arch, "depth": (depths.index(r.depth) + 0.5) / len(depths), "width": width}
 
-    def draw(self, rng: np.random.Generator, known: Container[ZooModel]) -> dict[str, Any]:
-        """Genes drawn uniformly, of a student that is not known; there must be one."""
+    def draw(self, rng: np.random.Generator, scored: Container[ZooModel]) -> Genes:
+        """Genes of a student that is not among `scored`, drawn uniformly; there must be such a student."""
         while True:
             arch = self.archs[rng.integers(len(self.archs))]
-            genes = {"arch": arch, "depth": rng.random(), "width": rng.random()}
-            if self.decode(genes) not in known:
+            genes: Genes = {"arch": arch, "depth": rng.random(), "width": rng.random()}
+            if self.decode(genes) not in scored:
                 return genes
 
 
 def space_of(settings: SearchSettings, spec: ImageSpec, max_parameters: int | None = None) -> Space:
-    """The families as far as they fit: widths only up to the largest that stays within the limit.
+    """The search space of families of networks, with the widths that stay within a limit of parameters.
 
     Args:
         settings: families and limit.
         spec: images and classes of the student.
-        max_parameters: the limit where the settings have none; None: no limit.
+        max_parameters: the limit if the settings have none; None: no limit.
 
     Raises:
-        ConfigError: nothing fits, or a family has a depth that its architecture has not.
+        ConfigError: no network fits, or a family has a depth that its architecture does not have.
     """
     limit = max_parameters if settings.max_parameters is None else settings.max_parameters
     ranges = []
@@ -120,7 +128,7 @@ def space_of(settings: SearchSettings, spec: ImageSpec, max_parameters: int | No
                 with torch.device("meta"):  # shapes without weights, and without a random draw
                     return parameters(zoo.build(ZooModel(arch=arch, width=width, depth=depth), spec))
 
-            count(low)  # its errors, also where there is no limit
+            count(low)  # raises for a wrong depth, also without a limit
             if limit is not None:
                 high = low - 1 + bisect_right(range(low, high + 1), limit, key=count)
             if high >= low:
@@ -139,23 +147,26 @@ def search(
     objectives: Sequence[Goal] = GOALS,
     population: int = POPULATION,
 ) -> Front:
-    """Score so many different candidates, or all there are, that NSGA-II proposes from what it has seen.
+    """Search with NSGA-II until `candidates` different candidates, or the whole space, have scores.
 
-    Call it again with the same arguments to go on after an interruption, or with more candidates to go further; only
-    one process at a time. An error of `evaluate` ends the search, and that candidate is tried again next time.
+    A call with the same arguments resumes an interrupted search; a call with more candidates continues it. Only one
+    process may do so at a time. An error of `evaluate` ends the search, and the next call tries that candidate again.
 
     Args:
-        space: the students.
-        evaluate: scores one; what it costs is the cost of the search.
-        directory: where `search.db` is; made.
+        space: the candidates.
+        evaluate: scores a candidate; nearly all of the time is spent there.
+        directory: of `search.db`; created.
         seed: of the proposals.
-        candidates: how many shall have scores in the end.
-        objectives: what to minimise, two or three of them.
-        population: parents are taken from so many of the best, at least 2.
+        candidates: number of candidates with scores in the end, at least 1.
+        objectives: two or three values to minimise.
+        population: number of best candidates among which parents are chosen, at least 2.
+
+    Returns:
+        All candidates with their scores; the reference is the worst value of each objective.
 
     Raises:
         MissingExtraError: optuna is not installed.
-        CheckpointError: the file is not a search, or one with other arguments.
+        CheckpointError: the file is no search, or one with other arguments.
         ConfigError: energy is an objective and was not measured.
     """
     return _run(space, evaluate, Path(directory) / "search.db", seed, candidates, objectives, population)
@@ -169,7 +180,7 @@ def random_search(
     candidates: int,
     objectives: Sequence[Goal] = GOALS,
 ) -> Front:
-    """The same with genes drawn uniformly, for comparison; in `random.db`. For arguments and errors see `search`."""
+    """Random search, for comparison: genes are drawn uniformly, the state is `random.db`; otherwise like `search`."""
     return _run(space, evaluate, Path(directory) / "random.db", seed, candidates, objectives, None)
 
 
@@ -185,93 +196,94 @@ def _run(
     if candidates < 1:
         raise ConfigError(f"search: candidates must be at least 1, got {candidates}")
     optuna = optional(*OPTUNA)
-    state, place = optuna.trial.TrialState, optuna.distributions.FloatDistribution(0.0, 1.0)
-    genes = {"arch": optuna.distributions.CategoricalDistribution(space.archs), "depth": place, "width": place}
-    given = dict(enumerate(() if population is None else space.ends()))
-    made = {"space": asdict(space), "objectives": list(objectives), "seed": seed, "population": population}
-    with naming(path), _study(optuna, path, made) as study:
-        # What was being scored when a process died is not counted, and so is the next to be proposed.
+    state, unit = optuna.trial.TrialState, optuna.distributions.FloatDistribution(0.0, 1.0)
+    genes = {"arch": optuna.distributions.CategoricalDistribution(space.archs), "depth": unit, "width": unit}
+    fixed = dict(enumerate(() if population is None else space.ends()))  # number of a proposal -> its genes
+    arguments = {"space": asdict(space), "objectives": list(objectives), "seed": seed, "population": population}
+    with naming(path), _study(optuna, path, arguments) as study:
+        # A trial that was running when a process ended is not counted, so its number is proposed again.
         for trial in study.get_trials(states=[state.RUNNING]):
             study.tell(trial.number, state=state.FAIL)
-        told = study.get_trials(states=[state.COMPLETE, state.PRUNED])
-        scored = {space.decode(t.params): Scores(**t.user_attrs["scores"]) for t in told if t.state == state.COMPLETE}
-        again = next((i for i, t in enumerate(reversed(told)) if t.state == state.COMPLETE), len(told))
-        proposed = len(told)
+        trials = study.get_trials(states=[state.COMPLETE, state.PRUNED])
+        scored = {space.decode(t.params): Scores(**t.user_attrs["scores"]) for t in trials if t.state == state.COMPLETE}
+        # Proposals in a row, at the end, of candidates that had scores already.
+        repeats = next((i for i, t in enumerate(reversed(trials)) if t.state == state.COMPLETE), len(trials))
+        number = len(trials)
         while len(scored) < min(candidates, len(space)):
-            if again and again % PATIENCE == 0:
-                rng = numpy_stream(seed, "one without scores", proposed)
-                given[proposed] = space.draw(rng, scored)
-            chance = derive(seed, "proposal", proposed) % 2**32
-            study.sampler = _sampler(optuna, population, chance, given.get(proposed))
+            if repeats and repeats % PATIENCE == 0:
+                fixed[number] = space.draw(numpy_stream(seed, "one without scores", number), scored)
+            # A sampler per proposal, seeded by its number, makes the proposal independent of interruptions.
+            study.sampler = _sampler(optuna, population, derive(seed, "proposal", number) % 2**32, fixed.get(number))
             trial = study.ask(genes)
             model = space.decode(trial.params)
             if model in scored:
                 study.tell(trial, state=state.PRUNED)
-                again += 1
+                repeats += 1
             else:
                 scores = evaluate(model)
                 values = scores.values(objectives)
                 trial.set_user_attr("scores", asdict(scores))
                 study.tell(trial, values)
-                scored[model], again = scores, 0
-            proposed += 1
-    found = tuple(Candidate(model, scores) for model, scores in scored.items())
-    worst = np.max([c.scores.values(objectives) for c in found], axis=0)
-    return Front(found, tuple(objectives), tuple(float(value) or 1.0 for value in worst))
+                scored[model], repeats = scores, 0
+            number += 1
+    results = tuple(Candidate(model, scores) for model, scores in scored.items())
+    worst = np.max([c.scores.values(objectives) for c in results], axis=0)
+    return Front(results, tuple(objectives), tuple(float(value) or 1.0 for value in worst))
 
 
-def _sampler(optuna: Any, population: int | None, seed: int, given: Mapping[str, Any] | None) -> Any:
-    """NSGA-II, or chance where there is no population; with genes given, those."""
+def _sampler(optuna: Any, population: int | None, seed: int, fixed: Genes | None) -> Any:
+    """NSGA-II's sampler, or a random one without a population; with `fixed` genes, a sampler of those."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that fixed genes and a strategy of one's own may change in later versions
+        warnings.simplefilter("ignore")  # fixed genes and a strategy for children are experimental in optuna
         if population is None:
             sampler = optuna.samplers.RandomSampler(seed=seed)
         else:
             sampler = optuna.samplers.NSGAIISampler(
                 population_size=population, seed=seed, child_generation_strategy=partial(_child, population, seed)
             )
-        return sampler if given is None else optuna.samplers.PartialFixedSampler(given, sampler)
+        return sampler if fixed is None else optuna.samplers.PartialFixedSampler(fixed, sampler)
 
 
 def _child(population: int, seed: int, study: Any, genes: Mapping[str, Any], _: Any) -> dict[str, Any]:
-    """Genes of a child of two of the best; a gene that is left out is drawn uniformly by the sampler.
+    """Genes of a child of two of the best candidates; the sampler draws missing genes uniformly.
 
-    Parents win tournaments of two. The width nearly always moves a little, since neighbours score alike.
+    Each parent wins a tournament of two. The width nearly always changes a little, since neighbours score alike.
     """
     rng = np.random.default_rng(seed)
-    told = [trial for trial in study.get_trials(deepcopy=False) if trial.values is not None]
-    best = crowded_order(np.array([trial.values for trial in told]))[:population]
-    mother, father = (told[best[rng.integers(len(best), size=2).min()]].params for _ in range(2))
+    trials = [trial for trial in study.get_trials(deepcopy=False) if trial.values is not None]
+    best = crowded_order(np.array([trial.values for trial in trials]))[:population]
+    mother, father = (trials[best[rng.integers(len(best), size=2).min()]].params for _ in range(2))
+    # Depth and width are mixed inside one architecture only: between two, the architecture itself is.
     child = dict(mother)
     mixed = ("depth", "width") if mother["arch"] == father["arch"] else ("arch",)
     child |= {name: father[name] for name in mixed if rng.random() < 0.5}
     if rng.random() < 0.9:
-        child["width"] = float(np.clip(child["width"] + rng.normal(0.0, _STEP), 0.0, 1.0))
-    return {name: child[name] for name in genes if name == "width" or rng.random() >= _ANEW}
+        child["width"] = float(np.clip(child["width"] + rng.normal(0.0, _MUTATION), 0.0, 1.0))
+    return {name: child[name] for name in genes if name == "width" or rng.random() >= _REDRAW}
 
 
 @contextmanager
-def _study(optuna: Any, path: Path, made: Mapping[str, Any]) -> Iterator[Any]:
-    """The study in a file, begun with exactly these arguments; meanwhile optuna's log is silent."""
+def _study(optuna: Any, path: Path, arguments: Mapping[str, Any]) -> Iterator[Any]:
+    """Context with the study in a file, which was begun with equal arguments; optuna's log is silent inside."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    made = json.loads(json.dumps(made))
-    # Connected here, since a path may hold what means something else in the address of a database.
+    arguments = json.loads(json.dumps(arguments))  # as they come back from the file
+    # Connected here and not by an address, in which characters of a path may have a meaning.
     connect = {"creator": partial(sqlite3.connect, path, timeout=60.0, check_same_thread=False)}
     before, storage = optuna.logging.get_verbosity(), None
     optuna.logging.set_verbosity(logging.ERROR)
     try:
         try:
             storage = optuna.storages.RDBStorage("sqlite://", engine_kwargs=connect)
-            directions = ["minimize"] * len(made["objectives"])
+            directions = ["minimize"] * len(arguments["objectives"])
             study = optuna.create_study(
                 study_name="search", storage=storage, directions=directions, load_if_exists=True
             )
-            known = study.user_attrs.get("made", made)
-            study.set_user_attr("made", known)
+            begun_with = study.user_attrs.get("made", arguments)
+            study.set_user_attr("made", begun_with)
         except Exception as error:  # of sqlite, its layers above, or optuna; they have no common parent
             reason = (str(error).splitlines() or [repr(error)])[0]
             raise CheckpointError(f"{path} cannot be used as a search ({reason}); give another directory") from error
-        if changed := [key for key in made if known.get(key) != made[key]]:
+        if changed := [key for key, value in arguments.items() if begun_with.get(key) != value]:
             raise CheckpointError(
                 f"{path} was begun with another {', '.join(changed)}; take the same again, or another directory"
             )

@@ -21,7 +21,7 @@ from synthkd.errors import CheckpointError, DataError
 from synthkd.rng import numpy_stream
 from synthkd.settings import BankSettings
 from synthkd.system.resources import errno_of, out_of_memory, reason, size
-from synthkd.training.checkpoint import Block, Rows
+from synthkd.training.shared_rows import Block, Rows
 from synthkd.types import Batch, ImageSpec, check_labels, to_float, to_uint8
 
 Ints = NDArray[np.int64]

@@ -130,10 +130,10 @@ class ImageStream:
             path = self._folder / arrival.name
             if not path.is_file():
                 raise DataError(f"{path} was learned from and is gone; put it back, or delete the run to start anew")
-            found = self._take(arrival.step, arrival.name)
-            if found.images != arrival.images:
+            taken = self._take(arrival.step, arrival.name)
+            if taken.images != arrival.images:
                 raise DataError(
-                    f"{path} was learned from with {arrival.images} images and has {found.images} now; put it back as "
+                    f"{path} was learned from with {arrival.images} images and has {taken.images} now; put it back as "
                     "it was, and new images into files of their own"
                 )
 
@@ -187,13 +187,13 @@ class ImageStream:
 
     def _names(self) -> list[str]:
         try:
-            found = os.listdir(self._folder)
+            names = os.listdir(self._folder)
         except OSError as error:
             raise DataError(
                 f"{self._folder} is not a folder that can be listed ({error.strerror}); make it, its files may come "
                 "later"
             ) from error
-        whole = (name for name in found if not name.startswith(".") and not name.endswith(_UNFINISHED))
+        whole = (name for name in names if not name.startswith(".") and not name.endswith(_UNFINISHED))
         return sorted(name for name in whole if name.endswith(".npz"))
 
     def _take(self, step: int, name: str) -> Arrival:
@@ -216,14 +216,14 @@ class ImageStream:
                 f"{path} is no whole .npz; write a file under a name that begins with a dot, and rename it when it is "
                 "complete"
             )
-        found = read_arrays(path)
-        images = as_images(found.images, f"{path}: images")
+        arrays = read_arrays(path)
+        images = as_images(arrays.images, f"{path}: images")
         if images.shape[1:] != self._spec.shape:
             wanted, got = ("x".join(map(str, shape)) for shape in (self._spec.shape, images.shape[1:]))
             raise DataError(f"{path}: images must be {wanted}, as the teacher's are, got {got}; convert them")
-        if found.labels is None:
+        if arrays.labels is None:
             return torch.from_numpy(images), torch.full((len(images),), -1)
-        labels = torch.from_numpy(as_labels(found.labels, len(images), f"{path}: labels"))
+        labels = torch.from_numpy(as_labels(arrays.labels, len(images), f"{path}: labels"))
         check_labels(labels, self._spec.classes, str(path))
         return torch.from_numpy(images), labels
 

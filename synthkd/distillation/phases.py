@@ -43,17 +43,17 @@ def check(phases: Sequence[PhaseSettings], needs_bank: bool) -> None:
     """
     if student_steps(phases) == 0:
         raise ConfigError("phases: the student has no step to learn in; add a joint or refine phase")
-    kept = 0
+    rounds_kept = 0
     for number, phase in enumerate(phases):
         if isinstance(phase, Pregenerate):
-            kept += max(0, phase.rounds - phase.discard)
-        elif isinstance(phase, Refine) and phase.steps and needs_bank and not kept:
+            rounds_kept += max(0, phase.rounds - phase.discard)
+        elif isinstance(phase, Refine) and phase.steps and needs_bank and not rounds_kept:
             raise ConfigError(
                 f"phases.{number}: refine would draw from an empty bank; put a pregenerate phase that keeps images, or "
                 "a joint phase, before it"
             )
         elif isinstance(phase, Joint) and phase.steps:
-            kept += 1
+            rounds_kept += 1
 
 
 def describe(phase: PhaseSettings) -> str:
@@ -93,8 +93,8 @@ def build(
     start = rounds = steps = 0
     for phase in phases:
         if isinstance(phase, Pregenerate):
-            made = Action("pregenerate", _alone(pregenerate, phase, start, rounds))
-            stages.append(Stage(phase.kind, phase.rounds, [made, Action("grid", draw, draw_every, after=True)]))
+            generate = Action("pregenerate", _alone(pregenerate, phase, start, rounds))
+            stages.append(Stage(phase.kind, phase.rounds, [generate, Action("grid", draw, draw_every, after=True)]))
         elif isinstance(phase, Refine | Joint):
             actions = [
                 Action("evaluate", _evaluating(evaluate, steps - start), evaluate_every, at_once=True),
@@ -102,8 +102,8 @@ def build(
                 *watch,
             ]
             if isinstance(phase, Joint):
-                made = Action("synthesise", _every(synthesise, phase.every, start, rounds), phase.every)
-                actions = [made, *actions, Action("grid", draw, draw_every * phase.every, after=True)]
+                generate = Action("synthesise", _every(synthesise, phase.every, start, rounds), phase.every)
+                actions = [generate, *actions, Action("grid", draw, draw_every * phase.every, after=True)]
             stages.append(Stage(phase.kind, phase.steps, actions))
             steps += phase.steps
         rounds += _rounds(phase)

@@ -44,7 +44,7 @@ class Student:
         online: mutual learning with peers, or None.
 
     Attributes:
-        learner, auxiliary, terms: as given.
+        learner, auxiliary, terms, teacher: as given.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class Student:
         self._settings = settings
         self._accelerator = accelerator
         self._controllers = Controllers() if controllers is None else controllers
-        self._teacher = teacher
+        self.teacher = teacher
         self._bank = bank
         self._regulator = regulator
         self._online = online
@@ -189,8 +189,8 @@ class Student:
             return {}
         teacher_features: Mapping[str, Tensor] = {}
         if extra is not None and len(extra.images):
-            assert self._teacher is not None
-            teacher_features = self._teacher(extra.images).features
+            assert self.teacher is not None
+            teacher_features = self.teacher(extra.images).features
         terms: Mapping[str, Tensor] = layers(
             batch, features, logits, temperature, step, extra, teacher_features, view_features
         )

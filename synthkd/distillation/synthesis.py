@@ -1,4 +1,4 @@
-"""Rounds of the generator: images into the bank, the student's agreement on them into the difficulty."""
+"""Rounds of the generator: their images fill the bank, and the student's agreement on them moves the difficulty."""
 
 from __future__ import annotations
 
@@ -38,25 +38,25 @@ class Synthesis:
 
     def alone(self, index: int, keep: bool) -> dict[str, float]:
         """One round against the teacher alone."""
-        made = self._generator.round(index, self._difficulty.value)
+        samples = self._generator.round(index, self._difficulty.value)
         if keep:
-            self._bank.add(made.images, made.labels, made.teacher_logits)
-        return dict(made.terms) | {"difficulty": self._difficulty.value, "bank/size": float(len(self._bank))}
+            self._bank.add(samples.images, samples.labels, samples.teacher_logits)
+        return dict(samples.terms) | {"difficulty": self._difficulty.value, "bank/size": float(len(self._bank))}
 
     def beside_student(self, index: int) -> dict[str, float]:
         """One round against teacher and student; the student's agreement on its images moves the difficulty."""
         student = self._student()
-        made = self._generator.round(index, self._difficulty.value, student)
-        agreement = self._ask(student, made)
+        samples = self._generator.round(index, self._difficulty.value, student)
+        agreement = self._agreement(student, samples)
         self._difficulty.update(agreement)
-        self._bank.add(made.images, made.labels, made.teacher_logits)
-        return dict(made.terms) | {
+        self._bank.add(samples.images, samples.labels, samples.teacher_logits)
+        return dict(samples.terms) | {
             "difficulty": self._difficulty.value,
             "fresh/agreement": agreement,
-            "generator/asked_label": float((made.teacher_logits.argmax(1) == made.labels).float().mean()),
+            "generator/asked_label": float((samples.teacher_logits.argmax(1) == samples.labels).float().mean()),
             "bank/size": float(len(self._bank)),
         }
 
-    def _ask(self, student: nn.Module, made: Round) -> float:
+    def _agreement(self, student: nn.Module, samples: Round) -> float:
         with torch.no_grad(), evaluating(student):
-            return float(losses.agreement(made.teacher_logits, student(made.images)))
+            return float(losses.agreement(samples.teacher_logits, student(samples.images)))

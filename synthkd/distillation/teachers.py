@@ -59,8 +59,8 @@ class FrozenTeacher:
             ModelError: logits that are not finite.
         """
         with self._accelerator.autocast():
-            seen = observe(self._fast, images, self.features)
-        return Outputs(finite_logits(seen.logits.float(), self._name), seen.features)
+            outputs = observe(self._fast, images, self.features)
+        return Outputs(finite_logits(outputs.logits.float(), self._name), outputs.features)
 
     def logits(self, images: Tensor) -> Tensor:
         """Logits alone, float32 `[N, K]`."""
@@ -130,13 +130,13 @@ class TeacherTeam:
 
         A teacher whose logits do not count is not run, but for the features.
         """
-        asked = self._asked()
-        first = self._teachers[0](images) if 0 in asked or self._teachers[0].features else None
+        numbers = self._counted()
+        first = self._teachers[0](images) if 0 in numbers or self._teachers[0].features else None
         answers = [
             first.logits if number == 0 and first is not None else self._teachers[number].logits(images)
-            for number in asked
+            for number in numbers
         ]
-        return Outputs(self._combined(asked, torch.stack(answers)), {} if first is None else first.features)
+        return Outputs(self._combined(numbers, torch.stack(answers)), {} if first is None else first.features)
 
     def logits(self, images: Tensor) -> Tensor:
         """Combined logits alone, float32 `[N, K]`."""
@@ -158,17 +158,17 @@ class TeacherTeam:
         most = max(counts) or 1
         return tuple(count / most for count in counts)
 
-    def _asked(self) -> list[int]:
+    def _counted(self) -> list[int]:
         if self._weighting == "selected":
             return [self.selected]
         return [number for number, weight in enumerate(self._weights) if weight > 0.0]
 
-    def _combined(self, asked: list[int], answers: Tensor) -> Tensor:
+    def _combined(self, numbers: list[int], answers: Tensor) -> Tensor:
         """The weighted mean `[N, K]` of answers `[A, N, K]`; a single one stays as it is."""
-        if len(asked) == 1:
+        if len(numbers) == 1:
             return answers[0]
         if self._weighting == "fixed":
-            weights = answers.new_tensor([self._weights[number] for number in asked])[:, None]
+            weights = answers.new_tensor([self._weights[number] for number in numbers])[:, None]
         else:
             weights = certainty_weights(answers, batch=self._weighting == "confidence")
         return (weights[:, :, None] * answers).sum(dim=0)

@@ -1,0 +1,52 @@
+"""Losses as plain functions of tensors, and the objective that sums them with scheduled weights.
+
+`synthkd.losses.logits` compares logits, `features` and `attention` intermediate features, `relations` and `contrast`
+the images of a batch with each other, `alignment` distributions; `inversion` trains data-free generators.
+"""
+
+from synthkd.losses.alignment import heterogeneous_alignment, sinkhorn_wasserstein, sliced_wasserstein
+from synthkd.losses.attention import attention_map, attention_transfer
+from synthkd.losses.contrast import crd, estimate_log_normaliser, sskd
+from synthkd.losses.features import hint
+from synthkd.losses.inversion import activation, adversarial, batch_norm, information_entropy, one_hot
+from synthkd.losses.logits import (
+    agreement,
+    centred_difference,
+    decoupled,
+    distillation_loss,
+    hard_label,
+    kl_divergence,
+    standardised,
+)
+from synthkd.losses.objective import Loss, Objective
+from synthkd.losses.relations import rkd_angle, rkd_distance, semantic_consistency, similarity_preserving
+
+__all__ = [
+    "Loss",
+    "Objective",
+    "activation",
+    "adversarial",
+    "agreement",
+    "attention_map",
+    "attention_transfer",
+    "batch_norm",
+    "centred_difference",
+    "crd",
+    "decoupled",
+    "distillation_loss",
+    "estimate_log_normaliser",
+    "hard_label",
+    "heterogeneous_alignment",
+    "hint",
+    "information_entropy",
+    "kl_divergence",
+    "one_hot",
+    "rkd_angle",
+    "rkd_distance",
+    "semantic_consistency",
+    "similarity_preserving",
+    "sinkhorn_wasserstein",
+    "sliced_wasserstein",
+    "sskd",
+    "standardised",
+]

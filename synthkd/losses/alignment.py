@@ -1,9 +1,10 @@
-"""How far two samples of features lie apart as distributions: which row belongs to which does not matter.
+"""Squared 2-Wasserstein distances between two samples of features, compared as distributions.
 
-Squared 2-Wasserstein distances, in the unit of the features squared: for rows that are not paired (networks that cut an
-image into unlike positions), and with a gradient where the distributions do not overlap. Features are brought to one
-dimension before they come here, by maps of which only the student's may learn: were the teacher's trained on the same
-loss, both would answer 0 to everything and the loss would be 0.
+The order of the rows does not matter, so networks that divide an image into unlike positions can be compared. The
+gradient does not vanish where the distributions do not overlap. The unit is that of the features squared.
+
+The caller projects both samples to one dimension. Only the student's projection may be trained: if the teacher's were
+trained on the same loss, both could answer 0 to everything and the loss would be 0.
 """
 
 from __future__ import annotations
@@ -21,7 +22,11 @@ Distance = Callable[[Tensor, Tensor], Tensor]
 
 
 def positions(features: Tensor) -> Tensor:
-    """Features as `[N, T, C]`: the positions of a map `[N, C, H, W]` row by row, tokens as they are, a vector as one.
+    """Features as rows of positions, `[N, T, C]`.
+
+    Args:
+        features: a map `[N, C, H, W]` (T = H W, row by row), tokens `[N, T, C]` (returned as they are), or vectors
+            `[N, C]` (T = 1).
 
     Raises:
         DataError: features of another number of dimensions.
@@ -38,69 +43,69 @@ def positions(features: Tensor) -> Tensor:
 
 
 def sliced_wasserstein(a: Tensor, b: Tensor, rng: torch.Generator, projections: int = 64) -> Tensor:
-    """D times the mean, over directions, of the exact squared distance of the projected samples, a scalar.
+    """Sliced Wasserstein distance: D times the mean, over directions, of the exact squared distance in one dimension.
 
-    Sliced Wasserstein (Bonneel et al. 2015), with directions orthonormal in blocks of at most D, which scatters less
-    than independent ones (Rowland et al. 2019). The factor D puts it on the scale of W_2^2: equal to it for samples
-    that differ by a shift and one scale for all dimensions, and in expectation never larger. A shift alone is found
-    exactly with D directions. Where D = 1 it is W_2^2 itself.
+    Bonneel et al. 2015. The directions are orthonormal in blocks of at most D, which has less variance than independent
+    directions (Rowland et al. 2019). The factor D brings the value to the scale of W_2^2: it equals W_2^2 for samples
+    that differ by a shift and one common scale, and is never larger in expectation. D directions find a pure shift
+    exactly. For D = 1 the value is W_2^2 itself.
 
     Args:
         a: `[N, D]`.
-        b: `[M, D]`; N and M may differ, as may the order of the rows.
-        rng: of the directions, on the CPU; `synthkd.rng.stream(seed, purpose, step)` makes the loss a function of the
-            step.
+        b: `[M, D]`; N and M may differ, and the order of the rows is free.
+        rng: draws the directions, on the CPU; `synthkd.rng.stream(seed, purpose, step)` makes the loss a function of
+            the step.
         projections: number of directions.
 
     Returns:
-        float32 or better; the squared difference for one row on each side, 0 for equal constant features.
+        A scalar, float32 or float64: the squared difference for one row on each side, 0 for equal constant features.
 
     Raises:
-        DataError: samples without rows, or of unlike width.
+        DataError: a sample without rows, or samples of unlike width.
     """
     a, b = _samples(a, b)
     width = a.shape[1]
     with torch.autocast(a.device.type, enabled=False):
         directions = _directions(width, projections if width > 1 else 1, rng).to(a)
         first, second = ((x @ directions).sort(dim=0).values for x in (a, b))
-        return width * _of_sorted(first, second).mean()
+        return width * _sorted_distances(first, second).mean()
 
 
 def sinkhorn_wasserstein(a: Tensor, b: Tensor, epsilon: float = 0.05, iterations: int = 50) -> Tensor:
-    """Debiased entropic transport cost `OT(a, b) - OT(a, a) / 2 - OT(b, b) / 2`, a scalar.
+    """Sinkhorn divergence `OT(a, b) - OT(a, a) / 2 - OT(b, b) / 2` of the cost |x - y|^2 (Feydy et al. 2019).
 
-    The Sinkhorn divergence (Feydy et al. 2019) of the cost |x - y|^2. It is 0 for equal samples, tends to W_2^2 as
-    epsilon falls and to the squared distance of the means as it grows; the means enter exactly at any epsilon. In the
-    log domain, and epsilon is halved step by step from the largest cost down. The gradient is that of the cost under
-    the plan that was found (the envelope theorem), so that iterations take no memory. Time and memory grow with N M.
+    It is 0 for equal samples. It tends to W_2^2 as epsilon falls, and to the squared distance of the means as epsilon
+    grows; the means enter exactly at any epsilon. The iterations run in the log domain, and epsilon is halved in every
+    iteration, from the largest cost down to its final value. The gradient is that of the cost under the final plan
+    (envelope theorem), so the iterations need no memory for it. Time and memory grow with N M.
 
-    Two samples of one distribution are not at distance 0: with few rows in many dimensions each row is far from all
-    others, at any epsilon that is small. The slices see much less of that.
+    Two samples of one distribution have a distance above 0: with few rows in many dimensions each row is far from all
+    others, at any small epsilon. Sliced distances show much less of this effect.
 
     Args:
         a: `[N, D]`.
-        b: `[M, D]`; N and M may differ, as may the order of the rows.
-        epsilon: entropic regularisation, as a share of the median cost between a and b, which has no part in the
-            gradient.
-        iterations: of the potentials; the smaller epsilon, the more are needed.
+        b: `[M, D]`; N and M may differ, and the order of the rows is free.
+        epsilon: entropic regularisation, as a share of the median cost between a and b. The median has no gradient.
+        iterations: updates of the potentials; a smaller epsilon needs more.
 
     Returns:
-        float32 or better; rounding, and iterations too few, may leave it slightly below 0. The squared difference for
-        one row on each side, 0 for equal constant features.
+        A scalar, float32 or float64: the squared difference for one row on each side, 0 for equal constant features.
+        Rounding, or too few iterations, may leave it slightly below 0.
 
     Raises:
-        DataError: samples without rows, or of unlike width.
+        DataError: a sample without rows, or samples of unlike width.
     """
     a, b = _samples(a, b)
     with torch.autocast(a.device.type, enabled=False):
-        # |x|^2 + |y|^2 - 2 x.y loses every digit far from the origin
+        # |x|^2 + |y|^2 - 2 x.y cancels every digit far from the origin, so both samples are moved there first.
         centre = torch.cat([a, b]).detach().mean(dim=0)
         a, b = a - centre, b - centre
         across = _costs(a, b)
+        # The median is 0 where most rows coincide; a share of the mean then keeps epsilon in proportion.
         typical = torch.maximum(across.detach().median(), 0.01 * across.detach().mean())
-        least = (epsilon * typical).clamp_min(1e-12)
-        within = [_entropic_cost(_costs(x, x), least, iterations, symmetric=True) for x in (a, b)]
-        return _entropic_cost(across, least, iterations) - 0.5 * (within[0] + within[1])
+        final = (epsilon * typical).clamp_min(1e-12)
+        within = [_entropic_cost(_costs(x, x), final, iterations, symmetric=True) for x in (a, b)]
+        return _entropic_cost(across, final, iterations) - 0.5 * (within[0] + within[1])
 
 
 def heterogeneous_alignment(
@@ -112,19 +117,19 @@ def heterogeneous_alignment(
 ) -> Tensor:
     """`sum_l (1 / d_l) W_2^2(phi_l(f_T^l), psi_l(f_S^l))` over layers of dimension d_l, a scalar.
 
-    Every position of every image is one row of a layer's sample, so that maps and tokens, and any two spatial sizes,
-    can be compared.
+    Each position of each image is one row of a layer's sample, so maps can be compared with tokens, and maps of any two
+    sizes with each other.
 
     Args:
         teacher: projected features of each layer, `[N, D]`, `[N, T, D]` or `[N, D, H, W]`.
-        student: of the same layers in this order; N, T, H and W may differ, D may not.
+        student: of the same layers in the same order; N, T, H and W may differ, D may not.
         distance: `sinkhorn_wasserstein`, or `sliced_wasserstein` with its generator bound.
-        relative: divide each layer by the mean variance of the teacher's dimensions too, so that layers of any scale
-            weigh alike: about 1 for a student that answers the teacher's mean.
-        most: largest number of rows on a side; of more, so many evenly spaced ones are compared.
+        relative: also divide each layer by the mean variance of the teacher's dimensions, so that layers of any scale
+            have the same weight: about 1 for a student that answers the teacher's mean.
+        most: largest number of rows on a side; of more rows, `most` evenly spaced ones are compared.
 
     Raises:
-        DataError: no layers, unlike numbers of them, or features that do not fit together.
+        DataError: no layers, unlike numbers of layers, or features that do not fit together.
     """
     if not teacher or len(teacher) != len(student):
         raise DataError(
@@ -140,7 +145,7 @@ def heterogeneous_alignment(
 
 
 def _samples(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Both in one precision, float32 at least: half precision has no digits left for squared differences."""
+    """Both samples in one precision, at least float32: squared differences need more digits than half precision has."""
     if a.dim() != 2 or b.dim() != 2 or a.shape[1] != b.shape[1] or 0 in (*a.shape, *b.shape):
         raise DataError(
             f"samples must be [N, D] and [M, D] with N, M and D > 0, got {list(a.shape)} and {list(b.shape)}; project "
@@ -151,7 +156,7 @@ def _samples(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _thinned(rows: Tensor, most: int) -> Tensor:
-    # the last row is among them, so that the step is hardly ever a whole number of images
+    # The last row is included, so the step is hardly ever a whole number of images and the positions vary.
     return rows if len(rows) <= most else rows[torch.linspace(0, len(rows) - 1, most, device=rows.device).long()]
 
 
@@ -162,15 +167,12 @@ def _directions(width: int, count: int, rng: torch.Generator) -> Tensor:
     return blocks.transpose(0, 1).flatten(1)[:, :count]
 
 
-def _of_sorted(a: Tensor, b: Tensor) -> Tensor:
-    """Exact squared distances `[P]` of the columns of `[N, P]` and `[M, P]`, each sorted.
-
-    The quantile functions are steps, so that their squared difference is constant between two neighbouring levels
-    among i / N and j / M.
-    """
+def _sorted_distances(a: Tensor, b: Tensor) -> Tensor:
+    """Exact squared distances `[P]` between the columns of `[N, P]` and `[M, P]`, each column sorted."""
     n, m = len(a), len(b)
     if n == m:
         return (a - b).square().mean(dim=0)
+    # Quantile functions are steps: their squared difference is constant between neighbouring levels of i / n and j / m.
     levels = torch.cat([torch.arange(n) * m, torch.arange(m + 1) * n]).unique()  # in units of 1 / (n m)
     mass = (levels.diff().double() / (n * m)).to(a)
     first, second = ((levels[:-1] // other).to(a.device) for other in (m, n))
@@ -184,18 +186,19 @@ def _costs(a: Tensor, b: Tensor) -> Tensor:
     return costs
 
 
-def _entropic_cost(cost: Tensor, least: Tensor, iterations: int, symmetric: bool = False) -> Tensor:
-    """Value of the dual problem after so many iterations at the regularisation `least`; never above its optimum."""
+def _entropic_cost(cost: Tensor, final: Tensor, iterations: int, symmetric: bool = False) -> Tensor:
+    """Value of the dual problem at the regularisation `final` after some iterations; never above its optimum."""
     fixed = cost.detach()
     g = fixed.new_zeros(fixed.shape[1])
     with torch.no_grad():
         largest = fixed.max()
         for i in range(iterations):
-            epsilon = torch.maximum(least, largest * 0.5**i)
+            epsilon = torch.maximum(final, largest * 0.5**i)
             f = _softmin(fixed, g, epsilon)
-            # of a sample to itself both potentials are one, and their mean gets there in a few iterations
+            # The two potentials of a sample against itself are equal; their mean converges in a few iterations.
             g = 0.5 * (f + g) if symmetric else _softmin(fixed.T, f, epsilon)
-    return _softmin(cost, g, least).mean() + g.mean()
+    # One more update outside of no_grad: its gradient by the cost is the plan.
+    return _softmin(cost, g, final).mean() + g.mean()
 
 
 def _softmin(cost: Tensor, potential: Tensor, epsilon: Tensor) -> Tensor:

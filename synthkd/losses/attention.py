@@ -1,4 +1,4 @@
-"""Loss on where two networks look: pure functions of their feature maps, whatever channels these have."""
+"""Attention transfer: a loss on the spatial attention of two networks, whatever their numbers of channels."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ def attention_transfer(
     With `q = vec(Q) / ||vec(Q)||_2` of each image's attention map `Q = sum_c |A_c|^p`:
 
     - `paper`: `mean_i ||q_S - q_T||_2`, the batch mean of the equation's norm without its factor beta / 2. Its gradient
-      does not fade as the maps come near.
-    - `authors`: `mean_i,h,w (q_S - q_T)^2`, as their code has it: the square of that norm over the number of positions.
+      does not fade as the maps come near to each other.
+    - `authors`: `mean_i,h,w (q_S - q_T)^2`, as in the authors' code: the squared norm over the number of positions.
 
-    Maps of unlike size are averaged down to the smaller height and the smaller width; the maps Q are, not the
-    activations, in which neighbours of opposite sign would cancel. A common factor on an image's activations changes
-    nothing.
+    Maps of unlike size are averaged down to the smaller height and the smaller width. The attention maps Q are averaged
+    and not the activations, since neighbouring activations of opposite sign would cancel. A common factor on an image's
+    activations changes nothing.
 
     Args:
         teacher: activations `[N, C, H, W]`.
         student: activations of the same images, `[N, C', H', W']`.
-        power: p >= 1; the larger, the more the strongest positions count.
-        form: which of the two.
+        power: p >= 1; a larger p gives the strongest positions more weight.
+        form: one of the two above.
         weights: importance weights `[N]` of the images, or None for ones.
 
     Returns:
-        0 where both maps are constant. An image without any activation looks nowhere: its q is 0 and gets no gradient.
+        0 where both maps are constant. An image without any activation has q = 0 and gets no gradient.
 
     Raises:
         ConfigError: an unknown form, or a power below 1.
@@ -56,16 +56,19 @@ def attention_transfer(
 
 
 def attention_map(activations: Tensor, power: float = 2.0) -> Tensor:
-    """Spatial attention `Q = sum_c |A_c|^p` (section 3.1), over each image's largest, at least float32 `[N, H, W]`.
+    """Spatial attention `Q = sum_c |A_c|^p` (section 3.1) over its maximum in each image, `[N, H, W]`.
 
-    Relative to the largest, so that squares of high powers stay in range; whoever normalises the map does not see it.
+    The division by the maximum keeps high powers in range. It cancels wherever the map is normalised afterwards.
 
     Args:
         activations: `[N, C, H, W]`.
         power: p >= 1.
 
+    Returns:
+        float32 or float64, in [0, 1].
+
     Raises:
-        ConfigError: a power below 1, whose gradient is infinite where a network is silent.
+        ConfigError: a power below 1, whose gradient is infinite at activations of 0.
         ModelError: features that are not maps.
     """
     if not power >= 1.0:
@@ -74,7 +77,7 @@ def attention_map(activations: Tensor, power: float = 2.0) -> Tensor:
         raise ModelError(
             f"attention maps need activations [N, C, H, W], got {list(activations.shape)}; tap a layer that gives maps"
         )
-    sizes = full_precision(activations)
-    attention = sum_of_squares(sizes, dim=1) if power == 2.0 else sizes.abs().pow(power).sum(dim=1)
+    values = full_precision(activations)
+    attention = sum_of_squares(values, dim=1) if power == 2.0 else values.abs().pow(power).sum(dim=1)
     largest = attention.detach().amax(dim=(1, 2), keepdim=True)
     return attention / largest.masked_fill(largest == 0.0, 1.0)

@@ -1,4 +1,4 @@
-"""Losses on self-supervised knowledge: which images are the same, and how alike others are. Pure functions."""
+"""Contrastive losses: CRD on pairs of teacher's and student's features, SSKD on similarities between two views."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from synthkd.errors import ConfigError
 from synthkd.losses.logits import kl_divergence
-from synthkd.losses.relations import full_precision, unit
+from synthkd.losses.relations import full_precision, unit, unit_rows
 
 
 def crd(
@@ -23,31 +23,32 @@ def crd(
     log_normaliser: Tensor | float = 0.0,
     form: Literal["nce", "infonce"] = "nce",
 ) -> Tensor:
-    """Contrastive representation distillation (CRD, Tian et al. 2020), the student as anchor, a scalar.
+    """Contrastive representation distillation (CRD, Tian et al. 2020) with the student as anchor, a scalar.
 
-    Can one tell the teacher's features of the same image from those of K others? With `s = cos / temperature`:
+    The student's features shall tell the teacher's features of the same image from those of K other images. With
+    `s = cos / temperature`:
 
     - `nce`: `-mean_i [log h(s_i) + sum_k log(1 - h(s_ik))]` with the paper's critic `h = e^s / (e^s + K / M)`, which is
-      `sigmoid(s - log(K / M))`: nothing is exponentiated. The authors' code first divides e^s by a constant Z that it
-      estimates on its first batch (`log_normaliser` here), else most cosines must become negative; M then cancels.
-    - `infonce`: `-mean_i log(e^{s_i} / (e^{s_i} + sum_k e^{s_ik}))`, which needs neither M nor Z: for negatives from a
-      bank that changes its size.
+      `sigmoid(s - log(K / M))`: nothing is exponentiated. The authors' code first divides e^s by a constant Z from its
+      first batch (`log_normaliser` here); without Z most cosines must become negative. With Z, M cancels.
+    - `infonce`: `-mean_i log(e^{s_i} / (e^{s_i} + sum_k e^{s_ik}))`, which needs neither M nor Z. It suits negatives
+      from a bank whose size changes.
 
-    Both sides are projected to D dimensions by the caller, with layers that are trained along. The authors add the same
-    with the roles exchanged: `crd(student, teacher, negatives of the student)`.
+    The caller projects both sides to D dimensions, with layers that are trained along. The authors add the same loss
+    with exchanged roles: `crd(student, teacher, negatives of the student)`.
 
     Args:
         teacher: projected features `[N, D]`, of any length.
         student: projected features of the same images `[N, D]`.
-        negatives: projected teacher features of other images, `[K, D]` for all or `[N, K, D]` for each. An image's own
-            features among them would be pushed away too; leave them out.
-        temperature: above 0; the paper has 0.1 on CIFAR-100, the authors' code 0.07 by default.
-        population: M, the number of images that the negatives are drawn from; None where they are all (M = K).
-        log_normaliser: log Z, of `estimate_log_normaliser`; 0 is the paper's critic. Used by `nce` alone, as M is.
-        form: which of the two.
+        negatives: projected teacher features of other images, `[K, D]` for all or `[N, K, D]` for each. They must not
+            include an image's own features, which would be pushed away too.
+        temperature: above 0; 0.1 in the paper for CIFAR-100, 0.07 by default in the authors' code.
+        population: M, the number of images that the negatives are drawn from; None for M = K.
+        log_normaliser: log Z from `estimate_log_normaliser`; 0 is the paper's critic. Only `nce` reads it, and M.
+        form: one of the two above.
 
     Returns:
-        0 without negatives (a bank that is still empty). Features of zeros have cosine 0 to everything.
+        0 without negatives (an empty bank). Features of zeros have cosine 0 to everything.
 
     Raises:
         ConfigError: an unknown form.
@@ -57,9 +58,10 @@ def crd(
     positive, others = _scores(teacher, student, negatives, temperature)
     count = others.shape[1]
     if count == 0:
-        return positive.sum() * 0.0
+        return positive.sum() * 0.0  # with a gradient of 0, for backward
     if form == "infonce":
         return F.softplus(torch.logsumexp(others - positive[:, None], dim=1)).mean()
+    # log(1 - sigmoid(x)) is logsigmoid(-x), finite at any score.
     threshold = math.log(count / (count if population is None else population)) + log_normaliser
     return -(F.logsigmoid(positive - threshold) + F.logsigmoid(threshold - others).sum(dim=1)).mean()
 
@@ -68,10 +70,10 @@ def crd(
 def estimate_log_normaliser(
     teacher: Tensor, student: Tensor, negatives: Tensor, temperature: float, population: int
 ) -> Tensor:
-    """`log Z = log(M * mean e^s)` over all pairs of a batch, as the authors' code does once, on the first; a scalar.
+    """`log Z = log(M * mean e^s)` over all pairs of a batch, a scalar; the authors' code takes it once, on the first.
 
-    With it the critic's threshold is `log(K * mean e^s)`: a pair counts as one image from where its e^s outweighs the
-    negatives of that first batch together.
+    With it the critic's threshold is `log(K * mean e^s)`: a pair counts as one image once its e^s exceeds the sum over
+    the negatives of that first batch.
 
     Args:
         teacher: projected features `[N, D]`.
@@ -94,35 +96,36 @@ def sskd(
     keep: float = 1.0,
     weights: Tensor | None = None,
 ) -> Tensor:
-    """The teacher's similarities between two views of a batch, for the student (SSKD, Xu et al. 2020), a scalar.
+    """Self-supervised distillation (SSKD, Xu et al. 2020) of similarities between two views of a batch, a scalar.
 
-    `A_ij = cos(view_i, z_j)` between image i in its other view and image j as it is; the loss is
+    `A_ij = cos(view_i, z_j)` between the augmented image i and the plain image j; the loss is
     `T^2 * mean_i KL(softmax(A_T / T)_i || softmax(A_S / T)_i)`. The paper sums cross-entropies, whose gradient is the
-    same but for the factor; the authors' code has the KL and the mean, as here. What a teacher takes an altered image
-    for is not in its logits of the plain images. Features that did not learn to tell images apart are projected by the
-    caller, as the authors do with a head trained on this task.
+    same up to a factor; the authors' code has the KL and the mean, as here. The similarities hold what the teacher's
+    logits of the plain images do not: what it takes an altered image for. Features that were not trained to tell images
+    apart are projected by the caller, as the authors do with a head trained on this task.
 
-    Selective transfer: rows in which the teacher takes another image for the same are wrong, and of those only the
-    fraction `keep` that is least wrong (by the rank of the right image) is learnt from; ties keep the batch's order.
+    Selective transfer: a row is wrong where the teacher finds another image more similar than the right one. Of the
+    wrong rows only the fraction `keep` with the best rank of the right image is used; ties keep the batch's order.
 
     Args:
         teacher: features of the images `[N, D]`, or maps and tokens `[N, ...]`, which are flattened.
         student: features of the same images, `[N, E]` likewise.
-        teacher_view: the teacher's features of an augmentation of each image, `[N, D]` in the same order.
-        student_view: the student's of the same augmentations, `[N, E]`.
-        temperature: T > 0; the authors have 0.5.
-        keep: in [0, 1]; the authors have 0.75, 1 is all rows.
+        teacher_view: the teacher's features of one augmentation of each image, `[N, D]` in the same order.
+        student_view: the student's features of the same augmentations, `[N, E]`.
+        temperature: T > 0; 0.5 in the authors' code.
+        keep: in [0, 1]; 0.75 in the authors' code, 1 for all rows.
         weights: importance weights `[N]` of the rows, or None for ones.
 
     Returns:
-        0 for one image (a row of one has one softmax), and where no row is kept.
+        0 for one image (the softmax of one value is constant), and where no row is used.
 
     Raises:
         ConfigError: a fraction outside [0, 1].
     """
     if not 0.0 <= keep <= 1.0:
         raise ConfigError(f"keep is the fraction of wrong rows to learn from, in [0, 1], got {keep}; 1 keeps all")
-    theirs, ours = _cosines(teacher_view, teacher), _cosines(student_view, student)
+    theirs = unit_rows(teacher_view) @ unit_rows(teacher).T
+    ours = unit_rows(student_view) @ unit_rows(student).T
     divergence = kl_divergence(theirs, ours, temperature)
     if weights is not None:
         divergence = divergence * weights
@@ -139,13 +142,9 @@ def _scores(teacher: Tensor, student: Tensor, negatives: Tensor, temperature: fl
     return positive / temperature, negative / temperature
 
 
-def _cosines(rows: Tensor, columns: Tensor) -> Tensor:
-    left, right = (unit(full_precision(features).flatten(1)) for features in (rows, columns))
-    return left @ right.T
-
-
 def _least_wrong(similarities: Tensor, keep: float) -> Tensor:
-    """Indices of the rows whose largest entry is on the diagonal, and of the fraction `keep` nearest to that."""
+    """Indices of the rows with their largest value on the diagonal, then of the fraction `keep` nearest to that."""
     rank = (similarities > similarities.diagonal()[:, None]).sum(dim=1)
+    # Right rows have rank 0 and come first.
     wrong = int((rank > 0).sum())
     return rank.argsort(stable=True)[: len(rank) - wrong + math.floor(keep * wrong)]

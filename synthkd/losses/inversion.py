@@ -1,4 +1,4 @@
-"""What a data-free generator is trained on: the frozen teacher's view of its images."""
+"""Losses of a data-free generator, from the outputs of the frozen teacher on its images."""
 
 from __future__ import annotations
 
@@ -14,12 +14,15 @@ from synthkd.types import BatchNormStatistics
 
 
 def batch_norm(statistics: Mapping[str, BatchNormStatistics]) -> Tensor:
-    """Distance of the batch's moments from those the teacher's BatchNorm layers stored, a scalar.
+    """Distance between the batch's moments and the running statistics of the teacher's BatchNorm layers, a scalar.
 
     `sum_l ||mu_l(x) - mu_l||_2 + ||sigma_l^2(x) - sigma_l^2||_2` (DeepInversion, Yin et al. 2020, equation 4).
 
+    Args:
+        statistics: module path of a layer -> its moments `[C]`.
+
     Raises:
-        ValueError: when there is no BatchNorm layer, where the sum would silently be zero.
+        ValueError: no BatchNorm layer; the sum would be 0 without a word.
     """
     if not statistics:
         raise ValueError("the teacher has no BatchNorm statistics to match")
@@ -31,26 +34,36 @@ def batch_norm(statistics: Mapping[str, BatchNormStatistics]) -> Tensor:
 
 
 def one_hot(teacher: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy of the teacher's logits `[N, K]` to the asked labels int64 `[N]` (DAFL, Chen et al. 2019)."""
+    """Cross-entropy of the teacher's logits `[N, K]` to labels int64 `[N]`, a scalar (DAFL, Chen et al. 2019)."""
     return F.cross_entropy(teacher, labels)
 
 
 def adversarial(teacher: Tensor, student: Tensor) -> Tensor:
     """Negative disagreement `-mean_i [argmax T = argmax S] KL(teacher || student)_i`, a scalar to be minimised.
 
-    Only samples on which both still agree are pushed, so that they stay on the teacher's side of the boundary
-    (the decision adversarial loss of CMI, Fang et al. 2021).
+    Only images on which both networks still agree have a gradient, so that images stay on the teacher's side of the
+    decision boundary (decision adversarial loss of CMI, Fang et al. 2021).
+
+    Args:
+        teacher: logits `[N, K]`.
+        student: logits `[N, K]`.
     """
     agree = (teacher.argmax(dim=1) == student.argmax(dim=1)).to(teacher.dtype)
     return -(kl_divergence(teacher, student) * agree).mean()
 
 
 def information_entropy(teacher: Tensor) -> Tensor:
-    """Negative entropy, in nats, of the batch's mean prediction (DAFL): least when classes are balanced."""
+    """Negative entropy, in nats, of the mean prediction of logits `[N, K]`, a scalar: minimal for balanced classes.
+
+    DAFL, Chen et al. 2019.
+    """
     mean = torch.logsumexp(F.log_softmax(teacher, dim=1), dim=0) - math.log(len(teacher))
     return (mean.exp() * mean).sum()
 
 
 def activation(features: Tensor) -> Tensor:
-    """Negative mean absolute penultimate feature (DAFL): real images excite a network more than noise."""
+    """Negative mean absolute value of the penultimate features `[N, D]`, a scalar.
+
+    DAFL, Chen et al. 2019: real images give larger activations than noise.
+    """
     return -features.abs().mean()

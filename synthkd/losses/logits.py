@@ -1,4 +1,4 @@
-"""Losses on logits: pure functions in log space, batch means."""
+"""Losses on logits: pure functions in log space, means over the batch."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from torch import Tensor
 def kl_divergence(teacher: Tensor, student: Tensor, temperature: float = 1.0) -> Tensor:
     """Per-sample `KL(teacher_T || student_T)`, float32 `[N]`.
 
-    Hinton, Vinyals and Dean 2015, section 2, without the factor T^2. Finite at any logit gap, since it stays in log
-    space; infinite logits are not supported.
+    Hinton, Vinyals and Dean 2015, section 2, without the factor T^2. It stays in log space and is finite at any logit
+    gap; infinite logits are not supported.
 
     Args:
         teacher: logits `[N, K]`.
@@ -41,10 +41,15 @@ def hard_label(student: Tensor, labels: Tensor, weights: Tensor | None = None) -
 
 
 def centred_difference(teacher: Tensor, student: Tensor, weights: Tensor | None = None) -> Tensor:
-    """Mean absolute difference of logits after each row's mean is taken off (a softmax cannot see it), a scalar.
+    """Mean absolute difference of centred logits over the standard deviation of the teacher's, a scalar.
 
-    The logit-matching limit of Hinton et al. 2015 (section 2.1), with the absolute value of DFAD (Fang et al. 2019)
-    in place of the square, in units of the standard deviation of the teacher's centred logits.
+    Each row is centred, since a softmax does not depend on its mean. This is the logit-matching limit of Hinton et al.
+    2015 (section 2.1), with the absolute value of DFAD (Fang et al. 2019) in place of the square.
+
+    Args:
+        teacher: logits `[N, K]`.
+        student: logits `[N, K]`.
+        weights: importance weights `[N]`, or None for ones.
     """
     teacher = teacher - teacher.mean(dim=1, keepdim=True)
     student = student - student.mean(dim=1, keepdim=True)
@@ -53,12 +58,15 @@ def centred_difference(teacher: Tensor, student: Tensor, weights: Tensor | None 
 
 
 def weighted_mean(values: Tensor, weights: Tensor | None) -> Tensor:
-    """Mean of `values [N]`, times `weights [N]` where given (not renormalised: importance weights are unbiased so)."""
+    """Mean of `values [N]`, each times its weight in `weights [N]` if given, a scalar.
+
+    The weights are not renormalised, which keeps the estimate of importance sampling unbiased.
+    """
     return values.mean() if weights is None else (values * weights).mean()
 
 
 def agreement(teacher: Tensor, student: Tensor) -> Tensor:
-    """Fraction of rows whose largest logit is at the same class, a float32 scalar."""
+    """Fraction of rows of logits `[N, K]` in which both choose the same class, a float32 scalar in [0, 1]."""
     return (teacher.argmax(dim=1) == student.argmax(dim=1)).to(torch.float32).mean()
 
 
@@ -73,11 +81,13 @@ def decoupled(
 ) -> Tensor:
     """Decoupled distillation `T^2 * mean_i w_i (alpha TCKD_i + beta NCKD_i)` (Zhao et al. 2022, equation 7), a scalar.
 
-    TCKD is `KL(b_T || b_S)` between the pairs (p_y, 1 - p_y) of the target class y against all others, NCKD is
-    `KL(q_T || q_S)` between the softmaxes over the other classes alone; `KL(teacher_T || student_T)` is
-    `TCKD + (1 - p_y) NCKD` with the teacher's p_y, so plain distillation all but drops NCKD where the teacher is sure.
-    T^2 is not in the equation but in the authors' code. That code takes the logarithm of a softmax, infinite at a wide
-    gap; here everything stays in log space. With two classes NCKD is 0 and TCKD is plain distillation.
+    TCKD is `KL(b_T || b_S)` between the pairs (p_y, 1 - p_y) of the target class y and all others. NCKD is
+    `KL(q_T || q_S)` between the softmaxes over the other classes alone. `KL(teacher_T || student_T)` is
+    `TCKD + (1 - p_y) NCKD` with the teacher's p_y, so plain distillation nearly drops NCKD where the teacher is sure.
+    With two classes NCKD is 0 and TCKD is plain distillation.
+
+    The factor T^2 is from the authors' code and not in the equation. That code takes the logarithm of a softmax, which
+    is infinite at a wide logit gap; here everything stays in log space.
 
     Args:
         teacher: logits `[N, K]`, K >= 2.
@@ -85,7 +95,7 @@ def decoupled(
         labels: target classes int64 `[N]`.
         temperature: T > 0.
         alpha: weight of TCKD.
-        beta: weight of NCKD; the authors choose it by the pair of networks.
+        beta: weight of NCKD; the authors choose it for each pair of networks.
         weights: importance weights `[N]`, or None for ones.
     """
     others = torch.arange(teacher.shape[1] - 1, device=labels.device)[None]
@@ -99,20 +109,23 @@ def decoupled(
 
 
 def _against_rest(logits: Tensor, labels: Tensor, others: Tensor, temperature: float) -> Tensor:
-    """Logits `[N, 2]` of the label against all `others [N, K - 1]`: their softmax is (p_y, 1 - p_y)."""
+    """Logits `[N, 2]` of the label and of all `others [N, K - 1]` together: their softmax is (p_y, 1 - p_y)."""
     own = logits.gather(1, labels[:, None]) / temperature
     return torch.cat([own, torch.logsumexp(others / temperature, dim=1, keepdim=True)], dim=1)
 
 
 def standardised(logits: Tensor) -> Tensor:
-    """Z-scores `(z - mean(z)) / std(z)` of each row of logits `[N, K]`, to be given to a loss in place of the logits.
+    """Z-scores `(z - mean(z)) / std(z)` of each row of logits, `[N, K]`; a loss takes them in place of the logits.
 
-    Logit standardisation (Sun et al. 2024, the Z-score of algorithm 1 but for its temperature, which the loss divides
-    by): the student need not match the teacher's logits in shift and scale, only in their relations. The paper's
-    standard deviation (over K, not K - 1) is taken; the authors' code has K - 1, a constant factor on the temperature.
+    Logit standardisation (Sun et al. 2024, the Z-score of algorithm 1 without its temperature, by which the loss
+    divides): the student must match the relations between the teacher's logits, not their shift and scale. The standard
+    deviation divides by K as in the paper; the authors' code has K - 1, a constant factor on the temperature.
 
-    A row whose logits are all equal but for rounding has no z-score. It comes out as zeros, a uniform softmax, and its
-    gradient is that of a standard deviation of 1: an untrained head that answers zeros can still learn.
+    A row of equal logits (up to rounding) has no z-score. Its result is zeros, a uniform softmax, with the gradient of
+    a standard deviation of 1, so that an untrained head that answers zeros can still learn.
+
+    Args:
+        logits: `[N, K]`.
     """
     centred = logits - logits.mean(dim=1, keepdim=True)
     spread: Tensor = torch.linalg.vector_norm(centred, dim=1, keepdim=True) / logits.shape[1] ** 0.5

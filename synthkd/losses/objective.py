@@ -1,4 +1,4 @@
-"""A loss as named terms with scheduled weights."""
+"""A loss as a weighted sum of named terms, with weights that may change during training."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ View = TypeVar("View")
 
 @dataclass(frozen=True)
 class Loss:
-    """A scalar to minimise and the unweighted terms it was made of.
+    """A scalar to minimise, with its unweighted terms.
 
     Attributes:
         total: weighted sum, a scalar with gradient.
-        terms: name -> scalar, for the log and for naming the culprit of a NaN.
+        terms: name -> scalar, for the log and for the error that names a term that is not finite.
     """
 
     total: Tensor
@@ -34,8 +34,11 @@ class Objective(Generic[View]):
     """Sum of `weight(step) * term(view)` over named terms.
 
     Attributes:
-        terms: name -> function of the view that gives a scalar.
-        weights: name -> number or curve; a term whose weight is 0 at a step is not computed.
+        terms: name -> function of the view that returns a scalar.
+        weights: name -> number or curve; a term is not computed at a step where its weight is 0.
+
+    Raises:
+        ValueError: terms and weights with different names.
     """
 
     terms: Mapping[str, Callable[[View], Tensor]]
@@ -54,13 +57,14 @@ class Objective(Generic[View]):
     ) -> Loss:
         """The loss at a step.
 
-        Raises `ConfigError` where nothing has a weight.
-
         Args:
-            view: what the terms see.
+            view: argument of the terms.
             step: 0-based.
-            total: steps over which the weights move.
-            factor: of the weight of a term, by name.
+            total: number of steps over which the weights change.
+            factor: name -> factor on the weight of that term.
+
+        Raises:
+            ConfigError: every term has weight 0 at this step.
         """
         values: dict[str, Tensor] = {}
         weights: dict[str, float] = {}

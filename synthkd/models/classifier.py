@@ -1,4 +1,4 @@
-"""The one shape of a model in synthkd: a network that normalises its own input and says what it takes and gives."""
+"""The one form of a model in synthkd: a network that normalises its own input and knows its images and classes."""
 
 from __future__ import annotations
 
@@ -16,8 +16,12 @@ from synthkd.types import ImageSpec
 class Normalize(nn.Module):
     """`(images - mean) / std` per channel.
 
-    The two are buffers that stay out of the state dict: they are part of what the model is (config.json), not of what
-    it learned, so loading weights never changes them.
+    Both are buffers outside of the state dict. They belong to the model's definition (config.json) and not to its
+    weights, so loading weights never changes them.
+
+    Args:
+        mean: one number per channel.
+        std: one positive number per channel.
     """
 
     mean: Tensor
@@ -29,6 +33,7 @@ class Normalize(nn.Module):
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(-1, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
+        """Normalised images, float `[N, C, H, W]`."""
         return (images - self.mean) / self.std
 
 
@@ -37,12 +42,16 @@ class Classifier(nn.Module):
 
     Args:
         body: maps normalised images `[N, C, H, W]` to logits `[N, K]`.
-        spec: what it takes and gives.
-        mean: per-channel mean subtracted from images in `[0, 1]`; None: the body normalises itself.
+        spec: shape of its images and number of its classes.
+        mean: per-channel mean subtracted from images in `[0, 1]`; None: the body normalises its input itself.
         std: per-channel divisor; None: ones.
-        recipe: JSON-able settings from which an untrained `body` can be rebuilt (a dump of `ZooModel` or
-            `LoadedModel`); empty for a model that cannot be saved.
+        recipe: JSON-able settings that rebuild an untrained `body` (a dump of `ZooModel` or `LoadedModel`); empty for
+            a model that cannot be saved.
         class_names: one name per class, or empty.
+
+    Attributes:
+        normalize, body: the two modules.
+        spec, recipe, class_names: as given.
 
     Raises:
         ModelError: mean, std or class_names do not fit the spec.
@@ -74,7 +83,7 @@ class Classifier(nn.Module):
         self.spec = spec
         self.recipe: dict[str, Any] = dict(recipe or {})
         self.class_names = tuple(class_names)
-        self._shape = spec.shape
+        self._shape = spec.shape  # read in every pass
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits `[N, K]` of float images `[N, C, H, W]` in `[0, 1]`.
@@ -82,15 +91,29 @@ class Classifier(nn.Module):
         Raises:
             ModelError: the images have another shape, or are not floating point.
         """
-        if images.dim() != 4 or tuple(images.shape[1:]) != self._shape or not images.is_floating_point():
-            raise ModelError(
-                "images must be float32 [N, {}, {}, {}] in [0, 1], got {} {}; resize them, and turn uint8 into floats "
-                "with synthkd.types.to_float".format(*self._shape, images.dtype, list(images.shape))
-            )
+        require_images(images, self._shape)
         logits: Tensor = self.body(self.normalize(images))
         return logits
 
 
+def require_images(images: Tensor, shape: tuple[int, int, int]) -> None:
+    """Check that images are floating point `[N, C, H, W]` of one shape `(C, H, W)`.
+
+    Raises:
+        ModelError: they are not; the error has both shapes.
+    """
+    if images.dim() != 4 or tuple(images.shape[1:]) != shape or not images.is_floating_point():
+        raise ModelError(
+            "images must be float32 [N, {}, {}, {}] in [0, 1], got {} {}; resize them, and turn uint8 into floats "
+            "with synthkd.types.to_float".format(*shape, images.dtype, list(images.shape))
+        )
+
+
 def parameters(model: nn.Module) -> int:
-    """Number of parameters, each counted once however often it is shared."""
+    """Number of parameters, each counted once, however often it is shared."""
     return sum(p.numel() for p in model.parameters())
+
+
+def state_bytes(model: nn.Module) -> int:
+    """Bytes of a model's state dict, as it is saved."""
+    return sum(t.numel() * t.element_size() for t in model.state_dict().values())

@@ -1,4 +1,4 @@
-"""What a teacher must keep, checked once with a batch of noise before anything expensive starts."""
+"""The requirements on a teacher, checked once with a batch of noise before anything expensive starts."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from synthkd.taps import evaluating, has_statistics
 from synthkd.types import ImageSpec
 
 PROBES = 8
+"""Images of noise."""
 
 
 @dataclass(frozen=True)
 class TeacherContract:
-    """What the probe of a teacher found; that there is one means that every check passed.
+    """The result of the probe of a teacher that passed every check.
 
     Attributes:
-        spec: what the teacher takes and gives.
-        parameters: their number.
+        spec: shape of its images and number of its classes.
+        parameters: number of its parameters.
         batch_norm_layers: BatchNorm layers with running statistics, which inversion matches.
     """
 
@@ -31,10 +32,14 @@ class TeacherContract:
 
 
 def finite_logits(logits: Tensor, who: str = "the teacher") -> Tensor:
-    """Logits `[N, K]` as they are.
+    """The logits `[N, K]`, unchanged.
+
+    Args:
+        logits: of `who`.
+        who: name of the model in the error.
 
     Raises:
-        ModelError: they are not finite; says who gave them, and for how many images.
+        ModelError: logits that are not finite; the error counts the images.
     """
     if bool(torch.isfinite(logits).all()):
         return logits
@@ -47,30 +52,32 @@ def finite_logits(logits: Tensor, who: str = "the teacher") -> Tensor:
 
 @torch.no_grad()
 def probe(teacher: Classifier, who: str = "the teacher") -> TeacherContract:
-    """Send noise through a teacher in eval mode and check that it gives logits as its spec says.
+    """Send noise through a teacher in eval mode and check that its logits are as its spec says.
 
     Args:
         teacher: any classifier; unchanged.
-        who: what errors call it.
+        who: name of the model in errors.
 
     Raises:
-        ModelError: it cannot take such images; gives something else than finite float logits `[N, K]`; gives
-            probabilities; or its answer for an image depends on the rest of the batch or on chance.
+        ModelError: the teacher fails on such images; its output is not finite float logits `[N, K]`, or is
+            probabilities; or its logits of an image depend on the rest of the batch or on chance.
     """
     weight = next(teacher.parameters(), torch.empty(0))
     generator = torch.Generator().manual_seed(0)
     images = torch.rand((PROBES, *teacher.spec.shape), generator=generator).to(weight.device)
     with evaluating(teacher):
         logits = _forward(teacher, images, who)
-        part = _forward(teacher, images[: PROBES // 2], who)
+        half = _forward(teacher, images[: PROBES // 2], who)
     if not bool(torch.isfinite(logits).all()):
         raise ModelError(f"{who} gives logits that are not finite on noise; check its weights")
+    # Logits that are in [0, 1] and sum to 1 in each of 8 rows by chance do not occur.
     sums = logits.sum(dim=1)
     if bool((logits >= 0).all()) and bool((logits <= 1).all()) and bool(((sums - 1).abs() < 1e-3).all()):
         raise ModelError(
             f"{who} gives probabilities, not logits (rows in [0, 1] that sum to 1); take the softmax off its end"
         )
-    difference = float((logits[: PROBES // 2] - part).abs().max())
+    # The same images in another batch show whether logits depend on the batch (BatchNorm) or on chance (dropout).
+    difference = float((logits[: PROBES // 2] - half).abs().max())
     if difference > 1e-3 * max(1.0, float(logits.abs().max())):
         raise ModelError(
             f"{who}'s logits of an image change by {difference:.3g} with the rest of the batch or by chance, "
@@ -84,9 +91,9 @@ def _forward(teacher: Classifier, images: Tensor, who: str) -> Tensor:
     spec = teacher.spec
     try:
         logits: object = teacher(images)
-    except ModelError:
+    except ModelError:  # says what is wrong already
         raise
-    except Exception as error:  # other people's code may fail in any way; the line must say on what
+    except Exception as error:  # other people's code may fail in any way
         message = (str(error).splitlines() or [repr(error)])[0]
         raise ModelError(f"{who} cannot take {spec}: {message}; check its size and channels") from error
     if not isinstance(logits, Tensor) or not logits.is_floating_point():

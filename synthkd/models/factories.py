@@ -1,9 +1,9 @@
-"""Build networks by name: from the zoo, torchvision, timm, or a function of the user's. Nothing is ever downloaded."""
+"""Build networks by name: from the zoo, torchvision, timm, or a function of the user. Nothing is ever downloaded."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from synthkd.types import ImageSpec
 TORCHVISION = "torchvision:"
 TIMM = "timm:"
 LARGEST = 10**10
-"""Parameters of a network of theirs; the largest of timm has 6.7 thousand million."""
+"""Largest number of parameters of a library's network; the largest of timm has 6.7 thousand million."""
 
 
 def construct(
@@ -31,13 +31,17 @@ def construct(
     class_names: Sequence[str] = (),
     source: Path | None = None,
 ) -> Classifier:
-    """An untrained classifier. Of a `LoadedModel` only `model` (not a directory) and `options` are read.
+    """An untrained classifier, in training mode, on the CPU.
 
-    `source` is the file that the settings were read from; None for what somebody typed (see `synthkd.imports`).
+    Args:
+        settings: of a `LoadedModel` only `model` (not a directory) and `options` are read.
+        spec: shape of its images and number of its classes.
+        mean, std, class_names: see `Classifier`.
+        source: the file that the settings were read from, or None if a user typed them (see `synthkd.imports`).
 
     Raises:
         ConfigError: an unknown name, or an option that the factory does not take or that would fetch weights.
-        ModelError: the factory fails or gives no module, or the file must not name code in this call.
+        ModelError: the factory fails or returns no module, or the file may not name code in this call.
         MissingExtraError: a `timm:` model without timm.
     """
     if isinstance(settings, ZooModel):
@@ -54,30 +58,34 @@ def construct(
 
 
 def require_name(name: str) -> None:
-    """Raise `ConfigError` where a model's name is that of nothing which could be called: a path, most likely."""
+    """Check the form of a model's name.
+
+    Raises:
+        ConfigError: the name has no colon, so it is no factory; most likely it is a wrong path.
+    """
     if ":" not in name:
-        there = "is not there" if not Path(name).exists() else "is none"
+        problem = "is no saved model" if Path(name).exists() else "does not exist"
         raise ConfigError(
-            f"model: '{name}' {there}: give a directory that synthkd saved, torchvision:NAME, timm:NAME or "
+            f"model: '{name}' {problem}: give a directory that synthkd saved, torchvision:NAME, timm:NAME or "
             "package.module:function"
         )
 
 
 def is_library(name: str) -> bool:
-    """Whether a model's name is that of a library (whose factories are known), not of a function of the user's."""
+    """Whether a model's name is one of torchvision or timm, and not a function of the user."""
     return name.startswith((TORCHVISION, TIMM))
 
 
 def _torchvision(name: str, options: Mapping[str, Any], spec: ImageSpec) -> nn.Module:
     import torchvision.models as library
 
-    known = library.list_models(module=library)
     short = name.removeprefix(TORCHVISION)
-    _check_name(name, short, known)
+    _check_name(name, short, library.list_models(module=library))
     if spec.channels != 3:
         raise ConfigError(
             f"{name} takes images of 3 channels, got {spec.channels}; take a timm: model or a package.module:function"
         )
+    # Both come from the settings: weights by name would be downloaded.
     _check_options(name, options, ("weights", "num_classes"))
     fixed = {"weights": None, "num_classes": spec.classes}
     return _in_proportion(name, library.get_model_builder(short), {**options, **fixed})
@@ -86,7 +94,7 @@ def _torchvision(name: str, options: Mapping[str, Any], spec: ImageSpec) -> nn.M
 def _timm(name: str, options: Mapping[str, Any], spec: ImageSpec) -> nn.Module:
     timm = optional("timm", "timm", f"the model {name}")
     short = name.removeprefix(TIMM)
-    # A tag after the dot names pretrained weights; the architecture is what stands before it.
+    # A tag after the dot names pretrained weights; the architecture stands before it.
     _check_name(name, short.partition(".")[0], timm.list_models())
     _check_options(name, options, ("num_classes", "in_chans", "checkpoint_path"))
     fixed = {"pretrained": False, "num_classes": spec.classes, "in_chans": spec.channels}
@@ -94,25 +102,25 @@ def _timm(name: str, options: Mapping[str, Any], spec: ImageSpec) -> nn.Module:
 
 
 def _in_proportion(name: str, factory: Callable[..., Any], options: Mapping[str, Any]) -> nn.Module:
-    """A network of a library: its options may come from a folder that somebody sent."""
+    """A network of a library, of limited size: its options may come from a saved model of unknown origin."""
     return in_proportion(lambda: _call(name, factory, options), name, LARGEST)
 
 
 def _call(name: str, factory: Callable[..., Any], options: Mapping[str, Any]) -> nn.Module:
     try:
         body = factory(**options)
-    except Exception as error:  # other people's code may fail in any way; the line must say where
+    except Exception as error:  # other people's code may fail in any way
         raise ModelError(f"building '{name}' failed: {error!r}; check its options") from error
     if not isinstance(body, nn.Module):
         raise ModelError(f"'{name}' must return a torch.nn.Module, got {type(body).__name__}")
     return body
 
 
-def _check_name(name: str, short: str, known: Iterable[str]) -> None:
-    names = list(known)
+def _check_name(name: str, short: str, names: Sequence[str]) -> None:
     if short not in names:
-        library = name.partition(":")[0]
-        raise ConfigError(f"{library} has no model '{short}'{_did_you_mean(short, names)}")
+        close = difflib.get_close_matches(short, names, n=3, cutoff=0.5)
+        hint = f"; did you mean {' or '.join(close)}?" if close else ""
+        raise ConfigError(f"{name.partition(':')[0]} has no model '{short}'{hint}")
 
 
 def _check_options(name: str, options: Mapping[str, Any], reserved: Sequence[str]) -> None:
@@ -122,8 +130,3 @@ def _check_options(name: str, options: Mapping[str, Any], reserved: Sequence[str
             f"options of {name} must not set {', '.join(refused)}: nothing is downloaded; "
             "use `weights` for a local file, `classes` and `channels` for the shape"
         )
-
-
-def _did_you_mean(name: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
-    return f"; did you mean {' or '.join(close)}?" if close else ""

@@ -1,4 +1,4 @@
-"""Finished models on disk: config.json says what rebuilds the model, model.safetensors holds what it learned."""
+"""Finished models on disk: config.json holds the recipe that rebuilds a model, model.safetensors its weights."""
 
 from __future__ import annotations
 
@@ -24,11 +24,18 @@ CONFIG = "config.json"
 INSIDE_A_RUN = ("student", "teacher")
 
 
-class _Spec(Settings):
+class SavedSpec(Settings):
+    """An `ImageSpec` as it stands in JSON files."""
+
     channels: Count
     height: Count
     width: Count
     classes: Count
+
+    @property
+    def image_spec(self) -> ImageSpec:
+        """The same as `ImageSpec`."""
+        return ImageSpec(**self.model_dump())
 
 
 class _Saved(Settings):
@@ -36,31 +43,32 @@ class _Saved(Settings):
 
     format: Literal[1] = 1
     recipe: ModelSettings
-    spec: _Spec
+    spec: SavedSpec
     mean: tuple[float, ...]
     std: tuple[float, ...]
     class_names: tuple[str, ...]
     parameters: int
     sha256: str
-    """Of model.safetensors; tells a torn or damaged pair of files from a whole one."""
+    """Of model.safetensors: shows that both files are whole and belong together."""
     extra: dict[str, Any] = Field(default_factory=dict)
 
 
 def save(model: Classifier, directory: Path | str, extra: Mapping[str, Any] | None = None) -> None:
-    """Save a classifier; each file is replaced atomically, other files in the directory are left alone.
+    """Save a classifier. Each file is replaced atomically; other files in the directory stay.
 
     Args:
         model: on any device, in any mode; unchanged.
-        directory: created if need be.
-        extra: JSON-able notes for people, kept in config.json.
+        directory: created if it does not exist.
+        extra: JSON-able notes for people, stored in config.json.
 
     Raises:
-        ModelError: the model has no recipe to rebuild it from, or extra or its options are not JSON.
-        TrainingError: a tensor of the model is not finite; files in the directory are left as they are.
+        ModelError: the model has no recipe to rebuild it from, or `extra` or its options are not JSON.
+        TrainingError: a tensor of the model is not finite; the files in the directory stay as they are.
     """
     directory = Path(directory)
     if not model.recipe:
         raise ModelError("this model has no recipe to rebuild it from (a folded copy?); save the model it came from")
+    # Both files are complete in memory before the first is written, so that an error leaves the directory as it was.
     weights = serialised(model, str(directory))
     try:
         config = sealed(
@@ -78,37 +86,39 @@ def save(model: Classifier, directory: Path | str, extra: Mapping[str, Any] | No
         )
     except (TypeError, ValueError) as error:
         raise ModelError(f"config.json of {directory} can hold plain JSON only: {error}") from error
+    # A kill between the two leaves new weights beside an old config, whose checksum then refuses them.
     write_atomically(directory / WEIGHTS, weights)
     write_atomically(directory / CONFIG, config)
 
 
 def load(path: Path | str, *, trust: bool = False) -> Classifier:
-    """The classifier saved in a directory, or in the `student/` or else `teacher/` of a run directory, in eval mode.
+    """The classifier saved in a directory, on the CPU, in eval mode.
 
-    The global random state is left as it was.
+    The global random state stays as it was.
 
     Args:
-        path: the directory.
-        trust: also rebuild models that a `package.module:function` made, which imports and calls what config.json
-            names. Without it nothing in the directory can make code run that the recipe at hand does not have too.
+        path: the directory, or a run directory with `student/` or else `teacher/` in it.
+        trust: also rebuild models of a `package.module:function`; this imports and calls what config.json names.
+            Without it the directory can make no code run but that of the zoo, torchvision and timm, and what the
+            present configuration names itself.
 
     Raises:
-        ModelError: missing, corrupt or truncated files, weights that do not fit, or a function that is not trusted.
+        ModelError: missing, damaged or truncated files, weights that do not fit, or a function that is not trusted.
     """
     directory = _find(Path(path))
     saved = _read_config(directory / CONFIG)
     weights = directory / WEIGHTS
     if not weights.is_file():
         raise ModelError(f"{directory} has no {WEIGHTS}; save the model again or copy the whole directory")
+    # Before anything is built: what a damaged file holds could fail in any way.
     if sha256(weights) != saved.sha256:
         raise ModelError(
             f"{weights} does not have the checksum in {CONFIG}: truncated, damaged or replaced; copy both files again"
         )
-    spec = ImageSpec(**saved.spec.model_dump())
     source = directory / CONFIG
     with torch.random.fork_rng(devices=[]), allowing(folders=[directory] if trust else ()):
         try:
-            model = construct(saved.recipe, spec, saved.mean, saved.std, saved.class_names, source)
+            model = construct(saved.recipe, saved.spec.image_spec, saved.mean, saved.std, saved.class_names, source)
         except ConfigError as error:
             raise ModelError(f"{source} does not rebuild the model: {error}") from error
     load_strictly(model, read_weights(weights), str(weights))
@@ -116,7 +126,7 @@ def load(path: Path | str, *, trust: bool = False) -> Classifier:
 
 
 def is_model_directory(path: Path | str) -> bool:
-    """Whether a path is a directory that `save` wrote, or a run directory that holds one."""
+    """Whether a path is a directory that `save` wrote, or a run directory with one in it."""
     return any((p / CONFIG).is_file() for p in _candidates(Path(path)))
 
 

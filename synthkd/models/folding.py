@@ -1,4 +1,4 @@
-"""A quicker copy of a network for eval mode: BatchNorm folded into the convolution or linear layer before it."""
+"""A faster copy of a network for eval mode: BatchNorm folded into the convolution or linear layer before it."""
 
 from __future__ import annotations
 
@@ -15,22 +15,21 @@ from synthkd.taps import INPUT, has_statistics
 
 
 def fold_batch_norm(model: Classifier, keep: Collection[str] = ()) -> Classifier:
-    """A copy for inference in eval mode with its BatchNorm layers folded away where they directly follow a convolution
-    or linear layer; logits agree up to rounding. It has no recipe, so it cannot be saved; its parameters are frozen.
+    """A frozen copy in eval mode whose BatchNorm layers are folded into the convolution or linear layer before them.
 
-    Modules stay where they are, an identity in the place of a BatchNorm, so that what they give can still be tapped;
-    only a folded layer gives what its BatchNorm gave. A body that torch.fx cannot trace (control flow that depends on
-    values) is copied as it is.
+    Its logits agree with the model's up to rounding. It has no recipe, so it cannot be saved. The paths of modules stay
+    and can be tapped: a folded layer gives the output of its BatchNorm, which becomes an identity. A body that torch.fx
+    cannot trace (control flow that depends on values) is copied unchanged.
 
     Args:
-        model: left as it is.
-        keep: module paths of the model that must give what they gave.
+        model: unchanged.
+        keep: module paths of the model whose output (or input, `PATH:input`) must stay the same.
     """
     body = copy.deepcopy(model.body).eval()
     try:
         graph = fx.symbolic_trace(body)
-    except Exception:  # tracing runs other people's code on proxies, which may fail in any way; the copy serves as well
-        pass
+    except Exception:  # tracing runs other people's code on proxies, which may fail in any way
+        pass  # an unfolded copy is as correct
     else:
         _fold(body, graph, keep)
     mean, std = (b.flatten().tolist() for b in (model.normalize.mean, model.normalize.std))
@@ -40,13 +39,14 @@ def fold_batch_norm(model: Classifier, keep: Collection[str] = ()) -> Classifier
 
 def _fold(body: nn.Module, graph: fx.GraphModule, keep: Collection[str]) -> None:
     modules = dict(body.named_modules())
+    # The graph only shows which modules follow each other; the body itself is changed, so that its paths stay.
     calls = Counter(str(node.target) for node in graph.graph.nodes if node.op == "call_module")
     for node in graph.graph.nodes:
         before = node.args[0] if node.op == "call_module" and node.args else None
         if not isinstance(before, fx.Node) or before.op != "call_module" or len(before.users) > 1:
             continue
         layer, norm = str(before.target), str(node.target)
-        # A layer that runs twice serves two places, and folding would change both.
+        # A layer that runs twice is used in two places, and folding would change both.
         if calls[layer] > 1 or calls[norm] > 1 or {f"body.{layer}", f"body.{norm}{INPUT}"} & set(keep):
             continue
         fused = _fuse(modules[layer], modules[norm])

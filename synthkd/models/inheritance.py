@@ -1,8 +1,8 @@
-"""Start a student from the part of its teacher's weights that fits it.
+"""Initialise a student with the part of its teacher's weights that fits it.
 
-Weight selection (Xu et al. 2024, "Initializing Models with Larger Ones", section 3): of every tensor that both networks
-have under the same name, the smaller one takes evenly spaced channels; of a stage with more blocks, the first blocks.
-The same rule in every layer keeps channels together that belong together, across residual additions too.
+Weight selection (Xu et al. 2024, "Initializing Models with Larger Ones", section 3): of each tensor that both networks
+have under the same name, the student takes evenly spaced channels; of a stage with more blocks, the first blocks. One
+rule for all layers selects the same channels on both sides of a residual addition.
 """
 
 from __future__ import annotations
@@ -15,21 +15,22 @@ from torch import Tensor, nn
 
 @torch.no_grad()
 def inherit(student: nn.Module, teacher: nn.Module) -> int:
-    """Copy what fits from the teacher into the student, in place.
+    """Copy the teacher's weights that fit into the student, in place.
 
-    A layer of the student takes part when the teacher has one of the same class under the same path that is nowhere
-    smaller, with kernels of the same size. Everything else stays as it is, and all of it does when the first layer with
-    weights does not fit: the later ones would not see what they were trained to see.
+    A layer of the student is filled if the teacher has a layer of the same class under the same path, with no smaller
+    dimension and kernels of the same size. Other layers stay as they are. Nothing is copied if the first layer with
+    weights does not fit, since the later ones were trained on its output.
 
     Args:
         student: freshly initialised.
-        teacher: only read; on the student's device or not.
+        teacher: on any device; unchanged.
 
     Returns:
-        How many of the student's parameters now hold the teacher's values; 0 for unlike architectures.
+        Number of the student's parameters that now have the teacher's values; 0 for unlike architectures.
     """
     theirs = dict(teacher.named_modules())
     copied = 0
+    # Outputs of the last convolution or linear layer in teacher and student: the channels of a flattened map.
     channels = (1, 1)
     for path, module in student.named_modules():
         size = sum(p.numel() for p in module.parameters(recurse=False))
@@ -38,7 +39,7 @@ def inherit(student: nn.Module, teacher: nn.Module) -> int:
         own, source = _tensors(module), theirs.get(path, nn.Identity())
         chosen = None if type(source) is not type(module) else _chosen(own, _tensors(source), channels)
         if chosen is None:
-            if not copied:
+            if not copied:  # the first layer does not fit
                 return 0
             continue
         for name, value in chosen.items():
@@ -50,7 +51,7 @@ def inherit(student: nn.Module, teacher: nn.Module) -> int:
 
 
 def _tensors(module: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers of a module itself; counters of batches are no weights."""
+    """Floating-point parameters and buffers of a module itself; BatchNorm's counter of batches is left out."""
     both = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
     return {name: value for name, value in both if value.is_floating_point()}
 
@@ -58,11 +59,11 @@ def _tensors(module: nn.Module) -> dict[str, Tensor]:
 def _chosen(
     own: Mapping[str, Tensor], theirs: Mapping[str, Tensor], channels: tuple[int, int]
 ) -> dict[str, Tensor] | None:
-    """The teacher's values for each tensor of the student; None when they do not fit.
+    """The teacher's values for each tensor of the student; None if they do not fit.
 
     Args:
         own: tensors of the student's module.
-        theirs: tensors of the teacher's.
+        theirs: tensors of the teacher's module.
         channels: outputs of the layer before, in teacher and student.
     """
     if own.keys() != theirs.keys():
@@ -82,7 +83,7 @@ def _chosen(
 
 
 def _evenly(large: int, small: int, channels: tuple[int, int]) -> Tensor:
-    """Evenly spaced indices; where a flattened map comes in, evenly spaced channels with all of their positions."""
+    """Evenly spaced indices; of a flattened map, those of evenly spaced channels with all of their positions."""
     area = small // channels[1]
     if area > 1 and (large, small) == (channels[0] * area, channels[1] * area):
         rows = _evenly(*channels, (1, 1)).unsqueeze(1) * area + torch.arange(area)

@@ -1,4 +1,4 @@
-"""Where the feature maps of a classifier are: its stages and its head, as module paths for `synthkd.taps`."""
+"""The places of a classifier's features: its stages and its head, as module paths for `synthkd.taps`."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from synthkd.models.classifier import Classifier
 from synthkd.taps import evaluating, observe
 
 MOST_BLOCKS = 4
+"""Stages of a transformer."""
 
 
 @dataclass(frozen=True)
 class _Run:
-    """One run of one module during the traced pass."""
+    """One run of a module in the traced pass: shapes of input and output, and the output's version at that time."""
 
     path: str
     pools: bool
@@ -36,7 +37,7 @@ class _Run:
 def head(model: Classifier) -> str:
     """Path of the final linear layer; `head(model) + ":input"` are the penultimate features.
 
-    For a model from elsewhere: its last `nn.Linear` with as many outputs as there are classes, else its last one.
+    For a model from elsewhere it is the last `nn.Linear` with one output per class, else the last `nn.Linear`.
 
     Raises:
         ModelError: the model has no linear layer.
@@ -53,20 +54,21 @@ def head(model: Classifier) -> str:
 def stages(model: Classifier) -> tuple[str, ...]:
     """Paths of the modules whose outputs are the stage features, first to last.
 
-    For the zoo: every `stageN`, maps `[N, C, H, W]` (mlp `[N, D]`, vit `[N, L, D]`). For a model from elsewhere one
-    image is sent through: of each spatial size the last map before the global pooling is a stage; a model with fewer
-    than two such maps (a transformer) gives up to four evenly spaced blocks of its longest run of equal blocks instead.
-    Empty where neither finds anything.
+    For the zoo: every `stageN`, maps `[N, C, H, W]` (mlp `[N, D]`, vit `[N, L, D]`). A model from elsewhere is run on
+    one image: of each spatial size the last map before the global pooling is a stage. A model with fewer than two such
+    maps (a transformer) has as stages up to four evenly spaced blocks of its longest sequence of equal blocks. The
+    result is empty if there are none of either.
     """
     if model.recipe.get("kind") == "zoo":
         return tuple(f"body.{name}" for name, _ in model.body.named_children() if name.startswith("stage"))
     runs = _trace(model)
     maps = [run for run in runs if len(run.after) == 4]
-    found = _last_of_each_size(_whole(model, maps))
-    return found if len(found) > 1 else _blocks(model, runs) or _last_of_each_size(maps)
+    paths = _last_of_each_size(_without_partial_results(model, maps))
+    return paths if len(paths) > 1 else _blocks(model, runs) or _last_of_each_size(maps)
 
 
 def _trace(model: Classifier) -> list[_Run]:
+    """The runs of all modules of the body for an image of zeros, in the order in which they finish."""
     runs: list[_Run] = []
 
     def watch(path: str, module: nn.Module) -> torch.utils.hooks.RemovableHandle:
@@ -84,13 +86,17 @@ def _trace(model: Classifier) -> list[_Run]:
             if path.startswith("body."):
                 hooks.callback(watch(path, module).remove)
         model(torch.zeros((1, *model.spec.shape), device=None if weight is None else weight.device))
-    # What a later layer overwrites in place (the output of a BatchNorm before an in-place ReLU) is no feature.
+    # An output that a later layer overwrites in place (of a BatchNorm before an in-place ReLU) cannot be tapped.
     return [run for run in runs if run.output._version == run.version]
 
 
 def _last_of_each_size(runs: list[_Run]) -> tuple[str, ...]:
-    """A module finishes after its children, so the last run at a size is the outermost module that still has it."""
-    # Squeeze-and-excitation pools aside and bigger maps follow; in the trunk no bigger map comes after a smaller one.
+    """Of each size of maps before the global pooling, the path of the last run.
+
+    A module finishes after its children, so this is the outermost module with that size.
+    """
+    # In the trunk no map is followed by a larger one. Squeeze-and-excitation pools on a side branch, and larger maps
+    # follow; from the end backwards such runs are recognised by their smaller size.
     trunk: list[_Run] = []
     for run in reversed(runs):
         if (not run.pools or run.area == 1) and (not trunk or run.area >= trunk[-1].area):
@@ -104,8 +110,8 @@ def _last_of_each_size(runs: list[_Run]) -> tuple[str, ...]:
     return tuple(last.values())
 
 
-def _whole(model: Classifier, runs: list[_Run]) -> list[_Run]:
-    """Leave out what lies inside a block that gives another size than it: half-way results are no stage."""
+def _without_partial_results(model: Classifier, runs: list[_Run]) -> list[_Run]:
+    """The runs without those inside a block whose output has another size: partial results are no stage."""
     blocks = {
         run.path + ".": run.area
         for run in runs
@@ -116,6 +122,7 @@ def _whole(model: Classifier, runs: list[_Run]) -> list[_Run]:
 
 def _blocks(model: Classifier, runs: list[_Run]) -> tuple[str, ...]:
     """Up to four blocks, evenly spaced and ending with the last, of the longest container of blocks of one shape."""
+    # Vectors are left out: a classifier's hidden layers are no blocks.
     shapes = {run.path: run.after for run in runs if len(run.after) > 2}
     best: list[str] = []
     for path, module in model.named_modules():
@@ -131,7 +138,7 @@ def _blocks(model: Classifier, runs: list[_Run]) -> tuple[str, ...]:
 
 
 def blank_features(model: Classifier, paths: Sequence[str]) -> Mapping[str, Tensor]:
-    """What the model shows at module paths of one image of zeros, in eval mode: for the shapes of features.
+    """Module path -> features of one image of zeros in eval mode, which show the shapes of features.
 
     Raises:
         ModelError: a path that the model does not have.

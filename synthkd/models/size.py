@@ -1,4 +1,4 @@
-"""How large a network would be, known before it is built."""
+"""The size of a network, counted before it is built."""
 
 from __future__ import annotations
 
@@ -12,26 +12,27 @@ from torch.overrides import TorchFunctionMode
 from synthkd.errors import ConfigError
 
 LARGEST = 1_000_000_000
-"""Parameters: 4 GB, and three times that with an optimiser's moments. Networks here are for small images."""
+"""Parameters: 4 GB, and three times that with an optimiser's moments; networks here are for small images."""
 
 Network = TypeVar("Network", bound=nn.Module)
 
 
 def in_proportion(make: Callable[[], Network], what: str, most: int = LARGEST) -> Network:
-    """What `make` builds, counted first where tensors have shapes and no memory.
+    """The network that `make` builds, after its parameters were counted on the meta device, without memory.
 
     Args:
         make: builds the network; it is called twice, and only the second call draws random numbers.
-        what: the network and the keys that set its size, for the message.
-        most: parameters that it may have.
+        what: the network and the keys that set its size, for the error.
+        most: largest number of parameters.
 
     Raises:
-        ConfigError: more than that.
+        ConfigError: more parameters than that.
     """
     try:
         with torch.device("meta"), _Unfilled():
             count = sum(parameter.numel() for parameter in make().parameters())
-    except Exception as error:  # what fails for another reason than its size fails below again, or only without memory
+    except Exception as error:
+        # Another failure than that of its size comes again below, or is one of the meta device alone.
         count = 2**63 if "overflow" in str(error).lower() else 0
     if count > most:
         raise ConfigError(f"{what}: that makes {count:,} parameters, at most {most:,} are allowed; take less")
@@ -39,7 +40,7 @@ def in_proportion(make: Callable[[], Network], what: str, most: int = LARGEST) -
 
 
 class _Unfilled(TorchFunctionMode):
-    """Without drawing what nobody sees: the first normal number on no device imports a compiler, for seconds."""
+    """Skips normal draws: the first on the meta device imports a compiler, which takes seconds."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

@@ -1,21 +1,22 @@
-"""A student whose width changes while it trains: slimmable layers, a coefficient with a gradient, a pull to be narrow.
+"""A student whose width changes while it trains: slimmable layers, a trained width coefficient, a penalty on width.
 
 A network of the zoo is built at its largest width, and a forward pass uses the first channels of every layer (Yu et al.
-2019, "Slimmable Neural Networks"), so at each width it is an ordinary zoo network, which `slice_out` hands over. The
-width in use is `int(base * c)`, with a coefficient c in [1, most] that the student's optimiser moves.
+2019, "Slimmable Neural Networks"). At each width it is an ordinary zoo network, which `slice_out` returns. The width in
+use is `int(base * c)`, with a coefficient c in [1, most] that the student's optimiser trains.
 
-The usual recipe (channels = int(base * clamp(c, 1, most)) inside the layer, a penalty gamma |c - 1|, and a demand
-`lambda_t = sigmoid(alpha * G_t + beta * S_t)` made of gradient magnitude and feature similarity) is not sound as it
-stands. What stands here instead:
+The usual recipe has channels = int(base * clamp(c, 1, most)) inside the layer, a penalty gamma |c - 1|, and a demand
+`lambda_t = sigmoid(alpha * G_t + beta * S_t)` from gradient magnitude and feature similarity. It has three faults, and
+differs here as follows:
 
 - `int` has no gradient. In training a fair coin adds the next unit of channels to a pass or leaves it out, and c gets
   the gradient of that unit's gate, straight through (Bengio et al. 2013): `dL/dc = base * dL/dgate`. Over both sides of
-  the coin that is the trapezoid rule for what the unit is worth, `L(with) - L(without)`. At a gate of 1 alone it would
-  tend to 0, because in a trained network no scale has anything left to gain, and the penalty would always win.
-- A clamp has no gradient beyond its bounds, so a coefficient there would never come back: `update` puts it back.
-- The demand is above one half whatever happens, moves with the scale of the loss, and grows as the student gets better.
-  Here it is `sigmoid(alpha * log(G_t / G) + beta * (s - S_t))`: the gradient against its own long average, the
-  similarity against the one that is aimed at. It lessens the penalty, `gamma * (1 - lambda_t) * |c - 1|`.
+  the coin this is the trapezoid rule for the value of the unit, `L(with) - L(without)`. With a gate of 1 alone it would
+  tend to 0, since no scale in a trained network has anything left to gain, and the penalty would always win.
+- A clamp has no gradient beyond its bounds, so a coefficient there would never come back. `update` moves it back to the
+  bound instead.
+- The demand is always above one half, depends on the scale of the loss, and grows as the student gets better. Here it
+  is `sigmoid(alpha * log(G_t / G) + beta * (s - S_t))`: the gradient relative to its own long average, the similarity
+  relative to its target s. It reduces the penalty, `gamma * (1 - lambda_t) * |c - 1|`.
 """
 
 from __future__ import annotations
@@ -40,27 +41,27 @@ from synthkd.types import ImageSpec, to_float
 SLIMMABLE = ("convnet", "resnet")
 """Architectures in which every hidden layer has a whole number of channels for each unit of width."""
 
-_BATCH = 256
-_ROUNDING = 1e-4
+_BATCH = 256  # images at once, when statistics are estimated
+_ROUNDING = 1e-4  # of a width: base times a float32 coefficient may lie just below a whole number
 
 
 class Slimmable(nn.Module):
-    """A convnet or resnet of the zoo, in training at a width that changes; `slice_out` makes a Classifier of it.
+    """A convnet or resnet of the zoo whose width changes in training; `slice_out` makes a Classifier of it.
 
-    Its state dict holds weights of every width, the coefficient and the moving averages, so that a checkpoint of the
-    module is one of the width too. Running statistics of BatchNorm are shared by all widths.
+    The state dict has the weights of all widths, the coefficient and the moving averages, so a checkpoint of the module
+    includes the width. All widths share the running statistics of BatchNorm.
 
     Args:
-        settings: of the width.
+        settings: largest width, penalty and demand.
         student: the network at its base width.
-        spec: what it takes and gives.
-        mean: see `Classifier`.
-        std: see `Classifier`.
-        class_names: see `Classifier`.
+        spec: shape of its images and number of its classes.
+        mean, std, class_names: see `Classifier`.
 
     Attributes:
         network: the zoo's Classifier at its largest width; its features are tapped as "network.body.stage1".
         coefficient: c, a float32 scalar parameter.
+        signals: float32 `[5]`: number of updates, short and long average of the gradient, average of the similarity,
+            demand.
         base: width at c = 1.
 
     Raises:
@@ -85,6 +86,7 @@ class Slimmable(nn.Module):
                 f"{student.arch} with norm {student.norm} and activation {student.activation}; take one of those, or "
                 "choose the width by a search"
             )
+        # Built without memory, only to know the default width.
         with torch.device("meta"):
             self.base = int(zoo.build(student, spec).recipe["width"])
         self.settings = settings
@@ -92,13 +94,12 @@ class Slimmable(nn.Module):
         self.spec = spec
         self.network = zoo.build(self._at(int(self.base * settings.most + _ROUNDING)), spec, mean, std, class_names)
         self.coefficient = nn.Parameter(torch.tensor(float(settings.start)))
-        # updates so far, short and long average of the gradient, average of the similarity, demand
         self.register_buffer("signals", torch.tensor([0.0, 0.0, 0.0, 0.0, 1.0]))
         self._shapes: dict[int, dict[str, torch.Size]] = {}
 
     @property
     def width(self) -> int:
-        """The width in use, `int(base * c)`."""
+        """The width in use, `int(base * c)`, at most the largest."""
         return min(int(self.base * float(self.coefficient.detach()) + _ROUNDING), self.largest)
 
     @property
@@ -112,18 +113,25 @@ class Slimmable(nn.Module):
         return float(self.signals[4])
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits `[N, K]` at the width in use; in training the next unit is there in half of the passes.
+        """Logits `[N, K]` at the width in use; in training half of the passes include the next unit of channels.
 
-        The coin comes from torch's global generator. At the largest width the last unit stands for the next one.
+        The coin comes from torch's global generator. At the largest width the last unit has the part of the next one.
         """
         if not self.training or self.largest == self.base:
             return self.logits(images, self.width)
         coin = float(torch.rand(()) < 0.5)
+        # The value is the coin's; the gradient by the coefficient is `base` times that by the gate (straight through).
         gate = coin + self.base * (self.coefficient - self.coefficient.detach())
         return self.logits(images, min(self.width + 1, self.largest), gate)
 
     def logits(self, images: Tensor, width: int, gate: Tensor | None = None) -> Tensor:
-        """Logits `[N, K]` at a width; `gate`, a scalar, multiplies the activations of its last unit in every layer."""
+        """Logits `[N, K]` at a width.
+
+        Args:
+            images: float `[N, C, H, W]` in `[0, 1]`.
+            width: between 1 and the largest.
+            gate: scalar factor on the activations of the last unit in every layer; None: 1.
+        """
 
         def gated(_: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:  # noqa: ARG001
             unit = output.shape[1] // width
@@ -132,20 +140,22 @@ class Slimmable(nn.Module):
         points = [m for m in self.network.modules() if isinstance(m, nn.ReLU | nn.MaxPool2d)]
         with ExitStack() as hooks:
             for point, after in zip_longest(points, points[1:]):
-                # Behind a pooling and not before it: of values that a gate of 0 makes equal, it would take any.
+                # After a pooling and not before it: among values that a gate of 0 makes equal, it would choose any,
+                # and its gradient would go there.
                 if not isinstance(after, nn.MaxPool2d):
                     hooks.callback(point.register_forward_hook(gated).remove)
             logits: Tensor = functional_call(self.network, self.tensors(width), (images,))
         return logits
 
     def tensors(self, width: int) -> dict[str, Tensor]:
-        """Parameters and saved buffers of the network at a width, by name: views of the first channels.
+        """Name -> parameters and saved buffers of the network at a width: views of the first channels.
 
         Raises:
             ConfigError: a width below 1 or above the largest.
         """
         if not 1 <= width <= self.largest:
             raise ConfigError(f"width must be between 1 and {self.largest}, got {width}")
+        # The zoo itself says which shapes a network of this width has; they are kept, since widths come again.
         if width not in self._shapes:
             with torch.device("meta"):
                 sliced = zoo.build(self._at(width), self.spec).state_dict()
@@ -159,14 +169,14 @@ class Slimmable(nn.Module):
 
     @torch.no_grad()
     def update(self, gradient: float, similarity: float) -> dict[str, float]:
-        """After a step of the optimiser: keep the coefficient within its bounds, and take in the demand for width.
+        """After a step of the optimiser: move the coefficient into its bounds and update the demand for width.
 
         Args:
             gradient: norm of the student's gradient at this step, >= 0.
             similarity: of student and teacher on this batch, in [0, 1] (`feature_similarity`, or their agreement).
 
         Returns:
-            Coefficient, width and demand, for the log.
+            Name -> value for the log: coefficient, width and demand.
 
         Raises:
             DataError: a gradient or similarity outside its range.
@@ -178,6 +188,7 @@ class Slimmable(nn.Module):
         s = self.settings
         self.coefficient.clamp_(1.0, s.most)
         count, short, long, similar, _ = self.signals.tolist()
+        # The first values replace the zeros of the start; afterwards the long average is ten times as slow.
         keep, keep_long = (0.0, 0.0) if count == 0 else (s.decay, 1.0 - (1.0 - s.decay) / 10.0)
         short = keep * short + (1.0 - keep) * gradient
         long = keep_long * long + (1.0 - keep_long) * gradient
@@ -200,9 +211,9 @@ def slice_out(model: Slimmable, images: Tensor | None = None) -> Classifier:
 
     Args:
         model: in any mode, on any device; unchanged.
-        images: uint8 or float `[N, C, H, W]` to estimate the running statistics of BatchNorm on anew, since those of
-            the training are a mixture of widths (Yu and Huang 2019, "Universally Slimmable Networks"); None: keep them,
-            which gives the very logits of the model in eval mode.
+        images: uint8 or float `[N, C, H, W]` from which the running statistics of BatchNorm are estimated again, since
+            those of the training are a mixture of widths (Yu and Huang 2019, "Universally Slimmable Networks"); None:
+            keep them, so that the logits equal those of the model in eval mode.
 
     Raises:
         DataError: no images.
@@ -211,22 +222,24 @@ def slice_out(model: Slimmable, images: Tensor | None = None) -> Classifier:
         raise DataError("slice_out: at least 1 image is needed to estimate statistics on, got none")
     network = model.network
     mean, std = (b.flatten().tolist() for b in (network.normalize.mean, network.normalize.std))
+    # The fresh weights are replaced at once, so they must not move the global random state.
     with torch.random.fork_rng(devices=[]):
         sliced = zoo.build(model._at(model.width), model.spec, mean, std, network.class_names)
     sliced.load_state_dict(model.tensors(model.width))
     sliced = sliced.to(network.normalize.mean.device)
     if images is not None:
-        parts = images.tensor_split(math.ceil(len(images) / _BATCH))  # of one size, since all weigh alike
+        # Batches of one size, since `update_bn` gives each the same weight.
+        parts = images.tensor_split(math.ceil(len(images) / _BATCH))
         floats = (to_float(part) if part.dtype == torch.uint8 else part for part in parts)
         update_bn((part.to(network.normalize.mean.device) for part in floats), sliced)
     return sliced.eval()
 
 
 def feature_similarity(teacher: Tensor, student: Tensor) -> float:
-    """Linear centred kernel alignment of the features of the same images, in [0, 1]; 0 where one side is constant.
+    """Linear centred kernel alignment of the features of the same images, in [0, 1]; 0 if one side is constant.
 
-    `|Y^T X|_F^2 / (|X^T X|_F |Y^T Y|_F)` of centred X and Y (Kornblith et al. 2019): 1 when one is the other up to
-    rotation and scale, whatever dimensions they have, so that no adapter is needed. In float64.
+    `|Y^T X|_F^2 / (|X^T X|_F |Y^T Y|_F)` of centred X and Y (Kornblith et al. 2019), in float64: 1 if both are equal up
+    to rotation and scale. The dimensions may differ, so no adapter is needed.
 
     Args:
         teacher: features `[N, D]`, or `[N, ...]`, which are flattened.
@@ -235,8 +248,8 @@ def feature_similarity(teacher: Tensor, student: Tensor) -> float:
     x, y = (features.detach().flatten(1).double() for features in (teacher, student))
     size = float(x.norm() * y.norm())
     x, y = x - x.mean(dim=0), y - y.mean(dim=0)
-    # Gram matrices of images are the smaller ones: a batch has fewer images than a map has values.
+    # The Gram matrices of the images are the smaller ones: a batch has fewer images than a map has values.
     a, b = x @ x.T, y @ y.T
     scale = float(a.norm() * b.norm())
-    # Rounding leaves about 1e-32 of the squares where nothing varies.
+    # Of constant features rounding leaves about 1e-32 of the squares.
     return min(1.0, float((a * b).sum()) / scale) if scale > 1e-24 * size**2 else 0.0

@@ -1,4 +1,4 @@
-"""A classifier from its settings: someone's trained model as a teacher, or a fresh network as a student."""
+"""A classifier from its settings: a trained model from elsewhere, or a fresh network of any kind."""
 
 from __future__ import annotations
 
@@ -17,23 +17,24 @@ from synthkd.types import ImageSpec
 
 
 def load_model(settings: LoadedModel, source: Path | None = None) -> Classifier:
-    """A trained classifier in eval mode: a saved directory, or a factory and its weights.
+    """A trained classifier in eval mode, on the CPU: a saved directory, or a factory and its weights.
 
     The global random state stays as it was.
 
     Args:
-        settings: which.
-        source: the file that the settings were read from; None for what somebody typed (see `synthkd.imports`).
+        settings: the model.
+        source: the file that the settings were read from, or None if a user typed them (see `synthkd.imports`).
 
     Raises:
-        ConfigError: size, classes or weights are missing, contradict the directory, or the name is unknown.
-        ModelError: the files cannot be loaded or do not fit, or name code that is not trusted.
+        ConfigError: size, classes or weights are missing, or contradict the directory; or the name is unknown.
+        ModelError: the files cannot be loaded, do not fit, or name code that is not trusted.
         MissingExtraError: a `timm:` model without timm.
     """
     if files.is_model_directory(settings.model):
         return _load_directory(settings)
     if settings.weights is None and is_library(settings.model):
-        raise ConfigError(f"{settings.model} without weights knows nothing; set `weights` to a local file")
+        raise ConfigError(f"{settings.model} without weights is untrained; set `weights` to a local file")
+    # Initial weights are drawn and then replaced; a loaded teacher must not change the numbers of a run.
     with torch.random.fork_rng(devices=[]):
         spec = _own_spec(settings)
         model = construct(settings, spec, settings.mean, settings.std, settings.class_names or (), source)
@@ -48,16 +49,16 @@ def build_model(
     std: Sequence[float] | None = None,
     class_names: Sequence[str] = (),
 ) -> Classifier:
-    """A classifier to train, in training mode; fresh unless the settings name a directory or weights to start from.
+    """A classifier in training mode, on the CPU: fresh unless the settings name a directory or weights to start from.
 
     Args:
-        settings: what to build.
-        spec: what the job at hand needs; None: `settings` must say it.
-        mean, std: normalisation for fresh networks whose settings have none.
-        class_names: for models whose settings have none.
+        settings: the network.
+        spec: images and classes of the present job; None: those of `settings`.
+        mean, std: normalisation of fresh networks whose settings have none.
+        class_names: of models whose settings have none.
 
     Raises:
-        ConfigError: as `load_model`, or the settings contradict `spec`.
+        ConfigError: as `load_model`, or the settings contradict `spec` or lack one.
         ModelError, MissingExtraError: as `load_model`.
     """
     if isinstance(settings, ZooModel):
@@ -70,7 +71,8 @@ def build_model(
             raise ConfigError(f"{settings.model} takes {model.spec}, but this job has {spec}; take another model")
         return model.train()
     own = settings if spec is None else _completed(settings, spec)
-    # With weights the network's own normalisation counts (None: inside it); a fresh one takes the data's.
+    # Weights were trained with the normalisation in the settings (None: inside the network); a fresh network takes the
+    # normalisation of the data.
     fresh = settings.weights is None and settings.mean is None
     model = construct(
         own,
@@ -84,7 +86,7 @@ def build_model(
 
 
 def is_fresh(settings: ZooModel | LoadedModel) -> bool:
-    """Whether `build_model` gives random weights; a factory of the user's own may bring some, so it counts as not."""
+    """Whether `build_model` gives random weights; False for a factory of the user, which may load some."""
     return isinstance(settings, ZooModel) or (settings.weights is None and is_library(settings.model))
 
 
@@ -92,9 +94,11 @@ def _load_directory(settings: LoadedModel) -> Classifier:
     if settings.weights is not None:
         raise ConfigError(f"{settings.model} has its own weights; leave `weights` out, got {settings.weights}")
     if settings.options:
-        got, trust = ", ".join(settings.options), f"write trust={settings.model} beside the sections instead"
-        remedy = trust if "trust" in settings.options else "leave them out"
-        raise ConfigError(f"options: {settings.model} was saved with its own, got {got}; {remedy}")
+        is_trust = "trust" in settings.options
+        remedy = f"write trust={settings.model} beside the sections instead" if is_trust else "leave them out"
+        raise ConfigError(
+            f"options: {settings.model} was saved with its own, got {', '.join(settings.options)}; {remedy}"
+        )
     model = files.load(settings.model)
     if (wanted := _spec_where_set(settings, model.spec)) != model.spec:
         raise ConfigError(f"{settings.model} takes {model.spec}, but the config says {wanted}; leave those keys out")
@@ -105,7 +109,7 @@ def _load_directory(settings: LoadedModel) -> Classifier:
 
 
 def _completed(settings: LoadedModel, spec: ImageSpec) -> LoadedModel:
-    """Fill what the settings leave open from `spec`; what they do say must agree with it."""
+    """The settings with channels, size and classes of `spec`, which those that are set must equal."""
     if (wanted := _spec_where_set(settings, spec)) != spec:
         raise ConfigError(f"{settings.model} is set to {wanted}, but this job has {spec}; leave those keys out")
     size = (spec.height, spec.width)
@@ -119,12 +123,11 @@ def _own_spec(settings: LoadedModel) -> ImageSpec:
             f"model '{settings.model}' is no directory that synthkd saved and so needs `size` and `classes`, "
             f"got size={settings.size}, classes={settings.classes}"
         )
-    height, width = (settings.size, settings.size) if isinstance(settings.size, int) else settings.size
-    return ImageSpec(settings.channels or 3, height, width, settings.classes)
+    return _spec_where_set(settings, ImageSpec(3, 0, 0, settings.classes))
 
 
 def _spec_where_set(settings: LoadedModel, other: ImageSpec) -> ImageSpec:
-    """What the settings say, with `other` where they are silent."""
+    """The spec of the settings, with the values of `other` where they have none."""
     height, width = other.height, other.width
     if settings.size is not None:
         height, width = (settings.size, settings.size) if isinstance(settings.size, int) else settings.size

@@ -1,4 +1,4 @@
-"""Read a file of weights without running anything in it, and put it into a model strictly."""
+"""Read files of weights without running code in them, load them strictly, and write them."""
 
 from __future__ import annotations
 
@@ -23,17 +23,24 @@ from synthkd.system.text import one_line
 WEIGHTS = "model.safetensors"
 PICKLES = (".pt", ".pth", ".bin")
 NESTS = ("state_dict", "model_state_dict", "model")
+"""Keys under which trainers save the state dict of the model in a larger dict."""
 WRAPPERS = ("module.", "_orig_mod.")
-SHOWN = 4
+"""Prefixes of the names of wrapped models: DataParallel's and torch.compile's."""
+NAMED = 4
+"""Tensors that an error names."""
 LARGEST_HEADER = 1 << 24
-"""Of a .safetensors file, in bytes: some hundred thousand tensors."""
+"""Bytes of the header of a .safetensors file; it has room for some hundred thousand tensors."""
 
 
 def finite_state(model: nn.Module, who: str) -> dict[str, Tensor]:
-    """The state dict of a model; what a checkpoint or a file keeps of a model that learned comes from here.
+    """The state dict of a model, checked; checkpoints and files of trained models store it.
+
+    Args:
+        model: on any device.
+        who: name of the model in the error.
 
     Raises:
-        TrainingError: a tensor in it is not finite; names who and the first of them.
+        TrainingError: a tensor is not finite; the error names the first few.
     """
     state = dict(model.state_dict())
     if bad := not_finite(state):
@@ -45,32 +52,40 @@ def finite_state(model: nn.Module, who: str) -> dict[str, Tensor]:
 
 
 def not_finite(state: Mapping[str, Tensor]) -> list[str]:
-    """Names of the tensors that hold NaN or an infinity."""
+    """Names of the tensors with a NaN or an infinity."""
     return [k for k, v in state.items() if v.is_floating_point() and not bool(torch.isfinite(v).all())]
 
 
 def serialised(model: nn.Module, who: str = "the model") -> bytes:
-    """The content of a .safetensors file with the state dict of a model, which may be on any device.
+    """The content of a .safetensors file with the state dict of a model.
+
+    Args:
+        model: on any device.
+        who: name of the model in the error.
 
     Raises:
-        TrainingError: a tensor in it is not finite; `who` is what the error calls the model.
+        TrainingError: a tensor is not finite.
     """
-    # Every entry is copied: safetensors refuses tensors that share memory, and tied weights do.
+    # Every entry is copied: safetensors refuses tensors that share memory, as tied weights do.
     state = {k: v.detach().to("cpu", copy=True).contiguous() for k, v in finite_state(model, who).items()}
     return serialise(state, metadata={"format": "pt"})
 
 
 def save_weights(model: nn.Module, path: Path) -> None:
-    """Write the state dict of a model to a .safetensors file, atomically. Raises as `serialised`."""
+    """Write the state dict of a model to a .safetensors file, atomically.
+
+    Raises:
+        TrainingError: a tensor is not finite.
+    """
     write_atomically(path, serialised(model, str(path.parent)))
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The state dict in a .safetensors, .pt, .pth or .bin file, on the CPU, out of the nests trainers save it in.
+    """The state dict in a .safetensors, .pt, .pth or .bin file, on the CPU, also from inside the dict of a trainer.
 
     Raises:
-        ModelError: no such file, another ending, a damaged file, a pickle that wants more than tensors (with the names
-            it wanted; nothing of it has run), or contents that are not a state dict.
+        ModelError: no such file, another ending, a damaged file, a pickle of more than tensors (the error names what it
+            would import; nothing of it has run), or content that is no state dict.
     """
     if not path.is_file():
         raise ModelError(f"weights file not found: {path}")
@@ -80,7 +95,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         state = _state_dict(_read_pickle(path), path)
     else:
         raise ModelError(f"weights must be a .safetensors, .pt, .pth or .bin file, got {path}")
-    if odd := [f"{name} ({what})" for name, tensor in state.items() if (what := _oddity(tensor))]:
+    if odd := [f"{name} ({oddity})" for name, tensor in state.items() if (oddity := _oddity(tensor))]:
         raise ModelError(f"{path}: weights must be dense real numbers, got {_some(odd)}; convert them, and save again")
     return state
 
@@ -88,17 +103,23 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 def load_strictly(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
     """Copy a state dict into a model: same names, same shapes.
 
-    The prefixes that DataParallel (`module.`) and torch.compile (`_orig_mod.`) put before every name are removed.
+    Prefixes of DataParallel (`module.`) and torch.compile (`_orig_mod.`) on every name are removed.
+
+    Args:
+        model: on any device.
+        state: name -> tensor.
+        source: where the state dict comes from, for errors.
 
     Raises:
-        ModelError: names the missing, unexpected and misshapen entries, or those that are not finite; the model is
-            unchanged.
+        ModelError: missing, unexpected or misshapen entries, or entries that are not finite; the error names them, and
+            the model is unchanged.
     """
     own = model.state_dict()
+    # Only if every name has the prefix and the model's names have none: a module may be called "module".
     for prefix in WRAPPERS:
         if state and all(k.startswith(prefix) for k in state) and not any(k.startswith(prefix) for k in own):
             state = {k.removeprefix(prefix): v for k, v in state.items()}
-    complaints = {
+    problems = {
         "missing": [k for k in own if k not in state],
         "unexpected": [k for k in state if k not in own],
         "of another shape": [
@@ -107,10 +128,9 @@ def load_strictly(model: nn.Module, state: Mapping[str, Tensor], source: str) ->
             if k in state and state[k].shape != v.shape
         ],
     }
-    found = [f"{len(names)} {what}: {_some(names)}" for what, names in complaints.items() if names]
-    if found:
+    if lines := [f"{len(names)} {problem}: {_some(names)}" for problem, names in problems.items() if names]:
         raise ModelError(
-            f"weights in {source} do not fit the model: {'; '.join(found)}; "
+            f"weights in {source} do not fit the model: {'; '.join(lines)}; "
             "check the architecture, its options and the class count"
         )
     if bad := not_finite(state):
@@ -118,6 +138,7 @@ def load_strictly(model: nn.Module, state: Mapping[str, Tensor], source: str) ->
             f"weights in {source} are not finite in {len(bad)} of {len(state)} tensors: {_some(bad)}; the file is "
             "damaged or of a training that diverged, take another"
         )
+    # Last, after every check, so that a model is never left with a part of the weights.
     model.load_state_dict(state)
 
 
@@ -145,15 +166,16 @@ def _read_pickle(path: Path) -> Any:
 
 
 def _wanted(path: Path, message: str) -> list[str]:
-    """What a refused pickle would have imported, by reading it without running it."""
+    """Names that a refused pickle would import, from reading it without running it."""
     try:
         return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(str(path)))
-    except Exception:  # as arbitrary as above
-        # Not the zip file of today's torch.save. Of its older format the error names the first global.
+    except Exception:  # arbitrary instructions, as above
+        # The file is not the zip archive of today's torch.save. In the older format the error names the first import.
         return re.findall(r"GLOBAL (\S+)", message)[:1] or _imports(path) or ["(unreadable instructions)"]
 
 
 def _imports(path: Path) -> list[str]:
+    """Names in the instructions of a bare pickle, up to the first damaged one."""
     names: list[str] = []
     strings: list[str] = []
     with path.open("rb") as file, suppress(ValueError, EOFError, MemoryError):
@@ -168,7 +190,8 @@ def _imports(path: Path) -> list[str]:
 
 
 def _state_dict(loaded: Any, path: Path) -> dict[str, Tensor]:
-    for _ in NESTS:  # more than once each they are not nested, unless one holds itself
+    """The state dict in the content of a pickle, or inside it under the keys of `NESTS`."""
+    for _ in NESTS:  # a bound on the nesting, since a dict may contain itself
         if not isinstance(loaded, Mapping) or all(isinstance(v, Tensor) for v in loaded.values()):
             break
         nest = next((loaded[k] for k in NESTS if isinstance(loaded.get(k), Mapping)), None)
@@ -181,7 +204,7 @@ def _state_dict(loaded: Any, path: Path) -> dict[str, Tensor]:
 
 
 def _oddity(tensor: Tensor) -> str:
-    """What keeps a tensor from being copied into a weight; empty where nothing does."""
+    """The property that makes a tensor useless as a weight; empty if it has none."""
     if tensor.is_meta:
         return "without values"
     if tensor.layout != torch.strided or tensor.is_quantized:
@@ -190,8 +213,8 @@ def _oddity(tensor: Tensor) -> str:
 
 
 def _some(names: list[str]) -> str:
-    more = len(names) - SHOWN
-    return ", ".join(map(one_line, names[:SHOWN])) + (f" and {more} more" if more > 0 else "")
+    more = len(names) - NAMED
+    return ", ".join(map(one_line, names[:NAMED])) + (f" and {more} more" if more > 0 else "")
 
 
 def _line(error: BaseException) -> str:

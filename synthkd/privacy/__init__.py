@@ -1,13 +1,17 @@
-"""What a model and a synthetic set give away about the images behind them: attacks, bounds and copy tests."""
+"""What models and synthetic images reveal about private images: accounting, DP-SGD, attacks, bounds and copy tests."""
 
+from synthkd.privacy.accounting import Epsilon, check_delta, epsilon
+from synthkd.privacy.blind import BlindBaseline, blind_baseline
+from synthkd.privacy.calibration import noise_for, release_noise_for
 from synthkd.privacy.canaries import Canaries, OneRun, choose, one_run_epsilon
-from synthkd.privacy.copies import CopyTest, NearCopies, copy_test
+from synthkd.privacy.claims import dp_statement, ledger_of
+from synthkd.privacy.copies import CopyTest, NearCopies, copy_test, copy_tests
 from synthkd.privacy.intervals import Area, auc, clopper_pearson
+from synthkd.privacy.journal import Journal
+from synthkd.privacy.ledger import Adjacency, Event, Ledger, PoissonSteps, Release, without_amplification
 from synthkd.privacy.membership import (
     Answers,
-    BlindBaseline,
     attacks,
-    blind_baseline,
     calibrated,
     headline,
     lira,
@@ -15,19 +19,27 @@ from synthkd.privacy.membership import (
     rmia,
     tune_offline_a,
 )
-from synthkd.privacy.rates import Attack, RateAt, RateRatio, WorstClass, attack, ceiling, tpr_ratio
+from synthkd.privacy.rates import Attack, RateAt, WorstClass, attack, ceiling
+from synthkd.privacy.ratio import RateRatio, student_over_teacher, tpr_ratio
 
 __all__ = [
+    "Adjacency",
     "Answers",
     "Area",
     "Attack",
     "BlindBaseline",
     "Canaries",
     "CopyTest",
+    "Epsilon",
+    "Event",
+    "Journal",
+    "Ledger",
     "NearCopies",
     "OneRun",
+    "PoissonSteps",
     "RateAt",
     "RateRatio",
+    "Release",
     "WorstClass",
     "attack",
     "attacks",
@@ -35,14 +47,23 @@ __all__ = [
     "blind_baseline",
     "calibrated",
     "ceiling",
+    "check_delta",
     "choose",
     "clopper_pearson",
     "copy_test",
+    "copy_tests",
+    "dp_statement",
+    "epsilon",
     "headline",
+    "ledger_of",
     "lira",
     "log_odds",
+    "noise_for",
     "one_run_epsilon",
+    "release_noise_for",
     "rmia",
+    "student_over_teacher",
     "tpr_ratio",
     "tune_offline_a",
+    "without_amplification",
 ]

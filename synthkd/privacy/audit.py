@@ -1,8 +1,8 @@
-"""What an audit of one model comes to, and the checks without which it says nothing.
+"""The audit of one model: all attacks on it, its lower bounds of epsilon, and the checks without which it says nothing.
 
-Canaries, whom a coin put in or left out, give every attack on both halves of them and the rigorous bound of each half.
-Lists of members and non-members, which is all that is known of a finished model, give attacks on images as they come:
-the average case, and no bound.
+Where a coin decided which canaries are in the training data, each half of the canaries is attacked and has a rigorous
+bound. Where only lists of members and non-members are known, as of a finished model, images are attacked as they come:
+the average case, without a bound.
 """
 
 from __future__ import annotations
@@ -15,35 +15,39 @@ import torch
 from torch import Tensor
 
 from synthkd.models.contract import finite_logits
+from synthkd.privacy.blind import blind_baseline
 from synthkd.privacy.canaries import Canaries, OneRun, one_run_epsilon
 from synthkd.privacy.intervals import auc, lower_limit
-from synthkd.privacy.membership import Answers, attacks, blind_baseline, headline, log_odds
+from synthkd.privacy.membership import Answers, attacks, headline, log_odds
 from synthkd.privacy.rates import Attack, attack
 from synthkd.privacy.verdict import Check
 from synthkd.rng import numpy_stream
 
 NATURAL, MISLABELLED = "natural", "mislabelled"
 GROUPS = (NATURAL, MISLABELLED)
-"""The halves of the canaries: average images, and the worst case."""
+"""The halves of the canaries: the average case, and the worst case."""
 PIPELINE, GIVEN = "pipeline", "given lists"
-"""The kinds of audit. That of given lists has one group of images, which is called as the kind is."""
+"""The kinds of audit. An audit of given lists has one group of images, whose name is the kind."""
 AVERAGE_CASE = "average-case, heuristic: not a bound"
-"""What stands beside every number of an audit of given lists."""
+"""Label of every number of an audit of given lists."""
 CONFIDENCE = 0.95
 """Of each interval, and of all one-run bounds of an audit together."""
-SURE = 0.99
-"""Confidence of the controls; a sound audit fails one of them in 1 of 100 runs."""
+CONTROL_CONFIDENCE = 0.99
+"""Confidence of the controls: a sound audit fails one of them in 1 of 100 runs."""
 DRAWS = 2000
+"""Random lists that `classes_check` compares with the given ones."""
+WHOS = ("teacher", "student")
+"""The models of an audit, as results and reports call them."""
 
 
 @dataclass(frozen=True)
 class GroupAudit:
-    """One half of the canaries, or the lists as they were given.
+    """The audit of one model on one group of images: a half of the canaries, or the given lists.
 
     Attributes:
-        attacks: all of them, each bound holding together with the others.
-        headline: the name of the one that shows most.
-        one_run: the rigorous lower bound, from one score that was chosen beforehand; None for lists, of which
+        attacks: results of all attacks; their bounds and intervals hold together.
+        headline: name of the strongest attack.
+        one_run: the rigorous lower bound, from one score that is fixed beforehand; None for given lists, whose members
             no coin decided.
     """
 
@@ -54,88 +58,96 @@ class GroupAudit:
 
 def audit_model(
     canaries: Canaries,
-    audited: Answers,
+    answers: Answers,
     population: Answers | None,
     guesses: int | None,
     delta: float,
     models: int = 1,
 ) -> dict[str, GroupAudit]:
-    """Attack one model by what it answers about the canaries.
+    """Attack one model by its logits for the canaries.
 
     Args:
-        canaries: who is in, and with which label.
-        audited: answers about the canaries, in their order; the label is the one each is trained with.
-        population: answers about images in no other role, or None.
+        canaries: which are included, and with which label.
+        answers: logits for the canaries, in their order, with the labels they are trained with.
+        population: logits for images in no other role, or None.
         guesses: of the one-run bound, in each half; None: a fifth.
         delta: of all bounds.
-        models: how many are audited; the one-run bounds of all their halves hold together.
+        models: number of audited models; the one-run bounds of all their halves hold together.
 
     Returns:
-        Half -> what was found. The one-run bound judges LiRA's score, or the plain log-odds without references.
+        Half of the canaries -> its audit. The one-run bound judges LiRA's score, or the log-odds without references.
     """
-    scores = attacks(audited, population)
+    scores = attacks(answers, population)
     declared = scores.get("LiRA", scores["log-odds"])
-    found = {}
+    confidence = 1 - (1 - CONFIDENCE) / (len(GROUPS) * models)
+    groups = {}
     for group, member in zip(GROUPS, (~canaries.mislabelled, canaries.mislabelled), strict=True):
         coins = canaries.included[member]
         half = {name: values[member] for name, values in scores.items()}
-        judged = _judged(half, canaries.labels[member], coins, delta)
-        together = 1 - (1 - CONFIDENCE) / (len(GROUPS) * models)
-        bound = one_run_epsilon(declared[member], coins, guesses, delta, together)
-        found[group] = GroupAudit(judged, headline(judged).name, bound)
-    return found
+        results = _results(half, canaries.labels[member], coins, delta)
+        bound = one_run_epsilon(declared[member], coins, guesses, delta, confidence)
+        groups[group] = GroupAudit(results, headline(results).name, bound)
+    return groups
 
 
-def audit_lists(audited: Answers, members: Tensor, population: Answers | None, delta: float) -> GroupAudit:
-    """Attack one model by what it answers about images that are known to be members, or known not to be.
+def audit_lists(answers: Answers, members: Tensor, population: Answers | None, delta: float) -> GroupAudit:
+    """Attack one model by its logits for images that are known to be members, or known not to be.
 
     Args:
-        audited: answers about both lists together.
+        answers: logits for both lists together.
         members: bool `[N]`, True for members.
-        population: answers about images in no other role, or None.
+        population: logits for images in no other role, or None.
         delta: of the estimates of epsilon.
 
     Returns:
-        What was found, without a bound of one run: see `AVERAGE_CASE`.
+        The audit, without a one-run bound; see `AVERAGE_CASE`.
     """
-    judged = _judged(attacks(audited, population), torch.as_tensor(audited.labels), members, delta)
-    return GroupAudit(judged, headline(judged).name, None)
+    results = _results(attacks(answers, population), torch.as_tensor(answers.labels), members, delta)
+    return GroupAudit(results, headline(results).name, None)
 
 
-def duplicated(audited: Tensor, others: Mapping[str, Tensor]) -> dict[str, int]:
-    """How many audited images are there again in a set of another role, pixel by pixel.
+def count_duplicates(images: Tensor, others: Mapping[str, Tensor]) -> dict[str, int]:
+    """How many images of each other set equal one of these images pixel by pixel.
 
     Args:
-        audited: uint8 `[N, C, H, W]`.
+        images: uint8 `[N, C, H, W]`.
         others: role -> uint8 `[M, C, H, W]`.
     """
-    ours = {image.numpy().tobytes() for image in audited.cpu()}
-    return {role: sum(image.numpy().tobytes() in ours for image in images.cpu()) for role, images in others.items()}
+    pixels = {image.numpy().tobytes() for image in images.cpu()}
+    return {role: sum(image.numpy().tobytes() in pixels for image in other.cpu()) for role, other in others.items()}
 
 
 def roles_check(sets: Mapping[str, Tensor]) -> Check:
-    """No image, pixel by pixel, stands in two of these sets.
+    """No image, pixel by pixel, is in two of these sets.
 
     Args:
         sets: role -> uint8 `[N, C, H, W]`.
     """
-    found = {(one, other): duplicated(sets[one], {other: sets[other]})[other] for one, other in combinations(sets, 2)}
-    again = [f"{count} of the {other} are among the {one}" for (one, other), count in found.items() if count]
-    said = f"{', '.join(again)}, pixel by pixel" if again else "each image stands on one list only"
-    return Check("no image in two roles", not again, said)
+    counts = {
+        (one, other): count_duplicates(sets[one], {other: sets[other]})[other] for one, other in combinations(sets, 2)
+    }
+    twice = [f"{count} of the {other} are among the {one}" for (one, other), count in counts.items() if count]
+    evidence = f"{', '.join(twice)}, pixel by pixel" if twice else "each image stands on one list only"
+    return Check("no image in two roles", not twice, evidence)
 
 
 def blind_check(inside: Tensor, outside: Tensor, seed: int = 0) -> Check:
-    """Members cannot be told from non-members by their pixels; see `blind_baseline`."""
-    found = blind_baseline(inside, outside, seed)
-    said = f"without any model members are told from non-members with an AUC of {found.auc}"
-    return Check("blind baseline", not found.leaks, said)
+    """Members cannot be told from non-members by their pixels; see `blind_baseline`.
+
+    Args:
+        inside: uint8 `[N, C, H, W]`, members.
+        outside: uint8 `[M, C, H, W]`, non-members.
+        seed: of the folds.
+    """
+    baseline = blind_baseline(inside, outside, seed)
+    evidence = f"without any model members are told from non-members with an AUC of {baseline.auc}"
+    return Check("blind baseline", not baseline.leaks, evidence)
 
 
 def classes_check(inside: Tensor, outside: Tensor, seed: int = 0) -> Check:
-    """Members cannot be told from non-members by their labels: a model is surer of some classes than of others.
+    """Members cannot be told from non-members by their labels; a model is more confident about some classes.
 
-    The chi-square statistic of the class counts is compared with those of lists that are drawn from both at random.
+    The chi-square statistic of the class counts is compared with those of lists drawn at random from both together.
 
     Args:
         inside: int64 `[N]`, labels of members.
@@ -144,61 +156,85 @@ def classes_check(inside: Tensor, outside: Tensor, seed: int = 0) -> Check:
     """
     both = torch.cat([inside, outside]).bincount()
     expected = (both * len(inside) / (len(inside) + len(outside))).clamp_min(1e-12).numpy()
-    drawn = numpy_stream(seed, "classes of lists").multivariate_hypergeometric(both.numpy(), len(inside), DRAWS)
-    seen = inside.bincount(minlength=len(both)).numpy()
-    far, away = (((counts - expected) ** 2 / expected).sum(-1) for counts in (drawn, seen))
-    p_value = (1 + int((far >= away - 1e-9).sum())) / (1 + DRAWS)
-    said = f"lists drawn from both at random are as unlike in their classes in {p_value:.2%} of cases"
-    return Check("blind baseline of labels", p_value >= 1 - SURE, said)
+    draws = numpy_stream(seed, "classes of lists").multivariate_hypergeometric(both.numpy(), len(inside), DRAWS)
+    counts = inside.bincount(minlength=len(both)).numpy()
+    of_draws, statistic = (((each - expected) ** 2 / expected).sum(-1) for each in (draws, counts))
+    p_value = (1 + int((of_draws >= statistic - 1e-9).sum())) / (1 + DRAWS)
+    evidence = f"lists drawn from both at random are as unlike in their classes in {p_value:.2%} of cases"
+    return Check("blind baseline of labels", p_value >= 1 - CONTROL_CONFIDENCE, evidence)
 
 
-def labels_check(answers: Mapping[str, Tensor], labels: Tensor) -> Check:
-    """An audited model gives members the label that they carry more often than a guess would.
+def labels_check(logits: Mapping[str, Tensor], labels: Tensor) -> Check:
+    """An audited model predicts the given labels of members more often than a guess would.
 
-    Else these are not the labels it was trained with, as when classes are numbered otherwise; and attacks, which ask
-    how sure it is of the label, would find nothing whatever it remembers.
+    Otherwise these are not the labels it was trained with, for example because classes are numbered differently. Then
+    attacks, which use the log-odds of the label, find nothing whatever the model memorised.
 
     Args:
-        answers: teacher, student -> logits `[N, K]` about the members.
+        logits: teacher, student -> `[N, K]` for the members.
         labels: int64 `[N]`.
     """
-    right = {who: int((logits.argmax(1) == labels).sum()) for who, logits in answers.items()}
-    classes = next(iter(answers.values())).shape[1]
-    least = lower_limit(max(right.values()), len(labels), 1 - SURE)
-    told = " and ".join(f"{count / len(labels):.1%} by the {who}" for who, count in right.items())
-    said = f"members are given the label they carry: {told}"
-    return Check("labels", least > 1 / classes, said if least > 1 / classes else f"{said}, as guesses would be")
+    correct = {who: int((each.argmax(1) == labels).sum()) for who, each in logits.items()}
+    classes = next(iter(logits.values())).shape[1]
+    passed = lower_limit(max(correct.values()), len(labels), 1 - CONTROL_CONFIDENCE) > 1 / classes
+    shares = " and ".join(f"{count / len(labels):.1%} by the {who}" for who, count in correct.items())
+    evidence = f"members are given the label they carry: {shares}"
+    return Check("labels", passed, evidence if passed else f"{evidence}, as guesses would be")
 
 
 def negative_check(references: Sequence[Tensor], labels: Tensor, members: Tensor) -> Check:
-    """No model that saw neither list tells them apart: else one did see them, or one list is easier by itself.
+    """No reference tells the lists apart; one that does was trained on a list, or one list is easier by itself.
 
     Args:
-        references: logits `[N, K]` of each, one or more, about both lists together.
+        references: logits `[N, K]` of each reference, one or more, for both lists together.
         labels: int64 `[N]`.
         members: bool `[N]`.
     """
-    level = 1 - (1 - SURE) / len(references)
+    level = 1 - (1 - CONTROL_CONFIDENCE) / len(references)
     areas = [auc(*_sides(log_odds(logits, labels), members), level) for logits in references]
     most = max(areas, key=lambda area: abs(area.value - 0.5))
-    said = f"references that saw neither list tell members from non-members with an AUC of {most} at most"
-    return Check("negative control", all(area.low <= 0.5 <= area.high for area in areas), said)
+    evidence = f"references that saw neither list tell members from non-members with an AUC of {most} at most"
+    return Check("negative control", not any(area.excludes_chance for area in areas), evidence)
 
 
 def logits_of(
     model: torch.nn.Module, images: Tensor, device: torch.device, batch_size: int = 512, who: str = "the model"
 ) -> Tensor:
-    """Logits float32 `[N, K]` on the CPU of uint8 images, batch by batch, of a model in eval mode.
+    """Logits float32 `[N, K]` on the CPU, computed batch by batch.
+
+    Args:
+        model: in eval mode, on the device.
+        images: uint8 `[N, C, H, W]`.
+        device: of the model.
+        batch_size: images at a time.
+        who: what errors call the model.
 
     Raises:
-        ModelError: they are not finite; `who` is what the error calls the model.
+        ModelError: a logit is not finite.
     """
     with torch.no_grad():
-        said = [model(chunk.to(device).float() / 255.0).float().cpu() for chunk in images.split(batch_size)]
-    return finite_logits(torch.cat(said), who)
+        logits = [model(chunk.to(device).float() / 255.0).float().cpu() for chunk in images.split(batch_size)]
+    return finite_logits(torch.cat(logits), who)
 
 
-def _judged(scores: Mapping[str, Tensor], labels: Tensor, members: Tensor, delta: float) -> tuple[Attack, ...]:
+def answers_of(models: Mapping[str, torch.nn.Module], images: Tensor, labels: Tensor, device: torch.device) -> Answers:
+    """Logits of an audited model and its references.
+
+    Args:
+        models: name for errors -> model in eval mode, which is moved to the device; the audited model comes first.
+        images: uint8 `[N, C, H, W]`.
+        labels: int64 `[N]`.
+        device: where the models run.
+
+    Raises:
+        ModelError: a logit is not finite.
+    """
+    logits = torch.stack([logits_of(model.to(device), images, device, who=who) for who, model in models.items()])
+    return Answers(logits[0], logits[1:], labels)
+
+
+def _results(scores: Mapping[str, Tensor], labels: Tensor, members: Tensor, delta: float) -> tuple[Attack, ...]:
+    """Results of attacks on the same points, whose bounds hold together."""
     return tuple(
         attack(name, *_sides(values, members), *_sides(labels, members), delta, CONFIDENCE, len(scores))
         for name, values in scores.items()
@@ -206,4 +242,5 @@ def _judged(scores: Mapping[str, Tensor], labels: Tensor, members: Tensor, delta
 
 
 def _sides(values: Tensor, members: Tensor) -> tuple[Tensor, Tensor]:
+    """The values of members, and those of non-members."""
     return values[members], values[~members]

@@ -1,7 +1,7 @@
-"""Canaries that a coin puts into the training data, and the bound of epsilon that one training run gives with them.
+"""Canaries that a coin puts into the training data, and the lower bound of epsilon from one training run with them.
 
-Half of the canaries are ordinary images, which tell of the average member; half carry a wrong label, which tells of the
-worst: a model has to learn such an image by heart. Judge the two halves apart.
+Half of the canaries are ordinary images, which show the average case. Half carry a wrong label, which shows the worst
+case: a model has to memorise such an image. Judge the two halves separately.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from synthkd.types import check_labels
 
 @dataclass(frozen=True)
 class Canaries:
-    """Images that are in the training data or not, each by a fair coin of its own.
+    """Images that are in the training data or not, each by its own fair coin.
 
     Attributes:
         rows: int64 `[m]`, rows of the candidates, ascending, each once.
-        included: bool `[m]`, what the coins said: True goes into the training data.
+        included: bool `[m]`, the coins: True goes into the training data.
         mislabelled: bool `[m]`, True for the half with a wrong label.
-        labels: int64 `[m]`, the label each is trained with if it is included.
+        labels: int64 `[m]`, the label each canary is trained with if it is included.
     """
 
     rows: Tensor
@@ -47,9 +47,9 @@ class OneRun:
 
     Attributes:
         epsilon: lower bound at `delta` for adding or removing one image, 0 where nothing is shown.
-        m: canaries.
-        guesses: how many of them were guessed.
-        correct: how many guesses were right.
+        m: number of canaries.
+        guesses: number of canaries that were guessed.
+        correct: number of right guesses.
         delta, confidence: of the bound.
         ceiling: the bound if all guesses had been right.
     """
@@ -66,13 +66,13 @@ class OneRun:
 def choose(labels: Tensor, classes: int, count: int, seed: int) -> Canaries:
     """Draw canaries from candidates, wrong labels for half of them, and a coin for each.
 
-    The coins come from a stream that nothing else draws from: a training run must learn of them by its data alone.
+    The coins come from a random stream that nothing else uses: a training run must depend on them by its data alone.
 
     Args:
-        labels: int64 `[P]` of the candidates, which are trained on only where the coin says so.
-        classes: how many, at least 2.
-        count: canaries, at least 2 and at most P; an odd one is an ordinary image.
-        seed: of all draws. Whoever knows it knows who is included.
+        labels: int64 `[P]` of the candidates, in 0..classes-1; they are trained on only where the coin includes them.
+        classes: number of classes, at least 2.
+        count: number of canaries, in 2..P; where it is odd, there is one more ordinary image.
+        seed: of all draws; it reveals which canaries are included.
 
     Raises:
         ConfigError: `count` or `classes` out of range.
@@ -102,29 +102,30 @@ def one_run_epsilon(
 ) -> OneRun:
     """Lower bound of epsilon from guesses about canaries of one run (Steinke, Nasr and Jagielski 2023).
 
-    The highest scores are guessed to be included, as many of the lowest not to be, the rest not guessed at. Under
-    (eps, delta)-differential privacy for adding or removing an image, v guesses or more are right with probability
+    The canaries with the highest scores are guessed to be included, as many with the lowest scores not to be, and the
+    rest are not guessed. Under (eps, delta)-differential privacy for adding or removing an image, the probability of v
+    right guesses or more is at most
 
         P[B >= v] + 2 m delta max_i (P[B >= v - i] - P[B >= v]) / i,   i = 1..v
 
-    at most, for `B ~ Binomial(guesses, q)` and `q = e^eps / (1 + e^eps)` (their appendix D). The bound is the largest
-    eps at which this is no more than 1 - confidence. It holds for whatever is computed from the run, so for a student
-    of the trained model too, and for any score that was made without the coins. To judge several groups or scores and
-    report the largest bound, share `1 - confidence` out among them.
+    for `B ~ Binomial(guesses, q)` and `q = e^eps / (1 + e^eps)` (their appendix D). The bound is the largest eps at
+    which this is at most 1 - confidence. It holds for everything that is computed from the run, so also for a student
+    of the trained model, and for any score that does not depend on the coins. To report the largest bound of several
+    groups or scores, divide `1 - confidence` among them.
 
-    Among equal scores at the edge of the guesses those that would be wrong are guessed: the coins break the tie, but
-    only ever against the bound, which is then no larger than by any rule that is blind to them.
+    Ties at the edge of the guesses are broken by the coins, always against the attack: the wrong guesses are taken
+    first. So the bound is at most that of any rule that does not see the coins.
 
     Args:
         scores: `[m]`, higher where a canary seems included.
-        included: bool `[m]`, what the coins said.
-        guesses: even, 2 to m, fixed before any score is seen; None takes a fifth of m, to the next even number below.
-        delta: of the bound.
-        confidence: of the bound.
+        included: bool `[m]`, the coins.
+        guesses: even, in 2..m, fixed before any score is computed; None takes a fifth of m, rounded down to even.
+        delta: of the bound, in [0, 1).
+        confidence: of the bound, in (0, 1).
 
     Raises:
-        ConfigError: `guesses`, `delta` or `confidence` out of range, or too few canaries for guesses by default.
-        DataError: a score that is not finite, or coins that do not match.
+        ConfigError: `guesses`, `delta` or `confidence` out of range, or fewer than 10 canaries and no `guesses`.
+        DataError: a score that is not finite, or coins that do not match the scores.
     """
     check_level(delta, confidence)
     values = numbers(scores, "scores of canaries")
@@ -133,7 +134,7 @@ def one_run_epsilon(
         raise DataError(
             f"a true or false is needed for each of {len(values)} canaries, got {coins.dtype} {coins.shape}"
         )
-    m = len(values)
+    m, most = len(values), 1 - confidence
     guesses = 2 * (m // 10) if guesses is None else guesses
     if guesses % 2 or not 2 <= guesses <= m:
         raise ConfigError(
@@ -141,7 +142,6 @@ def one_run_epsilon(
         )
     half = guesses // 2
     correct = _least_correct(values, coins, half) + _least_correct(-values, ~coins, half)
-    most = 1 - confidence
     return OneRun(
         epsilon=_bound(m, guesses, correct, delta, most),
         m=m,
@@ -154,7 +154,7 @@ def one_run_epsilon(
 
 
 def p_value(m: int, guesses: int, correct: int, epsilon: float, delta: float) -> float:
-    """How likely `correct` right guesses or more are under (epsilon, delta), at most; see `one_run_epsilon`."""
+    """Largest probability of `correct` right guesses or more under (epsilon, delta); see `one_run_epsilon`."""
     q = 1 / (1 + math.exp(-epsilon))
     tail = float(binom.sf(correct - 1, guesses, q))
     if delta > 0 and correct > 0:
@@ -164,7 +164,7 @@ def p_value(m: int, guesses: int, correct: int, epsilon: float, delta: float) ->
 
 
 def _bound(m: int, guesses: int, correct: int, delta: float, most: float) -> float:
-    """The largest epsilon whose p-value is at most `most`, from below."""
+    """The largest epsilon whose p-value is at most `most`, from below, to 1e-9."""
     if p_value(m, guesses, correct, 0.0, delta) > most:
         return 0.0
     low, high = 0.0, 1.0
@@ -177,9 +177,9 @@ def _bound(m: int, guesses: int, correct: int, delta: float, most: float) -> flo
 
 
 def _least_correct(scores: Scores, included: np.ndarray[tuple[int, ...], np.dtype[np.bool_]], count: int) -> int:
-    """How many of the `count` highest scores are included, with ties at the edge broken towards those that are not."""
+    """How many of the `count` highest scores are included; of ties at the edge, those not included are taken first."""
     place = len(scores) - count
     edge = np.partition(scores, place)[place]
-    above, level = scores > edge, scores == edge
-    left = count - int(above.sum())
-    return int(included[above].sum()) + max(0, left - int((~included[level]).sum()))
+    above, tied = scores > edge, scores == edge
+    from_ties = count - int(above.sum())
+    return int(included[above].sum()) + max(0, from_ties - int((~included[tied]).sum()))

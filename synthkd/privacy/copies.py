@@ -1,10 +1,10 @@
-"""Does a synthetic set hold copies of training images? A copy detector, and not privacy evidence.
+"""Does a synthetic set contain copies of training images? A copy detector, not privacy evidence.
 
-Real images that nobody trained on are the yardstick: if the generator knows neither set, the names "training" and
-"holdout" could be exchanged between any two real images. What is found is a reason to look at the pairs. Finding
-nothing shows nothing about privacy: what is remembered can leak without a near copy, a few copies stay below what the
-tests see, and the features may not see a copy for one. `synthkd.metrics.copying` gives more numbers of the same kind
-and the same standing.
+Real images that were not trained on (the holdout) are the yardstick: for a generator that depends on neither set, the
+names "training" and "holdout" of any two real images could be exchanged. A positive result is a reason to look at the
+closest pairs. A negative result shows nothing about privacy: a model can leak what it memorised without a near copy,
+the tests miss a few copies, and features may hide a copy. `synthkd.metrics.memorization` has more scores of this kind,
+and they prove as little.
 """
 
 from __future__ import annotations
@@ -16,28 +16,35 @@ import torch
 from scipy.stats import binom
 from torch import Tensor
 
-from synthkd.errors import ConfigError
+from synthkd.errors import ConfigError, MissingExtraError
 from synthkd.metrics.arrays import Array, same_width, subsample
+from synthkd.metrics.features import build_extractor, extract
 from synthkd.metrics.neighbours import nearest, points
 from synthkd.rng import numpy_stream, stream
+from synthkd.settings import EfficientNetExtractor
+from synthkd.types import to_float
 
 NOT_EVIDENCE = "a copy detector, not privacy evidence"
+PIXELS, FEATURES = "pixels in [0, 1], Euclidean", "features of EfficientNet-Lite0 (ImageNet), Euclidean"
+"""Spaces in which images are compared, as reports call them."""
+MOST_EXTRACTED = 5000
+"""Most real images of each kind whose features are computed, at about two milliseconds each."""
 
 
 @dataclass(frozen=True)
 class NearCopies:
-    """Synthetic images that are nearer to a real one than 99 of 100 fresh images come to the training set.
+    """Synthetic images that are nearer to a real image than 99 of 100 holdout images are to the training set.
 
     Attributes:
-        radius: the 1st percentile of the distances of holdout images to their nearest training image; what is no
-            farther than this is a near copy.
+        radius: the 1st percentile of the distances of holdout images to their nearest training image; a synthetic image
+            within this distance of a real one is a near copy.
         of_train: synthetic images whose nearest real image is a training image within the radius.
         of_holdout: the same for holdout images; about as many where nothing was copied.
         train_images: different training images among those nearest.
-        holdout_images: different holdout images.
+        holdout_images: different holdout images among those nearest.
         p_value: one-sided binomial test of `train_images` against `holdout_images`. It counts real images, since
-            hundreds of synthetic images around one real image are one accident. So many copies of a single image do
-            not lower it: look at `of_train` and the closest pairs.
+            hundreds of synthetic images around one real image are one event. So many copies of a single image do not
+            lower it: look at `of_train` and the closest pairs.
     """
 
     radius: float
@@ -57,13 +64,13 @@ class CopyTest:
             copying, 1 for copies.
         p_value: probability of that share or a larger one where the names of the real images are exchanged at random;
             at least 1 / (permutations + 1).
-        permutations: how often they were.
+        permutations: number of random exchanges.
         n_generated: synthetic images.
-        n_each: real images of each side, after the larger one was thinned.
-        near_copies: the count of near copies of either side.
+        n_each: real images on each side, after the larger side was subsampled.
+        near_copies: counts of near copies on both sides.
         closest_generated: int64 `[P]`, rows of the synthetic images nearest to any training image, nearest first.
-        closest_train: int64 `[P]`, row of that training image; all of the training set is searched.
-        closest_distances: float64 `[P]`.
+        closest_train: int64 `[P]`, row of that training image, found in the whole training set.
+        closest_distances: float64 `[P]`, their distances.
     """
 
     nearer_to_train: float
@@ -82,21 +89,21 @@ def copy_test(
 ) -> CopyTest:
     """Compare the distances of synthetic images to training and to holdout images.
 
-    The larger of the two real sets is thinned at random to the size of the smaller, since a larger set alone has nearer
-    neighbours; copies of training images that fall out are missed by both tests, not by the closest pairs. Synthetic
-    images share neighbours, so they are no independent trials: the first test keeps each synthetic image with its
-    nearest real one and exchanges the names of the real images.
+    A larger set has nearer neighbours by its size alone, so the larger real set is subsampled to the size of the
+    smaller. Both tests miss copies of training images that are left out; the closest pairs do not. Synthetic images
+    share neighbours, so they are not independent: the first test assigns each synthetic image to its nearest real image
+    and exchanges the names of the real images.
 
     Args:
-        train: `[N, D]` features or pixels, at least 1 row.
-        holdout: `[H, D]`, the same of real images that were not trained on, drawn as the training images were.
+        train: `[N, D]` features or pixels, N at least 1.
+        holdout: `[H, D]`, of real images that were not trained on, drawn as the training images were.
         generated: `[M, D]`, of synthetic images.
-        seed: of the thinning, of ties between a training and a holdout image, and of the permutations.
-        permutations: how many, at least 1.
-        pairs: how many closest pairs to name, at most M.
+        seed: of the subsampling, of ties between a training and a holdout image, and of the permutations.
+        permutations: number of random exchanges, at least 1.
+        pairs: number of closest pairs to report, at least 0; at most M are.
 
     Raises:
-        ConfigError: no permutations, or a negative number of pairs.
+        ConfigError: `permutations` or `pairs` out of range.
         DataError: features that `synthkd.metrics.arrays.rows` refuses, or different D.
     """
     if permutations < 1 or pairs < 0:
@@ -109,47 +116,84 @@ def copy_test(
     n_each, rng = min(len(train), len(holdout)), stream(seed, "copy test")
     few_train, few_holdout = subsample(train, n_each, rng), subsample(holdout, n_each, rng)
 
+    # nearest real image of each synthetic image: 0 to n_each - 1 are training images, the rest holdout images
     closest = nearest(generated, train, 1)
     to_train = closest if len(train) == n_each else nearest(generated, few_train, 1)
     to_holdout = nearest(generated, few_holdout, 1)
-    by_lot = torch.rand(len(generated), generator=rng) < 0.5
-    ours, theirs = to_train.squared[:, 0], to_holdout.squared[:, 0]
-    of_train = (ours < theirs) | ((ours == theirs) & by_lot)
+    coin = torch.rand(len(generated), generator=rng) < 0.5
+    train_squared, holdout_squared = to_train.squared[:, 0], to_holdout.squared[:, 0]
+    of_train = (train_squared < holdout_squared) | ((train_squared == holdout_squared) & coin)
     winner = torch.where(of_train, to_train.indices[:, 0], to_holdout.indices[:, 0] + n_each)
 
-    fresh = nearest(few_holdout, few_train, 1).squared[:, 0]
+    holdout_distances = nearest(few_holdout, few_train, 1).squared[:, 0].sqrt()
     order = closest.squared[:, 0].argsort(stable=True)[:pairs]
     return CopyTest(
         nearer_to_train=float(of_train.double().mean()),
-        p_value=_permuted(winner, n_each, permutations, seed),
+        p_value=_permutation_p_value(winner, n_each, permutations, seed),
         permutations=permutations,
         n_generated=len(generated),
         n_each=n_each,
-        near_copies=_near_copies(winner, torch.minimum(ours, theirs).sqrt(), fresh.sqrt(), n_each),
+        near_copies=_near_copies(
+            winner, torch.minimum(train_squared, holdout_squared).sqrt(), holdout_distances, n_each
+        ),
         closest_generated=order,
         closest_train=closest.indices[order, 0],
         closest_distances=closest.squared[order, 0].sqrt(),
     )
 
 
-def _permuted(winner: Tensor, n_each: int, permutations: int, seed: int) -> float:
-    """p-value of how many have a training image (below `n_each`) as the nearest of `2 * n_each` real ones."""
+def copy_tests(
+    train: Tensor, holdout: Tensor, generated: Tensor, seed: int, device: torch.device
+) -> dict[str, CopyTest]:
+    """The copy test in pixels and, where the package with the network is installed, in features.
+
+    Args:
+        train: uint8 `[N, C, H, W]`, training images.
+        holdout: uint8 `[M, C, H, W]`, real images that were not trained on.
+        generated: uint8 `[G, C, H, W]`, synthetic images.
+        seed: of the thinning and the tests.
+        device: of the network.
+
+    Returns:
+        The space, `PIXELS` or `FEATURES` -> its copy test.
+    """
+    pixels = [to_float(images).flatten(1) for images in (train, holdout, generated)]
+    tests = {PIXELS: copy_test(pixels[0], pixels[1], pixels[2], seed)}
+    try:
+        network = build_extractor(EfficientNetExtractor(kind="efficientnet_lite0"), device)
+    except MissingExtraError:
+        return tests
+    real = [subsample(images, min(MOST_EXTRACTED, len(images)), stream(seed, "copies")) for images in (train, holdout)]
+    features = [extract([images], network).values for images in (*real, generated)]
+    return tests | {FEATURES: copy_test(features[0], features[1], features[2], seed)}
+
+
+def _permutation_p_value(winner: Tensor, n_each: int, permutations: int, seed: int) -> float:
+    """p-value of how many synthetic images have a training image (below `n_each`) as their nearest real image.
+
+    Args:
+        winner: int64 `[M]`, nearest real image of each synthetic image, of `2 * n_each`.
+        n_each: real images on each side.
+        permutations: number of random exchanges.
+        seed: of the exchanges.
+    """
     weights = winner.bincount(minlength=2 * n_each).numpy()
-    seen, rng = int(weights[:n_each].sum()), numpy_stream(seed, "copy test permutations")
-    as_many = sum(int(rng.permutation(weights)[:n_each].sum()) >= seen for _ in range(permutations))
+    count, rng = int(weights[:n_each].sum()), numpy_stream(seed, "copy test permutations")
+    as_many = sum(int(rng.permutation(weights)[:n_each].sum()) >= count for _ in range(permutations))
     return (1 + as_many) / (1 + permutations)
 
 
-def _near_copies(winner: Tensor, distances: Tensor, fresh: Tensor, n_each: int) -> NearCopies:
-    radius = float(np.quantile(fresh.numpy(), 0.01))
+def _near_copies(winner: Tensor, distances: Tensor, holdout_distances: Tensor, n_each: int) -> NearCopies:
+    """Counts of synthetic images within the radius of their nearest real image, `distances` `[M]` away."""
+    radius = float(np.quantile(holdout_distances.numpy(), 0.01))
     near = winner[distances <= radius]
-    of_train, reached = int((near < n_each).sum()), near.unique()
-    train_images = int((reached < n_each).sum())
+    of_train, nearest_real = int((near < n_each).sum()), near.unique()
+    train_images = int((nearest_real < n_each).sum())
     return NearCopies(
         radius=radius,
         of_train=of_train,
         of_holdout=len(near) - of_train,
         train_images=train_images,
-        holdout_images=len(reached) - train_images,
-        p_value=float(binom.sf(train_images - 1, len(reached), 0.5)),
+        holdout_images=len(nearest_real) - train_images,
+        p_value=float(binom.sf(train_images - 1, len(nearest_real), 0.5)),
     )

@@ -1,8 +1,8 @@
-"""DP-SGD: a model trained on clipped gradients of single examples with noise on their sum (Abadi et al. 2016).
+"""DP-SGD: each example's gradient is clipped, and noise is added to their sum (Abadi et al. 2016, algorithm 1).
 
-The guarantee holds for what is released at the end and for every step on the way, but only where each part of it is
-kept: Poisson batches, no layer that mixes examples, no buffer that sees them, noise that nobody can draw again, and a
-count of every step that was ever taken, those of interrupted runs included. Opacus clips and adds the noise.
+The guarantee covers the trained model and every step before it. It holds only if batches are Poisson-sampled, no layer
+mixes examples, no buffer depends on them, nobody can draw the noise again, and every step that was ever taken is
+counted, those of interrupted runs included. Opacus clips the gradients and adds the noise.
 """
 
 from __future__ import annotations
@@ -19,8 +19,11 @@ from torch import Tensor, nn
 from synthkd.data.augment import augment_real
 from synthkd.errors import CheckpointError, ConfigError, TrainingError
 from synthkd.imports import optional
-from synthkd.privacy.accounting import Epsilon, Ledger, PoissonSteps, check_delta, claimed, epsilon, noise_for
+from synthkd.privacy.accounting import Epsilon, check_delta, epsilon
+from synthkd.privacy.calibration import noise_for
+from synthkd.privacy.claims import dp_statement
 from synthkd.privacy.journal import Journal
+from synthkd.privacy.ledger import Ledger, PoissonSteps
 from synthkd.rng import stream
 from synthkd.schedules import learning_rate_factor
 from synthkd.settings import AugmentSettings, DPSettings, OptimizerSettings
@@ -29,20 +32,21 @@ from synthkd.training.learner import optimizer_for
 from synthkd.types import Batch, to_float
 
 LossOf = Callable[[Tensor, Tensor], Tensor]
+"""Logits float32 `[N, K]` and labels int64 `[N]` -> the mean loss, a scalar."""
 
 
 @dataclass(frozen=True)
 class Mechanism:
-    """DP-SGD as it is run.
+    """The parameters of a run of DP-SGD.
 
     Attributes:
-        examples: how many there are, taken as public.
-        sample_rate: probability of each to be in a batch.
-        noise_multiplier: standard deviation of the noise over `clip`.
-        clip: largest norm of an example's gradient.
-        steps: planned.
-        delta: of the claim.
-        insecure: the noise can be drawn again from a seed, so nothing is claimed.
+        examples: size of the data set, taken as public.
+        sample_rate: probability with which each example is in a batch, in (0, 1].
+        noise_multiplier: standard deviation of the noise on the sum of gradients, divided by `clip`; 0 is no noise.
+        clip: largest norm (L2) of an example's gradient; longer gradients are scaled down to it.
+        steps: planned steps.
+        delta: of the claim, below 1 / examples.
+        insecure: True where the noise can be drawn again from a seed; then nothing is claimed.
     """
 
     examples: int
@@ -55,10 +59,16 @@ class Mechanism:
 
 
 def plan_mechanism(settings: DPSettings, examples: int, batch_size: int, steps: int) -> Mechanism:
-    """The mechanism of the settings, its noise calibrated to the budget where one is given.
+    """The mechanism that the settings describe, with the noise calibrated to the budget where one is given.
+
+    Args:
+        settings: budget or noise, delta and clipping.
+        examples: size of the data set.
+        batch_size: expected size of a batch, at most `examples`.
+        steps: planned steps.
 
     Raises:
-        ConfigError: a delta not below 1 / examples, more images in a batch than there are, or no noise that will do.
+        ConfigError: a delta not below 1 / examples, a batch larger than the data set, or a budget that no noise keeps.
         MissingExtraError: dp-accounting is not installed.
     """
     check_delta(settings.delta, examples)
@@ -74,10 +84,10 @@ def plan_mechanism(settings: DPSettings, examples: int, batch_size: int, steps: 
 
 
 def require_trainable(model: nn.Module) -> None:
-    """Refuse a model for which clipped gradients of single examples do not exist or do not cover what it learns.
+    """Check that clipped gradients of single examples exist, and cover everything that the model learns.
 
     Raises:
-        ConfigError: a BatchNorm layer, or another buffer that training would change.
+        ConfigError: a BatchNorm layer, which mixes the examples of a batch, or an InstanceNorm layer with statistics.
     """
     for name, module in model.named_modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
@@ -89,57 +99,56 @@ def require_trainable(model: nn.Module) -> None:
             raise ConfigError(f"training.dp: layer {name} keeps statistics of its inputs; turn track_running_stats off")
 
 
+@dataclass(frozen=True)
 class PoissonSource:
-    """Batches in which each example is by an independent coin, so their size varies and may be 0.
+    """Poisson-sampled batches: an independent coin puts each example into a batch, whose size varies and may be 0.
 
-    Args:
+    Attributes:
         images: uint8 `[N, C, H, W]`.
         labels: int64 `[N]`.
-        mechanism: the rate.
-        augment: augmentation of each example by itself, which costs nothing.
-        entropy: step -> generator, a new one each time.
-        device: where batches go.
+        mechanism: its sample rate is used.
+        augment: augmentation of each example alone, which costs no privacy.
+        entropy: step -> a new random generator.
+        device: of the batches.
     """
 
-    def __init__(
-        self,
-        images: Tensor,
-        labels: Tensor,
-        mechanism: Mechanism,
-        augment: AugmentSettings,
-        entropy: Callable[[int], torch.Generator],
-        device: torch.device,
-    ) -> None:
-        self._images, self._labels = images, labels
-        self._rate = mechanism.sample_rate
-        self._augment = augment
-        self._entropy = entropy
-        self._device = device
+    images: Tensor
+    labels: Tensor
+    mechanism: Mechanism
+    augment: AugmentSettings
+    entropy: Callable[[int], torch.Generator]
+    device: torch.device
 
     def batch(self, step: int) -> Batch:
-        """The batch of a step: images float32 in [0, 1] and labels."""
-        rng = self._entropy(step)
-        rows = (torch.rand(len(self._labels), generator=rng) < self._rate).nonzero()[:, 0]
-        images = to_float(self._images[rows]).to(self._device)
+        """The batch of a step: images float32 `[n, C, H, W]` in [0, 1] and labels int64 `[n]`, n at least 0."""
+        rng = self.entropy(step)
+        rows = (torch.rand(len(self.labels), generator=rng) < self.mechanism.sample_rate).nonzero()[:, 0]
+        images = to_float(self.images[rows]).to(self.device)
         if len(rows):
-            images = augment_real(images, self._augment, rng)
-        return Batch(images, self._labels[rows].to(self._device))
+            images = augment_real(images, self.augment, rng)
+        return Batch(images, self.labels[rows].to(self.device))
 
 
 class PrivateLearner:
     """Trains a module by DP-SGD; the counterpart of `synthkd.training.learner.Learner`.
 
-    Args:
-        name: who learns, for logs and errors.
-        module: what is trained, evaluated and saved.
-        settings: optimiser, curve of the learning rate, average; `clip` is that of the DP settings.
+    Attributes:
+        name: of the module, for logs and errors.
         mechanism: of `plan_mechanism`.
-        dp: how many examples are held at a time, and the seed of a test.
+        module: the module that is trained, on the device.
+        model: the module inside Opacus, which computes gradients of single examples; call this one in training.
+
+    Args:
+        name: as above.
+        module: as above.
+        settings: optimiser, learning-rate schedule and weight average; its `clip` must be None.
+        mechanism: as above.
+        dp: number of examples whose gradients are held at a time, and the seed for tests.
         device: where it trains.
-        journal: of the steps.
+        journal: records each step before it is taken.
 
     Raises:
-        ConfigError: see `require_trainable`; a clip of the whole gradient, or layers that Opacus does not know.
+        ConfigError: see `require_trainable`; `settings.clip` is set; or a layer that Opacus does not support.
         MissingExtraError: opacus or dp-accounting is not installed.
     """
 
@@ -181,7 +190,13 @@ class PrivateLearner:
         self._buffers = {name: value.clone() for name, value in self.module.named_buffers()}
 
     def entropy(self, purpose: str) -> Callable[[int], torch.Generator]:
-        """Step -> a new generator: seeded by the operating system and kept by nobody, or by the test's seed."""
+        """A function from a step to a new random generator.
+
+        The operating system gives its seed, which is stored nowhere, or `dp.test_seed` does.
+
+        Args:
+            purpose: name of the random stream under `dp.test_seed`.
+        """
 
         def generator(step: int) -> torch.Generator:
             if self._dp.test_seed is not None:
@@ -192,28 +207,28 @@ class PrivateLearner:
 
     @property
     def evaluated(self) -> nn.Module:
-        """The averaged weights where there is an average (it costs nothing), the module otherwise."""
+        """The module with averaged weights where there is an average (which costs no privacy), else the module."""
         return self.module if self._average is None else self._average.module
 
     @property
     def ledger(self) -> Ledger:
-        """Every step ever taken, those of interrupted runs included."""
+        """All steps ever taken, those of interrupted runs included."""
         return self._journal.ledger
 
     def spent(self) -> Epsilon:
-        """What the ledger comes to."""
+        """The epsilon of the ledger, at the delta of the mechanism."""
         return epsilon(self.ledger, self.mechanism.delta)
 
     def update(self, draw: Callable[[], Batch], loss_of: LossOf, step: int) -> dict[str, Tensor | float]:
         """One step on a batch of a `PoissonSource`.
 
         Args:
-            draw: gives the batch, of any size, 0 included; asked for it once the step is charged.
-            loss_of: (logits, labels) -> the mean loss.
+            draw: draws the batch, of any size; it is called once the step is charged.
+            loss_of: the mean loss of logits and labels.
             step: 0-based step, which sets the learning rate.
 
         Returns:
-            The learning rate, for the log; losses and gradients of private examples are not shown.
+            The learning rate, for the log. Losses and gradients of private examples are not logged.
 
         Raises:
             TrainingError: the weights are not finite after the step, or a buffer of the model has changed.
@@ -221,24 +236,41 @@ class PrivateLearner:
         rate = self._settings.lr * learning_rate_factor(self._settings, step, self.mechanism.steps)
         for group in self._optimizer.param_groups:
             group["lr"] = rate
-        noise = self.entropy("noise")(step)
-        if self._device.type != "cpu":
-            noise = torch.Generator(self._device).manual_seed(noise.initial_seed())
-        self._optimizer.generator = noise
+        self._optimizer.generator = self._noise(step)
+        # charged before the batch exists: a kill from here on costs a step that was not taken, never the reverse
         self._journal.charge(PoissonSteps(self.mechanism.sample_rate, self.mechanism.noise_multiplier, steps=1))
         batch = draw()
-        parts = list(range(0, len(batch), self._dp.physical_batch)) or [0]
-        for first in parts:
-            rows = slice(first, first + self._dp.physical_batch)
-            images, labels = batch.images[rows], batch.labels[rows]
-            self._optimizer.signal_skip_step(do_skip=first != parts[-1])
+        # an empty batch takes a step too: its noise is part of the mechanism
+        starts = list(range(0, len(batch), self._dp.physical_batch)) or [0]
+        for start in starts:
+            rows = slice(start, start + self._dp.physical_batch)
+            # Opacus sums clipped gradients until the step that is not skipped, which adds the noise once
+            self._optimizer.signal_skip_step(do_skip=start != starts[-1])
             self._optimizer.zero_grad(set_to_none=True)
-            logits = self.model(images).float()
-            loss = loss_of(logits, labels) if len(labels) else logits.sum()
-            with warnings.catch_warnings():  # images need no gradient, which Opacus' hooks remark on
-                warnings.filterwarnings("ignore", message="Full backward hook is firing")
-                loss.backward()
+            self._backward(batch.images[rows], batch.labels[rows], loss_of)
             self._optimizer.step()
+        self._check(step)
+        if self._average is not None:
+            self._average.update(self.module)
+        return {f"{self.name}/learning_rate": rate}
+
+    def _noise(self, step: int) -> torch.Generator:
+        """The generator of the noise of a step, on the device."""
+        noise = self.entropy("noise")(step)
+        if self._device.type == "cpu":
+            return noise
+        return torch.Generator(self._device).manual_seed(noise.initial_seed())
+
+    def _backward(self, images: Tensor, labels: Tensor, loss_of: LossOf) -> None:
+        logits = self.model(images).float()
+        # the mean loss of no example is NaN; the sum of no logits is 0, with gradients of 0
+        loss = loss_of(logits, labels) if len(labels) else logits.sum()
+        with warnings.catch_warnings():  # images need no gradient, which Opacus' hooks warn about
+            warnings.filterwarnings("ignore", message="Full backward hook is firing")
+            loss.backward()
+
+    def _check(self, step: int) -> None:
+        """Raise `TrainingError` for weights that are not finite, and for buffers that have changed."""
         if not all(bool(torch.isfinite(p).all()) for p in self.module.parameters()):
             raise TrainingError(
                 f"{self.name}: the weights are not finite after step {step}; lower training.optimizer.lr"
@@ -248,12 +280,9 @@ class PrivateLearner:
                 raise TrainingError(
                     f"{self.name}: buffer {name} changed in training, which no noise covers; use a model without it"
                 )
-        if self._average is not None:
-            self._average.update(self.module)
-        return {f"{self.name}/learning_rate": rate}
 
     def finished(self) -> nn.Module:
-        """The trained module, free of what counted its gradients."""
+        """The trained module, without the hooks and the per-example gradients of Opacus."""
         self.model.remove_hooks()  # type: ignore[operator]
         for parameter in self.module.parameters():
             for attribute in ("grad_sample", "summed_grad"):
@@ -263,6 +292,7 @@ class PrivateLearner:
         return self.evaluated
 
     def state_dict(self) -> dict[str, Any]:
+        """States of module, optimiser and weight average, and the number of steps in the journal."""
         return {
             "module": dict(self.module.state_dict()),
             "optimizer": self._optimizer.original_optimizer.state_dict(),
@@ -271,6 +301,11 @@ class PrivateLearner:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore the state of `state_dict`.
+
+        Raises:
+            CheckpointError: the state does not say how many steps were taken, or the journal has fewer.
+        """
         if "steps" not in state:
             raise CheckpointError(f"{self.name}: the checkpoint does not say how many private steps were taken")
         self._journal.require(steps=int(state["steps"]))
@@ -280,9 +315,9 @@ class PrivateLearner:
             self._average.load_state_dict(state["average"])
 
 
-def statement(mechanism: Mechanism, ledger: Ledger, spent: Epsilon) -> dict[str, Any]:
-    """What a finished run may claim, for result.json and the model's own notes; `insecure` claims nothing."""
-    return claimed(
+def statement(mechanism: Mechanism, ledger: Ledger, spent: Epsilon) -> dict[str, object]:
+    """The claim of a finished run, for result.json and the model's own notes; see `dp_statement`."""
+    return dp_statement(
         ledger,
         spent,
         mechanism.examples,

@@ -1,4 +1,4 @@
-"""Scores at the door, exact intervals of rates, and the area under the ROC curve with its interval."""
+"""Checks of attack scores, exact intervals of rates, and the area under the ROC curve with its interval."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from synthkd.metrics.arrays import Array
 from synthkd.metrics.utility import Proportion
 
 Scores = NDArray[np.float64]
-"""float64 `[N]`, one a point."""
+"""float64 `[N]`, one score per point."""
 
 
 @dataclass(frozen=True)
 class Area:
-    """Area under the ROC curve: how often a member scores above a non-member, a tie as one half.
+    """Area under the ROC curve: the probability that a member scores above a non-member, a tie counting one half.
 
     Attributes:
         value: in [0, 1]; 0.5 for an attack that knows nothing.
-        standard_error: of DeLong et al. (1988).
-        low, high: ends of the interval `value` ± normal quantile * standard error, within [0, 1]. Where the sides do
-            not overlap (or all scores are equal) the standard error is 0 and says nothing; there the ends are those of
-            Clopper and Pearson for as many independent pairs as the smaller side has.
+        standard_error: of DeLong et al. (1988), at least 0.
+        low, high: ends of the interval `value` ± normal quantile * standard error, within [0, 1]. Where the standard
+            error is 0 (the two sides do not overlap, or all scores are equal) the ends are those of Clopper and
+            Pearson for as many independent pairs as the smaller side has points.
     """
 
     value: float
@@ -36,17 +36,22 @@ class Area:
     low: float
     high: float
 
+    @property
+    def excludes_chance(self) -> bool:
+        """True where 0.5 is outside the interval."""
+        return not self.low <= 0.5 <= self.high
+
     def __str__(self) -> str:
         return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
 
 
 def auc(scores_in: Array, scores_out: Array, confidence: float = 0.95) -> Area:
-    """Area under the ROC curve with DeLong's interval (DeLong et al. 1988; mid-ranks as Sun and Xu 2014).
+    """Area under the ROC curve with DeLong's interval (DeLong et al. 1988; mid-ranks as in Sun and Xu 2014).
 
     Args:
-        scores_in: `[N]` of members, at least 2.
-        scores_out: `[M]` of non-members, at least 2.
-        confidence: of the interval.
+        scores_in: `[N]` of members, N at least 2.
+        scores_out: `[M]` of non-members, M at least 2.
+        confidence: of the interval, in (0, 1).
 
     Raises:
         DataError: too few scores, or a score that is not finite.
@@ -54,8 +59,8 @@ def auc(scores_in: Array, scores_out: Array, confidence: float = 0.95) -> Area:
     inside, outside = numbers(scores_in, "scores of members", 2), numbers(scores_out, "scores of non-members", 2)
     m, n = len(inside), len(outside)
     ranks = rankdata(np.concatenate([inside, outside]))
-    above = (ranks[:m] - rankdata(inside)) / n  # of each member: share of non-members below it
-    below = 1 - (ranks[m:] - rankdata(outside)) / m
+    above = (ranks[:m] - rankdata(inside)) / n  # for each member: share of non-members below it
+    below = 1 - (ranks[m:] - rankdata(outside)) / m  # for each non-member: share of members above it
     value = float(above.mean())
     error = math.sqrt(float(above.var(ddof=1)) / m + float(below.var(ddof=1)) / n)
     if error < 1e-12:
@@ -67,10 +72,12 @@ def auc(scores_in: Array, scores_out: Array, confidence: float = 0.95) -> Area:
 
 
 def clopper_pearson(k: int, n: int, confidence: float = 0.95) -> Proportion:
-    """`k` of `n` with the exact interval of Clopper and Pearson (1934), each end wrong at most half of the time left.
+    """The proportion `k / n` with the exact interval of Clopper and Pearson (1934).
+
+    Each end is wrong with probability (1 - confidence) / 2 at most.
 
     Raises:
-        ValueError: when n is not positive or k is not in 0..n.
+        ValueError: n is not positive, or k is not in 0..n.
     """
     if n <= 0 or not 0 <= k <= n:
         raise ValueError(f"need 0 <= k <= n and n > 0, got {k} of {n}")
@@ -79,11 +86,12 @@ def clopper_pearson(k: int, n: int, confidence: float = 0.95) -> Proportion:
 
 
 def lower_limit(k: int, n: int, tail: float) -> float:
-    """Below which the rate behind `k` of `n` lies with probability `tail` at most."""
+    """Lower limit of the rate behind `k` of `n`; the rate is below it with probability `tail` at most."""
     return float(beta.ppf(tail, k, n - k + 1)) if k > 0 else 0.0
 
 
 def upper_limit(k: int, n: int, tail: float) -> float:
+    """Upper limit of the rate behind `k` of `n`; the rate is above it with probability `tail` at most."""
     return float(beta.isf(tail, k + 1, n - k)) if k < n else 1.0
 
 
@@ -93,19 +101,27 @@ def numbers(values: Array, name: str, least: int = 1) -> Scores:
     Args:
         values: `[N]`, any real dtype.
         name: what they are, for messages ("scores of members").
-        least: fewest that make sense.
+        least: smallest N.
 
     Raises:
-        DataError: not one dimension, too few, or a value that is not finite.
+        DataError: not one dimension, fewer than `least`, or a value that is not finite.
+    """
+    if np.ndim(values) != 1 or len(values) < least:
+        raise DataError(f"{name}: at least {least} are needed, one a point, got shape {list(np.shape(values))}")
+    return finite(values, name)
+
+
+def finite(values: Array, name: str) -> NDArray[np.float64]:
+    """The values as a float64 array of the same shape.
+
+    Raises:
+        DataError: a value is not finite; the message calls the values `name`.
     """
     if isinstance(values, Tensor):
         values = values.detach().to("cpu", torch.float64).numpy()
     given = np.asarray(values, dtype=np.float64)
-    if given.ndim != 1 or len(given) < least:
-        raise DataError(f"{name}: at least {least} are needed, one a point, got shape {list(given.shape)}")
-    if not np.isfinite(given).all():
-        bad = int((~np.isfinite(given)).sum())
-        raise DataError(f"{name}: {bad} of {len(given)} are NaN or infinite; look for what made them")
+    if bad := int((~np.isfinite(given)).sum()):
+        raise DataError(f"{name}: {bad} of {given.size} are NaN or infinite; look for what made them")
     return given
 
 

@@ -1,13 +1,14 @@
-"""What a run has seen of real images, on disk before it sees it: whose images they are, and every noisy look at them.
+"""The record on disk of what a run does with private images: the identity of the images, and each noisy query of them.
 
-Two files inside the run, so that neither can be lost, cut or changed unnoticed:
+A run directory has two files, so that the loss, the truncation or a change of either is noticed:
 
-- `privacy.jsonl` has a line for each look: an event of the ledger, and the SHA-256 of all lines up to it.
-- `private.json` has the identity of the images, the end of the journal, and the runs inside that have looked. It is
-  readable by its owner alone and stays in the run: a hash of private images has no noise.
+- `privacy.jsonl`, the journal, has one line per query: an event of the ledger, and the SHA-256 of all lines up to it.
+- `private.json` has the identity of the images, the length and checksum of the journal, and the runs inside this one
+  that have finished their queries. It is readable by its owner alone and stays in the run: a hash of private images has
+  no noise.
 
-A look follows both writes, so one that was cut short is charged, and a line that a kill tore stands for one that never
-was; it is charged too.
+Both files are written before the query. So a query that a kill cut short is charged. A line that a kill cut short
+belongs to a query that never was, and is charged too.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import Annotated, Literal
 from pydantic import Field, ValidationError
 
 from synthkd.errors import CheckpointError
-from synthkd.privacy.accounting import MOST_STEPS, Event, Ledger, PoissonSteps, Release
+from synthkd.privacy.ledger import MOST_STEPS, Event, Ledger, PoissonSteps, Release
 from synthkd.settings import Settings
 from synthkd.system.files import sha256, write_atomically
 from synthkd.system.text import parse_json
@@ -35,17 +36,22 @@ _SUM = b', "sha256": "'
 
 
 class Part(Settings):
-    """One part of a dataset: how many labelled images, and the SHA-256 of what they are, in their order."""
+    """Identity of one part of a dataset: the number of labelled images, and the SHA-256 of them in their order."""
 
     images: Annotated[int, Field(ge=0)]
     content: _Digest
 
 
 Identity = Mapping[str, Part]
+"""Name of a part, such as "train" -> its identity."""
 
 
-class _Kept(Settings):
-    """The contents of private.json: the images, and lines, checksum and release that the journal must have."""
+class _PrivateFile(Settings):
+    """The contents of private.json.
+
+    `looks` is the number of lines of the journal and `sum` the SHA-256 of them; `release` is the SHA-256 of the file
+    with the release, `parts` the names of the runs inside that have finished their queries.
+    """
 
     format: Literal[1] = 1
     data: dict[str, Part] | None = None
@@ -56,159 +62,169 @@ class _Kept(Settings):
 
 
 class Journal:
-    """The looks of a run at private images, each on disk before it is taken.
+    """The noisy queries of a run, each on disk before it is made.
 
     Attributes:
-        ledger: all of them, those of interrupted starts included.
-        data: identity of the images; None while it is unknown.
+        ledger: all queries, those of interrupted starts included.
 
     Args:
         run: directory of the run; None counts in memory only, for a run that cannot be interrupted.
 
     Raises:
-        CheckpointError: a journal that does not prove its looks.
+        CheckpointError: the files do not prove which queries were made.
     """
 
     def __init__(self, run: Path | None) -> None:
         self._run = run
-        self._kept = _Kept()
-        self._sums = [_START]
-        self._whole, self._torn = 0, False
+        self._private = _PrivateFile()
+        self._sums = [_START]  # the checksum after each line
+        self._bytes = 0  # length of the whole lines
+        self._torn = False  # whether a line without its end follows them
         self.ledger = Ledger()
         if run is not None:
             self._read(run)
 
     @property
     def data(self) -> Identity | None:
-        return self._kept.data
+        """Identity of the images; None while it is unknown."""
+        return self._private.data
 
     @property
     def steps(self) -> int:
-        """Steps of DP-SGD in the ledger."""
+        """Number of steps of DP-SGD in the ledger."""
         return sum(event.steps for event in self.ledger.events if isinstance(event, PoissonSteps))
 
     @property
     def releases(self) -> int:
-        """Releases in the ledger."""
+        """Number of releases in the ledger."""
         return sum(isinstance(event, Release) for event in self.ledger.events)
 
     def bind(self, data: Identity) -> None:
-        """Write down whose images they are."""
-        self._keep(data=dict(data))
+        """Record the identity of the images."""
+        self._update(data=dict(data))
 
     def charge(self, event: Event) -> None:
-        """Count a look, before it is taken."""
+        """Record a query before it is made; where a line was torn, record another in its place."""
         for _ in range(1 + self._torn):
             self._append(event)
         self._torn = False
 
     def require(self, steps: int = 0, releases: int = 0) -> None:
-        """Refuse to go on from what so many looks have made, where fewer are written down.
+        """Check that at least so many queries are recorded.
 
         Raises:
-            CheckpointError: there are fewer.
+            CheckpointError: fewer are recorded than a checkpoint or a release was made from.
         """
-        for found, taken, what in ((self.steps, steps, "steps"), (self.releases, releases, "releases")):
-            if found < taken:
-                raise self.unproven(f"{what}: {taken} taken, {found} written down")
+        for count, least, what in ((self.steps, steps, "steps"), (self.releases, releases, "releases")):
+            if count < least:
+                raise self.unproven(f"{what}: {least} taken, {count} written down")
 
     def keep_part(self, name: str) -> None:
-        """Write down that the run inside of this name has finished its looks."""
-        if name not in self._kept.parts:
-            self._keep(parts=(*self._kept.parts, name))
+        """Record that the run `name` inside this one has finished its queries."""
+        if name not in self._private.parts:
+            self._update(parts=(*self._private.parts, name))
 
     def require_parts(self) -> None:
-        """Refuse to go on where a run inside has finished its looks, and its journal is gone.
+        """Check that each run inside that has finished its queries still has its journal.
 
         Raises:
-            CheckpointError: that is so.
+            CheckpointError: a journal is gone.
         """
-        for name in self._kept.parts:
+        for name in self._private.parts:
             if self._run is not None and not (self._run / name / JOURNAL).is_file():
                 raise self.unproven(f"{name}/{JOURNAL} is gone")
 
     def keep_release(self, path: Path) -> None:
-        """Write down what was released, once it is on disk."""
-        if self._kept.release is None:
-            self._keep(release=sha256(path))
+        """Record the checksum of a release, once it is on disk."""
+        if self._private.release is None:
+            self._update(release=sha256(path))
 
     def has_release(self, path: Path) -> bool:
-        """Whether the one release of the run is on disk.
+        """Whether the release of the run is on disk.
 
         Raises:
-            CheckpointError: it was, and is lost or another one now; or there is one that was not charged.
+            CheckpointError: a recorded release is gone or is another one now, or one on disk was not charged.
         """
         there = path.is_file()
-        if self._kept.release is not None and (not there or sha256(path) != self._kept.release):
+        if self._private.release is not None and (not there or sha256(path) != self._private.release):
             raise CheckpointError(
                 f"{path} is {'damaged or another one' if there else 'gone'}; restore it from a copy, or choose another "
-                "out=: another look at the private images costs its budget a second time"
+                "out=: another release of the private images costs its budget a second time"
             )
         if there:
             self.require(releases=1)
         return there
 
+    def unproven(self, reason: str) -> CheckpointError:
+        """The error of a journal that does not prove its queries, with this reason."""
+        return CheckpointError(
+            f"{self._run}: {JOURNAL} does not prove how often the private images were used ({reason}); restore it "
+            f"and {PRIVATE} from a copy, or choose another out=, which spends the budget anew"
+        )
+
     def _read(self, run: Path) -> None:
-        kept, lines = run / PRIVATE, run / JOURNAL
+        """Read both files and check one against the other."""
+        private, journal = run / PRIVATE, run / JOURNAL
         try:
-            known = kept.exists()
-            if known:
-                self._kept = _Kept.model_validate_json(kept.read_bytes(), strict=True)
-            *whole, rest = lines.read_bytes().split(b"\n") if lines.exists() else [b""]
-        except (OSError, ValidationError) as error:
-            said = error.errors(include_url=False)[0]["msg"] if isinstance(error, ValidationError) else error.strerror
-            raise self.unproven(f"{kept if isinstance(error, ValidationError) else error.filename}: {said}") from error
-        if (whole or rest) and not known:
+            has_private = private.exists()
+            if has_private:
+                self._private = _PrivateFile.model_validate_json(private.read_bytes(), strict=True)
+            *lines, rest = journal.read_bytes().split(b"\n") if journal.exists() else [b""]
+        except ValidationError as error:
+            raise self.unproven(f"{private}: {error.errors(include_url=False)[0]['msg']}") from error
+        except OSError as error:
+            raise self.unproven(f"{error.filename}: {error.strerror}") from error
+        if (lines or rest) and not has_private:
             raise self.unproven(f"{PRIVATE} is missing, or it is of an older version")
-        for number, line in enumerate(whole, start=1):
-            event, _, told = line.rpartition(_SUM)
-            if told != f'{_next(self._sums[-1], event)}"}}'.encode():
-                raise self.unproven(f"line {number} is damaged")
-            self._sums.append(_next(self._sums[-1], event))
-            try:
-                self.ledger += Ledger.from_json([parse_json(event + b"}")])
-            except ValueError as error:
-                raise self.unproven(f"line {number} is no event: {str(error)[:100]}") from error
-            self._whole += len(line) + 1
-        # a kill between the two writes leaves one line more
-        if not 0 <= len(whole) - self._kept.looks <= 1 or self._sums[self._kept.looks] != self._kept.sum:
-            raise self.unproven(f"it has {len(whole)} lines of {self._kept.looks}, or those of another run")
+        for number, line in enumerate(lines, start=1):
+            self._read_line(number, line)
+        # private.json is written after the journal, so a kill between the two leaves one line more
+        if not 0 <= len(lines) - self._private.looks <= 1 or self._sums[self._private.looks] != self._private.sum:
+            raise self.unproven(f"it has {len(lines)} lines of {self._private.looks}, or those of another run")
         self._torn = bool(rest)
+
+    def _read_line(self, number: int, line: bytes) -> None:
+        """Add the event of a line to the ledger, if the checksum in the line is that of all lines so far."""
+        event, _, end = line.rpartition(_SUM)
+        checksum = _checksum(self._sums[-1], event)
+        if end != f'{checksum}"}}'.encode():
+            raise self.unproven(f"line {number} is damaged")
+        self._sums.append(checksum)
+        try:
+            self.ledger += Ledger.from_json([parse_json(event + b"}")])
+        except ValueError as error:
+            raise self.unproven(f"line {number} is no event: {str(error)[:100]}") from error
+        self._bytes += len(line) + 1
 
     def _append(self, event: Event) -> None:
         self.ledger += Ledger((event,))
         if self._run is None:
             return
-        if self._kept.looks < len(self._sums) - 1 or not (self._run / PRIVATE).exists():
-            self._keep_end()
+        # a kill after the last line may have left private.json one line behind, and it may never be two
+        if self._private.looks < len(self._sums) - 1 or not (self._run / PRIVATE).exists():
+            self._update_end()
         (entry,) = Ledger((event,)).to_json()
         text = json.dumps(entry)[:-1].encode()
-        self._sums.append(_next(self._sums[-1], text))
+        self._sums.append(_checksum(self._sums[-1], text))
         line = text + _SUM + f'{self._sums[-1]}"}}\n'.encode()
         with (self._run / JOURNAL).open("ab") as file:
-            file.truncate(self._whole)
+            file.truncate(self._bytes)  # a torn line goes
             file.write(line)
             file.flush()
             os.fsync(file.fileno())
-        self._whole += len(line)
-        self._keep_end()
+        self._bytes += len(line)
+        self._update_end()
 
-    def _keep_end(self) -> None:
-        self._keep(looks=len(self._sums) - 1, sum=self._sums[-1])
+    def _update_end(self) -> None:
+        self._update(looks=len(self._sums) - 1, sum=self._sums[-1])
 
-    def _keep(self, **changes: object) -> None:
-        self._kept = self._kept.model_copy(update=changes)
+    def _update(self, **changes: object) -> None:
+        self._private = self._private.model_copy(update=changes)
         if self._run is not None:
-            text = self._kept.model_dump_json(indent=1).encode() + b"\n"
+            text = self._private.model_dump_json(indent=1).encode() + b"\n"
             write_atomically(self._run / PRIVATE, text, mode=0o600)
 
-    def unproven(self, why: str) -> CheckpointError:
-        """The error of a journal that does not prove its looks."""
-        return CheckpointError(
-            f"{self._run}: {JOURNAL} does not prove how often the private images were looked at ({why}); restore it "
-            f"and {PRIVATE} from a copy, or choose another out=, which spends the budget anew"
-        )
 
-
-def _next(before: str, line: bytes) -> str:
+def _checksum(before: str, line: bytes) -> str:
+    """SHA-256 of the checksum of all lines before, and a line."""
     return hashlib.sha256(before.encode() + line).hexdigest()

@@ -1,6 +1,7 @@
-"""The content of `privacy_report.json`: what a careful reader needs to judge a verdict, in one JSON-able value.
+"""The content of `privacy_report.json`: all that a careful reader needs to judge the verdict.
 
-The page made from it adds nothing. It holds no path, no name of private data, no private image and no seed of noise.
+The HTML page that is rendered from it adds nothing. The report contains no path, no name of private data, no private
+image and no seed of noise.
 """
 
 from __future__ import annotations
@@ -22,12 +23,12 @@ SCHEMA = 1
 
 @dataclass(frozen=True)
 class Touch:
-    """One arrow of the flow.
+    """One arrow of the flow: `target` learns from `source`.
 
     Attributes:
-        source, target: what is read and what learns from it.
-        how: in a few words.
-        noisy: True where differential privacy bounds what passes; None where nothing private is read directly.
+        source, target: names of the boxes of the diagram.
+        how: the mechanism, in a few words.
+        noisy: for private images as the source, whether differential privacy bounds what the target learns; else None.
     """
 
     source: str
@@ -48,7 +49,7 @@ FLOWS: Mapping[Flow, tuple[Touch, ...]] = {
     "dp_generator": (_RELEASE, Touch("generator", "teacher", "trained on synthetic images only", None), _DRAW, _LABEL),
     "dp_both": (_DP, _RELEASE, _DRAW, _LABEL),
 }
-"""Each touch of private images, and where what was learned goes from there."""
+"""Flow -> how its parts learn from the private images and from each other."""
 
 ATTACKER = (
     "Has the released files, so can look inside the models and ask them anything as often as wanted.",
@@ -70,9 +71,9 @@ NOT_COVERED: Mapping[str, tuple[str, ...]] = {
         *_NEVER_COVERED,
     ),
 }
-"""By kind of audit; the first where there was none."""
+"""By kind of audit; the first kind also where there was no audit."""
 COINS = "Batches are drawn by independent coins."
-"""Assumed where a teacher is trained with noise; a single look has no batches."""
+"""An assumption about DP-SGD; a single release has no batches."""
 ASSUMPTIONS = (
     "Randomness is seeded by the operating system, from a generator that is not cryptographic.",
     "Arithmetic is floating point; the accounting takes noise to be real numbers.",
@@ -101,40 +102,40 @@ CAVEATS: Mapping[str, tuple[str, ...]] = {
         "shown; and a better attack may find more.",
     ),
 }
-"""By kind of audit; the first where there was none."""
+"""By kind of audit; the first kind also where there was no audit."""
 
 
 def privacy_report(
     verdict: Verdict,
     flow: Flow | None,
     released: Sequence[str],
-    claims: Sequence[Mapping[str, Any]],
+    claims: Sequence[Mapping[str, object]],
     audit: Mapping[str, Any] | None,
     unaudited: str,
     checks: Sequence[Check],
     copies: Mapping[str, CopyTest],
     uncopied: str,
-    provenance: Mapping[str, Any],
+    provenance: Mapping[str, object],
 ) -> dict[str, Any]:
-    """The report.
+    """The content of `privacy_report.json`, as JSON values.
 
     Args:
-        verdict: its first line.
-        flow: how private images were touched; None where finished models were given.
-        released: what is handed over, a line each.
-        claims: what each noisy part may claim, see `synthkd.privacy.dpsgd.statement`.
-        audit: of the pipeline, or with the kind `GIVEN` of given lists, dataclasses inside; None where there was none.
-        unaudited: why, then.
+        verdict: the first line of the report.
+        flow: how private images were used; None where finished models were given.
+        released: what is handed over, one line each.
+        claims: of each differentially private part, see `synthkd.privacy.claims.dp_statement`.
+        audit: of the pipeline or, with "kind" `GIVEN`, of given lists; it may contain dataclasses. None without one.
+        unaudited: why there is no audit.
         checks: of the audit.
-        copies: of the synthetic images, by what was compared; empty where it was not made.
-        uncopied: why, then.
+        copies: space -> its copy test; empty where there was none.
+        uncopied: why there was no copy test.
         provenance: hashes, versions and hardware.
     """
     insecure = any(claim["insecure"] for claim in claims)
     assumptions = ASSUMPTIONS if flow == "dp_generator" else (COINS, *ASSUMPTIONS)
     audit = None if audit is None else {"kind": PIPELINE, **audit}
     kind = PIPELINE if audit is None else audit["kind"]
-    found: dict[str, Any] = plain(
+    report: dict[str, Any] = plain(
         {
             "schema": SCHEMA,
             "verdict": verdict,
@@ -146,47 +147,52 @@ def privacy_report(
             "audit": audit,
             "unaudited": unaudited,
             "checks": checks,
-            "copies": [_told(space, test) for space, test in copies.items()],
+            "copies": [_public(space, test) for space, test in copies.items()],
             "uncopied": uncopied,
-            "caveats": CAVEATS[kind] + _computed(flow, audit, insecure),
+            "caveats": CAVEATS[kind] + _caveats(flow, audit, insecure),
             "provenance": provenance,
         }
     )
-    return found
+    return report
 
 
-def _told(space: str, test: CopyTest) -> dict[str, Any]:
-    """A copy test without the rows of private images that it found."""
-    told = asdict(test)
-    del told["closest_train"], told["closest_generated"]
-    return {"note": NOT_EVIDENCE, "space": space, **told}
+def _public(space: str, test: CopyTest) -> dict[str, Any]:
+    """A copy test without the rows of private images."""
+    values = asdict(test)
+    del values["closest_train"], values["closest_generated"]
+    return {"note": NOT_EVIDENCE, "space": space, **values}
 
 
-def _computed(flow: Flow | None, audit: Mapping[str, Any] | None, insecure: bool) -> tuple[str, ...]:
-    said = []
+def _caveats(flow: Flow | None, audit: Mapping[str, Any] | None, insecure: bool) -> tuple[str, ...]:
+    """The caveats that depend on this flow and this audit."""
+    caveats = []
     if insecure:
-        said.append("NOT DP: the noise came from a seed, for tests.")
+        caveats.append("NOT DP: the noise came from a seed, for tests.")
     if audit is None:
-        said.append("Nothing was measured: without an audit the verdict rests on the flow alone.")
+        caveats.append("Nothing was measured: without an audit the verdict rests on the flow alone.")
     else:
-        counts = audit["references"].values()
-        if 0 in counts:
-            said.append("Without references only the plain log-odds are attacked, which take an image that is easy for "
-                        "any model for a member: the weakest attack there is.")  # fmt: skip
-        if 1 in counts:
-            said.append("One reference model tells little of how an image is answered by a model that never saw it.")
-        if any(counts) and not audit["population"]:
-            said.append("RMIA was left out: it needs 1,000 real images in no other role.")
-        said += [f"Unreadable files of the {role} that were left out: {count}."
-                 for role, count in audit.get("skipped", {}).items() if count]  # fmt: skip
+        references = audit["references"].values()
+        if 0 in references:
+            caveats.append(
+                "Without references only the plain log-odds are attacked, which take an image that is easy for any "
+                "model for a member: the weakest attack there is."
+            )
+        if 1 in references:
+            caveats.append("One reference model tells little of how an image is answered by a model that never saw it.")
+        if any(references) and not audit["population"]:
+            caveats.append("RMIA was left out: it needs 1,000 real images in no other role.")
+        skipped = audit.get("skipped", {}).items()
+        caveats += [f"Unreadable files of the {role} that were left out: {count}." for role, count in skipped if count]
     if flow == "plain":
-        said.append("Images that a generator inverts from a teacher can show a class as the teacher knows it; where a "
-                    "class is one person, that is this person.")  # fmt: skip
-    return tuple(said)
+        caveats.append(
+            "Images that a generator inverts from a teacher can show a class as the teacher knows it; where a class is "
+            "one person, that is this person."
+        )
+    return tuple(caveats)
 
 
-def plain(value: Any) -> Any:
-    """JSON-able: dataclasses become objects, tensors lists, and infinities, which JSON does not have, null."""
+def plain(value: object) -> Any:
+    """The value for JSON: dataclasses become dicts, tensors and tuples lists, infinite and NaN floats None."""
     if is_dataclass(value) and not isinstance(value, type):
         return plain({name: getattr(value, name) for name in value.__dataclass_fields__})
     if isinstance(value, Mapping):

@@ -1,8 +1,8 @@
-"""The one line that a privacy report may end with, and what it rests on.
+"""The verdict of a privacy report: one line, and the reason for it.
 
-A number of an attack that found little is no guarantee, so without differential privacy the verdict says that there is
-none, whatever was measured. A claim of differential privacy is refuted by a lower bound above it, and an audit whose
-controls fail says nothing at all.
+An attack that finds little proves nothing, so without differential privacy the verdict is that there is no guarantee,
+whatever was measured. A claim of differential privacy is refuted by a lower bound above it. An audit whose controls
+fail says nothing.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class Check:
     Attributes:
         name: of the check.
         passed: whether it holds.
-        found: what was seen, a sentence.
+        found: the evidence, a sentence; the name of this field is a key of privacy reports.
     """
 
     name: str
@@ -32,11 +32,11 @@ class Claim:
     """A claim of differential privacy for everything that is released.
 
     Attributes:
-        epsilon: by privacy loss distributions, all mechanisms composed; None without noise.
+        epsilon: by privacy loss distributions, of all mechanisms composed; None without noise.
         delta: of the claim.
-        adjacency: of the neighbouring data sets.
-        unit: what one example is.
-        insecure: True where the noise can be drawn again; then nothing is claimed.
+        adjacency: which data sets are neighbours.
+        unit: what one example is, such as "image".
+        insecure: True where the noise can be drawn again from a seed; then nothing is claimed.
     """
 
     epsilon: float | None
@@ -48,12 +48,12 @@ class Claim:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a reader takes away.
+    """The verdict of a privacy report.
 
     Attributes:
-        kind: one of three.
+        kind: no guarantee, a claim of differential privacy that was not refuted, or an audit that says nothing.
         text: the line, which never says more than was shown.
-        detail: what stands behind it, a sentence.
+        detail: the reason, a sentence.
     """
 
     kind: Literal["no_guarantee", "dp", "invalid"]
@@ -62,16 +62,15 @@ class Verdict:
 
 
 def verdict(claim: Claim | None, bounds: Sequence[float], checks: Sequence[Check]) -> Verdict:
-    """The verdict of a report.
+    """The verdict that a claim, and the results of an audit, allow.
 
     Args:
-        claim: of the flow; None where a part of it looks at private images without noise.
-        bounds: rigorous lower bounds of epsilon that the audit found, which hold together; none without an audit, or
-            where it is one of given lists.
-        checks: of the audit's validity; none without an audit.
+        claim: of the flow; None where a part of it uses private images without noise.
+        bounds: rigorous lower bounds of epsilon by the audit, which hold together; empty without an audit, and for an
+            audit of given lists.
+        checks: of the audit's validity; empty without an audit.
     """
-    failed = [check for check in checks if not check.passed]
-    if failed:
+    if failed := [check for check in checks if not check.passed]:
         reasons = "; ".join(f"{check.name}: {check.found}" for check in failed)
         return Verdict("invalid", f"INVALID AUDIT ({reasons})", "What was measured below cannot be relied on.")
     if claim is None or claim.insecure or claim.epsilon is None:
@@ -81,11 +80,11 @@ def verdict(claim: Claim | None, bounds: Sequence[float], checks: Sequence[Check
             why = f"NOT DP: the training looked like differential privacy, but {cause}."
         measured = "measured only" if bounds or checks else "not measured either"
         return Verdict("no_guarantee", f"NO GUARANTEE ({measured})", why)
-    shown = max(bounds, default=0.0)
-    if shown > claim.epsilon:
+    largest = max(bounds, default=0.0)
+    if largest > claim.epsilon:
         return Verdict(
             "invalid",
-            f"INVALID AUDIT (claimed epsilon {claim.epsilon:.3g} is refuted: the audit shows at least {shown:.3g})",
+            f"INVALID AUDIT (claimed epsilon {claim.epsilon:.3g} is refuted: the audit shows at least {largest:.3g})",
             "The noise is not what the accounting takes it to be; nothing may be released as differentially private.",
         )
     return Verdict(

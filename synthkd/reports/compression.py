@@ -24,7 +24,7 @@ class Export:
 
     Attributes:
         kind: in words.
-        values: what `synthkd.pipelines.handover.export.hand_over` found about it.
+        values: its entry in `handover.files` of result.json.
         smaller: how many times smaller it is than the float32 ONNX file; None without one.
         faster: how many times faster than PyTorch; None where `unlike` says why they cannot be compared.
         unlike: what differs, or that nothing was timed; else empty.

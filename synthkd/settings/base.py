@@ -1,7 +1,7 @@
-"""The configuration of the parts every job shares, as frozen pydantic models. Nothing here imports torch.
+"""The base class of all configuration, and types of its fields with their bounds. Nothing here imports torch.
 
-A field is documented where it stands; `synthkd config schema` prints the same text as a JSON schema. The configuration
-of a whole job is in `synthkd.pipelines.config`, that of a generator in `synthkd.generators.settings`.
+The docstring of a field is its description in the JSON schema that `synthkd config schema` prints. The configuration of
+a whole job is in `synthkd.pipelines.config`, that of a generator in `synthkd.generators.settings`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field
 
 
 class Settings(BaseModel):
-    """Base of all configuration: frozen, unknown keys forbidden, values never coerced between kinds."""
+    """Base of all configuration: frozen, without unknown keys, NaN or infinity."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
@@ -23,7 +23,7 @@ class Settings(BaseModel):
 
 
 def by_kind(default: str) -> Discriminator:
-    """Discriminator on `kind` for a union in which an absent `kind` means `default`."""
+    """A discriminator for a union of sections: the value of `kind`, or `default` where there is none."""
 
     def tag(value: Any) -> str:
         kind = value.get("kind", default) if isinstance(value, dict) else getattr(value, "kind", default)
@@ -32,44 +32,44 @@ def by_kind(default: str) -> Discriminator:
     return Discriminator(tag)
 
 
-# Bounds lie far beyond any use and well before what makes a library hang, overflow or die. Several settings inside them
-# can together still ask for more than a machine has: a network's size is counted before it is built
-# (`synthkd.models.size`), and for the rest memory says no.
+# The bounds are far beyond any use and well below what makes a library hang, overflow or crash. Several settings within
+# them can together still exceed a machine: the size of a network is counted before it is built
+# (`synthkd.models.size`); everything else ends as out of memory.
 
 LARGE = 1e9
-"""Of any factor, weight or rate: its square times another square is finite in float32."""
+"""Largest factor, weight or rate: the product of two squares is finite in float32."""
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0, le=LARGE)]
 NonNegative = Annotated[float, Field(ge=0.0, le=LARGE)]
 Number = Annotated[float, Field(ge=-LARGE, le=LARGE)]
 Count = Annotated[int, Field(ge=1, le=10**9)]
-"""Of what takes time and no memory: steps, rounds. A step a millisecond makes that eleven days."""
+"""Steps, rounds and other counts that take time but no memory; 10^9 steps of a millisecond are eleven days."""
 Whole = Annotated[int, Field(ge=0, le=10**9)]
 Images = Annotated[int, Field(ge=1, le=10**8)]
-"""Of images that are kept: seven times ImageNet-21k."""
+"""Images of a dataset or a bank; the bound is seven times ImageNet-21k."""
 Batch = Annotated[int, Field(ge=1, le=2**16)]
-"""Of images that are in the works at once."""
+"""Images that are processed at once."""
 Units = Annotated[int, Field(ge=1, le=2**16)]
-"""Of a layer, a space or a sketch of features; 53,248 is the widest layer of Llama 3.1 405B."""
+"""Width of a layer or a feature space; the widest layer of Llama 3.1 405B has 53,248 units."""
 Depth = Annotated[int, Field(ge=1, le=1202)]
-"""Of a network: He et al. (2015) stopped at 1,202 layers."""
+"""Depth of a network; the deepest of He et al. (2015) has 1,202 layers."""
 Side = Annotated[int, Field(ge=1, le=2**13)]
-"""Of an image in pixels; its square is about the most that an image file may have (`LARGEST` in
-`synthkd.data.read.decode`)."""
+"""Height or width of an image in pixels; the square of the bound is about the largest number of pixels of an image file
+(`LARGEST` in `synthkd.data.read.decode`)."""
 Shift = Annotated[int, Field(ge=0, le=2**8)]
-"""Of an image in pixels; a batch is padded by so much on each side."""
-Classes = Annotated[int, Field(ge=1, le=100_000)]
+"""Pixels by which an image is shifted; a batch is padded by that many on each side."""
+MOST_CLASSES = 100_000
+Classes = Annotated[int, Field(ge=1, le=MOST_CLASSES)]
 Channels = Annotated[int, Field(ge=1, le=2**10)]
-"""Of an image; hyperspectral ones have some hundreds."""
+"""Channels of an image; hyperspectral images have some hundreds."""
 Threads = Annotated[int, Field(ge=1, le=2**9)]
-"""More make no small network faster, and OpenMP ends the process where the system starts no more threads."""
+"""CPU threads. More do not make a small network faster, and OpenMP ends the process when the system has no more."""
 Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
-"""What fits a signed word, as torch, numpy and files take it."""
+"""A seed; the bound is the largest signed 64-bit integer, which torch, numpy and file formats accept."""
 
 MOST_ITEMS = 1000
-"""In a list that somebody writes by hand: phases, teachers, peers, places, sets."""
-MOST_CLASSES = 100_000
+"""Most items of a list that is written by hand, e.g. phases, teachers, peers, sets."""
 Listed = Field(max_length=MOST_ITEMS)
 PerClass = Field(max_length=MOST_CLASSES)
 
@@ -81,15 +81,13 @@ def _is_noise(multiplier: float) -> float:
 
 
 LEAST_NOISE = 0.01
-"""Over the sensitivity; epsilon is in the thousands there, and a little below no accountant's tables fit a memory."""
+"""Smallest noise multiplier other than 0. There epsilon is in the thousands; a little below, an accountant's
+tables fit no memory."""
 Noise = Annotated[NonNegative, AfterValidator(_is_noise)]
 
 
-# --- schedules ------------------------------------------------------------------------------------------------------
-
-
 class Curve(Settings):
-    """A value that moves from `start` to `end` over the run; a plain number stands for a constant."""
+    """A value that moves from `start` to `end` during the run; a plain number means a constant."""
 
     kind: Literal["linear", "cosine", "step"]
     start: float
@@ -109,9 +107,12 @@ class Curve(Settings):
 
 
 Schedule = float | Curve
+"""A setting that may change during a run; `synthkd.schedules.value_at` gives its value at a step."""
 
 
 def _within(low: float, high: float) -> AfterValidator:
+    """A validator of schedules whose value stays in [low, high]."""
+
     def check(schedule: Schedule) -> Schedule:
         ends = (schedule.start, schedule.end) if isinstance(schedule, Curve) else (schedule,)
         if not all(low <= value <= high for value in ends):
@@ -124,18 +125,3 @@ def _within(low: float, high: float) -> AfterValidator:
 Share = Annotated[Schedule, _within(0.0, 1.0)]
 Weight = Annotated[Schedule, _within(0.0, LARGE)]
 Temperature = Annotated[Schedule, _within(0.01, LARGE)]
-
-
-# --- data -----------------------------------------------------------------------------------------------------------
-
-
-# --- models ---------------------------------------------------------------------------------------------------------
-
-
-# --- training -------------------------------------------------------------------------------------------------------
-
-
-# --- difficulty, bank, mixing ---------------------------------------------------------------------------------------
-
-
-# --- compression ----------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The flow of private images, and the search of a student. Nothing here imports torch."""
+"""The flow of private images in a compression, and the search of a student. Nothing here imports torch."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ _OLD_FLOWS = {"f1": "plain", "f2": "dp_teacher", "f3": "dp_generator", "f4": "dp
 
 
 def _not_an_old_name(value: Any) -> Any:
-    """Say the present name of a flow that has its name of version 0.1."""
+    """Refuse a name of version 0.1, with the present name."""
     if isinstance(value, str) and value in _OLD_FLOWS:
         raise ValueError(f"{value} is called {_OLD_FLOWS[value]} now: write flow: {_OLD_FLOWS[value]}")
     return value
 
 
 Flow = Annotated[Literal["plain", "dp_teacher", "dp_generator", "dp_both"], BeforeValidator(_not_an_old_name)]
-"""How a pipeline touches private images; see `CompressConfig.flow`."""
+"""Which parts of a compression see private images, and which are private; see `CompressConfig.flow`."""
 
 Goal = Literal["error", "latency", "bytes", "energy"]
+"""A quantity that the search minimises."""
 
 GOALS: tuple[Goal, ...] = ("error", "latency", "bytes")
 
@@ -30,13 +31,13 @@ POPULATION = 10
 
 
 class Family(Settings):
-    """Students of one architecture."""
+    """Candidate students of one architecture."""
 
     arch: Architecture
     width: tuple[Units, Units]
     """Smallest and largest width, in the architecture's own unit (see `synthkd.models.zoo`)."""
     depth: Annotated[tuple[Depth, ...], Listed] = ()
-    """Depths to choose from; empty: the architecture's own."""
+    """Candidate depths; empty: the architecture's default."""
 
     @model_validator(mode="after")
     def _ordered(self) -> Family:
@@ -46,7 +47,7 @@ class Family(Settings):
 
 
 class SearchSettings(Settings):
-    """The search of a student among networks of the zoo."""
+    """Search of a student among networks of the zoo."""
 
     families: Annotated[tuple[Family, ...], Field(min_length=1, max_length=len(get_args(Architecture)))] = (
         Family(arch="mlp", width=(16, 256), depth=(1, 2)),
@@ -54,23 +55,23 @@ class SearchSettings(Settings):
         Family(arch="resnet", width=(4, 16), depth=(8, 14)),
         Family(arch="slim", width=(4, 24), depth=(1, 2)),
     )
-    """What there is to choose from; each architecture once."""
+    """Candidate networks; each architecture once."""
     objectives: Annotated[tuple[Goal, ...], Field(min_length=2, max_length=3)] = GOALS
-    """What to make small, two or three of them; energy only where a counter measures it."""
+    """Two or three quantities to minimise; energy requires a machine with an energy counter."""
     max_parameters: Count | None = None
     """Largest number of parameters of a candidate; None: a quarter of the teacher's."""
     candidates: Annotated[int, Field(ge=1, le=10_000)] = 60
-    """How many to score."""
+    """Number of candidates to evaluate."""
     population: Annotated[int, Field(ge=2, le=10_000)] = POPULATION
-    """Parents are taken from so many of the best."""
+    """Number of the best candidates that are parents."""
     steps: Count = 60
-    """Training steps of a candidate before its agreement is measured."""
+    """Training steps of a candidate before its agreement with the teacher is measured."""
     rounds: Count = 40
-    """Rounds of the generator whose images the candidates learn from."""
+    """Rounds of the generator, whose images train the candidates."""
     tolerance: Fraction = 0.02
-    """The fastest is chosen whose agreement with the teacher is at most this below the best."""
+    """The result is the fastest candidate whose agreement with the teacher is at most this below the best."""
     seed: Seed | None = None
-    """Of the proposals and of the candidates' first weights; None: the run's."""
+    """Seed of the proposals and of the candidates' initial weights; None: the run's seed."""
 
     @model_validator(mode="after")
     def _each_once(self) -> SearchSettings:

@@ -84,7 +84,7 @@ class AdaptSettings(Settings):
     """What is looked at while the student learns, and what follows from it."""
 
     every: Count = 100
-    """Student steps between two looks at how far it is (see `images`)."""
+    """Student steps between two evaluations on held-out images (see `images`)."""
     images: Images = 500
     """So many: held-out real images where there are any, else the newest of the bank."""
     temperature: TemperatureSettings | None = None
@@ -92,7 +92,7 @@ class AdaptSettings(Settings):
     weights: WeightSettings | None = None
     """Weigh what the teacher answers against all else, by twice the two adaptive weights."""
     strength: StrengthSettings | None = None
-    """Weigh all that comes from the teacher by the student's capacity."""
+    """Weight the losses that come from the teacher by the student's capacity."""
 
     @model_validator(mode="before")
     @classmethod
@@ -104,11 +104,11 @@ class AdaptSettings(Settings):
 
 
 class SelectionSettings(Settings):
-    """Which of several teachers teaches until the next look (`distill.adapt.every`), by a linear bandit over the
+    """Which of several teachers teaches until the next evaluation (`distill.adapt.every`), by a linear bandit over the
     student's accuracy, its divergence from each teacher and what a teacher's answer costs."""
 
     accuracy: NonNegative = 10.0
-    """Weight of the gain in accuracy in the reward; between two looks it is a hundredth or less."""
+    """Weight of the gain in accuracy in the reward; between two evaluations it is a hundredth or less."""
     divergence: NonNegative = 0.1
     """Weight of the divergence KL(teacher || student) in the reward."""
     cost: NonNegative = 0.1
@@ -120,13 +120,13 @@ class SelectionSettings(Settings):
 
 
 class SwapSettings(Settings):
-    """When the one who learns becomes the one who teaches."""
+    """When the roles of teacher and learner are swapped among networks that learn together."""
 
     above: Positive = 0.95
-    """It teaches from when its accuracy on the images looked at exceeds this share of the present teacher's."""
+    """A learner teaches once its accuracy on held-out images exceeds this share of the teaching network's."""
     again_below: Positive = 0.9
-    """After a swap there is no other before the learners' best has fallen below this share, or the teaching one below
-    this share of it, so that it cannot flap."""
+    """After a swap the roles stay until the best learner falls below this share of the teaching network, or the
+    teaching network below this share of the best learner, so that the roles do not alternate."""
 
     @model_validator(mode="after")
     def _ordered(self) -> SwapSettings:

@@ -77,7 +77,7 @@ class StreamData(Settings):
     window: Images = 10_000
     """Batches draw from so many images, the newest of those that are not held out."""
     poll: Positive = 1.0
-    """Seconds, at least, between two looks for new files."""
+    """Seconds, at least, between two checks for new files."""
     patience: NonNegative = 60.0
     """Seconds that a run waits for its first image before it gives up; later it goes on with what it has."""
     holdout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1

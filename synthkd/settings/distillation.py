@@ -50,18 +50,18 @@ class DistillSettings(Settings):
     adapt: AdaptSettings = AdaptSettings()
     terms: Annotated[dict[str, Weight], Listed] = Field(default_factory=dict)
     """Losses of your own: `package.module:function` (takes a StudentView, gives a scalar) -> weight."""
-    batch_size: Batch = 256
-    optimizer: OptimizerSettings = OptimizerSettings()
+    batch_size: Batch = 64
+    optimizer: OptimizerSettings = OptimizerSettings(kind="adamw", lr=3e-3, weight_decay=0.05, schedule="one_cycle")
 
     @property
     def features(self) -> tuple[FeatureTerm, ...]:
         """The terms that compare features, those of `hint` and `semantic` among them."""
-        found = [term for term in self.transfer if isinstance(term, FeatureTerm)]
+        terms = [term for term in self.transfer if isinstance(term, FeatureTerm)]
         if self.semantic != 0.0:
-            found.insert(0, RelationTerm(kind="semantic", weight=self.semantic))
+            terms.insert(0, RelationTerm(kind="semantic", weight=self.semantic))
         if self.hint != 0.0:
-            found.insert(0, HintTerm(kind="hint", weight=self.hint))
-        return tuple(found)
+            terms.insert(0, HintTerm(kind="hint", weight=self.hint))
+        return tuple(terms)
 
 
 class Pregenerate(Settings):

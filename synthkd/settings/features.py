@@ -1,4 +1,4 @@
-"""The configuration of each feature network, chosen by `kind:`. Nothing here imports torch."""
+"""The networks that compute features for scores, selected by `kind`. Nothing here imports torch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from synthkd.settings.base import Classes, Settings, Side
 from synthkd.settings.models import LoadedModel
 
 ResizeMode = Literal["antialias", "clean", "tf1", "pil", "none"]
-"""How images get the network's size; see `synthkd.metrics.resize`."""
+"""How images are resized to the network's input; see `synthkd.metrics.resize`."""
 Resampling = Literal["antialias", "clean", "tf1", "pil"]
 
 
@@ -19,7 +19,7 @@ class TeacherExtractor(Settings):
 
     kind: Literal["teacher"]
     resize: ResizeMode = "none"
-    """none refuses images of another size than the teacher's."""
+    """none: images must have the teacher's size."""
 
 
 class EfficientNetExtractor(Settings):
@@ -27,21 +27,21 @@ class EfficientNetExtractor(Settings):
 
     kind: Literal["efficientnet_lite0"]
     weights: str | None = None
-    """Another place of the package's file; None: where the package was installed."""
+    """Path of the package's file of weights; None: where the package is installed."""
     size: Annotated[Side, Field(ge=48)] = 64
-    """Side in pixels that images are resized to. 64 suits images up to about that size; the network was trained at
-    224, which takes twelve times as long. At 32 its last maps are one pixel and half of the features are dead."""
+    """Side in pixels to which images are resized. 64 suits images up to about that size. The network was trained at
+    224, which takes twelve times as long. At 32 its last maps have one pixel and half of the features are dead."""
     resize: Resampling = "antialias"
 
 
 class InceptionExtractor(Settings):
-    """The Inception network of the FID, at 299 pixels. Only a distance of its features is called FID."""
+    """The Inception network of the FID, at 299 pixels. Only a distance between its features is called FID."""
 
     kind: Literal["inception"]
     weights: str | None = None
     """Local copy of pt_inception-2015-12-05-6726825d.pth; None: where torch.hub keeps its downloads."""
     download: bool = False
-    """Fetch the weights (91 MiB) when they are missing; never done unasked."""
+    """Download the weights (91 MiB) if they are missing."""
     resize: Resampling = "antialias"
 
     @model_validator(mode="after")
@@ -55,8 +55,8 @@ class LoadedExtractor(LoadedModel):
     """A network from elsewhere: `timm:NAME`, `torchvision:NAME`, `package.module:function`, or a saved directory."""
 
     classes: Classes | None = None
-    """Classes of a classifier, whose penultimate layer gives the features. None: the network has no classes, and what
-    it returns are the features (a saved directory knows its own)."""
+    """Classes of a classifier, whose features are the input of its last layer. None: the network returns the features
+    itself (or is a saved directory, which has the number)."""
     resize: ResizeMode = "antialias"
 
 

@@ -1,4 +1,4 @@
-"""Networks: of the zoo, or from elsewhere; and a student whose width changes. Nothing here imports torch."""
+"""Networks of the zoo and from elsewhere, and a student of changing width. Nothing here imports torch."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ class ZooModel(Settings):
     kind: Literal["zoo"] = "zoo"
     arch: Architecture
     width: Units | None = None
-    """Base width; None takes the architecture's own default."""
+    """Base width; None: the architecture's own default."""
     depth: Depth | None = None
-    """Depth in the architecture's own unit (see `synthkd.models.zoo`); None takes its default."""
+    """Depth in the architecture's own unit (see `synthkd.models.zoo`); None: its default."""
     norm: Literal["batch", "group"] = "batch"
-    """group: GroupNorm in the place of every BatchNorm, so that no image sees the others of its batch (needed for
-    DP-SGD)."""
+    """group: GroupNorm in place of BatchNorm, so that the output for an image does not depend on the rest of its batch
+    (required by DP-SGD)."""
     activation: Literal["relu", "tanh"] = "relu"
-    """tanh in the place of every ReLU: bounded activations lose less to the noise of DP-SGD (Papernot et al. 2021)."""
+    """tanh in place of ReLU: bounded activations lose less accuracy to the noise of DP-SGD (Papernot et al. 2021)."""
 
 
 class LoadedModel(Settings):
@@ -53,13 +53,13 @@ class LoadedModel(Settings):
     options: dict[str, Any] = Field(default_factory=dict)
     """Keyword arguments of the factory."""
     channels: Channels | None = None
-    """Channels of its images; None: as the job or the saved directory has them, else 3."""
+    """Channels of its images; None: those of the job or of the saved directory, else 3."""
     size: Side | tuple[Side, Side] | None = None
-    """Height and width of its images; needed for anything but a directory that synthkd saved."""
+    """Height and width of its images; required except for a directory that synthkd saved."""
     classes: Classes | None = None
-    """Number of classes; needed for anything but a directory that synthkd saved."""
+    """Number of classes; required except for a directory that synthkd saved."""
     mean: Annotated[tuple[Number, ...], Listed] | None = None
-    """Per-channel mean that the network expects to be subtracted from images in [0, 1]; None: it normalises itself."""
+    """Mean per channel to subtract from images in [0, 1]; None: the network normalises its input itself."""
     std: Annotated[tuple[Number, ...], Listed] | None = None
     class_names: Annotated[tuple[str, ...], PerClass] | None = None
 
@@ -67,26 +67,26 @@ class LoadedModel(Settings):
 ModelSettings = Annotated[Annotated[ZooModel, Tag("zoo")] | Annotated[LoadedModel, Tag("load")], by_kind("zoo")]
 
 WIDEST = 64.0
-"""Of a width that grows while a student trains, over the one in its settings."""
+"""Largest width coefficient: the width over the one in the student's settings."""
 
 
 class WidthSettings(Settings):
     """How the width of a student changes while it trains."""
 
     start: Annotated[float, Field(ge=1.0, le=WIDEST)] = 1.5
-    """First coefficient: the width over that of the student's settings."""
+    """First width coefficient: the width over the one in the student's settings."""
     most: Annotated[float, Field(ge=1.0, le=WIDEST)] = 2.0
-    """Largest coefficient."""
+    """Largest width coefficient."""
     gamma: NonNegative = 1.0
-    """Weight of the penalty: as much loss as a whole base width must save to be kept."""
+    """Weight of the penalty on width: the decrease of the loss that one more base width is worth."""
     alpha: NonNegative = 1.0
-    """How much a growing gradient lessens the penalty."""
+    """How much a growing gradient reduces the penalty."""
     beta: NonNegative = 10.0
-    """How much a similarity below the one aimed at lessens it."""
+    """How much a similarity below the target reduces the penalty."""
     similarity: Fraction = 0.9
-    """Similarity to the teacher that is aimed at."""
+    """Target of the similarity to the teacher."""
     decay: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
-    """Of the short moving averages; the long one of the gradient forgets ten times as slowly."""
+    """Decay of the short moving averages; the long average of the gradient forgets ten times as slowly."""
 
     @model_validator(mode="after")
     def _ordered(self) -> WidthSettings:

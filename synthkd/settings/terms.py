@@ -122,8 +122,8 @@ Numbered = TypeVar("Numbered", bound=TransferTerm)
 
 def by_name(terms: Sequence[Numbered]) -> dict[str, Numbered]:
     """The terms by their kind, numbered from the second of a kind on, in their order."""
-    found: dict[str, Numbered] = {}
+    named: dict[str, Numbered] = {}
     for term in terms:
-        before = sum(other.kind == term.kind for other in found.values())
-        found[f"{term.kind} {before + 1}" if before else term.kind] = term
-    return found
+        before = sum(other.kind == term.kind for other in named.values())
+        named[f"{term.kind} {before + 1}" if before else term.kind] = term
+    return named

@@ -11,28 +11,30 @@ from synthkd.settings.data import AugmentSettings, DataSettings
 from synthkd.settings.models import LoadedModel, ModelSettings
 
 MOST_DECAY = 0.02
-"""Share of the weights, at most, that a step may decay; some thousand steps of more leave nothing that was learned."""
+"""Largest share of the weights that one step may decay; with a larger one nothing learned is left after some thousand
+steps."""
 
 
 class OptimizerSettings(Settings):
-    """An optimiser, its learning-rate curve and clipping."""
+    """An optimiser with its learning-rate curve, clipping and weight average."""
 
     kind: Literal["adamw", "adam", "sgd"] = "adamw"
     lr: Positive = 2e-3
     """Peak learning rate."""
     weight_decay: NonNegative = 0.0
     momentum: Fraction = 0.9
-    """Momentum of sgd, first beta of adam."""
+    """Momentum of sgd; first beta of adam and adamw."""
     schedule: Literal["constant", "cosine", "one_cycle"] = "cosine"
-    """cosine falls from the peak to `final`; one_cycle rises linearly during `warmup` first."""
+    """After the warm-up, if any, constant stays at the peak and cosine falls to `final`; one_cycle is cosine with a
+    warm-up by default."""
     warmup: Fraction = 0.0
-    """Fraction of the steps spent rising linearly to the peak (one_cycle: 0 means 0.1)."""
+    """Fraction of the steps in which the rate rises linearly to the peak (one_cycle: 0 means 0.1)."""
     final: Fraction = 0.0
     """Last learning rate as a fraction of the peak."""
     clip: Positive | None = None
-    """Largest norm of the gradient; None does not clip."""
+    """Largest norm of the gradient; None: no clipping."""
     ema: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
-    """Decay of the exponential moving average of the weights, which is then what is evaluated and saved; 0: none."""
+    """Decay of an exponential moving average of the weights, which is evaluated and saved in their place; 0: none."""
 
     @model_validator(mode="after")
     def _alive(self) -> OptimizerSettings:
@@ -46,20 +48,22 @@ class OptimizerSettings(Settings):
 
 
 class DPSettings(Settings):
-    """DP-SGD: each image's gradient is clipped, their sum gets noise, batches are drawn by independent coins."""
+    """DP-SGD (Abadi et al. 2016): each image's gradient is clipped, their sum gets Gaussian noise, and every image is
+    in a batch with the same probability, independently."""
 
     epsilon: Positive | None = None
-    """Budget for the planned steps, from which the noise is calibrated; adding or removing one image."""
+    """Budget of the planned steps, which sets the noise; neighbouring datasets differ by one image more or less."""
     noise_multiplier: Noise | None = None
-    """The noise itself, over `clip`, in place of a budget."""
+    """Standard deviation of the noise over `clip`, in place of a budget."""
     delta: Annotated[float, Field(gt=0.0, lt=1.0)] = 1e-5
-    """Must be below 1 / images."""
+    """Probability of the budget's failure; must be below 1 / images."""
     clip: Positive = 1.0
     """Largest norm of an image's gradient."""
     physical_batch: Batch = 256
-    """Images whose gradients are held at a time; it changes memory only."""
+    """Images whose gradients are in memory at a time; it changes memory only."""
     test_seed: Seed | None = None
-    """For tests: noise that can be drawn again, whose run is stamped NOT DP. None: from the operating system."""
+    """For tests: a seed makes the noise repeatable, and the run is marked NOT DP. None: the operating system's
+    randomness."""
 
     @model_validator(mode="after")
     def _one(self) -> DPSettings:
@@ -77,11 +81,11 @@ class TeachTraining(Settings):
     label_smoothing: Fraction = 0.0
     augment: AugmentSettings = AugmentSettings()
     dp: DPSettings | None = None
-    """Train with differential privacy; `batch_size` is then the expected one. None: without."""
+    """Differential privacy; `batch_size` is then the expected size of a batch. None: without."""
 
 
 class TrainedTeacher(Settings):
-    """A teacher that is trained on real data first, before the distillation that sees none of it."""
+    """A teacher that is trained on real data before the distillation, which does not use these data."""
 
     kind: Literal["train"]
     data: DataSettings

@@ -1,4 +1,4 @@
-"""What a person sees while a run works: a live bar on a terminal, plain lines in a pipe or a log file, or nothing."""
+"""Progress of a run on stderr: a live bar on a terminal, plain lines in a pipe or a log file, or nothing."""
 
 from __future__ import annotations
 
@@ -17,13 +17,18 @@ from rich.text import Text
 from synthkd.system.text import one_line, printable
 
 WINDOW_SECONDS = 60.0
+"""Span of time over which the pace is measured."""
 LINE_SECONDS = 5.0
+"""Shortest time between two plain lines of the same phase."""
 
 
 class Pace:
     """Steps per second over the last minute.
 
-    It begins at the first step it is told of, so a resumed run does not count the steps of its earlier life.
+    It begins at the first marked step, so a resumed run does not count the steps before the resume.
+
+    Args:
+        clock: returns seconds and never goes back.
     """
 
     def __init__(self, clock: Callable[[], float]) -> None:
@@ -31,11 +36,11 @@ class Pace:
         self._marks: deque[tuple[float, int]] = deque()
 
     def mark(self, step: int) -> None:
-        """Note that `step` is done now."""
+        """Note that `step` steps are finished now; fewer than before start the measurement anew."""
         now = self._clock()
         if self._marks and step < self._marks[-1][1]:
             self._marks.clear()
-        # Marks a second apart bound the memory; the first and the newest are always kept.
+        # Marks a second apart bound the memory; the first and the newest always stay.
         if len(self._marks) > 2 and self._marks[-1][0] - self._marks[-2][0] < 1.0:
             self._marks.pop()
         self._marks.append((now, step))
@@ -43,7 +48,7 @@ class Pace:
             self._marks.popleft()
 
     def seconds_for(self, steps: int) -> float | None:
-        """How long `steps` more take at this pace; None until two steps are known."""
+        """Seconds that `steps` more take at this pace, or None before the first finished step since the beginning."""
         if not self._marks:
             return None
         (begin, first), (end, last) = self._marks[0], self._marks[-1]
@@ -51,17 +56,17 @@ class Pace:
 
 
 class Display:
-    """Progress of one job, with the time left at the measured pace.
+    """Progress of one job, with the time left at the measured pace; a context manager.
 
-    On a terminal a bar with the latest values; elsewhere a line when a phase starts, at most one every five seconds,
-    and one at the end. It goes to stderr, so that stdout holds results only.
+    On a terminal it is a bar with the latest values. Elsewhere it is a line when a phase starts, at most one line every
+    five seconds, and a line at the end. It goes to stderr, so that stdout holds results only.
 
     Args:
-        total_steps: steps of the whole run, those done before a resume included.
-        title: what is being done, in a few words.
-        enabled: False prints nothing at all; pass `accelerator.is_main_process and not quiet`.
+        total_steps: steps of the whole run, those before a resume included.
+        title: name of the job, in a few words.
+        enabled: False prints nothing at all, as in all processes but the main one.
         console: where to print instead of stderr.
-        clock: seconds that never go back.
+        clock: returns seconds and never goes back.
     """
 
     def __init__(
@@ -111,28 +116,28 @@ class Display:
             self._live = None
 
     def update(self, step: int, phase: str, values: Mapping[str, float]) -> None:
-        """Show that `step` steps are done in `phase`, with the latest values by name."""
+        """Show that `step` steps of the run are finished, the present phase, and the latest values by name."""
         if not self._enabled:
             return
         self._pace.mark(step)
         phase = one_line(phase)
-        shown = " · ".join(f"{one_line(name)} {_short(value)}" for name, value in values.items())
+        numbers = " · ".join(f"{one_line(name)} {_short(value)}" for name, value in values.items())
         left = self._pace.seconds_for(self._total - step)
         time_left = "" if left is None else f"{_clock_time(left)} left"
         if self._live is not None:
             self._progress.update(self._task, completed=step, phase=phase, left=time_left)
-            self._values.plain = f"  {shown}" if shown else ""
+            self._values.plain = f"  {numbers}" if numbers else ""
             return
         now = self._clock()
         is_new = phase != self._phase or (step >= self._total and step != self._last_step)
         self._last_step = step
         if is_new or now - self._last_line >= LINE_SECONDS:
             self._phase, self._last_line = phase, now
-            parts = [f"{step}/{self._total}", phase, f"{_clock_time(now - self._started)} elapsed", time_left, shown]
+            parts = [f"{step}/{self._total}", phase, f"{_clock_time(now - self._started)} elapsed", time_left, numbers]
             self._print(f"{self._title}: " + " · ".join(part for part in parts if part))
 
     def message(self, text: str) -> None:
-        """Print one line above the bar, or in its turn among the plain lines."""
+        """Print one line, above the bar or between the plain lines."""
         if self._enabled:
             self._print(text)
 

@@ -15,10 +15,11 @@ from synthkd.models.weights import finite_state
 class WeightAverage:
     """Average `a <- d_n a + (1 - d_n) w` at update n > 0, with `d_n = min(decay, (1 + n) / (10 + n))`; update 0 copies.
 
-    The growing decay lets the average leave the initial weights at once. Buffers (BatchNorm moments) are averaged too.
+    The decay grows so that the average leaves the initial weights at once. Buffers (BatchNorm moments) are averaged
+    too.
 
     Args:
-        module: the module that trains; the average is a copy of its own.
+        module: the module that is trained; the average starts as a copy of it.
         decay: limit of the decay, in [0, 1).
     """
 
@@ -26,7 +27,8 @@ class WeightAverage:
         def average(averaged: tuple[Tensor, ...] | list[Tensor], current: Any, count: Tensor | int) -> None:
             n = int(count)
             weight = 1.0 - min(decay, (1 + n) / (10 + n))
-            if averaged[0].is_floating_point():  # tensors come grouped by dtype; counters are just copied
+            # torch passes tensors of one dtype at a time; integer buffers (batch counters) cannot be averaged.
+            if averaged[0].is_floating_point():
                 torch._foreach_lerp_(list(averaged), list(current), weight)
             else:
                 torch._foreach_copy_(list(averaged), list(current))
@@ -35,17 +37,19 @@ class WeightAverage:
 
     @property
     def module(self) -> nn.Module:
-        """The averaged module."""
+        """The module with the averaged weights."""
         module: nn.Module = self._average.module
         return module
 
     @torch.no_grad()
     def update(self, module: nn.Module) -> None:
-        """Take the module's present weights into the average."""
+        """Include the module's present weights in the average."""
         self._average.update_parameters(module)
 
     def state_dict(self) -> dict[str, Any]:
+        """The averaged weights and the number of updates. Raises `TrainingError` where a weight is not finite."""
         return finite_state(self._average, "the average of the weights")
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
         self._average.load_state_dict(state)

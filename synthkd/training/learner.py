@@ -1,4 +1,4 @@
-"""A module with its optimiser: where a loss becomes a change of weights."""
+"""A module with its optimiser, and the step that minimises a loss."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from synthkd.training.ema import WeightAverage
 
 
 def optimizer_for(settings: OptimizerSettings, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-    """The optimiser of the settings; biases and norm weights (one dimension) are not decayed."""
+    """The optimiser of the settings, without weight decay for biases and norm weights (at most one dimension)."""
     groups = [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": settings.weight_decay},
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
     ]
-    groups = [g for g in groups if g["params"]]
+    groups = [group for group in groups if group["params"]]
     if settings.kind == "sgd":
         return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, nesterov=settings.momentum > 0)
     adam = torch.optim.AdamW if settings.kind == "adamw" else torch.optim.Adam
@@ -32,7 +32,7 @@ def optimizer_for(settings: OptimizerSettings, parameters: list[nn.Parameter]) -
 
 
 def require_finite(loss: Loss, who: str, step: int, unit: str = "step") -> None:
-    """Raise `TrainingError`, naming the step (or round) and the terms, unless the loss is finite."""
+    """Raise `TrainingError` unless the loss is finite; the message names the terms and the step (or another unit)."""
     if torch.isfinite(loss.total):
         return
     bad = [f"{name}={float(value.detach())}" for name, value in loss.terms.items() if not torch.isfinite(value)]
@@ -43,15 +43,21 @@ def require_finite(loss: Loss, who: str, step: int, unit: str = "step") -> None:
 
 
 class Learner:
-    """Trains a module, and helper modules beside it that are never saved with it.
+    """Trains a module, and with it helper modules that are not part of the saved model.
 
     Args:
-        name: who learns, for logs and errors ("student").
-        module: what is trained, evaluated and saved.
-        settings: optimiser, curve of the learning rate, clipping, average.
-        total: steps over which the learning rate moves.
+        name: prefix of the logged names and subject of the errors, e.g. "student".
+        module: the network that is trained, evaluated and saved.
+        settings: optimiser, learning-rate curve, clipping and weight average.
+        total: number of steps of the learning-rate curve.
         accelerator: device, precision and processes.
-        helpers: modules trained jointly (regressors of hints), or None.
+        helpers: modules that are trained jointly (e.g. regressors of hints), or None.
+
+    Attributes:
+        module: the network itself, on the device.
+        model: the network as prepared by accelerate (in several processes wrapped for them); run forward passes of
+            the training on this one.
+        helpers: the helper modules as prepared by accelerate, or None.
     """
 
     def __init__(
@@ -67,19 +73,20 @@ class Learner:
         self.total = total
         self._settings = settings
         self._accelerator = accelerator
-        # convolutions are faster so, on CPUs too; other layers do not mind
+        # Convolutions are faster in this memory format, on CPUs too; other layers are as fast.
         self.module = channels_last(module.to(accelerator.device))
         self._helpers = None if helpers is None else helpers.to(accelerator.device)
-        trained = [self.module] if self._helpers is None else [self.module, self._helpers]
-        self._parameters = [p for m in trained for p in m.parameters() if p.requires_grad]
+        modules = [self.module] if self._helpers is None else [self.module, self._helpers]
+        self._parameters = [p for m in modules for p in m.parameters() if p.requires_grad]
         optimizer = optimizer_for(settings, self._parameters)
+        # The average copies the module before accelerate may wrap it for several processes.
         self._average = WeightAverage(module, settings.ema) if settings.ema > 0 else None
         self.model: nn.Module
         self.model, self._optimizer = accelerator.prepare(self.module, optimizer)
         self.helpers: nn.Module | None = None if self._helpers is None else accelerator.prepare(self._helpers)
 
     def synchronise(self) -> nn.Module:
-        """The module, with the buffers (BatchNorm moments) of the main process in every process."""
+        """Copy the buffers (BatchNorm moments) of the main process to every process, and return the module."""
         if self._accelerator.num_processes > 1:
             for buffer in self.module.buffers():
                 torch.distributed.broadcast(buffer, 0)
@@ -87,30 +94,33 @@ class Learner:
 
     @property
     def evaluated(self) -> nn.Module:
-        """What is evaluated and saved: the averaged weights where there is an average, the module otherwise."""
+        """The network to evaluate and save: with the averaged weights where there is an average, else `module`."""
         return self.module if self._average is None else self._average.module
 
     def update(self, loss: Loss, step: int) -> dict[str, Tensor | float]:
-        """One optimiser step.
+        """Take one optimiser step.
 
         Args:
-            loss: what to minimise.
-            step: 0-based step of `total`, which sets the learning rate.
+            loss: scalar to minimise, with its named terms.
+            step: 0-based step of `total`; it determines the learning rate.
 
         Returns:
-            The terms, the total, the gradient's norm and the learning rate, named `<name>/...`, for the log.
+            Numbers for the log, named `<name>/...`: the terms, the total, the gradient's norm before clipping, and the
+            learning rate.
 
         Raises:
             TrainingError: when the loss or a gradient is not finite; the weights are as before the step.
         """
         require_finite(loss, self.name, step)
         rate = self._settings.lr * learning_rate_factor(self._settings, step, self.total)
+        # The rate is a function of the step, so a resumed run has no scheduler to restore.
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         self._optimizer.zero_grad(set_to_none=True)
         self._accelerator.backward(loss.total)
         norm = self._clip()
-        # a gradient scaler skips steps that overflow, as it should; without one a bad gradient is an error
+        # With fp16 the gradient scaler skips a step that overflows and lowers its scale; any other gradient that is not
+        # finite would destroy the weights.
         if self._accelerator.scaler is None and not torch.isfinite(norm):
             self._optimizer.zero_grad(set_to_none=True)
             raise TrainingError(
@@ -128,28 +138,36 @@ class Learner:
         }
 
     def _clip(self) -> Tensor:
-        limit = self._settings.clip
-        norm: Tensor | None = self._accelerator.clip_grad_norm_(
-            self._parameters, float("inf") if limit is None else limit
-        )
+        """Clip the gradient where the settings say so; its norm before that, a float32 scalar."""
+        # An infinite limit changes nothing; the call then only computes the norm for the log and the check.
+        limit = float("inf") if self._settings.clip is None else self._settings.clip
+        norm: Tensor | None = self._accelerator.clip_grad_norm_(self._parameters, limit)
         return torch.zeros(()) if norm is None else norm
 
     def state_dict(self) -> dict[str, Any]:
-        """All that a checkpoint needs. Raises `TrainingError` where the module is not finite any more."""
+        """The state of the module, helpers, optimiser, average and gradient scaler.
+
+        Raises:
+            TrainingError: when a weight is not finite.
+        """
+        scaler = self._accelerator.scaler
         return {
             "module": finite_state(self.module, self.name),
             "helpers": {} if self._helpers is None else finite_state(self._helpers, f"{self.name}: its helper layers"),
             "optimizer": self._optimizer.state_dict(),
             "average": {} if self._average is None else self._average.state_dict(),
-            "scaler": {} if self._accelerator.scaler is None else self._accelerator.scaler.state_dict(),
+            "scaler": {} if scaler is None else scaler.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.module.load_state_dict(state["module"])
-        if self._helpers is not None:
-            self._helpers.load_state_dict(state["helpers"])
-        self._optimizer.load_state_dict(state["optimizer"])
-        if self._average is not None:
-            self._average.load_state_dict(state["average"])
-        if self._accelerator.scaler is not None:
-            self._accelerator.scaler.load_state_dict(state["scaler"])
+        """Restore what `state_dict` returned."""
+        parts = {
+            "module": self.module,
+            "helpers": self._helpers,
+            "optimizer": self._optimizer,
+            "average": self._average,
+            "scaler": self._accelerator.scaler,
+        }
+        for name, part in parts.items():
+            if part is not None:
+                part.load_state_dict(state[name])

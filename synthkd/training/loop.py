@@ -150,6 +150,7 @@ class Loop:
             if resumed_from is not None:
                 display.message(f"resumed after step {resumed_from}")
             for stage in stages:
+                # A stage that was finished before the resume has an empty range here.
                 for step in range(max(resumed_from or 0, begin), begin + stage.steps):
                     if step == begin:
                         self.monitor.event(step, f"{stage.name} begins", kind="phase", phase=stage.name)
@@ -171,6 +172,7 @@ class Loop:
         torch.manual_seed(derive(self.seed, "global", step))
         log = evaluated = False
         for action in stage.actions:
+            # Intervals count from the beginning of the stage, in a resumed run too.
             if not action.due(step - begin, stage.steps):
                 continue
             started = time.perf_counter()
@@ -209,6 +211,7 @@ class Loop:
         for name, part in self.state.items():
             part.load_state_dict(checkpoint.state["parts"][name])
         clock.earlier, clock.evaluation = float(checkpoint.state["seconds"]), float(checkpoint.state["watching"])
+        # Last: the log stays as it is when the state cannot be restored.
         self.monitor.rewind(checkpoint.step)
         return checkpoint.step
 

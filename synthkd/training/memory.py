@@ -1,4 +1,4 @@
-"""The largest batch that fits the memory, found by trying."""
+"""The largest batch that fits the memory, found by trial."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from synthkd.types import ImageSpec
 
 
 def fitting_batch_size(start: int, attempt: Callable[[int], object]) -> int:
-    """`start`, or what is left of it after as many reductions as `attempt` needs to stop running out of memory.
+    """The first batch size, of `start` and each 0.9 (rounded down) of the one before, that fits the memory.
 
     Args:
-        start: batch size to try first.
-        attempt: does with a batch of that size what training will do; raises torch's out-of-memory error if it must.
+        start: largest batch size.
+        attempt: does with a batch of the given size what training will do.
 
     Raises:
         CheckpointError: when not even one image fits.
@@ -32,13 +32,14 @@ def fitting_batch_size(start: int, attempt: Callable[[int], object]) -> int:
         except Exception as error:
             if not should_reduce_batch_size(error) and not out_of_memory(error):
                 raise
+        # After the except clause: inside it the error's traceback would still hold the tensors of the attempt.
         clear_device_cache(garbage_collection=True)
         size = int(size * 0.9)
     raise CheckpointError("adapt_batch_size: not even one image fits the memory; make the model smaller")
 
 
 def training_step(student: nn.Module, spec: ImageSpec, device: torch.device) -> Callable[[int], None]:
-    """A forward and backward pass of a copy of `student` on so many blank images; the student stays as it is."""
+    """A function that runs a forward and backward pass of a copy of `student` on a number of black images."""
 
     def attempt(batch_size: int) -> None:
         model = copy.deepcopy(student).to(device).train()

@@ -2,14 +2,16 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
 
 from synthkd.data.bank import MemoryBank
-from synthkd.data.hybrid import HybridDataset, RealImages
-from synthkd.errors import ConfigError
-from synthkd.settings import BankSettings, Curve, MixSettings
+from synthkd.data.hybrid import REST, HybridDataset
+from synthkd.data.sources import GeneratedSource, Labeller, RealImages, RealSource, RealSupply, Source
+from synthkd.schedules import value_at
+from synthkd.settings import BankSettings, Curve, MixSettings, Schedule
 from synthkd.types import Batch, ImageSpec, Outputs
 
 SPEC = ImageSpec(1, 8, 8, 3)
@@ -27,12 +29,53 @@ def flat(count: int, level: float) -> torch.Tensor:
     return torch.full((count, *SPEC.shape), level)
 
 
-def make(mix: MixSettings, difficulty: float = 0.0, policy: str = "fifo", **more: object) -> HybridDataset:
+BATCH, TOTAL = 20, 11
+
+
+def live(count: int, _: int) -> Batch:
+    return Batch(flat(count, LIVE), torch.zeros(count, dtype=torch.int64))
+
+
+def some_bank(policy: str = "fifo") -> MemoryBank:
     bank = MemoryBank(SPEC, BankSettings(capacity=64, policy=policy), 0)  # type: ignore[arg-type]
     bank.add(flat(64, BANK), torch.arange(64) % 3, torch.full((64, 3), 7.0))
-    real = RealImages((flat(9, REAL) * 255).to(torch.uint8), torch.arange(9) % 3)
-    options = {"live": lambda n, _: Batch(flat(n, LIVE), torch.zeros(n, dtype=torch.int64)), "real": real}
-    return HybridDataset(mix, 20, 11, bank, teacher, lambda: difficulty, 0, **{**options, **more})  # type: ignore[arg-type]
+    return bank
+
+
+def make(
+    mix: MixSettings,
+    real: Schedule = 0.0,
+    fresh: Schedule = 0.0,
+    difficulty: float = 0.0,
+    bank: MemoryBank | None = None,
+    supply: RealSupply | None = None,
+    labeller: Labeller = teacher,
+    **more: Any,
+) -> HybridDataset:
+    """Bank and fresh samples, and real images where they have a share; all real without a bank."""
+    images = RealImages((flat(9, REAL) * 255).to(torch.uint8), torch.arange(9) % 3) if supply is None else supply
+    of_real = RealSource(images, 0, labeller if mix.logits == "stored" else None)
+    generated = GeneratedSource(
+        some_bank() if bank is None else bank, live, lambda step: round(value_at(fresh, step, TOTAL) * BATCH)
+    )
+    sources: list[Source] = [of_real] if real == 1.0 else [generated] if real == 0.0 else [generated, of_real]
+    shares = [REST] if len(sources) == 1 else [REST, real]
+    return HybridDataset(sources, shares, mix, BATCH, TOTAL, labeller, lambda: difficulty, 0, **more)
+
+
+def used(dataset: HybridDataset) -> set[int]:
+    """Numbers of the real images that batches have drawn."""
+    return set(dataset.state_dict()[str(len(dataset.state_dict()) - 1)]["real_rows"])
+
+
+def counting(calls: list[int]) -> Labeller:
+    """The teacher, which notes how many images it labels."""
+
+    def label(images: torch.Tensor) -> Outputs:
+        calls.append(len(images))
+        return teacher(images)
+
+    return label
 
 
 def levels(batch: Batch) -> list[float]:
@@ -40,15 +83,15 @@ def levels(batch: Batch) -> list[float]:
 
 
 def test_shares_are_scheduled_and_rows_ordered() -> None:
-    source = make(MixSettings(real=Curve(kind="linear", start=0.0, end=0.5), live=0.25, mixup=0.0))
+    source = make(MixSettings(mixup=0.0), Curve(kind="linear", start=0.0, end=0.5), fresh=0.25)
     assert levels(source.batch(0)) == [LIVE] * 5 + [BANK] * 15
     assert levels(source.batch(10)) == [REAL] * 10 + [LIVE] * 5 + [BANK] * 5
 
 
 def test_all_real_needs_no_bank() -> None:
-    source = make(MixSettings(real=1.0, mixup=0.0))
+    source = make(MixSettings(mixup=0.0), 1.0)
     assert levels(source.batch(3)) == [REAL] * 20
-    assert source.real_rows <= set(range(9))
+    assert used(source) <= set(range(9))
 
 
 def test_fresh_logits_are_of_the_images_returned() -> None:
@@ -61,17 +104,15 @@ def test_stored_logits_call_no_teacher() -> None:
     def forbidden(_: torch.Tensor) -> Outputs:
         raise AssertionError("the teacher was called")
 
-    source = make(MixSettings(logits="stored", mixup=0.0))
-    source._teacher = forbidden
+    source = make(MixSettings(logits="stored", mixup=0.0), labeller=forbidden)
     batch = source.batch(0)
     assert batch.teacher_logits is not None
     assert bool((batch.teacher_logits == 7.0).all())
 
 
 def test_stored_logits_of_real_images_are_made_once() -> None:
-    calls = []
-    source = make(MixSettings(real=0.5, logits="stored", mixup=0.0))
-    source._teacher = lambda images: calls.append(len(images)) or teacher(images)  # type: ignore[func-returns-value]
+    calls: list[int] = []
+    source = make(MixSettings(logits="stored", mixup=0.0), 0.5, labeller=counting(calls))
     for step in range(3):
         batch = source.batch(step)
         assert batch.teacher_logits is not None
@@ -92,18 +133,18 @@ class Arriving:
 
 
 def test_real_images_may_come_and_go() -> None:
-    source = make(MixSettings(real=1.0, mixup=0.0), real=Arriving([(0, 5), (3, 9), (20, 21)]))
+    source = make(MixSettings(mixup=0.0), 1.0, supply=Arriving([(0, 5), (3, 9), (20, 21)]))
     seen = [{round(float(x) * 25.5) for x in source.batch(step).images.mean((1, 2, 3))} for step in range(3)]
     assert seen[0] <= set(range(5))
     assert seen[1] <= set(range(3, 9))
     assert seen[1] & set(range(5, 9))
     assert seen[2] == {20}
-    assert source.real_rows == set.union(*seen)
+    assert used(source) == set.union(*seen)
 
 
 def test_whole_real_images_have_their_numbers_and_no_other_has_one() -> None:
-    mix = MixSettings(real=0.5, live=0.25, mixup=0.25, cutmix=0.1)
-    batch = make(mix, real=Arriving([(3, 9), (20, 26)])).batch(1)
+    mix = MixSettings(mixup=0.25, cutmix=0.1)
+    batch = make(mix, 0.5, fresh=0.25, supply=Arriving([(3, 9), (20, 26)])).batch(1)
     assert batch.rows is not None
     numbers = (batch.images.mean((1, 2, 3)) * 25.5).round().long()  # those of bank and generator are below 20
     whole = torch.tensor([False] * 5 + [True] * 13 + [False] * 2)
@@ -114,15 +155,15 @@ def test_whole_real_images_have_their_numbers_and_no_other_has_one() -> None:
 
 
 def test_each_process_has_the_numbers_of_its_own_real_images() -> None:
-    mix, real = MixSettings(real=1.0, mixup=0.0), Arriving([(4, 25)])
+    mix, supply = MixSettings(mixup=0.0), Arriving([(4, 25)])
     for rank in (0, 1):
-        batch = make(mix, real=real, rank=rank, world=2).batch(0)
+        batch = make(mix, 1.0, supply=supply, rank=rank, world=2).batch(0)
         assert batch.rows is not None
         assert torch.equal(batch.rows, (batch.images.mean((1, 2, 3)) * 25.5).round().long())
 
 
 def test_a_real_image_without_a_label_has_its_teachers_and_no_hard_one() -> None:
-    batch = make(MixSettings(real=1.0, mixup=0.0), real=Arriving([(4, 8)])).batch(0)
+    batch = make(MixSettings(mixup=0.0), 1.0, supply=Arriving([(4, 8)])).batch(0)
     assert batch.teacher_logits is not None
     assert batch.annotated is not None
     rows = (batch.images.mean((1, 2, 3)) * 25.5).round().long()
@@ -141,9 +182,8 @@ def test_a_real_image_without_a_label_has_its_teachers_and_no_hard_one() -> None
     ],
 )
 def test_the_teacher_labels_each_arriving_image_once(spans: list[tuple[int, int]], asked: list[int]) -> None:
-    calls = []
-    source = make(MixSettings(real=1.0, logits="stored", mixup=0.0), real=Arriving(spans))
-    source._teacher = lambda images: calls.append(len(images)) or teacher(images)  # type: ignore[func-returns-value]
+    calls: list[int] = []
+    source = make(MixSettings(logits="stored", mixup=0.0), 1.0, supply=Arriving(spans), labeller=counting(calls))
     for step in range(len(spans)):
         batch = source.batch(step)
         assert batch.teacher_logits is not None
@@ -152,8 +192,8 @@ def test_the_teacher_labels_each_arriving_image_once(spans: list[tuple[int, int]
 
 
 def test_batches_are_a_function_of_seed_and_step() -> None:
-    mix = MixSettings(real=0.3, live=0.2, mixup=0.6, shift=2, flip=True)
-    first, second = make(mix, 0.9), make(mix, 0.9)
+    mix = MixSettings(mixup=0.6, shift=2, flip=True)
+    first, second = (make(mix, 0.3, fresh=0.2, difficulty=0.9) for _ in range(2))
     second.batch(0)  # what was drawn before does not matter
     a, b = first.batch(7), second.batch(7)
     assert torch.equal(a.images, b.images)
@@ -162,9 +202,9 @@ def test_batches_are_a_function_of_seed_and_step() -> None:
 
 
 def test_processes_share_one_batch() -> None:
-    mix = MixSettings(real=0.3, live=0.2, mixup=0.0)
-    whole = make(mix).batch(4)
-    halves = [make(mix, rank=rank, world=2).batch(4) for rank in (0, 1)]
+    mix = MixSettings(mixup=0.0)
+    whole = make(mix, 0.3, fresh=0.2).batch(4)
+    halves = [make(mix, 0.3, fresh=0.2, rank=rank, world=2).batch(4) for rank in (0, 1)]
     for rank, half in enumerate(halves):
         assert torch.equal(half.images, whole.images[rank::2])
         assert torch.equal(half.labels, whole.labels[rank::2])
@@ -172,28 +212,30 @@ def test_processes_share_one_batch() -> None:
 
 def test_difficulty_changes_images_above_one_half_only() -> None:
     mix = MixSettings(mixup=0.0)
-    easy, hard = make(mix, 0.5).batch(1), make(mix, 0.9).batch(1)
+    easy, hard = make(mix, difficulty=0.5).batch(1), make(mix, difficulty=0.9).batch(1)
     assert levels(easy) == [BANK] * 20
     assert float(hard.images.std()) > 0.01
 
 
 def test_mixtures_lie_between_their_parts() -> None:
-    source = make(MixSettings(mixup=1.0))
+    bank = some_bank()
+    source = make(MixSettings(mixup=1.0), bank=bank)
     images = torch.rand(64, *SPEC.shape)
-    source._bank.add(images, torch.zeros(64, dtype=torch.int64), torch.zeros(64, 3))
+    bank.add(images, torch.zeros(64, dtype=torch.int64), torch.zeros(64, 3))
     mixed = source.batch(0).images
     assert float(mixed.var()) < 0.85 * float(images.var())
 
 
 def test_mixtures_have_no_slot_to_reprioritise() -> None:
-    slots = make(MixSettings(mixup=0.25, cutmix=0.25), policy="prioritized").batch(0).slots
+    slots = make(MixSettings(mixup=0.25, cutmix=0.25), bank=some_bank("prioritized")).batch(0).slots
     assert slots is not None
     assert (slots < 0).tolist() == [True] * 5 + [False] * 10 + [True] * 5
 
 
 def test_mixtures_have_the_label_their_teacher_gives() -> None:
-    source = make(MixSettings(mixup=0.5, cutmix=0.25))
-    source._bank.add(torch.rand(64, *SPEC.shape), torch.zeros(64, dtype=torch.int64), torch.zeros(64, 3))
+    bank = some_bank()
+    source = make(MixSettings(mixup=0.5, cutmix=0.25), bank=bank)
+    bank.add(torch.rand(64, *SPEC.shape), torch.zeros(64, dtype=torch.int64), torch.zeros(64, 3))
     batch = source.batch(0)
     assert batch.teacher_logits is not None
     answers = batch.teacher_logits.argmax(1)
@@ -203,7 +245,7 @@ def test_mixtures_have_the_label_their_teacher_gives() -> None:
 
 
 def test_real_and_generated_images_mix_and_only_whole_real_ones_are_annotated() -> None:
-    batch = make(MixSettings(real=0.5, mixup=0.5)).batch(0)
+    batch = make(MixSettings(mixup=0.5), 0.5).batch(0)
     assert batch.annotated is not None
     mixed, whole = levels(batch)[:10], levels(batch)[10:]
     assert set(whole) == {REAL, BANK}
@@ -214,16 +256,17 @@ def test_real_and_generated_images_mix_and_only_whole_real_ones_are_annotated() 
 
 
 def test_where_real_images_run_out_no_generated_one_has_a_hard_label() -> None:
-    batch = make(MixSettings(real=Curve(kind="linear", start=0.5, end=0.0))).batch(10)
+    batch = make(MixSettings(), Curve(kind="linear", start=0.5, end=0.0)).batch(10)
     assert REAL not in levels(batch)
     assert batch.annotated is not None
     assert not batch.annotated.any()
 
 
 def test_stored_logits_of_a_mixture_are_mixed_as_its_images_are() -> None:
-    source = make(MixSettings(logits="stored", mixup=0.5, flip=True))
+    bank = some_bank()
+    source = make(MixSettings(logits="stored", mixup=0.5, flip=True), bank=bank)
     grey = torch.linspace(0.1, 0.9, 64)
-    source._bank.add(
+    bank.add(
         grey.view(-1, 1, 1, 1).expand(-1, *SPEC.shape),
         torch.zeros(64, dtype=torch.int64),
         grey[:, None].expand(-1, 3) * 3,
@@ -233,20 +276,31 @@ def test_stored_logits_of_a_mixture_are_mixed_as_its_images_are() -> None:
     torch.testing.assert_close(batch.teacher_logits[:, 0], batch.images.mean((1, 2, 3)) * 3, atol=0.02, rtol=0)
 
 
-def test_without_a_teacher_only_stored_logits_will_do() -> None:
+def test_without_a_teacher_stored_logits_count_and_nothing_is_labelled() -> None:
     bank = MemoryBank(SPEC, BankSettings(capacity=8), 0)
     bank.add(flat(8, BANK), torch.arange(8) % 3, torch.full((8, 3), 7.0))
-    source = HybridDataset(MixSettings(logits="stored"), 4, 10, bank, None, lambda: 0.9, 0)
-    batch = source.batch(0)
-    assert batch.teacher_logits is not None
-    assert bool((batch.teacher_logits == 7.0).all())
-    for mix in (MixSettings(), MixSettings(logits="stored", real=0.5)):
-        with pytest.raises(ConfigError, match="without a teacher"):
-            HybridDataset(mix, 4, 10, bank, None, lambda: 0.0, 0, real=RealImages(flat(2, 1.0), torch.zeros(2)))
+    for logits in ("stored", None):
+        mix = MixSettings(logits=logits)  # type: ignore[arg-type]
+        source = HybridDataset([GeneratedSource(bank)], [REST], mix, 4, 10, None, lambda: 0.9, 0)
+        batch = source.batch(0)
+        assert batch.teacher_logits is not None
+        assert bool((batch.teacher_logits == 7.0).all())
+    real = RealSource(RealImages((flat(2, REAL) * 255).to(torch.uint8), torch.tensor([0, 2])), 0)
+    batch = HybridDataset([real], [REST], MixSettings(mixup=0.0), 4, 10, None, lambda: 0.0, 0).batch(0)
+    assert batch.teacher_logits is None
+    assert set(batch.labels.tolist()) <= {0, 2}
 
 
-def test_missing_sources_are_refused() -> None:
-    with pytest.raises(ConfigError, match="set data"):
-        make(MixSettings(real=0.5), real=None)
-    with pytest.raises(ConfigError, match=r"mix\.live"):
-        make(MixSettings(live=0.5), live=None)
+@pytest.mark.parametrize("shares", [[], [0.5, 0.5], [REST, REST], [REST]])
+def test_one_source_of_all_fills_the_rest(shares: list[float | None]) -> None:
+    sources = [GeneratedSource(some_bank()), RealSource(RealImages(flat(2, 1.0), torch.zeros(2)), 0)]
+    with pytest.raises(ValueError, match="one source of 2 fills the rest"):
+        HybridDataset(sources, shares, MixSettings(), 4, 10, teacher, lambda: 0.0, 0)
+
+
+def test_counts_add_up_to_the_batch_size_whatever_the_shares() -> None:
+    sources = [GeneratedSource(some_bank()) for _ in range(3)]
+    for shares in ([REST, 0.7, 0.7], [0.33, REST, 0.33], [1.0, 0.2, REST], [0.0, 0.0, REST]):
+        counts = HybridDataset(sources, shares, MixSettings(), 7, 10, teacher, lambda: 0.0, 0).counts(3)
+        assert sum(counts) == 7
+        assert min(counts) >= 0

@@ -15,11 +15,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from synthkd.data.bank import MemoryBank
-from synthkd.data.hybrid import HybridDataset, RealImages
+from synthkd.data.hybrid import REST, HybridDataset
+from synthkd.data.sources import RealImages, RealSource
 from synthkd.data.stream import ImageStream
 from synthkd.errors import ConfigError, DataError
-from synthkd.settings import BankSettings, DataOrStream, DataSettings, MixSettings, Settings, StreamData
+from synthkd.settings import DataOrStream, DataSettings, MixSettings, Settings, StreamData
 from synthkd.settings.load import load_config
 from synthkd.types import ImageSpec, Outputs
 
@@ -266,9 +266,8 @@ def test_a_checkpoint_can_hold_the_state(tmp_path: Path) -> None:
 
 def test_batches_of_a_resumed_run_are_those_of_an_unbroken_one(tmp_path: Path) -> None:
     def source(stream: ImageStream) -> HybridDataset:
-        bank = MemoryBank(SPEC, BankSettings(capacity=1), 0)
-        mix = MixSettings(real=1.0, mixup=0.0)
-        return HybridDataset(mix, 8, 100, bank, lambda x: Outputs(x[:, 0, 0]), lambda: 0.0, 0, real=stream)
+        real, mix = RealSource(stream, 0), MixSettings(mixup=0.0)
+        return HybridDataset([real], [REST], mix, 8, 100, lambda x: Outputs(x[:, 0, 0]), lambda: 0.0, 0)
 
     put(tmp_path, "0.npz", range(9))
     stream = open_stream(tmp_path, window=10)
@@ -282,8 +281,8 @@ def test_batches_of_a_resumed_run_are_those_of_an_unbroken_one(tmp_path: Path) -
         assert torch.equal(one.images, other.images)
         assert torch.equal(one.labels, other.labels)
         assert not torch.equal(one.images, first.images)
-    assert again.real_rows == unbroken.real_rows
-    assert max(unbroken.real_rows) > 8
+    assert again.state_dict() == unbroken.state_dict()
+    assert max(unbroken.state_dict()["0"]["real_rows"]) > 8
 
 
 # --- what is refused ------------------------------------------------------------------------------------------------

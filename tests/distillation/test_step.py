@@ -15,8 +15,8 @@ from torch.distributions import Categorical
 from torch.distributions import kl_divergence as kl_of
 
 from synthkd.data.bank import MemoryBank
+from synthkd.distillation import student as students
 from synthkd.distillation.step import DistillStep
-from synthkd.distillation.student import Pupil
 from synthkd.distillation.terms.objective import StudentView, terms_of
 from synthkd.errors import ConfigError
 from synthkd.losses import logits as losses
@@ -53,9 +53,12 @@ class Source:
         self.given = batch
         self.asked: list[int] = []
 
-    def batch(self, step: int) -> Batch:
+    def draw(self, step: int) -> Batch:
         self.asked.append(step)
         return self.given
+
+    def label(self, batch: Batch) -> Batch:
+        return batch
 
 
 class Scale(nn.Module):
@@ -97,8 +100,8 @@ def step_of(
     asked = DistillSettings(**settings)
     terms = None if transfer is None else terms_of(asked, transfer.weights)
     accelerator = Accelerator(cpu=True)
-    pupil = Pupil(learner_of(student, transfer), asked, accelerator, transfer, terms)
-    return DistillStep([pupil], Source(batch), accelerator, bank)
+    trained = students.Student(learner_of(student, transfer), asked, accelerator, transfer, terms)
+    return DistillStep([trained], Source(batch), accelerator, bank)
 
 
 def soft(teacher: Tensor, student: Tensor, temperature: float) -> Tensor:
@@ -240,7 +243,7 @@ def test_the_batch_is_that_of_the_step_and_agreement_is_that_before_the_update()
     wrong = torch.cat([answers[:4], (answers[4:] + 1) % 3])
     source = Source(random_batch(teacher_logits=torch.eye(3)[wrong] * 50))
     step = DistillStep(
-        [Pupil(learner_of(student), DistillSettings(), Accelerator(cpu=True))], source, Accelerator(cpu=True)
+        [students.Student(learner_of(student), DistillSettings(), Accelerator(cpu=True))], source, Accelerator(cpu=True)
     )
     assert float(step(7)["student/agreement"]) == pytest.approx(4 / 6)
     assert source.asked == [7]

@@ -8,15 +8,14 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from synthkd.data.bank import MemoryBank
-from synthkd.data.hybrid import HybridDataset, RealImages
+from synthkd.data.hybrid import REST, HybridDataset
+from synthkd.data.sources import RealImages, RealSource
 from synthkd.distillation.control.selection import TeacherSelection
-from synthkd.distillation.teachers import FrozenTeacher
-from synthkd.distillation.teachers import LEAST_ENTROPY, TeacherTeam, certainty_weights
+from synthkd.distillation.teachers import LEAST_ENTROPY, FrozenTeacher, TeacherTeam, certainty_weights
 from synthkd.errors import ConfigError
 from synthkd.losses.logits import distillation_loss
 from synthkd.models import Classifier
-from synthkd.settings import BankSettings, MixSettings, SelectionSettings, TeamSettings
+from synthkd.settings import MixSettings, SelectionSettings, TeamSettings
 from synthkd.types import ImageSpec, Outputs
 
 SPEC = ImageSpec(1, 2, 2, 3)
@@ -147,9 +146,10 @@ def test_certain_teachers_weigh_the_same_and_nothing_is_infinite() -> None:
 
 def test_only_the_selected_teacher_is_run() -> None:
     members = [teacher(0), teacher(1), teacher(2)]
-    team = TeacherTeam(members, TeamSettings(weighting="selected"))
+    selection = selecting(0, 3)
+    team = TeacherTeam(members, TeamSettings(weighting="selected"), selection)
     assert torch.equal(team.logits(images()), members[0].logits(images()))
-    team.selection = selecting(2, 3)
+    selection.selected = 2
     before = [member.passes for member in members]
     assert torch.equal(team.logits(images()), members[2].logits(images()))
     assert [member.passes - past for member, past in zip(members, before, strict=True)] == [0, 0, 2]
@@ -157,10 +157,11 @@ def test_only_the_selected_teacher_is_run() -> None:
 
 def test_the_consensus_is_of_all_teachers_whoever_is_selected() -> None:
     members = [teacher(0), teacher(1, scale=3.0), teacher(2)]
-    team = TeacherTeam(members, TeamSettings(weighting="selected"))
+    selection = selecting(0, 3)
+    team = TeacherTeam(members, TeamSettings(weighting="selected"), selection)
     expected = torch.stack([member.logits(images()) for member in members]).mean(dim=0)
     for number in range(3):
-        team.selection = selecting(number, 3)
+        selection.selected = number
         assert torch.equal(team.logits(images()), members[number].logits(images()))
         assert torch.allclose(team.consensus(images()), expected, atol=1e-6)
         assert not torch.allclose(team.consensus(images()), team.logits(images()), atol=0.1)
@@ -176,8 +177,7 @@ def test_the_consensus_of_a_team_in_which_nobody_is_selected_is_what_it_says() -
 
 def test_features_are_the_first_teachers_whoever_is_selected() -> None:
     members = [teacher(0, features=["body.1"]), teacher(1)]
-    team = TeacherTeam(members, TeamSettings(weighting="selected"))
-    team.selection = selecting(1, 2)
+    team = TeacherTeam(members, TeamSettings(weighting="selected"), selecting(1, 2))
     seen = team(images())
     assert [member.passes for member in members] == [1, 1]
     assert torch.equal(seen.logits, members[1].logits(images()))
@@ -212,9 +212,8 @@ def test_costs_are_multiplications_over_those_of_the_largest() -> None:
 
 def test_a_source_takes_a_team_for_its_teacher() -> None:
     team = TeacherTeam([teacher(0), teacher(1)], TeamSettings(weighting="sample"))
-    bank = MemoryBank(SPEC, BankSettings(capacity=4), 0)
-    real = RealImages((images(9) * 255).to(torch.uint8), torch.arange(9) % 3)
-    batch = HybridDataset(MixSettings(real=1.0), 5, 3, bank, team, lambda: 0.0, 0, real=real).batch(1)
+    real = RealSource(RealImages((images(9) * 255).to(torch.uint8), torch.arange(9) % 3), 0)
+    batch = HybridDataset([real], [REST], MixSettings(), 5, 3, team, lambda: 0.0, 0).batch(1)
     assert batch.teacher_logits is not None
     assert torch.equal(batch.teacher_logits, team.logits(batch.images))
 

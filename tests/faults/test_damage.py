@@ -20,9 +20,10 @@ from synthkd.errors import CheckpointError, DataError, ModelError
 from synthkd.generators.embedding import Embedding, Fourier
 from synthkd.generators.files import read_saved
 from synthkd.models import load
-from synthkd.pipelines import cli, copying
+from synthkd.pipelines import cli
 from synthkd.pipelines.run import job
-from synthkd.pipelines.run.directory import read_result
+from synthkd.pipelines.run.result import read_result
+from synthkd.privacy import copies
 from synthkd.system.sealed import sealed
 from synthkd.training.checkpoint import CheckpointStore
 from synthkd.types import ImageSpec
@@ -49,7 +50,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     (top / "compress.yaml").write_text(json.dumps({**RECIPE, "export": {"formats": ["onnx"]}}))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(job, "write_report", lambda _: None)  # takes longer than these runs
-        patch.setattr(copying, "MOST", 100)
+        patch.setattr(copies, "MOST_EXTRACTED", 100)
         patch.setattr(import_module("synthkd.pipelines.compress"), "SYNTHETIC", 100)
         assert cli.main(["distill", str(top / "distill.yaml"), f"out={top / 'distill'}"]) == 0
         for form in ("folder", "webdataset"):

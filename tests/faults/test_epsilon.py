@@ -1,4 +1,4 @@
-"""Epsilon is what happened: whatever is killed, damaged, changed or started twice, the ledger has every look."""
+"""Epsilon is what happened: whatever is killed, damaged, changed or started twice, the ledger has every query."""
 
 import hashlib
 import json
@@ -18,9 +18,10 @@ from synthkd.generators import merf
 from synthkd.models import build, save
 from synthkd.pipelines.cli import INTERRUPTED, main
 from synthkd.pipelines.handover import flow
-from synthkd.privacy.accounting import Ledger, PoissonSteps, Release, ledger_of
+from synthkd.privacy.claims import ledger_of
 from synthkd.privacy.dpsgd import PoissonSource
 from synthkd.privacy.journal import JOURNAL, PRIVATE, Journal
+from synthkd.privacy.ledger import Ledger, PoissonSteps, Release
 from synthkd.settings import ZooModel
 from synthkd.system.sealed import sealed, unsealed
 from synthkd.types import ImageSpec
@@ -97,13 +98,13 @@ class Witness:
     """Counts the batches that were drawn of private images, and cuts the run at the next after `last`."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.looks, self.last = 0, 10**6
+        self.batches, self.last = 0, 10**6
         draw = PoissonSource.batch
 
         def batch(source: PoissonSource, step: int) -> Any:
             drawn = draw(source, step)
-            self.looks += 1
-            if self.looks > self.last:
+            self.batches += 1
+            if self.batches > self.last:
                 raise KeyboardInterrupt
             return drawn
 
@@ -116,17 +117,17 @@ def witness(monkeypatch: pytest.MonkeyPatch) -> Witness:
 
 
 @pytest.fixture
-def looked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Grows by the number of images at each noisy look at all of them."""
-    looks: list[int] = []
+def releases(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The number of images of each noisy release."""
+    counts: list[int] = []
     release = merf.release
 
     def counted(pixels: Any, *rest: Any) -> Any:
-        looks.append(len(pixels))
+        counts.append(len(pixels))
         return release(pixels, *rest)
 
     monkeypatch.setattr(merf, "release", counted)
-    return looks
+    return counts
 
 
 def teach(images: Path, out: Path, **training: Any) -> int:
@@ -143,14 +144,14 @@ def test_a_run_that_is_cut_again_and_again_charges_each_step_that_it_took(
     out = tmp_path / "run"
     for witness.last in (0, 3, 6):
         assert teach(images, out) == INTERRUPTED
-        assert Journal(out).steps == witness.looks
+        assert Journal(out).steps == witness.batches
     with (out / JOURNAL).open("ab") as file:
         file.write(b'{"event": "poisson_st')  # a line that a kill tore
     witness.last = 10**6
     assert teach(images, out) == 0
-    assert witness.looks > STEPS
+    assert witness.batches > STEPS
     assert claimed(out) == Journal(out).ledger
-    assert sum(event.steps for event in claimed(out).events if isinstance(event, PoissonSteps)) == witness.looks + 1
+    assert sum(event.steps for event in claimed(out).events if isinstance(event, PoissonSteps)) == witness.batches + 1
 
 
 def flipped(text: bytes, place: int) -> bytes:
@@ -182,12 +183,12 @@ def test_a_journal_that_does_not_prove_its_steps_is_an_error_and_never_a_smaller
     out, other = tmp_path / "run", tmp_path / "other"
     witness.last = 4
     assert teach(images, out) == INTERRUPTED
-    witness.looks = 0
+    witness.batches = 0
     assert teach(images, other, batch_size=33) == INTERRUPTED
     good = {name: (out / name).read_bytes() for name in (JOURNAL, PRIVATE)}
     assert good[JOURNAL].count(b"\n") == 5
     capsys.readouterr()
-    witness.looks = 0
+    witness.batches = 0
 
     def still_refused(**files: bytes | None) -> None:
         for name, text in {**good, **files}.items():
@@ -214,7 +215,7 @@ def test_a_journal_that_does_not_prove_its_steps_is_an_error_and_never_a_smaller
         good[PRIVATE].replace(b'"looks": 5', b'"looks": 6'),
     ):
         still_refused(**{PRIVATE: private})
-    assert witness.looks == 0
+    assert witness.batches == 0
 
     (out / PRIVATE).write_bytes(good[PRIVATE])
     lines = good[JOURNAL]
@@ -299,7 +300,7 @@ def test_a_run_goes_on_with_its_own_images_only(
     tmp_path: Path,
     taught: dict[str, Any],
     monkeypatch: pytest.MonkeyPatch,
-    looked: list[int],
+    releases: list[int],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     recipe = {
@@ -311,14 +312,14 @@ def test_a_run_goes_on_with_its_own_images_only(
     with monkeypatch.context() as patch:  # cut once it has worked
         patch.setattr(CUT[job], interrupt)
         assert run(job, recipe, out) == INTERRUPTED
-    looks = list(looked)
+    before = list(releases)
     change, said = OTHERS[kind]
     change(images)
     capsys.readouterr()
     refused(capsys, run(job, recipe, out), 2, "has worked with other images", said, "choose another out=")
     images.write_bytes(kept)
     assert run(job, recipe, out) == 0
-    assert looked == looks == ([] if job == "teach" else [144]), "its own images, and no second look"
+    assert releases == before == ([] if job == "teach" else [144]), "its own images, and no second release"
 
 
 def digests(run: Path) -> set[str]:
@@ -328,7 +329,11 @@ def digests(run: Path) -> set[str]:
 
 
 def test_fewer_images_of_a_class_are_other_images_for_a_run_that_has_made_its_release(
-    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, looked: list[int], capsys: pytest.CaptureFixture[str]
+    images: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    releases: list[int],
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     recipe = compressed(
         images, flow="dp_generator", generator=MERF, teacher={"kind": "train", **teacher(images, dp=None)}
@@ -345,7 +350,7 @@ def test_fewer_images_of_a_class_are_other_images_for_a_run_that_has_made_its_re
     refused(capsys, run("compress", recipe, out), 2, "has worked with other images", "with other content")
     images.write_bytes(kept)
     assert run("compress", recipe, out, "student.width=3") == 0, "what does not touch the release may be corrected"
-    assert looked == [144]
+    assert releases == [144]
 
 
 def interrupt(*_: Any, **__: Any) -> None:
@@ -362,23 +367,23 @@ def test_before_it_has_worked_a_run_may_change_its_images(
     assert teach(images, out) == 0
 
 
-def test_a_release_that_is_lost_or_another_is_noticed_and_a_look_that_a_kill_took_is_charged(
+def test_a_release_that_is_lost_or_another_is_noticed_and_one_that_a_kill_took_is_charged(
     images: Path,
     tmp_path: Path,
     taught: dict[str, Any],
     monkeypatch: pytest.MonkeyPatch,
-    looked: list[int],
+    releases: list[int],
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     out, recipe = tmp_path / "run", private_generation(images, taught)
     with monkeypatch.context() as patch:
         patch.setattr("synthkd.generators.embedding.Embedding.save", interrupt)
-        assert run("generate", recipe, out) == INTERRUPTED, "after the look, before it is on disk"
-    assert Journal(out).releases == len(looked) == 1
+        assert run("generate", recipe, out) == INTERRUPTED, "after the release, before it is on disk"
+    assert Journal(out).releases == len(releases) == 1
     with monkeypatch.context() as patch:
         patch.setattr("synthkd.pipelines.dataset.sampling.Sampling.run", interrupt)
         assert run("generate", recipe, out) == INTERRUPTED
-    assert Journal(out).releases == len(looked) == 2
+    assert Journal(out).releases == len(releases) == 2
     release = out / "generator" / "release.safetensors"
     good = release.read_bytes()
     for text, said in ((None, "is gone"), (flipped(good, len(good) - 1), "another one"), (b"", "another one")):
@@ -394,11 +399,11 @@ def test_a_release_that_is_lost_or_another_is_noticed_and_a_look_that_a_kill_too
     for name in (JOURNAL, PRIVATE):
         (tmp_path / name).replace(out / name)
     assert run("generate", recipe, out) == 0
-    assert Journal(out).releases == len(looked) == 2
+    assert Journal(out).releases == len(releases) == 2
 
 
 def test_a_private_handover_claims_what_its_journals_have_and_shows_no_hash_of_its_images(
-    images: Path, tmp_path: Path, looked: list[int], witness: Witness, capsys: pytest.CaptureFixture[str]
+    images: Path, tmp_path: Path, releases: list[int], witness: Witness, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out, recipe = tmp_path / "run", compressed(images, flow="dp_both", generator=MERF)
     assert run("compress", recipe, out) == 0
@@ -406,7 +411,7 @@ def test_a_private_handover_claims_what_its_journals_have_and_shows_no_hash_of_i
     assert [ledger_of(claim).events[0] for claim in claims] == [
         Release(claims[0]["noise_multiplier"]), PoissonSteps(32 / 144, 1.0, STEPS),
     ]  # fmt: skip
-    assert (len(looked), witness.looks) == (1, STEPS)
+    assert (len(releases), witness.batches) == (1, STEPS)
     assert len(digests(out)) == 3
     for path in (path for path in out.rglob("*") if path.is_file()):
         if path.name == PRIVATE:
@@ -423,7 +428,7 @@ def test_a_private_handover_claims_what_its_journals_have_and_shows_no_hash_of_i
     negative = {**good["dp"], "ledger": [{**good["dp"]["ledger"][0], "steps": -1}]}
     later, surer = {**good["dp"], "delta": 0.3}, {**good["dp"], "insecure": True}
     for claim, said in (
-        (fewer, "counts other looks"), (louder, "counts other looks"), (negative, "got -1"), (None, "may claim"),
+        (fewer, "counts other queries"), (louder, "counts other queries"), (negative, "got -1"), (None, "may claim"),
         (later, "other terms"), (surer, "other terms"),
         ({"ledger": []}, "may claim"), ({**good["dp"], "delta": -1.0}, "may claim"),
     ):  # fmt: skip
@@ -436,13 +441,13 @@ def test_a_private_handover_claims_what_its_journals_have_and_shows_no_hash_of_i
     refused(capsys, run("compress", recipe, out), 6, "teach", "gone", "from a copy")
     for name in (JOURNAL, PRIVATE):
         (tmp_path / name).rename(out / "teach" / name)
-    for part in ("release", "teach"):  # what is not there any more was looked at all the same
+    for part in ("release", "teach"):  # what is not there any more was released all the same
         (out / part).rename(tmp_path / part)
         refused(capsys, run("compress", recipe, out), 6, f"{part}/privacy.jsonl is gone", "from a copy")
         (tmp_path / part).rename(out / part)
     plain = distilled(images, flow="dp_teacher", export={"formats": []})
-    refused(capsys, run("compress", plain, out), 6, "release has looked", "flow dp_teacher would not count")
-    assert (len(looked), witness.looks) == (1, STEPS)
+    refused(capsys, run("compress", plain, out), 6, "release has used", "flow dp_teacher would not count")
+    assert (len(releases), witness.batches) == (1, STEPS)
 
 
 BATCHNORM = {"arch": "convnet", "width": 4}
@@ -483,7 +488,7 @@ def test_what_private_training_refuses_the_dry_run_of_every_job_refuses(
             refused(capsys, run(job, recipe, tmp_path / job, *settings, *dry), 2, said)
         if why in ("precision", "processes") and job in ("teach", "compress"):
             assert not (tmp_path / job).exists() or not any((tmp_path / job).rglob(JOURNAL))
-    assert witness.looks == 0
+    assert witness.batches == 0
 
 
 @pytest.mark.parametrize("flow_", ["dp_teacher", "dp_generator"])
@@ -499,13 +504,13 @@ def test_a_missing_accountant_is_told_by_the_dry_run(
 
 
 def test_a_dry_run_of_what_may_be_trained_privately_touches_nothing(
-    images: Path, tmp_path: Path, witness: Witness, looked: list[int]
+    images: Path, tmp_path: Path, witness: Witness, releases: list[int]
 ) -> None:
     assert run("compress", compressed(images, flow="dp_both", generator=MERF), tmp_path / "run", "--dry-run") == 0
     assert run("teach", {**SMALL, **teacher(images)}, tmp_path / "run", "--dry-run") == 0
     assert not (tmp_path / "run").exists()
-    assert not looked
-    assert witness.looks == 0
+    assert not releases
+    assert witness.batches == 0
 
 
 WITNESSED = """
@@ -514,7 +519,7 @@ from synthkd.generators import merf
 from synthkd.pipelines.cli import main
 release = merf.release
 def counted(*args):
-    with open("looks", "a") as file:
+    with open("releases", "a") as file:
         file.write(f"{os.getpid()}\\n")
     return release(*args)
 merf.release = counted
@@ -524,12 +529,12 @@ if os.environ.get("RANK", "0") == "0":
 """
 
 
-def test_two_processes_look_as_often_as_one(
-    images: Path, tmp_path: Path, taught: dict[str, Any], looked: list[int]
+def test_two_processes_release_as_often_as_one(
+    images: Path, tmp_path: Path, taught: dict[str, Any], releases: list[int]
 ) -> None:
     recipe = private_distillation(images, taught)
     assert run("distill", recipe, tmp_path / "one") == 0
-    assert len(looked) == Journal(tmp_path / "one").releases == 1
+    assert len(releases) == Journal(tmp_path / "one").releases == 1
 
     flows = compressed(
         images, flow="dp_generator", generator=MERF, teacher={"kind": "train", **teacher(images, dp=None)}
@@ -553,5 +558,5 @@ def test_two_processes_look_as_often_as_one(
     assert "codes [2, 2, 2, 0]" in done.stdout, done.stderr[-3000:]
     assert "leave torchrun out" in done.stderr
     assert not (tmp_path / "both").exists()
-    looks = (tmp_path / "looks").read_text().splitlines()
-    assert len(looks) == Journal(tmp_path / "two").releases == 1
+    lines = (tmp_path / "releases").read_text().splitlines()
+    assert len(lines) == Journal(tmp_path / "two").releases == 1

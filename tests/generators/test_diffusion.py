@@ -9,19 +9,11 @@ from typing import get_args
 import pytest
 import torch
 from accelerate import Accelerator
-from diffusers import DDPMScheduler
 
 from synthkd.data.read.splits import Splits
 from synthkd.errors import ConfigError, DataError, ModelError
-from synthkd.generators.denoising import (
-    ClassConditionalPipeline,
-    build_unet,
-    fold,
-    make_sampler,
-    noise_schedule,
-    unfold,
-)
-from synthkd.generators.diffusion import GENTLEST, Diffusion, gentler, level_weights
+from synthkd.generators.denoising import ClassConditionalPipeline
+from synthkd.generators.diffusion import Diffusion
 from synthkd.generators.settings import DiffusionSettings, Sampler
 from synthkd.losses.logits import kl_divergence
 from synthkd.models import Classifier, build
@@ -212,49 +204,3 @@ def test_what_cannot_be_is_refused(digits: Splits) -> None:
         fresh(digits).round(0, 0.3)
     with pytest.raises(DataError, match=r"0\.\.9"):
         fresh(digits).sample(torch.tensor([10]), 0.3, Rows(0, "x"))
-
-
-@pytest.mark.parametrize(("height", "width", "channels", "unshuffle"), [(28, 28, 1, 2), (7, 10, 3, 2), (5, 5, 1, 1)])
-def test_any_image_size_is_folded_and_back(height: int, width: int, channels: int, unshuffle: int) -> None:
-    spec = ImageSpec(channels, height, width, 4)
-    settings = FRESH.model_copy(update={"channels": (8, 8), "unshuffle": unshuffle})
-    unet = build_unet(settings, spec)
-    images = torch.rand(2, *spec.shape, generator=torch.Generator().manual_seed(0))
-    folded = fold(images, unet, unshuffle)
-    assert torch.allclose((unfold(folded, height, width, unshuffle) + 1) / 2, images, atol=1e-6)
-    pipeline = ClassConditionalPipeline(unet.eval(), noise_schedule(), height, width, unshuffle)
-    assert pipeline.spec == spec
-    assert pipeline.draw(torch.tensor([0, 3]), Rows(0, "x"), 1.5, 2, "unipc").shape == (2, *spec.shape)
-
-
-def test_the_ancestral_sampler_is_that_of_ddpm() -> None:
-    ours = make_sampler("ddpm", noise_schedule(), 10)
-    theirs = DDPMScheduler.from_config(noise_schedule().config, prediction_type="sample", clip_sample=False)
-    theirs.set_timesteps(10)
-    assert ours.timesteps.tolist() == theirs.timesteps.tolist()
-    assert int(ours.timesteps[0]) == 999, "sampling starts at pure noise"
-    # predictions outside [-1, 1] among them, which are not clipped
-    clean, noisy = torch.rand(2, 1, 1, 4, 4, generator=torch.Generator().manual_seed(0)) * 4 - 2
-    for t in ours.timesteps[:-1]:
-        noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(1))
-        mine = ours.step(clean, t, noisy, eta=1.0, variance_noise=noise).prev_sample
-        reference = theirs.step(clean, t, noisy, generator=torch.Generator().manual_seed(1)).prev_sample
-        assert torch.allclose(mine, reference, atol=1e-4)
-
-
-def test_weights_of_noise_levels_are_those_of_min_snr() -> None:
-    alphas = torch.tensor([0.9, 0.5, 0.2])
-    assert torch.equal(level_weights(alphas, 0.0), torch.ones(3))
-    expected = torch.tensor([5.0 / 10.0, 0.5, 0.2])  # snr 9, 1, 1/4, limited to 5
-    assert torch.allclose(level_weights(alphas, 5.0), expected / expected.mean())
-
-
-def test_the_curriculum_begins_gently_and_ends_with_the_full_schedule() -> None:
-    alphas, times = noise_schedule().alphas_cumprod, torch.arange(1000)
-    assert torch.equal(gentler(alphas, times, 1.0), times)
-    power = math.sqrt(GENTLEST)
-    for progress, exponent in ((0.0, GENTLEST), (0.5, power)):
-        moved = gentler(alphas, times, progress)
-        assert torch.allclose(alphas[moved].log(), exponent * alphas.log(), rtol=0.05, atol=0.05)
-        assert bool((moved.diff() >= 0).all())
-        assert bool((moved <= times).all())

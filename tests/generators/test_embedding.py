@@ -10,7 +10,9 @@ from torch import Tensor
 from synthkd.data.read.splits import Splits
 from synthkd.errors import ModelError
 from synthkd.generators.embedding import Embedding, Fourier, embed, fourier_features, release, squared_discrepancy
-from synthkd.privacy.accounting import Ledger, Release, epsilon, release_noise_for
+from synthkd.privacy.accounting import epsilon
+from synthkd.privacy.calibration import release_noise_for
+from synthkd.privacy.ledger import Ledger, Release
 from synthkd.types import ImageSpec, to_float
 
 SPEC = ImageSpec(1, 8, 8, 10)

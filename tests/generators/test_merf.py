@@ -17,7 +17,7 @@ from synthkd.generators.embedding import Embedding, release
 from synthkd.generators.merf import Merf
 from synthkd.generators.settings import MerfSettings
 from synthkd.models import Classifier
-from synthkd.privacy.accounting import Ledger, Release
+from synthkd.privacy.ledger import Ledger, Release
 from synthkd.rng import Rows
 from synthkd.types import ImageSpec, Round, TrainableGenerator
 

@@ -1,4 +1,4 @@
-"""Drawn images, and the pixel-space generator against a teacher without BatchNorm that has learned real digits."""
+"""The pixel-space generator against a teacher without BatchNorm that has learned real digits."""
 
 from collections.abc import Callable
 
@@ -8,7 +8,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from synthkd.generators.pixels import Pixels, class_similarity
-from synthkd.generators.procedural import draw, fit_tone_curve
+from synthkd.generators.procedural import draw
 from synthkd.generators.settings import PixelSettings
 from synthkd.models import Classifier, build
 from synthkd.rng import Rows
@@ -25,29 +25,6 @@ def teacher(taught: Callable[[ZooModel, float], Classifier]) -> Classifier:
 
 def make(teacher: Classifier, seed: int = 0, **changes: object) -> Pixels:
     return Pixels(SMALL.model_copy(update=changes), teacher, seed, Accelerator(cpu=True))
-
-
-@pytest.mark.parametrize("spec", [ImageSpec(1, 8, 8, 10), ImageSpec(3, 32, 32, 10), ImageSpec(1, 17, 30, 4)])
-def test_drawn_images_depend_on_their_row_alone(spec: ImageSpec) -> None:
-    together = draw(40, spec, Rows(0, "x", 5))
-    apart = torch.cat([draw(1, spec, Rows(0, "x", 5 + i)) for i in range(40)])
-    assert torch.allclose(together, apart, atol=1e-5)
-    assert together.shape == (40, *spec.shape)
-    assert 0.0 <= float(together.min()) <= float(together.max()) <= 1.0
-    assert float(torch.pdist(together.flatten(1)).min()) > 0.1, "all different"
-
-
-def test_half_of_the_drawn_images_are_figures_mostly_on_black() -> None:
-    images = draw(2000, ImageSpec(1, 16, 16, 10), Rows(0, "y"))
-    black = ((images == 0).float().mean((1, 2, 3)) > 0.02).float().mean()
-    assert 0.25 < float(black) < 0.6
-
-
-def test_tone_curve_reaches_mean_and_deviation() -> None:
-    images = draw(500, ImageSpec(1, 28, 28, 10), Rows(0, "z"))
-    toned = fit_tone_curve(images, 0.286, 0.353)(images)
-    assert float(toned.mean()) == pytest.approx(0.286, abs=0.02)
-    assert float(toned.std()) == pytest.approx(0.353, abs=0.03)
 
 
 def test_similar_classes_are_read_off_the_last_layer() -> None:

@@ -99,7 +99,7 @@ def test_a_function_of_the_users(factories: str, tmp_path: Path) -> None:
         ("no_such_package.models:small", "no_such_package"),
         (f"{HERE}:smal", "did you mean 'small'"),
         (f"{HERE}:smallest", "must be a function, got a int"),
-        ("runs/typo", "runs/typo. is not there: give a directory that synthkd saved"),
+        ("runs/typo", "runs/typo. does not exist: give a directory that synthkd saved"),
     ],
 )
 @pytest.mark.usefixtures("factories")

@@ -19,7 +19,7 @@ from synthkd.models import Classifier, build_model, save
 from synthkd.pipelines import audit
 from synthkd.pipelines.cli import main
 from synthkd.pipelines.config import AuditConfig
-from synthkd.pipelines.run.directory import Plan, Result
+from synthkd.pipelines.run.result import Plan, Result
 from synthkd.privacy.audit import AVERAGE_CASE
 from synthkd.settings import DigitsData, ZooModel
 from synthkd.settings.load import load_config

@@ -12,13 +12,14 @@ import synthkd
 from synthkd.compression.pareto import Candidate, Front, Scores
 from synthkd.data.read.splits import RealData, Splits
 from synthkd.errors import ConfigError, MissingExtraError
-from synthkd.pipelines import compress, copying
+from synthkd.pipelines import compress
 from synthkd.pipelines.config import CompressConfig, ExportSettings, TeachConfig
 from synthkd.pipelines.handover import attack, flow
 from synthkd.pipelines.handover import search as choose
 from synthkd.pipelines.handover.export import require_packages
 from synthkd.pipelines.handover.private_generator import ReleaseConfig
-from synthkd.pipelines.run.directory import Plan, Result
+from synthkd.pipelines.run.result import Plan, Result
+from synthkd.privacy import copies
 from synthkd.settings import ZooModel
 from synthkd.settings.load import load_config
 
@@ -62,7 +63,7 @@ PIXELS = {"kind": "pixels", "batch_size": 30}
 def _few_features() -> Iterator[None]:
     """Features of some hundred images only, and of a few of those that are generated."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(copying, "MOST", 100)
+        patch.setattr(copies, "MOST_EXTRACTED", 100)
         patch.setattr(compress_module, "SYNTHETIC", 200)
         yield
 

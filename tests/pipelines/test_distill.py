@@ -20,7 +20,7 @@ from synthkd.errors import CheckpointError, ConfigError, ModelError, TrainingErr
 from synthkd.models import load
 from synthkd.pipelines import distill, generate, teach
 from synthkd.pipelines.config import DistillConfig, GenerateConfig, TeachConfig
-from synthkd.pipelines.run.directory import Plan, Result
+from synthkd.pipelines.run.result import Plan, Result
 from synthkd.settings.load import load_config
 from synthkd.system.sealed import unsealed
 from synthkd.training.monitor import read_rows, series

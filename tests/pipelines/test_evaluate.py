@@ -17,7 +17,7 @@ from synthkd.models import build_model, save
 from synthkd.pipelines import evaluate
 from synthkd.pipelines.cli import main
 from synthkd.pipelines.config import EvaluateConfig
-from synthkd.pipelines.run.directory import Plan, Result
+from synthkd.pipelines.run.result import Plan, Result
 from synthkd.pipelines.scores.cas import RECIPE
 from synthkd.settings import DigitsData, ZooModel
 from synthkd.settings.load import load_config

@@ -27,7 +27,7 @@ from synthkd.pipelines.config import GenerateConfig, TeachConfig
 from synthkd.pipelines.dataset import sampling
 from synthkd.pipelines.dataset.request import class_counts
 from synthkd.pipelines.run import disk
-from synthkd.pipelines.run.directory import Plan, Result
+from synthkd.pipelines.run.result import Plan, Result
 from synthkd.rng import Rows
 from synthkd.settings.load import load_config
 from synthkd.system.sealed import unsealed

@@ -16,7 +16,7 @@ from synthkd.models import build, load, save
 from synthkd.pipelines import distill, teach
 from synthkd.pipelines.config import DistillConfig, TeachConfig
 from synthkd.pipelines.run import job
-from synthkd.pipelines.run.directory import Plan, Result
+from synthkd.pipelines.run.result import Plan, Result
 from synthkd.pipelines.student.assembly import assemble
 from synthkd.pipelines.student.teachers import untrained_teacher
 from synthkd.reports.run import write_report

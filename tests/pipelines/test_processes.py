@@ -12,7 +12,7 @@ import torch
 from synthkd.models import load
 from synthkd.pipelines import teach
 from synthkd.pipelines.config import TeachConfig
-from synthkd.pipelines.run.directory import Result
+from synthkd.pipelines.run.result import Result
 from synthkd.settings.load import load_config
 
 TEACHER = {

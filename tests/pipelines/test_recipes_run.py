@@ -7,7 +7,7 @@ import pytest
 from synthkd.errors import DataError
 from synthkd.pipelines import compress, distill, generate
 from synthkd.pipelines.config import CompressConfig, DistillConfig, GenerateConfig
-from synthkd.pipelines.run.directory import Plan
+from synthkd.pipelines.run.result import Plan
 from synthkd.settings.load import load_config
 
 RECIPES = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))

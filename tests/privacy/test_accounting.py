@@ -1,6 +1,5 @@
 """Epsilon agrees with closed forms, with Opacus and between its own parts; no accounting claims less than was spent."""
 
-import json
 import logging
 import math
 import sys
@@ -8,24 +7,12 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from scipy.optimize import brentq
 from scipy.stats import norm
 
-from synthkd.errors import CheckpointError, ConfigError, MissingExtraError
-from synthkd.privacy.accounting import (
-    Adjacency,
-    Ledger,
-    PoissonSteps,
-    Release,
-    check_delta,
-    claimed,
-    epsilon,
-    noise_for,
-    release_noise_for,
-    without_amplification,
-)
+from synthkd.errors import ConfigError, MissingExtraError
+from synthkd.privacy.accounting import check_delta, epsilon
+from synthkd.privacy.ledger import Adjacency, Ledger, PoissonSteps, Release
 
 DELTA = 1e-5
 RUN = PoissonSteps(sample_rate=0.1, noise_multiplier=1.0, steps=30)
@@ -84,27 +71,6 @@ def one_step(q: float, s: float, adjacency: Adjacency) -> float:
 
 
 class TestOneGaussianRelease:
-    @pytest.mark.parametrize(("budget", "noise"), [(1.0, 3.731), (3.0, 1.391), (8.0, 0.600)])
-    def test_known_constants(self, budget: float, noise: float) -> None:
-        assert release_noise_for(budget, DELTA) == pytest.approx(noise, abs=5e-4)
-
-    @settings(deadline=None, max_examples=40)
-    @given(st.floats(0.05, 20.0), st.floats(1e-9, 1e-2))
-    def test_its_noise_spends_the_budget_and_no_less_keeps_it(self, budget: float, delta: float) -> None:
-        noise = release_noise_for(budget, delta)
-
-        def spent(s: float) -> float:
-            return float(norm.sf(s * budget - 0.5 / s) - math.exp(budget) * norm.sf(s * budget + 0.5 / s))
-
-        assert spent(noise) <= delta * (1 + 1e-6)
-        assert spent(noise * (1 - 1e-5)) > delta
-
-    def test_it_is_the_noise_of_the_library(self, library: Any) -> None:
-        for budget in (0.5, 2.0, 30.0):
-            assert release_noise_for(budget, DELTA) == pytest.approx(
-                library.get_sigma_gaussian(budget, DELTA), rel=1e-6
-            )
-
     @pytest.mark.parametrize("adjacency", BOTH)
     def test_noise_over_sensitivity_means_the_same_under_either_adjacency(
         self, library: Any, adjacency: Adjacency
@@ -140,15 +106,6 @@ class TestSteps:
         assert replaced.rdp is None
         assert str(added).startswith("epsilon=4.178, delta=1e-05 (add_or_remove_one, dp-accounting")
 
-    def test_shuffled_batches_have_no_amplification(self, library: Any) -> None:
-        shuffled = without_amplification(1.0, 30, 60, 600)
-        assert shuffled.events == (Release(1.0, "add_or_remove_one"),) * 3
-        assert epsilon(shuffled, DELTA).pld == pytest.approx(8.385, abs=1e-3)
-        assert len(without_amplification(1.0, 31, 60, 600).events) == 4, "some were in four batches"
-        assert without_amplification(1.0, 0, 60, 600) == Ledger()
-        with pytest.raises(ConfigError, match="batch_size <= examples"):
-            without_amplification(1.0, 3, 601, 600)
-
     def test_accountants_of_opacus_agree(self, library: Any) -> None:
         accountants: Any = pytest.importorskip("opacus.accountants")
         found = epsilon(one(RUN), DELTA)
@@ -177,7 +134,7 @@ class TestSteps:
         assert not logging.getLogger("absl").disabled
 
 
-class TestLedger:
+class TestComposition:
     def test_nothing_costs_nothing_and_no_noise_costs_everything(self, library: Any) -> None:
         for idle in (Ledger(), one(PoissonSteps(0.1, 0.0, 0)), one(PoissonSteps(0.0, 0.0, 9))):
             assert (epsilon(idle, DELTA).pld, epsilon(idle, DELTA).rdp) == (0.0, 0.0)
@@ -199,69 +156,10 @@ class TestLedger:
             values = [getattr(epsilon(ledger, DELTA, "replace_one"), figure) for ledger in (together, alone)]
             assert values[0] == pytest.approx(values[1], abs=2e-3)
 
-    def test_adding_keeps_every_event_that_differs(self) -> None:
-        first, second = one(RUN, Release(2.0)), one(PoissonSteps(0.1, 1.1, 5), Release(2.0), RUN)
-        counted = (PoissonSteps(0.1, 1.0, 60), PoissonSteps(0.1, 1.1, 5), Release(2.0), Release(2.0))
-        assert (first + second).events == counted
-        assert sum([first, second], Ledger()).events == counted
 
-    def test_it_goes_through_json(self) -> None:
-        ledger = one(RUN, Release(2.5), Release(1.0, "add_or_remove_one"))
-        stored = json.loads(json.dumps(ledger.to_json()))
-        assert stored[0] == {"event": "poisson_steps", "sample_rate": 0.1, "noise_multiplier": 1.0, "steps": 30}
-        assert Ledger.from_json(stored) == ledger
-
-    @pytest.mark.parametrize(
-        "stored",
-        [
-            [{"event": "laplace", "noise_multiplier": 1.0}],
-            [{"event": "release"}],
-            [{"event": "release", "noise_multiplier": -1.0}],
-            [{"event": "release", "noise_multiplier": 1.0, "adjacency": "person"}],
-            [{"event": "poisson_steps", "sample_rate": 1.5, "noise_multiplier": 1.0, "steps": 1}],
-            ["release"],
-            [{"noise_multiplier": 1.0}],
-        ],
-    )
-    def test_a_damaged_one_is_refused(self, stored: Any) -> None:
-        with pytest.raises(CheckpointError, match="nothing can be claimed"):
-            Ledger.from_json(stored)
-
-    def test_impossible_events_are_refused(self) -> None:
-        for rate, noise, steps in ((1.1, 1.0, 1), (-0.1, 1.0, 1), (0.1, -1.0, 1), (0.1, math.nan, 1), (0.1, 1.0, -1)):
-            with pytest.raises(ConfigError):
-                PoissonSteps(rate, noise, steps)
-        with pytest.raises(ConfigError, match="0 means no noise"):
-            Release(math.inf)
-
-
-class TestCalibration:
-    @pytest.mark.parametrize(("adjacency", "budget"), [("add_or_remove_one", 4.178), ("replace_one", 2.0)])
-    def test_noise_keeps_the_budget_and_a_little_less_does_not(
-        self, library: Any, adjacency: Adjacency, budget: float
-    ) -> None:
-        noise = noise_for(0.1, 30, budget, DELTA, adjacency)
-        assert budget - 0.02 < epsilon(one(PoissonSteps(0.1, noise, 30)), DELTA, adjacency).pld <= budget
-        if budget == 4.178:
-            assert noise == pytest.approx(1.0, abs=2e-3)
-
-    def test_what_is_spent_elsewhere_is_counted(self, library: Any) -> None:
-        other = one(Release(2.0))
-        noise = noise_for(0.1, 5, 3.0, DELTA, "replace_one", beside=other)
-        assert epsilon(one(PoissonSteps(0.1, noise, 5)), DELTA, "replace_one").pld < 2.7
-        assert 2.97 < epsilon(other + one(PoissonSteps(0.1, noise, 5)), DELTA, "replace_one").pld <= 3.0
-        with pytest.raises(ConfigError, match=r"epsilon 1 is spent: the other releases cost 1\.9"):
-            noise_for(0.1, 5, 1.0, DELTA, "replace_one", beside=other)
-
-    @pytest.mark.parametrize("budget", [0.0, -1.0, math.inf])
-    def test_budgets_are_positive(self, budget: float) -> None:
-        with pytest.raises(ConfigError, match="above 0"):
-            release_noise_for(budget, DELTA)
-
+class TestDelta:
     @pytest.mark.parametrize("delta", [0.0, 1.0])
     def test_deltas_are_probabilities(self, delta: float) -> None:
-        with pytest.raises(ConfigError, match="delta must be in"):
-            release_noise_for(1.0, delta)
         with pytest.raises(ConfigError, match="delta must be in"):
             epsilon(Ledger(), delta)
 
@@ -271,29 +169,6 @@ class TestCalibration:
             check_delta(2e-5, 60_000)
         with pytest.raises(ConfigError, match=r"take 0\.001"):
             check_delta(0.0, 400)
-
-
-@pytest.mark.usefixtures("library")
-@pytest.mark.parametrize("noise", [0.0, 1.0])
-def test_a_claim_has_no_figure_that_is_infinite_or_has_no_formula(noise: float) -> None:
-    ledger = one(PoissonSteps(0.1, noise, 30))
-    spent = epsilon(ledger, DELTA, "replace_one")
-    claim = claimed(ledger, spent, 500, insecure=True, noise_multiplier=noise, clip=2.0)
-    assert json.loads(json.dumps(claim, allow_nan=False)) == {
-        "insecure": True,
-        "epsilon": spent.pld if noise else None,
-        "epsilon_rdp": None,
-        "delta": DELTA,
-        "adjacency": "replace_one",
-        "unit": "image",
-        "examples": 500,
-        "noise_multiplier": noise,
-        "clip": 2.0,
-        "accountant": f"dp-accounting {spent.version}, privacy loss distributions",
-        "ledger": ledger.to_json(),
-    }
-    unbounded = claimed(ledger, epsilon(ledger, DELTA), 500, insecure=False)
-    assert (unbounded["epsilon_rdp"] is None) == (noise == 0.0)
 
 
 def test_a_missing_extra_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

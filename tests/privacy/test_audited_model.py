@@ -13,7 +13,7 @@ from synthkd.privacy.audit import (
     audit_model,
     blind_check,
     classes_check,
-    duplicated,
+    count_duplicates,
     labels_check,
     logits_of,
     negative_check,
@@ -72,7 +72,7 @@ def test_the_bound_is_of_the_declared_score_and_shares_the_error_among_halves_an
 
 def test_an_image_in_two_roles_is_counted() -> None:
     images = torch.randint(256, (10, 1, 4, 4), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    assert duplicated(images[:4], {"rest": images[4:], "population": images[3:5]}) == {"rest": 0, "population": 1}
+    assert count_duplicates(images[:4], {"rest": images[4:], "population": images[3:5]}) == {"rest": 0, "population": 1}
 
 
 def test_logits_are_the_models_own_whatever_the_batch() -> None:

@@ -13,7 +13,6 @@ from synthkd.privacy.intervals import auc
 from synthkd.privacy.membership import (
     Answers,
     attacks,
-    blind_baseline,
     calibrated,
     headline,
     lira,
@@ -26,10 +25,6 @@ from synthkd.privacy.rates import attack
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-
-
-def pixels(n: int, side: int = 4, seed: int = 0) -> Tensor:
-    return torch.randint(256, (n, 1, side, side), generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
 
 
 def slow_ratio(target: float, references: list[float], a: float) -> float:
@@ -308,43 +303,3 @@ class TestHeadline:
             scores = rng.normal(size=(4, 2, 120))
             claims += headline([attack(str(i), *scores[i], family=4) for i in range(4)]).epsilon > 0
         assert claims <= 5
-
-
-class TestBlindBaseline:
-    def test_sides_alike_are_seldom_called_different(self):
-        """60 draws: as often as a 95 % interval may miss, within chance; DeLong's own error misses in 12."""
-        leaks, uncorrected = 0, 0
-        for draw in range(60):
-            result = blind_baseline(pixels(60, seed=2 * draw), pixels(50, seed=2 * draw + 1), seed=draw)
-            leaks += result.leaks
-            uncorrected += abs(result.auc.value - 0.5) > 1.96 * result.auc.standard_error / 1.5
-        assert leaks <= 6 < uncorrected
-
-    def test_a_difference_in_brightness_is_seen(self):
-        brighter = (pixels(100).float() * 0.7 + 80).clamp(0, 255).to(torch.uint8)
-        result = blind_baseline(brighter, pixels(80, seed=1))
-        assert result.leaks
-        assert result.auc.low > 0.7
-        assert (result.n_in, result.n_out) == (100, 80)
-
-    def test_it_is_also_seen_in_large_images(self):
-        large = pixels(60, 40, seed=1)
-        marked = pixels(60, 40)
-        marked[:, :, :20, :20] = marked[:, :, :20, :20] // 2
-        assert blind_baseline(marked, large).auc.low > 0.9
-
-    def test_the_seed_draws_the_folds(self):
-        sides = pixels(60), pixels(60, seed=1)
-        assert blind_baseline(*sides, seed=1) == blind_baseline(*sides, seed=1) != blind_baseline(*sides, seed=2)
-
-    def test_constant_pixels_and_copies_of_one_image_say_nothing(self):
-        same = pixels(1).expand(40, -1, -1, -1)
-        assert not blind_baseline(same, same).leaks
-
-    def test_too_few_or_unlike_images_are_refused(self):
-        with pytest.raises(DataError, match="needs 20 non-members or more"):
-            blind_baseline(pixels(20), pixels(19))
-        with pytest.raises(DataError, match=r"needs 20 members or more, uint8 .* got torch.float32"):
-            blind_baseline(pixels(20).float(), pixels(20))
-        with pytest.raises(DataError, match="take both from one dataset"):
-            blind_baseline(pixels(20), pixels(20, side=5))

@@ -11,7 +11,9 @@ from synthkd.compression.capacity import FisherTrace, capacity_bound
 from synthkd.compression.pareto import Candidate, Front, Scores
 from synthkd.compression.predict import Parity
 from synthkd.metrics.utility import proportion
-from synthkd.models.cost import Cost, Energy, Latency
+from synthkd.models.cost import Cost
+from synthkd.models.energy import Energy
+from synthkd.models.latency import Latency
 from synthkd.pipelines.handover.search import Choice
 from synthkd.privacy.verdict import Check, Claim, verdict
 from synthkd.reports.compression import exports, headline, nested, write_compress_report
@@ -244,7 +246,7 @@ def test_a_search_is_shown_with_the_chosen_student(tmp_path):
         ("error", "latency", "bytes"),
         (1.0, 1.0, 1e5),
     )
-    page = written(tmp_path, finished() | {"search": Choice(large, found).told()})
+    page = written(tmp_path, finished() | {"search": Choice(large, found).as_json()})
     text = text_of(page)
     assert "1 convnet 9 chosen 92.0 % 0.5 ms 36 kB 2 mlp 16, depth 1 61.0 % 0.05 ms 4.8 kB" in text
     assert "Of 2 candidates, those that no other beats in error, latency, bytes at once" in text

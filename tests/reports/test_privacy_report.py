@@ -12,13 +12,14 @@ import torch
 from test_report import SCRIPT, text_of
 
 from synthkd.errors import CheckpointError
-from synthkd.privacy.accounting import Epsilon, Ledger, PoissonSteps, Release
+from synthkd.privacy.accounting import Epsilon
 from synthkd.privacy.audit import AVERAGE_CASE, GIVEN, GROUPS, GroupAudit, audit_lists, audit_model
 from synthkd.privacy.canaries import choose
 from synthkd.privacy.copies import CopyTest, copy_test
 from synthkd.privacy.dpsgd import Mechanism, statement
+from synthkd.privacy.ledger import Ledger, PoissonSteps, Release
 from synthkd.privacy.membership import Answers
-from synthkd.privacy.rates import tpr_ratio
+from synthkd.privacy.ratio import tpr_ratio
 from synthkd.privacy.report import FLOWS, plain, privacy_report
 from synthkd.privacy.verdict import Check, Claim, verdict
 from synthkd.reports.privacy import (

@@ -1,6 +1,4 @@
-"""How distillation adapts to the student: controllers with a small state that is checkpointed, and what they go by.
-
-A controller follows one look at the students after the other: `Evaluation` is what was seen, `Controller` what follows.
+"""Controllers that follow the capacity of the student: the weights of loss terms, and the strength of distillation.
 
 A capacity, C_S(t) of the student at time t and C_T of the teacher, is any number >= 0 that both models get from the
 same images by the same estimator: held-out accuracy, or the nats about the label in
@@ -27,8 +25,8 @@ from synthkd.settings import StrengthSettings, WeightSettings
 def capacity_strength(student: float, teacher: float, beta: float = 1.0) -> float:
     """Capacity-aware strength `gamma_t = sigmoid(C_S(t) / C_T * beta)`.
 
-    1/2 for a student that knows nothing, `sigmoid(beta)` for one that has come up to its teacher: never below 1/2 for
-    beta > 0, and with beta = 1 it rises by 0.23 in the whole training. A negative beta eases off instead.
+    It is 1/2 for a student that knows nothing and `sigmoid(beta)` for one as capable as its teacher: with beta = 1 it
+    rises by 0.23 during the whole training. A negative beta makes it fall instead.
 
     Args:
         student: C_S(t) >= 0.
@@ -48,8 +46,8 @@ class AdaptiveWeights(Controller):
 
         alpha <- alpha + rate * (sigmoid(C_S / C_T * (1 - alpha)) - alpha)
 
-    which for a ratio that stands still tends to `balanced_weight` from any start in [0, 1]. At rate 1 (no damping) it
-    runs into a cycle of two values for ratios above 5.86; at rate 1/2 it converges for any below 74. The weights hardly
+    which for a constant ratio tends to `balanced_weight` from any start in [0, 1]. At rate 1 (no damping) it
+    cycles between two values for ratios above 5.86; at rate 1/2 it converges for any below 74. The weights hardly
     move: for ratios from 0 to 1 alpha goes from 0.5 to 0.599.
 
     Attributes:
@@ -71,11 +69,12 @@ class AdaptiveWeights(Controller):
         Raises:
             DataError: capacities that are not finite, or have no ratio.
         """
-        asked = _sigmoid(_ratio(student, teacher) * self.other)
-        self.value += self.settings.rate * (asked - self.value)
+        target = _sigmoid(_ratio(student, teacher) * self.other)
+        self.value += self.settings.rate * (target - self.value)
         return self.value
 
     def follow(self, evaluation: Evaluation) -> dict[str, float]:
+        """Follow an evaluation; returns what is logged."""
         if not evaluation.teacher:
             return {}
         if evaluation.step > 0:
@@ -83,12 +82,15 @@ class AdaptiveWeights(Controller):
         return {"adapt/weight_of_answers": self.value}
 
     def factor(self, origin: Origin) -> float:
+        """The factor of the weight of a term of this origin at present."""
         return 2.0 * (self.value if origin == "answers" else self.other)
 
     def state_dict(self) -> dict[str, Any]:
+        """What `load_state_dict` continues from."""
         return {"value": self.value}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state_dict`."""
         self.value = float(state["value"])
 
 
@@ -139,6 +141,7 @@ class StrengthController(Controller):
         return self.value
 
     def follow(self, evaluation: Evaluation) -> dict[str, float]:
+        """Follow an evaluation; returns what is logged."""
         if not evaluation.teacher:
             return {}
         self.update(evaluation.step, evaluation.accuracies[0], evaluation.teacher)
@@ -146,22 +149,26 @@ class StrengthController(Controller):
         return {"adapt/strength": self.value, "adapt/gap": self.points[-1][1], **fitted}
 
     def factor(self, origin: Origin) -> float:
+        """The factor of the weight of a term of this origin at present."""
         return 1.0 if origin == "own" else self.value
 
     def outcome(self, names: Sequence[str]) -> dict[str, Any]:
+        """What the evaluations came to, JSON-able; `names` are those of the students by number."""
         if self.curve is None:
             return {}
         threshold = self.settings.threshold
         *errors, below = (
             value if math.isfinite(value) else None for value in (*self.curve.errors, self.curve.below(threshold))
         )
-        told = {"errors": errors, "threshold": threshold, "below_from_step": below}
-        return {"gap": asdict(self.curve) | told}
+        summary = {"errors": errors, "threshold": threshold, "below_from_step": below}
+        return {"gap": asdict(self.curve) | summary}
 
     def state_dict(self) -> dict[str, Any]:
+        """What `load_state_dict` continues from."""
         return {"value": self.value, "points": [list(point) for point in self.points]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state_dict`."""
         self.value = float(state["value"])
         self._take([(float(time), float(gap)) for time, gap in state["points"]])
 

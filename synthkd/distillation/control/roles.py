@@ -1,4 +1,4 @@
-"""Who teaches among networks that learn together: one of them, until another has nearly come up to it."""
+"""The role swap of online distillation: which of several networks teaches the others."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from synthkd.settings import SwapSettings
 class Roles(Controller):
     """The role swap: the best learner teaches once its accuracy exceeds a share of the teaching one's.
 
-    That share is below 1, so that two equals would change places at every look. So a swap disarms the rule, and it is
-    armed again when the best learner has fallen below `again_below` of the one who teaches. Disarmed, a learner takes
-    over all the same once it is clearly ahead: when the one who teaches has itself fallen below `again_below` of it.
-    The way back then needs the same gap the other way round, so that this cannot flap either.
+    The share is below 1, so two equal networks would swap at every evaluation. A swap therefore disarms the rule, until
+    the best learner falls below `again_below` of the teaching network. While it is disarmed, a learner still takes over
+    once it is clearly ahead, when the teaching network's accuracy is below `again_below` of its own. The way back needs
+    the same gap in the other direction, so the roles cannot alternate.
 
     Args:
         settings: the two shares.
@@ -44,15 +44,19 @@ class Roles(Controller):
         return False
 
     def follow(self, evaluation: Evaluation) -> dict[str, float]:
+        """Follow an evaluation; returns what is logged."""
         if evaluation.step > 0:
             self.update(evaluation.accuracies)
         return {"adapt/teaching": float(self.teaching)}
 
     def outcome(self, names: Sequence[str]) -> dict[str, Any]:
+        """What the evaluations came to, JSON-able; `names` are those of the students by number."""
         return {"teaching": names[self.teaching]}
 
     def state_dict(self) -> dict[str, Any]:
+        """What `load_state_dict` continues from."""
         return {"teaching": self.teaching, "armed": self.armed}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from `state_dict`."""
         self.teaching, self.armed = int(state["teaching"]), bool(state["armed"])

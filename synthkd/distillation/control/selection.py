@@ -1,4 +1,4 @@
-"""Which of several teachers teaches next: a bandit that learns what helps the student."""
+"""Selection of one of several teachers by a linear bandit."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ class TeacherSelection(Controller):
         # of the choice that is not paid yet
         self._features = torch.zeros(size, dtype=torch.float64)
         self._accuracy = 0.0
-        self._known = 0.0
+        self._immediate = 0.0
 
     def choose(self, accuracy: float, divergences: Sequence[float], costs: Sequence[float]) -> int:
         """Pay the last choice, if there was one, by what the student knows now, and give the next teacher's number.
@@ -94,25 +94,28 @@ class TeacherSelection(Controller):
         if any(self.counts):
             self._pay(accuracy)
         s = self.settings
-        known = [s.divergence * kl - s.cost * cost for kl, cost in zip(divergences, costs, strict=True)]
+        immediate = [s.divergence * kl - s.cost * cost for kl, cost in zip(divergences, costs, strict=True)]
         shared = [[1.0, accuracy, kl, cost] for kl, cost in zip(divergences, costs, strict=True)]
         features = torch.cat([torch.tensor(shared, dtype=torch.float64), torch.eye(count, dtype=torch.float64)], dim=1)
         gains, errors = self._predict(features)
-        self.expected = [gain + more for gain, more in zip(gains, known, strict=True)]
+        self.expected = [gain + more for gain, more in zip(gains, immediate, strict=True)]
         hoped = [value + s.exploration * error for value, error in zip(self.expected, errors, strict=True)]
         self.selected = self.counts.index(0) if 0 in self.counts else hoped.index(max(hoped))
         self.counts[self.selected] += 1
-        self._features, self._accuracy, self._known = features[self.selected], accuracy, known[self.selected]
+        self._features, self._accuracy, self._immediate = features[self.selected], accuracy, immediate[self.selected]
         return self.selected
 
     def follow(self, evaluation: Evaluation) -> dict[str, float]:
+        """Follow an evaluation; returns what is logged."""
         self.choose(evaluation.accuracies[0], evaluation.divergences, evaluation.costs)
         return {"adapt/selected_teacher": float(self.selected), "adapt/reward": self.last}
 
     def outcome(self, names: Sequence[str]) -> dict[str, Any]:
+        """What the evaluations came to, JSON-able; `names` are those of the students by number."""
         return {"selected": list(self.counts)}
 
     def state_dict(self) -> dict[str, Any]:
+        """What `load_state_dict` continues from."""
         return {
             "selected": self.selected,
             "last": self.last,
@@ -124,7 +127,7 @@ class TeacherSelection(Controller):
             "weight": self._weight,
             "features": self._features.clone(),
             "accuracy": self._accuracy,
-            "known": self._known,
+            "known": self._immediate,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -145,17 +148,17 @@ class TeacherSelection(Controller):
         self._gram, self._moment = state["gram"].clone(), state["moment"].clone()
         self._square, self._weight = float(state["square"]), float(state["weight"])
         self._features = state["features"].clone()
-        self._accuracy, self._known = float(state["accuracy"]), float(state["known"])
+        self._accuracy, self._immediate = float(state["accuracy"]), float(state["known"])
 
     def _pay(self, accuracy: float) -> None:
         """Learn from what the last choice brought."""
         gain = self.settings.accuracy * (accuracy - self._accuracy)
-        self.last = gain + self._known
-        kept, x = 1.0 - self.settings.forget, self._features
-        self._gram = kept * self._gram + torch.outer(x, x)
-        self._moment = kept * self._moment + gain * x
-        self._square = kept * self._square + gain**2
-        self._weight = kept * self._weight + 1.0
+        self.last = gain + self._immediate
+        retained, x = 1.0 - self.settings.forget, self._features
+        self._gram = retained * self._gram + torch.outer(x, x)
+        self._moment = retained * self._moment + gain * x
+        self._square = retained * self._square + gain**2
+        self._weight = retained * self._weight + 1.0
 
     def _predict(self, features: Tensor) -> tuple[list[float], list[float]]:
         """Weighted gain, and its standard error, of each row of features `[T, D]`; zeros before anything was paid."""

@@ -10,6 +10,7 @@ class LossTemperature(TemperatureScheduler, Controller):
     """The temperature follows the student's loss."""
 
     def follow(self, evaluation: Evaluation) -> dict[str, float]:
+        """Follow an evaluation; returns what is logged."""
         if evaluation.step > 0:
             self.update(evaluation.loss)
         return {"adapt/temperature": self.value}

@@ -1,4 +1,4 @@
-"""A bridge between unlike architectures: the student's features in the teacher's layout, by cross-attention."""
+"""Adapter between different architectures: student features in the teacher's layout, by cross-attention."""
 
 from __future__ import annotations
 
@@ -18,13 +18,12 @@ _FREQUENCIES = 4
 
 
 class ArchitectureAdapter(nn.Module):
-    """Student features of any layout, read at the teacher's positions; trained with the student, never saved with it.
+    """Student features of any layout, resampled at the teacher's positions; trained with the student, never saved.
 
     The student's positions go through a 1x1 projection, GroupNorm and GELU and become keys and values; each position of
-    the teacher asks for what belongs there, and a linear layer gives it the teacher's channels. The usual form takes
-    the teacher's own features for the questions. Then the answer to be found is known to whoever asks: attention can
-    put it together from whatever the student holds, and the student has less to learn. So a question is only a place,
-    unless `content` says otherwise.
+    the teacher is a query, and a linear layer maps the result to the teacher's channels. Published forms take the
+    teacher's features as queries. Such queries leak the target to the attention, which can reconstruct it from almost
+    any student features, so by default queries are positional embeddings only (set `content` for the published form).
 
     Places are coordinates in the unit square, at any resolution. Each head prefers keys near its question, in a
     neighbourhood of its own that is learned from there on: at first the adapter is little more than a resampling of the
@@ -82,13 +81,13 @@ class ArchitectureAdapter(nn.Module):
     def _answer(self, target: Tensor, source: Tensor, there: Tensor, here: Tensor) -> Tensor:
         there, here = there.to(source.device), here.to(source.device)
         tokens = self._through(self.project, source)
-        asked = self.place["query"](_waves(there)).expand(len(source), -1, -1)
+        queries = self.place["query"](_waves(there)).expand(len(source), -1, -1)
         if self.ask is not None:
-            asked = asked + self._through(self.ask, target.detach())
+            queries = queries + self._through(self.ask, target.detach())
         q, k, v = (
             layer(x).unflatten(-1, (HEADS, -1)).transpose(1, 2)
             for layer, x in (
-                (self.query, asked),
+                (self.query, queries),
                 (self.key, tokens + self.place["key"](_waves(here))),
                 (self.value, tokens),
             )
@@ -110,7 +109,7 @@ class ArchitectureAdapter(nn.Module):
 def no_finer(teacher: Tensor, student: Tensor) -> Tensor:
     """The teacher's map averaged down to the rows and columns that the student has; other layouts as they are.
 
-    A student of 7x7 positions has little to say of the differences between 14x14, and they cost four times as much.
+    A student of 7x7 positions cannot resolve 14x14, and the attention would cost four times as much.
 
     Args:
         teacher: `[N, C, H, W]`, `[N, T, C]` or `[N, C]`.

@@ -102,7 +102,7 @@ class Contrast(nn.Module):
         images, count = batch.images, len(batch)
         views = turn(images, stream(self._seed, "view", step)) if self._turns else images[:0]
         unknown = torch.full((count,), -1, device=images.device)
-        slots, rows = (unknown if known is None else known for known in (batch.slots, batch.rows))
+        slots, rows = (unknown if numbers is None else numbers for numbers in (batch.slots, batch.rows))
         negatives, columns = images[:0], slots
         if self._negatives and bank is not None and len(bank):
             drawn = bank.draw(self._negatives, step, "negatives").to(images.device)

@@ -1,4 +1,4 @@
-"""Self-distillation, deep to shallow: exits at early stages learn what the network's last layer answers."""
+"""Self-distillation: exits at early stages learn the logits of the network's last layer."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ WIDTH = 64
 class Exits(nn.Module):
     """Exits at modules of the student, trained with it and never saved with it.
 
-    "Be Your Own Teacher" (Zhang et al. 2019): a shallow stage is asked for the class too, and what it must hold for
-    that serves the stages above. Of the three losses that the paper gives an exit, here are the divergence from the
-    deepest answer and, by `features`, the hint from the deepest features. The third, the label, comes in by way of the
-    deepest answer alone: it may be missing, or no more than what a generator was asked for.
+    "Be Your Own Teacher" (Zhang et al. 2019): shallow stages predict the class too, which improves the features of the
+    stages above. The paper gives an exit three losses. Two of them are here: the divergence from the deepest logits
+    and, by `features`, the hint from the deepest features. The third, the hard label, reaches exits through the
+    deepest logits alone, because a label may be missing, or be the one that a generator was conditioned on.
 
     An exit is a convolution of stride 2 (for tokens and vectors a linear layer), ReLU, the mean over positions and a
     linear layer. Without the convolution the mean of a first stage's few channels hardly tells one class from another.
@@ -55,10 +55,10 @@ class Exits(nn.Module):
                 "name modules (at), or take a deeper student"
             )
         self._last = head(student) + INPUT
-        seen = shown_at("student", student, (*self.places, self._last))
-        self.necks = nn.ModuleList(_neck(seen[place]) for place in self.places)
+        features = shown_at("student", student, (*self.places, self._last))
+        self.necks = nn.ModuleList(_neck(features[place]) for place in self.places)
         self.heads = nn.ModuleList(nn.Linear(WIDTH, student.spec.classes) for _ in self.places)
-        width = seen[self._last].shape[-1]
+        width = features[self._last].shape[-1]
         self.regressors = nn.ModuleList(nn.Linear(WIDTH, width) for _ in self.places if term.features > 0.0)
 
     @property

@@ -1,4 +1,4 @@
-"""What the student learns from inside its teacher: terms that compare features, and the layers they need for it."""
+"""Loss terms that compare features of teacher and student, and the layers that align them."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ class Transfer(nn.Module):
     """Terms that compare features of teacher and student, with the layers that align them; trained with the student
     and never saved with it.
 
-    At "stages" the last stages of both belong together, the last but one, and so on, as far as both have any; for hints
-    the penultimate features too.
+    At "stages" the last stages of both networks are compared, then the last but one, and so on; hints compare the
+    penultimate features too.
 
     Args:
         terms: what is compared where.
@@ -71,15 +71,15 @@ class Transfer(nn.Module):
         super().__init__()
         self.terms = by_name(terms)
         self._seed = seed
-        asked = {name: _pairs(term, teacher, student) for name, term in self.terms.items()}
-        every = [pair for pairs in asked.values() for pair in pairs]
+        pairs_of = {name: _pairs(term, teacher, student) for name, term in self.terms.items()}
+        every = [pair for pairs in pairs_of.values() for pair in pairs]
         theirs = shown_at("teacher", teacher, [pair.teacher for pair in every])
         ours = shown_at("student", student, [pair.student for pair in every])
         self.pairs: dict[str, tuple[Pair, ...]] = {}
         self.layers = nn.ModuleDict()
         for name, term in self.terms.items():
             pairs, layers = [], []
-            for pair in asked[name]:
+            for pair in pairs_of[name]:
                 target, source = theirs[pair.teacher], ours[pair.student]
                 if isinstance(term, AttentionTerm) and term.at == "stages" and not target.dim() == source.dim() == 4:
                     continue
@@ -115,7 +115,7 @@ class Transfer(nn.Module):
             weights: importance weights `[N]` of the images, or None for ones. Relations between images, and distances
                 of distributions, are those of the batch as it was drawn.
         """
-        found = {}
+        results = {}
         for name, term in self.terms.items():
             theirs = [teacher[pair.teacher].float() for pair in self.pairs[name]]
             ours = [student[pair.student].float() for pair in self.pairs[name]]
@@ -128,11 +128,11 @@ class Transfer(nn.Module):
                 if term.distance == "sliced":
                     rng = stream(self._seed, "alignment", step)
                     distance = partial(sliced_wasserstein, rng=rng, projections=term.projections)
-                found[name] = heterogeneous_alignment(theirs, ours, distance, relative=True)
+                results[name] = heterogeneous_alignment(theirs, ours, distance, relative=True)
                 continue
             losses = [_loss(term, *three, weights) for three in zip(layers, theirs, ours, strict=True)]
-            found[name] = torch.stack(losses).mean()
-        return found
+            results[name] = torch.stack(losses).mean()
+        return results
 
 
 def shown_at(whose: str, model: Classifier, places: Sequence[str]) -> Mapping[str, Tensor]:
@@ -191,12 +191,12 @@ def _pairs(term: FeatureTerm, teacher: Classifier, student: Classifier) -> list[
     last = [head(model) + INPUT for model in (teacher, student)]
     if term.at == "penultimate":
         return [Pair(*last)]
-    found = [list(stages(model)) for model in (teacher, student)]
+    results = [list(stages(model)) for model in (teacher, student)]
     if isinstance(term, HintTerm):
-        found = [[*places, end] for places, end in zip(found, last, strict=True)]
-    count = min(map(len, found))
+        results = [[*places, end] for places, end in zip(results, last, strict=True)]
+    count = min(map(len, results))
     if not count:
         raise ConfigError(
             f"distill.transfer: {term.kind} at stages: one of the networks has no stage that is found; name places (at)"
         )
-    return [Pair(*both) for both in zip(*(places[-count:] for places in found), strict=True)]
+    return [Pair(*both) for both in zip(*(places[-count:] for places in results), strict=True)]

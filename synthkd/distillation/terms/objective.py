@@ -1,4 +1,4 @@
-"""The student's objective: what each term sees, the terms, and where each of them comes from."""
+"""The student's objective: the loss terms by name, their inputs and their weights."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from synthkd.types import Batch
 
 Term = Callable[["StudentView"], Tensor]
 Origin = Literal["answers", "features", "own"]
-"""Where a term comes from: what a teacher answers, what it sees inside, or anything else."""
+"""Where a term comes from: a teacher's logits ("answers"), its features, or neither ("own")."""
 
 
 @dataclass(frozen=True)
 class StudentView:
-    """What a term of the student's objective sees.
+    """The inputs of the terms of the student's objective.
 
     Attributes:
         batch: images, labels and importance weights.
@@ -32,7 +32,7 @@ class StudentView:
         student: student logits `[N, K]`, with gradient.
         temperature: T of the soft labels at this step.
         student_features: module path -> features of the student; empty unless a term compares some.
-        transferred: name -> scalar, what the layers beside the student made of the features.
+        transferred: name -> scalar, the terms that the auxiliary layers computed.
         averaged: logits `[N, K]` by the average of the student's weights, where a term asks for them.
         others: logits `[N, K]` of each network that learns beside this one, without gradient.
         mutual_temperature: T of the others' answers.
@@ -86,7 +86,7 @@ def terms_of(
     Raises:
         ConfigError: a term that cannot be imported. When it is called: one that fails, or gives no loss.
     """
-    found: dict[str, tuple[Term, Schedule, Origin]] = {
+    terms: dict[str, tuple[Term, Schedule, Origin]] = {
         "soft": (
             partial(_soft, standardise=settings.standardise),
             _one_minus(settings.alpha) if settings.soft is None else settings.soft,
@@ -97,18 +97,18 @@ def terms_of(
         "average": (_average, settings.average, "own"),
     }
     for name, term in by_name([term for term in settings.transfer if isinstance(term, DecoupledTerm)]).items():
-        found[name] = (partial(_decoupled, alpha=term.alpha, beta=term.beta), term.weight, "answers")
+        terms[name] = (partial(_decoupled, alpha=term.alpha, beta=term.beta), term.weight, "answers")
     for name, (weight, origin) in (transfer or {}).items():
-        found[name] = (partial(_transferred, name=name), weight, origin)
+        terms[name] = (partial(_transferred, name=name), weight, origin)
     if online is not None:
-        found["mutual"] = (_mutual, online.mutual, "own")
+        terms["mutual"] = (_mutual, online.mutual, "own")
     if regulator is not None:
-        found["width"] = (lambda view: regulator.penalty(), 1.0, "own")  # noqa: ARG005
+        terms["width"] = (lambda view: regulator.penalty(), 1.0, "own")  # noqa: ARG005
     for target, weight in settings.terms.items():
-        found[target] = (_own(target), weight, "own")
-    functions = {name: term for name, (term, _, _) in found.items()}
-    weights = {name: weight for name, (_, weight, _) in found.items()}
-    return Terms(Objective(functions, weights), {name: origin for name, (_, _, origin) in found.items()})
+        terms[target] = (_own(target), weight, "own")
+    functions = {name: term for name, (term, _, _) in terms.items()}
+    weights = {name: weight for name, (_, weight, _) in terms.items()}
+    return Terms(Objective(functions, weights), {name: origin for name, (_, _, origin) in terms.items()})
 
 
 def _soft(view: StudentView, standardise: bool) -> Tensor:
@@ -137,10 +137,10 @@ def _mutual(view: StudentView) -> Tensor:
 
 
 def _decoupled(view: StudentView, alpha: float, beta: float) -> Tensor:
-    """Its target is the class that the teacher sees, since mixtures and generated images have no other."""
+    """The target is the class that the teacher predicts, since mixtures and generated images have no other label."""
     assert view.teacher is not None
-    seen = view.teacher.argmax(dim=1)
-    return losses.decoupled(view.teacher, view.student, seen, view.temperature, alpha, beta, view.batch.weights)
+    predicted = view.teacher.argmax(dim=1)
+    return losses.decoupled(view.teacher, view.student, predicted, view.temperature, alpha, beta, view.batch.weights)
 
 
 def _transferred(view: StudentView, name: str) -> Tensor:
@@ -167,14 +167,14 @@ def _own(target: str) -> Term:
         try:
             loss = function(view)
         except Exception as error:
-            raise ConfigError(f"{told}, and failed: {error!r}") from error
+            raise ConfigError(f"{usage}, and failed: {error!r}") from error
         if not isinstance(loss, Tensor):
-            raise ConfigError(f"{told}, and gave a {type(loss).__name__}")
+            raise ConfigError(f"{usage}, and gave a {type(loss).__name__}")
         if loss.dim() or loss.requires_grad != view.student.requires_grad:
-            raise ConfigError(f"{told}, and gave shape {list(loss.shape)}, requires_grad {loss.requires_grad}")
+            raise ConfigError(f"{usage}, and gave shape {list(loss.shape)}, requires_grad {loss.requires_grad}")
         return loss
 
-    told = f"distill.terms: {target} is called with a StudentView to give a scalar tensor with gradient"
+    usage = f"distill.terms: {target} is called with a StudentView to give a scalar tensor with gradient"
     return term
 
 

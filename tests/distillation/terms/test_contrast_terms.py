@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from synthkd.data.bank import MemoryBank
-from synthkd.distillation.terms.contrast import ExtraImages, Contrast
+from synthkd.distillation.terms.contrast import Contrast, ExtraImages
 from synthkd.losses.contrast import crd, sskd
 from synthkd.models import Classifier, build
 from synthkd.settings import Architecture, BankSettings, ContrastTerm, ViewTerm, ZooModel
@@ -142,7 +142,9 @@ def test_crd_terms_take_their_share_of_the_negatives() -> None:
     alone.layers.load_state_dict({k: v for k, v in made.layers.state_dict().items() if k.startswith("crd.")})
     seven, three, none = (float(found[name].detach()) for name in ("crd 2", "crd", "crd 3"))
     assert seven > three > none
-    assert torch.equal(found["crd 3"], terms_of(alone, teacher, student, batch, alone.extra_images(batch, 2, bank))["crd"])
+    assert torch.equal(
+        found["crd 3"], terms_of(alone, teacher, student, batch, alone.extra_images(batch, 2, bank))["crd"]
+    )
 
 
 @pytest.mark.parametrize("keep", [1.0, 0.3])

@@ -10,17 +10,16 @@ import pytest
 import torch
 import yaml
 from accelerate import Accelerator
+from synthkd.generators.stored import StoredImages
+from synthkd.pipelines.student.text import summary
 from torch import Tensor
 
 from synthkd.data.written.stored import StoredDataset
-from synthkd.distillation.teachers import FrozenTeacher
-from synthkd.distillation.teachers import TeacherTeam
-from synthkd.generators.stored import StoredImages
+from synthkd.distillation.teachers import FrozenTeacher, TeacherTeam
 from synthkd.models import Classifier, build, parameters, save
 from synthkd.pipelines import distill
 from synthkd.pipelines.config import DistillConfig
 from synthkd.pipelines.student.results import FRESH_IMAGES, _agreement
-from synthkd.pipelines.student.text import summary
 from synthkd.reports.run import headline, read_run
 from synthkd.rng import Rows
 from synthkd.settings import TeamSettings, ZooModel

@@ -1,0 +1,162 @@
+"""Forward passes of teacher and student on generated images, and the loss terms of a generator that follow from them.
+
+The generator and the student are opponents in the distillation loss `L = L_adv + lambda * L_distill` with
+`L_distill = KL(teacher(G(z)) || student(G(z)))`: the student minimises it, the generator maximises it. A generator's
+objective is minimised, so its term `distillation` is `-KL`, scaled by the difficulty.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from synthkd.errors import ConfigError, TrainingError
+from synthkd.losses import inversion as losses
+from synthkd.losses.logits import kl_divergence
+from synthkd.losses.relations import semantic_consistency
+from synthkd.models.classifier import Classifier
+from synthkd.models.contract import finite_logits
+from synthkd.models.layout import head
+from synthkd.taps import INPUT, Taps, evaluating, frozen
+from synthkd.types import Outputs
+
+PENULTIMATE = "penultimate"
+"""Name of the features before the last linear layer, whatever their path in the network."""
+
+
+@dataclass(frozen=True)
+class JointOutputs:
+    """Outputs of teacher and student for the same N generated images.
+
+    Attributes:
+        teacher: of the frozen teacher.
+        student: of the student, or None without a student.
+        labels: the labels the images were generated for: int64 `[N]`, or probabilities float32 `[N, K]`.
+        difficulty: in [0, 1]; the factor of the terms that oppose the student.
+    """
+
+    teacher: Outputs
+    student: Outputs | None
+    labels: Tensor
+    difficulty: float
+
+
+Term = Callable[[JointOutputs], Tensor]
+"""A loss term: a scalar with gradient."""
+JointForward = Callable[[Tensor, Tensor, float], JointOutputs]
+"""(images float32 `[N, C, H, W]` in [0, 1], labels, difficulty) -> outputs, with gradient to the images."""
+
+
+def _zero_without_student(term: Callable[[Outputs, Outputs, float], Tensor]) -> Term:
+    def value(outputs: JointOutputs) -> Tensor:
+        if outputs.student is None:
+            return outputs.teacher.logits.new_zeros(())
+        return term(outputs.teacher, outputs.student, outputs.difficulty)
+
+    return value
+
+
+TEACHER_TERMS: Mapping[str, Term] = {
+    "batch_norm": lambda outputs: losses.batch_norm(outputs.teacher.statistics),
+    "one_hot": lambda outputs: losses.one_hot(outputs.teacher.logits, outputs.labels),
+    "entropy": lambda outputs: losses.information_entropy(outputs.teacher.logits),
+    "activation": lambda outputs: losses.activation(outputs.teacher.features[PENULTIMATE]),
+}
+"""Terms of the teacher's outputs alone; see `synthkd.losses.inversion`."""
+
+STUDENT_TERMS: Mapping[str, Term] = {
+    "adversarial": _zero_without_student(
+        lambda teacher, student, difficulty: difficulty * losses.adversarial(teacher.logits, student.logits)
+    ),
+    "distillation": _zero_without_student(
+        lambda teacher, student, difficulty: -difficulty * kl_divergence(teacher.logits, student.logits).mean()
+    ),
+    "semantic": _zero_without_student(
+        lambda teacher, student, _: semantic_consistency(teacher.features[PENULTIMATE], student.features[PENULTIMATE])
+    ),
+}
+"""Terms that compare teacher and student; 0 without a student.
+
+`adversarial` raises the divergence on images for which both predict the same class (Fang et al. 2021), `distillation`
+raises it on all images. `semantic` penalises pairs of images whose similarity differs between teacher and student
+(`synthkd.losses.relations.semantic_consistency`).
+"""
+
+
+@contextmanager
+def joint_forward(
+    teacher: Classifier,
+    student: nn.Module | None = None,
+    autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
+    penultimate: bool = False,
+    statistics: bool = False,
+) -> Iterator[JointForward]:
+    """Context manager that gives a function for the forward pass of teacher and student on generated images.
+
+    Inside the context both networks are in eval mode and their parameters take no gradient; gradients flow to the
+    images. Afterwards both networks are as before.
+
+    Args:
+        teacher: the frozen teacher.
+        student: the current student, or None.
+        autocast: context manager that sets the precision of both networks.
+        penultimate: also return both networks' penultimate features, as `features[PENULTIMATE]`.
+        statistics: also return the moments at the teacher's BatchNorm layers.
+
+    Raises:
+        ConfigError: `penultimate` with a student that is no `Classifier`.
+        ModelError: in a forward pass, if the teacher's logits are not finite.
+        TrainingError: in a forward pass, if the student's logits are not finite.
+    """
+    if penultimate and student is not None and not isinstance(student, Classifier):
+        raise ConfigError("generator.semantic compares penultimate features, which this student does not name; set 0")
+    networks = [teacher] if student is None else [teacher, student]
+    with evaluating(*networks), frozen(*networks), ExitStack() as hooks:
+        taps: list[Taps] = []
+        for network in networks:
+            paths = [head(network) + INPUT] if penultimate and isinstance(network, Classifier) else []
+            taps.append(hooks.enter_context(Taps(network, paths, statistics and network is teacher)))
+
+        def forward(images: Tensor, labels: Tensor, difficulty: float) -> JointOutputs:
+            with autocast():
+                of_teacher, *of_student = [_in_float32(tapped(images)) for tapped in taps]
+            finite_logits(of_teacher.logits)
+            if of_student and not bool(torch.isfinite(of_student[0].logits).all()):
+                raise TrainingError(
+                    "student: its answers to generated images are not finite, its training diverged; lower "
+                    "distill.optimizer.lr or set distill.optimizer.clip"
+                )
+            return JointOutputs(of_teacher, of_student[0] if of_student else None, labels, difficulty)
+
+        yield forward
+
+
+@torch.no_grad()
+def teacher_logits(
+    teacher: Classifier, images: Tensor, autocast: Callable[[], AbstractContextManager[object]]
+) -> Tensor:
+    """The teacher's logits of generated images, in eval mode and without gradient.
+
+    Args:
+        teacher: the frozen teacher.
+        images: float32 `[N, C, H, W]` in [0, 1].
+        autocast: context manager that sets the precision.
+
+    Returns:
+        float32 `[N, K]`.
+
+    Raises:
+        ModelError: the logits are not finite.
+    """
+    with evaluating(teacher), autocast():
+        return finite_logits(teacher(images).float())
+
+
+def _in_float32(outputs: Outputs) -> Outputs:
+    """The same logits and features in float32, the only features (if any) under the name PENULTIMATE."""
+    features = [(PENULTIMATE, value.float()) for value in outputs.features.values()]
+    return Outputs(outputs.logits.float(), dict(features), outputs.statistics)

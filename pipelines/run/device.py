@@ -1,0 +1,71 @@
+"""Device, processes, precision and trackers of a job."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator, PartialState
+from accelerate.state import AcceleratorState
+
+from synthkd.errors import ConfigError, MissingExtraError
+from synthkd.pipelines.config import JobConfig, TrainingConfig
+from synthkd.pipelines.run.directory import TRACKED
+
+
+def choose_device(config: JobConfig) -> torch.device:
+    """The device of the configuration; also sets torch's number of threads.
+
+    Raises:
+        ConfigError: when cuda is required and there is none.
+    """
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device: cuda was asked for, but torch sees no CUDA device; use device=auto or device=cpu")
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    return torch.device("cpu" if _on_cpu(config) else "cuda")
+
+
+def make_accelerator(config: TrainingConfig, directory: Path | None = None) -> Accelerator:
+    """The accelerator of a configuration; its trackers write into `directory/track`.
+
+    Raises:
+        ConfigError: when cuda or fp16 is required and there is no GPU, or a tracker without an extra is missing.
+        MissingExtraError: when a tracker with an extra is not installed.
+    """
+    choose_device(config)
+    if config.precision == "fp16" and _on_cpu(config):
+        raise ConfigError("precision: fp16 needs a GPU; use precision=bf16 or precision=no")
+    for tracker in config.track:
+        if find_spec(tracker) is None:
+            if tracker == "tensorboard":
+                raise MissingExtraError(tracker, "track", "track: tensorboard")
+            # The other trackers have no extra: their upper bounds would hold core packages back.
+            raise ConfigError(f"track: {tracker} is not installed: pip install {tracker}")
+    _reset_accelerate(config)
+    return Accelerator(
+        cpu=_on_cpu(config),  # explicitly: accelerate joins processes on CPUs to a group only when told so
+        mixed_precision=config.precision,
+        log_with=list(config.track) or None,
+        project_dir=None if directory is None else directory / TRACKED,
+    )
+
+
+def process_state(config: TrainingConfig) -> PartialState:
+    """The number of processes under this configuration, and the index of this one."""
+    _reset_accelerate(config)
+    return PartialState(cpu=_on_cpu(config))
+
+
+def _on_cpu(config: JobConfig) -> bool:
+    return config.device == "cpu" or not torch.cuda.is_available()
+
+
+def _reset_accelerate(config: TrainingConfig) -> None:
+    """Forget device and precision of an earlier job in this process, which accelerate keeps in shared state."""
+    if not AcceleratorState._shared_state:
+        return
+    state = AcceleratorState()
+    if (state.mixed_precision, state.device.type == "cpu") != (config.precision, _on_cpu(config)):
+        AcceleratorState._reset_state(reset_partial_state=True)

@@ -1,0 +1,113 @@
+"""Rows that the checkpoints of a run share, e.g. the images of a memory bank.
+
+Rows are written once, into files `first-stop-sha256.safetensors` that never change. Later checkpoints refer to these
+files for as long as they hold any of their rows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from safetensors.torch import save as serialise
+from torch import Tensor
+
+from synthkd.errors import CheckpointError
+from synthkd.system.files import sha256, write_atomically
+
+_FILE_NAME = re.compile(r"(\d+)-(\d+)-([0-9a-f]{64})\.safetensors")
+
+
+@dataclass(frozen=True)
+class Block:
+    """Rows `first`, `first + 1`, ...: a tensor `[N, ...]` for each column, by name."""
+
+    first: int
+    columns: Mapping[str, Tensor]
+
+    def __len__(self) -> int:
+        return len(next(iter(self.columns.values())))
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Numbered rows in a state: each is written once and never changed, and the oldest leave first.
+
+    A checkpoint writes the rows that the checkpoint before it lacks, block by block; blocks should fit the memory.
+
+    Attributes:
+        first: number of the oldest row.
+        stop: number that the next row will get.
+        blocks: takes a number, gives the rows from that number on, in order.
+    """
+
+    first: int
+    stop: int
+    blocks: Callable[[int], Iterator[Block]]
+
+
+def save_rows(folder: Path, rows: Rows, earlier: Sequence[str]) -> list[str]:
+    """Write the rows that are in no earlier file, flushed to disk, and return the names of the files of all rows.
+
+    Args:
+        folder: of the row files.
+        rows: what to save.
+        earlier: names of the files with the same rows in the checkpoint before, in order.
+    """
+    names = [name for name in earlier if _span(name)[1] > rows.first]
+    for block in rows.blocks(_span(names[-1])[1] if names else rows.first):
+        data = serialise({name: column.contiguous() for name, column in block.columns.items()})
+        digest = hashlib.sha256(data).hexdigest()
+        names.append(f"{block.first}-{block.first + len(block)}-{digest}.safetensors")
+        write_atomically(folder / names[-1], data)
+    if folder.exists():
+        flush(folder)
+    return names
+
+
+def open_rows(folder: Path, names: Sequence[str], first: int, stop: int) -> Rows:
+    """The rows from `first` up to `stop` in verified files; each file is read when its blocks are.
+
+    Raises:
+        OSError, ValueError: a file is missing, or its sha256 is not the one in its name.
+    """
+    for name in names:
+        match = _FILE_NAME.fullmatch(name)
+        if match is None or sha256(folder / name) != match[3]:
+            raise ValueError(f"{folder.name}/{name}: its sha256 differs from its name")
+    return Rows(first, stop, lambda start: _blocks(folder, names, max(start, first)))
+
+
+def flush(path: Path) -> None:
+    """Write a file's content, or the entries of a folder, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _blocks(folder: Path, names: Sequence[str], first: int) -> Iterator[Block]:
+    for name in names:
+        begin, stop = _span(name)
+        if stop <= first:
+            continue
+        path = folder / name
+        try:
+            columns = load_file(path)
+        except (OSError, SafetensorError) as error:
+            raise CheckpointError(f"{path} went or changed while it was read ({error}); try again") from error
+        start = max(first, begin)
+        yield Block(start, {name: column[start - begin :] for name, column in columns.items()})
+
+
+def _span(name: str) -> tuple[int, int]:
+    """The number of the first row in a file, and the one after its last."""
+    first, stop, _ = name.split("-")
+    return int(first), int(stop)

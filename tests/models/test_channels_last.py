@@ -1,0 +1,26 @@
+"""A network in channels_last is the same network, however often it is put there."""
+
+import torch
+from torch import nn
+
+from synthkd.models import build
+from synthkd.models.channels_last import channels_last
+from synthkd.settings import ZooModel
+from synthkd.types import ImageSpec
+
+
+def hooks(network: nn.Module) -> int:
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) for m in network.modules())
+
+
+def test_outputs_stay_and_hooks_are_set_once() -> None:
+    torch.manual_seed(0)
+    network = build(ZooModel(arch="resnet", width=4, depth=8), ImageSpec(3, 16, 16, 5)).eval()
+    images = torch.rand(2, 3, 16, 16)
+    before = network(images)
+    assert channels_last(network) is network
+    count = hooks(network)
+    assert count == 2 * 2, "before and after each of the two shortcuts with a stride"
+    channels_last(network)
+    assert hooks(network) == count
+    torch.testing.assert_close(network(images), before)

@@ -1,0 +1,84 @@
+"""The benchmarks import, explain themselves, and make the tables of docs/benchmarks.md from their results."""
+
+import importlib
+from pathlib import Path
+
+import pytest
+
+from benchmarks import __main__, common
+
+ROOT = Path(__file__).resolve().parents[1]
+SCRIPTS = common.scripts()
+SHORTENED = {"dataset", "evaluate"}
+"""Their tables stand in the docs with fewer digits or columns."""
+
+
+def rows(text: str) -> list[str]:
+    """The lines of the tables in a text."""
+    return [line for line in text.splitlines() if line.startswith("|")]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks").glob("*.py")), ids=lambda path: path.stem)
+def test_every_module_imports_and_has_a_docstring(path: Path) -> None:
+    assert importlib.import_module(f"benchmarks.{path.stem}".removesuffix(".__init__")).__doc__
+
+
+@pytest.mark.parametrize("name", [*SCRIPTS, "__main__"])
+def test_every_script_answers_help_with_its_docstring(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    script = importlib.import_module(f"benchmarks.{name}")
+    with pytest.raises(SystemExit, match=r"^0$"):
+        script.main(["--help"])
+    usage = capsys.readouterr().out
+    assert usage.startswith(f"usage: python -m benchmarks{'' if name == '__main__' else f'.{name}'} ")
+    assert script.__doc__.split()[:5] == usage[usage.index(script.__doc__[:10]) :].split()[:5]
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_the_tables_of_the_docs_are_those_of_the_results(name: str) -> None:
+    tables = rows(importlib.import_module(f"benchmarks.{name}").tables(common.read(name)))
+    page = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    assert f"`python -m benchmarks.{name}" in page
+    assert f"benchmarks/results/{name}.json" in page
+    assert len(tables) > 2
+    if name not in SHORTENED:
+        assert [row for row in tables if row not in rows(page)] == []
+
+
+def test_results_are_printed_without_measuring(capsys: pytest.CaptureFixture[str]) -> None:
+    __main__.main([])
+    listed = capsys.readouterr().out
+    assert [line.split()[0] for line in listed.splitlines()] == SCRIPTS
+    __main__.main(["int8", "search"])
+    assert capsys.readouterr().out.count("\n|---|") == 2
+    with pytest.raises(SystemExit, match=r"^2$"):
+        __main__.main(["nothing"])
+    assert "no benchmark nothing; there are checkpoint, compress" in capsys.readouterr().err
+
+
+def test_finished_cells_are_collected_whatever_is_wanted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "b").mkdir()
+    (tmp_path / "b" / "result.json").write_text("{}")
+    keys = common.to_collect("abc", lambda key: tmp_path / key, lambda key: key == "c")
+    assert keys == ["b", "c"]
+
+    monkeypatch.setattr(common, "RESULTS", tmp_path)
+    written = []
+
+    def cell(key: str) -> common.Row:
+        if written:
+            assert common.read("letters")["cells"] == written, "each cell is written before the next begins"
+        written.append({"key": key})
+        return {"key": key}
+
+    assert common.collect("letters", keys, cell) == [{"key": "b"}, {"key": "c"}]
+    assert common.read("letters") == {"command": "python -m benchmarks.letters", "cells": written}
+
+
+def test_a_table_keeps_empty_cells_and_intervals_their_digits() -> None:
+    assert common.table("a | b", [("1", ""), ("", "2")]) == "| a | b |\n|---|---|\n| 1 | |\n| | 2 |"
+    assert common.spread([3.0, 1.0, 2.0]) == "2.00 [1.00, 3.00]"
+    assert common.percent(0.5, (0.25, 0.75)) == "50.00 [25.00, 75.00]"
+    assert common.between(1, 0, 2, digits=0) == "1 [0, 2]"
+    # Two differences of 1 and 3 have the mean 2 and the deviation sqrt(2); t of one degree of freedom is 12.706.
+    assert common.mean_interval([1.0, 3.0]) == "+2.00 [-10.71, +14.71]"
+    assert common.compared({0: 1.0, 1: 3.0}, {0: 0.0, 2: 9.0}, {0: 1.0, 1: 3.0}) == ["2.00 (1.41)", "+1.00", ""]
