@@ -262,6 +262,7 @@ ANYTHING = {
     "synthkd/settings/load.py:load_config",
     "synthkd/system/sealed.py:sealed",
     "synthkd/system/sealed.py:unsealed",
+    "synthkd/system/text.py:parse_json",
     "synthkd/training/checkpoint.py:CheckpointStore.save",
     "synthkd/training/monitor.py:read_rows",
 }

@@ -67,6 +67,22 @@ def same_width(first: Tensor, second: Tensor, names: str) -> None:
         )
 
 
+def pair(first: Array, second: Array, names: tuple[str, str] = ("a", "b"), least: int = 1) -> tuple[Tensor, Tensor]:
+    """Features of two sets, `[N, D]` and `[M, D]`, as from `rows`, after the check of `same_width`.
+
+    Args:
+        first, second: the sets.
+        names: of the sets, for messages.
+        least: smallest number of rows in either.
+
+    Raises:
+        DataError: as from `rows` and `same_width`.
+    """
+    one, other = rows(first, names[0], least), rows(second, names[1], least)
+    same_width(one, other, " and ".join(names))
+    return one, other
+
+
 def subsample(values: Tensor, count: int, rng: torch.Generator) -> Tensor:
     """Random rows without replacement, in their original order; the tensor itself if `count` is N.
 

@@ -14,7 +14,7 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from torch import Tensor
 
 from synthkd.errors import DataError
-from synthkd.metrics.arrays import Array, one_thread, rows, same_width, tensor
+from synthkd.metrics.arrays import Array, one_thread, pair, rows, same_width, tensor
 from synthkd.metrics.neighbours import nearest
 from synthkd.rng import derive
 
@@ -154,8 +154,7 @@ def semantic_cosine(real: Array, generated: Array, real_labels: Array, generated
         DataError: features that `arrays.rows` refuses, different D, labels that do not fit, no shared class, or a class
             whose mean is zero.
     """
-    real, generated = rows(real, "real"), rows(generated, "generated")
-    same_width(real, generated, "real and generated")
+    real, generated = pair(real, generated, ("real", "generated"))
     real_modes = _modes(real_labels, len(real), "real labels")
     generated_modes = _modes(generated_labels, len(generated), "generated labels")
     real_classes, generated_classes = set(real_modes.tolist()), set(generated_modes.tolist())
@@ -277,8 +276,8 @@ def _cosine_error(real: list[Tensor], generated: list[Tensor]) -> float | None:
     if min(len(members) for members in (*real, *generated)) < 2:
         return None
     variance = 0.0
-    for pair in zip(real, generated, strict=True):
-        for members, others in (pair, pair[::-1]):
+    for sides in zip(real, generated, strict=True):
+        for members, others in (sides, sides[::-1]):
             mean, other = members.mean(dim=0), others.mean(dim=0)
             length, along = mean.norm(), other / other.norm()
             # gradient of the cosine by this mean: the part of the other's direction orthogonal to it, over its length

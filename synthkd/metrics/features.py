@@ -11,7 +11,6 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -60,27 +59,53 @@ class ExtractedFeatures:
     logits: Tensor | None
 
 
-class FeatureExtractor(Protocol):
-    """A network that turns images into features, always the same for the same image."""
+@dataclass(frozen=True)
+class FeatureExtractor:
+    """A network that turns images into features, always the same for the same image; see `build_extractor`.
 
-    @property
-    def name(self) -> str:
-        """Last part of the names of its scores: "efflite0" makes FD-efflite0."""
+    Attributes:
+        name: last part of the names of its scores: "efflite0" makes FD-efflite0.
+        digest: sha256, in hexadecimal, of weights, architecture and preprocessing.
+        resize: filter and size of its resizing, such as "antialias 64x64"; "none" if it does not resize.
+        classes: number of logits; None if the network is no classifier, and its output is the features.
+        network: in eval mode, on `device`.
+        penultimate: tap of the features; None if `classes` is.
+        mode: filter of the resizing.
+        device: where the network runs.
+    """
 
-    @property
-    def digest(self) -> str:
-        """sha256, in hexadecimal, of weights, architecture and preprocessing."""
+    name: str
+    digest: str
+    resize: str
+    classes: int | None
+    network: Classifier
+    penultimate: str | None
+    mode: ResizeMode
+    device: torch.device
 
-    @property
-    def resize(self) -> str:
-        """Filter and size of its resizing, such as "antialias 64x64"; "none" if it does not resize."""
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> ExtractedFeatures:
+        """Features of uint8 images `[N, C, H, W]`.
 
-    @property
-    def classes(self) -> int | None:
-        """Number of logits, or None if the network is no classifier."""
+        Raises:
+            DataError: images that the network does not take.
+            ModelError: logits that are not finite, or an output that is neither features, maps nor tokens.
+        """
+        prepared = resize(images.to(self.device), self.network.spec.shape, self.mode)
+        prepared = prepared.contiguous(memory_format=torch.channels_last)
+        if self.penultimate is None:
+            return ExtractedFeatures(self._pooled(self.network(prepared)), None)
+        outputs = observe(self.network, prepared, [self.penultimate])
+        logits = finite_logits(outputs.logits.float().cpu(), f"the network {self.name}")
+        return ExtractedFeatures(self._pooled(outputs.features[self.penultimate]), logits)
 
-    def __call__(self, images: Tensor, /) -> ExtractedFeatures:
-        """Features of uint8 images `[N, C, H, W]`."""
+    def _pooled(self, values: object) -> Tensor:
+        if not isinstance(values, Tensor) or not 2 <= values.dim() <= 4 or 0 in values.shape:
+            got = list(values.shape) if isinstance(values, Tensor) else type(values).__name__
+            raise ModelError(f"{self.name} must give features [N, D], maps [N, D, H, W] or tokens [N, L, D], got {got}")
+        positions = {2: (), 3: (1,), 4: (2, 3)}[values.dim()]
+        # an empty tuple would average over all dimensions
+        return (values.mean(positions) if positions else values).float().cpu()
 
 
 @dataclass(frozen=True)
@@ -177,48 +202,7 @@ def build_extractor(
             return extractor
 
 
-@dataclass(frozen=True)
-class _NetworkExtractor:
-    """The one implementation of `FeatureExtractor`, for networks of all kinds.
-
-    Attributes:
-        name, digest, resize: see `FeatureExtractor`.
-        classes: number of logits; None if the output of the network is the features.
-        network: in eval mode, on `device`.
-        penultimate: tap of the features; None if `classes` is.
-        mode: filter of the resizing.
-        device: where the network runs.
-    """
-
-    name: str
-    digest: str
-    resize: str
-    classes: int | None
-    network: Classifier
-    penultimate: str | None
-    mode: ResizeMode
-    device: torch.device
-
-    @torch.no_grad()
-    def __call__(self, images: Tensor) -> ExtractedFeatures:
-        prepared = resize(images.to(self.device), self.network.spec.shape, self.mode)
-        prepared = prepared.contiguous(memory_format=torch.channels_last)
-        if self.penultimate is None:
-            return ExtractedFeatures(self._pooled(self.network(prepared)), None)
-        outputs = observe(self.network, prepared, [self.penultimate])
-        logits = finite_logits(outputs.logits.float().cpu(), f"the network {self.name}")
-        return ExtractedFeatures(self._pooled(outputs.features[self.penultimate]), logits)
-
-    def _pooled(self, values: object) -> Tensor:
-        if not isinstance(values, Tensor) or not 2 <= values.dim() <= 4 or 0 in values.shape:
-            got = list(values.shape) if isinstance(values, Tensor) else type(values).__name__
-            raise ModelError(f"{self.name} must give features [N, D], maps [N, D, H, W] or tokens [N, L, D], got {got}")
-        positions = {2: (), 3: (1,), 4: (2, 3)}[values.dim()]
-        # an empty tuple would average over all dimensions
-        return (values.mean(positions) if positions else values).float().cpu()
-
-
-def _extractor(name: str, model: Classifier, mode: ResizeMode, device: torch.device) -> _NetworkExtractor:
+def _extractor(name: str, model: Classifier, mode: ResizeMode, device: torch.device) -> FeatureExtractor:
     spec = model.spec
     penultimate = head(model) + INPUT if spec.classes else None
     # everything but the weights that decides the features, for the digest
@@ -230,7 +214,7 @@ def _extractor(name: str, model: Classifier, mode: ResizeMode, device: torch.dev
         "std": model.normalize.std.flatten().tolist(),
         "features": penultimate,
     }
-    return _NetworkExtractor(
+    return FeatureExtractor(
         name=name,
         digest=tensor_digest(json.dumps(about, sort_keys=True, default=str), model.state_dict()),
         resize="none" if mode == "none" else f"{mode} {spec.height}x{spec.width}",
@@ -242,7 +226,7 @@ def _extractor(name: str, model: Classifier, mode: ResizeMode, device: torch.dev
     )
 
 
-def _try_out(extractor: _NetworkExtractor) -> None:
+def _try_out(extractor: FeatureExtractor) -> None:
     """Run the extractor on two black images, so that a network that does not work fails before the images are read."""
     spec = extractor.network.spec
     try:

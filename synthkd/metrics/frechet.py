@@ -18,7 +18,7 @@ from scipy.stats import linregress
 from torch import Tensor
 
 from synthkd.errors import DataError
-from synthkd.metrics.arrays import Array, one_thread, rows, same_width, subsample
+from synthkd.metrics.arrays import Array, one_thread, pair, rows, same_width, subsample
 from synthkd.metrics.covariance import (
     Factor,
     checked_factor,
@@ -98,8 +98,7 @@ def frechet_distance_from_features(a: Array, b: Array, *, tolerance: float = 1e-
     Raises:
         DataError: too few rows, different widths, or values that are not finite.
     """
-    first, second = rows(a, "a", 2), rows(b, "b", 2)
-    same_width(first, second, "a and b")
+    first, second = pair(a, b, least=2)
     if warn:
         _warn_of_few(first, second)
     with one_thread():
@@ -124,8 +123,7 @@ def frechet_standard_error(a: Array, b: Array) -> float:
     Raises:
         DataError: too few rows, different widths, or values that are not finite.
     """
-    first, second = rows(a, "a", 2), rows(b, "b", 2)
-    same_width(first, second, "a and b")
+    first, second = pair(a, b, least=2)
     gap = first.mean(dim=0) - second.mean(dim=0)
     first, second = first - first.mean(dim=0), second - second.mean(dim=0)
     with one_thread():
@@ -154,8 +152,7 @@ def frechet_distance_infinity(real: Array, generated: Array, seed: int = 0, *, w
     Raises:
         DataError: too few rows, different widths, or values that are not finite.
     """
-    first, second = rows(real, "real", 2 * _POINTS), rows(generated, "generated", 2 * _POINTS)
-    same_width(first, second, "real and generated")
+    first, second = pair(real, generated, ("real", "generated"), 2 * _POINTS)
     if warn:
         _warn_of_few(first, second)
     fewest, width = min(len(first), len(second)), first.shape[1]

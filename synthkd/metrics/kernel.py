@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from synthkd.errors import ConfigError, DataError
-from synthkd.metrics.arrays import Array, rows, same_width
+from synthkd.metrics.arrays import Array, pair
 from synthkd.rng import stream
 
 _BLOCK = 1024  # rows and columns of the largest tile
@@ -75,7 +75,7 @@ def kernel_distances(a: Array, b: Array, subsets: int = 100, subset_size: int = 
     Raises:
         ConfigError, DataError: as for `kernel_distance_subsets`.
     """
-    first, second = _pair(a, b)
+    first, second = pair(a, b, least=2)
     left, right = _subsets(len(first), len(second), subsets, subset_size, seed)
     u, v = _indicators(len(first), left), _indicators(len(second), right)
     own, other = _sums(_within(first), u, u), _sums(_within(second), v, v)
@@ -96,7 +96,7 @@ def kernel_distance(a: Array, b: Array) -> float:
     Raises:
         DataError: too few rows, different widths, or values that are not finite.
     """
-    return _distance(*_pair(a, b))
+    return _distance(*pair(a, b, least=2))
 
 
 def kernel_distance_subsets(
@@ -114,7 +114,7 @@ def kernel_distance_subsets(
         ConfigError: `subsets` or `subset_size` is too small.
         DataError: fewer samples than `subset_size`, different widths, or values that are not finite.
     """
-    first, second = _pair(a, b)
+    first, second = pair(a, b, least=2)
     left, right = _subsets(len(first), len(second), subsets, subset_size, seed)
     # Two ways with equal results. By indicators, each pair of the whole sets is cubed once and then weighted for every
     # subset. By subset, only pairs within a subset are cubed, but again in every subset. The cheaper one is taken.
@@ -123,12 +123,6 @@ def kernel_distance_subsets(
     apart = (2 * subset_size) ** 2 * subsets * cubing
     values = (_by_indicators if whole < apart else _by_subset)(first, second, left, right)
     return _spread(values, subset_size)
-
-
-def _pair(a: Array, b: Array) -> tuple[Tensor, Tensor]:
-    first, second = rows(a, "a", 2), rows(b, "b", 2)
-    same_width(first, second, "a and b")
-    return first, second
 
 
 def _subsets(n_a: int, n_b: int, subsets: int, size: int, seed: int) -> tuple[Tensor, Tensor]:

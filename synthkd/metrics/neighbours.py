@@ -1,9 +1,8 @@
-"""Exact nearest neighbours of any number of points in bounded memory, by float32 bounds and float64 decisions.
+"""Exact nearest neighbours of any number of points in bounded memory.
 
-One float32 product of centred rows gives all squared distances up to a rounding error with a known bound. Comparisons
-that this bound leaves open, and all distances in the results, are computed in float64 as `sum((x - y)**2)`. So results
-are those of float64 differences: never negative, exactly zero between equal rows, equal for equal pairs (ties stay
-ties), and independent of the size of the tiles and the number of threads.
+Comparisons use float32 bounds of distances; those that the bounds leave open, and all distances in the results, are
+computed in float64. So results are those of `sum((x - y)**2)` in float64: never negative, exactly zero between equal
+rows, equal for equal pairs (ties stay ties), and independent of the size of the tiles and the number of threads.
 
 Besides the results, memory holds one tile of distances and one float32 copy of one side. Exact copies take no extra
 time. Large numbers of copies that differ by rounding do, since float64 has to decide about all pairs of them.
@@ -11,7 +10,6 @@ time. Large numbers of copies that differ by rounding do, since float64 has to d
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -20,10 +18,9 @@ from torch import Tensor
 
 from synthkd.errors import DataError
 from synthkd.metrics.arrays import Array, rows, same_width, tensor
+from synthkd.metrics.distances import Cloud, Frame, slices, squared_distances
 
 _TILE = 1448  # rows and columns of a tile: two million distances
-_COORDINATES = 1 << 17  # number of coordinates converted to float64 at a time, so that they fit the processor's cache
-_TINY = 1e-30  # generous bound of the underflow in a float32 product of numbers below 1
 
 
 @dataclass(frozen=True)
@@ -128,9 +125,9 @@ def nearest_others(base: Tensor, k: int, queries: Tensor | None = None) -> Neigh
     _check(k, len(base) - 1)
     if queries is not None:
         return _search(base[queries], base, queries, k)
-    screen = _Screen(base, base)
-    cloud, own = screen.cloud(base), torch.arange(len(base))
-    smallest = _Smallest(len(base), k + 1, screen.dtype)
+    frame = Frame(base, base)
+    cloud, own = frame.cloud(base), torch.arange(len(base))
+    smallest = _Smallest(len(base), k + 1, frame.dtype)
     for part in _tiles(len(base)):
         for other in _tiles(len(base), part.start):
             # distances are symmetric, so a tile off the diagonal serves its rows and its columns
@@ -139,7 +136,7 @@ def nearest_others(base: Tensor, k: int, queries: Tensor | None = None) -> Neigh
             smallest.offer(part, lower, other.start)
             if other != part:
                 smallest.offer(other, lower.T.contiguous(), part.start)
-    return _decide(smallest, screen, cloud, base, own)
+    return _decide(smallest, frame, cloud, base, own)
 
 
 def mutual_balls(first: Tensor, first_radii: Tensor, second: Tensor, second_radii: Tensor) -> MutualBalls:
@@ -155,11 +152,11 @@ def mutual_balls(first: Tensor, first_radii: Tensor, second: Tensor, second_radi
         DataError: different D.
     """
     same_width(first, second, "the two sets")
-    screen = _Screen(first, second)
-    cloud = screen.cloud(first)
+    frame = Frame(first, second)
+    cloud = frame.cloud(first)
     in_first, in_second = BallCounts.none(len(second), len(first)), BallCounts.none(len(first), len(second))
     for part in _tiles(len(second)):
-        rows_cloud = screen.cloud(second[part])
+        rows_cloud = frame.cloud(second[part])
         for other in _tiles(len(first)):
             lower = rows_cloud.lower(cloud[other])
             point, ball = _inside(rows_cloud, cloud[other], lower, first_radii[None, other])
@@ -167,67 +164,6 @@ def mutual_balls(first: Tensor, first_radii: Tensor, second: Tensor, second_radi
             ball, point = _inside(rows_cloud, cloud[other], lower, second_radii[part, None])
             in_second.add(other, point, part, ball)
     return MutualBalls(in_first, in_second)
-
-
-@dataclass(frozen=True)
-class _Cloud:
-    """Points with the values that bound their distances.
-
-    Attributes:
-        points: `[N, D]`, unchanged.
-        small: float32 `[N, D]`, the points centred and scaled.
-        below: float32 `[N]`, squared norm of each point minus its share of the error.
-        room: float64 `[N]`, its share of the difference between upper and lower bound.
-        scale: factor of `small`.
-    """
-
-    points: Tensor
-    small: Tensor
-    below: Tensor
-    room: Tensor
-    scale: float
-
-    def __getitem__(self, part: slice) -> _Cloud:
-        return _Cloud(self.points[part], self.small[part], self.below[part], self.room[part], self.scale)
-
-    def lower(self, other: _Cloud) -> Tensor:
-        """Lower bounds `[N, M]` of the squared distances to other points, in the scale of `small`."""
-        return torch.addmm(other.below, self.small, other.small.T, alpha=-2).add_(self.below[:, None])
-
-    def scaled(self, squared: Tensor) -> Tensor:
-        """Squared distances converted to the scale of the bounds."""
-        return squared * self.scale * self.scale
-
-
-class _Screen:
-    """Centre and scale that all points of a search share, and the error of float32 distances between such points.
-
-    With `x` and `y` centred and `|x|^2` from float64, the error of `|x|^2 + |y|^2 - 2 x.y` is at most
-    `error * (|x|^2 + |y|^2)`. In units of rounding, a sum of D products contributes at most D in any order (Higham
-    2002, Accuracy and Stability of Numerical Algorithms, section 3.1); rounding of the rows, the norms and the limits
-    that bounds are compared with contributes a few more, covered by the 32. The scale, a power of two that brings
-    coordinates below 1, prevents the overflow of squares.
-    """
-
-    def __init__(self, base: Tensor, queries: Tensor) -> None:
-        parts = _slices(len(base), _COORDINATES // base.shape[1])
-        self.centre = torch.stack([base[part].double().sum(dim=0) for part in parts]).sum(dim=0) / len(base)
-        low, high = torch.stack([torch.stack(side.aminmax()).double() for side in (base, queries)], dim=1)
-        reach = float(high.max() - low.min())
-        self.scale = math.ldexp(1.0, -max(-1000, min(1000, math.frexp(reach)[1])))
-        self.dtype = torch.float32 if _float32_is_kept() else torch.float64
-        self.error = (base.shape[1] + 32) * torch.finfo(self.dtype).eps
-
-    def cloud(self, values: Tensor) -> _Cloud:
-        """Points `[N, D]`, centred and scaled block by block."""
-        small = torch.empty(values.shape, dtype=self.dtype)
-        norms = torch.empty(len(values), dtype=torch.float64)
-        for part in _slices(len(values), _COORDINATES // values.shape[1]):
-            moved = (values[part].double() - self.centre).mul_(self.scale)
-            small[part] = moved
-            norms[part] = moved.square_().sum(dim=1)
-        below = ((1 - self.error) * norms - _TINY).to(self.dtype)
-        return _Cloud(values, small, below, 2 * self.error * norms + 2 * _TINY, self.scale)
 
 
 class _Smallest:
@@ -249,16 +185,16 @@ class _Smallest:
 
 def _search(queries: Tensor, base: Tensor, own: Tensor, k: int) -> Neighbours:
     """The k points of the base nearest to each query, except the one at its index `own` (-1: no exception)."""
-    screen = _Screen(base, queries)
-    cloud = screen.cloud(base)
-    smallest = _Smallest(len(queries), k + 1, screen.dtype)
+    frame = Frame(base, queries)
+    cloud = frame.cloud(base)
+    smallest = _Smallest(len(queries), k + 1, frame.dtype)
     for part in _tiles(len(queries)):
-        rows_cloud = screen.cloud(queries[part])
+        rows_cloud = frame.cloud(queries[part])
         for other in _tiles(len(base)):
             lower = rows_cloud.lower(cloud[other])
             _exclude(lower, own[part], other.start)
             smallest.offer(part, lower, other.start)
-    return _decide(smallest, screen, cloud, queries, own)
+    return _decide(smallest, frame, cloud, queries, own)
 
 
 def _exclude(lower: Tensor, own: Tensor, first: int) -> None:
@@ -267,7 +203,7 @@ def _exclude(lower: Tensor, own: Tensor, first: int) -> None:
     lower[row, own[row] - first] = torch.inf
 
 
-def _decide(smallest: _Smallest, screen: _Screen, cloud: _Cloud, queries: Tensor, own: Tensor) -> Neighbours:
+def _decide(smallest: _Smallest, frame: Frame, cloud: Cloud, queries: Tensor, own: Tensor) -> Neighbours:
     """The k nearest points by float64 distances, from the k + 1 smallest lower bounds of each query.
 
     Let `limit` be the largest exact distance of the k points with the smallest bounds. All other points have bounds of
@@ -278,14 +214,15 @@ def _decide(smallest: _Smallest, screen: _Screen, cloud: _Cloud, queries: Tensor
     # sorted by index, so that the stable sorts by distance leave ties in order of the index
     indices = smallest.indices[:, :k].sort(dim=1).values
     query = torch.arange(len(queries)).repeat_interleave(k)
-    squared, order = _squared(queries, cloud.points, query, indices.flatten()).view(-1, k).sort(dim=1, stable=True)
+    exact = squared_distances(queries, cloud.points, query, indices.flatten())
+    squared, order = exact.view(-1, k).sort(dim=1, stable=True)
     indices = indices.gather(1, order)
 
     limits = cloud.scaled(squared[:, -1])
     contested = ((limits > 0) & (smallest.bounds[:, k] <= limits)).nonzero().flatten()
     for part in _tiles(len(contested)):
         numbers = contested[part]
-        rows_cloud = screen.cloud(queries[numbers])
+        rows_cloud = frame.cloud(queries[numbers])
         pairs = []
         for other in _tiles(len(cloud.points)):
             lower = rows_cloud.lower(cloud[other])
@@ -293,7 +230,7 @@ def _decide(smallest: _Smallest, screen: _Screen, cloud: _Cloud, queries: Tensor
             candidates = (lower <= limits[numbers, None].to(lower.dtype)).nonzero()
             pairs.append(candidates + torch.tensor([0, other.start]))
         row, column = torch.cat(pairs).unbind(dim=1)
-        exact = _squared(rows_cloud.points, cloud.points, row, column)
+        exact = squared_distances(rows_cloud.points, cloud.points, row, column)
         # sort by row, then by distance, then by column; the first k of each row are its neighbours
         order = exact.argsort(stable=True)
         order = order[row[order].argsort(stable=True)]
@@ -303,7 +240,7 @@ def _decide(smallest: _Smallest, screen: _Screen, cloud: _Cloud, queries: Tensor
     return Neighbours(squared, indices)
 
 
-def _inside(rows_cloud: _Cloud, cloud: _Cloud, lower: Tensor, radii: Tensor) -> tuple[Tensor, Tensor]:
+def _inside(rows_cloud: Cloud, cloud: Cloud, lower: Tensor, radii: Tensor) -> tuple[Tensor, Tensor]:
     """Rows and columns of the pairs of a tile whose squared distance is at most the radius.
 
     Args:
@@ -316,32 +253,13 @@ def _inside(rows_cloud: _Cloud, cloud: _Cloud, lower: Tensor, radii: Tensor) -> 
     # the upper bound proves most pairs to be inside; the others are computed exactly
     inside = lower[row, column] + rows_cloud.room[row] + cloud.room[column] <= cloud.scaled(limits)
     doubtful = (~inside).nonzero().flatten()
-    inside[doubtful] = _squared(rows_cloud.points, cloud.points, row[doubtful], column[doubtful]) <= limits[doubtful]
+    exact = squared_distances(rows_cloud.points, cloud.points, row[doubtful], column[doubtful])
+    inside[doubtful] = exact <= limits[doubtful]
     return row[inside], column[inside]
 
 
-def _squared(queries: Tensor, base: Tensor, query: Tensor, index: Tensor) -> Tensor:
-    """`sum((queries[query] - base[index])**2)`, float64 `[P]`, for pairs of int64 `[P]` row numbers."""
-    result = torch.empty(len(query), dtype=torch.float64)
-    for part in _slices(len(query), _COORDINATES // base.shape[1]):
-        difference = queries[query[part]].double() - base[index[part]].double()
-        result[part] = difference.square_().sum(dim=1)
-    return result
-
-
-def _float32_is_kept() -> bool:
-    """False if float32 products are computed in a shorter format, by a setting of torch or under autocast."""
-    precision = torch.backends.mkldnn.matmul.fp32_precision  # type: ignore[attr-defined]
-    return precision in ("none", "ieee") and not torch.is_autocast_enabled("cpu")
-
-
 def _tiles(count: int, start: int = 0) -> Iterator[slice]:
-    return _slices(count, _TILE, start)
-
-
-def _slices(count: int, step: int, start: int = 0) -> Iterator[slice]:
-    step = max(1, step)
-    return (slice(first, min(first + step, count)) for first in range(start, count, step))
+    return slices(count, _TILE, start)
 
 
 def _check(k: int, available: int) -> None:

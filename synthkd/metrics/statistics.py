@@ -8,7 +8,7 @@ where the mean is large they lose the covariance to rounding.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -121,12 +121,12 @@ class FeatureStatistics:
             raise DataError(f"statistics: a covariance needs at least 2 samples, got {self._n}; call update with more")
         return self._scatter / (self._n - 1)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, int | Tensor]:
         """The state: `n`, `mean` float64 `[D]` and `scatter` float64 `[D, D]`."""
         return {"n": self._n, "mean": self._mean.clone(), "scatter": self._scatter.clone()}
 
     @classmethod
-    def from_state(cls, state: Mapping[str, Any]) -> Self:
+    def from_state(cls, state: Mapping[str, int | Tensor]) -> Self:
         """Statistics with the state that `state_dict` returned.
 
         Raises:
