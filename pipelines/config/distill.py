@@ -47,11 +47,15 @@ NO_TEACHER = (
 )
 
 
+BESIDE_A_GENERATOR = (Joint(kind="joint", steps=4000, every=15), Refine(kind="refine", steps=500))
+"""Default phases where images are generated."""
+
+
 def _default_phases(fields: dict[str, Any]) -> tuple[PhaseSettings, ...]:
     """Rounds of the generator beside the student's steps where images are generated, else steps alone."""
     sources = fields.get("transfer_set", GeneratedSet())
     if any(isinstance(one, GeneratedSet) for one in (sources if isinstance(sources, tuple) else (sources,))):
-        return (Joint(kind="joint", steps=4000, every=15), Refine(kind="refine", steps=500))
+        return BESIDE_A_GENERATOR
     return (Refine(kind="refine", steps=4500),)
 
 
@@ -62,7 +66,11 @@ class Distillation(Settings):
     """What the student learns from: one source or a list of them. Kind generated is data-free unless it has `data`."""
     mix: MixSettings = MixSettings()
     distill: DistillSettings = DistillSettings()
-    phases: Annotated[tuple[PhaseSettings, ...], Listed] = Field(default_factory=_default_phases)
+    phases: Annotated[tuple[PhaseSettings, ...], Listed] = Field(
+        default_factory=_default_phases,
+        # What an override such as phases.0.steps=10 starts from, where a recipe has no phases.
+        json_schema_extra={"default": [phase.model_dump() for phase in BESIDE_A_GENERATOR]},
+    )
     """joint 4000 steps and refine 500 where images are generated, else refine 4500, if not set."""
     online: OnlineSettings | None = None
     """Networks that learn together with the student, and from each other."""

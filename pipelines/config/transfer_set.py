@@ -115,7 +115,8 @@ def sources_of(transfer_set: TransferSetSettings) -> tuple[GeneratedSet | Stored
     """The sources of a transfer set, one or several.
 
     Raises:
-        ValueError: shares that leave none or more than one source for the rest, or two sources of one kind.
+        ValueError: shares that leave none or more than one source for the rest, two sources of one kind, or generated
+            beside stored images.
     """
     sources = transfer_set if isinstance(transfer_set, tuple) else (transfer_set,)
     if sum(source.share is None for source in sources) != 1:
@@ -123,6 +124,8 @@ def sources_of(transfer_set: TransferSetSettings) -> tuple[GeneratedSet | Stored
     kinds = [source.kind for source in sources]
     if twice := [kind for kind in dict.fromkeys(kinds) if kinds.count(kind) > 1]:
         raise ValueError(f"transfer_set: there are two sources of kind {twice[0]}: leave one out")
+    if {"generated", "stored"} <= set(kinds):  # a run has one memory bank, and the dataset fills all of it
+        raise ValueError("transfer_set: generated and stored images need a memory bank each: leave one source out")
     return tuple(sources)
 
 
@@ -137,7 +140,7 @@ def refuse_sources_outside(recipe: Mapping[str, Any]) -> None:
         ConfigError: with the line that says the same today.
     """
     if moved := _moved(recipe):
-        raise ConfigError(_moved_to(moved, {"transfer_set": present_form(recipe)}))
+        raise ConfigError(_moved_to(moved, recipe, {"transfer_set": present_form(recipe)}))
 
 
 def refuse_flat_form(recipe: Mapping[str, Any], keys: set[str]) -> None:
@@ -160,7 +163,7 @@ def refuse_flat_form(recipe: Mapping[str, Any], keys: set[str]) -> None:
         mix = {key: value for key, value in section(recipe, "mix").items() if key not in ("real", "live")}
         distillation.pop("mix", None)
         distillation |= {"mix": mix} if mix else {}
-    raise ConfigError(_moved_to(moved, {"distillation": distillation}))
+    raise ConfigError(_moved_to(moved, recipe, {"distillation": distillation}))
 
 
 def _moved(recipe: Mapping[str, Any]) -> list[str]:
@@ -168,10 +171,13 @@ def _moved(recipe: Mapping[str, Any]) -> list[str]:
     return [key for key in MOVED if key in recipe] + [f"mix.{key}" for key in ("real", "live") if key in mix]
 
 
-def _moved_to(moved: Sequence[str], form: Mapping[str, Any]) -> str:
+def _moved_to(moved: Sequence[str], recipe: Mapping[str, Any], form: Mapping[str, Any]) -> str:
+    where, one = next(iter(form)), len(moved) == 1
+    keys = f"{', '.join(moved)} {'is' if one else 'are'} part of {where} now"
+    if where in recipe:  # its place is taken, and what is there may be more than `form` says
+        return f"{keys}: move {'it' if one else 'them'} into the {where} of this recipe"
     line = yaml.safe_dump(form, default_flow_style=True, sort_keys=False, width=10**6).strip()[1:-1]
-    where = next(iter(form))
-    return f"{', '.join(moved)} {'is' if len(moved) == 1 else 'are'} part of {where} now: write {line}"
+    return f"{keys}: write {line}"
 
 
 def section(recipe: Mapping[str, Any], key: str) -> Mapping[str, Any]:

@@ -161,9 +161,9 @@ def _require_possible(config: DistillConfig, accelerator: Accelerator, images: I
         raise ConfigError("online: peers learn together in one process only; leave torchrun out, or online")
     if images.splits is not None:
         require_fit("data", images.splits.train, subject)
-    generated = config.generated
-    alone = generated is not None and len(config.sources) == 1
-    phases.check(config.phases, needs_bank=alone and generated is not None and generated.live != 1.0)
+    generated, real = config.generated, config.real
+    has_bank_images = generated is not None and generated.live != 1.0 and (real is None or real.share != 1.0)
+    phases.check(config.phases, needs_bank=has_bank_images)
 
 
 def _require_evaluations(controllers: Controllers, transfer_set: TransferSet, accelerator: Accelerator) -> None:

@@ -52,6 +52,13 @@ class RunFiles:
         return job == "distill" if job else "student" in self.config
 
     @property
+    def has_real_images_alone(self) -> bool:
+        """Whether the student learns from real images alone, which earlier versions wrote as generator.kind none."""
+        sources = self.config.get("transfer_set")
+        kinds = {_get(source, "kind") for source in (sources if isinstance(sources, list) else [sources])}
+        return kinds == {"real"} or _get(self.config, "generator", "kind") == "none"
+
+    @property
     def total_steps(self) -> int | None:
         """Steps the configuration asks for, where it says."""
         phases = [phase for phase in self.config.get("phases") or () if isinstance(phase, dict)]
@@ -180,7 +187,7 @@ def _outcome(run: RunFiles) -> str:
 
 def _without_teacher(run: RunFiles, student: Any) -> str:
     accuracy, agreement = number(_get(student, "accuracy")), number(_get(student, "agreement"))
-    is_real = _get(run.config, "generator", "kind") == "none"
+    is_real = run.has_real_images_alone
     parts = ["learned from the soft labels of a dataset"]
     if is_real:
         images, peers = number(_get(run.result, "real_images_used")), len(_get(run.result, "peers") or ())

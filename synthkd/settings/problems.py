@@ -28,7 +28,9 @@ def explain(schema: Schema, data: Mapping[str, Any], error: ValidationError) -> 
         data: plain data (dicts, lists, text, numbers, booleans, null) that was validated.
         error: raised by pydantic.
     """
-    problems = [_problem(schema, data, each) for each in error.errors(include_url=False, include_input=False)]
+    # A default that depends on another field is not made where that field is wrong, which is the problem to name.
+    errors = error.errors(include_url=False, include_input=False)
+    problems = [_problem(schema, data, each) for each in errors if each["type"] != "default_factory_not_called"]
     # A union without kinds (a number or a curve) fails once per member. What is wrong inside the intended member says
     # more than "expected a number or a curve", so vague lines remain only where there is no precise one.
     precise = {problem.path[:end] for problem in problems if not problem.vague for end in range(len(problem.path) + 1)}

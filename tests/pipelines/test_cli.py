@@ -94,6 +94,15 @@ def test_a_file_with_an_equals_sign_in_its_path_is_a_file(calls, tmp_path):
             f"error: seed: expected a whole number >= 0 and <= {2**63 - 1}, got 'x'\nerror: lr: ",
         ),
         (["distill", "digits", "--seed=1"], "error: --seed=1: unknown option; settings are written key=value"),
+        (
+            ["distill", "digits", "generator.kind=pixels"],
+            "error: generator is part of transfer_set now: move it into the transfer_set of this recipe\n",
+        ),
+        (
+            ["distill", "teacher={kind: load, model: t}", "student={arch: mlp}", "generator.kind=pixels"],
+            "error: generator is part of transfer_set now: write transfer_set: {kind: generated, generator: {kind: "
+            "pixels}}\n",
+        ),
         (["distill", "digit"], "error: digit: no such file and no such recipe (recipes of distill: "),
         (["teach", "digits"], "error: digits: this recipe is for `synthkd distill`, not for `synthkd teach`\n"),
         (["recipes", "all"], "error: all: unexpected argument (see --help)\n"),

@@ -7,20 +7,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+from pydantic import ValidationError
 
 import synthkd
 from synthkd.compression.pareto import Candidate, Front, Scores
 from synthkd.data.read.splits import RealData, Splits
 from synthkd.errors import ConfigError, MissingExtraError
 from synthkd.pipelines import compress
-from synthkd.pipelines.config import CompressConfig, ExportSettings, TeachConfig
+from synthkd.pipelines.config import CompressConfig, Distillation, ExportSettings, TeachConfig
+from synthkd.pipelines.config import compress as compress_config
 from synthkd.pipelines.handover import attack, flow
 from synthkd.pipelines.handover import search as choose
 from synthkd.pipelines.handover.export import require_packages
 from synthkd.pipelines.handover.private_generator import ReleaseConfig
 from synthkd.pipelines.run.result import Plan, Result
 from synthkd.privacy import copies
-from synthkd.settings import ZooModel
+from synthkd.settings import LoadedModel, ZooModel
 from synthkd.settings.load import load_config
 
 compress_module = sys.modules["synthkd.pipelines.compress"]
@@ -30,7 +33,7 @@ pytest.importorskip("opacus")
 pytest.importorskip("dp_accounting")
 
 
-def recipe(**changes: Any) -> dict[str, Any]:
+def recipe(generator: dict[str, Any] | None = None, **changes: Any) -> dict[str, Any]:
     return {
         "device": "cpu",
         "threads": 1,
@@ -42,10 +45,12 @@ def recipe(**changes: Any) -> dict[str, Any]:
         },
         "student": {"arch": "convnet", "width": 4},
         "test": {"kind": "digits"},
-        "generator": {"width": 8, "latent": 16},
-        "distill": {"batch_size": 32},
-        "phases": [{"kind": "pregenerate", "rounds": 3}, {"kind": "joint", "steps": 30}],
-        "grid_every": 100,
+        "distillation": {
+            "transfer_set": {"generator": generator or {"width": 8, "latent": 16}},
+            "distill": {"batch_size": 32},
+            "phases": [{"kind": "pregenerate", "rounds": 3}, {"kind": "joint", "steps": 30}],
+            "grid_every": 100,
+        },
         **changes,
     }
 
@@ -57,6 +62,10 @@ DP = {
     "training": {"steps": 10, "batch_size": 128, "dp": {"epsilon": 8.0}},
 }
 PIXELS = {"kind": "pixels", "batch_size": 30}
+DIGITS = {"kind": "digits"}
+REAL = {"kind": "real", "data": DIGITS}
+HALF_REAL = [{"kind": "generated"}, {**REAL, "share": 0.5}]
+REFINE = {"phases": [{"kind": "refine", "steps": 30}]}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -269,24 +278,97 @@ def test_a_test_seed_is_stamped(tmp_path: Path) -> None:
         ({"student": None}, "set student, or search"),
         ({"search": {}}, "one of the two"),
         ({"teacher": DP}, "choose dp_teacher"),
-        ({"flow": "dp_teacher", "teacher": DP, "data": {"kind": "digits"}, "mix": {"real": 0.5}}, "set it to 0"),
+        ({"teachers": [DP]}, "teachers: unknown key"),
+        ({"distillation": {"teachers": [DP]}}, r"distillation\.teachers: unknown key"),
+        (
+            {"flow": "dp_teacher", "teacher": DP, "distillation": {"transfer_set": HALF_REAL}},
+            "real images and stored datasets show the student what no flow counts",
+        ),
+        (
+            {"distillation": {"transfer_set": {"kind": "real", "data": DIGITS}, **REFINE}},
+            "one source of kind generated",
+        ),
+        ({"distillation": {"transfer_set": {"kind": "stored", "path": "x"}, **REFINE}}, "one source of kind generated"),
+        (
+            {"flow": "dp_generator", "distillation": {"transfer_set": {"generator": MERF, "data": DIGITS}}},
+            "the private images of flow dp_generator are teacher.data: leave data out",
+        ),
         ({"teacher": {"kind": "load", "model": "x"}, "audit": {}}, "synthkd audit"),
         ({"flow": "dp_teacher", "teacher": DP, "generator": {"kind": "saved", "path": "x"}}, "what saved learned from"),
         ({"flow": "dp_teacher", "teacher": DP, "generator": MERF}, "choose flow dp_generator or dp_both"),
-        ({"flow": "dp_generator"}, "set generator.kind to merf"),
+        ({"flow": "dp_generator"}, r"set distillation\.transfer_set\.generator\.kind to merf"),
         ({"flow": "dp_generator", "generator": MERF, "teacher": DP}, "choose dp_teacher or dp_both"),
         (
             {"flow": "dp_generator", "generator": MERF, "teacher": {"kind": "load", "model": "x"}},
             "teacher.kind to train",
         ),
         ({"flow": "dp_both", "generator": MERF}, "set teacher.training.dp"),
-        ({"teacher": None}, "set teacher"),
+        ({"teacher": None}, "teacher: expected a section with kind train | load, got null"),
         ({"audit": {"canaries": 5}}, "expected a whole number >= 80"),
     ],
 )
 def test_what_a_flow_does_not_allow_is_refused(changes: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         load_config(CompressConfig, recipe(**changes), [])
+
+
+def test_a_key_of_a_distillation_that_no_flow_counts_cannot_be_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A key that `Distillation` gets later is refused in a compression until it is added to `COUNTED`."""
+    assert set(Distillation.model_fields) <= compress_config.COUNTED
+    monkeypatch.setattr(compress_config, "COUNTED", compress_config.COUNTED - {"online", "publish_every"})
+    load_config(CompressConfig, recipe(), [])
+    for key, value in {"publish_every": "5", "online": "{peers: [{model: {arch: mlp}}]}"}.items():
+        with pytest.raises(ConfigError, match=rf"distillation\.{key}: no flow accounts for it: leave it out"):
+            load_config(CompressConfig, recipe(), [f"distillation.{key}={value}"])
+    with pytest.raises(ValidationError, match=r"distillation\.publish_every: no flow accounts for it"):
+        CompressConfig(
+            teacher=LoadedModel(kind="load", model="x"),
+            student=ZooModel(arch="mlp"),
+            distillation=Distillation(publish_every=5),
+        )
+
+
+def test_a_flat_recipe_ends_with_one_line_that_loads() -> None:
+    """Its remedy is the present form of the same compression."""
+    present = recipe(generator=PIXELS)
+    inner = present.pop("distillation")
+    inner["transfer_set"] |= {"difficulty": {"start": 0.5}, "bank": {"capacity": 40}, "live": 0.25}
+    inner["mix"] = {"mixup": 0.8}
+    flat = {**present, **inner, "mix": {"mixup": 0.8, "live": 0.25}, **inner["transfer_set"]}
+    del flat["transfer_set"], flat["live"]
+    with pytest.raises(ConfigError) as caught:
+        load_config(CompressConfig, flat, [])
+    line = str(caught.value)
+    assert "\n" not in line
+    moved, separator, remedy = line.partition(" are part of distillation now: write ")
+    assert separator
+    assert set(moved.split(", ")) == {"distill", "mix", "phases", "grid_every", "generator", "difficulty", "bank"}
+    assert load_config(CompressConfig, present | yaml.safe_load(remedy), []) == load_config(
+        CompressConfig, present | {"distillation": inner}, []
+    )
+
+
+@pytest.mark.parametrize("changes", [{"generator": PIXELS}, {"grid_every": 100}, {"distill": {"batch_size": 32}}])
+def test_one_key_of_the_flat_form_is_refused_with_its_present_place(changes: dict[str, Any]) -> None:
+    present = recipe()
+    del present["distillation"]
+    with pytest.raises(ConfigError) as caught:
+        load_config(CompressConfig, present | changes, [])
+    moved, separator, remedy = str(caught.value).partition(" is part of distillation now: write ")
+    assert separator
+    assert [moved] == list(changes)
+    assert load_config(CompressConfig, present | yaml.safe_load(remedy), [])
+
+
+def test_sources_beside_the_transfer_set_of_a_distillation_are_refused() -> None:
+    old = recipe()["distillation"]
+    generator = old.pop("transfer_set")["generator"]
+    with pytest.raises(ConfigError) as caught:
+        load_config(CompressConfig, recipe(distillation={**old, "generator": generator}), [])
+    _, separator, remedy = str(caught.value).partition("generator is part of transfer_set now: write ")
+    assert separator
+    present = load_config(CompressConfig, recipe(distillation={**old, **yaml.safe_load(remedy)}), [])
+    assert present == load_config(CompressConfig, recipe(), [])
 
 
 def test_more_canaries_than_half_of_the_images_are_refused_before_the_audit_runs(tmp_path: Path) -> None:

@@ -33,17 +33,20 @@ TEACHER: dict[str, Any] = {
     "checkpoint_every": 50,
     "evaluate_every": 75,
 }
+GENERATED: dict[str, Any] = {
+    "generator": {"batch_size": 32, "width": 8, "latent": 32},
+    "difficulty": {"start": 0.8},
+    "bank": {"capacity": 150},
+}
 SMALL: dict[str, Any] = {
     "student": {"arch": "convnet", "width": 6},
-    "generator": {"batch_size": 32, "width": 8, "latent": 32},
+    "transfer_set": GENERATED,
     "phases": [
         {"kind": "pregenerate", "rounds": 4, "discard": 2},
         {"kind": "joint", "steps": 40, "every": 8},
         {"kind": "refine", "steps": 8},
     ],
     "distill": {"batch_size": 32, "temperature": 10, "optimizer": {"lr": 5e-3, "ema": 0.9, "clip": 5.0}},
-    "difficulty": {"start": 0.8},
-    "bank": {"capacity": 150},
     "device": "cpu",
     "checkpoint_every": 10,
     "evaluate_every": 20,
@@ -59,6 +62,11 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert isinstance(result, Result)
     assert result.values["teacher"]["accuracy"] > 0.9
     return out
+
+
+def real(share: float, **data: Any) -> dict[str, Any]:
+    """Real images, digits unless `data` says others, that have a share of each batch."""
+    return {"kind": "real", "data": {"kind": "digits", **data}, "share": share}
 
 
 def config_for(teacher: Path, out: Path | None = None, *overrides: str, **changes: Any) -> DistillConfig:
@@ -132,8 +140,12 @@ def test_a_stopped_and_resumed_run_ends_with_the_same_bytes(teacher: Path, tmp_p
     source = {
         "teacher": {"kind": "load", "model": str(teacher)},
         **SMALL,
-        "bank": {"capacity": 150, "policy": "prioritized", "storage": "disk"},
-        "mix": {"mixup": 0.5, "live": 0.1},
+        "transfer_set": {
+            **GENERATED,
+            "bank": {"capacity": 150, "policy": "prioritized", "storage": "disk"},
+            "live": 0.1,
+        },
+        "mix": {"mixup": 0.5},
     }
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(json.dumps(source))
@@ -211,7 +223,8 @@ def test_a_run_without_real_data_opens_no_image(teacher: Path, tmp_path: Path) -
 
 
 def test_real_images_can_be_mixed_in_and_are_counted(teacher: Path, tmp_path: Path) -> None:
-    config = config_for(teacher, tmp_path / "run", data={"kind": "digits"}, mix={"real": 0.25, "mixup": 0.25})
+    mixed = {"transfer_set": [GENERATED, real(0.25)], "mix": {"mixup": 0.25}, "inherit": True}
+    config = config_for(teacher, tmp_path / "run", **mixed)
     assert 0 < run(config).values["real_images_used"] <= 48 * 8
 
 
@@ -310,7 +323,7 @@ def test_a_teacher_without_batch_norm_is_refused_before_training(tmp_path: Path)
 
 def test_a_run_that_failed_before_it_began_can_be_corrected_in_place(teacher: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"bank\.capacity: a round of 32 images"):
-        distill(config_for(teacher, tmp_path / "run", "bank.capacity=8"))
+        distill(config_for(teacher, tmp_path / "run", "transfer_set.bank.capacity=8"))
     assert isinstance(distill(config_for(teacher, tmp_path / "run")), Result)
 
 
@@ -321,14 +334,18 @@ def test_phases_that_cannot_work_are_refused(teacher: Path) -> None:
         ([refine], r"phases\.0: refine would draw from an empty bank"),
         ([{"kind": "pregenerate", "rounds": 2, "discard": 2}, refine], r"phases\.1: refine"),
     ):
-        with pytest.raises(ConfigError, match=message):
-            distill(config_for(teacher, None, phases=phases), dry_run=True)
+        for transfer_set in (GENERATED, [GENERATED, real(0.5)]):
+            with pytest.raises(ConfigError, match=message):
+                distill(config_for(teacher, None, phases=phases, transfer_set=transfer_set), dry_run=True)
+    for transfer_set in ({**GENERATED, "live": 1.0}, [GENERATED, real(1.0)]):
+        plan = distill(config_for(teacher, None, phases=[refine], transfer_set=transfer_set), dry_run=True)
+        assert isinstance(plan, Plan), "nothing is drawn from the bank"
 
 
 @pytest.mark.parametrize("generator", ["inversion", "pixels"])
 def test_bfloat16_runs(teacher: Path, tmp_path: Path, generator: str) -> None:
-    source = SMALL["generator"] if generator == "inversion" else {"kind": "pixels", "batch_size": 32}
-    config = config_for(teacher, tmp_path / "run", "precision=bf16", generator=source)
+    source = GENERATED["generator"] if generator == "inversion" else {"kind": "pixels", "batch_size": 32}
+    config = config_for(teacher, tmp_path / "run", "precision=bf16", transfer_set={**GENERATED, "generator": source})
     assert run(config).values["student"]["agreement"] is not None
     assert isinstance(distill(config_for(teacher), dry_run=True), Plan), "another precision in the same process"
 
@@ -344,8 +361,8 @@ def test_hints_and_own_logits_from_a_teacher_without_batch_norm(tmp_path: Path) 
     source = {**TEACHER, "model": {"arch": "lenet5"}, "training": {"steps": 60, "batch_size": 64}}
     teach(load_config(TeachConfig, source, [f"out={tmp_path / 'lenet'}"]))
     options = ["distill.hint=3", "distill.logit_match=1", "student={arch: lenet5, width: 3}"]
-    generator = {"kind": "pixels", "batch_size": 32}
-    result = run(config_for(tmp_path / "lenet", tmp_path / "run", *options, generator=generator))
+    transfer_set = {**GENERATED, "generator": {"kind": "pixels", "batch_size": 32}}
+    result = run(config_for(tmp_path / "lenet", tmp_path / "run", *options, transfer_set=transfer_set))
     saved = load(tmp_path / "run")
     assert result.values["student"]["parameters"] == sum(p.numel() for p in saved.parameters()), "no regressor is saved"
 
@@ -368,7 +385,7 @@ def test_the_averaged_student_is_what_is_saved(teacher: Path, tmp_path: Path) ->
 
 LEARN = DistillStep.__call__
 GENERATORS: dict[str, dict[str, Any]] = {
-    "inversion": SMALL["generator"],
+    "inversion": GENERATED["generator"],
     "cgan": {"kind": "cgan", "batch_size": 32, "steps": 2, "width": 8, "critic_width": 8},
     "diffusion": {"kind": "diffusion", "channels": [8, 8], "batch_size": 32, "real_batch": 16, "steps": 2,
                   "sample_steps": 2, "horizon": 20},
@@ -377,11 +394,11 @@ GENERATORS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("kind", GENERATORS)
 def test_all_phases_and_student_terms_work_with_every_generator(kind: str, teacher: Path, tmp_path: Path) -> None:
+    generator = {**GENERATORS[kind], "distillation": 0.5, "semantic": 0.5}
     changes: dict[str, Any] = {
-        "generator": {**GENERATORS[kind], "distillation": 0.5, "semantic": 0.5},
+        "transfer_set": [{**GENERATED, "generator": generator}, real(0.25, per_class=20)],
         "distill": {**SMALL["distill"], "semantic": 1.0, "alpha": 0.3},
-        "data": {"kind": "digits", "per_class": 20},
-        "mix": {"real": 0.25},
+        "inherit": True,
     }
     result = run(config_for(teacher, tmp_path / "a", **changes))
     assert result.values["real_images_used"] == (pytest.approx(200, abs=60) if kind == "inversion" else 200)
@@ -392,7 +409,8 @@ def test_all_phases_and_student_terms_work_with_every_generator(kind: str, teach
 
     # what it saved goes on elsewhere, as it is
     fixed = {"kind": "saved", "path": str(tmp_path / "a")}
-    saved = {"generator": fixed, "phases": [{"kind": "joint", "steps": 16, "every": 8}]}
+    phases = [{"kind": "joint", "steps": 16, "every": 8}]
+    saved = {"transfer_set": {**GENERATED, "generator": fixed}, "phases": phases}
     again = run(config_for(teacher, tmp_path / "b", **saved))
     assert again.values["cost"]["images_generated"] == 64
     assert again.values["real_images_used"] == (0 if kind == "inversion" else 200)
@@ -407,7 +425,8 @@ def interrupted(self: DistillStep, step: int) -> dict[str, torch.Tensor | float]
 
 def test_a_stopped_run_with_a_generator_of_real_images_ends_with_the_same_bytes(teacher: Path, tmp_path: Path) -> None:
     for kind in ("cgan", "diffusion"):
-        changes = {"generator": GENERATORS[kind], "data": {"kind": "digits"}, "phases": SMALL["phases"][:2]}
+        transfer_set = {**GENERATED, "generator": GENERATORS[kind], "data": {"kind": "digits"}}
+        changes = {"transfer_set": transfer_set, "phases": SMALL["phases"][:2]}
         straight = run(config_for(teacher, tmp_path / f"{kind} straight", **changes))
         half = config_for(teacher, tmp_path / f"{kind} resumed", **changes)
         with pytest.MonkeyPatch.context() as patch:
@@ -420,16 +439,16 @@ def test_a_stopped_run_with_a_generator_of_real_images_ends_with_the_same_bytes(
 
 def test_a_dataset_teaches_without_teacher_and_generator(teacher: Path, tmp_path: Path) -> None:
     recipe = {
-        "teacher": {"kind": "load", "model": str(teacher)}, "generator": SMALL["generator"], "rounds": 30,
+        "teacher": {"kind": "load", "model": str(teacher)}, "generator": GENERATED["generator"], "rounds": 30,
         "per_class": 30, "device": "cpu",
     }  # fmt: skip
     written = generate(load_config(GenerateConfig, recipe, [f"out={tmp_path / 'made'}"]))
     assert isinstance(written, Result)
     source = {key: SMALL[key] for key in ("student", "distill", "device", "checkpoint_every")}
-    source |= {"generator": {"kind": "dataset", "path": str(tmp_path / "made")}, "test": {"kind": "digits"}}
+    source |= {"transfer_set": {"kind": "stored", "path": str(tmp_path / "made")}, "test": {"kind": "digits"}}
     source["phases"] = [{"kind": "refine", "steps": 200}]
     config = load_config(DistillConfig, source, [f"out={tmp_path / 'run'}"])
-    assert config.mix.logits == "stored"
+    assert config.logits == "stored"
     assert isinstance(distill(config, dry_run=True), Plan)
     result = run(config)
     assert result.values["teacher"] is None
@@ -443,7 +462,7 @@ def test_a_dataset_teaches_without_teacher_and_generator(teacher: Path, tmp_path
     model = load(tmp_path / "run" / "student")
     assert model.class_names == tuple(map(str, range(10)))
 
-    source |= {"teacher": recipe["teacher"], "phases": [{"kind": "refine", "steps": 10}]}
+    source |= {"teacher": recipe["teacher"], "phases": [{"kind": "refine", "steps": 10}], "inherit": True}
     del source["test"]
     beside = run(load_config(DistillConfig, source, [f"out={tmp_path / 'beside'}"])).values["student"]
     assert (beside["agreement_on"], beside["agreement_n"]) == ("held-out images of the dataset", 15)
@@ -454,9 +473,9 @@ def test_classes_in_another_order_are_refused(teacher: Path, tmp_path: Path) -> 
     names = [*map(str, range(8)), "9", "8"]
     np.savez(tmp_path / "a.npz", images=rng.integers(0, 255, (40, 8, 8), dtype=np.uint8), labels=np.arange(40) % 10,
              class_names=names)  # fmt: skip
-    data = {"kind": "npz", "path": str(tmp_path / "a.npz")}
+    mixed = [GENERATED, real(0.5, kind="npz", path=str(tmp_path / "a.npz"))]
     with pytest.raises(ConfigError, match=r"data: class 8 of a\.npz is '9', the teacher's is '8'"):
-        distill(config_for(teacher, None, data=data, mix={"real": 0.5}), dry_run=True)
+        distill(config_for(teacher, None, transfer_set=mixed), dry_run=True)
 
 
 def test_a_width_that_changes_is_cut_to_size_and_survives_a_stop(teacher: Path, tmp_path: Path) -> None:
@@ -477,15 +496,22 @@ def test_a_width_that_changes_is_cut_to_size_and_survives_a_stop(teacher: Path, 
     assert student_bytes(straight.directory) == student_bytes(run(half).directory)
 
 
+STORED: dict[str, Any] = {"kind": "stored", "path": "x"}
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"width": {}}, "set inherit to false"),
+        ({"width": {}, "inherit": True}, "set inherit to false"),
         ({"teacher": None}, "a teacher is missing"),
-        ({"teacher": None, "generator": {"kind": "dataset", "path": "x"}, "mix": {"logits": "fresh"}}, "a teacher is"),
-        ({"generator": {"kind": "dataset", "path": "x"}, "phases": SMALL["phases"]}, "a dataset is fixed"),
-        ({"generator": {"kind": "cgan"}}, "learns from real images: set data"),
-        ({"data": {"kind": "digits"}}, "no real image would be used"),
+        (
+            {"teacher": None, "transfer_set": STORED, "phases": SMALL["phases"][2:], "mix": {"logits": "fresh"}},
+            "a teacher is missing",
+        ),
+        ({"transfer_set": STORED, "phases": SMALL["phases"]}, "nothing is generated, so a student has refine phases"),
+        ({"transfer_set": {**STORED, "live": 0.1}}, r"transfer_set\.live: unknown key of kind stored"),
+        ({"transfer_set": {"generator": {"kind": "cgan"}}}, r"cgan learns from real images: set transfer_set\.data"),
+        ({"transfer_set": {"data": {"kind": "digits"}}}, "inversion does not learn from real images: leave data out"),
     ],
 )
 def test_sources_that_do_not_go_together_are_refused(changes: dict[str, Any], message: str, teacher: Path) -> None:

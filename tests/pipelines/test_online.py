@@ -26,14 +26,17 @@ from synthkd.system.sealed import unsealed
 from synthkd.types import ImageSpec
 
 DIGITS = {"kind": "digits"}
+GENERATED: dict[str, Any] = {
+    "kind": "generated",
+    "generator": {"kind": "pixels", "batch_size": 20, "steps": 2},
+    "bank": {"capacity": 60},
+}
+REAL: dict[str, Any] = {"kind": "real", "data": DIGITS}
 SMALL: dict[str, Any] = {
     "student": {"arch": "convnet", "width": 4},
     "inherit": False,
-    "generator": {"kind": "pixels", "batch_size": 20, "steps": 2},
-    "data": DIGITS,
-    "mix": {"real": 0.5},
+    "transfer_set": [GENERATED, {**REAL, "share": 0.5}],
     "phases": [{"kind": "pregenerate", "rounds": 2}, {"kind": "joint", "steps": 24, "every": 8}],
-    "bank": {"capacity": 60},
     "distill": {
         "batch_size": 16,
         "temperature": 4,
@@ -48,8 +51,8 @@ SMALL: dict[str, Any] = {
 }
 UNTAUGHT: dict[str, Any] = {
     **SMALL,
-    "generator": {"kind": "none"},
-    "mix": {"real": 1.0, "mixup": 0.0},
+    "transfer_set": REAL,
+    "mix": {"mixup": 0.0},
     "phases": [{"kind": "refine", "steps": 24}],
     "distill": {**SMALL["distill"], "alpha": 1.0},
 }
@@ -153,7 +156,10 @@ ONLINE: dict[str, Any] = {
         "averaged": True,
         "swap": {"above": 0.05, "again_below": 0.01},
     },
-    "bank": {"capacity": 60, "policy": "prioritized"},
+    "transfer_set": [
+        {**GENERATED, "bank": {"capacity": 60, "policy": "prioritized"}},
+        {**REAL, "share": 0.5},
+    ],
     "distill": {
         **SMALL["distill"],
         "average": 0.2,
@@ -202,16 +208,17 @@ def test_a_peer_without_a_model_is_a_copy_of_the_teacher_that_goes_on_learning(t
     source = {**SMALL, "teacher": teacher, "online": {"peers": [{}], "swap": {}}}
     original = load(teacher["model"])
     before = {name: value.clone() for name, value in original.state_dict().items()}
-    parts = assemble(config_of(source), [original], Accelerator(cpu=True), None)
-    copied = parts.pupils[1].learner.module
+    assembly = assemble(config_of(source), [original], Accelerator(cpu=True), None)
+    copied = assembly.students[1].learner.module
     assert all(torch.equal(value, before[name]) for name, value in copied.state_dict().items())
     assert all(p.requires_grad for p in copied.parameters())
-    parts.synthesis.alone(0, keep=True)
+    assert assembly.transfer_set.generated is not None
+    assembly.transfer_set.generated.rounds.alone(0, keep=True)
     for step in range(2):
-        parts.learn(step)
+        assembly.step(step)
     assert any(not torch.equal(value, before[name]) for name, value in copied.state_dict().items())
-    assert parts.teacher is not None
-    for name, value in parts.teacher.model.state_dict().items():
+    assert assembly.team is not None
+    for name, value in assembly.team.model.state_dict().items():
         assert torch.equal(value, before[name]), "the teacher itself is frozen"
 
 
@@ -273,9 +280,8 @@ def test_several_teachers_teach_networks_that_learn_together(
 
 
 def test_a_look_without_held_out_images_takes_the_newest_of_the_bank(teacher: dict[str, Any], tmp_path: Path) -> None:
-    source = {**SMALL, "teacher": teacher, "mix": {}, "online": {"peers": [PEER]}}
+    source = {**SMALL, "teacher": teacher, "transfer_set": GENERATED, "online": {"peers": [PEER]}}
     source["distill"] = {**SMALL["distill"], "adapt": {"every": 6, "images": 25, "temperature": {}}}
-    del source["data"]
     values = run(config_of(source, tmp_path / "run")).values
     assert values["evaluations"]["transfer_efficiency"]["n"] == 25
     assert values["real_images_used"] == 0
@@ -290,15 +296,15 @@ def test_of_images_of_the_bank_a_team_is_asked_anew_and_one_teacher_has_answered
 ) -> None:
     torch.manual_seed(5)
     save(build(ZooModel(arch="convnet", width=5), ImageSpec(1, 8, 8, 10)), tmp_path / "other", {})
-    source = {**SMALL, "teacher": teacher, "mix": {}, "data": None}
+    source = {**SMALL, "teacher": teacher, "transfer_set": GENERATED}
     source["distill"] = {**SMALL["distill"], "adapt": {"images": 25}}
     if team is not None:
         source |= {"teachers": [{"kind": "load", "model": str(tmp_path / "other")}], "team": team}
-    parts = assembled(config_of(source))
-    assert parts.probe() is None
+    transfer_set = assembled(config_of(source)).transfer_set
+    assert transfer_set.held_out() is None
     images, stored = torch.rand(30, 1, 8, 8, generator=torch.Generator().manual_seed(6)), torch.randn(30, 10)
-    parts.bank.add(images, torch.arange(30) % 10, stored)
-    asked = parts.probe()
+    transfer_set.banks[0].add(images, torch.arange(30) % 10, stored)
+    asked = transfer_set.held_out()
     assert asked.labels is None
     torch.testing.assert_close(asked.images, images[5:], atol=1 / 255, rtol=0.0)
     expected = stored[5:]
@@ -337,13 +343,16 @@ def distilling(**changes: Any) -> dict[str, Any]:
         (distilling(adapt={"weights": {}}), r"missing for adapt\.weights"),
         (distilling(adapt={"strength": {}}), r"missing for adapt\.strength"),
         ({"width": {}}, "missing for width: set teacher"),
-        ({"mix": {"real": 1.0}}, r"nobody labels mixtures without a teacher: set mix\.mixup and mix\.cutmix to 0"),
-        ({"mix": {"real": 1.0, "mixup": 0.0, "cutmix": 0.5}}, r"set mix\.mixup and mix\.cutmix to 0"),
-        ({"mix": {"real": 1.0, "mixup": 0.0, "logits": "stored"}}, r"set mix\.logits to fresh"),
-        ({"mix": {"real": 0.5, "mixup": 0.0}}, r"generator\.kind: none leaves real images alone: set mix\.real to 1"),
-        ({"phases": [{"kind": "joint", "steps": 8}]}, "phases to refine ones only"),
-        ({"data": None}, r"mix\.real needs real images: set data"),
-        ({"generator": {"kind": "pixels"}, "mix": {"real": 0.5}}, r"a teacher is missing: set teacher, or learn from"),
+        ({"mix": {}}, r"nobody labels mixtures without a teacher: set mix\.mixup and mix\.cutmix to 0"),
+        ({"mix": {"mixup": 0.0, "cutmix": 0.5}}, r"set mix\.mixup and mix\.cutmix to 0"),
+        ({"mix": {"mixup": 0.0, "logits": "stored"}}, r"set mix\.logits to fresh"),
+        ({"transfer_set": {**REAL, "share": 0.5}}, "transfer_set: one source has no share and fills the rest"),
+        ({"phases": [{"kind": "joint", "steps": 8}]}, "nothing is generated, so a student has refine phases only"),
+        ({"transfer_set": {"kind": "real"}}, r"transfer_set\.data: required"),
+        (
+            {"transfer_set": [{"generator": {"kind": "pixels"}}, {**REAL, "share": 0.5}]},
+            "a teacher is missing: set teacher, or learn from",
+        ),
         ({"online": {"peers": [{}]}}, r"online\.peers: a peer without a model is a copy of the teacher: set its model"),
         ({"teachers": [TAUGHT_BY]}, r"teachers label beside `teacher` what is at hand: set teacher"),
     ],
@@ -377,10 +386,10 @@ def test_soft_labels_of_a_peer_need_no_teacher_however_they_are_weighed() -> Non
         ({"online": {"peers": []}}, r"online\.peers"),
         ({"online": {"peers": [PEER], "swap": {"above": 0.8, "again_below": 0.9}}}, "again_below must not be above"),
         (
-            {"teacher": TAUGHT_BY, "mix": {"real": 1.0, "logits": "stored"}, **distilling(hint=1.0)},
+            {"teacher": TAUGHT_BY, "mix": {"logits": "stored"}, **distilling(hint=1.0)},
             r"hint compares features of the images at hand: set mix\.logits to fresh",
         ),
-        ({"teachers": [TAUGHT_BY], "teacher": TAUGHT_BY, "mix": {"real": 1.0, "logits": "stored"}}, "logits to fresh"),
+        ({"teachers": [TAUGHT_BY], "teacher": TAUGHT_BY, "mix": {"logits": "stored"}}, "logits to fresh"),
         ({"team": {"weighting": "sample", "weights": [1.0, 2.0]}}, "weights are those of fixed weighting"),
         ({"team": {"weighting": "sample"}}, "team says how several .* and there is one: set teachers, or leave team"),
         ({"team": {"selection": {"cost": 0.0}}, "teacher": TAUGHT_BY}, "set teachers, or leave team out"),
@@ -421,7 +430,7 @@ def test_where_nothing_is_generated_one_phase_refines_unless_others_are_asked_fo
 
 
 def test_exits_learn_from_the_student_alone_and_go_with_stored_logits() -> None:
-    dataset = {"generator": {"kind": "dataset", "path": "x"}, "mix": {"mixup": 0.0, "logits": "stored"}, "data": None}
+    dataset = {"transfer_set": {"kind": "stored", "path": "x"}, "mix": {"mixup": 0.0, "logits": "stored"}}
     config_of(UNTAUGHT, None, **dataset, **distilling(transfer=[{"kind": "exits"}], alpha=0.0))
     with pytest.raises(ConfigError, match="distill: sskd compares features"):
         config_of(UNTAUGHT, None, **dataset, **distilling(transfer=[{"kind": "exits"}, {"kind": "sskd"}]))
@@ -459,13 +468,12 @@ def test_what_works_in_one_process_only_is_refused_in_several(changes: dict[str,
     ],
 )
 def test_adapting_without_held_out_images_and_without_a_bank_is_refused(changes: dict[str, Any], key: str) -> None:
-    source = {**UNTAUGHT, "data": {"kind": "digits", "holdout": 0.0}}
+    source = {**UNTAUGHT, "transfer_set": {"kind": "real", "data": {"kind": "digits", "holdout": 0.0}}}
     with pytest.raises(
         ConfigError, match=f"{key} goes by images that are held out, or a bank: set data.holdout above 0"
     ):
         assembled(config_of(source, None, **changes))
-    parts = assembled(config_of(source, None))
-    assert parts.adaptation(0) == {}
+    assert assembled(config_of(source, None)).evaluation(0) == {}
 
 
 def test_peers_for_other_images_are_refused(teacher: dict[str, Any], tmp_path: Path) -> None:
@@ -476,6 +484,6 @@ def test_peers_for_other_images_are_refused(teacher: dict[str, Any], tmp_path: P
 
 
 def test_a_peer_starts_from_a_saved_model(teacher: dict[str, Any]) -> None:
-    parts = assembled(config_of(UNTAUGHT, None, online={"peers": [{"model": teacher}]}))
-    saved, peer = load(teacher["model"]).state_dict(), parts.pupils[1].learner.module.state_dict()
+    assembly = assembled(config_of(UNTAUGHT, None, online={"peers": [{"model": teacher}]}))
+    saved, peer = load(teacher["model"]).state_dict(), assembly.students[1].learner.module.state_dict()
     assert all(torch.equal(value, saved[name]) for name, value in peer.items())

@@ -24,14 +24,16 @@ TEACHER = {
 RECIPE = {
     "student": {"arch": "mlp", "width": 32},
     "test": {"kind": "digits"},
-    "generator": {"batch_size": 32, "width": 8, "latent": 32},
+    "transfer_set": {
+        "generator": {"batch_size": 32, "width": 8, "latent": 32},
+        "bank": {"capacity": 200, "policy": "prioritized"},
+        "difficulty": {"augment": False},
+    },
     "phases": [
         {"kind": "pregenerate", "rounds": 4},
         {"kind": "joint", "steps": 30, "every": 10},
     ],
-    "bank": {"capacity": 200, "policy": "prioritized"},
     "distill": {"batch_size": 32, "optimizer": {"lr": 5e-3}},
-    "difficulty": {"augment": False},
     "mix": {"mixup": 0.0},
     "device": "cpu",
     "checkpoint_every": 20,

@@ -397,12 +397,20 @@ def test_peers_stand_beside_the_student(tmp_path, teaching, who):
     assert f"They learned together. At the end the soft labels came from {who}." in table
 
 
-def test_student_of_real_images_and_peers_has_no_teacher(tmp_path):
+@pytest.mark.parametrize(
+    "sources",
+    [
+        {"transfer_set": {"kind": "real", "data": {"kind": "digits"}}},
+        {"transfer_set": [{"kind": "real", "data": {"kind": "digits"}}]},
+        {"generator": {"kind": "none"}},  # of an earlier version
+    ],
+)
+def test_student_of_real_images_and_peers_has_no_teacher(tmp_path, sources):
     more = looks_of() | {"teacher": None, "ratio": {}, "real_images_used": 1294, "teachers": []}
     more["student"] = result_of_distill()["student"] | {"agreement": None}
     more["evaluations"]["transfer_efficiency"] = None
     more["cost"] = {"seconds": {"teacher": 0.0, "distill": 9.5}, "steps": 400}
-    config = CONFIG | {"teacher": None, "generator": {"kind": "none"}}
+    config = CONFIG | {"teacher": None} | sources
     text = report_of(tmp_path, more, config)
     assert (
         "The student learned from 1,294 labelled real images together with 2 peers and reaches 96.9 % accuracy" in text

@@ -14,6 +14,10 @@ TEACHER = {"kind": "train", "data": {"kind": "digits"}, "model": {"arch": "resne
 MINIMAL = {"teacher": TEACHER, "student": {"arch": "resnet", "width": 8}}
 
 
+def hybrid(share):
+    return {"transfer_set": [{}, {"kind": "real", "data": {"kind": "digits"}, "share": share}]}
+
+
 def load(source=None, *overrides):
     return load_config(DistillConfig, source, overrides)
 
@@ -59,25 +63,53 @@ def write(folder: Path, text: str) -> Path:
             {"student": {"arch": "mlp", "classes": 3}},
             "student.classes: unknown key of kind zoo (it belongs to kind load)",
         ),
-        ({"adversarial": 0.5}, "adversarial: unknown key (generator.adversarial?)"),
         (
-            {"difficulty": {"momentum": 0.5}},
-            "difficulty.momentum: unknown key (generator.momentum or generator.optimizer.momentum or "
-            "distill.optimizer.momentum?)",
+            {"adversarial": 0.5},
+            "adversarial: unknown key (transfer_set.generator.adversarial or transfer_set.0.generator.adversarial?)",
         ),
         (
-            {"difficulty": {"xyz": 1}},
-            "difficulty.xyz: unknown key (keys here: start, low, high, raise_above, lower_below, up, down, augment)",
+            {"transfer_set": {"difficulty": {"momentum": 0.5}}},
+            "transfer_set.difficulty.momentum: unknown key (transfer_set.generator.momentum or "
+            "distill.optimizer.momentum or transfer_set.generator.optimizer.momentum?)",
         ),
-        ({"difficulty": {"low": 0.5}}, "difficulty: must hold: low <= start <= high"),
-        ({"difficulty": {"augment": "yes"}}, "difficulty.augment: expected true or false, got 'yes'"),
-        ({"difficulty": {"high": float("inf")}}, "difficulty.high: expected a number >= 0 and <= 1, got inf"),
-        ({"mix": {"real": 0.5}}, "mix.real needs real images: set data, or mix.real to 0"),
-        ({"mix": {"real": "x"}}, "mix.real: expected a number or a section with kind linear | cosine | step, got 'x'"),
-        ({"mix": {"real": {"kind": "linear", "start": "x", "end": 0}}}, "mix.real.start: expected a number, got 'x'"),
         (
-            {"mix": {"real": {"kind": "step", "start": 1, "end": 0, "begin": 0.5, "until": 0.2}}},
-            "mix.real: begin must not be after until",
+            {"transfer_set": {"difficulty": {"xyz": 1}}},
+            "transfer_set.difficulty.xyz: unknown key (keys here: start, low, high, raise_above, lower_below, up, "
+            "down, augment)",
+        ),
+        (
+            {"transfer_set": {"difficulty": {"low": 0.5}}},
+            "transfer_set.difficulty: must hold: low <= start <= high",
+        ),
+        (
+            {"transfer_set": {"difficulty": {"augment": "yes"}}},
+            "transfer_set.difficulty.augment: expected true or false, got 'yes'",
+        ),
+        (
+            {"transfer_set": {"difficulty": {"high": float("inf")}}},
+            "transfer_set.difficulty.high: expected a number >= 0 and <= 1, got inf",
+        ),
+        ({"transfer_set": [{}, {"kind": "real", "share": 0.5}]}, "transfer_set.1.data: required"),
+        (
+            hybrid("x"),
+            "transfer_set.1.share: expected a number or a section with kind linear | cosine | step or null, got 'x'",
+        ),
+        (
+            hybrid({"kind": "linear", "start": "x", "end": 0}),
+            "transfer_set.1.share.start: expected a number, got 'x'",
+        ),
+        (
+            hybrid({"kind": "step", "start": 1, "end": 0, "begin": 0.5, "until": 0.2}),
+            "transfer_set.1.share: begin must not be after until",
+        ),
+        (
+            {"transfer_set": {"kind": "reel"}},
+            "transfer_set.kind: expected one of 'generated', 'stored', 'real', got 'reel' (did you mean 'real'?)",
+        ),
+        (
+            {"transfer_set": 5},
+            "transfer_set: expected a list of at most 8 items, each item a section with kind generated | stored | "
+            "real or a section with kind generated | stored | real, got 5",
         ),
         (
             {"phases": [{"kind": "joint", "steps": -1}]},
@@ -94,8 +126,12 @@ def write(folder: Path, text: str) -> Path:
             "whole number >= 1 and <= 8192] or null, got 'a'",
         ),
         (
-            {"generator": {"kind": "python", "target": "a:b", "options": {"when": datetime.date(2020, 1, 2)}}},
-            "generator.options.when: expected text, a number, true, false, null, a list or a section, "
+            {
+                "transfer_set": {
+                    "generator": {"kind": "python", "target": "a:b", "options": {"when": datetime.date(2020, 1, 2)}}
+                }
+            },
+            "transfer_set.generator.options.when: expected text, a number, true, false, null, a list or a section, "
             "got datetime.date(2020, 1, 2)",
         ),
     ],
@@ -105,13 +141,14 @@ def test_a_problem_is_one_line_with_path_expectation_and_remedy(change, expected
 
 
 def test_everything_wrong_is_said_at_once():
-    lines = problems({"teacher": TEACHER, "seeed": 1}, "nonsense", "seed=", "bank.capacity=0", "phases.7.steps=1")
+    overrides = ["nonsense", "seed=", "transfer_set.bank.capacity=0", "phases.7.steps=1"]
+    lines = problems({"teacher": TEACHER, "seeed": 1}, *overrides)
     assert lines == [
         "nonsense: expected key=value or section.key=value",
         "seed: empty value; write seed=null for none, seed=\"''\" for empty text",
         "phases.7: expected an index below 2, got 7",
+        "transfer_set.bank.capacity: expected a whole number >= 1 and <= 100000000, got 0",
         "student: required",
-        "bank.capacity: expected a whole number >= 1 and <= 100000000, got 0",
         "seeed: unknown key (did you mean 'seed'?)",
     ]
 
@@ -133,10 +170,11 @@ def test_overrides_reach_sections_lists_and_absent_defaults():
         "phases.0.steps=10",
         "distill.temperature={kind: cosine, start: 3, end: 1}",
         "out='1'",
-        "bank.policy=class_balanced",
+        "transfer_set.bank.policy=class_balanced",
     )
-    assert (config.seed, config.student.width, config.out, config.bank.policy) == (4, 12, "1", "class_balanced")
-    assert [phase.steps for phase in config.phases] == [10, DistillConfig.model_fields["phases"].default[1].steps]
+    policy = config.transfer_set.bank.policy
+    assert (config.seed, config.student.width, config.out, policy) == (4, 12, "1", "class_balanced")
+    assert [phase.steps for phase in config.phases] == [10, load(MINIMAL).phases[1].steps]
     assert config.distill.temperature.start == 3.0
 
 
@@ -202,8 +240,9 @@ def test_a_value_that_is_no_yaml_is_refused():
     ],
 )
 def test_plain_scalars_are_those_of_yaml_1_2(text, value):
-    config = load(MINIMAL, "generator.kind=python", "generator.target=a:b", f"generator.options.x={text}")
-    got = config.generator.options["x"]
+    values = ("kind=python", "target=a:b", f"options.x={text}")
+    config = load(MINIMAL, *(f"transfer_set.generator.{value}" for value in values))
+    got = config.transfer_set.generator.options["x"]
     assert got == value
     assert type(got) is type(value)
 
@@ -269,7 +308,7 @@ PLAIN = st.recursive(
 @settings(deadline=None, max_examples=60, derandomize=True)
 def test_a_dumped_configuration_loads_equal(tmp_path_factory, options):
     generator = {"kind": "python", "target": "a:b", "options": options}
-    config = load({**MINIMAL, "generator": generator})
+    config = load({**MINIMAL, "transfer_set": {"generator": generator}})
     path = write(tmp_path_factory.getbasetemp(), dump_config(config))
     assert load(path) == config
     assert dump_config(load(path)) == dump_config(config)
@@ -287,12 +326,18 @@ def test_differences_name_the_keys():
     assert differences(config, load(MINIMAL)) == []
     assert differences(config, load(MINIMAL, "seed=1", "student.width=9", "phases.1.steps=1")) == [
         "seed",
-        "student.width",
         "phases.1.steps",
+        "student.width",
     ]
-    assert differences(config, load(MINIMAL, "generator={kind: python, target: 'a:b'}")) == ["generator.kind"]
+    python = "transfer_set.generator={kind: python, target: 'a:b'}"
+    assert differences(config, load(MINIMAL, python)) == ["transfer_set.generator.kind"]
     assert differences(config, load(MINIMAL, "phases=[{kind: refine, steps: 1}]")) == ["phases"]
-    assert differences(config, load(MINIMAL, "data={kind: digits}", "mix.real=0.5")) == ["data", "mix.real"]
+    mixed = {**MINIMAL, **hybrid(0.5)}
+    assert differences(config, load(mixed)) == ["transfer_set"]
+    assert differences(load(mixed), load(mixed, "transfer_set.1.data.per_class=9", "transfer_set.1.share=0.25")) == [
+        "transfer_set.1.share",
+        "transfer_set.1.data.per_class",
+    ]
 
 
 def test_a_decay_that_leaves_nothing_is_refused() -> None:

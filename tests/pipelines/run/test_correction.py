@@ -17,9 +17,8 @@ DIGITS = {"kind": "digits"}
 SOURCE: dict[str, Any] = {
     "teacher": {"kind": "train", "data": DIGITS, "model": {"arch": "convnet", "width": 4}, "training": {"steps": 3}},
     "student": {"arch": "convnet", "width": 4},
-    "generator": {"kind": "pixels", "batch_size": 20, "steps": 1},
+    "transfer_set": {"generator": {"kind": "pixels", "batch_size": 20, "steps": 1}, "bank": {"capacity": 40}},
     "phases": [{"kind": "pregenerate", "rounds": 2}, {"kind": "refine", "steps": 6}],
-    "bank": {"capacity": 40},
     "distill": {"batch_size": 8},
     "device": "cpu",
     "checkpoint_every": 4,

@@ -10,19 +10,29 @@ import pytest
 import torch
 import yaml
 from accelerate import Accelerator
-from synthkd.generators.stored import StoredImages
-from synthkd.pipelines.student.text import summary
 from torch import Tensor
 
+from synthkd.data.bank import MemoryBank
+from synthkd.data.sources import GeneratedSource
 from synthkd.data.written.stored import StoredDataset
+from synthkd.data.written.stored_images import StoredImages
+from synthkd.distillation.synthesis import Synthesis
 from synthkd.distillation.teachers import FrozenTeacher, TeacherTeam
 from synthkd.models import Classifier, build, parameters, save
 from synthkd.pipelines import distill
-from synthkd.pipelines.config import DistillConfig
-from synthkd.pipelines.student.results import FRESH_IMAGES, _agreement
+from synthkd.pipelines.config import DistillConfig, GeneratedSet
+from synthkd.pipelines.student.sources import (
+    FRESH_IMAGES,
+    GeneratedImages,
+    Labelling,
+    StoredDatasetImages,
+    TransferSource,
+)
+from synthkd.pipelines.student.summary import summary
 from synthkd.reports.run import headline, read_run
 from synthkd.rng import Rows
-from synthkd.settings import TeamSettings, ZooModel
+from synthkd.schedules import DifficultyScheduler
+from synthkd.settings import BankSettings, TeamSettings, ZooModel
 from synthkd.settings.load import load_config
 from synthkd.types import ImageSpec
 
@@ -32,14 +42,12 @@ SOURCE: dict[str, Any] = {
     "name": "mine",
     "student": {"arch": "convnet", "width": 4},
     "inherit": False,
-    "generator": {"kind": "none"},
-    "data": DIGITS,
-    "mix": {"real": 1.0},
+    "transfer_set": {"kind": "real", "data": DIGITS},
     "phases": [{"kind": "refine", "steps": 24}],
     "distill": {"batch_size": 16, "temperature": 4, "alpha": 0.1, "optimizer": {"ema": 0.9}},
     "device": "cpu",
 }
-ALONE: dict[str, Any] = {"mix": {"real": 1.0, "mixup": 0.0}}
+ALONE: dict[str, Any] = {"mix": {"mixup": 0.0}}
 
 
 def network(width: int, seed: int) -> Classifier:
@@ -107,7 +115,7 @@ def test_the_plan_names_several_teachers_and_how_they_are_weighed(teacher: dict[
     )
     selected = {**more, "team": {"weighting": "selected"}, "distill": {**SOURCE["distill"], "adapt": {"every": 7}}}
     assert "\n  team: 2 teachers, weighting selected\n" in str(distill(config_of(**selected), dry_run=True))
-    assert planned(**selected)[-1] == "adapts: who teaches; a look every 7 steps"
+    assert planned(**selected)[-1] == "adapts: who teaches; evaluated every 7 steps"
     assert "team" not in str(distill(config_of(teacher=teacher), dry_run=True))
 
 
@@ -125,7 +133,7 @@ def test_the_plan_shows_who_teaches_whom_and_what_adapts() -> None:
         "term average: weight 0.5",
         "term mutual: weight 1, answers by the others' averages, temperature 2",
         "swap: peer 1 teaches at first, another from above 95% of its accuracy, armed again below 90%",
-        "adapts: temperature, who teaches; a look every 6 steps",
+        "adapts: temperature, who teaches; evaluated every 6 steps",
     ]
 
 
@@ -139,43 +147,50 @@ class Fixed:
         return rng.uniform(len(labels), 64).reshape(-1, 1, 8, 8).float()
 
 
-def fresh() -> tuple[Any, Tensor]:
+def fresh(labelling: Labelling) -> tuple[TransferSource, Tensor]:
     images = torch.cat(
         [Fixed().sample(torch.zeros(100), 0.0, Rows(0, "fresh", n)) for n in range(0, FRESH_IMAGES, 100)]
     )
-    return Fixed(), images
+    generator: Any = Fixed()
+    bank, settings = MemoryBank(SPEC, BankSettings(capacity=10), 0), GeneratedSet()
+    difficulty = DifficultyScheduler(settings.difficulty)
+    rounds = Synthesis(generator, bank, difficulty, lambda: network(4, 3))
+    source = GeneratedSource(bank)
+    return GeneratedImages(generator, settings, source, difficulty, rounds, labelling, 0, 0, True), images
 
 
-def stored() -> tuple[Any, Tensor]:
+def stored(labelling: Labelling) -> tuple[TransferSource, Tensor]:
     rng = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (4000, 1, 8, 8), dtype=torch.uint8, generator=rng)
     # what the dataset's own teacher said is class 0 throughout, and is not what is asked
     labels, logits = torch.zeros(4000, dtype=torch.int64), torch.eye(10)[:1].repeat(4000, 1)
-    made = StoredImages(StoredDataset(images, labels, logits, SPEC, (0.5,), (0.5,), (), {}))
-    return made, made.held_out.images
+    dataset = StoredImages(StoredDataset(images, labels, logits, SPEC, (0.5,), (0.5,), (), {}))
+    bank = MemoryBank(SPEC, BankSettings(capacity=4000), 0)
+    return StoredDatasetImages(dataset, bank, labelling, fresh=True, real_images_used=0), dataset.held_out.images
 
 
 @pytest.mark.parametrize("source", [fresh, stored])
-def test_agreement_goes_by_all_teachers_whoever_was_selected_last(source: Callable[[], tuple[Any, Tensor]]) -> None:
-    generator, images = source()
+def test_agreement_goes_by_all_teachers_whoever_was_selected_last(
+    source: Callable[[Labelling], tuple[TransferSource, Tensor]],
+) -> None:
     student, *models = (network(4, seed).eval() for seed in (3, 4, 5))
-    team = TeacherTeam(
-        [FrozenTeacher(model, Accelerator(cpu=True)) for model in models], TeamSettings(weighting="selected")
-    )
+    selection: Any = SimpleNamespace(selected=0)
+    teachers = [FrozenTeacher(model, Accelerator(cpu=True)) for model in models]
+    team = TeacherTeam(teachers, TeamSettings(weighting="selected"), selection)
+    transfer_images, images = source(Labelling(team, torch.device("cpu"), count=60))
     with torch.no_grad():
         learned, *taught = (model(images) for model in (student, *models))
     expected, *alone = (
         float((learned.argmax(1) == said.argmax(1)).float().mean()) for said in (sum(taught) / 2, *taught)
     )
     assert len({expected, *alone}) == 3, "each alone would say something else"
-    parts: Any = SimpleNamespace(generator=generator, teacher=team, subject=SimpleNamespace(spec=SPEC))
     for number in (0, 1):
-        team.selection = SimpleNamespace(selected=number)  # type: ignore[assignment]
+        selection.selected = number
         assert team.selected == number
-        found = _agreement(config_of(teacher={"kind": "load", "model": "t"}), parts, student)
-        assert found is not None
-        assert found[0].value == pytest.approx(expected, abs=1e-6)
-        assert found[0].n == len(images)
+        agreement = transfer_images.agreement(student)
+        assert agreement is not None
+        assert agreement.rate.value == pytest.approx(expected, abs=1e-6)
+        assert agreement.rate.n == len(images)
 
 
 # --- afterwards: what is printed ------------------------------------------------------------------------------------
