@@ -78,7 +78,7 @@ def allowing(recipe: Mapping[str, object] | None = None, folders: Iterable[Path 
 
 def resolve(
     target: str, where: str, source: Path | None, options: Mapping[str, object] | None = None
-) -> Callable[..., Any]:
+) -> Callable[..., object]:
     """Import the callable named `package.module:function`; modules in the working directory can be named too.
 
     Importing the module runs its code.
