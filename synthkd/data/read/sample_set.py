@@ -19,14 +19,21 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from synthkd.data.read.archives import Entry, Listing
-from synthkd.data.read.decode import Decoded, decode_in_order, read_and_decode, refuse_bad, some, with_reasons
+from synthkd.data.read.decode import (
+    NAMED_IN_NOTE,
+    Decoded,
+    conversion_notes,
+    decode_in_order,
+    read_and_decode,
+    refuse_bad,
+    some,
+    with_reasons,
+)
+from synthkd.data.read.entries import Entry, Listing
 from synthkd.errors import DataError
 
 KEPT = 1 << 29
 """Bytes of decoded files that a set keeps in memory; what is beyond is decoded again when it is read."""
-
-_NAMED_IN_NOTE = 3
 
 
 @dataclass(frozen=True)
@@ -108,7 +115,7 @@ def from_files(name: str, where: Path, listing: Listing, skip_bad: int) -> Sampl
     prints: list[_Print] = []
     kept: list[Tensor] = []  # of the first entries
     bad: list[tuple[str, str]] = []
-    kinds: dict[str, list[str]] = {}
+    conversions: list[tuple[str, str]] = []
     room = KEPT
     results = decode_in_order([entry.read for entry in listing.entries])
     for entry, result in zip(listing.entries, results, strict=True):
@@ -118,8 +125,7 @@ def from_files(name: str, where: Path, listing: Listing, skip_bad: int) -> Sampl
         image = _channels_first(result.pixels)
         entries.append(entry)
         prints.append(_Print.of(image))
-        for kind in result.kinds:
-            kinds.setdefault(kind, []).append(entry.name)
+        conversions += [(kind, entry.name) for kind in result.kinds]
         room -= image.nbytes
         if room >= 0:
             kept.append(image)
@@ -139,9 +145,9 @@ def from_files(name: str, where: Path, listing: Listing, skip_bad: int) -> Sampl
         return kept[row] if row < len(kept) else again(row, read_and_decode(entries[row].read))
 
     labels = torch.tensor([entry.label for entry in entries], dtype=torch.int64) if listing.class_names else None
-    notes = [f"{len(kinds[kind])} images {kind}: {some(kinds[kind], _NAMED_IN_NOTE)}" for kind in sorted(kinds)]
+    notes = conversion_notes(conversions)
     if listing.ignored:
-        notes.append(f"{len(listing.ignored)} files ignored, no images: {some(listing.ignored, _NAMED_IN_NOTE)}")
+        notes.append(f"{len(listing.ignored)} files ignored, no images: {some(listing.ignored, NAMED_IN_NOTE)}")
     if bad:
         notes.append(f"{len(bad)} unreadable files left out: {with_reasons(bad)}")
     return _samples(name, stream, image_at, prints, labels, listing.class_names, notes, bad)

@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from synthkd.data.bank import rows_of
-from synthkd.data.read.archives import CLASSES, list_folder, list_tar, list_zip, read_arrays
-from synthkd.data.read.npz import as_images, as_labels, as_names
+from synthkd.data.read.listing import list_scored
+from synthkd.data.read.npz import as_images, as_labels, as_names, read_arrays
 from synthkd.data.read.real import load_splits
 from synthkd.data.read.sample_set import Samples, from_files, in_memory
+from synthkd.data.read.webdataset import CLASSES
 from synthkd.errors import DataError
 from synthkd.rng import Rows
 from synthkd.settings import DataSettings, DigitsData, FolderData, NamedData, NpzData
@@ -103,14 +104,10 @@ def _open_path(path: Path, name: str | None, split: str | None, skip_bad: int) -
         raise DataError(f"{path} has no parts; leave out split={split}")
     if is_run:
         return _open_run(path, shown)
-    if path.is_dir():
-        return from_files(shown, path, list_folder(path, split), skip_bad)
-    if kind == ".tar":
-        return from_files(shown, path, list_tar(path), skip_bad)
-    if not path.exists():
+    if not path.is_dir() and kind != ".tar" and not path.exists():
         raise DataError(f"{path} does not exist; check the path")
-    if kind == ".zip":
-        return from_files(shown, path, list_zip(path, split), skip_bad)
+    if path.is_dir() or kind in (".zip", ".tar"):
+        return from_files(shown, path, list_scored(path, split), skip_bad)
     if kind == ".npz":
         return _open_npz(path, shown, split)
     raise DataError(f"{path} is no set of images; give an image folder, a .zip, .npz or .tar, or a run directory")
