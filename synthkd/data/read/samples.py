@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from synthkd.data.bank import rows_of
+from synthkd.data.bank_rows import saved_rows
 from synthkd.data.read.listing import list_scored
 from synthkd.data.read.npz import as_images, as_labels, as_names, read_arrays
 from synthkd.data.read.real import load_splits
@@ -135,7 +135,7 @@ def _open_run(path: Path, name: str) -> Samples:
     if checkpoint is None:
         raise DataError(f"{path} is a run without a checkpoint yet; let it get that far (checkpoint_every)")
     bank = checkpoint.state["parts"].get("bank")
-    rows = None if bank is None else rows_of(bank)
+    rows = None if bank is None else saved_rows(bank)
     if rows is None or rows.first == rows.stop:
         raise DataError(
             f"{path}: the checkpoint of step {checkpoint.step} holds no generated images; score a later one"
