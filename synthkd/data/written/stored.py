@@ -1,8 +1,8 @@
 """A dataset that `synthkd generate` wrote, read back from any of its formats and verified.
 
-`dataset.json` describes the images. Its `content` is a sha256 over the decoded pixels, labels, logits and numbers, which
-is the same for every format and changes with any of them. The file has a checksum of its own. `SHA256SUMS` has those of
-all files, for a check without synthkd: `sha256sum -c`.
+`dataset.json` describes the images. Its `content` is a sha256 over the decoded pixels, labels, logits and numbers, the
+same for every format. The file has a checksum of its own, and `SHA256SUMS` has those of all files, for a check without
+synthkd: `sha256sum -c`.
 """
 
 from __future__ import annotations
