@@ -28,9 +28,9 @@ from synthkd.generators.settings import MerfSettings
 from synthkd.models import Classifier, parameters
 from synthkd.models.weights import serialised
 from synthkd.pipelines.config import GenerateConfig
-from synthkd.pipelines.dataset.request import Order, plan_layout, read_order, real_images_used, trained_as
-from synthkd.pipelines.dataset.sampling import Batchwise, Sampling
-from synthkd.pipelines.dataset.tally import Tally
+from synthkd.pipelines.dataset.request import Request, plan_layout, read_request, real_images_used, trained_as
+from synthkd.pipelines.dataset.sampling import ChunkSampler, Sampling
+from synthkd.pipelines.dataset.statistics import DatasetStatistics
 from synthkd.pipelines.run.device import make_accelerator
 from synthkd.pipelines.run.directory import REPORT
 from synthkd.pipelines.run.disk import free_bytes, require_space
@@ -73,26 +73,26 @@ def generate(config: GenerateConfig, *, dry_run: bool = False) -> Result | Plan:
             resumes.
     """
     if dry_run:
-        order = read_order(config)
-        untrained = untrained_teacher(order.teacher, config, order.source)
-        return Plan(_work(config, order, untrained, make_accelerator(config)).plan())
+        request = read_request(config)
+        untrained = untrained_teacher(request.teacher, config, request.source)
+        return Plan(_work(config, request, untrained, make_accelerator(config)).plan())
     with open_job("generate", config) as job:
         if job.finished is not None:
             shutil.rmtree(job.directory / PARTS, ignore_errors=True)
             return Result(job.directory, job.finished, _summary(job, dict(job.finished), already=True))
-        order = read_order(config)
-        if order.real is not None:
-            keep_data(job.directory, order.real, job.accelerator, isinstance(order.generator, MerfSettings))
-        if job.accelerator.num_processes > 1 and (config.rounds or not isinstance(order.teacher, LoadedModel)):
+        request = read_request(config)
+        if request.real is not None:
+            keep_data(job.directory, request.real, job.accelerator, isinstance(request.generator, MerfSettings))
+        if job.accelerator.num_processes > 1 and (config.rounds or not isinstance(request.teacher, LoadedModel)):
             raise ConfigError(
                 "rounds: several processes sample, but do not train: run the recipe in one process with a small "
                 "per_class, then this with run= that run"
             )
-        if not is_taught(order.teacher, job.directory):  # to fail now rather than after the teacher
-            untrained = untrained_teacher(order.teacher, config, order.source)
-            require_space(job.directory, _work(config, order, untrained, job.accelerator).bytes)
-        ready = ready_teacher(order.teacher, config, job, source=order.source)
-        work = _work(config, order, ready.model, job.accelerator, job.directory)
+        if not is_taught(request.teacher, job.directory):  # to fail now rather than after the teacher
+            untrained = untrained_teacher(request.teacher, config, request.source)
+            require_space(job.directory, _work(config, request, untrained, job.accelerator).bytes)
+        ready = ready_teacher(request.teacher, config, job, source=request.source)
+        work = _work(config, request, ready.model, job.accelerator, job.directory)
         require_space(job.directory, work.bytes)
         values = _make(work, job)
         values["cost"]["seconds"]["teacher"] = round(ready.seconds, 3)
@@ -107,12 +107,12 @@ def generate(config: GenerateConfig, *, dry_run: bool = False) -> Result | Plan:
 
 
 @dataclass(frozen=True)
-class Work:
+class DatasetPlan:
     """Everything a dataset is made of.
 
     Attributes:
         config: the configuration.
-        order: what it refers to, looked up.
+        request: its resolved settings and real data.
         teacher: answers the images; untrained while the work is only planned.
         generator: makes them.
         counts: images of each class.
@@ -120,7 +120,7 @@ class Work:
     """
 
     config: GenerateConfig
-    order: Order
+    request: Request
     teacher: Classifier
     generator: TrainableGenerator
     counts: Sequence[int]
@@ -141,12 +141,12 @@ class Work:
 
     def plan(self) -> tuple[str, ...]:
         """The lines of a dry run."""
-        config, order, teacher, layout = self.config, self.order, self.teacher, self.layout
+        config, request, teacher, layout = self.config, self.request, self.teacher, self.layout
         out = Path(config.out or "runs").absolute()
-        trained = "" if isinstance(order.teacher, LoadedModel) else ", trained first"
-        source = f"of {config.run}" if config.run is not None else str(order.generator.kind)
+        trained = "" if isinstance(request.teacher, LoadedModel) else ", trained first"
+        source = f"of {config.run}" if config.run is not None else str(request.generator.kind)
         rounds = f", trained for {config.rounds:,} rounds" if config.rounds else ""
-        real = "none" if order.real is None else f"{len(order.real.train):,} of {order.real.train.name}"
+        real = "none" if request.real is None else f"{len(request.real.train):,} of {request.real.train.name}"
         low, high = min(self.counts), max(self.counts)
         each = f"{low:,}" if low == high else f"{low:,} to {high:,}"
         shards = "" if config.format == "folder" else f", {layout.shards:,} shards"
@@ -162,29 +162,29 @@ class Work:
 
 
 def _work(
-    config: GenerateConfig, order: Order, teacher: Classifier, accelerator: Accelerator, run: Path | None = None
-) -> Work:
-    counts, layout = plan_layout(config, order, teacher)
-    generator = build_generator(order.generator, teacher, config.seed, accelerator, order.real, run)
-    return Work(config, order, teacher, generator, counts, layout)
+    config: GenerateConfig, request: Request, teacher: Classifier, accelerator: Accelerator, run: Path | None = None
+) -> DatasetPlan:
+    counts, layout = plan_layout(config, request, teacher)
+    generator = build_generator(request.generator, teacher, config.seed, accelerator, request.real, run)
+    return DatasetPlan(config, request, teacher, generator, counts, layout)
 
 
-def _make(work: Work, job: Job) -> dict[str, Any]:
+def _make(work: DatasetPlan, job: Job) -> dict[str, Any]:
     """Train the generator, sample it, write the dataset; the numbers for result.json."""
-    config, order, teacher, layout = work.config, work.order, work.teacher, work.layout
+    config, request, teacher, layout = work.config, work.request, work.teacher, work.layout
     frozen = FrozenTeacher(teacher, job.accelerator)
     progress = fit_generator(job, work.generator, config.rounds, config.difficulty)
-    seen = real_images_used(order)
+    seen = real_images_used(request)
     main = job.accelerator.is_main_process
     if main and config.rounds:
         names = layout.class_names
         folder = job.directory / INSIDE_A_RUN
-        save_generator(work.generator, order.generator, folder, teacher.spec, names, config.seed, seen)
+        save_generator(work.generator, request.generator, folder, teacher.spec, names, config.seed, seen)
     began = time.perf_counter()
-    real = None if order.real is None or config.filters.copies is None else order.real.train.images
+    real = None if request.real is None or config.filters.copies is None else request.real.train.images
     sieve = Sieve(work.counts, config.filters.confidence, config.filters.near_duplicates, config.filters.copies)
     sampling = Sampling(
-        Batchwise(work.generator, frozen, config.difficulty, config.seed, real),
+        ChunkSampler(work.generator, frozen, config.difficulty, config.seed, real),
         PartStore(job.directory / PARTS),
         sieve,
         layout.class_names,
@@ -193,12 +193,12 @@ def _make(work: Work, job: Job) -> dict[str, Any]:
     )
     sampling.run(f"generate {config.name}")
     sampled = time.perf_counter()
-    tally = Tally(teacher, job.device)
+    statistics = DatasetStatistics(teacher, job.device)
     content = Content()
     for block in sampling.records():
-        tally.add(block)
+        statistics.add(block)
         content.add(block)
-    scores = {**tally.scores(), "tried": int(sieve.tried.sum()), "rejected": dict(sieve.reasons)}
+    scores = {**statistics.scores(), "tried": int(sieve.tried.sum()), "rejected": dict(sieve.reasons)}
     about = {
         "version": FORMAT,
         "synthkd": __version__,
@@ -215,8 +215,8 @@ def _make(work: Work, job: Job) -> dict[str, Any]:
         "std": teacher.normalize.std.flatten().tolist(),
         "seed": config.seed,
         "difficulty": config.difficulty,
-        "teacher": _about_teacher(order, teacher),
-        "generator": _portable(trained_as(order).model_dump(mode="json")),
+        "teacher": _about_teacher(request, teacher),
+        "generator": _portable(trained_as(request).model_dump(mode="json")),
         "rounds": config.rounds,
         "real_images_used": seen,
         "real_images_compared": None if real is None else len(real),
@@ -225,7 +225,7 @@ def _make(work: Work, job: Job) -> dict[str, Any]:
     }
     if main:
         _write(config, job, about, sampling, layout)
-        columns, images = tally.grid()
+        columns, images = statistics.grid()
         save_grid(images, len(columns), job.directory / "samples" / "classes.png", _named(columns, layout))
     job.accelerator.wait_for_everyone()
     return {
@@ -243,8 +243,8 @@ def _make(work: Work, job: Job) -> dict[str, Any]:
     }
 
 
-def _about_teacher(order: Order, teacher: Classifier) -> dict[str, Any]:
-    trained_on = None if isinstance(order.teacher, LoadedModel) else order.teacher.data.kind
+def _about_teacher(request: Request, teacher: Classifier) -> dict[str, Any]:
+    trained_on = None if isinstance(request.teacher, LoadedModel) else request.teacher.data.kind
     return {
         "sha256": hashlib.sha256(serialised(teacher)).hexdigest(),
         "arch": str(teacher.recipe.get("arch") or teacher.recipe.get("model") or type(teacher).__name__),

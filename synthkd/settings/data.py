@@ -35,15 +35,19 @@ class NamedData(_Data):
 
 
 class FolderData(_Data):
-    """An image folder, one directory per class. With `train/` and `test/` inside they are the splits."""
+    """An image folder or a .zip of one, a directory per class, or a WebDataset .tar with its labels.
+
+    With `train/` and `test/` inside they are the splits.
+    """
 
     kind: Literal["folder"]
     root: str
+    """The folder, .zip or .tar; `shard-*.tar` names several."""
     channels: Literal[1, 3] = 3
     size: Side | None = None
     """Images are resized (shorter side, then centre crop) to this many pixels; needed where sizes differ."""
     test: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.2
-    """Fraction used as test split when the folder has no `test/`."""
+    """Fraction used as test split where there is no `test/`."""
     skip_bad: bool = False
     """Leave unreadable files out, counted in the log, instead of refusing the folder."""
 

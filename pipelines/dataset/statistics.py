@@ -1,4 +1,4 @@
-"""What is said of a generated dataset: the teacher's agreement class by class, variety, repeated images, a picture."""
+"""Statistics of a generated dataset: agreement with the teacher, variety and repeated images; and a grid of images."""
 
 from __future__ import annotations
 
@@ -17,16 +17,17 @@ from synthkd.reports.grids import MOST_CLASSES
 from synthkd.settings import TeacherExtractor
 
 COMPARED = 2000
-"""Images, at most, whose variety is measured: those of the lowest numbers."""
+"""Most images whose variety is measured; they are those with the lowest numbers."""
 ROWS = 8
+"""Most images of a class in the grid."""
 
 
-class Tally:
-    """Takes in a dataset block by block, in the order of the images' numbers.
+class DatasetStatistics:
+    """Statistics that are gathered block by block, in the order of the images' numbers.
 
     Args:
         teacher: gives the features in which variety is measured.
-        device: where the teacher is.
+        device: of the teacher.
     """
 
     def __init__(self, teacher: Classifier, device: torch.device) -> None:
@@ -35,11 +36,11 @@ class Tally:
         self._images = torch.zeros(classes, dtype=torch.int64)
         self._agreeing = torch.zeros(classes, dtype=torch.int64)
         self._confidence = 0.0
-        self._seen: set[bytes] = set()
+        self._digests: set[bytes] = set()
         self._repeated = 0
         self._first: list[Tensor] = []
         self._room = COMPARED
-        self._shown: list[list[Tensor]] = [[] for _ in range(classes)]
+        self._grid: list[list[Tensor]] = [[] for _ in range(classes)]
 
     def add(self, block: Records) -> None:
         """Take in the next images."""
@@ -52,19 +53,20 @@ class Tally:
             self._room -= len(self._first[-1])
         for image, label in zip(block.images, labels.tolist(), strict=True):
             digest = hashlib.sha256(image.numpy().tobytes()).digest()
-            self._repeated += digest in self._seen
-            self._seen.add(digest)
-            if len(self._shown[label]) < ROWS:
-                self._shown[label].append(image)
+            self._repeated += digest in self._digests
+            self._digests.add(digest)
+            if len(self._grid[label]) < ROWS:
+                self._grid[label].append(image)
 
     def scores(self) -> dict[str, Any]:
-        """The numbers, rounded to what they are good for."""
+        """The statistics of all images so far, as plain numbers, rounded to their significant digits."""
         total = int(self._images.sum())
         share = proportion(int(self._agreeing.sum()), total)
         per_class = zip(self._agreeing.tolist(), self._images.tolist(), strict=True)
         compared = torch.cat(self._first)
         features = torch.cat([self._extract(images).features for images in compared.split(128)])
-        usable = len(features) > 1 and bool((features.square().sum(1) > 0).all())  # it needs directions
+        # The Vendi score compares directions, which a feature vector of zeros has not.
+        usable = len(features) > 1 and bool((features.square().sum(1) > 0).all())
         return {
             "agreement": round(share.value, 4),
             "agreement_interval": [round(share.low, 4), round(share.high, 4)],
@@ -76,7 +78,7 @@ class Tally:
         }
 
     def grid(self) -> tuple[list[int], Tensor]:
-        """A picture: its columns, each a class, and the images row after row."""
-        columns = [label for label, images in enumerate(self._shown) if images][:MOST_CLASSES]
-        rows = min(len(self._shown[label]) for label in columns)
-        return columns, torch.stack([self._shown[label][row] for row in range(rows) for label in columns])
+        """A grid of images: the class of each column, and uint8 images `[N, C, H, W]` row after row."""
+        columns = [label for label, images in enumerate(self._grid) if images][:MOST_CLASSES]
+        rows = min(len(self._grid[label]) for label in columns)
+        return columns, torch.stack([self._grid[label][row] for row in range(rows) for label in columns])
