@@ -69,18 +69,11 @@ class Directory:
         directories = {name: inside.images() for name, inside in self.visible().items()}
         return Directory(self.name, files, {name: d for name, d in directories.items() if d.files or d.directories})
 
-    def passed_over(self) -> Iterator[str]:
-        """Names of the files at any depth that `images` leaves out."""
-        shown = self.visible()
-        yield from (entry.name for name, entry in self.files.items() if not is_image(name))
-        for name, inside in self.directories.items():
-            yield from inside.passed_over() if name in shown else inside.all_names()
-
-    def all_names(self) -> Iterator[str]:
-        """Names of all files at any depth."""
+    def names(self) -> Iterator[str]:
+        """Names of all files at any depth, also in hidden directories."""
         yield from (entry.name for entry in self.files.values())
         for inside in self.directories.values():
-            yield from inside.all_names()
+            yield from inside.names()
 
 
 @dataclass(frozen=True)

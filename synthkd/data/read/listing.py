@@ -7,6 +7,7 @@ of it is chosen. A set that is trained on needs classes; `val`, `valid` or `vali
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -50,12 +51,9 @@ def list_scored(path: Path, split: str | None = None) -> Listing:
             f"{path}: {len(flat)} images ({some([entry.name for entry in flat], 3)}) lie beside directories of images "
             f"({some([*classes], 3)}); move them into a directory, or away"
         )
-    labelled = [
-        replace(entry, label=label)
-        for label, directory in enumerate(classes.values())
-        for entry in directory.entries(files_first=False)
-    ]
-    return Listing((*flat, *labelled, *tree.refused), tuple(classes), tuple(sorted(tree.root.passed_over())))
+    images = {entry.name for entry in tree.root.images().entries(files_first=False)}
+    ignored = sorted(set(tree.root.names()) - images)
+    return Listing([*flat, *_labelled(classes, files_first=False), *tree.refused], tuple(classes), ignored)
 
 
 def list_dataset(path: Path) -> Listing:
@@ -82,8 +80,7 @@ def list_dataset(path: Path) -> Listing:
         ignored += _beside_classes(top)
         top = top.directories[inner]
     listing = _both_parts(path, top)
-    entries, ignored = [*listing.entries, *tree.refused], [*ignored, *listing.ignored]
-    return replace(listing, entries=tuple(entries), ignored=tuple(ignored))
+    return Listing([*listing.entries, *tree.refused], listing.class_names, [*ignored, *listing.ignored])
 
 
 def _is_tar(path: Path) -> bool:
@@ -122,39 +119,39 @@ def _both_parts(where: Path, top: Directory) -> Listing:
         raise DataError(
             f"{where}: train/ holds class directories, but beside it is {some(strangers)}; move it into train/ or away"
         )
-    ignored = (*_beside_classes(top), *listing.ignored, *(directories[name].name for name in others))
-    if test_name is None:
-        return replace(listing, ignored=ignored)
-    test = _one_part(where, directories[test_name])
-    if test.class_names != listing.class_names:
-        missing, extra = (
-            sorted(set(one.class_names) - set(other.class_names)) for one, other in ((listing, test), (test, listing))
-        )
-        raise DataError(
-            f"{where}: train/ and {test_name}/ must have the same classes; only in train/: {some(missing)}; only in "
-            f"{test_name}/: {some(extra)}"
-        )
-    entries = (*listing.entries, *test.entries)
-    return Listing(entries, listing.class_names, (*ignored, *test.ignored), len(listing.entries))
+    entries, names = [*listing.entries], listing.class_names
+    ignored = [*_beside_classes(top), *listing.ignored, *(directories[name].name for name in others)]
+    if test_name is not None:
+        test = _one_part(where, directories[test_name])
+        if test.class_names != names:
+            missing, extra = sorted(set(names) - set(test.class_names)), sorted(set(test.class_names) - set(names))
+            raise DataError(
+                f"{where}: train/ and {test_name}/ must have the same classes; only in train/: {some(missing)}; only "
+                f"in {test_name}/: {some(extra)}"
+            )
+        entries += [replace(entry, test=True) for entry in test.entries]
+        ignored += test.ignored
+    return Listing(entries, names, ignored)
 
 
 def _one_part(where: Path, part: Directory) -> Listing:
     """The images of each class directory of a part."""
-    classes, shown = part.visible(), where / part.name
+    classes, path = part.visible(), where / part.name
     if not classes:
-        raise DataError(f"{shown} has no class directories; put the images of each class into a directory of its name")
-    entries: list[Entry] = []
-    ignored, empty = _beside_classes(part), []
-    for label, (name, directory) in enumerate(classes.items()):
-        files = [replace(entry, label=label) for entry in directory.entries(files_first=True)]
-        images = [entry for entry in files if is_image(entry.name)]
-        entries += images
-        ignored += [entry.name for entry in files if not is_image(entry.name)]
-        if not images:
-            empty.append(name)
-    if empty:
-        raise DataError(f"{shown}: no images in class {some(empty)}; add some, or remove the directory")
-    return Listing(tuple(entries), tuple(classes), tuple(ignored))
+        raise DataError(f"{path} has no class directories; put the images of each class into a directory of its name")
+    files = _labelled(classes, files_first=True)
+    images = [entry for entry in files if is_image(entry.name)]
+    filled = {entry.label for entry in images}
+    if empty := [name for label, name in enumerate(classes) if label not in filled]:
+        raise DataError(f"{path}: no images in class {some(empty)}; add some, or remove the directory")
+    ignored = [entry.name for entry in files if not is_image(entry.name)]
+    return Listing(images, tuple(classes), [*_beside_classes(part), *ignored])
+
+
+def _labelled(classes: Mapping[str, Directory], files_first: bool) -> list[Entry]:
+    """The files of each class directory, labelled with its index."""
+    labelled = enumerate(classes.values())
+    return [replace(entry, label=label) for label, inside in labelled for entry in inside.entries(files_first)]
 
 
 def _beside_classes(part: Directory) -> list[str]:

@@ -59,7 +59,7 @@ def list_tar(path: Path) -> Listing:
         refused += [refused_entry(e.name, "no label, though others have one") for e in entries if e.label is None]
         entries = [entry for entry in entries if entry.label is not None]
     names = tuple(map(str, range(max(labels, default=-1) + 1)))
-    return Listing((*entries, *refused), names, tuple(ignored))
+    return Listing([*entries, *refused], names, ignored)
 
 
 def _members(shard: Path) -> tuple[dict[str, Reader], list[tuple[str, str]]]:
