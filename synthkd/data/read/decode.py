@@ -10,7 +10,7 @@ import io
 import os
 import re
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -37,8 +37,8 @@ NOT_IMAGES = re.compile(
 )
 """Suffixes of files that are plainly no images and may lie beside them."""
 
-NAMED, NAMED_IN_NOTE = 10, 3
-"""Most files that an error and a note name; they give the number of the others."""
+NAMED = 10
+"""Most files that an error names; it gives the number of the others."""
 
 Reader = Callable[[], Path | bytes]
 """Gives the path or the bytes of an image file, in any thread; raises whatever is wrong with it."""
@@ -117,14 +117,6 @@ def decode_in_order(
                 warnings.simplefilter("ignore")
                 window = list(pool.map(one, readers[first : first + _WINDOW]))
             yield from window
-
-
-def conversion_notes(conversions: Iterable[tuple[str, str]]) -> list[str]:
-    """A line for each kind of conversion, sorted, from `(kind, file)` of every conversion that was done."""
-    files: dict[str, list[str]] = {}
-    for kind, name in conversions:
-        files.setdefault(kind, []).append(name)
-    return [f"{len(files[kind])} images {kind}: {some(files[kind], NAMED_IN_NOTE)}" for kind in sorted(files)]
 
 
 def in_a_line(error: Exception) -> str:

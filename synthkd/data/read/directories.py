@@ -35,15 +35,17 @@ class Directory:
         name: path below the root of the set; empty for the root.
         files: name within this directory -> the file, images or not.
         directories: name within this directory -> directory. The hidden directories of a folder are listed but empty.
+        refused: of the root: members of an archive that are not read; reading them raises the reason.
     """
 
     name: str = ""
     files: dict[str, Entry] = field(default_factory=dict)
     directories: dict[str, Directory] = field(default_factory=dict)
+    refused: list[Entry] = field(default_factory=list)
 
     def visible(self) -> dict[str, Directory]:
         """The directories that are not hidden, sorted by name."""
-        return {name: self.directories[name] for name in sorted(self.directories) if not name.startswith((".", "__"))}
+        return {name: self.directories[name] for name in sorted(self.directories) if not _is_hidden(name)}
 
     def subdirectory(self, name: str) -> Directory:
         """The directory of that name, made where it is missing."""
@@ -69,35 +71,11 @@ class Directory:
         directories = {name: inside.images() for name, inside in self.visible().items()}
         return Directory(self.name, files, {name: d for name, d in directories.items() if d.files or d.directories})
 
-    def passed_over(self) -> Iterator[str]:
-        """Names of the files at any depth that `images` leaves out."""
-        shown = self.visible()
-        yield from (entry.name for name, entry in self.files.items() if not is_image(name))
-        for name, inside in self.directories.items():
-            yield from inside.passed_over() if name in shown else inside.all_names()
-
-    def all_names(self) -> Iterator[str]:
-        """Names of all files at any depth."""
+    def leaves(self) -> Iterator[str]:
+        """Names of all files at any depth, hidden ones too, and of empty directories, which end in a slash."""
         yield from (entry.name for entry in self.files.values())
         for inside in self.directories.values():
-            yield from inside.all_names()
-
-
-@dataclass(frozen=True)
-class Tree:
-    """What a folder or a zip holds.
-
-    Attributes:
-        where: its path, for messages.
-        root: the outermost directory.
-        refused: members of an archive that are not read; reading them raises the reason.
-        may_be_wrapped: one directory around everything is the folder that was zipped, not a class.
-    """
-
-    where: Path
-    root: Directory
-    refused: tuple[Entry, ...] = ()
-    may_be_wrapped: bool = False
+            yield from inside.leaves() if inside.files or inside.directories else (f"{inside.name}/",)
 
 
 def is_image(name: str) -> bool:
@@ -106,13 +84,17 @@ def is_image(name: str) -> bool:
     return not base.startswith(".") and NOT_IMAGES.fullmatch(os.path.splitext(base)[1]) is None
 
 
-def read_tree(path: Path) -> Tree:
-    """The tree of a folder, whose links are followed, or of a .zip.
+def _is_hidden(directory: str) -> bool:
+    return directory.startswith((".", "__"))
+
+
+def read_tree(path: Path) -> Directory:
+    """The root directory of a folder, whose links are followed, or of a .zip.
 
     Raises:
         DataError: a directory that cannot be listed, more than `DEEPEST` levels of them, or no readable zip.
     """
-    return Tree(path, _folder(path, path, {path.resolve()})) if path.is_dir() else _zip(path)
+    return _folder(path, path, {path.resolve()}) if path.is_dir() else _zip(path)
 
 
 def _folder(root: Path, path: Path, entered: set[Path], level: int = 0) -> Directory:
@@ -130,7 +112,7 @@ def _folder(root: Path, path: Path, entered: set[Path], level: int = 0) -> Direc
         name = inner.name
         if not inner.is_dir():
             directory.files[name] = Entry(str(inner.relative_to(root)), partial(Path, inner))
-        elif name.startswith((".", "__")):
+        elif _is_hidden(name):
             directory.subdirectory(name)
         elif (real := inner.resolve()) not in entered:
             below = set(entered) if holds_classes else entered
@@ -139,7 +121,7 @@ def _folder(root: Path, path: Path, entered: set[Path], level: int = 0) -> Direc
     return directory
 
 
-def _zip(path: Path) -> Tree:
+def _zip(path: Path) -> Directory:
     try:
         archive = zipfile.ZipFile(path)
     except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile) as error:
@@ -159,12 +141,11 @@ def _zip(path: Path) -> Tree:
 
     root = Directory()
     names: set[str] = set()
-    refused: list[Entry] = []
     for info in archive.infolist():
         *parents, base = info.filename.split("/")  # the name of a directory ends in a slash
         deep = f"more than {DEEPEST} levels of directories" if len(parents) > DEEPEST else ""
         if reason := objection(info.filename, names) or deep:
-            refused.append(refused_entry(info.filename, reason))
+            root.refused.append(refused_entry(info.filename, reason))
             continue
         directory = root
         for parent in parents:
@@ -172,4 +153,4 @@ def _zip(path: Path) -> Tree:
         if base:
             names.add(info.filename)
             directory.files[base] = Entry(info.filename, partial(read, info))
-    return Tree(path, root, tuple(refused), may_be_wrapped=True)
+    return root

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -20,11 +20,13 @@ class Entry:
         name: what messages call it: its path below the folder, or its name in the archive.
         read: gives the file or its bytes; raises where it must not or cannot be read.
         label: index into the class names of its set; None without a class.
+        test: whether it is in the test part of a dataset.
     """
 
     name: str
     read: Reader
     label: int | None = None
+    test: bool = False
 
 
 @dataclass(frozen=True)
@@ -38,13 +40,11 @@ class Listing:
         entries: the files, training images first; where there are class names, the readable ones have a label.
         class_names: one per class; empty where the files have no labels.
         ignored: names of the files and directories that were passed over.
-        train: number of training images among the entries; None where the set has no test part, or one part was chosen.
     """
 
-    entries: tuple[Entry, ...]
+    entries: Sequence[Entry]
     class_names: tuple[str, ...]
-    ignored: tuple[str, ...]
-    train: int | None = None
+    ignored: Sequence[str]
 
 
 def refused_entry(name: str, reason: str) -> Entry:

@@ -13,7 +13,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from synthkd.data.read.decode import NAMED_IN_NOTE, conversion_notes, decode_in_order, some, with_reasons
+from synthkd.data.read.decode import some, with_reasons
+from synthkd.data.read.decoding import Decoding
+from synthkd.data.read.entries import Entry
 from synthkd.data.read.listing import list_dataset
 from synthkd.data.read.splits import Source
 from synthkd.errors import DataError
@@ -38,41 +40,28 @@ def read_folder(root: str | Path, channels: int = 3, size: int | None = None, sk
     """
     where = Path(root).expanduser()
     listing = list_dataset(where)
-    entries = listing.entries
-    bad: list[tuple[str, str]] = []
-    conversions: list[tuple[str, str]] = []
+    count, decoding = len(listing.entries), Decoding(listing)
     sizes: Counter[tuple[int, int]] = Counter()
-    rows: list[int] = []  # of the entries that were decoded
+    entries: list[Entry] = []
     images: Tensor | None = None
-    results = decode_in_order([entry.read for entry in entries], channels, size)
-    for row, (entry, result) in enumerate(zip(entries, results, strict=True)):
-        if result.pixels is None:
-            bad.append((entry.name, result.reason))
-            continue
-        conversions += [(kind, entry.name) for kind in result.kinds]
-        height, width = result.pixels.shape[:2]
+    for entry, image in decoding.images(channels, size):
+        height, width = image.shape[1:]
         sizes[height, width] += 1
         if images is None:
-            images = _allocate(len(entries), channels, height, width, where)
+            images = _allocate(count, channels, height, width, where)
         if len(sizes) == 1:  # with a second size the set is refused, but the rest is still checked
-            images[len(rows)] = torch.from_numpy(result.pixels).permute(2, 0, 1)
-            rows.append(row)
-
-    _refuse(where, len(entries), [] if skip_bad else bad, sizes)
+            images[len(entries)] = image
+            entries.append(entry)
+    _refuse(where, count, [] if skip_bad else decoding.bad, sizes)
     if images is None:
-        raise DataError(f"{where}: none of the {len(entries)} files is a readable image: {with_reasons(bad)}")
-    notes = conversion_notes(conversions)
-    if listing.ignored:
-        names = some(listing.ignored, NAMED_IN_NOTE)
-        notes.append(f"{len(listing.ignored)} files or folders ignored, not images of a class: {names}")
-    if bad:
-        notes.append(f"{len(bad)} unreadable files left out: {with_reasons(bad)}")
+        raise DataError(f"{where}: none of the {count} files is a readable image: {with_reasons(decoding.bad)}")
+    has_test = any(entry.test for entry in listing.entries)
     return Source(
-        images=images[: len(rows)],
-        labels=torch.tensor([entries[row].label for row in rows], dtype=torch.int64),
+        images=images[: len(entries)],
+        labels=torch.tensor([entry.label for entry in entries], dtype=torch.int64),
         class_names=listing.class_names,
-        train=None if listing.train is None else sum(row < listing.train for row in rows),
-        notes=tuple(notes),
+        train=sum(not entry.test for entry in entries) if has_test else None,
+        notes=tuple(decoding.notes("files or folders ignored, not images of a class")),
     )
 
 

@@ -7,6 +7,7 @@ of it is chosen. A set that is trained on needs classes; `val`, `valid` or `vali
 
 from __future__ import annotations
 
+from collections.abc import Container, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,10 +33,9 @@ def list_scored(path: Path, split: str | None = None) -> Listing:
     """
     if _is_tar(path):
         return list_tar(path)
-    tree = read_tree(path)
-    top = tree.root.images()
-    while tree.may_be_wrapped and (inner := _only_directory(top)) and inner != split:
-        top = top.directories[inner]
+    root = read_tree(path)
+    images = root.images()
+    top = images if path.is_dir() else _unwrapped(images, (split,))
     if split is not None:
         if split not in top.directories:
             raise DataError(f"{path} has no images in {split}/; its directories with images: {some([*top.visible()])}")
@@ -43,19 +43,16 @@ def list_scored(path: Path, split: str | None = None) -> Listing:
     elif parts := _parts(top):
         raise DataError(f"{path} is divided into parts; choose one of them: split={' or split='.join(parts)}")
     flat, classes = [top.files[name] for name in sorted(top.files)], top.visible()
-    if not (flat or classes or tree.refused):
+    if not (flat or classes or root.refused):
         raise DataError(f"{path} holds no images; check the path")
     if flat and classes:
         raise DataError(
             f"{path}: {len(flat)} images ({some([entry.name for entry in flat], 3)}) lie beside directories of images "
             f"({some([*classes], 3)}); move them into a directory, or away"
         )
-    labelled = [
-        replace(entry, label=label)
-        for label, directory in enumerate(classes.values())
-        for entry in directory.entries(files_first=False)
-    ]
-    return Listing((*flat, *labelled, *tree.refused), tuple(classes), tuple(sorted(tree.root.passed_over())))
+    entries = [*flat, *_labelled(classes, files_first=False), *root.refused]
+    ignored = {name for name in root.leaves() if not name.endswith("/")} - {*images.leaves()}
+    return Listing(entries, tuple(classes), sorted(ignored))
 
 
 def list_dataset(path: Path) -> Listing:
@@ -76,14 +73,19 @@ def list_dataset(path: Path) -> Listing:
     if not path.is_dir() and not (path.suffix.lower() == ".zip" and path.exists()):
         problem = "is no folder, .zip or .tar" if path.exists() else "does not exist"
         raise DataError(f"{path} {problem}; set root to a folder or .zip with one directory per class, or to a .tar")
-    tree = read_tree(path)
-    top, ignored = tree.root, list[str]()
-    while tree.may_be_wrapped and (inner := _only_directory(top)) and inner not in ("train", *_TEST_PARTS):
-        ignored += _beside_classes(top)
-        top = top.directories[inner]
-    listing = _both_parts(path, top)
-    entries, ignored = [*listing.entries, *tree.refused], [*ignored, *listing.ignored]
-    return replace(listing, entries=tuple(entries), ignored=tuple(ignored))
+    root = read_tree(path)
+    top = root if path.is_dir() else _unwrapped(root, ("train", *_TEST_PARTS))
+    directories = top.visible()
+    train = directories.get("train")
+    # A class may itself be called "train" (cars, planes, trains): a part is recognised by class directories inside.
+    if train is not None and train.visible():
+        entries, classes = _both_parts(path, directories, train)
+    elif directories and set(directories) <= set(_TEST_PARTS):
+        raise DataError(f"{path} has {some([*directories])} but no train/; add it, or set root to one of them")
+    else:
+        entries, classes = _one_part(path, top)
+    ignored = {*root.leaves()} - {entry.name for entry in entries}
+    return Listing([*entries, *root.refused], classes, sorted(ignored))
 
 
 def _is_tar(path: Path) -> bool:
@@ -91,73 +93,61 @@ def _is_tar(path: Path) -> bool:
     return path.suffix.lower() == ".tar" and not path.is_dir()
 
 
-def _only_directory(top: Directory) -> str | None:
-    """Name of the directory that holds all images; None where there are several, or images beside it."""
-    directories = [*top.visible()]
-    return directories[0] if len(directories) == 1 and not any(map(is_image, top.files)) else None
+def _unwrapped(top: Directory, parts: Container[str | None]) -> Directory:
+    """The first directory inside a zip that holds more than one other: what is around it is the folder that was zipped.
+
+    Args:
+        top: the root of the zip.
+        parts: names of directories that are parts of the set and never entered.
+    """
+    while len(inner := top.visible()) == 1 and not any(map(is_image, top.files)) and not any(n in parts for n in inner):
+        (top,) = inner.values()
+    return top
 
 
 def _parts(top: Directory) -> list[str]:
-    """The parts that a tree of images is divided into; none where `train` is a class (cars, planes, trains)."""
+    """The parts that a tree of images is divided into; none where `train` is a class."""
     directories = top.visible()
     parts = [name for name in directories if name in PARTS]
     hold_classes = any(directories[name].directories for name in parts)
     return parts if hold_classes or len(parts) == len(directories) else []
 
 
-def _both_parts(where: Path, top: Directory) -> Listing:
-    """The classes in `top`, or those in its `train` and, where there is one, in its test part."""
-    directories = top.visible()
-    train = directories.get("train")
-    # A class may itself be called "train": here a part is recognised by the class directories inside.
-    if train is None or not train.visible():
-        if directories and set(directories) <= set(_TEST_PARTS):
-            raise DataError(f"{where} has {some([*directories])} but no train/; add it, or set root to one of them")
-        return _one_part(where, top)
-
-    listing = _one_part(where, train)
+def _both_parts(
+    where: Path, directories: Mapping[str, Directory], train: Directory
+) -> tuple[list[Entry], tuple[str, ...]]:
+    """The images of `train` and, where there is one, of the test part, and the class names."""
+    entries, classes = _one_part(where, train)
     test_name = next((name for name in _TEST_PARTS if name in directories), None)
-    others = [name for name in directories if name not in ("train", test_name)]
-    if strangers := [name for name in others if name not in _TEST_PARTS]:
+    if strangers := [name for name in directories if name not in ("train", *_TEST_PARTS)]:
         raise DataError(
             f"{where}: train/ holds class directories, but beside it is {some(strangers)}; move it into train/ or away"
         )
-    ignored = (*_beside_classes(top), *listing.ignored, *(directories[name].name for name in others))
     if test_name is None:
-        return replace(listing, ignored=ignored)
-    test = _one_part(where, directories[test_name])
-    if test.class_names != listing.class_names:
-        missing, extra = (
-            sorted(set(one.class_names) - set(other.class_names)) for one, other in ((listing, test), (test, listing))
-        )
+        return entries, classes
+    test, test_classes = _one_part(where, directories[test_name])
+    if test_classes != classes:
+        missing, extra = sorted({*classes} - {*test_classes}), sorted({*test_classes} - {*classes})
         raise DataError(
             f"{where}: train/ and {test_name}/ must have the same classes; only in train/: {some(missing)}; only in "
             f"{test_name}/: {some(extra)}"
         )
-    entries = (*listing.entries, *test.entries)
-    return Listing(entries, listing.class_names, (*ignored, *test.ignored), len(listing.entries))
+    return [*entries, *(replace(entry, test=True) for entry in test)], classes
 
 
-def _one_part(where: Path, part: Directory) -> Listing:
-    """The images of each class directory of a part."""
-    classes, shown = part.visible(), where / part.name
+def _one_part(where: Path, part: Directory) -> tuple[list[Entry], tuple[str, ...]]:
+    """The images of each class directory of a part, and the class names."""
+    classes, path = part.visible(), where / part.name
     if not classes:
-        raise DataError(f"{shown} has no class directories; put the images of each class into a directory of its name")
-    entries: list[Entry] = []
-    ignored, empty = _beside_classes(part), []
-    for label, (name, directory) in enumerate(classes.items()):
-        files = [replace(entry, label=label) for entry in directory.entries(files_first=True)]
-        images = [entry for entry in files if is_image(entry.name)]
-        entries += images
-        ignored += [entry.name for entry in files if not is_image(entry.name)]
-        if not images:
-            empty.append(name)
-    if empty:
-        raise DataError(f"{shown}: no images in class {some(empty)}; add some, or remove the directory")
-    return Listing(tuple(entries), tuple(classes), tuple(ignored))
+        raise DataError(f"{path} has no class directories; put the images of each class into a directory of its name")
+    entries = [entry for entry in _labelled(classes, files_first=True) if is_image(entry.name)]
+    filled = {entry.label for entry in entries}
+    if empty := [name for label, name in enumerate(classes) if label not in filled]:
+        raise DataError(f"{path}: no images in class {some(empty)}; add some, or remove the directory")
+    return entries, tuple(classes)
 
 
-def _beside_classes(part: Directory) -> list[str]:
-    """Files and hidden directories beside the class directories of a part."""
-    hidden = [inside.name for name, inside in part.directories.items() if name not in part.visible()]
-    return sorted([*(entry.name for entry in part.files.values()), *hidden])
+def _labelled(classes: Mapping[str, Directory], files_first: bool) -> list[Entry]:
+    """The files of each class directory, labelled with its index."""
+    labelled = enumerate(classes.values())
+    return [replace(entry, label=label) for label, inside in labelled for entry in inside.entries(files_first)]

@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.lib.npyio import NpzFile
 from numpy.typing import NDArray
 
 from synthkd.data.read.decode import in_a_line, some
@@ -47,14 +49,12 @@ def read_npz(path: str | Path) -> Source:
             uint8 nor float in [0, 1], or of no known layout; labels that are not integers from 0 without gaps.
     """
     path = Path(path).expanduser()
-
-    def choose(names: Sequence[str]) -> list[str]:
-        needed = {"images", "labels"} | (_TEST if _TEST.intersection(names) else set())
-        if missing := sorted(needed.difference(names)):
-            raise DataError(f"{path}: has no array {missing}, only {sorted(names)}; add it with np.savez")
-        return sorted((needed | {"class_names"}).intersection(names))
-
-    arrays = _load(path, choose)
+    with _opened(path) as archive:
+        present = set(archive.files)
+        needed = {"images", "labels"} | (_TEST if _TEST & present else set())
+        if missing := sorted(needed - present):
+            raise DataError(f"{path}: has no array {missing}, only {sorted(present)}; add it with np.savez")
+        arrays = _read(archive, sorted((needed | {"class_names"}) & present))
     parts = ["", "test_"] if "test_images" in arrays else [""]
     images = [as_images(arrays[f"{part}images"], f"{path}: {part}images") for part in parts]
     labels = [
@@ -64,17 +64,17 @@ def read_npz(path: str | Path) -> Source:
     if len(parts) == 2 and images[0].shape[1:] != images[1].shape[1:]:
         shapes = " and ".join("x".join(map(str, array.shape[1:])) for array in images)
         raise DataError(f"{path}: images and test_images must have one size, got {shapes}")
-    present = np.unique(labels[0])
+    numbers = np.unique(labels[0])
     if "class_names" in arrays:
         names = as_names(arrays["class_names"], f"{path}: class_names")
-    elif len(present) != present[-1] + 1:
-        absent = np.setdiff1d(np.arange(min(present[-1], len(present) + 10)), present)[:10].tolist()
+    elif len(numbers) != numbers[-1] + 1:
+        absent = np.setdiff1d(np.arange(min(numbers[-1], len(numbers) + 10)), numbers)[:10].tolist()
         raise DataError(
-            f"{path}: labels must be 0, 1, ... without gaps, got up to {present[-1]} but none of {absent}; renumber "
+            f"{path}: labels must be 0, 1, ... without gaps, got up to {numbers[-1]} but none of {absent}; renumber "
             "them or give class_names"
         )
     else:
-        names = tuple(str(label) for label in present)
+        names = tuple(str(label) for label in numbers)
     joined = torch.from_numpy(np.concatenate(images)), torch.from_numpy(np.concatenate(labels))
     return Source(*joined, names, len(images[0]) if len(parts) == 2 else None)
 
@@ -90,14 +90,9 @@ def read_arrays(path: Path, split: str | None = None) -> Arrays:
         DataError: no readable .npz, one that holds pickled objects or too much, no images, a split that is not there
             or has to be chosen.
     """
-    images = labels = ""
-
-    def choose(names: Sequence[str]) -> list[str]:
-        nonlocal images, labels
-        images, labels = _keys(path, names, split)
-        return [key for key in (images, labels, "class_names") if key in names]
-
-    arrays = _load(path, choose)
+    with _opened(path) as archive:
+        images, labels = _keys(path, archive.files, split)
+        arrays = _read(archive, [key for key in (images, labels, "class_names") if key in archive.files])
     return Arrays(arrays[images], arrays.get(labels), arrays.get("class_names"))
 
 
@@ -114,23 +109,28 @@ def _keys(path: Path, names: Sequence[str], split: str | None) -> tuple[str, str
     raise DataError(f"{path} has no array images or arr_0, only {some(names)}; save it with np.savez(path, images=...)")
 
 
-def _load(path: Path, choose: Callable[[Sequence[str]], Iterable[str]]) -> dict[str, NDArray[Any]]:
-    """The arrays that `choose` picks by name; their headers are checked before any array is read."""
+@contextmanager
+def _opened(path: Path) -> Iterator[NpzFile]:
+    """The open file; errors of opening and of reading it become a `DataError`."""
     try:
         with path.open("rb") as file:
             archive = np.load(file, allow_pickle=False)
-            if not isinstance(archive, np.lib.npyio.NpzFile):
+            if not isinstance(archive, NpzFile):
                 raise ValueError("a single array; save it with np.savez(path, images=..., labels=...)")
-            wanted = choose(archive.files)
-            _check_claims(archive, wanted)
-            return {key: archive[key] for key in wanted}
+            yield archive
     except FileNotFoundError as error:
         raise DataError(f"{path} does not exist; check path") from error
     except (OSError, ValueError, EOFError, RuntimeError, zlib.error, zipfile.BadZipFile) as error:
         raise DataError(f"{path} is not a readable .npz of plain arrays ({in_a_line(error)}); save it anew") from error
 
 
-def _check_claims(archive: np.lib.npyio.NpzFile, keys: Iterable[str]) -> None:
+def _read(archive: NpzFile, keys: Sequence[str]) -> dict[str, NDArray[Any]]:
+    """The arrays of that name, after their headers were checked."""
+    _check_claims(archive, keys)
+    return {key: archive[key] for key in keys}
+
+
+def _check_claims(archive: NpzFile, keys: Iterable[str]) -> None:
     """Check the headers of arrays before anything is allocated for them.
 
     Raises:

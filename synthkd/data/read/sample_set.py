@@ -14,21 +14,11 @@ from dataclasses import dataclass, field
 from itertools import accumulate, chain
 from pathlib import Path
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from synthkd.data.read.decode import (
-    NAMED_IN_NOTE,
-    Decoded,
-    conversion_notes,
-    decode_in_order,
-    read_and_decode,
-    refuse_bad,
-    some,
-    with_reasons,
-)
+from synthkd.data.read.decode import Decoded, decode_in_order, read_and_decode, refuse_bad, some
+from synthkd.data.read.decoding import Decoding, channels_first
 from synthkd.data.read.entries import Entry, Listing
 from synthkd.errors import DataError
 
@@ -114,25 +104,18 @@ def from_files(name: str, where: Path, listing: Listing, skip_bad: int) -> Sampl
     entries: list[Entry] = []
     prints: list[_Print] = []
     stored: list[Tensor] = []  # images of the first entries
-    bad: list[tuple[str, str]] = []
-    conversions: list[tuple[str, str]] = []
     room = KEPT
-    results = decode_in_order([entry.read for entry in listing.entries])
-    for entry, result in zip(listing.entries, results, strict=True):
-        if result.pixels is None:
-            bad.append((entry.name, result.reason))
-            continue
-        image = _channels_first(result.pixels)
+    decoding = Decoding(listing)
+    for entry, image in decoding.images():
         entries.append(entry)
         prints.append(_Print.of(image))
-        conversions += [(kind, entry.name) for kind in result.kinds]
         room -= image.nbytes
         if room >= 0:
             stored.append(image)
-    refuse_bad(where, len(listing.entries), bad, skip_bad)
+    refuse_bad(where, len(listing.entries), decoding.bad, skip_bad)
 
     def again(row: int, result: Decoded) -> Tensor:
-        image = None if result.pixels is None else _channels_first(result.pixels)
+        image = None if result.pixels is None else channels_first(result.pixels)
         if image is None or _Print.of(image) != prints[row]:
             raise DataError(f"{where}: {entries[row].name} has changed since it was checked; start again")
         return image
@@ -145,16 +128,8 @@ def from_files(name: str, where: Path, listing: Listing, skip_bad: int) -> Sampl
         return stored[row] if row < len(stored) else again(row, read_and_decode(entries[row].read))
 
     labels = torch.tensor([entry.label for entry in entries], dtype=torch.int64) if listing.class_names else None
-    notes = conversion_notes(conversions)
-    if listing.ignored:
-        notes.append(f"{len(listing.ignored)} files ignored, no images: {some(listing.ignored, NAMED_IN_NOTE)}")
-    if bad:
-        notes.append(f"{len(bad)} unreadable files left out: {with_reasons(bad)}")
-    return _samples(name, stream, image_at, prints, labels, listing.class_names, notes, bad)
-
-
-def _channels_first(pixels: NDArray[np.uint8]) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+    notes = decoding.notes("files ignored, no images")
+    return _samples(name, stream, image_at, prints, labels, listing.class_names, notes, decoding.bad)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from synthkd.data.read.listing import list_scored
 from synthkd.data.read.npz import as_images, as_labels, as_names, read_arrays
 from synthkd.data.read.real import load_splits
 from synthkd.data.read.sample_set import Samples, from_files, in_memory
+from synthkd.data.read.splits import RealData
 from synthkd.data.read.webdataset import CLASSES
 from synthkd.errors import DataError
 from synthkd.rng import Rows
@@ -120,7 +121,7 @@ def _open_settings(settings: DataSettings, name: str | None, split: str | None) 
     if split not in ("train", "holdout", "test"):
         raise DataError(f"{settings.kind}: choose a part of the dataset: split=train, split=holdout or split=test")
     splits = load_splits(settings)
-    part = {"train": splits.train, "holdout": splits.holdout, "test": splits.test}[split]
+    part: RealData = getattr(splits, split)
     name = name or f"{part.name}:{split}"
     if not len(part):
         raise DataError(f"{name} is empty; choose another split, or set its fraction above 0")

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import tarfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
-from synthkd.data.read.decode import Reader, in_a_line, some
+from synthkd.data.read.decode import in_a_line, some
 from synthkd.data.read.entries import Entry, Listing, check_size, objection, refused_entry
 from synthkd.errors import DataError
 from synthkd.system.text import parse_json
@@ -15,6 +15,7 @@ from synthkd.system.text import parse_json
 CLASSES = 100_000
 """Labels are below this; a larger one is an identifier that was taken for a label."""
 
+_Reader = Callable[[], bytes]
 _IMAGES = ("png", "jpg", "jpeg", "webp")
 
 
@@ -59,12 +60,12 @@ def list_tar(path: Path) -> Listing:
         refused += [refused_entry(e.name, "no label, though others have one") for e in entries if e.label is None]
         entries = [entry for entry in entries if entry.label is not None]
     names = tuple(map(str, range(max(labels, default=-1) + 1)))
-    return Listing((*entries, *refused), names, tuple(ignored))
+    return Listing([*entries, *refused], names, ignored)
 
 
-def _members(shard: Path) -> tuple[dict[str, Reader], list[tuple[str, str]]]:
+def _members(shard: Path) -> tuple[dict[str, _Reader], list[tuple[str, str]]]:
     """Every file of an uncompressed tar by name, and `(name, objection)` of what is not read."""
-    files: dict[str, Reader] = {}
+    files: dict[str, _Reader] = {}
     objections: list[tuple[str, str]] = []
     try:
         with shard.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
@@ -86,9 +87,9 @@ def _members(shard: Path) -> tuple[dict[str, Reader], list[tuple[str, str]]]:
     return files, objections
 
 
-def _by_key(members: Mapping[str, Reader]) -> Iterator[tuple[str, dict[str, Reader]]]:
+def _by_key(members: Mapping[str, _Reader]) -> Iterator[tuple[str, dict[str, _Reader]]]:
     """Files of one sample by their lower-case suffix: WebDataset splits a name at the first dot of its last part."""
-    keys: dict[str, dict[str, Reader]] = {}
+    keys: dict[str, dict[str, _Reader]] = {}
     for name, read in members.items():
         folder, slash, base = name.rpartition("/")
         stem, _, suffix = base.partition(".")
@@ -97,26 +98,20 @@ def _by_key(members: Mapping[str, Reader]) -> Iterator[tuple[str, dict[str, Read
     return ((key, keys[key]) for key in sorted(keys))
 
 
-def _label(files: Mapping[str, Reader]) -> int | None:
+def _label(files: Mapping[str, _Reader]) -> int | None:
     """The class of a sample; None where it has none. Raises `ValueError` for what is no label."""
     label: object = None
     if "cls" in files:
-        text = _text(files["cls"]).strip()
+        text = files["cls"]().decode().strip()
         label = int(text) if text.isdecimal() else text
     elif "json" in files:
-        value = parse_json(_text(files["json"]))
+        value = parse_json(files["json"]().decode())
         label = value.get("label") if isinstance(value, dict) else None
     if label is None:
         return None
     if type(label) is not int or not 0 <= label < CLASSES:
         raise ValueError(f"label must be a whole number in 0..{CLASSES - 1}, got {str(label)[:20]!r}")
     return label
-
-
-def _text(read: Reader) -> str:
-    content = read()
-    assert isinstance(content, bytes)
-    return content.decode()
 
 
 def _read_at(path: Path, offset: int, size: int) -> bytes:
