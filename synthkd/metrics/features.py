@@ -92,6 +92,7 @@ class FeatureExtractor:
             ModelError: logits that are not finite, or an output that is neither features, maps nor tokens.
         """
         prepared = resize(images.to(self.device), self.network.spec.shape, self.mode)
+        # convolutions are faster in this layout
         prepared = prepared.contiguous(memory_format=torch.channels_last)
         if self.penultimate is None:
             return ExtractedFeatures(self._pooled(self.network(prepared)), None)
@@ -253,6 +254,7 @@ def _without_classes(settings: LoadedExtractor) -> Classifier:
     if settings.weights is None and is_library(settings.model):
         raise ConfigError(f"{settings.model} without weights is untrained; set `weights` to a local file")
     height, width = (settings.size, settings.size) if isinstance(settings.size, int) else settings.size
+    # initial weights are random, and building a network must not advance the random numbers of the caller
     with torch.random.fork_rng(devices=[]):
         spec = ImageSpec(settings.channels or 3, height, width, 0)
         model = construct(settings, spec, settings.mean, settings.std)

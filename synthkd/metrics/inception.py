@@ -38,6 +38,7 @@ def inception(weights: str | None = None, download: bool = False) -> Classifier:
     library = optional("torch_fidelity.feature_extractor_inceptionv3", "inception", "the feature network inception")
     path = Path(weights).expanduser() if weights is not None else _cached_weights(download)
     state = read_known_weights(path, SHA256, f"fetch {URL}")
+    # initial weights are random, and building a network must not advance the random numbers of the caller
     with torch.random.fork_rng(devices=[]):
         whole = library.FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path=str(path))
     # torch-fidelity's own forward pass resizes and casts; its children in their order are the bare network

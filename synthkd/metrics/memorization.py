@@ -175,6 +175,7 @@ def _statistic(generated: Tensor, holdout: Tensor) -> float:
     """z-score of the Mann-Whitney U of distances `[M]` against distances `[H]`."""
     m, n = len(generated), len(holdout)
     distances = torch.cat([generated, holdout]).numpy()
+    # U from the rank sum: pairs whose generated sample is farther away, where a tie counts half
     farther = float(rankdata(distances)[:m].sum()) - m * (m + 1) / 2
     ties = np.unique(distances, return_counts=True)[1].astype(np.float64)
     total = n + m
@@ -189,6 +190,7 @@ def _ratios(
     to_train = closest if len(train) == n_each else nearest(generated, subsample(train, n_each, rng), 1)
     to_holdout = nearest(generated, subsample(holdout, n_each, rng), 1)
     numerator, denominator = to_train.squared[:, 0], to_holdout.squared[:, 0]
+    # 0 / 0 is NaN, but two equal distances have the ratio 1
     ratios = (numerator / denominator).sqrt().where(numerator != denominator, 1.0)
 
     order = closest.squared[:, 0].argsort(stable=True)[:pairs]

@@ -51,6 +51,7 @@ def resize(images: Tensor, shape: tuple[int, int, int], mode: ResizeMode) -> Ten
             f"channels={channels}"
         )
     result = to_float(images) if images.shape[2:] == (height, width) else _resample(images, (height, width), mode)
+    # a view: grey images are not copied
     return result.expand(-1, channels, -1, -1)
 
 

@@ -75,6 +75,7 @@ class FeatureStatistics:
         rest._n, rest._mean, rest._scatter = self._n - other._n, self._mean.clone(), self._scatter.clone()
         if other._n:
             same_width(self._mean[None], other._mean[None], "statistics and the ones to remove")
+            # the formula of `_add`, solved for the part that is not `other`
             gap = self._mean - other._mean
             rest._mean += gap * (other._n / rest._n)
             rest._scatter -= other._scatter
@@ -87,6 +88,7 @@ class FeatureStatistics:
             self._n, self._mean, self._scatter = n, mean, scatter.clone()
             return
         same_width(self._mean[None], mean[None], "statistics and the ones to add")
+        # scatter of the union = both scatters + n_a n_b / (n_a + n_b) times the outer product of the gap of the means
         total = self._n + n
         gap = mean - self._mean
         self._scatter += scatter

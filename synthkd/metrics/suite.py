@@ -111,6 +111,7 @@ def measure(
     Raises:
         DataError: fewer than four images on a side, or features of different extractors.
     """
+    # features of different networks give numbers that look right, so this is checked before anything is measured
     for other in (real, train, holdout):
         if other is not None:
             generated.features.check_comparable(other.features)

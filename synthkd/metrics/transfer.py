@@ -78,6 +78,7 @@ def fit_capacity_gap(times: Sequence[float], gaps: Sequence[float]) -> GapCurve:
             f"{y.size} gaps; evaluate more often"
         )
     start, span, size = float(t.min()), float(np.ptp(t)), float(np.ptp(y))
+    # a constant gap determines gamma only
     if size <= 1e-12 * float(np.abs(y).max()):
         return GapCurve(0.0, 0.0, float(y.mean()), start, (math.inf, math.inf, 0.0), len(t))
     # The fit sees times and gaps scaled to a range of 1, so that one initial guess serves every run.
@@ -151,6 +152,7 @@ def transfer_efficiency(teacher: Tensor, student: Tensor, estimator: Estimator =
     entropies = [-float(torch.special.xlogy(table, table).sum()) for table in tables]
     if estimator == "miller_madow":
         entropies = [h + (int((table > 0).sum()) - 1) / (2 * n) for h, table in zip(entropies, tables, strict=True)]
+    # rounding may put the entropy below 0, and the information below 0 or above the entropy
     entropy = max(0.0, entropies[0])
     information = min(entropy, max(0.0, entropies[0] + entropies[1] - entropies[2]))
     value = information / entropy if entropy > 1e-12 else 0.0
