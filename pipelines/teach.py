@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable
-from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -30,11 +29,11 @@ from synthkd.pipelines.run.job import (
     disk_line,
     open_job,
     process_state,
-    scored,
     training_bytes,
 )
 from synthkd.privacy.dpsgd import PoissonSource, PrivateLearner, plan_mechanism, statement
 from synthkd.privacy.journal import Journal
+from synthkd.reports.results import DataDescription, ModelResult, RaisedAlarm, RunCost, TeachResult
 from synthkd.rng import stream
 from synthkd.taps import evaluating
 from synthkd.training.learner import Learner
@@ -50,7 +49,7 @@ ALARM_IMAGES = 1024
 
 
 @trusting
-def teach(config: TeachConfig, *, dry_run: bool = False, splits: Splits | None = None) -> Result | Plan:
+def teach(config: TeachConfig, *, dry_run: bool = False, splits: Splits | None = None) -> Result[TeachResult] | Plan:
     """Train the configured model on the training split and save it to `<run>/teacher`.
 
     The test split is only reported: it never selects a checkpoint, a stopping point or a setting.
@@ -70,8 +69,8 @@ def teach(config: TeachConfig, *, dry_run: bool = False, splits: Splits | None =
     with open_job("teach", config) as job:
         if splits is not None:
             keep_data(job.directory, splits, job.accelerator, config.training.dp is not None)
-        if job.finished is not None:
-            return Result(job.directory, job.finished, _summary(job, dict(job.finished), already=True))
+        if isinstance(job.finished, TeachResult):
+            return Result(job.directory, job.finished, _summary(job, job.finished, already=True))
         if splits is None:
             splits = load_splits(config.data)
             keep_data(job.directory, splits, job.accelerator, config.training.dp is not None)
@@ -82,25 +81,20 @@ def teach(config: TeachConfig, *, dry_run: bool = False, splits: Splits | None =
             test = score(model, splits, job.device)
             alarm = _one_class(config, model, splits, job.device)
         evaluation = progress.watching + time.perf_counter() - began
-        values = job.finish(
-            {
-                "seconds": round(progress.seconds + evaluation, 3),
-                "teacher": {**scored(test), **describe_model(model, latency_ms(model, model.spec, job.device))},
-                "data": {
-                    "class_names": list(splits.train.class_names),
-                    "spec": str(splits.train.spec),
-                    "train": len(splits.train.labels),
-                    "holdout": len(splits.holdout.labels),
-                },
-                "dp": claim,
-                "alarms": [] if alarm is None else [asdict(alarm)],
-                "cost": {
-                    "seconds": {"teacher": round(progress.seconds, 3), "evaluate": round(evaluation, 3)},
-                    "steps": config.training.steps,
-                },
-            }
+        train = splits.train
+        content = job.finish(
+            TeachResult(
+                seconds=round(progress.seconds + evaluation, 3),
+                teacher=ModelResult.tested(test, describe_model(model, latency_ms(model, model.spec, job.device))),
+                data=DataDescription(train.class_names, str(train.spec), len(train.labels), len(splits.holdout.labels)),
+                dp=claim,
+                alarms=() if alarm is None else (RaisedAlarm(**vars(alarm)),),
+                cost=RunCost(
+                    {"teacher": round(progress.seconds, 3), "evaluate": round(evaluation, 3)}, config.training.steps
+                ),
+            )
         )
-        return Result(job.directory, values, _summary(job, values))
+        return Result(job.directory, content, _summary(job, content))
 
 
 def build(config: TeachConfig, splits: Splits) -> Classifier:
@@ -269,7 +263,7 @@ def _finish(
     job.accelerator.wait_for_everyone()
 
 
-def load_taught(result: Result) -> Classifier:
+def load_taught(result: Result[TeachResult]) -> Classifier:
     """The teacher that a run of `teach` saved."""
     return load(result.directory)
 
@@ -287,19 +281,17 @@ def _plan(config: TeachConfig, splits: Splits, model: Classifier) -> tuple[str, 
     )
 
 
-def _summary(job: Job, values: dict[str, object], already: bool = False) -> tuple[str, ...]:
-    teacher, alarms = values["teacher"], values.get("alarms", [])
-    assert isinstance(teacher, dict)
-    assert isinstance(alarms, list)
-    if teacher.get("accuracy") is None:
-        outcome = f"teacher: {teacher['parameters']:,} parameters, no test images"
+def _summary(job: Job, content: TeachResult, already: bool = False) -> tuple[str, ...]:
+    teacher = content.teacher or ModelResult()
+    if teacher.accuracy is None:
+        outcome = f"teacher: {teacher.parameters:,} parameters, no test images"
     else:
-        right = f"{teacher['accuracy']:.2%} of {teacher['n']:,} test images right"
-        outcome = f"teacher: {right}, {teacher['parameters']:,} parameters"
+        right = f"{teacher.accuracy:.2%} of {teacher.n:,} test images right"
+        outcome = f"teacher: {right}, {teacher.parameters:,} parameters"
     return (
         *((f"{job.directory} was complete already; nothing was run",) if already else ()),
         outcome,
-        *(f"alarm:   {alarm['name']}: {alarm['message']}" for alarm in alarms),
+        *(f"alarm:   {alarm.name}: {alarm.message}" for alarm in content.alarms or ()),
         f"report:  {job.directory / 'report.html'}",
         f"teacher: {job.directory / 'teacher'}",
     )

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+import math
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,11 +17,20 @@ from synthkd.data.read.real import RealData
 from synthkd.errors import MissingExtraError
 from synthkd.losses.logits import kl_divergence
 from synthkd.metrics.features import build_extractor, extract
-from synthkd.metrics.utility import Proportion, accuracy, predict
+from synthkd.metrics.utility import accuracy, predict
 from synthkd.models import Classifier
 from synthkd.models.cost import cost
 from synthkd.pipelines.config import ExportSettings
-from synthkd.privacy.report import plain
+from synthkd.reports.results import (
+    Capacity,
+    CapacityOfModel,
+    ExportedFile,
+    Handover,
+    HandoverCost,
+    HandoverStudent,
+    LeastCapacity,
+    MeasuredFile,
+)
 from synthkd.settings import TeacherExtractor
 from synthkd.types import to_float
 
@@ -54,8 +62,8 @@ def hand_over(
     test: RealData | None,
     directory: Path,
     device: torch.device,
-) -> dict[str, Any]:
-    """Export the student, hold each file against it, and measure what both models cost.
+) -> Handover:
+    """Export the student, compare each file with it, and measure what both models cost.
 
     Args:
         settings: which files.
@@ -65,14 +73,11 @@ def hand_over(
         directory: of the files.
         device: of the models.
 
-    Returns:
-        JSON-able: `cost` of both models, and for each format its file, bytes, parity, latency and accuracy.
-
     Raises:
         MissingExtraError: a format's packages are not installed.
         ModelError: the student does something that cannot be exported.
     """
-    files: dict[str, Any] = {}
+    files: dict[str, MeasuredFile | ExportedFile] = {}
     exported = directory / NAMES["onnx"]
     if {"onnx", "int8"} & set(settings.formats):
         export_onnx(student, exported)
@@ -82,54 +87,43 @@ def hand_over(
             quantize_int8(exported, synthetic[: settings.calibration], path)
         if kind == "program":
             export_program(student, path)
-            files[kind] = {"file": path.name, "bytes": path.stat().st_size}
+            files[kind] = ExportedFile(path.name, path.stat().st_size)
             continue
-        files[kind] = {
-            "file": path.name,
-            "bytes": path.stat().st_size,
-            "parity": asdict(parity(student, path, synthetic)),
-            "latency": asdict(onnx_latency(path)),
-            "accuracy": None if test is None else asdict(_right(run_onnx(path, test.images).argmax(1), test)),
-        }
+        files[kind] = MeasuredFile(
+            path.name,
+            path.stat().st_size,
+            parity(student, path, synthetic),
+            onnx_latency(path),
+            None if test is None else accuracy(run_onnx(path, test.images).argmax(1), test.labels),
+        )
     if "onnx" not in settings.formats:
         exported.unlink(missing_ok=True)
-    right = None if test is None else asdict(_right(predict(student, test.images, device), test))
-    return {
-        "cost": {"teacher": asdict(cost(teacher, device)), "student": asdict(cost(student, device))},
-        "student": {"accuracy": right},
-        "files": files,
-    }
+    right = None if test is None else accuracy(predict(student, test.images, device), test.labels)
+    return Handover(HandoverCost(cost(teacher, device), cost(student, device)), HandoverStudent(right), files)
 
 
-def capacity(
-    teacher: Classifier, student: Classifier, synthetic: Tensor, seed: int, device: torch.device
-) -> dict[str, Any]:
+def capacity(teacher: Classifier, student: Classifier, synthetic: Tensor, seed: int, device: torch.device) -> Capacity:
     """Two rules of thumb about teacher and student, on synthetic images; see `synthkd.compression.capacity`.
+
+    The bound is the least capacity that a student within `TOLERATED` of this teacher must have.
 
     Args:
         teacher, student: finished, on the device.
         synthetic: uint8 `[N, C, H, W]`.
         seed: of the labels that the Fisher trace draws.
         device: of the models.
-
-    Returns:
-        JSON-able: of each model `fisher_trace` and `feature_dimension`, and `bound`, the least capacity that a student
-        within `TOLERATED` of this teacher must have.
     """
-    found: dict[str, Any] = {"n": len(synthetic), "fisher_n": min(FISHER, len(synthetic))}
-    logits = {}
-    for who, model in (("teacher", teacher), ("student", student)):
-        seen = extract([synthetic], build_extractor(TeacherExtractor(kind="teacher"), device, model))
-        assert seen.logits is not None
-        logits[who] = seen.logits
+
+    def measured(model: Classifier) -> tuple[Tensor, CapacityOfModel]:
+        features = extract([synthetic], build_extractor(TeacherExtractor(kind="teacher"), device, model))
+        assert features.logits is not None
         trace = fisher_trace(model, to_float(synthetic[:FISHER]), seed)
-        found[who] = {"fisher_trace": asdict(trace), "feature_dimension": feature_dimension(seen.values)}
-    information = label_information(logits["teacher"])
-    divergence = float(kl_divergence(logits["teacher"], logits["student"]).mean())
+        return features.logits, CapacityOfModel(trace, feature_dimension(features.values))
+
+    (teacher_logits, of_teacher), (student_logits, of_student) = measured(teacher), measured(student)
+    information = label_information(teacher_logits)
+    divergence = float(kl_divergence(teacher_logits, student_logits).mean())
     bound = capacity_bound(information.value, TOLERATED, divergence)
-    made: dict[str, Any] = plain(found | {"bound": bound})
-    return made
-
-
-def _right(predictions: Tensor, test: RealData) -> Proportion:
-    return accuracy(predictions, test.labels)
+    value = bound.value if math.isfinite(bound.value) else None
+    least = LeastCapacity(value, bound.mutual_information, bound.epsilon, bound.kl)
+    return Capacity(len(synthetic), min(FISHER, len(synthetic)), of_teacher, of_student, least)

@@ -24,11 +24,12 @@ from synthkd.pipelines.config import CompressConfig, DistillConfig, TeachConfig
 from synthkd.pipelines.distill import distill
 from synthkd.pipelines.handover.private_generator import WIDEST, ReleaseConfig, load_released, release
 from synthkd.pipelines.handover.search import Choice, choose_student
-from synthkd.pipelines.run.directory import RESULT, Result
+from synthkd.pipelines.run.directory import Result
 from synthkd.pipelines.student.teachers import teach_config
 from synthkd.pipelines.teach import load_taught, teach
 from synthkd.privacy.accounting import ledger_of
 from synthkd.privacy.journal import JOURNAL, Journal
+from synthkd.reports.results import RESULT, DistillResult, ReleaseResult, TeachResult
 from synthkd.rng import Rows
 from synthkd.settings import DPSettings, LoadedModel, TrainedTeacher, ZooModel
 from synthkd.types import SampleGenerator, balanced_labels, to_uint8
@@ -48,7 +49,7 @@ class Flowed:
         generator: whose images the student learned from.
         choice: of the student, where it was searched.
         dp: what its noisy parts may claim, as `synthkd.privacy.dpsgd.statement` has it.
-        distilled: the content of result.json of the distillation.
+        distilled: what the distillation measured.
     """
 
     directory: Path
@@ -57,7 +58,7 @@ class Flowed:
     generator: GeneratorSettings
     choice: Choice | None
     dp: tuple[Mapping[str, Any], ...]
-    distilled: Mapping[str, Any]
+    distilled: DistillResult
 
 
 def run_flow(config: CompressConfig, directory: Path, private: Splits | None, seed: int) -> Flowed:
@@ -115,7 +116,7 @@ def run_flow(config: CompressConfig, directory: Path, private: Splits | None, se
     if (distilled.directory / INSIDE_A_RUN).is_dir():  # one that was finished before is not saved again
         generator = SavedSettings(kind="saved", path=str(distilled.directory))
     student = load(distilled.directory)
-    return Flowed(directory, teacher.eval(), student.eval(), generator, choice, tuple(claims), distilled.values)
+    return Flowed(directory, teacher.eval(), student.eval(), generator, choice, tuple(claims), distilled.content)
 
 
 def sample(
@@ -137,12 +138,14 @@ def sample(
     return torch.cat(images), labels
 
 
-def _proven(result: Result, settings: MerfSettings | DPSettings) -> Mapping[str, Any]:
+def _proven(
+    result: Result[ReleaseResult] | Result[TeachResult], settings: MerfSettings | DPSettings
+) -> Mapping[str, Any]:
     """What a finished run may claim, if it counts the very looks that its journal has, on the terms of its settings."""
-    counted, written = ledger_of(result.values.get("dp")), Journal(result.directory).ledger
-    claim: Mapping[str, Any] = result.values["dp"]
+    claim = result.content.dp
+    counted, written = ledger_of(claim), Journal(result.directory).ledger
     terms = settings.delta, settings.test_seed is not None
-    if written != counted or (claim["delta"], claim["insecure"]) != terms:
+    if claim is None or written != counted or (claim["delta"], claim["insecure"]) != terms:
         raise CheckpointError(
             f"{result.directory / RESULT} counts other looks at the private images than {JOURNAL} beside it, or on "
             "other terms; restore it from a copy, or choose another out=, which spends the budget anew"

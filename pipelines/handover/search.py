@@ -5,10 +5,8 @@ Nothing but the teacher and its generator is asked, so a search costs no privacy
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -19,6 +17,7 @@ from synthkd.models import Classifier, build_model, parameters
 from synthkd.pipelines.config import DistillConfig
 from synthkd.pipelines.run.job import make_accelerator
 from synthkd.pipelines.student.assembly import assemble
+from synthkd.reports.results import FrontRow, SearchResult
 from synthkd.settings import SearchSettings, ZooModel
 from synthkd.training.display import Display
 from synthkd.types import TrainableGenerator
@@ -41,19 +40,13 @@ class Choice:
     model: ZooModel
     front: Front
 
-    def told(self) -> dict[str, Any]:
-        """JSON-able: the candidates that no other beats, which of them was chosen, and a drawing of all as SVG."""
-        rows = [
-            {"chosen": one.model == self.model, **one.model.model_dump(include={"arch", "width", "depth"})}
-            | asdict(one.scores)
+    def result(self) -> SearchResult:
+        """The candidates that no other beats, which of them was chosen, and a drawing of all as SVG."""
+        rows = tuple(
+            FrontRow(one.model == self.model, one.model.arch, one.model.width, one.model.depth, **vars(one.scores))
             for one in self.front.best
-        ]
-        return {
-            "candidates": len(self.front.candidates),
-            "objectives": list(self.front.objectives),
-            "front": rows,
-            "drawing": draw(self.front),
-        }
+        )
+        return SearchResult(len(self.front.candidates), tuple(self.front.objectives), rows, draw(self.front))
 
 
 def choose_student(config: DistillConfig, settings: SearchSettings, teacher: Classifier, directory: Path) -> Choice:
@@ -128,8 +121,8 @@ def _further(generator: TrainableGenerator, first: int, difficulty: float) -> tu
     return torch.cat(images), torch.cat(logits)
 
 
-def summary(told: Mapping[str, Any]) -> str:
+def summary(search: SearchResult) -> str:
     """The chosen student in a few words."""
-    chosen = next(row for row in told["front"] if row["chosen"])
-    depth = "" if chosen["depth"] is None else f", depth {chosen['depth']}"
-    return f"{chosen['arch']}, width {chosen['width']}{depth}, of {told['candidates']} candidates"
+    chosen = next(row for row in search.front if row.chosen)
+    depth = "" if chosen.depth is None else f", depth {chosen.depth}"
+    return f"{chosen.arch}, width {chosen.width}{depth}, of {search.candidates} candidates"

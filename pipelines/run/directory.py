@@ -10,10 +10,10 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 import torch
 
@@ -24,10 +24,12 @@ from synthkd.imports import allowing
 from synthkd.pipelines.config import JobConfig
 from synthkd.pipelines.run.disk import full_disk
 from synthkd.privacy.journal import JOURNAL, PRIVATE, Identity, Journal, Part
+from synthkd.reports.results import RESULT, FileEntry, Hardware, JobResult, result_values
+from synthkd.reports.results import read_result as read_content
 from synthkd.settings.load import differences, dump_config, load_config
 from synthkd.system.files import SUMS, file_names, inside, is_temporary, read_sums, sha256, write_atomically
 from synthkd.system.hardware import describe, peak_memory_bytes
-from synthkd.system.sealed import sealed, tensor_digest, unsealed
+from synthkd.system.sealed import tensor_digest
 from synthkd.training.monitor import FILE_NAME as METRICS
 
 if TYPE_CHECKING:
@@ -35,7 +37,6 @@ if TYPE_CHECKING:
 
 LOCK, TRACKED = ".lock", "track"
 CONFIG = "config.yaml"
-RESULT = "result.json"
 REPORT = "report.html"
 WORK = (RESULT, "checkpoints", "parts", JOURNAL)
 """What in a run directory another configuration must not go on from: results, checkpoints, parts of a dataset, and the
@@ -49,21 +50,27 @@ FREE_TO_CHANGE = {
 
 Config = TypeVar("Config", bound=JobConfig)
 Work = TypeVar("Work", bound=Callable[..., Any])
+Content = TypeVar("Content", bound=JobResult)
 
 
 @dataclass(frozen=True)
-class Result:
+class Result(Generic[Content]):
     """The outcome of a job.
 
     Attributes:
         directory: the run directory.
-        values: the content of result.json.
+        content: the content of result.json.
         summary: what is printed, a line each.
     """
 
     directory: Path
-    values: Mapping[str, Any]
+    content: Content
     summary: tuple[str, ...] = ()
+
+    @functools.cached_property
+    def values(self) -> Mapping[str, Any]:
+        """The content as it stands in result.json: `result.values["student"]["accuracy"]`."""
+        return result_values(self.content)
 
     def __str__(self) -> str:
         return "\n".join(self.summary)
@@ -290,40 +297,43 @@ def _difference(before: Identity, now: Identity) -> str:
     return "; ".join(told)
 
 
-def read_result(directory: Path) -> Mapping[str, Any] | None:
+def read_result(directory: Path, kind: type[Content]) -> Content | None:
     """The content of `result.json`, or None where the run is not finished.
+
+    Args:
+        directory: of the run.
+        kind: the class of the job's results.
 
     Raises:
         CheckpointError: when it, or a file that the run hands over, is damaged or missing.
     """
-    path = directory / RESULT
-    if not path.exists():
-        return None
     try:
-        values = unsealed(path.read_bytes())
-        if "job" not in values:
-            raise ValueError("it is no result of a job")
-        _verify(directory, values.get("files", {}))
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise CheckpointError(f"{path} is damaged ({error}); delete it to finish the run again") from error
-    return values
+        content = read_content(directory)
+        if content is None:
+            return None
+        if not isinstance(content, kind):
+            raise ValueError(f"it is the result of {content.job}")
+        _verify(directory, content.files)
+    except ValueError as error:
+        raise CheckpointError(
+            f"{directory / RESULT} is damaged ({error}); delete it to finish the run again"
+        ) from error
+    return content
 
 
-def _inventory(directory: Path) -> dict[str, dict[str, Any]]:
+def _inventory(directory: Path) -> dict[str, FileEntry]:
     """Size and sha256 of every file that the run hands over; of a dataset only the file that has those of the rest."""
     names = [name for name in HANDED_OVER if (directory / name).is_file()]
     for folder in HANDED_OVER:
         inside = [SUMS] if (directory / folder / SUMS).is_file() else file_names(directory / folder)
         names += [f"{folder}/{name}" for name in inside]
-    return {
-        name: {"bytes": (directory / name).stat().st_size, "sha256": sha256(directory / name)} for name in sorted(names)
-    }
+    return {name: FileEntry((directory / name).stat().st_size, sha256(directory / name)) for name in sorted(names)}
 
 
-def _verify(directory: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
+def _verify(directory: Path, files: Mapping[str, FileEntry]) -> None:
     for name, listed in files.items():
         path = inside(directory, name)
-        _verify_file(directory, path, listed["sha256"])
+        _verify_file(directory, path, listed.sha256)
         if path.name == SUMS:
             for file, digest in read_sums(path.parent).items():
                 _verify_file(directory, inside(path.parent, file), digest)
@@ -357,25 +367,15 @@ def on_cpu(config: JobConfig) -> bool:
     return config.device == "cpu" or not torch.cuda.is_available()
 
 
-def complete_result(
-    job: str, config: JobConfig, directory: Path, values: Mapping[str, Any], device: torch.device
-) -> dict[str, Any]:
-    """The content of `result.json`: the values, the files, and by whom, when and on what they were made."""
-    complete = {
-        "schema": 1,
-        "job": job,
-        "name": config.name,
-        "version": __version__,
-        "seed": config.seed,
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        **values,
-        "files": _inventory(directory),
-        "hardware": describe(device),
-    }
-    complete.setdefault("cost", {})["peak_memory_bytes"] = peak_memory_bytes()
-    return complete
-
-
-def write_result(directory: Path, complete: Mapping[str, Any]) -> None:
-    """Write `result.json`, atomically; numbers that are not finite are a mistake, and an error."""
-    write_atomically(directory / RESULT, sealed(complete))
+def finished_result(content: Content, config: JobConfig, directory: Path, device: torch.device) -> Content:
+    """What a job measured, with the files of its run, and by whom, when and on what they were made."""
+    return replace(
+        content,
+        name=config.name,
+        version=__version__,
+        seed=config.seed,
+        finished=datetime.now(UTC).isoformat(timespec="seconds"),
+        files=_inventory(directory),
+        hardware=Hardware(**describe(device)),
+        cost=replace(content.cost, peak_memory_bytes=peak_memory_bytes()),
+    )

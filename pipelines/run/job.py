@@ -5,10 +5,9 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator, PartialState
@@ -17,21 +16,20 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
 from synthkd.errors import ConfigError, MissingExtraError
-from synthkd.metrics.utility import Proportion
 from synthkd.models import Classifier, parameters
 from synthkd.pipelines.config import TrainingConfig
 from synthkd.pipelines.run.directory import (
-    REPORT,
     TRACKED,
+    Content,
     choose,
     choose_device,
-    complete_result,
+    finished_result,
     on_cpu,
     read_result,
-    write_result,
 )
 from synthkd.pipelines.run.disk import full_disk
-from synthkd.reports.run import write_report
+from synthkd.reports.report import has_report, write_report
+from synthkd.reports.results import KINDS, JobResult, ModelDescription, write_result
 from synthkd.training.checkpoint import CheckpointStore
 from synthkd.training.monitor import Monitor
 from synthkd.types import Stateful
@@ -56,7 +54,7 @@ class Job:
     accelerator: Accelerator
     monitor: Monitor
     store: CheckpointStore
-    finished: Mapping[str, Any] | None
+    finished: JobResult | None
 
     @property
     def device(self) -> torch.device:
@@ -64,20 +62,19 @@ class Job:
         device: torch.device = self.accelerator.device
         return device
 
-    def finish(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Write result.json and report.html, then drop the checkpoints, which a finished run no longer needs."""
+    def finish(self, content: Content) -> Content:
+        """Write result.json and the report, remove the checkpoints, and return the completed content of result.json."""
         resumed = sum(row.get("kind") == "resume" for row in self.monitor.rows())
-        values = {**values, "interrupted": resumed}
-        complete = complete_result(self.name, self.config, self.directory, values, self.device)
+        content = finished_result(replace(content, interrupted=resumed), self.config, self.directory, self.device)
         if self.accelerator.is_main_process:
-            write_result(self.directory, complete)
+            write_result(self.directory, content)
         self.tidy()
-        return complete
+        return content
 
     def tidy(self) -> None:
-        """What follows the result, and is made up for when a kill came between: the report, and no checkpoints."""
+        """Finish what a kill may have interrupted after result.json: write the report, remove the checkpoints."""
         if self.accelerator.is_main_process:
-            if not (self.directory / REPORT).exists():
+            if not has_report(self.directory, self.name):
                 write_report(self.directory)
             self.store.clear()
             shutil.rmtree(self.directory / "bank", ignore_errors=True)
@@ -133,7 +130,7 @@ def open_job(name: str, config: TrainingConfig) -> Iterator[Job]:
     """
     with full_disk(), _claim(name, config) as directory:
         accelerator = make_accelerator(config, directory)
-        finished = read_result(directory)
+        finished = read_result(directory, KINDS[name])
         if config.track and finished is None:
             accelerator.init_trackers(config.name)
         monitor = Monitor(directory, accelerator)
@@ -190,21 +187,14 @@ def disk_line(config: TrainingConfig, checkpoint: int, shared: int = 0, other: i
     return f"  disk: about {kept / 1e6:,.1f} MB of checkpoints{bank} while it runs"
 
 
-def scored(result: Proportion | None) -> dict[str, Any]:
-    """An accuracy as it stands in result.json; null where there was nothing to measure it on."""
-    if result is None:
-        return {"accuracy": None}
-    return {"accuracy": result.value, "accuracy_interval": [result.low, result.high], "n": result.n}
-
-
-def describe_model(model: Classifier, latency: float) -> dict[str, Any]:
-    """Size and kind of a model as they stand in result.json."""
+def describe_model(model: Classifier, latency: float) -> ModelDescription:
+    """Architecture and size of a model, with the milliseconds that one image takes."""
     recipe = model.recipe
     arch = recipe.get("arch") or recipe.get("model") or type(model).__name__
     sizes = [f"{key} {recipe[key]}" for key in ("width", "depth") if recipe.get(key) is not None]
-    return {
-        "arch": " ".join([str(arch), *sizes]),
-        "parameters": parameters(model),
-        "bytes": sum(t.numel() * t.element_size() for t in model.state_dict().values()),
-        "latency_ms": round(latency, 4),
-    }
+    return ModelDescription(
+        arch=" ".join([str(arch), *sizes]),
+        parameters=parameters(model),
+        bytes=sum(t.numel() * t.element_size() for t in model.state_dict().values()),
+        latency_ms=round(latency, 4),
+    )

@@ -1,14 +1,12 @@
-"""What a distillation comes to: the numbers of its result."""
+"""The result of a distillation: accuracy, agreement, size and speed, cost, alarms."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
-from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from synthkd.compression.capacity import TeacherQuality, compare_teachers
 from synthkd.data.read.real import RealData
@@ -16,14 +14,28 @@ from synthkd.distillation import alarms
 from synthkd.distillation.team import TeacherTeam
 from synthkd.generators.stored import StoredImages
 from synthkd.metrics.utility import Proportion, accuracy, predict, proportion
-from synthkd.models import Classifier
+from synthkd.models import Classifier, parameters
 from synthkd.models.cost import latency_ms
 from synthkd.models.layout import head
 from synthkd.pipelines.config import DistillConfig
-from synthkd.pipelines.run.job import Job, describe_model, scored
+from synthkd.pipelines.run.job import Job, describe_model
 from synthkd.pipelines.student.assembly import Parts
 from synthkd.pipelines.student.networks import finished
-from synthkd.reports.run import ONE_CLASS
+from synthkd.reports.results import (
+    Agreement,
+    DataDescription,
+    DistillResult,
+    Evaluations,
+    ModelDescription,
+    ModelResult,
+    QualityResult,
+    RaisedAlarm,
+    Ratio,
+    RunCost,
+    StudentResult,
+    TeamTeacher,
+    from_json,
+)
 from synthkd.rng import Rows
 from synthkd.taps import INPUT, evaluating, observe
 from synthkd.training.loop import Progress
@@ -42,8 +54,8 @@ def measured(
     test: RealData | None,
     teacher_seconds: float,
     progress: Progress,
-) -> dict[str, Any]:
-    """The content of result.json: accuracy, agreement, size and speed, cost, alarms.
+) -> DistillResult:
+    """Measure what a finished distillation comes to: accuracy, agreement, size and speed, cost, alarms.
 
     Args:
         config: of the run.
@@ -55,123 +67,117 @@ def measured(
         progress: of the loop.
     """
     started = time.perf_counter()
-    teacher, spec, device = parts.teacher, parts.subject.spec, job.device
-    teacher_score: Proportion | None = None
-    student_score: Proportion | None = None
-    peer_scores: list[Proportion | None] = [None for _ in parts.pupils[1:]]
-    compared = _agreement(config, parts, student)
+    device, taught = job.device, parts.teacher
+    agreement = _agreement(config, parts, student)
     raised = [*_one_class(parts, student, test, device), *_alarms(job, parts)]
+    teacher_score = student_score = None
+    peer_scores: list[Proportion | None] = [None for _ in parts.pupils[1:]]
     if test is not None:
-        learned = predict(student, test.images, device, who="the student")
-        student_score = accuracy(learned, test.labels)
-        for number, peer in enumerate(parts.pupils[1:]):
-            with evaluating(peer.learner.evaluated):
-                peer_scores[number] = accuracy(predict(peer.learner.evaluated, test.images, device), test.labels)
-        if teacher is not None:
-            taught = predict(teacher.consensus, test.images, device)
-            teacher_score = accuracy(taught, test.labels)
-            compared = accuracy(learned, taught), "test"
+        answers = predict(student, test.images, device, who="the student")
+        student_score = accuracy(answers, test.labels)
+        peer_scores = [_score(peer.learner.evaluated, test, device) for peer in parts.pupils[1:]]
+        if taught is not None:
+            teacher_answers = predict(taught.consensus, test.images, device)
+            teacher_score = accuracy(teacher_answers, test.labels)
+            agreement = Agreement.on(accuracy(answers, teacher_answers), "test")
     seconds = {
         "teacher": teacher_seconds,
         "distill": progress.seconds,
         "evaluate": progress.watching + time.perf_counter() - started,
     }
-    values: dict[str, Any] = {
-        "seconds": round(sum(seconds.values()), 3),
-        "real_images_used": parts.real_images_used,
-        "teacher": None
-        if teacher is None
-        else {**scored(teacher_score), **describe_model(teacher.model, latency_ms(teacher.model, spec, device))},
-        "student": {
-            **scored(student_score),
-            **_compared(compared),
-            **describe_model(student, latency_ms(student, spec, device)),
-            "inherited_parameters": parts.inherited,
-        },
-        "data": {"class_names": list(parts.subject.class_names), "spec": str(spec)},
-        "cost": {
-            "seconds": {stage: round(value, 3) for stage, value in seconds.items()},
-            "steps": parts.learner.total,
-            "images_generated": parts.bank.added,
-        },
-        "alarms": [asdict(alarm) for alarm in raised],
-        "evaluations": parts.adaptation.outcome([pupil.learner.name for pupil in parts.pupils], job.monitor.rows()),
-    }
-    if teacher is not None and len(teacher.models) > 1:
-        values["teachers"] = _team(config, parts, teacher, test, device)
-    if peer_scores:
-        values["peers"] = [
-            {**scored(score), **describe_model(finished(peer), latency_ms(finished(peer), spec, device))}
-            for score, peer in zip(peer_scores, parts.pupils[1:], strict=True)
-        ]
-    if teacher is None:
-        return values
-    ratio = {"parameters": values["student"]["parameters"] / values["teacher"]["parameters"]}
-    if teacher_score is not None and student_score is not None and teacher_score.value > 0:
-        ratio["accuracy"] = student_score.value / teacher_score.value
-    return values | {"ratio": ratio}
+    # Latencies come after the clock of the evaluation has stopped: they are no part of it.
+    teacher = None if taught is None else _model(taught.model, teacher_score, device)
+    inherited, outcome = parts.inherited, parts.adaptation.outcome(_names(parts), job.monitor.rows())
+    return DistillResult(
+        seconds=round(sum(seconds.values()), 3),
+        real_images_used=parts.real_images_used,
+        teacher=teacher,
+        student=StudentResult.of_student(student_score, agreement, _description(student, device), inherited),
+        data=DataDescription(parts.subject.class_names, str(parts.subject.spec)),
+        cost=RunCost(
+            {stage: round(value, 3) for stage, value in seconds.items()}, parts.learner.total, parts.bank.added
+        ),
+        alarms=tuple(RaisedAlarm(**vars(alarm)) for alarm in raised),
+        evaluations=from_json(Evaluations, outcome),
+        teachers=None if taught is None or len(taught.models) < 2 else _team(config, parts, taught, test, device),
+        peers=tuple(
+            _model(finished(peer), score, device) for peer, score in zip(parts.pupils[1:], peer_scores, strict=True)
+        )
+        or None,
+        ratio=None if taught is None else _ratio(student, taught.model, student_score, teacher_score),
+    )
+
+
+def _names(parts: Parts) -> list[str]:
+    return [pupil.learner.name for pupil in parts.pupils]
+
+
+def _description(model: Classifier, device: torch.device) -> ModelDescription:
+    return describe_model(model, latency_ms(model, model.spec, device))
+
+
+def _model(model: Classifier, score: Proportion | None, device: torch.device) -> ModelResult:
+    return ModelResult.tested(score, _description(model, device))
+
+
+def _score(model: nn.Module, test: RealData, device: torch.device) -> Proportion:
+    with evaluating(model):
+        return accuracy(predict(model, test.images, device), test.labels)
+
+
+def _ratio(student: Classifier, teacher: Classifier, ours: Proportion | None, theirs: Proportion | None) -> Ratio:
+    """Student over teacher in parameters and, where both were tested and the teacher is ever right, in accuracy."""
+    share = None
+    if ours is not None and theirs is not None and theirs.value > 0:
+        share = ours.value / theirs.value
+    return Ratio(parameters(student) / parameters(teacher), share)
 
 
 def _team(
     config: DistillConfig, parts: Parts, team: TeacherTeam, test: RealData | None, device: torch.device
-) -> list[dict[str, Any]]:
-    """Each of several teachers: what it is, and its quality among them on the images looked at."""
+) -> tuple[TeamTeacher, ...]:
+    """Each of several teachers, with its quality among them on held-out images."""
     models = {f"teacher {number}": model for number, model in enumerate(team.models, start=1)}
-    seen = parts.probe()
+    probe = parts.probe()
     quality: Sequence[TeacherQuality | None] = [None] * len(models)
-    if seen is not None:
-        quality = compare_teachers(models, to_uint8(seen.images[:QUALITY_IMAGES]).cpu(), config.seed)
+    if probe is not None:
+        quality = compare_teachers(models, to_uint8(probe.images[:QUALITY_IMAGES]).cpu(), config.seed)
     counts: Sequence[int | None] = parts.adaptation.selected or [None] * len(models)
-    return [
-        {
-            "name": name,
-            **scored(None if test is None else accuracy(predict(model, test.images, device), test.labels)),
-            **describe_model(model, latency_ms(model, model.spec, device)),
-            "quality": None if found is None else _quality(found),
-            "selected": count,
-        }
-        for (name, model), found, count in zip(models.items(), quality, counts, strict=True)
-    ]
+    return tuple(
+        TeamTeacher.of_team(
+            name,
+            _model(model, None if test is None else _score(model, test, device), device),
+            None if rank is None else _quality(rank),
+            count,
+        )
+        for (name, model), rank, count in zip(models.items(), quality, counts, strict=True)
+    )
 
 
-def _quality(found: TeacherQuality) -> dict[str, float]:
-    return {
-        "fisher_trace": found.report.fisher_trace,
-        "feature_dimension": found.report.feature_dimension,
-        "relative_trace": found.relative_trace,
-        "relative_dimension": found.relative_dimension,
-        "score": found.score,
-    }
+def _quality(rank: TeacherQuality) -> QualityResult:
+    report = rank.report
+    return QualityResult(
+        report.fisher_trace, report.feature_dimension, rank.relative_trace, rank.relative_dimension, rank.score
+    )
 
 
-def _compared(found: tuple[Proportion, str] | None) -> dict[str, Any]:
-    """The agreement as it stands in result.json; null where there is no teacher to agree with."""
-    if found is None:
-        return {"agreement": None}
-    agreement, on = found
-    return {
-        "agreement": agreement.value,
-        "agreement_interval": [agreement.low, agreement.high],
-        "agreement_n": agreement.n,
-        "agreement_on": on,
-    }
-
-
-def _agreement(config: DistillConfig, parts: Parts, student: Classifier) -> tuple[Proportion, str] | None:
-    """Agreement of the finished student with its teacher on images that no student trained on, and what they are."""
+def _agreement(config: DistillConfig, parts: Parts, student: Classifier) -> Agreement:
+    """Agreement of the finished student with its teacher on images that no student trained on."""
+    device = next(student.parameters()).device
     if parts.generator is None:
-        seen = parts.probe()
-        if seen is None or seen.teacher_logits is None:
-            return None
-        device = next(student.parameters()).device
-        return accuracy(predict(student, seen.images, device), seen.teacher_logits.argmax(1).cpu()), "held-out images"
+        probe = parts.probe()
+        if probe is None or probe.teacher_logits is None:
+            return Agreement()
+        answers = probe.teacher_logits.argmax(1).cpu()
+        return Agreement.on(accuracy(predict(student, probe.images, device), answers), "held-out images")
     if isinstance(parts.generator, StoredImages):
-        held_out, device = parts.generator.held_out, next(student.parameters()).device
+        held_out = parts.generator.held_out
         assert held_out.teacher_logits is not None
-        taught = held_out.teacher_logits.argmax(1)
+        answers = held_out.teacher_logits.argmax(1)
         if parts.teacher is not None:  # it may be another than the one that labelled the dataset
-            taught = predict(parts.teacher.consensus, held_out.images, device)
-        return accuracy(predict(student, held_out.images, device), taught), "held-out images of the dataset"
+            answers = predict(parts.teacher.consensus, held_out.images, device)
+        share = accuracy(predict(student, held_out.images, device), answers)
+        return Agreement.on(share, "held-out images of the dataset")
     assert parts.teacher is not None
     hits, chunk = 0, 100
     for first in range(0, FRESH_IMAGES, chunk):
@@ -179,37 +185,40 @@ def _agreement(config: DistillConfig, parts: Parts, student: Classifier) -> tupl
         images = parts.generator.sample(labels, config.difficulty.start, Rows(config.seed, "fresh", first))
         with torch.no_grad():
             hits += int((student(images).argmax(1) == parts.teacher.consensus(images).argmax(1)).sum())
-    return proportion(hits, FRESH_IMAGES), "fresh synthetic samples"
+    return Agreement.on(proportion(hits, FRESH_IMAGES), "fresh synthetic samples")
 
 
 def _one_class(parts: Parts, student: Classifier, test: RealData | None, device: torch.device) -> list[alarms.Alarm]:
-    """The alarms about students that give one answer: on test images, else on the newest that there are."""
-    newest = parts.bank.newest(ALARM_IMAGES)
-    asked: Tensor | None
-    if test is not None:
-        images, asked, on = test.images, test.labels, "test images"
-    elif len(newest):
-        images, asked, on = newest.images, newest.labels, "of the newest images"
-    else:
-        seen = parts.probe() or parts.source.batch(parts.learner.total - 1)
-        images, asked, on = seen.images, seen.labels, "real images"
-        if asked is None or bool((asked < 0).any()):
-            assert seen.teacher_logits is not None
-            asked = seen.teacher_logits.argmax(1)
-    names, asked = parts.subject.class_names, asked.cpu()
+    """The alarms about students that give one answer: on test images, else on the newest images of the run."""
+    images, labels, on = _judged(parts, test)
     students = {"the student": student}
     students |= {f"peer {number}": finished(peer) for number, peer in enumerate(parts.pupils[1:], start=1)}
     raised = []
     for who, model in students.items():
-        name = ONE_CLASS if model is student else f"{ONE_CLASS}, {who}"
+        name = alarms.ONE_CLASS if model is student else f"{alarms.ONE_CLASS}, {who}"
         with evaluating(model):
             answers = predict(model, images, device, who=who)
-        raised.append(alarms.one_class(answers, asked, who, on, names, name))
+        raised.append(alarms.one_class(answers, labels, who, on, parts.subject.class_names, name))
     return [alarm for alarm in raised if alarm is not None]
 
 
+def _judged(parts: Parts, test: RealData | None) -> tuple[Tensor, Tensor, str]:
+    """Images `[N, C, H, W]` to judge the students on, their labels int64 `[N]` on the CPU, and what they are."""
+    newest = parts.bank.newest(ALARM_IMAGES)
+    if test is not None:
+        return test.images, test.labels.cpu(), "test images"
+    if len(newest):
+        return newest.images, newest.labels.cpu(), "of the newest images"
+    batch = parts.probe() or parts.source.batch(parts.learner.total - 1)
+    labels = batch.labels
+    if labels is None or bool((labels < 0).any()):  # not annotated: the teacher's answers stand for the labels
+        assert batch.teacher_logits is not None
+        labels = batch.teacher_logits.argmax(1)
+    return batch.images, labels.cpu(), "real images"
+
+
 def _alarms(job: Job, parts: Parts) -> list[alarms.Alarm]:
-    """The tests that need no data, on the newest images and on the whole run's log."""
+    """The alarms that need no data, on the newest images and on the log of the whole run."""
     newest = parts.bank.newest(ALARM_IMAGES)
     raised: list[alarms.Alarm | None] = []
     if parts.generator is None:
@@ -221,11 +230,11 @@ def _alarms(job: Job, parts: Parts) -> list[alarms.Alarm]:
         model = parts.teacher.model
         penultimate = head(model) + INPUT
         with evaluating(model), torch.no_grad():
-            seen = observe(model, newest.images.to(job.device), features=[penultimate], statistics=True)
+            outputs = observe(model, newest.images.to(job.device), features=[penultimate], statistics=True)
         raised = [
-            alarms.class_imbalance(seen.logits.cpu()),
-            alarms.collapse(seen.features[penultimate].flatten(1).cpu(), newest.labels),
-            alarms.statistics_gap(seen.statistics),
+            alarms.class_imbalance(outputs.logits.cpu()),
+            alarms.collapse(outputs.features[penultimate].flatten(1).cpu(), newest.labels),
+            alarms.statistics_gap(outputs.statistics),
         ]
     if job.accelerator.is_main_process:
         raised.append(alarms.stale_student(job.monitor.series("fresh/agreement")[1]))

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+from synthkd.reports.results import Evaluations, FittedGap
 from synthkd.training.monitor import RESERVED, series
 
 # Drawn in these colours by matplotlib, then replaced by the CSS variable of the same role.
@@ -93,21 +94,21 @@ def find_marks(rows: Sequence[Mapping[str, Any]]) -> Marks:
 def draw_groups(
     rows: Sequence[Mapping[str, Any]],
     references: Mapping[str, tuple[str, float]],
-    looks: Mapping[str, Any] | None = None,
+    evaluations: Evaluations | None = None,
 ) -> list[Group]:
     """Every logged name with at least two values as a panel, grouped by the part before its `/`.
 
     Args:
         rows: rows of the log.
         references: logged name -> (label, value) of a horizontal line to compare with.
-        looks: of result.json; without the numbers of its `gap` the curve of the capacity gap is the one of each look.
+        evaluations: of result.json; without the numbers of its `gap` the curve of the capacity gap is the logged one.
     """
     marks = find_marks(rows)
-    gap = (looks or {}).get("gap") or {}
+    gap = (evaluations or Evaluations()).gap or FittedGap()
     hidden = RESERVED | {"watching", FITTED}  # a clock, no outcome; a curve in the panel of what it is fitted to
     names = sorted({name for row in rows if "event" not in row for name in row if name not in hidden}, key=_order)
-    if _is_number(gap.get("threshold")):
-        references = {GAP: (f"threshold {gap['threshold']:.4g}", gap["threshold"]), **references}
+    if gap.threshold is not None:
+        references = {GAP: (f"threshold {gap.threshold:.4g}", gap.threshold), **references}
     members: dict[str, list[Panel]] = {}
     for name in names:
         steps, values = _values(rows, name)
@@ -170,35 +171,30 @@ def _values(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[Sequence[floa
 
 
 def _fitted(
-    rows: Sequence[Mapping[str, Any]], last: float, gap: Mapping[str, Any], marks: Marks
+    rows: Sequence[Mapping[str, Any]], last: float, gap: FittedGap, marks: Marks
 ) -> tuple[tuple[Sequence[float], Sequence[float]] | None, str]:
     """Steps of the run, up to the last, and values of the curve through the gap, and what it is; None without one."""
-    if not all(_is_number(gap.get(key)) for key in ("alpha", "beta", "gamma", "start")):
+    alpha, beta, gamma, start = gap.alpha, gap.beta, gap.gamma, gap.start
+    if alpha is None or beta is None or gamma is None or start is None:
         drawn = _values(rows, FITTED)
         return (drawn if drawn[0] else None), ""
-    alpha, beta, gamma, start = (float(gap[key]) for key in ("alpha", "beta", "gamma", "start"))
     times = [start + (last - _run_step(start, marks)) * part / 100 for part in range(101)]
     values = [alpha * math.exp(-beta * (time - start)) + gamma for time in times]
-    errors = [*(gap.get("errors") or ()), None, None, None][:3]
+    errors = gap.errors or (None, None, None)
     numbers = [
-        f"{letter} = {value:.3g}" + (f" ± {error:.2g}" if _is_number(error) else "")
+        f"{letter} = {value:.3g}" + ("" if error is None else f" ± {error:.2g}")
         for letter, value, error in zip("αβγ", (alpha, beta, gamma), errors, strict=True)
     ]
     listed = ", ".join(number.replace(" ", "\N{NO-BREAK SPACE}").replace("-", "−") for number in numbers)
-    all_known = all(map(_is_number, errors))
-    sure = "±\N{NO-BREAK SPACE}standard error" if all_known else "without ±: the looks do not tell how sure"
+    sure = "±\N{NO-BREAK SPACE}standard error" if None not in errors else "without ±: the looks do not tell how sure"
     said = f"Curve: α e^(−β {f'(t − {start:.4g})' if start else 't'}) + γ, {listed} ({sure}); t: the student’s steps."
-    if _is_number(gap.get("threshold")) and _is_number(gap.get("below_from_step")):
-        step = math.ceil(_run_step(gap["below_from_step"], marks))
+    if gap.threshold is not None and gap.below_from_step is not None:
+        step = math.ceil(_run_step(gap.below_from_step, marks))
         after = ", after the end of the run" if step > marks.last_step else ""
-        said += f" Below the threshold {gap['threshold']:.4g} from step {step:,} on{after}."
-    elif _is_number(gap.get("threshold")):
-        said += f" It stays above the threshold {gap['threshold']:.4g}."
+        said += f" Below the threshold {gap.threshold:.4g} from step {step:,} on{after}."
+    elif gap.threshold is not None:
+        said += f" It stays above the threshold {gap.threshold:.4g}."
     return ([_run_step(time, marks) for time in times], values), said
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
 
 
 def _run_step(time: float, marks: Marks) -> float:

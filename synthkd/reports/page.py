@@ -38,7 +38,7 @@ def render(file: str, /, **values: object) -> bytes:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    for one in (percent, interval, count, size, duration, milliseconds, known, words, drawing):
+    for one in (percent, interval, count, size, duration, milliseconds, times, known, words, drawing):
         environment.filters[one.__name__] = one
     environment.globals.update(count=count, size=size, milliseconds=milliseconds)
     return environment.get_template(file).render(values).encode("utf-8", errors="backslashreplace")
@@ -69,7 +69,7 @@ def percent(value: object, digits: int = 1) -> str:
 
 def interval(value: object) -> str:
     """[0.971, 0.994] -> 97.1–99.4 %."""
-    ends = [number(end) for end in value] if isinstance(value, list) else []
+    ends = [number(end) for end in value] if isinstance(value, list | tuple) else []
     if len(ends) != 2 or ends[0] is None or ends[1] is None:
         return UNKNOWN
     return f"{ends[0] * 100:.1f}{MINUS}{percent(ends[1])}"
@@ -108,6 +108,12 @@ def milliseconds(value: object) -> str:
     """0.4213 -> 0.421 ms."""
     found = number(value)
     return UNKNOWN if found is None else f"{found:.3g}{SPACE}ms"
+
+
+def times(value: object) -> str:
+    """0.2533 -> 0.253 ×; nothing for what is no number."""
+    found = number(value)
+    return "" if found is None else f"{found:.3g} ×"
 
 
 def known(value: object) -> object:

@@ -23,6 +23,7 @@ from synthkd.models import load
 from synthkd.pipelines import cli, copying
 from synthkd.pipelines.run import job
 from synthkd.pipelines.run.directory import read_result
+from synthkd.reports.results import TeachResult
 from synthkd.system.sealed import sealed
 from synthkd.training.checkpoint import CheckpointStore
 from synthkd.types import ImageSpec
@@ -231,7 +232,7 @@ def test_a_list_of_files_leads_nowhere_else(tmp_path: Path) -> None:
     for name in ("../secret", str(tmp_path / "secret")):
         (run / "result.json").write_bytes(sealed({"job": "teach", "files": {name: {"bytes": 15, "sha256": digest}}}))
         with pytest.raises(CheckpointError, match="leads out of its folder"):
-            read_result(run)
+            read_result(run, TeachResult)
         spec = {"channels": 1, "height": 8, "width": 8, "classes": 10}
         saved = {"settings": {"kind": "pixels"}, "spec": spec, "seed": 0, "files": {name: digest}}
         (run / "generator.json").write_bytes(sealed(saved))

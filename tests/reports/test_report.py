@@ -21,9 +21,14 @@ from PIL import Image
 from synthkd.errors import CheckpointError
 from synthkd.reports import curves as figures
 from synthkd.reports.curves import draw_groups, find_marks
+from synthkd.reports.files import read_run
 from synthkd.reports.grids import save_grid
+from synthkd.reports.headline import headline
+from synthkd.reports.intervals import interval_chart
 from synthkd.reports.page import count, duration, interval, milliseconds, percent, size
-from synthkd.reports.run import headline, interval_chart, read_run, spread, write_report
+from synthkd.reports.report import write_report
+from synthkd.reports.results import Evaluations, ModelResult, StudentResult, from_json
+from synthkd.reports.run import spread
 from synthkd.training.monitor import Monitor
 
 SCRIPT = "<script>alert(1)</script>"
@@ -244,7 +249,7 @@ def test_absent_values_are_not_measured(tmp_path, result):
 def test_numbers_that_are_not_finite_are_not_measured(tmp_path):
     (tmp_path / "result.json").write_text('{"job": "distill", "student": {"agreement": NaN, "parameters": 100}}')
     text = text_of(write_report(tmp_path))
-    assert "The student was not compared with its teacher." in text
+    assert "The student was not compared with its teacher and saw an unknown number of real images." in text
     assert "nan" not in text.lower().split()
 
 
@@ -438,13 +443,16 @@ def test_formats():
 
 
 def test_axis_of_intervals_has_round_ends_around_every_interval():
-    chart = interval_chart(result_of_distill())
-    assert [round(value, 4) for _, value in chart["ticks"]] == [0.94, 0.95, 0.96, 0.97, 0.98, 0.99, 1.0]
-    at, low, high = chart["models"]["student"]
+    result = result_of_distill()
+    models = from_json(ModelResult, result["teacher"]), from_json(StudentResult, result["student"])
+    chart = interval_chart(*models)
+    assert [round(value, 4) for _, value in chart.ticks] == [0.94, 0.95, 0.96, 0.97, 0.98, 0.99, 1.0]
+    at, low, high = chart.models["student"]
     assert (at, low, high) == pytest.approx((49.0, 10.3333, 71.3333), abs=0.01)
-    sure = {"accuracy": 1.0, "accuracy_interval": [1.0, 1.0]}
-    assert interval_chart({"teacher": sure, "student": sure})["models"]["student"] == pytest.approx([100.0] * 3)
-    assert interval_chart({"teacher": sure, "student": {"accuracy": 0.9}}) is None
+    sure = ModelResult(1.0, (1.0, 1.0))
+    assert interval_chart(sure, sure).models["student"] == pytest.approx([100.0] * 3)
+    assert interval_chart(sure, ModelResult(0.9)) is None
+    assert interval_chart(None, sure) is None
 
 
 def test_grids_are_spread_from_first_to_last():
@@ -490,15 +498,15 @@ def adapting_rows() -> list[dict]:
     return rows
 
 
-def gap_of(**more: object) -> dict:
+def gap_of(**more: object) -> Evaluations:
     gap = {"alpha": 0.8, "beta": 0.01, "gamma": 0.02, "start": 0.0, "n": 20, "errors": [0.011, 1e-5, 0.0012],
            "threshold": 0.05, "below_from_step": 100 * math.log(0.8 / 0.03)}  # fmt: skip
-    return {"gap": gap | more}
+    return from_json(Evaluations, {"gap": gap | more})
 
 
-def panel_of(looks: dict | None, title: str) -> figures.Panel:
+def panel_of(evaluations: Evaluations | None, title: str) -> figures.Panel:
     rows = [{k: v for k, v in row.items() if "/" not in k or k.startswith("adapt/")} for row in adapting_rows()]
-    return next(panel for group in draw_groups(rows, {}, looks) for panel in group.panels if panel.title == title)
+    return next(panel for group in draw_groups(rows, {}, evaluations) for panel in group.panels if panel.title == title)
 
 
 def paths(svg: str) -> list[list[tuple[float, float]]]:
@@ -547,7 +555,7 @@ def test_gap_shows_what_was_measured_the_curve_and_the_threshold_in_one_panel():
     assert panel.svg.count("<use ") == 20
     (curve,) = paths(panel.svg)
     assert len(curve) > 90
-    plain = panel_of({"gap": None}, "Capacity gap")
+    plain = panel_of(Evaluations(gap=None), "Capacity gap")
     assert (plain.below, len(paths(plain.svg)[0])) == ("", 17)
     assert panel.svg.count("stroke: var(--muted)") == plain.svg.count("stroke: var(--muted)") + 1
 
@@ -558,7 +566,7 @@ def test_curve_of_the_gap_goes_through_what_was_measured_at_the_step_of_each_loo
     steps, gaps = figures._values(rows, "adapt/gap")
     assert steps == [200 + t for t in range(0, 600, 30)]
     assert figures._values(rows, "student/loss")[0] == [step + 1 for step in steps], "a loss is that of a step done"
-    drawn, _ = figures._fitted(rows, steps[-1], gap_of()["gap"], marks)
+    drawn, _ = figures._fitted(rows, steps[-1], gap_of().gap, marks)
     assert (drawn[0][0], drawn[0][-1]) == (steps[0], steps[-1])
     assert np.interp(steps, *drawn) == pytest.approx(gaps, abs=1e-3)
 

@@ -21,7 +21,8 @@ from synthkd.pipelines import distill
 from synthkd.pipelines.config import DistillConfig
 from synthkd.pipelines.student.results import FRESH_IMAGES, _agreement
 from synthkd.pipelines.student.text import summary
-from synthkd.reports.run import headline, read_run
+from synthkd.reports.files import read_run
+from synthkd.reports.headline import headline
 from synthkd.rng import Rows
 from synthkd.settings import TeamSettings, ZooModel
 from synthkd.settings.load import load_config
@@ -174,9 +175,8 @@ def test_agreement_goes_by_all_teachers_whoever_was_selected_last(source: Callab
         team.selection = SimpleNamespace(selected=number)  # type: ignore[assignment]
         assert team.selected == number
         found = _agreement(config_of(teacher={"kind": "load", "model": "t"}), parts, student)
-        assert found is not None
-        assert found[0].value == pytest.approx(expected, abs=1e-6)
-        assert found[0].n == len(images)
+        assert found.agreement == pytest.approx(expected, abs=1e-6)
+        assert found.agreement_n == len(images)
 
 
 # --- afterwards: what is printed ------------------------------------------------------------------------------------
