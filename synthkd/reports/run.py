@@ -10,6 +10,7 @@ from pathlib import Path
 from synthkd.reports.files import RunFiles
 from synthkd.reports.headline import find_alarms, headline, ratio
 from synthkd.reports.intervals import interval_chart
+from synthkd.reports.marks import find_marks
 from synthkd.reports.page import picture, render
 from synthkd.reports.results import DistillResult, Evaluations, FittedGap
 
@@ -19,7 +20,7 @@ MOST_EVENTS = 200
 
 def run_page(run: RunFiles) -> bytes:
     """The page of a run of `teach`, `distill` or `release`, as UTF-8."""
-    from synthkd.reports.curves import draw_groups, find_marks  # brings matplotlib
+    from synthkd.reports.curves import draw_groups  # brings matplotlib
 
     result = run.result if isinstance(run.result, DistillResult) else None
     teacher = None if result is None else result.teacher

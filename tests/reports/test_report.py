@@ -20,11 +20,13 @@ from PIL import Image
 
 from synthkd.errors import CheckpointError
 from synthkd.reports import curves as figures
-from synthkd.reports.curves import draw_groups, find_marks
+from synthkd.reports.curves import draw_groups
 from synthkd.reports.files import read_run
+from synthkd.reports.gap import gap_curve
 from synthkd.reports.grids import save_grid
 from synthkd.reports.headline import headline
 from synthkd.reports.intervals import interval_chart
+from synthkd.reports.marks import Marks, find_marks
 from synthkd.reports.page import count, duration, interval, milliseconds, percent, size
 from synthkd.reports.report import write_report
 from synthkd.reports.results import Evaluations, ModelResult, StudentResult, from_json
@@ -350,12 +352,22 @@ def test_transfer_efficiency_names_its_estimator_and_its_images(tmp_path, estima
     looks["transfer_efficiency"]["estimator"] = estimator
     text = report_of(tmp_path, {"evaluations": looks})
     assert "Knowledge-transfer efficiency η 0.872 I ÷ H = 2.007 ÷ 2.301 nats, n = 144" in text
-    assert f"the share that the student’s answers tell too; {named}, at the last look." in text
-    assert "Stability 0.42 points standard deviation of the accuracy at the last 5 looks, 100 steps apart" in text
+    assert f"the share that the student’s answers tell too; {named}, at the last evaluation." in text
+    assert "Stability 0.42 points standard deviation of the accuracy at the last 5 evaluations, 100 steps apart" in text
 
 
 def test_what_was_not_measured_has_no_place_on_the_page(tmp_path):
-    later = ("efficiency", "Stability", "look", "peer", "The teachers", "Fisher", "3C", "What adapts", "teachers’")
+    later = (
+        "efficiency",
+        "Stability",
+        "evaluation",
+        "peer",
+        "The teachers",
+        "Fisher",
+        "3C",
+        "What adapts",
+        "teachers’",
+    )
     old = report_of(tmp_path, {})
     none = {
         "evaluations": {
@@ -520,10 +532,10 @@ def test_looks_what_adapts_and_each_peer_are_groups():
     groups = {group.title: [panel.title for panel in group.panels] for group in drawn}
     panels = {panel.title: panel for group in drawn for panel in group.panels}
     assert list(groups) == [
-        "Outcome and difficulty", "Looks at the students", "What adapts", "Student", "Peer 2", "Peer 10",
+        "Outcome and difficulty", "Evaluations of the students", "What adapts", "Student", "Peer 2", "Peer 10",
     ]  # fmt: skip
     assert groups["Outcome and difficulty"] == ["Student agreement"]
-    assert groups["Looks at the students"] == ["Accuracy", "Transfer efficiency η", "Accuracy of peer 1"]
+    assert groups["Evaluations of the students"] == ["Accuracy", "Transfer efficiency η", "Accuracy of peer 1"]
     assert (
         panels["Transfer efficiency η"].note == "I(p_T; p_S) / H(p_T)"
     )  # a share: no log scale, from 1/650 to 571/650
@@ -566,15 +578,15 @@ def test_curve_of_the_gap_goes_through_what_was_measured_at_the_step_of_each_loo
     steps, gaps = figures._values(rows, "adapt/gap")
     assert steps == [200 + t for t in range(0, 600, 30)]
     assert figures._values(rows, "student/loss")[0] == [step + 1 for step in steps], "a loss is that of a step done"
-    drawn, _ = figures._fitted(rows, steps[-1], gap_of().gap, marks)
+    drawn = gap_curve(gap_of().gap, steps[-1], marks)
     assert (drawn[0][0], drawn[0][-1]) == (steps[0], steps[-1])
     assert np.interp(steps, *drawn) == pytest.approx(gaps, abs=1e-3)
 
 
 def test_student_stands_still_while_images_are_generated():
-    marks = figures.Marks((("joint", 0), ("pregenerate", 50), ("refine", 80)), (), 200)
-    assert [figures._run_step(time, marks) for time in (0, 49, 50, 60)] == [0, 49, 80, 90]
-    assert figures._run_step(7, figures.Marks((), (), 9)) == 7
+    marks = Marks((("joint", 0), ("pregenerate", 50), ("refine", 80)), (), 200)
+    assert [marks.run_step(time) for time in (0, 49, 50, 60)] == [0, 49, 80, 90]
+    assert Marks((), (), 9).run_step(7) == 7
 
 
 @pytest.mark.parametrize(
@@ -584,7 +596,7 @@ def test_student_stands_still_while_images_are_generated():
         ({"below_from_step": 5000.0}, "Below the threshold 0.05 from step 5,200 on, after the end of the run."),
         ({"threshold": None}, "t: the student’s steps."),
         ({"start": 30.0}, "α e^(−β (t − 30)) + γ"),
-        ({"gamma": -0.004, "errors": [None, 0.1, None]}, "γ = −0.004 (without ±: the looks do not tell how sure)"),
+        ({"gamma": -0.004, "errors": [None, 0.1, None]}, "γ = −0.004 (without ±: the evaluations do not determine it)"),
     ],
 )
 def test_words_on_the_gap_are_no_stronger_than_the_fit(more, said):
@@ -598,7 +610,7 @@ def test_gap_of_an_unfinished_run_has_its_threshold_from_the_configuration(tmp_p
     text = text_of(write_report(tmp_path))
     assert "dots: measured; curve: fitted; grey line: threshold 0.07" in text
     assert "Curve: α" not in text
-    assert "At held-out images, from which nobody learns" in text
+    assert "On held-out images, which nobody learns from" in text
 
 
 def test_long_curves_stay_small_and_keep_their_extremes():
