@@ -25,11 +25,10 @@ from synthkd.pipelines.run.directory import (
     Plan,
     Result,
     choose_device,
-    finished_result,
-    read_result,
     run_directory,
     trusting,
 )
+from synthkd.pipelines.run.finished import finished_result, read_result
 from synthkd.privacy.audit import (
     AVERAGE_CASE,
     GIVEN,

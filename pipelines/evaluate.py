@@ -25,11 +25,10 @@ from synthkd.pipelines.run.directory import (
     Plan,
     Result,
     choose_device,
-    finished_result,
-    read_result,
     run_directory,
     trusting,
 )
+from synthkd.pipelines.run.finished import finished_result, read_result
 from synthkd.pipelines.scores.cas import classification_accuracy_scores
 from synthkd.pipelines.scores.image_sets import (
     Networks,

@@ -10,25 +10,23 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 import torch
 
-from synthkd import __version__
 from synthkd.data.read.splits import RealData, Splits
 from synthkd.errors import CheckpointError, ConfigError
 from synthkd.imports import allowing
 from synthkd.pipelines.config import JobConfig
 from synthkd.pipelines.run.disk import full_disk
 from synthkd.privacy.journal import JOURNAL, PRIVATE, Identity, Journal, Part
-from synthkd.reports.results import RESULT, FileEntry, Hardware, JobResult, result_values
-from synthkd.reports.results import read_result as read_content
+from synthkd.reports.files import REPORT as REPORT
+from synthkd.reports.results import RESULT as RESULT
+from synthkd.reports.results import JobResult, result_values
 from synthkd.settings.load import differences, dump_config, load_config
-from synthkd.system.files import SUMS, file_names, inside, is_temporary, read_sums, sha256, write_atomically
-from synthkd.system.hardware import describe, peak_memory_bytes
+from synthkd.system.files import is_temporary, write_atomically
 from synthkd.system.sealed import tensor_digest
 from synthkd.training.monitor import FILE_NAME as METRICS
 
@@ -37,12 +35,9 @@ if TYPE_CHECKING:
 
 LOCK, TRACKED = ".lock", "track"
 CONFIG = "config.yaml"
-REPORT = "report.html"
 WORK = (RESULT, "checkpoints", "parts", JOURNAL)
 """What in a run directory another configuration must not go on from: results, checkpoints, parts of a dataset, and the
 count of looks at private images. A log alone is of a run that failed before its first checkpoint."""
-HANDED_OVER = ("student", "teacher", "peers", "generator", "dataset", "export", "privacy_report.json")
-"""What a finished run is for. The result has its sizes and sha256; whatever else is there can be made again from it."""
 FREE_TO_CHANGE = {
     "name", "out", "device", "threads", "checkpoint_every", "keep_checkpoints", "track", "cache", "batch_size", "trust"
 }  # fmt: skip
@@ -297,58 +292,6 @@ def _difference(before: Identity, now: Identity) -> str:
     return "; ".join(told)
 
 
-def read_result(directory: Path, kind: type[Content]) -> Content | None:
-    """The content of `result.json`, or None where the run is not finished.
-
-    Args:
-        directory: of the run.
-        kind: the class of the job's results.
-
-    Raises:
-        CheckpointError: when it, or a file that the run hands over, is damaged or missing.
-    """
-    try:
-        content = read_content(directory)
-        if content is None:
-            return None
-        if not isinstance(content, kind):
-            raise ValueError(f"it is the result of {content.job}")
-        _verify(directory, content.files)
-    except ValueError as error:
-        raise CheckpointError(
-            f"{directory / RESULT} is damaged ({error}); delete it to finish the run again"
-        ) from error
-    return content
-
-
-def _inventory(directory: Path) -> dict[str, FileEntry]:
-    """Size and sha256 of every file that the run hands over; of a dataset only the file that has those of the rest."""
-    names = [name for name in HANDED_OVER if (directory / name).is_file()]
-    for folder in HANDED_OVER:
-        inside = [SUMS] if (directory / folder / SUMS).is_file() else file_names(directory / folder)
-        names += [f"{folder}/{name}" for name in inside]
-    return {name: FileEntry((directory / name).stat().st_size, sha256(directory / name)) for name in sorted(names)}
-
-
-def _verify(directory: Path, files: Mapping[str, FileEntry]) -> None:
-    for name, listed in files.items():
-        path = inside(directory, name)
-        _verify_file(directory, path, listed.sha256)
-        if path.name == SUMS:
-            for file, digest in read_sums(path.parent).items():
-                _verify_file(directory, inside(path.parent, file), digest)
-
-
-def _verify_file(directory: Path, path: Path, digest: str) -> None:
-    if path.is_file() and sha256(path) == digest:
-        return
-    state = "damaged or changed" if path.is_file() else "missing"
-    raise CheckpointError(
-        f"{path} is {state}, though {directory} is finished; copy it back, or delete {directory / RESULT} and run the "
-        "same command to make it again"
-    )
-
-
 def choose_device(config: JobConfig) -> torch.device:
     """The device of the configuration; also sets torch's threads.
 
@@ -365,17 +308,3 @@ def choose_device(config: JobConfig) -> torch.device:
 def on_cpu(config: JobConfig) -> bool:
     """Whether the configuration means the CPU here: when it says so, or torch sees no CUDA device."""
     return config.device == "cpu" or not torch.cuda.is_available()
-
-
-def finished_result(content: Content, config: JobConfig, directory: Path, device: torch.device) -> Content:
-    """What a job measured, with the files of its run, and by whom, when and on what they were made."""
-    return replace(
-        content,
-        name=config.name,
-        version=__version__,
-        seed=config.seed,
-        finished=datetime.now(UTC).isoformat(timespec="seconds"),
-        files=_inventory(directory),
-        hardware=Hardware(**describe(device)),
-        cost=replace(content.cost, peak_memory_bytes=peak_memory_bytes()),
-    )

@@ -20,14 +20,12 @@ from synthkd.models import Classifier, parameters
 from synthkd.pipelines.config import TrainingConfig
 from synthkd.pipelines.run.directory import (
     TRACKED,
-    Content,
     choose,
     choose_device,
-    finished_result,
     on_cpu,
-    read_result,
 )
 from synthkd.pipelines.run.disk import full_disk
+from synthkd.pipelines.run.finished import Content, finished_result, read_result
 from synthkd.reports.report import has_report, write_report
 from synthkd.reports.results import KINDS, JobResult, ModelDescription, write_result
 from synthkd.training.checkpoint import CheckpointStore

@@ -22,7 +22,7 @@ from synthkd.generators.files import read_saved
 from synthkd.models import load
 from synthkd.pipelines import cli, copying
 from synthkd.pipelines.run import job
-from synthkd.pipelines.run.directory import read_result
+from synthkd.pipelines.run.finished import read_result
 from synthkd.reports.results import TeachResult
 from synthkd.system.sealed import sealed
 from synthkd.training.checkpoint import CheckpointStore

@@ -25,7 +25,7 @@ from synthkd.data.read.samples import open_samples
 from synthkd.errors import CheckpointError
 from synthkd.models import build, save
 from synthkd.pipelines.cli import main
-from synthkd.pipelines.run.directory import read_result
+from synthkd.pipelines.run.finished import read_result
 from synthkd.reports.privacy import write_privacy_page
 from synthkd.reports.results import TeachResult
 from synthkd.settings import ZooModel

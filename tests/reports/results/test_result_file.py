@@ -11,7 +11,7 @@ from synthkd.errors import CheckpointError
 from synthkd.metrics.transfer import TransferEfficiency
 from synthkd.metrics.utility import proportion
 from synthkd.pipelines.run.directory import Result
-from synthkd.pipelines.run.directory import read_result as read_finished
+from synthkd.pipelines.run.finished import read_result as read_finished
 from synthkd.reports.results import (
     KINDS,
     Agreement,
