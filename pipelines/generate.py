@@ -224,7 +224,7 @@ def _write(work: Work, job: Job, sampling: Sampling, sieve: Sieve) -> DatasetDes
     for block in sampling.records():
         tally.add(block)
         content.add(block)
-    scores = DatasetScores(**tally.scores(), tried=int(sieve.tried.sum()), rejected=dict(sieve.reasons))
+    scores = tally.scores(int(sieve.tried.sum()), dict(sieve.reasons))
     description = _describe(work, content.hexdigest(), scores)
     if job.accelerator.is_main_process:
         _write_dataset(work, job.directory, description, sampling)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Any
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from synthkd.metrics.features import build_extractor
 from synthkd.metrics.utility import proportion
 from synthkd.models import Classifier
 from synthkd.reports.grids import MOST_CLASSES
+from synthkd.reports.results import DatasetScores
 from synthkd.settings import TeacherExtractor
 
 COMPARED = 2000
@@ -57,23 +58,25 @@ class Tally:
             if len(self._shown[label]) < ROWS:
                 self._shown[label].append(image)
 
-    def scores(self) -> dict[str, Any]:
-        """The numbers, rounded to what they are good for."""
+    def scores(self, tried: int, rejected: Mapping[str, int]) -> DatasetScores:
+        """The numbers, rounded to their precision, beside the counts of tried and of rejected images."""
         total = int(self._images.sum())
         share = proportion(int(self._agreeing.sum()), total)
         per_class = zip(self._agreeing.tolist(), self._images.tolist(), strict=True)
         compared = torch.cat(self._first)
         features = torch.cat([self._extract(images).features for images in compared.split(128)])
         usable = len(features) > 1 and bool((features.square().sum(1) > 0).all())  # it needs directions
-        return {
-            "agreement": round(share.value, 4),
-            "agreement_interval": [round(share.low, 4), round(share.high, 4)],
-            "agreement_per_class": [round(hits / count, 4) if count else None for hits, count in per_class],
-            "confidence": round(self._confidence / total, 4),
-            "vendi": round(vendi_score(features), 2) if usable else None,
-            "vendi_n": len(features),
-            "exact_duplicates": self._repeated,
-        }
+        return DatasetScores(
+            agreement=round(share.value, 4),
+            agreement_interval=(round(share.low, 4), round(share.high, 4)),
+            agreement_per_class=tuple(round(hits / count, 4) if count else None for hits, count in per_class),
+            confidence=round(self._confidence / total, 4),
+            vendi=round(vendi_score(features), 2) if usable else None,
+            vendi_n=len(features),
+            exact_duplicates=self._repeated,
+            tried=tried,
+            rejected=rejected,
+        )
 
     def grid(self) -> tuple[list[int], Tensor]:
         """A picture: its columns, each a class, and the images row after row."""

@@ -1,4 +1,4 @@
-"""What every job that trains has around its work: device and processes, log and checkpoints, result and report."""
+"""The frame of every job that trains: device and processes, log and checkpoints, result and report."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Job:
         accelerator: device, precision, processes and trackers.
         monitor: the log.
         store: the checkpoints.
-        finished: the content of result.json when the run was complete before, else None.
+        finished: the content of result.json where the run was complete before; else None.
     """
 
     name: str
@@ -56,7 +56,7 @@ class Job:
 
     @property
     def device(self) -> torch.device:
-        """Where models and batches live."""
+        """The device of models and batches."""
         device: torch.device = self.accelerator.device
         return device
 
@@ -80,11 +80,11 @@ class Job:
 
 
 def make_accelerator(config: TrainingConfig, directory: Path | None = None) -> Accelerator:
-    """The accelerator of a configuration, its trackers writing into `directory/track`.
+    """The accelerator of a configuration, whose trackers write into `directory/track`.
 
     Raises:
-        ConfigError: when cuda or fp16 is asked for where there is none.
-        MissingExtraError: when an experiment tracker is not installed.
+        ConfigError: the configuration names cuda or fp16, and there is no GPU; or a tracker that is not installed.
+        MissingExtraError: tensorboard is not installed.
     """
     choose_device(config)
     if config.precision == "fp16" and on_cpu(config):
@@ -92,11 +92,12 @@ def make_accelerator(config: TrainingConfig, directory: Path | None = None) -> A
     for tracker in config.track:
         if find_spec(tracker) is None and tracker == "tensorboard":
             raise MissingExtraError(tracker, "track", "track: tensorboard")
-        if find_spec(tracker) is None:  # used where it is, never pinned: their caps would pull core packages down
+        # Other trackers are no extra of synthkd: their upper bounds would hold core packages back.
+        if find_spec(tracker) is None:
             raise ConfigError(f"track: {tracker} is not installed: pip install {tracker}")
     _forget_other_settings(config)
     return Accelerator(
-        cpu=on_cpu(config),  # said outright: accelerate forms a group of CPU processes only when it is told to
+        cpu=on_cpu(config),  # accelerate forms a group of CPU processes only if this is set
         mixed_precision=config.precision,
         log_with=list(config.track) or None,
         project_dir=None if directory is None else directory / TRACKED,
@@ -104,13 +105,13 @@ def make_accelerator(config: TrainingConfig, directory: Path | None = None) -> A
 
 
 def process_state(config: TrainingConfig) -> PartialState:
-    """How many processes there are under this configuration, and which of them this one is."""
+    """Number of processes under this configuration, and which of them this one is."""
     _forget_other_settings(config)
     return PartialState(cpu=on_cpu(config))
 
 
 def _forget_other_settings(config: TrainingConfig) -> None:
-    """accelerate keeps device and precision for the whole process; an earlier job's must not rule this one."""
+    """Forget the device and precision of an earlier job, which accelerate keeps for the whole process."""
     if not AcceleratorState._shared_state:
         return
     state = AcceleratorState()
@@ -120,11 +121,11 @@ def _forget_other_settings(config: TrainingConfig) -> None:
 
 @contextmanager
 def open_job(name: str, config: TrainingConfig) -> Iterator[Job]:
-    """Choose, make or resume the run directory of a job and hold its lock.
+    """Choose, create or resume the run directory of a job, and hold its lock until the end.
 
     Raises:
-        ConfigError: when the directory holds a run of another configuration; the changed keys are named.
-        CheckpointError: when another process works in it, it holds something that is no run, or the disk runs full.
+        ConfigError: the directory holds a run of another configuration; the changed keys are named.
+        CheckpointError: another process works in it, it holds something that is no run, or the disk is full.
     """
     with full_disk(), _claim(name, config) as directory:
         accelerator = make_accelerator(config, directory)
@@ -145,7 +146,7 @@ def open_job(name: str, config: TrainingConfig) -> Iterator[Job]:
 
 @contextmanager
 def _claim(name: str, config: TrainingConfig) -> Iterator[Path]:
-    """The run directory, locked by the main process; the others are told which one it is."""
+    """The run directory, chosen and locked by the main process, which broadcasts its path to the others."""
     state = process_state(config)
     chosen: list[str | None] = [None]
     lock = None
@@ -162,12 +163,15 @@ def _claim(name: str, config: TrainingConfig) -> Iterator[Path]:
 
 
 def training_bytes(count: int) -> int:
-    """Bytes of `count` float32 parameters and the two moments an optimiser keeps of each."""
+    """Bytes of `count` float32 parameters and of their two moments in an optimizer."""
     return 3 * 4 * count
 
 
 def generator_bytes(generator: Stateful) -> int:
-    """Bytes of a generator's checkpoint at most, from its state before training: the optimiser's moments come later."""
+    """Upper bound of the bytes of a generator's checkpoint, from its state before training.
+
+    The factor 3 stands for the two moments of each parameter, which the optimizer adds during training.
+    """
 
     def held(state: object) -> int:
         if isinstance(state, Tensor):
@@ -179,10 +183,17 @@ def generator_bytes(generator: Stateful) -> int:
 
 
 def disk_line(config: TrainingConfig, checkpoint: int, shared: int = 0, other: int = 0) -> str:
-    """What a run keeps on disk while it runs, as a line of its plan: `shared` by its checkpoints, `other` beside."""
-    kept = config.keep_checkpoints * checkpoint + shared
+    """The disk space of a run while it runs, as a line of its plan.
+
+    Args:
+        config: how many checkpoints are kept.
+        checkpoint: bytes of each.
+        shared: bytes that the checkpoints share.
+        other: bytes of a memory bank on disk.
+    """
+    checkpoints = config.keep_checkpoints * checkpoint + shared
     bank = f" and {other / 1e6:,.0f} MB of memory bank" if other else ""
-    return f"  disk: about {kept / 1e6:,.1f} MB of checkpoints{bank} while it runs"
+    return f"  disk: about {checkpoints / 1e6:,.1f} MB of checkpoints{bank} while it runs"
 
 
 def describe_model(model: Classifier, latency: float) -> ModelDescription:

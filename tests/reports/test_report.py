@@ -239,6 +239,18 @@ def test_report_of_teach_has_no_student(tmp_path):
     assert "Size of the weights not measured" in text
 
 
+def test_report_of_a_private_generator_speaks_of_no_model(tmp_path):
+    (tmp_path / "result.json").write_text(
+        json.dumps({"job": "release", "real_images_used": 1294, "cost": {"seconds": {"generator": 9.5}, "rounds": 20}})
+    )
+    text = text_of(write_report(tmp_path))
+    assert "synthkd · release" in text
+    assert "The generator learned from noisy statistics of 1,294 private images." in text
+    assert "Generator 9.5 s" in text
+    assert "Rounds 20" in text
+    assert not [word for word in ("eacher", "tudent", "accuracy", "synthkd.load") if word in text]
+
+
 @pytest.mark.parametrize("result", [{}, {"job": "distill"}, {"job": "distill", "teacher": None, "student": {"n": "?"}}])
 def test_absent_values_are_not_measured(tmp_path, result):
     (tmp_path / "result.json").write_text(json.dumps(result))
