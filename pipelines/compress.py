@@ -71,49 +71,50 @@ def compress(config: CompressConfig, *, dry_run: bool = False) -> Result[Compres
     with open_job("compress", config) as job:
         if isinstance(job.finished, CompressResult):
             return Result(job.directory, job.finished, _summary(job, job.finished, already=True))
-        began = time.perf_counter()
-        private = load_splits(config.teacher.data) if isinstance(config.teacher, TrainedTeacher) else None
-        if private is not None:
-            keep_data(job.directory, private, job.accelerator)
-            if config.audit is not None:
-                require_enough(config.audit, private)
-        made = run_flow(config, job.directory, private, config.seed)
-        flowed = time.perf_counter()
-        shutil.copytree(job.directory / DISTILL / "student", job.directory / "student", dirs_exist_ok=True)
-        synthetic = _synthetic(config, job, made)
-        test = None if config.test is None else load_splits(config.test).test
-        files = hand_over(
-            config.export, made.teacher, made.student, synthetic, test, job.directory / EXPORT, job.device
-        )
-        rules = capacity(made.teacher, made.student, synthetic, config.seed, job.device)
-        exported = time.perf_counter()
-        found = None
-        if config.audit is not None:
-            assert private is not None
-            searched = {} if made.choice is None else {"student": made.choice.model, "search": None}
-            found = audit_pipeline(config.model_copy(update=searched), job.directory, private, job.device)
-        privacy = _privacy(config, job, made, found, _copies(config, job, private, synthetic))
-        write_atomically(job.directory / PRIVACY, sealed(privacy))
-        seconds = {"flow": flowed - began, "export": exported - flowed, "audit": time.perf_counter() - exported}
-        distilled = made.distilled
-        assert distilled.teacher is not None
-        assert distilled.ratio is not None
-        content = job.finish(
-            CompressResult(
-                real_images_used=distilled.real_images_used,
-                teacher=distilled.teacher,
-                student=distilled.student,
-                ratio=distilled.ratio,
-                data=distilled.data,
-                alarms=distilled.alarms,
-                search=None if made.choice is None else made.choice.result(),
-                verdict=Verdict(**privacy["verdict"]),
-                handover=files,
-                capacity=rules,
-                cost=RunCost({stage: round(value, 3) for stage, value in seconds.items()}),
-            )
-        )
+        content = job.finish(_compress(config, job))
         return Result(job.directory, content, _summary(job, content))
+
+
+def _compress(config: CompressConfig, job: Job) -> CompressResult:
+    """Run the flow, export and audit its student, and write `privacy_report.json`; the pages follow the result."""
+    began = time.perf_counter()
+    private = load_splits(config.teacher.data) if isinstance(config.teacher, TrainedTeacher) else None
+    if private is not None:
+        keep_data(job.directory, private, job.accelerator)
+        if config.audit is not None:
+            require_enough(config.audit, private)
+    made = run_flow(config, job.directory, private, config.seed)
+    flowed = time.perf_counter()
+    shutil.copytree(job.directory / DISTILL / "student", job.directory / "student", dirs_exist_ok=True)
+    synthetic = _synthetic(config, job, made)
+    test = None if config.test is None else load_splits(config.test).test
+    files = hand_over(config.export, made.teacher, made.student, synthetic, test, job.directory / EXPORT, job.device)
+    rules = capacity(made.teacher, made.student, synthetic, config.seed, job.device)
+    exported = time.perf_counter()
+    found = None
+    if config.audit is not None:
+        assert private is not None
+        searched = {} if made.choice is None else {"student": made.choice.model, "search": None}
+        found = audit_pipeline(config.model_copy(update=searched), job.directory, private, job.device)
+    privacy = _privacy(config, job, made, found, _copies(config, job, private, synthetic))
+    write_atomically(job.directory / PRIVACY, sealed(privacy))
+    seconds = {"flow": flowed - began, "export": exported - flowed, "audit": time.perf_counter() - exported}
+    distilled = made.distilled
+    assert distilled.teacher is not None
+    assert distilled.ratio is not None
+    return CompressResult(
+        real_images_used=distilled.real_images_used,
+        teacher=distilled.teacher,
+        student=distilled.student,
+        ratio=distilled.ratio,
+        data=distilled.data,
+        alarms=distilled.alarms,
+        search=None if made.choice is None else made.choice.result(),
+        verdict=Verdict(**privacy["verdict"]),
+        handover=files,
+        capacity=rules,
+        cost=RunCost({stage: round(value, 3) for stage, value in seconds.items()}),
+    )
 
 
 def _synthetic(config: CompressConfig, job: Job, made: Flowed) -> Tensor:
