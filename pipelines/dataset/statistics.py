@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Any
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from synthkd.metrics.features import build_extractor
 from synthkd.metrics.utility import proportion
 from synthkd.models import Classifier
 from synthkd.reports.grids import MOST_CLASSES
+from synthkd.reports.results import DatasetScores
 from synthkd.settings import TeacherExtractor
 
 COMPARED = 2000
@@ -58,8 +59,13 @@ class DatasetStatistics:
             if len(self._grid[label]) < ROWS:
                 self._grid[label].append(image)
 
-    def scores(self) -> dict[str, Any]:
-        """The statistics of all images so far, as plain numbers, rounded to their significant digits."""
+    def scores(self, tried: int, rejected: Mapping[str, int]) -> DatasetScores:
+        """The statistics of all images so far, rounded to their significant digits.
+
+        Args:
+            tried: images that were sampled.
+            rejected: filter -> images that it rejected.
+        """
         total = int(self._images.sum())
         share = proportion(int(self._agreeing.sum()), total)
         per_class = zip(self._agreeing.tolist(), self._images.tolist(), strict=True)
@@ -67,15 +73,17 @@ class DatasetStatistics:
         features = torch.cat([self._extract(images).features for images in compared.split(128)])
         # The Vendi score compares directions, which a feature vector of zeros has not.
         usable = len(features) > 1 and bool((features.square().sum(1) > 0).all())
-        return {
-            "agreement": round(share.value, 4),
-            "agreement_interval": [round(share.low, 4), round(share.high, 4)],
-            "agreement_per_class": [round(hits / count, 4) if count else None for hits, count in per_class],
-            "confidence": round(self._confidence / total, 4),
-            "vendi": round(vendi_score(features), 2) if usable else None,
-            "vendi_n": len(features),
-            "exact_duplicates": self._repeated,
-        }
+        return DatasetScores(
+            agreement=round(share.value, 4),
+            agreement_interval=(round(share.low, 4), round(share.high, 4)),
+            agreement_per_class=tuple(round(hits / count, 4) if count else None for hits, count in per_class),
+            confidence=round(self._confidence / total, 4),
+            vendi=round(vendi_score(features), 2) if usable else None,
+            vendi_n=len(features),
+            exact_duplicates=self._repeated,
+            tried=tried,
+            rejected=rejected,
+        )
 
     def grid(self) -> tuple[list[int], Tensor]:
         """A grid of images: the class of each column, and uint8 images `[N, C, H, W]` row after row."""

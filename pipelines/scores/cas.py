@@ -138,8 +138,11 @@ class _Exam:
         result = teach(load_config(TeachConfig, source, [f"out={run}"]))
         assert isinstance(result, Result)
         file.unlink()  # as large as the images, and made again from them
-        taught = result.values["teacher"]
-        return proportion(round(taught["accuracy"] * taught["n"]), len(self.labels))
+        taught = result.content.teacher
+        assert taught is not None
+        assert taught.accuracy is not None
+        assert taught.n is not None
+        return proportion(round(taught.accuracy * taught.n), len(self.labels))
 
 
 def _missing(samples: Samples, why: str) -> Score:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,6 +19,7 @@ from synthkd.metrics.features import FeatureExtractor, Features, build_extractor
 from synthkd.metrics.score import ScoredSet
 from synthkd.models import Classifier, load_model
 from synthkd.pipelines.config import EvaluateConfig, ImageSet
+from synthkd.reports.results import SetResult
 from synthkd.settings import EfficientNetExtractor, TeacherExtractor
 
 BATCH = 256
@@ -65,16 +65,10 @@ class OpenedSet:
     samples: Samples | None = None
     saved: SavedSet | None = None
 
-    def about(self) -> dict[str, Any]:
-        """The set as it stands in `result.json`."""
-        skipped = [] if self.samples is None else [list(bad) for bad in self.samples.bad]
-        return {
-            "name": self.name,
-            "n": self.count,
-            "digest": self.digest,
-            "notes": list(self.notes),
-            "skipped": skipped,
-        }
+    def result(self) -> SetResult:
+        """What `result.json` says of the set."""
+        skipped = () if self.samples is None else tuple(self.samples.bad)
+        return SetResult(self.name, self.count, self.digest, self.notes, skipped)
 
     def relabelled(self, aligned: Aligned) -> OpenedSet:
         """The same images with labels in terms of other classes."""

@@ -19,7 +19,7 @@ from synthkd.pipelines.run import job
 from synthkd.pipelines.run.result import Plan, Result
 from synthkd.pipelines.student.assembly import assemble
 from synthkd.pipelines.student.teachers import untrained_teacher
-from synthkd.reports.run import write_report
+from synthkd.reports.report import write_report
 from synthkd.settings import Refine, ZooModel
 from synthkd.settings.load import dump_config, load_config
 from synthkd.system.sealed import unsealed
