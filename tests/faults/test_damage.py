@@ -35,11 +35,13 @@ TEACHER = {
 RECIPE = {
     "teacher": TEACHER,
     "student": {"arch": "convnet", "width": 4},
-    "generator": {"width": 8, "latent": 16, "batch_size": 20},
-    "distill": {"batch_size": 8},
-    "phases": [{"kind": "joint", "steps": 4}],
     "device": "cpu",
     "threads": 1,
+}
+DISTILLATION = {
+    "transfer_set": {"generator": {"width": 8, "latent": 16, "batch_size": 20}},
+    "distill": {"batch_size": 8},
+    "phases": [{"kind": "joint", "steps": 4}],
 }
 
 
@@ -47,8 +49,10 @@ RECIPE = {
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A finished distillation with two students, a dataset of its generator in each format, and a compression."""
     top = tmp_path_factory.mktemp("runs")
-    (top / "distill.yaml").write_text(json.dumps({**RECIPE, "online": {"peers": [{"model": RECIPE["student"]}]}}))
-    (top / "compress.yaml").write_text(json.dumps({**RECIPE, "export": {"formats": ["onnx"]}}))
+    online = {"peers": [{"model": RECIPE["student"]}]}
+    (top / "distill.yaml").write_text(json.dumps({**RECIPE, **DISTILLATION, "online": online}))
+    compression = {**RECIPE, "distillation": DISTILLATION, "export": {"formats": ["onnx"]}}
+    (top / "compress.yaml").write_text(json.dumps(compression))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(report, "run_page", lambda _: b"a new page")  # a real one takes longer than these runs
         patch.setattr(copies, "MOST_EXTRACTED", 100)
