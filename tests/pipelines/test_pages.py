@@ -18,7 +18,7 @@ from synthkd.pipelines.config import (
     GenerateConfig,
     TeachConfig,
 )
-from synthkd.pipelines.run.directory import Result
+from synthkd.pipelines.run.result import Result
 from synthkd.reports.report import has_report, write_report
 from synthkd.settings import DigitsData
 from synthkd.settings.load import load_config

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
-from synthkd.pipelines.run.finished import read_result as read_finished
 
 from synthkd.errors import CheckpointError
 from synthkd.metrics.transfer import TransferEfficiency
 from synthkd.metrics.utility import proportion
-from synthkd.pipelines.run.directory import Result
+from synthkd.pipelines.run.result import Result
+from synthkd.pipelines.run.result import read_result as read_finished
 from synthkd.reports.results import (
     KINDS,
     Agreement,
