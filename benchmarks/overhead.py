@@ -1,4 +1,4 @@
-"""What the memory bank and the hybrid source cost. One thread.
+"""What the memory bank and the hybrid dataset cost. One thread.
 
     python -m benchmarks.overhead
 
@@ -91,7 +91,7 @@ class Ready:
 
 
 def source_costs(rounds: int = 150) -> list[Row]:
-    """What a student step costs on batches of the hybrid source and on a ready batch."""
+    """What a student step costs on batches of the hybrid dataset and on a ready batch."""
     accelerator = Accelerator(cpu=True)
     torch.manual_seed(0)
     teacher = FrozenTeacher(build(ZooModel(arch="convnet", width=32), SPEC), accelerator)
