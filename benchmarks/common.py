@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from synthkd.pipelines.run.result import Result
+from synthkd.reports.results import JobResult
 from synthkd.settings.base import Settings
 from synthkd.settings.load import load_config
 from synthkd.system.files import write_atomically
@@ -73,7 +74,7 @@ def run(
     source: Mapping[str, Any] | Path,
     out: Path,
     *overrides: str,
-) -> Result:
+) -> Result[JobResult]:
     """Run a job in the run directory `out`, or resume it, or read its result where it is finished.
 
     Args:

@@ -17,12 +17,13 @@ from benchmarks.common import Row
 from synthkd.pipelines import compress
 from synthkd.pipelines.config import CompressConfig
 from synthkd.pipelines.run.result import Result
+from synthkd.reports.results import JobResult
 
 RUN = common.RUNS / "compress" / "digits"
 RECIPE = common.ROOT / "configs" / "compress_digits.yaml"
 
 
-def measured(result: Result, seconds: float) -> Row:
+def measured(result: Result[JobResult], seconds: float) -> Row:
     """What is kept of a run that took `seconds`."""
     values = result.values
     handover = values["handover"]

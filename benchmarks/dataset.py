@@ -36,6 +36,7 @@ from synthkd.models import load_model
 from synthkd.pipelines import distill, generate
 from synthkd.pipelines.config import DistillConfig, GenerateConfig
 from synthkd.pipelines.run.result import Result
+from synthkd.reports.results import JobResult
 from synthkd.settings import LoadedModel, NamedData
 
 PAIR = pairs.PAIRS["convnet"]
@@ -79,7 +80,7 @@ class Students:
         """The directory of a run."""
         return self.root / f"{name.replace(', ', '-').replace(' ', '-')}-{self.steps}-seed{seed}"
 
-    def live(self, seed: int) -> Result:
+    def live(self, seed: int) -> Result[JobResult]:
         """The student beside its teacher and generator."""
         rounds, discard = PAIR.rounds
         teacher = pairs.teacher_of("convnet")
@@ -96,7 +97,7 @@ class Students:
         }
         return common.run(distill, DistillConfig, source, self.place(LIVE, seed))
 
-    def dataset(self, kind: str, seed: int) -> Result:
+    def dataset(self, kind: str, seed: int) -> Result[JobResult]:
         """The images of a generator, written to disk."""
         run = self.live(seed).directory if kind == "inversion" else self.diffusion
         source = {
@@ -110,7 +111,7 @@ class Students:
         }
         return common.run(generate, GenerateConfig, source, self.place(f"{kind} dataset", seed))
 
-    def trained(self, kind: str, variation: str, seed: int) -> Result:
+    def trained(self, kind: str, variation: str, seed: int) -> Result[JobResult]:
         """The student of a dataset."""
         source = {
             **self._shared(seed),
@@ -131,7 +132,7 @@ class Students:
         }
 
 
-def cell(source: str, variation: str | None, seed: int, result: Result) -> Row:
+def cell(source: str, variation: str | None, seed: int, result: Result[JobResult]) -> Row:
     """What is kept of a student, in the table and in the results file."""
     student = result.values["student"]
     return {
@@ -147,7 +148,7 @@ def cell(source: str, variation: str | None, seed: int, result: Result) -> Row:
     }
 
 
-def written(source: str, seed: int, result: Result) -> Row:
+def written(source: str, seed: int, result: Result[JobResult]) -> Row:
     """What is kept of a dataset."""
     about, cost = result.values["dataset"], result.values["cost"]
     return {
@@ -166,7 +167,7 @@ def students(parts: Students, seeds: int) -> Row:
     real = load_splits(NamedData.model_validate(pairs.DATA)).train
     images, labels = real.images[:TRIED_ON], real.labels[:TRIED_ON]
 
-    def on_training_images(result: Result) -> float:
+    def on_training_images(result: Result[JobResult]) -> float:
         """Accuracy of a run's student on real training images that it has not seen."""
         student = load_model(LoadedModel(kind="load", model=str(result.directory / "student")))
         return accuracy(predict(student, images, torch.device("cpu")), labels).value

@@ -31,6 +31,7 @@ from benchmarks.common import Row
 from synthkd.pipelines import distill, generate
 from synthkd.pipelines.config import DistillConfig, GenerateConfig
 from synthkd.pipelines.run.result import Result
+from synthkd.reports.results import JobResult
 
 RUNS = common.RUNS / "hybrid"
 PAIR = pairs.PAIRS["convnet"]
@@ -119,7 +120,7 @@ def place(budget: Budget, size: int, arm: str, mixup: float, seed: int) -> Path:
     return directory(budget, size, f"{arm} mixup {mixup:g}{longer}", seed)
 
 
-def generator_of(budget: Budget, kind: str, size: int, seed: int, teacher: Path) -> Result:
+def generator_of(budget: Budget, kind: str, size: int, seed: int, teacher: Path) -> Result[JobResult]:
     """The generator trained on the real images of a cell, in a run of its own."""
     rounds = budget.rounds[kind]
     source = {
@@ -198,7 +199,7 @@ def cell(budget: Budget, size: int, arm: str, mixup: float, seed: int, teacher: 
     }
 
 
-def training_of(generator: Result) -> Row:
+def training_of(generator: Result[JobResult]) -> Row:
     """What a generator cost, and how often the teacher sees the asked label in its samples."""
     dataset = generator.values["dataset"]
     return {

@@ -17,8 +17,8 @@ from synthkd.models import parameters
 from synthkd.pipelines.config import AuditConfig
 from synthkd.pipelines.handover.audit_inputs import LEAST, AuditInputs, read_inputs
 from synthkd.pipelines.run.device import choose_device
-from synthkd.pipelines.run.directory import REPORT, run_directory
-from synthkd.pipelines.run.result import Plan, Result, complete_result, read_result, write_result
+from synthkd.pipelines.run.directory import run_directory
+from synthkd.pipelines.run.result import Plan, Result, finished_result, read_result
 from synthkd.pipelines.run.trust import trusting
 from synthkd.privacy.audit import (
     AVERAGE_CASE,
@@ -36,9 +36,21 @@ from synthkd.privacy.audit import (
 from synthkd.privacy.copies import copy_tests
 from synthkd.privacy.membership import Answers, attacks
 from synthkd.privacy.ratio import RateRatio, student_over_teacher
-from synthkd.privacy.report import plain, privacy_report
+from synthkd.privacy.report import privacy_report
 from synthkd.privacy.verdict import Check, verdict
-from synthkd.reports.privacy import PAGE, SOURCE, write_privacy_page
+from synthkd.reports.privacy import PAGE, SOURCE
+from synthkd.reports.report import has_report, write_report
+from synthkd.reports.results import (
+    AuditedModel,
+    AuditedSet,
+    AuditResult,
+    CopyResult,
+    HeadlineAttack,
+    RatioResult,
+    RunCost,
+    from_json,
+    write_result,
+)
 from synthkd.rng import derive
 from synthkd.settings.load import dump_config
 from synthkd.system.files import write_atomically
@@ -54,7 +66,7 @@ NO_NEGATIVE = "negative control: needs reference models, which saw neither list;
 
 
 @trusting
-def audit(config: AuditConfig, *, dry_run: bool = False) -> Result | Plan:
+def audit(config: AuditConfig, *, dry_run: bool = False) -> Result[AuditResult] | Plan:
     """Attack the given models, look for copies among the given synthetic images, and report.
 
     The report is in `<run>/privacy_report.json` and `.html`, and the latter also in `report.html`. A finished audit is
@@ -71,25 +83,25 @@ def audit(config: AuditConfig, *, dry_run: bool = False) -> Result | Plan:
     if dry_run:
         return Plan(_plan(read_inputs(config)))
     with run_directory("audit", config) as directory:
-        finished, inputs = read_result(directory), read_inputs(config)
+        finished, inputs = read_result(directory, AuditResult), read_inputs(config)
         already = finished is not None
         if finished is None:
-            report, values = _audit(config, inputs, device)
+            report, content = _audit(config, inputs, device)
             write_atomically(directory / SOURCE, sealed(report))
-            finished = complete_result("audit", config, directory, values, device)
+            finished = finished_result(content, config, directory, device)
             write_result(directory, finished)
-        elif changed := [key for key, digest in inputs.digests.items() if finished["digests"].get(key) != digest]:
+        elif changed := [key for key, digest in inputs.digests.items() if finished.digests.get(key) != digest]:
             raise ConfigError(
                 f"{directory} is finished, and {changed[0]} has changed since; choose another out= to attack what is "
                 "there now"
             )
-        if not already or not (directory / PAGE).exists() or not (directory / REPORT).exists():
-            write_atomically(directory / REPORT, write_privacy_page(directory).read_bytes())
+        if not already or not has_report(directory, "audit"):
+            write_report(directory)
         lines = [f"{directory} was complete already; nothing was run"] if already else []
         return Result(directory, finished, (*lines, *_summary(finished), f"report:  {directory / PAGE}"))
 
 
-def _audit(config: AuditConfig, inputs: AuditInputs, device: torch.device) -> tuple[dict[str, Any], dict[str, Any]]:
+def _audit(config: AuditConfig, inputs: AuditInputs, device: torch.device) -> tuple[dict[str, Any], AuditResult]:
     """The contents of `privacy_report.json` and of `result.json`."""
     began = time.perf_counter()
     lists = inputs.lists
@@ -114,29 +126,22 @@ def _audit(config: AuditConfig, inputs: AuditInputs, device: torch.device) -> tu
         who: next(one for one in report["audit"]["models"][who][GIVEN]["attacks"] if one["name"] == group.headline)
         for who, group in groups.items()
     }
-    values = {
-        "seconds": round(done - began, 3),
-        "verdict": report["verdict"],
-        "label": AVERAGE_CASE,
-        "checks": report["checks"],
-        "models": {
-            who: {
-                "parameters": parameters(model),
-                "references": counts[who],
-                "headline": {key: value for key, value in headlines[who].items() if key != "roc"},
-            }
+    ratio = report["audit"]["ratios"][GIVEN]
+    return report, AuditResult(
+        seconds=round(done - began, 3),
+        verdict=said,
+        label=AVERAGE_CASE,
+        checks=tuple(checks),
+        models={
+            who: AuditedModel(parameters(model), counts[who], from_json(HeadlineAttack, headlines[who]))
             for who, model in inputs.models.items()
         },
-        "ratio": report["audit"]["ratios"][GIVEN],
-        "copies": report["copies"],
-        "sets": {
-            key: {"name": one.name, "n": len(one.images), "notes": one.notes, "skipped": one.skipped}
-            for key, one in lists.items()
-        },
-        "digests": inputs.digests,
-        "cost": {"seconds": {"attacks": round(attacked - began, 3), "copies": round(done - attacked, 3)}},
-    }
-    return report, plain(values)
+        ratio=None if ratio is None else from_json(RatioResult, ratio),
+        copies=tuple(from_json(CopyResult, one) for one in report["copies"]),
+        sets={key: AuditedSet(one.name, len(one.images), one.notes, one.skipped) for key, one in lists.items()},
+        digests=inputs.digests,
+        cost=RunCost({"attacks": round(attacked - began, 3), "copies": round(done - attacked, 3)}),
+    )
 
 
 def _provenance(config: AuditConfig, inputs: AuditInputs, device: torch.device) -> dict[str, Any]:
@@ -222,23 +227,20 @@ def _plan(inputs: AuditInputs) -> tuple[str, ...]:
     return (f"audit: {AVERAGE_CASE}", *models, *lists)
 
 
-def _summary(values: Mapping[str, Any]) -> tuple[str, ...]:
-    sets = values["sets"]
-    lines = [f"audit:   {sets['members']['n']:,} members, {sets['nonmembers']['n']:,} non-members; {AVERAGE_CASE}"]
-    for who, model in values["models"].items():
-        found, at = model["headline"], model["headline"]["tpr"][0]
-        area, rate = found["auc"], at["rate"]
-        hits = at["reason"]
-        if rate is not None:
-            hits = f"{rate['value']:.1%} of members found at {at['error']:.0%} false positives"
+def _summary(content: AuditResult) -> tuple[str, ...]:
+    sets = content.sets
+    lines = [f"audit:   {sets['members'].n:,} members, {sets['nonmembers'].n:,} non-members; {AVERAGE_CASE}"]
+    for who, model in content.models.items():
+        area, at = model.headline.auc, model.headline.tpr[0]
+        hits = at.reason
+        if at.rate is not None:
+            hits = f"{at.rate.value:.1%} of members found at {at.error:.0%} false positives"
+        lines.append(f"{who}: AUC {area.value:.3f} [{area.low:.3f}, {area.high:.3f}] by {model.headline.name}; {hits}")
+    for test in content.copies:
+        near, space = test.near_copies, test.space.partition(" ")[0]
         lines.append(
-            f"{who}: AUC {area['value']:.3f} [{area['low']:.3f}, {area['high']:.3f}] by {found['name']}; {hits}"
+            f"copies:  {near.of_train:,} of {test.n_generated:,} synthetic images are near a member in {space}, "
+            f"{near.of_holdout:,} near a non-member; {test.note}"
         )
-    for test in values["copies"]:
-        near, space = test["near_copies"], test["space"].partition(" ")[0]
-        lines.append(
-            f"copies:  {near['of_train']:,} of {test['n_generated']:,} synthetic images are near a member in {space}, "
-            f"{near['of_holdout']:,} near a non-member; {test['note']}"
-        )
-    notes = dict.fromkeys(f"note:    {key}: {note}" for key, one in sets.items() for note in one["notes"])
-    return (*lines, *notes, f"privacy: {values['verdict']['text']}")
+    notes = dict.fromkeys(f"note:    {key}: {note}" for key, one in sets.items() for note in one.notes)
+    return (*lines, *notes, f"privacy: {content.verdict.text}")

@@ -33,9 +33,8 @@ from synthkd.privacy.accounting import epsilon
 from synthkd.privacy.copies import CopyTest, copy_tests
 from synthkd.privacy.ledger import Adjacency, Ledger
 from synthkd.privacy.report import privacy_report
-from synthkd.privacy.verdict import Claim, verdict
-from synthkd.reports.compression import write_compress_report
-from synthkd.reports.privacy import PAGE, write_privacy_page
+from synthkd.privacy.verdict import Claim, Verdict, verdict
+from synthkd.reports.results import CompressResult, MeasuredFile, RunCost
 from synthkd.settings import TrainedTeacher
 from synthkd.settings.load import dump_config
 from synthkd.system.files import write_atomically
@@ -43,8 +42,6 @@ from synthkd.system.hardware import describe
 from synthkd.system.sealed import sealed
 
 PRIVACY = "privacy_report.json"
-TOLD = ("real_images_used", "teacher", "student", "ratio", "data", "alarms")
-"""What of the distillation's result stands in that of the job."""
 EXPORT = "export"
 SYNTHETIC = 1000
 """Images of the generator that copies are looked for in, and that exports are calibrated and compared on."""
@@ -54,7 +51,7 @@ UNCOPIED = "needs the private images and as many that were not trained on"
 
 
 @trusting
-def compress(config: CompressConfig, *, dry_run: bool = False) -> Result | Plan:
+def compress(config: CompressConfig, *, dry_run: bool = False) -> Result[CompressResult] | Plan:
     """Run the configured flow, export its student, audit it, and report.
 
     The student is in `<run>/student`, its exports in `<run>/export`, what it leaks in `<run>/privacy_report.json` and
@@ -75,47 +72,52 @@ def compress(config: CompressConfig, *, dry_run: bool = False) -> Result | Plan:
     if dry_run:
         return Plan(_plan(config))
     with open_job("compress", config) as job:
-        if job.finished is not None:
-            if not (job.directory / PAGE).exists():
-                write_privacy_page(job.directory)
+        if isinstance(job.finished, CompressResult):
             return Result(job.directory, job.finished, _summary(job, job.finished, already=True))
-        began = time.perf_counter()
-        private = load_splits(config.teacher.data) if isinstance(config.teacher, TrainedTeacher) else None
-        if private is not None:
-            keep_data(job.directory, private, job.accelerator)
-            if config.audit is not None:
-                require_enough(config.audit, private)
-        made = run_flow(config, job.directory, private, config.seed)
-        flowed = time.perf_counter()
-        shutil.copytree(job.directory / DISTILL / "student", job.directory / "student", dirs_exist_ok=True)
-        synthetic = _synthetic(config, job, made)
-        test = None if config.test is None else load_splits(config.test).test
-        files = hand_over(
-            config.export, made.teacher, made.student, synthetic, test, job.directory / EXPORT, job.device
-        )
-        capacity = measure_capacity(made.teacher, made.student, synthetic, config.seed, job.device)
-        exported = time.perf_counter()
-        found = None
+        content = job.finish(_compress(config, job))
+        return Result(job.directory, content, _summary(job, content))
+
+
+def _compress(config: CompressConfig, job: Job) -> CompressResult:
+    """Run the flow, export and audit its student, and write `privacy_report.json`; the pages follow the result."""
+    began = time.perf_counter()
+    private = load_splits(config.teacher.data) if isinstance(config.teacher, TrainedTeacher) else None
+    if private is not None:
+        keep_data(job.directory, private, job.accelerator)
         if config.audit is not None:
-            assert private is not None
-            searched = {} if made.choice is None else {"student": made.choice.model, "search": None}
-            found = audit_pipeline(config.model_copy(update=searched), job.directory, private, job.device)
-        privacy = _privacy(config, job, made, found, _copies(config, job, private, synthetic))
-        write_atomically(job.directory / PRIVACY, sealed(privacy))
-        write_privacy_page(job.directory)
-        seconds = {"flow": flowed - began, "export": exported - flowed, "audit": time.perf_counter() - exported}
-        values = {
-            **{key: made.distilled[key] for key in TOLD},
-            "search": None if made.choice is None else made.choice.as_json(),
-            "verdict": privacy["verdict"],
-            "handover": files.as_json(),
-            "capacity": capacity.as_json(),
-            "cost": {"seconds": {stage: round(value, 3) for stage, value in seconds.items()}},
-        }
-        shown = {"name": config.name, "version": __version__, "seed": config.seed, "hardware": describe(job.device)}
-        write_compress_report(job.directory, {**shown, **values})
-        finished = job.finish(values)
-        return Result(job.directory, finished, _summary(job, finished))
+            require_enough(config.audit, private)
+    made = run_flow(config, job.directory, private, config.seed)
+    flowed = time.perf_counter()
+    shutil.copytree(job.directory / DISTILL / "student", job.directory / "student", dirs_exist_ok=True)
+    synthetic = _synthetic(config, job, made)
+    test = None if config.test is None else load_splits(config.test).test
+    files = hand_over(config.export, made.teacher, made.student, synthetic, test, job.directory / EXPORT, job.device)
+    capacity = measure_capacity(made.teacher, made.student, synthetic, config.seed, job.device)
+    exported = time.perf_counter()
+    found = None
+    if config.audit is not None:
+        assert private is not None
+        searched = {} if made.choice is None else {"student": made.choice.model, "search": None}
+        found = audit_pipeline(config.model_copy(update=searched), job.directory, private, job.device)
+    privacy = _privacy(config, job, made, found, _copies(config, job, private, synthetic))
+    write_atomically(job.directory / PRIVACY, sealed(privacy))
+    seconds = {"flow": flowed - began, "export": exported - flowed, "audit": time.perf_counter() - exported}
+    distilled = made.distilled
+    assert distilled.teacher is not None
+    assert distilled.ratio is not None
+    return CompressResult(
+        real_images_used=distilled.real_images_used,
+        teacher=distilled.teacher,
+        student=distilled.student,
+        ratio=distilled.ratio,
+        data=distilled.data,
+        alarms=distilled.alarms,
+        search=None if made.choice is None else made.choice.result(),
+        verdict=Verdict(**privacy["verdict"]),
+        handover=files,
+        capacity=capacity,
+        cost=RunCost({stage: round(value, 3) for stage, value in seconds.items()}),
+    )
 
 
 def _synthetic(config: CompressConfig, job: Job, made: FlowResult) -> Tensor:
@@ -192,23 +194,22 @@ def _plan(config: CompressConfig) -> tuple[str, ...]:
     )
 
 
-def _summary(job: Job, values: Mapping[str, Any], already: bool = False) -> tuple[str, ...]:
+def _summary(job: Job, content: CompressResult, already: bool = False) -> tuple[str, ...]:
     lines = [f"{job.directory} was complete already; nothing was run"] if already else []
-    teacher, student = (values["handover"]["cost"][who] for who in ("teacher", "student"))
-    share = student["parameters"] / teacher["parameters"]
-    faster = teacher["latency"]["median_ms"] / student["latency"]["median_ms"]
-    if values["search"] is not None:
-        lines.append(f"chosen:  {choose.summary(values['search'])}")
+    handover, cost = content.handover, content.handover.cost
+    share = cost.student.parameters / cost.teacher.parameters
+    faster = cost.teacher.latency.median_ms / cost.student.latency.median_ms
+    if content.search is not None:
+        lines.append(f"chosen:  {choose.summary(content.search)}")
     lines.append(f"student: {share:.1%} of the teacher's parameters, {faster:.1f} times as fast")
-    right = values["handover"]["student"]["accuracy"]
-    if right is not None and values["teacher"].get("accuracy") is not None:
-        lines.append(f"         {right['value']:.2%} of {right['n']:,} test images right, its teacher "
-                     f"{values['teacher']['accuracy']:.2%}")  # fmt: skip
-    for file in values["handover"]["files"].values():
-        said = f"export:  {file['file']}, {file['bytes']:,} bytes"
-        if file.get("accuracy") is not None:
-            said += f", {file['accuracy']['value']:.2%} right"
-        lines.append(said)
-    lines += [f"alarm:   {alarm['name']}: {alarm['message']}" for alarm in values["alarms"]]
-    lines.append(f"privacy: {values['verdict']['text']}")
+    right, theirs = handover.student.accuracy, content.teacher.accuracy
+    if right is not None and theirs is not None:
+        lines.append(f"         {right.value:.2%} of {right.n:,} test images right, its teacher {theirs:.2%}")
+    for file in handover.files.values():
+        line = f"export:  {file.file}, {file.bytes:,} bytes"
+        if isinstance(file, MeasuredFile) and file.accuracy is not None:
+            line += f", {file.accuracy.value:.2%} right"
+        lines.append(line)
+    lines += [f"alarm:   {alarm.name}: {alarm.message}" for alarm in content.alarms or ()]
+    lines.append(f"privacy: {content.verdict.text}")
     return (*lines, f"report:  {job.directory / 'privacy_report.html'}", f"student: {job.directory / 'student'}")

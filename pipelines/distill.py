@@ -24,6 +24,7 @@ from synthkd.pipelines.student.results import measured
 from synthkd.pipelines.student.summary import plan, summary
 from synthkd.pipelines.student.teachers import ReadyTeacher, is_taught, ready_teacher, untrained_teacher
 from synthkd.reports.grids import MOST_CLASSES, ROWS, save_grid
+from synthkd.reports.results import DistillResult, result_values
 from synthkd.taps import evaluating
 from synthkd.training.loop import Action, Progress, Values
 from synthkd.types import balanced_labels
@@ -32,7 +33,7 @@ STUDENT, PEERS = "student", "peers"
 
 
 @trusting
-def distill(config: DistillConfig, *, dry_run: bool = False) -> Result | Plan:
+def distill(config: DistillConfig, *, dry_run: bool = False) -> Result[DistillResult] | Plan:
     """Distill the configured student and save it to `<run>/student`, and its generator to `<run>/generator`.
 
     With a teacher of `kind: train` that teacher is trained first, in `<run>/teach`. Afterwards no real image is opened
@@ -50,8 +51,8 @@ def distill(config: DistillConfig, *, dry_run: bool = False) -> Result | Plan:
         require_fit("test", _test(config), assembly.subject)
         return Plan(plan(config, assembly))
     with open_job("distill", config) as job:
-        if job.finished is not None:
-            return Result(job.directory, job.finished, summary(job, dict(job.finished), already=True))
+        if isinstance(job.finished, DistillResult):
+            return Result(job.directory, job.finished, summary(job, result_values(job.finished), already=True))
         test = _test(config)
         ready = _teachers(config, job)
         assembly = assemble(config, [teacher.model for teacher in ready], job.accelerator, job.directory)
@@ -59,8 +60,8 @@ def distill(config: DistillConfig, *, dry_run: bool = False) -> Result | Plan:
         progress = _train(config, job, assembly, test)
         student = _finished_student(config, job, assembly)
         taught = sum(teacher.seconds for teacher in ready)
-        values = job.finish(measured(config, job, assembly, student, test, taught, progress))
-        return Result(job.directory, values, summary(job, values))
+        content = job.finish(measured(config, job, assembly, student, test, taught, progress))
+        return Result(job.directory, content, summary(job, result_values(content)))
 
 
 def _teachers(config: DistillConfig, job: Job) -> list[ReadyTeacher]:

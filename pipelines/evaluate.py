@@ -5,9 +5,8 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,11 +18,11 @@ from synthkd.metrics.features import FeatureExtractor
 from synthkd.metrics.neighbours import nearest, points
 from synthkd.metrics.resize import resize
 from synthkd.metrics.score import Score, ScoredSet
-from synthkd.metrics.suite import PerClass, SuiteOptions, measure
+from synthkd.metrics.suite import SuiteOptions, measure
 from synthkd.pipelines.config import EvaluateConfig
 from synthkd.pipelines.run.device import choose_device
 from synthkd.pipelines.run.directory import REPORT, run_directory
-from synthkd.pipelines.run.result import Plan, Result, complete_result, read_result, write_result
+from synthkd.pipelines.run.result import Plan, Result, finished_result, read_result
 from synthkd.pipelines.run.trust import trusting
 from synthkd.pipelines.scores.cas import classification_accuracy_scores
 from synthkd.pipelines.scores.image_sets import (
@@ -38,8 +37,9 @@ from synthkd.pipelines.scores.image_sets import (
     to_save,
 )
 from synthkd.pipelines.scores.table import score_lines
-from synthkd.reports.evaluation import write_evaluation
 from synthkd.reports.grids import MOST_CLASSES, ROWS, save_grid
+from synthkd.reports.report import write_report
+from synthkd.reports.results import EvaluateResult, GeneratedSet, NetworkName, RunCost, SetName, write_result
 
 COLUMNS = 10
 PIPE_WIDTH = 100
@@ -47,7 +47,7 @@ PIPE_WIDTH = 100
 
 
 @trusting
-def evaluate(config: EvaluateConfig, *, dry_run: bool = False) -> Result | Plan:
+def evaluate(config: EvaluateConfig, *, dry_run: bool = False) -> Result[EvaluateResult] | Plan:
     """Score the generated sets and write `result.json` and `report.html`.
 
     A finished evaluation is shown again, once its sets and networks have been found to be what they were.
@@ -64,18 +64,17 @@ def evaluate(config: EvaluateConfig, *, dry_run: bool = False) -> Result | Plan:
         inputs = _prepare(config, device)
         return Plan(_plan(inputs.sets, inputs.networks))
     with run_directory("evaluate", config) as directory:
-        finished = read_result(directory)
+        finished = read_result(directory, EvaluateResult)
         inputs = _prepare(config, device)
         if finished is None:
-            values = _evaluate(config, directory, inputs)
-            finished = complete_result("evaluate", config, directory, values, device)
+            finished = finished_result(_evaluate(config, directory, inputs), config, directory, device)
             write_result(directory, finished)
         else:
             _check_unchanged(directory, finished, inputs)
             if config.save_features is not None and not Path(config.save_features).expanduser().exists():
                 _save_features(config, inputs, take_features(inputs.sets["real"], inputs.networks, config.cache))
         if not (directory / REPORT).exists():
-            write_evaluation(directory)
+            write_report(directory)
         return Result(directory, finished, _summary(directory, finished))
 
 
@@ -106,19 +105,20 @@ def _prepare(config: EvaluateConfig, device: torch.device) -> _Inputs:
     return _Inputs(networks, found, agree(found, networks), time.perf_counter() - started)
 
 
-def _check_unchanged(directory: Path, finished: Mapping[str, Any], inputs: _Inputs) -> None:
+def _check_unchanged(directory: Path, finished: EvaluateResult, inputs: _Inputs) -> None:
     """Refuse to show a result for other images or weights than it was made of."""
     remedy = "choose another out= to score what is there now"
     for key, one in inputs.found.items():
-        if one.digest != finished["sets"][key].get("digest", one.digest):
+        if finished.sets[key].digest not in (None, one.digest):
             raise ConfigError(f"{directory} is finished, and {key} ({one.name}) has changed since; {remedy}")
-    for role, network in (("extractor", inputs.networks.extractor), ("teacher", inputs.networks.teacher)):
-        before = finished.get(role)
-        if network is not None and before is not None and before["digest"] != network.digest:
+    networks = inputs.networks
+    roles = {"extractor": (finished.extractor, networks.extractor), "teacher": (finished.teacher, networks.teacher)}
+    for role, (before, network) in roles.items():
+        if network is not None and before is not None and before.digest != network.digest:
             raise ConfigError(f"{directory} is finished, and the {role} ({network.name}) has changed since; {remedy}")
 
 
-def _evaluate(config: EvaluateConfig, directory: Path, inputs: _Inputs) -> dict[str, Any]:
+def _evaluate(config: EvaluateConfig, directory: Path, inputs: _Inputs) -> EvaluateResult:
     started = time.perf_counter()
     sets, networks = inputs.sets, inputs.networks
     taken = {key: take_features(one, networks, config.cache) for key, one in sets.items()}
@@ -126,40 +126,28 @@ def _evaluate(config: EvaluateConfig, directory: Path, inputs: _Inputs) -> dict[
     options = SuiteOptions(config.k, config.subsets, config.subset_size, config.splits, config.seed)
     real, train, holdout = taken["real"], taken.get("train"), taken.get("holdout")
     _save_features(config, inputs, real)
-    scored: list[dict[str, Any]] = []
-    for key in generated_keys(config):
-        found = measure(taken[key], real, options, train, holdout)
-        scored.append(
-            {
-                "name": taken[key].name,
-                "n": len(taken[key]),
-                "scores": [_plain(score) for score in found.scores],
-                "per_class": None if found.classes is None else _plain(found.classes),
-            }
-        )
+    keys = generated_keys(config)
+    measured = [measure(taken[key], real, options, train, holdout) for key in keys]
     done = time.perf_counter()
     trained = _trained(config, directory, sets)
-    for one, score in zip(scored, trained, strict=bool(trained)):
-        one["scores"].append(_plain(score))
     finished = time.perf_counter()
     _pictures(config, directory, sets, taken)
-    return {
-        "seconds": round(inputs.seconds + finished - started, 3),
-        "real": {"name": real.name, "n": len(real)},
-        "sets": {key: one.about() for key, one in sets.items()},
-        "extractor": _network(networks.extractor),
-        "teacher": None if networks.teacher is None else _network(networks.teacher),
-        "class_names": list(_class_names(sets)),
-        "generated": scored,
-        "cost": {
-            "seconds": {
-                "read": round(inputs.seconds, 3),
-                "features": round(extracted - started, 3),
-                "scores": round(done - extracted, 3),
-                **({"classifiers": round(finished - done, 3)} if config.cas else {}),
-            }
-        },
-    }
+    further = [[score] for score in trained] or [[]] * len(keys)
+    seconds = {"read": inputs.seconds, "features": extracted - started, "scores": done - extracted}
+    seconds |= {"classifiers": finished - done} if config.cas else {}
+    return EvaluateResult(
+        seconds=round(inputs.seconds + finished - started, 3),
+        real=SetName(real.name, len(real)),
+        sets={key: one.result() for key, one in sets.items()},
+        extractor=_network(networks.extractor),
+        teacher=None if networks.teacher is None else _network(networks.teacher),
+        class_names=tuple(_class_names(sets)),
+        generated=tuple(
+            GeneratedSet(taken[key].name, len(taken[key]), (*one.scores, *more), one.classes)
+            for key, one, more in zip(keys, measured, further, strict=True)
+        ),
+        cost=RunCost({stage: round(value, 3) for stage, value in seconds.items()}),
+    )
 
 
 def _save_features(config: EvaluateConfig, inputs: _Inputs, real: ScoredSet) -> None:
@@ -167,13 +155,8 @@ def _save_features(config: EvaluateConfig, inputs: _Inputs, real: ScoredSet) -> 
         save_set(to_save(inputs.found["real"], real), Path(config.save_features).expanduser())
 
 
-def _plain(record: Score | PerClass) -> dict[str, Any]:
-    """A record as it stands in `result.json`, which knows lists only."""
-    return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(record).items()}
-
-
-def _network(extractor: FeatureExtractor) -> dict[str, str]:
-    return {"name": extractor.name, "digest": extractor.digest, "resize": extractor.resize}
+def _network(extractor: FeatureExtractor) -> NetworkName:
+    return NetworkName(extractor.name, extractor.digest, extractor.resize)
 
 
 def _class_names(sets: Mapping[str, OpenedSet]) -> Sequence[str]:
@@ -239,14 +222,14 @@ def _plan(sets: Mapping[str, OpenedSet], networks: Networks) -> tuple[str, ...]:
     return ("evaluate", *lines, f"  features: {extractor.name}, resize {extractor.resize}{judge}")
 
 
-def _summary(directory: Path, values: Mapping[str, Any]) -> tuple[str, ...]:
-    sets = values["generated"]
-    counts = ", ".join(f"{one['n']:,}" for one in sets)
+def _summary(directory: Path, content: EvaluateResult) -> tuple[str, ...]:
+    sets, extractor = content.generated, content.extractor
+    counts = ", ".join(f"{one.n:,}" for one in sets)
     return (
         *score_lines(sets, shutil.get_terminal_size((PIPE_WIDTH, 24)).columns),
-        *dict.fromkeys(f"note: {one['name']}: {note}" for one in values["sets"].values() for note in one["notes"]),
-        f"{counts} generated against {values['real']['n']:,} real images, features of {values['extractor']['name']} "
-        f"(resize {values['extractor']['resize']})",
+        *dict.fromkeys(f"note: {one.name}: {note}" for one in content.sets.values() for note in one.notes),
+        f"{counts} generated against {content.real.n:,} real images, features of {extractor.name} "
+        f"(resize {extractor.resize})",
         "arrows point to better, or to what faultless images have; -: not measured, the report says why",
         f"report:  {directory / REPORT}",
     )

@@ -7,12 +7,13 @@ import os
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 from accelerate import Accelerator
+from torch import Tensor
 
 from synthkd import __version__
 from synthkd.data.written.card import card
@@ -28,9 +29,9 @@ from synthkd.generators.settings import MerfSettings
 from synthkd.models import Classifier, parameters
 from synthkd.models.weights import serialised
 from synthkd.pipelines.config import GenerateConfig
-from synthkd.pipelines.dataset.request import Order, plan_layout, read_order, real_images_used, trained_as
-from synthkd.pipelines.dataset.sampling import Batchwise, Sampling
-from synthkd.pipelines.dataset.tally import Tally
+from synthkd.pipelines.dataset.request import Request, plan_layout, read_request, real_images_used, trained_as
+from synthkd.pipelines.dataset.sampling import ChunkSampler, Sampling
+from synthkd.pipelines.dataset.statistics import DatasetStatistics
 from synthkd.pipelines.run.device import make_accelerator
 from synthkd.pipelines.run.directory import REPORT
 from synthkd.pipelines.run.disk import free_bytes, require_space
@@ -40,11 +41,17 @@ from synthkd.pipelines.run.job import Job, generator_bytes, open_job, training_b
 from synthkd.pipelines.run.result import Plan, Result
 from synthkd.pipelines.run.trust import trusting
 from synthkd.pipelines.student.teachers import is_taught, ready_teacher, untrained_teacher
-from synthkd.reports.dataset import write_dataset_report
 from synthkd.reports.grids import save_grid
+from synthkd.reports.results import (
+    DatasetDescription,
+    DatasetScores,
+    DatasetTeacher,
+    GenerateResult,
+    RunCost,
+    to_json,
+)
 from synthkd.settings import LoadedModel
 from synthkd.system.files import write_atomically, write_sums
-from synthkd.system.hardware import describe
 from synthkd.system.resources import size
 from synthkd.system.sealed import sealed
 from synthkd.training.display import Display
@@ -58,7 +65,7 @@ RECIPE_KEYS = ("seed", "teacher", "generator", "data", "rounds", "run", "per_cla
 
 
 @trusting
-def generate(config: GenerateConfig, *, dry_run: bool = False) -> Result | Plan:
+def generate(config: GenerateConfig, *, dry_run: bool = False) -> Result[GenerateResult] | Plan:
     """Write the configured dataset to `<run>/dataset`, with a card, and report on it.
 
     Images are a function of the recipe: any `batch_size`, any number of processes, and any number of interruptions give
@@ -73,46 +80,40 @@ def generate(config: GenerateConfig, *, dry_run: bool = False) -> Result | Plan:
             resumes.
     """
     if dry_run:
-        order = read_order(config)
-        untrained = untrained_teacher(order.teacher, config, order.source)
-        return Plan(_work(config, order, untrained, make_accelerator(config)).plan())
+        request = read_request(config)
+        untrained = untrained_teacher(request.teacher, config, request.source)
+        return Plan(_work(config, request, untrained, make_accelerator(config)).plan())
     with open_job("generate", config) as job:
-        if job.finished is not None:
+        if isinstance(job.finished, GenerateResult):
             shutil.rmtree(job.directory / PARTS, ignore_errors=True)
-            return Result(job.directory, job.finished, _summary(job, dict(job.finished), already=True))
-        order = read_order(config)
-        if order.real is not None:
-            keep_data(job.directory, order.real, job.accelerator, isinstance(order.generator, MerfSettings))
-        if job.accelerator.num_processes > 1 and (config.rounds or not isinstance(order.teacher, LoadedModel)):
+            return Result(job.directory, job.finished, _summary(job, job.finished, already=True))
+        request = read_request(config)
+        if request.real is not None:
+            keep_data(job.directory, request.real, job.accelerator, isinstance(request.generator, MerfSettings))
+        if job.accelerator.num_processes > 1 and (config.rounds or not isinstance(request.teacher, LoadedModel)):
             raise ConfigError(
                 "rounds: several processes sample, but do not train: run the recipe in one process with a small "
                 "per_class, then this with run= that run"
             )
-        if not is_taught(order.teacher, job.directory):  # to fail now rather than after the teacher
-            untrained = untrained_teacher(order.teacher, config, order.source)
-            require_space(job.directory, _work(config, order, untrained, job.accelerator).bytes)
-        ready = ready_teacher(order.teacher, config, job, source=order.source)
-        work = _work(config, order, ready.model, job.accelerator, job.directory)
+        if not is_taught(request.teacher, job.directory):  # to fail now rather than after the teacher
+            untrained = untrained_teacher(request.teacher, config, request.source)
+            require_space(job.directory, _work(config, request, untrained, job.accelerator).bytes)
+        ready = ready_teacher(request.teacher, config, job, source=request.source)
+        work = _work(config, request, ready.model, job.accelerator, job.directory)
         require_space(job.directory, work.bytes)
-        values = _make(work, job)
-        values["cost"]["seconds"]["teacher"] = round(ready.seconds, 3)
-        values["seconds"] = round(sum(values["cost"]["seconds"].values()), 3)
-        if job.accelerator.is_main_process:
-            shown = {"name": config.name, "version": __version__, "seed": config.seed, **values}
-            write_dataset_report(job.directory, {**shown, "hardware": describe(job.device)})
-        finished = job.finish(values)
+        finished = job.finish(_make(work, job, ready.seconds))
         if job.accelerator.is_main_process:
             shutil.rmtree(job.directory / PARTS, ignore_errors=True)
         return Result(job.directory, finished, _summary(job, finished))
 
 
 @dataclass(frozen=True)
-class Work:
+class DatasetPlan:
     """Everything a dataset is made of.
 
     Attributes:
         config: the configuration.
-        order: what it refers to, looked up.
+        request: its resolved settings and real data.
         teacher: answers the images; untrained while the work is only planned.
         generator: makes them.
         counts: images of each class.
@@ -120,11 +121,17 @@ class Work:
     """
 
     config: GenerateConfig
-    order: Order
+    request: Request
     teacher: Classifier
     generator: TrainableGenerator
     counts: Sequence[int]
     layout: Layout
+
+    @property
+    def compared(self) -> Tensor | None:
+        """Real images uint8 `[M, C, H, W]` that a filter looks for copies of, or None without that filter."""
+        real = self.request.real
+        return None if real is None or self.config.filters.copies is None else real.train.images
 
     @property
     def beside(self) -> int:
@@ -141,12 +148,12 @@ class Work:
 
     def plan(self) -> tuple[str, ...]:
         """The lines of a dry run."""
-        config, order, teacher, layout = self.config, self.order, self.teacher, self.layout
+        config, request, teacher, layout = self.config, self.request, self.teacher, self.layout
         out = Path(config.out or "runs").absolute()
-        trained = "" if isinstance(order.teacher, LoadedModel) else ", trained first"
-        source = f"of {config.run}" if config.run is not None else str(order.generator.kind)
+        trained = "" if isinstance(request.teacher, LoadedModel) else ", trained first"
+        source = f"of {config.run}" if config.run is not None else str(request.generator.kind)
         rounds = f", trained for {config.rounds:,} rounds" if config.rounds else ""
-        real = "none" if order.real is None else f"{len(order.real.train):,} of {order.real.train.name}"
+        real = "none" if request.real is None else f"{len(request.real.train):,} of {request.real.train.name}"
         low, high = min(self.counts), max(self.counts)
         each = f"{low:,}" if low == high else f"{low:,} to {high:,}"
         shards = "" if config.format == "folder" else f", {layout.shards:,} shards"
@@ -162,109 +169,122 @@ class Work:
 
 
 def _work(
-    config: GenerateConfig, order: Order, teacher: Classifier, accelerator: Accelerator, run: Path | None = None
-) -> Work:
-    counts, layout = plan_layout(config, order, teacher)
-    generator = build_generator(order.generator, teacher, config.seed, accelerator, order.real, run)
-    return Work(config, order, teacher, generator, counts, layout)
+    config: GenerateConfig, request: Request, teacher: Classifier, accelerator: Accelerator, run: Path | None = None
+) -> DatasetPlan:
+    counts, layout = plan_layout(config, request, teacher)
+    generator = build_generator(request.generator, teacher, config.seed, accelerator, request.real, run)
+    return DatasetPlan(config, request, teacher, generator, counts, layout)
 
 
-def _make(work: Work, job: Job) -> dict[str, Any]:
-    """Train the generator, sample it, write the dataset; the numbers for result.json."""
-    config, order, teacher, layout = work.config, work.order, work.teacher, work.layout
-    frozen = FrozenTeacher(teacher, job.accelerator)
+def _make(work: DatasetPlan, job: Job, teacher_seconds: float) -> GenerateResult:
+    """Train the generator, sample it and write the dataset, where `teacher_seconds` went into the teacher before."""
+    config, spec = work.config, work.teacher.spec
+    # First: it changes the memory layout of the teacher, and so the last bits of its gradients.
+    frozen = FrozenTeacher(work.teacher, job.accelerator)
     progress = fit_generator(job, work.generator, config.rounds, config.difficulty)
-    seen = real_images_used(order)
-    main = job.accelerator.is_main_process
-    if main and config.rounds:
-        names = layout.class_names
-        folder = job.directory / INSIDE_A_RUN
-        save_generator(work.generator, order.generator, folder, teacher.spec, names, config.seed, seen)
+    seen = real_images_used(work.request)
+    if job.accelerator.is_main_process and config.rounds:
+        names, folder = work.layout.class_names, job.directory / INSIDE_A_RUN
+        save_generator(work.generator, work.request.generator, folder, spec, names, config.seed, seen)
     began = time.perf_counter()
-    real = None if order.real is None or config.filters.copies is None else order.real.train.images
     sieve = Sieve(work.counts, config.filters.confidence, config.filters.near_duplicates, config.filters.copies)
+    sampling = _sample(work, job, frozen, sieve)
+    sampled = time.perf_counter()
+    dataset = _write(work, job, sampling, sieve)
+    job.accelerator.wait_for_everyone()  # the other processes measure what the main one has written
+    seconds = {
+        "generator": round(progress.seconds, 3),
+        "sample": round(sampled - began, 3),
+        "write": round(time.perf_counter() - sampled, 3),
+        "teacher": round(teacher_seconds, 3),
+    }
+    written = sum(path.stat().st_size for path in (job.directory / FOLDER).rglob("*") if path.is_file())
+    return GenerateResult(
+        dataset=dataset,
+        real_images_used=seen,
+        cost=RunCost(seconds, images_made_now=sampling.made, dataset_bytes=written),
+        seconds=round(sum(seconds.values()), 3),
+    )
+
+
+def _sample(work: DatasetPlan, job: Job, frozen: FrozenTeacher, sieve: Sieve) -> Sampling:
+    config = work.config
     sampling = Sampling(
-        Batchwise(work.generator, frozen, config.difficulty, config.seed, real),
+        ChunkSampler(work.generator, frozen, config.difficulty, config.seed, work.compared),
         PartStore(job.directory / PARTS),
         sieve,
-        layout.class_names,
+        work.layout.class_names,
         config.batch_size,
         job.accelerator,
     )
     sampling.run(f"generate {config.name}")
-    sampled = time.perf_counter()
-    tally = Tally(teacher, job.device)
-    content = Content()
+    return sampling
+
+
+def _write(work: DatasetPlan, job: Job, sampling: Sampling, sieve: Sieve) -> DatasetDescription:
+    """Describe the sampled images; the main process writes them as a dataset, and a picture of the first ones."""
+    statistics, content = DatasetStatistics(work.teacher, job.device), Content()
     for block in sampling.records():
-        tally.add(block)
+        statistics.add(block)
         content.add(block)
-    scores = {**tally.scores(), "tried": int(sieve.tried.sum()), "rejected": dict(sieve.reasons)}
-    about = {
-        "version": FORMAT,
-        "synthkd": __version__,
-        "name": config.name,
-        "synthetic": True,
-        "format": config.format,
-        "files": _files(layout),
-        "count": layout.count,
-        "content": content.hexdigest(),
-        "spec": asdict(teacher.spec),
-        "class_names": list(layout.class_names),
-        "counts": list(work.counts),
-        "mean": teacher.normalize.mean.flatten().tolist(),
-        "std": teacher.normalize.std.flatten().tolist(),
-        "seed": config.seed,
-        "difficulty": config.difficulty,
-        "teacher": _about_teacher(order, teacher),
-        "generator": _portable(trained_as(order).model_dump(mode="json")),
-        "rounds": config.rounds,
-        "real_images_used": seen,
-        "real_images_compared": None if real is None else len(real),
-        "filters": config.filters.model_dump(mode="json"),
-        "scores": scores,
-    }
-    if main:
-        _write(config, job, about, sampling, layout)
-        columns, images = tally.grid()
-        save_grid(images, len(columns), job.directory / "samples" / "classes.png", _named(columns, layout))
-    job.accelerator.wait_for_everyone()
-    return {
-        "dataset": about,
-        "real_images_used": seen,
-        "cost": {
-            "seconds": {
-                "generator": round(progress.seconds, 3),
-                "sample": round(sampled - began, 3),
-                "write": round(time.perf_counter() - sampled, 3),
-            },
-            "images_made_now": sampling.made,
-            "dataset_bytes": sum(path.stat().st_size for path in (job.directory / FOLDER).rglob("*") if path.is_file()),
-        },
-    }
+    scores = statistics.scores(int(sieve.tried.sum()), dict(sieve.reasons))
+    description = _describe(work, content.hexdigest(), scores)
+    if job.accelerator.is_main_process:
+        _write_dataset(work, job.directory, description, sampling)
+        columns, images = statistics.grid()
+        names = [work.layout.class_names[label] for label in columns]
+        save_grid(images, len(columns), job.directory / "samples" / "classes.png", names)
+    return description
 
 
-def _about_teacher(order: Order, teacher: Classifier) -> dict[str, Any]:
-    trained_on = None if isinstance(order.teacher, LoadedModel) else order.teacher.data.kind
-    return {
-        "sha256": hashlib.sha256(serialised(teacher)).hexdigest(),
-        "arch": str(teacher.recipe.get("arch") or teacher.recipe.get("model") or type(teacher).__name__),
-        "parameters": parameters(teacher),
-        "trained_on": trained_on,
-    }
+def _describe(work: DatasetPlan, content: str, scores: DatasetScores) -> DatasetDescription:
+    config, layout, teacher = work.config, work.layout, work.teacher
+    settings = work.request.teacher
+    return DatasetDescription(
+        version=FORMAT,
+        synthkd=__version__,
+        name=config.name,
+        synthetic=True,
+        format=config.format,
+        files=_files(layout),
+        count=layout.count,
+        content=content,
+        spec=teacher.spec,
+        class_names=layout.class_names,
+        counts=tuple(work.counts),
+        mean=tuple(teacher.normalize.mean.flatten().tolist()),
+        std=tuple(teacher.normalize.std.flatten().tolist()),
+        seed=config.seed,
+        difficulty=config.difficulty,
+        teacher=DatasetTeacher(
+            sha256=hashlib.sha256(serialised(teacher)).hexdigest(),
+            arch=str(teacher.recipe.get("arch") or teacher.recipe.get("model") or type(teacher).__name__),
+            parameters=parameters(teacher),
+            trained_on=None if isinstance(settings, LoadedModel) else settings.data.kind,
+        ),
+        generator=_portable(trained_as(work.request).model_dump(mode="json")),
+        rounds=config.rounds,
+        real_images_used=real_images_used(work.request),
+        real_images_compared=None if work.compared is None else len(work.compared),
+        filters=config.filters.model_dump(mode="json"),
+        scores=scores,
+    )
 
 
-def _write(config: GenerateConfig, job: Job, about: dict[str, Any], sampling: Sampling, layout: Layout) -> None:
-    """The dataset, in a folder beside its place until it is whole; what is there of an earlier start is made anew."""
-    final, partial = job.directory / FOLDER, job.directory / PARTIAL
+def _write_dataset(work: DatasetPlan, run: Path, description: DatasetDescription, sampling: Sampling) -> None:
+    """Write the dataset in a folder beside its place until it is whole; remove what an earlier start left of it."""
+    config, layout = work.config, work.layout
+    final, partial = run / FOLDER, run / PARTIAL
     for earlier in (final, partial):
         shutil.rmtree(earlier, ignore_errors=True)
     with Display(layout.count, f"generate {config.name}") as display:
         write_records(sampling.records(), partial, layout, lambda count: display.update(count, "writing", {}))
-    write_atomically(partial / ABOUT, sealed(about))
-    written = config.model_dump(mode="json", exclude_defaults=True)
-    recipe = _portable({key: written[key] for key in RECIPE_KEYS if key in written})
+    content = to_json(description)
+    write_atomically(partial / ABOUT, sealed(content))
+    settings = config.model_dump(mode="json", exclude_defaults=True)
+    recipe = _portable({key: settings[key] for key in RECIPE_KEYS if key in settings})
     text = yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True)
-    write_atomically(partial / "README.md", card(about, text).encode())
+    write_atomically(partial / "README.md", card(content, text).encode())
     write_sums(partial)
     os.sync()  # the parts, which are the checkpoint, go once this is in place
     partial.rename(final)
@@ -277,28 +297,23 @@ def _portable(value: Any) -> Any:
     return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
 
 
-def _files(layout: Layout) -> list[str]:
+def _files(layout: Layout) -> tuple[str, ...]:
+    """The files that a reader of the dataset opens, relative to it."""
     if layout.format == "folder":
-        return [f"{SPLIT}/{METADATA}"]
-    return [layout.shard(number) for number in range(layout.shards)]
+        return (f"{SPLIT}/{METADATA}",)
+    return tuple(layout.shard(number) for number in range(layout.shards))
 
 
-def _named(columns: Sequence[int], layout: Layout) -> list[str]:
-    return [layout.class_names[label] for label in columns]
-
-
-def _summary(job: Job, values: dict[str, Any], already: bool = False) -> tuple[str, ...]:
-    about = values["dataset"]
-    scores = about["scores"]
+def _summary(job: Job, content: GenerateResult, already: bool = False) -> tuple[str, ...]:
+    dataset, scores, seen = content.dataset, content.dataset.scores, content.dataset.real_images_used
     lines = [f"{job.directory} was complete already; nothing was run"] if already else []
     lines.append(
-        f"dataset: {about['count']:,} images of {len(about['class_names'])} classes as {about['format']}, "
-        f"{size(values['cost']['dataset_bytes'])}"
+        f"dataset: {dataset.count:,} images of {len(dataset.class_names)} classes as {dataset.format}, "
+        f"{size(content.cost.dataset_bytes or 0)}"
     )
-    lines.append(f"         the teacher sees the asked label in {scores['agreement']:.2%} of them")
-    if scores["rejected"]:
-        reasons = ", ".join(f"{reason} {count:,}" for reason, count in scores["rejected"].items())
-        lines.append(f"         left out by filters, of {scores['tried']:,} tried: {reasons}")
-    seen = about["real_images_used"]
+    lines.append(f"         the teacher sees the asked label in {scores.agreement:.2%} of them")
+    if scores.rejected:
+        reasons = ", ".join(f"{reason} {count:,}" for reason, count in scores.rejected.items())
+        lines.append(f"         left out by filters, of {scores.tried:,} tried: {reasons}")
     lines.append(f"real images the generator was trained on: {'unknown' if seen is None else seen}")
     return (*lines, f"report:  {job.directory / REPORT}", f"dataset: {job.directory / FOLDER}")

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -24,11 +23,12 @@ from synthkd.models.weights import finite_state
 from synthkd.pipelines.config import TeachConfig
 from synthkd.pipelines.run.device import process_state
 from synthkd.pipelines.run.images import keep_data
-from synthkd.pipelines.run.job import Job, describe_model, disk_line, open_job, scored, training_bytes
+from synthkd.pipelines.run.job import Job, describe_model, disk_line, open_job, training_bytes
 from synthkd.pipelines.run.result import Plan, Result
 from synthkd.pipelines.run.trust import trusting
 from synthkd.privacy.dpsgd import PoissonSource, PrivateLearner, plan_mechanism, statement
 from synthkd.privacy.journal import Journal
+from synthkd.reports.results import DataDescription, ModelResult, RaisedAlarm, RunCost, TeachResult
 from synthkd.rng import stream
 from synthkd.taps import evaluating
 from synthkd.training.learner import Learner
@@ -47,7 +47,7 @@ ALARM_IMAGES = 1024
 
 
 @trusting
-def teach(config: TeachConfig, *, dry_run: bool = False, splits: Splits | None = None) -> Result | Plan:
+def teach(config: TeachConfig, *, dry_run: bool = False, splits: Splits | None = None) -> Result[TeachResult] | Plan:
     """Train the configured model on the training split and save it to `<run>/teacher`.
 
     The test split is only reported: it never selects a checkpoint, a stopping point or a setting.
@@ -65,7 +65,7 @@ def teach(config: TeachConfig, *, dry_run: bool = False, splits: Splits | None =
         return Plan(_plan(config, splits, untrained(config, splits)))
     _require_one_process(config)  # before the run directory exists
     with open_job("teach", config) as job:
-        if job.finished is not None:
+        if isinstance(job.finished, TeachResult):
             if splits is not None:  # the result holds for the caller's images only if it was trained on them
                 keep_data(job.directory, splits, job.accelerator, config.training.dp is not None)
             return Result(job.directory, job.finished, _summary(job, job.finished, already=True))
@@ -78,28 +78,23 @@ def teach(config: TeachConfig, *, dry_run: bool = False, splits: Splits | None =
             test = _test_accuracy(model, splits, job.device)
             alarm = _one_class_alarm(config, model, splits, job.device)
         evaluation = progress.evaluation_seconds + time.perf_counter() - began
-        values = job.finish(
-            {
-                "seconds": round(progress.seconds + evaluation, 3),
-                "teacher": {**scored(test), **describe_model(model, job.device)},
-                "data": {
-                    "class_names": list(splits.train.class_names),
-                    "spec": str(splits.train.spec),
-                    "train": len(splits.train),
-                    "holdout": len(splits.holdout),
-                },
-                "dp": claim,
-                "alarms": [] if alarm is None else [asdict(alarm)],
-                "cost": {
-                    "seconds": {"teacher": round(progress.seconds, 3), "evaluate": round(evaluation, 3)},
-                    "steps": config.training.steps,
-                },
-            }
+        train = splits.train
+        content = job.finish(
+            TeachResult(
+                seconds=round(progress.seconds + evaluation, 3),
+                teacher=ModelResult.tested(test, describe_model(model, job.device)),
+                data=DataDescription(train.class_names, str(train.spec), len(train), len(splits.holdout)),
+                dp=claim,
+                alarms=() if alarm is None else (RaisedAlarm(**vars(alarm)),),
+                cost=RunCost(
+                    {"teacher": round(progress.seconds, 3), "evaluate": round(evaluation, 3)}, config.training.steps
+                ),
+            )
         )
-        return Result(job.directory, values, _summary(job, values))
+        return Result(job.directory, content, _summary(job, content))
 
 
-def load_taught(result: Result) -> Classifier:
+def load_taught(result: Result[TeachResult]) -> Classifier:
     """The teacher that a run of `teach` saved, in eval mode."""
     return load(result.directory)
 
@@ -270,17 +265,17 @@ def _plan(config: TeachConfig, splits: Splits, model: Classifier) -> tuple[str, 
     )
 
 
-def _summary(job: Job, values: Mapping[str, Any], already: bool = False) -> tuple[str, ...]:
-    teacher = values["teacher"]
-    if teacher.get("accuracy") is None:
-        outcome = f"teacher: {teacher['parameters']:,} parameters, no test images"
+def _summary(job: Job, content: TeachResult, already: bool = False) -> tuple[str, ...]:
+    teacher = content.teacher or ModelResult()
+    if teacher.accuracy is None:
+        outcome = f"teacher: {teacher.parameters:,} parameters, no test images"
     else:
-        right = f"{teacher['accuracy']:.2%} of {teacher['n']:,} test images right"
-        outcome = f"teacher: {right}, {teacher['parameters']:,} parameters"
+        right = f"{teacher.accuracy:.2%} of {teacher.n:,} test images right"
+        outcome = f"teacher: {right}, {teacher.parameters:,} parameters"
     return (
         *((f"{job.directory} was complete already; nothing was run",) if already else ()),
         outcome,
-        *(f"alarm:   {alarm['name']}: {alarm['message']}" for alarm in values.get("alarms", [])),
+        *(f"alarm:   {alarm.name}: {alarm.message}" for alarm in content.alarms or ()),
         f"report:  {job.directory / 'report.html'}",
         f"teacher: {job.directory / 'teacher'}",
     )

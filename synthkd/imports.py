@@ -61,6 +61,7 @@ def allowing(recipe: Mapping[str, object] | None = None, folders: Iterable[Path 
     names, calls = outer.names, outer.calls
     if recipe is not None:
         nodes = list(_nodes(recipe))
+        # Every string of the recipe counts as a name: whether one is a target is known only where it is used.
         names = (names or frozenset()) | {node for node in nodes if isinstance(node, str)}
         calls |= {
             _call(node[key], node.get("options") or {})
@@ -78,7 +79,7 @@ def allowing(recipe: Mapping[str, object] | None = None, folders: Iterable[Path 
 
 def resolve(
     target: str, where: str, source: Path | None, options: Mapping[str, object] | None = None
-) -> Callable[..., Any]:
+) -> Callable[..., object]:
     """Import the callable named `package.module:function`; modules in the working directory can be named too.
 
     Importing the module runs its code.
@@ -161,6 +162,7 @@ def _require_allowed(target: str, where: str, source: Path | None, options: Mapp
 
 
 def _import_users_module(module_name: str, target: str, where: str) -> ModuleType:
+    # at the end of the path, so that a file in the working directory hides no installed module
     directory = str(Path.cwd())
     if directory not in sys.path:
         sys.path.append(directory)

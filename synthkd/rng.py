@@ -14,6 +14,7 @@ from torch import Tensor
 def derive(seed: int, purpose: str, step: int = 0) -> int:
     """A 63-bit seed, a hash (BLAKE2b) of its three arguments; neighbouring steps and seeds give unrelated results."""
     digest = hashlib.blake2b(f"{seed}/{purpose}/{step}".encode(), digest_size=8).digest()
+    # 63 bits, since torch takes seeds as signed 64-bit integers
     return int.from_bytes(digest, "little") >> 1
 
 

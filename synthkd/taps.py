@@ -183,6 +183,7 @@ class _Moments(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: FunctionCtx, x: Tensor) -> tuple[Tensor, Tensor]:
+        # two passes, since the difference of mean squares and squared means loses the variance to rounding in float32
         over = [d for d in range(x.dim()) if d != 1]
         mean = x.mean(over, keepdim=True)
         ctx.save_for_backward(x, mean)
@@ -202,6 +203,7 @@ def _moments(norm: nn.Module, x: Tensor) -> BatchNormStatistics:
     assert isinstance(norm, BATCH_NORMS)
     assert norm.running_mean is not None
     assert norm.running_var is not None
+    # under autocast x may be of half precision, in which large sums overflow
     mean, var = _Moments.apply(x.float())
     # In training mode the layer is about to change its buffers in place, so they have to be copied.
     copy = torch.clone if norm.training else torch.detach

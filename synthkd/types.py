@@ -67,6 +67,7 @@ class Batch:
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Batch:
         """The batch with `change` (such as a selection of rows) applied to each of its tensors."""
+        # fields that are None stay None
         optional = {
             name: None if (value := getattr(self, name)) is None else change(value)
             for name in ("teacher_logits", "weights", "slots", "rows", "annotated")

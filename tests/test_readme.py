@@ -227,7 +227,8 @@ def test_yaml_is_a_configuration_or_a_section_of_one(block: Block, tmp_path: Pat
     if "search" in written:
         del missing["student"]
     rest = [f"{key}={value}" for key, value in missing.items() if key not in written]
-    load_config(CompressConfig if {"flow", "search"} & set(written) else DistillConfig, tmp_path / "block.yaml", rest)
+    of_compress = {"flow", "search", "distillation"} & set(written)
+    load_config(CompressConfig if of_compress else DistillConfig, tmp_path / "block.yaml", rest)
 
 
 EXERCISES = {

@@ -1,4 +1,4 @@
-"""What a job of `synthkd generate` is asked for, made whole and checked before anything expensive."""
+"""The request of a `synthkd generate` job: settings resolved, real data read, all checked before anything expensive."""
 
 from __future__ import annotations
 
@@ -9,7 +9,9 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from synthkd.data.read.real import Splits, load_splits
+from synthkd.data.read.decode import some
+from synthkd.data.read.real import load_splits
+from synthkd.data.read.splits import Splits
 from synthkd.data.written.writers import Layout, check_format
 from synthkd.errors import ConfigError
 from synthkd.generators.files import INSIDE_A_RUN, read_saved, real_images_seen
@@ -31,14 +33,14 @@ from synthkd.settings.yaml_text import read_yaml
 
 
 @dataclass(frozen=True)
-class Order:
-    """What is asked for, checked before anything expensive.
+class Request:
+    """The resolved settings of a dataset and its real data.
 
     Attributes:
-        teacher: settings of what labels the images.
-        generator: settings of what makes them.
-        real: real images, or None.
-        source: the file that the teacher was read from; None where the configuration names it.
+        teacher: settings of the teacher that labels the images.
+        generator: settings of the generator.
+        real: real images that the generator or a filter uses, or None.
+        source: the file that names the teacher; None where the configuration itself does.
     """
 
     teacher: TeacherSettings
@@ -47,8 +49,13 @@ class Order:
     source: Path | None = None
 
 
-def read_order(config: GenerateConfig) -> Order:
-    """Settings made whole, and the real data read."""
+def read_request(config: GenerateConfig) -> Request:
+    """Resolve the generator and the teacher of a configuration, and read its real data.
+
+    Raises:
+        ConfigError: rounds that do not fit the generator, data that nothing uses, or a run that names no teacher.
+        DataError: real data that cannot be read.
+    """
     generator = config.generator if config.run is None else SavedSettings(kind="saved", path=config.run)
     learns = isinstance(generator, (InversionSettings, *FROM_REAL))
     if learns and not config.rounds:
@@ -65,11 +72,11 @@ def read_order(config: GenerateConfig) -> Order:
             "filters.copies"
         )
     teacher, source = _teacher_settings(config)
-    return Order(teacher, generator, real, source)
+    return Request(teacher, generator, real, source)
 
 
 def _teacher_settings(config: GenerateConfig) -> tuple[TeacherSettings, Path | None]:
-    """The teacher that the configuration names, else that of the run it names, and the file that says so."""
+    """The teacher in the configuration, else that of its run, and then the file that names it."""
     if config.teacher is not None:
         return config.teacher, None
     assert config.run is not None
@@ -85,23 +92,23 @@ def _teacher_settings(config: GenerateConfig) -> tuple[TeacherSettings, Path | N
 
 
 def class_names(teacher: Classifier) -> tuple[str, ...]:
-    """The names of the teacher's classes, or their numbers where it has no names."""
+    """Names of the teacher's classes, or their numbers where it has no names."""
     return teacher.class_names or tuple(map(str, range(teacher.spec.classes)))
 
 
-def plan_layout(config: GenerateConfig, order: Order, teacher: Classifier) -> tuple[list[int], Layout]:
-    """How many images of each class, and how they are written.
+def plan_layout(config: GenerateConfig, request: Request, teacher: Classifier) -> tuple[list[int], Layout]:
+    """The number of images of each class, and the layout of the files.
 
     Raises:
-        ConfigError: classes that there are not, a format that cannot hold them, real images of another shape.
+        ConfigError: unknown classes, a format that cannot hold them, or real images of another shape.
         MissingExtraError: the format's package is not installed.
     """
     names = class_names(teacher)
     counts = class_counts(config.per_class, names)
     layout = Layout(config.format, names, config.difficulty, config.shard_size, sum(counts))
     check_format(layout, teacher.spec, counts)
-    if order.real is not None and order.real.train.spec != teacher.spec:
-        real = order.real.train
+    if request.real is not None and request.real.train.spec != teacher.spec:
+        real = request.real.train
         raise ConfigError(f"data: {real.name} has {real.spec}, the teacher takes {teacher.spec}; they must be the same")
     return counts, layout
 
@@ -110,7 +117,7 @@ def class_counts(per_class: int | Mapping[str, int], names: Sequence[str]) -> li
     """Images of each class; classes that a mapping leaves out get none.
 
     Raises:
-        ConfigError: a class that there is not, or that is named twice.
+        ConfigError: an unknown class, or one that is named twice.
     """
     if isinstance(per_class, int):
         return [per_class] * len(names)
@@ -119,7 +126,7 @@ def class_counts(per_class: int | Mapping[str, int], names: Sequence[str]) -> li
         number = names.index(key) if key in names else int(key) if key.isdecimal() else -1
         if not 0 <= number < len(names):
             close = difflib.get_close_matches(key, names, n=1)
-            hint = f"did you mean {close[0]!r}?" if close else f"there are {_some(names)}, or 0 to {len(names) - 1}"
+            hint = f"did you mean {close[0]!r}?" if close else f"there are {some(names)}, or 0 to {len(names) - 1}"
             raise ConfigError(f"per_class: no class {key!r}; {hint}")
         if number in counts:
             raise ConfigError(
@@ -129,17 +136,13 @@ def class_counts(per_class: int | Mapping[str, int], names: Sequence[str]) -> li
     return [counts.get(number, 0) for number in range(len(names))]
 
 
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
+def real_images_used(request: Request) -> int | None:
+    """Number of real images that the generator was trained on; None where that is unknown."""
+    return real_images_seen(request.generator, 0 if request.real is None else len(request.real.train))
 
 
-def real_images_used(order: Order) -> int | None:
-    """Real images that the generator was trained on; None where nobody can say."""
-    return real_images_seen(order.generator, 0 if order.real is None else len(order.real.train))
-
-
-def trained_as(order: Order) -> GeneratorSettings:
-    """The settings with which the generator was trained, those of a saved one included."""
-    if isinstance(order.generator, SavedSettings):
-        return read_saved(order.generator.path)[0].settings
-    return order.generator
+def trained_as(request: Request) -> GeneratorSettings:
+    """The settings with which the generator was trained, also of a saved one."""
+    if isinstance(request.generator, SavedSettings):
+        return read_saved(request.generator.path)[0].settings
+    return request.generator

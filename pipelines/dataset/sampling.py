@@ -1,8 +1,8 @@
-"""From a generator to numbered, labelled images on disk, the same bytes however the work is cut up.
+"""Sampling of numbered, labelled images to disk, with the same bytes for any batch size and number of processes.
 
-Image i is made from random row i, together with the others of its chunk of `CHUNK` numbers and never with any others:
-the last bits of batched arithmetic can depend on the batch, so the batch is fixed. Chunks are shared out among
-processes and committed in parts, which is all that a resumed run needs.
+Image i comes from random row i, and always in one batch with the other images of its chunk of `CHUNK` numbers, since
+the last bits of batched arithmetic can depend on the batch. Processes share the chunks and commit them in parts; a
+resumed run needs nothing else.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ from synthkd.training.display import Display
 from synthkd.types import SampleGenerator, balanced_labels, to_float, to_uint8
 
 CHUNK = 32
-"""Images that are always made together."""
+"""Images that are always sampled in one batch."""
 SLACK = 1.1
-"""How many more images than the acceptance so far suggests are asked for when filters rejected some."""
+"""Factor on the images that the acceptance rate so far suggests, where filters rejected some."""
 PATIENCE = 20
-"""Images tried for each one wanted, at most."""
+"""Most images that are tried for each image in the dataset."""
 
 
 @dataclass(frozen=True)
-class Batchwise:
-    """How images are made.
+class ChunkSampler:
+    """Samples a chunk of images with the teacher's logits.
 
     Attributes:
-        generator: makes them.
-        teacher: answers them.
-        difficulty: at which they are made.
+        generator: makes the images.
+        teacher: gives their logits.
+        difficulty: of the images, in [0, 1].
         seed: the run's seed.
-        real: real images uint8 `[M, C, H, W]` whose distance is kept beside each image, or None.
+        real: real images uint8 `[M, C, H, W]`; the distance of each image to the nearest of them is stored. Or None.
     """
 
     generator: SampleGenerator
@@ -50,88 +50,93 @@ class Batchwise:
     real: Tensor | None = None
 
     def chunk(self, number: int, labels: Tensor) -> Part:
-        """Chunk `number`, of at most `CHUNK` labels; a shorter one is filled up, and what fills it is dropped.
+        """The images of chunk `number` with at most `CHUNK` labels int64 `[N]`.
 
-        It is filled with what would come next in balanced order, so the images of a small balanced dataset are the
-        first of a larger one.
+        A shorter chunk is filled up with the labels that come next in balanced order, and the additional images are
+        dropped. So the images of a small balanced dataset are the first of a larger one.
         """
         first = number * CHUNK
         filling = balanced_labels(CHUNK - len(labels), first + len(labels), self.teacher.spec.classes)
-        asked = torch.cat([labels, filling])
-        images = to_uint8(self.generator.sample(asked, self.difficulty, Rows(self.seed, "generate", first))).cpu()
+        whole = torch.cat([labels, filling])
+        images = to_uint8(self.generator.sample(whole, self.difficulty, Rows(self.seed, "generate", first))).cpu()
         device = next(self.teacher.model.parameters()).device
-        logits = self.teacher.logits(to_float(images).to(device)).cpu()  # of the image as it will be stored
-        kept = len(labels)
-        return Part(first, images[:kept], labels, logits[:kept].contiguous())
+        logits = self.teacher.logits(to_float(images).to(device)).cpu()  # of the image as it is stored
+        return Part(first, images[: len(labels)], labels, logits[: len(labels)].contiguous())
 
 
 def in_turns(counts: Sequence[int]) -> Tensor:
-    """Labels int64, each class as often as asked: the classes take turns until each has had its share."""
+    """Labels int64 `[sum(counts)]`, `counts[k]` of class k: the classes take turns until each has its count."""
     turns = torch.cat([torch.arange(count) for count in counts])
     labels = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(list(counts)))
     return labels[turns.argsort(stable=True)]
 
 
 class Sampling:
-    """Makes what is missing of the images wanted, filters them, and gives those that stay.
+    """Samples the images that are not on disk yet, filters all, and gives those that stay.
 
     Args:
-        how: generator, teacher, difficulty.
-        store: the parts.
-        sieve: the filters, with the counts wanted.
+        sampler: samples a chunk.
+        store: the parts on disk.
+        sieve: the filters, with the number of images of each class.
         class_names: for messages.
         commit: images between commits.
-        accelerator: processes; this one makes its share, and all of them read everything.
+        accelerator: processes; each samples its share of the chunks, and all of them read everything.
+
+    Attributes:
+        made: number of images that this process has sampled.
     """
 
     def __init__(
         self,
-        how: Batchwise,
+        sampler: ChunkSampler,
         store: PartStore,
         sieve: Sieve,
         class_names: Sequence[str],
         commit: int,
         accelerator: Accelerator,
     ) -> None:
-        self._how = how
+        self._sampler = sampler
         self._store = store
         self._sieve = sieve
         self._names = class_names
         self._chunks = -(-commit // CHUNK)
         self._accelerator = accelerator
-        self._real = None if how.real is None else as_points(how.real)
-        self._kept: dict[int, Tensor] = {}
+        self._real = None if sampler.real is None else as_points(sampler.real)
+        self._stays: dict[int, Tensor] = {}  # first number of a part -> which of its images stay
         self._spans: list[tuple[int, int]] = []
         self.made = 0
 
     def run(self, title: str) -> None:
-        """Make images, in several passes where filters reject some, until every class has what is wanted.
+        """Sample images, in several passes where filters reject some, until every class is full.
+
+        Args:
+            title: of the display.
 
         Raises:
-            DataError: a class that the filters leave unfilled.
+            DataError: the filters reject too many images of a class.
         """
         wanted = self._sieve.lacking.tolist()
-        number, ask = 0, wanted
-        while any(ask):
-            labels = in_turns(ask)
+        number, counts = 0, wanted
+        while any(counts):
+            labels = in_turns(counts)
             first, stop = number * CHUNK, number * CHUNK + len(labels)
             self._fill(number, labels, title)
             self._spans.append((first, stop))
             for part in self._store.read(first, stop):
-                self._kept[part.first] = self._sieve.keep(part)
+                self._stays[part.first] = self._sieve.keep(part)
             number = -(-stop // CHUNK)
-            ask = self._missing(wanted)
+            counts = self._missing(wanted)
 
     def records(self) -> Iterator[Records]:
-        """The images that stay, in the order of their numbers."""
+        """The images that stay, in the order of their numbers, in blocks."""
         for first, stop in self._spans:
             for part in self._store.read(first, stop):
-                yield Records.of(part, self._kept[part.first])
+                yield Records.of(part, self._stays[part.first])
 
     def _missing(self, wanted: Sequence[int]) -> list[int]:
-        """How many more images of each class to try."""
+        """The number of images of each class to try next."""
         sieve = self._sieve
-        ask: list[int] = []
+        counts: list[int] = []
         for label, lacking in enumerate(sieve.lacking.tolist()):
             tried, passed = int(sieve.tried[label]), int(sieve.passed[label])
             room = PATIENCE * wanted[label] + CHUNK - tried
@@ -141,11 +146,11 @@ class Sampling:
                     f"({passed / tried:.1%}), {wanted[label]:,} are wanted; loosen filters, or ask for fewer"
                 )
             rate = max(passed / tried, 1 / PATIENCE) if tried else 1.0
-            ask.append(min(room, int(SLACK * lacking / rate) + 1) if lacking else 0)
-        return ask
+            counts.append(min(room, int(SLACK * lacking / rate) + 1) if lacking else 0)
+        return counts
 
     def _fill(self, number: int, labels: Tensor, title: str) -> None:
-        """This process's share of the chunks from `number` on that no part holds; afterwards all parts are there."""
+        """Sample this process's share of the chunks from `number` on that no part holds, then wait for the others."""
         rank, world = self._accelerator.process_index, self._accelerator.num_processes
         done = {chunk for first, stop in self._store.spans() for chunk in range(first // CHUNK, -(-stop // CHUNK))}
         chunks = labels.split(CHUNK)
@@ -156,25 +161,25 @@ class Sampling:
             if present:
                 display.message(f"{present:,} of {total:,} images are there already")
             for group in range(rank * self._chunks, len(chunks), world * self._chunks):
-                made: list[Part] = []
+                batch: list[Part] = []
                 for index in range(group, min(group + self._chunks, len(chunks))):
                     if number + index in done:
-                        self._commit(made)
-                        made = []
+                        self._commit(batch)
+                        batch = []
                     else:
-                        made.append(self._how.chunk(number + index, chunks[index]))
-                present += world * self._commit(made)
+                        batch.append(self._sampler.chunk(number + index, chunks[index]))
+                present += world * self._commit(batch)
                 display.update(min(present, total), "sampling", {})
         self._accelerator.wait_for_everyone()
 
-    def _commit(self, made: Sequence[Part]) -> int:
-        """Write neighbouring chunks as one part; how many images that is."""
-        if not made:
+    def _commit(self, chunks: Sequence[Part]) -> int:
+        """Write neighbouring chunks as one part and return the number of its images."""
+        if not chunks:
             return 0
         images, labels, logits = (
-            torch.cat([getattr(chunk, name) for chunk in made]) for name in ("images", "labels", "logits")
+            torch.cat([getattr(chunk, name) for chunk in chunks]) for name in ("images", "labels", "logits")
         )
         distance = None if self._real is None else nearest_real(images, self._real)
-        self._store.write(Part(made[0].first, images, labels, logits, distance))
+        self._store.write(Part(chunks[0].first, images, labels, logits, distance))
         self.made += len(labels)
         return len(labels)

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+import math
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from synthkd.compression.capacity import (
-    CapacityBound,
-    FisherTrace,
     capacity_bound,
     feature_dimension,
     fisher_trace,
@@ -21,19 +17,27 @@ from synthkd.compression.capacity import (
 )
 from synthkd.compression.export import export_onnx, export_program
 from synthkd.compression.onnx_file import needed
-from synthkd.compression.predict import Parity, onnx_latency, parity, run_onnx
+from synthkd.compression.predict import onnx_latency, parity, run_onnx
 from synthkd.compression.quantization import quantize_int8
 from synthkd.compression.search import OPTUNA
 from synthkd.data.read.real import RealData
 from synthkd.errors import MissingExtraError
 from synthkd.losses.logits import kl_divergence
 from synthkd.metrics.features import build_extractor, extract
-from synthkd.metrics.utility import Proportion, accuracy, predict
+from synthkd.metrics.utility import accuracy, predict
 from synthkd.models import Classifier
-from synthkd.models.cost import Cost, cost
-from synthkd.models.latency import Latency
+from synthkd.models.cost import cost
 from synthkd.pipelines.config import ExportSettings
-from synthkd.privacy.report import plain
+from synthkd.reports.results import (
+    Capacity,
+    CapacityOfModel,
+    ExportedFile,
+    Handover,
+    HandoverCost,
+    HandoverStudent,
+    LeastCapacity,
+    MeasuredFile,
+)
 from synthkd.settings import TeacherExtractor
 from synthkd.types import to_float
 
@@ -42,94 +46,6 @@ FISHER = 200
 TOLERATED = 0.1
 """Tolerated error of the capacity bound."""
 NAMES = {"onnx": "student.onnx", "int8": "student.int8.onnx", "program": "student.pt2"}
-
-
-@dataclass(frozen=True)
-class OnnxCheck:
-    """An exported ONNX file next to the student in PyTorch.
-
-    Attributes:
-        parity: difference of the logits on synthetic images.
-        latency: of one image.
-        accuracy: on the test images; None without any.
-    """
-
-    parity: Parity
-    latency: Latency
-    accuracy: Proportion | None
-
-
-@dataclass(frozen=True)
-class ExportedFile:
-    """A file of the student.
-
-    Attributes:
-        file: its name.
-        bytes: its size.
-        check: of an ONNX file; None for a program.
-    """
-
-    file: str
-    bytes: int
-    check: OnnxCheck | None = None
-
-
-@dataclass(frozen=True)
-class HandOver:
-    """The exports of a student and the cost of both models.
-
-    Attributes:
-        teacher_cost, student_cost: in PyTorch.
-        accuracy: of the student on the test images; None without any.
-        files: format -> file.
-    """
-
-    teacher_cost: Cost
-    student_cost: Cost
-    accuracy: Proportion | None
-    files: Mapping[str, ExportedFile]
-
-    def as_json(self) -> dict[str, Any]:
-        """The section `handover` of result.json."""
-        return {
-            "cost": {"teacher": asdict(self.teacher_cost), "student": asdict(self.student_cost)},
-            "student": {"accuracy": None if self.accuracy is None else asdict(self.accuracy)},
-            "files": {
-                kind: {"file": file.file, "bytes": file.bytes, **({} if file.check is None else asdict(file.check))}
-                for kind, file in self.files.items()
-            },
-        }
-
-
-@dataclass(frozen=True)
-class ModelCapacity:
-    """The two measures of a model: Fisher trace, and dimension of the penultimate features."""
-
-    fisher_trace: FisherTrace
-    feature_dimension: int
-
-
-@dataclass(frozen=True)
-class CapacityReport:
-    """Capacity of teacher and student.
-
-    Attributes:
-        n: synthetic images.
-        fisher_n: those among them for the Fisher traces.
-        teacher, student: their measures.
-        bound: least capacity of a student within an error of `TOLERATED` of this teacher.
-    """
-
-    n: int
-    fisher_n: int
-    teacher: ModelCapacity
-    student: ModelCapacity
-    bound: CapacityBound
-
-    def as_json(self) -> dict[str, Any]:
-        """The section `capacity` of result.json, with null for numbers that are not finite."""
-        values: dict[str, Any] = plain(self)
-        return values
 
 
 def require_packages(settings: ExportSettings, searched: bool) -> None:
@@ -157,7 +73,7 @@ def hand_over(
     test: RealData | None,
     directory: Path,
     device: torch.device,
-) -> HandOver:
+) -> Handover:
     """Export the student, compare each ONNX file with it, and measure the cost of both models.
 
     Args:
@@ -172,7 +88,7 @@ def hand_over(
         MissingExtraError: a format's packages are not installed.
         ModelError: the student has an operation that cannot be exported.
     """
-    files: dict[str, ExportedFile] = {}
+    files: dict[str, MeasuredFile | ExportedFile] = {}
     float32 = directory / NAMES["onnx"]
     if {"onnx", "int8"} & set(settings.formats):
         export_onnx(student, float32)
@@ -184,19 +100,25 @@ def hand_over(
             continue
         if kind == "int8":
             quantize_int8(float32, synthetic[: settings.calibration], path)
-        right = None if test is None else accuracy(run_onnx(path, test.images).argmax(1), test.labels)
-        check = OnnxCheck(parity(student, path, synthetic), onnx_latency(path), right)
-        files[kind] = ExportedFile(path.name, path.stat().st_size, check)
+        files[kind] = MeasuredFile(
+            path.name,
+            path.stat().st_size,
+            parity(student, path, synthetic),
+            onnx_latency(path),
+            None if test is None else accuracy(run_onnx(path, test.images).argmax(1), test.labels),
+        )
     if "onnx" not in settings.formats:
         float32.unlink(missing_ok=True)  # it was only the source of the int8 file
     right = None if test is None else accuracy(predict(student, test.images, device), test.labels)
-    return HandOver(cost(teacher, device), cost(student, device), right, files)
+    return Handover(HandoverCost(cost(teacher, device), cost(student, device)), HandoverStudent(right), files)
 
 
 def measure_capacity(
     teacher: Classifier, student: Classifier, synthetic: Tensor, seed: int, device: torch.device
-) -> CapacityReport:
+) -> Capacity:
     """Two heuristics about teacher and student, on synthetic images; see `synthkd.compression.capacity`.
+
+    The bound is the least capacity that a student within `TOLERATED` of this teacher must have.
 
     Args:
         teacher, student: finished, on the device.
@@ -205,14 +127,16 @@ def measure_capacity(
         device: of the models.
     """
 
-    def measure(model: Classifier) -> tuple[ModelCapacity, Tensor]:
+    def measure(model: Classifier) -> tuple[CapacityOfModel, Tensor]:
         outputs = extract([synthetic], build_extractor(TeacherExtractor(kind="teacher"), device, model))
         assert outputs.logits is not None
         trace = fisher_trace(model, to_float(synthetic[:FISHER]), seed)
-        return ModelCapacity(trace, feature_dimension(outputs.values)), outputs.logits
+        return CapacityOfModel(trace, feature_dimension(outputs.values)), outputs.logits
 
     of_teacher, teacher_logits = measure(teacher)
     of_student, student_logits = measure(student)
     divergence = float(kl_divergence(teacher_logits, student_logits).mean())
     bound = capacity_bound(label_information(teacher_logits).value, TOLERATED, divergence)
-    return CapacityReport(len(synthetic), min(FISHER, len(synthetic)), of_teacher, of_student, bound)
+    value = bound.value if math.isfinite(bound.value) else None
+    least = LeastCapacity(value, bound.mutual_information, bound.epsilon, bound.kl)
+    return Capacity(len(synthetic), min(FISHER, len(synthetic)), of_teacher, of_student, least)

@@ -25,12 +25,12 @@ from synthkd.pipelines.config import CompressConfig, Distillation, DistillConfig
 from synthkd.pipelines.distill import distill
 from synthkd.pipelines.handover.private_generator import WIDEST, ReleaseConfig, load_released, release
 from synthkd.pipelines.handover.search import Choice, choose_student
-from synthkd.pipelines.run.directory import RESULT
 from synthkd.pipelines.run.result import Result
 from synthkd.pipelines.student.teachers import teach_config
 from synthkd.pipelines.teach import load_taught, teach
 from synthkd.privacy.claims import ledger_of
 from synthkd.privacy.journal import JOURNAL, Journal
+from synthkd.reports.results import RESULT, DistillResult, ReleaseResult, TeachResult
 from synthkd.rng import Rows
 from synthkd.settings import DPSettings, LoadedModel, TeacherSettings, TrainedTeacher, ZooModel
 from synthkd.types import SampleGenerator, balanced_labels, to_uint8
@@ -51,7 +51,7 @@ class FlowResult:
         generator: of the images that the student learned from.
         choice: of the student, where it was searched.
         dp: claims of its differentially private parts, see `synthkd.privacy.claims.dp_statement`.
-        distilled: the content of result.json of the distillation.
+        distilled: the result of the distillation.
     """
 
     directory: Path
@@ -60,7 +60,7 @@ class FlowResult:
     generator: GeneratorSettings
     choice: Choice | None
     dp: tuple[Mapping[str, Any], ...]
-    distilled: Mapping[str, Any]
+    distilled: DistillResult
 
 
 def run_flow(config: CompressConfig, directory: Path, private: Splits | None, seed: int) -> FlowResult:
@@ -119,7 +119,7 @@ def run_flow(config: CompressConfig, directory: Path, private: Splits | None, se
         generator = SavedSettings(kind="saved", path=str(distill_result.directory))
     student = load(distill_result.directory)
     return FlowResult(
-        directory, teacher.eval(), student.eval(), generator, choice, tuple(statements), distill_result.values
+        directory, teacher.eval(), student.eval(), generator, choice, tuple(statements), distill_result.content
     )
 
 
@@ -152,12 +152,14 @@ def _require_counted(config: CompressConfig, directory: Path, counts: Mapping[st
             )
 
 
-def _proven_statement(result: Result, settings: MerfSettings | DPSettings) -> Mapping[str, Any]:
+def _proven_statement(
+    result: Result[ReleaseResult] | Result[TeachResult], settings: MerfSettings | DPSettings
+) -> Mapping[str, Any]:
     """The claim of a finished run, if it counts the queries in the run's journal, on the terms of its settings."""
-    claim_ledger, ledger = ledger_of(result.values.get("dp")), Journal(result.directory).ledger
-    statement: Mapping[str, Any] = result.values["dp"]
+    statement = result.content.dp
+    claim_ledger, ledger = ledger_of(statement), Journal(result.directory).ledger
     terms = settings.delta, settings.test_seed is not None
-    if claim_ledger != ledger or (statement["delta"], statement["insecure"]) != terms:
+    if statement is None or claim_ledger != ledger or (statement["delta"], statement["insecure"]) != terms:
         raise CheckpointError(
             f"{result.directory / RESULT} counts other queries of the private images than {JOURNAL} beside it, or on "
             "other terms; restore it from a copy, or choose another out=, which spends the budget anew"

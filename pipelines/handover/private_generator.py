@@ -12,6 +12,7 @@ from synthkd.pipelines.run.fit import fit_generator
 from synthkd.pipelines.run.images import keep_data
 from synthkd.pipelines.run.job import open_job
 from synthkd.pipelines.run.result import Result
+from synthkd.reports.results import ReleaseResult, RunCost
 from synthkd.settings import Count
 
 WIDEST = 1.0
@@ -25,7 +26,7 @@ class ReleaseConfig(TrainingConfig):
     rounds: Count
 
 
-def release(config: ReleaseConfig, private: RealData) -> Result:
+def release(config: ReleaseConfig, private: RealData) -> Result[ReleaseResult]:
     """Make the release, train the generator on it, and save the generator to `<run>/generator`.
 
     The release is charged before it is made, and on disk before anything is trained on it. So a run that was cut short
@@ -36,15 +37,15 @@ def release(config: ReleaseConfig, private: RealData) -> Result:
         private: the private images.
 
     Returns:
-        The result; its entry "dp" is the claim, see `synthkd.privacy.claims.dp_statement`.
+        The result; its `content.dp` is the claim, see `synthkd.privacy.claims.dp_statement`.
 
     Raises:
         SynthkdError: see the classes in `synthkd.errors`.
     """
     with open_job("release", config) as job:
         keep_data(job.directory, private, job.accelerator, private=True)
-        if job.finished is not None:
-            return Result(job.directory, job.finished, ())
+        if isinstance(job.finished, ReleaseResult):
+            return Result(job.directory, job.finished)
         generator = Merf(config.generator, None, config.seed, job.accelerator, private, run=job.directory)
         progress = fit_generator(job, generator, config.rounds, WIDEST)
         names, count = private.class_names, len(private)
@@ -52,17 +53,17 @@ def release(config: ReleaseConfig, private: RealData) -> Result:
             folder = job.directory / INSIDE_A_RUN
             save_generator(generator, config.generator, folder, private.spec, names, config.seed, count)
         assert generator.embedding is not None
-        values = job.finish(
-            {
-                "dp": generator.embedding.statement(config.generator.delta, generator.ledger),
-                "real_images_used": count,
-                "cost": {"seconds": {"generator": round(progress.seconds, 3)}, "rounds": config.rounds},
-            }
+        content = job.finish(
+            ReleaseResult(
+                dp=generator.embedding.statement(config.generator.delta, generator.ledger),
+                real_images_used=count,
+                cost=RunCost({"generator": round(progress.seconds, 3)}, rounds=config.rounds),
+            )
         )
-        return Result(job.directory, values, ())
+        return Result(job.directory, content)
 
 
-def load_released(config: ReleaseConfig, result: Result) -> Merf:
+def load_released(config: ReleaseConfig, result: Result[ReleaseResult]) -> Merf:
     """The trained generator that a run of `release` saved.
 
     Raises:

@@ -5,10 +5,8 @@ It reads the teacher and its generator only, so it costs no privacy beyond their
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -19,6 +17,7 @@ from synthkd.models import Classifier, build_model, parameters
 from synthkd.pipelines.config import DistillConfig
 from synthkd.pipelines.run.device import make_accelerator
 from synthkd.pipelines.student.assembly import assemble
+from synthkd.reports.results import FrontRow, SearchResult
 from synthkd.settings import SearchSettings, ZooModel
 from synthkd.training.display import Display
 from synthkd.types import TrainableGenerator
@@ -41,19 +40,13 @@ class Choice:
     model: ZooModel
     front: Front
 
-    def as_json(self) -> dict[str, Any]:
+    def result(self) -> SearchResult:
         """The section `search` of result.json: the Pareto front, the chosen candidate, and a drawing of all as SVG."""
-        rows = [
-            {"chosen": one.model == self.model, **one.model.model_dump(include={"arch", "width", "depth"})}
-            | asdict(one.scores)
+        rows = tuple(
+            FrontRow(one.model == self.model, one.model.arch, one.model.width, one.model.depth, **vars(one.scores))
             for one in self.front.best
-        ]
-        return {
-            "candidates": len(self.front.candidates),
-            "objectives": list(self.front.objectives),
-            "front": rows,
-            "drawing": draw(self.front),
-        }
+        )
+        return SearchResult(len(self.front.candidates), tuple(self.front.objectives), rows, draw(self.front))
 
 
 def choose_student(config: DistillConfig, settings: SearchSettings, teacher: Classifier, directory: Path) -> Choice:
@@ -146,8 +139,8 @@ def _held_out(generator: TrainableGenerator, first: int, difficulty: float) -> t
     return torch.cat(images), torch.cat(logits)
 
 
-def summary(section: Mapping[str, Any]) -> str:
-    """The chosen student in a few words, from the section `search` of result.json."""
-    chosen = next(row for row in section["front"] if row["chosen"])
-    depth = "" if chosen["depth"] is None else f", depth {chosen['depth']}"
-    return f"{chosen['arch']}, width {chosen['width']}{depth}, of {section['candidates']} candidates"
+def summary(search_result: SearchResult) -> str:
+    """The chosen student in a few words."""
+    chosen = next(row for row in search_result.front if row.chosen)
+    depth = "" if chosen.depth is None else f", depth {chosen.depth}"
+    return f"{chosen.arch}, width {chosen.width}{depth}, of {search_result.candidates} candidates"

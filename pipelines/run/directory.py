@@ -16,14 +16,14 @@ from synthkd.errors import CheckpointError, ConfigError
 from synthkd.pipelines.config import JobConfig
 from synthkd.pipelines.run.disk import full_disk
 from synthkd.privacy.journal import JOURNAL
+from synthkd.reports.files import REPORT as REPORT
+from synthkd.reports.results import RESULT as RESULT
 from synthkd.settings.load import differences, dump_config, load_config
 from synthkd.system.files import is_temporary, write_atomically
 from synthkd.training.monitor import FILE_NAME as METRICS
 
 LOCK, TRACKED = ".lock", "track"
 CONFIG = "config.yaml"
-RESULT = "result.json"
-REPORT = "report.html"
 WORK = (RESULT, "checkpoints", "parts", JOURNAL)
 """Work of a run, which another configuration must not continue: the result, checkpoints, parts of a dataset, and the
 journal of private images. A run with a log alone failed before its first checkpoint."""

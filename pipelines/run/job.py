@@ -5,23 +5,22 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
-from synthkd.metrics.utility import Proportion
 from synthkd.models import Classifier, measure_latency, parameters, state_bytes
 from synthkd.pipelines.config import TrainingConfig
 from synthkd.pipelines.run.device import make_accelerator, process_state
-from synthkd.pipelines.run.directory import REPORT, run_directory
+from synthkd.pipelines.run.directory import run_directory
 from synthkd.pipelines.run.disk import full_disk
-from synthkd.pipelines.run.result import complete_result, read_result, write_result
-from synthkd.reports.run import write_report
+from synthkd.pipelines.run.result import Content, finished_result, read_result
+from synthkd.reports.report import has_report, write_report
+from synthkd.reports.results import KINDS, JobResult, ModelDescription, write_result
 from synthkd.training.checkpoint import CheckpointStore
 from synthkd.training.loop import Loop, Progress, Stage
 from synthkd.training.monitor import Monitor
@@ -48,7 +47,7 @@ class Job:
     accelerator: Accelerator
     monitor: Monitor
     store: CheckpointStore
-    finished: Mapping[str, Any] | None
+    finished: JobResult | None
 
     @property
     def device(self) -> torch.device:
@@ -75,20 +74,19 @@ class Job:
         loop = Loop(self.accelerator, state, self.store, self.monitor, config.seed, *intervals, headline)
         return loop.run(stages, title)
 
-    def finish(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Write result.json and report.html, then drop the checkpoints, which a finished run no longer needs."""
+    def finish(self, content: Content) -> Content:
+        """Write result.json and the report, remove the checkpoints, and return the completed content of result.json."""
         resumed = sum(row.get("kind") == "resume" for row in self.monitor.rows())
-        values = {**values, "interrupted": resumed}
-        complete = complete_result(self.name, self.config, self.directory, values, self.device)
+        content = finished_result(replace(content, interrupted=resumed), self.config, self.directory, self.device)
         if self.accelerator.is_main_process:
-            write_result(self.directory, complete)
+            write_result(self.directory, content)
         self.tidy()
-        return complete
+        return content
 
     def tidy(self) -> None:
-        """What follows the result, and is made up for when a kill came between: the report, and no checkpoints."""
+        """Finish what a kill may have interrupted after result.json: write the report, remove the checkpoints."""
         if self.accelerator.is_main_process:
-            if not (self.directory / REPORT).exists():
+            if not has_report(self.directory, self.name):
                 write_report(self.directory)
             self.store.clear()
             shutil.rmtree(self.directory / "bank", ignore_errors=True)
@@ -108,7 +106,7 @@ def open_job(name: str, config: TrainingConfig) -> Iterator[Job]:
     """
     with full_disk(), _shared_directory(name, config) as directory:
         accelerator = make_accelerator(config, directory)
-        finished = read_result(directory)
+        finished = read_result(directory, KINDS[name])
         # A finished run logs nothing more, and would start an empty run of the tracker.
         if config.track and finished is None:
             accelerator.init_trackers(config.name)
@@ -170,21 +168,14 @@ def disk_line(config: TrainingConfig, checkpoint: int, shared: int = 0, other: i
     return f"  disk: about {checkpoints / 1e6:,.1f} MB of checkpoints{bank} while it runs"
 
 
-def scored(result: Proportion | None) -> dict[str, Any]:
-    """An accuracy as it stands in result.json; null where there was nothing to measure it on."""
-    if result is None:
-        return {"accuracy": None}
-    return {"accuracy": result.value, "accuracy_interval": [result.low, result.high], "n": result.n}
-
-
-def describe_model(model: Classifier, device: torch.device) -> dict[str, Any]:
-    """Kind, size and latency (of one image) of a model on a device, as they stand in result.json."""
+def describe_model(model: Classifier, device: torch.device) -> ModelDescription:
+    """Kind, size and latency (of one image) of a model on a device."""
     recipe = model.recipe
     arch = recipe.get("arch") or recipe.get("model") or type(model).__name__
     sizes = [f"{key} {recipe[key]}" for key in ("width", "depth") if recipe.get(key) is not None]
-    return {
-        "arch": " ".join([str(arch), *sizes]),
-        "parameters": parameters(model),
-        "bytes": state_bytes(model),
-        "latency_ms": round(measure_latency(model, device).median_ms, 4),
-    }
+    return ModelDescription(
+        arch=" ".join([str(arch), *sizes]),
+        parameters=parameters(model),
+        bytes=state_bytes(model),
+        latency_ms=round(measure_latency(model, device).median_ms, 4),
+    )

@@ -1,41 +1,49 @@
-"""The result of a job: what it returns, and `result.json` with the checksums of the files that it hands over."""
+"""The outcome of a job: what it returns, and its result with the checksums of the files that it hands over."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 
 from synthkd import __version__
 from synthkd.errors import CheckpointError
 from synthkd.pipelines.config import JobConfig
-from synthkd.pipelines.run.directory import RESULT
-from synthkd.system.files import SUMS, file_names, inside, read_sums, sha256, write_atomically
+from synthkd.reports.results import RESULT, FileEntry, Hardware, JobResult, from_json, result_values
+from synthkd.reports.results import read_result as read_content
+from synthkd.system.files import SUMS, file_names, inside, read_sums, sha256
 from synthkd.system.hardware import describe, peak_memory_bytes
-from synthkd.system.sealed import sealed, unsealed
 
 HANDED_OVER = ("student", "teacher", "peers", "generator", "dataset", "export", "privacy_report.json")
 """Files and folders that a run is made for. The result has their sizes and sha256; everything else in the run directory
 can be made again."""
 
+Content = TypeVar("Content", bound=JobResult)
+
 
 @dataclass(frozen=True)
-class Result:
+class Result(Generic[Content]):
     """The outcome of a job.
 
     Attributes:
         directory: the run directory.
-        values: the content of result.json.
+        content: the content of result.json.
         summary: the lines to print.
     """
 
     directory: Path
-    values: Mapping[str, Any]
+    content: Content
     summary: tuple[str, ...] = ()
+
+    @functools.cached_property
+    def values(self) -> Mapping[str, Any]:
+        """The content as it stands in result.json: `result.values["student"]["accuracy"]`."""
+        return result_values(self.content)
 
     def __str__(self) -> str:
         return "\n".join(self.summary)
@@ -51,58 +59,52 @@ class Plan:
         return "\n".join(self.lines)
 
 
-def complete_result(
-    job: str, config: JobConfig, directory: Path, values: Mapping[str, Any], device: torch.device
-) -> dict[str, Any]:
-    """The content of `result.json`.
+def finished_result(content: Content, config: JobConfig, directory: Path, device: torch.device) -> Content:
+    """A result with what every job says of its run: name, version, seed, time, files, hardware and memory.
 
     Args:
-        job: name of the job.
+        content: what the job measured.
         config: of the job.
         directory: the run directory, with all files that the run hands over.
-        values: numbers of the job.
         device: where the job ran.
     """
-    complete = {
-        "schema": 1,
-        "job": job,
-        "name": config.name,
-        "version": __version__,
-        "seed": config.seed,
-        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
-        **values,
-        "files": _inventory(directory),
-        "hardware": describe(device),
-    }
-    complete.setdefault("cost", {})["peak_memory_bytes"] = peak_memory_bytes()
-    return complete
+    return replace(
+        content,
+        name=config.name,
+        version=__version__,
+        seed=config.seed,
+        finished=datetime.now(UTC).isoformat(timespec="seconds"),
+        files=_inventory(directory),
+        hardware=from_json(Hardware, describe(device)),
+        cost=replace(content.cost, peak_memory_bytes=peak_memory_bytes()),
+    )
 
 
-def write_result(directory: Path, complete: Mapping[str, Any]) -> None:
-    """Write `result.json` atomically. Raises `ValueError` for a number that is not finite."""
-    write_atomically(directory / RESULT, sealed(complete))
-
-
-def read_result(directory: Path) -> Mapping[str, Any] | None:
+def read_result(directory: Path, kind: type[Content]) -> Content | None:
     """The content of `result.json`, or None where the run is not finished.
+
+    Args:
+        directory: of the run.
+        kind: the class of the job's results.
 
     Raises:
         CheckpointError: when it, or a file that the run hands over, is damaged or missing.
     """
-    path = directory / RESULT
-    if not path.exists():
-        return None
     try:
-        values = unsealed(path.read_bytes())
-        if "job" not in values:
-            raise ValueError("it is no result of a job")
-        _verify(directory, values.get("files", {}))
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise CheckpointError(f"{path} is damaged ({error}); delete it to finish the run again") from error
-    return values
+        content = read_content(directory)
+        if content is None:
+            return None
+        if not isinstance(content, kind):
+            raise ValueError(f"it is the result of {content.job}")
+        _verify(directory, content.files)
+    except ValueError as error:
+        raise CheckpointError(
+            f"{directory / RESULT} is damaged ({error}); delete it to finish the run again"
+        ) from error
+    return content
 
 
-def _inventory(directory: Path) -> dict[str, dict[str, Any]]:
+def _inventory(directory: Path) -> dict[str, FileEntry]:
     """Size and sha256 of every file that the run hands over.
 
     Of a folder with `SHA256SUMS` (a dataset) only that file is listed: it has the sums of the others.
@@ -111,15 +113,13 @@ def _inventory(directory: Path) -> dict[str, dict[str, Any]]:
     for folder in HANDED_OVER:
         files = [SUMS] if (directory / folder / SUMS).is_file() else file_names(directory / folder)
         names += [f"{folder}/{name}" for name in files]
-    return {
-        name: {"bytes": (directory / name).stat().st_size, "sha256": sha256(directory / name)} for name in sorted(names)
-    }
+    return {name: FileEntry((directory / name).stat().st_size, sha256(directory / name)) for name in sorted(names)}
 
 
-def _verify(directory: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
+def _verify(directory: Path, files: Mapping[str, FileEntry]) -> None:
     for name, entry in files.items():
         path = inside(directory, name)
-        _verify_file(directory, path, entry["sha256"])
+        _verify_file(directory, path, entry.sha256)
         if path.name == SUMS:
             for file, digest in read_sums(path.parent).items():
                 _verify_file(directory, inside(path.parent, file), digest)

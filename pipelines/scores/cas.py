@@ -1,8 +1,8 @@
-"""Classification accuracy score: how good a classifier the generated images make, tested on real ones.
+"""Classification accuracy score (CAS): the accuracy on real images of a classifier trained on generated ones.
 
 Ravuri and Vinyals (2019). A fixed small network is trained on the generated images and their labels, and the same
-network on half of the real images as the upper bound; both are tested on the other half. Each training is a run of
-`teach` in the evaluation's directory, so that a killed one resumes.
+network on half of the real images as the upper bound. Both are tested on the other half. Each training is a run of
+`teach` in the evaluation's directory, so a killed evaluation resumes.
 """
 
 from __future__ import annotations
@@ -35,19 +35,19 @@ RECIPE = {
         "optimizer": {"kind": "sgd", "lr": 0.1, "weight_decay": 5e-4, "schedule": "one_cycle"},
     },
 }
-"""The fixed classifier: about 26,000 parameters and 128,000 images seen."""
+"""The fixed classifier: about 26,000 parameters, trained on 128,000 images with repetitions."""
 
 
 def classification_accuracy_scores(
     config: EvaluateConfig, generated: Sequence[Samples], real: Samples, directory: Path
 ) -> list[Score]:
-    """One score for each generated set; where it cannot be measured the score says why.
+    """One score for each generated set; a score that cannot be measured has no value, and a note with the reason.
 
     Args:
         config: seed, device and threads.
-        generated: the sets, their labels in terms of the real set's classes.
-        real: labelled real images; half of them train the upper bound, half test.
-        directory: where the trainings keep their runs.
+        generated: the sets, with labels in terms of the real set's classes.
+        real: labelled real images; one half trains the upper bound, the other tests.
+        directory: of the runs.
     """
     try:
         images, labels = _labelled(real)
@@ -63,17 +63,17 @@ def classification_accuracy_scores(
     scores = []
     for number, one in enumerate(generated):
         try:
-            ours, asked = _labelled(one)
-            if ours.shape[1:] != images.shape[1:]:
+            own_images, own_labels = _labelled(one)
+            if own_images.shape[1:] != images.shape[1:]:
                 raise DataError("its image size is not that of the real set")
-            # other images than a killed evaluation had must not find its classifier
+            # The digests keep an evaluation of other images from resuming this run.
             run = directory / f"generated.{number}-{real.digest[:8]}-{one.digest[:8]}"
-            reached = exam.accuracy(run, ours, asked)
+            accuracy = exam.accuracy(run, own_images, own_labels)
         except DataError as error:
             scores.append(_missing(one, str(error)))
             continue
-        interval = (reached.low, reached.high)
-        scores.append(Score("CAS", reached.value, "higher", (one.count, reached.n), interval=interval, note=note))
+        interval = (accuracy.low, accuracy.high)
+        scores.append(Score("CAS", accuracy.value, "higher", (one.count, accuracy.n), interval=interval, note=note))
     return scores
 
 
@@ -93,7 +93,7 @@ class _Exam:
 
     Attributes:
         config: seed, device and threads.
-        classes: int64 `[K]`, the labels of the real set in order; a classifier knows them by their place here.
+        classes: int64 `[K]`, the labels of the real set in order.
         images: uint8 `[N, C, H, W]`.
         labels: int64 `[N]`.
     """
@@ -104,25 +104,33 @@ class _Exam:
     labels: Tensor
 
     def accuracy(self, run: Path, images: Tensor, labels: Tensor) -> Proportion:
-        """Train on images in a run of `teach`, and the share of the exam that it gets right.
+        """The accuracy on the real images of a classifier that a run of `teach` trains.
 
-        A class without an image to train on is one that the classifier does not know: it is trained without that
-        class, and gets all of its test images wrong.
+        The classifier has no output for classes without a training image; the test images of those classes count as
+        wrong.
+
+        Args:
+            run: directory of the run.
+            images: uint8 `[N, C, H, W]` to train on.
+            labels: int64 `[N]`, among the classes.
+
+        Raises:
+            DataError: labels of other classes, or fewer than two classes to train on.
         """
-        known = self.classes[torch.isin(self.classes, labels)]
+        trained = self.classes[torch.isin(self.classes, labels)]
         if not torch.isin(labels, self.classes).all():
             raise DataError("it has classes without a real image")
-        if len(known) < 2:
+        if len(trained) < 2:
             raise DataError("fewer than two of the real classes have images to train on")
-        asked = torch.isin(self.labels, known)
+        testable = torch.isin(self.labels, trained)
         file = run.with_suffix(".npz")
         buffer = io.BytesIO()
         np.savez(
             buffer,
             images=images.numpy(),
-            labels=torch.searchsorted(known, labels).numpy(),
-            test_images=self.images[asked].numpy(),
-            test_labels=torch.searchsorted(known, self.labels[asked]).numpy(),
+            labels=torch.searchsorted(trained, labels).numpy(),
+            test_images=self.images[testable].numpy(),
+            test_labels=torch.searchsorted(trained, self.labels[testable]).numpy(),
         )
         write_atomically(file, buffer.getvalue())
         shared = {"seed": self.config.seed, "device": self.config.device, "threads": self.config.threads}
@@ -130,8 +138,11 @@ class _Exam:
         result = teach(load_config(TeachConfig, source, [f"out={run}"]))
         assert isinstance(result, Result)
         file.unlink()  # as large as the images, and made again from them
-        taught = result.values["teacher"]
-        return proportion(round(taught["accuracy"] * taught["n"]), len(self.labels))
+        taught = result.content.teacher
+        assert taught is not None
+        assert taught.accuracy is not None
+        assert taught.n is not None
+        return proportion(round(taught.accuracy * taught.n), len(self.labels))
 
 
 def _missing(samples: Samples, why: str) -> Score:

@@ -1,11 +1,10 @@
-"""The sets of an evaluation: opened and judged, their classes made to agree, and turned into features."""
+"""The sets of an evaluation: opened and checked, their classes matched, and their features extracted."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,9 +19,11 @@ from synthkd.metrics.features import FeatureExtractor, Features, build_extractor
 from synthkd.metrics.score import ScoredSet
 from synthkd.models import Classifier, load_model
 from synthkd.pipelines.config import EvaluateConfig, ImageSet
+from synthkd.reports.results import SetResult
 from synthkd.settings import EfficientNetExtractor, TeacherExtractor
 
 BATCH = 256
+"""Images of a forward pass."""
 
 
 @dataclass(frozen=True)
@@ -30,9 +31,9 @@ class Networks:
     """The networks of an evaluation.
 
     Attributes:
-        extractor: gives the features that scores are called by.
-        teacher: judges labels, where there is one; often the same object.
-        classes: names of the teacher's classes, their numbers where it has none; empty without a teacher.
+        extractor: gives the features of the scores.
+        teacher: gives the logits for scores of labels, or None; often the same object.
+        classes: names of the teacher's classes, or their numbers where it has no names; empty without a teacher.
     """
 
     extractor: FeatureExtractor
@@ -42,17 +43,17 @@ class Networks:
 
 @dataclass(frozen=True)
 class OpenedSet:
-    """A set whose files have been read and judged, or the saved features of one.
+    """A set whose files were read and checked, or the saved features of one.
 
     Attributes:
-        name: as shown in tables.
-        count: images in it.
-        digest: of images and labels as they were read; empty where saved features do not know it.
+        name: in tables.
+        count: number of images.
+        digest: of images and labels as they were read; empty where saved features have none.
         labels: int64 `[count]`, indices into `class_names`; None where unknown.
         class_names: one for each class; empty without labels.
-        notes: what was converted, left out or assumed.
-        samples: the images, or None.
-        saved: the features, or None.
+        notes: conversions, files that were left out, and assumptions.
+        samples: the images; None for saved features.
+        saved: the features; None for images.
     """
 
     name: str
@@ -64,28 +65,22 @@ class OpenedSet:
     samples: Samples | None = None
     saved: SavedSet | None = None
 
-    def about(self) -> dict[str, Any]:
-        """The set as it stands in `result.json`."""
-        skipped = [] if self.samples is None else [list(bad) for bad in self.samples.bad]
-        return {
-            "name": self.name,
-            "n": self.count,
-            "digest": self.digest,
-            "notes": list(self.notes),
-            "skipped": skipped,
-        }
+    def result(self) -> SetResult:
+        """What `result.json` says of the set."""
+        skipped = () if self.samples is None else tuple(self.samples.bad)
+        return SetResult(self.name, self.count, self.digest, self.notes, skipped)
 
-    def relabelled(self, found: Aligned) -> OpenedSet:
+    def relabelled(self, aligned: Aligned) -> OpenedSet:
         """The same images with labels in terms of other classes."""
         samples = self.samples
         if samples is not None:
-            samples = replace(samples, labels=found.labels, class_names=found.class_names)
-        notes = (*self.notes, found.note) if found.note else self.notes
-        return replace(self, labels=found.labels, class_names=found.class_names, notes=notes, samples=samples)
+            samples = replace(samples, labels=aligned.labels, class_names=aligned.class_names)
+        notes = (*self.notes, aligned.note) if aligned.note else self.notes
+        return replace(self, labels=aligned.labels, class_names=aligned.class_names, notes=notes, samples=samples)
 
 
 def build_networks(config: EvaluateConfig, device: torch.device) -> Networks:
-    """The feature network, and the teacher's where there is one."""
+    """The feature network and the teacher; without `features` in the configuration they are one network."""
     teacher: Classifier | None = None if config.teacher is None else load_model(config.teacher)
     classes: tuple[str, ...] = ()
     if teacher is not None:
@@ -101,19 +96,24 @@ def build_networks(config: EvaluateConfig, device: torch.device) -> Networks:
 
 
 def generated_keys(config: EvaluateConfig) -> list[str]:
-    """By what the generated sets are called among all sets."""
+    """The keys of the generated sets."""
     return [f"generated.{index}" for index in range(len(config.generated))]
 
 
 def open_sets(config: EvaluateConfig) -> dict[str, OpenedSet]:
-    """Every set by its key, read and judged, with labels and class names as they were found."""
-    asked: dict[str, str | ImageSet | None] = dict(zip(generated_keys(config), config.generated, strict=True))
-    asked |= {"real": config.real, "train": config.train, "holdout": config.holdout}
-    return {key: _open(key, one, config) for key, one in asked.items() if one is not None}
+    """Every set of the configuration by its key, read and checked, with its own labels and class names.
+
+    Raises:
+        ConfigError: saved features in place of generated images.
+        DataError: images or features that cannot be read.
+    """
+    sets: dict[str, str | ImageSet | None] = dict(zip(generated_keys(config), config.generated, strict=True))
+    sets |= {"real": config.real, "train": config.train, "holdout": config.holdout}
+    return {key: _open(key, one, config) for key, one in sets.items() if one is not None}
 
 
-def _open(key: str, asked: str | ImageSet, config: EvaluateConfig) -> OpenedSet:
-    image_set = ImageSet(path=asked) if isinstance(asked, str) else asked
+def _open(key: str, configured: str | ImageSet, config: EvaluateConfig) -> OpenedSet:
+    image_set = ImageSet(path=configured) if isinstance(configured, str) else configured
     if image_set.path is not None and image_set.path.endswith(FEATURES):
         if key != "real":
             raise ConfigError(f"{key}: saved features stand for the real set only; give images")
@@ -124,42 +124,44 @@ def _open(key: str, asked: str | ImageSet, config: EvaluateConfig) -> OpenedSet:
     source = image_set.path if image_set.data is None else image_set.data
     split = image_set.split or (None if image_set.data is None else "test")
     assert source is not None
-    found = open_samples(source, split=split, skip_bad=config.skip_bad, seed=config.seed)
-    return OpenedSet(found.name, found.count, found.digest, found.labels, found.class_names, found.notes, found)
+    opened = open_samples(source, split=split, skip_bad=config.skip_bad, seed=config.seed)
+    return OpenedSet(
+        opened.name, opened.count, opened.digest, opened.labels, opened.class_names, opened.notes, samples=opened
+    )
 
 
 def agree(sets: Mapping[str, OpenedSet], networks: Networks) -> dict[str, OpenedSet]:
-    """The sets with their labels in terms of the same classes, those of the teacher where there is one.
+    """The sets with labels in terms of the same classes, those of the teacher where there is one.
 
-    The real set's classes are found among the teacher's, and the generated sets' among those. The sets that copying
-    is looked for with are left alone: no score asks for their labels.
+    The real set's classes are matched with the teacher's, and the generated sets' with the result. The sets for the
+    search of copies do not change, since no score uses their labels.
 
     Raises:
         DataError: images of a class that neither the real set nor the teacher has.
     """
     real, agreed = sets["real"], dict(sets)
-    known, among = networks.classes, "the teacher"
+    targets, among = networks.classes, "the teacher"
     if real.labels is not None:
-        if known:
+        if targets:
             try:
                 real = agreed["real"] = real.relabelled(
-                    align_labels(real.labels, real.class_names, known, f"real ({real.name})", among)
+                    align_labels(real.labels, real.class_names, targets, f"real ({real.name})", among)
                 )
             except DataError as error:
                 raise DataError(
                     f"{error}; to use the network for features only, give it as features.kind=load"
                 ) from error
-        known, among = real.class_names, f"the real set ({real.name})"
+        targets, among = real.class_names, f"the real set ({real.name})"
     for key, one in sets.items():
         if key.startswith("generated."):
-            if known and one.labels is not None:
-                found = align_labels(one.labels, one.class_names, known, f"{key} ({one.name})", among)
-                agreed[key] = _unmatched(one.relabelled(found), real)
-            agreed[key] = _unlike(agreed[key], real)
+            if targets and one.labels is not None:
+                aligned = align_labels(one.labels, one.class_names, targets, f"{key} ({one.name})", among)
+                agreed[key] = _note_missing_classes(one.relabelled(aligned), real)
+            agreed[key] = _note_other_shape(agreed[key], real)
     return agreed
 
 
-def _unlike(generated: OpenedSet, real: OpenedSet) -> OpenedSet:
+def _note_other_shape(generated: OpenedSet, real: OpenedSet) -> OpenedSet:
     """The generated set, with a note where its first image has another shape than the real set's."""
     if generated.samples is None or real.samples is None:
         return generated
@@ -170,30 +172,31 @@ def _unlike(generated: OpenedSet, real: OpenedSet) -> OpenedSet:
     return replace(generated, notes=(*generated.notes, note))
 
 
-def _unmatched(generated: OpenedSet, real: OpenedSet) -> OpenedSet:
-    """The generated set, with notes of the classes that only it or only the real set has images of."""
+def _note_missing_classes(generated: OpenedSet, real: OpenedSet) -> OpenedSet:
+    """The generated set, with notes on the classes of which only it or only the real set has images."""
     if generated.labels is None or real.labels is None:
         return generated
-    made, known = set(generated.labels.unique().tolist()), set(real.labels.unique().tolist())
+    own, others = set(generated.labels.unique().tolist()), set(real.labels.unique().tolist())
     notes = [
         f"{what} {some([generated.class_names[label] for label in sorted(absent)], 5)}"
-        for what, absent in (("no real images of its classes", made - known), ("not generated: classes", known - made))
+        for what, absent in (("no real images of its classes", own - others), ("not generated: classes", others - own))
         if absent
     ]
     return replace(generated, notes=(*generated.notes, *notes))
 
 
 def check_saved(sets: Mapping[str, OpenedSet], networks: Networks) -> None:
-    """Raise `DataError` where saved features are of other networks than those at hand."""
+    """Raise `DataError` where saved features come from other networks than those of the evaluation."""
     for one in sets.values():
         if one.saved is not None:
             _saved(one, one.saved, networks)
 
 
 def _saved(opened: OpenedSet, saved: SavedSet, networks: Networks) -> ScoredSet:
+    """The scored set of saved features, after a check that they come from these networks."""
     extractor, teacher = networks.extractor, networks.teacher
     try:
-        _by(extractor).check_comparable(saved.features)
+        _empty_features(extractor).check_comparable(saved.features)
         if teacher is None or teacher is extractor:
             judged = None if teacher is None else saved.features
         elif saved.teacher is None:
@@ -202,41 +205,41 @@ def _saved(opened: OpenedSet, saved: SavedSet, networks: Networks) -> ScoredSet:
             )
         else:
             judged = saved.teacher
-            _by(teacher).check_comparable(judged)
+            _empty_features(teacher).check_comparable(judged)
     except DataError as error:
         raise DataError(f"{opened.name}: {error}") from error
     return ScoredSet(opened.name, saved.features, opened.labels, judged)
 
 
-def _by(extractor: FeatureExtractor) -> Features:
-    """Features of no image, to compare by whom they were taken."""
+def _empty_features(extractor: FeatureExtractor) -> Features:
+    """Features of no image by an extractor, to compare its identity with that of other features."""
     return Features(torch.empty(0), None, extractor.name, extractor.digest, extractor.resize)
 
 
 def take_features(opened: OpenedSet, networks: Networks, cache: str | None) -> ScoredSet:
-    """What the networks see in a set: saved, from the cache, or in one pass over its images each."""
+    """The features of a set: saved ones, or those of each network from the cache or a pass over the images."""
     if opened.saved is not None:
         return _saved(opened, opened.saved, networks)
     samples = opened.samples
     assert samples is not None
 
-    def taken(by: FeatureExtractor) -> Features:
+    def features_of(extractor: FeatureExtractor) -> Features:
         if cache is None:
-            return extract(samples.batches(BATCH), by)
-        return cached_extract(samples.digest, lambda: samples.batches(BATCH), by, Path(cache).expanduser())
+            return extract(samples.batches(BATCH), extractor)
+        return cached_extract(samples.digest, lambda: samples.batches(BATCH), extractor, Path(cache).expanduser())
 
-    features = taken(networks.extractor)
+    features = features_of(networks.extractor)
     teacher = networks.teacher
-    judged = None if teacher is None else features if teacher is networks.extractor else taken(teacher)
+    judged = None if teacher is None else features if teacher is networks.extractor else features_of(teacher)
     return ScoredSet(opened.name, features, opened.labels, judged)
 
 
 def to_save(opened: OpenedSet, scored: ScoredSet) -> SavedSet:
-    """A set as a file that can stand for its images.
+    """The content of a file of features that can replace the images of a set.
 
     Args:
-        opened: as it was read, before its classes were made to agree with those of others.
+        opened: the set with its own classes, before `agree`.
         scored: its features.
     """
-    beside = None if scored.teacher is scored.features else scored.teacher
-    return SavedSet(scored.features, opened.digest, opened.name, opened.labels, opened.class_names, beside)
+    judged = None if scored.teacher is scored.features else scored.teacher
+    return SavedSet(scored.features, opened.digest, opened.name, opened.labels, opened.class_names, judged)

@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
+from synthkd.metrics.score import Score
 from synthkd.reports.evaluation import direction
+from synthkd.reports.results import GeneratedSet
 
 GAP = "  "
-NARROWEST = 60  # below this, lines wrap anyway
+NARROWEST = 60  # the table is never folded to fewer characters
 
 
-def score_lines(sets: Sequence[Mapping[str, Any]], width: int) -> list[str]:
-    """The table in lines of at most `width` characters, where one column of numbers fits beside the scores' names.
+def score_lines(sets: Sequence[GeneratedSet], width: int) -> list[str]:
+    """The table in lines of at most `width` characters, unless one column beside the scores' names is wider.
 
-    Where the names of the sets make it too wide, or two have the same name, columns are numbered and the names stand
-    above; what is still too wide becomes several tables, one below the other.
+    Where the names of the sets make the table too wide, or two sets have the same name, the columns are numbered and
+    the names stand above. A table that is still too wide becomes several tables, one below the other.
 
     Args:
-        sets: the generated sets as they stand in `result.json`.
-        width: characters that a line of the terminal holds.
+        sets: the generated sets with their scores, the same for each.
+        width: characters of a line of the terminal.
     """
-    titles = [one["name"] for one in sets]
-    heads = [f"{score['name']} {direction(score)}".rstrip() for score in sets[0]["scores"]]
-    columns = [[cell(score) for score in one["scores"]] for one in sets]
+    titles = [one.name for one in sets]
+    heads = [f"{score.name} {direction(score)}".rstrip() for score in sets[0].scores]
+    columns = [[cell(score) for score in one.scores] for one in sets]
     alike = len(set(titles)) < len(titles)
     widen = any(len(title) > max(map(len, column)) for title, column in zip(titles, columns, strict=True))
     legend: list[str] = []
@@ -47,13 +48,13 @@ def score_lines(sets: Sequence[Mapping[str, Any]], width: int) -> list[str]:
     return lines
 
 
-def cell(score: Mapping[str, Any]) -> str:
+def cell(score: Score) -> str:
     """A score's value with its interval or uncertainty; a dash where it was not measured."""
-    if score["value"] is None:
+    value, uncertainty = score.value, score.uncertainty
+    if value is None:
         return "-"
-    value, uncertainty = score["value"], score["uncertainty"]
-    if score["interval"] is not None:
-        low, high = score["interval"]
+    if score.interval is not None:
+        low, high = score.interval
         form = ".3f" if -1.0 <= low <= high <= 1.0 else ".4g"  # shares stand under each other
         return f"{value:{form}} [{low:{form}}, {high:{form}}]"
     if uncertainty is None:
@@ -62,10 +63,12 @@ def cell(score: Mapping[str, Any]) -> str:
 
 
 def _widths(heads: Sequence[str], columns: Sequence[Sequence[str]], titles: Sequence[str]) -> list[int]:
-    shown = ([title, *column] for title, column in zip(titles, columns, strict=True))
-    return [max(map(len, column)) for column in (heads, *shown)]
+    """Characters of each column of a table, that of the scores' names first."""
+    titled = ([title, *column] for title, column in zip(titles, columns, strict=True))
+    return [max(map(len, column)) for column in (heads, *titled)]
 
 
 def _wide(heads: Sequence[str], columns: Sequence[Sequence[str]], titles: Sequence[str]) -> int:
+    """Characters of a line of a table."""
     widths = _widths(heads, columns, titles)
     return sum(widths) + len(GAP) * (len(widths) - 1)

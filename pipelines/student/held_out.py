@@ -7,9 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from synthkd.data.sources import RealImages
 from synthkd.distillation.evaluation import CHUNK, HeldOut
 from synthkd.distillation.teachers import TeacherTeam
 from synthkd.metrics.utility import Proportion
+from synthkd.rng import stream
 from synthkd.types import Batch, to_float
 
 
@@ -45,6 +47,13 @@ class Labelling:
         inputs = to_float(images).to(self.device)
         annotated = labels.to(self.device) if bool((labels >= 0).all()) else None
         return HeldOut(inputs, annotated, self._logits(inputs))
+
+    def of_holdout(self, holdout: RealImages, seed: int) -> HeldOut | None:
+        """`count` of the real images that nobody learns from, chosen by the run's seed; None where there are none."""
+        if not len(holdout):
+            return None
+        rows = torch.randperm(len(holdout), generator=stream(seed, "look"))[: self.count]
+        return self.of_real(holdout.images[rows], holdout.labels[rows])
 
     def of_stored(self, batch: Batch, fresh: bool) -> HeldOut:
         """The last images of a batch, with `fresh` logits where there is a teacher, else with those stored."""

@@ -8,7 +8,6 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from synthkd import rng
 from synthkd.data.bank import MemoryBank
 from synthkd.data.sources import GeneratedSource, RealImages, RealSource, Source
 from synthkd.data.stream import ImageStream
@@ -97,6 +96,8 @@ class GeneratedImages(TransferSource):
         seed: the run's seed.
         real_images_used: real images that the generator learns from; None where nobody can say.
         makes_images: whether the phases have rounds of the generator.
+        holdout: real images that the generator of this source does not learn from, though it learns from others like
+            them; None where there are none, or where they may not be looked at.
     """
 
     held_out_rank = 2
@@ -113,6 +114,7 @@ class GeneratedImages(TransferSource):
         seed: int,
         real_images_used: int | None,
         makes_images: bool,
+        holdout: RealImages | None = None,
     ) -> None:
         self.generator, self.rounds, self.difficulty = generator, rounds, difficulty
         self.source = source
@@ -120,6 +122,7 @@ class GeneratedImages(TransferSource):
         self._bank, self._real_images_used = source.bank, real_images_used
         self._settings, self._seed, self._labelling = settings, seed, labelling
         self._makes_images = makes_images
+        self._held_out = None if holdout is None else labelling.of_holdout(holdout, seed)
 
     @property
     def augmentation(self) -> float:
@@ -138,11 +141,16 @@ class GeneratedImages(TransferSource):
 
     @property
     def can_hold_out(self) -> bool:
-        """The newest images of the bank stand in, though the student has drawn most of them by then."""
-        return self._makes_images
+        """Without real ones the newest images of the bank, though the student has drawn most of them by then."""
+        return self._held_out is not None or self._makes_images
 
     def held_out(self) -> HeldOut | None:
-        """The newest images of the bank; several teachers label them afresh, since the bank has logits of one."""
+        """Real images that are held out, else the newest images of the bank.
+
+        Several teachers label images of the bank afresh, since it has logits of one.
+        """
+        if self._held_out is not None:
+            return self._held_out
         if not len(self.bank):
             return None
         team = self._labelling.team
@@ -263,10 +271,7 @@ class RealTransferImages(TransferSource):
         self.state = {"source": source} | ({} if stream is None else {"stream": stream})
         self._stream = stream if stream is not None and stream.holds_out else None
         self._labelling = labelling
-        self._held_out: HeldOut | None = None
-        if holdout is not None and len(holdout):
-            rows = torch.randperm(len(holdout), generator=rng.stream(seed, "look"))[: labelling.count]
-            self._held_out = labelling.of_real(holdout.images[rows], holdout.labels[rows])
+        self._held_out = None if holdout is None else labelling.of_holdout(holdout, seed)
 
     @property
     def real_images_used(self) -> int:

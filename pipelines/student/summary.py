@@ -12,8 +12,10 @@ from synthkd.pipelines.run.directory import REPORT
 from synthkd.pipelines.run.job import Job, disk_line, generator_bytes, training_bytes
 from synthkd.pipelines.student.assembly import Assembly
 from synthkd.pipelines.student.networks import finished
+from synthkd.reports.files import RunFiles
+from synthkd.reports.headline import headline
 from synthkd.reports.page import SPACE
-from synthkd.reports.run import RunFiles, headline
+from synthkd.reports.results import parse_result
 from synthkd.schedules import ever
 from synthkd.settings import Schedule, TrainedTeacher
 
@@ -124,7 +126,7 @@ def _scheduled(value: Schedule) -> str:
 def summary(job: Job, values: dict[str, Any], already: bool = False) -> tuple[str, ...]:
     """What is printed at the end: the headline of the report, then each network, alarms and where things are."""
     teacher, student, teachers = values["teacher"], values["student"], values.get("teachers", ())
-    run = RunFiles(job.directory, None, job.config.model_dump(mode="json"), (), values, ())
+    run = RunFiles(job.directory, None, job.config.model_dump(mode="json"), (), parse_result(values), ())
     said = headline(run).replace(f"{SPACE}%", "%").replace(SPACE, " ").replace("\N{RIGHT SINGLE QUOTATION MARK}", "'")
     rows = [("student", f"{_tested(student)}, saved in {job.directory / 'student'}")]
     if student["agreement"] is not None:

@@ -218,6 +218,8 @@ def _generated(
     def live_count(step: int) -> int:
         return round(value_at(settings.live, step, wiring.total) * wiring.batch_size)
 
+    # A private generator paid for its release of the training images, and nobody for a look at the holdout.
+    own = None if splits is None or settings.data is None or is_private(config) else splits.holdout
     return GeneratedImages(
         generator,
         settings,
@@ -228,6 +230,7 @@ def _generated(
         config.seed,
         real_images_seen(settings.generator, 0 if splits is None else len(splits.train)),
         makes_images=phases.generator_rounds(config.phases) > 0,
+        holdout=None if own is None else RealImages(own.images, own.labels),
     )
 
 
@@ -242,7 +245,7 @@ def _real(wiring: Wiring) -> RealTransferImages:
     assert splits is not None
     train, holdout = (RealImages(part.images, part.labels) for part in (splits.train, splits.holdout))
     source = RealSource(train, config.seed, labeller, wiring.accelerator.device)
-    # A private generator paid for its release of the training images, and nobody for a look at the holdout.
+    # As for a generated source: a private generator leaves the holdout unseen.
     return RealTransferImages(source, None if is_private(config) else holdout, None, wiring.labelling, config.seed)
 
 

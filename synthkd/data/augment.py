@@ -1,10 +1,10 @@
 """Augmentation of whole batches, each image with its own random parameters.
 
 Every function takes float images `[N, C, H, W]` in `[0, 1]` on any device and returns images of the same shape, dtype,
-device and range. They are pure: the input is never written to (it is handed back itself where nothing changes), all
-randomness comes from the `torch.Generator` given (usually a CPU one; the draws move to the images), and how many
-numbers are drawn depends on the shape and the settings alone. Gradients pass through wherever the pixels do. No labels
-come in or out: in distillation the teacher labels what the student will see.
+device and range. The functions are pure: the input is never written to (where nothing changes it is returned itself),
+all randomness comes from the `torch.Generator` argument (usually on the CPU; the draws move to the images), and the
+number of draws depends on the shape and the settings alone. Gradients pass through wherever the pixels do. Labels are
+not changed: in distillation the teacher labels the augmented images.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ def shift(images: Tensor, pixels: int, rng: torch.Generator) -> Tensor:
         return images
     count, channels, height, width = images.shape
     padded = functional.pad(images, (pixels, pixels, pixels, pixels))
+    # One gather for the whole batch: each image's window is the same index pattern from its own corner on.
     stride = width + 2 * pixels
     offsets = torch.randint(0, 2 * pixels + 1, (count, 2), generator=rng, device=rng.device)
     corners = (offsets[:, 0] * stride + offsets[:, 1]).to(images.device)
@@ -38,9 +39,9 @@ def flip(images: Tensor, rng: torch.Generator, p: float = 0.5) -> Tensor:
 
 
 def turn(images: Tensor, rng: torch.Generator) -> Tensor:
-    """Turn each image by 90, 180 or 270 degrees, alike likely; images that are not square by 180.
+    """Turn each image by 90, 180 or 270 degrees, with equal probability; images that are not square by 180.
 
-    No image stays as it is: the other views of SSKD (Xu et al., ECCV 2020).
+    These are the augmented views of SSKD (Xu et al., ECCV 2020); no image stays as it is.
     """
     count, _, height, width = images.shape
     if height != width:
@@ -60,8 +61,8 @@ def erase(
     """Paint over one random rectangle per image with probability `p` (random erasing: Zhong et al., AAAI 2020).
 
     The area is uniform in `area` (a fraction of the image), the aspect ratio height / width log-uniform in `ratio`.
-    The paper draws both again until the rectangle fits; here the ratio is drawn among those that fit the area, which
-    needs no loop and leaves the area as drawn. Each rectangle has one colour, uniform in `[0, 1]` per channel.
+    The paper draws both again until the rectangle fits. Here the ratio is drawn among those that fit the area, which
+    needs no loop and does not change the area. Each rectangle has one colour, uniform in `[0, 1]` per channel.
     """
     if p == 0.0:
         return images
@@ -81,8 +82,9 @@ def erase(
 def jitter(images: Tensor, strength: float, rng: torch.Generator) -> Tensor:
     """Change brightness, contrast and (of 3-channel images) saturation, each by its own factor per image.
 
-    Factors are uniform in `[max(0, 1 - strength), 1 + strength]` and mean what they do in torchvision's `ColorJitter`:
-    blends with black, with the mean grey level and with the grey image. The order is always the one above.
+    Factors are uniform in `[max(0, 1 - strength), 1 + strength]` with the meaning of torchvision's `ColorJitter`:
+    blends with black, with the mean grey level and with the grey image. The order is always brightness, contrast,
+    saturation.
     """
     if strength == 0.0:
         return images
@@ -101,7 +103,7 @@ def mixup(images: Tensor, fraction: float, rng: torch.Generator) -> Tensor:
     """Replace the first `round(fraction * N)` images by convex mixtures of themselves and another image of the batch.
 
     The share is uniform in `[0, 1]` per image (mixup: Zhang et al., ICLR 2018, with Beta(1, 1)). A batch of one image
-    has no other and stays as it is.
+    stays as it is.
     """
     rows = round(fraction * len(images))
     if rows == 0 or len(images) < 2:
@@ -114,28 +116,28 @@ def mixup(images: Tensor, fraction: float, rng: torch.Generator) -> Tensor:
 def cutmix(images: Tensor, fraction: float, rng: torch.Generator) -> Tensor:
     """Paste a rectangle of another image of the batch into each of the LAST `round(fraction * N)` images.
 
-    The last, so that mixup and cutmix of one batch meet different images. The rectangle has the image's proportions
-    and an area uniform in `[0, 1]`; it lies wholly inside, where Yun et al. (ICCV 2019) clip it at the border. A batch
+    Mixup takes the first images, so that no image gets both. The rectangle has the image's proportions and an area
+    uniform in `[0, 1]`. It lies wholly inside the image, whereas Yun et al. (ICCV 2019) clip it at the border. A batch
     of one image stays as it is.
     """
     rows = round(fraction * len(images))
     if rows == 0 or len(images) < 2:
         return images
-    kept = len(images) - rows
+    first = len(images) - rows
     height, width = images.shape[-2:]
-    target, others = images[kept:], images[_partners(images, rng)[kept:]]
+    target, others = images[first:], images[_partners(images, rng)[first:]]
     side = _uniform(rows, 0.0, 1.0, rng, images).sqrt()
     pasted = torch.lerp(target, others, _rectangles(side * height, side * width, target, rng))
-    return torch.cat([images[:kept], pasted])
+    return torch.cat([images[:first], pasted])
 
 
 def by_difficulty(
     images: Tensor, difficulty: float, rng: torch.Generator, erase_above: float = 0.5, jitter_above: float = 0.7
 ) -> Tensor:
-    """Augment as hard as `difficulty` in `[0, 1]` says.
+    """Augment with a strength that grows with `difficulty` in `[0, 1]`.
 
-    Above `jitter_above`, jitter of strength `0.5 * difficulty`; above `erase_above`, erasing with probability
-    `difficulty`; below both, nothing.
+    Above `jitter_above`: jitter of strength `0.5 * difficulty`. Above `erase_above`: erasing with probability
+    `difficulty`. Below both: nothing.
     """
     if difficulty > jitter_above:
         images = jitter(images, 0.5 * difficulty, rng)
@@ -145,18 +147,19 @@ def by_difficulty(
 
 
 def augment_real(images: Tensor, settings: AugmentSettings, rng: torch.Generator) -> Tensor:
-    """Augmentation of real images while a teacher trains: shift, flip, erase."""
+    """Augmentation of real images in the training of a teacher: shift, flip, erase."""
     images = shift(images, settings.shift, rng)
     images = flip(images, rng, 0.5 if settings.flip else 0.0)
     return erase(images, settings.erase, rng)
 
 
 def augment_for_critic(images: Tensor, p: float, rng: torch.Generator) -> Tensor:
-    """What a GAN's critic sees of real and of generated images alike, so that it cannot learn few real ones by heart.
+    """Augmentation of real and of generated images for a GAN's critic, so that it cannot memorise few real images.
 
-    The kinds of DiffAugment (Zhao et al., NeurIPS 2020): a shift by up to an eighth of the longer side, one erased
-    rectangle, and jitter of strength 0.5; but each meets an image with probability `p`, which for `p` below about 0.8
-    cannot leak into what is generated (Karras et al., NeurIPS 2020). Real and generated images take draws of their own.
+    The operations are those of DiffAugment (Zhao et al., NeurIPS 2020): a shift by up to an eighth of the longer side,
+    one erased rectangle, and jitter of strength 0.5. Each is applied to an image with probability `p`; for `p` below
+    about 0.8 the augmentations cannot leak into generated images (Karras et al., NeurIPS 2020). Real and generated
+    images need random draws of their own.
     """
     if p == 0.0:
         return images
@@ -179,8 +182,8 @@ def _chance(images: Tensor, p: float, rng: torch.Generator) -> Tensor:
 def _rectangles(heights: Tensor, widths: Tensor, images: Tensor, rng: torch.Generator) -> Tensor:
     """`[N, 1, H, W]` in the dtype of the images: 1 in one rectangle per image, 0 outside.
 
-    Each lies anywhere inside the image and has the float size asked, rounded. Masks are numbers for `torch.lerp`, which
-    is exact at 0 and 1 and vectorised on CPUs; boolean products and `torch.where` cost several times as much there.
+    Each lies anywhere inside the image and has the given float size, rounded. Masks are numbers for `torch.lerp`, which
+    is exact at 0 and 1 and vectorised on CPUs; boolean products and `torch.where` take several times as long there.
     """
     spans = []
     for lengths, size in ((heights, images.shape[-2]), (widths, images.shape[-1])):
@@ -193,7 +196,7 @@ def _rectangles(heights: Tensor, widths: Tensor, images: Tensor, rng: torch.Gene
 
 
 def _partners(images: Tensor, rng: torch.Generator) -> Tensor:
-    """int64 `[N]`: another image for each, from one random cycle through the batch, so that none meets itself."""
+    """int64 `[N]`: the row of another image for each, from one random cycle through the batch, so never its own."""
     cycle = torch.randperm(len(images), generator=rng, device=rng.device)
     partners = torch.empty_like(cycle)
     partners[cycle] = cycle.roll(-1)

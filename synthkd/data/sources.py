@@ -138,7 +138,7 @@ class RealSource:
         self._first, self._logits = 0, torch.empty(0)  # number of the first image with logits, and `[N, K]`
 
     def draw(self, count: int, step: int) -> list[Batch]:
-        """One batch on the CPU: images, annotated labels or -1, stored logits if any, and `rows`, the images' numbers."""
+        """One batch on the CPU: images, annotated labels or -1, stored logits if any, and numbers as `rows`."""
         real = self._supply.at(step)
         rows = torch.from_numpy(numpy_stream(self._seed, "real", step).integers(0, len(real), count))
         numbers, labels = real.first + rows, real.labels[rows]

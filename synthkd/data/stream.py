@@ -23,8 +23,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from synthkd.data.read.archives import read_arrays
-from synthkd.data.read.npz import as_images, as_labels
+from synthkd.data.read.npz import as_images, as_labels, read_arrays
 from synthkd.data.sources import RealImages
 from synthkd.errors import DataError
 from synthkd.rng import Rows

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from synthkd.reports.run import ONE_CLASS
 from synthkd.types import BatchNormStatistics
 
+ONE_CLASS = "one class"
+"""The alarm about a model that gives hardly more than one answer, which the headline of a report repeats."""
 IMBALANCE = 0.25
 """Smallest share of a class, as a fraction of an equal share."""
 LEAST_PER_CLASS = 20

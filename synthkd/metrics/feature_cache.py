@@ -1,4 +1,4 @@
-"""Features as files: saved with what they are features of, and kept in a cache so that no image is looked at twice."""
+"""Features as files, with the digest of their images, and a cache of such files."""
 
 from __future__ import annotations
 
@@ -19,22 +19,24 @@ from synthkd.system.sealed import sealed_tensors, unsealed_tensors
 from synthkd.system.text import parse_json
 
 FORMAT = "synthkd features 1"
+"""Value of `format` in the metadata of a features file."""
 FEATURES = ".safetensors"
+"""Suffix of a features file."""
 TEACHER = "teacher."
-"""Before the names of what is the teacher's in a file."""
+"""Prefix of the keys of the teacher's features in a file."""
 
 
 @dataclass(frozen=True)
 class SavedSet:
-    """The features of a set of images with all that scores need beside them, so that they can stand for the images.
+    """Features of a set of images with everything else that scores need, so that the images are not needed.
 
     Attributes:
-        features: of the network that the scores are called by.
-        content: digest of the images and labels; empty where it is not known.
-        name: of the set.
-        labels: int64 `[N]`, indices into `class_names`; None where the set has none.
-        class_names: one for each class; empty without labels.
-        teacher: features of the teacher, where it is another network than that of `features`.
+        features: features of the extractor that scores are named after.
+        content: digest of the images and labels; empty if it is not known.
+        name: name of the set.
+        labels: int64 `[N]`, indices into `class_names`; None if the set has no labels.
+        class_names: one per class; empty without labels.
+        teacher: features of the teacher, if it is another network than the extractor.
     """
 
     features: Features
@@ -45,22 +47,14 @@ class SavedSet:
     teacher: Features | None = None
 
 
-def save_features(features: Features, path: Path | str, content_digest: str = "") -> None:
-    """Write features alone to one safetensors file, atomically; see `save_set`.
+def save_set(saved: SavedSet, path: Path | str) -> None:
+    """Write a set of features to one safetensors file, atomically.
 
     Args:
-        features: what to write.
+        saved: what to write.
         path: the file; missing folders are made, an old file is replaced.
-        content_digest: of the images they are features of, where it is known.
     """
-    save_set(SavedSet(features, content_digest), path)
-
-
-def save_set(saved: SavedSet, path: Path | str) -> None:
-    """Write a set of features to one safetensors file, atomically; missing folders are made, an old file is replaced.
-
-    Nothing that can be read off the tensors is in the metadata but n, for people.
-    """
+    # The metadata holds what the tensors do not say; n is there only for people who read it.
     tensors = _tensors(saved.features)
     about = {"format": FORMAT, **_about(saved.features), "content": saved.content, "n": str(saved.features.n)}
     if saved.name:
@@ -75,10 +69,10 @@ def save_set(saved: SavedSet, path: Path | str) -> None:
 
 
 def require_replaceable(path: Path) -> None:
-    """Refuse to write features to a place that holds anything but features, that is no plain file, or out of reach.
+    """Check that features may be written to a path, before they are computed.
 
     Raises:
-        ConfigError: the reason.
+        ConfigError: another suffix, a folder that cannot be written, or an existing file that holds no features.
     """
     if path.suffix != FEATURES:
         raise ConfigError(f"save_features: features are kept in {FEATURES} files, got {path}; name it so")
@@ -100,24 +94,8 @@ def require_replaceable(path: Path) -> None:
         ) from error
 
 
-def load_features(path: Path | str, content_digest: str | None = None) -> Features:
-    """The features alone of what `save_features` or `save_set` wrote, verified.
-
-    Args:
-        path: the file.
-        content_digest: what it must have been saved with; None takes any.
-
-    Raises:
-        DataError: no such file, another kind of file, damaged contents, or features of other images.
-    """
-    saved = load_set(path)
-    if content_digest is not None and saved.content != content_digest:
-        raise DataError(f"{path} holds the features of other images; take the features again")
-    return saved.features
-
-
 def load_set(path: Path | str) -> SavedSet:
-    """Read and verify what `save_set` wrote.
+    """Read and verify a file of `save_set`.
 
     Raises:
         DataError: no such file, another kind of file, or damaged contents.
@@ -133,12 +111,12 @@ def load_set(path: Path | str) -> SavedSet:
         if metadata["format"] != FORMAT:
             raise ValueError("another format")
         return SavedSet(
-            features=_features(metadata, tensors, ""),
+            features=_features(metadata, tensors, prefix=""),
             content=metadata["content"],
             name=metadata.get("name", ""),
             labels=tensors.get("labels"),
             class_names=tuple(parse_json(metadata.get("class_names", "[]"))),
-            teacher=_features(metadata, tensors, TEACHER) if f"{TEACHER}values" in tensors else None,
+            teacher=_features(metadata, tensors, prefix=TEACHER) if f"{TEACHER}values" in tensors else None,
         )
     except (KeyError, ValueError) as error:
         raise DataError(f"{path} holds no features that this version saved; take the features again") from error
@@ -151,30 +129,32 @@ def cached_extract(
     cache_dir: Path | str,
     batch_size: int = 128,
 ) -> Features:
-    """The features of a set of images, from the cache where it has them; a damaged entry is made anew.
+    """Features of a set of images, from the cache if it has them; a damaged entry is computed again.
 
     Args:
-        content_digest: of the images; equal digests must mean equal images in equal order.
-        make_batches: gives them as `extract` takes them; called only where the cache has nothing.
-        extractor: whose features; another one, or another resizing, is another entry.
-        cache_dir: created if need be; safe to delete, and to share between runs.
+        content_digest: digest of the images; equal digests must mean equal images in equal order.
+        make_batches: returns the images as `extract` takes them; called only if the cache has no entry.
+        extractor: the network; each extractor and each resizing has its own entries.
+        cache_dir: made if it does not exist; it may be deleted, and shared between runs.
         batch_size: as for `extract`.
 
     Raises:
         DataError: as `extract`, or the cache cannot be written.
     """
     key = hashlib.sha256("\n".join([FORMAT, content_digest, extractor.digest, extractor.resize]).encode()).hexdigest()
-    path = Path(cache_dir).expanduser() / f"{key}.safetensors"
+    path = Path(cache_dir).expanduser() / f"{key}{FEATURES}"
     try:
-        found = load_features(path, content_digest)
-        if (found.digest, found.resize) == (extractor.digest, extractor.resize):
-            return found
+        saved = load_set(path)
+        # the name of an entry says all this too, but files can be renamed
+        entry = (saved.content, saved.features.digest, saved.features.resize)
+        if entry == (content_digest, extractor.digest, extractor.resize):
+            return saved.features
     except DataError:
         pass  # absent or damaged
-    if not _writable(path.parent):  # found out before the expensive part
+    if not _writable(path.parent):  # checked before the network runs, which takes longer
         raise DataError(f"the feature cache {path.parent} cannot be written; choose another folder")
     features = extract(make_batches(), extractor, batch_size)
-    save_features(features, path, content_digest)
+    save_set(SavedSet(features, content_digest), path)
     return features
 
 
@@ -189,13 +169,13 @@ def _about(features: Features) -> dict[str, str]:
     return {"extractor": features.extractor, "digest": features.digest, "resize": features.resize}
 
 
-def _features(metadata: Mapping[str, str], tensors: Mapping[str, Tensor], of: str) -> Features:
+def _features(metadata: Mapping[str, str], tensors: Mapping[str, Tensor], prefix: str) -> Features:
     return Features(
-        values=tensors[f"{of}values"],
-        logits=tensors.get(f"{of}logits"),
-        extractor=metadata[f"{of}extractor"],
-        digest=metadata[f"{of}digest"],
-        resize=metadata[f"{of}resize"],
+        values=tensors[f"{prefix}values"],
+        logits=tensors.get(f"{prefix}logits"),
+        extractor=metadata[f"{prefix}extractor"],
+        digest=metadata[f"{prefix}digest"],
+        resize=metadata[f"{prefix}resize"],
     )
 
 

@@ -1,4 +1,4 @@
-"""Inception score (Salimans et al. 2016): sure about each image, spread over the classes of all."""
+"""Inception score (Salimans et al. 2016): high if a classifier is sure about each image and all classes occur."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from torch import Tensor
 from synthkd.errors import ConfigError, DataError
 from synthkd.metrics.arrays import Array, rows
 
-_TOLERANCE = 1e-3  # of a row's sum; a softmax in half precision is about this far from 1
+_TOLERANCE = 1e-3  # of a row's sum: about the rounding error of a softmax in half precision
 
 
 @dataclass(frozen=True)
 class InceptionScore:
-    """Inception score over splits; from 1 (nothing said) to the number of classes.
+    """Inception score over splits, from 1 (all images alike to the classifier) to the number of classes.
 
     Attributes:
-        mean: of the splits.
-        std: over the splits, divided by their number (ddof 0, as numpy and torch-fidelity do); 0 for one split.
-        splits: how many.
+        mean: mean of the splits' scores.
+        std: their standard deviation with ddof 0, as in numpy and torch-fidelity; 0 for one split.
+        splits: number of splits.
     """
 
     mean: float
@@ -31,18 +31,18 @@ class InceptionScore:
 
 
 def inception_score(probabilities: Array, splits: int = 10) -> InceptionScore:
-    """exp of the mean KL(p(y|x) || p(y)), in each of `splits` consecutive parts of the rows.
+    """exp(mean KL(p(y|x) || p(y))) of each of `splits` consecutive parts of the rows.
 
-    Part i holds rows `i * N // splits` up to `(i + 1) * N // splits`, so no row is left out and sizes differ by one at
-    most. Rows in order of class must be shuffled first, or every part sees few classes.
+    Part i holds the rows from `i * N // splits` to `(i + 1) * N // splits`, so every row is used and the sizes differ
+    by one at most. Rows that are sorted by class must be shuffled first, or every part holds few classes.
 
     Args:
         probabilities: `[N, K]`, each row non-negative with sum 1: a softmax, not logits.
-        splits: how many parts, 1 to N.
+        splits: number of parts, 1 to N.
 
     Raises:
-        ConfigError: `splits` not in 1..N.
-        DataError: rows that are not probabilities.
+        ConfigError: `splits` is not in 1..N.
+        DataError: a row is no distribution.
     """
     values = rows(probabilities, "probabilities")
     if bool((values < 0).any()) or float((values.sum(dim=1) - 1.0).abs().max()) > _TOLERANCE:
@@ -58,6 +58,6 @@ def inception_score(probabilities: Array, splits: int = 10) -> InceptionScore:
 
 
 def _score(part: Tensor) -> float:
-    """The mean KL is the entropy of the mean less the mean of the entropies; a probability of 0 adds 0 to each."""
+    # mean KL = entropy of the mean - mean of the entropies; `entr` is 0 at probability 0, where the logarithm is not
     entropies = torch.special.entr(part).sum(dim=1)
     return math.exp(float(torch.special.entr(part.mean(dim=0)).sum() - entropies.mean()))

@@ -1,8 +1,8 @@
-"""How much of the generated set looks real and how much of the real set is generated, with sets as unions of balls.
+"""Precision, recall, density and coverage: overlap of the real and the generated set, each as a union of balls.
 
-Each point stands for a ball that reaches to its k-th nearest neighbour in its own set. A point on the surface of a
-ball is inside: so the ball of an image that is repeated k times or more, which has radius 0, still holds its copies,
-and a set compared with itself gets precision, recall and coverage of 1 however many duplicates it has.
+Every point is the centre of a ball that reaches to its k-th nearest neighbour in its own set. A point on the surface of
+a ball counts as inside. So the ball of an image that is repeated k times or more, whose radius is 0, holds the copies,
+and a set compared with itself has precision, recall and coverage of 1 however many duplicates it has.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ class PrecisionRecall:
     """Precision and recall, density and coverage; higher is better for all four.
 
     Attributes:
-        precision: share of generated samples inside the ball of some real sample, in [0, 1]. One outlier among the real
-            samples has a big ball and lifts it; density counts balls and suffers less.
+        precision: share of generated samples inside the ball of some real sample, in [0, 1]. A single real outlier has
+            a large ball and raises it; density, which counts balls, is affected less.
         recall: share of real samples inside the ball of some generated sample, in [0, 1]. Scattered generated samples
-            have big balls and lift it; coverage does not use them.
-        density: mean number of real balls that hold a generated sample, over k. About 1 for two samples of one
-            distribution, more where the generated ones crowd where real ones are dense.
+            have large balls and raise it; coverage does not use their balls.
+        density: mean number of real balls that hold a generated sample, divided by k. About 1 for two samples of one
+            distribution, more if generated samples crowd where real ones are dense.
         coverage: share of real samples whose ball holds a generated one, in [0, 1]; see `expected_coverage`.
-        density_error: standard error of the density over the generated samples, the real ones held fixed.
-        k: which neighbour the balls reach to.
+        density_error: standard error of the density over the generated samples, for fixed real samples.
+        k: the neighbour that the balls reach to.
         n_real: number of real samples.
         n_generated: number of generated samples.
-        dimension: of the features.
+        dimension: D, the number of features.
     """
 
     precision: float
@@ -47,10 +47,10 @@ class PrecisionRecall:
 
     @property
     def expected_coverage(self) -> float:
-        """Mean coverage of a sample of the real distribution: the best to hope for (Naeem et al. 2020, Lemma 2).
+        """Expected coverage if the generated samples have the real distribution (Naeem et al. 2020, Lemma 2).
 
-        All orders of the distances from a real point to the others are equally likely then, and it is not covered when
-        the first k are all real.
+        It is the best value to aim for. All orders of the distances from a real point to the other points are equally
+        likely then, and the point is not covered if its k nearest are all real.
         """
         others = self.n_real - 1
         missed = ((others - i) / (others + self.n_generated - i) for i in range(self.k))
@@ -58,28 +58,28 @@ class PrecisionRecall:
 
     @property
     def intervals(self) -> dict[str, Proportion]:
-        """Precision, recall and coverage with Wilson intervals over the samples counted, all balls held fixed.
+        """Precision, recall and coverage, by name, with Wilson intervals over the samples, for fixed balls.
 
-        Drawing the balls anew would add to the spread, so these intervals are rather too narrow.
+        Other samples would have other balls, which adds to the spread, so these intervals are rather too narrow.
         """
-        counted = {"precision": self.n_generated, "recall": self.n_real, "coverage": self.n_real}
-        return {name: proportion(round(getattr(self, name) * n), n) for name, n in counted.items()}
+        counts = {"precision": self.n_generated, "recall": self.n_real, "coverage": self.n_real}
+        return {name: proportion(round(getattr(self, name) * n), n) for name, n in counts.items()}
 
 
 def precision_recall_density_coverage(real: Array, generated: Array, k: int = 5) -> PrecisionRecall:
     """Precision and recall (Kynkäänniemi et al. 2019), density and coverage (Naeem et al. 2020).
 
-    The k-th neighbour of a point is counted without the point itself, but with copies of it. Points at exactly the
-    radius are inside ("<=", as Kynkäänniemi et al. write; the reference code of Naeem et al. has "<", which gives 0
-    for repeated samples). All four depend on the numbers of samples: compare only at equal numbers.
+    Neighbours of a point include copies of it, but not the point itself. Points at exactly the radius are inside
+    ("<=", as Kynkäänniemi et al. write; the reference code of Naeem et al. has "<", which gives 0 for repeated
+    samples). All four values depend on the numbers of samples: compare them at equal numbers only.
 
     Args:
         real: `[N, D]` features, any real dtype.
         generated: `[M, D]` features of the same extractor.
-        k: which neighbour a ball reaches to.
+        k: the neighbour that a ball reaches to; less than N and M.
 
     Raises:
-        DataError: features that `rows` refuses, different D, or k not below N and M.
+        DataError: features that `arrays.rows` refuses, different D, or a k out of range.
     """
     if k < 1:
         raise DataError(f"k must be at least 1, got {k}; 3 and 5 are usual")
@@ -95,13 +95,13 @@ def precision_recall_density_coverage(real: Array, generated: Array, k: int = 5)
     generated_radii = nearest_others(generated, k).squared[:, -1]
     balls = mutual_balls(real, real_radii, generated, generated_radii)
     n, m = len(real), len(generated)
-    holding = balls.first.balls_per_point
+    real_balls = balls.first.balls_per_point  # [M]: real balls around each generated sample
     return PrecisionRecall(
-        precision=int((holding > 0).sum()) / m,
+        precision=int((real_balls > 0).sum()) / m,
         recall=int((balls.second.balls_per_point > 0).sum()) / n,
-        density=int(holding.sum()) / (k * m),
+        density=int(real_balls.sum()) / (k * m),
         coverage=int((balls.first.points_per_ball > 0).sum()) / n,
-        density_error=float(holding.double().std()) / (k * math.sqrt(m)),
+        density_error=float(real_balls.double().std()) / (k * math.sqrt(m)),
         k=k,
         n_real=n,
         n_generated=m,

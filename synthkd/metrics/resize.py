@@ -1,6 +1,6 @@
-"""From stored images to what a feature network takes: its size and channels, float32 in `[0, 1]`.
+"""Resize stored images to the size and channels of a feature network, as float32 in `[0, 1]`.
 
-Scores depend on how images are resized (Parmar et al. 2022, "On Aliased Resizing"), so the mode is part of a score:
+Scores depend on the filter (Parmar et al. 2022, "On Aliased Resizing"), so the mode is part of a score's name:
 
 | mode      | filter                                                      | as in                                      |
 |-----------|-------------------------------------------------------------|--------------------------------------------|
@@ -8,7 +8,7 @@ Scores depend on how images are resized (Parmar et al. 2022, "On Aliased Resizin
 | clean     | Pillow's bicubic in float; overshoots [0, 1] by a little    | clean-fid                                  |
 | tf1       | bilinear of TensorFlow 1: two pixels a side, corner at 0    | torch-fidelity, the first FID's code       |
 | pil       | Pillow's bilinear on 8 bits, rounded                        | scripts that resize files first            |
-| none      | only the network's own size is allowed                      |                                            |
+| none      | none; images must have the network's size                   |                                            |
 """
 
 from __future__ import annotations
@@ -25,18 +25,19 @@ from synthkd.types import to_float
 
 
 def resize(images: Tensor, shape: tuple[int, int, int], mode: ResizeMode) -> Tensor:
-    """Images of a network's shape; the proportions are not kept. At equal size every mode only divides by 255.
+    """Images in the shape that a network takes. The aspect ratio may change; images of that size are not resampled.
 
     Args:
         images: uint8 `[N, C, H, W]`.
-        shape: channels, height and width of the result. Grey images are repeated for a network of several channels.
-        mode: see above.
+        shape: channels, height and width of the result. Grey images are repeated for a network with more channels.
+        mode: see the table above.
 
     Returns:
-        float32 `[N, *shape]` on the images' device, in `[0, 1]` except for `clean`.
+        float32 `[N, *shape]` on the images' device, in `[0, 1]` except with `clean`.
 
     Raises:
-        DataError: not uint8 `[N, C, H, W]`; other channels than the network's; another size with mode `none`.
+        DataError: not uint8 `[N, C, H, W]`; a number of channels that is neither 1 nor the network's; another size with
+            mode `none`.
     """
     channels, height, width = shape
     if images.dim() != 4 or images.dtype != torch.uint8:
@@ -50,6 +51,7 @@ def resize(images: Tensor, shape: tuple[int, int, int], mode: ResizeMode) -> Ten
             f"channels={channels}"
         )
     result = to_float(images) if images.shape[2:] == (height, width) else _resample(images, (height, width), mode)
+    # a view: grey images are not copied
     return result.expand(-1, channels, -1, -1)
 
 
@@ -72,19 +74,19 @@ def _resample(images: Tensor, size: tuple[int, int], mode: ResizeMode) -> Tensor
 
 
 def _between(values: Tensor, dim: int, count: int) -> Tensor:
-    """`count` values along a dimension, each between the two nearest of the place `i * before / count`."""
+    """`count` values along a dimension: value i interpolates linearly at position `i * before / count`."""
     before = values.shape[dim]
-    # In float32 as TensorFlow has it: a place just below a whole number must fall on the same side.
-    places = torch.arange(count, dtype=torch.float32, device=values.device) * torch.tensor(before / count)
-    low = places.long()
+    # Positions in float32, as in TensorFlow: rounding decides on which side of a whole number a position falls.
+    positions = torch.arange(count, dtype=torch.float32, device=values.device) * torch.tensor(before / count)
+    low = positions.long()
     high = (low + 1).clamp_max(before - 1)
-    weight = (places - low).view([-1 if d == dim else 1 for d in range(4)])
+    weight = (positions - low).view([-1 if d == dim else 1 for d in range(4)])
     first = values.index_select(dim, low)
     return first + (values.index_select(dim, high) - first) * weight
 
 
 def _by_pillow(images: Tensor, size: tuple[int, int], dtype: type[np.generic], method: Image.Resampling) -> Tensor:
-    """Every channel on its own, which for 8 bits gives what Pillow does to a colour image."""
+    # Pillow has no float colour images, so each channel is resized alone; for 8 bits the result is that of RGB.
     planes = images.flatten(0, 1).cpu().numpy().astype(dtype)
     resized = np.stack([np.asarray(Image.fromarray(plane).resize(size[::-1], method)) for plane in planes])
     result = torch.from_numpy(resized).to(images.device, torch.float32).mul_(1.0 / 255.0)

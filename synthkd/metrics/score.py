@@ -1,7 +1,7 @@
-"""What a score is, and the sets it is about.
+"""One number about a generated set, with its uncertainty, and the sets of features that scores compare.
 
-A score names what its features came from (`FD-efflite0`), so that numbers of different extractors cannot be mistaken
-for each other.
+The name of a score includes the network of its features (`FD-efflite0`), so that numbers of different networks cannot
+be confused.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Literal
 from torch import Tensor
 
 from synthkd.metrics.features import Features
+from synthkd.metrics.utility import Proportion
 
 Better = Literal["lower", "higher", "near"]
 
@@ -21,10 +22,10 @@ class ScoredSet:
     """A set of images as its features.
 
     Attributes:
-        name: how the set is called.
-        features: features (and, of a classifier, logits) of the extractor that all sets share.
-        labels: int64 `[N]` asked for or annotated; None where unknown.
-        teacher: features and logits of the teacher, where there is one.
+        name: name of the set in tables.
+        features: features (and logits, if the network is a classifier) of the extractor that all sets share.
+        labels: int64 `[N]`, the classes the images were generated for or annotated with; None if unknown.
+        teacher: features and logits of the teacher; None without one.
     """
 
     name: str
@@ -41,17 +42,17 @@ class Score:
     """One number about a generated set.
 
     Attributes:
-        name: with the extractor it rests on ("FD-efflite0").
-        value: the number, or None where it could not be measured; `note` says why.
-        better: which direction is better; "near" where `target` is best.
-        n: images of each set it rests on, generated first.
-        dimension: of the features; None for counts of answers.
-        uncertainty: standard error or deviation; None where `interval` says it, or nothing does.
+        name: with the extractor of its features ("FD-efflite0").
+        value: the number; None if it could not be measured, and `note` says why.
+        better: which direction is better; "near" if `target` is best.
+        n: numbers of images it is based on, generated first.
+        dimension: of the features; None for shares of predictions.
+        uncertainty: standard error or deviation; None if there is none, or `interval` has its place.
         kind: what the uncertainty is, in words.
-        interval: 95 % interval, where there is one.
-        extractor, resize: what made the features; empty where none were used.
+        interval: 95 % interval, if there is one.
+        extractor, resize: network and resizing of the features; empty if none were used.
         note: what a reader must know to use the number.
-        target: what images without fault would have, where that is known and neither end is best.
+        target: value of perfect images, where it is known and neither end is best.
     """
 
     name: str
@@ -68,8 +69,13 @@ class Score:
     target: float | None = None
 
 
-class About:
-    """What all scores of one pair of sets share; with `teacher`, of the teacher's features where there is one."""
+class Comparison:
+    """Makes the scores of one pair of sets, which share the numbers of images and the extractor.
+
+    Args:
+        generated, real: the sets.
+        teacher: make scores of the teacher's features, if the generated set has them.
+    """
 
     def __init__(self, generated: ScoredSet, real: ScoredSet, teacher: bool = False) -> None:
         features = generated.teacher if teacher and generated.teacher is not None else generated.features
@@ -80,38 +86,44 @@ class About:
     def score(
         self,
         name: str,
-        value: float,
+        value: float | Proportion,
         better: Better,
         uncertainty: float | None = None,
-        kind: str = "",
-        interval: tuple[float, float] | None = None,
+        kind: str = "standard error",
         note: str = "",
         n: tuple[int, ...] | None = None,
         target: float | None = None,
     ) -> Score:
-        """A score of the pair under its full name; for the arguments see `Score`."""
-        full = self.name(name)
+        """A score of the pair.
+
+        Args:
+            name: without the extractor.
+            value: the number; of a proportion also the interval.
+            n: other numbers of images than those of the pair.
+            better, uncertainty, kind, note, target: as in `Score`; `kind` is left out without an uncertainty.
+        """
+        number, interval = (value.value, value.interval) if isinstance(value, Proportion) else (value, None)
         return Score(
-            full,
-            value,
-            better,
-            n or self.n,
-            self.dimension,
-            uncertainty,
-            kind if uncertainty is not None else "",
-            interval,
-            self.extractor,
-            self.resize,
-            note,
-            target,
+            name=self.full_name(name),
+            value=number,
+            better=better,
+            n=n or self.n,
+            dimension=self.dimension,
+            uncertainty=uncertainty,
+            kind="" if uncertainty is None else kind,
+            interval=interval,
+            extractor=self.extractor,
+            resize=self.resize,
+            note=note,
+            target=target,
         )
 
     def missing(self, name: str, better: Better, why: str) -> Score:
-        """A score that could not be measured."""
-        return Score(self.name(name), None, better, self.n, note=why)
+        """A score that could not be measured, with the reason."""
+        return Score(self.full_name(name), None, better, self.n, note=why)
 
-    def name(self, name: str) -> str:
-        """`FD` of the FID network is the FID; of anything else it carries the extractor's name."""
+    def full_name(self, name: str) -> str:
+        """The name with the extractor; `FD` of the Inception network is the FID, and needs no addition."""
         if self.extractor == "inception":
             return {"FD": "FID", "FD_inf": "FID_inf", "FD per class": "FID per class"}.get(name, name)
         return f"{name}-{self.extractor}"

@@ -1,6 +1,6 @@
 """Every score of one set of generated images against real ones, from features that were extracted once.
 
-What cannot be measured with what is at hand is listed with the reason, never left out silently.
+A score that the available sets do not allow is listed with the reason; none is left out silently.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from synthkd.errors import DataError
-from synthkd.metrics.arrays import thinned
+from synthkd.metrics.arrays import subsample
 from synthkd.metrics.diversity import (
     Modes,
     cluster_modes,
@@ -32,18 +32,18 @@ from synthkd.metrics.inception_score import inception_score
 from synthkd.metrics.kernel import kernel_distances
 from synthkd.metrics.manifold import precision_recall_density_coverage
 from synthkd.metrics.memorization import copying
-from synthkd.metrics.score import About, Score, ScoredSet
+from synthkd.metrics.score import Comparison, Score, ScoredSet
 from synthkd.metrics.utility import accuracy, proportion
 from synthkd.rng import stream
 
-Found = TypeVar("Found")
+T = TypeVar("T")
 
 MODES = 20
-"""Clusters that stand for modes where there is no teacher to name classes."""
+"""Number of clusters that stand for modes without a teacher to predict classes."""
 FEWEST = 4
-"""Images that the smallest estimators need."""
+"""Smallest number of images that the estimators take."""
 TOLERANCE = 1e-5
-"""Relative rounding that distances may have: far below their uncertainty, and three times as fast as none."""
+"""Relative rounding error of distances: far below their uncertainty, and a third of the time of the default."""
 
 
 @dataclass(frozen=True)
@@ -51,10 +51,10 @@ class SuiteOptions:
     """Sizes of the estimators.
 
     Attributes:
-        k: neighbours of precision, recall, density and coverage.
+        k: neighbours for precision, recall, density and coverage.
         subsets, subset_size: of the kernel distance's spread.
         splits: of the Inception score.
-        seed: of every draw.
+        seed: of every random choice.
     """
 
     k: int = 5
@@ -66,12 +66,12 @@ class SuiteOptions:
 
 @dataclass(frozen=True)
 class PerClass:
-    """Frechet distance of each class to the real images of that class; NaN-free: classes without enough images miss.
+    """Frechet distance of each class to the real images of that class; classes without two images are left out.
 
     Attributes:
-        labels: the classes measured.
+        labels: the classes.
         distances: one per class.
-        counts: generated images of each.
+        counts: generated images of each class.
     """
 
     labels: tuple[int, ...]
@@ -80,8 +80,13 @@ class PerClass:
 
 
 @dataclass(frozen=True)
-class Measured:
-    """What was found out about one generated set; `classes` is None where a set has no labels."""
+class SuiteResult:
+    """All scores of one generated set.
+
+    Attributes:
+        scores: measured and missing ones, in the order of the tables.
+        classes: Frechet distances by class; None if a set has no labels.
+    """
 
     scores: tuple[Score, ...]
     classes: PerClass | None
@@ -93,19 +98,20 @@ def measure(
     options: SuiteOptions,
     train: ScoredSet | None = None,
     holdout: ScoredSet | None = None,
-) -> Measured:
-    """Every score that the sets at hand allow.
+) -> SuiteResult:
+    """Every score that the sets allow.
 
     Args:
-        generated: what is judged.
-        real: what it is judged against.
+        generated: the set to judge.
+        real: the set it is compared with.
         options: sizes and seed.
-        train: real images that the generator, or its teacher, learned from; copying is looked for among them.
-        holdout: real images that it did not learn from, the yardstick of copying.
+        train: real images that the generator or its teacher was trained on, to search for copies.
+        holdout: real images that it was not trained on, to compare copies with.
 
     Raises:
-        DataError: fewer than four images on a side, or features that do not compare.
+        DataError: fewer than four images on a side, or features of different extractors.
     """
+    # features of different networks give numbers that look right, so this is checked before anything is measured
     for other in (real, train, holdout):
         if other is not None:
             generated.features.check_comparable(other.features)
@@ -113,17 +119,22 @@ def measure(
         raise DataError(f"{generated.name} and {real.name}: scores need at least {FEWEST} images on each side")
     classes = per_class(generated, real)
     scores = (
-        *_distances(generated, real, classes, options),
+        *_frechet(generated, real, options),
+        _frechet_per_class(generated, real, classes),
+        _kernel(generated, real, options),
         *_manifold(generated, real, options),
-        *_answers(generated, options),
-        *_diversity(generated, real, options),
+        _inception(generated, options),
+        _label_fidelity(generated),
+        _vendi(generated, real, options),
+        _semantics(generated, real),
+        _collapse(generated, real, options),
         *_copying(generated, train, holdout, options),
     )
-    return Measured(scores, classes)
+    return SuiteResult(scores, classes)
 
 
 def per_class(generated: ScoredSet, real: ScoredSet) -> PerClass | None:
-    """Frechet distance of each class that both sets have two images of; None where a set has no labels."""
+    """Frechet distance of each class that has two images in both sets; None if a set has no labels."""
     if generated.labels is None or real.labels is None:
         return None
     labels, distances, counts = [], [], []
@@ -137,199 +148,178 @@ def per_class(generated: ScoredSet, real: ScoredSet) -> PerClass | None:
     return PerClass(tuple(labels), tuple(distances), tuple(counts))
 
 
-def _distances(
-    generated: ScoredSet, real: ScoredSet, classes: PerClass | None, options: SuiteOptions
-) -> Iterator[Score]:
-    ours, theirs = generated.features.values, real.features.values
-    about = About(generated, real)
-    few = few_samples(min(about.n), about.dimension)
-    infinity = _tried(lambda: frechet_distance_infinity(theirs, ours, options.seed, warn=False))
+def _frechet(generated: ScoredSet, real: ScoredSet, options: SuiteOptions) -> Iterator[Score]:
+    pair, ours, theirs = Comparison(generated, real), generated.features.values, real.features.values
+    few = few_samples(min(pair.n), pair.dimension)
     distance = frechet_distance_from_features(theirs, ours, tolerance=TOLERANCE, warn=False)
-    yield about.score("FD", distance, "lower", frechet_standard_error(theirs, ours), "standard error", note=few)
+    yield pair.score("FD", distance, "lower", frechet_standard_error(theirs, ours), note=few)
+    infinity = _attempt(lambda: frechet_distance_infinity(theirs, ours, options.seed, warn=False))
     if isinstance(infinity, str):
-        yield about.missing("FD_inf", "lower", infinity)
-    else:
-        yield about.score(
-            "FD_inf", infinity.value, "lower", infinity.standard_error, "standard error of the line's intercept",
-            note=f"not to be trusted with fewer than {2 * about.dimension:,} samples" if few else "",
-        )  # fmt: skip
-    if classes is None:
-        yield about.missing("FD per class", "lower", "a set has no labels")
-    elif not classes.labels:
-        yield about.missing("FD per class", "lower", "no class has two images in both sets")
-    else:
-        values = np.array(classes.distances)
-        left_out = len(real.labels.unique()) - len(values) if real.labels is not None else 0
-        lacking = f"classes without two images, left out: {left_out}" if left_out else ""
-        yield about.score(
-            "FD per class",
-            float(values.mean()),
-            "lower",
-            float(values.std(ddof=1)) if len(values) > 1 else None,
-            "standard deviation over classes",
-            note="; ".join(filter(None, [lacking, few])),
-        )
-    size = min(options.subset_size, len(ours) // 2, len(theirs) // 2)  # of all images every subset would be the same
-    found = kernel_distances(theirs, ours, options.subsets, size, options.seed)
-    spread = found.spread
-    yield about.score(
-        "KID" if about.extractor == "inception" else "KD",
-        found.value,
-        "lower",
-        found.standard_error,
-        "standard error",
-        note=f"{spread.subsets} subsets of {size}: {spread.mean:.4g} \N{PLUS-MINUS SIGN} {spread.std:.2g}",
+        yield pair.missing("FD_inf", "lower", infinity)
+        return
+    kind = "standard error of the line's intercept"
+    note = f"not to be trusted with fewer than {2 * pair.dimension:,} samples" if few else ""
+    yield pair.score("FD_inf", infinity.value, "lower", infinity.standard_error, kind, note)
+
+
+def _frechet_per_class(generated: ScoredSet, real: ScoredSet, classes: PerClass | None) -> Score:
+    pair, name = Comparison(generated, real), "FD per class"
+    if classes is None or real.labels is None:
+        return pair.missing(name, "lower", "a set has no labels")
+    if not classes.labels:
+        return pair.missing(name, "lower", "no class has two images in both sets")
+    distances = np.array(classes.distances)
+    left_out = len(real.labels.unique()) - len(distances)
+    notes = [
+        f"classes without two images, left out: {left_out}" if left_out else "",
+        few_samples(min(pair.n), pair.dimension),
+    ]
+    deviation = float(distances.std(ddof=1)) if len(distances) > 1 else None
+    return pair.score(
+        name, float(distances.mean()), "lower", deviation, "standard deviation over classes", _joined(notes)
     )
 
 
-def _answers(generated: ScoredSet, options: SuiteOptions) -> Iterator[Score]:
-    """What a classifier says of the images: the teacher where there is one, else the extractor."""
-    judge = generated.teacher or generated.features
-    if judge.logits is None:
-        yield Score("IS", None, "higher", (len(generated),), note=f"{judge.extractor} is no classifier")
-    else:
-        probabilities = judge.logits.double().softmax(1)
-        order = torch.randperm(len(probabilities), generator=stream(options.seed, "inception score"))
-        found = inception_score(probabilities[order], min(options.splits, len(probabilities)))
-        yield Score(
-            f"IS-{judge.extractor}",
-            found.mean,
-            "higher",
-            (len(generated),),
-            uncertainty=found.std,
-            kind=f"standard deviation over {found.splits} splits",
-            extractor=judge.extractor,
-            resize=judge.resize,
-        )
-    if generated.teacher is None or generated.teacher.logits is None:
-        yield Score("label fidelity", None, "higher", (len(generated),), note="needs a teacher")
-    elif generated.labels is None:
-        yield Score("label fidelity", None, "higher", (len(generated),), note="the generated images have no labels")
-    else:
-        share = accuracy(generated.teacher.logits.argmax(1), generated.labels)
-        yield Score(
-            "label fidelity",
-            share.value,
-            "higher",
-            (share.n,),
-            interval=(share.low, share.high),
-            extractor=generated.teacher.extractor,
-            resize=generated.teacher.resize,
-        )
+def _kernel(generated: ScoredSet, real: ScoredSet, options: SuiteOptions) -> Score:
+    pair, ours, theirs = Comparison(generated, real), generated.features.values, real.features.values
+    # half of the images at most: subsets of all images would be equal, and have no spread
+    size = min(options.subset_size, len(ours) // 2, len(theirs) // 2)
+    distances = kernel_distances(theirs, ours, options.subsets, size, options.seed)
+    spread = distances.spread
+    note = f"{spread.subsets} subsets of {size}: {spread.mean:.4g} \N{PLUS-MINUS SIGN} {spread.std:.2g}"
+    name = "KID" if pair.extractor == "inception" else "KD"
+    return pair.score(name, distances.value, "lower", distances.standard_error, note=note)
 
 
 def _manifold(generated: ScoredSet, real: ScoredSet, options: SuiteOptions) -> Iterator[Score]:
-    about = About(generated, real)
-    fewest = min(about.n)
-    names = ("precision", "recall", "density", "coverage")
+    pair = Comparison(generated, real)
+    fewest = min(pair.n)
     if fewest <= options.k:
-        yield from (about.missing(name, "higher", f"{fewest} images, too few for k={options.k}") for name in names)
+        for name in ("precision", "recall", "density", "coverage"):
+            yield pair.missing(name, "higher", f"{fewest} images, too few for k={options.k}")
         return
-    found = precision_recall_density_coverage(real.features.values, generated.features.values, options.k)
-    note = f"k={found.k}"
-    for name, share in found.intervals.items():
-        expected = f", {found.expected_coverage:.3f} expected of real images" if name == "coverage" else ""
-        yield about.score(name, share.value, "higher", interval=(share.low, share.high), note=note + expected)
-    yield about.score("density", found.density, "higher", found.density_error, "standard error", note=note)
+    manifold = precision_recall_density_coverage(real.features.values, generated.features.values, options.k)
+    note = f"k={manifold.k}"
+    for name, share in manifold.intervals.items():
+        expected = f", {manifold.expected_coverage:.3f} expected of real images" if name == "coverage" else ""
+        yield pair.score(name, share, "higher", note=note + expected)
+    yield pair.score("density", manifold.density, "higher", manifold.density_error, note=note)
 
 
-def _diversity(generated: ScoredSet, real: ScoredSet, options: SuiteOptions) -> Iterator[Score]:
-    about = About(generated, real)
-    ours, theirs = generated.features.values, real.features.values
-    # the score grows with n, so both sides have equally many
-    fewest = min(about.n)
-    some, others = (thinned(x, fewest, stream(options.seed, "suite subset")) for x in (ours, theirs))
-    vendi, of_real = _tried(lambda: vendi_with_error(some)), _tried(lambda: vendi_score(others))
+def _inception(generated: ScoredSet, options: SuiteOptions) -> Score:
+    """Inception score of the teacher's predictions, or of the extractor's without a teacher."""
+    judge, n = generated.teacher or generated.features, len(generated)
+    if judge.logits is None:
+        return Score("IS", None, "higher", (n,), note=f"{judge.extractor} is no classifier")
+    # generated sets are often sorted by class, and each split needs all classes
+    order = torch.randperm(n, generator=stream(options.seed, "inception score"))
+    score = inception_score(judge.logits.double().softmax(1)[order], min(options.splits, n))
+    return Score(
+        f"IS-{judge.extractor}",
+        score.mean,
+        "higher",
+        (n,),
+        uncertainty=score.std,
+        kind=f"standard deviation over {score.splits} splits",
+        extractor=judge.extractor,
+        resize=judge.resize,
+    )
+
+
+def _label_fidelity(generated: ScoredSet) -> Score:
+    """Share of generated images that the teacher assigns to the class they were generated for."""
+    name, n, teacher = "label fidelity", (len(generated),), generated.teacher
+    if teacher is None or teacher.logits is None:
+        return Score(name, None, "higher", n, note="needs a teacher")
+    if generated.labels is None:
+        return Score(name, None, "higher", n, note="the generated images have no labels")
+    share = accuracy(teacher.logits.argmax(1), generated.labels)
+    return Score(
+        name, share.value, "higher", n, interval=share.interval, extractor=teacher.extractor, resize=teacher.resize
+    )
+
+
+def _vendi(generated: ScoredSet, real: ScoredSet, options: SuiteOptions) -> Score:
+    pair = Comparison(generated, real)
+    # the score grows with n, so both sides are compared at equal n
+    fewest = min(pair.n)
+    ours, theirs = (
+        subsample(side.features.values, fewest, stream(options.seed, "suite subset")) for side in (generated, real)
+    )
+    vendi, real_vendi = _attempt(lambda: vendi_with_error(ours)), _attempt(lambda: vendi_score(theirs))
     if isinstance(vendi, str):
-        yield about.missing("Vendi", "higher", vendi)
-    else:
-        note = "" if isinstance(of_real, str) else f"{of_real:.1f} of as many real images"
-        value, error = vendi.value, vendi.standard_error
-        yield about.score("Vendi", value, "higher", error, "standard error", note=note, n=(fewest,))
-    yield from _semantics(generated, real)
-    yield from _collapse(generated, real, options)
+        return pair.missing("Vendi", "higher", vendi)
+    note = "" if isinstance(real_vendi, str) else f"{real_vendi:.1f} of as many real images"
+    return pair.score("Vendi", vendi.value, "higher", vendi.standard_error, note=note, n=(fewest,))
 
 
-def _semantics(generated: ScoredSet, real: ScoredSet) -> Iterator[Score]:
-    about = About(generated, real, teacher=True)
-    if generated.labels is None or real.labels is None:
-        yield about.missing("semantic cosine", "higher", "a set has no labels")
-        return
+def _semantics(generated: ScoredSet, real: ScoredSet) -> Score:
+    pair, name = Comparison(generated, real, teacher=True), "semantic cosine"
+    labels, real_labels = generated.labels, real.labels
+    if labels is None or real_labels is None:
+        return pair.missing(name, "higher", "a set has no labels")
     if (generated.teacher is None) != (real.teacher is None):
-        yield about.missing("semantic cosine", "higher", "needs the teacher's features of both sets")
-        return
-    theirs = real.teacher or real.features
-    ours = generated.teacher or generated.features
-    asked, known = generated.labels, real.labels
-    found = _tried(lambda: semantic_cosine(theirs.values, ours.values, known, asked))
-    if isinstance(found, str):
-        yield about.missing("semantic cosine", "higher", found)
-        return
-    notes = [f"{found.across:.2f} between unlike classes" if found.across is not None else ""]
-    notes.append(f"classes not generated: {len(found.missing_generated)}" if found.missing_generated else "")
-    note = "; ".join(filter(None, notes))
-    yield about.score("semantic cosine", found.value, "higher", found.standard_error, "standard error", note=note)
+        return pair.missing(name, "higher", "needs the teacher's features of both sets")
+    ours, theirs = ((side.teacher or side.features).values for side in (generated, real))
+    cosine = _attempt(lambda: semantic_cosine(theirs, ours, real_labels, labels))
+    if isinstance(cosine, str):
+        return pair.missing(name, "higher", cosine)
+    notes = [
+        f"{cosine.across:.2f} between unlike classes" if cosine.across is not None else "",
+        f"classes not generated: {len(cosine.missing_generated)}" if cosine.missing_generated else "",
+    ]
+    return pair.score(name, cosine.value, "higher", cosine.standard_error, note=_joined(notes))
 
 
-def _collapse(generated: ScoredSet, real: ScoredSet, options: SuiteOptions) -> Iterator[Score]:
-    """Missed classes, as the teacher sees them; missed clusters where there is no teacher."""
-    about = About(generated, real, teacher=True)
+def _collapse(generated: ScoredSet, real: ScoredSet, options: SuiteOptions) -> Score:
+    """Share of missed classes, as the teacher predicts them; of missed clusters without a teacher."""
+    pair, name = Comparison(generated, real, teacher=True), "mode collapse"
     if generated.teacher is not None and generated.teacher.logits is not None and real.labels is not None:
-        modes = Modes(real.labels, generated.teacher.logits.argmax(1))
-        kind = "classes"
+        kind, modes = "classes", Modes(real.labels, generated.teacher.logits.argmax(1))
     else:
-        order = torch.randperm(len(real), generator=stream(options.seed, "mode halves"))
+        # k-means takes one half of the real images; the other half is the holdout set, which it must not contain
         half = len(real) // 2
         if half < MODES:
-            yield about.missing("mode collapse", "lower", f"{len(real)} real images, too few for {MODES} clusters")
-            return
+            return pair.missing(name, "lower", f"{len(real)} real images, too few for {MODES} clusters")
+        order = torch.randperm(len(real), generator=stream(options.seed, "mode halves"))
         theirs = real.features.values
-        modes = cluster_modes(
-            theirs[order[half:]], theirs[order[:half]], generated.features.values, MODES, options.seed
-        )
-        kind = "clusters"
-    found = mode_collapse(modes.holdout, modes.generated)
-    if not found.judged:
-        yield about.missing("mode collapse", "lower", f"too few images to judge any of the {kind}")
-        return
-    share = proportion(len(found.missed), len(found.judged))
-    rare = f", {len(found.too_rare)} too rare to judge" if found.too_rare else ""
-    yield about.score(
-        "mode collapse", share.value, "lower", interval=(share.low, share.high),
-        note=f"{len(found.missed)} of {len(found.judged)} {kind} missed{rare}",
-        n=(len(modes.generated), len(modes.holdout)),
-    )  # fmt: skip
+        holdout, rest = theirs[order[:half]], theirs[order[half:]]
+        kind, modes = "clusters", cluster_modes(rest, holdout, generated.features.values, MODES, options.seed)
+    collapse = mode_collapse(modes.holdout, modes.generated)
+    missed, judged, too_rare = len(collapse.missed), len(collapse.judged), len(collapse.too_rare)
+    if not judged:
+        return pair.missing(name, "lower", f"too few images to judge any of the {kind}")
+    note = f"{missed} of {judged} {kind} missed" + (f", {too_rare} too rare to judge" if too_rare else "")
+    n = (len(modes.generated), len(modes.holdout))
+    return pair.score(name, proportion(missed, judged), "lower", note=note, n=n)
 
 
 def _copying(
     generated: ScoredSet, train: ScoredSet | None, holdout: ScoredSet | None, options: SuiteOptions
 ) -> Iterator[Score]:
     if train is None or holdout is None:
-        why = "needs train= and holdout=, real images learned from and not"
         for name in ("authenticity", "C_T", "nearer to train"):
+            why = "needs train= and holdout=, real images learned from and not"
             yield Score(name, None, "near", (len(generated),), note=why)
         return
-    about = About(generated, train)
-    n = (len(generated), len(train), len(holdout))
-    found = copying(train.features.values, holdout.features.values, generated.features.values, options.seed)
-    share, honest, ratios = found.authenticity, found.authenticity_of_holdout, found.ratios
-    yield about.score(
-        "authenticity", share.value, "near", interval=(share.low, share.high), n=n, target=honest.value,
-        note="lower: copies; higher: far from all training images; the target is that of the holdout",
-    )  # fmt: skip
-    yield about.score(
-        "C_T", found.statistic, "near", 1.0, "its deviation without copying", n=n, target=0.0,
-        note="below -3: copies, or bland images where authenticity is high; above 3: far from the training images",
-    )  # fmt: skip
-    share = ratios.nearer_to_train
-    yield about.score(
-        "nearer to train", share.value, "near", interval=(share.low, share.high), n=n, target=0.5,
-        note=f"higher: copies; median distance ratio {ratios.median:.3f}, {ratios.n_each:,} images on each side",
-    )  # fmt: skip
+    pair, n = Comparison(generated, train), (len(generated), len(train), len(holdout))
+    copies = copying(train.features.values, holdout.features.values, generated.features.values, options.seed)
+    note = "lower: copies; higher: far from all training images; the target is that of the holdout"
+    target = copies.authenticity_of_holdout.value
+    yield pair.score("authenticity", copies.authenticity, "near", note=note, n=n, target=target)
+    note = "below -3: copies, or bland images where authenticity is high; above 3: far from the training images"
+    yield pair.score("C_T", copies.statistic, "near", 1.0, "its deviation without copying", note, n, 0.0)
+    ratios = copies.ratios
+    note = f"higher: copies; median distance ratio {ratios.median:.3f}, {ratios.n_each:,} images on each side"
+    yield pair.score("nearer to train", ratios.nearer_to_train, "near", note=note, n=n, target=0.5)
 
 
-def _tried(run: Callable[[], Found]) -> Found | str:
-    """The result, or why the data at hand do not allow it."""
+def _joined(notes: list[str]) -> str:
+    return "; ".join(filter(None, notes))
+
+
+def _attempt(run: Callable[[], T]) -> T | str:
+    """The result, or the reason why the data do not allow it."""
     try:
         return run()
     except DataError as error:

@@ -1,4 +1,4 @@
-"""How far a distillation has come: the gap to the teacher over time, what has been transferred, how steady it is."""
+"""Progress of a distillation: gap to the teacher over time, transferred information, stability of the evaluations."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ import statistics
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from functools import partial
+from typing import Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from scipy.optimize import OptimizeWarning, curve_fit
 from torch import Tensor
 
@@ -19,19 +21,19 @@ from synthkd.errors import DataError
 
 Estimator = Literal["soft", "hard", "miller_madow"]
 POINTS = 4
-"""Fewest evaluations that a curve of three numbers is fitted to."""
+"""Smallest number of evaluations that the curve, which has three parameters, is fitted to."""
 
 
 @dataclass(frozen=True)
 class GapCurve:
-    """A capacity gap `alpha e^(-beta (t - start)) + gamma` fitted to points.
+    """Capacity gap over time, `alpha e^(-beta (t - start)) + gamma`, fitted to points.
 
     Attributes:
-        alpha: what of the gap closes, in the unit of the capacity; negative for a gap that widens.
-        beta: rate at which it does, per unit of time; 0 for a gap that stands still.
-        gamma: what stays.
+        alpha: part of the gap that closes, in the unit of the capacity; negative for a gap that widens.
+        beta: rate of closing, per unit of time; 0 for a constant gap.
+        gamma: part of the gap that stays.
         start: the first time.
-        errors: standard errors of alpha, beta and gamma, infinite where the points do not say.
+        errors: standard errors of alpha, beta and gamma; infinite if the points do not determine them.
         n: number of points.
     """
 
@@ -43,11 +45,11 @@ class GapCurve:
     n: int
 
     def at(self, time: float) -> float:
-        """The gap at a time."""
+        """The gap at a time, in the unit of the capacity."""
         return self.alpha * math.exp(-self.beta * (time - self.start)) + self.gamma
 
     def below(self, threshold: float) -> float:
-        """First time from `start` on at which the gap is at most a threshold; infinite where it stays above."""
+        """First time from `start` on at which the gap is at most `threshold`; infinite if it always stays above."""
         if self.at(self.start) <= threshold:
             return self.start
         if self.gamma >= threshold or self.alpha <= 0.0:
@@ -58,11 +60,11 @@ class GapCurve:
 def fit_capacity_gap(times: Sequence[float], gaps: Sequence[float]) -> GapCurve:
     """Least-squares fit of `alpha e^(-beta t) + gamma` by scipy's `curve_fit`.
 
-    A gap that moves in a straight line has no such curve: over the span of the times beta is held between 0.01 and 100,
-    and the standard errors tell.
+    With the times scaled to [0, 1], beta is bounded by 0.01 and 100, since a straight line has no such curve; its
+    standard errors are large.
 
     Args:
-        times: at least 4, of which 3 differ.
+        times: at least 4, at least 3 of them different.
         gaps: C_T - C_S(t), or one minus their ratio, at those times.
 
     Raises:
@@ -76,34 +78,35 @@ def fit_capacity_gap(times: Sequence[float], gaps: Sequence[float]) -> GapCurve:
             f"{y.size} gaps; evaluate more often"
         )
     start, span, size = float(t.min()), float(np.ptp(t)), float(np.ptp(y))
+    # a constant gap determines gamma only
     if size <= 1e-12 * float(np.abs(y).max()):
         return GapCurve(0.0, 0.0, float(y.mean()), start, (math.inf, math.inf, 0.0), len(t))
-    # time and value from 0 to 1, so that one first guess serves every run
+    # The fit sees times and gaps scaled to a range of 1, so that one initial guess serves every run.
     first, last = float(y[t.argmin()]), float(y[t.argmax()])
     bounds = ([-np.inf, 0.01, -np.inf], [np.inf, 100.0, np.inf])
     guess = ((first - last) / size, 3.0, 0.0)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", OptimizeWarning)  # of errors that are infinite, which says the same
-        found, covariance = curve_fit(_decay, (t - start) / span, (y - last) / size, guess, bounds=bounds, maxfev=5000)
-    alpha, beta, gamma = (float(value) for value in found)
-    errors = [float(e) for e in np.sqrt(np.diag(covariance)) * (size, 1.0 / span, size)]
-    return GapCurve(alpha * size, beta / span, gamma * size + last, start, (errors[0], errors[1], errors[2]), len(t))
+        warnings.simplefilter("ignore", OptimizeWarning)  # about infinite errors, which the result reports itself
+        fit, covariance = curve_fit(_decay, (t - start) / span, (y - last) / size, guess, bounds=bounds, maxfev=5000)
+    alpha, beta, gamma = (float(value) for value in fit)
+    a, b, c = (float(e) for e in np.sqrt(np.diag(covariance)) * (size, 1.0 / span, size))
+    return GapCurve(alpha * size, beta / span, gamma * size + last, start, (a, b, c), len(t))
 
 
-def _decay(t: Any, alpha: float, beta: float, gamma: float) -> Any:
-    return alpha * np.exp(-beta * t) + gamma
+def _decay(t: NDArray[np.float64], alpha: float, beta: float, gamma: float) -> NDArray[np.float64]:
+    return np.asarray(alpha * np.exp(-beta * t) + gamma)
 
 
 @dataclass(frozen=True)
 class TransferEfficiency:
-    """How much of what a teacher says its student says too.
+    """Share of the information in a teacher's predictions that the student's predictions hold.
 
     Attributes:
-        value: eta in [0, 1], mutual information over entropy; 0 where the teacher always says the same.
+        value: eta in [0, 1], mutual information over entropy; 0 if the teacher predicts one class only.
         mutual_information: I(p_T; p_S), nats, >= 0.
         teacher_entropy: H(p_T), nats.
-        estimator: of both.
-        n: images it was taken on.
+        estimator: how both were estimated.
+        n: number of images.
     """
 
     value: float
@@ -116,22 +119,24 @@ class TransferEfficiency:
 def transfer_efficiency(teacher: Tensor, student: Tensor, estimator: Estimator = "soft") -> TransferEfficiency:
     """Knowledge-transfer efficiency `eta = I(p_T; p_S) / H(p_T)` from paired predictions.
 
-    Both are taken from one joint table `[K, K]` of the teacher's and the student's class, put into the formulae as it
-    is (the plug-in estimator), with H(p_T) the entropy of the teacher's mean prediction.
+    Plug-in estimates from one joint table `[K, L]` of the teacher's and the student's class; H(p_T) is the entropy of
+    the teacher's mean prediction. The table of each estimator:
 
-    - soft: the mean outer product of the softmax outputs, two classes drawn for each image from its two predictions. A
-      student that copies an unsure teacher has eta below 1, since the draws are separate; compare at one temperature.
+    - soft: the mean outer product of the softmax outputs, as if one class were drawn from each of an image's two
+      predictions. The draws are independent, so a student that copies an unsure teacher has eta below 1; compare at
+      equal temperatures.
     - hard: counts of the most likely classes.
-    - miller_madow: hard, each entropy with (filled cells - 1) / 2n added (Miller 1955). Hard I is too large by about
-      (K - 1)^2 / 2n where the two are independent, which is a lot for few images. Soft tables hold no counts.
+    - miller_madow: as hard, with (nonzero cells - 1) / 2n added to each entropy (Miller 1955). It removes most of the
+      bias of hard, whose I is too large by about (K - 1)^2 / 2n for independent predictions. Soft tables hold no
+      counts, so they have no such correction.
 
     Args:
-        teacher: logits `[N, K]`.
+        teacher: logits `[N, K]`, any float dtype.
         student: logits of the same images, `[N, L]`; the classes of the two may differ.
         estimator: one of the three.
 
     Raises:
-        DataError: no images, unlike numbers of them, or logits that are not finite.
+        DataError: no images, different numbers of them, or logits that are not finite.
     """
     if teacher.dim() != 2 or student.dim() != 2 or len(teacher) != len(student) or len(teacher) == 0:
         raise DataError(
@@ -139,38 +144,39 @@ def transfer_efficiency(teacher: Tensor, student: Tensor, estimator: Estimator =
             f"{list(student.shape)}"
         )
     if not bool(torch.isfinite(teacher).all() and torch.isfinite(student).all()):
-        raise DataError("transfer efficiency needs finite logits, got NaN or infinity; see where the loss diverged")
+        raise DataError("transfer efficiency needs finite logits, got NaN or infinity; check where the loss diverged")
     n = len(teacher)
-    first, second = (_predictions(x.detach().double(), estimator == "soft") for x in (teacher, student))
-    joint = first.T @ second / n
+    predict = partial(F.softmax, dim=1) if estimator == "soft" else _most_likely
+    joint = predict(teacher.detach().double()).T @ predict(student.detach().double()) / n
     tables = (joint.sum(dim=1), joint.sum(dim=0), joint)
     entropies = [-float(torch.special.xlogy(table, table).sum()) for table in tables]
     if estimator == "miller_madow":
         entropies = [h + (int((table > 0).sum()) - 1) / (2 * n) for h, table in zip(entropies, tables, strict=True)]
+    # rounding may put the entropy below 0, and the information below 0 or above the entropy
     entropy = max(0.0, entropies[0])
     information = min(entropy, max(0.0, entropies[0] + entropies[1] - entropies[2]))
     value = information / entropy if entropy > 1e-12 else 0.0
     return TransferEfficiency(value, information, entropy, estimator, n)
 
 
-def _predictions(logits: Tensor, soft: bool) -> Tensor:
-    return F.softmax(logits, dim=1) if soft else F.one_hot(logits.argmax(dim=1), logits.shape[1]).to(logits)
+def _most_likely(logits: Tensor) -> Tensor:
+    return F.one_hot(logits.argmax(dim=1), logits.shape[1]).to(logits)
 
 
 def stability(values: Sequence[float], last: int | None = None) -> float | None:
-    """Standard deviation (n - 1) of the last evaluations of a run, or of the final ones of several seeds; 0 is steady.
+    """Standard deviation (n - 1) of the last evaluations of a run, or of the final evaluations of several seeds.
 
     Args:
         values: evaluations, oldest first.
-        last: how many to take; None takes all.
+        last: number of evaluations to use; None uses all.
 
     Returns:
-        None for fewer than two, which say nothing.
+        0 or more, in the unit of the values; None for fewer than two evaluations.
 
     Raises:
-        DataError: `last` below 2, or values that are not finite.
+        DataError: `last` is below 2, or a value is not finite.
     """
     if (last is not None and last < 2) or not all(math.isfinite(v) for v in values):
         raise DataError(f"stability needs finite values and last >= 2, got last={last} and {list(values)}")
-    kept = values if last is None else values[-last:]
-    return statistics.stdev(kept) if len(kept) > 1 else None
+    recent = values if last is None else values[-last:]
+    return statistics.stdev(recent) if len(recent) > 1 else None

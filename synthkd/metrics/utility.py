@@ -1,4 +1,4 @@
-"""How useful a model is: shares of right answers, with their intervals."""
+"""Accuracy of classifiers, as a proportion with its confidence interval."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ Predictor = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Proportion:
-    """`hits` of `n`, with the Wilson score interval.
+    """A share of n trials with its confidence interval.
 
     Attributes:
-        value: share of hits in [0, 1].
+        value: the share, in [0, 1].
         n: number of trials.
-        low: lower end of the interval.
-        high: upper end of the interval.
+        low: lower end of the interval, in [0, 1].
+        high: upper end of the interval, in [0, 1].
     """
 
     value: float
@@ -32,15 +32,26 @@ class Proportion:
     low: float
     high: float
 
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Both ends of the interval."""
+        return self.low, self.high
+
     def __str__(self) -> str:
+        """For example "93.10% [91.40%, 94.50%] of 1,000"."""
         return f"{self.value:.2%} [{self.low:.2%}, {self.high:.2%}] of {self.n:,}"
 
 
 def proportion(hits: int, n: int, confidence: float = 0.95) -> Proportion:
-    """The share of hits with its Wilson score interval (Wilson 1927).
+    """`hits / n` with its Wilson score interval (Wilson 1927).
+
+    Args:
+        hits: 0 to n.
+        n: number of trials, at least 1.
+        confidence: coverage of the interval, in (0, 1).
 
     Raises:
-        ValueError: when n is not positive or hits are not in 0..n.
+        ValueError: n is not positive, or hits are not in 0..n.
     """
     if n <= 0 or not 0 <= hits <= n:
         raise ValueError(f"need 0 <= hits <= n and n > 0, got {hits} of {n}")
@@ -48,27 +59,39 @@ def proportion(hits: int, n: int, confidence: float = 0.95) -> Proportion:
     share = hits / n
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * (share * (1 - share) / n + z * z / (4 * n * n)) ** 0.5
-    # at 0 and n the formula gives the bound itself up to rounding
+    # at 0 and n hits one end is the share itself, and rounding must not put the end beyond it
     return Proportion(share, n, max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half)))
 
 
 def predict(
     model: Predictor, images: Tensor, device: torch.device, batch_size: int = 512, who: str = "the network"
 ) -> Tensor:
-    """Predicted classes, int64 `[N]` on the CPU, of uint8 or float images, batch by batch without gradient.
+    """Predicted classes, int64 `[N]` on the CPU, computed batch by batch without gradient.
+
+    Args:
+        model: the classifier, on `device`.
+        images: `[N, C, H, W]`, uint8, or float32 in `[0, 1]`; at least one.
+        device: where the model runs.
+        batch_size: images per forward pass.
+        who: name of the model in messages.
 
     Raises:
-        ModelError: logits that are not finite, of which nobody can say what they predict.
+        ModelError: a logit is not finite.
     """
-    answers: list[Tensor] = []
+    classes: list[Tensor] = []
     with torch.no_grad():
         for chunk in images.split(batch_size):
             chunk = to_float(chunk) if chunk.dtype == torch.uint8 else chunk
             logits = finite_logits(model(chunk.to(device)), who)
-            answers.append(logits.argmax(dim=1).cpu())
-    return torch.cat(answers)
+            classes.append(logits.argmax(dim=1).cpu())
+    return torch.cat(classes)
 
 
 def accuracy(predictions: Tensor, truth: Tensor) -> Proportion:
-    """Share of predictions int64 `[N]` that equal the truth int64 `[N]`; also the agreement of two models."""
+    """Share of predictions that are right; with another model's predictions as truth, the agreement of both.
+
+    Args:
+        predictions: int64 `[N]`.
+        truth: int64 `[N]`.
+    """
     return proportion(int((predictions == truth).sum()), len(truth))

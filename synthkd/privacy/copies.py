@@ -17,7 +17,7 @@ from scipy.stats import binom
 from torch import Tensor
 
 from synthkd.errors import ConfigError, MissingExtraError
-from synthkd.metrics.arrays import Array, same_width, thinned
+from synthkd.metrics.arrays import Array, same_width, subsample
 from synthkd.metrics.features import build_extractor, extract
 from synthkd.metrics.neighbours import nearest, points
 from synthkd.rng import numpy_stream, stream
@@ -66,7 +66,7 @@ class CopyTest:
             at least 1 / (permutations + 1).
         permutations: number of random exchanges.
         n_generated: synthetic images.
-        n_each: real images on each side, after the larger side was thinned.
+        n_each: real images on each side, after the larger side was subsampled.
         near_copies: counts of near copies on both sides.
         closest_generated: int64 `[P]`, rows of the synthetic images nearest to any training image, nearest first.
         closest_train: int64 `[P]`, row of that training image, found in the whole training set.
@@ -89,7 +89,7 @@ def copy_test(
 ) -> CopyTest:
     """Compare the distances of synthetic images to training and to holdout images.
 
-    A larger set has nearer neighbours by its size alone, so the larger real set is thinned at random to the size of the
+    A larger set has nearer neighbours by its size alone, so the larger real set is subsampled to the size of the
     smaller. Both tests miss copies of training images that are left out; the closest pairs do not. Synthetic images
     share neighbours, so they are not independent: the first test assigns each synthetic image to its nearest real image
     and exchanges the names of the real images.
@@ -98,7 +98,7 @@ def copy_test(
         train: `[N, D]` features or pixels, N at least 1.
         holdout: `[H, D]`, of real images that were not trained on, drawn as the training images were.
         generated: `[M, D]`, of synthetic images.
-        seed: of the thinning, of ties between a training and a holdout image, and of the permutations.
+        seed: of the subsampling, of ties between a training and a holdout image, and of the permutations.
         permutations: number of random exchanges, at least 1.
         pairs: number of closest pairs to report, at least 0; at most M are.
 
@@ -114,7 +114,7 @@ def copy_test(
     same_width(train, holdout, "train and holdout")
     same_width(train, generated, "train and generated")
     n_each, rng = min(len(train), len(holdout)), stream(seed, "copy test")
-    few_train, few_holdout = thinned(train, n_each, rng), thinned(holdout, n_each, rng)
+    few_train, few_holdout = subsample(train, n_each, rng), subsample(holdout, n_each, rng)
 
     # nearest real image of each synthetic image: 0 to n_each - 1 are training images, the rest holdout images
     closest = nearest(generated, train, 1)
@@ -163,7 +163,7 @@ def copy_tests(
         network = build_extractor(EfficientNetExtractor(kind="efficientnet_lite0"), device)
     except MissingExtraError:
         return tests
-    real = [thinned(images, min(MOST_EXTRACTED, len(images)), stream(seed, "copies")) for images in (train, holdout)]
+    real = [subsample(images, min(MOST_EXTRACTED, len(images)), stream(seed, "copies")) for images in (train, holdout)]
     features = [extract([images], network).values for images in (*real, generated)]
     return tests | {FEATURES: copy_test(features[0], features[1], features[2], seed)}
 

@@ -1,21 +1,22 @@
 """The page of a finished `synthkd compress`: the student beside its teacher, its files, and the verdict of its privacy.
 
-What the student leaks has a page of its own, `privacy_report.html`, which this one only points to.
+What the student leaks has a page of its own, `privacy_report.html`, to which this one links.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from synthkd.models.latency import Latency
+from synthkd.reports.files import REPORT, RunFiles
+from synthkd.reports.intervals import interval_chart
 from synthkd.reports.page import SPACE, percent, render
-from synthkd.reports.run import interval_chart
-from synthkd.system.files import write_atomically
+from synthkd.reports.results import CompressResult, ExportedFile, Handover, MeasuredFile
 
 KINDS = {"onnx": "ONNX, float32", "int8": "ONNX, int8", "program": "torch.export program"}
-REPORT = "report.html"
+NESTED = ("release", "teach", "distill", "audit")
+"""Runs inside that of `compress`, in the order in which they are made."""
 
 
 @dataclass(frozen=True)
@@ -24,91 +25,77 @@ class Export:
 
     Attributes:
         kind: in words.
-        values: its entry in `handover.files` of result.json.
+        file: its name, size and measurements.
         smaller: how many times smaller it is than the float32 ONNX file; None without one.
         faster: how many times faster than PyTorch; None where `unlike` says why they cannot be compared.
         unlike: what differs, or that nothing was timed; else empty.
-        change: its accuracy less that of the student in PyTorch; None without test images.
+        change: its accuracy minus that of the student in PyTorch; None without test images.
     """
 
     kind: str
-    values: Mapping[str, Any]
+    file: ExportedFile
     smaller: float | None
     faster: float | None
     unlike: str
     change: float | None
 
 
-def write_compress_report(run: Path, result: Mapping[str, Any]) -> Path:
-    """Write `run/report.html` and return its path.
-
-    Args:
-        run: the run directory, with its `config.yaml` and the runs inside it.
-        result: the content of `result.json`, which may be written later.
-    """
-    page = render(
+def compression_page(run: RunFiles, result: CompressResult) -> bytes:
+    """The page as UTF-8, with links to the reports of the runs inside this one."""
+    cost = result.handover.cost
+    return render(
         "compression.html.jinja",
-        name=result["name"],
+        name=run.name,
         headline=headline(result),
         result=result,
-        models={who: result["handover"]["cost"][who] for who in ("teacher", "student")},
-        exports=exports(result["handover"]),
-        intervals=interval_chart(result),
-        inside=nested(run),
-        config_text=(run / "config.yaml").read_text(encoding="utf-8"),
+        costs={"teacher": cost.teacher, "student": cost.student},
+        exports=exports(result.handover),
+        intervals=interval_chart(result.teacher, result.student),
+        nested=nested(run.directory),
+        config_text=run.config_text,
     )
-    path = run / REPORT
-    write_atomically(path, page)
-    return path
 
 
-def headline(result: Mapping[str, Any]) -> str:
+def headline(result: CompressResult) -> str:
     """Size, speed and accuracy of the student next to its teacher's, in one sentence."""
-    teacher, student = (result["handover"]["cost"][who] for who in ("teacher", "student"))
-    size = f"has {percent(student['parameters'] / teacher['parameters'])} of its teacher’s parameters"
-    speed = f"is {teacher['latency']['median_ms'] / student['latency']['median_ms']:.1f} times as fast"
-    right, before = result["student"].get("accuracy"), result["teacher"].get("accuracy")
-    if right is None or before is None:
+    teacher, student = result.handover.cost.teacher, result.handover.cost.student
+    size = f"has {percent(student.parameters / teacher.parameters)} of its teacher’s parameters"
+    speed = f"is {teacher.latency.median_ms / student.latency.median_ms:.1f} times as fast"
+    ours, theirs = result.student.accuracy, result.teacher.accuracy
+    if ours is None or theirs is None:
         return f"The student {size} and {speed}; its accuracy was not measured."
-    return (
-        f"The student {size}, {speed}, and gets {percent(right)} of test images right; its teacher {percent(before)}."
-    )
+    return f"The student {size}, {speed}, and gets {percent(ours)} of test images right; its teacher {percent(theirs)}."
 
 
-def exports(handover: Mapping[str, Any]) -> list[Export]:
-    """The exported files, each held against the float32 ONNX file and the student in PyTorch."""
-    files, student = handover["files"], handover["cost"]["student"]
-    before = handover["student"]["accuracy"]
+def exports(handover: Handover) -> list[Export]:
+    """The exported files, each compared with the float32 ONNX file and with the student in PyTorch."""
+    files, latency = handover.files, handover.cost.student.latency
+    before = handover.student.accuracy
     rows = []
     for kind, file in files.items():
-        latency, after = file.get("latency"), file.get("accuracy")
-        unlike = _unlike(latency, student["latency"])
-        rows.append(
-            Export(
-                kind=KINDS[kind],
-                values=file,
-                smaller=files["onnx"]["bytes"] / file["bytes"] if "onnx" in files else None,
-                faster=None if unlike or latency is None else student["latency"]["median_ms"] / latency["median_ms"],
-                unlike=unlike,
-                change=None if before is None or after is None else after["value"] - before["value"],
-            )
-        )
+        faster, unlike, change = None, "not measured", None
+        if isinstance(file, MeasuredFile):
+            unlike = _unlike(file.latency, latency)
+            faster = None if unlike else latency.median_ms / file.latency.median_ms
+            if before is not None and file.accuracy is not None:
+                change = file.accuracy.value - before.value
+        smaller = files["onnx"].bytes / file.bytes if "onnx" in files else None
+        rows.append(Export(KINDS[kind], file, smaller, faster, unlike, change))
     return rows
 
 
-def _unlike(latency: Mapping[str, Any] | None, other: Mapping[str, Any]) -> str:
-    if latency is None:
-        return "not measured"
-    differs = [key.replace("_", " ") for key in ("device", "threads", "batch_size") if latency[key] != other[key]]
-    return f"not compared: other {', '.join(differs)}" if differs else ""
+def _unlike(one: Latency, other: Latency) -> str:
+    keys = ("device", "threads", "batch_size")
+    differing = [key.replace("_", " ") for key in keys if getattr(one, key) != getattr(other, key)]
+    return f"not compared: other {', '.join(differing)}" if differing else ""
 
 
 def nested(run: Path) -> list[tuple[str, str]]:
     """(name, address relative to the page) of each report of a run inside this one, in the order they were made."""
-    found = sorted((path.relative_to(run) for path in run.glob("*/**/report.html")), key=_order)
-    return [(f"{SPACE}/ ".join(path.parts[:-1]), path.as_posix()) for path in found]
+    reports = sorted((path.relative_to(run) for path in run.glob(f"*/**/{REPORT}")), key=_order)
+    return [(f"{SPACE}/ ".join(path.parts[:-1]), path.as_posix()) for path in reports]
 
 
 def _order(path: Path) -> tuple[int, tuple[str, ...]]:
-    first = ("release", "teach", "distill", "audit")
-    return first.index(path.parts[0]) if path.parts[0] in first else len(first), path.parts
+    first = path.parts[0]
+    return NESTED.index(first) if first in NESTED else len(NESTED), path.parts

@@ -1,38 +1,22 @@
-"""The page of a generated dataset, made when it is finished."""
+"""The page of a generated dataset."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
-
+from synthkd.reports.files import RunFiles
 from synthkd.reports.page import picture, render
-from synthkd.system.files import write_atomically
+from synthkd.reports.results import GenerateResult
 
 
-def write_dataset_report(run: Path, result: Mapping[str, Any]) -> Path:
-    """Write `run/report.html` and return its path.
-
-    Args:
-        run: the run directory, with its `config.yaml` and `samples/classes.png`.
-        result: the content of `result.json`, which may be written later.
-    """
-    about = result["dataset"]
-    shares = about["scores"]["agreement_per_class"]
-    classes = [
-        {"name": name, "count": count, "agreement": share}
-        for name, count, share in zip(about["class_names"], about["counts"], shares, strict=True)
-    ]
-    page = render(
+def dataset_page(run: RunFiles, result: GenerateResult) -> bytes:
+    """The page of a finished `generate`, as UTF-8, with the picture `samples/classes.png` of the run."""
+    dataset = result.dataset
+    return render(
         "dataset.html.jinja",
-        name=result["name"],
+        name=run.name,
         result=result,
-        about=about,
-        scores=about["scores"],
-        classes=classes,
-        grid=picture(run / "samples" / "classes.png"),
-        config_text=(run / "config.yaml").read_text(encoding="utf-8"),
+        dataset=dataset,
+        scores=dataset.scores,
+        classes=list(zip(dataset.class_names, dataset.counts, dataset.scores.agreement_per_class, strict=True)),
+        grid=picture(run.directory / "samples" / "classes.png"),
+        config_text=run.config_text,
     )
-    path = run / "report.html"
-    write_atomically(path, page)
-    return path

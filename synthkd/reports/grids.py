@@ -1,4 +1,4 @@
-"""Sample grids: images as one PNG, one column per class, big enough to look at."""
+"""Sample grids: images as one PNG, one column per class, enlarged to a readable size."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ def save_grid(images: Tensor, columns: int, path: Path, labels: Sequence[str] | 
     """Write images as a grid, atomically; small ones are enlarged without smoothing, gaps are transparent.
 
     Args:
-        images: `[rows * columns, C, H, W]` with 1 or 3 channels, float in `[0, 1]` or uint8, row after row: image `i`
-            stands in column `i % columns`. Values that are not finite are drawn black.
+        images: float in `[0, 1]` or uint8 `[rows * columns, C, H, W]`, C 1 or 3, row after row: image `i` is in column
+            `i % columns`. Values that are not finite are drawn black.
         columns: images in a row, one per class.
         path: the PNG file.
         labels: names of the columns, written above them; shortened where a column is too narrow.
 
     Raises:
-        DataError: the images have another shape, do not fill whole rows, or the labels are not one per column.
+        DataError: images of another shape, a row that is not full, or another number of labels than columns.
     """
     if images.ndim != 4 or images.shape[1] not in (1, 3):
         raise DataError(
@@ -63,7 +63,7 @@ def save_grid(images: Tensor, columns: int, path: Path, labels: Sequence[str] | 
     picture = Image.fromarray(canvas)
     draw = ImageDraw.Draw(picture)
     for column, name in enumerate(names):
-        # Mid-grey on transparent reads on a white page and on a dark one.
+        # Mid-grey on transparent is readable on a white page and on a dark one.
         draw.text((column * (width + GAP) + width / 2, 0), name, fill=GREY, font=font, anchor="ma")
     buffer = io.BytesIO()
     picture.save(buffer, format="PNG", optimize=True)
@@ -80,7 +80,7 @@ def _fit(labels: Sequence[str], width: int) -> tuple[list[str], ImageFont.FreeTy
 
 def _font(size: int) -> ImageFont.FreeTypeFont:
     font = ImageFont.load_default(size)
-    assert isinstance(font, ImageFont.FreeTypeFont), "with a size given, Pillow loads its own scalable font"
+    assert isinstance(font, ImageFont.FreeTypeFont)  # Pillow's own scalable font, since a size is given
     return font
 
 

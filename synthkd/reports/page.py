@@ -1,6 +1,6 @@
-"""What the HTML pages share: their templates, and how they write numbers.
+"""The HTML pages: rendering of their templates, and the filters that write numbers.
 
-Each filter takes whatever stands in a file of a run and says so when that is no number.
+The filters take any value; they write "not measured" for one that is no finite number.
 """
 
 from __future__ import annotations
@@ -22,13 +22,17 @@ _ACTIVE = re.compile(
     r"<(?!/?(?:svg|g|defs|clipPath|path|use|line|rect|circle|text|tspan)\b)|\bon\w+\s*=|href\s*=(?!\s*[\"']#)",
     re.IGNORECASE,
 )
-"""Of a drawing that somebody else may have written: any other element, a handler, an address outside the page."""
+"""What a drawing from a file must not hold: other elements than shapes and text, event handlers, outside addresses."""
 
 
 def render(file: str, /, **values: object) -> bytes:
-    """A page as UTF-8: a template by its file name, with the filters below, and what it shows.
+    """A page as UTF-8, from a template with the filters of this module.
 
-    What is no UTF-8, of a file name say, stands there as escapes.
+    Characters that UTF-8 does not have, e.g. of a file name, are written as escapes.
+
+    Args:
+        file: name of the template.
+        values: what it shows, by name.
     """
     templates = files("synthkd.reports") / "templates"
     environment = Environment(
@@ -38,19 +42,19 @@ def render(file: str, /, **values: object) -> bytes:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    for one in (percent, interval, count, size, duration, milliseconds, known, words, drawing):
+    for one in (percent, interval, count, size, duration, milliseconds, times, known, words, drawing):
         environment.filters[one.__name__] = one
     environment.globals.update(count=count, size=size, milliseconds=milliseconds)
     return environment.get_template(file).render(values).encode("utf-8", errors="backslashreplace")
 
 
 def drawing(svg: object) -> str:
-    """An SVG drawing as part of the page, if shapes and words are all it has; else as text."""
+    """An SVG drawing as part of the page, if it holds shapes and text only; else its source as text."""
     return escape(svg) if _ACTIVE.search(str(svg)) else Markup(svg)
 
 
 def picture(path: Path) -> str:
-    """A PNG file as an address that holds all of it, so that a page needs no file beside itself."""
+    """A PNG file as a data URL, so that the page needs no other file."""
     return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
 
 
@@ -63,13 +67,13 @@ def number(value: object) -> float | None:
 
 def percent(value: object, digits: int = 1) -> str:
     """0.9861 -> 98.6 %."""
-    found = number(value)
-    return UNKNOWN if found is None else f"{found * 100:.{digits}f}{SPACE}%"
+    amount = number(value)
+    return UNKNOWN if amount is None else f"{amount * 100:.{digits}f}{SPACE}%"
 
 
 def interval(value: object) -> str:
     """[0.971, 0.994] -> 97.1–99.4 %."""
-    ends = [number(end) for end in value] if isinstance(value, list) else []
+    ends = [number(end) for end in value] if isinstance(value, list | tuple) else []
     if len(ends) != 2 or ends[0] is None or ends[1] is None:
         return UNKNOWN
     return f"{ends[0] * 100:.1f}{MINUS}{percent(ends[1])}"
@@ -77,41 +81,47 @@ def interval(value: object) -> str:
 
 def count(value: object) -> str:
     """78218 -> 78,218."""
-    found = number(value)
-    return UNKNOWN if found is None else f"{found:,.0f}"
+    amount = number(value)
+    return UNKNOWN if amount is None else f"{amount:,.0f}"
 
 
 def size(value: object) -> str:
     """313400 -> 313 kB."""
-    found = number(value)
-    if found is None:
+    amount = number(value)
+    if amount is None:
         return UNKNOWN
     for unit, one in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if found >= one:
-            return f"{found / one:.3g}{SPACE}{unit}" if found / one < 1000 else f"{found / one:,.0f}{SPACE}{unit}"
-    return f"{found:.0f}{SPACE}bytes"
+        if amount >= one:
+            return f"{amount / one:.3g}{SPACE}{unit}" if amount / one < 1000 else f"{amount / one:,.0f}{SPACE}{unit}"
+    return f"{amount:.0f}{SPACE}bytes"
 
 
 def duration(value: object) -> str:
     """83.2 -> 1 min 23 s."""
-    found = number(value)
-    if found is None:
+    amount = number(value)
+    if amount is None:
         return UNKNOWN
-    if found < 60:
-        return f"{found:.1f}{SPACE}s"
-    whole = round(found)
+    if amount < 60:
+        return f"{amount:.1f}{SPACE}s"
+    whole = round(amount)
     hours, minutes, rest = whole // 3600, whole // 60 % 60, whole % 60
     return f"{hours}{SPACE}h {minutes}{SPACE}min" if hours else f"{minutes}{SPACE}min {rest}{SPACE}s"
 
 
 def milliseconds(value: object) -> str:
     """0.4213 -> 0.421 ms."""
-    found = number(value)
-    return UNKNOWN if found is None else f"{found:.3g}{SPACE}ms"
+    amount = number(value)
+    return UNKNOWN if amount is None else f"{amount:.3g}{SPACE}ms"
+
+
+def times(value: object) -> str:
+    """0.2533 -> 0.253 ×; nothing for what is no number."""
+    amount = number(value)
+    return "" if amount is None else f"{amount:.3g} ×"
 
 
 def known(value: object) -> object:
-    """The value itself, or words for one that is absent."""
+    """The value itself, or "not measured" for one that is absent."""
     return UNKNOWN if value is None or value == "" or isinstance(value, ChainableUndefined) else value
 
 

@@ -1,6 +1,6 @@
-"""The page of a privacy report: what `privacy_report.json` says, in the order in which a careful reader asks for it.
+"""The page of a privacy report: the content of `privacy_report.json`, in the order of a careful reader's questions.
 
-Numbers are copied, never made here; the arrows of the flow and the ROC curves are drawn from what stands in the file.
+No number is computed here. The arrows of the flow and the ROC curves are drawn from the values in the file.
 """
 
 from __future__ import annotations
@@ -26,25 +26,26 @@ TITLES = {
 }
 """Groups of audited images, in the order of the page: the most exposed first."""
 
-# Where things stand in a drawing of 400 x 292: the boxes' centres, and half their width and height.
+# The drawing of the flow, 400 x 292: the centres of the boxes, half their width and height, length of an arrow head.
 PLACES = {"private images": (200, 34), "teacher": (70, 146), "generator": (330, 146), "student": (200, 258)}
 HALF_BOX = (66.0, 22.0)
 HEAD = 9.0
-# And in one of 350 x 340, the logarithmic axes from LEFT to RIGHT and BOTTOM to TOP; a rate of 0 has a place outside.
+# The ROC curves, 350 x 340: logarithmic axes from LEFT to RIGHT and from BOTTOM to TOP. A rate of 0 has no logarithm
+# and is drawn BESIDE the axis.
 LEFT, RIGHT, TOP, BOTTOM = 88.0, 328.0, 14.0, 254.0
 BESIDE = 32.0
 
 
 @dataclass(frozen=True)
 class Arrow:
-    """A touch as it is drawn.
+    """One arrow of the flow, in the coordinates of the drawing.
 
     Attributes:
         number: of the touch, from 1.
-        noisy: as the touch has it.
-        line: x1, y1, x2, y2, from edge to edge of the boxes.
-        head: points of the arrow head.
-        middle: x, y of the line's middle.
+        noisy: whether noise protects it; None where it reads nothing private.
+        line: x1, y1, x2, y2, from the edge of one box to the arrow head.
+        head: corners of the arrow head, as an SVG polygon.
+        middle: x, y of the middle between the boxes.
     """
 
     number: int
@@ -56,13 +57,13 @@ class Arrow:
 
 @dataclass(frozen=True)
 class Curve:
-    """An ROC curve as it is drawn.
+    """One ROC curve, in the coordinates of the drawing.
 
     Attributes:
         who: "teacher" or "student".
-        attack: its name.
-        steps: an SVG path along the curve, which keeps its height until the next false positive.
-        points: an SVG path that marks each point.
+        attack: name of the attack.
+        steps: SVG path along the curve, which keeps its height until the next false positive.
+        points: SVG path that marks each point.
     """
 
     who: str
@@ -73,11 +74,11 @@ class Curve:
 
 @dataclass(frozen=True)
 class Roc:
-    """The headline attacks on one group of images on logarithmic axes from 1/n to 1.
+    """The headline attacks on one group of images, on logarithmic axes from 1/n to 1.
 
     Attributes:
-        ticks: (x, y, label): a tick of both axes, whose places on either are x and y.
-        curves: one a model.
+        ticks: (x, y, label) of each tick, which stands at x on the one axis and at y on the other.
+        curves: one per model.
     """
 
     ticks: tuple[tuple[float, float, str], ...]
@@ -86,20 +87,20 @@ class Roc:
 
 @dataclass(frozen=True)
 class Group:
-    """One half of the canaries, or the lists as they were given.
+    """The audit of one group of images: one half of the canaries, or the lists as they were given.
 
     Attributes:
-        title: what it stands for.
-        found: "teacher", "student", each where it was audited -> its `synthkd.privacy.audit.GroupAudit` as JSON.
-        rows: name of an attack -> teacher, student -> its `synthkd.privacy.rates.Attack`, or None.
+        title: what the group stands for.
+        audits: "teacher", "student", each where it was audited -> its `synthkd.privacy.audit.GroupAudit` as JSON.
+        rows: name of an attack -> teacher, student -> its `synthkd.privacy.rates.Attack` as JSON, or None.
         headlines: teacher, student -> the attack that shows most.
         reasons: why rates are missing, each once.
-        ratio: student over teacher, or None.
-        roc: the curves.
+        ratio: true positives, student over teacher, or None.
+        roc: the curves of the headlines.
     """
 
     title: str
-    found: Mapping[str, Mapping[str, Any]]
+    audits: Mapping[str, Mapping[str, Any]]
     rows: Mapping[str, Mapping[str, Mapping[str, Any] | None]]
     headlines: Mapping[str, Mapping[str, Any]]
     reasons: Sequence[str]
@@ -122,7 +123,7 @@ def write_privacy_page(run: Path) -> Path:
         raise CheckpointError(f"{source} cannot be shown ({error}); run the job that made it again") from error
     page = render(
         "privacy.html.jinja",
-        name="privacy",  # that of the run may be the name of private data
+        name="privacy",  # the name of the run may be that of private data
         report=report,
         boxes=PLACES,
         half_box=HALF_BOX,
@@ -137,8 +138,8 @@ def write_privacy_page(run: Path) -> Path:
 
 
 def arrows(touches: Sequence[Mapping[str, Any]]) -> list[Arrow]:
-    """The flow's touches, drawn between their boxes."""
-    drawn = []
+    """The touches of private images and of what was learned from them, as arrows between their boxes."""
+    result = []
     for number, touch in enumerate(touches, start=1):
         (x1, y1), (x2, y2) = PLACES[touch["source"]], PLACES[touch["target"]]
         dx, dy = x2 - x1, y2 - y1
@@ -148,7 +149,7 @@ def arrows(touches: Sequence[Mapping[str, Any]]) -> list[Arrow]:
         along, across = (HEAD * dx / length, HEAD * dy / length), (-HEAD * dy / length / 2, HEAD * dx / length / 2)
         back = (ends[2] - along[0], ends[3] - along[1])
         corners = [ends[2:], *((back[0] + side * across[0], back[1] + side * across[1]) for side in (1, -1))]
-        drawn.append(
+        result.append(
             Arrow(
                 number=number,
                 noisy=touch["noisy"],
@@ -157,27 +158,27 @@ def arrows(touches: Sequence[Mapping[str, Any]]) -> list[Arrow]:
                 middle=((x1 + x2) / 2, (y1 + y2) / 2),
             )
         )
-    return drawn
+    return result
 
 
 def groups(audit: Mapping[str, Any] | None) -> list[Group]:
-    """What was found about each group of images, the worst case first; nothing without an audit."""
+    """The audit of each group of images, the worst case first; empty without an audit."""
     if audit is None:
         return []
     models, ratios = audit["models"], audit["ratios"]
-    held = {group for model in models.values() for group in model}
-    return [_group(group, title, models, ratios.get(group)) for group, title in TITLES.items() if group in held]
+    present = {group for model in models.values() for group in model}
+    return [_group(group, title, models, ratios.get(group)) for group, title in TITLES.items() if group in present]
 
 
 def _group(group: str, title: str, models: Mapping[str, Any], ratio: Mapping[str, Any] | None) -> Group:
-    found = {who: model[group] for who, model in models.items()}
-    by_name = {who: {one["name"]: one for one in audited["attacks"]} for who, audited in found.items()}
+    audits = {who: model[group] for who, model in models.items()}
+    by_name = {who: {one["name"]: one for one in audited["attacks"]} for who, audited in audits.items()}
     names = dict.fromkeys(name for attacks in by_name.values() for name in attacks)
-    headlines = {who: by_name[who][audited["headline"]] for who, audited in found.items()}
+    headlines = {who: by_name[who][audited["headline"]] for who, audited in audits.items()}
     rates = [at for attacks in by_name.values() for one in attacks.values() for at in (*one["tpr"], *one["tnr"])]
     return Group(
         title=title,
-        found=found,
+        audits=audits,
         rows={name: {who: attacks.get(name) for who, attacks in by_name.items()} for name in names},
         headlines=headlines,
         reasons=list(dict.fromkeys(at["reason"] for at in rates if at["reason"])),
@@ -187,7 +188,7 @@ def _group(group: str, title: str, models: Mapping[str, Any], ratio: Mapping[str
 
 
 def roc(headlines: Mapping[str, Mapping[str, Any]]) -> Roc:
-    """Curves of attacks on the same points.
+    """The curves of attacks on the same images.
 
     Args:
         headlines: teacher, student -> the attack, with its `roc`, `n_in` and `n_out`.

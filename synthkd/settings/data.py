@@ -38,15 +38,19 @@ class NamedData(_Data):
 
 
 class FolderData(_Data):
-    """An image folder, one directory per class. If it has `train/` and `test/`, they are the splits."""
+    """An image folder or a .zip of one, one directory per class, or a WebDataset .tar with its labels.
+
+    If it has `train/` and `test/`, they are the splits.
+    """
 
     kind: Literal["folder"]
     root: str
+    """The folder, .zip or .tar; `shard-*.tar` names several."""
     channels: Literal[1, 3] = 3
     size: Side | None = None
     """Images are resized (shorter side, then centre crop) to this many pixels; needed if their sizes differ."""
     test: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.2
-    """Fraction used as test split if the folder has no `test/`."""
+    """Fraction used as test split if there is no `test/`."""
     skip_bad: bool = False
     """Skip unreadable files, with their number in the log, instead of refusing the folder."""
 

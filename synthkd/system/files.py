@@ -28,6 +28,7 @@ def write_atomically(path: Path, data: bytes, mode: int = 0o666) -> None:
         OSError: the file cannot be written; its `filename` is `path` where the system names none.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    # in the same folder, since a rename is atomic only within one file system
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC

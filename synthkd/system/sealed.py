@@ -83,6 +83,7 @@ def tensor_digest(about: str, tensors: Mapping[str, Tensor]) -> str:
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
         result.update(f"\0{name} {tensor.dtype} {list(tensor.shape)}\0".encode())
+        # as bytes, since numpy has no bfloat16
         result.update(tensor.flatten().view(torch.uint8).numpy().data)
     return result.hexdigest()
 

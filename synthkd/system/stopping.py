@@ -59,6 +59,7 @@ def stoppable() -> Iterator[None]:
     second = signal.SIG_IGN if "TORCHELASTIC_RUN_ID" in os.environ else signal.SIG_DFL
 
     def stop(signum: int, _: FrameType | None) -> None:
+        # whoever sends a second signal does not want to wait for the end of the step
         for each in handled:
             signal.signal(each, second)
         _request.signum = signum

@@ -431,12 +431,15 @@ class Bright:
     def __init__(self, classes: int = 3) -> None:
         self.classes = classes
 
-    def batch(self, step: int) -> Batch:
+    def draw(self, step: int) -> Batch:
         rng = stream(0, "bright", step)
         labels = torch.randint(0, self.classes, (32,), generator=rng)
         images = 0.3 * torch.rand(32, *SPEC.shape, generator=rng)
         images[torch.arange(32), :, 2 * labels] += 0.6
         return Batch(images, labels, 6.0 * torch.eye(3)[labels])
+
+    def label(self, batch: Batch) -> Batch:
+        return batch
 
 
 def builder(model: ZooModel) -> Classifier:
@@ -444,7 +447,7 @@ def builder(model: ZooModel) -> Classifier:
 
 
 class TestProxyEvaluator:
-    held: Batch = Bright().batch(10**6)
+    held: Batch = Bright().draw(10**6)
 
     def evaluator(self, steps: int, images: Tensor | None = None, optimizer: OptimizerSettings | None = None):
         settings = DistillSettings(optimizer=optimizer or OptimizerSettings(lr=0.01))

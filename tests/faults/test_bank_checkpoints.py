@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from synthkd.data import bank as bank_module
+from synthkd.data import bank_rows
 from synthkd.data.bank import MemoryBank
 from synthkd.data.read.samples import open_samples
 from synthkd.errors import CheckpointError
@@ -26,7 +26,7 @@ STORAGES = ["ram", "disk"]
 
 @pytest.fixture(autouse=True)
 def _small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bank_module, "_BLOCK_BYTES", 4 * (48 + 20 + 16))  # of four images
+    monkeypatch.setattr(bank_rows, "_BLOCK_BYTES", 4 * (48 + 20 + 16))  # of four images
 
 
 def make(place: Path, storage: str = "disk", policy: str = "prioritized") -> MemoryBank:

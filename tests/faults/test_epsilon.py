@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -32,6 +33,7 @@ pytest.importorskip("dp_accounting")
 STEPS = 6
 SMALL = {"device": "cpu", "threads": 1}
 DP = {"noise_multiplier": 1.0, "delta": 1e-3}
+PIXELS = {"kind": "pixels", "batch_size": 8, "steps": 2}
 MERF = {"kind": "merf", "epsilon": 4.0, "delta": 1e-3, "features": 64, "width": 8, "batch_size": 20, "steps": 2}
 PHASES = [{"kind": "pregenerate", "rounds": 2}, {"kind": "refine", "steps": 2}]
 
@@ -61,21 +63,23 @@ def teacher(images: Path, **training: Any) -> dict[str, Any]:
     }
 
 
-def distilled(images: Path, **changes: Any) -> dict[str, Any]:
+def distilled(images: Path, generator: dict[str, Any] = PIXELS, **changes: Any) -> dict[str, Any]:
     return {
         **SMALL,
         "teacher": {"kind": "train", **teacher(images)},
         "student": {"arch": "mlp", "width": 4, "depth": 1},
-        "generator": {"kind": "pixels", "batch_size": 8, "steps": 2},
+        "transfer_set": {"generator": generator},
         "phases": PHASES,
         "distill": {"batch_size": 8},
         **changes,
     }
 
 
-def compressed(images: Path, **changes: Any) -> dict[str, Any]:
+def compressed(images: Path, generator: dict[str, Any] = PIXELS, **changes: Any) -> dict[str, Any]:
     kept = {"flow": "dp_teacher", "synthetic": {"rounds": 2, "per_class": 8}, "export": {"formats": []}}
-    return distilled(images, **{**kept, **changes})
+    recipe = distilled(images, generator, **{**kept, **changes})
+    distillation = {key: recipe.pop(key) for key in ("transfer_set", "phases", "distill")}
+    return {**recipe, "distillation": distillation}
 
 
 def run(job: str, recipe: dict[str, Any], out: Path, *settings: str) -> int:
@@ -271,7 +275,8 @@ def taught(tmp_path: Path) -> dict[str, Any]:
 
 
 def private_distillation(images: Path, taught: dict[str, Any]) -> dict[str, Any]:
-    return distilled(images, teacher=taught, generator=MERF, data=data(images), checkpoint_every=3)
+    transfer_set = {"generator": MERF, "data": data(images)}
+    return distilled(images, teacher=taught, transfer_set=transfer_set, checkpoint_every=3)
 
 
 def private_generation(images: Path, taught: dict[str, Any]) -> dict[str, Any]:
@@ -445,7 +450,7 @@ def test_a_private_handover_claims_what_its_journals_have_and_shows_no_hash_of_i
         (out / part).rename(tmp_path / part)
         refused(capsys, run("compress", recipe, out), 6, f"{part}/privacy.jsonl is gone", "from a copy")
         (tmp_path / part).rename(out / part)
-    plain = distilled(images, flow="dp_teacher", export={"formats": []})
+    plain = compressed(images, flow="dp_teacher")
     refused(capsys, run("compress", plain, out), 6, "release has used", "flow dp_teacher would not count")
     assert (len(releases), witness.batches) == (1, STEPS)
 
@@ -479,7 +484,7 @@ def test_what_private_training_refuses_the_dry_run_of_every_job_refuses(
     recipes["generate"] = {**SMALL, **inside, "generator": {"kind": "pixels"}, "per_class": 2}
     if why == "processes":
         for module in ("teach", "compress"):
-            target = sys.modules[f"synthkd.pipelines.{module}"]
+            target = import_module(f"synthkd.pipelines.{module}")
             monkeypatch.setattr(target, "process_state", lambda _: SimpleNamespace(num_processes=2))
     settings = ["precision=bf16"] if why == "precision" else []
     for job, recipe in recipes.items():

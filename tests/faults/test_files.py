@@ -27,6 +27,7 @@ from synthkd.models import build, save
 from synthkd.pipelines.cli import main
 from synthkd.pipelines.run.result import read_result
 from synthkd.reports.privacy import write_privacy_page
+from synthkd.reports.results import TeachResult
 from synthkd.settings import ZooModel
 from synthkd.training.checkpoint import CheckpointStore
 from synthkd.types import ImageSpec
@@ -260,7 +261,7 @@ def test_a_scanned_page_is_no_attack(tmp_path: Path) -> None:
 
 def test_json_nested_too_deeply_is_damage_wherever_it_is_read(tmp_path: Path) -> None:
     readers = {
-        "result.json": read_result,
+        "result.json": lambda folder: read_result(folder, TeachResult),
         "privacy_report.json": write_privacy_page,
         "step_00000001/manifest.json": lambda folder: CheckpointStore(folder).latest(),
     }

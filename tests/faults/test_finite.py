@@ -50,7 +50,7 @@ def recipe(path: Path, teacher: Path, **changes: Any) -> str:
         "student": {"arch": "convnet", "width": 4},
         "inherit": False,
         "test": DIGITS,
-        "generator": {"width": 4, "latent": 8, "batch_size": 16, "steps": 1},
+        "transfer_set": {"generator": {"width": 4, "latent": 8, "batch_size": 16, "steps": 1}},
         "distill": {"batch_size": 16, "optimizer": {"ema": 0.9}},
         "phases": [{"kind": "pregenerate", "rounds": 1}, {"kind": "joint", "steps": 7, "every": 4}],
         "checkpoint_every": 3,
@@ -175,15 +175,10 @@ def test_a_teacher_whose_logits_are_not_finite_for_some_images_is_named_wherever
 ) -> None:
     path = tmp_path / "teacher"
     save(some_images_break_it(), path)
-    real = {
-        "data": DIGITS,
-        "generator": {"kind": "none"},
-        "mix": {"real": 1.0},
-        "phases": [{"kind": "refine", "steps": 4}],
-    }
+    real = {"transfer_set": {"kind": "real", "data": DIGITS}, "phases": [{"kind": "refine", "steps": 4}]}
     first = recipe(tmp_path / "r.yaml", path, **real)
     second = recipe(tmp_path / "s.yaml", teacher, teachers=[{"kind": "load", "model": str(path)}], **real)
-    pixels = recipe(tmp_path / "p.yaml", path, generator={"kind": "pixels"})
+    pixels = recipe(tmp_path / "p.yaml", path, transfer_set={"generator": {"kind": "pixels"}})
     digits = load_splits(DigitsData(kind="digits")).test
     folder = tmp_path / "images"
     folder.mkdir()
@@ -215,7 +210,8 @@ def test_a_student_that_gives_one_answer_says_so_first(
 ) -> None:
     spoiled_after(monkeypatch, 6, one_answer)
     run = tmp_path / "run"
-    for changes in ({}, {"test": None, "generator": {"width": 4, "latent": 8, "batch_size": 64, "steps": 1}}):
+    larger = {"generator": {"width": 4, "latent": 8, "batch_size": 64, "steps": 1}}
+    for changes in ({}, {"test": None, "transfer_set": larger}):
         source = recipe(tmp_path / "r.yaml", teacher, **changes)
         out = run / str(len(changes))
         assert main(["distill", source, f"out={out}"]) == 0
@@ -252,7 +248,9 @@ def test_one_class_goes_by_what_was_asked_for() -> None:
     assert one_class(torch.zeros(10).long(), torch.arange(10), "the student", "test images") is None, "too few"
 
 
-TERMS = ("generator.batch_norm=0", "generator.one_hot=0", "generator.adversarial=1")
+def terms(generator: str) -> list[str]:
+    """Settings by which the generator, whose key this is, learns from the student alone."""
+    return [f"{generator}.{term}" for term in ("batch_norm=0", "one_hot=0", "adversarial=1")]
 
 
 def test_terms_that_need_a_student_are_refused_where_there_is_none(
@@ -260,16 +258,17 @@ def test_terms_that_need_a_student_are_refused_where_there_is_none(
 ) -> None:
     source = recipe(tmp_path / "r.yaml", teacher)
     search = '{"families": [{"arch": "convnet", "width": [4, 8]}]}'
+    given = ["teacher.kind=load", f"teacher.model={teacher}"]
+    distill = ["distill", source, *terms("transfer_set.generator")]
     asked = {
-        "phases.0": ["distill", source, *TERMS],
-        "rounds": ["generate", "teacher.kind=load", f"teacher.model={teacher}", "per_class=1", "rounds=1", *TERMS],
+        "phases.0": distill,
+        "rounds": ["generate", *given, "per_class=1", "rounds=1", *terms("generator")],
         "search": [
             "compress",
-            source,
-            *TERMS,
-            "student=null",
+            *given,
+            *terms("distillation.transfer_set.generator"),
             f"search={search}",
-            'phases=[{"kind":"joint","steps":4}]',
+            'distillation.phases=[{"kind":"joint","steps":4}]',
         ],
     }
     for key, command in asked.items():
@@ -277,10 +276,10 @@ def test_terms_that_need_a_student_are_refused_where_there_is_none(
         said = capsys.readouterr().err
         assert f"{key}: the generator works without a student there" in said
         assert "set any of generator.batch_norm" in said
-    nothing = ["distill", source, *TERMS, "generator.adversarial=0", "--dry-run"]
+    nothing = [*distill, "transfer_set.generator.adversarial=0", "--dry-run"]
     assert main(nothing) == 2
     assert "all terms have weight 0" in capsys.readouterr().err
-    joint = ["distill", source, *TERMS, 'phases=[{"kind":"joint","steps":4,"every":2}]', f"out={tmp_path / 'run'}"]
+    joint = [*distill, 'phases=[{"kind":"joint","steps":4,"every":2}]', f"out={tmp_path / 'run'}"]
     assert main(joint) == 0, "beside a student they are all that is needed"
 
 

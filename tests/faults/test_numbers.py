@@ -140,7 +140,8 @@ def test_both_ends_of_a_curve_are_bounded(key, value):
 
 @pytest.mark.parametrize("value", [5e-324, 1e-9, 0.009])
 def test_noise_that_no_accountant_can_follow_is_refused(value):
-    for path in (("teacher", {"kind": "train"}, "training", "dp"), ("generator", {"kind": "merf"})):
+    generator = ("distillation", "transfer_set", {"kind": "generated"}, "generator", {"kind": "merf"})
+    for path in (("teacher", {"kind": "train"}, "training", "dp"), generator):
         key = (*path, "noise_multiplier")
         assert complaints("compress", key, value)
         assert not complaints("compress", key, 0.01)

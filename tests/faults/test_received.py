@@ -26,9 +26,11 @@ DISTILL = {
         "training": {"steps": 4, "batch_size": 32},
     },
     "student": {"arch": "mlp", "width": 8},
-    "generator": {"batch_size": 16, "width": 4, "latent": 8, "steps": 1},
+    "transfer_set": {
+        "generator": {"batch_size": 16, "width": 4, "latent": 8, "steps": 1},
+        "bank": {"capacity": 64},
+    },
     "phases": [{"kind": "joint", "steps": 4, "every": 2}],
-    "bank": {"capacity": 64},
     "distill": {"batch_size": 16},
     "mix": {"mixup": 0.0},
     "device": "cpu",
@@ -93,7 +95,10 @@ def test_a_received_folder_runs_nothing_in_any_job(tmp_path: Path) -> None:
     received(tmp_path)
     mine, theirs = ({"kind": "load", "model": name} for name in ("my_teacher", "their_model"))
     saved = {"kind": "saved", "path": "their_gen"}
-    distill = {key: DISTILL[key] for key in ("phases", "device", "distill", "mix")} | {"student": {"arch": "mlp"}}
+    distillation = {key: DISTILL[key] for key in ("phases", "distill", "mix")}
+    given = {"device": "cpu", "student": {"arch": "mlp"}}
+    distill, made = {**distillation, **given}, {"generator": saved}
+    compress = {**given, "distillation": distillation, "export": {"formats": []}}
     audited = {"members": {"data": {"kind": "digits"}, "split": "train"}, "nonmembers": {"data": {"kind": "digits"}}}
     cases = [
         words("generate", {"run": "their_run", "per_class": 1}, "--dry-run"),
@@ -103,11 +108,11 @@ def test_a_received_folder_runs_nothing_in_any_job(tmp_path: Path) -> None:
         words("generate", {"teacher": mine, "run": "their_gen", "per_class": 1}, "out=c"),
         words("generate", {"teacher": mine, "generator": saved, "per_class": 1}, "--dry-run"),
         words("generate", {"teacher": theirs, "generator": {"kind": "pixels"}, "per_class": 1}, "out=d"),
-        words("distill", {**distill, "teacher": mine, "generator": saved}, "out=e"),
+        words("distill", {**distill, "teacher": mine, "transfer_set": made}, "out=e"),
         words("distill", {**distill, "teacher": theirs}, "--dry-run"),
         words("distill", {**distill, "teacher": mine, "student": theirs, "inherit": False}, "out=f"),
-        words("compress", {**distill, "teacher": mine, "generator": saved, "export": {"formats": []}}, "out=g"),
-        words("compress", {**distill, "teacher": theirs, "export": {"formats": []}}, "--dry-run"),
+        words("compress", {**compress, "teacher": mine}, f"distillation.transfer_set={json.dumps(made)}", "out=g"),
+        words("compress", {**compress, "teacher": theirs}, "--dry-run"),
         words("teach", {"data": {"kind": "digits"}, "model": theirs, "device": "cpu"}, "out=h"),
         words("evaluate", {"generated": ["my_teacher"], "real": "my_teacher", "teacher": theirs}, "out=i"),
         words("audit", {**audited, "nonmembers": audited["members"], "student": theirs}, "--dry-run"),

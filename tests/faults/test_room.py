@@ -19,7 +19,9 @@ from synthkd.pipelines.cli import main
 
 TEACH = ["teach", "data.kind=digits", "model.arch=convnet", "model.width=4"]
 SLOW = ((), pytest.mark.slow)
-PHASES = "phases=[{kind: pregenerate, rounds: 2, discard: 0}, {kind: joint, steps: 6, every: 3}]"
+PHASES = "[{kind: pregenerate, rounds: 2, discard: 0}, {kind: joint, steps: 6, every: 3}]"
+GENERATOR = "{kind: inversion, width: 4, latent: 8, batch_size: 16}"
+STUDENT = ["student.arch=convnet", "student.width=4"]
 
 
 @contextmanager
@@ -51,31 +53,29 @@ def teacher(home: Path) -> str:
 
 
 def distill(home: Path) -> list[str]:
-    return [
-        "distill",
-        teacher(home),
-        "student.arch=convnet",
-        "student.width=4",
-        "generator={kind: inversion, width: 4, latent: 8, batch_size: 16}",
-        "distill.batch_size=16",
-        "checkpoint_every=2",
-        PHASES,
-    ]
+    return ["distill", teacher(home), *STUDENT, *distillation(), "checkpoint_every=2"]
+
+
+def distillation(section: str = "") -> list[str]:
+    """Settings of a distillation, which are in a section of a compression."""
+    settings = [f"transfer_set.generator={GENERATOR}", "distill.batch_size=16", f"phases={PHASES}"]
+    return [f"{section}{setting}" for setting in settings]
 
 
 def commands(home: Path) -> dict[str, list[str]]:
     made = ["generate", teacher(home), f"run={home / 'distill'}", "per_class=4"]
+    compress = ["compress", teacher(home), *distillation("distillation."), "checkpoint_every=2"]
     sets = [str(home / "a.npz"), f"real={home / 'b.npz'}"]
     return {
         "teach": [*TEACH, "training.steps=4", "checkpoint_every=2"],
         "distill": distill(home),
-        "bank on disk": [*distill(home), "bank.storage=disk", "bank.capacity=40"],
+        "bank on disk": [*distill(home), "transfer_set.bank.storage=disk", "transfer_set.bank.capacity=40"],
         "folder": made,
         "webdataset": [*made, "format=webdataset"],
         "evaluate": ["evaluate", *sets, teacher(home), "cache=null", f"save_features={home / 'features.safetensors'}"],
         "audit": ["audit", teacher(home), f"members={home / 'a.npz'}", f"nonmembers={home / 'b.npz'}"],
-        "compress": ["compress", *distill(home)[1:], "export.formats=[onnx, int8]", "export.calibration=16"],
-        "search": ["compress", *distill(home)[1:2], *distill(home)[4:], "export.formats=[]",
+        "compress": [*compress, *STUDENT, "export.formats=[onnx, int8]", "export.calibration=16"],
+        "search": [*compress, "export.formats=[]",
                    "search={candidates: 2, population: 2, steps: 2, rounds: 2, max_parameters: 5000}"],
     }  # fmt: skip
 
@@ -163,14 +163,15 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 def test_a_bank_that_the_disk_does_not_hold_is_refused_and_does_not_kill(home: Path, small_disk: Path) -> None:
     # 3 MB of images, of which the run would write enough to meet the disk's end
-    large = [*distill(home), "bank.storage=disk", "bank.capacity=40000", f"out={small_disk / 'run'}"]
+    on_disk = [*distill(home), "transfer_set.bank.storage=disk", f"out={small_disk / 'run'}"]
+    large = [*on_disk, "transfer_set.bank.capacity=40000"]
     done = run_in_a_process(f"sys.exit(main({large!r}))")
     assert done.returncode == 6, done.stderr
     line = done.stderr.strip().splitlines()[-1]
     assert line.startswith("error: bank.capacity: 40,000 images with their logits take 4.8 MB, which do not fit ")
     assert "no space left on device" in line
     assert not list((small_disk / "run" / "bank").rglob("*.bin")), "what it could have is given back"
-    assert main([*large[:-2], "bank.capacity=40", large[-1]]) == 0, "a smaller one fits"
+    assert main([*on_disk, "transfer_set.bank.capacity=40"]) == 0, "a smaller one fits"
 
 
 def test_a_full_disk_is_named_with_its_file(home: Path, small_disk: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -188,13 +189,13 @@ def test_a_full_disk_is_named_with_its_file(home: Path, small_disk: Path, capsys
 
 def test_memory_that_runs_out_says_what_would_need_less(home: Path, tmp_path: Path) -> None:
     made = ["generate", teacher(home), "generator={kind: inversion, width: 64, latent: 8, batch_size: 65536}"]
-    large = tmp_path / "large.npz"
+    bank, large = "transfer_set.bank.capacity=20000000", tmp_path / "large.npz"
     np.savez_compressed(large, images=np.zeros((5_000_000, 8, 8), dtype=np.uint8))
     cases = {
         "model": ([*distill(home), "student.width=3000"], "the width of student or generator"),
         "teacher": ([*TEACH, "model.width=3000"], "model.width"),
-        "bank": ([*distill(home), "bank.capacity=20000000"], "bank.capacity: 20,000,000 images with their logits take"),
-        "plan": ([*distill(home), "bank.capacity=20000000", "--dry-run"], "or set bank.storage=disk"),
+        "bank": ([*distill(home), bank], "bank.capacity: 20,000,000 images with their logits take"),
+        "plan": ([*distill(home), bank, "--dry-run"], "or set bank.storage=disk"),
         "batch": ([*TEACH, "training.batch_size=65536"], "training.batch_size"),
         "private batch": (
             [*TEACH, "training={batch_size: 700, steps: 2, dp: {epsilon: 8, physical_batch: 700}}", "model.norm=group",

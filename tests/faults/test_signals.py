@@ -25,9 +25,8 @@ RECIPE = {
         "kind": "train", "data": {"kind": "digits"}, "model": {"arch": "mlp", "width": 8}, "training": {"steps": 6}
     },
     "student": {"arch": "mlp", "width": 8},
-    "generator": {"kind": "pixels", "batch_size": 10, "steps": 1},
+    "transfer_set": {"generator": {"kind": "pixels", "batch_size": 10, "steps": 1}, "bank": {"capacity": 20}},
     "phases": [{"kind": "pregenerate", "rounds": 1}, {"kind": "refine", "steps": 8}],
-    "bank": {"capacity": 20},
     "distill": {"batch_size": 8},
     "inherit": False,
     "device": "cpu",

@@ -1,14 +1,10 @@
-"""Extractors, the pass over images, and features as files."""
+"""Extractors and the pass over images."""
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import sys
-from collections.abc import Callable, Iterable
 from pathlib import Path
-from types import ModuleType
-from urllib.error import URLError
 
 import pytest
 import torch
@@ -16,53 +12,26 @@ from pydantic import TypeAdapter, ValidationError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from synthkd.errors import ConfigError, DataError, MissingExtraError, ModelError
+from synthkd.errors import ConfigError, DataError, ModelError
 from synthkd.metrics import features as features_module
 from synthkd.metrics.efficientnet import EfficientNetLite0
-from synthkd.metrics.feature_cache import SavedSet, cached_extract, load_features, load_set, save_features, save_set
-from synthkd.metrics.features import Features, build_extractor, extract
-from synthkd.models import Classifier, build_model, save
+from synthkd.metrics.features import build_extractor, extract
+from synthkd.models import Classifier, save
 from synthkd.settings import (
     EfficientNetExtractor,
     ExtractorSettings,
-    InceptionExtractor,
     LoadedExtractor,
     TeacherExtractor,
-    ZooModel,
 )
 from synthkd.types import ImageSpec, to_float
 
 CPU = torch.device("cpu")
 TEACHER = TeacherExtractor(kind="teacher")
-
-
-@pytest.fixture(autouse=True)
-def _seeded() -> Iterable[None]:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        yield
+pytestmark = pytest.mark.usefixtures("seeded")
 
 
 def random_images(*shape: int, seed: int = 0) -> Tensor:
     return torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
-
-
-def lively(model: nn.Module) -> None:
-    """BatchNorm layers as after training: without this folding them would change nothing."""
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.uniform_(module.running_mean, -0.5, 0.5)
-            nn.init.uniform_(module.running_var, 0.5, 2.0)
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.uniform_(module.bias, -0.5, 0.5)
-
-
-@pytest.fixture
-def teacher() -> Classifier:
-    spec = ImageSpec(1, 12, 12, 4)
-    model = build_model(ZooModel(arch="resnet", width=4, depth=8), spec, (0.3,), (0.2,))
-    lively(model)
-    return model
 
 
 class MapsToLogits(nn.Module):
@@ -265,7 +234,7 @@ def test_timm_leaves_its_head_off_without_classes(tmp_path: Path) -> None:
     headless = {k: v for k, v in body.state_dict().items() if not k.startswith("fc.")}
     save_file(headless, tmp_path / "headless.safetensors")
     name, images = "timm:resnet10t", random_images(2, 3, 32, 32)
-    with pytest.raises(ConfigError, match="without weights knows nothing"):
+    with pytest.raises(ConfigError, match="without weights is untrained"):
         build_extractor(loaded(name, size=32), CPU)
     whole = build_extractor(loaded(name, size=32, classes=7, weights=str(tmp_path / "w.safetensors")), CPU)
     bare = build_extractor(loaded(name, size=32, weights=str(tmp_path / "headless.safetensors")), CPU)
@@ -278,7 +247,7 @@ def test_timm_leaves_its_head_off_without_classes(tmp_path: Path) -> None:
     torch.testing.assert_close(whole(images).logits, logits, atol=1e-5, rtol=1e-5)
 
 
-# --- EfficientNet and Inception -------------------------------------------------------------------------------------
+# --- EfficientNet ---------------------------------------------------------------------------------------------------
 
 
 def test_efficientnet_gives_1280_features_of_any_images(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -293,104 +262,6 @@ def test_efficientnet_gives_1280_features_of_any_images(monkeypatch: pytest.Monk
     assert found.values.shape == (3, 1280)
     assert found.logits is not None
     assert found.logits.shape == (3, 1000)
-
-
-class TinyInception(nn.Module):
-    """Stands in for torch-fidelity's network: the same way of being built, its children in the order they run in."""
-
-    def __init__(self, name: str, features: list[str], feature_extractor_weights_path: str | None = None) -> None:
-        super().__init__()
-        assert feature_extractor_weights_path is not None  # else it would download
-        self.Conv2d_1a_3x3 = nn.Conv2d(3, 6, 3, stride=8)
-        self.AvgPool = nn.AdaptiveAvgPool2d((1, 1))
-        self.fc = nn.Linear(6, 1008)
-
-
-@pytest.fixture
-def tiny_inception(monkeypatch: pytest.MonkeyPatch) -> None:
-    module = ModuleType("torch_fidelity.feature_extractor_inceptionv3")
-    module.FeatureExtractorInceptionV3 = TinyInception  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "torch_fidelity", ModuleType("torch_fidelity"))
-    monkeypatch.setitem(sys.modules, module.__name__, module)
-
-
-def save_known(network: nn.Module, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Write weights that count as those of the FID."""
-    torch.save(network.state_dict(), path)
-    monkeypatch.setattr(features_module, "INCEPTION_SHA256", hashlib.sha256(path.read_bytes()).hexdigest())
-
-
-@pytest.mark.usefixtures("tiny_inception")
-def test_inception_from_a_local_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "inception.pth"
-    network = TinyInception("", [], "")
-    save_known(network, path, monkeypatch)
-    extractor = build_extractor(InceptionExtractor(kind="inception", weights=str(path), resize="tf1"), CPU)
-    assert (extractor.name, extractor.classes, extractor.resize) == ("inception", 1008, "tf1 299x299")
-    images = random_images(2, 3, 299, 299)
-    found = extractor(images)
-    with torch.no_grad():
-        expected = network.AvgPool(network.Conv2d_1a_3x3((images.float() - 128) / 128)).flatten(1)
-    torch.testing.assert_close(found.features, expected, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(found.logits, expected @ network.fc.weight.T.detach(), atol=1e-5, rtol=1e-5)  # no bias
-    assert extractor(random_images(1, 1, 28, 28)).features.shape == (1, 6)
-
-
-@pytest.mark.usefixtures("tiny_inception")
-def test_other_weights_are_not_the_fids(tmp_path: Path) -> None:
-    path = tmp_path / "inception.pth"
-    torch.save(TinyInception("", [], "").state_dict(), path)
-    settings = InceptionExtractor(kind="inception", weights=str(path))
-    with pytest.raises(ModelError, match=r"damaged or another file: sha256 .* instead of 6726825d.*fetch https"):
-        build_extractor(settings, CPU)
-
-
-@pytest.mark.usefixtures("tiny_inception")
-def test_inception_downloads_only_when_told_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
-
-    def offline(request: object, *_: object, **__: object) -> None:
-        asked.append(request)
-        raise URLError("no route to host")
-
-    monkeypatch.setattr(torch.hub, "urlopen", offline)
-    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    with pytest.raises(ConfigError, match=r"set `weights` to a local copy of https.*or `download: true`"):
-        build_extractor(InceptionExtractor(kind="inception"), CPU)
-    assert asked == []
-    with pytest.raises(ModelError, match=r"downloading https.* failed .*no route to host.*set `weights`"):
-        build_extractor(InceptionExtractor(kind="inception", download=True), CPU)
-    assert len(asked) == 1
-    # What an earlier download left is used without asking.
-    left = tmp_path / "checkpoints" / "pt_inception-2015-12-05-6726825d.pth"
-    save_known(TinyInception("", [], ""), left, monkeypatch)
-    assert build_extractor(InceptionExtractor(kind="inception"), CPU).classes == 1008
-    assert len(asked) == 1
-
-
-def test_inception_without_its_package(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "torch_fidelity", None)
-    monkeypatch.setitem(sys.modules, "torch_fidelity.feature_extractor_inceptionv3", None)
-    with pytest.raises(MissingExtraError, match=r"inception needs.*torch_fidelity.*synthkd\[inception\]"):
-        build_extractor(InceptionExtractor(kind="inception"), CPU)
-
-
-@pytest.mark.slow
-def test_inception_is_torch_fidelitys_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    library = pytest.importorskip("torch_fidelity.feature_extractor_inceptionv3")
-    path = tmp_path / "inception.pth"
-    torch.save({}, path)
-    with monkeypatch.context() as patch:  # no weights, and none downloaded
-        patch.setattr(library.FeatureExtractorInceptionV3, "load_state_dict", lambda *_: None)
-        theirs = library.FeatureExtractorInceptionV3("theirs", ["2048", "logits_unbiased"], str(path))
-    lively(theirs)
-    save_known(theirs, path, monkeypatch)
-    extractor = build_extractor(InceptionExtractor(kind="inception", weights=str(path), resize="tf1"), CPU)
-    images = random_images(2, 3, 40, 50)
-    found = extractor(images)
-    for mine, expected in zip((found.features, found.logits), theirs(images), strict=True):
-        scale = expected.abs().max()
-        torch.testing.assert_close(mine / scale, expected / scale, atol=1e-4, rtol=0)
 
 
 # --- settings -------------------------------------------------------------------------------------------------------
@@ -409,135 +280,3 @@ def test_settings_by_kind() -> None:
     ):
         with pytest.raises(ValidationError):
             adapter.validate_python(wrong)
-
-
-# --- files and the cache --------------------------------------------------------------------------------------------
-
-
-def some_features(logits: bool = True) -> Features:
-    return Features(torch.rand(5, 3), torch.rand(5, 2) if logits else None, "teacher", "d" * 64, "antialias 12x12")
-
-
-def equal(a: Features, b: Features) -> bool:
-    same_logits = a.logits is b.logits if None in (a.logits, b.logits) else torch.equal(a.logits, b.logits)
-    return (
-        same_logits
-        and torch.equal(a.values, b.values)
-        and (a.extractor, a.digest, a.resize) == (b.extractor, b.digest, b.resize)
-    )
-
-
-@pytest.mark.parametrize("logits", [True, False])
-def test_features_round_trip(tmp_path: Path, logits: bool) -> None:
-    features = some_features(logits)
-    save_features(features, tmp_path / "deep" / "f.safetensors")
-    assert equal(load_features(tmp_path / "deep" / "f.safetensors"), features)
-
-
-def test_a_set_round_trips_with_its_labels_and_the_teachers_features(tmp_path: Path) -> None:
-    labels, teacher = torch.tensor([1, 0, 1, 1, 0]), Features(torch.rand(5, 4), torch.rand(5, 2), "t", "e" * 64, "none")
-    path = tmp_path / "f.safetensors"
-    features = some_features()
-    save_set(SavedSet(features, "digest", "mine", labels, ("cat", "dog"), teacher), path)
-    found = load_set(path)
-    assert equal(found.features, features)
-    assert found.teacher is not None
-    assert equal(found.teacher, teacher)
-    assert found.labels is not None
-    assert torch.equal(found.labels, labels)
-    assert (found.content, found.name, found.class_names) == ("digest", "mine", ("cat", "dog"))
-    flip_last_byte(path)
-    with pytest.raises(DataError, match="own checksum"):
-        load_set(path)
-    save_features(some_features(), path)
-    assert (load_set(path).labels, load_set(path).class_names, load_set(path).teacher) == (None, (), None)
-
-
-def flip_last_byte(path: Path) -> None:
-    data = bytearray(path.read_bytes())
-    data[-1] ^= 1
-    path.write_bytes(data)
-
-
-def rename_extractor(path: Path) -> None:
-    path.write_bytes(path.read_bytes().replace(b'"teacher"', b'"Teacher"'))
-
-
-def cut(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-7])
-
-
-def other_tensors(path: Path) -> None:
-    save_file({"weights": torch.zeros(2)}, path)
-
-
-@pytest.mark.parametrize(
-    ("damage", "message"),
-    [
-        (flip_last_byte, "own checksum"),
-        (rename_extractor, "own checksum"),
-        (cut, "not a readable features file"),
-        (other_tensors, "holds no features"),
-        (Path.unlink, "features file not found"),
-    ],
-)
-def test_damaged_files_are_refused(tmp_path: Path, damage: Callable[[Path], None], message: str) -> None:
-    path = tmp_path / "f.safetensors"
-    save_features(some_features(), path)
-    damage(path)
-    with pytest.raises(DataError, match=message):
-        load_features(path)
-
-
-def test_the_cache_takes_features_once(teacher: Classifier, tmp_path: Path) -> None:
-    images, calls = random_images(6, 1, 12, 12), []
-
-    def batches() -> list[Tensor]:
-        calls.append(1)
-        return [images]
-
-    plain = build_extractor(TEACHER, CPU, teacher)
-    first = cached_extract("content", batches, plain, tmp_path / "cache")
-    assert equal(first, extract([images], plain))
-    assert equal(cached_extract("content", batches, plain, tmp_path / "cache"), first)
-    assert len(calls) == 1
-    cached_extract("other content", batches, plain, tmp_path / "cache")
-    resizing = build_extractor(TeacherExtractor(kind="teacher", resize="pil"), CPU, teacher)
-    assert cached_extract("content", batches, resizing, tmp_path / "cache").resize == "pil 12x12"
-    assert len(calls) == 3
-    with torch.no_grad():
-        teacher.body.head.bias.add_(1)
-    cached_extract("content", batches, build_extractor(TEACHER, CPU, teacher), tmp_path / "cache")
-    assert len(calls) == len(list((tmp_path / "cache").iterdir())) == 4
-
-
-@pytest.mark.parametrize("damage", [flip_last_byte, cut, other_tensors])
-def test_a_damaged_cache_entry_is_made_anew(
-    teacher: Classifier, tmp_path: Path, damage: Callable[[Path], None]
-) -> None:
-    extractor = build_extractor(TEACHER, CPU, teacher)
-    images = random_images(6, 1, 12, 12)
-    first = cached_extract("content", lambda: [images], extractor, tmp_path)
-    (entry,) = tmp_path.iterdir()
-    damage(entry)
-    assert equal(cached_extract("content", lambda: [images], extractor, tmp_path), first)
-    assert equal(load_features(entry), first)
-
-
-def test_an_entry_under_another_images_name_is_made_anew(teacher: Classifier, tmp_path: Path) -> None:
-    extractor = build_extractor(TEACHER, CPU, teacher)
-    ours, theirs = random_images(3, 1, 12, 12), random_images(3, 1, 12, 12, seed=1)
-    mine = cached_extract("ours", lambda: [ours], extractor, tmp_path)
-    (entry,) = tmp_path.iterdir()
-    cached_extract("theirs", lambda: [theirs], extractor, tmp_path)
-    (other,) = set(tmp_path.iterdir()) - {entry}
-    entry.write_bytes(other.read_bytes())
-    assert equal(cached_extract("ours", lambda: [ours], extractor, tmp_path), mine)
-
-
-def test_a_cache_that_cannot_be_written_is_found_out_first(teacher: Classifier, tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("in the way")
-    with pytest.raises(DataError, match=r"cache .* cannot be written; choose another folder"):
-        cached_extract(
-            "content", lambda: pytest.fail("too late"), build_extractor(TEACHER, CPU, teacher), tmp_path / "file"
-        )

@@ -12,7 +12,7 @@ from oracles import exact_frechet, exact_frechet_of_features, optimal_transport_
 
 from synthkd.errors import DataError
 from synthkd.metrics import frechet
-from synthkd.metrics.arrays import thinned
+from synthkd.metrics.arrays import subsample
 from synthkd.metrics.frechet import (
     few_samples,
     frechet_distance,
@@ -338,7 +338,7 @@ def test_points_of_infinity_are_distances_of_random_rows(
 
     def straight(features: torch.Tensor, _: FeatureStatistics, count: int, rng: torch.Generator) -> FeatureStatistics:
         if 2 * count <= len(features):
-            return FeatureStatistics().update(thinned(features, count, rng))
+            return FeatureStatistics().update(subsample(features, count, rng))
         if count == len(features):
             return FeatureStatistics().update(features)
         left_out = set(torch.randperm(len(features), generator=rng)[: len(features) - count].tolist())

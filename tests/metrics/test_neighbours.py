@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from synthkd.errors import DataError
-from synthkd.metrics import neighbours
+from synthkd.metrics import distances, neighbours
 from synthkd.metrics.neighbours import mutual_balls, nearest, nearest_others, points
 
 
@@ -29,7 +29,7 @@ def slow_nearest(squared: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 def set_tile(patch: pytest.MonkeyPatch, size: int) -> None:
     patch.setattr(neighbours, "_TILE", size)
-    patch.setattr(neighbours, "_COORDINATES", 40)
+    patch.setattr(distances, "_COORDINATES", 40)
 
 
 grids = st.lists(st.tuples(st.integers(-2, 2), st.integers(-2, 2)), min_size=5, max_size=40)
@@ -161,7 +161,7 @@ def test_shorter_float_formats_asked_of_torch_do_not_reach_the_distances(shorter
             torch.set_float32_matmul_precision("medium")
         with torch.autocast("cpu", torch.bfloat16, enabled=shorter == "autocast"):
             found = nearest(queries, base, 5)
-            switched = neighbours._Screen(base, queries).dtype  # what shows where the processor has no such format
+            switched = distances.Frame(base, queries).dtype  # what shows where the processor has no such format
     finally:
         torch.set_float32_matmul_precision(before)
     assert torch.equal(found.squared, expected.squared)

@@ -98,7 +98,7 @@ def test_what_is_taken_away_is_the_inverse_of_merging(share: int) -> None:
 
 def test_more_cannot_be_taken_away_than_there_is() -> None:
     small, large = FeatureStatistics().update(draws(4, 3)), FeatureStatistics().update(draws(5, 3))
-    with pytest.raises(DataError, match="5 samples cannot be taken from 4"):
+    with pytest.raises(DataError, match="5 samples cannot be removed from 4"):
         small.without(large)
     with pytest.raises(DataError, match="3 and 2 dimensions"):
         large.without(FeatureStatistics().update(draws(3, 2)))

@@ -166,7 +166,7 @@ def test_two_processes_share_the_chunks(teacher: Path, tmp_path: Path) -> None:
     from synthkd.distillation.teachers import FrozenTeacher
 
     frozen = FrozenTeacher(load(teacher), Accelerator(cpu=True))
-    how = sampling.Batchwise(Wave(frozen.model, 0), frozen, 0.3, 0)
+    how = sampling.ChunkSampler(Wave(frozen.model, 0), frozen, 0.3, 0)
 
     def share(folder: str, rank: int) -> sampling.Sampling:
         store = PartStore(tmp_path / folder)

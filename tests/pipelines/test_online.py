@@ -19,7 +19,7 @@ from synthkd.pipelines.run import job
 from synthkd.pipelines.run.result import Plan, Result
 from synthkd.pipelines.student.assembly import assemble
 from synthkd.pipelines.student.teachers import untrained_teacher
-from synthkd.reports.run import write_report
+from synthkd.reports.report import write_report
 from synthkd.settings import Refine, ZooModel
 from synthkd.settings.load import dump_config, load_config
 from synthkd.system.sealed import unsealed
@@ -313,6 +313,24 @@ def test_of_images_of_the_bank_a_team_is_asked_anew_and_one_teacher_has_answered
             said = [load(path).eval()(asked.images) for path in (teacher["model"], tmp_path / "other")]
         expected = shares[0] * said[0] + shares[1] * said[1]
     torch.testing.assert_close(asked.teacher_logits, expected, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_real_images_of_a_generator_are_held_out_unless_they_are_private(mixed: bool, teacher: dict[str, Any]) -> None:
+    for settings, count in (
+        ({"kind": "cgan", "width": 8, "critic_width": 8}, 60),
+        ({"kind": "merf", "epsilon": 1.0}, None),
+    ):
+        own = {**GENERATED, "generator": {**settings, "batch_size": 20}}
+        sources = [own, {**REAL, "share": 0.5}] if mixed else {**own, "data": DIGITS}
+        transfer_set = assembled(config_of({**SMALL, "teacher": teacher, "transfer_set": sources})).transfer_set
+        held_out = transfer_set.held_out()
+        if count is None:
+            assert held_out is None, "nobody paid for a look at them, and the bank is empty so far"
+        else:
+            assert held_out is not None
+            assert len(held_out.images) == count
+            assert held_out.labels is not None, "annotated"
 
 
 def test_a_run_without_any_weight_is_refused_before_it_begins() -> None:

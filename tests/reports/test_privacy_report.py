@@ -449,7 +449,7 @@ def test_curves_stand_on_logarithmic_axes_from_one_image_with_zero_outside():
 def test_groups_have_the_worst_case_first_and_its_own_ratio():
     audit = plain(audited())
     worst, average = groups(audit)
-    assert worst.found["student"] == audit["models"]["student"]["mislabelled"]
+    assert worst.audits["student"] == audit["models"]["student"]["mislabelled"]
     assert (worst.ratio, average.ratio) == (audit["ratios"]["mislabelled"], audit["ratios"]["natural"])
     assert list(worst.rows) == ["log-odds", "calibrated", "LiRA", "RMIA"]
     assert worst.headlines["teacher"]["name"] == audit["models"]["teacher"]["mislabelled"]["headline"]

@@ -9,7 +9,6 @@ import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +18,14 @@ import yaml
 from PIL import Image
 
 from synthkd.errors import CheckpointError
-from synthkd.reports import curves as figures
-from synthkd.reports.curves import draw_groups, find_marks
+from synthkd.reports.files import read_run
 from synthkd.reports.grids import save_grid
+from synthkd.reports.headline import headline
+from synthkd.reports.intervals import interval_chart
 from synthkd.reports.page import count, duration, interval, milliseconds, percent, size
-from synthkd.reports.run import headline, interval_chart, read_run, spread, write_report
+from synthkd.reports.report import write_report
+from synthkd.reports.results import ModelResult, StudentResult, from_json
+from synthkd.reports.run import spread
 from synthkd.training.monitor import Monitor
 
 SCRIPT = "<script>alert(1)</script>"
@@ -232,6 +234,18 @@ def test_report_of_teach_has_no_student(tmp_path):
     assert "Size of the weights not measured" in text
 
 
+def test_report_of_a_private_generator_speaks_of_no_model(tmp_path):
+    (tmp_path / "result.json").write_text(
+        json.dumps({"job": "release", "real_images_used": 1294, "cost": {"seconds": {"generator": 9.5}, "rounds": 20}})
+    )
+    text = text_of(write_report(tmp_path))
+    assert "synthkd · release" in text
+    assert "The generator learned from noisy statistics of 1,294 private images." in text
+    assert "Generator 9.5 s" in text
+    assert "Rounds 20" in text
+    assert not [word for word in ("eacher", "tudent", "accuracy", "synthkd.load") if word in text]
+
+
 @pytest.mark.parametrize("result", [{}, {"job": "distill"}, {"job": "distill", "teacher": None, "student": {"n": "?"}}])
 def test_absent_values_are_not_measured(tmp_path, result):
     (tmp_path / "result.json").write_text(json.dumps(result))
@@ -244,7 +258,7 @@ def test_absent_values_are_not_measured(tmp_path, result):
 def test_numbers_that_are_not_finite_are_not_measured(tmp_path):
     (tmp_path / "result.json").write_text('{"job": "distill", "student": {"agreement": NaN, "parameters": 100}}')
     text = text_of(write_report(tmp_path))
-    assert "The student was not compared with its teacher." in text
+    assert "The student was not compared with its teacher and saw an unknown number of real images." in text
     assert "nan" not in text.lower().split()
 
 
@@ -257,7 +271,7 @@ def test_text_of_others_is_escaped(tmp_path):
     result["alarms"] = [{"name": SCRIPT, "message": SCRIPT}]
     result["student"]["arch"] = result["name"] = result["hardware"]["cpu"] = SCRIPT
     result["student"]["agreement_on"] = SCRIPT
-    result |= looks_of(teaching=SCRIPT)
+    result |= evaluated(teaching=SCRIPT)
     result["evaluations"]["transfer_efficiency"]["estimator"] = result["peers"][0]["arch"] = SCRIPT
     result["teachers"][0]["name"] = SCRIPT
     (tmp_path / "result.json").write_text(json.dumps(result))
@@ -306,8 +320,8 @@ def quality(trace: float, dimension: int, score: float) -> dict:
             "score": score}  # fmt: skip
 
 
-def looks_of(**more: object) -> dict:
-    """What a result says of looks, two peers and two teachers."""
+def evaluated(**more: object) -> dict:
+    """What a result says of evaluations, two peers and two teachers."""
     efficiency = {
         "value": 0.8721,
         "mutual_information": 2.0072,
@@ -341,16 +355,26 @@ def report_of(run: Path, more: dict, config: dict = CONFIG) -> str:
     ],
 )
 def test_transfer_efficiency_names_its_estimator_and_its_images(tmp_path, estimator, named):
-    looks = looks_of()["evaluations"]
-    looks["transfer_efficiency"]["estimator"] = estimator
-    text = report_of(tmp_path, {"evaluations": looks})
+    evaluations = evaluated()["evaluations"]
+    evaluations["transfer_efficiency"]["estimator"] = estimator
+    text = report_of(tmp_path, {"evaluations": evaluations})
     assert "Knowledge-transfer efficiency η 0.872 I ÷ H = 2.007 ÷ 2.301 nats, n = 144" in text
-    assert f"the share that the student’s answers tell too; {named}, at the last look." in text
-    assert "Stability 0.42 points standard deviation of the accuracy at the last 5 looks, 100 steps apart" in text
+    assert f"the share that the student’s answers tell too; {named}, at the last evaluation." in text
+    assert "Stability 0.42 points standard deviation of the accuracy at the last 5 evaluations, 100 steps apart" in text
 
 
 def test_what_was_not_measured_has_no_place_on_the_page(tmp_path):
-    later = ("efficiency", "Stability", "look", "peer", "The teachers", "Fisher", "3C", "What adapts", "teachers’")
+    later = (
+        "efficiency",
+        "Stability",
+        "evaluation",
+        "peer",
+        "The teachers",
+        "Fisher",
+        "3C",
+        "What adapts",
+        "teachers’",
+    )
     old = report_of(tmp_path, {})
     none = {
         "evaluations": {
@@ -367,7 +391,7 @@ def test_what_was_not_measured_has_no_place_on_the_page(tmp_path):
 
 
 def test_several_teachers_are_compared(tmp_path):
-    text = report_of(tmp_path, looks_of())
+    text = report_of(tmp_path, evaluated())
     assert "The student keeps 98.3 % of its teachers’ accuracy and never saw a real image." in text
     assert (
         "Accuracy and agreement go by all teachers together; architecture, size and latency are those of the first"
@@ -390,7 +414,7 @@ def test_teachers_without_scores_and_choices_have_no_columns_for_them(tmp_path):
 
 @pytest.mark.parametrize(("teaching", "who"), [("student", "the student"), ("peer 2", "peer 2")])
 def test_peers_stand_beside_the_student(tmp_path, teaching, who):
-    text = report_of(tmp_path, looks_of(teaching=teaching))
+    text = report_of(tmp_path, evaluated(teaching=teaching))
     table = text[text.index("The student and its peers") :]
     rows = ["Student resnet width 8 depth 8 96.9 %", "Peer 1 vit width 64 95.8 %", "Peer 2 vit width 64 93.1 %"]
     assert sorted(rows, key=table.index) == rows
@@ -406,7 +430,7 @@ def test_peers_stand_beside_the_student(tmp_path, teaching, who):
     ],
 )
 def test_student_of_real_images_and_peers_has_no_teacher(tmp_path, sources):
-    more = looks_of() | {"teacher": None, "ratio": {}, "real_images_used": 1294, "teachers": []}
+    more = evaluated() | {"teacher": None, "ratio": {}, "real_images_used": 1294, "teachers": []}
     more["student"] = result_of_distill()["student"] | {"agreement": None}
     more["evaluations"]["transfer_efficiency"] = None
     more["cost"] = {"seconds": {"teacher": 0.0, "distill": 9.5}, "steps": 400}
@@ -446,166 +470,22 @@ def test_formats():
 
 
 def test_axis_of_intervals_has_round_ends_around_every_interval():
-    chart = interval_chart(result_of_distill())
-    assert [round(value, 4) for _, value in chart["ticks"]] == [0.94, 0.95, 0.96, 0.97, 0.98, 0.99, 1.0]
-    at, low, high = chart["models"]["student"]
+    result = result_of_distill()
+    models = from_json(ModelResult, result["teacher"]), from_json(StudentResult, result["student"])
+    chart = interval_chart(*models)
+    assert [round(value, 4) for _, value in chart.ticks] == [0.94, 0.95, 0.96, 0.97, 0.98, 0.99, 1.0]
+    at, low, high = chart.models["student"]
     assert (at, low, high) == pytest.approx((49.0, 10.3333, 71.3333), abs=0.01)
-    sure = {"accuracy": 1.0, "accuracy_interval": [1.0, 1.0]}
-    assert interval_chart({"teacher": sure, "student": sure})["models"]["student"] == pytest.approx([100.0] * 3)
-    assert interval_chart({"teacher": sure, "student": {"accuracy": 0.9}}) is None
+    sure = ModelResult(1.0, (1.0, 1.0))
+    assert interval_chart(sure, sure).models["student"] == pytest.approx([100.0] * 3)
+    assert interval_chart(sure, ModelResult(0.9)) is None
+    assert interval_chart(None, sure) is None
 
 
 def test_grids_are_spread_from_first_to_last():
     items = [(step, Path(str(step))) for step in range(20)]
     assert [step for step, _ in spread(items, 6)] == [0, 4, 8, 11, 15, 19]
     assert spread(items[:3], 6) == items[:3]
-
-
-def test_marks_and_groups_of_curves(tmp_path):
-    fake_log(tmp_path, 360)
-    rows = Monitor(tmp_path).rows()
-    marks = find_marks(rows)
-    assert marks.phases == (("joint", 5), ("refine", 305))
-    assert marks.resumes == (150,)
-    assert marks.last_step == 360
-    groups = draw_groups(rows, {"test/accuracy": ("teacher", 0.98)})
-    assert [group.title for group in groups] == ["Outcome and difficulty", "Student", "Generator"]
-    outcome = {panel.title: panel for panel in groups[0].panels}
-    assert list(outcome) == ["Test accuracy", "Test agreement", "Fresh agreement", "Difficulty"]
-    assert "reported only" in outcome["Test accuracy"].note
-    assert "grey line: teacher" in outcome["Test accuracy"].note
-    assert outcome["Difficulty"].last == "0.8958"
-    assert outcome["Difficulty"].note == ""
-    generator = {panel.title: panel for panel in groups[2].panels}
-    assert "log scale" in generator["Batch norm"].note
-    assert "log scale" not in generator["Adversarial"].note
-
-
-def adapting_rows() -> list[dict]:
-    """A log of 200 rounds of generation and 600 steps of a student whose gap falls as 0.8 e^(-t / 100) + 0.02."""
-    rows = [{"step": 0, "event": "pregenerate begins", "kind": "phase", "phase": "pregenerate"}]
-    rows += [{"step": 200, "event": "refine begins", "kind": "phase", "phase": "refine"}]
-    for t in range(0, 600, 30):
-        row = {"step": 200 + t + 1, "phase": "refine"}  # a look has a row at once, which counts its step as done
-        row |= {"adapt/gap": 0.8 * math.exp(-t / 100) + 0.02, "adapt/temperature": 5.0 - t / 200}
-        row |= {"adapt/teaching": float(t > 200) * 2, "adapt/selected_teacher": float(t // 30 % 3 == 0)}
-        row |= {"evaluation/accuracy": t / 600, "evaluation/accuracy of peer 1": t / 700}
-        row |= {"evaluation/transfer_efficiency": (t + 1) / 650}
-        row |= {
-            f"{who}/{what}": 1.0 / (t + 1) for who in ("student", "peer 10", "peer 2") for what in ("loss", "agreement")
-        }
-        rows.append(row | ({"adapt/gap_fitted": 0.5} if t >= 90 else {}))
-    return rows
-
-
-def gap_of(**more: object) -> dict:
-    gap = {"alpha": 0.8, "beta": 0.01, "gamma": 0.02, "start": 0.0, "n": 20, "errors": [0.011, 1e-5, 0.0012],
-           "threshold": 0.05, "below_from_step": 100 * math.log(0.8 / 0.03)}  # fmt: skip
-    return {"gap": gap | more}
-
-
-def panel_of(looks: dict | None, title: str) -> figures.Panel:
-    rows = [{k: v for k, v in row.items() if "/" not in k or k.startswith("adapt/")} for row in adapting_rows()]
-    return next(panel for group in draw_groups(rows, {}, looks) for panel in group.panels if panel.title == title)
-
-
-def paths(svg: str) -> list[list[tuple[float, float]]]:
-    """The points of each path drawn in the colour of the curve."""
-    drawn = re.findall(r'<path d="([^"]*)"[^>]*style="fill: none; stroke: var\(--line\)', svg)
-    return [[(float(x), float(y)) for x, y in re.findall(r"[ML] (\S+) (\S+)", path)] for path in drawn]
-
-
-def test_looks_what_adapts_and_each_peer_are_groups():
-    drawn = draw_groups(adapting_rows(), {})
-    groups = {group.title: [panel.title for panel in group.panels] for group in drawn}
-    panels = {panel.title: panel for group in drawn for panel in group.panels}
-    assert list(groups) == [
-        "Outcome and difficulty", "Looks at the students", "What adapts", "Student", "Peer 2", "Peer 10",
-    ]  # fmt: skip
-    assert groups["Outcome and difficulty"] == ["Student agreement"]
-    assert groups["Looks at the students"] == ["Accuracy", "Transfer efficiency η", "Accuracy of peer 1"]
-    assert (
-        panels["Transfer efficiency η"].note == "I(p_T; p_S) / H(p_T)"
-    )  # a share: no log scale, from 1/650 to 571/650
-    assert groups["What adapts"] == ["Temperature", "Capacity gap", "Who teaches", "Selected teacher"]
-    assert groups["Peer 2"] == ["Agreement", "Loss"]
-    assert groups["Peer 10"] == ["Agreement", "Loss"]
-
-
-def test_choices_are_drawn_as_steps_and_named():
-    shown = {"Who teaches": ["student", "peer 2"], "Selected teacher": ["teacher 2", "teacher 1"]}
-    for title, names in shown.items():
-        panel = panel_of(None, title)
-        assert panel.last == names[-1]
-        assert all(f">{name}<" in panel.svg for name in names)
-        (line,) = paths(panel.svg)
-        assert {before[0] == after[0] or before[1] == after[1] for before, after in pairwise(line)} == {True}
-        assert len({point[1] for point in line}) == 2
-
-
-def test_gap_shows_what_was_measured_the_curve_and_the_threshold_in_one_panel():
-    panel = panel_of(gap_of(), "Capacity gap")
-    assert panel.note == (
-        "share of the teacher’s accuracy still missing; dots: measured; curve: fitted; grey line: threshold 0.05"
-    )
-    assert panel.below.replace("\N{NO-BREAK SPACE}", " ") == (
-        "Curve: α e^(−β t) + γ, α = 0.8 ± 0.011, β = 0.01 ± 1e−05, γ = 0.02 ± 0.0012 (± standard error); "
-        "t: the student’s steps. Below the threshold 0.05 from step 529 on."
-    )
-    assert panel.svg.count("<use ") == 20
-    (curve,) = paths(panel.svg)
-    assert len(curve) > 90
-    plain = panel_of({"gap": None}, "Capacity gap")
-    assert (plain.below, len(paths(plain.svg)[0])) == ("", 17)
-    assert panel.svg.count("stroke: var(--muted)") == plain.svg.count("stroke: var(--muted)") + 1
-
-
-def test_curve_of_the_gap_goes_through_what_was_measured_at_the_step_of_each_look():
-    rows = adapting_rows()
-    marks = find_marks(rows)
-    steps, gaps = figures._values(rows, "adapt/gap")
-    assert steps == [200 + t for t in range(0, 600, 30)]
-    assert figures._values(rows, "student/loss")[0] == [step + 1 for step in steps], "a loss is that of a step done"
-    drawn, _ = figures._fitted(rows, steps[-1], gap_of()["gap"], marks)
-    assert (drawn[0][0], drawn[0][-1]) == (steps[0], steps[-1])
-    assert np.interp(steps, *drawn) == pytest.approx(gaps, abs=1e-3)
-
-
-def test_student_stands_still_while_images_are_generated():
-    marks = figures.Marks((("joint", 0), ("pregenerate", 50), ("refine", 80)), (), 200)
-    assert [figures._run_step(time, marks) for time in (0, 49, 50, 60)] == [0, 49, 80, 90]
-    assert figures._run_step(7, figures.Marks((), (), 9)) == 7
-
-
-@pytest.mark.parametrize(
-    ("more", "said"),
-    [
-        ({"below_from_step": None}, "It stays above the threshold 0.05."),
-        ({"below_from_step": 5000.0}, "Below the threshold 0.05 from step 5,200 on, after the end of the run."),
-        ({"threshold": None}, "t: the student’s steps."),
-        ({"start": 30.0}, "α e^(−β (t − 30)) + γ"),
-        ({"gamma": -0.004, "errors": [None, 0.1, None]}, "γ = −0.004 (without ±: the looks do not tell how sure)"),
-    ],
-)
-def test_words_on_the_gap_are_no_stronger_than_the_fit(more, said):
-    assert said in panel_of(gap_of(**more), "Capacity gap").below.replace("\N{NO-BREAK SPACE}", " ")
-
-
-def test_gap_of_an_unfinished_run_has_its_threshold_from_the_configuration(tmp_path):
-    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, adapting_rows())) + "\n")
-    adapt = {"every": 30, "strength": {"beta": 1.0, "threshold": 0.07, "boost": 1.5}}
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(CONFIG | {"distill": {"adapt": adapt}}))
-    text = text_of(write_report(tmp_path))
-    assert "dots: measured; curve: fitted; grey line: threshold 0.07" in text
-    assert "Curve: α" not in text
-    assert "At held-out images, from which nobody learns" in text
-
-
-def test_long_curves_stay_small_and_keep_their_extremes():
-    rows = [{"step": step, "loss": 1.0 + (step == 40_001) * 5.0} for step in range(100_000)]
-    (group,) = draw_groups(rows, {})
-    assert len(group.panels[0].svg) < 80_000
-    assert ">6<" in group.panels[0].svg
 
 
 def test_matplotlib_comes_only_with_a_report():

@@ -1,4 +1,4 @@
-"""Classes of one set found again in another: labels are indices, and mean something only with the names behind them."""
+"""Matching of the classes of two sets: labels are indices, and have a meaning only with the class names."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from torch import Tensor
 from synthkd.data.read.decode import some
 from synthkd.errors import DataError
 
-_SHOWN = 5  # names in a message
+_NAMED = 5  # most names in a message
 
 
 @dataclass(frozen=True)
 class Aligned:
-    """Labels in terms of another set's classes.
+    """Labels as indices into another set's class names.
 
     Attributes:
-        labels: int64 `[N]`, indices into the other set's class names.
-        class_names: the other set's; where those are numbers, this set's name of each class it has.
-        note: what had to be assumed, in a line; empty where the names said everything.
+        labels: int64 `[N]`, indices into `class_names`.
+        class_names: the other set's names; where those are numbers, this set's name of each class that it has.
+        note: the assumption that was made, in a line; empty where the names match.
     """
 
     labels: Tensor
@@ -29,50 +29,49 @@ class Aligned:
     note: str
 
 
-def align_labels(labels: Tensor, names: Sequence[str], known: Sequence[str], of: str, among: str) -> Aligned:
-    """Express labels as indices into the names of another set.
+def align_labels(labels: Tensor, names: Sequence[str], targets: Sequence[str], of: str, among: str) -> Aligned:
+    """Express labels as indices into the class names of another set.
 
-    Names are compared as they are, but numbers as numbers ("07" is 7). A set that only numbers its classes is taken by
-    number where the other one has names: class i of it is the i-th name there. It may have fewer classes than there are
-    names, since its numbers go no further than its labels; with more, or with any that no name stands for, it is
-    refused. A class without an image is never missed.
+    Names are compared as text, numbers as numbers ("07" is 7). Where one set has names and the other only numbers,
+    class number i is taken for the i-th name. The numbered set may have fewer classes than there are names, but not
+    more, and each of its numbers must stand for a name. Classes without an image are not required in the other set.
 
     Args:
         labels: int64 `[N]`, indices into `names`.
         names: one for each class.
-        known: names of the classes to find these among.
-        of: how messages call the set.
-        among: how messages call the other one.
+        targets: class names of the other set.
+        of: name of the set in messages.
+        among: name of the other set in messages.
 
     Raises:
-        DataError: images of a class that is not among the others, with its name and the remedy.
+        DataError: images of a class that the other set does not have, with its name and the remedy.
     """
     used = labels.unique().tolist()
-    mine, theirs = _numbers(names), _numbers(known)
-    places = _places(mine, theirs) if mine is not None and theirs is not None else _places(names, known)
+    mine, theirs = _numbers(names), _numbers(targets)
+    places = _places(mine, theirs) if mine is not None and theirs is not None else _places(names, targets)
     note = ""
     if any(places[label] is None for label in used) and (mine is None) != (theirs is None):
-        numbered, named = (mine, known) if mine is not None else (theirs, names)
+        numbered, named = (mine, targets) if mine is not None else (theirs, names)
         if numbered is not None and max(numbered) < len(named):
-            places = _places(mine or range(len(names)), theirs or range(len(known)))
+            places = _places(mine or range(len(names)), theirs or range(len(targets)))
             note = f"classes taken by number, since only one of {of} and {among} names them"
     if absent := [names[label] for label in used if places[label] is None]:
         raise DataError(
-            f"{of} has images of classes that {among} does not have: {some(absent, _SHOWN)} (it has "
-            f"{some(known, _SHOWN)}); name the classes alike in both (directories, class_names), or leave those images "
-            "out"
+            f"{of} has images of classes that {among} does not have: {some(absent, _NAMED)} (it has "
+            f"{some(targets, _NAMED)}); name the classes alike in both (directories, class_names), or leave those "
+            "images out"
         )
     moved = torch.tensor([-1 if place is None else place for place in places], dtype=torch.int64)
-    shown = list(known)
+    class_names = list(targets)
     if theirs is not None:  # names say more than numbers
         for name, place in zip(names, places, strict=True):
             if place is not None:
-                shown[place] = name
-    return Aligned(moved[labels], tuple(shown), note)
+                class_names[place] = name
+    return Aligned(moved[labels], tuple(class_names), note)
 
 
 def _numbers(names: Sequence[str]) -> list[int] | None:
-    """The names as numbers, or None where one is no number or two are the same."""
+    """The names as numbers; None where one is no number or two are equal."""
     if not all(name.isdecimal() for name in names):
         return None
     numbers = [int(name) for name in names]
@@ -80,6 +79,6 @@ def _numbers(names: Sequence[str]) -> list[int] | None:
 
 
 def _places(mine: Sequence[Hashable], theirs: Sequence[Hashable]) -> list[int | None]:
-    """Where each of mine stands among theirs; None where it does not."""
-    found = {one: place for place, one in enumerate(theirs)}
-    return [found.get(one) for one in mine]
+    """The index of each of mine among theirs; None where it is not there."""
+    index = {name: place for place, name in enumerate(theirs)}
+    return [index.get(name) for name in mine]

@@ -1,4 +1,4 @@
-"""Image files to 8-bit pixels: what can be converted is converted and named, the rest gets a reason why not.
+"""Image files to 8-bit pixels, with the conversions that were done, or the reason why a file cannot be read.
 
 Palettes and other colour spaces become RGB, transparency goes onto white (what an image viewer shows), 16-bit grey is
 scaled to 8 bits, EXIF rotations are applied, and of an animation the first frame is taken.
@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ from synthkd.errors import DataError
 from synthkd.system.text import one_line
 
 LARGEST = 64_000_000
-"""Most pixels an image may have; a bigger one is a mistake or an attack, and is refused from its header alone."""
+"""Most pixels of an image; a larger one is a mistake or an attack, and is refused from its header alone."""
 
 MOST_PACKED, FREELY_PACKED = 256, 16_000_000
 """Most pixels for each byte of a file, eight times as many in black and white, unless it has few pixels. Scanned pages
@@ -34,13 +35,13 @@ NOT_IMAGES = re.compile(
     r"|zip|tar|gz|bz2|xz|pdf|mp4|avi|mov|sha256|md5)",
     re.IGNORECASE,
 )
-"""Suffixes of files that are plainly no images and may lie among them."""
+"""Suffixes of files that are plainly no images and may lie beside them."""
 
 NAMED = 10
-"""Files that an error names; of more it gives the number."""
+"""Most files that an error names; it gives the number of the others."""
 
 Reader = Callable[[], Path | bytes]
-"""Gives an image file or what it holds, in any thread; raises whatever is wrong with it."""
+"""Gives the path or the bytes of an image file, in any thread; raises whatever is wrong with it."""
 
 _WINDOW = 32  # files decoded at once
 _FORMATS = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "JPEG2000")  # each known by its first bytes
@@ -48,23 +49,26 @@ _FORMATS = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "JPEG2000")  # e
 
 @dataclass(frozen=True)
 class Decoded:
-    """One file: its pixels uint8 `[H, W, C]` or the reason why there are none, and the kinds of conversion done."""
+    """One decoded file.
+
+    Attributes:
+        pixels: uint8 `[H, W, C]`, C 1 or 3; None where the file cannot be read.
+        kinds: the conversions that were done, as in "3 images `kind`".
+        reason: why there are no pixels.
+    """
 
     pixels: NDArray[np.uint8] | None
     kinds: tuple[str, ...] = ()
     reason: str = ""
 
 
-def decode(
-    source: Path | bytes, channels: int | None = None, size: int | None = None, largest: int = LARGEST
-) -> Decoded:
+def decode(source: Path | bytes, channels: int | None = None, size: int | None = None) -> Decoded:
     """Open, decode to the last byte and convert one file; nothing about the file makes this raise.
 
     Args:
-        source: the file, or what it holds.
+        source: the file, or its bytes.
         channels: 1 (grey) or 3 (RGB) of the result; None keeps what the file stores: 1 for its grey modes, else 3.
         size: side in pixels of the largest centred square, resized with antialiasing; None keeps the image's own.
-        largest: most pixels the image may have.
     """
     try:
         held = len(source) if isinstance(source, bytes) else source.stat().st_size
@@ -72,8 +76,8 @@ def decode(
             return Decoded(None, reason="empty file")
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=_FORMATS) as image:
             pixels = image.width * image.height
-            if pixels > largest:
-                return _too_large(f"{image.width}x{image.height} pixels", largest)
+            if pixels > LARGEST:
+                return _too_large(f"{image.width}x{image.height} pixels")
             if pixels > max(MOST_PACKED * held * (8 if image.mode == "1" else 1), FREELY_PACKED):
                 return Decoded(None, reason=f"too large: {image.width}x{image.height} pixels in {held} bytes")
             image.load()
@@ -87,38 +91,41 @@ def decode(
     except UnidentifiedImageError:
         return Decoded(None, reason="not an image of a known format")
     except Image.DecompressionBombError:
-        return _too_large("far too many pixels", largest)
+        return _too_large("far too many pixels")
     except Exception as error:  # decoders meet arbitrary bytes and raise nearly anything; every such file is "bad"
         return Decoded(None, reason=in_a_line(error))
 
 
-def read_and_decode(read: Reader) -> Decoded:
-    """Decode what a reader gives, as its file stores it; what the reader raises is the reason why it cannot be."""
+def read_and_decode(read: Reader, channels: int | None = None, size: int | None = None) -> Decoded:
+    """`decode` for the file or bytes that a reader gives; an error of the reader becomes the reason."""
     try:
         source = read()
     except Exception as error:  # archives meet arbitrary bytes as decoders do
         return Decoded(None, reason=in_a_line(error))
-    return decode(source)
+    return decode(source, channels, size)
 
 
-def decode_in_order(readers: Sequence[Reader]) -> Iterator[Decoded]:
+def decode_in_order(
+    readers: Sequence[Reader], channels: int | None = None, size: int | None = None
+) -> Iterator[Decoded]:
     """`read_and_decode` in threads, a window of files at a time, so that memory is bounded however slow the reader."""
+    one = partial(read_and_decode, channels=channels, size=size)
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         for first in range(0, len(readers), _WINDOW):
             # Pillow warns about sloppy files on stderr, files that are judged here; the silence ends before the yield.
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                window = list(pool.map(read_and_decode, readers[first : first + _WINDOW]))
+                window = list(pool.map(one, readers[first : first + _WINDOW]))
             yield from window
 
 
 def in_a_line(error: Exception) -> str:
-    """What an error says, without line breaks; its kind where it says nothing."""
+    """The text of an error without line breaks; its class name where it has no text."""
     return " ".join(str(error).split()) or type(error).__name__
 
 
 def refuse_bad(where: Path, count: int, bad: Sequence[tuple[str, str]], allowed: int) -> None:
-    """Raise one error with all that is wrong when more files are bad than allowed, or all of them.
+    """Raise `DataError` when more files are bad than allowed, or all of them.
 
     Args:
         where: what holds the files.
@@ -149,8 +156,8 @@ def some(names: Sequence[str], most: int = NAMED) -> str:
     return ", ".join(map(one_line, names[:most])) + (f" and {rest} more" if rest > 0 else "")
 
 
-def _too_large(got: str, largest: int) -> Decoded:
-    return Decoded(None, reason=f"too large: {got}, at most {largest // 10**6} million are allowed")
+def _too_large(got: str) -> Decoded:
+    return Decoded(None, reason=f"too large: {got}, at most {LARGEST // 10**6} million are allowed")
 
 
 def _convert(image: Image.Image, channels: int | None) -> tuple[Image.Image, list[str]]:

@@ -1,7 +1,7 @@
-"""Datasets known by name: scikit-learn's digits, and MNIST, Fashion-MNIST and CIFAR as torchvision knows them.
+"""Datasets by name: scikit-learn's digits, and MNIST, Fashion-MNIST and CIFAR in the files of torchvision.
 
-torchvision fetches, and only when asked to. The idx files of the MNIST family are read and checked here, gzipped or
-not, so that the folder of Debian's package dataset-fashion-mnist serves as it is.
+Only `download: true` lets torchvision fetch files. The idx files of the MNIST family are read and checked here, gzipped
+or not, so the folder of Debian's package dataset-fashion-mnist can be used directly.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from synthkd.data.read.decode import in_a_line
 from synthkd.data.read.splits import Source
 from synthkd.errors import DataError
 from synthkd.settings import NamedData
@@ -40,7 +41,7 @@ _FOLDERS = {
 
 
 def read_digits() -> Source:
-    """scikit-learn's digits `[1797, 1, 8, 8]`, their 0..16 scaled to 0..255."""
+    """scikit-learn's digits uint8 `[1797, 1, 8, 8]`, their levels 0..16 scaled to 0..255; no test part."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
@@ -52,7 +53,7 @@ def read_named(settings: NamedData) -> Source:
     """Read MNIST, Fashion-MNIST, CIFAR-10 or CIFAR-100, fetching it first where the settings allow that.
 
     Raises:
-        DataError: files missing, truncated or corrupt, or a download that failed.
+        DataError: files missing, truncated or corrupt, or a failed download.
     """
     root = Path(settings.root).expanduser()
     return _cifar(settings, root) if settings.kind.startswith("cifar") else _idx(settings, root)
@@ -84,16 +85,20 @@ def _idx(settings: NamedData, root: Path) -> Source:
 
 
 def _find_idx(kind: str, root: Path) -> list[Path] | None:
+    """The four files in the order of `_IDX_FILES`, from the first folder that has them all; None where none has."""
     for folder in (root, root / _FOLDERS[kind]):
-        found = [path for name in _IDX_FILES for path in (folder / name, folder / f"{name}.gz") if path.is_file()]
-        stems = [path.name.removesuffix(".gz") for path in found]
-        if set(stems) == set(_IDX_FILES):
-            return [found[stems.index(name)] for name in _IDX_FILES]
+        candidates = ([folder / name, folder / f"{name}.gz"] for name in _IDX_FILES)
+        files = [next((path for path in pair if path.is_file()), None) for pair in candidates]
+        if None not in files:
+            return [path for path in files if path is not None]
     return None
 
 
 def read_idx(path: Path) -> Tensor:
-    """Read an idx file of unsigned bytes (the format of MNIST), gzipped or not, into uint8 of the shape it declares.
+    """Read an idx file of unsigned bytes (the format of MNIST), gzipped or not.
+
+    Returns:
+        uint8, of the shape in the file's header.
 
     Raises:
         DataError: unreadable, truncated, not idx, or longer or shorter than its header says.
@@ -118,7 +123,7 @@ def read_idx(path: Path) -> Tensor:
 
 
 def _cifar(settings: NamedData, root: Path) -> Source:
-    """CIFAR by torchvision, which compares the files with their checksums before it unpickles them."""
+    """CIFAR by torchvision, which verifies the checksums of the files before it unpickles them."""
     from torchvision import datasets
 
     dataset = getattr(datasets, _TORCHVISION[settings.kind])
@@ -145,7 +150,7 @@ def _cifar(settings: NamedData, root: Path) -> Source:
 
 
 def _download(kind: str, root: Path) -> None:
-    """Fetch by torchvision into a temporary directory inside `root`; whole files alone move to their place."""
+    """Fetch by torchvision into a temporary directory inside `root`, and move the files once all are whole."""
     from torchvision import datasets
 
     target = root / _FOLDERS[kind]
@@ -157,8 +162,7 @@ def _download(kind: str, root: Path) -> None:
             for path in Path(scratch, _FOLDERS[kind]).iterdir():
                 os.replace(path, target / path.name)
     except (OSError, RuntimeError, HTTPException, EOFError, zlib.error, tarfile.TarError) as error:
-        reason = " ".join(str(error).split())
         raise DataError(
-            f"{kind}: the download to {root} failed ({reason}); check the network and the folder, or put the files "
-            f"into {target} yourself"
+            f"{kind}: the download to {root} failed ({in_a_line(error)}); check the network and the folder, or put the "
+            f"files into {target} yourself"
         ) from error

@@ -1,18 +1,22 @@
-"""Labelled images in a .npz file: plain arrays, read without pickle and checked one by one."""
+"""Images and labels in a .npz file: plain arrays, read without pickle and checked one by one."""
 
 from __future__ import annotations
 
 import math
 import zipfile
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.lib.npyio import NpzFile
 from numpy.typing import NDArray
 
+from synthkd.data.read.decode import in_a_line, some
 from synthkd.data.read.splits import Source
 from synthkd.errors import DataError
 
@@ -20,6 +24,21 @@ LARGEST = 1 << 36
 """Most bytes that the arrays of a file may have unpacked."""
 
 _TEST = {"test_images", "test_labels"}
+
+
+@dataclass(frozen=True)
+class Arrays:
+    """The arrays of a .npz as they stand there, not yet checked.
+
+    Attributes:
+        images: of any type and layout; `as_images` checks them.
+        labels: of any type and shape, or None where the file has none; `as_labels` checks them.
+        class_names: of any type and shape, or None where the file has none; `as_names` checks them.
+    """
+
+    images: NDArray[Any]
+    labels: NDArray[Any] | None
+    class_names: NDArray[Any] | None
 
 
 def read_npz(path: str | Path) -> Source:
@@ -30,52 +49,89 @@ def read_npz(path: str | Path) -> Source:
             uint8 nor float in [0, 1], or of no known layout; labels that are not integers from 0 without gaps.
     """
     path = Path(path).expanduser()
-    arrays = _arrays(path)
+    with _opened(path) as archive:
+        present = set(archive.files)
+        needed = {"images", "labels"} | (_TEST if _TEST & present else set())
+        if missing := sorted(needed - present):
+            raise DataError(f"{path}: has no array {missing}, only {sorted(present)}; add it with np.savez")
+        arrays = _read(archive, sorted((needed | {"class_names"}) & present))
     parts = ["", "test_"] if "test_images" in arrays else [""]
     images = [as_images(arrays[f"{part}images"], f"{path}: {part}images") for part in parts]
     labels = [
-        as_labels(arrays[f"{part}labels"], len(images[i]), f"{path}: {part}labels") for i, part in enumerate(parts)
+        as_labels(arrays[f"{part}labels"], len(own), f"{path}: {part}labels")
+        for part, own in zip(parts, images, strict=True)
     ]
     if len(parts) == 2 and images[0].shape[1:] != images[1].shape[1:]:
         shapes = " and ".join("x".join(map(str, array.shape[1:])) for array in images)
         raise DataError(f"{path}: images and test_images must have one size, got {shapes}")
-    present = np.unique(labels[0])
+    numbers = np.unique(labels[0])
     if "class_names" in arrays:
         names = as_names(arrays["class_names"], f"{path}: class_names")
-    elif len(present) != present[-1] + 1:
-        absent = np.setdiff1d(np.arange(min(present[-1], len(present) + 10)), present)[:10].tolist()
+    elif len(numbers) != numbers[-1] + 1:
+        absent = np.setdiff1d(np.arange(min(numbers[-1], len(numbers) + 10)), numbers)[:10].tolist()
         raise DataError(
-            f"{path}: labels must be 0, 1, ... without gaps, got up to {present[-1]} but none of {absent}; renumber "
+            f"{path}: labels must be 0, 1, ... without gaps, got up to {numbers[-1]} but none of {absent}; renumber "
             "them or give class_names"
         )
     else:
-        names = tuple(str(label) for label in present)
+        names = tuple(str(label) for label in numbers)
     joined = torch.from_numpy(np.concatenate(images)), torch.from_numpy(np.concatenate(labels))
     return Source(*joined, names, len(images[0]) if len(parts) == 2 else None)
 
 
-def _arrays(path: Path) -> dict[str, NDArray[Any]]:
+def read_arrays(path: Path, split: str | None = None) -> Arrays:
+    """Read `images` and `labels` of a .npz, or `arr_0` and `arr_1` of one that was saved without names.
+
+    Args:
+        path: the file.
+        split: `train`, or `test` for `test_images` and `test_labels`; None where the file has only one part.
+
+    Raises:
+        DataError: no readable .npz, one that holds pickled objects or too much, no images, a split that is not there
+            or has to be chosen.
+    """
+    with _opened(path) as archive:
+        images, labels = _keys(path, archive.files, split)
+        arrays = _read(archive, [key for key in (images, labels, "class_names") if key in archive.files])
+    return Arrays(arrays[images], arrays.get(labels), arrays.get("class_names"))
+
+
+def _keys(path: Path, names: Sequence[str], split: str | None) -> tuple[str, str]:
+    """Names of the arrays with the images and the labels of a part."""
+    if "test_images" in names and split not in ("train", "test"):
+        raise DataError(f"{path} is divided into parts; choose one of them: split=train or split=test")
+    if "test_images" not in names and split is not None:
+        raise DataError(f"{path} has no parts; leave out split={split}")
+    part = "test_" if split == "test" else ""
+    for images, labels in ((f"{part}images", f"{part}labels"), ("arr_0", "arr_1")):
+        if images in names:
+            return images, labels
+    raise DataError(f"{path} has no array images or arr_0, only {some(names)}; save it with np.savez(path, images=...)")
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[NpzFile]:
+    """The open file; errors of opening and of reading it become a `DataError`."""
     try:
         with path.open("rb") as file:
             archive = np.load(file, allow_pickle=False)
-            if not isinstance(archive, np.lib.npyio.NpzFile):
+            if not isinstance(archive, NpzFile):
                 raise ValueError("a single array; save it with np.savez(path, images=..., labels=...)")
-            found = set(archive.files)
-            needed = {"images", "labels"} | (_TEST if found & _TEST else set())
-            if missing := sorted(needed - found):
-                raise DataError(f"{path}: has no array {missing}, only {sorted(found)}; add it with np.savez")
-            wanted = sorted(found & (needed | {"class_names"}))
-            check_claims(archive, wanted)
-            return {key: archive[key] for key in wanted}
+            yield archive
     except FileNotFoundError as error:
         raise DataError(f"{path} does not exist; check path") from error
     except (OSError, ValueError, EOFError, RuntimeError, zlib.error, zipfile.BadZipFile) as error:
-        reason = " ".join(str(error).split())
-        raise DataError(f"{path} is not a readable .npz file of plain arrays ({reason}); save it anew") from error
+        raise DataError(f"{path} is not a readable .npz of plain arrays ({in_a_line(error)}); save it anew") from error
 
 
-def check_claims(archive: np.lib.npyio.NpzFile, keys: Iterable[str]) -> None:
-    """Look at the headers of arrays before anything is allocated for them.
+def _read(archive: NpzFile, keys: Sequence[str]) -> dict[str, NDArray[Any]]:
+    """The arrays of that name, after their headers were checked."""
+    _check_claims(archive, keys)
+    return {key: archive[key] for key in keys}
+
+
+def _check_claims(archive: NpzFile, keys: Iterable[str]) -> None:
+    """Check the headers of arrays before anything is allocated for them.
 
     Raises:
         ValueError: an array has fewer bytes than its header claims, or together they have more than `LARGEST`.

@@ -1,6 +1,6 @@
-"""Real, labelled images: settings in, three disjoint and checked sets out.
+"""Real, labelled images: from settings to three disjoint, checked parts.
 
-The readers are `named` (datasets known by name), `npz` and `folder`; `splits` cuts what they read.
+The readers are `named`, `npz` and `folder` (with archives); `splits` divides their images.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ __all__ = ["RealData", "Splits", "channel_statistics", "load_splits"]
 
 LOG = logging.getLogger(__name__)
 
-_TEST_OF_DIGITS = 0.2
+_DIGITS_TEST = 0.2  # fraction of the test part
 
 
 def load_splits(settings: DataSettings) -> Splits:
-    """Read a dataset and split it; what was converted, ignored or left out on the way is logged as warnings.
+    """Read a dataset and split it; conversions and files that were ignored or left out are logged as warnings.
 
     Raises:
         DataError: files missing, truncated, corrupt or of the wrong kind; labels out of range; a class without a
-            training image; a download that failed. The message names the file and the remedy.
+            training image; a failed download. The message names the file and the remedy.
     """
     test = 0.0
     match settings:
         case DigitsData():
-            source, name, test = read_digits(), "digits", _TEST_OF_DIGITS
+            source, name, test = read_digits(), "digits", _DIGITS_TEST
         case NamedData():
             source, name = read_named(settings), str(settings.kind)
         case NpzData():

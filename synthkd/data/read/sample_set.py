@@ -1,7 +1,7 @@
-"""A set of images in a fixed order: decoded, judged and fingerprinted before any score begins.
+"""A set of images in a fixed order, every image decoded, checked and hashed before any score begins.
 
-Those decoded files that fit into `KEPT` bytes stay in memory. The rest is decoded again when batches are read, so that
-memory stays bounded; an image that has changed by then is an error. Blocks of arrays stay where they are.
+The first decoded files stay in memory, up to `KEPT` bytes. The others are decoded again for each pass over the batches,
+so that memory stays bounded; a file that has changed since is an error. Blocks of arrays are not copied.
 """
 
 from __future__ import annotations
@@ -14,19 +14,16 @@ from dataclasses import dataclass, field
 from itertools import accumulate, chain
 from pathlib import Path
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from synthkd.data.read.archives import Entry, Listing
-from synthkd.data.read.decode import Decoded, decode_in_order, read_and_decode, refuse_bad, some, with_reasons
+from synthkd.data.read.decode import Decoded, decode_in_order, read_and_decode, refuse_bad, some
+from synthkd.data.read.decoding import Decoding, channels_first
+from synthkd.data.read.entries import Entry, Listing
 from synthkd.errors import DataError
 
 KEPT = 1 << 29
-"""Bytes of decoded files that a set keeps in memory; what is beyond is decoded again when it is read."""
-
-_NAMED_IN_NOTE = 3
+"""Bytes of decoded files that a set keeps in memory."""
 
 
 @dataclass(frozen=True)
@@ -34,18 +31,18 @@ class Samples:
     """A set of images in a fixed order.
 
     Attributes:
-        name: as shown in tables.
-        count: how many there are, without the bad ones.
+        name: in tables.
+        count: number of images, without the bad files.
         labels: int64 `[count]`, index into `class_names`; None where the source has none.
-        class_names: one per class; empty when unlabelled. Where a source only numbers its classes these are the
-            numbers, up to the largest present.
+        class_names: one per class; empty without labels. Where a source only numbers its classes, the numbers up to the
+            largest label.
         digest: sha256 in hex of pixels, sizes, order and labels: the same for a folder and an archive or array of the
             same images.
-        notes: what was converted or left out, one line per kind.
-        bad: `(file, reason)` of each that could not be read and was left out, as `skip_bad` allowed.
-        batches: largest batch -> uint8 batches `[n, C, H, W]` in order, as often as wanted; a batch never mixes sizes
-            or channel counts and ends where they change.
-        images: rows -> those images, each uint8 `[C, H, W]`; for grids and pairs rather than for all.
+        notes: conversions and files that were ignored or left out, one line per kind.
+        bad: `(file, reason)` of each unreadable file that was left out, as `skip_bad` allowed.
+        batches: largest batch -> uint8 batches `[n, C, H, W]` in order, at every call from the start. A batch never
+            mixes sizes or channel counts; it ends where they change.
+        images: rows -> those images, each uint8 `[C, H, W]`; for a few images, e.g. of a grid.
     """
 
     name: str
@@ -66,14 +63,14 @@ def in_memory(
     class_names: tuple[str, ...] = (),
     notes: Sequence[str] = (),
 ) -> Samples:
-    """The set of uint8 blocks `[n, C, H, W]`, one after the other.
+    """The set of images in consecutive blocks.
 
     Args:
-        name: as shown in tables.
-        blocks: the images, contiguous; kept as they are.
+        name: in tables.
+        blocks: uint8 `[n, C, H, W]`, contiguous; not copied.
         labels: int64 `[N]`, or None.
         class_names: one for each class; empty without labels.
-        notes: what was done to the images.
+        notes: what was done to the images, one line per kind.
 
     Raises:
         DataError: no images.
@@ -93,67 +90,51 @@ def in_memory(
 
 
 def from_files(name: str, where: Path, listing: Listing, skip_bad: int) -> Samples:
-    """The set of the files of a listing: each decoded once, as many kept as fit into memory.
+    """The set of the files of a listing; each is decoded once, and the first ones stay in memory.
 
     Args:
-        name: as shown in tables.
-        where: of the files, for messages.
+        name: in tables.
+        where: path of the files, for messages.
         listing: the files in order.
-        skip_bad: how many unreadable files may be left out.
+        skip_bad: most unreadable files that may be left out.
 
     Raises:
-        DataError: more unreadable files than allowed, all of them counted; nothing readable.
+        DataError: more unreadable files than allowed, or no readable file.
     """
     entries: list[Entry] = []
     prints: list[_Print] = []
-    kept: list[Tensor] = []  # of the first entries
-    bad: list[tuple[str, str]] = []
-    kinds: dict[str, list[str]] = {}
+    stored: list[Tensor] = []  # images of the first entries
     room = KEPT
-    results = decode_in_order([entry.read for entry in listing.entries])
-    for entry, result in zip(listing.entries, results, strict=True):
-        if result.pixels is None:
-            bad.append((entry.name, result.reason))
-            continue
-        image = _channels_first(result.pixels)
+    decoding = Decoding(listing)
+    for entry, image in decoding.images():
         entries.append(entry)
         prints.append(_Print.of(image))
-        for kind in result.kinds:
-            kinds.setdefault(kind, []).append(entry.name)
         room -= image.nbytes
         if room >= 0:
-            kept.append(image)
-    refuse_bad(where, len(listing.entries), bad, skip_bad)
+            stored.append(image)
+    refuse_bad(where, len(listing.entries), decoding.bad, skip_bad)
 
     def again(row: int, result: Decoded) -> Tensor:
-        image = None if result.pixels is None else _channels_first(result.pixels)
+        image = None if result.pixels is None else channels_first(result.pixels)
         if image is None or _Print.of(image) != prints[row]:
             raise DataError(f"{where}: {entries[row].name} has changed since it was checked; start again")
         return image
 
     def stream() -> Iterator[Tensor]:
-        results = decode_in_order([entry.read for entry in entries[len(kept) :]])
-        return chain(kept, map(again, range(len(kept), len(entries)), results))
+        results = decode_in_order([entry.read for entry in entries[len(stored) :]])
+        return chain(stored, map(again, range(len(stored), len(entries)), results))
 
     def image_at(row: int) -> Tensor:
-        return kept[row] if row < len(kept) else again(row, read_and_decode(entries[row].read))
+        return stored[row] if row < len(stored) else again(row, read_and_decode(entries[row].read))
 
     labels = torch.tensor([entry.label for entry in entries], dtype=torch.int64) if listing.class_names else None
-    notes = [f"{len(kinds[kind])} images {kind}: {some(kinds[kind], _NAMED_IN_NOTE)}" for kind in sorted(kinds)]
-    if listing.ignored:
-        notes.append(f"{len(listing.ignored)} files ignored, no images: {some(listing.ignored, _NAMED_IN_NOTE)}")
-    if bad:
-        notes.append(f"{len(bad)} unreadable files left out: {with_reasons(bad)}")
-    return _samples(name, stream, image_at, prints, labels, listing.class_names, notes, bad)
-
-
-def _channels_first(pixels: NDArray[np.uint8]) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+    notes = decoding.notes("files ignored, no images")
+    return _samples(name, stream, image_at, prints, labels, listing.class_names, notes, decoding.bad)
 
 
 @dataclass(frozen=True)
 class _Print:
-    """By what an image is recognised: its shape `(C, H, W)` and the sha256 of its pixels."""
+    """Fingerprint of an image: its shape `(C, H, W)` and the sha256 of its pixels."""
 
     shape: tuple[int, ...]
     pixels: bytes
@@ -173,14 +154,14 @@ def _samples(
     notes: Sequence[str],
     bad: Sequence[tuple[str, str]] = (),
 ) -> Samples:
-    """Put together what is common to every source, given all its images in order and any one by its row."""
+    """The set of any source, given all its images in order and a function for one image by its row."""
     digest = hashlib.sha256(b"no labels" if labels is None else labels.numpy().astype("<i8").tobytes())
-    for seen in prints:
-        digest.update(repr(seen.shape).encode() + seen.pixels)
-    shapes = Counter(seen.shape for seen in prints)
+    for one in prints:
+        digest.update(repr(one.shape).encode() + one.pixels)
+    shapes = Counter(one.shape for one in prints)
     if len(shapes) > 1:
-        shown = ["x".join(map(str, shape)) + f" ({number})" for shape, number in shapes.most_common()]
-        notes = [*notes, f"{len(shapes)} different shapes, channels x height x width: {some(shown)}"]
+        counts = ["x".join(map(str, shape)) + f" ({number})" for shape, number in shapes.most_common()]
+        notes = [*notes, f"{len(shapes)} different shapes, channels x height x width: {some(counts)}"]
 
     def batches(size: int) -> Iterator[Tensor]:
         if size < 1:
@@ -188,10 +169,10 @@ def _samples(
         return _stacked(stream(), size)
 
     def images(rows: Iterable[int]) -> list[Tensor]:
-        asked = [int(row) for row in rows]
-        if asked and not 0 <= min(asked) <= max(asked) < len(prints):
-            raise DataError(f"{name}: rows must be in 0..{len(prints) - 1}, got {min(asked)}..{max(asked)}")
-        return [image(row) for row in asked]
+        numbers = [int(row) for row in rows]
+        if numbers and not 0 <= min(numbers) <= max(numbers) < len(prints):
+            raise DataError(f"{name}: rows must be in 0..{len(prints) - 1}, got {min(numbers)}..{max(numbers)}")
+        return [image(row) for row in numbers]
 
     return Samples(
         name, len(prints), labels, class_names, digest.hexdigest(), tuple(notes), tuple(bad), batches, images
@@ -199,7 +180,7 @@ def _samples(
 
 
 def _stacked(images: Iterable[Tensor], size: int) -> Iterator[Tensor]:
-    """Batches of at most `size` neighbours of one shape."""
+    """Batches of at most `size` consecutive images of one shape."""
     batch: list[Tensor] = []
     for image in images:
         if batch and (len(batch) == size or batch[0].shape != image.shape):

@@ -1,4 +1,4 @@
-"""Images to be scored, labelled or not, opened from whatever holds or makes them."""
+"""Images to be scored, labelled or not: from files, a run, a dataset, arrays, batches or a generator."""
 
 from __future__ import annotations
 
@@ -11,18 +11,20 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from synthkd.data.bank import rows_of
-from synthkd.data.read.archives import CLASSES, list_folder, list_tar, list_zip, read_arrays
-from synthkd.data.read.npz import as_images, as_labels, as_names
+from synthkd.data.bank_rows import saved_rows
+from synthkd.data.read.listing import list_scored
+from synthkd.data.read.npz import as_images, as_labels, as_names, read_arrays
 from synthkd.data.read.real import load_splits
 from synthkd.data.read.sample_set import Samples, from_files, in_memory
+from synthkd.data.read.splits import RealData
+from synthkd.data.read.webdataset import CLASSES
 from synthkd.errors import DataError
 from synthkd.rng import Rows
 from synthkd.settings import DataSettings, DigitsData, FolderData, NamedData, NpzData
 from synthkd.training.checkpoint import CheckpointStore
 from synthkd.types import SampleGenerator, check_labels
 
-_GENERATED = 256  # images asked of a generator at once
+_GENERATED = 256  # most images of one call of a generator
 _RUN_FILES = ("result.json", "metrics.jsonl", "checkpoints")
 
 Images = Tensor | NDArray[Any]
@@ -40,9 +42,9 @@ def open_samples(
     seed: int = 0,
     difficulty: float = 0.3,
 ) -> Samples:
-    """Open, check and fingerprint a set of images.
+    """Open, check and hash a set of images.
 
-    Grey files give 1 channel, all others 3, each by what the file says it stores.
+    Grey files give 1 channel, all others 3, by the mode in each file.
 
     Args:
         source: one of
@@ -50,16 +52,16 @@ def open_samples(
             `labels` or `arr_1` where it has them), a WebDataset .tar (or a pattern of shards), or the directory of a
             run that is not finished, for the memory bank in its newest checkpoint;
             the settings of a real dataset;
-            an array of images (what is uint8 `[N, C, H, W]` already is not copied: leave it as it is);
+            an array of images; uint8 `[N, C, H, W]` is not copied, so it must not change later;
             an iterable of arrays `[n, C, H, W]` or `[n, H, W, C]`, or of `(images, labels)`, which is read once;
             a generator, which makes one image for each of `labels`.
-        name: as shown in tables; None makes one from the source.
+        name: in tables; None derives one from the source.
         split: a part of the source: `train`, `holdout` or `test` of settings, `train` or `test` of a .npz, a directory
             of that name in a folder or .zip. Needed where the source has parts.
-        skip_bad: how many unreadable files may be left out; they are then listed in `bad`.
-        labels: whole numbers `[N]` for an array, iterable or generator; files bring their own.
+        skip_bad: most unreadable files that may be left out; they are listed in `bad`.
+        labels: whole numbers `[N]` for an array, iterable or generator; files have labels of their own.
         class_names: names for those labels.
-        seed: of a generator; image i is a function of (seed, i) and its label, whatever `labels` follow.
+        seed: of a generator; image i is a function of (seed, i) and its label alone.
         difficulty: of a generator, in [0, 1]; the default is where a run's controller starts.
 
     Raises:
@@ -67,6 +69,7 @@ def open_samples(
             split that is not there, images or labels of a wrong kind, a run without images.
         CheckpointError: a run of which no checkpoint verifies.
     """
+    # Files and datasets have labels and parts of their own; all other sources take labels, and no part.
     if isinstance(source, str | Path | DigitsData | NamedData | FolderData | NpzData):
         if labels is not None or class_names:
             raise DataError(f"{source}: labels and class_names are for arrays and generators; files bring their own")
@@ -96,35 +99,33 @@ def open_samples(
 
 
 def _open_path(path: Path, name: str | None, split: str | None, skip_bad: int) -> Samples:
-    shown = name or path.resolve().name + (f":{split}" if split else "")
+    """The set at a path, by what the path is; `name` None: its last part and the split."""
+    name = name or path.resolve().name + (f":{split}" if split else "")
     kind = path.suffix.lower()
     is_run = (path / "config.yaml").is_file() and any((path / file).exists() for file in _RUN_FILES)
     if split is not None and (is_run or kind == ".tar"):
         raise DataError(f"{path} has no parts; leave out split={split}")
     if is_run:
-        return _open_run(path, shown)
-    if path.is_dir():
-        return from_files(shown, path, list_folder(path, split), skip_bad)
-    if kind == ".tar":
-        return from_files(shown, path, list_tar(path), skip_bad)
-    if not path.exists():
+        return _open_run(path, name)
+    if not path.is_dir() and kind != ".tar" and not path.exists():
         raise DataError(f"{path} does not exist; check the path")
-    if kind == ".zip":
-        return from_files(shown, path, list_zip(path, split), skip_bad)
+    if path.is_dir() or kind in (".zip", ".tar"):
+        return from_files(name, path, list_scored(path, split), skip_bad)
     if kind == ".npz":
-        return _open_npz(path, shown, split)
+        return _open_npz(path, name, split)
     raise DataError(f"{path} is no set of images; give an image folder, a .zip, .npz or .tar, or a run directory")
 
 
 def _open_settings(settings: DataSettings, name: str | None, split: str | None) -> Samples:
+    """One part of a real dataset."""
     if split not in ("train", "holdout", "test"):
         raise DataError(f"{settings.kind}: choose a part of the dataset: split=train, split=holdout or split=test")
     splits = load_splits(settings)
-    part = {"train": splits.train, "holdout": splits.holdout, "test": splits.test}[split]
-    shown = name or f"{part.name}:{split}"
+    part: RealData = getattr(splits, split)
+    name = name or f"{part.name}:{split}"
     if not len(part):
-        raise DataError(f"{shown} is empty; choose another split, or set its fraction above 0")
-    return in_memory(shown, [part.images], part.labels, part.class_names, splits.notes)
+        raise DataError(f"{name} is empty; choose another split, or set its fraction above 0")
+    return in_memory(name, [part.images], part.labels, part.class_names, splits.notes)
 
 
 def _open_run(path: Path, name: str) -> Samples:
@@ -138,7 +139,7 @@ def _open_run(path: Path, name: str) -> Samples:
     if checkpoint is None:
         raise DataError(f"{path} is a run without a checkpoint yet; let it get that far (checkpoint_every)")
     bank = checkpoint.state["parts"].get("bank")
-    rows = None if bank is None else rows_of(bank)
+    rows = None if bank is None else saved_rows(bank)
     if rows is None or rows.first == rows.stop:
         raise DataError(
             f"{path}: the checkpoint of step {checkpoint.step} holds no generated images; score a later one"
@@ -151,36 +152,37 @@ def _open_run(path: Path, name: str) -> Samples:
 
 
 def _open_npz(path: Path, name: str, split: str | None) -> Samples:
-    found = read_arrays(path, split)
-    blocks = [_uint8(found.images, f"{path}: images")]
-    if found.labels is None:
+    arrays = read_arrays(path, split)
+    blocks = [_uint8(arrays.images, f"{path}: images")]
+    if arrays.labels is None:
         return in_memory(name, blocks)
-    names = () if found.class_names is None else as_names(found.class_names, f"{path}: class_names")
-    return in_memory(name, blocks, *_labelled(found.labels, names, len(blocks[0]), str(path)))
+    names = () if arrays.class_names is None else as_names(arrays.class_names, f"{path}: class_names")
+    return in_memory(name, blocks, *_labelled(arrays.labels, names, len(blocks[0]), str(path)))
 
 
 def _collect(source: Iterable[Any], labels: Any, where: str) -> tuple[list[Tensor], Any]:
-    """Every batch as uint8, and the labels: those that came with the batches, else those given."""
+    """Every batch as uint8, and the labels: those in the batches, else those of the caller."""
     blocks: list[Tensor] = []
-    brought: list[NDArray[Any]] = []
+    own: list[NDArray[Any]] = []
     for batch in source:
         images = batch
         if isinstance(batch, tuple | list) and len(batch) == 2:
             images = batch[0]
-            brought.append(_array(batch[1]))
+            own.append(_array(batch[1]))
         if getattr(images, "ndim", None) != 4:
             got = list(images.shape) if hasattr(images, "shape") else type(images).__name__
             raise DataError(f"{where}: each batch must be an array [n, C, H, W] or [n, H, W, C], got {got}")
-        # whoever gives the batches may write each into the memory of the one before
+        # A clone, since the source may write each batch into the memory of the one before.
         blocks.append(_uint8(images, f"{where}: images").clone())
-    if not brought:
+    if not own:
         return blocks, labels
-    if labels is not None or [len(part) for part in brought] != [len(block) for block in blocks]:
+    if labels is not None or [len(part) for part in own] != [len(block) for block in blocks]:
         raise DataError(f"{where}: labels must come with every batch, one per image, or be given as labels=, not both")
-    return blocks, np.concatenate(brought)
+    return blocks, np.concatenate(own)
 
 
 def _generate(generator: SampleGenerator, labels: Tensor, difficulty: float, seed: int, where: str) -> Iterator[Tensor]:
+    """Images of a generator for the labels, uint8, in chunks that do not depend on the number of labels."""
     for first in range(0, len(labels), _GENERATED):
         chunk = labels[first : first + _GENERATED]
         with torch.no_grad():
@@ -200,7 +202,7 @@ def _array(values: Any) -> NDArray[Any]:
 
 
 def _uint8(images: Any, where: str) -> Tensor:
-    """uint8 `[N, C, H, W]`, contiguous; shares memory with the images where they are that already."""
+    """uint8 `[N, C, H, W]`, contiguous; not copied where the images are that already."""
     array = as_images(_array(images), where)
     return torch.from_numpy(array if array.flags.writeable else array.copy())
 

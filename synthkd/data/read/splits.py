@@ -1,7 +1,7 @@
-"""A dataset's three disjoint parts: what is trained on, what is held out from that, and what is only reported on.
+"""The three disjoint parts of a dataset: training, holdout and test.
 
-The test part is the one a dataset ships with, else a stratified fraction; the holdout is a stratified fraction of the
-training part. Both are functions of the split seed alone, never of a run's seed.
+The test part is the dataset's own, else a stratified fraction. The holdout is a stratified fraction of the training
+part. Both are functions of the split seed alone, never of a run's seed.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from synthkd.data.read.decode import some
 from synthkd.errors import DataError
 from synthkd.rng import numpy_stream
 from synthkd.types import ImageSpec, check_labels
@@ -20,14 +21,14 @@ from synthkd.types import ImageSpec, check_labels
 
 @dataclass(frozen=True)
 class Source:
-    """A dataset as it was read, before splitting.
+    """A dataset before it is split.
 
     Attributes:
         images: uint8 `[N, C, H, W]`, training images first.
         labels: int64 `[N]`, index into `class_names`; not yet checked.
         class_names: one per class.
-        train: how many of the rows are training images; the rest are the dataset's own test part. None: it has none.
-        notes: what was converted, ignored or left out, one line per kind.
+        train: number of training images; the rest are the dataset's own test part. None: it has no test part.
+        notes: conversions and files that were ignored or left out, one line per kind.
     """
 
     images: Tensor
@@ -46,7 +47,7 @@ class RealData:
         labels: int64 `[N]` in `[0, spec.classes)`.
         spec: what a classifier of these images takes and gives.
         class_names: one per class.
-        name: where they come from: the dataset's name, or that of the file or folder.
+        name: of the dataset, or of the file or folder.
     """
 
     images: Tensor
@@ -64,10 +65,10 @@ class Splits:
     """Three disjoint parts of one dataset.
 
     Attributes:
-        train: what may be trained on; holds every class.
-        holdout: cut from the training part; nothing trains on it.
-        test: reported on, and selects nothing.
-        notes: what was converted, ignored or left out on the way, one line per kind.
+        train: images to train on, at least one of every class.
+        holdout: taken from the training part; nothing trains on it.
+        test: for reports alone; it selects nothing.
+        notes: conversions and files that were ignored or left out, one line per kind.
     """
 
     train: RealData
@@ -77,7 +78,7 @@ class Splits:
 
     @property
     def unseen(self) -> RealData:
-        """What nothing trains on: the holdout, then the test part; may be empty."""
+        """The images that nothing trains on: the holdout, then the test part; may be empty."""
         parts = (self.holdout, self.test)
         images, labels = (torch.cat([getattr(part, name) for part in parts]) for name in ("images", "labels"))
         return replace(self.holdout, images=images, labels=labels)
@@ -86,14 +87,14 @@ class Splits:
 def split(
     source: Source, name: str, test_fraction: float, holdout_fraction: float, seed: int, per_class: int | None = None
 ) -> Splits:
-    """Cut a dataset into its three parts, a function of the labels and the seed.
+    """Divide a dataset into its three parts, as a function of the labels and the seed.
 
     Args:
         source: the dataset.
-        name: what it is called in errors and reports.
-        test_fraction: share of all rows that is the test part, where the source has none of its own.
+        name: of the dataset in errors and reports.
+        test_fraction: share of all rows in the test part, where the source has none of its own.
         holdout_fraction: share of the remaining training part that is held out.
-        seed: of the draw.
+        seed: of the random draws.
         per_class: most training images of a class; None keeps all.
 
     Raises:
@@ -110,9 +111,8 @@ def split(
     rest = np.flatnonzero(~test)
     present = np.bincount(labels.numpy()[rest], minlength=len(names)) > 0
     if not present.all():
-        absent = [names[index] for index in np.flatnonzero(~present)]
-        shown = ", ".join(absent[:10]) + (f" and {len(absent) - 10} more" if len(absent) > 10 else "")
-        raise DataError(f"{name}: every class needs a training image, none is of {shown}; add some or drop the class")
+        absent = some([names[index] for index in np.flatnonzero(~present)])
+        raise DataError(f"{name}: every class needs a training image, none is of {absent}; add some or drop the class")
     held = _stratified(labels.numpy()[rest], holdout_fraction, numpy_stream(seed, "holdout split"))
 
     channels, height, width = source.images.shape[1:]
@@ -122,35 +122,38 @@ def split(
         index = torch.from_numpy(rows)
         return RealData(source.images[index], labels[index], spec, names, name)
 
-    kept = rest[~held]
+    train = rest[~held]
     if per_class is not None:
-        kept = kept[_few_of_each(labels.numpy()[kept], per_class, numpy_stream(seed, "per class"))]
-    return Splits(part(kept), part(rest[held]), part(np.flatnonzero(test)), source.notes)
+        train = train[_few_of_each(labels.numpy()[train], per_class, numpy_stream(seed, "per class"))]
+    return Splits(part(train), part(rest[held]), part(np.flatnonzero(test)), source.notes)
 
 
 def _stratified(labels: NDArray[np.int64], fraction: float, rng: np.random.Generator) -> NDArray[np.bool_]:
-    """Mark `round(fraction * N)` rows, each class with its share to within one; a class never loses its last row.
-
-    The rounding is cumulative over classes, so that many small classes lose as much as one big one.
-    """
-    order = rng.permutation(len(labels))
-    order = order[np.argsort(labels[order], kind="stable")]
+    """Mark `round(fraction * N)` rows, in each class its share to within one; a class never loses its last row."""
+    order, rank = _shuffled_within_classes(labels, rng)
     counts = np.bincount(labels)
+    # The rounding is cumulative over the classes, so that many small classes lose as much as one big one.
     quota = np.diff(np.rint(fraction * np.cumsum(counts)), prepend=0)
-    taken = np.minimum(quota, np.maximum(counts - 1, 0))
-    rank = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
+    quota = np.minimum(quota, np.maximum(counts - 1, 0))
     marked = np.zeros(len(labels), dtype=bool)
-    marked[order[rank < np.repeat(taken, counts)]] = True
+    marked[order[rank < np.repeat(quota, counts)]] = True
     return marked
 
 
 def _few_of_each(labels: NDArray[np.int64], count: int, rng: np.random.Generator) -> NDArray[np.intp]:
-    """Rows, ascending, of at most `count` of each class; a larger count keeps those of a smaller one."""
+    """Ascending rows with at most `count` of each class; those of a smaller count are among those of a larger one."""
+    order, rank = _shuffled_within_classes(labels, rng)
+    return np.sort(order[rank < count])
+
+
+def _shuffled_within_classes(
+    labels: NDArray[np.int64], rng: np.random.Generator
+) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """All rows class by class, in a random order within each class, and the rank of each in its class from 0 on."""
     order = rng.permutation(len(labels))
     order = order[np.argsort(labels[order], kind="stable")]
     counts = np.bincount(labels)
-    rank = np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
-    return np.sort(order[rank < count])
+    return order, np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
 
 
 def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -160,8 +163,8 @@ def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, 
         images: uint8 `[N, C, H, W]`, N at least 1.
 
     Returns:
-        C means and C standard deviations, as a model's normalisation takes them. The standard deviation of a constant
-        channel is given as 1, so that one can divide by it.
+        C means and C standard deviations, for a model's normalisation. The standard deviation of a constant channel is
+        1, so that one can divide by it.
 
     Raises:
         DataError: there are no images, or they are not uint8.

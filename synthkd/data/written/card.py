@@ -1,4 +1,4 @@
-"""The card of a generated dataset: README.md with front matter, which says what is known and no more."""
+"""The card of a generated dataset: a README.md with front matter that states what is known of the dataset."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _LAYOUTS = {
 
 
 def card(about: Mapping[str, Any], recipe: str) -> str:
-    """README.md of a dataset.
+    """The text of a dataset's README.md.
 
     Args:
         about: the content of its `dataset.json`.
-        recipe: the configuration that made it, as YAML.
+        recipe: the configuration of the dataset, as YAML.
     """
     front: dict[str, Any] = {
         "license": "unknown",
@@ -34,15 +34,13 @@ def card(about: Mapping[str, Any], recipe: str) -> str:
         "synthetic": True,
         "size_categories": [next((name for most, name in _SIZES if about["count"] < most), "n>10M")],
         "configs": [
-            {
-                "config_name": "default",
-                "data_files": [{"split": "train", "path": _PATHS[about["format"]]}],
-            }
+            {"config_name": "default", "data_files": [{"split": "train", "path": _PATHS[about["format"]]}]},
         ],
     }
     if about["format"] == "folder":
         front["configs"][0]["features"] = _features(about["class_names"])
     header = yaml.safe_dump(front, sort_keys=False, allow_unicode=True)
+    # The fence has one backtick more than the longest run in the recipe, so that no name in it can end the block.
     fence = "`" * max([3, *(len(run) + 1 for run in re.findall("`+", recipe))])
     blocks = [
         f"---\n{header}---",
@@ -64,7 +62,7 @@ def card(about: Mapping[str, Any], recipe: str) -> str:
 
 
 def _features(class_names: Sequence[str]) -> list[dict[str, Any]]:
-    """The columns of the image folder for Hugging Face datasets, which would not know the names of its labels else."""
+    """The columns of the image folder for Hugging Face datasets, which finds the names of the labels only here."""
     names = {str(number): one_line(name) for number, name in enumerate(class_names)}
     return [
         {"name": "image", "dtype": "image"},
@@ -79,11 +77,13 @@ def _features(class_names: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def _teacher(teacher: Mapping[str, Any]) -> str:
+    """The teacher's architecture, size, training data and checksum in one phrase."""
     trained = "" if teacher["trained_on"] is None else f", trained on {_text(teacher['trained_on'])}"
     return f"{_text(teacher['arch'])}, {teacher['parameters']:,} parameters{trained}, sha256 `{teacher['sha256']}`"
 
 
 def _scores(about: Mapping[str, Any]) -> str:
+    """The table of classes and the paragraph about all images."""
     scores = about["scores"]
     lines = ["| class | images | teacher sees the asked label |", "|---|---:|---:|"]
     per_class = zip(about["class_names"], about["counts"], scores["agreement_per_class"], strict=True)
@@ -110,18 +110,20 @@ def _scores(about: Mapping[str, Any]) -> str:
 
 
 def _privacy(about: Mapping[str, Any]) -> str:
-    seen = about["real_images_used"]
-    if seen is None:
+    """What is known about the real images behind the dataset, and that nothing is guaranteed."""
+    count = about["real_images_used"]
+    if count is None:
         source = "The generator was made elsewhere; which real images it was trained on is not known here."
-    elif seen and about["generator"]["kind"] == "merf":
+    elif count and about["generator"]["kind"] == "merf":
         source = (
-            f"The generator learned from one noisy look at {seen:,} real images, which bounds what it can tell about "
+            f"The generator learned from one noisy look at {count:,} real images, which bounds what it can tell about "
             "any of them. What the teacher tells is not in that bound: it labelled these images and may have chosen "
             "among them."
         )
-    elif seen:
+    elif count:
         source = (
-            f"The generator was trained on {seen:,} real images. Its images may repeat what it saw, closely or in part."
+            f"The generator was trained on {count:,} real images. "
+            "Its images may repeat what it saw, closely or in part."
         )
     else:
         source = (
@@ -145,9 +147,10 @@ def _privacy(about: Mapping[str, Any]) -> str:
 
 
 def _text(name: object) -> str:
-    """A name as it reads, whatever of Markdown or HTML it contains."""
+    """A name with its Markdown and HTML characters escaped."""
     return re.sub(r"[\\`*<>|~$&\[\]]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\\g<0>", one_line(str(name)))
 
 
 def _percent(share: float | None) -> str:
+    """A share in percent, or a dash where it is unknown."""
     return "-" if share is None else f"{share:.1%}"

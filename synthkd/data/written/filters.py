@@ -1,7 +1,7 @@
-"""Which generated images may stay: sure of their class, unlike each other, no copies of real images.
+"""Filters of generated images: the teacher's confidence, near duplicates, and copies of real images.
 
-An image is judged by itself and by the images of its class that were kept before it, in the order of their numbers. So
-what is kept is a function of the images alone, however they were cut into parts.
+An image is judged by itself and by the accepted images of its class with lower numbers. So the result is a function of
+the images alone, however they are cut into parts.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 from synthkd.data.written.unfinished import Part
 from synthkd.metrics.neighbours import nearest, points
 
-_LEVELS = 255.0
+_LEVELS = 255.0  # scale of uint8 pixels, for limits on pixels in [0, 1]
 
 
 def nearest_real(images: Tensor, real: Tensor) -> Tensor:
@@ -23,7 +23,7 @@ def nearest_real(images: Tensor, real: Tensor) -> Tensor:
 
     Args:
         images: uint8 `[N, C, H, W]`.
-        real: what `as_points` made of the real images.
+        real: float32 `[M, C * H * W]`, the real images by `as_points`.
 
     Returns:
         float32 `[N]` in [0, 1]; 0 for an exact copy.
@@ -38,14 +38,20 @@ def as_points(images: Tensor) -> Tensor:
 
 
 class Sieve:
-    """Keeps the first images of each class that pass every filter, until the class has as many as are wanted.
+    """Accepts the first images of each class that pass every filter, until the class is full.
 
     Args:
-        wanted: how many images of each class.
-        confidence: least probability that the teacher gives the asked label; None asks for none.
-        near_duplicates: an image is rejected when its root mean square difference (of pixels in [0, 1]) to a kept image
-            of its class is at most this; 0 rejects exact duplicates; None rejects none.
+        wanted: number of images of each class.
+        confidence: least probability of the label by the teacher; None: no limit.
+        near_duplicates: an image is rejected when its root mean square difference (of pixels in [0, 1]) to an accepted
+            image of its class is at most this; 0 rejects exact duplicates; None rejects none.
         copies: the same to any real image, for which every part needs `real_distance`; None rejects none.
+
+    Attributes:
+        tried: int64 `[K]`, the images of each class that were judged.
+        passed: int64 `[K]`, the accepted ones.
+        rejected: name of a filter -> images that it rejected; each counts once, by the first filter that rejects it in
+            the order confidence, copies, near_duplicates.
     """
 
     def __init__(
@@ -59,25 +65,25 @@ class Sieve:
         self._confidence = confidence
         self._near_duplicates = near_duplicates
         self._copies = copies
-        self._kept: dict[int, list[Tensor]] = {}
+        self._accepted: dict[int, list[Tensor]] = {}  # class -> its accepted images, part by part
         self.tried = torch.zeros_like(self._wanted)
         self.passed = torch.zeros_like(self._wanted)
         self.rejected: Counter[str] = Counter()
 
     @property
     def lacking(self) -> Tensor:
-        """int64 `[K]`: images of each class that are still wanted."""
+        """int64 `[K]`: the images of each class that are still missing."""
         return (self._wanted - self.passed).clamp_min(0)
 
     @property
     def reasons(self) -> Mapping[str, int]:
-        """Images rejected, by the first filter that rejected them."""
+        """Number of rejected images by filter, sorted by the filter's name."""
         return dict(sorted(self.rejected.items()))
 
     def keep(self, part: Part) -> Tensor:
-        """Which images of a part stay, bool `[N]`; parts are offered in order, each once.
+        """Which images of a part stay, bool `[N]`; parts come in the order of their numbers, each once.
 
-        An image that passes but comes when its class is full does not stay; it counts as neither rejected nor tried.
+        Images of a class that is full do not stay, and count as neither tried nor rejected.
         """
         good = torch.ones(len(part), dtype=torch.bool)
         if self._confidence is not None:
@@ -87,40 +93,40 @@ class Sieve:
         if self._copies is not None:
             assert part.real_distance is not None, "a sieve for copies needs the distance to real images"
             good &= part.real_distance > self._copies
-        kept = torch.zeros(len(part), dtype=torch.bool)
+        stays = torch.zeros(len(part), dtype=torch.bool)
         for label in part.labels.unique().tolist():
             rows = (part.labels == label).nonzero().flatten()
-            for row, fresh in zip(rows.tolist(), self._unlike(label, part.images[rows], good[rows]), strict=True):
+            for row, passes in zip(rows.tolist(), self._unlike(label, part.images[rows], good[rows]), strict=True):
                 if self.passed[label] >= self._wanted[label]:
                     break
                 self.tried[label] += 1
-                if fresh:
-                    kept[row] = True
+                if passes:
+                    stays[row] = True
                     self.passed[label] += 1
                     continue
                 self.rejected["confidence" if unsure[row] else "near_duplicates" if good[row] else "copies"] += 1
-            if self._near_duplicates is not None and (chosen := rows[kept[rows]]).numel():
-                self._kept.setdefault(label, []).append(part.images[chosen])
-        return kept
+            if self._near_duplicates is not None and (accepted := rows[stays[rows]]).numel():
+                self._accepted.setdefault(label, []).append(part.images[accepted])
+        return stays
 
     def _unlike(self, label: int, images: Tensor, good: Tensor) -> list[bool]:
-        """Which of the good images of a class lie farther than the limit from every one kept before them.
+        """Which of the `good` images of a class lie farther than the limit from every accepted one before them.
 
-        Squared differences of 8-bit levels are whole numbers, and a float64 product of them is exact in any order.
+        Squared differences of 8-bit levels are whole numbers, so float64 products of them are exact in any order.
         """
         if self._near_duplicates is None:
             return good.tolist()
         flat = images.flatten(1).double()
         limit = (self._near_duplicates * _LEVELS) ** 2 * flat.shape[1]
         good = good.clone()
-        for block in self._kept.get(label, ()):
+        for block in self._accepted.get(label, ()):
             good &= (_squared(flat, block.flatten(1).double()) > limit).all(1)
         among = _squared(flat, flat)
-        verdicts: list[bool] = []
+        passes: list[bool] = []
         for row in range(len(flat)):
-            earlier = [other for other in range(row) if verdicts[other]]
-            verdicts.append(bool(good[row]) and bool((among[row, earlier] > limit).all()))
-        return verdicts
+            earlier = [other for other in range(row) if passes[other]]
+            passes.append(bool(good[row]) and bool((among[row, earlier] > limit).all()))
+        return passes
 
 
 def _squared(first: Tensor, second: Tensor) -> Tensor:

@@ -1,15 +1,15 @@
 """A dataset that `synthkd generate` wrote, read back from any of its formats and verified.
 
-`dataset.json` beside the images says what they are; its `content` is the sha256 of all that was written, taken over the
-decoded pixels and numbers, so it is the same for every format and notices anything that was changed, lost or added. It
-has a checksum of its own, and `SHA256SUMS` those of every file, for those who have no synthkd: `sha256sum -c`.
+`dataset.json` describes the images. Its `content` is a sha256 over the decoded pixels, labels, logits and numbers, the
+same for every format. The file has a checksum of its own, and `SHA256SUMS` has those of all files, for a check without
+synthkd: `sha256sum -c`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import tarfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -29,7 +29,7 @@ from synthkd.types import ImageSpec, check_labels
 ABOUT = "dataset.json"
 FORMAT = 1
 FOLDER = "dataset"
-"""The dataset inside the run that made it."""
+"""Name of the dataset inside its run."""
 
 
 @dataclass(frozen=True)
@@ -38,11 +38,11 @@ class StoredDataset:
 
     Attributes:
         images: uint8 `[N, C, H, W]`.
-        labels: int64 `[N]`, the labels asked for.
+        labels: int64 `[N]`, the labels that the images were generated for.
         logits: float32 `[N, K]`, the teacher's.
         class_names: one per class.
-        mean: per channel, by which the teacher normalises images in [0, 1].
-        std: the same.
+        mean: the teacher's normalisation of images in [0, 1], per channel.
+        std: of the same.
         spec: what a classifier of these images takes and gives.
         about: the content of `dataset.json`.
     """
@@ -61,7 +61,7 @@ class StoredDataset:
 
 
 class Content:
-    """The digest of a dataset, fed block by block; how it is cut into blocks does not matter."""
+    """The digest of a dataset, updated block by block; the borders of the blocks do not matter."""
 
     def __init__(self) -> None:
         self._parts = [hashlib.sha256() for _ in range(4)]
@@ -73,7 +73,7 @@ class Content:
             part.update(values.contiguous().numpy().tobytes())
 
     def hexdigest(self) -> str:
-        """sha256, in hexadecimal."""
+        """sha256 of all blocks so far, in hexadecimal."""
         return hashlib.sha256(b"".join(part.digest() for part in self._parts)).hexdigest()
 
 
@@ -84,8 +84,8 @@ def read_stored(path: str | Path) -> StoredDataset:
         path: its directory, or the run of `synthkd generate` that holds it.
 
     Raises:
-        DataError: no such dataset, one of another version, a file that is missing or damaged, content that differs
-            from what was written.
+        DataError: no such dataset, one of another version, a file that is missing or damaged, or content that differs
+            from the digest.
         MissingExtraError: parquet without pyarrow.
     """
     top = Path(path).expanduser()
@@ -122,6 +122,8 @@ def read_stored(path: str | Path) -> StoredDataset:
 
 @dataclass(frozen=True)
 class _Row:
+    """One image uint8 `[C, H, W]` with its number, label and logits."""
+
     number: int
     image: Tensor
     label: int
@@ -129,6 +131,7 @@ class _Row:
 
 
 def _read_about(top: Path) -> dict[str, Any]:
+    """The content of `dataset.json`, after its checksum and version were checked."""
     path = top / ABOUT
     if not path.is_file():
         raise DataError(f"{top} is no dataset of synthkd generate: it has no {ABOUT}; give the run or its {FOLDER}/")
@@ -154,7 +157,7 @@ def _read_folder(files: list[Path], spec: ImageSpec) -> Iterator[_Row]:
 
 def _read_tars(files: list[Path], spec: ImageSpec) -> Iterator[_Row]:
     for file in files:
-        found: dict[str, dict[str, bytes]] = {}
+        samples: dict[str, dict[str, bytes]] = {}  # key -> suffix -> content
         try:
             with tarfile.open(file, "r:") as tar:
                 for member in tar:
@@ -162,10 +165,10 @@ def _read_tars(files: list[Path], spec: ImageSpec) -> Iterator[_Row]:
                         raise ValueError(f"{one_line(member.name)} is no plain file")
                     key, _, suffix = member.name.partition(".")
                     content = tar.extractfile(member)
-                    found.setdefault(key, {})[suffix] = b"" if content is None else content.read()
+                    samples.setdefault(key, {})[suffix] = b"" if content is None else content.read()
         except (OSError, ValueError, MemoryError, RecursionError, tarfile.TarError) as error:
             raise DataError(f"{file} cannot be read ({in_a_line(error)}); copy or generate it again") from error
-        for key, sample in found.items():
+        for key, sample in samples.items():
             where = f"{file}: {key}"
             yield _row(sample.get("png", b""), _entry(sample.get("json", b""), f"{where}.json"), spec, f"{where}.png")
 
@@ -177,7 +180,7 @@ def _read_parquet(files: list[Path], spec: ImageSpec) -> Iterator[_Row]:
             if parquet.read_metadata(file).num_rows > file.stat().st_size:
                 raise ValueError("it claims more rows than it has bytes")
             rows = parquet.read_table(file).to_pylist()
-        except (OSError, ValueError) as error:  # what pyarrow raises is one of these
+        except (OSError, ValueError) as error:  # the errors of pyarrow are subclasses of these
             raise DataError(f"{file} cannot be read ({in_a_line(error)}); copy or generate it again") from error
         for row in rows:
             image = row.get("image")
@@ -186,7 +189,7 @@ def _read_parquet(files: list[Path], spec: ImageSpec) -> Iterator[_Row]:
             yield _row(image["bytes"], row, spec, f"{file}: {image.get('path')}")
 
 
-def _lines(file: Path) -> Iterable[str]:
+def _lines(file: Path) -> list[str]:
     try:
         return file.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -195,13 +198,14 @@ def _lines(file: Path) -> Iterable[str]:
 
 def _entry(text: str | bytes, where: str) -> dict[str, Any]:
     try:
-        found = parse_json(text)
+        value = parse_json(text)
     except ValueError as error:
         raise DataError(f"{where} is not JSON ({in_a_line(error)}); copy or generate the dataset again") from error
-    return found if isinstance(found, dict) else {}
+    return value if isinstance(value, dict) else {}
 
 
 def _row(file: bytes, about: Mapping[str, Any], spec: ImageSpec, where: str) -> _Row:
+    """Decode an image file and check it and its entry; `where` names it in errors."""
     decoded = decode(file, spec.channels)
     if decoded.pixels is None:
         raise DataError(f"{where} is no readable image ({decoded.reason}); copy or generate the dataset again")

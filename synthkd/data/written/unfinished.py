@@ -1,7 +1,7 @@
-"""Parts of a dataset that is being made: numbered images with their logits, each part whole on disk or not there.
+"""Parts of an unfinished dataset: numbered images with their logits, each part in a file that is written atomically.
 
-They are the checkpoint of the sampling. Every image has a number, and images are made a chunk of numbers at a time, so
-a part needs no more than its first number and its last to say what is done.
+The parts are the checkpoint of the sampling. Images are sampled in chunks of consecutive numbers, so the first and the
+last number of each part, in its file name, tell which images exist.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ _NAME = re.compile(r"(\d+)-(\d+)\.safetensors")
 
 @dataclass(frozen=True)
 class Part:
-    """Images with neighbouring numbers.
+    """Images with consecutive numbers.
 
     Attributes:
         first: the number of the first image.
         images: uint8 `[N, C, H, W]`.
-        labels: int64 `[N]`, the labels asked for.
+        labels: int64 `[N]`, the labels that the images were generated for.
         logits: float32 `[N, K]`, the teacher's, of these very images.
         real_distance: float32 `[N]`, root mean square difference in [0, 1] to the nearest real image, or None where
-            no real images are at hand.
+            there are no real images to compare with.
     """
 
     first: int
@@ -44,10 +44,10 @@ class Part:
 
 
 class PartStore:
-    """The parts in a directory; several processes may write different ones.
+    """The parts in a directory; several processes may write different parts.
 
     Args:
-        directory: where they are; made when the first is written.
+        directory: of the files; the first write creates it.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -63,14 +63,14 @@ class PartStore:
 
     def spans(self) -> list[tuple[int, int]]:
         """`(first, stop)` of every part, in order."""
-        found = (_NAME.fullmatch(path.name) for path in self.directory.glob("*.safetensors"))
-        return sorted((int(match[1]), int(match[2])) for match in found if match)
+        names = (_NAME.fullmatch(path.name) for path in self.directory.glob("*.safetensors"))
+        return sorted((int(name[1]), int(name[2])) for name in names if name)
 
     def read(self, first: int, stop: int) -> Iterator[Part]:
         """The parts of the numbers `first` to `stop`, in order; no part reaches over either end.
 
         Raises:
-            CheckpointError: a part that cannot be read, or numbers that none has.
+            CheckpointError: a part that cannot be read, or numbers that no part holds.
         """
         expected = first
         for begin, end in self.spans():
@@ -80,8 +80,10 @@ class PartStore:
             if begin != expected:
                 break
             try:
-                found, about = unsealed_tensors(path)
-                part = Part(begin, found["images"], found["labels"], found["logits"], found.get("real_distance"))
+                tensors, about = unsealed_tensors(path)
+                part = Part(
+                    begin, tensors["images"], tensors["labels"], tensors["logits"], tensors.get("real_distance")
+                )
                 if int(about.get("first", begin)) != begin or len(part) != end - begin:
                     raise ValueError("its name is that of other images")
             except (ValueError, KeyError) as error:

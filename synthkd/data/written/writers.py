@@ -1,9 +1,9 @@
-"""A labelled dataset in other people's formats: image folder, WebDataset shards, parquet.
+"""Writers of a labelled dataset in three common formats: image folder, WebDataset shards, parquet.
 
-The bytes are a function of what is written. Every image stands under its number, with the label that was asked for, the
-teacher's logits and soft labels (their softmax), the difficulty, and the mark that it is synthetic. The directories of
-the image folder, `0003_name`, sort in the order of the classes, so torchvision numbers them right. Hugging Face
-datasets takes the labels of a folder with metadata from there; their names are in the front matter of the card.
+The bytes are a function of the images and the layout. Each image has its number, its label, the teacher's logits and
+soft labels (their softmax), the difficulty, and the mark that it is synthetic. The directories of the image folder,
+`0003_name`, sort in the order of the classes, so torchvision numbers the classes right. Hugging Face datasets takes the
+labels of a folder from its metadata; the names of the classes are in the front matter of the card.
 """
 
 from __future__ import annotations
@@ -30,16 +30,17 @@ from synthkd.types import ImageSpec
 Format = Literal["folder", "webdataset", "parquet"]
 
 SPLIT = "train"
-"""Name of the split, the only one."""
+"""Name of the only split."""
 METADATA = "metadata.jsonl"
+"""Name of the file with the labels and logits of an image folder."""
 _TAR_BLOCK = 512
 _DISK_BLOCK = 4096
-_SUM = 150  # a line of SHA256SUMS
+_SUM = 150  # bytes of a line of SHA256SUMS
 
 
 @dataclass(frozen=True)
 class Records:
-    """Images to be written, in the order of their numbers.
+    """Images to write, in the order of their numbers.
 
     Attributes:
         numbers: int64 `[N]`, the number of each image.
@@ -54,14 +55,14 @@ class Records:
     logits: Tensor
 
     @classmethod
-    def of(cls, part: Part, kept: Tensor) -> Records:
-        """The images of a part that stay, `kept` bool `[N]`."""
+    def of(cls, part: Part, stays: Tensor) -> Records:
+        """The images of a part for which `stays`, bool `[N]`, is True."""
         numbers = torch.arange(part.first, part.first + len(part))
-        return cls(numbers[kept], part.images[kept], part.labels[kept], part.logits[kept])
+        return cls(numbers[stays], part.images[stays], part.labels[stays], part.logits[stays])
 
     @classmethod
     def joined(cls, blocks: Sequence[Records]) -> Records:
-        """Several blocks as one."""
+        """Several blocks in one."""
         return cls(*(torch.cat([getattr(block, field.name) for block in blocks]) for field in fields(cls)))
 
     def __len__(self) -> int:
@@ -74,14 +75,14 @@ class Records:
 
 @dataclass(frozen=True)
 class Layout:
-    """How a dataset is written.
+    """The files of a dataset.
 
     Attributes:
-        format: one of the three.
+        format: of the images.
         class_names: one per class.
-        difficulty: at which the images were made.
+        difficulty: of the images, in [0, 1].
         shard_size: images of a shard (WebDataset, parquet).
-        count: images in all.
+        count: number of all images.
     """
 
     format: Format
@@ -109,7 +110,7 @@ class Layout:
 
 
 def check_format(layout: Layout, spec: ImageSpec, counts: Sequence[int]) -> None:
-    """Refuse what a format cannot hold.
+    """Refuse a dataset that its format cannot hold.
 
     Raises:
         ConfigError: neither 1 nor 3 channels; a folder with an empty class.
@@ -128,7 +129,7 @@ def check_format(layout: Layout, spec: ImageSpec, counts: Sequence[int]) -> None
 
 
 def estimate(layout: Layout, spec: ImageSpec) -> int:
-    """Bytes that the dataset needs on disk, rounded up: no image is taken to be compressible."""
+    """Bytes of the dataset on disk, an upper bound that takes no image to be compressible."""
     pixels = spec.channels * spec.height * spec.width
     png = pixels + spec.height + 100
     text = 250 + len(layout.class_names) * 24
@@ -144,9 +145,9 @@ def write_records(blocks: Iterable[Records], directory: Path, layout: Layout, do
 
     Args:
         blocks: the images, in the order of their numbers, in blocks of any size.
-        directory: made if need be.
-        layout: how it is written.
-        done: is told how many images are written so far.
+        directory: of the dataset; created where it is missing.
+        layout: of the files.
+        done: called with the number of images written so far.
     """
     if layout.format == "folder":
         with naming(directory):
@@ -183,7 +184,7 @@ def soft_labels(logits: Tensor) -> Tensor:
 
 
 def _write_folder(blocks: Iterable[Records], top: Path, layout: Layout, done: Callable[[int], None]) -> None:
-    """Plain files: the whole folder is renamed into place when it is finished, so none has to be safe by itself."""
+    """Write the files of an image folder, none of them atomically, since the whole folder is renamed at the end."""
     lines: list[str] = []
     for label in range(len(layout.class_names)):
         (top / layout.directory(label)).mkdir(parents=True, exist_ok=True)
@@ -197,32 +198,29 @@ def _write_folder(blocks: Iterable[Records], top: Path, layout: Layout, done: Ca
 
 
 def _each(block: Records, layout: Layout) -> Iterator[tuple[int, Tensor, int, dict[str, Any]]]:
-    """`(number, image, label, what is said about it)`."""
+    """`(number, image, label, entry)` of each image, where the entry is a line of the metadata."""
     soft = soft_labels(block.logits)
     rows = zip(block.numbers.tolist(), block.images, block.labels.tolist(), block.logits, soft, strict=True)
     for number, image, label, logits, probabilities in rows:
-        yield (
-            number,
-            image,
-            label,
-            {
-                "number": number,
-                "label": label,
-                "class_name": layout.class_names[label],
-                "soft_labels": _shortest(probabilities),
-                "logits": _shortest(logits),
-                "difficulty": layout.difficulty,
-                "synthetic": True,
-            },
-        )
+        entry = {
+            "number": number,
+            "label": label,
+            "class_name": layout.class_names[label],
+            "soft_labels": _shortest(probabilities),
+            "logits": _shortest(logits),
+            "difficulty": layout.difficulty,
+            "synthetic": True,
+        }
+        yield number, image, label, entry
 
 
 def _shortest(values: Tensor) -> list[float]:
-    """float32 numbers with the digits that tell them from any other, which is far from all that float64 shows."""
+    """float32 numbers with the fewest digits that identify them; as float64 they would have many more."""
     return [float(str(value)) for value in values.numpy()]
 
 
 def _shards(blocks: Iterable[Records], size: int) -> Iterator[Records]:
+    """Cut blocks of any size into shards of `size` images; the last may be smaller."""
     waiting: list[Records] = []
     for block in blocks:
         waiting.append(block)
@@ -248,7 +246,6 @@ def _tar(block: Records, layout: Layout) -> bytes:
 
 def _parquet(block: Records, layout: Layout) -> bytes:
     arrow, parquet = needed("pyarrow"), needed("pyarrow.parquet")
-    classes = len(layout.class_names)
     files = [
         {"bytes": png(image), "path": f"{number:08d}.png"}
         for number, image in zip(block.numbers.tolist(), block.images, strict=True)
@@ -263,7 +260,6 @@ def _parquet(block: Records, layout: Layout) -> bytes:
         "synthetic": ([True] * len(files), arrow.bool_(), _value("bool")),
         "number": (block.numbers.tolist(), arrow.int64(), _value("int64")),
     }
-    assert block.logits.shape[1] == classes
     features = {name: feature for name, (_, _, feature) in columns.items()}
     schema = arrow.schema(
         [(name, kind) for name, (_, kind, _) in columns.items()],

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from synthkd.data.read import folder
+from synthkd.data.read import decode
 from synthkd.data.read.folder import read_folder
 from synthkd.data.read.splits import Source
 from synthkd.errors import DataError
@@ -184,7 +184,7 @@ def test_only_ten_bad_files_are_named(root: Path) -> None:
 
 
 def test_an_image_far_too_large_is_refused_from_its_header(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(folder, "LARGEST", 79)
+    monkeypatch.setattr(decode, "LARGEST", 79)
     with pytest.raises(DataError, match=r"4 of 4 .*too large: 10x8 pixels"):
         read_folder(root)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
@@ -264,7 +264,7 @@ def test_splits_must_agree_on_the_classes(tmp_path: Path) -> None:
 
 
 def test_folders_without_what_is_needed_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"nowhere is not a directory; set root"):
+    with pytest.raises(DataError, match=r"nowhere does not exist; set root"):
         read_folder(tmp_path / "nowhere")
     with pytest.raises(DataError, match=r"has no class directories"):
         read_folder(tmp_path)

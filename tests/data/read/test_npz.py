@@ -84,7 +84,7 @@ NAN[3, 2, 1, 0] = np.nan
         ({"labels": np.array([2**63] * 6, dtype=np.uint64)}, "integers from 0"),
         ({"class_names": np.array(["x", "x", "y"])}, "list of different strings"),
         ({"class_names": np.arange(3)}, "list of different strings"),
-        ({"class_names": np.array(["x", 1, None], dtype=object)}, "not a readable .npz file of plain arrays"),
+        ({"class_names": np.array(["x", 1, None], dtype=object)}, "not a readable .npz of plain arrays"),
         ({"test_images": IMAGES[:, 1:], "test_labels": LABELS}, "must have one size, got 3x5x4 and 3x4x4"),
         ({"test_images": IMAGES, "test_labels": LABELS[:3]}, r"test_labels must be one per image, \[6\], got \[3\]"),
     ],
@@ -107,7 +107,7 @@ def test_files_that_are_no_archives_are_refused(tmp_path: Path) -> None:
     flipped[200] ^= 0xFF  # inside the pixels: the archive's checksum finds it
     for content in (b"", b"no archive", whole[: len(whole) // 2], bytes(flipped)):
         path.write_bytes(content)
-        with pytest.raises(DataError, match=r"set\.npz is not a readable \.npz file"):
+        with pytest.raises(DataError, match=r"set\.npz is not a readable \.npz of plain arrays"):
             read_npz(path)
     np.save(tmp_path / "single.npy", IMAGES)
     with pytest.raises(DataError, match="a single array; save it with"):

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from synthkd.data.bank import MemoryBank
-from synthkd.data.read import archives, decode, sample_set
+from synthkd.data.read import decode, entries, sample_set
 from synthkd.data.read import npz as npz_files
 from synthkd.data.read.named import read_digits
 from synthkd.data.read.real import load_splits
@@ -485,7 +485,7 @@ def test_huge_images_and_members_are_refused_unread(tmp_path: Path, monkeypatch:
     huge = encoded(Image.new("1", (8001, 8000)))
     with pytest.raises(DataError, match=r"huge.png \(too large: 8001x8000 pixels, at most 64 million are allowed"):
         open_samples(zipped(tmp_path / "a.zip", {"huge.png": huge}))
-    monkeypatch.setattr(archives, "LARGEST_FILE", 1 << 20)
+    monkeypatch.setattr(entries, "LARGEST_FILE", 1 << 20)
     big = {"x.png": bytes(1 << 21)}
     for source in (zipped(tmp_path / "b.zip", big), tarred(tmp_path / "b.tar", big)):
         with pytest.raises(DataError, match=r"x.png \(too large: 2 MiB unpacked, at most 1 are allowed"):
@@ -632,7 +632,7 @@ def test_files_are_decoded_once_when_they_fit_and_in_windows_when_not(
 ) -> None:
     decoded: list[Any] = []
     plain = decode.decode
-    monkeypatch.setattr(decode, "decode", lambda source: decoded.append(source) or plain(source))
+    monkeypatch.setattr(decode, "decode", lambda source, *how: decoded.append(source) or plain(source, *how))
     source = folder(tmp_path / "set", {f"{row:03}.png": encoded(COLOUR[row % 6]) for row in range(200)})
     found = open_samples(source)
     together(found)

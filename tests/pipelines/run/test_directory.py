@@ -17,6 +17,7 @@ from synthkd.pipelines.generate import PARTS
 from synthkd.pipelines.run.directory import CONFIG, FREE_TO_CHANGE, REPORT, RESULT, WORK
 from synthkd.pipelines.run.job import open_job
 from synthkd.privacy.journal import JOURNAL
+from synthkd.reports.results import TeachResult
 from synthkd.settings.load import dump_config, load_config
 from synthkd.training.monitor import FILE_NAME as METRICS
 
@@ -218,7 +219,7 @@ def test_a_result_is_handed_out_and_what_a_finished_run_need_not_keep_is_dropped
         (directory / left).mkdir()
         (directory / left / "file").write_text("from before a kill")
     with open_job("teach", config) as job:
-        assert job.finished == {"job": "teach", "seconds": 1.5}
+        assert job.finished == TeachResult(seconds=1.5)
     assert sorted(files(directory)) == sorted([".lock", CONFIG, METRICS, REPORT, RESULT])
     assert json.loads((directory / RESULT).read_text()) == {"job": "teach", "seconds": 1.5}
 

@@ -1,19 +1,18 @@
 """The table of scores on a terminal: readable at any width, whatever the sets are called."""
 
-from typing import Any
-
+from synthkd.metrics.score import Score
 from synthkd.pipelines.scores.table import score_lines
+from synthkd.reports.results import GeneratedSet
 
 
-def a_set(name: str, value: float = 0.5) -> dict[str, Any]:
-    blank = {"better": "higher", "uncertainty": None, "interval": None, "target": None}
-    scores = [
-        {**blank, "name": "FD-efflite0", "value": 123.456, "better": "lower", "uncertainty": 170.9},
-        {**blank, "name": "precision-efflite0", "value": value, "interval": [0.4123, 0.5877]},
-        {**blank, "name": "density-efflite0", "value": 1.1, "uncertainty": 0.0312},
-        {**blank, "name": "CAS", "value": None},
-    ]
-    return {"name": name, "scores": scores}
+def a_set(name: str, value: float = 0.5) -> GeneratedSet:
+    scores = (
+        Score("FD-efflite0", 123.456, "lower", (9, 9), uncertainty=170.9),
+        Score("precision-efflite0", value, "higher", (9, 9), interval=(0.4123, 0.5877)),
+        Score("density-efflite0", 1.1, "higher", (9, 9), uncertainty=0.0312),
+        Score("CAS", None, "higher", (9,)),
+    )
+    return GeneratedSet(name, 9, scores)
 
 
 def test_what_fits_has_the_names_above_the_columns() -> None:

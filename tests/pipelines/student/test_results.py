@@ -29,7 +29,8 @@ from synthkd.pipelines.student.sources import (
     TransferSource,
 )
 from synthkd.pipelines.student.summary import summary
-from synthkd.reports.run import headline, read_run
+from synthkd.reports.files import read_run
+from synthkd.reports.headline import headline
 from synthkd.rng import Rows
 from synthkd.schedules import DifficultyScheduler
 from synthkd.settings import BankSettings, TeamSettings, ZooModel

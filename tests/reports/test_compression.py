@@ -16,7 +16,9 @@ from synthkd.models.energy import Energy
 from synthkd.models.latency import Latency
 from synthkd.pipelines.handover.search import Choice
 from synthkd.privacy.verdict import Check, Claim, verdict
-from synthkd.reports.compression import exports, headline, nested, write_compress_report
+from synthkd.reports.compression import compression_page, exports, headline, nested
+from synthkd.reports.files import read_run
+from synthkd.reports.results import CompressResult, Handover, from_json, to_json
 from synthkd.settings import ZooModel
 
 PYTORCH = Latency(0.42, 0.40, 0.47, 1, 1, "cpu", 50)
@@ -62,6 +64,7 @@ def rules_of_thumb() -> dict:
 def finished() -> dict:
     return {
         **result_of_distill(),
+        "job": "compress",
         "verdict": asdict(NO_GUARANTEE),
         "handover": handed_over(),
         "search": None,
@@ -73,7 +76,9 @@ def finished() -> dict:
 def written(run: Path, result: dict) -> Path:
     run.mkdir(exist_ok=True)
     (run / "config.yaml").write_text("name: digits\nflow: plain\n")
-    return write_compress_report(run, result)
+    typed = from_json(CompressResult, result)
+    (run / "report.html").write_bytes(compression_page(replace(read_run(run), result=typed), typed))
+    return run / "report.html"
 
 
 def without_tests(result: dict) -> dict:
@@ -126,7 +131,7 @@ def test_latencies_of_other_threads_or_devices_are_not_compared():
     handover = handed_over()
     handover["files"]["onnx"]["latency"]["threads"] = 2
     handover["files"]["int8"]["latency"] |= {"device": "gpu", "batch_size": 8}
-    onnx, int8, program = exports(handover)
+    onnx, int8, program = exports(from_json(Handover, handover))
     assert (onnx.faster, onnx.unlike) == (None, "not compared: other threads")
     assert (int8.faster, int8.unlike) == (None, "not compared: other device, batch size")
     assert (program.faster, program.unlike) == (None, "not measured")
@@ -135,7 +140,7 @@ def test_latencies_of_other_threads_or_devices_are_not_compared():
 def test_without_the_float32_file_nothing_is_called_smaller(tmp_path):
     result = finished()
     del result["handover"]["files"]["onnx"]
-    assert [export.smaller for export in exports(result["handover"])] == [None, None]
+    assert [export.smaller for export in exports(from_json(Handover, result["handover"]))] == [None, None]
     assert "15,500 not exported" in text_of(written(tmp_path, result))
 
 
@@ -246,7 +251,7 @@ def test_a_search_is_shown_with_the_chosen_student(tmp_path):
         ("error", "latency", "bytes"),
         (1.0, 1.0, 1e5),
     )
-    page = written(tmp_path, finished() | {"search": Choice(large, found).as_json()})
+    page = written(tmp_path, finished() | {"search": to_json(Choice(large, found).result())})
     text = text_of(page)
     assert "1 convnet 9 chosen 92.0 % 0.5 ms 36 kB 2 mlp 16, depth 1 61.0 % 0.05 ms 4.8 kB" in text
     assert "Of 2 candidates, those that no other beats in error, latency, bytes at once" in text
@@ -256,4 +261,4 @@ def test_a_search_is_shown_with_the_chosen_student(tmp_path):
 def test_headline_does_not_hide_a_student_that_is_slower():
     result = finished()
     result["handover"]["cost"]["student"]["latency"]["median_ms"] = 2.52
-    assert "is 0.5 times as fast" in headline(result)
+    assert "is 0.5 times as fast" in headline(from_json(CompressResult, result))

@@ -1,0 +1,154 @@
+"""The arrays of a memory bank, in memory or in memory-mapped files, and how a checkpoint writes and reads them."""
+
+from __future__ import annotations
+
+import errno
+import math
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from synthkd.errors import CheckpointError, DataError
+from synthkd.settings import BankSettings
+from synthkd.system.resources import errno_of, out_of_memory, reason, size
+from synthkd.training.shared_rows import Block, Rows
+from synthkd.types import ImageSpec
+
+_COLUMNS = ("images", "labels", "logits", "births")
+_BLOCK_BYTES = 1 << 25  # of rows that a checkpoint writes at a time
+
+
+class BankRows:
+    """The preallocated columns of a bank, one row a slot; image number i lies in slot `i % capacity`.
+
+    Args:
+        spec: size, channels and classes of the images.
+        settings: capacity and storage.
+        directory: where `storage: disk` keeps its files, one a column.
+
+    Attributes:
+        images: uint8 `[capacity, C, H, W]`.
+        labels: int64 `[capacity]`.
+        logits: float32 `[capacity, K]`, the teacher's.
+        births: int64 `[capacity]`, the number of the image in each slot.
+
+    Raises:
+        DataError: `storage: disk` without a directory.
+    """
+
+    def __init__(self, spec: ImageSpec, settings: BankSettings, directory: Path | None) -> None:
+        if settings.storage == "disk" and directory is None:
+            raise DataError("bank.storage: disk needs a directory for its files")
+        self.capacity = settings.capacity
+        place = directory if settings.storage == "disk" else None
+        self.images = _allocate(place, "images", (self.capacity, *spec.shape), torch.uint8)
+        self.labels = _allocate(place, "labels", (self.capacity,), torch.int64)
+        self.logits = _allocate(place, "logits", (self.capacity, spec.classes), torch.float32)
+        self.births = _allocate(place, "births", (self.capacity,), torch.int64)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all columns."""
+        return sum(column.nbytes for column in (self.images, self.labels, self.logits, self.births))
+
+    def slots(self, first: int, stop: int) -> Tensor:
+        """Slots int64 `[stop - first]` of the images with the numbers from `first` to `stop`."""
+        return torch.arange(first, stop) % self.capacity
+
+    def write(self, first: int, images: Tensor, labels: Tensor, logits: Tensor) -> Tensor:
+        """Write images with consecutive numbers from `first` on.
+
+        Args:
+            first: number of the first image.
+            images: uint8 `[N, C, H, W]`, on any device like the others.
+            labels: int64 `[N]`.
+            logits: float32 `[N, K]`.
+
+        Returns:
+            int64 `[N]`, the slots written.
+        """
+        slots = self.slots(first, first + len(labels))
+        self.images[slots] = images.cpu()
+        self.labels[slots] = labels.cpu()
+        self.logits[slots] = logits.cpu()
+        self.births[slots] = torch.arange(first, first + len(labels))
+        return slots
+
+    def saved(self, first: int, stop: int) -> Rows:
+        """The images from number `first` to `stop` for a checkpoint, as they are until the next write; no copy."""
+        count = max(1, _BLOCK_BYTES * self.capacity // self.nbytes)
+
+        def blocks(start: int) -> Iterator[Block]:
+            for begin in range(start, stop, count):
+                slots = self.slots(begin, min(begin + count, stop))
+                columns = {"images": self.images[slots], "labels": self.labels[slots], "logits": self.logits[slots]}
+                yield Block(begin, columns)
+
+        return Rows(first, stop, blocks)
+
+
+def saved_rows(state: Mapping[str, Any]) -> Rows:
+    """The images in the state dict of a bank, with their labels and logits, oldest first."""
+    if "rows" in state:
+        rows: Rows = state["rows"]
+        return rows
+    # Checkpoints of an older version hold copies of whole columns in the order of the slots.
+    order = state["births"].argsort()
+    columns = {name: state[name][order] for name in ("images", "labels", "logits")}
+    first = int(state["added"]) - len(order)
+    return Rows(first, int(state["added"]), lambda _: iter([Block(first, columns)] if len(order) else []))
+
+
+@contextmanager
+def shortage_explained(spec: ImageSpec, settings: BankSettings, directory: Path | None) -> Iterator[None]:
+    """Turn the errors of an allocation for which memory or disk do not suffice into one that says what to change.
+
+    The files made so far are removed, which gives their space back.
+
+    Raises:
+        CheckpointError: the bank does not fit.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError, OSError) as error:
+        if out_of_memory(error):
+            place, remedy = "the memory", "set bank.storage=disk" if settings.storage == "ram" else "free some"
+        elif errno_of(error) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            place, remedy = f"{directory} ({reason(error)})", "choose another out="
+        else:
+            raise
+        if directory is not None:
+            for name in _COLUMNS:
+                (directory / f"{name}.bin").unlink(missing_ok=True)
+        needed = size(settings.capacity * (spec.channels * spec.height * spec.width + 4 * spec.classes + 16))
+        raise CheckpointError(
+            f"bank.capacity: {settings.capacity:,} images with their logits take {needed}, which do not fit {place}; "
+            f"make it smaller, or {remedy}"
+        ) from None  # the error of the allocation says less
+
+
+def _allocate(directory: Path | None, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Zeros in memory, or a memory-mapped file of the directory with the content that it has."""
+    if directory is None:
+        return torch.zeros(shape, dtype=dtype)
+    path, count = directory / f"{name}.bin", math.prod(shape)
+    _reserve(path, count * dtype.itemsize)
+    return torch.from_file(str(path), shared=True, size=count, dtype=dtype).reshape(shape)
+
+
+def _reserve(path: Path, size: int) -> None:
+    """Make a file of `size` bytes that the disk has room for; writing to a map without room would kill the process."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab") as file:
+        try:
+            os.posix_fallocate(file.fileno(), 0, size)
+        except AttributeError:  # a system without it
+            pass
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):  # a file system without it
+                raise

@@ -1,0 +1,61 @@
+"""Decoding of a whole listing: the readable images, and notes on conversions and on files that were left out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from synthkd.data.read.decode import decode_in_order, some, with_reasons
+from synthkd.data.read.entries import Entry, Listing
+
+_NAMED_IN_NOTE = 3
+
+
+class Decoding:
+    """Decodes the files of a listing once, in order.
+
+    Args:
+        listing: the files.
+
+    Attributes:
+        bad: `(file, reason)` of each unreadable file so far.
+    """
+
+    def __init__(self, listing: Listing) -> None:
+        self._listing = listing
+        self._conversions: dict[str, list[str]] = {}  # kind -> files
+        self.bad: list[tuple[str, str]] = []
+
+    def images(self, channels: int | None = None, size: int | None = None) -> Iterator[tuple[Entry, Tensor]]:
+        """The readable files with their images uint8 `[C, H, W]`; `channels` and `size` as of `decode`."""
+        entries = self._listing.entries
+        results = decode_in_order([entry.read for entry in entries], channels, size)
+        for entry, result in zip(entries, results, strict=True):
+            if result.pixels is None:
+                self.bad.append((entry.name, result.reason))
+                continue
+            for kind in result.kinds:
+                self._conversions.setdefault(kind, []).append(entry.name)
+            yield entry, channels_first(result.pixels)
+
+    def notes(self, ignored: str) -> list[str]:
+        """A line for each kind of conversion, for the ignored files (`ignored` says why) and for the bad ones."""
+        lines = [_named(files, f"images {kind}") for kind, files in sorted(self._conversions.items())]
+        if self._listing.ignored:
+            lines.append(_named([*self._listing.ignored], ignored))
+        if self.bad:
+            lines.append(f"{len(self.bad)} unreadable files left out: {with_reasons(self.bad)}")
+        return lines
+
+
+def channels_first(pixels: NDArray[np.uint8]) -> Tensor:
+    """Pixels `[H, W, C]` as a contiguous tensor `[C, H, W]`."""
+    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+
+
+def _named(files: list[str], what: str) -> str:
+    return f"{len(files)} {what}: {some(files, _NAMED_IN_NOTE)}"

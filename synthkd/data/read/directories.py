@@ -1,0 +1,156 @@
+"""The tree of directories in an image folder or a zip: names, and how each file is read.
+
+No image is decoded here, and nothing is ever extracted to disk.
+"""
+
+from __future__ import annotations
+
+import os
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from threading import Lock
+
+from synthkd.data.read.decode import NOT_IMAGES, in_a_line
+from synthkd.data.read.entries import Entry, check_size, objection, refused_entry
+from synthkd.errors import DataError
+
+DEEPEST = 100
+"""Levels of directories in a folder or zip."""
+
+PARTS = ("train", "test", "val", "valid", "validation", "holdout")
+"""Names of directories that hold a part of a set, each with its own class directories."""
+
+MOST_PACKED, FREELY_PACKED = 200, 1 << 26
+"""How many times larger a zip may become unpacked, unless it stays below so many bytes; image files hardly shrink."""
+
+
+@dataclass
+class Directory:
+    """A directory of a set.
+
+    Attributes:
+        name: path below the root of the set; empty for the root.
+        files: name within this directory -> the file, images or not.
+        directories: name within this directory -> directory. The hidden directories of a folder are listed but empty.
+        refused: of the root: members of an archive that are not read; reading them raises the reason.
+    """
+
+    name: str = ""
+    files: dict[str, Entry] = field(default_factory=dict)
+    directories: dict[str, Directory] = field(default_factory=dict)
+    refused: list[Entry] = field(default_factory=list)
+
+    def visible(self) -> dict[str, Directory]:
+        """The directories that are not hidden, sorted by name."""
+        return {name: self.directories[name] for name in sorted(self.directories) if not _is_hidden(name)}
+
+    def subdirectory(self, name: str) -> Directory:
+        """The directory of that name, made where it is missing."""
+        return self.directories.setdefault(name, Directory(f"{self.name}/{name}" if self.name else name))
+
+    def entries(self, files_first: bool) -> Iterator[Entry]:
+        """All files at any depth outside hidden directories, sorted by name in each directory.
+
+        Args:
+            files_first: the files of a directory come before its subdirectories; else all are sorted together.
+        """
+        directories = self.visible()
+        places = [(0, name) for name in self.files] + [(1, name) for name in directories]
+        for is_directory, name in sorted(places, key=None if files_first else lambda place: (place[1], place[0])):
+            if is_directory:
+                yield from directories[name].entries(files_first)
+            else:
+                yield self.files[name]
+
+    def images(self) -> Directory:
+        """The tree without hidden directories, files that are no images, and directories without images."""
+        files = {name: entry for name, entry in self.files.items() if is_image(name)}
+        directories = {name: inside.images() for name, inside in self.visible().items()}
+        return Directory(self.name, files, {name: d for name, d in directories.items() if d.files or d.directories})
+
+    def leaves(self) -> Iterator[str]:
+        """Names of all files at any depth, hidden ones too, and of empty directories, which end in a slash."""
+        yield from (entry.name for entry in self.files.values())
+        for inside in self.directories.values():
+            yield from inside.leaves() if inside.files or inside.directories else (f"{inside.name}/",)
+
+
+def is_image(name: str) -> bool:
+    """Whether a file may be an image, by its name: not hidden, and without a suffix that plainly says otherwise."""
+    base = name.rpartition("/")[2]
+    return not base.startswith(".") and NOT_IMAGES.fullmatch(os.path.splitext(base)[1]) is None
+
+
+def _is_hidden(directory: str) -> bool:
+    return directory.startswith((".", "__"))
+
+
+def read_tree(path: Path) -> Directory:
+    """The root directory of a folder, whose links are followed, or of a .zip.
+
+    Raises:
+        DataError: a directory that cannot be listed, more than `DEEPEST` levels of them, or no readable zip.
+    """
+    return _folder(path, path, {path.resolve()}) if path.is_dir() else _zip(path)
+
+
+def _folder(root: Path, path: Path, entered: set[Path], level: int = 0) -> Directory:
+    if level > DEEPEST:
+        raise DataError(f"{path} lies below more than {DEEPEST} levels of directories; is {root} a folder of images?")
+    try:
+        paths = sorted(path.iterdir())
+    except OSError as error:
+        raise DataError(f"{path} cannot be listed ({error.strerror}); check its permissions") from error
+    directory = Directory(str(path.relative_to(root)) if level else "")
+    # Links may lead in circles, or many ways to one place, so no directory is entered twice below a class directory.
+    # Two classes, or two parts, may hold links to the same place.
+    holds_classes = level == 0 or (level == 1 and path.name in PARTS)
+    for inner in paths:
+        name = inner.name
+        if not inner.is_dir():
+            directory.files[name] = Entry(str(inner.relative_to(root)), partial(Path, inner))
+        elif _is_hidden(name):
+            directory.subdirectory(name)
+        elif (real := inner.resolve()) not in entered:
+            below = set(entered) if holds_classes else entered
+            below.add(real)
+            directory.directories[name] = _folder(root, inner, below, level + 1)
+    return directory
+
+
+def _zip(path: Path) -> Directory:
+    try:
+        archive = zipfile.ZipFile(path)
+    except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile) as error:
+        raise DataError(f"{path} is not a readable .zip ({in_a_line(error)}); make it anew") from error
+    unpacked, packed = sum(info.file_size for info in archive.infolist()), path.stat().st_size
+    if unpacked > max(MOST_PACKED * packed, FREELY_PACKED):
+        raise DataError(
+            f"{path} has {packed >> 10} KiB and would unpack to {unpacked >> 20} MiB, more than {MOST_PACKED} times as "
+            "much, as no images do; make it anew"
+        )
+    lock = Lock()  # the members share one file; unpacking is cheap beside the decoding that runs in parallel
+
+    def read(info: zipfile.ZipInfo) -> bytes:
+        check_size(info.file_size)
+        with lock:
+            return archive.read(info)
+
+    root = Directory()
+    names: set[str] = set()
+    for info in archive.infolist():
+        *parents, base = info.filename.split("/")  # the name of a directory ends in a slash
+        deep = f"more than {DEEPEST} levels of directories" if len(parents) > DEEPEST else ""
+        if reason := objection(info.filename, names) or deep:
+            root.refused.append(refused_entry(info.filename, reason))
+            continue
+        directory = root
+        for parent in parents:
+            directory = directory.subdirectory(parent)
+        if base:
+            names.add(info.filename)
+            directory.files[base] = Entry(info.filename, partial(read, info))
+    return root

@@ -1,0 +1,178 @@
+"""Which images a memory bank draws: all alike, classes alike, or in proportion to a priority.
+
+A policy sees slots, labels and priorities, never images. Adding and drawing touch the slots concerned and, for
+prioritized draws, one path of a sum tree each; no call passes over the whole bank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from synthkd.settings import ReplaySettings
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float64]
+
+
+class UniformReplay:
+    """Every image is equally likely."""
+
+    def replace(self, slots: Ints, labels: Ints, priorities: Floats | None) -> None:
+        """Register new images.
+
+        Args:
+            slots: int64 `[N]`, the slots that they were written to.
+            labels: int64 `[N]`.
+            priorities: float64 `[N]`, or None for the largest priority so far.
+        """
+
+    def reprioritise(self, slots: Ints, priorities: Floats) -> None:
+        """Give slots `[N]` new priorities `[N]`; without effect on policies that have none."""
+
+    def draw(self, count: int, size: int, rng: np.random.Generator) -> tuple[Ints, Floats | None]:
+        """Draw with replacement.
+
+        Args:
+            count: how many.
+            size: number of images in the bank.
+            rng: source of the randomness.
+
+        Returns:
+            Slots int64 `[count]`, and importance weights float64 `[count]` or None for equal weights.
+        """
+        return rng.integers(0, size, count), None
+
+    def state_dict(self, used: int) -> dict[str, Any]:
+        """The state of the first `used` slots, for a checkpoint; the labels are saved by the bank."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any], labels: Ints) -> None:
+        """Continue from `state_dict` in a new policy, given the labels int64 `[used]` of the slots in use."""
+
+
+class ClassBalancedReplay(UniformReplay):
+    """Every class that has images is equally likely, then every image of it.
+
+    Args:
+        capacity: number of slots.
+        classes: number of classes.
+    """
+
+    def __init__(self, capacity: int, classes: int) -> None:
+        self._members: list[list[int]] = [[] for _ in range(classes)]  # class -> its slots, in no order
+        self._position = np.full(capacity, -1, dtype=np.int64)  # slot -> place in the list of its class, -1: unused
+        self._label = np.zeros(capacity, dtype=np.int64)
+
+    def replace(self, slots: Ints, labels: Ints, priorities: Floats | None) -> None:
+        """Move each slot from the list of its old class to that of its new one."""
+        position, label_of = self._position, self._label
+        for slot, label in zip(slots.tolist(), labels.tolist(), strict=True):
+            if position[slot] >= 0:
+                # The last slot of the list fills the gap, so that a removal costs the same in a class of any size.
+                old = self._members[label_of[slot]]
+                last = old.pop()
+                if last != slot:
+                    old[position[slot]] = last
+                    position[last] = position[slot]
+            position[slot] = len(self._members[label])
+            label_of[slot] = label
+            self._members[label].append(slot)
+
+    def draw(self, count: int, size: int, rng: np.random.Generator) -> tuple[Ints, Floats | None]:
+        """Slots int64 `[count]`, without importance weights."""
+        present = [members for members in self._members if members]
+        chosen = rng.integers(0, len(present), count)
+        place = rng.random(count)
+        picks = [present[c][int(p * len(present[c]))] for c, p in zip(chosen.tolist(), place.tolist(), strict=True)]
+        return np.array(picks, dtype=np.int64), None
+
+    def state_dict(self, used: int) -> dict[str, Any]:
+        """`position` int64 `[used]`: a draw depends on the order of each list, which the labels do not tell."""
+        return {"position": torch.from_numpy(self._position[:used].copy())}
+
+    def load_state_dict(self, state: Mapping[str, Any], labels: Ints) -> None:
+        """Rebuild the list of each class in the order that it had."""
+        position = state["position"].numpy()
+        self._position[: len(position)] = position
+        self._label[: len(labels)] = labels
+        for label, members in enumerate(self._members):
+            slots = np.flatnonzero(labels == label)
+            members[:] = slots[np.argsort(position[slots])].tolist()
+
+
+class PrioritizedReplay(UniformReplay):
+    """Draws in proportion to `priority ** exponent`, by a sum tree over the slots (Schaul et al. 2016, appendix B).
+
+    Args:
+        capacity: number of slots.
+        exponent: of the priority; 0 draws uniformly.
+        importance: exponent of the importance weights `(size * probability) ** -importance`.
+    """
+
+    def __init__(self, capacity: int, exponent: float, importance: float) -> None:
+        # Node 1 is the root, the children of node n are 2n and 2n + 1, and slot i is the leaf `_leaves + i`.
+        self._leaves = 1 << max(1, (capacity - 1).bit_length())
+        self._tree = np.zeros(2 * self._leaves, dtype=np.float64)
+        self._exponent = exponent
+        self._importance = importance
+        self._largest = 1.0
+
+    def replace(self, slots: Ints, labels: Ints, priorities: Floats | None) -> None:
+        """Give new images their priorities, or the largest one so far."""
+        self.reprioritise(slots, np.full(len(slots), self._largest) if priorities is None else priorities)
+
+    def reprioritise(self, slots: Ints, priorities: Floats) -> None:
+        """Set the leaves of the slots and sum again above them, level by level."""
+        if not len(slots):
+            return
+        self._largest = max(self._largest, float(priorities.max(initial=0.0)))
+        nodes = slots + self._leaves
+        self._tree[nodes] = priorities**self._exponent
+        while nodes[0] > 1:
+            nodes = np.unique(nodes >> 1)
+            self._tree[nodes] = self._tree[2 * nodes] + self._tree[2 * nodes + 1]
+
+    def draw(self, count: int, size: int, rng: np.random.Generator) -> tuple[Ints, Floats | None]:
+        """Slots int64 `[count]` and their importance weights float64 `[count]`."""
+        total = self._tree[1]
+        target = rng.random(count) * total
+        nodes = np.ones(count, dtype=np.int64)
+        while nodes[0] < self._leaves:
+            nodes *= 2
+            left = self._tree[nodes]
+            # Rounding may leave a target above the sum of the left child; a right child of weight 0 is never entered.
+            right = (target >= left) & (self._tree[nodes + 1] > 0)
+            target -= np.where(right, left, 0.0)
+            nodes += right
+        probability = self._tree[nodes] / total
+        return nodes - self._leaves, (size * probability) ** -self._importance
+
+    def state_dict(self, used: int) -> dict[str, Any]:
+        """`weights` float64 `[used]` of the leaves and the `largest` priority so far."""
+        leaves = self._tree[self._leaves : self._leaves + used]
+        return {"weights": torch.from_numpy(leaves.copy()), "largest": self._largest}
+
+    def load_state_dict(self, state: Mapping[str, Any], labels: Ints) -> None:
+        """Set the leaves and sum the whole tree, to the same bits as the single updates."""
+        weights = state["weights"].numpy()
+        self._largest = float(state["largest"])
+        self._tree[:] = 0.0
+        self._tree[self._leaves : self._leaves + len(weights)] = weights
+        level = self._leaves
+        while level > 1:
+            self._tree[level // 2 : level] = self._tree[level : 2 * level].reshape(-1, 2).sum(axis=1)
+            level //= 2
+
+
+def replay_policy(settings: ReplaySettings, capacity: int, classes: int) -> UniformReplay:
+    """The policy that the settings name, for so many slots and classes."""
+    if settings.policy == "prioritized":
+        return PrioritizedReplay(capacity, settings.priority_exponent, settings.importance_exponent)
+    if settings.policy == "class_balanced":
+        return ClassBalancedReplay(capacity, classes)
+    return UniformReplay()

@@ -1,0 +1,88 @@
+"""The typed content of result.json: a frozen dataclass for each job, one writer and one reader."""
+
+from synthkd.reports.results.audit import AuditedModel, AuditedSet, AuditResult, CopyResult, HeadlineAttack, RatioResult
+from synthkd.reports.results.base import FileEntry, Hardware, JobResult, RunCost
+from synthkd.reports.results.codec import from_json, to_json
+from synthkd.reports.results.compression import (
+    Capacity,
+    CapacityOfModel,
+    CompressResult,
+    ExportedFile,
+    FrontRow,
+    Handover,
+    HandoverCost,
+    HandoverStudent,
+    LeastCapacity,
+    MeasuredFile,
+    SearchResult,
+)
+from synthkd.reports.results.dataset import DatasetDescription, DatasetScores, DatasetTeacher, GenerateResult
+from synthkd.reports.results.evaluation import EvaluateResult, GeneratedSet, NetworkName, SetName, SetResult
+from synthkd.reports.results.file import KINDS, RESULT, parse_result, read_result, result_values, write_result
+from synthkd.reports.results.models import (
+    Agreement,
+    DataDescription,
+    ModelDescription,
+    ModelResult,
+    QualityResult,
+    RaisedAlarm,
+    Ratio,
+    StudentResult,
+    TeamTeacher,
+)
+from synthkd.reports.results.training import DistillResult, Evaluations, FittedGap, ReleaseResult, TeachResult
+
+__all__ = [
+    "KINDS",
+    "RESULT",
+    "Agreement",
+    "AuditResult",
+    "AuditedModel",
+    "AuditedSet",
+    "Capacity",
+    "CapacityOfModel",
+    "CompressResult",
+    "CopyResult",
+    "DataDescription",
+    "DatasetDescription",
+    "DatasetScores",
+    "DatasetTeacher",
+    "DistillResult",
+    "EvaluateResult",
+    "Evaluations",
+    "ExportedFile",
+    "FileEntry",
+    "FittedGap",
+    "FrontRow",
+    "GenerateResult",
+    "GeneratedSet",
+    "Handover",
+    "HandoverCost",
+    "HandoverStudent",
+    "Hardware",
+    "HeadlineAttack",
+    "JobResult",
+    "LeastCapacity",
+    "MeasuredFile",
+    "ModelDescription",
+    "ModelResult",
+    "NetworkName",
+    "QualityResult",
+    "RaisedAlarm",
+    "Ratio",
+    "RatioResult",
+    "ReleaseResult",
+    "RunCost",
+    "SearchResult",
+    "SetName",
+    "SetResult",
+    "StudentResult",
+    "TeachResult",
+    "TeamTeacher",
+    "from_json",
+    "parse_result",
+    "read_result",
+    "result_values",
+    "to_json",
+    "write_result",
+]

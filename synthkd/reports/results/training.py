@@ -1,0 +1,136 @@
+"""The results of the jobs that train: teach, distill, and the release of a private generator."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from synthkd.metrics.transfer import TransferEfficiency
+from synthkd.reports.results.base import JobResult, RunCost
+from synthkd.reports.results.codec import OMITTED
+from synthkd.reports.results.models import (
+    DataDescription,
+    ModelResult,
+    RaisedAlarm,
+    Ratio,
+    StudentResult,
+    TeamTeacher,
+)
+
+
+@dataclass(frozen=True)
+class FittedGap:
+    """The fitted curve `alpha e^(-beta (t - start)) + gamma` of the capacity gap over the student's steps.
+
+    Attributes:
+        alpha, beta, gamma, start: of the curve, see `synthkd.metrics.transfer.GapCurve`.
+        errors: standard errors of alpha, beta and gamma; None where the points do not determine one.
+        n: number of points.
+        threshold: the gap below which the student is close to its teacher.
+        below_from_step: the student's step from which the curve stays below the threshold; None: it never does.
+    """
+
+    alpha: float | None = None
+    beta: float | None = None
+    gamma: float | None = None
+    start: float | None = None
+    errors: tuple[float | None, float | None, float | None] | None = None
+    n: int | None = None
+    threshold: float | None = None
+    below_from_step: float | None = None
+
+
+@dataclass(frozen=True)
+class Evaluations:
+    """What the evaluations during a distillation came to.
+
+    Attributes:
+        every: steps between two of them.
+        accuracy: of the student at the last one, in [0, 1].
+        stability: standard deviation of the accuracy over the last evaluations; None for fewer than two.
+        stability_of: how many evaluations that is.
+        transfer_efficiency: at the last evaluation; None without a teacher.
+        gap: the fitted capacity gap, where the strength of distillation adapts.
+        teaching: whose answers are the soft labels at the end, where roles swap: "student" or "peer 1" and so on.
+        selected: how often each teacher was chosen, where one is selected.
+    """
+
+    every: int | None = None
+    accuracy: float | None = None
+    stability: float | None = None
+    stability_of: int | None = None
+    transfer_efficiency: TransferEfficiency | None = None
+    gap: FittedGap | None = field(default=None, metadata=OMITTED)
+    teaching: str | None = field(default=None, metadata=OMITTED)
+    selected: tuple[int, ...] | None = field(default=None, metadata=OMITTED)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeachResult(JobResult):
+    """The result of `teach`.
+
+    Attributes:
+        seconds: wall time of training and evaluation.
+        teacher: the trained model.
+        data: what it was trained on.
+        dp: the claim of differential privacy, as `synthkd.privacy.accounting.claimed` writes it; None without noise.
+        alarms: raised about the model; None where nobody looked.
+        cost: what it took.
+    """
+
+    job: str = "teach"
+    seconds: float | None = None
+    teacher: ModelResult | None = None
+    data: DataDescription = field(default_factory=DataDescription)
+    dp: Mapping[str, Any] | None = None
+    alarms: tuple[RaisedAlarm, ...] | None = None
+    cost: RunCost = field(default_factory=RunCost)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillResult(JobResult):
+    """The result of `distill`.
+
+    Attributes:
+        seconds: wall time of all stages.
+        real_images_used: real images that student or generator have seen; None where nobody can say.
+        teacher: the teacher, or all teachers together with the size of the first; None without one.
+        student: the finished student.
+        data: what it is made for.
+        cost: what it took.
+        alarms: raised at the end; None where nobody looked.
+        evaluations: what the evaluations during training came to.
+        teachers: each of several teachers.
+        peers: the networks that learned together with the student.
+        ratio: student over teacher, where there is a teacher.
+    """
+
+    job: str = "distill"
+    seconds: float | None = None
+    real_images_used: int | None = None
+    teacher: ModelResult | None = None
+    student: StudentResult = field(default_factory=StudentResult)
+    data: DataDescription = field(default_factory=DataDescription)
+    cost: RunCost = field(default_factory=RunCost)
+    alarms: tuple[RaisedAlarm, ...] | None = None
+    evaluations: Evaluations | None = None
+    teachers: tuple[TeamTeacher, ...] | None = field(default=None, metadata=OMITTED)
+    peers: tuple[ModelResult, ...] | None = field(default=None, metadata=OMITTED)
+    ratio: Ratio | None = field(default=None, metadata=OMITTED)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReleaseResult(JobResult):
+    """The result of a private generator's run inside `compress`.
+
+    Attributes:
+        dp: the claim of differential privacy, as `synthkd.privacy.accounting.claimed` writes it.
+        real_images_used: private images that were read.
+        cost: what it took.
+    """
+
+    job: str = "release"
+    dp: Mapping[str, Any] | None = None
+    real_images_used: int | None = None
+    cost: RunCost = field(default_factory=RunCost)
