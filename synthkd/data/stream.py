@@ -184,10 +184,10 @@ class ImageStream:
                     self._take(step, name)
                 except DataError as error:
                     errors[name] = error
-        for name, error in errors.items():
+        for name, reason in errors.items():
             if not self.arrived:
-                raise error
-            LOG.warning("%s; the file is skipped, put a usable one there under another name", one_line(str(error)))
+                raise reason
+            LOG.warning("%s; the file is skipped, put a usable one there under another name", one_line(str(reason)))
             self._append(Arrival(step, name, 0, 0))
         self._checked = time.monotonic()
 
