@@ -16,7 +16,7 @@ from synthkd.distillation.teachers import TeacherTeam
 from synthkd.losses.logits import kl_divergence
 from synthkd.metrics.transfer import stability, transfer_efficiency
 from synthkd.taps import evaluating
-from synthkd.training.monitor import series
+from synthkd.training.monitor import Row, series
 
 CHUNK = 250
 """Images of one forward pass."""
@@ -110,7 +110,7 @@ class PeriodicEvaluation:
             self._efficiency = asdict(efficiency)
         return logged | self.controllers.follow(evaluation)
 
-    def outcome(self, names: Sequence[str], rows: Sequence[Mapping[str, object]]) -> Outcome:
+    def outcome(self, names: Sequence[str], rows: Sequence[Row]) -> Outcome:
         """The summary of all evaluations, for the result of a run.
 
         Args:
