@@ -47,11 +47,6 @@ class SavedGenerator(Settings):
     real_images: int | None = 0
     files: dict[str, str] = Field(default_factory=dict)
 
-    @property
-    def image_spec(self) -> ImageSpec:
-        """The spec as the rest of the project has it."""
-        return self.spec.image_spec
-
 
 def save_generator(
     generator: SampleGenerator,

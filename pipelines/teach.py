@@ -19,7 +19,7 @@ from synthkd.distillation.alarms import Alarm, one_class
 from synthkd.errors import ConfigError
 from synthkd.losses.objective import Loss
 from synthkd.metrics.utility import Proportion, accuracy, predict
-from synthkd.models import Classifier, build_model, load, parameters, save
+from synthkd.models import Classifier, build_model, parameters, save
 from synthkd.models.weights import finite_state
 from synthkd.pipelines.config import TeachConfig
 from synthkd.pipelines.run.device import process_state
@@ -97,11 +97,6 @@ def teach(config: TeachConfig, *, dry_run: bool = False, splits: Splits | None =
             }
         )
         return Result(job.directory, values, _summary(job, values))
-
-
-def load_taught(result: Result) -> Classifier:
-    """The teacher that a run of `teach` saved, in eval mode."""
-    return load(result.directory)
 
 
 def untrained(config: TeachConfig, splits: Splits) -> Classifier:

@@ -15,12 +15,12 @@ from torch import Tensor
 
 from synthkd.data.read.splits import RealData, Splits
 from synthkd.errors import ConfigError
-from synthkd.models import Classifier
+from synthkd.models import Classifier, load
 from synthkd.pipelines.config import AuditSettings, CompressConfig
 from synthkd.pipelines.handover.flow import run_flow
 from synthkd.pipelines.run.result import Result
 from synthkd.pipelines.student.teachers import teach_config
-from synthkd.pipelines.teach import load_taught, teach
+from synthkd.pipelines.teach import teach
 from synthkd.privacy.audit import (
     CONTROL_CONFIDENCE,
     GROUPS,
@@ -160,7 +160,7 @@ def _control(config: CompressConfig, directory: Path, rest: RealData, members: R
     few = _part(rest, torch.arange(len(rest))[: max(len(members), rest.spec.classes)])
     result = teach(overfitted, splits=_with_train(private, few, members))
     assert isinstance(result, Result)
-    return load_taught(result)
+    return load(result.directory)
 
 
 def _roles_check(images: Tensor, rest: RealData, population: RealData | None) -> Check:

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from synthkd.data.read.real import load_splits
-from synthkd.models import Classifier, load_model
+from synthkd.models import Classifier, load, load_model
 from synthkd.pipelines.config import TeachConfig, TrainingConfig
 from synthkd.pipelines.run.directory import RESULT
 from synthkd.pipelines.run.job import Job
 from synthkd.pipelines.run.result import Result
-from synthkd.pipelines.teach import load_taught, teach, untrained
+from synthkd.pipelines.teach import teach, untrained
 from synthkd.settings import LoadedModel, TrainedTeacher
 
 FOLDER = "teach"
@@ -67,7 +67,7 @@ def ready_teacher(
         return ReadyTeacher(load_model(settings, source), 0.0)
     result = teach(teach_config(settings, config, str(job.directory / folder(number))))
     assert isinstance(result, Result)  # a Plan comes of a dry run only
-    return ReadyTeacher(load_taught(result), float(result.values["seconds"]))
+    return ReadyTeacher(load(result.directory), float(result.values["seconds"]))
 
 
 def untrained_teacher(

@@ -8,18 +8,9 @@ from synthkd.privacy.claims import dp_statement, ledger_of
 from synthkd.privacy.copies import CopyTest, NearCopies, copy_test, copy_tests
 from synthkd.privacy.intervals import Area, auc, clopper_pearson
 from synthkd.privacy.journal import Journal
-from synthkd.privacy.ledger import Adjacency, Event, Ledger, PoissonSteps, Release, without_amplification
-from synthkd.privacy.membership import (
-    Answers,
-    attacks,
-    calibrated,
-    headline,
-    lira,
-    log_odds,
-    rmia,
-    tune_offline_a,
-)
-from synthkd.privacy.rates import Attack, RateAt, WorstClass, attack, ceiling
+from synthkd.privacy.ledger import Adjacency, Event, Ledger, PoissonSteps, Release
+from synthkd.privacy.membership import Answers, attacks, calibrated, headline, lira, log_odds, rmia
+from synthkd.privacy.rates import Attack, RateAt, WorstClass, attack
 from synthkd.privacy.ratio import RateRatio, student_over_teacher, tpr_ratio
 
 __all__ = [
@@ -46,7 +37,6 @@ __all__ = [
     "auc",
     "blind_baseline",
     "calibrated",
-    "ceiling",
     "check_delta",
     "choose",
     "clopper_pearson",
@@ -64,6 +54,4 @@ __all__ = [
     "rmia",
     "student_over_teacher",
     "tpr_ratio",
-    "tune_offline_a",
-    "without_amplification",
 ]
