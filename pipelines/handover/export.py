@@ -11,14 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from synthkd.compression.capacity import (
-    CapacityBound,
-    FisherTrace,
-    capacity_bound,
-    feature_dimension,
-    fisher_trace,
-    label_information,
-)
+from synthkd.compression import capacity
 from synthkd.compression.export import export_onnx, export_program
 from synthkd.compression.onnx_file import needed
 from synthkd.compression.predict import Parity, onnx_latency, parity, run_onnx
@@ -105,7 +98,7 @@ class HandOver:
 class ModelCapacity:
     """The two measures of a model: Fisher trace, and dimension of the penultimate features."""
 
-    fisher_trace: FisherTrace
+    fisher_trace: capacity.FisherTrace
     feature_dimension: int
 
 
@@ -124,7 +117,7 @@ class CapacityReport:
     fisher_n: int
     teacher: ModelCapacity
     student: ModelCapacity
-    bound: CapacityBound
+    bound: capacity.CapacityBound
 
     def as_json(self) -> dict[str, Any]:
         """The section `capacity` of result.json, with null for numbers that are not finite."""
@@ -208,11 +201,11 @@ def measure_capacity(
     def measure(model: Classifier) -> tuple[ModelCapacity, Tensor]:
         outputs = extract([synthetic], build_extractor(TeacherExtractor(kind="teacher"), device, model))
         assert outputs.logits is not None
-        trace = fisher_trace(model, to_float(synthetic[:FISHER]), seed)
-        return ModelCapacity(trace, feature_dimension(outputs.values)), outputs.logits
+        trace = capacity.fisher_trace(model, to_float(synthetic[:FISHER]), seed)
+        return ModelCapacity(trace, capacity.feature_dimension(outputs.values)), outputs.logits
 
     of_teacher, teacher_logits = measure(teacher)
     of_student, student_logits = measure(student)
     divergence = float(kl_divergence(teacher_logits, student_logits).mean())
-    bound = capacity_bound(label_information(teacher_logits).value, TOLERATED, divergence)
+    bound = capacity.capacity_bound(capacity.label_information(teacher_logits).value, TOLERATED, divergence)
     return CapacityReport(len(synthetic), min(FISHER, len(synthetic)), of_teacher, of_student, bound)

@@ -26,7 +26,7 @@ from synthkd.compression.predict import (
     run_onnx,
 )
 from synthkd.compression.quantization import quantize_int8
-from synthkd.compression.search import random_search, search, space_of
+from synthkd.compression.search import search, space_of
 
 __all__ = [
     "Candidate",
@@ -53,7 +53,6 @@ __all__ = [
     "parity",
     "predict_folder",
     "quantize_int8",
-    "random_search",
     "run_onnx",
     "search",
     "space_of",

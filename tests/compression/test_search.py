@@ -18,7 +18,7 @@ from torch import Tensor
 
 from synthkd.compression.pareto import Candidate, Front, Scores, crowded_order, draw, hypervolume
 from synthkd.compression.proxy import proxy_evaluator
-from synthkd.compression.search import Range, Space, random_search, search, space_of
+from synthkd.compression.search import Range, Space, search, space_of
 from synthkd.errors import CheckpointError, ConfigError, DataError, MissingExtraError
 from synthkd.models import Classifier, build, parameters
 from synthkd.rng import stream
@@ -352,7 +352,8 @@ class TestSearch:
 
     def test_the_seed_decides(self, tmp_path):
         one, two, other = (
-            random_search(SPACE, closed_form, tmp_path / name, seed, 3) for name, seed in (("a", 0), ("b", 0), ("c", 1))
+            search(SPACE, closed_form, tmp_path / name, seed, 3, population=None)
+            for name, seed in (("a", 0), ("b", 0), ("c", 1))
         )
         assert one == two
         assert [c.model for c in one.candidates] != [c.model for c in other.candidates]
@@ -360,7 +361,7 @@ class TestSearch:
     def test_paths_are_taken_as_they_are(self, tmp_path):
         """Which as an address of a database would have options, escapes and fields to fill in."""
         folder = tmp_path / "a?b=c%20{x} #d"
-        random_search(SPACE, closed_form, folder, 0, 1)
+        search(SPACE, closed_form, folder, 0, 1, population=None)
         assert [path.name for path in folder.iterdir()] == ["random.db"]
 
     def test_other_arguments_are_refused_by_name(self, tmp_path):
@@ -384,7 +385,7 @@ class TestSearch:
 
     def test_optunas_log_is_silent_and_has_its_voice_again(self, tmp_path, capfd):
         before = optuna.logging.get_verbosity()
-        random_search(SPACE, closed_form, tmp_path, 0, 1)
+        search(SPACE, closed_form, tmp_path, 0, 1, population=None)
         assert capfd.readouterr() == ("", "")
         assert optuna.logging.get_verbosity() == before
 
@@ -418,7 +419,7 @@ class TestSearch:
         goals, gained = ("error", "latency"), []
         for seed in range(4):
             ours = search(SPACE, closed_form, tmp_path / str(seed), seed, 40, goals)
-            chance = random_search(SPACE, closed_form, tmp_path / str(seed), seed, 40, goals)
+            chance = search(SPACE, closed_form, tmp_path / str(seed), seed, 40, goals, population=None)
             common = tuple(np.maximum(ours.reference, chance.reference))
             gained.append(replace(ours, reference=common).hypervolume - replace(chance, reference=common).hypervolume)
         assert np.mean(gained) > 0.002

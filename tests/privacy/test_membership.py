@@ -203,7 +203,7 @@ class TestAttacks:
         assert torch.equal(scores["log-odds"], own)
         assert torch.equal(scores["calibrated"], calibrated(own, references))
         assert torch.equal(scores["LiRA"], lira(own, references))
-        assert torch.equal(scores["RMIA"], rmia(own, references, *others, 0.6, 2.0))
+        assert torch.equal(scores["RMIA"], rmia(own, references, *others))
 
     @pytest.mark.parametrize("references", [1, 4])
     def test_references_find_the_members_that_plain_answers_hide(self, references):
