@@ -161,13 +161,7 @@ class ClassConditionalPipeline(diffusers.DiffusionPipeline):  # type: ignore[mis
 
     @torch.no_grad()
     def draw(
-        self,
-        labels: Tensor,
-        rng: Rows,
-        scale: float,
-        steps: int,
-        sampler: Sampler,
-        steer: Steer | None = None,
+        self, labels: Tensor, rng: Rows, scale: float, steps: int, sampler: Sampler, steer: Steer | None = None
     ) -> Tensor:
         """Images of the labels; image i is a function of its label and of row `rng.start + i`.
 

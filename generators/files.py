@@ -8,13 +8,7 @@ from typing import Literal
 from pydantic import Field, ValidationError
 
 from synthkd.errors import ModelError
-from synthkd.generators.settings import (
-    FROM_REAL,
-    GeneratorSettings,
-    InversionSettings,
-    PixelSettings,
-    SavedSettings,
-)
+from synthkd.generators.settings import FROM_REAL, GeneratorSettings, InversionSettings, PixelSettings, SavedSettings
 from synthkd.models.files import SavedSpec
 from synthkd.settings import Settings
 from synthkd.system.files import file_names, inside, sha256, write_atomically

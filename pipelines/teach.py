@@ -216,12 +216,7 @@ def _private_update(config: TeachConfig, learner: PrivateLearner, splits: Splits
 
 
 def _save(
-    config: TeachConfig,
-    job: Job,
-    model: Classifier,
-    evaluated: nn.Module,
-    splits: Splits,
-    claim: dict[str, Any] | None,
+    config: TeachConfig, job: Job, model: Classifier, evaluated: nn.Module, splits: Splits, claim: dict[str, Any] | None
 ) -> None:
     """Save the last weights, or their average, in the model."""
     # The evaluated module may be a copy with averaged weights; `model` is what the caller goes on with.

@@ -1,7 +1,7 @@
 """What models and synthetic images reveal about private images: accounting, DP-SGD, attacks, bounds and copy tests."""
 
 from synthkd.privacy.accounting import Epsilon, check_delta, epsilon
-from synthkd.privacy.blind import BlindBaseline, blind_baseline
+from synthkd.privacy.blind import blind_baseline
 from synthkd.privacy.calibration import noise_for, release_noise_for
 from synthkd.privacy.canaries import Canaries, OneRun, choose, one_run_epsilon
 from synthkd.privacy.claims import dp_statement, ledger_of
@@ -18,7 +18,6 @@ __all__ = [
     "Answers",
     "Area",
     "Attack",
-    "BlindBaseline",
     "Canaries",
     "CopyTest",
     "Epsilon",

@@ -177,15 +177,6 @@ class TestFront:
         assert found.hypervolume == pytest.approx(expected, rel=1e-12)
         assert replace(found, reference=(0.5, 10.0, 20_000)).hypervolume < found.hypervolume
 
-    def test_table(self):
-        found = front((0.5, 0.1234, 400), (0.912, 12.3, 61_234), (0.1, 20.0, 70_000))
-        with_energy = replace(found.candidates[0], scores=replace(found.candidates[0].scores, joules=0.0123))
-        assert replace(found, candidates=(with_energy, *found.candidates[1:])).table() == (
-            "   arch  width  depth  proxy   latency   bytes    energy",
-            "1   mlp      2      2  91.2%   12.3 ms  61,234         -",
-            "2   mlp      1      -  50.0%  0.123 ms     400  0.0123 J",
-        )
-
     def test_drawing_has_every_candidate_in_the_colours_of_the_page(self):
         found = front((0.9, 2.0, 5000), (0.8, 1.0, 9000), (0.7, 3.0, 20_000))
         picture = draw(found)
