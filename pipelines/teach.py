@@ -169,16 +169,8 @@ def _learner(config: TeachConfig, job: Job, model: Classifier, splits: Splits) -
     batch_size = training.batch_size
     if config.adapt_batch_size:
         batch_size = fitting_batch_size(batch_size, training_step(model, model.spec, job.device))
-    source = EpochSource(
-        splits.train.images,
-        splits.train.labels,
-        batch_size,
-        training.augment,
-        config.seed,
-        job.device,
-        accelerator.process_index,
-        accelerator.num_processes,
-    )
+    train, place = splits.train, (job.device, accelerator.process_index, accelerator.num_processes)
+    source = EpochSource(train.images, train.labels, batch_size, training.augment, config.seed, *place)
 
     def update(step: int) -> dict[str, Tensor | float]:
         batch = source.batch(step)

@@ -207,5 +207,5 @@ def measure_capacity(
     of_teacher, teacher_logits = measure(teacher)
     of_student, student_logits = measure(student)
     divergence = float(kl_divergence(teacher_logits, student_logits).mean())
-    bound = capacity.capacity_bound(capacity.label_information(teacher_logits).value, TOLERATED, divergence)
+    bound = capacity.capacity_bound(capacity.label_information(teacher_logits), TOLERATED, divergence)
     return CapacityReport(len(synthetic), min(FISHER, len(synthetic)), of_teacher, of_student, bound)

@@ -3,7 +3,6 @@
 from synthkd.compression.capacity import (
     CapacityBound,
     FisherTrace,
-    LabelInformation,
     TeacherQuality,
     TeacherReport,
     capacity_bound,
@@ -26,7 +25,6 @@ __all__ = [
     "Description",
     "FisherTrace",
     "Front",
-    "LabelInformation",
     "OnnxModel",
     "Parity",
     "Prediction",
