@@ -21,13 +21,13 @@ from synthkd.generators.files import INSIDE_A_RUN
 from synthkd.generators.merf import Merf
 from synthkd.generators.settings import GeneratorSettings, MerfSettings, SavedSettings
 from synthkd.models import Classifier, load, load_model
-from synthkd.pipelines.config import CompressConfig, Distillation, DistillConfig, TeachConfig, TrainingConfig
+from synthkd.pipelines.config import CompressConfig, Distillation, DistillConfig, TrainingConfig
 from synthkd.pipelines.distill import distill
 from synthkd.pipelines.handover.private_generator import WIDEST, ReleaseConfig, load_released, release
 from synthkd.pipelines.handover.search import Choice, choose_student
 from synthkd.pipelines.run.result import Result
 from synthkd.pipelines.student.teachers import teach_config
-from synthkd.pipelines.teach import load_taught, teach
+from synthkd.pipelines.teach import teach
 from synthkd.privacy.claims import ledger_of
 from synthkd.privacy.journal import JOURNAL, Journal
 from synthkd.reports.results import RESULT, DistillResult, ReleaseResult, TeachResult
@@ -96,12 +96,13 @@ def run_flow(config: CompressConfig, directory: Path, private: Splits | None, se
             images = _with_synthetic_train(private, merf, config.synthetic.per_class, seed)
 
     if isinstance(settings, TrainedTeacher):
-        teach_result = teach(_teach_config(config, settings, directory / TEACH, seed), splits=images)
+        teaching = teach_config(settings, config, str(directory / TEACH)).model_copy(update={"seed": seed})
+        teach_result = teach(teaching, splits=images)
         assert isinstance(teach_result, Result)
         if dp is not None:
             statements.append(_proven_statement(teach_result, dp))
             journal.keep_part(TEACH)
-        teacher = load_taught(teach_result)
+        teacher = load(teach_result.directory)
         settings = LoadedModel(kind="load", model=str(teach_result.directory))
     else:
         teacher = load_model(settings)
@@ -180,10 +181,6 @@ def _release_config(config: CompressConfig, generator: MerfSettings, out: Path, 
     inherited = {name: getattr(config, name) for name in TrainingConfig.model_fields}
     changed = {"out": str(out), "generator": generator, "seed": seed, "rounds": config.synthetic.rounds}
     return ReleaseConfig(**{**inherited, **changed})
-
-
-def _teach_config(config: CompressConfig, settings: TrainedTeacher, out: Path, seed: int) -> TeachConfig:
-    return teach_config(settings, config, str(out)).model_copy(update={"seed": seed})
 
 
 def distill_config(config: CompressConfig, teacher: TeacherSettings, **changes: Any) -> DistillConfig:
