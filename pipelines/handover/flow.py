@@ -32,7 +32,7 @@ from synthkd.privacy.claims import ledger_of
 from synthkd.privacy.journal import JOURNAL, Journal
 from synthkd.reports.results import RESULT, DistillResult, ReleaseResult, TeachResult
 from synthkd.rng import Rows
-from synthkd.settings import DPSettings, LoadedModel, TeacherSettings, TrainedTeacher, ZooModel
+from synthkd.settings import DataSettings, DPSettings, LoadedModel, TeacherSettings, TrainedTeacher, ZooModel
 from synthkd.types import SampleGenerator, balanced_labels, to_uint8
 
 RELEASE, TEACH, SEARCH, DISTILL = "release", "teach", "search", "distill"
@@ -108,7 +108,7 @@ def run_flow(config: CompressConfig, directory: Path, private: Splits | None, se
         teacher = load_model(settings)
 
     # What follows sees no private image, so it costs no privacy.
-    distilling = distill_config(config, settings, generator=generator, out=str(directory / DISTILL), seed=seed)
+    distilling = distill_config(config, settings, generator, out=directory / DISTILL, seed=seed)
     choice = None
     if config.search is not None:
         choice = choose_student(distilling, config.search, teacher, directory / SEARCH)
@@ -183,20 +183,31 @@ def _release_config(config: CompressConfig, generator: MerfSettings, out: Path, 
     return ReleaseConfig(**{**inherited, **changed})
 
 
-def distill_config(config: CompressConfig, teacher: TeacherSettings, **changes: Any) -> DistillConfig:
+def distill_config(
+    config: CompressConfig,
+    teacher: TeacherSettings,
+    generator: GeneratorSettings,
+    data: DataSettings | None = None,
+    out: Path | None = None,
+    seed: int | None = None,
+) -> DistillConfig:
     """The distillation inside a compression.
 
     Args:
         config: of the compression.
         teacher: labels the images.
-        changes: of the generated images (generator, data), the seed and the run directory (out).
+        generator: makes the images.
+        data: real images that the generator learns from.
+        out: the run directory; None: that of the compression.
+        seed: of the run; None: that of the compression.
     """
-    generated = config.generated.model_copy(
-        update={key: changes.pop(key) for key in ("generator", "data") if key in changes}
-    )
+    distillation = config.distillation
     settings = {name: getattr(config, name) for name in TrainingConfig.model_fields}
-    settings |= {name: getattr(config.distillation, name) for name in Distillation.model_fields}
-    settings |= {"transfer_set": generated, "inherit": bool(config.distillation.inherit)} | changes
+    settings |= {name: getattr(distillation, name) for name in Distillation.model_fields}
+    settings["transfer_set"] = config.generated.model_copy(update={"generator": generator, "data": data})
+    settings["inherit"] = bool(distillation.inherit)  # copied weights may carry what the teacher memorised
+    settings |= {} if out is None else {"out": str(out)}
+    settings |= {} if seed is None else {"seed": seed}
     student = stand_in(config) if config.student is None else config.student
     return DistillConfig(**settings, teacher=teacher, student=student, test=config.test)
 
