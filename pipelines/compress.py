@@ -189,7 +189,7 @@ def _claim(flow: FlowResult) -> Claim | None:
 def _plan(config: CompressConfig) -> tuple[str, ...]:
     teacher = config.teacher
     private = teacher.data if isinstance(teacher, TrainedTeacher) and config.flow in NOISY_GENERATOR else None
-    inner = distill(distill_config(config, teacher, data=private), dry_run=True)
+    inner = distill(distill_config(config, teacher, config.generated.generator, private), dry_run=True)
     runs = "" if config.audit is None else f", {config.audit.references + 1} further runs of it and a control"
     audited = "none" if config.audit is None else f"{config.audit.canaries} canaries{runs}"
     lines = str(inner).splitlines()

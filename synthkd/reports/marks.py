@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from synthkd.training.monitor import Row
+
 
 @dataclass(frozen=True)
 class Marks:
