@@ -27,11 +27,11 @@ from benchmarks.common import Row
 from synthkd import load
 from synthkd.compression.pareto import Scores
 from synthkd.compression.proxy import Evaluate
-from synthkd.compression.search import random_search, search, space_of
+from synthkd.compression.search import search, space_of
 from synthkd.models import parameters
 from synthkd.pipelines.config import DistillConfig
 from synthkd.pipelines.handover.search import make_proxy
-from synthkd.settings import SearchSettings, ZooModel
+from synthkd.settings import POPULATION, SearchSettings, ZooModel
 from synthkd.settings.load import load_config
 
 RUNS = common.RUNS / "search"
@@ -59,7 +59,7 @@ def compare(seed: int, candidates: int, teacher: Path) -> Row:
         return scores[key]
 
     began, place = time.perf_counter(), RUNS / f"seed{seed}"
-    fronts = [find(space, evaluate, place, seed, candidates) for find in (search, random_search)]
+    fronts = [search(space, evaluate, place, seed, candidates, population=size) for size in (POPULATION, None)]
     seconds = time.perf_counter() - began
     worst = tuple(np.max(np.concatenate([front.points for front in fronts]), axis=0).tolist())
     nsga2, chance = (replace(front, reference=worst) for front in fronts)

@@ -77,10 +77,10 @@ def build_generator(
 
 def _restore(settings: SavedSettings, teacher: Classifier, seed: int, accelerator: Accelerator) -> Fixed:
     saved, directory = read_saved(settings.path)
-    if saved.image_spec != teacher.spec:
+    if saved.spec.image_spec != teacher.spec:
         raise ConfigError(
-            f"generator.path: {settings.path} makes {saved.image_spec}, the teacher takes {teacher.spec}; they must be "
-            "the same"
+            f"generator.path: {settings.path} makes {saved.spec.image_spec}, the teacher takes {teacher.spec}; they "
+            "must be the same"
         )
     generator = _build(saved.settings, teacher, saved.seed, accelerator, source=directory / CONFIG)
     generator.restore(directory)

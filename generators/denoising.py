@@ -15,17 +15,9 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import diffusers
 import torch
 import torch.nn.functional as F
-from diffusers import (
-    DDIMScheduler,
-    DDPMScheduler,
-    DiffusionPipeline,
-    DPMSolverMultistepScheduler,
-    ImagePipelineOutput,
-    UNet2DModel,
-    UniPCMultistepScheduler,
-)
 from diffusers.utils import logging
 from torch import Tensor
 
@@ -46,7 +38,7 @@ Steer = Callable[[Tensor, float], Tensor]
 """(predicted images `[N, C, H, W]`, roughly in [-1, 1]; standard deviation of the remaining noise) -> new images."""
 
 
-def build_unet(settings: DiffusionSettings, spec: ImageSpec) -> UNet2DModel:
+def build_unet(settings: DiffusionSettings, spec: ImageSpec) -> diffusers.UNet2DModel:
     """The network for images of a spec, with one class embedding more than classes."""
     levels, block = len(settings.channels), settings.unshuffle
     down, up = ["DownBlock2D"] * levels, ["UpBlock2D"] * levels
@@ -54,7 +46,7 @@ def build_unet(settings: DiffusionSettings, spec: ImageSpec) -> UNet2DModel:
         down[-1], up[0] = "AttnDownBlock2D", "AttnUpBlock2D"
     # sides must divide into blocks, and the folded sides must halve from level to level
     unit = block * 2 ** (levels - 1)
-    return UNet2DModel(
+    return diffusers.UNet2DModel(
         sample_size=tuple(-(-side // unit) * unit // block for side in (spec.height, spec.width)),
         in_channels=spec.channels * block**2,
         out_channels=spec.channels * block**2,
@@ -70,14 +62,14 @@ def build_unet(settings: DiffusionSettings, spec: ImageSpec) -> UNet2DModel:
     )
 
 
-def noise_schedule() -> DDPMScheduler:
+def noise_schedule() -> diffusers.DDPMScheduler:
     """The cosine schedule (Nichol and Dhariwal 2021, equation 17) in 1000 steps, for velocities."""
-    return DDPMScheduler(
+    return diffusers.DDPMScheduler(
         NOISE_STEPS, beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction", timestep_spacing="trailing"
     )
 
 
-def fold(images: Tensor, unet: UNet2DModel, unshuffle: int) -> Tensor:
+def fold(images: Tensor, unet: diffusers.UNet2DModel, unshuffle: int) -> Tensor:
     """Images float32 `[N, C, H, W]` in [0, 1] as input of the network: scaled to [-1, 1], padded at the edges, folded.
 
     Returns:
@@ -99,7 +91,7 @@ def to_unit_range(images: Tensor) -> Tensor:
     return ((images + 1.0) / 2.0).clamp(0.0, 1.0)
 
 
-class ClassConditionalPipeline(DiffusionPipeline):  # type: ignore[misc]
+class ClassConditionalPipeline(diffusers.DiffusionPipeline):  # type: ignore[misc]
     """Labels to images; saved and loaded as a diffusers folder.
 
     `ClassConditionalPipeline.from_pretrained(folder)` loads what `save_pretrained` wrote; the generic
@@ -116,8 +108,8 @@ class ClassConditionalPipeline(DiffusionPipeline):  # type: ignore[misc]
 
     def __init__(
         self,
-        unet: UNet2DModel,
-        scheduler: DDPMScheduler,
+        unet: diffusers.UNet2DModel,
+        scheduler: diffusers.DDPMScheduler,
         height: int = 32,  # diffusers takes every argument without a default for a module
         width: int = 32,
         unshuffle: int = 1,
@@ -145,7 +137,7 @@ class ClassConditionalPipeline(DiffusionPipeline):  # type: ignore[misc]
         sampler: Sampler = "unipc",
         output_type: str = "pil",
         return_dict: bool = True,
-    ) -> ImagePipelineOutput | tuple[object]:
+    ) -> diffusers.ImagePipelineOutput | tuple[object]:
         """Images of the classes, with the arguments of diffusers' own pipelines.
 
         Args:
@@ -165,17 +157,11 @@ class ClassConditionalPipeline(DiffusionPipeline):  # type: ignore[misc]
             result = images.permute(0, 2, 3, 1).numpy()
         if output_type == "pil":
             result = self.numpy_to_pil(result)
-        return ImagePipelineOutput(images=result) if return_dict else (result,)
+        return diffusers.ImagePipelineOutput(images=result) if return_dict else (result,)
 
     @torch.no_grad()
     def draw(
-        self,
-        labels: Tensor,
-        rng: Rows,
-        scale: float,
-        steps: int,
-        sampler: Sampler,
-        steer: Steer | None = None,
+        self, labels: Tensor, rng: Rows, scale: float, steps: int, sampler: Sampler, steer: Steer | None = None
     ) -> Tensor:
         """Images of the labels; image i is a function of its label and of row `rng.start + i`.
 
@@ -248,7 +234,7 @@ def save_pipeline(pipeline: ClassConditionalPipeline, directory: Path) -> None:
             write_atomically(directory / file.relative_to(scratch), file.read_bytes())
 
 
-def load_pipeline(directory: Path | str) -> DiffusionPipeline:
+def load_pipeline(directory: Path | str) -> diffusers.DiffusionPipeline:
     """The diffusers pipeline in a local folder, on the CPU: a `ClassConditionalPipeline`, or one that diffusers knows.
 
     Nothing is downloaded, no code in the folder is run, and weights must be safetensors.
@@ -257,15 +243,15 @@ def load_pipeline(directory: Path | str) -> DiffusionPipeline:
         ModelError: the folder has no pipeline, one of a class that diffusers does not know, or damaged files.
     """
     directory = Path(directory).expanduser()
-    index = directory / DiffusionPipeline.config_name
+    index = directory / diffusers.DiffusionPipeline.config_name
     if not index.is_file():
         raise ModelError(f"{directory} has no {index.name}; give a folder that a diffusers pipeline was saved to")
     progress_bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
         ours = parse_json(index.read_bytes()).get("_class_name") == ClassConditionalPipeline.__name__
-        loader = ClassConditionalPipeline if ours else DiffusionPipeline
-        pipeline: DiffusionPipeline = loader.from_pretrained(
+        loader = ClassConditionalPipeline if ours else diffusers.DiffusionPipeline
+        pipeline: diffusers.DiffusionPipeline = loader.from_pretrained(
             directory, local_files_only=True, use_safetensors=True, low_cpu_mem_usage=False
         )
     except Exception as error:  # damaged files raise different errors in each of many loaders
@@ -278,17 +264,17 @@ def load_pipeline(directory: Path | str) -> DiffusionPipeline:
     return pipeline
 
 
-def make_sampler(name: Sampler, schedule: DDPMScheduler, steps: int) -> DDIMScheduler:
+def make_sampler(name: Sampler, schedule: diffusers.DDPMScheduler, steps: int) -> diffusers.DDIMScheduler:
     """A sampler that takes predicted images and starts at the last noise level; new, since samplers count their steps.
 
     DDPM's ancestral step is DDIM's with eta = 1 (Song et al. 2021, section 4.1); DDIM's takes the noise as an argument.
     """
-    unclipped = partial(DDIMScheduler, clip_sample=False)
+    unclipped = partial(diffusers.DDIMScheduler, clip_sample=False)
     samplers = {
         "ddpm": unclipped,
         "ddim": unclipped,
-        "dpm++": DPMSolverMultistepScheduler,
-        "unipc": UniPCMultistepScheduler,
+        "dpm++": diffusers.DPMSolverMultistepScheduler,
+        "unipc": diffusers.UniPCMultistepScheduler,
     }
     config = {key: schedule.config[key] for key in ("num_train_timesteps", "beta_schedule", "trained_betas")}
     sampler = samplers[name](**config, prediction_type="sample", timestep_spacing="trailing")

@@ -21,17 +21,7 @@ from torch import Tensor, nn
 from synthkd.data.epochs import EpochSource
 from synthkd.data.read.splits import RealData
 from synthkd.errors import ConfigError, ModelError
-from synthkd.generators.denoising import (
-    ClassConditionalPipeline,
-    Steer,
-    build_unet,
-    fold,
-    load_pipeline,
-    noise_schedule,
-    save_pipeline,
-    to_unit_range,
-    unfold,
-)
+from synthkd.generators import denoising
 from synthkd.generators.guidance import climb, guidance_scale, teacher_score
 from synthkd.generators.noise_levels import curriculum_times, level_weights, stratified_times
 from synthkd.generators.rounds import SampledRounds, agreed_spec, require_real_data
@@ -120,13 +110,13 @@ class Diffusion(SampledRounds):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive(seed, "diffusion/init"))
             unet = in_proportion(
-                lambda: build_unet(s, self.spec),
+                lambda: denoising.build_unet(s, self.spec),
                 f"generator, channels={list(s.channels)}, layers={s.layers}, unshuffle={s.unshuffle} for {self.spec}",
             )
         self._learner = Learner("generator", unet, s.optimizer, s.horizon, accelerator)
-        self._schedule = noise_schedule()
+        self._schedule = denoising.noise_schedule()
         names = None if train is None else list(train.class_names)
-        self._pipeline = ClassConditionalPipeline(
+        self._pipeline = denoising.ClassConditionalPipeline(
             self._learner.evaluated, self._schedule, self.spec.height, self.spec.width, s.unshuffle, names
         )
         self._alphas = self._schedule.alphas_cumprod
@@ -195,7 +185,7 @@ class Diffusion(SampledRounds):
         s = self.settings
         scale = guidance_scale(difficulty, s.guidance, s.hard_guidance)
         with ExitStack() as context:
-            steer: Steer | None = None
+            steer: denoising.Steer | None = None
             if s.teacher_guidance > 0 and self._teacher is not None:
                 forward = context.enter_context(joint_forward(self._teacher, student, self._autocast))
                 steer = self._teacher_guidance(forward, labels, difficulty)
@@ -203,13 +193,13 @@ class Diffusion(SampledRounds):
             context.enter_context(self._autocast())
             return self._pipeline.draw(labels, rng, scale, s.sample_steps, s.sampler, steer)
 
-    def _teacher_guidance(self, forward: JointForward, labels: Tensor, difficulty: float) -> Steer:
+    def _teacher_guidance(self, forward: JointForward, labels: Tensor, difficulty: float) -> denoising.Steer:
         """Move predicted images along the gradient of the teacher's score, in proportion to the remaining noise."""
 
         def steer(images: Tensor, sigma: float) -> Tensor:
             with torch.enable_grad():
                 leaf = images.detach().requires_grad_()
-                outputs = forward(to_unit_range(leaf), labels, difficulty)
+                outputs = forward(denoising.to_unit_range(leaf), labels, difficulty)
                 student = None if outputs.student is None else outputs.student.logits
                 score = teacher_score(outputs.teacher.logits, student, labels, difficulty)
                 (gradient,) = torch.autograd.grad(score.sum(), leaf)
@@ -228,7 +218,7 @@ class Diffusion(SampledRounds):
     ) -> DenoisingOutputs:
         """Add noise to real images and predict their velocities."""
         s, count = self.settings, len(batch)
-        clean = fold(batch.images, self._pipeline.unet, s.unshuffle)
+        clean = denoising.fold(batch.images, self._pipeline.unet, s.unshuffle)
         # all random numbers are drawn on the CPU, in this order, so that devices agree
         unlabelled = torch.rand(count, generator=rng) < s.label_drop
         times = stratified_times(count, len(self._alphas), rng)
@@ -246,8 +236,8 @@ class Diffusion(SampledRounds):
         if forward is not None and bool(clear.any()):
             a = alphas[clear].view(-1, 1, 1, 1)
             images = a.sqrt() * noisy[clear] - (1.0 - a).sqrt() * prediction[clear]
-            images = unfold(images, self.spec.height, self.spec.width, s.unshuffle)
-            joint = forward(to_unit_range(images), batch.labels[clear], difficulty)
+            images = denoising.unfold(images, self.spec.height, self.spec.width, s.unshuffle)
+            joint = forward(denoising.to_unit_range(images), batch.labels[clear], difficulty)
         return DenoisingOutputs(prediction, self._schedule.get_velocity(clean, noise, times), weights, joint)
 
     @torch.no_grad()
@@ -260,7 +250,7 @@ class Diffusion(SampledRounds):
 
     def save(self, directory: Path) -> None:
         """Write the averaged network and the noise schedule as a diffusers folder, each file atomically."""
-        save_pipeline(self._pipeline, directory)
+        denoising.save_pipeline(self._pipeline, directory)
 
     def restore(self, directory: Path) -> None:
         """Read back what `save` wrote.
@@ -268,8 +258,11 @@ class Diffusion(SampledRounds):
         Raises:
             ModelError: missing or damaged files, or another network than that of the settings.
         """
-        saved = load_pipeline(directory)
-        if not isinstance(saved, ClassConditionalPipeline) or saved.config.unshuffle != self.settings.unshuffle:
+        saved = denoising.load_pipeline(directory)
+        if (
+            not isinstance(saved, denoising.ClassConditionalPipeline)
+            or saved.config.unshuffle != self.settings.unshuffle
+        ):
             raise ModelError(f"{directory} holds another diffusion model than its settings say; copy it again")
         for network in {self._learner.module, self._learner.evaluated}:
             load_strictly(network, saved.unet.state_dict(), str(directory))

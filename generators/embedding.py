@@ -163,14 +163,13 @@ class Embedding:
         """The privacy cost: one release; what is computed from the embedding costs nothing more."""
         return Ledger((Release(self.noise_multiplier, self.adjacency),))
 
-    def statement(self, delta: float, ledger: Ledger | None = None) -> dict[str, Any]:
+    def statement(self, delta: float, ledger: Ledger) -> dict[str, Any]:
         """What it may claim, see `synthkd.privacy.claims.dp_statement`; `insecure` claims nothing.
 
         Args:
             delta: of the claim.
-            ledger: all releases of the run, lost ones included; None: this release alone.
+            ledger: all releases of the run, lost ones included.
         """
-        ledger = ledger or self.ledger
         spent = epsilon(ledger, delta, self.adjacency)
         how = {"noise_multiplier": self.noise_multiplier, "sensitivity": self.sensitivity}
         return dp_statement(ledger, spent, self.examples, self.insecure, **how)

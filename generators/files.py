@@ -8,13 +8,7 @@ from typing import Literal
 from pydantic import Field, ValidationError
 
 from synthkd.errors import ModelError
-from synthkd.generators.settings import (
-    FROM_REAL,
-    GeneratorSettings,
-    InversionSettings,
-    PixelSettings,
-    SavedSettings,
-)
+from synthkd.generators.settings import FROM_REAL, GeneratorSettings, InversionSettings, PixelSettings, SavedSettings
 from synthkd.models.files import SavedSpec
 from synthkd.settings import Settings
 from synthkd.system.files import file_names, inside, sha256, write_atomically
@@ -46,11 +40,6 @@ class SavedGenerator(Settings):
     seed: int
     real_images: int | None = 0
     files: dict[str, str] = Field(default_factory=dict)
-
-    @property
-    def image_spec(self) -> ImageSpec:
-        """The spec as the rest of the project has it."""
-        return self.spec.image_spec
 
 
 def save_generator(

@@ -143,9 +143,8 @@ class Critic(nn.Module):
         """
         x = (2.0 * images - 1.0).contiguous(memory_format=torch.channels_last)
         hidden = self.layers(x).float().sum((2, 3))
-        with torch.autocast(
-            images.device.type, enabled=False
-        ):  # scores are compared with 1, so their precision matters; the heads are cheap
+        # Scores are compared with 1, so their precision matters; the heads are cheap.
+        with torch.autocast(images.device.type, enabled=False):
             score = self.real(hidden).squeeze(1)
             if self.project is not None:
                 score = score + (self.project(labels) * hidden).sum(1)

@@ -110,26 +110,26 @@ def _audit(config: AuditConfig, inputs: AuditInputs, device: torch.device) -> tu
     answers = {who: _answers(who, inputs, device, "members", "nonmembers") for who in inputs.models}
     groups = {who: _audit_model(who, config, inputs, answers[who], member, device) for who in inputs.models}
     checks = _checks(config, inputs, answers, member)
-    attacked = time.perf_counter()
+    attacks_ended = time.perf_counter()
     copies = {}
     if "generated" in lists:
         copies = copy_tests(inside.images, outside.images, lists["generated"].images, config.seed, device)
-    said = verdict(None, (), checks)
+    conclusion = verdict(None, (), checks)
     counts = inputs.reference_counts
     results = _report_audit(config, inputs, answers, groups, member)
     released = [f"{who}: the model that was given, taken as handed over" for who in inputs.models]
     released += ["synthetic images: those that were given"] if "generated" in lists else []
     provenance = _provenance(config, inputs, device)
-    report = privacy_report(said, None, released, (), results, "", checks, copies, UNCOPIED, provenance)
-    done = time.perf_counter()
+    report = privacy_report(conclusion, None, released, (), results, "", checks, copies, UNCOPIED, provenance)
+    ended = time.perf_counter()
     headlines = {
         who: next(one for one in report["audit"]["models"][who][GIVEN]["attacks"] if one["name"] == group.headline)
         for who, group in groups.items()
     }
     ratio = report["audit"]["ratios"][GIVEN]
     return report, AuditResult(
-        seconds=round(done - began, 3),
-        verdict=said,
+        seconds=round(ended - began, 3),
+        verdict=conclusion,
         label=AVERAGE_CASE,
         checks=tuple(checks),
         models={
@@ -140,7 +140,7 @@ def _audit(config: AuditConfig, inputs: AuditInputs, device: torch.device) -> tu
         copies=tuple(from_json(CopyResult, one) for one in report["copies"]),
         sets={key: AuditedSet(one.name, len(one.images), one.notes, one.skipped) for key, one in lists.items()},
         digests=inputs.digests,
-        cost=RunCost({"attacks": round(attacked - began, 3), "copies": round(done - attacked, 3)}),
+        cost=RunCost({"attacks": round(attacks_ended - began, 3), "copies": round(ended - attacks_ended, 3)}),
     )
 
 

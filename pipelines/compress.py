@@ -86,23 +86,27 @@ def _compress(config: CompressConfig, job: Job) -> CompressResult:
         keep_data(job.directory, private, job.accelerator)
         if config.audit is not None:
             require_enough(config.audit, private)
-    made = run_flow(config, job.directory, private, config.seed)
-    flowed = time.perf_counter()
+    flow = run_flow(config, job.directory, private, config.seed)
+    flow_ended = time.perf_counter()
     shutil.copytree(job.directory / DISTILL / "student", job.directory / "student", dirs_exist_ok=True)
-    synthetic = _synthetic(config, job, made)
+    synthetic = _synthetic(config, job, flow)
     test = None if config.test is None else load_splits(config.test).test
-    files = hand_over(config.export, made.teacher, made.student, synthetic, test, job.directory / EXPORT, job.device)
-    capacity = measure_capacity(made.teacher, made.student, synthetic, config.seed, job.device)
-    exported = time.perf_counter()
-    found = None
+    files = hand_over(config.export, flow.teacher, flow.student, synthetic, test, job.directory / EXPORT, job.device)
+    capacity = measure_capacity(flow.teacher, flow.student, synthetic, config.seed, job.device)
+    export_ended = time.perf_counter()
+    attacks = None
     if config.audit is not None:
         assert private is not None
-        searched = {} if made.choice is None else {"student": made.choice.model, "search": None}
-        found = audit_pipeline(config.model_copy(update=searched), job.directory, private, job.device)
-    privacy = _privacy(config, job, made, found, _copies(config, job, private, synthetic))
+        chosen = {} if flow.choice is None else {"student": flow.choice.model, "search": None}
+        attacks = audit_pipeline(config.model_copy(update=chosen), job.directory, private, job.device)
+    privacy = _privacy(config, job, flow, attacks, _copies(config, job, private, synthetic))
     write_atomically(job.directory / PRIVACY, sealed(privacy))
-    seconds = {"flow": flowed - began, "export": exported - flowed, "audit": time.perf_counter() - exported}
-    distilled = made.distilled
+    seconds = {
+        "flow": flow_ended - began,
+        "export": export_ended - flow_ended,
+        "audit": time.perf_counter() - export_ended,
+    }
+    distilled = flow.distilled
     assert distilled.teacher is not None
     assert distilled.ratio is not None
     return CompressResult(
@@ -112,7 +116,7 @@ def _compress(config: CompressConfig, job: Job) -> CompressResult:
         ratio=distilled.ratio,
         data=distilled.data,
         alarms=distilled.alarms,
-        search=None if made.choice is None else made.choice.result(),
+        search=None if flow.choice is None else flow.choice.result(),
         verdict=Verdict(**privacy["verdict"]),
         handover=files,
         capacity=capacity,
@@ -120,10 +124,10 @@ def _compress(config: CompressConfig, job: Job) -> CompressResult:
     )
 
 
-def _synthetic(config: CompressConfig, job: Job, made: FlowResult) -> Tensor:
+def _synthetic(config: CompressConfig, job: Job, flow: FlowResult) -> Tensor:
     """Images uint8 `[SYNTHETIC, C, H, W]` of the generator that the student learned from."""
-    generator = build_generator(made.generator, made.teacher, config.seed, job.accelerator)
-    classes, difficulty = made.teacher.spec.classes, config.generated.difficulty.start
+    generator = build_generator(flow.generator, flow.teacher, config.seed, job.accelerator)
+    classes, difficulty = flow.teacher.spec.classes, config.generated.difficulty.start
     return sample(generator, SYNTHETIC, classes, difficulty, config.seed, "handover")[0]
 
 
@@ -135,19 +139,23 @@ def _copies(config: CompressConfig, job: Job, private: Splits | None, synthetic:
 
 
 def _privacy(
-    config: CompressConfig, job: Job, made: FlowResult, found: PipelineAudit | None, copies: Mapping[str, CopyTest]
+    config: CompressConfig,
+    job: Job,
+    flow: FlowResult,
+    attacks: PipelineAudit | None,
+    copies: Mapping[str, CopyTest],
 ) -> dict[str, Any]:
-    checks = () if found is None else tuple(found.checks)
-    said = verdict(_claim(made), [] if found is None else found.bounds, checks)
+    checks = () if attacks is None else tuple(attacks.checks)
+    conclusion = verdict(_claim(flow), [] if attacks is None else attacks.bounds, checks)
     audit = None
-    if found is not None:
+    if attacks is not None:
         audit = {
-            "canaries": len(found.canaries),
-            "included": int(found.canaries.included.sum()),
-            "references": found.references,
-            "population": found.population,
-            "models": found.models,
-            "ratios": found.ratios,
+            "canaries": len(attacks.canaries),
+            "included": int(attacks.canaries.included.sum()),
+            "references": attacks.references,
+            "population": attacks.population,
+            "models": attacks.models,
+            "ratios": attacks.ratios,
         }
     released = ["student: weights and description (safetensors, JSON)"]
     released += [f"student: {NAMES[kind]}" for kind in config.export.formats]
@@ -155,37 +163,39 @@ def _privacy(
     provenance = {
         "synthkd": __version__,
         "config_sha256": hashlib.sha256(dump_config(config).encode()).hexdigest(),
-        "teacher_sha256": hashlib.sha256(serialised(made.teacher)).hexdigest(),
-        "student_sha256": hashlib.sha256(serialised(made.student)).hexdigest(),
+        "teacher_sha256": hashlib.sha256(serialised(flow.teacher)).hexdigest(),
+        "student_sha256": hashlib.sha256(serialised(flow.student)).hexdigest(),
         "versions": {name: version(name) for name in ("torch", "numpy", "scipy")},
         "hardware": describe(job.device),
     }
-    return privacy_report(said, config.flow, released, made.dp, audit, unaudited, checks, copies, UNCOPIED, provenance)
+    return privacy_report(
+        conclusion, config.flow, released, flow.dp, audit, unaudited, checks, copies, UNCOPIED, provenance
+    )
 
 
-def _claim(made: FlowResult) -> Claim | None:
+def _claim(flow: FlowResult) -> Claim | None:
     """What all noisy parts come to together; None where there are none."""
-    if not made.dp:
+    if not flow.dp:
         return None
-    ledger = sum((Ledger.from_json(part["ledger"]) for part in made.dp), Ledger())
-    adjacencies = {part["adjacency"] for part in made.dp}
+    ledger = sum((Ledger.from_json(part["ledger"]) for part in flow.dp), Ledger())
+    adjacencies = {part["adjacency"] for part in flow.dp}
     # removing and adding one is replacing one, so what holds for the first can be told for the second
     adjacency: Adjacency = "replace_one" if "replace_one" in adjacencies else "add_or_remove_one"
-    spent = epsilon(ledger, max(part["delta"] for part in made.dp), adjacency)
-    insecure = any(part["insecure"] for part in made.dp)
-    return Claim(None if math.isinf(spent.pld) else spent.pld, spent.delta, adjacency, made.dp[0]["unit"], insecure)
+    spent = epsilon(ledger, max(part["delta"] for part in flow.dp), adjacency)
+    insecure = any(part["insecure"] for part in flow.dp)
+    return Claim(None if math.isinf(spent.pld) else spent.pld, spent.delta, adjacency, flow.dp[0]["unit"], insecure)
 
 
 def _plan(config: CompressConfig) -> tuple[str, ...]:
     teacher = config.teacher
     private = teacher.data if isinstance(teacher, TrainedTeacher) and config.flow in NOISY_GENERATOR else None
-    inner = distill(distill_config(config, teacher, data=private), dry_run=True)
+    inner = distill(distill_config(config, teacher, config.generated.generator, private), dry_run=True)
     runs = "" if config.audit is None else f", {config.audit.references + 1} further runs of it and a control"
     audited = "none" if config.audit is None else f"{config.audit.canaries} canaries{runs}"
     lines = str(inner).splitlines()
     if config.search is not None:
-        said = f"  student: searched, {config.search.candidates} candidates of {config.search.steps} steps each"
-        lines = [said if line.startswith("  student: ") else line for line in lines]
+        searched = f"  student: searched, {config.search.candidates} candidates of {config.search.steps} steps each"
+        lines = [searched if line.startswith("  student: ") else line for line in lines]
     return (
         f"compress {config.name}: flow {config.flow}",
         *lines[1:],

@@ -1,9 +1,8 @@
-"""Distill a student from a teacher, without its data or with a little of it."""
+"""Distill a student from a teacher, without its data or with some of it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
 
@@ -30,17 +29,18 @@ from synthkd.training.loop import Action, Progress, Values
 from synthkd.types import balanced_labels
 
 STUDENT, PEERS = "student", "peers"
+"""Folders of the run directory with the finished networks."""
 
 
 @trusting
 def distill(config: DistillConfig, *, dry_run: bool = False) -> Result[DistillResult] | Plan:
     """Distill the configured student and save it to `<run>/student`, and its generator to `<run>/generator`.
 
-    With a teacher of `kind: train` that teacher is trained first, in `<run>/teach`. Afterwards no real image is opened
-    unless `data` is set; `test` is opened for evaluation only, and never selects anything.
+    A teacher of `kind: train` is trained first, in `<run>/teach`. Afterwards no real image is opened, except those of
+    `transfer_set`, and those of `test`, which are used for evaluation only and select nothing.
 
     Args:
-        config: teacher, student, generator and phases.
+        config: teacher, student, transfer set and phases.
         dry_run: build everything, check the teacher's contract, write nothing, and return the plan.
 
     Raises:
@@ -65,23 +65,26 @@ def distill(config: DistillConfig, *, dry_run: bool = False) -> Result[DistillRe
 
 
 def _teachers(config: DistillConfig, job: Job) -> list[ReadyTeacher]:
-    asked = config.every_teacher
-    if not all(is_taught(settings, job.directory, number) for number, settings in enumerate(asked)):
-        assemble(config, _untrained(config), job.accelerator, None)  # to fail now rather than after the teachers
-    return [ready_teacher(settings, config, job, number) for number, settings in enumerate(asked)]
+    """The teachers, trained where the settings say so."""
+    teachers = config.every_teacher
+    if not all(is_taught(settings, job.directory, number) for number, settings in enumerate(teachers)):
+        # What does not fit together should fail now, not after the training of the teachers.
+        assemble(config, _untrained(config), job.accelerator, None)
+    return [ready_teacher(settings, config, job, number) for number, settings in enumerate(teachers)]
 
 
 def _untrained(config: DistillConfig) -> list[Classifier]:
+    """The teachers as a dry run has them: loaded, or only initialised."""
     return [untrained_teacher(settings, config) for settings in config.every_teacher]
 
 
 def _test(config: DistillConfig) -> RealData | None:
-    """The test split, read before anything expensive; it is only ever reported on."""
+    """The test split, or None without one; it is read before anything expensive."""
     return None if config.test is None else load_splits(config.test).test
 
 
 def _train(config: DistillConfig, job: Job, assembly: Assembly, test: RealData | None) -> Progress:
-    """Run the phases: rounds of the generator, steps of the student, and what is watched beside them."""
+    """Run the phases: rounds of the generator, steps of the students, evaluations, grids and published students."""
     generated = assembly.transfer_set.generated
     watch = _Watch(config, job, assembly, test)
     actions = [Action("test", watch.test, config.evaluate_every, after=True)]
@@ -103,13 +106,13 @@ def _train(config: DistillConfig, job: Job, assembly: Assembly, test: RealData |
 
 
 def _no_round(*_: object) -> Values:
-    """Stands for a round of the generator where the phases have none."""
+    """Takes the place of a round of the generator if there is no generator."""
     raise AssertionError("there is no generator, and its configuration has no phase with rounds")
 
 
 @dataclass(frozen=True)
 class _Watch:
-    """What a run does beside training."""
+    """The actions of a run beside training; each returns what is logged."""
 
     config: DistillConfig
     job: Job
@@ -117,7 +120,7 @@ class _Watch:
     real_test: RealData | None
 
     def test(self, _: int) -> dict[str, Tensor | float]:
-        """Accuracy of the student on real test data, where there is any."""
+        """Accuracy of the student on real test data, if there is any."""
         if self.real_test is None:
             return {}
         student = self.assembly.learner.evaluated
@@ -127,7 +130,12 @@ class _Watch:
         return {"test/accuracy": accuracy(predictions, self.real_test.labels).value}
 
     def evaluate(self, number: int, step: int) -> dict[str, Tensor | float]:
-        """Evaluate on held-out images, let the controllers follow, and note a role swap."""
+        """Evaluate on held-out images, let the controllers follow, and log a role swap as an event.
+
+        Args:
+            number: of the student's step.
+            step: of the run.
+        """
         evaluation = self.assembly.evaluation
         before = evaluation.controllers.teaching
         values = evaluation(number)
@@ -138,7 +146,7 @@ class _Watch:
         return values
 
     def publish(self, _: int) -> dict[str, Tensor | float]:
-        """Save the student as it is."""
+        """Save the present student."""
         if self.job.accelerator.is_main_process:
             with evaluating(self.assembly.learner.evaluated):
                 student = finished(self.assembly.students[0])
@@ -146,7 +154,7 @@ class _Watch:
         return {}
 
     def draw_grid(self, step: int) -> dict[str, Tensor | float]:
-        """A grid of generated images: the same latent vectors every time, one column for each class."""
+        """Save a grid of generated images of the same random rows each time, one column for each class."""
         generated, subject = self.assembly.transfer_set.generated, self.assembly.subject
         if self.job.accelerator.is_main_process and generated is not None:
             columns = min(subject.spec.classes, MOST_CLASSES)
@@ -157,7 +165,7 @@ class _Watch:
 
 
 def _finished_student(config: DistillConfig, job: Job, assembly: Assembly) -> Classifier:
-    """Save what the run ends with: always the last weights (or their average), never a best checkpoint."""
+    """Save the networks and the generator: always with the last weights (or their average), never a best checkpoint."""
     student = finished(assembly.students[0]).eval()
     if job.accelerator.is_main_process:
         notes = _notes(config, assembly)
@@ -179,6 +187,6 @@ def _finished_student(config: DistillConfig, job: Job, assembly: Assembly) -> Cl
     return student
 
 
-def _notes(config: DistillConfig, assembly: Assembly) -> dict[str, Any]:
-    """What a saved student says of its making."""
+def _notes(config: DistillConfig, assembly: Assembly) -> dict[str, int | None]:
+    """Facts about the training that are saved with a student."""
     return {"seed": config.seed, "real_images_used": assembly.transfer_set.real_images_used}

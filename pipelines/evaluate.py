@@ -84,13 +84,13 @@ class _Inputs:
 
     Attributes:
         networks: built.
-        found: the sets as they were read.
+        opened: the sets as they were read.
         sets: the same with their classes in agreement.
         seconds: what reading them took.
     """
 
     networks: Networks
-    found: Mapping[str, OpenedSet]
+    opened: Mapping[str, OpenedSet]
     sets: Mapping[str, OpenedSet]
     seconds: float
 
@@ -100,15 +100,15 @@ def _prepare(config: EvaluateConfig, device: torch.device) -> _Inputs:
     if config.save_features is not None:
         require_replaceable(Path(config.save_features).expanduser())
     networks = build_networks(config, device)
-    found = open_sets(config)
-    check_saved(found, networks)
-    return _Inputs(networks, found, agree(found, networks), time.perf_counter() - started)
+    opened = open_sets(config)
+    check_saved(opened, networks)
+    return _Inputs(networks, opened, agree(opened, networks), time.perf_counter() - started)
 
 
 def _check_unchanged(directory: Path, finished: EvaluateResult, inputs: _Inputs) -> None:
     """Refuse to show a result for other images or weights than it was made of."""
     remedy = "choose another out= to score what is there now"
-    for key, one in inputs.found.items():
+    for key, one in inputs.opened.items():
         if finished.sets[key].digest not in (None, one.digest):
             raise ConfigError(f"{directory} is finished, and {key} ({one.name}) has changed since; {remedy}")
     networks = inputs.networks
@@ -152,7 +152,7 @@ def _evaluate(config: EvaluateConfig, directory: Path, inputs: _Inputs) -> Evalu
 
 def _save_features(config: EvaluateConfig, inputs: _Inputs, real: ScoredSet) -> None:
     if config.save_features is not None:
-        save_set(to_save(inputs.found["real"], real), Path(config.save_features).expanduser())
+        save_set(to_save(inputs.opened["real"], real), Path(config.save_features).expanduser())
 
 
 def _network(extractor: FeatureExtractor) -> NetworkName:
@@ -177,8 +177,8 @@ def _trained(config: EvaluateConfig, directory: Path, sets: Mapping[str, OpenedS
 def _pictures(
     config: EvaluateConfig, directory: Path, sets: Mapping[str, OpenedSet], taken: Mapping[str, ScoredSet]
 ) -> None:
-    shown = [*(["real"] if config.show_real else []), *generated_keys(config)]
-    for key in shown:
+    keys = [*(["real"] if config.show_real else []), *generated_keys(config)]
+    for key in keys:
         samples = sets[key].samples
         if samples is not None:
             rows, columns, names = _chosen(samples)
@@ -190,10 +190,10 @@ def _pictures(
     for key in generated_keys(config):
         ours = sets[key].samples
         assert ours is not None
-        found = nearest(points(taken[key].features.values, key), points(taken[among].features.values, among), 1)
-        closest = found.squared[:, 0].argsort(stable=True)[: config.pairs]
-        pairs = ours.images(closest.tolist()) + real.images(found.indices[closest, 0].tolist())
-        labels = [f"{distance:.3g}" for distance in found.squared[closest, 0].sqrt().tolist()]
+        nearest_real = nearest(points(taken[key].features.values, key), points(taken[among].features.values, among), 1)
+        closest = nearest_real.squared[:, 0].argsort(stable=True)[: config.pairs]
+        pairs = ours.images(closest.tolist()) + real.images(nearest_real.indices[closest, 0].tolist())
+        labels = [f"{distance:.3g}" for distance in nearest_real.squared[closest, 0].sqrt().tolist()]
         save_grid(_stack(pairs), len(labels), directory / "samples" / f"pairs.{key}.png", labels)
 
 

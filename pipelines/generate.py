@@ -182,10 +182,10 @@ def _make(work: DatasetPlan, job: Job, teacher_seconds: float) -> GenerateResult
     # First: it changes the memory layout of the teacher, and so the last bits of its gradients.
     frozen = FrozenTeacher(work.teacher, job.accelerator)
     progress = fit_generator(job, work.generator, config.rounds, config.difficulty)
-    seen = real_images_used(work.request)
+    real_images = real_images_used(work.request)
     if job.accelerator.is_main_process and config.rounds:
         names, folder = work.layout.class_names, job.directory / INSIDE_A_RUN
-        save_generator(work.generator, work.request.generator, folder, spec, names, config.seed, seen)
+        save_generator(work.generator, work.request.generator, folder, spec, names, config.seed, real_images)
     began = time.perf_counter()
     sieve = Sieve(work.counts, config.filters.confidence, config.filters.near_duplicates, config.filters.copies)
     sampling = _sample(work, job, frozen, sieve)
@@ -201,7 +201,7 @@ def _make(work: DatasetPlan, job: Job, teacher_seconds: float) -> GenerateResult
     written = sum(path.stat().st_size for path in (job.directory / FOLDER).rglob("*") if path.is_file())
     return GenerateResult(
         dataset=dataset,
-        real_images_used=seen,
+        real_images_used=real_images,
         cost=RunCost(seconds, images_made_now=sampling.made, dataset_bytes=written),
         seconds=round(sum(seconds.values()), 3),
     )
@@ -305,7 +305,7 @@ def _files(layout: Layout) -> tuple[str, ...]:
 
 
 def _summary(job: Job, content: GenerateResult, already: bool = False) -> tuple[str, ...]:
-    dataset, scores, seen = content.dataset, content.dataset.scores, content.dataset.real_images_used
+    dataset, scores, real_images = content.dataset, content.dataset.scores, content.dataset.real_images_used
     lines = [f"{job.directory} was complete already; nothing was run"] if already else []
     lines.append(
         f"dataset: {dataset.count:,} images of {len(dataset.class_names)} classes as {dataset.format}, "
@@ -315,5 +315,5 @@ def _summary(job: Job, content: GenerateResult, already: bool = False) -> tuple[
     if scores.rejected:
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in scores.rejected.items())
         lines.append(f"         left out by filters, of {scores.tried:,} tried: {reasons}")
-    lines.append(f"real images the generator was trained on: {'unknown' if seen is None else seen}")
+    lines.append(f"real images the generator was trained on: {'unknown' if real_images is None else real_images}")
     return (*lines, f"report:  {job.directory / REPORT}", f"dataset: {job.directory / FOLDER}")

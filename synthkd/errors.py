@@ -55,5 +55,3 @@ class MissingExtraError(SynthkdError):
 
     def __init__(self, package: str, extra: str, purpose: str) -> None:
         super().__init__(f"{purpose} needs the package '{package}': pip install 'synthkd[{extra}]'")
-        self.package = package
-        self.extra = extra

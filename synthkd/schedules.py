@@ -9,15 +9,6 @@ from typing import Any
 from synthkd.errors import TrainingError
 from synthkd.settings import Curve, DifficultySettings, OptimizerSettings, Schedule, TemperatureSettings
 
-__all__ = [
-    "DifficultyScheduler",
-    "TemperatureScheduler",
-    "ThresholdScheduler",
-    "ever",
-    "learning_rate_factor",
-    "value_at",
-]
-
 
 def value_at(schedule: Schedule, step: int, total: int) -> float:
     """Value of a scheduled setting at the 0-based `step` of `total` steps.

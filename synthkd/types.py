@@ -129,13 +129,6 @@ class Round:
     terms: Mapping[str, float]
 
 
-class BatchSource(Protocol):
-    """Source of training batches."""
-
-    def batch(self, step: int) -> Batch:
-        """The batch of a step; a function of the step alone, so that a resumed run gets the same batches."""
-
-
 @runtime_checkable
 class Stateful(Protocol):
     """A part of a run whose state goes into checkpoints."""

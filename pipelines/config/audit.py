@@ -8,42 +8,37 @@ from pydantic import Field, model_validator
 
 from synthkd.pipelines.config.base import JobConfig
 from synthkd.pipelines.config.evaluate import ImageSet
-from synthkd.settings import (
-    Listed,
-    LoadedModel,
-    Settings,
-    Whole,
-)
+from synthkd.settings import Listed, LoadedModel, Settings, Whole
 
 
 class ReferenceModels(Settings):
-    """Models for the same images and classes that were trained on neither list, best made as the audited one was."""
+    """Models of the same images and classes that were trained on neither list, best in the way of the audited one."""
 
     teacher: Annotated[tuple[LoadedModel, ...], Listed] = ()
     student: Annotated[tuple[LoadedModel, ...], Listed] = ()
 
 
 class AuditConfig(JobConfig):
-    """Attack finished models with lists of images that they were trained on and of others: the average case."""
+    """Attack finished models with images that they were trained on and others: the average case."""
 
     teacher: LoadedModel | None = None
     student: LoadedModel | None = None
-    """Attacked as the teacher is, and compared with it where both are given."""
+    """Attacked like the teacher, and compared with it if both are given."""
     references: ReferenceModels = ReferenceModels()
-    """Tell how a model that never saw an image answers it, and make attacks sharper. Each is compared with its own
-    kind: teachers with the teacher, students, from teachers that saw neither list, with the student."""
+    """Models that show the outputs for images not learned from, which makes attacks stronger. Teachers are compared
+    with the teacher, and students, of teachers that were trained on neither list, with the student."""
     members: str | ImageSet
-    """Labelled images that the teacher was trained on (or the student, where it comes alone)."""
+    """Labelled images that the teacher was trained on (or the student, if there is no teacher)."""
     nonmembers: str | ImageSet
-    """Labelled images that no audited model was trained on, drawn as the members were."""
+    """Labelled images that no audited model was trained on, drawn like the members."""
     population: str | ImageSet | None = None
-    """1,000 labelled images or more in no other role, for RMIA, which needs references too."""
+    """At least 1,000 labelled images in no other role, for RMIA, which also needs references."""
     generated: str | ImageSet | None = None
-    """Synthetic images, in which copies of members are looked for, with non-members as the yardstick."""
+    """Synthetic images, in which copies of members are searched, and copies of non-members for comparison."""
     delta: Annotated[float, Field(gt=0.0, lt=1.0)] = 1e-5
-    """At which epsilon is estimated."""
+    """Delta of the estimated epsilon."""
     skip_bad: Whole = 0
-    """Unreadable files of a set that may be left out; they are counted in the report."""
+    """Largest number of unreadable files of a set that are skipped; the report has their number."""
 
     @model_validator(mode="after")
     def _consistent(self) -> AuditConfig:

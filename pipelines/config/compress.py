@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -16,7 +16,8 @@ from synthkd.generators.settings import (
 )
 from synthkd.pipelines.config.base import TrainingConfig, require_terms
 from synthkd.pipelines.config.distill import Distillation
-from synthkd.pipelines.config.transfer_set import GeneratedSet, refuse_flat_form, section
+from synthkd.pipelines.config.old_form import refuse_flat_form, section
+from synthkd.pipelines.config.transfer_set import GeneratedSet
 from synthkd.settings import (
     Count,
     DataSettings,
@@ -32,36 +33,37 @@ from synthkd.settings import (
 
 
 class AuditSettings(Settings):
-    """How a pipeline is attacked: run again with canaries among the private images, and without them for reference."""
+    """The attack on a pipeline, which is run again with canaries among the private images, and without them."""
 
     canaries: Annotated[Images, Field(ge=80)] = 500
-    """Images that a coin puts in or leaves out, half of them with a wrong label; at most half of the private images."""
+    """Images that are included or left out at random, half of them with a wrong label; at most half of the private
+    images."""
     references: Annotated[int, Field(ge=1, le=4)] = 2
-    """Runs of the whole pipeline without the canaries, which tell how a model that never saw an image answers it."""
+    """Runs of the whole pipeline without the canaries. Their models show the outputs for images not learned from."""
     guesses: Annotated[Images, Field(ge=2)] | None = None
-    """Canaries that are guessed about in each half, an even number fixed beforehand; None: a fifth."""
+    """Number of guesses about canaries of each half, even and fixed beforehand; None: a fifth."""
     delta: Annotated[float, Field(gt=0.0, lt=1.0)] = 1e-5
-    """Of the lower bounds of epsilon."""
+    """Delta of the lower bounds of epsilon."""
 
 
 class ExportSettings(Settings):
-    """In which forms the student is handed over."""
+    """The forms in which the student is handed over."""
 
     formats: Annotated[tuple[Literal["onnx", "int8", "program"], ...], Listed] = ("onnx", "int8", "program")
     """onnx and int8: for ONNX Runtime; program: torch.export."""
     calibration: Images = 512
-    """Synthetic images that int8 ranges are measured on."""
+    """Number of synthetic images that int8 ranges are measured on."""
 
 
 NOISY_TEACHER, NOISY_GENERATOR = ("dp_teacher", "dp_both"), ("dp_generator", "dp_both")
-"""Flows by the part of them that looks at private images with noise."""
+"""Flows with a differentially private teacher, and with a differentially private generator."""
 
 
 class SyntheticSettings(Settings):
-    """What a differentially private generator makes (generator.kind=merf; flows dp_generator and dp_both)."""
+    """Training and images of a differentially private generator (generator.kind=merf; flows dp_generator, dp_both)."""
 
     rounds: Count = 100
-    """Rounds that the generator is trained, on one noisy look at the private images; more cost time, not privacy."""
+    """Rounds of training on one noisy release of the private images; more rounds cost time, not privacy."""
     per_class: Images = 1000
     """Images of each class that the teacher of flow dp_generator is trained on."""
 
@@ -72,30 +74,30 @@ COUNTED = frozenset(
         "grid_every",
     }
 )  # fmt: skip
-"""Keys of a distillation that every flow accounts for: of `transfer_set` the generator alone may touch private images,
-as the flow says, and the others never do. A key that is not named here cannot be set in a compression."""
+"""Keys of a distillation that can be set in a compression, because every flow accounts for them. Only the generator of
+`transfer_set` may use private images, as the flow says; the other keys never use any."""
 
 
 class CompressConfig(TrainingConfig):
-    """Make a small student to hand over, its export, its cost, and a report of what it leaks."""
+    """Make a small student to hand over, with its exports, its cost, and a report on privacy."""
 
     flow: Flow = "plain"
-    """How private images, those of `teacher.data`, are touched. plain: by a teacher, without noise. dp_teacher: by a
-    teacher that is trained with differential privacy. dp_generator: by a differentially private generator, of whose
-    images teacher and student learn. dp_both: by such a teacher and such a generator, whose costs add up."""
+    """What uses the private images, those of `teacher.data`. plain: a teacher, without noise. dp_teacher: a teacher
+    that is trained with differential privacy. dp_generator: a differentially private generator, from whose images
+    teacher and student learn. dp_both: such a teacher and such a generator; their costs add up."""
     teacher: TeacherSettings
     student: ModelSettings | None = None
-    """As in distill; None where it is searched."""
+    """As in distill; None if it is searched."""
     search: SearchSettings | None = None
-    """Choose the student among networks of the zoo; a given `student` is not searched."""
+    """Choose the student among networks of the zoo, in place of `student`."""
     distillation: Distillation = Distillation()
-    """As in distill, with generated images alone."""
+    """As in distill, with generated images only."""
     test: DataSettings | None = None
-    """Real test data to report on; it never selects anything."""
+    """Real test data for the report; nothing is selected by it."""
     synthetic: SyntheticSettings = SyntheticSettings()
-    """Of flows dp_generator and dp_both."""
+    """For flows dp_generator and dp_both."""
     audit: AuditSettings | None = None
-    """Measure what the pipeline leaks; it is run `references + 1` times more. None: not measured."""
+    """Measure what the pipeline leaks; it is run `references + 1` more times. None: not measured."""
     export: ExportSettings = ExportSettings()
 
     @property
@@ -106,17 +108,25 @@ class CompressConfig(TrainingConfig):
         return generated
 
     @classmethod
-    def refuse_old_form(cls, recipe: Mapping[str, Any]) -> None:
-        """Refuse keys of a distillation beside the section `distillation`."""
+    def refuse_old_form(cls, recipe: Mapping[str, object]) -> None:
+        """Refuse keys of a distillation outside of the section `distillation`.
+
+        Args:
+            recipe: as it was read.
+
+        Raises:
+            ConfigError: with the line that says the same today.
+        """
         refuse_flat_form(recipe, set(Distillation.model_fields))
         Distillation.refuse_old_form(section(recipe, "distillation"))
 
     @model_validator(mode="after")
     def _touches_private_images_as_the_flow_says(self) -> CompressConfig:
-        """Only what is named here, and counted by the flow, comes near private images."""
+        """Only the parts that the flow accounts for may use private images."""
         default = Distillation()
         for key in sorted(set(Distillation.model_fields) - COUNTED):
-            if getattr(self.distillation, key) != getattr(default, key):  # load_config may write defaults out
+            # Compared with the default, because load_config may set keys to their defaults.
+            if getattr(self.distillation, key) != getattr(default, key):
                 raise ValueError(f"distillation.{key}: no flow accounts for it: leave it out")
         generated, flow = self.distillation.generated, self.flow
         if len(self.distillation.sources) > 1 or generated is None:
@@ -137,7 +147,7 @@ class CompressConfig(TrainingConfig):
         return self
 
     def _require_generator(self, generator: GeneratorSettings) -> None:
-        """The generator learns from the teacher alone, or with noise where the flow has it so."""
+        """The generator learns from the teacher only, or with noise if the flow says so."""
         flow = self.flow
         if flow in NOISY_GENERATOR and not isinstance(generator, MerfSettings):
             raise ValueError(
@@ -145,7 +155,7 @@ class CompressConfig(TrainingConfig):
                 "merf, and its epsilon"
             )
         if isinstance(generator, MerfSettings) and flow not in NOISY_GENERATOR:
-            raise ValueError("generator.kind: merf looks at the private images: choose flow dp_generator or dp_both")
+            raise ValueError("generator.kind: merf learns from the private images: choose flow dp_generator or dp_both")
         if isinstance(generator, FROM_REAL) and not isinstance(generator, MerfSettings):
             raise ValueError(
                 f"generator.kind: {generator.kind} learns from real images, which no flow counts: take inversion or "
@@ -158,7 +168,7 @@ class CompressConfig(TrainingConfig):
             )
 
     def _require_teacher(self) -> None:
-        """The teacher is trained with noise where the flow has it so, and here where it must be trained again."""
+        """The teacher is trained with noise if the flow says so, and by this job if it must be trained again."""
         teacher, flow = self.teacher, self.flow
         is_noisy = isinstance(teacher, TrainedTeacher) and teacher.training.dp is not None
         if is_noisy and flow not in NOISY_TEACHER:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import Field, model_validator
 
 from synthkd.pipelines.config.base import TrainingConfig, require_terms
+from synthkd.pipelines.config.old_form import refuse_sources_outside
 from synthkd.pipelines.config.transfer_set import (
     GeneratedSet,
     RealSet,
     StoredSet,
     TransferSetSettings,
-    refuse_sources_outside,
     require_data,
     sources_of,
 )
@@ -40,19 +40,18 @@ from synthkd.settings import (
 )
 
 COMPARES_FEATURES = (ContrastTerm, ViewTerm, ExitsTerm)
-"""Terms beside those of `DistillSettings.features` that need features of the student."""
+"""Terms that need features of the student, in addition to those of `DistillSettings.features`."""
 NO_TEACHER = (
     "a teacher is missing: set teacher, or learn from a dataset that has its soft labels (transfer_set.kind=stored), "
     "or from labelled images and peers (transfer_set.kind=real, online)"
 )
-
-
+"""The refusal of a configuration without a teacher."""
 BESIDE_A_GENERATOR = (Joint(kind="joint", steps=4000, every=15), Refine(kind="refine", steps=500))
-"""Default phases where images are generated."""
+"""Default phases if images are generated."""
 
 
-def _default_phases(fields: dict[str, Any]) -> tuple[PhaseSettings, ...]:
-    """Rounds of the generator beside the student's steps where images are generated, else steps alone."""
+def _default_phases(fields: Mapping[str, object]) -> tuple[PhaseSettings, ...]:
+    """The phases of a configuration that has none, by its fields that are validated already."""
     sources = fields.get("transfer_set", GeneratedSet())
     if any(isinstance(one, GeneratedSet) for one in (sources if isinstance(sources, tuple) else (sources,))):
         return BESIDE_A_GENERATOR
@@ -60,33 +59,34 @@ def _default_phases(fields: dict[str, Any]) -> tuple[PhaseSettings, ...]:
 
 
 class Distillation(Settings):
-    """How a student is distilled: what it learns from, by which losses, in which phases and beside whom."""
+    """How a student is distilled: its transfer set, losses, phases and peers."""
 
     transfer_set: TransferSetSettings = GeneratedSet()
-    """What the student learns from: one source or a list of them. Kind generated is data-free unless it has `data`."""
+    """The images that the student learns from: one source or a list of them. Kind generated needs no real image unless
+    it has `data`."""
     mix: MixSettings = MixSettings()
     distill: DistillSettings = DistillSettings()
     phases: Annotated[tuple[PhaseSettings, ...], Listed] = Field(
         default_factory=_default_phases,
-        # What an override such as phases.0.steps=10 starts from, where a recipe has no phases.
+        # An override such as phases.0.steps=10 starts from this default if a recipe has no phases.
         json_schema_extra={"default": [phase.model_dump() for phase in BESIDE_A_GENERATOR]},
     )
-    """joint 4000 steps and refine 500 where images are generated, else refine 4500, if not set."""
+    """Default: joint 4000 steps and refine 500 if images are generated, else refine 4500."""
     online: OnlineSettings | None = None
     """Networks that learn together with the student, and from each other."""
     inherit: bool | None = None
-    """Start a fresh student from the part of the teacher's weights that fits it, where the architectures agree. None:
-    only where all images are generated (and never in compress: weights may carry what the teacher memorised)."""
+    """Start a fresh student from the part of the teacher's weights that fits it, if the architectures agree. None: only
+    if all images are generated (and never in compress, because weights may contain what the teacher memorised)."""
     width: WidthSettings | None = None
-    """Let the student's width change while it trains, between its own and `most` times it; it is cut to the width that
-    it ends with."""
+    """Let the student's width change while it trains, between its own and `most` times its own. At the end it is cut to
+    its last width."""
     publish_every: Count | None = None
-    """Steps between saves of the student as it is at that moment (the average of its weights, where there is one) to
-    `<run>/student`, for whoever serves it while it learns; None: it is saved at the end."""
+    """Steps between saves of the present student (of the average of its weights, if there is one) to `<run>/student`,
+    so that it can be served while it learns; None: it is saved at the end only."""
     evaluate_every: Count = 250
-    """Steps between evaluations on `test`, where there is one."""
+    """Steps between evaluations on `test`, if set."""
     grid_every: Count = 50
-    """Generator rounds between sample grids; 1 draws one a round, and costs about as much as two rounds."""
+    """Generator rounds between sample grids. A grid costs about as much as two rounds."""
 
     @property
     def sources(self) -> tuple[GeneratedSet | StoredSet | RealSet, ...]:
@@ -110,30 +110,37 @@ class Distillation(Settings):
 
     @property
     def real_images(self) -> str | None:
-        """Kind of the real images that the student or the generator learns from; None where there are none."""
+        """Kind of the real images that the student or the generator learns from; None without real images."""
         data = [one.data for one in (self.real, self.generated) if one is not None and one.data is not None]
         return data[0].kind if data else None
 
     @property
     def inherits(self) -> bool:
-        """Whether a fresh student starts from weights of its teacher."""
+        """Whether a fresh student starts from weights of the teacher."""
         if self.inherit is not None:
             return self.inherit
         return self.width is None and len(self.sources) == 1 and self.generated is not None
 
     def alone(self) -> str:
-        """The key by which the generator works before there is a student; empty where it never does."""
+        """The key of the first phase that trains the generator without a student; empty if there is none."""
         alone = [n for n, phase in enumerate(self.phases) if isinstance(phase, Pregenerate) and phase.rounds]
         return f"phases.{alone[0]}" if alone else ""
 
     @classmethod
-    def refuse_old_form(cls, recipe: Mapping[str, Any]) -> None:
-        """Refuse `generator`, `data`, `difficulty`, `bank`, `mix.real` and `mix.live`, which sources have now."""
+    def refuse_old_form(cls, recipe: Mapping[str, object]) -> None:
+        """Refuse `generator`, `data`, `difficulty`, `bank`, `mix.real` and `mix.live`, which are keys of sources now.
+
+        Args:
+            recipe: as it was read.
+
+        Raises:
+            ConfigError: with the line that says the same today.
+        """
         refuse_sources_outside(recipe)
 
     @model_validator(mode="after")
     def _fits_its_sources(self) -> Distillation:
-        """The sources share a batch, and the phases use what there is."""
+        """The sources share a batch, and the phases need no source that is missing."""
         if self.generated is None and not all(isinstance(phase, Refine) for phase in self.phases):
             raise ValueError("phases: nothing is generated, so a student has refine phases only")
         if self.generated is not None:
@@ -142,18 +149,18 @@ class Distillation(Settings):
 
     @model_validator(mode="after")
     def _fits_its_terms(self) -> Distillation:
-        """Losses, averages and a changing width need things that other settings take away."""
+        """Losses, averages of weights and a changing width have what they need."""
         distill, compared = self.distill, self.compared
         if compared - {"exits"} and self.mix.logits == "stored":
             terms = " and ".join(sorted(compared - {"exits"}))
             raise ValueError(f"distill: {terms} compares features of the images at hand: set mix.logits to fresh")
         if self.width is not None and (self.inherits or compared):
             raise ValueError(
-                "width: a student whose width changes has no layer that a weight or feature of the teacher fits: set "
-                "inherit to false, and leave out the terms of distill that compare features"
+                "width: no weight or feature of the teacher fits a student whose width changes: set inherit to false, "
+                "and leave out the terms of distill that compare features"
             )
         if self.online is not None and self.width is not None:
-            raise ValueError("online: peers learn beside a student of fixed width: leave width out, or online")
+            raise ValueError("online: peers need a student of fixed width: leave width out, or online")
         default = DistillSettings.model_fields["temperature"].default
         if distill.adapt.temperature is not None and distill.temperature != default:
             raise ValueError(
@@ -165,8 +172,8 @@ class Distillation(Settings):
         averages = distill.average != 0.0 or (self.online is not None and self.online.averaged)
         if averages and not all(optimizer.ema > 0.0 for optimizer in optimizers):
             raise ValueError(
-                "an average of weights is to teach, and there is none: set distill.optimizer.ema, and that of each "
-                "peer with an optimizer of its own, to 0.99"
+                "distill.average and online.averaged need an average of weights: set distill.optimizer.ema, and that "
+                "of each peer with an optimizer of its own, to 0.99"
             )
         return self
 
@@ -178,32 +185,32 @@ class Distillation(Settings):
 
 
 class DistillConfig(Distillation, TrainingConfig):
-    """Distill a student from a teacher without its data, or with a little of it."""
+    """Distill a student from a teacher, without its data or with some of it."""
 
     teacher: TeacherSettings | None = None
-    """None where a stored dataset has the soft labels, or where networks learn from labelled real images and from each
-    other."""
+    """None: a stored dataset has the soft labels, or networks learn from labelled real images and from each other."""
     teachers: Annotated[tuple[TeacherSettings, ...], Listed] = ()
-    """Further teachers that label beside `teacher`, which alone a generator is trained against and whose features
-    alone are compared."""
+    """Further teachers that label images together with `teacher`. A generator is trained against `teacher` alone, and
+    only its features are compared."""
     team: TeamSettings = TeamSettings()
     """How several teachers label as one."""
     student: ModelSettings
     test: DataSettings | None = None
-    """Real test data to report on; it never selects anything."""
+    """Real test data for the report; nothing is selected by it."""
 
     @property
     def every_teacher(self) -> tuple[TeacherSettings, ...]:
-        """`teacher`, where there is one, and the further ones."""
+        """`teacher`, if set, and the further ones."""
         return (*(() if self.teacher is None else (self.teacher,)), *self.teachers)
 
     @property
     def logits(self) -> str:
-        """Whether the teacher labels images afresh ("fresh") or logits stored with them count ("stored")."""
+        """Where the teacher's logits come from: "fresh" or "stored", see `MixSettings.logits`."""
         return self.mix.logits or ("stored" if self.teacher is None else "fresh")
 
     @model_validator(mode="after")
     def _fits_its_teacher(self) -> DistillConfig:
+        """The images have labels, and every term has the logits or features that it needs."""
         require_data(self.sources)
         if not self.teachers and self.team != TeamSettings():
             raise ValueError("team says how several teachers label, and there is one: set teachers, or leave team out")
@@ -212,7 +219,10 @@ class DistillConfig(Distillation, TrainingConfig):
         if self.teacher is not None:
             return self
         if self.real is not None and isinstance(self.real.data, StreamData):
-            raise ValueError("data.kind: a stream says neither size nor classes and may lack labels: set teacher")
+            raise ValueError(
+                "data.kind: a stream does not know the size and the classes of its images and may lack labels: set "
+                "teacher"
+            )
         has_labels = len(self.sources) == 1 and not self.sources[0].needs_teacher
         if not has_labels or (self.stored is not None and self.mix.logits == "fresh"):
             raise ValueError(NO_TEACHER)
@@ -225,7 +235,7 @@ class DistillConfig(Distillation, TrainingConfig):
         return self
 
     def _needs_no_teacher(self) -> None:
-        """Refuse terms that need a teacher, of a student that has annotated labels alone."""
+        """Refuse terms that need a teacher, if the only labels are those of the real images."""
         distill = self.distill
         terms: list[str] = [
             term.kind for term in (*distill.features, *distill.transfer) if not isinstance(term, ExitsTerm)

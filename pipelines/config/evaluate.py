@@ -7,19 +7,11 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from synthkd.pipelines.config.base import JobConfig
-from synthkd.settings import (
-    MOST_ITEMS,
-    DataSettings,
-    ExtractorSettings,
-    Images,
-    LoadedModel,
-    Settings,
-    Whole,
-)
+from synthkd.settings import MOST_ITEMS, DataSettings, ExtractorSettings, Images, LoadedModel, Settings, Whole
 
 
 class ImageSet(Settings):
-    """A set of images: a path, or a split of a real dataset. A plain path may stand for it."""
+    """A set of images: a path, or a split of a real dataset. A plain path may be written in place of the section."""
 
     path: str | None = None
     """An image folder (flat, or a directory per class), .zip, .npz, WebDataset .tar, an unfinished run, or the
@@ -42,31 +34,33 @@ class EvaluateConfig(JobConfig):
     generated: Annotated[tuple[str | ImageSet, ...], Field(min_length=1, max_length=MOST_ITEMS)]
     """One set or several, which are compared in one table."""
     real: str | ImageSet
-    """What they are judged against."""
+    """The real images that they are compared with."""
     train: str | ImageSet | None = None
-    """Real images that the generator or its teacher learned from: copying is looked for among them."""
+    """Real images that the generator or its teacher learned from; copies of them are searched."""
     holdout: str | ImageSet | None = None
-    """Real images that it did not learn from: the yardstick of copying."""
+    """Real images that were not learned from; they show how near generated images are without copying."""
     teacher: LoadedModel | None = None
-    """Judges labels, and gives the features unless `features` says otherwise."""
+    """Predicts labels, and gives the features unless `features` is set."""
     features: ExtractorSettings | None = None
-    """The feature network; None: the teacher where there is one, else efficientnet_lite0."""
+    """The feature network; None: the teacher if set, else efficientnet_lite0."""
     k: Annotated[int, Field(ge=1, le=1000)] = 5
-    """Neighbours of precision, recall, density and coverage."""
+    """Number of neighbours for precision, recall, density and coverage."""
     subsets: Annotated[int, Field(ge=1, le=100_000)] = 100
-    """Random subsets that give the kernel distance its spread."""
+    """Number of random subsets, over which the spread of the kernel distance is taken."""
     subset_size: Annotated[Images, Field(ge=2)] = 1000
+    """Images of each subset."""
     splits: Annotated[int, Field(ge=1, le=1000)] = 10
-    """Parts of the Inception score."""
+    """Number of parts over which the spread of the Inception score is taken."""
     cas: bool = False
     """Also train a small classifier on each generated set and test it on real images (minutes each)."""
     skip_bad: Whole = 0
-    """Unreadable files of a set that may be left out; they are listed."""
+    """Largest number of unreadable files of a set that are skipped; they are listed."""
     cache: str | None = "~/.cache/synthkd/features"
-    """Where features are kept between evaluations; None keeps none."""
+    """Folder that keeps features between evaluations; None: they are not kept."""
     save_features: str | None = None
-    """A .safetensors file for the features of the real set, which can stand for its images from then on."""
+    """A .safetensors file for the features of the real set. A later evaluation can take it in place of the images."""
     show_real: bool = True
     """Show real images in the report, beside the generated ones."""
     pairs: Annotated[int, Field(ge=0, le=1000)] = 0
-    """Closest pairs of generated and training images to show; real images may be private, so none unasked."""
+    """Number of closest pairs of generated and training images in the report. The default is 0, because real images may
+    be private."""

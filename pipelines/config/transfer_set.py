@@ -1,4 +1,4 @@
-"""What a student learns from: a list of sources, each with the keys that belong to it.
+"""Settings of the transfer set: the images that a student learns from, from one source or several.
 
 A transfer set is the set of images whose soft labels a student learns (Hinton et al. 2015).
 """
@@ -6,12 +6,10 @@ A transfer set is the set of images whose soft labels a student learns (Hinton e
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-import yaml
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from synthkd.errors import ConfigError
 from synthkd.generators.settings import FROM_REAL, GeneratorSettings, InversionSettings
 from synthkd.settings import (
     BankSettings,
@@ -27,16 +25,16 @@ from synthkd.settings import (
 
 class _Source(Settings):
     share: Share | None = None
-    """Share of a batch. One source of a list has none and fills the rest."""
+    """Share of each batch. One source of a list has no share and fills the rest."""
 
     @property
     def needs_teacher(self) -> bool:
-        """Whether its images have no label without a teacher."""
+        """Whether its images may have no label without a teacher."""
         return True
 
 
 class GeneratedSet(_Source):
-    """Images that a generator makes while the student learns, kept in a memory bank."""
+    """Images that a generator generates while the student learns; a memory bank keeps them."""
 
     kind: Literal["generated"] = "generated"
     generator: GeneratorSettings = InversionSettings()
@@ -45,7 +43,7 @@ class GeneratedSet(_Source):
     difficulty: DifficultySettings = DifficultySettings()
     bank: BankSettings = BankSettings()
     live: Share = 0.0
-    """Share of a batch of fresh samples, made for it and not stored; the others are drawn from the bank."""
+    """Share of each batch that are fresh samples, which are not stored; the rest is drawn from the bank."""
 
     @property
     def learns_from_data(self) -> bool:
@@ -73,7 +71,7 @@ class StoredSet(_Source):
 
     @property
     def needs_teacher(self) -> bool:
-        """It has the labels of the teacher that its images were made with."""
+        """False: the dataset has the soft labels of the teacher that it was generated with."""
         return False
 
 
@@ -85,11 +83,12 @@ class RealSet(_Source):
 
     @property
     def needs_teacher(self) -> bool:
-        """A stream says neither size nor classes of its images, and may lack labels."""
+        """Whether it is a stream, which does not know the size and the classes of its images and may lack labels."""
         return isinstance(self.data, StreamData)
 
 
-def _tag(value: Any) -> str:
+def _tag(value: object) -> str:
+    """The kind of a source in YAML or as settings; "list" for several sources."""
     if isinstance(value, list | tuple):
         return "list"
     kind = value.get("kind", "generated") if isinstance(value, Mapping) else getattr(value, "kind", "generated")
@@ -129,87 +128,8 @@ def sources_of(transfer_set: TransferSetSettings) -> tuple[GeneratedSet | Stored
     return tuple(sources)
 
 
-MOVED = ("generator", "data", "difficulty", "bank")
-"""Keys of the top level that are keys of a source now."""
-
-
-def refuse_sources_outside(recipe: Mapping[str, Any]) -> None:
-    """Refuse keys that have moved into `transfer_set`.
-
-    Raises:
-        ConfigError: with the line that says the same today.
-    """
-    if moved := _moved(recipe):
-        raise ConfigError(_moved_to(moved, recipe, {"transfer_set": present_form(recipe)}))
-
-
-def refuse_flat_form(recipe: Mapping[str, Any], keys: set[str]) -> None:
-    """Refuse keys of a compression that have moved into `distillation`.
-
-    Args:
-        recipe: as it was read.
-        keys: those of a distillation.
-
-    Raises:
-        ConfigError: with the line that says the same today.
-    """
-    sources = _moved(recipe)
-    moved = [key for key in recipe if key in keys] + [key for key in sources if "." not in key]
-    if not moved:
-        return
-    distillation = {key: recipe[key] for key in recipe if key in keys}
-    if sources:
-        distillation = {"transfer_set": present_form(recipe)} | distillation
-        mix = {key: value for key, value in section(recipe, "mix").items() if key not in ("real", "live")}
-        distillation.pop("mix", None)
-        distillation |= {"mix": mix} if mix else {}
-    raise ConfigError(_moved_to(moved, recipe, {"distillation": distillation}))
-
-
-def _moved(recipe: Mapping[str, Any]) -> list[str]:
-    mix = section(recipe, "mix")
-    return [key for key in MOVED if key in recipe] + [f"mix.{key}" for key in ("real", "live") if key in mix]
-
-
-def _moved_to(moved: Sequence[str], recipe: Mapping[str, Any], form: Mapping[str, Any]) -> str:
-    where, one = next(iter(form)), len(moved) == 1
-    keys = f"{', '.join(moved)} {'is' if one else 'are'} part of {where} now"
-    if where in recipe:  # its place is taken, and what is there may be more than `form` says
-        return f"{keys}: move {'it' if one else 'them'} into the {where} of this recipe"
-    line = yaml.safe_dump(form, default_flow_style=True, sort_keys=False, width=10**6).strip()[1:-1]
-    return f"{keys}: write {line}"
-
-
-def section(recipe: Mapping[str, Any], key: str) -> Mapping[str, Any]:
-    """A section of a recipe; empty where there is none."""
-    value = recipe.get(key)
-    return value if isinstance(value, Mapping) else {}
-
-
-def present_form(recipe: Mapping[str, Any]) -> dict[str, Any] | list[dict[str, Any]]:
-    """The `transfer_set` of a recipe that says `generator`, `data`, `difficulty`, `bank`, `mix.real` and `mix.live`."""
-    generator, mix = section(recipe, "generator"), section(recipe, "mix")
-    kind, data, real = generator.get("kind", "inversion"), recipe.get("data"), mix.get("real", 0.0)
-    if kind == "none" or real == 1.0:
-        return {"kind": "real", "data": data}
-    if kind == "dataset":
-        first: dict[str, Any] = {"kind": "stored", "path": generator.get("path")}
-        bank = _without_capacity(section(recipe, "bank"))
-    else:
-        first = {"kind": "generated"} | {key: recipe[key] for key in ("generator", "difficulty") if key in recipe}
-        bank = dict(section(recipe, "bank"))
-        first |= {"live": mix["live"]} if mix.get("live") else {}
-        first |= {"data": data} if data is not None and real == 0.0 else {}
-    first |= {"bank": bank} if bank else {}
-    return first if real == 0.0 else [first, {"kind": "real", "data": data, "share": real}]
-
-
-def _without_capacity(bank: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in bank.items() if key not in ("capacity", "storage")}
-
-
 def require_data(sources: Sequence[GeneratedSet | StoredSet | RealSet]) -> None:
-    """Refuse a generator that learns from real images where there are none.
+    """Refuse a generator that learns from real images if there are none, or none but those of a stream.
 
     Raises:
         ValueError: with the key and the remedy.

@@ -15,22 +15,13 @@ from torch import Tensor
 
 from synthkd.data.read.splits import RealData, Splits
 from synthkd.errors import ConfigError
-from synthkd.models import Classifier
+from synthkd.models import Classifier, load
 from synthkd.pipelines.config import AuditSettings, CompressConfig
 from synthkd.pipelines.handover.flow import run_flow
 from synthkd.pipelines.run.result import Result
 from synthkd.pipelines.student.teachers import teach_config
-from synthkd.pipelines.teach import load_taught, teach
-from synthkd.privacy.audit import (
-    CONTROL_CONFIDENCE,
-    GROUPS,
-    WHOS,
-    GroupAudit,
-    answers_of,
-    audit_model,
-    blind_check,
-    count_duplicates,
-)
+from synthkd.pipelines.teach import teach
+from synthkd.privacy import audit
 from synthkd.privacy.canaries import Canaries, OneRun, choose, one_run_epsilon
 from synthkd.privacy.membership import POPULATION, Answers, attacks
 from synthkd.privacy.ratio import RateRatio, student_over_teacher
@@ -60,7 +51,7 @@ class PipelineAudit:
     """
 
     canaries: Canaries
-    models: Mapping[str, Mapping[str, GroupAudit]]
+    models: Mapping[str, Mapping[str, audit.GroupAudit]]
     ratios: Mapping[str, RateRatio | None]
     checks: Sequence[Check]
     population: int
@@ -116,13 +107,15 @@ def audit_pipeline(config: CompressConfig, directory: Path, private: Splits, dev
     population = unseen if len(unseen) >= POPULATION else None
 
     def answers(networks: Mapping[str, Classifier], data: RealData = candidates) -> Answers:
-        return answers_of(networks, data.images, data.labels, device)
+        return audit.answers_of(networks, data.images, data.labels, device)
 
     models, scores = {}, {}
-    for who in WHOS:
+    for who in audit.WHOS:
         networks = {f"the {who} of {flow.directory.name}": getattr(flow, who) for flow in (target, *references)}
         of_canaries, of_population = answers(networks), None if population is None else answers(networks, population)
-        models[who] = audit_model(canaries, of_canaries, of_population, settings.guesses, settings.delta, len(WHOS))
+        models[who] = audit.audit_model(
+            canaries, of_canaries, of_population, settings.guesses, settings.delta, len(audit.WHOS)
+        )
         scores[who] = attacks(of_canaries)["LiRA"]
     teachers = {f"the teacher of {flow.directory.name}": flow.teacher for flow in references}
     control = {"the control": _control(config, place / "control", rest, members, private)}
@@ -132,12 +125,12 @@ def audit_pipeline(config: CompressConfig, directory: Path, private: Splits, dev
         ratios=_ratios(scores, canaries, derive(config.seed, "ratio")),
         checks=(
             _roles_check(candidates.images, rest, population),
-            blind_check(members.images, candidates.images[~canaries.included]),
+            audit.blind_check(members.images, candidates.images[~canaries.included]),
             _negative_check(_control_bound(answers(teachers), canaries, settings.delta)),
             _positive_check(_control_bound(answers(control | teachers), canaries, settings.delta)),
         ),
         population=0 if population is None else len(population),
-        references=dict.fromkeys(WHOS, settings.references),
+        references=dict.fromkeys(audit.WHOS, settings.references),
     )
 
 
@@ -160,7 +153,7 @@ def _control(config: CompressConfig, directory: Path, rest: RealData, members: R
     few = _part(rest, torch.arange(len(rest))[: max(len(members), rest.spec.classes)])
     result = teach(overfitted, splits=_with_train(private, few, members))
     assert isinstance(result, Result)
-    return load_taught(result)
+    return load(result.directory)
 
 
 def _roles_check(images: Tensor, rest: RealData, population: RealData | None) -> Check:
@@ -168,7 +161,7 @@ def _roles_check(images: Tensor, rest: RealData, population: RealData | None) ->
     roles = {"other training images": rest.images}
     if population is not None:
         roles["the population"] = population.images
-    twice = {role: count for role, count in count_duplicates(images, roles).items() if count}
+    twice = {role: count for role, count in audit.count_duplicates(images, roles).items() if count}
     counts = ", ".join(f"{count} of {role}" for role, count in twice.items())
     evidence = f"{counts} equal a canary pixel by pixel" if twice else "no canary is there again in another role"
     return Check("no image in two roles", not twice, evidence)
@@ -178,7 +171,7 @@ def _control_bound(answers: Answers, canaries: Canaries, delta: float) -> OneRun
     """The one-run bound of a control, by LiRA, or by the log-odds without references."""
     scores = attacks(answers)
     declared = scores.get("LiRA", scores["log-odds"])
-    return one_run_epsilon(declared, canaries.included, None, delta, CONTROL_CONFIDENCE)
+    return one_run_epsilon(declared, canaries.included, None, delta, audit.CONTROL_CONFIDENCE)
 
 
 def _negative_check(bound: OneRun) -> Check:
@@ -196,7 +189,7 @@ def _positive_check(bound: OneRun) -> Check:
 def _ratios(scores: Mapping[str, Tensor], canaries: Canaries, seed: int) -> dict[str, RateRatio | None]:
     """Half of the canaries -> student over teacher; see `PipelineAudit.ratios`."""
     ratios = {}
-    for group, half in zip(GROUPS, (~canaries.mislabelled, canaries.mislabelled), strict=True):
+    for group, half in zip(audit.GROUPS, (~canaries.mislabelled, canaries.mislabelled), strict=True):
         student, teacher = scores["student"][half], scores["teacher"][half]
         ratios[group] = student_over_teacher(student, teacher, canaries.included[half], seed)
     return ratios

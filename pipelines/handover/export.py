@@ -136,7 +136,7 @@ def measure_capacity(
     of_teacher, teacher_logits = measure(teacher)
     of_student, student_logits = measure(student)
     divergence = float(kl_divergence(teacher_logits, student_logits).mean())
-    bound = capacity_bound(label_information(teacher_logits).value, TOLERATED, divergence)
+    bound = capacity_bound(label_information(teacher_logits), TOLERATED, divergence)
     value = bound.value if math.isfinite(bound.value) else None
     least = LeastCapacity(value, bound.mutual_information, bound.epsilon, bound.kl)
     return Capacity(len(synthetic), min(FISHER, len(synthetic)), of_teacher, of_student, least)

@@ -21,18 +21,18 @@ from synthkd.generators.files import INSIDE_A_RUN
 from synthkd.generators.merf import Merf
 from synthkd.generators.settings import GeneratorSettings, MerfSettings, SavedSettings
 from synthkd.models import Classifier, load, load_model
-from synthkd.pipelines.config import CompressConfig, Distillation, DistillConfig, TeachConfig, TrainingConfig
+from synthkd.pipelines.config import CompressConfig, Distillation, DistillConfig, TrainingConfig
 from synthkd.pipelines.distill import distill
 from synthkd.pipelines.handover.private_generator import WIDEST, ReleaseConfig, load_released, release
 from synthkd.pipelines.handover.search import Choice, choose_student
 from synthkd.pipelines.run.result import Result
 from synthkd.pipelines.student.teachers import teach_config
-from synthkd.pipelines.teach import load_taught, teach
+from synthkd.pipelines.teach import teach
 from synthkd.privacy.claims import ledger_of
 from synthkd.privacy.journal import JOURNAL, Journal
 from synthkd.reports.results import RESULT, DistillResult, ReleaseResult, TeachResult
 from synthkd.rng import Rows
-from synthkd.settings import DPSettings, LoadedModel, TeacherSettings, TrainedTeacher, ZooModel
+from synthkd.settings import DataSettings, DPSettings, LoadedModel, TeacherSettings, TrainedTeacher, ZooModel
 from synthkd.types import SampleGenerator, balanced_labels, to_uint8
 
 RELEASE, TEACH, SEARCH, DISTILL = "release", "teach", "search", "distill"
@@ -96,18 +96,19 @@ def run_flow(config: CompressConfig, directory: Path, private: Splits | None, se
             images = _with_synthetic_train(private, merf, config.synthetic.per_class, seed)
 
     if isinstance(settings, TrainedTeacher):
-        teach_result = teach(_teach_config(config, settings, directory / TEACH, seed), splits=images)
+        teaching = teach_config(settings, config, str(directory / TEACH)).model_copy(update={"seed": seed})
+        teach_result = teach(teaching, splits=images)
         assert isinstance(teach_result, Result)
         if dp is not None:
             statements.append(_proven_statement(teach_result, dp))
             journal.keep_part(TEACH)
-        teacher = load_taught(teach_result)
+        teacher = load(teach_result.directory)
         settings = LoadedModel(kind="load", model=str(teach_result.directory))
     else:
         teacher = load_model(settings)
 
     # What follows sees no private image, so it costs no privacy.
-    distilling = distill_config(config, settings, generator=generator, out=str(directory / DISTILL), seed=seed)
+    distilling = distill_config(config, settings, generator, out=directory / DISTILL, seed=seed)
     choice = None
     if config.search is not None:
         choice = choose_student(distilling, config.search, teacher, directory / SEARCH)
@@ -182,24 +183,31 @@ def _release_config(config: CompressConfig, generator: MerfSettings, out: Path, 
     return ReleaseConfig(**{**inherited, **changed})
 
 
-def _teach_config(config: CompressConfig, settings: TrainedTeacher, out: Path, seed: int) -> TeachConfig:
-    return teach_config(settings, config, str(out)).model_copy(update={"seed": seed})
-
-
-def distill_config(config: CompressConfig, teacher: TeacherSettings, **changes: Any) -> DistillConfig:
+def distill_config(
+    config: CompressConfig,
+    teacher: TeacherSettings,
+    generator: GeneratorSettings,
+    data: DataSettings | None = None,
+    out: Path | None = None,
+    seed: int | None = None,
+) -> DistillConfig:
     """The distillation inside a compression.
 
     Args:
         config: of the compression.
         teacher: labels the images.
-        changes: of the generated images (generator, data), the seed and the run directory (out).
+        generator: makes the images.
+        data: real images that the generator learns from.
+        out: the run directory; None: that of the compression.
+        seed: of the run; None: that of the compression.
     """
-    generated = config.generated.model_copy(
-        update={key: changes.pop(key) for key in ("generator", "data") if key in changes}
-    )
+    distillation = config.distillation
     settings = {name: getattr(config, name) for name in TrainingConfig.model_fields}
-    settings |= {name: getattr(config.distillation, name) for name in Distillation.model_fields}
-    settings |= {"transfer_set": generated, "inherit": bool(config.distillation.inherit)} | changes
+    settings |= {name: getattr(distillation, name) for name in Distillation.model_fields}
+    settings["transfer_set"] = config.generated.model_copy(update={"generator": generator, "data": data})
+    settings["inherit"] = bool(distillation.inherit)  # copied weights may carry what the teacher memorised
+    settings |= {} if out is None else {"out": str(out)}
+    settings |= {} if seed is None else {"seed": seed}
     student = stand_in(config) if config.student is None else config.student
     return DistillConfig(**settings, teacher=teacher, student=student, test=config.test)
 

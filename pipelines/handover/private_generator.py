@@ -70,6 +70,6 @@ def load_released(config: ReleaseConfig, result: Result[ReleaseResult]) -> Merf:
         ModelError: there is none, or it cannot be read.
     """
     saved, folder = read_saved(result.directory)
-    generator = Merf(config.generator, None, saved.seed, make_accelerator(config), spec=saved.image_spec)
+    generator = Merf(config.generator, None, saved.seed, make_accelerator(config), spec=saved.spec.image_spec)
     generator.restore(folder)
     return generator

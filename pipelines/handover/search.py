@@ -114,18 +114,8 @@ def make_proxy(config: DistillConfig, settings: SearchSettings, teacher: Classif
         return build_model(model, subject.spec, subject.mean, subject.std, subject.class_names)
 
     threads = config.threads or torch.get_num_threads()
-    accelerator = make_accelerator(config)
-    return proxy_evaluator(
-        assembly.transfer_set.dataset,
-        held_out,
-        logits,
-        builder,
-        settings.steps,
-        seed,
-        accelerator,
-        config.distill,
-        threads,
-    )
+    training = (settings.steps, seed, make_accelerator(config), config.distill, threads)
+    return proxy_evaluator(assembly.transfer_set.dataset, held_out, logits, builder, *training)
 
 
 def _held_out(generator: TrainableGenerator, first: int, difficulty: float) -> tuple[torch.Tensor, torch.Tensor]:

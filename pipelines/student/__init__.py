@@ -1,0 +1,1 @@
+"""A distillation, put together from its configuration: networks, transfer set, results, summary."""

@@ -1,7 +1,7 @@
-"""The parts of a distillation, built from its configuration in one direction; nothing is run.
+"""The parts of a distillation, built from its configuration; nothing is run.
 
 Teachers -> subject -> networks -> auxiliary layers -> teacher team -> students -> transfer set -> evaluation -> step:
-each part is built from those before it and never changed afterwards.
+each part is built from those before it, and is not changed afterwards.
 """
 
 from __future__ import annotations
@@ -42,9 +42,8 @@ from synthkd.pipelines.student.networks import (
 from synthkd.pipelines.student.transfer_set import (
     Images,
     TransferSet,
-    Wiring,
+    TransferSetBuilder,
     build_bank,
-    build_transfer_set,
     is_private,
 )
 from synthkd.rng import stream
@@ -54,21 +53,22 @@ from synthkd.training.memory import fitting_batch_size, training_step
 from synthkd.types import Batch, ImageSpec, Stateful, balanced_labels, to_uint8
 
 REHEARSED = 16
-"""Images of the batch that terms are tried on, at most."""
+"""Largest number of images of the batch on which loss terms are tried before the training."""
 
 
 @dataclass(frozen=True)
 class Assembly:
-    """Everything a distillation is made of.
+    """All parts of a distillation.
 
     Attributes:
         subject: images and classes.
-        contract, team: of the teachers; None where there is none.
+        contract: measured properties of the first teacher; None without a teacher.
+        team: all teachers, which label images; None without a teacher.
         students: the student, then its peers.
-        transfer_set: what they learn from.
-        step: one step of all students.
+        transfer_set: the images that they learn from.
+        step: one training step of all students.
         evaluation: periodic evaluation, and the controllers that follow it.
-        inherited: how many of the student's parameters start from the teacher's values.
+        inherited: number of the student's parameters that start from values of the teacher.
     """
 
     subject: Subject
@@ -82,12 +82,12 @@ class Assembly:
 
     @property
     def learner(self) -> Learner:
-        """The student's."""
+        """The learner of the student."""
         return self.students[0].learner
 
     @property
     def state(self) -> dict[str, Stateful]:
-        """All that goes into checkpoints, by name."""
+        """The parts whose state goes into checkpoints, by name."""
         students = {student.name: student for student in self.students}
         return {**students, **self.transfer_set.state, "adaptation": self.evaluation}
 
@@ -95,13 +95,16 @@ class Assembly:
 def assemble(
     config: DistillConfig, teachers: Sequence[Classifier], accelerator: Accelerator, directory: Path | None
 ) -> Assembly:
-    """Build and wire every part.
+    """Build all parts, check that they fit together, and try the loss terms on noise.
 
     Args:
         config: the configuration.
-        teachers: the teacher and those that label beside it, untouched but for eval mode; empty where there is none.
+        teachers: the teacher and further ones; empty without a teacher. They are moved to the device and frozen.
         accelerator: device, precision, processes.
-        directory: run directory, for a bank on disk; None for a dry run, which keeps the bank in memory.
+        directory: the run directory, for files of the parts; None for a dry run, which writes none.
+
+    Raises:
+        SynthkdError: see the classes in `synthkd.errors`.
     """
     contracts = [probe(teacher, teacher_name(number)) for number, teacher in enumerate(teachers)]
     teacher = teachers[0] if teachers else None
@@ -118,8 +121,9 @@ def assemble(
     team = build_team(config, teachers, networks, accelerator, controllers.selection)
     bank = build_bank(config, subject.spec, accelerator, directory, images.stored)
     students = build_students(config, networks, total, accelerator, team, bank, controllers)
-    wiring = Wiring(config, accelerator, subject, images, team, batch_size, total)
-    transfer_set = build_transfer_set(wiring, teacher, students[0].learner, bank, directory)
+    transfer_set = TransferSetBuilder(
+        config, accelerator, directory, subject, images, teacher, team, students[0].learner, bank, batch_size, total
+    ).build()
     _require_evaluations(controllers, transfer_set, accelerator)
     evaluation = PeriodicEvaluation(
         config.distill.adapt.every,
@@ -130,13 +134,14 @@ def assemble(
     )
     prioritized = next((one for one in transfer_set.banks if one.settings.policy == "prioritized"), None)
     step = DistillStep(students, transfer_set.dataset, accelerator, prioritized, lambda: controllers.teaching)
+    # A term that fails should fail now, not hours later when its weight is first above 0.
     step.rehearse(_noise_batch(config, subject.spec, team, accelerator.device))
     contract = contracts[0] if contracts else None
     return Assembly(subject, contract, team, students, transfer_set, step, evaluation, inherited)
 
 
 def _read(config: DistillConfig, accelerator: Accelerator, directory: Path | None) -> Images:
-    """Read the images that the sources name; a generator learns from its own, or from those of the real source."""
+    """Read the images of the sources. A generator learns from its own real images, else from the real source's."""
     stored = None if config.stored is None else read_stored(config.stored.path)
     real = None if config.real is None else config.real.data
     arriving = real if isinstance(real, StreamData) else None
@@ -151,7 +156,7 @@ def _read(config: DistillConfig, accelerator: Accelerator, directory: Path | Non
 
 
 def _require_possible(config: DistillConfig, accelerator: Accelerator, images: Images, subject: Subject) -> None:
-    """Refuse what the images, the phases or several processes rule out."""
+    """Refuse settings that do not fit the images, the phases or several processes."""
     several = accelerator.num_processes > 1
     if images.arriving is not None and several:
         raise ConfigError("data.kind: a stream is read in one process only; leave torchrun out, or take another kind")
@@ -167,7 +172,7 @@ def _require_possible(config: DistillConfig, accelerator: Accelerator, images: I
 
 
 def _require_evaluations(controllers: Controllers, transfer_set: TransferSet, accelerator: Accelerator) -> None:
-    """Refuse controllers where there is nothing for them to follow."""
+    """Refuse controllers without held-out images to follow, or in several processes."""
     if not controllers.keys:
         return
     key = controllers.keys[0]
@@ -178,7 +183,7 @@ def _require_evaluations(controllers: Controllers, transfer_set: TransferSet, ac
 
 
 def _noise_batch(config: DistillConfig, spec: ImageSpec, team: TeacherTeam | None, device: torch.device) -> Batch:
-    """A labelled batch of random noise, of the kinds of images that the run will draw."""
+    """A labelled batch of random noise, with the fields that the batches of the run will have."""
     count = min(REHEARSED, config.distill.batch_size)
     rng = stream(config.seed, "rehearsal")
     images, logits = torch.rand(count, *spec.shape, generator=rng), torch.randn(count, spec.classes, generator=rng)
@@ -194,7 +199,16 @@ def _noise_batch(config: DistillConfig, spec: ImageSpec, team: TeacherTeam | Non
 
 
 def require_fit(key: str, data: RealData | None, subject: Subject) -> None:
-    """Raise `ConfigError` unless real data is of the teacher's images, and of its classes in its order."""
+    """Check that real data has the teacher's image size and its classes in its order.
+
+    Args:
+        key: of the configuration, for the error.
+        data: the images; None is accepted.
+        subject: images and classes of the teacher.
+
+    Raises:
+        ConfigError: another size, other classes or another order.
+    """
     if data is None:
         return
     if data.spec != subject.spec:
@@ -211,6 +225,7 @@ def require_fit(key: str, data: RealData | None, subject: Subject) -> None:
 
 
 def _batch_size(config: DistillConfig, student: Classifier | Slimmable, accelerator: Accelerator) -> int:
+    """Images of a batch over all processes, with `adapt_batch_size` as many as fit the memory."""
     wanted = config.distill.batch_size
     if wanted % accelerator.num_processes:
         raise ConfigError(

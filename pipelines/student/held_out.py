@@ -17,11 +17,11 @@ from synthkd.types import Batch, to_float
 
 @dataclass(frozen=True)
 class Agreement:
-    """How often the student agrees with its teacher.
+    """Agreement of the student with its teacher.
 
     Attributes:
-        rate: share of images with the same predicted class.
-        on: what the images are.
+        rate: share of images with the same predicted class, with its interval.
+        on: what the images are, in words.
     """
 
     rate: Proportion
@@ -33,9 +33,9 @@ class Labelling:
     """Labels held-out images with the teacher.
 
     Attributes:
-        team: the teacher, or None where there is none.
-        device: where images go.
-        count: held-out images of one evaluation, at most.
+        team: the teachers, or None without a teacher.
+        device: of the labelled images.
+        count: largest number of images of an evaluation.
     """
 
     team: TeacherTeam | None
@@ -43,25 +43,38 @@ class Labelling:
     count: int
 
     def of_real(self, images: Tensor, labels: Tensor) -> HeldOut:
-        """Real images uint8 `[N, C, H, W]`; their labels count where all of them are annotated (not -1)."""
+        """Real images with the teacher's logits.
+
+        Args:
+            images: uint8 `[N, C, H, W]`.
+            labels: int64 `[N]`; they are used if all of them are annotated (not -1).
+        """
         inputs = to_float(images).to(self.device)
         annotated = labels.to(self.device) if bool((labels >= 0).all()) else None
         return HeldOut(inputs, annotated, self._logits(inputs))
 
     def of_holdout(self, holdout: RealImages, seed: int) -> HeldOut | None:
-        """`count` of the real images that nobody learns from, chosen by the run's seed; None where there are none."""
+        """At most `count` held-out real images, chosen by the run's seed; None if there are none.
+
+        Args:
+            holdout: the real images that nothing learns from.
+            seed: the run's seed.
+        """
         if not len(holdout):
             return None
         rows = torch.randperm(len(holdout), generator=stream(seed, "look"))[: self.count]
         return self.of_real(holdout.images[rows], holdout.labels[rows])
 
     def of_stored(self, batch: Batch, fresh: bool) -> HeldOut:
-        """The last images of a batch, with `fresh` logits where there is a teacher, else with those stored."""
-        rows = slice(-self.count, None)
-        images, logits = batch.images[rows].to(self.device), batch.teacher_logits
-        assert logits is not None
-        answers = self._logits(images) if fresh else None
-        return HeldOut(images, None, logits[rows].to(self.device) if answers is None else answers)
+        """The last `count` images of a batch with the teacher's logits.
+
+        Args:
+            batch: images with stored logits.
+            fresh: let the teacher label the images again, if there is one, instead of using stored logits.
+        """
+        batch = batch.map(lambda value: value[-self.count :]).to(self.device)
+        logits = self._logits(batch.images) if fresh else None
+        return HeldOut(batch.images, None, batch.teacher_logits if logits is None else logits)
 
     def _logits(self, images: Tensor) -> Tensor | None:
         if self.team is None:

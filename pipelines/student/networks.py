@@ -1,4 +1,4 @@
-"""The networks of a distillation and who trains and labels them: students, teachers, controllers."""
+"""The networks of a distillation: students with their auxiliary layers, teachers, and the controllers of a run."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ from synthkd.types import ImageSpec
 
 @dataclass(frozen=True)
 class Subject:
-    """What is to be learned, said by the teacher or by the dataset in its place.
+    """The images and classes of a run, as the teacher has them, or the dataset if there is no teacher.
 
     Attributes:
-        spec: images and classes.
-        mean, std: by which the student normalises.
+        spec: sizes of the images and number of classes.
+        mean, std: per channel of images in [0, 1]; the student normalises by them.
         class_names: one per class, or empty.
     """
 
@@ -44,7 +44,16 @@ class Subject:
 
 
 def subject_of(teacher: Classifier | None, dataset: StoredDataset | None, splits: Splits | None) -> Subject:
-    """Images and classes of the teacher, else of the stored dataset, else of the real images."""
+    """Images and classes of the teacher, else of the stored dataset, else of the real images.
+
+    Args:
+        teacher: the first teacher, or None.
+        dataset: the stored dataset, or None.
+        splits: the real images; not None without teacher and stored dataset.
+
+    Raises:
+        ConfigError: teacher and stored dataset differ.
+    """
     if teacher is not None:
         if dataset is not None and dataset.spec != teacher.spec:
             raise ConfigError(
@@ -61,7 +70,11 @@ def subject_of(teacher: Classifier | None, dataset: StoredDataset | None, splits
 
 
 def untrained_student(config: DistillConfig, subject: Subject) -> Classifier | Slimmable:
-    """The student before its first step, with the first weights of the run's seed."""
+    """The student with the initial weights of the run's seed.
+
+    Raises:
+        ConfigError: it takes other images or classes than the teacher, or cannot change its width.
+    """
     torch.manual_seed(derive(config.seed, "student/init"))
     if config.width is not None:
         if not isinstance(config.student, ZooModel):
@@ -76,13 +89,13 @@ def untrained_student(config: DistillConfig, subject: Subject) -> Classifier | S
 
 @dataclass(frozen=True)
 class Network:
-    """A network that is to learn, before its training is set up.
+    """The student or a peer, before it has a learner.
 
     Attributes:
         name: in logs and errors: "student", "peer 1", ...
         module: untrained, or a copy of the teacher.
-        optimizer: how it is trained.
-        auxiliary: layers of its losses that compare features, or None.
+        optimizer: of the module and the auxiliary layers.
+        auxiliary: layers of the feature, contrastive and exit losses, or None.
     """
 
     name: str
@@ -109,7 +122,7 @@ def _peer(
     peer: PeerSettings, number: int, config: DistillConfig, subject: Subject, teacher: Classifier | None
 ) -> Classifier:
     if peer.model is None:
-        assert teacher is not None
+        assert teacher is not None  # the configuration refuses a peer without a model if there is no teacher
         return copy.deepcopy(teacher).requires_grad_(True)
     torch.manual_seed(derive(config.seed, "peer/init", number))
     return build_model(peer.model, subject.spec, subject.mean, subject.std, subject.class_names)
@@ -122,7 +135,15 @@ def build_team(
     accelerator: Accelerator,
     selection: TeacherSelection | None,
 ) -> TeacherTeam | None:
-    """The frozen teachers; the first one also gives the features that any network's auxiliary layers compare."""
+    """The frozen teachers as one, or None without teachers.
+
+    Args:
+        config: of the run.
+        teachers: the teacher and further ones.
+        networks: the first teacher returns the features that their auxiliary layers compare.
+        accelerator: device and precision.
+        selection: selects the teacher that labels, or None.
+    """
     if not teachers:
         return None
     layers = [network.auxiliary for network in networks if network.auxiliary is not None]
@@ -136,12 +157,12 @@ def build_team(
 
 
 def teacher_name(number: int) -> str:
-    """What errors call a teacher."""
+    """Name of a teacher in errors, by its number from 0."""
     return f"teacher {number + 1}" if number else "the teacher"
 
 
 def build_controllers(config: DistillConfig) -> Controllers:
-    """The controllers of temperature and weights, of the role swap and of the choice of a teacher."""
+    """The controllers of temperature and weights, of the role swap, and of the selection of a teacher."""
     online, selected = config.online, config.team.weighting == "selected"
     roles = None if online is None or online.swap is None else Roles(online.swap, teaching=1)
     selection = TeacherSelection(1 + len(config.teachers), config.team.selection) if selected else None
@@ -157,7 +178,17 @@ def build_students(
     bank: MemoryBank | None,
     controllers: Controllers,
 ) -> tuple[Student, ...]:
-    """The student and its peers, ready to be trained; the controllers move the student alone."""
+    """The student and its peers with their learners and losses.
+
+    Args:
+        config: of the run.
+        networks: the student, then its peers.
+        total: steps of the student.
+        accelerator: device, precision, processes.
+        team: the teachers, or None.
+        bank: negatives of contrastive losses are drawn from it, if any.
+        controllers: move the temperature and the weights of the student, not those of peers.
+    """
     return tuple(
         build_student(
             network.name,
@@ -167,8 +198,8 @@ def build_students(
             total,
             accelerator,
             network.auxiliary,
-            network.module if isinstance(network.module, Slimmable) else None,
-            config.online,
+            regulator=network.module if isinstance(network.module, Slimmable) else None,
+            online=config.online,
             controllers=controllers if number == 0 else None,
             teacher=team,
             bank=bank,
@@ -178,7 +209,7 @@ def build_students(
 
 
 def finished(student: Student) -> Classifier:
-    """The network as it is handed over: its average where there is one, cut to the width it has."""
+    """The finished network: the average of its weights if there is one, cut to its present width."""
     network = student.learner.evaluated
     if isinstance(network, Slimmable):
         network = slice_out(network)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import ClassVar
 
@@ -32,14 +33,14 @@ FRESH_IMAGES = 500
 """Fresh samples on which the agreement of student and teacher is measured without real test data."""
 
 
-class TransferSource:
-    """One source of a transfer set; what a source cannot give is None.
+class TransferSource(ABC):
+    """One source of a transfer set. A method returns None if the source has no such thing.
 
     Attributes:
-        source: what batches draw from.
-        state: what of it goes into checkpoints, by name.
-        held_out_rank: held-out images of the source with the lowest rank are taken.
-        without_teacher: what labels its images in a run without a teacher, for the plan.
+        source: batches draw from it.
+        state: its parts whose state goes into checkpoints, by name.
+        held_out_rank: held-out images are taken from the source with the lowest rank that has some.
+        without_teacher: what labels its images in a run without a teacher, in the words of the plan.
     """
 
     source: Source
@@ -54,32 +55,37 @@ class TransferSource:
 
     @property
     def real_images_used(self) -> int | None:
-        """Real images that the student has seen so far, or that its images were made from; None: nobody can say."""
+        """Number of real images that the student has used so far, or that the source's images come from; None if it is
+        unknown."""
         return 0
 
     @property
+    @abstractmethod
     def can_hold_out(self) -> bool:
         """Whether there are, or will be, held-out images."""
-        raise NotImplementedError
 
+    @abstractmethod
     def held_out(self) -> HeldOut | None:
-        """Images that the students are evaluated on at present, or None while there are none."""
-        raise NotImplementedError
+        """The images on which the students are evaluated at present, or None while there are none."""
 
+    @abstractmethod
     def agreement(self, student: Classifier) -> Agreement | None:
-        """Agreement of the finished student with its teacher on images that no student learned from."""
-        raise NotImplementedError
+        """Agreement of the finished student with the teacher on images that no student learned from."""
 
     def alarms(self) -> list[Alarm | None]:
         """Signs of a failing distillation in its images."""
         return []
 
     def newest(self) -> Batch | None:
-        """Its newest images with their labels, for the alarms; None where it keeps none."""
+        """Its newest images with their labels, for the alarms; None without a memory bank."""
         return None
 
     def uses(self, alone: bool) -> list[str]:
-        """What real images are used for, for the plan; `alone` where it is the only source."""
+        """What real images are used for, in the words of the plan.
+
+        Args:
+            alone: whether this is the only source.
+        """
         return []
 
 
@@ -87,17 +93,20 @@ class GeneratedImages(TransferSource):
     """Images of a generator, kept in a memory bank, at a difficulty that follows the student.
 
     Args:
-        generator: makes the images.
+        generator: generates the images.
         settings: of this source.
         source: draws from the bank, and fresh samples.
         difficulty: follows the student.
         rounds: of the generator.
         labelling: labels held-out images.
         seed: the run's seed.
-        real_images_used: real images that the generator learns from; None where nobody can say.
+        real_images_used: number of real images that the generator learns from; None if it is unknown.
         makes_images: whether the phases have rounds of the generator.
-        holdout: real images that the generator of this source does not learn from, though it learns from others like
-            them; None where there are none, or where they may not be looked at.
+        holdout: held-out images of the dataset that the generator learns from; None if there are none, or they are
+            private.
+
+    Attributes:
+        generator, rounds, difficulty: as given.
     """
 
     held_out_rank = 2
@@ -126,7 +135,7 @@ class GeneratedImages(TransferSource):
 
     @property
     def augmentation(self) -> float:
-        """Difficulty in [0, 1] by which the images of a batch are augmented at present."""
+        """The difficulty in [0, 1] by which the images of a batch are augmented at present."""
         return self.difficulty.value if self._settings.difficulty.augment else 0.0
 
     @property
@@ -136,18 +145,18 @@ class GeneratedImages(TransferSource):
 
     @property
     def real_images_used(self) -> int | None:
-        """Real images that the generator learns from; None where nobody can say."""
+        """Number of real images that the generator learns from; None if it is unknown."""
         return self._real_images_used
 
     @property
     def can_hold_out(self) -> bool:
-        """Without real ones the newest images of the bank, though the student has drawn most of them by then."""
+        """Whether there are held-out real images, or there will be images in the bank."""
         return self._held_out is not None or self._makes_images
 
     def held_out(self) -> HeldOut | None:
-        """Real images that are held out, else the newest images of the bank.
+        """Held-out real images, else the newest images of the bank, though the student has drawn most of them before.
 
-        Several teachers label images of the bank afresh, since it has logits of one.
+        The bank has the logits of the first teacher, so several teachers label its images again.
         """
         if self._held_out is not None:
             return self._held_out
@@ -158,9 +167,10 @@ class GeneratedImages(TransferSource):
         return self._labelling.of_stored(self.bank.newest(self._labelling.count), fresh=several)
 
     def agreement(self, student: Classifier) -> Agreement | None:
-        """On fresh samples."""
+        """The agreement on fresh samples."""
         team, chunk, hits = self._labelling.team, 100, 0
-        assert team is not None
+        if team is None:
+            return None
         for first in range(0, FRESH_IMAGES, chunk):
             labels = balanced_labels(chunk, first, team.spec.classes)
             images = self.generator.sample(labels, self._settings.difficulty.start, Rows(self._seed, "fresh", first))
@@ -169,31 +179,38 @@ class GeneratedImages(TransferSource):
         return Agreement(proportion(hits, FRESH_IMAGES), "fresh synthetic samples")
 
     def alarms(self) -> list[Alarm | None]:
-        """Class balance, variety and BatchNorm statistics of the newest images."""
+        """Alarms about class balance, variety and BatchNorm statistics of the newest images."""
         return _image_alarms(self.newest(), self._labelling)
 
     def newest(self) -> Batch | None:
-        """The newest images of the bank, `ALARM_IMAGES` at most."""
+        """The newest images of the bank, at most `ALARM_IMAGES`."""
         return self.bank.newest(ALARM_IMAGES) if len(self.bank) else None
 
     def uses(self, alone: bool) -> list[str]:
-        """Some generators learn from real images."""
+        """The generator, if it learns from real images."""
         return [f"learned from by the {self._settings.generator.kind} generator"] if self.real_images_used else []
 
     def grid(self, labels: Tensor) -> Tensor:
-        """Images `[N, C, H, W]` of the same latent vectors at every call, for the grid of samples."""
+        """Samples of the same random rows at every call, for the grid of generated images.
+
+        Args:
+            labels: int64 `[N]`.
+
+        Returns:
+            float32 `[N, C, H, W]` in [0, 1].
+        """
         return self.generator.sample(labels, self._settings.difficulty.start, Rows(self._seed, "grid"))
 
 
 class StoredDatasetImages(TransferSource):
-    """Images of a dataset that `synthkd generate` wrote, all of them in a memory bank but the held-out ones.
+    """Images of a dataset that `synthkd generate` wrote. All but the held-out ones are in a memory bank.
 
     Args:
         images: the dataset.
         bank: is filled with its images.
         labelling: labels held-out images.
-        fresh: whether the teacher labels images; else their stored logits count.
-        real_images_used: real images that the dataset was made from; None where nobody can say.
+        fresh: whether the teacher labels the images; else their stored logits are used.
+        real_images_used: number of real images that the dataset was generated from; None if it is unknown.
     """
 
     held_out_rank = 1
@@ -216,12 +233,12 @@ class StoredDatasetImages(TransferSource):
 
     @property
     def real_images_used(self) -> int | None:
-        """Real images that the dataset was made from; None where nobody can say."""
+        """Number of real images that the dataset was generated from; None if it is unknown."""
         return self._real_images_used
 
     @property
     def can_hold_out(self) -> bool:
-        """A dataset always holds some images out."""
+        """True: a dataset always has held-out images."""
         return True
 
     def held_out(self) -> HeldOut | None:
@@ -229,19 +246,26 @@ class StoredDatasetImages(TransferSource):
         return self._held_out
 
     def agreement(self, student: Classifier) -> Agreement | None:
-        """On all held-out images; a teacher may be another than the one that labelled the dataset."""
+        """The agreement on all held-out images, with the teacher of the run, else with the stored logits.
+
+        The teacher of the run may be another than the one that labelled the dataset.
+        """
         held_out, device, team = self._images.held_out, self._labelling.device, self._labelling.team
-        assert held_out.teacher_logits is not None
-        taught = held_out.teacher_logits.argmax(1) if team is None else predict(team.consensus, held_out.images, device)
-        rate = accuracy(predict(student, held_out.images, device), taught)
+        if team is not None:
+            targets = predict(team.consensus, held_out.images, device)
+        elif held_out.teacher_logits is not None:
+            targets = held_out.teacher_logits.argmax(1)
+        else:
+            return None
+        rate = accuracy(predict(student, held_out.images, device), targets)
         return Agreement(rate, "held-out images of the dataset")
 
     def alarms(self) -> list[Alarm | None]:
-        """As for generated images; without a teacher the class balance by the stored logits."""
+        """The alarms of generated images; without a teacher the one about class balance, by the stored logits."""
         return _image_alarms(self.newest(), self._labelling)
 
     def newest(self) -> Batch | None:
-        """The newest images of the bank, `ALARM_IMAGES` at most."""
+        """The newest images of the bank, at most `ALARM_IMAGES`."""
         return self._bank.newest(ALARM_IMAGES)
 
 
@@ -250,10 +274,10 @@ class RealTransferImages(TransferSource):
 
     Args:
         source: draws from them.
-        holdout: real images that no student learns from, or None where they may not be looked at.
-        stream: the stream, where they arrive; its newest held-out images take the place of `holdout`.
+        holdout: real images that no student learns from; None for a stream, or if they are private.
+        stream: the stream, or None for a dataset. Its newest held-out images take the place of `holdout`.
         labelling: labels held-out images.
-        seed: of the held-out images that are chosen where there are more than one evaluation takes.
+        seed: of the choice among the held-out images, if an evaluation does not take all of them.
     """
 
     held_out_rank = 0
@@ -275,23 +299,23 @@ class RealTransferImages(TransferSource):
 
     @property
     def real_images_used(self) -> int:
-        """Real images that batches have drawn so far."""
+        """Number of real images that batches have drawn so far."""
         return len(self._images.used)
 
     @property
     def can_hold_out(self) -> bool:
-        """A dataset without a holdout has none, and a stream may still get some."""
+        """Whether the dataset has a holdout, or the stream may still get held-out images."""
         return self._held_out is not None or self._stream is not None
 
     def held_out(self) -> HeldOut | None:
-        """The same images at every evaluation; of a stream the newest that are held out."""
+        """The same images of a dataset at every evaluation, or the newest held-out images of a stream."""
         if self._stream is not None and len(self._stream.holdout):
             images, count = self._stream.holdout, self._labelling.count
             return self._labelling.of_real(images.images[-count:], images.labels[-count:])
         return self._held_out
 
     def agreement(self, student: Classifier) -> Agreement | None:
-        """On the held-out images."""
+        """The agreement on the held-out images."""
         held_out = self.held_out()
         if held_out is None or held_out.teacher_logits is None:
             return None
@@ -304,13 +328,12 @@ class RealTransferImages(TransferSource):
 
 
 def _image_alarms(newest: Batch | None, labelling: Labelling) -> list[Alarm | None]:
-    """Class balance, variety and BatchNorm statistics of images, as the teacher or their stored logits see them."""
+    """Alarms about images: all of them by the teacher's features, or class balance alone by stored logits."""
     team = labelling.team
     if newest is None:
         return []
     if team is None:
-        assert newest.teacher_logits is not None
-        return [alarms.class_imbalance(newest.teacher_logits)]
+        return [] if newest.teacher_logits is None else [alarms.class_imbalance(newest.teacher_logits)]
     penultimate = head(team.model) + INPUT
     with evaluating(team.model), torch.no_grad():
         outputs = observe(team.model, newest.images.to(labelling.device), features=[penultimate], statistics=True)

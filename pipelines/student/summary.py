@@ -1,8 +1,8 @@
-"""What a distillation prints: its plan, where nothing is run, and its summary at the end."""
+"""What a distillation prints: its plan in a dry run, and its summary at the end."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
 
 from synthkd.distillation import phases
 from synthkd.distillation.terms.auxiliary import AuxiliaryLayers
@@ -15,23 +15,28 @@ from synthkd.pipelines.student.networks import finished
 from synthkd.reports.files import RunFiles
 from synthkd.reports.headline import headline
 from synthkd.reports.page import SPACE
-from synthkd.reports.results import parse_result
+from synthkd.reports.results import DistillResult, ModelResult, from_json
 from synthkd.schedules import ever
 from synthkd.settings import Schedule, TrainedTeacher
 
 
 def plan(config: DistillConfig, assembly: Assembly) -> tuple[str, ...]:
-    """What the run would do, for --dry-run."""
+    """What the run would do, in lines for --dry-run.
+
+    Args:
+        config: of the run.
+        assembly: its parts, as a dry run builds them.
+    """
     spec, student = assembly.subject.spec, parameters(assembly.learner.module)
     rounds = phases.generator_rounds(config.phases)
     generated, batch = assembly.transfer_set.generated, None
     lines: list[str] = []
-    held = sum(training_bytes(parameters(one.learner.module)) for one in assembly.students)
+    state_bytes = sum(training_bytes(parameters(one.learner.module)) for one in assembly.students)
     if generated is not None and config.generated is not None:
         batch = getattr(config.generated.generator, "batch_size", None)
         images = "" if batch is None else f", {rounds * batch:,} images"
         lines = [f"  generator rounds: {rounds:,}{images}"]
-        held += generator_bytes(generated.generator)
+        state_bytes += generator_bytes(generated.generator)
     peers = [f"{parameters(finished(peer)):,} parameters" for peer in assembly.students[1:]]
     inherited = (
         f"{assembly.inherited:,} of them start from its weights" if assembly.inherited else "freshly initialised"
@@ -60,12 +65,12 @@ def plan(config: DistillConfig, assembly: Assembly) -> tuple[str, ...]:
         f"  phases: {', '.join(phases.describe(phase) for phase in config.phases)}",
         f"  student steps: {assembly.learner.total:,} of {config.distill.batch_size} images",
         *lines,
-        disk_line(config, held, shared, on_disk),
+        disk_line(config, state_bytes, shared, on_disk),
     )
 
 
 def _team_lines(config: DistillConfig, assembly: Assembly) -> list[str]:
-    """The teachers after the first, and how all of them label."""
+    """The lines of the teachers after the first, and of how all of them label."""
     if assembly.team is None or len(assembly.team.models) == 1:
         return []
     lines = [
@@ -78,18 +83,19 @@ def _team_lines(config: DistillConfig, assembly: Assembly) -> list[str]:
 
 
 def _recipe(config: DistillConfig, assembly: Assembly) -> list[str]:
-    """What the student learns from: its terms with their weights and places, who teaches, and what adapts."""
+    """The lines of the loss terms with their weights and places, of who teaches, and of what adapts."""
     distill, online, student = config.distill, config.online, assembly.students[0]
-    auxiliary = student.auxiliary
-    told = {} if auxiliary is None else _places(auxiliary)
-    steered = "" if distill.adapt.temperature is None else " at first"
-    start = distill.temperature if distill.adapt.temperature is None else distill.adapt.temperature.start
-    told["soft"] = f"temperature {_scheduled(start)}{steered}" + (", standardised" if distill.standardise else "")
+    adapt = distill.adapt
+    details = {} if student.auxiliary is None else _places(student.auxiliary)
+    details["soft"] = f"temperature {_scheduled(distill.temperature)}"
+    if adapt.temperature is not None:
+        details["soft"] = f"temperature {_scheduled(adapt.temperature.start)} at first"
+    details["soft"] += ", standardised" if distill.standardise else ""
     if online is not None:
         answers = "answers by the others' averages" if online.averaged else "the others' answers"
-        told["mutual"] = f"{answers}, temperature {_scheduled(online.temperature)}"
+        details["mutual"] = f"{answers}, temperature {_scheduled(online.temperature)}"
     lines = [
-        f"  term {name}: weight {_scheduled(weight)}{', ' + told[name] if name in told else ''}"
+        f"  term {name}: weight {_scheduled(weight)}{', ' + details[name] if name in details else ''}"
         for name, weight in student.terms.objective.weights.items()
         if ever(weight)
     ]
@@ -98,7 +104,6 @@ def _recipe(config: DistillConfig, assembly: Assembly) -> list[str]:
             f"  swap: peer 1 teaches at first, another from above {swap.above:.0%} of its accuracy, armed again below "
             f"{swap.again_below:.0%}"
         )
-    adapt = distill.adapt
     moved = [name for name in ("temperature", "weights", "strength") if getattr(adapt, name) is not None]
     moved += ["who teaches"] if config.team.weighting == "selected" or (online is not None and online.swap) else []
     moved += [] if config.width is None else ["width"]
@@ -106,52 +111,62 @@ def _recipe(config: DistillConfig, assembly: Assembly) -> list[str]:
 
 
 def _places(layers: AuxiliaryLayers) -> dict[str, str]:
-    """Name of a term that looks inside networks -> where, the teacher's places first."""
-    found: dict[str, str] = {}
+    """Name of a term that compares features -> its module paths, the teacher's first."""
+    places: dict[str, str] = {}
     if layers.transfer is not None:
         for name, pairs in layers.transfer.pairs.items():
-            found[name] = ", ".join(f"{pair.teacher} -> {pair.student}" for pair in pairs)
+            places[name] = ", ".join(f"{pair.teacher} -> {pair.student}" for pair in pairs)
     if layers.contrast is not None:
-        places = f"{layers.contrast.teacher_places[0]} -> {layers.contrast.student_places[0]}"
-        found |= dict.fromkeys(layers.contrast.terms, places)
+        pair = f"{layers.contrast.teacher_places[0]} -> {layers.contrast.student_places[0]}"
+        places |= dict.fromkeys(layers.contrast.terms, pair)
     if layers.exits is not None:
-        found["exits"] = "at " + ", ".join(layers.exits.places)
-    return found
+        places["exits"] = "at " + ", ".join(layers.exits.places)
+    return places
 
 
 def _scheduled(value: Schedule) -> str:
     return f"{value:g}" if isinstance(value, float | int) else f"{value.start:g} to {value.end:g} ({value.kind})"
 
 
-def summary(job: Job, values: dict[str, Any], already: bool = False) -> tuple[str, ...]:
-    """What is printed at the end: the headline of the report, then each network, alarms and where things are."""
-    teacher, student, teachers = values["teacher"], values["student"], values.get("teachers", ())
-    run = RunFiles(job.directory, None, job.config.model_dump(mode="json"), (), parse_result(values), ())
-    said = headline(run).replace(f"{SPACE}%", "%").replace(SPACE, " ").replace("\N{RIGHT SINGLE QUOTATION MARK}", "'")
+def summary(job: Job, values: Mapping[str, object], already: bool = False) -> tuple[str, ...]:
+    """The lines at the end of a run: the headline of the report, each network, alarms, and where the files are.
+
+    Args:
+        job: the run.
+        values: the content of result.json.
+        already: whether the run was complete before this command.
+    """
+    result = from_json(DistillResult, values)
+    student, teacher, teachers = result.student, result.teacher, result.teachers or ()
+    run = RunFiles(job.directory, None, job.config.model_dump(mode="json"), (), result, ())
+    # The report is typeset; a terminal may know ASCII only.
+    opening = headline(run).replace(f"{SPACE}%", "%").replace(SPACE, " ")
+    opening = opening.replace("\N{RIGHT SINGLE QUOTATION MARK}", "'")
     rows = [("student", f"{_tested(student)}, saved in {job.directory / 'student'}")]
-    if student["agreement"] is not None:
+    if student.agreement is not None:
         who = "the soft labels" if teacher is None else "its teachers" if teachers else "its teacher"
-        on = "test images" if student["agreement_on"] == "test" else student["agreement_on"]
-        rows.append(("", f"agrees with {who} on {student['agreement']:.2%} of {student['agreement_n']:,} {on}"))
-    for number, peer in enumerate(values.get("peers", ()), start=1):
+        on = "test images" if student.agreement_on == "test" else student.agreement_on
+        rows.append(("", f"agrees with {who} on {student.agreement:.2%} of {student.agreement_n:,} {on}"))
+    for number, peer in enumerate(result.peers or (), start=1):
         rows.append((f"peer {number}", f"{_tested(peer)}, saved in {job.directory / 'peers' / str(number)}"))
-    if teachers and teacher["accuracy"] is not None:
-        rows.append(("teachers", f"{_right(teacher)}, together"))
-    rows += [(one["name"], _tested(one)) for one in teachers]
     if teacher is not None and not teachers:
         rows.append(("teacher", _tested(teacher)))
-    rows += [("alarm", f"{alarm['name']}: {alarm['message']}") for alarm in values.get("alarms", ())]
+    elif teacher is not None and teacher.accuracy is not None:
+        rows.append(("teachers", f"{_right(teacher)}, together"))
+    rows += [(str(one.name), _tested(one)) for one in teachers]
+    rows += [("alarm", f"{alarm.name}: {alarm.message}") for alarm in result.alarms or ()]
     rows.append(("report", str(job.directory / REPORT)))
     width = max(len(name) for name, _ in rows) + 2
     lines = [f"{name + ':' if name else '':<{width}}{text}" for name, text in rows]
-    return (*([f"{job.directory} was complete already; nothing was run"] if already else ()), said, *lines)
+    return (*([f"{job.directory} was complete already; nothing was run"] if already else ()), opening, *lines)
 
 
-def _tested(model: dict[str, Any]) -> str:
-    right = "no real test data" if model["accuracy"] is None else _right(model)
-    return f"{right}, {model['parameters']:,} parameters"
+def _tested(model: ModelResult) -> str:
+    return f"{_right(model)}, {model.parameters:,} parameters"
 
 
-def _right(model: dict[str, Any]) -> str:
-    low, high = model["accuracy_interval"]
-    return f"{model['accuracy']:.2%} of {model['n']:,} test images right (95% interval {low:.1%} to {high:.1%})"
+def _right(model: ModelResult) -> str:
+    if model.accuracy is None or model.accuracy_interval is None:
+        return "no real test data"
+    low, high = model.accuracy_interval
+    return f"{model.accuracy:.2%} of {model.n:,} test images right (95% interval {low:.1%} to {high:.1%})"

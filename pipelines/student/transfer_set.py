@@ -1,8 +1,8 @@
-"""The transfer set of a run: the images that the student learns from, and what the run asks of them.
+"""The transfer set of a run: the images that the student learns from.
 
-A transfer set (Hinton et al. 2015) is made of sources: images of a generator, images of a dataset that `synthkd
-generate` wrote, and real images, fixed or arriving. The rest of a run asks the transfer set, and never which sources it
-has.
+A transfer set (Hinton et al. 2015) consists of sources: images of a generator, images of a dataset that `synthkd
+generate` wrote, and real images, fixed or arriving. The rest of the run uses the transfer set as a whole, whatever its
+sources are.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 from synthkd.data.bank import MemoryBank
 from synthkd.data.hybrid import HybridDataset
 from synthkd.data.read.splits import Splits
-from synthkd.data.sources import GeneratedSource, RealImages, RealSource
+from synthkd.data.sources import GeneratedSource, RealImages, RealSource, RealSupply
 from synthkd.data.stream import ImageStream
 from synthkd.data.written.stored import StoredDataset
 from synthkd.data.written.stored_images import StoredImages
@@ -33,9 +33,7 @@ from synthkd.generators.settings import MerfSettings
 from synthkd.models import Classifier
 from synthkd.pipelines.config import DistillConfig, GeneratedSet, RealSet, StoredSet
 from synthkd.pipelines.student.held_out import Agreement, Labelling
-from synthkd.pipelines.student.networks import (
-    Subject,
-)
+from synthkd.pipelines.student.networks import Subject
 from synthkd.pipelines.student.sources import GeneratedImages, RealTransferImages, StoredDatasetImages, TransferSource
 from synthkd.rng import Rows
 from synthkd.schedules import DifficultyScheduler, value_at
@@ -53,7 +51,7 @@ class TransferSet:
 
     Attributes:
         sources, dataset: as given.
-        generated: the source whose images are made while the student learns, or None.
+        generated: the source whose images are generated while the student learns, or None.
         banks: the memory banks of all sources.
         state: what goes into checkpoints, by name.
     """
@@ -67,41 +65,56 @@ class TransferSet:
 
     @property
     def real_images_used(self) -> int | None:
-        """Real images that the student or its generator has seen; None where nobody can say.
+        """Number of real images that the student or its generator has used; None if it is unknown.
 
-        What a generator learned from and what is mixed in are images of the same dataset, so the larger number counts.
+        A generator and the student use images of the same dataset, so the larger number counts.
         """
-        counts = [source.real_images_used for source in self.sources]
-        known = [count for count in counts if count is not None]
-        return max(known) if len(known) == len(counts) else None
+        largest = 0
+        for source in self.sources:
+            if source.real_images_used is None:
+                return None
+            largest = max(largest, source.real_images_used)
+        return largest
 
     @property
     def images_generated(self) -> int:
-        """Images that were put into memory banks so far."""
+        """Number of images that were added to memory banks so far."""
         return sum(bank.added for bank in self.banks)
 
     @property
     def can_hold_out(self) -> bool:
-        """Whether there are, or will be, images to evaluate the students on."""
+        """Whether there are, or will be, images on which the students are evaluated."""
         return any(source.can_hold_out for source in self.sources)
 
     def held_out(self) -> HeldOut | None:
-        """Images that the students are evaluated on: real ones before stored ones before the newest of a bank."""
+        """The images for evaluations, or None while there are none.
+
+        Held-out real images are taken first, then held-out stored ones, then the newest of a bank.
+        """
         return next((images for source in self._by_rank if (images := source.held_out()) is not None), None)
 
     def agreement(self, student: Classifier) -> Agreement | None:
-        """Agreement with the teacher without test data: on fresh samples before stored ones before held-out ones."""
-        found = (source.agreement(student) for source in reversed(self._by_rank))
-        return next((agreement for agreement in found if agreement is not None), None)
+        """Agreement of the finished student with the teacher without test data, or None if it cannot be measured.
+
+        Fresh samples of a generator are taken first, then held-out stored images, then held-out real ones.
+        """
+        agreements = (source.agreement(student) for source in reversed(self._by_rank))
+        return next((agreement for agreement in agreements if agreement is not None), None)
 
     def alarms(self) -> list[Alarm]:
         """Signs of a failing distillation in the images of any source."""
         return [alarm for source in self.sources for alarm in source.alarms() if alarm is not None]
 
     def sample(self, last_step: int) -> tuple[Tensor, Tensor, str]:
-        """Images, labels and what they are, to see whether a student gives one answer whatever it is shown.
+        """Images on which a student that always predicts one class is noticed.
 
-        The newest images of a bank, else held-out real images, else the batch of the last step.
+        They are the newest images of a bank, else held-out real images, else the batch of the last step.
+
+        Args:
+            last_step: the student's last step.
+
+        Returns:
+            Images `[N, C, H, W]`, labels int64 `[N]`, and what the images are, in words.
         """
         newest = next((batch for source in self.sources if (batch := source.newest()) is not None), None)
         if newest is not None:
@@ -117,7 +130,7 @@ class TransferSet:
         return batch.images, labels, "real images"
 
     def uses(self) -> list[str]:
-        """What real images are used for, for the plan."""
+        """What real images are used for, in the words of the plan."""
         return [use for source in self.sources for use in source.uses(alone=len(self.sources) == 1)]
 
 
@@ -137,116 +150,122 @@ class Images:
 
 
 def is_private(config: DistillConfig) -> bool:
-    """Whether the generator learns from its real images with noise, and nothing else may look at them."""
+    """Whether the real images are private: the generator learns from them with noise, and nothing else may use them.
+
+    Noise covers the training images only. The held-out ones are not used either, because evaluations would release
+    something of them without noise.
+    """
     return config.generated is not None and isinstance(config.generated.generator, MerfSettings)
 
 
 @dataclass(frozen=True)
-class Wiring:
-    """What every source of the transfer set is built from."""
+class TransferSetBuilder:
+    """Builds the transfer set from the parts of the run that exist before it.
+
+    Attributes:
+        config: of the run.
+        accelerator: device and processes.
+        directory: the run directory; None for a dry run.
+        subject: images and classes.
+        images: the stored and the real images, as they were read.
+        teacher: the first teacher, or None.
+        team: all teachers, which label images, or None.
+        learner: of the student; rounds of the generator use its present weights.
+        bank: the memory bank of the generated or the stored images, or None.
+        batch_size: images of a batch over all processes.
+        total: steps of the student.
+    """
 
     config: DistillConfig
     accelerator: Accelerator
+    directory: Path | None
     subject: Subject
     images: Images
+    teacher: Classifier | None
     team: TeacherTeam | None
+    learner: Learner
+    bank: MemoryBank | None
     batch_size: int
     total: int
 
+    def build(self) -> TransferSet:
+        """The sources in the order of the configuration, and the dataset that mixes them."""
+        config, accelerator = self.config, self.accelerator
+        sources = [self._source(settings) for settings in config.sources]
+        generated = next((source for source in sources if isinstance(source, GeneratedImages)), None)
+        dataset = HybridDataset(
+            [source.source for source in sources],
+            [settings.share for settings in config.sources],
+            config.mix.model_copy(update={"logits": config.logits}),
+            self.batch_size,
+            self.total,
+            self.team,
+            difficulty=lambda: 0.0 if generated is None else generated.augmentation,
+            seed=config.seed,
+            device=accelerator.device,
+            rank=accelerator.process_index,
+            world=accelerator.num_processes,
+        )
+        return TransferSet(sources, dataset)
+
     @property
-    def labelling(self) -> Labelling:
-        """Labels held-out images with the teacher."""
+    def _labelling(self) -> Labelling:
         return Labelling(self.team, self.accelerator.device, self.config.distill.adapt.images)
 
+    def _source(self, settings: GeneratedSet | StoredSet | RealSet) -> TransferSource:
+        """One source; a checked configuration has the teacher, the bank and the images that it needs."""
+        images = self.images
+        if isinstance(settings, GeneratedSet):
+            assert self.teacher is not None
+            assert self.bank is not None
+            return self._generated(settings, self.teacher, self.bank)
+        if isinstance(settings, StoredSet):
+            assert images.stored is not None
+            assert self.bank is not None
+            fresh, used = self.config.logits == "fresh", images.stored.about["real_images_used"]
+            return StoredDatasetImages(StoredImages(images.stored), self.bank, self._labelling, fresh, used)
+        if images.arriving is not None:
+            stream = ImageStream(images.arriving, self.subject.spec)
+            return RealTransferImages(self._real(stream), None, stream, self._labelling, self.config.seed)
+        assert images.splits is not None
+        train, holdout = (RealImages(part.images, part.labels) for part in (images.splits.train, images.splits.holdout))
+        visible = None if is_private(self.config) else holdout
+        return RealTransferImages(self._real(train), visible, None, self._labelling, self.config.seed)
 
-def build_transfer_set(
-    wiring: Wiring, teacher: Classifier | None, learner: Learner, bank: MemoryBank | None, directory: Path | None
-) -> TransferSet:
-    """The sources in the order of the configuration, and the dataset that mixes them."""
-    config, accelerator = wiring.config, wiring.accelerator
-    sources: list[TransferSource] = []
-    for settings in config.sources:
-        match settings:
-            case GeneratedSet():
-                assert teacher is not None
-                assert bank is not None
-                sources.append(_generated(settings, wiring, teacher, learner, bank, directory))
-            case StoredSet():
-                stored = wiring.images.stored
-                assert stored is not None
-                assert bank is not None
-                fresh, used = config.logits == "fresh", stored.about["real_images_used"]
-                sources.append(StoredDatasetImages(StoredImages(stored), bank, wiring.labelling, fresh, used))
-            case RealSet():
-                sources.append(_real(wiring))
-    generated = next((source for source in sources if isinstance(source, GeneratedImages)), None)
-    dataset = HybridDataset(
-        [source.source for source in sources],
-        [settings.share for settings in config.sources],
-        config.mix.model_copy(update={"logits": config.logits}),
-        wiring.batch_size,
-        wiring.total,
-        wiring.team,
-        difficulty=lambda: 0.0 if generated is None else generated.augmentation,
-        seed=config.seed,
-        device=accelerator.device,
-        rank=accelerator.process_index,
-        world=accelerator.num_processes,
-    )
-    return TransferSet(sources, dataset)
+    def _generated(self, settings: GeneratedSet, teacher: Classifier, bank: MemoryBank) -> GeneratedImages:
+        config, splits, team, batch_size = self.config, self.images.splits, self.team, self.batch_size
+        generator = build_generator(settings.generator, teacher, config.seed, self.accelerator, splits, self.directory)
+        difficulty = DifficultyScheduler(settings.difficulty)
 
+        def live(count: int, step: int) -> Batch:
+            first = step * batch_size  # each sample of the run has its own random row
+            labels = balanced_labels(count, first, self.subject.spec.classes)
+            images = generator.sample(labels, difficulty.value, Rows(config.seed, "live", first))
+            logits = None if team is None or config.logits == "fresh" else team.logits(images).cpu()
+            return Batch(images.cpu(), labels, logits)
 
-def _generated(
-    settings: GeneratedSet,
-    wiring: Wiring,
-    teacher: Classifier,
-    learner: Learner,
-    bank: MemoryBank,
-    directory: Path | None,
-) -> GeneratedImages:
-    config, splits, team = wiring.config, wiring.images.splits, wiring.team
-    generator = build_generator(settings.generator, teacher, config.seed, wiring.accelerator, splits, directory)
-    difficulty = DifficultyScheduler(settings.difficulty)
+        def live_count(step: int) -> int:
+            return round(value_at(settings.live, step, self.total) * batch_size)
 
-    def live(count: int, step: int) -> Batch:
-        first = step * wiring.batch_size
-        labels = balanced_labels(count, first, wiring.subject.spec.classes)
-        images = generator.sample(labels, difficulty.value, Rows(config.seed, "live", first))
-        logits = None if team is None or config.logits == "fresh" else team.logits(images).cpu()
-        return Batch(images.cpu(), labels, logits)
+        # The generator's own real images are held out for evaluations as well, unless they are private.
+        own = None if splits is None or settings.data is None or is_private(config) else splits.holdout
+        return GeneratedImages(
+            generator,
+            settings,
+            GeneratedSource(bank, live, live_count),
+            difficulty,
+            Synthesis(generator, bank, difficulty, self.learner.synchronise),
+            self._labelling,
+            config.seed,
+            real_images_seen(settings.generator, 0 if splits is None else len(splits.train)),
+            makes_images=phases.generator_rounds(config.phases) > 0,
+            holdout=None if own is None else RealImages(own.images, own.labels),
+        )
 
-    def live_count(step: int) -> int:
-        return round(value_at(settings.live, step, wiring.total) * wiring.batch_size)
-
-    # A private generator paid for its release of the training images, and nobody for a look at the holdout.
-    own = None if splits is None or settings.data is None or is_private(config) else splits.holdout
-    return GeneratedImages(
-        generator,
-        settings,
-        GeneratedSource(bank, live, live_count),
-        difficulty,
-        Synthesis(generator, bank, difficulty, learner.synchronise),
-        wiring.labelling,
-        config.seed,
-        real_images_seen(settings.generator, 0 if splits is None else len(splits.train)),
-        makes_images=phases.generator_rounds(config.phases) > 0,
-        holdout=None if own is None else RealImages(own.images, own.labels),
-    )
-
-
-def _real(wiring: Wiring) -> RealTransferImages:
-    config, splits, stream = wiring.config, wiring.images.splits, wiring.images.arriving
-    # With stored logits the teacher labels each real image once; else it labels the images of each batch.
-    labeller = wiring.team if config.logits == "stored" else None
-    if stream is not None:
-        arriving = ImageStream(stream, wiring.subject.spec)
-        source = RealSource(arriving, config.seed, labeller, wiring.accelerator.device)
-        return RealTransferImages(source, None, arriving, wiring.labelling, config.seed)
-    assert splits is not None
-    train, holdout = (RealImages(part.images, part.labels) for part in (splits.train, splits.holdout))
-    source = RealSource(train, config.seed, labeller, wiring.accelerator.device)
-    # As for a generated source: a private generator leaves the holdout unseen.
-    return RealTransferImages(source, None if is_private(config) else holdout, None, wiring.labelling, config.seed)
+    def _real(self, supply: RealSupply) -> RealSource:
+        # With stored logits the teacher labels each real image once; else it labels the images of each batch.
+        labeller = self.team if self.config.logits == "stored" else None
+        return RealSource(supply, self.config.seed, labeller, self.accelerator.device)
 
 
 def build_bank(
@@ -256,9 +275,20 @@ def build_bank(
     directory: Path | None,
     stored: StoredDataset | None,
 ) -> MemoryBank | None:
-    """The memory bank of the generated or the stored images; None where all images are real."""
+    """The memory bank of the generated or the stored images; None if all images are real.
+
+    Args:
+        config: of the run.
+        spec: sizes of the images and number of classes.
+        accelerator: the process; each has its own files.
+        directory: the run directory; None for a dry run, in which the bank is in memory.
+        stored: the stored dataset, or None.
+
+    Raises:
+        ConfigError: a round of the generator does not fit the bank.
+    """
     generated = config.generated
-    if stored is not None and config.stored is not None:  # it is drawn from for ever, so all of it stays
+    if stored is not None and config.stored is not None:  # no image of the dataset may be overwritten
         settings = BankSettings(**config.stored.bank.model_dump(), capacity=max(1, len(stored)))
     elif generated is not None:
         settings = generated.bank

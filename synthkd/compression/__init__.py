@@ -3,7 +3,6 @@
 from synthkd.compression.capacity import (
     CapacityBound,
     FisherTrace,
-    LabelInformation,
     TeacherQuality,
     TeacherReport,
     capacity_bound,
@@ -16,17 +15,9 @@ from synthkd.compression.capacity import (
 from synthkd.compression.export import export_onnx, export_program
 from synthkd.compression.onnx_file import Description
 from synthkd.compression.pareto import Candidate, Front, Scores, hypervolume
-from synthkd.compression.predict import (
-    OnnxModel,
-    Parity,
-    Prediction,
-    onnx_latency,
-    parity,
-    predict_folder,
-    run_onnx,
-)
+from synthkd.compression.predict import OnnxModel, Parity, Prediction, onnx_latency, parity, predict_folder, run_onnx
 from synthkd.compression.quantization import quantize_int8
-from synthkd.compression.search import random_search, search, space_of
+from synthkd.compression.search import search, space_of
 
 __all__ = [
     "Candidate",
@@ -34,7 +25,6 @@ __all__ = [
     "Description",
     "FisherTrace",
     "Front",
-    "LabelInformation",
     "OnnxModel",
     "Parity",
     "Prediction",
@@ -53,7 +43,6 @@ __all__ = [
     "parity",
     "predict_folder",
     "quantize_int8",
-    "random_search",
     "run_onnx",
     "search",
     "space_of",

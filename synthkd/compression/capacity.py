@@ -76,23 +76,6 @@ class TeacherQuality:
 
 
 @dataclass(frozen=True)
-class LabelInformation:
-    """Mutual information between image and label according to a model, in nats.
-
-    Attributes:
-        value: `label_entropy - remaining_entropy`, between 0 and log K.
-        label_entropy: entropy of the mean prediction.
-        remaining_entropy: mean entropy of the predictions.
-        n: number of images.
-    """
-
-    value: float
-    label_entropy: float
-    remaining_entropy: float
-    n: int
-
-
-@dataclass(frozen=True)
 class CapacityBound:
     """Lower bound of a student's capacity; see `capacity_bound`.
 
@@ -221,7 +204,7 @@ def compare_teachers(models: Mapping[str, Classifier], images: Tensor, seed: int
     return teacher_quality(reports)
 
 
-def label_information(logits: Tensor) -> LabelInformation:
+def label_information(logits: Tensor) -> float:
     """Estimate of I(X;Y) as `H(mean p) - mean H(p)` of a model's predictions, in nats.
 
     The predictions stand for the distribution of the label given the image, so an overconfident model makes the
@@ -230,6 +213,9 @@ def label_information(logits: Tensor) -> LabelInformation:
     Args:
         logits: `[N, K]`, of images drawn from the data.
 
+    Returns:
+        Entropy of the mean prediction minus mean entropy of the predictions, between 0 and log K.
+
     Raises:
         DataError: logits of another shape, none, or not finite.
     """
@@ -237,7 +223,7 @@ def label_information(logits: Tensor) -> LabelInformation:
     p = log_p.exp()
     mean = p.mean(dim=0)
     label, remaining = -float(torch.special.xlogy(mean, mean).sum()), -float((p * log_p).sum(dim=1).mean())
-    return LabelInformation(max(0.0, label - remaining), label, remaining, len(p))
+    return max(0.0, label - remaining)
 
 
 def capacity_bound(mutual_information: float, epsilon: float, kl: float) -> CapacityBound:

@@ -89,17 +89,6 @@ class Front:
         """Share of the box between 0 and the reference that some candidate dominates, in [0, 1]."""
         return hypervolume(self.points, self.reference)
 
-    def table(self) -> tuple[str, ...]:
-        """The candidates of `best`, numbered as in `draw`, as lines of text under their titles."""
-        rows = [("", "arch", "width", "depth", "proxy", "latency", "bytes", "energy")]
-        for number, one in enumerate(self.best, 1):
-            model, s = one.model, one.scores
-            shape = (str(number), model.arch, str(model.width), "-" if model.depth is None else str(model.depth))
-            energy = "-" if s.joules is None else f"{s.joules:.3g} J"
-            rows.append((*shape, f"{s.accuracy:.1%}", f"{s.latency_ms:.3g} ms", f"{s.bytes:,}", energy))
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        return tuple("  ".join(cell.rjust(w) for cell, w in zip(row, widths, strict=True)) for row in rows)
-
 
 def hypervolume(points: NDArray[np.float64], reference: Sequence[float]) -> float:
     """Share of the box from 0 to the reference that some point dominates, exact, in [0, 1].

@@ -145,9 +145,9 @@ def search(
     seed: int,
     candidates: int,
     objectives: Sequence[Goal] = GOALS,
-    population: int = POPULATION,
+    population: int | None = POPULATION,
 ) -> Front:
-    """Search with NSGA-II until `candidates` different candidates, or the whole space, have scores.
+    """Search with NSGA-II, or at random, until `candidates` different candidates, or the whole space, have scores.
 
     A call with the same arguments resumes an interrupted search; a call with more candidates continues it. Only one
     process may do so at a time. An error of `evaluate` ends the search, and the next call tries that candidate again.
@@ -155,11 +155,12 @@ def search(
     Args:
         space: the candidates.
         evaluate: scores a candidate; nearly all of the time is spent there.
-        directory: of `search.db`; created.
+        directory: of `search.db`, that of a random search of `random.db`; created.
         seed: of the proposals.
         candidates: number of candidates with scores in the end, at least 1.
         objectives: two or three values to minimise.
-        population: number of best candidates among which parents are chosen, at least 2.
+        population: number of best candidates among which parents are chosen, at least 2; None: random search, for
+            comparison, which draws genes uniformly.
 
     Returns:
         All candidates with their scores; the reference is the worst value of each objective.
@@ -169,33 +170,10 @@ def search(
         CheckpointError: the file is no search, or one with other arguments.
         ConfigError: energy is an objective and was not measured.
     """
-    return _run(space, evaluate, Path(directory) / "search.db", seed, candidates, objectives, population)
-
-
-def random_search(
-    space: Space,
-    evaluate: Evaluate,
-    directory: Path | str,
-    seed: int,
-    candidates: int,
-    objectives: Sequence[Goal] = GOALS,
-) -> Front:
-    """Random search, for comparison: genes are drawn uniformly, the state is `random.db`; otherwise like `search`."""
-    return _run(space, evaluate, Path(directory) / "random.db", seed, candidates, objectives, None)
-
-
-def _run(
-    space: Space,
-    evaluate: Evaluate,
-    path: Path,
-    seed: int,
-    candidates: int,
-    objectives: Sequence[Goal],
-    population: int | None,
-) -> Front:
     if candidates < 1:
         raise ConfigError(f"search: candidates must be at least 1, got {candidates}")
     optuna = optional(*OPTUNA)
+    path = Path(directory) / ("random.db" if population is None else "search.db")
     state, unit = optuna.trial.TrialState, optuna.distributions.FloatDistribution(0.0, 1.0)
     genes = {"arch": optuna.distributions.CategoricalDistribution(space.archs), "depth": unit, "width": unit}
     fixed = dict(enumerate(() if population is None else space.ends()))  # number of a proposal -> its genes

@@ -56,12 +56,12 @@ class MemoryBank:
         """Bytes of the preallocated arrays."""
         return self._rows.nbytes
 
-    def checkpoint_bytes(self, kept: int, between: int) -> int:
-        """Bytes of `kept` checkpoints of a full bank to which `between` images are added from one to the next."""
+    def checkpoint_bytes(self, checkpoints: int, between: int) -> int:
+        """Bytes of so many checkpoints of a full bank, to which `between` images are added from one to the next."""
         capacity = self.settings.capacity
-        rows = min(kept * capacity, capacity + (kept - 1) * between)
+        rows = min(checkpoints * capacity, capacity + (checkpoints - 1) * between)
         policy = 0 if self.settings.policy == "fifo" else 8 * capacity  # a number for each image, copied each time
-        return rows * self.nbytes // capacity + kept * policy
+        return rows * self.nbytes // capacity + checkpoints * policy
 
     def add(self, images: Tensor, labels: Tensor, teacher_logits: Tensor, priorities: Tensor | None = None) -> Tensor:
         """Store a batch, overwriting the oldest images once the ring is full.

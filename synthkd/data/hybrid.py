@@ -1,4 +1,4 @@
-"""The hybrid dataset: one batch for the student from several sources at scheduled shares."""
+"""The hybrid dataset: batches for the student from several sources at scheduled shares."""
 
 from __future__ import annotations
 
@@ -17,29 +17,33 @@ from synthkd.settings import MixSettings, Schedule
 from synthkd.types import Batch, Outputs
 
 REST = None
-"""The share of the source that fills what the others leave."""
+"""The share of the one source that fills the rest of each batch."""
 
 
 class HybridDataset:
     """Mixes images of several sources at scheduled shares; a batch is a function of (seed, step) and of the sources.
 
-    Rows of several sources are shuffled, so that mixup and CutMix mix real with generated images. All are flipped,
-    shifted and mixed by the settings, then augmented by the difficulty of the moment. With `logits: fresh` the teacher
-    labels exactly those images; with `logits: stored` they keep the logits of the images they were made of, those of a
-    mixture mixed alike. A real image without a label gets the teacher's prediction, and is not annotated.
+    The rows of several sources are shuffled, so that mixup and CutMix mix real with generated images. All images are
+    flipped, shifted and mixed by the settings, then augmented by the present difficulty. With `logits: fresh` the
+    teacher labels exactly these images. With `logits: stored` they keep the logits of the images that they come from,
+    and the logits of a mixture are mixed like its images. A real image without a label gets the teacher's prediction
+    as label, and does not count as annotated.
 
     Args:
-        sources: what batches are drawn from.
-        shares: the share of each source, a number or a curve; one of them is `REST`.
+        sources: the sources of the images.
+        shares: the share of each source, a number or a curve; exactly one of them is `REST`.
         mix: variations of the images, and whether logits are fresh or stored.
         batch_size: images of a batch over all processes.
         total: steps over which scheduled shares move.
-        teacher: labels images; never trained. None where stored logits or annotated labels are all there is.
-        difficulty: the difficulty of the moment in [0, 1]; below 0.5 it changes no image.
+        teacher: labels images and is never trained; None: stored logits or annotated labels are used alone.
+        difficulty: returns the present difficulty in [0, 1]; below 0.5 it changes no image.
         seed: the run's seed.
-        device: where batches go.
-        rank: this process's number; it gets rows `rank::world` of the one batch that all processes agree on.
+        device: of the batches; None: the CPU.
+        rank: number of this process; it gets rows `rank::world` of the batch that all processes draw alike.
         world: number of processes.
+
+    Raises:
+        ValueError: not one share per source, or not exactly one `REST`.
     """
 
     def __init__(
@@ -57,7 +61,9 @@ class HybridDataset:
         world: int = 1,
     ) -> None:
         if len(sources) != len(shares) or sum(share is REST for share in shares) != 1:
-            raise ValueError(f"one source of {len(sources)} fills the rest, and each has a share, got {shares}")
+            raise ValueError(
+                f"{len(sources)} sources need a share each, exactly one of them REST, got shares {list(shares)}"
+            )
         self._sources = tuple(sources)
         self._shares = tuple(shares)
         self._mix = mix
@@ -71,7 +77,7 @@ class HybridDataset:
         self._world = world
 
     def counts(self, step: int) -> tuple[int, ...]:
-        """How many images of a batch each source gives at this step; they add up to the batch size."""
+        """Number of images of each source in the batch of a step; they add up to the batch size."""
         left, counts = self._batch_size, []
         for share in self._shares:
             count = 0 if share is REST else min(left, round(value_at(share, step, self._total) * self._batch_size))
@@ -80,20 +86,20 @@ class HybridDataset:
         return tuple(left if share is REST else count for share, count in zip(self._shares, counts, strict=True))
 
     def batch(self, step: int) -> Batch:
-        """The labelled batch of this step: images float32 in [0, 1], labels, logits, slots, importance weights."""
+        """The labelled batch of a step: images float32 in [0, 1], labels, logits, slots, importance weights."""
         return self.label(self.draw(step))
 
     def draw(self, step: int) -> Batch:
-        """This process's images of a step, varied and augmented, on the device; logits only where they are stored."""
+        """This process's augmented images of a step on the device, with hard labels, and logits if they are stored."""
         batches: list[Batch] = []
-        # Scheduled shares come first and the rest last, so that the rows of a source do not depend on the others.
-        numbers = sorted(range(len(self._sources)), key=lambda number: self._shares[number] is REST)
         counts = self.counts(step)
-        for number in numbers:
+        # Scheduled shares come first and the rest last, so that the rows of a source do not depend on the others.
+        for number in sorted(range(len(self._sources)), key=lambda number: self._shares[number] is REST):
             batches += self._sources[number].draw(counts[number], step) if counts[number] else []
         batch = _concatenate(batches)
         if batch.annotated is None and any(source.annotated for source in self._sources):
-            # a curve at 0: no image of this batch has a label from people, so none counts as hard
+            # The share of annotated images is 0 at this step. No label may count as a hard one then, while in a run
+            # without annotated images all of them do.
             batch = replace(batch, annotated=torch.zeros(len(batch), dtype=torch.bool))
         batch = self._vary(batch, step, shuffled=len(batches) > 1)
         if self._world > 1:
@@ -106,7 +112,7 @@ class HybridDataset:
         return replace(batch, images=images, teacher_logits=None if is_fresh else batch.teacher_logits)
 
     def label(self, batch: Batch) -> Batch:
-        """The batch with the teacher's logits and features, and its predictions where labels are missing (-1)."""
+        """The batch with the teacher's logits and features; its predictions take the place of missing labels (-1)."""
         if self._mix.logits == "stored" and batch.teacher_logits is not None:
             outputs = Outputs(batch.teacher_logits)
         elif self._teacher is None:
@@ -117,11 +123,11 @@ class HybridDataset:
         return replace(batch, labels=labels, teacher_logits=outputs.logits, teacher_features=outputs.features)
 
     def state_dict(self) -> dict[str, Any]:
-        """The states of the sources; batches themselves are a function of the step."""
+        """The states of the sources by number. Batches need no state; they follow from the step."""
         return {str(number): source.state_dict() for number, source in enumerate(self._sources)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from `state_dict`."""
+        """Continue from what `state_dict` returned."""
         for number, source in enumerate(self._sources):
             source.load_state_dict(state[str(number)])
 
@@ -144,11 +150,11 @@ class HybridDataset:
             again = torch.Generator()
             again.set_state(rng.get_state())
             images = augment.mixup(images, mixed / len(images), rng)
-            if logits is not None:  # mixed by the same draws, which depend on the number of rows alone
+            if logits is not None:  # mixed by the same random draws, which depend on the number of rows only
                 logits = augment.mixup(logits[:, :, None, None], mixed / len(logits), again)[:, :, 0, 0]
         if pasted:
             images = torch.cat([images[:-pasted], augment.cutmix(images[-pasted:], 1.0, rng)])
-        # A mixture is no longer the image of its slot or row, and its label is what the teacher predicts.
+        # A mixture is no longer the image of its slot or row, and its label is the teacher's prediction.
         whole = torch.ones(len(images), dtype=torch.bool)
         whole[:mixed] = False
         whole[len(images) - pasted :] = False
@@ -164,7 +170,7 @@ class HybridDataset:
 
 
 def _concatenate(batches: list[Batch]) -> Batch:
-    """One batch of several; stored logits survive only where every part has them."""
+    """Several batches as one; it has stored logits only if each part has them."""
     if len(batches) == 1:
         return batches[0]
     logits = [batch.teacher_logits for batch in batches]
@@ -180,7 +186,7 @@ def _concatenate(batches: list[Batch]) -> Batch:
 
 
 def _filled(values: list[Tensor | None], batches: list[Batch], absent: float | bool) -> Tensor | None:
-    """One column of all batches, with a constant for those that lack it; None where all do."""
+    """One field of all batches, with a constant for batches without it; None if no batch has it."""
     if all(value is None for value in values):
         return None
     return torch.cat(

@@ -14,34 +14,42 @@ from synthkd.rng import numpy_stream
 from synthkd.types import Batch, Outputs, Stateful, to_float
 
 Labeller = Callable[[Tensor], Outputs]
-"""Teacher without gradient: images `[N, C, H, W]` -> logits `[N, K]` and the features that were asked of it."""
+"""Teacher without gradient: images `[N, C, H, W]` -> logits `[N, K]` and features."""
 
 LiveSampler = Callable[[int, int], Batch]
-"""(count, step) -> that many fresh generator samples, made for this step."""
+"""(count, step) -> that many fresh samples of a generator, a function of both."""
 
 
 class Source(Stateful, Protocol):
-    """Images that a batch may draw from.
+    """Images that batches are drawn from.
 
     Attributes:
-        annotated: whether its labels come from people, so that they alone count as hard labels of a mixed batch.
+        annotated: whether its labels are annotated by people. In a mixed batch only such labels are hard labels.
     """
 
     annotated: bool
 
     def draw(self, count: int, step: int) -> list[Batch]:
-        """Draw `count` images for a step, as one batch or several that add up to it; a function of seed and step."""
+        """Images for a step, a function of the source's seed and of the step.
+
+        Args:
+            count: number of images, > 0.
+            step: of the student.
+
+        Returns:
+            One batch or several that have `count` images together.
+        """
         ...
 
 
 @dataclass(frozen=True)
 class RealImages:
-    """Real images that may be mixed in.
+    """Real images with their labels.
 
     Attributes:
         images: uint8 `[N, C, H, W]`.
-        labels: int64 `[N]`; -1 where none was annotated.
-        first: number of the first image. Images are numbered on from it, so that each keeps its number while others
+        labels: int64 `[N]`; -1 for an image without annotation.
+        first: number of the first image; the others follow. In a stream each image thus keeps its number while others
             come and go.
     """
 
@@ -58,10 +66,10 @@ class RealImages:
 
 
 class RealSupply(Protocol):
-    """Real images at a step: `RealImages`, or a stream, which drops the oldest images and appends new ones."""
+    """A supply of real images: `RealImages`, or a stream, which drops the oldest images and appends new ones."""
 
     def at(self, step: int, /) -> RealImages:
-        """The images at a step."""
+        """The images that a batch of a step draws from."""
         ...
 
 
@@ -70,8 +78,11 @@ class GeneratedSource:
 
     Args:
         bank: the memory bank.
-        live: makes fresh samples, or None.
-        live_count: step -> how many of a batch are fresh samples, at most; the rest is drawn from the bank.
+        live: generates fresh samples, or None.
+        live_count: step -> largest number of fresh samples in a batch; the rest is drawn from the bank.
+
+    Attributes:
+        bank: as given.
     """
 
     annotated = False
@@ -90,11 +101,11 @@ class GeneratedSource:
         return [*batches, self.bank.draw(count - fresh, step, "bank")] if count > fresh else batches
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing: the bank has its own state."""
+        """Empty, because the state of the bank is saved by itself."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Nothing, likewise."""
+        """Do nothing: there is no state."""
 
 
 class RealSource:
@@ -103,8 +114,8 @@ class RealSource:
     Args:
         supply: the images, fixed or arriving.
         seed: the run's seed.
-        teacher: labels each image once, for stored logits; None leaves the images without logits.
-        device: of the teacher.
+        teacher: labels each image once, for stored logits; None: the images have no logits.
+        device: of the teacher; None: the CPU.
 
     Attributes:
         used: numbers of the images that were drawn so far.
@@ -127,25 +138,25 @@ class RealSource:
         self._first, self._logits = 0, torch.empty(0)  # number of the first image with logits, and `[N, K]`
 
     def draw(self, count: int, step: int) -> list[Batch]:
-        """Images with their numbers as `rows`, annotated labels (-1 where there is none), and stored logits."""
+        """One batch on the CPU: images, annotated labels or -1, stored logits if any, and numbers as `rows`."""
         real = self._supply.at(step)
         rows = torch.from_numpy(numpy_stream(self._seed, "real", step).integers(0, len(real), count))
-        self.used.update((real.first + rows).tolist())
+        numbers, labels = real.first + rows, real.labels[rows]
+        self.used.update(numbers.tolist())
         logits = None if self._teacher is None else self._logits_of(real, self._teacher)[rows]
-        labels = real.labels[rows]
-        numbers = real.first + rows
         return [Batch(to_float(real.images[rows]), labels, logits, rows=numbers, annotated=labels >= 0)]
 
     def state_dict(self) -> dict[str, Any]:
-        """The numbers of the images used so far; batches themselves are a function of the step."""
+        """The numbers of the images drawn so far, as `real_rows`. Batches need no state; they follow from the step."""
         return {"real_rows": sorted(self.used)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from `state_dict`."""
+        """Continue from what `state_dict` returned."""
         self.used = set(state["real_rows"])
 
     def _logits_of(self, real: RealImages, teacher: Labeller) -> Tensor:
-        """The teacher's logits `[N, K]` of real images; each image is labelled once, when it is first there."""
+        """The teacher's logits `[N, K]` of real images; each image is labelled once, when it appears."""
+        # Images leave at the front and arrive at the end, so the known logits belong to the first images that remain.
         logits = self._logits[real.first - self._first :]
         if len(unlabelled := real.images[len(logits) :]):
             new = [teacher(to_float(chunk).to(self._device)).logits.cpu() for chunk in unlabelled.split(512)]

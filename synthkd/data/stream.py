@@ -1,11 +1,11 @@
 """Real images that arrive while a student learns, in files that somebody puts into a folder.
 
-Whenever batches ask, and not more often than every `poll` seconds, the folder is listed and files that are new there
-are taken, in the order of their names and after those taken before. Batches draw from the newest images. Which files
-were taken, and at which step, is the state: what a resumed run sees up to its checkpoint is what the first one saw.
+When a batch is drawn, and at most every `poll` seconds, the folder is listed. New files are added in the order of their
+names, after those added before. Batches draw from the newest images. The state is the list of files and of the steps at
+which they were added, so that a resumed run has the same images as the first one up to its checkpoint.
 
-One file that cannot be used must not end a training that is meant to go on: beside one that can, it is passed over, and
-stands in the state as a file of no images.
+One unusable file must not end a long training: if any other file was usable, it is skipped with a warning, and is in
+the state as a file without images.
 """
 
 from __future__ import annotations
@@ -38,13 +38,13 @@ _UNFINISHED = (".tmp.npz", ".partial.npz")  # np.savez adds .npz to a name that 
 
 @dataclass(frozen=True)
 class Arrival:
-    """A file that was taken.
+    """A file that was added to the stream.
 
     Attributes:
-        step: at which batches first drew from it.
+        step: the first step whose batch could draw from it.
         name: of the file in its folder.
-        images: how many it holds; 0 where it was passed over.
-        held: how many of them are held out.
+        images: number of its images; 0 if it was skipped.
+        held: number of its images that are held out.
     """
 
     step: int
@@ -54,21 +54,21 @@ class Arrival:
 
 
 class ImageStream:
-    """The newest images of a folder that others fill; one process reads it.
+    """The newest images of a folder that others fill; it is read in one process only.
 
-    A share of the images is held out: each by a number drawn for the name of its file and its row, so that an image is
-    held out in every run over these files, whatever came before it.
+    A share of the images is held out. A random number that depends only on the name of the file and the row decides
+    about each image, so that it is held out in every run over these files.
 
     Args:
         settings: the folder, and how it is read.
-        spec: of the images and classes that the teacher knows.
+        spec: sizes of the teacher's images and number of its classes.
 
     Attributes:
-        arrivals: the files taken so far, in order.
-        holdout: the newest images that are held out, `window * settings.holdout` at most, as of the latest step.
+        arrivals: the files added so far, in order.
+        holdout: the newest held-out images, at most `window * settings.holdout`, as of the latest step.
 
     Raises:
-        DataError: there is no such folder, or there are files and none of them can be used.
+        DataError: the folder does not exist, or it has files and none of them is usable.
     """
 
     def __init__(self, settings: StreamData, spec: ImageSpec) -> None:
@@ -76,7 +76,7 @@ class ImageStream:
         self._spec = spec
         self._folder = Path(settings.path).expanduser()
         self._most_held = math.ceil(settings.window * settings.holdout)
-        self._looked = -math.inf
+        self._checked = -math.inf  # when the folder was last listed, monotonic seconds
         self._start_at(0, [])
         self._require_usable()
 
@@ -87,34 +87,36 @@ class ImageStream:
 
     @property
     def arrived(self) -> int:
-        """How many images have arrived so far, held-out ones and those that left again among them."""
+        """Number of images that have arrived so far, including held-out ones and those that left the window."""
         return sum(arrival.images for arrival in self.arrivals)
 
     def at(self, step: int, /) -> RealImages:
-        """The images that a batch of this step draws from: the newest `window` of those not held out, at least one.
+        """The images that a batch of a step draws from: the newest `window` that are not held out, at least one.
 
-        Steps are asked for in their order.
+        Args:
+            step: of the student; never smaller than in the call before.
 
         Raises:
-            DataError: files of which none can be used, or no image within `patience` seconds.
+            DataError: none of the files is usable, or no image arrived within `patience` seconds.
         """
-        if time.monotonic() - self._looked >= self._settings.poll:
+        if time.monotonic() - self._checked >= self._settings.poll:
             self._take_new(step)
         if not len(self._learned):
             self._wait(step)
         return self._learned
 
     def state_dict(self) -> dict[str, Any]:
-        """Which files were taken at which step, and how many images each had."""
+        """The files added so far with their steps and numbers of images, as `arrivals`."""
         return {"arrivals": [asdict(arrival) for arrival in self.arrivals]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Read again what batches drew from; files whose images had all left the window are not needed any more.
+        """Read the files of the window again. Files whose images have all left it are not needed.
 
         Raises:
-            DataError: a file that is needed is gone, or is no longer what it was.
+            DataError: a file of the window is gone, or has another number of images.
         """
         arrivals = [Arrival(**entry) for entry in state["arrivals"]]
+        # Count back from the newest file until both the window and the held-out images are full.
         needed, learned, held = len(arrivals), 0, 0
         while needed and (learned < self._settings.window or held < self._most_held):
             needed -= 1
@@ -124,38 +126,42 @@ class ImageStream:
         self._start_at(sum(arrival.images - arrival.held for arrival in before), before)
         for arrival in arrivals[needed:]:
             if not arrival.images:
-                self._note(arrival)
+                self._append(arrival)
                 continue
             path = self._folder / arrival.name
             if not path.is_file():
                 raise DataError(f"{path} was learned from and is gone; put it back, or delete the run to start anew")
-            taken = self._take(arrival.step, arrival.name)
-            if taken.images != arrival.images:
+            added = self._take(arrival.step, arrival.name)
+            if added.images != arrival.images:
                 raise DataError(
-                    f"{path} was learned from with {arrival.images} images and has {taken.images} now; put it back as "
+                    f"{path} was learned from with {arrival.images} images and has {added.images} now; put it back as "
                     "it was, and new images into files of their own"
                 )
 
     def _start_at(self, first: int, arrivals: list[Arrival]) -> None:
-        """With no image in the window, the next one to be learned from having the number `first`."""
+        """Empty the window; the next image that is not held out gets the number `first`."""
         self.arrivals = arrivals
         self._taken = {arrival.name for arrival in arrivals}
         nothing = torch.empty(0, *self._spec.shape, dtype=torch.uint8), torch.empty(0, dtype=torch.int64)
         self._learned, self.holdout = RealImages(*nothing, first), RealImages(*nothing)
 
     def _require_usable(self) -> None:
-        """Fail now rather than at the first step; in a run that is resumed the first name may be of any file."""
-        refused: list[DataError] = []
+        """Raise `DataError` if there are files and none is usable, so that a run fails before its first step.
+
+        The first usable file may be any one, since a run that is resumed may have skipped the first.
+        """
+        errors: list[DataError] = []
         for name in self._names():
             try:
                 self._read(name)
                 return
             except DataError as error:
-                refused.append(error)
-        if refused:
-            raise refused[0]
+                errors.append(error)
+        if errors:
+            raise errors[0]
 
     def _wait(self, step: int) -> None:
+        """Return once there is an image that is not held out; raise `DataError` if none comes in time."""
         patience, poll = self._settings.patience, self._settings.poll
         until = time.monotonic() + patience
         LOG.warning("%s: waiting up to %g s for the first image", self._folder, patience)
@@ -170,21 +176,23 @@ class ImageStream:
             self._take_new(step)
 
     def _take_new(self, step: int) -> None:
-        refused: dict[str, DataError] = {}
+        """Add the new files of the folder; skip unusable ones if any file was usable so far."""
+        errors: dict[str, DataError] = {}
         for name in self._names():
             if name not in self._taken:
                 try:
                     self._take(step, name)
                 except DataError as error:
-                    refused[name] = error
-        for name, reason in refused.items():
+                    errors[name] = error
+        for name, reason in errors.items():
             if not self.arrived:
                 raise reason
-            LOG.warning("%s; it is passed over until it comes under another name", one_line(str(reason)))
-            self._note(Arrival(step, name, 0, 0))
-        self._looked = time.monotonic()
+            LOG.warning("%s; the file is skipped, put a usable one there under another name", one_line(str(reason)))
+            self._append(Arrival(step, name, 0, 0))
+        self._checked = time.monotonic()
 
     def _names(self) -> list[str]:
+        """Names of the complete .npz files in the folder, in order."""
         try:
             names = os.listdir(self._folder)
         except OSError as error:
@@ -196,13 +204,14 @@ class ImageStream:
         return sorted(name for name in whole if name.endswith(".npz"))
 
     def _take(self, step: int, name: str) -> Arrival:
+        """Read a file and add its images."""
         images, labels = self._read(name)
         held = Rows(0, f"holdout of {name}").uniform(len(labels), 1)[:, 0] < self._settings.holdout
         self._learned = _extended(self._learned, images[~held], labels[~held], self._settings.window)
         self.holdout = _extended(self.holdout, images[held], labels[held], self._most_held)
-        return self._note(Arrival(step, name, len(labels), int(held.sum())))
+        return self._append(Arrival(step, name, len(labels), int(held.sum())))
 
-    def _note(self, arrival: Arrival) -> Arrival:
+    def _append(self, arrival: Arrival) -> Arrival:
         self._taken.add(arrival.name)
         self.arrivals.append(arrival)
         return arrival
@@ -227,8 +236,8 @@ class ImageStream:
         return torch.from_numpy(images), labels
 
 
-def _extended(kept: RealImages, images: Tensor, labels: Tensor, most: int) -> RealImages:
-    """With newer images at the end, the oldest beyond `most` left out."""
-    images, labels = torch.cat([kept.images, images]), torch.cat([kept.labels, labels])
+def _extended(window: RealImages, images: Tensor, labels: Tensor, most: int) -> RealImages:
+    """The window with newer images at its end; of all of them the newest `most`."""
+    images, labels = torch.cat([window.images, images]), torch.cat([window.labels, labels])
     gone = max(0, len(labels) - most)
-    return RealImages(images[gone:], labels[gone:], kept.first + gone)
+    return RealImages(images[gone:], labels[gone:], window.first + gone)

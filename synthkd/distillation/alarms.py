@@ -1,7 +1,7 @@
 """Signs of a failing distillation that need no real data.
 
-Each test is a number with a threshold; the thresholds are rules of thumb that separate runs that worked from runs
-that were broken on purpose, and are stated beside the number wherever it is shown.
+Each test compares a number with a threshold. The thresholds are rules of thumb that separated runs that worked from
+runs that were broken on purpose. An alarm therefore always holds its threshold beside the number.
 """
 
 from __future__ import annotations
@@ -17,19 +17,21 @@ from synthkd.types import BatchNormStatistics
 ONE_CLASS = "one class"
 """The alarm about a model that gives hardly more than one answer, which the headline of a report repeats."""
 IMBALANCE = 0.25
-"""Least share of a class, as a fraction of an equal share."""
+"""Smallest share of a class, as a fraction of an equal share."""
+LEAST_PER_CLASS = 20
+"""Images per class on average from which on shares are judged; fewer images would miss classes by chance."""
 COLLAPSE = 0.9
 """Largest mean cosine similarity of centred teacher features within a class."""
 STATISTICS_GAP = 0.5
 """Largest mean distance of BatchNorm means, in stored standard deviations."""
 STALE = 0.05
-"""Largest fall of the agreement on fresh samples from its best, and half of what counts as learning at all."""
-
-
+"""Largest fall of the agreement on fresh samples from its best. A rise of less than twice this is no learning."""
+LEAST_ROUNDS = 8
+"""Rounds with a measured agreement from which on its course is judged."""
 OTHERS = 0.05
-"""Least answers other than the most frequent one, as a fraction of how many there should be."""
+"""Smallest number of predictions other than the most frequent class, as a fraction of how many there should be."""
 LEAST_OTHERS = 20
-"""Images of other classes that it takes to judge by."""
+"""Images of other classes from which on predictions are judged."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class Alarm:
 
     Attributes:
         name: short name of the test.
-        message: what was seen, what it means, what to do.
+        message: what was measured, what it means and what to do, in one line.
         value: the measured number.
         threshold: the bound that it broke.
     """
@@ -50,11 +52,15 @@ class Alarm:
 
 
 def class_imbalance(teacher_logits: Tensor) -> Alarm | None:
-    """Whether a class is much rarer than an equal share among the teacher's answers `[N, K]`."""
+    """The alarm if a class is predicted much less often than an equal share, else None.
+
+    Args:
+        teacher_logits: the teacher's logits of the images, `[N, K]`.
+    """
     classes = teacher_logits.shape[1]
     shares = torch.bincount(teacher_logits.argmax(1), minlength=classes).float() / len(teacher_logits)
     rarest = float(shares.min()) * classes
-    if rarest >= IMBALANCE or len(teacher_logits) < 20 * classes:  # fewer images would miss classes by chance
+    if rarest >= IMBALANCE or len(teacher_logits) < LEAST_PER_CLASS * classes:
         return None
     return Alarm(
         "class imbalance",
@@ -66,47 +72,48 @@ def class_imbalance(teacher_logits: Tensor) -> Alarm | None:
 
 
 def one_class(
-    answers: Tensor, asked: Tensor, who: str, on: str, class_names: Sequence[str] = (), name: str = ONE_CLASS
+    predictions: Tensor, labels: Tensor, who: str, on: str, class_names: Sequence[str] = (), name: str = ONE_CLASS
 ) -> Alarm | None:
-    """Whether a model gives hardly any other answer than one.
+    """The alarm if a model predicts one class for nearly all images, else None.
 
     Args:
-        answers: its classes, int64 `[N]`.
-        asked: what they should be, int64 `[N]`.
+        predictions: classes that the model predicts, int64 `[N]`.
+        labels: classes of the images, int64 `[N]`.
         who: the model, for the message.
         on: what the images are, for the message.
         class_names: one per class, or empty.
         name: of the alarm.
     """
-    counts = torch.bincount(answers)
+    counts = torch.bincount(predictions)
     most = int(counts.argmax())
-    others, should = len(answers) - int(counts[most]), int((asked != most).sum())
-    if should < LEAST_OTHERS or others >= OTHERS * should:
+    others, expected = len(predictions) - int(counts[most]), int((labels != most).sum())
+    if expected < LEAST_OTHERS or others >= OTHERS * expected:
         return None
     return Alarm(
         name,
         f"{who} answers class {class_names[most] if class_names else most} to {int(counts[most]):,} of "
-        f"{len(answers):,} {on}, whatever they show: lower the learning rate, train longer, or look at the images that "
-        "it learns from",
-        others / should,
+        f"{len(predictions):,} {on}, whatever they show: lower the learning rate, train longer, or check the images "
+        "that it learns from",
+        others / expected,
         OTHERS,
     )
 
 
 def collapse(features: Tensor, labels: Tensor) -> Alarm | None:
-    """Whether the images of a class are copies of each other in the teacher's eyes.
+    """The alarm if the teacher's features of one class are nearly equal, else None.
 
     Args:
-        features: penultimate teacher features `[N, D]`.
+        features: penultimate features of the teacher, `[N, D]`.
         labels: int64 `[N]`.
     """
-    centred = torch.nn.functional.normalize(features.double() - features.double().mean(0), dim=1)
-    similar: list[float] = []
+    directions = torch.nn.functional.normalize(features.double() - features.double().mean(0), dim=1)
+    similarities: list[float] = []
     for label in labels.unique():
-        rows = centred[labels == label]
-        if len(rows) > 1:  # mean over distinct pairs of the class, from the norm of its sum
-            similar.append(float((rows.sum(0).square().sum() - len(rows)) / (len(rows) * (len(rows) - 1))))
-    worst = max(similar, default=0.0)
+        rows = directions[labels == label]
+        if (n := len(rows)) > 1:
+            # The squared norm of the sum of n unit vectors is n plus the cosines of all n (n - 1) ordered pairs.
+            similarities.append(float((rows.sum(0).square().sum() - n) / (n * (n - 1))))
+    worst = max(similarities, default=0.0)
     if worst <= COLLAPSE:
         return None
     return Alarm(
@@ -119,7 +126,11 @@ def collapse(features: Tensor, labels: Tensor) -> Alarm | None:
 
 
 def statistics_gap(statistics: Mapping[str, BatchNormStatistics]) -> Alarm | None:
-    """Whether the images' BatchNorm means are far from those the teacher stored; None without BatchNorm."""
+    """The alarm if the images' BatchNorm means are far from the stored ones, else None.
+
+    Args:
+        statistics: module path -> moments of the images in a BatchNorm layer of the teacher; may be empty.
+    """
     if not statistics:
         return None
     gaps = [((s.mean - s.running_mean).abs() / (s.running_var + 1e-5).sqrt()).mean() for s in statistics.values()]
@@ -136,14 +147,14 @@ def statistics_gap(statistics: Mapping[str, BatchNormStatistics]) -> Alarm | Non
 
 
 def stale_student(agreements: Sequence[float]) -> Alarm | None:
-    """Whether the student stopped learning: agreement on fresh samples fell from its best, or never rose.
+    """The alarm if the student has not learned, else None: the agreement with the teacher fell, or never rose.
 
     Args:
-        agreements: agreement with the teacher on fresh samples, in order of time.
+        agreements: agreement on fresh samples in [0, 1], in order of time.
     """
-    if len(agreements) < 8:
+    if len(agreements) < LEAST_ROUNDS:
         return None
-    window = max(4, len(agreements) // 10)
+    window = max(4, len(agreements) // 10)  # moving means, because a single round is noisy
     means = [sum(agreements[i : i + window]) / window for i in range(len(agreements) - window + 1)]
     fall, rise = max(means) - means[-1], means[-1] - means[0]
     if rise < 2 * STALE and (fall > STALE or means[-1] < 0.5):

@@ -10,18 +10,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from synthkd.distillation.control.controller import Evaluation
+from synthkd.distillation.control.controller import Evaluation, Outcome
 from synthkd.distillation.control.controllers import Controllers
 from synthkd.distillation.teachers import TeacherTeam
 from synthkd.losses.logits import kl_divergence
 from synthkd.metrics.transfer import stability, transfer_efficiency
 from synthkd.taps import evaluating
-from synthkd.training.monitor import series
+from synthkd.training.monitor import Row, series
 
 CHUNK = 250
 """Images of one forward pass."""
 LAST = 5
-"""Evaluations over which the stability of a run is taken."""
+"""Number of last evaluations whose spread is the stability of a run."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,8 @@ class HeldOut:
 
     Attributes:
         images: float32 `[N, C, H, W]` in [0, 1].
-        labels: int64 `[N]`, annotated; None where the teacher's predictions stand for them.
-        teacher_logits: float32 `[N, K]`, or None without a teacher.
+        labels: int64 `[N]`, annotated; None if the teacher's predictions take the place of labels.
+        teacher_logits: float32 `[N, K]`, or None without a teacher, in which case there are labels.
     """
 
     images: Tensor
@@ -48,16 +48,16 @@ class HeldOut:
 
 
 class PeriodicEvaluation:
-    """Evaluates the students every so many steps, and lets the controllers follow.
+    """Evaluates the students at intervals, and passes each evaluation to the controllers.
 
-    A capacity is the accuracy on the held-out images, of the student and of the frozen teacher, whoever teaches at
-    present; where the teacher's predictions stand for labels, its own accuracy is 1. The loss that the temperature
-    follows is the cross-entropy to the labels.
+    The capacities that controllers compare are accuracies on the held-out images, those of the student and of the
+    frozen teacher, also while a peer teaches. If the teacher's predictions take the place of labels, its own accuracy
+    is 1. The loss that the temperature follows is the cross-entropy to the labels.
 
     Args:
         every: student steps between two evaluations.
-        students: modules as they are evaluated, the student first, then its peers.
-        held_out: the held-out images at present, or None while there are none.
+        students: returns the modules to evaluate, the student first, then its peers.
+        held_out: returns the present held-out images, or None while there are none.
         controllers: follow each evaluation.
         team: several teachers of which one is selected, or None.
 
@@ -79,20 +79,27 @@ class PeriodicEvaluation:
         self._efficiency: dict[str, Any] | None = None
 
     def __call__(self, step: int) -> dict[str, Tensor | float]:
-        """Evaluate at the student's own 0-based step; returns what is logged, nothing without held-out images."""
+        """Evaluate the students and let the controllers follow.
+
+        Args:
+            step: the student's own, 0-based.
+
+        Returns:
+            What is logged, by name; empty without held-out images.
+        """
         held_out = self._held_out()
         if held_out is None:
             return {}
         labels, teacher = held_out.targets, held_out.teacher_logits
         logits = [_logits(student, held_out.images) for student in self._students()]
         accuracies = tuple(_accuracy(answer, labels) for answer in logits)
-        of_teachers = [] if self._team is None else list(self._team.answers(held_out.images))
+        teacher_answers = [] if self._team is None else list(self._team.answers(held_out.images))
         evaluation = Evaluation(
             step=step,
             loss=float(F.cross_entropy(logits[0], labels)),
             accuracies=accuracies,
             teacher=0.0 if teacher is None else _accuracy(teacher, labels),
-            divergences=tuple(float(kl_divergence(answer, logits[0]).mean()) for answer in of_teachers),
+            divergences=tuple(float(kl_divergence(answer, logits[0]).mean()) for answer in teacher_answers),
             costs=() if self._team is None else self._team.costs,
         )
         logged: dict[str, Tensor | float] = {"evaluation/accuracy": accuracies[0], "evaluation/loss": evaluation.loss}
@@ -103,34 +110,36 @@ class PeriodicEvaluation:
             self._efficiency = asdict(efficiency)
         return logged | self.controllers.follow(evaluation)
 
-    def outcome(self, names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """What the evaluations came to, for the result of a run.
+    def outcome(self, names: Sequence[str], rows: Sequence[Row]) -> Outcome:
+        """The summary of all evaluations, for the result of a run.
 
         Args:
-            names: of the students, in the order of their numbers.
+            names: of the students, the student's first.
             rows: of the run's log.
         """
         _, accuracies = series(rows, "evaluation/accuracy")
-        accuracies = accuracies[1:]  # the first is of a student that has learned nothing
-        return {
+        accuracies = accuracies[1:]  # before its first step the student has learned nothing
+        outcome: Outcome = {
             "every": self.every,
             "accuracy": accuracies[-1] if accuracies else None,
             "stability": stability(accuracies, LAST),
             "stability_of": min(LAST, len(accuracies)),
             "transfer_efficiency": self._efficiency,
-        } | self.controllers.outcome(names)
+        }
+        return outcome | self.controllers.outcome(names)
 
     def state_dict(self) -> dict[str, Any]:
-        """The controllers' states, and the latest transfer efficiency."""
+        """The states of the controllers by name, and the latest transfer efficiency as `efficiency`."""
         return self.controllers.state_dict() | {"efficiency": self._efficiency}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from `state_dict`."""
+        """Continue from what `state_dict` returned."""
         self._efficiency = state["efficiency"]
         self.controllers.load_state_dict(state)
 
 
 def _logits(student: nn.Module, images: Tensor) -> Tensor:
+    # In chunks, so that an evaluation needs no more memory than a training step.
     with torch.no_grad(), evaluating(student):
         return torch.cat([student(chunk).float() for chunk in images.split(CHUNK)])
 

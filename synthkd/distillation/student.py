@@ -27,20 +27,20 @@ from synthkd.types import Batch
 
 
 class Student:
-    """Runs the forward pass, builds the loss from its own, the teacher's and its peers' logits, and is updated.
+    """Runs the forward pass, builds the loss from its own, the teacher's and its peers' logits, and updates itself.
 
-    The student of a run and each of its peers is one of these.
+    The student of a run and each of its peers are objects of this class.
 
     Args:
-        learner: the network with its optimizer; `auxiliary` are its helpers.
+        learner: the network with its optimizer; trains the layers of `auxiliary` along.
         settings: temperature and weights.
         accelerator: precision.
         auxiliary: layers of the feature, contrastive and exit losses, or None.
         terms: the objective; None: that of the settings alone.
-        controllers: move the temperature and the weights of this student; a peer has none that move anything.
-        teacher: labels the extra images of the contrastive losses.
-        bank: negatives of the contrastive losses are drawn from it.
-        regulator: the network itself, where it changes its width.
+        controllers: move the temperature and the weights of this student; None, as for peers: nothing moves them.
+        teacher: gives features of the extra images of the contrastive losses; None if no loss needs them.
+        bank: negatives of the contrastive losses are drawn from it, if any.
+        regulator: the network itself if it changes its width, else None.
         online: mutual learning with peers, or None.
 
     Attributes:
@@ -71,13 +71,13 @@ class Student:
         self._regulator = regulator
         self._online = online
         self._teaches_by_average = online is not None and online.averaged
-        # Wrapped for several processes, the student is a child of the wrapper, and so are its layers.
+        # For several processes the student is wrapped, and the module paths of its layers begin with "module.".
         self._prefix = "" if learner.model is learner.module else "module."
         self._places = () if auxiliary is None else tuple(self._prefix + place for place in auxiliary.student_places)
 
     @property
     def name(self) -> str:
-        """Its name in logs and errors: "student", "peer 1", ..."""
+        """Name in logs and errors: "student", "peer 1", ..."""
         return self.learner.name
 
     def forward(self, batch: Batch, step: int, training: bool = True) -> StudentView:
@@ -86,21 +86,22 @@ class Student:
         Args:
             batch: images with the teacher's logits.
             step: 0-based step of the student.
-            training: False leaves BatchNorm moments and dropout of the network untouched.
+            training: False runs the network in eval mode, so that its BatchNorm moments do not change.
 
         Returns:
-            All that the loss terms read; the logits of peers are still missing.
+            All inputs of the loss terms but the logits of peers.
         """
         total = self.learner.total
         extra = None if self.auxiliary is None else self.auxiliary.extra_images(batch, step, self._bank)
+        views = extra.views if extra is not None and len(extra.views) else None
         if training:
             self.learner.model.train()
         with nullcontext() if training else evaluating(self.learner.model):
-            logits, features, view_features = self._run(batch.images, None if extra is None else extra.views)
+            logits, features, view_features = self._run(batch.images, views)
         temperature = self._controllers.temperature
         if temperature is None:
             temperature = value_at(self._settings.temperature, step, total)
-        # The average of the weights takes a pass of its own; it is skipped while no term needs it.
+        # The average of the weights needs a forward pass of its own, which is skipped while nothing uses it.
         average = self._settings.average
         needs_average = value_at(average, step, total) != 0.0 if training else ever(average)
         return StudentView(
@@ -115,7 +116,7 @@ class Student:
         )
 
     def answer(self, view: StudentView) -> Tensor:
-        """The logits `[N, K]` that its peers learn from, without gradient."""
+        """The logits `[N, K]` that peers learn from, without gradient: its own, or those by its averaged weights."""
         return view.averaged if self._teaches_by_average and view.averaged is not None else view.student.detach()
 
     def loss(self, view: StudentView, step: int) -> Loss:
@@ -123,7 +124,7 @@ class Student:
         return self.terms.objective(view, step, self.learner.total, self._factor)
 
     def all_terms(self, view: StudentView) -> Loss:
-        """Every term that has a weight at any step, computed once, to find mistakes before the training.
+        """The sum of all terms whose weight is not 0 at some step, to find mistakes before the training.
 
         Raises:
             ConfigError: a term of the user's own that fails or gives no loss, or no term with a weight.
@@ -132,7 +133,7 @@ class Student:
         return replace(objective, weights={name: float(ever(w)) for name, w in objective.weights.items()})(view, 0, 1)
 
     def update(self, loss: Loss, view: StudentView, step: int) -> dict[str, Tensor | float]:
-        """Backward pass and optimizer step; returns what is logged, named after the learner."""
+        """Backward pass and optimizer step; returns what is logged; its names begin with that of the student."""
         logged = self.learner.update(loss, step)
         if view.batch.teacher_logits is None:
             return logged
@@ -142,11 +143,11 @@ class Student:
         return logged | {f"{self.name}/agreement": agreed}
 
     def state_dict(self) -> dict[str, Any]:
-        """That of the learner."""
+        """The state of the learner."""
         return self.learner.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from `state_dict`."""
+        """Continue from what `state_dict` returned."""
         self.learner.load_state_dict(state)
 
     def _factor(self, term: str) -> float:
@@ -154,19 +155,17 @@ class Student:
 
     def _run(self, images: Tensor, views: Tensor | None) -> tuple[Tensor, Mapping[str, Tensor], Mapping[str, Tensor]]:
         """Logits and features of the images, and features of the augmented views, from one pass over both."""
-        # Images and views go through the network together: BatchNorm sees them as one batch, and one pass is faster.
-        only_images = views is None or not len(views)
+        # One pass over both is faster than two, and BatchNorm takes its moments over images and views together.
+        inputs = images if views is None else torch.cat([images, views])
         with self._accelerator.autocast():
-            inputs = images if views is None or only_images else torch.cat([images, views])
             outputs = observe(self.learner.model, inputs, self._places)
         features = {path.removeprefix(self._prefix): value for path, value in outputs.features.items()}
-        if only_images:  # a slice of everything would cost a copy in the backward pass
+        if views is None:  # a slice of all rows would cost a copy in the backward pass
             return outputs.logits.float(), features, {}
         count = len(images)
-        of_images, of_views = (
-            {path: value[rows] for path, value in features.items()} for rows in (slice(count), slice(count, None))
-        )
-        return outputs.logits[:count].float(), of_images, of_views
+        image_features = {path: value[:count] for path, value in features.items()}
+        view_features = {path: value[count:] for path, value in features.items()}
+        return outputs.logits[:count].float(), image_features, view_features
 
     def _averaged(self, images: Tensor) -> Tensor:
         average = self.learner.evaluated
@@ -184,12 +183,11 @@ class Student:
         extra: ExtraImages | None,
         view_features: Mapping[str, Tensor],
     ) -> Mapping[str, Tensor]:
-        layers = self.learner.helpers
+        layers = self.learner.helpers  # those of `auxiliary`, wrapped where there are several processes
         if layers is None:
             return {}
         teacher_features: Mapping[str, Tensor] = {}
-        if extra is not None and len(extra.images):
-            assert self.teacher is not None
+        if self.teacher is not None and extra is not None and len(extra.images):
             teacher_features = self.teacher(extra.images).features
         terms: Mapping[str, Tensor] = layers(
             batch, features, logits, temperature, step, extra, teacher_features, view_features
@@ -207,20 +205,25 @@ def build_student(
     auxiliary: AuxiliaryLayers | None = None,
     regulator: Regulator | None = None,
     online: OnlineSettings | None = None,
-    **more: Any,
+    controllers: Controllers | None = None,
+    teacher: Labeller | None = None,
+    bank: MemoryBank | None = None,
 ) -> Student:
     """A student with its learner and its objective.
 
     Args:
         name: for logs and errors.
-        module: the network that is trained.
+        module: the network to train.
         settings: temperature and weights.
-        optimizer: of the module and the auxiliary layers.
-        total: steps of the learner.
+        optimizer: of the network and the auxiliary layers.
+        total: steps of the student.
         accelerator: device, precision and processes.
-        auxiliary: layers of the losses that compare features, or None.
-        regulator, online, more: see `Student`.
+        auxiliary: layers of the feature, contrastive and exit losses, or None.
+        regulator, online, controllers, teacher, bank: see `Student`.
+
+    Raises:
+        ConfigError: a loss of the user's own that cannot be imported.
     """
     terms = terms_of(settings, None if auxiliary is None else auxiliary.weights, regulator, online)
     learner = Learner(name, module, optimizer, total, accelerator, auxiliary)
-    return Student(learner, settings, accelerator, auxiliary, terms, regulator=regulator, online=online, **more)
+    return Student(learner, settings, accelerator, auxiliary, terms, controllers, teacher, bank, regulator, online)

@@ -1,4 +1,4 @@
-"""Rounds of the generator: their images fill the bank, and the student's agreement on them moves the difficulty."""
+"""Rounds of the generator, which fill the memory bank and move the difficulty."""
 
 from __future__ import annotations
 
@@ -15,13 +15,16 @@ from synthkd.types import Round, TrainableGenerator
 
 
 class Synthesis:
-    """Fills the bank, and measures the student on images it has not trained on: those just made.
+    """Trains the generator in rounds whose images go into the memory bank.
+
+    Beside the student, each round also measures how often the student agrees with the teacher on the new images, which
+    it has not learned from yet. The difficulty follows this agreement.
 
     Args:
-        generator: makes the images.
+        generator: generates the images of a round.
         bank: keeps them.
         difficulty: follows the agreement.
-        student: gives the module that is asked.
+        student: returns the module whose agreement is measured.
     """
 
     def __init__(
@@ -37,14 +40,29 @@ class Synthesis:
         self._student = student
 
     def alone(self, index: int, keep: bool) -> dict[str, float]:
-        """One round against the teacher alone."""
+        """One round against the teacher alone.
+
+        Args:
+            index: number of the round from 0.
+            keep: whether its images go into the bank.
+
+        Returns:
+            What is logged, by name.
+        """
         samples = self._generator.round(index, self._difficulty.value)
         if keep:
             self._bank.add(samples.images, samples.labels, samples.teacher_logits)
         return dict(samples.terms) | {"difficulty": self._difficulty.value, "bank/size": float(len(self._bank))}
 
     def beside_student(self, index: int) -> dict[str, float]:
-        """One round against teacher and student; the student's agreement on its images moves the difficulty."""
+        """One round against teacher and student; the student's agreement on its images moves the difficulty.
+
+        Args:
+            index: number of the round from 0.
+
+        Returns:
+            What is logged, by name.
+        """
         student = self._student()
         samples = self._generator.round(index, self._difficulty.value, student)
         agreement = self._agreement(student, samples)
@@ -57,6 +75,7 @@ class Synthesis:
             "bank/size": float(len(self._bank)),
         }
 
-    def _agreement(self, student: nn.Module, samples: Round) -> float:
+    @staticmethod
+    def _agreement(student: nn.Module, samples: Round) -> float:
         with torch.no_grad(), evaluating(student):
             return float(losses.agreement(samples.teacher_logits, student(samples.images)))

@@ -1,4 +1,4 @@
-"""Teachers: they label images and are never trained. Several of them label as one, a `TeacherTeam`."""
+"""Frozen teachers, which label images, and teams of several teachers, which label as one."""
 
 from __future__ import annotations
 
@@ -22,22 +22,23 @@ from synthkd.taps import observe
 from synthkd.types import Outputs
 
 LEAST_ENTROPY = 1e-3
-"""Nats. A smaller entropy counts as this: which of two teachers is the more certain of 99.99 % says nothing."""
+"""Nats. A smaller entropy counts as this one, because differences between predictions of 99.99 % mean nothing."""
 
 
 class FrozenTeacher:
     """A frozen network that labels images without gradient.
 
-    Its BatchNorm is folded into the convolutions before it.
+    It runs a copy of the network with each BatchNorm folded into the convolution before it.
 
     Args:
-        model: the teacher; itself left as it is but for device, eval mode and requires_grad False.
+        model: the teacher. It is moved to the device and set to eval mode and requires_grad False, nothing else.
         accelerator: device and precision.
-        features: module paths whose outputs every pass shows beside the logits.
+        features: module paths whose outputs are returned beside the logits.
         name: for errors.
 
     Attributes:
-        model, spec, features: as given.
+        model, features: as given.
+        spec: sizes of images and classes of the model.
     """
 
     def __init__(
@@ -53,7 +54,13 @@ class FrozenTeacher:
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Outputs:
-        """Logits float32 `[N, K]`, and the features asked for, of images float32 `[N, C, H, W]` in [0, 1].
+        """Label images.
+
+        Args:
+            images: float32 `[N, C, H, W]` in [0, 1].
+
+        Returns:
+            Logits float32 `[N, K]`, and the output of each module path of `features`.
 
         Raises:
             ModelError: logits that are not finite.
@@ -68,33 +75,32 @@ class FrozenTeacher:
 
 
 class TeacherTeam:
-    """Teachers whose logits are averaged; one alone is heard as it is.
+    """Teachers whose logits are averaged with weights; the logits of a single teacher stay as they are.
 
-    The softmax of a mean of logits is the normalised geometric mean of the teachers' predictions, and what is averaged
-    are logits, so any temperature and any term may follow. A constant that a teacher adds to a row of its logits moves
-    that row of the mean by a constant, which no softmax sees; a factor counts: at the same weight, a teacher with twice
-    as large logits has twice the say. Teachers that were trained in very different ways want `weights` to even that
-    out.
+    The softmax of a mean of logits is the normalised geometric mean of the teachers' predictions. Because logits are
+    averaged, any temperature and any loss term can be applied to the mean. A constant that a teacher adds to a row of
+    its logits does not change the softmax of the mean. A factor does: at the same weight, a teacher with twice as large
+    logits has twice the influence. For teachers that were trained in very different ways, set `weights` against this.
 
-    The weights, which add up to 1 for each image:
+    The weights add up to 1 for each image:
 
-    - fixed: those of the settings, or all alike.
+    - fixed: those of the settings, or equal ones.
     - sample: by image, proportional to `1 / H(softmax(z_k))`, the inverse entropy of teacher k's own prediction.
-    - confidence: by batch, the same with the mean entropy of the images it is called with. Labels then depend on what
-      else is in the batch.
-    - selected: all of it to one teacher, which alone is run.
+    - confidence: by batch, likewise with the mean entropy over the images of the call. The labels of an image then
+      depend on the other images of the batch.
+    - selected: 1 for one teacher and 0 for all others, which are not run.
 
-    Being certain is not being right: sample and confidence trust the teacher with the largest logits.
+    A certain teacher may be wrong: sample and confidence trust the teacher with the largest logits.
 
     Args:
-        teachers: at least one; for the first one's features, give them to that one alone.
+        teachers: at least one. Only the first may return features.
         settings: how they are weighted.
-        selection: selects the teacher that labels, of `selected` weighting; None: the first labels.
+        selection: selects the teacher that labels (weighting `selected`); None: the first labels.
 
     Attributes:
         models: of all teachers.
         model: the first teacher, which a generator is trained against and whose features are compared.
-        spec: of every teacher.
+        spec: sizes of images and classes of every teacher.
 
     Raises:
         ConfigError: no teacher, teachers of different images or classes, or not one weight for each.
@@ -120,15 +126,20 @@ class TeacherTeam:
 
     @property
     def selected(self) -> int:
-        """Number of the teacher that labels, of `selected` weighting."""
+        """Number of the teacher that labels at present (weighting `selected`)."""
         return 0 if self._selection is None else self._selection.selected
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Outputs:
-        """Combined logits float32 `[N, K]`, and the first teacher's features where it was made to show some, of images
-        float32 `[N, C, H, W]` in [0, 1].
+        """Label images.
 
-        A teacher whose logits do not count is not run, but for the features.
+        A teacher whose logits have weight 0 is not run, except the first one if it returns features.
+
+        Args:
+            images: float32 `[N, C, H, W]` in [0, 1].
+
+        Returns:
+            Combined logits float32 `[N, K]`, and the features of the first teacher.
         """
         numbers = self._counted()
         first = self._teachers[0](images) if 0 in numbers or self._teachers[0].features else None
@@ -144,28 +155,29 @@ class TeacherTeam:
 
     @torch.no_grad()
     def answers(self, images: Tensor) -> Tensor:
-        """What each teacher says, float32 logits `[T, N, K]`; all of them are run, whatever their weights."""
+        """Logits of each teacher, float32 `[T, N, K]`; all teachers are run, whatever their weights."""
         return torch.stack([teacher.logits(images) for teacher in self._teachers])
 
     def consensus(self, images: Tensor) -> Tensor:
-        """Logits `[N, K]` of all of them together, whoever is selected at the moment."""
+        """Combined logits float32 `[N, K]`, of all teachers even where one is selected at present."""
         return self.answers(images).mean(dim=0) if self._weighting == "selected" else self.logits(images)
 
     @cached_property
     def costs(self) -> tuple[float, ...]:
-        """Multiply-accumulates of each teacher for an image, over those of the largest: in [0, 1]."""
+        """Multiply-accumulates of each teacher for one image, as a share of the largest; in [0, 1]."""
         counts = [macs(teacher.model) for teacher in self._teachers]
         most = max(counts) or 1
         return tuple(count / most for count in counts)
 
     def _counted(self) -> list[int]:
+        """Numbers of the teachers whose logits have a weight."""
         if self._weighting == "selected":
             return [self.selected]
         return [number for number, weight in enumerate(self._weights) if weight > 0.0]
 
     def _combined(self, numbers: list[int], answers: Tensor) -> Tensor:
-        """The weighted mean `[N, K]` of answers `[A, N, K]`; a single one stays as it is."""
-        if len(numbers) == 1:
+        """The weighted mean `[N, K]` of answers `[A, N, K]`."""
+        if len(numbers) == 1:  # exactly, without a product and a sum
             return answers[0]
         if self._weighting == "fixed":
             weights = answers.new_tensor([self._weights[number] for number in numbers])[:, None]
@@ -175,14 +187,17 @@ class TeacherTeam:
 
 
 def certainty_weights(logits: Tensor, batch: bool = False) -> Tensor:
-    """Weights `[T, N]` of teachers, proportional to the inverse entropy of their predictions, that add up to 1 over T.
+    """Weights of teachers, proportional to the inverse entropy of their predictions.
 
-    Finite for one-hot predictions, since an entropy below `LEAST_ENTROPY` counts as that: teachers that are all certain
-    weigh the same.
+    An entropy below `LEAST_ENTROPY` counts as `LEAST_ENTROPY`. The weights are therefore finite for one-hot
+    predictions, and equal for teachers that are all certain.
 
     Args:
         logits: `[T, N, K]`.
-        batch: take each teacher's mean entropy over the N images; then the weights are `[T, 1]`.
+        batch: take each teacher's mean entropy over the N images.
+
+    Returns:
+        float32 `[T, N]`, or `[T, 1]` with `batch`; they add up to 1 over T.
     """
     log_p = F.log_softmax(logits.float(), dim=2)
     entropy = -(log_p.exp() * log_p).sum(dim=2)
@@ -193,7 +208,7 @@ def certainty_weights(logits: Tensor, batch: bool = False) -> Tensor:
 
 
 def _require_alike(teachers: Sequence[FrozenTeacher]) -> None:
-    """Raise `ConfigError` unless there are teachers, of the same images and classes as the first."""
+    """Raise `ConfigError` unless there is a teacher, and all have the images and classes of the first."""
     if not teachers:
         raise ConfigError("teachers: a team needs at least 1 teacher, got none")
     first = teachers[0].model

@@ -109,11 +109,7 @@ def sinkhorn_wasserstein(a: Tensor, b: Tensor, epsilon: float = 0.05, iterations
 
 
 def heterogeneous_alignment(
-    teacher: Sequence[Tensor],
-    student: Sequence[Tensor],
-    distance: Distance,
-    relative: bool = False,
-    most: int = 512,
+    teacher: Sequence[Tensor], student: Sequence[Tensor], distance: Distance, relative: bool = False, most: int = 512
 ) -> Tensor:
     """`sum_l (1 / d_l) W_2^2(phi_l(f_T^l), psi_l(f_S^l))` over layers of dimension d_l, a scalar.
 

@@ -48,13 +48,7 @@ class Objective(Generic[View]):
         if missing := set(self.weights) ^ set(self.terms):
             raise ValueError(f"terms and weights must have the same names, these have only one: {sorted(missing)}")
 
-    def __call__(
-        self,
-        view: View,
-        step: int,
-        total: int,
-        factor: Callable[[str], float] = lambda _: 1.0,
-    ) -> Loss:
+    def __call__(self, view: View, step: int, total: int, factor: Callable[[str], float] = lambda _: 1.0) -> Loss:
         """The loss at a step.
 
         Args:

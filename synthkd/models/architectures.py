@@ -12,16 +12,7 @@ from collections.abc import Callable
 from torch import nn
 
 from synthkd.errors import ConfigError
-from synthkd.models.blocks import (
-    MeanOverTokens,
-    Patches,
-    PreActivation,
-    Residual,
-    TransformerBlock,
-    conv_block,
-    pad_to_multiple,
-    separable_block,
-)
+from synthkd.models import blocks
 from synthkd.types import ImageSpec
 
 
@@ -64,11 +55,11 @@ def convnet(spec: ImageSpec, width: int, depth: int) -> nn.Sequential:  # noqa: 
     channel and 10 classes width 32 has 98,026 parameters, width 16 has 25,978.
     """
     layers: dict[str, nn.Module] = {
-        "pad": pad_to_multiple(spec, 8),
-        "stage1": conv_block(spec.channels, width, stride=2),
-        "stage2": conv_block(width, 2 * width),
+        "pad": blocks.pad_to_multiple(spec, 8),
+        "stage1": blocks.conv_block(spec.channels, width, stride=2),
+        "stage2": blocks.conv_block(width, 2 * width),
         "pool": nn.MaxPool2d(2),
-        "stage3": conv_block(2 * width, 4 * width),
+        "stage3": blocks.conv_block(2 * width, 4 * width),
         "squeeze": nn.AdaptiveAvgPool2d(2),
         "flatten": nn.Flatten(),
     }
@@ -83,12 +74,14 @@ def resnet(spec: ImageSpec, width: int, depth: int) -> nn.Sequential:
     Raises:
         ConfigError: the depth is not 6n + 2.
     """
-    blocks = _blocks_per_stage("resnet", depth, 2)
+    count = _blocks_per_stage("resnet", depth, 2)
 
     def stage(channels: int, out: int, stride: int) -> nn.Sequential:
-        return nn.Sequential(Residual(channels, out, stride), *(Residual(out, out, 1) for _ in range(blocks - 1)))
+        return nn.Sequential(
+            blocks.Residual(channels, out, stride), *(blocks.Residual(out, out, 1) for _ in range(count - 1))
+        )
 
-    return _three_stages(spec, conv_block(spec.channels, width), width, width, stage)
+    return _three_stages(spec, blocks.conv_block(spec.channels, width), width, width, stage)
 
 
 def wide_resnet(spec: ImageSpec, width: int, depth: int) -> nn.Sequential:
@@ -101,14 +94,14 @@ def wide_resnet(spec: ImageSpec, width: int, depth: int) -> nn.Sequential:
     Raises:
         ConfigError: the depth is not 6n + 4.
     """
-    blocks = _blocks_per_stage("wide_resnet", depth, 4)
+    count = _blocks_per_stage("wide_resnet", depth, 4)
 
     def stage(channels: int, out: int, stride: int) -> nn.Sequential:
-        first = PreActivation(channels, out, stride, activated=True)
-        further = [PreActivation(out, out, 1, activated=False) for _ in range(blocks - 1)]
+        first = blocks.PreActivation(channels, out, stride, activated=True)
+        further = [blocks.PreActivation(out, out, 1, activated=False) for _ in range(count - 1)]
         return nn.Sequential(first, *further, nn.BatchNorm2d(out), nn.ReLU())
 
-    return _three_stages(spec, conv_block(spec.channels, 16), 16, 16 * width, stage)
+    return _three_stages(spec, blocks.conv_block(spec.channels, 16), 16, 16 * width, stage)
 
 
 def slim(spec: ImageSpec, width: int, depth: int) -> nn.Sequential:
@@ -118,10 +111,10 @@ def slim(spec: ImageSpec, width: int, depth: int) -> nn.Sequential:
     """
 
     def stage(channels: int, out: int, stride: int) -> nn.Sequential:
-        further = (separable_block(out, out, 1) for _ in range(depth - 1))
-        return nn.Sequential(separable_block(channels, out, stride), *further)
+        further = (blocks.separable_block(out, out, 1) for _ in range(depth - 1))
+        return nn.Sequential(blocks.separable_block(channels, out, stride), *further)
 
-    stem = conv_block(spec.channels, width, stride=2 if min(spec.height, spec.width) >= 16 else 1)
+    stem = blocks.conv_block(spec.channels, width, stride=2 if min(spec.height, spec.width) >= 16 else 1)
     return _three_stages(spec, stem, width, 2 * width, stage)
 
 
@@ -135,11 +128,11 @@ def vit(spec: ImageSpec, width: int, depth: int) -> nn.Sequential:
     heads = next(h for h in range(max(1, width // 16), 0, -1) if width % h == 0)
     tokens = -(-spec.height // patch) * -(-spec.width // patch)
     layers: dict[str, nn.Module] = {
-        "pad": pad_to_multiple(spec, patch),
-        "tokens": Patches(spec.channels, width, patch, tokens),
-        **{f"stage{i + 1}": TransformerBlock(width, heads) for i in range(depth)},
+        "pad": blocks.pad_to_multiple(spec, patch),
+        "tokens": blocks.Patches(spec.channels, width, patch, tokens),
+        **{f"stage{i + 1}": blocks.TransformerBlock(width, heads) for i in range(depth)},
         "norm": nn.LayerNorm(width),
-        "squeeze": MeanOverTokens(),
+        "squeeze": blocks.MeanOverTokens(),
     }
     body = _finish(layers, width, spec.classes)
     for module in body.modules():

@@ -25,11 +25,7 @@ class Residual(nn.Module):
         last = nn.BatchNorm2d(out)
         nn.init.zeros_(last.weight)
         self.branch = nn.Sequential(
-            nn.Conv2d(channels, out, 3, stride, padding=1, bias=False),
-            nn.BatchNorm2d(out),
-            nn.ReLU(),
-            nn.Conv2d(out, out, 3, padding=1, bias=False),
-            last,
+            *conv_block(channels, out, stride), nn.Conv2d(out, out, 3, padding=1, bias=False), last
         )
         self.shortcut = (
             nn.Identity()
@@ -58,11 +54,7 @@ class PreActivation(nn.Module):
         super().__init__()
         before: list[nn.Module] = [] if activated else [nn.BatchNorm2d(channels), nn.ReLU()]
         self.branch = nn.Sequential(
-            *before,
-            nn.Conv2d(channels, out, 3, stride, padding=1, bias=False),
-            nn.BatchNorm2d(out),
-            nn.ReLU(),
-            nn.Conv2d(out, out, 3, padding=1, bias=False),
+            *before, *conv_block(channels, out, stride), nn.Conv2d(out, out, 3, padding=1, bias=False)
         )
         self.shortcut = (
             nn.Identity() if stride == 1 and channels == out else nn.Conv2d(channels, out, 1, stride, bias=False)

@@ -30,11 +30,7 @@ class Energy:
 
 
 def measure_energy(
-    call: Callable[[], object],
-    images: int,
-    device: torch.device,
-    seconds: float = 2.0,
-    powercap: Path = POWERCAP,
+    call: Callable[[], object], images: int, device: torch.device, seconds: float = 2.0, powercap: Path = POWERCAP
 ) -> Energy:
     """Joules for one image, from the hardware's counter while `call` is repeated.
 

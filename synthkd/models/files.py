@@ -53,7 +53,7 @@ class _Saved(Settings):
     extra: dict[str, Any] = Field(default_factory=dict)
 
 
-def save(model: Classifier, directory: Path | str, extra: Mapping[str, Any] | None = None) -> None:
+def save(model: Classifier, directory: Path | str, extra: Mapping[str, object] | None = None) -> None:
     """Save a classifier. Each file is replaced atomically; other files in the directory stay.
 
     Args:

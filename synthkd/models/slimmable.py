@@ -30,18 +30,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.optim.swa_utils import update_bn
 
 from synthkd.errors import ConfigError, DataError
 from synthkd.models import zoo
 from synthkd.models.classifier import Classifier
 from synthkd.settings import WidthSettings, ZooModel
-from synthkd.types import ImageSpec, to_float
+from synthkd.types import ImageSpec
 
 SLIMMABLE = ("convnet", "resnet")
 """Architectures in which every hidden layer has a whole number of channels for each unit of width."""
 
-_BATCH = 256  # images at once, when statistics are estimated
 _ROUNDING = 1e-4  # of a width: base times a float32 coefficient may lie just below a whole number
 
 
@@ -206,33 +204,19 @@ class Slimmable(nn.Module):
         return self.student.model_copy(update={"width": width})
 
 
-def slice_out(model: Slimmable, images: Tensor | None = None) -> Classifier:
+def slice_out(model: Slimmable) -> Classifier:
     """An ordinary zoo Classifier of the width in use, in eval mode, with copies of the weights.
 
     Args:
-        model: in any mode, on any device; unchanged.
-        images: uint8 or float `[N, C, H, W]` from which the running statistics of BatchNorm are estimated again, since
-            those of the training are a mixture of widths (Yu and Huang 2019, "Universally Slimmable Networks"); None:
-            keep them, so that the logits equal those of the model in eval mode.
-
-    Raises:
-        DataError: no images.
+        model: in any mode, on any device; unchanged. The logits equal its logits in eval mode.
     """
-    if images is not None and len(images) == 0:
-        raise DataError("slice_out: at least 1 image is needed to estimate statistics on, got none")
     network = model.network
     mean, std = (b.flatten().tolist() for b in (network.normalize.mean, network.normalize.std))
     # The fresh weights are replaced at once, so they must not move the global random state.
     with torch.random.fork_rng(devices=[]):
         sliced = zoo.build(model._at(model.width), model.spec, mean, std, network.class_names)
     sliced.load_state_dict(model.tensors(model.width))
-    sliced = sliced.to(network.normalize.mean.device)
-    if images is not None:
-        # Batches of one size, since `update_bn` gives each the same weight.
-        parts = images.tensor_split(math.ceil(len(images) / _BATCH))
-        floats = (to_float(part) if part.dtype == torch.uint8 else part for part in parts)
-        update_bn((part.to(network.normalize.mean.device) for part in floats), sliced)
-    return sliced.eval()
+    return sliced.to(network.normalize.mean.device).eval()
 
 
 def feature_similarity(teacher: Tensor, student: Tensor) -> float:

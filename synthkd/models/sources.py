@@ -74,13 +74,8 @@ def build_model(
     # Weights were trained with the normalisation in the settings (None: inside the network); a fresh network takes the
     # normalisation of the data.
     fresh = settings.weights is None and settings.mean is None
-    model = construct(
-        own,
-        _own_spec(own),
-        mean if fresh else settings.mean,
-        std if fresh else settings.std,
-        settings.class_names or class_names,
-    )
+    mean, std = (mean, std) if fresh else (settings.mean, settings.std)
+    model = construct(own, _own_spec(own), mean, std, settings.class_names or class_names)
     _read_into(model, settings)
     return model.train()
 

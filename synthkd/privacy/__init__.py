@@ -1,25 +1,16 @@
 """What models and synthetic images reveal about private images: accounting, DP-SGD, attacks, bounds and copy tests."""
 
 from synthkd.privacy.accounting import Epsilon, check_delta, epsilon
-from synthkd.privacy.blind import BlindBaseline, blind_baseline
+from synthkd.privacy.blind import blind_baseline
 from synthkd.privacy.calibration import noise_for, release_noise_for
 from synthkd.privacy.canaries import Canaries, OneRun, choose, one_run_epsilon
 from synthkd.privacy.claims import dp_statement, ledger_of
 from synthkd.privacy.copies import CopyTest, NearCopies, copy_test, copy_tests
 from synthkd.privacy.intervals import Area, auc, clopper_pearson
 from synthkd.privacy.journal import Journal
-from synthkd.privacy.ledger import Adjacency, Event, Ledger, PoissonSteps, Release, without_amplification
-from synthkd.privacy.membership import (
-    Answers,
-    attacks,
-    calibrated,
-    headline,
-    lira,
-    log_odds,
-    rmia,
-    tune_offline_a,
-)
-from synthkd.privacy.rates import Attack, RateAt, WorstClass, attack, ceiling
+from synthkd.privacy.ledger import Adjacency, Event, Ledger, PoissonSteps, Release
+from synthkd.privacy.membership import Answers, attacks, calibrated, headline, lira, log_odds, rmia
+from synthkd.privacy.rates import Attack, RateAt, WorstClass, attack
 from synthkd.privacy.ratio import RateRatio, student_over_teacher, tpr_ratio
 
 __all__ = [
@@ -27,7 +18,6 @@ __all__ = [
     "Answers",
     "Area",
     "Attack",
-    "BlindBaseline",
     "Canaries",
     "CopyTest",
     "Epsilon",
@@ -46,7 +36,6 @@ __all__ = [
     "auc",
     "blind_baseline",
     "calibrated",
-    "ceiling",
     "check_delta",
     "choose",
     "clopper_pearson",
@@ -64,6 +53,4 @@ __all__ = [
     "rmia",
     "student_over_teacher",
     "tpr_ratio",
-    "tune_offline_a",
-    "without_amplification",
 ]

@@ -57,12 +57,7 @@ class GroupAudit:
 
 
 def audit_model(
-    canaries: Canaries,
-    answers: Answers,
-    population: Answers | None,
-    guesses: int | None,
-    delta: float,
-    models: int = 1,
+    canaries: Canaries, answers: Answers, population: Answers | None, guesses: int | None, delta: float, models: int = 1
 ) -> dict[str, GroupAudit]:
     """Attack one model by its logits for the canaries.
 
@@ -139,9 +134,9 @@ def blind_check(inside: Tensor, outside: Tensor, seed: int = 0) -> Check:
         outside: uint8 `[M, C, H, W]`, non-members.
         seed: of the folds.
     """
-    baseline = blind_baseline(inside, outside, seed)
-    evidence = f"without any model members are told from non-members with an AUC of {baseline.auc}"
-    return Check("blind baseline", not baseline.leaks, evidence)
+    area = blind_baseline(inside, outside, seed)
+    evidence = f"without any model members are told from non-members with an AUC of {area}"
+    return Check("blind baseline", not area.excludes_chance, evidence)
 
 
 def classes_check(inside: Tensor, outside: Tensor, seed: int = 0) -> Check:

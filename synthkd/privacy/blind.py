@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -25,26 +24,7 @@ _FEWEST = 4 * _FOLDS  # images of each side
 _SIDE = 16  # pixels: larger images are averaged down to this before the linear model
 
 
-@dataclass(frozen=True)
-class BlindBaseline:
-    """How well members are told from non-members without any model.
-
-    Attributes:
-        auc: of a linear model of the pixels on images that it was not fitted to, with a 95 % interval.
-        n_in, n_out: members and non-members.
-    """
-
-    auc: Area
-    n_in: int
-    n_out: int
-
-    @property
-    def leaks(self) -> bool:
-        """True where the interval excludes 0.5: the two sets differ by themselves, so attacks on them say nothing."""
-        return self.auc.excludes_chance
-
-
-def blind_baseline(images_in: Tensor, images_out: Tensor, seed: int = 0) -> BlindBaseline:
+def blind_baseline(images_in: Tensor, images_out: Tensor, seed: int = 0) -> Area:
     """The AUC of a logistic regression of the pixels, by 5-fold cross-validation (Das, Zhang and Tramèr 2024).
 
     Images of more than 16 pixels a side are averaged down to 16 first. Scores of different folds come from different
@@ -54,6 +34,10 @@ def blind_baseline(images_in: Tensor, images_out: Tensor, seed: int = 0) -> Blin
         images_in: uint8 `[N, C, H, W]`, members, N at least 20.
         images_out: uint8 `[M, C, H, W]`, non-members, M at least 20.
         seed: of the folds.
+
+    Returns:
+        The AUC on images that the model was not fitted to, with a 95 % interval. Where the interval excludes 0.5, the
+        two sets differ by themselves, so attacks on them say nothing.
 
     Raises:
         DataError: too few images, not uint8, or of different shapes.
@@ -74,8 +58,8 @@ def blind_baseline(images_in: Tensor, images_out: Tensor, seed: int = 0) -> Blin
         # images (Nadeau and Bengio 2003).
         error = area.standard_error * math.sqrt(1 + _FOLDS / (_FOLDS - 1))
         low, high = area.value - 1.96 * error, area.value + 1.96 * error
-        area = Area(area.value, error, max(0.0, low), min(1.0, high))
-    return BlindBaseline(area, len(images_in), len(images_out))
+        return Area(area.value, error, max(0.0, low), min(1.0, high))
+    return area
 
 
 def _check_images(images_in: Tensor, images_out: Tensor) -> None:

@@ -11,7 +11,7 @@ from scipy.special import log_ndtr
 
 from synthkd.errors import ConfigError
 from synthkd.privacy.accounting import check_delta, pld_epsilon
-from synthkd.privacy.ledger import Adjacency, Ledger, PoissonSteps
+from synthkd.privacy.ledger import PoissonSteps
 from synthkd.settings import LEAST_NOISE
 
 TOLERANCE = 2.5e-4
@@ -20,39 +20,29 @@ LOG_LEAST, LOG_MOST = math.log(LEAST_NOISE), math.log(1e6)
 """Logarithms of the range of noise multipliers that is searched; with less noise the sums do not fit in memory."""
 
 
-def noise_for(
-    sample_rate: float,
-    steps: int,
-    epsilon: float,
-    delta: float,
-    adjacency: Adjacency = "add_or_remove_one",
-    beside: Ledger | None = None,
-) -> float:
+def noise_for(sample_rate: float, steps: int, epsilon: float, delta: float) -> float:
     """The smallest noise multiplier (at least 0.01, to three digits) that keeps DP-SGD within a budget.
+
+    Neighbouring data sets differ in one added or removed example.
 
     Args:
         sample_rate: as in `PoissonSteps`.
         steps: number of steps, at least 1.
         epsilon: the budget, above 0; compared with `epsilon(...).pld`.
         delta: in (0, 1).
-        adjacency: which data sets are neighbours.
-        beside: other events of the same examples, which the budget covers too.
 
     Raises:
-        ConfigError: a value out of range, a budget that `beside` alone exceeds, or one that no noise keeps.
+        ConfigError: a value out of range, or a budget that no noise keeps.
         MissingExtraError: dp-accounting is not installed.
     """
-    others = () if beside is None else beside.events
-    if (cost := pld_epsilon(others, delta, adjacency, epsilon)) >= epsilon:
-        raise ConfigError(f"epsilon {epsilon:g} is spent: the other releases cost {cost:.3f}; raise it")
 
     def excess(log_noise: float) -> float:
         planned = PoissonSteps(sample_rate, math.exp(log_noise), steps)
-        return pld_epsilon((*others, planned), delta, adjacency, epsilon) - epsilon
+        return pld_epsilon((planned,), delta, "add_or_remove_one", epsilon) - epsilon
 
     # Start the search where the central limit theorem for the steps puts the noise (Bu et al. 2020). That
     # approximation underestimates epsilon, so it never decides the result.
-    shift = (1.0 if adjacency == "add_or_remove_one" else 0.5) / release_noise_for(epsilon, delta)
+    shift = 1.0 / release_noise_for(epsilon, delta)
     start = -0.5 * math.log(math.log1p(shift * shift / max(sample_rate * sample_rate * steps, 1e-12)))
     return math.exp(_least_log_noise(excess, start, 0.05, TOLERANCE))
 

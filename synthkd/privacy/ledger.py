@@ -132,30 +132,6 @@ class Ledger:
             ) from error
 
 
-def without_amplification(noise_multiplier: float, steps: int, batch_size: int, examples: int) -> Ledger:
-    """The ledger of DP-SGD on shuffled batches, without amplification by subsampling.
-
-    The accounting of Poisson batches does not hold for shuffled ones (Chua et al. 2024). Each example takes part in at
-    most `ceil(steps * batch_size / examples)` noisy sums, so that many releases are counted at their full cost. The
-    number of examples is taken as public; an example that is "removed" leaves its place in the batch empty.
-
-    Args:
-        noise_multiplier: as in `PoissonSteps`.
-        steps: number of steps, at least 0.
-        batch_size: examples of a step.
-        examples: size of the data set, at least `batch_size`; each epoch uses every example once.
-
-    Raises:
-        ConfigError: a value out of these ranges.
-    """
-    if steps < 0 or not 1 <= batch_size <= examples:
-        raise ConfigError(
-            "shuffled batches need steps >= 0 and 1 <= batch_size <= examples, got "
-            f"{steps} steps of {batch_size} of {examples}; correct them"
-        )
-    return Ledger((Release(noise_multiplier, "add_or_remove_one"),) * -(-steps * batch_size // examples))
-
-
 def is_number(value: object) -> bool:
     """True for an int or a float, False for a bool and everything else."""
     return isinstance(value, int | float) and not isinstance(value, bool)

@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from synthkd.errors import ConfigError, DataError
 from synthkd.metrics.arrays import Array
-from synthkd.privacy.intervals import auc, finite
+from synthkd.privacy.intervals import finite
 from synthkd.privacy.rates import Attack
 from synthkd.types import check_labels
 
@@ -45,9 +45,7 @@ class Answers:
     labels: Array
 
 
-def attacks(
-    answers: Answers, population: Answers | None = None, offline_a: float = 0.3, gamma: float = 1.0
-) -> dict[str, Tensor]:
+def attacks(answers: Answers, population: Answers | None = None) -> dict[str, Tensor]:
     """Scores of every attack that can be run on these logits. Which attack finds most varies, so all are run.
 
     `log-odds` needs the audited model alone, `calibrated` and `LiRA` also references, `RMIA` also a population.
@@ -55,8 +53,6 @@ def attacks(
     Args:
         answers: logits for the audited images, members and non-members together.
         population: logits of the same models for images in no other role, at least `POPULATION` of them.
-        offline_a: of `rmia`; see `tune_offline_a`.
-        gamma: of `rmia`.
 
     Returns:
         Name of the attack -> float64 `[N]`; judge each by `attack` with `family` set to their number, and all by
@@ -78,7 +74,7 @@ def attacks(
                 f"the same references must answer for both, got {len(references)} for the audited images and "
                 f"{len(others[1])} for the population"
             )
-        scores["RMIA"] = rmia(target, references, *others, offline_a, gamma)
+        scores["RMIA"] = rmia(target, references, *others)
     return scores
 
 
@@ -198,7 +194,7 @@ def rmia(
         population: `[Z]` log-odds by the audited model of images in no other role.
         population_references: `[R, Z]` by the references.
         offline_a: a, in [0, 1]: how much of a training image's probability is inferred from models that were not
-            trained on it; 0.3 suits a few references of images of ten classes, `tune_offline_a` measures it.
+            trained on it; 0.3 suits a few references of images of ten classes.
         gamma: least ratio of an image's R to another's, above 0.
 
     Returns:
@@ -217,53 +213,10 @@ def rmia(
     return share + (0.5 + own.atan() / math.pi) / len(others)
 
 
-def tune_offline_a(references: Array, members: Array) -> float:
-    """The `offline_a` of `rmia` that attacks the references best, each by the others; the target is not used.
-
-    Each reference is attacked on the images that another reference was not trained on, by those others. It needs no
-    population, which changes the scores of images but not their order.
-
-    Args:
-        references: `[R, N]` log-odds of the references, R at least 2, for images that are not audited.
-        members: bool `[R, N]`, which images each reference was trained on.
-
-    Returns:
-        One of 0, 0.1, ... 1: the one with the highest AUC, averaged over references; the smallest of equals.
-
-    Raises:
-        DataError: fewer than two references, shapes that do not match, or a reference without two members and two
-            non-members that another reference was not trained on.
-    """
-    values, member = _float64(references, "references"), torch.as_tensor(members).cpu().bool()
-    if values.dim() != 2 or values.shape != member.shape or len(values) < 2:
-        raise DataError(
-            "tuning RMIA needs [R, N] log-odds of two references or more and their members [R, N], got "
-            f"{list(values.shape)} and {list(member.shape)}; with one reference take the default"
-        )
-
-    def mean_auc(a: float) -> float:
-        areas = []
-        for target in range(len(values)):
-            others = torch.arange(len(values)) != target
-            usable = (~member[others]).any(0)
-            inside = member[target, usable]
-            ratio = _log_ratio(values[target, usable], values[others][:, usable], a, member[others][:, usable])
-            areas.append(auc(ratio[inside], ratio[~inside]).value)
-        return float(np.mean(areas))
-
-    return max((step / 10 for step in range(11)), key=mean_auc)
-
-
-def _log_ratio(target: Tensor, references: Tensor, a: float, member: Tensor | None = None) -> Tensor:
-    """log R `[N]` of RMIA, from log-odds `[N]` and `[R, N]`.
-
-    `member`, bool `[R, N]`, is True where a reference was trained on an image; it is then left out of the image's mean.
-    """
+def _log_ratio(target: Tensor, references: Tensor, a: float) -> Tensor:
+    """log R `[N]` of RMIA, from log-odds `[N]` and `[R, N]`."""
     hit, miss = functional.logsigmoid(references), functional.logsigmoid(-references)
     count = torch.full_like(target, len(references))
-    if member is not None:
-        hit, miss = hit.masked_fill(member, -torch.inf), miss.masked_fill(member, -torch.inf)
-        count = (~member).sum(0).double()
     mean_hit, mean_miss = hit.logsumexp(0) - count.log(), miss.logsumexp(0) - count.log()
     rest = math.log((1 - a) / 2) if a < 1 else -math.inf
     from_hit = torch.logaddexp(math.log((1 + a) / 2) + mean_hit, torch.full_like(mean_hit, rest))

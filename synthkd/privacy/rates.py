@@ -107,16 +107,6 @@ class Attack:
     roc: tuple[tuple[float, float], ...]
     worst_class: WorstClass | None
 
-    @property
-    def note(self) -> str:
-        """What a reader must know to use the bound; empty where it is formal."""
-        if not self.heuristic:
-            return ""
-        return (
-            "heuristic: all points belong to one training run and are counted as independent, so epsilon is an "
-            "estimate of what leaks, not a formal lower bound"
-        )
-
 
 def attack(
     name: str,
@@ -173,24 +163,6 @@ def attack(
         roc=_roc(inside, outside),
         worst_class=worst,
     )
-
-
-def ceiling(n_in: int, n_out: int, delta: float = 1e-5, confidence: float = 0.95) -> float:
-    """Largest lower bound of epsilon that an attack without errors can show with one threshold.
-
-    Args:
-        n_in: members, at least 1.
-        n_out: non-members, at least 1.
-        delta: of the bound, in [0, 1).
-        confidence: of the bound, in (0, 1).
-
-    Raises:
-        ConfigError: a value out of range.
-    """
-    check_level(delta, confidence)
-    if min(n_in, n_out) < 1:
-        raise ConfigError(f"a ceiling needs a point on each side, got {n_in} members and {n_out} non-members")
-    return _bound(n_in, n_in, 0, n_out, delta, (1 - confidence) / 2)
 
 
 def _epsilon_bound(inside: Scores, outside: Scores, delta: float, confidence: float) -> tuple[float, float]:

@@ -6,13 +6,12 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 from synthkd.reports.gap import gap_curve, gap_words
 from synthkd.reports.marks import Marks, find_marks
 from synthkd.reports.plot import Plot, draw
 from synthkd.reports.results import Evaluations, FittedGap
-from synthkd.training.monitor import RESERVED, series
+from synthkd.training.monitor import RESERVED, Row, series
 
 SMOOTH_FROM = 60
 """Values from which on a noisy curve gets a running median."""
@@ -71,7 +70,7 @@ class Group:
 
 
 def draw_groups(
-    rows: Sequence[Mapping[str, Any]],
+    rows: Sequence[Row],
     references: Mapping[str, tuple[str, float]],
     evaluations: Evaluations | None = None,
 ) -> list[Group]:
@@ -101,7 +100,7 @@ def draw_groups(
 
 def _panel(
     name: str,
-    rows: Sequence[Mapping[str, Any]],
+    rows: Sequence[Row],
     reference: tuple[str, float] | None,
     gap: FittedGap,
     marks: Marks,
@@ -161,14 +160,14 @@ def _title(name: str) -> str:
     return words[:1].upper() + words[1:]
 
 
-def _values(rows: Sequence[Mapping[str, Any]], name: str) -> tuple[Sequence[float], Sequence[float]]:
+def _values(rows: Sequence[Row], name: str) -> tuple[Sequence[float], Sequence[float]]:
     """Steps and values of a name. An evaluation comes before its step is taken, and its row counts the step as done."""
     steps, values = series(rows, name)
     return ([step - 1 for step in steps] if name.startswith(("evaluation/", "adapt/")) else steps), values
 
 
 def _fitted(
-    rows: Sequence[Mapping[str, Any]], gap: FittedGap, last: float, marks: Marks
+    rows: Sequence[Row], gap: FittedGap, last: float, marks: Marks
 ) -> tuple[Sequence[float], Sequence[float]] | None:
     """Steps up to `last` and values of the curve through the gap; before the end of a run, as it was logged."""
     curve = gap_curve(gap, last, marks)

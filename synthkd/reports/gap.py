@@ -33,9 +33,9 @@ def gap_words(gap: FittedGap, marks: Marks) -> str:
         for letter, value, error in zip("αβγ", numbers, errors, strict=True)
     ]
     listed = ", ".join(parts).replace(" = ", f"{SPACE}={SPACE}").replace(" ± ", f"{SPACE}±{SPACE}").replace("-", "−")
-    known = f"±{SPACE}standard error" if None not in errors else "without ±: the evaluations do not determine it"
+    precision = f"±{SPACE}standard error" if None not in errors else "without ±: the evaluations do not determine it"
     time = f"(t − {gap.start:.4g})" if gap.start else "t"
-    words = f"Curve: α e^(−β {time}) + γ, {listed} ({known}); t: the student’s steps."
+    words = f"Curve: α e^(−β {time}) + γ, {listed} ({precision}); t: the student’s steps."
     if gap.threshold is None:
         return words
     if gap.below_from_step is None:

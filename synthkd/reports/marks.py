@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+
+from synthkd.training.monitor import Row
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Marks:
         return time
 
 
-def find_marks(rows: Sequence[Mapping[str, Any]]) -> Marks:
+def find_marks(rows: Sequence[Row]) -> Marks:
     """The marks of a run, from the rows of its log."""
     phases: list[tuple[str, int]] = []
     for row in rows:

@@ -1,8 +1,8 @@
-"""The flow of private images in a compression, and the search of a student. Nothing here imports torch."""
+"""Settings of a compression: the flow of private images, and the search of a student. Nothing here imports torch."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Literal, get_args
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -12,22 +12,25 @@ from synthkd.settings.models import Architecture
 _OLD_FLOWS = {"f1": "plain", "f2": "dp_teacher", "f3": "dp_generator", "f4": "dp_both"}
 
 
-def _not_an_old_name(value: Any) -> Any:
-    """Refuse a name of version 0.1, with the present name."""
+def _not_an_old_name(value: object) -> object:
+    """Refuse a name of version 0.1; the error has the present name."""
     if isinstance(value, str) and value in _OLD_FLOWS:
         raise ValueError(f"{value} is called {_OLD_FLOWS[value]} now: write flow: {_OLD_FLOWS[value]}")
     return value
 
 
 Flow = Annotated[Literal["plain", "dp_teacher", "dp_generator", "dp_both"], BeforeValidator(_not_an_old_name)]
-"""Which parts of a compression see private images, and which are private; see `CompressConfig.flow`."""
+"""The parts of a compression that learn from private images, and those with differential privacy; see
+`CompressConfig.flow`."""
 
 Goal = Literal["error", "latency", "bytes", "energy"]
 """A quantity that the search minimises."""
 
 GOALS: tuple[Goal, ...] = ("error", "latency", "bytes")
+"""Default quantities to minimise."""
 
 POPULATION = 10
+"""Default number of parents."""
 
 
 class Family(Settings):

@@ -1,8 +1,11 @@
-"""Controllers that follow the student: difficulty, temperature, weights, roles. Nothing here imports torch."""
+"""Settings of the controllers that follow the student: difficulty, temperature, weights, selection, roles.
+
+Nothing here imports torch.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import Field, model_validator
 
@@ -19,17 +22,23 @@ from synthkd.settings.base import (
 
 
 class DifficultySettings(Settings):
-    """The controller of difficulty: up when the student agrees with its teacher on fresh samples, down when not."""
+    """The controller of the difficulty, which follows the agreement of student and teacher on fresh samples."""
 
     start: Fraction = 0.3
     low: Fraction = 0.1
+    """Smallest difficulty."""
     high: Fraction = 0.9
+    """Largest difficulty."""
     raise_above: Fraction = 0.85
+    """Agreement above which the difficulty is raised."""
     lower_below: Fraction = 0.7
+    """Agreement below which the difficulty is lowered."""
     up: Annotated[float, Field(ge=1.0, le=LARGE)] = 1.2
+    """Factor that raises."""
     down: Annotated[float, Field(gt=0.0, le=1.0)] = 0.8
+    """Factor that lowers."""
     augment: bool = True
-    """Also drive the augmentation of what the student sees (erasing above 0.5, jitter above 0.7)."""
+    """Let the difficulty also drive the augmentation of the student's images (erasing above 0.5, jitter above 0.7)."""
 
     @model_validator(mode="after")
     def _ordered(self) -> DifficultySettings:
@@ -41,15 +50,21 @@ class DifficultySettings(Settings):
 
 
 class TemperatureSettings(Settings):
-    """The controller of the temperature: down when the student's loss is small, up when it is large."""
+    """The controller of the temperature, which follows the student's loss on held-out images."""
 
     start: Positive = 5.0
     low: Positive = 1.0
+    """Smallest temperature."""
     high: Positive = 10.0
+    """Largest temperature."""
     lower_below: NonNegative = 0.1
+    """Loss below which the temperature is lowered."""
     raise_above: NonNegative = 0.5
+    """Loss above which the temperature is raised."""
     down: Annotated[float, Field(gt=0.0, le=1.0)] = 0.9
+    """Factor that lowers."""
     up: Annotated[float, Field(ge=1.0, le=LARGE)] = 1.1
+    """Factor that raises."""
 
     @model_validator(mode="after")
     def _ordered(self) -> TemperatureSettings:
@@ -64,72 +79,74 @@ class WeightSettings(Settings):
     """The controller of two weights that add up to 1."""
 
     start: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.5
-    """First weight, before any capacity is known."""
+    """Weight of the terms of the teacher's logits before the first evaluation."""
     rate: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
-    """How far an update goes towards the new weight; 1 goes all the way."""
+    """Share of the way to the new weight that an update goes."""
 
 
 class StrengthSettings(Settings):
-    """The controller of the strength of distillation by capacity."""
+    """The controller of the strength of distillation, which follows the student's capacity (its accuracy)."""
 
     beta: Number | None = 1.0
-    """Gain of the capacity in the strength; None leaves capacity out of it, and only the gap counts."""
+    """Gain of the capacity; None: the strength depends on the gap only."""
     threshold: Positive = 0.05
     """Gap, as a share of the teacher's capacity, above which distillation is strengthened."""
     boost: Annotated[float, Field(ge=1.0, le=LARGE)] = 1.5
-    """Factor of the strength while the gap is above the threshold; 1 leaves the gap out."""
+    """Factor of the strength while the gap is above the threshold; with 1 the gap has no effect."""
 
 
 class AdaptSettings(Settings):
-    """What is looked at while the student learns, and what follows from it."""
+    """Periodic evaluation of the student on held-out images, and the controllers driven by it."""
 
     every: Count = 100
-    """Student steps between two evaluations on held-out images (see `images`)."""
+    """Student steps between two evaluations."""
     images: Images = 500
-    """So many: held-out real images where there are any, else the newest of the bank."""
+    """Largest number of images of an evaluation: held-out real ones if there are any, else the newest of the bank."""
     temperature: TemperatureSettings | None = None
-    """Let the temperature follow the student's loss on them, in the place of `distill.temperature`."""
+    """Let the temperature follow the student's loss, in place of `distill.temperature`."""
     weights: WeightSettings | None = None
-    """Weigh what the teacher answers against all else, by twice the two adaptive weights."""
+    """Multiply the weights of the terms of the teacher's logits, and of all others, by twice two adaptive weights."""
     strength: StrengthSettings | None = None
-    """Weight the losses that come from the teacher by the student's capacity."""
+    """Multiply the weights of all terms that come from the teacher by a strength that follows the capacity."""
 
     @model_validator(mode="before")
     @classmethod
-    def _without_balance(cls, values: Any) -> Any:
-        """Drop `balance: null`, which the config.yaml of earlier runs holds, so that they can be resumed."""
+    def _without_balance(cls, values: object) -> object:
+        """Drop `balance: null`, which is in the config.yaml of earlier runs, so that they can be resumed."""
         if isinstance(values, dict) and values.get("balance", 0) is None:
             return {key: value for key, value in values.items() if key != "balance"}
         return values
 
 
 class SelectionSettings(Settings):
-    """Which of several teachers teaches until the next evaluation (`distill.adapt.every`), by a linear bandit over the
-    student's accuracy, its divergence from each teacher and what a teacher's answer costs."""
+    """Selection of the one of several teachers that labels until the next evaluation (`distill.adapt.every`).
+
+    A linear bandit selects by the student's accuracy, its divergence from each teacher, and the cost of each teacher.
+    """
 
     accuracy: NonNegative = 10.0
-    """Weight of the gain in accuracy in the reward; between two evaluations it is a hundredth or less."""
+    """Weight of the gain in accuracy in the reward. Between two evaluations that gain is 0.01 or less."""
     divergence: NonNegative = 0.1
     """Weight of the divergence KL(teacher || student) in the reward."""
     cost: NonNegative = 0.1
-    """Weight of the cost in the reward: multiply-accumulates of the teacher over those of the largest."""
+    """Weight of the cost in the reward: multiply-accumulates of the teacher as a share of the largest one's."""
     exploration: NonNegative = 1.0
-    """Standard errors that are added to what a teacher is expected to be worth."""
+    """Number of standard errors that are added to the expected reward of a teacher."""
     forget: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.02
-    """Share of what was learned that each choice forgets: what helps a student changes while it learns."""
+    """Share of the weight of earlier rewards that each choice removes, because what helps a student changes."""
 
 
 class SwapSettings(Settings):
-    """When the roles of teacher and learner are swapped among networks that learn together."""
+    """The rule that swaps the roles of teacher and learner among networks that learn together."""
 
     above: Positive = 0.95
     """A learner teaches once its accuracy on held-out images exceeds this share of the teaching network's."""
     again_below: Positive = 0.9
-    """After a swap the roles stay until the best learner falls below this share of the teaching network, or the
-    teaching network below this share of the best learner, so that the roles do not alternate."""
+    """After a swap the roles stay until the best learner falls below this share of the teaching network's accuracy, or
+    the teaching network below this share of the best learner's, so that the roles do not alternate."""
 
     @model_validator(mode="after")
     def _ordered(self) -> SwapSettings:
         if self.again_below > self.above:
-            raise ValueError("again_below must not be above `above`, or roles would change to and fro")
+            raise ValueError("again_below must not be above `above`, or the roles would alternate")
         return self

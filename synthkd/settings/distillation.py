@@ -1,4 +1,4 @@
-"""The configuration of a distillation: its terms, its phases, and what adapts. Nothing here imports torch."""
+"""Settings of a distillation: its loss terms, phases, teachers and peers. Nothing here imports torch."""
 
 from __future__ import annotations
 
@@ -25,37 +25,37 @@ from synthkd.settings.training import OptimizerSettings
 
 
 class DistillSettings(Settings):
-    """What the student learns from: `alpha * CE(student, y) + (1 - alpha) * T^2 KL(teacher_T || student_T) + ...`."""
+    """The student's loss `alpha CE(student, y) + (1 - alpha) T^2 KL(teacher_T || student_T) + ...`, and optimizer."""
 
     temperature: Temperature = 4.0
     alpha: Share = 0.0
-    """Weight of the hard label; 1 - alpha is the weight of the soft labels. With real images in the run only their
-    annotated labels count as hard ones, without any the labels that were asked for."""
+    """Weight of the hard label; 1 - alpha is the weight of the soft labels. If the run has real images, only their
+    annotated labels are hard labels, else the classes that the images were generated for."""
     soft: Weight | None = None
     """Weight of the soft labels; None: 1 - alpha."""
     standardise: bool = False
-    """Compare soft labels of logits that are standardised for each image (Sun et al. 2024): their order and shape count
-    and not their size."""
+    """Standardise the logits of each image before the soft labels are compared (Sun et al. 2024), so that their scale
+    has no effect."""
     logit_match: Weight = 0.0
     """Weight of the mean absolute difference of centred logits, in standard deviations of the teacher's."""
     hint: Weight = 0.0
-    """Weight of the feature hints: training-only regressors map the student's stages onto the teacher's."""
+    """Weight of the feature hints: layers that are only used in training map the student's stages to the teacher's."""
     semantic: Weight = 0.0
-    """Weight of the semantic consistency: which images of a batch are alike, in the teacher's penultimate features and
-    in the student's."""
+    """Weight of the semantic consistency: cosines between the images of a batch, in the penultimate features of teacher
+    and student."""
     transfer: Annotated[tuple[TransferTerm, ...], Listed] = ()
-    """Further terms; those that compare features may each stand several times, at different places."""
+    """Further terms; those that compare features may each appear several times, at different places."""
     average: Weight = 0.0
-    """Weight of the soft labels that the average of the student's own weights gives (needs `optimizer.ema`)."""
+    """Weight of the soft labels by the average of the student's own weights (needs `optimizer.ema`)."""
     adapt: AdaptSettings = AdaptSettings()
     terms: Annotated[dict[str, Weight], Listed] = Field(default_factory=dict)
-    """Losses of your own: `package.module:function` (takes a StudentView, gives a scalar) -> weight."""
+    """Losses of your own: `package.module:function` (takes a StudentView, returns a scalar) -> weight."""
     batch_size: Batch = 64
     optimizer: OptimizerSettings = OptimizerSettings(kind="adamw", lr=3e-3, weight_decay=0.05, schedule="one_cycle")
 
     @property
     def features(self) -> tuple[FeatureTerm, ...]:
-        """The terms that compare features, those of `hint` and `semantic` among them."""
+        """The terms that compare features: those of `hint`, `semantic` and `transfer`."""
         terms = [term for term in self.transfer if isinstance(term, FeatureTerm)]
         if self.semantic != 0.0:
             terms.insert(0, RelationTerm(kind="semantic", weight=self.semantic))
@@ -70,11 +70,11 @@ class Pregenerate(Settings):
     kind: Literal["pregenerate"]
     rounds: Whole
     discard: Whole = 0
-    """First rounds whose images, those of a generator that has hardly begun to learn, are not kept."""
+    """Number of first rounds whose images are not kept, because the generator has hardly begun to learn."""
 
 
 class Refine(Settings):
-    """Train the student; the generator is fixed."""
+    """Train the student alone; the generator does not change."""
 
     kind: Literal["refine"]
     steps: Whole
@@ -96,29 +96,31 @@ class TeamSettings(Settings):
     """How several teachers label as one: by the weighted mean of their logits."""
 
     weighting: Literal["fixed", "confidence", "sample", "selected"] = "fixed"
-    """fixed: by `weights`. confidence: by how sure each is of a batch. sample: by how sure each is of an image.
-    selected: one at a time, by `selection`."""
+    """fixed: by `weights`. confidence: by the certainty of each teacher about a batch. sample: by its certainty about
+    an image. selected: one teacher at a time, by `selection`."""
     weights: Annotated[tuple[NonNegative, ...], Listed] | None = None
-    """One for each teacher, the first being `teacher`; None: all alike (fixed)."""
+    """One weight for each teacher, that of `teacher` first; None: equal weights (fixed)."""
     selection: SelectionSettings = SelectionSettings()
 
     @model_validator(mode="after")
     def _possible(self) -> TeamSettings:
         if self.weights is not None and self.weighting != "fixed":
-            raise ValueError(f"weights are those of fixed weighting: leave them out, or {self.weighting}")
+            raise ValueError(f"weights belong to fixed weighting: leave them out, or weighting {self.weighting}")
         if self.weights is not None and not any(self.weights):
             raise ValueError("weights: at least one must be above 0")
         return self
 
 
 class PeerSettings(Settings):
-    """A network that learns beside the student, from the same batches and by the same terms, with the weights as they
-    were set: what adapts is the student's."""
+    """A network that learns together with the student, from the same batches and by the same loss terms.
+
+    Controllers move the temperature and the weights of the student only; a peer has those of the configuration.
+    """
 
     model: ModelSettings | None = None
-    """None: a copy of the teacher, which goes on learning."""
+    """None: a copy of the teacher, which continues to learn."""
     optimizer: OptimizerSettings | None = None
-    """None: as the student's."""
+    """None: that of the student."""
 
 
 class OnlineSettings(Settings):
@@ -126,11 +128,11 @@ class OnlineSettings(Settings):
 
     peers: Annotated[tuple[PeerSettings, ...], Field(min_length=1, max_length=MOST_ITEMS)]
     mutual: Weight = 1.0
-    """Weight of the mean divergence from the answers of the others."""
+    """Weight of the mean divergence from the predictions of the other networks."""
     temperature: Temperature = 1.0
-    """Of those answers."""
+    """Temperature of these predictions."""
     averaged: bool = False
-    """Let each teach the others by the average of its weights (needs `optimizer.ema`)."""
+    """Let each network teach the others by the average of its weights (needs `optimizer.ema`)."""
     swap: SwapSettings | None = None
-    """Soft labels come from one of the networks, at first the first peer, and who it is may change. None: from the
-    frozen teacher."""
+    """Take the soft labels from one of the networks, at first from peer 1; the rule may pass this role to another.
+    None: the soft labels come from the frozen teacher."""

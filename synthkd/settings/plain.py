@@ -15,7 +15,7 @@ LONGEST = 1000
 """Largest number of bits of a whole number, and of its digits in a file."""
 
 
-def plain(value: Any, path: tuple[str, ...] = ()) -> Any:
+def plain(value: object, path: tuple[str, ...] = ()) -> Any:
     """A value as plain data: configurations and mappings become dicts, tuples lists, paths text.
 
     Args:
@@ -48,7 +48,7 @@ def plain(value: Any, path: tuple[str, ...] = ()) -> Any:
     )
 
 
-def differing(first: Any, second: Any, path: str = "") -> Iterator[str]:
+def differing(first: object, second: object, path: str = "") -> Iterator[str]:
     """Dotted paths at which plain data differs; of sections with different `kind` the path of that `kind` alone."""
     if isinstance(first, dict) and isinstance(second, dict):
         kind_changed = first.get("kind") != second.get("kind")
@@ -61,7 +61,7 @@ def differing(first: Any, second: Any, path: str = "") -> Iterator[str]:
         yield path
 
 
-def show(value: Any) -> str:
+def show(value: object) -> str:
     """A value as YAML would write it, in at most 80 characters."""
     if isinstance(value, str | list | tuple):
         value = value[:80]

@@ -20,7 +20,7 @@ from synthkd.settings.schema import Node, Schema, kinds, properties
 Path = tuple[str | int, ...]
 
 
-def explain(schema: Schema, data: Mapping[str, Any], error: ValidationError) -> list[str]:
+def explain(schema: Schema, data: Mapping[str, object], error: ValidationError) -> list[str]:
     """One line per problem: the path as written in `data`, what was expected, what was got, and the remedy.
 
     Args:
@@ -69,7 +69,7 @@ class _Place:
     in_union: bool = False
 
 
-def _place(schema: Schema, data: Mapping[str, Any], location: Sequence[str | int]) -> _Place:
+def _place(schema: Schema, data: Mapping[str, object], location: Sequence[str | int]) -> _Place:
     """Follow pydantic's location through schema and data, without the tags of union members that nobody wrote."""
     place = _Place((), data, schema.root, schema.root, schema.root)
     for step in location:
@@ -87,7 +87,7 @@ def _place(schema: Schema, data: Mapping[str, Any], location: Sequence[str | int
     return place
 
 
-def _problem(schema: Schema, data: Mapping[str, Any], error: ErrorDetails) -> _Problem:
+def _problem(schema: Schema, data: Mapping[str, object], error: ErrorDetails) -> _Problem:
     place = _place(schema, data, error["loc"])
     path, value, node = place.path, place.value, place.node
     match error["type"]:

@@ -35,7 +35,7 @@ class Schema:
             return [] if node.get("type") == "null" else [node]
         return [alternative for member in members for alternative in self.alternatives(member)]
 
-    def pick(self, node: Node, value: Any) -> Node | None:
+    def pick(self, node: Node, value: object) -> Node | None:
         """The alternative that a list or a section is meant to be, a section by its `kind`; None if there is none."""
         if isinstance(value, list):
             return next((a for a in self.alternatives(node) if a.get("type") == "array"), None)

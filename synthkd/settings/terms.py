@@ -1,4 +1,4 @@
-"""Terms of the student's loss that look inside networks, chosen by `kind:`. Nothing here imports torch."""
+"""Settings of further terms of the student's loss, chosen by `kind:`. Nothing here imports torch."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from synthkd.settings.base import (
 )
 
 Places = Literal["stages", "penultimate"] | Annotated[tuple[tuple[str, str], ...], Listed]
-"""Where features are compared: every stage, what enters the last layer, or pairs of module paths, the teacher's first;
-`PATH:input` is what enters a module."""
+"""Where features are compared: at every stage, at the input of the last layer, or at pairs of module paths, the
+teacher's first. `PATH:input` means the input of a module."""
 
 
 class HintTerm(Settings):
-    """Regressed features (FitNets): a layer of its own maps the student's onto the teacher's."""
+    """Regressed features (FitNets): an additional layer maps the student's features to the teacher's."""
 
     kind: Literal["hint"]
     weight: Weight = 1.0
@@ -31,17 +31,19 @@ class HintTerm(Settings):
 
 
 class AttentionTerm(Settings):
-    """Attention transfer: where in an image activations are large."""
+    """Attention transfer: compares where in an image activations are large."""
 
     kind: Literal["attention"]
     weight: Weight = 1.0
     at: Places = "stages"
     power: Positive = 2.0
+    """Exponent of the absolute activations that are summed over channels."""
     form: Literal["paper", "authors"] = "authors"
+    """The formula of the paper, or that of its authors' code."""
 
 
 class RelationTerm(Settings):
-    """How the images of a batch lie to each other: distances or angles (RKD), similarity-preserving, or cosines."""
+    """Relations between the images of a batch: distances or angles (RKD), similarities, or cosines."""
 
     kind: Literal["rkd_distance", "rkd_angle", "similarity", "semantic"]
     weight: Weight = 1.0
@@ -49,71 +51,78 @@ class RelationTerm(Settings):
 
 
 class AlignmentTerm(Settings):
-    """Squared Wasserstein distance of projected features, whatever positions they belong to."""
+    """Squared Wasserstein distance of projected features, regardless of their positions."""
 
     kind: Literal["alignment"]
     weight: Weight = 1.0
     at: Places = "stages"
     distance: Literal["sliced", "sinkhorn"] = "sliced"
     projections: Units = 64
+    """Random directions of the sliced distance."""
 
 
 class AdapterTerm(Settings):
-    """The architecture adapter: cross-attention lays the student's features out as the teacher's are."""
+    """The architecture adapter: cross-attention brings the student's features into the layout of the teacher's."""
 
     kind: Literal["adapter"]
     weight: Weight = 10.0
-    """The loss itself falls far below 1 as the layers learn; with 1 it did little."""
+    """The default is large because the loss falls far below 1 as the layers learn; a weight of 1 had little effect."""
     at: Places = "stages"
     content: bool = False
-    """Ask with the teacher's features, not with places alone."""
+    """Use the teacher's features as queries of the attention, not positions only."""
 
 
 class DecoupledTerm(Settings):
-    """Decoupled distillation (DKD): the class that the teacher sees and the rest apart; in the place of soft labels
-    with `soft: 0`."""
+    """Decoupled distillation (DKD): separate losses for the class that the teacher predicts and for all others.
+
+    With `soft: 0` it takes the place of the soft labels.
+    """
 
     kind: Literal["dkd"]
     weight: Weight = 1.0
     alpha: NonNegative = 1.0
+    """Weight of the predicted class against the rest."""
     beta: NonNegative = 8.0
+    """Weight of the other classes among each other."""
 
 
 class ContrastTerm(Settings):
-    """Which of the teacher's features belong to the same image (CRD), against other images of the bank."""
+    """Contrastive distillation (CRD): the student's features of an image must identify the teacher's of the same image
+    among those of other images."""
 
     kind: Literal["crd"]
     weight: Weight = 1.0
     dimension: Units = 64
-    """Of the space that both are projected into, by layers that are trained along."""
+    """Dimension of the space into which trained layers project the features of both."""
     temperature: Positive = 0.1
     negatives: Annotated[int, Field(ge=0, le=2**16)] = 256
-    """Images drawn from the bank for each batch, beside the others of the batch; 0 where no bank is filled."""
+    """Images drawn from the bank for each batch, in addition to the other images of the batch; set 0 without a bank."""
 
 
 class ViewTerm(Settings):
-    """How alike the teacher finds a turned image and the others of the batch (SSKD)."""
+    """Self-supervised distillation (SSKD): similarities of each rotated image to the upright images of the batch."""
 
     kind: Literal["sskd"]
     weight: Weight = 100.0
-    """The loss itself is about 0.01."""
+    """The default is large because the loss is about 0.01."""
     temperature: Positive = 0.5
     keep: Fraction = 0.75
-    """Share of the rows in which the teacher mistakes the image that is learned from all the same."""
+    """Share used of those rotated images that the teacher takes for another image; all others are used anyway."""
 
 
 class ExitsTerm(Settings):
-    """Exits at shallow stages, for training only, learn from the deepest answer (self-distillation)."""
+    """Self-distillation: exits at shallow stages, for training only, learn the logits of the last layer."""
 
     kind: Literal["exits"]
     weight: Weight = 1.0
     at: Literal["stages"] | Annotated[tuple[str, ...], Listed] = "stages"
-    """Modules of the student; stages: all but the last."""
+    """Modules of the student with an exit; stages: all stages but the last."""
     features: NonNegative = 0.0
-    """Weight, beside that of the answers, of what enters the last layer."""
+    """Weight of the hint from the input of the last layer, relative to that of its logits."""
 
 
 FeatureTerm = HintTerm | AttentionTerm | RelationTerm | AlignmentTerm | AdapterTerm
+"""Terms that compare features of teacher and student at chosen places."""
 
 TransferTerm = Annotated[FeatureTerm | ContrastTerm | ViewTerm | ExitsTerm | DecoupledTerm, Field(discriminator="kind")]
 
@@ -121,7 +130,7 @@ Numbered = TypeVar("Numbered", bound=TransferTerm)
 
 
 def by_name(terms: Sequence[Numbered]) -> dict[str, Numbered]:
-    """The terms by their kind, numbered from the second of a kind on, in their order."""
+    """The terms by name, in their order. A name is the kind, numbered from the second term of a kind on."""
     named: dict[str, Numbered] = {}
     for term in terms:
         before = sum(other.kind == term.kind for other in named.values())

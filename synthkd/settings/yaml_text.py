@@ -83,7 +83,7 @@ _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_whole_number)
 _Dumper.add_representer(str, _Dumper.represent_text)
 
 
-def parse(text: str) -> Any:
+def parse(text: str) -> object:
     """The data in YAML text.
 
     Raises:
@@ -101,7 +101,7 @@ def parse(text: str) -> Any:
         loader.dispose()
 
 
-def dump(data: Any) -> str:
+def dump(data: object) -> str:
     """Plain data as YAML, its keys in their order; `parse` reads it back equal."""
     return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=120)
 

@@ -122,6 +122,7 @@ class Loop:
     checkpoint_every: int
     headline: Sequence[str] = ()
 
+    @defer_signals()
     def run(self, stages: Sequence[Stage], title: str) -> Progress:
         """Run the stages to their end and return the time they took.
 
@@ -134,10 +135,6 @@ class Loop:
             TrainingError: a loss or a state that is not finite; earlier checkpoints stay.
             Stopped: on a signal; the current step is finished and has a checkpoint.
         """
-        with defer_signals():
-            return self._run(stages, title)
-
-    def _run(self, stages: Sequence[Stage], title: str) -> Progress:
         total = sum(stage.steps for stage in stages)
         clock = _Clock()
         resumed_from = self._resume(total, clock)

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 FILE_NAME = "metrics.jsonl"
 RESERVED = frozenset({"step", "phase", "seconds", "event"})
 """Fields of a row that are no logged numbers."""
+Row = Mapping[str, Any]
+"""A row of the log, as JSON has it: numbers by name, and texts."""
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -53,7 +55,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def series(rows: Iterable[Mapping[str, Any]], name: str) -> tuple[list[int], list[float]]:
+def series(rows: Iterable[Row], name: str) -> tuple[list[int], list[float]]:
     """`(steps, values)` of every row that holds `name`, in the order written."""
     rows = [row for row in rows if row.get(name) is not None]
     return [int(row["step"]) for row in rows], [float(row[name]) for row in rows]
@@ -98,7 +100,7 @@ class Monitor:
         if self._accelerator is not None and self._accelerator.trackers:
             self._accelerator.log(numbers, step=step)
 
-    def event(self, step: int, text: str, **fields: Any) -> None:
+    def event(self, step: int, text: str, **fields: object) -> None:
         """Append an event, in words; the field `kind` is "phase", "resume", "difficulty", "alarm" or another sort."""
         if self._writes:
             self._append({"step": step}, {"event": text, **fields})

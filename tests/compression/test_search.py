@@ -18,7 +18,7 @@ from torch import Tensor
 
 from synthkd.compression.pareto import Candidate, Front, Scores, crowded_order, draw, hypervolume
 from synthkd.compression.proxy import proxy_evaluator
-from synthkd.compression.search import Range, Space, random_search, search, space_of
+from synthkd.compression.search import Range, Space, search, space_of
 from synthkd.errors import CheckpointError, ConfigError, DataError, MissingExtraError
 from synthkd.models import Classifier, build, parameters
 from synthkd.rng import stream
@@ -176,15 +176,6 @@ class TestFront:
         expected = inclusion_exclusion(np.array([[0.1, 2.0, 5000], [0.2, 1.0, 9000]]), np.array(found.reference))
         assert found.hypervolume == pytest.approx(expected, rel=1e-12)
         assert replace(found, reference=(0.5, 10.0, 20_000)).hypervolume < found.hypervolume
-
-    def test_table(self):
-        found = front((0.5, 0.1234, 400), (0.912, 12.3, 61_234), (0.1, 20.0, 70_000))
-        with_energy = replace(found.candidates[0], scores=replace(found.candidates[0].scores, joules=0.0123))
-        assert replace(found, candidates=(with_energy, *found.candidates[1:])).table() == (
-            "   arch  width  depth  proxy   latency   bytes    energy",
-            "1   mlp      2      2  91.2%   12.3 ms  61,234         -",
-            "2   mlp      1      -  50.0%  0.123 ms     400  0.0123 J",
-        )
 
     def test_drawing_has_every_candidate_in_the_colours_of_the_page(self):
         found = front((0.9, 2.0, 5000), (0.8, 1.0, 9000), (0.7, 3.0, 20_000))
@@ -352,7 +343,8 @@ class TestSearch:
 
     def test_the_seed_decides(self, tmp_path):
         one, two, other = (
-            random_search(SPACE, closed_form, tmp_path / name, seed, 3) for name, seed in (("a", 0), ("b", 0), ("c", 1))
+            search(SPACE, closed_form, tmp_path / name, seed, 3, population=None)
+            for name, seed in (("a", 0), ("b", 0), ("c", 1))
         )
         assert one == two
         assert [c.model for c in one.candidates] != [c.model for c in other.candidates]
@@ -360,7 +352,7 @@ class TestSearch:
     def test_paths_are_taken_as_they_are(self, tmp_path):
         """Which as an address of a database would have options, escapes and fields to fill in."""
         folder = tmp_path / "a?b=c%20{x} #d"
-        random_search(SPACE, closed_form, folder, 0, 1)
+        search(SPACE, closed_form, folder, 0, 1, population=None)
         assert [path.name for path in folder.iterdir()] == ["random.db"]
 
     def test_other_arguments_are_refused_by_name(self, tmp_path):
@@ -384,7 +376,7 @@ class TestSearch:
 
     def test_optunas_log_is_silent_and_has_its_voice_again(self, tmp_path, capfd):
         before = optuna.logging.get_verbosity()
-        random_search(SPACE, closed_form, tmp_path, 0, 1)
+        search(SPACE, closed_form, tmp_path, 0, 1, population=None)
         assert capfd.readouterr() == ("", "")
         assert optuna.logging.get_verbosity() == before
 
@@ -418,7 +410,7 @@ class TestSearch:
         goals, gained = ("error", "latency"), []
         for seed in range(4):
             ours = search(SPACE, closed_form, tmp_path / str(seed), seed, 40, goals)
-            chance = random_search(SPACE, closed_form, tmp_path / str(seed), seed, 40, goals)
+            chance = search(SPACE, closed_form, tmp_path / str(seed), seed, 40, goals, population=None)
             common = tuple(np.maximum(ours.reference, chance.reference))
             gained.append(replace(ours, reference=common).hypervolume - replace(chance, reference=common).hypervolume)
         assert np.mean(gained) > 0.002

@@ -294,7 +294,7 @@ def test_without_a_teacher_stored_logits_count_and_nothing_is_labelled() -> None
 @pytest.mark.parametrize("shares", [[], [0.5, 0.5], [REST, REST], [REST]])
 def test_one_source_of_all_fills_the_rest(shares: list[float | None]) -> None:
     sources = [GeneratedSource(some_bank()), RealSource(RealImages(flat(2, 1.0), torch.zeros(2)), 0)]
-    with pytest.raises(ValueError, match="one source of 2 fills the rest"):
+    with pytest.raises(ValueError, match="2 sources need a share each, exactly one of them REST"):
         HybridDataset(sources, shares, MixSettings(), 4, 10, teacher, lambda: 0.0, 0)
 
 

@@ -331,7 +331,7 @@ def test_beside_others_a_file_that_cannot_be_used_is_passed_over_and_named_once(
         assert numbers(stream.at(step)) == [0, 1, 2, 3, 4]
     (said,) = caplog.messages
     assert re.search(message, said)
-    assert said.endswith("; it is passed over until it comes under another name")
+    assert said.endswith("; the file is skipped, put a usable one there under another name")
     assert sorted((a.step, a.name, a.images, a.held) for a in stream.arrivals) == [
         (0, "1.npz", 3, 0), (1, "0.npz", 0, 0), (1, "2.npz", 2, 0)
     ]  # fmt: skip

@@ -154,7 +154,7 @@ class TestEmbedding:
     def test_its_statement_is_that_of_its_ledger(self) -> None:
         pytest.importorskip("dp_accounting")
         made = release(pixels(50), torch.arange(50) % 10, FEW, 3.0)
-        said = made.statement(1e-5)
+        said = made.statement(1e-5, made.ledger)
         assert said["epsilon"] == epsilon(made.ledger, 1e-5, "replace_one").pld
         assert (said["adjacency"], said["examples"], said["insecure"]) == ("replace_one", 50, False)
         assert (said["noise_multiplier"], said["sensitivity"]) == (3.0, 2.0 / 50)

@@ -16,7 +16,7 @@ from synthkd.settings import OptimizerSettings, WidthSettings, ZooModel
 from synthkd.settings.load import load_config
 from synthkd.taps import observe
 from synthkd.training.learner import Learner
-from synthkd.types import ImageSpec, Stateful, to_float
+from synthkd.types import ImageSpec, Stateful
 
 SPEC = ImageSpec(3, 12, 10, 5)
 CONVNET = ZooModel(arch="convnet", width=4)
@@ -324,33 +324,6 @@ class TestSliceOut:
             for value in sliced.parameters():
                 value.zero_()
         assert all(torch.equal(before[name], value) for name, value in model.state_dict().items()), "these were copies"
-
-    def test_statistics_are_estimated_anew_on_images(self):
-        """Those of the first layer against the moments of its input; uint8 images are what they are as floats."""
-        model = slimmable(start=1.25)
-        pixels = (images(40) * 255).round().to(torch.uint8)
-        as_floats = to_float(pixels)
-        sliced = slice_out(model, pixels)
-        norm = sliced.get_submodule("body.stage1.1")
-        with torch.no_grad():
-            maps = observe(sliced, as_floats, ["body.stage1.0"]).features["body.stage1.0"]
-        assert torch.allclose(norm.running_mean, maps.mean(dim=(0, 2, 3)), atol=1e-5)
-        assert torch.allclose(norm.running_var, maps.var(dim=(0, 2, 3)), rtol=1e-4)
-        assert not torch.allclose(slice_out(model)(as_floats), sliced(as_floats), atol=0.1)
-        assert torch.equal(slice_out(model, as_floats)(as_floats), sliced(as_floats))
-
-    def test_batches_of_images_weigh_alike(self):
-        """300 images make two batches of 150: the mean over all of them is that of their means."""
-        model, x = slimmable(), images(300)
-        sliced = slice_out(model, x)
-        with torch.no_grad():
-            maps = observe(sliced, x, ["body.stage1.0"]).features["body.stage1.0"]
-        norm = sliced.get_submodule("body.stage1.1")
-        assert torch.allclose(norm.running_mean, maps.mean(dim=(0, 2, 3)), atol=1e-5)
-
-    def test_no_images_are_no_statistics(self):
-        with pytest.raises(DataError, match="slice_out: at least 1 image is needed"):
-            slice_out(slimmable(), images(0))
 
 
 class TestFeatureSimilarity:

@@ -24,13 +24,13 @@ from synthkd.settings import DigitsData
 from synthkd.settings.load import load_config
 
 DIGITS = {"kind": "digits"}
-INVERSION: dict[str, Any] = {"generator": {"batch_size": 20, "width": 4, "latent": 8}, "device": "cpu"}
-STUDENT: dict[str, Any] = {
-    **INVERSION,
-    "student": {"arch": "convnet", "width": 4},
+GENERATOR = {"batch_size": 20, "width": 4, "latent": 8}
+DISTILLATION: dict[str, Any] = {
+    "transfer_set": {"generator": GENERATOR},
     "phases": [{"kind": "joint", "steps": 8, "every": 2}],
     "distill": {"batch_size": 16},
 }
+STUDENT: dict[str, Any] = {"student": {"arch": "convnet", "width": 4}, "device": "cpu"}
 TITLES = {
     "teach": "The teacher reaches",
     "distill": "The student agrees with its teacher on",
@@ -59,15 +59,23 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Callable[[], Res
             TeachConfig,
             {"data": DIGITS, "model": model, "training": training, "device": "cpu"},
         ),
-        "distill": (distill, DistillConfig, {**STUDENT, "teacher": teacher}),
-        "generate": (generate, GenerateConfig, {**INVERSION, "teacher": teacher, "rounds": 2, "per_class": 2}),
+        "distill": (distill, DistillConfig, {**STUDENT, **DISTILLATION, "teacher": teacher}),
+        "generate": (
+            generate,
+            GenerateConfig,
+            {"generator": GENERATOR, "teacher": teacher, "rounds": 2, "per_class": 2, "device": "cpu"},
+        ),
         "evaluate": (evaluate, EvaluateConfig, {**small, "generated": sets[:1], "real": sets[1], "teacher": teacher}),
         "audit": (
             audit,
             AuditConfig,
             {"teacher": teacher, "members": sets[0], "nonmembers": sets[1], "device": "cpu"},
         ),
-        "compress": (compress, CompressConfig, {**STUDENT, "teacher": teacher, "export": {"formats": []}}),
+        "compress": (
+            compress,
+            CompressConfig,
+            {**STUDENT, "distillation": DISTILLATION, "teacher": teacher, "export": {"formats": []}},
+        ),
     }
 
     def command(name: str) -> Callable[[], Result[Any]]:

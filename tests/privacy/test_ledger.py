@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 
 from synthkd.errors import CheckpointError, ConfigError
-from synthkd.privacy.accounting import epsilon
-from synthkd.privacy.ledger import Ledger, PoissonSteps, Release, without_amplification
+from synthkd.privacy.ledger import Ledger, PoissonSteps, Release
 
 RUN = PoissonSteps(sample_rate=0.1, noise_multiplier=1.0, steps=30)
 """Three epochs of batches of a tenth."""
@@ -55,15 +54,3 @@ def test_impossible_events_are_refused() -> None:
             PoissonSteps(rate, noise, steps)
     with pytest.raises(ConfigError, match="0 means no noise"):
         Release(math.inf)
-
-
-def test_shuffled_batches_have_no_amplification() -> None:
-    pytest.importorskip("dp_accounting")
-
-    shuffled = without_amplification(1.0, 30, 60, 600)
-    assert shuffled.events == (Release(1.0, "add_or_remove_one"),) * 3
-    assert epsilon(shuffled, 1e-5).pld == pytest.approx(8.385, abs=1e-3)
-    assert len(without_amplification(1.0, 31, 60, 600).events) == 4, "some were in four batches"
-    assert without_amplification(1.0, 0, 60, 600) == Ledger()
-    with pytest.raises(ConfigError, match="batch_size <= examples"):
-        without_amplification(1.0, 3, 601, 600)

@@ -2,8 +2,8 @@
 
 A capacity, C_S(t) of the student at time t and C_T of the teacher, is any number >= 0 that both models get from the
 same images by the same estimator: held-out accuracy, or the nats about the label in
-`synthkd.compression.capacity.label_information`. Only their ratio counts. A count of parameters would not do, because
-it never changes while the student learns.
+`synthkd.compression.capacity.label_information`. Only the ratio of the two counts. The number of parameters is no such
+capacity, because it does not change while the student learns.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 from scipy.optimize import brentq
 
-from synthkd.distillation.control.controller import Controller, Evaluation
+from synthkd.distillation.control.controller import Controller, Evaluation, Outcome
 from synthkd.distillation.terms.objective import Origin
 from synthkd.errors import DataError
 from synthkd.metrics.transfer import POINTS, GapCurve, fit_capacity_gap
@@ -25,8 +25,8 @@ from synthkd.settings import StrengthSettings, WeightSettings
 def capacity_strength(student: float, teacher: float, beta: float = 1.0) -> float:
     """Capacity-aware strength `gamma_t = sigmoid(C_S(t) / C_T * beta)`.
 
-    It is 1/2 for a student that knows nothing and `sigmoid(beta)` for one as capable as its teacher: with beta = 1 it
-    rises by 0.23 during the whole training. A negative beta makes it fall instead.
+    It is 1/2 for a student of capacity 0 and `sigmoid(beta)` for one as capable as its teacher: with beta = 1 it rises
+    by 0.23 during the whole training. With a negative beta it falls.
 
     Args:
         student: C_S(t) >= 0.
@@ -42,15 +42,19 @@ def capacity_strength(student: float, teacher: float, beta: float = 1.0) -> floa
 class AdaptiveWeights(Controller):
     """Two weights `alpha_t = sigmoid(C_S(t) / C_T * beta_t)` and `beta_t = 1 - alpha_t`, which define each other.
 
-    At each t that is a fixed point. Here an update is one step of an iteration over time,
+    At each t the two equations define a fixed point. An update is one step of an iteration over time,
 
         alpha <- alpha + rate * (sigmoid(C_S / C_T * (1 - alpha)) - alpha)
 
-    which for a constant ratio tends to `balanced_weight` from any start in [0, 1]. At rate 1 (no damping) it
-    cycles between two values for ratios above 5.86; at rate 1/2 it converges for any below 74. The weights hardly
+    which for a constant ratio converges to `balanced_weight` from any start in [0, 1]. At rate 1 (no damping) it
+    cycles between two values for ratios above 5.86; at rate 1/2 it converges for any ratio below 74. The weights hardly
     move: for ratios from 0 to 1 alpha goes from 0.5 to 0.599.
 
+    Args:
+        settings: the first alpha and the rate.
+
     Attributes:
+        settings: as given.
         value: alpha_t, in (0, 1).
     """
 
@@ -64,7 +68,11 @@ class AdaptiveWeights(Controller):
         return 1.0 - self.value
 
     def update(self, student: float, teacher: float) -> float:
-        """Take the capacities C_S(t) >= 0 and C_T > 0 and return the new alpha_t.
+        """Return the new alpha_t.
+
+        Args:
+            student: C_S(t) >= 0.
+            teacher: C_T > 0.
 
         Raises:
             DataError: capacities that are not finite, or have no ratio.
@@ -74,7 +82,7 @@ class AdaptiveWeights(Controller):
         return self.value
 
     def follow(self, evaluation: Evaluation) -> dict[str, float]:
-        """Follow an evaluation; returns what is logged."""
+        """Update the weights by the accuracies of student and teacher; without a teacher they stay."""
         if not evaluation.teacher:
             return {}
         if evaluation.step > 0:
@@ -82,20 +90,23 @@ class AdaptiveWeights(Controller):
         return {"adapt/weight_of_answers": self.value}
 
     def factor(self, origin: Origin) -> float:
-        """The factor of the weight of a term of this origin at present."""
+        """`2 alpha_t` for terms of the teacher's logits, `2 beta_t` for all others, so that the mean stays 1."""
         return 2.0 * (self.value if origin == "answers" else self.other)
 
     def state_dict(self) -> dict[str, Any]:
-        """What `load_state_dict` continues from."""
+        """alpha_t, as `value`."""
         return {"value": self.value}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from `state_dict`."""
+        """Continue from what `state_dict` returned."""
         self.value = float(state["value"])
 
 
 def balanced_weight(ratio: float) -> float:
-    """The one alpha in [1/2, 1) with `alpha = sigmoid(ratio * (1 - alpha))`, for a ratio C_S / C_T >= 0.
+    """The only alpha in [1/2, 1) with `alpha = sigmoid(ratio * (1 - alpha))`.
+
+    Args:
+        ratio: C_S / C_T >= 0.
 
     Raises:
         DataError: a ratio that is negative or not finite.
@@ -107,13 +118,17 @@ def balanced_weight(ratio: float) -> float:
 class StrengthController(Controller):
     """Strength of distillation: `capacity_strength`, times `boost` while the capacity gap is above a threshold.
 
-    The gap that counts is the fitted curve at the present, which does not jump with a single evaluation, or the last
-    one itself while there are too few for a curve.
+    The gap is the fitted curve at the present time, which does not jump with a single evaluation. While there are too
+    few evaluations for a curve, it is the gap of the last one.
+
+    Args:
+        settings: gain, threshold and boost.
 
     Attributes:
-        value: the strength; before the first update that of a student that knows nothing, not boosted.
+        settings: as given.
+        value: the strength; before the first update that of a student of capacity 0, not boosted.
         points: (time, gap) of every update.
-        curve: the one through the points; None while they are too few.
+        curve: fitted to the points; None while there are too few.
     """
 
     def __init__(self, settings: StrengthSettings) -> None:
@@ -123,9 +138,12 @@ class StrengthController(Controller):
         self.curve: GapCurve | None = None
 
     def update(self, time: float, student: float, teacher: float) -> float:
-        """Take the capacities C_S(t) >= 0 and C_T > 0 at a later time (a step) and return the new strength.
+        """Return the new strength; the gap is `1 - C_S(t) / C_T`.
 
-        The gap is the share that is missing, `1 - C_S(t) / C_T`.
+        Args:
+            time: t, a step, after that of the last update.
+            student: C_S(t) >= 0.
+            teacher: C_T > 0.
 
         Raises:
             DataError: capacities that are not finite, or have no ratio; a time that is not after the last one.
@@ -133,15 +151,15 @@ class StrengthController(Controller):
         gap = 1.0 - _ratio(student, teacher)
         if not math.isfinite(time) or (self.points and time <= self.points[-1][0]):
             raise DataError(f"strength needs times that go up, got {time} after {self.points[-1:]}; pass the step")
-        self._take([*self.points, (float(time), gap)])
-        now = gap if self.curve is None else self.curve.at(time)
+        self._fit([*self.points, (float(time), gap)])
+        present_gap = gap if self.curve is None else self.curve.at(time)
         s = self.settings
         strength = 1.0 if s.beta is None else capacity_strength(student, teacher, s.beta)
-        self.value = strength * (s.boost if now > s.threshold else 1.0)
+        self.value = strength * (s.boost if present_gap > s.threshold else 1.0)
         return self.value
 
     def follow(self, evaluation: Evaluation) -> dict[str, float]:
-        """Follow an evaluation; returns what is logged."""
+        """Update the strength by the accuracies of student and teacher; without a teacher it stays."""
         if not evaluation.teacher:
             return {}
         self.update(evaluation.step, evaluation.accuracies[0], evaluation.teacher)
@@ -149,11 +167,11 @@ class StrengthController(Controller):
         return {"adapt/strength": self.value, "adapt/gap": self.points[-1][1], **fitted}
 
     def factor(self, origin: Origin) -> float:
-        """The factor of the weight of a term of this origin at present."""
+        """The strength for terms of the teacher's logits or features, 1 for all others."""
         return 1.0 if origin == "own" else self.value
 
-    def outcome(self, names: Sequence[str]) -> dict[str, Any]:
-        """What the evaluations came to, JSON-able; `names` are those of the students by number."""
+    def outcome(self, names: Sequence[str]) -> Outcome:
+        """The fitted gap, where there is a curve; values that are not finite are None there."""
         if self.curve is None:
             return {}
         threshold = self.settings.threshold
@@ -164,15 +182,15 @@ class StrengthController(Controller):
         return {"gap": asdict(self.curve) | summary}
 
     def state_dict(self) -> dict[str, Any]:
-        """What `load_state_dict` continues from."""
+        """The strength as `value`, and the `points`; the curve follows from them."""
         return {"value": self.value, "points": [list(point) for point in self.points]}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from `state_dict`."""
+        """Continue from what `state_dict` returned."""
         self.value = float(state["value"])
-        self._take([(float(time), float(gap)) for time, gap in state["points"]])
+        self._fit([(float(time), float(gap)) for time, gap in state["points"]])
 
-    def _take(self, points: list[tuple[float, float]]) -> None:
+    def _fit(self, points: list[tuple[float, float]]) -> None:
         self.points = points
         self.curve = None if len(points) < POINTS else fit_capacity_gap(*zip(*points, strict=True))
 

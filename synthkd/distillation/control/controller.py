@@ -1,10 +1,10 @@
-"""What a controller is: it follows evaluations of the student, and multiplies weights of loss terms."""
+"""The interface of controllers, which follow evaluations of the student and multiply weights of loss terms."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, TypedDict
 
 from synthkd.distillation.terms.objective import Origin
 from synthkd.types import Stateful
@@ -15,13 +15,13 @@ class Evaluation:
     """An evaluation of the students on held-out images.
 
     Attributes:
-        step: the student's own, 0-based. At 0 it has learned nothing, so that nothing moves which answers to how well
-            it does.
-        loss: its cross-entropy to the labels, nats.
+        step: the student's own, 0-based. At step 0 it has learned nothing, so controllers that follow its loss or its
+            accuracy do not move yet.
+        loss: the student's cross-entropy to the labels, nats.
         accuracies: in [0, 1], the student's first, then those of its peers.
-        teacher: accuracy of the frozen teacher; 0 where there is none, or it is never right.
-        divergences: mean KL(teacher || student) of each of several teachers, nats; empty where none is selected.
-        costs: of each of these teachers, as `TeacherTeam.costs`.
+        teacher: accuracy of the frozen teacher in [0, 1]; 0 without a teacher, or if it is never right.
+        divergences: mean KL(teacher || student) of each of several teachers, nats; empty unless one is selected.
+        costs: of each of these teachers in [0, 1], as `TeacherTeam.costs`.
     """
 
     step: int
@@ -32,17 +32,55 @@ class Evaluation:
     costs: tuple[float, ...] = ()
 
 
+class Outcome(TypedDict, total=False):
+    """The summary of all evaluations of a run, as `result.json` has it.
+
+    Attributes:
+        every: student steps between two evaluations.
+        accuracy: of the student at the last evaluation, in [0, 1]; None without an evaluation.
+        stability: standard deviation of the accuracy over the last evaluations; None for fewer than two.
+        stability_of: the number of these evaluations.
+        transfer_efficiency: the fields of `synthkd.metrics.transfer.TransferEfficiency` at the last evaluation; None
+            without a teacher.
+        gap: the fields of `synthkd.metrics.transfer.GapCurve`, the threshold, and the step from which the curve is
+            below it; only if the strength of distillation adapts.
+        teaching: name of the student that teaches at the end; only if roles are swapped.
+        selected: how often each teacher was selected; only if one of several is.
+    """
+
+    every: int
+    accuracy: float | None
+    stability: float | None
+    stability_of: int
+    transfer_efficiency: dict[str, Any] | None
+    gap: dict[str, Any]
+    teaching: str
+    selected: list[int]
+
+
 class Controller(Stateful, Protocol):
-    """What follows the evaluations of the student."""
+    """A part of the run that follows the evaluations of the student."""
 
     def follow(self, evaluation: Evaluation) -> dict[str, float]:
-        """Take an evaluation and return what is logged."""
+        """Take one evaluation into account.
+
+        Returns:
+            What is logged, by name.
+        """
         ...
 
     def factor(self, origin: Origin) -> float:
-        """What the weight of a term is multiplied by at present."""
+        """The present factor of the weight of a term.
+
+        Args:
+            origin: where the term comes from.
+        """
         return 1.0
 
-    def outcome(self, names: Sequence[str]) -> dict[str, Any]:
-        """What the evaluations came to, JSON-able; `names` are those of the students by number."""
+    def outcome(self, names: Sequence[str]) -> Outcome:
+        """This controller's part of the summary of all evaluations.
+
+        Args:
+            names: of the students, the student's first.
+        """
         return {}

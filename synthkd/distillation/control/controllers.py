@@ -1,4 +1,4 @@
-"""All controllers of a run, as one: what they do to the temperature, to the weights and to who teaches."""
+"""All controllers of a run: they set the temperature, the weights of loss terms, and who teaches."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from synthkd.distillation.control.capacity import AdaptiveWeights, StrengthController
-from synthkd.distillation.control.controller import Controller, Evaluation
+from synthkd.distillation.control.controller import Controller, Evaluation, Outcome
 from synthkd.distillation.control.roles import Roles
 from synthkd.distillation.control.selection import TeacherSelection
 from synthkd.distillation.control.temperature import LossTemperature
@@ -16,11 +16,11 @@ from synthkd.settings import AdaptSettings
 
 
 class Controllers:
-    """The controllers that the settings ask for, in the order in which they follow an evaluation.
+    """The controllers of a run, which follow each evaluation one after another.
 
     Args:
         settings: which of temperature, weights and strength adapt; None: none of them.
-        roles: the role swap of online distillation, or None.
+        roles: swaps the roles of online distillation, or None.
         selection: selects one of several teachers, or None.
 
     Attributes:
@@ -47,39 +47,47 @@ class Controllers:
 
     @property
     def keys(self) -> list[str]:
-        """The configuration keys that brought a controller, for errors."""
+        """The configuration key of each controller, for errors."""
         keys = {"roles": "online.swap", "selection": "team.selection"}
         return [keys.get(name, f"distill.adapt.{name}") for name in self._controllers]
 
     @property
     def temperature(self) -> float | None:
-        """The temperature at present; None where no controller moves it."""
+        """The present temperature; None if no controller moves it."""
         return None if self._temperature is None else self._temperature.value
 
     @property
     def teaching(self) -> int | None:
-        """Number of the network whose logits are the soft labels; None: the frozen teacher."""
+        """Number of the student whose logits are the soft labels at present; None: the frozen teacher."""
         return None if self.roles is None else self.roles.teaching
 
     @property
     def selected(self) -> list[int] | None:
-        """How often each teacher was selected; None where none is."""
+        """How often each teacher was selected; None without a selection."""
         return None if self.selection is None else list(self.selection.counts)
 
     def factor(self, origin: Origin) -> float:
-        """The factor of the weight of a term at present."""
+        """The present factor of the weight of a term: the product over all controllers.
+
+        Args:
+            origin: where the term comes from.
+        """
         return math.prod(one.factor(origin) for one in self._controllers.values())
 
     def follow(self, evaluation: Evaluation) -> dict[str, float]:
-        """Let every controller follow an evaluation; returns what is logged."""
+        """Let every controller follow an evaluation; returns what is logged, by name."""
         logged: dict[str, float] = {}
         for one in self._controllers.values():
             logged |= one.follow(evaluation)
         return logged
 
-    def outcome(self, names: Sequence[str]) -> dict[str, Any]:
-        """What the controllers came to, JSON-able; `names` are those of the students by number."""
-        outcome: dict[str, Any] = {}
+    def outcome(self, names: Sequence[str]) -> Outcome:
+        """The controllers' part of the summary of all evaluations.
+
+        Args:
+            names: of the students, the student's first.
+        """
+        outcome: Outcome = {}
         for one in self._controllers.values():
             outcome |= one.outcome(names)
         return outcome
@@ -89,6 +97,6 @@ class Controllers:
         return {name: one.state_dict() for name, one in self._controllers.items()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from `state_dict`."""
+        """Continue from what `state_dict` returned."""
         for name, one in self._controllers.items():
             one.load_state_dict(state[name])

@@ -5,25 +5,26 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from synthkd.distillation.control.controller import Controller, Evaluation
+from synthkd.distillation.control.controller import Controller, Evaluation, Outcome
 from synthkd.settings import SwapSettings
 
 
 class Roles(Controller):
-    """The role swap: the best learner teaches once its accuracy exceeds a share of the teaching one's.
+    """The role swap: the best learner teaches once its accuracy exceeds a share of the teaching network's.
 
     The share is below 1, so two equal networks would swap at every evaluation. A swap therefore disarms the rule, until
-    the best learner falls below `again_below` of the teaching network. While it is disarmed, a learner still takes over
-    once it is clearly ahead, when the teaching network's accuracy is below `again_below` of its own. The way back needs
-    the same gap in the other direction, so the roles cannot alternate.
+    the best learner's accuracy falls below `again_below` of the teaching network's. While the rule is disarmed, a
+    learner still takes over once it is clearly ahead: when the teaching network's accuracy is below `again_below` of
+    the learner's. A swap back needs the same gap in the other direction, so the roles cannot alternate.
 
     Args:
         settings: the two shares.
         teaching: number of the network that teaches at first.
 
     Attributes:
-        teaching: number of the network that teaches.
-        armed: whether `above` is enough for a swap.
+        settings: as given.
+        teaching: number of the network that teaches at present.
+        armed: whether an accuracy above the share `above` is enough for a swap.
     """
 
     def __init__(self, settings: SwapSettings, teaching: int) -> None:
@@ -32,7 +33,11 @@ class Roles(Controller):
         self.armed = True
 
     def update(self, accuracies: Sequence[float]) -> bool:
-        """Take the accuracies of all networks, in [0, 1], and return whether the roles changed."""
+        """Return whether the roles changed.
+
+        Args:
+            accuracies: of all networks by number, in [0, 1]; at least two.
+        """
         s = self.settings
         share = s.above if self.armed else max(s.above, 1.0 / s.again_below)
         learners = [number for number in range(len(accuracies)) if number != self.teaching]
@@ -44,19 +49,19 @@ class Roles(Controller):
         return False
 
     def follow(self, evaluation: Evaluation) -> dict[str, float]:
-        """Follow an evaluation; returns what is logged."""
+        """Swap the roles if the accuracies say so."""
         if evaluation.step > 0:
             self.update(evaluation.accuracies)
         return {"adapt/teaching": float(self.teaching)}
 
-    def outcome(self, names: Sequence[str]) -> dict[str, Any]:
-        """What the evaluations came to, JSON-able; `names` are those of the students by number."""
+    def outcome(self, names: Sequence[str]) -> Outcome:
+        """The name of the network that teaches at the end."""
         return {"teaching": names[self.teaching]}
 
     def state_dict(self) -> dict[str, Any]:
-        """What `load_state_dict` continues from."""
+        """`teaching` and `armed`."""
         return {"teaching": self.teaching, "armed": self.armed}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue from `state_dict`."""
+        """Continue from what `state_dict` returned."""
         self.teaching, self.armed = int(state["teaching"]), bool(state["armed"])

@@ -9,46 +9,47 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from synthkd.distillation.control.controller import Controller, Evaluation
+from synthkd.distillation.control.controller import Controller, Evaluation, Outcome
 from synthkd.errors import CheckpointError, ConfigError, DataError
 from synthkd.settings import SelectionSettings
 
 SHARED = 4
-"""Features of a choice beside which teacher it is: 1, accuracy, divergence, cost."""
+"""Number of features that all teachers share: 1, accuracy, divergence, cost. One indicator per teacher follows."""
 
 
 class TeacherSelection(Controller):
     """Chooses teachers by a linear bandit over the student's accuracy, its divergence from each and what each costs.
 
-    The reward of a choice is `a * (accuracy gain) + b * KL(teacher || student) - c * cost`, a, b, c being `accuracy`,
-    `divergence` and `cost` of the settings. Divergence and cost are those known when choosing (the divergence left
-    afterwards would pay a teacher for what it failed to teach), so only the gain has to be learned.
+    The reward of a choice is `a * (accuracy gain) + b * KL(teacher || student) - c * cost`, where a, b and c are
+    `accuracy`, `divergence` and `cost` of the settings. Divergence and cost are known when a teacher is chosen, so only
+    the gain has to be learned. (The divergence after the choice would reward a teacher for what it failed to teach.)
 
-    For that it is LinUCB (Li et al. 2010) with one ridge regression for all teachers, of features
-    `x = (1, accuracy, KL_k, cost_k, which teacher)`. With one regression for each (their algorithm 1) the few choices
-    of a run would leave most parameters to chance; here what holds for all, such as gains that dwindle as the student
-    learns, is learned from every choice, and a number of its own is what is left to each teacher. Old choices count
-    less, as in discounted regression (D-LinUCB, Russac et al. 2019; its second matrix, which would make the standard
-    errors somewhat smaller, is left out):
+    The gain is learned by LinUCB (Li et al. 2010) with one ridge regression for all teachers, of the features
+    `x = (1, accuracy, KL_k, cost_k, which teacher)`. With one regression per teacher (their algorithm 1) the few
+    choices of a run would leave most parameters to chance. Here every choice teaches what holds for all teachers, such
+    as gains that dwindle as the student learns, and each teacher has one parameter of its own. Old choices count less,
+    as in discounted regression (D-LinUCB, Russac et al. 2019; its second matrix, which would make the standard errors
+    somewhat smaller, is left out):
 
         V = I + sum_s f^(t-s) x_s x_s^T,   theta = V^-1 sum_s f^(t-s) x_s y_s,   f = 1 - forget
 
-    Chosen is the largest `theta^T x + b KL - c cost + exploration * sigma * sqrt(x^T V^-1 x)`, with sigma^2 the
-    penalised mean square of the residuals, so that a common factor of a, b and c changes no choice. Each teacher is
-    tried once first, by its number; of equals the lowest number is chosen. Nothing here is random.
+    The teacher with the largest `theta^T x + b KL - c cost + exploration * sigma * sqrt(x^T V^-1 x)` is chosen. sigma^2
+    is the penalised mean square of the residuals, so that a common factor of a, b and c changes no choice. First each
+    teacher is tried once, by its number; of equal ones the lowest number is chosen. Nothing here is random.
 
     Args:
         teachers: their number.
-        settings: weights, exploration and forgetting; when to choose is up to the caller.
+        settings: weights, exploration and forgetting. The caller decides when to choose.
 
     Attributes:
+        settings: as given.
         selected: number of the teacher chosen last; 0 at first.
-        last: reward that was paid last; 0 at first.
-        expected: reward expected of each teacher at the last choice, without what exploration adds; 0 at first.
-        counts: how often each was chosen.
+        last: the latest reward; 0 at first.
+        expected: expected reward of each teacher at the last choice, without exploration; 0 at first.
+        counts: how often each teacher was chosen.
 
     Raises:
-        ConfigError: no teachers.
+        ConfigError: no teacher.
     """
 
     def __init__(self, teachers: int, settings: SelectionSettings) -> None:
@@ -64,18 +65,21 @@ class TeacherSelection(Controller):
         self._moment = torch.zeros(size, dtype=torch.float64)
         self._square = 0.0
         self._weight = 0.0
-        # of the choice that is not paid yet
+        # Of the latest choice, whose reward is not known until the next evaluation.
         self._features = torch.zeros(size, dtype=torch.float64)
         self._accuracy = 0.0
         self._immediate = 0.0
 
     def choose(self, accuracy: float, divergences: Sequence[float], costs: Sequence[float]) -> int:
-        """Pay the last choice, if there was one, by what the student knows now, and give the next teacher's number.
+        """Reward the last choice, if there was one, by the student's new accuracy, and choose the next teacher.
 
         Args:
             accuracy: of the student, always on the same images; in [0, 1], not in percent.
             divergences: mean KL(teacher || student) of each teacher, nats.
-            costs: of one answer of each teacher, >= 0: its multiply-accumulates over those of the largest.
+            costs: of labelling by each teacher, >= 0: its multiply-accumulates over those of the largest.
+
+        Returns:
+            Its number.
 
         Raises:
             DataError: not one divergence and cost for each teacher, or a value that is not finite.
@@ -89,33 +93,33 @@ class TeacherSelection(Controller):
         if not all(map(math.isfinite, (accuracy, *divergences, *costs))):
             raise DataError(
                 f"selection needs finite values, got accuracy {accuracy}, divergences {list(divergences)} and costs "
-                f"{list(costs)}; look for what made them"
+                f"{list(costs)}; check the models that they come from"
             )
         if any(self.counts):
-            self._pay(accuracy)
+            self._reward(accuracy)
         s = self.settings
         immediate = [s.divergence * kl - s.cost * cost for kl, cost in zip(divergences, costs, strict=True)]
         shared = [[1.0, accuracy, kl, cost] for kl, cost in zip(divergences, costs, strict=True)]
         features = torch.cat([torch.tensor(shared, dtype=torch.float64), torch.eye(count, dtype=torch.float64)], dim=1)
         gains, errors = self._predict(features)
-        self.expected = [gain + more for gain, more in zip(gains, immediate, strict=True)]
-        hoped = [value + s.exploration * error for value, error in zip(self.expected, errors, strict=True)]
-        self.selected = self.counts.index(0) if 0 in self.counts else hoped.index(max(hoped))
+        self.expected = [gain + certain for gain, certain in zip(gains, immediate, strict=True)]
+        bounds = [value + s.exploration * error for value, error in zip(self.expected, errors, strict=True)]
+        self.selected = self.counts.index(0) if 0 in self.counts else bounds.index(max(bounds))
         self.counts[self.selected] += 1
         self._features, self._accuracy, self._immediate = features[self.selected], accuracy, immediate[self.selected]
         return self.selected
 
     def follow(self, evaluation: Evaluation) -> dict[str, float]:
-        """Follow an evaluation; returns what is logged."""
+        """Choose the teacher that labels until the next evaluation."""
         self.choose(evaluation.accuracies[0], evaluation.divergences, evaluation.costs)
         return {"adapt/selected_teacher": float(self.selected), "adapt/reward": self.last}
 
-    def outcome(self, names: Sequence[str]) -> dict[str, Any]:
-        """What the evaluations came to, JSON-able; `names` are those of the students by number."""
+    def outcome(self, names: Sequence[str]) -> Outcome:
+        """How often each teacher was selected."""
         return {"selected": list(self.counts)}
 
     def state_dict(self) -> dict[str, Any]:
-        """What `load_state_dict` continues from."""
+        """Counts, rewards, the sums of the regression, and the latest choice, whose reward is still open."""
         return {
             "selected": self.selected,
             "last": self.last,
@@ -131,7 +135,7 @@ class TeacherSelection(Controller):
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where the state was taken.
+        """Continue from what `state_dict` returned.
 
         Raises:
             CheckpointError: a state of another number of teachers.
@@ -150,8 +154,8 @@ class TeacherSelection(Controller):
         self._features = state["features"].clone()
         self._accuracy, self._immediate = float(state["accuracy"]), float(state["known"])
 
-    def _pay(self, accuracy: float) -> None:
-        """Learn from what the last choice brought."""
+    def _reward(self, accuracy: float) -> None:
+        """Add the gain of the last choice to the regression."""
         gain = self.settings.accuracy * (accuracy - self._accuracy)
         self.last = gain + self._immediate
         retained, x = 1.0 - self.settings.forget, self._features
@@ -161,11 +165,11 @@ class TeacherSelection(Controller):
         self._weight = retained * self._weight + 1.0
 
     def _predict(self, features: Tensor) -> tuple[list[float], list[float]]:
-        """Weighted gain, and its standard error, of each row of features `[T, D]`; zeros before anything was paid."""
+        """Expected gain and its standard error for each row of features `[T, D]`; zeros before the first reward."""
         precision = self._gram + torch.eye(len(self._gram), dtype=torch.float64)
         theta = torch.linalg.solve(precision, self._moment)
-        # The least that the penalised squares come to. The penalty keeps it above 0 after a single gain, which the
-        # regression could fit exactly, so that even then a standard error has the size of what is gained.
+        # The minimum of the penalised sum of squares. After a single gain, which the regression could fit exactly, the
+        # penalty keeps it above 0, so that even then the standard error has the size of the gain.
         residual = max(0.0, self._square - float(self._moment @ theta))
         variance = residual / self._weight if self._weight else 0.0
         leverage = (features * torch.linalg.solve(precision, features.T).T).sum(dim=1)

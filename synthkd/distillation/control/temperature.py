@@ -1,4 +1,4 @@
-"""The temperature of the soft labels follows the student's loss."""
+"""The temperature of the soft labels, driven by the student's loss."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from synthkd.schedules import TemperatureScheduler
 
 
 class LossTemperature(TemperatureScheduler, Controller):
-    """The temperature follows the student's loss."""
+    """A temperature that falls while the student's loss is small and rises while it is large."""
 
     def follow(self, evaluation: Evaluation) -> dict[str, float]:
-        """Follow an evaluation; returns what is logged."""
+        """Update the temperature by the student's loss."""
         if evaluation.step > 0:
             self.update(evaluation.loss)
         return {"adapt/temperature": self.value}

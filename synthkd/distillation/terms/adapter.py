@@ -1,4 +1,4 @@
-"""Adapter between different architectures: student features in the teacher's layout, by cross-attention."""
+"""The architecture adapter: cross-attention brings student features into the layout of the teacher's."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ class ArchitectureAdapter(nn.Module):
     teacher's features as queries. Such queries leak the target to the attention, which can reconstruct it from almost
     any student features, so by default queries are positional embeddings only (set `content` for the published form).
 
-    Places are coordinates in the unit square, at any resolution. Each head prefers keys near its question, in a
-    neighbourhood of its own that is learned from there on: at first the adapter is little more than a resampling of the
-    student's map. Memory grows with heads x teacher positions x student positions for each image: average large maps
-    down first (`no_finer`).
+    Positions are coordinates in the unit square, at any resolution. Each head prefers keys near its query. The size of
+    its neighbourhood is learned; at first the adapter does little more than resample the student's map. Memory grows
+    with heads x teacher positions x student positions for each image, so average large maps down first (`no_finer`).
 
     Args:
         teacher: channels of the teacher's features.
         student: channels of the student's features.
-        content: ask with the teacher's features too, through a projection of their own. They get no gradient.
+        content: add a projection of the teacher's features to the queries; they get no gradient.
 
     Attributes:
+        channels: those of teacher and student.
         width: channels of keys, queries and values: the smaller of the two rounded up to a multiple of 8, in 16..128.
     """
 
@@ -48,22 +48,22 @@ class ArchitectureAdapter(nn.Module):
         self.place = nn.ModuleDict({side: nn.Linear(4 * _FREQUENCIES + 1, self.width) for side in ("query", "key")})
         self.query, self.key, self.value = (nn.Linear(self.width, self.width) for _ in range(3))
         self.out = nn.Linear(self.width, teacher)
-        # 1 / neighbourhood^2: a head that sees nearly everything, and others that see less and less
+        # 1 / neighbourhood^2 of each head: the first attends to nearly all positions, the next ones to fewer and fewer.
         self.log_nearness = nn.Parameter(torch.linspace(0.0, math.log(256.0), HEADS))
 
     def forward(self, teacher: Tensor, student: Tensor) -> Tensor:
-        """The student's features as the teacher would lay them out.
+        """The student's features in the layout of the teacher's.
 
         Args:
             teacher: `[N, C, H, W]`, `[N, T, C]` or `[N, C]`; without `content` only its shape is used.
-            student: `[N, ...]` likewise, with channels and sizes of its own.
+            student: `[N, ...]` likewise, with its own channels and sizes.
 
         Returns:
-            Of the teacher's shape, with gradient to the student. A student with a single position gives the same at
-            each of the teacher's.
+            Features of the teacher's shape, with gradient to the student. If the student has a single position, they
+            are equal at all positions.
 
         Raises:
-            ModelError: other channels than the adapter was made for, or unlike numbers of images.
+            ModelError: other channels than those of the adapter, or different numbers of images.
         """
         target, source = positions(teacher), positions(student)
         got = (target.shape[-1], source.shape[-1])
@@ -73,12 +73,13 @@ class ArchitectureAdapter(nn.Module):
                 f"got teacher {list(teacher.shape)} and student {list(student.shape)}; make one for these features"
             )
         with torch.autocast(source.device.type, enabled=False):
-            answer = self._answer(target.float(), source.float(), coordinates(teacher), coordinates(student))
+            resampled = self._attend(target.float(), source.float(), coordinates(teacher), coordinates(student))
         if teacher.dim() == 4:
-            return answer.transpose(1, 2).reshape(teacher.shape)
-        return answer if teacher.dim() == 3 else answer.squeeze(1)
+            return resampled.transpose(1, 2).reshape(teacher.shape)
+        return resampled if teacher.dim() == 3 else resampled.squeeze(1)
 
-    def _answer(self, target: Tensor, source: Tensor, there: Tensor, here: Tensor) -> Tensor:
+    def _attend(self, target: Tensor, source: Tensor, there: Tensor, here: Tensor) -> Tensor:
+        """Cross-attention from positions `there [T, 3]` of the teacher to positions `here [S, 3]` of the student."""
         there, here = there.to(source.device), here.to(source.device)
         tokens = self._through(self.project, source)
         queries = self.place["query"](_waves(there)).expand(len(source), -1, -1)
@@ -92,13 +93,14 @@ class ArchitectureAdapter(nn.Module):
                 (self.value, tokens),
             )
         )
-        # -n |x - y|^2 is 2 n x.y - n |y|^2 but for what all keys share: as further dimensions of queries and keys it
-        # costs no array of its own for every pair of positions
+        # The score of query x and key y gets -n |x - y|^2 = 2 n x.y - n |y|^2 - n |x|^2. The last part is the same for
+        # all keys, so the softmax ignores it. The rest is a dot product of further dimensions of queries and keys,
+        # which saves an array over all pairs of positions.
         nearness = self.log_nearness.exp()[:, None, None]
-        q = _beside(q / math.sqrt(q.shape[-1]), torch.cat([2.0 * there, -torch.ones_like(there[:, :1])], 1) * nearness)
-        k = _beside(k, torch.cat([here, here.square().sum(dim=1, keepdim=True)], dim=1))
-        found: Tensor = self.out(((q @ k.transpose(-1, -2)).softmax(dim=-1) @ v).transpose(1, 2).flatten(2))
-        return found
+        q = _append(q / math.sqrt(q.shape[-1]), torch.cat([2.0 * there, -torch.ones_like(there[:, :1])], 1) * nearness)
+        k = _append(k, torch.cat([here, here.square().sum(dim=1, keepdim=True)], dim=1))
+        resampled: Tensor = self.out(((q @ k.transpose(-1, -2)).softmax(dim=-1) @ v).transpose(1, 2).flatten(2))
+        return resampled
 
     @staticmethod
     def _through(projection: nn.Module, tokens: Tensor) -> Tensor:
@@ -107,13 +109,13 @@ class ArchitectureAdapter(nn.Module):
 
 
 def no_finer(teacher: Tensor, student: Tensor) -> Tensor:
-    """The teacher's map averaged down to the rows and columns that the student has; other layouts as they are.
+    """The teacher's map averaged down to the student's numbers of rows and columns; other layouts are unchanged.
 
     A student of 7x7 positions cannot resolve 14x14, and the attention would cost four times as much.
 
     Args:
         teacher: `[N, C, H, W]`, `[N, T, C]` or `[N, C]`.
-        student: `[N, ...]` likewise; tokens are taken for a square grid of at most their number.
+        student: `[N, ...]` likewise; tokens count as the largest square grid that they fill.
     """
     if teacher.dim() != 4:
         return teacher
@@ -124,10 +126,16 @@ def no_finer(teacher: Tensor, student: Tensor) -> Tensor:
 
 
 def coordinates(features: Tensor) -> Tensor:
-    """Where the positions of features lie: float32 `[T, 3]`, row and column in (0, 1), and 1 for a class token.
+    """Coordinates of the positions of features.
 
-    A square number of tokens is taken for a grid, one more than that for a class token before a grid, any other number
-    for a line from top to bottom. A vector, and a class token, lie in the middle.
+    A square number of tokens is read as a grid, a square number plus one as a class token before a grid, and any other
+    number as a line from top to bottom. A vector and a class token lie in the middle.
+
+    Args:
+        features: `[N, C, H, W]`, `[N, T, C]` or `[N, C]`.
+
+    Returns:
+        float32 `[T, 3]`: row and column in (0, 1), and 1 for a class token, else 0.
     """
     if features.dim() == 4:
         return _grid(features.shape[2], features.shape[3])
@@ -152,7 +160,7 @@ def _waves(places: Tensor) -> Tensor:
     return torch.cat([angles.sin().flatten(1), angles.cos().flatten(1), places[:, 2:]], dim=1)
 
 
-def _beside(x: Tensor, more: Tensor) -> Tensor:
+def _append(x: Tensor, more: Tensor) -> Tensor:
     """`[N, heads, T, d]` with further dimensions, the same for every image."""
     return torch.cat([x, more.expand(*x.shape[:2], -1, -1)], dim=-1)
 

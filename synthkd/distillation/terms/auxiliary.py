@@ -1,6 +1,6 @@
 """Auxiliary layers of the feature, contrastive and exit losses: trained with the student, never saved with it.
 
-They are one module with one forward pass a step, as data-parallel training asks for.
+They are one module with one forward pass per step, because data-parallel training needs it so.
 """
 
 from __future__ import annotations
@@ -27,9 +27,13 @@ class AuxiliaryLayers(nn.Module):
 
     Args:
         settings: the terms.
-        teacher: whose features are compared; None leaves the terms on the student's own features.
+        teacher: the network whose features the student's are compared with; None: only terms of the student's own
+            features are computed.
         student: the network that learns.
         seed: of random directions and rotated views.
+
+    Attributes:
+        transfer, contrast, exits: the layers of each kind of term, or None without such a term.
 
     Raises:
         ConfigError: features that a term cannot compare.
@@ -74,7 +78,11 @@ class AuxiliaryLayers(nn.Module):
         return tuple(dict.fromkeys(place for group in groups if group is not None for place in group.student_places))
 
     def extra_images(self, batch: Batch, step: int, bank: MemoryBank | None) -> ExtraImages | None:
-        """Augmented views and negatives for a batch; None where no term needs any."""
+        """Augmented views and negatives for a batch; None if there is no contrastive term.
+
+        Args:
+            batch, step, bank: see `Contrast.extra_images`.
+        """
         return None if self.contrast is None else self.contrast.extra_images(batch, step, bank)
 
     def forward(
@@ -88,21 +96,24 @@ class AuxiliaryLayers(nn.Module):
         teacher_extra: Mapping[str, Tensor] | None = None,
         student_views: Mapping[str, Tensor] | None = None,
     ) -> dict[str, Tensor]:
-        """The unweighted terms, scalars by name.
+        """The unweighted terms.
 
         Args:
             batch: with the teacher's features.
             student: features of the student by module path.
-            logits: of the student `[N, K]`.
+            logits: of the student, `[N, K]`.
             temperature: T of the exits.
             step: of the student.
-            extra: the extra images.
-            teacher_extra: the teacher's features of all extra images.
-            student_views: the student's features of the augmented views among them.
+            extra: the extra images; not None if there are contrastive terms.
+            teacher_extra: the teacher's features of all extra images; None: there are none.
+            student_views: the student's features of the augmented views; None: there are none.
+
+        Returns:
+            Scalars by name.
         """
         terms: dict[str, Tensor] = {}
         weights = batch.weights
-        # Mixed precision may be on around this module, and half precision is too coarse for products of features.
+        # The caller may run in mixed precision, and half precision is too coarse for products of features.
         with torch.autocast(logits.device.type, enabled=False):
             if self.transfer is not None:
                 terms |= self.transfer(batch.teacher_features, student, step, weights)
@@ -118,12 +129,12 @@ class AuxiliaryLayers(nn.Module):
 def auxiliary_layers(
     settings: DistillSettings, teacher: Classifier | None, student: nn.Module, seed: int, name: str
 ) -> AuxiliaryLayers | None:
-    """The auxiliary layers of one student, or None where no term of it needs any.
+    """The auxiliary layers of one student, or None if it has no term with such layers.
 
     Args:
         settings, teacher, seed: see `AuxiliaryLayers`.
-        student: the network; one that changes its width has no layer whose features could be compared.
-        name: of the student; the layers of each start from weights of their own.
+        student: the network. If it changes its width, it has no layer whose features could be compared.
+        name: of the student; it decides the initial weights of the layers.
 
     Raises:
         ConfigError, ModelError: see `AuxiliaryLayers`.

@@ -1,4 +1,4 @@
-"""Contrastive terms, which need extra images: rotated views of the batch (SSKD), negatives of the bank (CRD)."""
+"""Contrastive terms, which need extra images: rotated views of the batch (SSKD), negatives from the bank (CRD)."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ class ExtraImages:
     """Extra inputs of the contrastive losses for a batch of N images, on its device.
 
     Attributes:
-        views: float32 `[N, C, H, W]` in [0, 1], the batch's images rotated; `[0, C, H, W]` where no term needs it.
-        negatives: float32 `[K, C, H, W]` in [0, 1], drawn from the bank; K is 0 where it is empty.
-        copies: bool `[N, N + K]`, True where the image of a column (batch, then negatives) is the same as that of the
-            row, since draws are with replacement. The diagonal is False.
+        views: float32 `[N, C, H, W]` in [0, 1], the batch's images rotated; `[0, C, H, W]` if no term needs them.
+        negatives: float32 `[K, C, H, W]` in [0, 1], drawn from the bank; K is 0 if the bank is empty or not needed.
+        copies: bool `[N, N + K]`, True where the image of a column (batch, then negatives) is that of the row, which
+            happens because draws are with replacement. The diagonal is False.
     """
 
     views: Tensor
@@ -39,30 +39,31 @@ class ExtraImages:
 
     @property
     def images(self) -> Tensor:
-        """All of them for the teacher, `[N + K, C, H, W]`, views first."""
+        """All extra images, for the teacher: `[N + K, C, H, W]`, views first."""
         return torch.cat([self.views, self.negatives])
 
 
 class Contrast(nn.Module):
     """Contrastive losses of penultimate features, with their layers.
 
-    `crd` (Tian et al. 2020; `synthkd.losses.contrast.crd` has the forms) is InfoNCE here, since the bank changes its
+    `crd` (Tian et al. 2020; `synthkd.losses.contrast.crd` has the forms) is InfoNCE here, because the bank changes its
     size: the student's features of an image must identify the teacher's features of the same image among those of the
     batch and of the bank. Both go through a linear layer. `sskd` (Xu et al. 2020) compares similarities of rotated and
-    upright images. The authors add a head to either network and first train the teacher's; here the teacher is not
-    trained, and similarities are those of its own features.
+    upright images. The authors add a head to each network and train the teacher's head first; here the teacher is not
+    trained, and the similarities are those of its own features.
 
     Args:
-        terms: what is compared.
+        terms: the contrastive terms.
         teacher: gives the targets; its weights do not become part of this module.
-        student: gives what is compared.
+        student: the network that learns.
         seed: of the rotations.
 
     Attributes:
-        terms: name -> term. A name is the term's kind, numbered where it comes again.
+        terms: name -> term. A name is the term's kind, numbered from the second term of a kind on.
+        layers: name -> the two projections of a `crd` term, the teacher's first.
 
     Raises:
-        ModelError: a network without a linear layer at its end.
+        ModelError: a network whose last layer is not linear.
     """
 
     def __init__(
@@ -92,12 +93,12 @@ class Contrast(nn.Module):
         return (self._heads[1] + INPUT,)
 
     def extra_images(self, batch: Batch, step: int, bank: MemoryBank | None = None) -> ExtraImages:
-        """The extra images of a batch; a function of seed, step and what the bank holds.
+        """The extra images of a batch; a function of seed, step and the content of the bank.
 
         Args:
-            batch: images, with their slots in the bank and their rows among real images.
+            batch: images, with their slots in the bank and their numbers among real images.
             step: of the student.
-            bank: negatives are drawn from it by its policy; None or an empty bank gives none.
+            bank: negatives are drawn from it by its policy; there are none if it is None or empty.
         """
         images, count = batch.images, len(batch)
         views = turn(images, stream(self._seed, "view", step)) if self._turns else images[:0]
@@ -108,6 +109,7 @@ class Contrast(nn.Module):
             drawn = bank.draw(self._negatives, step, "negatives").to(images.device)
             assert drawn.slots is not None
             negatives, columns = drawn.images, torch.cat([slots, drawn.slots])
+        # -1 says that a slot or a number is unknown, so two of them are no copies.
         copies = (slots[:, None] == columns) & (slots[:, None] >= 0)
         copies[:, :count] |= (rows[:, None] == rows) & (rows[:, None] >= 0)
         copies.fill_diagonal_(False)
@@ -122,17 +124,18 @@ class Contrast(nn.Module):
         copies: Tensor,
         weights: Tensor | None = None,
     ) -> dict[str, Tensor]:
-        """The unweighted terms, scalars by name.
-
-        A batch of one image gives 0 for `sskd`, and for `crd` where there are no negatives.
+        """The unweighted terms.
 
         Args:
-            teacher: features of the batch by place, without gradient.
-            student: features of the batch by place.
-            teacher_extra: the teacher's of `ExtraImages.images`; may be empty where there are none.
-            student_views: the student's of `ExtraImages.views`; may be empty where there are none.
+            teacher: the teacher's features of the batch by module path, without gradient.
+            student: the student's features of the batch by module path.
+            teacher_extra: the teacher's features of `ExtraImages.images`; may be empty if there are none.
+            student_views: the student's features of `ExtraImages.views`; may be empty if there are none.
             copies: `ExtraImages.copies`.
             weights: importance weights `[N]` of the images, or None for ones.
+
+        Returns:
+            Scalars by name. For a batch of one image `sskd` is 0, and so is `crd` without negatives.
         """
         theirs, ours = (_vectors(f[at + INPUT]) for f, at in zip((teacher, student), self._heads, strict=True))
         extra = _vectors(teacher_extra[self.teacher_places[0]]) if teacher_extra else theirs[:0]
@@ -147,17 +150,17 @@ class Contrast(nn.Module):
                 assert isinstance(layers, nn.ModuleList)
                 others = torch.cat([theirs, negatives[: term.negatives]])
                 columns = copies[:, : len(others)]
-                losses[name] = _own_among_all(layers[0](others), layers[1](ours), columns, term.temperature, weights)
+                losses[name] = _infonce(layers[0](others), layers[1](ours), columns, term.temperature, weights)
         return losses
 
 
-def _own_among_all(
+def _infonce(
     teacher: Tensor, student: Tensor, copies: Tensor, temperature: float, weights: Tensor | None = None
 ) -> Tensor:
-    """`crd` in the form infonce, row i of `student [N, D]` belonging to row i of `teacher [N + K, D]`.
+    """`crd` in the form infonce, where row i of `student [N, D]` belongs to row i of `teacher [N + K, D]`.
 
-    Each image is told from all the others and its copies are left out. One product of matrices gives every score,
-    where negatives listed for each image would be N (N + K) D numbers.
+    All other rows that are not copies are negatives. One matrix product gives all scores, while a list of negatives for
+    each image would have N (N + K) D numbers.
     """
     ours, theirs = (unit(full_precision(features)) for features in (student, teacher))
     scores = (ours @ theirs.T / temperature).masked_fill(copies, -torch.inf)
@@ -165,6 +168,7 @@ def _own_among_all(
 
 
 def _vectors(features: Tensor) -> Tensor:
+    """The mean over positions, float32 `[N, D]`."""
     return positions(full_precision(features)).mean(dim=1)
 
 

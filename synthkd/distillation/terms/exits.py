@@ -1,4 +1,4 @@
-"""Self-distillation: exits at early stages learn the logits of the network's last layer."""
+"""Self-distillation: exits at early stages of a network learn the logits of its last layer."""
 
 from __future__ import annotations
 
@@ -19,30 +19,31 @@ from synthkd.settings import ExitsTerm
 from synthkd.taps import INPUT
 
 WIDTH = 64
+"""Channels of an exit before its linear layer."""
 
 
 class Exits(nn.Module):
     """Exits at modules of the student, trained with it and never saved with it.
 
     "Be Your Own Teacher" (Zhang et al. 2019): shallow stages predict the class too, which improves the features of the
-    stages above. The paper gives an exit three losses. Two of them are here: the divergence from the deepest logits
-    and, by `features`, the hint from the deepest features. The third, the hard label, reaches exits through the
-    deepest logits alone, because a label may be missing, or be the one that a generator was conditioned on.
+    stages above. The paper gives an exit three losses. Two of them are implemented: the divergence from the deepest
+    logits and, with the weight `features`, the hint from the deepest features. The third, the hard label, reaches exits
+    through the deepest logits only, because a label may be missing, or may be what a generator was conditioned on.
 
     An exit is a convolution of stride 2 (for tokens and vectors a linear layer), ReLU, the mean over positions and a
-    linear layer. Without the convolution the mean of a first stage's few channels hardly tells one class from another.
+    linear layer. Without the convolution the mean of a first stage's few channels hardly separates the classes.
 
     Args:
-        term: where, and the weight of features.
-        student: what learns from itself.
+        term: the places of the exits, and the weight of features.
+        student: the network that learns from itself.
 
     Attributes:
         term: as given.
         places: module paths with an exit, in the order of `answers`.
 
     Raises:
-        ConfigError: a network that has no stage before its last.
-        ModelError: a place that the student does not have.
+        ConfigError: a network without a stage before its last one.
+        ModelError: a module path that the student does not have.
     """
 
     def __init__(self, term: ExitsTerm, student: Classifier) -> None:
@@ -63,11 +64,18 @@ class Exits(nn.Module):
 
     @property
     def student_places(self) -> tuple[str, ...]:
-        """What to tap of the student."""
+        """Module paths of the student whose features are needed."""
         return (*self.places, self._last) if self.regressors else self.places
 
     def answers(self, student: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Logits `[N, K]` of every exit by place, of features by place."""
+        """Logits of every exit.
+
+        Args:
+            student: features by module path.
+
+        Returns:
+            `[N, K]` by module path.
+        """
         necks = self._necks(student)
         return {place: layer(neck) for place, layer, neck in zip(self.places, self.heads, necks, strict=True)}
 
@@ -77,8 +85,8 @@ class Exits(nn.Module):
         """`exits`: the mean over exits of `T^2 KL(deepest_T || exit_T) + features * hint`, a scalar.
 
         Args:
-            student: features by place; the gradient reaches the layers below each place.
-            logits: the student's own `[N, K]`, a target: no gradient goes there.
+            student: features by module path; the gradient reaches the layers below each of them.
+            logits: the student's own `[N, K]`, the target; they get no gradient.
             temperature: T > 0.
             weights: importance weights `[N]` of the images, or None for ones.
         """
@@ -98,7 +106,7 @@ class Exits(nn.Module):
         return {"exits": torch.stack(losses).mean()}
 
     def _necks(self, student: Mapping[str, Tensor]) -> list[Tensor]:
-        """`[N, WIDTH]` at each place."""
+        """Features `[N, WIDTH]` of each exit."""
         return [_mean(neck(student[place].float())) for place, neck in zip(self.places, self.necks, strict=True)]
 
 

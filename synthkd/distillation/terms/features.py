@@ -40,31 +40,37 @@ RELATIONS = {
 
 @dataclass(frozen=True)
 class Pair:
-    """A place in the teacher and the place of the student that is compared with it, as paths for `Taps`."""
+    """Two places whose features are compared.
+
+    Attributes:
+        teacher: module path of the teacher, as `synthkd.taps.observe` takes it.
+        student: module path of the student.
+    """
 
     teacher: str
     student: str
 
 
 class Transfer(nn.Module):
-    """Terms that compare features of teacher and student, with the layers that align them; trained with the student
-    and never saved with it.
+    """Terms that compare features of teacher and student, with the layers that align them.
 
-    At "stages" the last stages of both networks are compared, then the last but one, and so on; hints compare the
-    penultimate features too.
+    The layers are trained with the student and never saved with it. At "stages" the last stages of both networks are
+    compared, then the last but one, and so on; hints compare the penultimate features too.
 
     Args:
-        terms: what is compared where.
-        teacher: gives the targets.
-        student: gives what is compared.
+        terms: the terms and their places.
+        teacher: gives the targets; its weights do not become part of this module.
+        student: the network that learns.
         seed: of random directions.
 
     Attributes:
-        pairs: name of a term -> the places it compares. A name is the term's kind, numbered where it comes again.
+        terms: name -> term. A name is the term's kind, numbered from the second term of a kind on.
+        pairs: name of a term -> the places that it compares.
+        layers: name of a term -> one layer per pair.
 
     Raises:
         ConfigError: features that a term cannot compare.
-        ModelError: a place that a model does not have.
+        ModelError: a module path that a model does not have.
     """
 
     def __init__(self, terms: Sequence[FeatureTerm], teacher: Classifier, student: Classifier, seed: int = 0) -> None:
@@ -82,7 +88,7 @@ class Transfer(nn.Module):
             for pair in pairs_of[name]:
                 target, source = theirs[pair.teacher], ours[pair.student]
                 if isinstance(term, AttentionTerm) and term.at == "stages" and not target.dim() == source.dim() == 4:
-                    continue
+                    continue  # stages without feature maps are left out; a place that the user names is an error
                 pairs.append(pair)
                 layers.append(_layer(name, term, pair, target, source))
             if not pairs:
@@ -95,25 +101,28 @@ class Transfer(nn.Module):
 
     @property
     def teacher_places(self) -> tuple[str, ...]:
-        """What to tap of the teacher."""
+        """Module paths of the teacher whose features are compared."""
         return tuple(dict.fromkeys(pair.teacher for pairs in self.pairs.values() for pair in pairs))
 
     @property
     def student_places(self) -> tuple[str, ...]:
-        """What to tap of the student."""
+        """Module paths of the student whose features are compared."""
         return tuple(dict.fromkeys(pair.student for pairs in self.pairs.values() for pair in pairs))
 
     def forward(
         self, teacher: Mapping[str, Tensor], student: Mapping[str, Tensor], step: int, weights: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """The unweighted terms, scalars by name; one pass for all of them, so that layers are seen once a step.
+        """The unweighted terms.
 
         Args:
-            teacher: features by place, without gradient.
-            student: likewise, of the same images.
-            step: of the student, from which random directions follow.
-            weights: importance weights `[N]` of the images, or None for ones. Relations between images, and distances
-                of distributions, are those of the batch as it was drawn.
+            teacher: the teacher's features by module path, without gradient.
+            student: the student's features of the same images by module path.
+            step: of the student; it decides the random directions.
+            weights: importance weights `[N]` of the images, or None for ones. Terms that compare images with each other
+                or distributions ignore them.
+
+        Returns:
+            Scalars by name.
         """
         results = {}
         for name, term in self.terms.items():
@@ -136,7 +145,19 @@ class Transfer(nn.Module):
 
 
 def shown_at(whose: str, model: Classifier, places: Sequence[str]) -> Mapping[str, Tensor]:
-    """Features of a blank image at the places that a recipe names; a wrong one is an error that says whose it is."""
+    """Features of a blank image at the places that a recipe names.
+
+    Args:
+        whose: "teacher" or "student", for the error.
+        model: the network.
+        places: module paths.
+
+    Returns:
+        Features of one image by module path.
+
+    Raises:
+        ModelError: a module path that the model does not have.
+    """
     try:
         return blank_features(model, places)
     except ModelError as error:
@@ -151,14 +172,14 @@ def _loss(term: FeatureTerm, layer: nn.Module, target: Tensor, source: Tensor, w
     if isinstance(term, AdapterTerm):
         target = no_finer(target, source)
         return hint(target, layer(target, source), weights)
-    if target.dim() == 4 and target.shape[2:] != source.shape[2:]:
+    if target.dim() == 4 and target.shape[2:] != source.shape[2:]:  # both maps at the coarser resolution
         size = (min(target.shape[2], source.shape[2]), min(target.shape[3], source.shape[3]))
         target, source = F.adaptive_avg_pool2d(target, size), F.adaptive_avg_pool2d(source, size)
     return hint(target, layer(source), weights)
 
 
 def _layer(name: str, term: FeatureTerm, pair: Pair, target: Tensor, source: Tensor) -> nn.Module:
-    """What brings the student's features into the teacher's form; nothing where a term needs no such thing."""
+    """The layer that maps the student's features to the form of the teacher's; the identity if a term needs none."""
     theirs, ours = (features.shape[1] if features.dim() == 4 else features.shape[-1] for features in (target, source))
     if isinstance(term, AdapterTerm):
         return ArchitectureAdapter(theirs, ours, term.content)
@@ -186,17 +207,19 @@ def _layer(name: str, term: FeatureTerm, pair: Pair, target: Tensor, source: Ten
 
 
 def _pairs(term: FeatureTerm, teacher: Classifier, student: Classifier) -> list[Pair]:
+    """The places that a term compares."""
     if not isinstance(term.at, str):
         return [Pair(*places) for places in term.at]
     last = [head(model) + INPUT for model in (teacher, student)]
     if term.at == "penultimate":
         return [Pair(*last)]
-    results = [list(stages(model)) for model in (teacher, student)]
+    places_of = [list(stages(model)) for model in (teacher, student)]
     if isinstance(term, HintTerm):
-        results = [[*places, end] for places, end in zip(results, last, strict=True)]
-    count = min(map(len, results))
+        places_of = [[*places, end] for places, end in zip(places_of, last, strict=True)]
+    count = min(map(len, places_of))
     if not count:
         raise ConfigError(
             f"distill.transfer: {term.kind} at stages: one of the networks has no stage that is found; name places (at)"
         )
-    return [Pair(*both) for both in zip(*(places[-count:] for places in results), strict=True)]
+    # Counted from the end, since the last stages of two networks of unlike depth correspond best.
+    return [Pair(*both) for both in zip(*(places[-count:] for places in places_of), strict=True)]

@@ -18,6 +18,7 @@ from synthkd.settings import Curve, DecoupledTerm, DistillSettings, OnlineSettin
 from synthkd.types import Batch
 
 Term = Callable[["StudentView"], Tensor]
+"""A loss term: a scalar with gradient."""
 Origin = Literal["answers", "features", "own"]
 """Where a term comes from: a teacher's logits ("answers"), its features, or neither ("own")."""
 
@@ -28,14 +29,14 @@ class StudentView:
 
     Attributes:
         batch: images, labels and importance weights.
-        teacher: logits `[N, K]` of whoever teaches; None where nobody does.
-        student: student logits `[N, K]`, with gradient.
+        teacher: logits `[N, K]` of the frozen teacher, or of the student that teaches at present; None without either.
+        student: the student's logits `[N, K]`, with gradient.
         temperature: T of the soft labels at this step.
         student_features: module path -> features of the student; empty unless a term compares some.
         transferred: name -> scalar, the terms that the auxiliary layers computed.
-        averaged: logits `[N, K]` by the average of the student's weights, where a term asks for them.
-        others: logits `[N, K]` of each network that learns beside this one, without gradient.
-        mutual_temperature: T of the others' answers.
+        averaged: logits `[N, K]` by the average of the student's weights; None if nothing needs them.
+        others: logits `[N, K]` of each student that learns together with this one, without gradient.
+        mutual_temperature: T of the mutual term at this step.
     """
 
     batch: Batch
@@ -50,20 +51,33 @@ class StudentView:
 
 
 class Regulator(Protocol):
-    """A student that changes its own size, as `synthkd.models.slimmable.Slimmable` does."""
+    """A student that changes its own size; `synthkd.models.slimmable.Slimmable` is one."""
 
     def penalty(self) -> Tensor:
-        """A scalar to add to the loss."""
+        """A scalar with gradient that is added to the loss."""
         ...
 
     def update(self, gradient: float, similarity: float) -> dict[str, float]:
-        """After a step: the norm of its gradient, and the agreement with the teacher; what is worth logging."""
+        """Adapt the size after a step.
+
+        Args:
+            gradient: norm of the gradient of this step.
+            similarity: agreement with the teacher on the batch, in [0, 1].
+
+        Returns:
+            What is logged, by name.
+        """
         ...
 
 
 @dataclass(frozen=True)
 class Terms:
-    """The objective of a student, and for each term where it comes from."""
+    """The loss terms of a student.
+
+    Attributes:
+        objective: the terms and their weights.
+        origins: name of a term -> where it comes from.
+    """
 
     objective: Objective[StudentView]
     origins: Mapping[str, Origin]
@@ -75,16 +89,19 @@ def terms_of(
     regulator: Regulator | None = None,
     online: OnlineSettings | None = None,
 ) -> Terms:
-    """`alpha CE + (1 - alpha) T^2 KL + logit_match |.|`, transferred terms, those of peers, and the user's own.
+    """The terms `alpha CE + (1 - alpha) T^2 KL + logit_match |.|`, those of features and peers, and the user's own.
 
     Args:
         settings: temperature and weights.
         transfer: weight and origin of the terms that a view holds as `transferred`.
-        regulator: a student that changes its size.
-        online: networks that learn beside it, or None.
+        regulator: the student, if it changes its size.
+        online: mutual learning with peers, or None.
+
+    Returns:
+        The terms; a term of the user's own raises `ConfigError` when it is called and fails, or gives no loss.
 
     Raises:
-        ConfigError: a term that cannot be imported. When it is called: one that fails, or gives no loss.
+        ConfigError: a term of the user's own that cannot be imported.
     """
     terms: dict[str, tuple[Term, Schedule, Origin]] = {
         "soft": (
@@ -103,7 +120,7 @@ def terms_of(
     if online is not None:
         terms["mutual"] = (_mutual, online.mutual, "own")
     if regulator is not None:
-        terms["width"] = (lambda view: regulator.penalty(), 1.0, "own")  # noqa: ARG005
+        terms["width"] = (lambda _: regulator.penalty(), 1.0, "own")
     for target, weight in settings.terms.items():
         terms[target] = (_own(target), weight, "own")
     functions = {name: term for name, (term, _, _) in terms.items()}
@@ -112,7 +129,7 @@ def terms_of(
 
 
 def _soft(view: StudentView, standardise: bool) -> Tensor:
-    if view.teacher is None:  # the one who teaches the others, where there is no frozen teacher
+    if view.teacher is None:  # this student teaches the others, and there is no frozen teacher
         return view.student.sum() * 0.0
     teacher, student = view.teacher, view.student
     if standardise:
@@ -151,16 +168,14 @@ def _hard(view: StudentView) -> Tensor:
     batch = view.batch
     if batch.annotated is None:
         return losses.hard_label(view.student, batch.labels, batch.weights)
-    if not batch.annotated.any():  # none was drawn, or all of them went into mixtures
+    rows, weights = batch.annotated, batch.weights
+    if not rows.any():  # no annotated image was drawn, or all of them are in mixtures
         return view.student.sum() * 0.0
-    rows = batch.annotated
-    return losses.hard_label(
-        view.student[rows], batch.labels[rows], None if batch.weights is None else batch.weights[rows]
-    )
+    return losses.hard_label(view.student[rows], batch.labels[rows], None if weights is None else weights[rows])
 
 
 def _own(target: str) -> Term:
-    """A loss of the user's, which may fail in any way: the line must say where."""
+    """A loss of the user's own; it may fail in any way, and the error must name it."""
     function = resolve(target, "distill.terms", None)
 
     def term(view: StudentView) -> Tensor:

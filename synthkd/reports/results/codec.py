@@ -15,7 +15,7 @@ OMITTED = {"omitted": True}
 """Metadata of a field whose key is left out of the JSON while its value is None."""
 
 
-def to_json(value: Any) -> Any:
+def to_json(value: object) -> Any:
     """Dataclasses and mappings as dicts, sequences as lists, everything else as it is."""
     if is_dataclass(value):
         pairs = ((one, getattr(value, one.name)) for one in fields(value))
