@@ -176,7 +176,7 @@ def _with_synthetic_train(private: Splits, generator: Merf, per_class: int, seed
 
 
 def _release_config(config: CompressConfig, generator: MerfSettings, out: Path, seed: int) -> ReleaseConfig:
-    inherited = {name: getattr(config, name) for name in ReleaseConfig.model_fields if name != "rounds"}
+    inherited = {name: getattr(config, name) for name in TrainingConfig.model_fields}
     changed = {"out": str(out), "generator": generator, "seed": seed, "rounds": config.synthetic.rounds}
     return ReleaseConfig(**{**inherited, **changed})
 
