@@ -172,8 +172,8 @@ class Distillation(Settings):
         averages = distill.average != 0.0 or (self.online is not None and self.online.averaged)
         if averages and not all(optimizer.ema > 0.0 for optimizer in optimizers):
             raise ValueError(
-                "distill.average and online.averaged need an average of weights: set distill.optimizer.ema, and that "
-                "of each peer with an optimizer of its own, to 0.99"
+                "distill.average and online.averaged need an average of weights, and there is none: set "
+                "distill.optimizer.ema, and that of each peer with an optimizer of its own, to 0.99"
             )
         return self
 

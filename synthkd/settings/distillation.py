@@ -105,7 +105,7 @@ class TeamSettings(Settings):
     @model_validator(mode="after")
     def _possible(self) -> TeamSettings:
         if self.weights is not None and self.weighting != "fixed":
-            raise ValueError(f"weights belong to fixed weighting: leave them out, or weighting {self.weighting}")
+            raise ValueError(f"weights are those of fixed weighting: leave them out, or {self.weighting}")
         if self.weights is not None and not any(self.weights):
             raise ValueError("weights: at least one must be above 0")
         return self
