@@ -23,10 +23,11 @@ _EXHAUSTED = {
 """errno -> what has run out, and the remedy."""
 _SMALLER = {
     "audit": "give shorter lists, or images and models of a smaller size",
-    "compress": "make distill.batch_size, generator.batch_size, teacher.training.batch_size (with dp: physical_batch), "
-    "bank.capacity (or set bank.storage=disk), or the width of student or generator smaller",
-    "distill": "make distill.batch_size, generator.batch_size, bank.capacity (or set bank.storage=disk), or the width "
-    "of student or generator smaller",
+    "compress": "make distillation.distill.batch_size, teacher.training.batch_size (with dp: physical_batch), "
+    "generator.batch_size or bank.capacity of distillation.transfer_set (or set bank.storage to disk there), or the "
+    "width of student or generator smaller",
+    "distill": "make distill.batch_size, generator.batch_size or bank.capacity of transfer_set (or set bank.storage to "
+    "disk there), or the width of student or generator smaller",
     "evaluate": "make the sets, features.size or subset_size smaller, or choose other features",
     "generate": "make batch_size, generator.batch_size, shard_size or the generator's width smaller, or set "
     "format=folder",

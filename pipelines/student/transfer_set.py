@@ -295,7 +295,8 @@ def build_bank(
         images = getattr(generated.generator, "batch_size", 0)
         if images > settings.capacity:
             raise ConfigError(
-                f"bank.capacity: a round of {images} images does not fit {settings.capacity}; make it larger"
+                f"transfer_set.bank.capacity: a round of {images} images does not fit {settings.capacity}; make it "
+                "larger"
             )
     else:
         return None

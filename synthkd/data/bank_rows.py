@@ -117,7 +117,10 @@ def shortage_explained(spec: ImageSpec, settings: BankSettings, directory: Path 
         yield
     except (MemoryError, RuntimeError, OSError) as error:
         if out_of_memory(error):
-            place, remedy = "the memory", "set bank.storage=disk" if settings.storage == "ram" else "free some"
+            place, remedy = (
+                "the memory",
+                "set transfer_set.bank.storage=disk" if settings.storage == "ram" else "free some",
+            )
         elif errno_of(error) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             place, remedy = f"{directory} ({reason(error)})", "choose another out="
         else:
@@ -127,8 +130,8 @@ def shortage_explained(spec: ImageSpec, settings: BankSettings, directory: Path 
                 (directory / f"{name}.bin").unlink(missing_ok=True)
         needed = size(settings.capacity * (spec.channels * spec.height * spec.width + 4 * spec.classes + 16))
         raise CheckpointError(
-            f"bank.capacity: {settings.capacity:,} images with their logits take {needed}, which do not fit {place}; "
-            f"make it smaller, or {remedy}"
+            f"transfer_set.bank.capacity: {settings.capacity:,} images with their logits take {needed}, which do not "
+            f"fit {place}; make it smaller, or {remedy}"
         ) from None  # the error of the allocation says less
 
 

@@ -65,7 +65,7 @@ def class_imbalance(teacher_logits: Tensor) -> Alarm | None:
     return Alarm(
         "class imbalance",
         f"class {int(shares.argmin())} has {rarest:.0%} of an equal share of the generated images: raise "
-        "generator.one_hot, or use bank.policy=class_balanced",
+        "transfer_set.generator.one_hot, or use transfer_set.bank.policy=class_balanced",
         rarest,
         IMBALANCE,
     )
@@ -140,7 +140,7 @@ def statistics_gap(statistics: Mapping[str, BatchNormStatistics]) -> Alarm | Non
     return Alarm(
         "statistics gap",
         f"the generated images sit {gap:.2f} standard deviations from the teacher's BatchNorm statistics: raise "
-        "generator.batch_norm or the number of rounds",
+        "transfer_set.generator.batch_norm or the number of rounds",
         gap,
         STATISTICS_GAP,
     )

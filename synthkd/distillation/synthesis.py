@@ -17,7 +17,7 @@ from synthkd.types import Round, TrainableGenerator
 class Synthesis:
     """Trains the generator in rounds whose images go into the memory bank.
 
-    Beside the student, each round also measures how often the student agrees with the teacher on the new images, which
+    With a student, each round also measures how often the student agrees with the teacher on the new images, which
     it has not learned from yet. The difficulty follows this agreement.
 
     Args:

@@ -168,7 +168,9 @@ def test_a_bank_that_the_disk_does_not_hold_is_refused_and_does_not_kill(home: P
     done = run_in_a_process(f"sys.exit(main({large!r}))")
     assert done.returncode == 6, done.stderr
     line = done.stderr.strip().splitlines()[-1]
-    assert line.startswith("error: bank.capacity: 40,000 images with their logits take 4.8 MB, which do not fit ")
+    assert line.startswith(
+        "error: transfer_set.bank.capacity: 40,000 images with their logits take 4.8 MB, which do not fit "
+    )
     assert "no space left on device" in line
     assert not list((small_disk / "run" / "bank").rglob("*.bin")), "what it could have is given back"
     assert main([*on_disk, "transfer_set.bank.capacity=40"]) == 0, "a smaller one fits"
@@ -194,8 +196,8 @@ def test_memory_that_runs_out_says_what_would_need_less(home: Path, tmp_path: Pa
     cases = {
         "model": ([*distill(home), "student.width=3000"], "the width of student or generator"),
         "teacher": ([*TEACH, "model.width=3000"], "model.width"),
-        "bank": ([*distill(home), bank], "bank.capacity: 20,000,000 images with their logits take"),
-        "plan": ([*distill(home), bank, "--dry-run"], "or set bank.storage=disk"),
+        "bank": ([*distill(home), bank], "transfer_set.bank.capacity: 20,000,000 images with their logits take"),
+        "plan": ([*distill(home), bank, "--dry-run"], "or set transfer_set.bank.storage=disk"),
         "batch": ([*TEACH, "training.batch_size=65536"], "training.batch_size"),
         "private batch": (
             [*TEACH, "training={batch_size: 700, steps: 2, dp: {epsilon: 8, physical_batch: 700}}", "model.norm=group",
