@@ -292,3 +292,24 @@ GeneratorSettings = Annotated[
 
 FROM_REAL = (CGANSettings, DiffusionSettings, MerfSettings)
 """Settings of the generators that learn from real images."""
+
+TeacherAccess = Literal["labels", "logits", "gradients", "batch_norm"]
+"""What is taken from a teacher: predicted classes, logits, gradients to its inputs, stored BatchNorm statistics."""
+
+
+def access_of(generator: GeneratorSettings) -> frozenset[TeacherAccess]:
+    """What a generator needs of its teacher; a generator of the user's own may use all of it."""
+    match generator:
+        case InversionSettings():
+            statistics: frozenset[TeacherAccess] = frozenset({"batch_norm"} if generator.batch_norm else ())
+            return frozenset({"logits", "gradients"}) | statistics
+        case PixelSettings():
+            return frozenset({"logits", "gradients"})
+        case CGANSettings() if generator.distillation or generator.semantic:
+            return frozenset({"logits", "gradients"})
+        case DiffusionSettings() if generator.distillation or generator.semantic or generator.teacher_guidance:
+            return frozenset({"logits", "gradients"})
+        case PythonGenerator():
+            return frozenset({"logits", "gradients", "batch_norm"})
+        case _:
+            return frozenset({"logits"})

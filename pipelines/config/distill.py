@@ -223,7 +223,7 @@ class DistillConfig(Distillation, TrainingConfig):
                 "data.kind: a stream does not know the size and the classes of its images and may lack labels: set "
                 "teacher"
             )
-        has_labels = len(self.sources) == 1 and not self.sources[0].needs_teacher
+        has_labels = len(self.sources) == 1 and not self.sources[0].needs
         if not has_labels or (self.stored is not None and self.mix.logits == "fresh"):
             raise ValueError(NO_TEACHER)
         if self.real is not None:

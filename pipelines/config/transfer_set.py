@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from synthkd.generators.settings import FROM_REAL, GeneratorSettings, InversionSettings
+from synthkd.generators.settings import FROM_REAL, GeneratorSettings, InversionSettings, TeacherAccess, access_of
 from synthkd.settings import (
     BankSettings,
     DataOrStream,
@@ -28,9 +28,9 @@ class _Source(Settings):
     """Share of each batch. One source of a list has no share and fills the rest."""
 
     @property
-    def needs_teacher(self) -> bool:
-        """Whether its images may have no label without a teacher."""
-        return True
+    def needs(self) -> frozenset[TeacherAccess]:
+        """What its images need of a teacher; nothing where they are labelled without one."""
+        return frozenset()
 
 
 class GeneratedSet(_Source):
@@ -44,6 +44,11 @@ class GeneratedSet(_Source):
     bank: BankSettings = BankSettings()
     live: Share = 0.0
     """Share of each batch that are fresh samples, which are not stored; the rest is drawn from the bank."""
+
+    @property
+    def needs(self) -> frozenset[TeacherAccess]:
+        """What the generator needs, and the logits of its images."""
+        return access_of(self.generator)
 
     @property
     def learns_from_data(self) -> bool:
@@ -70,9 +75,9 @@ class StoredSet(_Source):
     """How its images are drawn."""
 
     @property
-    def needs_teacher(self) -> bool:
-        """False: the dataset has the soft labels of the teacher that it was generated with."""
-        return False
+    def needs(self) -> frozenset[TeacherAccess]:
+        """Nothing: the dataset has the soft labels of the teacher that it was generated with."""
+        return frozenset()
 
 
 class RealSet(_Source):
@@ -82,9 +87,9 @@ class RealSet(_Source):
     data: DataOrStream
 
     @property
-    def needs_teacher(self) -> bool:
-        """Whether it is a stream, which does not know the size and the classes of its images and may lack labels."""
-        return isinstance(self.data, StreamData)
+    def needs(self) -> frozenset[TeacherAccess]:
+        """The labels of a stream, which does not know the classes of its images and may lack labels; else nothing."""
+        return frozenset({"labels"}) if isinstance(self.data, StreamData) else frozenset()
 
 
 def _tag(value: object) -> str:

@@ -351,3 +351,26 @@ def test_a_stored_dataset_has_its_labels_with_it_where_there_is_no_teacher() -> 
     assert (config.stored, config.generated, config.real) == (StoredSet(kind="stored", path="made"), None, None)
     changing = load({}, width={})
     assert not changing.inherits, "a width that changes leaves no layer that a weight fits"
+
+
+NEEDS = [
+    ({"kind": "generated"}, {"logits", "gradients", "batch_norm"}),
+    ({"kind": "generated", "generator": {"kind": "inversion", "batch_norm": 0}}, {"logits", "gradients"}),
+    ({"kind": "generated", "generator": {"kind": "pixels"}}, {"logits", "gradients"}),
+    ({"kind": "generated", "generator": {"kind": "cgan"}, "data": {"kind": "digits"}}, {"logits"}),
+    (
+        {"kind": "generated", "generator": {"kind": "cgan", "distillation": 1.0}, "data": {"kind": "digits"}},
+        {"logits", "gradients"},
+    ),
+    ({"kind": "generated", "generator": {"kind": "saved", "path": "runs/mine"}}, {"logits"}),
+    ({"kind": "stored", "path": "runs/data"}, set()),
+    ({"kind": "real", "data": {"kind": "digits"}}, set()),
+    ({"kind": "real", "data": {"kind": "stream", "path": "incoming"}}, {"labels"}),
+]
+
+
+@pytest.mark.parametrize(("source", "needs"), NEEDS)
+def test_each_source_says_what_it_needs_of_the_teacher(source: dict[str, Any], needs: set[str]) -> None:
+    recipe = {"teacher": {"kind": "load", "model": "t"}, "student": {"arch": "mlp"}, "transfer_set": source}
+    (only,) = load_config(DistillConfig, recipe, []).sources
+    assert only.needs == needs
