@@ -301,8 +301,9 @@ def access_of(generator: GeneratorSettings) -> frozenset[TeacherAccess]:
     """What a generator needs of its teacher; a generator of the user's own may use all of it."""
     match generator:
         case InversionSettings():
-            statistics: frozenset[TeacherAccess] = frozenset({"batch_norm"} if generator.batch_norm else ())
-            return frozenset({"logits", "gradients"}) | statistics
+            if generator.batch_norm:
+                return frozenset({"logits", "gradients", "batch_norm"})
+            return frozenset({"logits", "gradients"})
         case PixelSettings():
             return frozenset({"logits", "gradients"})
         case CGANSettings() if generator.distillation or generator.semantic:
