@@ -208,6 +208,11 @@ class DistillConfig(Distillation, TrainingConfig):
         """Where the teacher's logits come from: "fresh" or "stored", see `MixSettings.logits`."""
         return self.mix.logits or ("stored" if self.teacher is None else "fresh")
 
+    @property
+    def labelled_mix(self) -> MixSettings:
+        """`mix` with the logits that are used."""
+        return self.mix.model_copy(update={"logits": self.logits})
+
     @model_validator(mode="after")
     def _fits_its_teacher(self) -> DistillConfig:
         """The images have labels, and every term has the logits or features that it needs."""

@@ -194,8 +194,9 @@ def _noise_batch(config: DistillConfig, spec: ImageSpec, team: TeacherTeam | Non
     real = RealSource(RealImages(to_uint8(images), labels), config.seed, labeller, device)
     sources = [real if isinstance(settings, RealSet) else GeneratedSource(bank) for settings in config.sources]
     shares = [settings.share for settings in config.sources]
-    mix = config.mix.model_copy(update={"logits": config.logits})
-    return HybridDataset(sources, shares, mix, count, 1, team, lambda: 0.0, config.seed, device).batch(0)
+    return HybridDataset(sources, shares, config.labelled_mix, count, 1, team, lambda: 0.0, config.seed, device).batch(
+        0
+    )
 
 
 def require_fit(key: str, data: RealData | None, subject: Subject) -> None:

@@ -60,6 +60,11 @@ class TransferSource(ABC):
         return 0
 
     @property
+    def augmentation(self) -> float:
+        """The difficulty in [0, 1] by which the images of a batch are augmented at present."""
+        return 0.0
+
+    @property
     @abstractmethod
     def can_hold_out(self) -> bool:
         """Whether there are, or will be, held-out images."""
@@ -89,7 +94,51 @@ class TransferSource(ABC):
         return []
 
 
-class GeneratedImages(TransferSource):
+class BankedImages(TransferSource):
+    """Images with logits in a memory bank.
+
+    Args:
+        bank: the memory bank.
+        real_images_used: number of real images that its images come from; None if it is unknown.
+        labelling: labels held-out images.
+    """
+
+    def __init__(self, bank: MemoryBank, real_images_used: int | None, labelling: Labelling) -> None:
+        self._bank, self._real_images_used, self._labelling = bank, real_images_used, labelling
+
+    @property
+    def bank(self) -> MemoryBank:
+        """The memory bank of its images."""
+        return self._bank
+
+    @property
+    def real_images_used(self) -> int | None:
+        """Number of real images that its images come from; None if it is unknown."""
+        return self._real_images_used
+
+    def newest(self) -> Batch | None:
+        """The newest images of the bank, at most `ALARM_IMAGES`; None while it is empty."""
+        return self.bank.newest(ALARM_IMAGES) if len(self.bank) else None
+
+    def alarms(self) -> list[Alarm | None]:
+        """Alarms about the newest images: by the teacher's features, or about class balance alone by stored logits."""
+        newest, team = self.newest(), self._labelling.team
+        if newest is None:
+            return []
+        if team is None:
+            return [] if newest.teacher_logits is None else [alarms.class_imbalance(newest.teacher_logits)]
+        penultimate = head(team.model) + INPUT
+        with evaluating(team.model), torch.no_grad():
+            images = newest.images.to(self._labelling.device)
+            outputs = observe(team.model, images, features=[penultimate], statistics=True)
+        return [
+            alarms.class_imbalance(outputs.logits.cpu()),
+            alarms.collapse(outputs.features[penultimate].flatten(1).cpu(), newest.labels),
+            alarms.statistics_gap(outputs.statistics),
+        ]
+
+
+class GeneratedImages(BankedImages):
     """Images of a generator, kept in a memory bank, at a difficulty that follows the student.
 
     Args:
@@ -125,28 +174,17 @@ class GeneratedImages(TransferSource):
         makes_images: bool,
         holdout: RealImages | None = None,
     ) -> None:
+        super().__init__(source.bank, real_images_used, labelling)
         self.generator, self.rounds, self.difficulty = generator, rounds, difficulty
         self.source = source
         self.state = {"generator": generator, "bank": source.bank, "difficulty": difficulty}
-        self._bank, self._real_images_used = source.bank, real_images_used
-        self._settings, self._seed, self._labelling = settings, seed, labelling
-        self._makes_images = makes_images
+        self._settings, self._seed, self._makes_images = settings, seed, makes_images
         self._held_out = None if holdout is None else labelling.of_holdout(holdout, seed)
 
     @property
     def augmentation(self) -> float:
         """The difficulty in [0, 1] by which the images of a batch are augmented at present."""
         return self.difficulty.value if self._settings.difficulty.augment else 0.0
-
-    @property
-    def bank(self) -> MemoryBank:
-        """The memory bank of its images."""
-        return self._bank
-
-    @property
-    def real_images_used(self) -> int | None:
-        """Number of real images that the generator learns from; None if it is unknown."""
-        return self._real_images_used
 
     @property
     def can_hold_out(self) -> bool:
@@ -178,14 +216,6 @@ class GeneratedImages(TransferSource):
                 hits += int((student(images).argmax(1) == team.consensus(images).argmax(1)).sum())
         return Agreement(proportion(hits, FRESH_IMAGES), "fresh synthetic samples")
 
-    def alarms(self) -> list[Alarm | None]:
-        """Alarms about class balance, variety and BatchNorm statistics of the newest images."""
-        return _image_alarms(self.newest(), self._labelling)
-
-    def newest(self) -> Batch | None:
-        """The newest images of the bank, at most `ALARM_IMAGES`."""
-        return self.bank.newest(ALARM_IMAGES) if len(self.bank) else None
-
     def uses(self, alone: bool) -> list[str]:
         """The generator, if it learns from real images."""
         return [f"learned from by the {self._settings.generator.kind} generator"] if self.real_images_used else []
@@ -202,7 +232,7 @@ class GeneratedImages(TransferSource):
         return self.generator.sample(labels, self._settings.difficulty.start, Rows(self._seed, "grid"))
 
 
-class StoredDatasetImages(TransferSource):
+class StoredDatasetImages(BankedImages):
     """Images of a dataset that `synthkd generate` wrote. All but the held-out ones are in a memory bank.
 
     Args:
@@ -219,22 +249,12 @@ class StoredDatasetImages(TransferSource):
     def __init__(
         self, images: StoredImages, bank: MemoryBank, labelling: Labelling, fresh: bool, real_images_used: int | None
     ) -> None:
+        super().__init__(bank, real_images_used, labelling)
         images.fill(bank)
         self.source = GeneratedSource(bank)
         self.state = {"bank": bank}
-        self._bank, self._real_images_used = bank, real_images_used
-        self._images, self._labelling = images, labelling
+        self._images = images
         self._held_out = labelling.of_stored(images.held_out, fresh=fresh)
-
-    @property
-    def bank(self) -> MemoryBank:
-        """The memory bank that holds the dataset."""
-        return self._bank
-
-    @property
-    def real_images_used(self) -> int | None:
-        """Number of real images that the dataset was generated from; None if it is unknown."""
-        return self._real_images_used
 
     @property
     def can_hold_out(self) -> bool:
@@ -259,14 +279,6 @@ class StoredDatasetImages(TransferSource):
             return None
         rate = accuracy(predict(student, held_out.images, device), targets)
         return Agreement(rate, "held-out images of the dataset")
-
-    def alarms(self) -> list[Alarm | None]:
-        """The alarms of generated images; without a teacher the one about class balance, by the stored logits."""
-        return _image_alarms(self.newest(), self._labelling)
-
-    def newest(self) -> Batch | None:
-        """The newest images of the bank, at most `ALARM_IMAGES`."""
-        return self._bank.newest(ALARM_IMAGES)
 
 
 class RealTransferImages(TransferSource):
@@ -325,20 +337,3 @@ class RealTransferImages(TransferSource):
     def uses(self, alone: bool) -> list[str]:
         """The student learns from them, alone or mixed with others."""
         return ["learned from" if alone else "mixed in"]
-
-
-def _image_alarms(newest: Batch | None, labelling: Labelling) -> list[Alarm | None]:
-    """Alarms about images: all of them by the teacher's features, or class balance alone by stored logits."""
-    team = labelling.team
-    if newest is None:
-        return []
-    if team is None:
-        return [] if newest.teacher_logits is None else [alarms.class_imbalance(newest.teacher_logits)]
-    penultimate = head(team.model) + INPUT
-    with evaluating(team.model), torch.no_grad():
-        outputs = observe(team.model, newest.images.to(labelling.device), features=[penultimate], statistics=True)
-    return [
-        alarms.class_imbalance(outputs.logits.cpu()),
-        alarms.collapse(outputs.features[penultimate].flatten(1).cpu(), newest.labels),
-        alarms.statistics_gap(outputs.statistics),
-    ]

@@ -192,15 +192,14 @@ class TransferSetBuilder:
         """The sources in the order of the configuration, and the dataset that mixes them."""
         config, accelerator = self.config, self.accelerator
         sources = [self._source(settings) for settings in config.sources]
-        generated = next((source for source in sources if isinstance(source, GeneratedImages)), None)
         dataset = HybridDataset(
             [source.source for source in sources],
             [settings.share for settings in config.sources],
-            config.mix.model_copy(update={"logits": config.logits}),
+            config.labelled_mix,
             self.batch_size,
             self.total,
             self.team,
-            difficulty=lambda: 0.0 if generated is None else generated.augmentation,
+            difficulty=lambda: max(source.augmentation for source in sources),
             seed=config.seed,
             device=accelerator.device,
             rank=accelerator.process_index,
