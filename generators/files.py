@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
-from synthkd.errors import ModelError
+from synthkd.errors import ConfigError, ModelError
 from synthkd.generators.settings import FROM_REAL, GeneratorSettings, InversionSettings, PixelSettings, SavedSettings
 from synthkd.models.files import SavedSpec
 from synthkd.settings import Settings
+from synthkd.settings.load import load_config
 from synthkd.system.files import file_names, inside, sha256, write_atomically
 from synthkd.system.sealed import sealed, unsealed
 from synthkd.types import ImageSpec, SampleGenerator, Saveable
@@ -99,11 +100,15 @@ def read_saved(path: Path | str) -> tuple[SavedGenerator, Path]:
     if directory is None:
         raise ModelError(f"{path} has no {CONFIG}, nor {INSIDE_A_RUN}/ with one; give a saved generator or a run")
     try:
-        saved = SavedGenerator.model_validate(unsealed((directory / CONFIG).read_bytes()))
+        # as a configuration, so that a generator of an earlier version may have keys that are no settings any more
+        saved = load_config(SavedGenerator, unsealed((directory / CONFIG).read_bytes()), [])
         files = {inside(directory, name): digest for name, digest in saved.files.items()}
-    except (OSError, ValueError) as error:
-        reason = error.errors(include_url=False)[0]["msg"] if isinstance(error, ValidationError) else error
-        raise ModelError(f"{directory / CONFIG} is damaged or of another version: {reason}; copy it again") from error
+    except (OSError, ValueError, ConfigError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ModelError(
+            f"{directory / CONFIG} is damaged or of another version: {reason}; copy it again, or train the generator "
+            "again"
+        ) from error
     for file, digest in files.items():
         if not file.is_file() or sha256(file) != digest:
             raise ModelError(f"{file} is missing or does not have the checksum in {CONFIG}; copy {directory} again")

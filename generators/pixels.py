@@ -32,6 +32,15 @@ CALIBRATION = 512
 """Drawn images on which the tone curve is fitted."""
 REMEMBERED = 1024
 """Results of earlier rounds from which later rounds may start."""
+RESTART = 0.5
+"""Share of the moved images that start from results of earlier rounds: these are moved further, over many rounds, while
+the others, which start from drawn images, bring in new shapes."""
+STEP_SIZE = 0.2
+"""Root mean square of a step, in units of the pixels' logits. The few steps of a round then change an image visibly;
+smaller ones were no better (docs/benchmarks.md)."""
+MOMENTUM = 0.7
+"""Weight of the earlier steps in a step: momentum of normalised gradients, as in MI-FGSM (Dong et al. 2018, equation
+6), which also moves images by a few steps. The 1 that MI-FGSM takes would never forget the first step."""
 
 
 def class_similarity(teacher: Classifier) -> Tensor:
@@ -56,7 +65,7 @@ class Pixels:
     """The pixel-space generator of one teacher.
 
     Args:
-        settings: shares, steps and step sizes.
+        settings: shares, steps and weights.
         teacher: the frozen teacher, only read.
         seed: the run's seed.
         accelerator: device and precision.
@@ -108,7 +117,7 @@ class Pixels:
         moved = s.batch_size - round(s.drawn * s.batch_size)
         drawn = self._draw(s.batch_size, Rows(self._seed, "draw", index * s.batch_size))
         start = drawn[:moved].clone()
-        restarts = min(round(s.restart * moved), len(self._earlier))
+        restarts = min(round(RESTART * moved), len(self._earlier))
         if restarts:
             rows = torch.randint(len(self._earlier), (restarts,), generator=stream(self._seed, "restart", index))
             start[:restarts] = self._earlier[rows]
@@ -184,8 +193,8 @@ class Pixels:
                 gradient = _blur(gradient)
                 # the loss is a mean over images; its factor 1 / N has no effect after the normalisation
                 gradient = gradient / gradient.square().mean((1, 2, 3), keepdim=True).sqrt().clamp_min(1e-20)
-                velocity = s.momentum * velocity + gradient
-                position = (position - s.step_size * velocity).detach()
+                velocity = MOMENTUM * velocity + gradient
+                position = (position - STEP_SIZE * velocity).detach()
                 terms = {f"generator/{name}": float(part.detach()) for name, part in loss.terms.items()}
         return torch.sigmoid(position), terms
 

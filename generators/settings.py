@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, Tag, model_validator
 
@@ -79,19 +79,15 @@ class InversionSettings(Settings):
 class PixelSettings(Settings):
     """Drawn images that are moved in pixel space to the teacher's classes; for teachers without BatchNorm."""
 
+    RETIRED: ClassVar = {"restart": 0.5, "step_size": 0.2, "momentum": 0.7}
+
     kind: Literal["pixels"]
     batch_size: Batch = 107
     """Images of a round, the drawn ones included."""
     drawn: Fraction = 0.4
     """Share of a round's images that stay as drawn."""
-    restart: Fraction = 0.5
-    """Share of the moved images that start from results of earlier rounds; the others start from drawn images."""
     steps: Count = 4
     """Gradient steps on an image of a round."""
-    step_size: Positive = 0.2
-    """Root mean square of a step, in units of the pixels' logits."""
-    momentum: Decay = 0.7
-    """Weight of the earlier steps in a step."""
     adversarial: NonNegative = 0.0
     """Weight, at difficulty 1, of the divergence of student from teacher on images for which both predict one class."""
     distillation: NonNegative = 0.0

@@ -185,7 +185,7 @@ def _learner(config: TeachConfig, job: Job, model: Classifier, splits: Splits) -
         learner.model.train()
         with accelerator.autocast():
             logits = learner.model(batch.images).float()
-        loss = F.cross_entropy(logits, batch.labels, label_smoothing=training.label_smoothing)
+        loss = F.cross_entropy(logits, batch.labels)
         return learner.update(Loss(loss, {"cross_entropy": loss}), step)
 
     return learner, update
@@ -205,12 +205,11 @@ def _private_update(config: TeachConfig, learner: PrivateLearner, splits: Splits
     training, train = config.training, splits.train
     entropy = learner.entropy("batch")
     source = PoissonSource(train.images, train.labels, learner.mechanism, training.augment, entropy, device)
-    loss_of = partial(F.cross_entropy, label_smoothing=training.label_smoothing)
 
     def update(step: int) -> dict[str, Tensor | float]:
         learner.model.train()
         # The learner draws the batch itself: it charges the step to the budget before it sees an image.
-        return learner.update(partial(source.batch, step), loss_of, step)
+        return learner.update(partial(source.batch, step), F.cross_entropy, step)
 
     return update
 

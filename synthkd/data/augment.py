@@ -147,10 +147,9 @@ def by_difficulty(
 
 
 def augment_real(images: Tensor, settings: AugmentSettings, rng: torch.Generator) -> Tensor:
-    """Augmentation of real images in the training of a teacher: shift, flip, erase."""
+    """Augmentation of real images in the training of a teacher: shift, then flip."""
     images = shift(images, settings.shift, rng)
-    images = flip(images, rng, 0.5 if settings.flip else 0.0)
-    return erase(images, settings.erase, rng)
+    return flip(images, rng, 0.5 if settings.flip else 0.0)
 
 
 def augment_for_critic(images: Tensor, p: float, rng: torch.Generator) -> Tensor:

@@ -1,6 +1,6 @@
 """Real images that arrive while a student learns, in files that somebody puts into a folder.
 
-When a batch is drawn, and at most every `poll` seconds, the folder is listed. New files are added in the order of their
+When a batch is drawn, and at most every `POLL` seconds, the folder is listed. New files are added in the order of their
 names, after those added before. Batches draw from the newest images. The state is the list of files and of the steps at
 which they were added, so that a resumed run has the same images as the first one up to its checkpoint.
 
@@ -33,6 +33,9 @@ from synthkd.types import ImageSpec, check_labels
 
 LOG = logging.getLogger(__name__)
 
+POLL = 1.0
+"""Smallest number of seconds between two listings of the folder. A step is often shorter, and to list a folder of many
+files, or one on another machine, may take as long as a step."""
 _UNFINISHED = (".tmp.npz", ".partial.npz")  # np.savez adds .npz to a name that lacks it
 
 
@@ -99,7 +102,7 @@ class ImageStream:
         Raises:
             DataError: none of the files is usable, or no image arrived within `patience` seconds.
         """
-        if time.monotonic() - self._checked >= self._settings.poll:
+        if time.monotonic() - self._checked >= POLL:
             self._take_new(step)
         if not len(self._learned):
             self._wait(step)
@@ -162,7 +165,7 @@ class ImageStream:
 
     def _wait(self, step: int) -> None:
         """Return once there is an image that is not held out; raise `DataError` if none comes in time."""
-        patience, poll = self._settings.patience, self._settings.poll
+        patience = self._settings.patience
         until = time.monotonic() + patience
         LOG.warning("%s: waiting up to %g s for the first image", self._folder, patience)
         while not len(self._learned):
@@ -172,7 +175,7 @@ class ImageStream:
                     f"{self._folder}: no .npz file with an image to learn from came within {patience:g} s; put one "
                     "there, or set patience higher"
                 )
-            time.sleep(min(poll, left))
+            time.sleep(min(POLL, left))
             self._take_new(step)
 
     def _take_new(self, step: int) -> None:

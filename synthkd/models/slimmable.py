@@ -40,6 +40,11 @@ from synthkd.types import ImageSpec
 SLIMMABLE = ("convnet", "resnet")
 """Architectures in which every hidden layer has a whole number of channels for each unit of width."""
 
+DECAY = 0.9
+"""Decay of the short moving averages, over about 10 steps: a single batch says little about gradient and similarity."""
+LONG_DECAY = 1.0 - (1.0 - DECAY) / 10.0
+"""Decay of the long average of the gradient, ten times as slow: it is what the short one is compared with."""
+
 _ROUNDING = 1e-4  # of a width: base times a float32 coefficient may lie just below a whole number
 
 
@@ -186,8 +191,8 @@ class Slimmable(nn.Module):
         s = self.settings
         self.coefficient.clamp_(1.0, s.most)
         count, short, long, similar, _ = self.signals.tolist()
-        # The first values replace the zeros of the start; afterwards the long average is ten times as slow.
-        keep, keep_long = (0.0, 0.0) if count == 0 else (s.decay, 1.0 - (1.0 - s.decay) / 10.0)
+        # The first values replace the zeros of the start.
+        keep, keep_long = (0.0, 0.0) if count == 0 else (DECAY, LONG_DECAY)
         short = keep * short + (1.0 - keep) * gradient
         long = keep_long * long + (1.0 - keep_long) * gradient
         similar = keep * similar + (1.0 - keep) * similarity

@@ -7,15 +7,31 @@ a whole job is in `synthkd.pipelines.config`, that of a generator in `synthkd.ge
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, model_validator
+
+
+def _tell_retired(schema: dict[str, Any], model: type[Settings]) -> None:
+    """Write the retired keys of a model into its JSON schema, by which `load_config` reads files."""
+    if model.RETIRED:
+        schema["retired"] = dict(model.RETIRED)
 
 
 class Settings(BaseModel):
     """Base of all configuration: frozen, without unknown keys, NaN or infinity."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
+        allow_inf_nan=False,
+        json_schema_extra=_tell_retired,
+    )
+
+    RETIRED: ClassVar[Mapping[str, object]] = {}
+    """Keys that earlier versions had -> the value that is fixed now. `load_config` drops a key with this value, which
+    files of earlier runs hold, and refuses any other."""
 
     @classmethod
     def refuse_old_form(cls, recipe: Mapping[str, Any]) -> None:

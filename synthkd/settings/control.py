@@ -5,7 +5,7 @@ Nothing here imports torch.
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import Field, model_validator
 
@@ -87,16 +87,18 @@ class WeightSettings(Settings):
 class StrengthSettings(Settings):
     """The controller of the strength of distillation, which follows the student's capacity (its accuracy)."""
 
+    RETIRED: ClassVar = {"boost": 1.5}
+
     beta: Number | None = 1.0
     """Gain of the capacity; None: the strength depends on the gap only."""
     threshold: Positive = 0.05
     """Gap, as a share of the teacher's capacity, above which distillation is strengthened."""
-    boost: Annotated[float, Field(ge=1.0, le=LARGE)] = 1.5
-    """Factor of the strength while the gap is above the threshold; with 1 the gap has no effect."""
 
 
 class AdaptSettings(Settings):
     """Periodic evaluation of the student on held-out images, and the controllers driven by it."""
+
+    RETIRED: ClassVar = {"balance": None}
 
     every: Count = 100
     """Student steps between two evaluations."""
@@ -109,14 +111,6 @@ class AdaptSettings(Settings):
     strength: StrengthSettings | None = None
     """Multiply the weights of all terms that come from the teacher by a strength that follows the capacity."""
 
-    @model_validator(mode="before")
-    @classmethod
-    def _without_balance(cls, values: object) -> object:
-        """Drop `balance: null`, which is in the config.yaml of earlier runs, so that they can be resumed."""
-        if isinstance(values, dict) and values.get("balance", 0) is None:
-            return {key: value for key, value in values.items() if key != "balance"}
-        return values
-
 
 class SelectionSettings(Settings):
     """Selection of the one of several teachers that labels until the next evaluation (`distill.adapt.every`).
@@ -124,16 +118,14 @@ class SelectionSettings(Settings):
     A linear bandit selects by the student's accuracy, its divergence from each teacher, and the cost of each teacher.
     """
 
+    RETIRED: ClassVar = {"exploration": 1.0, "forget": 0.02}
+
     accuracy: NonNegative = 10.0
     """Weight of the gain in accuracy in the reward. Between two evaluations that gain is 0.01 or less."""
     divergence: NonNegative = 0.1
     """Weight of the divergence KL(teacher || student) in the reward."""
     cost: NonNegative = 0.1
     """Weight of the cost in the reward: multiply-accumulates of the teacher as a share of the largest one's."""
-    exploration: NonNegative = 1.0
-    """Number of standard errors that are added to the expected reward of a teacher."""
-    forget: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.02
-    """Share of the weight of earlier rewards that each choice removes, because what helps a student changes."""
 
 
 class SwapSettings(Settings):

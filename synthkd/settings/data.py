@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from synthkd.settings.base import Fraction, Images, NonNegative, Positive, Settings, Shift, Side
+from synthkd.settings.base import Fraction, Images, NonNegative, Settings, Shift, Side
 
 
 class _Data(Settings):
@@ -78,13 +78,13 @@ class StreamData(Settings):
     written, its name must begin with a dot or end in .tmp or .partial, with or without .npz after that.
     """
 
+    RETIRED: ClassVar = {"poll": 1.0}
+
     kind: Literal["stream"]
     path: str
     """The folder. It must exist; files may come later."""
     window: Images = 10_000
     """Batches draw from this many images: the newest of those that are not held out."""
-    poll: Positive = 1.0
-    """Smallest number of seconds between two checks for new files."""
     patience: NonNegative = 60.0
     """Seconds that a run waits for its first image before it gives up. Later it continues with the images it has."""
     holdout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
@@ -101,12 +101,12 @@ DataOrStream = Annotated[
 class AugmentSettings(Settings):
     """Augmentation of real images while a teacher trains, drawn for each image."""
 
+    RETIRED: ClassVar = {"erase": 0.0}
+
     shift: Shift = 0
     """Largest shift in pixels, in both directions; vacated pixels are zero."""
     flip: bool = False
     """Horizontal flip with probability one half."""
-    erase: Fraction = 0.0
-    """Probability that one random rectangle is erased."""
 
 
 class ReplaySettings(Settings):

@@ -20,7 +20,7 @@ from synthkd.settings import yaml_text
 from synthkd.settings.base import Settings
 from synthkd.settings.plain import differing, plain
 from synthkd.settings.problems import explain
-from synthkd.settings.schema import Node, Schema
+from synthkd.settings.schema import Node, Schema, retired
 
 Config = TypeVar("Config", bound=Settings)
 
@@ -129,7 +129,7 @@ def _assigned(schema: Schema, node: Node, data: Any, keys: Sequence[str], value:
 
 
 def _completed(schema: Schema, node: Node, written: Any, default: Any) -> Any:
-    """Data completed by the default of its field, which may differ from the defaults of its own class."""
+    """Data without retired keys, completed by the default of its field, which may differ from those of its class."""
     branch = schema.pick(node, written)
     if branch is None:
         return written
@@ -137,7 +137,8 @@ def _completed(schema: Schema, node: Node, written: Any, default: Any) -> Any:
         return [_completed(schema, branch.get("items", {}), item, None) for item in written]
     # The default of the field holds only for a section of the same kind.
     base = default if isinstance(default, dict) and schema.pick(node, default) is branch else {}
-    complete = {**base, **written}
+    fixed = retired(branch)
+    complete = {**base, **{key: value for key, value in written.items() if key not in fixed or value != fixed[key]}}
     for key, child_node in branch.get("properties", {}).items():
         if key in written:
             complete[key] = _completed(schema, child_node, written[key], base.get(key, child_node.get("default")))

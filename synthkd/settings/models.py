@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, Tag, model_validator
 
@@ -73,6 +73,8 @@ WIDEST = 64.0
 class WidthSettings(Settings):
     """How the width of a student changes while it trains."""
 
+    RETIRED: ClassVar = {"decay": 0.9}
+
     start: Annotated[float, Field(ge=1.0, le=WIDEST)] = 1.5
     """First width coefficient: the width over the one in the student's settings."""
     most: Annotated[float, Field(ge=1.0, le=WIDEST)] = 2.0
@@ -85,8 +87,6 @@ class WidthSettings(Settings):
     """How much a similarity below the target reduces the penalty."""
     similarity: Fraction = 0.9
     """Target of the similarity to the teacher."""
-    decay: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
-    """Decay of the short moving averages; the long average of the gradient forgets ten times as slowly."""
 
     @model_validator(mode="after")
     def _ordered(self) -> WidthSettings:

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from synthkd.settings.plain import show
-from synthkd.settings.schema import Node, Schema, kinds, properties
+from synthkd.settings.schema import Node, Schema, kinds, properties, retired
 
 Path = tuple[str | int, ...]
 
@@ -93,6 +93,8 @@ def _problem(schema: Schema, data: Mapping[str, object], error: ErrorDetails) ->
     match error["type"]:
         case "missing":
             return _Problem(path, "required")
+        case "extra_forbidden" if (key := str(path[-1])) in (fixed := retired(place.section)):
+            return _Problem(path, f"fixed at {show(fixed[key])} now, got {show(value)}: leave it out")
         case "extra_forbidden":
             return _Problem(path, f"unknown key{_hint(schema, str(path[-1]), place)}")
         case "value_error":

@@ -110,5 +110,11 @@ def kinds(section: Node) -> list[str]:
     return [kind["const"]] if "const" in kind else list(kind.get("enum", ()))
 
 
+def retired(section: Node) -> Mapping[str, object]:
+    """Keys that a section had in earlier versions, and the value of each that is fixed now."""
+    fixed: Mapping[str, object] = section.get("retired", {})
+    return fixed
+
+
 def _bound(value: float) -> str:
     return str(value) if isinstance(value, int) else f"{value:g}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, ClassVar, Literal, TypeVar
 
 from pydantic import Field
 
@@ -33,11 +33,11 @@ class HintTerm(Settings):
 class AttentionTerm(Settings):
     """Attention transfer: compares where in an image activations are large."""
 
+    RETIRED: ClassVar = {"power": 2.0}
+
     kind: Literal["attention"]
     weight: Weight = 1.0
     at: Places = "stages"
-    power: Positive = 2.0
-    """Exponent of the absolute activations that are summed over channels."""
     form: Literal["paper", "authors"] = "authors"
     """The formula of the paper, or that of its authors' code."""
 
@@ -53,12 +53,12 @@ class RelationTerm(Settings):
 class AlignmentTerm(Settings):
     """Squared Wasserstein distance of projected features, regardless of their positions."""
 
+    RETIRED: ClassVar = {"projections": 64}
+
     kind: Literal["alignment"]
     weight: Weight = 1.0
     at: Places = "stages"
     distance: Literal["sliced", "sinkhorn"] = "sliced"
-    projections: Units = 64
-    """Random directions of the sliced distance."""
 
 
 class AdapterTerm(Settings):

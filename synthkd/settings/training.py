@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -75,10 +75,11 @@ class DPSettings(Settings):
 class TeachTraining(Settings):
     """How a model is trained on real, labelled images."""
 
+    RETIRED: ClassVar = {"label_smoothing": 0.0}
+
     steps: Count = 2000
     batch_size: Batch = 128
     optimizer: OptimizerSettings = OptimizerSettings(kind="adamw", lr=3e-3, weight_decay=0.05, schedule="one_cycle")
-    label_smoothing: Fraction = 0.0
     augment: AugmentSettings = AugmentSettings()
     dp: DPSettings | None = None
     """Differential privacy; `batch_size` is then the expected size of a batch. None: without."""

@@ -5,6 +5,7 @@ import math
 import re
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,8 +25,14 @@ from synthkd.settings.load import load_config
 from synthkd.types import ImageSpec, Outputs
 
 SPEC = ImageSpec(1, 1, 2, 5)
-AT_ONCE = 1e-9
-"""Seconds between two looks: each step looks."""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def listed_at_each_step() -> Iterator[None]:
+    """Almost no time between two listings of the folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("synthkd.data.stream.POLL", 1e-9)
+        yield
 
 
 def put(folder: Path, name: str, numbers: range, labelled: bool = True) -> None:
@@ -45,7 +52,7 @@ def numbers(found: RealImages) -> list[int]:
 
 
 def open_stream(folder: Path, **changes: Any) -> ImageStream:
-    options = {"poll": AT_ONCE, "patience": 0.0, "holdout": 0.0, **changes}
+    options = {"patience": 0.0, "holdout": 0.0, **changes}
     return ImageStream(StreamData(kind="stream", path=str(folder), **options), SPEC)
 
 
@@ -101,7 +108,8 @@ def test_the_folder_is_looked_at_no_more_often_than_asked(tmp_path: Path, monkey
     now = 100.0
     monkeypatch.setattr("synthkd.data.stream.time", SimpleNamespace(monotonic=lambda: now))
     put(tmp_path, "0.npz", range(3))
-    stream = open_stream(tmp_path, poll=2.0)
+    monkeypatch.setattr("synthkd.data.stream.POLL", 2.0)
+    stream = open_stream(tmp_path)
     assert numbers(stream.at(0)) == [0, 1, 2]
     put(tmp_path, "1.npz", range(3, 5))
     now = 101.5
@@ -117,7 +125,7 @@ def test_a_file_without_labels_leaves_its_images_unlabelled(tmp_path: Path) -> N
 
 
 def test_the_run_waits_for_its_first_image(tmp_path: Path) -> None:
-    stream = open_stream(tmp_path, poll=0.01, patience=30.0)
+    stream = open_stream(tmp_path, patience=30.0)
     writer = threading.Timer(
         0.05, lambda: (put(tmp_path, ".0", range(3)), (tmp_path / ".0").rename(tmp_path / "0.npz"))
     )
@@ -127,7 +135,7 @@ def test_the_run_waits_for_its_first_image(tmp_path: Path) -> None:
 
 
 def test_waiting_ends_with_one_line(tmp_path: Path) -> None:
-    stream = open_stream(tmp_path, poll=0.01, patience=0.05)
+    stream = open_stream(tmp_path, patience=0.05)
     began = time.monotonic()
     with pytest.raises(DataError, match=r"no \.npz file with an image to learn from came within 0\.05 s; put one"):
         stream.at(0)

@@ -191,14 +191,12 @@ def test_the_factor_of_a_term_goes_by_where_it_comes_from() -> None:
     expected = [2 * alpha, 2 * (1 - alpha), 2 * (1 - alpha)]
     assert factors(weighed) == pytest.approx(expected)
 
-    strong = adapting(AdaptSettings(strength=StrengthSettings(beta=2.0, boost=3.0, threshold=0.1)))
+    strong = adapting(AdaptSettings(strength=StrengthSettings(beta=2.0, threshold=0.1)))
     strong(0)
-    gamma = 3 / (1 + math.exp(-2.0 * 0.5 / 0.8))
+    gamma = 1.5 / (1 + math.exp(-2.0 * 0.5 / 0.8))
     assert factors(strong) == pytest.approx([gamma, gamma, 1.0])
 
-    both = adapting(
-        AdaptSettings(weights=WeightSettings(rate=1.0), strength=StrengthSettings(beta=2.0, boost=3.0, threshold=0.1))
-    )
+    both = adapting(AdaptSettings(weights=WeightSettings(rate=1.0), strength=StrengthSettings(beta=2.0, threshold=0.1)))
     both(1)
     assert factors(both) == pytest.approx([gamma * 2 * alpha, gamma * 2 * (1 - alpha), 2 * (1 - alpha)])
 

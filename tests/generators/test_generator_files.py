@@ -22,6 +22,7 @@ from synthkd.generators.settings import (
 from synthkd.models import Classifier, build
 from synthkd.rng import Rows
 from synthkd.settings import DigitsData, ZooModel
+from synthkd.system.sealed import sealed
 from synthkd.types import ImageSpec
 
 SETTINGS: list[GeneratorSettings] = [
@@ -67,6 +68,21 @@ def test_what_is_no_generator_is_one_line(tmp_path: Path) -> None:
     (tmp_path / CONFIG).write_text("{")
     with pytest.raises(ModelError, match="damaged"):
         read_saved(tmp_path)
+
+
+def test_a_generator_of_an_earlier_version_is_read_if_its_keys_have_the_values_of_today(tmp_path: Path) -> None:
+    spec = {"channels": 1, "height": 8, "width": 8, "classes": 10}
+    earlier = {"kind": "pixels", "drawn": 0.25, "restart": 0.5, "step_size": 0.2, "momentum": 0.7}
+    (tmp_path / CONFIG).write_bytes(sealed({"settings": earlier, "spec": spec, "seed": 3}))
+    assert read_saved(tmp_path)[0].settings == PixelSettings(kind="pixels", drawn=0.25)
+
+    (tmp_path / CONFIG).write_bytes(sealed({"settings": {**earlier, "momentum": 0.0}, "spec": spec, "seed": 3}))
+    with pytest.raises(ModelError) as caught:
+        read_saved(tmp_path)
+    assert str(caught.value) == (
+        f"{tmp_path / CONFIG} is damaged or of another version: settings.momentum: fixed at 0.7 now, got 0.0: leave it "
+        "out; copy it again, or train the generator again"
+    )
 
 
 def test_another_image_size_is_refused(teacher: Classifier, tmp_path: Path) -> None:

@@ -207,14 +207,14 @@ class TestUpdate:
 
     def test_the_demand_follows_its_formula(self):
         """Moving averages by hand, each from its first value on."""
-        model = slimmable(alpha=2.0, beta=3.0, similarity=0.7, decay=0.5)
+        model = slimmable(alpha=2.0, beta=3.0, similarity=0.7)
         gradients, similarities = [4.0, 1.0, 9.0, 2.0], [0.1, 0.9, 0.4, 1.0]
         short = long = similar = None
         for gradient, similarity in zip(gradients, similarities, strict=True):
             demand = model.update(gradient, similarity)["width/demand"]
-            short = gradient if short is None else 0.5 * short + 0.5 * gradient
-            long = gradient if long is None else 0.95 * long + 0.05 * gradient
-            similar = similarity if similar is None else 0.5 * similar + 0.5 * similarity
+            short = gradient if short is None else 0.9 * short + 0.1 * gradient
+            long = gradient if long is None else 0.99 * long + 0.01 * gradient
+            similar = similarity if similar is None else 0.9 * similar + 0.1 * similarity
             expected = 1 / (1 + math.exp(-(2 * math.log(short / long) + 3 * (0.7 - similar))))
             assert demand == pytest.approx(expected, rel=1e-5)
             assert model.demand == demand

@@ -428,16 +428,6 @@ def test_a_configuration_with_a_temperature_that_adapts_is_read_as_it_was_writte
     assert load_config(DistillConfig, yaml.safe_load(dump_config(config)), []) == config
 
 
-def test_a_configuration_of_an_earlier_run_with_a_balance_of_null_is_read() -> None:
-    config = config_of(UNTAUGHT)
-    written = yaml.safe_load(dump_config(config))
-    written["distill"]["adapt"]["balance"] = None
-    assert load_config(DistillConfig, written, []) == config
-    written["distill"]["adapt"]["balance"] = {"kind": "gradient"}
-    with pytest.raises(ConfigError, match=r"distill\.adapt\.balance"):
-        load_config(DistillConfig, written, [])
-
-
 def test_where_nothing_is_generated_one_phase_refines_unless_others_are_asked_for() -> None:
     source = {key: value for key, value in UNTAUGHT.items() if key != "phases"}
     for teacher in (None, TAUGHT_BY):

@@ -158,7 +158,7 @@ def test_long_curves_stay_small_and_keep_their_extremes():
 
 def test_gap_of_an_unfinished_run_has_its_threshold_from_the_configuration(tmp_path):
     (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, adapting_rows())) + "\n")
-    adapt = {"every": 30, "strength": {"beta": 1.0, "threshold": 0.07, "boost": 1.5}}
+    adapt = {"every": 30, "strength": {"beta": 1.0, "threshold": 0.07}}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(CONFIG | {"distill": {"adapt": adapt}}))
     text = text_of(write_report(tmp_path))
     assert "dots: measured; curve: fitted; grey line: threshold 0.07" in text

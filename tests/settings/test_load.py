@@ -69,8 +69,8 @@ def write(folder: Path, text: str) -> Path:
         ),
         (
             {"transfer_set": {"difficulty": {"momentum": 0.5}}},
-            "transfer_set.difficulty.momentum: unknown key (transfer_set.generator.momentum or "
-            "distill.optimizer.momentum or transfer_set.generator.optimizer.momentum?)",
+            "transfer_set.difficulty.momentum: unknown key (distill.optimizer.momentum or "
+            "transfer_set.generator.optimizer.momentum or teacher.training.optimizer.momentum?)",
         ),
         (
             {"transfer_set": {"difficulty": {"xyz": 1}}},

@@ -21,6 +21,10 @@ from synthkd.errors import DataError
 from synthkd.metrics.transfer import POINTS, GapCurve, fit_capacity_gap
 from synthkd.settings import StrengthSettings, WeightSettings
 
+BOOST = 1.5
+"""Factor of the strength while the capacity gap is above its threshold. It is moderate, since the strength multiplies
+all terms of the teacher, and with them the size of a step."""
+
 
 def capacity_strength(student: float, teacher: float, beta: float = 1.0) -> float:
     """Capacity-aware strength `gamma_t = sigmoid(C_S(t) / C_T * beta)`.
@@ -116,13 +120,13 @@ def balanced_weight(ratio: float) -> float:
 
 
 class StrengthController(Controller):
-    """Strength of distillation: `capacity_strength`, times `boost` while the capacity gap is above a threshold.
+    """Strength of distillation: `capacity_strength`, times `BOOST` while the capacity gap is above a threshold.
 
     The gap is the fitted curve at the present time, which does not jump with a single evaluation. While there are too
     few evaluations for a curve, it is the gap of the last one.
 
     Args:
-        settings: gain, threshold and boost.
+        settings: gain and threshold.
 
     Attributes:
         settings: as given.
@@ -155,7 +159,7 @@ class StrengthController(Controller):
         present_gap = gap if self.curve is None else self.curve.at(time)
         s = self.settings
         strength = 1.0 if s.beta is None else capacity_strength(student, teacher, s.beta)
-        self.value = strength * (s.boost if present_gap > s.threshold else 1.0)
+        self.value = strength * (BOOST if present_gap > s.threshold else 1.0)
         return self.value
 
     def follow(self, evaluation: Evaluation) -> dict[str, float]:

@@ -15,6 +15,12 @@ from synthkd.settings import SelectionSettings
 
 SHARED = 4
 """Number of features that all teachers share: 1, accuracy, divergence, cost. One indicator per teacher follows."""
+EXPLORATION = 1.0
+"""Standard errors that are added to the expected reward of a teacher (alpha of LinUCB). The residuals set the size of a
+standard error, so one of them suits any weights of the reward."""
+FORGET = 0.02
+"""Share of the weight of earlier rewards that each choice removes, since what helps a student changes: the regression
+remembers about the last 50 choices."""
 
 
 class TeacherSelection(Controller):
@@ -31,15 +37,15 @@ class TeacherSelection(Controller):
     as in discounted regression (D-LinUCB, Russac et al. 2019; its second matrix, which would make the standard errors
     somewhat smaller, is left out):
 
-        V = I + sum_s f^(t-s) x_s x_s^T,   theta = V^-1 sum_s f^(t-s) x_s y_s,   f = 1 - forget
+        V = I + sum_s f^(t-s) x_s x_s^T,   theta = V^-1 sum_s f^(t-s) x_s y_s,   f = 1 - FORGET
 
-    The teacher with the largest `theta^T x + b KL - c cost + exploration * sigma * sqrt(x^T V^-1 x)` is chosen. sigma^2
+    The teacher with the largest `theta^T x + b KL - c cost + EXPLORATION * sigma * sqrt(x^T V^-1 x)` is chosen. sigma^2
     is the penalised mean square of the residuals, so that a common factor of a, b and c changes no choice. First each
     teacher is tried once, by its number; of equal ones the lowest number is chosen. Nothing here is random.
 
     Args:
         teachers: their number.
-        settings: weights, exploration and forgetting. The caller decides when to choose.
+        settings: weights of the reward. The caller decides when to choose.
 
     Attributes:
         settings: as given.
@@ -103,7 +109,7 @@ class TeacherSelection(Controller):
         features = torch.cat([torch.tensor(shared, dtype=torch.float64), torch.eye(count, dtype=torch.float64)], dim=1)
         gains, errors = self._predict(features)
         self.expected = [gain + certain for gain, certain in zip(gains, immediate, strict=True)]
-        bounds = [value + s.exploration * error for value, error in zip(self.expected, errors, strict=True)]
+        bounds = [value + EXPLORATION * error for value, error in zip(self.expected, errors, strict=True)]
         self.selected = self.counts.index(0) if 0 in self.counts else bounds.index(max(bounds))
         self.counts[self.selected] += 1
         self._features, self._accuracy, self._immediate = features[self.selected], accuracy, immediate[self.selected]
@@ -158,7 +164,7 @@ class TeacherSelection(Controller):
         """Add the gain of the last choice to the regression."""
         gain = self.settings.accuracy * (accuracy - self._accuracy)
         self.last = gain + self._immediate
-        retained, x = 1.0 - self.settings.forget, self._features
+        retained, x = 1.0 - FORGET, self._features
         self._gram = retained * self._gram + torch.outer(x, x)
         self._moment = retained * self._moment + gain * x
         self._square = retained * self._square + gain**2

@@ -136,7 +136,7 @@ class Transfer(nn.Module):
                 distance = sinkhorn_wasserstein
                 if term.distance == "sliced":
                     rng = stream(self._seed, "alignment", step)
-                    distance = partial(sliced_wasserstein, rng=rng, projections=term.projections)
+                    distance = partial(sliced_wasserstein, rng=rng)
                 results[name] = heterogeneous_alignment(theirs, ours, distance, relative=True)
                 continue
             losses = [_loss(term, *three, weights) for three in zip(layers, theirs, ours, strict=True)]
@@ -166,7 +166,7 @@ def shown_at(whose: str, model: Classifier, places: Sequence[str]) -> Mapping[st
 
 def _loss(term: FeatureTerm, layer: nn.Module, target: Tensor, source: Tensor, weights: Tensor | None) -> Tensor:
     if isinstance(term, AttentionTerm):
-        return attention_transfer(target, source, term.power, term.form, weights)
+        return attention_transfer(target, source, form=term.form, weights=weights)
     if isinstance(term, RelationTerm):
         return RELATIONS[term.kind](target, source)
     if isinstance(term, AdapterTerm):

@@ -96,11 +96,11 @@ def test_controllers_resume_from_what_a_checkpoint_holds() -> None:
 
 
 def test_strength_is_boosted_until_the_gap_has_closed() -> None:
-    controller = StrengthController(StrengthSettings(beta=None, threshold=0.1, boost=2.0))
+    controller = StrengthController(StrengthSettings(beta=None, threshold=0.1))
     assert controller.value == 1.0
     factors = [controller.update(step, 0.9 * (1.0 - 0.8 * math.exp(-step)), 0.9) for step in range(6)]
     # gaps of 0.80, 0.29, 0.11, 0.04, 0.01, 0.01
-    assert factors == [2.0, 2.0, 2.0, 1.0, 1.0, 1.0]
+    assert factors == [1.5, 1.5, 1.5, 1.0, 1.0, 1.0]
     assert controller.curve is not None
     assert controller.curve.below(0.1) == pytest.approx(math.log(8))
     with pytest.raises(DataError, match="times that go up"):
@@ -108,14 +108,14 @@ def test_strength_is_boosted_until_the_gap_has_closed() -> None:
 
 
 def test_strength_is_capacity_and_gap_together() -> None:
-    controller = StrengthController(StrengthSettings(beta=2.0, threshold=0.3, boost=3.0))
+    controller = StrengthController(StrengthSettings(beta=2.0, threshold=0.3))
     assert controller.value == 0.5
-    assert controller.update(0, 0.4, 0.8) == pytest.approx(3.0 * sigmoid(1.0))
+    assert controller.update(0, 0.4, 0.8) == pytest.approx(1.5 * sigmoid(1.0))
     assert controller.update(1, 0.6, 0.8) == pytest.approx(sigmoid(1.5))
 
 
 def test_one_bad_evaluation_does_not_boost() -> None:
-    controller = StrengthController(StrengthSettings(beta=None, threshold=0.1, boost=2.0))
+    controller = StrengthController(StrengthSettings(beta=None, threshold=0.1))
     for step in range(20):
         controller.update(step, 1.0 - 0.5 * math.exp(-step), 1.0)
     assert controller.update(20, 0.85, 1.0) == 1.0

@@ -13,6 +13,7 @@ from synthkd.errors import CheckpointError, ConfigError, DataError
 from synthkd.settings import SelectionSettings
 from synthkd.types import Stateful
 
+SELECTION = "synthkd.distillation.control.selection"
 GAIN_ALONE = {"divergence": 0.0, "cost": 0.0}
 
 
@@ -70,9 +71,10 @@ def test_of_equals_the_lowest_number_is_chosen() -> None:
     assert selection.choose(0.3, [0.5, 1.0, 1.0], [0.0, 0.0, 0.0]) == 1
 
 
-def test_expected_rewards_are_those_of_a_discounted_ridge_regression() -> None:
+def test_expected_rewards_are_those_of_a_discounted_ridge_regression(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fitted anew from all choices, as least squares with one row for each and the identity for the penalty."""
-    settings = SelectionSettings(accuracy=2.0, divergence=0.3, cost=0.4, forget=0.2)
+    monkeypatch.setattr(f"{SELECTION}.FORGET", 0.2)
+    settings = SelectionSettings(accuracy=2.0, divergence=0.3, cost=0.4)
     selection = TeacherSelection(3, settings)
     rng = np.random.default_rng(0)
     rows, gains = [], []
@@ -94,7 +96,7 @@ def test_expected_rewards_are_those_of_a_discounted_ridge_regression() -> None:
 
 def test_it_mostly_chooses_the_best_teacher_and_beats_uniform_choice() -> None:
     gains = (0.001, 0.004, 0.002)
-    selection = TeacherSelection(3, SelectionSettings(exploration=1.0, **GAIN_ALONE))
+    selection = TeacherSelection(3, SelectionSettings(**GAIN_ALONE))
     chosen, accuracies = play(selection, lambda k, *_: gains[k], 100, noise=0.001)
     _, uniform = play(TeacherSelection(1, SelectionSettings()), lambda _, t, __: gains[t % 3], 100, noise=0.001)
     assert chosen.count(1) > 70
@@ -111,12 +113,13 @@ def test_it_goes_by_the_state_where_that_tells_who_helps() -> None:
     assert min(selection.counts) > 10
 
 
-def test_it_switches_when_another_teacher_becomes_the_best() -> None:
+def test_it_switches_when_another_teacher_becomes_the_best(monkeypatch: pytest.MonkeyPatch) -> None:
     def gain(k: int, t: int, _: list[float]) -> float:
         return (0.004, 0.002, 0.001)[k if t < 80 else 2 - k]
 
     def last_choices(forget: float) -> list[int]:
-        selection = TeacherSelection(3, SelectionSettings(exploration=1.0, forget=forget, **GAIN_ALONE))
+        monkeypatch.setattr(f"{SELECTION}.FORGET", forget)
+        selection = TeacherSelection(3, SelectionSettings(**GAIN_ALONE))
         chosen, _ = play(selection, gain, 160, noise=0.0005)
         assert chosen[40:80].count(0) > 30
         return chosen[-40:]
@@ -136,24 +139,26 @@ def test_a_common_factor_of_the_weights_changes_no_choice() -> None:
     assert len(set(plays[0][0][3:])) > 1
 
 
-def test_more_exploration_chooses_more_evenly() -> None:
+def test_more_exploration_chooses_more_evenly(monkeypatch: pytest.MonkeyPatch) -> None:
     gains = (0.001, 0.004, 0.002)
     fewest = []
     for exploration in (0.0, 10.0, 30.0):
-        selection = TeacherSelection(3, SelectionSettings(exploration=exploration, **GAIN_ALONE))
+        monkeypatch.setattr(f"{SELECTION}.EXPLORATION", exploration)
+        selection = TeacherSelection(3, SelectionSettings(**GAIN_ALONE))
         play(selection, lambda k, *_: gains[k], 60, noise=0.0005)
         fewest.append(min(selection.counts))
     assert fewest[0] < fewest[1] < fewest[2]
 
 
-def test_a_resumed_selection_chooses_the_same() -> None:
+def test_a_resumed_selection_chooses_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(f"{SELECTION}.EXPLORATION", 2.0)
     gains = (0.002, 0.003, 0.001)
 
     def gain(k: int, *_: object) -> float:
         return gains[k]
 
     for before in (0, 2, 17):
-        whole, begun, resumed = (TeacherSelection(3, SelectionSettings(exploration=2.0)) for _ in range(3))
+        whole, begun, resumed = (TeacherSelection(3, SelectionSettings()) for _ in range(3))
         assert isinstance(whole, Stateful)
         expected = play(whole, gain, 40, noise=0.002)
         first, accuracies = play(begun, gain, before, noise=0.002)
