@@ -63,15 +63,15 @@ def build_generator(
     """
     if isinstance(settings, FROM_REAL) and real is None:
         raise ConfigError(
-            f"generator.kind: {settings.kind} learns from real images: set data, or take one that was trained before "
-            "(generator.kind=saved), or a data-free one (generator.kind=inversion)"
+            f"the {settings.kind} generator learns from real images: set data, or take a generator that was trained "
+            "before (kind saved), or a data-free one (kind inversion)"
         )
     if isinstance(settings, SavedSettings):
         return _restore(settings, teacher, seed, accelerator)
     generator: TrainableGenerator = _build(settings, teacher, seed, accelerator, real, run)
     if missing := [name for name in METHODS if not callable(getattr(generator, name, None))]:
         target = getattr(settings, "target", settings.kind)
-        raise ConfigError(f"generator.target: what {target} made has no {', '.join(missing)}")
+        raise ConfigError(f"the generator's target: what {target} made has no {', '.join(missing)}")
     return generator
 
 
@@ -79,8 +79,8 @@ def _restore(settings: SavedSettings, teacher: Classifier, seed: int, accelerato
     saved, directory = read_saved(settings.path)
     if saved.spec.image_spec != teacher.spec:
         raise ConfigError(
-            f"generator.path: {settings.path} makes {saved.spec.image_spec}, the teacher takes {teacher.spec}; they "
-            "must be the same"
+            f"the generator's path: {settings.path} makes {saved.spec.image_spec}, the teacher takes {teacher.spec}; "
+            "they must be the same"
         )
     generator = _build(saved.settings, teacher, saved.seed, accelerator, source=directory / CONFIG)
     generator.restore(directory)
@@ -116,7 +116,7 @@ def _build(
 
             return Fixed(Pipeline(settings, teacher.spec, accelerator), settings.batch_size, teacher, seed, accelerator)
         case PythonGenerator():
-            make = resolve(settings.target, "generator.target", source, settings.options)
+            make = resolve(settings.target, "the generator's target", source, settings.options)
             return make(teacher=teacher, seed=seed, **settings.options)
         case _:
-            raise ConfigError(f"generator.kind: {settings.kind} makes no images of its own here")
+            raise ConfigError(f"the {settings.kind} generator makes no images of its own here")

@@ -90,7 +90,7 @@ class CGAN(SampledRounds):
         self._student_terms: Objective[JointOutputs] | None = None
         if any(weights.values()):
             if teacher is None:
-                raise ConfigError("generator.distillation and generator.semantic need a teacher; set both to 0")
+                raise ConfigError("distillation and semantic of the generator need a teacher; set both to 0")
             self._student_terms = Objective({name: STUDENT_TERMS[name] for name in weights}, weights)
         # initial weights depend on the seed alone and leave torch's global generator as it was
         with torch.random.fork_rng(devices=[]):

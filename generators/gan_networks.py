@@ -27,7 +27,7 @@ def scales(spec: ImageSpec) -> int:
     if spec.height % 4 or spec.width % 4 or spec.channels not in (1, 3):
         raise ConfigError(
             "the cgan makes images with 1 or 3 channels whose sides are multiples of 4, got "
-            f"{spec.channels}x{spec.height}x{spec.width}; resize the images, or take another generator.kind"
+            f"{spec.channels}x{spec.height}x{spec.width}; resize the images, or take a generator of another kind"
         )
     count = 2
     while max(spec.height, spec.width) >> count > LARGEST_START and (spec.height | spec.width) % (2 << count) == 0:

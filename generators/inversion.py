@@ -131,8 +131,8 @@ class Inversion:
         self._device = accelerator.device
         if settings.batch_norm > 0 and not any(has_statistics(m) for m in teacher.modules()):
             raise ModelError(
-                "the teacher has no BatchNorm statistics, which generator.batch_norm matches: set "
-                "generator.kind=pixels, or generator.batch_norm=0 and rely on the other terms"
+                "the teacher has no BatchNorm statistics, which the generator's batch_norm matches: set the "
+                "generator's kind to pixels, or its batch_norm to 0 and rely on the other terms"
             )
         torch.manual_seed(derive(seed, "generator/init"))
         network = in_proportion(
@@ -195,7 +195,7 @@ class Inversion:
                 torch._foreach_add_(gradients, [p.grad for p in clone.parameters() if p.grad is not None])
                 optimizer.step()
         if not all(bool(torch.isfinite(gradient).all()) for gradient in gradients):
-            raise TrainingError(f"generator: a gradient is not finite in round {index}; lower generator.lr")
+            raise TrainingError(f"generator: a gradient is not finite in round {index}; lower its lr")
         self._moments = {
             path: self._blend(path, m.mean.detach(), m.var.detach()) for path, m in teacher.statistics.items()
         }

@@ -99,17 +99,19 @@ class Pipeline:
     def _check(self, ids: tuple[int, ...]) -> None:
         s = self.settings
         if len(ids) != self.spec.classes:
-            raise ConfigError(f"generator.class_ids: got {len(ids)} for {self.spec.classes} classes; give one for each")
+            raise ConfigError(
+                f"the generator's class_ids: got {len(ids)} for {self.spec.classes} classes; give one for each"
+            )
         classes = self._classes()
         if classes is not None and max(ids) >= classes:
             raise ConfigError(
-                f"generator.class_ids: {s.path} has the classes 0..{classes - 1}, asked is {max(ids)}; give the "
+                f"the generator's class_ids: {s.path} has the classes 0..{classes - 1}, asked is {max(ids)}; give the "
                 "pipeline's class of each label"
             )
         if isinstance(self._pipeline, DiTPipeline) and classes != DIT_NULL and max(s.guidance, s.hard_guidance) > 1.0:
             raise ConfigError(
-                f"generator.guidance: DiTPipeline guides away from class {DIT_NULL}, which this network of {classes} "
-                "classes does not have; set guidance and hard_guidance to 1"
+                f"the generator's guidance: DiTPipeline guides away from class {DIT_NULL}, which this network of "
+                f"{classes} classes does not have; set guidance and hard_guidance to 1"
             )
 
     def _classes(self) -> int | None:

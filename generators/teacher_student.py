@@ -113,7 +113,9 @@ def joint_forward(
         TrainingError: in a forward pass, if the student's logits are not finite.
     """
     if penultimate and student is not None and not isinstance(student, Classifier):
-        raise ConfigError("generator.semantic compares penultimate features, which this student does not name; set 0")
+        raise ConfigError(
+            "the generator's semantic compares penultimate features, which this student does not name; set it to 0"
+        )
     networks = [teacher] if student is None else [teacher, student]
     with evaluating(*networks), frozen(*networks), ExitStack() as hooks:
         taps: list[Taps] = []

@@ -22,8 +22,8 @@ def require_terms(generator: GeneratorSettings, alone: str) -> None:
     """
     if alone and isinstance(generator, InversionSettings) and generator.needs_student:
         raise ValueError(
-            f"{alone}: the generator works without a student there, and all its terms compare with one: set any of "
-            f"generator.{ALONE}"
+            f"{alone}: the generator works without a student there, and all its terms compare with one: set any of the "
+            f"generator's {ALONE}"
         )
 
 

@@ -68,6 +68,8 @@ class SyntheticSettings(Settings):
     """Images of each class that the teacher of flow dp_generator is trained on."""
 
 
+KIND = "distillation.transfer_set.generator.kind"
+"""The key of the generator's kind in a compression."""
 COUNTED = frozenset(
     {
         "transfer_set", "mix", "distill", "phases", "online", "inherit", "width", "publish_every", "evaluate_every",
@@ -150,21 +152,18 @@ class CompressConfig(TrainingConfig):
         """The generator learns from the teacher only, or with noise if the flow says so."""
         flow = self.flow
         if flow in NOISY_GENERATOR and not isinstance(generator, MerfSettings):
-            raise ValueError(
-                f"flow {flow} has a differentially private generator: set distillation.transfer_set.generator.kind to "
-                "merf, and its epsilon"
-            )
+            raise ValueError(f"flow {flow} has a differentially private generator: set {KIND} to merf, and its epsilon")
         if isinstance(generator, MerfSettings) and flow not in NOISY_GENERATOR:
-            raise ValueError("generator.kind: merf learns from the private images: choose flow dp_generator or dp_both")
+            raise ValueError(f"{KIND}: merf learns from the private images: choose flow dp_generator or dp_both")
         if isinstance(generator, FROM_REAL) and not isinstance(generator, MerfSettings):
             raise ValueError(
-                f"generator.kind: {generator.kind} learns from real images, which no flow counts: take inversion or "
-                "pixels, which learn from the teacher alone"
+                f"{KIND}: {generator.kind} learns from real images, which no flow counts: take inversion or pixels, "
+                "which learn from the teacher alone"
             )
         if flow == "dp_teacher" and not isinstance(generator, InversionSettings | PixelSettings):
             raise ValueError(
-                f"generator.kind: what {generator.kind} learned from is not accounted for in flow dp_teacher; take "
-                "inversion or pixels, which learn from the teacher alone, or merf in flow dp_both"
+                f"{KIND}: what {generator.kind} learned from is not accounted for in flow dp_teacher; take inversion "
+                "or pixels, which learn from the teacher alone, or merf in flow dp_both"
             )
 
     def _require_teacher(self) -> None:

@@ -225,7 +225,7 @@ class DistillConfig(Distillation, TrainingConfig):
             return self
         if self.real is not None and isinstance(self.real.data, StreamData):
             raise ValueError(
-                "data.kind: a stream does not know the size and the classes of its images and may lack labels: set "
+                "transfer_set: a stream does not know the size and the classes of its images and may lack labels: set "
                 "teacher"
             )
         has_labels = len(self.sources) == 1 and not self.sources[0].needs

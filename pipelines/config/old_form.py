@@ -22,7 +22,13 @@ def refuse_sources_outside(recipe: Section) -> None:
         ConfigError: with the line that says the same today.
     """
     if moved := _moved(recipe):
-        raise ConfigError(_message(moved, recipe, {"transfer_set": _transfer_set(recipe)}))
+        transfer_set = _transfer_set(recipe)
+        line = _message(moved, recipe, {"transfer_set": transfer_set})
+        # In the old form a student inherited the teacher's weights by default, whatever it learned from.
+        is_generated = isinstance(transfer_set, Mapping) and transfer_set["kind"] == "generated"
+        if not is_generated and not {"inherit", "transfer_set"} & set(recipe):
+            line += ", and inherit: true, which was the default"
+        raise ConfigError(line)
 
 
 def refuse_flat_form(recipe: Section, keys: set[str]) -> None:

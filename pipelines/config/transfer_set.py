@@ -59,8 +59,8 @@ class GeneratedSet(_Source):
     def _has_its_data(self) -> GeneratedSet:
         if self.data is not None and not self.learns_from_data:
             raise ValueError(
-                f"data: generator.kind {self.generator.kind} does not learn from real images: leave data out, or add "
-                "a source of kind real to transfer_set"
+                f"data: the {self.generator.kind} generator does not learn from real images: leave data out, or add a "
+                "source of kind real to transfer_set"
             )
         return self
 

@@ -275,7 +275,7 @@ def test_terms_that_need_a_student_are_refused_where_there_is_none(
         assert main([*command, "--dry-run"]) == 2, key
         said = capsys.readouterr().err
         assert f"{key}: the generator works without a student there" in said
-        assert "set any of generator.batch_norm" in said
+        assert "set any of the generator's batch_norm" in said
     nothing = [*distill, "transfer_set.generator.adversarial=0", "--dry-run"]
     assert main(nothing) == 2
     assert "all terms have weight 0" in capsys.readouterr().err

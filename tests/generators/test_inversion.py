@@ -97,7 +97,7 @@ def test_samples_depend_on_label_and_row_not_on_the_batch(teacher: Classifier) -
 
 def test_a_teacher_without_batch_norm_is_refused_with_the_remedy() -> None:
     lenet = build(ZooModel(arch="lenet5"), ImageSpec(1, 8, 8, 10)).eval()
-    with pytest.raises(ModelError, match=r"no BatchNorm statistics.*generator\.kind=pixels"):
+    with pytest.raises(ModelError, match=r"no BatchNorm statistics.*the generator's kind to pixels"):
         make(lenet)
     made = make(lenet, batch_norm=0.0, activation=0.1, entropy=1.0).round(0, 0.3)
     assert {"generator/activation", "generator/entropy"} <= set(made.terms)

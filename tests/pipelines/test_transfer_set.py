@@ -33,6 +33,7 @@ CGAN: dict[str, Any] = {"generator": {"kind": "cgan"}}
 REFINE = [{"kind": "refine", "steps": 5}]
 RISING = {"kind": "linear", "start": 0.0, "end": 0.5, "begin": 0.2}
 STREAM = {"kind": "stream", "path": "arriving"}
+INHERIT = ", and inherit: true, which was the default"
 MOVED = ("generator", "data", "difficulty", "bank")
 
 
@@ -188,12 +189,21 @@ def test_an_old_form_is_refused_with_the_line_that_says_the_same_today(name: str
     path.write_text(json.dumps(recipe), encoding="utf-8")
     assert refusal(path) == line
 
-    rest, written = without_sources(recipe), line.removeprefix(opening)
-    path.write_text(f"{written}\n{yaml.safe_dump(rest)}", encoding="utf-8")
+    rest, (written, inherit, end) = without_sources(recipe), line.removeprefix(opening).partition(INHERIT)
+    assert end == ""
+    lines = [written, "inherit: true"] if inherit else [written]
+    path.write_text("\n".join([*lines, yaml.safe_dump(rest)]), encoding="utf-8")
     config = load_config(DistillConfig, path, [])
     assert config.sources == sources
-    key, _, value = written.partition(": ")
-    assert load_config(DistillConfig, rest, [f"{key}={value}"]) == config, "on the command line too"
+    assert config.inherits, "as it did by default"
+    overrides = [text.replace(": ", "=", 1) for text in lines]
+    assert load_config(DistillConfig, rest, overrides) == config, "on the command line too"
+
+
+def test_an_old_form_that_says_whether_to_inherit_is_not_told_to() -> None:
+    old = {**MINIMAL, "data": DIGITS, "mix": {"real": 0.5}}
+    assert refusal(old).endswith(f"share: 0.5}}]{INHERIT}")
+    assert refusal({**old, "inherit": False}).endswith("share: 0.5}]")
 
 
 def test_old_keys_on_the_command_line_are_refused_alike() -> None:
