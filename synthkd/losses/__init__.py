@@ -6,7 +6,7 @@ the images of a batch with each other, `alignment` distributions; `inversion` tr
 
 from synthkd.losses.alignment import heterogeneous_alignment, sinkhorn_wasserstein, sliced_wasserstein
 from synthkd.losses.attention import attention_map, attention_transfer
-from synthkd.losses.contrast import crd, estimate_log_normaliser, sskd
+from synthkd.losses.contrast import crd, sskd
 from synthkd.losses.features import hint
 from synthkd.losses.inversion import activation, adversarial, batch_norm, information_entropy, one_hot
 from synthkd.losses.logits import (
@@ -34,7 +34,6 @@ __all__ = [
     "crd",
     "decoupled",
     "distillation_loss",
-    "estimate_log_normaliser",
     "hard_label",
     "heterogeneous_alignment",
     "hint",

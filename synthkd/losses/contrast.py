@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -14,25 +13,17 @@ from synthkd.losses.logits import kl_divergence
 from synthkd.losses.relations import full_precision, unit, unit_rows
 
 
-def crd(
-    teacher: Tensor,
-    student: Tensor,
-    negatives: Tensor,
-    temperature: float = 0.1,
-    population: int | None = None,
-    log_normaliser: Tensor | float = 0.0,
-    form: Literal["nce", "infonce"] = "nce",
-) -> Tensor:
+def crd(teacher: Tensor, student: Tensor, negatives: Tensor, temperature: float = 0.1) -> Tensor:
     """Contrastive representation distillation (CRD, Tian et al. 2020) with the student as anchor, a scalar.
 
     The student's features shall tell the teacher's features of the same image from those of K other images. With
     `s = cos / temperature`:
 
-    - `nce`: `-mean_i [log h(s_i) + sum_k log(1 - h(s_ik))]` with the paper's critic `h = e^s / (e^s + K / M)`, which is
-      `sigmoid(s - log(K / M))`: nothing is exponentiated. The authors' code first divides e^s by a constant Z from its
-      first batch (`log_normaliser` here); without Z most cosines must become negative. With Z, M cancels.
-    - `infonce`: `-mean_i log(e^{s_i} / (e^{s_i} + sum_k e^{s_ik}))`, which needs neither M nor Z. It suits negatives
-      from a bank whose size changes.
+        -mean_i log(e^{s_i} / (e^{s_i} + sum_k e^{s_ik}))
+
+    This is InfoNCE (van den Oord et al. 2018). The paper bounds the same mutual information by noise-contrastive
+    estimation, which needs the number of images that negatives are drawn from and a constant from the first batch; here
+    negatives may come from a bank whose size changes.
 
     The caller projects both sides to D dimensions, with layers that are trained along. The authors add the same loss
     with exchanged roles: `crd(student, teacher, negatives of the student)`.
@@ -43,48 +34,16 @@ def crd(
         negatives: projected teacher features of other images, `[K, D]` for all or `[N, K, D]` for each. They must not
             include an image's own features, which would be pushed away too.
         temperature: above 0; 0.1 in the paper for CIFAR-100, 0.07 by default in the authors' code.
-        population: M, the number of images that the negatives are drawn from; None for M = K.
-        log_normaliser: log Z from `estimate_log_normaliser`; 0 is the paper's critic. Only `nce` reads it, and M.
-        form: one of the two above.
 
     Returns:
         0 without negatives (an empty bank). Features of zeros have cosine 0 to everything.
-
-    Raises:
-        ConfigError: an unknown form.
     """
-    if form not in ("nce", "infonce"):
-        raise ConfigError(f"CRD has the forms 'nce' and 'infonce', got '{form}'; name one of them")
-    positive, others = _scores(teacher, student, negatives, temperature)
-    count = others.shape[1]
-    if count == 0:
+    theirs, ours, others = (unit(full_precision(features)) for features in (teacher, student, negatives))
+    positive = (ours * theirs).sum(dim=1) / temperature
+    scores = (ours @ others.T if others.ndim == 2 else (others @ ours[:, :, None]).squeeze(2)) / temperature
+    if scores.shape[1] == 0:
         return positive.sum() * 0.0  # with a gradient of 0, for backward
-    if form == "infonce":
-        return F.softplus(torch.logsumexp(others - positive[:, None], dim=1)).mean()
-    # log(1 - sigmoid(x)) is logsigmoid(-x), finite at any score.
-    threshold = math.log(count / (count if population is None else population)) + log_normaliser
-    return -(F.logsigmoid(positive - threshold) + F.logsigmoid(threshold - others).sum(dim=1)).mean()
-
-
-@torch.no_grad()
-def estimate_log_normaliser(
-    teacher: Tensor, student: Tensor, negatives: Tensor, temperature: float, population: int
-) -> Tensor:
-    """`log Z = log(M * mean e^s)` over all pairs of a batch, a scalar; the authors' code takes it once, on the first.
-
-    With it the critic's threshold is `log(K * mean e^s)`: a pair counts as one image once its e^s exceeds the sum over
-    the negatives of that first batch.
-
-    Args:
-        teacher: projected features `[N, D]`.
-        student: projected features of the same images `[N, D]`.
-        negatives: `[K, D]` or `[N, K, D]`, as in `crd`.
-        temperature: above 0, as in `crd`.
-        population: M, as in `crd`.
-    """
-    positive, others = _scores(teacher, student, negatives, temperature)
-    scores = torch.cat([positive, others.flatten()])
-    return torch.logsumexp(scores, dim=0) - math.log(len(scores)) + math.log(population)
+    return F.softplus(torch.logsumexp(scores - positive[:, None], dim=1)).mean()
 
 
 def sskd(
@@ -132,14 +91,6 @@ def sskd(
     if keep < 1.0:
         divergence = divergence[_least_wrong(theirs, keep)]
     return temperature**2 * divergence.sum() / max(1, len(divergence))
-
-
-def _scores(teacher: Tensor, student: Tensor, negatives: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Cosines over the temperature: of the positives `[N]`, and of the negatives `[N, K]`."""
-    theirs, ours, others = (unit(full_precision(features)) for features in (teacher, student, negatives))
-    positive = (ours * theirs).sum(dim=1)
-    negative = ours @ others.T if others.ndim == 2 else (others @ ours[:, :, None]).squeeze(2)
-    return positive / temperature, negative / temperature
 
 
 def _least_wrong(similarities: Tensor, keep: float) -> Tensor:

@@ -1,17 +1,13 @@
-"""Contrastive distillation and similarities over views, against loops over pairs and the critic as it is printed."""
+"""Contrastive distillation and similarities over views, against loops over pairs."""
 
 import math
-from typing import Literal
 
 import numpy as np
 import pytest
 import torch
 
 from synthkd.errors import ConfigError
-from synthkd.losses.contrast import crd, estimate_log_normaliser, sskd
-
-Form = Literal["nce", "infonce"]
-FORMS: list[Form] = ["nce", "infonce"]
+from synthkd.losses.contrast import crd, sskd
 
 
 def features(seed: int, *shape: int) -> torch.Tensor:
@@ -34,104 +30,73 @@ def exponentials(
     ]
 
 
-@pytest.mark.parametrize("normalised", [False, True])
-def test_nce_equals_the_critic_as_it_is_printed(normalised: bool) -> None:
-    teacher, student, negatives = features(0, 4, 6), features(1, 4, 6), features(2, 4, 3, 6)
-    rows = exponentials(teacher, student, negatives, 0.5)
-    z = 50 * float(np.mean(rows)) if normalised else 1.0
-    log_z = estimate_log_normaliser(teacher, student, negatives, 0.5, 50) if normalised else 0.0
-    losses = []
-    for row in rows:
-        critic = [(e / z) / (e / z + 3 / 50) for e in row]
-        losses.append(-math.log(critic[0]) - sum(math.log(1 - h) for h in critic[1:]))
-    value = crd(teacher, student, negatives, 0.5, population=50, log_normaliser=log_z)
-    assert float(value) == pytest.approx(np.mean(losses), rel=1e-9)
-
-
-def test_with_the_normaliser_the_population_cancels() -> None:
-    teacher, student, negatives = features(3, 4, 6), features(4, 4, 6), features(5, 7, 6)
-    values = [
-        float(crd(teacher, student, negatives, 0.1, m, estimate_log_normaliser(teacher, student, negatives, 0.1, m)))
-        for m in (7, 50_000)
-    ]
-    assert values[0] == pytest.approx(values[1], rel=1e-9)
-    assert float(crd(teacher, student, negatives, 0.1, 7)) != pytest.approx(values[0], rel=0.01)
-
-
-def test_infonce_equals_its_definition() -> None:
+def test_contrast_equals_its_definition() -> None:
     teacher, student, negatives = features(6, 4, 6), features(7, 4, 6), features(8, 4, 3, 6)
     losses = [-math.log(row[0] / sum(row)) for row in exponentials(teacher, student, negatives, 0.5)]
-    value = crd(teacher, student, negatives, 0.5, form="infonce")
+    value = crd(teacher, student, negatives, 0.5)
     assert float(value) == pytest.approx(np.mean(losses), rel=1e-9)
 
 
 def test_a_found_image_against_one_unlike_other_by_hand() -> None:
     image, other = torch.tensor([[3.0, 0.0]]), torch.tensor([[0.0, 0.2]])
-    # s = 1 and 0 at a threshold of log(1 / 1)
-    assert float(crd(image, 2.0 * image, other, 1.0)) == pytest.approx(math.log1p(math.exp(-1)) + math.log(2))
-    assert float(crd(image, image, other, 1.0, form="infonce")) == pytest.approx(math.log1p(math.exp(-1)))
+    # s = 1 and 0
+    assert float(crd(image, 2.0 * image, other, 1.0)) == pytest.approx(math.log1p(math.exp(-1)))
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_shared_negatives_equal_the_same_for_each(form: Form) -> None:
+def test_shared_negatives_equal_the_same_for_each() -> None:
     teacher, student, shared = features(9, 3, 4), features(10, 3, 4), features(11, 5, 4)
-    expected = crd(teacher, student, shared.expand(3, 5, 4), form=form)
-    assert float(crd(teacher, student, shared, form=form)) == pytest.approx(float(expected), rel=1e-12)
+    expected = crd(teacher, student, shared.expand(3, 5, 4))
+    assert float(crd(teacher, student, shared)) == pytest.approx(float(expected), rel=1e-12)
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_lengths_rotation_and_the_order_of_negatives_change_nothing(form: Form) -> None:
+def test_lengths_rotation_and_the_order_of_negatives_change_nothing() -> None:
     teacher, student, negatives = features(12, 3, 4), features(13, 3, 4), features(14, 5, 4)
     rotation = torch.linalg.qr(features(15, 4, 4)).Q
     lengths = torch.tensor([[0.01], [7.0], [100.0]], dtype=torch.float64)
-    value = float(crd(teacher, student, negatives, form=form))
-    moved = crd(lengths * teacher @ rotation, student @ rotation, 5.0 * negatives.flip(0) @ rotation, form=form)
+    value = float(crd(teacher, student, negatives))
+    moved = crd(lengths * teacher @ rotation, student @ rotation, 5.0 * negatives.flip(0) @ rotation)
     assert float(moved) == pytest.approx(value, rel=1e-9)
-    assert float(crd(teacher.flip(0), student, negatives, form=form)) != pytest.approx(value, rel=1e-3)
+    assert float(crd(teacher.flip(0), student, negatives)) != pytest.approx(value, rel=1e-3)
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_the_student_is_drawn_to_the_teacher_and_pushed_from_the_negatives(form: Form) -> None:
+def test_the_student_is_drawn_to_the_teacher_and_pushed_from_the_negatives() -> None:
     teacher, negatives = torch.tensor([[1.0, 0.0, 0.0]]), torch.tensor([[0.0, 1.0, 0.0]])
     student = torch.tensor([[0.0, 0.0, 1.0]], requires_grad=True)
-    crd(teacher, student, negatives, form=form).backward()
+    crd(teacher, student, negatives).backward()
     assert student.grad is not None
     assert float(student.grad[0, 0]) < 0 < float(student.grad[0, 1])
 
 
-@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("shape", [(0, 4), (2, 0, 4)])
-def test_without_negatives_there_is_nothing_to_learn(form: Form, shape: tuple[int, ...]) -> None:
+def test_without_negatives_there_is_nothing_to_learn(shape: tuple[int, ...]) -> None:
     student = features(16, 2, 4).requires_grad_()
-    value = crd(features(17, 2, 4), student, torch.zeros(shape, dtype=torch.float64), form=form)
+    value = crd(features(17, 2, 4), student, torch.zeros(shape, dtype=torch.float64))
     value.backward()
     assert float(value.detach()) == 0.0
     assert student.grad is not None
     assert bool((student.grad == 0).all())
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_zeros_half_precision_and_low_temperatures_are_finite(form: Form) -> None:
+def test_zeros_half_precision_and_low_temperatures_are_finite() -> None:
     student = torch.zeros(2, 4, dtype=torch.float16, requires_grad=True)
-    value = crd(features(18, 2, 4).half(), student, features(19, 6, 4).bfloat16(), form=form)
+    value = crd(features(18, 2, 4).half(), student, features(19, 6, 4).bfloat16())
     value.backward()
     assert value.dtype == torch.float32
-    # every cosine is 0, at a threshold of 0
-    assert float(value.detach()) == pytest.approx(7 * math.log(2) if form == "nce" else math.log(7))
+    # every cosine is 0
+    assert float(value.detach()) == pytest.approx(math.log(7))
     assert student.grad is not None
     assert bool(student.grad.isfinite().all())
     one = torch.tensor([[1.0, 0.0]])
-    far = crd(one, -one, one, 1e-4, form=form)
-    assert float(far) == pytest.approx(1e4 if form == "nce" else math.log(2))
-    worse = crd(one, -one, -one, 1e-4, form=form)
+    far = crd(one, -one, one, 1e-4)
+    assert float(far) == pytest.approx(math.log(2))
+    worse = crd(one, -one, -one, 1e-4)
     assert float(worse) == pytest.approx(2e4)
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_contrast_has_the_gradient_of_its_values_on_both_sides(form: Form) -> None:
+def test_contrast_has_the_gradient_of_its_values_on_both_sides() -> None:
     teacher, student = features(20, 3, 4).requires_grad_(), features(21, 3, 4).requires_grad_()
     negatives = features(22, 5, 4)
-    assert torch.autograd.gradcheck(lambda t, s: crd(t, s, negatives, 0.3, 40, 1.0, form), (teacher, student))
+    assert torch.autograd.gradcheck(lambda t, s: crd(t, s, negatives, 0.3), (teacher, student))
 
 
 def slow_view_rows(plain: torch.Tensor, view: torch.Tensor, temperature: float) -> list[list[float]]:
@@ -227,9 +192,7 @@ def test_similarities_have_the_gradient_of_their_values() -> None:
     assert torch.autograd.gradcheck(lambda s, v: sskd(teacher, s, view, v, keep=0.5), ours)
 
 
-def test_unknown_forms_and_fractions_are_refused() -> None:
+def test_an_unknown_fraction_is_refused() -> None:
     one = torch.ones(2, 2)
-    with pytest.raises(ConfigError, match="got 'info'"):
-        crd(one, one, one, form="info")  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=r"\[0, 1\], got 1.5"):
         sskd(one, one, one, one, keep=1.5)

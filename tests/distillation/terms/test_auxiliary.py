@@ -62,7 +62,7 @@ def test_terms_are_those_of_full_precision_under_mixed_precision() -> None:
         sides = zip(lessons.contrast.layers["crd"].children(), (theirs, ours), strict=True)
         projected, mine = (layer(features.float()) for layer, features in sides)
     others = torch.stack([torch.cat([projected[:row], projected[row + 1 :]]) for row in range(COUNT)])
-    expected["crd"] = crd(projected, mine, others, form="infonce")
+    expected["crd"] = crd(projected, mine, others)
     expected["sskd"] = sskd(theirs, ours, heads["shown"], heads["turned"], 0.2, 0.5)
     assert {value.dtype for value in found.values()} == {torch.float32}
     assert {name: float(value) for name, value in found.items()} == pytest.approx(

@@ -105,7 +105,7 @@ def test_crd_is_infonce_against_every_other_image_but_copies() -> None:
         for row in range(10):
             others = [column for column, slot in enumerate(slots) if slot != slots[row]]
             mine = slice(row, row + 1)
-            losses.append(crd(every[mine], anchors[mine], every[others], 0.3, form="infonce"))
+            losses.append(crd(every[mine], anchors[mine], every[others], 0.3))
         found = terms_of(made, teacher, student, batch, beside)["crd"]
     assert float(found) == pytest.approx(float(torch.stack(losses).mean()), rel=1e-5)
 
@@ -127,7 +127,7 @@ def test_weights_of_images_scale_their_rows_of_crd() -> None:
     expected = 0.0
     for row, weight in enumerate(weights.tolist()):
         one, others = slice(row, row + 1), [column for column in range(11) if column != row]
-        expected += weight * float(crd(projected[one], mine[one], projected[others], form="infonce")) / 5
+        expected += weight * float(crd(projected[one], mine[one], projected[others])) / 5
     assert weighed(weights) == pytest.approx(expected, rel=1e-5)
     assert weighed(torch.ones(5)) == weighed(None) != pytest.approx(expected, rel=1e-2)
 
@@ -234,7 +234,7 @@ def test_without_a_bank_the_rest_of_the_batch_is_what_there_is(bank: MemoryBank 
         for layer, network in zip(made.layers["crd"].children(), (teacher, student), strict=True)
     )
     others = torch.stack([torch.cat([theirs[:i], theirs[i + 1 :]]) for i in range(5)])
-    assert float(found) == pytest.approx(float(crd(theirs, ours, others, form="infonce")), rel=1e-5)
+    assert float(found) == pytest.approx(float(crd(theirs, ours, others)), rel=1e-5)
 
 
 def test_a_batch_of_one_learns_from_negatives_alone() -> None:
