@@ -9,15 +9,15 @@ from pydantic import Field, Tag, model_validator
 from synthkd.settings import (
     AugmentSettings,
     Batch,
+    BelowOne,
     Count,
     Depth,
     Fraction,
-    Noise,
     NonNegative,
     OptimizerSettings,
     PerClass,
     Positive,
-    Seed,
+    PrivacySettings,
     Settings,
     Units,
     Whole,
@@ -26,9 +26,6 @@ from synthkd.settings import (
 
 ALONE = "batch_norm, one_hot, entropy, activation"
 """Terms of inversion that need no student."""
-
-Decay = Annotated[float, Field(ge=0.0, lt=1.0)]
-"""Weight of the old value in an exponential average."""
 
 
 class InversionSettings(Settings):
@@ -49,7 +46,7 @@ class InversionSettings(Settings):
     """Learning rate of the latent vectors inside a round; 0 keeps them as drawn."""
     batch_norm: NonNegative = 10.0
     """Weight of the matching of BatchNorm statistics; 0 for a teacher without BatchNorm."""
-    memory: Decay = 0.9
+    memory: BelowOne = 0.9
     """Weight of earlier rounds in the batch moments that are matched to the stored statistics."""
     one_hot: NonNegative = 0.5
     """Weight of the cross-entropy of the teacher's logits to the label."""
@@ -120,7 +117,7 @@ class CGANSettings(Settings):
     """Learning rate of the generator."""
     critic_lr: Positive = 1e-3
     """Learning rate of the critic."""
-    ema: Decay = 0.999
+    ema: BelowOne = 0.999
     """Decay of the average of the generator's weights, which is what is sampled and saved."""
     head: Literal["projection", "auxiliary"] = "projection"
     """How the critic uses the class: `projection` adds it to the score, `auxiliary` predicts it with a second head."""
@@ -198,16 +195,13 @@ class DiffusionSettings(Settings):
     """Rounds between two measurements of the loss on holdout images."""
 
 
-class MerfSettings(Settings):
-    """A differentially private generator: one noisy release of mean embeddings, then any number of training steps."""
+class MerfSettings(PrivacySettings):
+    """A differentially private generator: one noisy release of mean embeddings, then any number of training steps.
+
+    The budget is that of the release. Neighbouring datasets differ by one image that is replaced.
+    """
 
     kind: Literal["merf"]
-    epsilon: Positive | None = None
-    """Privacy budget of the release if one image is replaced; it determines the noise."""
-    noise_multiplier: Noise | None = None
-    """Standard deviation of the noise over the sensitivity; instead of `epsilon`."""
-    delta: Annotated[float, Field(gt=0.0, lt=1.0)] = 1e-5
-    """Delta of the privacy claim; must be below 1 / images."""
     features: Annotated[int, Field(ge=8, le=10**6)] = 8000
     """Random Fourier features of an image; more approximate the kernel better and cost time, not privacy."""
     bandwidths: Annotated[tuple[Positive, ...], Field(min_length=1, max_length=100)] = (0.18, 0.09)
@@ -223,19 +217,11 @@ class MerfSettings(Settings):
     """Training steps of a round."""
     lr: Positive = 2e-3
     """Learning rate."""
-    ema: Decay = 0.99
+    ema: BelowOne = 0.99
     """Decay of the average of the weights, which is what is sampled and saved."""
     grain: NonNegative = 0.5
     """Samples get pixel noise; its standard deviation is drawn for each sample between 0 and this. The release does not
     contain fine texture, and a student should not learn that images have none. 0: smooth images."""
-    test_seed: Seed | None = None
-    """Seed of reproducible noise, for tests: this is NOT DP. None: noise from the operating system."""
-
-    @model_validator(mode="after")
-    def _has_one_budget(self) -> MerfSettings:
-        if (self.epsilon is None) == (self.noise_multiplier is None):
-            raise ValueError("set epsilon or noise_multiplier, one of the two")
-        return self
 
 
 class PipelineSettings(Settings):

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from synthkd.errors import TrainingError
-from synthkd.settings import Curve, DifficultySettings, OptimizerSettings, Schedule, TemperatureSettings
+from synthkd.settings import Curve, OptimizerSettings, Schedule, ThresholdSettings
 
 
 def value_at(schedule: Schedule, step: int, total: int) -> float:
@@ -62,7 +62,7 @@ class ThresholdScheduler:
         value: v.
     """
 
-    def __init__(self, settings: DifficultySettings | TemperatureSettings) -> None:
+    def __init__(self, settings: ThresholdSettings) -> None:
         self.settings = settings
         self.value = settings.start
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
 from synthkd.pipelines.config.base import JobConfig
 from synthkd.pipelines.config.evaluate import ImageSet
-from synthkd.settings import Listed, LoadedModel, Settings, Whole
+from synthkd.settings import Delta, Listed, LoadedModel, Settings, Whole
 
 
 class ReferenceModels(Settings):
@@ -35,7 +35,7 @@ class AuditConfig(JobConfig):
     """At least 1,000 labelled images in no other role, for RMIA, which also needs references."""
     generated: str | ImageSet | None = None
     """Synthetic images, in which copies of members are searched, and copies of non-members for comparison."""
-    delta: Annotated[float, Field(gt=0.0, lt=1.0)] = 1e-5
+    delta: Delta = 1e-5
     """Delta of the estimated epsilon."""
     skip_bad: Whole = 0
     """Largest number of unreadable files of a set that are skipped; the report has their number."""

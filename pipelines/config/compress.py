@@ -21,6 +21,7 @@ from synthkd.pipelines.config.transfer_set import GeneratedSet
 from synthkd.settings import (
     Count,
     DataSettings,
+    Delta,
     Flow,
     Images,
     Listed,
@@ -42,7 +43,7 @@ class AuditSettings(Settings):
     """Runs of the whole pipeline without the canaries. Their models show the outputs for images not learned from."""
     guesses: Annotated[Images, Field(ge=2)] | None = None
     """Number of guesses about canaries of each half, even and fixed beforehand; None: a fifth."""
-    delta: Annotated[float, Field(gt=0.0, lt=1.0)] = 1e-5
+    delta: Delta = 1e-5
     """Delta of the lower bounds of epsilon."""
 
 

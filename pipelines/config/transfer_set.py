@@ -5,10 +5,10 @@ A transfer set is the set of images whose soft labels a student learns (Hinton e
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import Field, Tag, model_validator
 
 from synthkd.generators.settings import FROM_REAL, GeneratorSettings, InversionSettings, TeacherAccess, access_of
 from synthkd.settings import (
@@ -20,6 +20,7 @@ from synthkd.settings import (
     Settings,
     Share,
     StreamData,
+    by_kind,
 )
 
 
@@ -92,17 +93,9 @@ class RealSet(_Source):
         return frozenset({"labels"}) if isinstance(self.data, StreamData) else frozenset()
 
 
-def _tag(value: object) -> str:
-    """The kind of a source in YAML or as settings; "list" for several sources."""
-    if isinstance(value, list | tuple):
-        return "list"
-    kind = value.get("kind", "generated") if isinstance(value, Mapping) else getattr(value, "kind", "generated")
-    return str(kind)
-
-
 SourceSettings = Annotated[
     Annotated[GeneratedSet, Tag("generated")] | Annotated[StoredSet, Tag("stored")] | Annotated[RealSet, Tag("real")],
-    Discriminator(_tag),
+    by_kind("generated"),
 ]
 
 TransferSetSettings = Annotated[
@@ -110,7 +103,7 @@ TransferSetSettings = Annotated[
     | Annotated[StoredSet, Tag("stored")]
     | Annotated[RealSet, Tag("real")]
     | Annotated[Annotated[tuple[SourceSettings, ...], Field(min_length=1, max_length=8)], Tag("list")],
-    Discriminator(_tag),
+    by_kind("generated"),
 ]
 """One source, or a list of them that share each batch."""
 

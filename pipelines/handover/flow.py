@@ -32,7 +32,7 @@ from synthkd.privacy.claims import ledger_of
 from synthkd.privacy.journal import JOURNAL, Journal
 from synthkd.reports.results import RESULT, DistillResult, ReleaseResult, TeachResult
 from synthkd.rng import Rows
-from synthkd.settings import DataSettings, DPSettings, LoadedModel, TeacherSettings, TrainedTeacher, ZooModel
+from synthkd.settings import DataSettings, LoadedModel, PrivacySettings, TeacherSettings, TrainedTeacher, ZooModel
 from synthkd.types import SampleGenerator, balanced_labels, to_uint8
 
 RELEASE, TEACH, SEARCH, DISTILL = "release", "teach", "search", "distill"
@@ -154,7 +154,7 @@ def _require_counted(config: CompressConfig, directory: Path, counts: Mapping[st
 
 
 def _proven_statement(
-    result: Result[ReleaseResult] | Result[TeachResult], settings: MerfSettings | DPSettings
+    result: Result[ReleaseResult] | Result[TeachResult], settings: PrivacySettings
 ) -> Mapping[str, Any]:
     """The claim of a finished run, if it counts the queries in the run's journal, on the terms of its settings."""
     statement = result.content.dp

@@ -39,9 +39,11 @@ class Settings(BaseModel):
 
 
 def by_kind(default: str) -> Discriminator:
-    """A discriminator for a union of sections: the value of `kind`, or `default` where there is none."""
+    """A discriminator for a union of sections: the value of `kind`, `default` if there is none; "list" for a list."""
 
     def tag(value: Any) -> str:
+        if isinstance(value, list | tuple):
+            return "list"
         kind = value.get("kind", default) if isinstance(value, dict) else getattr(value, "kind", default)
         return str(kind)
 
@@ -56,6 +58,9 @@ LARGE = 1e9
 """Largest factor, weight or rate: the product of two squares is finite in float32."""
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+BelowOne = Annotated[float, Field(ge=0.0, lt=1.0)]
+Delta = Annotated[float, Field(gt=0.0, lt=1.0)]
+"""Delta of differential privacy."""
 Positive = Annotated[float, Field(gt=0.0, le=LARGE)]
 NonNegative = Annotated[float, Field(ge=0.0, le=LARGE)]
 Number = Annotated[float, Field(ge=-LARGE, le=LARGE)]

@@ -9,19 +9,32 @@ from typing import Annotated, ClassVar
 
 from pydantic import Field, model_validator
 
-from synthkd.settings.base import (
-    LARGE,
-    Count,
-    Fraction,
-    Images,
-    NonNegative,
-    Number,
-    Positive,
-    Settings,
-)
+from synthkd.settings.base import LARGE, Count, Fraction, Images, NonNegative, Number, Positive, Settings
 
 
-class DifficultySettings(Settings):
+class ThresholdSettings(Settings):
+    """The controller of a value that is raised while a measure is high and lowered while it is low."""
+
+    start: float
+    low: float
+    high: float
+    raise_above: float
+    lower_below: float
+    up: Annotated[float, Field(ge=1.0, le=LARGE)] = 1.2
+    """Factor that raises."""
+    down: Annotated[float, Field(gt=0.0, le=1.0)] = 0.8
+    """Factor that lowers."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> ThresholdSettings:
+        if not self.low <= self.start <= self.high:
+            raise ValueError("must hold: low <= start <= high")
+        if self.lower_below > self.raise_above:
+            raise ValueError("lower_below must not be above raise_above")
+        return self
+
+
+class DifficultySettings(ThresholdSettings):
     """The controller of the difficulty, which follows the agreement of student and teacher on fresh samples."""
 
     start: Fraction = 0.3
@@ -33,23 +46,11 @@ class DifficultySettings(Settings):
     """Agreement above which the difficulty is raised."""
     lower_below: Fraction = 0.7
     """Agreement below which the difficulty is lowered."""
-    up: Annotated[float, Field(ge=1.0, le=LARGE)] = 1.2
-    """Factor that raises."""
-    down: Annotated[float, Field(gt=0.0, le=1.0)] = 0.8
-    """Factor that lowers."""
     augment: bool = True
     """Let the difficulty also drive the augmentation of the student's images (erasing above 0.5, jitter above 0.7)."""
 
-    @model_validator(mode="after")
-    def _ordered(self) -> DifficultySettings:
-        if not self.low <= self.start <= self.high:
-            raise ValueError("must hold: low <= start <= high")
-        if self.lower_below > self.raise_above:
-            raise ValueError("lower_below must not be above raise_above")
-        return self
 
-
-class TemperatureSettings(Settings):
+class TemperatureSettings(ThresholdSettings):
     """The controller of the temperature, which follows the student's loss on held-out images."""
 
     start: Positive = 5.0
@@ -57,22 +58,14 @@ class TemperatureSettings(Settings):
     """Smallest temperature."""
     high: Positive = 10.0
     """Largest temperature."""
-    lower_below: NonNegative = 0.1
-    """Loss below which the temperature is lowered."""
     raise_above: NonNegative = 0.5
     """Loss above which the temperature is raised."""
-    down: Annotated[float, Field(gt=0.0, le=1.0)] = 0.9
-    """Factor that lowers."""
+    lower_below: NonNegative = 0.1
+    """Loss below which the temperature is lowered."""
     up: Annotated[float, Field(ge=1.0, le=LARGE)] = 1.1
     """Factor that raises."""
-
-    @model_validator(mode="after")
-    def _ordered(self) -> TemperatureSettings:
-        if not self.low <= self.start <= self.high:
-            raise ValueError("must hold: low <= start <= high")
-        if self.lower_below > self.raise_above:
-            raise ValueError("lower_below must not be above raise_above")
-        return self
+    down: Annotated[float, Field(gt=0.0, le=1.0)] = 0.9
+    """Factor that lowers."""
 
 
 class WeightSettings(Settings):

@@ -6,11 +6,11 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from synthkd.settings.base import Fraction, Images, NonNegative, Settings, Shift, Side
+from synthkd.settings.base import BelowOne, Fraction, Images, NonNegative, Settings, Shift, Side
 
 
 class _Data(Settings):
-    holdout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
+    holdout: BelowOne = 0.1
     """Fraction of the training split that is held out, stratified by class; nothing trains on it."""
     split_seed: Annotated[int, Field(ge=-(2**63), le=2**63 - 1)] = 0
     """Seed of the split. It is separate from the run's seed, so that all runs share one split."""
@@ -49,7 +49,7 @@ class FolderData(_Data):
     channels: Literal[1, 3] = 3
     size: Side | None = None
     """Images are resized (shorter side, then centre crop) to this many pixels; needed if their sizes differ."""
-    test: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.2
+    test: BelowOne = 0.2
     """Fraction used as test split if there is no `test/`."""
     skip_bad: bool = False
     """Skip unreadable files, with their number in the log, instead of refusing the folder."""
@@ -63,7 +63,7 @@ class NpzData(_Data):
 
     kind: Literal["npz"]
     path: str
-    test: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.2
+    test: BelowOne = 0.2
     """Fraction used as test split if the file has no `test_images`."""
 
 
@@ -87,7 +87,7 @@ class StreamData(Settings):
     """Batches draw from this many images: the newest of those that are not held out."""
     patience: NonNegative = 60.0
     """Seconds that a run waits for its first image before it gives up. Later it continues with the images it has."""
-    holdout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
+    holdout: BelowOne = 0.1
     """Share of the images that are held out. The name of its file and its row decide about each image."""
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from synthkd.settings.base import Batch, Count, Fraction, Noise, NonNegative, Positive, Seed, Settings
+from synthkd.settings.base import Batch, BelowOne, Count, Delta, Fraction, Noise, NonNegative, Positive, Seed, Settings
 from synthkd.settings.data import AugmentSettings, DataSettings
 from synthkd.settings.models import LoadedModel, ModelSettings
 
@@ -33,7 +33,7 @@ class OptimizerSettings(Settings):
     """Last learning rate as a fraction of the peak."""
     clip: Positive | None = None
     """Largest norm of the gradient; None: no clipping."""
-    ema: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    ema: BelowOne = 0.0
     """Decay of an exponential moving average of the weights, which is evaluated and saved in their place; 0: none."""
 
     @model_validator(mode="after")
@@ -47,29 +47,38 @@ class OptimizerSettings(Settings):
         return self
 
 
-class DPSettings(Settings):
-    """DP-SGD (Abadi et al. 2016): each image's gradient is clipped, their sum gets Gaussian noise, and every image is
-    in a batch with the same probability, independently."""
+class PrivacySettings(Settings):
+    """The noise of a differentially private mechanism."""
 
     epsilon: Positive | None = None
-    """Budget of the planned steps, which sets the noise; neighbouring datasets differ by one image more or less."""
+    """Privacy budget, which determines the noise."""
     noise_multiplier: Noise | None = None
-    """Standard deviation of the noise over `clip`, in place of a budget."""
-    delta: Annotated[float, Field(gt=0.0, lt=1.0)] = 1e-5
-    """Probability of the budget's failure; must be below 1 / images."""
-    clip: Positive = 1.0
-    """Largest norm of an image's gradient."""
-    physical_batch: Batch = 256
-    """Images whose gradients are in memory at a time; it changes memory only."""
+    """Standard deviation of the noise over the sensitivity, in place of a budget."""
+    delta: Delta = 1e-5
+    """Delta of the privacy claim; must be below 1 / images."""
     test_seed: Seed | None = None
     """For tests: a seed makes the noise repeatable, and the run is marked NOT DP. None: the operating system's
     randomness."""
 
     @model_validator(mode="after")
-    def _one(self) -> DPSettings:
+    def _has_one_budget(self) -> PrivacySettings:
         if (self.epsilon is None) == (self.noise_multiplier is None):
             raise ValueError("set epsilon or noise_multiplier, one of the two")
         return self
+
+
+class DPSettings(PrivacySettings):
+    """DP-SGD (Abadi et al. 2016): each image's gradient is clipped, their sum gets Gaussian noise, and every image is
+    in a batch with the same probability, independently.
+
+    The budget is that of the planned steps. Neighbouring datasets differ by one image more or less, and the sensitivity
+    is `clip`.
+    """
+
+    clip: Positive = 1.0
+    """Largest norm of an image's gradient."""
+    physical_batch: Batch = 256
+    """Images whose gradients are in memory at a time; it changes memory only."""
 
 
 class TeachTraining(Settings):
