@@ -53,6 +53,7 @@ class TrainingConfig(JobConfig):
     checkpoint_every: Count = 500
     """Steps between checkpoints."""
     keep_checkpoints: Count = 2
+    """Number of the newest checkpoints that stay; the one before the last serves if the last is damaged."""
     log_every: Count = 20
     """Steps between log rows."""
     track: Annotated[tuple[Literal["tensorboard", "wandb", "mlflow", "trackio"], ...], Listed] = ()

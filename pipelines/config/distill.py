@@ -14,7 +14,6 @@ from synthkd.pipelines.config.transfer_set import (
     RealSet,
     StoredSet,
     TransferSetSettings,
-    require_data,
     sources_of,
 )
 from synthkd.settings import (
@@ -216,7 +215,7 @@ class DistillConfig(Distillation, TrainingConfig):
     @model_validator(mode="after")
     def _fits_its_teacher(self) -> DistillConfig:
         """The images have labels, and every term has the logits or features that it needs."""
-        require_data(self.sources)
+        self._require_data()
         if not self.teachers and self.team != TeamSettings():
             raise ValueError("team says how several teachers label, and there is one: set teachers, or leave team out")
         if self.teachers and (self.teacher is None or self.logits == "stored"):
@@ -238,6 +237,21 @@ class DistillConfig(Distillation, TrainingConfig):
         if self.online is not None and any(peer.model is None for peer in self.online.peers):
             raise ValueError("online.peers: a peer without a model is a copy of the teacher: set its model, or teacher")
         return self
+
+    def _require_data(self) -> None:
+        """Refuse a generator that learns from real images if there are none, two sets, or a stream alone."""
+        generated, real = self.generated, self.real
+        if generated is None or not generated.learns_from_data:
+            return
+        kind, arrives = generated.generator.kind, real is not None and isinstance(real.data, StreamData)
+        if generated.data is not None and real is not None and not arrives:
+            raise ValueError(f"transfer_set: {kind} learns from the images of kind real: leave its own data out")
+        if generated.data is None and real is None:
+            raise ValueError(f"transfer_set.generator.kind: {kind} learns from real images: set transfer_set.data")
+        if generated.data is None and arrives:
+            raise ValueError(
+                f"transfer_set: {kind} learns from a fixed dataset, not from a stream: set data of kind generated"
+            )
 
     def _needs_no_teacher(self) -> None:
         """Refuse terms that need a teacher, if the only labels are those of the real images."""

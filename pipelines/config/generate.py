@@ -54,6 +54,7 @@ class GenerateConfig(TrainingConfig):
     difficulty: Fraction = 0.3
     """Difficulty at which the generator is trained and sampled."""
     format: Literal["folder", "webdataset", "parquet"] = "folder"
+    """folder: one PNG for each image; webdataset: .tar shards; parquet: tables, for Hugging Face datasets."""
     shard_size: Images = 10_000
     """Images of a shard (webdataset, parquet)."""
     batch_size: Batch = 512

@@ -5,7 +5,6 @@ A transfer set is the set of images whose soft labels a student learns (Hinton e
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from pydantic import Field, Tag, model_validator
@@ -124,26 +123,3 @@ def sources_of(transfer_set: TransferSetSettings) -> tuple[GeneratedSet | Stored
     if {"generated", "stored"} <= set(kinds):  # a run has one memory bank, and the dataset fills all of it
         raise ValueError("transfer_set: generated and stored images need a memory bank each: leave one source out")
     return tuple(sources)
-
-
-def require_data(sources: Sequence[GeneratedSet | StoredSet | RealSet]) -> None:
-    """Refuse a generator that learns from real images if there are none, or none but those of a stream.
-
-    Raises:
-        ValueError: with the key and the remedy.
-    """
-    generated = next((source for source in sources if isinstance(source, GeneratedSet)), None)
-    real = next((source for source in sources if isinstance(source, RealSet)), None)
-    if generated is None or not generated.learns_from_data:
-        return
-    kind = generated.generator.kind
-    if generated.data is not None:
-        if real is not None and not isinstance(real.data, StreamData):
-            raise ValueError(f"transfer_set: {kind} learns from the images of kind real: leave its own data out")
-        return
-    if real is None:
-        raise ValueError(f"transfer_set.generator.kind: {kind} learns from real images: set transfer_set.data")
-    if isinstance(real.data, StreamData):
-        raise ValueError(
-            f"transfer_set: {kind} learns from a fixed dataset, not from a stream: set data of kind generated"
-        )

@@ -59,6 +59,7 @@ class AlignmentTerm(Settings):
     weight: Weight = 1.0
     at: Places = "stages"
     distance: Literal["sliced", "sinkhorn"] = "sliced"
+    """sliced: the mean over 64 random directions, fast. sinkhorn: entropic optimal transport in all dimensions."""
 
 
 class AdapterTerm(Settings):
