@@ -12,7 +12,8 @@ from synthkd.settings import Delta, Listed, LoadedModel, Settings, Whole
 
 
 class ReferenceModels(Settings):
-    """Models of the same images and classes that were trained on neither list, best in the way of the audited one."""
+    """Models of the same images and classes, trained on neither list and otherwise as much like the audited one as
+    possible."""
 
     teacher: Annotated[tuple[LoadedModel, ...], Listed] = ()
     student: Annotated[tuple[LoadedModel, ...], Listed] = ()

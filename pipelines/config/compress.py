@@ -124,7 +124,7 @@ class CompressConfig(TrainingConfig):
         Distillation.refuse_old_form(section(recipe, "distillation"))
 
     @model_validator(mode="after")
-    def _touches_private_images_as_the_flow_says(self) -> CompressConfig:
+    def _fits_its_flow(self) -> CompressConfig:
         """Only the parts that the flow accounts for may use private images."""
         default = Distillation()
         for key in sorted(set(Distillation.model_fields) - COUNTED):
