@@ -66,23 +66,8 @@ def build_generator(
             f"generator.kind: {settings.kind} learns from real images: set data, or take one that was trained before "
             "(generator.kind=saved), or a data-free one (generator.kind=inversion)"
         )
-    if isinstance(settings, SavedSettings):
-        return _restore(settings, teacher, seed, accelerator)
     generator: TrainableGenerator = _build(settings, teacher, seed, accelerator, real, run)
     return generator
-
-
-def _restore(settings: SavedSettings, teacher: Classifier, seed: int, accelerator: Accelerator) -> Fixed:
-    """The saved generator, which is only sampled; its own seed rebuilds it, the run's seed draws its images."""
-    saved, directory = read_saved(settings.path)
-    if saved.spec.image_spec != teacher.spec:
-        raise ConfigError(
-            f"generator.path: {settings.path} makes {saved.spec.image_spec}, the teacher takes {teacher.spec}; they "
-            "must be the same"
-        )
-    generator = _build(saved.settings, teacher, saved.seed, accelerator, source=directory / CONFIG)
-    generator.restore(directory)
-    return Fixed(generator, getattr(saved.settings, "batch_size", SAMPLED), teacher, seed, accelerator)
 
 
 def _build(
@@ -95,6 +80,7 @@ def _build(
     source: Path | None = None,
 ) -> Any:
     """The generator, untrained; `source` is the file that the settings were read from, None for a recipe."""
+    # A saved generator has no real data here, so it can be sampled and not trained.
     train, holdout = (None, None) if real is None else (real.train, real.holdout)
     match settings:
         case InversionSettings():
@@ -113,6 +99,17 @@ def _build(
             from synthkd.generators.pipeline import Pipeline
 
             return Fixed(Pipeline(settings, teacher.spec, accelerator), settings.batch_size, teacher, seed, accelerator)
+        case SavedSettings():
+            saved, directory = read_saved(settings.path)
+            if saved.spec.image_spec != teacher.spec:
+                raise ConfigError(
+                    f"generator.path: {settings.path} makes {saved.spec.image_spec}, the teacher takes {teacher.spec}; "
+                    "they must be the same"
+                )
+            # With its own seed, from which pixels fits the tone curve; the run's seed draws the images of a round.
+            generator = _build(saved.settings, teacher, saved.seed, accelerator, source=directory / CONFIG)
+            generator.restore(directory)
+            return Fixed(generator, getattr(saved.settings, "batch_size", SAMPLED), teacher, seed, accelerator)
         case PythonGenerator():
             make = resolve(settings.target, "generator.target", source, settings.options)
             generator = make(teacher=teacher, seed=seed, **settings.options)
@@ -122,5 +119,3 @@ def _build(
                     f"{', '.join(missing)}; add what is missing"
                 )
             return generator
-        case _:
-            raise ConfigError(f"generator.kind: a generator of kind {settings.kind} cannot be built from its settings")

@@ -226,8 +226,7 @@ class CGAN(SampledRounds):
         return Loss(total, terms)
 
     def _collapse_rate(self, index: int, difficulty: float) -> float | None:
-        """Share of the holdout's classes that samples miss, by the teacher's predictions; None if there is too little
-        data to tell."""
+        """Share of the holdout's classes that samples miss, by the teacher's predictions; None if it cannot be told."""
         train, holdout = self._train, self._holdout
         if train is None or holdout is None or len(holdout) == 0:
             return None

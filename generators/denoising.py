@@ -55,6 +55,7 @@ def build_unet(settings: DiffusionSettings, spec: ImageSpec) -> diffusers.UNet2D
         layers_per_block=settings.layers,
         down_block_types=tuple(down),
         up_block_types=tuple(up),
+        # Common divisors, since groups and heads must divide the channels of every level.
         norm_num_groups=max(1, math.gcd(32, *settings.channels) // GROUP),
         attention_head_dim=math.gcd(16, *settings.channels),
         add_attention=settings.attention,
@@ -186,6 +187,7 @@ class ClassConditionalPipeline(diffusers.DiffusionPipeline):  # type: ignore[mis
         unet, device, c = self.unet, self.unet.device, self.config
         shape = (unet.config.in_channels, *unet.config.sample_size)
         labels = labels.to(device)
+        # Standard deviation of the noise in x_t.
         sigmas = (1.0 - self.scheduler.alphas_cumprod).sqrt().tolist()
 
         def noise(rows: Rows) -> Tensor:
@@ -252,9 +254,11 @@ def load_pipeline(directory: Path | str) -> diffusers.DiffusionPipeline:
     index = directory / diffusers.DiffusionPipeline.config_name
     if not index.is_file():
         raise ModelError(f"{directory} has no {index.name}; give a folder that a diffusers pipeline was saved to")
+    # The switch is global, so it is put back as it was.
     progress_bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
+        # diffusers finds classes by name in its own package alone, where this one is not.
         ours = parse_json(index.read_bytes()).get("_class_name") == ClassConditionalPipeline.__name__
         loader = ClassConditionalPipeline if ours else diffusers.DiffusionPipeline
         pipeline: diffusers.DiffusionPipeline = loader.from_pretrained(

@@ -62,12 +62,14 @@ class DenoisingOutputs:
 
 
 def _denoise(outputs: DenoisingOutputs) -> Tensor:
+    # A mean for each image first, since the weight of its noise level is that of the whole image.
     errors = F.mse_loss(outputs.prediction, outputs.target, reduction="none").flatten(1).mean(1)
     return (outputs.weights * errors).mean()
 
 
 def _student_term(name: str) -> Callable[[DenoisingOutputs], Tensor]:
     def term(outputs: DenoisingOutputs) -> Tensor:
+        # 0 and not left out, so that the log has the same terms at every step.
         return outputs.prediction.new_zeros(()) if outputs.joint is None else STUDENT_TERMS[name](outputs.joint)
 
     return term

@@ -70,6 +70,7 @@ class Fourier:
         halved = min(self.spec.height, self.spec.width) >= HALVED_FROM
         height, width = (side // 2 if halved else side for side in (self.spec.height, self.spec.width))
         rng = stream(self.seed, "merf/frequencies")
+        # Half of the features are cosines and half sines of the same frequencies, hence the 2; rounded up.
         per_kernel = -(-self.count // (2 * len(WINDOWS) * len(self.bandwidths)))
         blocks = []
         for bandwidth in self.bandwidths:
@@ -129,6 +130,7 @@ def embed(images: Tensor, labels: Tensor, fourier: Fourier, device: torch.device
     # Summed in float64: in float32 many small summands would lose digits to a large sum.
     sums = torch.zeros(fourier.spec.classes, 2 * frequencies.shape[1] + 1, dtype=torch.float64)
     for chunk, chunk_labels in zip(images.split(CHUNK), labels.split(CHUNK), strict=True):
+        # The last column, 1 for every image, counts the images of its class.
         features = fourier_features(to_float(chunk).to(device), frequencies).double().cpu()
         sums.index_add_(0, chunk_labels, F.pad(features, (0, 1), value=1.0))
     return sums / len(labels)
@@ -179,6 +181,7 @@ class Embedding:
 
     def means(self) -> tuple[Tensor, Tensor]:
         """Mean features of the images of each class, `[K, D]`, and the variance of their noise, `[K]`; float32."""
+        # The sums are over all m images, so a mean of a class is its sum over its share; the noise is divided with it.
         shares = self.shares.clamp(min=FEWEST / len(self.shares))
         return self.sums / shares[:, None], (self.noise_multiplier * self.sensitivity / shares).square()
 

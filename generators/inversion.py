@@ -64,7 +64,7 @@ class GeneratorNetwork(nn.Module):
     def __init__(self, spec: ImageSpec, latent: int, width: int) -> None:
         super().__init__()
         self.spec = spec
-        self.start = (2 * width, -(-spec.height // 4), -(-spec.width // 4))
+        self.start = (2 * width, -(-spec.height // 4), -(-spec.width // 4))  # rounded up, cropped in the end
         self.project = nn.Linear(latent, self.start[0] * self.start[1] * self.start[2])
         self.layers = nn.Sequential(
             nn.BatchNorm2d(2 * width),
@@ -184,11 +184,12 @@ class Inversion:
                 outputs = forward(images, labels, difficulty)
                 teacher = outputs.teacher
                 if step == 0:
-                    # Latent vectors start at random, so each takes the label that its image suits best.
+                    # Latent vectors start at random, so each takes the label that its image suits best. Only once: the
+                    # later steps are to reach that label.
                     labels = assign_labels(labels, teacher.logits)
                 smoothed = self._smoothed(teacher.statistics)
                 joint = replace(outputs, teacher=replace(teacher, statistics=smoothed), labels=labels)
-                loss = self._objective(joint, 0, 1)
+                loss = self._objective(joint, 0, 1)  # its weights are constants, so any step will do
                 require_finite(loss, "generator", index, "round")
                 value = float(loss.total.detach())
                 # The step is taken after the loss, so these are the images and logits that have this loss.
@@ -229,6 +230,7 @@ class Inversion:
         latent = rng.normal(len(labels), self.settings.latent) * (0.5 + 0.5 * difficulty)
         latent = latent.to(self._device).requires_grad_()
         labels = labels.to(self._device)
+        # Adam scales each coordinate by itself, so images do not affect each other.
         optimizer = torch.optim.Adam([latent], SAMPLE_RATE, BETAS)
         networks = (self.network, self._teacher)
         with evaluating(*networks), frozen(*networks):

@@ -189,10 +189,13 @@ class Merf(SampledRounds):
         """
         s, classes = self.settings, self.spec.classes
         target = self._require_target()
-        per_class = max(2, s.batch_size // classes)  # two at least: the estimate is over pairs
+        # Equally many images of every class, since each class counts alike; two at least, since the estimate is over
+        # pairs.
+        per_class = max(2, s.batch_size // classes)
         labels = torch.arange(classes, device=self._device).repeat_interleave(per_class)
         self.network.train()
         for step in range(index * s.steps, (index + 1) * s.steps):
+            # A stream for each step, so that a resumed run draws what an unbroken run draws.
             latent = torch.randn(len(labels), s.latent, generator=stream(self._seed, "merf/latent", step))
             images = self.network(latent.to(self._device), labels)
             features = fourier_features(images, target.frequencies).unflatten(0, (classes, per_class))
@@ -217,6 +220,7 @@ class Merf(SampledRounds):
         images = self._averaged.sample(labels, latent_length(difficulty), rng)
         grain = self.settings.grain
         if grain > 0:
+            # Streams of their own by row, so that the grain of an image does not depend on its batch.
             noise = Rows(rng.seed, f"{rng.purpose}/grain", rng.start).normal(len(labels), images[0].numel())
             strength = grain * Rows(rng.seed, f"{rng.purpose}/strength", rng.start).uniform(len(labels), 1)
             images = (images + (strength * noise).view(images.shape).to(images.device)).clamp(0.0, 1.0)
@@ -255,6 +259,7 @@ class Merf(SampledRounds):
         """
         self._averaged.load_state_dict(state)
         if state["release"]:
+            # A checkpoint from another run must not bring in a release that this run's journal does not count.
             if self._run is not None:
                 self._journal.require(releases=1)
             self._train_on(Embedding.from_state(state["release"]), "the checkpoint")

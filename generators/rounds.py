@@ -96,6 +96,7 @@ class SampledRounds(ABC):
         """
         if self._teacher is None:
             raise ConfigError("a round gives the teacher's logits of its images, and this generator has no teacher")
+        # Training first, so that the images of a round are of the newest weights.
         terms = self.fit(index, difficulty, student)
         # Rows and labels go on where the last round ended: no image repeats, and labels stay balanced over rounds.
         first = index * self._batch_size

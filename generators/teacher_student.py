@@ -53,6 +53,7 @@ JointForward = Callable[[Tensor, Tensor, float], JointOutputs]
 
 def _zero_without_student(term: Callable[[Outputs, Outputs, float], Tensor]) -> Term:
     def value(outputs: JointOutputs) -> Tensor:
+        # 0 and not left out: the objective has the same terms before there is a student.
         if outputs.student is None:
             return outputs.teacher.logits.new_zeros(())
         return term(outputs.teacher, outputs.student, outputs.difficulty)
@@ -114,9 +115,12 @@ def joint_forward(
     if penultimate and student is not None and not isinstance(student, Classifier):
         raise ConfigError("generator.semantic compares penultimate features, which this student has no name for; set 0")
     networks = [teacher] if student is None else [teacher, student]
+    # In training mode BatchNorm would normalise by the generated batch, and add its moments to the running statistics.
+    # Frozen, which saves the gradients of weights: those of the images are all that is used.
     with evaluating(*networks), frozen(*networks), ExitStack() as hooks:
         taps: list[Taps] = []
         for network in networks:
+            # The input of the last layer, before logits have mixed the features.
             paths = [head(network) + INPUT] if penultimate and isinstance(network, Classifier) else []
             taps.append(hooks.enter_context(Taps(network, paths, statistics and network is teacher)))
 

@@ -128,6 +128,7 @@ def sskd(
     theirs = unit_rows(teacher_view) @ unit_rows(teacher).T
     ours = unit_rows(student_view) @ unit_rows(student).T
     divergence = kl_divergence(theirs, ours, temperature)
+    # Weighted before rows are left out, while weights and rows are still in the same order.
     if weights is not None:
         divergence = divergence * weights
     if keep < 1.0:
@@ -137,6 +138,7 @@ def sskd(
 
 def _scores(teacher: Tensor, student: Tensor, negatives: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """Cosines over the temperature: of the positives `[N]`, and of the negatives `[N, K]`."""
+    # In float32 at least: over a small temperature the rounding of half precision would be large.
     theirs, ours, others = (unit(full_precision(features)) for features in (teacher, student, negatives))
     positive = (ours * theirs).sum(dim=1)
     negative = ours @ others.T if others.ndim == 2 else (others @ ours[:, :, None]).squeeze(2)

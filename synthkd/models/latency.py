@@ -62,8 +62,8 @@ def measure_latency(
         calls: number of timed calls, at least 1.
     """
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    with torch_threads(threads) as used, evaluating(model), torch.no_grad():
-        return time_calls(forward_pass(model, device, batch_size), batch_size, used, name, calls)
+    with torch_threads(threads) as count, evaluating(model), torch.no_grad():
+        return time_calls(forward_pass(model, device, batch_size), batch_size, count, name, calls)
 
 
 def time_calls(
@@ -76,13 +76,14 @@ def time_calls(
         batch_size, threads, device: as in `Latency`; copied into the result.
         calls: number of timed calls, at least 1.
     """
+    # The first calls allocate memory and choose kernels, which would count as time of the model.
     for _ in range(WARM_UP):
         call()
     milliseconds: list[float] = []
     for _ in range(calls):
-        started = time.perf_counter()
+        start = time.perf_counter()
         call()
-        milliseconds.append(1000.0 * (time.perf_counter() - started))
+        milliseconds.append(1000.0 * (time.perf_counter() - start))
     low, median, high = statistics.quantiles(milliseconds, n=4, method="inclusive") if calls > 1 else 3 * milliseconds
     return Latency(median, low, high, batch_size, threads, device, calls)
 

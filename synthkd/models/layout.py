@@ -72,6 +72,7 @@ def stages(model: Classifier) -> tuple[str, ...]:
         return tuple(f"body.{name}" for name, _ in model.body.named_children() if name.startswith("stage"))
     runs = _trace(model)
     maps = [run for run in runs if len(run.after) == 4]
+    # Blocks first where there are too few maps: a transformer may give maps in its patch embedding.
     paths = _last_of_each_size(_without_partial_results(model, maps))
     return paths if len(paths) > 1 else _blocks(model, runs) or _last_of_each_size(maps)
 
@@ -143,6 +144,7 @@ def _blocks(model: Classifier, runs: list[_Run]) -> tuple[str, ...]:
             and len({shapes[b] for b in blocks}) == 1
         ):
             best = blocks
+    # Block number n (i + 1) / count for i = 0 ... count - 1, so that the last of n blocks is always one.
     count = min(MOST_BLOCKS, len(best))
     return tuple(best[len(best) * (i + 1) // count - 1] for i in range(count))
 

@@ -115,6 +115,7 @@ class Slimmable(nn.Module):
 
         The coin is drawn from torch's global generator. At the largest width it decides about the last unit.
         """
+        # Without a range of widths there is nothing to decide.
         if not self.training or self.largest == self.base:
             return self.logits(images, self.width)
         coin = float(torch.rand(()) < 0.5)
@@ -158,6 +159,7 @@ class Slimmable(nn.Module):
             with torch.device("meta"):
                 sliced = zoo.build(self._at(width), self.spec).state_dict()
             self._shapes[width] = {name: value.shape for name, value in sliced.items()}
+        # Views and not copies, so that gradients and running statistics reach the network itself.
         every = {**dict(self.network.named_parameters()), **dict(self.network.named_buffers())}
         return {name: every[name][tuple(map(slice, shape))] for name, shape in self._shapes[width].items()}
 
