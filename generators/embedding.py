@@ -73,6 +73,7 @@ class Fourier:
         # Half of the features are cosines and half sines of the same frequencies, hence the 2; rounded up.
         per_kernel = -(-self.count // (2 * len(WINDOWS) * len(self.bandwidths)))
         blocks = []
+        # A difference in one place is small in the mean over a whole image and large in that over a window.
         for bandwidth in self.bandwidths:
             for divisor in WINDOWS:
                 high, wide = -(-height // divisor), -(-width // divisor)

@@ -119,6 +119,7 @@ class Pixels:
             start[:restarts] = self._earlier[rows]
         targets = self._targets(count, index)
         results, terms = self._move(start, targets, s.steps, difficulty, student, index)
+        # On the CPU, where the device's memory is not taken and a checkpoint stores them as they are.
         self._earlier = torch.cat([self._earlier, results.cpu()])[-REMEMBERED:]
         images = torch.cat([results, drawings[count:].to(results.device)])
         logits = teacher_logits(self._teacher, images, self._accelerator.autocast)

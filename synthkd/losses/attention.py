@@ -78,6 +78,7 @@ def attention_map(activations: Tensor, power: float = 2.0) -> Tensor:
             f"attention maps need activations [N, C, H, W], got {list(activations.shape)}; tap a layer that gives maps"
         )
     values = full_precision(activations)
+    # The usual power has a faster sum.
     attention = sum_of_squares(values, dim=1) if power == 2.0 else values.abs().pow(power).sum(dim=1)
     # Squared once more in a norm, high powers would leave the range of float32. Detached: the maximum is only a unit.
     largest = attention.detach().amax(dim=(1, 2), keepdim=True)

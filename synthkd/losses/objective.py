@@ -45,6 +45,7 @@ class Objective(Generic[View]):
     weights: Mapping[str, Schedule]
 
     def __post_init__(self) -> None:
+        # A weight without a term would have no effect, and nothing would tell.
         if missing := set(self.weights) ^ set(self.terms):
             raise ValueError(f"terms and weights must have the same names, these have only one: {sorted(missing)}")
 

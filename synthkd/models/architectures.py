@@ -33,7 +33,7 @@ def lenet5(spec: ImageSpec, width: int, depth: int) -> nn.Sequential:  # noqa: A
 
     It has 61,706 parameters at 1x28x28 and 10 classes, with half of the maps 35,820.
     """
-    maps = round(width * 8 / 3)
+    maps = round(width * 8 / 3)  # in the proportion of 6 to 16
     # Below 12 pixels the second 5x5 convolution would leave nothing of the halved image, so there it is padded, too.
     pad = 2 if min(spec.height, spec.width) < 12 else 0
     area = ((spec.height // 2 - 4 + 2 * pad) // 2) * ((spec.width // 2 - 4 + 2 * pad) // 2)
@@ -61,6 +61,7 @@ def convnet(spec: ImageSpec, width: int, depth: int) -> nn.Sequential:  # noqa: 
         "stage2": blocks.conv_block(width, 2 * width),
         "pool": nn.MaxPool2d(2),
         "stage3": blocks.conv_block(2 * width, 4 * width),
+        # To 2x2 and not to one value, so that a small network still knows in which quarter a feature was.
         "squeeze": nn.AdaptiveAvgPool2d(2),
         "flatten": nn.Flatten(),
     }

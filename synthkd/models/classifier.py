@@ -89,6 +89,7 @@ class Classifier(nn.Module):
         Raises:
             ModelError: the images have another shape, or are not floating point.
         """
+        # Most networks would take uint8 images in 0..255 and give wrong logits without an error.
         require_images(images, self._shape)
         logits: Tensor = self.body(self.normalize(images))
         return logits

@@ -63,6 +63,7 @@ def probe(teacher: Classifier, who: str = "the teacher") -> TeacherContract:
             probabilities; or its logits of an image depend on the rest of the batch or on chance.
     """
     weight = next(teacher.parameters(), torch.empty(0))
+    # A generator of its own, so that the check does not move the random state of a run.
     generator = torch.Generator().manual_seed(0)
     images = torch.rand((PROBES, *teacher.spec.shape), generator=generator).to(weight.device)
     with evaluating(teacher):

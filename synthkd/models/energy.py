@@ -96,7 +96,7 @@ def _rapl(folder: Path) -> _Counter | str:
         def read() -> tuple[int, ...]:
             return tuple(int((zone / "energy_uj").read_text()) for zone in zones)
 
-        read()
+        read()  # a counter that cannot be read must fail here, not during a measurement
     except OSError as error:
         return f"{error.filename} cannot be read ({error.strerror}); make it readable, or measure as root"
     except ValueError as error:
@@ -112,6 +112,7 @@ def _nvml(device: torch.device) -> _Counter | str:
         return "the package 'pynvml' is not installed: pip install nvidia-ml-py"
     try:
         pynvml.nvmlInit()
+        # By UUID: NVML numbers all GPUs of the machine, torch only those it may use.
         handle = pynvml.nvmlDeviceGetHandleByUUID(f"GPU-{torch.cuda.get_device_properties(device).uuid}")
 
         def read() -> tuple[int, ...]:

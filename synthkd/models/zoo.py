@@ -98,7 +98,9 @@ def _replace(module: nn.Module, kind: type[nn.Module], make: Callable[[nn.Module
 def _group_norm(norm: nn.Module) -> nn.GroupNorm:
     """A GroupNorm of at most `GROUPS` groups with the scale and shift of a BatchNorm."""
     assert isinstance(norm, nn.BatchNorm2d)
+    # The largest number that divides the channels, since groups must be of one size.
     groups = next(g for g in range(min(GROUPS, norm.num_features), 0, -1) if norm.num_features % g == 0)
     group_norm = nn.GroupNorm(groups, norm.num_features)
+    # The scale is copied, since that of the last norm of a residual branch starts at 0.
     group_norm.load_state_dict({"weight": norm.weight, "bias": norm.bias})
     return group_norm
