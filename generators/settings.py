@@ -251,7 +251,7 @@ class SavedSettings(Settings):
 
 
 class PythonGenerator(Settings):
-    """A generator of your own, made by a function that is called with `teacher`, `seed` and the options."""
+    """A generator of your own: the result of a function that is called with `teacher`, `seed` and the options."""
 
     kind: Literal["python"]
     target: str
@@ -280,7 +280,8 @@ TeacherAccess = Literal["labels", "logits", "gradients", "batch_norm"]
 
 
 def access_of(generator: GeneratorSettings) -> frozenset[TeacherAccess]:
-    """What a generator needs of its teacher; a generator of the user's own may use all of it."""
+    """What a generator takes from its teacher; a generator of kind `python` may take everything."""
+    # All take logits, which every round stores beside its images. Gradients are for terms that move images or weights.
     match generator:
         case InversionSettings():
             if generator.batch_norm:

@@ -1,4 +1,4 @@
-"""Contrastive losses: CRD on pairs of teacher's and student's features, SSKD on similarities between two views."""
+"""Contrastive losses: CRD on pairs of a teacher's and a student's features, SSKD on similarities between two views."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from synthkd.losses.relations import full_precision, unit, unit_rows
 def crd(teacher: Tensor, student: Tensor, negatives: Tensor, temperature: float = 0.1) -> Tensor:
     """Contrastive representation distillation (CRD, Tian et al. 2020) with the student as anchor, a scalar.
 
-    The student's features shall tell the teacher's features of the same image from those of K other images. With
+    The student's features must tell the teacher's features of the same image from those of K other images. With
     `s = cos / temperature`:
 
         -mean_i log(e^{s_i} / (e^{s_i} + sum_k e^{s_ik}))
@@ -25,8 +25,8 @@ def crd(teacher: Tensor, student: Tensor, negatives: Tensor, temperature: float 
     estimation, which needs the number of images that negatives are drawn from and a constant from the first batch; here
     negatives may come from a bank whose size changes.
 
-    The caller projects both sides to D dimensions, with layers that are trained along. The authors add the same loss
-    with exchanged roles: `crd(student, teacher, negatives of the student)`.
+    The caller projects both sides to D dimensions with layers that are trained, too. The authors add the same loss with
+    exchanged roles: `crd(student, teacher, negatives of the student)`.
 
     Args:
         teacher: projected features `[N, D]`, of any length.
@@ -38,11 +38,13 @@ def crd(teacher: Tensor, student: Tensor, negatives: Tensor, temperature: float 
     Returns:
         0 without negatives (an empty bank). Features of zeros have cosine 0 to everything.
     """
+    # In float32 at least: over a small temperature the rounding of half precision would be large.
     theirs, ours, others = (unit(full_precision(features)) for features in (teacher, student, negatives))
     positive = (ours * theirs).sum(dim=1) / temperature
     scores = (ours @ others.T if others.ndim == 2 else (others @ ours[:, :, None]).squeeze(2)) / temperature
     if scores.shape[1] == 0:
         return positive.sum() * 0.0  # with a gradient of 0, for backward
+    # -log(e^a / (e^a + e^b)) is softplus(b - a), here with b the logsumexp of the negatives.
     return F.softplus(torch.logsumexp(scores - positive[:, None], dim=1)).mean()
 
 
@@ -59,9 +61,9 @@ def sskd(
 
     `A_ij = cos(view_i, z_j)` between the augmented image i and the plain image j; the loss is
     `T^2 * mean_i KL(softmax(A_T / T)_i || softmax(A_S / T)_i)`. The paper sums cross-entropies, whose gradient is the
-    same up to a factor; the authors' code has the KL and the mean, as here. The similarities hold what the teacher's
-    logits of the plain images do not: what it takes an altered image for. Features that were not trained to tell images
-    apart are projected by the caller, as the authors do with a head trained on this task.
+    same up to a factor; the authors' code has the KL and the mean, as here. The similarities show what the teacher's
+    logits of the plain images do not: which images it takes an altered image for. The authors project the features with
+    a head that is trained on this task; here that is up to the caller.
 
     Selective transfer: a row is wrong where the teacher finds another image more similar than the right one. Of the
     wrong rows only the fraction `keep` with the best rank of the right image is used; ties keep the batch's order.
@@ -86,6 +88,7 @@ def sskd(
     theirs = unit_rows(teacher_view) @ unit_rows(teacher).T
     ours = unit_rows(student_view) @ unit_rows(student).T
     divergence = kl_divergence(theirs, ours, temperature)
+    # Weighted before rows are left out, while weights and rows are still in the same order.
     if weights is not None:
         divergence = divergence * weights
     if keep < 1.0:
@@ -96,6 +99,6 @@ def sskd(
 def _least_wrong(similarities: Tensor, keep: float) -> Tensor:
     """Indices of the rows with their largest value on the diagonal, then of the fraction `keep` nearest to that."""
     rank = (similarities > similarities.diagonal()[:, None]).sum(dim=1)
-    # Right rows have rank 0 and come first.
     wrong = int((rank > 0).sum())
+    # Right rows have rank 0, so sorting puts them first; a stable sort keeps the batch's order in ties.
     return rank.argsort(stable=True)[: len(rank) - wrong + math.floor(keep * wrong)]

@@ -17,6 +17,7 @@ from synthkd.generators.settings import (
     GeneratorSettings,
     InversionSettings,
     PixelSettings,
+    PythonGenerator,
     SavedSettings,
 )
 from synthkd.models import Classifier, build
@@ -60,6 +61,12 @@ def test_a_saved_generator_samples_what_it_sampled(
 def test_those_that_learn_from_real_images_need_some(teacher: Classifier) -> None:
     with pytest.raises(ConfigError, match="learns from real images: set data"):
         build_generator(SETTINGS[2], teacher, 0, Accelerator(cpu=True))
+
+
+def test_a_python_generator_that_lacks_methods_is_refused(teacher: Classifier) -> None:
+    settings = PythonGenerator(kind="python", target="builtins:dict")
+    with pytest.raises(ConfigError, match="returned a dict, which has no round, sample, state_dict, load_state_dict"):
+        build_generator(settings, teacher, 0, Accelerator(cpu=True))
 
 
 def test_what_is_no_generator_is_one_line(tmp_path: Path) -> None:
