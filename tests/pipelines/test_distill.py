@@ -511,7 +511,10 @@ STORED: dict[str, Any] = {"kind": "stored", "path": "x"}
         ({"transfer_set": STORED, "phases": SMALL["phases"]}, "nothing is generated, so a student has refine phases"),
         ({"transfer_set": {**STORED, "live": 0.1}}, r"transfer_set\.live: unknown key of kind stored"),
         ({"transfer_set": {"generator": {"kind": "cgan"}}}, r"cgan learns from real images: set transfer_set\.data"),
-        ({"transfer_set": {"data": {"kind": "digits"}}}, "inversion does not learn from real images: leave data out"),
+        (
+            {"transfer_set": {"data": {"kind": "digits"}}},
+            "the inversion generator does not learn from real images: leave data out",
+        ),
     ],
 )
 def test_sources_that_do_not_go_together_are_refused(changes: dict[str, Any], message: str, teacher: Path) -> None:
