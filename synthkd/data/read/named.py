@@ -1,7 +1,7 @@
-"""Datasets by name: scikit-learn's digits, and MNIST, Fashion-MNIST and CIFAR in the files of torchvision.
+"""Datasets by name: scikit-learn's digits, and MNIST, Fashion-MNIST and CIFAR in torchvision's files.
 
-Only `download: true` lets torchvision fetch files. The idx files of the MNIST family are read and checked here, gzipped
-or not, so the folder of Debian's package dataset-fashion-mnist can be used directly.
+Only with `download: true` does torchvision fetch files. The idx files of the MNIST family are read and checked here,
+gzipped or not, so the folder of Debian's package dataset-fashion-mnist can be used directly.
 """
 
 from __future__ import annotations
@@ -50,17 +50,17 @@ def read_digits() -> Source:
 
 
 def read_named(settings: NamedData) -> Source:
-    """Read MNIST, Fashion-MNIST, CIFAR-10 or CIFAR-100, fetching it first where the settings allow that.
+    """Read MNIST, Fashion-MNIST, CIFAR-10 or CIFAR-100, after a download if it is missing and the settings allow that.
 
     Raises:
-        DataError: files missing, truncated or corrupt, or a failed download.
+        DataError: files that are missing, truncated or corrupt, or a failed download.
     """
     root = Path(settings.root).expanduser()
     return _cifar(settings, root) if settings.kind.startswith("cifar") else _idx(settings, root)
 
 
 def _idx(settings: NamedData, root: Path) -> Source:
-    """MNIST and Fashion-MNIST from their four idx files, in `root` itself or where torchvision puts them."""
+    """MNIST and Fashion-MNIST from their four idx files, in `root` itself or in torchvision's folder below it."""
     files = _find_idx(settings.kind, root)
     if files is None and settings.download:
         _download(settings.kind, root)
@@ -85,7 +85,8 @@ def _idx(settings: NamedData, root: Path) -> Source:
 
 
 def _find_idx(kind: str, root: Path) -> list[Path] | None:
-    """The four files in the order of `_IDX_FILES`, from the first folder that has them all; None where none has."""
+    """The four files in the order of `_IDX_FILES`, from the first folder that has all; None if no folder has."""
+    # All from one folder: files of two downloads need not belong together.
     for folder in (root, root / _FOLDERS[kind]):
         candidates = ([folder / name, folder / f"{name}.gz"] for name in _IDX_FILES)
         files = [next((path for path in pair if path.is_file()), None) for pair in candidates]
@@ -107,16 +108,18 @@ def read_idx(path: Path) -> Tensor:
         with path.open("rb") as file:
             packed = file.read(2) == b"\x1f\x8b"
         with gzip.open(path) if packed else path.open("rb") as file:
+            # Bounded, because a small gzip file may unpack to any size.
             data = file.read(LARGEST_IDX + 1)
         if len(data) > LARGEST_IDX:
             raise OSError(f"more than {LARGEST_IDX >> 30} GiB unpacked")
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path}: truncated or unreadable ({error}); fetch it again") from error
+    # Two zero bytes, the type (8: unsigned byte), the number of axes, their lengths in 4 bytes each, then the data.
     if len(data) < 4 or data[:3] != b"\x00\x00\x08" or not 1 <= data[3] <= 4 or len(data) < 4 + 4 * data[3]:
         raise DataError(f"{path}: not an idx file of bytes, it begins with '{data[:4].hex(' ')}'; fetch it again")
     shape = [int.from_bytes(data[4 + 4 * axis : 8 + 4 * axis], "big") for axis in range(data[3])]
     payload = np.frombuffer(data, dtype=np.uint8, offset=4 + 4 * data[3])
-    expected = int(np.prod(shape, dtype=object))
+    expected = int(np.prod(shape, dtype=object))  # Python integers, since lengths in a damaged header may overflow
     if len(payload) != expected:
         raise DataError(f"{path}: {shape} needs {expected} bytes of data, got {len(payload)}; fetch it again")
     return torch.from_numpy(payload.copy()).view(shape)
@@ -150,12 +153,13 @@ def _cifar(settings: NamedData, root: Path) -> Source:
 
 
 def _download(kind: str, root: Path) -> None:
-    """Fetch by torchvision into a temporary directory inside `root`, and move the files once all are whole."""
+    """Download by torchvision into a temporary directory inside `root`, and move the files once all are complete."""
     from torchvision import datasets
 
     target = root / _FOLDERS[kind]
     try:
         root.mkdir(parents=True, exist_ok=True)
+        # Inside `root`, since files can be moved in one step only within a file system.
         with tempfile.TemporaryDirectory(dir=root, prefix=".download-") as scratch:
             getattr(datasets, _TORCHVISION[kind])(scratch, download=True)
             target.mkdir(parents=True, exist_ok=True)
