@@ -69,6 +69,7 @@ def erase(
         return images
     count, channels, height, width = images.shape
     hit = _chance(images, p, rng)
+    # From here on numbers are drawn for every image, hit or not, so that their number depends on the shape alone.
     surface = _uniform(count, area[0], area[1], rng, images) * (height * width)
     # With area s and aspect a = h / w, h = sqrt(s a) <= height and w = sqrt(s / a) <= width bound a from both sides.
     lowest, highest = surface / width**2, height**2 / surface
@@ -94,6 +95,7 @@ def jitter(images: Tensor, strength: float, rng: torch.Generator) -> Tensor:
     # Also for images without saturation three factors are drawn, so that the number of draws follows from the count.
     factors = _uniform(3 * count, max(0.0, 1.0 - strength), 1.0 + strength, rng, images).to(images.dtype)
     brightness, contrast, saturation = factors.view(3, count, 1, 1, 1)
+    # `mul` copies, so the operations in place after it leave the images of the caller alone.
     images = images.mul(brightness).clamp_(0.0, 1.0)
     level = _grey(images.mean(dim=(2, 3), keepdim=True))
     images = images.mul(contrast).add_(level * (1.0 - contrast)).clamp_(0.0, 1.0)

@@ -139,6 +139,7 @@ class RealSource:
         real = self._supply.at(step)
         rows = torch.from_numpy(numpy_stream(self._seed, "real", step).integers(0, len(real), count))
         numbers, labels = real.first + rows, real.labels[rows]
+        # For the result of the run, which says how many different real images the student has seen.
         self.used.update(numbers.tolist())
         logits = None if self._teacher is None else self._logits_of(real, self._teacher)[rows]
         return [Batch(to_float(real.images[rows]), labels, logits, rows=numbers, annotated=labels >= 0)]

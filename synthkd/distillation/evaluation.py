@@ -86,6 +86,7 @@ class PeriodicEvaluation:
         labels, teacher = held_out.targets, held_out.teacher_logits
         logits = [_logits(student, held_out.images) for student in self.students()]
         accuracies = tuple(_accuracy(answer, labels) for answer in logits)
+        # Of every teacher, also those that do not label at present: the selection compares them all.
         teacher_answers = [] if self.team is None else list(self.team.answers(held_out.images))
         evaluation = Evaluation(
             step=step,

@@ -125,7 +125,8 @@ class Student:
 
     def loss(self, view: StudentView, step: int) -> Loss:
         """The weighted sum of the terms whose weight is not 0 at this step."""
-        return self.terms.objective(view, step, self.learner.total, self._factor)
+        factor, origins = self._controllers.factor, self.terms.origins
+        return self.terms.objective(view, step, self.learner.total, lambda term: factor(origins[term]))
 
     def all_terms(self, view: StudentView) -> Loss:
         """The sum of all terms whose weight is not 0 at some step, to find mistakes before the training.
@@ -155,9 +156,6 @@ class Student:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from what `state_dict` returned."""
         self.learner.load_state_dict(state)
-
-    def _factor(self, term: str) -> float:
-        return self._controllers.factor(self.terms.origins[term])
 
     def _run(self, images: Tensor, views: Tensor | None) -> tuple[Tensor, Mapping[str, Tensor], Mapping[str, Tensor]]:
         """Logits and features of the images, and features of the augmented views, from one pass over both."""

@@ -97,7 +97,7 @@ class Display:
             TextColumn("{task.completed:.0f}/{task.total:.0f}"),
             TextColumn("{task.fields[left]}", style="cyan"),
             console=self._console,
-            auto_refresh=False,
+            auto_refresh=False,  # `Live` refreshes it together with the values
             expand=True,
         )
         self._task = self._progress.add_task(self._title, total=total_steps, phase="", left="")
@@ -143,6 +143,7 @@ class Display:
             self._print(text)
 
     def _print(self, text: str) -> None:
+        # Without wrapping, so that a line stays one line in a log file.
         self._console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
 
 

@@ -150,7 +150,7 @@ class Loop:
             for stage in stages:
                 # A stage that was finished before the resume has an empty range here.
                 for step in range(max(resumed_from or 0, begin), begin + stage.steps):
-                    if step == begin:
+                    if step == begin:  # not in a stage that a resume entered in its middle: its row is in the log
                         self.monitor.event(step, f"{stage.name} begins", kind="phase", phase=stage.name)
                     log = self._act(stage, step, begin, latest, clock)
                     signum = self._signal()

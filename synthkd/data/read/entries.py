@@ -57,8 +57,10 @@ def refused_entry(name: str, reason: str) -> Entry:
 
 def objection(name: str, others: Container[str]) -> str:
     """Why the name of an archive's member is refused, given the names before it; empty if it is not."""
+    # Nothing is extracted, but an honest archive has no such name. A backslash separates directories on Windows.
     if name.startswith("/") or "\\" in name or ".." in name.split("/"):
         return "unsafe name, it leads out of the archive"
+    # A name that occurs twice would let one reader see another image than the next.
     return "the archive holds this name twice" if name in others else ""
 
 

@@ -50,6 +50,7 @@ def list_scored(path: Path, split: str | None = None) -> Listing:
             f"{path}: {len(flat)} images ({some([entry.name for entry in flat], 3)}) lie beside directories of images "
             f"({some([*classes], 3)}); move them into a directory, or away"
         )
+    # Refused members stay in the list: as bad files they are counted and named with the others.
     entries = [*flat, *_labelled(classes, files_first=False), *root.refused]
     ignored = {name for name in root.leaves() if not name.endswith("/")} - {*images.leaves()}
     return Listing(entries, tuple(classes), sorted(ignored))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -127,18 +127,13 @@ def _opened(path: Path) -> Iterator[NpzFile]:
 
 
 def _read(archive: NpzFile, keys: Sequence[str]) -> dict[str, NDArray[Any]]:
-    """The arrays with these names, after their headers were checked."""
-    _check_claims(archive, keys)
-    return {key: archive[key] for key in keys}
-
-
-def _check_claims(archive: NpzFile, keys: Iterable[str]) -> None:
-    """Check the headers of arrays, before numpy allocates what they claim.
+    """The arrays with these names.
 
     Raises:
         ValueError: an array has fewer bytes than its header claims, or together they have more than `LARGEST`.
     """
     assert archive.zip is not None
+    # All headers first: numpy allocates what a header claims before it reads the first byte of the array.
     members, total = {info.filename.removesuffix(".npy"): info for info in archive.zip.infolist()}, 0
     for key in keys:
         with archive.zip.open(members[key]) as member:
@@ -154,6 +149,7 @@ def _check_claims(archive: NpzFile, keys: Iterable[str]) -> None:
         total += held
     if total > LARGEST:
         raise ValueError(f"too large: {total >> 30} GiB unpacked, at most {LARGEST >> 30} are allowed")
+    return {key: archive[key] for key in keys}
 
 
 def as_images(array: NDArray[Any], where: str) -> NDArray[np.uint8]:

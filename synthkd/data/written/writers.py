@@ -262,6 +262,7 @@ def _parquet(block: Records, layout: Layout) -> bytes:
         "synthetic": ([True] * len(files), arrow.bool_(), _value("bool")),
         "number": (block.numbers.tolist(), arrow.int64(), _value("int64")),
     }
+    # Hugging Face datasets reads the types of the columns, such as the class names, from this entry of the schema.
     features = {name: feature for name, (_, _, feature) in columns.items()}
     schema = arrow.schema(
         [(name, kind) for name, (_, kind, _) in columns.items()],

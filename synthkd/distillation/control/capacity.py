@@ -81,7 +81,7 @@ class AdaptiveWeights(Controller):
 
     def follow(self, evaluation: Evaluation) -> dict[str, float]:
         """Update the weights by the accuracies of student and teacher; without a teacher they stay."""
-        if not evaluation.teacher:
+        if not evaluation.teacher:  # also for a teacher that is never right, since there is no ratio to 0
             return {}
         # At step 0 the student has learned nothing, so its accuracy says nothing about its capacity.
         if evaluation.step > 0:

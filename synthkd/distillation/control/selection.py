@@ -160,6 +160,7 @@ class TeacherSelection(Controller):
 
     def _reward(self, accuracy: float) -> None:
         """Add the gain of the last choice to the regression."""
+        # The choice is rewarded by the features of its own time, not by the present ones.
         gain = self.settings.accuracy * (accuracy - self._accuracy)
         self.last = gain + self._immediate
         retained, x = 1.0 - self.settings.forget, self._features

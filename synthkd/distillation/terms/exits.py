@@ -59,6 +59,7 @@ class Exits(nn.Module):
         self.necks = nn.ModuleList(_neck(features[place]) for place in self.places)
         self.heads = nn.ModuleList(nn.Linear(WIDTH, student.spec.classes) for _ in self.places)
         width = features[self._last].shape[-1]
+        # Only if they have a weight: DistributedDataParallel waits for the gradient of every parameter.
         self.regressors = nn.ModuleList(nn.Linear(WIDTH, width) for _ in self.places if term.features > 0.0)
 
     @property

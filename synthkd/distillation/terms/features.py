@@ -134,13 +134,13 @@ class Transfer(nn.Module):
         """
         results = {}
         for name, term in self.terms.items():
+            # Mixed precision gives features in half precision, too coarse for the sums of squares in these losses.
             theirs = [teacher[pair.teacher].float() for pair in self.pairs[name]]
             ours = [student[pair.student].float() for pair in self.pairs[name]]
             layers = self.layers[name]
             assert isinstance(layers, nn.ModuleList)
             if isinstance(term, AlignmentTerm):
                 ours = [layer(positions(features)) for layer, features in zip(layers, ours, strict=True)]
-                theirs = [positions(features) for features in theirs]
                 distance = sinkhorn_wasserstein
                 if term.distance == "sliced":
                     # New directions at every step, as a function of it: a resumed run draws the same ones.
@@ -218,6 +218,7 @@ def _layer(name: str, term: FeatureTerm, pair: Pair, target: Tensor, source: Ten
     # Tokens must correspond one to one; maps are brought to one resolution (`_loss`).
     if target.dim() != source.dim() or (target.dim() == 3 and target.shape[1] != source.shape[1]):
         raise ConfigError(f"distill: {name}: {shapes}; for such a pair take distill.transfer, kind adapter")
+    # A 1x1 convolution maps the channels of each position alike and moves nothing.
     return nn.Conv2d(ours, theirs, 1) if target.dim() == 4 else nn.Linear(ours, theirs)
 
 
