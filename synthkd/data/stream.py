@@ -119,26 +119,26 @@ class ImageStream:
         arrivals = [Arrival(**entry) for entry in state["arrivals"]]
         # Count back from the newest file until both the window and the held-out images are full: older files may have
         # been deleted since.
-        needed, learned, held = len(arrivals), 0, 0
-        while needed and (learned < self._settings.window or held < self._most_held):
-            needed -= 1
-            learned += arrivals[needed].images - arrivals[needed].held
-            held += arrivals[needed].held
-        before = arrivals[:needed]
+        oldest, window, holdout = len(arrivals), 0, 0
+        while oldest and (window < self._settings.window or holdout < self._most_held):
+            oldest -= 1
+            window += arrivals[oldest].images - arrivals[oldest].held
+            holdout += arrivals[oldest].held
+        before = arrivals[:oldest]
         # The images of the earlier files still count, so that every image keeps the number that it had.
         self._start_at(sum(arrival.images - arrival.held for arrival in before), before)
-        for arrival in arrivals[needed:]:
+        for arrival in arrivals[oldest:]:
             if not arrival.images:
                 self._append(arrival)
                 continue
             path = self._folder / arrival.name
             if not path.is_file():
                 raise DataError(f"{path} was learned from and is gone; put it back, or delete the run to start anew")
-            added = self._take(arrival.step, arrival.name)
-            if added.images != arrival.images:
+            present = self._take(arrival.step, arrival.name)
+            if present.images != arrival.images:
                 raise DataError(
-                    f"{path} was learned from with {arrival.images} images and has {added.images} now; put it back as "
-                    "it was, and new images into files of their own"
+                    f"{path} was learned from with {arrival.images} images and has {present.images} now; put it back "
+                    "as it was, and new images into files of their own"
                 )
 
     def _start_at(self, first: int, arrivals: list[Arrival]) -> None:
@@ -209,10 +209,10 @@ class ImageStream:
         """Read a file and add its images."""
         images, labels = self._read(name)
         # Seed 0, not the seed of the run: an image that is held out once is never learned from.
-        held = Rows(0, f"holdout of {name}").uniform(len(labels), 1)[:, 0] < self._settings.holdout
-        self._learned = _extended(self._learned, images[~held], labels[~held], self._settings.window)
-        self.holdout = _extended(self.holdout, images[held], labels[held], self._most_held)
-        return self._append(Arrival(step, name, len(labels), int(held.sum())))
+        holdout = Rows(0, f"holdout of {name}").uniform(len(labels), 1)[:, 0] < self._settings.holdout
+        self._learned = _extended(self._learned, images[~holdout], labels[~holdout], self._settings.window)
+        self.holdout = _extended(self.holdout, images[holdout], labels[holdout], self._most_held)
+        return self._append(Arrival(step, name, len(labels), int(holdout.sum())))
 
     def _append(self, arrival: Arrival) -> Arrival:
         self._taken.add(arrival.name)
@@ -243,5 +243,5 @@ class ImageStream:
 def _extended(window: RealImages, images: Tensor, labels: Tensor, most: int) -> RealImages:
     """The newest `most` images of the window and the images after it; each keeps its number."""
     images, labels = torch.cat([window.images, images]), torch.cat([window.labels, labels])
-    gone = max(0, len(labels) - most)
-    return RealImages(images[gone:], labels[gone:], window.first + gone)
+    surplus = max(0, len(labels) - most)
+    return RealImages(images[surplus:], labels[surplus:], window.first + surplus)

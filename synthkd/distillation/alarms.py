@@ -80,7 +80,7 @@ def one_class(
         predictions: classes that the model predicts, int64 `[N]`.
         labels: classes of the images, int64 `[N]`.
         who: the model, for the message.
-        on: what the images are, for the message.
+        on: the images in words, for the message.
         class_names: one per class, or empty.
         name: of the alarm.
     """

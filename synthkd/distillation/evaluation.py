@@ -85,15 +85,15 @@ class PeriodicEvaluation:
             return {}
         labels, teacher = held_out.targets, held_out.teacher_logits
         logits = [_logits(student, held_out.images) for student in self.students()]
-        accuracies = tuple(_accuracy(answer, labels) for answer in logits)
+        accuracies = tuple(_accuracy(one, labels) for one in logits)
         # Of every teacher, also those that do not label at present: the selection compares them all.
-        teacher_answers = [] if self.team is None else list(self.team.answers(held_out.images))
+        team_logits = [] if self.team is None else list(self.team.separate_logits(held_out.images))
         evaluation = Evaluation(
             step=step,
             loss=float(F.cross_entropy(logits[0], labels)),
             accuracies=accuracies,
             teacher=0.0 if teacher is None else _accuracy(teacher, labels),
-            divergences=tuple(float(kl_divergence(answer, logits[0]).mean()) for answer in teacher_answers),
+            divergences=tuple(float(kl_divergence(one, logits[0]).mean()) for one in team_logits),
             costs=() if self.team is None else self.team.costs,
         )
         logged: dict[str, Tensor | float] = {"evaluation/accuracy": accuracies[0], "evaluation/loss": evaluation.loss}

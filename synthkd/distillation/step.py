@@ -86,14 +86,14 @@ class DistillStep:
 
     def _with_peers(self, views: list[StudentView]) -> list[StudentView]:
         """Add to each view the logits of all other students; the logits of one may replace the teacher's."""
-        answers = [student.answer(view) for student, view in zip(self.students, views, strict=True)]
+        logits = [student.logits_for_peers(view) for student, view in zip(self.students, views, strict=True)]
         teaching = self.teaching()
         return [
             replace(
                 view,
-                others=tuple(answer for other, answer in enumerate(answers) if other != number),
+                others=tuple(one for other, one in enumerate(logits) if other != number),
                 # The student that teaches cannot learn from itself: its soft labels stay those of the frozen teacher.
-                teacher=view.teacher if teaching is None or teaching == number else answers[teaching],
+                teacher=view.teacher if teaching is None or teaching == number else logits[teaching],
             )
             for number, view in enumerate(views)
         ]
@@ -103,7 +103,7 @@ class DistillStep:
         if self.bank is None or batch.slots is None or batch.teacher_logits is None:
             return
         with torch.no_grad():
-            # Priority 0 would mean that an image is never drawn again, whatever the student forgets.
+            # An image of priority 0 would never be drawn again, even if the student forgot it.
             divergence = kl_divergence(batch.teacher_logits, view.student) + 1e-6
         # Every process holds a bank of its own, and all must draw the same images.
         slots, divergence = self.accelerator.gather((batch.slots, divergence))

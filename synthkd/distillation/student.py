@@ -119,7 +119,7 @@ class Student:
             mutual_temperature=1.0 if self._online is None else value_at(self._online.temperature, step, total),
         )
 
-    def answer(self, view: StudentView) -> Tensor:
+    def logits_for_peers(self, view: StudentView) -> Tensor:
         """The logits `[N, K]` that peers learn from, without gradient: its own, or those by its averaged weights."""
         return view.averaged if self._teaches_by_average and view.averaged is not None else view.student.detach()
 

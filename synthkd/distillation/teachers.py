@@ -148,25 +148,25 @@ class TeacherTeam:
         numbers = self._counted()
         # Features come from the first teacher alone, so it may have to run although its logits have weight 0.
         first = self._teachers[0](images) if 0 in numbers or self._teachers[0].features else None
-        answers = [
+        logits = [
             first.logits if number == 0 and first is not None else self._teachers[number].logits(images)
             for number in numbers
         ]
-        return Outputs(self._combined(numbers, torch.stack(answers)), {} if first is None else first.features)
+        return Outputs(self._combined(numbers, torch.stack(logits)), {} if first is None else first.features)
 
     def logits(self, images: Tensor) -> Tensor:
         """Combined logits alone, float32 `[N, K]`."""
         return self(images).logits
 
     @torch.no_grad()
-    def answers(self, images: Tensor) -> Tensor:
+    def separate_logits(self, images: Tensor) -> Tensor:
         """Logits of each teacher, float32 `[T, N, K]`; all teachers are run, whatever their weights."""
         return torch.stack([teacher.logits(images) for teacher in self._teachers])
 
     def consensus(self, images: Tensor) -> Tensor:
         """Combined logits float32 `[N, K]`; the equal mean of all teachers if only a selected one labels."""
         # A target that moved with the selection would make evaluations before and after a choice incomparable.
-        return self.answers(images).mean(dim=0) if self._weighting == "selected" else self.logits(images)
+        return self.separate_logits(images).mean(dim=0) if self._weighting == "selected" else self.logits(images)
 
     @cached_property
     def costs(self) -> tuple[float, ...]:
@@ -181,15 +181,15 @@ class TeacherTeam:
             return [self.selected]
         return [number for number, weight in enumerate(self._weights) if weight > 0.0]
 
-    def _combined(self, numbers: list[int], answers: Tensor) -> Tensor:
-        """The weighted mean `[N, K]` of answers `[A, N, K]`."""
+    def _combined(self, numbers: list[int], logits: Tensor) -> Tensor:
+        """The weighted mean `[N, K]` of logits `[A, N, K]` of the teachers with these numbers."""
         if len(numbers) == 1:  # bit for bit those of the teacher
-            return answers[0]
+            return logits[0]
         if self._weighting == "fixed":
-            weights = answers.new_tensor([self._weights[number] for number in numbers])[:, None]
+            weights = logits.new_tensor([self._weights[number] for number in numbers])[:, None]
         else:
-            weights = certainty_weights(answers, batch=self._weighting == "confidence")
-        return (weights[:, :, None] * answers).sum(dim=0)
+            weights = certainty_weights(logits, batch=self._weighting == "confidence")
+        return (weights[:, :, None] * logits).sum(dim=0)
 
 
 def certainty_weights(logits: Tensor, batch: bool = False) -> Tensor:

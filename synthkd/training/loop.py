@@ -31,7 +31,7 @@ class Action:
     """A named part of the steps of a stage.
 
     Attributes:
-        name: what the action does, e.g. "learn".
+        name: of the action, e.g. "learn".
         run: takes the 0-based step of the whole run and returns the numbers to log.
         every: the action is due at steps 0, every, 2 * every, ... of its stage.
         after: True for an evaluation: it is due at the last step of each interval of `every` steps and at the last step
@@ -128,7 +128,7 @@ class Loop:
 
         Args:
             stages: the phases of the run, in order.
-            title: what the display calls the run.
+            title: name of the run in the display.
 
         Raises:
             CheckpointError: the newest checkpoint is of a later step than the last.

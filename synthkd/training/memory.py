@@ -19,7 +19,7 @@ def fitting_batch_size(start: int, attempt: Callable[[int], object]) -> int:
 
     Args:
         start: largest batch size.
-        attempt: does with a batch of this size what the training will do.
+        attempt: needs as much memory for a batch of this size as the training will.
 
     Raises:
         CheckpointError: not even one image fits.

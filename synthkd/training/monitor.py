@@ -85,7 +85,7 @@ class Monitor:
 
         Args:
             step: number of finished steps.
-            values: name -> number; a tensor must hold one element. The report groups names by what is before a `/`.
+            values: name -> number; a tensor must hold one element. The report groups names by the part before a `/`.
             phase: name of the present phase.
 
         Raises:

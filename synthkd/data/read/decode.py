@@ -72,23 +72,23 @@ def decode(source: Path | bytes, channels: int | None = None, size: int | None =
         size: side in pixels of the largest centred square, resized with antialiasing; None keeps the image's own.
     """
     try:
-        held = len(source) if isinstance(source, bytes) else source.stat().st_size
-        if held == 0:
+        file_size = len(source) if isinstance(source, bytes) else source.stat().st_size
+        if file_size == 0:
             return Decoded(None, reason="empty file")
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=_FORMATS) as image:
             # From the header: nothing is allocated for the pixels before these checks.
             pixels = image.width * image.height
             if pixels > LARGEST:
                 return _too_large(f"{image.width}x{image.height} pixels")
-            if pixels > max(MOST_PACKED * held * (8 if image.mode == "1" else 1), FREELY_PACKED):
-                return Decoded(None, reason=f"too large: {image.width}x{image.height} pixels in {held} bytes")
+            if pixels > max(MOST_PACKED * file_size * (8 if image.mode == "1" else 1), FREELY_PACKED):
+                return Decoded(None, reason=f"too large: {image.width}x{image.height} pixels in {file_size} bytes")
             image.load()  # to the last byte, else a file that breaks off would pass
-            converted, kinds = _convert(image, channels)
+            result, kinds = _convert(image, channels)
         if size is not None:
-            if min(converted.size) < size:
+            if min(result.size) < size:
                 kinds.append(f"smaller than {size} pixels enlarged")
-            converted = ImageOps.fit(converted, (size, size), method=Image.Resampling.BILINEAR)
-        array = np.array(converted, dtype=np.uint8)
+            result = ImageOps.fit(result, (size, size), method=Image.Resampling.BILINEAR)
+        array = np.array(result, dtype=np.uint8)
         return Decoded(array if array.ndim == 3 else array[:, :, None], tuple(kinds))
     except UnidentifiedImageError:
         return Decoded(None, reason="not an image of a known format")

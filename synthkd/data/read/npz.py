@@ -143,10 +143,10 @@ def _read(archive: NpzFile, keys: Sequence[str]) -> dict[str, NDArray[Any]]:
             if version not in read:
                 raise ValueError(f"{key} is of version {version} of the format, which no plain array needs")
             shape, _, dtype = read[version](member)
-            claimed, held = math.prod(shape) * dtype.itemsize, members[key].file_size - member.tell()
-        if claimed > held:
-            raise ValueError(f"{key} {list(shape)} needs {claimed:,} bytes, and the file has {held:,}")
-        total += held
+            claim, size = math.prod(shape) * dtype.itemsize, members[key].file_size - member.tell()
+        if claim > size:
+            raise ValueError(f"{key} {list(shape)} needs {claim:,} bytes, and the file has {size:,}")
+        total += size
     if total > LARGEST:
         raise ValueError(f"too large: {total >> 30} GiB unpacked, at most {LARGEST >> 30} are allowed")
     return {key: archive[key] for key in keys}
@@ -157,7 +157,7 @@ def as_images(array: NDArray[Any], where: str) -> NDArray[np.uint8]:
 
     Args:
         array: uint8, or float in [0, 1]; `[N, H, W]`, or with 1 or 3 channels first or last.
-        where: what messages call it.
+        where: its name in messages.
 
     Raises:
         DataError: another type, range or layout, or no images.

@@ -70,7 +70,7 @@ def in_memory(
         blocks: uint8 `[n, C, H, W]`, contiguous; not copied.
         labels: int64 `[N]`, or None.
         class_names: one for each class; empty without labels.
-        notes: what was done to the images, one line per kind.
+        notes: conversions of the images, one line per kind.
 
     Raises:
         DataError: no images.
@@ -78,7 +78,7 @@ def in_memory(
     # Row r lies in the first block that ends after r.
     ends = list(accumulate(map(len, blocks)))
     if not ends or ends[-1] == 0:
-        raise DataError(f"{name}: there are no images; look at what should have made them")
+        raise DataError(f"{name}: there are no images; check the source that should give them")
 
     def stream() -> Iterator[Tensor]:
         return chain.from_iterable(blocks)

@@ -45,7 +45,7 @@ class RealData:
     Attributes:
         images: uint8 `[N, C, H, W]`; N may be 0 in a holdout or test part.
         labels: int64 `[N]` in `[0, spec.classes)`.
-        spec: what a classifier of these images takes and gives.
+        spec: sizes of the images, and number of classes.
         class_names: one per class.
         name: of the dataset, or of the file or folder.
     """
@@ -114,7 +114,7 @@ def split(
     if not present.all():
         absent = some([names[index] for index in np.flatnonzero(~present)])
         raise DataError(f"{name}: every class needs a training image, none is of {absent}; add some or drop the class")
-    held = _stratified(labels.numpy()[rest], holdout_fraction, numpy_stream(seed, "holdout split"))
+    holdout = _stratified(labels.numpy()[rest], holdout_fraction, numpy_stream(seed, "holdout split"))
 
     channels, height, width = source.images.shape[1:]
     spec = ImageSpec(channels, height, width, len(names))
@@ -124,10 +124,10 @@ def split(
         return RealData(source.images[index], labels[index], spec, names, name)
 
     # Last, so that test and holdout are the same for every number of training images.
-    train = rest[~held]
+    train = rest[~holdout]
     if per_class is not None:
         train = train[_few_of_each(labels.numpy()[train], per_class, numpy_stream(seed, "per class"))]
-    return Splits(part(train), part(rest[held]), part(np.flatnonzero(test)), source.notes)
+    return Splits(part(train), part(rest[holdout]), part(np.flatnonzero(test)), source.notes)
 
 
 def _stratified(labels: NDArray[np.int64], fraction: float, rng: np.random.Generator) -> NDArray[np.bool_]:
@@ -174,7 +174,7 @@ def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, 
     """
     if images.dtype != torch.uint8 or images.numel() == 0:
         raise DataError(f"channel statistics need at least one uint8 image, got {images.dtype} {list(images.shape)}")
-    # Counts of the 256 levels: exact, in whatever order the images come, and without a float copy of them.
+    # Counts of the 256 levels are exact, independent of the order of the images, and need no float copy of them.
     counts = torch.stack([torch.bincount(channel.flatten(), minlength=256) for channel in images.unbind(1)]).double()
     share = counts / counts.sum(dim=1, keepdim=True)
     levels = torch.arange(256, dtype=torch.float64) / 255.0

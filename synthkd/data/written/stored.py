@@ -45,7 +45,7 @@ class StoredDataset:
         class_names: one per class.
         mean: the teacher's normalisation of images in [0, 1], per channel.
         std: likewise.
-        spec: what a classifier of these images takes and gives.
+        spec: sizes of the images, and number of classes.
         about: the content of `dataset.json`.
     """
 
@@ -105,8 +105,8 @@ def read_stored(path: str | Path) -> StoredDataset:
     # One row more than there should be is enough to know, however many a damaged file claims.
     rows = list(islice(reader(files, spec), count + 1))
     if len(rows) != count or not rows:
-        held = f"more than {count}" if len(rows) > count else len(rows)
-        raise DataError(f"{top} holds {held} images, but {count} were written; copy or generate it again")
+        number = f"more than {count}" if len(rows) > count else len(rows)
+        raise DataError(f"{top} holds {number} images, but {count} were written; copy or generate it again")
     records = Records(
         torch.tensor([row.number for row in rows]),
         torch.stack([row.image for row in rows]),

@@ -90,7 +90,7 @@ class AdaptiveWeights(Controller):
 
     def factor(self, origin: Origin) -> float:
         """`2 alpha_t` for terms of the teacher's logits, `2 beta_t` for all others, so that the mean stays 1."""
-        return 2.0 * (self.value if origin == "answers" else self.other)
+        return 2.0 * (self.value if origin == "logits" else self.other)
 
     def state_dict(self) -> dict[str, Any]:
         """alpha_t, as `value`."""

@@ -18,7 +18,7 @@ SHARED = 4
 
 
 class TeacherSelection(Controller):
-    """Chooses teachers by a linear bandit over the student's accuracy, its divergence from each and what each costs.
+    """Chooses teachers by a linear bandit over the student's accuracy, and the divergence and the cost of each teacher.
 
     The reward of a choice is `a * (accuracy gain) + b * KL(teacher || student) - c * cost`, where a, b and c are
     `accuracy`, `divergence` and `cost` of the settings. Divergence and cost are known when a teacher is chosen, so only

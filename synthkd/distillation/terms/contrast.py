@@ -108,9 +108,9 @@ class Contrast(nn.Module):
         negatives, columns = images[:0], slots
         if self._negatives and bank is not None and len(bank):
             # A stream of their own, so that the negatives change no draw of the batches.
-            drawn = bank.draw(self._negatives, step, "negatives").to(images.device)
-            assert drawn.slots is not None
-            negatives, columns = drawn.images, torch.cat([slots, drawn.slots])
+            sample = bank.draw(self._negatives, step, "negatives").to(images.device)
+            assert sample.slots is not None
+            negatives, columns = sample.images, torch.cat([slots, sample.slots])
         # A copy among the negatives would be pushed away from itself. -1 is an unknown slot or number, so two of them
         # are no copies.
         copies = (slots[:, None] == columns) & (slots[:, None] >= 0)

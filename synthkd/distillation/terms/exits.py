@@ -27,7 +27,7 @@ class Exits(nn.Module):
     "Be Your Own Teacher" (Zhang et al. 2019): shallow stages predict the class too, which improves the features of the
     stages above. The paper gives an exit three losses. Two of them are implemented: the divergence from the deepest
     logits and, with the weight `features`, the hint from the deepest features. The third, the hard label, reaches exits
-    through the deepest logits only: a label may be missing, or only name what a generator was asked for.
+    through the deepest logits only: a label may be missing, or name only the class that a generator was asked for.
 
     An exit is a convolution of stride 2 (for tokens and vectors a linear layer), ReLU, the mean over positions and a
     linear layer. Without the convolution the mean of a first stage's few channels hardly separates the classes.
@@ -67,7 +67,7 @@ class Exits(nn.Module):
         """Module paths of the student whose features are needed."""
         return (*self.places, self._last) if self.regressors else self.places
 
-    def answers(self, student: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def logits(self, student: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Logits of every exit.
 
         Args:

@@ -19,8 +19,8 @@ from synthkd.types import Batch
 
 Term = Callable[["StudentView"], Tensor]
 """A loss term: a scalar with gradient."""
-Origin = Literal["answers", "features", "own"]
-"""Where a term comes from: a teacher's logits ("answers"), its features, or neither ("own")."""
+Origin = Literal["logits", "features", "own"]
+"""Where a term comes from: a teacher's logits, its features, or neither of them ("own")."""
 
 
 @dataclass(frozen=True)
@@ -107,14 +107,14 @@ def terms_of(
         "soft": (
             partial(_soft, standardise=settings.standardise),
             _one_minus(settings.alpha) if settings.soft is None else settings.soft,
-            "answers",
+            "logits",
         ),
         "hard": (_hard, settings.alpha, "own"),
-        "logit_match": (_matched, settings.logit_match, "answers"),
+        "logit_match": (_matched, settings.logit_match, "logits"),
         "average": (_average, settings.average, "own"),
     }
     for name, term in by_name([term for term in settings.transfer if isinstance(term, DecoupledTerm)]).items():
-        terms[name] = (partial(_decoupled, alpha=term.alpha, beta=term.beta), term.weight, "answers")
+        terms[name] = (partial(_decoupled, alpha=term.alpha, beta=term.beta), term.weight, "logits")
     for name, (weight, origin) in (transfer or {}).items():
         terms[name] = (partial(_transferred, name=name), weight, origin)
     if online is not None:
