@@ -55,23 +55,29 @@ def read_named(settings: NamedData) -> Source:
     Raises:
         DataError: files that are missing, truncated or corrupt, or a failed download.
     """
-    root = Path(settings.root).expanduser()
-    return _cifar(settings, root) if settings.kind.startswith("cifar") else _idx(settings, root)
+    kind, root = settings.kind, Path(settings.root).expanduser()
+    read = _cifar if kind.startswith("cifar") else _idx
+    source = read(kind, root)
+    if source is None and settings.download:
+        _download(kind, root)
+        source = read(kind, root)
+    if source is not None:
+        return source
+    folder, remedy = root / _FOLDERS[kind], "set download: true to fetch them"
+    if kind.startswith("cifar"):
+        raise DataError(f"{kind}: the files in {folder} are missing, unreadable or fail their checksums; {remedy}")
+    if kind == "fashion_mnist":
+        remedy += ", or install Debian's package dataset-fashion-mnist and set root to its folder"
+    raise DataError(
+        f"{kind}: {_IDX_FILES[0]}(.gz) and its three companions are neither in {root} nor in {folder}; {remedy}"
+    )
 
 
-def _idx(settings: NamedData, root: Path) -> Source:
-    """MNIST and Fashion-MNIST from their four idx files, in `root` itself or in torchvision's folder below it."""
-    files = _find_idx(settings.kind, root)
-    if files is None and settings.download:
-        _download(settings.kind, root)
-        files = _find_idx(settings.kind, root)
+def _idx(kind: str, root: Path) -> Source | None:
+    """MNIST or Fashion-MNIST from its idx files, in `root` itself or in torchvision's folder; None without them."""
+    files = _find_idx(kind, root)
     if files is None:
-        debian = ", or install Debian's package dataset-fashion-mnist and set root to its folder"
-        raise DataError(
-            f"{settings.kind}: {_IDX_FILES[0]}(.gz) and its three companions are neither in {root} nor in "
-            f"{root / _FOLDERS[settings.kind]}; set download: true to fetch them"
-            + (debian if settings.kind == "fashion_mnist" else "")
-        )
+        return None
     train, train_labels, test, test_labels = (read_idx(path) for path in files)
     for path, images, labels in ((files[0], train, train_labels), (files[2], test, test_labels)):
         if images.ndim != 3 or labels.shape != images.shape[:1] or images.shape[1:] != train.shape[1:]:
@@ -79,7 +85,7 @@ def _idx(settings: NamedData, root: Path) -> Source:
                 f"{path}: images {list(images.shape)} do not fit labels {list(labels.shape)} and training images "
                 f"{list(train.shape)}; replace the files"
             )
-    names = _FASHION_NAMES if settings.kind == "fashion_mnist" else _DIGIT_NAMES
+    names = _FASHION_NAMES if kind == "fashion_mnist" else _DIGIT_NAMES
     images, labels = torch.cat([train, test])[:, None], torch.cat([train_labels, test_labels]).long()
     return Source(images, labels, names, len(train))
 
@@ -125,31 +131,18 @@ def read_idx(path: Path) -> Tensor:
     return torch.from_numpy(payload.copy()).view(shape)
 
 
-def _cifar(settings: NamedData, root: Path) -> Source:
-    """CIFAR by torchvision, which verifies the checksums of the files before it unpickles them."""
+def _cifar(kind: str, root: Path) -> Source | None:
+    """CIFAR by torchvision, which verifies the checksums of the files before it unpickles them; None if that fails."""
     from torchvision import datasets
 
-    dataset = getattr(datasets, _TORCHVISION[settings.kind])
-
-    def read() -> Source | None:
-        try:
-            train, test = dataset(root, train=True), dataset(root, train=False)
-        except (RuntimeError, OSError):  # torchvision's RuntimeError: files are missing or fail their checksum
-            return None
-        images = torch.from_numpy(np.concatenate([train.data, test.data])).permute(0, 3, 1, 2).contiguous()
-        labels = torch.tensor([*train.targets, *test.targets], dtype=torch.int64)
-        return Source(images, labels, tuple(train.classes), len(train.data))
-
-    source = read()
-    if source is None and settings.download:
-        _download(settings.kind, root)
-        source = read()
-    if source is None:
-        raise DataError(
-            f"{settings.kind}: the files in {root / _FOLDERS[settings.kind]} are missing, unreadable or fail their "
-            "checksums; set download: true to fetch them"
-        )
-    return source
+    dataset = getattr(datasets, _TORCHVISION[kind])
+    try:
+        train, test = dataset(root, train=True), dataset(root, train=False)
+    except (RuntimeError, OSError):  # torchvision's RuntimeError: files are missing or fail their checksum
+        return None
+    images = torch.from_numpy(np.concatenate([train.data, test.data])).permute(0, 3, 1, 2).contiguous()
+    labels = torch.tensor([*train.targets, *test.targets], dtype=torch.int64)
+    return Source(images, labels, tuple(train.classes), len(train.data))
 
 
 def _download(kind: str, root: Path) -> None:
