@@ -28,6 +28,7 @@ def stream(seed: int, purpose: str, step: int = 0) -> torch.Generator:
 
 def numpy_stream(seed: int, purpose: str, step: int = 0) -> np.random.Generator:
     """A numpy generator for one purpose at one step; unrelated to that of `stream`."""
+    # PCG64 by name, since the default of numpy may change.
     return np.random.Generator(np.random.PCG64(derive(seed, purpose, step)))
 
 
@@ -61,6 +62,8 @@ class Rows:
 
     def normal(self, count: int, width: int) -> Tensor:
         """Rows `start` to `start + count`: float32 `[count, width]`, standard normal."""
+        # Of two uniform numbers u and v, sqrt(-2 ln u) cos(2 pi v) and sqrt(-2 ln u) sin(2 pi v) are independent
+        # normals.
         half = -(-width // 2)
         pairs = self._uniform(count, 2 * half)
         radius = np.sqrt(-2.0 * np.log(pairs[:, :half]))

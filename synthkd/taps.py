@@ -98,7 +98,7 @@ class Taps:
             logits = self._model(images)
             self._check(current)
         finally:
-            self._pass = None
+            self._pass = None  # also after an error, so that nothing of this pass shows in the next
         return Outputs(logits, {name: current.features[name] for name in self._points}, current.statistics)
 
     def _add(self, hook: torch.utils.hooks.RemovableHandle) -> None:

@@ -59,6 +59,7 @@ class MemoryBank:
     def checkpoint_bytes(self, checkpoints: int, between: int) -> int:
         """Bytes of so many checkpoints of a full bank, to which `between` images are added from one to the next."""
         capacity = self.settings.capacity
+        # Checkpoints share rows: the first has the whole bank, each next one only the new images, a bank at most.
         rows = min(checkpoints * capacity, capacity + (checkpoints - 1) * between)
         policy = 0 if self.settings.policy == "fifo" else 8 * capacity  # a number for each image, copied each time
         return rows * self.nbytes // capacity + checkpoints * policy

@@ -107,8 +107,8 @@ def collapse(features: Tensor, labels: Tensor) -> Alarm | None:
         features: penultimate features of the teacher, `[N, D]`.
         labels: int64 `[N]`.
     """
-    # Centred, because features after a ReLU are all >= 0, so that their cosines are high for any images. float64,
-    # because below n is subtracted from a sum of nearly the same size.
+    # Centred, because features after a ReLU are all >= 0, so that their cosines are high for any images. In float64,
+    # because n is subtracted below from a sum that may be nearly as large.
     directions = torch.nn.functional.normalize(features.double() - features.double().mean(0), dim=1)
     similarities: list[float] = []
     for label in labels.unique():
@@ -162,7 +162,7 @@ def stale_student(agreements: Sequence[float]) -> Alarm | None:
     window = max(4, len(agreements) // 10)
     means = [sum(agreements[i : i + window]) / window for i in range(len(agreements) - window + 1)]
     fall, rise = max(means) - means[-1], means[-1] - means[0]
-    # A student that rose enough may end below its best: the generator makes samples harder while it agrees.
+    # A student that rose enough may end below its best: the samples get harder while it agrees with the teacher.
     if rise < 2 * STALE and (fall > STALE or means[-1] < 0.5):
         return Alarm(
             "stale student",

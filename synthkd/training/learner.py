@@ -28,6 +28,7 @@ def optimizer_for(settings: OptimizerSettings, parameters: list[nn.Parameter]) -
     if settings.kind == "sgd":
         return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, nesterov=settings.momentum > 0)
     adam = torch.optim.AdamW if settings.kind == "adamw" else torch.optim.Adam
+    # The momentum is the first beta; the second is the default of Kingma and Ba 2015.
     return adam(groups, lr=settings.lr, betas=(settings.momentum, 0.999))
 
 

@@ -106,9 +106,9 @@ def _blocks(folder: Path, names: Sequence[str], first: int) -> Iterator[Block]:
         path = folder / name
         try:
             columns = load_file(path)
-        except (OSError, SafetensorError) as error:
+        except (OSError, SafetensorError) as error:  # `open_rows` has verified the file, so this happened since
             raise CheckpointError(f"{path} went or changed while it was read ({error}); try again") from error
-        start = max(first, begin)
+        start = max(first, begin)  # a file may begin with rows that have left
         yield Block(start, {name: column[start - begin :] for name, column in columns.items()})
 
 

@@ -69,7 +69,7 @@ def read_npz(path: str | Path) -> Source:
     if "class_names" in arrays:
         names = as_names(arrays["class_names"], f"{path}: class_names")
     elif len(numbers) != numbers[-1] + 1:
-        # Bounded: a single label of two thousand million must not make an array of that length.
+        # Bounded: a single label of 2,000,000,000 must not make an array of that length.
         absent = np.setdiff1d(np.arange(min(numbers[-1], len(numbers) + 10)), numbers)[:10].tolist()
         raise DataError(
             f"{path}: labels must be 0, 1, ... without gaps, got up to {numbers[-1]} but none of {absent}; renumber "

@@ -104,6 +104,7 @@ def from_files(name: str, where: Path, listing: Listing, skip_bad: int) -> Sampl
     """
     entries: list[Entry] = []
     prints: list[_Print] = []
+    # Of images that are not stored only the fingerprints stay, for the digest and to notice a change.
     stored: list[Tensor] = []  # images of the first entries
     room = KEPT
     decoding = Decoding(listing)

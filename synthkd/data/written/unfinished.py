@@ -63,6 +63,7 @@ class PartStore:
 
     def spans(self) -> list[tuple[int, int]]:
         """`(first, stop)` of every part, in order."""
+        # By the names alone, so that no large file is read only to be listed.
         names = (_NAME.fullmatch(path.name) for path in self.directory.glob("*.safetensors"))
         return sorted((int(name[1]), int(name[2])) for name in names if name)
 

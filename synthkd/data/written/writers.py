@@ -98,6 +98,7 @@ class Layout:
 
     def directory(self, label: int) -> str:
         """Name of a class's directory in the image folder."""
+        # The number makes the name unique and sorts it; of the class name only what every file system takes remains.
         width = max(4, len(str(len(self.class_names) - 1)))
         name = re.sub(r"[^A-Za-z0-9]+", "-", self.class_names[label]).strip("-").lower()
         return f"{label:0{width}d}_{name or 'class'}"

@@ -107,7 +107,7 @@ class Exits(nn.Module):
         return {"exits": torch.stack(losses).mean()}
 
     def _necks(self, student: Mapping[str, Tensor]) -> list[Tensor]:
-        """Features `[N, WIDTH]` of each exit."""
+        """Features `[N, WIDTH]` of each exit, in float32 also under mixed precision."""
         return [pooled(neck(student[place].float())) for place, neck in zip(self.places, self.necks, strict=True)]
 
 
