@@ -20,7 +20,7 @@ except PackageNotFoundError:  # a checkout that is on the path but not installed
 
 
 def __getattr__(name: str) -> object:
-    # `load` needs torch, which takes seconds to import; `synthkd --help` must not wait for it
+    # `load` needs torch, which takes seconds to import, and `synthkd --help` must not wait for it.
     if name == "load":
         from synthkd.models.files import load
 

@@ -1,4 +1,4 @@
-"""Errors for users, each with the exit code of the command that raised it.
+"""Errors for users, each with the exit code of the command line.
 
 Every message is one line that says what is wrong, where, and the remedy.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 
 class SynthkdError(Exception):
-    """Base of every error that synthkd raises on purpose."""
+    """Base of all errors that synthkd raises on purpose."""
 
     exit_code = 1
 
@@ -31,7 +31,7 @@ class ModelError(SynthkdError):
 
 
 class TrainingError(SynthkdError):
-    """Training had to stop because a loss is not finite."""
+    """A training that had to stop because a loss, a gradient or a weight is not finite."""
 
     exit_code = 5
 

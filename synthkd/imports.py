@@ -1,9 +1,8 @@
-"""Import by name, and the rule for names that users and files give. No other module of the project imports by name.
+"""Import by name, and the rule that decides which names may be imported. No other module imports by name.
 
-A name of the form `package.module:function` becomes code of the user's when it is imported. What somebody types, in a
-recipe, an override or Python, may name such code. What is read from a file (a run, a saved model or generator, a
-dataset, a checkpoint) may not, unless this call trusts the file's folder, or its recipe names the same function with
-the same options.
+Importing `package.module:function` runs code. A name that somebody types, in a recipe, an override or Python, may be
+imported. A name that was read from a file (a run, a saved model or generator, a dataset, a checkpoint) may not, unless
+this call trusts the folder of the file, or its recipe names the same function with the same options.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ class _Allowed:
 
     Attributes:
         names: every string in the recipe of this call; None outside any job, where all names come from the caller.
-        calls: functions with their options, as the recipe names them; see `_call`.
+        calls: functions with their options, as the recipe has them; see `_call`.
         folders: resolved paths; files in them may name code too.
     """
 
@@ -38,6 +37,7 @@ class _Allowed:
     folders: tuple[Path, ...] = ()
 
 
+# A context variable, so that jobs in several threads do not permit each other's code.
 _ALLOWED: ContextVar[_Allowed] = ContextVar("_ALLOWED", default=_Allowed())  # noqa: B039, it is frozen
 
 
@@ -93,11 +93,12 @@ def resolve(
     Raises:
         ConfigError: a name of another form, no such module, or no such function.
         ModelError: the file must not name code in this call; nothing was imported.
-        SynthkdError: the module fails while it is imported.
+        SynthkdError: the module raises an error while it is imported.
     """
     module_name, _, name = target.partition(":")
     if not module_name or not name:
         raise ConfigError(f"{where}: expected package.module:function, got {target!r}")
+    # Before the import, which runs the code.
     _require_allowed(target, where, source, options or {})
     module = _import_users_module(module_name, target, where)
     function = getattr(module, name, None)
@@ -143,7 +144,7 @@ def own(target: str) -> Any:
 
 
 def _require_allowed(target: str, where: str, source: Path | None, options: Mapping[str, object]) -> None:
-    """The only place that decides whether a name may become code."""
+    """Raise `ModelError` unless the name may become code; nothing else decides this."""
     allowed = _ALLOWED.get()
     if source is None:
         if allowed.names is None or target in allowed.names:
@@ -151,6 +152,7 @@ def _require_allowed(target: str, where: str, source: Path | None, options: Mapp
         raise ModelError(
             f"{where}: '{target}' would be imported and called, but this recipe does not name it; nothing of it was run"
         )
+    # With its options: a file could otherwise call a function that the recipe names with arguments that it does not.
     if _call(target, options) in allowed.calls:
         return
     if any(source.resolve().is_relative_to(folder) for folder in allowed.folders):
@@ -162,14 +164,14 @@ def _require_allowed(target: str, where: str, source: Path | None, options: Mapp
 
 
 def _import_users_module(module_name: str, target: str, where: str) -> ModuleType:
-    # at the end of the path, so that a file in the working directory hides no installed module
+    # At the end of the path, so that a file in the working directory hides no installed module.
     directory = str(Path.cwd())
     if directory not in sys.path:
         sys.path.append(directory)
     try:
         return importlib.import_module(module_name)
     except ModuleNotFoundError as error:
-        # A module that the user's module imports may be missing too; then the name in the recipe is right.
+        # If a module is missing that the user's module imports, the name in the recipe is right.
         if error.name is None or not (module_name == error.name or module_name.startswith(error.name + ".")):
             raise SynthkdError(f"{where}: importing '{module_name}' of '{target}' failed: {error}") from error
         raise ConfigError(

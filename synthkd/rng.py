@@ -12,9 +12,9 @@ from torch import Tensor
 
 
 def derive(seed: int, purpose: str, step: int = 0) -> int:
-    """A 63-bit seed, a hash (BLAKE2b) of its three arguments; neighbouring steps and seeds give unrelated results."""
+    """A 63-bit seed, a hash (BLAKE2b) of the three arguments; neighbouring steps and seeds give unrelated results."""
     digest = hashlib.blake2b(f"{seed}/{purpose}/{step}".encode(), digest_size=8).digest()
-    # 63 bits, since torch takes seeds as signed 64-bit integers
+    # 63 bits, since torch takes seeds as signed 64-bit integers.
     return int.from_bytes(digest, "little") >> 1
 
 
@@ -28,15 +28,16 @@ def stream(seed: int, purpose: str, step: int = 0) -> torch.Generator:
 
 def numpy_stream(seed: int, purpose: str, step: int = 0) -> np.random.Generator:
     """A numpy generator for one purpose at one step; unrelated to that of `stream`."""
+    # PCG64 by name, since the default of numpy may change.
     return np.random.Generator(np.random.PCG64(derive(seed, purpose, step)))
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Random rows by index: row `i` is a function of (seed, purpose, i), whatever number of rows is drawn at once.
+    """Random rows by index: row `i` is a function of (seed, purpose, i), however many rows are drawn at once.
 
-    A counter-based generator (Philox) starts at the row's own counter. Normal values come from the Box-Muller
-    transform, which, unlike rejection methods, uses a fixed number of raw words per value.
+    A counter-based generator (Philox) starts at the counter of the row. Normal values come from the Box-Muller
+    transform: unlike rejection methods it uses a fixed number of raw words per value.
 
     Attributes:
         seed: the run's seed.
@@ -61,6 +62,8 @@ class Rows:
 
     def normal(self, count: int, width: int) -> Tensor:
         """Rows `start` to `start + count`: float32 `[count, width]`, standard normal."""
+        # Of two uniform numbers u and v, sqrt(-2 ln u) cos(2 pi v) and sqrt(-2 ln u) sin(2 pi v) are independent
+        # normals.
         half = -(-width // 2)
         pairs = self._uniform(count, 2 * half)
         radius = np.sqrt(-2.0 * np.log(pairs[:, :half]))

@@ -1,4 +1,4 @@
-"""Values that change during a run: curves of the step, and schedulers that follow a measure and keep a state."""
+"""Values that change during a run: curves over the steps, and schedulers that follow a measure and have a state."""
 
 from __future__ import annotations
 
@@ -18,10 +18,11 @@ def value_at(schedule: Schedule, step: int, total: int) -> float:
     """
     if isinstance(schedule, float | int):
         return float(schedule)
-    progress = step / max(1, total - 1)
+    progress = step / max(1, total - 1)  # the last step, total - 1, is at 1
     if schedule.kind == "step":
         return schedule.end if progress >= schedule.until else schedule.start
     span = schedule.until - schedule.begin
+    # A curve without length is a jump.
     t = (progress - schedule.begin) / span if span else float(progress >= schedule.until)
     t = min(1.0, max(0.0, t))
     if schedule.kind == "cosine":
@@ -44,7 +45,7 @@ def learning_rate_factor(settings: OptimizerSettings, step: int, total: int) -> 
     warmup = settings.warmup or (0.1 if settings.schedule == "one_cycle" else 0.0)
     rising = round(warmup * total)
     if step < rising:
-        return (step + 1) / rising
+        return (step + 1) / rising  # step 0 already moves, and the last step of the warm-up has the peak
     if settings.schedule == "constant":
         return 1.0
     progress = (step - rising) / max(1, total - rising)
@@ -54,8 +55,8 @@ def learning_rate_factor(settings: OptimizerSettings, step: int, total: int) -> 
 class ThresholdScheduler:
     """A value that is raised while a measure is high and lowered while it is low.
 
-    `v <- clip(v * up)` when the measure is above `raise_above`, `v <- clip(v * down)` when it is below `lower_below`;
-    in between v stays. v is always in `[low, high]`.
+    `v <- clip(v * up)` if the measure is above `raise_above`, `v <- clip(v * down)` if it is below `lower_below`; in
+    between v stays, so that noise around one threshold does not move it both ways. v is always in `[low, high]`.
 
     Attributes:
         settings: thresholds, factors and bounds.

@@ -1,7 +1,7 @@
-"""Record a network's inner values during a forward pass, and put modules into a state for a while.
+"""Record a network's inner values during a forward pass, and set the mode of modules for a while.
 
 `observe` is for one pass, `Taps` for a loop. Hooks exist only inside the context manager. Train or eval mode and
-requires_grad stay as they are, so the values are those of the mode that the network is in.
+requires_grad stay as they are, so the values are those of the network's present mode.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ INPUT = ":input"
 
 @dataclass(frozen=True)
 class _Pass:
-    """Values of one forward pass as the hooks record them.
+    """Values of one forward pass, as recorded by the hooks.
 
     Attributes:
         features: module path, with `INPUT` or without -> its value.
@@ -90,15 +90,15 @@ class Taps:
             images: float32 `[N, C, H, W]`, or whatever the model takes.
 
         Returns:
-            Logits, features in the order they were asked for, and statistics. The taps themselves keep no reference to
-            them, so that memory is freed as after an ordinary pass.
+            Logits, features in the order of the paths, and statistics. The taps keep no reference to them, so that
+            memory is freed as after an ordinary pass.
         """
         self._pass = current = _Pass()
         try:
             logits = self._model(images)
             self._check(current)
         finally:
-            self._pass = None
+            self._pass = None  # also after an error, so that nothing of this pass shows in the next
         return Outputs(logits, {name: current.features[name] for name in self._points}, current.statistics)
 
     def _add(self, hook: torch.utils.hooks.RemovableHandle) -> None:
@@ -115,7 +115,7 @@ class Taps:
             self._pass.statistics[path] = _moments(norm, args[0])
 
     def _record(self, name: str, value: object) -> None:
-        # the model may also be run on its own inside the context; such passes are not recorded
+        # The model may also be run on its own inside the context; such passes are not recorded.
         if self._pass is None:
             return
         if not isinstance(value, Tensor):
@@ -127,6 +127,7 @@ class Taps:
         for name in self._points:
             if name not in current.features:
                 raise ModelError(f"'{name}' did not run in this forward pass; tap a module that does")
+            # Else an in-place ReLU after a tapped layer would silently replace the output of the layer by its own.
             if _version(current.features[name]) != current.versions[name]:
                 raise ModelError(
                     f"'{name}' was overwritten in place by a later layer; tap that layer instead, or build it with "
@@ -148,6 +149,7 @@ def has_statistics(module: nn.Module) -> bool:
 @contextmanager
 def evaluating(*modules: nn.Module) -> Iterator[None]:
     """Context manager that puts modules into eval mode; afterwards every submodule has its earlier mode."""
+    # Of every submodule, because some may be in eval mode on purpose (frozen BatchNorm).
     before = [(m, m.training) for module in modules for m in module.modules()]
     try:
         for module in modules:
@@ -183,7 +185,7 @@ class _Moments(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: FunctionCtx, x: Tensor) -> tuple[Tensor, Tensor]:
-        # two passes, since the difference of mean squares and squared means loses the variance to rounding in float32
+        # In two passes: mean square minus squared mean would lose the variance to rounding in float32.
         over = [d for d in range(x.dim()) if d != 1]
         mean = x.mean(over, keepdim=True)
         ctx.save_for_backward(x, mean)
@@ -203,7 +205,7 @@ def _moments(norm: nn.Module, x: Tensor) -> BatchNormStatistics:
     assert isinstance(norm, BATCH_NORMS)
     assert norm.running_mean is not None
     assert norm.running_var is not None
-    # under autocast x may be of half precision, in which large sums overflow
+    # Under autocast x may be of half precision, in which large sums overflow.
     mean, var = _Moments.apply(x.float())
     # In training mode the layer is about to change its buffers in place, so they have to be copied.
     copy = torch.clone if norm.training else torch.detach

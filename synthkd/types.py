@@ -67,7 +67,7 @@ class Batch:
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Batch:
         """The batch with `change` (such as a selection of rows) applied to each of its tensors."""
-        # fields that are None stay None
+        # Fields that are None stay None.
         optional = {
             name: None if (value := getattr(self, name)) is None else change(value)
             for name in ("teacher_logits", "weights", "slots", "rows", "annotated")
@@ -114,7 +114,7 @@ class Outputs:
 
 @dataclass(frozen=True)
 class Round:
-    """Images of one round of a trainable generator; all tensors on the teacher's device.
+    """Images from one round of a trainable generator; all tensors on the teacher's device.
 
     Attributes:
         images: float32 `[N, C, H, W]` in `[0, 1]`, without gradient.
@@ -180,13 +180,14 @@ class TrainableGenerator(SampleGenerator, Stateful, Protocol):
 def balanced_labels(count: int, first: int, classes: int) -> Tensor:
     """Labels int64 `[count]`: first, first + 1, ... modulo `classes`.
 
-    Calls whose `first` continues where the last call ended give every class equally often, up to one.
+    If each call begins where the last one ended, all classes appear equally often, up to one.
     """
     return (torch.arange(count) + first) % classes
 
 
 def to_uint8(images: Tensor) -> Tensor:
     """Float images in `[0, 1]`, any shape, as uint8: rounded to the nearest level, values outside clamped."""
+    # Rounded, since truncation would darken every image by half a level. `mul` copies, so the caller's images stay.
     return images.detach().mul(255.0).round_().clamp_(0, 255).to(torch.uint8)
 
 

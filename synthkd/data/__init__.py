@@ -1,4 +1,4 @@
-"""Images to train on and to score: the memory bank, and batches that mix generated with real images."""
+"""Images to train on and to score: the memory bank, and batches that mix generated and real images."""
 
 from synthkd.data.bank import MemoryBank
 from synthkd.data.hybrid import HybridDataset

@@ -2,9 +2,9 @@
 
 Every function takes float images `[N, C, H, W]` in `[0, 1]` on any device and returns images of the same shape, dtype,
 device and range. The functions are pure: the input is never written to (where nothing changes it is returned itself),
-all randomness comes from the `torch.Generator` argument (usually on the CPU; the draws move to the images), and the
-number of draws depends on the shape and the settings alone. Gradients pass through wherever the pixels do. Labels are
-not changed: in distillation the teacher labels the augmented images.
+and all randomness comes from the `torch.Generator` argument, usually on the CPU; the drawn numbers are moved to the
+images. The number of draws depends on the shape and the settings alone. Gradients pass wherever pixels pass. Labels
+are not changed: in distillation the teacher labels the augmented images.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def shift(images: Tensor, pixels: int, rng: torch.Generator) -> Tensor:
         return images
     count, channels, height, width = images.shape
     padded = functional.pad(images, (pixels, pixels, pixels, pixels))
-    # One gather for the whole batch: each image's window is the same index pattern from its own corner on.
+    # One gather for the whole batch: the window of each image is the same pattern of indices, begun at its own corner.
     stride = width + 2 * pixels
     offsets = torch.randint(0, 2 * pixels + 1, (count, 2), generator=rng, device=rng.device)
     corners = (offsets[:, 0] * stride + offsets[:, 1]).to(images.device)
@@ -46,6 +46,7 @@ def turn(images: Tensor, rng: torch.Generator) -> Tensor:
     count, _, height, width = images.shape
     if height != width:
         return images.flip((-2, -1))
+    # Never 0: a view that equals its image would be recognised without effort.
     quarters = torch.randint(1, 4, (count,), generator=rng, device=rng.device).to(images.device)[:, None, None, None]
     sideways = torch.where(quarters == 1, images.rot90(1, (2, 3)), images.rot90(3, (2, 3)))
     return torch.where(quarters == 2, images.flip((-2, -1)), sideways)
@@ -68,7 +69,9 @@ def erase(
         return images
     count, channels, height, width = images.shape
     hit = _chance(images, p, rng)
+    # From here on numbers are drawn for every image, hit or not, so that their number depends on the shape alone.
     surface = _uniform(count, area[0], area[1], rng, images) * (height * width)
+    # With area s and aspect a = h / w, h = sqrt(s a) <= height and w = sqrt(s / a) <= width bound a from both sides.
     lowest, highest = surface / width**2, height**2 / surface
     low = torch.full_like(surface, ratio[0]).clamp(lowest, highest).log()
     high = torch.full_like(surface, ratio[1]).clamp(lowest, highest).log()
@@ -89,8 +92,10 @@ def jitter(images: Tensor, strength: float, rng: torch.Generator) -> Tensor:
     if strength == 0.0:
         return images
     count, channels = images.shape[:2]
+    # Also for images without saturation three factors are drawn, so that the number of draws follows from the count.
     factors = _uniform(3 * count, max(0.0, 1.0 - strength), 1.0 + strength, rng, images).to(images.dtype)
     brightness, contrast, saturation = factors.view(3, count, 1, 1, 1)
+    # `mul` copies, so the operations in place after it leave the images of the caller alone.
     images = images.mul(brightness).clamp_(0.0, 1.0)
     level = _grey(images.mean(dim=(2, 3), keepdim=True))
     images = images.mul(contrast).add_(level * (1.0 - contrast)).clamp_(0.0, 1.0)
@@ -126,6 +131,7 @@ def cutmix(images: Tensor, fraction: float, rng: torch.Generator) -> Tensor:
     first = len(images) - rows
     height, width = images.shape[-2:]
     target, others = images[first:], images[_partners(images, rng)[first:]]
+    # The root, so that the area and not the side is uniform.
     side = _uniform(rows, 0.0, 1.0, rng, images).sqrt()
     pasted = torch.lerp(target, others, _rectangles(side * height, side * width, target, rng))
     return torch.cat([images[:first], pasted])
@@ -139,6 +145,7 @@ def by_difficulty(
     Above `jitter_above`: jitter of strength `0.5 * difficulty`. Above `erase_above`: erasing with probability
     `difficulty`. Below both: nothing.
     """
+    # Jitter before erasing, so that the colour of an erased rectangle stays the one that was drawn.
     if difficulty > jitter_above:
         images = jitter(images, 0.5 * difficulty, rng)
     if difficulty > erase_above:
@@ -196,6 +203,7 @@ def _rectangles(heights: Tensor, widths: Tensor, images: Tensor, rng: torch.Gene
 
 def _partners(images: Tensor, rng: torch.Generator) -> Tensor:
     """int64 `[N]`: the row of another image for each, from one random cycle through the batch, so never its own."""
+    # A random permutation alone would pair some images with themselves.
     cycle = torch.randperm(len(images), generator=rng, device=rng.device)
     partners = torch.empty_like(cycle)
     partners[cycle] = cycle.roll(-1)

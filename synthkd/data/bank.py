@@ -1,4 +1,4 @@
-"""The memory bank: a ring of generated images with labels, teacher logits, priorities and ages."""
+"""The memory bank: a ring of generated images with labels, the teacher's logits, priorities and ages."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from synthkd.types import Batch, ImageSpec, check_labels, to_float, to_uint8
 
 
 class MemoryBank:
-    """A ring of at most `capacity` images; the oldest leaves first, exactly.
+    """A ring of at most `capacity` images, in which new images overwrite the oldest ones.
 
-    Draws are with replacement and a function of (seed, step) and the bank's content.
+    Draws are with replacement, and a function of (seed, step) and the bank's content.
 
     Args:
         spec: size, channels and classes of the images.
         settings: capacity, policy and storage.
         seed: the run's seed.
-        directory: where `storage: disk` keeps its memory-mapped arrays; working files, not the checkpoint, which
-            holds copies of its own.
+        directory: where `storage: disk` keeps its memory-mapped arrays. They are working files; a checkpoint has
+            copies of its own.
 
     Attributes:
         added: number of images that were added so far.
@@ -59,6 +59,7 @@ class MemoryBank:
     def checkpoint_bytes(self, checkpoints: int, between: int) -> int:
         """Bytes of so many checkpoints of a full bank, to which `between` images are added from one to the next."""
         capacity = self.settings.capacity
+        # Checkpoints share rows: the first has the whole bank, each next one only the new images, a bank at most.
         rows = min(checkpoints * capacity, capacity + (checkpoints - 1) * between)
         policy = 0 if self.settings.policy == "fifo" else 8 * capacity  # a number for each image, copied each time
         return rows * self.nbytes // capacity + checkpoints * policy
@@ -113,7 +114,7 @@ class MemoryBank:
         )
 
     def newest(self, count: int) -> Batch:
-        """The `count` newest images (fewer when the bank holds fewer), oldest of them first."""
+        """The `count` newest images, or all if there are fewer, the oldest of them first."""
         return self._batch(self._rows.slots(self.added - min(count, len(self)), self.added))
 
     def _batch(self, slots: Tensor, weights: Tensor | None = None) -> Batch:
@@ -125,7 +126,7 @@ class MemoryBank:
         return self.added - 1 - self._rows.births[slots]
 
     def reprioritise(self, slots: Tensor, priorities: Tensor) -> None:
-        """Give slots new priorities (positive, finite); without effect on policies that have none."""
+        """Give slots new priorities (positive, finite); policies without priorities ignore them."""
         self._policy.reprioritise(slots.numpy(), _as_priorities(priorities, len(slots)))
 
     def class_counts(self) -> Tensor:
@@ -147,6 +148,7 @@ class MemoryBank:
             DataError: images of another size, or a bank of another capacity.
         """
         rows = saved_rows(state)
+        # Image number i returns to slot i % capacity, so a resumed bank overwrites and draws as the unbroken one.
         self.added = rows.stop
         for block in rows.blocks(rows.first):
             shape = tuple(block.columns["images"].shape[1:])
@@ -156,6 +158,7 @@ class MemoryBank:
                     f"{self.settings.capacity} of {self.spec.shape}"
                 )
             self._rows.write(block.first, **block.columns)
+        # A new policy: the old one may know images that the state does not have.
         self._policy = replay_policy(self.settings, self.settings.capacity, self.spec.classes)
         self._policy.load_state_dict(state["index"], self._rows.labels[: len(self)].numpy())
 

@@ -1,4 +1,4 @@
-"""The arrays of a memory bank, in memory or in memory-mapped files, and how a checkpoint writes and reads them."""
+"""The arrays of a memory bank, in memory or in memory-mapped files, and their rows in a checkpoint."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from synthkd.training.shared_rows import Block, Rows
 from synthkd.types import ImageSpec
 
 _COLUMNS = ("images", "labels", "logits", "births")
-_BLOCK_BYTES = 1 << 25  # of rows that a checkpoint writes at a time
+_BLOCK_BYTES = 1 << 25  # of rows that a checkpoint writes at a time: a bank may be larger than the memory
 
 
 class BankRows:
-    """The preallocated columns of a bank, one row a slot; image number i lies in slot `i % capacity`.
+    """The preallocated columns of a bank, one row for each slot; image number i lies in slot `i % capacity`.
 
     Args:
         spec: size, channels and classes of the images.
         settings: capacity and storage.
-        directory: where `storage: disk` keeps its files, one a column.
+        directory: where `storage: disk` keeps its files, one for each column.
 
     Attributes:
         images: uint8 `[capacity, C, H, W]`.
@@ -57,7 +57,7 @@ class BankRows:
         return sum(column.nbytes for column in (self.images, self.labels, self.logits, self.births))
 
     def slots(self, first: int, stop: int) -> Tensor:
-        """Slots int64 `[stop - first]` of the images with the numbers from `first` to `stop`."""
+        """Slots int64 `[stop - first]` of the images with the numbers `first` to `stop - 1`."""
         return torch.arange(first, stop) % self.capacity
 
     def write(self, first: int, images: Tensor, labels: Tensor, logits: Tensor) -> Tensor:
@@ -65,7 +65,7 @@ class BankRows:
 
         Args:
             first: number of the first image.
-            images: uint8 `[N, C, H, W]`, on any device like the others.
+            images: uint8 `[N, C, H, W]`; these and the others may be on any device.
             labels: int64 `[N]`.
             logits: float32 `[N, K]`.
 
@@ -80,9 +80,10 @@ class BankRows:
         return slots
 
     def saved(self, first: int, stop: int) -> Rows:
-        """The images from number `first` to `stop` for a checkpoint, as they are until the next write; no copy."""
+        """The images `first` to `stop - 1` for a checkpoint, as they are until the next write; no copy."""
         count = max(1, _BLOCK_BYTES * self.capacity // self.nbytes)
 
+        # Births are not saved: they follow from the numbers of the rows.
         def blocks(start: int) -> Iterator[Block]:
             for begin in range(start, stop, count):
                 slots = self.slots(begin, min(begin + count, stop))
@@ -97,7 +98,7 @@ def saved_rows(state: Mapping[str, Any]) -> Rows:
     if "rows" in state:
         rows: Rows = state["rows"]
         return rows
-    # Checkpoints of an older version hold copies of whole columns in the order of the slots.
+    # Checkpoints of an older version have copies of whole columns, in the order of the slots.
     order = state["births"].argsort()
     columns = {name: state[name][order] for name in ("images", "labels", "logits")}
     first = int(state["added"]) - len(order)
@@ -106,9 +107,9 @@ def saved_rows(state: Mapping[str, Any]) -> Rows:
 
 @contextmanager
 def shortage_explained(spec: ImageSpec, settings: BankSettings, directory: Path | None) -> Iterator[None]:
-    """Turn the errors of an allocation for which memory or disk do not suffice into one that says what to change.
+    """Context manager for an allocation: a lack of memory or disk becomes an error that says what to change.
 
-    The files made so far are removed, which gives their space back.
+    The files written so far are removed, which frees their space for the next attempt.
 
     Raises:
         CheckpointError: the bank does not fit.
@@ -128,6 +129,7 @@ def shortage_explained(spec: ImageSpec, settings: BankSettings, directory: Path 
         if directory is not None:
             for name in _COLUMNS:
                 (directory / f"{name}.bin").unlink(missing_ok=True)
+        # Of each image: a byte a pixel, float32 logits, and 8 bytes each for label and birth.
         needed = size(settings.capacity * (spec.channels * spec.height * spec.width + 4 * spec.classes + 16))
         raise CheckpointError(
             f"transfer_set.bank.capacity: {settings.capacity:,} images with their logits take {needed}, which do not "
@@ -136,7 +138,7 @@ def shortage_explained(spec: ImageSpec, settings: BankSettings, directory: Path 
 
 
 def _allocate(directory: Path | None, name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Zeros in memory, or a memory-mapped file of the directory with the content that it has."""
+    """Zeros in memory, or a memory-mapped file of the directory with its present content."""
     if directory is None:
         return torch.zeros(shape, dtype=dtype)
     path, count = directory / f"{name}.bin", math.prod(shape)
@@ -145,9 +147,11 @@ def _allocate(directory: Path | None, name: str, shape: tuple[int, ...], dtype: 
 
 
 def _reserve(path: Path, size: int) -> None:
-    """Make a file of `size` bytes that the disk has room for; writing to a map without room would kill the process."""
+    """Make a file of `size` bytes for which the disk has room."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("ab") as file:
+    # Without the reservation the file would be sparse, and a write to its map on a full disk kills the process
+    # (SIGBUS).
+    with path.open("ab") as file:  # "ab" keeps the content of an existing file
         try:
             os.posix_fallocate(file.fileno(), 0, size)
         except AttributeError:  # a system without it

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
 
 import torch
 from torch import Tensor
@@ -13,10 +15,11 @@ from synthkd.settings import AugmentSettings
 from synthkd.types import Batch, to_float
 
 
+@dataclass(frozen=True, eq=False)
 class EpochSource:
-    """Every image once an epoch, newly shuffled in each; a batch may reach into the next epoch.
+    """Every image once an epoch, in a new random order each; a batch may reach into the next epoch.
 
-    Args:
+    Attributes:
         images: uint8 `[N, C, H, W]`.
         labels: int64 `[N]`.
         batch_size: images of a batch over all processes.
@@ -27,33 +30,26 @@ class EpochSource:
         world: number of processes.
     """
 
-    def __init__(
-        self,
-        images: Tensor,
-        labels: Tensor,
-        batch_size: int,
-        augment: AugmentSettings,
-        seed: int,
-        device: torch.device,
-        rank: int = 0,
-        world: int = 1,
-    ) -> None:
-        self._images = images
-        self._labels = labels
-        self._batch_size = batch_size
-        self._augment = augment
-        self._seed = seed
-        self._device = device
-        self._rank = rank
-        self._world = world
-        self._order = lru_cache(maxsize=2)(self._shuffle)  # a batch reaches into one more epoch
+    images: Tensor
+    labels: Tensor
+    batch_size: int
+    augment: AugmentSettings
+    seed: int
+    device: torch.device
+    rank: int = 0
+    world: int = 1
 
-    def _shuffle(self, epoch: int) -> Tensor:
-        return torch.randperm(len(self._labels), generator=stream(self._seed, "epoch", epoch))
+    @cached_property
+    def _order(self) -> Callable[[int], Tensor]:
+        """Epoch -> its order of rows, a function of seed and epoch alone, so that a resumed run continues in it."""
+        # Two are remembered, since a batch may reach into the next epoch, so that no step shuffles anew.
+        return lru_cache(maxsize=2)(
+            lambda epoch: torch.randperm(len(self.labels), generator=stream(self.seed, "epoch", epoch))
+        )
 
     def rows(self, step: int) -> Tensor:
         """Rows of the images of a step over all processes, int64 `[batch_size]`."""
-        n, first, stop = len(self._labels), step * self._batch_size, (step + 1) * self._batch_size
+        n, first, stop = len(self.labels), step * self.batch_size, (step + 1) * self.batch_size
         parts: list[Tensor] = []
         while first < stop:
             epoch, place = divmod(first, n)
@@ -64,7 +60,8 @@ class EpochSource:
 
     def batch(self, step: int) -> Batch:
         """This process's part of the batch of a step: augmented images float32 in [0, 1] and labels."""
-        rows = self.rows(step)[self._rank :: self._world]
-        images = to_float(self._images[rows]).to(self._device)
-        images = augment_real(images, self._augment, stream(self._seed, f"augment/{self._rank}", step))
-        return Batch(images, self._labels[rows].to(self._device))
+        rows = self.rows(step)[self.rank :: self.world]
+        images = to_float(self.images[rows]).to(self.device)
+        # Rows differ between processes, so each process draws its own augmentation.
+        images = augment_real(images, self.augment, stream(self.seed, f"augment/{self.rank}", step))
+        return Batch(images, self.labels[rows].to(self.device))

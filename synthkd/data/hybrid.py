@@ -1,4 +1,4 @@
-"""The hybrid dataset: batches for the student from several sources at scheduled shares."""
+"""The hybrid dataset: batches for the student from several sources, at scheduled shares."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class HybridDataset:
 
     The rows of several sources are shuffled, so that mixup and CutMix mix real with generated images. All images are
     flipped, shifted and mixed by the settings, then augmented by the present difficulty. With `logits: fresh` the
-    teacher labels exactly these images. With `logits: stored` they keep the logits of the images that they come from,
-    and the logits of a mixture are mixed like its images. A real image without a label gets the teacher's prediction
-    as label, and does not count as annotated.
+    teacher labels exactly these images. With `logits: stored` an image keeps the logits of the image that it was made
+    from, and the logits of a mixture are mixed like its images. A real image without a label gets the teacher's
+    prediction as label, and does not count as annotated.
 
     Args:
         sources: the sources of the images.
@@ -78,6 +78,7 @@ class HybridDataset:
 
     def counts(self, step: int) -> tuple[int, ...]:
         """Number of images of each source in the batch of a step; they add up to the batch size."""
+        # In order, so that shares that add up to more than 1 fill the batch with the first sources.
         left, counts = self._batch_size, []
         for share in self._shares:
             count = 0 if share is REST else min(left, round(value_at(share, step, self._total) * self._batch_size))
@@ -93,7 +94,8 @@ class HybridDataset:
         """This process's augmented images of a step on the device, with hard labels, and logits if they are stored."""
         batches: list[Batch] = []
         counts = self.counts(step)
-        # Scheduled shares come first and the rest last, so that the rows of a source do not depend on the others.
+        # Scheduled shares come first and the rest last: the rest changes with every share, and would move the rows of
+        # the sources after it.
         for number in sorted(range(len(self._sources)), key=lambda number: self._shares[number] is REST):
             batches += self._sources[number].draw(counts[number], step) if counts[number] else []
         batch = _concatenate(batches)
@@ -102,6 +104,7 @@ class HybridDataset:
             # without annotated images all of them do.
             batch = replace(batch, annotated=torch.zeros(len(batch), dtype=torch.bool))
         batch = self._vary(batch, step, shuffled=len(batches) > 1)
+        # All processes draw the same batch from banks with the same content; each computes its own part of it.
         if self._world > 1:
             batch = batch.map(lambda value: value[self._rank :: self._world])
         batch = batch.to(self._device)
@@ -112,7 +115,7 @@ class HybridDataset:
         return replace(batch, images=images, teacher_logits=None if is_fresh else batch.teacher_logits)
 
     def label(self, batch: Batch) -> Batch:
-        """The batch with the teacher's logits and features; its predictions take the place of missing labels (-1)."""
+        """The batch with the teacher's logits and features; its predictions replace missing labels (-1)."""
         if self._mix.logits == "stored" and batch.teacher_logits is not None:
             outputs = Outputs(batch.teacher_logits)
         elif self._teacher is None:
@@ -150,7 +153,7 @@ class HybridDataset:
             again = torch.Generator()
             again.set_state(rng.get_state())
             images = augment.mixup(images, mixed / len(images), rng)
-            if logits is not None:  # mixed by the same random draws, which depend on the number of rows only
+            if logits is not None:  # by the same random draws, whose number depends on the number of rows only
                 logits = augment.mixup(logits[:, :, None, None], mixed / len(logits), again)[:, :, 0, 0]
         if pasted:
             images = torch.cat([images[:-pasted], augment.cutmix(images[-pasted:], 1.0, rng)])

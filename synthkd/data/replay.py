@@ -1,7 +1,7 @@
-"""Which images a memory bank draws: all alike, classes alike, or in proportion to a priority.
+"""Policies by which a memory bank draws images: uniform, balanced over classes, or in proportion to a priority.
 
-A policy sees slots, labels and priorities, never images. Adding and drawing touch the slots concerned and, for
-prioritized draws, one path of a sum tree each; no call passes over the whole bank.
+A policy works on slots, labels and priorities, never on images. No draw and no update passes over the whole bank: it
+touches the slots concerned and, for priorities, one path of a sum tree for each.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ class UniformReplay:
     """Every image is equally likely."""
 
     def replace(self, slots: Ints, labels: Ints, priorities: Floats | None) -> None:
-        """Register new images.
+        """Register new images, which overwrite the old images of their slots.
 
         Args:
-            slots: int64 `[N]`, the slots that they were written to.
+            slots: int64 `[N]`, where they were written.
             labels: int64 `[N]`.
             priorities: float64 `[N]`, or None for the largest priority so far.
         """
@@ -56,7 +56,7 @@ class UniformReplay:
 
 
 class ClassBalancedReplay(UniformReplay):
-    """Every class that has images is equally likely, then every image of it.
+    """Every class with images is equally likely, and within a class every image.
 
     Args:
         capacity: number of slots.
@@ -64,6 +64,7 @@ class ClassBalancedReplay(UniformReplay):
     """
 
     def __init__(self, capacity: int, classes: int) -> None:
+        # Lists with positions instead of sets: a draw picks a member by its place, which a set cannot do.
         self._members: list[list[int]] = [[] for _ in range(classes)]  # class -> its slots, in no order
         self._position = np.full(capacity, -1, dtype=np.int64)  # slot -> place in the list of its class, -1: unused
         self._label = np.zeros(capacity, dtype=np.int64)
@@ -92,7 +93,7 @@ class ClassBalancedReplay(UniformReplay):
         return np.array(picks, dtype=np.int64), None
 
     def state_dict(self, used: int) -> dict[str, Any]:
-        """`position` int64 `[used]`: a draw depends on the order of each list, which the labels do not tell."""
+        """`position` int64 `[used]`: draws depend on the order of each list, which does not follow from the labels."""
         return {"position": torch.from_numpy(self._position[:used].copy())}
 
     def load_state_dict(self, state: Mapping[str, Any], labels: Ints) -> None:
@@ -116,14 +117,16 @@ class PrioritizedReplay(UniformReplay):
 
     def __init__(self, capacity: int, exponent: float, importance: float) -> None:
         # Node 1 is the root, the children of node n are 2n and 2n + 1, and slot i is the leaf `_leaves + i`.
+        # A power of two, so that all leaves are on one level and a whole batch descends in step.
         self._leaves = 1 << max(1, (capacity - 1).bit_length())
+        # float64: the sums of a million priorities keep their small terms.
         self._tree = np.zeros(2 * self._leaves, dtype=np.float64)
         self._exponent = exponent
         self._importance = importance
-        self._largest = 1.0
+        self._largest = 1.0  # priority of the first images, whose loss nobody has measured yet
 
     def replace(self, slots: Ints, labels: Ints, priorities: Floats | None) -> None:
-        """Give new images their priorities, or the largest one so far."""
+        """Give new images their priorities, or the largest one so far, so that each is soon drawn (algorithm 1)."""
         self.reprioritise(slots, np.full(len(slots), self._largest) if priorities is None else priorities)
 
     def reprioritise(self, slots: Ints, priorities: Floats) -> None:
@@ -133,6 +136,7 @@ class PrioritizedReplay(UniformReplay):
         self._largest = max(self._largest, float(priorities.max(initial=0.0)))
         nodes = slots + self._leaves
         self._tree[nodes] = priorities**self._exponent
+        # Parents are summed anew from both children: adding differences would let rounding errors grow over a run.
         while nodes[0] > 1:
             nodes = np.unique(nodes >> 1)
             self._tree[nodes] = self._tree[2 * nodes] + self._tree[2 * nodes + 1]
@@ -140,15 +144,18 @@ class PrioritizedReplay(UniformReplay):
     def draw(self, count: int, size: int, rng: np.random.Generator) -> tuple[Ints, Floats | None]:
         """Slots int64 `[count]` and their importance weights float64 `[count]`."""
         total = self._tree[1]
+        # Each target is a point on the line of all weights; the descent finds the leaf whose interval holds it.
         target = rng.random(count) * total
         nodes = np.ones(count, dtype=np.int64)
         while nodes[0] < self._leaves:
-            nodes *= 2
+            nodes *= 2  # to the left child
             left = self._tree[nodes]
-            # Rounding may leave a target above the sum of the left child; a right child of weight 0 is never entered.
+            # Rounding may leave a target above the sum of its subtree. A right child of weight 0 is never entered,
+            # since it may be an unused slot.
             right = (target >= left) & (self._tree[nodes + 1] > 0)
             target -= np.where(right, left, 0.0)
             nodes += right
+        # Section 3.4 of the paper, without its division by the largest weight: the mean is near 1.
         probability = self._tree[nodes] / total
         return nodes - self._leaves, (size * probability) ** -self._importance
 
@@ -158,11 +165,12 @@ class PrioritizedReplay(UniformReplay):
         return {"weights": torch.from_numpy(leaves.copy()), "largest": self._largest}
 
     def load_state_dict(self, state: Mapping[str, Any], labels: Ints) -> None:
-        """Set the leaves and sum the whole tree, to the same bits as the single updates."""
+        """Set the leaves and sum the whole tree; the bits are those of the single updates."""
         weights = state["weights"].numpy()
         self._largest = float(state["largest"])
         self._tree[:] = 0.0
         self._tree[self._leaves : self._leaves + len(weights)] = weights
+        # Level by level from the leaves up: every sum is left child plus right child, as in `reprioritise`.
         level = self._leaves
         while level > 1:
             self._tree[level // 2 : level] = self._tree[level : 2 * level].reshape(-1, 2).sum(axis=1)

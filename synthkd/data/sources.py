@@ -1,4 +1,4 @@
-"""Sources of a hybrid dataset: images of the memory bank and fresh samples, and real images."""
+"""Sources of a hybrid dataset: generated images (from the memory bank, or fresh samples), and real images."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Source(Stateful, Protocol):
             step: of the student.
 
         Returns:
-            One batch or several that have `count` images together.
+            Batches with `count` images together.
         """
         ...
 
@@ -49,8 +49,8 @@ class RealImages:
     Attributes:
         images: uint8 `[N, C, H, W]`.
         labels: int64 `[N]`; -1 for an image without annotation.
-        first: number of the first image; the others follow. In a stream each image thus keeps its number while others
-            come and go.
+        first: number of the first image; the others follow. In a stream each image thus keeps its number while older
+            ones leave and newer ones arrive.
     """
 
     images: Tensor
@@ -73,39 +73,35 @@ class RealSupply(Protocol):
         ...
 
 
+@dataclass(frozen=True)
 class GeneratedSource:
     """Images of the memory bank, and fresh samples of the generator.
 
-    Args:
+    Attributes:
         bank: the memory bank.
         live: generates fresh samples, or None.
         live_count: step -> largest number of fresh samples in a batch; the rest is drawn from the bank.
-
-    Attributes:
-        bank: as given.
+        annotated: False, since no person labelled these images.
     """
 
+    bank: MemoryBank
+    live: LiveSampler | None = None
+    live_count: Callable[[int], int] = lambda _: 0
     annotated = False
-
-    def __init__(
-        self, bank: MemoryBank, live: LiveSampler | None = None, live_count: Callable[[int], int] = lambda _: 0
-    ) -> None:
-        self.bank = bank
-        self._live = live
-        self._live_count = live_count
 
     def draw(self, count: int, step: int) -> list[Batch]:
         """Fresh samples first, then images of the bank with their slots, stored logits and importance weights."""
-        fresh = 0 if self._live is None else min(count, self._live_count(step))
-        batches = [self._live(fresh, step)] if self._live is not None and fresh else []
+        fresh = 0 if self.live is None else min(count, self.live_count(step))
+        batches = [self.live(fresh, step)] if self.live is not None and fresh else []
+        # A batch of fresh samples alone needs no bank, which may be empty.
         return [*batches, self.bank.draw(count - fresh, step, "bank")] if count > fresh else batches
 
     def state_dict(self) -> dict[str, Any]:
-        """Empty, because the state of the bank is saved by itself."""
+        """Empty: the bank has an entry of its own in a checkpoint."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Do nothing: there is no state."""
+        """Do nothing, since there is no state."""
 
 
 class RealSource:
@@ -114,7 +110,7 @@ class RealSource:
     Args:
         supply: the images, fixed or arriving.
         seed: the run's seed.
-        teacher: labels each image once, for stored logits; None: the images have no logits.
+        teacher: labels each image once, for stored logits; None: batches have no logits yet.
         device: of the teacher; None: the CPU.
 
     Attributes:
@@ -135,13 +131,15 @@ class RealSource:
         self._seed = seed
         self._teacher = teacher
         self._device = device or torch.device("cpu")
-        self._first, self._logits = 0, torch.empty(0)  # number of the first image with logits, and `[N, K]`
+        # The logits `[N, K]` of the present images so far, and the number of the first of them.
+        self._first, self._logits = 0, torch.empty(0)
 
     def draw(self, count: int, step: int) -> list[Batch]:
         """One batch on the CPU: images, annotated labels or -1, stored logits if any, and numbers as `rows`."""
         real = self._supply.at(step)
         rows = torch.from_numpy(numpy_stream(self._seed, "real", step).integers(0, len(real), count))
         numbers, labels = real.first + rows, real.labels[rows]
+        # For the result of the run, which says how many different real images the student has seen.
         self.used.update(numbers.tolist())
         logits = None if self._teacher is None else self._logits_of(real, self._teacher)[rows]
         return [Batch(to_float(real.images[rows]), labels, logits, rows=numbers, annotated=labels >= 0)]
@@ -156,7 +154,8 @@ class RealSource:
 
     def _logits_of(self, real: RealImages, teacher: Labeller) -> Tensor:
         """The teacher's logits `[N, K]` of real images; each image is labelled once, when it appears."""
-        # Images leave at the front and arrive at the end, so the known logits belong to the first images that remain.
+        # Images leave at the front and arrive at the end, so the stored logits belong to the first images that remain.
+        # They are no part of the state: a resumed run labels the images again.
         logits = self._logits[real.first - self._first :]
         if len(unlabelled := real.images[len(logits) :]):
             new = [teacher(to_float(chunk).to(self._device)).logits.cpu() for chunk in unlabelled.split(512)]

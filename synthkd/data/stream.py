@@ -1,11 +1,11 @@
 """Real images that arrive while a student learns, in files that somebody puts into a folder.
 
-When a batch is drawn, and at most every `POLL` seconds, the folder is listed. New files are added in the order of their
-names, after those added before. Batches draw from the newest images. The state is the list of files and of the steps at
-which they were added, so that a resumed run has the same images as the first one up to its checkpoint.
+The folder is listed when a batch is drawn, but at most every `POLL` seconds. New files are added in the order of their
+names, after all earlier files. Batches draw from the newest images. The state is the list of files with the steps at
+which they were added, so that a resumed run has the images that the run had at its checkpoint.
 
-One unusable file must not end a long training: if any other file was usable, it is skipped with a warning, and is in
-the state as a file without images.
+One unusable file must not end a long training. If any other file was usable, it is skipped with a warning; the state
+lists it as a file without images.
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ class Arrival:
 class ImageStream:
     """The newest images of a folder that others fill; it is read in one process only.
 
-    A share of the images is held out. A random number that depends only on the name of the file and the row decides
-    about each image, so that it is held out in every run over these files.
+    A share of the images is held out. Whether an image is depends only on the name of its file and its row there, so
+    the same images are held out in every run over these files.
 
     Args:
         settings: the folder, and how it is read.
@@ -102,6 +102,7 @@ class ImageStream:
         Raises:
             DataError: none of the files is usable, or no image arrived within `patience` seconds.
         """
+        # By time, not by step: a listing at every step may cost more than the step, e.g. on a network drive.
         if time.monotonic() - self._checked >= POLL:
             self._take_new(step)
         if not len(self._learned):
@@ -119,45 +120,44 @@ class ImageStream:
             DataError: a file of the window is gone, or has another number of images.
         """
         arrivals = [Arrival(**entry) for entry in state["arrivals"]]
-        # Count back from the newest file until both the window and the held-out images are full.
-        needed, learned, held = len(arrivals), 0, 0
-        while needed and (learned < self._settings.window or held < self._most_held):
-            needed -= 1
-            learned += arrivals[needed].images - arrivals[needed].held
-            held += arrivals[needed].held
-        before = arrivals[:needed]
+        # Count back from the newest file until both the window and the held-out images are full: older files may have
+        # been deleted since.
+        oldest, window, holdout = len(arrivals), 0, 0
+        while oldest and (window < self._settings.window or holdout < self._most_held):
+            oldest -= 1
+            window += arrivals[oldest].images - arrivals[oldest].held
+            holdout += arrivals[oldest].held
+        before = arrivals[:oldest]
+        # The images of the earlier files still count, so that every image keeps the number that it had.
         self._start_at(sum(arrival.images - arrival.held for arrival in before), before)
-        for arrival in arrivals[needed:]:
+        for arrival in arrivals[oldest:]:
             if not arrival.images:
                 self._append(arrival)
                 continue
             path = self._folder / arrival.name
             if not path.is_file():
                 raise DataError(f"{path} was learned from and is gone; put it back, or delete the run to start anew")
-            added = self._take(arrival.step, arrival.name)
-            if added.images != arrival.images:
+            present = self._take(arrival.step, arrival.name)
+            if present.images != arrival.images:
                 raise DataError(
-                    f"{path} was learned from with {arrival.images} images and has {added.images} now; put it back as "
-                    "it was, and new images into files of their own"
+                    f"{path} was learned from with {arrival.images} images and has {present.images} now; put it back "
+                    "as it was, and new images into files of their own"
                 )
 
     def _start_at(self, first: int, arrivals: list[Arrival]) -> None:
-        """Empty the window; the next image that is not held out gets the number `first`."""
+        """Empty the window; the next image to learn from gets the number `first`."""
         self.arrivals = arrivals
         self._taken = {arrival.name for arrival in arrivals}
         nothing = torch.empty(0, *self._spec.shape, dtype=torch.uint8), torch.empty(0, dtype=torch.int64)
         self._learned, self.holdout = RealImages(*nothing, first), RealImages(*nothing)
 
     def _require_usable(self) -> None:
-        """Raise `DataError` if there are files and none is usable, so that a run fails before its first step.
-
-        The first usable file may be any one, since a run that is resumed may have skipped the first.
-        """
+        """Raise `DataError` if there are files and none is usable, so that a run fails before its first step."""
         errors: list[DataError] = []
         for name in self._names():
             try:
                 self._read(name)
-                return
+                return  # one usable file is enough: a run skips the others
             except DataError as error:
                 errors.append(error)
         if errors:
@@ -187,15 +187,17 @@ class ImageStream:
                     self._take(step, name)
                 except DataError as error:
                     errors[name] = error
+        # After all files, so that a bad first file is skipped if a later one is usable.
         for name, reason in errors.items():
             if not self.arrived:
                 raise reason
             LOG.warning("%s; the file is skipped, put a usable one there under another name", one_line(str(reason)))
+            # Into the state too, else a repaired file of that name would join a resumed run but not an unbroken one.
             self._append(Arrival(step, name, 0, 0))
         self._checked = time.monotonic()
 
     def _names(self) -> list[str]:
-        """Names of the complete .npz files in the folder, in order."""
+        """Names of the .npz files in the folder that are complete by their names, in order."""
         try:
             names = os.listdir(self._folder)
         except OSError as error:
@@ -209,10 +211,11 @@ class ImageStream:
     def _take(self, step: int, name: str) -> Arrival:
         """Read a file and add its images."""
         images, labels = self._read(name)
-        held = Rows(0, f"holdout of {name}").uniform(len(labels), 1)[:, 0] < self._settings.holdout
-        self._learned = _extended(self._learned, images[~held], labels[~held], self._settings.window)
-        self.holdout = _extended(self.holdout, images[held], labels[held], self._most_held)
-        return self._append(Arrival(step, name, len(labels), int(held.sum())))
+        # Seed 0, not the seed of the run: an image that is held out once is never learned from.
+        holdout = Rows(0, f"holdout of {name}").uniform(len(labels), 1)[:, 0] < self._settings.holdout
+        self._learned = _extended(self._learned, images[~holdout], labels[~holdout], self._settings.window)
+        self.holdout = _extended(self.holdout, images[holdout], labels[holdout], self._most_held)
+        return self._append(Arrival(step, name, len(labels), int(holdout.sum())))
 
     def _append(self, arrival: Arrival) -> Arrival:
         self._taken.add(arrival.name)
@@ -222,6 +225,7 @@ class ImageStream:
     def _read(self, name: str) -> tuple[Tensor, Tensor]:
         """Images uint8 `[N, C, H, W]` and labels int64 `[N]`, all -1 in a file without labels."""
         path = self._folder / name
+        # The directory of a zip is at its end, so a file that is still being written is no zip yet.
         if not zipfile.is_zipfile(path):
             raise DataError(
                 f"{path} is no whole .npz; write a file under a name that begins with a dot, and rename it when it is "
@@ -240,7 +244,7 @@ class ImageStream:
 
 
 def _extended(window: RealImages, images: Tensor, labels: Tensor, most: int) -> RealImages:
-    """The window with newer images at its end; of all of them the newest `most`."""
+    """The newest `most` images of the window and the images after it; each keeps its number."""
     images, labels = torch.cat([window.images, images]), torch.cat([window.labels, labels])
-    gone = max(0, len(labels) - most)
-    return RealImages(images[gone:], labels[gone:], window.first + gone)
+    surplus = max(0, len(labels) - most)
+    return RealImages(images[surplus:], labels[surplus:], window.first + surplus)

@@ -1,7 +1,7 @@
 """Signs of a failing distillation that need no real data.
 
-Each test compares a number with a threshold. The thresholds are rules of thumb that separated runs that worked from
-runs that were broken on purpose. An alarm therefore always holds its threshold beside the number.
+Each test compares a number with a threshold. The thresholds are rules of thumb: they separated runs that worked from
+runs that were broken on purpose. Every alarm therefore reports its threshold beside the number.
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ from torch import Tensor
 from synthkd.types import BatchNormStatistics
 
 ONE_CLASS = "one class"
-"""The alarm about a model that gives hardly more than one answer, which the headline of a report repeats."""
+"""Name of the alarm about a model that predicts hardly more than one class; the headline of a report repeats it."""
 IMBALANCE = 0.25
 """Smallest share of a class, as a fraction of an equal share."""
 LEAST_PER_CLASS = 20
-"""Images per class on average from which on shares are judged; fewer images would miss classes by chance."""
+"""Smallest mean number of images per class for a judgement; with fewer, a class may be missing by chance."""
 COLLAPSE = 0.9
 """Largest mean cosine similarity of centred teacher features within a class."""
 STATISTICS_GAP = 0.5
 """Largest mean distance of BatchNorm means, in stored standard deviations."""
 STALE = 0.05
-"""Largest fall of the agreement on fresh samples from its best. A rise of less than twice this is no learning."""
+"""Largest fall of the agreement on fresh samples below its best. A rise of less than twice this is no learning."""
 LEAST_ROUNDS = 8
-"""Rounds with a measured agreement from which on its course is judged."""
+"""Smallest number of rounds with a measured agreement for a judgement."""
 OTHERS = 0.05
-"""Smallest number of predictions other than the most frequent class, as a fraction of how many there should be."""
+"""Smallest number of predictions of other classes than the most frequent one, as a fraction of the correct number."""
 LEAST_OTHERS = 20
-"""Images of other classes from which on predictions are judged."""
+"""Smallest number of images of other classes for a judgement."""
 
 
 @dataclass(frozen=True)
@@ -80,12 +80,13 @@ def one_class(
         predictions: classes that the model predicts, int64 `[N]`.
         labels: classes of the images, int64 `[N]`.
         who: the model, for the message.
-        on: what the images are, for the message.
+        on: the images in words, for the message.
         class_names: one per class, or empty.
         name: of the alarm.
     """
     counts = torch.bincount(predictions)
     most = int(counts.argmax())
+    # Relative to the labels: on images that really are of one class, predicting that class is right.
     others, expected = len(predictions) - int(counts[most]), int((labels != most).sum())
     if expected < LEAST_OTHERS or others >= OTHERS * expected:
         return None
@@ -106,6 +107,8 @@ def collapse(features: Tensor, labels: Tensor) -> Alarm | None:
         features: penultimate features of the teacher, `[N, D]`.
         labels: int64 `[N]`.
     """
+    # Centred, because features after a ReLU are all >= 0, so that their cosines are high for any images. In float64,
+    # because n is subtracted below from a sum that may be nearly as large.
     directions = torch.nn.functional.normalize(features.double() - features.double().mean(0), dim=1)
     similarities: list[float] = []
     for label in labels.unique():
@@ -133,6 +136,7 @@ def statistics_gap(statistics: Mapping[str, BatchNormStatistics]) -> Alarm | Non
     """
     if not statistics:
         return None
+    # 1e-5 is the default eps of BatchNorm, which divides by the same root.
     gaps = [((s.mean - s.running_mean).abs() / (s.running_var + 1e-5).sqrt()).mean() for s in statistics.values()]
     gap = float(torch.stack(gaps).mean())
     if gap <= STATISTICS_GAP:
@@ -154,9 +158,11 @@ def stale_student(agreements: Sequence[float]) -> Alarm | None:
     """
     if len(agreements) < LEAST_ROUNDS:
         return None
-    window = max(4, len(agreements) // 10)  # moving means, because a single round is noisy
+    # Moving means, because the agreement of a single round is noisy.
+    window = max(4, len(agreements) // 10)
     means = [sum(agreements[i : i + window]) / window for i in range(len(agreements) - window + 1)]
     fall, rise = max(means) - means[-1], means[-1] - means[0]
+    # A student that rose enough may end below its best: the samples get harder while it agrees with the teacher.
     if rise < 2 * STALE and (fall > STALE or means[-1] < 0.5):
         return Alarm(
             "stale student",

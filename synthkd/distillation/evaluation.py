@@ -1,9 +1,9 @@
-"""Periodic evaluation of the students on held-out images, and the controllers driven by it."""
+"""Periodic evaluation of the students on held-out images; it drives the controllers."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ from synthkd.training.monitor import Row, series
 CHUNK = 250
 """Images of one forward pass."""
 LAST = 5
-"""Number of last evaluations whose spread is the stability of a run."""
+"""Number of evaluations at the end of a run whose spread is its stability."""
 
 
 @dataclass(frozen=True)
@@ -47,36 +47,29 @@ class HeldOut:
         return self.teacher_logits.argmax(dim=1)
 
 
+@dataclass
 class PeriodicEvaluation:
     """Evaluates the students at intervals, and passes each evaluation to the controllers.
 
-    The capacities that controllers compare are accuracies on the held-out images, those of the student and of the
-    frozen teacher, also while a peer teaches. If the teacher's predictions take the place of labels, its own accuracy
-    is 1. The loss that the temperature follows is the cross-entropy to the labels.
+    Controllers compare two accuracies on the held-out images: the student's and the frozen teacher's, also while a peer
+    teaches. If the teacher's predictions take the place of labels, its own accuracy is 1. The temperature follows the
+    cross-entropy of the student to the labels.
 
-    Args:
+    Attributes:
         every: student steps between two evaluations.
         students: returns the modules to evaluate, the student first, then its peers.
         held_out: returns the present held-out images, or None while there are none.
         controllers: follow each evaluation.
         team: several teachers of which one is selected, or None.
-
-    Attributes:
-        every, controllers: as given.
+        efficiency: the fields of the latest transfer efficiency; None before the first.
     """
 
-    def __init__(
-        self,
-        every: int,
-        students: Callable[[], Sequence[nn.Module]],
-        held_out: Callable[[], HeldOut | None],
-        controllers: Controllers,
-        team: TeacherTeam | None = None,
-    ) -> None:
-        self.every = every
-        self.controllers = controllers
-        self._students, self._held_out, self._team = students, held_out, team
-        self._efficiency: dict[str, Any] | None = None
+    every: int
+    students: Callable[[], Sequence[nn.Module]]
+    held_out: Callable[[], HeldOut | None]
+    controllers: Controllers
+    team: TeacherTeam | None = None
+    efficiency: dict[str, Any] | None = field(default=None, init=False)
 
     def __call__(self, step: int) -> dict[str, Tensor | float]:
         """Evaluate the students and let the controllers follow.
@@ -87,27 +80,28 @@ class PeriodicEvaluation:
         Returns:
             What is logged, by name; empty without held-out images.
         """
-        held_out = self._held_out()
+        held_out = self.held_out()
         if held_out is None:
             return {}
         labels, teacher = held_out.targets, held_out.teacher_logits
-        logits = [_logits(student, held_out.images) for student in self._students()]
-        accuracies = tuple(_accuracy(answer, labels) for answer in logits)
-        teacher_answers = [] if self._team is None else list(self._team.answers(held_out.images))
+        logits = [_logits(student, held_out.images) for student in self.students()]
+        accuracies = tuple(_accuracy(one, labels) for one in logits)
+        # Of every teacher, also those that do not label at present: the selection compares them all.
+        team_logits = [] if self.team is None else list(self.team.separate_logits(held_out.images))
         evaluation = Evaluation(
             step=step,
             loss=float(F.cross_entropy(logits[0], labels)),
             accuracies=accuracies,
             teacher=0.0 if teacher is None else _accuracy(teacher, labels),
-            divergences=tuple(float(kl_divergence(answer, logits[0]).mean()) for answer in teacher_answers),
-            costs=() if self._team is None else self._team.costs,
+            divergences=tuple(float(kl_divergence(one, logits[0]).mean()) for one in team_logits),
+            costs=() if self.team is None else self.team.costs,
         )
         logged: dict[str, Tensor | float] = {"evaluation/accuracy": accuracies[0], "evaluation/loss": evaluation.loss}
         logged |= {f"evaluation/accuracy of peer {number}": accuracies[number] for number in range(1, len(accuracies))}
         if teacher is not None:
             efficiency = transfer_efficiency(teacher, logits[0])
             logged["evaluation/transfer_efficiency"] = efficiency.value
-            self._efficiency = asdict(efficiency)
+            self.efficiency = asdict(efficiency)
         return logged | self.controllers.follow(evaluation)
 
     def outcome(self, names: Sequence[str], rows: Sequence[Row]) -> Outcome:
@@ -118,28 +112,29 @@ class PeriodicEvaluation:
             rows: of the run's log.
         """
         _, accuracies = series(rows, "evaluation/accuracy")
-        accuracies = accuracies[1:]  # before its first step the student has learned nothing
+        # The first evaluation comes before the first step, when the student has learned nothing.
+        accuracies = accuracies[1:]
         outcome: Outcome = {
             "every": self.every,
             "accuracy": accuracies[-1] if accuracies else None,
             "stability": stability(accuracies, LAST),
             "stability_of": min(LAST, len(accuracies)),
-            "transfer_efficiency": self._efficiency,
+            "transfer_efficiency": self.efficiency,
         }
         return outcome | self.controllers.outcome(names)
 
     def state_dict(self) -> dict[str, Any]:
         """The states of the controllers by name, and the latest transfer efficiency as `efficiency`."""
-        return self.controllers.state_dict() | {"efficiency": self._efficiency}
+        return self.controllers.state_dict() | {"efficiency": self.efficiency}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from what `state_dict` returned."""
-        self._efficiency = state["efficiency"]
+        self.efficiency = state["efficiency"]
         self.controllers.load_state_dict(state)
 
 
 def _logits(student: nn.Module, images: Tensor) -> Tensor:
-    # In chunks, so that an evaluation needs no more memory than a training step.
+    # In chunks, which bounds the memory of an evaluation however many images are held out.
     with torch.no_grad(), evaluating(student):
         return torch.cat([student(chunk).float() for chunk in images.split(CHUNK)])
 

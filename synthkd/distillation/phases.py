@@ -9,16 +9,16 @@ from synthkd.settings import Joint, PhaseSettings, Pregenerate
 from synthkd.training.loop import Action, Stage, Values
 
 Indexed = Callable[[int], Values]
-"""An action that takes the number of a step or a round and returns what is logged."""
+"""An action that takes the number of a step or of a round, and returns what is logged."""
 
 
 def student_steps(phases: Sequence[PhaseSettings]) -> int:
-    """Steps of the student over all phases."""
+    """Number of steps of the student over all phases."""
     return sum(phase.steps for phase in phases if not isinstance(phase, Pregenerate))
 
 
 def generator_rounds(phases: Sequence[PhaseSettings]) -> int:
-    """Rounds of the generator over all phases."""
+    """Number of rounds of the generator over all phases."""
     return sum(_rounds(phase) for phase in phases)
 
 
@@ -26,18 +26,19 @@ def _rounds(phase: PhaseSettings) -> int:
     if isinstance(phase, Pregenerate):
         return phase.rounds
     if isinstance(phase, Joint):
+        # Rounded up: a round is due at the first step of each interval, also of a last one that is cut short.
         return -(-phase.steps // phase.every)
     return 0
 
 
 def rounds_within(phases: Sequence[PhaseSettings], steps: int) -> int:
-    """The largest possible number of the generator's rounds within so many consecutive steps of the run."""
+    """An upper bound on the rounds of the generator within `steps` consecutive steps of the run."""
     every = [phase.every if isinstance(phase, Joint) else 1 for phase in phases]
     return sum(min(_rounds(phase), -(-steps // each)) for phase, each in zip(phases, every, strict=True))
 
 
 def check(phases: Sequence[PhaseSettings], needs_bank: bool) -> None:
-    """Refuse phases in which the student never learns, or would draw from an empty bank.
+    """Refuse phases in which the student never learns, or draws from an empty bank.
 
     Args:
         phases: in order.
@@ -83,8 +84,8 @@ def build(
 ) -> list[Stage]:
     """The stages of the training loop, one per phase.
 
-    A step of the run is a round of the generator in a pregenerate phase and a step of the student in all others. The
-    actions, however, are called with their own numbers, which count rounds or student steps over all phases.
+    The loop counts steps of the run: a round of the generator in a pregenerate phase, a step of the student in any
+    other. The actions get numbers of their own, which count rounds or student steps over all phases.
 
     Args:
         phases: in order.
@@ -98,41 +99,31 @@ def build(
         draw: saves a grid of generated images; called with the step of the run.
         draw_every: rounds between two grids; the last round of a phase has one in any case.
     """
-    stages: list[Stage] = []
-    start = rounds = steps = 0  # of the run, of the generator and of the student, before the phase
-    for phase in phases:
+
+    def stage(phase: PhaseSettings, start: int, rounds: int, steps: int) -> Stage:
+        """The stage of a phase, given the steps of the run, the rounds and the student steps before it."""
         if isinstance(phase, Pregenerate):
-            generate = Action("pregenerate", _alone(pregenerate, phase, start, rounds))
-            stages.append(Stage(phase.kind, phase.rounds, [generate, Action("grid", draw, draw_every, after=True)]))
-        else:
-            # The evaluation comes before the step: controllers set the temperature and the weights that it uses.
-            actions = [
-                Action("evaluate", _evaluating(evaluate, steps - start), evaluate_every, at_once=True),
-                Action("learn", _shifted(learn, steps - start)),
-                *watch,
-            ]
-            if isinstance(phase, Joint):
-                # The round comes first, so that the bank holds images at the first step of the run.
-                generate = Action("synthesise", _every(synthesise, phase.every, start, rounds), phase.every)
-                actions = [generate, *actions, Action("grid", draw, draw_every * phase.every, after=True)]
-            stages.append(Stage(phase.kind, phase.steps, actions))
-            steps += phase.steps
-        rounds += _rounds(phase)
+            discard, first = phase.discard, rounds - start
+            generate = Action("pregenerate", lambda step: pregenerate(first + step, step - start >= discard))
+            return Stage(phase.kind, phase.rounds, [generate, Action("grid", draw, draw_every, after=True)])
+        actions = [
+            # Before the step: controllers set the temperature and the weights that the step uses.
+            Action("evaluate", lambda step: evaluate(steps - start + step, step), evaluate_every, at_once=True),
+            Action("learn", lambda step: learn(steps - start + step)),
+            *watch,
+        ]
+        if isinstance(phase, Joint):
+            every = phase.every
+            # Before the evaluation: at the first step of the run the bank must hold images to draw and to hold out.
+            generate = Action("synthesise", lambda step: synthesise(rounds + (step - start) // every), every)
+            actions = [generate, *actions, Action("grid", draw, draw_every * every, after=True)]
+        return Stage(phase.kind, phase.steps, actions)
+
+    stages: list[Stage] = []
+    start = rounds = steps = 0
+    for phase in phases:
+        stages.append(stage(phase, start, rounds, steps))
         start += stages[-1].steps
+        rounds += _rounds(phase)
+        steps += student_steps([phase])
     return stages
-
-
-def _alone(run: Callable[[int, bool], Values], phase: Pregenerate, start: int, rounds: int) -> Indexed:
-    return lambda step: run(rounds + step - start, step - start >= phase.discard)
-
-
-def _shifted(run: Indexed, offset: int) -> Indexed:
-    return lambda step: run(step + offset)
-
-
-def _evaluating(run: Callable[[int, int], Values], offset: int) -> Indexed:
-    return lambda step: run(step + offset, step)
-
-
-def _every(run: Indexed, every: int, start: int, rounds: int) -> Indexed:
-    return lambda step: run(rounds + (step - start) // every)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -29,10 +29,11 @@ class TransferBatches(Protocol):
         ...
 
 
+@dataclass(frozen=True)
 class DistillStep:
     """One training step of the student and of its peers, if any.
 
-    Args:
+    Attributes:
         students: the student first, then its peers.
         dataset: batches, labelled by the teacher.
         accelerator: gathers priorities from all processes.
@@ -41,19 +42,11 @@ class DistillStep:
             teacher.
     """
 
-    def __init__(
-        self,
-        students: Sequence[Student],
-        dataset: TransferBatches,
-        accelerator: Accelerator,
-        bank: MemoryBank | None = None,
-        teaching: Callable[[], int | None] = lambda: None,
-    ) -> None:
-        self._students = tuple(students)
-        self._dataset = dataset
-        self._accelerator = accelerator
-        self._bank = bank
-        self._teaching = teaching
+    students: Sequence[Student]
+    dataset: TransferBatches
+    accelerator: Accelerator
+    bank: MemoryBank | None = None
+    teaching: Callable[[], int | None] = lambda: None
 
     def __call__(self, step: int) -> dict[str, Tensor | float]:
         """Run one step.
@@ -65,14 +58,15 @@ class DistillStep:
             What is logged, by name.
         """
         # The teacher labels the images after augmentation, so that its logits belong to exactly these images.
-        batch = self._dataset.label(self._dataset.draw(step))
+        batch = self.dataset.label(self.dataset.draw(step))
         # All forward passes come before the first update, so that no peer learns from weights which the same batch has
         # just changed. (Deep mutual learning as published updates the networks of a batch in turn.)
-        views = self._with_peers([student.forward(batch, step) for student in self._students])
+        views = self._with_peers([student.forward(batch, step) for student in self.students])
         logged: dict[str, Tensor | float] = {}
-        for student, view in zip(self._students, views, strict=True):
+        for student, view in zip(self.students, views, strict=True):
             loss = student.loss(view, step)  # the sum of weight(step) * term(view)
             logged |= student.update(loss, view, step)  # backward, clipping, optimizer step, average of weights
+        # The priorities come from the logits before the update, as in prioritized replay.
         self._reprioritise(batch, views[0])
         return logged
 
@@ -85,30 +79,33 @@ class DistillStep:
         Raises:
             ConfigError: a term that cannot be computed, or gives no loss.
         """
-        views = self._with_peers([student.forward(batch, 0, training=False) for student in self._students])
-        for student, view in zip(self._students, views, strict=True):
+        # In eval mode: the images may be noise, whose moments must not enter the BatchNorm layers.
+        views = self._with_peers([student.forward(batch, 0, training=False) for student in self.students])
+        for student, view in zip(self.students, views, strict=True):
             student.all_terms(view)
 
     def _with_peers(self, views: list[StudentView]) -> list[StudentView]:
-        """Add to each view the logits of all other students; those of one may take the place of the teacher's."""
-        answers = [student.answer(view) for student, view in zip(self._students, views, strict=True)]
-        teaching = self._teaching()
+        """Add to each view the logits of all other students; the logits of one may replace the teacher's."""
+        logits = [student.logits_for_peers(view) for student, view in zip(self.students, views, strict=True)]
+        teaching = self.teaching()
         return [
             replace(
                 view,
-                others=tuple(answer for other, answer in enumerate(answers) if other != number),
-                # The student that teaches has no soft labels of its own but those of the frozen teacher, if any.
-                teacher=view.teacher if teaching is None or teaching == number else answers[teaching],
+                others=tuple(one for other, one in enumerate(logits) if other != number),
+                # The student that teaches cannot learn from itself: its soft labels stay those of the frozen teacher.
+                teacher=view.teacher if teaching is None or teaching == number else logits[teaching],
             )
             for number, view in enumerate(views)
         ]
 
     def _reprioritise(self, batch: Batch, view: StudentView) -> None:
         """Set the priority of the batch's bank images to KL(teacher || student) (prioritized replay)."""
-        if self._bank is None or batch.slots is None or batch.teacher_logits is None:
+        if self.bank is None or batch.slots is None or batch.teacher_logits is None:
             return
         with torch.no_grad():
-            divergence = kl_divergence(batch.teacher_logits, view.student) + 1e-6  # no image gets priority 0
-        slots, divergence = self._accelerator.gather((batch.slots, divergence))
+            # An image of priority 0 would never be drawn again, even if the student forgot it.
+            divergence = kl_divergence(batch.teacher_logits, view.student) + 1e-6
+        # Every process holds a bank of its own, and all must draw the same images.
+        slots, divergence = self.accelerator.gather((batch.slots, divergence))
         from_bank = slots >= 0  # mixtures and images of other sources have slot -1 and no priority
-        self._bank.reprioritise(slots[from_bank].cpu(), divergence[from_bank].cpu())
+        self.bank.reprioritise(slots[from_bank].cpu(), divergence[from_bank].cpu())

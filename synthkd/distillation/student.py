@@ -1,4 +1,4 @@
-"""A trainable network with its optimizer, its loss terms and the controllers of their weights."""
+"""A student: a trainable network with its optimizer, its loss terms and the controllers of their weights."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from synthkd.data.sources import Labeller
 from synthkd.distillation.control.controllers import Controllers
 from synthkd.distillation.terms.auxiliary import AuxiliaryLayers
 from synthkd.distillation.terms.contrast import ExtraImages
-from synthkd.distillation.terms.objective import Regulator, StudentView, Terms, terms_of
+from synthkd.distillation.terms.objective import Regulator, StudentView, terms_of
 from synthkd.losses.logits import agreement
 from synthkd.losses.objective import Loss
 from synthkd.schedules import ever, value_at
@@ -27,16 +27,15 @@ from synthkd.types import Batch
 
 
 class Student:
-    """Runs the forward pass, builds the loss from its own, the teacher's and its peers' logits, and updates itself.
+    """Runs the forward pass, builds the loss from its own, the teacher's and the peers' logits, and updates itself.
 
-    The student of a run and each of its peers are objects of this class.
+    The student of a run is an object of this class, and so is each of its peers.
 
     Args:
-        learner: the network with its optimizer; trains the layers of `auxiliary` along.
+        learner: the network with its optimizer, which also trains the layers of `auxiliary`.
         settings: temperature and weights.
         accelerator: precision.
         auxiliary: layers of the feature, contrastive and exit losses, or None.
-        terms: the objective; None: that of the settings alone.
         controllers: move the temperature and the weights of this student; None, as for peers: nothing moves them.
         teacher: gives features of the extra images of the contrastive losses; None if no loss needs them.
         bank: negatives of the contrastive losses are drawn from it, if any.
@@ -44,7 +43,11 @@ class Student:
         online: mutual learning with peers, or None.
 
     Attributes:
-        learner, auxiliary, terms, teacher: as given.
+        learner, auxiliary, teacher: as given.
+        terms: the loss terms of all these.
+
+    Raises:
+        ConfigError: a loss of the user's own that cannot be imported.
     """
 
     def __init__(
@@ -53,7 +56,6 @@ class Student:
         settings: DistillSettings,
         accelerator: Accelerator,
         auxiliary: AuxiliaryLayers | None = None,
-        terms: Terms | None = None,
         controllers: Controllers | None = None,
         teacher: Labeller | None = None,
         bank: MemoryBank | None = None,
@@ -62,7 +64,7 @@ class Student:
     ) -> None:
         self.learner = learner
         self.auxiliary = auxiliary
-        self.terms = terms_of(settings) if terms is None else terms
+        self.terms = terms_of(settings, None if auxiliary is None else auxiliary.weights, regulator, online)
         self._settings = settings
         self._accelerator = accelerator
         self._controllers = Controllers() if controllers is None else controllers
@@ -71,7 +73,7 @@ class Student:
         self._regulator = regulator
         self._online = online
         self._teaches_by_average = online is not None and online.averaged
-        # For several processes the student is wrapped, and the module paths of its layers begin with "module.".
+        # In several processes accelerate wraps the network, and the module paths of its layers begin with "module.".
         self._prefix = "" if learner.model is learner.module else "module."
         self._places = () if auxiliary is None else tuple(self._prefix + place for place in auxiliary.student_places)
 
@@ -92,6 +94,7 @@ class Student:
             All inputs of the loss terms but the logits of peers.
         """
         total = self.learner.total
+        # The extra images come first: the views of a contrastive loss go through the network with the batch.
         extra = None if self.auxiliary is None else self.auxiliary.extra_images(batch, step, self._bank)
         views = extra.views if extra is not None and len(extra.views) else None
         if training:
@@ -101,7 +104,8 @@ class Student:
         temperature = self._controllers.temperature
         if temperature is None:
             temperature = value_at(self._settings.temperature, step, total)
-        # The average of the weights needs a forward pass of its own, which is skipped while nothing uses it.
+        # The average of the weights needs a forward pass of its own, which is skipped while nothing uses it. The
+        # rehearsal computes every term whose weight is not 0 at some step, so it needs the pass if one ever does.
         average = self._settings.average
         needs_average = value_at(average, step, total) != 0.0 if training else ever(average)
         return StudentView(
@@ -115,13 +119,14 @@ class Student:
             mutual_temperature=1.0 if self._online is None else value_at(self._online.temperature, step, total),
         )
 
-    def answer(self, view: StudentView) -> Tensor:
+    def logits_for_peers(self, view: StudentView) -> Tensor:
         """The logits `[N, K]` that peers learn from, without gradient: its own, or those by its averaged weights."""
         return view.averaged if self._teaches_by_average and view.averaged is not None else view.student.detach()
 
     def loss(self, view: StudentView, step: int) -> Loss:
         """The weighted sum of the terms whose weight is not 0 at this step."""
-        return self.terms.objective(view, step, self.learner.total, self._factor)
+        factor, origins = self._controllers.factor, self.terms.origins
+        return self.terms.objective(view, step, self.learner.total, lambda term: factor(origins[term]))
 
     def all_terms(self, view: StudentView) -> Loss:
         """The sum of all terms whose weight is not 0 at some step, to find mistakes before the training.
@@ -130,14 +135,16 @@ class Student:
             ConfigError: a term of the user's own that fails or gives no loss, or no term with a weight.
         """
         objective = self.terms.objective
+        # Weight 1 for each, because a curve may be 0 at the step that stands for all steps here.
         return replace(objective, weights={name: float(ever(w)) for name, w in objective.weights.items()})(view, 0, 1)
 
     def update(self, loss: Loss, view: StudentView, step: int) -> dict[str, Tensor | float]:
-        """Backward pass and optimizer step; returns what is logged; its names begin with that of the student."""
+        """Backward pass and optimizer step; returns what is logged, with the student's name before every name."""
         logged = self.learner.update(loss, step)
         if view.batch.teacher_logits is None:
             return logged
         agreed = agreement(view.batch.teacher_logits, view.student.detach())
+        # After the optimizer step, which may have moved the width out of its bounds.
         if self._regulator is not None:
             logged |= self._regulator.update(float(logged[f"{self.name}/gradient_norm"]), float(agreed))
         return logged | {f"{self.name}/agreement": agreed}
@@ -150,15 +157,13 @@ class Student:
         """Continue from what `state_dict` returned."""
         self.learner.load_state_dict(state)
 
-    def _factor(self, term: str) -> float:
-        return self._controllers.factor(self.terms.origins[term])
-
     def _run(self, images: Tensor, views: Tensor | None) -> tuple[Tensor, Mapping[str, Tensor], Mapping[str, Tensor]]:
         """Logits and features of the images, and features of the augmented views, from one pass over both."""
-        # One pass over both is faster than two, and BatchNorm takes its moments over images and views together.
+        # One pass is faster than two, and BatchNorm updates its moments once, over images and views together.
         inputs = images if views is None else torch.cat([images, views])
         with self._accelerator.autocast():
             outputs = observe(self.learner.model, inputs, self._places)
+        # Losses are computed in float32; half precision has too few digits for differences of log-probabilities.
         features = {path.removeprefix(self._prefix): value for path, value in outputs.features.items()}
         if views is None:  # a slice of all rows would cost a copy in the backward pass
             return outputs.logits.float(), features, {}
@@ -169,6 +174,7 @@ class Student:
 
     def _averaged(self, images: Tensor) -> Tensor:
         average = self.learner.evaluated
+        # In eval mode, since a pass in training mode would change the BatchNorm moments of the average.
         with torch.no_grad(), evaluating(average), self._accelerator.autocast():
             logits: Tensor = average(images)
         return logits.float()
@@ -183,10 +189,12 @@ class Student:
         extra: ExtraImages | None,
         view_features: Mapping[str, Tensor],
     ) -> Mapping[str, Tensor]:
-        layers = self.learner.helpers  # those of `auxiliary`, wrapped where there are several processes
+        # Those of `auxiliary` as accelerate prepared them: in several processes a wrapper averages their gradients.
+        layers = self.learner.helpers
         if layers is None:
             return {}
         teacher_features: Mapping[str, Tensor] = {}
+        # The teacher has seen the batch when it labelled it, but not the views and the negatives.
         if self.teacher is not None and extra is not None and len(extra.images):
             teacher_features = self.teacher(extra.images).features
         terms: Mapping[str, Tensor] = layers(
@@ -209,7 +217,7 @@ def build_student(
     teacher: Labeller | None = None,
     bank: MemoryBank | None = None,
 ) -> Student:
-    """A student with its learner and its objective.
+    """A student with its learner.
 
     Args:
         name: for logs and errors.
@@ -224,6 +232,5 @@ def build_student(
     Raises:
         ConfigError: a loss of the user's own that cannot be imported.
     """
-    terms = terms_of(settings, None if auxiliary is None else auxiliary.weights, regulator, online)
     learner = Learner(name, module, optimizer, total, accelerator, auxiliary)
-    return Student(learner, settings, accelerator, auxiliary, terms, controllers, teacher, bank, regulator, online)
+    return Student(learner, settings, accelerator, auxiliary, controllers, teacher, bank, regulator, online)

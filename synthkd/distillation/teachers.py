@@ -1,4 +1,4 @@
-"""Frozen teachers, which label images, and teams of several teachers, which label as one."""
+"""Frozen teachers, which label images, and teams of teachers, which label by a weighted mean of their logits."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from synthkd.taps import observe
 from synthkd.types import Outputs
 
 LEAST_ENTROPY = 1e-3
-"""Nats. A smaller entropy counts as this one, because differences between predictions of 99.99 % mean nothing."""
+"""Nats. A smaller entropy counts as this one: how much a prediction exceeds 99.99 % says nothing about its quality."""
 
 
 class FrozenTeacher:
     """A frozen network that labels images without gradient.
 
-    It runs a copy of the network with each BatchNorm folded into the convolution before it.
+    It runs a copy of the network in which each BatchNorm is folded into the layer before it, which is faster.
 
     Args:
         model: the teacher. It is moved to the device and set to eval mode and requires_grad False, nothing else.
@@ -45,11 +45,13 @@ class FrozenTeacher:
         self, model: Classifier, accelerator: Accelerator, features: Sequence[str] = (), name: str = "the teacher"
     ) -> None:
         self._name = name
+        # Convolutions are faster in this memory format, on CPUs too.
         self.model = channels_last(model.to(accelerator.device))
         self.model.eval().requires_grad_(False)
         self.spec = model.spec
         self._accelerator = accelerator
         self.features = tuple(features)
+        # Labels come from a folded copy. `model` stays whole: generators and alarms read its BatchNorm statistics.
         self._fast = fold_batch_norm(self.model, self.features).to(memory_format=torch.channels_last)
 
     @torch.no_grad()
@@ -67,6 +69,7 @@ class FrozenTeacher:
         """
         with self._accelerator.autocast():
             outputs = observe(self._fast, images, self.features)
+        # Checked here, since a NaN would show only in the student's loss and be blamed on the student.
         return Outputs(finite_logits(outputs.logits.float(), self._name), outputs.features)
 
     def logits(self, images: Tensor) -> Tensor:
@@ -78,19 +81,20 @@ class TeacherTeam:
     """Teachers whose logits are averaged with weights; the logits of a single teacher stay as they are.
 
     The softmax of a mean of logits is the normalised geometric mean of the teachers' predictions. Because logits are
-    averaged, any temperature and any loss term can be applied to the mean. A constant that a teacher adds to a row of
-    its logits does not change the softmax of the mean. A factor does: at the same weight, a teacher with twice as large
-    logits has twice the influence. For teachers that were trained in very different ways, set `weights` against this.
+    averaged, any temperature and any loss term can be applied to the mean. Adding a constant to a row of a teacher's
+    logits does not change the softmax of the mean. Multiplying them does: at the same weight, a teacher with twice as
+    large logits has twice the influence. For teachers that were trained in very different ways, set `weights` against
+    this.
 
     The weights add up to 1 for each image:
 
     - fixed: those of the settings, or equal ones.
     - sample: by image, proportional to `1 / H(softmax(z_k))`, the inverse entropy of teacher k's own prediction.
-    - confidence: by batch, likewise with the mean entropy over the images of the call. The labels of an image then
-      depend on the other images of the batch.
+    - confidence: by batch, as sample but with the mean entropy over the images of the call. The soft labels of an image
+      then depend on the other images of the batch.
     - selected: 1 for one teacher and 0 for all others, which are not run.
 
-    A certain teacher may be wrong: sample and confidence trust the teacher with the largest logits.
+    A certain teacher may be wrong: sample and confidence trust the teacher with the most confident predictions.
 
     Args:
         teachers: at least one. Only the first may return features.
@@ -98,7 +102,7 @@ class TeacherTeam:
         selection: selects the teacher that labels (weighting `selected`); None: the first labels.
 
     Attributes:
-        models: of all teachers.
+        models: the networks of all teachers.
         model: the first teacher, which a generator is trained against and whose features are compared.
         spec: sizes of images and classes of every teacher.
 
@@ -142,25 +146,27 @@ class TeacherTeam:
             Combined logits float32 `[N, K]`, and the features of the first teacher.
         """
         numbers = self._counted()
+        # Features come from the first teacher alone, so it may have to run although its logits have weight 0.
         first = self._teachers[0](images) if 0 in numbers or self._teachers[0].features else None
-        answers = [
+        logits = [
             first.logits if number == 0 and first is not None else self._teachers[number].logits(images)
             for number in numbers
         ]
-        return Outputs(self._combined(numbers, torch.stack(answers)), {} if first is None else first.features)
+        return Outputs(self._combined(numbers, torch.stack(logits)), {} if first is None else first.features)
 
     def logits(self, images: Tensor) -> Tensor:
         """Combined logits alone, float32 `[N, K]`."""
         return self(images).logits
 
     @torch.no_grad()
-    def answers(self, images: Tensor) -> Tensor:
+    def separate_logits(self, images: Tensor) -> Tensor:
         """Logits of each teacher, float32 `[T, N, K]`; all teachers are run, whatever their weights."""
         return torch.stack([teacher.logits(images) for teacher in self._teachers])
 
     def consensus(self, images: Tensor) -> Tensor:
-        """Combined logits float32 `[N, K]`, of all teachers even where one is selected at present."""
-        return self.answers(images).mean(dim=0) if self._weighting == "selected" else self.logits(images)
+        """Combined logits float32 `[N, K]`; the equal mean of all teachers if only a selected one labels."""
+        # A target that moved with the selection would make evaluations before and after a choice incomparable.
+        return self.separate_logits(images).mean(dim=0) if self._weighting == "selected" else self.logits(images)
 
     @cached_property
     def costs(self) -> tuple[float, ...]:
@@ -170,20 +176,20 @@ class TeacherTeam:
         return tuple(count / most for count in counts)
 
     def _counted(self) -> list[int]:
-        """Numbers of the teachers whose logits have a weight."""
+        """Numbers of the teachers whose logits have a weight above 0."""
         if self._weighting == "selected":
             return [self.selected]
         return [number for number, weight in enumerate(self._weights) if weight > 0.0]
 
-    def _combined(self, numbers: list[int], answers: Tensor) -> Tensor:
-        """The weighted mean `[N, K]` of answers `[A, N, K]`."""
-        if len(numbers) == 1:  # exactly, without a product and a sum
-            return answers[0]
+    def _combined(self, numbers: list[int], logits: Tensor) -> Tensor:
+        """The weighted mean `[N, K]` of logits `[A, N, K]` of the teachers with these numbers."""
+        if len(numbers) == 1:  # bit for bit those of the teacher
+            return logits[0]
         if self._weighting == "fixed":
-            weights = answers.new_tensor([self._weights[number] for number in numbers])[:, None]
+            weights = logits.new_tensor([self._weights[number] for number in numbers])[:, None]
         else:
-            weights = certainty_weights(answers, batch=self._weighting == "confidence")
-        return (weights[:, :, None] * answers).sum(dim=0)
+            weights = certainty_weights(logits, batch=self._weighting == "confidence")
+        return (weights[:, :, None] * logits).sum(dim=0)
 
 
 def certainty_weights(logits: Tensor, batch: bool = False) -> Tensor:
@@ -199,6 +205,7 @@ def certainty_weights(logits: Tensor, batch: bool = False) -> Tensor:
     Returns:
         float32 `[T, N]`, or `[T, 1]` with `batch`; they add up to 1 over T.
     """
+    # In log space, so that p log p of a vanishing probability is 0 and not NaN.
     log_p = F.log_softmax(logits.float(), dim=2)
     entropy = -(log_p.exp() * log_p).sum(dim=2)
     if batch:

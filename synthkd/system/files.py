@@ -1,4 +1,4 @@
-"""Write files atomically, so that a reader or a killed process leaves the old or the new content; checksum lists."""
+"""Atomic writes, after which a file has its old or its new content whenever the process is killed; checksum lists."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _TEMPORARY = re.compile(r"\.(.+\.\d+\.tmp|partial_\d+_\d+)", re.DOTALL)
 
 
 def write_atomically(path: Path, data: bytes, mode: int = 0o666) -> None:
-    """Write data to a file through a temporary file beside it; missing folders are made.
+    """Write data to a file through a temporary file beside it; missing folders are created.
 
     Args:
         path: the file, replaced if it exists.
@@ -25,17 +25,18 @@ def write_atomically(path: Path, data: bytes, mode: int = 0o666) -> None:
         mode: permissions before the umask, as in `os.open`; 0o600 keeps the file from other users.
 
     Raises:
-        OSError: the file cannot be written; its `filename` is `path` where the system names none.
+        OSError: the file cannot be written; its `filename` is `path` if the system names none.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # in the same folder, since a rename is atomic only within one file system
+    # In the same folder, since a rename is atomic only within one file system. With the process id, since several
+    # processes may write the same file.
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
         with naming(path), open(os.open(temporary, flags, mode), "wb") as file:
             file.write(data)
             file.flush()
-            # Without it a power failure may leave the new name with empty content.
+            # Without it a power failure after the rename may leave the new name with empty content.
             os.fsync(file.fileno())
         os.replace(temporary, path)
     finally:
@@ -44,10 +45,11 @@ def write_atomically(path: Path, data: bytes, mode: int = 0o666) -> None:
 
 @contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Context manager that puts `path` into system errors raised inside that name no file, such as a failed write."""
+    """Context manager that puts `path` into system errors that name no file, such as that of a failed write."""
     try:
         yield
     except Exception as error:
+        # The causes too: libraries wrap the system's error in their own.
         for cause in causes(error):
             if errno_of(cause) is not None and getattr(cause, "filename", None) is None:
                 cause.filename = str(path)  # type: ignore[attr-defined]
@@ -55,7 +57,7 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def is_temporary(name: str) -> bool:
-    """Whether a file or folder name is one of `write_atomically`'s or of an unfinished checkpoint's."""
+    """Whether a file or folder has a name as `write_atomically` or an unfinished checkpoint gives it."""
     return _TEMPORARY.fullmatch(name) is not None
 
 

@@ -1,4 +1,4 @@
-"""Hardware and versions that a number was measured with, and the memory that the process used."""
+"""Hardware and versions behind a measured number, and the memory that the process used."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Recognise errors that mean "out of memory" or "out of disk", whichever library raised them."""
+"""Recognise errors that report a lack of memory or disk, whichever library raised them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import sqlite3
 from collections.abc import Iterator
 
 NO_THREAD = "can't start new thread"
-"""Python's message when memory, or the number of threads that the system allows, is used up."""
+"""Python's message if memory, or the number of threads that the system allows, is used up."""
 _OUT_OF_MEMORY = re.compile(
     r"out of memory|(can't|cannot|could not|unable to|failed to) (allocate|mmap)|not enough memory|bad_?alloc"
     r"|could not create a (primitive|memory)|ALLOC_FAILED|failed to map segment(?!.*not permitted)"
@@ -21,7 +21,7 @@ _OUT_OF_MEMORY = re.compile(
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:
-    """The error, then the error it was raised from or during, and so on back to the first."""
+    """The error, then the error from which or during which it was raised, and so on back to the first."""
     visited: set[int] = set()  # a chain of causes may be a circle
     current: BaseException | None = error
     while current is not None and id(current) not in visited:
@@ -46,13 +46,14 @@ def errno_of(error: BaseException) -> int | None:
     if isinstance(error, OSError):
         return error.errno
     if isinstance(error, sqlite3.Error):
-        # sqlite reports a file that reached `ulimit -f` as a plain I/O error
+        # sqlite reports a file that reached `ulimit -f` as a plain I/O error.
         limited = resource.getrlimit(resource.RLIMIT_FSIZE)[0] != resource.RLIM_INFINITY
         codes = {
             sqlite3.SQLITE_FULL: errno.ENOSPC,
             sqlite3.SQLITE_NOMEM: errno.ENOMEM,
             sqlite3.SQLITE_IOERR: errno.EFBIG if limited else errno.EIO,
         }
+        # The low byte is the kind of error; the other bytes say in which operation it happened.
         return codes.get(getattr(error, "sqlite_errorcode", 0) & 0xFF)
     match = re.search(r"\(os error (\d+)\)", str(error))
     return int(match[1]) if match and int(match[1]) in errno.errorcode else None

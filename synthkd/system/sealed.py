@@ -1,4 +1,7 @@
-"""JSON and safetensors files that carry their own checksum, so that a reader notices every change to them."""
+"""JSON and safetensors files with a checksum of their own content, so that a reader notices every change.
+
+A checksum shows damage, not intent: whoever changes a file on purpose can compute a new one.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,7 @@ _DAMAGED = "it does not have its own checksum: damaged or changed"
 
 
 def sealed(values: Mapping[str, Any]) -> bytes:
-    """Content of a JSON file that holds an object and the sha256 of everything in it.
+    """Content of a JSON file with an object and the sha256 of everything in it.
 
     Raises:
         TypeError, ValueError: a value that plain JSON cannot hold, such as a number that is not finite.
@@ -37,7 +40,7 @@ def unsealed(data: bytes) -> dict[str, Any]:
     Earlier versions wrote no checksum; an object without one is returned unverified.
 
     Raises:
-        ValueError: no JSON object, or the checksum does not fit.
+        ValueError: no JSON object, or a checksum that does not fit.
     """
     values = parse_json(data)
     if not isinstance(values, dict):
@@ -63,7 +66,7 @@ def unsealed_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and metadata of a .safetensors file by `sealed_tensors`, verified; without a checksum, unverified.
 
     Raises:
-        ValueError: the file cannot be read, or the checksum does not fit.
+        ValueError: the file cannot be read, or its checksum does not fit.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -79,18 +82,20 @@ def unsealed_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 def tensor_digest(about: str, tensors: Mapping[str, Tensor]) -> str:
     """sha256, in hexadecimal, of a text and of the names, dtypes, shapes and contents of tensors."""
+    # Names, types and shapes between zero bytes, so that no other division of the same bytes has the same digest.
     result = hashlib.sha256(about.encode())
     for name in sorted(tensors):
         tensor = tensors[name].detach().cpu().contiguous()
         result.update(f"\0{name} {tensor.dtype} {list(tensor.shape)}\0".encode())
-        # as bytes, since numpy has no bfloat16
+        # As bytes, since numpy has no bfloat16.
         result.update(tensor.flatten().view(torch.uint8).numpy().data)
     return result.hexdigest()
 
 
 def _in_order(data: bytes) -> bytes:
     """The .safetensors file with sorted metadata: the library's order differs from run to run, and so would files."""
-    # 8 bytes hold the length of the JSON header, which is padded with spaces to a multiple of 8
+    # The file begins with the length of its JSON header in 8 bytes. The header is padded with spaces to a multiple of
+    # 8, which aligns the tensors after it.
     end = 8 + int.from_bytes(data[:8], "little")
     header = json.loads(data[8:end])
     header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
@@ -100,8 +105,9 @@ def _in_order(data: bytes) -> bytes:
 
 
 def _digest(values: Any) -> str:
+    # Of one canonical form: a reader that writes the object with other indentation or order changes nothing.
     return hashlib.sha256(json.dumps(values, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def _text(about: Mapping[str, str]) -> str:
-    return json.dumps(about, sort_keys=True)  # safetensors returns metadata in any order
+    return json.dumps(about, sort_keys=True)  # sorted, since safetensors returns metadata in any order

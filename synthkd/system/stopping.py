@@ -1,4 +1,4 @@
-"""Stop on request: Ctrl-C, a scheduler's SIGTERM and a closed terminal let a run finish its step and save it.
+"""Stop on request: on Ctrl-C, a scheduler's SIGTERM or a closed terminal a run finishes its step and saves it.
 
 Handlers are installed around a command of the command line only. A job that is called from Python leaves the caller's
 handlers alone.
@@ -19,7 +19,7 @@ _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Stopped(BaseException):
-    """A signal asked the process to stop. It is no Exception, so that no handler of failures catches it.
+    """A signal asked the process to stop. It is no Exception, so that no handler of errors catches it.
 
     Args:
         signum: the signal.
@@ -45,21 +45,22 @@ _request = _Request()  # global, since signal handlers belong to the whole proce
 
 @contextmanager
 def stoppable() -> Iterator[None]:
-    """Context manager: the first signal raises `Stopped`, at once or when `defer_signals` ends; a second one kills.
+    """Context manager: the first signal raises `Stopped`, at once or at the end of `defer_signals`; a second one kills.
 
     Signals that are ignored, as under nohup, stay ignored. Outside the main thread it does nothing.
     """
+    # Python runs handlers in the main thread only, and refuses to install them elsewhere.
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     before = {signum: signal.getsignal(signum) for signum in _SIGNALS}
     handled = [signum for signum, handler in before.items() if handler not in (signal.SIG_IGN, None)]
-    # torchrun forwards what the terminal has already sent to its processes, so a second signal is no second request;
-    # torchrun itself kills processes that do not end.
+    # torchrun forwards the signal that the terminal has already sent to its processes, so a second one is no second
+    # request. torchrun itself kills processes that do not end.
     second = signal.SIG_IGN if "TORCHELASTIC_RUN_ID" in os.environ else signal.SIG_DFL
 
     def stop(signum: int, _: FrameType | None) -> None:
-        # whoever sends a second signal does not want to wait for the end of the step
+        # Whoever sends a second signal does not want to wait for the end of the step.
         for each in handled:
             signal.signal(each, second)
         _request.signum = signum
@@ -80,12 +81,13 @@ def stoppable() -> Iterator[None]:
 
 @contextmanager
 def defer_signals() -> Iterator[None]:
-    """Context manager: a signal waits. `pending_signal` returns it, and the end of the block raises `Stopped`."""
+    """Context manager in which a signal waits: `pending_signal` returns it, the end of the block raises `Stopped`."""
     _request.deferred = True
     try:
         yield
     finally:
         _request.deferred = False
+    # Not in `finally`: an error inside the block is more important than the request to stop.
     if _request.signum:
         raise Stopped(_request.signum)
 

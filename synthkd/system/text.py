@@ -1,4 +1,4 @@
-"""Text that anybody may have written (JSON files, file names, class names): parse it and print it safely."""
+"""Text from anywhere (JSON files, file names, class names): parse it and print it safely."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ def parse_json(text: str | bytes, parse_constant: Callable[[str], object] | None
     """
     try:
         return json.loads(text, parse_constant=parse_constant)
-    except RecursionError:
+    except RecursionError:  # a few thousand opening brackets are enough
         raise ValueError("it is nested too deeply") from None
 
 
 def printable(text: str) -> str:
-    """The text, with escapes for the characters that move the cursor, change colours or hide other characters."""
+    """The text with escapes for characters that move the cursor, change colours or hide other characters."""
     return _UNPRINTABLE.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 def one_line(name: str) -> str:
-    """The name as `printable`, with line breaks and tabs escaped too, so that it cannot fake a line or a column."""
+    """The name as `printable`, also with line breaks and tabs escaped, so that it cannot fake a line or a column."""
     return printable(name).replace("\n", "\\n").replace("\t", "\\t")
 
 

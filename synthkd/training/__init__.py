@@ -1,4 +1,4 @@
-"""Training: the loop of all trainings, its log, display and checkpoints, and the optimiser step."""
+"""Training: the loop of all trainings, its log, display and checkpoints, and the optimizer step."""
 
 from synthkd.training.checkpoint import Checkpoint, CheckpointStore
 from synthkd.training.display import Display

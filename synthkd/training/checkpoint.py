@@ -1,4 +1,4 @@
-"""Atomic checkpoints: a step is on disk whole and verified, or not at all."""
+"""Atomic checkpoints: a step is on disk completely, or not at all; a reader verifies every file."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ LOG = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
 STATE = "state.pt"
 ROWS = "rows"
-"""Folder beside the checkpoints with the rows that they share; key of the manifest with the names of its files."""
+"""Name of the folder beside the checkpoints with the rows that they share; key of the manifest that lists its files."""
 _SEGMENTS = "segments"
-"""Key of the row files in what stands for `Rows` in a saved state."""
+"""Key of the names of row files in the dict that replaces `Rows` in a saved state."""
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,13 @@ class Checkpoint:
 class CheckpointStore:
     """Checkpoints of one run under `directory/step_XXXXXXXX/`, the newest `keep` of them.
 
-    A checkpoint is written into a temporary directory, its files and a manifest with their sha256 are flushed to disk,
-    and one rename makes it visible; a kill at any moment leaves the earlier ones untouched. The row files that it
-    shares with others are written before it, and are removed when no remaining checkpoint refers to them.
+    A checkpoint is written into a temporary directory. Its files and a manifest with their sha256 are flushed to the
+    disk, and one rename makes it visible, so that a kill at any moment leaves the earlier checkpoints untouched. The
+    row files that it shares with others are written before it, and removed once no remaining checkpoint refers to them.
+
+    Args:
+        directory: of the checkpoints; the first save creates it.
+        keep: number of checkpoints that stay. With two, a run can resume although the newest is damaged.
     """
 
     def __init__(self, directory: Path, keep: int = 2) -> None:
@@ -60,6 +64,7 @@ class CheckpointStore:
         self.directory.mkdir(parents=True, exist_ok=True)
         final = self.directory / f"step_{step:08d}"
         partial = self.directory / f".partial_{step:08d}_{os.getpid()}"
+        # An attempt that failed may have left it.
         shutil.rmtree(partial, ignore_errors=True)
         row_files: dict[str, list[str]] = {}
 
@@ -87,20 +92,23 @@ class CheckpointStore:
             # Content before names: a rename that survives a power cut must not show empty files.
             for path in (partial / STATE, partial / MANIFEST, partial):
                 flush(path)
+            # A run that resumed from an older checkpoint reaches the step again, and a rename cannot replace a folder.
             if final.exists():
                 shutil.rmtree(final)
             os.replace(partial, final)
             flush(self.directory)
+            # Only now: after a failed save, the next one must not rely on row files that are pruned below.
             self._row_files = row_files
         finally:
+            # Also after a failure, such as a full disk, which needs the space of the partial files most.
             self._prune()
         return final
 
     def latest(self) -> Checkpoint | None:
-        """The newest checkpoint that verifies, or None when there is none; newer damaged ones are logged.
+        """The newest checkpoint that verifies, or None if there is none; newer damaged ones are logged.
 
         Raises:
-            CheckpointError: when checkpoints exist but not one of them verifies.
+            CheckpointError: checkpoints exist, but none of them verifies.
         """
         damaged: list[str] = []
         for path in self._newest_first():
@@ -123,9 +131,11 @@ class CheckpointStore:
         return None
 
     def _verified(self, path: Path) -> Checkpoint:
+        # From the outside in: the manifest has its own checksum, and the state is read only if it fits the manifest.
         manifest = unsealed((path / MANIFEST).read_bytes())
         if sha256(path / STATE) != manifest["sha256"][STATE]:
             raise ValueError("its sha256 differs from the manifest")
+        # On the CPU, so that a run can resume on another device; each part moves its own state.
         content = torch.load(path / STATE, map_location="cpu", weights_only=True)
         if "format" not in content:  # format 1 had no shared rows, and no step beside the state
             return Checkpoint(int(manifest["step"]), content)
@@ -140,6 +150,7 @@ class CheckpointStore:
             return open_rows(self.directory / ROWS, value[_SEGMENTS], value["first"], value["stop"])
 
         state = _replaced(content["state"], open_files)
+        # The next save appends to these files instead of writing all rows again.
         self._row_files = row_files
         return Checkpoint(content["step"], state)
 
@@ -164,7 +175,7 @@ class CheckpointStore:
 
 
 def _row_files_of(checkpoint: Path) -> list[str]:
-    """Names of the row files that a checkpoint refers to; none where it is too damaged to be read again."""
+    """Names of the row files that a checkpoint refers to; none if its manifest is too damaged to be read."""
     try:
         names = unsealed((checkpoint / MANIFEST).read_bytes()).get(ROWS, ())
     except (OSError, ValueError):
@@ -173,7 +184,7 @@ def _row_files_of(checkpoint: Path) -> list[str]:
 
 
 def _replaced(value: Any, change: Callable[[str, Any], Any | None], place: str = "") -> Any:
-    """Nested dicts in which `change(place, value)` stands for each value for which it is not None."""
+    """Nested dicts in which `change(place, value)` replaces each value, except where it returns None."""
     if (changed := change(place, value)) is not None:
         return changed
     if type(value) is not dict:

@@ -23,9 +23,9 @@ LINE_SECONDS = 5.0
 
 
 class Pace:
-    """Steps per second over the last minute.
+    """The pace in steps per second over the last minute.
 
-    It begins at the first marked step, so a resumed run does not count the steps before the resume.
+    It is measured from the first marked step on, so that a resumed run does not count the steps before the resume.
 
     Args:
         clock: returns seconds and never goes back.
@@ -36,11 +36,11 @@ class Pace:
         self._marks: deque[tuple[float, int]] = deque()
 
     def mark(self, step: int) -> None:
-        """Note that `step` steps are finished now; fewer than before start the measurement anew."""
+        """Note that `step` steps are finished now. A smaller number than before starts the measurement anew."""
         now = self._clock()
         if self._marks and step < self._marks[-1][1]:
             self._marks.clear()
-        # Marks a second apart bound the memory; the first and the newest always stay.
+        # At most one mark a second, which bounds the memory; the first and the newest always stay.
         if len(self._marks) > 2 and self._marks[-1][0] - self._marks[-2][0] < 1.0:
             self._marks.pop()
         self._marks.append((now, step))
@@ -48,7 +48,7 @@ class Pace:
             self._marks.popleft()
 
     def seconds_for(self, steps: int) -> float | None:
-        """Seconds that `steps` more take at this pace, or None before the first finished step since the beginning."""
+        """Seconds for `steps` more steps at this pace; None until a step was finished since the first mark."""
         if not self._marks:
             return None
         (begin, first), (end, last) = self._marks[0], self._marks[-1]
@@ -64,7 +64,7 @@ class Display:
     Args:
         total_steps: steps of the whole run, those before a resume included.
         title: name of the job, in a few words.
-        enabled: False prints nothing at all, as in all processes but the main one.
+        enabled: False prints nothing, as in all processes but the main one.
         console: where to print instead of stderr.
         clock: returns seconds and never goes back.
     """
@@ -97,7 +97,7 @@ class Display:
             TextColumn("{task.completed:.0f}/{task.total:.0f}"),
             TextColumn("{task.fields[left]}", style="cyan"),
             console=self._console,
-            auto_refresh=False,
+            auto_refresh=False,  # `Live` refreshes it together with the values
             expand=True,
         )
         self._task = self._progress.add_task(self._title, total=total_steps, phase="", left="")
@@ -129,6 +129,7 @@ class Display:
             self._values.plain = f"  {numbers}" if numbers else ""
             return
         now = self._clock()
+        # The end of a run is always printed, but only once, though `update` may be called with the last step twice.
         is_new = phase != self._phase or (step >= self._total and step != self._last_step)
         self._last_step = step
         if is_new or now - self._last_line >= LINE_SECONDS:
@@ -142,6 +143,7 @@ class Display:
             self._print(text)
 
     def _print(self, text: str) -> None:
+        # Without wrapping, so that a line stays one line in a log file.
         self._console.print(printable(text), markup=False, highlight=False, soft_wrap=True)
 
 

@@ -13,10 +13,10 @@ from synthkd.models.weights import finite_state
 
 
 class WeightAverage:
-    """Average `a <- d_n a + (1 - d_n) w` at update n > 0, with `d_n = min(decay, (1 + n) / (10 + n))`; update 0 copies.
+    """Average of weights: `a <- d_n a + (1 - d_n) w` at update n > 0, `d_n = min(decay, (1 + n) / (10 + n))`.
 
-    The decay grows so that the average leaves the initial weights at once. Buffers (BatchNorm moments) are averaged
-    too.
+    Update 0 copies the weights. The decay grows, so that the average soon forgets the first weights. Buffers (BatchNorm
+    moments) are averaged too.
 
     Args:
         module: the module that is trained; the average starts as a copy of it.
@@ -26,6 +26,7 @@ class WeightAverage:
     def __init__(self, module: nn.Module, decay: float) -> None:
         def average(averaged: tuple[Tensor, ...] | list[Tensor], current: Any, count: Tensor | int) -> None:
             n = int(count)
+            # torch counts the copy of update 0, so n is 1 at the first average.
             weight = 1.0 - min(decay, (1 + n) / (10 + n))
             # torch passes tensors of one dtype at a time; integer buffers (batch counters) cannot be averaged.
             if averaged[0].is_floating_point():
@@ -47,7 +48,7 @@ class WeightAverage:
         self._average.update_parameters(module)
 
     def state_dict(self) -> dict[str, Any]:
-        """The averaged weights and the number of updates. Raises `TrainingError` where a weight is not finite."""
+        """The averaged weights and the number of updates; `TrainingError` if a weight is not finite."""
         return finite_state(self._average, "the average of the weights")
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

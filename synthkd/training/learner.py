@@ -1,4 +1,4 @@
-"""A module with its optimiser, and the step that minimises a loss."""
+"""A module with its optimizer, and the step that minimises a loss."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from synthkd.training.ema import WeightAverage
 
 
 def optimizer_for(settings: OptimizerSettings, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-    """The optimiser of the settings, without weight decay for biases and norm weights (at most one dimension)."""
+    """The optimizer of the settings, without weight decay for biases and norm weights (at most one dimension)."""
     groups = [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": settings.weight_decay},
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
@@ -28,11 +28,13 @@ def optimizer_for(settings: OptimizerSettings, parameters: list[nn.Parameter]) -
     if settings.kind == "sgd":
         return torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum, nesterov=settings.momentum > 0)
     adam = torch.optim.AdamW if settings.kind == "adamw" else torch.optim.Adam
+    # The momentum is the first beta; the second is the default of Kingma and Ba 2015.
     return adam(groups, lr=settings.lr, betas=(settings.momentum, 0.999))
 
 
 def require_finite(loss: Loss, who: str, step: int, unit: str = "step") -> None:
     """Raise `TrainingError` unless the loss is finite; the message names the terms and the step (or another unit)."""
+    # The total alone decides, since on a GPU every test waits for the device.
     if torch.isfinite(loss.total):
         return
     bad = [f"{name}={float(value.detach())}" for name, value in loss.terms.items() if not torch.isfinite(value)]
@@ -48,10 +50,10 @@ class Learner:
     Args:
         name: prefix of the logged names and subject of the errors, e.g. "student".
         module: the network that is trained, evaluated and saved.
-        settings: optimiser, learning-rate curve, clipping and weight average.
+        settings: optimizer, learning-rate curve, clipping and weight average.
         total: number of steps of the learning-rate curve.
         accelerator: device, precision and processes.
-        helpers: modules that are trained jointly (e.g. regressors of hints), or None.
+        helpers: modules that are trained along (e.g. the regressors of hints), or None.
 
     Attributes:
         module: the network itself, on the device.
@@ -79,7 +81,7 @@ class Learner:
         modules = [self.module] if self._helpers is None else [self.module, self._helpers]
         self._parameters = [p for m in modules for p in m.parameters() if p.requires_grad]
         optimizer = optimizer_for(settings, self._parameters)
-        # The average copies the module before accelerate may wrap it for several processes.
+        # The average copies the plain module, before accelerate wraps it in several processes.
         self._average = WeightAverage(module, settings.ema) if settings.ema > 0 else None
         self.model: nn.Module
         self.model, self._optimizer = accelerator.prepare(self.module, optimizer)
@@ -87,6 +89,8 @@ class Learner:
 
     def synchronise(self) -> nn.Module:
         """Copy the buffers (BatchNorm moments) of the main process to every process, and return the module."""
+        # Each process updates its moments by its own rows, while weights are equal everywhere. A generator that reads
+        # the student must read the same one in every process.
         if self._accelerator.num_processes > 1:
             for buffer in self.module.buffers():
                 torch.distributed.broadcast(buffer, 0)
@@ -98,7 +102,7 @@ class Learner:
         return self.module if self._average is None else self._average.module
 
     def update(self, loss: Loss, step: int) -> dict[str, Tensor | float]:
-        """Take one optimiser step.
+        """Take one optimizer step.
 
         Args:
             loss: scalar to minimise, with its named terms.
@@ -109,8 +113,9 @@ class Learner:
             learning rate.
 
         Raises:
-            TrainingError: when the loss or a gradient is not finite; the weights are as before the step.
+            TrainingError: the loss or a gradient is not finite; the weights are as before the step.
         """
+        # Before the backward pass, whose gradients would not be finite either.
         require_finite(loss, self.name, step)
         rate = self._settings.lr * learning_rate_factor(self._settings, step, self.total)
         # The rate is a function of the step, so a resumed run has no scheduler to restore.
@@ -119,8 +124,8 @@ class Learner:
         self._optimizer.zero_grad(set_to_none=True)
         self._accelerator.backward(loss.total)
         norm = self._clip()
-        # With fp16 the gradient scaler skips a step that overflows and lowers its scale; any other gradient that is not
-        # finite would destroy the weights.
+        # In fp16 the gradient scaler itself skips a step that overflows, and lowers its scale. Otherwise a gradient
+        # that is not finite would destroy the weights.
         if self._accelerator.scaler is None and not torch.isfinite(norm):
             self._optimizer.zero_grad(set_to_none=True)
             raise TrainingError(
@@ -138,17 +143,17 @@ class Learner:
         }
 
     def _clip(self) -> Tensor:
-        """Clip the gradient where the settings say so; its norm before that, a float32 scalar."""
+        """Clip the gradient if the settings say so; returns its norm before that, a float32 scalar."""
         # An infinite limit changes nothing; the call then only computes the norm for the log and the check.
         limit = float("inf") if self._settings.clip is None else self._settings.clip
         norm: Tensor | None = self._accelerator.clip_grad_norm_(self._parameters, limit)
         return torch.zeros(()) if norm is None else norm
 
     def state_dict(self) -> dict[str, Any]:
-        """The state of the module, helpers, optimiser, average and gradient scaler.
+        """The state of the module, helpers, optimizer, average and gradient scaler.
 
         Raises:
-            TrainingError: when a weight is not finite.
+            TrainingError: a weight is not finite.
         """
         scaler = self._accelerator.scaler
         return {

@@ -28,15 +28,15 @@ Values = Mapping[str, Tensor | float]
 
 @dataclass(frozen=True)
 class Action:
-    """A named sub-step of a stage.
+    """A named part of the steps of a stage.
 
     Attributes:
-        name: what the action does, e.g. "learn".
+        name: of the action, e.g. "learn".
         run: takes the 0-based step of the whole run and returns the numbers to log.
         every: the action is due at steps 0, every, 2 * every, ... of its stage.
-        after: the action is an evaluation: it is due at the last step of each interval of `every` steps and at the
-            last step of the stage, and its seconds are counted apart.
-        at_once: log the returned numbers in this step, not at the next interval; implied by `after`.
+        after: True for an evaluation: it is due at the last step of each interval of `every` steps and at the last step
+            of the stage, and its seconds are counted apart.
+        at_once: log the returned numbers at this step instead of at the end of the log interval; implied by `after`.
     """
 
     name: str
@@ -63,7 +63,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Progress:
-    """What a finished training took.
+    """Steps and seconds of a finished training.
 
     Attributes:
         steps: steps of the run, those before a resume included.
@@ -80,9 +80,9 @@ class Progress:
 
 @dataclass
 class _Clock:
-    """Seconds of a run: `earlier` up to the checkpoint that it resumes from, and those since `start`.
+    """Seconds of a run: `earlier` up to the checkpoint from which it resumes, and the seconds since `start`.
 
-    `evaluation` is the part of both that evaluations took.
+    `evaluation` is the part of both in evaluations.
     """
 
     earlier: float = 0.0
@@ -128,7 +128,7 @@ class Loop:
 
         Args:
             stages: the phases of the run, in order.
-            title: what the display calls the run.
+            title: name of the run in the display.
 
         Raises:
             CheckpointError: the newest checkpoint is of a later step than the last.
@@ -141,6 +141,7 @@ class Loop:
         # No process may write a checkpoint before every process has read the newest one.
         self.accelerator.wait_for_everyone()
         clock.start()
+        # The newest value of each name since the last row of the log.
         latest: dict[str, Tensor | float] = {}
         begin = 0
         with Display(total, title, enabled=self.accelerator.is_main_process) as display:
@@ -149,7 +150,7 @@ class Loop:
             for stage in stages:
                 # A stage that was finished before the resume has an empty range here.
                 for step in range(max(resumed_from or 0, begin), begin + stage.steps):
-                    if step == begin:
+                    if step == begin:  # not in a stage that a resume entered in its middle: its row is in the log
                         self.monitor.event(step, f"{stage.name} begins", kind="phase", phase=stage.name)
                     log = self._act(stage, step, begin, latest, clock)
                     signum = self._signal()
@@ -165,7 +166,7 @@ class Loop:
         return Progress(total, resumed_from, clock.total() - clock.evaluation, clock.evaluation)
 
     def _act(self, stage: Stage, step: int, begin: int, latest: dict[str, Tensor | float], clock: _Clock) -> bool:
-        """Run the due actions of a step, collect their numbers in `latest`; whether these are to be logged at once."""
+        """Run the due actions of a step and collect their numbers in `latest`; returns whether to log these at once."""
         torch.manual_seed(derive(self.seed, "global", step))
         log = evaluated = False
         for action in stage.actions:
@@ -177,6 +178,7 @@ class Loop:
             latest.update(values)
             log |= bool(values) and (action.after or action.at_once)
             if action.after:
+                # Apart, since the time of a training must not depend on how often it is evaluated.
                 clock.evaluation += time.perf_counter() - started
                 evaluated |= bool(values)
         if evaluated:
@@ -192,13 +194,14 @@ class Loop:
 
     def _signal(self) -> int:
         """The signal that asks the run to stop, or 0; the same in every process, whichever of them received it."""
+        # A process that stopped alone would leave the others waiting for it in their next exchange.
         if self.accelerator.num_processes == 1:
             return pending_signal()
         signals: Tensor = self.accelerator.gather(torch.tensor([pending_signal()], device=self.accelerator.device))
         return int(signals.max())
 
     def _resume(self, total: int, clock: _Clock) -> int | None:
-        """Restore the newest checkpoint and drop the log rows after it; its step, or None where there is none."""
+        """Restore the newest checkpoint and drop the log rows after it; returns its step, None without a checkpoint."""
         checkpoint = self.store.latest()
         if checkpoint is None:
             self.monitor.rewind(0)
@@ -208,11 +211,12 @@ class Loop:
         for name, part in self.state.items():
             part.load_state_dict(checkpoint.state["parts"][name])
         clock.earlier, clock.evaluation = float(checkpoint.state["seconds"]), float(checkpoint.state["watching"])
-        # Last: the log stays as it is when the state cannot be restored.
+        # Last, so that the log stays as it is if the state cannot be restored.
         self.monitor.rewind(checkpoint.step)
         return checkpoint.step
 
     def _checkpoint(self, step: int, clock: _Clock) -> None:
+        # The main process alone writes; every process reads its files on a resume.
         if self.accelerator.is_main_process:
             parts = {name: part.state_dict() for name, part in self.state.items()}
             self.store.save(step, {"parts": parts, "seconds": clock.total(), "watching": clock.evaluation})

@@ -15,14 +15,14 @@ from synthkd.types import ImageSpec
 
 
 def fitting_batch_size(start: int, attempt: Callable[[int], object]) -> int:
-    """The first batch size, of `start` and each 0.9 (rounded down) of the one before, that fits the memory.
+    """The first batch size that fits the memory among `start`, 0.9 `start`, ..., each 0.9 times the last, rounded down.
 
     Args:
         start: largest batch size.
-        attempt: does with a batch of the given size what training will do.
+        attempt: needs as much memory for a batch of this size as the training will.
 
     Raises:
-        CheckpointError: when not even one image fits.
+        CheckpointError: not even one image fits.
     """
     size = start
     while size:
@@ -32,7 +32,7 @@ def fitting_batch_size(start: int, attempt: Callable[[int], object]) -> int:
         except Exception as error:
             if not should_reduce_batch_size(error) and not out_of_memory(error):
                 raise
-        # After the except clause: inside it the error's traceback would still hold the tensors of the attempt.
+        # After the except clause: inside it the traceback of the error still refers to the tensors of the attempt.
         clear_device_cache(garbage_collection=True)
         size = int(size * 0.9)
     raise CheckpointError("adapt_batch_size: not even one image fits the memory; make the model smaller")
@@ -42,6 +42,7 @@ def training_step(student: nn.Module, spec: ImageSpec, device: torch.device) -> 
     """A function that runs a forward and backward pass of a copy of `student` on a number of black images."""
 
     def attempt(batch_size: int) -> None:
+        # A copy, so that neither gradients nor BatchNorm moments of the black images reach the student.
         model = copy.deepcopy(student).to(device).train()
         model(torch.zeros(batch_size, *spec.shape, device=device)).sum().backward()
 

@@ -32,7 +32,7 @@ Row = Mapping[str, Any]
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a log in the order written; none for a missing file.
+    """The rows of a log in the order in which they were written; none for a missing file.
 
     A kill may have cut the last line short; such a line is left out.
 
@@ -56,7 +56,7 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def series(rows: Iterable[Row], name: str) -> tuple[list[int], list[float]]:
-    """`(steps, values)` of every row that holds `name`, in the order written."""
+    """`(steps, values)` of every row that has a value for `name`, in order."""
     rows = [row for row in rows if row.get(name) is not None]
     return [int(row["step"]) for row in rows], [float(row[name]) for row in rows]
 
@@ -67,7 +67,7 @@ class Monitor:
     Every process may call every method; only the main process writes.
 
     Args:
-        directory: the run directory; made when missing.
+        directory: the run directory; created if it is missing.
         accelerator: forwards the numbers to its trackers, and says which process is the main one. None: no trackers,
             and this process is the main one.
     """
@@ -85,7 +85,7 @@ class Monitor:
 
         Args:
             step: number of finished steps.
-            values: name -> number; a tensor must hold one element. The report groups names by what is before a `/`.
+            values: name -> number; a tensor must hold one element. The report groups names by the part before a `/`.
             phase: name of the present phase.
 
         Raises:
@@ -101,7 +101,7 @@ class Monitor:
             self._accelerator.log(numbers, step=step)
 
     def event(self, step: int, text: str, **fields: object) -> None:
-        """Append an event, in words; the field `kind` is "phase", "resume", "difficulty", "alarm" or another sort."""
+        """Append an event in words; the field `kind` is "phase", "resume", "difficulty", "alarm" or another word."""
         if self._writes:
             self._append({"step": step}, {"event": text, **fields})
 
@@ -116,7 +116,7 @@ class Monitor:
         self.event(step, f"resumed from step {step}", kind="resume")
 
     def rows(self) -> list[dict[str, Any]]:
-        """Every row so far, those of earlier processes of this run included."""
+        """Every row so far, also those of earlier processes of this run."""
         return read_rows(self.path)
 
     def series(self, name: str) -> tuple[list[int], list[float]]:

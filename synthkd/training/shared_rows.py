@@ -1,7 +1,7 @@
 """Rows that the checkpoints of a run share, e.g. the images of a memory bank.
 
-Rows are written once, into files `first-stop-sha256.safetensors` that never change. Later checkpoints refer to these
-files for as long as they hold any of their rows.
+Rows are written once, into files `first-stop-sha256.safetensors` that never change. Later checkpoints refer to a file
+as long as they need any of its rows. A full bank would otherwise be written again with every checkpoint.
 """
 
 from __future__ import annotations
@@ -39,12 +39,13 @@ class Block:
 class Rows:
     """Numbered rows in a state: each is written once and never changed, and the oldest leave first.
 
-    A checkpoint writes the rows that the checkpoint before it lacks, block by block; blocks should fit the memory.
+    A checkpoint writes the rows that are not in the checkpoint before it, block by block; a block should fit the
+    memory.
 
     Attributes:
         first: number of the oldest row.
         stop: number that the next row will get.
-        blocks: takes a number, gives the rows from that number on, in order.
+        blocks: number of a row -> the rows from this number on, in order.
     """
 
     first: int
@@ -53,30 +54,34 @@ class Rows:
 
 
 def save_rows(folder: Path, rows: Rows, earlier: Sequence[str]) -> list[str]:
-    """Write the rows that are in no earlier file, flushed to disk, and return the names of the files of all rows.
+    """Write the rows that are in no earlier file, flushed to the disk, and return the names of the files of all rows.
 
     Args:
         folder: of the row files.
-        rows: what to save.
-        earlier: names of the files with the same rows in the checkpoint before, in order.
+        rows: the rows to save.
+        earlier: names of the files of these rows in the checkpoint before, in order.
     """
+    # A file stays as long as one of its rows does; `open_rows` skips the rows that have left.
     names = [name for name in earlier if _span(name)[1] > rows.first]
     for block in rows.blocks(_span(names[-1])[1] if names else rows.first):
         data = serialise({name: column.contiguous() for name, column in block.columns.items()})
         digest = hashlib.sha256(data).hexdigest()
+        # With the checksum in its name a file needs no manifest, and rows of other content never overwrite it.
         names.append(f"{block.first}-{block.first + len(block)}-{digest}.safetensors")
         write_atomically(folder / names[-1], data)
+    # The names must be on the disk before a checkpoint refers to them.
     if folder.exists():
         flush(folder)
     return names
 
 
 def open_rows(folder: Path, names: Sequence[str], first: int, stop: int) -> Rows:
-    """The rows from `first` up to `stop` in verified files; each file is read when its blocks are.
+    """The rows `first` to `stop - 1` in verified files; a file is read when its block is.
 
     Raises:
         OSError, ValueError: a file is missing, or its sha256 is not the one in its name.
     """
+    # All files now, not when they are read: as long as nothing is restored, an older checkpoint can take over.
     for name in names:
         match = _FILE_NAME.fullmatch(name)
         if match is None or sha256(folder / name) != match[3]:
@@ -85,7 +90,7 @@ def open_rows(folder: Path, names: Sequence[str], first: int, stop: int) -> Rows
 
 
 def flush(path: Path) -> None:
-    """Write a file's content, or the entries of a folder, to the disk."""
+    """Force the content of a file, or the entries of a folder, onto the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -101,9 +106,9 @@ def _blocks(folder: Path, names: Sequence[str], first: int) -> Iterator[Block]:
         path = folder / name
         try:
             columns = load_file(path)
-        except (OSError, SafetensorError) as error:
+        except (OSError, SafetensorError) as error:  # `open_rows` has verified the file, so this happened since
             raise CheckpointError(f"{path} went or changed while it was read ({error}); try again") from error
-        start = max(first, begin)
+        start = max(first, begin)  # a file may begin with rows that have left
         yield Block(start, {name: column[start - begin :] for name, column in columns.items()})
 
 

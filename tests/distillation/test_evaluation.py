@@ -176,7 +176,7 @@ def test_a_teacher_that_is_never_right_has_no_capacity() -> None:
 
 
 def factors(evaluation: PeriodicEvaluation) -> list[float]:
-    return [evaluation.controllers.factor(origin) for origin in ("answers", "features", "own")]
+    return [evaluation.controllers.factor(origin) for origin in ("logits", "features", "own")]
 
 
 def test_the_factor_of_a_term_goes_by_where_it_comes_from() -> None:

@@ -98,9 +98,8 @@ def step_of(
     student: Student, batch: Batch, bank: MemoryBank | None = None, transfer: Any = None, **settings: Any
 ) -> DistillStep:
     asked = DistillSettings(**settings)
-    terms = None if transfer is None else terms_of(asked, transfer.weights)
     accelerator = Accelerator(cpu=True)
-    trained = students.Student(learner_of(student, transfer), asked, accelerator, transfer, terms)
+    trained = students.Student(learner_of(student, transfer), asked, accelerator, transfer)
     return DistillStep([trained], Source(batch), accelerator, bank)
 
 

@@ -77,7 +77,7 @@ def test_predictions_are_the_normalised_geometric_mean() -> None:
 def test_without_weights_all_teachers_count_alike_in_any_order() -> None:
     members = [teacher(0), teacher(1)]
     one, other = (TeacherTeam(order, TeamSettings()) for order in (members, members[::-1]))
-    assert torch.allclose(one.logits(images()), one.answers(images()).mean(dim=0))
+    assert torch.allclose(one.logits(images()), one.separate_logits(images()).mean(dim=0))
     assert torch.allclose(one.logits(images()), other.logits(images()))
 
 
@@ -120,7 +120,7 @@ def test_weights_by_batch_are_inverse_mean_entropies() -> None:
 @pytest.mark.parametrize("weighting", ["sample", "confidence"])
 def test_the_team_combines_by_those_weights(weighting: str) -> None:
     team = TeacherTeam([teacher(0, 0.5), teacher(1, 2.0), teacher(2)], TeamSettings(weighting=weighting))
-    answers = team.answers(images())
+    answers = team.separate_logits(images())
     assert answers.shape == (3, 6, 3)
     expected = torch.zeros(6, 3)
     for number, row in enumerate(certainty_weights(answers, batch=weighting == "confidence")):
@@ -172,7 +172,7 @@ def test_the_consensus_of_a_team_in_which_nobody_is_selected_is_what_it_says() -
     for settings in (TeamSettings(weights=(1.0, 3.0)), TeamSettings(weighting="sample")):
         team = TeacherTeam(members, settings)
         assert torch.equal(team.consensus(images()), team.logits(images()))
-        assert not torch.allclose(team.consensus(images()), team.answers(images()).mean(dim=0), atol=0.05)
+        assert not torch.allclose(team.consensus(images()), team.separate_logits(images()).mean(dim=0), atol=0.05)
 
 
 def test_features_are_the_first_teachers_whoever_is_selected() -> None:

@@ -1,4 +1,4 @@
-"""Matching of the classes of two sets: labels are indices, and have a meaning only with the class names."""
+"""Matching of the classes of two sets: labels are indices, which mean something only together with the class names."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class Aligned:
 
     Attributes:
         labels: int64 `[N]`, indices into `class_names`.
-        class_names: the other set's names; where those are numbers, this set's name of each class that it has.
-        note: the assumption that was made, in a line; empty where the names match.
+        class_names: the other set's names; if those are numbers, this set's names for the classes that it has.
+        note: the assumption that was made, in a line; empty if the names match.
     """
 
     labels: Tensor
@@ -32,9 +32,9 @@ class Aligned:
 def align_labels(labels: Tensor, names: Sequence[str], targets: Sequence[str], of: str, among: str) -> Aligned:
     """Express labels as indices into the class names of another set.
 
-    Names are compared as text, numbers as numbers ("07" is 7). Where one set has names and the other only numbers,
-    class number i is taken for the i-th name. The numbered set may have fewer classes than there are names, but not
-    more, and each of its numbers must stand for a name. Classes without an image are not required in the other set.
+    Names are compared as text, numbers as numbers ("07" is 7). If one set has names and the other only numbers, class
+    number i is taken for the i-th name. The numbered set may have fewer classes than there are names, but not more, and
+    each of its numbers must stand for a name. A class without images may be missing from the other set.
 
     Args:
         labels: int64 `[N]`, indices into `names`.
@@ -50,6 +50,7 @@ def align_labels(labels: Tensor, names: Sequence[str], targets: Sequence[str], o
     mine, theirs = _numbers(names), _numbers(targets)
     places = _places(mine, theirs) if mine is not None and theirs is not None else _places(names, targets)
     note = ""
+    # By number only if the comparison by name fails, because it is a guess.
     if any(places[label] is None for label in used) and (mine is None) != (theirs is None):
         numbered, named = (mine, targets) if mine is not None else (theirs, names)
         if numbered is not None and max(numbered) < len(named):
@@ -63,7 +64,7 @@ def align_labels(labels: Tensor, names: Sequence[str], targets: Sequence[str], o
         )
     moved = torch.tensor([-1 if place is None else place for place in places], dtype=torch.int64)
     class_names = list(targets)
-    if theirs is not None:  # names say more than numbers
+    if theirs is not None:  # a name tells more than a number
         for name, place in zip(names, places, strict=True):
             if place is not None:
                 class_names[place] = name
@@ -71,7 +72,7 @@ def align_labels(labels: Tensor, names: Sequence[str], targets: Sequence[str], o
 
 
 def _numbers(names: Sequence[str]) -> list[int] | None:
-    """The names as numbers; None where one is no number or two are equal."""
+    """The names as numbers; None if one is no number or two are equal, such as 7 and 07."""
     if not all(name.isdecimal() for name in names):
         return None
     numbers = [int(name) for name in names]

@@ -1,6 +1,6 @@
-"""Image files to 8-bit pixels, with the conversions that were done, or the reason why a file cannot be read.
+"""Decoding of image files to 8-bit pixels, with the conversions that were done, or why a file cannot be read.
 
-Palettes and other colour spaces become RGB, transparency goes onto white (what an image viewer shows), 16-bit grey is
+Palettes and other colour spaces become RGB, transparency is put on white (as an image viewer shows it), 16-bit grey is
 scaled to 8 bits, EXIF rotations are applied, and of an animation the first frame is taken.
 """
 
@@ -24,27 +24,28 @@ from synthkd.errors import DataError
 from synthkd.system.text import one_line
 
 LARGEST = 64_000_000
-"""Most pixels of an image; a larger one is a mistake or an attack, and is refused from its header alone."""
+"""Most pixels of an image. A larger one is a mistake or an attack, and is refused by its header, before decoding."""
 
 MOST_PACKED, FREELY_PACKED = 256, 16_000_000
-"""Most pixels for each byte of a file, eight times as many in black and white, unless it has few pixels. Scanned pages
-shrink a thousandfold, and a hundred empty images must not take minutes."""
+"""Most pixels for each byte of a file (eight times as many in black and white), unless it has at most the second
+number of pixels. Scanned pages shrink a thousandfold; a hundred huge, empty images would take minutes to decode."""
 
 NOT_IMAGES = re.compile(
     r"\.(txt|md|rst|jsonl?|[ct]sv|xml|ya?ml|html?|log|ini|db|py|ipynb|np[yz]|pth?|pkl|safetensors|parquet|mat|h5"
     r"|zip|tar|gz|bz2|xz|pdf|mp4|avi|mov|sha256|md5)",
     re.IGNORECASE,
 )
-"""Suffixes of files that are plainly no images and may lie beside them."""
+"""Suffixes of files that may lie beside images and are certainly none."""
 
 NAMED = 10
-"""Most files that an error names; it gives the number of the others."""
+"""Most files that an error names; of the others it gives the number."""
 
 Reader = Callable[[], Path | bytes]
-"""Gives the path or the bytes of an image file, in any thread; raises whatever is wrong with it."""
+"""Returns the path or the bytes of an image file, in any thread; may raise any error."""
 
 _WINDOW = 32  # files decoded at once
-_FORMATS = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "JPEG2000")  # each known by its first bytes
+# Each is known by its first bytes. Pillow's other formats include some that run external programs (EPS).
+_FORMATS = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "JPEG2000")
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Decoded:
 
     Attributes:
         pixels: uint8 `[H, W, C]`, C 1 or 3; None where the file cannot be read.
-        kinds: the conversions that were done, as in "3 images `kind`".
+        kinds: the conversions that were done, as they follow "3 images" in a note.
         reason: why there are no pixels.
     """
 
@@ -63,7 +64,7 @@ class Decoded:
 
 
 def decode(source: Path | bytes, channels: int | None = None, size: int | None = None) -> Decoded:
-    """Open, decode to the last byte and convert one file; nothing about the file makes this raise.
+    """Open, decode to the last byte and convert one file; a bad file never raises, it gives a reason.
 
     Args:
         source: the file, or its bytes.
@@ -71,22 +72,23 @@ def decode(source: Path | bytes, channels: int | None = None, size: int | None =
         size: side in pixels of the largest centred square, resized with antialiasing; None keeps the image's own.
     """
     try:
-        held = len(source) if isinstance(source, bytes) else source.stat().st_size
-        if held == 0:
+        file_size = len(source) if isinstance(source, bytes) else source.stat().st_size
+        if file_size == 0:
             return Decoded(None, reason="empty file")
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=_FORMATS) as image:
+            # From the header: nothing is allocated for the pixels before these checks.
             pixels = image.width * image.height
             if pixels > LARGEST:
                 return _too_large(f"{image.width}x{image.height} pixels")
-            if pixels > max(MOST_PACKED * held * (8 if image.mode == "1" else 1), FREELY_PACKED):
-                return Decoded(None, reason=f"too large: {image.width}x{image.height} pixels in {held} bytes")
-            image.load()
-            converted, kinds = _convert(image, channels)
+            if pixels > max(MOST_PACKED * file_size * (8 if image.mode == "1" else 1), FREELY_PACKED):
+                return Decoded(None, reason=f"too large: {image.width}x{image.height} pixels in {file_size} bytes")
+            image.load()  # to the last byte, else a file that breaks off would pass
+            result, kinds = _convert(image, channels)
         if size is not None:
-            if min(converted.size) < size:
+            if min(result.size) < size:
                 kinds.append(f"smaller than {size} pixels enlarged")
-            converted = ImageOps.fit(converted, (size, size), method=Image.Resampling.BILINEAR)
-        array = np.array(converted, dtype=np.uint8)
+            result = ImageOps.fit(result, (size, size), method=Image.Resampling.BILINEAR)
+        array = np.array(result, dtype=np.uint8)
         return Decoded(array if array.ndim == 3 else array[:, :, None], tuple(kinds))
     except UnidentifiedImageError:
         return Decoded(None, reason="not an image of a known format")
@@ -97,7 +99,7 @@ def decode(source: Path | bytes, channels: int | None = None, size: int | None =
 
 
 def read_and_decode(read: Reader, channels: int | None = None, size: int | None = None) -> Decoded:
-    """`decode` for the file or bytes that a reader gives; an error of the reader becomes the reason."""
+    """`decode` for the file or the bytes that a reader returns; an error of the reader becomes the reason."""
     try:
         source = read()
     except Exception as error:  # archives meet arbitrary bytes as decoders do
@@ -108,11 +110,15 @@ def read_and_decode(read: Reader, channels: int | None = None, size: int | None 
 def decode_in_order(
     readers: Sequence[Reader], channels: int | None = None, size: int | None = None
 ) -> Iterator[Decoded]:
-    """`read_and_decode` in threads, a window of files at a time, so that memory is bounded however slow the reader."""
+    """`read_and_decode` in threads, a window of files at a time, in order.
+
+    A window bounds the memory, however slowly the caller takes the results.
+    """
     one = partial(read_and_decode, channels=channels, size=size)
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         for first in range(0, len(readers), _WINDOW):
-            # Pillow warns about sloppy files on stderr, files that are judged here; the silence ends before the yield.
+            # Pillow warns about odd files on stderr, but here each file gets its verdict. Warnings are on again before
+            # the yield, after which the code of the caller runs.
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 window = list(pool.map(one, readers[first : first + _WINDOW]))
@@ -120,7 +126,7 @@ def decode_in_order(
 
 
 def in_a_line(error: Exception) -> str:
-    """The text of an error without line breaks; its class name where it has no text."""
+    """The text of an error in one line; the name of its class if it has no text."""
     return " ".join(str(error).split()) or type(error).__name__
 
 
@@ -128,10 +134,10 @@ def refuse_bad(where: Path, count: int, bad: Sequence[tuple[str, str]], allowed:
     """Raise `DataError` when more files are bad than allowed, or all of them.
 
     Args:
-        where: what holds the files.
-        count: how many were tried.
-        bad: `(name, reason)` of those that could not be read.
-        allowed: how many may be left out.
+        where: path of the set.
+        count: number of files that were tried.
+        bad: `(name, reason)` of the files that could not be read.
+        allowed: number of files that may be left out.
     """
     if len(bad) > allowed:
         more = f", more than skip_bad={allowed} allows" if allowed else ""
@@ -144,12 +150,12 @@ def refuse_bad(where: Path, count: int, bad: Sequence[tuple[str, str]], allowed:
 
 
 def with_reasons(bad: Sequence[tuple[str, str]]) -> str:
-    """The first bad files in a line, each with its reason."""
+    """The first bad files in one line, each with its reason."""
     return some([f"{name} ({reason})" for name, reason in bad])
 
 
 def some(names: Sequence[str], most: int = NAMED) -> str:
-    """The first `most` names in a line, then how many more there are."""
+    """The first `most` names in one line, and the number of the others."""
     if not names:
         return "none"
     rest = len(names) - most
@@ -161,7 +167,7 @@ def _too_large(got: str) -> Decoded:
 
 
 def _convert(image: Image.Image, channels: int | None) -> tuple[Image.Image, list[str]]:
-    """The first frame, upright, 8 bits, without transparency, in mode L or RGB; and what that took."""
+    """The first frame, upright, in 8 bits, without transparency, in mode L or RGB; and the conversions it took."""
     kinds: list[str] = []
     # A JPEG of a camera that embeds a preview (MPO) has "frames" too, but is no animation.
     if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
@@ -174,9 +180,11 @@ def _convert(image: Image.Image, channels: int | None) -> tuple[Image.Image, lis
         raise ValueError("floating-point pixels; save it with 8 or 16 bits")
     if upright.mode.startswith("I"):
         kinds.append("scaled from 16 to 8 bits")
+        # 16-bit grey may come in a 32-bit mode, so the values decide.
         values = np.asarray(upright, dtype=np.int64)
         if values.min() < 0 or values.max() > 65535:
             raise ValueError(f"32-bit pixels in {values.min()}..{values.max()}; save it with 8 or 16 bits")
+        # 65535 / 257 = 255, so that black and white stay black and white. Pillow's conversion of mode I clips at 255.
         upright = Image.fromarray(np.rint(values / 257.0).astype(np.uint8))
     if upright.mode in ("P", "PA"):
         kinds.append("converted from a palette")
@@ -188,6 +196,7 @@ def _convert(image: Image.Image, channels: int | None) -> tuple[Image.Image, lis
         if layer.getchannel("A").getextrema()[0] != 255:
             kinds.append("with transparency put on white")
         upright = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
+    # The mode of the file, not of the upright image, which may be RGBA by now.
     grey_source = image.mode in ("1", "L", "LA", "La") or image.mode.startswith("I")
     if channels == 3 and grey_source:
         kinds.append("repeated from grey to 3 channels")

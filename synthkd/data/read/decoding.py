@@ -1,4 +1,4 @@
-"""Decoding of a whole listing: the readable images, and notes on conversions and on files that were left out."""
+"""Decoding of a whole listing: the readable images, and notes on conversions and left-out files."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Decoding:
             yield entry, channels_first(result.pixels)
 
     def notes(self, ignored: str) -> list[str]:
-        """A line for each kind of conversion, for the ignored files (`ignored` says why) and for the bad ones."""
+        """One line for each kind of conversion, for the ignored files (`ignored` says why) and for the bad files."""
         lines = [_named(files, f"images {kind}") for kind, files in sorted(self._conversions.items())]
         if self._listing.ignored:
             lines.append(_named([*self._listing.ignored], ignored))

@@ -1,6 +1,6 @@
-"""The tree of directories in an image folder or a zip: names, and how each file is read.
+"""The tree of directories in an image folder or a zip, with a reader for each file.
 
-No image is decoded here, and nothing is ever extracted to disk.
+No image is decoded here, and nothing is extracted to disk.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ from synthkd.data.read.entries import Entry, check_size, objection, refused_entr
 from synthkd.errors import DataError
 
 DEEPEST = 100
-"""Levels of directories in a folder or zip."""
+"""Most levels of directories in a folder or zip."""
 
 PARTS = ("train", "test", "val", "valid", "validation", "holdout")
 """Names of directories that hold a part of a set, each with its own class directories."""
 
 MOST_PACKED, FREELY_PACKED = 200, 1 << 26
-"""How many times larger a zip may become unpacked, unless it stays below so many bytes; image files hardly shrink."""
+"""Most bytes unpacked for each byte of a zip, and the unpacked bytes up to which that does not matter. Image files are
+compressed already, so a zip of them hardly grows; one that does is a bomb."""
 
 
 @dataclass
@@ -48,14 +49,14 @@ class Directory:
         return {name: self.directories[name] for name in sorted(self.directories) if not _is_hidden(name)}
 
     def subdirectory(self, name: str) -> Directory:
-        """The directory of that name, made where it is missing."""
+        """The directory of that name; a new one if it is missing."""
         return self.directories.setdefault(name, Directory(f"{self.name}/{name}" if self.name else name))
 
     def entries(self, files_first: bool) -> Iterator[Entry]:
         """All files at any depth outside hidden directories, sorted by name in each directory.
 
         Args:
-            files_first: the files of a directory come before its subdirectories; else all are sorted together.
+            files_first: the files of a directory come before its subdirectories; False: all are sorted together.
         """
         directories = self.visible()
         places = [(0, name) for name in self.files] + [(1, name) for name in directories]
@@ -79,7 +80,7 @@ class Directory:
 
 
 def is_image(name: str) -> bool:
-    """Whether a file may be an image, by its name: not hidden, and without a suffix that plainly says otherwise."""
+    """Whether a file may be an image, by its name: not hidden, and without a suffix that excludes it."""
     base = name.rpartition("/")[2]
     return not base.startswith(".") and NOT_IMAGES.fullmatch(os.path.splitext(base)[1]) is None
 
@@ -105,8 +106,8 @@ def _folder(root: Path, path: Path, entered: set[Path], level: int = 0) -> Direc
     except OSError as error:
         raise DataError(f"{path} cannot be listed ({error.strerror}); check its permissions") from error
     directory = Directory(str(path.relative_to(root)) if level else "")
-    # Links may lead in circles, or many ways to one place, so no directory is entered twice below a class directory.
-    # Two classes, or two parts, may hold links to the same place.
+    # Links may lead in circles, or many of them to one place, so no directory is entered twice below a class directory.
+    # Two classes, or two parts, may have links to the same place: each has its own set of entered directories.
     holds_classes = level == 0 or (level == 1 and path.name in PARTS)
     for inner in paths:
         name = inner.name
@@ -126,13 +127,15 @@ def _zip(path: Path) -> Directory:
         archive = zipfile.ZipFile(path)
     except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile) as error:
         raise DataError(f"{path} is not a readable .zip ({in_a_line(error)}); make it anew") from error
+    # From the central directory alone, before any member is unpacked.
     unpacked, packed = sum(info.file_size for info in archive.infolist()), path.stat().st_size
     if unpacked > max(MOST_PACKED * packed, FREELY_PACKED):
         raise DataError(
             f"{path} has {packed >> 10} KiB and would unpack to {unpacked >> 20} MiB, more than {MOST_PACKED} times as "
             "much, as no images do; make it anew"
         )
-    lock = Lock()  # the members share one file; unpacking is cheap beside the decoding that runs in parallel
+    # The members share one open file. Unpacking one after another is cheap beside decoding, which runs in parallel.
+    lock = Lock()
 
     def read(info: zipfile.ZipInfo) -> bytes:
         check_size(info.file_size)

@@ -1,4 +1,4 @@
-"""Image files as a set lists them, before any is decoded, and what speaks against a member of an archive."""
+"""Image files of a set before any is decoded, and the rules for members of an archive."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class Entry:
     """One image file.
 
     Attributes:
-        name: what messages call it: its path below the folder, or its name in the archive.
-        read: gives the file or its bytes; raises where it must not or cannot be read.
+        name: its path below the folder, or its name in the archive; messages call it so.
+        read: returns the file or its bytes; raises if it must not or cannot be read.
         label: index into the class names of its set; None without a class.
         test: whether it is in the test part of a dataset.
     """
@@ -33,13 +33,12 @@ class Entry:
 class Listing:
     """The image files of a set in order; none is decoded yet.
 
-    A file that must not or cannot be read stays in the listing, so that all that is wrong with a set is reported at
-    once.
+    A file that must not or cannot be read stays in the listing, so that one error can report all bad files.
 
     Attributes:
-        entries: the files, training images first; where there are class names, the readable ones have a label.
-        class_names: one per class; empty where the files have no labels.
-        ignored: names of the files and directories that were passed over.
+        entries: the files, training images first; if there are class names, each readable file has a label.
+        class_names: one per class; empty if the files have no labels.
+        ignored: names of the files and directories that were left aside.
     """
 
     entries: Sequence[Entry]
@@ -57,13 +56,15 @@ def refused_entry(name: str, reason: str) -> Entry:
 
 
 def objection(name: str, others: Container[str]) -> str:
-    """What speaks against the name of an archive's member, given the names before it; empty when nothing does."""
+    """Why the name of an archive's member is refused, given the names before it; empty if it is not."""
+    # Nothing is extracted, but an honest archive has no such name. A backslash separates directories on Windows.
     if name.startswith("/") or "\\" in name or ".." in name.split("/"):
         return "unsafe name, it leads out of the archive"
+    # A name that occurs twice would let one reader see another image than the next.
     return "the archive holds this name twice" if name in others else ""
 
 
 def check_size(size: int) -> None:
-    """Raise `ValueError` where a member has more than `LARGEST_FILE` bytes unpacked."""
+    """Raise `ValueError` if a member has more than `LARGEST_FILE` bytes unpacked."""
     if size > LARGEST_FILE:
         raise ValueError(f"too large: {size / 2**20:.0f} MiB unpacked, at most {LARGEST_FILE >> 20} are allowed")

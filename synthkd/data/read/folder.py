@@ -1,7 +1,7 @@
-"""Labelled images of a folder, a .zip or a WebDataset .tar: every file decoded and judged before anything trains.
+"""Labelled images of a folder, a .zip or a WebDataset .tar: every file is decoded before anything trains.
 
-`listing` has the rules about class directories and parts, `decode` those about converting. Conversions, and files that
-were ignored or left out, are named in the notes. All files that cannot be read are named in one error.
+`listing` has the rules about class directories and parts, `decode` those about conversions. Notes name the conversions
+and the files that were ignored or left out. One error names all files that cannot be read.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ def read_folder(root: str | Path, channels: int = 3, size: int | None = None, sk
     Args:
         root: a folder, a .zip, or a .tar (or a pattern of .tar shards); `~` is expanded.
         channels: 1 (grey) or 3 (RGB) of the result; images are converted.
-        size: side of the result in pixels: the largest centred square of each image, resized with antialiasing. None
-            keeps images as they are, which must then all have one size.
+        size: side of the result in pixels: the largest centred square of each image, resized with antialiasing. None:
+            images stay as they are, and must all have one size.
         skip_bad: leave unreadable files out, with a note, instead of raising.
 
     Returns:
@@ -48,8 +48,10 @@ def read_folder(root: str | Path, channels: int = 3, size: int | None = None, sk
         height, width = image.shape[1:]
         sizes[height, width] += 1
         if images is None:
+            # One tensor for all, filled in place: joining single images at the end would need twice the memory.
             images = _allocate(count, channels, height, width, where)
-        if len(sizes) == 1:  # with a second size the set is refused, but the rest is still checked
+        # With a second size the set is refused at the end, after all other files were checked too.
+        if len(sizes) == 1:
             images[len(entries)] = image
             entries.append(entry)
     _refuse(where, count, [] if skip_bad else decoding.bad, sizes)

@@ -1,8 +1,8 @@
-"""Image files of a folder, a zip or a WebDataset tar with their classes and parts: to be scored, or to be trained on.
+"""Image files of a folder, a zip or a WebDataset tar, with their classes and parts, for a score or for a training.
 
 A set is `CLASS/**/image`, or `train/CLASS/...` beside `test/CLASS/...`; a tar is a WebDataset. Classes are the sorted
-names of the directories, or the numbers in a tar. A set that is scored may also be flat, without classes, and one part
-of it is chosen. A set that is trained on needs classes; `val`, `valid` or `validation` stand in for a missing `test`.
+names of the directories, or the numbers in a tar. A set for a score may also be flat, without classes, and one of its
+parts is chosen. A set for a training needs classes; `val`, `valid` or `validation` replace a missing `test`.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ _TEST_PARTS = ("test", "val", "valid", "validation")
 
 
 def list_scored(path: Path, split: str | None = None) -> Listing:
-    """The images of a set that is scored, with a directory per class or all in one place, sorted by their path.
+    """The images of a set for a score, with a directory per class or all in one place, sorted by their path.
 
     Args:
         path: a folder, a .zip or a .tar.
-        split: which of the directories `train`, `test`, ... inside is meant; None where there are none.
+        split: one of the directories `train`, `test`, ... inside; None if there are none.
 
     Raises:
-        DataError: a folder or archive that cannot be read, no images, images beside class directories, or a split that
-            is not there or has to be chosen.
+        DataError: a folder or archive that cannot be read, no images, images beside class directories, a split that is
+            missing, or none although the set has parts.
     """
     if _is_tar(path):
         return list_tar(path)
@@ -50,13 +50,14 @@ def list_scored(path: Path, split: str | None = None) -> Listing:
             f"{path}: {len(flat)} images ({some([entry.name for entry in flat], 3)}) lie beside directories of images "
             f"({some([*classes], 3)}); move them into a directory, or away"
         )
+    # Refused members stay in the list: as bad files they are counted and named with the others.
     entries = [*flat, *_labelled(classes, files_first=False), *root.refused]
     ignored = {name for name in root.leaves() if not name.endswith("/")} - {*images.leaves()}
     return Listing(entries, tuple(classes), sorted(ignored))
 
 
 def list_dataset(path: Path) -> Listing:
-    """The images of a set that is trained on: every class of both parts, training images first.
+    """The images of a set for a training: every class of both parts, training images first.
 
     Args:
         path: a folder, a .zip or a .tar. A tar has no test part.
@@ -77,7 +78,7 @@ def list_dataset(path: Path) -> Listing:
     top = root if path.is_dir() else _unwrapped(root, ("train", *_TEST_PARTS))
     directories = top.visible()
     train = directories.get("train")
-    # A class may itself be called "train" (cars, planes, trains): a part is recognised by class directories inside.
+    # A class may have the name "train" (cars, planes, trains): a part is recognised by the class directories inside.
     if train is not None and train.visible():
         entries, classes = _both_parts(path, directories, train)
     elif directories and set(directories) <= set(_TEST_PARTS):
@@ -94,11 +95,13 @@ def _is_tar(path: Path) -> bool:
 
 
 def _unwrapped(top: Directory, parts: Container[str | None]) -> Directory:
-    """The first directory inside a zip that holds more than one other: what is around it is the folder that was zipped.
+    """The root of the set in a zip: directories that hold one directory and no image are entered.
+
+    Zipping a folder puts all its content below the name of the folder.
 
     Args:
         top: the root of the zip.
-        parts: names of directories that are parts of the set and never entered.
+        parts: names of directories that are parts of the set, and are never entered.
     """
     while len(inner := top.visible()) == 1 and not any(map(is_image, top.files)) and not any(n in parts for n in inner):
         (top,) = inner.values()
@@ -106,7 +109,7 @@ def _unwrapped(top: Directory, parts: Container[str | None]) -> Directory:
 
 
 def _parts(top: Directory) -> list[str]:
-    """The parts that a tree of images is divided into; none where `train` is a class."""
+    """The parts of a tree of images; none if names such as `train` are those of classes."""
     directories = top.visible()
     parts = [name for name in directories if name in PARTS]
     hold_classes = any(directories[name].directories for name in parts)
@@ -116,7 +119,7 @@ def _parts(top: Directory) -> list[str]:
 def _both_parts(
     where: Path, directories: Mapping[str, Directory], train: Directory
 ) -> tuple[list[Entry], tuple[str, ...]]:
-    """The images of `train` and, where there is one, of the test part, and the class names."""
+    """The images of `train` and of the test part, if there is one, and the class names."""
     entries, classes = _one_part(where, train)
     test_name = next((name for name in _TEST_PARTS if name in directories), None)
     if strangers := [name for name in directories if name not in ("train", *_TEST_PARTS)]:

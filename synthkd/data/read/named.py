@@ -1,7 +1,7 @@
-"""Datasets by name: scikit-learn's digits, and MNIST, Fashion-MNIST and CIFAR in the files of torchvision.
+"""Datasets by name: scikit-learn's digits, and MNIST, Fashion-MNIST and CIFAR in torchvision's files.
 
-Only `download: true` lets torchvision fetch files. The idx files of the MNIST family are read and checked here, gzipped
-or not, so the folder of Debian's package dataset-fashion-mnist can be used directly.
+Only with `download: true` does torchvision fetch files. The idx files of the MNIST family are read and checked here,
+gzipped or not, so the folder of Debian's package dataset-fashion-mnist can be used directly.
 """
 
 from __future__ import annotations
@@ -50,28 +50,34 @@ def read_digits() -> Source:
 
 
 def read_named(settings: NamedData) -> Source:
-    """Read MNIST, Fashion-MNIST, CIFAR-10 or CIFAR-100, fetching it first where the settings allow that.
+    """Read MNIST, Fashion-MNIST, CIFAR-10 or CIFAR-100, after a download if it is missing and the settings allow that.
 
     Raises:
-        DataError: files missing, truncated or corrupt, or a failed download.
+        DataError: files that are missing, truncated or corrupt, or a failed download.
     """
-    root = Path(settings.root).expanduser()
-    return _cifar(settings, root) if settings.kind.startswith("cifar") else _idx(settings, root)
+    kind, root = settings.kind, Path(settings.root).expanduser()
+    read = _cifar if kind.startswith("cifar") else _idx
+    source = read(kind, root)
+    if source is None and settings.download:
+        _download(kind, root)
+        source = read(kind, root)
+    if source is not None:
+        return source
+    folder, remedy = root / _FOLDERS[kind], "set download: true to fetch them"
+    if kind.startswith("cifar"):
+        raise DataError(f"{kind}: the files in {folder} are missing, unreadable or fail their checksums; {remedy}")
+    if kind == "fashion_mnist":
+        remedy += ", or install Debian's package dataset-fashion-mnist and set root to its folder"
+    raise DataError(
+        f"{kind}: {_IDX_FILES[0]}(.gz) and its three companions are neither in {root} nor in {folder}; {remedy}"
+    )
 
 
-def _idx(settings: NamedData, root: Path) -> Source:
-    """MNIST and Fashion-MNIST from their four idx files, in `root` itself or where torchvision puts them."""
-    files = _find_idx(settings.kind, root)
-    if files is None and settings.download:
-        _download(settings.kind, root)
-        files = _find_idx(settings.kind, root)
+def _idx(kind: str, root: Path) -> Source | None:
+    """MNIST or Fashion-MNIST from its idx files, in `root` itself or in torchvision's folder; None without them."""
+    files = _find_idx(kind, root)
     if files is None:
-        debian = ", or install Debian's package dataset-fashion-mnist and set root to its folder"
-        raise DataError(
-            f"{settings.kind}: {_IDX_FILES[0]}(.gz) and its three companions are neither in {root} nor in "
-            f"{root / _FOLDERS[settings.kind]}; set download: true to fetch them"
-            + (debian if settings.kind == "fashion_mnist" else "")
-        )
+        return None
     train, train_labels, test, test_labels = (read_idx(path) for path in files)
     for path, images, labels in ((files[0], train, train_labels), (files[2], test, test_labels)):
         if images.ndim != 3 or labels.shape != images.shape[:1] or images.shape[1:] != train.shape[1:]:
@@ -79,13 +85,14 @@ def _idx(settings: NamedData, root: Path) -> Source:
                 f"{path}: images {list(images.shape)} do not fit labels {list(labels.shape)} and training images "
                 f"{list(train.shape)}; replace the files"
             )
-    names = _FASHION_NAMES if settings.kind == "fashion_mnist" else _DIGIT_NAMES
+    names = _FASHION_NAMES if kind == "fashion_mnist" else _DIGIT_NAMES
     images, labels = torch.cat([train, test])[:, None], torch.cat([train_labels, test_labels]).long()
     return Source(images, labels, names, len(train))
 
 
 def _find_idx(kind: str, root: Path) -> list[Path] | None:
-    """The four files in the order of `_IDX_FILES`, from the first folder that has them all; None where none has."""
+    """The four files in the order of `_IDX_FILES`, from the first folder that has all; None if no folder has."""
+    # All from one folder: files of two downloads need not belong together.
     for folder in (root, root / _FOLDERS[kind]):
         candidates = ([folder / name, folder / f"{name}.gz"] for name in _IDX_FILES)
         files = [next((path for path in pair if path.is_file()), None) for pair in candidates]
@@ -107,55 +114,45 @@ def read_idx(path: Path) -> Tensor:
         with path.open("rb") as file:
             packed = file.read(2) == b"\x1f\x8b"
         with gzip.open(path) if packed else path.open("rb") as file:
+            # Bounded, because a small gzip file may unpack to any size.
             data = file.read(LARGEST_IDX + 1)
         if len(data) > LARGEST_IDX:
             raise OSError(f"more than {LARGEST_IDX >> 30} GiB unpacked")
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path}: truncated or unreadable ({error}); fetch it again") from error
+    # Two zero bytes, the type (8: unsigned byte), the number of axes, their lengths in 4 bytes each, then the data.
     if len(data) < 4 or data[:3] != b"\x00\x00\x08" or not 1 <= data[3] <= 4 or len(data) < 4 + 4 * data[3]:
         raise DataError(f"{path}: not an idx file of bytes, it begins with '{data[:4].hex(' ')}'; fetch it again")
     shape = [int.from_bytes(data[4 + 4 * axis : 8 + 4 * axis], "big") for axis in range(data[3])]
     payload = np.frombuffer(data, dtype=np.uint8, offset=4 + 4 * data[3])
-    expected = int(np.prod(shape, dtype=object))
+    expected = int(np.prod(shape, dtype=object))  # Python integers, since lengths in a damaged header may overflow
     if len(payload) != expected:
         raise DataError(f"{path}: {shape} needs {expected} bytes of data, got {len(payload)}; fetch it again")
     return torch.from_numpy(payload.copy()).view(shape)
 
 
-def _cifar(settings: NamedData, root: Path) -> Source:
-    """CIFAR by torchvision, which verifies the checksums of the files before it unpickles them."""
+def _cifar(kind: str, root: Path) -> Source | None:
+    """CIFAR by torchvision, which verifies the checksums of the files before it unpickles them; None if that fails."""
     from torchvision import datasets
 
-    dataset = getattr(datasets, _TORCHVISION[settings.kind])
-
-    def read() -> Source | None:
-        try:
-            train, test = dataset(root, train=True), dataset(root, train=False)
-        except (RuntimeError, OSError):  # torchvision's RuntimeError: files are missing or fail their checksum
-            return None
-        images = torch.from_numpy(np.concatenate([train.data, test.data])).permute(0, 3, 1, 2).contiguous()
-        labels = torch.tensor([*train.targets, *test.targets], dtype=torch.int64)
-        return Source(images, labels, tuple(train.classes), len(train.data))
-
-    source = read()
-    if source is None and settings.download:
-        _download(settings.kind, root)
-        source = read()
-    if source is None:
-        raise DataError(
-            f"{settings.kind}: the files in {root / _FOLDERS[settings.kind]} are missing, unreadable or fail their "
-            "checksums; set download: true to fetch them"
-        )
-    return source
+    dataset = getattr(datasets, _TORCHVISION[kind])
+    try:
+        train, test = dataset(root, train=True), dataset(root, train=False)
+    except (RuntimeError, OSError):  # torchvision's RuntimeError: files are missing or fail their checksum
+        return None
+    images = torch.from_numpy(np.concatenate([train.data, test.data])).permute(0, 3, 1, 2).contiguous()
+    labels = torch.tensor([*train.targets, *test.targets], dtype=torch.int64)
+    return Source(images, labels, tuple(train.classes), len(train.data))
 
 
 def _download(kind: str, root: Path) -> None:
-    """Fetch by torchvision into a temporary directory inside `root`, and move the files once all are whole."""
+    """Download by torchvision into a temporary directory inside `root`, and move the files once all are complete."""
     from torchvision import datasets
 
     target = root / _FOLDERS[kind]
     try:
         root.mkdir(parents=True, exist_ok=True)
+        # Inside `root`, since files can be moved in one step only within a file system.
         with tempfile.TemporaryDirectory(dir=root, prefix=".download-") as scratch:
             getattr(datasets, _TORCHVISION[kind])(scratch, download=True)
             target.mkdir(parents=True, exist_ok=True)

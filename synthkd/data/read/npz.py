@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,19 +21,19 @@ from synthkd.data.read.splits import Source
 from synthkd.errors import DataError
 
 LARGEST = 1 << 36
-"""Most bytes that the arrays of a file may have unpacked."""
+"""Most bytes of all arrays of a file, unpacked."""
 
 _TEST = {"test_images", "test_labels"}
 
 
 @dataclass(frozen=True)
 class Arrays:
-    """The arrays of a .npz as they stand there, not yet checked.
+    """The arrays of a .npz, not yet checked.
 
     Attributes:
         images: of any type and layout; `as_images` checks them.
-        labels: of any type and shape, or None where the file has none; `as_labels` checks them.
-        class_names: of any type and shape, or None where the file has none; `as_names` checks them.
+        labels: of any type and shape, or None if the file has none; `as_labels` checks them.
+        class_names: of any type and shape, or None if the file has none; `as_names` checks them.
     """
 
     images: NDArray[Any]
@@ -42,7 +42,7 @@ class Arrays:
 
 
 def read_npz(path: str | Path) -> Source:
-    """Read `images` and `labels`, and `test_images`, `test_labels` and `class_names` where the file has them.
+    """Read `images` and `labels`, and `test_images`, `test_labels` and `class_names` if the file has them.
 
     Raises:
         DataError: a file that is missing, corrupt or holds pickled objects; a missing array; images that are neither
@@ -51,6 +51,7 @@ def read_npz(path: str | Path) -> Source:
     path = Path(path).expanduser()
     with _opened(path) as archive:
         present = set(archive.files)
+        # One array of the test part demands the other.
         needed = {"images", "labels"} | (_TEST if _TEST & present else set())
         if missing := sorted(needed - present):
             raise DataError(f"{path}: has no array {missing}, only {sorted(present)}; add it with np.savez")
@@ -68,6 +69,7 @@ def read_npz(path: str | Path) -> Source:
     if "class_names" in arrays:
         names = as_names(arrays["class_names"], f"{path}: class_names")
     elif len(numbers) != numbers[-1] + 1:
+        # Bounded: a single label of 2,000,000,000 must not make an array of that length.
         absent = np.setdiff1d(np.arange(min(numbers[-1], len(numbers) + 10)), numbers)[:10].tolist()
         raise DataError(
             f"{path}: labels must be 0, 1, ... without gaps, got up to {numbers[-1]} but none of {absent}; renumber "
@@ -80,15 +82,15 @@ def read_npz(path: str | Path) -> Source:
 
 
 def read_arrays(path: Path, split: str | None = None) -> Arrays:
-    """Read `images` and `labels` of a .npz, or `arr_0` and `arr_1` of one that was saved without names.
+    """Read `images` and `labels` of a .npz, or `arr_0` and `arr_1` if it was saved without names.
 
     Args:
         path: the file.
-        split: `train`, or `test` for `test_images` and `test_labels`; None where the file has only one part.
+        split: `train`, or `test` for `test_images` and `test_labels`; None if the file has only one part.
 
     Raises:
-        DataError: no readable .npz, one that holds pickled objects or too much, no images, a split that is not there
-            or has to be chosen.
+        DataError: no readable .npz, one with pickled objects or too many bytes, no images, a split that is missing, or
+            none although the file has parts.
     """
     with _opened(path) as archive:
         images, labels = _keys(path, archive.files, split)
@@ -111,7 +113,7 @@ def _keys(path: Path, names: Sequence[str], split: str | None) -> tuple[str, str
 
 @contextmanager
 def _opened(path: Path) -> Iterator[NpzFile]:
-    """The open file; errors of opening and of reading it become a `DataError`."""
+    """Context manager: the open file. Errors of opening and of reading it become a `DataError`."""
     try:
         with path.open("rb") as file:
             archive = np.load(file, allow_pickle=False)
@@ -125,32 +127,29 @@ def _opened(path: Path) -> Iterator[NpzFile]:
 
 
 def _read(archive: NpzFile, keys: Sequence[str]) -> dict[str, NDArray[Any]]:
-    """The arrays of that name, after their headers were checked."""
-    _check_claims(archive, keys)
-    return {key: archive[key] for key in keys}
-
-
-def _check_claims(archive: NpzFile, keys: Iterable[str]) -> None:
-    """Check the headers of arrays before anything is allocated for them.
+    """The arrays with these names.
 
     Raises:
         ValueError: an array has fewer bytes than its header claims, or together they have more than `LARGEST`.
     """
     assert archive.zip is not None
+    # All headers first: numpy allocates what a header claims before it reads the first byte of the array.
     members, total = {info.filename.removesuffix(".npy"): info for info in archive.zip.infolist()}, 0
     for key in keys:
         with archive.zip.open(members[key]) as member:
+            # Version 3 is for names of fields beyond latin-1, and a plain array has no fields.
             read = {1: np.lib.format.read_array_header_1_0, 2: np.lib.format.read_array_header_2_0}
             version = np.lib.format.read_magic(member)[0]
             if version not in read:
                 raise ValueError(f"{key} is of version {version} of the format, which no plain array needs")
             shape, _, dtype = read[version](member)
-            claimed, held = math.prod(shape) * dtype.itemsize, members[key].file_size - member.tell()
-        if claimed > held:
-            raise ValueError(f"{key} {list(shape)} needs {claimed:,} bytes, and the file has {held:,}")
-        total += held
+            claim, size = math.prod(shape) * dtype.itemsize, members[key].file_size - member.tell()
+        if claim > size:
+            raise ValueError(f"{key} {list(shape)} needs {claim:,} bytes, and the file has {size:,}")
+        total += size
     if total > LARGEST:
         raise ValueError(f"too large: {total >> 30} GiB unpacked, at most {LARGEST >> 30} are allowed")
+    return {key: archive[key] for key in keys}
 
 
 def as_images(array: NDArray[Any], where: str) -> NDArray[np.uint8]:
@@ -158,7 +157,7 @@ def as_images(array: NDArray[Any], where: str) -> NDArray[np.uint8]:
 
     Args:
         array: uint8, or float in [0, 1]; `[N, H, W]`, or with 1 or 3 channels first or last.
-        where: what messages call it.
+        where: its name in messages.
 
     Raises:
         DataError: another type, range or layout, or no images.
@@ -166,7 +165,7 @@ def as_images(array: NDArray[Any], where: str) -> NDArray[np.uint8]:
     if array.dtype != np.uint8:
         if array.dtype.kind != "f":
             raise DataError(f"{where} must be uint8, or float in [0, 1], got {array.dtype}; use .astype(np.uint8)")
-        if array.size and not (array.min() >= 0.0 and array.max() <= 1.0):  # NaN fails both
+        if array.size and not (array.min() >= 0.0 and array.max() <= 1.0):  # NaN fails both comparisons
             kind = "NaN" if np.isnan(array).any() else f"{array.min():g}..{array.max():g}"
             raise DataError(f"{where} are float and must be in [0, 1], got {kind}; clean or rescale them")
         array = np.rint(array.astype(np.float32) * 255.0).astype(np.uint8)
@@ -174,7 +173,7 @@ def as_images(array: NDArray[Any], where: str) -> NDArray[np.uint8]:
         array = array[:, None]
     elif array.ndim == 4:
         first, last = array.shape[1] in (1, 3), array.shape[3] in (1, 3)
-        if first == last:
+        if first == last:  # neither, or both: then the layout is ambiguous
             raise DataError(f"{where} must be NHW, or have 1 or 3 channels either first or last, got {array.shape}")
         array = array.transpose(0, 3, 1, 2) if last else array
     if array.ndim != 4 or array.size == 0:
@@ -188,13 +187,14 @@ def as_labels(array: NDArray[Any], count: int, where: str) -> NDArray[np.int64]:
         raise DataError(f"{where} must be integers from 0, got {array.dtype}; use .astype(np.int64)")
     if array.shape != (count,):
         raise DataError(f"{where} must be one per image, [{count}], got {list(array.shape)}")
+    # A label of 64 bits is an identifier or damage; as a class count it would be an allocation of that size.
     if array.min() < 0 or array.max() > np.iinfo(np.int32).max:
         raise DataError(f"{where} must be integers from 0, got {array.min()}..{array.max()}; renumber them")
     return array.astype(np.int64)
 
 
 def as_names(array: NDArray[Any], where: str) -> tuple[str, ...]:
-    """Class names of an array of different strings; `DataError` for anything else."""
+    """Class names from an array of different strings; `DataError` for anything else."""
     if array.ndim != 1 or array.dtype.kind != "U" or len(set(array.tolist())) != len(array):
         raise DataError(f"{where} must be a list of different strings, got {array.dtype} {list(array.shape)}")
     return tuple(array.tolist())

@@ -1,6 +1,6 @@
 """Real, labelled images: from settings to three disjoint, checked parts.
 
-The readers are `named`, `npz` and `folder` (with archives); `splits` divides their images.
+The readers are `named`, `npz` and `folder` (also for archives); `splits` divides what they read.
 """
 
 from __future__ import annotations
@@ -22,10 +22,11 @@ _DIGITS_TEST = 0.2  # fraction of the test part
 
 
 def load_splits(settings: DataSettings) -> Splits:
-    """Read a dataset and split it; conversions and files that were ignored or left out are logged as warnings.
+    """Read a dataset and split it. Warnings tell of conversions and of files that were ignored or left out.
 
     Raises:
-        DataError: files missing, truncated, corrupt or of the wrong kind; labels out of range; a class without a
+        DataError: files that are missing, truncated, corrupt or of the wrong kind; labels out of range; a class without
+        a
             training image; a failed download. The message names the file and the remedy.
     """
     test = 0.0

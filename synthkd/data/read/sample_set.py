@@ -1,7 +1,7 @@
 """A set of images in a fixed order, every image decoded, checked and hashed before any score begins.
 
-The first decoded files stay in memory, up to `KEPT` bytes. The others are decoded again for each pass over the batches,
-so that memory stays bounded; a file that has changed since is an error. Blocks of arrays are not copied.
+The first decoded files stay in memory, up to `KEPT` bytes. The others are decoded again in each pass over the batches,
+so that memory stays bounded; a file that changed in between is an error. Blocks of arrays are not copied.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ class Samples:
     Attributes:
         name: in tables.
         count: number of images, without the bad files.
-        labels: int64 `[count]`, index into `class_names`; None where the source has none.
-        class_names: one per class; empty without labels. Where a source only numbers its classes, the numbers up to the
+        labels: int64 `[count]`, index into `class_names`; None if the source has none.
+        class_names: one per class; empty without labels. If a source only numbers its classes, the numbers up to the
             largest label.
         digest: sha256 in hex of pixels, sizes, order and labels: the same for a folder and an archive or array of the
             same images.
         notes: conversions and files that were ignored or left out, one line per kind.
         bad: `(file, reason)` of each unreadable file that was left out, as `skip_bad` allowed.
-        batches: largest batch -> uint8 batches `[n, C, H, W]` in order, at every call from the start. A batch never
-            mixes sizes or channel counts; it ends where they change.
-        images: rows -> those images, each uint8 `[C, H, W]`; for a few images, e.g. of a grid.
+        batches: largest size of a batch -> uint8 batches `[n, C, H, W]` in order, from the start at every call. A batch
+            never mixes sizes or channel counts; it ends where they change.
+        images: rows -> the images of these rows, each uint8 `[C, H, W]`; for a few images, e.g. of a grid.
     """
 
     name: str
@@ -70,14 +70,15 @@ def in_memory(
         blocks: uint8 `[n, C, H, W]`, contiguous; not copied.
         labels: int64 `[N]`, or None.
         class_names: one for each class; empty without labels.
-        notes: what was done to the images, one line per kind.
+        notes: conversions of the images, one line per kind.
 
     Raises:
         DataError: no images.
     """
+    # Row r lies in the first block that ends after r.
     ends = list(accumulate(map(len, blocks)))
     if not ends or ends[-1] == 0:
-        raise DataError(f"{name}: there are no images; look at what should have made them")
+        raise DataError(f"{name}: there are no images; check the source that should give them")
 
     def stream() -> Iterator[Tensor]:
         return chain.from_iterable(blocks)
@@ -103,6 +104,7 @@ def from_files(name: str, where: Path, listing: Listing, skip_bad: int) -> Sampl
     """
     entries: list[Entry] = []
     prints: list[_Print] = []
+    # Of images that are not stored only the fingerprints stay, for the digest and to notice a change.
     stored: list[Tensor] = []  # images of the first entries
     room = KEPT
     decoding = Decoding(listing)
@@ -110,7 +112,7 @@ def from_files(name: str, where: Path, listing: Listing, skip_bad: int) -> Sampl
         entries.append(entry)
         prints.append(_Print.of(image))
         room -= image.nbytes
-        if room >= 0:
+        if room >= 0:  # once below 0 it stays there, so the stored images are the first ones
             stored.append(image)
     refuse_bad(where, len(listing.entries), decoding.bad, skip_bad)
 
@@ -154,7 +156,8 @@ def _samples(
     notes: Sequence[str],
     bad: Sequence[tuple[str, str]] = (),
 ) -> Samples:
-    """The set of any source, given all its images in order and a function for one image by its row."""
+    """The set of any source, from all its images in order and a function of one row."""
+    # Byte order and type are fixed, so that the digest is the same on every machine.
     digest = hashlib.sha256(b"no labels" if labels is None else labels.numpy().astype("<i8").tobytes())
     for one in prints:
         digest.update(repr(one.shape).encode() + one.pixels)

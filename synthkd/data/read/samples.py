@@ -1,4 +1,4 @@
-"""Images to be scored, labelled or not: from files, a run, a dataset, arrays, batches or a generator."""
+"""Sets of images for a score, labelled or not: from files, a run, a dataset, arrays, batches or a generator."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from synthkd.settings import DataSettings, DigitsData, FolderData, NamedData, Np
 from synthkd.training.checkpoint import CheckpointStore
 from synthkd.types import SampleGenerator, check_labels
 
-_GENERATED = 256  # most images of one call of a generator
+_GENERATED = 256  # images of one call of a generator
 _RUN_FILES = ("result.json", "metrics.jsonl", "checkpoints")
 
 Images = Tensor | NDArray[Any]
@@ -44,30 +44,30 @@ def open_samples(
 ) -> Samples:
     """Open, check and hash a set of images.
 
-    Grey files give 1 channel, all others 3, by the mode in each file.
+    Grey files give 1 channel, all others 3: the mode of each file decides.
 
     Args:
         source: one of
             a path: an image folder (a directory per class, or flat), a .zip of one, a .npz (`images` or `arr_0`, and
-            `labels` or `arr_1` where it has them), a WebDataset .tar (or a pattern of shards), or the directory of a
-            run that is not finished, for the memory bank in its newest checkpoint;
+            `labels` or `arr_1` if it has them), a WebDataset .tar (or a pattern of shards), or the directory of an
+            unfinished run, for the memory bank in its newest checkpoint;
             the settings of a real dataset;
             an array of images; uint8 `[N, C, H, W]` is not copied, so it must not change later;
             an iterable of arrays `[n, C, H, W]` or `[n, H, W, C]`, or of `(images, labels)`, which is read once;
-            a generator, which makes one image for each of `labels`.
+            a generator, which generates one image for each of `labels`.
         name: in tables; None derives one from the source.
         split: a part of the source: `train`, `holdout` or `test` of settings, `train` or `test` of a .npz, a directory
-            of that name in a folder or .zip. Needed where the source has parts.
+            of that name in a folder or .zip. Needed if the source has parts.
         skip_bad: most unreadable files that may be left out; they are listed in `bad`.
         labels: whole numbers `[N]` for an array, iterable or generator; files have labels of their own.
         class_names: names for those labels.
         seed: of a generator; image i is a function of (seed, i) and its label alone.
-        difficulty: of a generator, in [0, 1]; the default is where a run's controller starts.
+        difficulty: of a generator, in [0, 1]; the default is the difficulty at which a run starts.
 
     Raises:
-        DataError: nothing there, nothing readable, more bad files than allowed (all of them counted, ten named), a
-            split that is not there, images or labels of a wrong kind, a run without images.
-        CheckpointError: a run of which no checkpoint verifies.
+        DataError: no such source, nothing readable, more bad files than allowed (all of them counted, ten named), a
+            split that is missing, images or labels of a wrong kind, a run without images.
+        CheckpointError: a run without a checkpoint that verifies.
     """
     # Files and datasets have labels and parts of their own; all other sources take labels, and no part.
     if isinstance(source, str | Path | DigitsData | NamedData | FolderData | NpzData):
@@ -99,7 +99,7 @@ def open_samples(
 
 
 def _open_path(path: Path, name: str | None, split: str | None, skip_bad: int) -> Samples:
-    """The set at a path, by what the path is; `name` None: its last part and the split."""
+    """The set at a path, by the kind of the path; `name` None: the last part of the path, and the split."""
     name = name or path.resolve().name + (f":{split}" if split else "")
     kind = path.suffix.lower()
     is_run = (path / "config.yaml").is_file() and any((path / file).exists() for file in _RUN_FILES)
@@ -129,7 +129,7 @@ def _open_settings(settings: DataSettings, name: str | None, split: str | None) 
 
 
 def _open_run(path: Path, name: str) -> Samples:
-    """The memory bank in the newest checkpoint of a run, oldest image first."""
+    """The memory bank in the newest checkpoint of a run, the oldest image first."""
     if (path / "result.json").exists():
         raise DataError(
             f"{path} is a finished run and holds no images: its memory bank was dropped with its checkpoints; score a "
@@ -161,7 +161,7 @@ def _open_npz(path: Path, name: str, split: str | None) -> Samples:
 
 
 def _collect(source: Iterable[Any], labels: Any, where: str) -> tuple[list[Tensor], Any]:
-    """Every batch as uint8, and the labels: those in the batches, else those of the caller."""
+    """Every batch as uint8, and the labels: those in the batches, else the caller's."""
     blocks: list[Tensor] = []
     own: list[NDArray[Any]] = []
     for batch in source:
@@ -183,6 +183,7 @@ def _collect(source: Iterable[Any], labels: Any, where: str) -> tuple[list[Tenso
 
 def _generate(generator: SampleGenerator, labels: Tensor, difficulty: float, seed: int, where: str) -> Iterator[Tensor]:
     """Images of a generator for the labels, uint8, in chunks that do not depend on the number of labels."""
+    # Fixed chunks, because the last bits of a network's output may depend on the size of its batch.
     for first in range(0, len(labels), _GENERATED):
         chunk = labels[first : first + _GENERATED]
         with torch.no_grad():
@@ -202,8 +203,9 @@ def _array(values: Any) -> NDArray[Any]:
 
 
 def _uint8(images: Any, where: str) -> Tensor:
-    """uint8 `[N, C, H, W]`, contiguous; not copied where the images are that already."""
+    """uint8 `[N, C, H, W]`, contiguous; not copied if the images are that already."""
     array = as_images(_array(images), where)
+    # torch has no read-only tensors, and a write to a read-only array is undefined.
     return torch.from_numpy(array if array.flags.writeable else array.copy())
 
 
@@ -213,5 +215,6 @@ def _labelled(labels: Any, names: Sequence[str], count: int, where: str) -> tupl
     if names:
         check_labels(checked, len(names), where)
         return checked, tuple(names)
+    # Without names there is a class for each number, so a huge label would make as many names.
     check_labels(checked, CLASSES, where)
     return checked, tuple(str(label) for label in range(int(checked.max()) + 1))

@@ -1,7 +1,7 @@
 """The three disjoint parts of a dataset: training, holdout and test.
 
 The test part is the dataset's own, else a stratified fraction. The holdout is a stratified fraction of the training
-part. Both are functions of the split seed alone, never of a run's seed.
+part. Both depend on the split seed and never on the seed of a run, so that runs with other seeds are comparable.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class RealData:
     Attributes:
         images: uint8 `[N, C, H, W]`; N may be 0 in a holdout or test part.
         labels: int64 `[N]` in `[0, spec.classes)`.
-        spec: what a classifier of these images takes and gives.
+        spec: sizes of the images, and number of classes.
         class_names: one per class.
         name: of the dataset, or of the file or folder.
     """
@@ -92,8 +92,8 @@ def split(
     Args:
         source: the dataset.
         name: of the dataset in errors and reports.
-        test_fraction: share of all rows in the test part, where the source has none of its own.
-        holdout_fraction: share of the remaining training part that is held out.
+        test_fraction: share of all rows in the test part, if the source has none of its own.
+        holdout_fraction: share of the rest that is held out.
         seed: of the random draws.
         per_class: most training images of a class; None keeps all.
 
@@ -109,11 +109,12 @@ def split(
     else:
         test = np.arange(len(labels)) >= source.train
     rest = np.flatnonzero(~test)
+    # Before the holdout is taken: `_stratified` leaves every class at least one row, but cannot give it one.
     present = np.bincount(labels.numpy()[rest], minlength=len(names)) > 0
     if not present.all():
         absent = some([names[index] for index in np.flatnonzero(~present)])
         raise DataError(f"{name}: every class needs a training image, none is of {absent}; add some or drop the class")
-    held = _stratified(labels.numpy()[rest], holdout_fraction, numpy_stream(seed, "holdout split"))
+    holdout = _stratified(labels.numpy()[rest], holdout_fraction, numpy_stream(seed, "holdout split"))
 
     channels, height, width = source.images.shape[1:]
     spec = ImageSpec(channels, height, width, len(names))
@@ -122,17 +123,18 @@ def split(
         index = torch.from_numpy(rows)
         return RealData(source.images[index], labels[index], spec, names, name)
 
-    train = rest[~held]
+    # Last, so that test and holdout are the same for every number of training images.
+    train = rest[~holdout]
     if per_class is not None:
         train = train[_few_of_each(labels.numpy()[train], per_class, numpy_stream(seed, "per class"))]
-    return Splits(part(train), part(rest[held]), part(np.flatnonzero(test)), source.notes)
+    return Splits(part(train), part(rest[holdout]), part(np.flatnonzero(test)), source.notes)
 
 
 def _stratified(labels: NDArray[np.int64], fraction: float, rng: np.random.Generator) -> NDArray[np.bool_]:
-    """Mark `round(fraction * N)` rows, in each class its share to within one; a class never loses its last row."""
+    """Mark `round(fraction * N)` rows, in each class its share to within one; never the last row of a class."""
     order, rank = _shuffled_within_classes(labels, rng)
     counts = np.bincount(labels)
-    # The rounding is cumulative over the classes, so that many small classes lose as much as one big one.
+    # The rounding is cumulative over the classes, so that many small classes together give as many rows as a large one.
     quota = np.diff(np.rint(fraction * np.cumsum(counts)), prepend=0)
     quota = np.minimum(quota, np.maximum(counts - 1, 0))
     marked = np.zeros(len(labels), dtype=bool)
@@ -141,7 +143,7 @@ def _stratified(labels: NDArray[np.int64], fraction: float, rng: np.random.Gener
 
 
 def _few_of_each(labels: NDArray[np.int64], count: int, rng: np.random.Generator) -> NDArray[np.intp]:
-    """Ascending rows with at most `count` of each class; those of a smaller count are among those of a larger one."""
+    """Rows in ascending order, at most `count` of each class; a smaller count gives a subset of a larger one."""
     order, rank = _shuffled_within_classes(labels, rng)
     return np.sort(order[rank < count])
 
@@ -150,6 +152,7 @@ def _shuffled_within_classes(
     labels: NDArray[np.int64], rng: np.random.Generator
 ) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     """All rows class by class, in a random order within each class, and the rank of each in its class from 0 on."""
+    # A stable sort of a random order by label keeps the order random within each class.
     order = rng.permutation(len(labels))
     order = order[np.argsort(labels[order], kind="stable")]
     counts = np.bincount(labels)
@@ -171,6 +174,7 @@ def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, 
     """
     if images.dtype != torch.uint8 or images.numel() == 0:
         raise DataError(f"channel statistics need at least one uint8 image, got {images.dtype} {list(images.shape)}")
+    # Counts of the 256 levels are exact, independent of the order of the images, and need no float copy of them.
     counts = torch.stack([torch.bincount(channel.flatten(), minlength=256) for channel in images.unbind(1)]).double()
     share = counts / counts.sum(dim=1, keepdim=True)
     levels = torch.arange(256, dtype=torch.float64) / 255.0

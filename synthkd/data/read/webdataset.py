@@ -13,7 +13,7 @@ from synthkd.errors import DataError
 from synthkd.system.text import parse_json
 
 CLASSES = 100_000
-"""Labels are below this; a larger one is an identifier that was taken for a label."""
+"""Bound of the labels; a larger one is an identifier that somebody took for a label."""
 
 _Reader = Callable[[], bytes]
 _IMAGES = ("png", "jpg", "jpeg", "webp")
@@ -57,6 +57,7 @@ def list_tar(path: Path) -> Listing:
         raise DataError(f"{path} holds no {some(_IMAGES)} images; check the path")
     labels = {entry.label for entry in entries if entry.label is not None}
     if labels:
+        # A missing label among labelled samples is a mistake, so such samples count as bad files.
         refused += [refused_entry(e.name, "no label, though others have one") for e in entries if e.label is None]
         entries = [entry for entry in entries if entry.label is not None]
     names = tuple(map(str, range(max(labels, default=-1) + 1)))
@@ -64,10 +65,11 @@ def list_tar(path: Path) -> Listing:
 
 
 def _members(shard: Path) -> tuple[dict[str, _Reader], list[tuple[str, str]]]:
-    """Every file of an uncompressed tar by name, and `(name, objection)` of what is not read."""
+    """Every file of an uncompressed tar by name, and `(name, objection)` of each member that is refused."""
     files: dict[str, _Reader] = {}
     objections: list[tuple[str, str]] = []
     try:
+        # Uncompressed only ("r:"), so that a member is read by a seek, by many threads at once.
         with shard.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
             for member in tar:
                 name = member.name.removeprefix("./")
@@ -77,7 +79,8 @@ def _members(shard: Path) -> tuple[dict[str, _Reader], list[tuple[str, str]]]:
                     objections.append((name, reason))
                 elif plain:
                     files[name] = partial(_read_at, shard, member.offset_data, member.size)
-            file.seek(tar.offset)  # tarfile takes a damaged header for the end, and says nothing
+            # tarfile silently takes a damaged header for the end; a whole tar ends in blocks of zeros.
+            file.seek(tar.offset)
             if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
                 raise tarfile.ReadError("it breaks off without an end mark")
     except (OSError, ValueError, EOFError, MemoryError, RecursionError, tarfile.TarError) as error:
@@ -99,7 +102,7 @@ def _by_key(members: Mapping[str, _Reader]) -> Iterator[tuple[str, dict[str, _Re
 
 
 def _label(files: Mapping[str, _Reader]) -> int | None:
-    """The class of a sample; None where it has none. Raises `ValueError` for what is no label."""
+    """The class of a sample; None if it has none. Raises `ValueError` for anything that is no label."""
     label: object = None
     if "cls" in files:
         text = files["cls"]().decode().strip()

@@ -1,4 +1,4 @@
-"""The card of a generated dataset: a README.md with front matter that states what is known of the dataset."""
+"""The card of a generated dataset: a README.md with front matter, from the content of its `dataset.json`."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def card(about: Mapping[str, Any], recipe: str) -> str:
 
 
 def _features(class_names: Sequence[str]) -> list[dict[str, Any]]:
-    """The columns of the image folder for Hugging Face datasets, which finds the names of the labels only here."""
+    """The columns of the image folder for Hugging Face datasets, which reads the names of the labels only here."""
     names = {str(number): one_line(name) for number, name in enumerate(class_names)}
     return [
         {"name": "image", "dtype": "image"},
@@ -147,10 +147,10 @@ def _privacy(about: Mapping[str, Any]) -> str:
 
 
 def _text(name: object) -> str:
-    """A name with its Markdown and HTML characters escaped."""
+    """A name with its Markdown and HTML characters escaped, since names come from files and must stay plain text."""
     return re.sub(r"[\\`*<>|~$&\[\]]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])", r"\\\g<0>", one_line(str(name)))
 
 
 def _percent(share: float | None) -> str:
-    """A share in percent, or a dash where it is unknown."""
+    """A share in percent, or a dash if it is unknown."""
     return "-" if share is None else f"{share:.1%}"

@@ -1,7 +1,7 @@
 """Filters of generated images: the teacher's confidence, near duplicates, and copies of real images.
 
-An image is judged by itself and by the accepted images of its class with lower numbers. So the result is a function of
-the images alone, however they are cut into parts.
+An image is judged by itself and by the accepted images of its class with lower numbers. The result is thus a function
+of the images alone, however they are divided into parts.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Sieve:
 
     Args:
         wanted: number of images of each class.
-        confidence: least probability of the label by the teacher; None: no limit.
+        confidence: smallest probability that the teacher gives the label; None: no limit.
         near_duplicates: an image is rejected when its root mean square difference (of pixels in [0, 1]) to an accepted
             image of its class is at most this; 0 rejects exact duplicates; None rejects none.
         copies: the same to any real image, for which every part needs `real_distance`; None rejects none.
@@ -50,8 +50,8 @@ class Sieve:
     Attributes:
         tried: int64 `[K]`, the images of each class that were judged.
         passed: int64 `[K]`, the accepted ones.
-        rejected: name of a filter -> images that it rejected; each counts once, by the first filter that rejects it in
-            the order confidence, copies, near_duplicates.
+        rejected: name of a filter -> number of images that it rejected. Each image counts once, for the first filter
+            that rejects it in the order confidence, copies, near_duplicates.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class Sieve:
     def keep(self, part: Part) -> Tensor:
         """Which images of a part stay, bool `[N]`; parts come in the order of their numbers, each once.
 
-        Images of a class that is full do not stay, and count as neither tried nor rejected.
+        Images of a class that is full do not stay, and count neither as tried nor as rejected.
         """
         good = torch.ones(len(part), dtype=torch.bool)
         if self._confidence is not None:
@@ -110,17 +110,17 @@ class Sieve:
         return stays
 
     def _unlike(self, label: int, images: Tensor, good: Tensor) -> list[bool]:
-        """Which of the `good` images of a class lie farther than the limit from every accepted one before them.
-
-        Squared differences of 8-bit levels are whole numbers, so float64 products of them are exact in any order.
-        """
+        """Which of the `good` images of a class lie farther than the limit from every accepted one before them."""
         if self._near_duplicates is None:
             return good.tolist()
+        # Products of 8-bit levels are whole numbers, and their sums exact in float64, in any order: the result depends
+        # neither on the kernel of the matrix product nor on the borders of the parts.
         flat = images.flatten(1).double()
         limit = (self._near_duplicates * _LEVELS) ** 2 * flat.shape[1]
         good = good.clone()
         for block in self._accepted.get(label, ()):
             good &= (_squared(flat, block.flatten(1).double()) > limit).all(1)
+        # One after another, because an image that is rejected rejects no later one.
         among = _squared(flat, flat)
         passes: list[bool] = []
         for row in range(len(flat)):

@@ -1,7 +1,7 @@
 """A dataset that `synthkd generate` wrote, read back from any of its formats and verified.
 
-`dataset.json` describes the images. Its `content` is a sha256 over the decoded pixels, labels, logits and numbers, the
-same for every format. The file has a checksum of its own, and `SHA256SUMS` has those of all files, for a check without
+`dataset.json` describes the images. Its `content` is a sha256 over decoded pixels, labels, logits and numbers, the same
+in every format. The file has a checksum of its own. `SHA256SUMS` has the checksums of all files, for a check without
 synthkd: `sha256sum -c`.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import tarfile
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor
 
 from synthkd.data.read.decode import decode, in_a_line
+from synthkd.data.read.decoding import channels_first
 from synthkd.data.written.writers import Records, needed
 from synthkd.errors import DataError
 from synthkd.system.files import inside
@@ -42,8 +44,8 @@ class StoredDataset:
         logits: float32 `[N, K]`, the teacher's.
         class_names: one per class.
         mean: the teacher's normalisation of images in [0, 1], per channel.
-        std: of the same.
-        spec: what a classifier of these images takes and gives.
+        std: likewise.
+        spec: sizes of the images, and number of classes.
         about: the content of `dataset.json`.
     """
 
@@ -64,6 +66,7 @@ class Content:
     """The digest of a dataset, updated block by block; the borders of the blocks do not matter."""
 
     def __init__(self) -> None:
+        # A hash for each column: one hash over all would depend on where a block ends.
         self._parts = [hashlib.sha256() for _ in range(4)]
 
     def add(self, block: Records) -> None:
@@ -99,10 +102,11 @@ def read_stored(path: str | Path) -> StoredDataset:
         files = [inside(top, str(name)) for name in dict.fromkeys(about["files"])]
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise DataError(f"{top / ABOUT} is damaged ({in_a_line(error)}); generate the dataset again") from error
+    # One row more than there should be is enough to know, however many a damaged file claims.
     rows = list(islice(reader(files, spec), count + 1))
     if len(rows) != count or not rows:
-        held = f"more than {count}" if len(rows) > count else len(rows)
-        raise DataError(f"{top} holds {held} images, but {count} were written; copy or generate it again")
+        number = f"more than {count}" if len(rows) > count else len(rows)
+        raise DataError(f"{top} holds {number} images, but {count} were written; copy or generate it again")
     records = Records(
         torch.tensor([row.number for row in rows]),
         torch.stack([row.image for row in rows]),
@@ -145,9 +149,20 @@ def _read_about(top: Path) -> dict[str, Any]:
     return dict(about)
 
 
+@contextmanager
+def _reading(file: Path, errors: tuple[type[Exception], ...] = (OSError, ValueError)) -> Iterator[None]:
+    """Context manager in which errors of reading a file become a `DataError`."""
+    try:
+        yield
+    except errors as error:
+        raise DataError(f"{file} cannot be read ({in_a_line(error)}); copy or generate it again") from error
+
+
 def _read_folder(files: list[Path], spec: ImageSpec) -> Iterator[_Row]:
     for file in files:
-        for number, line in enumerate(_lines(file), 1):
+        with _reading(file):
+            lines = file.read_text(encoding="utf-8").splitlines()
+        for number, line in enumerate(lines, 1):
             about = _entry(line, f"{file}, line {number}")
             image = file.parent / str(about.get("file_name"))
             if not image.is_file():
@@ -158,16 +173,16 @@ def _read_folder(files: list[Path], spec: ImageSpec) -> Iterator[_Row]:
 def _read_tars(files: list[Path], spec: ImageSpec) -> Iterator[_Row]:
     for file in files:
         samples: dict[str, dict[str, bytes]] = {}  # key -> suffix -> content
-        try:
-            with tarfile.open(file, "r:") as tar:
-                for member in tar:
-                    if not member.isreg() or member.issparse():
-                        raise ValueError(f"{one_line(member.name)} is no plain file")
-                    key, _, suffix = member.name.partition(".")
-                    content = tar.extractfile(member)
-                    samples.setdefault(key, {})[suffix] = b"" if content is None else content.read()
-        except (OSError, ValueError, MemoryError, RecursionError, tarfile.TarError) as error:
-            raise DataError(f"{file} cannot be read ({in_a_line(error)}); copy or generate it again") from error
+        # The headers of a damaged tar may claim any size, or nest without end.
+        errors = (OSError, ValueError, MemoryError, RecursionError, tarfile.TarError)
+        with _reading(file, errors), tarfile.open(file, "r:") as tar:
+            for member in tar:
+                # A sparse member of a few bytes may claim to be of any size.
+                if not member.isreg() or member.issparse():
+                    raise ValueError(f"{one_line(member.name)} is no plain file")
+                key, _, suffix = member.name.partition(".")
+                content = tar.extractfile(member)
+                samples.setdefault(key, {})[suffix] = b"" if content is None else content.read()
         for key, sample in samples.items():
             where = f"{file}: {key}"
             yield _row(sample.get("png", b""), _entry(sample.get("json", b""), f"{where}.json"), spec, f"{where}.png")
@@ -176,24 +191,16 @@ def _read_tars(files: list[Path], spec: ImageSpec) -> Iterator[_Row]:
 def _read_parquet(files: list[Path], spec: ImageSpec) -> Iterator[_Row]:
     parquet = needed("pyarrow.parquet")
     for file in files:
-        try:
+        with _reading(file):  # the errors of pyarrow are subclasses of OSError and ValueError
+            # Before any row is read, because compression lets a small file claim any number of equal rows.
             if parquet.read_metadata(file).num_rows > file.stat().st_size:
                 raise ValueError("it claims more rows than it has bytes")
             rows = parquet.read_table(file).to_pylist()
-        except (OSError, ValueError) as error:  # the errors of pyarrow are subclasses of these
-            raise DataError(f"{file} cannot be read ({in_a_line(error)}); copy or generate it again") from error
         for row in rows:
             image = row.get("image")
             if not isinstance(image, dict) or not isinstance(image.get("bytes"), bytes):
                 raise DataError(f"{file} has no images in a column `image`; copy or generate it again")
             yield _row(image["bytes"], row, spec, f"{file}: {image.get('path')}")
-
-
-def _lines(file: Path) -> list[str]:
-    try:
-        return file.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{file} cannot be read ({in_a_line(error)}); copy or generate it again") from error
 
 
 def _entry(text: str | bytes, where: str) -> dict[str, Any]:
@@ -209,12 +216,13 @@ def _row(file: bytes, about: Mapping[str, Any], spec: ImageSpec, where: str) -> 
     decoded = decode(file, spec.channels)
     if decoded.pixels is None:
         raise DataError(f"{where} is no readable image ({decoded.reason}); copy or generate the dataset again")
-    image = torch.from_numpy(decoded.pixels).permute(2, 0, 1).contiguous()
-    number, label, logits = (about.get(key) for key in ("number", "label", "logits"))
-    whole = all(isinstance(one, int) and abs(one) < 2**63 for one in (number, label))
-    answers = logits if isinstance(logits, list) and all(isinstance(one, int | float) for one in logits) else []
-    if tuple(image.shape) != spec.shape or not whole or len(answers) != spec.classes:
-        raise DataError(f"{where}: image, label or logits are not of {spec}; copy or generate the dataset again")
-    assert isinstance(number, int)
-    assert isinstance(label, int)
-    return _Row(number, image, label, answers)
+    image = channels_first(decoded.pixels)
+    match about:
+        case {"number": int(number), "label": int(label), "logits": list(logits)} if (
+            tuple(image.shape) == spec.shape
+            and max(abs(number), abs(label)) < 2**63  # they become int64
+            and len(logits) == spec.classes
+            and all(isinstance(one, int | float) for one in logits)
+        ):
+            return _Row(number, image, label, logits)
+    raise DataError(f"{where}: image, label or logits are not of {spec}; copy or generate the dataset again")

@@ -1,7 +1,7 @@
 """Parts of an unfinished dataset: numbered images with their logits, each part in a file that is written atomically.
 
-The parts are the checkpoint of the sampling. Images are sampled in chunks of consecutive numbers, so the first and the
-last number of each part, in its file name, tell which images exist.
+The parts are the checkpoint of the sampling. A part has images with consecutive numbers, and its file name has the
+number of its first image and the number after its last, so a listing tells which images exist.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class Part:
         images: uint8 `[N, C, H, W]`.
         labels: int64 `[N]`, the labels that the images were generated for.
         logits: float32 `[N, K]`, the teacher's, of these very images.
-        real_distance: float32 `[N]`, root mean square difference in [0, 1] to the nearest real image, or None where
-            there are no real images to compare with.
+        real_distance: float32 `[N]`, root mean square difference in [0, 1] to the nearest real image; None if there
+            are no real images to compare with.
     """
 
     first: int
@@ -43,15 +43,15 @@ class Part:
         return len(self.labels)
 
 
+@dataclass(frozen=True)
 class PartStore:
     """The parts in a directory; several processes may write different parts.
 
-    Args:
+    Attributes:
         directory: of the files; the first write creates it.
     """
 
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
+    directory: Path
 
     def write(self, part: Part) -> None:
         """Write one part, atomically."""
@@ -63,11 +63,12 @@ class PartStore:
 
     def spans(self) -> list[tuple[int, int]]:
         """`(first, stop)` of every part, in order."""
+        # By the names alone, so that no large file is read only to be listed.
         names = (_NAME.fullmatch(path.name) for path in self.directory.glob("*.safetensors"))
         return sorted((int(name[1]), int(name[2])) for name in names if name)
 
     def read(self, first: int, stop: int) -> Iterator[Part]:
-        """The parts of the numbers `first` to `stop`, in order; no part reaches over either end.
+        """The parts with the numbers `first` to `stop - 1`, in order; no part may reach over either end.
 
         Raises:
             CheckpointError: a part that cannot be read, or numbers that no part holds.
@@ -78,12 +79,13 @@ class PartStore:
                 continue
             path = self.directory / f"{begin:09d}-{end:09d}.safetensors"
             if begin != expected:
-                break
+                break  # a gap; the error below names it
             try:
                 tensors, about = unsealed_tensors(path)
                 part = Part(
                     begin, tensors["images"], tensors["labels"], tensors["logits"], tensors.get("real_distance")
                 )
+                # The checksum covers the content, not the name, which somebody may have changed.
                 if int(about.get("first", begin)) != begin or len(part) != end - begin:
                     raise ValueError("its name is that of other images")
             except (ValueError, KeyError) as error:

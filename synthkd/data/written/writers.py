@@ -2,8 +2,8 @@
 
 The bytes are a function of the images and the layout. Each image has its number, its label, the teacher's logits and
 soft labels (their softmax), the difficulty, and the mark that it is synthetic. The directories of the image folder,
-`0003_name`, sort in the order of the classes, so torchvision numbers the classes right. Hugging Face datasets takes the
-labels of a folder from its metadata; the names of the classes are in the front matter of the card.
+`0003_name`, sort in the order of the classes, so that torchvision numbers the classes alike. Hugging Face datasets
+reads the labels of a folder from its metadata, and the names of the classes from the front matter of the card.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ SPLIT = "train"
 """Name of the only split."""
 METADATA = "metadata.jsonl"
 """Name of the file with the labels and logits of an image folder."""
-_TAR_BLOCK = 512
-_DISK_BLOCK = 4096
+_TAR_BLOCK = 512  # bytes; a tar pads every file to whole blocks and puts one before it
+_DISK_BLOCK = 4096  # bytes; a file system gives a file whole blocks
 _SUM = 150  # bytes of a line of SHA256SUMS
 
 
@@ -98,6 +98,7 @@ class Layout:
 
     def directory(self, label: int) -> str:
         """Name of a class's directory in the image folder."""
+        # The number makes the name unique and sorts it; of the class name only what every file system takes remains.
         width = max(4, len(str(len(self.class_names) - 1)))
         name = re.sub(r"[^A-Za-z0-9]+", "-", self.class_names[label]).strip("-").lower()
         return f"{label:0{width}d}_{name or 'class'}"
@@ -129,10 +130,10 @@ def check_format(layout: Layout, spec: ImageSpec, counts: Sequence[int]) -> None
 
 
 def estimate(layout: Layout, spec: ImageSpec) -> int:
-    """Bytes of the dataset on disk, an upper bound that takes no image to be compressible."""
+    """An upper bound of the bytes of the dataset on disk, for images that cannot be compressed."""
     pixels = spec.channels * spec.height * spec.width
-    png = pixels + spec.height + 100
-    text = 250 + len(layout.class_names) * 24
+    png = pixels + spec.height + 100  # a PNG has a filter byte for each row, and some headers
+    text = 250 + len(layout.class_names) * 24  # the entry of an image: a soft label and a logit for each class
     if layout.format == "folder":
         return layout.count * (-(-png // _DISK_BLOCK) * _DISK_BLOCK + text + _SUM)
     if layout.format == "webdataset":
@@ -145,11 +146,12 @@ def write_records(blocks: Iterable[Records], directory: Path, layout: Layout, do
 
     Args:
         blocks: the images, in the order of their numbers, in blocks of any size.
-        directory: of the dataset; created where it is missing.
+        directory: of the dataset; created if it is missing.
         layout: of the files.
         done: called with the number of images written so far.
     """
     if layout.format == "folder":
+        # A write that fails names no file; the directory is what somebody has to look at.
         with naming(directory):
             _write_folder(blocks, directory / SPLIT, layout, done)
         return
@@ -179,7 +181,7 @@ def needed(module: str) -> Any:
 
 
 def soft_labels(logits: Tensor) -> Tensor:
-    """The teacher's probabilities float32 `[N, K]`."""
+    """The teacher's probabilities, float32 `[N, K]`, computed in float64."""
     return logits.double().softmax(1).float()
 
 
@@ -238,7 +240,8 @@ def _tar(block: Records, layout: Layout) -> bytes:
         for number, image, label, about in _each(block, layout):
             members = (("png", png(image)), ("cls", str(label).encode()), ("json", json.dumps(about).encode()))
             for suffix, content in members:
-                member = tarfile.TarInfo(f"{number:08d}.{suffix}")  # owner 0, time 0: the same bytes whoever writes
+                # Owner 0 and time 0, so that the bytes are the same whoever writes them, and when.
+                member = tarfile.TarInfo(f"{number:08d}.{suffix}")
                 member.size = len(content)
                 tar.addfile(member, io.BytesIO(content))
     return buffer.getvalue()
@@ -260,6 +263,7 @@ def _parquet(block: Records, layout: Layout) -> bytes:
         "synthetic": ([True] * len(files), arrow.bool_(), _value("bool")),
         "number": (block.numbers.tolist(), arrow.int64(), _value("int64")),
     }
+    # Hugging Face datasets reads the types of the columns, such as the class names, from this entry of the schema.
     features = {name: feature for name, (_, _, feature) in columns.items()}
     schema = arrow.schema(
         [(name, kind) for name, (_, kind, _) in columns.items()],

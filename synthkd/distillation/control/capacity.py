@@ -1,9 +1,9 @@
-"""Controllers that follow the capacity of the student: the weights of loss terms, and the strength of distillation.
+"""Controllers that adapt to the capacity of the student: the weights of loss terms, and the strength of distillation.
 
-A capacity, C_S(t) of the student at time t and C_T of the teacher, is any number >= 0 that both models get from the
-same images by the same estimator: held-out accuracy, or the nats about the label in
-`synthkd.compression.capacity.label_information`. Only the ratio of the two counts. The number of parameters is no such
-capacity, because it does not change while the student learns.
+The capacity of the student at time t is C_S(t), that of the teacher C_T. A capacity is any number >= 0 that one
+estimator gives for both models on the same images: held-out accuracy, or the information about the label in nats
+(`synthkd.compression.capacity.label_information`). Only the ratio of the two counts. The number of parameters is no
+such capacity, because it does not change while the student learns.
 """
 
 from __future__ import annotations
@@ -12,8 +12,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
-
-from scipy.optimize import brentq
 
 from synthkd.distillation.control.controller import Controller, Evaluation, Outcome
 from synthkd.distillation.terms.objective import Origin
@@ -29,8 +27,8 @@ all terms of the teacher, and with them the size of a step."""
 def capacity_strength(student: float, teacher: float, beta: float = 1.0) -> float:
     """Capacity-aware strength `gamma_t = sigmoid(C_S(t) / C_T * beta)`.
 
-    It is 1/2 for a student of capacity 0 and `sigmoid(beta)` for one as capable as its teacher: with beta = 1 it rises
-    by 0.23 during the whole training. With a negative beta it falls.
+    It is 1/2 for a student of capacity 0 and `sigmoid(beta)` for a student with the capacity of its teacher. With
+    beta = 1 it thus rises by 0.23 during the whole training; with a negative beta it falls.
 
     Args:
         student: C_S(t) >= 0.
@@ -44,15 +42,15 @@ def capacity_strength(student: float, teacher: float, beta: float = 1.0) -> floa
 
 
 class AdaptiveWeights(Controller):
-    """Two weights `alpha_t = sigmoid(C_S(t) / C_T * beta_t)` and `beta_t = 1 - alpha_t`, which define each other.
+    """Two weights that define each other: `alpha_t = sigmoid(C_S(t) / C_T * beta_t)` and `beta_t = 1 - alpha_t`.
 
-    At each t the two equations define a fixed point. An update is one step of an iteration over time,
+    At each t the two equations have one solution. An update is one step of an iteration over time,
 
         alpha <- alpha + rate * (sigmoid(C_S / C_T * (1 - alpha)) - alpha)
 
-    which for a constant ratio converges to `balanced_weight` from any start in [0, 1]. At rate 1 (no damping) it
-    cycles between two values for ratios above 5.86; at rate 1/2 it converges for any ratio below 74. The weights hardly
-    move: for ratios from 0 to 1 alpha goes from 0.5 to 0.599.
+    which for a constant ratio converges to that solution from any start in [0, 1]. At rate 1 (no damping) it cycles
+    between two values for ratios above 5.86; at rate 1/2 it converges for any ratio below 74. The weights hardly move:
+    for ratios from 0 to 1 the solution goes from alpha = 0.5 to 0.599.
 
     Args:
         settings: the first alpha and the rate.
@@ -87,15 +85,16 @@ class AdaptiveWeights(Controller):
 
     def follow(self, evaluation: Evaluation) -> dict[str, float]:
         """Update the weights by the accuracies of student and teacher; without a teacher they stay."""
-        if not evaluation.teacher:
+        if not evaluation.teacher:  # also for a teacher that is never right, since there is no ratio to 0
             return {}
+        # At step 0 the student has learned nothing, so its accuracy says nothing about its capacity.
         if evaluation.step > 0:
             self.update(evaluation.accuracies[0], evaluation.teacher)
         return {"adapt/weight_of_answers": self.value}
 
     def factor(self, origin: Origin) -> float:
         """`2 alpha_t` for terms of the teacher's logits, `2 beta_t` for all others, so that the mean stays 1."""
-        return 2.0 * (self.value if origin == "answers" else self.other)
+        return 2.0 * (self.value if origin == "logits" else self.other)
 
     def state_dict(self) -> dict[str, Any]:
         """alpha_t, as `value`."""
@@ -106,37 +105,25 @@ class AdaptiveWeights(Controller):
         self.value = float(state["value"])
 
 
-def balanced_weight(ratio: float) -> float:
-    """The only alpha in [1/2, 1) with `alpha = sigmoid(ratio * (1 - alpha))`.
-
-    Args:
-        ratio: C_S / C_T >= 0.
-
-    Raises:
-        DataError: a ratio that is negative or not finite.
-    """
-    ratio = _ratio(ratio, 1.0)
-    return float(brentq(lambda alpha: alpha - _sigmoid(ratio * (1.0 - alpha)), 0.0, 1.0, xtol=1e-14))
-
-
 class StrengthController(Controller):
     """Strength of distillation: `capacity_strength`, times `BOOST` while the capacity gap is above a threshold.
 
-    The gap is the fitted curve at the present time, which does not jump with a single evaluation. While there are too
-    few evaluations for a curve, it is the gap of the last one.
+    The gap is read from a curve fitted to all evaluations, so that a single noisy one does not move it far. While there
+    are too few evaluations for a curve, it is the gap at the last one.
 
     Args:
         settings: gain and threshold.
 
     Attributes:
         settings: as given.
-        value: the strength; before the first update that of a student of capacity 0, not boosted.
+        value: the strength; before the first update that of a student of capacity 0, without the boost.
         points: (time, gap) of every update.
         curve: fitted to the points; None while there are too few.
     """
 
     def __init__(self, settings: StrengthSettings) -> None:
         self.settings = settings
+        # sigmoid(0 * beta) = 1/2: the student has learned nothing yet.
         self.value = 1.0 if settings.beta is None else 0.5
         self.points: list[tuple[float, float]] = []
         self.curve: GapCurve | None = None
@@ -179,6 +166,7 @@ class StrengthController(Controller):
         if self.curve is None:
             return {}
         threshold = self.settings.threshold
+        # JSON has no infinity; a standard error is infinite where the points do not determine the parameter.
         *errors, below = (
             value if math.isfinite(value) else None for value in (*self.curve.errors, self.curve.below(threshold))
         )
@@ -196,6 +184,7 @@ class StrengthController(Controller):
 
     def _fit(self, points: list[tuple[float, float]]) -> None:
         self.points = points
+        # Fitted again from all points, so that a resumed run has the curve of an unbroken one, bit for bit.
         self.curve = None if len(points) < POINTS else fit_capacity_gap(*zip(*points, strict=True))
 
 
@@ -209,4 +198,5 @@ def _ratio(student: float, teacher: float) -> float:
 
 
 def _sigmoid(x: float) -> float:
+    # By tanh, which does not overflow: exp(-x) would for a large negative x.
     return 0.5 * (1.0 + math.tanh(0.5 * x))

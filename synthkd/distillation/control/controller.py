@@ -1,4 +1,4 @@
-"""The interface of controllers, which follow evaluations of the student and multiply weights of loss terms."""
+"""The interface of controllers: they follow evaluations of the student and scale the weights of loss terms."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class Evaluation:
     """An evaluation of the students on held-out images.
 
     Attributes:
-        step: the student's own, 0-based. At step 0 it has learned nothing, so controllers that follow its loss or its
-            accuracy do not move yet.
+        step: the student's own, 0-based. At step 0 it has learned nothing, so controllers that adapt to its loss or
+            its accuracy do not move yet.
         loss: the student's cross-entropy to the labels, nats.
         accuracies: in [0, 1], the student's first, then those of its peers.
         teacher: accuracy of the frozen teacher in [0, 1]; 0 without a teacher, or if it is never right.
@@ -59,10 +59,10 @@ class Outcome(TypedDict, total=False):
 
 
 class Controller(Stateful, Protocol):
-    """A part of the run that follows the evaluations of the student."""
+    """A part of the run that adapts to the evaluations of the student."""
 
     def follow(self, evaluation: Evaluation) -> dict[str, float]:
-        """Take one evaluation into account.
+        """Adapt to one evaluation.
 
         Returns:
             What is logged, by name.
@@ -70,7 +70,7 @@ class Controller(Stateful, Protocol):
         ...
 
     def factor(self, origin: Origin) -> float:
-        """The present factor of the weight of a term.
+        """The present factor on the weight of a term.
 
         Args:
             origin: where the term comes from.

@@ -1,4 +1,4 @@
-"""All controllers of a run: they set the temperature, the weights of loss terms, and who teaches."""
+"""All controllers of a run: they set the temperature, the weights of loss terms, and which network teaches."""
 
 from __future__ import annotations
 
@@ -10,13 +10,23 @@ from synthkd.distillation.control.capacity import AdaptiveWeights, StrengthContr
 from synthkd.distillation.control.controller import Controller, Evaluation, Outcome
 from synthkd.distillation.control.roles import Roles
 from synthkd.distillation.control.selection import TeacherSelection
-from synthkd.distillation.control.temperature import LossTemperature
 from synthkd.distillation.terms.objective import Origin
+from synthkd.schedules import TemperatureScheduler
 from synthkd.settings import AdaptSettings
 
 
+class LossTemperature(TemperatureScheduler, Controller):
+    """A temperature that falls while the student's loss is small and rises while it is large."""
+
+    def follow(self, evaluation: Evaluation) -> dict[str, float]:
+        """Update the temperature by the student's loss."""
+        if evaluation.step > 0:
+            self.update(evaluation.loss)
+        return {"adapt/temperature": self.value}
+
+
 class Controllers:
-    """The controllers of a run, which follow each evaluation one after another.
+    """The controllers of a run; each evaluation goes to one after another.
 
     Args:
         settings: which of temperature, weights and strength adapt; None: none of them.
@@ -34,6 +44,7 @@ class Controllers:
         selection: TeacherSelection | None = None,
     ) -> None:
         settings = AdaptSettings() if settings is None else settings
+        # The names are the keys of the checkpoint, and of the configuration but for roles and selection.
         self._temperature = None if settings.temperature is None else LossTemperature(settings.temperature)
         self.roles, self.selection = roles, selection
         controllers: dict[str, Controller | None] = {
@@ -67,7 +78,7 @@ class Controllers:
         return None if self.selection is None else list(self.selection.counts)
 
     def factor(self, origin: Origin) -> float:
-        """The present factor of the weight of a term: the product over all controllers.
+        """The present factor on the weight of a term: the product over all controllers.
 
         Args:
             origin: where the term comes from.
@@ -75,7 +86,7 @@ class Controllers:
         return math.prod(one.factor(origin) for one in self._controllers.values())
 
     def follow(self, evaluation: Evaluation) -> dict[str, float]:
-        """Let every controller follow an evaluation; returns what is logged, by name."""
+        """Let every controller adapt to an evaluation; returns what is logged, by name."""
         logged: dict[str, float] = {}
         for one in self._controllers.values():
             logged |= one.follow(evaluation)

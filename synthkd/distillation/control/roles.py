@@ -1,4 +1,4 @@
-"""The role swap of online distillation: which of several networks teaches the others."""
+"""The role swap of online distillation: one of several networks teaches the others."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from synthkd.settings import SwapSettings
 class Roles(Controller):
     """The role swap: the best learner teaches once its accuracy exceeds a share of the teaching network's.
 
-    The share is below 1, so two equal networks would swap at every evaluation. A swap therefore disarms the rule, until
-    the best learner's accuracy falls below `again_below` of the teaching network's. While the rule is disarmed, a
-    learner still takes over once it is clearly ahead: when the teaching network's accuracy is below `again_below` of
-    the learner's. A swap back needs the same gap in the other direction, so the roles cannot alternate.
+    The share `above` is below 1, so two equal networks would swap at every evaluation. A swap therefore disarms the
+    rule until the best learner's accuracy falls below `again_below` times that of the teaching network. While the rule
+    is disarmed, a learner that is clearly ahead still takes over: the teaching network's accuracy must be below
+    `again_below` times the learner's. A swap back needs the same gap in the other direction, so roles cannot alternate.
 
     Args:
         settings: the two shares.
@@ -39,6 +39,7 @@ class Roles(Controller):
             accuracies: of all networks by number, in [0, 1]; at least two.
         """
         s = self.settings
+        # accuracy[teaching] < again_below * accuracy[best], as a bound on the learner like the other one.
         share = s.above if self.armed else max(s.above, 1.0 / s.again_below)
         learners = [number for number in range(len(accuracies)) if number != self.teaching]
         best = max(learners, key=lambda number: accuracies[number])

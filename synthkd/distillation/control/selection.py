@@ -24,24 +24,25 @@ remembers about the last 50 choices."""
 
 
 class TeacherSelection(Controller):
-    """Chooses teachers by a linear bandit over the student's accuracy, its divergence from each and what each costs.
+    """Chooses teachers by a linear bandit over the student's accuracy, and the divergence and the cost of each teacher.
 
     The reward of a choice is `a * (accuracy gain) + b * KL(teacher || student) - c * cost`, where a, b and c are
     `accuracy`, `divergence` and `cost` of the settings. Divergence and cost are known when a teacher is chosen, so only
     the gain has to be learned. (The divergence after the choice would reward a teacher for what it failed to teach.)
 
-    The gain is learned by LinUCB (Li et al. 2010) with one ridge regression for all teachers, of the features
-    `x = (1, accuracy, KL_k, cost_k, which teacher)`. With one regression per teacher (their algorithm 1) the few
-    choices of a run would leave most parameters to chance. Here every choice teaches what holds for all teachers, such
-    as gains that dwindle as the student learns, and each teacher has one parameter of its own. Old choices count less,
-    as in discounted regression (D-LinUCB, Russac et al. 2019; its second matrix, which would make the standard errors
-    somewhat smaller, is left out):
+    The gain is predicted by LinUCB (Li et al. 2010), with one ridge regression for all teachers on the features
+    `x = (1, accuracy, KL_k, cost_k, indicator of teacher k)`. A run has few choices: with one regression per teacher
+    (their algorithm 1) chance would decide most parameters. With a common one, every choice adds to what holds for all
+    teachers, such as gains that shrink as the student learns, and each teacher has one parameter of its own. Old
+    choices count less, as in discounted regression (D-LinUCB, Russac et al. 2019; its second matrix, which would make
+    the standard errors somewhat smaller, is left out):
 
         V = I + sum_s f^(t-s) x_s x_s^T,   theta = V^-1 sum_s f^(t-s) x_s y_s,   f = 1 - FORGET
 
     The teacher with the largest `theta^T x + b KL - c cost + EXPLORATION * sigma * sqrt(x^T V^-1 x)` is chosen. sigma^2
-    is the penalised mean square of the residuals, so that a common factor of a, b and c changes no choice. First each
-    teacher is tried once, by its number; of equal ones the lowest number is chosen. Nothing here is random.
+    is the penalised mean square of the residuals, so that a common factor on a, b and c changes no choice. At first
+    each teacher is tried once, in the order of the numbers; of equal teachers the lowest number is chosen. Nothing is
+    random.
 
     Args:
         teachers: their number.
@@ -67,11 +68,12 @@ class TeacherSelection(Controller):
         self.expected = [0.0] * teachers
         self.counts = [0] * teachers
         size = SHARED + teachers
+        # Discounted sums over past choices: of x x^T, of x y, of y^2 and of 1.
         self._gram = torch.zeros(size, size, dtype=torch.float64)
         self._moment = torch.zeros(size, dtype=torch.float64)
         self._square = 0.0
         self._weight = 0.0
-        # Of the latest choice, whose reward is not known until the next evaluation.
+        # x, accuracy and b KL - c cost at the latest choice, whose gain is not known until the next evaluation.
         self._features = torch.zeros(size, dtype=torch.float64)
         self._accuracy = 0.0
         self._immediate = 0.0
@@ -101,6 +103,7 @@ class TeacherSelection(Controller):
                 f"selection needs finite values, got accuracy {accuracy}, divergences {list(divergences)} and costs "
                 f"{list(costs)}; check the models that they come from"
             )
+        # Before the choice, which should already use the reward of the last one.
         if any(self.counts):
             self._reward(accuracy)
         s = self.settings
@@ -110,6 +113,7 @@ class TeacherSelection(Controller):
         gains, errors = self._predict(features)
         self.expected = [gain + certain for gain, certain in zip(gains, immediate, strict=True)]
         bounds = [value + EXPLORATION * error for value, error in zip(self.expected, errors, strict=True)]
+        # A teacher that was never tried comes first: its indicator has no data, and its bound would be a guess.
         self.selected = self.counts.index(0) if 0 in self.counts else bounds.index(max(bounds))
         self.counts[self.selected] += 1
         self._features, self._accuracy, self._immediate = features[self.selected], accuracy, immediate[self.selected]
@@ -162,6 +166,7 @@ class TeacherSelection(Controller):
 
     def _reward(self, accuracy: float) -> None:
         """Add the gain of the last choice to the regression."""
+        # The choice is rewarded by the features of its own time, not by the present ones.
         gain = self.settings.accuracy * (accuracy - self._accuracy)
         self.last = gain + self._immediate
         retained, x = 1.0 - FORGET, self._features
@@ -172,6 +177,7 @@ class TeacherSelection(Controller):
 
     def _predict(self, features: Tensor) -> tuple[list[float], list[float]]:
         """Expected gain and its standard error for each row of features `[T, D]`; zeros before the first reward."""
+        # The identity of the ridge is added here and not in the running sum, where it would be discounted away.
         precision = self._gram + torch.eye(len(self._gram), dtype=torch.float64)
         theta = torch.linalg.solve(precision, self._moment)
         # The minimum of the penalised sum of squares. After a single gain, which the regression could fit exactly, the

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from synthkd.errors import ModelError
 from synthkd.losses.alignment import positions
 
+# Both divide the width, which is a multiple of 8.
 GROUPS = 4
 HEADS = 4
 _WIDEST = 128
-_FREQUENCIES = 4
+_FREQUENCIES = 4  # of the embedding of a position: from half a period over the image to four periods
 
 
 class ArchitectureAdapter(nn.Module):
@@ -22,12 +23,13 @@ class ArchitectureAdapter(nn.Module):
 
     The student's positions go through a 1x1 projection, GroupNorm and GELU and become keys and values; each position of
     the teacher is a query, and a linear layer maps the result to the teacher's channels. Published forms take the
-    teacher's features as queries. Such queries leak the target to the attention, which can reconstruct it from almost
-    any student features, so by default queries are positional embeddings only (set `content` for the published form).
+    teacher's features as queries. They leak the target to the attention, which can reconstruct it from almost any
+    student features, so by default queries are positional embeddings only (set `content` for the published form).
 
-    Positions are coordinates in the unit square, at any resolution. Each head prefers keys near its query. The size of
-    its neighbourhood is learned; at first the adapter does little more than resample the student's map. Memory grows
-    with heads x teacher positions x student positions for each image, so average large maps down first (`no_finer`).
+    Positions are coordinates in the unit square, at any resolution. Each head prefers keys near its query, within a
+    neighbourhood whose size is learned. An untrained adapter does little more than resample the student's map. Memory
+    grows with heads x teacher positions x student positions for each image, so average large maps down first
+    (`no_finer`).
 
     Args:
         teacher: channels of the teacher's features.
@@ -44,11 +46,13 @@ class ArchitectureAdapter(nn.Module):
         self.channels = (teacher, student)
         self.width = min(_WIDEST, max(16, -(-min(teacher, student) // 8) * 8))
         self.project = _projection(student, self.width)
+        # `ask` projects the teacher's features to queries; `place` embeds the positions of queries and keys.
         self.ask = _projection(teacher, self.width) if content else None
         self.place = nn.ModuleDict({side: nn.Linear(4 * _FREQUENCIES + 1, self.width) for side in ("query", "key")})
         self.query, self.key, self.value = (nn.Linear(self.width, self.width) for _ in range(3))
         self.out = nn.Linear(self.width, teacher)
-        # 1 / neighbourhood^2 of each head: the first attends to nearly all positions, the next ones to fewer and fewer.
+        # 1 / radius^2 of each head's neighbourhood, as a logarithm so that it stays positive. The first head attends to
+        # nearly all positions, each next one to fewer, down to a radius of 1/16 of the image.
         self.log_nearness = nn.Parameter(torch.linspace(0.0, math.log(256.0), HEADS))
 
     def forward(self, teacher: Tensor, student: Tensor) -> Tensor:
@@ -72,6 +76,7 @@ class ArchitectureAdapter(nn.Module):
                 f"an adapter for {self.channels[0]} teacher and {self.channels[1]} student channels of the same images "
                 f"got teacher {list(teacher.shape)} and student {list(student.shape)}; make one for these features"
             )
+        # float32 also in mixed precision: half precision is too coarse for products of features.
         with torch.autocast(source.device.type, enabled=False):
             resampled = self._attend(target.float(), source.float(), coordinates(teacher), coordinates(student))
         if teacher.dim() == 4:
@@ -84,6 +89,7 @@ class ArchitectureAdapter(nn.Module):
         tokens = self._through(self.project, source)
         queries = self.place["query"](_waves(there)).expand(len(source), -1, -1)
         if self.ask is not None:
+            # Detached: a teacher that learned from this term could make its features easy to reconstruct.
             queries = queries + self._through(self.ask, target.detach())
         q, k, v = (
             layer(x).unflatten(-1, (HEADS, -1)).transpose(1, 2)
@@ -93,10 +99,11 @@ class ArchitectureAdapter(nn.Module):
                 (self.value, tokens),
             )
         )
-        # The score of query x and key y gets -n |x - y|^2 = 2 n x.y - n |y|^2 - n |x|^2. The last part is the same for
-        # all keys, so the softmax ignores it. The rest is a dot product of further dimensions of queries and keys,
-        # which saves an array over all pairs of positions.
+        # Each score of a query at x and a key at y gets -n |x - y|^2 = 2 n x.y - n |y|^2 - n |x|^2. The last part is
+        # the same for all keys, so the softmax ignores it. The rest is a dot product, so it becomes three further
+        # dimensions of queries and keys, which saves an array over all pairs of positions.
         nearness = self.log_nearness.exp()[:, None, None]
+        # The scale of dot-product attention is for the content alone; distances have n as their own.
         q = _append(q / math.sqrt(q.shape[-1]), torch.cat([2.0 * there, -torch.ones_like(there[:, :1])], 1) * nearness)
         k = _append(k, torch.cat([here, here.square().sum(dim=1, keepdim=True)], dim=1))
         resampled: Tensor = self.out(((q @ k.transpose(-1, -2)).softmax(dim=-1) @ v).transpose(1, 2).flatten(2))
@@ -115,7 +122,7 @@ def no_finer(teacher: Tensor, student: Tensor) -> Tensor:
 
     Args:
         teacher: `[N, C, H, W]`, `[N, T, C]` or `[N, C]`.
-        student: `[N, ...]` likewise; tokens count as the largest square grid that they fill.
+        student: `[N, ...]` likewise; tokens count as the largest square grid that they fill, a class token left out.
     """
     if teacher.dim() != 4:
         return teacher
@@ -166,4 +173,5 @@ def _append(x: Tensor, more: Tensor) -> Tensor:
 
 
 def _projection(channels: int, width: int) -> nn.Sequential:
+    # GroupNorm, because it has no running statistics and no image depends on the others of its batch.
     return nn.Sequential(nn.Conv1d(channels, width, 1), nn.GroupNorm(GROUPS, width), nn.GELU())

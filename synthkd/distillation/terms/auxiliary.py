@@ -1,6 +1,6 @@
 """Auxiliary layers of the feature, contrastive and exit losses: trained with the student, never saved with it.
 
-They are one module with one forward pass per step, because data-parallel training needs it so.
+They are one module with one forward pass per step, as DistributedDataParallel needs it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from synthkd.types import Batch
 
 
 class AuxiliaryLayers(nn.Module):
-    """The loss terms that compare features, with the layers they train.
+    """The loss terms that compare features, with the layers that they train.
 
     Args:
         settings: the terms.
@@ -141,7 +141,7 @@ def auxiliary_layers(
     """
     if not isinstance(student, Classifier):
         return None
-    # The seed makes the layers of a student independent of how many other networks were built before.
+    # Seeded by name, so that the layers of a student do not depend on how many networks were built before.
     torch.manual_seed(derive(seed, f"{name}/lessons"))
     layers = AuxiliaryLayers(settings, teacher, student, seed)
     return layers if layers.weights else None

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from synthkd.data.augment import turn
 from synthkd.data.bank import MemoryBank
-from synthkd.losses.alignment import positions
+from synthkd.distillation.terms.features import pooled
 from synthkd.losses.contrast import sskd
 from synthkd.losses.logits import hard_label
 from synthkd.losses.relations import full_precision, unit
@@ -46,11 +46,11 @@ class ExtraImages:
 class Contrast(nn.Module):
     """Contrastive losses of penultimate features, with their layers.
 
-    `crd` (Tian et al. 2020; `synthkd.losses.contrast.crd` has the forms) is InfoNCE here, because the bank changes its
-    size: the student's features of an image must identify the teacher's features of the same image among those of the
-    batch and of the bank. Both go through a linear layer. `sskd` (Xu et al. 2020) compares similarities of rotated and
-    upright images. The authors add a head to each network and train the teacher's head first; here the teacher is not
-    trained, and the similarities are those of its own features.
+    `crd` (Tian et al. 2020; `synthkd.losses.contrast.crd` has the forms) is InfoNCE here, because the size of the bank
+    changes. The student's features of an image must identify the teacher's features of the same image among those of
+    the batch and of the bank. Both go through a linear layer. `sskd` (Xu et al. 2020) compares similarities of rotated
+    and upright images. The authors add a head to each network and train the teacher's head first; here the teacher is
+    not trained, and the similarities are those of its own features.
 
     Args:
         terms: the contrastive terms.
@@ -80,6 +80,7 @@ class Contrast(nn.Module):
                 self.layers[name] = nn.ModuleList(nn.Linear(width, term.dimension) for width in widths)
         contrasts = [term for term in terms if isinstance(term, ContrastTerm)]
         self._turns = len(contrasts) < len(terms)
+        # One draw for all `crd` terms: each takes the first of the negatives, as many as it needs.
         self._negatives = max((term.negatives for term in contrasts), default=0)
 
     @property
@@ -106,13 +107,15 @@ class Contrast(nn.Module):
         slots, rows = (unknown if numbers is None else numbers for numbers in (batch.slots, batch.rows))
         negatives, columns = images[:0], slots
         if self._negatives and bank is not None and len(bank):
-            drawn = bank.draw(self._negatives, step, "negatives").to(images.device)
-            assert drawn.slots is not None
-            negatives, columns = drawn.images, torch.cat([slots, drawn.slots])
-        # -1 says that a slot or a number is unknown, so two of them are no copies.
+            # A stream of their own, so that the negatives change no draw of the batches.
+            sample = bank.draw(self._negatives, step, "negatives").to(images.device)
+            assert sample.slots is not None
+            negatives, columns = sample.images, torch.cat([slots, sample.slots])
+        # A copy among the negatives would be pushed away from itself. -1 is an unknown slot or number, so two of them
+        # are no copies.
         copies = (slots[:, None] == columns) & (slots[:, None] >= 0)
         copies[:, :count] |= (rows[:, None] == rows) & (rows[:, None] >= 0)
-        copies.fill_diagonal_(False)
+        copies.fill_diagonal_(False)  # the diagonal has the positive pairs
         return ExtraImages(views, negatives, copies)
 
     def forward(
@@ -137,13 +140,14 @@ class Contrast(nn.Module):
         Returns:
             Scalars by name. For a batch of one image `sskd` is 0, and so is `crd` without negatives.
         """
-        theirs, ours = (_vectors(f[at + INPUT]) for f, at in zip((teacher, student), self._heads, strict=True))
-        extra = _vectors(teacher_extra[self.teacher_places[0]]) if teacher_extra else theirs[:0]
+        theirs, ours = (pooled(f[at + INPUT]) for f, at in zip((teacher, student), self._heads, strict=True))
+        extra = pooled(teacher_extra[self.teacher_places[0]]) if teacher_extra else theirs[:0]
+        # The order of `ExtraImages.images`.
         views, negatives = extra.split([len(ours) if self._turns else 0, copies.shape[1] - len(ours)])
         losses = {}
         for name, term in self.terms.items():
             if isinstance(term, ViewTerm):
-                of_views = _vectors(student_views[self.student_places[0]])
+                of_views = pooled(student_views[self.student_places[0]])
                 losses[name] = sskd(theirs, ours, views, of_views, term.temperature, term.keep, weights)
             else:
                 layers = self.layers[name]
@@ -159,17 +163,13 @@ def _infonce(
 ) -> Tensor:
     """`crd` in the form infonce, where row i of `student [N, D]` belongs to row i of `teacher [N + K, D]`.
 
-    All other rows that are not copies are negatives. One matrix product gives all scores, while a list of negatives for
-    each image would have N (N + K) D numbers.
+    All other rows that are not copies are negatives.
     """
+    # InfoNCE is the cross-entropy of the scores with the image's own row as label. One matrix product gives all scores;
+    # `crd` would need a list of negatives for each image, N (N + K) D numbers.
     ours, theirs = (unit(full_precision(features)) for features in (student, teacher))
     scores = (ours @ theirs.T / temperature).masked_fill(copies, -torch.inf)
     return hard_label(scores, torch.arange(len(ours), device=ours.device), weights)
-
-
-def _vectors(features: Tensor) -> Tensor:
-    """The mean over positions, float32 `[N, D]`."""
-    return positions(full_precision(features)).mean(dim=1)
 
 
 def _width(model: Classifier, path: str) -> int:

@@ -7,9 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from synthkd.distillation.terms.features import shown_at
+from synthkd.distillation.terms.features import pooled, shown_at
 from synthkd.errors import ConfigError
-from synthkd.losses.alignment import positions
 from synthkd.losses.features import hint
 from synthkd.losses.logits import distillation_loss
 from synthkd.losses.relations import full_precision
@@ -28,7 +27,7 @@ class Exits(nn.Module):
     "Be Your Own Teacher" (Zhang et al. 2019): shallow stages predict the class too, which improves the features of the
     stages above. The paper gives an exit three losses. Two of them are implemented: the divergence from the deepest
     logits and, with the weight `features`, the hint from the deepest features. The third, the hard label, reaches exits
-    through the deepest logits only, because a label may be missing, or may be what a generator was conditioned on.
+    through the deepest logits only: a label may be missing, or name only the class that a generator was asked for.
 
     An exit is a convolution of stride 2 (for tokens and vectors a linear layer), ReLU, the mean over positions and a
     linear layer. Without the convolution the mean of a first stage's few channels hardly separates the classes.
@@ -39,7 +38,7 @@ class Exits(nn.Module):
 
     Attributes:
         term: as given.
-        places: module paths with an exit, in the order of `answers`.
+        places: module paths with an exit, in order.
 
     Raises:
         ConfigError: a network without a stage before its last one.
@@ -60,6 +59,7 @@ class Exits(nn.Module):
         self.necks = nn.ModuleList(_neck(features[place]) for place in self.places)
         self.heads = nn.ModuleList(nn.Linear(WIDTH, student.spec.classes) for _ in self.places)
         width = features[self._last].shape[-1]
+        # Only if they have a weight: DistributedDataParallel waits for the gradient of every parameter.
         self.regressors = nn.ModuleList(nn.Linear(WIDTH, width) for _ in self.places if term.features > 0.0)
 
     @property
@@ -67,7 +67,7 @@ class Exits(nn.Module):
         """Module paths of the student whose features are needed."""
         return (*self.places, self._last) if self.regressors else self.places
 
-    def answers(self, student: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def logits(self, student: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Logits of every exit.
 
         Args:
@@ -91,13 +91,14 @@ class Exits(nn.Module):
             weights: importance weights `[N]` of the images, or None for ones.
         """
         necks = self._necks(student)
+        # Detached, as the deepest features below: the last layer teaches the exits and must not move towards them.
         target = full_precision(logits.detach())
         losses = [
             distillation_loss(target, full_precision(layer(neck)), temperature, weights)
             for layer, neck in zip(self.heads, necks, strict=True)
         ]
         if self.regressors:
-            deepest = _mean(student[self._last].detach())
+            deepest = pooled(student[self._last].detach())
             hints = [
                 hint(deepest, full_precision(layer(neck)), weights)
                 for layer, neck in zip(self.regressors, necks, strict=True)
@@ -106,15 +107,11 @@ class Exits(nn.Module):
         return {"exits": torch.stack(losses).mean()}
 
     def _necks(self, student: Mapping[str, Tensor]) -> list[Tensor]:
-        """Features `[N, WIDTH]` of each exit."""
-        return [_mean(neck(student[place].float())) for place, neck in zip(self.places, self.necks, strict=True)]
+        """Features `[N, WIDTH]` of each exit, in float32 also under mixed precision."""
+        return [pooled(neck(student[place].float())) for place, neck in zip(self.places, self.necks, strict=True)]
 
 
 def _neck(features: Tensor) -> nn.Module:
     if features.dim() == 4:
         return nn.Sequential(nn.Conv2d(features.shape[1], WIDTH, 3, stride=2, padding=1), nn.ReLU())
     return nn.Sequential(nn.Linear(features.shape[-1], WIDTH), nn.ReLU())
-
-
-def _mean(features: Tensor) -> Tensor:
-    return positions(full_precision(features)).mean(dim=1)

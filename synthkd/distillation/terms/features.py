@@ -15,7 +15,13 @@ from synthkd.errors import ConfigError, ModelError
 from synthkd.losses.alignment import heterogeneous_alignment, positions, sinkhorn_wasserstein, sliced_wasserstein
 from synthkd.losses.attention import attention_transfer
 from synthkd.losses.features import hint
-from synthkd.losses.relations import rkd_angle, rkd_distance, semantic_consistency, similarity_preserving
+from synthkd.losses.relations import (
+    full_precision,
+    rkd_angle,
+    rkd_distance,
+    semantic_consistency,
+    similarity_preserving,
+)
 from synthkd.models.classifier import Classifier
 from synthkd.models.layout import blank_features, head, stages
 from synthkd.rng import stream
@@ -54,8 +60,8 @@ class Pair:
 class Transfer(nn.Module):
     """Terms that compare features of teacher and student, with the layers that align them.
 
-    The layers are trained with the student and never saved with it. At "stages" the last stages of both networks are
-    compared, then the last but one, and so on; hints compare the penultimate features too.
+    The layers are trained with the student and never saved with it. At "stages" the last stages of both networks form a
+    pair, the stages before them another, and so on; hints compare the penultimate features too.
 
     Args:
         terms: the terms and their places.
@@ -78,6 +84,7 @@ class Transfer(nn.Module):
         self.terms = by_name(terms)
         self._seed = seed
         pairs_of = {name: _pairs(term, teacher, student) for name, term in self.terms.items()}
+        # One pass of a blank image for each network shows the shapes at all places.
         every = [pair for pairs in pairs_of.values() for pair in pairs]
         theirs = shown_at("teacher", teacher, [pair.teacher for pair in every])
         ours = shown_at("student", student, [pair.student for pair in every])
@@ -87,8 +94,9 @@ class Transfer(nn.Module):
             pairs, layers = [], []
             for pair in pairs_of[name]:
                 target, source = theirs[pair.teacher], ours[pair.student]
+                # Stages without feature maps are left out; at a place that the user names they are an error.
                 if isinstance(term, AttentionTerm) and term.at == "stages" and not target.dim() == source.dim() == 4:
-                    continue  # stages without feature maps are left out; a place that the user names is an error
+                    continue
                 pairs.append(pair)
                 layers.append(_layer(name, term, pair, target, source))
             if not pairs:
@@ -126,15 +134,16 @@ class Transfer(nn.Module):
         """
         results = {}
         for name, term in self.terms.items():
+            # Mixed precision gives features in half precision, too coarse for the sums of squares in these losses.
             theirs = [teacher[pair.teacher].float() for pair in self.pairs[name]]
             ours = [student[pair.student].float() for pair in self.pairs[name]]
             layers = self.layers[name]
             assert isinstance(layers, nn.ModuleList)
             if isinstance(term, AlignmentTerm):
                 ours = [layer(positions(features)) for layer, features in zip(layers, ours, strict=True)]
-                theirs = [positions(features) for features in theirs]
                 distance = sinkhorn_wasserstein
                 if term.distance == "sliced":
+                    # New directions at every step, as a function of it: a resumed run draws the same ones.
                     rng = stream(self._seed, "alignment", step)
                     distance = partial(sliced_wasserstein, rng=rng)
                 results[name] = heterogeneous_alignment(theirs, ours, distance, relative=True)
@@ -142,6 +151,15 @@ class Transfer(nn.Module):
             losses = [_loss(term, *three, weights) for three in zip(layers, theirs, ours, strict=True)]
             results[name] = torch.stack(losses).mean()
         return results
+
+
+def pooled(features: Tensor) -> Tensor:
+    """The mean of features over their positions, `[N, D]` in float32 (float64 stays).
+
+    Args:
+        features: `[N, C, H, W]`, `[N, T, C]` or `[N, C]`, of any float dtype.
+    """
+    return positions(full_precision(features)).mean(dim=1)
 
 
 def shown_at(whose: str, model: Classifier, places: Sequence[str]) -> Mapping[str, Tensor]:
@@ -172,7 +190,8 @@ def _loss(term: FeatureTerm, layer: nn.Module, target: Tensor, source: Tensor, w
     if isinstance(term, AdapterTerm):
         target = no_finer(target, source)
         return hint(target, layer(target, source), weights)
-    if target.dim() == 4 and target.shape[2:] != source.shape[2:]:  # both maps at the coarser resolution
+    # A hint of maps at the coarser resolution of the two, since upsampling would invent positions.
+    if target.dim() == 4 and target.shape[2:] != source.shape[2:]:
         size = (min(target.shape[2], source.shape[2]), min(target.shape[3], source.shape[3]))
         target, source = F.adaptive_avg_pool2d(target, size), F.adaptive_avg_pool2d(source, size)
     return hint(target, layer(source), weights)
@@ -185,24 +204,21 @@ def _layer(name: str, term: FeatureTerm, pair: Pair, target: Tensor, source: Ten
         return ArchitectureAdapter(theirs, ours, term.content)
     if isinstance(term, AlignmentTerm):
         return nn.Linear(ours, theirs)
+    shapes = (
+        f"the teacher's {pair.teacher} gives {list(target.shape[1:])} for an image, the student's {pair.student} "
+        f"{list(source.shape[1:])}"
+    )
     if isinstance(term, AttentionTerm) and not target.dim() == source.dim() == 4:
         raise ConfigError(
-            f"distill.transfer: {name} compares feature maps, and the teacher's {pair.teacher} gives "
-            f"{target.dim() - 1} dimensions for an image, the student's {pair.student} {source.dim() - 1}; name other "
-            "places (at), or take kind adapter"
+            f"distill.transfer: {name} compares feature maps, and {shapes}; name other places (at), or take kind "
+            "adapter"
         )
     if not isinstance(term, HintTerm):
         return nn.Identity()
-    if target.dim() != source.dim():
-        raise ConfigError(
-            f"distill: {name}: the teacher's {pair.teacher} gives {target.dim() - 1} dimensions for an image, the "
-            f"student's {pair.student} {source.dim() - 1}; for such a pair take distill.transfer, kind adapter"
-        )
-    if target.dim() == 3 and target.shape[1] != source.shape[1]:
-        raise ConfigError(
-            f"distill: {name}: the teacher's {pair.teacher} gives {target.shape[1]} tokens for an image, the "
-            f"student's {pair.student} {source.shape[1]}; for such a pair take distill.transfer, kind adapter"
-        )
+    # Tokens must correspond one to one; maps are brought to one resolution (`_loss`).
+    if target.dim() != source.dim() or (target.dim() == 3 and target.shape[1] != source.shape[1]):
+        raise ConfigError(f"distill: {name}: {shapes}; for such a pair take distill.transfer, kind adapter")
+    # A 1x1 convolution maps the channels of each position alike and moves nothing.
     return nn.Conv2d(ours, theirs, 1) if target.dim() == 4 else nn.Linear(ours, theirs)
 
 
@@ -221,5 +237,5 @@ def _pairs(term: FeatureTerm, teacher: Classifier, student: Classifier) -> list[
         raise ConfigError(
             f"distill.transfer: {term.kind} at stages: one of the networks has no stage that is found; name places (at)"
         )
-    # Counted from the end, since the last stages of two networks of unlike depth correspond best.
+    # Counted from the end: the last stages correspond best where networks have different numbers of stages.
     return [Pair(*both) for both in zip(*(places[-count:] for places in places_of), strict=True)]

@@ -1,4 +1,4 @@
-"""The student's objective: the loss terms by name, their inputs and their weights."""
+"""The student's objective: its loss terms by name, with their inputs and weights."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from synthkd.types import Batch
 
 Term = Callable[["StudentView"], Tensor]
 """A loss term: a scalar with gradient."""
-Origin = Literal["answers", "features", "own"]
-"""Where a term comes from: a teacher's logits ("answers"), its features, or neither ("own")."""
+Origin = Literal["logits", "features", "own"]
+"""Where a term comes from: a teacher's logits, its features, or neither of them ("own")."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,8 @@ class StudentView:
         student: the student's logits `[N, K]`, with gradient.
         temperature: T of the soft labels at this step.
         student_features: module path -> features of the student; empty unless a term compares some.
-        transferred: name -> scalar, the terms that the auxiliary layers computed.
-        averaged: logits `[N, K]` by the average of the student's weights; None if nothing needs them.
+        transferred: name -> scalar with gradient: the terms that the auxiliary layers computed.
+        averaged: logits `[N, K]` by the average of the student's weights, without gradient; None if nothing needs them.
         others: logits `[N, K]` of each student that learns together with this one, without gradient.
         mutual_temperature: T of the mutual term at this step.
     """
@@ -51,14 +51,14 @@ class StudentView:
 
 
 class Regulator(Protocol):
-    """A student that changes its own size; `synthkd.models.slimmable.Slimmable` is one."""
+    """A student that changes its own width; `synthkd.models.slimmable.Slimmable` is one."""
 
     def penalty(self) -> Tensor:
         """A scalar with gradient that is added to the loss."""
         ...
 
     def update(self, gradient: float, similarity: float) -> dict[str, float]:
-        """Adapt the size after a step.
+        """Adapt the width after a step.
 
         Args:
             gradient: norm of the gradient of this step.
@@ -89,12 +89,12 @@ def terms_of(
     regulator: Regulator | None = None,
     online: OnlineSettings | None = None,
 ) -> Terms:
-    """The terms `alpha CE + (1 - alpha) T^2 KL + logit_match |.|`, those of features and peers, and the user's own.
+    """The terms `alpha CE + (1 - alpha) T^2 KL + logit_match |.|`, those of features and peers, and a user's own.
 
     Args:
         settings: temperature and weights.
         transfer: weight and origin of the terms that a view holds as `transferred`.
-        regulator: the student, if it changes its size.
+        regulator: the student, if it changes its width.
         online: mutual learning with peers, or None.
 
     Returns:
@@ -107,14 +107,14 @@ def terms_of(
         "soft": (
             partial(_soft, standardise=settings.standardise),
             _one_minus(settings.alpha) if settings.soft is None else settings.soft,
-            "answers",
+            "logits",
         ),
         "hard": (_hard, settings.alpha, "own"),
-        "logit_match": (_matched, settings.logit_match, "answers"),
+        "logit_match": (_matched, settings.logit_match, "logits"),
         "average": (_average, settings.average, "own"),
     }
     for name, term in by_name([term for term in settings.transfer if isinstance(term, DecoupledTerm)]).items():
-        terms[name] = (partial(_decoupled, alpha=term.alpha, beta=term.beta), term.weight, "answers")
+        terms[name] = (partial(_decoupled, alpha=term.alpha, beta=term.beta), term.weight, "logits")
     for name, (weight, origin) in (transfer or {}).items():
         terms[name] = (partial(_transferred, name=name), weight, origin)
     if online is not None:
@@ -129,7 +129,9 @@ def terms_of(
 
 
 def _soft(view: StudentView, standardise: bool) -> Tensor:
-    if view.teacher is None:  # this student teaches the others, and there is no frozen teacher
+    # This student teaches the others, and there is no frozen teacher. The 0 has a gradient, so that backward works even
+    # if it is the only term.
+    if view.teacher is None:
         return view.student.sum() * 0.0
     teacher, student = view.teacher, view.student
     if standardise:
@@ -148,14 +150,14 @@ def _average(view: StudentView) -> Tensor:
 
 
 def _mutual(view: StudentView) -> Tensor:
-    """Deep mutual learning (Zhang et al. 2018): the mean over the others of `T^2 KL(other || student)`, T = 1 there."""
+    """Deep mutual learning (Zhang et al. 2018, with T = 1): the mean of `T^2 KL(other || student)` over the others."""
     temperature, weights = view.mutual_temperature, view.batch.weights
     return torch.stack([losses.distillation_loss(o, view.student, temperature, weights) for o in view.others]).mean()
 
 
 def _decoupled(view: StudentView, alpha: float, beta: float) -> Tensor:
-    """The target is the class that the teacher predicts, since mixtures and generated images have no other label."""
     assert view.teacher is not None
+    # The target is the class that the teacher predicts, since mixtures have no other label.
     predicted = view.teacher.argmax(dim=1)
     return losses.decoupled(view.teacher, view.student, predicted, view.temperature, alpha, beta, view.batch.weights)
 
@@ -168,6 +170,8 @@ def _hard(view: StudentView) -> Tensor:
     batch = view.batch
     if batch.annotated is None:
         return losses.hard_label(view.student, batch.labels, batch.weights)
+    # With real images in the run, only labels that people gave are hard labels; the class that a generator was asked
+    # for may not be what its image shows.
     rows, weights = batch.annotated, batch.weights
     if not rows.any():  # no annotated image was drawn, or all of them are in mixtures
         return view.student.sum() * 0.0
@@ -175,13 +179,13 @@ def _hard(view: StudentView) -> Tensor:
 
 
 def _own(target: str) -> Term:
-    """A loss of the user's own; it may fail in any way, and the error must name it."""
+    """A loss of the user's own; errors in it name it."""
     function = resolve(target, "distill.terms", None)
 
     def term(view: StudentView) -> Tensor:
         try:
             loss = function(view)
-        except Exception as error:
+        except Exception as error:  # the user's code may raise anything
             raise ConfigError(f"{usage}, and failed: {error!r}") from error
         if not isinstance(loss, Tensor):
             raise ConfigError(f"{usage}, and gave a {type(loss).__name__}")

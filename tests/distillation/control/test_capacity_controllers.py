@@ -4,11 +4,11 @@ import math
 
 import pytest
 from pydantic import ValidationError
+from scipy.optimize import brentq
 
 from synthkd.distillation.control.capacity import (
     AdaptiveWeights,
     StrengthController,
-    balanced_weight,
     capacity_strength,
 )
 from synthkd.errors import DataError
@@ -18,6 +18,11 @@ from synthkd.types import Stateful
 
 def sigmoid(x: float) -> float:
     return 1.0 / (1.0 + math.exp(-x))
+
+
+def balanced_weight(ratio: float) -> float:
+    """The only alpha in [1/2, 1) with `alpha = sigmoid(ratio * (1 - alpha))`, by Brent's root search."""
+    return float(brentq(lambda alpha: alpha - sigmoid(ratio * (1.0 - alpha)), 0.0, 1.0, xtol=1e-14))
 
 
 def test_the_rate_of_the_weights_is_a_share() -> None:

@@ -44,7 +44,7 @@ def test_every_stage_but_the_last_has_an_exit(small: tuple[Architecture, int, in
     made = exits(student)
     assert made.student_places == made.places == ("body.stage1", "body.stage2")
     features, logits = seen(student, made)
-    answers = made.answers(features)
+    answers = made.logits(features)
     assert [(place, tuple(value.shape)) for place, value in answers.items()] == [(p, (6, 5)) for p in made.places]
     found = made(features, logits, 3.0)
     assert list(found) == ["exits"]
@@ -60,7 +60,7 @@ def test_the_weight_of_features_adds_the_hint_to_the_deepest() -> None:
     hints = []
     for place, neck, regress in zip(made.places, made.necks, made.regressors, strict=True):
         hints.append(hint(features[HEAD], regress(neck(features[place]).mean((2, 3)))))
-    answers = [distillation_loss(logits, answer, 2.0) for answer in made.answers(features).values()]
+    answers = [distillation_loss(logits, answer, 2.0) for answer in made.logits(features).values()]
     expected = (sum(answers) + 0.25 * sum(hints)) / 2
     assert float(made(features, logits, 2.0)["exits"]) == pytest.approx(float(expected), rel=1e-5)
 
@@ -69,7 +69,7 @@ def test_an_exit_that_answers_like_the_deepest_has_no_loss() -> None:
     student = model()
     made = exits(student, at=["body.stage2"])
     features, _ = seen(student, made)
-    logits = made.answers(features)["body.stage2"]
+    logits = made.logits(features)["body.stage2"]
     assert float(made(features, logits, 4.0)["exits"].detach()) == pytest.approx(0.0, abs=1e-6)
     assert float(made(features, logits + 3.0, 4.0)["exits"].detach()) == pytest.approx(0.0, abs=1e-5)
 
@@ -105,7 +105,7 @@ def test_weights_of_images_scale_answers_and_features_of_each() -> None:
     weights = torch.tensor([0.2, 3.0, 0.0, 1.0, 0.5, 1.3])
     expected = 0.0
     for place, neck, regress in zip(made.places, made.necks, made.regressors, strict=True):
-        answers = made.answers(features)[place].detach()
+        answers = made.logits(features)[place].detach()
         gaps = (features[HEAD] - regress(neck(features[place]).mean((2, 3))).detach()).square().mean(1)
         for row, weight in enumerate(weights.tolist()):
             one = slice(row, row + 1)
@@ -161,6 +161,6 @@ def test_shallow_exits_learn_to_tell_digits() -> None:
         shown = observe(student.eval(), to_float(source.images[1400:]), made.student_places)
         # a deepest answer that grows sharp takes the loss up with it, so the measure is an exit that learned nothing
         learned, untaught = (e(shown.features, shown.logits, 4.0)["exits"] for e in (made, fresh))
-        right = [answer.argmax(1) == source.labels[1400:] for answer in made.answers(shown.features).values()]
+        right = [answer.argmax(1) == source.labels[1400:] for answer in made.logits(shown.features).values()]
     assert float(learned) < 0.5 * float(untaught)
     assert all(float(rows.float().mean()) > 0.6 for rows in right)

@@ -127,14 +127,21 @@ def test_maps_and_tokens_meet_in_adapter_alignment_and_relations(pair: tuple[Arc
 
 def test_attention_where_there_are_no_maps_is_refused_with_both_places() -> None:
     teacher, student = model("convnet", 8), model("convnet", 4)
+    vector, maps = r"\[\d+\]", r"\[\d+, \d+, \d+\]"
     remedy = r"name other places \(at\), or take kind adapter"
     for at, places in (
         (
             "penultimate",
-            r"teacher's body\.head:input gives 1 dimensions for an image, the student's body\.head:input 1",
+            rf"teacher's body\.head:input gives {vector} for an image, the student's body\.head:input {vector}",
         ),
-        ([["body.stage2", "body.head:input"]], r"teacher's body\.stage2 gives 3 .*, the student's body\.head:input 1"),
-        ([["body.head:input", "body.stage2"]], r"teacher's body\.head:input gives 1 .*, the student's body\.stage2 3"),
+        (
+            [["body.stage2", "body.head:input"]],
+            rf"teacher's body\.stage2 gives {maps} .*, the student's body\.head:input {vector}",
+        ),
+        (
+            [["body.head:input", "body.stage2"]],
+            rf"teacher's body\.head:input gives {vector} .*, the student's body\.stage2 {maps}",
+        ),
     ):
         with pytest.raises(ConfigError, match=rf"distill\.transfer: attention 2 compares.* {places}; {remedy}"):
             transfer(teacher, student, {"kind": "attention"}, {"kind": "attention", "at": at})
