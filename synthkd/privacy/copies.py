@@ -17,9 +17,10 @@ from scipy.stats import binom
 from torch import Tensor
 
 from synthkd.errors import ConfigError, MissingExtraError
-from synthkd.metrics.arrays import Array, same_width, subsample
+from synthkd.metrics.arrays import Array, subsample
 from synthkd.metrics.features import build_extractor, extract
-from synthkd.metrics.neighbours import nearest, points
+from synthkd.metrics.memorization import three_sets
+from synthkd.metrics.neighbours import nearest
 from synthkd.rng import numpy_stream, stream
 from synthkd.settings import EfficientNetExtractor
 from synthkd.types import to_float
@@ -110,9 +111,7 @@ def copy_test(
         raise ConfigError(
             f"a copy test needs 1 permutation or more and 0 pairs or more, got {permutations} and {pairs}"
         )
-    train, holdout, generated = points(train, "train"), points(holdout, "holdout"), points(generated, "generated")
-    same_width(train, holdout, "train and holdout")
-    same_width(train, generated, "train and generated")
+    train, holdout, generated = three_sets(train, holdout, generated)
     n_each, rng = min(len(train), len(holdout)), stream(seed, "copy test")
     few_train, few_holdout = subsample(train, n_each, rng), subsample(holdout, n_each, rng)
 
