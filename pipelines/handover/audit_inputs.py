@@ -35,7 +35,7 @@ class ImageList:
         images: uint8 `[N, C, H, W]`.
         labels: int64 `[N]`, numbered as the models' classes; None for synthetic images, whose labels are not needed.
         digest: SHA-256 of the images and labels as they were read.
-        notes: what was converted, left out or assumed, one line each.
+        notes: conversions, files that were left out and assumptions, one line each.
         skipped: number of unreadable files that were left out.
     """
 
@@ -113,6 +113,7 @@ def _check_models(models: Mapping[str, Classifier]) -> tuple[tuple[str, ...], di
         if classes and model.class_names and model.class_names != classes:
             raise ConfigError(f"{key}: its classes have other names, or another order, than those of the models before")
         classes = classes or model.class_names
+        # A reference with the weights of the audited model would hide whatever the model memorised.
         digest = hashlib.sha256(serialised(model)).hexdigest()
         if twin := next((other for other, of_other in digests.items() if of_other == digest), None):
             raise ConfigError(
@@ -130,6 +131,7 @@ def _read_list(
     place = ImageSet(path=source) if isinstance(source, str) else source
     path = place.path if place.data is None else place.data
     assert path is not None
+    # A named dataset has parts, and the attacks need to know which one a list is.
     split = place.split or (None if place.data is None else "test")
     samples = open_samples(path, split=split, skip_bad=config.skip_bad, seed=config.seed)
     where, labels, notes = f"{key} ({samples.name})", None, samples.notes
@@ -149,6 +151,7 @@ def _read_list(
 
 def _read_images(samples: Samples, spec: ImageSpec, where: str, who: str) -> Tensor:
     """All images, uint8 `[N, C, H, W]`; raises `DataError` for an image that the model `who` does not take."""
+    # Images of another size are refused and not resized: an attack on resized images would find less than there is.
     blocks = []
     for block in samples.batches(BATCH):
         if tuple(block.shape[1:]) != spec.shape:

@@ -37,18 +37,12 @@ class NeighbourRatios:
             either way, of the share where training and holdout samples are exchanged at random. It is wider than
             Wilson's interval, since all generated samples around one real sample change sides together.
         n_each: samples of each set, after the larger one was subsampled.
-        closest_generated: int64 `[P]`, the generated samples with the nearest training samples, nearest first.
-        closest_train: int64 `[P]`, those training samples; the whole training set is searched.
-        closest_distances: float64 `[P]`, their distances.
     """
 
     ratios: Tensor
     median: float
     nearer_to_train: Proportion
     n_each: int
-    closest_generated: Tensor
-    closest_train: Tensor
-    closest_distances: Tensor
 
 
 @dataclass(frozen=True)
@@ -68,7 +62,7 @@ class Copying:
     ratios: NeighbourRatios
 
 
-def copying(train: Array, holdout: Array, generated: Array, seed: int = 0, pairs: int = 16) -> Copying:
+def copying(train: Array, holdout: Array, generated: Array, seed: int = 0) -> Copying:
     """All three measures, with one search of the training set for the generated samples.
 
     Args:
@@ -76,7 +70,6 @@ def copying(train: Array, holdout: Array, generated: Array, seed: int = 0, pairs
         holdout: `[H, D]` features of real samples that were not trained on.
         generated: `[M, D]` features of the same extractor.
         seed: see `nearest_neighbour_ratios`.
-        pairs: see `nearest_neighbour_ratios`.
 
     Raises:
         DataError: features that `arrays.rows` refuses, or different D.
@@ -88,7 +81,7 @@ def copying(train: Array, holdout: Array, generated: Array, seed: int = 0, pairs
         authenticity=of_generated,
         authenticity_of_holdout=of_holdout,
         statistic=_statistic(closest.squared[:, 0], closest_to_holdout.squared[:, 0]),
-        ratios=_ratios(train, holdout, generated, closest, seed, pairs),
+        ratios=_ratios(train, holdout, generated, closest, seed),
     )
 
 
@@ -138,27 +131,25 @@ def copying_statistic(train: Array, holdout: Array, generated: Array) -> float:
     return _statistic(*(nearest(side, train, 1).squared[:, 0] for side in (generated, holdout)))
 
 
-def nearest_neighbour_ratios(
-    train: Array, holdout: Array, generated: Array, seed: int = 0, pairs: int = 16
-) -> NeighbourRatios:
+def nearest_neighbour_ratios(train: Array, holdout: Array, generated: Array, seed: int = 0) -> NeighbourRatios:
     """Compare the distances to the nearest training sample and to the nearest holdout sample.
 
     The larger of the two real sets is subsampled to the size of the smaller one, since the nearest sample of a larger
-    set is closer by size alone. The ratios then miss copies of training samples that were left out (nine of ten if the
-    holdout set is a tenth of the training set); the closest pairs do not.
+    set is closer by size alone. The ratios then miss copies of training samples that were left out: nine of ten if the
+    holdout set is a tenth of the training set. `synthkd.privacy.copies.copy_test` also gives the closest pairs, which
+    miss none.
 
     Args:
         train: `[N, D]` features.
         holdout: `[H, D]` features of real samples that were not trained on.
         generated: `[M, D]` features.
         seed: of the subsampling.
-        pairs: number of closest pairs to return, at most M.
 
     Raises:
         DataError: features that `arrays.rows` refuses, or different D.
     """
     train, holdout, generated = three_sets(train, holdout, generated)
-    return _ratios(train, holdout, generated, nearest(generated, train, 1), seed, pairs)
+    return _ratios(train, holdout, generated, nearest(generated, train, 1), seed)
 
 
 def _authenticities(train: Tensor, *closest: Neighbours) -> list[Proportion]:
@@ -184,26 +175,14 @@ def _statistic(generated: Tensor, holdout: Tensor) -> float:
     return (farther - n * m / 2) / math.sqrt(variance) if variance > 0 else 0.0
 
 
-def _ratios(
-    train: Tensor, holdout: Tensor, generated: Tensor, closest: Neighbours, seed: int, pairs: int
-) -> NeighbourRatios:
+def _ratios(train: Tensor, holdout: Tensor, generated: Tensor, closest: Neighbours, seed: int) -> NeighbourRatios:
     n_each, rng = min(len(train), len(holdout)), stream(seed, "nearest neighbour ratios")
     to_train = closest if len(train) == n_each else nearest(generated, subsample(train, n_each, rng), 1)
     to_holdout = nearest(generated, subsample(holdout, n_each, rng), 1)
     numerator, denominator = to_train.squared[:, 0], to_holdout.squared[:, 0]
     # 0 / 0 would be NaN, but equal distances have the ratio 1.
     ratios = (numerator / denominator).sqrt().where(numerator != denominator, 1.0)
-
-    order = closest.squared[:, 0].argsort(stable=True)[:pairs]
-    return NeighbourRatios(
-        ratios=ratios,
-        median=float(np.median(ratios.numpy())),
-        nearer_to_train=_share(to_train, to_holdout, n_each),
-        n_each=n_each,
-        closest_generated=order,
-        closest_train=closest.indices[order, 0],
-        closest_distances=closest.squared[order, 0].sqrt(),
-    )
+    return NeighbourRatios(ratios, float(np.median(ratios.numpy())), _share(to_train, to_holdout, n_each), n_each)
 
 
 def _share(to_train: Neighbours, to_holdout: Neighbours, n_each: int) -> Proportion:
