@@ -61,6 +61,7 @@ def require_packages(settings: ExportSettings, searched: bool) -> None:
     if {"onnx", "int8"} & set(settings.formats):
         for package in ("onnx", "onnxscript", "onnxruntime"):
             needed(package)
+    # Looked for and not imported, which takes half a second: a finished search does not need it.
     if searched and find_spec(OPTUNA[0]) is None:
         raise MissingExtraError(*OPTUNA)
 
@@ -129,6 +130,7 @@ def measure_capacity(
         device: of the models.
     """
 
+    # One pass over the images gives the features and the logits.
     def measure(model: Classifier) -> tuple[CapacityOfModel, Tensor]:
         outputs = extract([synthetic], build_extractor(TeacherExtractor(kind="teacher"), device, model))
         assert outputs.logits is not None

@@ -89,6 +89,7 @@ def choose_student(config: DistillConfig, settings: SearchSettings, teacher: Cla
 
 def fastest_of(front: Front, tolerance: float) -> Candidate:
     """The fastest of the candidates whose accuracy is at most `tolerance` below the best."""
+    # The first of the front is the most accurate; without a tolerance it would always be the choice, however slow.
     best = front.best
     good = [one for one in best if one.scores.accuracy >= best[0].scores.accuracy - tolerance]
     return min(good, key=lambda one: one.scores.latency_ms)

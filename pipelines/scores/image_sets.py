@@ -230,6 +230,7 @@ def take_features(opened: OpenedSet, networks: Networks, cache: str | None) -> S
         return cached_extract(samples.digest, lambda: samples.batches(BATCH), extractor, Path(cache).expanduser())
 
     features = features_of(networks.extractor)
+    # Often the teacher is the extractor itself, and its features are there already.
     teacher = networks.teacher
     judged = None if teacher is None else features if teacher is networks.extractor else features_of(teacher)
     return ScoredSet(opened.name, features, opened.labels, judged)
@@ -242,5 +243,6 @@ def to_save(opened: OpenedSet, scored: ScoredSet) -> SavedSet:
         opened: the set with its own classes, before `agree`.
         scored: its features.
     """
+    # The same features would be stored twice.
     judged = None if scored.teacher is scored.features else scored.teacher
     return SavedSet(scored.features, opened.digest, opened.name, opened.labels, opened.class_names, judged)

@@ -135,6 +135,7 @@ def draw(front: Front) -> str:
     (`--student`, `--muted`, `--grid`).
     """
     best, scores = front.best, [c.scores for c in front.candidates]
+    # The latency is on a logarithmic axis, since candidates differ by factors.
     fast, slow = (math.log(at(s.latency_ms for s in scores)) + pad for at, pad in ((min, -0.1), (max, 0.1)))
     low, high = max(0.0, min(s.accuracy for s in scores) - 0.02), min(1.0, max(s.accuracy for s in scores) + 0.02)
     largest = max(s.bytes for s in scores)

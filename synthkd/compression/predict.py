@@ -232,7 +232,8 @@ def _decode(files: Sequence[Path], description: Description) -> list[Decoded]:
     spec = description.spec
     if spec.channels not in (1, 3):
         raise ModelError(f"image files have 1 or 3 channels, and the model takes {spec.channels}; call it on tensors")
-    # The images of folder datasets are cropped to squares; a model of other shapes was trained without cropping.
+    # As the images were in training: those of folder datasets are cropped to squares, and a model of another shape was
+    # trained without cropping.
     size = spec.height if spec.height == spec.width else None
 
     def decoded(file: Path) -> Decoded:

@@ -170,6 +170,7 @@ def _of_columns(a: Tensor, b: Tensor, u: Tensor, v: Tensor, n: int, m: int) -> T
 
 def _unbiased(a: Tensor, b: Tensor, across: Tensor, n: int, m: int) -> Tensor:
     """The distance from sums of the kernel over the pairs within either side, each pair once, and across sides."""
+    # mean within a + mean within b - 2 mean across; a side of n samples has n (n - 1) / 2 pairs
     return 2.0 * (a / (n * (n - 1)) + b / (m * (m - 1)) - across / (n * m))
 
 

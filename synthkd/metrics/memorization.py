@@ -75,6 +75,7 @@ def copying(train: Array, holdout: Array, generated: Array, seed: int = 0) -> Co
         DataError: features that `arrays.rows` refuses, or different D.
     """
     train, holdout, generated = three_sets(train, holdout, generated, 2)
+    # The searches take nearly all of the time, and each serves several measures.
     closest, closest_to_holdout = nearest(generated, train, 1), nearest(holdout, train, 1)
     of_generated, of_holdout = _authenticities(train, closest, closest_to_holdout)
     return Copying(

@@ -194,6 +194,7 @@ def _kernel(generated: ScoredSet, real: ScoredSet, options: SuiteOptions) -> Sco
 def _manifold(generated: ScoredSet, real: ScoredSet, options: SuiteOptions) -> Iterator[Score]:
     pair = Comparison(generated, real)
     fewest = min(pair.n)
+    # Missing scores are listed too, so that all sets have the same rows in a table.
     if fewest <= options.k:
         for name in ("precision", "recall", "density", "coverage"):
             yield pair.missing(name, "higher", f"{fewest} images, too few for k={options.k}")
@@ -258,6 +259,7 @@ def _semantics(generated: ScoredSet, real: ScoredSet) -> Score:
     labels, real_labels = generated.labels, real.labels
     if labels is None or real_labels is None:
         return pair.missing(name, "higher", "a set has no labels")
+    # Features of the teacher on one side and of the extractor on the other are not comparable.
     if (generated.teacher is None) != (real.teacher is None):
         return pair.missing(name, "higher", "needs the teacher's features of both sets")
     ours, theirs = ((side.teacher or side.features).values for side in (generated, real))
@@ -274,6 +276,8 @@ def _semantics(generated: ScoredSet, real: ScoredSet) -> Score:
 def _collapse(generated: ScoredSet, real: ScoredSet, options: SuiteOptions) -> Score:
     """Share of missed classes, as the teacher predicts them; of missed clusters without a teacher."""
     pair, name = Comparison(generated, real, teacher=True), "mode collapse"
+    # The classes that the teacher predicts and not those that were asked for: a generator that draws cats for every
+    # label must not pass.
     if generated.teacher is not None and generated.teacher.logits is not None and real.labels is not None:
         kind, modes = "classes", Modes(real.labels, generated.teacher.logits.argmax(1))
     else:

@@ -116,6 +116,7 @@ def copy_test(
     closest = nearest(generated, train, 1)
     to_train = closest if len(train) == n_each else nearest(generated, few_train, 1)
     to_holdout = nearest(generated, few_holdout, 1)
+    # A coin decides ties, as of an image that is in both real sets; always counting them for one side would be a bias.
     coin = torch.rand(len(generated), generator=rng) < 0.5
     train_squared, holdout_squared = to_train.squared[:, 0], to_holdout.squared[:, 0]
     of_train = (train_squared < holdout_squared) | ((train_squared == holdout_squared) & coin)

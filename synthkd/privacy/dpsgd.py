@@ -123,6 +123,7 @@ class PoissonSource:
 
     def batch(self, step: int) -> Batch:
         """The batch of a step: images float32 `[n, C, H, W]` in [0, 1] and labels int64 `[n]`, n at least 0."""
+        # The accountant's formula for sampled batches holds for independent coins, and not for batches of a fixed size.
         rng = self.entropy(step)
         rows = (torch.rand(len(self.labels), generator=rng) < self.mechanism.sample_rate).nonzero()[:, 0]
         images = to_float(self.images[rows]).to(self.device)
@@ -168,7 +169,7 @@ class PrivateLearner:
         if settings.clip is not None:
             raise ConfigError("training.optimizer.clip: DP-SGD clips each example's gradient; set training.dp.clip")
         opacus = optional("opacus", "dp", "training.dp")
-        optional("dp_accounting", "dp", "training.dp")
+        optional("dp_accounting", "dp", "training.dp")  # for the claim at the end; an error now costs no training
         self.name = name
         self.mechanism = mechanism
         self.module = module.to(device)
@@ -185,6 +186,7 @@ class PrivateLearner:
             optimizer=optimizer_for(settings, parameters),
             noise_multiplier=mechanism.noise_multiplier,
             max_grad_norm=mechanism.clip,
+            # The noisy sum is divided by the expected size: the actual size depends on who is in the batch.
             expected_batch_size=mechanism.sample_rate * mechanism.examples,
             loss_reduction="mean",
         )

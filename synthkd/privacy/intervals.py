@@ -59,6 +59,7 @@ def auc(scores_in: Array, scores_out: Array, confidence: float = 0.95) -> Area:
     inside, outside = numbers(scores_in, "scores of members", 2), numbers(scores_out, "scores of non-members", 2)
     m, n = len(inside), len(outside)
     ranks = rankdata(np.concatenate([inside, outside]))
+    # The rank among all less the rank among its own side counts the points of the other side below it.
     above = (ranks[:m] - rankdata(inside)) / n  # for each member: share of non-members below it
     below = 1 - (ranks[m:] - rankdata(outside)) / m  # for each non-member: share of members above it
     value = float(above.mean())

@@ -48,6 +48,7 @@ class PoissonSteps:
     noise_multiplier: float
     steps: int
 
+    # Checked here and not by callers: a ledger is also read from files, and a damaged value must not become a claim.
     def __post_init__(self) -> None:
         if not is_number(self.sample_rate) or not (self.sample_rate == 0.0 or LEAST_RATE <= self.sample_rate <= 1.0):
             raise ConfigError(

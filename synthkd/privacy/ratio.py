@@ -107,7 +107,8 @@ def _paired(student: Array, teacher: Array, what: str) -> tuple[Scores, Scores]:
 
 
 def _exact_interval(student: int, teacher: int, n: int, confidence: float) -> tuple[float, float]:
-    """Bounds of the ratio of two rates of `n` that hold together (Bonferroni), from the exact interval of each."""
+    """Bounds of the ratio of two rates of `n` that hold together, from the exact interval of each."""
+    # Bonferroni over both intervals: if neither is wrong, the quotients of their opposite ends are bounds of the ratio.
     level = 1 - (1 - confidence) / 2
     numerator, denominator = clopper_pearson(student, n, level), clopper_pearson(teacher, n, level)
     high = numerator.high / denominator.low if denominator.low > 0 else math.inf
