@@ -11,11 +11,11 @@ from torch import Tensor
 
 from synthkd.data.read.classes import align_labels
 from synthkd.data.read.sample_set import Samples
-from synthkd.data.read.samples import open_samples
 from synthkd.errors import ConfigError, DataError
 from synthkd.models import Classifier, load_model
 from synthkd.models.weights import serialised
 from synthkd.pipelines.config import AuditConfig, ImageSet
+from synthkd.pipelines.scores.image_sets import open_images
 from synthkd.privacy.audit import WHOS
 from synthkd.privacy.membership import POPULATION
 from synthkd.types import ImageSpec
@@ -128,12 +128,7 @@ def _read_list(
     key: str, source: str | ImageSet, config: AuditConfig, spec: ImageSpec, classes: tuple[str, ...], who: str
 ) -> ImageList:
     """The list `key` of the configuration, checked against the model `who`."""
-    place = ImageSet(path=source) if isinstance(source, str) else source
-    path = place.path if place.data is None else place.data
-    assert path is not None
-    # A named dataset has parts, and the attacks need to know which one a list is.
-    split = place.split or (None if place.data is None else "test")
-    samples = open_samples(path, split=split, skip_bad=config.skip_bad, seed=config.seed)
+    samples = open_images(source, config)
     where, labels, notes = f"{key} ({samples.name})", None, samples.notes
     if samples.count < LEAST.get(key, 1):
         raise DataError(f"{where}: {LEAST[key]:,} images or more are needed, got {samples.count:,}; give more of them")

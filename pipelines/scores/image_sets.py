@@ -18,7 +18,7 @@ from synthkd.metrics.feature_cache import FEATURES, SavedSet, cached_extract, lo
 from synthkd.metrics.features import FeatureExtractor, Features, build_extractor, extract
 from synthkd.metrics.score import ScoredSet
 from synthkd.models import Classifier, load_model
-from synthkd.pipelines.config import EvaluateConfig, ImageSet
+from synthkd.pipelines.config import AuditConfig, EvaluateConfig, ImageSet
 from synthkd.reports.results import SetResult
 from synthkd.settings import EfficientNetExtractor, TeacherExtractor
 
@@ -114,21 +114,34 @@ def open_sets(config: EvaluateConfig) -> dict[str, OpenedSet]:
 
 
 def _open(key: str, configured: str | ImageSet, config: EvaluateConfig) -> OpenedSet:
-    image_set = ImageSet(path=configured) if isinstance(configured, str) else configured
-    if image_set.path is not None and image_set.path.endswith(FEATURES):
+    path = configured if isinstance(configured, str) else configured.path
+    if path is not None and path.endswith(FEATURES):
         if key != "real":
             raise ConfigError(f"{key}: saved features stand for the real set only; give images")
-        saved = load_set(Path(image_set.path).expanduser())
+        saved = load_set(Path(path).expanduser())
         notes = ("saved features" + (f" of {saved.name}" if saved.name else ""),)
-        count = saved.features.n
-        return OpenedSet(image_set.path, count, saved.content, saved.labels, saved.class_names, notes, saved=saved)
-    source = image_set.path if image_set.data is None else image_set.data
-    split = image_set.split or (None if image_set.data is None else "test")
-    assert source is not None
-    opened = open_samples(source, split=split, skip_bad=config.skip_bad, seed=config.seed)
+        return OpenedSet(path, saved.features.n, saved.content, saved.labels, saved.class_names, notes, saved=saved)
+    opened = open_images(configured, config)
     return OpenedSet(
         opened.name, opened.count, opened.digest, opened.labels, opened.class_names, opened.notes, samples=opened
     )
+
+
+def open_images(configured: str | ImageSet, config: EvaluateConfig | AuditConfig) -> Samples:
+    """The images of a set of the configuration, listed and checked; of a dataset the test images unless `split` is set.
+
+    Args:
+        configured: a path, or the section of a set.
+        config: number of unreadable files that are no error, and seed of the splits.
+
+    Raises:
+        DataError: images that cannot be read.
+    """
+    image_set = ImageSet(path=configured) if isinstance(configured, str) else configured
+    source = image_set.path if image_set.data is None else image_set.data
+    assert source is not None
+    split = image_set.split or (None if image_set.data is None else "test")
+    return open_samples(source, split=split, skip_bad=config.skip_bad, seed=config.seed)
 
 
 def agree(sets: Mapping[str, OpenedSet], networks: Networks) -> dict[str, OpenedSet]:
