@@ -1,7 +1,7 @@
-"""Audit a whole pipeline: run it again with canaries among its private images, and without them for reference.
+"""Audit of a whole pipeline, which is run again with canaries among its private images, and without them for reference.
 
-The audit attacks models that the same pipeline trained; the models that are handed over were not trained on canaries.
-All runs are kept inside the directory of the job, so an interrupted audit continues.
+The audit attacks models that the same pipeline trained, since the models that are handed over were not trained on
+canaries. All runs are inside the directory of the job, so an interrupted audit continues.
 """
 
 from __future__ import annotations
@@ -92,6 +92,8 @@ def audit_pipeline(config: CompressConfig, directory: Path, private: Splits, dev
     """
     settings, train, place = config.audit, private.train, directory / FOLDER
     assert settings is not None
+    # Canaries come out of the training images. The audited run trains on the canaries that the coin included and on all
+    # images that are no canary, the references on the latter alone.
     canaries = choose(train.labels, train.spec.classes, settings.canaries, derive(config.seed, "audit"))
     candidates = dataclasses.replace(_part(train, canaries.rows), labels=canaries.labels)
     members = _part(candidates, canaries.included)
@@ -103,6 +105,7 @@ def audit_pipeline(config: CompressConfig, directory: Path, private: Splits, dev
         run_flow(config, place / f"reference-{k}", _with_train(private, rest), derive(config.seed, "reference", k))
         for k in range(settings.references)
     ]
+    # RMIA counts how much of the population an image exceeds; fewer images than this would make its steps too coarse.
     unseen = private.unseen
     population = unseen if len(unseen) >= POPULATION else None
 
@@ -117,6 +120,8 @@ def audit_pipeline(config: CompressConfig, directory: Path, private: Splits, dev
             canaries, of_canaries, of_population, settings.guesses, settings.delta, len(audit.WHOS)
         )
         scores[who] = attacks(of_canaries)["LiRA"]
+    # The controls put another teacher in the place of the audited one: a reference, for which nothing may be shown, and
+    # an overfitted teacher, for which something must be. If one fails, the numbers above say nothing.
     teachers = {f"the teacher of {flow.directory.name}": flow.teacher for flow in references}
     control = {"the control": _control(config, place / "control", rest, members, private)}
     return PipelineAudit(
@@ -150,6 +155,7 @@ def _control(config: CompressConfig, directory: Path, rest: RealData, members: R
     settings = config.teacher
     assert isinstance(settings, TrainedTeacher)
     overfitted = teach_config(settings.model_copy(update={"training": CONTROL}), config, str(directory))
+    # Few images, so that it can memorise all of them.
     few = _part(rest, torch.arange(len(rest))[: max(len(members), rest.spec.classes)])
     result = teach(overfitted, splits=_with_train(private, few, members))
     assert isinstance(result, Result)

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from synthkd.data.read.classes import align_labels
 from synthkd.data.read.sample_set import Samples
-from synthkd.data.read.samples import open_samples
 from synthkd.errors import ConfigError, DataError
 from synthkd.models import Classifier, load_model
 from synthkd.models.weights import serialised
 from synthkd.pipelines.config import AuditConfig, ImageSet
+from synthkd.pipelines.scores.image_sets import open_images
 from synthkd.privacy.audit import WHOS
 from synthkd.privacy.membership import POPULATION
 from synthkd.types import ImageSpec
@@ -35,7 +35,7 @@ class ImageList:
         images: uint8 `[N, C, H, W]`.
         labels: int64 `[N]`, numbered as the models' classes; None for synthetic images, whose labels are not needed.
         digest: SHA-256 of the images and labels as they were read.
-        notes: what was converted, left out or assumed, one line each.
+        notes: conversions, files that were left out and assumptions, one line each.
         skipped: number of unreadable files that were left out.
     """
 
@@ -113,6 +113,7 @@ def _check_models(models: Mapping[str, Classifier]) -> tuple[tuple[str, ...], di
         if classes and model.class_names and model.class_names != classes:
             raise ConfigError(f"{key}: its classes have other names, or another order, than those of the models before")
         classes = classes or model.class_names
+        # A reference with the weights of the audited model would hide whatever the model memorised.
         digest = hashlib.sha256(serialised(model)).hexdigest()
         if twin := next((other for other, of_other in digests.items() if of_other == digest), None):
             raise ConfigError(
@@ -127,11 +128,7 @@ def _read_list(
     key: str, source: str | ImageSet, config: AuditConfig, spec: ImageSpec, classes: tuple[str, ...], who: str
 ) -> ImageList:
     """The list `key` of the configuration, checked against the model `who`."""
-    place = ImageSet(path=source) if isinstance(source, str) else source
-    path = place.path if place.data is None else place.data
-    assert path is not None
-    split = place.split or (None if place.data is None else "test")
-    samples = open_samples(path, split=split, skip_bad=config.skip_bad, seed=config.seed)
+    samples = open_images(source, config)
     where, labels, notes = f"{key} ({samples.name})", None, samples.notes
     if samples.count < LEAST.get(key, 1):
         raise DataError(f"{where}: {LEAST[key]:,} images or more are needed, got {samples.count:,}; give more of them")
@@ -149,6 +146,7 @@ def _read_list(
 
 def _read_images(samples: Samples, spec: ImageSpec, where: str, who: str) -> Tensor:
     """All images, uint8 `[N, C, H, W]`; raises `DataError` for an image that the model `who` does not take."""
+    # Images of another size are refused and not resized: an attack on resized images would find less than there is.
     blocks = []
     for block in samples.batches(BATCH):
         if tuple(block.shape[1:]) != spec.shape:

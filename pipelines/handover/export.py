@@ -1,4 +1,4 @@
-"""Exported files of a finished student, the cost of student and teacher, and their capacity."""
+"""The files of a finished student, the cost of student and teacher, and two heuristics of their capacity."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ from synthkd.settings import TeacherExtractor
 from synthkd.types import to_float
 
 FISHER = 200
-"""Images of the Fisher trace, which takes them one by one."""
+"""Most images of the Fisher trace, which takes them one by one."""
 TOLERATED = 0.1
 """Tolerated error of the capacity bound."""
 NAMES = {"onnx": "student.onnx", "int8": "student.int8.onnx", "program": "student.pt2"}
@@ -61,6 +61,7 @@ def require_packages(settings: ExportSettings, searched: bool) -> None:
     if {"onnx", "int8"} & set(settings.formats):
         for package in ("onnx", "onnxscript", "onnxruntime"):
             needed(package)
+    # Looked for and not imported, which takes half a second: a finished search does not need it.
     if searched and find_spec(OPTUNA[0]) is None:
         raise MissingExtraError(*OPTUNA)
 
@@ -90,6 +91,7 @@ def hand_over(
     """
     files: dict[str, MeasuredFile | ExportedFile] = {}
     float32 = directory / NAMES["onnx"]
+    # int8 is made from the float32 file, so that one is written for it too.
     if {"onnx", "int8"} & set(settings.formats):
         export_onnx(student, float32)
     for kind in settings.formats:
@@ -98,6 +100,7 @@ def hand_over(
             export_program(student, path)
             files[kind] = ExportedFile(path.name, path.stat().st_size)
             continue
+        # Synthetic images calibrate it: their ranges can be read from the file, and those of private images must not.
         if kind == "int8":
             quantize_int8(float32, synthetic[: settings.calibration], path)
         files[kind] = MeasuredFile(
@@ -108,7 +111,7 @@ def hand_over(
             None if test is None else accuracy(run_onnx(path, test.images).argmax(1), test.labels),
         )
     if "onnx" not in settings.formats:
-        float32.unlink(missing_ok=True)  # it was only the source of the int8 file
+        float32.unlink(missing_ok=True)
     right = None if test is None else accuracy(predict(student, test.images, device), test.labels)
     return Handover(HandoverCost(cost(teacher, device), cost(student, device)), HandoverStudent(right), files)
 
@@ -127,6 +130,7 @@ def measure_capacity(
         device: of the models.
     """
 
+    # One pass over the images gives the features and the logits.
     def measure(model: Classifier) -> tuple[CapacityOfModel, Tensor]:
         outputs = extract([synthetic], build_extractor(TeacherExtractor(kind="teacher"), device, model))
         assert outputs.logits is not None
@@ -137,6 +141,6 @@ def measure_capacity(
     of_student, student_logits = measure(student)
     divergence = float(kl_divergence(teacher_logits, student_logits).mean())
     bound = capacity_bound(label_information(teacher_logits), TOLERATED, divergence)
-    value = bound.value if math.isfinite(bound.value) else None
+    value = bound.value if math.isfinite(bound.value) else None  # JSON has no infinity
     least = LeastCapacity(value, bound.mutual_information, bound.epsilon, bound.kl)
     return Capacity(len(synthetic), min(FISHER, len(synthetic)), of_teacher, of_student, least)

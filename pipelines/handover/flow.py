@@ -1,7 +1,6 @@
 """A flow of `synthkd compress`: from private images to a teacher, a generator and a student.
 
-An audit runs the same flow on other images, so everything that depends on the images is here and takes them as an
-argument.
+An audit runs the same flow on other images, so everything that uses the images is here and takes them as an argument.
 """
 
 from __future__ import annotations
@@ -80,6 +79,7 @@ def run_flow(config: CompressConfig, directory: Path, private: Splits | None, se
     dp = settings.training.dp if isinstance(settings, TrainedTeacher) else None
     journal = Journal(directory)
     statements: list[Mapping[str, Any]] = []
+    # Both before anything runs: a directory in which budget was spent that this flow would not report is refused.
     _require_counted(config, directory, {RELEASE: isinstance(generator, MerfSettings), TEACH: dp is not None})
     journal.require_parts()
 
@@ -91,7 +91,7 @@ def run_flow(config: CompressConfig, directory: Path, private: Splits | None, se
         journal.keep_part(RELEASE)
         generator = SavedSettings(kind="saved", path=str(release_result.directory))
         if config.flow == "dp_generator":
-            # the teacher must not train on private images, whose budget is spent on the release
+            # The teacher must not train on the private images, whose budget is spent on the release.
             merf = load_released(release_config, release_result)
             images = _with_synthetic_train(private, merf, config.synthetic.per_class, seed)
 
@@ -107,7 +107,7 @@ def run_flow(config: CompressConfig, directory: Path, private: Splits | None, se
     else:
         teacher = load_model(settings)
 
-    # What follows sees no private image, so it costs no privacy.
+    # What follows sees no private image; computed from the results of private parts alone, it costs no privacy.
     distilling = distill_config(config, settings, generator, out=directory / DISTILL, seed=seed)
     choice = None
     if config.search is not None:
@@ -115,7 +115,7 @@ def run_flow(config: CompressConfig, directory: Path, private: Splits | None, se
         distilling = distilling.model_copy(update={"student": choice.model})
     distill_result = distill(distilling)
     assert isinstance(distill_result, Result)
-    # a saved generator (that of the release) is not saved again by the distillation
+    # The distillation saves the generator that it trained, but not one that was saved already, as by the release.
     if (distill_result.directory / INSIDE_A_RUN).is_dir():
         generator = SavedSettings(kind="saved", path=str(distill_result.directory))
     student = load(distill_result.directory)
@@ -134,7 +134,7 @@ def sample(
         count: number of images.
         classes: number of classes.
         difficulty: in [0, 1].
-        seed, purpose: of the random rows; with them the images are the same in every call.
+        seed, purpose: of the random numbers; the same two give the same images.
     """
     images, labels = [], balanced_labels(count, 0, classes)
     for first in range(0, count, CHUNK):
@@ -144,7 +144,7 @@ def sample(
 
 
 def _require_counted(config: CompressConfig, directory: Path, counts: Mapping[str, bool]) -> None:
-    """Refuse a run inside that has queried private images, and whose queries the flow does not count."""
+    """Raise `CheckpointError` for a run inside that queried private images if the flow does not count its queries."""
     for name, is_counted in counts.items():
         if not is_counted and (directory / name / JOURNAL).exists():
             raise CheckpointError(
@@ -156,7 +156,8 @@ def _require_counted(config: CompressConfig, directory: Path, counts: Mapping[st
 def _proven_statement(
     result: Result[ReleaseResult] | Result[TeachResult], settings: PrivacySettings
 ) -> Mapping[str, Any]:
-    """The claim of a finished run, if it counts the queries in the run's journal, on the terms of its settings."""
+    """The claim of a finished run, after a check that it counts the queries in the run's journal, on these settings."""
+    # result.json can be edited or copied from another run; the journal is chained and written before each query.
     statement = result.content.dp
     claim_ledger, ledger = ledger_of(statement), Journal(result.directory).ledger
     terms = settings.delta, settings.test_seed is not None
@@ -169,7 +170,7 @@ def _proven_statement(
 
 
 def _with_synthetic_train(private: Splits, generator: Merf, per_class: int, seed: int) -> Splits:
-    """The splits with generated training images and without a holdout; the test images stay, for evaluation."""
+    """The splits with generated training images and without a holdout; the test images stay, to be evaluated on."""
     spec, names = private.train.spec, private.train.class_names
     images, labels = sample(generator, per_class * spec.classes, spec.classes, WIDEST, seed, "teacher")
     train = RealData(images, labels, spec, names, "synthetic images")
@@ -205,15 +206,14 @@ def distill_config(
     settings = {name: getattr(config, name) for name in TrainingConfig.model_fields}
     settings |= {name: getattr(distillation, name) for name in Distillation.model_fields}
     settings["transfer_set"] = config.generated.model_copy(update={"generator": generator, "data": data})
-    settings["inherit"] = bool(distillation.inherit)  # copied weights may carry what the teacher memorised
+    # By default no weights are copied: they may carry what the teacher memorised.
+    settings["inherit"] = bool(distillation.inherit)
     settings |= {} if out is None else {"out": str(out)}
     settings |= {} if seed is None else {"seed": seed}
-    student = stand_in(config) if config.student is None else config.student
+    student = config.student
+    # A distillation needs a student. Until the search has chosen one, the smallest of the first family stands in.
+    if student is None:
+        assert config.search is not None
+        family = config.search.families[0]
+        student = ZooModel(arch=family.arch, width=family.width[0], depth=min(family.depth, default=None))
     return DistillConfig(**settings, teacher=teacher, student=student, test=config.test)
-
-
-def stand_in(config: CompressConfig) -> ZooModel:
-    """The smallest student of the first family of the search; it stands for the student until one is chosen."""
-    assert config.search is not None
-    family = config.search.families[0]
-    return ZooModel(arch=family.arch, width=family.width[0], depth=min(family.depth, default=None))

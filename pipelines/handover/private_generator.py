@@ -29,8 +29,7 @@ class ReleaseConfig(TrainingConfig):
 def release(config: ReleaseConfig, private: RealData) -> Result[ReleaseResult]:
     """Make the release, train the generator on it, and save the generator to `<run>/generator`.
 
-    The release is charged before it is made, and on disk before anything is trained on it. So a run that was cut short
-    makes no second release, unless the first was lost; then both are counted.
+    A run that was cut short makes no second release, unless the first was lost; then both are counted.
 
     Args:
         config: the generator, and the number of rounds.
@@ -46,6 +45,7 @@ def release(config: ReleaseConfig, private: RealData) -> Result[ReleaseResult]:
         keep_data(job.directory, private, job.accelerator, private=True)
         if isinstance(job.finished, ReleaseResult):
             return Result(job.directory, job.finished)
+        # The release is charged before it is made, and is on disk before anything is trained on it.
         generator = Merf(config.generator, None, config.seed, job.accelerator, private, run=job.directory)
         progress = fit_generator(job, generator, config.rounds, WIDEST)
         names, count = private.class_names, len(private)

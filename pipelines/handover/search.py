@@ -1,6 +1,6 @@
 """The search of a student among networks of the zoo, on images of the pipeline's own generator.
 
-It reads the teacher and its generator only, so it costs no privacy beyond theirs.
+It uses nothing but the teacher and the generator, so it costs no privacy beyond theirs.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from synthkd.training.display import Display
 from synthkd.types import TrainableGenerator
 
 HELD_OUT = 500
-"""Least number of synthetic images for a candidate's agreement with the teacher."""
+"""Smallest number of synthetic images on which a candidate's agreement with the teacher is measured."""
 SHARE = 4
 """A candidate has at most the teacher's parameters divided by this, unless the settings have a limit."""
 
@@ -65,6 +65,7 @@ def choose_student(config: DistillConfig, settings: SearchSettings, teacher: Cla
         SynthkdError: the errors of `synthkd.compression.search.search` and of the generator.
     """
     space = space_of(settings, teacher.spec, parameters(teacher) // SHARE)
+    # A seed of the search's own keeps the choice when a run is repeated with other seeds.
     seed = config.seed if settings.seed is None else settings.seed
     count = min(settings.candidates, len(space))
     proxy: list[Evaluate] = []
@@ -73,7 +74,8 @@ def choose_student(config: DistillConfig, settings: SearchSettings, teacher: Cla
 
         def evaluate(model: ZooModel) -> Scores:
             nonlocal done
-            if not proxy:  # a search that is complete already needs no images
+            # Made for the first candidate only: a search that is complete needs no images.
+            if not proxy:
                 proxy.append(make_proxy(config, settings, teacher, seed))
             display.update(done, "candidates", {})
             scores = proxy[0](model)
@@ -87,6 +89,7 @@ def choose_student(config: DistillConfig, settings: SearchSettings, teacher: Cla
 
 def fastest_of(front: Front, tolerance: float) -> Candidate:
     """The fastest of the candidates whose accuracy is at most `tolerance` below the best."""
+    # The first of the front is the most accurate; without a tolerance it would always be the choice, however slow.
     best = front.best
     good = [one for one in best if one.scores.accuracy >= best[0].scores.accuracy - tolerance]
     return min(good, key=lambda one: one.scores.latency_ms)
@@ -107,6 +110,7 @@ def make_proxy(config: DistillConfig, settings: SearchSettings, teacher: Classif
     assert config.generated is not None
     for index in range(settings.rounds):
         generated.rounds.alone(index, keep=True)
+    # Later rounds have images that no candidate was trained on.
     held_out, logits = _held_out(generated.generator, settings.rounds, config.generated.difficulty.start)
     subject = assembly.subject
 
@@ -130,7 +134,7 @@ def _held_out(generator: TrainableGenerator, first: int, difficulty: float) -> t
 
 
 def summary(search_result: SearchResult) -> str:
-    """The chosen student in a few words."""
+    """The chosen student in words, for the terminal."""
     chosen = next(row for row in search_result.front if row.chosen)
     depth = "" if chosen.depth is None else f", depth {chosen.depth}"
     return f"{chosen.arch}, width {chosen.width}{depth}, of {search_result.candidates} candidates"

@@ -1,7 +1,7 @@
 """Classification accuracy score (CAS): the accuracy on real images of a classifier trained on generated ones.
 
-Ravuri and Vinyals (2019). A fixed small network is trained on the generated images and their labels, and the same
-network on half of the real images as the upper bound. Both are tested on the other half. Each training is a run of
+Ravuri and Vinyals (2019). A fixed small network is trained on the generated images and their labels. The same network,
+trained on half of the real images, is the upper bound. Both are tested on the other half. Each training is a run of
 `teach` in the evaluation's directory, so a killed evaluation resumes.
 """
 
@@ -35,7 +35,8 @@ RECIPE = {
         "optimizer": {"kind": "sgd", "lr": 0.1, "weight_decay": 5e-4, "schedule": "one_cycle"},
     },
 }
-"""The fixed classifier: about 26,000 parameters, trained on 128,000 images with repetitions."""
+"""The fixed classifier: about 26,000 parameters, trained on 128,000 images with repetitions. Scores of two evaluations
+can be compared only where it is the same, so it is no setting."""
 
 
 def classification_accuracy_scores(
@@ -49,6 +50,7 @@ def classification_accuracy_scores(
         real: labelled real images; one half trains the upper bound, the other tests.
         directory: of the runs.
     """
+    # Without usable real images no score can be measured, and each says why; a bad generated set loses its own only.
     try:
         images, labels = _labelled(real)
         classes = labels.unique()
@@ -66,7 +68,7 @@ def classification_accuracy_scores(
             own_images, own_labels = _labelled(one)
             if own_images.shape[1:] != images.shape[1:]:
                 raise DataError("its image size is not that of the real set")
-            # The digests keep an evaluation of other images from resuming this run.
+            # The digests in its name keep this run from being resumed by an evaluation of other images.
             run = directory / f"generated.{number}-{real.digest[:8]}-{one.digest[:8]}"
             accuracy = exam.accuracy(run, own_images, own_labels)
         except DataError as error:
@@ -106,8 +108,7 @@ class _Exam:
     def accuracy(self, run: Path, images: Tensor, labels: Tensor) -> Proportion:
         """The accuracy on the real images of a classifier that a run of `teach` trains.
 
-        The classifier has no output for classes without a training image; the test images of those classes count as
-        wrong.
+        Test images of classes without a training image count as wrong.
 
         Args:
             run: directory of the run.
@@ -122,6 +123,8 @@ class _Exam:
             raise DataError("it has classes without a real image")
         if len(trained) < 2:
             raise DataError("fewer than two of the real classes have images to train on")
+        # A dataset numbers its classes without gaps, so the classifier has no output for classes without a training
+        # image. It is tested on the images of the others, and the accuracy is then taken over all.
         testable = torch.isin(self.labels, trained)
         file = run.with_suffix(".npz")
         buffer = io.BytesIO()
@@ -137,7 +140,7 @@ class _Exam:
         source = {**RECIPE, **shared, "name": "cas", "data": {"kind": "npz", "path": str(file), "holdout": 0.0}}
         result = teach(load_config(TeachConfig, source, [f"out={run}"]))
         assert isinstance(result, Result)
-        file.unlink()  # as large as the images, and made again from them
+        file.unlink()  # as large as the images, and can be made again from them
         taught = result.content.teacher
         assert taught is not None
         assert taught.accuracy is not None

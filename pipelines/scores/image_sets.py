@@ -18,7 +18,7 @@ from synthkd.metrics.feature_cache import FEATURES, SavedSet, cached_extract, lo
 from synthkd.metrics.features import FeatureExtractor, Features, build_extractor, extract
 from synthkd.metrics.score import ScoredSet
 from synthkd.models import Classifier, load_model
-from synthkd.pipelines.config import EvaluateConfig, ImageSet
+from synthkd.pipelines.config import AuditConfig, EvaluateConfig, ImageSet
 from synthkd.reports.results import SetResult
 from synthkd.settings import EfficientNetExtractor, TeacherExtractor
 
@@ -33,7 +33,7 @@ class Networks:
     Attributes:
         extractor: gives the features of the scores.
         teacher: gives the logits for scores of labels, or None; often the same object.
-        classes: names of the teacher's classes, or their numbers where it has no names; empty without a teacher.
+        classes: names of the teacher's classes, or their numbers if they have no names; empty without a teacher.
     """
 
     extractor: FeatureExtractor
@@ -43,7 +43,7 @@ class Networks:
 
 @dataclass(frozen=True)
 class OpenedSet:
-    """A set whose files were read and checked, or the saved features of one.
+    """A set of images that was read and checked, or the saved features of one.
 
     Attributes:
         name: in tables.
@@ -51,7 +51,7 @@ class OpenedSet:
         digest: of images and labels as they were read; empty where saved features have none.
         labels: int64 `[count]`, indices into `class_names`; None where unknown.
         class_names: one for each class; empty without labels.
-        notes: conversions, files that were left out, and assumptions.
+        notes: conversions, files that were left out, and assumptions, one line each.
         samples: the images; None for saved features.
         saved: the features; None for images.
     """
@@ -66,7 +66,7 @@ class OpenedSet:
     saved: SavedSet | None = None
 
     def result(self) -> SetResult:
-        """What `result.json` says of the set."""
+        """The set's entry in `result.json`."""
         skipped = () if self.samples is None else tuple(self.samples.bad)
         return SetResult(self.name, self.count, self.digest, self.notes, skipped)
 
@@ -90,6 +90,7 @@ def build_networks(config: EvaluateConfig, device: torch.device) -> Networks:
     if settings is None:
         settings = EfficientNetExtractor(kind="efficientnet_lite0") if teacher is None else of_teacher
     extractor = build_extractor(settings, device, teacher)
+    # One object where both are the same network: one pass over the images serves both.
     if isinstance(settings, TeacherExtractor):
         return Networks(extractor, extractor, classes)
     return Networks(extractor, None if teacher is None else build_extractor(of_teacher, device, teacher), classes)
@@ -113,32 +114,44 @@ def open_sets(config: EvaluateConfig) -> dict[str, OpenedSet]:
 
 
 def _open(key: str, configured: str | ImageSet, config: EvaluateConfig) -> OpenedSet:
-    image_set = ImageSet(path=configured) if isinstance(configured, str) else configured
-    if image_set.path is not None and image_set.path.endswith(FEATURES):
+    path = configured if isinstance(configured, str) else configured.path
+    if path is not None and path.endswith(FEATURES):
         if key != "real":
             raise ConfigError(f"{key}: saved features stand for the real set only; give images")
-        saved = load_set(Path(image_set.path).expanduser())
+        saved = load_set(Path(path).expanduser())
         notes = ("saved features" + (f" of {saved.name}" if saved.name else ""),)
-        count = saved.features.n
-        return OpenedSet(image_set.path, count, saved.content, saved.labels, saved.class_names, notes, saved=saved)
-    source = image_set.path if image_set.data is None else image_set.data
-    split = image_set.split or (None if image_set.data is None else "test")
-    assert source is not None
-    opened = open_samples(source, split=split, skip_bad=config.skip_bad, seed=config.seed)
+        return OpenedSet(path, saved.features.n, saved.content, saved.labels, saved.class_names, notes, saved=saved)
+    opened = open_images(configured, config)
     return OpenedSet(
         opened.name, opened.count, opened.digest, opened.labels, opened.class_names, opened.notes, samples=opened
     )
 
 
+def open_images(configured: str | ImageSet, config: EvaluateConfig | AuditConfig) -> Samples:
+    """The images of a set of the configuration, listed and checked; of a dataset the test images unless `split` is set.
+
+    Args:
+        configured: a path, or the section of a set.
+        config: number of unreadable files that are no error, and seed of the splits.
+
+    Raises:
+        DataError: images that cannot be read.
+    """
+    image_set = ImageSet(path=configured) if isinstance(configured, str) else configured
+    source = image_set.path if image_set.data is None else image_set.data
+    assert source is not None
+    split = image_set.split or (None if image_set.data is None else "test")
+    return open_samples(source, split=split, skip_bad=config.skip_bad, seed=config.seed)
+
+
 def agree(sets: Mapping[str, OpenedSet], networks: Networks) -> dict[str, OpenedSet]:
     """The sets with labels in terms of the same classes, those of the teacher where there is one.
-
-    The real set's classes are matched with the teacher's, and the generated sets' with the result. The sets for the
-    search of copies do not change, since no score uses their labels.
 
     Raises:
         DataError: images of a class that neither the real set nor the teacher has.
     """
+    # The real set's classes are matched with the teacher's, and the generated sets' with the result. The train and
+    # holdout sets stay as they are, since no score uses their labels.
     real, agreed = sets["real"], dict(sets)
     targets, among = networks.classes, "the teacher"
     if real.labels is not None:
@@ -163,6 +176,7 @@ def agree(sets: Mapping[str, OpenedSet], networks: Networks) -> dict[str, Opened
 
 def _note_other_shape(generated: OpenedSet, real: OpenedSet) -> OpenedSet:
     """The generated set, with a note where its first image has another shape than the real set's."""
+    # Both are resized for the network, so nothing fails, but an enlarged set is scored as the blurred one it is.
     if generated.samples is None or real.samples is None:
         return generated
     ours, theirs = ("x".join(map(str, one.samples.images([0])[0].shape)) for one in (generated, real) if one.samples)
@@ -212,7 +226,7 @@ def _saved(opened: OpenedSet, saved: SavedSet, networks: Networks) -> ScoredSet:
 
 
 def _empty_features(extractor: FeatureExtractor) -> Features:
-    """Features of no image by an extractor, to compare its identity with that of other features."""
+    """Features of no image by an extractor, to check whether other features are comparable with its own."""
     return Features(torch.empty(0), None, extractor.name, extractor.digest, extractor.resize)
 
 
@@ -229,6 +243,7 @@ def take_features(opened: OpenedSet, networks: Networks, cache: str | None) -> S
         return cached_extract(samples.digest, lambda: samples.batches(BATCH), extractor, Path(cache).expanduser())
 
     features = features_of(networks.extractor)
+    # Often the teacher is the extractor itself, and its features are there already.
     teacher = networks.teacher
     judged = None if teacher is None else features if teacher is networks.extractor else features_of(teacher)
     return ScoredSet(opened.name, features, opened.labels, judged)
@@ -241,5 +256,6 @@ def to_save(opened: OpenedSet, scored: ScoredSet) -> SavedSet:
         opened: the set with its own classes, before `agree`.
         scored: its features.
     """
+    # The same features would be stored twice.
     judged = None if scored.teacher is scored.features else scored.teacher
     return SavedSet(scored.features, opened.digest, opened.name, opened.labels, opened.class_names, judged)

@@ -22,6 +22,7 @@ def score_lines(sets: Sequence[GeneratedSet], width: int) -> list[str]:
         sets: the generated sets with their scores, the same for each.
         width: characters of a line of the terminal.
     """
+    # A cell is never cut: a number without its interval would mislead, so the columns are folded instead.
     titles = [one.name for one in sets]
     heads = [f"{score.name} {direction(score)}".rstrip() for score in sets[0].scores]
     columns = [[cell(score) for score in one.scores] for one in sets]
@@ -31,6 +32,7 @@ def score_lines(sets: Sequence[GeneratedSet], width: int) -> list[str]:
     if len(sets) > 1 and (alike or (widen and _wide(heads, columns, titles) > width)):
         legend = [f"[{number}] {title}" for number, title in enumerate(titles, 1)]
         titles = [f"[{number}]" for number in range(1, len(sets) + 1)]
+    # Column after column goes into the last table until it is as wide as the terminal.
     tables: list[list[int]] = [[]]
     for number in range(len(sets)):
         chosen = [*tables[-1], number]
@@ -55,7 +57,7 @@ def cell(score: Score) -> str:
         return "-"
     if score.interval is not None:
         low, high = score.interval
-        form = ".3f" if -1.0 <= low <= high <= 1.0 else ".4g"  # shares stand under each other
+        form = ".3f" if -1.0 <= low <= high <= 1.0 else ".4g"  # a fixed number of digits lines up the shares
         return f"{value:{form}} [{low:{form}}, {high:{form}}]"
     if uncertainty is None:
         return f"{value:.4g}"

@@ -1,6 +1,6 @@
 """Two heuristics for the choice of teacher and student: the quality of a teacher, and a lower bound of capacity.
 
-They order candidates under the estimators named here; neither predicts the accuracy of a student.
+They rank candidates under the estimators that are named here. Neither predicts the accuracy of a student.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from synthkd.settings import TeacherExtractor
 from synthkd.taps import evaluating
 from synthkd.types import to_float
 
+# the weights of the article's teacher evaluator
 FISHER_WEIGHT = 0.6
 DIMENSION_WEIGHT = 0.4
 
@@ -95,12 +96,11 @@ class CapacityBound:
 def fisher_trace(model: Classifier, images: Tensor, seed: int) -> FisherTrace:
     """Mean squared norm of the gradient of `log p(y | x)` by all parameters, with y drawn from the model itself.
 
-    With the labels of the data for y it would be the "empirical Fisher", another quantity (Kunstner, Balles and Hennig
-    2019). It is large for an unsure model, near 0 for one that is always certain, and grows with the number of
-    parameters, so it is an order among teachers at most.
+    It is large for an unsure model, near 0 for one that is always certain, and grows with the number of parameters, so
+    it can rank teachers at most.
 
     Args:
-        model: in any mode, frozen or not; it runs in eval mode, and all of that is restored.
+        model: in any mode, frozen or not; it runs in eval mode, and is afterwards as it was.
         images: float32 `[N, C, H, W]` in `[0, 1]`.
         seed: of the labels; the label of image i depends on (seed, i) alone.
 
@@ -110,7 +110,7 @@ def fisher_trace(model: Classifier, images: Tensor, seed: int) -> FisherTrace:
     if len(images) == 0:
         raise DataError("fisher_trace: at least 1 image is needed, got none")
     uniform = Rows(seed, "labels of the Fisher trace").uniform(len(images), 1).double()
-    # Views outside of the model: it may be frozen, and its own gradients must stay as they are.
+    # Tensors outside of the model: it may be frozen, and its own gradients must stay as they are.
     weights = {name: value.detach().requires_grad_() for name, value in model.named_parameters()}
     device = model.normalize.mean.device
     norms = []
@@ -118,7 +118,9 @@ def fisher_trace(model: Classifier, images: Tensor, seed: int) -> FisherTrace:
     with evaluating(model), torch.enable_grad():
         for image, draw in zip(images.split(1), uniform, strict=True):
             log_p = F.log_softmax(functional_call(model, weights, (image.to(device),))[0], dim=0)
-            # A class drawn from p by inversion; rounding may leave the sum of p just below the uniform number.
+            # A class drawn from the model's own p, by inversion. With the labels of the data this would be the
+            # "empirical Fisher", another quantity (Kunstner, Balles and Hennig 2019). Rounding may leave the sum of p
+            # just below the uniform number, hence the min.
             below = log_p.detach().double().exp().cumsum(0).cpu() < draw
             label = min(int(below.sum()), len(log_p) - 1)
             gradients = torch.autograd.grad(log_p[label], list(weights.values()), allow_unused=True)
@@ -128,7 +130,7 @@ def fisher_trace(model: Classifier, images: Tensor, seed: int) -> FisherTrace:
 
 
 def feature_dimension(features: Array, share: float = 0.95) -> int:
-    """Smallest number of principal components with a share of the variance of features; 0 if all samples are equal.
+    """Smallest number of principal components that hold a share of the features' variance; 0 if all samples are equal.
 
     It is at most N - 1: compare teachers on the same images, and on more images than there are features.
 
@@ -146,17 +148,18 @@ def feature_dimension(features: Array, share: float = 0.95) -> int:
     with one_thread():
         variances = torch.linalg.svdvals(values - values.mean(dim=0)).square()
     total = float(variances.sum())
-    # Rounding leaves some 1e-16 of the squares in components without variance, also if all features are equal.
+    # Rounding of centred values, about 1e-16 of each, leaves up to 1e-32 of the squares where there is no variance.
     if total <= 1e-24 * float(values.square().sum()):
         return 0
+    # The share less a rounding: 1.0 must not ask for components that hold nothing.
     return 1 + int((variances.cumsum(0) < (share - 1e-12) * total).sum())
 
 
 def teacher_quality(reports: Sequence[TeacherReport]) -> tuple[TeacherQuality, ...]:
     """The quality score 0.6 x Fisher trace + 0.4 x feature dimension of each teacher, in the same order.
 
-    Both are first divided by the largest among the teachers, since their scales differ. So a score is valid in its
-    comparison only, and a teacher alone scores 1.
+    Both are first divided by the largest among the teachers. So a score is valid within its comparison only, and a
+    teacher alone scores 1.
 
     Raises:
         DataError: no teachers, or a value that is negative or not finite.
@@ -169,6 +172,7 @@ def teacher_quality(reports: Sequence[TeacherReport]) -> tuple[TeacherQuality, .
                 f"teacher_quality: Fisher trace and feature dimension must be finite and >= 0, got "
                 f"{report.fisher_trace} and {report.feature_dimension} for {report.name}"
             )
+    # A trace may be thousands and a dimension tens: added as they are, only one of them would count.
     most_trace = max(report.fisher_trace for report in reports) or 1.0
     most_dimensions = max(report.feature_dimension for report in reports) or 1
     qualities = []
@@ -182,9 +186,9 @@ def teacher_quality(reports: Sequence[TeacherReport]) -> tuple[TeacherQuality, .
 def compare_teachers(models: Mapping[str, Classifier], images: Tensor, seed: int) -> tuple[TeacherQuality, ...]:
     """The `teacher_quality` of models, in their order, all measured on the same images.
 
-    The feature dimension is that of the penultimate features, with maps and tokens averaged over positions. It takes
-    one pass. The Fisher trace takes long: a forward and a backward pass for each image and model, one image at a time,
-    and a copy of the gradient of every parameter. For a large network on a processor use some hundred images at most.
+    The feature dimension is that of the penultimate features, with maps and tokens averaged over positions, and takes
+    one pass. The Fisher trace takes long: a forward and a backward pass for each image and model, one image at a time.
+    For a large network on a processor use some hundred images at most.
 
     Args:
         models: name -> teacher, on any device; unchanged.
@@ -207,7 +211,7 @@ def compare_teachers(models: Mapping[str, Classifier], images: Tensor, seed: int
 def label_information(logits: Tensor) -> float:
     """Estimate of I(X;Y) as `H(mean p) - mean H(p)` of a model's predictions, in nats.
 
-    The predictions stand for the distribution of the label given the image, so an overconfident model makes the
+    The predictions stand in for the distribution of the label given the image, so an overconfident model makes the
     estimate too large.
 
     Args:
@@ -247,6 +251,6 @@ def capacity_bound(mutual_information: float, epsilon: float, kl: float) -> Capa
     for name, value in (("mutual_information", mutual_information), ("kl", kl)):
         if not 0.0 <= value < math.inf:
             raise DataError(f"capacity_bound: {name} must be finite and >= 0 nats, got {value}")
-    # Without information nothing must be held, also if student and teacher agree (0 / 0).
+    # 0 / 0, of a teacher without information whose student agrees with it, is 0: there is nothing to hold.
     bound = 0.0 if mutual_information == 0 else math.inf if kl == 0 else mutual_information / (epsilon**2 * kl)
     return CapacityBound(bound, mutual_information, epsilon, kl)

@@ -1,6 +1,6 @@
-"""A finished classifier as one file that runs without this project: ONNX, or a `torch.export` program.
+"""Export of a finished classifier to one file that runs without this project: ONNX, or a `torch.export` program.
 
-Normalisation is part of the file, and BatchNorm is folded into the layer before it where that layer allows it.
+Normalisation is part of the file. BatchNorm is folded into the layer before it where that layer allows it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from synthkd.models.weights import finite_state
 from synthkd.system.files import write_atomically
 
 _OPSET = 18  # what torch's exporter writes by itself; a lower one would go through a converter
-_TRACED = 2  # images to export with; 0 or 1 would be taken for a constant
+_TRACED = 2  # images of the traced batch; torch.export takes a size of 0 or 1 for a constant
 
 
 def export_onnx(model: Classifier, path: Path | str) -> None:
@@ -92,7 +92,7 @@ def _folded(model: Classifier) -> Classifier:
 
 
 def _not_exportable(kind: str, error: Exception) -> ModelError:
-    # The exporters' messages go on for pages; the first cause has the reason.
+    # The exporters' messages are pages long; the reason stands in the first cause.
     while error.__cause__ is not None and isinstance(error.__cause__, Exception):
         error = error.__cause__
     reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

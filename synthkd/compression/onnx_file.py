@@ -35,7 +35,7 @@ Precision = Literal["float32", "int8"]
 
 @dataclass(frozen=True)
 class Description:
-    """What an exported file says about its model.
+    """The description of an exported file's model, stored in the file.
 
     Attributes:
         spec: shape of its images and number of its classes.
@@ -67,7 +67,7 @@ class OnnxFile:
 
 
 class _Written(Settings):
-    """The description as JSON; from format 2 on the file ends with its checksum."""
+    """The description as JSON. From format 2 on the file ends with its checksum; files of format 1 are still read."""
 
     format: Literal[1, 2] = 2
     channels: Count
@@ -106,7 +106,7 @@ def read_onnx(path: Path) -> OnnxFile:
     except Exception as error:  # protobuf has its own errors, which differ between versions
         raise ModelError(f"{path} is not an ONNX file, or a damaged one; export the model again") from error
     metadata = {entry.key: entry.value for entry in model.metadata_props}
-    # ONNX Runtime would open, from the working directory, any file that a tensor names.
+    # ONNX Runtime would open any file that a tensor names, and a file from somebody else may name any.
     if outside := next(filter(None, map(_external_file, _messages(model))), None):
         raise ModelError(f"{path} keeps weights in another file ({outside!r}), which is not opened; export it again")
     written = _parse(metadata, path)
@@ -117,7 +117,7 @@ def read_onnx(path: Path) -> OnnxFile:
 
 
 def onnx_bytes(model: Any, description: Description) -> bytes:
-    """The content of an ONNX file with only what is needed to run it: short names, no notes, one description.
+    """The content of an ONNX file, reduced to what is needed to run it: short names, no notes, one description.
 
     Args:
         model: an `onnx.ModelProto`; it is changed.
@@ -138,6 +138,7 @@ def onnx_bytes(model: Any, description: Description) -> bytes:
     graph.initializer.extend(weights)
     graph.ClearField("value_info")
     model.metadata_props.add(key=METADATA, value=description.as_json())
+    # Deterministic: the same model gives the same bytes, so files can be compared by their digest.
     body = bytes(model.SerializeToString(deterministic=True))
     return body + _checksum(body)
 
@@ -147,7 +148,7 @@ def quiet() -> Iterator[None]:
     """Context without warnings and logs of the exporters; their errors are raised."""
     root, handler = logging.getLogger(), logging.NullHandler()
     before = root.manager.disable
-    # Without any handler, logging.warning would install one for good.
+    # Where the root logger has no handler, logging.warning installs one for good; a null handler prevents that.
     root.addHandler(handler)
     logging.disable(logging.WARNING)
     try:
@@ -160,7 +161,8 @@ def quiet() -> Iterator[None]:
 
 
 def _shorten_names(graph: Any, weights: Iterable[Any]) -> None:
-    """Number all values of a graph but its input and output, and take the names of its nodes away."""
+    """Number all values of a graph but its input and output, and remove the names of its nodes."""
+    # The exporter's names repeat the path of each module, and tell more of the source than the file should.
     names = {"": "", INPUT: INPUT, OUTPUT: OUTPUT}
 
     def short(name: str) -> str:
@@ -176,17 +178,17 @@ def _shorten_names(graph: Any, weights: Iterable[Any]) -> None:
 
 
 def _checksum(body: bytes) -> bytes:
-    """The end of an ONNX file: one more metadata property with the sha256 of all bytes before it.
-
-    Protocol buffers may be joined end to end. So the property is part of the model, and can be verified unparsed.
-    """
+    """The end of an ONNX file: one more metadata property with the sha256 of all bytes before it."""
+    # Protocol buffers may be joined end to end, so these bytes are part of the model for every reader of ONNX, and can
+    # be verified before anything is parsed.
     key, value = CHECKSUM.encode(), hashlib.sha256(body).hexdigest().encode()
     entry = b"\x0a" + bytes([len(key)]) + key + b"\x12" + bytes([len(value)]) + value
     return b"\x72" + bytes([len(entry)]) + entry  # field 14 of a model
 
 
 def _messages(message: Any) -> Iterator[Any]:
-    """A protocol buffer and all inside it: tensors are in graphs, attributes, subgraphs and functions."""
+    """A protocol buffer and all that are inside it."""
+    # Tensors are in graphs, attributes, subgraphs and functions: a list of these places would soon miss one.
     yield message
     for field, value in message.ListFields():
         if field.message_type is not None:

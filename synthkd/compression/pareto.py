@@ -1,4 +1,4 @@
-"""Candidates of a search: their scores, Pareto front, hypervolume and drawing. All objectives are minimised."""
+"""Candidates of a search: scores, Pareto front, hypervolume and a drawing. All objectives are minimised."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ class Scores:
     """The scores of a candidate.
 
     Attributes:
-        accuracy: the proxy of its accuracy, in [0, 1].
-        latency_ms: milliseconds for an image, > 0.
-        bytes: of its weights, > 0.
-        joules: for an image, > 0; None where the energy was not measured.
+        accuracy: proxy of its accuracy, in [0, 1].
+        latency_ms: milliseconds per image, > 0.
+        bytes: size of its weights, > 0.
+        joules: energy per image, > 0; None where it was not measured.
 
     Raises:
         DataError: a value outside its range, or not finite.
@@ -66,7 +66,7 @@ class Front:
         candidates: all scored candidates, in the order of scoring.
         objectives: M names of values to minimise.
         reference: M numbers, the far corner of the hypervolume's box; after `search`, the worst value of each
-            objective. Two searches are compared with the same reference, set by `dataclasses.replace`.
+            objective. Hypervolumes can be compared for the same reference only, set by `dataclasses.replace`.
     """
 
     candidates: tuple[Candidate, ...]
@@ -93,8 +93,6 @@ class Front:
 def hypervolume(points: NDArray[np.float64], reference: Sequence[float]) -> float:
     """Share of the box from 0 to the reference that some point dominates, exact, in [0, 1].
 
-    By slices along the last objective (HSO, While et al. 2006); each slice is a hypervolume of one objective less.
-
     Args:
         points: float64 `[N, M]`, >= 0, to be minimised; points beyond the reference add nothing.
         reference: M numbers > 0.
@@ -120,7 +118,8 @@ def crowded_order(points: NDArray[np.float64]) -> list[int]:
         is_best = _undominated(points[left])
         front, left = left[is_best], left[~is_best]
         distance = np.zeros(len(front))
-        # The sum, over objectives, of the gap between both neighbours; the ends of each objective come first.
+        # Crowding distance: the sum, over objectives, of the gap between both neighbours. The ends of each objective
+        # come first, so that the front keeps its extent.
         for values in points[front].T:
             at = values.argsort(kind="stable")
             distance[at[[0, -1]]] = np.inf
@@ -136,6 +135,7 @@ def draw(front: Front) -> str:
     (`--student`, `--muted`, `--grid`).
     """
     best, scores = front.best, [c.scores for c in front.candidates]
+    # The latency is on a logarithmic axis, since candidates differ by factors.
     fast, slow = (math.log(at(s.latency_ms for s in scores)) + pad for at, pad in ((min, -0.1), (max, 0.1)))
     low, high = max(0.0, min(s.accuracy for s in scores) - 0.02), min(1.0, max(s.accuracy for s in scores) + 0.02)
     largest = max(s.bytes for s in scores)
@@ -167,7 +167,7 @@ def draw(front: Front) -> str:
 
 
 def _undominated(points: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Rows that no other row dominates (not worse in any value and better in one), bool `[N]`."""
+    """bool `[N]`, True for rows that no other row dominates: none is as good in all values and better in one."""
     worse = [bool(((points <= p).all(axis=1) & (points < p).any(axis=1)).any()) for p in points]
     return ~np.array(worse, dtype=np.bool_)
 
@@ -178,7 +178,8 @@ def _dominated(points: NDArray[np.float64]) -> float:
         return 0.0
     if points.shape[1] == 1:
         return 1.0 - float(points.min())
-    # Between two neighbouring values of the last objective the cross-section is constant: that of all points below.
+    # Hypervolume by slicing objectives (While et al. 2006): between two neighbouring values of the last objective the
+    # cross-section is constant, and is the hypervolume of all points below in one objective less.
     rows = points[points[:, -1].argsort()]
     edges = np.append(rows[:, -1], 1.0)
     return sum(float(edges[i + 1] - edges[i]) * _dominated(rows[: i + 1, :-1]) for i in range(len(rows)))

@@ -1,6 +1,6 @@
 """Run exported ONNX files by ONNX Runtime on the processor: logits, parity with the model, latency, image files.
 
-A file describes its images and classes itself, so nothing of the model it came from is needed.
+A file describes its images and classes itself, so it runs without the model it was exported from.
 """
 
 from __future__ import annotations
@@ -51,9 +51,9 @@ class OnnxModel:
         self.threads = threads or torch.get_num_threads()
         options = runtime.SessionOptions()
         options.intra_op_num_threads = self.threads
-        options.inter_op_num_threads = 1
+        options.inter_op_num_threads = 1  # the layers run one after the other, so a second pool would only wait
         options.log_severity_level = 4  # fatal errors only; others are raised
-        # ONNX Runtime would open any file that a model refers to; `read_onnx` made sure that this one refers to none.
+        # ONNX Runtime would open any file that a model refers to; `read_onnx` refuses a model that refers to one.
         content = read_onnx(path)
         self.description = content.description
         try:
@@ -76,11 +76,11 @@ class OnnxModel:
 
 @dataclass(frozen=True)
 class Parity:
-    """Difference between an exported file and the model it came from.
+    """Difference between an exported file and the model it was exported from.
 
     Attributes:
         max_abs_difference: largest absolute difference of a logit.
-        agreement: fraction of images on which both choose the same class, with its interval.
+        agreement: share of images on which both predict the same class, with its interval.
     """
 
     max_abs_difference: float
@@ -167,8 +167,8 @@ def predict_folder(
     """Class and probability of an image file, or of every image below a folder, in the order of their names.
 
     Images are decoded, cropped and resized as by `synthkd.data.read.folder`. Files that are clearly no images (hidden
-    files, .txt, .json, ...) are skipped. Unreadable images are named together in an error at the end, after the
-    predictions of all others.
+    files, .txt, .json, ...) are skipped. Unreadable images raise one error at the end, after the predictions of all
+    others.
 
     Args:
         path: a file of `export_onnx` or `quantize_int8`.
@@ -185,7 +185,8 @@ def predict_folder(
     top = Path(images).expanduser()
     files = _files(top)
     names = model.description.class_names or tuple(map(str, range(model.description.spec.classes)))
-    # Windows bound the memory; unreadable files are collected, so that one error names them all.
+    # One window after the other bounds the memory. Unreadable files are collected, so that one error names them all,
+    # and an hour of predictions is not lost to the first of them.
     bad: list[tuple[str, str]] = []
     for first in range(0, len(files), _BATCH):
         window = files[first : first + _BATCH]
@@ -231,7 +232,8 @@ def _decode(files: Sequence[Path], description: Description) -> list[Decoded]:
     spec = description.spec
     if spec.channels not in (1, 3):
         raise ModelError(f"image files have 1 or 3 channels, and the model takes {spec.channels}; call it on tensors")
-    # The images of folder datasets are cropped to squares; a model of other shapes was trained without cropping.
+    # As the images were in training: those of folder datasets are cropped to squares, and a model of another shape was
+    # trained without cropping.
     size = spec.height if spec.height == spec.width else None
 
     def decoded(file: Path) -> Decoded:

@@ -1,4 +1,4 @@
-"""Scores of a student before it is distilled: its agreement after a short training, and its cost."""
+"""Scores of a candidate for the student: its agreement with the teacher after a short training, and its cost."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def proxy_evaluator(
 ) -> Evaluate:
     """A function that trains a candidate for some steps and scores it; all have the same seed and the same batches.
 
-    The proxy of the accuracy is the agreement with the teacher on held-out synthetic images. It orders candidates and
-    is not the accuracy of a finished student. A candidate whose training diverges has an agreement of 0.
+    The proxy of the accuracy is the agreement with the teacher on held-out synthetic images. It ranks candidates and is
+    not the accuracy of a finished student. A candidate whose training diverges has an agreement of 0.
 
     Args:
         source: batches of stored images with teacher logits.
@@ -57,7 +57,7 @@ def proxy_evaluator(
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive(seed, "candidate"))
             model = builder(candidate)
-            # Before the model is prepared for training, which may change its precision and memory order.
+            # Measured before the learner prepares the model for training, which may change its precision and layout.
             spent = cost(model, accelerator.device, threads=threads, energy_seconds=0.5)
             learner = Learner("candidate", model, settings.optimizer, steps, accelerator)
             step = DistillStep([Student(learner, settings, accelerator)], source, accelerator)
@@ -66,7 +66,7 @@ def proxy_evaluator(
                     step(number)
                 with evaluating(model):
                     agreed = accuracy(predict(model, held_out, accelerator.device), expected).value
-            except TrainingError:  # it diverged: a poor candidate and no failed search
+            except TrainingError:  # a candidate that diverges is a poor one; the search goes on
                 agreed = 0.0
         accelerator.free_memory()  # the accelerator would keep every candidate
         return Scores(agreed, spent.latency.median_ms, spent.bytes, spent.energy.joules)

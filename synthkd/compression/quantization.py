@@ -17,6 +17,7 @@ from synthkd.system.files import naming, write_atomically
 from synthkd.types import to_float
 
 _BATCH = 64  # images at once, in calibration
+# operations that ONNX Runtime computes in int8, or that only pass int8 values on
 _QUANTIZED = (
     "Conv", "Gemm", "MatMul", "Add", "Relu", "Clip", "MaxPool", "Concat", "Reshape", "Flatten", "Squeeze", "Transpose",
 )  # fmt: skip
@@ -26,10 +27,8 @@ _FEW_CHANNELS = 4  # a convolution of so many input channels is no faster in int
 def quantize_int8(onnx_path: Path | str, images: Tensor, path: Path | str) -> None:
     """Write an int8 copy of an exported file: static, in QDQ format, weights per channel, activations per tensor.
 
-    The range of an activation is its range on the images. Weights use 7 of their 8 bits: processors without VNNI add
-    pairs of products in 16 bits, which 8-bit weights would overflow, so with 7 bits the file answers alike everywhere.
-    Layers that int8 would not accelerate stay float32: convolutions of at most 4 channels (the first one), averages,
-    norms and the logits.
+    The range of an activation is its range on the images. Weights use 7 of their 8 bits. Layers that int8 would not
+    accelerate stay float32: convolutions of at most 4 channels (the first one), averages, norms and the logits.
 
     Args:
         onnx_path: a file of `export_onnx`.
@@ -67,10 +66,12 @@ def quantize_int8(onnx_path: Path | str, images: Tensor, path: Path | str) -> No
             op_types_to_quantize=list(_QUANTIZED),
             nodes_to_exclude=_narrow_convolutions(model.graph),
             per_channel=True,
+            # Processors without VNNI add pairs of products in 16 bits, which weights of 8 bits would overflow. With 7
+            # bits the file gives the same answers on all of them.
             reduce_range=True,
             activation_type=quantization.QuantType.QUInt8,
             weight_type=quantization.QuantType.QInt8,
-            # "Entropy" would choose among thresholds of which, with its fixed bins, there is one: the range itself.
+            # With its fixed number of bins "Entropy" has a single threshold to choose: the range itself.
             calibrate_method=quantization.CalibrationMethod.MinMax,
         )
         quantized = onnx.load(written)
@@ -91,12 +92,13 @@ class _Batches:
 
 
 def _leave_logits_float(graph: Any) -> None:
-    """Remove the last pair of quantize and dequantize, which would only round the logits."""
+    """Remove the last pair of quantize and dequantize, which only rounds the logits."""
     producers = {name: node for node in graph.node for name in node.output}
     last = producers[OUTPUT]
     if last.op_type != "DequantizeLinear" or (before := producers.get(last.input[0])) is None:
         return
     value = before.input[0]
+    # Another reader of the value would lose its input when the producer is renamed.
     if sum(value in node.input for node in graph.node) > 1:
         return
     producer = producers[value]
@@ -106,10 +108,8 @@ def _leave_logits_float(graph: Any) -> None:
 
 
 def _drop_zeros(graph: Any) -> None:
-    """Remove zero points of 0, which is their default, from biases and from the weights of convolutions.
-
-    Those of other weights stay: without them ONNX Runtime computes the layer in float32.
-    """
+    """Remove zero points of 0, which is their default, from biases and from the weights of convolutions."""
+    # Those of other weights stay: without them ONNX Runtime computes the layer in float32.
     onnx = needed("onnx")
     constants = {weight.name: weight for weight in graph.initializer}
     convolved = {node.input[1] for node in graph.node if node.op_type == "Conv"}

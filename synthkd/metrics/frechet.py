@@ -35,7 +35,7 @@ LOG = logging.getLogger(__name__)
 
 _POINTS = 15  # points of the line of `frechet_distance_infinity`
 _LINE = 1e-5  # tolerance of these points, whose scatter is far larger
-_WORKERS = 4  # threads that compute them; each holds a subset and a few matrices [D, D]
+_WORKERS = 4  # threads that compute them; more would need more memory, for a subset and a few matrices [D, D] each
 _ASYMMETRY = 1e-5  # accepted asymmetry over the largest entry; covariances computed in float32 stay far below
 
 
@@ -47,7 +47,7 @@ class FrechetInfinity:
         value: intercept of the line through the distances against 1 / size. It may be negative if the truth is near 0.
         standard_error: of the intercept, from the scatter of the points about the line. All points are subsets of one
             sample, so the error does not include the chance in drawing that sample.
-        slope: slope of the line; the bias of a distance of n generated samples is about slope / n.
+        slope: of the line; the bias of a distance of n generated samples is about slope / n.
         sizes: generated samples in each subset, increasing; the last is all of them.
         distances: Frechet distance of each subset.
     """
@@ -60,9 +60,9 @@ class FrechetInfinity:
 
 
 def frechet_distance(mean_a: Array, cov_a: Array, mean_b: Array, cov_b: Array, *, tolerance: float = 1e-9) -> float:
-    """Frechet distance of two Gaussians; exact for singular covariances too, to which nothing is added.
+    """Frechet distance of two Gaussians, exact for singular covariances too.
 
-    Eigenvalues below D times the rounding of the largest count as 0.
+    Nothing is added to the covariances. Their eigenvalues below D times the rounding of the largest count as 0.
 
     Args:
         mean_a, mean_b: `[D]`.
@@ -87,8 +87,7 @@ def frechet_distance(mean_a: Array, cov_a: Array, mean_b: Array, cov_b: Array, *
 def frechet_distance_from_features(a: Array, b: Array, *, tolerance: float = 1e-9, warn: bool = True) -> float:
     """Frechet distance of two sets of features, with unbiased covariances.
 
-    If a side has no more samples than dimensions, no covariance is formed, which is exact and many times faster. The
-    distance of finite samples is biased upwards; with fewer than 2 D samples on a side a warning is logged.
+    The distance of finite samples is biased upwards; with fewer than 2 D samples on a side a warning is logged.
 
     Args:
         a, b: features `[N, D]` and `[M, D]`, any real dtype, at least 2 rows each.
@@ -106,16 +105,11 @@ def frechet_distance_from_features(a: Array, b: Array, *, tolerance: float = 1e-
 
 
 def frechet_standard_error(a: Array, b: Array) -> float:
-    """Standard error of `frechet_distance_from_features(a, b)`, from the influence of each sample on it.
+    """Standard error of `frechet_distance_from_features(a, b)`, to first order in the influence of each sample.
 
-    To first order a centred sample x of a changes the distance by (2 (mean_a - mean_b).x + |x|^2 - x^T T x) / n, minus
-    the mean of that over a, where T is the optimal transport map from a to b: a change dS of S changes the trace of
-    (S^(1/2) S_b S^(1/2))^(1/2) by tr(T dS) / 2. The variances of the influences over n add up over both sides. Only
-    weights of samples change, so covariances may have any rank.
-
-    In simulations with 16 to 256 dimensions and 130 to 2,000 samples, some with fewer samples than dimensions, it was
-    0.87 to 1.15 times the true standard deviation. For two samples of one distribution it is 1.2 to 1.6 times too
-    large: there the distance is all bias, which first order does not know. The error does not include the bias.
+    It does not include the bias. In simulations with 16 to 256 dimensions and 130 to 2,000 samples, some with fewer
+    samples than dimensions, it was 0.87 to 1.15 times the true standard deviation. For two samples of one distribution
+    it is 1.2 to 1.6 times too large: there the distance is all bias, and its first-order term is 0.
 
     Args:
         a, b: features `[N, D]` and `[M, D]`, any real dtype, at least 2 rows each.
@@ -130,6 +124,10 @@ def frechet_standard_error(a: Array, b: Array) -> float:
         one, other = factor_of_centred(first), factor_of_centred(second)
         product = one.matrix @ other.matrix.T
         variance = 0.0
+        # A centred sample x of a changes the distance by (2 (mean_a - mean_b).x + |x|^2 - x^T T x) / n, less the mean
+        # of that over a. T is the optimal transport map from a to b: a change dS of S_a changes the trace of
+        # (S_a^(1/2) S_b S_a^(1/2))^(1/2) by tr(T dS) / 2. Only the weights of the samples change, never their span, so
+        # this holds for covariances of any rank.
         for centred, factor, forth, way in ((first, one, product, gap), (second, other, product.T, -gap)):
             influence = 2.0 * (centred @ way) + centred.square().sum(dim=1) - _transported(centred, factor, forth)
             variance += float(influence.var()) / len(centred)
@@ -139,10 +137,10 @@ def frechet_standard_error(a: Array, b: Array) -> float:
 def frechet_distance_infinity(real: Array, generated: Array, seed: int = 0, *, warn: bool = True) -> FrechetInfinity:
     """The distance without its bias of finite samples: FD_infinity of Chong and Forsyth (2020).
 
-    It is the value at 0 of a line through the distances of random subsets of 15 sizes against 1 / size. The paper
-    subsamples the generated side only; here both sides have the same share, so that the bias of both vanishes. Sizes go
-    from a tenth of the samples (or 2 D if that is more, but half at most) to all. The bias is linear in 1 / n only for
-    n well above D: with fewer than 2 D samples a warning is logged, and the value is not to be trusted.
+    It is the value at 0 of a line through the distances of random subsets of 15 sizes against 1 / size. Sizes go from a
+    tenth of the samples (or 2 D if that is more, but half at most) to all. The paper subsamples the generated side
+    only; here a subset has the same share of both sides, so that the bias of both vanishes. The bias is linear in 1 / n
+    only for n well above D: with fewer than 2 D samples a warning is logged, and the value is not to be trusted.
 
     Args:
         real, generated: features `[N, D]` and `[M, D]`, any real dtype, at least 30 rows each.
@@ -156,10 +154,11 @@ def frechet_distance_infinity(real: Array, generated: Array, seed: int = 0, *, w
     if warn:
         _warn_of_few(first, second)
     fewest, width = min(len(first), len(second)), first.shape[1]
-    # with fewer than 2 D samples the bias is not linear in 1 / n, so such subsets are avoided as far as possible
+    # With fewer than 2 D samples the bias is not linear in 1 / n, so such subsets are avoided as far as possible.
     shares = np.linspace(max(0.1, min(2 * width / fewest, 0.5)), 1.0, _POINTS)
 
     def point(index: int) -> tuple[int, float]:
+        # A stream of its own for each point: the points run in parallel, in any order.
         rng = stream(seed, "frechet infinity", index)
         counts = [round(shares[index] * len(x)) for x in (first, second)]
         if min(counts) > width:
@@ -177,7 +176,7 @@ def frechet_distance_infinity(real: Array, generated: Array, seed: int = 0, *, w
     line = linregress(1.0 / np.array(sizes), distances)
     return FrechetInfinity(
         value=float(line.intercept),
-        # for equal distances scipy returns NaN, but the line fits them without error
+        # For equal distances scipy returns NaN, but the line fits them without error.
         standard_error=float(line.intercept_stderr) if len(set(distances)) > 1 else 0.0,
         slope=float(line.slope),
         sizes=sizes,
@@ -201,6 +200,8 @@ def _warn_of_few(first: Tensor, second: Tensor) -> None:
 def _from_features(first: Tensor, second: Tensor, tolerance: float) -> float:
     if min(len(first), len(second)) > first.shape[1]:
         return _from_statistics(FeatureStatistics().update(first), FeatureStatistics().update(second), tolerance)
+    # With no more samples than dimensions the samples are the smaller factor. It is exact, and many times faster than
+    # the D x D covariance, which would be singular.
     gap = first.mean(dim=0) - second.mean(dim=0)
     traces = trace_term(factor_of_features(first), factor_of_features(second), tolerance)
     return float(gap.square().sum()) + traces
@@ -213,27 +214,28 @@ def _from_statistics(one: FeatureStatistics, other: FeatureStatistics, tolerance
 
 
 def _of_some(features: Tensor, whole: FeatureStatistics, count: int, rng: torch.Generator) -> FeatureStatistics:
-    """Statistics of `count` random rows; if these are more than half, the other rows are removed from the whole."""
+    """Statistics of `count` random rows of the features, whose statistics are `whole`."""
     if 2 * count <= len(features):
         return FeatureStatistics().update(subsample(features, count, rng))
+    # Most of the time goes into the sum of outer products, which is shorter over the rows that are left out.
     return whole.without(FeatureStatistics().update(subsample(features, len(features) - count, rng)))
 
 
 def _transported(centred: Tensor, factor: Factor, product: Tensor) -> Tensor:
     """x^T T x of each row, `[N]`, where T is the optimal transport map to the other side.
 
-    With F the factor of this side, G that of the other and x = F^T q, it is q^T (F G^T G F^T)^(1/2) q. If F consists of
-    the rows themselves, q is a multiple of a unit vector.
-
     Args:
         centred: rows x of this side, float64 `[N, D]`.
-        factor: F.
-        product: F G^T.
+        factor: F of this side.
+        product: F G^T, with G the factor of the other side.
     """
+    # With x = F^T q it is q^T (F G^T G F^T)^(1/2) q = |R^T q|^2, with R the fourth root of that matrix.
     values, vectors = eigh(product @ product.T)
     root = vectors * values.clamp_min(0.0) ** 0.25
+    # If F consists of the rows over sqrt(n - 1), q is sqrt(n - 1) times a unit vector.
     if factor.lead is None:
         return (len(centred) - 1) * root.square().sum(dim=1)
+    # Otherwise the triangular columns of F give q. They are solved for R once, and not for every row x.
     whitened = root.new_zeros(centred.shape[1], len(root))
     whitened[factor.lead] = torch.linalg.solve_triangular(factor.matrix[:, factor.lead], root, upper=True)
     return (centred @ whitened).square_().sum(dim=1)

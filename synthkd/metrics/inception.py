@@ -24,7 +24,7 @@ SIZE = 299
 def inception(weights: str | None = None, download: bool = False) -> Classifier:
     """The network in eval mode; images `[N, 3, 299, 299]` to logits `[N, 1008]`.
 
-    Logits do not include the bias, as in the Inception score of Salimans et al. (2016).
+    The logits do not include the bias, as in the code of the Inception score (Salimans et al. 2016).
 
     Args:
         weights: the weights file; None takes the one in torch.hub's folder.
@@ -38,16 +38,18 @@ def inception(weights: str | None = None, download: bool = False) -> Classifier:
     library = optional("torch_fidelity.feature_extractor_inceptionv3", "inception", "the feature network inception")
     path = Path(weights).expanduser() if weights is not None else _cached_weights(download)
     state = read_known_weights(path, SHA256, f"fetch {URL}")
-    # initial weights are random, and building a network must not advance the random numbers of the caller
+    # Building a network draws initial weights, which must not advance the random numbers of the caller.
     with torch.random.fork_rng(devices=[]):
         whole = library.FeatureExtractorInceptionV3("inception", ["2048"], feature_extractor_weights_path=str(path))
-    # torch-fidelity's own forward pass resizes and casts; its children in their order are the bare network
+    # torch-fidelity's own forward pass resizes and casts; its children in their order are the bare network. They end
+    # with pooling and the linear layer, between which that forward pass flattens.
     layers = dict(whole.named_children())
     last = layers.pop("fc")
     body = nn.Sequential()
     for name, layer in {**layers, "flatten": nn.Flatten(), "fc": last}.items():
         body.add_module(name, layer)
     load_strictly(body, state, str(path))
+    # Published Inception scores are of the logits without the bias.
     with torch.no_grad():
         last.bias.zero_()
     # The network takes (x - 128) / 128 of 8-bit values x; a Classifier gets x / 255.

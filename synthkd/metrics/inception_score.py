@@ -1,4 +1,4 @@
-"""Inception score (Salimans et al. 2016): high if a classifier is sure about each image and all classes occur."""
+"""Inception score (Salimans et al. 2016): high if a classifier is sure of each image and predicts all classes."""
 
 from __future__ import annotations
 
@@ -58,6 +58,6 @@ def inception_score(probabilities: Array, splits: int = 10) -> InceptionScore:
 
 
 def _score(part: Tensor) -> float:
-    # mean KL = entropy of the mean - mean of the entropies; `entr` is 0 at probability 0, where the logarithm is not
+    # mean KL = entropy of the mean - mean of the entropies. `entr` is 0 at probability 0, where p log p would be NaN.
     entropies = torch.special.entr(part).sum(dim=1)
     return math.exp(float(torch.special.entr(part.mean(dim=0)).sum() - entropies.mean()))

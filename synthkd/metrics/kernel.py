@@ -3,9 +3,9 @@
 It is the unbiased U-statistic, which leaves out the pair of each sample with itself. Its expectation is 0 for equal
 distributions, so values below 0 are correct and are not clipped.
 
-The kernel of all pairs is computed tile by tile, each pair once, and never stored. Products of a tile with 0/1
-indicators of subsets give the distance of every subset. Sums over a tile's rows, columns and squares give the distance
-of all samples and its standard error.
+The kernel matrix is computed tile by tile, each pair once, and never stored. Products of a tile with 0/1 indicators of
+subsets give the distance of every subset. Sums over a tile's rows, columns and squares give the distance of all samples
+and its standard error.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from synthkd.errors import ConfigError, DataError
 from synthkd.metrics.arrays import Array, pair
 from synthkd.rng import stream
 
-_BLOCK = 1024  # rows and columns of the largest tile
+_BLOCK = 1024  # rows and columns of the largest tile, 8 MiB
 _ELEMENTWISE = 200  # approximate cost of cubing an entry, in multiply-adds of a matrix product
 _Tile = tuple[slice, slice, Tensor]  # rows and columns of the tile in the whole kernel, and its entries
 
@@ -50,12 +50,8 @@ class KernelDistances:
 
     Attributes:
         value: as from `kernel_distance`.
-        standard_error: of `value`, over draws of both sides, from Hoeffding's decomposition of the U-statistic, which
-            has two orders here. The first is `4 / n` times the variance of `E k(x, own side) - E k(x, other side)` over
-            each side; the second is the variance of the part of `k` that no single sample explains. For equal
-            distributions the first order is 0, and the error would be far too small without the second; with it, the
-            median of the error is right there and its mean too large. With few samples of heavy tails, which the cube
-            makes heavier, the error is often too small.
+        standard_error: of `value`, over draws of both sides. For equal distributions its median is right and its mean
+            too large. With few samples of heavy tails, which the cube makes heavier, it is often too small.
         spread: as from `kernel_distance_subsets`.
     """
 
@@ -88,7 +84,7 @@ def kernel_distances(a: Array, b: Array, subsets: int = 100, subset_size: int = 
 def kernel_distance(a: Array, b: Array) -> float:
     """Unbiased kernel distance of all samples, in bounded memory.
 
-    It has the smallest variance. Subsets add noise; their purpose is the spread.
+    Its variance is smaller than that of a mean over subsets, which show the spread.
 
     Args:
         a, b: features `[N, D]` and `[M, D]`, any real dtype, at least 2 rows each.
@@ -116,8 +112,8 @@ def kernel_distance_subsets(
     """
     first, second = pair(a, b, least=2)
     left, right = _subsets(len(first), len(second), subsets, subset_size, seed)
-    # Two ways with equal results. By indicators, each pair of the whole sets is cubed once and then weighted for every
-    # subset. By subset, only pairs within a subset are cubed, but again in every subset. The cheaper one is taken.
+    # Two ways give the same result, and the cheaper one is taken. By indicators, each pair of the whole sets is cubed
+    # once and then weighted for every subset. By subset, only pairs within a subset are cubed, but again in each.
     cubing = first.shape[1] + _ELEMENTWISE
     whole = (len(first) + len(second)) ** 2 * (cubing + subsets)
     apart = (2 * subset_size) ** 2 * subsets * cubing
@@ -140,7 +136,7 @@ def _subsets(n_a: int, n_b: int, subsets: int, size: int, seed: int) -> tuple[Te
 
 
 def _draw(n_a: int, n_b: int, size: int, seed: int, subset: int) -> tuple[Tensor, Tensor]:
-    # one stream per subset: the first subsets do not depend on how many there are
+    # A stream for each subset: the first subsets do not depend on how many there are.
     rng = stream(seed, "kernel distance subsets", subset)
     return torch.randperm(n_a, generator=rng)[:size], torch.randperm(n_b, generator=rng)[:size]
 
@@ -174,6 +170,7 @@ def _of_columns(a: Tensor, b: Tensor, u: Tensor, v: Tensor, n: int, m: int) -> T
 
 def _unbiased(a: Tensor, b: Tensor, across: Tensor, n: int, m: int) -> Tensor:
     """The distance from sums of the kernel over the pairs within either side, each pair once, and across sides."""
+    # mean within a + mean within b - 2 mean across; a side of n samples has n (n - 1) / 2 pairs
     return 2.0 * (a / (n * (n - 1)) + b / (m * (m - 1)) - across / (n * m))
 
 
@@ -223,16 +220,18 @@ def _weigh(kernel: Tensor, u: Tensor, v: Tensor) -> Tensor:
 
 
 def _standard_error(a: _Sums, b: _Sums, across: _Sums) -> float:
-    """The error that `KernelDistances` describes."""
+    """Standard error of the distance of all samples, by Hoeffding's decomposition of the U-statistic in two orders."""
     n, m = len(a.rows), len(b.rows)
     # mean kernel of each sample with the others of its side, and with the other side
     mean_a, mean_b = (a.rows + a.columns) / (n - 1), (b.rows + b.columns) / (m - 1)
     to_b, to_a = across.rows / m, across.columns / n
-    # second order: variance of the kernel that is left of its mean square, within each side and across
+    # Second order: the variance of the part of the kernel that no single sample explains. For equal distributions the
+    # first order is 0, and without the second the error would be far too small.
     rest_a = _unexplained(2 * a.squares / (n * (n - 1)), mean_a, mean_a)
     rest_b = _unexplained(2 * b.squares / (m * (m - 1)), mean_b, mean_b)
     rest_across = _unexplained(across.squares / (n * m), to_b, to_a)
-    # first order; the means are over finitely many samples, whose contribution to the variance is subtracted
+    # First order: the variance of E k(x, own side) - E k(x, other side) over each side. The means are over finitely
+    # many samples, which adds to that variance and is subtracted.
     first_a = max(0.0, float((mean_a - to_b).var()) - rest_a / (n - 1) - rest_across / m)
     first_b = max(0.0, float((mean_b - to_a).var()) - rest_b / (m - 1) - rest_across / n)
     second = 2 * rest_a / (n * (n - 1)) + 2 * rest_b / (m * (m - 1)) + 4 * rest_across / (n * m)
@@ -245,10 +244,8 @@ def _unexplained(mean_square: float, left: Tensor, right: Tensor) -> float:
 
 
 def _within(x: Tensor, start: int = 0) -> Iterator[_Tile]:
-    """Tiles of one side with itself, 0 on and below the diagonal; rows of x are numbered from `start`.
-
-    Halving leaves the zeros, which cost time too, to the few small tiles on the diagonal.
-    """
+    """Tiles of one side with itself, 0 on and below the diagonal; rows of x are numbered from `start`."""
+    # Zeros cost time too. Halving leaves them to the few small tiles on the diagonal.
     if len(x) <= _BLOCK // 2:
         own = slice(start, start + len(x))
         yield own, own, _kernel(x, x).triu_(1)

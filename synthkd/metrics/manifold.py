@@ -1,8 +1,8 @@
 """Precision, recall, density and coverage: overlap of the real and the generated set, each as a union of balls.
 
 Every point is the centre of a ball that reaches to its k-th nearest neighbour in its own set. A point on the surface of
-a ball counts as inside. So the ball of an image that is repeated k times or more, whose radius is 0, holds the copies,
-and a set compared with itself has precision, recall and coverage of 1 however many duplicates it has.
+a ball counts as inside. So the ball of an image with k copies or more, whose radius is 0, holds these copies, and a set
+compared with itself has precision, recall and coverage of 1 however many duplicates it has.
 """
 
 from __future__ import annotations
@@ -49,9 +49,10 @@ class PrecisionRecall:
     def expected_coverage(self) -> float:
         """Expected coverage if the generated samples have the real distribution (Naeem et al. 2020, Lemma 2).
 
-        It is the best value to aim for. All orders of the distances from a real point to the other points are equally
-        likely then, and the point is not covered if its k nearest are all real.
+        It is the best value to aim for.
         """
+        # All orders of the distances from a real point to the other points are equally likely then, and the point is
+        # not covered if its k nearest are all real.
         others = self.n_real - 1
         missed = ((others - i) / (others + self.n_generated - i) for i in range(self.k))
         return 1.0 - math.prod(missed)
@@ -60,7 +61,7 @@ class PrecisionRecall:
     def intervals(self) -> dict[str, Proportion]:
         """Precision, recall and coverage, by name, with Wilson intervals over the samples, for fixed balls.
 
-        Other samples would have other balls, which adds to the spread, so these intervals are rather too narrow.
+        Other samples would have other balls, which adds to the spread, so the intervals are a little too narrow.
         """
         counts = {"precision": self.n_generated, "recall": self.n_real, "coverage": self.n_real}
         return {name: proportion(round(getattr(self, name) * n), n) for name, n in counts.items()}
@@ -96,6 +97,8 @@ def precision_recall_density_coverage(real: Array, generated: Array, k: int = 5)
     balls = mutual_balls(real, real_radii, generated, generated_radii)
     n, m = len(real), len(generated)
     real_balls = balls.first.balls_per_point  # [M]: real balls around each generated sample
+    # Kynkäänniemi et al. ask whether a sample is in any ball of the other set, Naeem et al. in how many real balls a
+    # generated sample is (density), and whether a real ball holds any (coverage).
     return PrecisionRecall(
         precision=int((real_balls > 0).sum()) / m,
         recall=int((balls.second.balls_per_point > 0).sum()) / n,

@@ -1,7 +1,7 @@
 """Measures of copying: are generated samples nearer to the training data than fresh real samples are?
 
-Every measure starts from the nearest training sample of a generated sample, since a copy is close to its original, and
-compares with holdout samples, which were not trained on and cannot be copies. Copies are found in the space of the
+Every measure starts from the training sample nearest to a generated one, since a copy is close to its original. The
+yardstick is a holdout set: real samples that were not trained on and cannot be copies. Distances are those of the
 features, so use features in which near copies stay close.
 """
 
@@ -34,21 +34,15 @@ class NeighbourRatios:
         median: median of the ratios; lower means closer to the training set.
         nearer_to_train: share of generated samples that are strictly nearer to a training sample: about 0.5 without
             copying (less if many are equally near to both), 1 for copies. The interval is 1.96 standard deviations
-            either way, of the share if training and holdout samples were exchanged at random. It is wider than Wilson's
-            interval, since all generated samples around one real sample change sides together.
+            either way, of the share where training and holdout samples are exchanged at random. It is wider than
+            Wilson's interval, since all generated samples around one real sample change sides together.
         n_each: samples of each set, after the larger one was subsampled.
-        closest_generated: int64 `[P]`, the generated samples with the nearest training samples, nearest first.
-        closest_train: int64 `[P]`, those training samples; the whole training set is searched.
-        closest_distances: float64 `[P]`, their distances.
     """
 
     ratios: Tensor
     median: float
     nearer_to_train: Proportion
     n_each: int
-    closest_generated: Tensor
-    closest_train: Tensor
-    closest_distances: Tensor
 
 
 @dataclass(frozen=True)
@@ -57,7 +51,7 @@ class Copying:
 
     Attributes:
         authenticity: see the function `authenticity`.
-        authenticity_of_holdout: the same of the holdout set: the value of fresh real samples.
+        authenticity_of_holdout: the same of the holdout set, the value that fresh real samples have.
         statistic: see `copying_statistic`.
         ratios: see `nearest_neighbour_ratios`.
     """
@@ -68,7 +62,7 @@ class Copying:
     ratios: NeighbourRatios
 
 
-def copying(train: Array, holdout: Array, generated: Array, seed: int = 0, pairs: int = 16) -> Copying:
+def copying(train: Array, holdout: Array, generated: Array, seed: int = 0) -> Copying:
     """All three measures, with one search of the training set for the generated samples.
 
     Args:
@@ -76,19 +70,19 @@ def copying(train: Array, holdout: Array, generated: Array, seed: int = 0, pairs
         holdout: `[H, D]` features of real samples that were not trained on.
         generated: `[M, D]` features of the same extractor.
         seed: see `nearest_neighbour_ratios`.
-        pairs: see `nearest_neighbour_ratios`.
 
     Raises:
         DataError: features that `arrays.rows` refuses, or different D.
     """
-    train, holdout, generated = _three(train, holdout, generated, 2)
+    train, holdout, generated = three_sets(train, holdout, generated, 2)
+    # The searches take nearly all of the time, and each serves several measures.
     closest, closest_to_holdout = nearest(generated, train, 1), nearest(holdout, train, 1)
     of_generated, of_holdout = _authenticities(train, closest, closest_to_holdout)
     return Copying(
         authenticity=of_generated,
         authenticity_of_holdout=of_holdout,
         statistic=_statistic(closest.squared[:, 0], closest_to_holdout.squared[:, 0]),
-        ratios=_ratios(train, holdout, generated, closest, seed, pairs),
+        ratios=_ratios(train, holdout, generated, closest, seed),
     )
 
 
@@ -96,10 +90,10 @@ def authenticity(train: Array, generated: Array) -> Proportion:
     """Share of authentic generated samples (Alaa et al. 2022); low values mean copies.
 
     A generated sample is authentic if its nearest training sample has another training sample strictly nearer to it.
-    An exact copy never is, not even a copy of a training image that occurs twice. Fresh samples of the training
-    distribution do not reach 1 either: of uniform samples on a line 1 in 3 is authentic, of normal samples in 30
-    dimensions about 7 in 10. So compare with the value of a holdout set, which `copying` also returns. Samples far from
-    the training distribution come close to 1, so read it together with precision.
+    An exact copy never is, not even of a training image that occurs twice. Fresh samples of the training distribution
+    do not reach 1 either: of uniform samples on a line 1 in 3 is authentic, of normal samples in 30 dimensions about 7
+    in 10. So compare with the value of a holdout set, which `copying` also returns. Samples far from the training
+    distribution come close to 1, so read it together with precision.
 
     Args:
         train: `[N, D]` features, at least 2.
@@ -134,36 +128,34 @@ def copying_statistic(train: Array, holdout: Array, generated: Array) -> float:
     Raises:
         DataError: features that `arrays.rows` refuses, or different D.
     """
-    train, holdout, generated = _three(train, holdout, generated)
+    train, holdout, generated = three_sets(train, holdout, generated)
     return _statistic(*(nearest(side, train, 1).squared[:, 0] for side in (generated, holdout)))
 
 
-def nearest_neighbour_ratios(
-    train: Array, holdout: Array, generated: Array, seed: int = 0, pairs: int = 16
-) -> NeighbourRatios:
+def nearest_neighbour_ratios(train: Array, holdout: Array, generated: Array, seed: int = 0) -> NeighbourRatios:
     """Compare the distances to the nearest training sample and to the nearest holdout sample.
 
     The larger of the two real sets is subsampled to the size of the smaller one, since the nearest sample of a larger
-    set is closer by size alone. The ratios then miss copies of training samples that were left out (nine of ten if the
-    holdout set is a tenth of the training set); the closest pairs do not.
+    set is closer by size alone. The ratios then miss copies of training samples that were left out: nine of ten if the
+    holdout set is a tenth of the training set. `synthkd.privacy.copies.copy_test` also gives the closest pairs, which
+    miss none.
 
     Args:
         train: `[N, D]` features.
         holdout: `[H, D]` features of real samples that were not trained on.
         generated: `[M, D]` features.
         seed: of the subsampling.
-        pairs: number of closest pairs to return, at most M.
 
     Raises:
         DataError: features that `arrays.rows` refuses, or different D.
     """
-    train, holdout, generated = _three(train, holdout, generated)
-    return _ratios(train, holdout, generated, nearest(generated, train, 1), seed, pairs)
+    train, holdout, generated = three_sets(train, holdout, generated)
+    return _ratios(train, holdout, generated, nearest(generated, train, 1), seed)
 
 
 def _authenticities(train: Tensor, *closest: Neighbours) -> list[Proportion]:
     """Authenticity of each set of samples, from its nearest training samples."""
-    # many samples share their nearest training sample, whose own neighbour is searched for once
+    # Many samples share their nearest training sample, so the neighbour of each of these is searched for only once.
     originals, place = torch.cat([near.indices[:, 0] for near in closest]).unique(return_inverse=True)
     gaps = nearest_others(train, 1, originals).squared[place, 0].split([len(near.squared) for near in closest])
     return [
@@ -177,55 +169,50 @@ def _statistic(generated: Tensor, holdout: Tensor) -> float:
     distances = torch.cat([generated, holdout]).numpy()
     # U from the rank sum: pairs whose generated sample is farther away, where a tie counts half
     farther = float(rankdata(distances)[:m].sum()) - m * (m + 1) / 2
+    # float64: the cube of the number of ties overflows 64-bit integers from two million on
     ties = np.unique(distances, return_counts=True)[1].astype(np.float64)
     total = n + m
     variance = n * m / 12 * (total + 1 - float((ties**3 - ties).sum()) / (total * (total - 1)))
     return (farther - n * m / 2) / math.sqrt(variance) if variance > 0 else 0.0
 
 
-def _ratios(
-    train: Tensor, holdout: Tensor, generated: Tensor, closest: Neighbours, seed: int, pairs: int
-) -> NeighbourRatios:
+def _ratios(train: Tensor, holdout: Tensor, generated: Tensor, closest: Neighbours, seed: int) -> NeighbourRatios:
     n_each, rng = min(len(train), len(holdout)), stream(seed, "nearest neighbour ratios")
     to_train = closest if len(train) == n_each else nearest(generated, subsample(train, n_each, rng), 1)
     to_holdout = nearest(generated, subsample(holdout, n_each, rng), 1)
     numerator, denominator = to_train.squared[:, 0], to_holdout.squared[:, 0]
-    # 0 / 0 is NaN, but two equal distances have the ratio 1
+    # 0 / 0 would be NaN, but equal distances have the ratio 1.
     ratios = (numerator / denominator).sqrt().where(numerator != denominator, 1.0)
-
-    order = closest.squared[:, 0].argsort(stable=True)[:pairs]
-    return NeighbourRatios(
-        ratios=ratios,
-        median=float(np.median(ratios.numpy())),
-        nearer_to_train=_share(to_train, to_holdout, n_each),
-        n_each=n_each,
-        closest_generated=order,
-        closest_train=closest.indices[order, 0],
-        closest_distances=closest.squared[order, 0].sqrt(),
-    )
+    return NeighbourRatios(ratios, float(np.median(ratios.numpy())), _share(to_train, to_holdout, n_each), n_each)
 
 
 def _share(to_train: Neighbours, to_holdout: Neighbours, n_each: int) -> Proportion:
-    """Share of samples nearer to train, with the interval that `NeighbourRatios` describes.
-
-    The weight of a real sample is the share of generated samples that have it as their nearest. If training and holdout
-    samples are exchanged at random, the share is the sum of the weights of n out of 2 n real samples, drawn without
-    replacement, whose variance is n^2 / (2 n - 1) times that of the weights.
-    """
+    """Share of samples nearer to train, with the interval that `NeighbourRatios` describes."""
     train, holdout = to_train.squared[:, 0], to_holdout.squared[:, 0]
     nearer = [to_train.indices[train < holdout, 0], to_holdout.indices[holdout < train, 0] + n_each]
+    # The weight of a real sample is the share of generated samples that have it as their nearest. If training and
+    # holdout samples are exchanged at random, the share is the sum of the weights of n out of 2 n real samples, drawn
+    # without replacement, whose variance is n^2 / (2 n - 1) times that of the weights.
     weights = torch.cat(nearer).bincount(minlength=2 * n_each).double() / len(train)
     spread = 1.96 * math.sqrt(float(weights.var(correction=0)) * n_each * n_each / (2 * n_each - 1))
     share = len(nearer[0]) / len(train)
     return Proportion(share, len(train), max(0.0, share - spread), min(1.0, share + spread))
 
 
-def _three(train: Array, holdout: Array, generated: Array, least: int = 1) -> tuple[Tensor, Tensor, Tensor]:
-    train, holdout, generated = (
-        points(train, "train", least),
-        points(holdout, "holdout"),
-        points(generated, "generated"),
-    )
+def three_sets(train: Array, holdout: Array, generated: Array, least: int = 1) -> tuple[Tensor, Tensor, Tensor]:
+    """The three sets as points, see `synthkd.metrics.neighbours.points`, after a check that their widths are equal.
+
+    Args:
+        train: `[N, D]`, at least `least` rows.
+        holdout: `[H, D]`.
+        generated: `[M, D]`.
+        least: see `train`.
+
+    Raises:
+        DataError: features that `arrays.rows` refuses, or different D.
+    """
+    train, holdout = points(train, "train", least), points(holdout, "holdout")
+    generated = points(generated, "generated")
     same_width(train, holdout, "train and holdout")
     same_width(train, generated, "train and generated")
     return train, holdout, generated

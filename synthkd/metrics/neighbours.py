@@ -1,11 +1,11 @@
 """Exact nearest neighbours of any number of points in bounded memory.
 
-Comparisons use float32 bounds of distances; those that the bounds leave open, and all distances in the results, are
-computed in float64. So results are those of `sum((x - y)**2)` in float64: never negative, exactly zero between equal
-rows, equal for equal pairs (ties stay ties), and independent of the size of the tiles and the number of threads.
+Points are compared by float32 bounds of their distances. What the bounds leave open, and all distances in the results,
+are computed in float64. So results are those of `sum((x - y)**2)` in float64: never negative, exactly zero between
+equal rows, equal for equal pairs (ties stay ties), and independent of the size of the tiles and the number of threads.
 
 Besides the results, memory holds one tile of distances and one float32 copy of one side. Exact copies take no extra
-time. Large numbers of copies that differ by rounding do, since float64 has to decide about all pairs of them.
+time. Many copies that differ by rounding do, since float64 has to decide about all pairs of them.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Neighbours:
 
     Attributes:
         squared: float64 `[M, k]`, squared Euclidean distances, 0 or more.
-        indices: int64 `[M, k]`, rows of the base; any k of them if more than k points equal the query.
+        indices: int64 `[M, k]`, rows of the base; which k is not defined if more than k points equal the query.
     """
 
     squared: Tensor
@@ -38,7 +38,7 @@ class Neighbours:
 
 @dataclass(frozen=True)
 class BallCounts:
-    """Number of balls around each point, and number of points in each ball; the surface belongs to the ball.
+    """Number of balls that hold each point, and number of points in each ball; the surface belongs to the ball.
 
     Attributes:
         balls_per_point: int64, one count per point of the other set.
@@ -80,8 +80,6 @@ class MutualBalls:
 def points(values: Array, name: str, least: int = 1) -> Tensor:
     """Points `[N, D]` on the CPU as the functions below take them: float32 stays float32, other dtypes become float64.
 
-    A float64 copy of everything would be the largest object in memory; blocks are converted when they are needed.
-
     Args:
         values, name, least: as for `arrays.rows`.
 
@@ -89,6 +87,8 @@ def points(values: Array, name: str, least: int = 1) -> Tensor:
         DataError: as `arrays.rows`.
     """
     features = tensor(values)
+    # A float64 copy would be the largest object in memory. Float32 features, the usual ones, are converted block by
+    # block when they are needed.
     usable = features.dtype == torch.float32 and features.dim() == 2 and features.shape[1] > 0
     if usable and len(features) >= least > 0 and bool(torch.stack(features.aminmax()).isfinite().all()):
         return features.cpu()
@@ -130,7 +130,7 @@ def nearest_others(base: Tensor, k: int, queries: Tensor | None = None) -> Neigh
     smallest = _Smallest(len(base), k + 1, frame.dtype)
     for part in _tiles(len(base)):
         for other in _tiles(len(base), part.start):
-            # distances are symmetric, so a tile off the diagonal serves its rows and its columns
+            # Distances are symmetric, so a tile off the diagonal serves its rows and its columns.
             lower = cloud[part].lower(cloud[other])
             _exclude(lower, own[part], other.start)
             smallest.offer(part, lower, other.start)
@@ -140,7 +140,7 @@ def nearest_others(base: Tensor, k: int, queries: Tensor | None = None) -> Neigh
 
 
 def mutual_balls(first: Tensor, first_radii: Tensor, second: Tensor, second_radii: Tensor) -> MutualBalls:
-    """Count the points of each set that lie in the balls around the points of the other, in one pass over all pairs.
+    """Count the points of each set in the balls around the points of the other set, in one pass over all pairs.
 
     Args:
         first: `[N, D]` from `points`.
@@ -174,7 +174,7 @@ class _Smallest:
         self.indices = torch.zeros((queries, count), dtype=torch.int64)
 
     def offer(self, part: slice, lower: Tensor, first: int) -> None:
-        """Add a tile of bounds: of the queries `part` to the points of the base from `first` on."""
+        """Add a tile of bounds, of the queries `part` to the points of the base from `first` on."""
         count = self.bounds.shape[1]
         values, places = lower.topk(min(count, lower.shape[1]), largest=False)
         values = torch.cat([self.bounds[part], values], dim=1)
@@ -204,20 +204,18 @@ def _exclude(lower: Tensor, own: Tensor, first: int) -> None:
 
 
 def _decide(smallest: _Smallest, frame: Frame, cloud: Cloud, queries: Tensor, own: Tensor) -> Neighbours:
-    """The k nearest points by float64 distances, from the k + 1 smallest lower bounds of each query.
-
-    Let `limit` be the largest exact distance of the k points with the smallest bounds. All other points have bounds of
-    at least the (k + 1)-th. If that is above `limit`, the k points are the nearest. Otherwise the query is contested,
-    and all points whose bound is at most `limit` are compared exactly. A limit of 0 cannot be beaten.
-    """
+    """The k nearest points by float64 distances, from the k + 1 smallest lower bounds of each query."""
     k = smallest.bounds.shape[1] - 1
-    # sorted by index, so that the stable sorts by distance leave ties in order of the index
+    # Sorted by index, so that the stable sorts by distance leave ties in order of the index.
     indices = smallest.indices[:, :k].sort(dim=1).values
     query = torch.arange(len(queries)).repeat_interleave(k)
     exact = squared_distances(queries, cloud.points, query, indices.flatten())
     squared, order = exact.view(-1, k).sort(dim=1, stable=True)
     indices = indices.gather(1, order)
 
+    # The limit of a query is the largest exact distance of the k points with the smallest bounds. All other points have
+    # bounds of at least the (k + 1)-th. If that is above the limit, these k are the nearest. If not, the query is
+    # contested, and all points whose bound is at most the limit are compared exactly. Nothing is nearer than 0.
     limits = cloud.scaled(squared[:, -1])
     contested = ((limits > 0) & (smallest.bounds[:, k] <= limits)).nonzero().flatten()
     for part in _tiles(len(contested)):
@@ -231,7 +229,7 @@ def _decide(smallest: _Smallest, frame: Frame, cloud: Cloud, queries: Tensor, ow
             pairs.append(candidates + torch.tensor([0, other.start]))
         row, column = torch.cat(pairs).unbind(dim=1)
         exact = squared_distances(rows_cloud.points, cloud.points, row, column)
-        # sort by row, then by distance, then by column; the first k of each row are its neighbours
+        # Sorted by row, then by distance, then by column: the first k of each row are its neighbours.
         order = exact.argsort(stable=True)
         order = order[row[order].argsort(stable=True)]
         counts = row.bincount(minlength=len(numbers))
@@ -250,8 +248,8 @@ def _inside(rows_cloud: Cloud, cloud: Cloud, lower: Tensor, radii: Tensor) -> tu
     """
     row, column = (lower <= cloud.scaled(radii).to(lower.dtype)).nonzero(as_tuple=True)
     limits = radii.expand(lower.shape)[row, column]
-    # the upper bound proves most pairs to be inside; the others are computed exactly
-    inside = lower[row, column] + rows_cloud.room[row] + cloud.room[column] <= cloud.scaled(limits)
+    # The upper bound proves most pairs to be inside; only the rest needs the slow exact distance.
+    inside = lower[row, column] + rows_cloud.slack[row] + cloud.slack[column] <= cloud.scaled(limits)
     doubtful = (~inside).nonzero().flatten()
     exact = squared_distances(rows_cloud.points, cloud.points, row[doubtful], column[doubtful])
     inside[doubtful] = exact <= limits[doubtful]

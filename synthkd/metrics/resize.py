@@ -1,6 +1,6 @@
 """Resize stored images to the size and channels of a feature network, as float32 in `[0, 1]`.
 
-Scores depend on the filter (Parmar et al. 2022, "On Aliased Resizing"), so the mode is part of a score's name:
+Scores depend on the filter (Parmar et al. 2022, "On Aliased Resizing"), so a score always comes with its mode:
 
 | mode      | filter                                                      | as in                                      |
 |-----------|-------------------------------------------------------------|--------------------------------------------|
@@ -51,8 +51,7 @@ def resize(images: Tensor, shape: tuple[int, int, int], mode: ResizeMode) -> Ten
             f"channels={channels}"
         )
     result = to_float(images) if images.shape[2:] == (height, width) else _resample(images, (height, width), mode)
-    # a view: grey images are not copied
-    return result.expand(-1, channels, -1, -1)
+    return result.expand(-1, channels, -1, -1)  # a view: grey images are not copied
 
 
 def _resample(images: Tensor, size: tuple[int, int], mode: ResizeMode) -> Tensor:
@@ -76,7 +75,7 @@ def _resample(images: Tensor, size: tuple[int, int], mode: ResizeMode) -> Tensor
 def _between(values: Tensor, dim: int, count: int) -> Tensor:
     """`count` values along a dimension: value i interpolates linearly at position `i * before / count`."""
     before = values.shape[dim]
-    # Positions in float32, as in TensorFlow: rounding decides on which side of a whole number a position falls.
+    # In float32, as in TensorFlow: rounding decides on which side of a whole number a position falls.
     positions = torch.arange(count, dtype=torch.float32, device=values.device) * torch.tensor(before / count)
     low = positions.long()
     high = (low + 1).clamp_max(before - 1)
@@ -86,7 +85,7 @@ def _between(values: Tensor, dim: int, count: int) -> Tensor:
 
 
 def _by_pillow(images: Tensor, size: tuple[int, int], dtype: type[np.generic], method: Image.Resampling) -> Tensor:
-    # Pillow has no float colour images, so each channel is resized alone; for 8 bits the result is that of RGB.
+    # Pillow has no float colour images, so each channel is resized alone. For 8 bits the result equals that of RGB.
     planes = images.flatten(0, 1).cpu().numpy().astype(dtype)
     resized = np.stack([np.asarray(Image.fromarray(plane).resize(size[::-1], method)) for plane in planes])
     result = torch.from_numpy(resized).to(images.device, torch.float32).mul_(1.0 / 255.0)

@@ -1,8 +1,4 @@
-"""One number about a generated set, with its uncertainty, and the sets of features that scores compare.
-
-The name of a score includes the network of its features (`FD-efflite0`), so that numbers of different networks cannot
-be confused.
-"""
+"""One number about a generated set, with its uncertainty, and the sets of features that scores compare."""
 
 from __future__ import annotations
 
@@ -19,10 +15,10 @@ Better = Literal["lower", "higher", "near"]
 
 @dataclass(frozen=True)
 class ScoredSet:
-    """A set of images as its features.
+    """A set of images, given by its features.
 
     Attributes:
-        name: name of the set in tables.
+        name: of the set in tables.
         features: features (and logits, if the network is a classifier) of the extractor that all sets share.
         labels: int64 `[N]`, the classes the images were generated for or annotated with; None if unknown.
         teacher: features and logits of the teacher; None without one.
@@ -47,12 +43,12 @@ class Score:
         better: which direction is better; "near" if `target` is best.
         n: numbers of images it is based on, generated first.
         dimension: of the features; None for shares of predictions.
-        uncertainty: standard error or deviation; None if there is none, or `interval` has its place.
+        uncertainty: standard error or deviation; None if there is none, or an interval instead.
         kind: what the uncertainty is, in words.
         interval: 95 % interval, if there is one.
         extractor, resize: network and resizing of the features; empty if none were used.
         note: what a reader must know to use the number.
-        target: value of perfect images, where it is known and neither end is best.
+        target: value of perfect images, if it is known and neither end of the scale is best.
     """
 
     name: str
@@ -123,7 +119,8 @@ class Comparison:
         return Score(self.full_name(name), None, better, self.n, note=why)
 
     def full_name(self, name: str) -> str:
-        """The name with the extractor; `FD` of the Inception network is the FID, and needs no addition."""
+        """The name with the extractor; the `FD` of the Inception network is called FID."""
+        # Numbers of different networks cannot be compared, so their names must differ.
         if self.extractor == "inception":
             return {"FD": "FID", "FD_inf": "FID_inf", "FD per class": "FID per class"}.get(name, name)
         return f"{name}-{self.extractor}"

@@ -1,13 +1,12 @@
 """Mean and covariance of features that arrive batch by batch; memory does not grow with their number.
 
-The state is the count, the mean and the scatter (the sum of outer products of centred rows), all in float64. Two states
-are merged by the pairwise formula of Chan, Golub and LeVeque (1979). Sums of raw squares would need less code, but
-where the mean is large they lose the covariance to rounding.
+The state is the count, the mean and the scatter (the sum of outer products of centred rows), all in float64. Batches
+are added by the pairwise formula of Chan, Golub and LeVeque (1979). Sums of raw squares would need less code, but where
+the mean is large they lose the covariance to rounding.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Self
 
 import torch
@@ -18,7 +17,7 @@ from synthkd.metrics.arrays import Array, rows, same_width
 
 
 class FeatureStatistics:
-    """Count, mean and covariance of features; statistics of parts (shards, classes, processes) can be merged.
+    """Count, mean and covariance of features.
 
     The first batch decides the width D. Empty statistics have width 0.
     """
@@ -38,26 +37,28 @@ class FeatureStatistics:
             DataError: not `[N, D]`, another D than before, or a value that is not finite; then nothing was added.
         """
         values = rows(batch, "batch", least=0)
-        if len(values) == 0:
+        n = len(values)
+        if n == 0:
             return self
         mean = values.mean(dim=0)
         centred = (values - mean).numpy()
         # numpy, unlike torch, notices that both factors are the same array and computes half of the product
-        self._add(len(values), mean, torch.from_numpy(centred.T @ centred))
-        return self
-
-    def merge(self, other: FeatureStatistics) -> Self:
-        """Add all rows of other statistics, which stay as they are, and return self.
-
-        Raises:
-            DataError: both hold features, of different widths.
-        """
-        if other._n:
-            self._add(other._n, other._mean, other._scatter)
+        scatter = torch.from_numpy(centred.T @ centred)
+        if self._n == 0:
+            self._n, self._mean, self._scatter = n, mean, scatter
+            return self
+        same_width(self._mean[None], mean[None], "statistics and the ones to add")
+        # scatter of the union = both scatters + n_a n_b / (n_a + n_b) times the outer product of the gap of the means
+        total = self._n + n
+        gap = mean - self._mean
+        self._scatter += scatter
+        self._scatter.addr_(gap, gap, alpha=self._n * n / total)
+        self._mean = self._mean + gap * (n / total)
+        self._n = total
         return self
 
     def without(self, other: FeatureStatistics) -> FeatureStatistics:
-        """New statistics of the rows that are not in `other`, so that merging `other` gives these again.
+        """New statistics of the rows that are not in `other`.
 
         The rounding error is that of the whole, so remove half of the rows at most.
 
@@ -75,26 +76,12 @@ class FeatureStatistics:
         rest._n, rest._mean, rest._scatter = self._n - other._n, self._mean.clone(), self._scatter.clone()
         if other._n:
             same_width(self._mean[None], other._mean[None], "statistics and the ones to remove")
-            # the formula of `_add`, solved for the part that is not `other`
+            # the formula of `update`, solved for the part that is not `other`
             gap = self._mean - other._mean
             rest._mean += gap * (other._n / rest._n)
             rest._scatter -= other._scatter
             rest._scatter.addr_(gap, gap, alpha=-other._n * self._n / rest._n)
         return rest
-
-    def _add(self, n: int, mean: Tensor, scatter: Tensor) -> None:
-        if self._n == 0:
-            # later batches are added to the scatter in place, and this tensor may belong to other statistics
-            self._n, self._mean, self._scatter = n, mean, scatter.clone()
-            return
-        same_width(self._mean[None], mean[None], "statistics and the ones to add")
-        # scatter of the union = both scatters + n_a n_b / (n_a + n_b) times the outer product of the gap of the means
-        total = self._n + n
-        gap = mean - self._mean
-        self._scatter += scatter
-        self._scatter.addr_(gap, gap, alpha=self._n * n / total)
-        self._mean = self._mean + gap * (n / total)
-        self._n = total
 
     @property
     def n(self) -> int:
@@ -122,31 +109,3 @@ class FeatureStatistics:
         if self._n < 2:
             raise DataError(f"statistics: a covariance needs at least 2 samples, got {self._n}; call update with more")
         return self._scatter / (self._n - 1)
-
-    def state_dict(self) -> dict[str, int | Tensor]:
-        """The state: `n`, `mean` float64 `[D]` and `scatter` float64 `[D, D]`."""
-        return {"n": self._n, "mean": self._mean.clone(), "scatter": self._scatter.clone()}
-
-    @classmethod
-    def from_state(cls, state: Mapping[str, int | Tensor]) -> Self:
-        """Statistics with the state that `state_dict` returned.
-
-        Raises:
-            DataError: missing keys, shapes that do not fit, a value that is not finite, or a negative variance.
-        """
-        missing = sorted({"n", "mean", "scatter"} - set(state))
-        if missing:
-            raise DataError(f"statistics: the state lacks {', '.join(missing)}; save it with state_dict()")
-        n = int(state["n"])
-        mean, scatter = (torch.as_tensor(state[key]).to("cpu", torch.float64, copy=True) for key in ("mean", "scatter"))
-        if mean.dim() != 1 or scatter.shape != (len(mean), len(mean)) or n < 0 or (n == 0) != (len(mean) == 0):
-            raise DataError(
-                f"statistics: n {n}, mean {list(mean.shape)} and scatter {list(scatter.shape)} do not fit together; "
-                "they must be n, [D] and [D, D]; save them with state_dict()"
-            )
-        finite = bool(torch.isfinite(mean).all()) and bool(torch.isfinite(scatter).all())
-        if not finite or bool((scatter.diagonal() < 0).any()):
-            raise DataError("statistics: the state holds NaN, infinity or a negative variance; compute it again")
-        result = cls()
-        result._n, result._mean, result._scatter = n, mean, scatter
-        return result

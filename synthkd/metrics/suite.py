@@ -39,11 +39,11 @@ from synthkd.rng import stream
 T = TypeVar("T")
 
 MODES = 20
-"""Number of clusters that stand for modes without a teacher to predict classes."""
+"""Number of clusters that stand for modes where no teacher predicts classes."""
 FEWEST = 4
-"""Smallest number of images that the estimators take."""
+"""Smallest number of images on each side."""
 TOLERANCE = 1e-5
-"""Relative rounding error of distances: far below their uncertainty, and a third of the time of the default."""
+"""Relative rounding error of distances: far below their uncertainty, in a third of the default's time."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class SuiteOptions:
 
 @dataclass(frozen=True)
 class PerClass:
-    """Frechet distance of each class to the real images of that class; classes without two images are left out.
+    """Frechet distance between the generated and the real images of each class with two images on each side.
 
     Attributes:
         labels: the classes.
@@ -105,13 +105,13 @@ def measure(
         generated: the set to judge.
         real: the set it is compared with.
         options: sizes and seed.
-        train: real images that the generator or its teacher was trained on, to search for copies.
-        holdout: real images that it was not trained on, to compare copies with.
+        train: real images that the generator or its teacher was trained on; copies of them are searched for.
+        holdout: real images that neither was trained on, the yardstick for copies.
 
     Raises:
         DataError: fewer than four images on a side, or features of different extractors.
     """
-    # features of different networks give numbers that look right, so this is checked before anything is measured
+    # Features of different networks would give numbers that look right, so this is checked first.
     for other in (real, train, holdout):
         if other is not None:
             generated.features.check_comparable(other.features)
@@ -182,7 +182,7 @@ def _frechet_per_class(generated: ScoredSet, real: ScoredSet, classes: PerClass 
 
 def _kernel(generated: ScoredSet, real: ScoredSet, options: SuiteOptions) -> Score:
     pair, ours, theirs = Comparison(generated, real), generated.features.values, real.features.values
-    # half of the images at most: subsets of all images would be equal, and have no spread
+    # Half of the images at most: subsets of all images would be equal, and have no spread.
     size = min(options.subset_size, len(ours) // 2, len(theirs) // 2)
     distances = kernel_distances(theirs, ours, options.subsets, size, options.seed)
     spread = distances.spread
@@ -194,6 +194,7 @@ def _kernel(generated: ScoredSet, real: ScoredSet, options: SuiteOptions) -> Sco
 def _manifold(generated: ScoredSet, real: ScoredSet, options: SuiteOptions) -> Iterator[Score]:
     pair = Comparison(generated, real)
     fewest = min(pair.n)
+    # Missing scores are listed too, so that all sets have the same rows in a table.
     if fewest <= options.k:
         for name in ("precision", "recall", "density", "coverage"):
             yield pair.missing(name, "higher", f"{fewest} images, too few for k={options.k}")
@@ -211,7 +212,7 @@ def _inception(generated: ScoredSet, options: SuiteOptions) -> Score:
     judge, n = generated.teacher or generated.features, len(generated)
     if judge.logits is None:
         return Score("IS", None, "higher", (n,), note=f"{judge.extractor} is no classifier")
-    # generated sets are often sorted by class, and each split needs all classes
+    # Generated sets are often sorted by class, and each split needs all classes.
     order = torch.randperm(n, generator=stream(options.seed, "inception score"))
     score = inception_score(judge.logits.double().softmax(1)[order], min(options.splits, n))
     return Score(
@@ -241,7 +242,7 @@ def _label_fidelity(generated: ScoredSet) -> Score:
 
 def _vendi(generated: ScoredSet, real: ScoredSet, options: SuiteOptions) -> Score:
     pair = Comparison(generated, real)
-    # the score grows with n, so both sides are compared at equal n
+    # The Vendi score grows with n, so both sides are compared at equal n.
     fewest = min(pair.n)
     ours, theirs = (
         subsample(side.features.values, fewest, stream(options.seed, "suite subset")) for side in (generated, real)
@@ -258,6 +259,7 @@ def _semantics(generated: ScoredSet, real: ScoredSet) -> Score:
     labels, real_labels = generated.labels, real.labels
     if labels is None or real_labels is None:
         return pair.missing(name, "higher", "a set has no labels")
+    # Features of the teacher on one side and of the extractor on the other are not comparable.
     if (generated.teacher is None) != (real.teacher is None):
         return pair.missing(name, "higher", "needs the teacher's features of both sets")
     ours, theirs = ((side.teacher or side.features).values for side in (generated, real))
@@ -274,10 +276,13 @@ def _semantics(generated: ScoredSet, real: ScoredSet) -> Score:
 def _collapse(generated: ScoredSet, real: ScoredSet, options: SuiteOptions) -> Score:
     """Share of missed classes, as the teacher predicts them; of missed clusters without a teacher."""
     pair, name = Comparison(generated, real, teacher=True), "mode collapse"
+    # The classes that the teacher predicts and not those that were asked for: a generator that draws cats for every
+    # label must not pass.
     if generated.teacher is not None and generated.teacher.logits is not None and real.labels is not None:
         kind, modes = "classes", Modes(real.labels, generated.teacher.logits.argmax(1))
     else:
-        # k-means takes one half of the real images; the other half is the holdout set, which it must not contain
+        # k-means gets one half of the real images and the other half is the holdout set: on the images that the centres
+        # were fitted to, modes would look more frequent than they are.
         half = len(real) // 2
         if half < MODES:
             return pair.missing(name, "lower", f"{len(real)} real images, too few for {MODES} clusters")
@@ -304,6 +309,7 @@ def _copying(
         return
     pair, n = Comparison(generated, train), (len(generated), len(train), len(holdout))
     copies = copying(train.features.values, holdout.features.values, generated.features.values, options.seed)
+    # Even fresh real images do not reach an authenticity of 1, so the holdout set says what is best.
     note = "lower: copies; higher: far from all training images; the target is that of the holdout"
     target = copies.authenticity_of_holdout.value
     yield pair.score("authenticity", copies.authenticity, "near", note=note, n=n, target=target)

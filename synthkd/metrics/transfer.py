@@ -1,4 +1,4 @@
-"""Progress of a distillation: gap to the teacher over time, transferred information, stability of the evaluations."""
+"""Progress of a distillation: capacity gap over time, transferred information, stability of the evaluations."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class GapCurve:
     """Capacity gap over time, `alpha e^(-beta (t - start)) + gamma`, fitted to points.
 
     Attributes:
-        alpha: part of the gap that closes, in the unit of the capacity; negative for a gap that widens.
+        alpha: part of the gap that closes, in the unit of the capacity; negative if the gap widens.
         beta: rate of closing, per unit of time; 0 for a constant gap.
         gamma: part of the gap that stays.
         start: the first time.
@@ -58,10 +58,10 @@ class GapCurve:
 
 
 def fit_capacity_gap(times: Sequence[float], gaps: Sequence[float]) -> GapCurve:
-    """Least-squares fit of `alpha e^(-beta t) + gamma` by scipy's `curve_fit`.
+    """Least-squares fit of `alpha e^(-beta (t - start)) + gamma` by scipy's `curve_fit`.
 
-    With the times scaled to [0, 1], beta is bounded by 0.01 and 100, since a straight line has no such curve; its
-    standard errors are large.
+    With the times scaled to [0, 1], beta is in [0.01, 100]. Points on a straight line have a beta at its lower bound,
+    and large standard errors.
 
     Args:
         times: at least 4, at least 3 of them different.
@@ -78,10 +78,11 @@ def fit_capacity_gap(times: Sequence[float], gaps: Sequence[float]) -> GapCurve:
             f"{y.size} gaps; evaluate more often"
         )
     start, span, size = float(t.min()), float(np.ptp(t)), float(np.ptp(y))
-    # a constant gap determines gamma only
+    # A constant gap determines gamma only, and the scaling below would divide by 0.
     if size <= 1e-12 * float(np.abs(y).max()):
         return GapCurve(0.0, 0.0, float(y.mean()), start, (math.inf, math.inf, 0.0), len(t))
-    # The fit sees times and gaps scaled to a range of 1, so that one initial guess serves every run.
+    # Times and gaps are scaled to a range of 1, so that one initial guess serves every run. beta needs bounds: on a
+    # straight line the best curve has beta -> 0 and alpha -> infinity.
     first, last = float(y[t.argmin()]), float(y[t.argmax()])
     bounds = ([-np.inf, 0.01, -np.inf], [np.inf, 100.0, np.inf])
     guess = ((first - last) / size, 3.0, 0.0)
@@ -89,6 +90,7 @@ def fit_capacity_gap(times: Sequence[float], gaps: Sequence[float]) -> GapCurve:
         warnings.simplefilter("ignore", OptimizeWarning)  # about infinite errors, which the result reports itself
         fit, covariance = curve_fit(_decay, (t - start) / span, (y - last) / size, guess, bounds=bounds, maxfev=5000)
     alpha, beta, gamma = (float(value) for value in fit)
+    # back to the units of the times and the gaps
     a, b, c = (float(e) for e in np.sqrt(np.diag(covariance)) * (size, 1.0 / span, size))
     return GapCurve(alpha * size, beta / span, gamma * size + last, start, (a, b, c), len(t))
 
@@ -123,12 +125,12 @@ def transfer_efficiency(teacher: Tensor, student: Tensor, estimator: Estimator =
     the teacher's mean prediction. The table of each estimator:
 
     - soft: the mean outer product of the softmax outputs, as if one class were drawn from each of an image's two
-      predictions. The draws are independent, so a student that copies an unsure teacher has eta below 1; compare at
+      predictions. The draws are independent, so even a perfect copy of an unsure teacher has eta below 1. Compare at
       equal temperatures.
     - hard: counts of the most likely classes.
     - miller_madow: as hard, with (nonzero cells - 1) / 2n added to each entropy (Miller 1955). It removes most of the
-      bias of hard, whose I is too large by about (K - 1)^2 / 2n for independent predictions. Soft tables hold no
-      counts, so they have no such correction.
+      bias of hard, whose I is too large by about (K - 1)^2 / 2n for independent predictions. It corrects counts, which
+      soft tables do not hold.
 
     Args:
         teacher: logits `[N, K]`, any float dtype.
@@ -152,7 +154,7 @@ def transfer_efficiency(teacher: Tensor, student: Tensor, estimator: Estimator =
     entropies = [-float(torch.special.xlogy(table, table).sum()) for table in tables]
     if estimator == "miller_madow":
         entropies = [h + (int((table > 0).sum()) - 1) / (2 * n) for h, table in zip(entropies, tables, strict=True)]
-    # rounding may put the entropy below 0, and the information below 0 or above the entropy
+    # I = H(p_T) + H(p_S) - H(p_T, p_S). Rounding may put it below 0 or above the entropy, and the entropy below 0.
     entropy = max(0.0, entropies[0])
     information = min(entropy, max(0.0, entropies[0] + entropies[1] - entropies[2]))
     value = information / entropy if entropy > 1e-12 else 0.0

@@ -59,7 +59,8 @@ def proportion(hits: int, n: int, confidence: float = 0.95) -> Proportion:
     share = hits / n
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * (share * (1 - share) / n + z * z / (4 * n * n)) ** 0.5
-    # at 0 and n hits one end is the share itself, and rounding must not put the end beyond it
+    # Wilson's interval, unlike share +- z sqrt(share (1 - share) / n), stays within [0, 1] and has a width at 0 and n
+    # hits too. There one end is the share itself, and rounding must not put that end beyond it.
     return Proportion(share, n, max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half)))
 
 

@@ -1,15 +1,14 @@
 """The epsilon of a ledger, computed by the package dp-accounting each time it is needed.
 
-Privacy loss distributions (PLD) give the epsilon that is claimed; Renyi differential privacy (RDP) gives a looser bound
-to report beside it. Both are upper bounds under the adjacency that is given (`synthkd.privacy.ledger`).
+Privacy loss distributions (PLD) give the epsilon that is claimed. Renyi differential privacy (RDP) gives a looser bound
+that is reported beside it. Both are upper bounds under the given adjacency (`synthkd.privacy.ledger`).
 """
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from types import ModuleType
@@ -64,6 +63,7 @@ def epsilon(ledger: Ledger, delta: float, adjacency: Adjacency = "add_or_remove_
         MissingExtraError: dp-accounting is not installed.
     """
     check_delta(delta)
+    # RDP first: it is fast, and its size sets the grid of the PLD.
     rdp = _rdp_epsilon(ledger.events, delta, adjacency)
     pld = pld_epsilon(ledger.events, delta, adjacency, rdp)
     has_rdp = adjacency == "add_or_remove_one" or all(isinstance(event, Release) for event in ledger.events)
@@ -100,19 +100,24 @@ def pld_epsilon(events: Sequence[Event], delta: float, adjacency: Adjacency, siz
     library = _library()
     grid = INTERVAL * max(1.0, min(size, 1e6) / COARSER_ABOVE)
     accountant = library.pld.PLDAccountant(library.NeighboringRelation[adjacency.upper()], grid)
-    # The accountant divides the noise of a release by the norm of one example's vector. Under replace_one that norm is
-    # half the sensitivity, by which our multiplier is divided.
+    # The accountant takes the noise over the norm of one example's vector. A `Release` has it over the sensitivity,
+    # which is twice that norm under replace_one.
     release_factor = 1.0 if adjacency == "add_or_remove_one" else 2.0
     return _compose(accountant, events, delta, adjacency, release_factor, 1.0)
 
 
 def _rdp_epsilon(events: Sequence[Event], delta: float, adjacency: Adjacency) -> float:
     """Epsilon by RDP; for Poisson batches under `replace_one` only an estimate of its size, not a bound."""
-    # The accountant divides the noise by the sensitivity, whatever the neighbours are. For steps our multiplier is
-    # divided by the clipping norm, which is half the sensitivity under replace_one.
+    # The accountant takes the noise over the sensitivity, whatever the neighbours are. `PoissonSteps` has it over the
+    # clipping norm, which is half the sensitivity under replace_one.
     step_factor = 1.0 if adjacency == "add_or_remove_one" else 0.5
-    with _without_warnings():
+    # The library warns of RDP orders that it leaves out. Without them its bound is looser, and still a bound.
+    log = logging.getLogger("absl")
+    before, log.disabled = log.disabled, True
+    try:
         return _compose(_library().rdp.RdpAccountant(), events, delta, adjacency, 1.0, step_factor)
+    finally:
+        log.disabled = before
 
 
 def _compose(
@@ -125,6 +130,7 @@ def _compose(
 ) -> float:
     """Epsilon by an accountant that takes the noise multipliers of releases and of steps times these factors."""
     library = _library()
+    # Steps that no example can be in reveal nothing, even without noise; and the accountant refuses a count of 0.
     queries = [event for event in events if isinstance(event, Release) or event.steps * event.sample_rate > 0]
     if not all(event.noise_multiplier > 0 for event in queries):
         return math.inf
@@ -146,19 +152,9 @@ def _noise_under(release: Release, adjacency: Adjacency) -> float:
             "a release whose sensitivity holds under replace_one says nothing under add_or_remove_one; ask for the "
             "epsilon under replace_one"
         )
+    # A replacement is a removal and an addition: twice the sensitivity.
     return release.noise_multiplier / 2
 
 
 def _library() -> ModuleType:
     return optional("dp_accounting", "dp", "the accounting of differential privacy")
-
-
-@contextmanager
-def _without_warnings() -> Iterator[None]:
-    """Silence the library about RDP orders that it leaves out: without them its bound is looser, and still holds."""
-    log = logging.getLogger("absl")
-    before, log.disabled = log.disabled, True
-    try:
-        yield
-    finally:
-        log.disabled = before

@@ -1,8 +1,8 @@
-"""The audit of one model: all attacks on it, its lower bounds of epsilon, and the checks without which it says nothing.
+"""The audit of one model: all attacks on it, its lower bounds of epsilon, and the checks without which it is invalid.
 
-Where a coin decided which canaries are in the training data, each half of the canaries is attacked and has a rigorous
-bound. Where only lists of members and non-members are known, as of a finished model, images are attacked as they come:
-the average case, without a bound.
+In an audit of a pipeline, a coin decided for each canary whether it is in the training data; each half of the canaries
+is attacked and has a rigorous bound. For a finished model only lists of members and non-members are given; an audit of
+them shows the average case, without a bound.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ NATURAL, MISLABELLED = "natural", "mislabelled"
 GROUPS = (NATURAL, MISLABELLED)
 """The halves of the canaries: the average case, and the worst case."""
 PIPELINE, GIVEN = "pipeline", "given lists"
-"""The kinds of audit. An audit of given lists has one group of images, whose name is the kind."""
+"""The kinds of audit. An audit of given lists has one group of images, named after the kind."""
 AVERAGE_CASE = "average-case, heuristic: not a bound"
 """Label of every number of an audit of given lists."""
 CONFIDENCE = 0.95
-"""Of each interval, and of all one-run bounds of an audit together."""
+"""Confidence of each interval, and of all one-run bounds of an audit together."""
 CONTROL_CONFIDENCE = 0.99
-"""Confidence of the controls: a sound audit fails one of them in 1 of 100 runs."""
+"""Confidence of each control: a valid audit fails it in 1 of 100 runs."""
 DRAWS = 2000
 """Random lists that `classes_check` compares with the given ones."""
 WHOS = ("teacher", "student")
@@ -47,8 +47,7 @@ class GroupAudit:
     Attributes:
         attacks: results of all attacks; their bounds and intervals hold together.
         headline: name of the strongest attack.
-        one_run: the rigorous lower bound, from one score that is fixed beforehand; None for given lists, whose members
-            no coin decided.
+        one_run: the rigorous lower bound; None for given lists, whose members were not drawn by a coin.
     """
 
     attacks: tuple[Attack, ...]
@@ -70,10 +69,13 @@ def audit_model(
         models: number of audited models; the one-run bounds of all their halves hold together.
 
     Returns:
-        Half of the canaries -> its audit. The one-run bound judges LiRA's score, or the log-odds without references.
+        Half of the canaries -> its audit. The one-run bound is that of LiRA's score, or of the log-odds without
+        references.
     """
     scores = attacks(answers, population)
+    # The score of the bound is fixed before any result is known: the largest of several bounds would not hold.
     declared = scores.get("LiRA", scores["log-odds"])
+    # Bonferroni over the halves and the models, whose bounds are reported together.
     confidence = 1 - (1 - CONFIDENCE) / (len(GROUPS) * models)
     groups = {}
     for group, member in zip(GROUPS, (~canaries.mislabelled, canaries.mislabelled), strict=True):
@@ -86,7 +88,7 @@ def audit_model(
 
 
 def audit_lists(answers: Answers, members: Tensor, population: Answers | None, delta: float) -> GroupAudit:
-    """Attack one model by its logits for images that are known to be members, or known not to be.
+    """Attack one model by its logits for given members and non-members.
 
     Args:
         answers: logits for both lists together.
@@ -102,7 +104,7 @@ def audit_lists(answers: Answers, members: Tensor, population: Answers | None, d
 
 
 def count_duplicates(images: Tensor, others: Mapping[str, Tensor]) -> dict[str, int]:
-    """How many images of each other set equal one of these images pixel by pixel.
+    """The number of images in each other set that equal one of these images pixel by pixel.
 
     Args:
         images: uint8 `[N, C, H, W]`.
@@ -140,20 +142,22 @@ def blind_check(inside: Tensor, outside: Tensor, seed: int = 0) -> Check:
 
 
 def classes_check(inside: Tensor, outside: Tensor, seed: int = 0) -> Check:
-    """Members cannot be told from non-members by their labels; a model is more confident about some classes.
-
-    The chi-square statistic of the class counts is compared with those of lists drawn at random from both together.
+    """Members cannot be told from non-members by their labels.
 
     Args:
         inside: int64 `[N]`, labels of members.
         outside: int64 `[M]`, labels of non-members.
         seed: of the draws.
     """
+    # A model is more confident about some classes, so lists with unlike classes can be told apart however little the
+    # model memorised. The chi-square statistic of the members' class counts is compared with that of lists drawn at
+    # random from both lists together, which is valid for classes with few images too.
     both = torch.cat([inside, outside]).bincount()
     expected = (both * len(inside) / (len(inside) + len(outside))).clamp_min(1e-12).numpy()
     draws = numpy_stream(seed, "classes of lists").multivariate_hypergeometric(both.numpy(), len(inside), DRAWS)
     counts = inside.bincount(minlength=len(both)).numpy()
     of_draws, statistic = (((each - expected) ** 2 / expected).sum(-1) for each in (draws, counts))
+    # The lists themselves count as one of the draws, so that the p-value is valid and never 0.
     p_value = (1 + int((of_draws >= statistic - 1e-9).sum())) / (1 + DRAWS)
     evidence = f"lists drawn from both at random are as unlike in their classes in {p_value:.2%} of cases"
     return Check("blind baseline of labels", p_value >= 1 - CONTROL_CONFIDENCE, evidence)
@@ -162,13 +166,12 @@ def classes_check(inside: Tensor, outside: Tensor, seed: int = 0) -> Check:
 def labels_check(logits: Mapping[str, Tensor], labels: Tensor) -> Check:
     """An audited model predicts the given labels of members more often than a guess would.
 
-    Otherwise these are not the labels it was trained with, for example because classes are numbered differently. Then
-    attacks, which use the log-odds of the label, find nothing whatever the model memorised.
-
     Args:
         logits: teacher, student -> `[N, K]` for the members.
         labels: int64 `[N]`.
     """
+    # Otherwise these are not the labels it was trained with, for example because classes are numbered differently. Then
+    # attacks, which use the log-odds of the label, would find nothing whatever the model memorised.
     correct = {who: int((each.argmax(1) == labels).sum()) for who, each in logits.items()}
     classes = next(iter(logits.values())).shape[1]
     passed = lower_limit(max(correct.values()), len(labels), 1 - CONTROL_CONFIDENCE) > 1 / classes
@@ -178,13 +181,15 @@ def labels_check(logits: Mapping[str, Tensor], labels: Tensor) -> Check:
 
 
 def negative_check(references: Sequence[Tensor], labels: Tensor, members: Tensor) -> Check:
-    """No reference tells the lists apart; one that does was trained on a list, or one list is easier by itself.
+    """No reference tells the lists apart.
 
     Args:
         references: logits `[N, K]` of each reference, one or more, for both lists together.
         labels: int64 `[N]`.
         members: bool `[N]`.
     """
+    # A reference that tells them apart was trained on one of the lists, or one list is easier by itself. The level is
+    # Bonferroni's: more references must not make a false alarm more likely.
     level = 1 - (1 - CONTROL_CONFIDENCE) / len(references)
     areas = [auc(*_sides(log_odds(logits, labels), members), level) for logits in references]
     most = max(areas, key=lambda area: abs(area.value - 0.5))
@@ -202,7 +207,7 @@ def logits_of(
         images: uint8 `[N, C, H, W]`.
         device: of the model.
         batch_size: images at a time.
-        who: what errors call the model.
+        who: name of the model in errors.
 
     Raises:
         ModelError: a logit is not finite.

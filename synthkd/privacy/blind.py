@@ -27,8 +27,7 @@ _SIDE = 16  # pixels: larger images are averaged down to this before the linear 
 def blind_baseline(images_in: Tensor, images_out: Tensor, seed: int = 0) -> Area:
     """The AUC of a logistic regression of the pixels, by 5-fold cross-validation (Das, Zhang and Tramèr 2024).
 
-    Images of more than 16 pixels a side are averaged down to 16 first. Scores of different folds come from different
-    models and cannot be compared, so each becomes its rank within its fold.
+    Images of more than 16 pixels a side are averaged down to 16 first.
 
     Args:
         images_in: uint8 `[N, C, H, W]`, members, N at least 20.
@@ -50,16 +49,17 @@ def blind_baseline(images_in: Tensor, images_out: Tensor, seed: int = 0) -> Area
     for train, test in folds.split(pixels, member):
         model = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=300))
         decisions = model.fit(pixels[train], member[train]).decision_function(pixels[test])
+        # Scores of different folds come from different models and cannot be compared; ranks within a fold can.
         scores[test] = rankdata(decisions) / (len(test) + 1)
     area = auc(scores[member], scores[~member])
-    if area.standard_error > 0:
-        # The folds share training images, which DeLong's error ignores: without a correction one interval in five would
-        # exclude 0.5 for sets that are alike. The variance of a mean over folds grows by the ratio of test to training
-        # images (Nadeau and Bengio 2003).
-        error = area.standard_error * math.sqrt(1 + _FOLDS / (_FOLDS - 1))
-        low, high = area.value - 1.96 * error, area.value + 1.96 * error
-        return Area(area.value, error, max(0.0, low), min(1.0, high))
-    return area
+    if area.standard_error == 0:
+        return area
+    # The folds share training images, which DeLong's error ignores: without a correction one interval in five would
+    # exclude 0.5 for sets that are alike. With it the variance of the mean over folds is 1 / folds plus the ratio of
+    # test to training images, times that of a fold (Nadeau and Bengio 2003).
+    error = area.standard_error * math.sqrt(1 + _FOLDS / (_FOLDS - 1))
+    low, high = area.value - 1.96 * error, area.value + 1.96 * error
+    return Area(area.value, error, max(0.0, low), min(1.0, high))
 
 
 def _check_images(images_in: Tensor, images_out: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""The least noise multiplier with which DP-SGD, or one Gaussian release, stays within a privacy budget."""
+"""The smallest noise multiplier with which DP-SGD, or one Gaussian release, stays within a privacy budget."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ def noise_for(sample_rate: float, steps: int, epsilon: float, delta: float) -> f
         planned = PoissonSteps(sample_rate, math.exp(log_noise), steps)
         return pld_epsilon((planned,), delta, "add_or_remove_one", epsilon) - epsilon
 
-    # Start the search where the central limit theorem for the steps puts the noise (Bu et al. 2020). That
-    # approximation underestimates epsilon, so it never decides the result.
+    # The search starts where the central limit theorem for the steps puts the noise (Bu et al. 2020). That is only an
+    # approximation, and underestimates epsilon, so the accountant decides the result.
     shift = 1.0 / release_noise_for(epsilon, delta)
     start = -0.5 * math.log(math.log1p(shift * shift / max(sample_rate * sample_rate * steps, 1e-12)))
     return math.exp(_least_log_noise(excess, start, 0.05, TOLERANCE))
@@ -67,13 +67,13 @@ def release_noise_for(epsilon: float, delta: float) -> float:
 
 
 def _least_log_noise(excess: Callable[[float], float], start: float, step: float, tolerance: float) -> float:
-    """About the smallest x >= LOG_LEAST at which a falling function is at most 0; never one at which it is above 0.
+    """The smallest x >= LOG_LEAST at which a falling function is at most 0, rounded up.
 
     Args:
         excess: the falling function.
         start: where the search begins.
         step: first step of the search for a bracket; it doubles each time.
-        tolerance: of x.
+        tolerance: largest amount by which x is rounded up.
 
     Raises:
         ConfigError: the function is above 0 up to LOG_MOST.
@@ -90,7 +90,7 @@ def _least_log_noise(excess: Callable[[float], float], start: float, step: float
             return LOG_LEAST
         high, low, step = low, max(low - step, LOG_LEAST), 2 * step
     root = float(brentq(excess, low, high, xtol=tolerance))
-    # the root of brentq may lie just below the true one, where the budget is exceeded
+    # The root of brentq may lie just below the true one, where the budget is exceeded.
     while excess(root) > 0:
         root += tolerance
     return root
@@ -98,6 +98,7 @@ def _least_log_noise(excess: Callable[[float], float], start: float, step: float
 
 def _log_delta(noise: float, epsilon: float) -> float:
     """log of `Phi(1 / 2s - eps s) - e^eps Phi(-1 / 2s - eps s)` at noise multiplier s (Balle and Wang 2018)."""
+    # In log space, where e^eps does not overflow and Phi does not round to 0.
     first = float(log_ndtr(0.5 / noise - epsilon * noise))
     second = epsilon + float(log_ndtr(-0.5 / noise - epsilon * noise))
     return first + math.log(-math.expm1(second - first)) if second < first else -math.inf

@@ -1,7 +1,7 @@
 """Canaries that a coin puts into the training data, and the lower bound of epsilon from one training run with them.
 
-Half of the canaries are ordinary images, which show the average case. Half carry a wrong label, which shows the worst
-case: a model has to memorise such an image. Judge the two halves separately.
+Half of the canaries are ordinary images, which show the average case. Half carry a wrong label and show the worst case,
+since a model can only fit such an image by memorising it. Judge the two halves separately.
 """
 
 from __future__ import annotations
@@ -66,8 +66,6 @@ class OneRun:
 def choose(labels: Tensor, classes: int, count: int, seed: int) -> Canaries:
     """Draw canaries from candidates, wrong labels for half of them, and a coin for each.
 
-    The coins come from a random stream that nothing else uses: a training run must depend on them by its data alone.
-
     Args:
         labels: int64 `[P]` of the candidates, in 0..classes-1; they are trained on only where the coin includes them.
         classes: number of classes, at least 2.
@@ -91,6 +89,7 @@ def choose(labels: Tensor, classes: int, count: int, seed: int) -> Canaries:
     own = labels.cpu().long()[rows]
     return Canaries(
         rows=rows,
+        # The bound assumes that a run depends on the coins by its data alone, so they have a stream of their own.
         included=torch.randint(2, (count,), generator=stream(seed, "canary coins")).bool(),
         mislabelled=mislabelled,
         labels=torch.where(mislabelled, (own + shift) % classes, own),
@@ -112,9 +111,6 @@ def one_run_epsilon(
     which this is at most 1 - confidence. It holds for everything that is computed from the run, so also for a student
     of the trained model, and for any score that does not depend on the coins. To report the largest bound of several
     groups or scores, divide `1 - confidence` among them.
-
-    Ties at the edge of the guesses are broken by the coins, always against the attack: the wrong guesses are taken
-    first. So the bound is at most that of any rule that does not see the coins.
 
     Args:
         scores: `[m]`, higher where a canary seems included.
@@ -156,15 +152,17 @@ def one_run_epsilon(
 def p_value(m: int, guesses: int, correct: int, epsilon: float, delta: float) -> float:
     """Largest probability of `correct` right guesses or more under (epsilon, delta); see `one_run_epsilon`."""
     q = 1 / (1 + math.exp(-epsilon))
-    tail = float(binom.sf(correct - 1, guesses, q))
+    tail = float(binom.sf(correct - 1, guesses, q))  # P[B >= v]
     if delta > 0 and correct > 0:
+        # P[v - i <= B < v] for i = 1..v, the difference of the two tails in the formula
         below = binom.pmf(np.arange(correct - 1, -1, -1), guesses, q).cumsum()
         tail += 2 * m * delta * float((below / np.arange(1, correct + 1)).max())
     return min(1.0, tail)
 
 
 def _bound(m: int, guesses: int, correct: int, delta: float, most: float) -> float:
-    """The largest epsilon whose p-value is at most `most`, from below, to 1e-9."""
+    """The largest epsilon whose p-value is at most `most`, rounded down by 1e-9 at most."""
+    # The p-value rises with epsilon, so bisection finds it; `low` always passed, so the bound is never too large.
     if p_value(m, guesses, correct, 0.0, delta) > most:
         return 0.0
     low, high = 0.0, 1.0
@@ -178,6 +176,8 @@ def _bound(m: int, guesses: int, correct: int, delta: float, most: float) -> flo
 
 def _least_correct(scores: Scores, included: np.ndarray[tuple[int, ...], np.dtype[np.bool_]], count: int) -> int:
     """How many of the `count` highest scores are included; of ties at the edge, those not included are taken first."""
+    # The ties are broken by the coins, but always against the attack, so the bound is at most that of any rule that
+    # does not see the coins.
     place = len(scores) - count
     edge = np.partition(scores, place)[place]
     above, tied = scores > edge, scores == edge

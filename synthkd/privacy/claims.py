@@ -1,4 +1,4 @@
-"""What a differentially private part of a run may claim: the entry "dp" of its result.json, written and read back."""
+"""The claim of a differentially private part of a run: the entry "dp" of its result.json, written and read back."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ def dp_statement(
         insecure: True where the noise can be drawn again from a seed; then nothing is claimed.
         mechanism: parameters of the mechanism, such as `noise_multiplier`.
     """
+    # JSON has no infinity. The ledger goes along, so that epsilon can be computed again from the result alone.
     return {
         "insecure": insecure,
         "epsilon": None if math.isinf(epsilon.pld) else epsilon.pld,

@@ -1,10 +1,10 @@
-"""Does a synthetic set contain copies of training images? A copy detector, not privacy evidence.
+"""Tests for copies of training images in a synthetic set: a copy detector, not privacy evidence.
 
 Real images that were not trained on (the holdout) are the yardstick: for a generator that depends on neither set, the
 names "training" and "holdout" of any two real images could be exchanged. A positive result is a reason to look at the
 closest pairs. A negative result shows nothing about privacy: a model can leak what it memorised without a near copy,
-the tests miss a few copies, and features may hide a copy. `synthkd.metrics.memorization` has more scores of this kind,
-and they prove as little.
+the tests miss a few copies, and features may hide a copy. The scores of `synthkd.metrics.memorization` are of the same
+kind and prove as little.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from scipy.stats import binom
 from torch import Tensor
 
 from synthkd.errors import ConfigError, MissingExtraError
-from synthkd.metrics.arrays import Array, same_width, subsample
+from synthkd.metrics.arrays import Array, subsample
 from synthkd.metrics.features import build_extractor, extract
-from synthkd.metrics.neighbours import nearest, points
+from synthkd.metrics.memorization import three_sets
+from synthkd.metrics.neighbours import nearest
 from synthkd.rng import numpy_stream, stream
 from synthkd.settings import EfficientNetExtractor
 from synthkd.types import to_float
@@ -42,9 +43,8 @@ class NearCopies:
         of_holdout: the same for holdout images; about as many where nothing was copied.
         train_images: different training images among those nearest.
         holdout_images: different holdout images among those nearest.
-        p_value: one-sided binomial test of `train_images` against `holdout_images`. It counts real images, since
-            hundreds of synthetic images around one real image are one event. So many copies of a single image do not
-            lower it: look at `of_train` and the closest pairs.
+        p_value: one-sided binomial test of `train_images` against `holdout_images`. It counts real images, so many
+            copies of a single image do not lower it: look at `of_train` and the closest pairs.
     """
 
     radius: float
@@ -62,8 +62,8 @@ class CopyTest:
     Attributes:
         nearer_to_train: share of synthetic images whose nearest real image is a training image; about 0.5 without
             copying, 1 for copies.
-        p_value: probability of that share or a larger one where the names of the real images are exchanged at random;
-            at least 1 / (permutations + 1).
+        p_value: probability of that share or a larger one if the names of the real images are exchanged at random; at
+            least 1 / (permutations + 1).
         permutations: number of random exchanges.
         n_generated: synthetic images.
         n_each: real images on each side, after the larger side was subsampled.
@@ -89,10 +89,8 @@ def copy_test(
 ) -> CopyTest:
     """Compare the distances of synthetic images to training and to holdout images.
 
-    A larger set has nearer neighbours by its size alone, so the larger real set is subsampled to the size of the
-    smaller. Both tests miss copies of training images that are left out; the closest pairs do not. Synthetic images
-    share neighbours, so they are not independent: the first test assigns each synthetic image to its nearest real image
-    and exchanges the names of the real images.
+    The larger real set is subsampled to the size of the smaller. Both tests miss copies of training images that are
+    left out; the closest pairs do not.
 
     Args:
         train: `[N, D]` features or pixels, N at least 1.
@@ -110,19 +108,19 @@ def copy_test(
         raise ConfigError(
             f"a copy test needs 1 permutation or more and 0 pairs or more, got {permutations} and {pairs}"
         )
-    train, holdout, generated = points(train, "train"), points(holdout, "holdout"), points(generated, "generated")
-    same_width(train, holdout, "train and holdout")
-    same_width(train, generated, "train and generated")
+    train, holdout, generated = three_sets(train, holdout, generated)
+    # A larger set has nearer neighbours by its size alone.
     n_each, rng = min(len(train), len(holdout)), stream(seed, "copy test")
     few_train, few_holdout = subsample(train, n_each, rng), subsample(holdout, n_each, rng)
 
-    # nearest real image of each synthetic image: 0 to n_each - 1 are training images, the rest holdout images
     closest = nearest(generated, train, 1)
     to_train = closest if len(train) == n_each else nearest(generated, few_train, 1)
     to_holdout = nearest(generated, few_holdout, 1)
+    # A coin decides ties, as of an image that is in both real sets; always counting them for one side would be a bias.
     coin = torch.rand(len(generated), generator=rng) < 0.5
     train_squared, holdout_squared = to_train.squared[:, 0], to_holdout.squared[:, 0]
     of_train = (train_squared < holdout_squared) | ((train_squared == holdout_squared) & coin)
+    # nearest real image of each synthetic image: 0 to n_each - 1 are training images, the rest holdout images
     winner = torch.where(of_train, to_train.indices[:, 0], to_holdout.indices[:, 0] + n_each)
 
     holdout_distances = nearest(few_holdout, few_train, 1).squared[:, 0].sqrt()
@@ -159,6 +157,7 @@ def copy_tests(
     """
     pixels = [to_float(images).flatten(1) for images in (train, holdout, generated)]
     tests = {PIXELS: copy_test(pixels[0], pixels[1], pixels[2], seed)}
+    # Features may find copies that are far apart in pixels, such as shifted ones.
     try:
         network = build_extractor(EfficientNetExtractor(kind="efficientnet_lite0"), device)
     except MissingExtraError:
@@ -177,6 +176,8 @@ def _permutation_p_value(winner: Tensor, n_each: int, permutations: int, seed: i
         permutations: number of random exchanges.
         seed: of the exchanges.
     """
+    # Synthetic images around one real image are not independent. So the names of the real images are exchanged, each
+    # with all synthetic images that are nearest to it.
     weights = winner.bincount(minlength=2 * n_each).numpy()
     count, rng = int(weights[:n_each].sum()), numpy_stream(seed, "copy test permutations")
     as_many = sum(int(rng.permutation(weights)[:n_each].sum()) >= count for _ in range(permutations))
@@ -187,6 +188,7 @@ def _near_copies(winner: Tensor, distances: Tensor, holdout_distances: Tensor, n
     """Counts of synthetic images within the radius of their nearest real image, `distances` `[M]` away."""
     radius = float(np.quantile(holdout_distances.numpy(), 0.01))
     near = winner[distances <= radius]
+    # Different real images are counted, since hundreds of synthetic images around one of them are one event.
     of_train, nearest_real = int((near < n_each).sum()), near.unique()
     train_images = int((nearest_real < n_each).sum())
     return NearCopies(

@@ -1,8 +1,8 @@
 """DP-SGD: each example's gradient is clipped, and noise is added to their sum (Abadi et al. 2016, algorithm 1).
 
-The guarantee covers the trained model and every step before it. It holds only if batches are Poisson-sampled, no layer
-mixes examples, no buffer depends on them, nobody can draw the noise again, and every step that was ever taken is
-counted, those of interrupted runs included. Opacus clips the gradients and adds the noise.
+The guarantee covers the model after every step. It holds only if batches are Poisson-sampled, no layer mixes examples,
+no buffer depends on them, nobody can draw the noise again, and every step that was ever taken is counted, those of
+interrupted runs included. Opacus clips the gradients and adds the noise.
 """
 
 from __future__ import annotations
@@ -84,11 +84,13 @@ def plan_mechanism(settings: DPSettings, examples: int, batch_size: int, steps: 
 
 
 def require_trainable(model: nn.Module) -> None:
-    """Check that clipped gradients of single examples exist, and cover everything that the model learns.
+    """Check that each example has a gradient of its own, and that the model learns by gradients alone.
 
     Raises:
         ConfigError: a BatchNorm layer, which mixes the examples of a batch, or an InstanceNorm layer with statistics.
     """
+    # BatchNorm gives an example an influence on the gradients of others, which clipping one gradient does not bound;
+    # running statistics are learned from examples without any noise.
     for name, module in model.named_modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             raise ConfigError(
@@ -121,6 +123,7 @@ class PoissonSource:
 
     def batch(self, step: int) -> Batch:
         """The batch of a step: images float32 `[n, C, H, W]` in [0, 1] and labels int64 `[n]`, n at least 0."""
+        # The accountant's formula for sampled batches holds for independent coins, and not for batches of a fixed size.
         rng = self.entropy(step)
         rows = (torch.rand(len(self.labels), generator=rng) < self.mechanism.sample_rate).nonzero()[:, 0]
         images = to_float(self.images[rows]).to(self.device)
@@ -166,7 +169,7 @@ class PrivateLearner:
         if settings.clip is not None:
             raise ConfigError("training.optimizer.clip: DP-SGD clips each example's gradient; set training.dp.clip")
         opacus = optional("opacus", "dp", "training.dp")
-        optional("dp_accounting", "dp", "training.dp")
+        optional("dp_accounting", "dp", "training.dp")  # for the claim at the end; an error now costs no training
         self.name = name
         self.mechanism = mechanism
         self.module = module.to(device)
@@ -183,6 +186,7 @@ class PrivateLearner:
             optimizer=optimizer_for(settings, parameters),
             noise_multiplier=mechanism.noise_multiplier,
             max_grad_norm=mechanism.clip,
+            # The noisy sum is divided by the expected size: the actual size depends on who is in the batch.
             expected_batch_size=mechanism.sample_rate * mechanism.examples,
             loss_reduction="mean",
         )
@@ -201,6 +205,7 @@ class PrivateLearner:
         def generator(step: int) -> torch.Generator:
             if self._dp.test_seed is not None:
                 return stream(self._dp.test_seed, f"dp/{purpose}", step)
+            # Not a stream of the run's seed: whoever knows the seed could subtract the noise.
             return torch.Generator().manual_seed(int.from_bytes(os.urandom(8), "little") >> 1)
 
         return generator
@@ -237,14 +242,14 @@ class PrivateLearner:
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         self._optimizer.generator = self._noise(step)
-        # charged before the batch exists: a kill from here on costs a step that was not taken, never the reverse
+        # Charged before the batch exists: after a kill the ledger may count a step too many, never one too few.
         self._journal.charge(PoissonSteps(self.mechanism.sample_rate, self.mechanism.noise_multiplier, steps=1))
         batch = draw()
-        # an empty batch takes a step too: its noise is part of the mechanism
+        # An empty batch takes a step too: its noise is part of the mechanism, and to leave it out would show the size.
         starts = list(range(0, len(batch), self._dp.physical_batch)) or [0]
         for start in starts:
             rows = slice(start, start + self._dp.physical_batch)
-            # Opacus sums clipped gradients until the step that is not skipped, which adds the noise once
+            # Opacus sums clipped gradients until the step that is not skipped, which adds the noise once.
             self._optimizer.signal_skip_step(do_skip=start != starts[-1])
             self._optimizer.zero_grad(set_to_none=True)
             self._backward(batch.images[rows], batch.labels[rows], loss_of)
@@ -263,7 +268,7 @@ class PrivateLearner:
 
     def _backward(self, images: Tensor, labels: Tensor, loss_of: LossOf) -> None:
         logits = self.model(images).float()
-        # the mean loss of no example is NaN; the sum of no logits is 0, with gradients of 0
+        # The mean loss of no example is NaN; the sum of no logits is 0, with gradients of 0.
         loss = loss_of(logits, labels) if len(labels) else logits.sum()
         with warnings.catch_warnings():  # images need no gradient, which Opacus' hooks warn about
             warnings.filterwarnings("ignore", message="Full backward hook is firing")

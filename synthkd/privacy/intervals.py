@@ -24,7 +24,7 @@ class Area:
     """Area under the ROC curve: the probability that a member scores above a non-member, a tie counting one half.
 
     Attributes:
-        value: in [0, 1]; 0.5 for an attack that knows nothing.
+        value: in [0, 1]; 0.5 for a random guess.
         standard_error: of DeLong et al. (1988), at least 0.
         low, high: ends of the interval `value` ± normal quantile * standard error, within [0, 1]. Where the standard
             error is 0 (the two sides do not overlap, or all scores are equal) the ends are those of Clopper and
@@ -59,10 +59,13 @@ def auc(scores_in: Array, scores_out: Array, confidence: float = 0.95) -> Area:
     inside, outside = numbers(scores_in, "scores of members", 2), numbers(scores_out, "scores of non-members", 2)
     m, n = len(inside), len(outside)
     ranks = rankdata(np.concatenate([inside, outside]))
+    # The rank among all less the rank among its own side counts the points of the other side below it.
     above = (ranks[:m] - rankdata(inside)) / n  # for each member: share of non-members below it
     below = 1 - (ranks[m:] - rankdata(outside)) / m  # for each non-member: share of members above it
     value = float(above.mean())
     error = math.sqrt(float(above.var(ddof=1)) / m + float(below.var(ddof=1)) / n)
+    # Without overlap, or with all scores equal, DeLong's error is 0, which would claim certainty. Clopper and Pearson's
+    # ends are those of as many independent pairs as the smaller side allows.
     if error < 1e-12:
         pairs = min(m, n)
         low = clopper_pearson(math.floor(value * pairs), pairs, confidence).low
@@ -86,12 +89,12 @@ def clopper_pearson(k: int, n: int, confidence: float = 0.95) -> Proportion:
 
 
 def lower_limit(k: int, n: int, tail: float) -> float:
-    """Lower limit of the rate behind `k` of `n`; the rate is below it with probability `tail` at most."""
+    """Lower limit (Clopper and Pearson) of the rate of `k` in `n`; above the rate with probability `tail` at most."""
     return float(beta.ppf(tail, k, n - k + 1)) if k > 0 else 0.0
 
 
 def upper_limit(k: int, n: int, tail: float) -> float:
-    """Upper limit of the rate behind `k` of `n`; the rate is above it with probability `tail` at most."""
+    """Upper limit (Clopper and Pearson) of the rate of `k` in `n`; below the rate with probability `tail` at most."""
     return float(beta.isf(tail, k + 1, n - k)) if k < n else 1.0
 
 
@@ -100,7 +103,7 @@ def numbers(values: Array, name: str, least: int = 1) -> Scores:
 
     Args:
         values: `[N]`, any real dtype.
-        name: what they are, for messages ("scores of members").
+        name: of the scores in messages ("scores of members").
         least: smallest N.
 
     Raises:

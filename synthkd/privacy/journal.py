@@ -1,4 +1,4 @@
-"""The record on disk of what a run does with private images: the identity of the images, and each noisy query of them.
+"""The record on disk of a run's use of private images: the identity of the images, and each noisy query of them.
 
 A run directory has two files, so that the loss, the truncation or a change of either is noticed:
 
@@ -7,8 +7,8 @@ A run directory has two files, so that the loss, the truncation or a change of e
   that have finished their queries. It is readable by its owner alone and stays in the run: a hash of private images has
   no noise.
 
-Both files are written before the query. So a query that a kill cut short is charged. A line that a kill cut short
-belongs to a query that never was, and is charged too.
+Both files are written before the query, so a query that a kill cuts short is charged. A line that a kill cuts short
+belongs to a query that was never made; it is charged too, since a line that was damaged later looks the same.
 """
 
 from __future__ import annotations
@@ -49,8 +49,9 @@ Identity = Mapping[str, Part]
 class _PrivateFile(Settings):
     """The contents of private.json.
 
-    `looks` is the number of lines of the journal and `sum` the SHA-256 of them; `release` is the SHA-256 of the file
-    with the release, `parts` the names of the runs inside that have finished their queries.
+    `looks` is the number of lines of the journal (the name is that of earlier versions) and `sum` the SHA-256 of them;
+    `release` is the SHA-256 of the file with the release, `parts` the names of the runs inside that have finished their
+    queries.
     """
 
     format: Literal[1] = 1
@@ -104,7 +105,8 @@ class Journal:
         self._update(data=dict(data))
 
     def charge(self, event: Event) -> None:
-        """Record a query before it is made; where a line was torn, record another in its place."""
+        """Record a query before it is made."""
+        # Where the last line was torn, this query is charged once more in its place.
         for _ in range(1 + self._torn):
             self._append(event)
         self._torn = False
@@ -151,6 +153,7 @@ class Journal:
                 f"{path} is {'damaged or another one' if there else 'gone'}; restore it from a copy, or choose another "
                 "out=: another release of the private images costs its budget a second time"
             )
+        # A release without a line in the journal would be free.
         if there:
             self.require(releases=1)
         return there
@@ -178,7 +181,7 @@ class Journal:
             raise self.unproven(f"{PRIVATE} is missing, or it is of an older version")
         for number, line in enumerate(lines, start=1):
             self._read_line(number, line)
-        # private.json is written after the journal, so a kill between the two leaves one line more
+        # private.json is written after the journal, so a kill between the two leaves one line more.
         if not 0 <= len(lines) - self._private.looks <= 1 or self._sums[self._private.looks] != self._private.sum:
             raise self.unproven(f"it has {len(lines)} lines of {self._private.looks}, or those of another run")
         self._torn = bool(rest)
@@ -200,7 +203,8 @@ class Journal:
         self.ledger += Ledger((event,))
         if self._run is None:
             return
-        # a kill after the last line may have left private.json one line behind, and it may never be two
+        # A kill after the last line may have left private.json one line behind. Two lines would not be accepted, so it
+        # catches up before the next line.
         if self._private.looks < len(self._sums) - 1 or not (self._run / PRIVATE).exists():
             self._update_end()
         (entry,) = Ledger((event,)).to_json()
@@ -208,8 +212,9 @@ class Journal:
         self._sums.append(_checksum(self._sums[-1], text))
         line = text + _SUM + f'{self._sums[-1]}"}}\n'.encode()
         with (self._run / JOURNAL).open("ab") as file:
-            file.truncate(self._bytes)  # a torn line goes
+            file.truncate(self._bytes)  # removes a torn line
             file.write(line)
+            # The query follows at once: even a power failure must not lose its line.
             file.flush()
             os.fsync(file.fileno())
         self._bytes += len(line)
@@ -227,4 +232,5 @@ class Journal:
 
 def _checksum(before: str, line: bytes) -> str:
     """SHA-256 of the checksum of all lines before, and a line."""
+    # A chain: a line that is changed, removed or moved changes every checksum after it.
     return hashlib.sha256(before.encode() + line).hexdigest()

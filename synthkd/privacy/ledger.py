@@ -1,14 +1,14 @@
-"""The ledger of a run: each noisy query of its private examples, as the events from which epsilon is computed.
+"""The ledger of a run: its noisy queries of private examples, as the events from which epsilon is computed.
 
-Neighbouring data sets are defined in two ways. An epsilon under one of them says nothing under the other:
+There are two definitions of neighbouring data sets, and an epsilon is always under one of them:
 
 | adjacency           | neighbours differ in           | sensitivity of a sum of vectors of norm C at most |
 |---------------------|--------------------------------|---------------------------------------------------|
 | `add_or_remove_one` | one example is there or not    | C                                                 |
 | `replace_one`       | one example is another         | 2 C                                               |
 
-The unit is the example: nothing is claimed for a person with several. The noise is taken to be real numbers, not
-floating point.
+The unit is the example: nothing is claimed for a person with several. The accounting takes noise to be real numbers,
+not floating point.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from synthkd.settings import LEAST_NOISE
 Adjacency = Literal["add_or_remove_one", "replace_one"]
 
 MOST_STEPS = 10_000_000
-"""Most steps of one event: the accountant sums over so many in half a minute."""
+"""Most steps of one event, which take the accountant half a minute."""
 LEAST_RATE = 1e-9
 """Smallest sample rate above 0; the accountant fails far below it."""
 
@@ -48,13 +48,14 @@ class PoissonSteps:
     noise_multiplier: float
     steps: int
 
+    # Checked here and not by callers: a ledger is also read from files, and a damaged value must not become a claim.
     def __post_init__(self) -> None:
         if not is_number(self.sample_rate) or not (self.sample_rate == 0.0 or LEAST_RATE <= self.sample_rate <= 1.0):
             raise ConfigError(
                 f"sample_rate must be 0 or in [{LEAST_RATE:g}, 1], got {self.sample_rate}; it is batch size over "
                 "examples"
             )
-        # bool is a subclass of int, and a ledger may come from a damaged file
+        # True would pass as the int 1, and a ledger may come from a damaged file.
         if type(self.steps) is not int or not 0 <= self.steps <= MOST_STEPS:
             raise ConfigError(
                 f"steps must be a whole number from 0 to {MOST_STEPS:,}, got {reprlib.repr(self.steps)}; count every "
@@ -99,6 +100,7 @@ class Ledger:
 
     def __add__(self, other: Ledger) -> Ledger:
         """The events of both ledgers; steps of the same rate and noise become one event."""
+        # A run of ten thousand steps stays one event, which the accountant composes at once.
         steps: dict[tuple[float, float], int] = {}
         releases: list[Release] = []
         for event in (*self.events, *other.events):
@@ -147,7 +149,7 @@ def _check_noise(noise_multiplier: float) -> None:
 def _event(entry: Mapping[str, object]) -> Event:
     """The event of one JSON object; raises TypeError, KeyError, ValueError or ConfigError for anything else."""
     values = dict(entry)
-    # dataclasses do not check a Literal, and an unknown adjacency would only fail when epsilon is computed
+    # Dataclasses do not check a Literal, and an unknown adjacency would only fail when epsilon is computed.
     if values.get("adjacency", "replace_one") not in get_args(Adjacency):
         raise ValueError(f"unknown adjacency {values['adjacency']!r}")
     return _KINDS[values.pop("event")](**values)  # type: ignore[index, arg-type]

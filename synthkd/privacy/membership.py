@@ -1,10 +1,10 @@
 """Membership inference attacks: scores from a model's logits, higher where an image looks more like a training image.
 
-All attacks use the log-odds of the label, log(p / (1 - p)), computed from logits. Probabilities are rounded to 1 for
-most members, and their ties would hide the most exposed images.
+All attacks use the log-odds of the label, log(p / (1 - p)), computed from logits. Probabilities would be rounded to 1
+for most members, and the ties would hide the most exposed images.
 
-References are models of the whole pipeline run again without the audited images: they show the logits of a model that
-was not trained on an image. One reference is enough for every attack here; more are better.
+References are models that the same pipeline trained without the audited images: they show how a model answers that was
+not trained on an image. One reference is enough for every attack here; more are better.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from synthkd.privacy.rates import Attack
 from synthkd.types import check_labels
 
 POPULATION = 1000
-"""Fewest images in no other role that RMIA is run with."""
+"""Fewest images of a population for RMIA: images that are neither audited nor trained on."""
 
 _PRIOR = 4.0  # degrees of freedom that the pooled variance of LiRA counts for
 
@@ -46,7 +46,7 @@ class Answers:
 
 
 def attacks(answers: Answers, population: Answers | None = None) -> dict[str, Tensor]:
-    """Scores of every attack that can be run on these logits. Which attack finds most varies, so all are run.
+    """Scores of every attack that these logits allow. Which attack is strongest varies, so all are run.
 
     `log-odds` needs the audited model alone, `calibrated` and `LiRA` also references, `RMIA` also a population.
 
@@ -93,6 +93,8 @@ def headline(results: Sequence[Attack]) -> Attack:
             f"smaller family; give attack(..., family={len(results)})"
         )
 
+    # The bound first, since it is a claim about privacy. An average such as the AUC hides an attack that is certain of
+    # few members, so the rate at few errors goes before it.
     def strength(result: Attack) -> tuple[float, float, float]:
         rates = [at.rate.value for at in result.tpr if at.rate is not None]
         return result.epsilon, rates[-1] if rates else 0.0, result.auc.value
@@ -120,6 +122,7 @@ def log_odds(logits: Array, labels: Array) -> Tensor:
             f"{list(index.shape)}"
         )
     check_labels(index, values.shape[-1], "log-odds")
+    # log(p / (1 - p)) without p: the softmax's denominator cancels.
     own = index.long().expand(values.shape[:-1])[..., None]
     others = values.scatter(-1, own, -torch.inf)
     return values.gather(-1, own)[..., 0] - others.logsumexp(-1)
@@ -145,13 +148,9 @@ def calibrated(target: Array, references: Array) -> Tensor:
 def lira(target: Array, references: Array) -> Tensor:
     """The offline LiRA attack, as a z-score (Carlini et al. 2022): `calibrated` over a standard deviation.
 
-    The standard deviation is that of the image's log-odds among models without it. A few references cannot measure it
-    for each image, so the variance pooled over images (counted as 4 degrees of freedom) and the image's own (R - 1
-    degrees of freedom) are averaged: with one reference all of it is pooled, with 64 hardly any. The paper pools all
-    or nothing, but one variance for all images would rank them as `calibrated` does, whatever R. For R = 1 the pooled
-    variance is that of `calibrated` over the images, so the score equals it up to scale.
-
-    The z-score is not turned into a probability, which would be rounded to 1 from z = 8 on.
+    The standard deviation is that of the image's log-odds among models without it, averaged with the one pooled over
+    all images. The paper pools all or nothing. For R = 1 the score equals `calibrated` up to scale. It is a z-score and
+    no probability, which would be rounded to 1 from z = 8 on.
 
     Args:
         target: `[N]` log-odds by the audited model.
@@ -168,6 +167,9 @@ def lira(target: Array, references: Array) -> Tensor:
     if freedom == 0:
         variance = gap.var(correction=0)
     else:
+        # A few references cannot measure the variance of each image. So its own variance, with R - 1 degrees of
+        # freedom, is averaged with the pooled one, which counts as 4: of 64 references the pooled one hardly matters.
+        # One variance for all images would rank them as `calibrated` does, whatever R.
         own = references.var(0, correction=1)
         variance = (_PRIOR * own.mean() + freedom * own) / (_PRIOR + freedom)
     return gap / variance.sqrt().clamp_min(1e-12)
@@ -185,16 +187,15 @@ def rmia(
 
     With p the probability of the label, `R = p_target / Pr` and `Pr = ((1 + a) mean_k p_k + (1 - a)) / 2`. The score of
     an image is the share of the population with `R_image / R_other >= gamma`; images with the same share are ordered by
-    their own R. (Both rise with R, which alone ranks the images of one model; the population gives a scale that is the
-    same for all models.) Everything is computed in log space, which keeps probabilities near 1 apart.
+    their own R. R alone ranks the images of one model; the population makes the scores of models comparable.
 
     Args:
         target: `[N]` log-odds by the audited model.
         references: `[R, N]` by the references, R at least 1.
         population: `[Z]` log-odds by the audited model of images in no other role.
         population_references: `[R, Z]` by the references.
-        offline_a: a, in [0, 1]: how much of a training image's probability is inferred from models that were not
-            trained on it; 0.3 suits a few references of images of ten classes.
+        offline_a: a, in [0, 1]: `a p + 1 - a` stands for the probability by models that were trained on the image, as
+            the references were not; 0.3 suits a few references of images of ten classes.
         gamma: least ratio of an image's R to another's, above 0.
 
     Returns:
@@ -209,18 +210,19 @@ def rmia(
     own = _log_ratio(*_pair(target, references), offline_a)
     others = _log_ratio(*_pair(population, population_references), offline_a).sort().values
     share = torch.searchsorted(others, own - math.log(gamma), right=True).double() / len(others)
-    # atan maps log R to (0, 1) in order, so it breaks ties and never outweighs a step of the share
+    # atan maps log R to (0, 1) in order: it breaks ties and never outweighs a step of the share.
     return share + (0.5 + own.atan() / math.pi) / len(others)
 
 
 def _log_ratio(target: Tensor, references: Tensor, a: float) -> Tensor:
     """log R `[N]` of RMIA, from log-odds `[N]` and `[R, N]`."""
+    # In log space, which keeps probabilities near 1 apart: log p and log (1 - p) both come from the log-odds.
     hit, miss = functional.logsigmoid(references), functional.logsigmoid(-references)
     count = torch.full_like(target, len(references))
     mean_hit, mean_miss = hit.logsumexp(0) - count.log(), miss.logsumexp(0) - count.log()
     rest = math.log((1 - a) / 2) if a < 1 else -math.inf
     from_hit = torch.logaddexp(math.log((1 + a) / 2) + mean_hit, torch.full_like(mean_hit, rest))
-    # near a probability of 1 rounding loses p, but not 1 - p
+    # Pr = 1 - (1 + a) / 2 * mean_k (1 - p_k) is the same; near a probability of 1 rounding loses p, but not 1 - p.
     from_miss = torch.log1p(-(1 + a) / 2 * mean_miss.exp())
     return functional.logsigmoid(target) - torch.where(mean_miss.exp() < 0.5, from_miss, from_hit)
 

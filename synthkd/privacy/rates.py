@@ -1,14 +1,11 @@
-"""What the scores of members and non-members show about a model: rates with exact intervals, lower bounds of epsilon.
+"""The result of an attack from its scores of members and non-members: rates with exact intervals, a bound of epsilon.
 
 A member is a point that the model was trained on. A score is any number that is higher where a point looks more like a
 member; the attack guesses "member" above a threshold (`synthkd.privacy.thresholds`).
 
 The lower bound of epsilon (Kairouz, Oh and Viswanath 2015; Nasr et al. 2021) compares rates with errors: under
-(epsilon, delta)-differential privacy every guess has `rate <= e^epsilon * error + delta`. The thresholds are fixed
-beforehand by how many errors they allow, and never chosen by the bound that they give. A threshold at an order
-statistic of one side has an error rate whose exact upper limit is that of Clopper and Pearson at the allowed count, and
-the other side is independent of it. So the bound holds for all thresholds together (Bonferroni), and no points are set
-aside for choosing one.
+(epsilon, delta)-differential privacy every guess has `rate <= e^epsilon * error + delta`. It is the largest bound over
+a few thresholds, each fixed beforehand by how many errors it allows, and holds for all of them together (Bonferroni).
 """
 
 from __future__ import annotations
@@ -28,19 +25,19 @@ from synthkd.privacy.intervals import Area, Scores, auc, check_level, clopper_pe
 from synthkd.privacy.thresholds import allowed_errors, hits, too_few
 
 _REPORTED_ERRORS = (0.01, 0.001)  # error rates at which rates are reported
-_BOUND_ERRORS = (0.0, 0.01, 0.1)  # error rates that the thresholds of the epsilon bound allow
+_BOUND_ERRORS = (0.0, 0.01, 0.1)  # error rates that the thresholds of the epsilon bound allow; more would widen limits
 _FEWEST = 20  # members, and non-members, that a class needs to be judged by itself
 _ROC_POINTS = 200
 
 
 @dataclass(frozen=True)
 class RateAt:
-    """Share of one side that is found at a fixed error rate on the other side.
+    """Share of one side above the threshold of a fixed error rate on the other side.
 
     Attributes:
         error: the error rate, such as 0.01.
-        rate: share found, with the interval of Clopper and Pearson; None where the other side has fewer than
-            `1 / error` points, which cannot show so small an error rate.
+        rate: the share, with the interval of Clopper and Pearson; None where the other side has fewer than `1 / error`
+            points, which cannot show so small an error rate.
         reason: why there is no rate; else empty.
     """
 
@@ -80,8 +77,8 @@ class Attack:
         tpr: true-positive rates at false-positive rates of 1 % and 0.1 %.
         tnr: true-negative rates at false-negative rates of 1 % and 0.1 %.
         epsilon: lower bound of epsilon at `delta`; 0 where nothing is shown, see `ceiling`.
-        ceiling: the bound that a perfect attack would have shown with these counts. A bound of 0 under a low ceiling is
-            no evidence that epsilon is small.
+        ceiling: the bound that a perfect attack would have shown with as many points. A bound of 0 under a low ceiling
+            is no evidence that epsilon is small.
         delta: of the bound.
         confidence: of the bound and of every interval, each for all attacks of the family together.
         family: number of attacks that are compared; 1 for a single attack.
@@ -167,9 +164,13 @@ def attack(
 
 def _epsilon_bound(inside: Scores, outside: Scores, delta: float, confidence: float) -> tuple[float, float]:
     """The largest bound over all thresholds, and the bound of an attack without errors at the same confidence."""
-    # the second direction finds non-members: its scores are negated, and members are the errors
+    # The second direction finds non-members: its scores are negated, and members are the errors.
     directions = ((inside, outside), (-outside, -inside))
+    # A threshold at an order statistic of one side has an error rate whose exact upper limit is that of Clopper and
+    # Pearson at the allowed count, and the other side is independent of it. So every point serves: none is set aside to
+    # choose a threshold. Allowed counts may coincide for few points, so they are sets.
     counts = [{allowed_errors(share, len(other)) for share in _BOUND_ERRORS} for _, other in directions]
+    # Bonferroni over all thresholds, and over the limits of the rate and of the error.
     tail = (1 - confidence) / sum(map(len, counts)) / 2
     bounds = [
         _bound(hits(scores, other, allowed), len(scores), allowed, len(other), delta, tail)
@@ -180,17 +181,16 @@ def _epsilon_bound(inside: Scores, outside: Scores, delta: float, confidence: fl
 
 
 def _bound(correct: int, n: int, errors: int, m: int, delta: float, tail: float) -> float:
-    """Lower bound of epsilon from `correct` of `n` and `errors` of `m`, each limit wrong with probability `tail`.
-
-    The limits of two rates are also those of their complements, so the bounds of both directions hold together.
-    """
+    """Lower bound of epsilon from `correct` of `n` and `errors` of `m`, each limit wrong with probability `tail`."""
     rate, error = lower_limit(correct, n, tail), upper_limit(errors, m, tail)
+    # `rate <= e^epsilon * error + delta`, solved for epsilon. It also holds for the complements, whose limits are these
+    # limits, so the second bound costs no confidence.
     directions = ((rate, error), (1 - error, 1 - rate))
     return max([0.0, *(math.log((right - delta) / wrong) for right, wrong in directions if right > delta)])
 
 
 def _rate_at(scores: Scores, other: Scores, error: float, confidence: float, what: str) -> RateAt:
-    """Share of `scores` that is found at an error rate on `other`, whose points the reason calls `what`."""
+    """Share of `scores` above the threshold of an error rate on `other`, whose points the reason calls `what`."""
     if reason := too_few(len(other), error, what):
         return RateAt(error, None, reason)
     correct = hits(scores, other, allowed_errors(error, len(other)))
@@ -203,7 +203,7 @@ def _roc(inside: Scores, outside: Scores) -> tuple[tuple[float, float], ...]:
     correct, errors = (
         np.append(0, len(side) - np.searchsorted(np.sort(side), thresholds, side="left")) for side in (inside, outside)
     )
-    # of all thresholds with the same count of errors the last one has the most true positives
+    # Of all thresholds with the same count of errors the last one has the most true positives.
     corners = np.append(np.flatnonzero(np.diff(errors)), len(errors) - 1)
     correct, errors = correct[corners], errors[corners]
     if len(errors) > _ROC_POINTS:
@@ -222,7 +222,7 @@ def _worst_class(
     enough = {label: pair for label, pair in sides.items() if min(map(len, pair)) >= _FEWEST}
     if not enough:
         return None
-    level = 1 - (1 - confidence) / len(enough)
+    level = 1 - (1 - confidence) / len(enough)  # Bonferroni: the largest of several areas is reported
     areas = {label: auc(*pair, level) for label, pair in enough.items()}
     worst = max(areas, key=lambda label: areas[label].value)
     n_in, n_out = map(len, enough[worst])

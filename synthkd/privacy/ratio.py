@@ -1,4 +1,4 @@
-"""How many members an attack finds in the student for each that it finds in the teacher, with an interval."""
+"""True-positive rate of an attack on the student over that on the teacher, with an interval."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from synthkd.privacy.intervals import Scores, check_level, clopper_pearson, numb
 from synthkd.privacy.thresholds import allowed_errors, hits, too_few
 from synthkd.rng import numpy_stream
 
-_FEW_HITS = 10  # with fewer hits than this a bootstrap underestimates the spread of a rate
+_FEW_HITS = 10  # with fewer true positives than this a bootstrap underestimates the spread of a rate
 
 
 @dataclass(frozen=True)
@@ -22,11 +22,11 @@ class RateRatio:
     """True-positive rate of an attack on the student over that on the teacher, on the same points.
 
     Attributes:
-        value: the ratio; None where the attack finds no member in the teacher.
+        value: the ratio; None where the attack has no true positive on the teacher.
         low, high: ends of the interval; `high` is infinite where nothing bounds the ratio.
         error: the false-positive rate of both.
-        method: how the interval was computed: by a paired bootstrap or, where either rate rests on fewer than 10 hits,
-            by dividing the exact intervals of the two rates.
+        method: how the interval was computed: by a paired bootstrap or, with fewer than 10 true positives on either
+            model, by dividing the exact intervals of the two rates.
     """
 
     value: float | None
@@ -55,7 +55,7 @@ def tpr_ratio(
         teacher_out: `[M]` by the attack on the teacher, of the same non-members.
         error: false-positive rate of both, in (0, 1); it needs at least `1 / error` non-members.
         confidence: of the interval, in (0, 1).
-        draws: of the bootstrap, at least 1; each draws points with both their scores, and sets both thresholds anew.
+        draws: of the bootstrap, at least 1.
         seed: of the draws.
 
     Raises:
@@ -91,7 +91,7 @@ def student_over_teacher(student: Tensor, teacher: Tensor, members: Tensor, seed
     Raises:
         DataError: a score that is not finite.
     """
-    if int((~members).sum()) < 100:
+    if int((~members).sum()) < 100:  # 1 / error
         return None
     return tpr_ratio(student[members], student[~members], teacher[members], teacher[~members], seed=seed)
 
@@ -107,7 +107,8 @@ def _paired(student: Array, teacher: Array, what: str) -> tuple[Scores, Scores]:
 
 
 def _exact_interval(student: int, teacher: int, n: int, confidence: float) -> tuple[float, float]:
-    """Bounds of the ratio of two rates of `n` that hold together (Bonferroni), from the exact interval of each."""
+    """Bounds of the ratio of two rates of `n` that hold together, from the exact interval of each."""
+    # Bonferroni over both intervals: if neither is wrong, the quotients of their opposite ends are bounds of the ratio.
     level = 1 - (1 - confidence) / 2
     numerator, denominator = clopper_pearson(student, n, level), clopper_pearson(teacher, n, level)
     high = numerator.high / denominator.low if denominator.low > 0 else math.inf
@@ -127,9 +128,11 @@ def _bootstrap_interval(
     n_in, n_out = len(inside[0]), len(outside[0])
     ratios = np.empty(draws)
     for draw in range(draws):
+        # A point is drawn with both of its scores, and both thresholds are set anew: an image that is easy for both
+        # models moves both rates, and such moves cancel in the ratio.
         rows_in, rows_out = rng.integers(n_in, size=n_in), rng.integers(n_out, size=n_out)
         student, teacher = (hits(a[rows_in], b[rows_out], allowed) for a, b in zip(inside, outside, strict=True))
         ratios[draw] = student / teacher if teacher else math.inf
-    # "nearest", since interpolation between infinite ratios gives NaN
+    # The nearest draw, since interpolation between infinite ratios gives NaN.
     low, high = np.quantile(ratios, [(1 - confidence) / 2, (1 + confidence) / 2], method="nearest")
     return float(low), float(high)

@@ -1,7 +1,7 @@
-"""The content of `privacy_report.json`: all that a careful reader needs to judge the verdict.
+"""The content of `privacy_report.json`: all that a reader needs to judge the verdict.
 
-The HTML page that is rendered from it adds nothing. The report contains no path, no name of private data, no private
-image and no seed of noise.
+The HTML page is rendered from it and adds nothing. The report is meant to be handed on, so it contains no path, no name
+of private data, no private image and no seed of noise.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Touch:
     Attributes:
         source, target: names of the boxes of the diagram.
         how: the mechanism, in a few words.
-        noisy: for private images as the source, whether differential privacy bounds what the target learns; else None.
+        noisy: whether differential privacy bounds what the target learns; None where the source is not private images.
     """
 
     source: str
@@ -158,6 +158,7 @@ def privacy_report(
 
 def _public(space: str, test: CopyTest) -> dict[str, Any]:
     """A copy test without the rows of private images."""
+    # The rows would say which private images were copied.
     values = asdict(test)
     del values["closest_train"], values["closest_generated"]
     return {"note": NOT_EVIDENCE, "space": space, **values}
@@ -201,4 +202,4 @@ def plain(value: object) -> Any:
         return plain(value.tolist())
     if isinstance(value, list | tuple):
         return [plain(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return None if isinstance(value, float) and not math.isfinite(value) else value  # JSON has no infinity

@@ -1,7 +1,7 @@
 """Thresholds on attack scores that are fixed by how many errors they allow.
 
-The threshold that allows k errors is the (k + 1)-th highest score of the other side. A tie never helps the attack: a
-point that scores no higher than the threshold is not found.
+The threshold that allows k errors is the (k + 1)-th highest score of the other side. A tie never helps the attack: only
+a point above the threshold counts.
 """
 
 from __future__ import annotations

@@ -70,6 +70,7 @@ def verdict(claim: Claim | None, bounds: Sequence[float], checks: Sequence[Check
             audit of given lists.
         checks: of the audit's validity; empty without an audit.
     """
+    # The checks go first: numbers of an audit that failed one can neither support nor refute a claim.
     if failed := [check for check in checks if not check.passed]:
         reasons = "; ".join(f"{check.name}: {check.found}" for check in failed)
         return Verdict("invalid", f"INVALID AUDIT ({reasons})", "What was measured below cannot be relied on.")
@@ -80,6 +81,7 @@ def verdict(claim: Claim | None, bounds: Sequence[float], checks: Sequence[Check
             why = f"NOT DP: the training looked like differential privacy, but {cause}."
         measured = "measured only" if bounds or checks else "not measured either"
         return Verdict("no_guarantee", f"NO GUARANTEE ({measured})", why)
+    # An attack can refute a claim, never confirm it.
     largest = max(bounds, default=0.0)
     if largest > claim.epsilon:
         return Verdict(

@@ -18,8 +18,8 @@ def test_bounds_hold_the_exact_distances(scale: float, shift: float) -> None:
     lower = left.lower(right).double()
     exact = ((queries * frame.scale)[:, None] - (base * frame.scale)[None]).square().sum(dim=2)
     assert (lower <= exact).all()
-    assert (exact <= lower + left.room[:, None] + right.room).all()
-    assert float(left.small.abs().max()) < 1.0
+    assert (exact <= lower + left.slack[:, None] + right.slack).all()
+    assert float(left.coordinates.abs().max()) < 1.0
 
 
 def test_a_part_of_a_cloud_has_the_bounds_of_the_whole() -> None:

@@ -143,15 +143,6 @@ class TestRatios:
         assert result.ratios.tolist() == [1.0]
         assert result.nearer_to_train.value == 0.0
 
-    def test_closest_pairs_name_the_copies(self):
-        train, holdout, generated = normal(90, 5), normal(90, 5, 1), normal(40, 5, 2)
-        generated[7], generated[30] = train[55], train[3] + 1e-4
-        result = nearest_neighbour_ratios(train, holdout, generated, pairs=3)
-        assert result.closest_generated[:2].tolist() == [7, 30]
-        assert result.closest_train[:2].tolist() == [55, 3]
-        assert result.closest_distances[:2].tolist() == pytest.approx([0.0, 1e-4 * math.sqrt(5)])
-        assert len(result.closest_distances) == 3
-
     def test_copies_are_nearer_to_train_and_fresh_draws_are_not(self):
         train, holdout = normal(300, 6), normal(300, 6, 1)
         copies = nearest_neighbour_ratios(train, holdout, train[:150] + 0.05 * normal(150, 6, 3))
@@ -190,22 +181,15 @@ class TestRatios:
         assert torch.equal(result.ratios, again.ratios)
         assert not torch.equal(result.ratios, nearest_neighbour_ratios(train, holdout, generated, seed=5).ratios)
 
-    def test_closest_pairs_are_found_in_what_was_left_out(self):
-        train, holdout = normal(500, 4), normal(50, 4, 1)
-        result = nearest_neighbour_ratios(train, holdout, train[100:140], pairs=100)
-        assert result.closest_train.tolist() == list(range(100, 140))
-        assert not result.closest_distances.any()
-
 
 def test_all_measures_at_once_are_each_of_them():
     train, holdout, generated = normal(120, 4), normal(50, 4, 1), normal(70, 4, 2)
-    result = copying(train, holdout, generated, seed=3, pairs=5)
+    result = copying(train, holdout, generated, seed=3)
     assert result.authenticity == authenticity(train, generated)
     assert result.authenticity_of_holdout == authenticity(train, holdout)
     assert result.statistic == copying_statistic(train, holdout, generated)
-    expected = nearest_neighbour_ratios(train, holdout, generated, seed=3, pairs=5)
+    expected = nearest_neighbour_ratios(train, holdout, generated, seed=3)
     assert torch.equal(result.ratios.ratios, expected.ratios)
-    assert torch.equal(result.ratios.closest_train, expected.closest_train)
     assert result.ratios.nearer_to_train == expected.nearer_to_train
 
 
