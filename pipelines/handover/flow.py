@@ -209,7 +209,8 @@ def distill_config(
     settings |= {} if out is None else {"out": str(out)}
     settings |= {} if seed is None else {"seed": seed}
     student = stand_in(config) if config.student is None else config.student
-    return DistillConfig(**settings, teacher=teacher, student=student, test=config.test)
+    # Only what is handed over leaves the run, and images are not handed over.
+    return DistillConfig(**settings, teacher=teacher, student=student, test=config.test, keep_images=0)
 
 
 def stand_in(config: CompressConfig) -> ZooModel:

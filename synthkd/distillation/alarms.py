@@ -99,8 +99,8 @@ def one_class(
     )
 
 
-def collapse(features: Tensor, labels: Tensor) -> Alarm | None:
-    """The alarm if the teacher's features of one class are nearly equal, else None.
+def similarity_within_classes(features: Tensor, labels: Tensor) -> list[float]:
+    """Mean cosine between the centred features of two images of a class, for each class with two images.
 
     Args:
         features: penultimate features of the teacher, `[N, D]`.
@@ -113,7 +113,17 @@ def collapse(features: Tensor, labels: Tensor) -> Alarm | None:
         if (n := len(rows)) > 1:
             # The squared norm of the sum of n unit vectors is n plus the cosines of all n (n - 1) ordered pairs.
             similarities.append(float((rows.sum(0).square().sum() - n) / (n * (n - 1))))
-    worst = max(similarities, default=0.0)
+    return similarities
+
+
+def collapse(features: Tensor, labels: Tensor) -> Alarm | None:
+    """The alarm if the teacher's features of one class are nearly equal, else None.
+
+    Args:
+        features: penultimate features of the teacher, `[N, D]`.
+        labels: int64 `[N]`.
+    """
+    worst = max(similarity_within_classes(features, labels), default=0.0)
     if worst <= COLLAPSE:
         return None
     return Alarm(
@@ -125,17 +135,26 @@ def collapse(features: Tensor, labels: Tensor) -> Alarm | None:
     )
 
 
+def statistics_distance(statistics: Mapping[str, BatchNormStatistics]) -> float | None:
+    """Mean distance of the images' BatchNorm means from the stored ones, in stored standard deviations.
+
+    Args:
+        statistics: module path -> moments of the images in a BatchNorm layer of the teacher; empty gives None.
+    """
+    if not statistics:
+        return None
+    gaps = [((s.mean - s.running_mean).abs() / (s.running_var + 1e-5).sqrt()).mean() for s in statistics.values()]
+    return float(torch.stack(gaps).mean())
+
+
 def statistics_gap(statistics: Mapping[str, BatchNormStatistics]) -> Alarm | None:
     """The alarm if the images' BatchNorm means are far from the stored ones, else None.
 
     Args:
         statistics: module path -> moments of the images in a BatchNorm layer of the teacher; may be empty.
     """
-    if not statistics:
-        return None
-    gaps = [((s.mean - s.running_mean).abs() / (s.running_var + 1e-5).sqrt()).mean() for s in statistics.values()]
-    gap = float(torch.stack(gaps).mean())
-    if gap <= STATISTICS_GAP:
+    gap = statistics_distance(statistics)
+    if gap is None or gap <= STATISTICS_GAP:
         return None
     return Alarm(
         "statistics gap",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from synthkd.errors import ConfigError
 from synthkd.settings import Joint, PhaseSettings, Pregenerate
@@ -78,8 +79,7 @@ def build(
     evaluate: Callable[[int, int], Values],
     evaluate_every: int,
     watch: Sequence[Action],
-    draw: Indexed,
-    draw_every: int,
+    after_rounds: Sequence[Action],
 ) -> list[Stage]:
     """The stages of the training loop, one per phase.
 
@@ -95,15 +95,15 @@ def build(
             number of the step.
         evaluate_every: steps between two evaluations, counted from the first of a phase.
         watch: further actions of every phase that trains the student.
-        draw: saves a grid of generated images; called with the step of the run.
-        draw_every: rounds between two grids; the last round of a phase has one in any case.
+        after_rounds: actions on generated images, such as grids and scores, whose `every` counts rounds of the
+            generator; called with the step of the run. They follow the last round of a phase in any case.
     """
     stages: list[Stage] = []
     start = rounds = steps = 0  # of the run, of the generator and of the student, before the phase
     for phase in phases:
         if isinstance(phase, Pregenerate):
             generate = Action("pregenerate", _alone(pregenerate, phase, start, rounds))
-            stages.append(Stage(phase.kind, phase.rounds, [generate, Action("grid", draw, draw_every, after=True)]))
+            stages.append(Stage(phase.kind, phase.rounds, [generate, *after_rounds]))
         else:
             # The evaluation comes before the step: controllers set the temperature and the weights that it uses.
             actions = [
@@ -114,7 +114,8 @@ def build(
             if isinstance(phase, Joint):
                 # The round comes first, so that the bank holds images at the first step of the run.
                 generate = Action("synthesise", _every(synthesise, phase.every, start, rounds), phase.every)
-                actions = [generate, *actions, Action("grid", draw, draw_every * phase.every, after=True)]
+                actions = [generate, *actions]
+                actions += [replace(action, every=action.every * phase.every) for action in after_rounds]
             stages.append(Stage(phase.kind, phase.steps, actions))
             steps += phase.steps
         rounds += _rounds(phase)

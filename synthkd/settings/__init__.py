@@ -72,6 +72,7 @@ from synthkd.settings.features import (
     LoadedExtractor,
     Resampling,
     ResizeMode,
+    ScoreSettings,
     TeacherExtractor,
 )
 from synthkd.settings.models import WIDEST, Architecture, LoadedModel, ModelSettings, WidthSettings, ZooModel
@@ -166,6 +167,7 @@ __all__ = [
     "Resampling",
     "ResizeMode",
     "Schedule",
+    "ScoreSettings",
     "SearchSettings",
     "Seed",
     "SelectionSettings",
