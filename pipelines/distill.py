@@ -178,7 +178,9 @@ class _Watch:
             columns = min(subject.spec.classes, MOST_CLASSES)
             images = generated.grid(balanced_labels(columns * ROWS, 0, columns))
             names = subject.class_names[:columns] or tuple(map(str, range(columns)))
-            save_grid(images.cpu(), columns, self.job.directory / "samples" / f"step_{step + 1:06d}.png", names)
+            path = self.job.directory / "samples" / f"step_{step + 1:06d}.png"
+            save_grid(images.cpu(), columns, path, names)
+            self.job.monitor.picture(step + 1, "samples", path)
         return {}
 
 
