@@ -1,4 +1,4 @@
-"""The generator of a configuration."""
+"""Builds the generator that a configuration names."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from synthkd.types import TrainableGenerator
 SAMPLED = 64
 """Images of a round of a saved generator whose settings have no `batch_size`."""
 METHODS = ("round", "sample", "state_dict", "load_state_dict")
-"""Methods that a generator of the user's own must have."""
+"""Methods that a generator of kind `python` must have."""
 
 
 def build_generator(
@@ -48,7 +48,7 @@ def build_generator(
     """Build the generator of the settings for a frozen teacher.
 
     Args:
-        settings: of the generator.
+        settings: settings of the generator.
         teacher: predicts the classes of generated images; never trained.
         seed: the run's seed.
         accelerator: device and precision.
@@ -57,8 +57,8 @@ def build_generator(
 
     Raises:
         ConfigError: the generator learns from real images and there are none, a saved generator makes other images than
-            the teacher takes, or a generator of the user's own cannot be imported or lacks a method.
-        ModelError: the teacher lacks what the generator needs, or a saved generator does not have the weights of its
+            the teacher takes, or a generator of kind `python` cannot be imported or lacks a method.
+        ModelError: the teacher lacks what the generator needs, or a saved generator has weights that do not fit its
             settings or names code that is not trusted.
     """
     if isinstance(settings, FROM_REAL) and real is None:
@@ -69,13 +69,11 @@ def build_generator(
     if isinstance(settings, SavedSettings):
         return _restore(settings, teacher, seed, accelerator)
     generator: TrainableGenerator = _build(settings, teacher, seed, accelerator, real, run)
-    if missing := [name for name in METHODS if not callable(getattr(generator, name, None))]:
-        target = getattr(settings, "target", settings.kind)
-        raise ConfigError(f"generator.target: what {target} made has no {', '.join(missing)}")
     return generator
 
 
 def _restore(settings: SavedSettings, teacher: Classifier, seed: int, accelerator: Accelerator) -> Fixed:
+    """The saved generator, which is only sampled; its own seed rebuilds it, the run's seed draws its images."""
     saved, directory = read_saved(settings.path)
     if saved.spec.image_spec != teacher.spec:
         raise ConfigError(
@@ -96,7 +94,7 @@ def _build(
     run: Path | None = None,
     source: Path | None = None,
 ) -> Any:
-    """The generator, untrained; `source` is the file that names a generator of the user's own, None for a recipe."""
+    """The generator, untrained; `source` is the file that the settings were read from, None for a recipe."""
     train, holdout = (None, None) if real is None else (real.train, real.holdout)
     match settings:
         case InversionSettings():
@@ -117,6 +115,12 @@ def _build(
             return Fixed(Pipeline(settings, teacher.spec, accelerator), settings.batch_size, teacher, seed, accelerator)
         case PythonGenerator():
             make = resolve(settings.target, "generator.target", source, settings.options)
-            return make(teacher=teacher, seed=seed, **settings.options)
+            generator = make(teacher=teacher, seed=seed, **settings.options)
+            if missing := [name for name in METHODS if not callable(getattr(generator, name, None))]:
+                raise ConfigError(
+                    f"generator.target: {settings.target} returned a {type(generator).__name__}, which has no "
+                    f"{', '.join(missing)}; add what is missing"
+                )
+            return generator
         case _:
-            raise ConfigError(f"generator.kind: {settings.kind} makes no images of its own here")
+            raise ConfigError(f"generator.kind: a generator of kind {settings.kind} cannot be built from its settings")

@@ -1,13 +1,12 @@
 """A class-conditional GAN that learns from real images under the difficulty scheduler.
 
-The critic, regularised by spectral normalisation or by a penalty on its gradient (R1), is trained with the hinge loss.
-The generator has class-conditional BatchNorm and is sampled from an exponential average of its weights. With a student,
-the generator's objective becomes `L_adv + lambda * L_distill`, in which it opposes the student (see
+The critic is trained with the hinge loss and regularised by a penalty on its gradient (R1) or by spectral
+normalisation. The generator has class-conditional BatchNorm and is sampled from an exponential average of its weights.
+With a student, the generator's objective becomes `L_adv + lambda * L_distill`, in which it opposes the student (see
 `synthkd.generators.teacher_student`).
 
 The difficulty d sets the length of latent vectors: samples start from normal vectors times `0.85 + 0.15 d`. Training
-draws lengths uniformly between that and 1, so the higher the difficulty, the fewer short vectors are trained; the
-lengths of samples at this or a higher difficulty are always among the trained ones.
+draws lengths uniformly from `0.85 + 0.15 d` to 1, so it covers the lengths of samples at this difficulty and above.
 """
 
 from __future__ import annotations
@@ -25,20 +24,19 @@ from torch import Tensor, nn
 from synthkd.data.augment import augment_for_critic
 from synthkd.data.epochs import EpochSource
 from synthkd.data.read.splits import RealData
-from synthkd.errors import ConfigError
 from synthkd.generators.gan_networks import ConditionalGenerator, Critic, critic_hinge, gradient_penalty
 from synthkd.generators.latent import AveragedNetwork, descend, latent_length
 from synthkd.generators.rounds import SampledRounds, agreed_spec, require_real_data
 from synthkd.generators.settings import CGANSettings
-from synthkd.generators.teacher_student import STUDENT_TERMS, JointOutputs, joint_forward, teacher_logits
+from synthkd.generators.teacher_student import STUDENT_TERMS, joint_forward, teacher_logits
 from synthkd.losses.objective import Loss, Objective
-from synthkd.metrics.diversity import cluster_modes, mode_collapse
+from synthkd.metrics.diversity import mode_collapse
 from synthkd.models.classifier import Classifier
 from synthkd.models.size import in_proportion
 from synthkd.models.weights import finite_state
 from synthkd.rng import Rows, derive, stream
 from synthkd.settings import AugmentSettings
-from synthkd.types import Batch, ImageSpec, to_float
+from synthkd.types import Batch
 
 BETAS = (0.0, 0.9)
 """Of both Adam optimisers; without momentum, since the opponent changes at every step."""
@@ -48,10 +46,6 @@ MEASURED = 50
 """Samples per class in a measurement of mode collapse; the measure judges a class from about 7 samples on."""
 CHUNK = 256
 """Samples generated at once in that measurement."""
-CLUSTERS = 20
-"""Clusters that stand for the modes if there is no teacher to name the classes."""
-MOST_CLUSTERED = 2000
-"""Largest number of real images that are clustered."""
 
 
 class CGAN(SampledRounds):
@@ -59,40 +53,37 @@ class CGAN(SampledRounds):
 
     Args:
         settings: sizes, learning rates and weights of the terms.
-        teacher: the frozen teacher, only read; None for a generator without rounds.
+        teacher: the frozen teacher, only read.
         seed: the run's seed.
         accelerator: device and precision.
         train: real images to learn from; None for a generator that is restored and only sampled.
         holdout: real images against which mode collapse is measured; may be empty.
-        spec: of the images; needed if there is neither a teacher nor real data.
 
     Raises:
-        ConfigError: the networks cannot make images of this size or number of channels, teacher and data differ in
-            their images, a student's term has a weight but there is no teacher, or nothing gives the image spec.
+        ConfigError: the networks cannot make images of this size or number of channels, or teacher and data differ in
+            their images.
     """
+
+    _teacher: Classifier  # never None here
 
     def __init__(
         self,
         settings: CGANSettings,
-        teacher: Classifier | None,
+        teacher: Classifier,
         seed: int,
         accelerator: Accelerator,
         train: RealData | None = None,
         holdout: RealData | None = None,
-        spec: ImageSpec | None = None,
     ) -> None:
         super().__init__(settings.batch_size, teacher, seed, accelerator)
         self.settings = s = settings
-        self.spec = agreed_spec("cgan", spec, teacher, train)
+        self.spec = agreed_spec("cgan", teacher, train)
         self._train = train
         self._holdout = holdout
         weights = {"distillation": s.distillation, "semantic": s.semantic}
-        self._student_terms: Objective[JointOutputs] | None = None
-        if any(weights.values()):
-            if teacher is None:
-                raise ConfigError("generator.distillation and generator.semantic need a teacher; set both to 0")
-            self._student_terms = Objective({name: STUDENT_TERMS[name] for name in weights}, weights)
-        # initial weights depend on the seed alone and leave torch's global generator as it was
+        terms = {name: STUDENT_TERMS[name] for name in weights}
+        self._student_terms = Objective(terms, weights) if any(weights.values()) else None
+        # Initial weights are a function of the seed, and torch's global generator stays as it was.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive(seed, "cgan/init"))
             network = in_proportion(
@@ -107,7 +98,7 @@ class CGAN(SampledRounds):
         self.critic = critic.to(self._device).to(memory_format=torch.channels_last)
         self._averaged = AveragedNetwork(self.network, s.latent, s.lr, BETAS, s.ema)
         self._critic_optimizer = torch.optim.Adam(self.critic.parameters(), s.critic_lr, BETAS)
-        # float16 would need a gradient scaler here; bfloat16 does not
+        # float16 would need a gradient scaler, which these optimisers do not have; bfloat16 needs none.
         self._autocast = nullcontext if accelerator.mixed_precision == "fp16" else accelerator.autocast
         self._source: EpochSource | None = None
         if train is not None:
@@ -124,8 +115,8 @@ class CGAN(SampledRounds):
 
         Returns:
             The loss terms of the last step and the generator's total, named `generator/...`. Every `measure_every`-th
-            round adds `generator/mode_collapse`, the share of classes (without a teacher: of clusters of the real
-            images) that the samples miss, if the holdout suffices to tell.
+            round adds `generator/mode_collapse`, the share of classes that the samples miss, if there are enough
+            holdout images to tell.
 
         Raises:
             ConfigError: the generator was restored without real data.
@@ -167,8 +158,11 @@ class CGAN(SampledRounds):
         for number in range(step * critic_steps, (step + 1) * critic_steps):
             batch = source.batch(number)
             images = self._generate(batch.labels, number, difficulty)
+            # Detached: this loss rises as the images become better, so it must not reach the generator.
             critic_loss = self._critic_loss(batch, images.detach(), number)
             descend(critic_loss, self._critic_optimizer, index)
+        # The critic goes first, so the generator follows its newest scores. The images of the critic's last step still
+        # have their graph, so no second forward pass of the generator is needed.
         loss = self._generator_loss(images, batch.labels, step, difficulty, student)
         self._averaged.update(loss, index)
         terms = {"loss": loss.total, **critic_loss.terms, **loss.terms}
@@ -177,6 +171,7 @@ class CGAN(SampledRounds):
     def _generate(self, labels: Tensor, number: int, difficulty: float) -> Tensor:
         """Images with gradient for the labels of a real batch, so that both batches have the same class counts."""
         noise = stream(self._seed, "cgan/latent", number)
+        # Each image has a length of its own, so samples at this or a higher difficulty have lengths that were trained.
         shortest = latent_length(difficulty)
         lengths = shortest + (1.0 - shortest) * torch.rand(len(labels), 1, generator=noise)
         latent = torch.randn(len(labels), self.settings.latent, generator=noise) * lengths
@@ -185,31 +180,35 @@ class CGAN(SampledRounds):
         return images
 
     def _critic_loss(self, real: Batch, generated: Tensor, number: int) -> Loss:
-        """Hinge loss, with the auxiliary head its cross-entropy on real images, at every fourth step R1."""
+        """Hinge loss; with the auxiliary head also cross-entropy on real images, at every fourth step also R1."""
         s, count = self.settings, len(real)
         rng = stream(self._seed, "cgan/augment", number)
+        # One pass for both halves: the critic has no BatchNorm, so they do not affect each other.
         images = augment_for_critic(torch.cat([real.images, generated]), s.augment, rng)
-        penalised = s.r1 > 0 and number % R1_EVERY == 0
-        if penalised:
+        with_r1 = s.r1 > 0 and number % R1_EVERY == 0
+        if with_r1:
             images.requires_grad_()
         with self._autocast():
             score, logits = self.critic(images, torch.cat([real.labels, real.labels]))
         terms = {"critic": critic_hinge(score[:count], score[count:])}
         total = terms["critic"]
         if logits is not None:
+            # On real images alone, which are sure to show their labels.
             terms["critic_class"] = F.cross_entropy(logits[:count], real.labels)
             total = total + terms["critic_class"]
-        if penalised:
+        if with_r1:
             terms["r1"] = gradient_penalty(score[:count], images)
+            # The factor makes up for the steps without the penalty: its mean weight is r1.
             total = total + R1_EVERY * s.r1 * terms["r1"]
         return Loss(total, terms)
 
     def _generator_loss(
         self, images: Tensor, labels: Tensor, step: int, difficulty: float, student: nn.Module | None
     ) -> Loss:
-        """`-D(G(z))`, with the auxiliary head its cross-entropy, and with a student the student's terms."""
+        """`-mean D(G(z))`; with the auxiliary head also its cross-entropy, with a student also the student's terms."""
+        # Augmented here too, since the critic has learned to score augmented images only.
         augmented = augment_for_critic(images, self.settings.augment, stream(self._seed, "cgan/augment made", step))
-        # without this the backward pass would also compute gradients of the critic's weights, which nobody uses
+        # Frozen for this pass, which saves the gradients of the critic's weights.
         self.critic.requires_grad_(False)
         with self._autocast():
             score, logits = self.critic(augmented, labels)
@@ -219,31 +218,27 @@ class CGAN(SampledRounds):
         if logits is not None:
             terms["class"] = F.cross_entropy(logits, labels)
             total = total + terms["class"]
-        if self._student_terms is not None and self._teacher is not None and student is not None:
+        if self._student_terms is not None and student is not None:
+            # Teacher and student get the images without the critic's augmentation.
             with joint_forward(self._teacher, student, self._autocast, self.settings.semantic > 0) as forward:
                 loss = self._student_terms(forward(images, labels, difficulty), 0, 1)
             total, terms = total + loss.total, terms | dict(loss.terms)
         return Loss(total, terms)
 
     def _collapse_rate(self, index: int, difficulty: float) -> float | None:
-        """Share of the holdout's modes that samples with the training labels miss; None if it cannot be measured."""
+        """Share of the holdout's classes that samples miss, by the teacher's predictions; None if there is too little
+        data to tell."""
         train, holdout = self._train, self._holdout
         if train is None or holdout is None or len(holdout) == 0:
             return None
         rng = stream(self._seed, "cgan/collapse", index)
-        # drawn from the training labels, so that samples have the class frequencies of the real images
+        # Labels come from the training labels, so that samples have the class frequencies of the real images.
         rows = torch.randint(len(train), (MEASURED * self.spec.classes,), generator=rng)
-        chunks = [
-            self.sample(labels, difficulty, Rows(self._seed, f"collapse/{index}", CHUNK * number))
-            for number, labels in enumerate(train.labels[rows].split(CHUNK))
-        ]
-        if self._teacher is not None:
-            logits = torch.cat([teacher_logits(self._teacher, images, self._autocast) for images in chunks])
-            return mode_collapse(holdout.labels, logits.argmax(1)).rate
-        real, reference = (_coarse_subset(data, rng) for data in (train, holdout))
-        clusters = min(CLUSTERS, len(real))
-        modes = cluster_modes(real, reference, _coarse(torch.cat(chunks)), clusters, self._seed)
-        return mode_collapse(modes.holdout, modes.generated).rate
+        predictions = []
+        for number, labels in enumerate(train.labels[rows].split(CHUNK)):
+            images = self.sample(labels, difficulty, Rows(self._seed, f"collapse/{index}", CHUNK * number))
+            predictions.append(teacher_logits(self._teacher, images, self._autocast).argmax(1))
+        return mode_collapse(holdout.labels, torch.cat(predictions)).rate
 
     def save(self, directory: Path) -> None:
         """Write the averaged weights, which suffice for sampling, to `generator.safetensors`."""
@@ -274,15 +269,3 @@ class CGAN(SampledRounds):
         self._averaged.load_state_dict(state)
         self.critic.load_state_dict(state["critic"])
         self._critic_optimizer.load_state_dict(state["critic_optimizer"])
-
-
-def _coarse_subset(data: RealData, rng: torch.Generator) -> Tensor:
-    """Coarse pixels of at most MOST_CLUSTERED random images."""
-    rows = torch.randperm(len(data), generator=rng)[:MOST_CLUSTERED]
-    return _coarse(to_float(data.images[rows]))
-
-
-def _coarse(images: Tensor) -> Tensor:
-    """Pixels `[N, D]` of the images reduced to sides of at most 8, whose distances compare outlines and shades."""
-    height, width = images.shape[-2:]
-    return F.adaptive_avg_pool2d(images.cpu(), (min(8, height), min(8, width))).flatten(1)

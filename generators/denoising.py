@@ -1,8 +1,8 @@
 """A class-conditional diffusion model in pixel space as a diffusers pipeline: network, noise schedule, samplers.
 
-The network predicts the velocity `v = sqrt(a) e - sqrt(1 - a) x` (Salimans and Ho 2022) of images in [-1, 1], whose
-blocks of `unshuffle x unshuffle` pixels are folded into channels. The last row of its class embedding is the null
-class.
+Images x in [-1, 1] are folded: a block of `unshuffle x unshuffle` pixels becomes the channels of one position. With
+noise e and `a = alpha_bar_t`, the network predicts the velocity `v = sqrt(a) e - sqrt(1 - a) x` (Salimans and Ho 2022)
+of `x_t = sqrt(a) x + sqrt(1 - a) e`. The last row of its class embedding is the null class.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from synthkd.types import ImageSpec, check_labels
 
 NOISE_STEPS = 1000
 GROUP = 4
-"""Least channels of a normalisation group: with one, the norm would cancel what time and class add to a channel."""
+"""Least channels of a normalisation group: alone in its group, a channel would lose what time and class add to it."""
 
 Steer = Callable[[Tensor, float], Tensor]
 """(predicted images `[N, C, H, W]`, roughly in [-1, 1]; standard deviation of the remaining noise) -> new images."""
@@ -43,8 +43,9 @@ def build_unet(settings: DiffusionSettings, spec: ImageSpec) -> diffusers.UNet2D
     levels, block = len(settings.channels), settings.unshuffle
     down, up = ["DownBlock2D"] * levels, ["UpBlock2D"] * levels
     if settings.attention:
+        # At the smallest maps only: its cost grows with the square of the number of positions.
         down[-1], up[0] = "AttnDownBlock2D", "AttnUpBlock2D"
-    # sides must divide into blocks, and the folded sides must halve from level to level
+    # Sides must divide into blocks, and the folded sides must halve from level to level.
     unit = block * 2 ** (levels - 1)
     return diffusers.UNet2DModel(
         sample_size=tuple(-(-side // unit) * unit // block for side in (spec.height, spec.width)),
@@ -76,9 +77,11 @@ def fold(images: Tensor, unet: diffusers.UNet2DModel, unshuffle: int) -> Tensor:
         float32 `[N, C * unshuffle^2, height, width]`, height and width of `unet.config.sample_size`.
     """
     height, width = (side * unshuffle for side in unet.config.sample_size)
-    over = (0, width - images.shape[3], 0, height - images.shape[2])
-    padded = F.pad(images, over, mode="replicate") if any(over) else images
-    return F.pixel_unshuffle(padded * 2.0 - 1.0, unshuffle)
+    border = (0, width - images.shape[3], 0, height - images.shape[2])
+    # Repeated edges continue the image; a constant would teach the network to paint a frame.
+    if any(border):
+        images = F.pad(images, border, mode="replicate")
+    return F.pixel_unshuffle(images * 2.0 - 1.0, unshuffle)
 
 
 def unfold(folded: Tensor, height: int, width: int, unshuffle: int) -> Tensor:
@@ -94,8 +97,8 @@ def to_unit_range(images: Tensor) -> Tensor:
 class ClassConditionalPipeline(diffusers.DiffusionPipeline):  # type: ignore[misc]
     """Labels to images; saved and loaded as a diffusers folder.
 
-    `ClassConditionalPipeline.from_pretrained(folder)` loads what `save_pretrained` wrote; the generic
-    `DiffusionPipeline.from_pretrained` does not know the class.
+    Load what `save_pretrained` wrote with `ClassConditionalPipeline.from_pretrained(folder)`: the generic
+    `DiffusionPipeline.from_pretrained` does not know this class.
 
     Args:
         unet: predicts velocities of folded images from timestep and class.
@@ -165,8 +168,8 @@ class ClassConditionalPipeline(diffusers.DiffusionPipeline):  # type: ignore[mis
     ) -> Tensor:
         """Images of the labels; image i is a function of its label and of row `rng.start + i`.
 
-        In each step the network's velocity gives a predicted image, `steer` may change it, and the sampler takes it as
-        its input. Predicted images are not clipped: with clipping, Frechet distances were a quarter larger.
+        In each step the network's velocity gives a predicted image, `steer` may change it, and the sampler goes on from
+        it. Predicted images are not clipped: with clipping, Frechet distances were a quarter larger.
 
         Args:
             labels: int64 `[N]`.
@@ -193,11 +196,12 @@ class ClassConditionalPipeline(diffusers.DiffusionPipeline):  # type: ignore[mis
         x = noise(rng)
         for number, t in enumerate(schedule.timesteps):
             sigma = sigmas[int(t)]
+            # The image that a velocity implies: x = sqrt(a) x_t - sqrt(1 - a) v, with sigma^2 = 1 - a.
             clean = math.sqrt(1.0 - sigma**2) * x - sigma * self._velocity(x, t.to(device), labels, scale)
             if steer is not None:
                 images = steer(unfold(clean, c.height, c.width, c.unshuffle), sigma)
                 clean = fold((images + 1.0) / 2.0, unet, c.unshuffle)
-            # only DDPM adds noise in a step; given here, so that it depends on the row and not on the batch
+            # Only DDPM adds noise in a step. It is drawn here by row, since the sampler would draw it by batch.
             extra = {}
             if sampler == "ddpm":
                 step_noise = noise(replace(rng, purpose=f"{rng.purpose}/step {number}"))
@@ -208,9 +212,10 @@ class ClassConditionalPipeline(diffusers.DiffusionPipeline):  # type: ignore[mis
     def _velocity(self, x: Tensor, t: Tensor, labels: Tensor, scale: float) -> Tensor:
         """The velocity with classifier-free guidance of scale `scale`, float32 like x."""
         null = torch.full_like(labels, self.spec.classes)
-        if scale in (0.0, 1.0):  # one of the two predictions has no weight and is not computed
+        if scale in (0.0, 1.0):  # one of the two predictions has weight 0 and is not computed
             single: Tensor = self.unet(x, t, class_labels=labels if scale else null).sample.float()
             return single
+        # One pass of twice the batch, which costs less than two.
         both: Tensor = self.unet(torch.cat([x, x]), t, class_labels=torch.cat([labels, null])).sample
         conditional, unconditional = both.float().chunk(2)
         return guided(conditional, unconditional, scale)
@@ -222,6 +227,7 @@ def save_pipeline(pipeline: ClassConditionalPipeline, directory: Path) -> None:
     Raises:
         TrainingError: a weight is not finite.
     """
+    # diffusers writes file by file in place, so it writes to a scratch folder first.
     with tempfile.TemporaryDirectory() as scratch, naming(Path(scratch)):
         unet = copy.deepcopy(pipeline.unet).to("cpu", memory_format=torch.contiguous_format)
         finite_state(unet, str(directory))
@@ -229,7 +235,7 @@ def save_pipeline(pipeline: ClassConditionalPipeline, directory: Path) -> None:
         portable = ClassConditionalPipeline(unet, pipeline.scheduler, c.height, c.width, c.unshuffle, c.class_names)
         portable.save_pretrained(scratch)
         files = sorted(path for path in Path(scratch).rglob("*") if path.is_file())
-        # the index last: without it an interrupted save is not mistaken for a pipeline
+        # The index comes last: an interrupted save has none, so it is not taken for a pipeline.
         for file in sorted(files, key=lambda path: path.name == ClassConditionalPipeline.config_name):
             write_atomically(directory / file.relative_to(scratch), file.read_bytes())
 
@@ -265,9 +271,10 @@ def load_pipeline(directory: Path | str) -> diffusers.DiffusionPipeline:
 
 
 def make_sampler(name: Sampler, schedule: diffusers.DDPMScheduler, steps: int) -> diffusers.DDIMScheduler:
-    """A sampler that takes predicted images and starts at the last noise level; new, since samplers count their steps.
+    """A new sampler, since samplers count their steps; it takes predicted images and starts at the noisiest time.
 
-    DDPM's ancestral step is DDIM's with eta = 1 (Song et al. 2021, section 4.1); DDIM's takes the noise as an argument.
+    `ddpm` uses DDIM's scheduler, because it takes the noise as an argument; with eta = 1 its step is DDPM's (Song et
+    al. 2021, section 4.1).
     """
     unclipped = partial(diffusers.DDIMScheduler, clip_sample=False)
     samplers = {
@@ -276,6 +283,7 @@ def make_sampler(name: Sampler, schedule: diffusers.DDPMScheduler, steps: int) -
         "dpm++": diffusers.DPMSolverMultistepScheduler,
         "unipc": diffusers.UniPCMultistepScheduler,
     }
+    # Trailing: however few the steps, the first is at the noisiest time, whose images are pure noise (Lin et al. 2023).
     config = {key: schedule.config[key] for key in ("num_train_timesteps", "beta_schedule", "trained_betas")}
     sampler = samplers[name](**config, prediction_type="sample", timestep_spacing="trailing")
     sampler.set_timesteps(steps)

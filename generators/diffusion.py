@@ -1,7 +1,7 @@
 """A class-conditional diffusion model that learns from real images and is sampled in a few steps.
 
-The network is a small `UNet2DModel` of diffusers. It is trained on velocities; a share of the labels is dropped, which
-makes classifier-free guidance possible (Ho and Salimans 2022). Its averaged weights are sampled.
+The network is a small `UNet2DModel` of diffusers, trained to predict velocities. A share of the labels is dropped in
+training, which makes classifier-free guidance possible (Ho and Salimans 2022). Samples use the average of its weights.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from synthkd.data.epochs import EpochSource
 from synthkd.data.read.splits import RealData
-from synthkd.errors import ConfigError, ModelError
+from synthkd.errors import ModelError
 from synthkd.generators import denoising
 from synthkd.generators.guidance import climb, guidance_scale, teacher_score
 from synthkd.generators.noise_levels import curriculum_times, level_weights, stratified_times
@@ -34,10 +34,11 @@ from synthkd.models.weights import load_strictly
 from synthkd.rng import Rows, derive, stream
 from synthkd.taps import evaluating
 from synthkd.training.learner import Learner
-from synthkd.types import Batch, ImageSpec, to_float
+from synthkd.types import Batch, to_float
 
 CLEAR = 0.5
-"""Least share of signal, `alpha_bar`, at which a predicted image is given to teacher and student."""
+"""Least share of signal, `alpha_bar`, at which a predicted image is given to teacher and student. With more noise it is
+a blur of many images, on which their logits mean little."""
 MEASURED = 256
 """Largest number of holdout images on which the loss is measured."""
 
@@ -77,36 +78,33 @@ class Diffusion(SampledRounds):
 
     Args:
         settings: network, training, sampler, guidance.
-        teacher: the frozen teacher, only read; None for a generator without rounds and terms of the teacher.
+        teacher: the frozen teacher, only read.
         seed: the run's seed.
         accelerator: device and precision.
         train: real images to learn from; None for a generator that is restored and only sampled.
         holdout: real images on which the loss is measured, or None.
-        spec: of the images; needed if there is neither a teacher nor real data.
 
     Raises:
-        ConfigError: teacher and data differ in their images, nothing gives the image spec, or a term needs a teacher
-            and there is none.
+        ConfigError: teacher and data differ in their images, or the network is too large.
     """
+
+    _teacher: Classifier  # never None here
 
     def __init__(
         self,
         settings: DiffusionSettings,
-        teacher: Classifier | None,
+        teacher: Classifier,
         seed: int,
         accelerator: Accelerator,
         train: RealData | None = None,
         holdout: RealData | None = None,
-        spec: ImageSpec | None = None,
     ) -> None:
         super().__init__(settings.batch_size, teacher, seed, accelerator)
         self.settings = s = settings
-        self.spec = agreed_spec("diffusion", spec, teacher, train)
-        if teacher is None and (s.teacher_guidance or s.distillation or s.semantic):
-            raise ConfigError("generator: teacher_guidance, distillation and semantic need a teacher; set them to 0")
+        self.spec = agreed_spec("diffusion", teacher, train)
         self._autocast = accelerator.autocast
         self._rank = accelerator.process_index
-        # initial weights depend on the seed alone and leave torch's global generator as it was
+        # Initial weights are a function of the seed, and torch's global generator stays as it was.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive(seed, "diffusion/init"))
             unet = in_proportion(
@@ -136,15 +134,15 @@ class Diffusion(SampledRounds):
             self._holdout = Batch(to_float(holdout.images[:MEASURED]), holdout.labels[:MEASURED]).to(self._device)
 
     def fit(self, index: int, difficulty: float, student: nn.Module | None = None) -> dict[str, float]:
-        """Take the training steps of round `index`; batches are a function of (seed, index * steps + k).
+        """Take the training steps of one round.
 
         Args:
-            index: number of the round.
+            index: number of the round, which sets its batches and noise.
             difficulty: in [0, 1], scales the term `distillation`.
             student: compared with the teacher by the student's terms, unchanged; None leaves those terms out.
 
         Returns:
-            The terms' means over the steps and, every `measure_every`-th round, the loss on holdout images.
+            Means of the terms over the steps and, every `measure_every`-th round, the loss on holdout images.
 
         Raises:
             ConfigError: the generator was restored without real data.
@@ -155,12 +153,14 @@ class Diffusion(SampledRounds):
         means: dict[str, float] = defaultdict(float)
         with ExitStack() as context:
             forward: JointForward | None = None
-            if self._teacher is not None and student is not None and (s.distillation or s.semantic):
+            if student is not None and (s.distillation or s.semantic):
                 forward = context.enter_context(joint_forward(self._teacher, student, self._autocast, s.semantic > 0))
             self._learner.model.train()
             for step in range(index * s.steps, (index + 1) * s.steps):
+                # Each process has noise of its own, as it has a part of the batch of its own.
                 rng = stream(self._seed, f"diffusion/noise/{self._rank}", step)
                 outputs = self._denoising(self._learner.model, source.batch(step), rng, step, forward, difficulty)
+                # The learner takes the optimiser step and then updates the average of the weights.
                 for name, value in self._learner.update(self._objective(outputs, 0, 1), step).items():
                     means[name] += float(value) / s.steps
         if self._holdout is not None and index % s.measure_every == 0:
@@ -181,12 +181,12 @@ class Diffusion(SampledRounds):
         return self._round_images(labels.to(self._device), difficulty, rng, None)
 
     def _round_images(self, labels: Tensor, difficulty: float, rng: Rows, student: nn.Module | None) -> Tensor:
-        """Samples; with a student, teacher guidance at high difficulty also follows its disagreement."""
+        """Samples; with a student, teacher guidance also moves them towards images on which it disagrees."""
         s = self.settings
         scale = guidance_scale(difficulty, s.guidance, s.hard_guidance)
         with ExitStack() as context:
             steer: denoising.Steer | None = None
-            if s.teacher_guidance > 0 and self._teacher is not None:
+            if s.teacher_guidance > 0:
                 forward = context.enter_context(joint_forward(self._teacher, student, self._autocast))
                 steer = self._teacher_guidance(forward, labels, difficulty)
             context.enter_context(evaluating(self._learner.evaluated))
@@ -194,15 +194,17 @@ class Diffusion(SampledRounds):
             return self._pipeline.draw(labels, rng, scale, s.sample_steps, s.sampler, steer)
 
     def _teacher_guidance(self, forward: JointForward, labels: Tensor, difficulty: float) -> denoising.Steer:
-        """Move predicted images along the gradient of the teacher's score, in proportion to the remaining noise."""
+        """A function that moves predicted images along the gradient of `teacher_score`."""
 
         def steer(images: Tensor, sigma: float) -> Tensor:
+            # The sampler runs without gradients; this one is of the two classifiers alone, not of the denoiser.
             with torch.enable_grad():
                 leaf = images.detach().requires_grad_()
                 outputs = forward(denoising.to_unit_range(leaf), labels, difficulty)
                 student = None if outputs.student is None else outputs.student.logits
                 score = teacher_score(outputs.teacher.logits, student, labels, difficulty)
                 (gradient,) = torch.autograd.grad(score.sum(), leaf)
+            # In proportion to the noise: the last steps, in which details settle, hardly move an image.
             return climb(images, gradient, self.settings.teacher_guidance * sigma)
 
         return steer
@@ -219,7 +221,7 @@ class Diffusion(SampledRounds):
         """Add noise to real images and predict their velocities."""
         s, count = self.settings, len(batch)
         clean = denoising.fold(batch.images, self._pipeline.unet, s.unshuffle)
-        # all random numbers are drawn on the CPU, in this order, so that devices agree
+        # All random numbers are drawn on the CPU, in this order, so that every device gets the same ones.
         unlabelled = torch.rand(count, generator=rng) < s.label_drop
         times = stratified_times(count, len(self._alphas), rng)
         if s.curriculum > 0:
@@ -235,6 +237,8 @@ class Diffusion(SampledRounds):
         clear = alphas >= CLEAR
         if forward is not None and bool(clear.any()):
             a = alphas[clear].view(-1, 1, 1, 1)
+            # The image that a velocity implies: x = sqrt(a) x_t - sqrt(1 - a) v (Salimans and Ho 2022). Its gradient
+            # reaches the network through the prediction.
             images = a.sqrt() * noisy[clear] - (1.0 - a).sqrt() * prediction[clear]
             images = denoising.unfold(images, self.spec.height, self.spec.width, s.unshuffle)
             joint = forward(denoising.to_unit_range(images), batch.labels[clear], difficulty)
@@ -242,9 +246,10 @@ class Diffusion(SampledRounds):
 
     @torch.no_grad()
     def _holdout_loss(self, holdout: Batch) -> float:
-        """Loss of the averaged weights on holdout images, with the full schedule and the same noise every time."""
+        """Loss of the averaged weights on holdout images."""
         network = self._learner.evaluated
         with evaluating(network):
+            # The same noise every time, and the step at which the curriculum is over: values of all rounds compare.
             rng = stream(self._seed, "diffusion/holdout")
             return float(_denoise(self._denoising(network, holdout, rng, self.settings.horizon)))
 
@@ -264,6 +269,7 @@ class Diffusion(SampledRounds):
             or saved.config.unshuffle != self.settings.unshuffle
         ):
             raise ModelError(f"{directory} holds another diffusion model than its settings say; copy it again")
+        # A set: without an average of the weights the two are one network.
         for network in {self._learner.module, self._learner.evaluated}:
             load_strictly(network, saved.unet.state_dict(), str(directory))
         self._pipeline.register_to_config(class_names=saved.config.class_names)

@@ -1,8 +1,8 @@
 """One noisy release of private images: the mean of their random Fourier features for each class (DP-MERF).
 
-Harder, Adamczewski and Park (2021). Features and bandwidths are public: they come from a seed and from settings in
-units of pixels, never from the data. The number of images, their size and the class names count as public, too. The
-number of images of a class is private: the release contains it with noise, at no extra cost (see `embed`).
+Harder, Adamczewski and Park (2021). The features are public: a seed and the settings determine them, never the images.
+The number of images, their size and the class names count as public, too. The number of images of each class is
+private: the release contains it with noise, at no extra cost (see `embed`).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from synthkd.system.text import parse_json
 from synthkd.types import ImageSpec, to_float
 
 HALVED_FROM = 16
-"""Images whose sides are at least this are halved before their features are computed, so fine noise has no effect."""
+"""Images whose sides are at least this are halved before their features are computed, which averages fine noise."""
 WINDOWS = (1, 2)
 """Divisors of the sides: features are computed from whole images and from windows of half their sides."""
 CHUNK = 1000
@@ -38,10 +38,10 @@ CHUNK = 1000
 ADJACENCY: Adjacency = "replace_one"
 """Neighbouring sets, for the sensitivity of a release: one image with its label is replaced."""
 SHRINK = 1.0 - 1e-6
-"""Norm of a feature vector, a little below 1, so that rounding does not raise it above 1."""
+"""Norm of a feature vector; a little below 1, since rounding above 1 would break the sensitivity."""
 FEWEST = 0.1
-"""Smallest share of images that a class is assumed to have, as a fraction of an equal share; with noise the released
-share may be below 0."""
+"""Smallest share of images that a class is assumed to have, as a fraction of an equal share. A released share is noisy
+and may be 0 or below, where no mean can be computed."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Fourier:
     seed: int
 
     def frequencies(self) -> Tensor:
-        """The frequencies, float32 `[P, M]`: P pixel values (of the halved image, if it is halved), M = D / 2."""
+        """The frequencies, float32 `[P, D / 2]`, for the P pixel values of an image (halved, if it is large)."""
         channels = self.spec.channels
         halved = min(self.spec.height, self.spec.width) >= HALVED_FROM
         height, width = (side // 2 if halved else side for side in (self.spec.height, self.spec.width))
@@ -77,9 +77,10 @@ class Fourier:
                 high, wide = -(-height // divisor), -(-width // divisor)
                 rows = _random_windows(per_kernel, height, high, rng)
                 columns = _random_windows(per_kernel, width, wide, rng)
+                # Normal frequencies give a Gaussian kernel (Bochner's theorem: Rahimi and Recht 2007).
                 normal = torch.randn(per_kernel, channels, height, width, generator=rng)
                 normal = normal * rows[:, None, :, None] * columns[:, None, None, :]
-                # r is a mean over the window's values, hence the root of their number
+                # r is a root mean square over the window's values, hence the root of their number.
                 blocks.append(normal.flatten(1) / (bandwidth * math.sqrt(channels * high * wide)))
         return torch.cat(blocks).T.contiguous()
 
@@ -92,7 +93,7 @@ def _random_windows(count: int, length: int, window: int, rng: torch.Generator) 
 
 
 def fourier_features(images: Tensor, frequencies: Tensor) -> Tensor:
-    """The features `sqrt(2 / D) [cos(w x), sin(w x)]`, scaled to the norm SHRINK.
+    """The features `sqrt(2 / D) [cos(w x), sin(w x)]`, times SHRINK, which is then their norm.
 
     Args:
         images: x, float32 `[N, C, H, W]` in [0, 1].
@@ -104,15 +105,16 @@ def fourier_features(images: Tensor, frequencies: Tensor) -> Tensor:
     if min(images.shape[-2:]) >= HALVED_FROM:
         images = F.avg_pool2d(images, 2)
     angles = images.flatten(1) @ frequencies
+    # cos^2 + sin^2 = 1 for each of the D / 2 frequencies, so every image has the same norm: no clipping is needed.
     return torch.cat([angles.cos(), angles.sin()], dim=1) * (SHRINK / math.sqrt(frequencies.shape[1]))
 
 
 def embed(images: Tensor, labels: Tensor, fourier: Fourier, device: torch.device | None = None) -> Tensor:
     """The mean embedding without noise, `1/m sum_i (phi(x_i), 1) onehot(y_i)`; PRIVATE.
 
-    Its sensitivity is 2/m if one image with its label is replaced. With the same label, `phi(x) - phi(x')` has a length
-    of at most 2, and the last column, which counts the images of the class, is unchanged. With another label, two rows
-    change by a vector of length `sqrt(2)` each.
+    Its sensitivity is 2/m if one image with its label is replaced. If the label stays, one row changes by
+    `phi(x) - phi(x')`, of length at most 2, and the last column, which counts the images of the class, not at all. If
+    the label changes, two rows change by a vector of length `sqrt(2)` each, together 2.
 
     Args:
         images: x, uint8 `[m, C, H, W]`.
@@ -124,6 +126,7 @@ def embed(images: Tensor, labels: Tensor, fourier: Fourier, device: torch.device
         float64 `[K, D + 1]` on the CPU.
     """
     frequencies = fourier.frequencies().to(device)
+    # Summed in float64: in float32 many small summands would lose digits to a large sum.
     sums = torch.zeros(fourier.spec.classes, 2 * frequencies.shape[1] + 1, dtype=torch.float64)
     for chunk, chunk_labels in zip(images.split(CHUNK), labels.split(CHUNK), strict=True):
         features = fourier_features(to_float(chunk).to(device), frequencies).double().cpu()
@@ -141,8 +144,8 @@ class Embedding:
         fourier: the features phi.
         examples: m, public.
         noise_multiplier: standard deviation of the noise in each number over `sensitivity`.
-        adjacency: relation of neighbouring data sets, for the sensitivity.
-        insecure: whether the noise can be reproduced from a seed, so that this is NOT DP.
+        adjacency: relation of neighbouring data sets, for which the sensitivity holds.
+        insecure: True if the noise can be reproduced from a seed; then this is NOT DP.
     """
 
     sums: Tensor
@@ -155,19 +158,19 @@ class Embedding:
 
     @property
     def sensitivity(self) -> float:
-        """Largest distance between the embeddings, without noise, of neighbouring data sets."""
+        """Largest distance between the embeddings of neighbouring data sets, before noise."""
         return 2.0 / self.examples
 
     @property
     def ledger(self) -> Ledger:
-        """The privacy cost: one release; what is computed from the embedding costs nothing more."""
+        """The privacy cost: one release. What is computed from the embedding costs nothing more (post-processing)."""
         return Ledger((Release(self.noise_multiplier, self.adjacency),))
 
     def statement(self, delta: float, ledger: Ledger) -> dict[str, Any]:
-        """What it may claim, see `synthkd.privacy.claims.dp_statement`; `insecure` claims nothing.
+        """Its privacy claim, see `synthkd.privacy.claims.dp_statement`; `insecure` claims nothing.
 
         Args:
-            delta: of the claim.
+            delta: delta of the claim.
             ledger: all releases of the run, lost ones included.
         """
         spent = epsilon(ledger, delta, self.adjacency)
@@ -211,8 +214,8 @@ class Embedding:
             return Embedding.from_state({**tensors, **facts})
         except (KeyError, TypeError, ValueError) as error:
             raise ModelError(
-                f"{path} holds no readable release ({str(error)[:120]}); copy it again: another look at the private "
-                "images costs its budget a second time"
+                f"{path} holds no readable release ({str(error)[:120]}); copy it again: another release costs its "
+                "budget a second time"
             ) from error
 
 
@@ -239,10 +242,12 @@ def release(
     """
     exact = embed(images, labels, fourier, device)
     if test_seed is None:
+        # The run's seed is public: noise from it could be computed and subtracted. 63 bits, since seeds are signed.
         rng = torch.Generator().manual_seed(int.from_bytes(os.urandom(8), "little") >> 1)
     else:
         rng = stream(test_seed, "merf/release")
     scale = noise_multiplier * 2.0 / len(labels)
+    # In float64, and rounded only after the noise: rounding then is post-processing, too.
     noisy = (exact + scale * torch.randn(exact.shape, generator=rng, dtype=torch.float64)).float()
     insecure = test_seed is not None
     sums, shares = noisy[:, :-1].contiguous(), noisy[:, -1].contiguous()
@@ -250,11 +255,11 @@ def release(
 
 
 def squared_discrepancy(features: Tensor, means: Tensor) -> Tensor:
-    """Estimate of the mean over classes of `|E phi(x) - mean|^2`, unbiased; a scalar that may be below 0.
+    """Unbiased estimate of the mean over classes of `|E phi(x) - mean|^2`, a scalar that may be below 0.
 
-    The squared length of the mean of n features is too large by their variance over n, which would reward images that
-    are all similar. So the estimate is a U-statistic, without the pairs of an image with itself (Gretton et al. 2012,
-    lemma 6).
+    The squared length of the mean of n features is too large by their variance over n; as a loss it would reward images
+    that are all alike. So the estimate is a U-statistic, without the pairs of an image with itself (Gretton et al.
+    2012, lemma 6).
 
     Args:
         features: `[K, n, D]` of n images of each class, n at least 2, each of norm SHRINK.
@@ -262,5 +267,6 @@ def squared_discrepancy(features: Tensor, means: Tensor) -> Tensor:
     """
     count = features.shape[1]
     average = features.mean(dim=1)
+    # |sum phi_i|^2 is n^2 |average|^2; the n pairs of an image with itself add n SHRINK^2, since every norm is SHRINK.
     squared = (count * average.square().sum(dim=1) - SHRINK**2) / (count - 1)
     return (squared - 2.0 * (average * means).sum(dim=1) + means.square().sum(dim=1)).mean()

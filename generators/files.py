@@ -1,23 +1,23 @@
-"""Saved generators: all that sampling needs, without the real images or the run in which they were trained."""
+"""Saved generators: a folder with all that sampling needs, independent of the run and the real images."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from synthkd.errors import ModelError
 from synthkd.generators.settings import FROM_REAL, GeneratorSettings, InversionSettings, PixelSettings, SavedSettings
-from synthkd.models.files import SavedSpec
+from synthkd.models.files import SavedSpec, read_config
 from synthkd.settings import Settings
 from synthkd.system.files import file_names, inside, sha256, write_atomically
-from synthkd.system.sealed import sealed, unsealed
+from synthkd.system.sealed import sealed
 from synthkd.types import ImageSpec, SampleGenerator, Saveable
 
 CONFIG = "generator.json"
 INSIDE_A_RUN = "generator"
-"""Folder, inside a run, of the generator that the run saved."""
+"""Folder of a run's saved generator inside the run's directory."""
 
 
 class SavedGenerator(Settings):
@@ -25,12 +25,12 @@ class SavedGenerator(Settings):
 
     Attributes:
         format: version of the file.
-        settings: of the generator, as in a configuration.
-        spec: of its images and classes.
+        settings: settings of the generator, as in a configuration.
+        spec: size and channels of its images, and number of classes.
         class_names: one per class, or empty.
-        seed: of the run in which it was trained.
-        real_images: how many real images it was trained on; None if that is unknown.
-        files: sha256 of each other file of the generator, by its path relative to the folder.
+        seed: seed of the run in which it was trained.
+        real_images: number of real images it was trained on; None if that is unknown.
+        files: path relative to the folder -> sha256, of every other file in it.
     """
 
     format: Literal[1] = 1
@@ -51,23 +51,23 @@ def save_generator(
     seed: int,
     real_images: int | None,
 ) -> bool:
-    """Save a generator that has a `save`.
+    """Save a generator, if it has the methods `save` and `restore`.
 
     Args:
-        generator: to be saved.
-        settings: of the generator.
-        directory: is created.
-        spec: of its images and classes.
+        generator: the generator to save.
+        settings: settings of the generator.
+        directory: folder to save it to; created if it does not exist.
+        spec: size and channels of its images, and number of classes.
         class_names: one per class, or empty.
         seed: the run's seed.
-        real_images: how many real images it was trained on; None if that is unknown.
+        real_images: number of real images it was trained on; None if that is unknown.
 
     Returns:
-        Whether it was saved; a generator of the user's own may have no `save`.
+        Whether it was saved; a generator of kind `python` may lack the methods.
     """
     if not isinstance(generator, Saveable):
         return False
-    # generator.json last: without it an interrupted save is not mistaken for a generator
+    # generator.json comes last: an interrupted save has none, so it is not taken for a generator.
     directory.mkdir(parents=True, exist_ok=True)
     generator.save(directory)
     saved = SavedGenerator(
@@ -83,7 +83,7 @@ def save_generator(
 
 
 def read_saved(path: Path | str) -> tuple[SavedGenerator, Path]:
-    """Read and verify a saved generator.
+    """Read the description of a saved generator and verify its files.
 
     Args:
         path: its directory, or that of the run that saved it.
@@ -98,12 +98,12 @@ def read_saved(path: Path | str) -> tuple[SavedGenerator, Path]:
     directory = next((d for d in (path, path / INSIDE_A_RUN) if (d / CONFIG).is_file()), None)
     if directory is None:
         raise ModelError(f"{path} has no {CONFIG}, nor {INSIDE_A_RUN}/ with one; give a saved generator or a run")
+    saved = read_config(directory / CONFIG, SavedGenerator)
     try:
-        saved = SavedGenerator.model_validate(unsealed((directory / CONFIG).read_bytes()))
+        # A folder of unknown origin may name files outside of it.
         files = {inside(directory, name): digest for name, digest in saved.files.items()}
-    except (OSError, ValueError) as error:
-        reason = error.errors(include_url=False)[0]["msg"] if isinstance(error, ValidationError) else error
-        raise ModelError(f"{directory / CONFIG} is damaged or of another version: {reason}; copy it again") from error
+    except ValueError as error:
+        raise ModelError(f"{directory / CONFIG} is damaged: {error}; copy it again") from error
     for file, digest in files.items():
         if not file.is_file() or sha256(file) != digest:
             raise ModelError(f"{file} is missing or does not have the checksum in {CONFIG}; copy {directory} again")
@@ -111,11 +111,11 @@ def read_saved(path: Path | str) -> tuple[SavedGenerator, Path]:
 
 
 def real_images_seen(settings: GeneratorSettings, train: int) -> int | None:
-    """How many real images a generator has learned from; None if that is unknown.
+    """Number of real images that a generator has learned from; None if that is unknown.
 
     Args:
-        settings: of the generator.
-        train: number of the run's real training images, all of which a generator that learns from real images uses.
+        settings: settings of the generator.
+        train: number of the run's real training images; a generator that learns from real images uses all of them.
 
     Raises:
         ModelError: a saved generator cannot be read.

@@ -15,11 +15,11 @@ from synthkd.types import ImageSpec
 LARGEST_START = 8
 """Largest side of the generator's first and the critic's last map, if the size of the images permits."""
 MOST_CHANNELS = 8
-"""Largest number of channels of that map, as a multiple of the width."""
+"""Largest number of channels of a map, as a multiple of the width."""
 
 
 def scales(spec: ImageSpec) -> int:
-    """How often an image is halved: twice, then as long as the map has a side above 8 and both sides are even.
+    """Number of halvings from an image to the smallest map: two, then more while a side is above 8 and both are even.
 
     Raises:
         ConfigError: the sides of the images are not multiples of 4, or the images have neither 1 nor 3 channels.
@@ -30,6 +30,7 @@ def scales(spec: ImageSpec) -> int:
             f"{spec.channels}x{spec.height}x{spec.width}; resize the images, or take another generator.kind"
         )
     count = 2
+    # `height | width` is a multiple of a power of two exactly if both sides are.
     while max(spec.height, spec.width) >> count > LARGEST_START and (spec.height | spec.width) % (2 << count) == 0:
         count += 1
     return count
@@ -43,7 +44,7 @@ def _channels(width: int, count: int) -> list[int]:
 class ConditionalNorm(nn.Module):
     """BatchNorm with a gain and a bias for each class (conditional BatchNorm: Dumoulin et al. 2017).
 
-    In eval mode a map is a function of its own input and label alone.
+    In eval mode a map depends on its own input and label alone.
 
     Args:
         channels: of the input.
@@ -55,6 +56,7 @@ class ConditionalNorm(nn.Module):
         self.norm = nn.BatchNorm2d(channels, affine=False)
         self.gain = nn.Embedding(classes, channels)
         self.bias = nn.Embedding(classes, channels)
+        # All classes start as plain BatchNorm; nn.Embedding's normal values would flip and scale channels at random.
         nn.init.ones_(self.gain.weight)
         nn.init.zeros_(self.bias.weight)
 
@@ -68,8 +70,8 @@ class ConditionalNorm(nn.Module):
 class ConditionalGenerator(nn.Module):
     """Latent vectors and labels to images.
 
-    A linear layer of the vector and the label's embedding gives a map at a quarter of the image's size (or less: see
-    `scales`); each stage normalises the map by class and doubles its sides with a transposed convolution.
+    A linear layer turns the vector and the label's embedding into a map at a quarter of the image's size or less (see
+    `scales`). Each stage normalises the map by class and doubles its sides with a transposed convolution.
 
     Args:
         spec: of the images.
@@ -86,6 +88,8 @@ class ConditionalGenerator(nn.Module):
         self.label = nn.Embedding(spec.classes, embedding)
         self.project = nn.Linear(latent + embedding, channels[0] * self.start[1] * self.start[2])
         self.norms = nn.ModuleList(ConditionalNorm(c, spec.classes) for c in channels)
+        # A kernel of 4 is a multiple of the stride, so all inner pixels sum equally many products and show no
+        # checkerboard (Odena et al. 2016). No bias, since the norm that follows would subtract it.
         self.doublings = nn.ModuleList(
             nn.ConvTranspose2d(wide, narrow, 4, stride=2, padding=1, bias=False) for wide, narrow in pairwise(channels)
         )
@@ -95,26 +99,27 @@ class ConditionalGenerator(nn.Module):
         """Latent vectors `[N, latent]` and labels int64 `[N]` to images float32 `[N, C, H, W]` in (0, 1)."""
         x = self.project(torch.cat([latent, self.label(labels)], dim=1)).unflatten(1, self.start)
         x = x.contiguous(memory_format=torch.channels_last)
+        # Not strict: the last norm has no doubling after it but `paint`.
         for norm, double in zip(self.norms, self.doublings, strict=False):
             x = double(F.relu(norm(x, labels)))
         x = self.paint(F.relu(self.norms[-1](x, labels)))
+        # In float32: neighbouring bfloat16 numbers just below 1 are 1/256 apart, a whole level of grey.
         return torch.sigmoid(x.float())
 
 
 class Critic(nn.Module):
     """Images and labels to scores, which are higher for real images, and to logits of the class.
 
-    With the head `projection` the score is `w . h + v_y . h` (Miyato and Koyama 2018). With `auxiliary` it is `w . h`,
-    and a second head predicts the class (Odena et al. 2017). `h` is the last map summed over positions.
+    `h` is the last map summed over positions. With the head `projection` the score is `w . h + v_y . h` (Miyato and
+    Koyama 2018). With `auxiliary` it is `w . h`, and a second head predicts the class (Odena et al. 2017).
 
     Args:
         spec: of the images.
         width: channels of the first map; each halving doubles them.
         head: "projection" or "auxiliary".
         normalised: divide the weights of each convolution by their largest singular value (Miyato et al. 2018), with
-            one power iteration for each pass in training mode. Unlike in the article the heads are not normalised: a
-            small critic with bounded heads cannot reach the margin of the hinge loss, and each class shrinks to a few
-            images.
+            one power iteration for each pass in training mode. The article normalises the heads too; here a small
+            critic with bounded heads did not reach the margin of the hinge loss, and the images of a class became few.
     """
 
     def __init__(self, spec: ImageSpec, width: int, head: str, normalised: bool) -> None:
@@ -143,7 +148,7 @@ class Critic(nn.Module):
         """
         x = (2.0 * images - 1.0).contiguous(memory_format=torch.channels_last)
         hidden = self.layers(x).float().sum((2, 3))
-        # Scores are compared with 1, so their precision matters; the heads are cheap.
+        # In float32: the hinge loss compares scores with 1, so their precision matters, and the heads are cheap.
         with torch.autocast(images.device.type, enabled=False):
             score = self.real(hidden).squeeze(1)
             if self.project is not None:
@@ -163,5 +168,6 @@ def gradient_penalty(score: Tensor, images: Tensor) -> Tensor:
         score: `[N]` of the real images.
         images: `[M, C, H, W]` with gradient, a batch that contains the real images; other images add nothing.
     """
+    # The sum gives each image the gradient of its own score. `create_graph`, since the penalty is differentiated again.
     (slope,) = torch.autograd.grad(score.sum(), images, create_graph=True)
     return 0.5 * slope.square().sum() / len(score)

@@ -1,11 +1,11 @@
 """Guidance of a diffusion model as a function of the difficulty; pure functions.
 
-| difficulty | scale w of classifier-free guidance     | teacher guidance moves images towards                     |
-|------------|-----------------------------------------|-----------------------------------------------------------|
-| 0 (easy)   | `guidance`: prototypes of the class     | a high probability of the label                           |
-| 1 (hard)   | `hard_guidance`: diverse and ambiguous  | a large divergence of student from teacher                |
+| difficulty | scale w of classifier-free guidance         | teacher guidance moves images towards      |
+|------------|---------------------------------------------|--------------------------------------------|
+| 0 (easy)   | `guidance`: typical images of the class     | a high probability of the label            |
+| 1 (hard)   | `hard_guidance`: diverse, ambiguous images  | a large divergence of student from teacher |
 
-Both are linear in between.
+In between, the scale and the weights of the two scores are linear in the difficulty.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 from synthkd.losses.logits import kl_divergence
 
 SOFTENING = 1e-2
-"""An image moves in proportion to a gradient whose root mean square is far below this, else by a constant length."""
+"""Root mean square of a gradient: far below it `climb` moves an image in proportion, far above by a fixed length."""
 
 
 def guidance_scale(difficulty: float, easy: float, hard: float) -> float:
@@ -53,6 +53,7 @@ def teacher_score(teacher: Tensor, student: Tensor | None, labels: Tensor, diffi
     Returns:
         float32 `[N]`.
     """
+    # The cross-entropy is -log p_T(y | x), hence the sign of the factor.
     score = (difficulty - 1.0) * F.cross_entropy(teacher, labels, reduction="none")
     return score if student is None else score + difficulty * kl_divergence(teacher, student)
 
@@ -61,8 +62,8 @@ def climb(images: Tensor, gradient: Tensor, length: float) -> Tensor:
     """Images moved along their gradients by at most `length` (root mean square over each image).
 
     Classifier guidance (Dhariwal and Nichol 2021) adds the gradient itself, whose size varies between networks and
-    noise levels by orders of magnitude. Here the gradient g is divided by `rms(g) + SOFTENING`; an image with a
-    vanishing gradient, of whose label the teacher is certain already, does not move.
+    noise levels by orders of magnitude. Here the gradient g is divided by `rms(g) + SOFTENING`. Where the teacher is
+    certain of the label already, g vanishes and the image stays.
 
     Args:
         images: `[N, C, H, W]`.

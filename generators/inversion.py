@@ -1,9 +1,9 @@
 """A data-free generator: a small network trained against the frozen teacher, one round at a time.
 
-Each round copies the shared network, adapts the copy and the latent vectors for a few steps to one batch of labels,
-keeps the batch's images, and moves the shared network by the sum of the copy's gradients (the first-order meta-update
-of FastDFKD, Fang et al. 2022, algorithm 1). The copies make rounds differ; the shared start lets a round take only a
-handful of steps.
+A round copies the shared network and trains the copy, with its latent vectors, for a few steps on one batch of labels.
+It keeps the images of the best step and moves the shared network by the sum of the copy's gradients (the first-order
+meta-update of FastDFKD, Fang et al. 2022, algorithm 1). Copies that start alike and end apart make rounds differ; the
+shared start makes a handful of steps enough.
 
 The class of an image comes from its latent vector, which is optimised until the teacher predicts the label: in a round
 together with the network, in `sample` alone. A label embedding was tried instead: the network then gave nearly the same
@@ -39,6 +39,7 @@ from synthkd.training.learner import require_finite
 from synthkd.types import BatchNormStatistics, ImageSpec, Round, balanced_labels
 
 BETAS = (0.5, 0.999)
+"""Of every Adam optimiser here; the momentum of DCGAN (Radford et al. 2016)."""
 SAMPLE_STEPS = 10
 """Optimiser steps on a latent vector in `sample`."""
 SAMPLE_RATE = 0.1
@@ -51,8 +52,8 @@ Moments = tuple[Tensor, Tensor]
 class GeneratorNetwork(nn.Module):
     """Latent vectors to images.
 
-    A linear layer to a map at a quarter of the image's size, then twice: nearest upsampling, 3x3 convolution,
-    BatchNorm, leaky ReLU. Images whose sides are not multiples of 4 are cropped from the next multiple.
+    A linear layer gives a map at a quarter of the image's size. Then follow, twice: nearest upsampling, a 3x3
+    convolution, BatchNorm, a leaky ReLU. Images whose sides are not multiples of 4 are cropped from the next multiple.
 
     Args:
         spec: of the images.
@@ -87,7 +88,7 @@ class GeneratorNetwork(nn.Module):
 
 
 def assign_labels(labels: Tensor, logits: Tensor) -> Tensor:
-    """A permutation of the labels with the largest sum of log-likelihoods over the images.
+    """The permutation of the labels with the largest sum of log-likelihoods over the images.
 
     Args:
         labels: int64 `[N]`, in any order.
@@ -96,6 +97,7 @@ def assign_labels(labels: Tensor, logits: Tensor) -> Tensor:
     Returns:
         int64 `[N]`; entry i is the label of image i.
     """
+    # An assignment problem and not N maxima, since the counts of the classes must stay.
     gain = F.log_softmax(logits.detach().double(), dim=1)[:, labels].cpu()
     _, order = linear_sum_assignment(gain.numpy(), maximize=True)
     return labels[torch.from_numpy(order).to(labels.device)]
@@ -140,9 +142,9 @@ class Inversion:
             f"generator, latent={settings.latent}, width={settings.width} for {self.spec}",
         )
         self.network = network.to(self._device).to(memory_format=torch.channels_last)
-        # the summed gradients of all steps are one meta-step, hence the learning rate times their number
+        # One meta-step follows the gradients of all steps of a round, hence the learning rate times their number.
         self._meta = torch.optim.Adam(self.network.parameters(), settings.lr * settings.steps, BETAS)
-        # float16 would need a gradient scaler here; bfloat16 does not
+        # float16 would need a gradient scaler, which these optimisers do not have; bfloat16 needs none.
         self._autocast = nullcontext if accelerator.mixed_precision == "fp16" else accelerator.autocast
         self._moments: dict[str, Moments] = {}
         terms = {**TEACHER_TERMS, **STUDENT_TERMS}
@@ -182,23 +184,25 @@ class Inversion:
                 outputs = forward(images, labels, difficulty)
                 teacher = outputs.teacher
                 if step == 0:
-                    # latent vectors are random at first; each gets the label that its image suits best
+                    # Latent vectors start at random, so each takes the label that its image suits best.
                     labels = assign_labels(labels, teacher.logits)
-                smoothed = replace(teacher, statistics=self._smoothed(teacher.statistics))
-                loss = self._objective(replace(outputs, teacher=smoothed, labels=labels), 0, 1)
+                smoothed = self._smoothed(teacher.statistics)
+                joint = replace(outputs, teacher=replace(teacher, statistics=smoothed), labels=labels)
+                loss = self._objective(joint, 0, 1)
                 require_finite(loss, "generator", index, "round")
                 value = float(loss.total.detach())
+                # The step is taken after the loss, so these are the images and logits that have this loss.
                 if best is None or value < best.loss:
                     best = _Best(value, images.detach(), teacher.logits.detach())
                 optimizer.zero_grad(set_to_none=True)
                 loss.total.backward()
                 torch._foreach_add_(gradients, [p.grad for p in clone.parameters() if p.grad is not None])
                 optimizer.step()
+        # A NaN or an infinity stays in the sum, so one check of it covers every step.
         if not all(bool(torch.isfinite(gradient).all()) for gradient in gradients):
             raise TrainingError(f"generator: a gradient is not finite in round {index}; lower generator.lr")
-        self._moments = {
-            path: self._blend(path, m.mean.detach(), m.var.detach()) for path, m in teacher.statistics.items()
-        }
+        # Without gradient: the next round's loss must not reach back into this round's graph.
+        self._moments = {path: (m.mean.detach(), m.var.detach()) for path, m in smoothed.items()}
         self._meta_update(clone, gradients)
         assert best is not None
         terms = {f"generator/{name}": float(term.detach()) for name, term in loss.terms.items()}
@@ -232,13 +236,14 @@ class Inversion:
                 with self._autocast():
                     logits = finite_logits(self._teacher(self.network(latent)))
                 optimizer.zero_grad(set_to_none=True)
+                # A sum: in a mean the gradient of an image would be divided by the size of its batch.
                 F.cross_entropy(logits.float(), labels, reduction="sum").backward()
                 optimizer.step()
             images: Tensor = self.network(latent.detach())
         return images.detach().float().contiguous()
 
     def _inner_optimizer(self, clone: nn.Module, latent: Tensor) -> torch.optim.Optimizer:
-        """Adam over the copy and, if they have a learning rate, the latent vectors, which then require a gradient."""
+        """Adam on the copy's weights and, if `latent_lr` is not 0, on the latent vectors, which then get gradients."""
         s = self.settings
         groups: list[dict[str, Any]] = [{"params": list(clone.parameters())}]
         if s.latent_lr > 0:
@@ -246,17 +251,15 @@ class Inversion:
         return torch.optim.Adam(groups, s.lr, BETAS)
 
     def _smoothed(self, statistics: Mapping[str, BatchNormStatistics]) -> dict[str, BatchNormStatistics]:
-        """Moments averaged with those of earlier rounds, so that one small batch need not match the stored ones."""
-        return {
-            path: BatchNormStatistics(*self._blend(path, s.mean, s.var), s.running_mean, s.running_var)
-            for path, s in statistics.items()
-        }
-
-    def _blend(self, path: str, mean: Tensor, var: Tensor) -> Moments:
-        if path not in self._moments:
-            return mean, var
-        memory, (old_mean, old_var) = self.settings.memory, self._moments[path]
-        return memory * old_mean + (1 - memory) * mean, memory * old_var + (1 - memory) * var
+        """Moments averaged with those of earlier rounds, since no single small batch has the stored ones."""
+        if not self._moments:  # the first round
+            return dict(statistics)
+        memory, smoothed = self.settings.memory, {}
+        for path, s in statistics.items():
+            old_mean, old_var = self._moments[path]
+            mean, var = memory * old_mean + (1 - memory) * s.mean, memory * old_var + (1 - memory) * s.var
+            smoothed[path] = replace(s, mean=mean, var=var)
+        return smoothed
 
     def _meta_update(self, clone: nn.Module, gradients: list[Tensor]) -> None:
         """One step of the shared network along the copy's gradients; BatchNorm moments are the copy's."""
@@ -264,6 +267,7 @@ class Inversion:
             parameter.grad = gradient
         self._meta.step()
         self._meta.zero_grad(set_to_none=True)
+        # The shared network never runs in training mode, so it has no moments of its own; `sample` uses these.
         with torch.no_grad():
             for buffer, adapted in zip(self.network.buffers(), clone.buffers(), strict=True):
                 buffer.copy_(adapted)

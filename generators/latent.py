@@ -18,13 +18,13 @@ from synthkd.training.learner import require_finite
 
 WEIGHTS = "generator.safetensors"
 SHORTEST = 0.85
-"""Length of latent vectors at difficulty 0; shorter ones lose more variety than they gain in certainty."""
+"""Factor of latent vectors at difficulty 0. Below it images lost more variety than the teacher gained certainty."""
 
 
 def latent_length(difficulty: float) -> float:
-    """Factor of normal latent vectors at a difficulty in [0, 1]: `0.85 + 0.15 d`.
+    """Factor of normal latent vectors at a difficulty d in [0, 1]: `0.85 + 0.15 d`.
 
-    Short vectors give images near the middle of their class (the truncation trick: Brock et al. 2019).
+    Short vectors give images near the middle of their class, as in the truncation trick (Brock et al. 2019).
     """
     return SHORTEST + (1.0 - SHORTEST) * difficulty
 
@@ -65,6 +65,7 @@ class AveragedNetwork:
         Raises:
             TrainingError: the loss is not finite.
         """
+        # The average comes last, so that it includes the weights of this step.
         descend(loss, self._optimizer, index)
         self._average.update(self._network)
 
@@ -83,6 +84,7 @@ class AveragedNetwork:
         network = self._average.module
         device = next(network.parameters()).device
         latent = rng.normal(len(labels), self._latent) * length
+        # In eval mode BatchNorm uses stored moments, so an image does not depend on the rest of its batch.
         with evaluating(network):
             images: Tensor = network(latent.to(device), labels.to(device))
         return images.contiguous()
@@ -99,6 +101,7 @@ class AveragedNetwork:
         """
         path = directory / WEIGHTS
         state = read_weights(path)
+        # Both, so that the raw weights are not left as they were drawn.
         for network in (self._average.module, self._network):
             load_strictly(network, state, str(path))
 

@@ -1,8 +1,8 @@
 """DP-MERF: a generator that learns from one noisy release of private images (Harder, Adamczewski and Park 2021).
 
 The release is the mean of random Fourier features of the images of each class, with Gaussian noise; its privacy cost is
-exact (`synthkd.generators.embedding`). Then a network is trained until its images have the same means, which is a
-maximum mean discrepancy of 0. This training reads no private image, so it may be of any length at no further cost.
+exact (`synthkd.generators.embedding`). A network is then trained until its images have the same means, which is a
+maximum mean discrepancy of 0. Training reads the release and no private image, so its length costs no privacy.
 """
 
 from __future__ import annotations
@@ -51,10 +51,10 @@ LABEL = 16
 
 
 class MeanMatchingNetwork(nn.Module):
-    """Latent vectors and labels to images: two hidden layers and, if features see half of the image's size, a blur.
+    """Latent vectors and labels to images: two hidden layers, then a blur if the features are of halved images.
 
-    Mean embeddings determine an image's outline and shades, not its texture, so convolutions do not help here and cost
-    twenty times as much.
+    Mean embeddings determine an image's outline and shades, not its texture. Convolutions cost twenty times as much and
+    did not help.
 
     Args:
         spec: of the images.
@@ -81,7 +81,7 @@ class MeanMatchingNetwork(nn.Module):
         x = self.layers(torch.cat([latent, self.label(labels)], dim=1)).unflatten(1, self.shape)
         if min(x.shape[-2:]) < HALVED_FROM:
             return torch.sigmoid(x)
-        # a binomial blur of rows and columns; without it neighbouring pixels take opposite values to fit the noise
+        # A binomial blur of rows and columns: without it neighbouring pixels take opposite values to fit the noise.
         padded = F.pad(x, (1, 1, 1, 1), mode="replicate")
         x = 0.25 * (padded[..., :-2] + 2.0 * padded[..., 1:-1] + padded[..., 2:])
         x = 0.25 * (x[..., :-2, :] + 2.0 * x[..., 1:-1, :] + x[..., 2:, :])
@@ -90,11 +90,11 @@ class MeanMatchingNetwork(nn.Module):
 
 @dataclass(frozen=True)
 class _Target:
-    """A release on the device, as training needs it.
+    """A release as training needs it, on the device.
 
     Attributes:
         means: float32 `[K, D]`, mean features of each class.
-        frequencies: of the features, see `Fourier.frequencies`.
+        frequencies: see `Fourier.frequencies`.
         noise: expected squared length of the noise in `means`, averaged over classes.
     """
 
@@ -108,16 +108,15 @@ class Merf(SampledRounds):
 
     Args:
         settings: budget, features, sizes and learning rate.
-        teacher: the frozen teacher, which only labels rounds; None for a generator without rounds. A teacher that was
-            trained on the private images has a budget of its own.
+        teacher: the frozen teacher, which gives the logits of a round's images; None for a generator that is only
+            fitted and sampled. A teacher that was trained on the private images has a budget of its own.
         seed: the run's seed, public; the noise does not come from it.
         accelerator: device and precision.
         train: the private images. The main process reads them in the first round, unless there is a release already.
             None for a generator that is restored.
-        spec: of the images; needed if there is neither a teacher nor real data.
+        spec: image spec; needed if there is neither a teacher nor real data.
         run: directory of the run. Its journal is charged before the private images are read, and the release is written
-            into it before training uses it. An interrupted run reads the release from there and not the images again.
-            None writes nothing.
+            to it before training uses it, so an interrupted run does not read the images again. None writes nothing.
 
     Raises:
         ConfigError: teacher and data differ in their images, or delta is too large for the number of images.
@@ -137,7 +136,7 @@ class Merf(SampledRounds):
     ) -> None:
         super().__init__(settings.batch_size, teacher, seed, accelerator)
         self.settings = s = settings
-        self.spec = agreed_spec("merf", spec, teacher, train)
+        self.spec = agreed_spec("merf", teacher, train, spec)
         self.embedding: Embedding | None = None
         self._target: _Target | None = None
         self._private = train
@@ -150,7 +149,7 @@ class Merf(SampledRounds):
             self._noise = release_noise_for(s.epsilon, s.delta)
         if train is not None:
             check_delta(s.delta, len(train))
-        # initial weights depend on the seed alone and leave torch's global generator as it was
+        # Initial weights are a function of the seed, and torch's global generator stays as it was.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive(seed, "merf/init"))
             network = in_proportion(
@@ -167,9 +166,9 @@ class Merf(SampledRounds):
 
     @property
     def ledger(self) -> Ledger:
-        """All releases of the run, also those that were lost in an interruption before they were on disk."""
+        """All releases of the run, also those that an interruption lost before they were on disk."""
         if self._run is not None:
-            return Journal(self._run).ledger  # read anew, since only the main process writes it
+            return Journal(self._run).ledger  # read anew, since the main process alone writes it
         return Ledger() if self.embedding is None else self.embedding.ledger
 
     def fit(self, index: int, difficulty: float, student: nn.Module | None = None) -> dict[str, float]:
@@ -182,7 +181,7 @@ class Merf(SampledRounds):
 
         Returns:
             `generator/loss`: an estimate, from the release, of the squared maximum mean discrepancy between the last
-            step's images and the private ones. It may be below 0, and is below 0 when the network fits the noise.
+            step's images and the private ones. It falls below 0 when the network fits the noise.
 
         Raises:
             ConfigError: there is neither a release nor private images.
@@ -190,13 +189,14 @@ class Merf(SampledRounds):
         """
         s, classes = self.settings, self.spec.classes
         target = self._require_target()
-        per_class = max(2, s.batch_size // classes)
+        per_class = max(2, s.batch_size // classes)  # two at least: the estimate is over pairs
         labels = torch.arange(classes, device=self._device).repeat_interleave(per_class)
         self.network.train()
         for step in range(index * s.steps, (index + 1) * s.steps):
             latent = torch.randn(len(labels), s.latent, generator=stream(self._seed, "merf/latent", step))
             images = self.network(latent.to(self._device), labels)
             features = fourier_features(images, target.frequencies).unflatten(0, (classes, per_class))
+            # The noise lengthens the released means by a known amount. It is a constant, so it moves no weight.
             loss = squared_discrepancy(features, target.means) - target.noise
             self._averaged.update(Loss(loss, {"loss": loss}), index)
         return {"generator/loss": float(loss.detach())}
@@ -260,9 +260,9 @@ class Merf(SampledRounds):
             self._train_on(Embedding.from_state(state["release"]), "the checkpoint")
 
     def _require_target(self) -> _Target:
-        """The release on the device; made now if there is none."""
+        """The release on the device; if there is none, it is made now."""
         if self._target is None:
-            # the main process alone makes it: a release of every process would cost the budget as many times
+            # The main process alone makes it: one release for each process would multiply the cost.
             states = [self._release().state_dict() if self._accelerator.is_main_process else None]
             (state,) = broadcast_object_list(states)
             self._train_on(Embedding.from_state(state), "the release")
@@ -275,7 +275,7 @@ class Merf(SampledRounds):
             raise ConfigError("this generator has no release, and no private images to make one of; restore one")
         s, private = self.settings, self._private
         fourier = Fourier(self.spec, s.features, s.bandwidths, derive(self._seed, "merf/fourier"))
-        # charged before the images are read, so that an interrupted release counts too
+        # Charged before the images are read, so that an interrupted release counts, lost or not.
         self._journal.charge(Release(self._noise, ADJACENCY))
         embedding = release(private.images, private.labels, fourier, self._noise, self._device, s.test_seed)
         if self._release_file is not None:
@@ -284,7 +284,7 @@ class Merf(SampledRounds):
         return embedding
 
     def _train_on(self, embedding: Embedding, source: str) -> None:
-        """Train on this release from now on, and forget the private images."""
+        """Train on this release from now on, and drop the private images."""
         spec, noise = embedding.fourier.spec, embedding.noise_multiplier
         if (spec, noise) != (self.spec, self._noise):
             raise ModelError(

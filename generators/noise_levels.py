@@ -1,4 +1,4 @@
-"""Noise levels of a diffusion model in training: which times a batch gets, and the weight of each time in the loss."""
+"""The times that a training batch of a diffusion model gets, and the weight of each time in the loss."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ def stratified_times(count: int, levels: int, rng: torch.Generator) -> Tensor:
     Stratified times reduce the variance of the gradient at no cost (Kingma et al. 2021, appendix I.1).
     """
     times = ((torch.rand((), generator=rng) + torch.arange(count)) * (levels / count)).long()
+    # An offset just below 1 may be rounded up, to a time that does not exist.
     return times.clamp_max(levels - 1)
 
 
 def level_weights(alphas: Tensor, limit: float) -> Tensor:
     """Weight of each noise level in the loss on velocities: min-SNR (Hang et al. 2023, section 3.4).
 
-    `min(snr, limit) / (snr + 1)` with `snr = a / (1 - a)`, divided by its mean over the levels so that the learning
-    rate keeps its meaning; all ones for a limit of 0.
+    `min(snr, limit) / (snr + 1)` with `snr = a / (1 - a)`, divided by its mean over the levels; all ones for a limit
+    of 0.
 
     Args:
         alphas: `alpha_bar` of every level, float32 `[T]` in (0, 1).
@@ -34,7 +35,9 @@ def level_weights(alphas: Tensor, limit: float) -> Tensor:
     if limit == 0.0:
         return torch.ones_like(alphas)
     snr = alphas / (1.0 - alphas)
+    # On images the weight is min(snr, limit). A velocity's squared error is snr + 1 times that of its image.
     weights = snr.clamp_max(limit) / (snr + 1.0)
+    # Mean 1, so that the limit does not also change the learning rate.
     return weights / weights.mean()
 
 
@@ -45,11 +48,11 @@ def curriculum_times(alphas: Tensor, times: Tensor, progress: float) -> Tensor:
     with `g = 0.1^(1 - p)`: little noise at first, the full schedule at the end.
 
     The article prints `q(x_t | x_{t-1}) = N(sqrt(alpha_t) x_{t-1}, (1 - alpha_t) I)` with `alpha_t = 0.9^(T - t)` for
-    t <= T/2 and `0.99^(T - t)` after. With these numbers alpha_1 is almost 0: the first step destroys the image, and
-    the schedule does not change during training. This function keeps the purpose, noise that grows, and the power of
-    what remains, here of training progress. The network gets the actual noise level, not t: a level belongs to the same
-    time throughout training, the time at which the full schedule has it, so nothing has to be unlearned. Samples drawn
-    before the end of the curriculum start from more noise than the network was trained on so far.
+    t <= T/2 and `0.99^(T - t)` after. There alpha_1 is almost 0, so the first step destroys the image, and the schedule
+    is the same throughout training. This function keeps the aim, noise that grows, and the form, a power of the signal;
+    the exponent depends on training progress. The network is not given t but the time at which the full schedule has
+    the same noise. A noise level so has one time throughout training, and nothing has to be unlearned. Samples drawn
+    before the curriculum ends start from more noise than the network has been trained on.
 
     Args:
         alphas: `alpha_bar` of the full schedule, float32 `[T]`, falling.
@@ -59,5 +62,6 @@ def curriculum_times(alphas: Tensor, times: Tensor, progress: float) -> Tensor:
     Returns:
         int64 `[N]`, each at most `times`: the first time of the full schedule with as much noise as alpha_bar_t(p).
     """
+    # -log alpha_bar rises with t and turns the power g into a factor, so a binary search finds the time.
     depth = -alphas.double().log()
     return torch.searchsorted(depth, GENTLEST ** (1.0 - progress) * depth[times]).clamp_max(len(alphas) - 1)

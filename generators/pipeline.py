@@ -1,4 +1,6 @@
-"""A trained class-conditional diffusers pipeline in a local folder as a generator: DiT, consistency models, ours."""
+"""A generator that samples a trained class-conditional diffusers pipeline in a local folder: DiT, a consistency model,
+or one that `synthkd.generators.diffusion` saved.
+"""
 
 from __future__ import annotations
 
@@ -20,19 +22,19 @@ from synthkd.taps import evaluating
 from synthkd.types import ImageSpec, check_labels
 
 DIT_NULL = 1000
-"""The null class of DiTPipeline's guidance, which is independent of its network's number of classes."""
+"""The null class in DiTPipeline's guidance, whatever the number of classes of its network."""
 
 
 class Pipeline:
-    """Samples of a pipeline that is not trained further, converted to the size and channels of a spec.
+    """Samples of a trained pipeline, converted to the size and channels of a spec.
 
     Args:
         settings: the folder, the sampler's steps and guidance, and the class ids.
-        spec: of the images and classes to make.
+        spec: size, channels and classes of the samples.
         accelerator: device and precision.
 
     Raises:
-        ConfigError: the class ids are not one per class or not all in the pipeline, or it cannot do the guidance.
+        ConfigError: there is not one class id for each class, the pipeline lacks a class, or it cannot do the guidance.
         ModelError: the folder has no pipeline, or one that takes no class labels.
     """
 
@@ -52,8 +54,8 @@ class Pipeline:
         self._check(ids)
         self._ids = torch.tensor(ids)
         if isinstance(self._pipeline, DiTPipeline):
-            # DiTPipeline gives its scheduler no random generator, so with DDPM, which adds noise in each step, an image
-            # would not be a function of its row. The default spacing of the times skips the noisiest one.
+            # DiTPipeline gives its scheduler no random generator. DDPM adds noise in each step, so an image would not
+            # be a function of its row; DDIM adds none. The default spacing of the times would skip the noisiest one.
             scheduler = self._pipeline.scheduler
             kind = DDIMScheduler if isinstance(scheduler, DDPMScheduler) else type(scheduler)
             self._pipeline.scheduler = kind.from_config(scheduler.config, timestep_spacing="trailing")
@@ -84,6 +86,7 @@ class Pipeline:
             if isinstance(self._pipeline, ClassConditionalPipeline):
                 images = self._pipeline.draw(ids, rng, scale, s.sample_steps, "unipc")
             else:
+                # A list of generators, one for each image: one for the batch would tie an image to its place in it.
                 rows = range(rng.start, rng.start + len(labels))
                 arguments = {
                     "class_labels": ids.tolist(),
@@ -93,6 +96,7 @@ class Pipeline:
                     "generator": [torch.Generator().manual_seed(derive(rng.seed, rng.purpose, row)) for row in rows],
                     "output_type": "pt",
                 }
+                # Pipelines differ: a consistency model takes a batch size and no guidance, DiT the reverse.
                 images = self._pipeline(**{k: v for k, v in arguments.items() if k in self._parameters}).images
         return _fitted(images.to(self._device).float(), self.spec)
 
@@ -103,8 +107,8 @@ class Pipeline:
         classes = self._classes()
         if classes is not None and max(ids) >= classes:
             raise ConfigError(
-                f"generator.class_ids: {s.path} has the classes 0..{classes - 1}, asked is {max(ids)}; give the "
-                "pipeline's class of each label"
+                f"generator.class_ids: {s.path} has the classes 0..{classes - 1}, got {max(ids)}; give the pipeline's "
+                "class for each label"
             )
         if isinstance(self._pipeline, DiTPipeline) and classes != DIT_NULL and max(s.guidance, s.hard_guidance) > 1.0:
             raise ConfigError(
@@ -132,6 +136,7 @@ def _fitted(images: Tensor, spec: ImageSpec) -> Tensor:
                 "grey and RGB are converted into each other"
             )
         images = rgb_to_grayscale(images) if spec.channels == 1 else images.expand(-1, 3, -1, -1)
+    # Antialiased, since a plain bilinear reduction skips pixels and leaves jagged edges that real images do not have.
     if images.shape[2:] != (spec.height, spec.width):
         images = F.interpolate(images, (spec.height, spec.width), mode="bilinear", antialias=True)
     return images.clamp(0.0, 1.0).contiguous()

@@ -1,9 +1,9 @@
 """A data-free generator for teachers without BatchNorm: drawn images, moved in pixel space towards classes.
 
-Such a teacher stores no statistics of images. So images start from drawn ones (or from results of earlier rounds), and
-a few smoothed gradient steps on their logits move them to targets: a class, a mixture of two classes that are similar
-in the teacher's last layer, or a Dirichlet sample around a class (ZSKD, Nayak et al. 2019). A share of every round
-keeps its drawn images, which get the teacher's prediction as label.
+Such a teacher stores no statistics of images to match. So images start from drawings (or from results of earlier
+rounds), and a few smoothed gradient steps move them towards target probabilities: a class, a mixture of two classes
+that are similar in the teacher's last layer, or a Dirichlet sample around a class (ZSKD, Nayak et al. 2019). A share of
+every round stays as drawn, with the teacher's prediction as label.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ REMEMBERED = 1024
 def class_similarity(teacher: Classifier) -> Tensor:
     """Cosine similarity of the rows of the last layer's weight after subtraction of their mean, float32 `[K, K]`.
 
-    As in ZSKD, except for the mean: what all classes have in common does not tell which are similar.
+    ZSKD does not subtract the mean. It is common to all classes, so it does not tell which ones are similar.
 
     Raises:
         ModelError: the teacher does not end in a linear layer with one row for each class.
@@ -46,7 +46,8 @@ def class_similarity(teacher: Classifier) -> Tensor:
     weight = layer.weight
     if not isinstance(weight, Tensor) or weight.shape[0] != teacher.spec.classes:
         raise ModelError(
-            "similar classes are read off a last linear layer with one row a class, which the teacher lacks"
+            "the pixels generator reads which classes are similar off a last linear layer with one row for each class, "
+            "which the teacher lacks; take another generator.kind"
         )
     rows = F.normalize((weight - weight.mean(0)).detach().float().cpu(), dim=1)
     return rows @ rows.T
@@ -79,7 +80,10 @@ class Pixels:
         self._objective: Objective[JointOutputs] = Objective(terms, weights)
 
     def _tone_curve(self) -> ToneCurve:
-        """The curve to the mean and deviation by which the teacher normalises; no curve if it does not normalise."""
+        """The curve that gives drawings the mean and deviation of the teacher's training images.
+
+        A teacher that normalises its input stores both; for one that does not, the curve changes nothing.
+        """
         mean, std = (v.mean().item() for v in (self._teacher.normalize.mean, self._teacher.normalize.std))
         if (mean, std) == (0.0, 1.0):
             return ToneCurve()
@@ -89,7 +93,7 @@ class Pixels:
         return self._tone(draw(count, self.spec, rng))
 
     def round(self, index: int, difficulty: float, student: nn.Module | None = None) -> Round:
-        """One round: `batch_size` images, the first of them moved to targets, the last as drawn.
+        """One round: `batch_size` images, the first of them moved to targets, the others as drawn.
 
         Args:
             index: number of the round.
@@ -97,34 +101,35 @@ class Pixels:
             student: compared with the teacher by the student's terms, unchanged; None leaves those terms out.
 
         Returns:
-            The images, their labels (of moved images the target's largest class, of drawn ones the teacher's
-            prediction), the teacher's logits and the terms of the last step.
+            The images, their labels (the likeliest class of a moved image's target, the teacher's prediction for the
+            others), the teacher's logits and the terms of the last step.
 
         Raises:
             ModelError: the teacher's logits are not finite.
             TrainingError: a loss is not finite.
         """
         s = self.settings
-        moved = s.batch_size - round(s.drawn * s.batch_size)
-        drawn = self._draw(s.batch_size, Rows(self._seed, "draw", index * s.batch_size))
-        start = drawn[:moved].clone()
-        restarts = min(round(s.restart * moved), len(self._earlier))
+        count = s.batch_size - round(s.drawn * s.batch_size)
+        drawings = self._draw(s.batch_size, Rows(self._seed, "draw", index * s.batch_size))
+        start = drawings[:count].clone()
+        # Images that start from earlier results take further steps, so a few steps a round add up to many.
+        restarts = min(round(s.restart * count), len(self._earlier))
         if restarts:
             rows = torch.randint(len(self._earlier), (restarts,), generator=stream(self._seed, "restart", index))
             start[:restarts] = self._earlier[rows]
-        targets = self._targets(moved, index)
+        targets = self._targets(count, index)
         results, terms = self._move(start, targets, s.steps, difficulty, student, index)
         self._earlier = torch.cat([self._earlier, results.cpu()])[-REMEMBERED:]
-        images = torch.cat([results, drawn[moved:].to(results.device)])
+        images = torch.cat([results, drawings[count:].to(results.device)])
         logits = teacher_logits(self._teacher, images, self._accelerator.autocast)
-        labels = torch.cat([targets.argmax(1).to(logits.device), logits[moved:].argmax(1)])
+        labels = torch.cat([targets.argmax(1).to(logits.device), logits[count:].argmax(1)])
         return Round(images, labels, logits, terms)
 
     def sample(self, labels: Tensor, difficulty: float, rng: Rows) -> Tensor:
-        """Images moved to the labels from drawn ones; image i is a function of its label and row alone.
+        """Drawings moved to the labels; image i is a function of its label and row alone.
 
-        An easy image takes all of the steps. At difficulty 1 it takes half of them and stays nearer to the drawn image,
-        where the predictions of teacher and student are less certain.
+        At difficulty 0 an image takes all of the steps. At difficulty 1 it takes half of them and stays nearer to its
+        drawing, where the predictions of teacher and student are less certain.
 
         Args:
             labels: int64 `[N]`.
@@ -143,17 +148,20 @@ class Pixels:
 
     def _targets(self, count: int, index: int) -> Tensor:
         """Probabilities `[count, K]`: half one-hot, a quarter Dirichlet, a quarter mixtures of two similar classes."""
+        # Every kind is computed for every image and one is taken at the end: the numbers drawn do not depend on kinds.
         classes, rng = self.spec.classes, numpy_stream(self._seed, "targets", index)
         labels = balanced_labels(count, index * count, classes)
         one_hot = F.one_hot(labels, classes).float()
         kind = torch.from_numpy(rng.random((count, 1)))
-        # Dirichlet: gamma numbers whose parameters grow with the similarity to the label's class, divided by their sum
+        # Dirichlet: gamma numbers whose parameters grow with the similarity to the label's class, divided by their sum.
+        # The smaller beta (ZSKD has these two) gives sharper targets. The summand keeps every parameter above 0.
         lowest = self._similarity.min()
         similarity = (self._similarity - lowest) / (1.0 - lowest).clamp_min(1e-6)
         beta = torch.from_numpy(rng.choice([1.0, 0.1], (count, 1)))
         gammas = torch.from_numpy(rng.standard_gamma((similarity[labels].double() * beta * classes + 1e-2).numpy()))
         dirichlet = (gammas / gammas.sum(1, keepdim=True).clamp_min(1e-12)).float()
-        # mixtures: the second class is drawn by the softmax of its similarity (inverse transform sampling)
+        # Mixtures: the second class is drawn by the softmax of its similarity (inverse transform sampling); the huge
+        # number excludes the label itself.
         others = torch.softmax(self._similarity / 0.1 - 1e9 * torch.eye(classes), dim=1)[labels]
         second = (others.cumsum(1) < torch.from_numpy(rng.random((count, 1)))).sum(1).clamp_max(classes - 1)
         share = torch.from_numpy(rng.random((count, 1))).float()
@@ -169,8 +177,9 @@ class Pixels:
         student: nn.Module | None = None,
         index: int = 0,
     ) -> tuple[Tensor, dict[str, float]]:
-        """Normalised, blurred gradient steps with momentum on the images' logits; each image moves on its own."""
+        """Normalised, blurred gradient steps with momentum; each image moves on its own."""
         s = self.settings
+        # Steps are on the logits of pixels, so that pixels stay in (0, 1) without a clamp, which has no gradient.
         position = torch.logit(start, EPSILON).to(self._accelerator.device)
         targets = targets.to(position.device)
         velocity = torch.zeros_like(position)
@@ -181,8 +190,9 @@ class Pixels:
                 loss = self._objective(forward(torch.sigmoid(position), targets, difficulty), 0, 1)
                 require_finite(loss, "generator", index, "round")
                 (gradient,) = torch.autograd.grad(loss.total, position)
+                # A raw gradient changes single pixels: noise that the teacher follows and no real image has.
                 gradient = _blur(gradient)
-                # the loss is a mean over images; its factor 1 / N has no effect after the normalisation
+                # Each image's step has one length, whatever the loss and the batch size (a mean has a factor 1 / N).
                 gradient = gradient / gradient.square().mean((1, 2, 3), keepdim=True).sqrt().clamp_min(1e-20)
                 velocity = s.momentum * velocity + gradient
                 position = (position - s.step_size * velocity).detach()

@@ -1,8 +1,8 @@
 """Procedural images, drawn from random numbers alone: initial images for a teacher that stores no image statistics.
 
 There are three kinds, each with random shades and a smooth texture of several scales: *leaves* (overlapping ellipses
-and boxes), *fields* (a thresholded smooth field) and *figures* (one object, a union of rounded shapes, on a flat and
-mostly black background). The figures are a prior for pictures of single objects.
+and boxes), *fields* (a smooth field cut at a threshold) and *figures* (one object, a union of rounded shapes, on a flat
+background that is mostly black). The figures are a prior for pictures of single objects.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from synthkd.rng import Rows
 from synthkd.types import ImageSpec
 
 SCALES = (2, 3, 5, 9)
-"""Sides of the grids of the texture."""
+"""Sides of the grids from which the texture is interpolated; small grids give broad shapes."""
 SHAPES = 6
 """Ellipses and boxes of a leaves image."""
 PARTS = 4
 """Shapes of a figure."""
 UNIFORMS = 80
-"""Uniform numbers for an image, without those of its channels; at least what any kind uses, and fixed, so that an image
-depends on its row alone."""
+"""Uniform numbers of an image, besides 24 for each channel: at least what any kind needs, and as many for every kind,
+so that an image depends on its row alone."""
 EPSILON = 1e-2
-"""Values are clamped to [EPSILON, 1 - EPSILON] before their logit is taken."""
+"""Values are clamped to [EPSILON, 1 - EPSILON] before their logit is taken, which is infinite at 0 and 1."""
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,8 @@ class ToneCurve:
     """The curve `sigmoid(gain * logit(x) + offset)`, which changes mean and deviation of images.
 
     Attributes:
-        gain: factor of the logits.
-        offset: summand of the logits.
+        gain: factor on the logits.
+        offset: added to the logits.
     """
 
     gain: float = 1.0
@@ -47,13 +47,13 @@ class ToneCurve:
 
 
 def fit_tone_curve(images: Tensor, mean: float, std: float, steps: int = 100) -> ToneCurve:
-    """Fit the curve after which images have a given mean and standard deviation, by steps of Adam.
+    """Fit the curve that gives images a mean and a standard deviation, by steps of Adam.
 
     Args:
         images: float32 in [0, 1], of any shape.
-        mean: to reach.
-        std: standard deviation to reach.
-        steps: of Adam.
+        mean: mean after the curve.
+        std: standard deviation after the curve.
+        steps: number of steps.
     """
     logits = torch.logit(images, EPSILON)
     values = torch.tensor([1.0, 0.0], requires_grad=True)
@@ -111,11 +111,12 @@ def draw(count: int, spec: ImageSpec, rng: Rows) -> Tensor:
 
 
 def _texture(count: int, spec: ImageSpec, rng: Rows) -> Tensor:
-    """Smooth noise of several scales, `[N, 2, H, W]` with unit deviation: one plane for masks, one for fillings."""
+    """Noise of several scales, `[N, 2, H, W]` with unit deviation; two planes, so that mask and filling may differ."""
     planes, size = 2, (spec.height, spec.width)
     scales = [scale for scale in SCALES if scale < min(size)]
     lengths = [planes * scale * scale for scale in scales] + [planes * size[0] * size[1]]
     normals = Rows(rng.seed, f"{rng.purpose}/normal", rng.start).normal(count, sum(lengths))
+    # Squares make most weights small, so that often one scale prevails.
     weights = Rows(rng.seed, f"{rng.purpose}/weight", rng.start).uniform(count, len(lengths)).square()
     weights = weights.T.reshape(-1, count, 1, 1, 1)
     *grids, pixels = normals.split(lengths, dim=1)
@@ -129,6 +130,7 @@ def _texture(count: int, spec: ImageSpec, rng: Rows) -> Tensor:
 
 def _contrast(field: Tensor, numbers: _Numbers) -> Tensor:
     """A field of unit deviation as values in (0, 1), with random contrast and brightness."""
+    # The logit of a uniform number is a logistic one: most images are of medium brightness, some nearly black or white.
     offset = torch.logit(numbers.uniform(0.02, 0.98)) * 0.9
     return torch.sigmoid(field * torch.exp(numbers.uniform(-0.7, 1.8)) + offset)
 
@@ -143,17 +145,19 @@ def _coordinates(numbers: _Numbers, spec: ImageSpec, reach: float, radii: tuple[
 
 
 def _leaves(numbers: _Numbers, texture: Tensor, spec: ImageSpec) -> Tensor:
-    """Ellipses and boxes, each over the ones before."""
+    """Ellipses and boxes, each painted over the ones before."""
+    # Half of the grounds are rounded to black, white or pure colours.
     ground = numbers.shade(spec.channels)
     images = torch.where(numbers.chance(0.5), ground.round(), ground).expand(-1, -1, spec.height, spec.width)
     filling = _contrast(texture[:, :1], numbers)
     for _ in range(SHAPES):
         position = _coordinates(numbers, spec, 0.7, (0.08, 0.9), numbers.uniform(0.0, torch.pi))
+        # In a shape's own coordinates it is a unit ball, of the Euclidean norm or of the largest coordinate.
         ellipse, box = position.square().sum(1, keepdim=True), position.amax(1, keepdim=True)
         inside = (torch.where(numbers.chance(0.5), ellipse, box) < 1) & numbers.chance(0.65)
         amount = numbers.uniform()
         images = torch.where(inside, numbers.shade(spec.channels) * (1 - amount) + filling * amount, images)
-    # half of the images are symmetric, as many objects are
+    # Half of the images are symmetric, as many objects are.
     half = images[..., : (spec.width + 1) // 2]
     mirrored = torch.cat([half, half.flip(-1)[..., spec.width % 2 :]], dim=-1)
     return torch.where(numbers.chance(0.5), mirrored, images)
@@ -161,6 +165,8 @@ def _leaves(numbers: _Numbers, texture: Tensor, spec: ImageSpec) -> Tensor:
 
 def _field(numbers: _Numbers, texture: Tensor, spec: ImageSpec) -> Tensor:
     """A texture where a second texture is above a random threshold, on a flat background."""
+    # sqrt(2) erfinv(u) is a normal number for u uniform in (-1, 1), like the texture's values: the threshold leaves
+    # shares of an image of every size. The factor 8 makes a soft edge of it.
     mask = torch.sigmoid(8 * (texture[:, :1] - 0.7 * torch.erfinv(numbers.uniform(-0.98, 0.98)) * 2**0.5))
     ground = numbers.shade(spec.channels)
     ground = torch.where(numbers.chance(0.5), ground.round(), ground)
@@ -172,8 +178,9 @@ def _figure(numbers: _Numbers, texture: Tensor, spec: ImageSpec) -> Tensor:
     mask = torch.zeros(len(texture), 1, spec.height, spec.width, dtype=torch.bool)
     for part in range(PARTS):
         angle = torch.where(numbers.chance(0.5), 0.0, numbers.uniform(-0.8, 0.8))
-        # the first shape is in the middle and always there; a later one may be absent or cut out of the others
+        # The first shape is in the middle and always there; a later one may be absent or cut out of the others.
         position = _coordinates(numbers, spec, 0.6 if part else 0.0, (0.1, 0.9), angle)
+        # A superellipse: an ellipse with the exponent 2, nearly a box with 8.
         power = torch.where(numbers.chance(0.5), 2.0, 8.0)
         inside = (position.pow(power).sum(1, keepdim=True) < 1) & (numbers.chance(0.6) | (part == 0))
         cut = numbers.chance(0.25) & (part > 0)

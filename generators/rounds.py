@@ -1,4 +1,4 @@
-"""Generators whose rounds are samples: a round is `fit`, then images of balanced labels with the teacher's logits."""
+"""Base class of the generators whose round is a call of `fit` and then a batch of samples, labelled by the teacher."""
 
 from __future__ import annotations
 
@@ -18,36 +18,37 @@ from synthkd.rng import Rows
 from synthkd.types import ImageSpec, Round, SampleGenerator, balanced_labels
 
 
-def agreed_spec(kind: str, spec: ImageSpec | None, teacher: Classifier | None, train: RealData | None) -> ImageSpec:
-    """The image spec that generator, teacher and real data share; each of them may be None.
+def agreed_spec(
+    kind: str, teacher: Classifier | None, train: RealData | None, spec: ImageSpec | None = None
+) -> ImageSpec:
+    """The one image spec of the teacher, the real data and the generator; any of the three may be None.
 
     Args:
-        kind: of the generator, for the message.
-        spec: of the generator itself.
-        teacher: its spec counts.
-        train: real images, whose spec counts.
+        kind: kind of the generator, for the error.
+        teacher: the frozen teacher.
+        train: real images to learn from.
+        spec: spec that the generator itself was given.
 
     Raises:
-        ConfigError: the specs differ, or there is none.
+        ConfigError: the specs differ, or all three are None.
     """
-    specs = {
+    candidates = {
         "the generator": spec,
         "the teacher": None if teacher is None else teacher.spec,
         "the real data": None if train is None else train.spec,
     }
-    distinct = {value for value in specs.values() if value is not None}
-    if len(distinct) != 1:
-        got = "; ".join(f"{owner}: {value}" for owner, value in specs.items() if value is not None)
-        got = got or "neither teacher nor real data"
+    specs = {owner: value for owner, value in candidates.items() if value is not None}
+    if len(set(specs.values())) != 1:
+        got = "; ".join(f"{owner}: {value}" for owner, value in specs.items()) or "neither teacher nor real data"
         raise ConfigError(f"{kind}: teacher and real data must have the same images and classes, got {got}")
-    return distinct.pop()
+    return next(iter(specs.values()))
 
 
 def require_real_data(source: EpochSource | None) -> EpochSource:
     """The batches of real images.
 
     Raises:
-        ConfigError: there are none, since the generator was restored without real data.
+        ConfigError: there are none, because the generator was restored without real data.
     """
     if source is None:
         raise ConfigError(
@@ -57,11 +58,14 @@ def require_real_data(source: EpochSource | None) -> EpochSource:
 
 
 class SampledRounds(ABC):
-    """Base of the generators whose rounds are samples. A subclass implements `fit` and `sample`.
+    """A generator whose round is `fit`, then `batch_size` samples of balanced labels with the teacher's logits.
+
+    A subclass implements `fit` and `sample`.
 
     Args:
         batch_size: images of a round.
-        teacher: the frozen teacher, which labels the images of a round; None for a generator without rounds.
+        teacher: the frozen teacher, which gives the logits of a round's images; None for a generator that is only
+            fitted and sampled.
         seed: the run's seed.
         accelerator: device and precision.
     """
@@ -84,16 +88,16 @@ class SampledRounds(ABC):
     def round(self, index: int, difficulty: float, student: nn.Module | None = None) -> Round:
         """One round: `fit`, then `batch_size` images with balanced labels.
 
-        The images of round i use the rows `i * batch_size ...` of the run. Arguments and further errors are those of
-        `fit`.
+        Arguments and further errors are those of `fit`.
 
         Raises:
-            ConfigError: there is no teacher to label the images.
+            ConfigError: the generator has no teacher.
             ModelError: the teacher's logits are not finite.
         """
         if self._teacher is None:
             raise ConfigError("a round gives the teacher's logits of its images, and this generator has no teacher")
         terms = self.fit(index, difficulty, student)
+        # Rows and labels go on where the last round ended: no image repeats, and labels stay balanced over rounds.
         first = index * self._batch_size
         labels = balanced_labels(self._batch_size, first, self._teacher.spec.classes).to(self._device)
         images = self._round_images(labels, difficulty, Rows(self._seed, "round", first), student)
@@ -105,12 +109,12 @@ class SampledRounds(ABC):
 
 
 class Fixed(SampledRounds):
-    """Rounds of samples from a generator that is not trained.
+    """Rounds of samples from a generator that is trained already.
 
     Args:
-        generator: is sampled.
+        generator: the generator that is sampled.
         batch_size: images of a round.
-        teacher: labels them.
+        teacher: gives the logits of those images.
         seed: the run's seed.
         accelerator: device and precision.
     """

@@ -209,7 +209,7 @@ class MerfSettings(Settings):
     epsilon: Positive | None = None
     """Privacy budget of the release if one image is replaced; it determines the noise."""
     noise_multiplier: Noise | None = None
-    """Standard deviation of the noise over the sensitivity; instead of `epsilon`."""
+    """Standard deviation of the noise over the sensitivity; an alternative to `epsilon`."""
     delta: Annotated[float, Field(gt=0.0, lt=1.0)] = 1e-5
     """Delta of the privacy claim; must be below 1 / images."""
     features: Annotated[int, Field(ge=8, le=10**6)] = 8000
@@ -269,7 +269,7 @@ class SavedSettings(Settings):
 
 
 class PythonGenerator(Settings):
-    """A generator of your own, made by a function that is called with `teacher`, `seed` and the options."""
+    """A generator of your own: the result of a function that is called with `teacher`, `seed` and the options."""
 
     kind: Literal["python"]
     target: str
@@ -298,7 +298,8 @@ TeacherAccess = Literal["labels", "logits", "gradients", "batch_norm"]
 
 
 def access_of(generator: GeneratorSettings) -> frozenset[TeacherAccess]:
-    """What a generator needs of its teacher; a generator of the user's own may use all of it."""
+    """What a generator takes from its teacher; a generator of kind `python` may take everything."""
+    # All take logits, which every round stores beside its images. Gradients are for terms that move images or weights.
     match generator:
         case InversionSettings():
             if generator.batch_norm:

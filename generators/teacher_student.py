@@ -1,8 +1,8 @@
-"""Forward passes of teacher and student on generated images, and the loss terms of a generator that follow from them.
+"""Forward passes of teacher and student on generated images, and a generator's loss terms on their outputs.
 
-The generator and the student are opponents in the distillation loss `L = L_adv + lambda * L_distill` with
-`L_distill = KL(teacher(G(z)) || student(G(z)))`: the student minimises it, the generator maximises it. A generator's
-objective is minimised, so its term `distillation` is `-KL`, scaled by the difficulty.
+Generator and student are opponents in `L_distill = KL(teacher(G(z)) || student(G(z)))`: the student minimises it, the
+generator maximises it. A generator's objective `L_adv + lambda * L_distill` is minimised, so its term `distillation` is
+`-KL`, scaled by the difficulty.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from synthkd.taps import INPUT, Taps, evaluating, frozen
 from synthkd.types import Outputs
 
 PENULTIMATE = "penultimate"
-"""Name of the features before the last linear layer, whatever their path in the network."""
+"""Name of the features before the last linear layer, whose path differs between networks."""
 
 
 @dataclass(frozen=True)
@@ -81,9 +81,9 @@ STUDENT_TERMS: Mapping[str, Term] = {
 }
 """Terms that compare teacher and student; 0 without a student.
 
-`adversarial` raises the divergence on images for which both predict the same class (Fang et al. 2021), `distillation`
-raises it on all images. `semantic` penalises pairs of images whose similarity differs between teacher and student
-(`synthkd.losses.relations.semantic_consistency`).
+Minimising `adversarial` raises the divergence on images for which both predict the same class (Fang et al. 2021),
+minimising `distillation` raises it on all images; both are scaled by the difficulty. `semantic` penalises pairs of
+images whose similarity differs between teacher and student (`synthkd.losses.relations.semantic_consistency`).
 """
 
 
@@ -95,10 +95,9 @@ def joint_forward(
     penultimate: bool = False,
     statistics: bool = False,
 ) -> Iterator[JointForward]:
-    """Context manager that gives a function for the forward pass of teacher and student on generated images.
+    """Context manager: teacher and student in eval mode; yields a function that runs both on generated images.
 
-    Inside the context both networks are in eval mode and their parameters take no gradient; gradients flow to the
-    images. Afterwards both networks are as before.
+    Inside the context parameters get no gradient; gradients flow to the images. Afterwards both networks are as before.
 
     Args:
         teacher: the frozen teacher.
@@ -113,7 +112,7 @@ def joint_forward(
         TrainingError: in a forward pass, if the student's logits are not finite.
     """
     if penultimate and student is not None and not isinstance(student, Classifier):
-        raise ConfigError("generator.semantic compares penultimate features, which this student does not name; set 0")
+        raise ConfigError("generator.semantic compares penultimate features, which this student has no name for; set 0")
     networks = [teacher] if student is None else [teacher, student]
     with evaluating(*networks), frozen(*networks), ExitStack() as hooks:
         taps: list[Taps] = []
@@ -123,11 +122,12 @@ def joint_forward(
 
         def forward(images: Tensor, labels: Tensor, difficulty: float) -> JointOutputs:
             with autocast():
-                of_teacher, *of_student = [_in_float32(tapped(images)) for tapped in taps]
+                of_teacher, *of_student = [_in_float32(tap(images)) for tap in taps]
+            # Two errors: a teacher with such logits is at fault itself, a student's training has diverged.
             finite_logits(of_teacher.logits)
             if of_student and not bool(torch.isfinite(of_student[0].logits).all()):
                 raise TrainingError(
-                    "student: its answers to generated images are not finite, its training diverged; lower "
+                    "student: its logits of generated images are not finite, its training diverged; lower "
                     "distill.optimizer.lr or set distill.optimizer.clip"
                 )
             return JointOutputs(of_teacher, of_student[0] if of_student else None, labels, difficulty)
@@ -157,6 +157,7 @@ def teacher_logits(
 
 
 def _in_float32(outputs: Outputs) -> Outputs:
-    """The same logits and features in float32, the only features (if any) under the name PENULTIMATE."""
+    """The same logits and features in float32; the one tapped feature, if there is one, is named PENULTIMATE."""
+    # Losses and their sums are in float32: half precision rounds small divergences away.
     features = [(PENULTIMATE, value.float()) for value in outputs.features.values()]
     return Outputs(outputs.logits.float(), dict(features), outputs.statistics)

@@ -1,10 +1,10 @@
 """Squared 2-Wasserstein distances between two samples of features, compared as distributions.
 
-The order of the rows does not matter, so networks that divide an image into unlike positions can be compared. The
+The order of the rows does not matter, so networks that divide an image into different positions can be compared. The
 gradient does not vanish where the distributions do not overlap. The unit is that of the features squared.
 
-The caller projects both samples to one dimension. Only the student's projection may be trained: if the teacher's were
-trained on the same loss, both could answer 0 to everything and the loss would be 0.
+The caller projects both samples to the same number of dimensions. Only the student's projection may be trained: if the
+teacher's were trained on the same loss, both could become 0 for every image, and so could the loss.
 """
 
 from __future__ import annotations
@@ -43,18 +43,18 @@ def positions(features: Tensor) -> Tensor:
 
 
 def sliced_wasserstein(a: Tensor, b: Tensor, rng: torch.Generator, projections: int = 64) -> Tensor:
-    """Sliced Wasserstein distance: D times the mean, over directions, of the exact squared distance in one dimension.
+    """Sliced Wasserstein distance (Bonneel et al. 2015): D times the mean over directions of the exact W_2^2 on each.
 
-    Bonneel et al. 2015. The directions are orthonormal in blocks of at most D, which has less variance than independent
-    directions (Rowland et al. 2019). The factor D brings the value to the scale of W_2^2: it equals W_2^2 for samples
-    that differ by a shift and one common scale, and is never larger in expectation. D directions find a pure shift
-    exactly. For D = 1 the value is W_2^2 itself.
+    The directions are orthonormal in blocks of at most D, which has less variance than independent directions (Rowland
+    et al. 2019). The factor D brings the value to the scale of W_2^2: it equals W_2^2 for samples that differ by a
+    shift and one common scale, and is never larger in expectation. A pure shift is measured exactly by D directions.
+    For D = 1 the value is W_2^2 itself.
 
     Args:
         a: `[N, D]`.
-        b: `[M, D]`; N and M may differ, and the order of the rows is free.
-        rng: draws the directions, on the CPU; `synthkd.rng.stream(seed, purpose, step)` makes the loss a function of
-            the step.
+        b: `[M, D]`; N and M may differ.
+        rng: CPU generator that draws the directions; `synthkd.rng.stream(seed, purpose, step)` makes the loss a
+            function of the step.
         projections: number of directions.
 
     Returns:
@@ -75,16 +75,14 @@ def sinkhorn_wasserstein(a: Tensor, b: Tensor, epsilon: float = 0.05, iterations
     """Sinkhorn divergence `OT(a, b) - OT(a, a) / 2 - OT(b, b) / 2` of the cost |x - y|^2 (Feydy et al. 2019).
 
     It is 0 for equal samples. It tends to W_2^2 as epsilon falls, and to the squared distance of the means as epsilon
-    grows; the means enter exactly at any epsilon. The iterations run in the log domain, and epsilon is halved in every
-    iteration, from the largest cost down to its final value. The gradient is that of the cost under the final plan
-    (envelope theorem), so the iterations need no memory for it. Time and memory grow with N M.
+    grows. The squared distance of the means is a part of it at any epsilon. Time and memory grow with N M.
 
     Two samples of one distribution have a distance above 0: with few rows in many dimensions each row is far from all
     others, at any small epsilon. Sliced distances show much less of this effect.
 
     Args:
         a: `[N, D]`.
-        b: `[M, D]`; N and M may differ, and the order of the rows is free.
+        b: `[M, D]`; N and M may differ.
         epsilon: entropic regularisation, as a share of the median cost between a and b. The median has no gradient.
         iterations: updates of the potentials; a smaller epsilon needs more.
 
@@ -97,11 +95,11 @@ def sinkhorn_wasserstein(a: Tensor, b: Tensor, epsilon: float = 0.05, iterations
     """
     a, b = _samples(a, b)
     with torch.autocast(a.device.type, enabled=False):
-        # |x|^2 + |y|^2 - 2 x.y cancels every digit far from the origin, so both samples are moved there first.
+        # Far from the origin |x|^2 + |y|^2 - 2 x.y loses all digits, so both samples are moved there first.
         centre = torch.cat([a, b]).detach().mean(dim=0)
         a, b = a - centre, b - centre
         across = _costs(a, b)
-        # The median is 0 where most rows coincide; a share of the mean then keeps epsilon in proportion.
+        # The median is 0 where most rows are equal; a share of the mean then keeps epsilon in proportion.
         typical = torch.maximum(across.detach().median(), 0.01 * across.detach().mean())
         final = (epsilon * typical).clamp_min(1e-12)
         within = [_entropic_cost(_costs(x, x), final, iterations, symmetric=True) for x in (a, b)]
@@ -118,11 +116,11 @@ def heterogeneous_alignment(
 
     Args:
         teacher: projected features of each layer, `[N, D]`, `[N, T, D]` or `[N, D, H, W]`.
-        student: of the same layers in the same order; N, T, H and W may differ, D may not.
+        student: projected features of the layers to compare, in the same order; N, T, H and W may differ, D may not.
         distance: `sinkhorn_wasserstein`, or `sliced_wasserstein` with its generator bound.
         relative: also divide each layer by the mean variance of the teacher's dimensions, so that layers of any scale
-            have the same weight: about 1 for a student that answers the teacher's mean.
-        most: largest number of rows on a side; of more rows, `most` evenly spaced ones are compared.
+            have the same weight: about 1 for a student that always gives the teacher's mean.
+        most: largest number of rows of a sample; of more rows, `most` evenly spaced ones are compared.
 
     Raises:
         DataError: no layers, unlike numbers of layers, or features that do not fit together.
@@ -141,24 +139,26 @@ def heterogeneous_alignment(
 
 
 def _samples(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Both samples in one precision, at least float32: squared differences need more digits than half precision has."""
+    """Both samples in one precision, at least float32."""
     if a.dim() != 2 or b.dim() != 2 or a.shape[1] != b.shape[1] or 0 in (*a.shape, *b.shape):
         raise DataError(
             f"samples must be [N, D] and [M, D] with N, M and D > 0, got {list(a.shape)} and {list(b.shape)}; project "
             "both to one dimension first"
         )
+    # Squared differences need more digits than half precision has.
     dtype = torch.promote_types(torch.promote_types(a.dtype, b.dtype), torch.float32)
     return a.to(dtype), b.to(dtype)
 
 
 def _thinned(rows: Tensor, most: int) -> Tensor:
-    # The last row is included, so the step is hardly ever a whole number of images and the positions vary.
+    # From the first to the last row: a step that divides the rows of an image would always take the same positions.
     return rows if len(rows) <= most else rows[torch.linspace(0, len(rows) - 1, most, device=rows.device).long()]
 
 
 def _directions(width: int, count: int, rng: torch.Generator) -> Tensor:
     """Unit vectors `[D, count]`, float32, each uniform on the sphere; the columns of a block are orthogonal."""
     size = min(width, count)
+    # The Q of a normal matrix is uniform among orthonormal bases up to signs, which do not matter to a direction.
     blocks: Tensor = torch.linalg.qr(torch.randn(-(-count // size), width, size, generator=rng)).Q
     return blocks.transpose(0, 1).flatten(1)[:, :count]
 
@@ -168,7 +168,8 @@ def _sorted_distances(a: Tensor, b: Tensor) -> Tensor:
     n, m = len(a), len(b)
     if n == m:
         return (a - b).square().mean(dim=0)
-    # Quantile functions are steps: their squared difference is constant between neighbouring levels of i / n and j / m.
+    # W_2^2 is the integral of the squared difference of the quantile functions. Those are steps, so it is a sum over
+    # neighbouring levels of i / n and j / m.
     levels = torch.cat([torch.arange(n) * m, torch.arange(m + 1) * n]).unique()  # in units of 1 / (n m)
     mass = (levels.diff().double() / (n * m)).to(a)
     first, second = ((levels[:-1] // other).to(a.device) for other in (m, n))
@@ -184,19 +185,22 @@ def _costs(a: Tensor, b: Tensor) -> Tensor:
 
 def _entropic_cost(cost: Tensor, final: Tensor, iterations: int, symmetric: bool = False) -> Tensor:
     """Value of the dual problem at the regularisation `final` after some iterations; never above its optimum."""
-    fixed = cost.detach()
-    g = fixed.new_zeros(fixed.shape[1])
+    constant = cost.detach()
+    g = constant.new_zeros(constant.shape[1])
     with torch.no_grad():
-        largest = fixed.max()
+        largest = constant.max()
         for i in range(iterations):
+            # Halved from the largest cost down: at a small epsilon from the start, potentials would move slowly.
             epsilon = torch.maximum(final, largest * 0.5**i)
-            f = _softmin(fixed, g, epsilon)
+            f = _softmin(constant, g, epsilon)
             # The two potentials of a sample against itself are equal; their mean converges in a few iterations.
-            g = 0.5 * (f + g) if symmetric else _softmin(fixed.T, f, epsilon)
-    # One more update outside of no_grad: its gradient by the cost is the plan.
+            g = 0.5 * (f + g) if symmetric else _softmin(constant.T, f, epsilon)
+    # One more update outside of no_grad. At the optimum a change of the potentials changes nothing (envelope theorem),
+    # so the gradient by the cost is the plan, and the iterations need no memory for it.
     return _softmin(cost, g, final).mean() + g.mean()
 
 
 def _softmin(cost: Tensor, potential: Tensor, epsilon: Tensor) -> Tensor:
     """Soft minimum over the columns of `cost - potential`, each with weight 1 / M: `[N]`."""
+    # In log space: exp(-cost / epsilon) rounds to 0 at a small epsilon.
     return (math.log(cost.shape[1]) - torch.logsumexp((potential - cost) / epsilon, dim=1)) * epsilon

@@ -1,4 +1,4 @@
-"""Attention transfer: a loss on the spatial attention of two networks, whatever their numbers of channels."""
+"""Attention transfer: a loss on the spatial attention of two networks with any numbers of channels."""
 
 from __future__ import annotations
 
@@ -24,12 +24,11 @@ def attention_transfer(
 
     With `q = vec(Q) / ||vec(Q)||_2` of each image's attention map `Q = sum_c |A_c|^p`:
 
-    - `paper`: `mean_i ||q_S - q_T||_2`, the batch mean of the equation's norm without its factor beta / 2. Its gradient
-      does not fade as the maps come near to each other.
+    - `paper`: `mean_i ||q_S - q_T||_2`, the batch mean of the equation's norm without its factor beta / 2. The length
+      of its gradient stays the same as the maps come near to each other.
     - `authors`: `mean_i,h,w (q_S - q_T)^2`, as in the authors' code: the squared norm over the number of positions.
 
-    Maps of unlike size are averaged down to the smaller height and the smaller width. The attention maps Q are averaged
-    and not the activations, since neighbouring activations of opposite sign would cancel. A common factor on an image's
+    Maps of unlike size are averaged down to the smaller height and the smaller width. A common factor on an image's
     activations changes nothing.
 
     Args:
@@ -49,6 +48,7 @@ def attention_transfer(
     if form not in ("paper", "authors"):
         raise ConfigError(f"attention transfer has the forms 'paper' and 'authors', got '{form}'; name one of them")
     ours, theirs = attention_map(student, power), attention_map(teacher, power)
+    # Attention maps are averaged and not activations, in which neighbours of opposite sign would cancel.
     size = min(ours.shape[1], theirs.shape[1]), min(ours.shape[2], theirs.shape[2])
     ours, theirs = (unit(F.adaptive_avg_pool2d(maps, size).flatten(1)) for maps in (ours, theirs))
     gap = ours - theirs
@@ -58,7 +58,7 @@ def attention_transfer(
 def attention_map(activations: Tensor, power: float = 2.0) -> Tensor:
     """Spatial attention `Q = sum_c |A_c|^p` (section 3.1) over its maximum in each image, `[N, H, W]`.
 
-    The division by the maximum keeps high powers in range. It cancels wherever the map is normalised afterwards.
+    The division cancels where the map is normalised afterwards.
 
     Args:
         activations: `[N, C, H, W]`.
@@ -68,7 +68,7 @@ def attention_map(activations: Tensor, power: float = 2.0) -> Tensor:
         float32 or float64, in [0, 1].
 
     Raises:
-        ConfigError: a power below 1, whose gradient is infinite at activations of 0.
+        ConfigError: a power below 1, for which the gradient at activations of 0 is infinite.
         ModelError: features that are not maps.
     """
     if not power >= 1.0:
@@ -79,5 +79,6 @@ def attention_map(activations: Tensor, power: float = 2.0) -> Tensor:
         )
     values = full_precision(activations)
     attention = sum_of_squares(values, dim=1) if power == 2.0 else values.abs().pow(power).sum(dim=1)
+    # Squared once more in a norm, high powers would leave the range of float32. Detached: the maximum is only a unit.
     largest = attention.detach().amax(dim=(1, 2), keepdim=True)
     return attention / largest.masked_fill(largest == 0.0, 1.0)

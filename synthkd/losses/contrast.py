@@ -1,4 +1,4 @@
-"""Contrastive losses: CRD on pairs of teacher's and student's features, SSKD on similarities between two views."""
+"""Contrastive losses: CRD on pairs of a teacher's and a student's features, SSKD on similarities between two views."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ def crd(
 ) -> Tensor:
     """Contrastive representation distillation (CRD, Tian et al. 2020) with the student as anchor, a scalar.
 
-    The student's features shall tell the teacher's features of the same image from those of K other images. With
+    The student's features must tell the teacher's features of the same image from those of K other images. With
     `s = cos / temperature`:
 
-    - `nce`: `-mean_i [log h(s_i) + sum_k log(1 - h(s_ik))]` with the paper's critic `h = e^s / (e^s + K / M)`, which is
-      `sigmoid(s - log(K / M))`: nothing is exponentiated. The authors' code first divides e^s by a constant Z from its
-      first batch (`log_normaliser` here); without Z most cosines must become negative. With Z, M cancels.
+    - `nce`: `-mean_i [log h(s_i) + sum_k log(1 - h(s_ik))]` with the paper's critic `h = e^s / (e^s + K / M)`. The
+      authors' code first divides e^s by a constant Z from its first batch (`log_normaliser` here); without Z most
+      cosines must become negative. With Z, M cancels.
     - `infonce`: `-mean_i log(e^{s_i} / (e^{s_i} + sum_k e^{s_ik}))`, which needs neither M nor Z. It suits negatives
       from a bank whose size changes.
 
-    The caller projects both sides to D dimensions, with layers that are trained along. The authors add the same loss
-    with exchanged roles: `crd(student, teacher, negatives of the student)`.
+    The caller projects both sides to D dimensions with layers that are trained, too. The authors add the same loss with
+    exchanged roles: `crd(student, teacher, negatives of the student)`.
 
     Args:
         teacher: projected features `[N, D]`, of any length.
@@ -60,8 +60,9 @@ def crd(
     if count == 0:
         return positive.sum() * 0.0  # with a gradient of 0, for backward
     if form == "infonce":
+        # -log(e^a / (e^a + e^b)) is softplus(b - a), here with b the logsumexp of the negatives.
         return F.softplus(torch.logsumexp(others - positive[:, None], dim=1)).mean()
-    # log(1 - sigmoid(x)) is logsigmoid(-x), finite at any score.
+    # h is sigmoid(s - log(K / M)), and log(1 - sigmoid(x)) is logsigmoid(-x): finite at any score.
     threshold = math.log(count / (count if population is None else population)) + log_normaliser
     return -(F.logsigmoid(positive - threshold) + F.logsigmoid(threshold - others).sum(dim=1)).mean()
 
@@ -72,8 +73,8 @@ def estimate_log_normaliser(
 ) -> Tensor:
     """`log Z = log(M * mean e^s)` over all pairs of a batch, a scalar; the authors' code takes it once, on the first.
 
-    With it the critic's threshold is `log(K * mean e^s)`: a pair counts as one image once its e^s exceeds the sum over
-    the negatives of that first batch.
+    With it the critic's threshold is `log(K * mean e^s)`: a pair is taken for one image once its e^s exceeds the sum
+    over K average negatives of that batch.
 
     Args:
         teacher: projected features `[N, D]`.
@@ -100,9 +101,9 @@ def sskd(
 
     `A_ij = cos(view_i, z_j)` between the augmented image i and the plain image j; the loss is
     `T^2 * mean_i KL(softmax(A_T / T)_i || softmax(A_S / T)_i)`. The paper sums cross-entropies, whose gradient is the
-    same up to a factor; the authors' code has the KL and the mean, as here. The similarities hold what the teacher's
-    logits of the plain images do not: what it takes an altered image for. Features that were not trained to tell images
-    apart are projected by the caller, as the authors do with a head trained on this task.
+    same up to a factor; the authors' code has the KL and the mean, as here. The similarities show what the teacher's
+    logits of the plain images do not: which images it takes an altered image for. The authors project the features with
+    a head that is trained on this task; here that is up to the caller.
 
     Selective transfer: a row is wrong where the teacher finds another image more similar than the right one. Of the
     wrong rows only the fraction `keep` with the best rank of the right image is used; ties keep the batch's order.
@@ -145,6 +146,6 @@ def _scores(teacher: Tensor, student: Tensor, negatives: Tensor, temperature: fl
 def _least_wrong(similarities: Tensor, keep: float) -> Tensor:
     """Indices of the rows with their largest value on the diagonal, then of the fraction `keep` nearest to that."""
     rank = (similarities > similarities.diagonal()[:, None]).sum(dim=1)
-    # Right rows have rank 0 and come first.
     wrong = int((rank > 0).sum())
+    # Right rows have rank 0, so sorting puts them first; a stable sort keeps the batch's order in ties.
     return rank.argsort(stable=True)[: len(rank) - wrong + math.floor(keep * wrong)]

@@ -1,4 +1,4 @@
-"""The FitNets hint, a loss on intermediate features, and the sum of squares it is made of."""
+"""The FitNets hint, a loss on intermediate features, and its fast sum of squares."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from torch.autograd.function import FunctionCtx
 def hint(teacher: Tensor, student: Tensor, weights: Tensor | None = None) -> Tensor:
     """Normalised FitNets hint: mean squared difference over the variance of the teacher's features, a scalar.
 
-    Romero et al. 2015, equation 3, without its factor 1/2 and divided by the variance, so that layers of any scale have
-    the same weight: 0 for a perfect match, 1 for a regressor that answers the teacher's mean.
+    Romero et al. 2015, equation 3, without its factor 1/2. The division gives layers of any scale the same weight: 0 is
+    a perfect match, 1 a regressor that always gives the teacher's mean.
 
     Args:
         teacher: features of any shape.
@@ -22,21 +22,23 @@ def hint(teacher: Tensor, student: Tensor, weights: Tensor | None = None) -> Ten
     """
     gap = student - teacher
     if weights is not None:
+        # The root, since the gap is squared below: one pass over the features instead of a sum for each image.
         gap = gap * weights.to(gap.dtype).sqrt().reshape(-1, *(1,) * (gap.dim() - 1))
     theirs = teacher.detach()
     count = theirs.numel()
-    # The variance from two sums, which saves a second pass over memory: exact to a thousandth while the mean is below
-    # 30 standard deviations.
+    # The variance from two sums, E[x^2] - E[x]^2, saves a pass over memory. It is exact to a thousandth while the mean
+    # is below 30 standard deviations; beyond that the two sums nearly cancel.
     variance = sum_of_squares(theirs).double() / count - theirs.mean().double().square()
     variance = variance * count / max(1, count - 1)
+    # Clamped: constant features (a dead layer) have no variance to divide by.
     return sum_of_squares(gap) / count / variance.float().clamp_min(1e-8)
 
 
 def sum_of_squares(x: Tensor, dim: int | None = None) -> Tensor:
     """Sum of the squares of all values, a scalar, or along one dimension, which is removed.
 
-    It takes the fewest possible passes over memory, forward and backward, in any layout. Features are large, and
-    `square().sum()` is bound by memory, above all its gradient.
+    Features are large, so `square().sum()` is bound by memory, its gradient above all. This takes one pass forward and
+    one backward, in any memory layout.
 
     Args:
         x: float, any shape.
@@ -53,6 +55,7 @@ class _SumOfSquares(torch.autograd.Function):
     def forward(ctx: FunctionCtx, x: Tensor, dim: int | None) -> Tensor:
         ctx.save_for_backward(x)
         ctx.dim = dim  # type: ignore[attr-defined]
+        # `vector_norm` stores no squares, while `square()` would write a tensor of the size of x.
         norm: Tensor = torch.linalg.vector_norm(x, dim=dim)
         return norm.square()
 

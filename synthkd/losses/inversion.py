@@ -1,4 +1,4 @@
-"""Losses of a data-free generator, from the outputs of the frozen teacher on its images."""
+"""Losses of a data-free generator on the frozen teacher's outputs for its images."""
 
 from __future__ import annotations
 
@@ -22,10 +22,11 @@ def batch_norm(statistics: Mapping[str, BatchNormStatistics]) -> Tensor:
         statistics: module path of a layer -> its moments `[C]`.
 
     Raises:
-        ValueError: no BatchNorm layer; the sum would be 0 without a word.
+        ValueError: no BatchNorm layer; without this the loss would always be 0.
     """
     if not statistics:
         raise ValueError("the teacher has no BatchNorm statistics to match")
+    # Norms and not their squares: a layer that fits well keeps a gradient beside one that does not.
     terms = [
         torch.linalg.vector_norm(s.mean - s.running_mean) + torch.linalg.vector_norm(s.var - s.running_var)
         for s in statistics.values()
@@ -34,15 +35,20 @@ def batch_norm(statistics: Mapping[str, BatchNormStatistics]) -> Tensor:
 
 
 def one_hot(teacher: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy of the teacher's logits `[N, K]` to labels int64 `[N]`, a scalar (DAFL, Chen et al. 2019)."""
+    """Cross-entropy of the teacher's logits `[N, K]` to labels, a scalar (DAFL, Chen et al. 2019).
+
+    Args:
+        teacher: logits `[N, K]`.
+        labels: int64 `[N]`, or probabilities float32 `[N, K]`.
+    """
     return F.cross_entropy(teacher, labels)
 
 
 def adversarial(teacher: Tensor, student: Tensor) -> Tensor:
     """Negative disagreement `-mean_i [argmax T = argmax S] KL(teacher || student)_i`, a scalar to be minimised.
 
-    Only images on which both networks still agree have a gradient, so that images stay on the teacher's side of the
-    decision boundary (decision adversarial loss of CMI, Fang et al. 2021).
+    Only images on which both networks still agree have a gradient, so an image is not moved on once their predictions
+    differ (decision adversarial loss of CMI, Fang et al. 2021).
 
     Args:
         teacher: logits `[N, K]`.
@@ -57,6 +63,7 @@ def information_entropy(teacher: Tensor) -> Tensor:
 
     DAFL, Chen et al. 2019.
     """
+    # In log space: where no image shows a class, its mean probability may round to 0, whose logarithm is infinite.
     mean = torch.logsumexp(F.log_softmax(teacher, dim=1), dim=0) - math.log(len(teacher))
     return (mean.exp() * mean).sum()
 

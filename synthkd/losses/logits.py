@@ -10,14 +10,15 @@ from torch import Tensor
 def kl_divergence(teacher: Tensor, student: Tensor, temperature: float = 1.0) -> Tensor:
     """Per-sample `KL(teacher_T || student_T)`, float32 `[N]`.
 
-    Hinton, Vinyals and Dean 2015, section 2, without the factor T^2. It stays in log space and is finite at any logit
-    gap; infinite logits are not supported.
+    Hinton, Vinyals and Dean 2015, section 2, without the factor T^2. It is finite at any gap between logits, but not
+    for infinite logits.
 
     Args:
         teacher: logits `[N, K]`.
         student: logits `[N, K]`.
         temperature: T > 0, divides both.
     """
+    # In log space: the softmax of a wide gap is 0, whose logarithm is infinite.
     log_p = F.log_softmax(teacher / temperature, dim=1)
     log_q = F.log_softmax(student / temperature, dim=1)
     return (log_p.exp() * (log_p - log_q)).sum(dim=1)
@@ -32,6 +33,7 @@ def distillation_loss(teacher: Tensor, student: Tensor, temperature: float, weig
         temperature: T > 0.
         weights: importance weights `[N]`, or None for ones.
     """
+    # Gradients of the divergence shrink as 1 / T^2; the factor keeps their share in a sum with other terms.
     return temperature**2 * weighted_mean(kl_divergence(teacher, student, temperature), weights)
 
 
@@ -43,8 +45,8 @@ def hard_label(student: Tensor, labels: Tensor, weights: Tensor | None = None) -
 def centred_difference(teacher: Tensor, student: Tensor, weights: Tensor | None = None) -> Tensor:
     """Mean absolute difference of centred logits over the standard deviation of the teacher's, a scalar.
 
-    Each row is centred, since a softmax does not depend on its mean. This is the logit-matching limit of Hinton et al.
-    2015 (section 2.1), with the absolute value of DFAD (Fang et al. 2019) in place of the square.
+    Each row is centred, since a softmax does not depend on a row's mean. This is the logit matching of Hinton et al.
+    2015 (section 2.1) with the absolute value of DFAD (Fang et al. 2019) in place of the square.
 
     Args:
         teacher: logits `[N, K]`.
@@ -53,15 +55,14 @@ def centred_difference(teacher: Tensor, student: Tensor, weights: Tensor | None 
     """
     teacher = teacher - teacher.mean(dim=1, keepdim=True)
     student = student - student.mean(dim=1, keepdim=True)
+    # One scale for the batch makes the weight of the term independent of how large the teacher's logits are.
     scale = teacher.detach().std().clamp_min(1e-6)
     return weighted_mean((teacher - student).abs().mean(dim=1), weights) / scale
 
 
 def weighted_mean(values: Tensor, weights: Tensor | None) -> Tensor:
-    """Mean of `values [N]`, each times its weight in `weights [N]` if given, a scalar.
-
-    The weights are not renormalised, which keeps the estimate of importance sampling unbiased.
-    """
+    """Mean of `values [N]`, each times its weight in `weights [N]` if given, a scalar."""
+    # Not divided by the sum of the weights: that would bias the estimate of importance sampling.
     return values.mean() if weights is None else (values * weights).mean()
 
 
@@ -81,13 +82,13 @@ def decoupled(
 ) -> Tensor:
     """Decoupled distillation `T^2 * mean_i w_i (alpha TCKD_i + beta NCKD_i)` (Zhao et al. 2022, equation 7), a scalar.
 
-    TCKD is `KL(b_T || b_S)` between the pairs (p_y, 1 - p_y) of the target class y and all others. NCKD is
-    `KL(q_T || q_S)` between the softmaxes over the other classes alone. `KL(teacher_T || student_T)` is
-    `TCKD + (1 - p_y) NCKD` with the teacher's p_y, so plain distillation nearly drops NCKD where the teacher is sure.
-    With two classes NCKD is 0 and TCKD is plain distillation.
+    TCKD is the divergence of the pairs (p_y, 1 - p_y) of the target class y and all other classes together. NCKD is the
+    divergence of the softmaxes over the other classes alone. Plain distillation is `TCKD + (1 - p_y) NCKD` with the
+    teacher's p_y, so it nearly drops NCKD where the teacher is sure. With two classes NCKD is 0 and TCKD is plain
+    distillation.
 
     The factor T^2 is from the authors' code and not in the equation. That code takes the logarithm of a softmax, which
-    is infinite at a wide logit gap; here everything stays in log space.
+    is infinite at a wide gap between logits; here everything stays in log space.
 
     Args:
         teacher: logits `[N, K]`, K >= 2.
@@ -98,8 +99,9 @@ def decoupled(
         beta: weight of NCKD; the authors choose it for each pair of networks.
         weights: importance weights `[N]`, or None for ones.
     """
+    # The K - 1 other classes of each row, in order: from the label on, indices are one higher.
     others = torch.arange(teacher.shape[1] - 1, device=labels.device)[None]
-    others = others + (others >= labels[:, None]).to(others.dtype)  # every class but the label, in order
+    others = others + (others >= labels[:, None]).to(others.dtype)
     theirs, ours = teacher.gather(1, others), student.gather(1, others)
     target = kl_divergence(
         _against_rest(teacher, labels, theirs, temperature), _against_rest(student, labels, ours, temperature)
@@ -109,20 +111,19 @@ def decoupled(
 
 
 def _against_rest(logits: Tensor, labels: Tensor, others: Tensor, temperature: float) -> Tensor:
-    """Logits `[N, 2]` of the label and of all `others [N, K - 1]` together: their softmax is (p_y, 1 - p_y)."""
+    """Logits `[N, 2]` whose softmax is (p_y, 1 - p_y): the label's own, and `logsumexp` of the `others [N, K - 1]`."""
     own = logits.gather(1, labels[:, None]) / temperature
     return torch.cat([own, torch.logsumexp(others / temperature, dim=1, keepdim=True)], dim=1)
 
 
 def standardised(logits: Tensor) -> Tensor:
-    """Z-scores `(z - mean(z)) / std(z)` of each row of logits, `[N, K]`; a loss takes them in place of the logits.
+    """Z-scores `(z - mean(z)) / std(z)` of each row of logits, `[N, K]`, for a loss that takes them as its logits.
 
-    Logit standardisation (Sun et al. 2024, the Z-score of algorithm 1 without its temperature, by which the loss
-    divides): the student must match the relations between the teacher's logits, not their shift and scale. The standard
-    deviation divides by K as in the paper; the authors' code has K - 1, a constant factor on the temperature.
+    Logit standardisation (Sun et al. 2024, the Z-score of algorithm 1; its temperature is that of the loss). The
+    student must match the relations between the teacher's logits, not their shift and scale. The standard deviation
+    divides by K as in the paper; the authors' code has K - 1, a constant factor on the temperature.
 
-    A row of equal logits (up to rounding) has no z-score. Its result is zeros, a uniform softmax, with the gradient of
-    a standard deviation of 1, so that an untrained head that answers zeros can still learn.
+    A row of equal logits (up to rounding) has no z-score. Its result is zeros, which is a uniform softmax.
 
     Args:
         logits: `[N, K]`.
@@ -130,4 +131,5 @@ def standardised(logits: Tensor) -> Tensor:
     centred = logits - logits.mean(dim=1, keepdim=True)
     spread: Tensor = torch.linalg.vector_norm(centred, dim=1, keepdim=True) / logits.shape[1] ** 0.5
     equal = spread <= 8 * torch.finfo(logits.dtype).eps * logits.abs().amax(dim=1, keepdim=True)
+    # A deviation of 1 for equal logits gives them a gradient: a new head whose logits are all 0 can still learn.
     return centred / spread.masked_fill(equal, 1.0)

@@ -1,4 +1,4 @@
-"""A loss as a weighted sum of named terms, with weights that may change during training."""
+"""A loss as a weighted sum of named terms, whose weights may change during training."""
 
 from __future__ import annotations
 
@@ -64,6 +64,7 @@ class Objective(Generic[View]):
         weights: dict[str, float] = {}
         for name, term in self.terms.items():
             weight = value_at(self.weights[name], step, total) * factor(name)
+            # Skipped, which saves its cost, and since 0 times an infinite value would be NaN.
             if weight != 0.0:
                 values[name], weights[name] = term(view), weight
         if not values:

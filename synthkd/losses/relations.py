@@ -14,9 +14,9 @@ def semantic_consistency(teacher: Tensor, student: Tensor) -> Tensor:
     """Mean squared difference between teacher and student of the cosines of all pairs of images, a scalar in [0, 4].
 
     `mean_{i != j} (cos(f_T(x_i), f_T(x_j)) - cos(f_S(x_i), f_S(x_j)))^2`: similarity-preserving distillation (Tung and
-    Mori 2019) of cosines, without the diagonal, which is 1 on both sides. Equal features (`E ||f_T(x) - f_S(x)||^2`)
-    would need an adapter where the dimensions differ, and an adapter can undo the meaning of features; cosines of pairs
-    need none.
+    Mori 2019) of cosines, without the diagonal, which is 1 on both sides. Cosines of pairs compare features of
+    different dimensions without an adapter, which a loss on features (`E ||f_T(x) - f_S(x)||^2`) needs and which may
+    change their meaning.
 
     Args:
         teacher: features `[N, D]`, or maps and tokens `[N, ...]`, which are flattened.
@@ -27,7 +27,7 @@ def semantic_consistency(teacher: Tensor, student: Tensor) -> Tensor:
     """
     count = len(teacher)
     if count < 2:
-        return student.sum() * 0.0
+        return student.sum() * 0.0  # with a gradient of 0, for backward
     ours, theirs = unit_rows(student), unit_rows(teacher)
     return (ours @ ours.T - theirs @ theirs.T).square().sum() / (count * (count - 1))
 
@@ -35,8 +35,9 @@ def semantic_consistency(teacher: Tensor, student: Tensor) -> Tensor:
 def similarity_preserving(teacher: Tensor, student: Tensor) -> Tensor:
     """Similarity-preserving distillation `||G_T - G_S||_F^2 / N^2` (Tung and Mori 2019), a scalar.
 
-    `G = Q Q^T` of the features `Q [N, D]`, with each row of G divided by its length. Unlike in `semantic_consistency`,
-    images with large features have more weight in every row; only a factor common to all images changes nothing.
+    `G = Q Q^T` of the features `Q [N, D]`, with each row of G divided by its length. A factor common to all images
+    changes nothing. Images with larger features than others have more weight in every row, unlike in
+    `semantic_consistency`.
 
     Args:
         teacher: features `[N, D]`, or maps and tokens `[N, ...]`, which are flattened.
@@ -96,12 +97,13 @@ def rkd_angle(teacher: Tensor, student: Tensor) -> Tensor:
 
 
 def full_precision(features: Tensor) -> Tensor:
-    """Features in float32, or in float64 if they are: mixed precision produces them in half precision."""
+    """Features in float32, or unchanged if they are float64; under mixed precision they come in half precision."""
     return features.to(torch.promote_types(features.dtype, torch.float32))
 
 
 def unit(vectors: Tensor) -> Tensor:
-    """Vectors `[..., D]` over their lengths. A vector of zeros stays one, with the gradient of a length of 1."""
+    """Vectors `[..., D]` over their lengths; a vector of zeros stays as it is."""
+    # A length of 1 for vectors of zeros: no division by 0, and a gradient that can move them away from 0.
     length: Tensor = torch.linalg.vector_norm(vectors, dim=-1, keepdim=True)
     return vectors / length.masked_fill(length == 0.0, 1.0)
 
@@ -125,6 +127,7 @@ def _relative_distances(features: Tensor) -> Tensor:
     count = len(features)
     squared, together = _squared_distances(_gram(features))
     distances = squared.sqrt().masked_fill(together, 0.0)
+    # The N distances of samples to themselves are 0 and must not lower the mean.
     mean = distances.sum() / (count * (count - 1))
     return distances / mean.masked_fill(mean == 0.0, 1.0)
 
@@ -133,25 +136,30 @@ def _cosines(features: Tensor) -> Tensor:
     """Cosines `[N, N, N]` of the angles at j (first index) between i and k; 0 where two of the three are the same."""
     gram = _gram(features)
     squared, together = _squared_distances(gram)
-    nearness = squared.rsqrt().masked_fill(together, 0.0)
+    inverse = squared.rsqrt().masked_fill(together, 0.0)  # 1 / |j - i|
     # <i - j, k - j> is <i, k> + a_ji + a_jk with a_ji = <j, j> / 2 - <j, i>: a product of rank 2 for each j. The
     # differences themselves would take N^2 D numbers, and N times the work.
-    offsets = nearness * (gram.diagonal()[:, None] / 2 - gram)
-    sums = torch.stack([offsets, nearness], dim=2) @ torch.stack([nearness, offsets], dim=1)
-    cosines = torch.addcmul(sums, gram[None], nearness[:, :, None] * nearness[:, None, :])
+    offsets = inverse * (gram.diagonal()[:, None] / 2 - gram)
+    sums = torch.stack([offsets, inverse], dim=2) @ torch.stack([inverse, offsets], dim=1)
+    cosines = torch.addcmul(sums, gram[None], inverse[:, :, None] * inverse[:, None, :])
+    # Where i is k the angle is 0 for every j, but a triple is of three different samples.
     return torch.where(torch.eye(len(gram), dtype=torch.bool, device=gram.device), 0.0, cosines)
 
 
 def _gram(features: Tensor) -> Tensor:
+    """Inner products `[N, N]` of the features around their mean."""
     rows = _rows(features)
-    rows = rows - rows.mean(dim=0)  # distances do not depend on the mean, but a large one would cost their digits
+    # Distances do not depend on the mean, but differences of inner products lose digits to a large one.
+    rows = rows - rows.mean(dim=0)
     return rows @ rows.T
 
 
 def _squared_distances(gram: Tensor) -> tuple[Tensor, Tensor]:
-    """Squared distances `[N, N]`, and where they are 0 up to rounding: 1 there, so that roots have a gradient."""
+    """Squared distances `[N, N]`, and a mask of those that are 0 up to rounding, which are given as 1."""
     sizes = gram.diagonal()
     sums = sizes[:, None] + sizes
     squared = sums - 2.0 * gram
+    # The difference of numbers near `sums` has an error of some eps * sums; below that it may even be negative.
     together = squared <= 64 * torch.finfo(gram.dtype).eps * sums
+    # 1 and not 0, at which the gradient of a root is infinite; callers mask the result.
     return squared.masked_fill(together, 1.0), together

@@ -1,7 +1,8 @@
-"""The bodies of the zoo's networks, each built from images' shape, width and depth; `synthkd.models.zoo` lists them.
+"""The bodies of the zoo's networks; `synthkd.models.zoo` lists them with their defaults.
 
-Every function returns an initialised `nn.Sequential` of named children that maps images `[N, C, H, W]` to logits
-`[N, K]`. A child `stageN` ends in an activation and gives the N-th feature map; `head` is the final linear layer.
+Every function takes the image spec, a width and a depth. It returns an initialised `nn.Sequential` of named children
+that maps images `[N, C, H, W]` to logits `[N, K]`. A child `stageN` ends in an activation and gives the N-th feature
+map; `head` is the final linear layer.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from synthkd.types import ImageSpec
 
 
 def mlp(spec: ImageSpec, width: int, depth: int) -> nn.Sequential:
-    """Fully connected: flatten, `width`, then `width // 2` for every further hidden layer, K (784-512-256-K)."""
+    """Fully connected: one hidden layer of `width` units, further ones of `width // 2` (784-512-256-K at 28x28)."""
     layers: dict[str, nn.Module] = {"flatten": nn.Flatten()}
     features = spec.channels * spec.height * spec.width
     for i in range(depth):
@@ -28,12 +29,12 @@ def mlp(spec: ImageSpec, width: int, depth: int) -> nn.Sequential:
 
 
 def lenet5(spec: ImageSpec, width: int, depth: int) -> nn.Sequential:  # noqa: ARG001
-    """LeNet-5 with ReLU and max pooling: 6 and 16 maps, 120, 84; width 3 is its half (3 and 8 maps).
+    """LeNet-5 with ReLU and max pooling: 6 and 16 maps, 120 and 84 units; at width 3 half of the maps (3 and 8).
 
-    It has 61,706 parameters at 1x28x28 and 10 classes, the half 35,820. Below 12 pixels the second 5x5 convolution
-    would leave nothing of the image, so there it is padded too.
+    It has 61,706 parameters at 1x28x28 and 10 classes, with half of the maps 35,820.
     """
     maps = round(width * 8 / 3)
+    # Below 12 pixels the second 5x5 convolution would leave nothing of the halved image, so there it is padded, too.
     pad = 2 if min(spec.height, spec.width) < 12 else 0
     area = ((spec.height // 2 - 4 + 2 * pad) // 2) * ((spec.width // 2 - 4 + 2 * pad) // 2)
     layers: dict[str, nn.Module] = {
@@ -51,7 +52,7 @@ def lenet5(spec: ImageSpec, width: int, depth: int) -> nn.Sequential:  # noqa: A
 def convnet(spec: ImageSpec, width: int, depth: int) -> nn.Sequential:  # noqa: ARG001
     """Three 3x3 convolutions with BatchNorm, `width`, `2 width`, `4 width` maps; fast on a CPU.
 
-    Images are zero-padded inside to the next multiple of 8 (28 to 32), which makes every map's size even. At one
+    The network pads images with zeros to the next multiple of 8 (28 to 32), which makes every map's size even. At one
     channel and 10 classes width 32 has 98,026 parameters, width 16 has 25,978.
     """
     layers: dict[str, nn.Module] = {
@@ -87,9 +88,9 @@ def resnet(spec: ImageSpec, width: int, depth: int) -> nn.Sequential:
 def wide_resnet(spec: ImageSpec, width: int, depth: int) -> nn.Sequential:
     """Pre-activation WideResNet (Zagoruyko and Komodakis 2016): 16, then `16 width`, x2, x4 maps.
 
-    In the paper a stage begins with BatchNorm and ReLU. Here they end the stage before, where branch and shortcut share
-    them: the network is the same, and the output of each stage is an activation. Width 1 alone differs from the paper,
-    whose first shortcut then takes the stem before its activation.
+    In the paper a stage begins with BatchNorm and ReLU. Here they end the stage before, and branch and shortcut share
+    them, so that the output of each stage is an activation. The network is the same but for width 1, where the paper's
+    first shortcut takes the stem before its activation.
 
     Raises:
         ConfigError: the depth is not 6n + 4.
@@ -107,7 +108,7 @@ def wide_resnet(spec: ImageSpec, width: int, depth: int) -> nn.Sequential:
 def slim(spec: ImageSpec, width: int, depth: int) -> nn.Sequential:
     """Depthwise-separable network after MobileNet: a stem of `width` maps, then stages of x2, x4, x8 maps.
 
-    The stem halves images from 16 pixels on; the stages halve them twice more.
+    The stem halves images of 16 pixels or more; the stages halve them twice more.
     """
 
     def stage(channels: int, out: int, stride: int) -> nn.Sequential:
@@ -121,8 +122,8 @@ def slim(spec: ImageSpec, width: int, depth: int) -> nn.Sequential:
 def vit(spec: ImageSpec, width: int, depth: int) -> nn.Sequential:
     """Vision transformer with mean pooling; each block is a stage, `[N, L, width]`.
 
-    Patches are 4x4 from 16 pixels on, else 2x2; images are zero-padded inside to whole patches. There is one head per
-    16 dimensions, or the next smaller number of heads that divides the width.
+    Patches are 4x4 for images of 16 pixels or more, else 2x2; the network pads images with zeros to whole patches.
+    There is one head for 16 dimensions, or the next smaller number of heads that divides the width.
     """
     patch = 4 if min(spec.height, spec.width) >= 16 else 2
     heads = next(h for h in range(max(1, width // 16), 0, -1) if width % h == 0)
@@ -135,6 +136,7 @@ def vit(spec: ImageSpec, width: int, depth: int) -> nn.Sequential:
         "squeeze": blocks.MeanOverTokens(),
     }
     body = _finish(layers, width, spec.classes)
+    # Smaller than He's initialisation, which would add as much in every block as comes in: sums would grow with depth.
     for module in body.modules():
         if isinstance(module, nn.Linear):
             nn.init.trunc_normal_(module.weight, std=0.02)
@@ -170,11 +172,11 @@ def _blocks_per_stage(arch: str, depth: int, offset: int) -> int:
 
 
 def _finish(layers: dict[str, nn.Module], features: int, classes: int) -> nn.Sequential:
-    """Initialise the layers He-normal, with biases at 0, and add the head with torch's own initialisation."""
+    """The layers, initialised He-normal with biases at 0, and the head with torch's own initialisation."""
     body = nn.Sequential(OrderedDict(layers))
     for module in body.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
-            # By fan-in: for depthwise convolutions torch's fan-out ignores the groups and is far too large.
+            # By fan-in: torch's fan-out ignores the groups, so for depthwise convolutions it is far too large.
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
             if module.bias is not None:
                 nn.init.zeros_(module.bias)

@@ -12,16 +12,15 @@ from synthkd.types import ImageSpec
 class Residual(nn.Module):
     """Two 3x3 convolutions with BatchNorm and a projection shortcut (He et al. 2015).
 
-    The last BatchNorm of the branch starts at zero, so the block starts as the identity (or as its shortcut).
-
     Args:
-        channels: of the input.
-        out: of the output.
-        stride: of the first convolution and of the shortcut.
+        channels: channels of the input.
+        out: channels of the output.
+        stride: stride of the first convolution and of the shortcut.
     """
 
     def __init__(self, channels: int, out: int, stride: int) -> None:
         super().__init__()
+        # The branch starts at 0, so a block starts as its shortcut and a deep network as a shallow one.
         last = nn.BatchNorm2d(out)
         nn.init.zeros_(last.weight)
         self.branch = nn.Sequential(
@@ -44,9 +43,9 @@ class PreActivation(nn.Module):
     """Pre-activation residual block of a WideResNet (Zagoruyko and Komodakis 2016).
 
     Args:
-        channels: of the input.
-        out: of the output.
-        stride: of the first convolution and of the shortcut.
+        channels: channels of the input.
+        out: channels of the output.
+        stride: stride of the first convolution and of the shortcut.
         activated: whether the input already went through BatchNorm and ReLU.
     """
 
@@ -70,7 +69,7 @@ class Patches(nn.Module):
     """Patches of an image as tokens `[N, L, width]` with a learned embedding of their positions.
 
     Args:
-        channels: of the image.
+        channels: channels of the image.
         width: token dimension.
         patch: side of a patch in pixels; it must divide height and width.
         tokens: L, number of patches.
@@ -79,6 +78,7 @@ class Patches(nn.Module):
     def __init__(self, channels: int, width: int, patch: int, tokens: int) -> None:
         super().__init__()
         self.project = nn.Conv2d(channels, width, patch, patch)
+        # Without it the tokens would be a set, since attention does not know their order.
         self.position = nn.Parameter(nn.init.trunc_normal_(torch.empty(tokens, width), std=0.02))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -92,7 +92,7 @@ class TransformerBlock(nn.Module):
 
     Args:
         width: token dimension.
-        heads: of the attention; must divide the width.
+        heads: number of attention heads; must divide the width.
     """
 
     def __init__(self, width: int, heads: int) -> None:
@@ -122,6 +122,7 @@ class MeanOverTokens(nn.Module):
 
 def conv_block(channels: int, out: int, stride: int = 1) -> nn.Sequential:
     """A 3x3 convolution, BatchNorm and ReLU."""
+    # No bias, here and below: BatchNorm would subtract it.
     return nn.Sequential(nn.Conv2d(channels, out, 3, stride, padding=1, bias=False), nn.BatchNorm2d(out), nn.ReLU())
 
 
@@ -138,6 +139,6 @@ def separable_block(channels: int, out: int, stride: int) -> nn.Sequential:
 
 
 def pad_to_multiple(spec: ImageSpec, multiple: int) -> nn.Module:
-    """Zero padding of images to the next multiple of a number of pixels, in height and width."""
+    """Zero padding of images to the next multiple of `multiple` pixels in height and width."""
     height, width = -spec.height % multiple, -spec.width % multiple
     return nn.ZeroPad2d((width // 2, width - width // 2, height // 2, height - height // 2))

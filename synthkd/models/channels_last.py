@@ -1,9 +1,9 @@
-"""Networks in channels_last, the memory order in which convolutions are fast, without a oneDNN kernel that is faulty.
+"""Networks in channels_last, the memory order in which convolutions are fast, without a faulty kernel of oneDNN.
 
 For the gradient by the weights of a 1x1 convolution with a stride, oneDNN copies the positions it needs to a workspace.
 For images in channels_last the workspace has room for the layer's channels, but it is filled in steps of a whole vector
 (8 channels with AVX2, 16 with AVX-512). With fewer channels, and a map too large for one piece (AVX2: from 8x8 on,
-AVX-512: from 64x64 on), the kernel writes behind the end: wrong gradients, a hang, or an abort ("corrupted
+AVX-512: from 64x64 on), the kernel writes beyond the end: wrong gradients, a hang, or an abort ("corrupted
 double-linked list"). https://github.com/uxlfoundation/oneDNN/issues/6035
 """
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 VECTOR = 16
-"""float32 numbers in the widest vector; layers with fewer input channels avoid that kernel."""
+"""float32 numbers in the widest vector; layers with fewer input channels must avoid that kernel."""
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -28,9 +28,10 @@ def channels_last(network: Network) -> Network:
     network.to(memory_format=torch.channels_last)
     for layer in network.modules():
         if isinstance(layer, nn.Conv2d) and set(layer.kernel_size) == {1} and max(layer.stride) > 1:
-            # A clone, since `contiguous` finds a 1x1 kernel contiguous already and would change nothing.
+            # A clone: a 1x1 kernel counts as contiguous in both orders, so `contiguous` would change nothing.
             layer.weight.data = layer.weight.data.clone(memory_format=torch.contiguous_format)
-            if _contiguous not in layer._forward_pre_hooks.values():  # a teacher may be prepared twice, or be a copy
+            # A teacher may be prepared twice, or be a copy that has the hooks already.
+            if _contiguous not in layer._forward_pre_hooks.values():
                 layer.register_forward_pre_hook(_contiguous)
                 layer.register_forward_hook(_channels_last)
     return network
@@ -45,7 +46,7 @@ def _channels_last(layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -
 
 
 def _at_risk(layer: nn.Module, images: Tensor) -> bool:
-    # Decided in each pass, since a network may run at a part of its width, or frozen.
+    # Decided in each pass, since a network may be frozen or run at a part of its width.
     weight = layer.weight
     assert isinstance(weight, Tensor)
     learns = torch.is_grad_enabled() and weight.requires_grad

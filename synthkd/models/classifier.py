@@ -1,4 +1,4 @@
-"""The one form of a model in synthkd: a network that normalises its own input and knows its images and classes."""
+"""The form of every model in synthkd: a network that normalises its own input and knows its images and classes."""
 
 from __future__ import annotations
 
@@ -16,9 +16,6 @@ from synthkd.types import ImageSpec
 class Normalize(nn.Module):
     """`(images - mean) / std` per channel.
 
-    Both are buffers outside of the state dict. They belong to the model's definition (config.json) and not to its
-    weights, so loading weights never changes them.
-
     Args:
         mean: one number per channel.
         std: one positive number per channel.
@@ -29,6 +26,7 @@ class Normalize(nn.Module):
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
+        # Not in the state dict: they are part of the model's definition (config.json), which weights must not change.
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(-1, 1, 1), persistent=False)
 
@@ -43,10 +41,10 @@ class Classifier(nn.Module):
     Args:
         body: maps normalised images `[N, C, H, W]` to logits `[N, K]`.
         spec: shape of its images and number of its classes.
-        mean: per-channel mean subtracted from images in `[0, 1]`; None: the body normalises its input itself.
+        mean: per-channel mean subtracted from images in `[0, 1]`; None: zeros.
         std: per-channel divisor; None: ones.
-        recipe: JSON-able settings that rebuild an untrained `body` (a dump of `ZooModel` or `LoadedModel`); empty for
-            a model that cannot be saved.
+        recipe: settings that rebuild an untrained `body`, in plain JSON values (a dump of `ZooModel` or `LoadedModel`);
+            empty for a model that cannot be saved.
         class_names: one name per class, or empty.
 
     Attributes:
@@ -83,7 +81,7 @@ class Classifier(nn.Module):
         self.spec = spec
         self.recipe: dict[str, Any] = dict(recipe or {})
         self.class_names = tuple(class_names)
-        self._shape = spec.shape  # read in every pass
+        self._shape = spec.shape  # a plain attribute, since every pass checks it
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits `[N, K]` of float images `[N, C, H, W]` in `[0, 1]`.
@@ -97,7 +95,7 @@ class Classifier(nn.Module):
 
 
 def require_images(images: Tensor, shape: tuple[int, int, int]) -> None:
-    """Check that images are floating point `[N, C, H, W]` of one shape `(C, H, W)`.
+    """Check that images are floating point `[N, C, H, W]` with the given `(C, H, W)`.
 
     Raises:
         ModelError: they are not; the error has both shapes.

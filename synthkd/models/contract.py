@@ -1,4 +1,4 @@
-"""The requirements on a teacher, checked once with a batch of noise before anything expensive starts."""
+"""Checks a teacher once, with a batch of noise, before anything expensive starts."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from synthkd.taps import evaluating, has_statistics
 from synthkd.types import ImageSpec
 
 PROBES = 8
-"""Images of noise."""
+"""Images of noise in the check."""
 
 
 @dataclass(frozen=True)
 class TeacherContract:
-    """The result of the probe of a teacher that passed every check.
+    """The properties of a teacher that passed every check.
 
     Attributes:
         spec: shape of its images and number of its classes.
@@ -32,10 +32,10 @@ class TeacherContract:
 
 
 def finite_logits(logits: Tensor, who: str = "the teacher") -> Tensor:
-    """The logits `[N, K]`, unchanged.
+    """The logits, unchanged, if they are finite.
 
     Args:
-        logits: of `who`.
+        logits: `[N, K]`.
         who: name of the model in the error.
 
     Raises:
@@ -52,7 +52,7 @@ def finite_logits(logits: Tensor, who: str = "the teacher") -> Tensor:
 
 @torch.no_grad()
 def probe(teacher: Classifier, who: str = "the teacher") -> TeacherContract:
-    """Send noise through a teacher in eval mode and check that its logits are as its spec says.
+    """Run a teacher on noise in eval mode and check that its logits are as its spec says.
 
     Args:
         teacher: any classifier; unchanged.
@@ -70,13 +70,14 @@ def probe(teacher: Classifier, who: str = "the teacher") -> TeacherContract:
         half = _forward(teacher, images[: PROBES // 2], who)
     if not bool(torch.isfinite(logits).all()):
         raise ModelError(f"{who} gives logits that are not finite on noise; check its weights")
-    # Logits that are in [0, 1] and sum to 1 in each of 8 rows by chance do not occur.
+    # Logits do not lie in [0, 1] and sum to 1 in each of 8 rows by chance.
     sums = logits.sum(dim=1)
     if bool((logits >= 0).all()) and bool((logits <= 1).all()) and bool(((sums - 1).abs() < 1e-3).all()):
         raise ModelError(
             f"{who} gives probabilities, not logits (rows in [0, 1] that sum to 1); take the softmax off its end"
         )
-    # The same images in another batch show whether logits depend on the batch (BatchNorm) or on chance (dropout).
+    # The same images in another batch: other logits mean that they depend on the batch (BatchNorm without running
+    # statistics) or on chance (dropout), so that stored logits would not be the teacher's.
     difference = float((logits[: PROBES // 2] - half).abs().max())
     if difference > 1e-3 * max(1.0, float(logits.abs().max())):
         raise ModelError(
@@ -91,14 +92,14 @@ def _forward(teacher: Classifier, images: Tensor, who: str) -> Tensor:
     spec = teacher.spec
     try:
         logits: object = teacher(images)
-    except ModelError:  # says what is wrong already
+    except ModelError:  # it says already what is wrong
         raise
     except Exception as error:  # other people's code may fail in any way
         message = (str(error).splitlines() or [repr(error)])[0]
         raise ModelError(f"{who} cannot take {spec}: {message}; check its size and channels") from error
     if not isinstance(logits, Tensor) or not logits.is_floating_point():
         kind = logits.dtype if isinstance(logits, Tensor) else type(logits).__name__
-        raise ModelError(f"{who} must give a float tensor of logits, got {kind}; wrap it in a function that does")
+        raise ModelError(f"{who} must give a float tensor of logits, got {kind}; wrap it so that it does")
     if tuple(logits.shape) != (len(images), spec.classes):
         raise ModelError(
             f"{who} must give logits [N, {spec.classes}] for {spec}, got {list(logits.shape)} for "

@@ -1,4 +1,4 @@
-"""What a model costs: parameters, bytes and multiplications are counted, time and energy measured on this machine."""
+"""The cost of a model: parameters, bytes and multiplications (counted), time and energy (measured)."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ class Cost:
     """What a model costs to store and to run.
 
     Attributes:
-        parameters: each counted once, however often it is shared.
-        bytes: of the saved state dict.
+        parameters: number of parameters, each counted once, however often it is shared.
+        bytes: size of the saved state dict.
         macs: multiply-accumulate operations for one image in convolutions, linear layers and attention; activations,
             norms and biases are not counted.
-        latency: of a batch.
-        energy: of one image in such a batch.
+        latency: time of a batch.
+        energy: energy of one image in such a batch.
     """
 
     parameters: int
@@ -50,9 +50,9 @@ def cost(
         model: on any device, in any mode; unchanged, since a copy is measured.
         device: where to measure.
         batch_size: images in one call, for latency and energy.
-        threads: of torch while it measures; None: as many as it uses now.
+        threads: torch's threads during the measurement; None: as many as it uses now.
         calls: number of timed calls.
-        energy_seconds: how long to run for the energy counter, which is coarse.
+        energy_seconds: time to run for the energy counter, which is coarse.
 
     Raises:
         ConfigError: batch_size, threads or calls below 1.
@@ -61,11 +61,11 @@ def cost(
         if value is not None and value < 1:
             raise ConfigError(f"cost: {name} must be at least 1, got {value}")
     # A copy, since the model may be in training on another device.
-    copied = copy.deepcopy(model).to(device).eval()
-    latency = measure_latency(copied, device, batch_size, threads, calls)
+    network = copy.deepcopy(model).to(device).eval()
+    latency = measure_latency(network, device, batch_size, threads, calls)
     with torch_threads(threads), torch.no_grad():
-        energy = measure_energy(forward_pass(copied, device, batch_size), batch_size, device, energy_seconds)
-    return Cost(parameters(model), state_bytes(model), macs(copied), latency, energy)
+        energy = measure_energy(forward_pass(network, device, batch_size), batch_size, device, energy_seconds)
+    return Cost(parameters(model), state_bytes(model), macs(network), latency, energy)
 
 
 def macs(model: Classifier) -> int:
@@ -74,7 +74,7 @@ def macs(model: Classifier) -> int:
     The model's train/eval mode is restored.
     """
     image = torch.zeros(1, *model.spec.shape, device=model.normalize.mean.device)
-    # Fused attention is one operation, which not every version of the counter knows: take it apart into products.
+    # Fused attention is one operation, which not every version of the counter knows. Without it, attention is products.
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:

@@ -1,4 +1,4 @@
-"""The energy that an image takes, from the counters of the hardware: NVML on a GPU, RAPL on a processor."""
+"""The energy of one image, from the counters of the hardware: NVML on a GPU, RAPL on a processor."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def measure_energy(
 ) -> Energy:
     """Joules for one image, from the hardware's counter while `call` is repeated.
 
-    A GPU's counter is NVML's, of the whole board; a processor's counters are RAPL's, of its packages and memory. They
-    include everything the hardware does meanwhile, idle power too: measure on a quiet machine.
+    A GPU's counter is that of NVML for the whole board; a processor's are those of RAPL for its packages and memory.
+    They include everything else that the hardware does in that time, and idle power: measure on an idle machine.
 
     Args:
         call: handles `images` images and returns when they are done.
@@ -50,14 +50,14 @@ def measure_energy(
     counter = _counter(device, powercap)
     if isinstance(counter, str):
         return Energy(None, f"not measured: {counter}")
-    call()  # warm-up
+    call()  # the first call allocates memory and chooses kernels
     calls, before = 0, counter.read()
     stop = time.perf_counter() + seconds
     while calls == 0 or time.perf_counter() < stop:
         call()
         calls += 1
     after = counter.read()
-    # A counter that reached its span starts again from 0.
+    # A counter that has reached its span starts again from 0.
     microjoules = sum((b - a) % span for a, b, span in zip(before, after, counter.spans, strict=True))
     if microjoules == 0:
         return Energy(None, f"not measured: {counter.source} did not move in {seconds:g} s")
@@ -66,7 +66,7 @@ def measure_energy(
 
 @dataclass(frozen=True)
 class _Counter:
-    """Counters of the microjoules of several parts; the value of each stays below its span."""
+    """Energy counters of several parts, in microjoules; each stays below its span."""
 
     source: str
     read: Callable[[], tuple[int, ...]]
@@ -87,7 +87,7 @@ def _rapl(folder: Path) -> _Counter | str:
         return f"{folder} does not exist (not Linux, or a virtual machine)"
     try:
         names = {zone: (zone / "name").read_text().strip() for zone in sorted(folder.glob("intel-rapl:*"))}
-        # The other zones are parts of a package (core, uncore), or contain the packages (psys).
+        # Other zones are a part of a package (core, uncore) or contain the packages (psys): they would count twice.
         zones = [zone for zone, name in names.items() if name.startswith("package") or name == "dram"]
         if not zones:
             return f"{folder} has no counter of a processor package"

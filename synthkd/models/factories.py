@@ -1,4 +1,4 @@
-"""Build networks by name: from the zoo, torchvision, timm, or a function of the user. Nothing is ever downloaded."""
+"""Build networks by name: from the zoo, torchvision, timm, or a function of the user. Nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from synthkd.types import ImageSpec
 TORCHVISION = "torchvision:"
 TIMM = "timm:"
 LARGEST = 10**10
-"""Largest number of parameters of a library's network; the largest of timm has 6.7 thousand million."""
+"""Largest number of parameters of a library's network; the largest of timm has 6.7 billion."""
 
 
 def construct(
@@ -34,13 +34,13 @@ def construct(
     """An untrained classifier, in training mode, on the CPU.
 
     Args:
-        settings: of a `LoadedModel` only `model` (not a directory) and `options` are read.
+        settings: the network; of a `LoadedModel` only `model` (no directory) and `options` are read.
         spec: shape of its images and number of its classes.
         mean, std, class_names: see `Classifier`.
         source: the file that the settings were read from, or None if a user typed them (see `synthkd.imports`).
 
     Raises:
-        ConfigError: an unknown name, or an option that the factory does not take or that would fetch weights.
+        ConfigError: an unknown name, an option that would download weights, or more than LARGEST parameters.
         ModelError: the factory fails or returns no module, or the file may not name code in this call.
         MissingExtraError: a `timm:` model without timm.
     """
@@ -58,11 +58,12 @@ def construct(
 
 
 def require_name(name: str) -> None:
-    """Check the form of a model's name.
+    """Check that a model's name has the form of a factory's.
 
     Raises:
-        ConfigError: the name has no colon, so it is no factory; most likely it is a wrong path.
+        ConfigError: it has not.
     """
+    # Most likely a name without a colon is a path that is wrong, and the error says so.
     if ":" not in name:
         problem = "is no saved model" if Path(name).exists() else "does not exist"
         raise ConfigError(
@@ -72,7 +73,7 @@ def require_name(name: str) -> None:
 
 
 def is_library(name: str) -> bool:
-    """Whether a model's name is one of torchvision or timm, and not a function of the user."""
+    """Whether a model's name is one of torchvision or timm, not a function of the user."""
     return name.startswith((TORCHVISION, TIMM))
 
 
@@ -85,7 +86,7 @@ def _torchvision(name: str, options: Mapping[str, Any], spec: ImageSpec) -> nn.M
         raise ConfigError(
             f"{name} takes images of 3 channels, got {spec.channels}; take a timm: model or a package.module:function"
         )
-    # Both come from the settings: weights by name would be downloaded.
+    # torchvision would download weights by name, and the number of classes is that of the spec.
     _check_options(name, options, ("weights", "num_classes"))
     fixed = {"weights": None, "num_classes": spec.classes}
     return _in_proportion(name, library.get_model_builder(short), {**options, **fixed})
@@ -102,7 +103,8 @@ def _timm(name: str, options: Mapping[str, Any], spec: ImageSpec) -> nn.Module:
 
 
 def _in_proportion(name: str, factory: Callable[..., Any], options: Mapping[str, Any]) -> nn.Module:
-    """A network of a library, of limited size: its options may come from a saved model of unknown origin."""
+    """A network of a library with at most LARGEST parameters."""
+    # The options may be from a saved model of unknown origin, and must not fill the memory.
     return in_proportion(lambda: _call(name, factory, options), name, LARGEST)
 
 
@@ -124,9 +126,9 @@ def _check_name(name: str, short: str, names: Sequence[str]) -> None:
 
 
 def _check_options(name: str, options: Mapping[str, Any], reserved: Sequence[str]) -> None:
-    refused = [k for k in options if k in reserved or k.startswith("pretrained")]
-    if refused:
+    forbidden = [k for k in options if k in reserved or k.startswith("pretrained")]
+    if forbidden:
         raise ConfigError(
-            f"options of {name} must not set {', '.join(refused)}: nothing is downloaded; "
+            f"options of {name} must not set {', '.join(forbidden)}: nothing is downloaded; "
             "use `weights` for a local file, `classes` and `channels` for the shape"
         )

@@ -1,11 +1,11 @@
-"""Finished models on disk: config.json holds the recipe that rebuilds a model, model.safetensors its weights."""
+"""Finished models on disk: config.json has the recipe that rebuilds a model, model.safetensors its weights."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from pydantic import Field, ValidationError
@@ -22,6 +22,9 @@ from synthkd.types import ImageSpec
 
 CONFIG = "config.json"
 INSIDE_A_RUN = ("student", "teacher")
+"""Folders of a run's directory that may hold a model; the first that does is taken."""
+
+Contents = TypeVar("Contents", bound=Settings)
 
 
 class SavedSpec(Settings):
@@ -34,7 +37,7 @@ class SavedSpec(Settings):
 
     @property
     def image_spec(self) -> ImageSpec:
-        """The same as `ImageSpec`."""
+        """The `ImageSpec` with these values."""
         return ImageSpec(**self.model_dump())
 
 
@@ -49,7 +52,7 @@ class _Saved(Settings):
     class_names: tuple[str, ...]
     parameters: int
     sha256: str
-    """Of model.safetensors: shows that both files are whole and belong together."""
+    """Checksum of model.safetensors; it shows that both files are whole and belong together."""
     extra: dict[str, Any] = Field(default_factory=dict)
 
 
@@ -59,7 +62,7 @@ def save(model: Classifier, directory: Path | str, extra: Mapping[str, object] |
     Args:
         model: on any device, in any mode; unchanged.
         directory: created if it does not exist.
-        extra: JSON-able notes for people, stored in config.json.
+        extra: notes for people in plain JSON values, stored in config.json.
 
     Raises:
         ModelError: the model has no recipe to rebuild it from, or `extra` or its options are not JSON.
@@ -68,7 +71,7 @@ def save(model: Classifier, directory: Path | str, extra: Mapping[str, object] |
     directory = Path(directory)
     if not model.recipe:
         raise ModelError("this model has no recipe to rebuild it from (a folded copy?); save the model it came from")
-    # Both files are complete in memory before the first is written, so that an error leaves the directory as it was.
+    # Both files are complete in memory before the first is written: an error leaves the directory as it was.
     weights = serialised(model, str(directory))
     try:
         config = sealed(
@@ -86,7 +89,7 @@ def save(model: Classifier, directory: Path | str, extra: Mapping[str, object] |
         )
     except (TypeError, ValueError) as error:
         raise ModelError(f"config.json of {directory} can hold plain JSON only: {error}") from error
-    # A kill between the two leaves new weights beside an old config, whose checksum then refuses them.
+    # If the process is killed between the two, the old config stays, and its checksum refuses the new weights.
     write_atomically(directory / WEIGHTS, weights)
     write_atomically(directory / CONFIG, config)
 
@@ -98,24 +101,32 @@ def load(path: Path | str, *, trust: bool = False) -> Classifier:
 
     Args:
         path: the directory, or a run directory with `student/` or else `teacher/` in it.
-        trust: also rebuild models of a `package.module:function`; this imports and calls what config.json names.
-            Without it the directory can make no code run but that of the zoo, torchvision and timm, and what the
-            present configuration names itself.
+        trust: also rebuild models of a `package.module:function`, which imports and calls what config.json names.
+            Without it a directory can run no code but that of the zoo, of torchvision and timm, and what the present
+            configuration names itself.
 
     Raises:
         ModelError: missing, damaged or truncated files, weights that do not fit, or a function that is not trusted.
     """
-    directory = _find(Path(path))
-    saved = _read_config(directory / CONFIG)
+    path = Path(path)
+    directory = _find(path)
+    if directory is None:
+        raise ModelError(
+            f"{path} has no {CONFIG}, nor student/ or teacher/ with one; give a saved model or a run"
+            if path.is_dir()
+            else f"no such directory: {path}; give a saved model or a run directory"
+        )
+    saved = read_config(directory / CONFIG, _Saved)
     weights = directory / WEIGHTS
     if not weights.is_file():
         raise ModelError(f"{directory} has no {WEIGHTS}; save the model again or copy the whole directory")
-    # Before anything is built: what a damaged file holds could fail in any way.
+    # The checksum comes before anything is built, since damaged content could fail in any way.
     if sha256(weights) != saved.sha256:
         raise ModelError(
             f"{weights} does not have the checksum in {CONFIG}: truncated, damaged or replaced; copy both files again"
         )
     source = directory / CONFIG
+    # The network draws initial weights, which are then replaced; the random state must not move with them.
     with torch.random.fork_rng(devices=[]), allowing(folders=[directory] if trust else ()):
         try:
             model = construct(saved.recipe, saved.spec.image_spec, saved.mean, saved.std, saved.class_names, source)
@@ -127,25 +138,27 @@ def load(path: Path | str, *, trust: bool = False) -> Classifier:
 
 def is_model_directory(path: Path | str) -> bool:
     """Whether a path is a directory that `save` wrote, or a run directory with one in it."""
-    return any((p / CONFIG).is_file() for p in _candidates(Path(path)))
+    return _find(Path(path)) is not None
 
 
-def _candidates(path: Path) -> list[Path]:
-    return [path, *(path / name for name in INSIDE_A_RUN)]
+def _find(path: Path) -> Path | None:
+    """The directory with a model: the path itself, or one of `INSIDE_A_RUN`; None without one."""
+    candidates = (path, *(path / name for name in INSIDE_A_RUN))
+    return next((folder for folder in candidates if (folder / CONFIG).is_file()), None)
 
 
-def _find(path: Path) -> Path:
-    for candidate in _candidates(path):
-        if (candidate / CONFIG).is_file():
-            return candidate
-    if not path.is_dir():
-        raise ModelError(f"no such directory: {path}; give a saved model or a run directory")
-    raise ModelError(f"{path} has no {CONFIG}, nor student/ or teacher/ with one; give a saved model or a run")
+def read_config(path: Path, contents: type[Contents]) -> Contents:
+    """The validated content of a sealed JSON file.
 
+    Args:
+        path: the file.
+        contents: class of its content.
 
-def _read_config(path: Path) -> _Saved:
+    Raises:
+        ModelError: the file is missing, damaged or of another version.
+    """
     try:
-        return _Saved.model_validate(unsealed(path.read_bytes()))
+        return contents.model_validate(unsealed(path.read_bytes()))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(map(str, first["loc"])) or "the file"

@@ -1,4 +1,4 @@
-"""The time that a batch takes: of classifiers here, and of anything else that can be called (exported files)."""
+"""The time of a batch through a classifier, or through anything else that can be called, such as an exported file."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ WARM_UP = 10
 
 @dataclass(frozen=True)
 class Latency:
-    """Time for one batch, over repeated calls after a warm-up.
+    """Time of one batch, over repeated calls after a warm-up.
 
     Attributes:
         median_ms: median, milliseconds for the whole batch.
@@ -58,7 +58,7 @@ def measure_latency(
         model: on `device`; its train/eval modes are restored.
         device: device of the model.
         batch_size: images in one call.
-        threads: of torch while it measures; None: as many as it uses now.
+        threads: torch's threads during the measurement; None: as many as it uses now.
         calls: number of timed calls, at least 1.
     """
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
@@ -69,7 +69,7 @@ def measure_latency(
 def time_calls(
     call: Callable[[], object], batch_size: int, threads: int, device: str = "cpu", calls: int = 50
 ) -> Latency:
-    """Median and quartiles of the time that `call` takes, after a warm-up of 10 calls.
+    """Median and quartiles of the time of `call`, after a warm-up of 10 calls.
 
     Args:
         call: completes all of its work before it returns.
@@ -88,11 +88,12 @@ def time_calls(
 
 
 def forward_pass(model: Classifier, device: torch.device, batch_size: int) -> Callable[[], None]:
-    """A call that sends the same random batch through a model and returns when the device has finished."""
+    """A function that runs a model on the same random batch and returns when the device has finished."""
     images = random_images(model.spec, batch_size).to(device)
 
     def call() -> None:
         model(images)
+        # A GPU runs asynchronously: without waiting for it only the launch of the work would be timed.
         if device.type == "cuda":
             torch.cuda.synchronize(device)
 
@@ -106,7 +107,7 @@ def random_images(spec: ImageSpec, count: int) -> Tensor:
 
 @contextmanager
 def torch_threads(threads: int | None) -> Iterator[int]:
-    """Context in which torch uses so many threads (None: as many as it does); yields their number."""
+    """Context manager in which torch uses `threads` threads (None: as many as now); yields their number."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads or before)
     try:

@@ -1,4 +1,4 @@
-"""The places of a classifier's features: its stages and its head, as module paths for `synthkd.taps`."""
+"""Where a classifier's features are: its stages and its head, as module paths for `synthkd.taps`."""
 
 from __future__ import annotations
 
@@ -15,12 +15,21 @@ from synthkd.models.classifier import Classifier
 from synthkd.taps import evaluating, observe
 
 MOST_BLOCKS = 4
-"""Stages of a transformer."""
+"""Largest number of blocks of a transformer that are taken as its stages."""
 
 
 @dataclass(frozen=True)
 class _Run:
-    """One run of a module in the traced pass: shapes of input and output, and the output's version at that time."""
+    """One run of a module in the traced pass.
+
+    Attributes:
+        path: module path.
+        pools: whether the module is a pooling.
+        before: shape of the input.
+        after: shape of the output.
+        output: the output itself.
+        version: number of changes in place of the output when the module finished.
+    """
 
     path: str
     pools: bool
@@ -55,9 +64,9 @@ def stages(model: Classifier) -> tuple[str, ...]:
     """Paths of the modules whose outputs are the stage features, first to last.
 
     For the zoo: every `stageN`, maps `[N, C, H, W]` (mlp `[N, D]`, vit `[N, L, D]`). A model from elsewhere is run on
-    one image: of each spatial size the last map before the global pooling is a stage. A model with fewer than two such
-    maps (a transformer) has as stages up to four evenly spaced blocks of its longest sequence of equal blocks. The
-    result is empty if there are none of either.
+    one image: a stage is the last map of each spatial size before the global pooling. If there are fewer than two such
+    maps (in a transformer), stages are up to four evenly spaced blocks of the longest sequence of equal blocks. The
+    result is empty if there is neither.
     """
     if model.recipe.get("kind") == "zoo":
         return tuple(f"body.{name}" for name, _ in model.body.named_children() if name.startswith("stage"))
@@ -91,12 +100,12 @@ def _trace(model: Classifier) -> list[_Run]:
 
 
 def _last_of_each_size(runs: list[_Run]) -> tuple[str, ...]:
-    """Of each size of maps before the global pooling, the path of the last run.
+    """The path of the last run for each size of maps before the global pooling.
 
     A module finishes after its children, so this is the outermost module with that size.
     """
-    # In the trunk no map is followed by a larger one. Squeeze-and-excitation pools on a side branch, and larger maps
-    # follow; from the end backwards such runs are recognised by their smaller size.
+    # In the trunk no map is followed by a larger one. Squeeze-and-excitation pools on a side branch, after which larger
+    # maps follow. Seen from the end backwards, such a run is smaller than the one before it, and is left out.
     trunk: list[_Run] = []
     for run in reversed(runs):
         if (not run.pools or run.area == 1) and (not trunk or run.area >= trunk[-1].area):
@@ -111,7 +120,8 @@ def _last_of_each_size(runs: list[_Run]) -> tuple[str, ...]:
 
 
 def _without_partial_results(model: Classifier, runs: list[_Run]) -> list[_Run]:
-    """The runs without those inside a block whose output has another size: partial results are no stage."""
+    """The runs without those inside a block whose output has another size, which are only partial results."""
+    # A Sequential is no block: its children are blocks or stages in their own right.
     blocks = {
         run.path + ".": run.area
         for run in runs
@@ -122,7 +132,7 @@ def _without_partial_results(model: Classifier, runs: list[_Run]) -> list[_Run]:
 
 def _blocks(model: Classifier, runs: list[_Run]) -> tuple[str, ...]:
     """Up to four blocks, evenly spaced and ending with the last, of the longest container of blocks of one shape."""
-    # Vectors are left out: a classifier's hidden layers are no blocks.
+    # Vectors are left out, since a classifier's hidden layers are no blocks.
     shapes = {run.path: run.after for run in runs if len(run.after) > 2}
     best: list[str] = []
     for path, module in model.named_modules():
@@ -138,7 +148,7 @@ def _blocks(model: Classifier, runs: list[_Run]) -> tuple[str, ...]:
 
 
 def blank_features(model: Classifier, paths: Sequence[str]) -> Mapping[str, Tensor]:
-    """Module path -> features of one image of zeros in eval mode, which show the shapes of features.
+    """Module path -> features of one image of zeros in eval mode, to learn the shapes of features.
 
     Raises:
         ModelError: a path that the model does not have.

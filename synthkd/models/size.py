@@ -1,4 +1,4 @@
-"""The size of a network, counted before it is built."""
+"""Count the parameters of a network before it is built, and refuse one that is too large."""
 
 from __future__ import annotations
 
@@ -12,27 +12,29 @@ from torch.overrides import TorchFunctionMode
 from synthkd.errors import ConfigError
 
 LARGEST = 1_000_000_000
-"""Parameters: 4 GB, and three times that with an optimiser's moments; networks here are for small images."""
+"""Largest number of parameters: 4 GB, three times that with an optimiser's moments. Networks for small images are far
+below it, so more is a wrong number in a recipe."""
 
 Network = TypeVar("Network", bound=nn.Module)
 
 
 def in_proportion(make: Callable[[], Network], what: str, most: int = LARGEST) -> Network:
-    """The network that `make` builds, after its parameters were counted on the meta device, without memory.
+    """The network that `make` builds, if its size is within bounds.
 
     Args:
-        make: builds the network; it is called twice, and only the second call draws random numbers.
+        make: builds the network; it is called twice, and the first call draws no random numbers.
         what: the network and the keys that set its size, for the error.
         most: largest number of parameters.
 
     Raises:
-        ConfigError: more parameters than that.
+        ConfigError: more parameters than `most`.
     """
+    # The first call is on the meta device, where tensors have shapes and no memory.
     try:
         with torch.device("meta"), _Unfilled():
             count = sum(parameter.numel() for parameter in make().parameters())
     except Exception as error:
-        # Another failure than that of its size comes again below, or is one of the meta device alone.
+        # Any failure but that of the size comes again below, or is one of the meta device alone.
         count = 2**63 if "overflow" in str(error).lower() else 0
     if count > most:
         raise ConfigError(f"{what}: that makes {count:,} parameters, at most {most:,} are allowed; take less")
@@ -40,7 +42,7 @@ def in_proportion(make: Callable[[], Network], what: str, most: int = LARGEST) -
 
 
 class _Unfilled(TorchFunctionMode):
-    """Skips normal draws: the first on the meta device imports a compiler, which takes seconds."""
+    """Skips normal draws, since the first on the meta device imports a compiler, which takes seconds."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None

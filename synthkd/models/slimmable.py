@@ -5,18 +5,18 @@ A network of the zoo is built at its largest width, and a forward pass uses the 
 use is `int(base * c)`, with a coefficient c in [1, most] that the student's optimiser trains.
 
 The usual recipe has channels = int(base * clamp(c, 1, most)) inside the layer, a penalty gamma |c - 1|, and a demand
-`lambda_t = sigmoid(alpha * G_t + beta * S_t)` from gradient magnitude and feature similarity. It has three faults, and
-differs here as follows:
+`lambda_t = sigmoid(alpha * G_t + beta * S_t)` from gradient magnitude and feature similarity. Three of its parts do not
+work and are different here:
 
 - `int` has no gradient. In training a fair coin adds the next unit of channels to a pass or leaves it out, and c gets
-  the gradient of that unit's gate, straight through (Bengio et al. 2013): `dL/dc = base * dL/dgate`. Over both sides of
-  the coin this is the trapezoid rule for the value of the unit, `L(with) - L(without)`. With a gate of 1 alone it would
-  tend to 0, since no scale in a trained network has anything left to gain, and the penalty would always win.
-- A clamp has no gradient beyond its bounds, so a coefficient there would never come back. `update` moves it back to the
+  the gradient of that unit's gate, straight through (Bengio et al. 2013): `dL/dc = base * dL/dgate`. Averaged over the
+  coin this is the trapezoid rule for the value of the unit, `L(with) - L(without)`. A gate that is always 1 would not
+  do: in a trained network the gradient by any scale tends to 0, and the penalty would always win.
+- A clamp has no gradient beyond its bounds, so a coefficient there would stay there. `update` moves it back to the
   bound instead.
 - The demand is always above one half, depends on the scale of the loss, and grows as the student gets better. Here it
-  is `sigmoid(alpha * log(G_t / G) + beta * (s - S_t))`: the gradient relative to its own long average, the similarity
-  relative to its target s. It reduces the penalty, `gamma * (1 - lambda_t) * |c - 1|`.
+  is `sigmoid(alpha * log(G_t / G) + beta * (s - S_t))`: the gradient relative to its own long average G, and how far
+  the similarity is below its target s. It reduces the penalty to `gamma * (1 - lambda_t) * |c - 1|`.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ from synthkd.types import ImageSpec
 SLIMMABLE = ("convnet", "resnet")
 """Architectures in which every hidden layer has a whole number of channels for each unit of width."""
 
-_ROUNDING = 1e-4  # of a width: base times a float32 coefficient may lie just below a whole number
+_ROUNDING = 1e-4  # added to a width: base times a float32 coefficient may lie just below a whole number
 
 
 class Slimmable(nn.Module):
     """A convnet or resnet of the zoo whose width changes in training; `slice_out` makes a Classifier of it.
 
-    The state dict has the weights of all widths, the coefficient and the moving averages, so a checkpoint of the module
-    includes the width. All widths share the running statistics of BatchNorm.
+    The state dict has the weights of all widths, the coefficient and the moving averages, so a checkpoint restores the
+    width, too. All widths share the running statistics of BatchNorm.
 
     Args:
         settings: largest width, penalty and demand.
@@ -84,7 +84,7 @@ class Slimmable(nn.Module):
                 f"{student.arch} with norm {student.norm} and activation {student.activation}; take one of those, or "
                 "choose the width by a search"
             )
-        # Built without memory, only to know the default width.
+        # Built on the meta device, without memory, only to learn the default width.
         with torch.device("meta"):
             self.base = int(zoo.build(student, spec).recipe["width"])
         self.settings = settings
@@ -113,12 +113,12 @@ class Slimmable(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Logits `[N, K]` at the width in use; in training half of the passes include the next unit of channels.
 
-        The coin comes from torch's global generator. At the largest width the last unit has the part of the next one.
+        The coin is drawn from torch's global generator. At the largest width it decides about the last unit.
         """
         if not self.training or self.largest == self.base:
             return self.logits(images, self.width)
         coin = float(torch.rand(()) < 0.5)
-        # The value is the coin's; the gradient by the coefficient is `base` times that by the gate (straight through).
+        # Straight through: the value of the gate is the coin's, its gradient by c is `base`, as of the width base * c.
         gate = coin + self.base * (self.coefficient - self.coefficient.detach())
         return self.logits(images, min(self.width + 1, self.largest), gate)
 
@@ -138,8 +138,8 @@ class Slimmable(nn.Module):
         points = [m for m in self.network.modules() if isinstance(m, nn.ReLU | nn.MaxPool2d)]
         with ExitStack() as hooks:
             for point, after in zip_longest(points, points[1:]):
-                # After a pooling and not before it: among values that a gate of 0 makes equal, it would choose any,
-                # and its gradient would go there.
+                # After a pooling and not before it: a gate of 0 makes all values equal, so the pooling would send its
+                # gradient to any of them.
                 if not isinstance(after, nn.MaxPool2d):
                     hooks.callback(point.register_forward_hook(gated).remove)
             logits: Tensor = functional_call(self.network, self.tensors(width), (images,))
@@ -153,7 +153,7 @@ class Slimmable(nn.Module):
         """
         if not 1 <= width <= self.largest:
             raise ConfigError(f"width must be between 1 and {self.largest}, got {width}")
-        # The zoo itself says which shapes a network of this width has; they are kept, since widths come again.
+        # The shapes are those of a zoo network of this width, so `slice_out` fits; they are stored, since widths recur.
         if width not in self._shapes:
             with torch.device("meta"):
                 sliced = zoo.build(self._at(width), self.spec).state_dict()
@@ -171,7 +171,7 @@ class Slimmable(nn.Module):
 
         Args:
             gradient: norm of the student's gradient at this step, >= 0.
-            similarity: of student and teacher on this batch, in [0, 1] (`feature_similarity`, or their agreement).
+            similarity: of student and teacher on this batch, in [0, 1], such as their agreement.
 
         Returns:
             Name -> value for the log: coefficient, width and demand.
@@ -186,7 +186,8 @@ class Slimmable(nn.Module):
         s = self.settings
         self.coefficient.clamp_(1.0, s.most)
         count, short, long, similar, _ = self.signals.tolist()
-        # The first values replace the zeros of the start; afterwards the long average is ten times as slow.
+        # The first values replace the initial zeros. The long average is ten times as slow, so their ratio shows a
+        # rise or fall of the gradient, whatever the scale of the loss.
         keep, keep_long = (0.0, 0.0) if count == 0 else (s.decay, 1.0 - (1.0 - s.decay) / 10.0)
         short = keep * short + (1.0 - keep) * gradient
         long = keep_long * long + (1.0 - keep_long) * gradient
@@ -212,28 +213,8 @@ def slice_out(model: Slimmable) -> Classifier:
     """
     network = model.network
     mean, std = (b.flatten().tolist() for b in (network.normalize.mean, network.normalize.std))
-    # The fresh weights are replaced at once, so they must not move the global random state.
+    # The initial weights are replaced at once, so they must not move the global random state.
     with torch.random.fork_rng(devices=[]):
         sliced = zoo.build(model._at(model.width), model.spec, mean, std, network.class_names)
     sliced.load_state_dict(model.tensors(model.width))
     return sliced.to(network.normalize.mean.device).eval()
-
-
-def feature_similarity(teacher: Tensor, student: Tensor) -> float:
-    """Linear centred kernel alignment of the features of the same images, in [0, 1]; 0 if one side is constant.
-
-    `|Y^T X|_F^2 / (|X^T X|_F |Y^T Y|_F)` of centred X and Y (Kornblith et al. 2019), in float64: 1 if both are equal up
-    to rotation and scale. The dimensions may differ, so no adapter is needed.
-
-    Args:
-        teacher: features `[N, D]`, or `[N, ...]`, which are flattened.
-        student: `[N, E]` likewise.
-    """
-    x, y = (features.detach().flatten(1).double() for features in (teacher, student))
-    size = float(x.norm() * y.norm())
-    x, y = x - x.mean(dim=0), y - y.mean(dim=0)
-    # The Gram matrices of the images are the smaller ones: a batch has fewer images than a map has values.
-    a, b = x @ x.T, y @ y.T
-    scale = float(a.norm() * b.norm())
-    # Of constant features rounding leaves about 1e-32 of the squares.
-    return min(1.0, float((a * b).sum()) / scale) if scale > 1e-24 * size**2 else 0.0

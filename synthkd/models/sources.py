@@ -1,4 +1,4 @@
-"""A classifier from its settings: a trained model from elsewhere, or a fresh network of any kind."""
+"""A classifier from its settings: a trained model, or a network with fresh weights."""
 
 from __future__ import annotations
 
@@ -34,7 +34,8 @@ def load_model(settings: LoadedModel, source: Path | None = None) -> Classifier:
         return _load_directory(settings)
     if settings.weights is None and is_library(settings.model):
         raise ConfigError(f"{settings.model} without weights is untrained; set `weights` to a local file")
-    # Initial weights are drawn and then replaced; a loaded teacher must not change the numbers of a run.
+    # Initial weights are drawn and then replaced. The random state is restored, so that a run draws the same numbers
+    # with any teacher.
     with torch.random.fork_rng(devices=[]):
         spec = _own_spec(settings)
         model = construct(settings, spec, settings.mean, settings.std, settings.class_names or (), source)
@@ -53,12 +54,12 @@ def build_model(
 
     Args:
         settings: the network.
-        spec: images and classes of the present job; None: those of `settings`.
-        mean, std: normalisation of fresh networks whose settings have none.
-        class_names: of models whose settings have none.
+        spec: images and classes of this job; None: those of `settings`.
+        mean, std: normalisation for fresh networks whose settings have none.
+        class_names: class names for models whose settings have none.
 
     Raises:
-        ConfigError: as `load_model`, or the settings contradict `spec` or lack one.
+        ConfigError: as `load_model`, or the settings contradict `spec`, or a zoo network has no `spec`.
         ModelError, MissingExtraError: as `load_model`.
     """
     if isinstance(settings, ZooModel):
@@ -71,8 +72,8 @@ def build_model(
             raise ConfigError(f"{settings.model} takes {model.spec}, but this job has {spec}; take another model")
         return model.train()
     own = settings if spec is None else _completed(settings, spec)
-    # Weights were trained with the normalisation in the settings (None: inside the network); a fresh network takes the
-    # normalisation of the data.
+    # Weights from a file need the normalisation they were trained with, which is that of the settings (None: the
+    # network has its own). Fresh weights take the normalisation of the data.
     fresh = settings.weights is None and settings.mean is None
     mean, std = (mean, std) if fresh else (settings.mean, settings.std)
     model = construct(own, _own_spec(own), mean, std, settings.class_names or class_names)
@@ -81,11 +82,12 @@ def build_model(
 
 
 def is_fresh(settings: ZooModel | LoadedModel) -> bool:
-    """Whether `build_model` gives random weights; False for a factory of the user, which may load some."""
+    """Whether `build_model` gives random weights; False for a function of the user, which may load weights itself."""
     return isinstance(settings, ZooModel) or (settings.weights is None and is_library(settings.model))
 
 
 def _load_directory(settings: LoadedModel) -> Classifier:
+    # A directory says everything about its model, so a key that could contradict it is refused.
     if settings.weights is not None:
         raise ConfigError(f"{settings.model} has its own weights; leave `weights` out, got {settings.weights}")
     if settings.options:
@@ -95,8 +97,8 @@ def _load_directory(settings: LoadedModel) -> Classifier:
             f"options: {settings.model} was saved with its own, got {', '.join(settings.options)}; {remedy}"
         )
     model = files.load(settings.model)
-    if (wanted := _spec_where_set(settings, model.spec)) != model.spec:
-        raise ConfigError(f"{settings.model} takes {model.spec}, but the config says {wanted}; leave those keys out")
+    if (spec := _spec_where_set(settings, model.spec)) != model.spec:
+        raise ConfigError(f"{settings.model} takes {model.spec}, but the config says {spec}; leave those keys out")
     fixed = [name for name in ("mean", "std", "class_names") if getattr(settings, name) is not None]
     if fixed:
         raise ConfigError(f"{settings.model} has its own {', '.join(fixed)}; leave those keys out")
@@ -104,9 +106,9 @@ def _load_directory(settings: LoadedModel) -> Classifier:
 
 
 def _completed(settings: LoadedModel, spec: ImageSpec) -> LoadedModel:
-    """The settings with channels, size and classes of `spec`, which those that are set must equal."""
-    if (wanted := _spec_where_set(settings, spec)) != spec:
-        raise ConfigError(f"{settings.model} is set to {wanted}, but this job has {spec}; leave those keys out")
+    """The settings with channels, size and classes of `spec`; those that are set already must be the same."""
+    if (own := _spec_where_set(settings, spec)) != spec:
+        raise ConfigError(f"{settings.model} is set to {own}, but this job has {spec}; leave those keys out")
     size = (spec.height, spec.width)
     return settings.model_copy(update={"channels": spec.channels, "size": size, "classes": spec.classes})
 
@@ -122,7 +124,7 @@ def _own_spec(settings: LoadedModel) -> ImageSpec:
 
 
 def _spec_where_set(settings: LoadedModel, other: ImageSpec) -> ImageSpec:
-    """The spec of the settings, with the values of `other` where they have none."""
+    """The spec in the settings, with values of `other` where they have none."""
     height, width = other.height, other.width
     if settings.size is not None:
         height, width = (settings.size, settings.size) if isinstance(settings.size, int) else settings.size

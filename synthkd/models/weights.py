@@ -1,4 +1,4 @@
-"""Read files of weights without running code in them, load them strictly, and write them."""
+"""Read files of weights without running code that is in them, load weights strictly, and write them."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from synthkd.system.text import one_line
 WEIGHTS = "model.safetensors"
 PICKLES = (".pt", ".pth", ".bin")
 NESTS = ("state_dict", "model_state_dict", "model")
-"""Keys under which trainers save the state dict of the model in a larger dict."""
+"""Keys under which trainers store the model's state dict in a larger dict."""
 WRAPPERS = ("module.", "_orig_mod.")
 """Prefixes of the names of wrapped models: DataParallel's and torch.compile's."""
 NAMED = 4
-"""Tensors that an error names."""
+"""Largest number of tensors that an error names."""
 LARGEST_HEADER = 1 << 24
-"""Bytes of the header of a .safetensors file; it has room for some hundred thousand tensors."""
+"""Largest header of a .safetensors file, in bytes; it has room for some hundred thousand tensors."""
 
 
 def finite_state(model: nn.Module, who: str) -> dict[str, Tensor]:
-    """The state dict of a model, checked; checkpoints and files of trained models store it.
+    """The state dict of a model, if every tensor is finite; what is saved goes through this check.
 
     Args:
         model: on any device.
@@ -66,7 +66,7 @@ def serialised(model: nn.Module, who: str = "the model") -> bytes:
     Raises:
         TrainingError: a tensor is not finite.
     """
-    # Every entry is copied: safetensors refuses tensors that share memory, as tied weights do.
+    # Every tensor is copied, since safetensors refuses those that share memory, as tied weights do.
     state = {k: v.detach().to("cpu", copy=True).contiguous() for k, v in finite_state(model, who).items()}
     return serialise(state, metadata={"format": "pt"})
 
@@ -81,11 +81,11 @@ def save_weights(model: nn.Module, path: Path) -> None:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The state dict in a .safetensors, .pt, .pth or .bin file, on the CPU, also from inside the dict of a trainer.
+    """The state dict in a .safetensors, .pt, .pth or .bin file, on the CPU; also one inside the dict of a trainer.
 
     Raises:
-        ModelError: no such file, another ending, a damaged file, a pickle of more than tensors (the error names what it
-            would import; nothing of it has run), or content that is no state dict.
+        ModelError: no such file, another ending, a damaged file, content that is no state dict, or a pickle that would
+            import more than tensors; the error names what, and none of it has run.
     """
     if not path.is_file():
         raise ModelError(f"weights file not found: {path}")
@@ -115,7 +115,7 @@ def load_strictly(model: nn.Module, state: Mapping[str, Tensor], source: str) ->
             the model is unchanged.
     """
     own = model.state_dict()
-    # Only if every name has the prefix and the model's names have none: a module may be called "module".
+    # Only if every name in the file has the prefix and none in the model: a module may itself be called "module".
     for prefix in WRAPPERS:
         if state and all(k.startswith(prefix) for k in state) and not any(k.startswith(prefix) for k in own):
             state = {k.removeprefix(prefix): v for k, v in state.items()}
@@ -138,12 +138,13 @@ def load_strictly(model: nn.Module, state: Mapping[str, Tensor], source: str) ->
             f"weights in {source} are not finite in {len(bad)} of {len(state)} tensors: {_some(bad)}; the file is "
             "damaged or of a training that diverged, take another"
         )
-    # Last, after every check, so that a model is never left with a part of the weights.
+    # After every check, so that a model never has a part of the weights.
     model.load_state_dict(state)
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
+        # The first 8 bytes are the length of the header, which the library would allocate before it reads on.
         with path.open("rb") as file:
             if (header := int.from_bytes(file.read(8), "little")) > LARGEST_HEADER:
                 raise ValueError(f"a header of {header:,} bytes, at most {LARGEST_HEADER:,} are allowed")
@@ -156,33 +157,37 @@ def _read_pickle(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        wanted = _wanted(path, str(error))
         raise ModelError(
-            f"{path} is a pickle that wants to run more than tensors: {_some(wanted)}; nothing of it was run. "
-            "Save the state dict alone: torch.save(model.state_dict(), path), or as safetensors"
+            f"{path} is a pickle that wants to run more than tensors: {_some(_imports(path, str(error)))}; nothing of "
+            "it was run. Save the state dict alone: torch.save(model.state_dict(), path), or as safetensors"
         ) from error
     except Exception as error:  # arbitrary instructions end in nearly any error
         raise ModelError(f"{path} is not a readable torch file ({_line(error)}); copy or save it again") from error
 
 
-def _wanted(path: Path, message: str) -> list[str]:
-    """Names that a refused pickle would import, from reading it without running it."""
+def _imports(path: Path, message: str) -> list[str]:
+    """Names that a refused pickle would import, from reading it without running it.
+
+    Args:
+        path: the pickle.
+        message: what torch said when it refused.
+    """
     try:
         return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(str(path)))
     except Exception:  # arbitrary instructions, as above
         # The file is not the zip archive of today's torch.save. In the older format the error names the first import.
-        return re.findall(r"GLOBAL (\S+)", message)[:1] or _imports(path) or ["(unreadable instructions)"]
+        return re.findall(r"GLOBAL (\S+)", message)[:1] or _imports_of_bare(path) or ["(unreadable instructions)"]
 
 
-def _imports(path: Path) -> list[str]:
-    """Names in the instructions of a bare pickle, up to the first damaged one."""
+def _imports_of_bare(path: Path) -> list[str]:
+    """Names in the instructions of a bare pickle, up to the first that is damaged."""
     names: list[str] = []
     strings: list[str] = []
     with path.open("rb") as file, suppress(ValueError, EOFError, MemoryError):
         for opcode, argument, _ in pickletools.genops(file):
             if opcode.name == "GLOBAL":
                 names.append(str(argument).replace(" ", "."))
-            elif opcode.name == "STACK_GLOBAL":
+            elif opcode.name == "STACK_GLOBAL":  # it takes module and name from the stack, usually the last two strings
                 names.append(".".join(strings[-2:]))
             elif isinstance(argument, str):
                 strings.append(argument)
@@ -190,7 +195,7 @@ def _imports(path: Path) -> list[str]:
 
 
 def _state_dict(loaded: Any, path: Path) -> dict[str, Tensor]:
-    """The state dict in the content of a pickle, or inside it under the keys of `NESTS`."""
+    """The state dict that a pickle holds, itself or under the keys of `NESTS`."""
     for _ in NESTS:  # a bound on the nesting, since a dict may contain itself
         if not isinstance(loaded, Mapping) or all(isinstance(v, Tensor) for v in loaded.values()):
             break
@@ -204,7 +209,7 @@ def _state_dict(loaded: Any, path: Path) -> dict[str, Tensor]:
 
 
 def _oddity(tensor: Tensor) -> str:
-    """The property that makes a tensor useless as a weight; empty if it has none."""
+    """Why a tensor cannot be a weight; empty if it can."""
     if tensor.is_meta:
         return "without values"
     if tensor.layout != torch.strided or tensor.is_quantized:

@@ -1,8 +1,7 @@
 """Small networks for small images: any height and width from 8 pixels on, any number of channels.
 
 Every body is an `nn.Sequential` with named children. A child `stageN` ends in an activation and gives the N-th feature
-map; `head` is the final linear layer. Convolutions and hidden layers start He-normal, the last BatchNorm of a residual
-branch at zero (every block starts as the identity). Weights are drawn from torch's global generator.
+map; `head` is the final linear layer. Initial weights are drawn from torch's global generator.
 
 | arch        | width (default)                        | depth (default)                                      |
 |-------------|----------------------------------------|------------------------------------------------------|
@@ -29,7 +28,7 @@ from synthkd.settings import ZooModel
 from synthkd.types import ImageSpec
 
 SMALLEST = 8
-"""Least height and width of images, in pixels."""
+"""Smallest height and width of images, in pixels."""
 GROUPS = 8
 """Largest number of groups of a GroupNorm."""
 
@@ -82,13 +81,13 @@ def build(
         _replace(body, nn.BatchNorm2d, _group_norm)
     if settings.activation == "tanh":
         _replace(body, nn.ReLU, lambda _: nn.Tanh())
-    # The recipe has the defaults filled in, so that a saved model does not depend on them.
+    # The recipe names the defaults, so that a saved model stays the same if they change.
     recipe = settings.model_copy(update={"width": width, "depth": depth}).model_dump(mode="json")
     return Classifier(body, spec, mean, std, recipe, class_names)
 
 
 def _replace(module: nn.Module, kind: type[nn.Module], make: Callable[[nn.Module], nn.Module]) -> None:
-    """Put what `make` builds from it in the place of every module of a class, at any depth."""
+    """Replace every module of a class, at any depth, by what `make` builds from it."""
     for name, child in module.named_children():
         if isinstance(child, kind):
             setattr(module, name, make(child))

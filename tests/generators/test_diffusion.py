@@ -34,22 +34,22 @@ FRESH = LEARNED.model_copy(update={"channels": (8,), "steps": 2, "horizon": 8, "
 
 
 @pytest.fixture(scope="module")
-def trained(digits: Splits) -> Diffusion:
-    generator = Diffusion(LEARNED, None, 0, Accelerator(cpu=True), digits.train, digits.holdout)
+def trained(digits: Splits, teacher: Classifier) -> Diffusion:
+    generator = Diffusion(LEARNED, teacher, 0, Accelerator(cpu=True), digits.train, digits.holdout)
     first, last = (generator.fit(index, 0.3) for index in range(2))
     assert last["generator/denoise"] < 0.8 * first["generator/denoise"]
     return generator
 
 
 def knowing(trained: Diffusion, teacher: Classifier, digits: Splits, **changes: object) -> Diffusion:
-    """The trained generator with a teacher and other settings."""
+    """The trained generator with other settings."""
     settings = LEARNED.model_copy(update=changes)
     generator = Diffusion(settings, teacher, 0, Accelerator(cpu=True), digits.train)
     generator.load_state_dict(trained.state_dict())
     return generator
 
 
-def fresh(digits: Splits, teacher: Classifier | None = None, seed: int = 0, **changes: object) -> Diffusion:
+def fresh(digits: Splits, teacher: Classifier, seed: int = 0, **changes: object) -> Diffusion:
     settings = FRESH.model_copy(update=changes)
     return Diffusion(settings, teacher, seed, Accelerator(cpu=True), digits.train, digits.holdout)
 
@@ -168,7 +168,7 @@ def test_a_saved_generator_samples_the_same_without_data(
     trained.save(tmp_path)
     labels = torch.arange(10)
     expected = trained.sample(labels, 0.2, Rows(0, "x"))
-    restored = Diffusion(LEARNED, None, 7, Accelerator(cpu=True), spec=digits.train.spec)
+    restored = Diffusion(LEARNED, teacher, 7, Accelerator(cpu=True))
     restored.restore(tmp_path)
     assert torch.equal(restored.sample(labels, 0.2, Rows(0, "x")), expected)
     with pytest.raises(ConfigError, match="no real data to learn from"):
@@ -192,15 +192,9 @@ def test_a_saved_generator_samples_the_same_without_data(
         restored.restore(tmp_path / "unet")
 
 
-def test_what_cannot_be_is_refused(digits: Splits) -> None:
+def test_what_cannot_be_is_refused(digits: Splits, teacher: Classifier) -> None:
     cpu = Accelerator(cpu=True)
-    with pytest.raises(ConfigError, match="need a teacher"):
-        Diffusion(FRESH.model_copy(update={"semantic": 1.0}), None, 0, cpu, digits.train)
     with pytest.raises(ConfigError, match=r"3x8x8.*1x8x8"):
         Diffusion(FRESH, build(ZooModel(arch="lenet5"), ImageSpec(3, 8, 8, 10)), 0, cpu, digits.train)
-    with pytest.raises(ConfigError, match="neither"):
-        Diffusion(FRESH, None, 0, cpu)
-    with pytest.raises(ConfigError, match="no teacher"):
-        fresh(digits).round(0, 0.3)
     with pytest.raises(DataError, match=r"0\.\.9"):
-        fresh(digits).sample(torch.tensor([10]), 0.3, Rows(0, "x"))
+        fresh(digits, teacher).sample(torch.tensor([10]), 0.3, Rows(0, "x"))

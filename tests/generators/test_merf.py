@@ -183,6 +183,8 @@ class TestGenerator:
             Merf(TINY, None, 0, Accelerator(cpu=True), spec=SPEC).fit(0, 0.5)
         with pytest.raises(ConfigError, match="no teacher"):
             make(digits).round(0, 0.5)
+        with pytest.raises(ConfigError, match="neither teacher nor real data"):
+            Merf(TINY, None, 0, Accelerator(cpu=True))
 
     def test_budget_and_delta_are_checked_at_the_door(self, digits: Splits) -> None:
         for chosen in ({}, {"epsilon": 1.0, "noise_multiplier": 1.0}):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from synthkd.errors import ConfigError, DataError
 from synthkd.losses.objective import Loss
 from synthkd.models import build, load, parameters, save
-from synthkd.models.slimmable import Slimmable, feature_similarity, slice_out
+from synthkd.models.slimmable import Slimmable, slice_out
 from synthkd.settings import OptimizerSettings, WidthSettings, ZooModel
 from synthkd.settings.load import load_config
 from synthkd.taps import observe
@@ -324,28 +324,3 @@ class TestSliceOut:
             for value in sliced.parameters():
                 value.zero_()
         assert all(torch.equal(before[name], value) for name, value in model.state_dict().items()), "these were copies"
-
-
-class TestFeatureSimilarity:
-    def test_against_its_definition_by_covariances(self):
-        x, y = torch.randn(9, 4).double(), torch.randn(9, 3, 2).double()
-        a, b = (f.flatten(1) - f.flatten(1).mean(dim=0) for f in (x, y))
-        expected = (b.T @ a).square().sum() / ((a.T @ a).norm() * (b.T @ b).norm())
-        assert 0.1 < float(expected) < 0.9
-        assert feature_similarity(x, y) == pytest.approx(float(expected), rel=1e-12)
-        assert feature_similarity(y, x) == pytest.approx(float(expected), rel=1e-12)
-
-    def test_by_hand(self):
-        """Two of four images apart in one feature, the same two and another two apart in two: 1 / sqrt(2)."""
-        one = torch.tensor([[1.0], [1.0], [-1.0], [-1.0]])
-        two = torch.tensor([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]])
-        assert feature_similarity(one, two) == pytest.approx(1 / math.sqrt(2))
-
-    def test_rotated_scaled_and_shifted_features_are_alike(self):
-        x = torch.randn(20, 6)
-        rotation = torch.linalg.qr(torch.randn(6, 6))[0]
-        assert feature_similarity(x, 7.0 * x @ rotation + 3.0) == pytest.approx(1.0, abs=1e-6)
-        assert feature_similarity(x, x) <= 1.0
-
-    def test_constant_features_are_like_nothing(self):
-        assert feature_similarity(torch.full((7, 3), 0.1), torch.randn(7, 3)) == 0.0
