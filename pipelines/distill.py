@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from synthkd.data.bank_sample import save_bank_sample
 from synthkd.data.read.real import RealData, load_splits
 from synthkd.distillation import phases
 from synthkd.generators.files import INSIDE_A_RUN, save_generator
@@ -59,6 +60,7 @@ def distill(config: DistillConfig, *, dry_run: bool = False) -> Result[DistillRe
         require_fit("test", test, assembly.subject)
         progress = _train(config, job, assembly, test)
         student = _finished_student(config, job, assembly)
+        _keep_images(config, job, assembly)
         taught = sum(teacher.seconds for teacher in ready)
         content = job.finish(measured(config, job, assembly, student, test, taught, progress))
         return Result(job.directory, content, summary(job, result_values(content)))
@@ -98,8 +100,7 @@ def _train(config: DistillConfig, job: Job, assembly: Assembly, test: RealData |
         watch.evaluate,
         assembly.evaluation.every,
         actions,
-        watch.draw_grid,
-        config.grid_every,
+        watch.after_rounds(),
     )
     headline = ("student/loss", "fresh/agreement", "difficulty", "test/accuracy")
     return job.train(assembly.state, stages, f"distill {config.name}", headline)
@@ -153,6 +154,23 @@ class _Watch:
                 save(student, self.job.directory / STUDENT, _notes(self.config, self.assembly))
         return {}
 
+    def after_rounds(self) -> list[Action]:
+        """The grids and the scores of generated images; `every` counts rounds of the generator."""
+        actions = [Action("grid", self.draw_grid, self.config.grid_every, after=True)]
+        if self.assembly.scores is not None:
+            actions.append(Action("score", self.score, self.assembly.scores.settings.every, after=True))
+        return actions
+
+    def score(self, _: int) -> dict[str, Tensor | float]:
+        """Scores of the newest images of the memory bank; none while it is empty."""
+        scores, generated = self.assembly.scores, self.assembly.transfer_set.generated
+        assert scores is not None
+        assert generated is not None
+        if not self.job.accelerator.is_main_process or not len(generated.bank):
+            return {}
+        newest = generated.bank.newest(scores.settings.images)
+        return scores(newest.images, newest.labels)
+
     def draw_grid(self, step: int) -> dict[str, Tensor | float]:
         """Save a grid of generated images of the same random rows each time, one column for each class."""
         generated, subject = self.assembly.transfer_set.generated, self.assembly.subject
@@ -160,7 +178,9 @@ class _Watch:
             columns = min(subject.spec.classes, MOST_CLASSES)
             images = generated.grid(balanced_labels(columns * ROWS, 0, columns))
             names = subject.class_names[:columns] or tuple(map(str, range(columns)))
-            save_grid(images.cpu(), columns, self.job.directory / "samples" / f"step_{step + 1:06d}.png", names)
+            path = self.job.directory / "samples" / f"step_{step + 1:06d}.png"
+            save_grid(images.cpu(), columns, path, names)
+            self.job.monitor.picture(step + 1, "samples", path)
         return {}
 
 
@@ -185,6 +205,14 @@ def _finished_student(config: DistillConfig, job: Job, assembly: Assembly) -> Cl
             )
     job.accelerator.wait_for_everyone()
     return student
+
+
+def _keep_images(config: DistillConfig, job: Job, assembly: Assembly) -> None:
+    """Save images of the memory bank of the main process, which are dropped with the checkpoints otherwise."""
+    generated, names = assembly.transfer_set.generated, assembly.subject.class_names
+    if generated is not None and config.keep_images != 0 and job.accelerator.is_main_process:
+        count = None if config.keep_images == "all" else config.keep_images
+        save_bank_sample(generated.bank.rows(), count, names, job.directory)
 
 
 def _notes(config: DistillConfig, assembly: Assembly) -> dict[str, int | None]:

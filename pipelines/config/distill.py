@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -30,11 +30,13 @@ from synthkd.settings import (
     PhaseSettings,
     Pregenerate,
     Refine,
+    ScoreSettings,
     Settings,
     StreamData,
     TeacherSettings,
     TeamSettings,
     ViewTerm,
+    Whole,
     WidthSettings,
 )
 
@@ -196,6 +198,11 @@ class DistillConfig(Distillation, TrainingConfig):
     student: ModelSettings
     test: DataSettings | None = None
     """Real test data for the report; nothing is selected by it."""
+    score: ScoreSettings | None = None
+    """Score the newest generated images while the run goes; None: only at the end, by `synthkd evaluate RUN`."""
+    keep_images: Whole | Literal["all"] = 1000
+    """Images of the memory bank that the finished run keeps in `samples/bank.npz`, evenly spaced from the oldest to the
+    newest, so that `synthkd evaluate RUN` can score them; "all": the whole bank."""
 
     @property
     def every_teacher(self) -> tuple[TeacherSettings, ...]:
@@ -216,6 +223,8 @@ class DistillConfig(Distillation, TrainingConfig):
     def _fits_its_teacher(self) -> DistillConfig:
         """The images have labels, and every term has the logits or features that it needs."""
         self._require_data()
+        if self.score is not None and self.generated is None:
+            raise ValueError("score: nothing is generated, so there is nothing to score: leave score out")
         if not self.teachers and self.team != TeamSettings():
             raise ValueError("team says how several teachers label, and there is one: set teachers, or leave team out")
         if self.teachers and (self.teacher is None or self.logits == "stored"):

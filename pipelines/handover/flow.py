@@ -216,4 +216,5 @@ def distill_config(
         assert config.search is not None
         family = config.search.families[0]
         student = ZooModel(arch=family.arch, width=family.width[0], depth=min(family.depth, default=None))
-    return DistillConfig(**settings, teacher=teacher, student=student, test=config.test)
+    # Only what is handed over leaves the run, and images are not handed over.
+    return DistillConfig(**settings, teacher=teacher, student=student, test=config.test, keep_images=0)

@@ -39,6 +39,7 @@ from synthkd.pipelines.student.networks import (
     teacher_name,
     untrained_student,
 )
+from synthkd.pipelines.student.scoring import RunningScores, build_scores
 from synthkd.pipelines.student.transfer_set import (
     Images,
     TransferSet,
@@ -69,6 +70,7 @@ class Assembly:
         step: one training step of all students.
         evaluation: periodic evaluation, and the controllers that follow it.
         inherited: number of the student's parameters that start from values of the teacher.
+        scores: measures generated images while the run goes, or None.
     """
 
     subject: Subject
@@ -79,6 +81,7 @@ class Assembly:
     step: DistillStep
     evaluation: PeriodicEvaluation
     inherited: int
+    scores: RunningScores | None
 
     @property
     def learner(self) -> Learner:
@@ -137,7 +140,12 @@ def assemble(
     # A term that fails should fail now, not hours later when its weight is first above 0.
     step.rehearse(_noise_batch(config, subject.spec, team, accelerator.device))
     contract = contracts[0] if contracts else None
-    return Assembly(subject, contract, team, students, transfer_set, step, evaluation, inherited)
+    # Private images are compared with nothing: a score would release something of them without noise.
+    visible = None if is_private(config) else images.splits
+    scores = None
+    if config.score is not None and teacher is not None and config.generated is not None:
+        scores = build_scores(config.score, teacher, visible, accelerator.device, config.seed)
+    return Assembly(subject, contract, team, students, transfer_set, step, evaluation, inherited, scores)
 
 
 def _read(config: DistillConfig, accelerator: Accelerator, directory: Path | None) -> Images:

@@ -100,6 +100,7 @@ def measured(
         peers=tuple(_model(finished(peer), score, device) for peer, score in zip(peers, peer_scores, strict=True))
         or None,
         ratio=None if team is None else _ratio(student, team.model, student_score, teacher_score),
+        scores=None if assembly.scores is None else assembly.scores.result(job.monitor.rows()),
     )
 
 

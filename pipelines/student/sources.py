@@ -13,22 +13,19 @@ from synthkd.data.bank import MemoryBank
 from synthkd.data.sources import GeneratedSource, RealImages, RealSource, Source
 from synthkd.data.stream import ImageStream
 from synthkd.data.written.stored_images import StoredImages
-from synthkd.distillation import alarms
 from synthkd.distillation.alarms import Alarm
 from synthkd.distillation.evaluation import HeldOut
 from synthkd.distillation.synthesis import Synthesis
 from synthkd.metrics.utility import accuracy, predict, proportion
 from synthkd.models import Classifier
-from synthkd.models.layout import head
 from synthkd.pipelines.config import GeneratedSet
+from synthkd.pipelines.student import image_alarms
 from synthkd.pipelines.student.held_out import Agreement, Labelling
+from synthkd.pipelines.student.image_alarms import ImageAlarms
 from synthkd.rng import Rows
 from synthkd.schedules import DifficultyScheduler
-from synthkd.taps import INPUT, evaluating, observe
 from synthkd.types import Batch, Stateful, TrainableGenerator, balanced_labels
 
-ALARM_IMAGES = 1024
-"""Newest images that the alarms are computed on."""
 FRESH_IMAGES = 500
 """Fresh samples on which the agreement of student and teacher is measured without real test data."""
 
@@ -101,10 +98,14 @@ class BankedImages(TransferSource):
         bank: the memory bank.
         real_images_used: number of real images that its images come from; None if it is unknown.
         labelling: labels held-out images.
+        judge: raises the alarms about its images.
     """
 
-    def __init__(self, bank: MemoryBank, real_images_used: int | None, labelling: Labelling) -> None:
+    def __init__(
+        self, bank: MemoryBank, real_images_used: int | None, labelling: Labelling, judge: ImageAlarms
+    ) -> None:
         self._bank, self._real_images_used, self._labelling = bank, real_images_used, labelling
+        self._image_alarms = judge
 
     @property
     def bank(self) -> MemoryBank:
@@ -117,25 +118,13 @@ class BankedImages(TransferSource):
         return self._real_images_used
 
     def newest(self) -> Batch | None:
-        """The newest images of the bank, at most `ALARM_IMAGES`; None while it is empty."""
-        return self.bank.newest(ALARM_IMAGES) if len(self.bank) else None
+        """The newest images of the bank, as many as alarms are computed on; None while it is empty."""
+        return self.bank.newest(image_alarms.IMAGES) if len(self.bank) else None
 
     def alarms(self) -> list[Alarm | None]:
         """Alarms about the newest images: by the teacher's features, or about class balance alone by stored logits."""
-        newest, team = self.newest(), self._labelling.team
-        if newest is None:
-            return []
-        if team is None:
-            return [] if newest.teacher_logits is None else [alarms.class_imbalance(newest.teacher_logits)]
-        penultimate = head(team.model) + INPUT
-        with evaluating(team.model), torch.no_grad():
-            images = newest.images.to(self._labelling.device)
-            outputs = observe(team.model, images, features=[penultimate], statistics=True)
-        return [
-            alarms.class_imbalance(outputs.logits.cpu()),
-            alarms.collapse(outputs.features[penultimate].flatten(1).cpu(), newest.labels),
-            alarms.statistics_gap(outputs.statistics),
-        ]
+        newest = self.newest()
+        return [] if newest is None else self._image_alarms(newest)
 
 
 class GeneratedImages(BankedImages):
@@ -148,6 +137,7 @@ class GeneratedImages(BankedImages):
         difficulty: follows the student.
         rounds: of the generator.
         labelling: labels held-out images.
+        judge: raises the alarms about its images.
         seed: the run's seed.
         real_images_used: number of real images that the generator learns from; None if it is unknown.
         makes_images: whether the phases have rounds of the generator.
@@ -169,12 +159,13 @@ class GeneratedImages(BankedImages):
         difficulty: DifficultyScheduler,
         rounds: Synthesis,
         labelling: Labelling,
+        judge: ImageAlarms,
         seed: int,
         real_images_used: int | None,
         makes_images: bool,
         holdout: RealImages | None = None,
     ) -> None:
-        super().__init__(source.bank, real_images_used, labelling)
+        super().__init__(source.bank, real_images_used, labelling, judge)
         self.generator, self.rounds, self.difficulty = generator, rounds, difficulty
         self.source = source
         self.state = {"generator": generator, "bank": source.bank, "difficulty": difficulty}
@@ -239,6 +230,7 @@ class StoredDatasetImages(BankedImages):
         images: the dataset.
         bank: is filled with its images.
         labelling: labels held-out images.
+        judge: raises the alarms about its images.
         fresh: whether the teacher labels the images; else their stored logits are used.
         real_images_used: number of real images that the dataset was generated from; None if it is unknown.
     """
@@ -247,9 +239,15 @@ class StoredDatasetImages(BankedImages):
     without_teacher = "none; soft labels stored with the dataset"
 
     def __init__(
-        self, images: StoredImages, bank: MemoryBank, labelling: Labelling, fresh: bool, real_images_used: int | None
+        self,
+        images: StoredImages,
+        bank: MemoryBank,
+        labelling: Labelling,
+        judge: ImageAlarms,
+        fresh: bool,
+        real_images_used: int | None,
     ) -> None:
-        super().__init__(bank, real_images_used, labelling)
+        super().__init__(bank, real_images_used, labelling, judge)
         images.fill(bank)
         self.source = GeneratedSource(bank)
         self.state = {"bank": bank}

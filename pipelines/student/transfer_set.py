@@ -33,6 +33,7 @@ from synthkd.generators.settings import MerfSettings
 from synthkd.models import Classifier
 from synthkd.pipelines.config import DistillConfig, GeneratedSet, RealSet, StoredSet
 from synthkd.pipelines.student.held_out import Agreement, Labelling
+from synthkd.pipelines.student.image_alarms import ImageAlarms, advice_for
 from synthkd.pipelines.student.networks import Subject
 from synthkd.pipelines.student.sources import GeneratedImages, RealTransferImages, StoredDatasetImages, TransferSource
 from synthkd.rng import Rows
@@ -222,7 +223,8 @@ class TransferSetBuilder:
             assert images.stored is not None
             assert self.bank is not None
             fresh, used = self.config.logits == "fresh", images.stored.about["real_images_used"]
-            return StoredDatasetImages(StoredImages(images.stored), self.bank, self._labelling, fresh, used)
+            stored, judge = StoredImages(images.stored), self._judge(settings)
+            return StoredDatasetImages(stored, self.bank, self._labelling, judge, fresh, used)
         if images.arriving is not None:
             stream = ImageStream(images.arriving, self.subject.spec)
             return RealTransferImages(self._real(stream), None, stream, self._labelling, self.config.seed)
@@ -255,11 +257,22 @@ class TransferSetBuilder:
             difficulty,
             Synthesis(generator, bank, difficulty, self.learner.synchronise),
             self._labelling,
+            self._judge(settings),
             config.seed,
             real_images_seen(settings.generator, 0 if splits is None else len(splits.train)),
             makes_images=phases.generator_rounds(config.phases) > 0,
             holdout=None if own is None else RealImages(own.images, own.labels),
         )
+
+    def _judge(self, settings: GeneratedSet | StoredSet) -> ImageAlarms:
+        """The alarms about the images of a source, beside real images that are not private."""
+        sources, splits = self.config.sources, self.images.splits
+        key = "transfer_set" if len(sources) == 1 else f"transfer_set.{sources.index(settings)}"
+        real = None
+        if splits is not None and not is_private(self.config):
+            real = RealImages(splits.train.images, splits.train.labels)
+        teacher = None if self.team is None else self.team.model
+        return ImageAlarms(teacher, self.accelerator.device, advice_for(settings, key), real)
 
     def _real(self, supply: RealSupply) -> RealSource:
         # With stored logits the teacher labels each real image once; else it labels the images of each batch.

@@ -51,11 +51,12 @@ class Alarm:
     threshold: float
 
 
-def class_imbalance(teacher_logits: Tensor) -> Alarm | None:
+def class_imbalance(teacher_logits: Tensor, remedy: str) -> Alarm | None:
     """The alarm if a class is predicted much less often than an equal share, else None.
 
     Args:
         teacher_logits: the teacher's logits of the images, `[N, K]`.
+        remedy: what to do, for the message.
     """
     classes = teacher_logits.shape[1]
     shares = torch.bincount(teacher_logits.argmax(1), minlength=classes).float() / len(teacher_logits)
@@ -64,8 +65,7 @@ def class_imbalance(teacher_logits: Tensor) -> Alarm | None:
         return None
     return Alarm(
         "class imbalance",
-        f"class {int(shares.argmin())} has {rarest:.0%} of an equal share of the generated images: raise "
-        "transfer_set.generator.one_hot, or use transfer_set.bank.policy=class_balanced",
+        f"class {int(shares.argmin())} has {rarest:.0%} of an equal share of the generated images: {remedy}",
         rarest,
         IMBALANCE,
     )
@@ -100,8 +100,8 @@ def one_class(
     )
 
 
-def collapse(features: Tensor, labels: Tensor) -> Alarm | None:
-    """The alarm if the teacher's features of one class are nearly equal, else None.
+def similarity_within_classes(features: Tensor, labels: Tensor) -> list[float]:
+    """Mean cosine between the centred features of two images of a class, for each class with two images.
 
     Args:
         features: penultimate features of the teacher, `[N, D]`.
@@ -116,35 +116,58 @@ def collapse(features: Tensor, labels: Tensor) -> Alarm | None:
         if (n := len(rows)) > 1:
             # The squared norm of the sum of n unit vectors is n plus the cosines of all n (n - 1) ordered pairs.
             similarities.append(float((rows.sum(0).square().sum() - n) / (n * (n - 1))))
-    worst = max(similarities, default=0.0)
-    if worst <= COLLAPSE:
+    return similarities
+
+
+def collapse(features: Tensor, labels: Tensor, remedy: str, real: float | None = None) -> Alarm | None:
+    """The alarm if the teacher's features of one class are nearly equal, else None.
+
+    Args:
+        features: penultimate features of the teacher, `[N, D]`.
+        labels: int64 `[N]`.
+        remedy: what to do, for the message.
+        real: the largest similarity within a class of real images, if there are any. A good teacher sees real images of
+            a class as alike too, so the threshold lies half-way between that and 1 where that is higher.
+    """
+    worst = max(similarity_within_classes(features, labels), default=0.0)
+    threshold = COLLAPSE if real is None else max(COLLAPSE, (1.0 + real) / 2.0)
+    if worst <= threshold:
         return None
+    beside = "" if real is None else f"; {real:.2f} of real images"
     return Alarm(
         "collapse",
-        f"the teacher sees the images of one class as near copies (cosine similarity {worst:.2f}): give the "
-        "generator more rounds, or a larger adversarial weight",
+        f"the teacher sees the images of one class as near copies (cosine similarity {worst:.2f}{beside}): {remedy}",
         worst,
-        COLLAPSE,
+        threshold,
     )
 
 
-def statistics_gap(statistics: Mapping[str, BatchNormStatistics]) -> Alarm | None:
-    """The alarm if the images' BatchNorm means are far from the stored ones, else None.
+def statistics_distance(statistics: Mapping[str, BatchNormStatistics]) -> float | None:
+    """Mean distance of the images' BatchNorm means from the stored ones, in stored standard deviations.
 
     Args:
-        statistics: module path -> moments of the images in a BatchNorm layer of the teacher; may be empty.
+        statistics: module path -> moments of the images in a BatchNorm layer of the teacher; empty gives None.
     """
     if not statistics:
         return None
     # 1e-5 is the default eps of BatchNorm, which divides by the same root.
     gaps = [((s.mean - s.running_mean).abs() / (s.running_var + 1e-5).sqrt()).mean() for s in statistics.values()]
-    gap = float(torch.stack(gaps).mean())
-    if gap <= STATISTICS_GAP:
+    return float(torch.stack(gaps).mean())
+
+
+def statistics_gap(statistics: Mapping[str, BatchNormStatistics], remedy: str) -> Alarm | None:
+    """The alarm if the images' BatchNorm means are far from the stored ones, else None.
+
+    Args:
+        statistics: module path -> moments of the images in a BatchNorm layer of the teacher; may be empty.
+        remedy: what to do, for the message.
+    """
+    gap = statistics_distance(statistics)
+    if gap is None or gap <= STATISTICS_GAP:
         return None
     return Alarm(
         "statistics gap",
-        f"the generated images sit {gap:.2f} standard deviations from the teacher's BatchNorm statistics: raise "
-        "transfer_set.generator.batch_norm or the number of rounds",
+        f"the generated images lie {gap:.2f} standard deviations from the teacher's BatchNorm statistics: {remedy}",
         gap,
         STATISTICS_GAP,
     )

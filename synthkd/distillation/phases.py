@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from synthkd.errors import ConfigError
 from synthkd.settings import Joint, PhaseSettings, Pregenerate
@@ -79,8 +80,7 @@ def build(
     evaluate: Callable[[int, int], Values],
     evaluate_every: int,
     watch: Sequence[Action],
-    draw: Indexed,
-    draw_every: int,
+    after_rounds: Sequence[Action],
 ) -> list[Stage]:
     """The stages of the training loop, one per phase.
 
@@ -96,8 +96,8 @@ def build(
             number of the step.
         evaluate_every: steps between two evaluations, counted from the first of a phase.
         watch: further actions of every phase that trains the student.
-        draw: saves a grid of generated images; called with the step of the run.
-        draw_every: rounds between two grids; the last round of a phase has one in any case.
+        after_rounds: actions on generated images, such as grids and scores, whose `every` counts rounds of the
+            generator; called with the step of the run. They follow the last round of a phase in any case.
     """
 
     def stage(phase: PhaseSettings, start: int, rounds: int, steps: int) -> Stage:
@@ -105,7 +105,7 @@ def build(
         if isinstance(phase, Pregenerate):
             discard, first = phase.discard, rounds - start
             generate = Action("pregenerate", lambda step: pregenerate(first + step, step - start >= discard))
-            return Stage(phase.kind, phase.rounds, [generate, Action("grid", draw, draw_every, after=True)])
+            return Stage(phase.kind, phase.rounds, [generate, *after_rounds])
         actions = [
             # Before the step: controllers set the temperature and the weights that the step uses.
             Action("evaluate", lambda step: evaluate(steps - start + step, step), evaluate_every, at_once=True),
@@ -116,7 +116,7 @@ def build(
             every = phase.every
             # Before the evaluation: at the first step of the run the bank must hold images to draw and to hold out.
             generate = Action("synthesise", lambda step: synthesise(rounds + (step - start) // every), every)
-            actions = [generate, *actions, Action("grid", draw, draw_every * every, after=True)]
+            actions = [generate, *actions, *(replace(one, every=one.every * every) for one in after_rounds)]
         return Stage(phase.kind, phase.steps, actions)
 
     stages: list[Stage] = []

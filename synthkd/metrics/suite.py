@@ -119,7 +119,8 @@ def measure(
         raise DataError(f"{generated.name} and {real.name}: scores need at least {FEWEST} images on each side")
     classes = per_class(generated, real)
     scores = (
-        *_frechet(generated, real, options),
+        _distance(generated, real),
+        _infinity(generated, real, options),
         _frechet_per_class(generated, real, classes),
         _kernel(generated, real, options),
         *_manifold(generated, real, options),
@@ -131,6 +132,33 @@ def measure(
         *_copying(generated, train, holdout, options),
     )
     return SuiteResult(scores, classes)
+
+
+def quick_scores(generated: ScoredSet, real: ScoredSet | None, options: SuiteOptions) -> tuple[Score, ...]:
+    """The scores that are quick enough to be measured many times while a generator learns.
+
+    Args:
+        generated: the set to judge.
+        real: the set it is compared with; None: only the scores that need no real images are measured.
+        options: sizes and seed.
+
+    Raises:
+        DataError: fewer than four images on a side, or features of different extractors.
+    """
+    alone = (_inception(generated, options), _label_fidelity(generated))
+    if real is None:
+        return alone
+    generated.features.check_comparable(real.features)
+    if min(len(generated), len(real)) < FEWEST:
+        raise DataError(f"{generated.name} and {real.name}: scores need at least {FEWEST} images on each side")
+    return (
+        _distance(generated, real),
+        _kernel(generated, real, options),
+        *_manifold(generated, real, options),
+        *alone,
+        _semantics(generated, real),
+        _collapse(generated, real, options),
+    )
 
 
 def per_class(generated: ScoredSet, real: ScoredSet) -> PerClass | None:
@@ -148,18 +176,22 @@ def per_class(generated: ScoredSet, real: ScoredSet) -> PerClass | None:
     return PerClass(tuple(labels), tuple(distances), tuple(counts))
 
 
-def _frechet(generated: ScoredSet, real: ScoredSet, options: SuiteOptions) -> Iterator[Score]:
+def _distance(generated: ScoredSet, real: ScoredSet) -> Score:
     pair, ours, theirs = Comparison(generated, real), generated.features.values, real.features.values
     few = few_samples(min(pair.n), pair.dimension)
     distance = frechet_distance_from_features(theirs, ours, tolerance=TOLERANCE, warn=False)
-    yield pair.score("FD", distance, "lower", frechet_standard_error(theirs, ours), note=few)
+    return pair.score("FD", distance, "lower", frechet_standard_error(theirs, ours), note=few)
+
+
+def _infinity(generated: ScoredSet, real: ScoredSet, options: SuiteOptions) -> Score:
+    pair, ours, theirs = Comparison(generated, real), generated.features.values, real.features.values
+    few = few_samples(min(pair.n), pair.dimension)
     infinity = _attempt(lambda: frechet_distance_infinity(theirs, ours, options.seed, warn=False))
     if isinstance(infinity, str):
-        yield pair.missing("FD_inf", "lower", infinity)
-        return
+        return pair.missing("FD_inf", "lower", infinity)
     kind = "standard error of the line's intercept"
     note = f"not to be trusted with fewer than {2 * pair.dimension:,} samples" if few else ""
-    yield pair.score("FD_inf", infinity.value, "lower", infinity.standard_error, kind, note)
+    return pair.score("FD_inf", infinity.value, "lower", infinity.standard_error, kind, note)
 
 
 def _frechet_per_class(generated: ScoredSet, real: ScoredSet, classes: PerClass | None) -> Score:

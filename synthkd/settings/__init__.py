@@ -75,6 +75,7 @@ from synthkd.settings.features import (
     LoadedExtractor,
     Resampling,
     ResizeMode,
+    ScoreSettings,
     TeacherExtractor,
 )
 from synthkd.settings.models import WIDEST, Architecture, LoadedModel, ModelSettings, WidthSettings, ZooModel
@@ -170,6 +171,7 @@ __all__ = [
     "Resampling",
     "ResizeMode",
     "Schedule",
+    "ScoreSettings",
     "SearchSettings",
     "Seed",
     "SelectionSettings",

@@ -16,6 +16,9 @@ class _Data(Settings):
     """Seed of the split. It is separate from the run's seed, so that all runs share one split."""
     per_class: Images | None = None
     """Largest number of training images of each class, drawn by the split's seed; None: all are used."""
+    half: Literal["first", "second"] | None = None
+    """Use only this half of the images outside of the test split. The halves share no image and are stratified by
+    class: a teacher that was trained on the first has not seen what its student learns from in the second."""
 
 
 class DigitsData(_Data):

@@ -1,4 +1,7 @@
-"""The networks that compute features for scores, selected by `kind`. Nothing here imports torch."""
+"""The networks that compute features for scores, selected by `kind`, and scores while a run goes.
+
+Nothing here imports torch.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from synthkd.settings.base import Classes, Settings, Side
+from synthkd.settings.base import Classes, Count, Images, Settings, Side
+from synthkd.settings.data import DataSettings
 from synthkd.settings.models import LoadedModel
 
 ResizeMode = Literal["antialias", "clean", "tf1", "pil", "none"]
@@ -63,3 +67,17 @@ class LoadedExtractor(LoadedModel):
 ExtractorSettings = Annotated[
     TeacherExtractor | EfficientNetExtractor | InceptionExtractor | LoadedExtractor, Field(discriminator="kind")
 ]
+
+
+class ScoreSettings(Settings):
+    """Scores of the newest generated images while a run goes: curves in the log and in the report."""
+
+    every: Count = 20
+    """Generator rounds between two scores; the last round of a phase is scored in any case."""
+    images: Annotated[Images, Field(ge=10)] = 500
+    """Largest number of generated images that are scored, and of real images that they are compared with."""
+    features: ExtractorSettings | None = None
+    """The network whose features are compared; None: the teacher."""
+    real: DataSettings | None = None
+    """Real images to compare with: the test split of a public dataset. None: the real images that the run has, the
+    held-out ones if there are any; without real images only the scores that need none are logged."""

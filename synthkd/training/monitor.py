@@ -15,6 +15,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import torch
+from PIL import Image
 from torch import Tensor
 
 from synthkd.errors import CheckpointError
@@ -99,6 +102,22 @@ class Monitor:
         self._append({"step": step, "phase": phase}, numbers)
         if self._accelerator is not None and self._accelerator.trackers:
             self._accelerator.log(numbers, step=step)
+
+    def picture(self, step: int, name: str, path: Path) -> None:
+        """Send a PNG to the trackers that take pictures (TensorBoard, W&B); without such a tracker nothing happens.
+
+        Args:
+            step: number of finished steps.
+            name: of the picture; the same name at every step.
+            path: the file.
+        """
+        if not self._writes or self._accelerator is None:
+            return
+        for tracker in self._accelerator.trackers:
+            if hasattr(tracker, "log_images"):
+                with Image.open(path) as picture:
+                    pixels = torch.from_numpy(np.array(picture.convert("RGB")))
+                tracker.log_images({name: pixels.permute(2, 0, 1)[None].float() / 255.0}, step=step)
 
     def event(self, step: int, text: str, **fields: object) -> None:
         """Append an event in words; the field `kind` is "phase", "resume", "difficulty", "alarm" or another word."""

@@ -10,16 +10,19 @@ def one_hot(labels: torch.Tensor, classes: int = 4) -> torch.Tensor:
     return torch.nn.functional.one_hot(labels, classes).float()
 
 
+DO = "do this"
+
+
 def test_class_imbalance() -> None:
     balanced = torch.arange(400) % 4
-    assert alarms.class_imbalance(one_hot(balanced)) is None
+    assert alarms.class_imbalance(one_hot(balanced), DO) is None
     skewed = balanced.clone()
     skewed[skewed == 2] = 1
     skewed[:10] = 2
-    alarm = alarms.class_imbalance(one_hot(skewed))
+    alarm = alarms.class_imbalance(one_hot(skewed), DO)
     assert alarm is not None
     assert "class 2 has 10%" in alarm.message
-    assert alarms.class_imbalance(one_hot(skewed[:40])) is None, "too few images to say"
+    assert alarms.class_imbalance(one_hot(skewed[:40]), DO) is None, "too few images to say"
 
 
 def test_collapse() -> None:
@@ -27,21 +30,24 @@ def test_collapse() -> None:
     labels = torch.arange(200) % 4
     centres = 3 * torch.randn(4, 32, generator=generator)
     noise = torch.randn(200, 32, generator=generator)
-    assert alarms.collapse(centres[labels] + 3 * noise, labels) is None
-    alarm = alarms.collapse(centres[labels] + 0.1 * noise, labels)
+    assert alarms.collapse(centres[labels] + 3 * noise, labels, DO) is None
+    alarm = alarms.collapse(centres[labels] + 0.1 * noise, labels, DO)
     assert alarm is not None
     assert alarm.value > 0.95
+    assert DO in alarm.message
+    assert alarms.collapse(centres[labels] + 0.1 * noise, labels, DO, real=0.99) is not None
+    assert alarms.collapse(centres[labels] + 0.3 * noise, labels, DO, real=0.99) is None, "as alike as real images"
 
 
 def test_collapse_of_single_images_is_not_measured() -> None:
-    assert alarms.collapse(torch.randn(4, 8, generator=torch.Generator().manual_seed(0)), torch.arange(4)) is None
+    assert alarms.collapse(torch.randn(4, 8, generator=torch.Generator().manual_seed(0)), torch.arange(4), DO) is None
 
 
 def test_statistics_gap() -> None:
     zeros, ones = torch.zeros(8), torch.ones(8)
-    assert alarms.statistics_gap({}) is None
-    assert alarms.statistics_gap({"a": BatchNormStatistics(zeros + 0.2, ones, zeros, ones)}) is None
-    alarm = alarms.statistics_gap({"a": BatchNormStatistics(zeros + 2.0, ones, zeros, ones * 4)})
+    assert alarms.statistics_gap({}, DO) is None
+    assert alarms.statistics_gap({"a": BatchNormStatistics(zeros + 0.2, ones, zeros, ones)}, DO) is None
+    alarm = alarms.statistics_gap({"a": BatchNormStatistics(zeros + 2.0, ones, zeros, ones * 4)}, DO)
     assert alarm is not None
     assert abs(alarm.value - 1.0) < 1e-3
 

@@ -27,8 +27,7 @@ def test_rounds_and_steps_are_numbered_through_the_run() -> None:
         note("look"),
         3,
         [Action("watch", note("watch"), every=10, after=True)],
-        note("draw"),
-        2,
+        [Action("draw", note("draw"), every=2, after=True)],
     )
     step = 0
     for stage in stages:
@@ -59,5 +58,5 @@ def test_totals() -> None:
 def test_no_steps_no_stage_work() -> None:
     empty = (Pregenerate(kind="pregenerate", rounds=0), Refine(kind="refine", steps=0))
     nothing = [lambda *_: {}] * 4
-    stages = phases.build(empty, *nothing, 1, [Action("watch", nothing[0])], nothing[0], 1)  # type: ignore[arg-type]
+    stages = phases.build(empty, *nothing, 1, [Action("watch", nothing[0])], [Action("draw", nothing[0])])  # type: ignore[arg-type]
     assert [stage.steps for stage in stages] == [0, 0]

@@ -42,4 +42,4 @@ def load_splits(settings: DataSettings) -> Splits:
             name, test = Path(settings.root).expanduser().resolve().name, settings.test
     for note in source.notes:
         LOG.warning("%s: %s", name, note)
-    return split(source, name, test, settings.holdout, settings.split_seed, settings.per_class)
+    return split(source, name, test, settings.holdout, settings.split_seed, settings.per_class, settings.half)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from synthkd.data.bank_rows import saved_rows
+from synthkd.data.bank_sample import BANK_SAMPLE
 from synthkd.data.read.listing import list_scored
 from synthkd.data.read.npz import as_images, as_labels, as_names, read_arrays
 from synthkd.data.read.real import load_splits
@@ -49,8 +50,8 @@ def open_samples(
     Args:
         source: one of
             a path: an image folder (a directory per class, or flat), a .zip of one, a .npz (`images` or `arr_0`, and
-            `labels` or `arr_1` if it has them), a WebDataset .tar (or a pattern of shards), or the directory of an
-            unfinished run, for the memory bank in its newest checkpoint;
+            `labels` or `arr_1` if it has them), a WebDataset .tar (or a pattern of shards), or the directory of a run,
+            for the images that it kept or, while it is not finished, the memory bank in its newest checkpoint;
             the settings of a real dataset;
             an array of images; uint8 `[N, C, H, W]` is not copied, so it must not change later;
             an iterable of arrays `[n, C, H, W]` or `[n, H, W, C]`, or of `(images, labels)`, which is read once;
@@ -129,11 +130,13 @@ def _open_settings(settings: DataSettings, name: str | None, split: str | None) 
 
 
 def _open_run(path: Path, name: str) -> Samples:
-    """The memory bank in the newest checkpoint of a run, the oldest image first."""
+    """The images that a finished run kept, or the memory bank in the newest checkpoint of another; oldest first."""
     if (path / "result.json").exists():
+        if (path / BANK_SAMPLE).exists():
+            return _open_npz(path / BANK_SAMPLE, name, None)
         raise DataError(
-            f"{path} is a finished run and holds no images: its memory bank was dropped with its checkpoints; score a "
-            "run that is not finished, or a folder or archive of images"
+            f"{path} is a finished run without {BANK_SAMPLE}: it generated no images, or kept none (keep_images=0); "
+            "score a folder or archive of images"
         )
     checkpoint = CheckpointStore(path / "checkpoints").latest()
     if checkpoint is None:

@@ -7,6 +7,7 @@ part. Both depend on the split seed and never on the seed of a run, so that runs
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import torch
@@ -17,6 +18,8 @@ from synthkd.data.read.decode import some
 from synthkd.errors import DataError
 from synthkd.rng import numpy_stream
 from synthkd.types import ImageSpec, check_labels
+
+Half = Literal["first", "second"]
 
 
 @dataclass(frozen=True)
@@ -85,7 +88,13 @@ class Splits:
 
 
 def split(
-    source: Source, name: str, test_fraction: float, holdout_fraction: float, seed: int, per_class: int | None = None
+    source: Source,
+    name: str,
+    test_fraction: float,
+    holdout_fraction: float,
+    seed: int,
+    per_class: int | None = None,
+    half: Half | None = None,
 ) -> Splits:
     """Divide a dataset into its three parts, as a function of the labels and the seed.
 
@@ -96,6 +105,7 @@ def split(
         holdout_fraction: share of the rest that is held out.
         seed: of the random draws.
         per_class: most training images of a class; None keeps all.
+        half: of the images outside of the test part; None keeps all.
 
     Raises:
         DataError: fewer than two classes, labels out of range, or a class without a training image.
@@ -109,6 +119,10 @@ def split(
     else:
         test = np.arange(len(labels)) >= source.train
     rest = np.flatnonzero(~test)
+    if half is not None:
+        # Not by `seed`: the halves of two splits of one dataset must not overlap if only their seeds differ.
+        in_first = _stratified(labels.numpy()[rest], 0.5, numpy_stream(0, "halves"))
+        rest = rest[in_first if half == "first" else ~in_first]
     # Before the holdout is taken: `_stratified` leaves every class at least one row, but cannot give it one.
     present = np.bincount(labels.numpy()[rest], minlength=len(names)) > 0
     if not present.all():

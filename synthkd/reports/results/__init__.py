@@ -30,7 +30,14 @@ from synthkd.reports.results.models import (
     StudentResult,
     TeamTeacher,
 )
-from synthkd.reports.results.training import DistillResult, Evaluations, FittedGap, ReleaseResult, TeachResult
+from synthkd.reports.results.training import (
+    DistillResult,
+    Evaluations,
+    FittedGap,
+    ReleaseResult,
+    RunningScoresResult,
+    TeachResult,
+)
 
 __all__ = [
     "KINDS",
@@ -73,6 +80,7 @@ __all__ = [
     "RatioResult",
     "ReleaseResult",
     "RunCost",
+    "RunningScoresResult",
     "SearchResult",
     "SetName",
     "SetResult",

@@ -66,6 +66,27 @@ class Evaluations:
     selected: tuple[int, ...] | None = field(default=None, metadata=OMITTED)
 
 
+@dataclass(frozen=True)
+class RunningScoresResult:
+    """Scores of generated images while a run went.
+
+    Attributes:
+        last: name -> value of the last measurement.
+        measured: number of measurements.
+        seconds: wall time of all of them.
+        features: network of the distances.
+        reference: name of the real images, or None.
+        reference_n: number of the real images.
+    """
+
+    last: Mapping[str, float]
+    measured: int
+    seconds: float
+    features: str
+    reference: str | None = None
+    reference_n: int = 0
+
+
 @dataclass(frozen=True, kw_only=True)
 class TeachResult(JobResult):
     """The result of `teach`.
@@ -104,6 +125,7 @@ class DistillResult(JobResult):
         teachers: each of several teachers.
         peers: the networks that learned together with the student.
         ratio: student over teacher, where there is a teacher.
+        scores: of generated images, if the run measured them.
     """
 
     job: str = "distill"
@@ -118,6 +140,7 @@ class DistillResult(JobResult):
     teachers: tuple[TeamTeacher, ...] | None = field(default=None, metadata=OMITTED)
     peers: tuple[ModelResult, ...] | None = field(default=None, metadata=OMITTED)
     ratio: Ratio | None = field(default=None, metadata=OMITTED)
+    scores: RunningScoresResult | None = field(default=None, metadata=OMITTED)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -118,6 +118,26 @@ def test_a_few_of_each_class_are_a_part_of_more() -> None:
         assert torch.equal(getattr(ten, part).images, getattr(whole, part).images)
 
 
+@settings(max_examples=20, deadline=None)
+@given(
+    labels=st.lists(st.integers(0, 2), min_size=40, max_size=80),
+    seeds=st.tuples(st.integers(0, 9), st.integers(0, 9)),
+)
+def test_the_halves_share_no_image_whatever_the_seeds(labels: list[int], seeds: tuple[int, int]) -> None:
+    labels = [*labels, *[0, 1, 2] * 4]
+    source = numbered([*labels, 0, 1, 2], 3, train=len(labels))
+    first, second = (
+        split(source, "x", 0.0, 0.25, seed, half=half) for seed, half in zip(seeds, ("first", "second"), strict=True)
+    )
+    ours, theirs = ({*rows(one.train), *rows(one.holdout)} for one in (first, second))
+    assert not ours & theirs
+    assert ours | theirs == set(range(len(labels)))
+    assert rows(first.test) == rows(second.test) == [len(labels) + i for i in range(3)]
+    for label in range(3):
+        counts = [sum(labels[row] == label for row in half) for half in (ours, theirs)]
+        assert abs(counts[0] - counts[1]) <= 2
+
+
 def test_class_counts_and_labels_are_checked() -> None:
     with pytest.raises(DataError, match=r"x: every class needs a training image, none is of c1, c3; add"):
         split(numbered([0, 2, 2, 1], 4, train=3), "x", 0.0, 0.0, 0)

@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from synthkd.data.bank import MemoryBank
+from synthkd.data.bank_sample import save_bank_sample
 from synthkd.data.read import decode, entries, sample_set
 from synthkd.data.read import npz as npz_files
 from synthkd.data.read.named import read_digits
@@ -335,8 +336,24 @@ def test_a_run_without_images_says_why(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no checkpoint verifies"):
         open_samples(root)
     (root / "result.json").write_text("{}")
-    with pytest.raises(DataError, match=r"is a finished run and holds no images: .* archive of images"):
+    with pytest.raises(DataError, match=r"is a finished run without samples/bank.npz: .* archive of images"):
         open_samples(root)
+
+
+def test_a_finished_run_gives_the_images_that_it_kept(tmp_path: Path) -> None:
+    root = run(tmp_path / "run", [5])
+    (root / "result.json").write_text("{}")
+    bank = MemoryBank(ImageSpec(3, 8, 10, 4), BankSettings(capacity=5), seed=0)
+    bank.add(COLOUR[:3], torch.tensor(LABELS[:3]), torch.zeros(3, 4))
+    bank.add(COLOUR[3:], torch.tensor(LABELS[3:]), torch.zeros(3, 4))
+    assert save_bank_sample(bank.rows(), None, (), root) == len(bank)
+    sample = open_samples(root)
+    holds(sample, COLOUR[-len(bank) :], LABELS[-len(bank) :])
+    assert sample.class_names == ("0", "1", "2", "3")
+    assert save_bank_sample(bank.rows(), 2, list("abcd"), root) == 2
+    ends = open_samples(root)  # evenly spaced: the oldest and the newest
+    assert all(torch.equal(*pair) for pair in zip(ends.images([0, 1]), COLOUR[[-len(bank), -1]], strict=True))
+    assert ends.class_names == tuple("abcd")
 
 
 # --- what a set is recognised by -------------------------------------------------------------------------------------

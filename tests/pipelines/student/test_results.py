@@ -21,6 +21,7 @@ from synthkd.distillation.teachers import FrozenTeacher, TeacherTeam
 from synthkd.models import Classifier, build, parameters, save
 from synthkd.pipelines import distill
 from synthkd.pipelines.config import DistillConfig, GeneratedSet
+from synthkd.pipelines.student.image_alarms import Advice, ImageAlarms
 from synthkd.pipelines.student.sources import (
     FRESH_IMAGES,
     GeneratedImages,
@@ -38,6 +39,7 @@ from synthkd.settings.load import load_config
 from synthkd.types import ImageSpec
 
 SPEC = ImageSpec(1, 8, 8, 10)
+JUDGE = ImageAlarms(None, torch.device("cpu"), Advice("a", "b", "c"))
 DIGITS = {"kind": "digits"}
 SOURCE: dict[str, Any] = {
     "name": "mine",
@@ -157,7 +159,7 @@ def fresh(labelling: Labelling) -> tuple[TransferSource, Tensor]:
     difficulty = DifficultyScheduler(settings.difficulty)
     rounds = Synthesis(generator, bank, difficulty, lambda: network(4, 3))
     source = GeneratedSource(bank)
-    return GeneratedImages(generator, settings, source, difficulty, rounds, labelling, 0, 0, True), images
+    return GeneratedImages(generator, settings, source, difficulty, rounds, labelling, JUDGE, 0, 0, True), images
 
 
 def stored(labelling: Labelling) -> tuple[TransferSource, Tensor]:
@@ -167,7 +169,8 @@ def stored(labelling: Labelling) -> tuple[TransferSource, Tensor]:
     labels, logits = torch.zeros(4000, dtype=torch.int64), torch.eye(10)[:1].repeat(4000, 1)
     dataset = StoredImages(StoredDataset(images, labels, logits, SPEC, (0.5,), (0.5,), (), {}))
     bank = MemoryBank(SPEC, BankSettings(capacity=4000), 0)
-    return StoredDatasetImages(dataset, bank, labelling, fresh=True, real_images_used=0), dataset.held_out.images
+    source = StoredDatasetImages(dataset, bank, labelling, JUDGE, fresh=True, real_images_used=0)
+    return source, dataset.held_out.images
 
 
 @pytest.mark.parametrize("source", [fresh, stored])

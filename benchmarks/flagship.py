@@ -1,0 +1,214 @@
+"""What a generator that learns from a few real images adds to them: the hybrid recipes and their arms.
+
+    python -m benchmarks.flagship [--data digits] [--arms "real KD" cgan] [--seeds 5] [--threads 2]
+    python -m benchmarks.flagship --data fashion_mnist --root FOLDER --per-class 10 50 [--seeds 3]
+
+Run it alone on the machine. The recipes are `hybrid_cgan_*` and `hybrid_diffusion_*` of configs/. Their teachers are
+trained on the first half of the training images; generators and students learn from a few images of the second half, so
+no arm has an image that the teacher has seen. All arms have the same student from random weights, as many steps of it,
+and the same test images. `real KD` has the few real images and nothing else; `real KD, mixed` also shifts and mixes
+them as the hybrids do, since a mixture that the teacher labels is a synthetic image too. `inversion` takes its images
+from the teacher alone. An arm with a minus sign lacks one system of the recipe. Accuracy is that of the last weights;
+differences are paired by seed, with a 95 % t-interval. Finished cells are kept in benchmarks/runs/flagship; the table
+goes to benchmarks/results/flagship.json.
+"""
+
+from __future__ import annotations
+
+import copy
+import statistics
+from collections.abc import Callable, Sequence
+from itertools import product
+from pathlib import Path
+from typing import NamedTuple
+
+import yaml
+
+from benchmarks import common
+from benchmarks.common import Row
+from synthkd.pipelines import distill, teach
+from synthkd.pipelines.config import DistillConfig, TeachConfig
+
+RUNS = common.RUNS / "flagship"
+DATA = ("digits", "fashion_mnist", "cifar10")
+ALONE, MIXED = "real KD", "real KD, mixed"
+COLUMNS = (
+    "data | real images per class | arm | seeds | accuracy, %, mean (standard deviation) | over real KD, points | "
+    "over real KD, mixed, points | FD-teacher | seconds | scores, % of the run"
+)
+
+
+class Key(NamedTuple):
+    """A cell."""
+
+    data: str
+    per_class: int
+    arm: str
+    seed: int
+
+
+def _generator(recipe: Row) -> Row:
+    """The settings of a recipe's generator."""
+    generator: Row = recipe["transfer_set"][0]["generator"]
+    return generator
+
+
+def _alone(recipe: Row) -> None:
+    """Learn from the few real images alone, in as many steps."""
+    recipe["transfer_set"] = {key: value for key, value in recipe["transfer_set"][1].items() if key != "share"}
+    steps = sum(phase.get("steps", 0) for phase in recipe["phases"])
+    recipe["phases"] = [{"kind": "refine", "steps": steps}]
+    recipe.pop("score")
+
+
+def _unmixed(recipe: Row) -> None:
+    """Learn from the few real images alone, as they are."""
+    _alone(recipe)
+    recipe["mix"] = {"mixup": 0.0}
+
+
+def _inversion(recipe: Row) -> None:
+    """Take the generated images from the teacher alone."""
+    recipe["transfer_set"][0]["generator"] = {"width": 16, "latent": 64}
+
+
+def _without(**changes: object) -> Callable[[Row], None]:
+    """Other values for some settings of the generator."""
+    return lambda recipe: _generator(recipe).update(changes)
+
+
+def _no_difficulty(recipe: Row) -> None:
+    """Keep the difficulty where it starts."""
+    difficulty = recipe["transfer_set"][0].setdefault("difficulty", {})
+    difficulty |= {"up": 1.0, "down": 1.0}
+
+
+def _no_joint(recipe: Row) -> None:
+    """Make all images before the student begins."""
+    steps = sum(phase.get("steps", 0) for phase in recipe["phases"])
+    joint = recipe["phases"][-1]
+    rounds = recipe["phases"][0]["rounds"] + -(-joint["steps"] // joint["every"])
+    recipe["phases"] = [recipe["phases"][0] | {"rounds": rounds}, {"kind": "refine", "steps": steps}]
+
+
+def _plain(recipe: Row) -> None:
+    """The recipe as it ships."""
+
+
+ARMS: dict[str, tuple[str, Callable[[Row], None]]] = {
+    ALONE: ("cgan", _unmixed),
+    MIXED: ("cgan", _alone),
+    "inversion": ("cgan", _inversion),
+    "cgan": ("cgan", _plain),
+    "diffusion": ("diffusion", _plain),
+    "cgan - spectral norm": ("cgan", _without(spectral_norm=False)),
+    "cgan - adversarial distillation": ("cgan", _without(distillation=0.0)),
+    "cgan - semantic term": ("cgan", _without(semantic=0.0)),
+    "cgan - difficulty": ("cgan", _no_difficulty),
+    "cgan - joint phase": ("cgan", _no_joint),
+    "diffusion - curriculum": ("diffusion", _without(curriculum=0.0)),
+}
+"""Name -> the recipe it starts from, and what it changes in it."""
+
+
+def recipe_of(key: Key, root: str | None) -> Row:
+    """The configuration of a cell, without its teacher's run."""
+    base, change = ARMS[key.arm]
+    path = common.ROOT / "configs" / f"hybrid_{base}_{key.data}.yaml"
+    recipe: Row = yaml.safe_load(path.read_text(encoding="utf-8"))
+    for images in (
+        recipe["teacher"]["data"],
+        recipe["transfer_set"][1]["data"],
+        recipe["test"],
+        recipe["score"]["real"],
+    ):
+        images |= {} if root is None else {"root": root}
+    recipe["transfer_set"][1]["data"] |= {"per_class": key.per_class}
+    # Digits have no test split of their own: another split seed would test on images that the teacher has seen.
+    if key.data != "digits":
+        recipe["transfer_set"][1]["data"] |= {"split_seed": key.seed}
+    change(recipe)
+    return recipe | {"seed": key.seed, "grid_every": 1000, "evaluate_every": 10_000}
+
+
+def place(key: Key) -> Path:
+    """The run directory of a cell."""
+    name = "".join(character if character.isalnum() else "-" for character in key.arm)
+    return RUNS / f"{key.data}-{key.per_class}" / f"{name}-seed{key.seed}"
+
+
+def cell(key: Key, root: str | None, threads: int) -> Row:
+    """Run a cell, or read it where it is finished."""
+    recipe = recipe_of(key, root)
+    settings = copy.deepcopy(recipe["teacher"])
+    settings.pop("kind")
+    taught = common.run(teach, TeachConfig, settings | {"threads": threads}, RUNS / f"teacher-{key.data}").directory
+    recipe |= {"teacher": {"kind": "load", "model": str(taught)}, "threads": threads}
+    values = common.run(distill, DistillConfig, recipe, place(key)).values
+    scores = values.get("scores")
+    seconds = values["cost"]["seconds"]
+    return {
+        **key._asdict(),
+        "accuracy": values["student"]["accuracy"],
+        "interval": values["student"]["accuracy_interval"],
+        "teacher": values["teacher"]["accuracy"],
+        "scores": None if scores is None else scores["last"],
+        "seconds": seconds["distill"],
+        "score_seconds": None if scores is None else scores["seconds"],
+        "real_images_used": values["real_images_used"],
+        "hardware": values["hardware"],
+    }
+
+
+def tables(content: Row) -> str:
+    """Accuracy of each arm, and its lead over the real images alone."""
+    cells = content["cells"]
+    rows = []
+    for data, size in sorted(
+        {(one["data"], one["per_class"]) for one in cells}, key=lambda key: (DATA.index(key[0]), key[1])
+    ):
+        arms = {arm: [c for c in cells if (c["data"], c["per_class"], c["arm"]) == (data, size, arm)] for arm in ARMS}
+        scores = {arm: {one["seed"]: 100 * one["accuracy"] for one in seeds} for arm, seeds in arms.items()}
+        for arm, seeds in arms.items():
+            if seeds:
+                compared = common.compared(scores[arm], scores[ALONE], scores[MIXED])
+                rows.append([data, str(size), arm, str(len(seeds)), *compared, *_costs(seeds)])
+    return common.table(COLUMNS, rows)
+
+
+def _costs(seeds: list[Row]) -> list[str]:
+    """Median distance at the end, seconds, and the share of them that scoring took."""
+    seconds = f"{statistics.median(one['seconds'] for one in seeds):.0f}"
+    scored = [one for one in seeds if one["scores"] is not None]
+    if not scored:
+        return ["", seconds, ""]
+    distance = statistics.median(one["scores"]["FD-teacher"] for one in scored)
+    share = statistics.median(100 * one["score_seconds"] / one["seconds"] for one in scored)
+    return [f"{distance:.2f}", seconds, f"{share:.1f}"]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run what is wanted, write the cells after each, and print the table."""
+    parser = common.options("flagship", __doc__)
+    parser.add_argument("--data", default="digits", choices=DATA)
+    parser.add_argument("--root", help="folder of the images, for all but digits")
+    parser.add_argument("--per-class", type=int, nargs="*", default=[10], help="real images of each class")
+    parser.add_argument("--arms", nargs="*", default=list(ARMS), choices=list(ARMS))
+    common.add_seeds(parser, 5)
+    common.add_threads(parser)
+    arguments = parser.parse_args(argv)
+    sizes = sorted({10, 50, 500, *arguments.per_class})
+    seeds = range(max(arguments.seeds, common.MOST_SEEDS))
+
+    def wanted(key: Key) -> bool:
+        named = key.arm in arguments.arms and key.per_class in arguments.per_class and key.data == arguments.data
+        return named and key.seed < arguments.seeds
+
+    every = [Key(data, size, arm, seed) for data, size, seed, arm in product(DATA, sizes, seeds, ARMS)]
+    keys = common.to_collect(every, place, wanted)
+    cells = common.collect("flagship", keys, lambda key: cell(key, arguments.root, arguments.threads))
+    print(tables({"cells": cells}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,120 @@
+"""Alarms about the images of a memory bank, with remedies that name the keys of the generator in use."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from synthkd.data.sources import RealImages
+from synthkd.distillation import alarms
+from synthkd.distillation.alarms import Alarm
+from synthkd.generators.settings import CGANSettings, DiffusionSettings, InversionSettings, MerfSettings, PixelSettings
+from synthkd.models import Classifier
+from synthkd.models.layout import head
+from synthkd.pipelines.config import GeneratedSet, StoredSet
+from synthkd.taps import INPUT, evaluating, observe
+from synthkd.types import Batch, Outputs, to_float
+
+IMAGES = 1024
+"""Largest number of images, generated or real, that the alarms are computed on."""
+
+
+@dataclass(frozen=True)
+class Advice:
+    """The remedy of each alarm about generated images.
+
+    Attributes:
+        imbalance: a class is rare.
+        collapse: the images of a class are near copies.
+        statistics: the images are far from the teacher's BatchNorm statistics.
+    """
+
+    imbalance: str
+    collapse: str
+    statistics: str
+
+
+def advice_for(source: GeneratedSet | StoredSet, key: str) -> Advice:
+    """The advice for one source.
+
+    Args:
+        source: its settings.
+        key: of the source in the configuration, e.g. "transfer_set" or "transfer_set.0".
+    """
+    if isinstance(source, StoredSet):
+        again = "generate the dataset again, with a longer training or another generator"
+        return Advice(f"use {key}.bank.policy=class_balanced, or {again}", again, again)
+    own, balanced = f"{key}.generator", f"use {key}.bank.policy=class_balanced"
+    rounds = "give the generator more rounds"
+    match source.generator:
+        case InversionSettings():
+            return Advice(
+                f"raise {own}.one_hot, or {balanced}",
+                f"{rounds}, or raise {own}.adversarial",
+                f"raise {own}.batch_norm or the number of rounds",
+            )
+        case PixelSettings():
+            return Advice(f"{balanced}, or {rounds}", f"{rounds}, or raise {own}.adversarial", rounds)
+        case CGANSettings():
+            augment = f"set {own}.augment to 0.5 if there are few real images"
+            return Advice(f"{rounds}, or {balanced}", f"{augment}, or {rounds}", rounds)
+        case DiffusionSettings():
+            guidance = f"lower {own}.guidance"
+            return Advice(
+                f"raise {own}.guidance, or {balanced}", f"{guidance}, or {rounds}", f"{rounds}, or {guidance}"
+            )
+        case MerfSettings():
+            return Advice(balanced, f"{rounds}, or raise {own}.grain", f"{rounds}, or raise {own}.features")
+        case _:
+            other = f"take another generator ({own}.kind)"
+            return Advice(f"{balanced}, or {other}", other, other)
+
+
+@dataclass(frozen=True)
+class ImageAlarms:
+    """Judges generated images by the teacher.
+
+    Attributes:
+        teacher: the first teacher; None: images are judged by their stored logits alone.
+        device: of the teacher.
+        advice: the remedies.
+        real: real images to compare with; None if there are none, or they are private.
+    """
+
+    teacher: Classifier | None
+    device: torch.device
+    advice: Advice
+    real: RealImages | None = None
+
+    def __call__(self, newest: Batch) -> list[Alarm | None]:
+        """The alarms about the newest images; None for a test that passed.
+
+        Args:
+            newest: images with labels, and with logits if there is no teacher.
+        """
+        if self.teacher is None:
+            logits = newest.teacher_logits
+            return [] if logits is None else [alarms.class_imbalance(logits, self.advice.imbalance)]
+        outputs, features = self._observe(self.teacher, newest.images)
+        return [
+            alarms.class_imbalance(outputs.logits.cpu(), self.advice.imbalance),
+            alarms.collapse(features, newest.labels, self.advice.collapse, self._real_similarity(self.teacher)),
+            alarms.statistics_gap(outputs.statistics, self.advice.statistics),
+        ]
+
+    def _real_similarity(self, teacher: Classifier) -> float | None:
+        """The largest similarity within a class of the real images; None without two images of a class."""
+        if self.real is None:
+            return None
+        _, features = self._observe(teacher, to_float(self.real.images[:IMAGES]))
+        similarities = alarms.similarity_within_classes(features, self.real.labels[:IMAGES])
+        return max(similarities, default=None)
+
+    def _observe(self, teacher: Classifier, images: Tensor) -> tuple[Outputs, Tensor]:
+        """What the teacher makes of images, and its penultimate features `[N, D]` on the CPU."""
+        penultimate = head(teacher) + INPUT
+        with evaluating(teacher), torch.no_grad():
+            outputs = observe(teacher, images.to(self.device), features=[penultimate], statistics=True)
+        return outputs, outputs.features[penultimate].flatten(1).cpu()

@@ -1,0 +1,146 @@
+"""Scores of the newest generated images while a run goes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from synthkd.data.read.real import RealData, load_splits
+from synthkd.data.read.splits import Splits
+from synthkd.distillation.alarms import similarity_within_classes, statistics_distance
+from synthkd.metrics.features import FeatureExtractor, Features, build_extractor, extract
+from synthkd.metrics.score import ScoredSet
+from synthkd.metrics.suite import SuiteOptions, quick_scores
+from synthkd.models import Classifier
+from synthkd.reports.results import RunningScoresResult
+from synthkd.rng import stream
+from synthkd.settings import ScoreSettings, TeacherExtractor
+from synthkd.taps import evaluating, observe
+from synthkd.training.monitor import Row
+from synthkd.types import ImageSpec, to_uint8
+
+BATCH = 256
+"""Images of a forward pass."""
+OPTIONS = SuiteOptions(subsets=20)
+"""Fewer subsets than an evaluation has: they give the spread of the kernel distance, which a curve does not show."""
+PREFIX = "score/"
+SECONDS = PREFIX + "seconds"
+"""Logged name of what a measurement took."""
+
+
+@dataclass(frozen=True)
+class RunningScores:
+    """Measures generated images; the real ones went through the networks once, when this was built.
+
+    Attributes:
+        settings: how often, and how many images.
+        model: the teacher.
+        extractor: gives the features of the distances.
+        teacher: gives features and logits for scores of labels; may be the same object.
+        real: the real images that all are compared with, or None.
+        device: of the teacher.
+    """
+
+    settings: ScoreSettings
+    model: Classifier
+    extractor: FeatureExtractor
+    teacher: FeatureExtractor
+    real: ScoredSet | None
+    device: torch.device
+
+    def __call__(self, images: Tensor, labels: Tensor) -> dict[str, Tensor | float]:
+        """The scores of generated images by logged name, and the seconds that they took.
+
+        Without real images they are the Inception score, the label fidelity, the distance of BatchNorm means from the
+        teacher's stored ones (in stored standard deviations) and the largest mean cosine between images of a class.
+
+        Args:
+            images: float32 `[N, C, H, W]` in [0, 1].
+            labels: int64 `[N]`.
+        """
+        started = time.perf_counter()
+        generated = _scored("generated", to_uint8(images), labels, self.extractor, self.teacher)
+        scores = quick_scores(generated, self.real, OPTIONS)
+        values: dict[str, Tensor | float] = {
+            PREFIX + score.name.replace(" ", "_"): score.value for score in scores if score.value is not None
+        }
+        values |= self._without_data(images, generated)
+        values[SECONDS] = time.perf_counter() - started
+        return values
+
+    def _without_data(self, images: Tensor, generated: ScoredSet) -> dict[str, Tensor | float]:
+        values: dict[str, Tensor | float] = {}
+        with evaluating(self.model), torch.no_grad():
+            statistics = observe(self.model, images.to(self.device), statistics=True).statistics
+        if (distance := statistics_distance(statistics)) is not None:
+            values[PREFIX + "batch_norm_distance"] = distance
+        judged = generated.teacher or generated.features
+        if generated.labels is not None:
+            cosines = similarity_within_classes(judged.values.flatten(1), generated.labels)
+            values[PREFIX + "similarity_within_class"] = max(cosines, default=0.0)
+        return values
+
+    def result(self, rows: Sequence[Row]) -> RunningScoresResult | None:
+        """What the measurements of a run came to; None if there was none.
+
+        Args:
+            rows: of the log.
+        """
+        measured = [row for row in rows if row.get(SECONDS) is not None]
+        if not measured:
+            return None
+        last = {
+            name.removeprefix(PREFIX): float(value)
+            for name, value in measured[-1].items()
+            if name.startswith(PREFIX) and name != SECONDS
+        }
+        seconds = round(sum(float(row[SECONDS]) for row in measured), 3)
+        reference, count = (None, 0) if self.real is None else (self.real.name, len(self.real))
+        return RunningScoresResult(last, len(measured), seconds, self.extractor.name, reference, count)
+
+
+def build_scores(
+    settings: ScoreSettings, teacher: Classifier, splits: Splits | None, device: torch.device, seed: int
+) -> RunningScores:
+    """Build the networks, and take the features of the real images.
+
+    Args:
+        settings: how often, how many images, which network and which real images.
+        teacher: judges labels, and is the network of the features if the settings name none.
+        splits: the real images of the run, or None if it has none or may not show them.
+        device: of the networks.
+        seed: of the choice among the real images.
+
+    Raises:
+        SynthkdError: a feature network or real images that cannot be loaded.
+    """
+    of_teacher = build_extractor(TeacherExtractor(kind="teacher"), device, teacher)
+    extractor = of_teacher if settings.features is None else build_extractor(settings.features, device, teacher)
+    real = None
+    if (data := _reference(settings, splits, teacher.spec)) is not None:
+        order = torch.randperm(len(data), generator=stream(seed, "score reference"))[: settings.images]
+        real = _scored(data.name, data.images[order], data.labels[order], extractor, of_teacher)
+    return RunningScores(settings, teacher, extractor, of_teacher, real, device)
+
+
+def _reference(settings: ScoreSettings, splits: Splits | None, spec: ImageSpec) -> RealData | None:
+    """The public test images of the settings, else the held-out images of the run, else its training images."""
+    if settings.real is not None:
+        return load_splits(settings.real).test
+    if splits is None:
+        return None
+    return splits.holdout if len(splits.holdout) >= spec.classes else splits.train
+
+
+def _scored(
+    name: str, images: Tensor, labels: Tensor, extractor: FeatureExtractor, teacher: FeatureExtractor
+) -> ScoredSet:
+    def features(network: FeatureExtractor) -> Features:
+        return extract(images.split(BATCH), network)
+
+    taken = features(extractor)
+    return ScoredSet(name, taken, labels.cpu(), taken if teacher is extractor else features(teacher))

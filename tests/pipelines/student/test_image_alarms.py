@@ -1,0 +1,59 @@
+"""Alarms about generated images: their remedies, and their comparison with real images."""
+
+import re
+
+import pytest
+import torch
+
+from synthkd.data.sources import RealImages
+from synthkd.generators.settings import (
+    CGANSettings,
+    DiffusionSettings,
+    GeneratorSettings,
+    InversionSettings,
+    MerfSettings,
+    PipelineSettings,
+    PixelSettings,
+)
+from synthkd.models.zoo import build
+from synthkd.pipelines.config import GeneratedSet, StoredSet
+from synthkd.pipelines.student.image_alarms import Advice, ImageAlarms, advice_for
+from synthkd.settings import ZooModel
+from synthkd.types import Batch, ImageSpec
+
+GENERATORS: list[GeneratorSettings] = [
+    InversionSettings(),
+    PixelSettings(kind="pixels"),
+    CGANSettings(kind="cgan"),
+    DiffusionSettings(kind="diffusion"),
+    MerfSettings(kind="merf", epsilon=1.0),
+    PipelineSettings(kind="pipeline", path="p"),
+]
+
+
+@pytest.mark.parametrize("generator", GENERATORS, ids=lambda settings: settings.kind)
+def test_a_remedy_names_only_keys_that_the_generator_has(generator: GeneratorSettings) -> None:
+    advice = advice_for(GeneratedSet(generator=generator), "transfer_set.0")
+    keys = re.findall(r"transfer_set\.0\.generator\.(\w+)", " ".join(vars(advice).values()))
+    assert set(keys) <= {"kind", *type(generator).model_fields}
+
+
+def test_the_remedy_of_a_stored_dataset_names_no_generator() -> None:
+    advice = advice_for(StoredSet(kind="stored", path="p"), "transfer_set")
+    assert "transfer_set.bank.policy" in advice.imbalance
+    assert "generator." not in " ".join(vars(advice).values())
+
+
+def test_images_as_alike_as_the_real_ones_raise_no_alarm() -> None:
+    torch.manual_seed(0)
+    teacher = build(ZooModel(arch="convnet", width=4), ImageSpec(1, 8, 8, 10)).eval()
+    labels = torch.arange(40) % 10
+    prototypes = torch.rand(10, 1, 8, 8)[labels]
+    images = (prototypes + 0.02 * torch.rand(40, 1, 8, 8)).clamp(0, 1)
+    advice = Advice("a", "b", "c")
+    batch, device = Batch(images, labels), torch.device("cpu")
+    alone = [alarm for alarm in ImageAlarms(teacher, device, advice)(batch) if alarm is not None]
+    assert "collapse" in {alarm.name for alarm in alone}
+    real = RealImages((images * 255).byte(), labels)
+    beside = [alarm for alarm in ImageAlarms(teacher, device, advice, real)(batch) if alarm is not None]
+    assert "collapse" not in {alarm.name for alarm in beside}
