@@ -15,10 +15,11 @@ from synthkd.data.read.sample_set import Samples
 from synthkd.errors import ConfigError
 from synthkd.metrics.feature_cache import require_replaceable, save_set
 from synthkd.metrics.features import FeatureExtractor
+from synthkd.metrics.named_scores import SuiteOptions
 from synthkd.metrics.neighbours import nearest, points
 from synthkd.metrics.resize import resize
 from synthkd.metrics.score import Score, ScoredSet
-from synthkd.metrics.suite import SuiteOptions, measure
+from synthkd.metrics.suite import measure
 from synthkd.pipelines.config import EvaluateConfig
 from synthkd.pipelines.run.device import choose_device
 from synthkd.pipelines.run.directory import REPORT, run_directory

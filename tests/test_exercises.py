@@ -19,8 +19,9 @@ import yaml
 from synthkd import pipelines
 from synthkd.data.read.splits import split
 from synthkd.metrics.features import Features
+from synthkd.metrics.named_scores import SuiteOptions
 from synthkd.metrics.score import ScoredSet
-from synthkd.metrics.suite import SuiteOptions, measure
+from synthkd.metrics.suite import measure
 from synthkd.pipelines import cli, distill, generate, teach
 from synthkd.pipelines.config import DistillConfig, GenerateConfig, TeachConfig
 from synthkd.settings import DataSettings

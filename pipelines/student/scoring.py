@@ -13,8 +13,9 @@ from synthkd.data.read.real import RealData, load_splits
 from synthkd.data.read.splits import Splits
 from synthkd.distillation.alarms import similarity_within_classes, statistics_distance
 from synthkd.metrics.features import FeatureExtractor, Features, build_extractor, extract
+from synthkd.metrics.named_scores import SuiteOptions
 from synthkd.metrics.score import ScoredSet
-from synthkd.metrics.suite import SuiteOptions, quick_scores
+from synthkd.metrics.suite import quick_scores
 from synthkd.models import Classifier
 from synthkd.reports.results import RunningScoresResult
 from synthkd.rng import stream

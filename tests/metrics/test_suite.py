@@ -9,8 +9,9 @@ import torch
 from synthkd.errors import DataError
 from synthkd.metrics.features import Features
 from synthkd.metrics.frechet import frechet_distance_from_features
+from synthkd.metrics.named_scores import SuiteOptions
 from synthkd.metrics.score import Score, ScoredSet
-from synthkd.metrics.suite import SuiteOptions, measure
+from synthkd.metrics.suite import measure
 
 OPTIONS = SuiteOptions(k=3, subsets=4, subset_size=20, splits=2)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from synthkd.metrics.named_scores import PerClass
 from synthkd.metrics.score import Score
-from synthkd.metrics.suite import PerClass
 from synthkd.reports.results.base import JobResult, RunCost
 
 
