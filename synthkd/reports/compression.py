@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from synthkd.models.latency import Latency
+from synthkd.reports.figures import interval_chart
 from synthkd.reports.files import REPORT, RunFiles
-from synthkd.reports.intervals import interval_chart
 from synthkd.reports.page import SPACE, percent, render
 from synthkd.reports.results import CompressResult, ExportedFile, Handover, MeasuredFile
 
