@@ -92,10 +92,7 @@ def _unlike(one: Latency, other: Latency) -> str:
 
 def nested(run: Path) -> list[tuple[str, str]]:
     """(name, address relative to the page) of each report of a run inside this one, in the order they were made."""
-    reports = sorted((path.relative_to(run) for path in run.glob(f"*/**/{REPORT}")), key=_order)
+    order = {name: place for place, name in enumerate(NESTED)}
+    reports = [path.relative_to(run) for path in run.glob(f"*/**/{REPORT}")]
+    reports.sort(key=lambda path: (order.get(path.parts[0], len(order)), path.parts))
     return [(f"{SPACE}/ ".join(path.parts[:-1]), path.as_posix()) for path in reports]
-
-
-def _order(path: Path) -> tuple[int, tuple[str, ...]]:
-    first = path.parts[0]
-    return NESTED.index(first) if first in NESTED else len(NESTED), path.parts

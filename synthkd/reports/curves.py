@@ -11,7 +11,7 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from synthkd.reports.figures import Axis, Chart, Series, axis_around, round_ticks
+from synthkd.reports.figures import Axis, Series, axis_around, round_ticks
 from synthkd.reports.gap import gap_curve, gap_words
 from synthkd.reports.marks import Marks, find_marks
 from synthkd.reports.page import draw
@@ -34,6 +34,7 @@ FULL_NAMES = {
     "adapt/strength": "strength of distillation",
     "adapt/teaching": "who teaches",
 }
+UNUSED = "reported only, never used to choose anything"
 NOTES = {
     "evaluation/transfer_efficiency": "I(p_T; p_S) / H(p_T)",
     "adapt/gap": "share of the teacher’s accuracy still missing",
@@ -117,18 +118,15 @@ def _panel(name: str, rows: Sequence[Row], reference: tuple[str, float] | None, 
     fitted = (gap_curve(gap, steps[-1], marks) or _values(rows, FITTED)) if name == GAP else ([], [])
     is_share = name.startswith(("evaluation/accuracy", "evaluation/transfer_efficiency"))
     is_plain = bool(name in CHOICES or is_share or fitted[0])
-    is_log, is_noisy = not is_plain and _wants_log(values), not is_plain and _is_noisy(values)
-    notes = {
-        "reported only, never used to choose anything" if name.startswith("test/") else NOTES.get(name, ""): True,
-        "log scale": is_log,
-        "bold: running median": is_noisy,
-        "dots: measured; curve: fitted": bool(fitted[0]),
-        "" if reference is None else f"grey line: {reference[0]}": True,
-    }
+    finite = [value for value in values if math.isfinite(value)]
+    is_log, is_noisy = not is_plain and _wants_log(finite), not is_plain and _is_noisy(finite)
+    notes = [UNUSED if name.startswith("test/") else NOTES.get(name, ""), "log scale" * is_log]
+    notes += ["bold: running median" * is_noisy, "dots: measured; curve: fitted" * bool(fitted[0])]
+    notes += [f"grey line: {reference[0]}"] if reference else []
     is_stepped = name in CHOICES or name.endswith("difficulty")
     return Panel(
         _title(name),
-        "; ".join(note for note, holds in notes.items() if note and holds),
+        "; ".join(filter(None, notes)),
         CHOICES[name](round(values[-1])) if name in CHOICES else f"{values[-1]:.4g}",
         _draw(name, _curves(steps, values, fitted, is_noisy, is_stepped), marks, reference, is_log),
         gap_words(gap, marks) if name == GAP else "",
@@ -162,7 +160,7 @@ def _draw(
     lines += [Series([step, step], [y.low, y.high], "muted", 0.8, dashes="3.2 2.4") for step in later]
     lines += [Series([step, step], [y.low, y.high], "mark", 1.0, dashes="1 2") for step in marks.resumes]
     lines += [Series([0.0, last], [level, level], "muted", 1.0) for level in levels]
-    return draw("chart", Chart(*SIZE, x, y, [*lines, *curves], "the values over the steps of the run"))
+    return draw("chart", *SIZE, x, y, [*lines, *curves], "the values over the steps of the run")
 
 
 def _group(name: str) -> str:
@@ -203,15 +201,13 @@ def _values(rows: Sequence[Row], name: str) -> Points:
 
 
 def _wants_log(values: Sequence[float]) -> bool:
-    finite = [value for value in values if math.isfinite(value)]
-    return min(finite) > 0 and max(finite) / min(finite) > LOG_SCALE_FROM
+    return min(values) > 0 and max(values) / min(values) > LOG_SCALE_FROM
 
 
 def _is_noisy(values: Sequence[float]) -> bool:
     """Whether the curve goes up and down by much more than its whole range; a step or a slow fall does not."""
-    finite = [value for value in values if math.isfinite(value)]
-    travel = sum(abs(after - before) for before, after in pairwise(finite))
-    return len(finite) >= SMOOTH_FROM and travel > 1.5 * (max(finite) - min(finite))
+    travel = sum(abs(after - before) for before, after in pairwise(values))
+    return len(values) >= SMOOTH_FROM and travel > 1.5 * (max(values) - min(values))
 
 
 def _thin(steps: Sequence[float], values: Sequence[float]) -> Points:
@@ -243,7 +239,5 @@ def _blocks(values: Sequence[float], size: int) -> NDArray[np.float64]:
 
 def _short(value: float) -> str:
     """12000 -> 12k."""
-    for size, unit in ((1e6, "M"), (1e3, "k")):
-        if value >= size:
-            return f"{value / size:.4g}{unit}"
-    return f"{value:.4g}"
+    size, unit = next(((size, unit) for size, unit in ((1e6, "M"), (1e3, "k")) if value >= size), (1.0, ""))
+    return f"{value / size:.4g}{unit}"

@@ -1,6 +1,7 @@
 """What the figures of the pages show: charts with two axes, and the flow of private images.
 
-`templates/figures.html.jinja` draws them.
+The macros of `templates/figures.html.jinja` draw them. That named `chart` takes the width and height of the figure and
+the size of its text, both axes, the series from the lowest to the top, what the chart shows in words, and more SVG.
 """
 
 from __future__ import annotations
@@ -101,19 +102,6 @@ class Series:
 
 
 @dataclass(frozen=True)
-class Chart:
-    """A chart: its size, that of its text, its axes, its series from below to the top, and what it shows in words."""
-
-    width: float
-    height: float
-    font: float
-    x: Axis
-    y: Axis
-    series: Sequence[Series]
-    label: str
-
-
-@dataclass(frozen=True)
 class Arrow:
     """An arrow of the flow, from the edge of one box to that of another.
 
@@ -151,10 +139,13 @@ def labelled(ticks: Sequence[float]) -> list[tuple[float, str]]:
 
 
 def round_ticks(low: float, high: float, least_step: float = 0.0) -> list[float]:
-    """Multiples of a round step from `low` to `high`: of the finest step that goes in at most 4 times."""
-    power = 10.0 ** math.floor(math.log10((high - low) / 4))
-    step = max(least_step, next(one * power for one in ROUND_STEPS if one * power * 4 >= high - low))
-    return [place * step for place in range(math.ceil(low / step), math.floor(high / step) + 1)]
+    """Multiples of a round step from `low` to `high`: of the finest step that gives at most 5."""
+    power = 10.0 ** math.floor(math.log10((high - low) / 5))
+    for step in (max(least_step, one * power) for one in ROUND_STEPS):
+        ticks = [place * step for place in range(math.ceil(low / step), math.floor(high / step) + 1)]
+        if len(ticks) <= 5:
+            break
+    return ticks
 
 
 def interval_chart(teacher: ModelResult | None, student: ModelResult | None, name: str = "Teacher") -> Markup | None:
@@ -164,21 +155,18 @@ def interval_chart(teacher: ModelResult | None, student: ModelResult | None, nam
         teacher, student: the models.
         name: of the teacher, or of several teachers together.
     """
-    series, ends = list[Series](), list[float]()
-    for row, colour, model in ((1, "teacher", teacher), (0, "student", student)):
+    rows, ends = list[tuple[str, str, list[float]]](), list[float]()
+    for title, colour, model in ((name, "teacher", teacher), ("Student", "student", student)):
         if model is None or model.accuracy is None or model.accuracy_interval is None:
             return None
-        series.append(Series(model.accuracy_interval, (row, row), colour, width=8.0, opacity=0.32))
-        series.append(Series((model.accuracy,), (row,), colour, width=0.0, dots=13.0))
+        rows.append((title, colour, [model.accuracy, *model.accuracy_interval]))
         ends += model.accuracy_interval
     # The finest round step with at most 5 ticks; the axis ends at the ticks around all intervals.
     step = next((step for step in INTERVAL_STEPS if (max(ends) - min(ends)) / step <= 5), INTERVAL_STEPS[-1])
     last = math.ceil(max(ends) / step)
     first = min(math.floor(min(ends) / step), last - 1)
-    ticks = [(tick * step, percent(tick * step)) for tick in range(first, last + 1)]
-    x = Axis(130.0, 1000.0, first * step, last * step, ticks)
-    y = Axis(58.0, 8.0, -0.33, 1.33, [(1, name), (0, "Student"), (-0.8, "Accuracy")], has_grid=False)
-    return draw("chart", Chart(1034, 86, 14, x, y, series, "the accuracies with their intervals"))
+    x = Axis(0.0, 100.0, first * step, last * step, [(n * step, percent(n * step)) for n in range(first, last + 1)])
+    return draw("intervals", x, rows)
 
 
 def scatter_chart(across: str, up: str, top: float, points: Sequence[tuple[str, str, Mapping[str, float]]]) -> Markup:
@@ -196,7 +184,7 @@ def scatter_chart(across: str, up: str, top: float, points: Sequence[tuple[str, 
     for name, colour, one in points:
         numbers = f"{name}: {across} {one[across]:.3f}, {up} {one[up]:.3f}"
         dots.append(Series([one[across]], [min(one[up], top)], colour, width=0.0, dots=12.0, name=numbers))
-    return draw("chart", Chart(320, 250, 11, x, y, dots, f"{up} against {across}"))
+    return draw("chart", 320, 250, 11, x, y, dots, f"{up} against {across}")
 
 
 def roc_chart(curves: Mapping[str, Sequence[tuple[float, float]]], n: int) -> Markup:
@@ -219,7 +207,9 @@ def roc_chart(curves: Mapping[str, Sequence[tuple[float, float]]], n: int) -> Ma
             series.append(Series(false, true, who, 1.6, 4.5, is_stepped=True))
         else:
             series.append(Series(false, true, who, 1.6, 4.5, "square", dashes="5 2", is_stepped=True))
-    return draw("chart", Chart(350, 340, 11, x, y, series, "ROC curves of the headline attacks on logarithmic axes"))
+    guessing = Markup('<text transform="translate(212 158) rotate(-45)">guessing</text>')
+    label = "ROC curves of the headline attacks on logarithmic axes"
+    return draw("chart", 350, 340, 11, x, y, series, label, guessing)
 
 
 def flow_figure(touches: Sequence[Touch], released: Collection[str]) -> Markup:

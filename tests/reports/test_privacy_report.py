@@ -419,7 +419,7 @@ def test_arrows_go_from_edge_to_edge_towards_the_target():
 def test_curves_stand_on_logarithmic_axes_from_one_image_with_zero_outside():
     svg = roc_chart({"teacher": [(0.0, 0.0), (0.0, 0.1), (0.1, 0.5), (1.0, 1.0)]}, 100)
     texts = [text.replace("\N{NO-BREAK SPACE}", " ") for text in re.findall(r"<text[^>]*>([^<]*)</text>", svg)]
-    assert texts == [*["0", "1/100", "10 %", "100 %"] * 2, "false-positive rate", "true-positive rate"]
+    assert texts == [*["0", "1/100", "10 %", "100 %"] * 2, "false-positive rate", "true-positive rate", "guessing"]
     columns = [float(x) for x in re.findall(r'<line x1="([^"]*)" x2="\1"', svg)]
     rows = [float(y) for y in re.findall(r'y1="([^"]*)" y2="\1"', svg)]
     (outside, left, middle, right), (below, bottom, tenth, top) = columns, rows

@@ -472,10 +472,10 @@ def test_formats():
 def places(svg: str) -> tuple[list[str], list[float], list[float]]:
     """Labels of the ticks of accuracy; of the student the ends of the interval and the dot, in percent of the axis."""
     labels = [label.replace("\N{NO-BREAK SPACE}", " ") for label in re.findall(r">([^<]*%)</text>", svg)]
-    grid = [float(x) for x in re.findall(r'<line x1="([^"]*)"', svg)]
-    interval, dot = re.findall(r'var\(--student\)"[^>]*>\s*<path d="([^"]*)"', svg)
-    across = [float(x) for x in re.findall(r"[ML] (\S+)", f"{interval} {dot}")]
-    return labels, grid, [100 * (x - grid[0]) / (grid[-1] - grid[0]) for x in across]
+    grid = [float(x) for x in re.findall(r'<line x1="([^"]*)%"[^>]*var\(--grid\)', svg)]
+    (interval,) = re.findall(r'<line x1="([^"]*)%" x2="([^"]*)%"[^>]*var\(--student\)', svg)
+    (dot,) = re.findall(r'<circle cx="([^"]*)%"[^>]*var\(--student\)', svg)
+    return labels, grid, [float(x) for x in (*interval, dot)]
 
 
 def test_axis_of_intervals_has_round_ends_around_every_interval():
@@ -483,8 +483,8 @@ def test_axis_of_intervals_has_round_ends_around_every_interval():
     models = from_json(ModelResult, result["teacher"]), from_json(StudentResult, result["student"])
     labels, grid, student = places(interval_chart(*models))
     assert labels == [f"{percents}.0 %" for percents in range(94, 101)]
-    assert len(grid) == 7
-    assert student == pytest.approx((10.3333, 71.3333, 49.0), abs=0.02)
+    assert grid == pytest.approx([100 * tick / 6 for tick in range(7)], abs=0.06)
+    assert student == pytest.approx((10.3333, 71.3333, 49.0), abs=0.06)
     sure = ModelResult(1.0, (1.0, 1.0))
     assert places(interval_chart(sure, sure))[2] == pytest.approx([100.0] * 3)
     assert interval_chart(sure, ModelResult(0.9)) is None
