@@ -24,7 +24,7 @@ from synthkd.pipelines.student.results import measured
 from synthkd.pipelines.student.summary import plan, summary
 from synthkd.pipelines.student.teachers import ReadyTeacher, is_taught, ready_teacher, untrained_teacher
 from synthkd.reports.grids import MOST_CLASSES, ROWS, save_grid
-from synthkd.reports.results import DistillResult, result_values
+from synthkd.reports.results import DistillResult
 from synthkd.taps import evaluating
 from synthkd.training.loop import Action, Progress, Values
 from synthkd.types import balanced_labels
@@ -53,7 +53,7 @@ def distill(config: DistillConfig, *, dry_run: bool = False) -> Result[DistillRe
         return Plan(plan(config, assembly))
     with open_job("distill", config) as job:
         if isinstance(job.finished, DistillResult):
-            return Result(job.directory, job.finished, summary(job, result_values(job.finished), already=True))
+            return Result(job.directory, job.finished, summary(job, job.finished, already=True))
         test = _test(config)
         ready = _teachers(config, job)
         assembly = assemble(config, [teacher.model for teacher in ready], job.accelerator, job.directory)
@@ -63,7 +63,7 @@ def distill(config: DistillConfig, *, dry_run: bool = False) -> Result[DistillRe
         _keep_images(config, job, assembly)
         taught = sum(teacher.seconds for teacher in ready)
         content = job.finish(measured(config, job, assembly, student, test, taught, progress))
-        return Result(job.directory, content, summary(job, result_values(content)))
+        return Result(job.directory, content, summary(job, content))
 
 
 def _teachers(config: DistillConfig, job: Job) -> list[ReadyTeacher]:

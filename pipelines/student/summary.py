@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from synthkd.distillation import phases
 from synthkd.distillation.terms.auxiliary import AuxiliaryLayers
 from synthkd.models import parameters
@@ -15,7 +13,7 @@ from synthkd.pipelines.student.networks import finished
 from synthkd.reports.files import RunFiles
 from synthkd.reports.headline import headline
 from synthkd.reports.page import SPACE
-from synthkd.reports.results import DistillResult, ModelResult, from_json
+from synthkd.reports.results import DistillResult, ModelResult
 from synthkd.schedules import ever
 from synthkd.settings import Schedule, TrainedTeacher
 
@@ -128,15 +126,14 @@ def _scheduled(value: Schedule) -> str:
     return f"{value:g}" if isinstance(value, float | int) else f"{value.start:g} to {value.end:g} ({value.kind})"
 
 
-def summary(job: Job, values: Mapping[str, object], already: bool = False) -> tuple[str, ...]:
+def summary(job: Job, result: DistillResult, already: bool = False) -> tuple[str, ...]:
     """The lines at the end of a run: the headline of the report, each network, alarms, and where the files are.
 
     Args:
         job: the run.
-        values: the content of result.json.
+        result: of the run.
         already: whether the run was complete before this command.
     """
-    result = from_json(DistillResult, values)
     student, teacher, teachers = result.student, result.teacher, result.teachers or ()
     run = RunFiles(job.directory, None, job.config.model_dump(mode="json"), (), result, ())
     # The report is typeset; a terminal may know ASCII only.

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from synthkd.models.latency import Latency
+from synthkd.reports.figures import interval_chart
 from synthkd.reports.files import REPORT, RunFiles
-from synthkd.reports.intervals import interval_chart
 from synthkd.reports.page import SPACE, percent, render
 from synthkd.reports.results import CompressResult, ExportedFile, Handover, MeasuredFile
 
@@ -92,10 +92,7 @@ def _unlike(one: Latency, other: Latency) -> str:
 
 def nested(run: Path) -> list[tuple[str, str]]:
     """(name, address relative to the page) of each report of a run inside this one, in the order they were made."""
-    reports = sorted((path.relative_to(run) for path in run.glob(f"*/**/{REPORT}")), key=_order)
+    order = {name: place for place, name in enumerate(NESTED)}
+    reports = [path.relative_to(run) for path in run.glob(f"*/**/{REPORT}")]
+    reports.sort(key=lambda path: (order.get(path.parts[0], len(order)), path.parts))
     return [(f"{SPACE}/ ".join(path.parts[:-1]), path.as_posix()) for path in reports]
-
-
-def _order(path: Path) -> tuple[int, tuple[str, ...]]:
-    first = path.parts[0]
-    return NESTED.index(first) if first in NESTED else len(NESTED), path.parts

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from synthkd.reports.files import RunFiles
-from synthkd.reports.page import picture, render
+from synthkd.reports.page import count, percent, picture, render
 from synthkd.reports.results import GenerateResult
 
 
 def dataset_page(run: RunFiles, result: GenerateResult) -> bytes:
     """The page of a finished `generate`, as UTF-8, with the picture `samples/classes.png` of the run."""
     dataset = result.dataset
+    shares = dataset.scores.agreement_per_class
     return render(
         "dataset.html.jinja",
         name=run.name,
+        headline=f"{dataset.count:,} synthetic images of {len(dataset.class_names)} classes",
         result=result,
-        dataset=dataset,
-        scores=dataset.scores,
-        classes=list(zip(dataset.class_names, dataset.counts, dataset.scores.agreement_per_class, strict=True)),
+        classes=list(zip(dataset.class_names, map(count, dataset.counts), map(percent, shares), strict=True)),
         grid=picture(run.directory / "samples" / "classes.png"),
         config_text=run.config_text,
     )

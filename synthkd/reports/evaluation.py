@@ -3,60 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from itertools import cycle
 
 from synthkd.metrics.score import Score
+from synthkd.reports.figures import scatter_chart
 from synthkd.reports.files import RunFiles
-from synthkd.reports.page import picture, render
+from synthkd.reports.page import UNKNOWN, bold, key, picture, render, under
 from synthkd.reports.results import EvaluateResult, GeneratedSet
 
+COLOURS = ("student", "generator", "teacher", "mark", "good")
+"""Of the sets, in turn."""
 QUALITY = ("precision", "recall", "density", "coverage")
-"""The scores that the scatter plots show."""
-
-
-@dataclass(frozen=True)
-class ScoreRow:
-    """A score of every set.
-
-    Attributes:
-        name: of the score.
-        direction: where it should go, as an arrow.
-        cells: the score of each set.
-        best: the best of several values; None where fewer than two were measured.
-        notes: what the notes of the cells say, each part once.
-        kind: what the uncertainties are.
-    """
-
-    name: str
-    direction: str
-    cells: Sequence[Score]
-    best: float | None
-    notes: Sequence[str]
-    kind: str
-
-
-@dataclass(frozen=True)
-class ClassBars:
-    """A class: its name and, for each set, its Frechet distance (None: not measured) and its bar in percent."""
-
-    name: str
-    bars: Sequence[tuple[float | None, float]]
+SCATTERS = (("recall", "precision", 1.0), ("coverage", "density", 1.5))
+"""The scores that the scatter plots show: across, up, and the highest that is drawn."""
 
 
 def evaluation_page(run: RunFiles, result: EvaluateResult) -> bytes:
     """The page as UTF-8, with the pictures in the folder `samples` of the run."""
-    pictures = {path.stem: picture(path) for path in sorted((run.directory / "samples").glob("*.png"))}
     sets = result.generated
+    paths = {path.stem: path for path in sorted((run.directory / "samples").glob("*.png"))}
+    images = [("real", f"Real: {result.real.name}")]
+    images += [(f"generated.{place}", f"Generated: {one.name}") for place, one in enumerate(sets)]
+    pairs = [(f"pairs.generated.{place}", one.name) for place, one in enumerate(sets)]
+    points, coloured = quality_points(sets), zip(sets, cycle(COLOURS), strict=False)
     return render(
         "evaluation.html.jinja",
         name=run.name,
+        headline=f"{len(sets)} generated set{'s' if len(sets) > 1 else ''} against {result.real.n:,} real images",
         result=result,
-        sets=sets,
-        table=score_table(sets),
-        bars=class_bars(sets, result.class_names),
-        scatter=scatter(sets),
-        pictures=pictures,
-        shows_real=any(key == "real" or key.startswith("pairs.") for key in pictures),
+        titles=[under(key(one.name, colour), f"n = {one.n:,}") for one, colour in coloured],
+        scores=score_rows(sets),
+        pictures=[(title, picture(paths[name])) for name, title in images if name in paths],
+        pairs=[(title, picture(paths[name])) for name, title in pairs if name in paths],
+        classes=class_bars(sets, result.class_names),
+        scatter=[scatter_chart(*axes, points) for axes in SCATTERS if points],
+        shows_real=any(name == "real" or name.startswith("pairs.") for name in paths),
         config_text=run.config_text,
     )
 
@@ -68,16 +49,35 @@ def direction(score: Score) -> str:
     return "" if score.target is None else f"→ {score.target:.2g}"
 
 
-def score_table(sets: Sequence[GeneratedSet]) -> list[ScoreRow]:
-    """A row for each score."""
+def score_rows(sets: Sequence[GeneratedSet]) -> list[list[str]]:
+    """For each score its name, a cell for each set with the best of them in bold, and what the numbers rest on."""
     rows = []
-    for cells in zip(*(one.scores for one in sets), strict=True):
-        values = [cell.value for cell in cells if cell.value is not None]
-        best = _best(values, cells[0]) if len(values) > 1 else None
-        kind = next((cell.kind for cell in cells if cell.kind), "")
-        notes = _notes([one.name for one in sets], cells)
-        rows.append(ScoreRow(cells[0].name, direction(cells[0]), cells, best, notes, kind))
+    for scores in zip(*(one.scores for one in sets), strict=True):
+        first, values = scores[0], [score.value for score in scores if score.value is not None]
+        best = _best(values, first) if len(values) > 1 else None
+        kind = next((f"±: {score.kind}" for score in scores if score.kind), "")
+        notes = ". ".join(filter(None, [kind, "; ".join(_notes([one.name for one in sets], scores))]))
+        notes += f" ({first.dimension:,} dimensions)" if first.dimension else ""
+        cells = [_cell(score, is_best=score.value == best) for score in scores]
+        rows.append([f"{first.name} {direction(first)}", *cells, under("", notes)])
     return rows
+
+
+def _best(values: Sequence[float], score: Score) -> float:
+    if score.better == "near":
+        return min(values, key=lambda value: abs(value - (score.target or 0.0)))
+    return min(values) if score.better == "lower" else max(values)
+
+
+def _cell(score: Score, is_best: bool) -> str:
+    """The value of a score, with its interval or its uncertainty."""
+    if score.value is None:
+        return UNKNOWN
+    value = bold(f"{score.value:.4g}") if is_best else f"{score.value:.4g}"
+    if score.interval is not None:
+        return under(value, "{:.3g} to {:.3g}".format(*score.interval))
+    uncertainty = score.uncertainty
+    return under(value, "" if uncertainty is None else f"± {uncertainty:{'.0f' if uncertainty >= 100 else '.2g'}}")
 
 
 def _notes(names: Sequence[str], cells: Sequence[Score]) -> list[str]:
@@ -89,35 +89,30 @@ def _notes(names: Sequence[str], cells: Sequence[Score]) -> list[str]:
     return [part if len(of) == len(cells) else f"{', '.join(of)}: {part}" for part, of in holds.items()]
 
 
-def _best(values: Sequence[float], score: Score) -> float:
-    if score.better == "near":
-        return min(values, key=lambda value: abs(value - (score.target or 0.0)))
-    return min(values) if score.better == "lower" else max(values)
-
-
-def class_bars(sets: Sequence[GeneratedSet], names: Sequence[str]) -> list[ClassBars]:
-    """For each class its Frechet distance in each set, as a share of the largest of all."""
-    by_set: list[dict[int, float]] = [
+def class_bars(sets: Sequence[GeneratedSet], names: Sequence[str]) -> list[tuple[str, list[tuple[str, float, str]]]]:
+    """For each class its Frechet distance in each set, with the length of its bar in percent, and its colour."""
+    by_set = [
         {} if one.per_class is None else dict(zip(one.per_class.labels, one.per_class.distances, strict=True))
         for one in sets
     ]
-    labels = sorted({label for one in by_set for label in one})
-    largest = max((value for one in by_set for value in one.values()), default=0.0) or 1.0
+    largest = max((distance for one in by_set for distance in one.values()), default=0.0) or 1.0
     return [
-        ClassBars(
+        (
             names[label] if label < len(names) else str(label),
-            [(one.get(label), 100.0 * one.get(label, 0.0) / largest) for one in by_set],
+            [
+                (f"{one[label]:.4g}" if label in one else UNKNOWN, round(86 * one.get(label, 0.0) / largest, 2), colour)
+                for one, colour in zip(by_set, cycle(COLOURS), strict=False)
+            ],
         )
-        for label in labels
+        for label in sorted({label for one in by_set for label in one})
     ]
 
 
-def scatter(sets: Sequence[GeneratedSet]) -> list[tuple[str, Mapping[str, float]]]:
-    """(name, score -> value) of each set whose precision, recall, density and coverage were measured."""
-    points: list[tuple[str, Mapping[str, float]]] = []
-    for one in sets:
+def quality_points(sets: Sequence[GeneratedSet]) -> list[tuple[str, str, Mapping[str, float]]]:
+    """(name, colour, score -> value) of each set whose precision, recall, density and coverage were measured."""
+    points: list[tuple[str, str, Mapping[str, float]]] = []
+    for one, colour in zip(sets, cycle(COLOURS), strict=False):
         values = {score.name.split("-")[0]: score.value for score in one.scores}
-        quality = {key: value for key in QUALITY if (value := values.get(key)) is not None}
-        if len(quality) == len(QUALITY):
-            points.append((one.name, quality))
+        quality = {name: value for name in QUALITY if (value := values.get(name)) is not None}
+        points += [(one.name, colour, quality)] if len(quality) == len(QUALITY) else []
     return points

@@ -1,6 +1,7 @@
-"""The HTML pages: rendering of their templates, and the filters that write numbers.
+"""The HTML pages: their templates, and the filters that write numbers and texts in them.
 
-The filters take any value; they write "not measured" for one that is no finite number.
+A template lists what its page shows, by the macros of `parts.html.jinja`: numbers in large letters, tables, pictures,
+curves. The filters take any value; those of numbers write "not measured" for one that is no finite number.
 """
 
 from __future__ import annotations
@@ -8,6 +9,8 @@ from __future__ import annotations
 import base64
 import math
 import re
+from collections.abc import Callable, Iterable
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
@@ -16,7 +19,7 @@ from markupsafe import Markup, escape
 
 UNKNOWN = "not measured"
 SPACE = "\N{NO-BREAK SPACE}"
-MINUS = "\N{EN DASH}"
+DASH = "\N{EN DASH}"
 
 _ACTIVE = re.compile(
     r"<(?!/?(?:svg|g|defs|clipPath|path|use|line|rect|circle|text|tspan)\b)|\bon\w+\s*=|href\s*=(?!\s*[\"']#)",
@@ -34,6 +37,16 @@ def render(file: str, /, **values: object) -> bytes:
         file: name of the template.
         values: what it shows, by name.
     """
+    return _environment().get_template(file).render(values).encode("utf-8", errors="backslashreplace")
+
+
+def draw(macro: str, *values: object) -> Markup:
+    """A figure as SVG, by a macro of `figures.html.jinja`."""
+    return Markup(getattr(_environment().get_template("figures.html.jinja").module, macro)(*values))
+
+
+@cache
+def _environment() -> Environment:
     templates = files("synthkd.reports") / "templates"
     environment = Environment(
         loader=FunctionLoader(lambda name: (templates / name).read_text(encoding="utf-8")),
@@ -41,11 +54,10 @@ def render(file: str, /, **values: object) -> bytes:
         undefined=ChainableUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
+        extensions=["jinja2.ext.do"],
     )
-    for one in (percent, interval, count, size, duration, milliseconds, times, known, words, drawing):
-        environment.filters[one.__name__] = one
-    environment.globals.update(count=count, size=size, milliseconds=milliseconds)
-    return environment.get_template(file).render(values).encode("utf-8", errors="backslashreplace")
+    environment.filters.update({one.__name__: one for one in FILTERS})
+    return environment
 
 
 def drawing(svg: object) -> str:
@@ -65,10 +77,16 @@ def number(value: object) -> float | None:
     return float(value)
 
 
-def percent(value: object, digits: int = 1) -> str:
+def fixed(value: object, form: str) -> str:
+    """0.9 in the form ".3f" -> 0.900."""
+    amount = number(value)
+    return UNKNOWN if amount is None else format(amount, form)
+
+
+def percent(value: object) -> str:
     """0.9861 -> 98.6 %."""
     amount = number(value)
-    return UNKNOWN if amount is None else f"{amount * 100:.{digits}f}{SPACE}%"
+    return UNKNOWN if amount is None else f"{amount * 100:.1f}{SPACE}%"
 
 
 def interval(value: object) -> str:
@@ -76,13 +94,17 @@ def interval(value: object) -> str:
     ends = [number(end) for end in value] if isinstance(value, list | tuple) else []
     if len(ends) != 2 or ends[0] is None or ends[1] is None:
         return UNKNOWN
-    return f"{ends[0] * 100:.1f}{MINUS}{percent(ends[1])}"
+    return f"{ends[0] * 100:.1f}{DASH}{percent(ends[1])}"
+
+
+def certainty(value: object, n: object) -> str:
+    """An interval, and the number of images that it rests on."""
+    return f"{interval(value)}, n{SPACE}={SPACE}{count(n)}"
 
 
 def count(value: object) -> str:
     """78218 -> 78,218."""
-    amount = number(value)
-    return UNKNOWN if amount is None else f"{amount:,.0f}"
+    return fixed(value, ",.0f")
 
 
 def size(value: object) -> str:
@@ -92,7 +114,7 @@ def size(value: object) -> str:
         return UNKNOWN
     for unit, one in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if amount >= one:
-            return f"{amount / one:.3g}{SPACE}{unit}" if amount / one < 1000 else f"{amount / one:,.0f}{SPACE}{unit}"
+            return f"{amount / one:{'.3g' if amount / one < 1000 else ',.0f'}}{SPACE}{unit}"
     return f"{amount:.0f}{SPACE}bytes"
 
 
@@ -110,14 +132,12 @@ def duration(value: object) -> str:
 
 def milliseconds(value: object) -> str:
     """0.4213 -> 0.421 ms."""
-    amount = number(value)
-    return UNKNOWN if amount is None else f"{amount:.3g}{SPACE}ms"
+    return UNKNOWN if number(value) is None else f"{fixed(value, '.3g')}{SPACE}ms"
 
 
 def times(value: object) -> str:
     """0.2533 -> 0.253 ×; nothing for what is no number."""
-    amount = number(value)
-    return "" if amount is None else f"{amount:.3g} ×"
+    return "" if number(value) is None else f"{fixed(value, '.3g')} ×"
 
 
 def known(value: object) -> object:
@@ -129,3 +149,30 @@ def words(value: object) -> str:
     """class_imbalance -> Class imbalance."""
     text = str(value).replace("_", " ")
     return text[:1].upper() + text[1:]
+
+
+def under(text: object, *notes: object) -> Markup:
+    """A text with notes below it, each in a line of smaller letters; notes that are empty are left out."""
+    return escape(text) + Markup("").join(Markup("<small>{}</small>").format(note) for note in notes if note)
+
+
+def bold(text: object) -> Markup:
+    """A text in bold letters."""
+    return Markup("<b>{}</b>").format(text)
+
+
+def key(text: object, colour: str) -> Markup:
+    """A text behind a dot in a colour of the page."""
+    return Markup('<span class="key" style="--who:var(--{})"></span>{}').format(colour, text)
+
+
+def each(items: Iterable[object], show: Callable[[object], str]) -> list[str]:
+    """What a macro or filter shows of each item."""
+    return [show(item) for item in items]
+
+
+FILTERS = (
+    bold, certainty, count, drawing, duration, each, fixed, interval, key, known, milliseconds, percent, size, times,
+    under, words,
+)  # fmt: skip
+"""What templates call by name."""

@@ -1,20 +1,22 @@
 """The page of a privacy report: the content of `privacy_report.json`, in the order of a careful reader's questions.
 
-No number is computed here. The arrows of the flow and the ROC curves are drawn from the values in the file.
+No number is computed here; the figures are drawn from the values in the file.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from markupsafe import Markup
+
 from synthkd.errors import CheckpointError
 from synthkd.privacy.audit import GIVEN, MISLABELLED, NATURAL
-from synthkd.privacy.report import SCHEMA
-from synthkd.reports.page import SPACE, render
+from synthkd.privacy.report import SCHEMA, Touch
+from synthkd.reports.figures import flow_figure, roc_chart
+from synthkd.reports.page import DASH, bold, render, under
 from synthkd.system.files import write_atomically
 from synthkd.system.sealed import unsealed
 
@@ -26,63 +28,10 @@ TITLES = {
 }
 """Groups of audited images, in the order of the page: the most exposed first."""
 
-# The drawing of the flow, 400 x 292: the centres of the boxes, half their width and height, length of an arrow head.
-PLACES = {"private images": (200, 34), "teacher": (70, 146), "generator": (330, 146), "student": (200, 258)}
-HALF_BOX = (66.0, 22.0)
-HEAD = 9.0
-# The ROC curves, 350 x 340: logarithmic axes from LEFT to RIGHT and from BOTTOM to TOP. A rate of 0 has no logarithm
-# and is drawn BESIDE the axis.
-LEFT, RIGHT, TOP, BOTTOM = 88.0, 328.0, 14.0, 254.0
-BESIDE = 32.0
+NOTHING = Markup('<span class="muted">{}</span>').format(DASH)
+"""In the place of a number that there is not."""
 
-
-@dataclass(frozen=True)
-class Arrow:
-    """One arrow of the flow, in the coordinates of the drawing.
-
-    Attributes:
-        number: of the touch, from 1.
-        noisy: whether noise protects it; None where it reads nothing private.
-        line: x1, y1, x2, y2, from the edge of one box to the arrow head.
-        head: corners of the arrow head, as an SVG polygon.
-        middle: x, y of the middle between the boxes.
-    """
-
-    number: int
-    noisy: bool | None
-    line: tuple[float, float, float, float]
-    head: str
-    middle: tuple[float, float]
-
-
-@dataclass(frozen=True)
-class Curve:
-    """One ROC curve, in the coordinates of the drawing.
-
-    Attributes:
-        who: "teacher" or "student".
-        attack: name of the attack.
-        steps: SVG path along the curve, which keeps its height until the next false positive.
-        points: SVG path that marks each point.
-    """
-
-    who: str
-    attack: str
-    steps: str
-    points: str
-
-
-@dataclass(frozen=True)
-class Roc:
-    """The headline attacks on one group of images, on logarithmic axes from 1/n to 1.
-
-    Attributes:
-        ticks: (x, y, label) of each tick, which stands at x on the one axis and at y on the other.
-        curves: one per model.
-    """
-
-    ticks: tuple[tuple[float, float, str], ...]
-    curves: tuple[Curve, ...]
+Json = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -96,16 +45,31 @@ class Group:
         headlines: teacher, student -> the attack that shows most.
         reasons: why rates are missing, each once.
         ratio: true positives, student over teacher, or None.
-        roc: the curves of the headlines.
+        roc: the ROC curves of the headlines.
     """
 
     title: str
-    audits: Mapping[str, Mapping[str, Any]]
-    rows: Mapping[str, Mapping[str, Mapping[str, Any] | None]]
-    headlines: Mapping[str, Mapping[str, Any]]
+    audits: Mapping[str, Json]
+    rows: Mapping[str, Mapping[str, Json | None]]
+    headlines: Mapping[str, Json]
     reasons: Sequence[str]
-    ratio: Mapping[str, Any] | None
-    roc: Roc
+    ratio: Json | None
+    roc: Markup
+
+    def table(self, columns: Sequence[Callable[[object], str]], has_headline: bool) -> list[list[str]]:
+        """A row for each attack, with a cell for each column and model; with `has_headline` that of a headline is bold.
+
+        Args:
+            columns: attack -> what the column shows of it.
+            has_headline: whether headlines stand out.
+        """
+        rows = []
+        for name, by in self.rows.items():
+            of = [who for who, audit in self.audits.items() if has_headline and audit["headline"] == name]
+            cells = [(who, column(one) if one else NOTHING) for column in columns for who, one in by.items()]
+            title = under(name, f"headline: {', '.join(of)}" if of else "")
+            rows.append([title, *(bold(cell) if who in of else cell for who, cell in cells)])
+        return rows
 
 
 def write_privacy_page(run: Path) -> Path:
@@ -121,100 +85,32 @@ def write_privacy_page(run: Path) -> Path:
             raise ValueError(f"its schema is {report['schema']}, not {SCHEMA}")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{source} cannot be shown ({error}); run the job that made it again") from error
+    touches = [Touch(**touch) for touch in (report["flow"] or {}).get("touches", ())]
     page = render(
         "privacy.html.jinja",
         name="privacy",  # the name of the run may be that of private data
         report=report,
-        boxes=PLACES,
-        half_box=HALF_BOX,
-        arrows=arrows(report["flow"]["touches"]) if report["flow"] else [],
-        handed_over={line.partition(":")[0] for line in report["released"]},
+        flow=flow_figure(touches, {line.partition(":")[0] for line in report["released"]}),
         groups=groups(report["audit"]),
-        axes={"left": LEFT, "right": RIGHT, "top": TOP, "bottom": BOTTOM, "beside": BESIDE},
     )
-    path = run / PAGE
-    write_atomically(path, page)
-    return path
-
-
-def arrows(touches: Sequence[Mapping[str, Any]]) -> list[Arrow]:
-    """The touches of private images and of what was learned from them, as arrows between their boxes."""
-    result = []
-    for number, touch in enumerate(touches, start=1):
-        (x1, y1), (x2, y2) = PLACES[touch["source"]], PLACES[touch["target"]]
-        dx, dy = x2 - x1, y2 - y1
-        inside = min(half / abs(way) for half, way in zip(HALF_BOX, (dx, dy), strict=True) if way)
-        ends = (x1 + inside * dx, y1 + inside * dy, x2 - inside * dx, y2 - inside * dy)
-        length = math.hypot(dx, dy)
-        along, across = (HEAD * dx / length, HEAD * dy / length), (-HEAD * dy / length / 2, HEAD * dx / length / 2)
-        back = (ends[2] - along[0], ends[3] - along[1])
-        corners = [ends[2:], *((back[0] + side * across[0], back[1] + side * across[1]) for side in (1, -1))]
-        result.append(
-            Arrow(
-                number=number,
-                noisy=touch["noisy"],
-                line=(*ends[:2], *back),
-                head=" ".join(f"{x:.1f},{y:.1f}" for x, y in corners),
-                middle=((x1 + x2) / 2, (y1 + y2) / 2),
-            )
-        )
-    return result
+    write_atomically(run / PAGE, page)
+    return run / PAGE
 
 
 def groups(audit: Mapping[str, Any] | None) -> list[Group]:
     """The audit of each group of images, the worst case first; empty without an audit."""
-    if audit is None:
-        return []
-    models, ratios = audit["models"], audit["ratios"]
-    present = {group for model in models.values() for group in model}
-    return [_group(group, title, models, ratios.get(group)) for group, title in TITLES.items() if group in present]
+    models, ratios = (audit["models"], audit["ratios"]) if audit else ({}, {})
+    by_name = {name: {who: model[name] for who, model in models.items() if name in model} for name in TITLES}
+    return [_group(TITLES[name], audits, ratios.get(name)) for name, audits in by_name.items() if audits]
 
 
-def _group(group: str, title: str, models: Mapping[str, Any], ratio: Mapping[str, Any] | None) -> Group:
-    audits = {who: model[group] for who, model in models.items()}
-    by_name = {who: {one["name"]: one for one in audited["attacks"]} for who, audited in audits.items()}
-    names = dict.fromkeys(name for attacks in by_name.values() for name in attacks)
-    headlines = {who: by_name[who][audited["headline"]] for who, audited in audits.items()}
-    rates = [at for attacks in by_name.values() for one in attacks.values() for at in (*one["tpr"], *one["tnr"])]
-    return Group(
-        title=title,
-        audits=audits,
-        rows={name: {who: attacks.get(name) for who, attacks in by_name.items()} for name in names},
-        headlines=headlines,
-        reasons=list(dict.fromkeys(at["reason"] for at in rates if at["reason"])),
-        ratio=ratio,
-        roc=roc(headlines),
-    )
-
-
-def roc(headlines: Mapping[str, Mapping[str, Any]]) -> Roc:
-    """The curves of attacks on the same images.
-
-    Args:
-        headlines: teacher, student -> the attack, with its `roc`, `n_in` and `n_out`.
-    """
+def _group(title: str, audits: Mapping[str, Json], ratio: Json | None) -> Group:
+    attacks = {who: {one["name"]: one for one in audit["attacks"]} for who, audit in audits.items()}
+    names = dict.fromkeys(name for by_name in attacks.values() for name in by_name)
+    rows = {name: {who: by_name.get(name) for who, by_name in attacks.items()} for name in names}
+    headlines = {who: attacks[who][audit["headline"]] for who, audit in audits.items()}
+    rates = [at for by_name in attacks.values() for one in by_name.values() for at in (*one["tpr"], *one["tnr"])]
+    reasons = list(dict.fromkeys(at["reason"] for at in rates if at["reason"]))
     n = max(one[side] for one in headlines.values() for side in ("n_in", "n_out"))
-    decades = [0.1**power for power in range(math.ceil(math.log10(n)))]
-    labels = [(rate, f"{100 * rate:.4g}{SPACE}%") for rate in decades if rate * n >= 2]  # nearer, they would overlap
-    ticks = [(0.0, "0"), (1 / n, f"1/{n:,}"), *reversed(labels)]
-    curves = []
-    for who, one in headlines.items():
-        places = [(_across(false, n), _up(true, n)) for false, true in one["roc"]]
-        steps = " ".join(f"H{x:.1f}V{y:.1f}" for x, y in places[1:])
-        curves.append(
-            Curve(
-                who=who,
-                attack=one["name"],
-                steps=f"M{places[0][0]:.1f} {places[0][1]:.1f}{steps}",
-                points="".join(f"M{x:.1f} {y:.1f}h0" for x, y in places),
-            )
-        )
-    return Roc(tuple((_across(rate, n), _up(rate, n), label) for rate, label in ticks), tuple(curves))
-
-
-def _across(rate: float, n: int) -> float:
-    return LEFT - BESIDE if rate <= 0 else RIGHT + (RIGHT - LEFT) * math.log(rate) / math.log(n)
-
-
-def _up(rate: float, n: int) -> float:
-    return BOTTOM + BESIDE if rate <= 0 else TOP - (BOTTOM - TOP) * math.log(rate) / math.log(n)
+    roc = roc_chart({who: one["roc"] for who, one in headlines.items()}, n)
+    return Group(title, audits, rows, headlines, reasons, ratio, roc)

@@ -7,11 +7,12 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from synthkd.reports.curves import draw_groups
+from synthkd.reports.figures import interval_chart
 from synthkd.reports.files import RunFiles
 from synthkd.reports.headline import find_alarms, headline, ratio
-from synthkd.reports.intervals import interval_chart
 from synthkd.reports.marks import find_marks
-from synthkd.reports.page import picture, render
+from synthkd.reports.page import count, duration, picture, render
 from synthkd.reports.results import DistillResult, Evaluations, FittedGap
 
 MOST_GRIDS = 6
@@ -20,13 +21,10 @@ MOST_EVENTS = 200
 
 def run_page(run: RunFiles) -> bytes:
     """The page of a run of `teach`, `distill` or `release`, as UTF-8."""
-    from synthkd.reports.curves import draw_groups  # brings matplotlib
-
     result = run.result if isinstance(run.result, DistillResult) else None
     teacher = None if result is None else result.teacher
-    references = {}
-    if teacher is not None and teacher.accuracy:
-        references = {"test/accuracy": ("the teacher", teacher.accuracy)}
+    references = {"test/accuracy": ("the teacher", teacher.accuracy)} if teacher and teacher.accuracy else {}
+    name = "Teachers" if result and len(result.teachers or ()) > 1 else "Teacher"
     events = [row for row in run.rows if "event" in row]
     return render(
         "run.html.jinja",
@@ -39,11 +37,11 @@ def run_page(run: RunFiles) -> bytes:
         load_path=json.dumps(_relative(run.directory)),
         alarms=find_alarms(run),
         ratio=lambda key: None if result is None else ratio(result, key),
-        intervals=None if result is None else interval_chart(teacher, result.student),
+        intervals=None if result is None else interval_chart(teacher, result.student, name),
         groups=draw_groups(run.rows, references, _evaluations(run)),
         marks=find_marks(run.rows),
-        grids=[(step, picture(path)) for step, path in spread(run.samples, MOST_GRIDS)],
-        events=events[-MOST_EVENTS:],
+        grids=[(f"Step {step:,}", picture(path)) for step, path in spread(run.samples, MOST_GRIDS)],
+        events=[(count(row["step"]), duration(row.get("seconds")), row["event"]) for row in events[-MOST_EVENTS:]],
         events_left_out=max(0, len(events) - MOST_EVENTS),
     )
 

@@ -184,7 +184,7 @@ def test_energy_is_shown_with_its_counter(tmp_path):
 def test_verdict_is_exact_and_only_an_invalid_one_is_coloured(tmp_path, found, text, warns):
     path = written(tmp_path, finished() | {"verdict": asdict(found)})
     assert text in text_of(path)
-    body = path.read_text().split("<body>")[1].split("</style>")[1]
+    body = path.read_text().split("<body>")[1]
     assert ("is-invalid" in body) == warns
     assert not re.search(r"var\(--good\)|class=\"calm|[✓✔✅]", body)
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 import json
 import math
 import re
@@ -20,22 +21,10 @@ from synthkd.privacy.dpsgd import Mechanism, statement
 from synthkd.privacy.ledger import Ledger, PoissonSteps, Release
 from synthkd.privacy.membership import Answers
 from synthkd.privacy.ratio import tpr_ratio
-from synthkd.privacy.report import FLOWS, plain, privacy_report
+from synthkd.privacy.report import FLOWS, Touch, plain, privacy_report
 from synthkd.privacy.verdict import Check, Claim, verdict
-from synthkd.reports.privacy import (
-    BESIDE,
-    BOTTOM,
-    HALF_BOX,
-    HEAD,
-    LEFT,
-    PLACES,
-    RIGHT,
-    TOP,
-    arrows,
-    groups,
-    roc,
-    write_privacy_page,
-)
+from synthkd.reports.figures import HALF_BOX, PLACES, arrows, roc_chart
+from synthkd.reports.privacy import groups, write_privacy_page
 from synthkd.system.hardware import describe
 
 PASSED = (
@@ -415,35 +404,36 @@ def test_flow_is_drawn_as_it_is_listed(tmp_path, flow):
 
 
 def test_arrows_go_from_edge_to_edge_towards_the_target():
-    (arrow,) = arrows([{"source": "teacher", "target": "generator", "noisy": None}])
+    across, down = arrows([Touch("teacher", "generator", "", None), Touch("generator", "student", "", None)])
     (left, y), (right, _) = PLACES["teacher"], PLACES["generator"]
     wide, high = HALF_BOX
-    assert arrow.line == pytest.approx((left + wide, y, right - wide - HEAD, y))
-    assert arrow.head.startswith(f"{right - wide:.1f},{y:.1f} ")
-    assert arrow.middle == (200, y)
-    (down,) = arrows([{"source": "generator", "target": "student", "noisy": None}])
-    assert down.line[1] == pytest.approx(y + high)
-    tip_x, tip_y = map(float, down.head.split()[0].split(","))
-    assert tip_y == PLACES["student"][1] - high
+    assert (across.start, across.length, across.angle) == ((left + wide, y), right - left - 2 * wide, 0.0)
+    assert across.middle == (200, y)
+    assert down.start[1] == pytest.approx(y + high)
+    tip_x = down.start[0] + down.length * math.cos(math.radians(down.angle))
+    tip_y = down.start[1] + down.length * math.sin(math.radians(down.angle))
+    assert tip_y == pytest.approx(PLACES["student"][1] - high)
     assert PLACES["student"][0] < tip_x < right
 
 
 def test_curves_stand_on_logarithmic_axes_from_one_image_with_zero_outside():
-    attack = {"name": "LiRA", "n_in": 80, "n_out": 100}
-    one = {**attack, "roc": [[0.0, 0.0], [0.0, 0.1], [0.1, 0.5], [1.0, 1.0]]}
-    drawn = roc({"teacher": one})
-    labels = {label.replace("\N{NO-BREAK SPACE}", " "): (x, y) for x, y, label in drawn.ticks}
-    outside, below, middle = LEFT - BESIDE, BOTTOM + BESIDE, (LEFT + RIGHT) / 2
-    assert list(labels) == ["0", "1/100", "10 %", "100 %"]
-    assert labels["0"] == (outside, below)
-    assert labels["1/100"] == pytest.approx((LEFT, BOTTOM))
-    assert labels["10 %"] == pytest.approx((middle, (TOP + BOTTOM) / 2))
-    assert labels["100 %"] == pytest.approx((RIGHT, TOP))
-    half, tenth = TOP + (BOTTOM - TOP) * math.log10(2) / 2, (TOP + BOTTOM) / 2
-    (curve,) = drawn.curves
-    points = [(outside, below), (outside, tenth), (middle, half), (RIGHT, TOP)]
-    assert curve.points == "".join(f"M{x:.1f} {y:.1f}h0" for x, y in points)
-    assert curve.steps == f"M{outside:.1f} {below:.1f}" + " ".join(f"H{x:.1f}V{y:.1f}" for x, y in points[1:])
+    svg = roc_chart({"teacher": [(0.0, 0.0), (0.0, 0.1), (0.1, 0.5), (1.0, 1.0)]}, 100)
+    texts = [text.replace("\N{NO-BREAK SPACE}", " ") for text in re.findall(r"<text[^>]*>([^<]*)</text>", svg)]
+    assert texts == [*["0", "1/100", "10 %", "100 %"] * 2, "false-positive rate", "true-positive rate", "guessing"]
+    columns = [float(x) for x in re.findall(r'<line x1="([^"]*)" x2="\1"', svg)]
+    rows = [float(y) for y in re.findall(r'y1="([^"]*)" y2="\1"', svg)]
+    (outside, left, middle, right), (below, bottom, tenth, top) = columns, rows
+    assert (left, middle) == pytest.approx((outside + 32, (left + right) / 2), abs=0.1)
+    assert (bottom, tenth) == pytest.approx((below - 32, (top + bottom) / 2), abs=0.1)
+    half = top + (bottom - top) * math.log10(2) / 2
+    curve, dots = re.findall(r'<path d="([^"]*)"', svg.partition("var(--teacher)")[2])
+    points = [(outside, below), (outside, tenth), (middle, half), (right, top)]
+    steps = [points[0], *(corner for before, at in itertools.pairwise(points) for corner in ((at[0], before[1]), at))]
+    for path, expected in ((curve, steps), (dots, points)):
+        found = [(float(x), float(y)) for x, y in re.findall(r"[ML] (\S+) (\S+)", path)]
+        assert [number for point in found for number in point] == pytest.approx(
+            [number for point in expected for number in point], abs=0.06
+        )
 
 
 def test_groups_have_the_worst_case_first_and_its_own_ratio():

@@ -18,10 +18,10 @@ import yaml
 from PIL import Image
 
 from synthkd.errors import CheckpointError
+from synthkd.reports.figures import interval_chart
 from synthkd.reports.files import read_run
 from synthkd.reports.grids import save_grid
 from synthkd.reports.headline import headline
-from synthkd.reports.intervals import interval_chart
 from synthkd.reports.page import count, duration, interval, milliseconds, percent, size
 from synthkd.reports.report import write_report
 from synthkd.reports.results import ModelResult, StudentResult, from_json
@@ -469,15 +469,24 @@ def test_formats():
         assert {shown(None), shown("x"), shown(float("nan")), shown(True)} == {"not measured"}
 
 
+def places(svg: str) -> tuple[list[str], list[float], list[float]]:
+    """Labels of the ticks of accuracy; of the student the ends of the interval and the dot, in percent of the axis."""
+    labels = [label.replace("\N{NO-BREAK SPACE}", " ") for label in re.findall(r">([^<]*%)</text>", svg)]
+    grid = [float(x) for x in re.findall(r'<line x1="([^"]*)%"[^>]*var\(--grid\)', svg)]
+    (interval,) = re.findall(r'<line x1="([^"]*)%" x2="([^"]*)%"[^>]*var\(--student\)', svg)
+    (dot,) = re.findall(r'<circle cx="([^"]*)%"[^>]*var\(--student\)', svg)
+    return labels, grid, [float(x) for x in (*interval, dot)]
+
+
 def test_axis_of_intervals_has_round_ends_around_every_interval():
     result = result_of_distill()
     models = from_json(ModelResult, result["teacher"]), from_json(StudentResult, result["student"])
-    chart = interval_chart(*models)
-    assert [round(value, 4) for _, value in chart.ticks] == [0.94, 0.95, 0.96, 0.97, 0.98, 0.99, 1.0]
-    at, low, high = chart.models["student"]
-    assert (at, low, high) == pytest.approx((49.0, 10.3333, 71.3333), abs=0.01)
+    labels, grid, student = places(interval_chart(*models))
+    assert labels == [f"{percents}.0 %" for percents in range(94, 101)]
+    assert grid == pytest.approx([100 * tick / 6 for tick in range(7)], abs=0.06)
+    assert student == pytest.approx((10.3333, 71.3333, 49.0), abs=0.06)
     sure = ModelResult(1.0, (1.0, 1.0))
-    assert interval_chart(sure, sure).models["student"] == pytest.approx([100.0] * 3)
+    assert places(interval_chart(sure, sure))[2] == pytest.approx([100.0] * 3)
     assert interval_chart(sure, ModelResult(0.9)) is None
     assert interval_chart(None, sure) is None
 
@@ -488,8 +497,8 @@ def test_grids_are_spread_from_first_to_last():
     assert spread(items[:3], 6) == items[:3]
 
 
-def test_matplotlib_comes_only_with_a_report():
-    modules = "synthkd.reports.run, synthkd.training.monitor, synthkd.training.display"
+def test_a_report_needs_no_matplotlib():
+    modules = "synthkd.reports.report, synthkd.training.monitor, synthkd.training.display"
     code = f"import sys, {modules}; sys.exit('matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 

@@ -32,6 +32,7 @@ from synthkd.pipelines.student.sources import (
 from synthkd.pipelines.student.summary import summary
 from synthkd.reports.files import read_run
 from synthkd.reports.headline import headline
+from synthkd.reports.results import DistillResult, from_json
 from synthkd.rng import Rows
 from synthkd.schedules import DifficultyScheduler
 from synthkd.settings import BankSettings, TeamSettings, ZooModel
@@ -213,7 +214,7 @@ VALUES: dict[str, Any] = {
 
 def printed(values: dict[str, Any], directory: Path, config: DistillConfig, **more: Any) -> list[str]:
     job: Any = SimpleNamespace(directory=directory, config=config)
-    return [line.replace(str(directory), "RUN") for line in summary(job, values, **more)]
+    return [line.replace(str(directory), "RUN") for line in summary(job, from_json(DistillResult, values), **more)]
 
 
 def test_what_is_printed_begins_as_the_report_does(tmp_path: Path) -> None:
