@@ -83,7 +83,14 @@ class ThresholdScheduler:
 
 
 class DifficultyScheduler(ThresholdScheduler):
-    """Raises the difficulty while student and teacher agree on fresh samples, and lowers it while they do not."""
+    """Raises the difficulty while student and teacher agree on fresh samples, and lowers it while they do not.
+
+    Args:
+        settings: thresholds, factors and bounds; None: the defaults.
+    """
+
+    def __init__(self, settings: DifficultySettings | None = None) -> None:
+        super().__init__(settings or DifficultySettings())
 
     def update(self, agreement: float) -> float:
         """Return the new difficulty.
@@ -100,7 +107,14 @@ class DifficultyScheduler(ThresholdScheduler):
 
 
 class TemperatureScheduler(ThresholdScheduler):
-    """Lowers the temperature of the soft labels while the student's loss is small, and raises it while it is large."""
+    """Lowers the temperature of the soft labels while the student's loss is small, and raises it while it is large.
+
+    Args:
+        settings: thresholds, factors and bounds; None: the defaults.
+    """
+
+    def __init__(self, settings: TemperatureSettings | None = None) -> None:
+        super().__init__(settings or TemperatureSettings())
 
     def update(self, loss: float) -> float:
         """Return the new temperature.
