@@ -22,15 +22,33 @@ if TYPE_CHECKING:
     from synthkd.generators.merf import Merf
     from synthkd.generators.pipeline import Pipeline
     from synthkd.generators.pixels import Pixels
+    from synthkd.generators.settings import (
+        CGANSettings,
+        DiffusionSettings,
+        InversionSettings,
+        MerfSettings,
+        PipelineSettings,
+        PixelSettings,
+        PythonGenerator,
+        SavedSettings,
+    )
 
 __all__ = [
     "CGAN",
+    "CGANSettings",
     "Diffusion",
+    "DiffusionSettings",
     "Inversion",
+    "InversionSettings",
     "Merf",
+    "MerfSettings",
     "Pipeline",
+    "PipelineSettings",
+    "PixelSettings",
     "Pixels",
+    "PythonGenerator",
     "SavedGenerator",
+    "SavedSettings",
     "build_generator",
     "read_saved",
     "real_images_seen",
@@ -39,12 +57,20 @@ __all__ = [
 
 _MODULES = {
     "CGAN": "cgan",
+    "CGANSettings": "settings",
     "Diffusion": "diffusion",
+    "DiffusionSettings": "settings",
     "Inversion": "inversion",
+    "InversionSettings": "settings",
     "Merf": "merf",
+    "MerfSettings": "settings",
     "Pipeline": "pipeline",
+    "PipelineSettings": "settings",
+    "PixelSettings": "settings",
     "Pixels": "pixels",
+    "PythonGenerator": "settings",
     "SavedGenerator": "files",
+    "SavedSettings": "settings",
     "build_generator": "build",
     "read_saved": "files",
     "real_images_seen": "files",

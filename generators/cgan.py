@@ -28,12 +28,12 @@ from synthkd.data.read.splits import RealData
 from synthkd.errors import ConfigError
 from synthkd.generators.gan_networks import ConditionalGenerator, Critic, critic_hinge, gradient_penalty
 from synthkd.generators.latent import AveragedNetwork, descend, latent_length
-from synthkd.generators.rounds import SampledRounds, agreed_spec, require_real_data
+from synthkd.generators.local import local_accelerator
+from synthkd.generators.rounds import SampledRounds, agreed_spec, labelling_teacher, require_real_data
 from synthkd.generators.settings import CGANSettings
 from synthkd.generators.teacher_student import STUDENT_TERMS, JointOutputs, joint_forward, teacher_logits
 from synthkd.losses.objective import Loss, Objective
 from synthkd.metrics.diversity import cluster_modes, mode_collapse
-from synthkd.models.classifier import Classifier
 from synthkd.models.size import in_proportion
 from synthkd.models.weights import finite_state
 from synthkd.rng import Rows, derive, stream
@@ -61,7 +61,7 @@ class CGAN(SampledRounds):
         settings: sizes, learning rates and weights of the terms.
         teacher: the frozen teacher, only read; None for a generator without rounds.
         seed: the run's seed.
-        accelerator: device and precision.
+        accelerator: device and precision; None: the teacher's device, full precision.
         train: real images to learn from; None for a generator that is restored and only sampled.
         holdout: real images against which mode collapse is measured; may be empty.
         spec: of the images; needed if there is neither a teacher nor real data.
@@ -74,13 +74,15 @@ class CGAN(SampledRounds):
     def __init__(
         self,
         settings: CGANSettings,
-        teacher: Classifier | None,
-        seed: int,
-        accelerator: Accelerator,
+        teacher: nn.Module | None = None,
+        seed: int = 0,
+        accelerator: Accelerator | None = None,
         train: RealData | None = None,
         holdout: RealData | None = None,
         spec: ImageSpec | None = None,
     ) -> None:
+        accelerator = local_accelerator(accelerator, teacher)
+        teacher = labelling_teacher(teacher, spec, train)
         super().__init__(settings.batch_size, teacher, seed, accelerator)
         self.settings = s = settings
         self.spec = agreed_spec("cgan", spec, teacher, train)

@@ -23,12 +23,12 @@ from synthkd.data.read.splits import RealData
 from synthkd.errors import ConfigError, ModelError
 from synthkd.generators import denoising
 from synthkd.generators.guidance import climb, guidance_scale, teacher_score
+from synthkd.generators.local import local_accelerator
 from synthkd.generators.noise_levels import curriculum_times, level_weights, stratified_times
-from synthkd.generators.rounds import SampledRounds, agreed_spec, require_real_data
+from synthkd.generators.rounds import SampledRounds, agreed_spec, labelling_teacher, require_real_data
 from synthkd.generators.settings import DiffusionSettings
 from synthkd.generators.teacher_student import STUDENT_TERMS, JointForward, JointOutputs, joint_forward
 from synthkd.losses.objective import Objective
-from synthkd.models.classifier import Classifier
 from synthkd.models.size import in_proportion
 from synthkd.models.weights import load_strictly
 from synthkd.rng import Rows, derive, stream
@@ -79,7 +79,7 @@ class Diffusion(SampledRounds):
         settings: network, training, sampler, guidance.
         teacher: the frozen teacher, only read; None for a generator without rounds and terms of the teacher.
         seed: the run's seed.
-        accelerator: device and precision.
+        accelerator: device and precision; None: the teacher's device, full precision.
         train: real images to learn from; None for a generator that is restored and only sampled.
         holdout: real images on which the loss is measured, or None.
         spec: of the images; needed if there is neither a teacher nor real data.
@@ -92,13 +92,15 @@ class Diffusion(SampledRounds):
     def __init__(
         self,
         settings: DiffusionSettings,
-        teacher: Classifier | None,
-        seed: int,
-        accelerator: Accelerator,
+        teacher: nn.Module | None = None,
+        seed: int = 0,
+        accelerator: Accelerator | None = None,
         train: RealData | None = None,
         holdout: RealData | None = None,
         spec: ImageSpec | None = None,
     ) -> None:
+        accelerator = local_accelerator(accelerator, teacher)
+        teacher = labelling_teacher(teacher, spec, train)
         super().__init__(settings.batch_size, teacher, seed, accelerator)
         self.settings = s = settings
         self.spec = agreed_spec("diffusion", spec, teacher, train)

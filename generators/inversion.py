@@ -26,10 +26,11 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from synthkd.errors import ConfigError, ModelError, TrainingError
+from synthkd.generators.local import local_accelerator
 from synthkd.generators.settings import ALONE, InversionSettings
 from synthkd.generators.teacher_student import STUDENT_TERMS, TEACHER_TERMS, JointOutputs, joint_forward
 from synthkd.losses.objective import Objective
-from synthkd.models.classifier import Classifier
+from synthkd.models.classifier import as_classifier
 from synthkd.models.contract import finite_logits
 from synthkd.models.size import in_proportion
 from synthkd.models.weights import WEIGHTS, finite_state, load_strictly, read_weights, save_weights
@@ -117,13 +118,24 @@ class Inversion:
         settings: sizes, learning rates and weights of the terms.
         teacher: the frozen teacher, only read.
         seed: the run's seed.
-        accelerator: device and precision.
+        accelerator: device and precision; None: the teacher's device, full precision.
+        spec: images and classes of a teacher that is no `Classifier`.
 
     Raises:
-        ModelError: BatchNorm matching has a weight and the teacher has no BatchNorm statistics.
+        ModelError: BatchNorm matching has a weight and the teacher has no BatchNorm statistics, or its images and
+            classes are unknown.
     """
 
-    def __init__(self, settings: InversionSettings, teacher: Classifier, seed: int, accelerator: Accelerator) -> None:
+    def __init__(
+        self,
+        settings: InversionSettings,
+        teacher: nn.Module,
+        seed: int = 0,
+        accelerator: Accelerator | None = None,
+        spec: ImageSpec | None = None,
+    ) -> None:
+        teacher = as_classifier(teacher, spec)
+        accelerator = local_accelerator(accelerator, teacher)
         self.settings = settings
         self.spec = teacher.spec
         self._teacher = teacher
@@ -134,11 +146,13 @@ class Inversion:
                 "the teacher has no BatchNorm statistics, which generator.batch_norm matches: set "
                 "generator.kind=pixels, or generator.batch_norm=0 and rely on the other terms"
             )
-        torch.manual_seed(derive(seed, "generator/init"))
-        network = in_proportion(
-            lambda: GeneratorNetwork(self.spec, settings.latent, settings.width),
-            f"generator, latent={settings.latent}, width={settings.width} for {self.spec}",
-        )
+        # initial weights depend on the seed alone and leave torch's global generator as it was
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive(seed, "generator/init"))
+            network = in_proportion(
+                lambda: GeneratorNetwork(self.spec, settings.latent, settings.width),
+                f"generator, latent={settings.latent}, width={settings.width} for {self.spec}",
+            )
         self.network = network.to(self._device).to(memory_format=torch.channels_last)
         # the summed gradients of all steps are one meta-step, hence the learning rate times their number
         self._meta = torch.optim.Adam(self.network.parameters(), settings.lr * settings.steps, BETAS)
