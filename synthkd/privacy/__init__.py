@@ -1,6 +1,7 @@
 """What models and synthetic images reveal about private images: accounting, DP-SGD, attacks, bounds and copy tests."""
 
 from synthkd.privacy.accounting import Epsilon, check_delta, epsilon
+from synthkd.privacy.audit import GroupAudit, answers_of, audit_lists
 from synthkd.privacy.blind import blind_baseline
 from synthkd.privacy.calibration import noise_for, release_noise_for
 from synthkd.privacy.canaries import Canaries, OneRun, choose, one_run_epsilon
@@ -22,6 +23,7 @@ __all__ = [
     "CopyTest",
     "Epsilon",
     "Event",
+    "GroupAudit",
     "Journal",
     "Ledger",
     "NearCopies",
@@ -31,9 +33,11 @@ __all__ = [
     "RateRatio",
     "Release",
     "WorstClass",
+    "answers_of",
     "attack",
     "attacks",
     "auc",
+    "audit_lists",
     "blind_baseline",
     "calibrated",
     "check_delta",
