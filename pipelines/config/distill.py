@@ -26,13 +26,14 @@ from synthkd.settings import (
     Joint,
     Listed,
     MixSettings,
-    ModelSettings,
+    ModelOrGiven,
     OnlineSettings,
     PhaseSettings,
     Pregenerate,
     Refine,
     Settings,
     StreamData,
+    TeacherOrGiven,
     TeacherSettings,
     TeamSettings,
     ViewTerm,
@@ -187,19 +188,19 @@ class Distillation(Settings):
 class DistillConfig(Distillation, TrainingConfig):
     """Distill a student from a teacher, without its data or with some of it."""
 
-    teacher: TeacherSettings | None = None
+    teacher: TeacherOrGiven | None = None
     """None: a stored dataset has the soft labels, or networks learn from labelled real images and from each other."""
     teachers: Annotated[tuple[TeacherSettings, ...], Listed] = ()
     """Further teachers that label images together with `teacher`. A generator is trained against `teacher` alone, and
     only its features are compared."""
     team: TeamSettings = TeamSettings()
     """How several teachers label as one."""
-    student: ModelSettings
+    student: ModelOrGiven
     test: DataSettings | None = None
     """Real test data for the report; nothing is selected by it."""
 
     @property
-    def every_teacher(self) -> tuple[TeacherSettings, ...]:
+    def every_teacher(self) -> tuple[TeacherOrGiven, ...]:
         """`teacher`, if set, and the further ones."""
         return (*(() if self.teacher is None else (self.teacher,)), *self.teachers)
 

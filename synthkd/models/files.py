@@ -9,13 +9,14 @@ from typing import Any, Literal
 
 import torch
 from pydantic import Field, ValidationError
+from torch import nn
 
 from synthkd.errors import ConfigError, ModelError
 from synthkd.imports import allowing
 from synthkd.models.classifier import Classifier, parameters
 from synthkd.models.factories import construct
 from synthkd.models.weights import WEIGHTS, load_strictly, read_weights, serialised
-from synthkd.settings import Count, ModelSettings, Settings
+from synthkd.settings import Count, GivenModel, ModelOrGiven, Settings
 from synthkd.system.files import sha256, write_atomically
 from synthkd.system.sealed import sealed, unsealed
 from synthkd.types import ImageSpec
@@ -42,7 +43,7 @@ class _Saved(Settings):
     """The contents of config.json."""
 
     format: Literal[1] = 1
-    recipe: ModelSettings
+    recipe: ModelOrGiven
     spec: SavedSpec
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -91,7 +92,7 @@ def save(model: Classifier, directory: Path | str, extra: Mapping[str, object] |
     write_atomically(directory / CONFIG, config)
 
 
-def load(path: Path | str, *, trust: bool = False) -> Classifier:
+def load(path: Path | str, *, trust: bool = False, network: nn.Module | None = None) -> Classifier:
     """The classifier saved in a directory, on the CPU, in eval mode.
 
     The global random state stays as it was.
@@ -101,9 +102,12 @@ def load(path: Path | str, *, trust: bool = False) -> Classifier:
         trust: also rebuild models of a `package.module:function`; this imports and calls what config.json names.
             Without it the directory can make no code run but that of the zoo, torchvision and timm, and what the
             present configuration names itself.
+        network: gets the weights, in place of a network that is built by config.json. A model that was given to a job
+            in memory needs one of the same class.
 
     Raises:
-        ModelError: missing, damaged or truncated files, weights that do not fit, or a function that is not trusted.
+        ModelError: missing, damaged or truncated files, weights that do not fit, a function that is not trusted, or a
+            model that needs a network.
     """
     directory = _find(Path(path))
     saved = _read_config(directory / CONFIG)
@@ -115,12 +119,8 @@ def load(path: Path | str, *, trust: bool = False) -> Classifier:
         raise ModelError(
             f"{weights} does not have the checksum in {CONFIG}: truncated, damaged or replaced; copy both files again"
         )
-    source = directory / CONFIG
     with torch.random.fork_rng(devices=[]), allowing(folders=[directory] if trust else ()):
-        try:
-            model = construct(saved.recipe, saved.spec.image_spec, saved.mean, saved.std, saved.class_names, source)
-        except ConfigError as error:
-            raise ModelError(f"{source} does not rebuild the model: {error}") from error
+        model = _built(saved, directory / CONFIG) if network is None else _around(network, saved)
     load_strictly(model, read_weights(weights), str(weights))
     return model.eval()
 
@@ -128,6 +128,25 @@ def load(path: Path | str, *, trust: bool = False) -> Classifier:
 def is_model_directory(path: Path | str) -> bool:
     """Whether a path is a directory that `save` wrote, or a run directory with one in it."""
     return any((p / CONFIG).is_file() for p in _candidates(Path(path)))
+
+
+def _built(saved: _Saved, source: Path) -> Classifier:
+    """The untrained model that a config.json describes."""
+    if isinstance(saved.recipe, GivenModel):
+        raise ModelError(
+            f"{source.parent} has the weights of a network that was given in memory ({saved.recipe.model}): build it, "
+            "and call synthkd.load(path, network=...)"
+        )
+    try:
+        return construct(saved.recipe, saved.spec.image_spec, saved.mean, saved.std, saved.class_names, source)
+    except ConfigError as error:
+        raise ModelError(f"{source} does not rebuild the model: {error}") from error
+
+
+def _around(network: nn.Module, saved: _Saved) -> Classifier:
+    body = network.body if isinstance(network, Classifier) else network
+    recipe = saved.recipe.model_dump(mode="json")
+    return Classifier(body, saved.spec.image_spec, saved.mean, saved.std, recipe, saved.class_names)
 
 
 def _candidates(path: Path) -> list[Path]:

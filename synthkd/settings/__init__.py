@@ -74,7 +74,16 @@ from synthkd.settings.features import (
     ResizeMode,
     TeacherExtractor,
 )
-from synthkd.settings.models import WIDEST, Architecture, LoadedModel, ModelSettings, WidthSettings, ZooModel
+from synthkd.settings.models import (
+    WIDEST,
+    Architecture,
+    GivenModel,
+    LoadedModel,
+    ModelOrGiven,
+    ModelSettings,
+    WidthSettings,
+    ZooModel,
+)
 from synthkd.settings.terms import (
     AdapterTerm,
     AlignmentTerm,
@@ -94,6 +103,7 @@ from synthkd.settings.training import (
     MOST_DECAY,
     DPSettings,
     OptimizerSettings,
+    TeacherOrGiven,
     TeacherSettings,
     TeachTraining,
     TrainedTeacher,
@@ -137,6 +147,7 @@ __all__ = [
     "Flow",
     "FolderData",
     "Fraction",
+    "GivenModel",
     "Goal",
     "HintTerm",
     "Images",
@@ -146,6 +157,7 @@ __all__ = [
     "LoadedExtractor",
     "LoadedModel",
     "MixSettings",
+    "ModelOrGiven",
     "ModelSettings",
     "NamedData",
     "Noise",
@@ -178,6 +190,7 @@ __all__ = [
     "SwapSettings",
     "TeachTraining",
     "TeacherExtractor",
+    "TeacherOrGiven",
     "TeacherSettings",
     "TeamSettings",
     "Temperature",
