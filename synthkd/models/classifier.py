@@ -116,7 +116,9 @@ def as_classifier(network: nn.Module, spec: ImageSpec | None, who: str = "the te
             f"{who} is a {type(network).__name__}, which does not tell its images: give "
             "spec=ImageSpec(channels, height, width, classes)"
         )
-    return Classifier(network, spec).train(network.training)
+    classifier = Classifier(network, spec)
+    classifier.training = network.training  # not `train`, which would change modules of the caller's
+    return classifier
 
 
 def require_images(images: Tensor, shape: tuple[int, int, int]) -> None:

@@ -120,6 +120,13 @@ def test_a_pass_gives_each_step_and_the_next_goes_on() -> None:
     assert not torch.equal(steps.batch(0).images, steps.batch(3).images)
 
 
+def test_a_pass_that_is_left_early_is_over() -> None:
+    hybrid = HybridDataset([real(50)], [None], batch_size=4, total=100, workers=2)
+    left, again = next(iter(hybrid)), next(iter(DataLoader(hybrid, batch_size=None)))
+    assert torch.equal(left.images, hybrid.batch(0).images)
+    assert torch.equal(again.images, hybrid.batch(100).images)
+
+
 def test_a_worker_of_the_loader_is_refused_with_the_remedy() -> None:
     hybrid = HybridDataset([bank_of(4, OLD)], [None], batch_size=4, total=2)
     with pytest.raises(ConfigError, match="leave num_workers of the DataLoader at 0, and set workers"):

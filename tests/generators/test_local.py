@@ -9,7 +9,7 @@ from torch import nn
 
 from synthkd import generators
 from synthkd.data.read.splits import Splits
-from synthkd.errors import ModelError
+from synthkd.errors import ConfigError, ModelError
 from synthkd.generators.local import local_accelerator
 from synthkd.models import Classifier
 from synthkd.types import ImageSpec, TrainableGenerator
@@ -80,4 +80,18 @@ def test_the_accelerator_is_for_the_device_of_the_network(network: nn.Module) ->
     own = Accelerator(cpu=True)
     assert local_accelerator(own, network) is own
     assert local_accelerator(None, network).device.type == "cpu"
-    assert local_accelerator(None, None).device.type in ("cpu", "cuda", "mps")
+    assert local_accelerator(None, nn.Identity()).device.type in ("cpu", "cuda", "mps")
+
+
+def test_a_teacher_beside_the_accelerator_of_the_process_is_an_error_with_the_remedy(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def elsewhere(**_: object) -> Accelerator:
+        raise ValueError("AcceleratorState has already been initialized and cannot be changed")
+
+    teacher = nn.Linear(2, 2, device="meta")
+    with pytest.raises(ConfigError, match=r"the teacher is on meta, and an accelerator .*: move the teacher"):
+        local_accelerator(None, teacher)
+    monkeypatch.setattr("synthkd.generators.local.Accelerator", elsewhere)
+    with pytest.raises(ConfigError, match="the teacher is on cpu"):
+        local_accelerator(None, teacher.to_empty(device="cpu"))

@@ -78,9 +78,7 @@ def test_a_finished_run_gives_the_same_student_from_its_files(tmp_path: Path) ->
     assert equal(first.student.state_dict(), again.student.state_dict())
     loaded = synthkd.load(tmp_path / "run", network=network(4))
     assert equal(first.student.state_dict(), loaded.state_dict())
-    with pytest.raises(
-        ModelError, match=r"given in memory \(Sequential\): build it, and call synthkd\.load"
-    ):
+    with pytest.raises(ModelError, match=r"given in memory \(Sequential\): build it, and call synthkd\.load"):
         synthkd.load(tmp_path / "run")
     with pytest.raises(ModelError, match="shape"):
         synthkd.load(tmp_path / "run", network=network(5))
