@@ -1,8 +1,84 @@
 """Generators of labelled images; import them as `synthkd.generators`.
 
-`synthkd.generators.build.build_generator` makes any of them from its settings. This module imports nothing, so that
-reading settings does not wait for torch.
+`build_generator` makes any of them from its settings. A public name is imported on first use, since the settings must
+not wait for torch, nor the generators for diffusers.
 """
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from synthkd.imports import own
 
 if __name__ != "synthkd.generators":
     raise ImportError("import synthkd.generators")
+
+if TYPE_CHECKING:
+    from synthkd.generators.build import build_generator
+    from synthkd.generators.cgan import CGAN
+    from synthkd.generators.diffusion import Diffusion
+    from synthkd.generators.files import SavedGenerator, read_saved, real_images_seen, save_generator
+    from synthkd.generators.inversion import Inversion
+    from synthkd.generators.merf import Merf
+    from synthkd.generators.pipeline import Pipeline
+    from synthkd.generators.pixels import Pixels
+    from synthkd.generators.settings import (
+        CGANSettings,
+        DiffusionSettings,
+        InversionSettings,
+        MerfSettings,
+        PipelineSettings,
+        PixelSettings,
+        PythonGenerator,
+        SavedSettings,
+    )
+
+__all__ = [
+    "CGAN",
+    "CGANSettings",
+    "Diffusion",
+    "DiffusionSettings",
+    "Inversion",
+    "InversionSettings",
+    "Merf",
+    "MerfSettings",
+    "Pipeline",
+    "PipelineSettings",
+    "PixelSettings",
+    "Pixels",
+    "PythonGenerator",
+    "SavedGenerator",
+    "SavedSettings",
+    "build_generator",
+    "read_saved",
+    "real_images_seen",
+    "save_generator",
+]
+
+_MODULES = {
+    "CGAN": "cgan",
+    "CGANSettings": "settings",
+    "Diffusion": "diffusion",
+    "DiffusionSettings": "settings",
+    "Inversion": "inversion",
+    "InversionSettings": "settings",
+    "Merf": "merf",
+    "MerfSettings": "settings",
+    "Pipeline": "pipeline",
+    "PipelineSettings": "settings",
+    "PixelSettings": "settings",
+    "Pixels": "pixels",
+    "PythonGenerator": "settings",
+    "SavedGenerator": "files",
+    "SavedSettings": "settings",
+    "build_generator": "build",
+    "read_saved": "files",
+    "real_images_seen": "files",
+    "save_generator": "files",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return own(f"{__name__}.{_MODULES[name]}:{name}")
+    raise AttributeError(f"module '{__name__}' has no attribute '{name}'")

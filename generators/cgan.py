@@ -26,7 +26,8 @@ from synthkd.data.epochs import EpochSource
 from synthkd.data.read.splits import RealData
 from synthkd.generators.gan_networks import ConditionalGenerator, Critic, critic_hinge, gradient_penalty
 from synthkd.generators.latent import AveragedNetwork, descend, latent_length
-from synthkd.generators.rounds import SampledRounds, agreed_spec, require_real_data
+from synthkd.generators.local import local_accelerator
+from synthkd.generators.rounds import SampledRounds, agreed_spec, labelling_teacher, require_real_data
 from synthkd.generators.settings import CGANSettings
 from synthkd.generators.teacher_student import (
     STUDENT_TERMS,
@@ -43,7 +44,7 @@ from synthkd.models.size import in_proportion
 from synthkd.models.weights import finite_state
 from synthkd.rng import Rows, derive, stream
 from synthkd.settings import AugmentSettings
-from synthkd.types import Batch
+from synthkd.types import Batch, ImageSpec
 
 TERMS = ("batch_norm", "one_hot", "distillation", "semantic")
 """Loss terms of teacher and student that the generator may have beside the critic's score."""
@@ -62,11 +63,12 @@ class CGAN(SampledRounds):
 
     Args:
         settings: sizes, learning rates and weights of the terms.
-        teacher: the frozen teacher, only read.
+        teacher: the frozen teacher, only read; any network from images to logits.
         seed: the run's seed.
-        accelerator: device and precision.
+        accelerator: device and precision; None: the teacher's device, full precision.
         train: real images to learn from; None for a generator that is restored and only sampled.
         holdout: real images against which mode collapse is measured; may be empty.
+        spec: images and classes of a teacher that is no `Classifier`; None: those of `train`.
 
     Raises:
         ConfigError: the networks cannot make images of this size or number of channels, or teacher and data differ in
@@ -78,22 +80,25 @@ class CGAN(SampledRounds):
     def __init__(
         self,
         settings: CGANSettings,
-        teacher: Classifier,
-        seed: int,
-        accelerator: Accelerator,
+        teacher: nn.Module,
+        seed: int = 0,
+        accelerator: Accelerator | None = None,
         train: RealData | None = None,
         holdout: RealData | None = None,
+        spec: ImageSpec | None = None,
     ) -> None:
-        super().__init__(settings.batch_size, teacher, seed, accelerator)
+        accelerator = local_accelerator(accelerator, teacher)
+        classifier = labelling_teacher(teacher, spec, train)
+        super().__init__(settings.batch_size, classifier, seed, accelerator)
         self.settings = s = settings
-        self.spec = agreed_spec("cgan", teacher, train)
+        self.spec = agreed_spec("cgan", classifier, train)
         self._train = train
         self._holdout = holdout
         terms: Mapping[str, Term] = {**TEACHER_TERMS, **STUDENT_TERMS}
         weights = {name: getattr(s, name) for name in TERMS}
         self._network_terms = Objective({name: terms[name] for name in TERMS}, weights)
         if s.batch_norm > 0:
-            require_statistics(teacher)
+            require_statistics(classifier)
         # Initial weights are a function of the seed, and torch's global generator stays as it was.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive(seed, "cgan/init"))

@@ -23,8 +23,9 @@ from synthkd.data.read.splits import RealData
 from synthkd.errors import ModelError
 from synthkd.generators import denoising
 from synthkd.generators.guidance import climb, guidance_scale, teacher_score
+from synthkd.generators.local import local_accelerator
 from synthkd.generators.noise_levels import curriculum_times, level_weights, stratified_times
-from synthkd.generators.rounds import SampledRounds, agreed_spec, require_real_data
+from synthkd.generators.rounds import SampledRounds, agreed_spec, labelling_teacher, require_real_data
 from synthkd.generators.settings import DiffusionSettings
 from synthkd.generators.teacher_student import STUDENT_TERMS, JointForward, JointOutputs, joint_forward
 from synthkd.losses.objective import Objective
@@ -34,7 +35,7 @@ from synthkd.models.weights import load_strictly
 from synthkd.rng import Rows, derive, stream
 from synthkd.taps import evaluating
 from synthkd.training.learner import Learner
-from synthkd.types import Batch, to_float
+from synthkd.types import Batch, ImageSpec, to_float
 
 CLEAR = 0.5
 """Least share of signal, `alpha_bar`, at which a predicted image is given to teacher and student. With more noise it is
@@ -80,11 +81,12 @@ class Diffusion(SampledRounds):
 
     Args:
         settings: network, training, sampler, guidance.
-        teacher: the frozen teacher, only read.
+        teacher: the frozen teacher, only read; any network from images to logits.
         seed: the run's seed.
-        accelerator: device and precision.
+        accelerator: device and precision; None: the teacher's device, full precision.
         train: real images to learn from; None for a generator that is restored and only sampled.
         holdout: real images on which the loss is measured, or None.
+        spec: images and classes of a teacher that is no `Classifier`; None: those of `train`.
 
     Raises:
         ConfigError: teacher and data differ in their images, or the network is too large.
@@ -95,15 +97,18 @@ class Diffusion(SampledRounds):
     def __init__(
         self,
         settings: DiffusionSettings,
-        teacher: Classifier,
-        seed: int,
-        accelerator: Accelerator,
+        teacher: nn.Module,
+        seed: int = 0,
+        accelerator: Accelerator | None = None,
         train: RealData | None = None,
         holdout: RealData | None = None,
+        spec: ImageSpec | None = None,
     ) -> None:
-        super().__init__(settings.batch_size, teacher, seed, accelerator)
+        accelerator = local_accelerator(accelerator, teacher)
+        classifier = labelling_teacher(teacher, spec, train)
+        super().__init__(settings.batch_size, classifier, seed, accelerator)
         self.settings = s = settings
-        self.spec = agreed_spec("diffusion", teacher, train)
+        self.spec = agreed_spec("diffusion", classifier, train)
         self._autocast = accelerator.autocast
         self._rank = accelerator.process_index
         # Initial weights are a function of the seed, and torch's global generator stays as it was.

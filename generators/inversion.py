@@ -26,6 +26,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from synthkd.errors import ConfigError, TrainingError
+from synthkd.generators.local import local_accelerator
 from synthkd.generators.settings import ALONE, InversionSettings
 from synthkd.generators.teacher_student import (
     STUDENT_TERMS,
@@ -35,7 +36,7 @@ from synthkd.generators.teacher_student import (
     require_statistics,
 )
 from synthkd.losses.objective import Objective
-from synthkd.models.classifier import Classifier
+from synthkd.models.classifier import as_classifier
 from synthkd.models.contract import finite_logits
 from synthkd.models.size import in_proportion
 from synthkd.models.weights import WEIGHTS, finite_state, load_strictly, read_weights, save_weights
@@ -125,13 +126,24 @@ class Inversion:
         settings: sizes, learning rates and weights of the terms.
         teacher: the frozen teacher, only read.
         seed: the run's seed.
-        accelerator: device and precision.
+        accelerator: device and precision; None: the teacher's device, full precision.
+        spec: images and classes of a teacher that is no `Classifier`.
 
     Raises:
-        ModelError: BatchNorm matching has a weight and the teacher has no BatchNorm statistics.
+        ModelError: BatchNorm matching has a weight and the teacher has no BatchNorm statistics, or its images and
+            classes are unknown.
     """
 
-    def __init__(self, settings: InversionSettings, teacher: Classifier, seed: int, accelerator: Accelerator) -> None:
+    def __init__(
+        self,
+        settings: InversionSettings,
+        teacher: nn.Module,
+        seed: int = 0,
+        accelerator: Accelerator | None = None,
+        spec: ImageSpec | None = None,
+    ) -> None:
+        teacher = as_classifier(teacher, spec)
+        accelerator = local_accelerator(accelerator, teacher)
         self.settings = settings
         self.spec = teacher.spec
         self._teacher = teacher
@@ -139,11 +151,13 @@ class Inversion:
         self._device = accelerator.device
         if settings.batch_norm > 0:
             require_statistics(teacher)
-        torch.manual_seed(derive(seed, "generator/init"))
-        network = in_proportion(
-            lambda: GeneratorNetwork(self.spec, settings.latent, settings.width),
-            f"generator, latent={settings.latent}, width={settings.width} for {self.spec}",
-        )
+        # Initial weights are a function of the seed, and torch's global generator stays as it was.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive(seed, "generator/init"))
+            network = in_proportion(
+                lambda: GeneratorNetwork(self.spec, settings.latent, settings.width),
+                f"generator, latent={settings.latent}, width={settings.width} for {self.spec}",
+            )
         self.network = network.to(self._device).to(memory_format=torch.channels_last)
         # One meta-step follows the gradients of all steps of a round, hence the learning rate times their number.
         self._meta = torch.optim.Adam(self.network.parameters(), settings.lr * settings.steps, BETAS)

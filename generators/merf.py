@@ -32,10 +32,10 @@ from synthkd.generators.embedding import (
 )
 from synthkd.generators.files import INSIDE_A_RUN
 from synthkd.generators.latent import AveragedNetwork, latent_length
-from synthkd.generators.rounds import SampledRounds, agreed_spec
+from synthkd.generators.local import local_accelerator
+from synthkd.generators.rounds import SampledRounds, agreed_spec, labelling_teacher
 from synthkd.generators.settings import MerfSettings
 from synthkd.losses.objective import Loss
-from synthkd.models.classifier import Classifier
 from synthkd.models.size import in_proportion
 from synthkd.privacy.accounting import check_delta
 from synthkd.privacy.calibration import release_noise_for
@@ -111,7 +111,7 @@ class Merf(SampledRounds):
         teacher: the frozen teacher, which gives the logits of a round's images; None for a generator that is only
             fitted and sampled. A teacher that was trained on the private images has a budget of its own.
         seed: the run's seed, public; the noise does not come from it.
-        accelerator: device and precision.
+        accelerator: device and precision; None: the teacher's device, full precision.
         train: the private images. The main process reads them in the first round, unless there is a release already.
             None for a generator that is restored.
         spec: image spec; needed if there is neither a teacher nor real data.
@@ -127,13 +127,15 @@ class Merf(SampledRounds):
     def __init__(
         self,
         settings: MerfSettings,
-        teacher: Classifier | None,
-        seed: int,
-        accelerator: Accelerator,
+        teacher: nn.Module | None = None,
+        seed: int = 0,
+        accelerator: Accelerator | None = None,
         train: RealData | None = None,
         spec: ImageSpec | None = None,
         run: Path | None = None,
     ) -> None:
+        accelerator = local_accelerator(accelerator, teacher)
+        teacher = None if teacher is None else labelling_teacher(teacher, spec, train)
         super().__init__(settings.batch_size, teacher, seed, accelerator)
         self.settings = s = settings
         self.spec = agreed_spec("merf", teacher, train, spec)

@@ -16,6 +16,7 @@ from torchvision.transforms.v2.functional import rgb_to_grayscale
 from synthkd.errors import ConfigError, ModelError
 from synthkd.generators.denoising import ClassConditionalPipeline, load_pipeline
 from synthkd.generators.guidance import guidance_scale
+from synthkd.generators.local import local_accelerator
 from synthkd.generators.settings import PipelineSettings
 from synthkd.rng import Rows, derive
 from synthkd.taps import evaluating
@@ -31,14 +32,15 @@ class Pipeline:
     Args:
         settings: the folder, the sampler's steps and guidance, and the class ids.
         spec: size, channels and classes of the samples.
-        accelerator: device and precision.
+        accelerator: device and precision; None: full precision.
 
     Raises:
         ConfigError: there is not one class id for each class, the pipeline lacks a class, or it cannot do the guidance.
         ModelError: the folder has no pipeline, or one that takes no class labels.
     """
 
-    def __init__(self, settings: PipelineSettings, spec: ImageSpec, accelerator: Accelerator) -> None:
+    def __init__(self, settings: PipelineSettings, spec: ImageSpec, accelerator: Accelerator | None = None) -> None:
+        accelerator = local_accelerator(accelerator, None)
         self.settings = settings
         self.spec = spec
         self._device = accelerator.device

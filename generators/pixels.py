@@ -18,15 +18,16 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from synthkd.errors import ModelError
+from synthkd.generators.local import local_accelerator
 from synthkd.generators.procedural import EPSILON, ToneCurve, draw, fit_tone_curve
 from synthkd.generators.settings import PixelSettings
 from synthkd.generators.teacher_student import STUDENT_TERMS, TEACHER_TERMS, JointOutputs, joint_forward, teacher_logits
 from synthkd.losses.objective import Objective
-from synthkd.models.classifier import Classifier
+from synthkd.models.classifier import Classifier, as_classifier
 from synthkd.models.layout import head
 from synthkd.rng import Rows, numpy_stream, stream
 from synthkd.training.learner import require_finite
-from synthkd.types import Round, balanced_labels
+from synthkd.types import ImageSpec, Round, balanced_labels
 
 CALIBRATION = 512
 """Drawn images on which the tone curve is fitted."""
@@ -69,13 +70,24 @@ class Pixels:
         settings: shares, steps and weights.
         teacher: the frozen teacher, only read.
         seed: the run's seed.
-        accelerator: device and precision.
+        accelerator: device and precision; None: the teacher's device, full precision.
+        spec: images and classes of a teacher that is no `Classifier`.
 
     Raises:
-        ModelError: the teacher does not end in a linear layer with one row for each class.
+        ModelError: the teacher does not end in a linear layer with one row for each class, or its images and classes
+            are unknown.
     """
 
-    def __init__(self, settings: PixelSettings, teacher: Classifier, seed: int, accelerator: Accelerator) -> None:
+    def __init__(
+        self,
+        settings: PixelSettings,
+        teacher: nn.Module,
+        seed: int = 0,
+        accelerator: Accelerator | None = None,
+        spec: ImageSpec | None = None,
+    ) -> None:
+        teacher = as_classifier(teacher, spec)
+        accelerator = local_accelerator(accelerator, teacher)
         self.settings = settings
         self.spec = teacher.spec
         self._teacher = teacher

@@ -13,7 +13,7 @@ from synthkd.data.epochs import EpochSource
 from synthkd.data.read.splits import RealData
 from synthkd.errors import ConfigError
 from synthkd.generators.teacher_student import teacher_logits
-from synthkd.models.classifier import Classifier
+from synthkd.models.classifier import Classifier, as_classifier
 from synthkd.rng import Rows
 from synthkd.types import ImageSpec, Round, SampleGenerator, balanced_labels
 
@@ -42,6 +42,22 @@ def agreed_spec(
         got = "; ".join(f"{owner}: {value}" for owner, value in specs.items()) or "neither teacher nor real data"
         raise ConfigError(f"{kind}: teacher and real data must have the same images and classes, got {got}")
     return next(iter(specs.values()))
+
+
+def labelling_teacher(teacher: nn.Module, spec: ImageSpec | None, train: RealData | None) -> Classifier:
+    """The teacher as a classifier; one that is none yet has the images and classes of the generator or of real data.
+
+    Args:
+        teacher: any network from images to logits.
+        spec: of the generator itself.
+        train: real images.
+
+    Raises:
+        ModelError: nothing tells the images and classes of the teacher.
+    """
+    if isinstance(teacher, Classifier):
+        return teacher
+    return as_classifier(teacher, train.spec if spec is None and train is not None else spec)
 
 
 def require_real_data(source: EpochSource | None) -> EpochSource:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -9,75 +11,141 @@ from torch import Tensor
 from synthkd.data.bank_sample import save_bank_sample
 from synthkd.data.read.real import RealData, load_splits
 from synthkd.distillation import phases
+from synthkd.errors import ConfigError
 from synthkd.generators.files import INSIDE_A_RUN, save_generator
 from synthkd.metrics.utility import accuracy, predict
-from synthkd.models import Classifier, save
+from synthkd.models import Classifier, load, save
 from synthkd.models.weights import finite_state
 from synthkd.pipelines.config import DistillConfig
 from synthkd.pipelines.run.device import make_accelerator
 from synthkd.pipelines.run.job import Job, open_job
 from synthkd.pipelines.run.result import Plan, Result
-from synthkd.pipelines.run.trust import trusting
+from synthkd.pipelines.run.trust import trusted_by, trusting
 from synthkd.pipelines.student.assembly import Assembly, assemble, require_fit
+from synthkd.pipelines.student.given import Given, GivenNetworks, from_memory
 from synthkd.pipelines.student.networks import finished
 from synthkd.pipelines.student.results import measured
 from synthkd.pipelines.student.summary import plan, summary
 from synthkd.pipelines.student.teachers import ReadyTeacher, is_taught, ready_teacher, untrained_teacher
 from synthkd.reports.grids import MOST_CLASSES, ROWS, save_grid
 from synthkd.reports.results import DistillResult
+from synthkd.settings import GivenModel
 from synthkd.taps import evaluating
 from synthkd.training.loop import Action, Progress, Values
-from synthkd.types import balanced_labels
+from synthkd.types import ImageSpec, balanced_labels
 
 STUDENT, PEERS = "student", "peers"
 """Folders of the run directory with the finished networks."""
 
 
-@trusting
-def distill(config: DistillConfig, *, dry_run: bool = False) -> Result[DistillResult] | Plan:
-    """Distill the configured student and save it to `<run>/student`, and its generator to `<run>/generator`.
+@dataclass(frozen=True, kw_only=True)
+class Distilled(Result[DistillResult]):
+    """The outcome of a distillation.
+
+    Attributes:
+        finished_student: returns the student, from memory or from the run directory.
+    """
+
+    finished_student: Callable[[], Classifier]
+
+    @functools.cached_property
+    def student(self) -> Classifier:
+        """The finished student on the CPU in eval mode; its `body` is a network of the class that was given.
+
+        Raises:
+            ModelError: the run was finished before, and its files have changed since.
+        """
+        return self.finished_student()
+
+
+def distill(
+    config: DistillConfig | None = None,
+    *,
+    teacher: Given = None,
+    student: Given = None,
+    spec: ImageSpec | None = None,
+    dry_run: bool = False,
+    **recipe: object,
+) -> Distilled | Plan:
+    """Distill a student and save it to `<run>/student`, and its generator to `<run>/generator`.
 
     A teacher of `kind: train` is trained first, in `<run>/teach`. Afterwards no real image is opened, except those of
     `transfer_set`, and those of `test`, which are used for evaluation only and select nothing.
 
+    Either a configuration says everything, or the keys of a recipe do: `distill(teacher=network, student=network,
+    spec=ImageSpec(1, 28, 28, 10), out="runs/mine")`. Networks are copied and stay as they are. The same call, with
+    networks of the same weights, resumes a run that was interrupted.
+
     Args:
         config: teacher, student, transfer set and phases.
+        teacher: a network in memory, or the section of a recipe.
+        student: likewise; a network starts from the weights that it has.
+        spec: images and classes of networks that are no `Classifier`; None: those of the teacher.
         dry_run: build everything, check the teacher's contract, write nothing, and return the plan.
+        recipe: the other keys of a recipe, e.g. `phases=[{"kind": "joint", "steps": 100, "every": 5}]`.
 
     Raises:
         SynthkdError: see the classes in `synthkd.errors`.
     """
+    if config is None:
+        config, networks = from_memory(teacher, student, spec, recipe)
+    elif teacher is not None or student is not None or spec is not None or recipe:
+        raise ConfigError("distill takes a configuration, or networks and keys of a recipe, not both")
+    else:
+        networks = GivenNetworks()
+    networks.require(config)
+    return _distill(config, networks=networks, dry_run=dry_run)
+
+
+@trusting
+def _distill(config: DistillConfig, *, networks: GivenNetworks, dry_run: bool) -> Distilled | Plan:
     if dry_run:
-        assembly = assemble(config, _untrained(config), make_accelerator(config), None)
+        assembly = assemble(config, _untrained(config, networks), make_accelerator(config), None, networks.student)
         require_fit("test", _test(config), assembly.subject)
         return Plan(plan(config, assembly))
     with open_job("distill", config) as job:
         if isinstance(job.finished, DistillResult):
-            return Result(job.directory, job.finished, summary(job, job.finished, already=True))
+            lines = summary(job, job.finished, already=True)
+            saved = functools.partial(_saved_student, config, job, networks)
+            return Distilled(job.directory, job.finished, lines, finished_student=saved)
         test = _test(config)
-        ready = _teachers(config, job)
-        assembly = assemble(config, [teacher.model for teacher in ready], job.accelerator, job.directory)
+        ready = _teachers(config, job, networks)
+        models = [teacher.model for teacher in ready]
+        assembly = assemble(config, models, job.accelerator, job.directory, networks.student)
         require_fit("test", test, assembly.subject)
         progress = _train(config, job, assembly, test)
         student = _finished_student(config, job, assembly)
         _keep_images(config, job, assembly)
         taught = sum(teacher.seconds for teacher in ready)
         content = job.finish(measured(config, job, assembly, student, test, taught, progress))
-        return Result(job.directory, content, summary(job, content))
+        return Distilled(job.directory, content, summary(job, content), finished_student=student.cpu)
 
 
-def _teachers(config: DistillConfig, job: Job) -> list[ReadyTeacher]:
+def _saved_student(config: DistillConfig, job: Job, networks: GivenNetworks) -> Classifier:
+    with trusted_by(config):
+        return load(job.directory / STUDENT, network=networks.student)
+
+
+def _teachers(config: DistillConfig, job: Job, networks: GivenNetworks) -> list[ReadyTeacher]:
     """The teachers, trained where the settings say so."""
     teachers = config.every_teacher
     if not all(is_taught(settings, job.directory, number) for number, settings in enumerate(teachers)):
         # What does not fit together should fail now, not after the training of the teachers.
-        assemble(config, _untrained(config), job.accelerator, None)
-    return [ready_teacher(settings, config, job, number) for number, settings in enumerate(teachers)]
+        assemble(config, _untrained(config, networks), job.accelerator, None, networks.student)
+    return [
+        ReadyTeacher(networks.given_teacher, 0.0)
+        if isinstance(settings, GivenModel)
+        else ready_teacher(settings, config, job, number)
+        for number, settings in enumerate(teachers)
+    ]
 
 
-def _untrained(config: DistillConfig) -> list[Classifier]:
-    """The teachers as a dry run has them: loaded, or only initialised."""
-    return [untrained_teacher(settings, config) for settings in config.every_teacher]
+def _untrained(config: DistillConfig, networks: GivenNetworks) -> list[Classifier]:
+    """The teachers as a dry run has them: loaded or given, or only initialised."""
+    return [
+        networks.given_teacher if isinstance(settings, GivenModel) else untrained_teacher(settings, config)
+        for settings in config.every_teacher
+    ]
 
 
 def _test(config: DistillConfig) -> RealData | None:

@@ -7,7 +7,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from synthkd.errors import TrainingError
-from synthkd.settings import Curve, OptimizerSettings, Schedule, ThresholdSettings
+from synthkd.settings import (
+    Curve,
+    DifficultySettings,
+    OptimizerSettings,
+    Schedule,
+    TemperatureSettings,
+    ThresholdSettings,
+)
 
 
 def value_at(schedule: Schedule, step: int, total: int) -> float:
@@ -84,7 +91,14 @@ class ThresholdScheduler:
 
 
 class DifficultyScheduler(ThresholdScheduler):
-    """Raises the difficulty while student and teacher agree on fresh samples, and lowers it while they do not."""
+    """Raises the difficulty while student and teacher agree on fresh samples, and lowers it while they do not.
+
+    Args:
+        settings: thresholds, factors and bounds; None: the defaults.
+    """
+
+    def __init__(self, settings: DifficultySettings | None = None) -> None:
+        super().__init__(settings or DifficultySettings())
 
     def update(self, agreement: float) -> float:
         """Return the new difficulty.
@@ -101,7 +115,14 @@ class DifficultyScheduler(ThresholdScheduler):
 
 
 class TemperatureScheduler(ThresholdScheduler):
-    """Lowers the temperature of the soft labels while the student's loss is small, and raises it while it is large."""
+    """Lowers the temperature of the soft labels while the student's loss is small, and raises it while it is large.
+
+    Args:
+        settings: thresholds, factors and bounds; None: the defaults.
+    """
+
+    def __init__(self, settings: TemperatureSettings | None = None) -> None:
+        super().__init__(settings or TemperatureSettings())
 
     def update(self, loss: float) -> float:
         """Return the new temperature.

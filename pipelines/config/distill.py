@@ -25,7 +25,7 @@ from synthkd.settings import (
     Joint,
     Listed,
     MixSettings,
-    ModelSettings,
+    ModelOrGiven,
     OnlineSettings,
     PhaseSettings,
     Pregenerate,
@@ -33,6 +33,7 @@ from synthkd.settings import (
     ScoreSettings,
     Settings,
     StreamData,
+    TeacherOrGiven,
     TeacherSettings,
     TeamSettings,
     ViewTerm,
@@ -188,14 +189,14 @@ class Distillation(Settings):
 class DistillConfig(Distillation, TrainingConfig):
     """Distill a student from a teacher, without its data or with some of it."""
 
-    teacher: TeacherSettings | None = None
+    teacher: TeacherOrGiven | None = None
     """None: a stored dataset has the soft labels, or networks learn from labelled real images and from each other."""
     teachers: Annotated[tuple[TeacherSettings, ...], Listed] = ()
     """Further teachers that label images together with `teacher`. A generator is trained against `teacher` alone, and
     only its features are compared."""
     team: TeamSettings = TeamSettings()
     """How several teachers label as one."""
-    student: ModelSettings
+    student: ModelOrGiven
     test: DataSettings | None = None
     """Real test data for the report; nothing is selected by it."""
     score: ScoreSettings | None = None
@@ -205,7 +206,7 @@ class DistillConfig(Distillation, TrainingConfig):
     newest, so that `synthkd evaluate RUN` can score them; "all": the whole bank."""
 
     @property
-    def every_teacher(self) -> tuple[TeacherSettings, ...]:
+    def every_teacher(self) -> tuple[TeacherOrGiven, ...]:
         """`teacher`, if set, and the further ones."""
         return (*(() if self.teacher is None else (self.teacher,)), *self.teachers)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any, TypeVar, cast
 
 from synthkd.imports import allowing
@@ -17,8 +18,12 @@ def trusting(job: Work) -> Work:
 
     @functools.wraps(job)
     def run(config: JobConfig, **options: Any) -> Any:
-        folders = (config.trust,) if isinstance(config.trust, str) else config.trust
-        with allowing(config.model_dump(), folders):
+        with trusted_by(config):
             return job(config, **options)
 
     return cast(Work, run)
+
+
+def trusted_by(config: JobConfig) -> AbstractContextManager[None]:
+    """Context manager in which code runs only if this configuration, or a file in a folder that it trusts, names it."""
+    return allowing(config.model_dump(), (config.trust,) if isinstance(config.trust, str) else config.trust)

@@ -96,7 +96,11 @@ class Assembly:
 
 
 def assemble(
-    config: DistillConfig, teachers: Sequence[Classifier], accelerator: Accelerator, directory: Path | None
+    config: DistillConfig,
+    teachers: Sequence[Classifier],
+    accelerator: Accelerator,
+    directory: Path | None,
+    student: Classifier | None = None,
 ) -> Assembly:
     """Build all parts, check that they fit together, and try the loss terms on noise.
 
@@ -105,6 +109,7 @@ def assemble(
         teachers: the teacher and further ones; empty without a teacher. They are moved to the device and frozen.
         accelerator: device, precision, processes.
         directory: the run directory, for files of the parts; None for a dry run, which writes none.
+        student: that was given in memory, which is copied; None if the configuration names one.
 
     Raises:
         SynthkdError: see the classes in `synthkd.errors`.
@@ -114,7 +119,7 @@ def assemble(
     images = _read(config, accelerator, directory)
     subject = subject_of(teacher, images.stored, images.splits)
     _require_possible(config, accelerator, images, subject)
-    module = untrained_student(config, subject)
+    module = untrained_student(config, subject, student)
     inherited = 0
     if isinstance(module, Classifier) and teacher is not None and config.inherits and is_fresh(config.student):
         inherited = inherit(module, teacher)

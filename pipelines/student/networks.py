@@ -23,7 +23,7 @@ from synthkd.models import Classifier, build_model
 from synthkd.models.slimmable import Slimmable, slice_out
 from synthkd.pipelines.config import DistillConfig
 from synthkd.rng import derive
-from synthkd.settings import OptimizerSettings, PeerSettings, ZooModel
+from synthkd.settings import GivenModel, OptimizerSettings, PeerSettings, ZooModel
 from synthkd.types import ImageSpec
 
 
@@ -69,8 +69,10 @@ def subject_of(teacher: Classifier | None, dataset: StoredDataset | None, splits
     return Subject(splits.train.spec, mean, std, splits.train.class_names)
 
 
-def untrained_student(config: DistillConfig, subject: Subject) -> Classifier | Slimmable:
-    """The student with the initial weights of the run's seed.
+def untrained_student(
+    config: DistillConfig, subject: Subject, given: Classifier | None = None
+) -> Classifier | Slimmable:
+    """The student with the initial weights of the run's seed, or a copy of the one that was given in memory.
 
     Raises:
         ConfigError: it takes other images or classes than the teacher, or cannot change its width.
@@ -81,7 +83,12 @@ def untrained_student(config: DistillConfig, subject: Subject) -> Classifier | S
             raise ConfigError("width: only networks of the zoo change their width: set student.kind to zoo")
         names = (subject.mean, subject.std, subject.class_names)
         return Slimmable(config.width, config.student, subject.spec, *names)
-    student = build_model(config.student, subject.spec, subject.mean, subject.std, subject.class_names)
+    if isinstance(config.student, GivenModel):
+        assert given is not None  # `GivenNetworks.require`
+        student = copy.deepcopy(given).train()
+        student.class_names = student.class_names or subject.class_names
+    else:
+        student = build_model(config.student, subject.spec, subject.mean, subject.std, subject.class_names)
     if student.spec != subject.spec:
         raise ConfigError(f"student: it takes {student.spec}, its teacher {subject.spec}; they must be the same")
     return student

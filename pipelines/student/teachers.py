@@ -12,7 +12,7 @@ from synthkd.pipelines.run.job import Job
 from synthkd.pipelines.run.result import Result
 from synthkd.pipelines.teach import load_taught, teach, untrained
 from synthkd.reports.results import RESULT
-from synthkd.settings import LoadedModel, TrainedTeacher
+from synthkd.settings import LoadedModel, TeacherOrGiven, TrainedTeacher
 
 FOLDER = "teach"
 """Folder of the first teacher's run, inside the run that needs it."""
@@ -34,9 +34,9 @@ class ReadyTeacher:
     seconds: float
 
 
-def is_taught(settings: TrainedTeacher | LoadedModel, directory: Path, number: int = 0) -> bool:
-    """Whether a teacher needs no training: it is loaded, or its run inside the run `directory` is finished."""
-    return isinstance(settings, LoadedModel) or (directory / folder(number) / RESULT).exists()
+def is_taught(settings: TeacherOrGiven, directory: Path, number: int = 0) -> bool:
+    """Whether a teacher needs no training: it is loaded or given, or its run inside the run `directory` is finished."""
+    return not isinstance(settings, TrainedTeacher) or (directory / folder(number) / RESULT).exists()
 
 
 def folder(number: int) -> str:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from synthkd.data.bank_rows import BankRows, saved_rows, shortage_explained
 from synthkd.data.replay import Floats, replay_policy
@@ -19,14 +20,31 @@ from synthkd.training.shared_rows import Rows
 from synthkd.types import Batch, ImageSpec, check_labels, to_float, to_uint8
 
 
-class MemoryBank:
+class BankImage(NamedTuple):
+    """An image of a memory bank; torch's DataLoader makes a batch of the same form from several.
+
+    Attributes:
+        image: float32 `[C, H, W]` in [0, 1].
+        label: int64 scalar.
+        teacher_logits: float32 `[K]`.
+    """
+
+    image: Tensor
+    label: Tensor
+    teacher_logits: Tensor
+
+
+class MemoryBank(Dataset[BankImage]):
     """A ring of at most `capacity` images, in which new images overwrite the oldest ones.
 
     Draws are with replacement, and a function of (seed, step) and the bank's content.
 
+    A bank is also a map-style dataset, oldest image first, for `DataLoader(bank, batch_size=64, shuffle=True)`. Workers
+    of a DataLoader see the bank as it was when they started; `draw` and `HybridDataset` see every image at once.
+
     Args:
         spec: size, channels and classes of the images.
-        settings: capacity, policy and storage.
+        settings: capacity, policy and storage; None: the defaults.
         seed: the run's seed.
         directory: where `storage: disk` keeps its memory-mapped arrays. They are working files; a checkpoint has
             copies of its own.
@@ -39,7 +57,10 @@ class MemoryBank:
         DataError: `storage: disk` without a directory.
     """
 
-    def __init__(self, spec: ImageSpec, settings: BankSettings, seed: int, directory: Path | None = None) -> None:
+    def __init__(
+        self, spec: ImageSpec, settings: BankSettings | None = None, seed: int = 0, directory: Path | None = None
+    ) -> None:
+        settings = settings or BankSettings()
         self.spec = spec
         self.settings = settings
         self.seed = seed
@@ -50,6 +71,12 @@ class MemoryBank:
 
     def __len__(self) -> int:
         return min(self.added, self.settings.capacity)
+
+    def __getitem__(self, index: int) -> BankImage:
+        number = self.added - len(self) + range(len(self))[index]  # IndexError for an index beyond the last image
+        slot = int(self._rows.slots(number, number + 1))
+        rows = self._rows
+        return BankImage(to_float(rows.images[slot]), rows.labels[slot].clone(), rows.logits[slot].clone())
 
     @property
     def nbytes(self) -> int:

@@ -2,26 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.data import IterableDataset, get_worker_info
 
 from synthkd.data import augment
+from synthkd.data.own import AnySource, DatasetSource, as_labeller, as_source
 from synthkd.data.sources import Labeller, Source
-from synthkd.rng import stream
+from synthkd.errors import ConfigError
+from synthkd.rng import derive, stream
 from synthkd.schedules import value_at
 from synthkd.settings import MixSettings, Schedule
 from synthkd.types import Batch, Outputs
 
 REST = None
 """The share of the one source that fills the rest of each batch."""
+UNCHANGED = MixSettings(mixup=0.0)
+"""Images as the sources give them."""
 
 
-class HybridDataset:
+class HybridDataset(IterableDataset[Batch]):
     """Mixes images of several sources at scheduled shares; a batch is a function of (seed, step) and of the sources.
+
+    A loop of one's own iterates over it, or over `DataLoader(hybrid, batch_size=None)`, since it makes whole batches.
+    A pass has `total` steps, and the next pass goes on with the steps after them. It must run in the main process: a
+    worker of a DataLoader has a copy of the memory bank, in which no new image arrives. So only what takes time by
+    itself, the decoding of a dataset's images, is done ahead in `workers` processes, and the rest of a batch is drawn
+    when the batch is asked for.
 
     The rows of several sources are shuffled, so that mixup and CutMix mix real with generated images. All images are
     flipped, shifted and mixed by the settings, then augmented by the present difficulty. With `logits: fresh` the
@@ -30,51 +41,85 @@ class HybridDataset:
     prediction as label, and does not count as annotated.
 
     Args:
-        sources: the sources of the images.
-        shares: the share of each source, a number or a curve; exactly one of them is `REST`.
+        sources: the sources of the images. Besides a `Source` each may be a memory bank, a map-style dataset of real
+            images (see `DatasetSource`), or a function that generates as many images as it is told to, alone or with
+            their labels.
+        shares: the share of each source, a number or a curve; exactly one of them is `REST`, which is None.
         mix: variations of the images, and whether logits are fresh or stored.
         batch_size: images of a batch over all processes.
-        total: steps over which scheduled shares move.
+        total: steps of a pass, over which scheduled shares move.
         teacher: labels images and is never trained; None: stored logits or annotated labels are used alone.
-        difficulty: returns the present difficulty in [0, 1]; below 0.5 it changes no image.
+        difficulty: returns the present difficulty in [0, 1]; below 0.5 it changes no image. None: it is 0.
         seed: the run's seed.
-        device: of the batches; None: the CPU.
+        device: of the batches; None: that of a teacher that is a module, else the CPU.
         rank: number of this process; it gets rows `rank::world` of the batch that all processes draw alike.
         world: number of processes.
+        workers: number of processes that decode the images of a dataset while somebody iterates.
 
     Raises:
         ValueError: not one share per source, or not exactly one `REST`.
+        DataError: something that is no source.
     """
 
     def __init__(
         self,
-        sources: Sequence[Source],
+        sources: Sequence[AnySource],
         shares: Sequence[Schedule | None],
-        mix: MixSettings,
-        batch_size: int,
-        total: int,
-        teacher: Labeller | None,
-        difficulty: Callable[[], float],
-        seed: int,
+        mix: MixSettings = UNCHANGED,
+        batch_size: int = 64,
+        total: int = 1000,
+        teacher: Labeller | nn.Module | None = None,
+        difficulty: Callable[[], float] | None = None,
+        seed: int = 0,
         device: torch.device | None = None,
         rank: int = 0,
         world: int = 1,
+        workers: int = 0,
     ) -> None:
         if len(sources) != len(shares) or sum(share is REST for share in shares) != 1:
             raise ValueError(
                 f"{len(sources)} sources need a share each, exactly one of them REST, got shares {list(shares)}"
             )
-        self._sources = tuple(sources)
+        self._sources = tuple(
+            as_source(source, derive(seed, "source", number), workers) for number, source in enumerate(sources)
+        )
         self._shares = tuple(shares)
         self._mix = mix
         self._batch_size = batch_size
         self._total = total
-        self._teacher = teacher
-        self._difficulty = difficulty
+        self._teacher = as_labeller(teacher)
+        self._difficulty = difficulty or (lambda: 0.0)
         self._seed = seed
-        self._device = device or torch.device("cpu")
+        self._device = device or _device_of(teacher)
         self._rank = rank
         self._world = world
+        self._passes = 0
+
+    def __len__(self) -> int:
+        return self._total
+
+    def __iter__(self) -> Iterator[Batch]:
+        """The labelled batches of the next pass, see `batch`.
+
+        Raises:
+            ConfigError: this is a worker of a DataLoader.
+        """
+        if get_worker_info() is not None:
+            raise ConfigError(
+                "a HybridDataset is drawn from in the main process, where new images arrive: leave num_workers of the "
+                "DataLoader at 0, and set workers of the HybridDataset"
+            )
+        steps = range(self._passes * self._total, (self._passes + 1) * self._total)
+        self._passes += 1
+        sources = [
+            source.ahead(self._requests(number, steps)) if isinstance(source, DatasetSource) else source
+            for number, source in enumerate(self._sources)
+        ]
+        return (self.label(self._draw(sources, step)) for step in steps)
+
+    def _requests(self, number: int, steps: range) -> Iterator[tuple[int, int]]:
+        """How many images of a source each step takes, and the step."""
+        return ((self.counts(step)[number], step) for step in steps)
 
     def counts(self, step: int) -> tuple[int, ...]:
         """Number of images of each source in the batch of a step; they add up to the batch size."""
@@ -92,14 +137,17 @@ class HybridDataset:
 
     def draw(self, step: int) -> Batch:
         """This process's augmented images of a step on the device, with hard labels, and logits if they are stored."""
+        return self._draw(self._sources, step)
+
+    def _draw(self, sources: Sequence[Source], step: int) -> Batch:
         batches: list[Batch] = []
         counts = self.counts(step)
         # Scheduled shares come first and the rest last: the rest changes with every share, and would move the rows of
         # the sources after it.
-        for number in sorted(range(len(self._sources)), key=lambda number: self._shares[number] is REST):
-            batches += self._sources[number].draw(counts[number], step) if counts[number] else []
+        for number in sorted(range(len(sources)), key=lambda number: self._shares[number] is REST):
+            batches += sources[number].draw(counts[number], step) if counts[number] else []
         batch = _concatenate(batches)
-        if batch.annotated is None and any(source.annotated for source in self._sources):
+        if batch.annotated is None and any(source.annotated for source in sources):
             # The share of annotated images is 0 at this step. No label may count as a hard one then, while in a run
             # without annotated images all of them do.
             batch = replace(batch, annotated=torch.zeros(len(batch), dtype=torch.bool))
@@ -170,6 +218,11 @@ class HybridDataset:
             rows=None if batch.rows is None else torch.where(whole, batch.rows, -1),
             annotated=None if batch.annotated is None else batch.annotated & whole,
         )
+
+
+def _device_of(teacher: Labeller | nn.Module | None) -> torch.device:
+    weight = next(teacher.parameters(), None) if isinstance(teacher, nn.Module) else None
+    return torch.device("cpu") if weight is None else weight.device
 
 
 def _concatenate(batches: list[Batch]) -> Batch:

@@ -35,12 +35,14 @@ from synthkd.metrics.memorization import (
     nearest_neighbour_ratios,
 )
 from synthkd.metrics.statistics import FeatureStatistics
-from synthkd.metrics.utility import Proportion, accuracy, proportion
+from synthkd.metrics.transfer import GapCurve, TransferEfficiency, fit_capacity_gap, transfer_efficiency
+from synthkd.metrics.utility import Proportion, accuracy, predict, proportion
 
 __all__ = [
     "Copying",
     "FeatureStatistics",
     "FrechetInfinity",
+    "GapCurve",
     "InceptionScore",
     "KernelDistance",
     "KernelDistances",
@@ -49,12 +51,14 @@ __all__ = [
     "PrecisionRecall",
     "Proportion",
     "SemanticCosine",
+    "TransferEfficiency",
     "VendiScore",
     "accuracy",
     "authenticity",
     "cluster_modes",
     "copying",
     "copying_statistic",
+    "fit_capacity_gap",
     "frechet_distance",
     "frechet_distance_from_features",
     "frechet_distance_infinity",
@@ -66,8 +70,10 @@ __all__ = [
     "mode_collapse",
     "nearest_neighbour_ratios",
     "precision_recall_density_coverage",
+    "predict",
     "proportion",
     "semantic_cosine",
+    "transfer_efficiency",
     "vendi_score",
     "vendi_with_error",
 ]

@@ -1,6 +1,6 @@
 """Classifiers: a zoo of small networks, models from elsewhere, finished models on disk, and what a model costs."""
 
-from synthkd.models.classifier import Classifier, Normalize, parameters, state_bytes
+from synthkd.models.classifier import Classifier, Normalize, as_classifier, parameters, state_bytes
 from synthkd.models.contract import TeacherContract, probe
 from synthkd.models.cost import Cost, macs
 from synthkd.models.energy import Energy, measure_energy
@@ -21,6 +21,7 @@ __all__ = [
     "Normalize",
     "Slimmable",
     "TeacherContract",
+    "as_classifier",
     "build",
     "build_model",
     "fold_batch_norm",

@@ -95,6 +95,31 @@ class Classifier(nn.Module):
         return logits
 
 
+def as_classifier(network: nn.Module, spec: ImageSpec | None, who: str = "the teacher") -> Classifier:
+    """A network as a classifier; its parameters stay shared, and a classifier is returned itself.
+
+    Args:
+        network: maps images `[N, C, H, W]` in [0, 1] to logits `[N, K]`.
+        spec: of its images and classes; a classifier has its own, and may do without.
+        who: name of the network in errors.
+
+    Raises:
+        ModelError: a network that is no classifier without a spec, or a classifier with another spec.
+    """
+    if isinstance(network, Classifier):
+        if spec not in (None, network.spec):
+            raise ModelError(f"{who} takes {network.spec}, but spec says {spec}; leave spec out")
+        return network
+    if spec is None:
+        raise ModelError(
+            f"{who} is a {type(network).__name__}, which does not tell its images: give "
+            "spec=ImageSpec(channels, height, width, classes)"
+        )
+    classifier = Classifier(network, spec)
+    classifier.training = network.training  # not `train`, which would change modules of the caller's
+    return classifier
+
+
 def require_images(images: Tensor, shape: tuple[int, int, int]) -> None:
     """Check that images are floating point `[N, C, H, W]` with the given `(C, H, W)`.
 

@@ -9,13 +9,14 @@ from typing import Any, Literal, TypeVar
 
 import torch
 from pydantic import Field, ValidationError
+from torch import nn
 
 from synthkd.errors import ConfigError, ModelError
 from synthkd.imports import allowing
 from synthkd.models.classifier import Classifier, parameters
 from synthkd.models.factories import construct
 from synthkd.models.weights import WEIGHTS, load_strictly, read_weights, serialised
-from synthkd.settings import Count, ModelSettings, Settings
+from synthkd.settings import Count, GivenModel, ModelOrGiven, Settings
 from synthkd.system.files import sha256, write_atomically
 from synthkd.system.sealed import sealed, unsealed
 from synthkd.types import ImageSpec
@@ -45,7 +46,7 @@ class _Saved(Settings):
     """The contents of config.json."""
 
     format: Literal[1] = 1
-    recipe: ModelSettings
+    recipe: ModelOrGiven
     spec: SavedSpec
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -94,7 +95,7 @@ def save(model: Classifier, directory: Path | str, extra: Mapping[str, object] |
     write_atomically(directory / CONFIG, config)
 
 
-def load(path: Path | str, *, trust: bool = False) -> Classifier:
+def load(path: Path | str, *, trust: bool = False, network: nn.Module | None = None) -> Classifier:
     """The classifier saved in a directory, on the CPU, in eval mode.
 
     The global random state stays as it was.
@@ -104,9 +105,12 @@ def load(path: Path | str, *, trust: bool = False) -> Classifier:
         trust: also rebuild models of a `package.module:function`, which imports and calls what config.json names.
             Without it a directory can run no code but that of the zoo, of torchvision and timm, and what the present
             configuration names itself.
+        network: gets the weights, in place of a network that is built by config.json. A model that was given to a job
+            in memory needs one of the same class.
 
     Raises:
-        ModelError: missing, damaged or truncated files, weights that do not fit, or a function that is not trusted.
+        ModelError: missing, damaged or truncated files, weights that do not fit, a function that is not trusted, or a
+            model that needs a network.
     """
     path = Path(path)
     directory = _find(path)
@@ -125,13 +129,9 @@ def load(path: Path | str, *, trust: bool = False) -> Classifier:
         raise ModelError(
             f"{weights} does not have the checksum in {CONFIG}: truncated, damaged or replaced; copy both files again"
         )
-    source = directory / CONFIG
     # The network draws initial weights, which are then replaced; the random state must not move with them.
     with torch.random.fork_rng(devices=[]), allowing(folders=[directory] if trust else ()):
-        try:
-            model = construct(saved.recipe, saved.spec.image_spec, saved.mean, saved.std, saved.class_names, source)
-        except ConfigError as error:
-            raise ModelError(f"{source} does not rebuild the model: {error}") from error
+        model = _built(saved, directory / CONFIG) if network is None else _around(network, saved)
     load_strictly(model, read_weights(weights), str(weights))
     return model.eval()
 
@@ -145,6 +145,25 @@ def _find(path: Path) -> Path | None:
     """The directory with a model: the path itself, or one of `INSIDE_A_RUN`; None without one."""
     candidates = (path, *(path / name for name in INSIDE_A_RUN))
     return next((folder for folder in candidates if (folder / CONFIG).is_file()), None)
+
+
+def _built(saved: _Saved, source: Path) -> Classifier:
+    """The untrained model that a config.json describes."""
+    if isinstance(saved.recipe, GivenModel):
+        raise ModelError(
+            f"{source.parent} has the weights of a network that was given in memory ({saved.recipe.model}): build it, "
+            "and call synthkd.load(path, network=...)"
+        )
+    try:
+        return construct(saved.recipe, saved.spec.image_spec, saved.mean, saved.std, saved.class_names, source)
+    except ConfigError as error:
+        raise ModelError(f"{source} does not rebuild the model: {error}") from error
+
+
+def _around(network: nn.Module, saved: _Saved) -> Classifier:
+    body = network.body if isinstance(network, Classifier) else network
+    recipe = saved.recipe.model_dump(mode="json")
+    return Classifier(body, saved.spec.image_spec, saved.mean, saved.std, recipe, saved.class_names)
 
 
 def read_config(path: Path, contents: type[Contents]) -> Contents:

@@ -12,7 +12,7 @@ from synthkd.models import files
 from synthkd.models.classifier import Classifier
 from synthkd.models.factories import construct, is_library, require_name
 from synthkd.models.weights import load_strictly, read_weights
-from synthkd.settings import LoadedModel, ZooModel
+from synthkd.settings import GivenModel, LoadedModel, ZooModel
 from synthkd.types import ImageSpec
 
 
@@ -81,8 +81,10 @@ def build_model(
     return model.train()
 
 
-def is_fresh(settings: ZooModel | LoadedModel) -> bool:
-    """Whether `build_model` gives random weights; False for a function of the user, which may load weights itself."""
+def is_fresh(settings: ZooModel | LoadedModel | GivenModel) -> bool:
+    """Whether `build_model` gives random weights; False for a network or a factory of the user, which may load some."""
+    if isinstance(settings, GivenModel):
+        return False
     return isinstance(settings, ZooModel) or (settings.weights is None and is_library(settings.model))
 
 

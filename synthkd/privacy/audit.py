@@ -22,6 +22,7 @@ from synthkd.privacy.membership import Answers, attacks, headline, log_odds
 from synthkd.privacy.rates import Attack, attack
 from synthkd.privacy.verdict import Check
 from synthkd.rng import numpy_stream
+from synthkd.taps import evaluating
 
 NATURAL, MISLABELLED = "natural", "mislabelled"
 GROUPS = (NATURAL, MISLABELLED)
@@ -87,7 +88,9 @@ def audit_model(
     return groups
 
 
-def audit_lists(answers: Answers, members: Tensor, population: Answers | None, delta: float) -> GroupAudit:
+def audit_lists(
+    answers: Answers, members: Tensor, population: Answers | None = None, delta: float = 1e-5
+) -> GroupAudit:
     """Attack one model by its logits for given members and non-members.
 
     Args:
@@ -203,8 +206,8 @@ def logits_of(
     """Logits float32 `[N, K]` on the CPU, computed batch by batch.
 
     Args:
-        model: in eval mode, on the device.
-        images: uint8 `[N, C, H, W]`.
+        model: on the device; it is evaluated in eval mode.
+        images: `[N, C, H, W]`, uint8, or float32 in [0, 1].
         device: of the model.
         batch_size: images at a time.
         who: name of the model in errors.
@@ -212,25 +215,35 @@ def logits_of(
     Raises:
         ModelError: a logit is not finite.
     """
-    with torch.no_grad():
-        logits = [model(chunk.to(device).float() / 255.0).float().cpu() for chunk in images.split(batch_size)]
+    scale = 255.0 if images.dtype == torch.uint8 else 1.0
+    with evaluating(model), torch.no_grad():
+        logits = [model(chunk.to(device).float() / scale).float().cpu() for chunk in images.split(batch_size)]
     return finite_logits(torch.cat(logits), who)
 
 
-def answers_of(models: Mapping[str, torch.nn.Module], images: Tensor, labels: Tensor, device: torch.device) -> Answers:
+def answers_of(
+    models: Mapping[str, torch.nn.Module], images: Tensor, labels: Tensor, device: torch.device | None = None
+) -> Answers:
     """Logits of an audited model and its references.
 
     Args:
-        models: name for errors -> model in eval mode, which is moved to the device; the audited model comes first.
-        images: uint8 `[N, C, H, W]`.
+        models: name for errors -> model, which is moved to the device if there is one; the audited model comes first.
+        images: `[N, C, H, W]`, uint8, or float32 in [0, 1].
         labels: int64 `[N]`.
-        device: where the models run.
+        device: where the models run; None: each where it is.
 
     Raises:
         ModelError: a logit is not finite.
     """
-    logits = torch.stack([logits_of(model.to(device), images, device, who=who) for who, model in models.items()])
+    places = {who: _device_of(model) if device is None else device for who, model in models.items()}
+    logits = torch.stack(
+        [logits_of(model.to(places[who]), images, places[who], who=who) for who, model in models.items()]
+    )
     return Answers(logits[0], logits[1:], labels)
+
+
+def _device_of(model: torch.nn.Module) -> torch.device:
+    return next((weight.device for weight in model.parameters()), torch.device("cpu"))
 
 
 def _results(scores: Mapping[str, Tensor], labels: Tensor, members: Tensor, delta: float) -> tuple[Attack, ...]:

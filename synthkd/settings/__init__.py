@@ -78,7 +78,16 @@ from synthkd.settings.features import (
     ScoreSettings,
     TeacherExtractor,
 )
-from synthkd.settings.models import WIDEST, Architecture, LoadedModel, ModelSettings, WidthSettings, ZooModel
+from synthkd.settings.models import (
+    WIDEST,
+    Architecture,
+    GivenModel,
+    LoadedModel,
+    ModelOrGiven,
+    ModelSettings,
+    WidthSettings,
+    ZooModel,
+)
 from synthkd.settings.terms import (
     AdapterTerm,
     AlignmentTerm,
@@ -97,6 +106,7 @@ from synthkd.settings.training import (
     DPSettings,
     OptimizerSettings,
     PrivacySettings,
+    TeacherOrGiven,
     TeacherSettings,
     TeachTraining,
     TrainedTeacher,
@@ -141,6 +151,7 @@ __all__ = [
     "Flow",
     "FolderData",
     "Fraction",
+    "GivenModel",
     "Goal",
     "HintTerm",
     "Images",
@@ -150,6 +161,7 @@ __all__ = [
     "LoadedExtractor",
     "LoadedModel",
     "MixSettings",
+    "ModelOrGiven",
     "ModelSettings",
     "NamedData",
     "Noise",
@@ -184,6 +196,7 @@ __all__ = [
     "SwapSettings",
     "TeachTraining",
     "TeacherExtractor",
+    "TeacherOrGiven",
     "TeacherSettings",
     "TeamSettings",
     "Temperature",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, Tag, model_validator
+from pydantic.json_schema import SkipJsonSchema
 
 from synthkd.settings.base import (
     Channels,
@@ -64,7 +65,24 @@ class LoadedModel(Settings):
     class_names: Annotated[tuple[str, ...], PerClass] | None = None
 
 
+class GivenModel(Settings):
+    """A network that the caller of a Python function gives in memory. It has no name, so no recipe can ask for it."""
+
+    kind: Literal["given"]
+    model: str
+    """The name of its class."""
+    sha256: str
+    """Of its weights, images and classes, by which a run knows that it goes on with the same network."""
+
+
 ModelSettings = Annotated[Annotated[ZooModel, Tag("zoo")] | Annotated[LoadedModel, Tag("load")], by_kind("zoo")]
+ModelOrGiven = Annotated[
+    Annotated[ZooModel, Tag("zoo")]
+    | Annotated[LoadedModel, Tag("load")]
+    | Annotated[SkipJsonSchema[GivenModel], Tag("given")],
+    by_kind("zoo"),
+]
+"""The schema of recipes does not have the kind `given`: what is in memory cannot be written into one."""
 
 WIDEST = 64.0
 """Largest width coefficient: the width over the one in the student's settings."""

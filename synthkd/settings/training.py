@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
+from pydantic.json_schema import SkipJsonSchema
 
 from synthkd.settings.base import Batch, BelowOne, Count, Delta, Fraction, Noise, NonNegative, Positive, Seed, Settings
 from synthkd.settings.data import AugmentSettings, DataSettings
-from synthkd.settings.models import LoadedModel, ModelSettings
+from synthkd.settings.models import GivenModel, LoadedModel, ModelSettings
 
 MOST_DECAY = 0.02
 """Largest share of the weights that one step may decay; with a larger one nothing learned is left after some thousand
@@ -104,3 +105,4 @@ class TrainedTeacher(Settings):
 
 
 TeacherSettings = Annotated[TrainedTeacher | LoadedModel, Field(discriminator="kind")]
+TeacherOrGiven = Annotated[TrainedTeacher | LoadedModel | SkipJsonSchema[GivenModel], Field(discriminator="kind")]

@@ -129,6 +129,19 @@ def test_a_received_folder_runs_nothing_in_any_job(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("CANARY*"))
 
 
+def test_weights_of_a_network_in_memory_go_into_a_network_of_the_caller_alone(tmp_path: Path) -> None:
+    settings = ZooModel(arch="mlp", width=4)
+    save(build_model(settings, ImageSpec(1, 8, 8, 10)), tmp_path)
+    config = unsealed((tmp_path / "config.json").read_bytes())
+    config["recipe"] = {"kind": "given", "model": "os:system", "sha256": ""}
+    (tmp_path / "config.json").write_bytes(sealed(config))
+    for trust in (False, True):
+        with pytest.raises(ModelError, match=r"given in memory \(os:system\): build it"):
+            load(tmp_path, trust=trust)
+    own = build_model(settings, ImageSpec(1, 8, 8, 10)).body
+    assert load(tmp_path, network=own).body is own
+
+
 def test_a_received_unfinished_run_runs_nothing_when_it_is_resumed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -12,7 +12,7 @@ from torch import nn
 
 import synthkd
 from synthkd.errors import ModelError
-from synthkd.models import Classifier, build, fold_batch_norm, load, save
+from synthkd.models import Classifier, as_classifier, build, fold_batch_norm, load, save
 from synthkd.settings import ZooModel
 from synthkd.system.sealed import unsealed
 from synthkd.types import ImageSpec
@@ -79,6 +79,30 @@ def test_tied_and_channels_last_weights_are_saved(tmp_path: Path) -> None:
     save(model, tmp_path)
     images = torch.rand(3, 1, 8, 8)
     torch.testing.assert_close(load(tmp_path)(images), model.eval()(images))
+
+
+def test_weights_are_read_into_a_network_of_the_caller(directory: Path) -> None:
+    saved, own = load(directory), build(ZooModel(arch="convnet", width=4), SPEC).body
+    read = load(directory, network=own)
+    assert read.body is own
+    assert not read.training
+    assert (read.spec, read.class_names, read.recipe) == (saved.spec, saved.class_names, saved.recipe)
+    images = torch.rand(3, 1, 8, 8)
+    assert torch.equal(read(images), saved(images))
+    assert load(directory, network=build(ZooModel(arch="convnet", width=4), SPEC)).spec == SPEC
+    with pytest.raises(ModelError, match=r"model\.safetensors"):
+        load(directory, network=nn.Linear(2, 2))
+
+
+def test_a_plain_network_becomes_a_classifier_and_stays_as_it_is() -> None:
+    network = nn.Sequential(nn.Flatten(), nn.BatchNorm1d(64), nn.Linear(64, 3))
+    network[1].eval()
+    classifier = as_classifier(network, SPEC)
+    assert [module.training for module in network] == [True, False, True]
+    assert torch.equal(as_classifier(network.eval(), SPEC)(images := torch.rand(2, 1, 8, 8)), network(images))
+    assert as_classifier(classifier, None) is as_classifier(classifier, SPEC) is classifier
+    with pytest.raises(ModelError, match="the network is a Sequential, which does not tell its images: give spec="):
+        as_classifier(network, None, "the network")
 
 
 def test_a_run_directory_gives_its_student_before_its_teacher(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor
 from synthkd.privacy.audit import (
     CONFIDENCE,
     GROUPS,
+    answers_of,
     audit_lists,
     audit_model,
     blind_check,
@@ -82,6 +83,17 @@ def test_logits_are_the_models_own_whatever_the_batch() -> None:
     found = logits_of(model, images, torch.device("cpu"), batch_size=3)
     assert torch.allclose(found, model(images.float() / 255.0), atol=1e-6)
     assert not found.requires_grad
+
+
+def test_an_audit_takes_any_module_and_images_of_either_form() -> None:
+    images = torch.randint(256, (40, 1, 2, 2), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    labels, members = torch.arange(40) % 3, torch.arange(40) < 20
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.BatchNorm1d(4), torch.nn.Linear(4, 3))
+    one, other = (answers_of({"the model": model}, values, labels) for values in (images, images.float() / 255.0))
+    assert torch.equal(torch.as_tensor(one.target), torch.as_tensor(other.target))
+    assert torch.equal(torch.as_tensor(one.target), model.eval()(images.float() / 255.0))
+    assert audit_lists(one, members) == audit_lists(other, members, None, 1e-5)
 
 
 def test_lists_give_every_attack_and_no_bound_of_one_run() -> None:
