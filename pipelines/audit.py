@@ -35,6 +35,7 @@ from synthkd.privacy.audit import (
 )
 from synthkd.privacy.copies import copy_tests
 from synthkd.privacy.membership import Answers, attacks
+from synthkd.privacy.rates import AttackSummary
 from synthkd.privacy.ratio import RateRatio, student_over_teacher
 from synthkd.privacy.report import privacy_report
 from synthkd.privacy.verdict import Check, verdict
@@ -45,7 +46,6 @@ from synthkd.reports.results import (
     AuditedSet,
     AuditResult,
     CopyResult,
-    HeadlineAttack,
     RatioResult,
     RunCost,
     from_json,
@@ -133,7 +133,7 @@ def _audit(config: AuditConfig, inputs: AuditInputs, device: torch.device) -> tu
         label=AVERAGE_CASE,
         checks=tuple(checks),
         models={
-            who: AuditedModel(parameters(model), counts[who], from_json(HeadlineAttack, headlines[who]))
+            who: AuditedModel(parameters(model), counts[who], from_json(AttackSummary, headlines[who]))
             for who, model in inputs.models.items()
         },
         ratio=None if ratio is None else from_json(RatioResult, ratio),

@@ -67,8 +67,8 @@ class WorstClass:
 
 
 @dataclass(frozen=True)
-class Attack:
-    """Result of one attack.
+class AttackSummary:
+    """Result of one attack, without its ROC curve.
 
     Attributes:
         name: of the attack.
@@ -84,8 +84,6 @@ class Attack:
         family: number of attacks that are compared; 1 for a single attack.
         heuristic: True where the points are not independent given the model, as when one model was trained on all of
             them; then `epsilon` is no formal bound.
-        roc: (false-positive rate, true-positive rate) from (0, 0) to (1, 1): the most true positives at each count of
-            false positives, at most 200 points, evenly spaced on a logarithmic axis.
         worst_class: None without labels, or where no class has enough points.
     """
 
@@ -101,8 +99,19 @@ class Attack:
     confidence: float
     family: int
     heuristic: bool
-    roc: tuple[tuple[float, float], ...]
     worst_class: WorstClass | None
+
+
+@dataclass(frozen=True)
+class Attack(AttackSummary):
+    """Result of one attack.
+
+    Attributes:
+        roc: (false-positive rate, true-positive rate) from (0, 0) to (1, 1): the most true positives at each count of
+            false positives, at most 200 points, evenly spaced on a logarithmic axis.
+    """
+
+    roc: tuple[tuple[float, float], ...]
 
 
 def attack(

@@ -1,6 +1,6 @@
 """The typed content of result.json: a frozen dataclass for each job, one writer and one reader."""
 
-from synthkd.reports.results.audit import AuditedModel, AuditedSet, AuditResult, CopyResult, HeadlineAttack, RatioResult
+from synthkd.reports.results.audit import AuditedModel, AuditedSet, AuditResult, CopyResult, RatioResult
 from synthkd.reports.results.base import FileEntry, Hardware, JobResult, RunCost
 from synthkd.reports.results.codec import from_json, to_json
 from synthkd.reports.results.compression import (

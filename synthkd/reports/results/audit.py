@@ -6,39 +6,19 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from synthkd.privacy.copies import NearCopies
-from synthkd.privacy.intervals import Area
-from synthkd.privacy.rates import RateAt, WorstClass
+from synthkd.privacy.rates import AttackSummary
 from synthkd.privacy.verdict import Check, Verdict
 from synthkd.reports.results.base import JobResult, RunCost
 from synthkd.reports.results.evaluation import SetName
 
 
 @dataclass(frozen=True)
-class HeadlineAttack:
-    """The attack that shows most about a model: `synthkd.privacy.rates.Attack` without its ROC curve."""
-
-    name: str
-    n_in: int
-    n_out: int
-    auc: Area
-    tpr: tuple[RateAt, ...]
-    tnr: tuple[RateAt, ...]
-    epsilon: float
-    ceiling: float
-    delta: float
-    confidence: float
-    family: int
-    heuristic: bool
-    worst_class: WorstClass | None
-
-
-@dataclass(frozen=True)
 class AuditedModel:
-    """A model that was attacked: its size, the number of its reference models, and what was found."""
+    """A model that was attacked: its size, the number of its reference models, and the attack that shows most."""
 
     parameters: int
     references: int
-    headline: HeadlineAttack
+    headline: AttackSummary
 
 
 @dataclass(frozen=True)
