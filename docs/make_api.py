@@ -28,8 +28,6 @@ PACKAGES = (
     "synthkd.taps",
     "synthkd.models",
     "synthkd.distillation",
-    "synthkd.distillation.control",
-    "synthkd.distillation.terms",
     "synthkd.metrics",
     "synthkd.privacy",
     "synthkd.compression",
