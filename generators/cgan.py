@@ -103,11 +103,11 @@ class CGAN(SampledRounds):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive(seed, "cgan/init"))
             network = in_proportion(
-                lambda: ConditionalGenerator(self.spec, s.latent, s.embedding, s.width),
+                lambda: ConditionalGenerator(self.spec, s.latent, s.embedding, s.width, s.spectral_norm == "both"),
                 f"generator, latent={s.latent}, embedding={s.embedding}, width={s.width} for {self.spec}",
             )
             critic = in_proportion(
-                lambda: Critic(self.spec, s.critic_width, s.head, s.spectral_norm),
+                lambda: Critic(self.spec, s.critic_width, s.head, bool(s.spectral_norm)),
                 f"generator, critic_width={s.critic_width} for {self.spec}",
             )
         self.network = network.to(self._device).to(memory_format=torch.channels_last)

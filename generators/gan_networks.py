@@ -78,9 +78,10 @@ class ConditionalGenerator(nn.Module):
         latent: dimensions of a latent vector.
         embedding: dimensions of a label's embedding.
         width: channels of the last hidden layer.
+        normalised: divide the weights of each convolution by their largest singular value, as in the critic.
     """
 
-    def __init__(self, spec: ImageSpec, latent: int, embedding: int, width: int) -> None:
+    def __init__(self, spec: ImageSpec, latent: int, embedding: int, width: int, normalised: bool = False) -> None:
         super().__init__()
         count = scales(spec)
         channels = _channels(width, count)[::-1]
@@ -94,6 +95,8 @@ class ConditionalGenerator(nn.Module):
             nn.ConvTranspose2d(wide, narrow, 4, stride=2, padding=1, bias=False) for wide, narrow in pairwise(channels)
         )
         self.paint = nn.Conv2d(channels[-1], spec.channels, 3, padding=1)
+        if normalised:
+            _normalise(self)
 
     def forward(self, latent: Tensor, labels: Tensor) -> Tensor:
         """Latent vectors `[N, latent]` and labels int64 `[N]` to images float32 `[N, C, H, W]` in (0, 1)."""
@@ -105,6 +108,13 @@ class ConditionalGenerator(nn.Module):
         x = self.paint(F.relu(self.norms[-1](x, labels)))
         # In float32: neighbouring bfloat16 numbers just below 1 are 1/256 apart, a whole level of grey.
         return torch.sigmoid(x.float())
+
+
+def _normalise(network: nn.Module) -> None:
+    """Spectral normalisation of every convolution (Miyato et al. 2018)."""
+    for module in list(network.modules()):
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+            spectral_norm(module)
 
 
 class Critic(nn.Module):
@@ -135,9 +145,7 @@ class Critic(nn.Module):
         self.project = nn.Embedding(spec.classes, channels[-1]) if head == "projection" else None
         self.name = nn.Linear(channels[-1], spec.classes) if head == "auxiliary" else None
         if normalised:
-            for module in layers:
-                if isinstance(module, nn.Conv2d):
-                    spectral_norm(module)
+            _normalise(self.layers)
 
     def forward(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor | None]:
         """Scores float32 `[N]` and the auxiliary head's logits float32 `[N, K]` (None without that head).

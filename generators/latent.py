@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from synthkd.losses.objective import Loss
@@ -68,6 +69,10 @@ class AveragedNetwork:
         # The average comes last, so that it includes the weights of this step.
         descend(loss, self._optimizer, index)
         self._average.update(self._network)
+        for name, buffer in self._average.module.named_buffers():
+            # The singular vectors of spectral normalisation must have length 1, which an average of them has not.
+            if name.endswith(("._u", "._v")):
+                F.normalize(buffer, dim=0, out=buffer)
 
     @torch.no_grad()
     def sample(self, labels: Tensor, length: float, rng: Rows) -> Tensor:

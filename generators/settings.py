@@ -121,9 +121,9 @@ class CGANSettings(Settings):
     """Decay of the average of the generator's weights, which is what is sampled and saved."""
     head: Literal["projection", "auxiliary"] = "projection"
     """How the critic uses the class: `projection` adds it to the score, `auxiliary` predicts it with a second head."""
-    spectral_norm: bool = False
-    """Divide the weights of the critic's convolutions by their largest singular value. With this and a small `r1`, or
-    none, samples are more certain and less varied."""
+    spectral_norm: bool | Literal["both"] = False
+    """Divide the weights of the critic's convolutions by their largest singular value; both: those of the generator
+    too. With this and a small `r1`, or none, samples are more certain and less varied."""
     r1: NonNegative = 0.3
     """Weight of the penalty on the critic's gradient at real images; it keeps the images of a class varied."""
     augment: Fraction = 0.0

@@ -135,6 +135,7 @@ def test_a_student_is_pulled_against_and_left_as_it_was(
         {"augment": 0.5, "critic_steps": 2, "r1": 0.0},
         {"head": "auxiliary", "r1": 1.0},
         {"distillation": 1.0, "spectral_norm": True},
+        {"spectral_norm": "both", "batch_norm": 1.0, "one_hot": 0.5},
     ],
 )
 def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(
@@ -239,6 +240,42 @@ def test_spectral_normalisation_bounds_every_convolution_of_the_critic() -> None
         norms.append([float(torch.linalg.matrix_norm(m.weight.detach().flatten(1), 2)) for m in layers])
     assert all(norm == pytest.approx(1.0, abs=0.02) for norm in norms[0])
     assert max(norms[1]) > 2.0
+
+
+def test_spectral_normalisation_of_both_bounds_the_averaged_generator_too(
+    teacher: Classifier, digits: Splits, tmp_path: Path
+) -> None:
+    generator = make(teacher, digits, spectral_norm="both", steps=15)
+    for index in range(3):
+        generator.fit(index, 0.5)
+    network = generator._averaged._average.module
+    assert isinstance(network, ConditionalGenerator)
+    network.eval()
+    for layer in [*network.doublings, network.paint]:
+        dim = 1 if isinstance(layer, nn.ConvTranspose2d) else 0
+        weight = layer.weight.detach().movedim(dim, 0).flatten(1)
+        # The singular vectors are averaged as well, and lag behind the weights a little.
+        assert float(torch.linalg.matrix_norm(weight, 2)) == pytest.approx(1.0, abs=0.1)
+    generator.save(tmp_path)
+    restored = CGAN(generator.settings, teacher, 0, Accelerator(cpu=True))
+    restored.restore(tmp_path)
+    labels = torch.arange(10)
+    assert torch.equal(*(one.sample(labels, 0.5, Rows(0, "x")) for one in (generator, restored)))
+
+
+@pytest.mark.parametrize("term", ["batch_norm", "one_hot"])
+def test_the_teacher_pulls_the_images_without_a_student(term: str, teacher: Classifier, digits: Splits) -> None:
+    values = []
+    for weight in (1e-6, 5.0):
+        generator = make(teacher, digits, SMALL, steps=5, **{term: weight})
+        values.append([generator.fit(i, 1.0)[f"generator/{term}"] for i in range(15)][-1])
+    assert values[1] < 0.8 * values[0]
+
+
+def test_a_teacher_without_statistics_is_refused_in_one_line(digits: Splits) -> None:
+    plain = build(ZooModel(arch="mlp", width=8), digits.train.spec)
+    with pytest.raises(ModelError, match="no BatchNorm statistics, which the generator's batch_norm matches"):
+        make(plain, digits, batch_norm=1.0)
 
 
 def test_the_projection_head_scores_an_image_by_its_label() -> None:
