@@ -40,14 +40,17 @@ NOTES = {
     "adapt/gap": "share of the teacher’s accuracy still missing",
     "adapt/weight_of_answers": "α: terms of answers count 2α, all others 2(1 − α)",
 }
-OUTCOME, EVALUATIONS, ADAPTS = "Outcome and difficulty", "Evaluations of the students", "What adapts"
-GROUPS = [OUTCOME, EVALUATIONS, ADAPTS, "Student", "Peer", "Generator", "Teacher", "Run"]
+OUTCOME, SCORES = "Outcome and difficulty", "Scores of the generated images"
+EVALUATIONS, ADAPTS = "Evaluations of the students", "What adapts"
+GROUPS = [OUTCOME, SCORES, EVALUATIONS, ADAPTS, "Student", "Peer", "Generator", "Teacher", "Run"]
 FIRST = [
     "accuracy", "agreement", "difficulty", "loss", "transfer_efficiency", "temperature", "weight_of_answers",
     "strength", "gap", "teaching", "selected_teacher",
 ]  # fmt: skip
 """What stands first in a group, by the last part of its logged name."""
 GROUP_NOTES = {
+    SCORES: "Of the newest images of the memory bank, by the network that the name ends with; FD is the FID’s distance. "
+    "They choose nothing.",
     EVALUATIONS: "On held-out images, which nobody learns from; without such images, on the newest generated ones. "
     "Accuracy is measured by annotated labels, or by the teacher’s answers where there are none."
 }
@@ -100,8 +103,8 @@ def draw_groups(
     gap = (evaluations or Evaluations()).gap or FittedGap()
     if gap.threshold is not None:
         references = {GAP: (f"threshold {gap.threshold:.4g}", gap.threshold), **references}
-    # "watching" is the time spent on evaluations; the fitted gap is drawn in the panel of the gap.
-    hidden = RESERVED | {"watching", FITTED}
+    # The first two are times, which the table of costs has; the fitted gap is drawn in the panel of the gap.
+    hidden = RESERVED | {"watching", "score/seconds", FITTED}
     names = sorted({name for row in rows if "event" not in row for name in row if name not in hidden}, key=_order)
     members: dict[str, list[Panel]] = {}
     for name in names:
@@ -165,8 +168,8 @@ def _draw(
 
 def _group(name: str) -> str:
     head, _, tail = name.rpartition("/")
-    if head in ("evaluation", "adapt"):
-        return EVALUATIONS if head == "evaluation" else ADAPTS
+    if head in (kinds := {"evaluation": EVALUATIONS, "adapt": ADAPTS, "score": SCORES}):
+        return kinds[head]
     if head == "test" or (tail in ("agreement", "difficulty") and not head.startswith("peer ")):
         return OUTCOME
     return head.split("/")[0].replace("_", " ").capitalize() or "Run"

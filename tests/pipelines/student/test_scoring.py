@@ -76,6 +76,14 @@ def test_the_result_has_the_last_scores_and_what_they_cost(run: Result[DistillRe
     assert scores.reference_n == 60, "of the held-out digits, at most `images`"
 
 
+def test_the_report_draws_the_scores_and_tells_their_cost(run: Result[DistillResult]) -> None:
+    page = (run.directory / "report.html").read_text()
+    assert "Scores of the generated images" in page
+    assert "FD-teacher" in page
+    assert "Scores while it ran" in page
+    assert "seconds</h" not in page, "the time of the measurements is no score"
+
+
 def test_a_finished_run_can_be_evaluated(run: Result[DistillResult], tmp_path: Path) -> None:
     kept = open_samples(run.directory)
     assert kept.count == 50
