@@ -12,8 +12,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from synthkd.data.read.decode import some
-from synthkd.data.read.directories import PARTS, Directory, is_image, read_tree
 from synthkd.data.read.entries import Entry, Listing
+from synthkd.data.read.folder_or_zip import PARTS, Directory, is_image, read_tree
 from synthkd.data.read.webdataset import list_tar
 from synthkd.errors import DataError
 
