@@ -1,4 +1,5 @@
 # make demo   set up, then distill a student from a digits teacher and say where the report is
+# make demo-hybrid  the same with a GAN that learns from 10 real digits a class, a hybrid dataset, and scores
 # make test   set up what tests need, lint, run the fast suite (PYTEST_OPTIONS=--runslow for all of it)
 # make lint   ruff and mypy
 # make clean  remove the environment and caches; runs/ stays
@@ -6,7 +7,7 @@
 # PYTHON=python3.12 chooses the interpreter, PIP_OPTIONS="--index-url ..." adds options to pip install.
 
 .DELETE_ON_ERROR:
-.PHONY: demo test lint clean
+.PHONY: demo demo-hybrid test lint clean
 
 # An empty result is reported by the rule that makes .venv, so that `make clean` needs no Python.
 PYTHON ?= $(shell for p in python3 python3.14 python3.13 python3.12 python3.11; do \
@@ -18,6 +19,9 @@ INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIP
 
 demo: .venv/.installed
 	$(BIN)/python -m synthkd distill configs/digits.yaml out=runs/demo
+
+demo-hybrid: .venv/.installed
+	$(BIN)/python -m synthkd distill configs/hybrid_cgan_digits.yaml out=runs/demo-hybrid
 
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile $(PYTEST_OPTIONS)

@@ -97,6 +97,12 @@ def is_finished(place: Path) -> bool:
     return (place / "result.json").exists()
 
 
+def result_of(place: Path) -> Row:
+    """The result.json of a finished run, whatever its configuration needed."""
+    content: Row = json.loads((place / "result.json").read_text(encoding="utf-8"))
+    return content
+
+
 def to_collect(keys: Iterable[Key], place: Callable[[Key], Path], wanted: Callable[[Key], bool]) -> list[Key]:
     """The keys whose cells belong into the table: those to run now, and those that an earlier call finished."""
     return [key for key in keys if wanted(key) or is_finished(place(key))]

@@ -49,10 +49,10 @@ FIRST = [
 ]  # fmt: skip
 """What stands first in a group, by the last part of its logged name."""
 GROUP_NOTES = {
-    SCORES: "Of the newest images of the memory bank, by the network that the name ends with; FD is the FID’s distance. "
-    "They choose nothing.",
+    SCORES: "Of the newest images of the memory bank. A name ends with the network of its features; only Inception’s "
+    "distance is called FID. No score chooses anything.",
     EVALUATIONS: "On held-out images, which nobody learns from; without such images, on the newest generated ones. "
-    "Accuracy is measured by annotated labels, or by the teacher’s answers where there are none."
+    "Accuracy is measured by annotated labels, or by the teacher’s answers where there are none.",
 }
 GAP, FITTED = "adapt/gap", "adapt/gap_fitted"
 CHOICES: Mapping[str, Callable[[int], str]] = {
