@@ -89,7 +89,7 @@ class WidthSettings(Settings):
     """Target of the similarity to the teacher."""
     measure: Literal["agreement", "features"] = "agreement"
     """The similarity S_t. agreement: share of the batch in which both predict the same class. features: linear CKA of
-    their penultimate features, as of the batch (`losses.linear_cka`)."""
+    their penultimate features on the batch (`synthkd.losses.linear_cka`)."""
 
     @model_validator(mode="after")
     def _ordered(self) -> WidthSettings:
