@@ -161,6 +161,11 @@ class Distillation(Settings):
                 "width: no weight or feature of the teacher fits a student whose width changes: set inherit to false, "
                 "and leave out the terms of distill that compare features"
             )
+        if self.width is not None and self.width.measure == "features" and self.mix.logits == "stored":
+            raise ValueError(
+                "width.measure: features of the teacher are those of the images at hand: set mix.logits to fresh, or "
+                "measure to agreement"
+            )
         if self.online is not None and self.width is not None:
             raise ValueError("online: peers need a student of fixed width: leave width out, or online")
         default = DistillSettings.model_fields["temperature"].default

@@ -15,6 +15,7 @@ from synthkd.data.written.stored import StoredDataset
 from synthkd.distillation.control.controllers import Controllers
 from synthkd.distillation.control.roles import Roles
 from synthkd.distillation.control.selection import TeacherSelection
+from synthkd.distillation.control.width import WidthRegulator
 from synthkd.distillation.student import Student, build_student
 from synthkd.distillation.teachers import FrozenTeacher, TeacherTeam
 from synthkd.distillation.terms.auxiliary import AuxiliaryLayers, auxiliary_layers
@@ -103,24 +104,36 @@ class Network:
         module: untrained, or a copy of the teacher.
         optimizer: of the module and the auxiliary layers.
         auxiliary: layers of the feature, contrastive and exit losses, or None.
+        regulator: moves the width of a module that changes it, else None.
     """
 
     name: str
     module: Classifier | Slimmable
     optimizer: OptimizerSettings
     auxiliary: AuxiliaryLayers | None
+    regulator: WidthRegulator | None
 
 
 def build_networks(
     config: DistillConfig, student: Classifier | Slimmable, subject: Subject, teacher: Classifier | None
 ) -> list[Network]:
-    """The student and its peers, each with auxiliary layers of its own."""
+    """The student and its peers, each with auxiliary layers of its own.
+
+    Raises:
+        ConfigError, ModelError: features that cannot be compared.
+    """
     modules, optimizers = {"student": student}, [config.distill.optimizer]
     for number, peer in enumerate(() if config.online is None else config.online.peers, start=1):
         modules[f"peer {number}"] = _peer(peer, number, config, subject, teacher)
         optimizers.append(config.distill.optimizer if peer.optimizer is None else peer.optimizer)
     return [
-        Network(name, module, optimizer, auxiliary_layers(config.distill, teacher, module, config.seed, name))
+        Network(
+            name,
+            module,
+            optimizer,
+            auxiliary_layers(config.distill, teacher, module, config.seed, name),
+            WidthRegulator(module, teacher) if isinstance(module, Slimmable) else None,
+        )
         for (name, module), optimizer in zip(modules.items(), optimizers, strict=True)
     ]
 
@@ -147,14 +160,14 @@ def build_team(
     Args:
         config: of the run.
         teachers: the teacher and further ones.
-        networks: the first teacher returns the features that their auxiliary layers compare.
+        networks: the first teacher returns the features that their auxiliary layers and regulators compare.
         accelerator: device and precision.
         selection: selects the teacher that labels, or None.
     """
     if not teachers:
         return None
-    layers = [network.auxiliary for network in networks if network.auxiliary is not None]
-    places = [place for auxiliary in layers for place in auxiliary.teacher_places]
+    compare = [one for network in networks for one in (network.auxiliary, network.regulator) if one is not None]
+    places = [place for one in compare for place in one.teacher_places]
     first = FrozenTeacher(teachers[0], accelerator, tuple(dict.fromkeys(places)))
     others = [
         FrozenTeacher(other, accelerator, name=teacher_name(number))
@@ -205,7 +218,7 @@ def build_students(
             total,
             accelerator,
             network.auxiliary,
-            regulator=network.module if isinstance(network.module, Slimmable) else None,
+            regulator=network.regulator,
             online=config.online,
             controllers=controllers if number == 0 else None,
             teacher=team,

@@ -39,7 +39,7 @@ class Student:
         controllers: move the temperature and the weights of this student; None, as for peers: nothing moves them.
         teacher: gives features of the extra images of the contrastive losses; None if no loss needs them.
         bank: negatives of the contrastive losses are drawn from it, if any.
-        regulator: the network itself if it changes its width, else None.
+        regulator: moves the width of a network that changes it, else None.
         online: mutual learning with peers, or None.
 
     Attributes:
@@ -75,7 +75,8 @@ class Student:
         self._teaches_by_average = online is not None and online.averaged
         # In several processes accelerate wraps the network, and the module paths of its layers begin with "module.".
         self._prefix = "" if learner.model is learner.module else "module."
-        self._places = () if auxiliary is None else tuple(self._prefix + place for place in auxiliary.student_places)
+        compared = [one.student_places for one in (auxiliary, regulator) if one is not None]
+        self._places = tuple(self._prefix + place for places in compared for place in places)
 
     @property
     def name(self) -> str:
@@ -146,7 +147,7 @@ class Student:
         agreed = agreement(view.batch.teacher_logits, view.student.detach())
         # After the optimizer step, which may have moved the width out of its bounds.
         if self._regulator is not None:
-            logged |= self._regulator.update(float(logged[f"{self.name}/gradient_norm"]), float(agreed))
+            logged |= self._regulator.update(float(logged[f"{self.name}/gradient_norm"]), view)
         return logged | {f"{self.name}/agreement": agreed}
 
     def state_dict(self) -> dict[str, Any]:

@@ -19,7 +19,13 @@ from synthkd.losses.logits import (
     standardised,
 )
 from synthkd.losses.objective import Loss, Objective
-from synthkd.losses.relations import rkd_angle, rkd_distance, semantic_consistency, similarity_preserving
+from synthkd.losses.relations import (
+    linear_cka,
+    rkd_angle,
+    rkd_distance,
+    semantic_consistency,
+    similarity_preserving,
+)
 
 __all__ = [
     "Loss",
@@ -39,6 +45,7 @@ __all__ = [
     "hint",
     "information_entropy",
     "kl_divergence",
+    "linear_cka",
     "one_hot",
     "rkd_angle",
     "rkd_distance",

@@ -1,4 +1,4 @@
-"""Losses on the relations between the images of a batch: similarities, distances and angles.
+"""Losses on the relations between the images of a batch: similarities, distances and angles; and one similarity, CKA.
 
 The features of teacher and student may have different dimensions.
 """
@@ -96,6 +96,34 @@ def rkd_angle(teacher: Tensor, student: Tensor) -> Tensor:
     return F.smooth_l1_loss(ours, theirs, reduction="sum") / (count * (count - 1) * (count - 2))
 
 
+def linear_cka(teacher: Tensor, student: Tensor) -> Tensor:
+    """How similar two sets of features of the same images are, a scalar in [0, 1]: linear CKA without bias.
+
+    Centred kernel alignment (Kornblith et al. 2019, section 3) of the inner products `K = T T^T` and `L = S S^T` of all
+    pairs of images, with the unbiased HSIC (Song et al. 2012) of Nguyen et al. 2021, equation 3:
+
+    `CKA = max(0, <K', L'> / (|K'| |L'|))`, where K' is K without its diagonal and, off it,
+    `K'_ij = K_ij - r_i / (N - 2) - r_j / (N - 2) + s / ((N - 1)(N - 2))`, with r the sums of rows and s that of all.
+
+    A cosine of the features themselves would need equal dimensions and the same order of channels. CKA needs neither:
+    rotation, shift and scale of either side change nothing. The biased form would be near 1 for unrelated features of
+    more dimensions than there are images; this one is near 0 there. It says by how much the batch is arranged alike,
+    while `agreement` says only whether the same class wins.
+
+    Args:
+        teacher: features `[N, D]`, or maps and tokens `[N, ...]`, which are flattened.
+        student: features of the same images, `[N, E]` likewise.
+
+    Returns:
+        1 for the same arrangement, 0 for unrelated ones, for fewer than four images, and where all images of one side
+        have the same features.
+    """
+    if len(teacher) < 4:
+        return student.sum() * 0.0
+    theirs, ours = (unit(_centred(features).flatten()) for features in (teacher, student))
+    return (theirs @ ours).clamp(0.0, 1.0)
+
+
 def full_precision(features: Tensor) -> Tensor:
     """Features in float32, or unchanged if they are float64; under mixed precision they come in half precision."""
     return features.to(torch.promote_types(features.dtype, torch.float32))
@@ -120,6 +148,20 @@ def _rows(features: Tensor) -> Tensor:
 def _similarities(features: Tensor) -> Tensor:
     rows = _rows(features)
     return unit(rows @ rows.T)
+
+
+def _centred(features: Tensor) -> Tensor:
+    """Inner products `[N, N]` with rows that add up to 0, and a diagonal of 0; all 0 for features that are the same."""
+    count = len(features)
+    gram, rows = _gram(features), _rows(features)
+    # The mean of equal features differs from them by rounding, which is no arrangement.
+    rounding = torch.finfo(gram.dtype).eps ** 2 * rows.square().sum()
+    products = gram - gram.diagonal().diag()
+    if gram.trace() <= count * rounding:
+        return torch.zeros_like(products)
+    sums = products.sum(dim=0)
+    centred = products - (sums[:, None] + sums) / (count - 2) + sums.sum() / ((count - 1) * (count - 2))
+    return centred - centred.diagonal().diag()
 
 
 def _relative_distances(features: Tensor) -> Tensor:

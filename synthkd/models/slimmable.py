@@ -17,15 +17,19 @@ work and are different here:
 - The demand is always above one half, depends on the scale of the loss, and grows as the student gets better. Here it
   is `sigmoid(alpha * log(G_t / G) + beta * (s - S_t))`: the gradient relative to its own long average G, and how far
   the similarity is below its target s. It reduces the penalty to `gamma * (1 - lambda_t) * |c - 1|`.
+
+A vit of the zoo cannot be slimmed: its number of heads changes with its width, and LayerNorm mixes all channels of a
+token, so the first channels alone are no smaller vit. Nor can GroupNorm, whose groups change. A network from elsewhere
+has no widths to build it at, and what its forward method does between its layers cannot be read from the layers.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from itertools import zip_longest
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -37,8 +41,8 @@ from synthkd.models.classifier import Classifier
 from synthkd.settings import WidthSettings, ZooModel
 from synthkd.types import ImageSpec
 
-SLIMMABLE = ("convnet", "resnet")
-"""Architectures in which every hidden layer has a whole number of channels for each unit of width."""
+SLIMMABLE = ("mlp", "lenet5", "convnet", "resnet", "wide_resnet", "slim")
+"""Architectures in which the first channels of every layer are the same network at a smaller width."""
 
 DECAY = 0.9
 """Decay of the short moving averages, over about 10 steps: a single batch says little about gradient and similarity."""
@@ -48,8 +52,21 @@ LONG_DECAY = 1.0 - (1.0 - DECAY) / 10.0
 _ROUNDING = 1e-4  # added to a width: base times a float32 coefficient may lie just below a whole number
 
 
+@dataclass(frozen=True)
+class _Sizes:
+    """The zoo's network at one width.
+
+    Attributes:
+        shapes: name -> shape of its parameters and saved buffers.
+        channels: for each point of `_points`, the channels of its output.
+    """
+
+    shapes: dict[str, torch.Size]
+    channels: tuple[int, ...]
+
+
 class Slimmable(nn.Module):
-    """A convnet or resnet of the zoo whose width changes in training; `slice_out` makes a Classifier of it.
+    """A network of the zoo, but no vit, whose width changes in training; `slice_out` makes a Classifier of it.
 
     The state dict has the weights of all widths, the coefficient and the moving averages, so a checkpoint restores the
     width, too. All widths share the running statistics of BatchNorm.
@@ -68,7 +85,7 @@ class Slimmable(nn.Module):
         base: width at c = 1.
 
     Raises:
-        ConfigError: another architecture, or GroupNorm, whose groups would change with the width.
+        ConfigError: a vit, GroupNorm, or a wide_resnet from width 1 on, which alone has no first shortcut.
     """
 
     signals: Tensor
@@ -83,11 +100,10 @@ class Slimmable(nn.Module):
         class_names: Sequence[str] = (),
     ) -> None:
         super().__init__()
-        if student.arch not in SLIMMABLE or (student.norm, student.activation) != ("batch", "relu"):
+        if student.arch not in SLIMMABLE or student.norm != "batch":
             raise ConfigError(
-                f"a changing width needs arch {' or '.join(SLIMMABLE)} with norm batch and activation relu, got "
-                f"{student.arch} with norm {student.norm} and activation {student.activation}; take one of those, or "
-                "choose the width by a search"
+                f"a changing width needs arch {' or '.join(SLIMMABLE)} with norm batch, got {student.arch} with norm "
+                f"{student.norm}; take one of those, or choose the width by a search"
             )
         # Built on the meta device, without memory, only to learn the default width.
         with torch.device("meta"):
@@ -98,7 +114,11 @@ class Slimmable(nn.Module):
         self.network = zoo.build(self._at(int(self.base * settings.most + _ROUNDING)), spec, mean, std, class_names)
         self.coefficient = nn.Parameter(torch.tensor(float(settings.start)))
         self.register_buffer("signals", torch.tensor([0.0, 0.0, 0.0, 0.0, 1.0]))
-        self._shapes: dict[int, dict[str, torch.Size]] = {}
+        self._sizes: dict[int, _Sizes] = {}
+        self.tensors(self.base)  # so that a base width with other layers is refused now
+        for layer in self.network.modules():
+            if isinstance(layer, nn.Conv2d) and layer.groups > 1:
+                layer.register_forward_pre_hook(_depthwise)
 
     @property
     def width(self) -> int:
@@ -134,39 +154,33 @@ class Slimmable(nn.Module):
         Args:
             images: float `[N, C, H, W]` in `[0, 1]`.
             width: between 1 and the largest.
-            gate: scalar factor on the activations of the last unit in every layer; None: 1.
+            gate: scalar factor on the activations of the last unit in every layer, for a width of at least 2; None: 1.
         """
-
-        def gated(_: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:  # noqa: ARG001
-            unit = output.shape[1] // width
-            return output if gate is None else torch.cat([output[:, :-unit], output[:, -unit:] * gate], dim=1)
-
-        points = [m for m in self.network.modules() if isinstance(m, nn.ReLU | nn.MaxPool2d)]
+        tensors = self.tensors(width)
         with ExitStack() as hooks:
-            for point, after in zip_longest(points, points[1:]):
-                # After a pooling and not before it: a gate of 0 makes all values equal, so the pooling would send its
-                # gradient to any of them.
-                if not isinstance(after, nn.MaxPool2d):
-                    hooks.callback(point.register_forward_hook(gated).remove)
-            logits: Tensor = functional_call(self.network, self.tensors(width), (images,))
+            if gate is not None:
+                for point, narrower in zip(_points(self.network), self._sizes_at(width - 1).channels, strict=True):
+                    hooks.callback(point.register_forward_hook(_gated(gate, narrower)).remove)
+            logits: Tensor = functional_call(self.network, tensors, (images,))
         return logits
 
     def tensors(self, width: int) -> dict[str, Tensor]:
         """Name -> parameters and saved buffers of the network at a width: views of the first channels.
 
         Raises:
-            ConfigError: a width below 1 or above the largest.
+            ConfigError: a width below 1 or above the largest, or one at which the network has other layers.
         """
         if not 1 <= width <= self.largest:
             raise ConfigError(f"width must be between 1 and {self.largest}, got {width}")
-        # The shapes are those of a zoo network of this width, so `slice_out` fits; they are stored, since widths recur.
-        if width not in self._shapes:
-            with torch.device("meta"):
-                sliced = zoo.build(self._at(width), self.spec).state_dict()
-            self._shapes[width] = {name: value.shape for name, value in sliced.items()}
+        shapes = self._sizes_at(width).shapes
+        if shapes.keys() != self._sizes_at(self.largest).shapes.keys():
+            raise ConfigError(
+                f"a {self.student.arch} of width {width} has other layers than one of width {self.largest}; set a "
+                f"student.width above {width}"
+            )
         # Views and not copies, so that gradients and running statistics reach the network itself.
         every = {**dict(self.network.named_parameters()), **dict(self.network.named_buffers())}
-        return {name: every[name][tuple(map(slice, shape))] for name, shape in self._shapes[width].items()}
+        return {name: every[name][tuple(map(slice, shape))] for name, shape in shapes.items()}
 
     def penalty(self) -> Tensor:
         """`gamma * (1 - lambda_t) * |c - 1|`, a scalar to add to the loss."""
@@ -178,10 +192,11 @@ class Slimmable(nn.Module):
 
         Args:
             gradient: norm of the student's gradient at this step, >= 0.
-            similarity: of student and teacher on this batch, in [0, 1], such as their agreement.
+            similarity: S_t of student and teacher on this batch, in [0, 1]: their agreement, or `losses.linear_cka` of
+                their features.
 
         Returns:
-            Name -> value for the log: coefficient, width and demand.
+            Name -> value for the log: coefficient, width, demand and the average of the similarity.
 
         Raises:
             DataError: a gradient or similarity outside its range.
@@ -206,10 +221,55 @@ class Slimmable(nn.Module):
             "width/coefficient": float(self.coefficient.detach()),
             "width/width": self.width,
             "width/demand": self.demand,
+            "width/similarity": similar,
         }
 
     def _at(self, width: int) -> ZooModel:
         return self.student.model_copy(update={"width": width})
+
+    def _sizes_at(self, width: int) -> _Sizes:
+        # Of the zoo's own network of this width, so `slice_out` fits; they are stored, since widths recur.
+        if width not in self._sizes:
+            with torch.device("meta"):
+                narrow = zoo.build(self._at(width), self.spec).eval()
+                places = {point: number for number, point in enumerate(_points(narrow))}
+                channels = [0] * len(places)
+
+                def note(point: nn.Module, _: object, output: Tensor) -> None:
+                    channels[places[point]] = output.shape[1]
+
+                for point in places:
+                    point.register_forward_hook(note)
+                narrow(torch.empty(1, *self.spec.shape))
+            shapes = {name: value.shape for name, value in narrow.state_dict().items()}
+            self._sizes[width] = _Sizes(shapes, tuple(channels))
+        return self._sizes[width]
+
+
+def _points(network: nn.Module) -> list[nn.Module]:
+    """Where the channels of a unit leave a layer: activations, or the max pooling that follows one."""
+    points = [m for m in network.modules() if isinstance(m, nn.ReLU | nn.Tanh | nn.MaxPool2d)]
+    # After a pooling and not before it: a gate of 0 makes all values equal, so the pooling would send its gradient to
+    # any of them.
+    return [point for point, after in zip_longest(points, points[1:]) if not isinstance(after, nn.MaxPool2d)]
+
+
+def _gated(gate: Tensor, narrower: int) -> Callable[[nn.Module, object, Tensor], Tensor]:
+    """A forward hook that multiplies all channels after the first `narrower` by the gate."""
+
+    def hook(_: nn.Module, __: object, output: Tensor) -> Tensor:
+        # Some layers have the same size at both widths, such as the stem of a wide_resnet.
+        if output.shape[1] == narrower:
+            return output
+        return torch.cat([output[:, :narrower], output[:, narrower:] * gate], dim=1)
+
+    return hook
+
+
+def _depthwise(layer: nn.Module, args: tuple[Tensor, ...]) -> None:
+    # One group for each channel of this pass: `groups` is an attribute of the layer, which slicing its weight leaves.
+    assert isinstance(layer, nn.Conv2d)
+    layer.groups = args[0].shape[1]
 
 
 def slice_out(model: Slimmable) -> Classifier:

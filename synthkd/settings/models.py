@@ -105,6 +105,9 @@ class WidthSettings(Settings):
     """How much a similarity below the target reduces the penalty."""
     similarity: Fraction = 0.9
     """Target of the similarity to the teacher."""
+    measure: Literal["agreement", "features"] = "agreement"
+    """The similarity S_t. agreement: share of the batch in which both predict the same class. features: linear CKA of
+    their penultimate features on the batch (`synthkd.losses.linear_cka`)."""
 
     @model_validator(mode="after")
     def _ordered(self) -> WidthSettings:

@@ -21,6 +21,17 @@ from synthkd.types import ImageSpec, Stateful
 SPEC = ImageSpec(3, 12, 10, 5)
 CONVNET = ZooModel(arch="convnet", width=4)
 RESNET = ZooModel(arch="resnet", width=3, depth=14)
+EVERY = (
+    CONVNET,
+    RESNET,
+    ZooModel(arch="convnet", width=4, activation="tanh"),
+    ZooModel(arch="slim", width=4),
+    ZooModel(arch="wide_resnet", width=2, depth=16),
+    ZooModel(arch="lenet5", width=4),
+    ZooModel(arch="mlp", width=8, depth=3),
+)
+"""Networks of each architecture that can be slimmed."""
+every_student = pytest.mark.parametrize("student", EVERY, ids=lambda one: f"{one.arch} {one.activation}")
 
 
 @pytest.fixture(autouse=True)
@@ -47,12 +58,13 @@ def images(count: int = 6) -> Tensor:
 
 
 class TestWidths:
-    @pytest.mark.parametrize("student", [CONVNET, RESNET], ids=["convnet", "resnet"])
+    @every_student
     @pytest.mark.parametrize("training", [True, False])
     def test_at_each_width_it_is_the_zoo_network_of_that_width(self, student, training):
         """Logits, running statistics and gradients are those of a network with the first channels of every layer."""
         model = slimmable(student)
-        for width in range(1, model.largest + 1):
+        least = 2 if student.arch == "wide_resnet" else 1
+        for width in range(least, model.largest + 1):
             plain = build(student.model_copy(update={"width": width}), SPEC, (0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
             plain.load_state_dict(model.tensors(width))
             model.train(training).zero_grad()
@@ -98,16 +110,19 @@ class TestWidths:
         ("student", "got"),
         [
             (ZooModel(arch="vit"), "got vit with norm batch"),
-            (ZooModel(arch="slim"), "got slim with norm batch"),
             (ZooModel(arch="convnet", norm="group"), "got convnet with norm group"),
-            (ZooModel(arch="convnet", activation="tanh"), "got convnet with norm batch and activation tanh"),
         ],
     )
     def test_other_networks_are_refused(self, student, got):
         with pytest.raises(
-            ConfigError, match=f"needs arch convnet or resnet with norm batch and activation relu, {got}"
+            ConfigError, match=f"needs arch mlp or lenet5 or convnet or resnet or wide_resnet or slim with .*, {got}"
         ):
             Slimmable(WidthSettings(), student, SPEC)
+
+    def test_a_width_at_which_the_layers_are_others_is_refused(self):
+        wide = ZooModel(arch="wide_resnet", width=1, depth=10)
+        with pytest.raises(ConfigError, match=r"of width 1 has other layers .*; set a student\.width above 1"):
+            Slimmable(WidthSettings(), wide, SPEC)
 
     @pytest.mark.parametrize("width", [0, 9])
     def test_a_width_that_it_does_not_have_is_refused(self, width):
@@ -120,16 +135,17 @@ class TestWidths:
 
 
 class TestCoefficient:
-    @pytest.mark.parametrize("student", [CONVNET, RESNET], ids=["convnet", "resnet"])
+    @every_student
     @pytest.mark.parametrize("training", [True, False])
     def test_a_gate_of_0_takes_the_unit_out_and_one_of_1_changes_nothing(self, student, training):
         model = slimmable(student).train(training)
         same = copy.deepcopy(model)
-        assert torch.allclose(model.logits(images(), 5, torch.zeros(())), same.logits(images(), 4), atol=1e-5)
-        assert torch.equal(model.logits(images(), 5, torch.ones(())), same.logits(images(), 5))
+        wide, narrow = model.base + 1, model.base
+        assert torch.allclose(model.logits(images(), wide, torch.zeros(())), same.logits(images(), narrow), atol=1e-5)
+        assert torch.equal(model.logits(images(), wide, torch.ones(())), same.logits(images(), wide))
 
     @pytest.mark.parametrize("seed", [0, 1], ids=["in", "out"])
-    @pytest.mark.parametrize("student", [CONVNET, RESNET], ids=["convnet", "resnet"])
+    @every_student
     def test_its_gradient_is_that_of_the_gate_by_differences(self, student, seed):
         """float64, central differences on either side of the coin; base times, since a unit is 1/base of c."""
         model = slimmable(student).double()
@@ -304,7 +320,7 @@ class TestTraining:
 
 
 class TestSliceOut:
-    @pytest.mark.parametrize("student", [CONVNET, RESNET], ids=["convnet", "resnet"])
+    @every_student
     def test_a_zoo_network_with_the_same_logits(self, student, tmp_path):
         model = slimmable(student, start=1.4)
         before = copy.deepcopy(model.state_dict())

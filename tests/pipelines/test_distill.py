@@ -478,13 +478,17 @@ def test_classes_in_another_order_are_refused(teacher: Path, tmp_path: Path) -> 
         distill(config_for(teacher, None, transfer_set=mixed), dry_run=True)
 
 
-def test_a_width_that_changes_is_cut_to_size_and_survives_a_stop(teacher: Path, tmp_path: Path) -> None:
-    changes = {"width": {"start": 2.0, "gamma": 50.0}, "inherit": False, "phases": SMALL["phases"][:2]}
+@pytest.mark.parametrize(("more", "widest"), [({}, 12), ({"measure": "features"}, 11)], ids=["agreement", "features"])
+def test_a_width_that_changes_is_cut_to_size_and_survives_a_stop(
+    more: dict[str, Any], widest: int, teacher: Path, tmp_path: Path
+) -> None:
+    changes = {"width": {"start": 2.0, "gamma": 50.0, **more}, "inherit": False, "phases": SMALL["phases"][:2]}
     straight = run(config_for(teacher, tmp_path / "straight", **changes, test={"kind": "digits"}))
     log = [json.loads(line) for line in (straight.directory / "metrics.jsonl").read_text().splitlines()]
     widths = [row["width/width"] for row in log if "width/width" in row]
     saved = json.loads((straight.directory / "student" / "config.json").read_text())["recipe"]
-    assert max(widths) == 12 > saved["width"] >= 6
+    assert max(widths) == widest
+    assert 12 > saved["width"] >= 6
     assert [row["test/accuracy"] for row in log if "test/accuracy" in row][-1] == pytest.approx(
         straight.values["student"]["accuracy"]
     )
@@ -503,6 +507,10 @@ STORED: dict[str, Any] = {"kind": "stored", "path": "x"}
     ("changes", "message"),
     [
         ({"width": {}, "inherit": True}, "set inherit to false"),
+        (
+            {"width": {"measure": "features"}, "inherit": False, "mix": {"logits": "stored"}},
+            "width.measure: features of the teacher are those of the images at hand",
+        ),
         ({"teacher": None}, "a teacher is missing"),
         (
             {"teacher": None, "transfer_set": STORED, "phases": SMALL["phases"][2:], "mix": {"logits": "fresh"}},

@@ -51,18 +51,23 @@ class StudentView:
 
 
 class Regulator(Protocol):
-    """A student that changes its own width; `synthkd.models.slimmable.Slimmable` is one."""
+    """Moves the width of a student; `synthkd.distillation.control.width.WidthRegulator` is one."""
+
+    @property
+    def student_places(self) -> tuple[str, ...]:
+        """Module paths of the student whose features `update` needs."""
+        ...
 
     def penalty(self) -> Tensor:
         """A scalar with gradient that is added to the loss."""
         ...
 
-    def update(self, gradient: float, similarity: float) -> dict[str, float]:
+    def update(self, gradient: float, view: StudentView) -> dict[str, float]:
         """Adapt the width after a step.
 
         Args:
             gradient: norm of the gradient of this step.
-            similarity: agreement with the teacher on the batch, in [0, 1].
+            view: of this step, with the teacher's logits.
 
         Returns:
             What is logged, by name.
@@ -94,7 +99,7 @@ def terms_of(
     Args:
         settings: temperature and weights.
         transfer: weight and origin of the terms that a view holds as `transferred`.
-        regulator: the student, if it changes its width.
+        regulator: of a student that changes its width, else None.
         online: mutual learning with peers, or None.
 
     Returns:
