@@ -103,7 +103,6 @@ ARMS: dict[str, tuple[str, Callable[[Row], None]]] = {
     "cgan - spectral norm": ("cgan", _without(spectral_norm=False, r1=0.3)),
     "cgan - adversarial distillation": ("cgan", _without(distillation=0.0)),
     "cgan - semantic term": ("cgan", _without(semantic=0.0)),
-    "cgan - teacher's statistics": ("cgan", _without(batch_norm=0.0)),
     "cgan - difficulty": ("cgan", _no_difficulty),
     "cgan - joint phase": ("cgan", _no_joint),
     "diffusion - curriculum": ("diffusion", _without(curriculum=0.0)),

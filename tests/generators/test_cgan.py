@@ -135,7 +135,7 @@ def test_a_student_is_pulled_against_and_left_as_it_was(
         {"augment": 0.5, "critic_steps": 2, "r1": 0.0},
         {"head": "auxiliary", "r1": 1.0},
         {"distillation": 1.0, "spectral_norm": True},
-        {"spectral_norm": "both", "batch_norm": 1.0, "one_hot": 0.5},
+        {"spectral_norm": "both"},
     ],
 )
 def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(
@@ -261,21 +261,6 @@ def test_spectral_normalisation_of_both_bounds_the_averaged_generator_too(
     restored.restore(tmp_path)
     labels = torch.arange(10)
     assert torch.equal(*(one.sample(labels, 0.5, Rows(0, "x")) for one in (generator, restored)))
-
-
-@pytest.mark.parametrize("term", ["batch_norm", "one_hot"])
-def test_the_teacher_pulls_the_images_without_a_student(term: str, teacher: Classifier, digits: Splits) -> None:
-    values = []
-    for weight in (1e-6, 5.0):
-        generator = make(teacher, digits, SMALL, steps=5, **{term: weight})
-        values.append([generator.fit(i, 1.0)[f"generator/{term}"] for i in range(15)][-1])
-    assert values[1] < 0.8 * values[0]
-
-
-def test_a_teacher_without_statistics_is_refused_in_one_line(digits: Splits) -> None:
-    plain = build(ZooModel(arch="mlp", width=8), digits.train.spec)
-    with pytest.raises(ModelError, match="no BatchNorm statistics, which the generator's batch_norm matches"):
-        make(plain, digits, batch_norm=1.0)
 
 
 def test_the_projection_head_scores_an_image_by_its_label() -> None:
