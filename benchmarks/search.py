@@ -9,6 +9,10 @@ generator after 60 training steps, latency of one image on one thread, bytes of 
 share of the box, up to the worst of all candidates of both searches of a seed, that some candidate beats. Searches
 live in benchmarks/runs/search and go on where they stopped, scored candidates are not scored again; a student that
 both propose is scored once. Written to benchmarks/results/search.json.
+
+    python -m benchmarks.search --picture RUN
+
+draws the candidates of a finished `synthkd compress` with a search to docs/images, and measures nothing.
 """
 
 from __future__ import annotations
@@ -29,8 +33,8 @@ from synthkd.compression.pareto import Scores
 from synthkd.compression.proxy import Evaluate
 from synthkd.compression.search import search, space_of
 from synthkd.models import parameters
-from synthkd.pipelines.config import DistillConfig
-from synthkd.pipelines.handover.search import make_proxy
+from synthkd.pipelines.config import CompressConfig, DistillConfig
+from synthkd.pipelines.handover.search import Choice, choose_student, make_proxy
 from synthkd.settings import POPULATION, SearchSettings, ZooModel
 from synthkd.settings.load import load_config
 
@@ -92,13 +96,47 @@ def tables(content: Row) -> str:
     return common.table(COLUMNS, rows)
 
 
+def choice_of(run: Path) -> Choice:
+    """The search of a finished run; each of its candidates has scores, so none is scored again."""
+    settings = load_config(CompressConfig, run / "config.yaml", []).search
+    assert settings is not None, f"{run} had no search"
+    config = load_config(DistillConfig, run / "distill" / "config.yaml", [])
+    return choose_student(config, settings, load(run / "teach"), run / "search")
+
+
+def picture(choice: Choice, path: Path) -> None:
+    """Draw agreement over latency: all candidates, those that no other beats, and the chosen one."""
+    best = sorted((one.scores for one in choice.front.best), key=lambda scores: scores.latency_ms)
+    others = [one.scores for one in choice.front.candidates if one not in choice.front.best]
+    chosen = next(one for one in choice.front.best if one.model == choice.model)
+    with common.figure(path) as axes:
+        for scores, style in ((others, "o"), (best, "o-")):
+            percents = [100 * one.accuracy for one in scores]
+            label = "on the front" if scores is best else "another is as good in both, and better in one"
+            axes.plot([one.latency_ms for one in scores], percents, style, label=label, alpha=0.8)
+        x, y = chosen.scores.latency_ms, 100 * chosen.scores.accuracy
+        model = chosen.model
+        name = ", ".join([model.arch, f"width {model.width}", *([f"depth {model.depth}"] if model.depth else [])])
+        axes.plot([x], [y], "o", markersize=14, fillstyle="none", color="black", label=f"chosen: {name}")
+        axes.set_xscale("log")
+        for formatter in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
+            formatter("{x:g}")  # and not powers of ten
+        axes.set_xlabel("measured latency of one image, ms, one thread")
+        axes.set_ylabel("agreement with the teacher, %")
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Search, print the table and write it."""
     parser = common.options("search", __doc__)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--candidates", type=int, default=60)
+    parser.add_argument("--picture", type=Path, metavar="RUN")
     pairs.add_root(parser)
     arguments = parser.parse_args(argv)
+    if arguments.picture is not None:
+        choice = choice_of(arguments.picture)
+        picture(choice, common.IMAGES / f"{arguments.picture.name}.png")
+        return
     pairs.DATA["root"] = arguments.root
     torch.set_num_threads(1)
     teacher = pairs.teacher_of("convnet")

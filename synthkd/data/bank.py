@@ -1,4 +1,4 @@
-"""The memory bank: a ring of generated images with labels, the teacher's logits, priorities and ages."""
+"""The memory bank: generated images with labels, the teacher's logits, priorities and ages."""
 
 from __future__ import annotations
 
@@ -35,16 +35,21 @@ class BankImage(NamedTuple):
 
 
 class MemoryBank(Dataset[BankImage]):
-    """A ring of at most `capacity` images, in which new images overwrite the oldest ones.
+    """At most `capacity` images, in which new images overwrite the oldest ones or those of lowest priority.
 
     Draws are with replacement, and a function of (seed, step) and the bank's content.
 
-    A bank is also a map-style dataset, oldest image first, for `DataLoader(bank, batch_size=64, shuffle=True)`. Workers
-    of a DataLoader see the bank as it was when they started; `draw` and `HybridDataset` see every image at once.
+    A bank is also a map-style dataset for `DataLoader(bank, batch_size=64, shuffle=True)`, oldest image first (in the
+    order of the slots with `evict: lowest_priority`). Workers of a DataLoader see the bank as it was when they started;
+    `draw` and `HybridDataset` see every image at once.
+
+    With `evict: oldest` the slots are a ring. With `evict: lowest_priority` an image may stay for the whole run, so
+    checkpoints cannot share rows, of which the oldest leave first: each writes the whole bank, also its age order.
+    Nothing is written again while no image is added.
 
     Args:
         spec: size, channels and classes of the images.
-        settings: capacity, policy and storage; None: the defaults.
+        settings: capacity, policy, eviction and storage; None: the defaults.
         seed: the run's seed.
         directory: where `storage: disk` keeps its memory-mapped arrays. They are working files; a checkpoint has
             copies of its own.
@@ -73,8 +78,9 @@ class MemoryBank(Dataset[BankImage]):
         return min(self.added, self.settings.capacity)
 
     def __getitem__(self, index: int) -> BankImage:
-        number = self.added - len(self) + range(len(self))[index]  # IndexError for an index beyond the last image
-        slot = int(self._rows.slots(number, number + 1))
+        slot = range(len(self))[index]  # IndexError for an index beyond the last image
+        if self._is_ring:
+            slot = (self.added - len(self) + slot) % self.settings.capacity
         rows = self._rows
         return BankImage(to_float(rows.images[slot]), rows.labels[slot].clone(), rows.logits[slot].clone())
 
@@ -87,12 +93,13 @@ class MemoryBank(Dataset[BankImage]):
         """Bytes of so many checkpoints of a full bank, to which `between` images are added from one to the next."""
         capacity = self.settings.capacity
         # Checkpoints share rows: the first has the whole bank, each next one only the new images, a bank at most.
-        rows = min(checkpoints * capacity, capacity + (checkpoints - 1) * between)
+        new = between if self._is_ring or not between else capacity
+        rows = min(checkpoints * capacity, capacity + (checkpoints - 1) * new)
         policy = 0 if self.settings.policy == "fifo" else 8 * capacity  # a number for each image, copied each time
         return rows * self.nbytes // capacity + checkpoints * policy
 
     def add(self, images: Tensor, labels: Tensor, teacher_logits: Tensor, priorities: Tensor | None = None) -> Tensor:
-        """Store a batch, overwriting the oldest images once the ring is full.
+        """Store a batch, overwriting the oldest images, or those of lowest priority, once the bank is full.
 
         Args:
             images: `[N, C, H, W]`, uint8, or float in [0, 1] which is rounded to uint8.
@@ -117,7 +124,9 @@ class MemoryBank(Dataset[BankImage]):
         labels = labels.cpu()
         check_labels(labels, self.spec.classes, "memory bank")
         pixels = images if images.dtype == torch.uint8 else to_uint8(images)
-        slots = self._rows.write(self.added, pixels, labels, teacher_logits.detach().float())
+        slots = self._new_slots(count)
+        births = torch.arange(self.added, self.added + count)
+        self._rows.write(slots, births, pixels, labels, teacher_logits.detach().float())
         values = None if priorities is None else _as_priorities(priorities, count)
         self._policy.replace(slots.numpy(), labels.numpy(), values)
         self.added += count
@@ -142,7 +151,27 @@ class MemoryBank(Dataset[BankImage]):
 
     def newest(self, count: int) -> Batch:
         """The `count` newest images, or all if there are fewer, the oldest of them first."""
-        return self._batch(self._rows.slots(self.added - min(count, len(self)), self.added))
+        return self._batch(self._by_age()[max(0, len(self) - count) :])
+
+    @property
+    def _is_ring(self) -> bool:
+        return self.settings.evict == "oldest"
+
+    def _new_slots(self, count: int) -> Tensor:
+        """Slots int64 `[count]` for new images: free ones, then those of the images that leave."""
+        if self._is_ring:
+            return self._rows.ring(self.added, self.added + count)
+        size = len(self)
+        free = torch.arange(size, min(size + count, self.settings.capacity))
+        # No image leaves for a place that another new image of the same batch could have had.
+        leaving = self._policy.lowest(count - len(free), self._rows.births[:size].numpy())
+        return torch.cat([free, torch.from_numpy(leaving)])
+
+    def _by_age(self) -> Tensor:
+        """Slots of all images, int64, the oldest image first."""
+        if self._is_ring:
+            return self._rows.ring(self.added - len(self), self.added)
+        return self._rows.births[: len(self)].argsort()
 
     def _batch(self, slots: Tensor, weights: Tensor | None = None) -> Batch:
         rows = self._rows
@@ -162,21 +191,37 @@ class MemoryBank(Dataset[BankImage]):
 
     def rows(self) -> Rows:
         """The images with labels and logits, oldest first, as they are until the next `add`; nothing is copied."""
-        return self._rows.saved(self.added - len(self), self.added)
+        # Without a ring the rows have new numbers after each `add`, above all earlier ones, so that a checkpoint takes
+        # none of them for a row that it has.
+        first = self.added - len(self) if self._is_ring else self.added * self.settings.capacity
+        return self._rows.saved(self._by_age(), first)
 
     def state_dict(self) -> dict[str, Any]:
-        """The images, as rows that a checkpoint shares with the one before, and the state of the policy."""
-        return {"rows": self.rows(), "index": self._policy.state_dict(len(self))}
+        """The images, as rows that a checkpoint shares with the one before, and the state of the policy.
+
+        With `evict: lowest_priority` also `births` int64 `[N]`, the number of the image in each slot in use.
+        """
+        state = {"rows": self.rows(), "index": self._policy.state_dict(len(self))}
+        return state if self._is_ring else state | {"births": self._rows.births[: len(self)].clone()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from `state_dict`, also one of an older version.
 
         Raises:
-            DataError: images of another size, or a bank of another capacity.
+            DataError: images of another size, or a bank of another capacity or eviction.
         """
         rows = saved_rows(state)
-        # Image number i returns to slot i % capacity, so a resumed bank overwrites and draws as the unbroken one.
-        self.added = rows.stop
+        if self._is_ring == ("rows" in state and "births" in state):
+            raise DataError(
+                f"memory bank: the saved bank has another evict than {self.settings.evict}; set bank.evict as it was"
+            )
+        # Each image returns to its slot, so a resumed bank overwrites and draws as the unbroken one. A ring's follow
+        # from the numbers of the rows.
+        if self._is_ring:
+            births, slots = torch.arange(rows.first, rows.stop), self._rows.ring(rows.first, rows.stop)
+        else:
+            births, slots = state["births"].sort()
+        self.added = int(births[-1]) + 1 if len(births) else 0
         for block in rows.blocks(rows.first):
             shape = tuple(block.columns["images"].shape[1:])
             if len(self) != rows.stop - rows.first or shape != self.spec.shape:
@@ -184,7 +229,8 @@ class MemoryBank(Dataset[BankImage]):
                     f"memory bank: the saved bank holds {rows.stop - rows.first} images {shape}, this one takes "
                     f"{self.settings.capacity} of {self.spec.shape}"
                 )
-            self._rows.write(block.first, **block.columns)
+            part = slice(block.first - rows.first, block.first - rows.first + len(block))
+            self._rows.write(slots[part], births[part], **block.columns)
         # A new policy: the old one may know images that the state does not have.
         self._policy = replay_policy(self.settings, self.settings.capacity, self.spec.classes)
         self._policy.load_state_dict(state["index"], self._rows.labels[: len(self)].numpy())

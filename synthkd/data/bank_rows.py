@@ -24,7 +24,7 @@ _BLOCK_BYTES = 1 << 25  # of rows that a checkpoint writes at a time: a bank may
 
 
 class BankRows:
-    """The preallocated columns of a bank, one row for each slot; image number i lies in slot `i % capacity`.
+    """The preallocated columns of a bank, one row for each slot.
 
     Args:
         spec: size, channels and classes of the images.
@@ -56,38 +56,37 @@ class BankRows:
         """Bytes of all columns."""
         return sum(column.nbytes for column in (self.images, self.labels, self.logits, self.births))
 
-    def slots(self, first: int, stop: int) -> Tensor:
-        """Slots int64 `[stop - first]` of the images with the numbers `first` to `stop - 1`."""
+    def ring(self, first: int, stop: int) -> Tensor:
+        """Slots int64 `[stop - first]` of the images `first` to `stop - 1` of a ring: image i lies in slot
+        `i % capacity`."""
         return torch.arange(first, stop) % self.capacity
 
-    def write(self, first: int, images: Tensor, labels: Tensor, logits: Tensor) -> Tensor:
-        """Write images with consecutive numbers from `first` on.
+    def write(self, slots: Tensor, births: Tensor, images: Tensor, labels: Tensor, logits: Tensor) -> None:
+        """Write images into slots.
 
         Args:
-            first: number of the first image.
+            slots: int64 `[N]`.
+            births: int64 `[N]`, the numbers of the images.
             images: uint8 `[N, C, H, W]`; these and the others may be on any device.
             labels: int64 `[N]`.
             logits: float32 `[N, K]`.
-
-        Returns:
-            int64 `[N]`, the slots written.
         """
-        slots = self.slots(first, first + len(labels))
         self.images[slots] = images.cpu()
         self.labels[slots] = labels.cpu()
         self.logits[slots] = logits.cpu()
-        self.births[slots] = torch.arange(first, first + len(labels))
-        return slots
+        self.births[slots] = births
 
-    def saved(self, first: int, stop: int) -> Rows:
-        """The images `first` to `stop - 1` for a checkpoint, as they are until the next write; no copy."""
-        count = max(1, _BLOCK_BYTES * self.capacity // self.nbytes)
+    def saved(self, slots: Tensor, first: int) -> Rows:
+        """The images of the slots for a checkpoint, numbered from `first` on, as they are until the next write.
 
-        # Births are not saved: they follow from the numbers of the rows.
+        Nothing is copied. Births are not saved; the bank knows them by the numbers of the rows, or saves them itself.
+        """
+        count, stop = max(1, _BLOCK_BYTES * self.capacity // self.nbytes), first + len(slots)
+
         def blocks(start: int) -> Iterator[Block]:
             for begin in range(start, stop, count):
-                slots = self.slots(begin, min(begin + count, stop))
-                columns = {"images": self.images[slots], "labels": self.labels[slots], "logits": self.logits[slots]}
+                some = slots[begin - first : begin - first + count]
+                columns = {"images": self.images[some], "labels": self.labels[some], "logits": self.logits[some]}
                 yield Block(begin, columns)
 
         return Rows(first, stop, blocks)

@@ -130,9 +130,22 @@ class BankSettings(ReplaySettings):
     """The memory bank of generated images."""
 
     capacity: Images = 20_000
-    """Largest number of images; after that each new one takes the place of the oldest."""
+    """Largest number of images; after that each new one takes the place of another."""
+    evict: Literal["oldest", "lowest_priority"] = "oldest"
+    """Which images leave a full bank. lowest_priority needs policy prioritized; of equal priorities the oldest leaves.
+    Each checkpoint then writes the whole bank, where with oldest it writes the new images alone."""
     storage: Literal["ram", "disk"] = "ram"
     """disk: in memory-mapped files inside the run directory."""
+
+    @model_validator(mode="after")
+    def _has_priorities(self) -> BankSettings:
+        # With exponent 0 every image has the weight 1, so priorities would order nothing.
+        if self.evict == "lowest_priority" and (self.policy != "prioritized" or not self.priority_exponent):
+            raise ValueError(
+                "evict: lowest_priority needs priorities: set policy to prioritized and priority_exponent above 0, or "
+                "evict to oldest"
+            )
+        return self
 
 
 class MixSettings(Settings):

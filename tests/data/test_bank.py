@@ -1,5 +1,8 @@
 """The memory bank against a slow list that obviously does the right thing."""
 
+import heapq
+from itertools import count as numbers
+
 import numpy as np
 import pytest
 import torch
@@ -51,6 +54,68 @@ def test_oldest_leaves_first_exactly(policy: str, capacity: int, batches: list[i
     assert torch.equal(bank.class_counts(), torch.bincount(torch.tensor(kept) % 3, minlength=3))
 
 
+PRIORITIES = st.lists(st.sampled_from([0.25, 0.5, 1.0, 2.0, 2.0**40]) | st.floats(1e-3, 1e3), min_size=1, max_size=7)
+"""Of one batch; equal ones are frequent."""
+
+
+@settings(max_examples=150, deadline=None)
+@given(capacity=st.integers(3, 17), exponent=st.sampled_from([0.4, 1.0]), data=st.data())
+def test_the_lowest_priority_leaves_first_exactly(capacity: int, exponent: float, data: st.DataObject) -> None:
+    bank = make(capacity, "prioritized", evict="lowest_priority", priority_exponent=exponent)
+    content: dict[int, tuple[float, int]] = {}  # slot -> (priority, number of the image)
+    largest, number = 1.0, numbers()
+    for _ in range(data.draw(st.integers(1, 9))):
+        values = data.draw(PRIORITIES)[:capacity]
+        explicit = data.draw(st.booleans())
+        bank_slots = bank.add(*items(bank.added, len(values)), torch.tensor(values).double() if explicit else None)
+        # Free slots in their order, then those of the lowest priorities; nothing of this batch leaves.
+        free = list(range(len(content), capacity))[: len(values)]
+        leaving = heapq.nsmallest(len(values) - len(free), content, key=content.__getitem__)
+        assert bank_slots.tolist() == free + leaving
+        for slot, value in zip(free + leaving, values, strict=True):
+            content[slot] = (value if explicit else largest, next(number))
+        largest = max([largest, *values]) if explicit else largest
+        changes = data.draw(st.dictionaries(st.sampled_from(sorted(content)), st.sampled_from([0.1, 1.0, 3.0])))
+        bank.reprioritise(torch.tensor(list(changes), dtype=torch.int64), torch.tensor(list(changes.values())).double())
+        content |= {slot: (value, content[slot][1]) for slot, value in changes.items()}
+        largest = max([largest, *changes.values()])
+    ages = sorted(number for _, number in content.values())
+    assert numbers_in(bank) == ages
+    assert numbers_in(bank)[-2:] == [int(x) for x in bank.newest(2).labels.new_tensor(ages[-2:])]
+    assert bank.ages(torch.tensor(sorted(content))).tolist() == [
+        bank.added - 1 - content[slot][1] for slot in sorted(content)
+    ]
+    assert torch.equal(bank.class_counts(), torch.bincount(torch.tensor(ages) % 3, minlength=3))
+    rows = torch.cat([block.columns["logits"][:, 0] for block in bank.rows().blocks(bank.rows().first)])
+    assert rows.tolist() == ages
+
+
+@settings(max_examples=40, deadline=None)
+@given(capacity=st.integers(3, 17), batches=st.lists(st.integers(1, 7), min_size=1, max_size=9))
+def test_of_equal_priorities_the_oldest_leaves_as_from_a_ring(capacity: int, batches: list[int]) -> None:
+    ring, lowest = make(capacity, "prioritized"), make(capacity, "prioritized", evict="lowest_priority")
+    for count in batches:
+        for bank in (ring, lowest):
+            slots = bank.add(*items(bank.added, min(count, capacity)))
+        assert torch.equal(lowest.ages(slots), ring.ages(slots))
+        assert numbers_in(lowest) == numbers_in(ring)
+        assert torch.equal(lowest.draw(20, 0).slots, ring.draw(20, 0).slots)
+
+
+@pytest.mark.parametrize("policy", ["fifo", "class_balanced", "prioritized"])
+def test_an_eviction_by_priority_needs_priorities(policy: str) -> None:
+    with pytest.raises(ValueError, match="evict: lowest_priority needs priorities: set policy to prioritized"):
+        make(4, policy, evict="lowest_priority", priority_exponent=0.0 if policy == "prioritized" else 0.4)
+
+
+def test_a_bank_does_not_go_on_from_one_of_another_eviction() -> None:
+    banks = [make(4, "prioritized", evict=evict) for evict in ("oldest", "lowest_priority")]
+    for saved, other in (banks, banks[::-1]):
+        saved.add(*items(0, 3))
+        with pytest.raises(DataError, match=rf"another evict than {other.settings.evict}; set bank\.evict as it was"):
+            other.load_state_dict(saved.state_dict())
+
+
 def test_images_round_to_nearest_and_come_back_in_unit_range() -> None:
     bank = make(4)
     bank.add(torch.tensor([0.0, 0.4 / 255, 0.6 / 255, 1.0]).reshape(4, 1, 1, 1).expand(4, 1, 2, 2), *items(0, 4)[1:])
@@ -68,9 +133,12 @@ def test_draws_are_seeded(policy: str) -> None:
     assert not torch.equal(slots[0], slots[2])
 
 
+@pytest.mark.parametrize("evict", ["oldest", "lowest_priority"])
 @pytest.mark.parametrize("policy", POLICIES)
-def test_a_restored_bank_goes_on_as_the_original(policy: str) -> None:
-    original, restored = make(20, policy), make(20, policy)
+def test_a_restored_bank_goes_on_as_the_original(policy: str, evict: str) -> None:
+    if evict == "lowest_priority" and policy != "prioritized":
+        pytest.skip("it has no priorities")
+    original, restored = make(20, policy, evict=evict), make(20, policy, evict=evict)
     for start in range(0, 36, 6):
         original.add(*items(start, 6))
     if policy == "prioritized":

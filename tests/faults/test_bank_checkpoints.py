@@ -21,6 +21,8 @@ SPEC = ImageSpec(3, 4, 4, 5)
 ROUND = 7
 CAPACITY = 30
 POLICIES = ["fifo", "prioritized", "class_balanced"]
+BANKS = [*POLICIES, "lowest_priority"]
+"""The policies, which evict the oldest images, and the prioritized one with an eviction by priority."""
 STORAGES = ["ram", "disk"]
 
 
@@ -30,8 +32,8 @@ def _small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def make(place: Path, storage: str = "disk", policy: str = "prioritized") -> MemoryBank:
-    settings = BankSettings(capacity=CAPACITY, storage=storage, policy=policy)  # type: ignore[arg-type]
-    return MemoryBank(SPEC, settings, 0, place)
+    how = {"policy": "prioritized", "evict": policy} if policy == "lowest_priority" else {"policy": policy}
+    return MemoryBank(SPEC, BankSettings(capacity=CAPACITY, storage=storage, **how), 0, place)  # type: ignore[arg-type]
 
 
 def add(bank: MemoryBank, count: int = ROUND) -> None:
@@ -65,7 +67,7 @@ def row_files(store: Path) -> dict[str, int]:
     return {path.name: path.stat().st_size for path in (store / ROWS).iterdir()}
 
 
-@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("policy", BANKS)
 @pytest.mark.parametrize("storage", STORAGES)
 def test_every_checkpoint_gives_back_the_bank_of_its_step(storage: str, policy: str, tmp_path: Path) -> None:
     bank, store = make(tmp_path / "bank", storage, policy), CheckpointStore(tmp_path / "store")
@@ -95,8 +97,26 @@ def test_a_checkpoint_writes_only_what_is_new_and_drops_what_nobody_holds(tmp_pa
         assert max(after.values()) < 4 * image + 400, "block by block"
 
 
-def test_a_kill_at_any_flush_rename_or_removal_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
-    bank, store = make(tmp_path / "bank"), CheckpointStore(tmp_path / "store")
+def test_with_an_eviction_by_priority_a_checkpoint_writes_the_whole_bank_if_an_image_is_new(tmp_path: Path) -> None:
+    bank, store = make(tmp_path / "bank", policy="lowest_priority"), CheckpointStore(tmp_path / "store")
+    earlier: dict[str, int] = {}
+    for step in range(1, 20):
+        is_new = step % 3 != 0
+        if is_new:
+            add(bank)
+        bank.reprioritise(torch.tensor([0]), torch.tensor([float(step)]))
+        saved(store, step, bank)
+        files = row_files(tmp_path / "store")
+        rows = [int(name.split("-")[1]) - int(name.split("-")[0]) for name in files if name not in earlier]
+        assert sum(rows) == (len(bank) if is_new else 0)
+        expected = bank.checkpoint_bytes(2 if is_new else 1, ROUND)
+        assert sum(files.values()) <= expected + 400 * len(files), "no more than is said"
+        earlier = files
+
+
+@pytest.mark.parametrize("policy", ["prioritized", "lowest_priority"])
+def test_a_kill_at_any_flush_rename_or_removal_leaves_a_whole_checkpoint(tmp_path: Path, policy: str) -> None:
+    bank, store = make(tmp_path / "bank", policy=policy), CheckpointStore(tmp_path / "store")
     for step in (1, 2, 3):
         add(bank)
         saved(store, step, bank)
@@ -111,7 +131,7 @@ def test_a_kill_at_any_flush_rename_or_removal_leaves_a_whole_checkpoint(tmp_pat
             saved(store, 4, bank)
             os._exit(0)
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        step, found = restored(tmp_path / "store", tmp_path / "again")
+        step, found = restored(tmp_path / "store", tmp_path / "again", policy=policy)
         assert content(found) == (older if step == 3 else newer)
         if status == 0:
             break
@@ -130,11 +150,12 @@ def dying(call: object, calls: Iterator[int]) -> object:
     return do
 
 
+@pytest.mark.parametrize("policy", ["prioritized", "lowest_priority"])
 @pytest.mark.parametrize("damage", ["flip", "truncate", "delete"])
 def test_damaged_rows_are_noticed_and_the_checkpoint_before_them_is_taken(
-    tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, damage: str, policy: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    bank, store = make(tmp_path / "bank"), CheckpointStore(tmp_path / "store")
+    bank, store = make(tmp_path / "bank", policy=policy), CheckpointStore(tmp_path / "store")
     add(bank)
     saved(store, 1, bank)
     older = content(bank)
@@ -142,7 +163,7 @@ def test_damaged_rows_are_noticed_and_the_checkpoint_before_them_is_taken(
     saved(store, 2, bank)
     files = sorted((tmp_path / "store" / ROWS).iterdir(), key=lambda path: int(path.name.split("-")[0]))
     damaged(files[-1], damage)
-    step, found = restored(tmp_path / "store", tmp_path / "again")
+    step, found = restored(tmp_path / "store", tmp_path / "again", policy=policy)
     assert (step, content(found)) == (1, older)
     (told,) = caplog.messages
     assert "damaged: step_00000002 (" in told
@@ -160,22 +181,24 @@ def damaged(path: Path, how: str) -> None:
         path.write_bytes(data if how == "flip" else data[: len(data) // 2])
 
 
-def test_a_resumed_run_goes_on_from_the_rows_that_are_there(tmp_path: Path) -> None:
-    bank, store = make(tmp_path / "bank"), CheckpointStore(tmp_path / "store")
+@pytest.mark.parametrize("policy", ["prioritized", "lowest_priority"])
+def test_a_resumed_run_goes_on_from_the_rows_that_are_there(tmp_path: Path, policy: str) -> None:
+    bank, store = make(tmp_path / "bank", policy=policy), CheckpointStore(tmp_path / "store")
     for step in (1, 2):
         add(bank)
         saved(store, step, bank)
     again = CheckpointStore(tmp_path / "store")
     found = again.latest()
     assert found is not None
-    resumed = make(tmp_path / "bank")
+    resumed = make(tmp_path / "bank", policy=policy)
     resumed.load_state_dict(found.state["parts"]["bank"])
     before = row_files(tmp_path / "store")
     add(resumed)
     add(bank)
     saved(again, 3, resumed)
-    assert before.keys() <= row_files(tmp_path / "store").keys()
-    assert content(restored(tmp_path / "store", tmp_path / "again")[1]) == content(bank)
+    # A whole bank takes the place of the oldest one, since the store keeps two checkpoints.
+    assert policy == "lowest_priority" or before.keys() <= row_files(tmp_path / "store").keys()
+    assert content(restored(tmp_path / "store", tmp_path / "again", policy=policy)[1]) == content(bank)
 
 
 def test_a_step_that_was_changed_in_a_manifest_is_damage(tmp_path: Path) -> None:

@@ -437,6 +437,19 @@ def test_a_stopped_run_with_a_generator_of_real_images_ends_with_the_same_bytes(
         assert student_bytes(straight.directory) == student_bytes(resumed.directory), kind
 
 
+def test_a_stopped_run_with_an_eviction_by_priority_ends_with_the_same_bytes(teacher: Path, tmp_path: Path) -> None:
+    bank = {"capacity": 70, "policy": "prioritized", "evict": "lowest_priority"}
+    changes = {"transfer_set": {**GENERATED, "bank": bank}, "phases": SMALL["phases"][:2]}
+    straight, half = (config_for(teacher, tmp_path / name, **changes) for name in ("straight", "resumed"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(DistillStep, "__call__", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run(half)
+    assert student_bytes(run(straight).directory) == student_bytes(run(half).directory)
+    oldest = config_for(teacher, tmp_path / "oldest", "transfer_set.bank.evict=oldest", **changes)
+    assert student_bytes(run(oldest).directory) != student_bytes(tmp_path / "straight"), "it makes a difference"
+
+
 def test_a_dataset_teaches_without_teacher_and_generator(teacher: Path, tmp_path: Path) -> None:
     recipe = {
         "teacher": {"kind": "load", "model": str(teacher)}, "generator": GENERATED["generator"], "rounds": 30,
