@@ -12,10 +12,9 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import AutocastKwargs
 
 from benchmarks import common, pairs
 from benchmarks.common import Row
@@ -24,21 +23,23 @@ from synthkd.distillation.step import DistillStep
 from synthkd.distillation.student import build_student
 from synthkd.distillation.teachers import FrozenTeacher
 from synthkd.models.zoo import build
+from synthkd.pipelines.config import TrainingConfig
+from synthkd.pipelines.run.device import make_accelerator
 from synthkd.settings import DistillSettings, ZooModel
 from synthkd.settings.load import load_config
 
-PLAIN = ("fp32", False)
-ARMS = (PLAIN, ("fp32", True), ("bf16", False), ("bf16", True))
-"""Precision, and whether the gradient is clipped to a norm of 1."""
+Precision = Literal["no", "bf16"]
+PLAIN: tuple[Precision, bool] = ("no", False)
+ARMS: tuple[tuple[Precision, bool], ...] = (PLAIN, ("no", True), ("bf16", False), ("bf16", True))
+"""`precision` of a run ("no" is float32), and whether the gradient is clipped to a norm of 1."""
 PAIRS = ("convnet", "resnet")
 COLUMNS = "pair | precision | clip | ms a step, median | over fp32 without clip, median [quartiles]"
 
 
-def step_of(pair: pairs.Pair, precision: str, clips: bool, rounds: int) -> DistillStep:
+def step_of(pair: pairs.Pair, precision: Precision, clips: bool, rounds: int) -> DistillStep:
     """A step of fresh networks."""
-    # accelerate has one precision in a process, so the arms in float32 switch its autocast off.
-    handler = AutocastKwargs(enabled=precision == "bf16")
-    accelerator = Accelerator(cpu=True, mixed_precision="bf16", kwargs_handlers=[handler])
+    # It resets accelerate where the precision changes; a network that was prepared before keeps its own.
+    accelerator = make_accelerator(TrainingConfig(precision=precision, device="cpu"))
     torch.manual_seed(0)
     teacher = build(load_config(ZooModel, pair.teacher["model"], []), SPEC)
     student = build(load_config(ZooModel, pair.student, []), SPEC)
@@ -51,7 +52,7 @@ def step_of(pair: pairs.Pair, precision: str, clips: bool, rounds: int) -> Disti
 def costs(name: str, rounds: int, until: float) -> list[Row]:
     """Median step of each arm, and its ratio to float32 without clipping; no round begins after `until`."""
     steps = {arm: step_of(pairs.PAIRS[name], *arm, rounds) for arm in ARMS}
-    times: dict[tuple[str, bool], list[float]] = {arm: [] for arm in ARMS}
+    times: dict[tuple[Precision, bool], list[float]] = {arm: [] for arm in ARMS}
     for number in range(rounds):
         if time.perf_counter() > until and number > WARM_UP + 2:
             break
@@ -67,7 +68,7 @@ def costs(name: str, rounds: int, until: float) -> list[Row]:
         rows.append(
             {
                 "pair": name,
-                "precision": precision,
+                "precision": "fp32" if precision == "no" else precision,
                 "clip": clips,
                 "steps": len(ratios),
                 "ms": 1000 * statistics.median(seconds[WARM_UP:]),

@@ -149,11 +149,11 @@ def test_a_memory_that_is_too_small_ends_in_one_line_or_in_a_smaller_batch(
         "phases=[{kind: joint, steps: 2}]",
     ]  # fmt: skip
     teaching = ["teach", "data.kind=digits", "model={arch: convnet, width: 32}", "device=cpu", "training.steps=2"]
-    large, adapts = "distill.batch_size=4000", "adapt_batch_size=true"
+    large, adapts = "distill.batch_size=9000", "adapt_batch_size=true"
     cases = {
         "refused": [*distillation, large],
         "adapted": [*distillation, large, adapts],
-        "teacher": [*teaching, "training.batch_size=7000", adapts],
+        "teacher": [*teaching, "training.batch_size=9000", adapts],
         "nothing": [*distillation, adapts, "student.width=3000"],
     }
     # What a first run imports must not count.
@@ -184,6 +184,6 @@ def test_a_memory_that_is_too_small_ends_in_one_line_or_in_a_smaller_batch(
     assert "adapt_batch_size=true" in told["refused"]
     for name in ("adapted", "teacher"):
         ((event, chosen),) = choices(tmp_path / name)
-        assert 0 < chosen < 7_000
+        assert 0 < chosen < 9_000
         assert json.loads((tmp_path / name / "result.json").read_text())["cost"]["batch_size"] == chosen
         assert "do not fit the memory" in event
