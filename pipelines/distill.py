@@ -19,6 +19,7 @@ from synthkd.models.weights import finite_state
 from synthkd.pipelines.config import DistillConfig
 from synthkd.pipelines.run.device import make_accelerator
 from synthkd.pipelines.run.job import Job, open_job
+from synthkd.pipelines.run.live import LivePage
 from synthkd.pipelines.run.result import Plan, Result
 from synthkd.pipelines.run.trust import trusted_by, trusting
 from synthkd.pipelines.student.assembly import Assembly, assemble, require_fit
@@ -157,7 +158,8 @@ def _train(config: DistillConfig, job: Job, assembly: Assembly, test: RealData |
     """Run the phases: rounds of the generator, steps of the students, evaluations, grids and published students."""
     generated = assembly.transfer_set.generated
     watch = _Watch(config, job, assembly, test)
-    actions = [Action("test", watch.test, config.evaluate_every, after=True)]
+    page = LivePage(job.directory, job.accelerator.is_main_process)
+    actions = [Action("test", watch.test, config.evaluate_every, after=True), page.every(config.evaluate_every)]
     if config.publish_every is not None:
         actions.append(Action("publish", watch.publish, config.publish_every, after=True))
     stages = phases.build(
@@ -168,9 +170,10 @@ def _train(config: DistillConfig, job: Job, assembly: Assembly, test: RealData |
         watch.evaluate,
         assembly.evaluation.every,
         actions,
-        watch.after_rounds(),
+        [*watch.after_rounds(), page.every(config.grid_every)],
     )
     headline = ("student/loss", "fresh/agreement", "difficulty", "test/accuracy")
+    stages = assembly.batch.logged(stages, job.monitor)
     return job.train(assembly.state, stages, f"distill {config.name}", headline)
 
 

@@ -6,10 +6,12 @@ import copy
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from accelerate import Accelerator
 from torch import Tensor, nn
 
 from synthkd.data.epochs import EpochSource
@@ -21,9 +23,11 @@ from synthkd.metrics.utility import Proportion, accuracy, predict
 from synthkd.models import Classifier, build_model, load, parameters, save
 from synthkd.models.weights import finite_state
 from synthkd.pipelines.config import TeachConfig
-from synthkd.pipelines.run.device import process_state
+from synthkd.pipelines.run.batch_size import BatchSize, choose_batch_size
+from synthkd.pipelines.run.device import make_accelerator, process_state
 from synthkd.pipelines.run.images import keep_data
 from synthkd.pipelines.run.job import Job, describe_model, disk_line, open_job, training_bytes
+from synthkd.pipelines.run.live import LivePage
 from synthkd.pipelines.run.result import Plan, Result
 from synthkd.pipelines.run.trust import trusting
 from synthkd.privacy.dpsgd import PoissonSource, PrivateLearner, plan_mechanism, statement
@@ -33,8 +37,7 @@ from synthkd.rng import stream
 from synthkd.taps import evaluating
 from synthkd.training.learner import Learner
 from synthkd.training.loop import Action, Progress, Stage
-from synthkd.training.memory import fitting_batch_size, training_step
-from synthkd.types import Batch, balanced_labels
+from synthkd.types import Batch, ImageSpec, balanced_labels
 
 Update = Callable[[int], dict[str, Tensor | float]]
 """One training step: takes the 0-based step, returns numbers for the log."""
@@ -72,7 +75,7 @@ def teach(config: TeachConfig, *, dry_run: bool = False, splits: Splits | None =
         splits = splits or load_splits(config.data)
         keep_data(job.directory, splits, job.accelerator, config.training.dp is not None)
         model = _build(config, splits).to(job.device)
-        progress, claim = _train(config, job, model, splits)
+        progress, claim, batch_size = _train(config, job, model, splits)
         began = time.perf_counter()
         with evaluating(model):
             test = _test_accuracy(model, splits, job.device)
@@ -87,7 +90,9 @@ def teach(config: TeachConfig, *, dry_run: bool = False, splits: Splits | None =
                 dp=claim,
                 alarms=() if alarm is None else (RaisedAlarm(**vars(alarm)),),
                 cost=RunCost(
-                    {"teacher": round(progress.seconds, 3), "evaluate": round(evaluation, 3)}, config.training.steps
+                    {"teacher": round(progress.seconds, 3), "evaluate": round(evaluation, 3)},
+                    config.training.steps,
+                    batch_size=batch_size,
                 ),
             )
         )
@@ -133,11 +138,14 @@ def _require_one_process(config: TeachConfig) -> None:
         )
 
 
-def _train(config: TeachConfig, job: Job, model: Classifier, splits: Splits) -> tuple[Progress, dict[str, Any] | None]:
-    """Train the model and save it; the time that took, and the privacy claim (None without DP)."""
+def _train(
+    config: TeachConfig, job: Job, model: Classifier, splits: Splits
+) -> tuple[Progress, dict[str, Any] | None, int]:
+    """Train the model and save it; the time that took, the privacy claim (None without DP), and the batch size."""
     learner: Learner | PrivateLearner
+    batch = BatchSize(config.training.batch_size, config.training.batch_size)
     if config.training.dp is None:
-        learner, update = _learner(config, job, model, splits)
+        learner, update, batch = _learner(config, job, model, splits)
     else:
         learner = _private_learner(config, model, splits, job.device, Journal(job.directory))
         update = _private_update(config, learner, splits, job.device)
@@ -150,29 +158,29 @@ def _train(config: TeachConfig, job: Job, model: Classifier, splits: Splits) -> 
             test = _test_accuracy(evaluated, splits, job.device)
         return {} if test is None else {"test/accuracy": test.value}
 
-    actions = [Action("learn", update), Action("evaluate", evaluate, every=config.evaluate_every, after=True)]
+    page = LivePage(job.directory, job.accelerator.is_main_process).every(config.evaluate_every)
+    actions = [Action("learn", update), Action("evaluate", evaluate, every=config.evaluate_every, after=True), page]
     stage = Stage("teach", config.training.steps, actions)
     title = f"teach {config.name}"
-    progress = job.train({"teacher": learner}, [stage], title, headline=("teacher/loss", "test/accuracy"))
+    stages, headline = batch.logged([stage], job.monitor), ("teacher/loss", "test/accuracy")
+    progress = job.train({"teacher": learner}, stages, title, headline)
     claim = None
     if isinstance(learner, PrivateLearner):
         claim = statement(learner.mechanism, learner.ledger, learner.spent())
         learner.finished()
     _save(config, job, model, learner.evaluated, splits, claim)
-    return progress, claim
+    return progress, claim, batch.images
 
 
-def _learner(config: TeachConfig, job: Job, model: Classifier, splits: Splits) -> tuple[Learner, Update]:
-    """The learner without DP, and its step: cross entropy on a batch of an epoch in random order."""
+def _learner(config: TeachConfig, job: Job, model: Classifier, splits: Splits) -> tuple[Learner, Update, BatchSize]:
+    """The learner without DP, its step on a batch of an epoch in random order, and the size of these batches."""
     training, accelerator = config.training, job.accelerator
     learner = Learner("teacher", model, training.optimizer, training.steps, accelerator)
-    batch_size = training.batch_size
-    if config.adapt_batch_size:
-        batch_size = fitting_batch_size(batch_size, training_step(model, model.spec, job.device))
+    batch = _batch_size(config, learner, accelerator, model.spec, job.directory)
     source = EpochSource(
         splits.train.images,
         splits.train.labels,
-        batch_size,
+        batch.images,
         training.augment,
         config.seed,
         job.device,
@@ -181,14 +189,32 @@ def _learner(config: TeachConfig, job: Job, model: Classifier, splits: Splits) -
     )
 
     def update(step: int) -> dict[str, Tensor | float]:
-        batch = source.batch(step)
-        learner.model.train()
-        with accelerator.autocast():
-            logits = learner.model(batch.images).float()
-        loss = F.cross_entropy(logits, batch.labels)
-        return learner.update(Loss(loss, {"cross_entropy": loss}), step)
+        return _step(learner, source.batch(step), accelerator, step)
 
-    return learner, update
+    return learner, update, batch
+
+
+def _step(learner: Learner, batch: Batch, accelerator: Accelerator, step: int) -> dict[str, Tensor | float]:
+    """One step of cross entropy; returns what is logged."""
+    learner.model.train()
+    with accelerator.autocast():
+        logits = learner.model(batch.images).float()
+    loss = F.cross_entropy(logits, batch.labels)
+    return learner.update(Loss(loss, {"cross_entropy": loss}), step)
+
+
+def _batch_size(
+    config: TeachConfig, learner: Learner, accelerator: Accelerator, spec: ImageSpec, directory: Path | None
+) -> BatchSize:
+    """Images of a batch; with `adapt_batch_size` steps on noise are tried first, and the learner is restored."""
+
+    def attempt(count: int) -> None:
+        images = torch.rand(count, *spec.shape, generator=stream(config.seed, "rehearsal"))
+        batch = Batch(images, balanced_labels(count, 0, spec.classes)).to(accelerator.device)
+        for step in range(2):  # the first makes the moments of the optimizer, beside which the second needs its memory
+            _step(learner, batch, accelerator, step)
+
+    return choose_batch_size(config, config.training.batch_size, accelerator, directory, [learner], attempt)
 
 
 def _private_learner(
@@ -253,13 +279,18 @@ def _one_class_alarm(config: TeachConfig, model: Classifier, splits: Splits, dev
 
 
 def _plan(config: TeachConfig, splits: Splits, model: Classifier) -> tuple[str, ...]:
-    training = config.training
-    epochs = training.steps * training.batch_size / len(splits.train)
+    training, images, note = config.training, config.training.batch_size, ""
+    if config.adapt_batch_size and training.dp is None:
+        accelerator = make_accelerator(config)
+        learner = Learner("teacher", copy.deepcopy(model), training.optimizer, training.steps, accelerator)
+        batch = _batch_size(config, learner, accelerator, model.spec, None)
+        images, note = batch.images, f", {batch.note}"
+    epochs = training.steps * images / len(splits.train)
     return (
         f"teach {config.name}: {splits.train.name}, {splits.train.spec}",
         f"  images: {len(splits.train):,} train, {len(splits.holdout):,} holdout, {len(splits.test):,} test",
         f"  model: {parameters(model):,} parameters",
-        f"  steps: {training.steps:,} of {training.batch_size} images ({epochs:.1f} epochs)",
+        f"  steps: {training.steps:,} of {images} images ({epochs:.1f} epochs{note})",
         disk_line(config, training_bytes(parameters(model))),
     )
 

@@ -8,6 +8,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 
 from synthkd.errors import CheckpointError, DataError
@@ -26,16 +27,21 @@ _SMALLER = {
     "compress": "make distillation.distill.batch_size, teacher.training.batch_size (with dp: physical_batch), "
     "generator.batch_size or bank.capacity of distillation.transfer_set (or set bank.storage to disk there), or the "
     "width of student or generator smaller",
-    "distill": "make distill.batch_size, generator.batch_size or bank.capacity of transfer_set (or set bank.storage to "
-    "disk there), or the width of student or generator smaller",
+    "distill": "make distill.batch_size (or set adapt_batch_size=true), generator.batch_size or bank.capacity of "
+    "transfer_set (or set bank.storage to disk there), or the width of student or generator smaller",
     "evaluate": "make the sets, features.size or subset_size smaller, or choose other features",
     "generate": "make batch_size, generator.batch_size, shard_size or the generator's width smaller, or set "
     "format=folder",
     "predict": "make the images smaller, or close other programs",
-    "teach": "make training.batch_size (with dp: physical_batch), model.width or the images (data.size) smaller",
+    "teach": "make training.batch_size (or set adapt_batch_size=true; with dp: physical_batch), model.width or the "
+    "images (data.size) smaller",
 }
 """Job -> the settings that reduce its memory."""
 _REQUEST = re.compile(r"allocate (\d+) bytes|allocate ([\d.]+ [KMGT]i?B)", re.IGNORECASE)
+
+
+_in_job = ContextVar("_in_job", default=False)
+"""Whether `resources` is entered already."""
 
 
 def free_bytes(path: Path) -> int:
@@ -87,7 +93,15 @@ def full_disk() -> Iterator[None]:
 
 @contextmanager
 def resources(job: str) -> Iterator[None]:
-    """Inside, a lack of disk or memory is a `CheckpointError` with the settings of the job that would reduce it."""
+    """Inside, a lack of disk or memory is a `CheckpointError` with the settings of the job that would reduce it.
+
+    In a job that is part of another (a teacher of a distillation), the outer job's settings are the ones to change.
+    """
+    if _in_job.get():
+        with full_disk():
+            yield
+        return
+    token = _in_job.set(True)
     try:
         with full_disk():
             yield
@@ -99,6 +113,8 @@ def resources(job: str) -> Iterator[None]:
                 remedy = _SMALLER.get(job, "close other programs")
                 raise CheckpointError(f"out of memory{_amount(cause)}; {remedy}") from error
         raise
+    finally:
+        _in_job.reset(token)
 
 
 def _amount(error: BaseException) -> str:

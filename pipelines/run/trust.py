@@ -1,4 +1,4 @@
-"""Which foreign code a job may run."""
+"""What surrounds every job: which foreign code it may run, and its errors when disk or memory run out."""
 
 from __future__ import annotations
 
@@ -9,16 +9,20 @@ from typing import Any, TypeVar, cast
 
 from synthkd.imports import allowing
 from synthkd.pipelines.config import JobConfig
+from synthkd.pipelines.run.disk import resources
 
 Work = TypeVar("Work", bound=Callable[..., Any])
 
 
 def trusting(job: Work) -> Work:
-    """Decorator of a job: code runs only if its configuration names it, or a file in a folder of its `trust` does."""
+    """Decorator of a job: code runs only if its configuration names it, or a file in a folder of its `trust` does.
+
+    A lack of disk or memory is a `CheckpointError`, as on the command line.
+    """
 
     @functools.wraps(job)
     def run(config: JobConfig, **options: Any) -> Any:
-        with trusted_by(config):
+        with resources(job.__name__), trusted_by(config):
             return job(config, **options)
 
     return cast(Work, run)

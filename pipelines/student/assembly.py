@@ -1,7 +1,7 @@
 """The parts of a distillation, built from its configuration; nothing is run.
 
-Teachers -> subject -> networks -> auxiliary layers -> teacher team -> students -> transfer set -> evaluation -> step:
-each part is built from those before it, and is not changed afterwards.
+Teachers -> subject -> networks -> auxiliary layers -> teacher team -> students -> generator -> batch size -> transfer
+set -> evaluation -> step: each part is built from those before it, and is not changed afterwards.
 """
 
 from __future__ import annotations
@@ -10,13 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from accelerate import Accelerator
 
-from synthkd.data.bank import MemoryBank
-from synthkd.data.hybrid import HybridDataset
 from synthkd.data.read.real import RealData, load_splits
-from synthkd.data.sources import GeneratedSource, RealImages, RealSource
 from synthkd.data.written.stored import read_stored
 from synthkd.distillation import phases
 from synthkd.distillation.control.controllers import Controllers
@@ -25,9 +21,10 @@ from synthkd.distillation.step import DistillStep
 from synthkd.distillation.student import Student
 from synthkd.distillation.teachers import TeacherTeam
 from synthkd.errors import ConfigError
+from synthkd.generators.build import build_generator
 from synthkd.models import Classifier, TeacherContract, inherit, is_fresh, probe
-from synthkd.models.slimmable import Slimmable
-from synthkd.pipelines.config import DistillConfig, RealSet
+from synthkd.pipelines.config import DistillConfig
+from synthkd.pipelines.run.batch_size import BatchSize, choose_batch_size
 from synthkd.pipelines.run.images import keep_data
 from synthkd.pipelines.student.networks import (
     Subject,
@@ -47,11 +44,10 @@ from synthkd.pipelines.student.transfer_set import (
     build_bank,
     is_private,
 )
-from synthkd.rng import stream
-from synthkd.settings import BankSettings, StreamData
+from synthkd.pipelines.student.trial import Trial, noise_dataset
+from synthkd.settings import StreamData
 from synthkd.training.learner import Learner
-from synthkd.training.memory import fitting_batch_size, training_step
-from synthkd.types import Batch, ImageSpec, Stateful, balanced_labels, to_uint8
+from synthkd.types import Stateful
 
 REHEARSED = 16
 """Largest number of images of the batch on which loss terms are tried before the training."""
@@ -71,6 +67,7 @@ class Assembly:
         evaluation: periodic evaluation, and the controllers that follow it.
         inherited: number of the student's parameters that start from values of the teacher.
         scores: measures generated images while the run goes, or None.
+        batch: images of a batch over all processes.
     """
 
     subject: Subject
@@ -82,6 +79,7 @@ class Assembly:
     evaluation: PeriodicEvaluation
     inherited: int
     scores: RunningScores | None
+    batch: BatchSize
 
     @property
     def learner(self) -> Learner:
@@ -123,14 +121,21 @@ def assemble(
     inherited = 0
     if isinstance(module, Classifier) and teacher is not None and config.inherits and is_fresh(config.student):
         inherited = inherit(module, teacher)
-    batch_size, total = _batch_size(config, module, accelerator), phases.student_steps(config.phases)
+    wanted, total = _wanted_batch(config, accelerator), phases.student_steps(config.phases)
     networks = build_networks(config, module, subject, teacher)
     controllers = build_controllers(config)
     team = build_team(config, teachers, networks, accelerator, controllers.selection)
     bank = build_bank(config, subject.spec, accelerator, directory, images.stored)
     students = build_students(config, networks, total, accelerator, team, bank, controllers)
+    generator = None
+    if config.generated is not None and teacher is not None:
+        settings = config.generated.generator
+        generator = build_generator(settings, teacher, config.seed, accelerator, images.splits, directory)
+    # After everything that takes memory beside a step, and before the batches.
+    trial = Trial(config, subject.spec, accelerator, students, team, controllers, bank, generator)
+    batch = choose_batch_size(config, wanted, accelerator, directory, trial.parts, trial)
     transfer_set = TransferSetBuilder(
-        config, accelerator, directory, subject, images, teacher, team, students[0].learner, bank, batch_size, total
+        config, accelerator, subject, images, generator, team, students[0].learner, bank, batch.images, total
     ).build()
     _require_evaluations(controllers, transfer_set, accelerator)
     evaluation = PeriodicEvaluation(
@@ -143,14 +148,15 @@ def assemble(
     prioritized = next((one for one in transfer_set.banks if one.settings.policy == "prioritized"), None)
     step = DistillStep(students, transfer_set.dataset, accelerator, prioritized, lambda: controllers.teaching)
     # A term that fails should fail now, not hours later when its weight is first above 0.
-    step.rehearse(_noise_batch(config, subject.spec, team, accelerator.device))
+    count = min(REHEARSED, batch.images)
+    step.rehearse(noise_dataset(config, subject.spec, team, accelerator.device, count).batch(0))
     contract = contracts[0] if contracts else None
     # Private images are compared with nothing: a score would release something of them without noise.
     visible = None if is_private(config) else images.splits
     scores = None
     if config.score is not None and teacher is not None and config.generated is not None:
         scores = build_scores(config.score, teacher, visible, accelerator.device, config.seed)
-    return Assembly(subject, contract, team, students, transfer_set, step, evaluation, inherited, scores)
+    return Assembly(subject, contract, team, students, transfer_set, step, evaluation, inherited, scores, batch)
 
 
 def _read(config: DistillConfig, accelerator: Accelerator, directory: Path | None) -> Images:
@@ -195,23 +201,6 @@ def _require_evaluations(controllers: Controllers, transfer_set: TransferSet, ac
         raise ConfigError(f"{key} goes by images that are held out, or a bank: set data.holdout above 0")
 
 
-def _noise_batch(config: DistillConfig, spec: ImageSpec, team: TeacherTeam | None, device: torch.device) -> Batch:
-    """A labelled batch of random noise, with the fields that the batches of the run will have."""
-    count = min(REHEARSED, config.distill.batch_size)
-    rng = stream(config.seed, "rehearsal")
-    images, logits = torch.rand(count, *spec.shape, generator=rng), torch.randn(count, spec.classes, generator=rng)
-    labels = balanced_labels(count, 0, spec.classes)
-    bank = MemoryBank(spec, BankSettings(capacity=count), config.seed)
-    bank.add(images, labels, logits)
-    labeller = team if config.logits == "stored" else None
-    real = RealSource(RealImages(to_uint8(images), labels), config.seed, labeller, device)
-    sources = [real if isinstance(settings, RealSet) else GeneratedSource(bank) for settings in config.sources]
-    shares = [settings.share for settings in config.sources]
-    return HybridDataset(sources, shares, config.labelled_mix, count, 1, team, lambda: 0.0, config.seed, device).batch(
-        0
-    )
-
-
 def require_fit(key: str, data: RealData | None, subject: Subject) -> None:
     """Check that real data has the teacher's image size and its classes in its order.
 
@@ -238,14 +227,12 @@ def require_fit(key: str, data: RealData | None, subject: Subject) -> None:
         )
 
 
-def _batch_size(config: DistillConfig, student: Classifier | Slimmable, accelerator: Accelerator) -> int:
-    """Images of a batch over all processes, with `adapt_batch_size` as many as fit the memory."""
+def _wanted_batch(config: DistillConfig, accelerator: Accelerator) -> int:
+    """Images of a batch over all processes that the settings ask for, a multiple of the processes."""
     wanted = config.distill.batch_size
     if wanted % accelerator.num_processes:
         raise ConfigError(
             f"distill.batch_size: {wanted} images cannot be shared out evenly among {accelerator.num_processes} "
             "processes; choose a multiple"
         )
-    if not config.adapt_batch_size:
-        return wanted
-    return fitting_batch_size(wanted, training_step(student, student.spec, accelerator.device))
+    return wanted

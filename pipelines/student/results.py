@@ -90,6 +90,7 @@ def measured(
             {stage: round(value, 3) for stage, value in seconds.items()},
             assembly.learner.total,
             assembly.transfer_set.images_generated,
+            batch_size=assembly.batch.images,
         ),
         alarms=tuple(RaisedAlarm(**vars(alarm)) for alarm in raised),
         evaluations=from_json(

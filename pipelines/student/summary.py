@@ -51,6 +51,7 @@ def plan(config: DistillConfig, assembly: Assembly) -> tuple[str, ...]:
         taught = f"{contract.parameters:,} parameters, {contract.batch_norm_layers} BatchNorm layers{trained}"
         share = f" ({student / contract.parameters:.1%} of the teacher's)"
     uses = assembly.transfer_set.uses()
+    note = f" ({assembly.batch.note})" if assembly.batch.note else ""
     real = f"{config.real_images}, {' and '.join(uses)}" if uses and config.real_images else "none"
     return (
         f"distill {config.name}: {spec}",
@@ -61,7 +62,7 @@ def plan(config: DistillConfig, assembly: Assembly) -> tuple[str, ...]:
         f"  real images: {real}",
         *_recipe(config, assembly),
         f"  phases: {', '.join(phases.describe(phase) for phase in config.phases)}",
-        f"  student steps: {assembly.learner.total:,} of {config.distill.batch_size} images",
+        f"  student steps: {assembly.learner.total:,} of {assembly.batch.images} images{note}",
         *lines,
         disk_line(config, state_bytes, shared, on_disk),
     )

@@ -27,7 +27,6 @@ from synthkd.distillation.evaluation import HeldOut
 from synthkd.distillation.synthesis import Synthesis
 from synthkd.distillation.teachers import TeacherTeam
 from synthkd.errors import ConfigError
-from synthkd.generators.build import build_generator
 from synthkd.generators.files import real_images_seen
 from synthkd.generators.settings import MerfSettings
 from synthkd.models import Classifier
@@ -40,7 +39,7 @@ from synthkd.rng import Rows
 from synthkd.schedules import DifficultyScheduler, value_at
 from synthkd.settings import BankSettings, StreamData
 from synthkd.training.learner import Learner
-from synthkd.types import Batch, ImageSpec, balanced_labels
+from synthkd.types import Batch, ImageSpec, TrainableGenerator, balanced_labels
 
 
 class TransferSet:
@@ -166,10 +165,9 @@ class TransferSetBuilder:
     Attributes:
         config: of the run.
         accelerator: device and processes.
-        directory: the run directory; None for a dry run.
         subject: images and classes.
         images: the stored and the real images, as they were read.
-        teacher: the first teacher, or None.
+        generator: of the generated source, or None.
         team: all teachers, which label images, or None.
         learner: of the student; rounds of the generator use its present weights.
         bank: the memory bank of the generated or the stored images, or None.
@@ -179,10 +177,9 @@ class TransferSetBuilder:
 
     config: DistillConfig
     accelerator: Accelerator
-    directory: Path | None
     subject: Subject
     images: Images
-    teacher: Classifier | None
+    generator: TrainableGenerator | None
     team: TeacherTeam | None
     learner: Learner
     bank: MemoryBank | None
@@ -216,9 +213,9 @@ class TransferSetBuilder:
         """One source; a checked configuration has the teacher, the bank and the images that it needs."""
         images = self.images
         if isinstance(settings, GeneratedSet):
-            assert self.teacher is not None
+            assert self.generator is not None
             assert self.bank is not None
-            return self._generated(settings, self.teacher, self.bank)
+            return self._generated(settings, self.generator, self.bank)
         if isinstance(settings, StoredSet):
             assert images.stored is not None
             assert self.bank is not None
@@ -233,9 +230,8 @@ class TransferSetBuilder:
         visible = None if is_private(self.config) else holdout
         return RealTransferImages(self._real(train), visible, None, self._labelling, self.config.seed)
 
-    def _generated(self, settings: GeneratedSet, teacher: Classifier, bank: MemoryBank) -> GeneratedImages:
+    def _generated(self, settings: GeneratedSet, generator: TrainableGenerator, bank: MemoryBank) -> GeneratedImages:
         config, splits, team, batch_size = self.config, self.images.splits, self.team, self.batch_size
-        generator = build_generator(settings.generator, teacher, config.seed, self.accelerator, splits, self.directory)
         difficulty = DifficultyScheduler(settings.difficulty)
 
         def live(count: int, step: int) -> Batch:

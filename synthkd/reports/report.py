@@ -13,13 +13,16 @@ from synthkd.reports.results import AuditResult, CompressResult, EvaluateResult,
 from synthkd.reports.run import run_page
 from synthkd.system.files import write_atomically
 
+REFRESH = b'http-equiv="refresh"'
+"""In the page of a run that goes on, and in no other."""
+
 
 def write_report(run: Path) -> Path:
     """Write the pages of a run, finished or not, and return the path of its `report.html`.
 
     The page is that of the job which result.json names: training, dataset, evaluation or compression; `audit` and
     `compress` have `privacy_report.html` too, which `report.html` of an audit repeats. Pages are self-contained: no
-    script, no network.
+    script, no network. Without result.json the page shows what is there so far, and reloads itself.
 
     Raises:
         CheckpointError: `run` is not a run directory, or a file in it cannot be read.
@@ -43,6 +46,6 @@ def write_report(run: Path) -> Path:
 
 
 def has_report(run: Path, job: str) -> bool:
-    """Whether all pages of a run of `job` are there."""
+    """Whether all pages of a finished run of `job` are there; the page of a run that goes on does not count."""
     pages = (REPORT, PAGE) if job in ("audit", "compress") else (REPORT,)
-    return all((run / page).exists() for page in pages)
+    return all((run / page).exists() and REFRESH not in (run / page).read_bytes() for page in pages)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 
 from synthkd.reports.curves import draw_groups
@@ -15,6 +16,8 @@ from synthkd.reports.marks import find_marks
 from synthkd.reports.page import count, duration, picture, render
 from synthkd.reports.results import DistillResult, Evaluations, FittedGap
 
+REFRESH_SECONDS = 10
+"""The page of a run that goes on reloads itself at this interval."""
 MOST_GRIDS = 6
 MOST_EVENTS = 200
 
@@ -34,6 +37,8 @@ def run_page(run: RunFiles) -> bytes:
         result=run.result,
         is_distillation=run.job == "distill",
         is_finished=run.result is not None,
+        refresh=REFRESH_SECONDS if run.result is None else None,
+        written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC"),
         load_path=json.dumps(_relative(run.directory)),
         alarms=find_alarms(run),
         ratio=lambda key: None if result is None else ratio(result, key),

@@ -13,7 +13,7 @@ NO_THREAD = "can't start new thread"
 """Python's message if memory, or the number of threads that the system allows, is used up."""
 _OUT_OF_MEMORY = re.compile(
     r"out of memory|(can't|cannot|could not|unable to|failed to) (allocate|mmap)|not enough memory|bad_?alloc"
-    r"|could not create a (primitive|memory)|ALLOC_FAILED|failed to map segment(?!.*not permitted)"
+    r"|could not (create|execute) a (primitive|memory)|ALLOC_FAILED|failed to map segment(?!.*not permitted)"
     rf"|{NO_THREAD}",
     re.IGNORECASE,
 )

@@ -5,7 +5,7 @@ from synthkd.training.display import Display
 from synthkd.training.ema import WeightAverage
 from synthkd.training.learner import Learner, optimizer_for, require_finite
 from synthkd.training.loop import Action, Loop, Progress, Stage, Values
-from synthkd.training.memory import fitting_batch_size, training_step
+from synthkd.training.memory import fitting_batch_size, restored
 from synthkd.training.monitor import Monitor, read_rows, series
 from synthkd.training.shared_rows import Block, Rows
 
@@ -27,6 +27,6 @@ __all__ = [
     "optimizer_for",
     "read_rows",
     "require_finite",
+    "restored",
     "series",
-    "training_step",
 ]

@@ -41,6 +41,8 @@ def test_causes_go_back_to_the_first_error() -> None:
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
         RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory"),
         RuntimeError("could not create a primitive"),
+        RuntimeError("could not execute a primitive"),
+        RuntimeError("std::bad_alloc"),
         RuntimeError(NO_THREAD),
         ImportError("libx.so: failed to map segment from shared object"),
     ],

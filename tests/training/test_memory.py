@@ -2,19 +2,60 @@
 
 import pytest
 import torch
+from accelerate import Accelerator
 
+from synthkd.losses.objective import Loss
 from synthkd.models import build
-from synthkd.settings import ZooModel
-from synthkd.training.memory import fitting_batch_size, training_step
+from synthkd.settings import OptimizerSettings, ZooModel
+from synthkd.training.learner import Learner
+from synthkd.training.memory import fitting_batch_size, restored
 from synthkd.types import ImageSpec
 
 
-def test_a_batch_that_fits_is_kept() -> None:
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+def test_a_batch_that_fits_is_kept_and_the_trial_leaves_nothing_behind(ema: float) -> None:
     spec = ImageSpec(1, 8, 8, 3)
-    student = build(ZooModel(arch="convnet", width=4), spec)
-    before = {k: v.clone() for k, v in student.state_dict().items()}
-    assert fitting_batch_size(64, training_step(student, spec, torch.device("cpu"))) == 64
-    assert all(torch.equal(v, before[k]) for k, v in student.state_dict().items())
+    settings = OptimizerSettings(kind="adam", lr=0.1, ema=ema)
+    learner = Learner("student", build(ZooModel(arch="convnet", width=4), spec), settings, 4, Accelerator(cpu=True))
+
+    def step(batch_size: int) -> torch.Tensor:
+        torch.rand(())
+        total = learner.model.train()(torch.ones(batch_size, *spec.shape)).square().sum()
+        learner.update(Loss(total, {"sum": total}), 0)
+        return total.detach()
+
+    before = {name: value.clone() for name, value in learner.module.state_dict().items()}
+    average = {name: value.clone() for name, value in learner.evaluated.state_dict().items()}
+    random = torch.get_rng_state()
+    with restored([learner]):
+        assert fitting_batch_size(64, step) == 64
+        assert not torch.equal(step(64), step(64)), "a trial trains"
+    assert all(torch.equal(value, before[name]) for name, value in learner.module.state_dict().items())
+    assert all(torch.equal(value, average[name]) for name, value in learner.evaluated.state_dict().items())
+    assert not learner.state_dict()["optimizer"]["state"], "no moments are left"
+    assert torch.equal(torch.get_rng_state(), random)
+
+
+def test_what_a_trial_changed_is_restored_when_it_fails() -> None:
+    class Part:
+        def __init__(self) -> None:
+            self.values = [1.0]
+
+        def state_dict(self) -> dict[str, list[float]]:
+            return {"values": self.values}
+
+        def load_state_dict(self, state: dict[str, list[float]]) -> None:
+            self.values = state["values"]
+
+    part = Part()
+
+    def fail() -> None:
+        part.values.append(2.0)
+        raise ValueError("a bug")
+
+    with pytest.raises(ValueError, match="a bug"), restored([part]):
+        fail()
+    assert part.values == [1.0]
 
 
 def test_a_batch_that_does_not_fit_is_reduced_until_it_does() -> None:
@@ -27,6 +68,15 @@ def test_a_batch_that_does_not_fit_is_reduced_until_it_does() -> None:
 
     assert fitting_batch_size(100, attempt) == tried[-1] <= 20
     assert tried == sorted(tried, reverse=True)
+
+
+@pytest.mark.parametrize("message", ["could not create a primitive", "std::bad_alloc"])
+def test_what_libraries_say_when_memory_runs_out_reduces_the_batch(message: str) -> None:
+    def attempt(batch_size: int) -> None:
+        if batch_size > 5:
+            raise RuntimeError(message)
+
+    assert fitting_batch_size(8, attempt) == 5
 
 
 def test_other_errors_are_not_swallowed() -> None:

@@ -46,6 +46,7 @@ class RunCost:
         images_made_now: images that the last start of `generate` sampled, rejected ones included.
         dataset_bytes: size of all files of the dataset.
         rounds: training rounds of a private generator.
+        batch_size: images of each of these steps, over all processes.
         peak_memory_bytes: largest resident memory of the process.
     """
 
@@ -55,6 +56,7 @@ class RunCost:
     images_made_now: int | None = field(default=None, metadata=OMITTED)
     dataset_bytes: int | None = field(default=None, metadata=OMITTED)
     rounds: int | None = field(default=None, metadata=OMITTED)
+    batch_size: int | None = field(default=None, metadata=OMITTED)
     peak_memory_bytes: int | None = field(default=None, metadata=OMITTED)
 
 

@@ -1,0 +1,119 @@
+"""Steps on noise before a distillation: to find terms that fail, and the batch size that fits the memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+import torch
+from accelerate import Accelerator
+
+from synthkd.data.bank import MemoryBank
+from synthkd.data.hybrid import HybridDataset
+from synthkd.data.sources import GeneratedSource, RealImages, RealSource
+from synthkd.distillation import phases
+from synthkd.distillation.control.controllers import Controllers
+from synthkd.distillation.step import DistillStep
+from synthkd.distillation.student import Student
+from synthkd.distillation.teachers import TeacherTeam
+from synthkd.errors import TrainingError
+from synthkd.pipelines.config import DistillConfig, RealSet
+from synthkd.pipelines.student.transfer_set import is_private
+from synthkd.rng import Rows, stream
+from synthkd.schedules import DifficultyScheduler, value_at
+from synthkd.settings import BankSettings, Joint
+from synthkd.types import ImageSpec, Stateful, TrainableGenerator, balanced_labels, to_uint8
+
+
+def noise_dataset(
+    config: DistillConfig, spec: ImageSpec, team: TeacherTeam | None, device: torch.device, count: int
+) -> HybridDataset:
+    """Batches of `count` images of random noise, labelled and with the fields that the batches of the run will have.
+
+    Args:
+        config: of the run.
+        spec: images and classes.
+        team: the teachers, or None.
+        device: of the batches.
+        count: images of a batch.
+    """
+    rng = stream(config.seed, "rehearsal")
+    images, logits = torch.rand(count, *spec.shape, generator=rng), torch.randn(count, spec.classes, generator=rng)
+    labels = balanced_labels(count, 0, spec.classes)
+    bank = MemoryBank(spec, BankSettings(capacity=count), config.seed)
+    bank.add(images, labels, logits)
+    labeller = team if config.logits == "stored" else None
+    real = RealSource(RealImages(to_uint8(images), labels), config.seed, labeller, device)
+    sources = [real if isinstance(settings, RealSet) else GeneratedSource(bank) for settings in config.sources]
+    shares = [settings.share for settings in config.sources]
+    total = phases.student_steps(config.phases)
+    return HybridDataset(sources, shares, config.labelled_mix, count, total, team, lambda: 0.0, config.seed, device)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A step of the run on noise, beside everything that the run holds in memory.
+
+    Attributes:
+        config: of the run.
+        spec: images and classes.
+        accelerator: device and precision.
+        students: the student, then its peers.
+        team: the teachers, or None.
+        controllers: say which student teaches.
+        bank: the memory bank, allocated, or None.
+        generator: of the run, or None.
+    """
+
+    config: DistillConfig
+    spec: ImageSpec
+    accelerator: Accelerator
+    students: Sequence[Student]
+    team: TeacherTeam | None
+    controllers: Controllers
+    bank: MemoryBank | None
+    generator: TrainableGenerator | None
+
+    @property
+    def parts(self) -> list[Stateful]:
+        """What a trial changes."""
+        return [*self.students, *(part for part in (self.bank, self.generator) if part is not None)]
+
+    def __call__(self, count: int) -> None:
+        """Take two steps of the students on `count` images, with a round of the generator between them.
+
+        The first step makes the moments of the students' optimizers, the round those of the generator's, and the last
+        step needs its memory beside all of them.
+
+        Args:
+            count: images of a batch.
+        """
+        dataset = noise_dataset(self.config, self.spec, self.team, self.accelerator.device, count)
+        if self.bank is not None:  # negatives of a contrastive term are drawn from it
+            noise = dataset.draw(0)
+            first = slice(self.bank.settings.capacity)
+            logits = torch.zeros(len(noise), self.spec.classes)
+            self.bank.add(noise.images[first], noise.labels[first].clamp(min=0), logits[first])
+        learn = DistillStep(self.students, dataset, self.accelerator, None, lambda: self.controllers.teaching)
+        # Halfway through the run, since the weight of a term, or a share, may be 0 at either end.
+        middle = phases.student_steps(self.config.phases) // 2
+        # A loss that is not finite on noise after such steps says nothing about the run.
+        with suppress(TrainingError):
+            learn(middle)
+            self._generate(count, middle)
+            learn(middle)
+
+    def _generate(self, count: int, step: int) -> None:
+        """One round of the generator, and the fresh samples of a batch."""
+        config, settings, generator = self.config, self.config.generated, self.generator
+        # A round of a private generator would be charged to its budget.
+        if settings is None or generator is None or is_private(config):
+            return
+        difficulty = DifficultyScheduler(settings.difficulty).value
+        if phases.generator_rounds(config.phases):
+            beside = any(isinstance(phase, Joint) for phase in config.phases)
+            generator.round(0, difficulty, self.students[0].learner.synchronise() if beside else None)
+        fresh = round(value_at(settings.live, step, phases.student_steps(config.phases)) * count)
+        if fresh:
+            generator.sample(balanced_labels(fresh, 0, self.spec.classes), difficulty, Rows(config.seed, "trial", 0))
