@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 SHELLS = {"sh", "bash", "shell", "console"}
-PICTURES = ("The student ", "teacher ──►", "synthkd/  ")
+PICTURES = ("The student ", "teacher ──►", "few real images ──►", "synthkd/  ")
 """How fenced blocks begin that show output or a drawing; any other block without a language is one of commands."""
 TO_COME: set[str] = set()
 """Verbs that are announced and do not exist yet."""
@@ -158,7 +158,7 @@ def contents(folder: Path) -> list[Path]:
 
 def targets() -> set[str]:
     """What `make` can be asked for."""
-    return set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    return set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
 
 
 def run(words: Sequence[str]) -> int | str | None:
