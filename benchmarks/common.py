@@ -164,6 +164,17 @@ def compared(scores: Mapping[int, float], *others: Mapping[int, float]) -> list[
     return texts
 
 
+def relative_times(seconds: Sequence[float], plain: Sequence[float]) -> Row:
+    """Median milliseconds of an arm, and median and quartiles of its ratio to the plain arm, round by round."""
+    ratios = [one / other for one, other in zip(seconds, plain, strict=True)]
+    quartiles = statistics.quantiles(ratios, n=4)
+    return {
+        "ms": 1000 * statistics.median(seconds),
+        "ratio": statistics.median(ratios),
+        "quartiles": [quartiles[0], quartiles[2]],
+    }
+
+
 # Figures
 
 

@@ -9,7 +9,6 @@ neighbouring steps in one round, over float32 without clipping; the results go t
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Sequence
 from typing import Literal
@@ -63,17 +62,13 @@ def costs(name: str, rounds: int, until: float) -> list[Row]:
     plain = times[PLAIN][WARM_UP:]
     rows = []
     for (precision, clips), seconds in times.items():
-        ratios = [one / other for one, other in zip(seconds[WARM_UP:], plain, strict=True)]
-        quartiles = statistics.quantiles(ratios, n=4)
         rows.append(
             {
                 "pair": name,
                 "precision": "fp32" if precision == "no" else precision,
                 "clip": clips,
-                "steps": len(ratios),
-                "ms": 1000 * statistics.median(seconds[WARM_UP:]),
-                "ratio": statistics.median(ratios),
-                "quartiles": [quartiles[0], quartiles[2]],
+                "steps": len(plain),
+                **common.relative_times(seconds[WARM_UP:], plain),
             }
         )
     return rows

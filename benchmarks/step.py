@@ -10,7 +10,6 @@ neighbouring steps in one round; the results go to benchmarks/results/step.json.
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Sequence
 
@@ -88,20 +87,10 @@ def costs(name: str, rounds: int) -> list[Row]:
             step(number)
             times[arm].append(time.perf_counter() - started)
     plain = times["plain KD"][WARM_UP:]
-    rows = []
-    for arm, seconds in times.items():
-        ratios = [one / other for one, other in zip(seconds[WARM_UP:], plain, strict=True)]
-        quartiles = statistics.quantiles(ratios, n=4)
-        rows.append(
-            {
-                "pair": name,
-                "terms": arm,
-                "ms": 1000 * statistics.median(seconds[WARM_UP:]),
-                "ratio": statistics.median(ratios),
-                "quartiles": [quartiles[0], quartiles[2]],
-            }
-        )
-    return rows
+    return [
+        {"pair": name, "terms": arm, **common.relative_times(seconds[WARM_UP:], plain)}
+        for arm, seconds in times.items()
+    ]
 
 
 def tables(content: Row) -> str:

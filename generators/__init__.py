@@ -6,9 +6,9 @@ not wait for torch, nor the generators for diffusers.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from synthkd.imports import own
+from synthkd.imports import on_first_use
 
 if __name__ != "synthkd.generators":
     raise ImportError("import synthkd.generators")
@@ -77,8 +77,4 @@ _MODULES = {
     "save_generator": "files",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name in _MODULES:
-        return own(f"{__name__}.{_MODULES[name]}:{name}")
-    raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+__getattr__ = on_first_use(__name__, _MODULES)

@@ -25,23 +25,17 @@ from accelerate import Accelerator
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
-from synthkd.errors import ConfigError, TrainingError
+from synthkd.errors import ConfigError, ModelError, TrainingError
 from synthkd.generators.local import local_accelerator
 from synthkd.generators.settings import ALONE, InversionSettings
-from synthkd.generators.teacher_student import (
-    STUDENT_TERMS,
-    TEACHER_TERMS,
-    JointOutputs,
-    joint_forward,
-    require_statistics,
-)
+from synthkd.generators.teacher_student import STUDENT_TERMS, TEACHER_TERMS, JointOutputs, joint_forward
 from synthkd.losses.objective import Objective
 from synthkd.models.classifier import as_classifier
 from synthkd.models.contract import finite_logits
 from synthkd.models.size import in_proportion
 from synthkd.models.weights import WEIGHTS, finite_state, load_strictly, read_weights, save_weights
 from synthkd.rng import Rows, derive
-from synthkd.taps import evaluating, frozen
+from synthkd.taps import evaluating, frozen, has_statistics
 from synthkd.training.learner import require_finite
 from synthkd.types import BatchNormStatistics, ImageSpec, Round, balanced_labels
 
@@ -149,8 +143,11 @@ class Inversion:
         self._teacher = teacher
         self._seed = seed
         self._device = accelerator.device
-        if settings.batch_norm > 0:
-            require_statistics(teacher)
+        if settings.batch_norm > 0 and not any(has_statistics(module) for module in teacher.modules()):
+            raise ModelError(
+                "the teacher has no BatchNorm statistics, which the generator's batch_norm matches: set the "
+                "generator's kind to pixels, or its batch_norm to 0 and rely on the other terms"
+            )
         # Initial weights are a function of the seed, and torch's global generator stays as it was.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive(seed, "generator/init"))

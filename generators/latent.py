@@ -58,6 +58,9 @@ class AveragedNetwork:
         self._network = network
         self._latent = latent
         self._average = WeightAverage(network, decay)
+        # Those of spectral normalisation must have length 1, which an average of unit vectors has not.
+        buffers = self._average.module.named_buffers()
+        self._singular_vectors = [buffer for name, buffer in buffers if name.endswith(("._u", "._v"))]
         self._optimizer = torch.optim.Adam(network.parameters(), lr, betas)
 
     def update(self, loss: Loss, index: int) -> None:
@@ -69,10 +72,8 @@ class AveragedNetwork:
         # The average comes last, so that it includes the weights of this step.
         descend(loss, self._optimizer, index)
         self._average.update(self._network)
-        for name, buffer in self._average.module.named_buffers():
-            # The singular vectors of spectral normalisation must have length 1, which an average of them has not.
-            if name.endswith(("._u", "._v")):
-                F.normalize(buffer, dim=0, out=buffer)
+        for vector in self._singular_vectors:
+            F.normalize(vector, dim=0, out=vector)
 
     @torch.no_grad()
     def sample(self, labels: Tensor, length: float, rng: Rows) -> Tensor:

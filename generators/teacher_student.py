@@ -14,14 +14,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from synthkd.errors import ConfigError, ModelError, TrainingError
+from synthkd.errors import ConfigError, TrainingError
 from synthkd.losses import inversion as losses
 from synthkd.losses.logits import kl_divergence
 from synthkd.losses.relations import semantic_consistency
 from synthkd.models.classifier import Classifier
 from synthkd.models.contract import finite_logits
 from synthkd.models.layout import head
-from synthkd.taps import INPUT, Taps, evaluating, frozen, has_statistics
+from synthkd.taps import INPUT, Taps, evaluating, frozen
 from synthkd.types import Outputs
 
 PENULTIMATE = "penultimate"
@@ -139,19 +139,6 @@ def joint_forward(
             return JointOutputs(of_teacher, of_student[0] if of_student else None, labels, difficulty)
 
         yield forward
-
-
-def require_statistics(teacher: Classifier) -> None:
-    """Refuse a teacher without BatchNorm statistics for a term that matches them.
-
-    Raises:
-        ModelError: with the remedy.
-    """
-    if not any(has_statistics(module) for module in teacher.modules()):
-        raise ModelError(
-            "the teacher has no BatchNorm statistics, which the generator's batch_norm matches: set the generator's "
-            "kind to pixels, or its batch_norm to 0 and rely on the other terms"
-        )
 
 
 @torch.no_grad()

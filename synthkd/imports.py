@@ -143,6 +143,22 @@ def own(target: str) -> Any:
     return getattr(importlib.import_module(module), name)
 
 
+def on_first_use(package: str, modules: Mapping[str, str]) -> Callable[[str], object]:
+    """The `__getattr__` of a package whose public names are imported on first use.
+
+    Args:
+        package: its dotted name.
+        modules: public name -> the module of the package that has it.
+    """
+
+    def get(name: str) -> object:
+        if name in modules:
+            return own(f"{package}.{modules[name]}:{name}")
+        raise AttributeError(f"module '{package}' has no attribute '{name}'")
+
+    return get
+
+
 def _require_allowed(target: str, where: str, source: Path | None, options: Mapping[str, object]) -> None:
     """Raise `ModelError` unless the name may become code; nothing else decides this."""
     allowed = _ALLOWED.get()

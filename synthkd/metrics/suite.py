@@ -48,12 +48,7 @@ def measure(
     Raises:
         DataError: fewer than four images on a side, or features of different extractors.
     """
-    # Features of different networks would give numbers that look right, so this is checked first.
-    for other in (real, train, holdout):
-        if other is not None:
-            generated.features.check_comparable(other.features)
-    if min(len(generated), len(real)) < FEWEST:
-        raise DataError(f"{generated.name} and {real.name}: scores need at least {FEWEST} images on each side")
+    _require_comparable(generated, real, train, holdout)
     classes = scores.per_class(generated, real)
     every = (
         scores.distance(generated, real),
@@ -85,9 +80,7 @@ def quick_scores(generated: ScoredSet, real: ScoredSet | None, options: SuiteOpt
     alone = (scores.inception(generated, options), scores.label_fidelity(generated))
     if real is None:
         return alone
-    generated.features.check_comparable(real.features)
-    if min(len(generated), len(real)) < FEWEST:
-        raise DataError(f"{generated.name} and {real.name}: scores need at least {FEWEST} images on each side")
+    _require_comparable(generated, real)
     return (
         scores.distance(generated, real),
         scores.kernel_distance(generated, real, options),
@@ -96,3 +89,13 @@ def quick_scores(generated: ScoredSet, real: ScoredSet | None, options: SuiteOpt
         scores.semantics(generated, real),
         scores.collapse(generated, real, options),
     )
+
+
+def _require_comparable(generated: ScoredSet, real: ScoredSet, *others: ScoredSet | None) -> None:
+    """Raise `DataError` for features of different extractors, or fewer than `FEWEST` images on a side."""
+    # Features of different networks would give numbers that look right, so this is checked first.
+    for other in (real, *others):
+        if other is not None:
+            generated.features.check_comparable(other.features)
+    if min(len(generated), len(real)) < FEWEST:
+        raise DataError(f"{generated.name} and {real.name}: scores need at least {FEWEST} images on each side")

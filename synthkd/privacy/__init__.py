@@ -9,9 +9,9 @@ for torch.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from synthkd.imports import own
+from synthkd.imports import on_first_use
 
 if TYPE_CHECKING:
     from synthkd.privacy.accounting import Epsilon, check_delta, epsilon
@@ -118,8 +118,4 @@ _MODULES = {
     "tpr_ratio": "ratio",
 }
 
-
-def __getattr__(name: str) -> Any:
-    if name in _MODULES:
-        return own(f"{__name__}.{_MODULES[name]}:{name}")
-    raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+__getattr__ = on_first_use(__name__, _MODULES)
