@@ -68,7 +68,8 @@ def test_a_network_comes_back_trained_and_the_callers_stay_as_they_are(tmp_path:
     assert not torch.equal(body[0].weight, student[0].weight), "it starts from the weights that it has, and learns"
     student.load_state_dict(body.state_dict())
     images = torch.rand(3, *SPEC.shape)
-    assert torch.equal(student.eval()(images), result.student(images))
+    # Not bit for bit: the result is in channels_last, and a convolution may sum in another order there.
+    assert torch.allclose(student.eval()(images), result.student(images), atol=1e-6)
     assert "Sequential" in (tmp_path / "run/config.yaml").read_text()
 
 
