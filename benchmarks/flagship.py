@@ -2,13 +2,16 @@
 
     python -m benchmarks.flagship [--data digits] [--arms "real KD" cgan] [--seeds 5] [--threads 2]
     python -m benchmarks.flagship --data fashion_mnist --root FOLDER --per-class 10 50 [--seeds 3]
+    python -m benchmarks.flagship --data cifar10 --root FOLDER --per-class 50 [--seeds 3]
 
 Run it alone on the machine. The recipes are `hybrid_cgan_*` and `hybrid_diffusion_*` of configs/. Their teachers are
 trained on the first half of the training images; generators and students learn from a few images of the second half, so
 no arm has an image that the teacher has seen. All arms have the same student from random weights, as many steps of it,
 and the same test images. `real KD` has the few real images and nothing else; `real KD, mixed` also shifts and mixes
 them as the hybrids do, since a mixture that the teacher labels is a synthetic image too. `inversion` takes its images
-from the teacher alone. An arm with a minus sign lacks one system of the recipe. Accuracy is that of the last weights;
+from the teacher alone. An arm with a minus sign lacks one system of the recipe. `plain GAN` lacks all that the recipe
+adds to the hinge loss: spectral normalisation, R1, augmentation, difficulty, the terms of teacher and student.
+`generated alone` shows the student no real image, while the generator learns from them. Accuracy is that of the last weights;
 differences are paired by seed, with a 95 % t-interval. Finished cells are kept in benchmarks/runs/flagship; the table
 goes to benchmarks/results/flagship.json.
 """
@@ -29,7 +32,7 @@ from synthkd.pipelines import distill, teach
 from synthkd.pipelines.config import DistillConfig, TeachConfig
 
 RUNS = common.RUNS / "flagship"
-DATA = ("digits", "fashion_mnist")
+DATA = ("digits", "fashion_mnist", "cifar10")
 ALONE, MIXED = "real KD", "real KD, mixed"
 COLUMNS = (
     "data | real images per class | arm | seeds | accuracy, %, mean (standard deviation) | over real KD, points | "
@@ -76,6 +79,18 @@ def _without(**changes: object) -> Callable[[Row], None]:
     return lambda recipe: _generator(recipe).update(changes)
 
 
+def _plain_gan(recipe: Row) -> None:
+    """Leave out everything that the recipe adds to the hinge loss."""
+    settings = {"spectral_norm": False, "r1": 0.0, "augment": 0.0, "curriculum": False}
+    _generator(recipe).update(settings, distillation=0.0, semantic=0.0)
+
+
+def _generated_alone(recipe: Row) -> None:
+    """Show the student generated images alone; the generator learns from the real ones."""
+    generated, real = recipe["transfer_set"]
+    recipe["transfer_set"] = generated | {"data": real["data"]}
+
+
 def _no_difficulty(recipe: Row) -> None:
     """Keep the difficulty where it starts."""
     difficulty = recipe["transfer_set"][0].setdefault("difficulty", {})
@@ -100,6 +115,8 @@ ARMS: dict[str, tuple[str, Callable[[Row], None]]] = {
     "inversion": ("cgan", _inversion),
     "cgan": ("cgan", _plain),
     "diffusion": ("diffusion", _plain),
+    "plain GAN": ("cgan", _plain_gan),
+    "generated alone": ("cgan", _generated_alone),
     "cgan - spectral norm": ("cgan", _without(spectral_norm=False, r1=0.3)),
     "cgan - adversarial distillation": ("cgan", _without(distillation=0.0)),
     "cgan - semantic term": ("cgan", _without(semantic=0.0)),

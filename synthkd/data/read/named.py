@@ -1,7 +1,8 @@
 """Datasets by name: scikit-learn's digits, and MNIST, Fashion-MNIST and CIFAR in torchvision's files.
 
 Only with `download: true` does torchvision fetch files. The idx files of the MNIST family are read and checked here,
-gzipped or not, so the folder of Debian's package dataset-fashion-mnist can be used directly.
+gzipped or not, so the folder of Debian's package dataset-fashion-mnist can be used directly. CIFAR-10 may also be in
+its binary version, which needs no pickle.
 """
 
 from __future__ import annotations
@@ -23,12 +24,17 @@ from synthkd.data.read.splits import Source
 from synthkd.errors import DataError
 from synthkd.settings import NamedData
 
+CIFAR10_BINARY = "cifar-10-batches-bin"
+"""Folder of CIFAR-10's binary version."""
 LARGEST_IDX = 1 << 30
 """Most bytes of an idx file, unpacked; the largest of this family, EMNIST's, has 550 MB."""
 
 _DIGIT_NAMES = tuple("0123456789")
 _FASHION_NAMES = (
     "T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot",
+)  # fmt: skip
+_CIFAR10_NAMES = (
+    "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
 )  # fmt: skip
 _IDX_FILES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 _TORCHVISION = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST", "cifar10": "CIFAR10", "cifar100": "CIFAR100"}
@@ -38,6 +44,9 @@ _FOLDERS = {
     "cifar10": "cifar-10-batches-py",
     "cifar100": "cifar-100-python",
 }
+_BINARY_BATCHES = (*(f"data_batch_{number}.bin" for number in range(1, 6)), "test_batch.bin")
+_BINARY_IMAGES = 10_000
+_BINARY_RECORD = 1 + 3 * 32 * 32  # a label, then the red, green and blue values
 
 
 def read_digits() -> Source:
@@ -132,17 +141,41 @@ def read_idx(path: Path) -> Tensor:
 
 
 def _cifar(kind: str, root: Path) -> Source | None:
-    """CIFAR by torchvision, which verifies the checksums of the files before it unpickles them; None if that fails."""
+    """CIFAR by torchvision, which verifies the checksums of the files before it unpickles them; None if that fails.
+
+    Without those files, CIFAR-10 from its binary version.
+    """
     from torchvision import datasets
 
     dataset = getattr(datasets, _TORCHVISION[kind])
     try:
         train, test = dataset(root, train=True), dataset(root, train=False)
     except (RuntimeError, OSError):  # torchvision's RuntimeError: files are missing or fail their checksum
-        return None
+        return _cifar10_binary(root / CIFAR10_BINARY) if kind == "cifar10" else None
     images = torch.from_numpy(np.concatenate([train.data, test.data])).permute(0, 3, 1, 2).contiguous()
     labels = torch.tensor([*train.targets, *test.targets], dtype=torch.int64)
     return Source(images, labels, tuple(train.classes), len(train.data))
+
+
+def _cifar10_binary(folder: Path) -> Source | None:
+    """CIFAR-10 from its binary version, in the order of the other; None without the folder."""
+    if not folder.is_dir():
+        return None
+    records = []
+    for path in (folder / name for name in _BINARY_BATCHES):
+        try:
+            data = np.fromfile(path, dtype=np.uint8)
+        except OSError as error:
+            raise DataError(f"{path}: unreadable ({error.strerror}); put the six batches there again") from error
+        if len(data) != _BINARY_IMAGES * _BINARY_RECORD or (data[::_BINARY_RECORD] > 9).any():
+            raise DataError(
+                f"{path}: not {_BINARY_IMAGES:,} images of CIFAR-10's binary version, it has {len(data):,} bytes; put "
+                "the six batches there again"
+            )
+        records.append(data.reshape(_BINARY_IMAGES, _BINARY_RECORD))
+    content = torch.from_numpy(np.concatenate(records))
+    images = content[:, 1:].reshape(-1, 3, 32, 32).contiguous()
+    return Source(images, content[:, 0].long(), _CIFAR10_NAMES, len(images) - _BINARY_IMAGES)
 
 
 def _download(kind: str, root: Path) -> None:

@@ -14,6 +14,7 @@ import pytest
 import torch
 from torchvision import datasets
 
+from synthkd.data.read import named as named_module
 from synthkd.data.read.named import read_idx
 from synthkd.data.read.real import load_splits
 from synthkd.errors import DataError
@@ -218,3 +219,44 @@ def test_a_cifar_download_unpacks_into_its_place(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(datasets.cifar, "download_and_extract_archive", fetch)
     assert len(load_splits(named("cifar10", tmp_path, download=True)).test) == 10
     assert [path.name for path in tmp_path.iterdir()] == ["cifar-10-batches-py"]
+
+
+def binary_files(count: int) -> dict[str, bytes]:
+    """CIFAR-10's binary version with so many images in each of its six files."""
+    rng = np.random.default_rng(1)
+    files = {}
+    for name in (*(f"data_batch_{number}.bin" for number in range(1, 6)), "test_batch.bin"):
+        records = rng.integers(0, 256, (count, 3073), dtype=np.uint8)
+        records[:, 0] = np.arange(count) % 10
+        files[name] = records.tobytes()
+    return files
+
+
+def test_cifar10_is_read_from_its_binary_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(named_module, "_BINARY_IMAGES", 20)
+    files = binary_files(20)
+    store(tmp_path / "cifar-10-batches-bin", files)
+    splits = load_splits(named("cifar10", tmp_path, holdout=0.0))
+    assert splits.train.spec == ImageSpec(3, 32, 32, 10)
+    assert list(splits.train.class_names) == "airplane automobile bird cat deer dog frog horse ship truck".split()
+    assert [len(part) for part in (splits.train, splits.holdout, splits.test)] == [100, 0, 20]
+    records = np.frombuffer(files["test_batch.bin"], np.uint8).reshape(20, 3073)
+    assert np.array_equal(splits.test.images.numpy(), records[:, 1:].reshape(20, 3, 32, 32))
+    assert splits.test.labels.tolist() == records[:, 0].tolist()
+
+
+@pytest.mark.parametrize("content", [None, b"", b"\x00" * (20 * 3073 - 1), b"\x0a" * (20 * 3073)])
+def test_a_broken_binary_batch_is_refused_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes | None
+) -> None:
+    monkeypatch.setattr(named_module, "_BINARY_IMAGES", 20)
+    folder = tmp_path / "cifar-10-batches-bin"
+    store(folder, binary_files(20))
+    path = folder / "data_batch_3.bin"
+    if content is None:
+        path.unlink()
+    else:
+        path.write_bytes(content)
+    with pytest.raises(DataError, match=r"put the six batches there again$") as caught:
+        load_splits(named("cifar10", tmp_path))
+    assert str(caught.value).startswith(f"{path}: ")
