@@ -26,6 +26,7 @@ from synthkd.models import Classifier, TeacherContract, inherit, is_fresh, probe
 from synthkd.pipelines.config import DistillConfig
 from synthkd.pipelines.run.batch_size import BatchSize, choose_batch_size
 from synthkd.pipelines.run.images import keep_data
+from synthkd.pipelines.scores.running import RunningScores, build_scores
 from synthkd.pipelines.student.networks import (
     Subject,
     build_controllers,
@@ -36,7 +37,6 @@ from synthkd.pipelines.student.networks import (
     teacher_name,
     untrained_student,
 )
-from synthkd.pipelines.student.scoring import RunningScores, build_scores
 from synthkd.pipelines.student.transfer_set import (
     Images,
     TransferSet,

@@ -15,7 +15,7 @@ from synthkd.models.zoo import build
 from synthkd.pipelines import distill, evaluate
 from synthkd.pipelines.config import DistillConfig, EvaluateConfig
 from synthkd.pipelines.run.result import Result
-from synthkd.pipelines.student.scoring import build_scores
+from synthkd.pipelines.scores.running import build_scores
 from synthkd.reports.results import DistillResult
 from synthkd.settings import DigitsData, ScoreSettings, TeacherExtractor, ZooModel
 from synthkd.settings.load import load_config
