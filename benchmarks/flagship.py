@@ -11,9 +11,9 @@ and the same test images. `real KD` has the few real images and nothing else; `r
 them as the hybrids do, since a mixture that the teacher labels is a synthetic image too. `inversion` takes its images
 from the teacher alone. An arm with a minus sign lacks one system of the recipe. `plain GAN` lacks all that the recipe
 adds to the hinge loss: spectral normalisation, R1, augmentation, difficulty, the terms of teacher and student.
-`generated alone` shows the student no real image, while the generator learns from them. Accuracy is that of the last weights;
-differences are paired by seed, with a 95 % t-interval. Finished cells are kept in benchmarks/runs/flagship; the table
-goes to benchmarks/results/flagship.json.
+`generated alone` shows the student no real image, while the generator learns from them. Accuracy is that of the last
+weights; differences are paired by seed, with a 95 % t-interval. Finished cells are kept in benchmarks/runs/flagship;
+the table goes to benchmarks/results/flagship.json.
 """
 
 from __future__ import annotations
@@ -154,12 +154,17 @@ def place(key: Key) -> Path:
     return RUNS / f"{key.data}-{key.per_class}" / f"{name}-seed{key.seed}"
 
 
+def teacher_of(data: str) -> Path:
+    """The run directory of the teacher that all cells of a dataset share."""
+    return RUNS / f"teacher-{data}"
+
+
 def cell(key: Key, root: str | None, threads: int) -> Row:
     """Run a cell, or read it where it is finished."""
     if not common.is_finished(place(key)):
         recipe = recipe_of(key, root) | {"threads": threads}
         settings = {name: value for name, value in recipe["teacher"].items() if name != "kind"}
-        taught = RUNS / f"teacher-{key.data}"
+        taught = teacher_of(key.data)
         common.run(teach, TeachConfig, settings | {"threads": threads}, taught)
         recipe["teacher"] = {"kind": "load", "model": str(taught)}
         common.run(distill, DistillConfig, recipe, place(key))
