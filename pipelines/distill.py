@@ -18,11 +18,12 @@ from synthkd.models import Classifier, load, save
 from synthkd.models.weights import finite_state
 from synthkd.pipelines.config import DistillConfig
 from synthkd.pipelines.run.device import make_accelerator
+from synthkd.pipelines.run.images import require_fit
 from synthkd.pipelines.run.job import Job, open_job
 from synthkd.pipelines.run.live import LivePage
 from synthkd.pipelines.run.result import Plan, Result
 from synthkd.pipelines.run.trust import trusted_by, trusting
-from synthkd.pipelines.student.assembly import Assembly, assemble, require_fit
+from synthkd.pipelines.student.assembly import Assembly, assemble
 from synthkd.pipelines.student.given import Given, GivenNetworks, from_memory
 from synthkd.pipelines.student.networks import finished
 from synthkd.pipelines.student.results import measured
@@ -102,7 +103,7 @@ def distill(
 def _distill(config: DistillConfig, *, networks: GivenNetworks, dry_run: bool) -> Distilled | Plan:
     if dry_run:
         assembly = assemble(config, _untrained(config, networks), make_accelerator(config), None, networks.student)
-        require_fit("test", _test(config), assembly.subject)
+        require_fit("test", _test(config), assembly.subject.spec, assembly.subject.class_names)
         return Plan(plan(config, assembly))
     with open_job("distill", config) as job:
         if isinstance(job.finished, DistillResult):
@@ -113,7 +114,7 @@ def _distill(config: DistillConfig, *, networks: GivenNetworks, dry_run: bool) -
         ready = _teachers(config, job, networks)
         models = [teacher.model for teacher in ready]
         assembly = assemble(config, models, job.accelerator, job.directory, networks.student)
-        require_fit("test", test, assembly.subject)
+        require_fit("test", test, assembly.subject.spec, assembly.subject.class_names)
         progress = _train(config, job, assembly, test)
         student = _finished_student(config, job, assembly)
         _keep_images(config, job, assembly)

@@ -31,6 +31,7 @@ from synthkd.models.weights import serialised
 from synthkd.pipelines.config import GenerateConfig
 from synthkd.pipelines.dataset.request import Request, plan_layout, read_request, real_images_used, trained_as
 from synthkd.pipelines.dataset.sampling import ChunkSampler, Sampling
+from synthkd.pipelines.dataset.scoring import score_action
 from synthkd.pipelines.dataset.statistics import DatasetStatistics
 from synthkd.pipelines.run.device import make_accelerator
 from synthkd.pipelines.run.directory import REPORT
@@ -40,6 +41,7 @@ from synthkd.pipelines.run.images import keep_data
 from synthkd.pipelines.run.job import Job, generator_bytes, open_job, training_bytes
 from synthkd.pipelines.run.result import Plan, Result
 from synthkd.pipelines.run.trust import trusting
+from synthkd.pipelines.scores.running import RunningScores, build_scores, scores_in_words
 from synthkd.pipelines.student.teachers import is_taught, ready_teacher, untrained_teacher
 from synthkd.reports.grids import save_grid
 from synthkd.reports.results import (
@@ -118,6 +120,7 @@ class DatasetPlan:
         generator: makes them.
         counts: images of each class.
         layout: of the files.
+        scores: measures the generator while it is trained, or None.
     """
 
     config: GenerateConfig
@@ -126,6 +129,7 @@ class DatasetPlan:
     generator: TrainableGenerator
     counts: Sequence[int]
     layout: Layout
+    scores: RunningScores | None
 
     @property
     def compared(self) -> Tensor | None:
@@ -173,7 +177,11 @@ def _work(
 ) -> DatasetPlan:
     counts, layout = plan_layout(config, request, teacher)
     generator = build_generator(request.generator, teacher, config.seed, accelerator, request.real, run)
-    return DatasetPlan(config, request, teacher, generator, counts, layout)
+    scores = None
+    if config.score is not None:
+        device = accelerator.device
+        scores = build_scores(config.score, teacher, request.generator, request.real, device, config.seed)
+    return DatasetPlan(config, request, teacher, generator, counts, layout, scores)
 
 
 def _make(work: DatasetPlan, job: Job, teacher_seconds: float) -> GenerateResult:
@@ -181,7 +189,9 @@ def _make(work: DatasetPlan, job: Job, teacher_seconds: float) -> GenerateResult
     config, spec = work.config, work.teacher.spec
     # First: it changes the memory layout of the teacher, and so the last bits of its gradients.
     frozen = FrozenTeacher(work.teacher, job.accelerator)
-    progress = fit_generator(job, work.generator, config.rounds, config.difficulty)
+    scores = work.scores
+    watching = [] if scores is None else [score_action(scores, work.generator, config.difficulty, config.seed)]
+    progress = fit_generator(job, work.generator, config.rounds, config.difficulty, watching)
     real_images = real_images_used(work.request)
     if job.accelerator.is_main_process and config.rounds:
         names, folder = work.layout.class_names, job.directory / INSIDE_A_RUN
@@ -194,6 +204,7 @@ def _make(work: DatasetPlan, job: Job, teacher_seconds: float) -> GenerateResult
     job.accelerator.wait_for_everyone()  # the other processes measure what the main one has written
     seconds = {
         "generator": round(progress.seconds, 3),
+        **({} if scores is None else {"evaluate": round(progress.evaluation_seconds, 3)}),
         "sample": round(sampled - began, 3),
         "write": round(time.perf_counter() - sampled, 3),
         "teacher": round(teacher_seconds, 3),
@@ -204,6 +215,7 @@ def _make(work: DatasetPlan, job: Job, teacher_seconds: float) -> GenerateResult
         real_images_used=real_images,
         cost=RunCost(seconds, images_made_now=sampling.made, dataset_bytes=written),
         seconds=round(sum(seconds.values()), 3),
+        scores=None if scores is None else scores.result(job.monitor.rows()),
     )
 
 
@@ -315,5 +327,7 @@ def _summary(job: Job, content: GenerateResult, already: bool = False) -> tuple[
     if scores.rejected:
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in scores.rejected.items())
         lines.append(f"         left out by filters, of {scores.tried:,} tried: {reasons}")
+    if content.scores is not None:
+        lines.append(f"scores:  {scores_in_words(content.scores)}")
     lines.append(f"real images the generator was trained on: {'unknown' if real_images is None else real_images}")
     return (*lines, f"report:  {job.directory / REPORT}", f"dataset: {job.directory / FOLDER}")

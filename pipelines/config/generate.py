@@ -14,6 +14,7 @@ from synthkd.settings import (
     Fraction,
     Images,
     PerClass,
+    ScoreSettings,
     Settings,
     TeacherSettings,
     Threads,
@@ -60,6 +61,8 @@ class GenerateConfig(TrainingConfig):
     batch_size: Batch = 512
     """Images between two writes to disk, in steps of 32; it only changes how much a kill loses."""
     filters: FilterSettings = FilterSettings()
+    score: ScoreSettings | None = None
+    """Score fresh images of the generator while it is trained; None: only at the end, by `synthkd evaluate`."""
 
     @model_validator(mode="after")
     def _consistent(self) -> GenerateConfig:
@@ -67,6 +70,11 @@ class GenerateConfig(TrainingConfig):
             raise ValueError("there is nothing to label the images: set teacher, or a run that has one")
         if self.run is not None and self.rounds:
             raise ValueError("the generator of a run is sampled as it is: leave rounds out, or run")
+        if self.score is not None and not self.rounds:
+            raise ValueError(
+                "score follows a generator while it is trained, and with rounds 0 none is: set rounds, or leave score "
+                "out and score the finished dataset by synthkd evaluate"
+            )
         require_terms(self.generator, "rounds" if self.rounds else "")
         if self.filters.copies is not None and isinstance(self.generator, MerfSettings):
             raise ValueError("filters.copies compares with every private image without noise: leave it out")

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from synthkd.pipelines.run.job import Job
 from synthkd.training.loop import Action, Progress, Stage, Values
 from synthkd.types import TrainableGenerator
 
 
-def fit_generator(job: Job, generator: TrainableGenerator, rounds: int, difficulty: float) -> Progress:
+def fit_generator(
+    job: Job, generator: TrainableGenerator, rounds: int, difficulty: float, watching: Sequence[Action] = ()
+) -> Progress:
     """Train a generator without a student, resumable, and return what that took.
 
     Args:
@@ -15,6 +19,7 @@ def fit_generator(job: Job, generator: TrainableGenerator, rounds: int, difficul
         generator: trained by its `fit(step, difficulty)` if it has one, else by rounds whose images are dropped.
         rounds: number of steps; with 0 nothing runs and nothing is logged.
         difficulty: in [0, 1].
+        watching: further actions after a round, which leave the generator as it is.
     """
     if not rounds:
         return Progress(0, None, 0.0, 0.0)
@@ -24,6 +29,6 @@ def fit_generator(job: Job, generator: TrainableGenerator, rounds: int, difficul
         values: Values = generator.round(step, difficulty).terms if fit is None else fit(step, difficulty)
         return values
 
-    stage = Stage("fit", rounds, [Action("train", train)])
+    stage = Stage("fit", rounds, [Action("train", train), *watching])
     title = f"generator of {job.config.name}"
     return job.train({"generator": generator}, [stage], title, headline=("generator/loss",))

@@ -1,4 +1,4 @@
-"""The identity of the real images of a run: a run goes on with the images that it began with."""
+"""The real images of a run: a run goes on with the images that it began with, and they are those of its teacher."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from synthkd.pipelines.run.directory import CONFIG, has_work
 from synthkd.privacy.journal import PRIVATE, Identity, Journal, Part
 from synthkd.system.sealed import tensor_digest
 from synthkd.training.monitor import FILE_NAME as METRICS
+from synthkd.types import ImageSpec
 
 
 def keep_data(directory: Path, real: Splits | RealData, accelerator: Accelerator, private: bool = False) -> None:
@@ -50,6 +51,31 @@ def keep_data(directory: Path, real: Splits | RealData, accelerator: Accelerator
             "or run with the old images"
         )
     journal.bind(identity)
+
+
+def require_fit(key: str, data: RealData | None, spec: ImageSpec, class_names: tuple[str, ...]) -> None:
+    """Check that real data has the teacher's image size and its classes in its order.
+
+    Args:
+        key: of the configuration, for the error.
+        data: the images; None is accepted.
+        spec: images of the teacher.
+        class_names: of the teacher; empty if it has none.
+
+    Raises:
+        ConfigError: another size, other classes or another order.
+    """
+    if data is None:
+        return
+    if data.spec != spec:
+        raise ConfigError(f"{key}: {data.name} has {data.spec}, the teacher takes {spec}; they must be the same")
+    ours, theirs = data.class_names, class_names
+    if ours != theirs and sorted(ours) == sorted(theirs):
+        place = next(number for number, (a, b) in enumerate(zip(ours, theirs, strict=True)) if a != b)
+        raise ConfigError(
+            f"{key}: class {place} of {data.name} is {ours[place]!r}, the teacher's is {theirs[place]!r}; number the "
+            "classes alike"
+        )
 
 
 def _content(part: RealData) -> str:

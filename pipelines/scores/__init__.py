@@ -1,1 +1,1 @@
-"""Parts of `synthkd evaluate`: the sets and their features, the classification accuracy score, and the table."""
+"""Scores of images: of `synthkd evaluate` (sets, features, CAS, table), and of a run while it goes."""

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
-from synthkd.data.read.real import RealData, load_splits
+from synthkd.data.read.real import load_splits
 from synthkd.data.written.stored import read_stored
 from synthkd.distillation import phases
 from synthkd.distillation.control.controllers import Controllers
@@ -25,7 +25,8 @@ from synthkd.generators.build import build_generator
 from synthkd.models import Classifier, TeacherContract, inherit, is_fresh, probe
 from synthkd.pipelines.config import DistillConfig
 from synthkd.pipelines.run.batch_size import BatchSize, choose_batch_size
-from synthkd.pipelines.run.images import keep_data
+from synthkd.pipelines.run.images import keep_data, require_fit
+from synthkd.pipelines.scores.running import RunningScores, build_scores
 from synthkd.pipelines.student.networks import (
     Subject,
     build_controllers,
@@ -36,7 +37,6 @@ from synthkd.pipelines.student.networks import (
     teacher_name,
     untrained_student,
 )
-from synthkd.pipelines.student.scoring import RunningScores, build_scores
 from synthkd.pipelines.student.transfer_set import (
     Images,
     TransferSet,
@@ -151,11 +151,10 @@ def assemble(
     count = min(REHEARSED, batch.images)
     step.rehearse(noise_dataset(config, subject.spec, team, accelerator.device, count).batch(0))
     contract = contracts[0] if contracts else None
-    # Private images are compared with nothing: a score would release something of them without noise.
-    visible = None if is_private(config) else images.splits
     scores = None
     if config.score is not None and teacher is not None and config.generated is not None:
-        scores = build_scores(config.score, teacher, visible, accelerator.device, config.seed)
+        settings = config.generated.generator
+        scores = build_scores(config.score, teacher, settings, images.splits, accelerator.device, config.seed)
     return Assembly(subject, contract, team, students, transfer_set, step, evaluation, inherited, scores, batch)
 
 
@@ -184,7 +183,7 @@ def _require_possible(config: DistillConfig, accelerator: Accelerator, images: I
     if config.online is not None and several:
         raise ConfigError("online: peers learn together in one process only; leave torchrun out, or online")
     if images.splits is not None:
-        require_fit("data", images.splits.train, subject)
+        require_fit("data", images.splits.train, subject.spec, subject.class_names)
     generated, real = config.generated, config.real
     has_bank_images = generated is not None and generated.live != 1.0 and (real is None or real.share != 1.0)
     phases.check(config.phases, needs_bank=has_bank_images)
@@ -199,32 +198,6 @@ def _require_evaluations(controllers: Controllers, transfer_set: TransferSet, ac
         raise ConfigError(f"{key} adapts in one process only; leave torchrun out, or {key}")
     if not transfer_set.can_hold_out:
         raise ConfigError(f"{key} goes by images that are held out, or a bank: set data.holdout above 0")
-
-
-def require_fit(key: str, data: RealData | None, subject: Subject) -> None:
-    """Check that real data has the teacher's image size and its classes in its order.
-
-    Args:
-        key: of the configuration, for the error.
-        data: the images; None is accepted.
-        subject: images and classes of the teacher.
-
-    Raises:
-        ConfigError: another size, other classes or another order.
-    """
-    if data is None:
-        return
-    if data.spec != subject.spec:
-        raise ConfigError(
-            f"{key}: {data.name} has {data.spec}, the teacher takes {subject.spec}; they must be the same"
-        )
-    ours, theirs = data.class_names, subject.class_names
-    if ours != theirs and sorted(ours) == sorted(theirs):
-        place = next(number for number, (a, b) in enumerate(zip(ours, theirs, strict=True)) if a != b)
-        raise ConfigError(
-            f"{key}: class {place} of {data.name} is {ours[place]!r}, the teacher's is {theirs[place]!r}; number the "
-            "classes alike"
-        )
 
 
 def _wanted_batch(config: DistillConfig, accelerator: Accelerator) -> int:

@@ -8,6 +8,7 @@ from synthkd.models import parameters
 from synthkd.pipelines.config import DistillConfig
 from synthkd.pipelines.run.directory import REPORT
 from synthkd.pipelines.run.job import Job, disk_line, generator_bytes, training_bytes
+from synthkd.pipelines.scores.running import scores_in_words
 from synthkd.pipelines.student.assembly import Assembly
 from synthkd.pipelines.student.networks import finished
 from synthkd.reports.files import RunFiles
@@ -158,6 +159,8 @@ def summary(job: Job, result: DistillResult, already: bool = False) -> tuple[str
     elif teacher is not None and teacher.accuracy is not None:
         rows.append(("teachers", f"{_right(teacher)}, together"))
     rows += [(str(one.name), _tested(one)) for one in teachers]
+    if result.scores is not None:
+        rows.append(("scores", scores_in_words(result.scores)))
     rows += [("alarm", f"{alarm.name}: {alarm.message}") for alarm in result.alarms or ()]
     rows.append(("report", str(job.directory / REPORT)))
     width = max(len(name) for name, _ in rows) + 2

@@ -49,11 +49,14 @@ FIRST = [
 ]  # fmt: skip
 """What stands first in a group, by the last part of its logged name."""
 GROUP_NOTES = {
-    SCORES: "Of the newest images of the memory bank. A name ends with the network of its features; only Inception’s "
+    SCORES: "Of {}. A name ends with the network of its features; only Inception’s "
     "distance is called FID. No score chooses anything.",
     EVALUATIONS: "On held-out images, which nobody learns from; without such images, on the newest generated ones. "
     "Accuracy is measured by annotated labels, or by the teacher’s answers where there are none.",
 }
+NEWEST = "the newest images of the memory bank"
+FRESH = "images that were sampled for the scores alone and then dropped"
+"""What is scored while a student is distilled, and while a generator is trained on its own."""
 GAP, FITTED = "adapt/gap", "adapt/gap_fitted"
 CHOICES: Mapping[str, Callable[[int], str]] = {
     "adapt/teaching": lambda number: f"peer {number}" if number else "student",
@@ -90,7 +93,10 @@ class Group:
 
 
 def draw_groups(
-    rows: Sequence[Row], references: Mapping[str, tuple[str, float]], evaluations: Evaluations | None = None
+    rows: Sequence[Row],
+    references: Mapping[str, tuple[str, float]],
+    evaluations: Evaluations | None = None,
+    scored: str = NEWEST,
 ) -> list[Group]:
     """Every logged name with at least two values as a panel, grouped by the part before its `/`.
 
@@ -98,6 +104,7 @@ def draw_groups(
         rows: rows of the log.
         references: logged name -> (label, value) of a horizontal line to compare with.
         evaluations: of result.json; without a fitted `gap` the curve of the capacity gap is the logged one.
+        scored: the images of the logged scores, in words.
     """
     marks = find_marks(rows)
     gap = (evaluations or Evaluations()).gap or FittedGap()
@@ -110,8 +117,9 @@ def draw_groups(
     for name in names:
         if sum(map(math.isfinite, series(rows, name)[1])) >= 2:
             members.setdefault(_group(name), []).append(_panel(name, rows, references.get(name), gap, marks))
+    notes = {title: note.format(scored) for title, note in GROUP_NOTES.items()}
     return [
-        Group(title, "generator" if title == "Generator" else "student", tuple(panels), GROUP_NOTES.get(title, ""))
+        Group(title, "generator" if title == "Generator" else "student", tuple(panels), notes.get(title, ""))
         for title, panels in members.items()
     ]
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from synthkd.reports.curves import FRESH, draw_groups
 from synthkd.reports.files import RunFiles
+from synthkd.reports.marks import find_marks
 from synthkd.reports.page import count, percent, picture, render
 from synthkd.reports.results import GenerateResult
 
@@ -18,5 +20,7 @@ def dataset_page(run: RunFiles, result: GenerateResult) -> bytes:
         result=result,
         classes=list(zip(dataset.class_names, map(count, dataset.counts), map(percent, shares), strict=True)),
         grid=picture(run.directory / "samples" / "classes.png"),
+        groups=draw_groups(run.rows, {}, scored=FRESH),
+        marks=find_marks(run.rows),
         config_text=run.config_text,
     )

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from synthkd.reports.curves import draw_groups
+from synthkd.reports.curves import FRESH, NEWEST, draw_groups
 from synthkd.reports.figures import interval_chart
 from synthkd.reports.files import RunFiles
 from synthkd.reports.headline import find_alarms, headline, ratio
@@ -28,6 +28,7 @@ def run_page(run: RunFiles) -> bytes:
     teacher = None if result is None else result.teacher
     references = {"test/accuracy": ("the teacher", teacher.accuracy)} if teacher and teacher.accuracy else {}
     name = "Teachers" if result and len(result.teachers or ()) > 1 else "Teacher"
+    is_distillation = run.job == "distill"
     events = [row for row in run.rows if "event" in row]
     return render(
         "run.html.jinja",
@@ -35,7 +36,7 @@ def run_page(run: RunFiles) -> bytes:
         headline=headline(run),
         run=run,
         result=run.result,
-        is_distillation=run.job == "distill",
+        is_distillation=is_distillation,
         is_finished=run.result is not None,
         refresh=REFRESH_SECONDS if run.result is None else None,
         written=datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC"),
@@ -43,7 +44,7 @@ def run_page(run: RunFiles) -> bytes:
         alarms=find_alarms(run),
         ratio=lambda key: None if result is None else ratio(result, key),
         intervals=None if result is None else interval_chart(teacher, result.student, name),
-        groups=draw_groups(run.rows, references, _evaluations(run)),
+        groups=draw_groups(run.rows, references, _evaluations(run), NEWEST if is_distillation else FRESH),
         marks=find_marks(run.rows),
         grids=[(f"Step {step:,}", picture(path)) for step, path in spread(run.samples, MOST_GRIDS)],
         events=[(count(row["step"]), duration(row.get("seconds")), row["event"]) for row in events[-MOST_EVENTS:]],

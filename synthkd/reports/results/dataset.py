@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from synthkd.reports.results.base import JobResult, RunCost
+from synthkd.reports.results.codec import OMITTED
+from synthkd.reports.results.training import RunningScoresResult
 from synthkd.types import ImageSpec
 
 
@@ -113,6 +115,7 @@ class GenerateResult(JobResult):
         real_images_used: real images that the generator was trained on; None where nobody can say.
         cost: what it took.
         seconds: wall time of all stages.
+        scores: of the generator while it was trained, if the run measured them.
     """
 
     job: str = "generate"
@@ -120,3 +123,4 @@ class GenerateResult(JobResult):
     real_images_used: int | None = None
     cost: RunCost
     seconds: float
+    scores: RunningScoresResult | None = field(default=None, metadata=OMITTED)

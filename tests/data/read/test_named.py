@@ -238,7 +238,18 @@ def test_cifar10_is_read_from_its_binary_version(tmp_path: Path, monkeypatch: py
     store(tmp_path / "cifar-10-batches-bin", files)
     splits = load_splits(named("cifar10", tmp_path, holdout=0.0))
     assert splits.train.spec == ImageSpec(3, 32, 32, 10)
-    assert list(splits.train.class_names) == "airplane automobile bird cat deer dog frog horse ship truck".split()
+    assert list(splits.train.class_names) == [
+        "airplane",
+        "automobile",
+        "bird",
+        "cat",
+        "deer",
+        "dog",
+        "frog",
+        "horse",
+        "ship",
+        "truck",
+    ]
     assert [len(part) for part in (splits.train, splits.holdout, splits.test)] == [100, 0, 20]
     records = np.frombuffer(files["test_batch.bin"], np.uint8).reshape(20, 3073)
     assert np.array_equal(splits.test.images.numpy(), records[:, 1:].reshape(20, 3, 32, 32))

@@ -12,23 +12,28 @@ from torch import Tensor
 from synthkd.data.read.real import RealData, load_splits
 from synthkd.data.read.splits import Splits
 from synthkd.distillation.alarms import similarity_within_classes, statistics_distance
+from synthkd.errors import ConfigError
+from synthkd.generators.settings import GeneratorSettings, MerfSettings
 from synthkd.metrics.features import FeatureExtractor, Features, build_extractor, extract
 from synthkd.metrics.named_scores import SuiteOptions
 from synthkd.metrics.score import ScoredSet
 from synthkd.metrics.suite import quick_scores
 from synthkd.models import Classifier
+from synthkd.pipelines.run.images import require_fit
 from synthkd.reports.results import RunningScoresResult
 from synthkd.rng import stream
 from synthkd.settings import ScoreSettings, TeacherExtractor
 from synthkd.taps import evaluating, observe
 from synthkd.training.monitor import Row
-from synthkd.types import ImageSpec, to_uint8
+from synthkd.types import to_uint8
 
 BATCH = 256
 """Images of a forward pass."""
 OPTIONS = SuiteOptions(subsets=20)
 """Fewer subsets than an evaluation has: they give the spread of the kernel distance, which a curve does not show."""
 PREFIX = "score/"
+MAIN = ("FD", "FID", "precision", "recall", "IS", "label_fidelity")
+"""Beginnings of the names of scores that a summary has."""
 SECONDS = PREFIX + "seconds"
 """Logged name of what a measurement took."""
 
@@ -105,36 +110,58 @@ class RunningScores:
 
 
 def build_scores(
-    settings: ScoreSettings, teacher: Classifier, splits: Splits | None, device: torch.device, seed: int
+    settings: ScoreSettings,
+    teacher: Classifier,
+    generator: GeneratorSettings,
+    splits: Splits | None,
+    device: torch.device,
+    seed: int,
 ) -> RunningScores:
     """Build the networks, and take the features of the real images.
+
+    Images from which the generator learns privately are compared with nothing: a score would release something of them
+    without noise.
 
     Args:
         settings: how often, how many images, which network and which real images.
         teacher: judges labels, and is the network of the features if the settings name none.
-        splits: the real images of the run, or None if it has none or may not show them.
+        generator: settings of the generator whose images are scored.
+        splits: the real images of the run, or None.
         device: of the networks.
         seed: of the choice among the real images.
 
     Raises:
-        SynthkdError: a feature network or real images that cannot be loaded.
+        SynthkdError: a feature network or real images that cannot be loaded, or images of another size than the
+            teacher's, or with its classes in another order.
     """
     of_teacher = build_extractor(TeacherExtractor(kind="teacher"), device, teacher)
     extractor = of_teacher if settings.features is None else build_extractor(settings.features, device, teacher)
     real = None
-    if (data := _reference(settings, splits, teacher.spec)) is not None:
+    visible = None if isinstance(generator, MerfSettings) else splits
+    if (data := _reference(settings, visible, teacher)) is not None:
         order = torch.randperm(len(data), generator=stream(seed, "score reference"))[: settings.images]
         real = _scored(data.name, data.images[order], data.labels[order], extractor, of_teacher)
     return RunningScores(settings, teacher, extractor, of_teacher, real, device)
 
 
-def _reference(settings: ScoreSettings, splits: Splits | None, spec: ImageSpec) -> RealData | None:
+def scores_in_words(result: RunningScoresResult) -> str:
+    """The main ones of the last scores, and what they were compared with, in a line."""
+    main = [f"{name.replace('_', ' ')} {value:.4g}" for name, value in result.last.items() if name.startswith(MAIN)]
+    against = "" if result.reference is None else f", against {result.reference_n:,} images of {result.reference}"
+    return f"{', '.join(main)} at the end of the training{against}"
+
+
+def _reference(settings: ScoreSettings, splits: Splits | None, teacher: Classifier) -> RealData | None:
     """The public test images of the settings, else the held-out images of the run, else its training images."""
     if settings.real is not None:
-        return load_splits(settings.real).test
+        test = load_splits(settings.real).test
+        if not len(test):
+            raise ConfigError(f"score.real: {test.name} has no test split; set score.real.test above 0")
+        require_fit("score.real", test, teacher.spec, teacher.class_names)
+        return test
     if splits is None:
         return None
-    return splits.holdout if len(splits.holdout) >= spec.classes else splits.train
+    return splits.holdout if len(splits.holdout) >= teacher.spec.classes else splits.train
 
 
 def _scored(

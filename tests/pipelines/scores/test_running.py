@@ -3,11 +3,14 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+from synthkd.data.read.real import load_splits
 from synthkd.data.read.samples import open_samples
 from synthkd.errors import ConfigError
+from synthkd.generators.settings import InversionSettings, MerfSettings
 from synthkd.metrics.features import build_extractor, extract
 from synthkd.metrics.frechet import frechet_distance_from_features
 from synthkd.models import Classifier
@@ -15,9 +18,9 @@ from synthkd.models.zoo import build
 from synthkd.pipelines import distill, evaluate
 from synthkd.pipelines.config import DistillConfig, EvaluateConfig
 from synthkd.pipelines.run.result import Result
-from synthkd.pipelines.student.scoring import build_scores
+from synthkd.pipelines.scores.running import build_scores
 from synthkd.reports.results import DistillResult
-from synthkd.settings import DigitsData, ScoreSettings, TeacherExtractor, ZooModel
+from synthkd.settings import DigitsData, NpzData, ScoreSettings, TeacherExtractor, ZooModel
 from synthkd.settings.load import load_config
 from synthkd.training.monitor import read_rows, series
 from synthkd.types import ImageSpec
@@ -99,7 +102,7 @@ def test_a_finished_run_can_be_evaluated(run: Result[DistillResult], tmp_path: P
 def test_the_distance_is_that_of_the_metric() -> None:
     model = teacher()
     settings = ScoreSettings(images=200, real=DigitsData(kind="digits"))
-    scores = build_scores(settings, model, None, CPU, seed=0)
+    scores = build_scores(settings, model, InversionSettings(), None, CPU, seed=0)
     images, labels = torch.rand(80, 1, 8, 8), torch.arange(80) % 10
     values = scores(images, labels)
     extractor = build_extractor(TeacherExtractor(kind="teacher"), CPU, model)
@@ -111,7 +114,7 @@ def test_the_distance_is_that_of_the_metric() -> None:
 
 def test_without_real_images_only_the_scores_that_need_none() -> None:
     torch.manual_seed(0)
-    scores = build_scores(ScoreSettings(), teacher(), None, CPU, seed=0)
+    scores = build_scores(ScoreSettings(), teacher(), InversionSettings(), None, CPU, seed=0)
     values = scores(torch.rand(40, 1, 8, 8), torch.arange(40) % 10)
     assert set(values) == {
         "score/IS-teacher",
@@ -124,7 +127,7 @@ def test_without_real_images_only_the_scores_that_need_none() -> None:
 
 def test_equal_images_of_a_class_have_similarity_one() -> None:
     torch.manual_seed(0)
-    scores = build_scores(ScoreSettings(), teacher(), None, CPU, seed=0)
+    scores = build_scores(ScoreSettings(), teacher(), InversionSettings(), None, CPU, seed=0)
     images = torch.rand(10, 1, 8, 8).repeat(4, 1, 1, 1)
     values = scores(images, torch.arange(10).repeat(4))
     assert values["score/similarity_within_class"] == pytest.approx(1.0)
@@ -135,3 +138,33 @@ def test_score_without_a_generator_is_refused() -> None:
     recipe = RECIPE | {"transfer_set": real, "phases": [{"kind": "refine", "steps": 2}]}
     with pytest.raises(ConfigError, match="score: nothing is generated"):
         load_config(DistillConfig, recipe, [])
+
+
+def test_images_from_which_a_generator_learns_privately_are_compared_with_nothing() -> None:
+    torch.manual_seed(0)
+    digits = load_splits(DigitsData(kind="digits"))
+    private = MerfSettings(kind="merf", epsilon=1.0)
+    assert build_scores(ScoreSettings(), teacher(), private, digits, CPU, seed=0).real is None
+    seen = build_scores(ScoreSettings(images=40), teacher(), InversionSettings(), digits, CPU, seed=0).real
+    assert seen is not None
+    assert len(seen) == 40
+
+
+@pytest.mark.parametrize(
+    ("shape", "test", "message"),
+    [
+        ((60, 1, 12, 12), 0.5, "score.real: real.npz has 1x12x12 images, 10 classes, the teacher takes 1x8x8"),
+        ((60, 1, 8, 8), 0.0, "score.real: real.npz has no test split; set score.real.test above 0"),
+    ],
+)
+def test_real_images_that_do_not_fit_are_refused_in_a_line(
+    tmp_path: Path, shape: tuple[int, ...], test: float, message: str
+) -> None:
+    path = tmp_path / "real.npz"
+    images = np.arange(np.prod(shape)).reshape(shape).astype(np.uint8)
+    np.savez(path, images=images, labels=np.arange(60) % 10)
+    settings = ScoreSettings(real=NpzData(kind="npz", path=str(path), test=test))
+    with pytest.raises(ConfigError) as caught:
+        build_scores(settings, teacher(), InversionSettings(), None, CPU, seed=0)
+    assert str(caught.value).startswith(message)
+    assert "\n" not in str(caught.value)
