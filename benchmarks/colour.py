@@ -41,7 +41,7 @@ def made(name: str, root: str, threads: int) -> tuple[Path, Row]:
         f"threads={threads}",
     ]
     place = RUNS / f"{kind}-{size}"
-    return place, common.run(generate, GenerateConfig, recipe, place, *overrides).values
+    return place, dict(common.run(generate, GenerateConfig, recipe, place, *overrides).values)
 
 
 def scored(images: str | Row, place: Path, root: str, threads: int) -> Row:
