@@ -23,10 +23,10 @@ from synthkd.models.classifier import Classifier
 from synthkd.models.contract import finite_logits
 from synthkd.models.factories import construct, is_library
 from synthkd.models.files import is_model_directory
+from synthkd.models.fitting import load_file
 from synthkd.models.folding import fold_batch_norm
 from synthkd.models.layout import head
 from synthkd.models.sources import load_model
-from synthkd.models.fitting import load_file
 from synthkd.settings import (
     EfficientNetExtractor,
     ExtractorSettings,

@@ -32,7 +32,7 @@ class Fit:
     """A state dict under the names of a network.
 
     Attributes:
-        state: what was found for the network's names.
+        state: what was candidates for the network's names.
         problems: what keeps it from fitting; empty if it fits.
         notes: what was undone.
     """
@@ -88,15 +88,15 @@ def load_file(
         ConfigError: the file has no state dict under this key.
         ModelError: as `read_state_dicts` and `load_strictly`.
     """
-    found = read_state_dicts(Path(path))
+    candidates = read_state_dicts(Path(path))
     if key is not None:
-        if key not in found:
-            raise ConfigError(f"weights_key: {path} has no state dict under '{key}'; it has {some(_named(found))}")
-        return (f"`{key}` of the file", *load_strictly(model, found[key], f"`{key}` of {path}", rename))
-    ordered = sorted(found, key=lambda name: PREFERRED.index(name) if name in PREFERRED else len(PREFERRED))
-    fitting = [name for name in ordered if not fitted(model, found[name], rename).problems]
+        if key not in candidates:
+            raise ConfigError(f"weights_key: {path} has no state dict under '{key}'; it has {some(_named(candidates))}")
+        return (f"`{key}` of the file", *load_strictly(model, candidates[key], f"`{key}` of {path}", rename))
+    ordered = sorted(candidates, key=lambda name: PREFERRED.index(name) if name in PREFERRED else len(PREFERRED))
+    fitting = [name for name in ordered if not fitted(model, candidates[name], rename).problems]
     chosen = (fitting or ordered)[0]
-    notes = load_strictly(model, found[chosen], f"`{chosen}` of {path}" if chosen else str(path), rename)
+    notes = load_strictly(model, candidates[chosen], f"`{chosen}` of {path}" if chosen else str(path), rename)
     if not chosen:
         return notes
     others = f" ({some(fitting[1:])} would fit too: weights_key chooses)" if len(fitting) > 1 else ""
@@ -162,5 +162,5 @@ def _place(tensor: Tensor) -> tuple[int, tuple[int, ...]]:
     return tensor.data_ptr(), tuple(tensor.shape)
 
 
-def _named(found: Mapping[str, State]) -> Sequence[str]:
-    return [f"'{name}'" if name else "one without a key" for name in found]
+def _named(candidates: Mapping[str, State]) -> Sequence[str]:
+    return [f"'{name}'" if name else "one without a key" for name in candidates]

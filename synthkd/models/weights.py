@@ -84,10 +84,11 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     Raises:
         ModelError: as `read_state_dicts`, or several state dicts.
     """
-    found = read_state_dicts(path)
-    if len(found) > 1:
-        raise ModelError(f"{path} holds several state dicts: {some(list(found))}; save the one that is meant alone")
-    return next(iter(found.values()))
+    candidates = read_state_dicts(path)
+    if len(candidates) > 1:
+        names = some(list(candidates))
+        raise ModelError(f"{path} holds several state dicts: {names}; save the one that is meant alone")
+    return next(iter(candidates.values()))
 
 
 def read_state_dicts(path: Path) -> dict[str, dict[str, Tensor]]:
@@ -104,16 +105,16 @@ def read_state_dicts(path: Path) -> dict[str, dict[str, Tensor]]:
     kind = kind_of(path)
     if kind.reader is None:
         raise ModelError(f"{path} is {kind.name}, not a file of weights; {kind.remedy}")
-    found = {"": _read_safetensors(path)} if kind.reader == "safetensors" else _state_dicts(_read_pickle(path))
-    if not found:
+    candidates = {"": _read_safetensors(path)} if kind.reader == "safetensors" else _state_dicts(_read_pickle(path))
+    if not candidates:
         raise ModelError(f"{path} holds no state dict (names to tensors); save model.state_dict() alone")
-    for key, state in found.items():
+    for key, state in candidates.items():
         if odd := [f"{name} ({oddity})" for name, tensor in state.items() if (oddity := _oddity(tensor))]:
             where = f" under {key}" if key else ""
             raise ModelError(
                 f"{path}: weights{where} must be dense real numbers, got {some(odd)}; convert them, and save again"
             )
-    return found
+    return candidates
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -174,10 +175,10 @@ def _state_dicts(loaded: Any, key: str = "", depth: int = NESTED) -> dict[str, d
         return {}
     if all(isinstance(value, Tensor) for value in loaded.values()):
         return {key: {str(name): value for name, value in loaded.items()}}
-    found: dict[str, dict[str, Tensor]] = {}
+    candidates: dict[str, dict[str, Tensor]] = {}
     for name, value in loaded.items():
-        found |= _state_dicts(value, f"{key}.{name}" if key else str(name), depth - 1)
-    return found
+        candidates |= _state_dicts(value, f"{key}.{name}" if key else str(name), depth - 1)
+    return candidates
 
 
 def _oddity(tensor: Tensor) -> str:
