@@ -30,8 +30,8 @@ from synthkd.generators.settings import DiffusionSettings
 from synthkd.generators.teacher_student import STUDENT_TERMS, JointForward, JointOutputs, joint_forward
 from synthkd.losses.objective import Objective
 from synthkd.models.classifier import Classifier
+from synthkd.models.fitting import load_strictly
 from synthkd.models.size import in_proportion
-from synthkd.models.weights import load_strictly
 from synthkd.rng import Rows, derive, stream
 from synthkd.taps import evaluating
 from synthkd.training.learner import Learner

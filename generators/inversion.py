@@ -32,8 +32,9 @@ from synthkd.generators.teacher_student import STUDENT_TERMS, TEACHER_TERMS, Joi
 from synthkd.losses.objective import Objective
 from synthkd.models.classifier import as_classifier
 from synthkd.models.contract import finite_logits
+from synthkd.models.fitting import load_strictly
 from synthkd.models.size import in_proportion
-from synthkd.models.weights import WEIGHTS, finite_state, load_strictly, read_weights, save_weights
+from synthkd.models.weights import WEIGHTS, finite_state, read_weights, save_weights
 from synthkd.rng import Rows, derive
 from synthkd.taps import evaluating, frozen, has_statistics
 from synthkd.training.learner import require_finite

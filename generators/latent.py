@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from synthkd.losses.objective import Loss
-from synthkd.models.weights import finite_state, load_strictly, read_weights, save_weights
+from synthkd.models.fitting import load_strictly
+from synthkd.models.weights import finite_state, read_weights, save_weights
 from synthkd.rng import Rows
 from synthkd.taps import evaluating
 from synthkd.training.ema import WeightAverage

@@ -57,6 +57,7 @@ def plan(config: DistillConfig, assembly: Assembly) -> tuple[str, ...]:
     return (
         f"distill {config.name}: {spec}",
         f"  teacher: {taught}",
+        *([f"  its weights: {', '.join(notes)}"] if (notes := _notes(assembly)) else []),
         *_team_lines(config, assembly),
         f"  student: {student:,} parameters{share}, {inherited}",
         *(f"  peer {number}: {words}" for number, words in enumerate(peers, start=1)),
@@ -67,6 +68,11 @@ def plan(config: DistillConfig, assembly: Assembly) -> tuple[str, ...]:
         *lines,
         disk_line(config, state_bytes, shared, on_disk),
     )
+
+
+def _notes(assembly: Assembly) -> tuple[str, ...]:
+    """How the weights of the first teacher were read, where something was chosen or undone."""
+    return () if assembly.team is None else assembly.team.model.notes
 
 
 def _team_lines(config: DistillConfig, assembly: Assembly) -> list[str]:

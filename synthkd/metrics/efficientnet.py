@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from synthkd.errors import MissingExtraError, ModelError
 from synthkd.models.classifier import Classifier
-from synthkd.models.weights import load_strictly, read_weights
+from synthkd.models.fitting import load_strictly
+from synthkd.models.weights import read_weights
 from synthkd.system.files import sha256
 from synthkd.types import ImageSpec
 

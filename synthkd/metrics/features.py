@@ -23,10 +23,10 @@ from synthkd.models.classifier import Classifier
 from synthkd.models.contract import finite_logits
 from synthkd.models.factories import construct, is_library
 from synthkd.models.files import is_model_directory
+from synthkd.models.fitting import load_file
 from synthkd.models.folding import fold_batch_norm
 from synthkd.models.layout import head
 from synthkd.models.sources import load_model
-from synthkd.models.weights import load_strictly, read_weights
 from synthkd.settings import (
     EfficientNetExtractor,
     ExtractorSettings,
@@ -262,5 +262,5 @@ def _without_classes(settings: LoadedExtractor) -> Classifier:
         spec = ImageSpec(settings.channels or 3, height, width, 0)
         model = construct(settings, spec, settings.mean, settings.std)
     if settings.weights is not None:
-        load_strictly(model.body, read_weights(Path(settings.weights)), settings.weights)
+        load_file(model.body, settings.weights, settings.weights_key)
     return model.eval()

@@ -12,7 +12,7 @@ from synthkd.errors import ConfigError, ModelError
 from synthkd.imports import optional
 from synthkd.metrics.efficientnet import read_known_weights
 from synthkd.models.classifier import Classifier
-from synthkd.models.weights import load_strictly
+from synthkd.models.fitting import load_strictly
 from synthkd.types import ImageSpec
 
 URL = "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth"

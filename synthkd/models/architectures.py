@@ -68,8 +68,10 @@ def convnet(spec: ImageSpec, width: int, depth: int) -> nn.Sequential:  # noqa: 
     return _finish(layers, 16 * width, spec.classes)
 
 
-def resnet(spec: ImageSpec, width: int, depth: int) -> nn.Sequential:
-    """ResNet for small images (He et al. 2015, section 4.2), with projection shortcuts: `width`, x2, x4 maps.
+def resnet(spec: ImageSpec, width: int, depth: int, padded: bool = False) -> nn.Sequential:
+    """ResNet for small images (He et al. 2015, section 4.2): `width`, x2, x4 maps.
+
+    Shortcuts between stages are projections or, `padded`, without parameters (the paper's option A).
 
     The stages halve the image twice, so an 8x8 image ends at 2x2.
 
@@ -80,7 +82,7 @@ def resnet(spec: ImageSpec, width: int, depth: int) -> nn.Sequential:
 
     def stage(channels: int, out: int, stride: int) -> nn.Sequential:
         return nn.Sequential(
-            blocks.Residual(channels, out, stride), *(blocks.Residual(out, out, 1) for _ in range(count - 1))
+            blocks.Residual(channels, out, stride, padded), *(blocks.Residual(out, out, 1) for _ in range(count - 1))
         )
 
     return _three_stages(spec, blocks.conv_block(spec.channels, width), width, width, stage)

@@ -9,16 +9,37 @@ from torch import Tensor, nn
 from synthkd.types import ImageSpec
 
 
+class PaddedShortcut(nn.Module):
+    """Every `stride`-th pixel, and maps of zeros before and after (He et al. 2015, option A): no parameters.
+
+    Args:
+        channels: channels of the input.
+        out: channels of the output, at least as many.
+        stride: in pixels.
+    """
+
+    def __init__(self, channels: int, out: int, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+        self.before = (out - channels) // 2
+        self.after = out - channels - self.before
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Maps `[N, out, H / stride, W / stride]`."""
+        return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.before, self.after))
+
+
 class Residual(nn.Module):
-    """Two 3x3 convolutions with BatchNorm and a projection shortcut (He et al. 2015).
+    """Two 3x3 convolutions with BatchNorm and a shortcut (He et al. 2015).
 
     Args:
         channels: channels of the input.
         out: channels of the output.
         stride: stride of the first convolution and of the shortcut.
+        padded: whether a shortcut between maps of different sizes has no parameters; else it is a projection.
     """
 
-    def __init__(self, channels: int, out: int, stride: int) -> None:
+    def __init__(self, channels: int, out: int, stride: int, padded: bool = False) -> None:
         super().__init__()
         # The branch starts at 0, so a block starts as its shortcut and a deep network as a shallow one.
         last = nn.BatchNorm2d(out)
@@ -26,11 +47,13 @@ class Residual(nn.Module):
         self.branch = nn.Sequential(
             *conv_block(channels, out, stride), nn.Conv2d(out, out, 3, padding=1, bias=False), last
         )
-        self.shortcut = (
-            nn.Identity()
-            if stride == 1 and channels == out
-            else nn.Sequential(nn.Conv2d(channels, out, 1, stride, bias=False), nn.BatchNorm2d(out))
-        )
+        self.shortcut: nn.Module
+        if stride == 1 and channels == out:
+            self.shortcut = nn.Identity()
+        elif padded:
+            self.shortcut = PaddedShortcut(channels, out, stride)
+        else:
+            self.shortcut = nn.Sequential(nn.Conv2d(channels, out, 1, stride, bias=False), nn.BatchNorm2d(out))
         self.relu = nn.ReLU()
 
     def forward(self, x: Tensor) -> Tensor:

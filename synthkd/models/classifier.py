@@ -50,6 +50,7 @@ class Classifier(nn.Module):
     Attributes:
         normalize, body: the two modules.
         spec, recipe, class_names: as given.
+        notes: how its weights were read, for people.
 
     Raises:
         ModelError: mean, std or class_names do not fit the spec.
@@ -81,6 +82,7 @@ class Classifier(nn.Module):
         self.spec = spec
         self.recipe: dict[str, Any] = dict(recipe or {})
         self.class_names = tuple(class_names)
+        self.notes: tuple[str, ...] = ()
         self._shape = spec.shape  # a plain attribute, since every pass checks it
 
     def forward(self, images: Tensor) -> Tensor:

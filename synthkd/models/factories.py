@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,26 @@ from synthkd.models import zoo
 from synthkd.models.classifier import Classifier
 from synthkd.models.size import in_proportion
 from synthkd.settings import LoadedModel, ZooModel
+from synthkd.settings.load import load_config
 from synthkd.types import ImageSpec
 
+ZOO = "zoo:"
 TORCHVISION = "torchvision:"
 TIMM = "timm:"
+_RESNET_NAMES = tuple(
+    (re.compile(pattern), replacement)
+    for pattern, replacement in (
+        (r"conv1\.(\w+)", r"stem.0.\1"),
+        (r"bn1\.(\w+)", r"stem.1.\1"),
+        (r"layer(\d+)\.(\d+)\.conv1\.(\w+)", r"stage\1.\2.branch.0.\3"),
+        (r"layer(\d+)\.(\d+)\.bn1\.(\w+)", r"stage\1.\2.branch.1.\3"),
+        (r"layer(\d+)\.(\d+)\.conv2\.(\w+)", r"stage\1.\2.branch.3.\3"),
+        (r"layer(\d+)\.(\d+)\.bn2\.(\w+)", r"stage\1.\2.branch.4.\3"),
+        (r"layer(\d+)\.(\d+)\.(?:downsample|shortcut)\.([01])\.(\w+)", r"stage\1.\2.shortcut.\3.\4"),
+        (r"(?:fc|linear|classifier)\.(\w+)", r"head.\1"),
+    )
+)
+"""Names of tensors in public ResNets of this form, and those of the zoo's."""
 LARGEST = 10**10
 """Largest number of parameters of a library's network; the largest of timm has 6.7 billion."""
 
@@ -47,6 +64,8 @@ def construct(
     if isinstance(settings, ZooModel):
         return zoo.build(settings, spec, mean, std, class_names)
     name, options = settings.model, settings.options
+    if name.startswith(ZOO):
+        return zoo.build(_zoo_settings(name, options), spec, mean, std, class_names)
     if name.startswith(TORCHVISION):
         body = _torchvision(name, options, spec)
     elif name.startswith(TIMM):
@@ -67,14 +86,36 @@ def require_name(name: str) -> None:
     if ":" not in name:
         problem = "is no saved model" if Path(name).exists() else "does not exist"
         raise ConfigError(
-            f"model: '{name}' {problem}: give a directory that synthkd saved, torchvision:NAME, timm:NAME or "
-            "package.module:function"
+            f"model: '{name}' {problem}: give a directory that synthkd saved, zoo:ARCH, torchvision:NAME, timm:NAME "
+            "or package.module:function"
         )
 
 
 def is_library(name: str) -> bool:
-    """Whether a model's name is one of torchvision or timm, not a function of the user."""
-    return name.startswith((TORCHVISION, TIMM))
+    """Whether a model's name is one of the zoo, torchvision or timm, not a function of the user."""
+    return name.startswith((ZOO, TORCHVISION, TIMM))
+
+
+def public_names(name: str) -> Callable[[str], str] | None:
+    """From the names of tensors in public checkpoints to those of a network of the zoo; None where there are none."""
+    return _resnet_name if name == f"{ZOO}resnet" else None
+
+
+def _resnet_name(public: str) -> str:
+    """The zoo's name of a tensor of a public ResNet (`layer1.0.conv2.weight`), or the name itself."""
+    for pattern, replacement in _RESNET_NAMES:
+        if (match := pattern.fullmatch(public)) is not None:
+            return match.expand(replacement)
+    return public
+
+
+def _zoo_settings(name: str, options: Mapping[str, Any]) -> ZooModel:
+    arch = name.removeprefix(ZOO)
+    _check_name(name, arch, list(zoo.ARCHITECTURES))
+    try:
+        return load_config(ZooModel, {**options, "arch": arch}, [])
+    except ConfigError as error:
+        raise ConfigError(f"options of {name}: {error}") from None
 
 
 def _torchvision(name: str, options: Mapping[str, Any], spec: ImageSpec) -> nn.Module:

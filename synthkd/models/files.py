@@ -15,7 +15,8 @@ from synthkd.errors import ConfigError, ModelError
 from synthkd.imports import allowing
 from synthkd.models.classifier import Classifier, parameters
 from synthkd.models.factories import construct
-from synthkd.models.weights import WEIGHTS, load_strictly, read_weights, serialised
+from synthkd.models.fitting import load_strictly
+from synthkd.models.weights import WEIGHTS, read_weights, serialised
 from synthkd.settings import Count, GivenModel, ModelOrGiven, Settings
 from synthkd.system.files import sha256, write_atomically
 from synthkd.system.sealed import sealed, unsealed

@@ -10,8 +10,8 @@ import torch
 from synthkd.errors import ConfigError
 from synthkd.models import files
 from synthkd.models.classifier import Classifier
-from synthkd.models.factories import construct, is_library, require_name
-from synthkd.models.weights import load_strictly, read_weights
+from synthkd.models.factories import construct, is_library, public_names, require_name
+from synthkd.models.fitting import load_file
 from synthkd.settings import GivenModel, LoadedModel, ZooModel
 from synthkd.types import ImageSpec
 
@@ -135,4 +135,5 @@ def _spec_where_set(settings: LoadedModel, other: ImageSpec) -> ImageSpec:
 
 def _read_into(model: Classifier, settings: LoadedModel) -> None:
     if settings.weights is not None:
-        load_strictly(model.body, read_weights(Path(settings.weights)), settings.weights)
+        notes = load_file(model.body, settings.weights, settings.weights_key, public_names(settings.model))
+        model.notes = (*model.notes, *notes)

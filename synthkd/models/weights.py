@@ -1,11 +1,11 @@
-"""Read files of weights without running code that is in them, load weights strictly, and write them."""
+"""Read files of weights without running code that is in them, and write them. What a file is, its content decides."""
 
 from __future__ import annotations
 
 import pickle
 import pickletools
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -17,15 +17,13 @@ from safetensors.torch import save as serialise
 from torch import Tensor, nn
 
 from synthkd.errors import ModelError, TrainingError
+from synthkd.models.file_kinds import kind_of
 from synthkd.system.files import write_atomically
 from synthkd.system.text import one_line
 
 WEIGHTS = "model.safetensors"
-PICKLES = (".pt", ".pth", ".bin")
-NESTS = ("state_dict", "model_state_dict", "model")
-"""Keys under which trainers store the model's state dict in a larger dict."""
-WRAPPERS = ("module.", "_orig_mod.")
-"""Prefixes of the names of wrapped models: DataParallel's and torch.compile's."""
+NESTED = 4
+"""Dicts in dicts that are searched for state dicts; a bound, since a dict may contain itself."""
 NAMED = 4
 """Largest number of tensors that an error names."""
 LARGEST_HEADER = 1 << 24
@@ -45,7 +43,7 @@ def finite_state(model: nn.Module, who: str) -> dict[str, Tensor]:
     state = dict(model.state_dict())
     if bad := not_finite(state):
         raise TrainingError(
-            f"{who}: the training diverged, {len(bad)} of {len(state)} tensors are not finite: {_some(bad)}; lower the "
+            f"{who}: the training diverged, {len(bad)} of {len(state)} tensors are not finite: {some(bad)}; lower the "
             "learning rate or set clip"
         )
     return state
@@ -81,65 +79,42 @@ def save_weights(model: nn.Module, path: Path) -> None:
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The state dict in a .safetensors, .pt, .pth or .bin file, on the CPU; also one inside the dict of a trainer.
+    """The state dict in a file, on the CPU. The file holds one, itself or under a key.
 
     Raises:
-        ModelError: no such file, another ending, a damaged file, content that is no state dict, or a pickle that would
-            import more than tensors; the error names what, and none of it has run.
+        ModelError: as `read_state_dicts`, or several state dicts.
+    """
+    candidates = read_state_dicts(path)
+    if len(candidates) > 1:
+        names = some(list(candidates))
+        raise ModelError(f"{path} holds several state dicts: {names}; save the one that is meant alone")
+    return next(iter(candidates.values()))
+
+
+def read_state_dicts(path: Path) -> dict[str, dict[str, Tensor]]:
+    """All state dicts in a file, on the CPU, by their keys: "" for the file itself, "ema" or "best.model" inside it.
+
+    The content decides how the file is read, whatever its ending: safetensors, or a pickle of `torch.save`.
+
+    Raises:
+        ModelError: no such file, a damaged file, a file of another kind, content without a state dict, or a pickle that
+            would import more than tensors; the error names what, and none of it has run.
     """
     if not path.is_file():
         raise ModelError(f"weights file not found: {path}")
-    if path.suffix == ".safetensors":
-        state = _read_safetensors(path)
-    elif path.suffix in PICKLES:
-        state = _state_dict(_read_pickle(path), path)
-    else:
-        raise ModelError(f"weights must be a .safetensors, .pt, .pth or .bin file, got {path}")
-    if odd := [f"{name} ({oddity})" for name, tensor in state.items() if (oddity := _oddity(tensor))]:
-        raise ModelError(f"{path}: weights must be dense real numbers, got {_some(odd)}; convert them, and save again")
-    return state
-
-
-def load_strictly(model: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
-    """Copy a state dict into a model: same names, same shapes.
-
-    Prefixes of DataParallel (`module.`) and torch.compile (`_orig_mod.`) on every name are removed.
-
-    Args:
-        model: on any device.
-        state: name -> tensor.
-        source: where the state dict comes from, for errors.
-
-    Raises:
-        ModelError: missing, unexpected or misshapen entries, or entries that are not finite; the error names them, and
-            the model is unchanged.
-    """
-    own = model.state_dict()
-    # Only if every name in the file has the prefix and none in the model: a module may itself be called "module".
-    for prefix in WRAPPERS:
-        if state and all(k.startswith(prefix) for k in state) and not any(k.startswith(prefix) for k in own):
-            state = {k.removeprefix(prefix): v for k, v in state.items()}
-    problems = {
-        "missing": [k for k in own if k not in state],
-        "unexpected": [k for k in state if k not in own],
-        "of another shape": [
-            f"{k} ({list(state[k].shape)} in the file, {list(v.shape)} in the model)"
-            for k, v in own.items()
-            if k in state and state[k].shape != v.shape
-        ],
-    }
-    if lines := [f"{len(names)} {problem}: {_some(names)}" for problem, names in problems.items() if names]:
-        raise ModelError(
-            f"weights in {source} do not fit the model: {'; '.join(lines)}; "
-            "check the architecture, its options and the class count"
-        )
-    if bad := not_finite(state):
-        raise ModelError(
-            f"weights in {source} are not finite in {len(bad)} of {len(state)} tensors: {_some(bad)}; the file is "
-            "damaged or of a training that diverged, take another"
-        )
-    # After every check, so that a model never has a part of the weights.
-    model.load_state_dict(state)
+    kind = kind_of(path)
+    if kind.reader is None:
+        raise ModelError(f"{path} is {kind.name}, not a file of weights; {kind.remedy}")
+    candidates = {"": _read_safetensors(path)} if kind.reader == "safetensors" else _state_dicts(_read_pickle(path))
+    if not candidates:
+        raise ModelError(f"{path} holds no state dict (names to tensors); save model.state_dict() alone")
+    for key, state in candidates.items():
+        if odd := [f"{name} ({oddity})" for name, tensor in state.items() if (oddity := _oddity(tensor))]:
+            where = f" under {key}" if key else ""
+            raise ModelError(
+                f"{path}: weights{where} must be dense real numbers, got {some(odd)}; convert them, and save again"
+            )
+    return candidates
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -158,7 +133,7 @@ def _read_pickle(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise ModelError(
-            f"{path} is a pickle that wants to run more than tensors: {_some(_imports(path, str(error)))}; nothing of "
+            f"{path} is a pickle that wants to run more than tensors: {some(_imports(path, str(error)))}; nothing of "
             "it was run. Save the state dict alone: torch.save(model.state_dict(), path), or as safetensors"
         ) from error
     except Exception as error:  # arbitrary instructions end in nearly any error
@@ -194,18 +169,16 @@ def _imports_of_bare(path: Path) -> list[str]:
     return names
 
 
-def _state_dict(loaded: Any, path: Path) -> dict[str, Tensor]:
-    """The state dict that a pickle holds, itself or under the keys of `NESTS`."""
-    for _ in NESTS:  # a bound on the nesting, since a dict may contain itself
-        if not isinstance(loaded, Mapping) or all(isinstance(v, Tensor) for v in loaded.values()):
-            break
-        nest = next((loaded[k] for k in NESTS if isinstance(loaded.get(k), Mapping)), None)
-        if nest is None:
-            break
-        loaded = nest
-    if not isinstance(loaded, Mapping) or not loaded or not all(isinstance(v, Tensor) for v in loaded.values()):
-        raise ModelError(f"{path} holds no state dict (names to tensors); save model.state_dict() alone")
-    return {str(k): v for k, v in loaded.items()}
+def _state_dicts(loaded: Any, key: str = "", depth: int = NESTED) -> dict[str, dict[str, Tensor]]:
+    """The state dicts that a pickle holds: itself, or those in its dicts."""
+    if not isinstance(loaded, Mapping) or not loaded or depth == 0:
+        return {}
+    if all(isinstance(value, Tensor) for value in loaded.values()):
+        return {key: {str(name): value for name, value in loaded.items()}}
+    candidates: dict[str, dict[str, Tensor]] = {}
+    for name, value in loaded.items():
+        candidates |= _state_dicts(value, f"{key}.{name}" if key else str(name), depth - 1)
+    return candidates
 
 
 def _oddity(tensor: Tensor) -> str:
@@ -217,7 +190,8 @@ def _oddity(tensor: Tensor) -> str:
     return str(tensor.dtype) if tensor.is_complex() or tensor.dtype == torch.float4_e2m1fn_x2 else ""
 
 
-def _some(names: list[str]) -> str:
+def some(names: Sequence[str]) -> str:
+    """The first few names, and how many more there are."""
     more = len(names) - NAMED
     return ", ".join(map(one_line, names[:NAMED])) + (f" and {more} more" if more > 0 else "")
 

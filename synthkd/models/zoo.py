@@ -17,6 +17,7 @@ map; `head` is the final linear layer. Initial weights are drawn from torch's gl
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 from torch import nn
 
@@ -57,7 +58,7 @@ def build(
     """A freshly initialised network of the zoo, in training mode, on the CPU.
 
     Args:
-        settings: architecture, width, depth, norm and activation.
+        settings: architecture, width, depth, norm, activation and shortcut.
         spec: images and number of classes.
         mean, std, class_names: see `Classifier`.
 
@@ -76,6 +77,8 @@ def build(
     if default_depth is None and depth is not None:
         raise ConfigError(f"arch {settings.arch} has no depth to choose, got depth={depth}; leave depth out")
     keys = f"arch {settings.arch}, width={width}" + (f", depth={depth}" if depth else "")
+    if settings.shortcut == "pad":
+        factory = partial(resnet, padded=True)
     body = in_proportion(lambda: factory(spec, width, depth or 0), f"{keys} for {spec}")
     if settings.norm == "group":
         _replace(body, nn.BatchNorm2d, _group_norm)

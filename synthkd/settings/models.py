@@ -39,20 +39,31 @@ class ZooModel(Settings):
     (required by DP-SGD)."""
     activation: Literal["relu", "tanh"] = "relu"
     """tanh in place of ReLU: bounded activations lose less accuracy to the noise of DP-SGD (Papernot et al. 2021)."""
+    shortcut: Literal["projection", "pad"] = "projection"
+    """Shortcut of a resnet where its maps change: a 1x1 convolution, or without parameters every second pixel and zeros
+    for new channels (option A of He et al. 2015), as in the public ResNet-20 to 110 of CIFAR-10."""
+
+    @model_validator(mode="after")
+    def _has_shortcut(self) -> ZooModel:
+        if self.shortcut == "pad" and self.arch != "resnet":
+            raise ValueError(f"shortcut: arch {self.arch} has no such shortcut: leave it out, or set arch to resnet")
+        return self
 
 
 class LoadedModel(Settings):
     """A model from elsewhere.
 
-    `model` is a directory that synthkd saved, `torchvision:NAME`, `timm:NAME` or `package.module:function`.
+    `model` is a directory that synthkd saved, `zoo:ARCH`, `torchvision:NAME`, `timm:NAME` or `package.module:function`.
     """
 
     kind: Literal["load"]
     model: str
     weights: str | None = None
-    """A local .safetensors file, or a .pt/.pth state dict that loads with `weights_only=True`."""
+    """A local file with a state dict, whatever its ending: safetensors, or what torch.save wrote."""
+    weights_key: str | None = None
+    """Key of the state dict inside that file, e.g. `ema`; None: the one that fits."""
     options: dict[str, Any] = Field(default_factory=dict)
-    """Keyword arguments of the factory."""
+    """Keyword arguments of the factory; of `zoo:ARCH` the keys of an `arch` (width, depth, shortcut, ...)."""
     channels: Channels | None = None
     """Channels of its images; None: those of the job or of the saved directory, else 3."""
     size: Side | tuple[Side, Side] | None = None

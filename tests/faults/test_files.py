@@ -43,7 +43,8 @@ from synthkd.data.read.npz import read_npz
 from synthkd.data.read.samples import open_samples
 from synthkd.data.written.stored import read_stored
 from synthkd.errors import SynthkdError
-from synthkd.models.weights import load_strictly, read_weights
+from synthkd.models.fitting import load_strictly
+from synthkd.models.weights import read_weights
 
 def read_into_a_layer(path):
     load_strictly(torch.nn.Linear(2, 2), read_weights(path), str(path))

@@ -16,7 +16,8 @@ from synthkd.data.read.real import load_splits
 from synthkd.distillation.alarms import one_class
 from synthkd.errors import ModelError, TrainingError
 from synthkd.models import Classifier, build, load, save
-from synthkd.models.weights import load_strictly, save_weights
+from synthkd.models.fitting import load_strictly
+from synthkd.models.weights import save_weights
 from synthkd.pipelines.cli import main
 from synthkd.settings import DigitsData, ZooModel
 from synthkd.training.checkpoint import CheckpointStore

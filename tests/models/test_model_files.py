@@ -67,6 +67,7 @@ def test_config_is_readable_by_people(directory: Path) -> None:
         "depth": None,
         "norm": "batch",
         "activation": "relu",
+        "shortcut": "projection",
     }
     assert config["spec"] == {"channels": 1, "height": 8, "width": 8, "classes": 3}
     assert config["class_names"] == ["a", "b", "c"]

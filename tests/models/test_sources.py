@@ -253,11 +253,16 @@ def test_a_whole_pickled_module_is_refused(factories: str, tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("name", "contents", "message"),
     [
-        ("w.pt", b"", "not a readable torch file"),
+        ("w.pt", b"", r"w\.pt is an empty file, not a file of weights; copy it again$"),
         ("w.pt", b"hello world", "not a readable torch file"),
-        ("w.safetensors", b"", "not a readable safetensors file"),
         ("w.safetensors", b"\x10\x00\x00\x00\x00\x00\x00\x00{", "not a readable safetensors file"),
-        ("w.onnx", b"x", "must be a .safetensors, .pt, .pth or .bin file"),
+        ("w.safetensors", b"\x10\x00", "not a readable safetensors file"),
+        ("w.pth", b"\x08\x07\x12\x07pytorch", "is an ONNX network, not a file of weights; save the state dict alone"),
+        ("w.pth", b"\n <html>404", "is a page of HTML or XML, not a file of weights; download the file itself$"),
+        ("w.pth", b"version https://git-lfs.github.com/spec/v1\n", "is a pointer of Git LFS, .*: git lfs pull$"),
+        ("w.h5", b"\x89HDF\r\n\x1a\n", r"is an HDF5 file \(Keras\), not"),
+        ("w.tflite", b"\x1c\x00\x00\x00TFL3", "is a TensorFlow Lite network, not"),
+        ("w.pth", b"\x1f\x8b\x08", "is a gzip archive, not a file of weights; unpack it"),
         ("w.pt", None, "weights file not found"),
     ],
 )

@@ -88,7 +88,7 @@ def test_too_small_images_are_refused() -> None:
         build(ZooModel(arch="mlp"), ImageSpec(1, 7, 8, 10))
 
 
-COMMON = {"norm": "batch", "activation": "relu"}
+COMMON = {"norm": "batch", "activation": "relu", "shortcut": "projection"}
 
 
 def test_the_recipe_holds_the_defaults_taken() -> None:
@@ -98,8 +98,7 @@ def test_the_recipe_holds_the_defaults_taken() -> None:
         "arch": "resnet",
         "width": 16,
         "depth": 20,
-        "norm": "batch",
-        "activation": "relu",
+        **COMMON,
     }
 
 
