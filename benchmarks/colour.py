@@ -38,6 +38,7 @@ def made(name: str, root: str, threads: int) -> tuple[Path, Row]:
         f"teacher={{kind: load, model: {flagship.teacher_of('cifar10')}}}",
         f"data={{kind: cifar10, root: {root}, half: second{'' if size == 'all' else f', per_class: {size}'}}}",
         f"per_class={SCORED}",
+        f"score.real.root={root}",
         f"threads={threads}",
     ]
     place = RUNS / f"{kind}-{size}"
