@@ -12,14 +12,15 @@ from torch.nn.utils.parametrizations import spectral_norm
 from synthkd.errors import ConfigError
 from synthkd.types import ImageSpec
 
-LARGEST_START = 8
-"""Largest side of the generator's first and the critic's last map, if the size of the images permits."""
+LARGEST_START = 4
+"""Largest side of the generator's first and the critic's last map, if the size of the images permits: the critic then
+sees the whole of an image at once."""
 MOST_CHANNELS = 8
 """Largest number of channels of a map, as a multiple of the width."""
 
 
 def scales(spec: ImageSpec) -> int:
-    """Number of halvings from an image to the smallest map: two, then more while a side is above 8 and both are even.
+    """Number of halvings from an image to the smallest map: two, then more while a side is above 4 and both are even.
 
     Raises:
         ConfigError: the sides of the images are not multiples of 4, or the images have neither 1 nor 3 channels.

@@ -197,7 +197,7 @@ def test_a_dozen_real_images_are_enough_to_start(teacher: Classifier, digits: Sp
 
 
 @pytest.mark.parametrize(
-    ("shape", "halvings"), [((1, 8, 8), 2), ((1, 28, 28), 2), ((3, 32, 32), 2), ((3, 64, 64), 3), ((1, 20, 36), 2)]
+    ("shape", "halvings"), [((1, 8, 8), 2), ((1, 28, 28), 2), ((3, 32, 32), 3), ((3, 64, 64), 4), ((1, 20, 36), 2)]
 )
 def test_sizes_that_are_multiples_of_four(shape: tuple[int, int, int], halvings: int) -> None:
     spec = ImageSpec(*shape, classes=3)
