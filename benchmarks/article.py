@@ -31,8 +31,6 @@ PER_CLASS = 100
 """Real images of each class in the row of real images: as many as are kept of a run of ten classes."""
 TEACHERS = {"IS-teacher": 1.0, "semantic_cosine-teacher": 1.0, "mode_collapse-teacher": 100.0, "label_fidelity": 100.0}
 """Scores by the teacher -> factor in the table."""
-Cell = tuple[str, str, int, str, int]
-"""Table, data, real images per class, arm, seed."""
 QUALITY = (
     "data | real images per class | images | seeds | {} | inception score, by the teacher | semantic cosine | "
     "mode collapse, % | label fidelity, %"
@@ -116,32 +114,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     common.add_threads(parser)
     arguments = parser.parse_args(argv)
     arms = [arm for arm in ARMS[arguments.table] if arguments.arms is None or arm in arguments.arms]
-    cells = {_identity(cell): cell for cell in _earlier()}
-    for arm, seed in product(arms, range(arguments.seeds)):
-        key = Key(arguments.data, arguments.per_class, arm, seed)
-        cell = {"table": arguments.table, **key._asdict()}
+
+    def cell(key: Key) -> Row:
+        made = {"table": arguments.table, **key._asdict()}
         if arguments.table == "quality":
-            cell |= quality(key, arguments.root, arguments.threads, arguments.features)
-        else:
-            cell |= distillation(key, arguments.root, arguments.threads)
-        cells[_identity(cell)] = cell
-        common.save("article", {"cells": [cells[identity] for identity in sorted(cells, key=_order)]})
-    print(tables(common.read("article")))
+            return made | quality(key, arguments.root, arguments.threads, arguments.features)
+        return made | distillation(key, arguments.root, arguments.threads)
+
+    keys = [Key(arguments.data, arguments.per_class, arm, seed) for arm, seed in product(arms, range(arguments.seeds))]
+    print(tables({"cells": common.collect("article", keys, cell, _identity)}))
 
 
-def _earlier() -> list[Row]:
-    """The cells that earlier calls wrote."""
-    cells: list[Row] = common.read("article")["cells"] if (common.RESULTS / "article.json").exists() else []
-    return cells
-
-
-def _identity(cell: Row) -> Cell:
-    return cell["table"], cell["data"], cell["per_class"], cell["arm"], cell["seed"]
-
-
-def _order(identity: Cell) -> tuple[int, int, int, int, int]:
-    table, data, size, arm, seed = identity
-    return list(ARMS).index(table), DATA.index(data), size, ARMS[table].index(arm), seed
+def _identity(cell: Row) -> tuple[int, int, int, int, int]:
+    table = cell["table"]
+    place = DATA.index(cell["data"]), cell["per_class"], ARMS[table].index(cell["arm"])
+    return list(ARMS).index(table), *place, cell["seed"]
 
 
 if __name__ == "__main__":

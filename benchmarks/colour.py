@@ -94,7 +94,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--cells", nargs="*", default=[*CELLS, REAL], choices=[*CELLS, REAL])
     common.add_threads(parser)
     arguments = parser.parse_args(argv)
-    cells = common.collect("colour", arguments.cells, lambda name: cell(name, arguments.root, arguments.threads))
+    order = [*CELLS, REAL]
+    cells = common.collect(
+        "colour",
+        arguments.cells,
+        lambda name: cell(name, arguments.root, arguments.threads),
+        lambda one: order.index(one["cell"]),
+    )
     print(tables({"cells": cells}))
 
 

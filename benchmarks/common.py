@@ -108,11 +108,28 @@ def to_collect(keys: Iterable[Key], place: Callable[[Key], Path], wanted: Callab
     return [key for key in keys if wanted(key) or is_finished(place(key))]
 
 
-def collect(name: str, keys: Iterable[Key], cell: Callable[[Key], Row]) -> list[Row]:
-    """Run or read the cells one after the other; the results file has all of them so far after each."""
+def collect(
+    name: str, keys: Iterable[Key], cell: Callable[[Key], Row], identity: Callable[[Row], Any] | None = None
+) -> list[Row]:
+    """Run or read the cells one after the other; the results file has all of them so far after each.
+
+    Args:
+        name: of the benchmark.
+        keys: of the cells.
+        cell: runs or reads one.
+        identity: what tells cells apart, in their order. The cells of earlier calls in the results file then stay,
+            also those whose runs are on another machine. None: the results file has the cells of this call alone.
+    """
     cells: list[Row] = []
+    if identity is not None and (RESULTS / f"{name}.json").exists():
+        cells = read(name)["cells"]
     for key in keys:
-        cells.append(cell(key))
+        new = cell(key)
+        if identity is not None:
+            cells = [one for one in cells if identity(one) != identity(new)]
+        cells.append(new)
+        if identity is not None:
+            cells.sort(key=identity)
         save(name, {"cells": cells})
     return cells
 

@@ -211,6 +211,10 @@ def _costs(seeds: list[Row]) -> list[str]:
     return [f"{distance:.2f}", seconds, f"{share:.1f}"]
 
 
+def _identity(cell: Row) -> tuple[int, int, int, int]:
+    return DATA.index(cell["data"]), cell["per_class"], cell["seed"], list(ARMS).index(cell["arm"])
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Run what is wanted, write the cells after each, and print the table."""
     parser = common.options("flagship", __doc__)
@@ -221,16 +225,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     common.add_seeds(parser, 5)
     common.add_threads(parser)
     arguments = parser.parse_args(argv)
-    sizes = sorted({10, 50, 500, *arguments.per_class})
-    seeds = range(max(arguments.seeds, common.MOST_SEEDS))
-
-    def wanted(key: Key) -> bool:
-        named = key.arm in arguments.arms and key.per_class in arguments.per_class and key.data == arguments.data
-        return named and key.seed < arguments.seeds
-
-    every = [Key(data, size, arm, seed) for data, size, seed, arm in product(DATA, sizes, seeds, ARMS)]
-    keys = common.to_collect(every, place, wanted)
-    cells = common.collect("flagship", keys, lambda key: cell(key, arguments.root, arguments.threads))
+    root, threads = arguments.root, arguments.threads
+    # All arms of a seed before the next seed, so that an interrupted benchmark has pairs.
+    wanted = product(arguments.per_class, range(arguments.seeds), arguments.arms)
+    keys = [Key(arguments.data, size, arm, seed) for size, seed, arm in wanted]
+    cells = common.collect("flagship", keys, lambda key: cell(key, root, threads), _identity)
     print(tables({"cells": cells}))
 
 

@@ -73,6 +73,11 @@ def test_finished_cells_are_collected_whatever_is_wanted(tmp_path: Path, monkeyp
     assert common.collect("letters", keys, cell) == [{"key": "b"}, {"key": "c"}]
     assert common.read("letters") == {"command": "python -m benchmarks.letters", "cells": written}
 
+    earlier = {"key": "a", "of": "another machine"}
+    common.save("letters", {"cells": [earlier, {"key": "c", "of": "before"}]})
+    cells = common.collect("letters", ["c", "b"], lambda key: {"key": key}, lambda one: one["key"])
+    assert cells == [earlier, {"key": "b"}, {"key": "c"}], "in order, each once, and earlier ones stay"
+
 
 def test_a_table_keeps_empty_cells_and_intervals_their_digits() -> None:
     assert common.table("a | b", [("1", ""), ("", "2")]) == "| a | b |\n|---|---|\n| 1 | |\n| | 2 |"
