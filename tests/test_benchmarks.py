@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import __main__, common
+from benchmarks import __main__, common, online_parts
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = common.scripts()
@@ -87,3 +87,20 @@ def test_a_table_keeps_empty_cells_and_intervals_their_digits() -> None:
     # Two differences of 1 and 3 have the mean 2 and the deviation sqrt(2); t of one degree of freedom is 12.706.
     assert common.mean_interval([1.0, 3.0]) == "+2.00 [-10.71, +14.71]"
     assert common.compared({0: 1.0, 1: 3.0}, {0: 0.0, 2: 9.0}, {0: 1.0, 1: 3.0}) == ["2.00 (1.41)", "+1.00", ""]
+
+
+def test_effects_and_interactions_are_those_that_the_scores_were_made_of() -> None:
+    def score(subset: tuple[str, ...]) -> float:
+        both = "swap" in subset and "EMA" in subset
+        return 80.0 - 2.0 * ("swap" in subset) - 1.0 * ("EMA" in subset) - 0.5 * both
+
+    scores = {online_parts.name_of(subset): score(subset) for subset in online_parts.SUBSETS}
+    assert len(scores) == 16
+    assert (scores["online"], scores["all"]) == (80.0, 76.5)
+    # An effect is the mean over the other parts, half of whose subsets have the other one of the pair.
+    assert online_parts.effect(("swap",), scores) == pytest.approx(-2.25)
+    assert online_parts.effect(("EMA",), scores) == pytest.approx(-1.25)
+    # The swap is worth -2.5 with the averages and -2 without: half of that difference.
+    assert online_parts.effect(("swap", "EMA"), scores) == pytest.approx(-0.25)
+    for parts in (("weights",), ("replay",), ("weights", "swap"), ("replay", "EMA")):
+        assert online_parts.effect(parts, scores) == pytest.approx(0.0)

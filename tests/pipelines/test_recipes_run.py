@@ -30,3 +30,17 @@ def test_recipe_builds(recipe: Path) -> None:
         raise
     assert isinstance(plan, Plan)
     assert words in str(plan)
+
+
+def test_online_distillation_has_all_of_its_systems_on() -> None:
+    config = load_config(DistillConfig, RECIPES[0].with_name("online_digits.yaml"), ["device=cpu"])
+    plan = str(distill(config, dry_run=True))
+    assert "swap: peer 1 teaches at first" in plan
+    assert "adapts: weights, who teaches" in plan
+    # The copy of the teacher does not learn from a student that has learned nothing yet.
+    assert "term mutual: weight 0 to 1 (linear), the others' answers," in plan
+    assert config.generated is not None
+    assert config.generated.bank.policy == "prioritized"
+    assert config.online is not None
+    optimizers = [config.distill.optimizer, *(peer.optimizer for peer in config.online.peers)]
+    assert all(optimizer is not None and optimizer.ema for optimizer in optimizers)
