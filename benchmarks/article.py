@@ -19,6 +19,7 @@ from itertools import product
 from benchmarks import common, flagship
 from benchmarks.common import Row
 from benchmarks.flagship import ALONE, DATA, MIXED, Key
+from synthkd.models import load, macs, parameters
 from synthkd.pipelines import evaluate
 from synthkd.pipelines.config import EvaluateConfig
 
@@ -68,9 +69,10 @@ def quality(key: Key, root: str | None, threads: int, features: str) -> Row:
 def distillation(key: Key, root: str | None, threads: int) -> Row:
     """The student of an arm and its cost."""
     cell = flagship.cell(key, root, threads)
-    values = common.result_of(flagship.place(key))
-    networks = {name: {unit: values[name][unit] for unit in ("parameters", "macs")} for name in ("student", "teacher")}
-    return networks | {name: cell[name] for name in ("accuracy", "seconds", "hardware")}
+    places = {"student": flagship.place(key), "teacher": flagship.teacher_of(key.data)}
+    networks = {name: load(place) for name, place in places.items()}
+    sizes = {name: {"parameters": parameters(model), "macs": macs(model)} for name, model in networks.items()}
+    return sizes | {name: cell[name] for name in ("accuracy", "seconds", "hardware")}
 
 
 def tables(content: Row) -> str:
