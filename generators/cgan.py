@@ -29,7 +29,7 @@ from synthkd.generators.latent import AveragedNetwork, descend, latent_length
 from synthkd.generators.local import local_accelerator
 from synthkd.generators.rounds import SampledRounds, agreed_spec, labelling_teacher, require_real_data
 from synthkd.generators.settings import CGANSettings
-from synthkd.generators.teacher_student import STUDENT_TERMS, joint_forward, teacher_logits
+from synthkd.generators.teacher_student import STUDENT_TERMS, TEACHER_TERMS, Term, joint_forward, teacher_logits
 from synthkd.losses.objective import Loss, Objective
 from synthkd.metrics.diversity import mode_collapse
 from synthkd.models.classifier import Classifier
@@ -39,6 +39,8 @@ from synthkd.rng import Rows, derive, stream
 from synthkd.settings import AugmentSettings
 from synthkd.types import Batch, ImageSpec
 
+TERMS = ("one_hot", "distillation", "semantic")
+"""Loss terms of teacher and student that the generator may have beside the critic's score."""
 BETAS = (0.0, 0.9)
 """Of both Adam optimisers; without momentum, since the opponent changes at every step."""
 R1_EVERY = 4
@@ -85,9 +87,9 @@ class CGAN(SampledRounds):
         self.spec = agreed_spec("cgan", classifier, train)
         self._train = train
         self._holdout = holdout
-        weights = {"distillation": s.distillation, "semantic": s.semantic}
-        terms = {name: STUDENT_TERMS[name] for name in weights}
-        self._student_terms = Objective(terms, weights) if any(weights.values()) else None
+        weights = {name: getattr(s, name) for name in TERMS}
+        terms: Mapping[str, Term] = {**TEACHER_TERMS, **STUDENT_TERMS}
+        self._network_terms = Objective({name: terms[name] for name in TERMS}, weights)
         # Initial weights are a function of the seed, and torch's global generator stays as it was.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive(seed, "cgan/init"))
@@ -223,10 +225,11 @@ class CGAN(SampledRounds):
         if logits is not None:
             terms["class"] = F.cross_entropy(logits, labels)
             total = total + terms["class"]
-        if self._student_terms is not None and student is not None:
+        s = self.settings
+        if s.one_hot or (student is not None and (s.distillation or s.semantic)):
             # Teacher and student get the images without the critic's augmentation.
-            with joint_forward(self._teacher, student, self._autocast, self.settings.semantic > 0) as forward:
-                loss = self._student_terms(forward(images, labels, difficulty), 0, 1)
+            with joint_forward(self._teacher, student, self._autocast, s.semantic > 0) as forward:
+                loss = self._network_terms(forward(images, labels, difficulty), 0, 1)
             total, terms = total + loss.total, terms | dict(loss.terms)
         return Loss(total, terms)
 

@@ -131,6 +131,9 @@ class CGANSettings(Settings):
     curriculum: bool = True
     """Whether the difficulty sets the length of latent vectors and the strength of `distillation`; if not, both are as
     at difficulty 1."""
+    one_hot: NonNegative = 0.0
+    """Weight of the cross-entropy of the teacher's predictions against the labels. It keeps the samples to their labels
+    where the critic has few real images, or few steps, to learn the classes from."""
     distillation: NonNegative = 0.0
     """Weight, at difficulty 1, of the divergence of student from teacher."""
     semantic: NonNegative = 0.0
@@ -289,7 +292,7 @@ def access_of(generator: GeneratorSettings) -> frozenset[TeacherAccess]:
             return frozenset({"logits", "gradients"})
         case PixelSettings():
             return frozenset({"logits", "gradients"})
-        case CGANSettings() if generator.distillation or generator.semantic:
+        case CGANSettings() if generator.one_hot or generator.distillation or generator.semantic:
             return frozenset({"logits", "gradients"})
         case DiffusionSettings() if generator.distillation or generator.semantic or generator.teacher_guidance:
             return frozenset({"logits", "gradients"})

@@ -135,7 +135,7 @@ def test_a_student_is_pulled_against_and_left_as_it_was(
         {"augment": 0.5, "critic_steps": 2, "r1": 0.0},
         {"head": "auxiliary", "r1": 1.0},
         {"distillation": 1.0, "spectral_norm": True},
-        {"spectral_norm": "both"},
+        {"spectral_norm": "both", "one_hot": 0.5},
     ],
 )
 def test_a_resumed_run_equals_an_unbroken_one_bit_for_bit(
@@ -261,6 +261,14 @@ def test_spectral_normalisation_of_both_bounds_the_averaged_generator_too(
     restored.restore(tmp_path)
     labels = torch.arange(10)
     assert torch.equal(*(one.sample(labels, 0.5, Rows(0, "x")) for one in (generator, restored)))
+
+
+def test_the_teacher_pulls_the_images_to_their_labels_without_a_student(teacher: Classifier, digits: Splits) -> None:
+    values = []
+    for weight in (1e-6, 5.0):
+        generator = make(teacher, digits, SMALL, steps=5, one_hot=weight)
+        values.append([generator.fit(i, 1.0)["generator/one_hot"] for i in range(15)][-1])
+    assert values[1] < 0.8 * values[0]
 
 
 def test_the_projection_head_scores_an_image_by_its_label() -> None:
