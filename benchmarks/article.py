@@ -30,7 +30,7 @@ ARMS = {
 }
 PER_CLASS = 100
 """Real images of each class in the row of real images: as many as are kept of a run of ten classes."""
-TEACHERS = {"IS-teacher": 1.0, "semantic_cosine-teacher": 1.0, "mode_collapse-teacher": 100.0, "label_fidelity": 100.0}
+TEACHERS = {"IS-teacher": 1.0, "semantic cosine-teacher": 1.0, "mode collapse-teacher": 100.0, "label fidelity": 100.0}
 """Scores by the teacher -> factor in the table."""
 QUALITY = (
     "data | real images per class | images | seeds | {} | inception score, by the teacher | semantic cosine | "

@@ -25,7 +25,7 @@ FEW, SCORED = 500, 500
 REAL = "real"
 CELLS = {f"{kind}, {size}": (kind, size) for kind in ("cgan", "diffusion") for size in ("all", str(FEW))}
 COLUMNS = (
-    "generator | real images per class | training steps | minutes of training | FD-efficientnet_lite0 | precision | "
+    "generator | real images per class | training steps | minutes of training | FD-efflite0 | precision | "
     "recall | label fidelity, %"
 )
 
@@ -81,9 +81,9 @@ def tables(content: Row) -> str:
         kind, size = CELLS.get(one["cell"], (REAL, "all"))
         costs = ["", ""] if kind == REAL else [f"{one['steps']:,}", f"{one['seconds'] / 60:.0f}"]
         scores = one["scores"]
-        distance = f"{scores['FD-efficientnet_lite0']:.1f}"
-        shares = [f"{scores[f'{name}-efficientnet_lite0']:.2f}" for name in ("precision", "recall")]
-        rows.append([kind, size, *costs, distance, *shares, f"{100 * scores['label_fidelity']:.1f}"])
+        distance = f"{scores['FD-efflite0']:.1f}"
+        shares = [f"{scores[f'{name}-efflite0']:.2f}" for name in ("precision", "recall")]
+        rows.append([kind, size, *costs, distance, *shares, f"{100 * scores['label fidelity']:.1f}"])
     return common.table(COLUMNS, rows)
 
 
