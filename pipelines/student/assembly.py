@@ -112,7 +112,10 @@ def assemble(
     Raises:
         SynthkdError: see the classes in `synthkd.errors`.
     """
-    contracts = [probe(teacher, teacher_name(number)) for number, teacher in enumerate(teachers)]
+    contracts = [
+        probe(teacher, teacher_name(number), gradients=number == 0 and config.needs_gradients)
+        for number, teacher in enumerate(teachers)
+    ]
     teacher = teachers[0] if teachers else None
     images = _read(config, accelerator, directory)
     subject = subject_of(teacher, images.stored, images.splits)

@@ -29,6 +29,9 @@ def small(width=4):
     pool = nn.AdaptiveAvgPool2d(1)
     return nn.Sequential(nn.Conv2d(3, width, 3, 2), nn.ReLU(), pool, nn.Flatten(), nn.Linear(width, 5))
 
+def double(width=4):
+    return small(width).double()
+
 def fails(width=4):
     raise RuntimeError("no luck")
 
@@ -87,6 +90,18 @@ def test_a_function_of_the_users(factories: str, tmp_path: Path) -> None:
         assert torch.equal(load_model(settings(str(tmp_path)))(images), student(images))
     with pytest.raises(ConfigError, match=r"write trust=.* beside the sections instead"):
         load_model(settings(str(tmp_path), options={"trust": True}))
+
+
+def test_a_network_of_another_precision_runs_in_float32(factories: str) -> None:
+    model = build_model(settings(f"{factories}:double"), SPEC)
+    assert model.notes == ("float64 turned into float32",)
+    assert model(torch.rand(2, 3, 32, 32)).dtype == torch.float32
+
+
+def test_logits_of_a_named_tuple_in_training_mode() -> None:
+    options = {"aux_logits": True, "init_weights": False}
+    student = build_model(settings("torchvision:googlenet", options=options), SPEC)
+    assert student(torch.rand(2, 3, 32, 32)).shape == (2, 5)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 import synthkd
 from synthkd.errors import ConfigError, ModelError
@@ -71,6 +72,30 @@ def test_a_network_comes_back_trained_and_the_callers_stay_as_they_are(tmp_path:
     # Not bit for bit: the result is in channels_last, and a convolution may sum in another order there.
     assert torch.allclose(student.eval()(images), result.student(images), atol=1e-6)
     assert "Sequential" in (tmp_path / "run/config.yaml").read_text()
+
+
+class Holding(nn.Module):
+    def __init__(self, body: nn.Module) -> None:
+        super().__init__()
+        self.body = body
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        return {"features": images, "logits": self.body(images)}
+
+
+def test_networks_that_hold_logits_in_half_precision_or_with_hooks(tmp_path: Path) -> None:
+    teacher, student = Holding(network(8).half()), Holding(network(4, 1).double())
+    prune.l1_unstructured(teacher.body[0], "weight", amount=0.5)
+    result = run(tmp_path / "run", teacher=teacher, student=student)
+    assert {value.dtype for value in teacher.parameters()} == {torch.float16}
+    assert {value.dtype for value in student.parameters()} == {torch.float64}
+    images = torch.rand(3, 1, 8, 8)
+    assert torch.equal(result.student(images), result.student.body.body(images))
+    again = synthkd.load(tmp_path / "run", network=Holding(network(4, 2).double()))
+    assert torch.equal(again(images), result.student(images))
+    plan = distill(teacher=teacher, student=student, spec=SPEC, dry_run=True, **QUICK)
+    assert isinstance(plan, Plan)
+    assert "  as read: float16 turned into float32, logits from key logits of its dict" in plan.lines
 
 
 def test_a_finished_run_gives_the_same_student_from_its_files(tmp_path: Path) -> None:
