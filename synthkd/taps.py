@@ -126,7 +126,7 @@ class Taps:
 
     def _record_moments(self, path: str, norm: nn.Module, args: tuple[Any, ...]) -> None:
         if self._pass is not None:
-            self._pass.statistics[path] = _moments(cast(BatchNormLike, norm), args[0])
+            self._pass.statistics[path] = moments(norm, args[0])
 
     def _record(self, name: str, value: object) -> None:
         # The model may also be run on its own inside the context; such passes are not recorded.
@@ -218,7 +218,14 @@ class _Moments(torch.autograd.Function):
         return torch.addcmul((of_mean / count).view_as(mean) - slope * mean, x, slope)
 
 
-def _moments(norm: BatchNormLike, x: Tensor) -> BatchNormStatistics:
+def moments(module: nn.Module, x: Tensor) -> BatchNormStatistics:
+    """Moments of the input of a layer that `has_statistics`, over all dimensions but the second, with gradient.
+
+    Args:
+        module: the layer.
+        x: its input, `[N, C]`, `[N, C, L]` or `[N, C, H, W]`.
+    """
+    norm = cast(BatchNormLike, module)
     # Under autocast x may be of half precision, in which large sums overflow.
     mean, var = _Moments.apply(x.float())
     # In training mode the layer is about to change its buffers in place, so they have to be copied.

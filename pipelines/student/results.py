@@ -18,6 +18,7 @@ from synthkd.pipelines.config import DistillConfig
 from synthkd.pipelines.run.job import Job, describe_model
 from synthkd.pipelines.student.assembly import Assembly
 from synthkd.pipelines.student.networks import finished
+from synthkd.pipelines.student.teacher_warnings import WARNING
 from synthkd.reports.results import (
     Agreement,
     DataDescription,
@@ -74,7 +75,7 @@ def measured(
         if team is not None:
             teacher_answers = predict(team.consensus, test.images, device)
             teacher_score = accuracy(teacher_answers, test.labels)
-            raised = [*_near_chance(config, team, teacher_score), *raised]
+            raised += _near_chance(config, team, teacher_score)
             agreement = Agreement.on(accuracy(answers, teacher_answers), "test")
     seconds = {
         "teacher": teacher_seconds,
@@ -94,7 +95,10 @@ def measured(
             assembly.transfer_set.images_generated,
             batch_size=assembly.batch.images,
         ),
-        alarms=tuple(RaisedAlarm(**vars(alarm)) for alarm in raised),
+        alarms=(
+            *(RaisedAlarm(**vars(alarm)) for alarm in raised),
+            *(RaisedAlarm(WARNING, warning) for warning in assembly.warnings),
+        ),
         evaluations=from_json(
             Evaluations,
             assembly.evaluation.outcome([one.name for one in assembly.students], job.monitor.rows()),

@@ -58,6 +58,7 @@ def plan(config: DistillConfig, assembly: Assembly) -> tuple[str, ...]:
         f"distill {config.name}: {spec}",
         f"  teacher: {taught}",
         *([f"  as read: {', '.join(notes)}"] if (notes := _notes(assembly)) else []),
+        *(f"  warning: {warning}" for warning in assembly.warnings),
         *_team_lines(config, assembly),
         f"  student: {student:,} parameters{share}, {inherited}",
         *(f"  peer {number}: {words}" for number, words in enumerate(peers, start=1)),

@@ -17,12 +17,13 @@ def headline(run: RunFiles) -> str:
     Of a broken teacher it says that, not what share of its accuracy a student keeps.
     """
     alarms = {alarm.name: alarm for alarm in find_alarms(run) or ()}
+    outcome = _outcome(run)
     if NEAR_CHANCE in alarms:
         message = alarms[NEAR_CHANCE].message
-        return f"The teacher is broken, so nothing can be told by comparison with it: {message}."
+        outcome = f"The teacher is broken, so nothing can be told by comparison with it: {message}."
     if ONE_CLASS in alarms:
-        return f"{_outcome(run)} Whatever it is shown, it answers one class, or hardly any other."
-    return _outcome(run)
+        return f"{outcome} Whatever it is shown, it answers one class, or hardly any other."
+    return outcome
 
 
 def find_alarms(run: RunFiles) -> Sequence[RaisedAlarm] | None:

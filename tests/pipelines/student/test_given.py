@@ -1,5 +1,6 @@
 """Networks in memory through a distillation: copied, recorded, recognised, and given back."""
 
+import json
 import os
 import signal
 import subprocess
@@ -15,15 +16,16 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 import synthkd
+from synthkd.data.read.real import load_splits
 from synthkd.errors import ConfigError, ModelError
 from synthkd.models import Classifier, build
 from synthkd.pipelines import cli, distill, generate
 from synthkd.pipelines.config import DistillConfig, GenerateConfig
 from synthkd.pipelines.distill import Distilled
 from synthkd.pipelines.run.result import Plan
-from synthkd.settings import ZooModel
+from synthkd.settings import DigitsData, ZooModel
 from synthkd.settings.load import load_config
-from synthkd.types import ImageSpec
+from synthkd.types import ImageSpec, to_float
 
 SPEC = ImageSpec(1, 8, 8, 10)
 QUICK: dict[str, Any] = {
@@ -96,6 +98,29 @@ def test_networks_that_hold_logits_in_half_precision_or_with_hooks(tmp_path: Pat
     plan = distill(teacher=teacher, student=student, spec=SPEC, dry_run=True, **QUICK)
     assert isinstance(plan, Plan)
     assert "  as read: float16 turned into float32, logits from key logits of its dict" in plan.lines
+
+
+def test_a_normalisation_that_cannot_be_is_a_warning_in_plan_log_summary_and_report(tmp_path: Path) -> None:
+    body = network(8)
+    with torch.no_grad():
+        images = to_float(load_splits(DigitsData(kind="digits")).train.images)
+        for _ in range(60):
+            body(255 * images)
+    teacher = Classifier(body, SPEC, mean=(0.5,), std=(0.5,))
+    plan = distill(teacher=teacher, student=network(4, 1), spec=SPEC, dry_run=True, **QUICK)
+    assert isinstance(plan, Plan)
+    message = "mean and std do not fit the teacher: pictures have "
+    assert sum(line.startswith(f"  warning: {message}") for line in plan.lines) == 1
+    result = run(tmp_path / "run", teacher=teacher)
+    assert sum(line.startswith(f"alarm:   odd teacher: {message}") for line in result.summary) == 1
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if row.get("name") == "odd teacher"] == [0]
+    assert message in (tmp_path / "run" / "report.html").read_text()
+    assert "write mean: [0], std: [0.003922]" in plan.lines[2]
+    right = Classifier(body, SPEC, mean=(0.0,), std=(1 / 255,))
+    plan = distill(teacher=right, student=network(4, 1), spec=SPEC, dry_run=True, **QUICK)
+    assert isinstance(plan, Plan)
+    assert not any("warning" in line for line in plan.lines)
 
 
 def test_a_finished_run_gives_the_same_student_from_its_files(tmp_path: Path) -> None:
