@@ -87,7 +87,7 @@ def better_normalisation(teacher: Classifier, who: str = "the teacher") -> str |
     if own is None or TOO_WEAK < off(own) < TOO_STRONG:
         return None
     usual = [one for one in USUAL if len(one.mean) in (1, channels) and (channels == 1 or one.name != MNIST)]
-    tried = {one: found for one in usual if (found := distances(teacher, kinds, one)) is not None}
+    tried = {one: pair for one in usual if (pair := distances(teacher, kinds, one)) is not None}
     # Where 0 lies between the kinds for several, the one that is nearest by photographs' noise.
     best = min(tried, key=lambda one: (abs(off(tried[one])), abs(tried[one][0])), default=None)
     if best is None or abs(off(tried[best])) > FITS:
@@ -126,15 +126,15 @@ def distances(
         torch.tensor(_each(values, channels), device=device).view(-1, 1, 1)
         for values in (normalisation.mean, normalisation.std)
     )
-    found = [_distance(teacher, (images.to(device) - mean) / std) for images in kinds]
-    return None if found[0] is None or found[1] is None else (found[0], found[1])
+    noise, procedural = (_distance(teacher, (images.to(device) - mean) / std) for images in kinds)
+    return None if noise is None or procedural is None else (noise, procedural)
 
 
 def _distance(teacher: Classifier, inputs: Tensor) -> float | None:
-    seen: list[BatchNormStatistics] = []
+    first: list[BatchNormStatistics] = []
 
     def stop(norm: nn.Module, args: tuple[Any, ...]) -> None:
-        seen.append(moments(norm, args[0]))
+        first.append(moments(norm, args[0]))
         raise _Seen
 
     hooks = [m.register_forward_pre_hook(stop) for m in teacher.body.modules() if has_statistics(m)]
@@ -146,11 +146,11 @@ def _distance(teacher: Classifier, inputs: Tensor) -> float | None:
     finally:
         for hook in hooks:
             hook.remove()
-    if not seen or _is_fresh(seen[0]):
+    if not first or _is_fresh(first[0]):
         return None
-    ratio = torch.log((seen[0].var + EPSILON) / (seen[0].running_var + EPSILON))
+    ratio = torch.log((first[0].var + EPSILON) / (first[0].running_var + EPSILON))
     # Channels that hardly vary say nothing.
-    distance = float(ratio[seen[0].running_var > 1e-3 * seen[0].running_var.max()].mean())
+    distance = float(ratio[first[0].running_var > 1e-3 * first[0].running_var.max()].mean())
     return distance if math.isfinite(distance) else None
 
 

@@ -47,9 +47,9 @@ def logged(warnings: Sequence[str], stages: Sequence[Stage], monitor: Monitor) -
 
     def log(step: int) -> Values:
         # A run that was killed before its first checkpoint begins again, with these events in its log already.
-        known = {row.get("event") for row in monitor.rows()}
+        events = {row.get("event") for row in monitor.rows()}
         for warning in warnings:
-            if warning not in known:
+            if warning not in events:
                 monitor.event(step, warning, kind="alarm", name=WARNING)
         return {}
 
