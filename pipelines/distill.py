@@ -28,6 +28,7 @@ from synthkd.pipelines.student.given import Given, GivenNetworks, from_memory
 from synthkd.pipelines.student.networks import finished
 from synthkd.pipelines.student.results import measured
 from synthkd.pipelines.student.summary import plan, summary
+from synthkd.pipelines.student.teacher_warnings import logged
 from synthkd.pipelines.student.teachers import ReadyTeacher, is_taught, ready_teacher, untrained_teacher
 from synthkd.reports.grids import MOST_CLASSES, ROWS, save_grid
 from synthkd.reports.results import DistillResult
@@ -174,7 +175,7 @@ def _train(config: DistillConfig, job: Job, assembly: Assembly, test: RealData |
         [*watch.after_rounds(), page.every(config.grid_every)],
     )
     headline = ("student/loss", "fresh/agreement", "difficulty", "test/accuracy")
-    stages = assembly.batch.logged(stages, job.monitor)
+    stages = logged(assembly.warnings, assembly.batch.logged(stages, job.monitor), job.monitor)
     return job.train(assembly.state, stages, f"distill {config.name}", headline)
 
 

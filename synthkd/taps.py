@@ -12,7 +12,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,10 +21,24 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 from synthkd.errors import ModelError
 from synthkd.types import BatchNormStatistics, Outputs
 
-BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.SyncBatchNorm)
-"""Layers whose running statistics are known to be per channel, dimension 1."""
 INPUT = ":input"
 """Suffix of a module path that taps the module's input instead of its output."""
+
+
+class BatchNormLike(Protocol):
+    """A layer with stored moments of its input per channel, which is dimension 1.
+
+    BatchNorm, SyncBatchNorm and timm's BatchNormAct are such layers, and FrozenBatchNorm2d of torchvision and others,
+    which is no subclass of PyTorch's.
+
+    Attributes:
+        training: whether it is in training mode.
+        running_mean, running_var: float `[C]`.
+    """
+
+    training: bool
+    running_mean: Tensor
+    running_var: Tensor
 
 
 @dataclass(frozen=True)
@@ -112,7 +126,7 @@ class Taps:
 
     def _record_moments(self, path: str, norm: nn.Module, args: tuple[Any, ...]) -> None:
         if self._pass is not None:
-            self._pass.statistics[path] = _moments(norm, args[0])
+            self._pass.statistics[path] = moments(norm, args[0])
 
     def _record(self, name: str, value: object) -> None:
         # The model may also be run on its own inside the context; such passes are not recorded.
@@ -142,8 +156,11 @@ def observe(model: nn.Module, images: Tensor, features: Sequence[str] = (), stat
 
 
 def has_statistics(module: nn.Module) -> bool:
-    """Whether a module is a BatchNorm layer that keeps running statistics."""
-    return isinstance(module, BATCH_NORMS) and module.running_mean is not None
+    """Whether a module is a BatchNorm layer that keeps running statistics, whatever its class."""
+    if isinstance(module, nn.modules.instancenorm._InstanceNorm):  # its moments are those of single images
+        return False
+    mean, var = (getattr(module, name, None) for name in ("running_mean", "running_var"))
+    return isinstance(mean, Tensor) and isinstance(var, Tensor) and mean.dim() == 1 and mean.shape == var.shape
 
 
 @contextmanager
@@ -201,10 +218,14 @@ class _Moments(torch.autograd.Function):
         return torch.addcmul((of_mean / count).view_as(mean) - slope * mean, x, slope)
 
 
-def _moments(norm: nn.Module, x: Tensor) -> BatchNormStatistics:
-    assert isinstance(norm, BATCH_NORMS)
-    assert norm.running_mean is not None
-    assert norm.running_var is not None
+def moments(module: nn.Module, x: Tensor) -> BatchNormStatistics:
+    """Moments of the input of a layer that `has_statistics`, over all dimensions but the second, with gradient.
+
+    Args:
+        module: the layer.
+        x: its input, `[N, C]`, `[N, C, L]` or `[N, C, H, W]`.
+    """
+    norm = cast(BatchNormLike, module)
     # Under autocast x may be of half precision, in which large sums overflow.
     mean, var = _Moments.apply(x.float())
     # In training mode the layer is about to change its buffers in place, so they have to be copied.

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from synthkd.errors import ModelError
 from synthkd.models import Classifier, build, head, stages
 from synthkd.settings import ZooModel
-from synthkd.taps import Taps, evaluating, frozen, observe
+from synthkd.taps import Taps, evaluating, frozen, has_statistics, observe
 from synthkd.types import ImageSpec
 
 SPEC = ImageSpec(1, 8, 8, 4)
@@ -77,6 +77,17 @@ def test_statistics_of_batch_norm_1d(shape: tuple[int, ...]) -> None:
     torch.testing.assert_close(seen.var, x.double().var(over, correction=0).float())
 
 
+def test_a_frozen_norm_has_statistics_whatever_its_class(images: Tensor) -> None:
+    from torchvision.ops import FrozenBatchNorm2d
+
+    net = nn.Sequential(nn.Conv2d(1, 3, 3), FrozenBatchNorm2d(3), nn.Conv2d(3, 3, 3), nn.SyncBatchNorm(3)).eval()
+    net[1].running_mean.uniform_(-1, 1)
+    seen = observe(net, images, statistics=True).statistics
+    assert list(seen) == ["1", "3"]
+    torch.testing.assert_close(seen["1"].mean, net[0](images).mean((0, 2, 3)))
+    assert torch.equal(seen["1"].running_mean, net[1].running_mean)
+
+
 def test_running_statistics_are_those_before_a_training_pass(model: Classifier, images: Tensor) -> None:
     before = model.body.stage1[1].running_mean.clone()
     seen = observe(model.train(), images, statistics=True).statistics["body.stage1.1"]
@@ -87,6 +98,10 @@ def test_running_statistics_are_those_before_a_training_pass(model: Classifier, 
 def test_layers_without_running_statistics_are_left_out() -> None:
     net = nn.Sequential(nn.BatchNorm1d(3, track_running_stats=False), nn.BatchNorm1d(3)).eval()
     assert list(observe(net, torch.rand(4, 3), statistics=True).statistics) == ["1"]
+
+
+def test_moments_of_single_images_are_no_statistics() -> None:
+    assert not has_statistics(nn.InstanceNorm2d(3, track_running_stats=True))
 
 
 def test_a_loop_sets_hooks_once_and_takes_them_off(model: Classifier, images: Tensor) -> None:

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from synthkd.generators.settings import PythonGenerator
 from synthkd.pipelines.config.base import TrainingConfig, require_terms
 from synthkd.pipelines.config.old_form import refuse_sources_outside
 from synthkd.pipelines.config.transfer_set import (
@@ -115,6 +116,14 @@ class Distillation(Settings):
         """Kind of the real images that the student or the generator learns from; None without real images."""
         data = [one.data for one in (self.real, self.generated) if one is not None and one.data is not None]
         return data[0].kind if data else None
+
+    @property
+    def needs_gradients(self) -> bool:
+        """Whether the generator takes gradients of the teacher's logits to its images; False where it does not tell."""
+        generated = self.generated
+        if generated is None or isinstance(generated.generator, PythonGenerator):
+            return False
+        return "gradients" in generated.needs
 
     @property
     def inherits(self) -> bool:

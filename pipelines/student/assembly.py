@@ -37,6 +37,7 @@ from synthkd.pipelines.student.networks import (
     teacher_name,
     untrained_student,
 )
+from synthkd.pipelines.student.teacher_warnings import teacher_warnings
 from synthkd.pipelines.student.transfer_set import (
     Images,
     TransferSet,
@@ -68,6 +69,7 @@ class Assembly:
         inherited: number of the student's parameters that start from values of the teacher.
         scores: measures generated images while the run goes, or None.
         batch: images of a batch over all processes.
+        warnings: what is odd about the teachers, a line each.
     """
 
     subject: Subject
@@ -80,6 +82,7 @@ class Assembly:
     inherited: int
     scores: RunningScores | None
     batch: BatchSize
+    warnings: tuple[str, ...]
 
     @property
     def learner(self) -> Learner:
@@ -112,7 +115,11 @@ def assemble(
     Raises:
         SynthkdError: see the classes in `synthkd.errors`.
     """
-    contracts = [probe(teacher, teacher_name(number)) for number, teacher in enumerate(teachers)]
+    contracts = [
+        probe(teacher, teacher_name(number), gradients=number == 0 and config.needs_gradients)
+        for number, teacher in enumerate(teachers)
+    ]
+    warnings = teacher_warnings(config, teachers, contracts)
     teacher = teachers[0] if teachers else None
     images = _read(config, accelerator, directory)
     subject = subject_of(teacher, images.stored, images.splits)
@@ -155,7 +162,9 @@ def assemble(
     if config.score is not None and teacher is not None and config.generated is not None:
         settings = config.generated.generator
         scores = build_scores(config.score, teacher, settings, images.splits, accelerator.device, config.seed)
-    return Assembly(subject, contract, team, students, transfer_set, step, evaluation, inherited, scores, batch)
+    return Assembly(
+        subject, contract, team, students, transfer_set, step, evaluation, inherited, scores, batch, warnings
+    )
 
 
 def _read(config: DistillConfig, accelerator: Accelerator, directory: Path | None) -> Images:

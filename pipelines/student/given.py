@@ -1,12 +1,11 @@
 """Networks that a caller gives in memory, where a recipe names networks to load or to build.
 
 The configuration records the class of each and a digest of its weights, so that a run goes on with the same networks or
-not at all. The networks are copied: training changes nothing of the caller's.
+not at all. The networks are copied, into float32: training changes nothing of the caller's.
 """
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 from synthkd.errors import ConfigError, ModelError
 from synthkd.models import Classifier, as_classifier
+from synthkd.models.classifier import copied, in_float32
 from synthkd.pipelines.config import DistillConfig
 from synthkd.settings import GivenModel
 from synthkd.settings.load import load_config
@@ -99,7 +99,7 @@ def from_memory(
 
 def _copied(network: nn.Module, spec: ImageSpec | None, who: str) -> Classifier:
     try:
-        own = copy.deepcopy(network)
+        own = copied(network)
     except Exception as error:  # other people's code may fail in any way
         raise ModelError(f"{who} cannot be copied: {error}; give a network that copy.deepcopy takes") from error
-    return as_classifier(own, spec, who)
+    return in_float32(as_classifier(own, spec, who))

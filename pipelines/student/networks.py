@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -21,6 +20,7 @@ from synthkd.distillation.teachers import FrozenTeacher, TeacherTeam
 from synthkd.distillation.terms.auxiliary import AuxiliaryLayers, auxiliary_layers
 from synthkd.errors import ConfigError
 from synthkd.models import Classifier, build_model
+from synthkd.models.classifier import copied
 from synthkd.models.slimmable import Slimmable, slice_out
 from synthkd.pipelines.config import DistillConfig
 from synthkd.rng import derive
@@ -86,7 +86,7 @@ def untrained_student(
         return Slimmable(config.width, config.student, subject.spec, *names)
     if isinstance(config.student, GivenModel):
         assert given is not None  # `GivenNetworks.require`
-        student = copy.deepcopy(given).train()
+        student = copied(given).train()
         student.class_names = student.class_names or subject.class_names
     else:
         student = build_model(config.student, subject.spec, subject.mean, subject.std, subject.class_names)
@@ -143,7 +143,7 @@ def _peer(
 ) -> Classifier:
     if peer.model is None:
         assert teacher is not None  # the configuration refuses a peer without a model if there is no teacher
-        return copy.deepcopy(teacher).requires_grad_(True)
+        return copied(teacher).requires_grad_(True)
     torch.manual_seed(derive(config.seed, "peer/init", number))
     return build_model(peer.model, subject.spec, subject.mean, subject.std, subject.class_names)
 

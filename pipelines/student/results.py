@@ -18,6 +18,7 @@ from synthkd.pipelines.config import DistillConfig
 from synthkd.pipelines.run.job import Job, describe_model
 from synthkd.pipelines.student.assembly import Assembly
 from synthkd.pipelines.student.networks import finished
+from synthkd.pipelines.student.teacher_warnings import WARNING
 from synthkd.reports.results import (
     Agreement,
     DataDescription,
@@ -32,6 +33,7 @@ from synthkd.reports.results import (
     TeamTeacher,
     from_json,
 )
+from synthkd.settings import TrainedTeacher
 from synthkd.taps import evaluating
 from synthkd.training.loop import Progress
 from synthkd.types import to_uint8
@@ -73,6 +75,7 @@ def measured(
         if team is not None:
             teacher_answers = predict(team.consensus, test.images, device)
             teacher_score = accuracy(teacher_answers, test.labels)
+            raised += _near_chance(config, team, teacher_score)
             agreement = Agreement.on(accuracy(answers, teacher_answers), "test")
     seconds = {
         "teacher": teacher_seconds,
@@ -92,7 +95,10 @@ def measured(
             assembly.transfer_set.images_generated,
             batch_size=assembly.batch.images,
         ),
-        alarms=tuple(RaisedAlarm(**vars(alarm)) for alarm in raised),
+        alarms=(
+            *(RaisedAlarm(**vars(alarm)) for alarm in raised),
+            *(RaisedAlarm(WARNING, warning) for warning in assembly.warnings),
+        ),
         evaluations=from_json(
             Evaluations,
             assembly.evaluation.outcome([one.name for one in assembly.students], job.monitor.rows()),
@@ -168,6 +174,15 @@ def _one_class(
             answers = predict(model, images, device, who=who)
         raised.append(alarms.one_class(answers, labels, who, on, names, name))
     return [alarm for alarm in raised if alarm is not None]
+
+
+def _near_chance(config: DistillConfig, team: TeacherTeam, score: Proportion) -> list[alarms.Alarm]:
+    """The alarm about teachers that are broken, and what may have broken them."""
+    trained = isinstance(config.teacher, TrainedTeacher)
+    remedy = "train it longer, or check its data" if trained else "check its mean, std, size and weights"
+    who = "the teacher is" if len(team.models) == 1 else "the teachers together are"
+    alarm = alarms.near_chance(score, team.spec.classes, who, remedy)
+    return [] if alarm is None else [alarm]
 
 
 def _alarms(job: Job, assembly: Assembly) -> list[alarms.Alarm]:

@@ -57,7 +57,8 @@ def plan(config: DistillConfig, assembly: Assembly) -> tuple[str, ...]:
     return (
         f"distill {config.name}: {spec}",
         f"  teacher: {taught}",
-        *([f"  its weights: {', '.join(notes)}"] if (notes := _notes(assembly)) else []),
+        *([f"  as read: {', '.join(notes)}"] if (notes := _notes(assembly)) else []),
+        *(f"  warning: {warning}" for warning in assembly.warnings),
         *_team_lines(config, assembly),
         f"  student: {student:,} parameters{share}, {inherited}",
         *(f"  peer {number}: {words}" for number, words in enumerate(peers, start=1)),
@@ -71,8 +72,11 @@ def plan(config: DistillConfig, assembly: Assembly) -> tuple[str, ...]:
 
 
 def _notes(assembly: Assembly) -> tuple[str, ...]:
-    """How the weights of the first teacher were read, where something was chosen or undone."""
-    return () if assembly.team is None else assembly.team.model.notes
+    """How the first teacher was read, where something was chosen, turned or undone."""
+    if assembly.team is None or assembly.contract is None:
+        return ()
+    place = assembly.contract.logits_from
+    return (*assembly.team.model.notes, *([f"logits from {place}"] if place else []))
 
 
 def _team_lines(config: DistillConfig, assembly: Assembly) -> list[str]:

@@ -12,10 +12,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from synthkd.metrics.utility import Proportion
 from synthkd.types import BatchNormStatistics
 
 ONE_CLASS = "one class"
 """Name of the alarm about a model that predicts hardly more than one class; the headline of a report repeats it."""
+NEAR_CHANCE = "broken teacher"
+"""Name of the alarm about a teacher that is right hardly more often than by chance; a headline says nothing else."""
+LEAST_SKILL = 0.5
+"""Smallest accuracy of a teacher above chance, as a fraction of chance times the rest: 1.45 / K of ten classes."""
 IMBALANCE = 0.25
 """Smallest share of a class, as a fraction of an equal share."""
 LEAST_PER_CLASS = 20
@@ -31,7 +36,7 @@ LEAST_ROUNDS = 8
 OTHERS = 0.05
 """Smallest number of predictions of other classes than the most frequent one, as a fraction of the correct number."""
 LEAST_OTHERS = 20
-"""Smallest number of images of other classes for a judgement."""
+"""Smallest number of images of other classes, and of test images of a teacher, for a judgement."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +102,29 @@ def one_class(
         "that it learns from",
         others / expected,
         OTHERS,
+    )
+
+
+def near_chance(score: Proportion, classes: int, who: str, remedy: str) -> Alarm | None:
+    """The alarm if a teacher is right hardly more often than by chance, else None.
+
+    Its interval contains `1 / K`, or its accuracy is below `1 / K + LEAST_SKILL / K * (1 - 1 / K)`.
+
+    Args:
+        score: accuracy on test images.
+        classes: number of classes K.
+        who: the teacher and "is", for the message.
+        remedy: what to do, for the message.
+    """
+    chance = 1 / classes
+    threshold = chance + LEAST_SKILL * chance * (1 - chance)
+    if score.n < LEAST_OTHERS or (score.value >= threshold and score.low > chance):
+        return None
+    return Alarm(
+        NEAR_CHANCE,
+        f"{who} right on {score.value:.1%} of {score.n:,} test images, where chance is {chance:.1%}: {remedy}",
+        score.value,
+        max(threshold, chance),
     )
 
 

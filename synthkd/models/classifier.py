@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from synthkd.errors import ModelError
 from synthkd.types import ImageSpec
+
+Network = TypeVar("Network", bound=nn.Module)
 
 
 class Normalize(nn.Module):
@@ -39,7 +42,7 @@ class Classifier(nn.Module):
     """An image classifier.
 
     Args:
-        body: maps normalised images `[N, C, H, W]` to logits `[N, K]`.
+        body: maps normalised images `[N, C, H, W]` to logits `[N, K]`, or to something that holds them (`logits_in`).
         spec: shape of its images and number of its classes.
         mean: per-channel mean subtracted from images in `[0, 1]`; None: zeros.
         std: per-channel divisor; None: ones.
@@ -50,7 +53,7 @@ class Classifier(nn.Module):
     Attributes:
         normalize, body: the two modules.
         spec, recipe, class_names: as given.
-        notes: how its weights were read, for people.
+        notes: how it was read, for people.
 
     Raises:
         ModelError: mean, std or class_names do not fit the spec.
@@ -89,19 +92,74 @@ class Classifier(nn.Module):
         """Logits `[N, K]` of float images `[N, C, H, W]` in `[0, 1]`.
 
         Raises:
-            ModelError: the images have another shape, or are not floating point.
+            ModelError: the images have another shape, or are not floating point; or the body gives no logits.
         """
         # Most networks would take uint8 images in 0..255 and give wrong logits without an error.
         require_images(images, self._shape)
-        logits: Tensor = self.body(self.normalize(images))
-        return logits
+        output = self.body(self.normalize(images))
+        return output if isinstance(output, Tensor) else logits_in(output)[0]
+
+
+def logits_in(output: object) -> tuple[Tensor, str]:
+    """The logits in the output of a network, and where they lie in it, in words; empty for a tensor.
+
+    Outputs may be a tensor, an object with an attribute `logits` (Hugging Face's, and torchvision's named tuples of
+    GoogLeNet and Inception in training mode), a mapping with a key `logits`, or a tuple or list with a tensor in it.
+
+    Raises:
+        ModelError: another output.
+    """
+    if isinstance(output, Tensor):
+        return output, ""
+    kind, where = type(output).__name__, ", keys " + ", ".join(map(str, output)) if isinstance(output, Mapping) else ""
+    if isinstance(logits := getattr(output, "logits", None), Tensor):
+        return logits, f".logits of its {kind}"
+    if isinstance(output, Mapping) and isinstance(logits := output.get("logits"), Tensor):
+        return logits, f"key logits of its {kind}"
+    for place, part in enumerate(output if isinstance(output, tuple | list) else ()):
+        if isinstance(part, Tensor):
+            return part, f"tensor {place + 1} of its {kind}"
+    raise ModelError(
+        f"the network must give a tensor of logits, or .logits, a key logits, or a tuple with a tensor; got a {kind}"
+        f"{where}; wrap it so that it does"
+    )
+
+
+def in_float32(model: Classifier) -> Classifier:
+    """The classifier itself, whose floating-point weights and buffers are turned into float32 and noted if they differ.
+
+    Everything else here computes in float32, and networks in half precision cannot run on every device.
+    """
+    tensors = (*model.parameters(), *model.buffers())
+    others = {t.dtype for t in tensors if t.is_floating_point() and t.dtype != torch.float32}
+    if others:
+        names = " and ".join(sorted(str(dtype).removeprefix("torch.") for dtype in others))
+        model.float()
+        model.notes = (*model.notes, f"{names} turned into float32")
+    return model
+
+
+def copied(network: Network) -> Network:
+    """A deep copy of a network, also of one whose hooks compute weights (pruning, the older weight and spectral norm).
+
+    Raises:
+        Exception: what the network's own code raises.
+    """
+    # Such a weight is a plain attribute with a graph behind it, which deepcopy refuses; the hook computes it again.
+    computed = [
+        value
+        for module in network.modules()
+        for value in vars(module).values()
+        if isinstance(value, Tensor) and not value.is_leaf
+    ]
+    return copy.deepcopy(network, {id(value): value.detach().clone() for value in computed})
 
 
 def as_classifier(network: nn.Module, spec: ImageSpec | None, who: str = "the teacher") -> Classifier:
     """A network as a classifier; its parameters stay shared, and a classifier is returned itself.
 
     Args:
-        network: maps images `[N, C, H, W]` in [0, 1] to logits `[N, K]`.
+        network: maps images `[N, C, H, W]` in [0, 1] to logits `[N, K]`, or to something that holds them.
         spec: of its images and classes; a classifier has its own, and may do without.
         who: name of the network in errors.
 

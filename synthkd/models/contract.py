@@ -1,4 +1,4 @@
-"""Checks a teacher once, with a batch of noise, before anything expensive starts."""
+"""Checks a teacher once, with a few images of noise, before anything expensive starts."""
 
 from __future__ import annotations
 
@@ -8,12 +8,16 @@ import torch
 from torch import Tensor
 
 from synthkd.errors import ModelError
-from synthkd.models.classifier import Classifier, parameters
-from synthkd.taps import evaluating, has_statistics
+from synthkd.models.classifier import Classifier, logits_in, parameters
+from synthkd.taps import evaluating, frozen, has_statistics
 from synthkd.types import ImageSpec
 
 PROBES = 8
 """Images of noise in the check."""
+SCALES = (10.0, 1000.0)
+"""Factors on noise around 0 that leave no true logits in [0, 1], while a sigmoid stays there."""
+LEAST_RANGE = 0.5
+"""Smallest range of outputs in [0, 1] for them to count as those of a sigmoid: logits near 0 are none."""
 
 
 @dataclass(frozen=True)
@@ -24,11 +28,15 @@ class TeacherContract:
         spec: shape of its images and number of its classes.
         parameters: number of its parameters.
         batch_norm_layers: BatchNorm layers with running statistics, which inversion matches.
+        logits_from: where in the network's output the logits lie, in words; empty if the output is a tensor.
+        warnings: what is odd about it and yet may be meant, a line each.
     """
 
     spec: ImageSpec
     parameters: int
     batch_norm_layers: int
+    logits_from: str = ""
+    warnings: tuple[str, ...] = ()
 
 
 def finite_logits(logits: Tensor, who: str = "the teacher") -> Tensor:
@@ -51,16 +59,18 @@ def finite_logits(logits: Tensor, who: str = "the teacher") -> Tensor:
 
 
 @torch.no_grad()
-def probe(teacher: Classifier, who: str = "the teacher") -> TeacherContract:
+def probe(teacher: Classifier, who: str = "the teacher", gradients: bool = False) -> TeacherContract:
     """Run a teacher on noise in eval mode and check that its logits are as its spec says.
 
     Args:
         teacher: any classifier; unchanged.
         who: name of the model in errors.
+        gradients: whether gradients of its logits to its images are needed.
 
     Raises:
-        ModelError: the teacher fails on such images; its output is not finite float logits `[N, K]`, or is
-            probabilities; or its logits of an image depend on the rest of the batch or on chance.
+        ModelError: the teacher fails on such images or on one alone; it gives no finite float logits `[N, K]`, but
+            probabilities of a softmax or a sigmoid; its logits of an image depend on the rest of the batch or on
+            chance; or they have no gradient where it is needed.
     """
     weight = next(teacher.parameters(), torch.empty(0))
     # A generator of its own, so that the check does not move the random state of a run.
@@ -68,42 +78,125 @@ def probe(teacher: Classifier, who: str = "the teacher") -> TeacherContract:
     images = torch.rand((PROBES, *teacher.spec.shape), generator=generator).to(weight.device)
     with evaluating(teacher):
         logits = _forward(teacher, images, who)
-        half = _forward(teacher, images[: PROBES // 2], who)
-    if not bool(torch.isfinite(logits).all()):
-        raise ModelError(f"{who} gives logits that are not finite on noise; check its weights")
-    # Logits do not lie in [0, 1] and sum to 1 in each of 8 rows by chance.
-    sums = logits.sum(dim=1)
-    if bool((logits >= 0).all()) and bool((logits <= 1).all()) and bool(((sums - 1).abs() < 1e-3).all()):
+        if not bool(torch.isfinite(logits).all()):
+            raise ModelError(f"{who} gives logits that are not finite on noise; check its weights")
+        wide = torch.cat([logits, _with_contrast(teacher, images)])
+        _require_logits(logits, wide, who)
+        for count in (PROBES // 2, 1):
+            _require_same(logits[:count], _forward(teacher, images[:count], who), who)
+        if gradients:
+            _require_gradients(teacher, images, who)
+        place = logits_in(teacher.body(teacher.normalize(images[:2])))[1]
+    norms = sum(has_statistics(m) for m in teacher.modules())
+    return TeacherContract(teacher.spec, parameters(teacher), norms, place, _warnings(wide, who))
+
+
+def _forward(teacher: Classifier, images: Tensor, who: str) -> Tensor:
+    spec, count = teacher.spec, len(images)
+    try:
+        logits: Tensor = teacher(images)
+    except ModelError as error:  # it says already what is wrong
+        raise ModelError(f"{who}: {error}") from error
+    except Exception as error:  # other people's code may fail in any way
+        raise ModelError(f"{who} cannot take {spec}: {_line(error)}; check its size and channels") from error
+    if not logits.is_floating_point():
+        raise ModelError(f"{who} must give a float tensor of logits, got {logits.dtype}; wrap it so that it does")
+    if count == 1 and tuple(logits.shape) == (spec.classes,):
         raise ModelError(
-            f"{who} gives probabilities, not logits (rows in [0, 1] that sum to 1); take the softmax off its end"
+            f"{who} gives logits [{spec.classes}] for one image, not [1, {spec.classes}]: its forward drops the batch "
+            "dimension, as squeeze() does; flatten(1) keeps it"
         )
-    # The same images in another batch: other logits mean that they depend on the batch (BatchNorm without running
-    # statistics) or on chance (dropout), so that stored logits would not be the teacher's.
-    difference = float((logits[: PROBES // 2] - half).abs().max())
+    if tuple(logits.shape) != (count, spec.classes):
+        raise ModelError(
+            f"{who} must give logits [N, {spec.classes}] for {spec}, got {list(logits.shape)} for "
+            f"N={count}; set `classes` to what it was trained for"
+        )
+    return logits
+
+
+def _with_contrast(teacher: Classifier, noise: Tensor) -> Tensor:
+    """Finite logits `[M, K]` of black, white and black-and-white images, and of noise far outside of [0, 1]."""
+    noise = noise[: PROBES // 2]
+    images = [torch.zeros_like(noise[:1]), torch.ones_like(noise[:1]), (noise > 0.5).float()]
+    images += [scale * (noise - 0.5) for scale in SCALES]
+    try:
+        logits: Tensor = teacher(torch.cat(images))
+    except Exception:  # other people's code may refuse such images
+        return noise.new_empty(0, teacher.spec.classes)
+    return logits[torch.isfinite(logits).all(dim=1)]
+
+
+def _require_same(logits: Tensor, again: Tensor, who: str) -> None:
+    """Refuse other logits of the same images in another batch.
+
+    They depend on the batch (BatchNorm without running statistics) or on chance (dropout), so that stored logits would
+    not be the teacher's.
+    """
+    difference = float((logits - again).abs().max())
     if difference > 1e-3 * max(1.0, float(logits.abs().max())):
         raise ModelError(
             f"{who}'s logits of an image change by {difference:.3g} with the rest of the batch or by chance, "
             "even in eval mode; give its BatchNorm layers running statistics and keep its dropout to training"
         )
-    norms = sum(has_statistics(m) for m in teacher.modules())
-    return TeacherContract(teacher.spec, parameters(teacher), norms)
 
 
-def _forward(teacher: Classifier, images: Tensor, who: str) -> Tensor:
-    spec = teacher.spec
-    try:
-        logits: object = teacher(images)
-    except ModelError:  # it says already what is wrong
-        raise
-    except Exception as error:  # other people's code may fail in any way
-        message = (str(error).splitlines() or [repr(error)])[0]
-        raise ModelError(f"{who} cannot take {spec}: {message}; check its size and channels") from error
-    if not isinstance(logits, Tensor) or not logits.is_floating_point():
-        kind = logits.dtype if isinstance(logits, Tensor) else type(logits).__name__
-        raise ModelError(f"{who} must give a float tensor of logits, got {kind}; wrap it so that it does")
-    if tuple(logits.shape) != (len(images), spec.classes):
+def _require_gradients(teacher: Classifier, images: Tensor, who: str) -> None:
+    with frozen(teacher), torch.enable_grad():
+        inputs = images[:2].clone().requires_grad_()
+        try:
+            logits = teacher(inputs)
+            is_cut = not logits.requires_grad
+            if not is_cut:
+                torch.autograd.grad(logits.sum(), inputs)
+        except Exception as error:  # other people's code, and errors of autograd about it
+            raise ModelError(
+                f"{who} has no gradient to its images, which the generator needs: {_line(error)}; change its forward, "
+                "or take a generator that needs logits alone"
+            ) from error
+    if is_cut:
         raise ModelError(
-            f"{who} must give logits [N, {spec.classes}] for {spec}, got {list(logits.shape)} for "
-            f"N={len(images)}; set `classes` to what it was trained for"
+            f"{who}'s forward cuts the gradient to its images, which the generator needs; take torch.no_grad and "
+            "detach out of it, or take a generator that needs logits alone"
         )
-    return logits
+
+
+def _require_logits(logits: Tensor, wide: Tensor, who: str) -> None:
+    """Refuse probabilities.
+
+    Args:
+        logits: of noise, `[PROBES, K]`.
+        wide: the same and those of images of much contrast, `[M, K]`.
+        who: name of the model in errors.
+    """
+    if not bool(((logits >= 0) & (logits <= 1)).all()):
+        return
+    # Logits do not lie in [0, 1] and sum to 1 in each of 8 rows by chance.
+    if bool(((logits.sum(dim=1) - 1).abs() < 1e-3).all()):
+        raise ModelError(
+            f"{who} gives probabilities, not logits (rows in [0, 1] that sum to 1); take the softmax off its end"
+        )
+    # Nor do they stay there when the contrast of the images grows a thousandfold.
+    if len(wide) > len(logits) and _least(wide) >= 0 and float(wide.max()) <= 1 and _range(wide) > LEAST_RANGE:
+        raise ModelError(
+            f"{who} gives values in [0, 1] that do not sum to 1, whatever the images, as a sigmoid does; take it off "
+            "its end"
+        )
+
+
+def _warnings(wide: Tensor, who: str) -> tuple[str, ...]:
+    # A linear layer may happen to give positive logits alone, as those of two classes, but it gives no exact zeros.
+    if len(wide) <= PROBES or _least(wide) != 0 or _range(wide) <= LEAST_RANGE:
+        return ()
+    return (f"{who}'s logits are never negative: is there an activation (ReLU) at its end? Take it off",)
+
+
+def _least(values: Tensor) -> float:
+    return float(values.min())
+
+
+def _range(values: Tensor) -> float:
+    return float(values.max() - values.min())
+
+
+def _line(error: BaseException) -> str:
+    return (str(error).splitlines() or [repr(error)])[0]

@@ -13,7 +13,7 @@ from torch import nn
 from synthkd.errors import ConfigError, ModelError
 from synthkd.imports import optional, resolve
 from synthkd.models import zoo
-from synthkd.models.classifier import Classifier
+from synthkd.models.classifier import Classifier, in_float32
 from synthkd.models.size import in_proportion
 from synthkd.settings import LoadedModel, ZooModel
 from synthkd.settings.load import load_config
@@ -48,7 +48,7 @@ def construct(
     class_names: Sequence[str] = (),
     source: Path | None = None,
 ) -> Classifier:
-    """An untrained classifier, in training mode, on the CPU.
+    """An untrained classifier in float32, in training mode, on the CPU.
 
     Args:
         settings: the network; of a `LoadedModel` only `model` (no directory) and `options` are read.
@@ -73,7 +73,8 @@ def construct(
     else:
         require_name(name)
         body = _call(name, resolve(name, "model", source, options), options)
-    return Classifier(body, spec, mean, std, {"kind": "load", "model": name, "options": dict(options)}, class_names)
+    recipe = {"kind": "load", "model": name, "options": dict(options)}
+    return in_float32(Classifier(body, spec, mean, std, recipe, class_names))
 
 
 def require_name(name: str) -> None:

@@ -13,7 +13,7 @@ from torch import nn
 
 from synthkd.errors import ConfigError, ModelError
 from synthkd.imports import allowing
-from synthkd.models.classifier import Classifier, parameters
+from synthkd.models.classifier import Classifier, in_float32, parameters
 from synthkd.models.factories import construct
 from synthkd.models.fitting import load_strictly
 from synthkd.models.weights import WEIGHTS, read_weights, serialised
@@ -164,7 +164,7 @@ def _built(saved: _Saved, source: Path) -> Classifier:
 def _around(network: nn.Module, saved: _Saved) -> Classifier:
     body = network.body if isinstance(network, Classifier) else network
     recipe = saved.recipe.model_dump(mode="json")
-    return Classifier(body, saved.spec.image_spec, saved.mean, saved.std, recipe, saved.class_names)
+    return in_float32(Classifier(body, saved.spec.image_spec, saved.mean, saved.std, recipe, saved.class_names))
 
 
 def read_config(path: Path, contents: type[Contents]) -> Contents:

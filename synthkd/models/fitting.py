@@ -130,6 +130,12 @@ def _renamed(state: State, rename: Rename | None) -> Iterator[tuple[State, tuple
 
 def _completed(own: State, state: State, notes: tuple[str, ...]) -> Fit:
     """The state dict with counters and shared tensors that the file left out, and what does not fit then."""
+    # A frozen BatchNorm has the moments and no counter.
+    means = {name.replace(COUNTER, "running_mean"): name for name in state if name.endswith(f".{COUNTER}")}
+    dropped = {name for mean, name in means.items() if mean in own and name not in own}
+    if dropped:
+        state = {name: value for name, value in state.items() if name not in dropped}
+        notes = (*notes, f"{len(dropped)} counters of BatchNorm left out")
     missing = [name for name in own if name not in state]
     counters = {name: torch.zeros_like(own[name]) for name in missing if name.endswith(f".{COUNTER}")}
     # Files of shared tensors have one name for all of them.

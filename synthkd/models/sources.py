@@ -12,6 +12,7 @@ from synthkd.models import files
 from synthkd.models.classifier import Classifier
 from synthkd.models.factories import construct, is_library, public_names, require_name
 from synthkd.models.fitting import load_file
+from synthkd.models.weights import some
 from synthkd.settings import GivenModel, LoadedModel, ZooModel
 from synthkd.types import ImageSpec
 
@@ -26,21 +27,48 @@ def load_model(settings: LoadedModel, source: Path | None = None) -> Classifier:
         source: the file that the settings were read from, or None if a user typed them (see `synthkd.imports`).
 
     Raises:
-        ConfigError: size, classes or weights are missing, or contradict the directory; or the name is unknown.
+        ConfigError: size, classes or weights are missing, or contradict the directory; the name is unknown; or the
+            network is untrained, and the settings do not say so.
         ModelError: the files cannot be loaded, do not fit, or name code that is not trusted.
         MissingExtraError: a `timm:` model without timm.
     """
     if files.is_model_directory(settings.model):
         return _load_directory(settings)
-    if settings.weights is None and is_library(settings.model):
-        raise ConfigError(f"{settings.model} without weights is untrained; set `weights` to a local file")
-    # Initial weights are drawn and then replaced. The random state is restored, so that a run draws the same numbers
-    # with any teacher.
-    with torch.random.fork_rng(devices=[]):
-        spec = _own_spec(settings)
-        model = construct(settings, spec, settings.mean, settings.std, settings.class_names or (), source)
+    needs_weights = settings.weights is None and not settings.untrained
+    if needs_weights and is_library(settings.model):
+        raise ConfigError(
+            f"{settings.model} without weights is untrained; set `weights` to a local file, or untrained=true if that "
+            "is meant"
+        )
+    model = _constructed(settings, source, seed=0)
+    if needs_weights:
+        _require_own_weights(model, _constructed(settings, source, seed=1), settings.model)
     _read_into(model, settings)
     return model.eval()
+
+
+def _constructed(settings: LoadedModel, source: Path | None, seed: int) -> Classifier:
+    """The network as its factory gives it, with initial weights of a seed."""
+    # The random state is restored, so that a run draws the same numbers with any teacher.
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        return construct(settings, _own_spec(settings), settings.mean, settings.std, settings.class_names or (), source)
+
+
+def _require_own_weights(model: Classifier, other: Classifier, name: str) -> None:
+    """Refuse a function of the user whose network has random weights, so that two calls give other ones."""
+    others = dict(other.named_parameters())
+    random = [
+        path.removeprefix("body.")
+        for path, value in model.named_parameters()
+        if path not in others or not torch.equal(value, others[path])
+    ]
+    if random:
+        raise ConfigError(
+            f"{name} gives random weights, others at every call, in {len(random)} of {len(others)} parameters: "
+            f"{some(random)}; set `weights` to a local file, load one in the function, or set untrained=true if "
+            "that is meant"
+        )
 
 
 def build_model(

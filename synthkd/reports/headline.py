@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from synthkd.distillation.alarms import ONE_CLASS
+from synthkd.distillation.alarms import NEAR_CHANCE, ONE_CLASS
 from synthkd.reports.files import RunFiles
 from synthkd.reports.page import count, percent
 from synthkd.reports.results import DistillResult, RaisedAlarm, ReleaseResult, TeachResult
@@ -12,10 +12,18 @@ from synthkd.training.monitor import series
 
 
 def headline(run: RunFiles) -> str:
-    """The outcome, with a warning where the trained model answers hardly more than one class."""
-    if any(alarm.name == ONE_CLASS for alarm in find_alarms(run) or ()):
-        return f"{_outcome(run)} Whatever it is shown, it answers one class, or hardly any other."
-    return _outcome(run)
+    """The outcome, with a warning where the trained model answers hardly more than one class.
+
+    Of a broken teacher it says that, not what share of its accuracy a student keeps.
+    """
+    alarms = {alarm.name: alarm for alarm in find_alarms(run) or ()}
+    outcome = _outcome(run)
+    if NEAR_CHANCE in alarms:
+        message = alarms[NEAR_CHANCE].message
+        outcome = f"The teacher is broken, so nothing can be told by comparison with it: {message}."
+    if ONE_CLASS in alarms:
+        return f"{outcome} Whatever it is shown, it answers one class, or hardly any other."
+    return outcome
 
 
 def find_alarms(run: RunFiles) -> Sequence[RaisedAlarm] | None:

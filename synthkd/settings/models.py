@@ -50,6 +50,15 @@ class ZooModel(Settings):
         return self
 
 
+LARGEST_MOMENT = 1.5
+"""A mean or deviation above it is not of images in [0, 1]."""
+
+
+def _divided(values: tuple[float, ...]) -> str:
+    """Numbers of images in 0 to 255 as those of images in [0, 1], as a recipe has them."""
+    return f"[{', '.join(f'{value / 255:.4g}' for value in values)}]"
+
+
 class LoadedModel(Settings):
     """A model from elsewhere.
 
@@ -73,7 +82,28 @@ class LoadedModel(Settings):
     mean: Annotated[tuple[Number, ...], Listed] | None = None
     """Mean per channel to subtract from images in [0, 1]; None: the network normalises its input itself."""
     std: Annotated[tuple[Number, ...], Listed] | None = None
+    """Standard deviation per channel to divide by; given with `mean`, or neither."""
     class_names: Annotated[tuple[str, ...], PerClass] | None = None
+    untrained: bool = False
+    """Take a teacher without weights as it is initialised, which is refused otherwise."""
+
+    @model_validator(mode="after")
+    def _normalises_images_in_0_to_1(self) -> LoadedModel:
+        if self.mean is not None and self.std is not None:
+            if max((*self.mean, *self.std), default=0.0) > LARGEST_MOMENT:
+                raise ValueError(
+                    "mean, std: they are of images in 0 to 255, and images are in 0 to 1 here: divide both by 255 and "
+                    f"write mean: {_divided(self.mean)}, std: {_divided(self.std)}"
+                )
+        elif (self.mean is None) != (self.std is None):
+            given, other = ("std", "mean") if self.mean is None else ("mean", "std")
+            raise ValueError(
+                f"{other}: it is missing beside {given}: write both as in the training of the network, or neither if "
+                "it normalises itself"
+            )
+        if self.untrained and self.weights is not None:
+            raise ValueError(f"untrained: there are weights, {self.weights}: leave one of the two out")
+        return self
 
 
 class GivenModel(Settings):

@@ -3,6 +3,7 @@
 import torch
 
 from synthkd.distillation import alarms
+from synthkd.metrics.utility import proportion
 from synthkd.types import BatchNormStatistics
 
 
@@ -23,6 +24,20 @@ def test_class_imbalance() -> None:
     assert alarm is not None
     assert "class 2 has 10%" in alarm.message
     assert alarms.class_imbalance(one_hot(skewed[:40]), DO) is None, "too few images to say"
+
+
+def test_near_chance() -> None:
+    def raised(hits: int, n: int, classes: int) -> bool:
+        return alarms.near_chance(proportion(hits, n), classes, "the teacher is", DO) is not None
+
+    assert [raised(hits, 10_000, 10) for hits in (0, 1000, 1100, 1440, 1460, 9000)] == [True] * 4 + [False] * 2
+    assert raised(20, 100, 10) is False, "0.133 to 0.289 is above chance"
+    assert raised(15, 100, 10) is True, "0.093 to 0.233 contains 0.1"
+    assert [raised(hits, 1000, 2) for hits in (500, 620, 630)] == [True, True, False], "two classes: chance is one half"
+    assert raised(2, 10, 10) is False, "too few images to say"
+    alarm = alarms.near_chance(proportion(1020, 10_000), 10, "the teacher is", DO)
+    assert alarm is not None
+    assert alarm.message == "the teacher is right on 10.2% of 10,000 test images, where chance is 10.0%: do this"
 
 
 def test_collapse() -> None:

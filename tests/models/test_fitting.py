@@ -107,6 +107,16 @@ def test_counters_that_old_pytorch_did_not_save_are_zero_and_nothing_else_is_fil
         load_strictly(network(), {name: value for name, value in state.items() if name != "1.running_mean"}, "FILE")
 
 
+def test_counters_are_left_out_where_the_norm_is_frozen() -> None:
+    from torchvision.ops import FrozenBatchNorm2d
+
+    frozen, state = nn.Sequential(FrozenBatchNorm2d(3)), changed(nn.Sequential(nn.BatchNorm2d(3)).state_dict())
+    assert load_strictly(frozen, state, "FILE") == ("1 counters of BatchNorm left out",)
+    assert torch.equal(frozen[0].running_mean, state["0.running_mean"])
+    with pytest.raises(ModelError, match=r"1 unexpected: 1\.num_batches_tracked"):
+        load_strictly(frozen, {**state, "1.num_batches_tracked": torch.tensor(3)}, "FILE")
+
+
 def test_safetensors_of_shared_tensors(tmp_path: Path) -> None:
     def tied(seed: int) -> nn.Sequential:
         torch.manual_seed(seed)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 from synthkd.models import Classifier, build_model, fold_batch_norm
 from synthkd.settings import LoadedModel, ModelSettings, ZooModel
+from synthkd.taps import has_statistics, observe
 from synthkd.types import ImageSpec
 
 SPEC = ImageSpec(3, 32, 32, 5)
@@ -57,6 +61,56 @@ def test_same_logits(settings: ModelSettings, left: int) -> None:
     assert not folded.training
     assert not any(p.requires_grad for p in folded.parameters())
     assert all(p.requires_grad for p in model.parameters())
+
+
+def norms_of_libraries() -> list[nn.Module]:
+    from torchvision.ops import FrozenBatchNorm2d
+
+    found = [FrozenBatchNorm2d(8, eps=1e-3), nn.SyncBatchNorm(8, eps=1e-3)]
+    try:
+        from timm.layers import BatchNormAct2d, FrozenBatchNormAct2d
+    except ImportError:
+        return found
+    return [*found, BatchNormAct2d(8, eps=1e-3, act_layer=nn.GELU), FrozenBatchNormAct2d(8, eps=1e-3)]
+
+
+@pytest.mark.parametrize("norm", norms_of_libraries(), ids=lambda norm: type(norm).__name__)
+def test_norms_of_libraries_fold_too(norm: nn.Module) -> None:
+    for name, low, high in (("running_mean", -1, 1), ("bias", -1, 1), ("running_var", 0.5, 2), ("weight", 0.5, 2)):
+        getattr(norm, name).data.uniform_(low, high)
+    layers = nn.Conv2d(3, 8, 3), norm, nn.Conv2d(8, 4, 3), nn.Flatten(), nn.LazyLinear(5)
+    body = nn.Sequential(*layers).eval()
+    images = torch.rand(4, *SPEC.shape)
+    body(images)
+    model = Classifier(body, SPEC)
+    folded = fold_batch_norm(model, keep=("body.1",))
+    assert not any(map(has_statistics, folded.modules()))
+    before, after = (observe(one, images, ["body.1"]) for one in (model, folded))
+    torch.testing.assert_close(after.logits, before.logits, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(after.features["body.1"], before.features["body.1"], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+@pytest.mark.parametrize(
+    "hooked",
+    [
+        lambda layer: prune.l1_unstructured(layer, "weight", amount=0.5),
+        nn.utils.weight_norm,
+        nn.utils.spectral_norm,
+        nn.utils.parametrizations.weight_norm,
+    ],
+    ids=["prune", "weight_norm", "spectral_norm", "parametrization"],
+)
+def test_layers_whose_weights_are_computed_keep_their_logits(hooked: Callable[[nn.Module], object]) -> None:
+    layers = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(8 * 30 * 30, 5)
+    model = Classifier(nn.Sequential(*layers), SPEC)
+    hooked(model.body[0])
+    lively(model)
+    model.eval()
+    images = torch.rand(4, *SPEC.shape)
+    # The weight of a hook is a tensor with a graph, which deepcopy refuses.
+    folded = fold_batch_norm(model)
+    torch.testing.assert_close(folded(images), model(images), atol=1e-5, rtol=1e-5)
 
 
 class Shared(nn.Module):

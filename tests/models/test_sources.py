@@ -29,6 +29,20 @@ def small(width=4):
     pool = nn.AdaptiveAvgPool2d(1)
     return nn.Sequential(nn.Conv2d(3, width, 3, 2), nn.ReLU(), pool, nn.Flatten(), nn.Linear(width, 5))
 
+def pretrained(width=4):
+    model = small(width)
+    for value in model.parameters():
+        torch.nn.init.constant_(value, 0.1)
+    return model
+
+def with_new_head(width=4):
+    model = pretrained(width)
+    model[4].reset_parameters()
+    return model
+
+def double(width=4):
+    return small(width).double()
+
 def fails(width=4):
     raise RuntimeError("no luck")
 
@@ -87,6 +101,18 @@ def test_a_function_of_the_users(factories: str, tmp_path: Path) -> None:
         assert torch.equal(load_model(settings(str(tmp_path)))(images), student(images))
     with pytest.raises(ConfigError, match=r"write trust=.* beside the sections instead"):
         load_model(settings(str(tmp_path), options={"trust": True}))
+
+
+def test_a_network_of_another_precision_runs_in_float32(factories: str) -> None:
+    model = build_model(settings(f"{factories}:double"), SPEC)
+    assert model.notes == ("float64 turned into float32",)
+    assert model(torch.rand(2, 3, 32, 32)).dtype == torch.float32
+
+
+def test_logits_of_a_named_tuple_in_training_mode() -> None:
+    options = {"aux_logits": True, "init_weights": False}
+    student = build_model(settings("torchvision:googlenet", options=options), SPEC)
+    assert student(torch.rand(2, 3, 32, 32)).shape == (2, 5)
 
 
 @pytest.mark.parametrize(
@@ -150,6 +176,21 @@ def test_a_teacher_says_its_size_and_has_weights(factories: str, weights: Path) 
         load_model(settings("torchvision:resnet18", size=32, classes=5))
 
 
+def test_a_function_without_weights_is_refused_unless_that_is_spelled_out(factories: str) -> None:
+    random, more = torch.get_rng_state(), {"size": 32, "classes": 5}
+    message = r"random weights.* in 4 of 4 parameters: 0\.weight, .*; set `weights` .* untrained=true"
+    with pytest.raises(ConfigError, match=message):
+        load_model(settings(f"{factories}:small", **more))
+    with pytest.raises(ConfigError, match=r"in 2 of 4 parameters: 4\.weight, 4\.bias; set"):
+        load_model(settings(f"{factories}:with_new_head", **more))
+    loaded = load_model(settings(f"{factories}:pretrained", **more))
+    assert torch.equal(loaded.body[0].weight, torch.full((4, 3, 3, 3), 0.1))
+    for name in (f"{factories}:small", "torchvision:resnet18"):
+        one, again = (load_model(settings(name, untrained=True, **more)) for _ in range(2))
+        assert all(torch.equal(a, b) for a, b in zip(one.parameters(), again.parameters(), strict=True))
+    assert torch.equal(torch.get_rng_state(), random)
+
+
 def test_contradictions_with_the_job(factories: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="set to 3x16x32 images, 5 classes, but this job has 3x32x32"):
         build_model(settings(f"{factories}:small", size=(16, 32)), SPEC)
@@ -162,7 +203,7 @@ def test_contradictions_with_the_job(factories: str, tmp_path: Path) -> None:
         ({"weights": "w.pt"}, "has its own weights"),
         ({"options": {"width": 3}}, "was saved with its own, got width; leave them out"),
         ({"classes": 6}, "the config says 3x32x32 images, 6 classes"),
-        ({"mean": (0.5,) * 3}, "has its own mean"),
+        ({"mean": (0.5,) * 3, "std": (0.5,) * 3}, "has its own mean, std"),
     ]:
         with pytest.raises(ConfigError, match=message):
             load_model(settings(str(tmp_path), **more))
@@ -179,7 +220,7 @@ def test_a_saved_directory_as_student_starts_from_its_weights(tmp_path: Path) ->
 def test_fresh_networks_take_the_normalisation_of_the_data_unless_they_have_one(factories: str) -> None:
     given = ((0.5,) * 3, (0.25,) * 3)
     fresh = build_model(settings(f"{factories}:small"), SPEC, *given)
-    own = build_model(settings(f"{factories}:small", mean=(0.0,) * 3), SPEC, *given)
+    own = build_model(settings(f"{factories}:small", mean=(0.0,) * 3, std=(1.0,) * 3), SPEC, *given)
     assert fresh.normalize.mean.flatten().tolist() == [0.5] * 3
     assert own.normalize.mean.flatten().tolist() == [0.0] * 3
     assert own.normalize.std.flatten().tolist() == [1.0] * 3

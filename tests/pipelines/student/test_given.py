@@ -1,5 +1,6 @@
 """Networks in memory through a distillation: copied, recorded, recognised, and given back."""
 
+import json
 import os
 import signal
 import subprocess
@@ -12,17 +13,19 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import prune
 
 import synthkd
+from synthkd.data.read.real import load_splits
 from synthkd.errors import ConfigError, ModelError
 from synthkd.models import Classifier, build
 from synthkd.pipelines import cli, distill, generate
 from synthkd.pipelines.config import DistillConfig, GenerateConfig
 from synthkd.pipelines.distill import Distilled
 from synthkd.pipelines.run.result import Plan
-from synthkd.settings import ZooModel
+from synthkd.settings import DigitsData, ZooModel
 from synthkd.settings.load import load_config
-from synthkd.types import ImageSpec
+from synthkd.types import ImageSpec, to_float
 
 SPEC = ImageSpec(1, 8, 8, 10)
 QUICK: dict[str, Any] = {
@@ -71,6 +74,53 @@ def test_a_network_comes_back_trained_and_the_callers_stay_as_they_are(tmp_path:
     # Not bit for bit: the result is in channels_last, and a convolution may sum in another order there.
     assert torch.allclose(student.eval()(images), result.student(images), atol=1e-6)
     assert "Sequential" in (tmp_path / "run/config.yaml").read_text()
+
+
+class Holding(nn.Module):
+    def __init__(self, body: nn.Module) -> None:
+        super().__init__()
+        self.body = body
+
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        return {"features": images, "logits": self.body(images)}
+
+
+def test_networks_that_hold_logits_in_half_precision_or_with_hooks(tmp_path: Path) -> None:
+    teacher, student = Holding(network(8).half()), Holding(network(4, 1).double())
+    prune.l1_unstructured(teacher.body[0], "weight", amount=0.5)
+    result = run(tmp_path / "run", teacher=teacher, student=student)
+    assert {value.dtype for value in teacher.parameters()} == {torch.float16}
+    assert {value.dtype for value in student.parameters()} == {torch.float64}
+    images = torch.rand(3, 1, 8, 8)
+    assert torch.equal(result.student(images), result.student.body.body(images))
+    again = synthkd.load(tmp_path / "run", network=Holding(network(4, 2).double()))
+    assert torch.equal(again(images), result.student(images))
+    plan = distill(teacher=teacher, student=student, spec=SPEC, dry_run=True, **QUICK)
+    assert isinstance(plan, Plan)
+    assert "  as read: float16 turned into float32, logits from key logits of its dict" in plan.lines
+
+
+def test_a_normalisation_that_cannot_be_is_a_warning_in_plan_log_summary_and_report(tmp_path: Path) -> None:
+    body = network(8)
+    with torch.no_grad():
+        images = to_float(load_splits(DigitsData(kind="digits")).train.images)
+        for _ in range(60):
+            body(255 * images)
+    teacher = Classifier(body, SPEC, mean=(0.5,), std=(0.5,))
+    plan = distill(teacher=teacher, student=network(4, 1), spec=SPEC, dry_run=True, **QUICK)
+    assert isinstance(plan, Plan)
+    message = "mean and std do not fit the teacher: pictures have "
+    assert sum(line.startswith(f"  warning: {message}") for line in plan.lines) == 1
+    result = run(tmp_path / "run", teacher=teacher)
+    assert sum(line.startswith(f"alarm:   odd teacher: {message}") for line in result.summary) == 1
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if row.get("name") == "odd teacher"] == [0]
+    assert message in (tmp_path / "run" / "report.html").read_text()
+    assert "write mean: [0], std: [0.003922]" in plan.lines[2]
+    right = Classifier(body, SPEC, mean=(0.0,), std=(1 / 255,))
+    plan = distill(teacher=right, student=network(4, 1), spec=SPEC, dry_run=True, **QUICK)
+    assert isinstance(plan, Plan)
+    assert not any("warning" in line for line in plan.lines)
 
 
 def test_a_finished_run_gives_the_same_student_from_its_files(tmp_path: Path) -> None:

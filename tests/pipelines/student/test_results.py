@@ -236,6 +236,21 @@ def test_what_is_printed_begins_as_the_report_does(tmp_path: Path) -> None:
     assert printed(VALUES, tmp_path, config, already=True) == ["RUN was complete already; nothing was run", *lines]
 
 
+def test_a_broken_teacher_is_no_success(tmp_path: Path) -> None:
+    """A student that agrees with a teacher of random weights keeps all of its accuracy, and that is nothing."""
+    keys = {"channels": 1, "size": 8, "classes": 10, "untrained": True}
+    teacher = {"kind": "load", "model": "zoo:convnet", "options": {"width": 8}, **keys}
+    result = distill(config_of(teacher=teacher, test=DIGITS, out=str(tmp_path / "run")))
+    line = result.summary[0]
+    assert line.startswith("The teacher is broken, so nothing can be told by comparison with it: the teacher is ")
+    assert "where chance is 10.0%: check its mean, std, size and weights." in line
+    assert not any("keeps" in line for line in result.summary)
+    assert next(line for line in result.summary if line.startswith("alarm:")).startswith("alarm:   broken teacher: ")
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "The teacher is broken" in page
+    assert "keeps" not in page
+
+
 def test_every_network_has_a_line_and_each_number_is_of_the_network_named(tmp_path: Path) -> None:
     several = [{"name": "teacher 1", **TEACHER}, {"name": "teacher 2", **TEACHER, "accuracy": 0.9, "parameters": 99}]
     more = {"teachers": several, "teacher": TEACHER | {"accuracy": 0.9972}, "real_images_used": 1294}
