@@ -13,12 +13,13 @@ from torch import Tensor
 
 from synthkd.data.bank_rows import saved_rows
 from synthkd.data.bank_sample import BANK_SAMPLE
+from synthkd.data.read.generated import find_generated
+from synthkd.data.read.labels import CLASSES
 from synthkd.data.read.listing import list_scored
 from synthkd.data.read.npz import as_images, as_labels, as_names, read_arrays
 from synthkd.data.read.real import load_splits
 from synthkd.data.read.sample_set import Samples, from_files, in_memory
 from synthkd.data.read.splits import RealData
-from synthkd.data.read.webdataset import CLASSES
 from synthkd.errors import DataError
 from synthkd.rng import Rows
 from synthkd.settings import DataSettings, DigitsData, FolderData, NamedData, NpzData
@@ -102,19 +103,14 @@ def open_samples(
 def _open_path(path: Path, name: str | None, split: str | None, skip_bad: int) -> Samples:
     """The set at a path, by the kind of the path; `name` None: the last part of the path, and the split."""
     name = name or path.resolve().name + (f":{split}" if split else "")
-    kind = path.suffix.lower()
     is_run = (path / "config.yaml").is_file() and any((path / file).exists() for file in _RUN_FILES)
-    if split is not None and (is_run or kind == ".tar"):
-        raise DataError(f"{path} has no parts; leave out split={split}")
-    if is_run:
+    if find_generated(path) is None and is_run:
+        if split is not None:
+            raise DataError(f"{path} has no parts; leave out split={split}")
         return _open_run(path, name)
-    if not path.is_dir() and kind != ".tar" and not path.exists():
-        raise DataError(f"{path} does not exist; check the path")
-    if path.is_dir() or kind in (".zip", ".tar"):
-        return from_files(name, path, list_scored(path, split), skip_bad)
-    if kind == ".npz":
+    if path.suffix.lower() == ".npz":
         return _open_npz(path, name, split)
-    raise DataError(f"{path} is no set of images; give an image folder, a .zip, .npz or .tar, or a run directory")
+    return from_files(name, path, list_scored(path, split), skip_bad)
 
 
 def _open_settings(settings: DataSettings, name: str | None, split: str | None) -> Samples:
