@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from synthkd.settings.base import BelowOne, Fraction, Images, NonNegative, Settings, Shift, Side
+
+Tested = Annotated[float, Field(gt=0.0, le=1.0)] | None
+"""Fraction of a dataset that is tested on."""
 
 
 class _Data(Settings):
@@ -40,37 +43,72 @@ class NamedData(_Data):
     """Download the files if they are missing."""
 
 
-class FolderData(_Data):
-    """An image folder or a .zip of one, one directory per class, or a WebDataset .tar with its labels.
-
-    If it has `train/` and `test/`, they are the splits.
-    """
-
+class _Folder(_Data):
     kind: Literal["folder"]
     root: str
-    """The folder, .zip or .tar; `shard-*.tar` names several."""
+    """The folder, archive, table or parquet file, or the run of `synthkd generate`; `shard-*.tar` names several."""
     channels: Literal[1, 3] = 3
     size: Side | None = None
     """Images are resized (shorter side, then centre crop) to this many pixels; needed if their sizes differ."""
-    test: BelowOne = 0.2
-    """Fraction used as test split if there is no `test/`."""
     skip_bad: bool = False
     """Skip unreadable files, with their number in the log, instead of refusing the folder."""
 
 
-class NpzData(_Data):
+class FolderData(_Folder):
+    """Image files with their classes: a directory for each, in a folder, .zip or .tar; or labels beside the images.
+
+    The latter are a WebDataset .tar, a .csv of files and labels, a .parquet, and what `synthkd generate` wrote. A
+    folder's `train/` and `test/` are the splits.
+    """
+
+    test: BelowOne = 0.2
+    """Fraction used as test split if there is no `test/`."""
+
+
+class FolderTest(_Folder):
+    """Image files as in kind folder of training data."""
+
+    test: Tested = None
+    """Fraction that is tested on if there is no `test/`. None: all images; or, of a dataset that the run trains on, the
+    test split that its training leaves out."""
+
+
+class _Npz(_Data):
+    kind: Literal["npz"]
+    path: str
+
+
+class NpzData(_Npz):
     """A .npz file with `images` (uint8 or float in [0, 1]; NHW, NHWC or NCHW) and `labels`.
 
     If it has `test_images` and `test_labels`, they are the test split.
     """
 
-    kind: Literal["npz"]
-    path: str
     test: BelowOne = 0.2
     """Fraction used as test split if the file has no `test_images`."""
 
 
+class NpzTest(_Npz):
+    """A .npz file as in kind npz of training data."""
+
+    test: Tested = None
+    """Fraction that is tested on if the file has no `test_images`; None as in kind folder."""
+
+
 DataSettings = Annotated[DigitsData | NamedData | FolderData | NpzData, Field(discriminator="kind")]
+
+
+def _to_test_on(value: object) -> object:
+    """Settings of training data that a caller gives in Python for test data: the same test split."""
+    if isinstance(value, FolderData | NpzData):
+        return (FolderTest if isinstance(value, FolderData) else NpzTest)(**value.model_dump())
+    return value
+
+
+TestSettings = Annotated[
+    Annotated[DigitsData | NamedData | FolderTest | NpzTest, Field(discriminator="kind")], BeforeValidator(_to_test_on)
+]
+"""Real images that are only tested on."""
 
 
 class StreamData(Settings):

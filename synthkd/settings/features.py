@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from synthkd.settings.base import Classes, Count, Images, Settings, Side
-from synthkd.settings.data import DataSettings
+from synthkd.settings.data import TestSettings
 from synthkd.settings.models import LoadedModel
 
 ResizeMode = Literal["antialias", "clean", "tf1", "pil", "none"]
@@ -78,6 +78,6 @@ class ScoreSettings(Settings):
     """Largest number of generated images that are scored, and of real images that they are compared with."""
     features: ExtractorSettings | None = None
     """The network whose features are compared; None: the teacher."""
-    real: DataSettings | None = None
+    real: TestSettings | None = None
     """Real images to compare with: the test split of a public dataset. None: the real images that the run has, the
     held-out ones if there are any; without real images only the scores that need none are logged."""

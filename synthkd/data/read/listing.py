@@ -67,12 +67,13 @@ def list_scored(path: Path, split: str | None = None) -> Listing:
     return Listing(entries, tuple(classes), sorted(ignored))
 
 
-def list_dataset(path: Path) -> Listing:
+def list_dataset(path: Path, lacks_classes: bool = False) -> Listing:
     """The images of a set for a training: every class of both parts, training images first.
 
     Args:
         path: a folder, an archive, a table, a parquet file, or what `synthkd generate` wrote. Only the first two have a
             test part.
+        lacks_classes: a class may have no image.
 
     Raises:
         DataError: a folder or file that cannot be read, no classes, a class without images, or a test part with
@@ -92,7 +93,7 @@ def list_dataset(path: Path) -> Listing:
     elif directories and set(directories) <= set(_TEST_PARTS):
         raise DataError(f"{path} has {some([*directories])} but no train/; add it, or set root to one of them")
     else:
-        entries, classes = _one_part(path, top)
+        entries, classes = _one_part(path, top, lacks_classes)
     ignored = {*root.leaves()} - {entry.name for entry in entries}
     return Listing([*entries, *root.refused], classes, sorted(ignored))
 
@@ -176,7 +177,7 @@ def _both_parts(
         )
     if test_name is None:
         return entries, classes
-    test, test_classes = _one_part(where, directories[test_name], may_lack_classes=True)
+    test, test_classes = _one_part(where, directories[test_name], lacks_classes=True)
     if extra := [name for name in test_classes if name not in classes]:
         missing = [name for name in classes if name not in test_classes]
         raise DataError(
@@ -188,7 +189,7 @@ def _both_parts(
     return [*entries, *moved], classes
 
 
-def _one_part(where: Path, part: Directory, may_lack_classes: bool = False) -> tuple[list[Entry], tuple[str, ...]]:
+def _one_part(where: Path, part: Directory, lacks_classes: bool = False) -> tuple[list[Entry], tuple[str, ...]]:
     """The images of each class of a part, and the class names."""
     path = where / part.name
     if (listing := by_labels_file(where, part)) is not None:
@@ -201,7 +202,7 @@ def _one_part(where: Path, part: Directory, may_lack_classes: bool = False) -> t
     entries = [entry for entry in _labelled(classes, files_first=True) if is_image(entry.name)]
     filled = {entry.label for entry in entries}
     empty = [name for label, name in enumerate(classes) if label not in filled]
-    if empty and not may_lack_classes:
+    if empty and not lacks_classes:
         raise DataError(f"{path}: no images in class {some(empty)}; add some, or remove the directory")
     return entries, tuple(classes)
 
