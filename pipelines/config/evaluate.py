@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
@@ -14,12 +14,14 @@ class ImageSet(Settings):
     """A set of images: a path, or a split of a real dataset. A plain path may be written in place of the section."""
 
     path: str | None = None
-    """An image folder (flat, or a directory per class), .zip, .npz, WebDataset .tar, an unfinished run, or the
-    features that an earlier evaluation saved (.safetensors)."""
+    """An image folder (flat, or a directory per class), .zip, .tar, .csv, .parquet, .npz, a run, or the features that
+    an earlier evaluation saved (.safetensors)."""
     data: DataSettings | None = None
     """A real dataset, in place of a path."""
     split: str | None = None
     """Which part of it: train, holdout or test of a dataset (None: test); a directory of that name in a folder."""
+    channels: Literal[1, 3] | None = None
+    """Convert the images to grey (1) or RGB (3); None: as each file has. Grey images fit a network of either number."""
 
     @model_validator(mode="after")
     def _one(self) -> ImageSet:

@@ -18,7 +18,7 @@ from synthkd.pipelines.run.directory import CONFIG, has_work
 from synthkd.privacy.journal import PRIVATE, Identity, Journal, Part
 from synthkd.system.sealed import tensor_digest
 from synthkd.training.monitor import FILE_NAME as METRICS
-from synthkd.types import ImageSpec
+from synthkd.types import ImageSpec, alike_in_channels
 
 LOG = logging.getLogger(__name__)
 
@@ -76,8 +76,15 @@ def fitted(
         ConfigError: another size or number of channels, or fewer classes.
         DataError: classes that the teacher does not have.
     """
+    images = alike_in_channels(data.images, spec.channels)
+    if images is not data.images:
+        LOG.warning("%s: grey images of %s taken in %d channels", key, data.name, spec.channels)
+        data = replace(data, images=images, spec=replace(data.spec, channels=spec.channels))
     if data.spec.shape != spec.shape or (data.spec.classes < spec.classes and not lacks_classes):
-        raise ConfigError(f"{key}: {data.name} has {data.spec}, the teacher takes {spec}; they must be the same")
+        remedy = "" if data.spec.channels == spec.channels else f"; set {key}.channels to {spec.channels}"
+        raise ConfigError(
+            f"{key}: {data.name} has {data.spec}, the teacher takes {spec}; they must be the same{remedy}"
+        )
     if data.class_names == class_names or (not class_names and data.spec == spec):
         return data
     targets = class_names or tuple(map(str, range(spec.classes)))

@@ -19,6 +19,9 @@ class _Data(Settings):
     """Seed of the split. It is separate from the run's seed, so that all runs share one split."""
     per_class: Images | None = None
     """Largest number of training images of each class, drawn by the split's seed; None: all are used."""
+    channels: Literal[1, 3] | None = None
+    """Convert the images to grey (1) or RGB (3); None: as they are, 3 in kind folder. Grey images fit a network of
+    either number without it."""
     half: Literal["first", "second"] | None = None
     """Use only this half of the images outside of the test split. The halves share no image and are stratified by
     class: a teacher that was trained on the first has not seen what its student learns from in the second."""
@@ -48,6 +51,7 @@ class _Folder(_Data):
     root: str
     """The folder, archive, table or parquet file, or the run of `synthkd generate`; `shard-*.tar` names several."""
     channels: Literal[1, 3] = 3
+    """Convert the images to grey (1) or RGB (3). Grey images fit a network of either number."""
     size: Side | None = None
     """Images are resized (shorter side, then centre crop) to this many pixels; needed if their sizes differ."""
     skip_bad: bool = False
@@ -126,6 +130,8 @@ class StreamData(Settings):
     """The folder. It must exist; files may come later."""
     window: Images = 10_000
     """Batches draw from this many images: the newest of those that are not held out."""
+    channels: Literal[1, 3] | None = None
+    """As in kind npz."""
     patience: NonNegative = 60.0
     """Seconds that a run waits for its first image before it gives up. Later it continues with the images it has."""
     holdout: BelowOne = 0.1

@@ -491,21 +491,18 @@ def digits_as_npz(path: Path, names: list[str], order: list[int]) -> dict[str, A
     return {"kind": "npz", "path": str(path)}
 
 
-def test_classes_are_found_by_name_in_test_and_training_data(teacher: Path, tmp_path: Path) -> None:
+def test_classes_of_test_images_are_found_by_name(teacher: Path, tmp_path: Path) -> None:
     plain = digits_as_npz(tmp_path / "plain.npz", [*map(str, range(10))], [*range(10)])
     turned = digits_as_npz(tmp_path / "turned.npz", [*map(str, range(9, -1, -1))], [*range(9, -1, -1)])
-    mixed = [GENERATED, real(0.5, **plain)], [GENERATED, real(0.5, **turned)]
-    straight = run(config_for(teacher, tmp_path / "straight", transfer_set=mixed[0], test=plain))
-    other = run(config_for(teacher, tmp_path / "other", transfer_set=mixed[1], test=turned))
+    straight = run(config_for(teacher, tmp_path / "straight", test=plain))
+    other = run(config_for(teacher, tmp_path / "other", test=turned))
     assert other.values["student"]["accuracy"] == straight.values["student"]["accuracy"] > 0.4
-    assert student_bytes(tmp_path / "other") == student_bytes(tmp_path / "straight")
+    assert other.values["teacher"]["accuracy"] > 0.9
 
 
 def test_other_classes_are_refused_with_both_lists(teacher: Path, tmp_path: Path) -> None:
-    data = digits_as_npz(tmp_path / "a.npz", [*map(str, range(8)), "x", "y"], [*range(10)])
-    message = (
-        r"\(a\.npz\) has images of classes that the teacher does not have: x, y \(it has 0, 1, 2, 3, 4 and 5 more\)"
-    )
+    data = digits_as_npz(tmp_path / "a.npz", [*map(str, range(8)), "10", "11"], [*range(10)])
+    message = r"\(a\.npz\) has images of classes that the teacher does not have: 10, 11 \(it has 0, 1, 2, 3, 4 and 5 m"
     with pytest.raises(DataError, match=r"transfer_set\.1\.data " + message):
         distill(config_for(teacher, None, transfer_set=[GENERATED, real(0.5, **data)]), dry_run=True)
     with pytest.raises(DataError, match="test " + message):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from synthkd.data.read.folder import read_folder
@@ -23,7 +24,7 @@ from synthkd.settings import (
     NpzTest,
     TestSettings,
 )
-from synthkd.types import ImageSpec, check_labels
+from synthkd.types import ImageSpec, check_labels, in_channels
 
 __all__ = ["RealData", "Splits", "channel_statistics", "load_splits", "load_test"]
 
@@ -88,6 +89,8 @@ def _read(settings: DataSettings | TestSettings, lacks_classes: bool = False) ->
             name = Path(settings.root).expanduser().resolve().name
     for note in source.notes:
         LOG.warning("%s: %s", name, note)
+    if settings.channels is not None:
+        source = replace(source, images=in_channels(source.images, settings.channels))
     return source, name
 
 

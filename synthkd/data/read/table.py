@@ -44,16 +44,16 @@ def list_table(path: Path) -> Listing:
         raise DataError(f"{path} is no table in UTF-8 ({in_a_line(error)}); save it anew") from error
     file_column, label_column, first = _columns(path, rows)
     written, refused = [], []
-    seen: set[str] = set()
+    names: set[str] = set()
     for row in rows[first:]:
         name = row[file_column].strip() if len(row) > file_column else ""
         label = row[label_column].strip() if len(row) > label_column else ""
-        if not name or name in seen:
+        if not name or name in names:
             refused.append(
                 refused_entry(name or str(row), "the table names it twice" if name else "a row without a file")
             )
             continue
-        seen.add(name)
+        names.add(name)
         written.append(Written(name, partial(Path, path.parent / name), label or None))
     if not written:
         raise DataError(f"{path} names no images; write lines `file,label`")
