@@ -42,6 +42,6 @@ def taught_on(teachers: Sequence[TeacherOrGiven]) -> Iterator[DataSettings]:
             for run in (path, path.parent):
                 if (run / CONFIG).is_file():
                     try:
-                        yield load_config(TeachConfig, run / CONFIG, []).data
+                        yield load_config(TeachConfig, run / CONFIG, [], in_place=True).data
                     except ConfigError:  # of another job, or another version
                         continue

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from synthkd.settings.base import BelowOne, Fraction, Images, NonNegative, Settings, Shift, Side
+from synthkd.settings.base import BelowOne, Fraction, Images, NonNegative, PathText, Settings, Shift, Side
 
 Tested = Annotated[float, Field(gt=0.0, le=1.0)] | None
 """Fraction of a dataset that is tested on."""
@@ -40,7 +40,7 @@ class NamedData(_Data):
     """
 
     kind: Literal["mnist", "fashion_mnist", "cifar10", "cifar100"]
-    root: str
+    root: PathText
     """Folder of the files; with `download` they are written there."""
     download: bool = False
     """Download the files if they are missing."""
@@ -48,7 +48,7 @@ class NamedData(_Data):
 
 class _Folder(_Data):
     kind: Literal["folder"]
-    root: str
+    root: PathText
     """The folder, archive, table or parquet file, or the run of `synthkd generate`; `shard-*.tar` names several."""
     channels: Literal[1, 3] = 3
     """Convert the images to grey (1) or RGB (3). Grey images fit a network of either number."""
@@ -79,7 +79,7 @@ class FolderTest(_Folder):
 
 class _Npz(_Data):
     kind: Literal["npz"]
-    path: str
+    path: PathText
 
 
 class NpzData(_Npz):
@@ -126,7 +126,7 @@ class StreamData(Settings):
     RETIRED: ClassVar = {"poll": 1.0}
 
     kind: Literal["stream"]
-    path: str
+    path: PathText
     """The folder. It must exist; files may come later."""
     window: Images = 10_000
     """Batches draw from this many images: the newest of those that are not held out."""
