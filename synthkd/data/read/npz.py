@@ -130,7 +130,7 @@ def _opened(path: Path) -> Iterator[NpzFile]:
                 raise ValueError("a single array; save it with np.savez(path, images=..., labels=...)")
             yield archive
     except FileNotFoundError as error:
-        raise DataError(f"{path} does not exist; check path") from error
+        raise DataError(f"{path} does not exist; check the path") from error
     except (OSError, ValueError, EOFError, RuntimeError, zlib.error, zipfile.BadZipFile) as error:
         raise DataError(f"{path} is not a readable .npz of plain arrays ({in_a_line(error)}); save it anew") from error
 

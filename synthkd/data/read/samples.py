@@ -111,7 +111,7 @@ def _open_path(path: Path, name: str | None, split: str | None, skip_bad: int, c
         if split is not None:
             raise DataError(f"{path} has no parts; leave out split={split}")
         return _open_run(path, name, channels)
-    if path.suffix.lower() == ".npz":
+    if path.suffix.lower() == ".npz" and not path.is_dir():
         return _open_npz(path, name, split, channels)
     return from_files(name, path, list_scored(path, split), skip_bad, channels)
 
