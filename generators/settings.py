@@ -15,6 +15,7 @@ from synthkd.settings import (
     Fraction,
     NonNegative,
     OptimizerSettings,
+    PathText,
     PerClass,
     Positive,
     PrivacySettings,
@@ -231,7 +232,7 @@ class PipelineSettings(Settings):
     """A trained class-conditional diffusers pipeline in a local folder (DiT, consistency models), only sampled."""
 
     kind: Literal["pipeline"]
-    path: str
+    path: PathText
     """Folder written by `save_pretrained`; nothing is downloaded."""
     batch_size: Batch = 32
     """Images of a round."""
@@ -249,7 +250,7 @@ class SavedSettings(Settings):
     """A generator that an earlier run saved; it is only sampled."""
 
     kind: Literal["saved"]
-    path: str
+    path: PathText
     """A run directory, or the `generator/` inside one."""
 
 

@@ -190,4 +190,7 @@ def _config(job: str, settings: Sequence[str]) -> Any:
     overrides = list(settings[named:])
     if key and (paths := [word for word in overrides if "=" not in word or Path(word).exists()]):
         overrides = [word for word in overrides if word not in paths] + [f"{key}={json.dumps(paths)}"]
-    return load_config(own(VERBS[job].config), source, overrides)
+    # Paths in a recipe that ships, and in what a run recorded, are relative to the working directory.
+    recorded = source is not None and (source.parent / ".lock").exists()
+    in_place = recorded or source != Path(first)
+    return load_config(own(VERBS[job].config), source, overrides, in_place=in_place)

@@ -25,9 +25,10 @@ from synthkd.pipelines.handover.attack import PipelineAudit, audit_pipeline, req
 from synthkd.pipelines.handover.export import NAMES, hand_over, measure_capacity, require_packages
 from synthkd.pipelines.handover.flow import DISTILL, FlowResult, distill_config, run_flow, sample
 from synthkd.pipelines.run.device import process_state
-from synthkd.pipelines.run.images import keep_data
+from synthkd.pipelines.run.images import fitted, keep_data
 from synthkd.pipelines.run.job import Job, open_job
 from synthkd.pipelines.run.result import Plan, Result
+from synthkd.pipelines.run.tested import read_test
 from synthkd.pipelines.run.trust import trusting
 from synthkd.privacy.accounting import epsilon
 from synthkd.privacy.copies import CopyTest, copy_tests
@@ -90,7 +91,9 @@ def _compress(config: CompressConfig, job: Job) -> CompressResult:
     flow_ended = time.perf_counter()
     shutil.copytree(job.directory / DISTILL / "student", job.directory / "student", dirs_exist_ok=True)
     synthetic = _synthetic(config, job, flow)
-    test = None if config.test is None else load_splits(config.test).test
+    test = read_test(config)
+    if test is not None:
+        test = fitted("test", test, flow.teacher.spec, flow.teacher.class_names, lacks_classes=True)
     files = hand_over(config.export, flow.teacher, flow.student, synthetic, test, job.directory / EXPORT, job.device)
     capacity = measure_capacity(flow.teacher, flow.student, synthetic, config.seed, job.device)
     export_ended = time.perf_counter()

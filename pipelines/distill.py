@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from synthkd.data.bank_sample import save_bank_sample
-from synthkd.data.read.real import RealData, load_splits
+from synthkd.data.read.splits import RealData
 from synthkd.distillation import phases
 from synthkd.errors import ConfigError
 from synthkd.generators.files import INSIDE_A_RUN, save_generator
@@ -18,10 +18,11 @@ from synthkd.models import Classifier, load, save
 from synthkd.models.weights import finite_state
 from synthkd.pipelines.config import DistillConfig
 from synthkd.pipelines.run.device import make_accelerator
-from synthkd.pipelines.run.images import require_fit
+from synthkd.pipelines.run.images import fitted
 from synthkd.pipelines.run.job import Job, open_job
 from synthkd.pipelines.run.live import LivePage
 from synthkd.pipelines.run.result import Plan, Result
+from synthkd.pipelines.run.tested import read_test
 from synthkd.pipelines.run.trust import trusted_by, trusting
 from synthkd.pipelines.student.assembly import Assembly, assemble
 from synthkd.pipelines.student.given import Given, GivenNetworks, from_memory
@@ -104,18 +105,17 @@ def distill(
 def _distill(config: DistillConfig, *, networks: GivenNetworks, dry_run: bool) -> Distilled | Plan:
     if dry_run:
         assembly = assemble(config, _untrained(config, networks), make_accelerator(config), None, networks.student)
-        require_fit("test", _test(config), assembly.subject.spec, assembly.subject.class_names)
-        return Plan(plan(config, assembly))
+        return Plan(plan(config, assembly, _fitted_test(read_test(config), assembly)))
     with open_job("distill", config) as job:
         if isinstance(job.finished, DistillResult):
             lines = summary(job, job.finished, already=True)
             saved = functools.partial(_saved_student, config, job, networks)
             return Distilled(job.directory, job.finished, lines, finished_student=saved)
-        test = _test(config)
+        test = read_test(config)  # before anything expensive
         ready = _teachers(config, job, networks)
         models = [teacher.model for teacher in ready]
         assembly = assemble(config, models, job.accelerator, job.directory, networks.student)
-        require_fit("test", test, assembly.subject.spec, assembly.subject.class_names)
+        test = _fitted_test(test, assembly)
         progress = _train(config, job, assembly, test)
         student = _finished_student(config, job, assembly)
         _keep_images(config, job, assembly)
@@ -151,9 +151,10 @@ def _untrained(config: DistillConfig, networks: GivenNetworks) -> list[Classifie
     ]
 
 
-def _test(config: DistillConfig) -> RealData | None:
-    """The test split, or None without one; it is read before anything expensive."""
-    return None if config.test is None else load_splits(config.test).test
+def _fitted_test(test: RealData | None, assembly: Assembly) -> RealData | None:
+    """The test images with labels as numbers of the teacher's classes."""
+    subject = assembly.subject
+    return None if test is None else fitted("test", test, subject.spec, subject.class_names, lacks_classes=True)
 
 
 def _train(config: DistillConfig, job: Job, assembly: Assembly, test: RealData | None) -> Progress:

@@ -7,7 +7,7 @@ import os
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +37,10 @@ from synthkd.pipelines.run.device import make_accelerator
 from synthkd.pipelines.run.directory import REPORT
 from synthkd.pipelines.run.disk import free_bytes, require_space
 from synthkd.pipelines.run.fit import fit_generator
-from synthkd.pipelines.run.images import keep_data
+from synthkd.pipelines.run.images import fitted_splits, keep_data
 from synthkd.pipelines.run.job import Job, generator_bytes, open_job, training_bytes
 from synthkd.pipelines.run.result import Plan, Result
+from synthkd.pipelines.run.tested import taught_on
 from synthkd.pipelines.run.trust import trusting
 from synthkd.pipelines.scores.running import RunningScores, build_scores, scores_in_words
 from synthkd.pipelines.student.teachers import is_taught, ready_teacher, untrained_teacher
@@ -175,12 +176,16 @@ class DatasetPlan:
 def _work(
     config: GenerateConfig, request: Request, teacher: Classifier, accelerator: Accelerator, run: Path | None = None
 ) -> DatasetPlan:
+    if request.real is not None:
+        real = fitted_splits("data", request.real, teacher.spec, teacher.class_names)
+        request = replace(request, real=real)
     counts, layout = plan_layout(config, request, teacher)
     generator = build_generator(request.generator, teacher, config.seed, accelerator, request.real, run)
     scores = None
     if config.score is not None:
-        device = accelerator.device
-        scores = build_scores(config.score, teacher, request.generator, request.real, device, config.seed)
+        device, trained = accelerator.device, [*taught_on([request.teacher])]
+        trained += [] if config.data is None else [config.data]
+        scores = build_scores(config.score, teacher, request.generator, request.real, device, config.seed, trained)
     return DatasetPlan(config, request, teacher, generator, counts, layout, scores)
 
 

@@ -185,6 +185,32 @@ def balanced_labels(count: int, first: int, classes: int) -> Tensor:
     return (torch.arange(count) + first) % classes
 
 
+def in_channels(images: Tensor, channels: int) -> Tensor:
+    """uint8 images with 1 (grey) or 3 channels (RGB): grey ones repeated, or colours weighted as Pillow does.
+
+    Args:
+        images: uint8 `[N, C, H, W]`, C 1 or 3.
+        channels: of the result; the images themselves are returned if they have as many.
+    """
+    if images.shape[1] == channels:
+        return images
+    if channels == 3:
+        return images.expand(-1, 3, -1, -1).contiguous()
+    # Weights of ITU-R 601 in 1/65536; they sum to 1, so that grey stays as it is. In parts: int32 takes four times the
+    # memory.
+    parts = [
+        (19595 * red.int() + 38470 * green.int() + 7471 * blue.int() + 32768 >> 16).to(torch.uint8)
+        for red, green, blue in (part.unbind(1) for part in images.split(1024))
+    ]
+    return torch.cat(parts)[:, None]
+
+
+def alike_in_channels(images: Tensor, channels: int) -> Tensor:
+    """As `in_channels` where nothing is lost: grey images, saved as grey or as RGB. Others are returned as they are."""
+    colourful = images.shape[1] == 3 and channels == 1 and not bool((images[:, :1] == images[:, 1:]).all())
+    return images if colourful or {images.shape[1], channels} - {1, 3} else in_channels(images, channels)
+
+
 def to_uint8(images: Tensor) -> Tensor:
     """Float images in `[0, 1]`, any shape, as uint8: rounded to the nearest level, values outside clamped."""
     # Rounded, since truncation would darken every image by half a level. `mul` copies, so the caller's images stay.

@@ -8,7 +8,7 @@ from pydantic import model_validator
 
 from synthkd.pipelines.config.base import JobConfig
 from synthkd.pipelines.config.evaluate import ImageSet
-from synthkd.settings import Delta, Listed, LoadedModel, Settings, Whole
+from synthkd.settings import Delta, Listed, LoadedModel, PathText, Settings, Whole
 
 
 class ReferenceModels(Settings):
@@ -28,13 +28,13 @@ class AuditConfig(JobConfig):
     references: ReferenceModels = ReferenceModels()
     """Models that show the outputs for images not learned from, which makes attacks stronger. Teachers are compared
     with the teacher, and students, of teachers that were trained on neither list, with the student."""
-    members: str | ImageSet
+    members: PathText | ImageSet
     """Labelled images that the teacher was trained on (or the student, if there is no teacher)."""
-    nonmembers: str | ImageSet
+    nonmembers: PathText | ImageSet
     """Labelled images that no audited model was trained on, drawn like the members."""
-    population: str | ImageSet | None = None
+    population: PathText | ImageSet | None = None
     """At least 1,000 labelled images in no other role, for RMIA, which also needs references."""
-    generated: str | ImageSet | None = None
+    generated: PathText | ImageSet | None = None
     """Synthetic images, in which copies of members are searched, and copies of non-members for comparison."""
     delta: Delta = 1e-5
     """Delta of the estimated epsilon."""

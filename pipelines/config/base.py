@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from synthkd.generators.settings import ALONE, GeneratorSettings, InversionSettings
-from synthkd.settings import Count, Listed, Seed, Settings, Threads
+from synthkd.settings import Count, Listed, PathText, Seed, Settings, Threads
 
 
 def require_terms(generator: GeneratorSettings, alone: str) -> None:
@@ -32,13 +32,13 @@ class JobConfig(Settings):
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")] = "run"
     """Name of the run directory `runs/<job>/<name>`."""
-    out: str | None = None
+    out: PathText | None = None
     """The run directory; the same command resumes it. None: `runs/<job>/<name>`, with a number if that one is taken."""
     seed: Seed = 0
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: Threads | None = None
     """CPU threads of torch; None: torch's default."""
-    trust: str | tuple[str, ...] = ()
+    trust: PathText | tuple[PathText, ...] = ()
     """A folder, or a list of folders, whose files may name code to run, e.g. own functions that build a saved model or
     generator. All other files are data only; besides them just this configuration may name code."""
 

@@ -20,7 +20,6 @@ from synthkd.pipelines.config.old_form import refuse_flat_form, section
 from synthkd.pipelines.config.transfer_set import GeneratedSet
 from synthkd.settings import (
     Count,
-    DataSettings,
     Delta,
     Flow,
     Images,
@@ -29,6 +28,7 @@ from synthkd.settings import (
     SearchSettings,
     Settings,
     TeacherSettings,
+    TestSettings,
     TrainedTeacher,
 )
 
@@ -95,8 +95,9 @@ class CompressConfig(TrainingConfig):
     """Choose the student among networks of the zoo, in place of `student`."""
     distillation: Distillation = Distillation()
     """As in distill, with generated images only."""
-    test: DataSettings | None = None
-    """Real test data for the report; nothing is selected by it."""
+    test: TestSettings | None = None
+    """Real test data for the report; nothing is selected by it. All images are tested on, but of a dataset with a test
+    split of its own, or that the run trains on, the test split alone."""
     synthetic: SyntheticSettings = SyntheticSettings()
     """For flows dp_generator and dp_both."""
     audit: AuditSettings | None = None

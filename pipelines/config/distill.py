@@ -20,7 +20,6 @@ from synthkd.pipelines.config.transfer_set import (
 from synthkd.settings import (
     ContrastTerm,
     Count,
-    DataSettings,
     DistillSettings,
     ExitsTerm,
     Joint,
@@ -37,6 +36,7 @@ from synthkd.settings import (
     TeacherOrGiven,
     TeacherSettings,
     TeamSettings,
+    TestSettings,
     ViewTerm,
     Whole,
     WidthSettings,
@@ -211,8 +211,9 @@ class DistillConfig(Distillation, TrainingConfig):
     team: TeamSettings = TeamSettings()
     """How several teachers label as one."""
     student: ModelOrGiven
-    test: DataSettings | None = None
-    """Real test data for the report; nothing is selected by it."""
+    test: TestSettings | None = None
+    """Real test data for the report; nothing is selected by it. All images are tested on, but of a dataset with a test
+    split of its own, or that the run trains on, the test split alone."""
     score: ScoreSettings | None = None
     """Score the newest generated images while the run goes; None: only at the end, by `synthkd evaluate RUN`."""
     keep_images: Whole | Literal["all"] = 1000

@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from synthkd.pipelines.config.base import JobConfig
-from synthkd.settings import MOST_ITEMS, DataSettings, ExtractorSettings, Images, LoadedModel, Settings, Whole
+from synthkd.settings import MOST_ITEMS, DataSettings, ExtractorSettings, Images, LoadedModel, PathText, Settings, Whole
 
 
 class ImageSet(Settings):
     """A set of images: a path, or a split of a real dataset. A plain path may be written in place of the section."""
 
-    path: str | None = None
-    """An image folder (flat, or a directory per class), .zip, .npz, WebDataset .tar, an unfinished run, or the
-    features that an earlier evaluation saved (.safetensors)."""
+    path: PathText | None = None
+    """An image folder (flat, or a directory per class), .zip, .tar, .csv, .parquet, .npz, a run, or the features that
+    an earlier evaluation saved (.safetensors)."""
     data: DataSettings | None = None
     """A real dataset, in place of a path."""
     split: str | None = None
     """Which part of it: train, holdout or test of a dataset (None: test); a directory of that name in a folder."""
+    channels: Literal[1, 3] | None = None
+    """Convert the images to grey (1) or RGB (3); None: as each file has. Grey images fit a network of either number."""
 
     @model_validator(mode="after")
     def _one(self) -> ImageSet:
@@ -31,13 +33,13 @@ class ImageSet(Settings):
 class EvaluateConfig(JobConfig):
     """Score generated images against real ones."""
 
-    generated: Annotated[tuple[str | ImageSet, ...], Field(min_length=1, max_length=MOST_ITEMS)]
+    generated: Annotated[tuple[PathText | ImageSet, ...], Field(min_length=1, max_length=MOST_ITEMS)]
     """One set or several, which are compared in one table."""
-    real: str | ImageSet
+    real: PathText | ImageSet
     """The real images that they are compared with."""
-    train: str | ImageSet | None = None
+    train: PathText | ImageSet | None = None
     """Real images that the generator or its teacher learned from; copies of them are searched."""
-    holdout: str | ImageSet | None = None
+    holdout: PathText | ImageSet | None = None
     """Real images that were not learned from; they show how near generated images are without copying."""
     teacher: LoadedModel | None = None
     """Predicts labels, and gives the features unless `features` is set."""
@@ -55,9 +57,9 @@ class EvaluateConfig(JobConfig):
     """Also train a small classifier on each generated set and test it on real images (minutes each)."""
     skip_bad: Whole = 0
     """Largest number of unreadable files of a set that are skipped; they are listed."""
-    cache: str | None = "~/.cache/synthkd/features"
+    cache: PathText | None = "~/.cache/synthkd/features"
     """Folder that keeps features between evaluations; None: they are not kept."""
-    save_features: str | None = None
+    save_features: PathText | None = None
     """A .safetensors file for the features of the real set. A later evaluation can take it in place of the images."""
     show_real: bool = True
     """Show real images in the report, beside the generated ones."""

@@ -13,6 +13,7 @@ from synthkd.settings import (
     DataSettings,
     Fraction,
     Images,
+    PathText,
     PerClass,
     ScoreSettings,
     Settings,
@@ -48,7 +49,7 @@ class GenerateConfig(TrainingConfig):
     """Real images for generators that learn from them, and for `filters.copies`. None: data-free."""
     rounds: Whole = 0
     """Rounds of training of the generator before it is sampled; 0 if it comes from `run`."""
-    run: str | None = None
+    run: PathText | None = None
     """A run that saved a generator, or the directory of a saved generator; it is not trained further."""
     per_class: Images | Annotated[dict[str, Annotated[int, Field(ge=0, le=10**8)]], PerClass]
     """Images of each class: one number for all classes, or class name (or number) -> number of images."""

@@ -15,6 +15,7 @@ from synthkd.settings import (
     DataOrStream,
     DataSettings,
     DifficultySettings,
+    PathText,
     ReplaySettings,
     Settings,
     Share,
@@ -69,7 +70,7 @@ class StoredSet(_Source):
     """A dataset that `synthkd generate` wrote, with its soft labels."""
 
     kind: Literal["stored"]
-    path: str
+    path: PathText
     """Its directory, or the run that wrote it."""
     bank: ReplaySettings = ReplaySettings()
     """How its images are drawn."""

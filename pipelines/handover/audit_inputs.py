@@ -18,7 +18,7 @@ from synthkd.pipelines.config import AuditConfig, ImageSet
 from synthkd.pipelines.scores.image_sets import open_images
 from synthkd.privacy.audit import WHOS
 from synthkd.privacy.membership import POPULATION
-from synthkd.types import ImageSpec
+from synthkd.types import ImageSpec, alike_in_channels
 
 LEAST = {"members": 20, "nonmembers": 20, "population": POPULATION}
 """Lists that carry labels -> fewest images: what the blind baseline and RMIA need."""
@@ -148,12 +148,13 @@ def _read_images(samples: Samples, spec: ImageSpec, where: str, who: str) -> Ten
     """All images, uint8 `[N, C, H, W]`; raises `DataError` for an image that the model `who` does not take."""
     # Images of another size are refused and not resized: an attack on resized images would find less than there is.
     blocks = []
-    for block in samples.batches(BATCH):
+    for read in samples.batches(BATCH):
+        block = alike_in_channels(read, spec.channels)
         if tuple(block.shape[1:]) != spec.shape:
             shape, needed = ("x".join(map(str, each)) for each in (block.shape[1:], spec.shape))
             raise DataError(
                 f"{where}: it has images of {shape} (channels x height x width), the {who} takes {needed}; give them "
-                "as training saw them, or as a dataset (data.kind=folder) with its size and channels"
+                "as training saw them: with channels, or as a dataset (data.kind=folder) with its size and channels"
             )
         blocks.append(block)
     return torch.cat(blocks)

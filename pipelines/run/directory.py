@@ -143,7 +143,7 @@ def _no_plain_file(path: Path) -> CheckpointError:
 def _saved(directory: Path, config: Config) -> Config | None:
     """The configuration that a directory holds, read as one of the same job; None where there is none."""
     path = directory / CONFIG
-    return load_config(type(config), path, []) if path.is_file() else None
+    return load_config(type(config), path, [], in_place=True) if path.is_file() else None
 
 
 def _changed(saved: JobConfig, config: JobConfig) -> list[str]:

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import json
+import logging
+from dataclasses import replace
 from pathlib import Path
 
+import torch
 from accelerate import Accelerator
 
+from synthkd.data.read.classes import align_labels
 from synthkd.data.read.splits import RealData, Splits
+from synthkd.data.written.stored import StoredDataset
 from synthkd.errors import ConfigError
 from synthkd.pipelines.run.directory import CONFIG, has_work
 from synthkd.privacy.journal import PRIVATE, Identity, Journal, Part
 from synthkd.system.sealed import tensor_digest
 from synthkd.training.monitor import FILE_NAME as METRICS
-from synthkd.types import ImageSpec
+from synthkd.types import ImageSpec, alike_in_channels
+
+LOG = logging.getLogger(__name__)
 
 
 def keep_data(directory: Path, real: Splits | RealData, accelerator: Accelerator, private: bool = False) -> None:
@@ -53,29 +60,61 @@ def keep_data(directory: Path, real: Splits | RealData, accelerator: Accelerator
     journal.bind(identity)
 
 
-def require_fit(key: str, data: RealData | None, spec: ImageSpec, class_names: tuple[str, ...]) -> None:
-    """Check that real data has the teacher's image size and its classes in its order.
+def fitted(
+    key: str, data: RealData, spec: ImageSpec, class_names: tuple[str, ...], lacks_classes: bool = False
+) -> RealData:
+    """Real data with its labels as numbers of the teacher's classes, which are found by their names.
 
     Args:
         key: of the configuration, for the error.
-        data: the images; None is accepted.
+        data: the images.
         spec: images of the teacher.
-        class_names: of the teacher; empty if it has none.
+        class_names: of the teacher; empty if it has none, and then its classes are numbers.
+        lacks_classes: there may be fewer classes than the teacher has, since the images are only tested on.
 
     Raises:
-        ConfigError: another size, other classes or another order.
+        ConfigError: another size or number of channels, or fewer classes.
+        DataError: classes that the teacher does not have.
     """
-    if data is None:
-        return
-    if data.spec != spec:
-        raise ConfigError(f"{key}: {data.name} has {data.spec}, the teacher takes {spec}; they must be the same")
-    ours, theirs = data.class_names, class_names
-    if ours != theirs and sorted(ours) == sorted(theirs):
-        place = next(number for number, (a, b) in enumerate(zip(ours, theirs, strict=True)) if a != b)
+    images = alike_in_channels(data.images, spec.channels)
+    if images is not data.images:
+        LOG.warning("%s: grey images of %s taken in %d channels", key, data.name, spec.channels)
+        data = replace(data, images=images, spec=replace(data.spec, channels=spec.channels))
+    if data.spec.shape != spec.shape or (data.spec.classes < spec.classes and not lacks_classes):
+        remedy = "" if data.spec.channels == spec.channels else f"; set {key}.channels to {spec.channels}"
         raise ConfigError(
-            f"{key}: class {place} of {data.name} is {ours[place]!r}, the teacher's is {theirs[place]!r}; number the "
-            "classes alike"
+            f"{key}: {data.name} has {data.spec}, the teacher takes {spec}; they must be the same{remedy}"
         )
+    if data.class_names == class_names or (not class_names and data.spec == spec):
+        return data
+    targets = class_names or tuple(map(str, range(spec.classes)))
+    aligned = align_labels(data.labels, data.class_names, targets, f"{key} ({data.name})", "the teacher")
+    if aligned.note:
+        LOG.warning("%s", aligned.note)
+    return replace(data, labels=aligned.labels, spec=spec, class_names=class_names or aligned.class_names)
+
+
+def fitted_splits(key: str, splits: Splits, spec: ImageSpec, class_names: tuple[str, ...]) -> Splits:
+    """The parts of a dataset as `fitted` gives them."""
+    train, holdout, test = (
+        fitted(key, part, spec, class_names) for part in (splits.train, splits.holdout, splits.test)
+    )
+    return replace(splits, train=train, holdout=holdout, test=test)
+
+
+def fitted_dataset(key: str, stored: StoredDataset, class_names: tuple[str, ...]) -> StoredDataset:
+    """A stored dataset with labels and logits in the order of the teacher's classes.
+
+    Raises:
+        DataError: classes that the teacher does not have.
+    """
+    if not class_names or stored.class_names == class_names:
+        return stored
+    every = torch.arange(len(stored.class_names))
+    places = align_labels(every, stored.class_names, class_names, key, "the teacher").labels
+    logits = torch.empty_like(stored.logits)
+    logits[:, places] = stored.logits
+    return replace(stored, labels=places[stored.labels], logits=logits, class_names=class_names)
 
 
 def _content(part: RealData) -> str:

@@ -141,7 +141,7 @@ def open_images(configured: str | ImageSet, config: EvaluateConfig | AuditConfig
     source = image_set.path if image_set.data is None else image_set.data
     assert source is not None
     split = image_set.split or (None if image_set.data is None else "test")
-    return open_samples(source, split=split, skip_bad=config.skip_bad, seed=config.seed)
+    return open_samples(source, split=split, skip_bad=config.skip_bad, channels=image_set.channels, seed=config.seed)
 
 
 def agree(sets: Mapping[str, OpenedSet], networks: Networks) -> dict[str, OpenedSet]:

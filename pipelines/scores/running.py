@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from synthkd.data.read.real import RealData, load_splits
+from synthkd.data.read.real import RealData, load_test
 from synthkd.data.read.splits import Splits
 from synthkd.distillation.alarms import similarity_within_classes, statistics_distance
 from synthkd.errors import ConfigError
@@ -19,10 +19,10 @@ from synthkd.metrics.named_scores import SuiteOptions
 from synthkd.metrics.score import ScoredSet
 from synthkd.metrics.suite import quick_scores
 from synthkd.models import Classifier
-from synthkd.pipelines.run.images import require_fit
+from synthkd.pipelines.run.images import fitted
 from synthkd.reports.results import RunningScoresResult
 from synthkd.rng import stream
-from synthkd.settings import ScoreSettings, TeacherExtractor
+from synthkd.settings import DataSettings, ScoreSettings, TeacherExtractor
 from synthkd.taps import evaluating, observe
 from synthkd.training.monitor import Row
 from synthkd.types import to_uint8
@@ -116,6 +116,7 @@ def build_scores(
     splits: Splits | None,
     device: torch.device,
     seed: int,
+    training: Sequence[DataSettings] = (),
 ) -> RunningScores:
     """Build the networks, and take the features of the real images.
 
@@ -129,16 +130,17 @@ def build_scores(
         splits: the real images of the run, or None.
         device: of the networks.
         seed: of the choice among the real images.
+        training: the datasets that the run trains on.
 
     Raises:
         SynthkdError: a feature network or real images that cannot be loaded, or images of another size than the
-            teacher's, or with its classes in another order.
+            teacher's, or with other classes.
     """
     of_teacher = build_extractor(TeacherExtractor(kind="teacher"), device, teacher)
     extractor = of_teacher if settings.features is None else build_extractor(settings.features, device, teacher)
     real = None
     visible = None if isinstance(generator, MerfSettings) else splits
-    if (data := _reference(settings, visible, teacher)) is not None:
+    if (data := _reference(settings, visible, teacher, training)) is not None:
         order = torch.randperm(len(data), generator=stream(seed, "score reference"))[: settings.images]
         real = _scored(data.name, data.images[order], data.labels[order], extractor, of_teacher)
     return RunningScores(settings, teacher, extractor, of_teacher, real, device)
@@ -151,14 +153,15 @@ def scores_in_words(result: RunningScoresResult) -> str:
     return f"{', '.join(main)} at the end of the training{against}"
 
 
-def _reference(settings: ScoreSettings, splits: Splits | None, teacher: Classifier) -> RealData | None:
+def _reference(
+    settings: ScoreSettings, splits: Splits | None, teacher: Classifier, training: Sequence[DataSettings]
+) -> RealData | None:
     """The public test images of the settings, else the held-out images of the run, else its training images."""
     if settings.real is not None:
-        test = load_splits(settings.real).test
+        test = load_test(settings.real, training)
         if not len(test):
-            raise ConfigError(f"score.real: {test.name} has no test split; set score.real.test above 0")
-        require_fit("score.real", test, teacher.spec, teacher.class_names)
-        return test
+            raise ConfigError(f"score.real: {test.name} has no test images; leave score.real.test out for all images")
+        return fitted("score.real", test, teacher.spec, teacher.class_names, lacks_classes=True)
     if splits is None:
         return None
     return splits.holdout if len(splits.holdout) >= teacher.spec.classes else splits.train

@@ -7,11 +7,12 @@ set -> evaluation -> step: each part is built from those before it, and is not c
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from accelerate import Accelerator
 
+from synthkd.data.read.decode import some
 from synthkd.data.read.real import load_splits
 from synthkd.data.written.stored import read_stored
 from synthkd.distillation import phases
@@ -25,7 +26,8 @@ from synthkd.generators.build import build_generator
 from synthkd.models import Classifier, TeacherContract, inherit, is_fresh, probe
 from synthkd.pipelines.config import DistillConfig
 from synthkd.pipelines.run.batch_size import BatchSize, choose_batch_size
-from synthkd.pipelines.run.images import keep_data, require_fit
+from synthkd.pipelines.run.images import fitted_dataset, fitted_splits, keep_data
+from synthkd.pipelines.run.tested import training_data
 from synthkd.pipelines.scores.running import RunningScores, build_scores
 from synthkd.pipelines.student.networks import (
     Subject,
@@ -123,7 +125,9 @@ def assemble(
     teacher = teachers[0] if teachers else None
     images = _read(config, accelerator, directory)
     subject = subject_of(teacher, images.stored, images.splits)
-    _require_possible(config, accelerator, images, subject)
+    _require_possible(config, accelerator, images)
+    _require_one_order(subject, teachers)
+    images = _fitted(config, images, subject)
     module = untrained_student(config, subject, student)
     inherited = 0
     if isinstance(module, Classifier) and teacher is not None and config.inherits and is_fresh(config.student):
@@ -161,7 +165,8 @@ def assemble(
     scores = None
     if config.score is not None and teacher is not None and config.generated is not None:
         settings = config.generated.generator
-        scores = build_scores(config.score, teacher, settings, images.splits, accelerator.device, config.seed)
+        trained = training_data(config)
+        scores = build_scores(config.score, teacher, settings, images.splits, accelerator.device, config.seed, trained)
     return Assembly(
         subject, contract, team, students, transfer_set, step, evaluation, inherited, scores, batch, warnings
     )
@@ -182,8 +187,31 @@ def _read(config: DistillConfig, accelerator: Accelerator, directory: Path | Non
     return Images(stored, splits, arriving)
 
 
-def _require_possible(config: DistillConfig, accelerator: Accelerator, images: Images, subject: Subject) -> None:
-    """Refuse settings that do not fit the images, the phases or several processes."""
+def _fitted(config: DistillConfig, images: Images, subject: Subject) -> Images:
+    """The images with labels as numbers of the teacher's classes."""
+    stored, splits = images.stored, images.splits
+    if stored is not None:
+        stored = fitted_dataset("transfer_set.path", stored, subject.class_names)
+    if splits is not None:
+        source = config.generated if config.generated is not None and config.generated.data is not None else config.real
+        key = "transfer_set.data" if len(config.sources) == 1 else f"transfer_set.{config.sources.index(source)}.data"
+        splits = fitted_splits(key, splits, subject.spec, subject.class_names)
+    return replace(images, stored=stored, splits=splits)
+
+
+def _require_one_order(subject: Subject, teachers: Sequence[Classifier]) -> None:
+    """Refuse teachers that number the same classes in another order: their logits are averaged column by column."""
+    for number, teacher in enumerate(teachers):
+        ours, theirs = tuple(teacher.class_names), subject.class_names
+        if ours and theirs and ours != theirs and sorted(ours) == sorted(theirs):
+            raise ConfigError(
+                f"teachers: {teacher_name(number)} numbers its classes {some(ours, 5)}, the teacher {some(theirs, 5)}; "
+                "take teachers with one order"
+            )
+
+
+def _require_possible(config: DistillConfig, accelerator: Accelerator, images: Images) -> None:
+    """Refuse settings that do not fit the phases or several processes."""
     several = accelerator.num_processes > 1
     if images.arriving is not None and several:
         raise ConfigError("data.kind: a stream is read in one process only; leave torchrun out, or take another kind")
@@ -191,8 +219,6 @@ def _require_possible(config: DistillConfig, accelerator: Accelerator, images: I
         raise ConfigError("width: the width of a student changes in one process only; leave torchrun out, or width")
     if config.online is not None and several:
         raise ConfigError("online: peers learn together in one process only; leave torchrun out, or online")
-    if images.splits is not None:
-        require_fit("data", images.splits.train, subject.spec, subject.class_names)
     generated, real = config.generated, config.real
     has_bank_images = generated is not None and generated.live != 1.0 and (real is None or real.share != 1.0)
     phases.check(config.phases, needs_bank=has_bank_images)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from synthkd.data.read.splits import RealData
 from synthkd.distillation import phases
 from synthkd.distillation.terms.auxiliary import AuxiliaryLayers
 from synthkd.models import parameters
@@ -19,12 +20,13 @@ from synthkd.schedules import ever
 from synthkd.settings import Schedule, TrainedTeacher
 
 
-def plan(config: DistillConfig, assembly: Assembly) -> tuple[str, ...]:
+def plan(config: DistillConfig, assembly: Assembly, test: RealData | None) -> tuple[str, ...]:
     """What the run would do, in lines for --dry-run.
 
     Args:
         config: of the run.
         assembly: its parts, as a dry run builds them.
+        test: real test data, or None.
     """
     spec, student = assembly.subject.spec, parameters(assembly.learner.module)
     rounds = phases.generator_rounds(config.phases)
@@ -63,6 +65,7 @@ def plan(config: DistillConfig, assembly: Assembly) -> tuple[str, ...]:
         f"  student: {student:,} parameters{share}, {inherited}",
         *(f"  peer {number}: {words}" for number, words in enumerate(peers, start=1)),
         f"  real images: {real}",
+        f"  test images: {'none' if test is None else test.counted}",
         *_recipe(config, assembly),
         f"  phases: {', '.join(phases.describe(phase) for phase in config.phases)}",
         f"  student steps: {assembly.learner.total:,} of {assembly.batch.images} images{note}",

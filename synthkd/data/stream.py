@@ -29,7 +29,7 @@ from synthkd.errors import DataError
 from synthkd.rng import Rows
 from synthkd.settings import StreamData
 from synthkd.system.text import one_line
-from synthkd.types import ImageSpec, check_labels
+from synthkd.types import ImageSpec, alike_in_channels, check_labels, in_channels
 
 LOG = logging.getLogger(__name__)
 
@@ -232,15 +232,19 @@ class ImageStream:
                 "complete"
             )
         arrays = read_arrays(path)
-        images = as_images(arrays.images, f"{path}: images")
+        images = torch.from_numpy(as_images(arrays.images, f"{path}: images"))
+        channels = self._settings.channels
+        images = alike_in_channels(images, self._spec.channels) if channels is None else in_channels(images, channels)
         if images.shape[1:] != self._spec.shape:
+            other = images.shape[1] != self._spec.channels
+            remedy = f"set channels to {self._spec.channels}, or convert them" if other else "convert them"
             wanted, got = ("x".join(map(str, shape)) for shape in (self._spec.shape, images.shape[1:]))
-            raise DataError(f"{path}: images must be {wanted}, as the teacher's are, got {got}; convert them")
+            raise DataError(f"{path}: images must be {wanted}, as the teacher's are, got {got}; {remedy}")
         if arrays.labels is None:
-            return torch.from_numpy(images), torch.full((len(images),), -1)
+            return images, torch.full((len(images),), -1)
         labels = torch.from_numpy(as_labels(arrays.labels, len(images), f"{path}: labels"))
         check_labels(labels, self._spec.classes, str(path))
-        return torch.from_numpy(images), labels
+        return images, labels
 
 
 def _extended(window: RealImages, images: Tensor, labels: Tensor, most: int) -> RealImages:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from synthkd.errors import DataError
 from synthkd.settings import ResizeMode
-from synthkd.types import to_float
+from synthkd.types import alike_in_channels, to_float
 
 
 def resize(images: Tensor, shape: tuple[int, int, int], mode: ResizeMode) -> Tensor:
@@ -29,7 +29,8 @@ def resize(images: Tensor, shape: tuple[int, int, int], mode: ResizeMode) -> Ten
 
     Args:
         images: uint8 `[N, C, H, W]`.
-        shape: channels, height and width of the result. Grey images are repeated for a network with more channels.
+        shape: channels, height and width of the result. Grey images are repeated for a network with more channels,
+            and grey images that are saved as RGB are grey for a network with one.
         mode: see the table above.
 
     Returns:
@@ -46,9 +47,11 @@ def resize(images: Tensor, shape: tuple[int, int, int], mode: ResizeMode) -> Ten
             "uint8 with synthkd.types.to_uint8"
         )
     if images.shape[1] not in (1, channels):
+        images = alike_in_channels(images, channels)
+    if images.shape[1] not in (1, channels):
         raise DataError(
-            f"the feature network takes {channels} channels, the images have {images.shape[1]}; read them with "
-            f"channels={channels}"
+            f"the feature network takes {channels} channels, the images have {images.shape[1]}; set `channels` of the "
+            f"set to {channels} (a set with keys is written {{path: ..., channels: {channels}}})"
         )
     result = to_float(images) if images.shape[2:] == (height, width) else _resample(images, (height, width), mode)
     return result.expand(-1, channels, -1, -1)  # a view: grey images are not copied

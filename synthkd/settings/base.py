@@ -6,10 +6,19 @@ a whole job is in `synthkd.pipelines.config`, that of a generator in `synthkd.ge
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Discriminator, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    WithJsonSchema,
+    model_validator,
+)
 
 
 def _tell_retired(schema: dict[str, Any], model: type[Settings]) -> None:
@@ -36,6 +45,10 @@ class Settings(BaseModel):
     @classmethod
     def refuse_old_form(cls, recipe: Mapping[str, Any]) -> None:
         """Raise `ConfigError` with the present form of keys that have moved since an earlier version."""
+
+
+PathText = Annotated[str, AfterValidator(os.path.expanduser), WithJsonSchema({"type": "string", "path": True})]
+"""A path on this machine; `~` is the home directory. `load_config` takes those in a file relative to that file."""
 
 
 def by_kind(default: str) -> Discriminator:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from synthkd.settings.base import BelowOne, Fraction, Images, NonNegative, Settings, Shift, Side
+from synthkd.settings.base import BelowOne, Fraction, Images, NonNegative, PathText, Settings, Shift, Side
+
+Tested = Annotated[float, Field(gt=0.0, le=1.0)] | None
+"""Fraction of a dataset that is tested on."""
 
 
 class _Data(Settings):
@@ -16,6 +19,9 @@ class _Data(Settings):
     """Seed of the split. It is separate from the run's seed, so that all runs share one split."""
     per_class: Images | None = None
     """Largest number of training images of each class, drawn by the split's seed; None: all are used."""
+    channels: Literal[1, 3] | None = None
+    """Convert the images to grey (1) or RGB (3); None: as they are, 3 in kind folder. Grey images fit a network of
+    either number without it."""
     half: Literal["first", "second"] | None = None
     """Use only this half of the images outside of the test split. The halves share no image and are stratified by
     class: a teacher that was trained on the first has not seen what its student learns from in the second."""
@@ -34,43 +40,79 @@ class NamedData(_Data):
     """
 
     kind: Literal["mnist", "fashion_mnist", "cifar10", "cifar100"]
-    root: str
+    root: PathText
     """Folder of the files; with `download` they are written there."""
     download: bool = False
     """Download the files if they are missing."""
 
 
-class FolderData(_Data):
-    """An image folder or a .zip of one, one directory per class, or a WebDataset .tar with its labels.
-
-    If it has `train/` and `test/`, they are the splits.
-    """
-
+class _Folder(_Data):
     kind: Literal["folder"]
-    root: str
-    """The folder, .zip or .tar; `shard-*.tar` names several."""
+    root: PathText
+    """The folder, archive, table or parquet file, or the run of `synthkd generate`; `shard-*.tar` names several."""
     channels: Literal[1, 3] = 3
+    """Convert the images to grey (1) or RGB (3). Grey images fit a network of either number."""
     size: Side | None = None
     """Images are resized (shorter side, then centre crop) to this many pixels; needed if their sizes differ."""
-    test: BelowOne = 0.2
-    """Fraction used as test split if there is no `test/`."""
     skip_bad: bool = False
     """Skip unreadable files, with their number in the log, instead of refusing the folder."""
 
 
-class NpzData(_Data):
+class FolderData(_Folder):
+    """Image files with their classes: a directory for each, in a folder, .zip or .tar; or labels beside the images.
+
+    The latter are a WebDataset .tar, a .csv of files and labels, a .parquet, and what `synthkd generate` wrote. A
+    folder's `train/` and `test/` are the splits.
+    """
+
+    test: BelowOne = 0.2
+    """Fraction used as test split if there is no `test/`."""
+
+
+class FolderTest(_Folder):
+    """Image files as in kind folder of training data."""
+
+    test: Tested = None
+    """Fraction that is tested on if there is no `test/`. None: all images; or, of a dataset that the run trains on, the
+    test split that its training leaves out."""
+
+
+class _Npz(_Data):
+    kind: Literal["npz"]
+    path: PathText
+
+
+class NpzData(_Npz):
     """A .npz file with `images` (uint8 or float in [0, 1]; NHW, NHWC or NCHW) and `labels`.
 
     If it has `test_images` and `test_labels`, they are the test split.
     """
 
-    kind: Literal["npz"]
-    path: str
     test: BelowOne = 0.2
     """Fraction used as test split if the file has no `test_images`."""
 
 
+class NpzTest(_Npz):
+    """A .npz file as in kind npz of training data."""
+
+    test: Tested = None
+    """Fraction that is tested on if the file has no `test_images`; None as in kind folder."""
+
+
 DataSettings = Annotated[DigitsData | NamedData | FolderData | NpzData, Field(discriminator="kind")]
+
+
+def _to_test_on(value: object) -> object:
+    """Settings of training data that a caller gives in Python for test data: the same test split."""
+    if isinstance(value, FolderData | NpzData):
+        return (FolderTest if isinstance(value, FolderData) else NpzTest)(**value.model_dump())
+    return value
+
+
+TestSettings = Annotated[
+    Annotated[DigitsData | NamedData | FolderTest | NpzTest, Field(discriminator="kind")], BeforeValidator(_to_test_on)
+]
+"""Real images that are only tested on."""
 
 
 class StreamData(Settings):
@@ -84,10 +126,12 @@ class StreamData(Settings):
     RETIRED: ClassVar = {"poll": 1.0}
 
     kind: Literal["stream"]
-    path: str
+    path: PathText
     """The folder. It must exist; files may come later."""
     window: Images = 10_000
     """Batches draw from this many images: the newest of those that are not held out."""
+    channels: Literal[1, 3] | None = None
+    """As in kind npz."""
     patience: NonNegative = 60.0
     """Seconds that a run waits for its first image before it gives up. Later it continues with the images it has."""
     holdout: BelowOne = 0.1

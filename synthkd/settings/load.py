@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,7 +29,13 @@ MOST_LINES = 50
 """Problems at most that are reported one by one."""
 
 
-def load_config(model: type[Config], source: str | Path | Mapping[str, Any] | None, overrides: Sequence[str]) -> Config:
+def load_config(
+    model: type[Config],
+    source: str | Path | Mapping[str, Any] | None,
+    overrides: Sequence[str],
+    *,
+    in_place: bool = False,
+) -> Config:
     """Build the configuration of a job.
 
     Args:
@@ -37,6 +44,9 @@ def load_config(model: type[Config], source: str | Path | Mapping[str, Any] | No
         overrides: `key.subkey=value`, the value in YAML; an index reaches into a list (`phases.0.steps=10`). The more
             specific one wins, whatever the order; among equals the last. Setting a section to another `kind` drops
             the keys that `source` gave it.
+        in_place: paths in the file are relative to the working directory, as in a recipe that ships and in what a run
+            recorded. False: to the folder of the file, unless they exist below the working directory alone. Those in a
+            mapping and in overrides are relative to the working directory.
 
     Raises:
         ConfigError: with one line per problem.
@@ -47,6 +57,8 @@ def load_config(model: type[Config], source: str | Path | Mapping[str, Any] | No
         data = plain(source)
     elif source is not None:
         data = yaml_text.read_yaml(Path(source))
+        if not in_place:
+            data = _beside(schema, schema.root, data, Path(source).parent)
     problems: list[str] = []
     malformed: list[str] = []
     assignments: list[tuple[list[str], Any]] = []
@@ -104,6 +116,28 @@ def _parse(override: str) -> tuple[list[str], Any]:
         return keys, plain(yaml_text.parse(text), tuple(keys))
     except yaml.YAMLError as error:
         raise ConfigError(f"{key}: the value is not YAML: {yaml_text.reason(error)}") from None
+
+
+def _beside(schema: Schema, node: Node, data: Any, folder: Path) -> Any:
+    """A copy of `data`, which is to be of schema `node`, with its relative paths below the folder."""
+    if isinstance(data, str):
+        # `timm:NAME` and `package.module:function` are no paths.
+        if not any(one.get("path") for one in schema.alternatives(node)) or re.match(r"~|[\w.]+:", data):
+            return data
+        moved = folder / data
+        return data if not _exists(moved) and _exists(Path(data)) else str(moved)
+    branch = schema.pick(node, data)
+    if branch is None:
+        return data
+    if isinstance(data, list):
+        return [_beside(schema, branch.get("items", {}), item, folder) for item in data]
+    children = branch.get("properties", {})
+    return {key: _beside(schema, children.get(key, {}), value, folder) for key, value in data.items()}
+
+
+def _exists(path: Path) -> bool:
+    """Whether there is a file of that path or, if it is a pattern, of that form."""
+    return path.exists() or ("*" in path.name and any(path.parent.glob(path.name)))
 
 
 def _assigned(schema: Schema, node: Node, data: Any, keys: Sequence[str], value: Any, path: tuple[str, ...]) -> Any:

@@ -15,6 +15,7 @@ from synthkd.settings.base import (
     Listed,
     NonNegative,
     Number,
+    PathText,
     PerClass,
     Settings,
     Side,
@@ -66,8 +67,8 @@ class LoadedModel(Settings):
     """
 
     kind: Literal["load"]
-    model: str
-    weights: str | None = None
+    model: PathText
+    weights: PathText | None = None
     """A local file with a state dict, whatever its ending: safetensors, or what torch.save wrote."""
     weights_key: str | None = None
     """Key of the state dict inside that file, e.g. `ema`; None: the one that fits."""

@@ -301,7 +301,10 @@ IMAGES = np.zeros((2, 1, 1, 2), dtype=np.uint8)
 UNUSABLE = pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ({"images": np.zeros((2, 3, 1, 2), np.uint8)}, r"must be 1x1x2, as the teacher's are, got 3x1x2; convert"),
+        (
+            {"images": np.arange(12, dtype=np.uint8).reshape(2, 3, 1, 2)},
+            r"must be 1x1x2, .* got 3x1x2; set channels to 1",
+        ),
         ({"images": IMAGES, "labels": np.array([0, 5])}, r"0\.npz: labels must be in 0\.\.4, got 0\.\.5"),
         ({"images": IMAGES, "labels": np.array([0, -1])}, r"labels must be integers from 0, got -1\.\.0"),
         ({"images": IMAGES, "labels": np.array([0])}, r"labels must be one per image, \[2\], got \[1\]"),

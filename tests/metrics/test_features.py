@@ -83,7 +83,7 @@ def test_the_teacher_refuses_other_images_until_it_may_resize(teacher: Classifie
     images = random_images(2, 1, 20, 16)
     with pytest.raises(DataError, match=r"takes images of 12x12, got 20x16.*set the extractor's resize"):
         extract([images], build_extractor(TEACHER, CPU, teacher))
-    with pytest.raises(DataError, match=r"takes 1 channels, the images have 3.*channels=1"):
+    with pytest.raises(DataError, match=r"takes 1 channels, the images have 3.*channels: 1"):
         extract([random_images(2, 3, 12, 12)], build_extractor(TEACHER, CPU, teacher))
     resizing = build_extractor(TeacherExtractor(kind="teacher", resize="antialias"), CPU, teacher)
     assert resizing.resize == "antialias 12x12"

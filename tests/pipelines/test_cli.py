@@ -81,7 +81,7 @@ def test_a_file_with_an_equals_sign_in_its_path_is_a_file(calls, tmp_path):
     path = tmp_path / "seed=1.yaml"
     path.write_text("teacher: {kind: load, model: here}\nstudent: {arch: mlp}\n")
     assert cli.main(["distill", str(path)]) == 0
-    assert calls[0][0].teacher.model == "here"
+    assert calls[0][0].teacher.model == str(path.parent / "here")
 
 
 @pytest.mark.parametrize(
@@ -315,3 +315,13 @@ def test_a_second_copy_of_a_package_is_refused(name):
         f"try:\n    import {name}\nexcept ImportError as error:\n    assert str(error) == 'import synthkd.{name}'\n"
         "else:\n    raise SystemExit(1)"
     )
+
+
+def test_a_recorded_configuration_keeps_its_paths(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = "data: {kind: npz, path: images.npz}\nmodel: {arch: mlp}\n"
+    for name, expected in (("mine.yaml", str(tmp_path / "images.npz")), ("config.yaml", "images.npz")):
+        (tmp_path / name).write_text(recipe)
+        if name == "config.yaml":
+            (tmp_path / ".lock").touch()  # of a run
+        assert cli.main(["config", "show", "teach", str(tmp_path / name)]) == 0
+        assert f"path: {expected}\n" in capsys.readouterr().out

@@ -15,12 +15,14 @@ import pytest
 import torch
 
 import synthkd
+from synthkd.data.read.real import load_splits
 from synthkd.distillation.step import DistillStep
-from synthkd.errors import CheckpointError, ConfigError, ModelError, TrainingError
+from synthkd.errors import CheckpointError, ConfigError, DataError, ModelError, TrainingError
 from synthkd.models import load
 from synthkd.pipelines import distill, generate, teach
 from synthkd.pipelines.config import DistillConfig, GenerateConfig, TeachConfig
 from synthkd.pipelines.run.result import Plan, Result
+from synthkd.settings import DigitsData
 from synthkd.settings.load import load_config
 from synthkd.system.sealed import unsealed
 from synthkd.training.monitor import read_rows, series
@@ -481,14 +483,44 @@ def test_a_dataset_teaches_without_teacher_and_generator(teacher: Path, tmp_path
     assert (beside["agreement_on"], beside["agreement_n"]) == ("held-out images of the dataset", 15)
 
 
-def test_classes_in_another_order_are_refused(teacher: Path, tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    names = [*map(str, range(8)), "9", "8"]
-    np.savez(tmp_path / "a.npz", images=rng.integers(0, 255, (40, 8, 8), dtype=np.uint8), labels=np.arange(40) % 10,
-             class_names=names)  # fmt: skip
-    mixed = [GENERATED, real(0.5, kind="npz", path=str(tmp_path / "a.npz"))]
-    with pytest.raises(ConfigError, match=r"data: class 8 of a\.npz is '9', the teacher's is '8'"):
-        distill(config_for(teacher, None, transfer_set=mixed), dry_run=True)
+def digits_as_npz(path: Path, names: list[str], order: list[int]) -> dict[str, Any]:
+    """Half of the digits' test images, with classes in the order of the names; `order[i]` is the label of digit i."""
+    test = load_splits(DigitsData(kind="digits")).test
+    labels = torch.tensor(order)[test.labels[::2]]
+    np.savez(path, images=test.images[::2].numpy(), labels=labels.numpy(), class_names=names)
+    return {"kind": "npz", "path": str(path)}
+
+
+def test_classes_of_test_images_are_found_by_name(teacher: Path, tmp_path: Path) -> None:
+    plain = digits_as_npz(tmp_path / "plain.npz", [*map(str, range(10))], [*range(10)])
+    turned = digits_as_npz(tmp_path / "turned.npz", [*map(str, range(9, -1, -1))], [*range(9, -1, -1)])
+    straight = run(config_for(teacher, tmp_path / "straight", test=plain))
+    other = run(config_for(teacher, tmp_path / "other", test=turned))
+    assert other.values["student"]["accuracy"] == straight.values["student"]["accuracy"] > 0.4
+    assert other.values["teacher"]["accuracy"] > 0.9
+
+
+def test_other_classes_are_refused_with_both_lists(teacher: Path, tmp_path: Path) -> None:
+    data = digits_as_npz(tmp_path / "a.npz", [*map(str, range(8)), "10", "11"], [*range(10)])
+    message = r"\(a\.npz\) has images of classes that the teacher does not have: 10, 11 \(it has 0, 1, 2, 3, 4 and 5 m"
+    with pytest.raises(DataError, match=r"transfer_set\.1\.data " + message):
+        distill(config_for(teacher, None, transfer_set=[GENERATED, real(0.5, **data)]), dry_run=True)
+    with pytest.raises(DataError, match="test " + message):
+        distill(config_for(teacher, None, test=data), dry_run=True)
+
+
+def test_the_plan_counts_the_test_images(teacher: Path, tmp_path: Path) -> None:
+    test = load_splits(DigitsData(kind="digits")).test
+    few = test.labels < 4
+    names = ["0", "1", "2", "3"]
+    np.savez(tmp_path / "few.npz", images=test.images[few].numpy(), labels=test.labels[few].numpy(), class_names=names)
+    data = {"kind": "npz", "path": str(tmp_path / "few.npz")}
+    plan = str(distill(config_for(teacher, None, test=data), dry_run=True))
+    assert f"  test images: {int(few.sum())} of 4 of the 10 classes, few.npz" in plan
+    plain = config_for(teacher, None, test={"kind": "digits"})
+    assert "  test images: 359 of 10 classes, digits" in str(distill(plain, dry_run=True))
+    result = run(config_for(teacher, tmp_path / "run", test=data))
+    assert result.values["student"]["n"] == int(few.sum())
 
 
 @pytest.mark.parametrize(("more", "widest"), [({}, 12), ({"measure": "features"}, 11)], ids=["agreement", "features"])

@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from synthkd.errors import ConfigError
-from synthkd.pipelines.config import DistillConfig, TeachConfig
+from synthkd.pipelines.config import DistillConfig, RealSet, StoredSet, TeachConfig
+from synthkd.settings import LoadedModel
 from synthkd.settings.load import differences, dump_config, load_config
 
 TEACHER = {"kind": "train", "data": {"kind": "digits"}, "model": {"arch": "resnet"}}
@@ -287,7 +288,7 @@ def test_files_that_cannot_be_read(tmp_path):
 def test_merge_keys_and_an_empty_file(tmp_path):
     merged = "teacher: &t {kind: load, model: a}\nstudent:\n  <<: *t\n  model: b\n"
     config = load(str(write(tmp_path, merged)))
-    assert (config.teacher.model, config.student.model) == ("a", "b")
+    assert (config.teacher.model, config.student.model) == (str(tmp_path / "a"), str(tmp_path / "b"))
     assert problems(write(tmp_path, "")) == ["student: required"]
 
 
@@ -350,3 +351,45 @@ def test_a_decay_that_leaves_nothing_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"training\.optimizer: lr 2 with weight_decay 0\.05 would take 10% off"):
         load_config(TeachConfig, source, [])
     load_config(TeachConfig, source, ["training.optimizer.weight_decay=0"])
+
+
+def test_paths_in_a_file_are_relative_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipes, here = tmp_path / "my recipes", tmp_path / "here"
+    for folder in (recipes / "bilder ä", here / "old"):
+        folder.mkdir(parents=True)
+    monkeypatch.chdir(here)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    text = """
+teacher: {kind: load, model: "timm:resnet18", weights: ../weights.pt}
+student: {arch: mlp}
+out: runs/mine
+trust: [a, /b]
+transfer_set:
+  - {kind: real, share: 0.5, data: {kind: folder, root: bilder ä}}
+  - {kind: stored, path: old}
+test: {kind: npz, path: ~/test.npz}
+phases: [{kind: refine, steps: 1}]
+"""
+    (recipes / "mine.yaml").write_text(text)
+    config = load_config(DistillConfig, "../my recipes/mine.yaml", ["name=x"])
+    base = Path("../my recipes")
+    real, stored = config.sources
+    assert isinstance(config.teacher, LoadedModel)
+    assert (config.teacher.model, config.teacher.weights) == ("timm:resnet18", str(base / "../weights.pt"))
+    assert config.out == str(base / "runs/mine")
+    assert config.trust == (str(base / "a"), "/b")
+    assert isinstance(real, RealSet)
+    assert real.data.model_dump()["root"] == str(base / "bilder ä")
+    assert isinstance(stored, StoredSet)
+    assert stored.path == "old"  # below the working directory alone, as files of earlier versions mean it
+    assert config.test is not None
+    assert config.test.model_dump()["path"] == str(tmp_path / "home" / "test.npz")
+    # What is recorded is read again as it is, wherever the file lies.
+    (recipes / "config.yaml").write_text(dump_config(config))
+    assert load_config(DistillConfig, recipes / "config.yaml", [], in_place=True) == config
+    # Overrides and mappings are relative to the working directory.
+    assert load_config(DistillConfig, "../my recipes/mine.yaml", ["out=runs/mine"]).out == "runs/mine"
+    mapping = {"out": "runs/x", "student": {"arch": "mlp"}, "teacher": {"kind": "load", "model": "m"}}
+    assert load_config(DistillConfig, mapping, []).out == "runs/x"
+    monkeypatch.chdir(recipes)
+    assert load_config(DistillConfig, "mine.yaml", []).out == "runs/mine"

@@ -69,7 +69,7 @@ def test_a_file_of_an_earlier_version_is_read_or_ends_in_one_line(
     config = load_config(model, recipe, [])
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump(with_key(yaml.safe_load(dump_config(config)), key.split("."), fixed)))
-    assert load_config(model, path, []) == config
+    assert load_config(model, path, [], in_place=True) == config
     assert load_config(model, recipe, [f"{key}={yaml.safe_dump(fixed).splitlines()[0]}"]) == config
 
     path.write_text(yaml.safe_dump(with_key(yaml.safe_load(dump_config(config)), key.split("."), other)))

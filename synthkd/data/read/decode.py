@@ -1,7 +1,7 @@
 """Decoding of image files to 8-bit pixels, with the conversions that were done, or why a file cannot be read.
 
-Palettes and other colour spaces become RGB, transparency is put on white (as an image viewer shows it), 16-bit grey is
-scaled to 8 bits, EXIF rotations are applied, and of an animation the first frame is taken.
+Palettes of greys become grey, other palettes and colour spaces RGB. Transparency is put on white (as an image viewer
+shows it), 16-bit grey is scaled to 8 bits, EXIF rotations are applied, and of an animation the first frame is taken.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError, features
 
 from synthkd.errors import DataError
 from synthkd.system.text import one_line
@@ -45,7 +45,10 @@ Reader = Callable[[], Path | bytes]
 
 _WINDOW = 32  # files decoded at once
 # Each is known by its first bytes. Pillow's other formats include some that run external programs (EPS).
-_FORMATS = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "JPEG2000")
+_FORMATS = (
+    "PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "JPEG2000",
+    *(["AVIF"] if features.check("avif") else []),  # Pillow may be built without it
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -68,7 +71,8 @@ def decode(source: Path | bytes, channels: int | None = None, size: int | None =
 
     Args:
         source: the file, or its bytes.
-        channels: 1 (grey) or 3 (RGB) of the result; None keeps what the file stores: 1 for its grey modes, else 3.
+        channels: 1 (grey) or 3 (RGB) of the result; None keeps what the file stores: 1 for its grey modes and for
+            palettes of greys, else 3.
         size: side in pixels of the largest centred square, resized with antialiasing; None keeps the image's own.
     """
     try:
@@ -197,10 +201,18 @@ def _convert(image: Image.Image, channels: int | None) -> tuple[Image.Image, lis
             kinds.append("with transparency put on white")
         upright = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
     # The mode of the file, not of the upright image, which may be RGBA by now.
-    grey_source = image.mode in ("1", "L", "LA", "La") or image.mode.startswith("I")
+    grey_source = image.mode in ("1", "L", "LA", "La") or image.mode.startswith("I") or _has_grey_palette(image)
     if channels == 3 and grey_source:
         kinds.append("repeated from grey to 3 channels")
     if channels == 1 and not grey_source:
         kinds.append("turned from colour to grey")
     grey = grey_source if channels is None else channels == 1
     return upright.convert("L" if grey else "RGB"), kinds
+
+
+def _has_grey_palette(image: Image.Image) -> bool:
+    """Whether an image has a palette and all the colours that it uses are grey."""
+    if image.mode not in ("P", "PA"):
+        return False
+    pixels = np.asarray(image.convert("RGB"))
+    return bool((pixels[..., :1] == pixels[..., 1:]).all())

@@ -1,4 +1,4 @@
-"""Labelled images of a folder, a .zip or a WebDataset .tar: every file is decoded before anything trains.
+"""Labelled images of a folder, an archive or a table: every file is decoded before anything trains.
 
 `listing` has the rules about class directories and parts, `decode` those about conversions. Notes name the conversions
 and the files that were ignored or left out. One error names all files that cannot be read.
@@ -21,15 +21,22 @@ from synthkd.data.read.splits import Source
 from synthkd.errors import DataError
 
 
-def read_folder(root: str | Path, channels: int = 3, size: int | None = None, skip_bad: bool = False) -> Source:
+def read_folder(
+    root: str | Path,
+    channels: int = 3,
+    size: int | None = None,
+    skip_bad: bool = False,
+    lacks_classes: bool = False,
+) -> Source:
     """Decode every image of a folder or archive into one uint8 tensor, training images first.
 
     Args:
-        root: a folder, a .zip, or a .tar (or a pattern of .tar shards); `~` is expanded.
+        root: a folder, an archive (or a pattern of .tar shards), a table or a parquet file; `~` is expanded.
         channels: 1 (grey) or 3 (RGB) of the result; images are converted.
         size: side of the result in pixels: the largest centred square of each image, resized with antialiasing. None:
             images stay as they are, and must all have one size.
         skip_bad: leave unreadable files out, with a note, instead of raising.
+        lacks_classes: a class directory may be empty, since nothing trains on the images.
 
     Returns:
         Images uint8 `[N, channels, H, W]` with labels, class names, the number of training images and notes.
@@ -39,7 +46,7 @@ def read_folder(root: str | Path, channels: int = 3, size: int | None = None, sk
             `size`; train and test splits with different classes.
     """
     where = Path(root).expanduser()
-    listing = list_dataset(where)
+    listing = list_dataset(where, lacks_classes)
     count, decoding = len(listing.entries), Decoding(listing)
     sizes: Counter[tuple[int, int]] = Counter()
     entries: list[Entry] = []

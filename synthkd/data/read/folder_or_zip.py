@@ -1,4 +1,4 @@
-"""The tree of directories in an image folder or a zip, with a reader for each file.
+"""The tree of directories in an image folder or an archive, with a reader for each file.
 
 No image is decoded here, and nothing is extracted to disk.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -142,18 +142,32 @@ def _zip(path: Path) -> Directory:
         with lock:
             return archive.read(info)
 
-    root = Directory()
-    names: set[str] = set()
+    files: dict[str, Entry] = {}
+    refused: list[Entry] = []
     for info in archive.infolist():
-        *parents, base = info.filename.split("/")  # the name of a directory ends in a slash
-        deep = f"more than {DEEPEST} levels of directories" if len(parents) > DEEPEST else ""
-        if reason := objection(info.filename, names) or deep:
-            root.refused.append(refused_entry(info.filename, reason))
+        if reason := objection(info.filename, () if info.is_dir() else files):
+            refused.append(refused_entry(info.filename, reason))
+        else:
+            files[info.filename] = Entry(info.filename, partial(read, info))
+    return tree_of(files, refused)
+
+
+def tree_of(files: Mapping[str, Entry], refused: Iterable[Entry]) -> Directory:
+    """The root directory of an archive.
+
+    Args:
+        files: name in the archive -> the file; a name that ends in a slash is a directory.
+        refused: members that are not read.
+    """
+    root = Directory(refused=list(refused))
+    for name, entry in files.items():
+        *parents, base = name.split("/")
+        if len(parents) > DEEPEST:
+            root.refused.append(refused_entry(name, f"more than {DEEPEST} levels of directories"))
             continue
         directory = root
         for parent in parents:
             directory = directory.subdirectory(parent)
         if base:
-            names.add(info.filename)
-            directory.files[base] = Entry(info.filename, partial(read, info))
+            directory.files[base] = entry
     return root

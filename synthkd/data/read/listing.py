@@ -1,8 +1,9 @@
-"""Image files of a folder, a zip or a WebDataset tar, with their classes and parts, for a score or for a training.
+"""Image files of a set with their classes and parts, for a score or for a training.
 
-A set is `CLASS/**/image`, or `train/CLASS/...` beside `test/CLASS/...`; a tar is a WebDataset. Classes are the sorted
-names of the directories, or the numbers in a tar. A set for a score may also be flat, without classes, and one of its
-parts is chosen. A set for a training needs classes; `val`, `valid` or `validation` replace a missing `test`.
+A set is `CLASS/**/image`, or `train/CLASS/...` beside `test/CLASS/...`, in a folder, a zip or a tar; or its labels are
+written beside the images: WebDataset, a table, parquet, `dataset.json`. A set for a score may also be flat, without
+classes, and one of its parts is chosen. A set for a training needs classes; `val`, `valid` or `validation` replace a
+missing `test`.
 """
 
 from __future__ import annotations
@@ -11,12 +12,18 @@ from collections.abc import Container, Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from synthkd.data.read.class_folders import LABELS, by_labels_file, class_directories
 from synthkd.data.read.decode import some
 from synthkd.data.read.entries import Entry, Listing
 from synthkd.data.read.folder_or_zip import PARTS, Directory, is_image, read_tree
+from synthkd.data.read.generated import SPLIT, find_generated, list_generated
+from synthkd.data.read.parquet import is_parquet, list_parquet
+from synthkd.data.read.table import is_table, list_table
 from synthkd.data.read.webdataset import list_tar
 from synthkd.errors import DataError
 
+FORMS = "image folder, a .zip, .tar, .csv, .parquet or .npz, or a run"
+"""What a path of images may be."""
 _TEST_PARTS = ("test", "val", "valid", "validation")
 
 
@@ -24,25 +31,29 @@ def list_scored(path: Path, split: str | None = None) -> Listing:
     """The images of a set for a score, with a directory per class or all in one place, sorted by their path.
 
     Args:
-        path: a folder, a .zip or a .tar.
+        path: a folder, an archive, a table, a parquet file, or what `synthkd generate` wrote.
         split: one of the directories `train`, `test`, ... inside; None if there are none.
 
     Raises:
-        DataError: a folder or archive that cannot be read, no images, images beside class directories, a split that is
+        DataError: a folder or file that cannot be read, no images, images beside class directories, a split that is
             missing, or none although the set has parts.
     """
-    if _is_tar(path):
-        return list_tar(path)
-    root = read_tree(path)
+    root = _opened(path)
+    if isinstance(root, Listing):
+        if split is not None and (split != SPLIT or find_generated(path) is None):
+            raise DataError(f"{path} has no parts; leave out split={split}")
+        return root
     images = root.images()
-    top = images if path.is_dir() else _unwrapped(images, (split,))
+    top, whole = (_entered(path, tree, (split,)) for tree in (images, root))
     if split is not None:
         if split not in top.directories:
             raise DataError(f"{path} has no images in {split}/; its directories with images: {some([*top.visible()])}")
-        top = top.directories[split]
+        top, whole = top.directories[split], whole.directories[split]
     elif parts := _parts(top):
         raise DataError(f"{path} is divided into parts; choose one of them: split={' or split='.join(parts)}")
-    flat, classes = [top.files[name] for name in sorted(top.files)], top.visible()
+    if (listing := by_labels_file(path, whole)) is not None:
+        return replace(listing, entries=[*listing.entries, *root.refused])
+    flat, classes = [top.files[name] for name in sorted(top.files)], class_directories(top)
     if not (flat or classes or root.refused):
         raise DataError(f"{path} holds no images; check the path")
     if flat and classes:
@@ -56,26 +67,24 @@ def list_scored(path: Path, split: str | None = None) -> Listing:
     return Listing(entries, tuple(classes), sorted(ignored))
 
 
-def list_dataset(path: Path) -> Listing:
+def list_dataset(path: Path, lacks_classes: bool = False) -> Listing:
     """The images of a set for a training: every class of both parts, training images first.
 
     Args:
-        path: a folder, a .zip or a .tar. A tar has no test part.
+        path: a folder, an archive, a table, a parquet file, or what `synthkd generate` wrote. Only the first two have a
+            test part.
+        lacks_classes: a class may have no image.
 
     Raises:
-        DataError: a folder or archive that cannot be read, no classes, a class without images, or parts with different
-            classes.
+        DataError: a folder or file that cannot be read, no classes, a class without images, or a test part with
+            classes that the training part does not have.
     """
-    if _is_tar(path):
-        listing = list_tar(path)
-        if not listing.class_names:
-            raise DataError(f"{path} has no labels to train on; put the class of each KEY.png as a number into KEY.cls")
-        return listing
-    if not path.is_dir() and not (path.suffix.lower() == ".zip" and path.exists()):
-        problem = "is no folder, .zip or .tar" if path.exists() else "does not exist"
-        raise DataError(f"{path} {problem}; set root to a folder or .zip with one directory per class, or to a .tar")
-    root = read_tree(path)
-    top = root if path.is_dir() else _unwrapped(root, ("train", *_TEST_PARTS))
+    root = _opened(path)
+    if isinstance(root, Listing):
+        if not root.class_names:
+            raise DataError(f"{path} has no labels to train on; {_REMEDIES.get(path.suffix.lower(), 'add them')}")
+        return root
+    top = _entered(path, root, ("train", *_TEST_PARTS))
     directories = top.visible()
     train = directories.get("train")
     # A class may have the name "train" (cars, planes, trains): a part is recognised by the class directories inside.
@@ -84,26 +93,66 @@ def list_dataset(path: Path) -> Listing:
     elif directories and set(directories) <= set(_TEST_PARTS):
         raise DataError(f"{path} has {some([*directories])} but no train/; add it, or set root to one of them")
     else:
-        entries, classes = _one_part(path, top)
+        entries, classes = _one_part(path, top, lacks_classes)
     ignored = {*root.leaves()} - {entry.name for entry in entries}
     return Listing([*entries, *root.refused], classes, sorted(ignored))
 
 
-def _is_tar(path: Path) -> bool:
-    """Whether the path is one of a tar or a pattern of several."""
-    return path.suffix.lower() == ".tar" and not path.is_dir()
+_REMEDIES = {
+    ".tar": "put the class of each KEY.png into KEY.cls, or each class into a directory of its name",
+    ".csv": "fill the column `label`",
+    ".tsv": "fill the column `label`",
+    ".parquet": "add a column `label`",
+}
 
 
-def _unwrapped(top: Directory, parts: Container[str | None]) -> Directory:
-    """The root of the set in a zip: directories that hold one directory and no image are entered.
+def _opened(path: Path) -> Listing | Directory:
+    """The images of a set whose labels are written beside them, or the tree of directories of another set.
 
-    Zipping a folder puts all its content below the name of the folder.
+    Raises:
+        DataError: a path that is neither, or that cannot be read.
+    """
+    kind = path.suffix.lower()
+    if path.is_dir():
+        return list_generated(path) or read_tree(path)
+    if is_table(path):
+        return list_table(path)
+    if is_parquet(path):
+        return list_parquet(path)
+    if kind == ".tar":
+        return list_tar(path)
+    if kind == ".zip" and path.exists():
+        return read_tree(path)
+    if not path.exists():
+        raise DataError(f"{path} does not exist; check the path")
+    remedy = ""
+    if kind == ".npz":
+        remedy = " of kind folder (set kind to npz, and path)"
+    if kind == ".npy":
+        remedy = " (put both arrays into one .npz: np.savez(path, images=..., labels=...))"
+    if kind in (".gz", ".tgz", ".bz2", ".xz"):
+        remedy = " (unpack it)"
+    raise DataError(f"{path} is no set of images{remedy}; give an {FORMS}")
+
+
+def _entered(path: Path, top: Directory, parts: Container[str | None]) -> Directory:
+    """The root of a set: that of a folder, or the one inside the directories around all of an archive.
+
+    Packing a folder puts all its content below the name of the folder, so directories that hold one directory and no
+    image are entered.
 
     Args:
-        top: the root of the zip.
+        path: of the set.
+        top: the root of the tree.
         parts: names of directories that are parts of the set, and are never entered.
     """
-    while len(inner := top.visible()) == 1 and not any(map(is_image, top.files)) and not any(n in parts for n in inner):
+    while (
+        not path.is_dir()
+        and len(inner := top.visible()) == 1
+        and not any(map(is_image, top.files))
+        and LABELS not in top.files
+        and not any(name in parts for name in inner)
+    ):
         (top,) = inner.values()
     return top
 
@@ -128,24 +177,32 @@ def _both_parts(
         )
     if test_name is None:
         return entries, classes
-    test, test_classes = _one_part(where, directories[test_name])
-    if test_classes != classes:
-        missing, extra = sorted({*classes} - {*test_classes}), sorted({*test_classes} - {*classes})
+    test, test_classes = _one_part(where, directories[test_name], lacks_classes=True)
+    if extra := [name for name in test_classes if name not in classes]:
+        missing = [name for name in classes if name not in test_classes]
         raise DataError(
             f"{where}: train/ and {test_name}/ must have the same classes; only in train/: {some(missing)}; only in "
             f"{test_name}/: {some(extra)}"
         )
-    return [*entries, *(replace(entry, test=True) for entry in test)], classes
+    place = {name: label for label, name in enumerate(classes)}
+    moved = [replace(one, label=place[test_classes[one.label]], test=True) for one in test if one.label is not None]
+    return [*entries, *moved], classes
 
 
-def _one_part(where: Path, part: Directory) -> tuple[list[Entry], tuple[str, ...]]:
-    """The images of each class directory of a part, and the class names."""
-    classes, path = part.visible(), where / part.name
+def _one_part(where: Path, part: Directory, lacks_classes: bool = False) -> tuple[list[Entry], tuple[str, ...]]:
+    """The images of each class of a part, and the class names."""
+    path = where / part.name
+    if (listing := by_labels_file(where, part)) is not None:
+        if not listing.class_names:
+            raise DataError(f"{path / LABELS} has no labels to train on; make it anew with labels")
+        return list(listing.entries), listing.class_names
+    classes = class_directories(part)
     if not classes:
         raise DataError(f"{path} has no class directories; put the images of each class into a directory of its name")
     entries = [entry for entry in _labelled(classes, files_first=True) if is_image(entry.name)]
     filled = {entry.label for entry in entries}
-    if empty := [name for label, name in enumerate(classes) if label not in filled]:
+    empty = [name for label, name in enumerate(classes) if label not in filled]
+    if empty and not lacks_classes:
         raise DataError(f"{path}: no images in class {some(empty)}; add some, or remove the directory")
     return entries, tuple(classes)
 

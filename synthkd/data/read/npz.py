@@ -17,8 +17,10 @@ from numpy.lib.npyio import NpzFile
 from numpy.typing import NDArray
 
 from synthkd.data.read.decode import in_a_line, some
+from synthkd.data.read.labels import CLASSES
 from synthkd.data.read.splits import Source
 from synthkd.errors import DataError
+from synthkd.types import check_labels
 
 LARGEST = 1 << 36
 """Most bytes of all arrays of a file, unpacked."""
@@ -41,8 +43,12 @@ class Arrays:
     class_names: NDArray[Any] | None
 
 
-def read_npz(path: str | Path) -> Source:
+def read_npz(path: str | Path, lacks_classes: bool = False) -> Source:
     """Read `images` and `labels`, and `test_images`, `test_labels` and `class_names` if the file has them.
+
+    Args:
+        path: the file.
+        lacks_classes: a class may have no image.
 
     Raises:
         DataError: a file that is missing, corrupt or holds pickled objects; a missing array; images that are neither
@@ -68,6 +74,9 @@ def read_npz(path: str | Path) -> Source:
     numbers = np.unique(labels[0])
     if "class_names" in arrays:
         names = as_names(arrays["class_names"], f"{path}: class_names")
+    elif lacks_classes:
+        check_labels(torch.from_numpy(labels[0]), CLASSES, str(path))  # a huge label would make as many names
+        names = tuple(map(str, range(numbers[-1] + 1)))
     elif len(numbers) != numbers[-1] + 1:
         # Bounded: a single label of 2,000,000,000 must not make an array of that length.
         absent = np.setdiff1d(np.arange(min(numbers[-1], len(numbers) + 10)), numbers)[:10].tolist()
@@ -121,7 +130,7 @@ def _opened(path: Path) -> Iterator[NpzFile]:
                 raise ValueError("a single array; save it with np.savez(path, images=..., labels=...)")
             yield archive
     except FileNotFoundError as error:
-        raise DataError(f"{path} does not exist; check path") from error
+        raise DataError(f"{path} does not exist; check the path") from error
     except (OSError, ValueError, EOFError, RuntimeError, zlib.error, zipfile.BadZipFile) as error:
         raise DataError(f"{path} is not a readable .npz of plain arrays ({in_a_line(error)}); save it anew") from error
 

@@ -1,4 +1,4 @@
-"""Real, labelled images: from settings to three disjoint, checked parts.
+"""Real, labelled images: from settings to three disjoint, checked parts, or to the images that are tested on.
 
 The readers are `named`, `npz` and `folder` (also for archives); `splits` divides what they read.
 """
@@ -6,15 +6,27 @@ The readers are `named`, `npz` and `folder` (also for archives); `splits` divide
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from synthkd.data.read.folder import read_folder
 from synthkd.data.read.named import read_digits, read_named
 from synthkd.data.read.npz import read_npz
-from synthkd.data.read.splits import RealData, Splits, channel_statistics, split
-from synthkd.settings import DataSettings, DigitsData, FolderData, NamedData, NpzData
+from synthkd.data.read.splits import RealData, Source, Splits, channel_statistics, split
+from synthkd.settings import (
+    DataSettings,
+    DigitsData,
+    FolderData,
+    FolderTest,
+    NamedData,
+    NpzData,
+    NpzTest,
+    TestSettings,
+)
+from synthkd.types import ImageSpec, check_labels, in_channels
 
-__all__ = ["RealData", "Splits", "channel_statistics", "load_splits"]
+__all__ = ["RealData", "Splits", "channel_statistics", "load_splits", "load_test"]
 
 LOG = logging.getLogger(__name__)
 
@@ -26,20 +38,67 @@ def load_splits(settings: DataSettings) -> Splits:
 
     Raises:
         DataError: files that are missing, truncated, corrupt or of the wrong kind; labels out of range; a class without
-        a
-            training image; a failed download. The message names the file and the remedy.
+            a training image; a failed download. The message names the file and the remedy.
     """
-    test = 0.0
+    source, name = _read(settings)
+    test = _DIGITS_TEST if isinstance(settings, DigitsData) else getattr(settings, "test", 0.0)
+    return split(source, name, test, settings.holdout, settings.split_seed, settings.per_class, settings.half)
+
+
+def load_test(settings: TestSettings, training: Iterable[DataSettings] = ()) -> RealData:
+    """Read the images of a dataset to test on.
+
+    They are its own test part if it has one, as the digits and the datasets by name have. Else they are the share that
+    the settings ask for. If they ask for none: of a dataset that is trained on, the test split that the training leaves
+    out; of another one all images. A class may have no image.
+
+    Args:
+        settings: of the dataset.
+        training: of the datasets that are trained on.
+
+    Raises:
+        DataError: as `load_splits`.
+    """
+    if isinstance(settings, DigitsData | NamedData):
+        return load_splits(settings).test
+    share = settings.test
+    trained = next((one for one in training if _place(one) == _place(settings)), None)
+    if share is None and isinstance(trained, FolderData | NpzData):
+        share, settings = trained.test, settings.model_copy(update={"split_seed": trained.split_seed})
+    source, name = _read(settings, lacks_classes=share is None)
+    if source.train is None and share is not None and share < 1.0:
+        return split(source, name, share, settings.holdout, settings.split_seed).test
+    check_labels(source.labels, len(source.class_names), name)
+    rows = slice(source.train or 0, None)
+    channels, height, width = source.images.shape[1:]
+    spec = ImageSpec(channels, height, width, len(source.class_names))
+    return RealData(source.images[rows], source.labels[rows], spec, source.class_names, name)
+
+
+def _read(settings: DataSettings | TestSettings, lacks_classes: bool = False) -> tuple[Source, str]:
+    """A dataset and its name; the notes about its files are logged."""
     match settings:
         case DigitsData():
-            source, name, test = read_digits(), "digits", _DIGITS_TEST
+            source, name = read_digits(), "digits"
         case NamedData():
             source, name = read_named(settings), str(settings.kind)
-        case NpzData():
-            source, name, test = read_npz(settings.path), Path(settings.path).name, settings.test
-        case FolderData():
-            source = read_folder(settings.root, settings.channels, settings.size, settings.skip_bad)
-            name, test = Path(settings.root).expanduser().resolve().name, settings.test
+        case NpzData() | NpzTest():
+            source, name = read_npz(settings.path, lacks_classes), Path(settings.path).name
+        case FolderData() | FolderTest():
+            source = read_folder(settings.root, settings.channels, settings.size, settings.skip_bad, lacks_classes)
+            name = Path(settings.root).expanduser().resolve().name
     for note in source.notes:
         LOG.warning("%s: %s", name, note)
-    return split(source, name, test, settings.holdout, settings.split_seed, settings.per_class, settings.half)
+    if settings.channels is not None:
+        source = replace(source, images=in_channels(source.images, settings.channels))
+    return source, name
+
+
+def _place(settings: DataSettings | TestSettings) -> tuple[str, Path] | None:
+    """What two settings of one dataset have in common; None for datasets that have a test part of their own."""
+    match settings:
+        case NpzData() | NpzTest():
+            return settings.kind, Path(settings.path).expanduser().resolve()
+        case FolderData() | FolderTest():
+            return settings.kind, Path(settings.root).expanduser().resolve()
+    return None

@@ -90,7 +90,7 @@ def in_memory(
     return _samples(name, stream, image, [_Print.of(image) for image in stream()], labels, class_names, notes)
 
 
-def from_files(name: str, where: Path, listing: Listing, skip_bad: int) -> Samples:
+def from_files(name: str, where: Path, listing: Listing, skip_bad: int, channels: int | None = None) -> Samples:
     """The set of the files of a listing; each is decoded once, and the first ones stay in memory.
 
     Args:
@@ -98,6 +98,7 @@ def from_files(name: str, where: Path, listing: Listing, skip_bad: int) -> Sampl
         where: path of the files, for messages.
         listing: the files in order.
         skip_bad: most unreadable files that may be left out.
+        channels: 1 (grey) or 3 (RGB) of all images; None: as each file has.
 
     Raises:
         DataError: more unreadable files than allowed, or no readable file.
@@ -108,7 +109,7 @@ def from_files(name: str, where: Path, listing: Listing, skip_bad: int) -> Sampl
     stored: list[Tensor] = []  # images of the first entries
     room = KEPT
     decoding = Decoding(listing)
-    for entry, image in decoding.images():
+    for entry, image in decoding.images(channels):
         entries.append(entry)
         prints.append(_Print.of(image))
         room -= image.nbytes
@@ -123,11 +124,11 @@ def from_files(name: str, where: Path, listing: Listing, skip_bad: int) -> Sampl
         return image
 
     def stream() -> Iterator[Tensor]:
-        results = decode_in_order([entry.read for entry in entries[len(stored) :]])
+        results = decode_in_order([entry.read for entry in entries[len(stored) :]], channels)
         return chain(stored, map(again, range(len(stored), len(entries)), results))
 
     def image_at(row: int) -> Tensor:
-        return stored[row] if row < len(stored) else again(row, read_and_decode(entries[row].read))
+        return stored[row] if row < len(stored) else again(row, read_and_decode(entries[row].read, channels))
 
     labels = torch.tensor([entry.label for entry in entries], dtype=torch.int64) if listing.class_names else None
     notes = decoding.notes("files ignored, no images")

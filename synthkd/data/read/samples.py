@@ -13,17 +13,18 @@ from torch import Tensor
 
 from synthkd.data.bank_rows import saved_rows
 from synthkd.data.bank_sample import BANK_SAMPLE
+from synthkd.data.read.generated import find_generated
+from synthkd.data.read.labels import CLASSES
 from synthkd.data.read.listing import list_scored
 from synthkd.data.read.npz import as_images, as_labels, as_names, read_arrays
 from synthkd.data.read.real import load_splits
 from synthkd.data.read.sample_set import Samples, from_files, in_memory
 from synthkd.data.read.splits import RealData
-from synthkd.data.read.webdataset import CLASSES
 from synthkd.errors import DataError
 from synthkd.rng import Rows
 from synthkd.settings import DataSettings, DigitsData, FolderData, NamedData, NpzData
 from synthkd.training.checkpoint import CheckpointStore
-from synthkd.types import SampleGenerator, check_labels
+from synthkd.types import SampleGenerator, check_labels, in_channels
 
 _GENERATED = 256  # images of one call of a generator
 _RUN_FILES = ("result.json", "metrics.jsonl", "checkpoints")
@@ -38,6 +39,7 @@ def open_samples(
     name: str | None = None,
     split: str | None = None,
     skip_bad: int = 0,
+    channels: int | None = None,
     labels: Images | Sequence[int] | None = None,
     class_names: Sequence[str] = (),
     seed: int = 0,
@@ -49,9 +51,10 @@ def open_samples(
 
     Args:
         source: one of
-            a path: an image folder (a directory per class, or flat), a .zip of one, a .npz (`images` or `arr_0`, and
-            `labels` or `arr_1` if it has them), a WebDataset .tar (or a pattern of shards), or the directory of a run,
-            for the images that it kept or, while it is not finished, the memory bank in its newest checkpoint;
+            a path: an image folder (a directory per class, or flat), a .zip or .tar of one, a .npz (`images` or
+            `arr_0`, and `labels` or `arr_1` if it has them), a WebDataset .tar (or a pattern of shards), a .csv, a
+            .parquet, what `synthkd generate` wrote, or the directory of a run, for the images that it kept or, while it
+            is not finished, the memory bank in its newest checkpoint;
             the settings of a real dataset;
             an array of images; uint8 `[N, C, H, W]` is not copied, so it must not change later;
             an iterable of arrays `[n, C, H, W]` or `[n, H, W, C]`, or of `(images, labels)`, which is read once;
@@ -60,6 +63,7 @@ def open_samples(
         split: a part of the source: `train`, `holdout` or `test` of settings, `train` or `test` of a .npz, a directory
             of that name in a folder or .zip. Needed if the source has parts.
         skip_bad: most unreadable files that may be left out; they are listed in `bad`.
+        channels: 1 (grey) or 3 (RGB): images of files and datasets are converted; None keeps what they have.
         labels: whole numbers `[N]` for an array, iterable or generator; files have labels of their own.
         class_names: names for those labels.
         seed: of a generator; image i is a function of (seed, i) and its label alone.
@@ -75,8 +79,8 @@ def open_samples(
         if labels is not None or class_names:
             raise DataError(f"{source}: labels and class_names are for arrays and generators; files bring their own")
         if isinstance(source, str | Path):
-            return _open_path(Path(source).expanduser(), name, split, skip_bad)
-        return _open_settings(source, name, split)
+            return _open_path(Path(source).expanduser(), name, split, skip_bad, channels)
+        return _open_settings(source, name, split, channels)
     if split is not None:
         raise DataError(f"split={split} is for files and datasets; give the images of that part alone")
     if isinstance(source, Tensor | np.ndarray):
@@ -99,25 +103,20 @@ def open_samples(
     return in_memory(where, blocks, *(checked or (None, ())))
 
 
-def _open_path(path: Path, name: str | None, split: str | None, skip_bad: int) -> Samples:
+def _open_path(path: Path, name: str | None, split: str | None, skip_bad: int, channels: int | None) -> Samples:
     """The set at a path, by the kind of the path; `name` None: the last part of the path, and the split."""
     name = name or path.resolve().name + (f":{split}" if split else "")
-    kind = path.suffix.lower()
     is_run = (path / "config.yaml").is_file() and any((path / file).exists() for file in _RUN_FILES)
-    if split is not None and (is_run or kind == ".tar"):
-        raise DataError(f"{path} has no parts; leave out split={split}")
-    if is_run:
-        return _open_run(path, name)
-    if not path.is_dir() and kind != ".tar" and not path.exists():
-        raise DataError(f"{path} does not exist; check the path")
-    if path.is_dir() or kind in (".zip", ".tar"):
-        return from_files(name, path, list_scored(path, split), skip_bad)
-    if kind == ".npz":
-        return _open_npz(path, name, split)
-    raise DataError(f"{path} is no set of images; give an image folder, a .zip, .npz or .tar, or a run directory")
+    if find_generated(path) is None and is_run:
+        if split is not None:
+            raise DataError(f"{path} has no parts; leave out split={split}")
+        return _open_run(path, name, channels)
+    if path.suffix.lower() == ".npz" and not path.is_dir():
+        return _open_npz(path, name, split, channels)
+    return from_files(name, path, list_scored(path, split), skip_bad, channels)
 
 
-def _open_settings(settings: DataSettings, name: str | None, split: str | None) -> Samples:
+def _open_settings(settings: DataSettings, name: str | None, split: str | None, channels: int | None) -> Samples:
     """One part of a real dataset."""
     if split not in ("train", "holdout", "test"):
         raise DataError(f"{settings.kind}: choose a part of the dataset: split=train, split=holdout or split=test")
@@ -126,14 +125,14 @@ def _open_settings(settings: DataSettings, name: str | None, split: str | None) 
     name = name or f"{part.name}:{split}"
     if not len(part):
         raise DataError(f"{name} is empty; choose another split, or set its fraction above 0")
-    return in_memory(name, [part.images], part.labels, part.class_names, splits.notes)
+    return in_memory(name, _in_channels([part.images], channels), part.labels, part.class_names, splits.notes)
 
 
-def _open_run(path: Path, name: str) -> Samples:
+def _open_run(path: Path, name: str, channels: int | None) -> Samples:
     """The images that a finished run kept, or the memory bank in the newest checkpoint of another; oldest first."""
     if (path / "result.json").exists():
         if (path / BANK_SAMPLE).exists():
-            return _open_npz(path / BANK_SAMPLE, name, None)
+            return _open_npz(path / BANK_SAMPLE, name, None, channels)
         raise DataError(
             f"{path} is a finished run without {BANK_SAMPLE}: it generated no images, or kept none (keep_images=0); "
             "score a folder or archive of images"
@@ -151,12 +150,18 @@ def _open_run(path: Path, name: str) -> Samples:
     names = tuple(str(label) for label in range(blocks[0]["logits"].shape[1]))
     notes = (f"memory bank after step {checkpoint.step}, oldest image first",)
     labels = torch.cat([block["labels"] for block in blocks])
-    return in_memory(name, [block["images"] for block in blocks], labels, names, notes)
+    images = _in_channels([block["images"] for block in blocks], channels)
+    return in_memory(name, images, labels, names, notes)
 
 
-def _open_npz(path: Path, name: str, split: str | None) -> Samples:
+def _in_channels(blocks: Sequence[Tensor], channels: int | None) -> list[Tensor]:
+    """Blocks of images with that number of channels; None keeps what they have."""
+    return [block if channels is None else in_channels(block, channels) for block in blocks]
+
+
+def _open_npz(path: Path, name: str, split: str | None, channels: int | None) -> Samples:
     arrays = read_arrays(path, split)
-    blocks = [_uint8(arrays.images, f"{path}: images")]
+    blocks = _in_channels([_uint8(arrays.images, f"{path}: images")], channels)
     if arrays.labels is None:
         return in_memory(name, blocks)
     names = () if arrays.class_names is None else as_names(arrays.class_names, f"{path}: class_names")

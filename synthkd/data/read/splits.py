@@ -62,6 +62,12 @@ class RealData:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def counted(self) -> str:
+        """The number of images and of the classes that have any, in words."""
+        present, every = len(self.labels.unique()), self.spec.classes
+        return f"{len(self):,} of {present}{'' if present == every else f' of the {every}'} classes, {self.name}"
+
 
 @dataclass(frozen=True)
 class Splits:

@@ -1,32 +1,34 @@
-"""WebDataset shards: uncompressed tars of `KEY.png` with its class in `KEY.cls` or `KEY.json`; nothing is unpickled."""
+"""Tars: WebDataset shards, which have the class of `KEY.png` in `KEY.cls` or `KEY.json`, and class folders."""
 
 from __future__ import annotations
 
 import tarfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
 from synthkd.data.read.decode import in_a_line, some
 from synthkd.data.read.entries import Entry, Listing, check_size, objection, refused_entry
+from synthkd.data.read.folder_or_zip import Directory, tree_of
+from synthkd.data.read.labels import Written, labelled
 from synthkd.errors import DataError
 from synthkd.system.text import parse_json
 
-CLASSES = 100_000
-"""Bound of the labels; a larger one is an identifier that somebody took for a label."""
-
 _Reader = Callable[[], bytes]
-_IMAGES = ("png", "jpg", "jpeg", "webp")
+_IMAGES = ("png", "jpg", "jpeg", "webp", "avif", "bmp", "gif", "tif", "tiff", "jp2", "ppm", "pgm")
+_SIDECARS = ("cls", "json")
 
 
-def list_tar(path: Path) -> Listing:
-    """The samples of a WebDataset: `KEY.png` (jpg, jpeg, webp), its class in `KEY.cls` or as `label` in `KEY.json`.
+def list_tar(path: Path) -> Listing | Directory:
+    """The images of a tar: `KEY.png` with its class in `KEY.cls` or as `label` in `KEY.json`, or class folders.
 
     Args:
         path: an uncompressed tar, or a pattern (`shard-*.tar`) of several; shards and keys are taken in sorted order.
 
     Returns:
-        The listing. The classes are named by their numbers, from 0 to the largest label.
+        The listing of a WebDataset: labels that are numbers are indices of classes named by their numbers, from 0 to
+        the largest; other labels are the names of the classes. Or the tree of a tar whose images lie in directories,
+        without a label beside any.
 
     Raises:
         DataError: no such file, a tar that is compressed, damaged or cut off, or one without images.
@@ -34,34 +36,41 @@ def list_tar(path: Path) -> Listing:
     shards = [path] if path.exists() else sorted(path.parent.glob(path.name))
     if not shards:
         raise DataError(f"{path} does not exist; check the path")
-    entries: list[Entry] = []
-    refused: list[Entry] = []
+    return list_shards(shards)
+
+
+def list_shards(shards: Sequence[Path]) -> Listing | Directory:
+    """The images of several tars; see `list_tar`."""
+    written: list[Written] = []
+    refused: list[Entry] = []  # members
+    bad: list[Entry] = []  # samples
     ignored: list[str] = []
+    files: dict[str, Entry] = {}  # of all shards, for a tree
     for shard in shards:
         prefix = f"{shard.name}: " if len(shards) > 1 else ""
         members, objections = _members(shard)
+        for name, read in members.items():
+            folder, slash, base = name.rpartition("/")  # shards may have files of one name
+            unique = name if name not in files else f"{folder}{slash}{shard.name}/{base}"
+            files[unique] = Entry(prefix + name, read)
         refused += [refused_entry(prefix + name, reason) for name, reason in objections]
-        for key, files in _by_key(members):
-            images = [suffix for suffix in files if suffix in _IMAGES]
+        for key, suffixes in _by_key(members):
+            images = [suffix for suffix in suffixes if suffix in _IMAGES]
             if not images:
-                ignored += [f"{prefix}{key}.{suffix}" for suffix in files]
+                ignored += [f"{prefix}{key}.{suffix}" for suffix in suffixes]
                 continue
             name = f"{prefix}{key}.{images[0]}"
             try:
                 if len(images) > 1:
                     raise ValueError(f"one of several images of {key}")
-                entries.append(Entry(name, files[images[0]], _label(files)))
+                written.append(Written(name, suffixes[images[0]], _label(suffixes)))
             except (OSError, ValueError) as error:
-                refused.append(refused_entry(name, in_a_line(error)))
-    if not entries and not refused:
-        raise DataError(f"{path} holds no {some(_IMAGES)} images; check the path")
-    labels = {entry.label for entry in entries if entry.label is not None}
-    if labels:
-        # A missing label among labelled samples is a mistake, so such samples count as bad files.
-        refused += [refused_entry(e.name, "no label, though others have one") for e in entries if e.label is None]
-        entries = [entry for entry in entries if entry.label is not None]
-    names = tuple(map(str, range(max(labels, default=-1) + 1)))
-    return Listing([*entries, *refused], names, ignored)
+                bad.append(refused_entry(name, in_a_line(error)))
+    if all(one.label is None for one in written) and any("/" in name for name in files):
+        return tree_of(files, refused)
+    if not written and not refused and not bad:
+        raise DataError(f"{shards[0]} holds no {some(_IMAGES)} images; check the path")
+    return labelled(written, [*refused, *bad], ignored)
 
 
 def _members(shard: Path) -> tuple[dict[str, _Reader], list[tuple[str, str]]]:
@@ -91,30 +100,40 @@ def _members(shard: Path) -> tuple[dict[str, _Reader], list[tuple[str, str]]]:
 
 
 def _by_key(members: Mapping[str, _Reader]) -> Iterator[tuple[str, dict[str, _Reader]]]:
-    """Files of one sample by their lower-case suffix: WebDataset splits a name at the first dot of its last part."""
-    keys: dict[str, dict[str, _Reader]] = {}
-    for name, read in members.items():
+    """Files of one sample by their lower-case suffix: WebDataset splits a name at the first dot of its last part.
+
+    Names that give no image that way (`a.0.png` and `a.0.cls`) are split at the last dot.
+    """
+    keys = _grouped(members, str.partition)
+    for key in [key for key, files in keys.items() if not {*files} & {*_IMAGES}]:
+        for other, files in _grouped(keys.pop(key).values(), str.rpartition).items():
+            keys.setdefault(other, {}).update(files)
+    for key in sorted(keys):
+        yield key, {suffix: members[name] for suffix, name in keys[key].items()}
+
+
+def _grouped(names: Iterable[str], split: Callable[[str, str], tuple[str, str, str]]) -> dict[str, dict[str, str]]:
+    """Key of a sample -> lower-case suffix -> name, each name split at a dot; hidden files are left aside."""
+    keys: dict[str, dict[str, str]] = {}
+    for name in names:
         folder, slash, base = name.rpartition("/")
-        stem, _, suffix = base.partition(".")
-        if stem:  # not hidden
-            keys.setdefault(folder + slash + stem, {})[suffix.lower()] = read
-    return ((key, keys[key]) for key in sorted(keys))
+        stem, _, suffix = split(base, ".")
+        if stem:
+            keys.setdefault(folder + slash + stem, {})[suffix.lower()] = name
+    return keys
 
 
-def _label(files: Mapping[str, _Reader]) -> int | None:
-    """The class of a sample; None if it has none. Raises `ValueError` for anything that is no label."""
+def _label(files: Mapping[str, _Reader]) -> int | str | None:
+    """The class of a sample, a number or a name; None if it has none. Raises `ValueError` for what is neither."""
     label: object = None
     if "cls" in files:
-        text = files["cls"]().decode().strip()
-        label = int(text) if text.isdecimal() else text
+        label = files["cls"]().decode().strip()
     elif "json" in files:
         value = parse_json(files["json"]().decode())
         label = value.get("label") if isinstance(value, dict) else None
-    if label is None:
-        return None
-    if type(label) is not int or not 0 <= label < CLASSES:
-        raise ValueError(f"label must be a whole number in 0..{CLASSES - 1}, got {str(label)[:20]!r}")
-    return label
+    if label is None or isinstance(label, str) or type(label) is int:
+        return label
+    raise ValueError(f"label must be a number or a name, got {str(label)[:20]!r}")
 
 
 def _read_at(path: Path, offset: int, size: int) -> bytes:

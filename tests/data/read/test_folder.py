@@ -264,7 +264,7 @@ def test_splits_must_agree_on_the_classes(tmp_path: Path) -> None:
 
 
 def test_folders_without_what_is_needed_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"nowhere does not exist; set root"):
+    with pytest.raises(DataError, match=r"nowhere does not exist; check the path"):
         read_folder(tmp_path / "nowhere")
     with pytest.raises(DataError, match=r"has no class directories"):
         read_folder(tmp_path)

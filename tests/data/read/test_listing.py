@@ -179,7 +179,11 @@ def test_a_link_in_a_tar_is_refused_as_in_scoring(tmp_path: Path) -> None:
 
 def test_paths_that_are_no_set_are_refused(tmp_path: Path) -> None:
     (tmp_path / "set.rar").touch()
-    for name, problem in (("gone.zip", "does not exist"), ("gone.tar", "does not exist"), ("set.rar", "is no folder")):
+    for name, problem in (
+        ("gone.zip", "does not exist"),
+        ("gone.tar", "does not exist"),
+        ("set.rar", "is no set of images"),
+    ):
         with pytest.raises(DataError, match=rf"{name} {problem}"):
             read_folder(tmp_path / name)
 

@@ -98,7 +98,7 @@ def test_what_is_wrong_is_named(tmp_path: Path, changes: dict[str, Any], message
 
 
 def test_files_that_are_no_archives_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"gone\.npz does not exist; check path"):
+    with pytest.raises(DataError, match=r"gone\.npz does not exist; check the path"):
         read_npz(tmp_path / "gone.npz")
     path = tmp_path / "set.npz"
     read(tmp_path, **GOOD)

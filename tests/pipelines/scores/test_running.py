@@ -20,7 +20,7 @@ from synthkd.pipelines.config import DistillConfig, EvaluateConfig
 from synthkd.pipelines.run.result import Result
 from synthkd.pipelines.scores.running import build_scores
 from synthkd.reports.results import DistillResult
-from synthkd.settings import DigitsData, NpzData, ScoreSettings, TeacherExtractor, ZooModel
+from synthkd.settings import DigitsData, NpzTest, ScoreSettings, TeacherExtractor, ZooModel
 from synthkd.settings.load import load_config
 from synthkd.training.monitor import read_rows, series
 from synthkd.types import ImageSpec
@@ -154,7 +154,7 @@ def test_images_from_which_a_generator_learns_privately_are_compared_with_nothin
     ("shape", "test", "message"),
     [
         ((60, 1, 12, 12), 0.5, "score.real: real.npz has 1x12x12 images, 10 classes, the teacher takes 1x8x8"),
-        ((60, 1, 8, 8), 0.0, "score.real: real.npz has no test split; set score.real.test above 0"),
+        ((60, 1, 8, 8), 1e-3, "score.real: real.npz has no test images; leave score.real.test out for all images"),
     ],
 )
 def test_real_images_that_do_not_fit_are_refused_in_a_line(
@@ -163,7 +163,7 @@ def test_real_images_that_do_not_fit_are_refused_in_a_line(
     path = tmp_path / "real.npz"
     images = np.arange(np.prod(shape)).reshape(shape).astype(np.uint8)
     np.savez(path, images=images, labels=np.arange(60) % 10)
-    settings = ScoreSettings(real=NpzData(kind="npz", path=str(path), test=test))
+    settings = ScoreSettings(real=NpzTest(kind="npz", path=str(path), test=test))
     with pytest.raises(ConfigError) as caught:
         build_scores(settings, teacher(), InversionSettings(), None, CPU, seed=0)
     assert str(caught.value).startswith(message)
