@@ -154,7 +154,7 @@ def test_a_score_stands_beside_the_others() -> None:
 
 def test_every_kind_of_dataset_has_a_case_where_the_exercise_says() -> None:
     kinds = {settings.__name__ for settings in get_args(get_args(DataSettings)[0])}
-    cases = re.findall(r"case (\w+)\(\):", (ROOT / "synthkd/data/read/real.py").read_text(encoding="utf-8"))
+    cases = re.findall(r"case (\w+)\(\)", (ROOT / "synthkd/data/read/real.py").read_text(encoding="utf-8"))
     assert set(cases) == kinds
 
 

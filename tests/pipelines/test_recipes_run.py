@@ -2,8 +2,10 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from synthkd.data.read import named
 from synthkd.errors import DataError
 from synthkd.pipelines import compress, distill, generate
 from synthkd.pipelines.config import CompressConfig, DistillConfig, GenerateConfig
@@ -18,6 +20,20 @@ JOBS = {
 }
 
 
+@pytest.fixture
+def cifar10(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder that the recipes of CIFAR-10 read, with 500 images of noise in each of its files."""
+    monkeypatch.setattr(named, "_BINARY_IMAGES", 500)
+    folder = tmp_path / "data" / named.CIFAR10_BINARY
+    folder.mkdir(parents=True)
+    for number, name in enumerate(named._BINARY_BATCHES):
+        records = np.random.default_rng(number).integers(0, 256, (500, 3073), dtype=np.uint8)
+        records[:, 0] = np.arange(500) % 10
+        (folder / name).write_bytes(records.tobytes())
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.usefixtures("cifar10")
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_recipe_builds(recipe: Path) -> None:
     settings, job, words = JOBS[recipe.read_text(encoding="utf-8").removeprefix("# ").partition(":")[0]]

@@ -193,7 +193,7 @@ def test_an_old_form_is_refused_with_the_line_that_says_the_same_today(name: str
     assert end == ""
     lines = [written, "inherit: true"] if inherit else [written]
     path.write_text("\n".join([*lines, yaml.safe_dump(rest)]), encoding="utf-8")
-    config = load_config(DistillConfig, path, [])
+    config = load_config(DistillConfig, path, [], in_place=True)
     assert config.sources == sources
     assert config.inherits, "as it did by default"
     overrides = [text.replace(": ", "=", 1) for text in lines]
@@ -328,7 +328,7 @@ def test_a_dumped_transfer_set_loads_equal(transfer_set: Any, tmp_path: Path) ->
     config = load(transfer_set)
     path = tmp_path / "config.yaml"
     path.write_text(dump_config(config), encoding="utf-8")
-    again = load_config(DistillConfig, path, [])
+    again = load_config(DistillConfig, path, [], in_place=True)
     assert again == config
     assert differences(again, config) == []
     assert dump_config(again) == dump_config(config)

@@ -77,7 +77,7 @@ def planned(*overrides: str, **changes: Any) -> list[str]:
     """The lines of the plan on what is learned from: those between the images and the phases."""
     lines = str(distill(config_of(*overrides, **changes), dry_run=True)).splitlines()
     places = [
-        next(n for n, line in enumerate(lines) if line.startswith(f"  {key}:")) for key in ("real images", "phases")
+        next(n for n, line in enumerate(lines) if line.startswith(f"  {key}:")) for key in ("test images", "phases")
     ]
     return [line.strip() for line in lines[places[0] + 1 : places[1]]]
 
