@@ -159,6 +159,8 @@ def has_statistics(module: nn.Module) -> bool:
     """Whether a module is a BatchNorm layer that keeps running statistics, whatever its class."""
     if isinstance(module, nn.modules.instancenorm._InstanceNorm):  # its moments are those of single images
         return False
+    if isinstance(module, torch.jit.ScriptModule):  # a program without hooks, so its moments cannot be seen
+        return False
     mean, var = (getattr(module, name, None) for name in ("running_mean", "running_var"))
     return isinstance(mean, Tensor) and isinstance(var, Tensor) and mean.dim() == 1 and mean.shape == var.shape
 

@@ -185,3 +185,11 @@ def test_penultimate_features_give_the_logits(model: Classifier, images: Tensor)
     out = observe(model, images, [f"{head(model)}:input"])
     last = model.get_submodule(head(model))
     assert torch.equal(last(out.features["body.head:input"]), out.logits)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+def test_a_program_has_no_statistics_that_can_be_seen() -> None:
+    program = torch.jit.trace(nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2)).eval(), torch.zeros(1, 1, 8, 8))
+    assert not any(has_statistics(module) for module in program.modules())
+    out = observe(program, torch.rand(2, 1, 8, 8), statistics=True)
+    assert out.statistics == {}
