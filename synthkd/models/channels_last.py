@@ -45,6 +45,10 @@ def _channels_last(layer: nn.Module, args: tuple[Tensor, ...], output: Tensor) -
     return output.contiguous(memory_format=torch.channels_last) if _at_risk(layer, args[0]) else output
 
 
+HOOKS = (_contiguous, _channels_last)
+"""The hooks that a layer may have from here: they change the memory order and no value."""
+
+
 def _at_risk(layer: nn.Module, images: Tensor) -> bool:
     # Decided in each pass, since a network may be frozen or run at a part of its width.
     weight = layer.weight

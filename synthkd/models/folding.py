@@ -10,6 +10,7 @@ import torch
 from torch import fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
+from synthkd.models.channels_last import HOOKS
 from synthkd.models.classifier import Classifier, copied
 from synthkd.taps import INPUT, has_statistics
 
@@ -71,7 +72,7 @@ def _fold(body: nn.Module, graph: fx.Graph, keep: Collection[str]) -> None:
 
 def _fuse(layer: nn.Module, norm: nn.Module) -> nn.Module | None:
     """One layer that does what both do, or None if they cannot be folded."""
-    if not has_statistics(norm) or any(m._forward_pre_hooks or m._forward_hooks for m in (layer, norm)):
+    if not has_statistics(norm) or _has_hooks(layer) or _has_hooks(norm):
         return None
     # Exact types: a subclass may do more in its forward than its parent (an activation, standardised weights).
     with torch.no_grad():
@@ -81,6 +82,12 @@ def _fuse(layer: nn.Module, norm: nn.Module) -> nn.Module | None:
         if type(layer) is nn.Linear and type(norm) is nn.BatchNorm1d:
             return fuse_linear_bn_eval(layer, norm)
     return None
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    """Whether a module has hooks, which may compute its weights; those for the memory order do not."""
+    hooks = (*module._forward_pre_hooks.values(), *module._forward_hooks.values())
+    return any(hook not in HOOKS for hook in hooks)
 
 
 def _rest(norm: nn.Module) -> nn.Module:

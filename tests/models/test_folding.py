@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from synthkd.models import Classifier, build_model, fold_batch_norm
+from synthkd.models.channels_last import channels_last
 from synthkd.settings import LoadedModel, ModelSettings, ZooModel
 from synthkd.taps import has_statistics, observe
 from synthkd.types import ImageSpec
@@ -158,3 +159,13 @@ def test_what_cannot_be_traced_is_copied() -> None:
     assert torch.equal(folded(images), model(images))
     assert folded.body is not model.body
     assert norms(folded) == 1
+
+
+def test_a_network_in_channels_last_folds_as_any_other() -> None:
+    """Its strided 1x1 convolutions have hooks for the memory order, which compute no weights."""
+    model = channels_last(build_model(ZooModel(arch="resnet", width=4, depth=8), SPEC).eval())
+    assert any(module._forward_hooks for module in model.modules())
+    folded = fold_batch_norm(model)
+    assert not any(map(has_statistics, folded.modules()))
+    images = torch.rand(3, *SPEC.shape)
+    torch.testing.assert_close(folded(images), model(images), rtol=1e-4, atol=1e-5)
