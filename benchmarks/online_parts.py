@@ -206,12 +206,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     common.add_seeds(parser, 5)
     common.add_threads(parser)
     arguments = parser.parse_args(argv)
-    keys = common.to_collect(
-        product(range(max(arguments.seeds, common.MOST_SEEDS)), ARMS),
-        lambda key: place(key[1], key[0]),
-        lambda key: key[1] in arguments.arms and key[0] < arguments.seeds,
+    order = list(ARMS)
+    cells = common.collect(
+        "online_parts",
+        product(range(arguments.seeds), arguments.arms),
+        lambda key: cell(key[1], key[0], arguments.threads),
+        lambda one: (one["seed"], order.index(one["arm"])),
     )
-    cells = common.collect("online_parts", keys, lambda key: cell(key[1], key[0], arguments.threads))
     print(tables({"cells": cells}))
 
 
