@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from accelerate import Accelerator
 
 from synthkd.errors import ConfigError
 from synthkd.pipelines.config import TrainingConfig
-from synthkd.training.loop import Action, Stage, Values
+from synthkd.training.loop import Stage, Values, at_first_steps
 from synthkd.training.memory import fitting_batch_size, restored
 from synthkd.training.monitor import FILE_NAME, Monitor, Row, read_rows
 from synthkd.types import Stateful
@@ -54,7 +54,6 @@ class BatchSize:
         """
 
         def log(step: int) -> Values:
-            # A run that was killed before its first checkpoint begins again, with this event in its log already.
             if _logged_choice(monitor.rows()) != self.images:
                 text = f"batch size {self.images:,} ({self.note})"
                 monitor.event(step, text, kind=EVENT, **{EVENT: self.images})
@@ -62,10 +61,7 @@ class BatchSize:
 
         if not self.adapted:
             return list(stages)
-        # Only at step 0 of a stage. An event before the loop would make the loop take the run for a resumed one.
-        return [
-            replace(stage, actions=[Action("batch size", log, max(1, stage.steps)), *stage.actions]) for stage in stages
-        ]
+        return at_first_steps("batch size", log, stages)
 
 
 def choose_batch_size(

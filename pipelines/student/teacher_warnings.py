@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 from synthkd.models import Classifier, TeacherContract
 from synthkd.pipelines.config import DistillConfig
 from synthkd.pipelines.student.networks import teacher_name
 from synthkd.pipelines.student.normalisation import better_normalisation
 from synthkd.settings import TrainedTeacher
-from synthkd.training.loop import Action, Stage, Values
+from synthkd.training.loop import Stage, Values, at_first_steps
 from synthkd.training.monitor import Monitor
 
 WARNING = "odd teacher"
@@ -46,7 +45,6 @@ def logged(warnings: Sequence[str], stages: Sequence[Stage], monitor: Monitor) -
     """
 
     def log(step: int) -> Values:
-        # A run that was killed before its first checkpoint begins again, with these events in its log already.
         events = {row.get("event") for row in monitor.rows()}
         for warning in warnings:
             if warning not in events:
@@ -55,5 +53,4 @@ def logged(warnings: Sequence[str], stages: Sequence[Stage], monitor: Monitor) -
 
     if not warnings:
         return list(stages)
-    # Not before the loop, which takes a run with events for one to resume.
-    return [replace(stage, actions=[Action(WARNING, log, max(1, stage.steps)), *stage.actions]) for stage in stages]
+    return at_first_steps(WARNING, log, stages)

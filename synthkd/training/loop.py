@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from accelerate import Accelerator
@@ -59,6 +59,20 @@ class Stage:
     name: str
     steps: int
     actions: Sequence[Action]
+
+
+def at_first_steps(name: str, log: Callable[[int], Values], stages: Sequence[Stage]) -> list[Stage]:
+    """The stages with one more action, before all others, at the first step of each.
+
+    What a run has to log once belongs here: an event before the loop would make the loop take the run for a resumed
+    one. A run that was killed before its first checkpoint begins again, so `log` must look for its event in the log.
+
+    Args:
+        name: of the action.
+        log: the action; it gets the step.
+        stages: of the training.
+    """
+    return [replace(stage, actions=[Action(name, log, max(1, stage.steps)), *stage.actions]) for stage in stages]
 
 
 @dataclass(frozen=True)
