@@ -23,6 +23,7 @@ from synthkd.pipelines.run.job import Job, open_job
 from synthkd.pipelines.run.live import LivePage
 from synthkd.pipelines.run.result import Plan, Result
 from synthkd.pipelines.run.tested import read_test
+from synthkd.pipelines.run.timing import time_line
 from synthkd.pipelines.run.trust import trusted_by, trusting
 from synthkd.pipelines.student.assembly import Assembly, assemble
 from synthkd.pipelines.student.given import Given, GivenNetworks, from_memory
@@ -31,6 +32,7 @@ from synthkd.pipelines.student.results import measured
 from synthkd.pipelines.student.summary import plan, summary
 from synthkd.pipelines.student.teacher_warnings import logged
 from synthkd.pipelines.student.teachers import ReadyTeacher, is_taught, ready_teacher, untrained_teacher
+from synthkd.pipelines.student.timing import distill_time
 from synthkd.reports.grids import MOST_CLASSES, ROWS, save_grid
 from synthkd.reports.results import DistillResult
 from synthkd.settings import GivenModel
@@ -104,8 +106,11 @@ def distill(
 @trusting
 def _distill(config: DistillConfig, *, networks: GivenNetworks, dry_run: bool) -> Distilled | Plan:
     if dry_run:
-        assembly = assemble(config, _untrained(config, networks), make_accelerator(config), None, networks.student)
-        return Plan(plan(config, assembly, _fitted_test(read_test(config), assembly)))
+        accelerator = make_accelerator(config)
+        assembly = assemble(config, _untrained(config, networks), accelerator, None, networks.student)
+        test = _fitted_test(read_test(config), assembly)
+        lines = plan(config, assembly, test)
+        return Plan((*lines, time_line(lambda: distill_time(config, assembly, test, accelerator))))
     with open_job("distill", config) as job:
         if isinstance(job.finished, DistillResult):
             lines = summary(job, job.finished, already=True)
