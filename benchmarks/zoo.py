@@ -4,8 +4,8 @@
 
 A cell builds a classification network of at most 30 million parameters, with 10 classes, saves its state dict, and
 takes the first steps of a recipe with this file as its teacher: one round of a generator, and two steps of a small
-student, on batches of two images. The generator is inversion for networks with BatchNorm statistics, else pixels. Images
-have the smallest of 64, 96 and 128 pixels that the network itself accepts, or its own size. All such networks of
+student, on batches of two images. The generator is inversion for networks with BatchNorm statistics, else pixels.
+Images have the smallest of 64, 96 and 128 pixels that the network itself accepts, or its own size. All such networks of
 torchvision take part, and of each module of timm one that is small by its name; --all takes all of timm. They run in a
 process of their own with limits on time and memory, so one that crashes costs one cell. No new cell starts after
 --minutes. Finished cells are kept in benchmarks/runs/zoo, and those that died are run again; the tables are made from

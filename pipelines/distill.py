@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from synthkd.data.bank_sample import save_bank_sample
@@ -106,11 +107,8 @@ def distill(
 @trusting
 def _distill(config: DistillConfig, *, networks: GivenNetworks, dry_run: bool) -> Distilled | Plan:
     if dry_run:
-        accelerator = make_accelerator(config)
-        assembly = assemble(config, _untrained(config, networks), accelerator, None, networks.student)
-        test = _fitted_test(read_test(config), assembly)
-        lines = plan(config, assembly, test)
-        return Plan((*lines, time_line(lambda: distill_time(config, assembly, test, accelerator))))
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+            return _plan(config, networks)
     with open_job("distill", config) as job:
         if isinstance(job.finished, DistillResult):
             lines = summary(job, job.finished, already=True)
@@ -127,6 +125,15 @@ def _distill(config: DistillConfig, *, networks: GivenNetworks, dry_run: bool) -
         taught = sum(teacher.seconds for teacher in ready)
         content = job.finish(measured(config, job, assembly, student, test, taught, progress))
         return Distilled(job.directory, content, summary(job, content), finished_student=student.cpu)
+
+
+def _plan(config: DistillConfig, networks: GivenNetworks) -> Plan:
+    """What the run would do, and the time that it needs by a few of its steps, taken by parts that nobody keeps."""
+    accelerator = make_accelerator(config)
+    assembly = assemble(config, _untrained(config, networks), accelerator, None, networks.student)
+    test = _fitted_test(read_test(config), assembly)
+    lines = plan(config, assembly, test)
+    return Plan((*lines, time_line(lambda: distill_time(config, assembly, test, accelerator))))
 
 
 def _saved_student(config: DistillConfig, job: Job, networks: GivenNetworks) -> Classifier:

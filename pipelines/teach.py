@@ -116,7 +116,8 @@ def untrained(config: TeachConfig, splits: Splits) -> Classifier:
         ConfigError: with `training.dp`, what `PrivateLearner` and `plan_mechanism` refuse; several processes.
         TrainingError: a step on noise that fails.
     """
-    model = _build(config, splits)
+    with torch.random.fork_rng(devices=[]):
+        model = _build(config, splits)
     if config.training.dp is not None:
         _require_one_process(config)
         labels = balanced_labels(REHEARSAL_IMAGES, 0, model.spec.classes)
