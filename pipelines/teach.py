@@ -67,10 +67,7 @@ def teach(config: TeachConfig, *, dry_run: bool = False, splits: Splits | None =
         SynthkdError: see the classes in `synthkd.errors`.
     """
     if dry_run:
-        splits = splits or load_splits(config.data)
-        model, accelerator = untrained(config, splits), make_accelerator(config)
-        lines = _plan(config, splits, model)
-        return Plan((*lines, time_line(lambda: measured(works(config, splits, model, accelerator)))))
+        return _dry(config, splits or load_splits(config.data))
     _require_one_process(config)  # before the run directory exists
     with open_job("teach", config) as job:
         if isinstance(job.finished, TeachResult):
@@ -104,6 +101,13 @@ def teach(config: TeachConfig, *, dry_run: bool = False, splits: Splits | None =
         return Result(job.directory, content, _summary(job, content))
 
 
+def _dry(config: TeachConfig, splits: Splits) -> Plan:
+    """What the run would do, and the time that it needs by a few of its steps, taken by a model that nobody keeps."""
+    model, accelerator = untrained(config, splits), make_accelerator(config)
+    lines = _plan(config, splits, model)
+    return Plan((*lines, time_line(lambda: measured(works(config, splits, model, accelerator)))))
+
+
 def load_taught(result: Result[TeachResult]) -> Classifier:
     """The teacher that a run of `teach` saved, in eval mode."""
     return load(result.directory)
@@ -130,15 +134,7 @@ def untrained(config: TeachConfig, splits: Splits) -> Classifier:
 def works(
     config: TeachConfig, splits: Splits, model: Classifier, accelerator: Accelerator, name: str = "steps"
 ) -> list[Work]:
-    """What a training does, for the time that a dry run tells; the model is trained a little.
-
-    Args:
-        config: of the training.
-        splits: its images.
-        model: as `untrained` gives it.
-        accelerator: the device.
-        name: of the steps, in the plural.
-    """
+    """What a training does, its steps by `name`, for the time that a dry run tells; the model is trained a little."""
     steps, device = config.training.steps, accelerator.device
     model = model.to(device)
     if config.training.dp is None:

@@ -66,7 +66,7 @@ def place(call: int) -> float:
     After each power of 2 the places divide the run evenly.
     """
     digits = f"{call:b}"
-    return int(digits[::-1], 2) / 2 ** len(digits)
+    return int(digits[::-1], 2) / 2.0 ** len(digits)
 
 
 def measured(works: Sequence[Work], limit: float = LIMIT) -> list[Timed]:
