@@ -148,11 +148,11 @@ def works(
         with evaluating(model):
             predict(model, images, device)
 
-    found = [Work(name, steps, lambda where: update(int(steps * where)))]
+    parts = [Work(name, steps, lambda where: update(int(steps * where)))]
     if len(images):  # at each interval, and at the end
         times = -(-steps // config.evaluate_every) + 1
-        found.append(Work("tests", times, tested, len(splits.test) / len(images), listed=False))
-    return found
+        parts.append(Work("tests", times, tested, len(splits.test) / len(images), listed=False))
+    return parts
 
 
 def _build(config: TeachConfig, splits: Splits) -> Classifier:

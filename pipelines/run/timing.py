@@ -103,8 +103,8 @@ def seconds_of(once: Callable[[float], object], limit: float) -> float:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - started)
-    kept = seconds[1:] or seconds
-    return sum(kept) / len(kept)
+    warm = seconds[1:] or seconds
+    return sum(warm) / len(warm)
 
 
 def time_line(measure: Callable[[], Sequence[Timed]]) -> str:
