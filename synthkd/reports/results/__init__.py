@@ -32,6 +32,7 @@ from synthkd.reports.results.models import (
 )
 from synthkd.reports.results.training import (
     DistillResult,
+    EarlierResult,
     Evaluations,
     FittedGap,
     ReleaseResult,
