@@ -69,11 +69,7 @@ def plan(config: DistillConfig, assembly: Assembly, test: RealData | None) -> tu
         f"  test images: {'none' if test is None else test.counted}",
         *_recipe(config, assembly),
         f"  phases: {', '.join(phases.describe(phase) for phase in config.phases)}",
-        *(
-            [f"  extensions: {' and '.join(f'{steps:,}' for steps in config.extended)} steps more"]
-            if config.extended
-            else []
-        ),
+        *(f"  extension: {steps:,} steps more" for steps in config.extended),
         f"  student steps: {assembly.learner.steps:,} of {assembly.batch.images} images{note}",
         *lines,
         disk_line(config, state_bytes, shared, on_disk),
