@@ -109,7 +109,7 @@ def _parser() -> argparse.ArgumentParser:
     text = "classes of image files by an exported model (.onnx), which needs nothing else of its run"
     predict = _add(commands, "predict", text)
     predict.add_argument("model", metavar="MODEL.onnx", help="what `synthkd compress` exported")
-    predict.add_argument("images", metavar="PATH", help="an image, or a folder of images")
+    predict.add_argument("images", nargs="+", metavar="PATH", help="image files, folders, archives, tables, .npz")
     predict.add_argument("--skip-bad", type=int, default=0, metavar="N", help="leave out at most N unreadable files")
     config = _add(commands, "config", "show a job's resolved configuration, or the JSON schema of what it takes")
     kinds = config.add_subparsers(dest="what", metavar="show|schema", required=True)
@@ -152,9 +152,9 @@ def _run(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
             for recipe in recipes():
                 print(printable(f"{recipe.name:<24} {recipe.job:<8} {recipe.summary}"))
         case "predict":
-            from synthkd.compression.predict import predict_folder
+            from synthkd.compression.predict import predict_files
 
-            for line in predict_folder(arguments.model, arguments.images, skip_bad=arguments.skip_bad):
+            for line in predict_files(arguments.model, arguments.images, skip_bad=arguments.skip_bad):
                 print(f"{one_line(str(line.file))}\t{one_line(line.class_name)}\t{line.probability:.4f}")
         case "config" if arguments.what == "schema":
             print(json.dumps(own(VERBS[arguments.job].config).model_json_schema(), indent=2))
