@@ -46,7 +46,11 @@ VERBS = {
         ("audit", "attack finished models with lists of images that they were trained on and of others", None),
         ("compress", "make a small student to hand over: exported, priced, with a report of what it leaks", None),
         ("distill", "make a small student from a teacher without its training data, or with a little of it", None),
-        ("evaluate", "score generated images against real ones", "generated"),
+        (
+            "evaluate",
+            "score generated images against real ones, or say how good a network is (model=FILE data=...)",
+            "generated",
+        ),
         ("generate", "write a labelled synthetic dataset: image folder, WebDataset or parquet", None),
         ("teach", "train a teacher on real data", None),
     )

@@ -7,16 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import batched
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from synthkd.compression.onnx_file import INPUT, Description, needed, read_onnx
+from synthkd.compression.onnx_file import INPUT, needed, read_onnx
 from synthkd.data.read.decode import refuse_bad, some
-from synthkd.data.read.decoding import Decoding
+from synthkd.data.read.fitted import FittedArrays, FittedFiles, batches
 from synthkd.data.read.listing import list_every
 from synthkd.data.read.samples import open_samples
 from synthkd.errors import DataError, ModelError
@@ -25,7 +24,7 @@ from synthkd.models.classifier import Classifier, require_images
 from synthkd.models.contract import finite_logits
 from synthkd.models.latency import Latency, random_images, time_calls
 from synthkd.taps import evaluating
-from synthkd.types import to_float
+from synthkd.types import ImageSpec, to_float
 
 _BATCH = 64
 
@@ -183,69 +182,23 @@ def predict_files(
         DataError: a path that does not exist or has no images (before any prediction), or images that cannot be read.
     """
     model = OnnxModel(path, threads)
-    if model.description.spec.channels not in (1, 3):
-        channels = model.description.spec.channels
-        raise ModelError(f"image files have 1 or 3 channels, and the model takes {channels}; call it on tensors")
-    several = [images] if isinstance(images, Path | str) else list(images)
-    tops = [Path(one).expanduser() for one in several]
-    sources = [_Arrays(top, model.description) if _is_npz(top) else _Files(top, model.description) for top in tops]
+    tops = [Path(one).expanduser() for one in ([images] if isinstance(images, Path | str) else images)]
+    sources = [_opened(top, model.description.spec) for top in tops]
     names = model.description.class_names or tuple(map(str, range(model.description.spec.classes)))
     for source in sources:
-        for window in batched(source.images(), _BATCH):  # one after the other bounds the memory
-            logits = model(to_float(torch.stack([pixels for _, pixels in window])))
-            for (file, _), p in zip(window, logits.double().softmax(dim=1), strict=True):
-                yield Prediction(file, names[int(p.argmax())], float(p.max()))
+        for window, pixels in batches(source.images()):
+            for image, p in zip(window, model(to_float(pixels)).double().softmax(dim=1), strict=True):
+                yield Prediction(image.file, names[int(p.argmax())], float(p.max()))
     # Unreadable files are collected, so that an hour of predictions is not lost to the first of them.
     bad = [(name if len(tops) == 1 else f"{source.top}: {name}", why) for source in sources for name, why in source.bad]
     refuse_bad(some([str(top) for top in tops]), sum(source.count for source in sources), bad, skip_bad)
 
 
+def _opened(top: Path, spec: ImageSpec) -> FittedFiles | FittedArrays:
+    if top.suffix.lower() == ".npz" and top.is_file():
+        return FittedArrays(top, open_samples(top), spec)
+    return FittedFiles(top, list_every(top), spec)
+
+
 def _as_float(images: Tensor) -> Tensor:
     return to_float(images) if images.dtype == torch.uint8 else images
-
-
-def _is_npz(path: Path) -> bool:
-    return path.suffix.lower() == ".npz" and path.is_file()
-
-
-class _Files:
-    """The image files of a path.
-
-    Attributes:
-        top: the path.
-        count: number of files.
-        bad: `(file, reason)` of each unreadable file so far.
-    """
-
-    def __init__(self, top: Path, description: Description) -> None:
-        self.top, self._spec, self._listing = top, description.spec, list_every(top)
-        self.count = len(self._listing.entries)
-        self.bad: list[tuple[str, str]] = []
-
-    def images(self) -> Iterator[tuple[Path, Tensor]]:
-        """Each readable image, uint8 `[C, H, W]` of the model's size and channels, with its path."""
-        spec, decoding = self._spec, Decoding(self._listing)
-        self.bad = decoding.bad
-        # As the images were in training: those of folder datasets are cropped to squares, and a model of another shape
-        # was trained without cropping.
-        size = spec.height if spec.height == spec.width else None
-        for entry, pixels in decoding.images(spec.channels, size):
-            if pixels.shape[1:] != (spec.height, spec.width):
-                found = "x".join(map(str, pixels.shape[1:]))
-                self.bad.append((entry.name, f"{found} pixels, the model takes {spec.height}x{spec.width}"))
-                continue
-            yield self.top if self.top.name == entry.name and self.top.is_file() else self.top / entry.name, pixels
-
-
-class _Arrays:
-    """The images of a .npz, which are named by their number; attributes as of `_Files`."""
-
-    def __init__(self, top: Path, description: Description) -> None:
-        self.top, self._samples = top, open_samples(top, channels=description.spec.channels)
-        self.count = self._samples.count
-        self.bad: list[tuple[str, str]] = []
-
-    def images(self) -> Iterator[tuple[Path, Tensor]]:
-        """Each image, uint8 `[C, H, W]`, with the path and its number from 0."""
-        for number, pixels in enumerate(pixels for batch in self._samples.batches(_BATCH) for pixels in batch):
-            yield self.top / str(number), pixels
