@@ -86,7 +86,7 @@ class EvaluateConfig(JobConfig):
         if self.data is None:
             raise ValueError("data is missing: set data to the images that the model is measured on")
         fields = type(self).model_fields
-        scored = (*sorted(set(fields) - set(JobConfig.model_fields) - {"model", "data", "against", "skip_bad"}),)
-        if others := [key for key in scored if getattr(self, key) != fields[key].default]:
-            raise ValueError(f"{others[0]}: it is for scores of images, not for a network: leave it or model out")
+        for key in ("generated", "real", "train", "holdout", "teacher", "features", "cas", "save_features", "pairs"):
+            if getattr(self, key) != fields[key].default:
+                raise ValueError(f"{key}: it is for scores of images, not for a network: leave it or model out")
         return self

@@ -70,7 +70,7 @@ def open_network(key: str, configured: str | LoadedModel, device: torch.device) 
         return _network(str(path), "torch.export program", about.spec, about.class_names, sha256(path), module)
     if not is_model_directory(path):
         raise ConfigError(
-            f"{key}: {path} {'is' if path.exists() else 'does not exist, so it is'} no network; give a run, a directory "
+            f"{key}: {path} {'is' if path.exists() else 'does not exist, so it is'} no network; give a run, a folder "
             "of synthkd, an exported .onnx or .pt2 file, or a section as of a teacher (kind: load)"
         )
     model = load_model(LoadedModel(kind="load", model=str(path)))

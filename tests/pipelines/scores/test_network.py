@@ -130,7 +130,7 @@ def test_what_cannot_be_measured_is_refused_in_a_line(files: Path, tmp_path: Pat
     def refuses(error: type[SynthkdError], said: str, **recipe: Any) -> None:
         given = {"model": str(files / "model"), "data": str(files / "photos"), **recipe}
         with pytest.raises(error, match=said) as raised:
-            run(tmp_path / "out", **{key: value for key, value in given.items() if value is not None})
+            run(tmp_path / f"out {said}"[:20], **{key: value for key, value in given.items() if value is not None})
         assert "\n" not in str(raised.value)
 
     refuses(ConfigError, "model: .*nothing does not exist, so it is no network", model=str(files / "nothing"))
