@@ -43,8 +43,6 @@ def ever(schedule: Schedule) -> bool:
     return any(end != 0.0 for end in ends)
 
 
-REWARMED_PEAK = 0.5
-"""Learning rate at which an extension of a run begins to fall, as a fraction of the peak of the run."""
 REWARMING = 0.05
 """Part of the steps of an extension in which its learning rate rises."""
 
@@ -54,7 +52,7 @@ def learning_rate_factor(settings: OptimizerSettings, step: int, total: int, ext
 
     It rises linearly during the warm-up, and is then constant or falls to `final` by the cosine of SGDR without
     restarts (Loshchilov and Hutter 2017, equation 5). If it has fallen, each extension warms it again: it rises
-    linearly from `final` to `REWARMED_PEAK` of the peak, and falls to `final` once more.
+    linearly from `final` to the peak, in `REWARMING` of its steps, and falls to `final` once more.
 
     Args:
         settings: of the optimizer.
@@ -80,7 +78,7 @@ def learning_rate_factor(settings: OptimizerSettings, step: int, total: int, ext
 def _rewarmed_factor(settings: OptimizerSettings, step: int, length: int) -> float:
     if settings.schedule == "constant":
         return 1.0
-    rising, above = max(1, round(REWARMING * length)), max(0.0, REWARMED_PEAK - settings.final)
+    rising, above = max(1, round(REWARMING * length)), 1.0 - settings.final
     if step < rising:
         return settings.final + above * (step + 1) / rising
     return settings.final + above * _falling((step - rising) / max(1, length - rising))

@@ -99,8 +99,8 @@ def test_an_extension_keeps_the_old_result_and_its_curves_have_no_gap(
     assert "Before it was extended" in (again / "report.html").read_text()
     steps, rates = series(read_rows(again / "metrics.jsonl"), "student/learning_rate")
     assert steps == list(range(2, 16)), "a step of the student each, after the round of pregenerate"
-    # One step of warming up, then half a cosine over the other five: 0.1 is `final`, 0.5 the peak of an extension.
-    assert rates[8:10] == pytest.approx([0.5 * PEAK, 0.5 * PEAK], rel=1e-12)
+    # One step of warming up, then half a cosine over the other five: 0.1 is `final`.
+    assert rates[8:10] == pytest.approx([PEAK, PEAK], rel=1e-12)
     assert rates[9] > rates[10] > rates[11] > rates[12] > rates[13] > 0.1 * PEAK
 
 
