@@ -192,7 +192,7 @@ def _config(job: str, settings: Sequence[str]) -> Any:
     named = first.endswith((".yaml", ".yml")) if key else "=" not in first or Path(first).is_file()
     source = find_config(first, job) if named else None
     overrides = list(settings[named:])
-    if source is not None and Path(first).is_dir():  # a run, whose configuration need not say where it lies
+    if source is not None and source.parent == Path(first):  # a run, whose configuration need not say where it lies
         overrides = [f"out={json.dumps(first)}", *overrides]
     if key and (paths := [word for word in overrides if "=" not in word or Path(word).exists()]):
         overrides = [word for word in overrides if word not in paths] + [f"{key}={json.dumps(paths)}"]

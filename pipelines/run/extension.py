@@ -49,20 +49,20 @@ def with_extensions(config: DistillConfig, *, dry_run: bool) -> DistillConfig:
         raise ConfigError(
             "extended: it is a record of what a run has had; leave it out, and give the phases more steps"
         )
-    asked, config = config.more, config.model_copy(update={"more": None, "extended": recorded})
-    if asked is None and not recorded:
+    steps, config = config.more, config.model_copy(update={"more": None, "extended": recorded})
+    if steps is None and not recorded:
         return config
     if directory is None or saved is None:
         raise ConfigError(
             f"more: it extends a finished run, and {directory or 'none'} is "
-            f"{'no run of `synthkd distill`' if directory else 'named'}; write synthkd distill RUN more={asked}"
+            f"{'no run of `synthkd distill`' if directory else 'named'}; write synthkd distill RUN more={steps}"
         )
     if dry_run:
-        return _extended(config, directory, asked)
+        return _extended(config, directory, steps)
     shared: list[DistillConfig | None] = [None]
     if process_state(config).is_main_process:
         with run_directory("distill", config):
-            extended = _extended(config, directory, asked)
+            extended = _extended(config, directory, steps)
             _begin(extended, directory, is_recorded=extended == config)
             shared = [extended]
     broadcast_object_list(shared)
@@ -94,13 +94,13 @@ def _saved(directory: Path, config: DistillConfig) -> DistillConfig | None:
         return None
 
 
-def _extended(config: DistillConfig, directory: Path, asked: int | None) -> DistillConfig:
+def _extended(config: DistillConfig, directory: Path, steps: int | None) -> DistillConfig:
     """The configuration with the extension that is asked for, or that has begun already."""
     result = read_result(directory, DistillResult)
     finished = None if result is None else len(result.before or ())
     has_begun = finished != len(config.extended) and bool(config.extended)
     resumes = f"finish it first: synthkd distill {directory}"
-    if asked is None or (has_begun and config.extended[-1] == asked):
+    if steps is None or (has_begun and config.extended[-1] == steps):
         return config
     if has_begun:
         raise ConfigError(f"more: {directory} is being extended by {config.extended[-1]:,} steps; {resumes}")
@@ -109,7 +109,7 @@ def _extended(config: DistillConfig, directory: Path, asked: int | None) -> Dist
     if (outer := inside_a_run(directory)) is not None:
         raise ConfigError(f"more: {directory} is a part of the run {outer}, which measured and handed over its student")
     _require_state(config, directory)
-    return config.model_copy(update={"extended": (*config.extended, asked)})
+    return config.model_copy(update={"extended": (*config.extended, steps)})
 
 
 def _require_state(config: DistillConfig, directory: Path) -> None:

@@ -182,32 +182,32 @@ def evaluate_network(inputs: NetworkInputs, skip_bad: int) -> NetworkResult:
     started = time.perf_counter()
     model, other, images = inputs.model, inputs.other, inputs.images
     counter = QualityCounter(model.spec.classes) if inputs.labels else None
-    digest, seen, agreed, right, alone = hashlib.sha256(), 0, 0, 0, [0, 0]
+    digest, count, same, right, alone = hashlib.sha256(), 0, 0, 0, [0, 0]
     for window, pixels in batches(images.images()):
         logits = _logits(model, pixels)
         labels = torch.tensor([-1 if one.label is None else inputs.labels[one.label] for one in window])
         digest.update(pixels.numpy().tobytes() + labels.numpy().tobytes())
-        seen += len(window)
+        count += len(window)
         if counter is not None:
-            known = labels >= 0
-            counter.add(logits[known], labels[known])
+            labelled = labels >= 0
+            counter.add(logits[labelled], labels[labelled])
         if other is not None:
             ours, theirs = logits.argmax(1), _logits(other, pixels).argmax(1)
-            agreed += int((ours == theirs).sum())
+            same += int((ours == theirs).sum())
             right += int((theirs == labels).sum())
             alone[0] += int(((ours == labels) & (theirs != labels)).sum())
             alone[1] += int(((ours != labels) & (theirs == labels)).sum())
     refuse_bad(images.top, images.count, images.bad, skip_bad)
     against = None
     if other is not None:
-        against = Against(other.about, proportion(agreed, seen))
+        against = Against(other.about, proportion(same, count))
         if counter is not None:
-            against = Against(other.about, proportion(agreed, seen), proportion(right, seen), *alone)
+            against = Against(other.about, proportion(same, count), proportion(right, count), *alone)
     seconds = round(time.perf_counter() - started, 3)
     return NetworkResult(
         seconds=seconds,
         model=model.about,
-        images=SetResult(str(images.top), seen, digest.hexdigest(), inputs.notes, tuple(images.bad)),
+        images=SetResult(str(images.top), count, digest.hexdigest(), inputs.notes, tuple(images.bad)),
         class_names=model.class_names,
         quality=None if counter is None else counter.result(),
         against=against,

@@ -119,8 +119,8 @@ class QualityCounter:
     def result(self) -> Quality:
         """What was counted; at least one image."""
         n = int(self._seen.sum())
-        seen, right = self._seen.tolist(), self._right.tolist()
-        per_class = tuple(proportion(r, s) if s else None for r, s in zip(right, seen, strict=True))
+        images, right = self._seen.tolist(), self._right.tolist()
+        per_class = tuple(proportion(r, s) if s else None for r, s in zip(right, images, strict=True))
         counts, sure, hits = (row.tolist() for row in self._bins)
         bins = tuple(
             Bin(m / BINS, (m + 1) / BINS, int(c), s / c if c else 0.0, h / c if c else 0.0)
@@ -142,5 +142,5 @@ class QualityCounter:
             confidence=sum(sure) / n,
             bins=bins,
             per_class=per_class,
-            confusions=tuple(Confusion(label, other, count, seen[label]) for (label, other), count in confusions),
+            confusions=tuple(Confusion(label, other, count, images[label]) for (label, other), count in confusions),
         )

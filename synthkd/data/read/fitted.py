@@ -73,8 +73,8 @@ class FittedFiles:
         size = spec.height if spec.height == spec.width else None
         for entry, pixels in decoding.images(spec.channels, size):
             if pixels.shape[1:] != (spec.height, spec.width):
-                found = "x".join(map(str, pixels.shape[1:]))
-                self.bad.append((entry.name, f"{found} pixels, the model takes {spec.height}x{spec.width}"))
+                shape = "x".join(map(str, pixels.shape[1:]))
+                self.bad.append((entry.name, f"{shape} pixels, the model takes {spec.height}x{spec.width}"))
                 continue
             alone = self.top.is_file() and self.top.name == entry.name
             yield FittedImage(self.top if alone else self.top / entry.name, pixels, entry.label)
