@@ -153,7 +153,7 @@ class CompressConfig(TrainingConfig):
         self._require_generator(generated.generator)
         self._require_teacher()
         if (self.student is None) == (self.search is None):
-            raise ValueError("set student, search to have one chosen, or finished to a run that has one: one of them")
+            raise ValueError("set student, or search to have one chosen, one of the two")
         if self.search is not None:
             require_terms(generated.generator, "search")
         return self
