@@ -9,7 +9,7 @@ from synthkd.generators.files import INSIDE_A_RUN
 from synthkd.generators.settings import SavedSettings
 from synthkd.models import load, load_model
 from synthkd.pipelines.config import DistillConfig
-from synthkd.pipelines.config.recipes import find_config
+from synthkd.pipelines.config.recipes import CONFIG, find_config
 from synthkd.pipelines.handover.flow import FlowResult
 from synthkd.pipelines.run.result import read_result
 from synthkd.pipelines.student.teachers import FOLDER
@@ -45,7 +45,7 @@ def read_finished(run: Path) -> FlowResult:
     if not isinstance(settings, LoadedModel):
         raise ConfigError(f"finished: the teacher of {run} was a network in memory; take a run whose teacher is a file")
     generator = SavedSettings(kind="saved", path=str(run))
-    return FlowResult(run, load_model(settings).eval(), load(run), generator, None, (), result)
+    return FlowResult(run, load_model(settings, run / CONFIG).eval(), load(run), generator, None, (), result)
 
 
 def recorded(run: Path) -> DistillConfig:
