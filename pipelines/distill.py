@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -18,6 +18,7 @@ from synthkd.models import Classifier, load, save
 from synthkd.models.weights import finite_state
 from synthkd.pipelines.config import DistillConfig
 from synthkd.pipelines.run.device import make_accelerator
+from synthkd.pipelines.run.extension import with_extensions
 from synthkd.pipelines.run.images import fitted
 from synthkd.pipelines.run.job import Job, open_job
 from synthkd.pipelines.run.live import LivePage
@@ -103,6 +104,7 @@ def distill(
 
 @trusting
 def _distill(config: DistillConfig, *, networks: GivenNetworks, dry_run: bool) -> Distilled | Plan:
+    config = with_extensions(config, dry_run=dry_run)
     if dry_run:
         assembly = assemble(config, _untrained(config, networks), make_accelerator(config), None, networks.student)
         return Plan(plan(config, assembly, _fitted_test(read_test(config), assembly)))
@@ -166,7 +168,7 @@ def _train(config: DistillConfig, job: Job, assembly: Assembly, test: RealData |
     if config.publish_every is not None:
         actions.append(Action("publish", watch.publish, config.publish_every, after=True))
     stages = phases.build(
-        config.phases,
+        config.phases_and_extensions,
         _no_round if generated is None else generated.rounds.alone,
         _no_round if generated is None else generated.rounds.beside_student,
         assembly.step,
@@ -175,6 +177,8 @@ def _train(config: DistillConfig, job: Job, assembly: Assembly, test: RealData |
         actions,
         [*watch.after_rounds(), page.every(config.grid_every)],
     )
+    for number, place in enumerate(range(len(config.phases), len(stages)), start=1):
+        stages[place] = replace(stages[place], name=f"extension {number}")
     headline = ("student/loss", "fresh/agreement", "difficulty", "test/accuracy")
     stages = logged(assembly.warnings, assembly.batch.logged(stages, job.monitor), job.monitor)
     return job.train(assembly.state, stages, f"distill {config.name}", headline)

@@ -112,6 +112,19 @@ def resolve(
     return function  # type: ignore[no-any-return]
 
 
+def require_trusted(file: Path, what: str) -> None:
+    """Raise `ModelError` unless a file that is a program lies in a trusted folder, or no job limits what may run.
+
+    Args:
+        file: the program.
+        what: it is, in words.
+    """
+    allowed = _ALLOWED.get()
+    if allowed.names is None or any(file.resolve().is_relative_to(folder) for folder in allowed.folders):
+        return
+    raise ModelError(f"{file} is {what}, which is code; if you trust its folder, add trust={file.parent}")
+
+
 def optional(module: str, extra: str, purpose: str) -> ModuleType:
     """Import a module of a package that an extra installs.
 

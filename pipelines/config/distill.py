@@ -219,11 +219,21 @@ class DistillConfig(Distillation, TrainingConfig):
     keep_images: Whole | Literal["all"] = 1000
     """Images of the memory bank that the finished run keeps in `samples/bank.npz`, evenly spaced from the oldest to the
     newest, so that `synthkd evaluate RUN` can score them; "all": the whole bank."""
+    more: Count | None = None
+    """Extend the finished run in `out` by so many steps, as its last phase has them."""
+    extended: Annotated[tuple[Count, ...], Listed] = ()
+    """The extensions that a run has had, in steps: a record that `more` writes, no setting."""
 
     @property
     def every_teacher(self) -> tuple[TeacherOrGiven, ...]:
         """`teacher`, if set, and the further ones."""
         return (*(() if self.teacher is None else (self.teacher,)), *self.teachers)
+
+    @property
+    def phases_and_extensions(self) -> tuple[PhaseSettings, ...]:
+        """`phases`, then a phase for each extension: the last phase of the student with other steps."""
+        last = [phase for phase in self.phases if isinstance(phase, Joint | Refine) and phase.steps][-1:]
+        return (*self.phases, *(phase.model_copy(update={"steps": n}) for n in self.extended for phase in last))
 
     @property
     def logits(self) -> str:

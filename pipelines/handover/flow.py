@@ -76,6 +76,7 @@ def run_flow(config: CompressConfig, directory: Path, private: Splits | None, se
         SynthkdError: as `release`, `teach` and `distill` raise.
     """
     settings, generator, images = config.teacher, config.generated.generator, private
+    assert settings is not None  # a finished student has no flow
     dp = settings.training.dp if isinstance(settings, TrainedTeacher) else None
     journal = Journal(directory)
     statements: list[Mapping[str, Any]] = []

@@ -57,6 +57,11 @@ def run_directory(name: str, config: JobConfig) -> Iterator[Path]:
             yield directory
 
 
+def inside_a_run(directory: Path) -> Path | None:
+    """The run directory that a run directory lies in; None for a run of its own."""
+    return next((p for p in directory.resolve().parents if (p / LOCK).exists() and (p / CONFIG).exists()), None)
+
+
 def has_work(directory: Path) -> bool:
     """Whether a run directory holds anything of `WORK`."""
     return any((directory / name).exists() for name in WORK)
@@ -140,8 +145,12 @@ def _no_plain_file(path: Path) -> CheckpointError:
     )
 
 
-def _saved(directory: Path, config: Config) -> Config | None:
-    """The configuration that a directory holds, read as one of the same job; None where there is none."""
+def saved_config(directory: Path, config: Config) -> Config | None:
+    """The configuration that a directory holds, read as one of the same job; None where there is none.
+
+    Raises:
+        ConfigError: it is one of another job, or of another version.
+    """
     path = directory / CONFIG
     return load_config(type(config), path, [], in_place=True) if path.is_file() else None
 
@@ -154,7 +163,7 @@ def _changed(saved: JobConfig, config: JobConfig) -> list[str]:
 def _same(directory: Path, config: JobConfig) -> bool:
     """Whether a directory holds a run of this configuration."""
     try:
-        saved = _saved(directory, config)
+        saved = saved_config(directory, config)
     except ConfigError:  # another job's configuration, or one of another version
         return False
     return saved is not None and not _changed(saved, config)
@@ -165,7 +174,7 @@ def _check(directory: Path, config: JobConfig) -> None:
     if not directory.is_dir():
         return
     try:
-        saved = _saved(directory, config)
+        saved = saved_config(directory, config)
     except ConfigError as error:
         raise CheckpointError(
             f"{directory} holds a run of another job or another version of synthkd (its {CONFIG} is not one of this "

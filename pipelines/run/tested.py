@@ -26,7 +26,9 @@ def read_test(config: DistillConfig | CompressConfig) -> RealData | None:
 def training_data(config: DistillConfig | CompressConfig) -> list[DataSettings]:
     """The datasets that the teachers, the student or the generator of a job train on."""
     if isinstance(config, CompressConfig):
-        return [*taught_on([config.teacher])]
+        if config.finished is not None:
+            return training_data(load_config(DistillConfig, Path(config.finished) / CONFIG, [], in_place=True))
+        return [*taught_on([] if config.teacher is None else [config.teacher])]
     sources = [source.data for source in (config.real, config.generated) if source is not None]
     own = [data for data in sources if data is not None and not isinstance(data, StreamData)]
     return [*taught_on(config.every_teacher), *own]

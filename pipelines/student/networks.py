@@ -203,7 +203,7 @@ def build_students(
     Args:
         config: of the run.
         networks: the student, then its peers.
-        total: steps of the student.
+        total: steps of the student before any extension.
         accelerator: device, precision, processes.
         team: the teachers, or None.
         bank: negatives of contrastive losses are drawn from it, if any.
@@ -223,6 +223,7 @@ def build_students(
             controllers=controllers if number == 0 else None,
             teacher=team,
             bank=bank,
+            extensions=config.extended,
         )
         for number, network in enumerate(networks)
     )

@@ -15,6 +15,7 @@ from synthkd.distillation.teachers import TeacherTeam
 from synthkd.metrics.utility import Proportion, accuracy, predict
 from synthkd.models import Classifier, parameters
 from synthkd.pipelines.config import DistillConfig
+from synthkd.pipelines.run.extension import earlier_results
 from synthkd.pipelines.run.job import Job, describe_model
 from synthkd.pipelines.student.assembly import Assembly
 from synthkd.pipelines.student.networks import finished
@@ -91,7 +92,7 @@ def measured(
         data=DataDescription(assembly.subject.class_names, str(assembly.subject.spec)),
         cost=RunCost(
             {stage: round(value, 3) for stage, value in seconds.items()},
-            assembly.learner.total,
+            assembly.learner.steps,
             assembly.transfer_set.images_generated,
             batch_size=assembly.batch.images,
         ),
@@ -108,6 +109,7 @@ def measured(
         or None,
         ratio=None if team is None else _ratio(student, team.model, student_score, teacher_score),
         scores=None if assembly.scores is None else assembly.scores.result(job.monitor.rows()),
+        before=earlier_results(config, job.directory),
     )
 
 
@@ -163,7 +165,7 @@ def _one_class(
     if test is not None:
         images, labels, on = test.images, test.labels, "test images"
     else:
-        images, labels, on = assembly.transfer_set.sample(assembly.learner.total - 1)
+        images, labels, on = assembly.transfer_set.sample(assembly.learner.steps - 1)
     names, labels = assembly.subject.class_names, labels.cpu()
     students = {"the student": student}
     students |= {f"peer {number}": finished(peer) for number, peer in enumerate(assembly.students[1:], start=1)}

@@ -29,7 +29,8 @@ def plan(config: DistillConfig, assembly: Assembly, test: RealData | None) -> tu
         test: real test data, or None.
     """
     spec, student = assembly.subject.spec, parameters(assembly.learner.module)
-    rounds = phases.generator_rounds(config.phases)
+    every_phase = config.phases_and_extensions
+    rounds = phases.generator_rounds(every_phase)
     generated, batch = assembly.transfer_set.generated, None
     lines: list[str] = []
     state_bytes = sum(training_bytes(parameters(one.learner.module)) for one in assembly.students)
@@ -42,7 +43,7 @@ def plan(config: DistillConfig, assembly: Assembly, test: RealData | None) -> tu
     inherited = (
         f"{assembly.inherited:,} of them start from its weights" if assembly.inherited else "freshly initialised"
     )
-    new = phases.rounds_within(config.phases, config.checkpoint_every) * (batch or 0)
+    new = phases.rounds_within(every_phase, config.checkpoint_every) * (batch or 0)
     banks = assembly.transfer_set.banks
     shared = sum(bank.checkpoint_bytes(config.keep_checkpoints, new) for bank in banks)
     on_disk = sum(bank.nbytes for bank in banks if bank.settings.storage == "disk")
@@ -68,7 +69,8 @@ def plan(config: DistillConfig, assembly: Assembly, test: RealData | None) -> tu
         f"  test images: {'none' if test is None else test.counted}",
         *_recipe(config, assembly),
         f"  phases: {', '.join(phases.describe(phase) for phase in config.phases)}",
-        f"  student steps: {assembly.learner.total:,} of {assembly.batch.images} images{note}",
+        *(f"  extension: {steps:,} steps more" for steps in config.extended),
+        f"  student steps: {assembly.learner.steps:,} of {assembly.batch.images} images{note}",
         *lines,
         disk_line(config, state_bytes, shared, on_disk),
     )
@@ -159,6 +161,9 @@ def summary(job: Job, result: DistillResult, already: bool = False) -> tuple[str
         who = "the soft labels" if teacher is None else "its teachers" if teachers else "its teacher"
         on = "test images" if student.agreement_on == "test" else student.agreement_on
         rows.append(("", f"agrees with {who} on {student.agreement:.2%} of {student.agreement_n:,} {on}"))
+    for earlier in result.before or ():
+        steps = "" if earlier.steps is None else f" after {earlier.steps:,} steps"
+        rows.append(("before", f"{_tested(earlier.student)}{steps}, saved in {job.directory / earlier.folder}"))
     for number, peer in enumerate(result.peers or (), start=1):
         rows.append((f"peer {number}", f"{_tested(peer)}, saved in {job.directory / 'peers' / str(number)}"))
     if teacher is not None and not teachers:

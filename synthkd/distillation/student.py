@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
@@ -217,6 +217,7 @@ def build_student(
     controllers: Controllers | None = None,
     teacher: Labeller | None = None,
     bank: MemoryBank | None = None,
+    extensions: Sequence[int] = (),
 ) -> Student:
     """A student with its learner.
 
@@ -229,9 +230,10 @@ def build_student(
         accelerator: device, precision and processes.
         auxiliary: layers of the feature, contrastive and exit losses, or None.
         regulator, online, controllers, teacher, bank: see `Student`.
+        extensions: see `Learner`.
 
     Raises:
         ConfigError: a loss of the user's own that cannot be imported.
     """
-    learner = Learner(name, module, optimizer, total, accelerator, auxiliary)
+    learner = Learner(name, module, optimizer, total, accelerator, auxiliary, extensions)
     return Student(learner, settings, accelerator, auxiliary, controllers, teacher, bank, regulator, online)

@@ -82,6 +82,8 @@ def load_config(
         config = model.model_validate_json(json.dumps(data), strict=True)
     except ValidationError as error:
         absent = {f"{key}: required" for key in malformed}  # the malformed override was to set it
+        if malformed:  # and it may be what the whole lacks
+            absent |= {str(one["ctx"]["error"]) for one in error.errors() if not one["loc"] and "error" in one["ctx"]}
         problems += [line for line in explain(schema, data, error) if line not in absent]
     if problems:
         more = [f"and {len(problems) - MOST_LINES} problems more"] if len(problems) > MOST_LINES else []

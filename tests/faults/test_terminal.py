@@ -103,7 +103,7 @@ def test_predictions_are_lines_of_three_columns(
         Prediction(Path(f"a\nb\t{RED}.png"), f"{RED}\ncat\t1.0", 0.5),
         Prediction(Path("\udcff.png"), "\udcfe", 1.0),
     ]
-    monkeypatch.setattr(predict, "predict_folder", lambda *_, **__: found)
+    monkeypatch.setattr(predict, "predict_files", lambda *_, **__: found)
     assert main(["predict", "model.onnx", "images"]) == 0
     lines = capsys.readouterr().out.split("\n")
     assert [line.count("\t") for line in lines] == [2, 2, 0]

@@ -134,11 +134,11 @@ def in_a_line(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def refuse_bad(where: Path, count: int, bad: Sequence[tuple[str, str]], allowed: int) -> None:
+def refuse_bad(where: Path | str, count: int, bad: Sequence[tuple[str, str]], allowed: int) -> None:
     """Raise `DataError` when more files are bad than allowed, or all of them.
 
     Args:
-        where: path of the set.
+        where: path of the set, or words for several.
         count: number of files that were tried.
         bad: `(name, reason)` of the files that could not be read.
         allowed: number of files that may be left out.

@@ -67,6 +67,27 @@ def list_scored(path: Path, split: str | None = None) -> Listing:
     return Listing(entries, tuple(classes), sorted(ignored))
 
 
+def list_every(path: Path) -> Listing:
+    """Every image of a path, sorted by its name, whatever directories it lies in; labels are left aside.
+
+    Args:
+        path: an image file, or one of the forms of `list_scored`.
+
+    Raises:
+        DataError: a folder or file that cannot be read, or no images.
+    """
+    readable = (".zip", ".tar", ".npz", ".npy", ".gz", ".tgz", ".bz2", ".xz")
+    if path.is_file() and not (is_table(path) or is_parquet(path) or path.suffix.lower() in readable):
+        return Listing([Entry(path.name, lambda: path)], (), ())
+    root = _opened(path)
+    if isinstance(root, Listing):
+        return root
+    entries = [*root.images().entries(files_first=False), *root.refused]
+    if not entries:
+        raise DataError(f"{path} holds no images; check the path")
+    return Listing(entries, (), ())
+
+
 def list_dataset(path: Path, lacks_classes: bool = False) -> Listing:
     """The images of a set for a training: every class of both parts, training images first.
 

@@ -30,8 +30,10 @@ from synthkd.reports.results.models import (
     StudentResult,
     TeamTeacher,
 )
+from synthkd.reports.results.network import Against, EvaluatedNetwork, NetworkResult
 from synthkd.reports.results.training import (
     DistillResult,
+    EarlierResult,
     Evaluations,
     FittedGap,
     ReleaseResult,
