@@ -48,7 +48,7 @@ def advice_for(source: GeneratedSet | StoredSet, key: str) -> Advice:
         return Advice(f"use {key}.bank.policy=class_balanced, or {again}", again, again)
     own, balanced = f"{key}.generator", f"use {key}.bank.policy=class_balanced"
     rounds = "give the generator more rounds"
-    match source.generator:
+    match source.named:
         case InversionSettings():
             return Advice(
                 f"raise {own}.one_hot, or {balanced}",

@@ -108,6 +108,7 @@ from synthkd.settings.terms import (
 )
 from synthkd.settings.training import (
     DPSettings,
+    LabelsTeacher,
     OptimizerSettings,
     PrivacySettings,
     TeacherOrGiven,
@@ -164,6 +165,7 @@ __all__ = [
     "Joint",
     "Listed",
     "LoadedExtractor",
+    "LabelsTeacher",
     "LoadedModel",
     "MixSettings",
     "ModelOrGiven",

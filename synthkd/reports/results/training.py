@@ -12,6 +12,7 @@ from synthkd.reports.results.codec import OMITTED
 from synthkd.reports.results.models import (
     DataDescription,
     ModelResult,
+    Queries,
     RaisedAlarm,
     Ratio,
     StudentResult,
@@ -126,6 +127,7 @@ class DistillResult(JobResult):
         peers: the networks that learned together with the student.
         ratio: student over teacher, where there is a teacher.
         scores: of generated images, if the run measured them.
+        queries: to a teacher that is a black box.
     """
 
     job: str = "distill"
@@ -141,6 +143,7 @@ class DistillResult(JobResult):
     peers: tuple[ModelResult, ...] | None = field(default=None, metadata=OMITTED)
     ratio: Ratio | None = field(default=None, metadata=OMITTED)
     scores: RunningScoresResult | None = field(default=None, metadata=OMITTED)
+    queries: Queries | None = field(default=None, metadata=OMITTED)
 
 
 @dataclass(frozen=True, kw_only=True)
