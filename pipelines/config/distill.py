@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from synthkd.generators.settings import PythonGenerator
 from synthkd.pipelines.config.base import TrainingConfig, require_terms
+from synthkd.pipelines.config.black_box import require_answers_alone
 from synthkd.pipelines.config.old_form import refuse_sources_outside
 from synthkd.pipelines.config.transfer_set import (
     GeneratedSet,
@@ -20,7 +21,6 @@ from synthkd.pipelines.config.transfer_set import (
 from synthkd.settings import (
     ContrastTerm,
     Count,
-    DataOrStream,
     DistillSettings,
     ExitsTerm,
     Joint,
@@ -46,8 +46,6 @@ from synthkd.settings import (
 
 COMPARES_FEATURES = (ContrastTerm, ViewTerm, ExitsTerm)
 """Terms that need features of the student, in addition to those of `DistillSettings.features`."""
-WORDS = {"gradients": "gradients", "batch_norm": "BatchNorm statistics"}
-"""What only a network gives, in words."""
 NO_TEACHER = (
     "a teacher is missing: set teacher, or learn from a dataset that has its soft labels (transfer_set.kind=stored), "
     "or from labelled images and peers (transfer_set.kind=real, online)"
@@ -283,47 +281,21 @@ class DistillConfig(Distillation, TrainingConfig):
         """A black box gives answers alone, and each costs a query."""
         if self.black_box is None:
             return self
-        if problem := self._beyond_answers():
-            raise ValueError(f"{problem}; a black box (teacher.kind labels) gives its answers alone")
-        if isinstance(self.real_data, StreamData):
-            raise ValueError("transfer_set: a stream asks a black box without end: take another kind of data")
-        if self.generated is not None and self.generated.live != 0.0:
-            raise ValueError("transfer_set.live: fresh samples ask a black box at every step: set live to 0")
-        if self.mix.logits == "fresh" or self.mix.cutmix:
-            raise ValueError(
-                "mix: a black box is asked about each image once, and not about its mixtures at every step: set "
-                "mix.logits to stored and mix.cutmix to 0, or leave both out"
-            )
-        if self.teachers:
-            raise ValueError("teachers: a black box labels alone: leave teachers out")
+        require_answers_alone(self.sources, self.mix)
+        more = {
+            "teachers": bool(self.teachers),
+            "inherit": bool(self.inherit),
+            "score": self.score is not None,
+            "online.peers without a model": self.online is not None and any(p.model is None for p in self.online.peers),
+            "terms of distill that compare features": bool(self.compared - {"exits"}),
+            "width.measure=features": self.width is not None and self.width.measure == "features",
+        }
+        if keys := [key for key, is_set in more.items() if is_set]:
+            raise ValueError(f"teacher: a black box gives answers alone: leave out {' and '.join(keys)}")
         if self.black_box.answers == "labels" and "temperature" not in self.distill.model_fields_set:
             # At temperature 1 the soft-label loss is the cross-entropy to the label.
-            distill = self.distill.model_copy(update={"temperature": 1.0})
-            object.__setattr__(self, "distill", distill)
+            object.__setattr__(self, "distill", self.distill.model_copy(update={"temperature": 1.0}))
         return self
-
-    @property
-    def real_data(self) -> DataOrStream | None:
-        """The data of the source of real images, or None."""
-        return None if self.real is None else self.real.data
-
-    def _beyond_answers(self) -> str:
-        """What is set that needs more of a teacher than answers, with the remedy; empty if nothing does."""
-        generated = self.generated
-        if generated is not None and not isinstance(generated.generator, PythonGenerator):
-            if more := [WORDS[one] for one in ("gradients", "batch_norm") if one in generated.needs]:
-                kind = generated.generator.kind
-                return (
-                    f"transfer_set.generator: {kind} needs {' and '.join(more)} of the teacher: take kind procedural, or "
-                    "real or stored images"
-                )
-        if self.compared - {"exits"} or (self.width is not None and self.width.measure == "features"):
-            return "distill: the terms that compare features need those of a teacher: leave them out"
-        if self.inherit:
-            return "inherit: weights of a teacher are needed: leave it out"
-        if self.online is not None and any(peer.model is None for peer in self.online.peers):
-            return "online.peers: a peer without a model is a copy of the teacher: set its model"
-        return "" if self.score is None else "score: it goes by features of the teacher: leave it out"
 
     def _require_data(self) -> None:
         """Refuse a generator that learns from real images if there are none, two sets, or a stream alone."""

@@ -77,7 +77,7 @@ class TransferSource(ABC):
 
     def label_ahead(self) -> None:
         """Let the teacher label the images that it labels once; nothing if there are none."""
-        return None
+        return
 
     def alarms(self) -> list[Alarm | None]:
         """Signs of a failing distillation in its images."""

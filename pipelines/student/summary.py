@@ -37,6 +37,8 @@ def plan(config: DistillConfig, assembly: Assembly, test: RealData | None, why: 
     if generated is not None and config.generated is not None:
         batch = getattr(config.generated.generator, "batch_size", None)
         images = "" if batch is None else f", {rounds * batch:,} images"
+        if config.black_box is not None and batch is not None:
+            images += f"; the queries cover {config.black_box.queries // batch:,}"
         lines = [*([f"  generator: {why}"] if why else []), f"  generator rounds: {rounds:,}{images}"]
         state_bytes += generator_bytes(generated.generator)
     peers = [f"{parameters(finished(peer)):,} parameters" for peer in assembly.students[1:]]

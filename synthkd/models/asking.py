@@ -43,8 +43,8 @@ def asker(settings: LabelsTeacher) -> Ask:
     """The way of asking that the settings name; nothing is asked yet.
 
     Raises:
-        ConfigError: a function that cannot be imported.
-        ModelError: a function that this recipe does not name, or an ONNX file that cannot be read or takes other images.
+        ConfigError: a function that cannot be imported, or an ONNX file with other inputs than images.
+        ModelError: a function that this recipe does not name, or an ONNX file that cannot be read.
         MissingExtraError: an ONNX file without onnxruntime.
     """
     if settings.function is not None:
@@ -164,7 +164,7 @@ class _Address:
 
     def _post(self, body: bytes, place: str) -> object:
         headers = {"Content-Type": "application/x-npy", "Accept": "application/json"}
-        request = urllib.request.Request(self._url, body, headers, method="POST")  # noqa: S310, the settings allow http
+        request = urllib.request.Request(self._url, body, headers, method="POST")
         with self._open(request, timeout=TIMEOUT) as response:
             text = response.read(MOST_BYTES + 1)
         try:

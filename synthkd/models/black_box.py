@@ -87,7 +87,8 @@ class BlackBox:
     @property
     def words(self) -> str:
         """What it is and what it may be asked, for people."""
-        return f"black box {whom(self.settings)}, answers {self.settings.answers}, at most {self.settings.queries:,} queries"
+        settings = self.settings
+        return f"black box {whom(settings)}, answers {settings.answers}, at most {settings.queries:,} queries"
 
     def record(self, path: Path) -> None:
         """Read the record of answers at `path`, if there is one, and go on with it.
@@ -153,9 +154,9 @@ class BlackBox:
         Raises:
             CheckpointError: the record lacks answers that the run has used.
         """
-        if state["asked"] > len(self._answers):
+        if state["asked"] > self.paid:
             raise CheckpointError(
-                f"{self._file} has {len(self._answers):,} answers and the checkpoint used {state['asked']:,}; {_RESTORE}"
+                f"{self._file} has {self.paid:,} answers and the checkpoint used {state['asked']:,}; {_RESTORE}"
             )
         self._seen = set(range(state["asked"]))
 
