@@ -101,8 +101,8 @@ class Assembly:
     def state(self) -> dict[str, Stateful]:
         """The parts whose state goes into checkpoints, by name."""
         students = {student.name: student for student in self.students}
-        asked = {} if self.black_box is None else {"black box": self.black_box}
-        return {**students, **self.transfer_set.state, "adaptation": self.evaluation, **asked}
+        state = {**students, **self.transfer_set.state, "adaptation": self.evaluation}
+        return state if self.black_box is None else {**state, "black box": self.black_box}
 
 
 def assemble(
@@ -124,11 +124,7 @@ def assemble(
     Raises:
         SynthkdError: see the classes in `synthkd.errors`.
     """
-    contracts = [
-        probe(teacher, teacher_name(number), gradients=number == 0 and config.needs_gradients)
-        for number, teacher in enumerate(teachers)
-        if black_box_of(teacher) is None  # a check would cost queries; each answer is checked
-    ]
+    contracts = _probed(config, teachers)
     warnings = teacher_warnings(config, teachers, contracts)
     teacher = teachers[0] if teachers else None
     images = _read(config, accelerator, directory)
@@ -178,6 +174,15 @@ def assemble(
     return Assembly(
         subject, contract, team, students, transfer_set, step, evaluation, inherited, scores, batch, warnings
     )
+
+
+def _probed(config: DistillConfig, teachers: Sequence[Classifier]) -> list[TeacherContract]:
+    """The contracts of the teachers; not that of a black box, whose check would cost queries."""
+    return [
+        probe(teacher, teacher_name(number), gradients=number == 0 and config.needs_gradients)
+        for number, teacher in enumerate(teachers)
+        if black_box_of(teacher) is None
+    ]
 
 
 def _read(config: DistillConfig, accelerator: Accelerator, directory: Path | None) -> Images:

@@ -75,10 +75,6 @@ class TransferSource(ABC):
     def agreement(self, student: Classifier) -> Agreement | None:
         """Agreement of the finished student with the teacher on images that no student learned from."""
 
-    def label_ahead(self) -> None:
-        """Let the teacher label the images that it labels once; nothing if there are none."""
-        return
-
     def alarms(self) -> list[Alarm | None]:
         """Signs of a failing distillation in its images."""
         return []
@@ -324,11 +320,10 @@ class RealTransferImages(TransferSource):
     @property
     def can_hold_out(self) -> bool:
         """Whether the dataset has a holdout, or the stream may still get held-out images."""
-        has_some = self._holdout is not None and min(len(self._holdout), self._labelling.count) > 0
-        return has_some or self._stream is not None
+        return self._stream is not None or bool(self._holdout and self._labelling.count)
 
     def label_ahead(self) -> None:
-        """Label the held-out images, and those that batches draw from if their logits are stored."""
+        """Label the held-out images, then those that batches draw from."""
         self.held_out()
         self._images.label_ahead()
 

@@ -136,8 +136,9 @@ class TransferSet:
 
     def label_ahead(self) -> None:
         """Let the teacher label the images that it labels once, before the first step."""
-        for source in self._by_rank:
-            source.label_ahead()
+        for source in self.sources:
+            if isinstance(source, RealTransferImages):
+                source.label_ahead()
 
     def uses(self) -> list[str]:
         """What real images are used for, in the words of the plan."""
@@ -262,6 +263,7 @@ class TransferSetBuilder:
     def _generated(self, settings: GeneratedSet, generator: TrainableGenerator, bank: MemoryBank) -> GeneratedImages:
         config, splits, team, batch_size = self.config, self.images.splits, self.team, self.batch_size
         difficulty = DifficultyScheduler(settings.difficulty)
+        of_round = getattr(settings.generator, "batch_size", 1)  # images, where it tells
 
         def live(count: int, step: int) -> Batch:
             first = step * batch_size  # each sample of the run has its own random row
@@ -280,7 +282,7 @@ class TransferSetBuilder:
             settings,
             GeneratedSource(bank, live, live_count),
             difficulty,
-            Synthesis(generator, bank, difficulty, self.learner.synchronise, self._black_box, self._round_images),
+            Synthesis(generator, bank, difficulty, self.learner.synchronise, self._black_box, of_round),
             self._labelling,
             self._judge(settings),
             config.seed,
@@ -288,12 +290,6 @@ class TransferSetBuilder:
             makes_images=phases.generator_rounds(config.phases) > 0,
             holdout=None if own is None else RealImages(own.images, own.labels),
         )
-
-    @property
-    def _round_images(self) -> int:
-        """Images of a round of the generator; 1 where it does not tell."""
-        generated = self.config.generated
-        return 1 if generated is None else getattr(generated.generator, "batch_size", 1)
 
     def _judge(self, settings: GeneratedSet | StoredSet) -> ImageAlarms:
         """The alarms about the images of a source, beside real images that are not private."""
