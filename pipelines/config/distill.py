@@ -249,6 +249,29 @@ class DistillConfig(Distillation, TrainingConfig):
         return self.mix.model_copy(update={"logits": self.logits})
 
     @model_validator(mode="after")
+    def _asks_within_reason(self) -> DistillConfig:
+        """A black box gives answers alone, and each costs a query."""
+        if self.black_box is None:
+            return self
+        require_answers_alone(self.sources, self.mix)
+        more = {
+            "teachers": bool(self.teachers),
+            "inherit": bool(self.inherit),
+            "score": self.score is not None,
+            "online.peers without a model": self.online is not None and any(p.model is None for p in self.online.peers),
+            "terms of distill that compare features": bool(self.compared - {"exits"}),
+            "width.measure=features": self.width is not None and self.width.measure == "features",
+        }
+        if keys := [key for key, is_set in more.items() if is_set]:
+            raise ValueError(f"teacher: a black box gives answers alone: leave out {' and '.join(keys)}")
+        default = DistillSettings.model_fields["temperature"].default
+        if self.black_box.answers == "labels" and self.distill.temperature == default:
+            # At temperature 1 the soft-label loss is the cross-entropy to the label. Compared with the default, because
+            # load_config may set keys to their defaults.
+            object.__setattr__(self, "distill", self.distill.model_copy(update={"temperature": 1.0}))
+        return self
+
+    @model_validator(mode="after")
     def _fits_its_teacher(self) -> DistillConfig:
         """The images have labels, and every term has the logits or features that it needs."""
         self._require_data()
@@ -274,27 +297,6 @@ class DistillConfig(Distillation, TrainingConfig):
             raise ValueError("nobody labels mixtures without a teacher: set mix.mixup and mix.cutmix to 0")
         if self.online is not None and any(peer.model is None for peer in self.online.peers):
             raise ValueError("online.peers: a peer without a model is a copy of the teacher: set its model, or teacher")
-        return self
-
-    @model_validator(mode="after")
-    def _asks_within_reason(self) -> DistillConfig:
-        """A black box gives answers alone, and each costs a query."""
-        if self.black_box is None:
-            return self
-        require_answers_alone(self.sources, self.mix)
-        more = {
-            "teachers": bool(self.teachers),
-            "inherit": bool(self.inherit),
-            "score": self.score is not None,
-            "online.peers without a model": self.online is not None and any(p.model is None for p in self.online.peers),
-            "terms of distill that compare features": bool(self.compared - {"exits"}),
-            "width.measure=features": self.width is not None and self.width.measure == "features",
-        }
-        if keys := [key for key, is_set in more.items() if is_set]:
-            raise ValueError(f"teacher: a black box gives answers alone: leave out {' and '.join(keys)}")
-        if self.black_box.answers == "labels" and "temperature" not in self.distill.model_fields_set:
-            # At temperature 1 the soft-label loss is the cross-entropy to the label.
-            object.__setattr__(self, "distill", self.distill.model_copy(update={"temperature": 1.0}))
         return self
 
     def _require_data(self) -> None:

@@ -201,7 +201,7 @@ def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[Reply], str]]:
 
     def start(reply: Reply) -> str:
         class Handler(http.server.BaseHTTPRequestHandler):
-            def do_POST(self) -> None:  # noqa: N802
+            def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["Content-Length"]))
                 status, answer = reply(np.load(io.BytesIO(body)))
                 self.send_response(status)
@@ -232,9 +232,7 @@ def test_images_are_posted_as_npy_and_answers_are_json(serve: Callable[[Reply], 
     assert counting.asked == [[0, 1, 2, 3], [4]]
 
 
-def test_an_address_that_is_busy_is_asked_again(
-    serve: Callable[[Reply], str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_address_that_is_busy_is_asked_again(serve: Callable[[Reply], str], monkeypatch: pytest.MonkeyPatch) -> None:
     pauses: list[float] = []
     monkeypatch.setattr(asking.time, "sleep", pauses.append)
     replies = iter([(503, b""), (429, b""), (200, b"[2]")])
@@ -271,9 +269,12 @@ def test_an_address_that_does_not_answer_is_one_line(
     assert box.used == 0
 
 
-def test_an_address_where_nobody_listens_is_one_line(serve: Callable[[Reply], str]) -> None:
+@pytest.mark.usefixtures("serve")
+def test_an_address_where_nobody_listens_is_one_line() -> None:
     box = BlackBox(settings(url="http://127.0.0.1:9/"))
-    with pytest.raises(ModelError, match=r"^teacher\.url: http://127\.0\.0\.1:9/ did not answer in 5 tries \(.*refused"):
+    with pytest.raises(
+        ModelError, match=r"^teacher\.url: http://127\.0\.0\.1:9/ did not answer in 5 tries \(.*refused"
+    ):
         box.logits(images(1))
 
 
