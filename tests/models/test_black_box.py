@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 import torch
 
+from synthkd.data.read.real import load_splits
 from synthkd.errors import CheckpointError, ConfigError, ModelError
 from synthkd.models import asking
 from synthkd.models.asking import as_answers, asker
 from synthkd.models.black_box import LEAST_PROBABILITY, BlackBox, black_box_model, black_box_of
 from synthkd.models.folding import fold_batch_norm
-from synthkd.settings import LabelsTeacher
+from synthkd.settings import DigitsData, LabelsTeacher
 from synthkd.settings.load import load_config
 from synthkd.types import to_float
 
@@ -276,6 +277,30 @@ def test_an_address_where_nobody_listens_is_one_line() -> None:
         ModelError, match=r"^teacher\.url: http://127\.0\.0\.1:9/ did not answer in 5 tries \(.*refused"
     ):
         box.logits(images(1))
+
+
+def test_the_server_of_the_docs_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "teachers.md").read_text(encoding="utf-8")
+    code = page[page.index("# serve.py") :].partition("```")[0]
+    assert len(code.splitlines()) <= 15
+    servers: list[http.server.HTTPServer] = []
+    serve_forever = http.server.HTTPServer.serve_forever
+
+    def start(server: http.server.HTTPServer) -> None:
+        servers.append(server)
+        threading.Thread(target=serve_forever, args=(server, 0.01), daemon=True).start()
+
+    monkeypatch.setattr(http.server.HTTPServer, "serve_forever", start)
+    exec(code.replace("8000", "0"), {})
+    digits = load_splits(DigitsData(kind="digits")).test
+    url = f"http://127.0.0.1:{servers[0].server_port}"
+    box = BlackBox(settings(url=url, queries=50, size=8, classes=10, batch_size=30))
+    try:
+        labels = box.logits(digits.images[:50]).argmax(1)
+    finally:
+        servers[0].shutdown()
+        servers[0].server_close()
+    assert (labels == digits.labels[:50]).float().mean() > 0.9
 
 
 # --- ONNX files -----------------------------------------------------------------------------------------------------
