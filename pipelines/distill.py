@@ -26,16 +26,18 @@ from synthkd.pipelines.run.result import Plan, Result
 from synthkd.pipelines.run.tested import read_test
 from synthkd.pipelines.run.trust import trusted_by, trusting
 from synthkd.pipelines.student.assembly import Assembly, assemble
+from synthkd.pipelines.student.chosen import with_generator
 from synthkd.pipelines.student.given import Given, GivenNetworks, from_memory
 from synthkd.pipelines.student.networks import finished
 from synthkd.pipelines.student.results import measured
 from synthkd.pipelines.student.summary import plan, summary
-from synthkd.pipelines.student.teacher_warnings import logged
+from synthkd.pipelines.student.teacher_warnings import logged, noted
 from synthkd.pipelines.student.teachers import ReadyTeacher, is_taught, ready_teacher, untrained_teacher
 from synthkd.reports.grids import MOST_CLASSES, ROWS, save_grid
 from synthkd.reports.results import DistillResult
 from synthkd.settings import GivenModel
 from synthkd.taps import evaluating
+from synthkd.training.display import Display
 from synthkd.training.loop import Action, Progress, Values
 from synthkd.types import ImageSpec, balanced_labels
 
@@ -106,8 +108,10 @@ def distill(
 def _distill(config: DistillConfig, *, networks: GivenNetworks, dry_run: bool) -> Distilled | Plan:
     config = with_extensions(config, dry_run=dry_run)
     if dry_run:
-        assembly = assemble(config, _untrained(config, networks), make_accelerator(config), None, networks.student)
-        return Plan(plan(config, assembly, _fitted_test(read_test(config), assembly)))
+        models = _untrained(config, networks)
+        config, why = with_generator(config, models[0] if models else None)
+        assembly = assemble(config, models, make_accelerator(config), None, networks.student)
+        return Plan(plan(config, assembly, _fitted_test(read_test(config), assembly), why))
     with open_job("distill", config) as job:
         if isinstance(job.finished, DistillResult):
             lines = summary(job, job.finished, already=True)
@@ -116,9 +120,11 @@ def _distill(config: DistillConfig, *, networks: GivenNetworks, dry_run: bool) -
         test = read_test(config)  # before anything expensive
         ready = _teachers(config, job, networks)
         models = [teacher.model for teacher in ready]
+        config, why = with_generator(config, models[0] if models else None)
         assembly = assemble(config, models, job.accelerator, job.directory, networks.student)
         test = _fitted_test(test, assembly)
-        progress = _train(config, job, assembly, test)
+        _ask_ahead(assembly, job)
+        progress = _train(config, job, assembly, test, why)
         student = _finished_student(config, job, assembly)
         _keep_images(config, job, assembly)
         taught = sum(teacher.seconds for teacher in ready)
@@ -136,7 +142,8 @@ def _teachers(config: DistillConfig, job: Job, networks: GivenNetworks) -> list[
     teachers = config.every_teacher
     if not all(is_taught(settings, job.directory, number) for number, settings in enumerate(teachers)):
         # What does not fit together should fail now, not after the training of the teachers.
-        assemble(config, _untrained(config, networks), job.accelerator, None, networks.student)
+        models = _untrained(config, networks)
+        assemble(with_generator(config, models[0])[0], models, job.accelerator, None, networks.student)
     return [
         ReadyTeacher(networks.given_teacher, 0.0)
         if isinstance(settings, GivenModel)
@@ -159,7 +166,17 @@ def _fitted_test(test: RealData | None, assembly: Assembly) -> RealData | None:
     return None if test is None else fitted("test", test, subject.spec, subject.class_names, lacks_classes=True)
 
 
-def _train(config: DistillConfig, job: Job, assembly: Assembly, test: RealData | None) -> Progress:
+def _ask_ahead(assembly: Assembly, job: Job) -> None:
+    """Let a black box answer the images that are known before the first step; what was asked before is not repeated."""
+    black_box = assembly.black_box
+    if black_box is not None:
+        with Display(black_box.settings.queries, "queries", job.accelerator.is_main_process) as display:
+            black_box.progress = lambda: display.update(black_box.paid, "ask the black box", {})
+            assembly.transfer_set.label_ahead()
+            black_box.progress = None
+
+
+def _train(config: DistillConfig, job: Job, assembly: Assembly, test: RealData | None, why: str) -> Progress:
     """Run the phases: rounds of the generator, steps of the students, evaluations, grids and published students."""
     generated = assembly.transfer_set.generated
     watch = _Watch(config, job, assembly, test)
@@ -180,8 +197,18 @@ def _train(config: DistillConfig, job: Job, assembly: Assembly, test: RealData |
     for number, place in enumerate(range(len(config.phases), len(stages)), start=1):
         stages[place] = replace(stages[place], name=f"extension {number}")
     headline = ("student/loss", "fresh/agreement", "difficulty", "test/accuracy")
+    stages = noted(_notes_of(assembly, why), stages, job.monitor)
     stages = logged(assembly.warnings, assembly.batch.logged(stages, job.monitor), job.monitor)
     return job.train(assembly.state, stages, f"distill {config.name}", headline)
+
+
+def _notes_of(assembly: Assembly, why: str) -> list[str]:
+    """What the log tells once: which generator the teacher chose, and what a black box was asked before the start."""
+    notes = [f"generator: {why}"] if why else []
+    black_box = assembly.black_box
+    if black_box is not None:
+        notes.append(f"{black_box.words}; asked {black_box.used:,} images before the first step")
+    return notes
 
 
 def _no_round(*_: object) -> Values:
@@ -274,7 +301,7 @@ def _finished_student(config: DistillConfig, job: Job, assembly: Assembly) -> Cl
         if generated is not None and config.generated is not None:
             save_generator(
                 generated.generator,
-                config.generated.generator,
+                config.generated.named,
                 job.directory / INSIDE_A_RUN,
                 subject.spec,
                 subject.class_names,

@@ -6,11 +6,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from synthkd.generators.settings import ALONE, GeneratorSettings, InversionSettings
+from synthkd.generators.settings import ALONE, GeneratorOrAuto, InversionSettings
 from synthkd.settings import Count, Listed, PathText, Seed, Settings, Threads
 
 
-def require_terms(generator: GeneratorSettings, alone: str) -> None:
+def require_terms(generator: GeneratorOrAuto, alone: str) -> None:
     """Refuse a generator that works without a student although each of its terms needs one.
 
     Args:

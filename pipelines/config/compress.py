@@ -9,7 +9,8 @@ from pydantic import Field, model_validator
 
 from synthkd.generators.settings import (
     FROM_REAL,
-    GeneratorSettings,
+    ChosenByTeacher,
+    GeneratorOrAuto,
     InversionSettings,
     MerfSettings,
     PixelSettings,
@@ -70,6 +71,8 @@ class SyntheticSettings(Settings):
     """Images of each class that the teacher of flow dp_generator is trained on."""
 
 
+LEARNS_FROM_TEACHER = (ChosenByTeacher, InversionSettings, PixelSettings)
+"""Settings of the generators that learn from the teacher alone. It chooses no other of a teacher in a compression."""
 KIND = "distillation.transfer_set.generator.kind"
 """The key of the generator's kind in a compression."""
 COUNTED = frozenset(
@@ -165,7 +168,7 @@ class CompressConfig(TrainingConfig):
             if getattr(self, key) != default.get(key):
                 raise ValueError(f"{key}: nothing is trained beside `finished`: leave {key} out")
 
-    def _require_generator(self, generator: GeneratorSettings) -> None:
+    def _require_generator(self, generator: GeneratorOrAuto) -> None:
         """The generator learns from the teacher only, or with noise if the flow says so."""
         flow = self.flow
         if flow in NOISY_GENERATOR and not isinstance(generator, MerfSettings):
@@ -177,7 +180,7 @@ class CompressConfig(TrainingConfig):
                 f"{KIND}: {generator.kind} learns from real images, which no flow counts: take inversion or pixels, "
                 "which learn from the teacher alone"
             )
-        if flow == "dp_teacher" and not isinstance(generator, InversionSettings | PixelSettings):
+        if flow == "dp_teacher" and not isinstance(generator, LEARNS_FROM_TEACHER):
             raise ValueError(
                 f"{KIND}: what {generator.kind} learned from is not accounted for in flow dp_teacher; take inversion "
                 "or pixels, which learn from the teacher alone, or merf in flow dp_both"

@@ -9,7 +9,14 @@ from typing import Annotated, Literal
 
 from pydantic import Field, Tag, model_validator
 
-from synthkd.generators.settings import FROM_REAL, GeneratorSettings, InversionSettings, TeacherAccess, access_of
+from synthkd.generators.settings import (
+    FROM_REAL,
+    ChosenByTeacher,
+    GeneratorOrAuto,
+    GeneratorSettings,
+    TeacherAccess,
+    access_of,
+)
 from synthkd.settings import (
     BankSettings,
     DataOrStream,
@@ -38,7 +45,9 @@ class GeneratedSet(_Source):
     """Images that a generator generates while the student learns; a memory bank keeps them."""
 
     kind: Literal["generated"] = "generated"
-    generator: GeneratorSettings = InversionSettings()
+    generator: GeneratorOrAuto = ChosenByTeacher(kind="auto")
+    """Kind auto, the default: inversion for a teacher with BatchNorm statistics, pixels for one without, procedural for
+    a black box. Keys without a kind are those of inversion."""
     data: DataSettings | None = None
     """Real images that cgan, diffusion and merf learn from. None: those of the real source of the list."""
     difficulty: DifficultySettings = DifficultySettings()
@@ -50,6 +59,12 @@ class GeneratedSet(_Source):
     def needs(self) -> frozenset[TeacherAccess]:
         """What the generator needs, and the logits of its images."""
         return access_of(self.generator)
+
+    @property
+    def named(self) -> GeneratorSettings:
+        """The generator, once the teacher has chosen it (`synthkd.pipelines.student.chosen`)."""
+        assert not isinstance(self.generator, ChosenByTeacher)
+        return self.generator
 
     @property
     def learns_from_data(self) -> bool:

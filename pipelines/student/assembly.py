@@ -24,6 +24,7 @@ from synthkd.distillation.teachers import TeacherTeam
 from synthkd.errors import ConfigError
 from synthkd.generators.build import build_generator
 from synthkd.models import Classifier, TeacherContract, inherit, is_fresh, probe
+from synthkd.models.black_box import BlackBox, black_box_of
 from synthkd.pipelines.config import DistillConfig
 from synthkd.pipelines.run.batch_size import BatchSize, choose_batch_size
 from synthkd.pipelines.run.images import fitted_dataset, fitted_splits, keep_data
@@ -62,7 +63,7 @@ class Assembly:
 
     Attributes:
         subject: images and classes.
-        contract: measured properties of the first teacher; None without a teacher.
+        contract: measured properties of the first teacher; None without a teacher, or of a black box.
         team: all teachers, which label images; None without a teacher.
         students: the student, then its peers.
         transfer_set: the images that they learn from.
@@ -92,10 +93,16 @@ class Assembly:
         return self.students[0].learner
 
     @property
+    def black_box(self) -> BlackBox | None:
+        """The teacher, if it is a black box."""
+        return None if self.team is None else black_box_of(self.team.model)
+
+    @property
     def state(self) -> dict[str, Stateful]:
         """The parts whose state goes into checkpoints, by name."""
         students = {student.name: student for student in self.students}
-        return {**students, **self.transfer_set.state, "adaptation": self.evaluation}
+        state = {**students, **self.transfer_set.state, "adaptation": self.evaluation}
+        return state if self.black_box is None else {**state, "black box": self.black_box}
 
 
 def assemble(
@@ -108,7 +115,7 @@ def assemble(
     """Build all parts, check that they fit together, and try the loss terms on noise.
 
     Args:
-        config: the configuration.
+        config: the configuration, with the generator that the teacher has chosen (`with_generator`).
         teachers: the teacher and further ones; empty without a teacher. They are moved to the device and frozen.
         accelerator: device, precision, processes.
         directory: the run directory, for files of the parts; None for a dry run, which writes none.
@@ -117,10 +124,7 @@ def assemble(
     Raises:
         SynthkdError: see the classes in `synthkd.errors`.
     """
-    contracts = [
-        probe(teacher, teacher_name(number), gradients=number == 0 and config.needs_gradients)
-        for number, teacher in enumerate(teachers)
-    ]
+    contracts = _probed(config, teachers)
     warnings = teacher_warnings(config, teachers, contracts)
     teacher = teachers[0] if teachers else None
     images = _read(config, accelerator, directory)
@@ -140,7 +144,7 @@ def assemble(
     students = build_students(config, networks, total, accelerator, team, bank, controllers)
     generator = None
     if config.generated is not None and teacher is not None:
-        settings = config.generated.generator
+        settings = config.generated.named
         generator = build_generator(settings, teacher, config.seed, accelerator, images.splits, directory)
     # After everything that takes memory beside a step, and before the batches.
     trial = Trial(config, subject.spec, accelerator, students, team, controllers, bank, generator)
@@ -164,12 +168,21 @@ def assemble(
     contract = contracts[0] if contracts else None
     scores = None
     if config.score is not None and teacher is not None and config.generated is not None:
-        settings = config.generated.generator
+        settings = config.generated.named
         trained = training_data(config)
         scores = build_scores(config.score, teacher, settings, images.splits, accelerator.device, config.seed, trained)
     return Assembly(
         subject, contract, team, students, transfer_set, step, evaluation, inherited, scores, batch, warnings
     )
+
+
+def _probed(config: DistillConfig, teachers: Sequence[Classifier]) -> list[TeacherContract]:
+    """The contracts of the teachers; not that of a black box, whose check would cost queries."""
+    return [
+        probe(teacher, teacher_name(number), gradients=number == 0 and config.needs_gradients)
+        for number, teacher in enumerate(teachers)
+        if black_box_of(teacher) is None
+    ]
 
 
 def _read(config: DistillConfig, accelerator: Accelerator, directory: Path | None) -> Images:

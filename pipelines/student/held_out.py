@@ -36,11 +36,13 @@ class Labelling:
         team: the teachers, or None without a teacher.
         device: of the labelled images.
         count: largest number of images of an evaluation.
+        is_paid: whether each image that is labelled costs a query.
     """
 
     team: TeacherTeam | None
     device: torch.device
     count: int
+    is_paid: bool = False
 
     def of_real(self, images: Tensor, labels: Tensor) -> HeldOut:
         """Real images with the teacher's logits.
@@ -54,13 +56,13 @@ class Labelling:
         return HeldOut(inputs, annotated, self._logits(inputs))
 
     def of_holdout(self, holdout: RealImages, seed: int) -> HeldOut | None:
-        """At most `count` held-out real images, chosen by the run's seed; None if there are none.
+        """At most `count` held-out real images, chosen by the run's seed; None for none.
 
         Args:
             holdout: the real images that nothing learns from.
             seed: the run's seed.
         """
-        if not len(holdout):
+        if not len(holdout) or not self.count:
             return None
         rows = torch.randperm(len(holdout), generator=stream(seed, "look"))[: self.count]
         return self.of_real(holdout.images[rows], holdout.labels[rows])

@@ -10,7 +10,14 @@ from torch import Tensor
 from synthkd.data.sources import RealImages
 from synthkd.distillation import alarms
 from synthkd.distillation.alarms import Alarm
-from synthkd.generators.settings import CGANSettings, DiffusionSettings, InversionSettings, MerfSettings, PixelSettings
+from synthkd.generators.settings import (
+    CGANSettings,
+    DiffusionSettings,
+    InversionSettings,
+    MerfSettings,
+    PixelSettings,
+    ProceduralSettings,
+)
 from synthkd.models import Classifier
 from synthkd.models.layout import head
 from synthkd.pipelines.config import GeneratedSet, StoredSet
@@ -48,7 +55,7 @@ def advice_for(source: GeneratedSet | StoredSet, key: str) -> Advice:
         return Advice(f"use {key}.bank.policy=class_balanced, or {again}", again, again)
     own, balanced = f"{key}.generator", f"use {key}.bank.policy=class_balanced"
     rounds = "give the generator more rounds"
-    match source.generator:
+    match source.named:
         case InversionSettings():
             return Advice(
                 f"raise {own}.one_hot, or {balanced}",
@@ -57,6 +64,9 @@ def advice_for(source: GeneratedSet | StoredSet, key: str) -> Advice:
             )
         case PixelSettings():
             return Advice(f"{balanced}, or {rounds}", f"{rounds}, or raise {own}.adversarial", rounds)
+        case ProceduralSettings():
+            other = "take real images of the task"
+            return Advice(f"{balanced}, or {other}", other, other)
         case CGANSettings():
             augment = f"set {own}.augment to 0.5 if there are few real images"
             return Advice(f"{rounds}, or {balanced}", f"{augment}, or {rounds}", rounds)

@@ -14,6 +14,7 @@ from synthkd.distillation import alarms
 from synthkd.distillation.teachers import TeacherTeam
 from synthkd.metrics.utility import Proportion, accuracy, predict
 from synthkd.models import Classifier, parameters
+from synthkd.models.black_box import black_box_of
 from synthkd.pipelines.config import DistillConfig
 from synthkd.pipelines.run.extension import earlier_results
 from synthkd.pipelines.run.job import Job, describe_model
@@ -25,8 +26,10 @@ from synthkd.reports.results import (
     DataDescription,
     DistillResult,
     Evaluations,
+    ModelDescription,
     ModelResult,
     QualityResult,
+    Queries,
     RaisedAlarm,
     Ratio,
     RunCost,
@@ -63,7 +66,7 @@ def measured(
         progress: of the loop.
     """
     started = time.perf_counter()
-    device, team, peers = job.device, assembly.team, assembly.students[1:]
+    device, team, peers, box = job.device, assembly.team, assembly.students[1:], assembly.black_box
     agreed = assembly.transfer_set.agreement(student)
     agreement = Agreement() if agreed is None else Agreement.on(agreed.rate, agreed.on)
     raised = [*_one_class(assembly, student, test, device), *_alarms(job, assembly)]
@@ -73,7 +76,7 @@ def measured(
         answers = predict(student, test.images, device, who="the student")
         student_score = accuracy(answers, test.labels)
         peer_scores = [_score(peer.learner.evaluated, test, device) for peer in peers]
-        if team is not None:
+        if team is not None and (box is None or box.covers(test.images)):
             teacher_answers = predict(team.consensus, test.images, device)
             teacher_score = accuracy(teacher_answers, test.labels)
             raised += _near_chance(config, team, teacher_score)
@@ -87,7 +90,7 @@ def measured(
     return DistillResult(
         seconds=round(sum(seconds.values()), 3),
         real_images_used=assembly.transfer_set.real_images_used,
-        teacher=None if team is None else _model(team.model, teacher_score, device),
+        teacher=None if team is None else _teacher(team.model, teacher_score, device),
         student=StudentResult.of_student(student_score, agreement, describe_model(student, device), assembly.inherited),
         data=DataDescription(assembly.subject.class_names, str(assembly.subject.spec)),
         cost=RunCost(
@@ -110,7 +113,15 @@ def measured(
         ratio=None if team is None else _ratio(student, team.model, student_score, teacher_score),
         scores=None if assembly.scores is None else assembly.scores.result(job.monitor.rows()),
         before=earlier_results(config, job.directory),
+        queries=None if box is None else Queries(box.used, box.settings.queries, box.settings.answers),
     )
+
+
+def _teacher(model: Classifier, score: Proportion | None, device: torch.device) -> ModelResult:
+    """The first teacher; of a black box neither size nor speed is known."""
+    if black_box_of(model) is not None:
+        return ModelResult.tested(score, ModelDescription(arch=str(model.recipe["model"])))
+    return _model(model, score, device)
 
 
 def _model(model: Classifier, score: Proportion | None, device: torch.device) -> ModelResult:
@@ -127,6 +138,8 @@ def _ratio(student: Classifier, teacher: Classifier, ours: Proportion | None, th
     share = None
     if ours is not None and theirs is not None and theirs.value > 0:
         share = ours.value / theirs.value
+    if black_box_of(teacher) is not None:
+        return Ratio(accuracy=share)
     return Ratio(parameters(student) / parameters(teacher), share)
 
 
@@ -181,6 +194,10 @@ def _one_class(
 def _near_chance(config: DistillConfig, team: TeacherTeam, score: Proportion) -> list[alarms.Alarm]:
     """The alarm about teachers that are broken, and what may have broken them."""
     trained = isinstance(config.teacher, TrainedTeacher)
+    if config.black_box is not None:
+        remedy = "check its size, channels and the order of its classes"
+        alarm = alarms.near_chance(score, team.spec.classes, "the teacher is", remedy)
+        return [] if alarm is None else [alarm]
     remedy = "train it longer, or check its data" if trained else "check its mean, std, size and weights"
     who = "the teacher is" if len(team.models) == 1 else "the teachers together are"
     alarm = alarms.near_chance(score, team.spec.classes, who, remedy)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from functools import cached_property
 from typing import ClassVar
 
 import torch
@@ -196,9 +197,9 @@ class GeneratedImages(BankedImages):
         return self._labelling.of_stored(self.bank.newest(self._labelling.count), fresh=several)
 
     def agreement(self, student: Classifier) -> Agreement | None:
-        """The agreement on fresh samples."""
+        """The agreement on fresh samples; None if each of them would cost a query."""
         team, chunk, hits = self._labelling.team, 100, 0
-        if team is None:
+        if team is None or self._labelling.is_paid:
             return None
         for first in range(0, FRESH_IMAGES, chunk):
             labels = balanced_labels(chunk, first, team.spec.classes)
@@ -269,7 +270,7 @@ class StoredDatasetImages(BankedImages):
         The teacher of the run may be another than the one that labelled the dataset.
         """
         held_out, device, team = self._images.held_out, self._labelling.device, self._labelling.team
-        if team is not None:
+        if team is not None and not self._labelling.is_paid:
             targets = predict(team.consensus, held_out.images, device)
         elif held_out.teacher_logits is not None:
             targets = held_out.teacher_logits.argmax(1)
@@ -304,8 +305,12 @@ class RealTransferImages(TransferSource):
         self.source = self._images = source
         self.state = {"source": source} | ({} if stream is None else {"stream": stream})
         self._stream = stream if stream is not None and stream.holds_out else None
-        self._labelling = labelling
-        self._held_out = None if holdout is None else labelling.of_holdout(holdout, seed)
+        self._labelling, self._holdout, self._seed = labelling, holdout, seed
+
+    @cached_property
+    def _held_out(self) -> HeldOut | None:
+        # On first use, since it may cost queries, of which a dry run makes none.
+        return None if self._holdout is None else self._labelling.of_holdout(self._holdout, self._seed)
 
     @property
     def real_images_used(self) -> int:
@@ -315,7 +320,12 @@ class RealTransferImages(TransferSource):
     @property
     def can_hold_out(self) -> bool:
         """Whether the dataset has a holdout, or the stream may still get held-out images."""
-        return self._held_out is not None or self._stream is not None
+        return self._stream is not None or bool(self._holdout and self._labelling.count)
+
+    def label_ahead(self) -> None:
+        """Label the held-out images, then those that batches draw from."""
+        self.held_out()
+        self._images.label_ahead()
 
     def held_out(self) -> HeldOut | None:
         """The same images of a dataset at every evaluation, or the newest held-out images of a stream."""

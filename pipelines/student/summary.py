@@ -20,13 +20,14 @@ from synthkd.schedules import ever
 from synthkd.settings import Schedule, TrainedTeacher
 
 
-def plan(config: DistillConfig, assembly: Assembly, test: RealData | None) -> tuple[str, ...]:
+def plan(config: DistillConfig, assembly: Assembly, test: RealData | None, why: str = "") -> tuple[str, ...]:
     """What the run would do, in lines for --dry-run.
 
     Args:
         config: of the run.
         assembly: its parts, as a dry run builds them.
         test: real test data, or None.
+        why: which generator the teacher chose and why; empty if the configuration names it.
     """
     spec, student = assembly.subject.spec, parameters(assembly.learner.module)
     every_phase = config.phases_and_extensions
@@ -37,7 +38,9 @@ def plan(config: DistillConfig, assembly: Assembly, test: RealData | None) -> tu
     if generated is not None and config.generated is not None:
         batch = getattr(config.generated.generator, "batch_size", None)
         images = "" if batch is None else f", {rounds * batch:,} images"
-        lines = [f"  generator rounds: {rounds:,}{images}"]
+        if config.black_box is not None and batch is not None:
+            images += f"; the queries cover {config.black_box.queries // batch:,}"
+        lines = [*([f"  generator: {why}"] if why else []), f"  generator rounds: {rounds:,}{images}"]
         state_bytes += generator_bytes(generated.generator)
     peers = [f"{parameters(finished(peer)):,} parameters" for peer in assembly.students[1:]]
     inherited = (
@@ -48,7 +51,9 @@ def plan(config: DistillConfig, assembly: Assembly, test: RealData | None) -> tu
     shared = sum(bank.checkpoint_bytes(config.keep_checkpoints, new) for bank in banks)
     on_disk = sum(bank.nbytes for bank in banks if bank.settings.storage == "disk")
     contract = assembly.contract
-    if contract is None:
+    if assembly.black_box is not None:
+        taught, share = assembly.black_box.words, ""
+    elif contract is None:
         taught, share = assembly.transfer_set.sources[0].without_teacher, ""
     else:
         trained = ", trained first" if isinstance(config.teacher, TrainedTeacher) else ""
@@ -171,6 +176,8 @@ def summary(job: Job, result: DistillResult, already: bool = False) -> tuple[str
     elif teacher is not None and teacher.accuracy is not None:
         rows.append(("teachers", f"{_right(teacher)}, together"))
     rows += [(str(one.name), _tested(one)) for one in teachers]
+    if result.queries is not None:
+        rows.append(("queries", f"{result.queries.used:,} of {result.queries.budget:,} used"))
     if result.scores is not None:
         rows.append(("scores", scores_in_words(result.scores)))
     rows += [("alarm", f"{alarm.name}: {alarm.message}") for alarm in result.alarms or ()]
@@ -181,6 +188,9 @@ def summary(job: Job, result: DistillResult, already: bool = False) -> tuple[str
 
 
 def _tested(model: ModelResult) -> str:
+    """Its accuracy and size. A black box has no known size, and is tested only if the budget covers the test data."""
+    if model.parameters is None:
+        return f"{'not asked about test images' if model.accuracy is None else _right(model)}, {model.arch}"
     return f"{_right(model)}, {model.parameters:,} parameters"
 
 

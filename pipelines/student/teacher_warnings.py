@@ -8,7 +8,7 @@ from synthkd.models import Classifier, TeacherContract
 from synthkd.pipelines.config import DistillConfig
 from synthkd.pipelines.student.networks import teacher_name
 from synthkd.pipelines.student.normalisation import better_normalisation
-from synthkd.settings import TrainedTeacher
+from synthkd.settings import LabelsTeacher, TrainedTeacher
 from synthkd.training.loop import Stage, Values, at_first_steps
 from synthkd.training.monitor import Monitor
 
@@ -28,8 +28,8 @@ def teacher_warnings(
     """
     warnings = [warning for contract in contracts for warning in contract.warnings]
     for number, (settings, teacher) in enumerate(zip(config.every_teacher, teachers, strict=True)):
-        # A teacher that is trained here has the normalisation of its images.
-        if not isinstance(settings, TrainedTeacher):
+        # A teacher that is trained here has the normalisation of its images; a black box shows none.
+        if not isinstance(settings, TrainedTeacher | LabelsTeacher):
             warning = better_normalisation(teacher, teacher_name(number))
             warnings += [] if warning is None else [warning]
     return tuple(warnings)
@@ -44,13 +44,20 @@ def logged(warnings: Sequence[str], stages: Sequence[Stage], monitor: Monitor) -
         monitor: the log.
     """
 
+    return _once(warnings, stages, monitor, kind="alarm", name=WARNING)
+
+
+def noted(notes: Sequence[str], stages: Sequence[Stage], monitor: Monitor) -> list[Stage]:
+    """The stages of a training, the first of which logs notes, each as an event; arguments as in `logged`."""
+    return _once(notes, stages, monitor, kind="note")
+
+
+def _once(texts: Sequence[str], stages: Sequence[Stage], monitor: Monitor, **about: str) -> list[Stage]:
     def log(step: int) -> Values:
         events = {row.get("event") for row in monitor.rows()}
-        for warning in warnings:
-            if warning not in events:
-                monitor.event(step, warning, kind="alarm", name=WARNING)
+        for text in texts:
+            if text not in events:
+                monitor.event(step, text, **about)
         return {}
 
-    if not warnings:
-        return list(stages)
-    return at_first_steps(WARNING, log, stages)
+    return at_first_steps(about["kind"], log, stages) if texts else list(stages)

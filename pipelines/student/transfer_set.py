@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from accelerate import Accelerator
 from torch import Tensor
 
@@ -30,16 +31,20 @@ from synthkd.errors import ConfigError
 from synthkd.generators.files import real_images_seen
 from synthkd.generators.settings import MerfSettings
 from synthkd.models import Classifier
+from synthkd.models.black_box import BlackBox, black_box_of
 from synthkd.pipelines.config import DistillConfig, GeneratedSet, RealSet, StoredSet
 from synthkd.pipelines.student.held_out import Agreement, Labelling
 from synthkd.pipelines.student.image_alarms import ImageAlarms, advice_for
 from synthkd.pipelines.student.networks import Subject
 from synthkd.pipelines.student.sources import GeneratedImages, RealTransferImages, StoredDatasetImages, TransferSource
-from synthkd.rng import Rows
+from synthkd.rng import Rows, stream
 from synthkd.schedules import DifficultyScheduler, value_at
 from synthkd.settings import BankSettings, StreamData
 from synthkd.training.learner import Learner
 from synthkd.types import Batch, ImageSpec, TrainableGenerator, balanced_labels
+
+HELD_OUT_PART = 10
+"""At most this part of a black box's budget is spent on held-out images: a tenth."""
 
 
 class TransferSet:
@@ -129,6 +134,12 @@ class TransferSet:
             labels = batch.teacher_logits.argmax(1)
         return batch.images, labels, "real images"
 
+    def label_ahead(self) -> None:
+        """Let the teacher label the images that it labels once, before the first step."""
+        for source in self.sources:
+            if isinstance(source, RealTransferImages):
+                source.label_ahead()
+
     def uses(self) -> list[str]:
         """What real images are used for, in the words of the plan."""
         return [use for source in self.sources for use in source.uses(alone=len(self.sources) == 1)]
@@ -202,12 +213,21 @@ class TransferSetBuilder:
             device=accelerator.device,
             rank=accelerator.process_index,
             world=accelerator.num_processes,
+            # A label is a probability of 1: a mean of logits would name one of two labels, where mixup names both.
+            mix_probabilities=self._black_box is not None,
         )
         return TransferSet(sources, dataset)
 
     @property
+    def _black_box(self) -> BlackBox | None:
+        return None if self.team is None else black_box_of(self.team.model)
+
+    @property
     def _labelling(self) -> Labelling:
-        return Labelling(self.team, self.accelerator.device, self.config.distill.adapt.images)
+        count, black_box = self.config.distill.adapt.images, self._black_box
+        if black_box is not None:
+            count = min(count, black_box.settings.queries // HELD_OUT_PART)
+        return Labelling(self.team, self.accelerator.device, count, black_box is not None)
 
     def _source(self, settings: GeneratedSet | StoredSet | RealSet) -> TransferSource:
         """One source; a checked configuration has the teacher, the bank and the images that it needs."""
@@ -228,11 +248,22 @@ class TransferSetBuilder:
         assert images.splits is not None
         train, holdout = (RealImages(part.images, part.labels) for part in (images.splits.train, images.splits.holdout))
         visible = None if is_private(self.config) else holdout
+        if self._black_box is not None:
+            held_out = 0 if visible is None else min(len(visible), self._labelling.count)
+            train = self._affordable(train, self._black_box.settings.queries - held_out)
         return RealTransferImages(self._real(train), visible, None, self._labelling, self.config.seed)
+
+    def _affordable(self, images: RealImages, count: int) -> RealImages:
+        """At most `count` of the images, chosen by the run's seed, in their order."""
+        if len(images) <= count:
+            return images
+        chosen = torch.randperm(len(images), generator=stream(self.config.seed, "asked"))[:count].sort().values
+        return RealImages(images.images[chosen], images.labels[chosen])
 
     def _generated(self, settings: GeneratedSet, generator: TrainableGenerator, bank: MemoryBank) -> GeneratedImages:
         config, splits, team, batch_size = self.config, self.images.splits, self.team, self.batch_size
         difficulty = DifficultyScheduler(settings.difficulty)
+        of_round = getattr(settings.generator, "batch_size", 1)  # images, where it tells
 
         def live(count: int, step: int) -> Batch:
             first = step * batch_size  # each sample of the run has its own random row
@@ -251,11 +282,11 @@ class TransferSetBuilder:
             settings,
             GeneratedSource(bank, live, live_count),
             difficulty,
-            Synthesis(generator, bank, difficulty, self.learner.synchronise),
+            Synthesis(generator, bank, difficulty, self.learner.synchronise, self._black_box, of_round),
             self._labelling,
             self._judge(settings),
             config.seed,
-            real_images_seen(settings.generator, 0 if splits is None else len(splits.train)),
+            real_images_seen(settings.named, 0 if splits is None else len(splits.train)),
             makes_images=phases.generator_rounds(config.phases) > 0,
             holdout=None if own is None else RealImages(own.images, own.labels),
         )
@@ -267,7 +298,7 @@ class TransferSetBuilder:
         real = None
         if splits is not None and not is_private(self.config):
             real = RealImages(splits.train.images, splits.train.labels)
-        teacher = None if self.team is None else self.team.model
+        teacher = None if self.team is None or self._black_box is not None else self.team.model
         return ImageAlarms(teacher, self.accelerator.device, advice_for(settings, key), real)
 
     def _real(self, supply: RealSupply) -> RealSource:
@@ -301,6 +332,11 @@ def build_bank(
     elif generated is not None:
         settings = generated.bank
         images = getattr(generated.generator, "batch_size", 0)
+        if config.black_box is not None and images > config.black_box.queries:
+            raise ConfigError(
+                f"teacher.queries: {config.black_box.queries:,} do not cover a round of {images} images; raise it, or "
+                "lower transfer_set.generator.batch_size"
+            )
         if images > settings.capacity:
             raise ConfigError(
                 f"transfer_set.bank.capacity: a round of {images} images does not fit {settings.capacity}; make it "

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 
 from synthkd.data.bank import MemoryBank
 from synthkd.data.hybrid import HybridDataset
-from synthkd.data.sources import GeneratedSource, RealImages, RealSource
+from synthkd.data.sources import GeneratedSource, Labeller, RealImages, RealSource
 from synthkd.distillation import phases
 from synthkd.distillation.control.controllers import Controllers
 from synthkd.distillation.step import DistillStep
@@ -23,7 +23,7 @@ from synthkd.pipelines.student.transfer_set import is_private
 from synthkd.rng import Rows, stream
 from synthkd.schedules import DifficultyScheduler, value_at
 from synthkd.settings import BankSettings, Joint
-from synthkd.types import ImageSpec, Stateful, TrainableGenerator, balanced_labels, to_uint8
+from synthkd.types import ImageSpec, Outputs, Stateful, TrainableGenerator, balanced_labels, to_uint8
 
 
 def noise_dataset(
@@ -43,7 +43,9 @@ def noise_dataset(
     labels = balanced_labels(count, 0, spec.classes)
     bank = MemoryBank(spec, BankSettings(capacity=count), config.seed)
     bank.add(images, labels, logits)
-    labeller = team if config.logits == "stored" else None
+    labeller: Labeller | None = team if config.logits == "stored" else None
+    if config.black_box is not None:  # noise costs no query
+        labeller = lambda images: Outputs(torch.zeros(len(images), spec.classes))  # noqa: E731
     real = RealSource(RealImages(to_uint8(images), labels), config.seed, labeller, device)
     sources = [real if isinstance(settings, RealSet) else GeneratedSource(bank) for settings in config.sources]
     shares = [settings.share for settings in config.sources]
@@ -107,8 +109,8 @@ class Trial:
     def _generate(self, count: int, step: int) -> None:
         """One round of the generator, and the fresh samples of a batch."""
         config, settings, generator = self.config, self.config.generated, self.generator
-        # A round of a private generator would be charged to its budget.
-        if settings is None or generator is None or is_private(config):
+        # A round of a private generator would be charged to its budget, and one for a black box to its queries.
+        if settings is None or generator is None or is_private(config) or config.black_box is not None:
             return
         difficulty = DifficultyScheduler(settings.difficulty).value
         if phases.generator_rounds(config.phases):

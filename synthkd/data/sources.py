@@ -144,6 +144,11 @@ class RealSource:
         logits = None if self._teacher is None else self._logits_of(real, self._teacher)[rows]
         return [Batch(to_float(real.images[rows]), labels, logits, rows=numbers, annotated=labels >= 0)]
 
+    def label_ahead(self) -> None:
+        """Label the images of the first step, if the teacher labels each image once."""
+        if self._teacher is not None:
+            self._logits_of(self._supply.at(0), self._teacher)
+
     def state_dict(self) -> dict[str, Any]:
         """The numbers of the images drawn so far, as `real_rows`. Batches need no state; they follow from the step."""
         return {"real_rows": sorted(self.used)}

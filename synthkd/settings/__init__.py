@@ -108,6 +108,7 @@ from synthkd.settings.terms import (
 )
 from synthkd.settings.training import (
     DPSettings,
+    LabelsTeacher,
     OptimizerSettings,
     PrivacySettings,
     TeacherOrGiven,
@@ -162,6 +163,7 @@ __all__ = [
     "Images",
     "InceptionExtractor",
     "Joint",
+    "LabelsTeacher",
     "Listed",
     "LoadedExtractor",
     "LoadedModel",

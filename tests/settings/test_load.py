@@ -54,7 +54,7 @@ def write(folder: Path, text: str) -> Path:
         ({"student": {}}, "student.arch: required"),
         ({"student": 5}, "student: expected a section with kind zoo | load, got 5"),
         ({"student": {"kind": "zo"}}, "student.kind: expected one of 'zoo', 'load', got 'zo' (did you mean 'zoo'?)"),
-        ({"teacher": {"model": "x"}}, "teacher.kind: required, one of 'train', 'load'"),
+        ({"teacher": {"model": "x"}}, "teacher.kind: required, one of 'train', 'load', 'labels'"),
         (
             {"test": {"kind": "digit"}},
             "test.kind: expected one of 'digits', 'mnist', 'fashion_mnist', 'cifar10', 'cifar100', 'folder', 'npz', "

@@ -25,6 +25,7 @@ from synthkd.reports.results.models import (
     ModelDescription,
     ModelResult,
     QualityResult,
+    Queries,
     RaisedAlarm,
     Ratio,
     StudentResult,

@@ -12,6 +12,7 @@ from synthkd.reports.results.codec import OMITTED
 from synthkd.reports.results.models import (
     DataDescription,
     ModelResult,
+    Queries,
     RaisedAlarm,
     Ratio,
     StudentResult,
@@ -142,6 +143,7 @@ class DistillResult(JobResult):
         ratio: student over teacher, where there is a teacher.
         scores: of generated images, if the run measured them.
         before: what the run came to before each of its extensions; None without one.
+        queries: to a teacher that is a black box.
     """
 
     job: str = "distill"
@@ -158,6 +160,7 @@ class DistillResult(JobResult):
     ratio: Ratio | None = field(default=None, metadata=OMITTED)
     scores: RunningScoresResult | None = field(default=None, metadata=OMITTED)
     before: tuple[EarlierResult, ...] | None = field(default=None, metadata=OMITTED)
+    queries: Queries | None = field(default=None, metadata=OMITTED)
 
 
 @dataclass(frozen=True, kw_only=True)
