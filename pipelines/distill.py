@@ -36,6 +36,7 @@ from synthkd.reports.results import DistillResult
 from synthkd.settings import GivenModel
 from synthkd.taps import evaluating
 from synthkd.training.loop import Action, Progress, Values
+from synthkd.training.measuring import Allowance
 from synthkd.types import ImageSpec, balanced_labels
 
 STUDENT, PEERS = "student", "peers"
@@ -116,11 +117,12 @@ def _distill(config: DistillConfig, *, networks: GivenNetworks, dry_run: bool) -
         models = [teacher.model for teacher in ready]
         assembly = assemble(config, models, job.accelerator, job.directory, networks.student)
         test = _fitted_test(test, assembly)
-        progress = _train(config, job, assembly, test)
+        allowance = Allowance()
+        progress = _train(config, job, assembly, test, allowance)
         student = _finished_student(config, job, assembly)
         _keep_images(config, job, assembly)
         taught = sum(teacher.seconds for teacher in ready)
-        content = job.finish(measured(config, job, assembly, student, test, taught, progress))
+        content = job.finish(measured(config, job, assembly, student, test, taught, progress, allowance))
         return Distilled(job.directory, content, summary(job, content), finished_student=student.cpu)
 
 
@@ -157,10 +159,12 @@ def _fitted_test(test: RealData | None, assembly: Assembly) -> RealData | None:
     return None if test is None else fitted("test", test, subject.spec, subject.class_names, lacks_classes=True)
 
 
-def _train(config: DistillConfig, job: Job, assembly: Assembly, test: RealData | None) -> Progress:
+def _train(
+    config: DistillConfig, job: Job, assembly: Assembly, test: RealData | None, allowance: Allowance
+) -> Progress:
     """Run the phases: rounds of the generator, steps of the students, evaluations, grids and published students."""
     generated = assembly.transfer_set.generated
-    watch = _Watch(config, job, assembly, test)
+    watch = _Watch(config, job, assembly, test, allowance)
     page = LivePage(job.directory, job.accelerator.is_main_process)
     actions = [Action("test", watch.test, config.evaluate_every, after=True), page.every(config.evaluate_every)]
     if config.publish_every is not None:
@@ -193,6 +197,7 @@ class _Watch:
     job: Job
     assembly: Assembly
     real_test: RealData | None
+    allowance: Allowance
 
     def test(self, _: int) -> dict[str, Tensor | float]:
         """Accuracy of the student on real test data, if there is any."""
@@ -201,7 +206,7 @@ class _Watch:
         student = self.assembly.learner.evaluated
         finite_state(student, "student")
         with evaluating(student):
-            predictions = predict(student, self.real_test.images, self.job.device)
+            predictions = predict(student, self.real_test.images, self.job.device, self.assembly.batch.of_process)
         return {"test/accuracy": accuracy(predictions, self.real_test.labels).value}
 
     def evaluate(self, number: int, step: int) -> dict[str, Tensor | float]:
@@ -250,7 +255,8 @@ class _Watch:
         generated, subject = self.assembly.transfer_set.generated, self.assembly.subject
         if self.job.accelerator.is_main_process and generated is not None:
             columns = min(subject.spec.classes, MOST_CLASSES)
-            images = generated.grid(balanced_labels(columns * ROWS, 0, columns))
+            images = generated.grid(balanced_labels(columns * ROWS, 0, columns), self.allowance.tick(columns))
+            images = images[: len(images) // columns * columns]  # whole rows
             names = subject.class_names[:columns] or tuple(map(str, range(columns)))
             path = self.job.directory / "samples" / f"step_{step + 1:06d}.png"
             save_grid(images.cpu(), columns, path, names)

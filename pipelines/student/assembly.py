@@ -155,6 +155,7 @@ def assemble(
         transfer_set.held_out,
         controllers,
         team if controllers.selection is not None else None,
+        batch.of_process,
     )
     prioritized = next((one for one in transfer_set.banks if one.settings.policy == "prioritized"), None)
     step = DistillStep(students, transfer_set.dataset, accelerator, prioritized, lambda: controllers.teaching)
@@ -164,9 +165,9 @@ def assemble(
     contract = contracts[0] if contracts else None
     scores = None
     if config.score is not None and teacher is not None and config.generated is not None:
-        settings = config.generated.generator
-        trained = training_data(config)
-        scores = build_scores(config.score, teacher, settings, images.splits, accelerator.device, config.seed, trained)
+        settings, device = config.generated.generator, accelerator.device
+        trained, size = training_data(config), batch.of_process
+        scores = build_scores(config.score, teacher, settings, images.splits, device, config.seed, trained, size)
     return Assembly(
         subject, contract, team, students, transfer_set, step, evaluation, inherited, scores, batch, warnings
     )
