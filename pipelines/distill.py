@@ -26,6 +26,7 @@ from synthkd.pipelines.run.tested import read_test
 from synthkd.pipelines.run.trust import trusted_by, trusting
 from synthkd.pipelines.student.assembly import Assembly, assemble
 from synthkd.pipelines.student.given import Given, GivenNetworks, from_memory
+from synthkd.pipelines.student.memory import Memory, planned_memory
 from synthkd.pipelines.student.networks import finished
 from synthkd.pipelines.student.results import measured
 from synthkd.pipelines.student.summary import plan, summary
@@ -106,7 +107,9 @@ def distill(
 def _distill(config: DistillConfig, *, networks: GivenNetworks, dry_run: bool) -> Distilled | Plan:
     if dry_run:
         assembly = assemble(config, _untrained(config, networks), make_accelerator(config), None, networks.student)
-        return Plan(plan(config, assembly, _fitted_test(read_test(config), assembly)))
+        test = _fitted_test(read_test(config), assembly)
+        # Last, since it takes steps with the parts.
+        return Plan((*plan(config, assembly, test), *_memory(config, assembly).lines))
     with open_job("distill", config) as job:
         if isinstance(job.finished, DistillResult):
             lines = summary(job, job.finished, already=True)
@@ -124,6 +127,11 @@ def _distill(config: DistillConfig, *, networks: GivenNetworks, dry_run: bool) -
         taught = sum(teacher.seconds for teacher in ready)
         content = job.finish(measured(config, job, assembly, student, test, taught, progress, allowance))
         return Distilled(job.directory, content, summary(job, content), finished_student=student.cpu)
+
+
+def _memory(config: DistillConfig, assembly: Assembly) -> Memory:
+    teacher = None if assembly.team is None else assembly.team.model
+    return planned_memory(config, assembly.trial, assembly.batch.of_process, teacher)
 
 
 def _saved_student(config: DistillConfig, job: Job, networks: GivenNetworks) -> Classifier:
