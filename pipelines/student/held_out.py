@@ -20,7 +20,7 @@ from synthkd.types import Batch, balanced_labels, to_float
 
 FRESH_IMAGES = 500
 """Fresh samples on which the agreement of student and teacher is measured without real test data."""
-LEAST_FRESH = 100
+LEAST_FRESH = 20
 """Smallest number of them if the time for measurements is used up."""
 
 

@@ -21,7 +21,7 @@ from synthkd.types import Batch, Outputs, to_float
 
 IMAGES = 1024
 """Largest number of images, generated or real, that the alarms are computed on."""
-LEAST_IMAGES = 200
+LEAST_IMAGES = 100
 """Smallest number, where there are as many, if the time for measurements is used up."""
 LARGEST_BYTES = 128 * 2**20
 """Of float32 images that are in memory at once for the alarms."""

@@ -20,7 +20,7 @@ from synthkd.pipelines.student.transfer_set import is_private
 from synthkd.pipelines.student.trial import Trial
 from synthkd.system.hardware import memory_bytes, resident_bytes
 from synthkd.system.resources import size
-from synthkd.training.memory import Need, need_of, trim_heap
+from synthkd.training.memory import TRIED, Need, need_of, trim_heap
 
 WORKSPACE = 1.25
 """Factor on the tensors of a pass: workspaces of convolutions, and what lies between freed blocks."""
@@ -82,6 +82,7 @@ def planned_memory(config: DistillConfig, trial: Trial, batch_size: int, teacher
 def _steps(trial: Trial) -> Callable[[int], Callable[[], None]]:
     """Prepares steps of the students on so many images, from the state in which they are now."""
     states = [copy.deepcopy(student.state_dict()) for student in trial.students]
+    trial.learn(min(TRIED))  # an optimizer's first step of all has operations of its own
 
     def prepare(count: int) -> Callable[[], None]:
         for student, state in zip(trial.students, states, strict=True):

@@ -127,7 +127,6 @@ def need_of(prepare: Callable[[int], Callable[[], object]], batch_size: int, dev
         device: of the tensors.
     """
     timelines, kept = [], []
-    prepare(TRIED[0])()  # the first trial of all may have operations of its own
     for count in TRIED:
         run = prepare(count)
         with TensorBytes(device) as tensors:
