@@ -22,7 +22,7 @@ from synthkd.system.hardware import memory_bytes, resident_bytes
 from synthkd.system.resources import size
 from synthkd.training.memory import TRIED, Need, need_of, trim_heap
 
-WORKSPACE = 1.25
+WORKSPACE = 1.4
 """Factor on the tensors of a pass: workspaces of convolutions, and what lies between freed blocks."""
 NOTHING = Need(0, 0)
 STEPS = 2
