@@ -28,6 +28,7 @@ from synthkd.pipelines.run.trust import trusted_by, trusting
 from synthkd.pipelines.student.assembly import Assembly, assemble
 from synthkd.pipelines.student.chosen import with_generator
 from synthkd.pipelines.student.given import Given, GivenNetworks, from_memory
+from synthkd.pipelines.student.memory import Memory, planned_memory
 from synthkd.pipelines.student.networks import finished
 from synthkd.pipelines.student.results import measured
 from synthkd.pipelines.student.summary import plan, summary
@@ -39,6 +40,7 @@ from synthkd.settings import GivenModel
 from synthkd.taps import evaluating
 from synthkd.training.display import Display
 from synthkd.training.loop import Action, Progress, Values
+from synthkd.training.measuring import Allowance
 from synthkd.types import ImageSpec, balanced_labels
 
 STUDENT, PEERS = "student", "peers"
@@ -111,7 +113,9 @@ def _distill(config: DistillConfig, *, networks: GivenNetworks, dry_run: bool) -
         models = _untrained(config, networks)
         config, why = with_generator(config, models[0] if models else None)
         assembly = assemble(config, models, make_accelerator(config), None, networks.student)
-        return Plan(plan(config, assembly, _fitted_test(read_test(config), assembly), why))
+        lines = plan(config, assembly, _fitted_test(read_test(config), assembly), why)
+        # Last, since it takes steps with the parts.
+        return Plan((*lines, *_memory(config, assembly).lines))
     with open_job("distill", config) as job:
         if isinstance(job.finished, DistillResult):
             lines = summary(job, job.finished, already=True)
@@ -124,12 +128,18 @@ def _distill(config: DistillConfig, *, networks: GivenNetworks, dry_run: bool) -
         assembly = assemble(config, models, job.accelerator, job.directory, networks.student)
         test = _fitted_test(test, assembly)
         _ask_ahead(assembly, job)
-        progress = _train(config, job, assembly, test, why)
+        allowance = Allowance()
+        progress = _train(config, job, assembly, test, why, allowance)
         student = _finished_student(config, job, assembly)
         _keep_images(config, job, assembly)
         taught = sum(teacher.seconds for teacher in ready)
-        content = job.finish(measured(config, job, assembly, student, test, taught, progress))
+        content = job.finish(measured(config, job, assembly, student, test, taught, progress, allowance))
         return Distilled(job.directory, content, summary(job, content), finished_student=student.cpu)
+
+
+def _memory(config: DistillConfig, assembly: Assembly) -> Memory:
+    teacher = None if assembly.team is None else assembly.team.model
+    return planned_memory(config, assembly.trial, assembly.batch.of_process, teacher)
 
 
 def _saved_student(config: DistillConfig, job: Job, networks: GivenNetworks) -> Classifier:
@@ -176,10 +186,12 @@ def _ask_ahead(assembly: Assembly, job: Job) -> None:
             black_box.progress = None
 
 
-def _train(config: DistillConfig, job: Job, assembly: Assembly, test: RealData | None, why: str) -> Progress:
+def _train(
+    config: DistillConfig, job: Job, assembly: Assembly, test: RealData | None, why: str, allowance: Allowance
+) -> Progress:
     """Run the phases: rounds of the generator, steps of the students, evaluations, grids and published students."""
     generated = assembly.transfer_set.generated
-    watch = _Watch(config, job, assembly, test)
+    watch = _Watch(config, job, assembly, test, allowance)
     page = LivePage(job.directory, job.accelerator.is_main_process)
     actions = [Action("test", watch.test, config.evaluate_every, after=True), page.every(config.evaluate_every)]
     if config.publish_every is not None:
@@ -224,6 +236,7 @@ class _Watch:
     job: Job
     assembly: Assembly
     real_test: RealData | None
+    allowance: Allowance
 
     def test(self, _: int) -> dict[str, Tensor | float]:
         """Accuracy of the student on real test data, if there is any."""
@@ -232,7 +245,7 @@ class _Watch:
         student = self.assembly.learner.evaluated
         finite_state(student, "student")
         with evaluating(student):
-            predictions = predict(student, self.real_test.images, self.job.device)
+            predictions = predict(student, self.real_test.images, self.job.device, self.assembly.batch.of_process)
         return {"test/accuracy": accuracy(predictions, self.real_test.labels).value}
 
     def evaluate(self, number: int, step: int) -> dict[str, Tensor | float]:
@@ -281,7 +294,8 @@ class _Watch:
         generated, subject = self.assembly.transfer_set.generated, self.assembly.subject
         if self.job.accelerator.is_main_process and generated is not None:
             columns = min(subject.spec.classes, MOST_CLASSES)
-            images = generated.grid(balanced_labels(columns * ROWS, 0, columns))
+            images = generated.grid(balanced_labels(columns * ROWS, 0, columns), self.allowance.tick(columns))
+            images = images[: len(images) // columns * columns]  # whole rows
             names = subject.class_names[:columns] or tuple(map(str, range(columns)))
             path = self.job.directory / "samples" / f"step_{step + 1:06d}.png"
             save_grid(images.cpu(), columns, path, names)

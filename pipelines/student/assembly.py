@@ -73,6 +73,7 @@ class Assembly:
         scores: measures generated images while the run goes, or None.
         batch: images of a batch over all processes.
         warnings: what is odd about the teachers, a line each.
+        trial: takes steps on noise with these parts.
     """
 
     subject: Subject
@@ -86,6 +87,7 @@ class Assembly:
     scores: RunningScores | None
     batch: BatchSize
     warnings: tuple[str, ...]
+    trial: Trial
 
     @property
     def learner(self) -> Learner:
@@ -147,7 +149,8 @@ def assemble(
         settings = config.generated.named
         generator = build_generator(settings, teacher, config.seed, accelerator, images.splits, directory)
     # After everything that takes memory beside a step, and before the batches.
-    trial = Trial(config, subject.spec, accelerator, students, team, controllers, bank, generator)
+    parts = (accelerator, students, team, controllers, bank, generator)
+    trial = Trial(config, subject.spec, *parts, images.splits)
     batch = choose_batch_size(config, wanted, accelerator, directory, trial.parts, trial)
     transfer_set = TransferSetBuilder(
         config, accelerator, subject, images, generator, team, students[0].learner, bank, batch.images, total
@@ -159,6 +162,7 @@ def assemble(
         transfer_set.held_out,
         controllers,
         team if controllers.selection is not None else None,
+        batch.of_process,
     )
     prioritized = next((one for one in transfer_set.banks if one.settings.policy == "prioritized"), None)
     step = DistillStep(students, transfer_set.dataset, accelerator, prioritized, lambda: controllers.teaching)
@@ -166,23 +170,30 @@ def assemble(
     count = min(REHEARSED, batch.images)
     step.rehearse(noise_dataset(config, subject.spec, team, accelerator.device, count).batch(0))
     contract = contracts[0] if contracts else None
-    scores = None
-    if config.score is not None and teacher is not None and config.generated is not None:
-        settings = config.generated.named
-        trained = training_data(config)
-        scores = build_scores(config.score, teacher, settings, images.splits, accelerator.device, config.seed, trained)
+    scores = _scores(config, images, teacher, accelerator, batch)
     return Assembly(
-        subject, contract, team, students, transfer_set, step, evaluation, inherited, scores, batch, warnings
+        subject, contract, team, students, transfer_set, step, evaluation, inherited, scores, batch, warnings, trial
     )
 
 
 def _probed(config: DistillConfig, teachers: Sequence[Classifier]) -> list[TeacherContract]:
     """The contracts of the teachers; not that of a black box, whose check would cost queries."""
     return [
-        probe(teacher, teacher_name(number), gradients=number == 0 and config.needs_gradients)
+        probe(teacher, teacher_name(number), number == 0 and config.needs_gradients, config.distill.batch_size)
         for number, teacher in enumerate(teachers)
         if black_box_of(teacher) is None
     ]
+
+
+def _scores(
+    config: DistillConfig, images: Images, teacher: Classifier | None, accelerator: Accelerator, batch: BatchSize
+) -> RunningScores | None:
+    """What measures generated images while the run goes, if the configuration asks for it."""
+    if config.score is None or teacher is None or config.generated is None:
+        return None
+    settings, device, size = config.generated.named, accelerator.device, batch.of_process
+    trained = training_data(config)
+    return build_scores(config.score, teacher, settings, images.splits, device, config.seed, trained, size)
 
 
 def _read(config: DistillConfig, accelerator: Accelerator, directory: Path | None) -> Images:
