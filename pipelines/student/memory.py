@@ -94,7 +94,7 @@ def _steps(trial: Trial) -> Callable[[int], Callable[[], None]]:
 
 def _round(config: DistillConfig, trial: Trial, teacher: Classifier | None) -> Need:
     """What a round needs, told from rounds of generators of the same kind with small batches."""
-    settings = None if config.generated is None else config.generated.generator
+    settings = None if config.generated is None else config.generated.named
     wanted = getattr(settings, "batch_size", None)
     if settings is None or teacher is None or wanted is None or is_private(config):
         return NOTHING
