@@ -10,7 +10,7 @@ from synthkd.data.read.splits import RealData
 from synthkd.errors import ConfigError
 from synthkd.pipelines.config import CompressConfig, DistillConfig, TeachConfig
 from synthkd.pipelines.run.directory import CONFIG
-from synthkd.settings import DataSettings, LoadedModel, StreamData, TeacherOrGiven, TrainedTeacher
+from synthkd.settings import DataSettings, LoadedModel, StreamData, TeacherOrGiven, TrainedTeacher, UnlabelledData
 from synthkd.settings.load import load_config
 
 
@@ -23,7 +23,7 @@ def read_test(config: DistillConfig | CompressConfig) -> RealData | None:
     return None if config.test is None else load_test(config.test, training_data(config))
 
 
-def training_data(config: DistillConfig | CompressConfig) -> list[DataSettings]:
+def training_data(config: DistillConfig | CompressConfig) -> list[DataSettings | UnlabelledData]:
     """The datasets that the teachers, the student or the generator of a job train on."""
     if isinstance(config, CompressConfig):
         return [*taught_on([config.teacher])]

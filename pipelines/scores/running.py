@@ -22,7 +22,7 @@ from synthkd.models import Classifier
 from synthkd.pipelines.run.images import fitted
 from synthkd.reports.results import RunningScoresResult
 from synthkd.rng import stream
-from synthkd.settings import DataSettings, ScoreSettings, TeacherExtractor
+from synthkd.settings import DataSettings, ScoreSettings, TeacherExtractor, UnlabelledData
 from synthkd.taps import evaluating, observe
 from synthkd.training.monitor import Row
 from synthkd.types import to_uint8
@@ -116,7 +116,7 @@ def build_scores(
     splits: Splits | None,
     device: torch.device,
     seed: int,
-    training: Sequence[DataSettings] = (),
+    training: Sequence[DataSettings | UnlabelledData] = (),
 ) -> RunningScores:
     """Build the networks, and take the features of the real images.
 
@@ -154,7 +154,10 @@ def scores_in_words(result: RunningScoresResult) -> str:
 
 
 def _reference(
-    settings: ScoreSettings, splits: Splits | None, teacher: Classifier, training: Sequence[DataSettings]
+    settings: ScoreSettings,
+    splits: Splits | None,
+    teacher: Classifier,
+    training: Sequence[DataSettings | UnlabelledData],
 ) -> RealData | None:
     """The public test images of the settings, else the held-out images of the run, else its training images."""
     if settings.real is not None:

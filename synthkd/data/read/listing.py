@@ -98,6 +98,24 @@ def list_dataset(path: Path, lacks_classes: bool = False) -> Listing:
     return Listing([*entries, *root.refused], classes, sorted(ignored))
 
 
+def list_unlabelled(path: Path) -> Listing:
+    """Every image of a set, sorted by path, without labels; of a set with a part `train`, the images of that part.
+
+    Raises:
+        DataError: a folder or file that cannot be read, or no images.
+    """
+    root = _opened(path)
+    if isinstance(root, Listing):
+        return Listing([replace(entry, label=None) for entry in root.entries], (), root.ignored)
+    top = _entered(path, root.images(), ("train", *_TEST_PARTS))
+    if "train" in _parts(top):
+        top = top.directories["train"]
+    entries = [*top.entries(files_first=False), *root.refused]
+    if not entries:
+        raise DataError(f"{path} holds no images; check the path")
+    return Listing(entries, (), sorted({*root.leaves()} - {*root.images().leaves()}))
+
+
 _REMEDIES = {
     ".tar": "put the class of each KEY.png into KEY.cls, or each class into a directory of its name",
     ".csv": "fill the column `label`",

@@ -107,6 +107,18 @@ def read_arrays(path: Path, split: str | None = None) -> Arrays:
     return Arrays(arrays[images], arrays.get(labels), arrays.get("class_names"))
 
 
+def read_images(path: Path) -> NDArray[np.uint8]:
+    """The images of a .npz alone, those of its training part if it has two: uint8 `[N, C, H, W]`.
+
+    Raises:
+        DataError: as `read_arrays` and `as_images`.
+    """
+    with _opened(path) as archive:
+        key, _ = _keys(path, archive.files, "train" if "test_images" in archive.files else None)
+        images = _read(archive, [key])[key]
+    return as_images(images, f"{path}: {key}")
+
+
 def _keys(path: Path, names: Sequence[str], split: str | None) -> tuple[str, str]:
     """Names of the arrays with the images and the labels of a part."""
     if "test_images" in names and split not in ("train", "test"):
