@@ -68,11 +68,11 @@ class GeneratedSet(_Source):
 
 
 class StoredSet(_Source):
-    """A dataset that `synthkd generate` wrote, with its soft labels."""
+    """A dataset with soft labels: what `synthkd generate` wrote, or a .npz of images and logits."""
 
     kind: Literal["stored"]
     path: PathText
-    """Its directory, or the run that wrote it."""
+    """Its directory, the run that wrote it, or a .npz with `images` and `logits` (and `labels` and `class_names`)."""
     bank: ReplaySettings = ReplaySettings()
     """How its images are drawn."""
 

@@ -15,7 +15,7 @@ from accelerate import Accelerator
 from synthkd.data.read.decode import some
 from synthkd.data.read.real import load_splits
 from synthkd.data.read.unlabelled import read_unlabelled
-from synthkd.data.written.stored import read_stored
+from synthkd.data.written.soft_labelled import read_soft_labelled
 from synthkd.distillation import phases
 from synthkd.distillation.control.controllers import Controllers
 from synthkd.distillation.evaluation import PeriodicEvaluation
@@ -177,7 +177,7 @@ def _read(
     config: DistillConfig, accelerator: Accelerator, directory: Path | None, teacher: Classifier | None
 ) -> Images:
     """Read the images of the sources. A generator learns from its own real images, else from the real source's."""
-    stored = None if config.stored is None else read_stored(config.stored.path)
+    stored = None if config.stored is None else read_soft_labelled(config.stored.path)
     real = None if config.real is None else config.real.data
     arriving = real if isinstance(real, StreamData) else None
     fixed = None if isinstance(real, StreamData | UnlabelledData) else real

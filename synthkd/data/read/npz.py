@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,6 +105,18 @@ def read_arrays(path: Path, split: str | None = None) -> Arrays:
         images, labels = _keys(path, archive.files, split)
         arrays = _read(archive, [key for key in (images, labels, "class_names") if key in archive.files])
     return Arrays(arrays[images], arrays.get(labels), arrays.get("class_names"))
+
+
+def read_keys(path: Path, needed: Set[str], optional: Set[str] = frozenset()) -> dict[str, NDArray[Any]]:
+    """Arrays of a .npz by their names; the optional ones if the file has them.
+
+    Raises:
+        DataError: a missing array; else as `read_arrays`.
+    """
+    with _opened(path) as archive:
+        if missing := sorted(needed - {*archive.files}):
+            raise DataError(f"{path}: has no array {missing}, only {sorted(archive.files)}; add it with np.savez")
+        return _read(archive, sorted((needed | optional) & {*archive.files}))
 
 
 def read_images(path: Path) -> NDArray[np.uint8]:
