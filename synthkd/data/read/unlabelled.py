@@ -10,7 +10,7 @@ from torch import Tensor
 
 from synthkd.data.read.folder import read_folder
 from synthkd.data.read.listing import list_unlabelled
-from synthkd.data.read.npz import read_images
+from synthkd.data.read.npz import is_arrays, read_images
 from synthkd.data.read.splits import RealData, Splits
 from synthkd.errors import DataError
 from synthkd.rng import Rows
@@ -36,7 +36,7 @@ def read_unlabelled(settings: UnlabelledData, spec: ImageSpec, class_names: tupl
     """
     path = Path(settings.path).expanduser()
     name = path.resolve().name
-    if path.suffix.lower() == ".npz" and not path.is_dir():
+    if is_arrays(path):
         images = _of_npz(path, settings)
     else:
         source = read_folder(path, settings.channels, settings.size, settings.skip_bad, listed=list_unlabelled)

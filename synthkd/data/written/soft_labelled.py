@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from synthkd.data.read.npz import as_images, as_labels, as_names, read_keys
+from synthkd.data.read.npz import as_images, as_labels, as_names, is_arrays, read_keys
 from synthkd.data.read.splits import channel_statistics
 from synthkd.data.written.stored import StoredDataset, read_stored
 from synthkd.errors import DataError
@@ -30,7 +30,7 @@ def read_soft_labelled(path: str | Path) -> StoredDataset:
         DataError: as `read_stored`; arrays that do not fit together, logits that are not finite, or probabilities.
     """
     file = Path(path).expanduser()
-    if file.suffix.lower() != ".npz" or file.is_dir():
+    if not is_arrays(file):
         return read_stored(path)
     arrays = read_keys(file, {"images", "logits"}, {"labels", "class_names"})
     images = torch.from_numpy(as_images(arrays["images"], f"{file}: images"))
