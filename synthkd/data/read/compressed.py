@@ -10,16 +10,16 @@ import tempfile
 import zlib
 from collections.abc import Callable, Mapping
 from functools import cache
+from io import BufferedIOBase
 from pathlib import Path
-from typing import IO
 
 from synthkd.data.read.decode import in_a_line
 from synthkd.data.read.folder_or_zip import FREELY_PACKED, MOST_PACKED
 
-_OPENERS: Mapping[bytes, Callable[[Path], IO[bytes]]] = {
-    b"\x1f\x8b": gzip.open,
-    b"BZh": bz2.open,
-    b"\xfd7zXZ\x00": lzma.open,
+_OPENERS: Mapping[bytes, Callable[[Path], BufferedIOBase]] = {
+    b"\x1f\x8b": gzip.GzipFile,
+    b"BZh": bz2.BZ2File,
+    b"\xfd7zXZ\x00": lzma.LZMAFile,
 }
 """First bytes -> what reads such a file."""
 ENDINGS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
@@ -48,7 +48,7 @@ def plain_tar(path: Path) -> Path:
 
 
 @cache
-def _unpacked(path: Path, opener: Callable[[Path], IO[bytes]], size: int, _: int) -> Path:
+def _unpacked(path: Path, opener: Callable[[Path], BufferedIOBase], size: int, _: int) -> Path:
     """The unpacked copy; a file that has changed since has another time, so it is unpacked again."""
     most = max(MOST_PACKED * size, FREELY_PACKED)
     with tempfile.NamedTemporaryFile(prefix="synthkd-", suffix=".tar", delete=False) as copy:

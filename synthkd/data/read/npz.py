@@ -114,7 +114,8 @@ def read_npz(path: str | Path, lacks_classes: bool = False) -> Source:
     else:
         names = tuple(str(label) for label in numbers)
     # One part is not copied, since it may be a file mapped into memory.
-    joined = [torch.from_numpy(one[0] if len(one) == 1 else np.concatenate(one)) for one in (images, labels)]
+    pixels = images[0] if len(images) == 1 else np.concatenate(images)
+    joined = torch.from_numpy(pixels), torch.from_numpy(np.concatenate(labels))
     return Source(*joined, names, len(images[0]) if len(parts) == 2 else None)
 
 

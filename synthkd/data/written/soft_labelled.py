@@ -46,7 +46,8 @@ def read_soft_labelled(path: str | Path) -> StoredDataset:
         if len(names) != classes:
             raise DataError(f"{file}: {len(names)} class_names for logits of {classes} classes; give one for each")
     mean, std = channel_statistics(images)
-    spec = ImageSpec(*images.shape[1:], classes)
+    channels, height, width = images.shape[1:]
+    spec = ImageSpec(channels, height, width, classes)
     return StoredDataset(images, labels, logits, names, mean, std, spec, {"real_images_used": None})
 
 
