@@ -122,7 +122,7 @@ def assemble(
         probe(teacher, teacher_name(number), gradients=number == 0 and config.needs_gradients)
         for number, teacher in enumerate(teachers)
     ]
-    warnings = teacher_warnings(config, teachers, contracts)
+    warnings = teacher_warnings(config.every_teacher, teachers, contracts)
     teacher = teachers[0] if teachers else None
     images = _read(config, accelerator, directory, teacher)
     subject = subject_of(teacher, images.stored, images.splits)
