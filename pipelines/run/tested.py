@@ -68,7 +68,7 @@ def _of_run(recorded: Path, visited: set[Path]) -> Iterator[DataSettings | Unlab
             yield config.data
         elif isinstance(config, CompressConfig):
             yield from _taught_on([config.teacher], visited)
-        else:
+        elif isinstance(config, DistillConfig):
             yield from _taught_on(config.every_teacher, visited)
             yield from _own(config)
         return

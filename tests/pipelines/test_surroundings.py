@@ -8,12 +8,15 @@ from typing import Any
 import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState
+from PIL import Image
 
 from synthkd.errors import ConfigError
 from synthkd.models import build, load
 from synthkd.pipelines import distill
+from synthkd.pipelines.config import DistillConfig
 from synthkd.pipelines.run.result import Plan
 from synthkd.settings import ZooModel
+from synthkd.settings.load import load_config
 from synthkd.system.environment import TORCHRUN, own_environment
 from synthkd.types import ImageSpec
 
@@ -94,3 +97,24 @@ def test_torchrun_is_heard_and_a_part_of_it_refused(monkeypatch: pytest.MonkeyPa
     refused = pytest.raises(ConfigError, match="has RANK, but no MASTER_ADDR and MASTER_PORT: start with torchrun")
     with refused, own_environment():
         pass
+
+
+def test_paths_may_have_any_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spaces, umlauts and bytes that are not UTF-8, in the folder of a run and inside its data."""
+    top = tmp_path / os.fsdecode(b"with space \xc3\xb6 \xff")
+    for label, name in enumerate(("a b", "ö", os.fsdecode(b"c\xfe"))):
+        for number in range(6):
+            path = top / "my set" / name / f"{number} ö.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("L", (8, 8), 40 * number + label).save(path)
+    monkeypatch.chdir(top)
+    taught = {"kind": "train", "data": {"kind": "folder", "root": "my set", "channels": 1}}
+    taught |= {"model": {"arch": "convnet", "width": 4}, "training": {"steps": 2, "batch_size": 4}}
+    pictures = {"kind": "real", "data": {"kind": "unlabelled", "path": "./my set/ö", "channels": 1}}
+    recipe = {**RECIPE, "teacher": taught, "transfer_set": pictures, "phases": [{"kind": "refine", "steps": 2}]}
+    recipe |= {"test": {"kind": "folder", "root": "my set", "channels": 1}, "out": "my run"}
+    done = distill(load_config(DistillConfig, recipe, []))
+    assert not isinstance(done, Plan)
+    assert load("my run").class_names[1] == "c\udcfe"
+    assert (top / "my run" / "report.html").is_file()
+    assert "was complete already" in str(distill(load_config(DistillConfig, recipe, [])))
