@@ -107,7 +107,7 @@ def _parser() -> argparse.ArgumentParser:
         job = _add(commands, name, verb.help, usage)
         job.add_argument("settings", nargs="*", metavar="CONFIG, key=value", help=SETTINGS)
         job.add_argument("--dry-run", action="store_true", help="build and check everything, print the plan")
-        if verb.paths:
+        if verb.paths or name == "audit":
             text = "leave out at most N unreadable files of a set (skip_bad=N)"
             job.add_argument("--skip-bad", type=int, metavar="N", help=text)
     text = "classes of image files by an exported model (.onnx), which needs nothing else of its run"

@@ -37,6 +37,7 @@ from synthkd.pipelines.student.teachers import ReadyTeacher, is_taught, ready_te
 from synthkd.reports.grids import MOST_CLASSES, ROWS, save_grid
 from synthkd.reports.results import DistillResult
 from synthkd.settings import GivenModel
+from synthkd.system.environment import float32_by_default
 from synthkd.taps import evaluating
 from synthkd.training.display import Display
 from synthkd.training.loop import Action, Progress, Values
@@ -67,6 +68,7 @@ class Distilled(Result[DistillResult]):
         return self.finished_student()
 
 
+@float32_by_default()
 def distill(
     config: DistillConfig | None = None,
     *,

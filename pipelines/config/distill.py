@@ -39,6 +39,7 @@ from synthkd.settings import (
     TeacherSettings,
     TeamSettings,
     TestSettings,
+    UnlabelledData,
     ViewTerm,
     Whole,
     WidthSettings,
@@ -298,6 +299,8 @@ class DistillConfig(Distillation, TrainingConfig):
                 "transfer_set: a stream does not know the size and the classes of its images and may lack labels: set "
                 "teacher"
             )
+        if self.real is not None and isinstance(self.real.data, UnlabelledData):
+            raise ValueError("transfer_set: nobody labels the unlabelled images: set teacher")
         has_labels = len(self.sources) == 1 and not self.sources[0].needs
         if not has_labels or (self.stored is not None and self.mix.logits == "fresh"):
             raise ValueError(NO_TEACHER)
@@ -315,6 +318,8 @@ class DistillConfig(Distillation, TrainingConfig):
         if generated is None or not generated.learns_from_data:
             return
         kind, arrives = generated.generator.kind, real is not None and isinstance(real.data, StreamData)
+        if real is not None and isinstance(real.data, UnlabelledData):
+            raise ValueError(f"transfer_set: {kind} learns from labelled images: leave the unlabelled ones out")
         if generated.data is not None and real is not None and not arrives:
             raise ValueError(f"transfer_set: {kind} learns from the images of kind real: leave its own data out")
         if generated.data is None and real is None:

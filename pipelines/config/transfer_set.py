@@ -27,6 +27,7 @@ from synthkd.settings import (
     Settings,
     Share,
     StreamData,
+    UnlabelledData,
     by_kind,
 )
 
@@ -82,11 +83,11 @@ class GeneratedSet(_Source):
 
 
 class StoredSet(_Source):
-    """A dataset that `synthkd generate` wrote, with its soft labels."""
+    """A dataset with soft labels: what `synthkd generate` wrote, or a .npz of images and logits."""
 
     kind: Literal["stored"]
     path: PathText
-    """Its directory, or the run that wrote it."""
+    """Its directory, the run that wrote it, or a .npz with `images` and `logits` (and `labels` and `class_names`)."""
     bank: ReplaySettings = ReplaySettings()
     """How its images are drawn."""
 
@@ -97,15 +98,15 @@ class StoredSet(_Source):
 
 
 class RealSet(_Source):
-    """Real images: a dataset, or a stream of them that arrives while the student learns."""
+    """Real images: a dataset, unlabelled images, or a stream of images that arrive while the student learns."""
 
     kind: Literal["real"]
     data: DataOrStream
 
     @property
     def needs(self) -> frozenset[TeacherAccess]:
-        """The labels of a stream, which does not know the classes of its images and may lack labels; else nothing."""
-        return frozenset({"labels"}) if isinstance(self.data, StreamData) else frozenset()
+        """The labels of unlabelled images, and of a stream, which does not know its classes; else nothing."""
+        return frozenset({"labels"}) if isinstance(self.data, StreamData | UnlabelledData) else frozenset()
 
 
 SourceSettings = Annotated[

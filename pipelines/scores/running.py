@@ -23,7 +23,7 @@ from synthkd.passes import observe_in_chunks
 from synthkd.pipelines.run.images import fitted
 from synthkd.reports.results import RunningScoresResult
 from synthkd.rng import stream
-from synthkd.settings import DataSettings, ScoreSettings, TeacherExtractor
+from synthkd.settings import DataSettings, ScoreSettings, TeacherExtractor, UnlabelledData
 from synthkd.training.monitor import Row
 from synthkd.types import to_uint8
 
@@ -117,7 +117,7 @@ def build_scores(
     splits: Splits | None,
     device: torch.device,
     seed: int,
-    training: Sequence[DataSettings] = (),
+    training: Sequence[DataSettings | UnlabelledData] = (),
     batch_size: int = BATCH,
 ) -> RunningScores:
     """Build the networks, and take the features of the real images.
@@ -157,7 +157,10 @@ def scores_in_words(result: RunningScoresResult) -> str:
 
 
 def _reference(
-    settings: ScoreSettings, splits: Splits | None, teacher: Classifier, training: Sequence[DataSettings]
+    settings: ScoreSettings,
+    splits: Splits | None,
+    teacher: Classifier,
+    training: Sequence[DataSettings | UnlabelledData],
 ) -> RealData | None:
     """The public test images of the settings, else the held-out images of the run, else its training images."""
     if settings.real is not None:

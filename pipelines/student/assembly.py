@@ -14,7 +14,8 @@ from accelerate import Accelerator
 
 from synthkd.data.read.decode import some
 from synthkd.data.read.real import load_splits
-from synthkd.data.written.stored import read_stored
+from synthkd.data.read.unlabelled import read_unlabelled
+from synthkd.data.written.soft_labelled import read_soft_labelled
 from synthkd.distillation import phases
 from synthkd.distillation.control.controllers import Controllers
 from synthkd.distillation.evaluation import PeriodicEvaluation
@@ -49,7 +50,7 @@ from synthkd.pipelines.student.transfer_set import (
     is_private,
 )
 from synthkd.pipelines.student.trial import Trial, noise_dataset
-from synthkd.settings import StreamData
+from synthkd.settings import StreamData, UnlabelledData
 from synthkd.training.learner import Learner
 from synthkd.types import Stateful
 
@@ -127,9 +128,9 @@ def assemble(
         SynthkdError: see the classes in `synthkd.errors`.
     """
     contracts = _probed(config, teachers)
-    warnings = teacher_warnings(config, teachers, contracts)
+    warnings = teacher_warnings(config.every_teacher, teachers, contracts, config.distill.batch_size)
     teacher = teachers[0] if teachers else None
-    images = _read(config, accelerator, directory)
+    images = _read(config, accelerator, directory, teacher)
     subject = subject_of(teacher, images.stored, images.splits)
     _require_possible(config, accelerator, images)
     _require_one_order(subject, teachers)
@@ -196,19 +197,25 @@ def _scores(
     return build_scores(config.score, teacher, settings, images.splits, device, config.seed, trained, size)
 
 
-def _read(config: DistillConfig, accelerator: Accelerator, directory: Path | None) -> Images:
+def _read(
+    config: DistillConfig, accelerator: Accelerator, directory: Path | None, teacher: Classifier | None
+) -> Images:
     """Read the images of the sources. A generator learns from its own real images, else from the real source's."""
-    stored = None if config.stored is None else read_stored(config.stored.path)
+    stored = None if config.stored is None else read_soft_labelled(config.stored.path)
     real = None if config.real is None else config.real.data
     arriving = real if isinstance(real, StreamData) else None
-    fixed = None if isinstance(real, StreamData) else real
+    fixed = None if isinstance(real, StreamData | UnlabelledData) else real
     generated = config.generated
     if generated is not None and generated.data is not None:
         fixed = generated.data
     splits = None if fixed is None else load_splits(fixed)
-    if splits is not None and directory is not None:
-        keep_data(directory, splits, accelerator, is_private(config))
-    return Images(stored, splits, arriving)
+    unlabelled = None
+    if isinstance(real, UnlabelledData) and teacher is not None:
+        unlabelled = read_unlabelled(real, teacher.spec, tuple(teacher.class_names))
+    bound = splits or unlabelled
+    if bound is not None and directory is not None:
+        keep_data(directory, bound, accelerator, is_private(config))
+    return Images(stored, splits, arriving, unlabelled)
 
 
 def _fitted(config: DistillConfig, images: Images, subject: Subject) -> Images:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from synthkd.models import Classifier, TeacherContract
-from synthkd.pipelines.config import DistillConfig
 from synthkd.pipelines.student.networks import teacher_name
 from synthkd.pipelines.student.normalisation import better_normalisation
-from synthkd.settings import LabelsTeacher, TrainedTeacher
+from synthkd.settings import LabelsTeacher, TeacherOrGiven, TrainedTeacher
 from synthkd.training.loop import Stage, Values, at_first_steps
 from synthkd.training.monitor import Monitor
 
@@ -17,20 +16,24 @@ WARNING = "odd teacher"
 
 
 def teacher_warnings(
-    config: DistillConfig, teachers: Sequence[Classifier], contracts: Sequence[TeacherContract]
+    sources: Sequence[TeacherOrGiven],
+    teachers: Sequence[Classifier],
+    contracts: Sequence[TeacherContract],
+    batch_size: int,
 ) -> tuple[str, ...]:
     """What is odd about the teachers of a run, a line each.
 
     Args:
-        config: of the run.
+        sources: the settings of each.
         teachers: each in any mode; unchanged.
         contracts: what `probe` found of each.
+        batch_size: largest number of images of a pass.
     """
     warnings = [warning for contract in contracts for warning in contract.warnings]
-    for number, (settings, teacher) in enumerate(zip(config.every_teacher, teachers, strict=True)):
+    for number, (settings, teacher) in enumerate(zip(sources, teachers, strict=True)):
         # A teacher that is trained here has the normalisation of its images; a black box shows none.
         if not isinstance(settings, TrainedTeacher | LabelsTeacher):
-            warning = better_normalisation(teacher, teacher_name(number), config.distill.batch_size)
+            warning = better_normalisation(teacher, teacher_name(number), batch_size)
             warnings += [] if warning is None else [warning]
     return tuple(warnings)
 

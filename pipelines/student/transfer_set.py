@@ -37,6 +37,7 @@ from synthkd.pipelines.student.held_out import Agreement, Labelling
 from synthkd.pipelines.student.image_alarms import ImageAlarms, advice_for
 from synthkd.pipelines.student.networks import Subject
 from synthkd.pipelines.student.sources import GeneratedImages, RealTransferImages, StoredDatasetImages, TransferSource
+from synthkd.pipelines.student.unlabelled import UnlabelledImages
 from synthkd.rng import Rows, stream
 from synthkd.schedules import DifficultyScheduler, value_at
 from synthkd.settings import BankSettings, StreamData
@@ -141,6 +142,11 @@ class TransferSet:
             if isinstance(source, RealTransferImages):
                 source.label_ahead()
 
+    @property
+    def labelled_by_teacher(self) -> str:
+        """How the teacher labels unlabelled images, in the words of the plan; empty without such images."""
+        return next((one.labelled for one in self.sources if isinstance(one, UnlabelledImages)), "")
+
     def uses(self) -> list[str]:
         """What real images are used for, in the words of the plan."""
         return [use for source in self.sources for use in source.uses(alone=len(self.sources) == 1)]
@@ -154,11 +160,13 @@ class Images:
         stored: a dataset that `synthkd generate` wrote, or None.
         splits: the real dataset that the student or the generator learns from, or None.
         arriving: the settings of a stream of real images, or None.
+        unlabelled: real images that the teacher labels, or None.
     """
 
     stored: StoredDataset | None
     splits: Splits | None
     arriving: StreamData | None
+    unlabelled: Splits | None = None
 
 
 def is_private(config: DistillConfig) -> bool:
@@ -251,6 +259,10 @@ class TransferSetBuilder:
         if images.arriving is not None:
             stream = ImageStream(images.arriving, self.subject.spec)
             return RealTransferImages(self._real(stream), None, stream, self._labelling, self.config.seed)
+        if images.unlabelled is not None and self.team is not None:
+            parts = (images.unlabelled.train, images.unlabelled.holdout)
+            train, holdout = (RealImages(part.images, part.labels) for part in parts)
+            return UnlabelledImages(self._real(train), train, holdout, self._labelling, self.config.seed, parts[0].name)
         assert images.splits is not None
         train, holdout = (RealImages(part.images, part.labels) for part in (images.splits.train, images.splits.holdout))
         visible = None if is_private(self.config) else holdout

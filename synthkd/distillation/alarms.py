@@ -70,7 +70,7 @@ def class_imbalance(teacher_logits: Tensor, remedy: str) -> Alarm | None:
         return None
     return Alarm(
         "class imbalance",
-        f"class {int(shares.argmin())} has {rarest:.0%} of an equal share of the generated images: {remedy}",
+        f"class {int(shares.argmin())} has {rarest:.0%} of an equal share of the images: {remedy}",
         rarest,
         IMBALANCE,
     )

@@ -18,6 +18,7 @@ from synthkd.models.factories import construct
 from synthkd.models.fitting import load_strictly
 from synthkd.models.weights import WEIGHTS, read_weights, serialised
 from synthkd.settings import Count, GivenModel, ModelOrGiven, Settings
+from synthkd.system.environment import float32_by_default
 from synthkd.system.files import sha256, write_atomically
 from synthkd.system.sealed import sealed, unsealed
 from synthkd.types import ImageSpec
@@ -96,6 +97,7 @@ def save(model: Classifier, directory: Path | str, extra: Mapping[str, object] |
     write_atomically(directory / CONFIG, config)
 
 
+@float32_by_default()
 def load(path: Path | str, *, trust: bool = False, network: nn.Module | None = None) -> Classifier:
     """The classifier saved in a directory, on the CPU, in eval mode.
 

@@ -14,9 +14,11 @@ from synthkd.models.factories import construct, is_library, public_names, requir
 from synthkd.models.fitting import load_file
 from synthkd.models.weights import some
 from synthkd.settings import GivenModel, LoadedModel, ZooModel
+from synthkd.system.environment import float32_by_default
 from synthkd.types import ImageSpec
 
 
+@float32_by_default()
 def load_model(settings: LoadedModel, source: Path | None = None) -> Classifier:
     """A trained classifier in eval mode, on the CPU: a saved directory, or a factory and its weights.
 
@@ -71,6 +73,7 @@ def _require_own_weights(model: Classifier, other: Classifier, name: str) -> Non
         )
 
 
+@float32_by_default()
 def build_model(
     settings: ZooModel | LoadedModel,
     spec: ImageSpec | None = None,

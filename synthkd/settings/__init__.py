@@ -61,6 +61,7 @@ from synthkd.settings.data import (
     ReplaySettings,
     StreamData,
     TestSettings,
+    UnlabelledData,
 )
 from synthkd.settings.distillation import (
     DistillSettings,
@@ -215,6 +216,7 @@ __all__ = [
     "ThresholdSettings",
     "TrainedTeacher",
     "Units",
+    "UnlabelledData",
     "ViewTerm",
     "Weight",
     "WeightSettings",

@@ -138,11 +138,32 @@ class StreamData(Settings):
     """Share of the images that are held out. The name of its file and its row decide about each image."""
 
 
+class UnlabelledData(Settings):
+    """Pictures of the task without labels, all in one place or not: a student learns what its teacher says of them.
+
+    They may be in any form of images, also one with labels, which are left aside. Of a set with a directory `train`
+    the images in it are taken, and of a .npz `images`.
+    """
+
+    kind: Literal["unlabelled"]
+    path: PathText
+    """The folder, archive, table, parquet file, .npz or .npy."""
+    channels: Literal[1, 3] = 3
+    """As in kind folder."""
+    size: Side | None = None
+    """As in kind folder."""
+    skip_bad: bool = False
+    """As in kind folder."""
+    holdout: BelowOne = 0.1
+    """Share of the images that are held out; the same ones in every run over these images."""
+
+
 DataOrStream = Annotated[
-    DigitsData | NamedData | FolderData | NpzData | StreamData,
+    DigitsData | NamedData | FolderData | NpzData | StreamData | UnlabelledData,
     Field(discriminator="kind"),
 ]
-"""Real images that a student may learn from. Only a student can learn from a stream, because it has no splits."""
+"""Real images that a student may learn from. Only a student can learn from a stream, because it has no splits, and from
+unlabelled images, because a teacher labels them."""
 
 
 class AugmentSettings(Settings):

@@ -82,7 +82,10 @@ def test_a_damaged_file_is_named_in_one_line_whatever_its_name(
 
 def test_an_argument_that_is_no_utf_8_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["config", "show", "evaluate", "x\udcff", "real=a"]) == 2
-    assert capsys.readouterr().err == "error: generated.0: 'x\\udcff' is not UTF-8; rename the file or folder\n"
+    assert (
+        capsys.readouterr().err
+        == "error: generated.0: 'x\\udcff' is not UTF-8; rename it, or change into its folder (cd)\n"
+    )
     assert main(["config", "show", "evaluate", "generated=[b]", "real=x\udcff"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: real: the value is not YAML: ")

@@ -7,7 +7,7 @@ and the files that were ignored or left out. One error names all files that cann
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from synthkd.data.read.decode import some, with_reasons
 from synthkd.data.read.decoding import Decoding
-from synthkd.data.read.entries import Entry
+from synthkd.data.read.entries import Entry, Listing
 from synthkd.data.read.listing import list_dataset
 from synthkd.data.read.splits import Source
 from synthkd.errors import DataError
@@ -27,6 +27,7 @@ def read_folder(
     size: int | None = None,
     skip_bad: bool = False,
     lacks_classes: bool = False,
+    listed: Callable[[Path], Listing] | None = None,
 ) -> Source:
     """Decode every image of a folder or archive into one uint8 tensor, training images first.
 
@@ -37,16 +38,18 @@ def read_folder(
             images stay as they are, and must all have one size.
         skip_bad: leave unreadable files out, with a note, instead of raising.
         lacks_classes: a class directory may be empty, since nothing trains on the images.
+        listed: lists the files of the path, labelled or not; None: as a labelled dataset.
 
     Returns:
-        Images uint8 `[N, channels, H, W]` with labels, class names, the number of training images and notes.
+        Images uint8 `[N, channels, H, W]` with labels (-1 without one), class names, the number of training images and
+        notes.
 
     Raises:
         DataError: no class directories or images; unreadable files (unless `skip_bad`); sizes that differ without
             `size`; train and test splits with different classes.
     """
     where = Path(root).expanduser()
-    listing = list_dataset(where, lacks_classes)
+    listing = list_dataset(where, lacks_classes) if listed is None else listed(where)
     count, decoding = len(listing.entries), Decoding(listing)
     sizes: Counter[tuple[int, int]] = Counter()
     entries: list[Entry] = []
@@ -67,7 +70,7 @@ def read_folder(
     has_test = any(entry.test for entry in listing.entries)
     return Source(
         images=images[: len(entries)],
-        labels=torch.tensor([entry.label for entry in entries], dtype=torch.int64),
+        labels=torch.tensor([-1 if one.label is None else one.label for one in entries], dtype=torch.int64),
         class_names=listing.class_names,
         train=sum(not entry.test for entry in entries) if has_test else None,
         notes=tuple(decoding.notes("files or folders ignored, not images of a class")),

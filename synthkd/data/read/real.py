@@ -14,6 +14,7 @@ from synthkd.data.read.folder import read_folder
 from synthkd.data.read.named import read_digits, read_named
 from synthkd.data.read.npz import read_npz
 from synthkd.data.read.splits import RealData, Source, Splits, channel_statistics, split
+from synthkd.errors import DataError
 from synthkd.settings import (
     DataSettings,
     DigitsData,
@@ -23,6 +24,7 @@ from synthkd.settings import (
     NpzData,
     NpzTest,
     TestSettings,
+    UnlabelledData,
 )
 from synthkd.types import ImageSpec, check_labels, in_channels
 
@@ -45,7 +47,7 @@ def load_splits(settings: DataSettings) -> Splits:
     return split(source, name, test, settings.holdout, settings.split_seed, settings.per_class, settings.half)
 
 
-def load_test(settings: TestSettings, training: Iterable[DataSettings] = ()) -> RealData:
+def load_test(settings: TestSettings, training: Iterable[DataSettings | UnlabelledData] = ()) -> RealData:
     """Read the images of a dataset to test on.
 
     They are its own test part if it has one, as the digits and the datasets by name have. Else they are the share that
@@ -54,18 +56,23 @@ def load_test(settings: TestSettings, training: Iterable[DataSettings] = ()) -> 
 
     Args:
         settings: of the dataset.
-        training: of the datasets that are trained on.
+        training: of the datasets that are trained on, with their labels or without.
 
     Raises:
-        DataError: as `load_splits`.
+        DataError: as `load_splits`; all images would be tested on, and they are learned from without their labels.
     """
     if isinstance(settings, DigitsData | NamedData):
         return load_splits(settings).test
-    share = settings.test
-    trained = next((one for one in training if _place(one) == _place(settings)), None)
+    share, place, learned = settings.test, _place(settings), [*training]
+    trained = next((one for one in learned if _place(one) == place), None)
     if share is None and isinstance(trained, FolderData | NpzData):
         share, settings = trained.test, settings.model_copy(update={"split_seed": trained.split_seed})
     source, name = _read(settings, lacks_classes=share is None)
+    unlabelled = [_place(one) for one in learned if isinstance(one, UnlabelledData)]
+    if source.train is None and place is not None and any(one is not None and one[1] == place[1] for one in unlabelled):
+        raise DataError(
+            f"test: the student learns from {name}, without its labels, so it tests nothing; name another set"
+        )
     if source.train is None and share is not None and share < 1.0:
         return split(source, name, share, settings.holdout, settings.split_seed).test
     check_labels(source.labels, len(source.class_names), name)
@@ -94,10 +101,10 @@ def _read(settings: DataSettings | TestSettings, lacks_classes: bool = False) ->
     return source, name
 
 
-def _place(settings: DataSettings | TestSettings) -> tuple[str, Path] | None:
+def _place(settings: DataSettings | TestSettings | UnlabelledData) -> tuple[str, Path] | None:
     """What two settings of one dataset have in common; None for datasets that have a test part of their own."""
     match settings:
-        case NpzData() | NpzTest():
+        case NpzData() | NpzTest() | UnlabelledData():
             return settings.kind, Path(settings.path).expanduser().resolve()
         case FolderData() | FolderTest():
             return settings.kind, Path(settings.root).expanduser().resolve()

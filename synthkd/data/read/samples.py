@@ -16,7 +16,7 @@ from synthkd.data.bank_sample import BANK_SAMPLE
 from synthkd.data.read.generated import find_generated
 from synthkd.data.read.labels import CLASSES
 from synthkd.data.read.listing import list_scored
-from synthkd.data.read.npz import as_images, as_labels, as_names, read_arrays
+from synthkd.data.read.npz import as_images, as_labels, as_names, is_arrays, read_arrays
 from synthkd.data.read.real import load_splits
 from synthkd.data.read.sample_set import Samples, from_files, in_memory
 from synthkd.data.read.splits import RealData
@@ -111,7 +111,7 @@ def _open_path(path: Path, name: str | None, split: str | None, skip_bad: int, c
         if split is not None:
             raise DataError(f"{path} has no parts; leave out split={split}")
         return _open_run(path, name, channels)
-    if path.suffix.lower() == ".npz" and not path.is_dir():
+    if is_arrays(path):
         return _open_npz(path, name, split, channels)
     return from_files(name, path, list_scored(path, split), skip_bad, channels)
 
