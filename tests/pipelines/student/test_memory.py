@@ -44,7 +44,7 @@ def test_the_needs_of_steps_and_rounds_are_told_from_a_few_images(monkeypatch: p
     assert [size for _, _, size in told] == [30, 40]
     for need, peak, _ in told:
         assert need.peak == pytest.approx(peak, rel=0.02)
-        assert need.kept < need.peak
+        assert need.lasting < need.peak
     assert line == "  memory: about 1.0 GB at its peak; there are 1,000.0 GB"
 
 
