@@ -240,7 +240,7 @@ def _sample(work: DatasetPlan, job: Job, frozen: FrozenTeacher, sieve: Sieve) ->
 
 def _write(work: DatasetPlan, job: Job, sampling: Sampling, sieve: Sieve) -> DatasetDescription:
     """Describe the sampled images; the main process writes them as a dataset, and a picture of the first ones."""
-    statistics, content = DatasetStatistics(work.teacher, job.device), Content()
+    statistics, content = DatasetStatistics(work.teacher, job.device, work.counts), Content()
     for block in sampling.records():
         statistics.add(block)
         content.add(block)
