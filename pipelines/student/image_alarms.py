@@ -109,8 +109,7 @@ class ImageAlarms:
         if self.real is None:
             return None
         _, features = self._observe(teacher, to_float(self.real.images[:IMAGES]))
-        similarities = alarms.similarity_within_classes(features, self.real.labels[:IMAGES])
-        return max(similarities, default=None)
+        return alarms.largest_similarity(features, self.real.labels[:IMAGES])
 
     def _observe(self, teacher: Classifier, images: Tensor) -> tuple[Outputs, Tensor]:
         """What the teacher makes of images, and its penultimate features `[N, D]` on the CPU."""

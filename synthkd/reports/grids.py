@@ -21,7 +21,7 @@ MOST_CLASSES = 20
 """Classes that a sample grid shows at most, a column each."""
 FEWEST_CLASSES = 10
 """Classes that it shows of large images, if there are so many."""
-WIDEST, HIGHEST = 1400, 600
+WIDEST, HIGHEST = 850, 600
 """Pixels of a grid that more columns and rows than the fewest may fill."""
 SMALLEST_CELL = 48
 GAP = 4
