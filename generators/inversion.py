@@ -36,6 +36,7 @@ from synthkd.models.contract import finite_logits
 from synthkd.models.fitting import load_strictly
 from synthkd.models.size import in_proportion
 from synthkd.models.weights import WEIGHTS, finite_state, read_weights, save_weights
+from synthkd.passes import sample_in_chunks
 from synthkd.rng import Rows, derive
 from synthkd.taps import evaluating, frozen, has_statistics
 from synthkd.training.learner import require_finite
@@ -205,6 +206,13 @@ class Inversion:
         Raises:
             ModelError: the teacher's logits are not finite.
         """
+        return sample_in_chunks(
+            lambda part, rows: self._sample(part, difficulty, rows), self.settings.batch_size, labels, rng
+        )
+
+    @torch.enable_grad()
+    def _sample(self, labels: Tensor, difficulty: float, rng: Rows) -> Tensor:
+        """As `sample`, in one pass."""
         latent = rng.normal(len(labels), self.settings.latent) * (0.5 + 0.5 * difficulty)
         latent = latent.to(self._device).requires_grad_()
         labels = labels.to(self._device)

@@ -27,6 +27,7 @@ from synthkd.pipelines.run.tested import read_test
 from synthkd.pipelines.run.trust import trusted_by, trusting
 from synthkd.pipelines.student.assembly import Assembly, assemble
 from synthkd.pipelines.student.given import Given, GivenNetworks, from_memory
+from synthkd.pipelines.student.memory import Memory, planned_memory
 from synthkd.pipelines.student.networks import finished
 from synthkd.pipelines.student.results import measured
 from synthkd.pipelines.student.summary import plan, summary
@@ -37,6 +38,7 @@ from synthkd.reports.results import DistillResult
 from synthkd.settings import GivenModel
 from synthkd.taps import evaluating
 from synthkd.training.loop import Action, Progress, Values
+from synthkd.training.measuring import Allowance
 from synthkd.types import ImageSpec
 
 STUDENT, PEERS = "student", "peers"
@@ -106,7 +108,9 @@ def distill(
 def _distill(config: DistillConfig, *, networks: GivenNetworks, dry_run: bool) -> Distilled | Plan:
     if dry_run:
         assembly = assemble(config, _untrained(config, networks), make_accelerator(config), None, networks.student)
-        return Plan(plan(config, assembly, _fitted_test(read_test(config), assembly)))
+        test = _fitted_test(read_test(config), assembly)
+        # Last, since it takes steps with the parts.
+        return Plan((*plan(config, assembly, test), *_memory(config, assembly).lines))
     with open_job("distill", config) as job:
         if isinstance(job.finished, DistillResult):
             lines = summary(job, job.finished, already=True)
@@ -117,12 +121,18 @@ def _distill(config: DistillConfig, *, networks: GivenNetworks, dry_run: bool) -
         models = [teacher.model for teacher in ready]
         assembly = assemble(config, models, job.accelerator, job.directory, networks.student)
         test = _fitted_test(test, assembly)
-        progress = _train(config, job, assembly, test)
+        allowance = Allowance()
+        progress = _train(config, job, assembly, test, allowance)
         student = _finished_student(config, job, assembly)
         _keep_images(config, job, assembly)
         taught = sum(teacher.seconds for teacher in ready)
-        content = job.finish(measured(config, job, assembly, student, test, taught, progress))
+        content = job.finish(measured(config, job, assembly, student, test, taught, progress, allowance))
         return Distilled(job.directory, content, summary(job, content), finished_student=student.cpu)
+
+
+def _memory(config: DistillConfig, assembly: Assembly) -> Memory:
+    teacher = None if assembly.team is None else assembly.team.model
+    return planned_memory(config, assembly.trial, assembly.batch.of_process, teacher)
 
 
 def _saved_student(config: DistillConfig, job: Job, networks: GivenNetworks) -> Classifier:
@@ -158,10 +168,12 @@ def _fitted_test(test: RealData | None, assembly: Assembly) -> RealData | None:
     return None if test is None else fitted("test", test, subject.spec, subject.class_names, lacks_classes=True)
 
 
-def _train(config: DistillConfig, job: Job, assembly: Assembly, test: RealData | None) -> Progress:
+def _train(
+    config: DistillConfig, job: Job, assembly: Assembly, test: RealData | None, allowance: Allowance
+) -> Progress:
     """Run the phases: rounds of the generator, steps of the students, evaluations, grids and published students."""
     generated = assembly.transfer_set.generated
-    watch = _Watch(config, job, assembly, test)
+    watch = _Watch(config, job, assembly, test, allowance)
     page = LivePage(job.directory, job.accelerator.is_main_process)
     actions = [Action("test", watch.test, config.evaluate_every, after=True), page.every(config.evaluate_every)]
     if config.publish_every is not None:
@@ -194,6 +206,7 @@ class _Watch:
     job: Job
     assembly: Assembly
     real_test: RealData | None
+    allowance: Allowance
 
     def test(self, _: int) -> dict[str, Tensor | float]:
         """Accuracy of the student on real test data, if there is any."""
@@ -202,7 +215,7 @@ class _Watch:
         student = self.assembly.learner.evaluated
         finite_state(student, "student")
         with evaluating(student):
-            predictions = predict(student, self.real_test.images, self.job.device)
+            predictions = predict(student, self.real_test.images, self.job.device, self.assembly.batch.of_process)
         return {"test/accuracy": accuracy(predictions, self.real_test.labels).value}
 
     def evaluate(self, number: int, step: int) -> dict[str, Tensor | float]:
@@ -252,7 +265,8 @@ class _Watch:
         if self.job.accelerator.is_main_process and generated is not None:
             spec, names = subject.spec, subject.class_names
             shown, rows = chosen(range(spec.classes), spec.height, spec.width)
-            images = generated.grid(torch.tensor(shown).repeat(rows))
+            images = generated.grid(torch.tensor(shown).repeat(rows), self.allowance.tick(len(shown)))
+            images = images[: len(images) // len(shown) * len(shown)]  # whole rows
             names = tuple(names[label] if names else str(label) for label in shown)
             path = self.job.directory / "samples" / f"step_{step + 1:06d}.png"
             save_grid(images.cpu(), len(shown), path, names)

@@ -30,7 +30,7 @@ from synthkd.models import Classifier, parameters
 from synthkd.models.weights import serialised
 from synthkd.pipelines.config import GenerateConfig
 from synthkd.pipelines.dataset.request import Request, plan_layout, read_request, real_images_used, trained_as
-from synthkd.pipelines.dataset.sampling import ChunkSampler, Sampling
+from synthkd.pipelines.dataset.sampling import CHUNK, ChunkSampler, Sampling
 from synthkd.pipelines.dataset.scoring import score_action
 from synthkd.pipelines.dataset.statistics import DatasetStatistics
 from synthkd.pipelines.run.device import make_accelerator
@@ -42,7 +42,7 @@ from synthkd.pipelines.run.job import Job, generator_bytes, open_job, training_b
 from synthkd.pipelines.run.result import Plan, Result
 from synthkd.pipelines.run.tested import taught_on
 from synthkd.pipelines.run.trust import trusting
-from synthkd.pipelines.scores.running import RunningScores, build_scores, scores_in_words
+from synthkd.pipelines.scores.running import BATCH, RunningScores, build_scores, scores_in_words
 from synthkd.pipelines.student.teachers import is_taught, ready_teacher, untrained_teacher
 from synthkd.reports.grids import save_grid
 from synthkd.reports.results import (
@@ -185,7 +185,8 @@ def _work(
     if config.score is not None:
         device, trained = accelerator.device, [*taught_on([request.teacher])]
         trained += [] if config.data is None else [config.data]
-        scores = build_scores(config.score, teacher, request.generator, request.real, device, config.seed, trained)
+        source, size = request.generator, getattr(request.generator, "batch_size", BATCH)
+        scores = build_scores(config.score, teacher, source, request.real, device, config.seed, trained, size)
     return DatasetPlan(config, request, teacher, generator, counts, layout, scores)
 
 
@@ -227,7 +228,14 @@ def _make(work: DatasetPlan, job: Job, teacher_seconds: float) -> GenerateResult
 def _sample(work: DatasetPlan, job: Job, frozen: FrozenTeacher, sieve: Sieve) -> Sampling:
     config = work.config
     sampling = Sampling(
-        ChunkSampler(work.generator, frozen, config.difficulty, config.seed, work.compared),
+        ChunkSampler(
+            work.generator,
+            frozen,
+            config.difficulty,
+            config.seed,
+            work.compared,
+            getattr(work.request.generator, "batch_size", CHUNK),
+        ),
         PartStore(job.directory / PARTS),
         sieve,
         work.layout.class_names,

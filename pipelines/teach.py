@@ -78,7 +78,7 @@ def teach(config: TeachConfig, *, dry_run: bool = False, splits: Splits | None =
         progress, claim, batch_size = _train(config, job, model, splits)
         began = time.perf_counter()
         with evaluating(model):
-            test = _test_accuracy(model, splits, job.device)
+            test = _test_accuracy(config, model, splits, job.device)
             alarm = _one_class_alarm(config, model, splits, job.device)
         evaluation = progress.evaluation_seconds + time.perf_counter() - began
         train = splits.train
@@ -155,7 +155,7 @@ def _train(
         finite_state(evaluated, learner.name)
         assert isinstance(evaluated, Classifier)
         with evaluating(evaluated):
-            test = _test_accuracy(evaluated, splits, job.device)
+            test = _test_accuracy(config, evaluated, splits, job.device)
         return {} if test is None else {"test/accuracy": test.value}
 
     page = LivePage(job.directory, job.accelerator.is_main_process).every(config.evaluate_every)
@@ -259,11 +259,17 @@ def _save(
     job.accelerator.wait_for_everyone()
 
 
-def _test_accuracy(model: Classifier, splits: Splits, device: torch.device) -> Proportion | None:
+def _test_accuracy(config: TeachConfig, model: Classifier, splits: Splits, device: torch.device) -> Proportion | None:
     """Accuracy on the test split; None where there are no test images."""
     if not len(splits.test):
         return None
-    return accuracy(predict(model, splits.test.images, device), splits.test.labels)
+    return accuracy(predict(model, splits.test.images, device, _pass_size(config)), splits.test.labels)
+
+
+def _pass_size(config: TeachConfig) -> int:
+    """Largest number of images of a pass: those of a batch, which DP-SGD takes in parts."""
+    training = config.training
+    return training.batch_size if training.dp is None else training.dp.physical_batch
 
 
 def _one_class_alarm(config: TeachConfig, model: Classifier, splits: Splits, device: torch.device) -> Alarm | None:
@@ -274,7 +280,7 @@ def _one_class_alarm(config: TeachConfig, model: Classifier, splits: Splits, dev
         if config.training.dp is not None:
             return None
         part, name = splits.train, "training images"
-    predictions = predict(model, part.images[:ALARM_IMAGES], device, who="the teacher")
+    predictions = predict(model, part.images[:ALARM_IMAGES], device, _pass_size(config), who="the teacher")
     return one_class(predictions, part.labels[:ALARM_IMAGES], "the teacher", name, part.class_names)
 
 

@@ -19,6 +19,7 @@ from synthkd.data.written.unfinished import Part, PartStore
 from synthkd.data.written.writers import Records
 from synthkd.distillation.teachers import FrozenTeacher
 from synthkd.errors import DataError
+from synthkd.passes import in_chunks
 from synthkd.rng import Rows
 from synthkd.training.display import Display
 from synthkd.types import SampleGenerator, balanced_labels, to_float, to_uint8
@@ -41,6 +42,7 @@ class ChunkSampler:
         difficulty: of the images, in [0, 1].
         seed: the run's seed.
         real: real images uint8 `[M, C, H, W]`; the distance of each image to the nearest of them is stored. Or None.
+        batch_size: largest number of images of a pass of the teacher.
     """
 
     generator: SampleGenerator
@@ -48,6 +50,7 @@ class ChunkSampler:
     difficulty: float
     seed: int
     real: Tensor | None = None
+    batch_size: int = CHUNK
 
     def chunk(self, number: int, labels: Tensor) -> Part:
         """The images of chunk `number` with at most `CHUNK` labels int64 `[N]`.
@@ -60,7 +63,8 @@ class ChunkSampler:
         whole = torch.cat([labels, filling])
         images = to_uint8(self.generator.sample(whole, self.difficulty, Rows(self.seed, "generate", first))).cpu()
         device = next(self.teacher.model.parameters()).device
-        logits = self.teacher.logits(to_float(images).to(device)).cpu()  # of the image as it is stored
+        # of the image as it is stored
+        logits = in_chunks(self.teacher.logits, self.batch_size, to_float(images).to(device)).cpu()
         return Part(first, images[: len(labels)], labels, logits[: len(labels)].contiguous())
 
 

@@ -72,6 +72,7 @@ class Assembly:
         scores: measures generated images while the run goes, or None.
         batch: images of a batch over all processes.
         warnings: what is odd about the teachers, a line each.
+        trial: takes steps on noise with these parts.
     """
 
     subject: Subject
@@ -85,6 +86,7 @@ class Assembly:
     scores: RunningScores | None
     batch: BatchSize
     warnings: tuple[str, ...]
+    trial: Trial
 
     @property
     def learner(self) -> Learner:
@@ -118,7 +120,7 @@ def assemble(
         SynthkdError: see the classes in `synthkd.errors`.
     """
     contracts = [
-        probe(teacher, teacher_name(number), gradients=number == 0 and config.needs_gradients)
+        probe(teacher, teacher_name(number), number == 0 and config.needs_gradients, config.distill.batch_size)
         for number, teacher in enumerate(teachers)
     ]
     warnings = teacher_warnings(config, teachers, contracts)
@@ -143,7 +145,8 @@ def assemble(
         settings = config.generated.generator
         generator = build_generator(settings, teacher, config.seed, accelerator, images.splits, directory)
     # After everything that takes memory beside a step, and before the batches.
-    trial = Trial(config, subject.spec, accelerator, students, team, controllers, bank, generator)
+    parts = (accelerator, students, team, controllers, bank, generator)
+    trial = Trial(config, subject.spec, *parts, images.splits)
     batch = choose_batch_size(config, wanted, accelerator, directory, trial.parts, trial)
     transfer_set = TransferSetBuilder(
         config, accelerator, subject, images, generator, team, students[0].learner, bank, batch.images, total
@@ -155,6 +158,7 @@ def assemble(
         transfer_set.held_out,
         controllers,
         team if controllers.selection is not None else None,
+        batch.of_process,
     )
     prioritized = next((one for one in transfer_set.banks if one.settings.policy == "prioritized"), None)
     step = DistillStep(students, transfer_set.dataset, accelerator, prioritized, lambda: controllers.teaching)
@@ -164,11 +168,11 @@ def assemble(
     contract = contracts[0] if contracts else None
     scores = None
     if config.score is not None and teacher is not None and config.generated is not None:
-        settings = config.generated.generator
-        trained = training_data(config)
-        scores = build_scores(config.score, teacher, settings, images.splits, accelerator.device, config.seed, trained)
+        settings, device = config.generated.generator, accelerator.device
+        trained, size = training_data(config), batch.of_process
+        scores = build_scores(config.score, teacher, settings, images.splits, device, config.seed, trained, size)
     return Assembly(
-        subject, contract, team, students, transfer_set, step, evaluation, inherited, scores, batch, warnings
+        subject, contract, team, students, transfer_set, step, evaluation, inherited, scores, batch, warnings, trial
     )
 
 

@@ -30,7 +30,7 @@ def teacher_warnings(
     for number, (settings, teacher) in enumerate(zip(config.every_teacher, teachers, strict=True)):
         # A teacher that is trained here has the normalisation of its images.
         if not isinstance(settings, TrainedTeacher):
-            warning = better_normalisation(teacher, teacher_name(number))
+            warning = better_normalisation(teacher, teacher_name(number), config.distill.batch_size)
             warnings += [] if warning is None else [warning]
     return tuple(warnings)
 

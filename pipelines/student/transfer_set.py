@@ -39,6 +39,7 @@ from synthkd.rng import Rows
 from synthkd.schedules import DifficultyScheduler, value_at
 from synthkd.settings import BankSettings, StreamData
 from synthkd.training.learner import Learner
+from synthkd.training.measuring import Watch, unwatched
 from synthkd.types import Batch, ImageSpec, TrainableGenerator, balanced_labels
 
 
@@ -93,17 +94,17 @@ class TransferSet:
         """
         return next((images for source in self._by_rank if (images := source.held_out()) is not None), None)
 
-    def agreement(self, student: Classifier) -> Agreement | None:
+    def agreement(self, student: Classifier, watch: Watch = unwatched) -> Agreement | None:
         """Agreement of the finished student with the teacher without test data, or None if it cannot be measured.
 
         Fresh samples of a generator are taken first, then held-out stored images, then held-out real ones.
         """
-        agreements = (source.agreement(student) for source in reversed(self._by_rank))
+        agreements = (source.agreement(student, watch) for source in reversed(self._by_rank))
         return next((agreement for agreement in agreements if agreement is not None), None)
 
-    def alarms(self) -> list[Alarm]:
+    def alarms(self, watch: Watch = unwatched) -> list[Alarm]:
         """Signs of a failing distillation in the images of any source."""
-        return [alarm for source in self.sources for alarm in source.alarms() if alarm is not None]
+        return [alarm for source in self.sources for alarm in source.alarms(watch) if alarm is not None]
 
     def sample(self, last_step: int) -> tuple[Tensor, Tensor, str]:
         """Images on which a student that always predicts one class is noticed.
@@ -207,7 +208,13 @@ class TransferSetBuilder:
 
     @property
     def _labelling(self) -> Labelling:
-        return Labelling(self.team, self.accelerator.device, self.config.distill.adapt.images)
+        count = self.config.distill.adapt.images
+        return Labelling(self.team, self.accelerator.device, count, self._pass)
+
+    @property
+    def _pass(self) -> int:
+        """Largest number of images of a pass in this process."""
+        return max(1, self.batch_size // int(self.accelerator.num_processes))
 
     def _source(self, settings: GeneratedSet | StoredSet | RealSet) -> TransferSource:
         """One source; a checked configuration has the teacher, the bank and the images that it needs."""
@@ -268,12 +275,12 @@ class TransferSetBuilder:
         if splits is not None and not is_private(self.config):
             real = RealImages(splits.train.images, splits.train.labels)
         teacher = None if self.team is None else self.team.model
-        return ImageAlarms(teacher, self.accelerator.device, advice_for(settings, key), real)
+        return ImageAlarms(teacher, self.accelerator.device, advice_for(settings, key), real, self._pass)
 
     def _real(self, supply: RealSupply) -> RealSource:
         # With stored logits the teacher labels each real image once; else it labels the images of each batch.
         labeller = self.team if self.config.logits == "stored" else None
-        return RealSource(supply, self.config.seed, labeller, self.accelerator.device)
+        return RealSource(supply, self.config.seed, labeller, self.accelerator.device, self._pass)
 
 
 def build_bank(

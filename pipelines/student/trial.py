@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -11,6 +11,7 @@ from accelerate import Accelerator
 
 from synthkd.data.bank import MemoryBank
 from synthkd.data.hybrid import HybridDataset
+from synthkd.data.read.splits import Splits
 from synthkd.data.sources import GeneratedSource, RealImages, RealSource
 from synthkd.distillation import phases
 from synthkd.distillation.control.controllers import Controllers
@@ -64,6 +65,7 @@ class Trial:
         controllers: say which student teaches.
         bank: the memory bank, allocated, or None.
         generator: of the run, or None.
+        splits: real images that a generator learns from, or None.
     """
 
     config: DistillConfig
@@ -74,6 +76,7 @@ class Trial:
     controllers: Controllers
     bank: MemoryBank | None
     generator: TrainableGenerator | None
+    splits: Splits | None = None
 
     @property
     def parts(self) -> list[Stateful]:
@@ -89,24 +92,36 @@ class Trial:
         Args:
             count: images of a batch.
         """
+        self.learn(count, lambda: self.generate(count, self.generator))
+
+    def learn(self, count: int, between: Callable[[], object] = lambda: None) -> None:
+        """Take two steps of the students on `count` images.
+
+        Args:
+            count: images of a batch.
+            between: called between the two.
+        """
         dataset = noise_dataset(self.config, self.spec, self.team, self.accelerator.device, count)
         if self.bank is not None:  # negatives of a contrastive term are drawn from it
             noise = dataset.draw(0)
             first = slice(self.bank.settings.capacity)
             logits = torch.zeros(len(noise), self.spec.classes)
             self.bank.add(noise.images[first], noise.labels[first].clamp(min=0), logits[first])
-        learn = DistillStep(self.students, dataset, self.accelerator, None, lambda: self.controllers.teaching)
-        # Halfway through the run, since the weight of a term, or a share, may be 0 at either end.
-        middle = phases.student_steps(self.config.phases) // 2
+        step = DistillStep(self.students, dataset, self.accelerator, None, lambda: self.controllers.teaching)
         # A loss that is not finite on noise after such steps says nothing about the run.
         with suppress(TrainingError):
-            learn(middle)
-            self._generate(count, middle)
-            learn(middle)
+            step(self._middle)
+            between()
+            step(self._middle)
 
-    def _generate(self, count: int, step: int) -> None:
-        """One round of the generator, and the fresh samples of a batch."""
-        config, settings, generator = self.config, self.config.generated, self.generator
+    def generate(self, count: int, generator: TrainableGenerator | None) -> None:
+        """One round of a generator, and the fresh samples of a batch of `count` images.
+
+        Args:
+            count: images of a batch.
+            generator: that of the run or one of its kind; None does nothing.
+        """
+        config, settings = self.config, self.config.generated
         # A round of a private generator would be charged to its budget.
         if settings is None or generator is None or is_private(config):
             return
@@ -114,6 +129,11 @@ class Trial:
         if phases.generator_rounds(config.phases):
             beside = any(isinstance(phase, Joint) for phase in config.phases)
             generator.round(0, difficulty, self.students[0].learner.synchronise() if beside else None)
-        fresh = round(value_at(settings.live, step, phases.student_steps(config.phases)) * count)
+        fresh = round(value_at(settings.live, self._middle, phases.student_steps(config.phases)) * count)
         if fresh:
             generator.sample(balanced_labels(fresh, 0, self.spec.classes), difficulty, Rows(config.seed, "trial", 0))
+
+    @property
+    def _middle(self) -> int:
+        """The step halfway through the run, since the weight of a term, or a share, may be 0 at either end."""
+        return phases.student_steps(self.config.phases) // 2

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from synthkd.data.bank import MemoryBank
+from synthkd.passes import in_chunks
 from synthkd.rng import numpy_stream
 from synthkd.types import Batch, Outputs, Stateful, to_float
 
@@ -112,6 +113,7 @@ class RealSource:
         seed: the run's seed.
         teacher: labels each image once, for stored logits; None: batches have no logits yet.
         device: of the teacher; None: the CPU.
+        batch_size: largest number of images that the teacher labels in a pass.
 
     Attributes:
         used: numbers of the images that were drawn so far.
@@ -125,12 +127,14 @@ class RealSource:
         seed: int,
         teacher: Labeller | None = None,
         device: torch.device | None = None,
+        batch_size: int = 512,
     ) -> None:
         self.used: set[int] = set()
         self._supply = supply
         self._seed = seed
         self._teacher = teacher
         self._device = device or torch.device("cpu")
+        self._batch_size = batch_size
         # The logits `[N, K]` of the present images so far, and the number of the first of them.
         self._first, self._logits = 0, torch.empty(0)
 
@@ -158,7 +162,9 @@ class RealSource:
         # They are no part of the state: a resumed run labels the images again.
         logits = self._logits[real.first - self._first :]
         if len(unlabelled := real.images[len(logits) :]):
-            new = [teacher(to_float(chunk).to(self._device)).logits.cpu() for chunk in unlabelled.split(512)]
-            logits = torch.cat([logits, *new])
+            new = in_chunks(
+                lambda chunk: teacher(to_float(chunk).to(self._device)).logits.cpu(), self._batch_size, unlabelled
+            )
+            logits = torch.cat([logits, new])
         self._first, self._logits = real.first, logits
         return logits

@@ -19,6 +19,7 @@ from synthkd.distillation.terms.contrast import ExtraImages
 from synthkd.distillation.terms.objective import Regulator, StudentView, terms_of
 from synthkd.losses.logits import agreement
 from synthkd.losses.objective import Loss
+from synthkd.passes import features_in_chunks
 from synthkd.schedules import ever, value_at
 from synthkd.settings import DistillSettings, OnlineSettings, OptimizerSettings
 from synthkd.taps import evaluating, observe
@@ -197,7 +198,9 @@ class Student:
         teacher_features: Mapping[str, Tensor] = {}
         # The teacher has seen the batch when it labelled it, but not the views and the negatives.
         if self.teacher is not None and extra is not None and len(extra.images):
-            teacher_features = self.teacher(extra.images).features
+            # No pass is larger than those over the batch and its views.
+            size = max(len(batch), len(extra.views))
+            teacher_features = features_in_chunks(self.teacher, size, extra.images)
         terms: Mapping[str, Tensor] = layers(
             batch, features, logits, temperature, step, extra, teacher_features, view_features
         )

@@ -10,6 +10,7 @@ from scipy.stats import norm
 from torch import Tensor
 
 from synthkd.models.contract import finite_logits
+from synthkd.passes import Tick, go_on, in_chunks
 from synthkd.types import to_float
 
 Predictor = Callable[[Tensor], Tensor]
@@ -81,7 +82,12 @@ def extremes(values: Sequence[float | None], most: int = 20) -> list[int]:
 
 
 def predict(
-    model: Predictor, images: Tensor, device: torch.device, batch_size: int = 512, who: str = "the network"
+    model: Predictor,
+    images: Tensor,
+    device: torch.device,
+    batch_size: int = 512,
+    who: str = "the network",
+    tick: Tick = go_on,
 ) -> Tensor:
     """Predicted classes, int64 `[N]` on the CPU, computed batch by batch without gradient.
 
@@ -91,17 +97,18 @@ def predict(
         device: where the model runs.
         batch_size: images per forward pass.
         who: name of the model in messages.
+        tick: called after each batch, see `in_chunks`.
 
     Raises:
         ModelError: a logit is not finite.
     """
-    classes: list[Tensor] = []
+
+    def answers(chunk: Tensor) -> Tensor:
+        chunk = to_float(chunk) if chunk.dtype == torch.uint8 else chunk
+        return finite_logits(model(chunk.to(device)), who).argmax(dim=1).cpu()
+
     with torch.no_grad():
-        for chunk in images.split(batch_size):
-            chunk = to_float(chunk) if chunk.dtype == torch.uint8 else chunk
-            logits = finite_logits(model(chunk.to(device)), who)
-            classes.append(logits.argmax(dim=1).cpu())
-    return torch.cat(classes)
+        return in_chunks(answers, batch_size, images, tick=tick)
 
 
 def accuracy(predictions: Tensor, truth: Tensor) -> Proportion:
