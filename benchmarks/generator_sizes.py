@@ -1,6 +1,6 @@
 """What a round of the inversion generator costs at four image sizes, beside its network as it was before.
 
-    python -m benchmarks.generator_sizes [--rounds 3]
+    python -m benchmarks.generator_sizes [--rounds 2]
 
 A round of 16 images of 3 channels, with the default settings, against a ResNet of width 8 and depth 8 with random
 weights, which change no time. The network before had two stages at every size, so that its linear layer drew a quarter
@@ -124,7 +124,7 @@ def tables(content: Row) -> str:
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure, print the table and write it."""
     parser = common.options("generator_sizes", __doc__)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=2)
     arguments = parser.parse_args(argv)
     torch.set_num_threads(1)
     rows = [row for size in SIZES for row in measure(size, arguments.rounds)]

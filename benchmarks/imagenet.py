@@ -38,7 +38,9 @@ from synthkd.pipelines import distill, generate
 from synthkd.pipelines.config import DistillConfig, GenerateConfig
 from synthkd.settings import FolderTest
 
-BATCH, ROUNDS, STEPS, IMAGES = 8, 10, 20, 64
+SIZE = 224
+"""Of the results that are kept."""
+BATCH, ROUNDS, STEPS, IMAGES = 8, 10, 20, 32
 COLUMNS = "step | what was run | top-1 on n real pictures, % | n | CPU-minutes | peak memory, GB"
 
 
@@ -181,15 +183,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the rows, write them after each, and print the table."""
     parser = common.options("imagenet", __doc__)
     parser.add_argument("--pictures", required=True, help="folder, .tar or .zip with a directory per class")
-    parser.add_argument("--size", type=int, default=224)
+    parser.add_argument("--size", type=int, default=SIZE)
     arguments = parser.parse_args(argv)
     torch.set_num_threads(1)
     place = Place(str(Path(arguments.pictures).absolute()), arguments.size)
-    cells = [row(name, place) for name in STEPS_OF]
-    content: Row = {"size": arguments.size, "cells": cells}
+    content: Row = {"size": arguments.size, "cells": []} | common.environment("torch", "onnx", "onnxruntime")
+    for name in STEPS_OF:
+        content["cells"].append(row(name, place))
+        if arguments.size == SIZE:
+            common.save("imagenet", content, "--pictures FILE")
     print(tables(content))
-    if arguments.size == 224:
-        common.save("imagenet", content | common.environment("torch", "onnx", "onnxruntime"), "--pictures FILE")
 
 
 if __name__ == "__main__":
