@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from synthkd.data.bank_sample import save_bank_sample
@@ -34,7 +35,7 @@ from synthkd.pipelines.student.results import measured
 from synthkd.pipelines.student.summary import plan, summary
 from synthkd.pipelines.student.teacher_warnings import logged, noted
 from synthkd.pipelines.student.teachers import ReadyTeacher, is_taught, ready_teacher, untrained_teacher
-from synthkd.reports.grids import MOST_CLASSES, ROWS, save_grid
+from synthkd.reports.grids import chosen, save_grid
 from synthkd.reports.results import DistillResult
 from synthkd.settings import GivenModel
 from synthkd.system.environment import float32_by_default
@@ -42,7 +43,7 @@ from synthkd.taps import evaluating
 from synthkd.training.display import Display
 from synthkd.training.loop import Action, Progress, Values
 from synthkd.training.measuring import Allowance
-from synthkd.types import ImageSpec, balanced_labels
+from synthkd.types import ImageSpec
 
 STUDENT, PEERS = "student", "peers"
 """Folders of the run directory with the finished networks."""
@@ -292,15 +293,16 @@ class _Watch:
         return scores(newest.images, newest.labels)
 
     def draw_grid(self, step: int) -> dict[str, Tensor | float]:
-        """Save a grid of generated images of the same random rows each time, one column for each class."""
+        """Save a grid of generated images of the same random rows each time, a column for each class shown."""
         generated, subject = self.assembly.transfer_set.generated, self.assembly.subject
         if self.job.accelerator.is_main_process and generated is not None:
-            columns = min(subject.spec.classes, MOST_CLASSES)
-            images = generated.grid(balanced_labels(columns * ROWS, 0, columns), self.allowance.tick(columns))
-            images = images[: len(images) // columns * columns]  # whole rows
-            names = subject.class_names[:columns] or tuple(map(str, range(columns)))
+            spec, names = subject.spec, subject.class_names
+            shown, rows = chosen(range(spec.classes), spec.height, spec.width)
+            images = generated.grid(torch.tensor(shown).repeat(rows), self.allowance.tick(len(shown)))
+            images = images[: len(images) // len(shown) * len(shown)]  # whole rows
+            names = tuple(names[label] if names else str(label) for label in shown)
             path = self.job.directory / "samples" / f"step_{step + 1:06d}.png"
-            save_grid(images.cpu(), columns, path, names)
+            save_grid(images.cpu(), len(shown), path, names)
             self.job.monitor.picture(step + 1, "samples", path)
         return {}
 

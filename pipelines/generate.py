@@ -262,7 +262,7 @@ def _sample(work: DatasetPlan, job: Job, frozen: FrozenTeacher, sieve: Sieve) ->
 
 def _write(work: DatasetPlan, job: Job, sampling: Sampling, sieve: Sieve) -> DatasetDescription:
     """Describe the sampled images; the main process writes them as a dataset, and a picture of the first ones."""
-    statistics, content = DatasetStatistics(work.teacher, job.device), Content()
+    statistics, content = DatasetStatistics(work.teacher, job.device, work.counts), Content()
     for block in sampling.records():
         statistics.add(block)
         content.add(block)
@@ -347,7 +347,7 @@ def _summary(job: Job, content: GenerateResult, already: bool = False) -> tuple[
     dataset, scores, real_images = content.dataset, content.dataset.scores, content.dataset.real_images_used
     lines = [f"{job.directory} was complete already; nothing was run"] if already else []
     lines.append(
-        f"dataset: {dataset.count:,} images of {len(dataset.class_names)} classes as {dataset.format}, "
+        f"dataset: {dataset.count:,} images of {len(dataset.class_names):,} classes as {dataset.format}, "
         f"{size(content.cost.dataset_bytes or 0)}"
     )
     lines.append(f"         the teacher sees the asked label in {scores.agreement:.2%} of them")

@@ -69,9 +69,13 @@ class ChunkSampler:
 
 
 def in_turns(counts: Sequence[int]) -> Tensor:
-    """Labels int64 `[sum(counts)]`, `counts[k]` of class k: the classes take turns until each has its count."""
-    turns = torch.cat([torch.arange(count) for count in counts])
-    labels = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(list(counts)))
+    """Labels int64 `[sum(counts)]`, `counts[k]` of class k: the classes take turns until each has its count.
+
+    Their order is that of `balanced_labels`.
+    """
+    order = balanced_labels(len(counts), 0, len(counts))
+    turns = torch.cat([torch.arange(counts[label]) for label in order.tolist()])
+    labels = torch.repeat_interleave(order, torch.tensor(list(counts))[order])
     return labels[turns.argsort(stable=True)]
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from synthkd.data.read.real import RealData, load_test
 from synthkd.data.read.splits import Splits
-from synthkd.distillation.alarms import similarity_within_classes, statistics_distance
+from synthkd.distillation.alarms import largest_similarity, statistics_distance
 from synthkd.errors import ConfigError
 from synthkd.generators.settings import GeneratorSettings, MerfSettings
 from synthkd.metrics.features import FeatureExtractor, Features, build_extractor, extract
@@ -87,8 +87,8 @@ class RunningScores:
             values[PREFIX + "batch_norm_distance"] = distance
         judged = generated.teacher or generated.features
         if generated.labels is not None:
-            cosines = similarity_within_classes(judged.values.flatten(1), generated.labels)
-            values[PREFIX + "similarity_within_class"] = max(cosines, default=0.0)
+            similarity = largest_similarity(judged.values.flatten(1), generated.labels)
+            values |= {} if similarity is None else {PREFIX + "similarity_within_class": similarity}
         return values
 
     def result(self, rows: Sequence[Row]) -> RunningScoresResult | None:

@@ -141,8 +141,7 @@ class ImageAlarms:
         count = images_within(IMAGES, self.real.images[0].numel())
         tick = watch("real images, for alarms", min(count, len(self.real)), LEAST_IMAGES)
         _, features = self._observe(teacher, to_float(self.real.images[:count]), tick)
-        similarities = alarms.similarity_within_classes(features, self.real.labels[: len(features)])
-        return max(similarities, default=None)
+        return alarms.largest_similarity(features, self.real.labels[: len(features)])
 
     def _observe(self, teacher: Classifier, images: Tensor, tick: Tick) -> tuple[Outputs, Tensor]:
         """What the teacher makes of images, and its penultimate features `[N, D]`, both on the CPU."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -63,6 +63,22 @@ def proportion(hits: int, n: int, confidence: float = 0.95) -> Proportion:
     # Wilson's interval, unlike share +- z sqrt(share (1 - share) / n), stays within [0, 1] and has a width at 0 and n
     # hits too. There one end is the share itself, and rounding must not put that end beyond it.
     return Proportion(share, n, max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half)))
+
+
+def extremes(values: Sequence[float | None], most: int = 20) -> list[int]:
+    """Places of the values that a table of many shows: half of `most` lowest ones, then as many highest, by value.
+
+    Args:
+        values: None for one that was not measured.
+        most: an even number. If there are no more values, all places are returned in order; if no more are measured,
+            the places of those.
+    """
+    if len(values) <= most:
+        return list(range(len(values)))
+    ranked = sorted((value, place) for place, value in enumerate(values) if value is not None)
+    if len(ranked) <= most:
+        return sorted(place for _, place in ranked)
+    return [place for _, place in (*ranked[: most // 2], *ranked[-(most // 2) :])]
 
 
 def predict(
