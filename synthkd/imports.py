@@ -4,8 +4,8 @@ Importing `package.module:function` runs code. A name that somebody types, in a 
 imported. A name that was read from a file (a run, a saved model or generator, a dataset, a checkpoint) may not, unless
 this call trusts the folder of the file, or its recipe names the same function with the same options.
 
-A file that is a program (TorchScript, `torch.export`) is loaded only if this call trusts its folder, or its recipe names
-the file and says `trust: true`.
+A file that is a program (TorchScript, `torch.export`) is loaded only if this call trusts its folder, or if its recipe
+names the file and says `trust: true`.
 """
 
 from __future__ import annotations

@@ -86,8 +86,8 @@ def test_every_torch_load_spells_weights_only(trees):
 RUNS_CODE = {
     "__import__", "compile", "eval", "exec", "importlib.import_module", "importlib.util.module_from_spec",
     "importlib.util.spec_from_file_location", "joblib.load", "pickle.Unpickler", "pickle.load", "pickle.loads",
-    "pkgutil.resolve_name", "runpy.run_module", "runpy.run_path", "torch.export.load", "torch.hub.load", "torch.jit.load",
-    "yaml.full_load", "yaml.unsafe_load",
+    "pkgutil.resolve_name", "runpy.run_module", "runpy.run_path", "torch.export.load", "torch.hub.load",
+    "torch.jit.load", "yaml.full_load", "yaml.unsafe_load",
 }  # fmt: skip
 """What makes code of a name, or of data."""
 

@@ -14,6 +14,7 @@ from synthkd.errors import ConfigError, ModelError
 from synthkd.imports import optional, resolve
 from synthkd.models import zoo
 from synthkd.models.classifier import Classifier, in_float32
+from synthkd.models.folders import data_only
 from synthkd.models.size import in_proportion
 from synthkd.settings import LoadedModel, ZooModel
 from synthkd.settings.load import load_config
@@ -151,14 +152,18 @@ def _transformers(name: str, options: Mapping[str, Any], spec: ImageSpec) -> nn.
     """An image classifier of transformers, by the type of its configuration and the keys of it."""
     library = optional("transformers", "transformers", f"the model {name}")
     short = name.removeprefix(TRANSFORMERS)
-    _check_options(name, options, ("num_labels", "num_channels", "auto_map"))
+    if short not in library.CONFIG_MAPPING:
+        raise ConfigError(f"transformers {library.__version__} has no model type '{short}'")
+    # The options may be from a saved model of unknown origin, and nothing is imported or downloaded for them.
+    given = data_only(options)
+    fixed = {"num_labels": spec.classes, "num_channels": spec.channels}
 
-    def make(**fixed: Any) -> nn.Module:
-        config = library.AutoConfig.for_model(short, **fixed)
+    def make(**keys: Any) -> nn.Module:
+        config = library.AutoConfig.for_model(short, **keys)
         network: nn.Module = library.AutoModelForImageClassification.from_config(config)
         return network
 
-    return _in_proportion(name, make, {**options, "num_labels": spec.classes, "num_channels": spec.channels})
+    return _in_proportion(name, make, {**given, **fixed})
 
 
 def _in_proportion(name: str, factory: Callable[..., Any], options: Mapping[str, Any]) -> nn.Module:

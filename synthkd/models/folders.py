@@ -20,8 +20,10 @@ LOCAL = "timm:local-dir:"
 """How timm names a folder."""
 RESERVED = ("num_classes", "in_chans", "pretrained", "pretrained_cfg", "checkpoint_path")
 """Arguments of timm that follow from the images and classes."""
-NOT_OF_THE_NETWORK = ("auto_map", "id2label", "label2id", "architectures", "model_type", "transformers_version")
-"""Keys of transformers' configuration that are code, names or notes."""
+NOTES = ("id2label", "label2id", "architectures", "model_type", "transformers_version", "num_labels", "num_channels")
+"""Keys of transformers' configuration that are names and notes, or follow from the images and classes."""
+FETCHING = ("auto_map", "attn_implementation", "quantization_config", "use_pretrained_backbone")
+"""Keys by which transformers would import or download something."""
 
 
 def is_foreign(path: Path | str) -> bool:
@@ -58,9 +60,19 @@ def completed(settings: LoadedModel) -> tuple[LoadedModel, tuple[str, ...]]:
             raise ConfigError(f"{key}: {folder} has {own}, but the config says {stated}; leave {key} out")
         if key != "class_names":
             notes.append(f"{key} {_written(stated)} of the recipe, where its files say {_written(own)}")
-    stated = {key: value for key in found if key != "model" and key != "options" and (value := getattr(settings, key))}
+    stated = {key: value for key in found if key not in ("model", "options") and (value := getattr(settings, key))}
     known = {key: value for key, value in found.items() if value is not None}
     return settings.model_copy(update={**known, **stated}), tuple(notes)
+
+
+def data_only(config: Any) -> Any:
+    """A configuration of transformers without keys by which it would import or download something, at any depth."""
+    if isinstance(config, list | tuple):
+        return [data_only(item) for item in config]
+    if not isinstance(config, Mapping):
+        return config
+    kept = {key: value for key, value in config.items() if key not in FETCHING and not str(key).startswith("_")}
+    return {key: data_only(value) for key, value in kept.items()}
 
 
 def _timm(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
@@ -101,7 +113,7 @@ def _transformers(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         mean, std = (0.0,) * config.get("num_channels", 3), (1 / scale,) * config.get("num_channels", 3)
     return {
         "model": f"transformers:{config['model_type']}",
-        "options": {key: value for key, value in config.items() if key not in NOT_OF_THE_NETWORK},
+        "options": {key: value for key, value in data_only(config).items() if key not in NOTES},
         "classes": len(labels) or config.get("num_labels", 2),
         "channels": config.get("num_channels", 3),
         "size": _shown(images) or _shown({"size": config.get("image_size")}),

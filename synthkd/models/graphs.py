@@ -53,7 +53,7 @@ def graph_of_layers(graph: fx.Graph, held: Mapping[str, object]) -> fx.GraphModu
     """A network in eval mode that does what a graph does; its layers have the paths that their weights had.
 
     Args:
-        graph: of aten operators; it is changed.
+        graph: of aten operators, with examples of their values as `meta["val"]`; it is changed.
         held: path -> tensor or module of each `get_attr` node.
 
     Raises:
@@ -66,7 +66,7 @@ def graph_of_layers(graph: fx.Graph, held: Mapping[str, object]) -> fx.GraphModu
         elif node.target in CHECKS:
             graph.erase_node(node)
     for node in list(graph.nodes):
-        layer = _layer(node, _arguments(node), held, root) if node.op == "call_function" else None
+        layer = _layer(node, _arguments(node), held) if node.op == "call_function" else None
         if layer is not None:
             _replace(graph, node, _place(root, layer, node.name), layer.images)
     whole = fx.GraphModule(root, graph)
@@ -98,10 +98,10 @@ def _arguments(node: fx.Node) -> dict[str, Any]:
     return {**defaults, **{one.name: value for one, value in zip(schema, node.args, strict=False)}, **node.kwargs}
 
 
-def _layer(node: fx.Node, given: Mapping[str, Any], held: Mapping[str, object], root: nn.Module) -> _Layer | None:
+def _layer(node: fx.Node, given: Mapping[str, Any], held: Mapping[str, object]) -> _Layer | None:
     """The layer that an operator is, or None: another operator, or weights that are computed."""
     if node.target in NORMS:
-        return _norm(given, held, root)
+        return _norm(given, held)
     if node.target in CONVOLUTIONS:
         return _convolution(given, held)
     if node.target is aten.linear.default:
@@ -113,7 +113,7 @@ def _layer(node: fx.Node, given: Mapping[str, Any], held: Mapping[str, object], 
     return None
 
 
-def _norm(given: Mapping[str, Any], held: Mapping[str, object], root: nn.Module) -> _Layer | None:
+def _norm(given: Mapping[str, Any], held: Mapping[str, object]) -> _Layer | None:
     if given.get("training"):
         raise ModelError(
             "its BatchNorm is in training mode; call model.eval() before the network is traced or exported"
@@ -123,14 +123,19 @@ def _norm(given: Mapping[str, Any], held: Mapping[str, object], root: nn.Module)
     if mean is None or var is None or (weight is None) != (bias is None) or (weight is None and given["weight"]):
         return None
     images = given["input"]
-    maps = images.op == "call_module" and isinstance(root.get_submodule(images.target), nn.Conv2d)
-    # Of the classes that take the statistics, this one alone takes inputs of any number of dimensions.
-    kind = nn.BatchNorm2d if maps else nn.SyncBatchNorm
+    # Of the classes that take the statistics, the last alone takes inputs of any number of dimensions.
+    kind = {2: nn.BatchNorm1d, 4: nn.BatchNorm2d}.get(_dimensions(images), nn.SyncBatchNorm)
     layer = kind(len(mean), given["eps"], affine=weight is not None)
     layer.running_mean, layer.running_var = mean, var
     if weight is not None:
         layer.weight, layer.bias = _parameter(weight), _parameter(bias)
     return _Layer(layer, images, str(given["running_mean"].target))
+
+
+def _dimensions(node: fx.Node) -> int:
+    """Number of dimensions of a node's tensor; 0 if it is not known."""
+    value = node.meta.get("val")
+    return value.dim() if isinstance(value, Tensor) else 0
 
 
 def _convolution(given: Mapping[str, Any], held: Mapping[str, object]) -> _Layer | None:
@@ -140,10 +145,10 @@ def _convolution(given: Mapping[str, Any], held: Mapping[str, object]) -> _Layer
         return None
     if not all(isinstance(number, int) for numbers in fixed for number in numbers):
         return None
-    stride, padding, dilation = (tuple(numbers) * (2 // len(numbers)) for numbers in fixed)
-    outputs, inputs, *kernel = weight.shape
+    stride, padding, dilation = ((numbers[0], numbers[-1]) for numbers in fixed)  # one number stands for both
+    outputs, inputs, height, width = weight.shape
     groups = given["groups"]
-    layer = nn.Conv2d(inputs * groups, outputs, tuple(kernel), stride, padding, dilation, groups, bias is not None)
+    layer = nn.Conv2d(inputs * groups, outputs, (height, width), stride, padding, dilation, groups, bias is not None)
     layer.weight, layer.bias = _parameter(weight), _parameter(bias)
     return _Layer(layer, given["input"], str(given["weight"].target))
 
@@ -189,6 +194,8 @@ def _replace(graph: fx.Graph, node: fx.Node, path: str, images: fx.Node) -> None
     """Replace an operator by a call of its layer."""
     with graph.inserting_before(node):
         call = graph.call_module(path, (images,))
+    value = node.meta.get("val")
+    call.meta["val"] = value[0] if isinstance(value, tuple | list) else value
     if node.target is NORMS[1]:  # it returns a tuple, whose first tensor alone is of use in eval mode
         users = [user for user in node.users if user.target is operator.getitem and user.args[1] == 0]
         for user in users:

@@ -67,7 +67,24 @@ def _traced(network: Any) -> nn.Module:
             )
             setattr(network, clean, network.__dict__.pop(name, None) or network._modules.pop(name))
     whole = _Converted(network)
-    return fx.GraphModule(whole, _Tracer().trace(whole))
+    traced = fx.GraphModule(whole, _Tracer().trace(whole))
+    _take_norms_out(traced)
+    return traced
+
+
+def _take_norms_out(network: fx.GraphModule) -> None:
+    """Replace the converter's wrappers of BatchNorm, which call it past its hooks, by the layers themselves."""
+    for node in network.graph.nodes:
+        wrapper = network.get_submodule(node.target) if node.op == "call_module" else None
+        norm = getattr(wrapper, "bnu", None)
+        if not isinstance(norm, nn.modules.batchnorm._BatchNorm) or len(node.args) != 1 or wrapper.has_lazy:
+            continue
+        before = network.get_submodule(node.args[0].target) if node.args[0].op == "call_module" else None
+        # The last class takes inputs of any number of dimensions.
+        kinds = {nn.Conv2d: nn.BatchNorm2d, nn.Linear: nn.BatchNorm1d}
+        layer = kinds.get(type(before), nn.SyncBatchNorm)(norm.num_features, norm.eps)
+        layer.load_state_dict(norm.state_dict())
+        network.set_submodule(node.target, layer)
 
 
 class _Converted(nn.Module):
@@ -108,15 +125,16 @@ def _require_any_number(network: nn.Module, taken: Any, shape: tuple[int, int, i
         counts = [len(network(torch.zeros((count, *shape)))) for count in TRIED]
     except Exception:  # any operator may refuse the images
         counts = []
-    if fixed and counts != list(TRIED):
-        try:
-            network(torch.zeros((fixed, *shape)))
-        except Exception:
-            return  # not the number alone
-        raise ModelError(
-            f"{path} takes {fixed} image{'s' if fixed > 1 else ''} at once and no other number; export it with a dynamic "
-            'batch dimension: torch.onnx.export(..., dynamic_shapes=({0: torch.export.Dim("n")},))'
-        )
+    if not fixed or counts == list(TRIED):
+        return
+    try:
+        network(torch.zeros((fixed, *shape)))
+    except Exception:
+        return  # not the number alone
+    raise ModelError(
+        f"{path} takes {fixed} image{'s' if fixed > 1 else ''} at once and no other number; export it with a dynamic "
+        'batch dimension: torch.onnx.export(..., dynamic_shapes=({0: torch.export.Dim("n")},))'
+    )
 
 
 def _line(error: BaseException) -> str:

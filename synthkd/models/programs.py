@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
+from torch.jit._fuser import optimized_execution
 
 from synthkd.errors import ModelError
 from synthkd.imports import load_program
@@ -21,7 +22,9 @@ from synthkd.models.graphs import graph_of_layers
 from synthkd.models.torchscript import Untranslatable, graph_of
 from synthkd.system.text import one_line
 
-TRIED = (2, 3)
+GUARDS = "_guards_fn"
+"""Module of an exported program that checks the shapes of its images, as its example had them."""
+TRIED = (1, 4)
 """Numbers of images by which a translation is compared with its program."""
 CLOSE = 1e-3
 """Largest difference of the two, relative to the largest output."""
@@ -54,23 +57,55 @@ def of_exported(program: torch.export.ExportedProgram, who: str) -> nn.Module:
     inputs = [node for node in program.graph.nodes if node.op == "placeholder" and node.name in signature.user_inputs]
     if len(inputs) != 1 or len(signature.user_inputs) != 1 or not isinstance(inputs[0].meta.get("val"), Tensor):
         raise ModelError(f"{who} takes {len(signature.user_inputs)} inputs; export a network that takes images alone")
-    count = inputs[0].meta["val"].shape[0]
-    if isinstance(count, int):
-        raise ModelError(
-            f"{who} takes {count} images at once and no other number; export it with a dynamic batch dimension: "
-            'torch.export.export(model, (images,), dynamic_shapes=({0: torch.export.Dim("n")},))'
-        )
-    module = program.module(check_guards=False)
+    _require_any_number(inputs[0].meta["val"].shape[0], who)
+    return _of_graph(program.module(check_guards=False), who)
+
+
+def opened(network: nn.Module, shape: tuple[int, int, int], who: str) -> nn.Module:
+    """A network in memory; of a program the network of layers, else itself.
+
+    Args:
+        network: also a `torch.jit.ScriptModule`, or what `ExportedProgram.module()` gives; it is used up.
+        shape: of an image, `(C, H, W)`.
+        who: name of the network in errors.
+
+    Raises:
+        ModelError: a program in training mode, or one that takes a fixed number of images.
+    """
+    if isinstance(network, torch.jit.ScriptModule):
+        return of_script(network.eval(), shape, who)
+    if not isinstance(network, fx.GraphModule) or not isinstance(network.graph._codegen, fx.graph._PyTreeCodeGen):
+        return network
+    images = next(node for node in network.graph.nodes if node.op == "placeholder").meta.get("val")
+    if isinstance(images, Tensor):
+        _require_any_number(images.shape[0], who)
+    return _of_graph(network, who)
+
+
+def _of_graph(module: fx.GraphModule, who: str) -> nn.Module:
+    for node in list(module.graph.nodes):
+        if node.op == "call_module" and node.target == GUARDS:
+            module.graph.erase_node(node)
     held = {
         str(node.target): _attribute(module, str(node.target)) for node in module.graph.nodes if node.op == "get_attr"
     }
     return _layered(module.graph, held, who)
 
 
+def _require_any_number(count: object, who: str) -> None:
+    if isinstance(count, int):
+        raise ModelError(
+            f"{who} takes {count} images at once and no other number; export it with a dynamic batch dimension: "
+            'torch.export.export(model, (images,), dynamic_shapes=({0: torch.export.Dim("n")},))'
+        )
+
+
 def of_script(program: Any, shape: tuple[int, int, int], who: str) -> nn.Module:
     """The network of a `torch.jit.ScriptModule`; for arguments, result and errors see `read_program`."""
     try:
-        graph, held = graph_of(program)
+        if any(one.is_floating_point() and one.dtype != torch.float32 for one in program.state_dict().values()):
+            program.float()
+        graph, held = graph_of(program, shape)
         network = _layered(graph, held, who)
         if _differ(program, network, shape):
             raise Untranslatable("its translation gives other values")
@@ -93,16 +128,18 @@ class Script(nn.Module):
     def __init__(self, program: Any, how: str) -> None:
         super().__init__()
         self.how = how
-        self.program = program.requires_grad_(False)  # else deepcopy makes parameters that are not leaves
+        self.program = program
+        for parameter in program.parameters():  # else deepcopy makes some that are not leaves
+            parameter.requires_grad_(False)
 
     def forward(self, images: Tensor) -> Any:
         """What the program gives for images `[N, C, H, W]`."""
         # The optimising executor of TorchScript compiles anew for other shapes and modes of gradients.
-        with torch.jit.optimized_execution(False):
+        with optimized_execution(False):
             return self.program(images)
 
 
-def _layered(graph: torch.fx.Graph, held: dict[str, Any], who: str) -> nn.Module:
+def _layered(graph: fx.Graph, held: dict[str, Any], who: str) -> nn.Module:
     try:
         return graph_of_layers(graph, held)
     except ModelError as error:
@@ -117,8 +154,6 @@ def _attribute(module: nn.Module, path: str) -> Any:
 @torch.no_grad()
 def _differ(program: nn.Module, network: nn.Module, shape: tuple[int, int, int]) -> bool:
     """Whether a translation gives other values than its program; False if the program takes no such images."""
-    if any(one.is_floating_point() and one.dtype != torch.float32 for one in network.state_dict().values()):
-        return False
     generator = torch.Generator().manual_seed(0)
     for count in TRIED:
         images = torch.rand((count, *shape), generator=generator)

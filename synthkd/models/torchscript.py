@@ -1,7 +1,8 @@
 """A TorchScript program as a graph of aten operators.
 
 The program is run once, on a node of the graph in place of the images. What does not depend on them (modes, sizes of
-layers, branches and loops over them) is computed; every operator on them becomes a node.
+layers, branches and loops over them) is computed; every operator on them becomes a node. So that sizes which do not
+depend on the number of images are known too, two batches of noise run beside it.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+BATCHES = (2, 3)
+"""Images of the two batches; a size that is the same in both does not depend on their number."""
 LONGEST = 10_000
 """Largest number of rounds of a loop that are written out."""
 
@@ -66,22 +69,31 @@ PLAIN: dict[str, Callable[..., Any]] = {
 }
 """Operators on numbers, texts and lists, as Python has them."""
 ALSO_OF_TENSORS = ("aten::Int", "aten::Float", "aten::Bool", "aten::__getitem__", "aten::len", "aten::__is__")
+SHAPES = (torch.ops.aten.size.default, torch.ops.aten.size.int, torch.ops.aten.dim.default)
 MAKERS: dict[str, Callable[[Iterable[Any]], Any]] = {"prim::ListConstruct": list, "prim::TupleConstruct": tuple}
 
 
-def graph_of(program: Any) -> tuple[fx.Graph, dict[str, Tensor]]:
-    """The graph of a `torch.jit.ScriptModule` in eval mode, and path -> tensor of its `get_attr` nodes.
+@torch.no_grad()
+def graph_of(program: Any, shape: tuple[int, int, int]) -> tuple[fx.Graph, dict[str, Tensor]]:
+    """The graph of a program, and path -> tensor of its `get_attr` nodes.
+
+    Args:
+        program: a `torch.jit.ScriptModule` in eval mode.
+        shape: of an image, `(C, H, W)`.
 
     Raises:
         Untranslatable: a branch or a loop that depends on the images, or an operator that is not of aten.
     """
     translation = _Translation(program)
     block = program.inlined_graph
-    own, *inputs = block.inputs()
+    own, *inputs = list(block.inputs())
     if len(inputs) != 1:
         raise Untranslatable(f"it takes {len(inputs)} inputs")
     translation.values[own.debugName()] = program
-    translation.values[next(iter(inputs)).debugName()] = translation.graph.placeholder("images")
+    generator = torch.Generator().manual_seed(0)
+    images = translation.graph.placeholder("images")
+    translation.note(images, tuple(torch.rand((count, *shape), generator=generator) for count in BATCHES))
+    translation.values[inputs[0].debugName()] = images
     outputs = translation.block(block)
     translation.graph.output(outputs[0])
     return translation.graph, translation.held
@@ -102,6 +114,12 @@ class _Translation:
         self.values: dict[str, Any] = {}
         self._paths = {tensor.data_ptr(): path for path, tensor in _tensors(program).items()}
         self._nodes: dict[str, fx.Node] = {}
+        self._examples: dict[fx.Node, tuple[Any, ...]] = {}
+
+    def note(self, node: fx.Node, examples: tuple[Any, ...]) -> None:
+        """Keep the values of a node for both batches."""
+        self._examples[node] = examples
+        node.meta["val"] = examples[0]
 
     def block(self, block: Any) -> list[Any]:
         """Translate the operators of a block; returns the values of its outputs."""
@@ -146,6 +164,7 @@ class _Translation:
         if path not in self._nodes:
             self.held[path] = value
             self._nodes[path] = self.graph.get_attr(path)
+            self.note(self._nodes[path], (value,) * len(BATCHES))
         return self._nodes[path]
 
     def _run(self, function: Callable[..., Any], inputs: tuple[Any, ...]) -> Any:
@@ -157,7 +176,23 @@ class _Translation:
             inputs = inputs[: len(inputs) - len(named)]
         if not any(isinstance(value, fx.Node) for value in _flat(inputs)):
             return function(*inputs, **named)
-        return self.graph.call_function(function, inputs, named)
+        examples = tuple(self._example(function, inputs, named, batch) for batch in range(len(BATCHES)))
+        if function in SHAPES and examples[0] == examples[1]:
+            return examples[0]
+        node = self.graph.call_function(function, inputs, named)
+        self.note(node, examples)
+        if function is torch.ops.aten.size.default:
+            sizes = enumerate(zip(*examples, strict=True))
+            return [one if one == other else self._run(operator.getitem, (node, at)) for at, (one, other) in sizes]
+        return node
+
+    def _example(self, function: Callable[..., Any], inputs: tuple[Any, ...], named: dict[str, Any], batch: int) -> Any:
+        """What a function gives for one of the batches."""
+
+        def value(node: fx.Node) -> Any:
+            return self._examples[node][batch]
+
+        return function(*fx.map_arg(inputs, value), **fx.map_arg(named, value))
 
     def _branch(self, node: Any, condition: Any) -> Any:
         yes, no = node.blocks()
