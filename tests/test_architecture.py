@@ -13,9 +13,9 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS = ["synthkd", "generators", "pipelines"]  # each may import those before it
 ENTRY = ROOT / "synthkd" / "__main__.py"
 OPTIONAL = {
-    "datasets", "dp_accounting", "hypothesis", "mlflow", "mlxtend", "onnx", "onnxruntime", "onnxscript", "opacus",
-    "optuna", "pyarrow", "pynvml", "pytest", "tensorboard", "timm", "torch_fidelity", "torchao", "torchmetrics",
-    "trackio", "wandb", "webdataset",
+    "datasets", "dp_accounting", "hypothesis", "mlflow", "mlxtend", "onnx", "onnx2pytorch", "onnxruntime",
+    "onnxscript", "opacus", "optuna", "pyarrow", "pynvml", "pytest", "tensorboard", "timm", "torch_fidelity", "torchao",
+    "torchmetrics", "trackio", "transformers", "wandb", "webdataset",
 }  # fmt: skip
 
 MODULES = structure.modules(ROOT, LAYERS, "synthkd")

@@ -80,15 +80,16 @@ def _timm(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     own = pretrained if isinstance(pretrained, Mapping) else {}
     shape = own.get("input_size") or (None, None, None)
     arguments = config.get("model_args") or {}
+    classes, names = config.get("num_classes", own.get("num_classes")), _names(config.get("label_names"))
     return {
         "model": f"timm:{config['architecture']}",
         "options": {key: value for key, value in arguments.items() if key not in RESERVED},
-        "classes": config.get("num_classes", own.get("num_classes")),
+        "classes": classes,
         "channels": shape[0],
         "size": _size(*shape[1:]),
         "mean": _numbers(own.get("mean"), folder),
         "std": _numbers(own.get("std"), folder),
-        "class_names": _names(config.get("label_names")),
+        "class_names": names if names and len(names) == classes else None,
     }
 
 
@@ -170,6 +171,8 @@ def _alike(stated: Any, own: Any) -> bool:
 
 
 def _written(values: Any) -> str:
+    if isinstance(values, int):
+        return str(values)
     return "x".join(map(str, values)) if isinstance(values[0], int) else f"[{', '.join(f'{v:.4g}' for v in values)}]"
 
 

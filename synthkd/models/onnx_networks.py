@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from synthkd.imports import optional
 from synthkd.system.text import one_line
 
 EXTRA = "onnx"
+MOST_OUTPUTS = 8
+"""Largest number of outputs of an operator."""
 TRIED = (2, 3)
 """Numbers of images that a file must take."""
 
@@ -104,6 +107,10 @@ class _Tracer(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return module_qualified_name != "network"
+
+    def iter(self, obj: fx.Proxy) -> Iterator[Any]:
+        """The outputs of an operator; the converter stops at the number that the file names."""
+        return (obj[number] for number in range(MOST_OUTPUTS))
 
 
 def _require_evaluation(model: Any, path: Path) -> None:

@@ -256,9 +256,9 @@ def test_damaged_programs_end_in_one_line(form: str, end: str, tmp_path: Path) -
 
 def test_keys_that_a_program_has_itself_and_files_that_are_no_networks(tmp_path: Path) -> None:
     scripted(Net().eval(), tmp_path / "net.pt")
-    with pytest.raises(ConfigError, match="weights: .*net.pt is a TorchScript program, which has its own"):
+    with pytest.raises(ConfigError, match=r"weights: .*net\.pt is a TorchScript program, which has its own"):
         load_model(settings(tmp_path / "net.pt", weights="w.pt"))
-    with pytest.raises(ConfigError, match="options: .* leave options out"):
+    with pytest.raises(ConfigError, match=r"options: .* leave options out"):
         load_model(settings(tmp_path / "net.pt", options={"a": 1}))
     with pytest.raises(ConfigError, match="can be a teacher, but not a network to train"):
         build_model(settings(tmp_path / "net.pt"), SPEC)
