@@ -122,7 +122,7 @@ def resolve(
     return function  # type: ignore[no-any-return]
 
 
-def load_program(path: Path, form: Literal["TorchScript", "torch.export"], source: Path | None) -> Any:
+def load_program(path: Path, form: Literal["TorchScript", "torch.export"], source: Path | None) -> object:
     """Load a file that is a program: a `torch.jit.ScriptModule` in eval mode, or a `torch.export.ExportedProgram`.
 
     Args:

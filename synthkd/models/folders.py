@@ -47,32 +47,34 @@ def completed(settings: LoadedModel) -> tuple[LoadedModel, tuple[str, ...]]:
     if not is_foreign(folder):
         return settings, ()
     config = _json(folder / CONFIG)
-    found = _timm(config, folder) if "architecture" in config else _transformers(config, folder)
-    found["options"] = {**found["options"], **settings.options}
+    own_keys = _timm(config, folder) if "architecture" in config else _transformers(config, folder)
+    own_keys["options"] = {**own_keys["options"], **settings.options}
     if settings.weights is None and not settings.untrained:
-        found["weights"] = _weights(folder)
-    notes = [f"the folder of {found['model']}"]
+        own_keys["weights"] = _weights(folder)
+    notes = [f"the folder of {own_keys['model']}"]
     for key in ("channels", "classes", "size", "mean", "std", "class_names"):
-        stated, own = getattr(settings, key), found.get(key)
+        stated, own = getattr(settings, key), own_keys.get(key)
         if stated is None or own is None or _alike(stated, own):
             continue
         if key in ("channels", "classes"):
             raise ConfigError(f"{key}: {folder} has {own}, but the config says {stated}; leave {key} out")
         if key != "class_names":
             notes.append(f"{key} {_written(stated)} of the recipe, where its files say {_written(own)}")
-    stated = {key: value for key in found if key not in ("model", "options") and (value := getattr(settings, key))}
-    known = {key: value for key, value in found.items() if value is not None}
-    return settings.model_copy(update={**known, **stated}), tuple(notes)
+    stated = {key: value for key in own_keys if key not in ("model", "options") and (value := getattr(settings, key))}
+    present = {key: value for key, value in own_keys.items() if value is not None}
+    return settings.model_copy(update={**present, **stated}), tuple(notes)
 
 
-def data_only(config: Any) -> Any:
+def data_only(config: Mapping[str, object]) -> dict[str, object]:
     """A configuration of transformers without keys by which it would import or download something, at any depth."""
-    if isinstance(config, list | tuple):
-        return [data_only(item) for item in config]
-    if not isinstance(config, Mapping):
-        return config
-    kept = {key: value for key, value in config.items() if key not in FETCHING and not str(key).startswith("_")}
-    return {key: data_only(value) for key, value in kept.items()}
+    harmless = {key: value for key, value in config.items() if key not in FETCHING and not str(key).startswith("_")}
+    return {key: _data_only(value) for key, value in harmless.items()}
+
+
+def _data_only(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return data_only(value)
+    return [_data_only(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _timm(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:

@@ -78,7 +78,7 @@ def _traced(network: Any) -> nn.Module:
 def _take_norms_out(network: fx.GraphModule) -> None:
     """Replace the converter's wrappers of BatchNorm, which call it past its hooks, by the layers themselves."""
     for node in network.graph.nodes:
-        wrapper = network.get_submodule(node.target) if node.op == "call_module" else None
+        wrapper: Any = network.get_submodule(node.target) if node.op == "call_module" else None
         norm = getattr(wrapper, "bnu", None)
         if not isinstance(norm, nn.modules.batchnorm._BatchNorm) or len(node.args) != 1 or wrapper.has_lazy:
             continue
@@ -108,7 +108,7 @@ class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return module_qualified_name != "network"
 
-    def iter(self, obj: fx.Proxy) -> Iterator[Any]:
+    def iter(self, obj: Any) -> Iterator[Any]:
         """The outputs of an operator; the converter stops at the number that the file names."""
         return (obj[number] for number in range(MOST_OUTPUTS))
 

@@ -46,9 +46,13 @@ def read_program(path: Path, shape: tuple[int, int, int], source: Path | None) -
             one tensor, or takes a fixed number of images.
     """
     if kind_of(path) == TORCHSCRIPT:
-        return of_script(load_program(path, "TorchScript", source), shape, str(path))
+        script = load_program(path, "TorchScript", source)
+        assert isinstance(script, torch.jit.ScriptModule)
+        return of_script(script, shape, str(path))
     _refuse_pickles(path)
-    return of_exported(load_program(path, "torch.export", source), str(path))
+    program = load_program(path, "torch.export", source)
+    assert isinstance(program, torch.export.ExportedProgram)
+    return of_exported(program, str(path))
 
 
 def of_exported(program: torch.export.ExportedProgram, who: str) -> nn.Module:
@@ -100,7 +104,7 @@ def _require_any_number(count: object, who: str) -> None:
         )
 
 
-def of_script(program: Any, shape: tuple[int, int, int], who: str) -> nn.Module:
+def of_script(program: torch.jit.ScriptModule, shape: tuple[int, int, int], who: str) -> nn.Module:
     """The network of a `torch.jit.ScriptModule`; for arguments, result and errors see `read_program`."""
     try:
         if any(one.is_floating_point() and one.dtype != torch.float32 for one in program.state_dict().values()):
@@ -125,14 +129,14 @@ class Script(nn.Module):
         how: it is run and why, for people.
     """
 
-    def __init__(self, program: Any, how: str) -> None:
+    def __init__(self, program: torch.jit.ScriptModule, how: str) -> None:
         super().__init__()
         self.how = how
         self.program = program
         for parameter in program.parameters():  # else deepcopy makes some that are not leaves
             parameter.requires_grad_(False)
 
-    def forward(self, images: Tensor) -> Any:
+    def forward(self, images: Tensor) -> object:
         """What the program gives for images `[N, C, H, W]`."""
         # The optimising executor of TorchScript compiles anew for other shapes and modes of gradients.
         with optimized_execution(False):

@@ -151,8 +151,8 @@ def _load_network_file(settings: LoadedModel, source: Path | None) -> Classifier
     body = read_onnx_network(path, spec.shape) if kind == ONNX else read_program(path, spec.shape, source)
     recipe = {"kind": "load", "model": settings.model, "options": {}}
     model = in_float32(Classifier(body, spec, settings.mean, settings.std, recipe, settings.class_names or ()))
-    seen = any(has_statistics(module) for module in body.modules())
-    how = body.how if isinstance(body, Script) else "without BatchNorm statistics" if not seen else ""
+    has_norms = any(has_statistics(module) for module in body.modules())
+    how = body.how if isinstance(body, Script) else "without BatchNorm statistics" if not has_norms else ""
     model.notes = (", ".join(filter(None, (kind.name, how))), *model.notes)
     return model.eval()
 

@@ -74,7 +74,7 @@ MAKERS: dict[str, Callable[[Iterable[Any]], Any]] = {"prim::ListConstruct": list
 
 
 @torch.no_grad()
-def graph_of(program: Any, shape: tuple[int, int, int]) -> tuple[fx.Graph, dict[str, Tensor]]:
+def graph_of(program: torch.jit.ScriptModule, shape: tuple[int, int, int]) -> tuple[fx.Graph, dict[str, Tensor]]:
     """The graph of a program, and path -> tensor of its `get_attr` nodes.
 
     Args:
@@ -116,7 +116,7 @@ class _Translation:
         self._nodes: dict[str, fx.Node] = {}
         self._examples: dict[fx.Node, tuple[Any, ...]] = {}
 
-    def note(self, node: fx.Node, examples: tuple[Any, ...]) -> None:
+    def note(self, node: fx.Node, examples: tuple[object, ...]) -> None:
         """Keep the values of a node for both batches."""
         self._examples[node] = examples
         node.meta["val"] = examples[0]
