@@ -38,9 +38,10 @@ class JobConfig(Settings):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: Threads | None = None
     """CPU threads of torch; None: torch's default."""
-    trust: PathText | tuple[PathText, ...] = ()
+    trust: bool | PathText | tuple[PathText, ...] = ()
     """A folder, or a list of folders, whose files may name code to run, e.g. own functions that build a saved model or
-    generator. All other files are data only; besides them just this configuration may name code."""
+    generator, and may be programs. All other files are data only; besides them just this configuration may name code.
+    true: the programs (TorchScript, torch.export) that this configuration itself names as a model may run."""
 
 
 class TrainingConfig(JobConfig):

@@ -31,4 +31,6 @@ def trusting(job: Work) -> Work:
 
 def trusted_by(config: JobConfig) -> AbstractContextManager[None]:
     """Context manager in which code runs only if this configuration, or a file in a folder that it trusts, names it."""
-    return allowing(config.model_dump(), (config.trust,) if isinstance(config.trust, str) else config.trust)
+    trust = config.trust
+    folders = () if isinstance(trust, bool) else (trust,) if isinstance(trust, str) else trust
+    return allowing(config.model_dump(), folders, programs=trust is True)

@@ -104,7 +104,7 @@ def load_program(path: Path | str) -> tuple[Callable[[Tensor], Tensor], Descript
         ModelError: a file that is not trusted, cannot be read, or does not describe itself.
     """
     path = Path(path)
-    require_trusted(path, "a torch.export program")
+    require_trusted(path, "a program of torch.export")
     extra = {METADATA: ""}
     try:
         with quiet():

@@ -137,7 +137,7 @@ def test_what_cannot_be_measured_is_refused_in_a_line(files: Path, tmp_path: Pat
     refuses(ConfigError, "data is missing", data=None)
     refuses(ConfigError, "model is missing", model=None)
     refuses(ConfigError, "real: it is for scores of images", real="x")
-    refuses(ModelError, "which is code; if you trust its folder, add trust=", model=str(files / "model.pt2"))
+    refuses(ModelError, "If you trust it, say trust=true", model=str(files / "model.pt2"))
     refuses(DataError, "carry no labels, so they need a network to compare with", data=str(files / "plain.npz"))
     save(network(0, ImageSpec(1, 8, 8, 3)), tmp_path / "three", {})
     refuses(ConfigError, "they must be the same", against=str(tmp_path / "three"))
