@@ -102,8 +102,8 @@ def observe_in_chunks(
     with evaluating(model), torch.no_grad():
         for part in images.split(size):
             outputs = observe(model, part.to(device), features, statistics)
-            kept = {path: value.cpu() for path, value in outputs.features.items()}
-            passes.append(replace(outputs, logits=outputs.logits.cpu(), features=kept))
+            on_cpu = {path: value.cpu() for path, value in outputs.features.items()}
+            passes.append(replace(outputs, logits=outputs.logits.cpu(), features=on_cpu))
             if not tick(len(part)):
                 break
     return Outputs(

@@ -166,14 +166,21 @@ def assemble(
     count = min(REHEARSED, batch.images)
     step.rehearse(noise_dataset(config, subject.spec, team, accelerator.device, count).batch(0))
     contract = contracts[0] if contracts else None
-    scores = None
-    if config.score is not None and teacher is not None and config.generated is not None:
-        settings, device = config.generated.generator, accelerator.device
-        trained, size = training_data(config), batch.of_process
-        scores = build_scores(config.score, teacher, settings, images.splits, device, config.seed, trained, size)
+    scores = _scores(config, images, teacher, accelerator, batch)
     return Assembly(
         subject, contract, team, students, transfer_set, step, evaluation, inherited, scores, batch, warnings, trial
     )
+
+
+def _scores(
+    config: DistillConfig, images: Images, teacher: Classifier | None, accelerator: Accelerator, batch: BatchSize
+) -> RunningScores | None:
+    """What measures generated images while the run goes, if the configuration asks for it."""
+    if config.score is None or teacher is None or config.generated is None:
+        return None
+    settings, device, size = config.generated.generator, accelerator.device, batch.of_process
+    trained = training_data(config)
+    return build_scores(config.score, teacher, settings, images.splits, device, config.seed, trained, size)
 
 
 def _read(config: DistillConfig, accelerator: Accelerator, directory: Path | None) -> Images:

@@ -22,7 +22,7 @@ from synthkd.system.hardware import memory_bytes, resident_bytes
 from synthkd.system.resources import size
 from synthkd.training.memory import TRIED, Need, need_of, trim_heap
 
-WORKSPACE = 1.25
+WORKSPACE = 1.4
 """Factor on the tensors of a pass: workspaces of convolutions, and what lies between freed blocks."""
 NOTHING = Need(0, 0)
 STEPS = 2
@@ -71,9 +71,9 @@ def planned_memory(config: DistillConfig, trial: Trial, batch_size: int, teacher
     with torch.random.fork_rng(devices=[]), suppress(TrainingError):
         student = need_of(_steps(trial), batch_size, device)
         generator = _round(config, trial, teacher)
-    students_free, generators_free = student.peak - student.kept, generator.peak - generator.kept
+    students_free, generators_free = student.peak - student.lasting, generator.peak - generator.lasting
     passes = max(students_free, generators_free, closing)
-    total = taken + student.kept + generator.kept + images + int(WORKSPACE * passes)
+    total = taken + student.lasting + generator.lasting + images + int(WORKSPACE * passes)
     key = "transfer_set.generator.batch_size" if generators_free > students_free else "distill.batch_size"
     remedy = "make transfer_set.bank.capacity smaller" if images > passes else f"make {key} smaller"
     return Memory(total, memory_bytes(device), remedy)
@@ -118,9 +118,10 @@ def _images(config: DistillConfig, trial: Trial) -> tuple[int, int]:
     if bank is None:
         return 0, 0
     values = math.prod(spec.shape)
-    made = 0
+    generated_images = 0
     if config.generated is not None:
-        made = phases.generator_rounds(config.phases) * getattr(config.generated.generator, "batch_size", 0)
-    new = min(made, bank.settings.capacity - len(bank))
+        generated_images = phases.generator_rounds(config.phases)
+        generated_images *= getattr(config.generated.generator, "batch_size", 0)
+    new = min(generated_images, bank.settings.capacity - len(bank))
     held = 0 if bank.settings.storage == "disk" else new * (bank.nbytes // bank.settings.capacity)
     return held, 2 * 4 * values * images_within(min(IMAGES, len(bank) + new), values)

@@ -135,10 +135,10 @@ def distances(
 
 def _distance(teacher: Classifier, inputs: Tensor, batch_size: int) -> float | None:
     parts = [_first_statistics(teacher, part) for part in inputs.split(batch_size)]
-    known = [{"first": part} for part in parts if part is not None]
-    if len(known) < len(parts) or _is_fresh(known[0]["first"]):
+    moments_of_parts = [{"first": part} for part in parts if part is not None]
+    if len(moments_of_parts) < len(parts) or _is_fresh(moments_of_parts[0]["first"]):
         return None
-    first = joined_statistics(known, [len(part) for part in inputs.split(batch_size)])["first"]
+    first = joined_statistics(moments_of_parts, [len(part) for part in inputs.split(batch_size)])["first"]
     ratio = torch.log((first.var + EPSILON) / (first.running_var + EPSILON))
     # Channels that hardly vary say nothing.
     distance = float(ratio[first.running_var > 1e-3 * first.running_var.max()].mean())

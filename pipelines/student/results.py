@@ -68,8 +68,8 @@ def measured(
     """
     networks = {STUDENT: student}
     networks |= {f"peer {number}": finished(peer) for number, peer in enumerate(assembly.students[1:], start=1)}
-    shown = job.accelerator.is_main_process
-    with Measuring(_parts(assembly), f"measure {config.name}", allowance, shown) as watch:
+    is_main = job.accelerator.is_main_process
+    with Measuring(_parts(assembly), f"measure {config.name}", allowance, is_main) as watch:
         closing = _Closing(config, job, assembly, networks, test, watch)
         started = time.perf_counter()
         tested = closing.tested()

@@ -107,11 +107,11 @@ class Need:
     """Bytes that a part of a training needs.
 
     Attributes:
-        kept: when it is done, such as the moments of an optimizer.
-        peak: at most, `kept` included.
+        lasting: when it is done, such as the moments of an optimizer.
+        peak: at most, `lasting` included.
     """
 
-    kept: int
+    lasting: int
     peak: int
 
 
@@ -126,14 +126,14 @@ def need_of(prepare: Callable[[int], Callable[[], object]], batch_size: int, dev
         batch_size: images of the training.
         device: of the tensors.
     """
-    timelines, kept = [], []
+    timelines, lasting = [], []
     for count in TRIED:
         run = prepare(count)
         with TensorBytes(device) as tensors:
             run()
         gc.collect()
         timelines.append(tensors.timeline)
-        kept.append(tensors.live)
+        lasting.append(tensors.live)
     if len({len(timeline) for timeline in timelines}) > 1:
         timelines = [[max(timeline)] for timeline in timelines]
     few, many = TRIED
@@ -141,7 +141,7 @@ def need_of(prepare: Callable[[int], Callable[[], object]], batch_size: int, dev
     def at(first: int, second: int) -> int:
         return first + (second - first) * (batch_size - few) // (many - few)
 
-    left = at(*kept)
+    left = at(*lasting)
     return Need(left, max(left, *(at(*pair) for pair in zip(*timelines, strict=True))))
 
 

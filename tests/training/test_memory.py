@@ -132,7 +132,7 @@ def test_the_memory_of_a_batch_in_closed_form() -> None:
     weights = 4 * (100 * 200 + 200 * 3)
     for count in (50, 5000):
         need = need_of(prepare, count, torch.device("cpu"))
-        assert need.kept == weights
+        assert need.lasting == weights
         run = prepare(count)
         with TensorBytes(torch.device("cpu")) as tensors:
             run()
