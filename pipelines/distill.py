@@ -25,6 +25,7 @@ from synthkd.pipelines.run.job import Job, open_job
 from synthkd.pipelines.run.live import LivePage
 from synthkd.pipelines.run.result import Plan, Result
 from synthkd.pipelines.run.tested import read_test
+from synthkd.pipelines.run.timing import time_line
 from synthkd.pipelines.run.trust import trusted_by, trusting
 from synthkd.pipelines.student.assembly import Assembly, assemble
 from synthkd.pipelines.student.chosen import with_generator
@@ -35,6 +36,7 @@ from synthkd.pipelines.student.results import measured
 from synthkd.pipelines.student.summary import plan, summary
 from synthkd.pipelines.student.teacher_warnings import logged, noted
 from synthkd.pipelines.student.teachers import ReadyTeacher, is_taught, ready_teacher, untrained_teacher
+from synthkd.pipelines.student.timing import distill_time
 from synthkd.reports.grids import chosen, save_grid
 from synthkd.reports.results import DistillResult
 from synthkd.settings import GivenModel
@@ -113,12 +115,8 @@ def distill(
 def _distill(config: DistillConfig, *, networks: GivenNetworks, dry_run: bool) -> Distilled | Plan:
     config = with_extensions(config, dry_run=dry_run)
     if dry_run:
-        models = _untrained(config, networks)
-        config, why = with_generator(config, models[0] if models else None)
-        assembly = assemble(config, models, make_accelerator(config), None, networks.student)
-        lines = plan(config, assembly, _fitted_test(read_test(config), assembly), why)
-        # Last, since it takes steps with the parts.
-        return Plan((*lines, *_memory(config, assembly).lines))
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+            return _plan(config, networks)
     with open_job("distill", config) as job:
         if isinstance(job.finished, DistillResult):
             lines = summary(job, job.finished, already=True)
@@ -138,6 +136,17 @@ def _distill(config: DistillConfig, *, networks: GivenNetworks, dry_run: bool) -
         taught = sum(teacher.seconds for teacher in ready)
         content = job.finish(measured(config, job, assembly, student, test, taught, progress, allowance))
         return Distilled(job.directory, content, summary(job, content), finished_student=student.cpu)
+
+
+def _plan(config: DistillConfig, networks: GivenNetworks) -> Plan:
+    """What the run would do, and the time and memory that it needs by a few steps of parts that nobody keeps."""
+    accelerator, models = make_accelerator(config), _untrained(config, networks)
+    config, why = with_generator(config, models[0] if models else None)
+    assembly = assemble(config, models, accelerator, None, networks.student)
+    test = _fitted_test(read_test(config), assembly)
+    lines = plan(config, assembly, test, why)
+    time = time_line(lambda: distill_time(config, assembly, test, accelerator))
+    return Plan((*lines, time, *_memory(config, assembly).lines))
 
 
 def _memory(config: DistillConfig, assembly: Assembly) -> Memory:

@@ -29,6 +29,7 @@ from synthkd.pipelines.run.images import keep_data
 from synthkd.pipelines.run.job import Job, describe_model, disk_line, open_job, training_bytes
 from synthkd.pipelines.run.live import LivePage
 from synthkd.pipelines.run.result import Plan, Result
+from synthkd.pipelines.run.timing import Work, measured, time_line
 from synthkd.pipelines.run.trust import trusting
 from synthkd.privacy.dpsgd import PoissonSource, PrivateLearner, plan_mechanism, statement
 from synthkd.privacy.journal import Journal
@@ -42,6 +43,8 @@ from synthkd.types import Batch, ImageSpec, balanced_labels
 Update = Callable[[int], dict[str, Tensor | float]]
 """One training step: takes the 0-based step, returns numbers for the log."""
 
+TIMED_IMAGES = 256
+"""Test images whose time a dry run measures."""
 REHEARSAL_IMAGES = 4
 """Images of noise in the private step that a dry run takes."""
 
@@ -64,8 +67,7 @@ def teach(config: TeachConfig, *, dry_run: bool = False, splits: Splits | None =
         SynthkdError: see the classes in `synthkd.errors`.
     """
     if dry_run:
-        splits = splits or load_splits(config.data)
-        return Plan(_plan(config, splits, untrained(config, splits)))
+        return _dry(config, splits or load_splits(config.data))
     _require_one_process(config)  # before the run directory exists
     with open_job("teach", config) as job:
         if isinstance(job.finished, TeachResult):
@@ -99,6 +101,13 @@ def teach(config: TeachConfig, *, dry_run: bool = False, splits: Splits | None =
         return Result(job.directory, content, _summary(job, content))
 
 
+def _dry(config: TeachConfig, splits: Splits) -> Plan:
+    """What the run would do, and the time that it needs by a few of its steps, taken by a model that nobody keeps."""
+    model, accelerator = untrained(config, splits), make_accelerator(config)
+    lines = _plan(config, splits, model)
+    return Plan((*lines, time_line(lambda: measured(works(config, splits, model, accelerator)))))
+
+
 def load_taught(result: Result[TeachResult]) -> Classifier:
     """The teacher that a run of `teach` saved, in eval mode."""
     return load(result.directory)
@@ -111,7 +120,8 @@ def untrained(config: TeachConfig, splits: Splits) -> Classifier:
         ConfigError: with `training.dp`, what `PrivateLearner` and `plan_mechanism` refuse; several processes.
         TrainingError: a step on noise that fails.
     """
-    model = _build(config, splits)
+    with torch.random.fork_rng(devices=[]):
+        model = _build(config, splits)
     if config.training.dp is not None:
         _require_one_process(config)
         labels = balanced_labels(REHEARSAL_IMAGES, 0, model.spec.classes)
@@ -119,6 +129,30 @@ def untrained(config: TeachConfig, splits: Splits) -> Classifier:
         learner = _private_learner(config, copy.deepcopy(model), splits, torch.device("cpu"), Journal(None))
         learner.update(lambda: Batch(images, labels), F.cross_entropy, 0)
     return model
+
+
+def works(
+    config: TeachConfig, splits: Splits, model: Classifier, accelerator: Accelerator, name: str = "steps"
+) -> list[Work]:
+    """What a training does, its steps by `name`, for the time that a dry run tells; the model is trained a little."""
+    steps, device = config.training.steps, accelerator.device
+    model = model.to(device)
+    if config.training.dp is None:
+        _, update, _ = _learner(config, accelerator, None, model, splits)
+    else:
+        learner = _private_learner(config, model, splits, device, Journal(None))
+        update = _private_update(config, learner, splits, device)
+    images = splits.test.images[:TIMED_IMAGES]
+
+    def tested(_: float) -> None:
+        with evaluating(model):
+            predict(model, images, device)
+
+    parts = [Work(name, steps, lambda where: update(int(steps * where)))]
+    if len(images):  # at each interval, and at the end
+        times = -(-steps // config.evaluate_every) + 1
+        parts.append(Work("tests", times, tested, len(splits.test) / len(images), listed=False))
+    return parts
 
 
 def _build(config: TeachConfig, splits: Splits) -> Classifier:
@@ -145,7 +179,7 @@ def _train(
     learner: Learner | PrivateLearner
     batch = BatchSize(config.training.batch_size, config.training.batch_size)
     if config.training.dp is None:
-        learner, update, batch = _learner(config, job, model, splits)
+        learner, update, batch = _learner(config, job.accelerator, job.directory, model, splits)
     else:
         learner = _private_learner(config, model, splits, job.device, Journal(job.directory))
         update = _private_update(config, learner, splits, job.device)
@@ -172,18 +206,20 @@ def _train(
     return progress, claim, batch.images
 
 
-def _learner(config: TeachConfig, job: Job, model: Classifier, splits: Splits) -> tuple[Learner, Update, BatchSize]:
+def _learner(
+    config: TeachConfig, accelerator: Accelerator, directory: Path | None, model: Classifier, splits: Splits
+) -> tuple[Learner, Update, BatchSize]:
     """The learner without DP, its step on a batch of an epoch in random order, and the size of these batches."""
-    training, accelerator = config.training, job.accelerator
+    training = config.training
     learner = Learner("teacher", model, training.optimizer, training.steps, accelerator)
-    batch = _batch_size(config, learner, accelerator, model.spec, job.directory)
+    batch = _batch_size(config, learner, accelerator, model.spec, directory)
     source = EpochSource(
         splits.train.images,
         splits.train.labels,
         batch.images,
         training.augment,
         config.seed,
-        job.device,
+        accelerator.device,
         accelerator.process_index,
         accelerator.num_processes,
     )

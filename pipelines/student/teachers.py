@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from accelerate import Accelerator
+
 from synthkd.data.read.real import load_splits
 from synthkd.errors import ConfigError
 from synthkd.models import Classifier, load_model
@@ -12,7 +14,8 @@ from synthkd.models.black_box import ANSWERS, black_box_model
 from synthkd.pipelines.config import TeachConfig, TrainingConfig
 from synthkd.pipelines.run.job import Job
 from synthkd.pipelines.run.result import Result
-from synthkd.pipelines.teach import load_taught, teach, untrained
+from synthkd.pipelines.run.timing import Work
+from synthkd.pipelines.teach import load_taught, teach, untrained, works
 from synthkd.reports.results import RESULT
 from synthkd.settings import LabelsTeacher, LoadedModel, TeacherOrGiven, TrainedTeacher
 
@@ -88,6 +91,13 @@ def untrained_teacher(
         return black_box_model(settings)
     teaching = teach_config(settings, config, None)
     return untrained(teaching, load_splits(teaching.data)).eval()
+
+
+def teaching_works(settings: TrainedTeacher, config: TrainingConfig, accelerator: Accelerator) -> list[Work]:
+    """What the training of a teacher does, for the time that a dry run tells."""
+    teaching = teach_config(settings, config, None)
+    splits = load_splits(teaching.data)
+    return works(teaching, splits, untrained(teaching, splits), accelerator, "steps of the teacher")
 
 
 def teach_config(settings: TrainedTeacher, config: TrainingConfig, out: str | None) -> TeachConfig:
