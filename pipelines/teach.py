@@ -288,7 +288,8 @@ def _plan(config: TeachConfig, splits: Splits, model: Classifier) -> tuple[str, 
     epochs = training.steps * images / len(splits.train)
     return (
         f"teach {config.name}: {splits.train.name}, {splits.train.spec}",
-        f"  images: {len(splits.train):,} train, {len(splits.holdout):,} holdout, {len(splits.test):,} test",
+        f"  images: {len(splits.train):,} train, {len(splits.holdout):,} holdout, {len(splits.test):,} test"
+        + splits.train.kept,
         f"  model: {parameters(model):,} parameters",
         f"  steps: {training.steps:,} of {images} images ({epochs:.1f} epochs{note})",
         disk_line(config, training_bytes(parameters(model))),

@@ -23,7 +23,7 @@ from synthkd.models.classifier import Classifier, require_images
 from synthkd.models.contract import finite_logits
 from synthkd.models.latency import Latency, random_images, time_calls
 from synthkd.taps import evaluating
-from synthkd.types import to_float
+from synthkd.types import InBlocks, to_float
 
 _BATCH = 64
 
@@ -102,7 +102,7 @@ class Prediction:
     probability: float
 
 
-def run_onnx(path: Path | str, images: Tensor, threads: int | None = None, batch_size: int = 256) -> Tensor:
+def run_onnx(path: Path | str, images: InBlocks, threads: int | None = None, batch_size: int = 256) -> Tensor:
     """Logits float32 `[N, K]` of images by an exported file, batch by batch.
 
     Args:

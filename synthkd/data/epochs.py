@@ -9,7 +9,9 @@ from functools import cached_property, lru_cache
 import torch
 from torch import Tensor
 
+from synthkd.data.ahead import Ahead
 from synthkd.data.augment import augment_real
+from synthkd.data.read.on_disk import Pixels
 from synthkd.rng import stream
 from synthkd.settings import AugmentSettings
 from synthkd.types import Batch, to_float
@@ -20,7 +22,7 @@ class EpochSource:
     """Every image once an epoch, in a new random order each; a batch may reach into the next epoch.
 
     Attributes:
-        images: uint8 `[N, C, H, W]`.
+        images: uint8 `[N, C, H, W]`, in memory or on disk; the latter are decoded ahead of the steps.
         labels: int64 `[N]`.
         batch_size: images of a batch over all processes.
         augment: augmentation of each image.
@@ -30,7 +32,7 @@ class EpochSource:
         world: number of processes.
     """
 
-    images: Tensor
+    images: Pixels
     labels: Tensor
     batch_size: int
     augment: AugmentSettings
@@ -47,6 +49,13 @@ class EpochSource:
             lambda epoch: torch.randperm(len(self.labels), generator=stream(self.seed, "epoch", epoch))
         )
 
+    @cached_property
+    def _ahead(self) -> Ahead:
+        return Ahead(self.images, self._own)
+
+    def _own(self, step: int) -> Tensor:
+        return self.rows(step)[self.rank :: self.world]
+
     def rows(self, step: int) -> Tensor:
         """Rows of the images of a step over all processes, int64 `[batch_size]`."""
         n, first, stop = len(self.labels), step * self.batch_size, (step + 1) * self.batch_size
@@ -60,7 +69,8 @@ class EpochSource:
 
     def batch(self, step: int) -> Batch:
         """This process's part of the batch of a step: augmented images float32 in [0, 1] and labels."""
-        rows = self.rows(step)[self.rank :: self.world]
+        self._ahead.wait(step)
+        rows = self._own(step)
         images = to_float(self.images[rows]).to(self.device)
         # Rows differ between processes, so each process draws its own augmentation.
         images = augment_real(images, self.augment, stream(self.seed, f"augment/{self.rank}", step))

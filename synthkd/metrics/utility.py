@@ -10,7 +10,7 @@ from scipy.stats import norm
 from torch import Tensor
 
 from synthkd.models.contract import finite_logits
-from synthkd.types import to_float
+from synthkd.types import InBlocks, to_float
 
 Predictor = Callable[[Tensor], Tensor]
 """Images `[N, C, H, W]` -> logits `[N, K]`."""
@@ -65,7 +65,7 @@ def proportion(hits: int, n: int, confidence: float = 0.95) -> Proportion:
 
 
 def predict(
-    model: Predictor, images: Tensor, device: torch.device, batch_size: int = 512, who: str = "the network"
+    model: Predictor, images: InBlocks, device: torch.device, batch_size: int = 512, who: str = "the network"
 ) -> Tensor:
     """Predicted classes, int64 `[N]` on the CPU, computed batch by batch without gradient.
 
