@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import atexit
 import itertools
 import logging
 import multiprocessing
 import signal
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing.process import BaseProcess
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
+from synthkd.data.read.decode import in_a_line
 from synthkd.data.read.on_disk import DiskImages, Pixels
 from synthkd.rng import stream
+from synthkd.system.stopping import pending_signal
 
 LOG = logging.getLogger(__name__)
 
@@ -31,13 +33,15 @@ class Ahead:
 
     Args:
         images: that are drawn from.
-        rows: step -> rows of the images that it will probably draw, int64 `[n]`.
+        rows: step -> rows of the images that it will probably draw, int64 `[n]`. It should not refer to the object that
+            holds this one, so that the workers end as soon as nobody needs them.
     """
 
     def __init__(self, images: Pixels, rows: Callable[[int], Tensor]) -> None:
         self._images = images if isinstance(images, DiskImages) and images.files.workers and _can_fork() else None
         self._rows = rows
         self._steps: Iterator[int] | None = None
+        self._end: Callable[[], object] = lambda: None
         self._next = -1
         self._decoded_already = 0  # images in a row that no worker had to decode
 
@@ -55,12 +59,12 @@ class Ahead:
                 self._images = None
                 return
             self._steps = self._start(self._images, step)
-            _OPEN.add(self)
         self._next = step + 1
         try:
             lacked = next(self._steps)
         except RuntimeError as error:  # a worker was killed, perhaps for lack of memory
-            LOG.warning("images are decoded without workers from here on: %s", " ".join(str(error).split()))
+            if not pending_signal():  # else the same signal as this process got
+                LOG.warning("images are decoded without workers from here on: %s", in_a_line(error))
             lacked, self._decoded_already = 0, len(self._images)
         else:
             self._decoded_already = 0 if lacked else self._decoded_already + len(self._rows(step))
@@ -70,11 +74,12 @@ class Ahead:
 
     def close(self) -> None:
         """End the workers."""
-        self._steps = None  # the loader ends them when nobody iterates over it
-        _OPEN.discard(self)
+        self._end()
+        self._steps = None
 
     def _start(self, images: DiskImages, first: int) -> Iterator[int]:
-        rows = (self._rows(step).tolist() for step in itertools.count(first))
+        wanted = self._rows  # the loader must not refer to this object, which would then be freed late
+        rows = (wanted(step).tolist() for step in itertools.count(first))
         loader = DataLoader(
             _Decoder(images),
             sampler=cast(Any, rows),
@@ -84,12 +89,23 @@ class Ahead:
             worker_init_fn=_leave_signals_to_the_main_process,
             generator=stream(0, "workers"),  # without it the loader draws from the caller's random state
         )
-        main = threading.current_thread() is threading.main_thread()
-        handler = signal.getsignal(signal.SIGCHLD)
+        handler, before = signal.getsignal(signal.SIGCHLD), multiprocessing.active_children()
         steps = iter(loader)
-        if main:  # torch would raise in the midst of anything where a worker is killed; `wait` notices it as well
+        self._end = weakref.finalize(
+            self, _end, [one for one in multiprocessing.active_children() if one not in before]
+        )
+        if threading.current_thread() is threading.main_thread():
+            # Where a worker is killed, torch would raise in the midst of anything. `wait` notices it as well.
             signal.signal(signal.SIGCHLD, handler)
         return steps
+
+
+def _end(workers: Sequence[BaseProcess]) -> None:
+    """Stop workers wherever they are: an image that is half written counts as absent."""
+    for worker in workers:
+        worker.terminate()
+    for worker in workers:
+        worker.join()
 
 
 class _Decoder(Dataset[int]):
@@ -103,20 +119,11 @@ class _Decoder(Dataset[int]):
 
 
 def _leave_signals_to_the_main_process(_: int) -> None:
-    # Ctrl-C and a scheduler's SIGTERM reach the whole group of processes, and the main process finishes its step first.
-    for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(signum, signal.SIG_IGN)
+    # Ctrl-C reaches the whole group of processes, and the main process finishes its step first.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _can_fork() -> bool:
     return "fork" in multiprocessing.get_all_start_methods() and get_worker_info() is None
-
-
-_OPEN: weakref.WeakSet[Ahead] = weakref.WeakSet()
-
-
-# Registered after multiprocessing's own, and so run before it: that one would wait for workers, which ignore SIGTERM.
-@atexit.register
-def _close_all() -> None:
-    for one in list(_OPEN):
-        one.close()

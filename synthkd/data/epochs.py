@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 
 import torch
 from torch import Tensor
@@ -45,33 +45,34 @@ class EpochSource:
     def _order(self) -> Callable[[int], Tensor]:
         """Epoch -> its order of rows, a function of seed and epoch alone, so that a resumed run continues in it."""
         # Two are remembered, since a batch may reach into the next epoch, so that no step shuffles anew.
-        return lru_cache(maxsize=2)(
-            lambda epoch: torch.randperm(len(self.labels), generator=stream(self.seed, "epoch", epoch))
-        )
+        n, seed = len(self.labels), self.seed
+        return lru_cache(maxsize=2)(lambda epoch: torch.randperm(n, generator=stream(seed, "epoch", epoch)))
 
     @cached_property
     def _ahead(self) -> Ahead:
-        return Ahead(self.images, self._own)
-
-    def _own(self, step: int) -> Tensor:
-        return self.rows(step)[self.rank :: self.world]
+        rows, own = partial(_rows, self._order, len(self.labels), self.batch_size), slice(self.rank, None, self.world)
+        return Ahead(self.images, lambda step: rows(step)[own])
 
     def rows(self, step: int) -> Tensor:
         """Rows of the images of a step over all processes, int64 `[batch_size]`."""
-        n, first, stop = len(self.labels), step * self.batch_size, (step + 1) * self.batch_size
-        parts: list[Tensor] = []
-        while first < stop:
-            epoch, place = divmod(first, n)
-            count = min(stop - first, n - place)
-            parts.append(self._order(epoch)[place : place + count])
-            first += count
-        return torch.cat(parts)
+        return _rows(self._order, len(self.labels), self.batch_size, step)
 
     def batch(self, step: int) -> Batch:
         """This process's part of the batch of a step: augmented images float32 in [0, 1] and labels."""
         self._ahead.wait(step)
-        rows = self._own(step)
+        rows = self.rows(step)[self.rank :: self.world]
         images = to_float(self.images[rows]).to(self.device)
         # Rows differ between processes, so each process draws its own augmentation.
         images = augment_real(images, self.augment, stream(self.seed, f"augment/{self.rank}", step))
         return Batch(images, self.labels[rows].to(self.device))
+
+
+def _rows(order: Callable[[int], Tensor], n: int, batch_size: int, step: int) -> Tensor:
+    first, stop = step * batch_size, (step + 1) * batch_size
+    parts: list[Tensor] = []
+    while first < stop:
+        epoch, place = divmod(first, n)
+        count = min(stop - first, n - place)
+        parts.append(order(epoch)[place : place + count])
+        first += count
+    return torch.cat(parts)

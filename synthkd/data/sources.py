@@ -134,14 +134,14 @@ class RealSource:
         self._teacher = teacher
         self._device = device or torch.device("cpu")
         self._ahead: Ahead | None = None
-        self._count = 0  # images of the last batch
+        self._counts: list[int] = []  # images of the last batch
         # The logits `[N, K]` of the present images so far, and the number of the first of them.
         self._first, self._logits = 0, torch.empty(0)
 
     def draw(self, count: int, step: int) -> list[Batch]:
         """One batch on the CPU: images, annotated labels or -1, stored logits if any, and numbers as `rows`."""
         real = self._supply.at(step)
-        rows = self._rows(len(real), count, step)
+        rows = _drawn(self._seed, len(real), count, step)
         self._wait(real, count, step)
         numbers, labels = real.first + rows, real.labels[rows]
         # For the result of the run, which says how many different real images the student has seen.
@@ -154,15 +154,13 @@ class RealSource:
         """Where images that are not in memory are, as the end of a line; empty for images in memory."""
         return where_kept(self._supply.images) if isinstance(self._supply, RealImages) else ""
 
-    def _rows(self, among: int, count: int, step: int) -> Tensor:
-        return torch.from_numpy(numpy_stream(self._seed, "real", step).integers(0, among, count))
-
     def _wait(self, real: RealImages, count: int, step: int) -> None:
         """Have images on disk decoded ahead; how many a later step draws is not known, so it is taken for as many."""
         if isinstance(real.images, DiskImages):
             if self._ahead is None:
-                self._ahead = Ahead(real.images, lambda later: self._rows(len(real), self._count, later))
-            self._count = count
+                seed, n, counts = self._seed, len(real), self._counts
+                self._ahead = Ahead(real.images, lambda later: _drawn(seed, n, counts[-1], later))
+            self._counts[:] = [count]
             self._ahead.wait(step)
 
     def state_dict(self) -> dict[str, Any]:
@@ -184,3 +182,8 @@ class RealSource:
             logits = torch.cat([logits, *new])
         self._first, self._logits = real.first, logits
         return logits
+
+
+def _drawn(seed: int, n: int, count: int, step: int) -> Tensor:
+    """Rows of the images of a step."""
+    return torch.from_numpy(numpy_stream(seed, "real", step).integers(0, n, count))
