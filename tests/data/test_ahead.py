@@ -28,19 +28,28 @@ from tests.data.read.test_on_disk import pictures
 CPU = torch.device("cpu")
 SCRIPT = """
 import sys
-from tests.data.test_ahead import main
-main(*sys.argv[1:])
+from multiprocessing import active_children
+from pathlib import Path
+import torch
+from synthkd.data.ahead import Ahead
+from synthkd.data.read.folder import Storage, read_folder
+
+images = read_folder(sys.argv[1], size=8, storage=Storage(0.0, Path(sys.argv[2]), workers=2)).images
+ahead = Ahead(images, lambda step: torch.tensor([step]))
+ahead.circle = [ahead]
+ahead.wait(0)
+print(*[child.pid for child in active_children()])
 """
 
 
-def main(images: str, cache: str, mode: str) -> None:
-    """Print the workers' numbers, and the sum of all images after the signal or at once."""
+def main(images: str, cache: str) -> None:
+    """Print the workers' numbers, and the sum of all images after a signal."""
     source = read_folder(images, size=8, storage=Storage(0.0, Path(cache), workers=2))
     batches = EpochSource(source.images, source.labels, 2, AugmentSettings(), 0, CPU)
     with suppress(Stopped), stoppable(), defer_signals():
         batches.batch(0)
         print(*[child.pid for child in active_children()], flush=True)
-        while mode == "wait" and not pending_signal():
+        while not pending_signal():
             time.sleep(0.01)
         print(sum(float(batches.batch(step).images.sum()) for step in range(1, 30)), flush=True)
 
@@ -150,7 +159,7 @@ def start(tmp_path: Path, images: Path) -> tuple[int, IO[str], list[int]]:
             for descriptor in (1, 2):
                 os.dup2(writing, descriptor)
             sys.stdout = sys.stderr = os.fdopen(writing, "w")
-            main(str(images), str(tmp_path / "cache"), "wait")
+            main(str(images), str(tmp_path / "cache"))
         finally:
             os._exit(0)
     os.close(writing)
@@ -193,7 +202,7 @@ def test_workers_end_after_a_kill(tmp_path: Path, images: Path) -> None:
 
 
 def test_workers_end_with_a_program_that_ends(tmp_path: Path, images: Path) -> None:
-    command = [sys.executable, "-c", SCRIPT, str(images), str(tmp_path / "cache"), "go on"]
+    command = [sys.executable, "-c", SCRIPT, str(images), str(tmp_path / "cache")]
     process = subprocess.run(command, capture_output=True, text=True, timeout=100, check=True)
     assert process.stderr == ""
     wait_for_the_end([int(word) for word in process.stdout.split("\n")[0].split()])
