@@ -33,7 +33,7 @@ from synthkd.types import ImageSpec
 
 SIDE, CLASSES, PICTURES = 224, 10, 300
 BATCH, STEPS = 32, 30
-FEW = 1_000
+FEW = 5_000
 COLUMNS = "images | decoded, GB | read from | workers | peak memory, GB | waiting, ms/image | training, images/s"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import logging
 import multiprocessing
@@ -86,7 +87,7 @@ class Ahead:
             batch_size=None,
             num_workers=images.files.workers,
             multiprocessing_context="fork",  # files of an archive have readers that cannot be sent
-            worker_init_fn=_leave_signals_to_the_main_process,
+            worker_init_fn=_prepare,
             generator=stream(0, "workers"),  # without it the loader draws from the caller's random state
         )
         handler, before = signal.getsignal(signal.SIGCHLD), multiprocessing.active_children()
@@ -118,7 +119,8 @@ class _Decoder(Dataset[int]):
         return self._images.decode(torch.tensor(rows, dtype=torch.int64))
 
 
-def _leave_signals_to_the_main_process(_: int) -> None:
+def _prepare(_: int) -> None:
+    gc.freeze()  # a collection would write to all objects, and so copy the memory that is shared with the main process
     # Ctrl-C reaches the whole group of processes, and the main process finishes its step first.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)

@@ -63,8 +63,9 @@ class _Folder(_Data):
     memory: NonNegative = 2.0
     """Decoded images of more than this many GB are not kept in memory. They are decoded when they are needed, and then
     read from `cache`."""
-    cache: PathText = "~/.cache/synthkd/images"
-    """Folder for decoded images that are not in memory. It may be deleted when no run uses it."""
+    cache: PathText | None = None
+    """Folder for decoded images that are not in memory. It may be deleted when no run uses it. None:
+    `~/.cache/synthkd/images`."""
     workers: Annotated[int, Field(ge=0, le=64)] | None = None
     """Processes that decode images ahead of a training, if the images are not in memory. None: one for each core, at
     most 4."""

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file
 
-from synthkd.errors import DataError
+from synthkd.errors import ConfigError, DataError
 from synthkd.pipelines import distill, teach
 from synthkd.pipelines.config import DistillConfig, TeachConfig
 from synthkd.settings.load import load_config
@@ -56,6 +56,21 @@ def test_a_teacher_and_a_student_are_those_of_images_in_memory(tmp_path: Path, d
         distill(config)
     assert weights(tmp_path / "teach0.0/teacher") == weights(tmp_path / "teach2.0/teacher")
     assert weights(tmp_path / "distill0.0/student") == weights(tmp_path / "distill2.0/student")
+
+
+def test_a_run_may_go_on_with_another_cache_and_other_workers(tmp_path: Path, data: dict[str, Any]) -> None:
+    source = {
+        "data": data | {"memory": 0.0},
+        "model": MODEL,
+        "training": {"steps": 2, "batch_size": 9},
+        "device": "cpu",
+    }
+    out = f"out={tmp_path / 'run'}"
+    teach(load_config(TeachConfig, source, [out]))
+    again = teach(load_config(TeachConfig, source, [out, "data.workers=0", f"data.cache={tmp_path / 'other'}"]))
+    assert "complete already" in str(again)
+    with pytest.raises(ConfigError, match=r"changed: data\.memory"):
+        teach(load_config(TeachConfig, source, [out, "data.memory=2"]))
 
 
 def test_a_damaged_file_ends_a_job_with_its_name(tmp_path: Path, data: dict[str, Any]) -> None:

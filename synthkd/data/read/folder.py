@@ -25,6 +25,9 @@ from synthkd.data.read.on_disk import DiskImages, ImageFiles, Pixels, survey, wh
 from synthkd.data.read.splits import Source
 from synthkd.errors import DataError
 
+CACHE = Path("~/.cache/synthkd/images")
+"""Folder of the cache unless the settings name another."""
+
 
 @dataclass(frozen=True)
 class Storage:
@@ -37,7 +40,7 @@ class Storage:
     """
 
     memory: float = math.inf
-    folder: Path = Path("~/.cache/synthkd/images")
+    folder: Path = CACHE
     workers: int | None = None
 
 

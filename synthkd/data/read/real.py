@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from synthkd.data.read.folder import Storage, read_folder
+from synthkd.data.read.folder import CACHE, Storage, read_folder
 from synthkd.data.read.named import read_digits, read_named
 from synthkd.data.read.npz import read_npz
 from synthkd.data.read.splits import RealData, Source, Splits, channel_statistics, split
@@ -90,7 +90,7 @@ def _read(settings: DataSettings | TestSettings, lacks_classes: bool = False) ->
         case NpzData() | NpzTest():
             source, name = read_npz(settings.path, lacks_classes), Path(settings.path).name
         case FolderData() | FolderTest():
-            storage = Storage(settings.memory * 1e9, Path(settings.cache), settings.workers)
+            storage = Storage(settings.memory * 1e9, Path(settings.cache or CACHE), settings.workers)
             size, resize, channels = settings.size, settings.resize, settings.channels
             source = read_folder(settings.root, channels, size, settings.skip_bad, lacks_classes, resize, storage)
             name = Path(settings.root).expanduser().resolve().name
