@@ -11,6 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from synthkd import __version__
@@ -34,11 +35,12 @@ from synthkd.pipelines.run.result import Plan, Result
 from synthkd.pipelines.run.tested import read_test
 from synthkd.pipelines.run.trust import trusting
 from synthkd.privacy.accounting import epsilon
-from synthkd.privacy.copies import CopyTest, copy_tests
+from synthkd.privacy.copies import MOST_EXTRACTED, CopyTest, copy_tests
 from synthkd.privacy.ledger import Adjacency, Ledger
 from synthkd.privacy.report import privacy_report
 from synthkd.privacy.verdict import Claim, Verdict, verdict
 from synthkd.reports.results import CompressResult, MeasuredFile, RunCost
+from synthkd.rng import stream
 from synthkd.settings import TrainedTeacher
 from synthkd.settings.load import dump_config
 from synthkd.system.files import write_atomically
@@ -144,10 +146,20 @@ def _synthetic(config: CompressConfig, job: Job, flow: FlowResult) -> Tensor:
 
 
 def _copies(config: CompressConfig, job: Job, private: Splits | None, synthetic: Tensor) -> dict[str, CopyTest]:
-    """Among training images and those that nobody trained on; none where there are none of those."""
+    """Among training images and those that nobody trained on; none where there are none of those.
+
+    Of images on disk a sample is compared.
+    """
     if private is None or not len(unseen := private.unseen):
         return {}
-    return copy_tests(private.train.images, unseen.images, synthetic, config.seed, job.device)
+    rng = stream(config.seed, "copies on disk")
+    train, held = (
+        part.images
+        if isinstance(part.images, Tensor)
+        else part.images[torch.randperm(len(part), generator=rng)[:MOST_EXTRACTED]]
+        for part in (private.train, unseen)
+    )
+    return copy_tests(train, held, synthetic, config.seed, job.device)
 
 
 def _privacy(

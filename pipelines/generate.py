@@ -14,9 +14,9 @@ from typing import Any
 
 import yaml
 from accelerate import Accelerator
-from torch import Tensor
 
 from synthkd import __version__
+from synthkd.data.read.on_disk import Pixels
 from synthkd.data.written.card import card
 from synthkd.data.written.filters import Sieve
 from synthkd.data.written.stored import ABOUT, FOLDER, FORMAT, Content
@@ -141,7 +141,7 @@ class DatasetPlan:
     warnings: tuple[str, ...]
 
     @property
-    def compared(self) -> Tensor | None:
+    def compared(self) -> Pixels | None:
         """Real images uint8 `[M, C, H, W]` that a filter looks for copies of, or None without that filter."""
         real = self.request.real
         return None if real is None or self.config.filters.copies is None else real.train.images

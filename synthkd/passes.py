@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from synthkd.rng import Rows
 from synthkd.taps import evaluating, observe
-from synthkd.types import BatchNormStatistics, Outputs
+from synthkd.types import BatchNormStatistics, InBlocks, Outputs
 
 Tick = Callable[[int], bool]
 """Called after each chunk with the number of its images; False ends the pass there."""
@@ -21,7 +21,7 @@ def go_on(_: int) -> bool:
     return True
 
 
-def in_chunks(run: Callable[..., Tensor], size: int, *inputs: Tensor, tick: Tick = go_on) -> Tensor:
+def in_chunks(run: Callable[..., Tensor], size: int, *inputs: InBlocks, tick: Tick = go_on) -> Tensor:
     """What `run` gives for chunks of the inputs, one after another: `run(*inputs)` with less memory.
 
     Args:

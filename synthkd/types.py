@@ -8,7 +8,7 @@ features float32 `[N, D]` or `[N, C, H, W]`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -150,6 +150,16 @@ class Saveable(Protocol):
 
     def restore(self, directory: Path) -> None:
         """Load the files of `save` into a generator that was built with the same settings and spec."""
+
+
+class InBlocks(Protocol):
+    """Images `[N, C, H, W]` that are gone through in blocks: a tensor, or images that lie on disk."""
+
+    def __len__(self) -> int:
+        """Number of images."""
+
+    def split(self, count: int, /) -> Iterable[Tensor]:
+        """All images in order, in blocks of at most `count`."""
 
 
 class SampleGenerator(Protocol):

@@ -14,6 +14,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from synthkd.data.read.on_disk import Pixels
 from synthkd.data.written.filters import Sieve, as_points, nearest_real
 from synthkd.data.written.unfinished import Part, PartStore
 from synthkd.data.written.writers import Records
@@ -49,7 +50,7 @@ class ChunkSampler:
     teacher: FrozenTeacher
     difficulty: float
     seed: int
-    real: Tensor | None = None
+    real: Pixels | None = None
     batch_size: int = CHUNK
 
     def chunk(self, number: int, labels: Tensor) -> Part:
@@ -109,7 +110,7 @@ class Sampling:
         self._names = class_names
         self._chunks = -(-commit // CHUNK)
         self._accelerator = accelerator
-        self._real = None if sampler.real is None else as_points(sampler.real)
+        self._real = as_points(sampler.real) if isinstance(sampler.real, Tensor) else sampler.real
         self._stays: dict[int, Tensor] = {}  # first number of a part -> which of its images stay
         self._spans: list[tuple[int, int]] = []
         self.made = 0

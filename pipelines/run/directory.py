@@ -31,6 +31,8 @@ FREE_TO_CHANGE = {
     "name", "out", "device", "threads", "checkpoint_every", "keep_checkpoints", "track", "cache", "batch_size", "trust"
 }  # fmt: skip
 """Keys that may differ when a run is resumed: they change rounding at most."""
+FREE_OF_DATA = {"cache", "workers"}
+"""Keys of images that may differ likewise."""
 
 Config = TypeVar("Config", bound=JobConfig)
 
@@ -157,7 +159,8 @@ def saved_config(directory: Path, config: Config) -> Config | None:
 
 def _changed(saved: JobConfig, config: JobConfig) -> list[str]:
     """The keys that differ and must not."""
-    return [key for key in differences(saved, config) if key.split(".")[0] not in FREE_TO_CHANGE]
+    keys = [key.split(".") for key in differences(saved, config)]
+    return [".".join(key) for key in keys if key[0] not in FREE_TO_CHANGE and key[-1] not in FREE_OF_DATA]
 
 
 def _same(directory: Path, config: JobConfig) -> bool:

@@ -138,7 +138,7 @@ class ImageAlarms:
         """The largest similarity within a class of the real images; None without two images of a class."""
         if self.real is None:
             return None
-        count = images_within(IMAGES, self.real.images[0].numel())
+        count = images_within(IMAGES, self.real.images.shape[1:].numel())
         tick = watch("real images, for alarms", min(count, len(self.real)), LEAST_IMAGES)
         _, features = self._observe(teacher, to_float(self.real.images[:count]), tick)
         return alarms.largest_similarity(features, self.real.labels[: len(features)])

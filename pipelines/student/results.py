@@ -41,7 +41,7 @@ from synthkd.settings import TrainedTeacher
 from synthkd.taps import evaluating
 from synthkd.training.loop import Progress
 from synthkd.training.measuring import Allowance, Measuring, Watch
-from synthkd.types import to_uint8
+from synthkd.types import InBlocks, to_uint8
 
 QUALITY_IMAGES = 200
 STUDENT = "the student"
@@ -171,7 +171,7 @@ class _Closing:
             queries=None if box is None else Queries(box.used, box.settings.queries, box.settings.answers),
         )
 
-    def _answers(self, who: str, network: Predictor, images: Tensor, on: str) -> Tensor:
+    def _answers(self, who: str, network: Predictor, images: InBlocks, on: str) -> Tensor:
         """The classes that a network predicts, int64 `[N]` on the CPU."""
         tick = self.watch(f"{who} on {on.removeprefix('of ')}", len(images))
         with evaluating(*([network] if isinstance(network, nn.Module) else [])):

@@ -345,4 +345,4 @@ class RealTransferImages(TransferSource):
 
     def uses(self, alone: bool) -> list[str]:
         """The student learns from them, alone or mixed with others."""
-        return ["learned from" if alone else "mixed in"]
+        return [("learned from" if alone else "mixed in") + self._images.kept]

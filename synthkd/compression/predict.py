@@ -24,7 +24,7 @@ from synthkd.models.classifier import Classifier, require_images
 from synthkd.models.contract import finite_logits
 from synthkd.models.latency import Latency, random_images, time_calls
 from synthkd.taps import evaluating
-from synthkd.types import ImageSpec, to_float
+from synthkd.types import ImageSpec, InBlocks, to_float
 
 _BATCH = 64
 
@@ -103,7 +103,7 @@ class Prediction:
     probability: float
 
 
-def run_onnx(path: Path | str, images: Tensor, threads: int | None = None, batch_size: int = 256) -> Tensor:
+def run_onnx(path: Path | str, images: InBlocks, threads: int | None = None, batch_size: int = 256) -> Tensor:
     """Logits float32 `[N, K]` of images by an exported file, batch by batch.
 
     Args:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from synthkd.models.contract import finite_logits
 from synthkd.passes import Tick, go_on, in_chunks
-from synthkd.types import to_float
+from synthkd.types import InBlocks, to_float
 
 Predictor = Callable[[Tensor], Tensor]
 """Images `[N, C, H, W]` -> logits `[N, K]`."""
@@ -83,7 +83,7 @@ def extremes(values: Sequence[float | None], most: int = 20) -> list[int]:
 
 def predict(
     model: Predictor,
-    images: Tensor,
+    images: InBlocks,
     device: torch.device,
     batch_size: int = 512,
     who: str = "the network",

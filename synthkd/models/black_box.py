@@ -28,12 +28,14 @@ from synthkd.models.asking import Ask, as_answers, asker, whom
 from synthkd.models.classifier import Classifier
 from synthkd.settings import LabelsTeacher
 from synthkd.system.files import naming
-from synthkd.types import ImageSpec, to_uint8
+from synthkd.types import ImageSpec, InBlocks, to_uint8
 
 ANSWERS = "answers.bin"
 """The record of answers, in the run directory."""
 LEAST_PROBABILITY = 1e-6
 """A smaller probability counts as this one, whose logarithm is finite."""
+_LOOKED_UP = 256
+"""Images of which it is looked up at a time whether they were asked before."""
 _KEY = 32
 """Bytes of a SHA-256."""
 
@@ -123,7 +125,7 @@ class BlackBox:
         """
         pixels = images if images.dtype == torch.uint8 else to_uint8(images)
         pixels = pixels.cpu().contiguous()
-        keys = [hashlib.sha256(image.tobytes()).digest() for image in pixels.numpy()]
+        keys = _keys(pixels)
         new = self._new(keys)
         if len(new) > self.left:
             raise ModelError(
@@ -140,9 +142,10 @@ class BlackBox:
         self._seen.update(self._rows[key] for key in new)
         return self._log_probabilities([self._answers[self._rows[key]] for key in keys])
 
-    def covers(self, images: Tensor) -> bool:
+    def covers(self, images: InBlocks) -> bool:
         """Whether the budget covers images uint8 `[N, C, H, W]`; nothing is asked."""
-        return len(self._new([hashlib.sha256(image.tobytes()).digest() for image in images.cpu().numpy()])) <= self.left
+        keys = [key for part in images.split(_LOOKED_UP) for key in _keys(part)]
+        return len(self._new(keys)) <= self.left
 
     def state_dict(self) -> dict[str, Any]:
         """The number of images `asked` so far; their answers are in the record."""
@@ -243,3 +246,8 @@ def black_box_model(settings: LabelsTeacher, record: Path | None = None) -> Clas
 def black_box_of(model: Classifier | None) -> BlackBox | None:
     """The black box that a classifier asks; None for a network."""
     return model.body.black_box if model is not None and isinstance(model.body, _Asking) else None
+
+
+def _keys(images: Tensor) -> list[bytes]:
+    """By which images uint8 `[N, C, H, W]` are known: the sha256 of the pixels of each."""
+    return [hashlib.sha256(image.tobytes()).digest() for image in images.cpu().numpy()]

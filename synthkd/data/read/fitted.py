@@ -12,6 +12,7 @@ from torch import Tensor
 
 from synthkd.data.read.decoding import Decoding
 from synthkd.data.read.entries import Listing
+from synthkd.data.read.fit import Fit
 from synthkd.data.read.sample_set import Samples
 from synthkd.errors import DataError, ModelError
 from synthkd.types import ImageSpec, alike_in_channels
@@ -70,8 +71,8 @@ class FittedFiles:
         spec, decoding = self._spec, Decoding(self._listing)
         self.bad = decoding.bad
         # A model of other than squares was trained on images that were not cropped.
-        size = spec.height if spec.height == spec.width else None
-        for entry, pixels in decoding.images(spec.channels, size):
+        fit = Fit(None, (spec.height, spec.width)) if spec.height == spec.width else None
+        for entry, pixels in decoding.images(spec.channels, fit):
             if pixels.shape[1:] != (spec.height, spec.width):
                 shape = "x".join(map(str, pixels.shape[1:]))
                 self.bad.append((entry.name, f"{shape} pixels, the model takes {spec.height}x{spec.width}"))

@@ -10,7 +10,10 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from synthkd.data.read.folder import read_folder
+import torch
+from torch import Tensor
+
+from synthkd.data.read.folder import read_files
 from synthkd.data.read.named import read_digits, read_named
 from synthkd.data.read.npz import read_npz
 from synthkd.data.read.splits import RealData, Source, Splits, channel_statistics, split
@@ -79,7 +82,9 @@ def load_test(settings: TestSettings, training: Iterable[DataSettings | Unlabell
     rows = slice(source.train or 0, None)
     channels, height, width = source.images.shape[1:]
     spec = ImageSpec(channels, height, width, len(source.class_names))
-    return RealData(source.images[rows], source.labels[rows], spec, source.class_names, name)
+    numbers = torch.arange(len(source.labels))[rows]
+    images = source.images[rows] if isinstance(source.images, Tensor) else source.images.part(numbers)
+    return RealData(images, source.labels[rows], spec, source.class_names, name)
 
 
 def _read(settings: DataSettings | TestSettings, lacks_classes: bool = False) -> tuple[Source, str]:
@@ -92,11 +97,11 @@ def _read(settings: DataSettings | TestSettings, lacks_classes: bool = False) ->
         case NpzData() | NpzTest():
             source, name = read_npz(settings.path, lacks_classes), Path(settings.path).name
         case FolderData() | FolderTest():
-            source = read_folder(settings.root, settings.channels, settings.size, settings.skip_bad, lacks_classes)
+            source = read_files(settings.root, settings, lacks_classes)
             name = Path(settings.root).expanduser().resolve().name
     for note in source.notes:
         LOG.warning("%s: %s", name, note)
-    if settings.channels is not None:
+    if settings.channels is not None and isinstance(source.images, Tensor):  # others are decoded as wanted
         source = replace(source, images=in_channels(source.images, settings.channels))
     return source, name
 

@@ -8,9 +8,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from synthkd.data.read.folder import read_folder
+from synthkd.data.read.folder import read_files
 from synthkd.data.read.listing import list_unlabelled
 from synthkd.data.read.npz import is_arrays, read_images
+from synthkd.data.read.on_disk import Pixels, part_of
 from synthkd.data.read.splits import RealData, Splits
 from synthkd.errors import DataError
 from synthkd.rng import Rows
@@ -36,14 +37,16 @@ def read_unlabelled(settings: UnlabelledData, spec: ImageSpec, class_names: tupl
     """
     path = Path(settings.path).expanduser()
     name = path.resolve().name
+    images: Pixels
     if is_arrays(path):
         images = _of_npz(path, settings)
     else:
-        source = read_folder(path, settings.channels, settings.size, settings.skip_bad, listed=list_unlabelled)
+        source = read_files(path, settings, listed=list_unlabelled)
         images = source.images
         for note in source.notes:
             LOG.warning("%s: %s", name, note)
-    images = alike_in_channels(images, spec.channels)
+    if isinstance(images, Tensor):  # others are decoded as wanted
+        images = alike_in_channels(images, spec.channels)
     if images.shape[1:] != spec.shape:
         wanted, got = ("x".join(map(str, shape)) for shape in (spec.shape, images.shape[1:]))
         remedy = "channels to 1" if images.shape[1] != spec.channels else f"size to {min(spec.height, spec.width)}"
@@ -53,14 +56,14 @@ def read_unlabelled(settings: UnlabelledData, spec: ImageSpec, class_names: tupl
         raise DataError(f"{path} holds {len(images)} images, too few to hold any out; add some, or set holdout to 0")
 
     def part(rows: Tensor) -> RealData:
-        return RealData(images[rows], torch.full((int(rows.sum()),), -1), spec, class_names, name)
+        return RealData(part_of(images, rows), torch.full((int(rows.sum()),), -1), spec, class_names, name)
 
     return Splits(part(~held), part(held), part(torch.zeros_like(held)))
 
 
 def _of_npz(path: Path, settings: UnlabelledData) -> Tensor:
-    if settings.size is not None:
-        raise DataError(f"{path}: size is for image files; leave it out, and resize the array itself")
+    if settings.size is not None or settings.resize is not None:
+        raise DataError(f"{path}: size and resize are for image files; leave them out, and resize the array itself")
     return in_channels(torch.from_numpy(read_images(path)), settings.channels)
 
 
