@@ -290,6 +290,12 @@ class Worker:
         self._process = None
         return {**asdict(one), "size": None, "generator": None, "outcome": DIED, "why": why, "seconds": None}
 
+    def close(self) -> None:
+        """End the process."""
+        if self._process is not None:
+            self._connection.send(None)
+            self._process.join()
+
 
 def cell(one: Network, worker: Worker) -> Row:
     """Run a cell, or read it where it is finished; one that died is run again by the next call."""
@@ -339,6 +345,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     cells = common.collect(
         "zoo", keys, lambda one: cell(one, worker), lambda row: (row["library"], row["family"], row["name"])
     )
+    worker.close()
     print(tables({"cells": cells}))
 
 

@@ -131,24 +131,29 @@ def untrained(config: TeachConfig, splits: Splits) -> Classifier:
         model = _build(config, splits, planned=True)
     if config.training.dp is not None:
         _require_one_process(config)
-        labels = balanced_labels(REHEARSAL_IMAGES, 0, model.spec.classes)
-        images = torch.rand(REHEARSAL_IMAGES, *model.spec.shape, generator=stream(config.seed, "rehearsal"))
+        batch = _noise(config, model.spec, REHEARSAL_IMAGES)
         learner = _private_learner(config, copy.deepcopy(model), splits, torch.device("cpu"), Journal(None))
-        learner.update(lambda: Batch(images, labels), F.cross_entropy, 0)
+        learner.update(lambda: batch, F.cross_entropy, 0)
     return model
+
+
+def _noise(config: TeachConfig, spec: ImageSpec, count: int) -> Batch:
+    """A batch of `count` labelled images of noise, on the CPU."""
+    images = torch.rand(count, *spec.shape, generator=stream(config.seed, "rehearsal"))
+    return Batch(images, balanced_labels(count, 0, spec.classes))
 
 
 def works(
     config: TeachConfig, splits: Splits, model: Classifier, accelerator: Accelerator, name: str = "steps"
 ) -> list[Work]:
     """What a training does, its steps by `name`, for the time that a dry run tells; the model is trained a little."""
-    steps, device = config.training.steps, accelerator.device
-    model = model.to(device)
+    steps, device, model = config.training.steps, accelerator.device, model.to(accelerator.device)
     if config.training.dp is None:
         _, update, _ = _learner(config, accelerator, None, model, splits)
     else:
         learner = _private_learner(config, model, splits, device, Journal(None))
-        update = _private_update(config, learner, splits, device)
+        noise = _noise(config, model.spec, config.training.batch_size).to(device)  # a dry run draws no private image
+        update = partial(learner.update, lambda: noise, F.cross_entropy)
     images = splits.test.images[:TIMED_IMAGES]
 
     def tested(_: float) -> None:
@@ -157,8 +162,8 @@ def works(
 
     parts = [Work(name, steps, lambda where: update(int(steps * where)))]
     if len(images):  # at each interval, and at the end
-        times = -(-steps // config.evaluate_every) + 1
-        parts.append(Work("tests", times, tested, len(splits.test) / len(images), listed=False))
+        tests = -(-steps // config.evaluate_every) + 1
+        parts.append(Work("tests", tests, tested, len(splits.test) / len(images), listed=False))
     return parts
 
 
@@ -264,8 +269,7 @@ def _batch_size(
     """Images of a batch; with `adapt_batch_size` steps on noise are tried first, and the learner is restored."""
 
     def attempt(count: int) -> None:
-        images = torch.rand(count, *spec.shape, generator=stream(config.seed, "rehearsal"))
-        batch = Batch(images, balanced_labels(count, 0, spec.classes)).to(accelerator.device)
+        batch = _noise(config, spec, count).to(accelerator.device)
         for step in range(2):  # the first makes the moments of the optimizer, beside which the second needs its memory
             _step(learner, batch, accelerator, step)
 
