@@ -60,6 +60,7 @@ def scored(images: str | Row, place: Path, root: str, threads: int) -> Row:
 
 def cell(name: str, root: str, threads: int) -> Row:
     """The scores of a cell, and what its training took."""
+    flagship.ready_teacher("cifar10", root, threads)
     if name == REAL:
         data = {"kind": "cifar10", "root": root, "half": "second", "per_class": SCORED}
         return {"cell": name, "scores": scored({"data": data, "split": "train"}, RUNS / "real-scores", root, threads)}

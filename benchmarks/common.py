@@ -28,8 +28,6 @@ RUNS = ROOT / "benchmarks" / "runs"
 """Run directories of the cells; what is finished there is not measured again."""
 RESULTS = ROOT / "benchmarks" / "results"
 IMAGES = ROOT / "docs" / "images"
-MOST_SEEDS = 10
-"""Finished cells of seeds below this are in the tables, whatever --seeds is."""
 
 Row = dict[str, Any]
 """A JSON object: a cell, a row of a table, or the content of a results file."""
@@ -103,34 +101,32 @@ def result_of(place: Path) -> Row:
     return content
 
 
-def to_collect(keys: Iterable[Key], place: Callable[[Key], Path], wanted: Callable[[Key], bool]) -> list[Key]:
-    """The keys whose cells belong into the table: those to run now, and those that an earlier call finished."""
-    return [key for key in keys if wanted(key) or is_finished(place(key))]
-
-
 def collect(
-    name: str, keys: Iterable[Key], cell: Callable[[Key], Row], identity: Callable[[Row], Any] | None = None
+    name: str,
+    keys: Iterable[Key],
+    cell: Callable[[Key], Row],
+    identity: Callable[[Row], Any],
+    more: Callable[[list[Row]], Row] | None = None,
 ) -> list[Row]:
-    """Run or read the cells one after the other; the results file has all of them so far after each.
+    """Run the cells one after the other; the results file has all cells so far after each.
+
+    The cells of earlier calls in the results file stay, also those whose runs are on another machine.
 
     Args:
         name: of the benchmark.
-        keys: of the cells.
-        cell: runs or reads one.
-        identity: what tells cells apart, in their order. The cells of earlier calls in the results file then stay,
-            also those whose runs are on another machine. None: the results file has the cells of this call alone.
+        keys: of the cells to run.
+        cell: runs a cell, or reads it where it is finished.
+        identity: what tells cells apart, in their order.
+        more: of all cells so far: what else the results file has.
+
+    Returns:
+        All cells, in order.
     """
-    cells: list[Row] = []
-    if identity is not None and (RESULTS / f"{name}.json").exists():
-        cells = read(name)["cells"]
+    cells: list[Row] = read(name)["cells"] if (RESULTS / f"{name}.json").exists() else []
     for key in keys:
         new = cell(key)
-        if identity is not None:
-            cells = [one for one in cells if identity(one) != identity(new)]
-        cells.append(new)
-        if identity is not None:
-            cells.sort(key=identity)
-        save(name, {"cells": cells})
+        cells = sorted([one for one in cells if identity(one) != identity(new)] + [new], key=identity)
+        save(name, {"cells": cells} | (more(cells) if more else {}))
     return cells
 
 

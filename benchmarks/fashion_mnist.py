@@ -126,21 +126,19 @@ def plot(cells: list[Row], pair: str, path: Path) -> None:
         axes.set_ylim(LOWEST, 93)
 
 
-def cells_of(name: str, only: str, seeds: int) -> list[Row]:
-    """The cells of a pair: those to run now, whose path in the table starts with `only`, and the finished ones."""
-    teacher = teacher_of(name)
+def keys_of(only: str, seeds: int) -> list[tuple[str, str, int, str]]:
+    """Pair, method, seed and budget of the cells whose path in the table starts with `only`."""
+    return [
+        (name, method, seed, budget)
+        for name, pair in PAIRS.items()
+        for seed, budget, method in product(range(seeds), pair.budgets, METHODS)
+        if f"{name}/{method}/{budget}/{seed}".startswith(only)
+    ]
 
-    def place(key: tuple[int, str, str]) -> Path:
-        seed, budget, method = key
-        return directory(name, method, budget, seed)
 
-    def wanted(key: tuple[int, str, str]) -> bool:
-        seed, budget, method = key
-        return f"{name}/{method}/{budget}/{seed}".startswith(only) and seed < seeds
-
-    every = product(range(max(seeds, common.MOST_SEEDS)), PAIRS[name].budgets, METHODS)
-    keys = common.to_collect(every, place, wanted)
-    return [cell(name, method, seed, budget, teacher) for seed, budget, method in keys]
+def _identity(one: Row) -> tuple[int, int, int, int]:
+    budgets = list(PAIRS[one["pair"]].budgets)
+    return list(PAIRS).index(one["pair"]), one["seed"], budgets.index(one["budget"]), METHODS.index(one["method"])
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -149,11 +147,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--only", default="", help="run only cells whose pair/method/budget/seed starts with this")
     common.add_seeds(parser)
     arguments = parser.parse_args(argv)
-    cells: list[Row] = []
+    keys = keys_of(arguments.only, arguments.seeds)
+    cells = common.collect("fashion_mnist", keys, lambda key: cell(*key, teacher_of(key[0])), _identity)
     for name in PAIRS:
-        cells += cells_of(name, arguments.only, arguments.seeds)
         plot(cells, name, common.IMAGES / f"fashion_mnist_{name}.png")
-    common.save("fashion_mnist", {"cells": cells})
     print(tables({"cells": cells}))
 
 

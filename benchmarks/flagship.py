@@ -159,14 +159,19 @@ def teacher_of(data: str) -> Path:
     return RUNS / f"teacher-{data}"
 
 
+def ready_teacher(data: str, root: str | None, threads: int) -> Row:
+    """A recipe's `teacher` that loads the shared teacher of a dataset; trains it first where that is not done."""
+    recipe = recipe_of(Key(data, 10, "cgan", 0), root)["teacher"]
+    settings = {name: value for name, value in recipe.items() if name != "kind"}
+    common.run(teach, TeachConfig, settings | {"threads": threads}, teacher_of(data))
+    return {"kind": "load", "model": str(teacher_of(data))}
+
+
 def cell(key: Key, root: str | None, threads: int) -> Row:
     """Run a cell, or read it where it is finished."""
     if not common.is_finished(place(key)):
         recipe = recipe_of(key, root) | {"threads": threads}
-        settings = {name: value for name, value in recipe["teacher"].items() if name != "kind"}
-        taught = teacher_of(key.data)
-        common.run(teach, TeachConfig, settings | {"threads": threads}, taught)
-        recipe["teacher"] = {"kind": "load", "model": str(taught)}
+        recipe["teacher"] = ready_teacher(key.data, root, threads)
         common.run(distill, DistillConfig, recipe, place(key))
     values = common.result_of(place(key))
     scores = values.get("scores")

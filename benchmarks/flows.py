@@ -198,12 +198,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     common.add_threads(parser)
     arguments = parser.parse_args(argv)
     pairs.DATA["root"] = arguments.root
-    keys = common.to_collect(
-        product(CELLS, range(arguments.seeds)), lambda key: place(*key), lambda key: key[0] in arguments.cells
+    environment = common.environment("torch", "opacus", "dp-accounting", "numpy")
+    cells = common.collect(
+        "flows",
+        product(arguments.cells, range(arguments.seeds)),
+        lambda key: cell(*key, arguments.threads),
+        lambda one: (list(CELLS).index(one["flow"]), one["seed"]),
+        lambda _: {"audit": AUDIT, **environment},
     )
-    content: Row = {"audit": AUDIT, "cells": [cell(*key, arguments.threads) for key in keys]}
-    print(tables(content))
-    common.save("flows", content | common.environment("torch", "opacus", "dp-accounting", "numpy"))
+    print(tables({"audit": AUDIT, "cells": cells}))
 
 
 if __name__ == "__main__":

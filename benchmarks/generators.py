@@ -149,6 +149,8 @@ class Scale:
 
 
 RUNS, SMOKE_RUNS = common.RUNS / "generators", common.RUNS / "generators_smoke"
+MOST_SEEDS = 10
+"""Finished cells of seeds below this are in the results, whatever --seeds is."""
 FULL = Scale(1000, 10, 2, RUNS, common.RESULTS, common.IMAGES)
 SMOKE = Scale(20, 1, 1, SMOKE_RUNS, SMOKE_RUNS, SMOKE_RUNS)
 
@@ -166,7 +168,7 @@ def prepare(root: str, teacher: Classifier, scale: Scale) -> tuple[Judge, Row]:
     extractor = build_extractor(TeacherExtractor(kind="teacher"), torch.device("cpu"), teacher)
     rows = real.train.labels.argsort(stable=True)  # an even number of each class: every other row is half of each
     others = extract([real.train.images[rows[1::2]]], extractor).values
-    judge = Judge(extractor, extract([real.test.images], extractor), real.test.labels, others)
+    judge = Judge(extractor, extract([real.test.images[:]], extractor), real.test.labels, others)
     return judge, judge.scores(real.train.images[rows[::2]], real.train.labels[rows[::2]])
 
 
@@ -318,7 +320,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def write(scale: Scale, floor: Row) -> Row:
     """Write and return the results: every finished cell, whatever was asked for now."""
-    places = [scores_file(name, seed, scale) for name in CELLS for seed in range(common.MOST_SEEDS)]
+    places = [scores_file(name, seed, scale) for name in CELLS for seed in range(MOST_SEEDS)]
     content: Row = {
         "headline_difficulty": HEADLINE,
         "k": NEIGHBOUR,

@@ -316,41 +316,47 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--smoke", action="store_true", help="a few steps of everything, kept apart; writes no result")
     arguments = parser.parse_args(argv)
     pairs.DATA["root"] = arguments.root  # also where its teacher is trained
-    budgets = {"smoke": SMOKE} if arguments.smoke else BUDGETS
-
-    def wanted(key: Key) -> bool:
-        name, seed, size, mixup, arm = key
-        named = size in arguments.sizes and mixup in arguments.mixup and (arm in arguments.arms or not size)
-        return named and seed < arguments.seeds and name in (arguments.budget, "smoke")
+    budgets = {"smoke": SMOKE} | BUDGETS
 
     def place_of(key: Key) -> Path:
         name, seed, size, mixup, arm = key
         return place(budgets[name], size, arm, mixup, seed)
 
-    seeds, sizes = range(max(arguments.seeds, common.MOST_SEEDS)), sorted({0, *SHARES, ALL, *arguments.sizes})
-    every = [
-        (name, seed, size, mixup, arm)
-        for name, seed, size in product(budgets, seeds, sizes)
-        for mixup, arm in product(MIXUP, arms_of(size))
+    budget = "smoke" if arguments.smoke else arguments.budget
+    keys = [
+        (budget, seed, size, mixup, arm)
+        for seed, size, mixup in product(range(arguments.seeds), arguments.sizes, arguments.mixup)
+        for arm in arms_of(size)
+        if arm in arguments.arms or not size
     ]
-    keys = common.to_collect(every, place_of, wanted)
     if arguments.dry_run:
         for key in keys:
             print(line(key, budgets[key[0]], common.is_finished(place_of(key))))
         return
-    teacher = pairs.teacher_of("convnet") if keys else Path()
-    cells = [cell(budgets[name], size, arm, mixup, seed, teacher) for name, seed, size, mixup, arm in keys]
-    content: Row = {
+
+    def run(key: Key) -> Row:
+        name, seed, size, mixup, arm = key
+        return cell(budgets[name], size, arm, mixup, seed, pairs.teacher_of("convnet"))
+
+    cells = [run(key) for key in keys] if arguments.smoke else common.collect("hybrid", keys, run, _identity, settings)
+    print(tables(settings(cells) | {"cells": cells}))
+
+
+def _identity(one: Row) -> tuple[int, int, int, float, int]:
+    arm = (DATA_FREE, *ARMS).index(one["arm"])
+    return one["steps"], one["seed"], one["per_class"], one["mixup"], arm
+
+
+def settings(cells: list[Row]) -> Row:
+    """What the results file has beside the cells."""
+    return {
         "student": PAIR.student,
         "inherit": False,
         "augment": AUGMENT,
         "generators": {kind: learner(kind, rounds) for kind, rounds in FULL.rounds.items()},
-        "cells": cells,
         "comparisons": comparisons(cells),
+        **common.environment("torch", "numpy", "diffusers"),
     }
-    print(tables(content))
-    if not arguments.smoke:
-        common.save("hybrid", content | common.environment("torch", "numpy", "diffusers"))
 
 
 def line(key: Key, budget: Budget, finished: bool) -> str:

@@ -137,12 +137,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     common.add_seeds(parser)
     common.add_threads(parser)
     arguments = parser.parse_args(argv)
-    keys = common.to_collect(
-        product(range(max(arguments.seeds, common.MOST_SEEDS)), ARMS),
-        lambda key: place(key[1], key[0]),
-        lambda key: key[1] in arguments.arms and key[0] < arguments.seeds,
+    cells = common.collect(
+        "online",
+        product(range(arguments.seeds), arguments.arms),
+        lambda key: cell(key[1], key[0], arguments.threads),
+        lambda one: (one["seed"], list(ARMS).index(one["arm"])),
     )
-    cells = common.collect("online", keys, lambda key: cell(key[1], key[0], arguments.threads))
     print(tables({"cells": cells}))
 
 

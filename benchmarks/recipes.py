@@ -94,8 +94,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--only", nargs="*", default=NAMES, choices=NAMES)
     common.add_threads(parser)
     arguments = parser.parse_args(argv)
-    names = common.to_collect(NAMES, lambda name: RUNS / name, lambda name: name in arguments.only)
-    print(tables({"cells": common.collect("recipes", names, lambda name: cell(name, arguments.threads))}))
+    cells = common.collect(
+        "recipes",
+        arguments.only,
+        lambda name: cell(name, arguments.threads),
+        lambda one: NAMES.index(one["recipe"]),
+    )
+    print(tables({"cells": cells}))
 
 
 if __name__ == "__main__":

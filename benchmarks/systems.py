@@ -89,7 +89,7 @@ def place(system: str, arm: str, seed: int) -> Path:
     return RUNS / f"{name}-seed{seed}"
 
 
-def cell(system: str, arm: str, seed: int, threads: int) -> Row:
+def cell(system: str, seed: int, arm: str, threads: int) -> Row:
     """Run a cell, or read it where it is finished."""
     name, change = SYSTEMS[system]
     recipe = recipe_of(name)
@@ -127,12 +127,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     common.add_seeds(parser, 5)
     common.add_threads(parser)
     arguments = parser.parse_args(argv)
-    keys = common.to_collect(
-        [(system, arm, seed) for system, seed, arm in product(SYSTEMS, range(common.MOST_SEEDS), (WITH, WITHOUT))],
-        lambda key: place(*key),
-        lambda key: key[0] in arguments.systems and key[2] < arguments.seeds,
+    cells = common.collect(
+        "systems",
+        product(arguments.systems, range(arguments.seeds), (WITH, WITHOUT)),
+        lambda key: cell(*key, arguments.threads),
+        lambda one: (list(SYSTEMS).index(one["system"]), one["seed"], one["arm"] == WITHOUT),
     )
-    cells = common.collect("systems", keys, lambda key: cell(*key, arguments.threads))
     print(tables({"cells": cells}))
 
 

@@ -136,15 +136,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     common.add_seeds(parser, 5)
     common.add_threads(parser)
     arguments = parser.parse_args(argv)
-
-    def wanted(key: tuple[str, str, int]) -> bool:
-        name, arm, seed = key
-        return name in arguments.tables and arm in arguments.arms and seed < arguments.seeds
-
-    seeds = range(max(arguments.seeds, common.MOST_SEEDS))
-    cells = [(name, arm, seed) for seed in seeds for name, setting in TABLES.items() for arm in setting["arms"]]
-    keys = common.to_collect(cells, lambda key: place(*key), wanted)
-    print(tables({"cells": common.collect("terms", keys, lambda key: cell(*key, arguments.threads))}))
+    every = [(name, arm) for name in arguments.tables for arm in TABLES[name]["arms"] if arm in arguments.arms]
+    cells = common.collect(
+        "terms",
+        [(name, arm, seed) for seed in range(arguments.seeds) for name, arm in every],
+        lambda key: cell(*key, arguments.threads),
+        lambda one: (one["seed"], list(TABLES).index(one["table"]), list(ARMS).index(one["arm"])),
+    )
+    print(tables({"cells": cells}))
 
 
 if __name__ == "__main__":

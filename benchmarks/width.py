@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 
 import yaml
@@ -95,13 +96,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     common.add_seeds(parser)
     common.add_threads(parser)
     arguments = parser.parse_args(argv)
-
-    def wanted(key: tuple[str, int]) -> bool:
-        return key[0] in arguments.arms and key[1] < arguments.seeds
-
-    seeds = range(max(arguments.seeds, common.MOST_SEEDS))
-    keys = common.to_collect([(arm, seed) for seed in seeds for arm in ARMS], lambda key: place(*key), wanted)
-    print(tables({"cells": common.collect("width", keys, lambda key: cell(*key, arguments.threads))}))
+    cells = common.collect(
+        "width",
+        product(range(arguments.seeds), arguments.arms),
+        lambda key: cell(key[1], key[0], arguments.threads),
+        lambda one: (one["seed"], list(ARMS).index(one["arm"])),
+    )
+    print(tables({"cells": cells}))
 
 
 if __name__ == "__main__":

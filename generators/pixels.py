@@ -25,13 +25,15 @@ from synthkd.generators.teacher_student import STUDENT_TERMS, TEACHER_TERMS, Joi
 from synthkd.losses.objective import Objective
 from synthkd.models.classifier import Classifier, as_classifier
 from synthkd.models.layout import head
+from synthkd.passes import sample_in_chunks
 from synthkd.rng import Rows, numpy_stream, stream
 from synthkd.training.learner import require_finite
 from synthkd.types import ImageSpec, Round, balanced_labels
 
 CALIBRATION = 512
-"""Drawn images on which the tone curve is fitted; fewer, but CALIBRATION_LEAST, of more than CALIBRATION_SIDE pixels."""
+"""Drawn images on which the tone curve is fitted; fewer if they have more than CALIBRATION_SIDE pixels a side."""
 CALIBRATION_LEAST, CALIBRATION_SIDE = 64, 64
+"""Smallest number of them, and the side from which on pixels are left out."""
 REMEMBERED = 1024
 """Results of earlier rounds from which later rounds may start."""
 RESTART = 0.5
@@ -172,7 +174,11 @@ class Pixels:
         """
         targets = F.one_hot(labels.cpu(), self.spec.classes).float()
         steps = max(1, round(self.settings.sample_steps * (1.0 - 0.5 * difficulty)))
-        return self._move(self._draw(len(labels), rng), targets, steps)[0]
+
+        def move(numbers: Tensor, rows: Rows) -> Tensor:
+            return self._move(self._draw(len(numbers), rows), targets[numbers], steps)[0]
+
+        return sample_in_chunks(move, self.settings.batch_size, torch.arange(len(labels)), rng)
 
     def _targets(self, count: int, index: int) -> Tensor:
         """Probabilities `[count, K]`: half one-hot, a quarter Dirichlet, a quarter mixtures of two similar classes."""

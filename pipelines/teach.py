@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import time
 from collections.abc import Callable
 from functools import partial
@@ -15,7 +16,8 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from synthkd.data.epochs import EpochSource
-from synthkd.data.read.real import Splits, channel_statistics, load_splits
+from synthkd.data.read.on_disk import Pixels
+from synthkd.data.read.real import RealData, Splits, channel_statistics, load_splits
 from synthkd.distillation.alarms import Alarm, one_class
 from synthkd.errors import ConfigError
 from synthkd.losses.objective import Loss
@@ -40,6 +42,8 @@ from synthkd.training.learner import Learner
 from synthkd.training.loop import Action, Progress, Stage
 from synthkd.types import Batch, ImageSpec, balanced_labels
 
+LOG = logging.getLogger(__name__)
+
 Update = Callable[[int], dict[str, Tensor | float]]
 """One training step: takes the 0-based step, returns numbers for the log."""
 
@@ -47,6 +51,10 @@ TIMED_IMAGES = 256
 """Test images whose time a dry run measures."""
 REHEARSAL_IMAGES = 4
 """Images of noise in the private step that a dry run takes."""
+
+PLANNED_IMAGES = 500
+"""Images on disk whose mean a dry run takes."""
+
 ALARM_IMAGES = 1024
 """Images at most on which a teacher is checked for an alarm."""
 
@@ -79,7 +87,7 @@ def teach(config: TeachConfig, *, dry_run: bool = False, splits: Splits | None =
         progress, claim, batch_size = _train(config, job, model, splits)
         began = time.perf_counter()
         with evaluating(model):
-            test = _test_accuracy(model, splits, job.device)
+            test = _test_accuracy(config, model, splits, job.device)
             alarm = _one_class_alarm(config, model, splits, job.device)
         evaluation = progress.evaluation_seconds + time.perf_counter() - began
         train = splits.train
@@ -120,7 +128,7 @@ def untrained(config: TeachConfig, splits: Splits) -> Classifier:
         TrainingError: a step on noise that fails.
     """
     with torch.random.fork_rng(devices=[]):
-        model = _build(config, splits)
+        model = _build(config, splits, planned=True)
     if config.training.dp is not None:
         _require_one_process(config)
         batch = _noise(config, model.spec, REHEARSAL_IMAGES)
@@ -159,14 +167,26 @@ def works(
     return parts
 
 
-def _build(config: TeachConfig, splits: Splits) -> Classifier:
+def _build(config: TeachConfig, splits: Splits, planned: bool = False) -> Classifier:
     """The initial model; it normalises by the mean and standard deviation of the training split (DP: by 0.5, 0.5)."""
     torch.manual_seed(config.seed)
     if config.training.dp is None:
-        mean, std = channel_statistics(splits.train.images)
+        mean, std = channel_statistics(_measured(splits.train, planned))
     else:  # the statistics of private images would cost budget
         mean = std = (0.5,) * splits.train.spec.channels
     return build_model(config.model, splits.train.spec, mean, std, splits.train.class_names)
+
+
+def _measured(train: RealData, planned: bool) -> Pixels:
+    """The images whose mean is taken; of those on disk a plan takes some, since to decode all may take an epoch."""
+    images = train.images
+    if isinstance(images, Tensor):
+        return images
+    if planned:
+        return images[:: max(1, len(images) // PLANNED_IMAGES)]
+    if count := images.lacking():
+        LOG.warning("%s: %s images are decoded before the first step, for their mean", train.name, f"{count:,}")
+    return images
 
 
 def _require_one_process(config: TeachConfig) -> None:
@@ -193,7 +213,7 @@ def _train(
         finite_state(evaluated, learner.name)
         assert isinstance(evaluated, Classifier)
         with evaluating(evaluated):
-            test = _test_accuracy(evaluated, splits, job.device)
+            test = _test_accuracy(config, evaluated, splits, job.device)
         return {} if test is None else {"test/accuracy": test.value}
 
     page = LivePage(job.directory, job.accelerator.is_main_process).every(config.evaluate_every)
@@ -298,11 +318,17 @@ def _save(
     job.accelerator.wait_for_everyone()
 
 
-def _test_accuracy(model: Classifier, splits: Splits, device: torch.device) -> Proportion | None:
+def _test_accuracy(config: TeachConfig, model: Classifier, splits: Splits, device: torch.device) -> Proportion | None:
     """Accuracy on the test split; None where there are no test images."""
     if not len(splits.test):
         return None
-    return accuracy(predict(model, splits.test.images, device), splits.test.labels)
+    return accuracy(predict(model, splits.test.images, device, _pass_size(config)), splits.test.labels)
+
+
+def _pass_size(config: TeachConfig) -> int:
+    """Largest number of images of a pass: those of a batch, which DP-SGD takes in parts."""
+    training = config.training
+    return training.batch_size if training.dp is None else training.dp.physical_batch
 
 
 def _one_class_alarm(config: TeachConfig, model: Classifier, splits: Splits, device: torch.device) -> Alarm | None:
@@ -313,7 +339,7 @@ def _one_class_alarm(config: TeachConfig, model: Classifier, splits: Splits, dev
         if config.training.dp is not None:
             return None
         part, name = splits.train, "training images"
-    predictions = predict(model, part.images[:ALARM_IMAGES], device, who="the teacher")
+    predictions = predict(model, part.images[:ALARM_IMAGES], device, _pass_size(config), who="the teacher")
     return one_class(predictions, part.labels[:ALARM_IMAGES], "the teacher", name, part.class_names)
 
 
@@ -327,7 +353,8 @@ def _plan(config: TeachConfig, splits: Splits, model: Classifier) -> tuple[str, 
     epochs = training.steps * images / len(splits.train)
     return (
         f"teach {config.name}: {splits.train.name}, {splits.train.spec}",
-        f"  images: {len(splits.train):,} train, {len(splits.holdout):,} holdout, {len(splits.test):,} test",
+        f"  images: {len(splits.train):,} train, {len(splits.holdout):,} holdout, {len(splits.test):,} test"
+        + splits.train.kept,
         f"  model: {parameters(model):,} parameters",
         f"  steps: {training.steps:,} of {images} images ({epochs:.1f} epochs{note})",
         disk_line(config, training_bytes(parameters(model))),

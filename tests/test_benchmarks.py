@@ -55,12 +55,7 @@ def test_results_are_printed_without_measuring(capsys: pytest.CaptureFixture[str
     assert f"no benchmark nothing; there are {SCRIPTS[0]}, {SCRIPTS[1]}, " in capsys.readouterr().err
 
 
-def test_finished_cells_are_collected_whatever_is_wanted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "b").mkdir()
-    (tmp_path / "b" / "result.json").write_text("{}")
-    keys = common.to_collect("abc", lambda key: tmp_path / key, lambda key: key == "c")
-    assert keys == ["b", "c"]
-
+def test_cells_of_earlier_calls_stay_in_the_results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(common, "RESULTS", tmp_path)
     written = []
 
@@ -70,12 +65,15 @@ def test_finished_cells_are_collected_whatever_is_wanted(tmp_path: Path, monkeyp
         written.append({"key": key})
         return {"key": key}
 
-    assert common.collect("letters", keys, cell) == [{"key": "b"}, {"key": "c"}]
+    assert common.collect("letters", ["b", "c"], cell, lambda one: one["key"]) == [{"key": "b"}, {"key": "c"}]
     assert common.read("letters") == {"command": "python -m benchmarks.letters", "cells": written}
 
     earlier = {"key": "a", "of": "another machine"}
     common.save("letters", {"cells": [earlier, {"key": "c", "of": "before"}]})
-    cells = common.collect("letters", ["c", "b"], lambda key: {"key": key}, lambda one: one["key"])
+    cells = common.collect(
+        "letters", ["c", "b"], lambda key: {"key": key}, lambda one: one["key"], lambda cells: {"n": len(cells)}
+    )
+    assert common.read("letters")["n"] == 3
     assert cells == [earlier, {"key": "b"}, {"key": "c"}], "in order, each once, and earlier ones stay"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -20,7 +21,7 @@ from synthkd.pipelines.student.transfer_set import is_private
 from synthkd.pipelines.student.trial import noise_dataset
 from synthkd.reports.grids import MOST_CLASSES, ROWS
 from synthkd.rng import stream
-from synthkd.settings import Joint, Pregenerate, StreamData, TrainedTeacher
+from synthkd.settings import Joint, PhaseSettings, Pregenerate, StreamData, TrainedTeacher
 from synthkd.taps import evaluating
 from synthkd.types import balanced_labels
 
@@ -62,16 +63,28 @@ class _Works:
     test: RealData | None
     accelerator: Accelerator
 
+    @property
+    def _phases(self) -> Sequence[PhaseSettings]:
+        """What is still to do: the last extension, or else every phase."""
+        every = self.config.phases_and_extensions
+        return every[-1:] if self.config.extended else every
+
     def all(self) -> list[Work]:
         """In the order in which a run does them: the rounds fill the bank from which the steps draw."""
+        if self.config.black_box is not None:  # its answers cost queries
+            return [self._steps()]
         taught = [settings for settings in self.config.every_teacher if isinstance(settings, TrainedTeacher)]
         works = [work for settings in taught for work in teaching_works(settings, self.config, self.accelerator)]
         return [*works, *self._rounds(), self._steps(), *self._evaluations(), *self._closing()]
 
     @functools.cached_property
     def _per_image(self) -> float:
-        """Seconds of the teachers' answer to an image, with the gradient to it; 0 without a teacher."""
-        return 0.0 if self.assembly.team is None else seconds_of(lambda _: self._answer(FEW), 0.0) / FEW
+        """Seconds of the teachers' answer to an image, with the gradient to it; 0 if none answers in a run's steps."""
+        return (
+            0.0
+            if self.assembly.team is None or self.config.black_box is not None
+            else seconds_of(lambda _: self._answer(FEW), 0.0) / FEW
+        )
 
     @property
     def _pass(self) -> int:
@@ -95,7 +108,7 @@ class _Works:
         # A round of a private generator would be charged to its budget.
         if config.generated is None or generated is None or is_private(config):
             return []
-        settings, student = config.generated.generator, self.assembly.learner
+        settings, student = config.generated.named, self.assembly.learner
         images = getattr(settings, "batch_size", FEW)
         # A round cannot be cut, so one that is too long is told by the passes of the teacher alone.
         passes = images * (getattr(settings, "steps", 1) if config.needs_gradients else 1)
@@ -111,18 +124,18 @@ class _Works:
 
         works = []
         for beside, kind in ((False, Pregenerate), (True, Joint)):
-            count = phases.generator_rounds([phase for phase in config.phases if isinstance(phase, kind)])
+            count = phases.generator_rounds([phase for phase in self._phases if isinstance(phase, kind)])
             name = "rounds" if beside else "rounds before the student"
             works.append(Work(name, count, functools.partial(once, beside), passes / FEW if too_long else 1.0))
         return works
 
     def _steps(self) -> Work:
-        assembly, total, images = self.assembly, self.assembly.learner.total, self.assembly.batch.images
+        assembly, total, images = self.assembly, phases.student_steps(self._phases), self.assembly.batch.images
         fitting = images if not self._per_image else min(images, int(LIMIT / self._per_image))
         step = assembly.step
         arrives = self.config.real is not None and isinstance(self.config.real.data, StreamData)
         empty = any(not len(bank) for bank in assembly.transfer_set.banks)
-        if fitting < images or arrives or empty:
+        if fitting < images or arrives or empty or self.config.black_box is not None:
             fitting = max(fitting, min(FEW, images))
             noise = noise_dataset(self.config, assembly.subject.spec, assembly.team, self.accelerator.device, fitting)
             step = DistillStep(step.students, noise, self.accelerator, None, step.teaching)
@@ -131,7 +144,7 @@ class _Works:
     def _evaluations(self) -> list[Work]:
         """The evaluations on held-out and on test images, and the grids."""
         config, assembly, generated = self.config, self.assembly, self.assembly.transfer_set.generated
-        learning = [phase.steps for phase in config.phases if not isinstance(phase, Pregenerate) and phase.steps]
+        learning = [phase.steps for phase in self._phases if not isinstance(phase, Pregenerate) and phase.steps]
         evaluations = sum(-(-steps // assembly.evaluation.every) for steps in learning)
         works = []
         if not (config.real is not None and isinstance(config.real.data, StreamData)):
@@ -141,8 +154,8 @@ class _Works:
             works.append(
                 Work("tests", tests, lambda _: self._predict(self._pass), len(self.test) / self._pass, listed=False)
             )
-        if generated is not None and phases.generator_rounds(config.phases):
-            rounds = [phases.generator_rounds([phase]) for phase in config.phases]
+        if generated is not None and phases.generator_rounds(self._phases):
+            rounds = [phases.generator_rounds([phase]) for phase in self._phases]
             grids = sum(-(-count // config.grid_every) for count in rounds)
             columns = min(assembly.subject.spec.classes, MOST_CLASSES)
             works.append(Work("grids", grids, lambda _: self._sample(columns), ROWS, listed=False))
