@@ -119,14 +119,14 @@ class _Closing:
         if test is not None:
             images, labels, on = test.images, test.labels, "test images"
         else:
-            images, labels, on = assembly.transfer_set.sample(assembly.learner.total - 1)
+            images, labels, on = assembly.transfer_set.sample(assembly.learner.steps - 1)
         answers = {who: self._answers(who, network, images, on) for who, network in self.networks.items()}
         raised = [*_one_class(assembly, answers, labels.cpu(), on), *self._alarms()]
         if test is None:
             return _Tested([None for _ in answers], None, self._agreement(), raised)
         scores = [accuracy(one, labels) for one in answers.values()]
         if team is None:
-            return _Tested(scores, None, Agreement(), raised)
+            return _Tested(scores, None, self._agreement(), raised)
         box = assembly.black_box
         if box is not None and not box.covers(images):
             return _Tested(scores, None, self._agreement(), raised)
@@ -156,7 +156,7 @@ class _Closing:
             student=StudentResult.of_student(score, tested.agreement, described, assembly.inherited),
             data=DataDescription(assembly.subject.class_names, str(assembly.subject.spec)),
             cost=RunCost(
-                seconds, assembly.learner.total, transfer_set.images_generated, batch_size=assembly.batch.images
+                seconds, assembly.learner.steps, transfer_set.images_generated, batch_size=assembly.batch.images
             ),
             alarms=(
                 *(RaisedAlarm(**vars(alarm)) for alarm in tested.alarms),
