@@ -168,7 +168,7 @@ def prepare(root: str, teacher: Classifier, scale: Scale) -> tuple[Judge, Row]:
     extractor = build_extractor(TeacherExtractor(kind="teacher"), torch.device("cpu"), teacher)
     rows = real.train.labels.argsort(stable=True)  # an even number of each class: every other row is half of each
     others = extract([real.train.images[rows[1::2]]], extractor).values
-    judge = Judge(extractor, extract([real.test.images], extractor), real.test.labels, others)
+    judge = Judge(extractor, extract([real.test.images[:]], extractor), real.test.labels, others)
     return judge, judge.scores(real.train.images[rows[::2]], real.train.labels[rows[::2]])
 
 

@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from synthkd.data.read.splits import Splits
 from synthkd.errors import ConfigError
 from synthkd.generators.cgan import CGAN
+from synthkd.generators.drawn import Drawn
 from synthkd.generators.files import CONFIG, read_saved
 from synthkd.generators.inversion import Inversion
 from synthkd.generators.merf import Merf
@@ -24,6 +25,7 @@ from synthkd.generators.settings import (
     MerfSettings,
     PipelineSettings,
     PixelSettings,
+    ProceduralSettings,
     PythonGenerator,
     SavedSettings,
 )
@@ -87,6 +89,8 @@ def _build(
             return Inversion(settings, teacher, seed, accelerator)
         case PixelSettings():
             return Pixels(settings, teacher, seed, accelerator)
+        case ProceduralSettings():
+            return Drawn(settings, teacher, seed, accelerator)
         case CGANSettings():
             return CGAN(settings, teacher, seed, accelerator, train, holdout)
         case DiffusionSettings():

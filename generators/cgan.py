@@ -35,6 +35,7 @@ from synthkd.metrics.diversity import mode_collapse
 from synthkd.models.classifier import Classifier
 from synthkd.models.size import in_proportion
 from synthkd.models.weights import finite_state
+from synthkd.passes import sample_in_chunks
 from synthkd.rng import Rows, derive, stream
 from synthkd.settings import AugmentSettings
 from synthkd.types import Batch, ImageSpec
@@ -47,8 +48,6 @@ R1_EVERY = 4
 """The R1 penalty is computed at every fourth step of the critic, with four times the weight (Karras et al. 2020)."""
 MEASURED = 50
 """Samples per class in a measurement of mode collapse; the measure judges a class from about 7 samples on."""
-CHUNK = 256
-"""Samples generated at once in that measurement."""
 
 
 class CGAN(SampledRounds):
@@ -152,7 +151,10 @@ class CGAN(SampledRounds):
         Returns:
             float32 `[N, C, H, W]` in [0, 1].
         """
-        return self._averaged.sample(labels, latent_length(self._effective(difficulty)), rng)
+        length = latent_length(self._effective(difficulty))
+        return sample_in_chunks(
+            lambda part, rows: self._averaged.sample(part, length, rows), self.settings.batch_size, labels, rng
+        )
 
     def _effective(self, difficulty: float) -> float:
         return difficulty if self.settings.curriculum else 1.0
@@ -242,8 +244,9 @@ class CGAN(SampledRounds):
         # Labels come from the training labels, so that samples have the class frequencies of the real images.
         rows = torch.randint(len(train), (MEASURED * self.spec.classes,), generator=rng)
         predictions = []
-        for number, labels in enumerate(train.labels[rows].split(CHUNK)):
-            images = self.sample(labels, difficulty, Rows(self._seed, f"collapse/{index}", CHUNK * number))
+        size = self.settings.batch_size
+        for number, labels in enumerate(train.labels[rows].split(size)):
+            images = self.sample(labels, difficulty, Rows(self._seed, f"collapse/{index}", size * number))
             predictions.append(teacher_logits(self._teacher, images, self._autocast).argmax(1))
         return mode_collapse(holdout.labels, torch.cat(predictions)).rate
 

@@ -32,6 +32,7 @@ from synthkd.losses.objective import Objective
 from synthkd.models.classifier import Classifier
 from synthkd.models.fitting import load_strictly
 from synthkd.models.size import in_proportion
+from synthkd.passes import in_chunks, sample_in_chunks
 from synthkd.rng import Rows, derive, stream
 from synthkd.taps import evaluating
 from synthkd.training.learner import Learner
@@ -185,7 +186,12 @@ class Diffusion(SampledRounds):
         Returns:
             float32 `[N, C, H, W]` in [0, 1].
         """
-        return self._round_images(labels.to(self._device), difficulty, rng, None)
+        return sample_in_chunks(
+            lambda part, rows: self._round_images(part, difficulty, rows, None),
+            self.settings.batch_size,
+            labels.to(self._device),
+            rng,
+        )
 
     def _round_images(self, labels: Tensor, difficulty: float, rng: Rows, student: nn.Module | None) -> Tensor:
         """Samples; with a student, teacher guidance also moves them towards images on which it disagrees."""
@@ -238,8 +244,14 @@ class Diffusion(SampledRounds):
         times = times.to(self._device)
         noisy = self._schedule.add_noise(clean, noise, times)
         labels = torch.where(unlabelled.to(self._device), self.spec.classes, batch.labels)  # row K is the null class
+
+        def predict(noisy: Tensor, times: Tensor, labels: Tensor) -> Tensor:
+            velocity: Tensor = model(noisy, times, class_labels=labels).sample
+            return velocity.float()
+
         with self._autocast():
-            prediction = model(noisy, times, class_labels=labels).sample.float()
+            # A training batch is one chunk; the holdout images may be more.
+            prediction = in_chunks(predict, s.real_batch, noisy, times, labels)
         joint = None
         clear = alphas >= CLEAR
         if forward is not None and bool(clear.any()):

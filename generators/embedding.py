@@ -27,7 +27,7 @@ from synthkd.rng import stream
 from synthkd.system.files import write_atomically
 from synthkd.system.sealed import sealed_tensors, unsealed_tensors
 from synthkd.system.text import parse_json
-from synthkd.types import ImageSpec, to_float
+from synthkd.types import ImageSpec, InBlocks, to_float
 
 HALVED_FROM = 16
 """Images whose sides are at least this are halved before their features are computed, which averages fine noise."""
@@ -111,7 +111,7 @@ def fourier_features(images: Tensor, frequencies: Tensor) -> Tensor:
     return torch.cat([angles.cos(), angles.sin()], dim=1) * (SHRINK / math.sqrt(frequencies.shape[1]))
 
 
-def embed(images: Tensor, labels: Tensor, fourier: Fourier, device: torch.device | None = None) -> Tensor:
+def embed(images: InBlocks, labels: Tensor, fourier: Fourier, device: torch.device | None = None) -> Tensor:
     """The mean embedding without noise, `1/m sum_i (phi(x_i), 1) onehot(y_i)`; PRIVATE.
 
     Its sensitivity is 2/m if one image with its label is replaced. If the label stays, one row changes by
@@ -224,7 +224,7 @@ class Embedding:
 
 
 def release(
-    images: Tensor,
+    images: InBlocks,
     labels: Tensor,
     fourier: Fourier,
     noise_multiplier: float,

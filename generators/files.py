@@ -8,7 +8,14 @@ from typing import Literal
 from pydantic import Field
 
 from synthkd.errors import ConfigError, ModelError
-from synthkd.generators.settings import FROM_REAL, GeneratorSettings, InversionSettings, PixelSettings, SavedSettings
+from synthkd.generators.settings import (
+    FROM_REAL,
+    GeneratorSettings,
+    InversionSettings,
+    PixelSettings,
+    ProceduralSettings,
+    SavedSettings,
+)
 from synthkd.models.files import SavedSpec
 from synthkd.settings import Settings
 from synthkd.settings.load import load_config
@@ -129,7 +136,7 @@ def real_images_seen(settings: GeneratorSettings, train: int) -> int | None:
     match settings:
         case _ if isinstance(settings, FROM_REAL):
             return train
-        case InversionSettings() | PixelSettings():
+        case InversionSettings() | PixelSettings() | ProceduralSettings():
             return 0
         case SavedSettings():
             return read_saved(settings.path)[0].real_images

@@ -26,6 +26,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from synthkd.errors import ConfigError, ModelError, TrainingError
+from synthkd.generators.inversion_network import GeneratorNetwork
 from synthkd.generators.local import local_accelerator
 from synthkd.generators.settings import ALONE, InversionSettings
 from synthkd.generators.teacher_student import STUDENT_TERMS, TEACHER_TERMS, JointOutputs, joint_forward
@@ -35,6 +36,7 @@ from synthkd.models.contract import finite_logits
 from synthkd.models.fitting import load_strictly
 from synthkd.models.size import in_proportion
 from synthkd.models.weights import WEIGHTS, finite_state, read_weights, save_weights
+from synthkd.passes import sample_in_chunks
 from synthkd.rng import Rows, derive
 from synthkd.taps import evaluating, frozen, has_statistics
 from synthkd.training.learner import require_finite
@@ -49,44 +51,6 @@ SAMPLE_RATE = 0.1
 
 Moments = tuple[Tensor, Tensor]
 """Mean and biased variance, float32 `[C]` each, of the input of one BatchNorm layer."""
-
-
-class GeneratorNetwork(nn.Module):
-    """Latent vectors to images.
-
-    A linear layer gives a map at a quarter of the image's size. Then follow, twice: nearest upsampling, a 3x3
-    convolution, BatchNorm, a leaky ReLU. Images whose sides are not multiples of 4 are cropped from the next multiple.
-
-    Args:
-        spec: of the images.
-        latent: dimensions of a latent vector.
-        width: channels of the last hidden layer.
-    """
-
-    def __init__(self, spec: ImageSpec, latent: int, width: int) -> None:
-        super().__init__()
-        self.spec = spec
-        self.start = (2 * width, -(-spec.height // 4), -(-spec.width // 4))  # rounded up, cropped in the end
-        self.project = nn.Linear(latent, self.start[0] * self.start[1] * self.start[2])
-        self.layers = nn.Sequential(
-            nn.BatchNorm2d(2 * width),
-            nn.Upsample(scale_factor=2),
-            nn.Conv2d(2 * width, 2 * width, 3, padding=1, bias=False),
-            nn.BatchNorm2d(2 * width),
-            nn.LeakyReLU(0.2, inplace=True),
-            nn.Upsample(scale_factor=2),
-            nn.Conv2d(2 * width, width, 3, padding=1, bias=False),
-            nn.BatchNorm2d(width),
-            nn.LeakyReLU(0.2, inplace=True),
-            nn.Conv2d(width, spec.channels, 3, padding=1),
-            nn.Sigmoid(),
-        )
-
-    def forward(self, latent: Tensor) -> Tensor:
-        """Latent vectors float32 `[N, latent]` to images `[N, C, H, W]` in (0, 1)."""
-        hidden = self.project(latent).unflatten(1, self.start)
-        images: Tensor = self.layers(hidden.contiguous(memory_format=torch.channels_last))
-        return images[..., : self.spec.height, : self.spec.width]
 
 
 def assign_labels(labels: Tensor, logits: Tensor) -> Tensor:
@@ -242,6 +206,13 @@ class Inversion:
         Raises:
             ModelError: the teacher's logits are not finite.
         """
+        return sample_in_chunks(
+            lambda part, rows: self._sample(part, difficulty, rows), self.settings.batch_size, labels, rng
+        )
+
+    @torch.enable_grad()
+    def _sample(self, labels: Tensor, difficulty: float, rng: Rows) -> Tensor:
+        """As `sample`, in one pass."""
         latent = rng.normal(len(labels), self.settings.latent) * (0.5 + 0.5 * difficulty)
         latent = latent.to(self._device).requires_grad_()
         labels = labels.to(self._device)

@@ -7,6 +7,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from synthkd.errors import ConfigError
+from synthkd.system.environment import own_environment
 
 
 def local_accelerator(accelerator: Accelerator | None, network: nn.Module | None) -> Accelerator:
@@ -23,9 +24,11 @@ def local_accelerator(accelerator: Accelerator | None, network: nn.Module | None
         return accelerator
     weight = None if network is None else next(network.parameters(), None)
     if weight is None:
-        return Accelerator()
+        with own_environment():
+            return Accelerator()
     try:
-        local = Accelerator(cpu=weight.device.type == "cpu")
+        with own_environment():
+            local = Accelerator(cpu=weight.device.type == "cpu")
     except ValueError as error:  # accelerate has one device a process, and says only that it cannot be changed
         raise _elsewhere(weight.device) from error
     if local.device.type != weight.device.type:

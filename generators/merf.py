@@ -37,6 +37,7 @@ from synthkd.generators.rounds import SampledRounds, agreed_spec, labelling_teac
 from synthkd.generators.settings import MerfSettings
 from synthkd.losses.objective import Loss
 from synthkd.models.size import in_proportion
+from synthkd.passes import sample_in_chunks
 from synthkd.privacy.accounting import check_delta
 from synthkd.privacy.calibration import release_noise_for
 from synthkd.privacy.journal import Journal
@@ -219,6 +220,12 @@ class Merf(SampledRounds):
         Returns:
             float32 `[N, C, H, W]` in [0, 1].
         """
+        return sample_in_chunks(
+            lambda part, rows: self._sample(part, difficulty, rows), self.settings.batch_size, labels, rng
+        )
+
+    def _sample(self, labels: Tensor, difficulty: float, rng: Rows) -> Tensor:
+        """As `sample`, in one pass."""
         images = self._averaged.sample(labels, latent_length(difficulty), rng)
         grain = self.settings.grain
         if grain > 0:

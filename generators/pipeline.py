@@ -18,6 +18,7 @@ from synthkd.generators.denoising import ClassConditionalPipeline, load_pipeline
 from synthkd.generators.guidance import guidance_scale
 from synthkd.generators.local import local_accelerator
 from synthkd.generators.settings import PipelineSettings
+from synthkd.passes import sample_in_chunks
 from synthkd.rng import Rows, derive
 from synthkd.taps import evaluating
 from synthkd.types import ImageSpec, check_labels
@@ -80,8 +81,14 @@ class Pipeline:
             ModelError: the pipeline's channels cannot be converted to the spec's.
         """
         check_labels(labels, self.spec.classes, "sampling")
-        s = self.settings
         ids = self._ids[labels.cpu()]
+        return sample_in_chunks(
+            lambda part, rows: self._sample(part, difficulty, rows), self.settings.batch_size, ids, rng
+        )
+
+    def _sample(self, ids: Tensor, difficulty: float, rng: Rows) -> Tensor:
+        """As `sample`, in one pass, of the pipeline's own classes."""
+        s = self.settings
         scale = guidance_scale(difficulty, s.guidance, s.hard_guidance)
         modules = [m for m in self._pipeline.components.values() if isinstance(m, nn.Module)]
         with torch.no_grad(), evaluating(*modules), self._autocast():
@@ -89,10 +96,10 @@ class Pipeline:
                 images = self._pipeline.draw(ids, rng, scale, s.sample_steps, "unipc")
             else:
                 # A list of generators, one for each image: one for the batch would tie an image to its place in it.
-                rows = range(rng.start, rng.start + len(labels))
+                rows = range(rng.start, rng.start + len(ids))
                 arguments = {
                     "class_labels": ids.tolist(),
-                    "batch_size": len(labels),
+                    "batch_size": len(ids),
                     "num_inference_steps": s.sample_steps,
                     "guidance_scale": scale,
                     "generator": [torch.Generator().manual_seed(derive(rng.seed, rng.purpose, row)) for row in rows],

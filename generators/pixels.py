@@ -25,6 +25,7 @@ from synthkd.generators.teacher_student import STUDENT_TERMS, TEACHER_TERMS, Joi
 from synthkd.losses.objective import Objective
 from synthkd.models.classifier import Classifier, as_classifier
 from synthkd.models.layout import head
+from synthkd.passes import sample_in_chunks
 from synthkd.rng import Rows, numpy_stream, stream
 from synthkd.training.learner import require_finite
 from synthkd.types import ImageSpec, Round, balanced_labels
@@ -166,7 +167,11 @@ class Pixels:
         """
         targets = F.one_hot(labels.cpu(), self.spec.classes).float()
         steps = max(1, round(self.settings.sample_steps * (1.0 - 0.5 * difficulty)))
-        return self._move(self._draw(len(labels), rng), targets, steps)[0]
+
+        def move(numbers: Tensor, rows: Rows) -> Tensor:
+            return self._move(self._draw(len(numbers), rows), targets[numbers], steps)[0]
+
+        return sample_in_chunks(move, self.settings.batch_size, torch.arange(len(labels)), rng)
 
     def _targets(self, count: int, index: int) -> Tensor:
         """Probabilities `[count, K]`: half one-hot, a quarter Dirichlet, a quarter mixtures of two similar classes."""

@@ -96,6 +96,14 @@ class PixelSettings(Settings):
     """Gradient steps on an image that is sampled for a label."""
 
 
+class ProceduralSettings(Settings):
+    """Drawn images as they are, each labelled by the teacher; for teachers that give answers alone."""
+
+    kind: Literal["procedural"]
+    batch_size: Batch = 64
+    """Images of a round."""
+
+
 class CGANSettings(Settings):
     """A class-conditional GAN that learns from real images, many or few."""
 
@@ -267,6 +275,7 @@ class PythonGenerator(Settings):
 GeneratorSettings = Annotated[
     Annotated[InversionSettings, Tag("inversion")]
     | Annotated[PixelSettings, Tag("pixels")]
+    | Annotated[ProceduralSettings, Tag("procedural")]
     | Annotated[CGANSettings, Tag("cgan")]
     | Annotated[DiffusionSettings, Tag("diffusion")]
     | Annotated[MerfSettings, Tag("merf")]
@@ -276,6 +285,28 @@ GeneratorSettings = Annotated[
     by_kind("inversion"),
 ]
 
+
+class ChosenByTeacher(Settings):
+    """The generator that suits the teacher: inversion, pixels or procedural, with their default settings."""
+
+    kind: Literal["auto"]
+
+
+GeneratorOrAuto = Annotated[
+    Annotated[ChosenByTeacher, Tag("auto")]
+    | Annotated[InversionSettings, Tag("inversion")]
+    | Annotated[PixelSettings, Tag("pixels")]
+    | Annotated[ProceduralSettings, Tag("procedural")]
+    | Annotated[CGANSettings, Tag("cgan")]
+    | Annotated[DiffusionSettings, Tag("diffusion")]
+    | Annotated[MerfSettings, Tag("merf")]
+    | Annotated[PipelineSettings, Tag("pipeline")]
+    | Annotated[SavedSettings, Tag("saved")]
+    | Annotated[PythonGenerator, Tag("python")],
+    by_kind("inversion"),
+]
+"""A generator, or `auto`. Keys without a kind are those of inversion."""
+
 FROM_REAL = (CGANSettings, DiffusionSettings, MerfSettings)
 """Settings of the generators that learn from real images."""
 
@@ -283,7 +314,7 @@ TeacherAccess = Literal["labels", "logits", "gradients", "batch_norm"]
 """What is taken from a teacher: predicted classes, logits, gradients to its inputs, stored BatchNorm statistics."""
 
 
-def access_of(generator: GeneratorSettings) -> frozenset[TeacherAccess]:
+def access_of(generator: GeneratorOrAuto) -> frozenset[TeacherAccess]:
     """What a generator takes from its teacher; a generator of kind `python` may take everything."""
     # All take logits, which every round stores beside its images. Gradients are for terms that move images or weights.
     match generator:

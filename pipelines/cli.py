@@ -46,7 +46,11 @@ VERBS = {
         ("audit", "attack finished models with lists of images that they were trained on and of others", None),
         ("compress", "make a small student to hand over: exported, priced, with a report of what it leaks", None),
         ("distill", "make a small student from a teacher without its training data, or with a little of it", None),
-        ("evaluate", "score generated images against real ones", "generated"),
+        (
+            "evaluate",
+            "score generated images against real ones, or say how good a network is (model=FILE data=...)",
+            "generated",
+        ),
         ("generate", "write a labelled synthetic dataset: image folder, WebDataset or parquet", None),
         ("teach", "train a teacher on real data", None),
     )
@@ -103,13 +107,13 @@ def _parser() -> argparse.ArgumentParser:
         job = _add(commands, name, verb.help, usage)
         job.add_argument("settings", nargs="*", metavar="CONFIG, key=value", help=SETTINGS)
         job.add_argument("--dry-run", action="store_true", help="build and check everything, print the plan")
-        if verb.paths:
+        if verb.paths or name == "audit":
             text = "leave out at most N unreadable files of a set (skip_bad=N)"
             job.add_argument("--skip-bad", type=int, metavar="N", help=text)
     text = "classes of image files by an exported model (.onnx), which needs nothing else of its run"
     predict = _add(commands, "predict", text)
     predict.add_argument("model", metavar="MODEL.onnx", help="what `synthkd compress` exported")
-    predict.add_argument("images", metavar="PATH", help="an image, or a folder of images")
+    predict.add_argument("images", nargs="+", metavar="PATH", help="image files, folders, archives, tables, .npz")
     predict.add_argument("--skip-bad", type=int, default=0, metavar="N", help="leave out at most N unreadable files")
     config = _add(commands, "config", "show a job's resolved configuration, or the JSON schema of what it takes")
     kinds = config.add_subparsers(dest="what", metavar="show|schema", required=True)
@@ -152,9 +156,9 @@ def _run(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
             for recipe in recipes():
                 print(printable(f"{recipe.name:<24} {recipe.job:<8} {recipe.summary}"))
         case "predict":
-            from synthkd.compression.predict import predict_folder
+            from synthkd.compression.predict import predict_files
 
-            for line in predict_folder(arguments.model, arguments.images, skip_bad=arguments.skip_bad):
+            for line in predict_files(arguments.model, arguments.images, skip_bad=arguments.skip_bad):
                 print(f"{one_line(str(line.file))}\t{one_line(line.class_name)}\t{line.probability:.4f}")
         case "config" if arguments.what == "schema":
             print(json.dumps(own(VERBS[arguments.job].config).model_json_schema(), indent=2))
@@ -188,6 +192,8 @@ def _config(job: str, settings: Sequence[str]) -> Any:
     named = first.endswith((".yaml", ".yml")) if key else "=" not in first or Path(first).is_file()
     source = find_config(first, job) if named else None
     overrides = list(settings[named:])
+    if source is not None and source.parent == Path(first):  # a run, whose configuration need not say where it lies
+        overrides = [f"out={json.dumps(first)}", *overrides]
     if key and (paths := [word for word in overrides if "=" not in word or Path(word).exists()]):
         overrides = [word for word in overrides if word not in paths] + [f"{key}={json.dumps(paths)}"]
     # Paths in a recipe that ships, and in what a run recorded, are relative to the working directory.

@@ -8,8 +8,10 @@ import shutil
 import time
 from collections.abc import Mapping
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from synthkd import __version__
@@ -17,12 +19,14 @@ from synthkd.data.read.real import Splits, load_splits
 from synthkd.errors import ConfigError
 from synthkd.generators.build import build_generator
 from synthkd.imports import optional
+from synthkd.models import parameters
 from synthkd.models.weights import serialised
 from synthkd.pipelines.config import NOISY_GENERATOR, CompressConfig
 from synthkd.pipelines.distill import distill
 from synthkd.pipelines.handover import search as choose
 from synthkd.pipelines.handover.attack import PipelineAudit, audit_pipeline, require_enough
 from synthkd.pipelines.handover.export import NAMES, hand_over, measure_capacity, require_packages
+from synthkd.pipelines.handover.finished import read_finished
 from synthkd.pipelines.handover.flow import DISTILL, FlowResult, distill_config, run_flow, sample
 from synthkd.pipelines.run.device import process_state
 from synthkd.pipelines.run.images import fitted, keep_data
@@ -31,11 +35,12 @@ from synthkd.pipelines.run.result import Plan, Result
 from synthkd.pipelines.run.tested import read_test
 from synthkd.pipelines.run.trust import trusting
 from synthkd.privacy.accounting import epsilon
-from synthkd.privacy.copies import CopyTest, copy_tests
+from synthkd.privacy.copies import MOST_EXTRACTED, CopyTest, copy_tests
 from synthkd.privacy.ledger import Adjacency, Ledger
 from synthkd.privacy.report import privacy_report
 from synthkd.privacy.verdict import Claim, Verdict, verdict
 from synthkd.reports.results import CompressResult, MeasuredFile, RunCost
+from synthkd.rng import stream
 from synthkd.settings import TrainedTeacher
 from synthkd.settings.load import dump_config
 from synthkd.system.files import write_atomically
@@ -48,6 +53,7 @@ SYNTHETIC = 1000
 """Images of the generator that copies are looked for in, and that exports are calibrated and compared on."""
 UNAUDITED = "not asked for (audit is not set)"
 GIVEN = "a given teacher cannot be trained again with canaries; attack the finished models with `synthkd audit`"
+FINISHED = "a finished student is not trained again with canaries; attack it with `synthkd audit`"
 UNCOPIED = "needs the private images and as many that were not trained on"
 
 
@@ -87,9 +93,14 @@ def _compress(config: CompressConfig, job: Job) -> CompressResult:
         keep_data(job.directory, private, job.accelerator)
         if config.audit is not None:
             require_enough(config.audit, private)
-    flow = run_flow(config, job.directory, private, config.seed)
+    if config.finished is None:
+        flow = run_flow(config, job.directory, private, config.seed)
+        student = job.directory / DISTILL / "student"
+    else:
+        flow = read_finished(Path(config.finished))
+        student = flow.directory / "student"
     flow_ended = time.perf_counter()
-    shutil.copytree(job.directory / DISTILL / "student", job.directory / "student", dirs_exist_ok=True)
+    shutil.copytree(student, job.directory / "student", dirs_exist_ok=True)
     synthetic = _synthetic(config, job, flow)
     test = read_test(config)
     if test is not None:
@@ -135,10 +146,20 @@ def _synthetic(config: CompressConfig, job: Job, flow: FlowResult) -> Tensor:
 
 
 def _copies(config: CompressConfig, job: Job, private: Splits | None, synthetic: Tensor) -> dict[str, CopyTest]:
-    """Among training images and those that nobody trained on; none where there are none of those."""
+    """Among training images and those that nobody trained on; none where there are none of those.
+
+    Of images on disk a sample is compared.
+    """
     if private is None or not len(unseen := private.unseen):
         return {}
-    return copy_tests(private.train.images, unseen.images, synthetic, config.seed, job.device)
+    rng = stream(config.seed, "copies on disk")
+    train, held = (
+        part.images
+        if isinstance(part.images, Tensor)
+        else part.images[torch.randperm(len(part), generator=rng)[:MOST_EXTRACTED]]
+        for part in (private.train, unseen)
+    )
+    return copy_tests(train, held, synthetic, config.seed, job.device)
 
 
 def _privacy(
@@ -163,6 +184,8 @@ def _privacy(
     released = ["student: weights and description (safetensors, JSON)"]
     released += [f"student: {NAMES[kind]}" for kind in config.export.formats]
     unaudited = UNAUDITED if isinstance(config.teacher, TrainedTeacher) else GIVEN
+    if config.finished is not None:
+        unaudited = FINISHED
     provenance = {
         "synthkd": __version__,
         "config_sha256": hashlib.sha256(dump_config(config).encode()).hexdigest(),
@@ -172,7 +195,16 @@ def _privacy(
         "hardware": describe(job.device),
     }
     return privacy_report(
-        conclusion, config.flow, released, flow.dp, audit, unaudited, checks, copies, UNCOPIED, provenance
+        conclusion,
+        config.flow if config.finished is None else None,
+        released,
+        flow.dp,
+        audit,
+        unaudited,
+        checks,
+        copies,
+        UNCOPIED,
+        provenance,
     )
 
 
@@ -190,7 +222,16 @@ def _claim(flow: FlowResult) -> Claim | None:
 
 
 def _plan(config: CompressConfig) -> tuple[str, ...]:
+    if config.finished is not None:
+        flow = read_finished(Path(config.finished))
+        size = f"{parameters(flow.student):,} parameters, of a teacher of {parameters(flow.teacher):,}"
+        return (
+            f"compress {config.name}: {flow.student.spec}",
+            f"  student: that of {config.finished}, {size}; nothing is trained",
+            f"  export: {', '.join(config.export.formats) or 'none'}",
+        )
     teacher = config.teacher
+    assert teacher is not None
     private = teacher.data if isinstance(teacher, TrainedTeacher) and config.flow in NOISY_GENERATOR else None
     inner = distill(distill_config(config, teacher, config.generated.generator, private), dry_run=True)
     runs = "" if config.audit is None else f", {config.audit.references + 1} further runs of it and a control"

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from synthkd.data.bank_sample import save_bank_sample
@@ -18,25 +19,33 @@ from synthkd.models import Classifier, load, save
 from synthkd.models.weights import finite_state
 from synthkd.pipelines.config import DistillConfig
 from synthkd.pipelines.run.device import make_accelerator
+from synthkd.pipelines.run.extension import with_extensions
 from synthkd.pipelines.run.images import fitted
 from synthkd.pipelines.run.job import Job, open_job
 from synthkd.pipelines.run.live import LivePage
 from synthkd.pipelines.run.result import Plan, Result
 from synthkd.pipelines.run.tested import read_test
+from synthkd.pipelines.run.timing import time_line
 from synthkd.pipelines.run.trust import trusted_by, trusting
 from synthkd.pipelines.student.assembly import Assembly, assemble
+from synthkd.pipelines.student.chosen import with_generator
 from synthkd.pipelines.student.given import Given, GivenNetworks, from_memory
+from synthkd.pipelines.student.memory import Memory, planned_memory
 from synthkd.pipelines.student.networks import finished
 from synthkd.pipelines.student.results import measured
 from synthkd.pipelines.student.summary import plan, summary
-from synthkd.pipelines.student.teacher_warnings import logged
+from synthkd.pipelines.student.teacher_warnings import logged, noted
 from synthkd.pipelines.student.teachers import ReadyTeacher, is_taught, ready_teacher, untrained_teacher
-from synthkd.reports.grids import MOST_CLASSES, ROWS, save_grid
+from synthkd.pipelines.student.timing import distill_time
+from synthkd.reports.grids import chosen, save_grid
 from synthkd.reports.results import DistillResult
 from synthkd.settings import GivenModel
+from synthkd.system.environment import float32_by_default
 from synthkd.taps import evaluating
+from synthkd.training.display import Display
 from synthkd.training.loop import Action, Progress, Values
-from synthkd.types import ImageSpec, balanced_labels
+from synthkd.training.measuring import Allowance
+from synthkd.types import ImageSpec
 
 STUDENT, PEERS = "student", "peers"
 """Folders of the run directory with the finished networks."""
@@ -62,6 +71,7 @@ class Distilled(Result[DistillResult]):
         return self.finished_student()
 
 
+@float32_by_default()
 def distill(
     config: DistillConfig | None = None,
     *,
@@ -103,9 +113,10 @@ def distill(
 
 @trusting
 def _distill(config: DistillConfig, *, networks: GivenNetworks, dry_run: bool) -> Distilled | Plan:
+    config = with_extensions(config, dry_run=dry_run)
     if dry_run:
-        assembly = assemble(config, _untrained(config, networks), make_accelerator(config), None, networks.student)
-        return Plan(plan(config, assembly, _fitted_test(read_test(config), assembly)))
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+            return _plan(config, networks)
     with open_job("distill", config) as job:
         if isinstance(job.finished, DistillResult):
             lines = summary(job, job.finished, already=True)
@@ -114,14 +125,33 @@ def _distill(config: DistillConfig, *, networks: GivenNetworks, dry_run: bool) -
         test = read_test(config)  # before anything expensive
         ready = _teachers(config, job, networks)
         models = [teacher.model for teacher in ready]
+        config, why = with_generator(config, models[0] if models else None)
         assembly = assemble(config, models, job.accelerator, job.directory, networks.student)
         test = _fitted_test(test, assembly)
-        progress = _train(config, job, assembly, test)
+        _ask_ahead(assembly, job)
+        allowance = Allowance()
+        progress = _train(config, job, assembly, test, why, allowance)
         student = _finished_student(config, job, assembly)
         _keep_images(config, job, assembly)
         taught = sum(teacher.seconds for teacher in ready)
-        content = job.finish(measured(config, job, assembly, student, test, taught, progress))
+        content = job.finish(measured(config, job, assembly, student, test, taught, progress, allowance))
         return Distilled(job.directory, content, summary(job, content), finished_student=student.cpu)
+
+
+def _plan(config: DistillConfig, networks: GivenNetworks) -> Plan:
+    """What the run would do, and the time and memory that it needs by a few steps of parts that nobody keeps."""
+    accelerator, models = make_accelerator(config), _untrained(config, networks)
+    config, why = with_generator(config, models[0] if models else None)
+    assembly = assemble(config, models, accelerator, None, networks.student)
+    test = _fitted_test(read_test(config), assembly)
+    lines = plan(config, assembly, test, why)
+    time = time_line(lambda: distill_time(config, assembly, test, accelerator))
+    return Plan((*lines, time, *_memory(config, assembly).lines))
+
+
+def _memory(config: DistillConfig, assembly: Assembly) -> Memory:
+    teacher = None if assembly.team is None else assembly.team.model
+    return planned_memory(config, assembly.trial, assembly.batch.of_process, teacher)
 
 
 def _saved_student(config: DistillConfig, job: Job, networks: GivenNetworks) -> Classifier:
@@ -134,7 +164,8 @@ def _teachers(config: DistillConfig, job: Job, networks: GivenNetworks) -> list[
     teachers = config.every_teacher
     if not all(is_taught(settings, job.directory, number) for number, settings in enumerate(teachers)):
         # What does not fit together should fail now, not after the training of the teachers.
-        assemble(config, _untrained(config, networks), job.accelerator, None, networks.student)
+        models = _untrained(config, networks)
+        assemble(with_generator(config, models[0])[0], models, job.accelerator, None, networks.student)
     return [
         ReadyTeacher(networks.given_teacher, 0.0)
         if isinstance(settings, GivenModel)
@@ -157,16 +188,28 @@ def _fitted_test(test: RealData | None, assembly: Assembly) -> RealData | None:
     return None if test is None else fitted("test", test, subject.spec, subject.class_names, lacks_classes=True)
 
 
-def _train(config: DistillConfig, job: Job, assembly: Assembly, test: RealData | None) -> Progress:
+def _ask_ahead(assembly: Assembly, job: Job) -> None:
+    """Let a black box answer the images that are known before the first step; what was asked before is not repeated."""
+    black_box = assembly.black_box
+    if black_box is not None:
+        with Display(black_box.settings.queries, "queries", job.accelerator.is_main_process) as display:
+            black_box.progress = lambda: display.update(black_box.paid, "ask the black box", {})
+            assembly.transfer_set.label_ahead()
+            black_box.progress = None
+
+
+def _train(
+    config: DistillConfig, job: Job, assembly: Assembly, test: RealData | None, why: str, allowance: Allowance
+) -> Progress:
     """Run the phases: rounds of the generator, steps of the students, evaluations, grids and published students."""
     generated = assembly.transfer_set.generated
-    watch = _Watch(config, job, assembly, test)
+    watch = _Watch(config, job, assembly, test, allowance)
     page = LivePage(job.directory, job.accelerator.is_main_process)
     actions = [Action("test", watch.test, config.evaluate_every, after=True), page.every(config.evaluate_every)]
     if config.publish_every is not None:
         actions.append(Action("publish", watch.publish, config.publish_every, after=True))
     stages = phases.build(
-        config.phases,
+        config.phases_and_extensions,
         _no_round if generated is None else generated.rounds.alone,
         _no_round if generated is None else generated.rounds.beside_student,
         assembly.step,
@@ -175,9 +218,21 @@ def _train(config: DistillConfig, job: Job, assembly: Assembly, test: RealData |
         actions,
         [*watch.after_rounds(), page.every(config.grid_every)],
     )
+    for number, place in enumerate(range(len(config.phases), len(stages)), start=1):
+        stages[place] = replace(stages[place], name=f"extension {number}")
     headline = ("student/loss", "fresh/agreement", "difficulty", "test/accuracy")
+    stages = noted(_notes_of(assembly, why), stages, job.monitor)
     stages = logged(assembly.warnings, assembly.batch.logged(stages, job.monitor), job.monitor)
     return job.train(assembly.state, stages, f"distill {config.name}", headline)
+
+
+def _notes_of(assembly: Assembly, why: str) -> list[str]:
+    """What the log tells once: which generator the teacher chose, and what a black box was asked before the start."""
+    notes = [f"generator: {why}"] if why else []
+    black_box = assembly.black_box
+    if black_box is not None:
+        notes.append(f"{black_box.words}; asked {black_box.used:,} images before the first step")
+    return notes
 
 
 def _no_round(*_: object) -> Values:
@@ -193,6 +248,7 @@ class _Watch:
     job: Job
     assembly: Assembly
     real_test: RealData | None
+    allowance: Allowance
 
     def test(self, _: int) -> dict[str, Tensor | float]:
         """Accuracy of the student on real test data, if there is any."""
@@ -201,7 +257,7 @@ class _Watch:
         student = self.assembly.learner.evaluated
         finite_state(student, "student")
         with evaluating(student):
-            predictions = predict(student, self.real_test.images, self.job.device)
+            predictions = predict(student, self.real_test.images, self.job.device, self.assembly.batch.of_process)
         return {"test/accuracy": accuracy(predictions, self.real_test.labels).value}
 
     def evaluate(self, number: int, step: int) -> dict[str, Tensor | float]:
@@ -246,14 +302,16 @@ class _Watch:
         return scores(newest.images, newest.labels)
 
     def draw_grid(self, step: int) -> dict[str, Tensor | float]:
-        """Save a grid of generated images of the same random rows each time, one column for each class."""
+        """Save a grid of generated images of the same random rows each time, a column for each class shown."""
         generated, subject = self.assembly.transfer_set.generated, self.assembly.subject
         if self.job.accelerator.is_main_process and generated is not None:
-            columns = min(subject.spec.classes, MOST_CLASSES)
-            images = generated.grid(balanced_labels(columns * ROWS, 0, columns))
-            names = subject.class_names[:columns] or tuple(map(str, range(columns)))
+            spec, names = subject.spec, subject.class_names
+            shown, rows = chosen(range(spec.classes), spec.height, spec.width)
+            images = generated.grid(torch.tensor(shown).repeat(rows), self.allowance.tick(len(shown)))
+            images = images[: len(images) // len(shown) * len(shown)]  # whole rows
+            names = tuple(names[label] if names else str(label) for label in shown)
             path = self.job.directory / "samples" / f"step_{step + 1:06d}.png"
-            save_grid(images.cpu(), columns, path, names)
+            save_grid(images.cpu(), len(shown), path, names)
             self.job.monitor.picture(step + 1, "samples", path)
         return {}
 
@@ -270,7 +328,7 @@ def _finished_student(config: DistillConfig, job: Job, assembly: Assembly) -> Cl
         if generated is not None and config.generated is not None:
             save_generator(
                 generated.generator,
-                config.generated.generator,
+                config.generated.named,
                 job.directory / INSIDE_A_RUN,
                 subject.spec,
                 subject.class_names,

@@ -37,10 +37,19 @@ from synthkd.pipelines.scores.image_sets import (
     take_features,
     to_save,
 )
+from synthkd.pipelines.scores.network import evaluate_network, network_inputs, network_lines
 from synthkd.pipelines.scores.table import score_lines
 from synthkd.reports.grids import MOST_CLASSES, ROWS, save_grid
 from synthkd.reports.report import write_report
-from synthkd.reports.results import EvaluateResult, GeneratedSet, NetworkName, RunCost, SetName, write_result
+from synthkd.reports.results import (
+    EvaluateResult,
+    GeneratedSet,
+    NetworkName,
+    NetworkResult,
+    RunCost,
+    SetName,
+    write_result,
+)
 
 COLUMNS = 10
 PIPE_WIDTH = 100
@@ -48,8 +57,8 @@ PIPE_WIDTH = 100
 
 
 @trusting
-def evaluate(config: EvaluateConfig, *, dry_run: bool = False) -> Result[EvaluateResult] | Plan:
-    """Score the generated sets and write `result.json` and `report.html`.
+def evaluate(config: EvaluateConfig, *, dry_run: bool = False) -> Result[EvaluateResult] | Result[NetworkResult] | Plan:
+    """Score the generated sets, or measure a network, and write `result.json` and `report.html`.
 
     A finished evaluation is shown again, once its sets and networks have been found to be what they were.
 
@@ -61,6 +70,8 @@ def evaluate(config: EvaluateConfig, *, dry_run: bool = False) -> Result[Evaluat
         SynthkdError: see the classes in `synthkd.errors`.
     """
     device = choose_device(config)
+    if config.model is not None:
+        return _network_evaluated(config, device, dry_run)
     if dry_run:
         inputs = _prepare(config, device)
         return Plan(_plan(inputs.sets, inputs.networks))
@@ -77,6 +88,23 @@ def evaluate(config: EvaluateConfig, *, dry_run: bool = False) -> Result[Evaluat
         if not (directory / REPORT).exists():
             write_report(directory)
         return Result(directory, finished, _summary(directory, finished))
+
+
+def _network_evaluated(config: EvaluateConfig, device: torch.device, dry_run: bool) -> Result[NetworkResult] | Plan:
+    """The evaluation of a network; a finished one is shown again, if the networks are still the same."""
+    inputs = network_inputs(config, device)
+    if dry_run:
+        return Plan(inputs.plan())
+    with run_directory("evaluate", config) as directory:
+        finished = read_result(directory, NetworkResult)
+        if finished is None:
+            finished = finished_result(evaluate_network(inputs, config.skip_bad), config, directory, device)
+            write_result(directory, finished)
+        else:
+            inputs.require_same(finished, directory)
+        if not (directory / REPORT).exists():
+            write_report(directory)
+        return Result(directory, finished, (*network_lines(finished), f"report:      {directory / REPORT}"))
 
 
 @dataclass(frozen=True)

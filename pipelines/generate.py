@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import shutil
 import time
@@ -13,9 +14,9 @@ from typing import Any
 
 import yaml
 from accelerate import Accelerator
-from torch import Tensor
 
 from synthkd import __version__
+from synthkd.data.read.on_disk import Pixels
 from synthkd.data.written.card import card
 from synthkd.data.written.filters import Sieve
 from synthkd.data.written.stored import ABOUT, FOLDER, FORMAT, Content
@@ -25,12 +26,12 @@ from synthkd.distillation.teachers import FrozenTeacher
 from synthkd.errors import ConfigError
 from synthkd.generators.build import build_generator
 from synthkd.generators.files import INSIDE_A_RUN, save_generator
-from synthkd.generators.settings import MerfSettings
-from synthkd.models import Classifier, parameters
+from synthkd.generators.settings import MerfSettings, PythonGenerator, access_of
+from synthkd.models import Classifier, parameters, probe
 from synthkd.models.weights import serialised
 from synthkd.pipelines.config import GenerateConfig
 from synthkd.pipelines.dataset.request import Request, plan_layout, read_request, real_images_used, trained_as
-from synthkd.pipelines.dataset.sampling import ChunkSampler, Sampling
+from synthkd.pipelines.dataset.sampling import CHUNK, ChunkSampler, Sampling
 from synthkd.pipelines.dataset.scoring import score_action
 from synthkd.pipelines.dataset.statistics import DatasetStatistics
 from synthkd.pipelines.run.device import make_accelerator
@@ -42,7 +43,8 @@ from synthkd.pipelines.run.job import Job, generator_bytes, open_job, training_b
 from synthkd.pipelines.run.result import Plan, Result
 from synthkd.pipelines.run.tested import taught_on
 from synthkd.pipelines.run.trust import trusting
-from synthkd.pipelines.scores.running import RunningScores, build_scores, scores_in_words
+from synthkd.pipelines.scores.running import BATCH, RunningScores, build_scores, scores_in_words
+from synthkd.pipelines.student.teacher_warnings import teacher_warnings
 from synthkd.pipelines.student.teachers import is_taught, ready_teacher, untrained_teacher
 from synthkd.reports.grids import save_grid
 from synthkd.reports.results import (
@@ -59,6 +61,8 @@ from synthkd.system.resources import size
 from synthkd.system.sealed import sealed
 from synthkd.training.display import Display
 from synthkd.types import TrainableGenerator
+
+LOG = logging.getLogger(__name__)
 
 PARTS = "parts"
 """Images on their way, inside the run until it is finished."""
@@ -103,6 +107,8 @@ def generate(config: GenerateConfig, *, dry_run: bool = False) -> Result[Generat
             require_space(job.directory, _work(config, request, untrained, job.accelerator).bytes)
         ready = ready_teacher(request.teacher, config, job, source=request.source)
         work = _work(config, request, ready.model, job.accelerator, job.directory)
+        for warning in work.warnings:
+            LOG.warning("%s", warning)
         require_space(job.directory, work.bytes)
         finished = job.finish(_make(work, job, ready.seconds))
         if job.accelerator.is_main_process:
@@ -122,6 +128,7 @@ class DatasetPlan:
         counts: images of each class.
         layout: of the files.
         scores: measures the generator while it is trained, or None.
+        warnings: what is odd about the teacher, a line each.
     """
 
     config: GenerateConfig
@@ -131,9 +138,10 @@ class DatasetPlan:
     counts: Sequence[int]
     layout: Layout
     scores: RunningScores | None
+    warnings: tuple[str, ...]
 
     @property
-    def compared(self) -> Tensor | None:
+    def compared(self) -> Pixels | None:
         """Real images uint8 `[M, C, H, W]` that a filter looks for copies of, or None without that filter."""
         real = self.request.real
         return None if real is None or self.config.filters.copies is None else real.train.images
@@ -165,6 +173,7 @@ class DatasetPlan:
         return (
             f"generate {config.name}: {teacher.spec}",
             f"  teacher: {parameters(teacher):,} parameters{trained}",
+            *(f"  warning: {warning}" for warning in self.warnings),
             f"  generator: {source}{rounds}",
             f"  real images: {real}",
             f"  images: {layout.count:,}, {each} of each class, as {config.format}{shards}",
@@ -179,14 +188,20 @@ def _work(
     if request.real is not None:
         real = fitted_splits("data", request.real, teacher.spec, teacher.class_names)
         request = replace(request, real=real)
+    own = isinstance(request.generator, PythonGenerator)  # it does not tell whether it needs gradients
+    size = getattr(request.generator, "batch_size", BATCH)
+    contract = probe(teacher, gradients=not own and "gradients" in access_of(request.generator), batch_size=size)
+    warnings = teacher_warnings([request.teacher], [teacher], [contract], size)
     counts, layout = plan_layout(config, request, teacher)
     generator = build_generator(request.generator, teacher, config.seed, accelerator, request.real, run)
     scores = None
     if config.score is not None:
         device, trained = accelerator.device, [*taught_on([request.teacher])]
         trained += [] if config.data is None else [config.data]
-        scores = build_scores(config.score, teacher, request.generator, request.real, device, config.seed, trained)
-    return DatasetPlan(config, request, teacher, generator, counts, layout, scores)
+        scores = build_scores(
+            config.score, teacher, request.generator, request.real, device, config.seed, trained, size
+        )
+    return DatasetPlan(config, request, teacher, generator, counts, layout, scores, warnings)
 
 
 def _make(work: DatasetPlan, job: Job, teacher_seconds: float) -> GenerateResult:
@@ -227,7 +242,14 @@ def _make(work: DatasetPlan, job: Job, teacher_seconds: float) -> GenerateResult
 def _sample(work: DatasetPlan, job: Job, frozen: FrozenTeacher, sieve: Sieve) -> Sampling:
     config = work.config
     sampling = Sampling(
-        ChunkSampler(work.generator, frozen, config.difficulty, config.seed, work.compared),
+        ChunkSampler(
+            work.generator,
+            frozen,
+            config.difficulty,
+            config.seed,
+            work.compared,
+            getattr(work.request.generator, "batch_size", CHUNK),
+        ),
         PartStore(job.directory / PARTS),
         sieve,
         work.layout.class_names,
@@ -240,7 +262,7 @@ def _sample(work: DatasetPlan, job: Job, frozen: FrozenTeacher, sieve: Sieve) ->
 
 def _write(work: DatasetPlan, job: Job, sampling: Sampling, sieve: Sieve) -> DatasetDescription:
     """Describe the sampled images; the main process writes them as a dataset, and a picture of the first ones."""
-    statistics, content = DatasetStatistics(work.teacher, job.device), Content()
+    statistics, content = DatasetStatistics(work.teacher, job.device, work.counts), Content()
     for block in sampling.records():
         statistics.add(block)
         content.add(block)
@@ -325,7 +347,7 @@ def _summary(job: Job, content: GenerateResult, already: bool = False) -> tuple[
     dataset, scores, real_images = content.dataset, content.dataset.scores, content.dataset.real_images_used
     lines = [f"{job.directory} was complete already; nothing was run"] if already else []
     lines.append(
-        f"dataset: {dataset.count:,} images of {len(dataset.class_names)} classes as {dataset.format}, "
+        f"dataset: {dataset.count:,} images of {len(dataset.class_names):,} classes as {dataset.format}, "
         f"{size(content.cost.dataset_bytes or 0)}"
     )
     lines.append(f"         the teacher sees the asked label in {scores.agreement:.2%} of them")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import time
 from collections.abc import Callable
 from functools import partial
@@ -15,7 +16,8 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from synthkd.data.epochs import EpochSource
-from synthkd.data.read.real import Splits, channel_statistics, load_splits
+from synthkd.data.read.on_disk import Pixels
+from synthkd.data.read.real import RealData, Splits, channel_statistics, load_splits
 from synthkd.distillation.alarms import Alarm, one_class
 from synthkd.errors import ConfigError
 from synthkd.losses.objective import Loss
@@ -29,6 +31,7 @@ from synthkd.pipelines.run.images import keep_data
 from synthkd.pipelines.run.job import Job, describe_model, disk_line, open_job, training_bytes
 from synthkd.pipelines.run.live import LivePage
 from synthkd.pipelines.run.result import Plan, Result
+from synthkd.pipelines.run.timing import Work, measured, time_line
 from synthkd.pipelines.run.trust import trusting
 from synthkd.privacy.dpsgd import PoissonSource, PrivateLearner, plan_mechanism, statement
 from synthkd.privacy.journal import Journal
@@ -39,11 +42,18 @@ from synthkd.training.learner import Learner
 from synthkd.training.loop import Action, Progress, Stage
 from synthkd.types import Batch, ImageSpec, balanced_labels
 
+LOG = logging.getLogger(__name__)
+
 Update = Callable[[int], dict[str, Tensor | float]]
 """One training step: takes the 0-based step, returns numbers for the log."""
 
+TIMED_IMAGES = 256
+"""Test images whose time a dry run measures."""
 REHEARSAL_IMAGES = 4
 """Images of noise in the private step that a dry run takes."""
+
+PLANNED_IMAGES = 500
+"""Images on disk whose mean a dry run takes."""
 
 ALARM_IMAGES = 1024
 """Images at most on which a teacher is checked for an alarm."""
@@ -64,8 +74,7 @@ def teach(config: TeachConfig, *, dry_run: bool = False, splits: Splits | None =
         SynthkdError: see the classes in `synthkd.errors`.
     """
     if dry_run:
-        splits = splits or load_splits(config.data)
-        return Plan(_plan(config, splits, untrained(config, splits)))
+        return _dry(config, splits or load_splits(config.data))
     _require_one_process(config)  # before the run directory exists
     with open_job("teach", config) as job:
         if isinstance(job.finished, TeachResult):
@@ -78,7 +87,7 @@ def teach(config: TeachConfig, *, dry_run: bool = False, splits: Splits | None =
         progress, claim, batch_size = _train(config, job, model, splits)
         began = time.perf_counter()
         with evaluating(model):
-            test = _test_accuracy(model, splits, job.device)
+            test = _test_accuracy(config, model, splits, job.device)
             alarm = _one_class_alarm(config, model, splits, job.device)
         evaluation = progress.evaluation_seconds + time.perf_counter() - began
         train = splits.train
@@ -99,6 +108,13 @@ def teach(config: TeachConfig, *, dry_run: bool = False, splits: Splits | None =
         return Result(job.directory, content, _summary(job, content))
 
 
+def _dry(config: TeachConfig, splits: Splits) -> Plan:
+    """What the run would do, and the time that it needs by a few of its steps, taken by a model that nobody keeps."""
+    model, accelerator = untrained(config, splits), make_accelerator(config)
+    lines = _plan(config, splits, model)
+    return Plan((*lines, time_line(lambda: measured(works(config, splits, model, accelerator)))))
+
+
 def load_taught(result: Result[TeachResult]) -> Classifier:
     """The teacher that a run of `teach` saved, in eval mode."""
     return load(result.directory)
@@ -111,24 +127,66 @@ def untrained(config: TeachConfig, splits: Splits) -> Classifier:
         ConfigError: with `training.dp`, what `PrivateLearner` and `plan_mechanism` refuse; several processes.
         TrainingError: a step on noise that fails.
     """
-    model = _build(config, splits)
+    with torch.random.fork_rng(devices=[]):
+        model = _build(config, splits, planned=True)
     if config.training.dp is not None:
         _require_one_process(config)
-        labels = balanced_labels(REHEARSAL_IMAGES, 0, model.spec.classes)
-        images = torch.rand(REHEARSAL_IMAGES, *model.spec.shape, generator=stream(config.seed, "rehearsal"))
+        batch = _noise(config, model.spec, REHEARSAL_IMAGES)
         learner = _private_learner(config, copy.deepcopy(model), splits, torch.device("cpu"), Journal(None))
-        learner.update(lambda: Batch(images, labels), F.cross_entropy, 0)
+        learner.update(lambda: batch, F.cross_entropy, 0)
     return model
 
 
-def _build(config: TeachConfig, splits: Splits) -> Classifier:
+def _noise(config: TeachConfig, spec: ImageSpec, count: int) -> Batch:
+    """A batch of `count` labelled images of noise, on the CPU."""
+    images = torch.rand(count, *spec.shape, generator=stream(config.seed, "rehearsal"))
+    return Batch(images, balanced_labels(count, 0, spec.classes))
+
+
+def works(
+    config: TeachConfig, splits: Splits, model: Classifier, accelerator: Accelerator, name: str = "steps"
+) -> list[Work]:
+    """What a training does, its steps by `name`, for the time that a dry run tells; the model is trained a little."""
+    steps, device, model = config.training.steps, accelerator.device, model.to(accelerator.device)
+    if config.training.dp is None:
+        _, update, _ = _learner(config, accelerator, None, model, splits)
+    else:
+        learner = _private_learner(config, model, splits, device, Journal(None))
+        noise = _noise(config, model.spec, config.training.batch_size).to(device)  # a dry run draws no private image
+        update = partial(learner.update, lambda: noise, F.cross_entropy)
+    images = splits.test.images[:TIMED_IMAGES]
+
+    def tested(_: float) -> None:
+        with evaluating(model):
+            predict(model, images, device)
+
+    parts = [Work(name, steps, lambda where: update(int(steps * where)))]
+    if len(images):  # at each interval, and at the end
+        tests = -(-steps // config.evaluate_every) + 1
+        parts.append(Work("tests", tests, tested, len(splits.test) / len(images), listed=False))
+    return parts
+
+
+def _build(config: TeachConfig, splits: Splits, planned: bool = False) -> Classifier:
     """The initial model; it normalises by the mean and standard deviation of the training split (DP: by 0.5, 0.5)."""
     torch.manual_seed(config.seed)
     if config.training.dp is None:
-        mean, std = channel_statistics(splits.train.images)
+        mean, std = channel_statistics(_measured(splits.train, planned))
     else:  # the statistics of private images would cost budget
         mean = std = (0.5,) * splits.train.spec.channels
     return build_model(config.model, splits.train.spec, mean, std, splits.train.class_names)
+
+
+def _measured(train: RealData, planned: bool) -> Pixels:
+    """The images whose mean is taken; of those on disk a plan takes some, since to decode all may take an epoch."""
+    images = train.images
+    if isinstance(images, Tensor):
+        return images
+    if planned:
+        return images[:: max(1, len(images) // PLANNED_IMAGES)]
+    if count := images.lacking():
+        LOG.warning("%s: %s images are decoded before the first step, for their mean", train.name, f"{count:,}")
+    return images
 
 
 def _require_one_process(config: TeachConfig) -> None:
@@ -145,7 +203,7 @@ def _train(
     learner: Learner | PrivateLearner
     batch = BatchSize(config.training.batch_size, config.training.batch_size)
     if config.training.dp is None:
-        learner, update, batch = _learner(config, job, model, splits)
+        learner, update, batch = _learner(config, job.accelerator, job.directory, model, splits)
     else:
         learner = _private_learner(config, model, splits, job.device, Journal(job.directory))
         update = _private_update(config, learner, splits, job.device)
@@ -155,7 +213,7 @@ def _train(
         finite_state(evaluated, learner.name)
         assert isinstance(evaluated, Classifier)
         with evaluating(evaluated):
-            test = _test_accuracy(evaluated, splits, job.device)
+            test = _test_accuracy(config, evaluated, splits, job.device)
         return {} if test is None else {"test/accuracy": test.value}
 
     page = LivePage(job.directory, job.accelerator.is_main_process).every(config.evaluate_every)
@@ -172,18 +230,20 @@ def _train(
     return progress, claim, batch.images
 
 
-def _learner(config: TeachConfig, job: Job, model: Classifier, splits: Splits) -> tuple[Learner, Update, BatchSize]:
+def _learner(
+    config: TeachConfig, accelerator: Accelerator, directory: Path | None, model: Classifier, splits: Splits
+) -> tuple[Learner, Update, BatchSize]:
     """The learner without DP, its step on a batch of an epoch in random order, and the size of these batches."""
-    training, accelerator = config.training, job.accelerator
+    training = config.training
     learner = Learner("teacher", model, training.optimizer, training.steps, accelerator)
-    batch = _batch_size(config, learner, accelerator, model.spec, job.directory)
+    batch = _batch_size(config, learner, accelerator, model.spec, directory)
     source = EpochSource(
         splits.train.images,
         splits.train.labels,
         batch.images,
         training.augment,
         config.seed,
-        job.device,
+        accelerator.device,
         accelerator.process_index,
         accelerator.num_processes,
     )
@@ -209,8 +269,7 @@ def _batch_size(
     """Images of a batch; with `adapt_batch_size` steps on noise are tried first, and the learner is restored."""
 
     def attempt(count: int) -> None:
-        images = torch.rand(count, *spec.shape, generator=stream(config.seed, "rehearsal"))
-        batch = Batch(images, balanced_labels(count, 0, spec.classes)).to(accelerator.device)
+        batch = _noise(config, spec, count).to(accelerator.device)
         for step in range(2):  # the first makes the moments of the optimizer, beside which the second needs its memory
             _step(learner, batch, accelerator, step)
 
@@ -259,11 +318,17 @@ def _save(
     job.accelerator.wait_for_everyone()
 
 
-def _test_accuracy(model: Classifier, splits: Splits, device: torch.device) -> Proportion | None:
+def _test_accuracy(config: TeachConfig, model: Classifier, splits: Splits, device: torch.device) -> Proportion | None:
     """Accuracy on the test split; None where there are no test images."""
     if not len(splits.test):
         return None
-    return accuracy(predict(model, splits.test.images, device), splits.test.labels)
+    return accuracy(predict(model, splits.test.images, device, _pass_size(config)), splits.test.labels)
+
+
+def _pass_size(config: TeachConfig) -> int:
+    """Largest number of images of a pass: those of a batch, which DP-SGD takes in parts."""
+    training = config.training
+    return training.batch_size if training.dp is None else training.dp.physical_batch
 
 
 def _one_class_alarm(config: TeachConfig, model: Classifier, splits: Splits, device: torch.device) -> Alarm | None:
@@ -274,7 +339,7 @@ def _one_class_alarm(config: TeachConfig, model: Classifier, splits: Splits, dev
         if config.training.dp is not None:
             return None
         part, name = splits.train, "training images"
-    predictions = predict(model, part.images[:ALARM_IMAGES], device, who="the teacher")
+    predictions = predict(model, part.images[:ALARM_IMAGES], device, _pass_size(config), who="the teacher")
     return one_class(predictions, part.labels[:ALARM_IMAGES], "the teacher", name, part.class_names)
 
 
@@ -288,7 +353,8 @@ def _plan(config: TeachConfig, splits: Splits, model: Classifier) -> tuple[str, 
     epochs = training.steps * images / len(splits.train)
     return (
         f"teach {config.name}: {splits.train.name}, {splits.train.spec}",
-        f"  images: {len(splits.train):,} train, {len(splits.holdout):,} holdout, {len(splits.test):,} test",
+        f"  images: {len(splits.train):,} train, {len(splits.holdout):,} holdout, {len(splits.test):,} test"
+        + splits.train.kept,
         f"  model: {parameters(model):,} parameters",
         f"  steps: {training.steps:,} of {images} images ({epochs:.1f} epochs{note})",
         disk_line(config, training_bytes(parameters(model))),

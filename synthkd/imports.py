@@ -1,8 +1,11 @@
-"""Import by name, and the rule that decides which names may be imported. No other module imports by name.
+"""Import by name, load programs, and the rule that decides what may run. No other module does either.
 
 Importing `package.module:function` runs code. A name that somebody types, in a recipe, an override or Python, may be
 imported. A name that was read from a file (a run, a saved model or generator, a dataset, a checkpoint) may not, unless
 this call trusts the folder of the file, or its recipe names the same function with the same options.
+
+A file that is a program (TorchScript, `torch.export`) is loaded only if this call trusts its folder, or if its recipe
+names the file and says `trust: true`.
 """
 
 from __future__ import annotations
@@ -11,13 +14,14 @@ import difflib
 import importlib
 import json
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 from synthkd.errors import ConfigError, MissingExtraError, ModelError, SynthkdError
 
@@ -29,12 +33,14 @@ class _Allowed:
     Attributes:
         names: every string in the recipe of this call; None outside any job, where all names come from the caller.
         calls: functions with their options, as the recipe has them; see `_call`.
-        folders: resolved paths; files in them may name code too.
+        folders: resolved paths; files in them may name code too, and be programs.
+        programs: whether files that are programs may run if the recipe names them.
     """
 
     names: frozenset[str] | None = None
     calls: frozenset[tuple[str, str]] = frozenset()
     folders: tuple[Path, ...] = ()
+    programs: bool = False
 
 
 # A context variable, so that jobs in several threads do not permit each other's code.
@@ -42,7 +48,9 @@ _ALLOWED: ContextVar[_Allowed] = ContextVar("_ALLOWED", default=_Allowed())  # n
 
 
 @contextmanager
-def allowing(recipe: Mapping[str, object] | None = None, folders: Iterable[Path | str] = ()) -> Iterator[None]:
+def allowing(
+    recipe: Mapping[str, object] | None = None, folders: Iterable[Path | str] = (), programs: bool = False
+) -> Iterator[None]:
     """Context manager in which only code named by the recipe, or by a file in one of the folders, may run.
 
     What an outer `allowing` permits stays permitted.
@@ -50,6 +58,7 @@ def allowing(recipe: Mapping[str, object] | None = None, folders: Iterable[Path 
     Args:
         recipe: plain data as somebody typed it; None permits every name that does not come from a file.
         folders: trusted folders.
+        programs: trust the programs that the recipe names as a model.
 
     Raises:
         ConfigError: a folder that does not exist.
@@ -70,7 +79,8 @@ def allowing(recipe: Mapping[str, object] | None = None, folders: Iterable[Path 
             for key in ("model", "target")
             if isinstance(node.get(key), str)
         }
-    token = _ALLOWED.set(_Allowed(names, calls, (*outer.folders, *(path.resolve() for path in paths))))
+    trusted = (*outer.folders, *(path.resolve() for path in paths))
+    token = _ALLOWED.set(_Allowed(names, calls, trusted, programs or outer.programs))
     try:
         yield
     finally:
@@ -110,6 +120,50 @@ def resolve(
     if not callable(function):
         raise ConfigError(f"{where}: '{target}' must be a function, got a {type(function).__name__}")
     return function  # type: ignore[no-any-return]
+
+
+def require_trusted(path: Path, what: str, source: Path | None = None) -> None:
+    """Raise `ModelError` unless a file that is a program may run.
+
+    Args:
+        path: the program.
+        what: it is, in words.
+        source: the file that names it; None if somebody typed it.
+    """
+    allowed = _ALLOWED.get()
+    by_name = source is None and allowed.programs and any(Path(name) == path for name in allowed.names or ())
+    files = [path.resolve(), *([] if source is None else [source.resolve()])]
+    if by_name or any(file.is_relative_to(folder) for file in files for folder in allowed.folders):
+        return
+    remedy = f"trust={path.parent}" if source is not None else "trust=true, beside the sections"
+    raise ModelError(f"{path} is {what}, which would run; nothing of it was run. If you trust it, say {remedy}")
+
+
+def load_program(path: Path, form: Literal["TorchScript", "torch.export"], source: Path | None) -> object:
+    """Load a file that is a program: a `torch.jit.ScriptModule` in eval mode, or a `torch.export.ExportedProgram`.
+
+    Args:
+        path: the file.
+        form: what it is.
+        source: the file that names it; None if somebody typed it.
+
+    Raises:
+        ModelError: the program is not trusted, and nothing of it has run; or it is damaged or of another torch.
+    """
+    require_trusted(path, f"a program of {form}", source)
+    import torch
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # TorchScript is deprecated, and what people have
+            if form == "TorchScript":
+                return torch.jit.load(path, map_location="cpu").eval()
+            return torch.export.load(path)
+    except Exception as error:  # a damaged program may fail in any way
+        line = (str(error).strip().splitlines() or [repr(error)])[0]
+        raise ModelError(
+            f"{path} is not a readable program of {form} ({line}); save it with torch {torch.__version__}"
+        ) from error
 
 
 def optional(module: str, extra: str, purpose: str) -> ModuleType:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from synthkd.errors import TrainingError
@@ -43,12 +43,28 @@ def ever(schedule: Schedule) -> bool:
     return any(end != 0.0 for end in ends)
 
 
-def learning_rate_factor(settings: OptimizerSettings, step: int, total: int) -> float:
+REWARMING = 0.05
+"""Part of the steps of an extension in which its learning rate rises."""
+
+
+def learning_rate_factor(settings: OptimizerSettings, step: int, total: int, extensions: Sequence[int] = ()) -> float:
     """Learning rate at the 0-based `step` as a fraction of the peak.
 
     It rises linearly during the warm-up, and is then constant or falls to `final` by the cosine of SGDR without
-    restarts (Loshchilov and Hutter 2017, equation 5).
+    restarts (Loshchilov and Hutter 2017, equation 5). If it has fallen, each extension warms it again: it rises
+    linearly from `final` to the peak, in `REWARMING` of its steps, and falls to `final` once more.
+
+    Args:
+        settings: of the optimizer.
+        step: of the run, extensions included.
+        total: steps before the first extension.
+        extensions: steps of each.
     """
+    lengths, number = (total, *extensions), 0
+    while number < len(extensions) and step >= lengths[number]:
+        step, number = step - lengths[number], number + 1
+    if number:
+        return _rewarmed_factor(settings, step, lengths[number])
     warmup = settings.warmup or (0.1 if settings.schedule == "one_cycle" else 0.0)
     rising = round(warmup * total)
     if step < rising:
@@ -56,7 +72,21 @@ def learning_rate_factor(settings: OptimizerSettings, step: int, total: int) -> 
     if settings.schedule == "constant":
         return 1.0
     progress = (step - rising) / max(1, total - rising)
-    return settings.final + (1.0 - settings.final) * 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
+    return settings.final + (1.0 - settings.final) * _falling(progress)
+
+
+def _rewarmed_factor(settings: OptimizerSettings, step: int, length: int) -> float:
+    if settings.schedule == "constant":
+        return 1.0
+    rising, above = max(1, round(REWARMING * length)), 1.0 - settings.final
+    if step < rising:
+        return settings.final + above * (step + 1) / rising
+    return settings.final + above * _falling((step - rising) / max(1, length - rising))
+
+
+def _falling(progress: float) -> float:
+    """Half a cosine from 1 at progress 0 to 0 at progress 1 and beyond."""
+    return 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
 
 
 class ThresholdScheduler:

@@ -13,9 +13,9 @@ ROOT = Path(__file__).resolve().parents[1]
 LAYERS = ["synthkd", "generators", "pipelines"]  # each may import those before it
 ENTRY = ROOT / "synthkd" / "__main__.py"
 OPTIONAL = {
-    "datasets", "dp_accounting", "hypothesis", "mlflow", "mlxtend", "onnx", "onnxruntime", "onnxscript", "opacus",
-    "optuna", "pyarrow", "pynvml", "pytest", "tensorboard", "timm", "torch_fidelity", "torchao", "torchmetrics",
-    "trackio", "wandb", "webdataset",
+    "datasets", "dp_accounting", "hypothesis", "mlflow", "mlxtend", "onnx", "onnx2pytorch", "onnxruntime",
+    "onnxscript", "opacus", "optuna", "pyarrow", "pynvml", "pytest", "tensorboard", "timm", "torch_fidelity", "torchao",
+    "torchmetrics", "trackio", "transformers", "wandb", "webdataset",
 }  # fmt: skip
 
 MODULES = structure.modules(ROOT, LAYERS, "synthkd")
@@ -86,8 +86,8 @@ def test_every_torch_load_spells_weights_only(trees):
 RUNS_CODE = {
     "__import__", "compile", "eval", "exec", "importlib.import_module", "importlib.util.module_from_spec",
     "importlib.util.spec_from_file_location", "joblib.load", "pickle.Unpickler", "pickle.load", "pickle.loads",
-    "pkgutil.resolve_name", "runpy.run_module", "runpy.run_path", "torch.hub.load", "torch.jit.load", "yaml.full_load",
-    "yaml.unsafe_load",
+    "pkgutil.resolve_name", "runpy.run_module", "runpy.run_path", "torch.export.load", "torch.hub.load",
+    "torch.jit.load", "yaml.full_load", "yaml.unsafe_load",
 }  # fmt: skip
 """What makes code of a name, or of data."""
 

@@ -84,6 +84,18 @@ def test_agreement_is_a_share() -> None:
         DifficultyScheduler(DifficultySettings()).update(85.0)
 
 
+def test_each_extension_warms_the_learning_rate_again_up_to_the_peak() -> None:
+    settings = OptimizerSettings(schedule="cosine", final=0.1)
+    rates = [learning_rate_factor(settings, step, 10, (40, 20)) for step in range(70)]
+    assert rates[:10] == [learning_rate_factor(settings, step, 10) for step in range(10)]
+    for begin, length, rising in ((10, 40, 2), (50, 20, 1)):
+        warm = [0.1 + 0.9 * (step + 1) / rising for step in range(rising)]
+        fall = [0.1 + 0.45 * (1 + math.cos(math.pi * k / (length - rising))) for k in range(length - rising)]
+        assert rates[begin : begin + length] == pytest.approx(warm + fall, rel=1e-12)
+    constant = OptimizerSettings(schedule="constant", warmup=0.5)
+    assert [learning_rate_factor(constant, step, 10, (40,)) for step in (10, 11, 49)] == [1.0, 1.0, 1.0]
+
+
 def test_temperature_falls_rests_rises_and_keeps_its_bounds() -> None:
     controller = TemperatureScheduler(TemperatureSettings())
     assert controller.value == 5.0

@@ -26,6 +26,20 @@ def test_labels_share_out_over_calls() -> None:
     assert torch.equal(together, balanced_labels(8, 0, 4))
 
 
+@pytest.mark.parametrize("classes", [100, 101, 200, 365, 1000, 21841])
+def test_rounds_of_fewer_images_than_classes_still_cover_all(classes: int) -> None:
+    rounds = [balanced_labels(64, 64 * index, classes) for index in range(-(-classes // 64))]
+    counts = torch.bincount(torch.cat(rounds)[:classes], minlength=classes)
+    assert torch.equal(counts, torch.ones_like(counts))
+    if classes > 100:  # a round has a class of every stretch of numbers, and not 64 neighbours
+        gaps = [torch.cat([labels, labels[:1] * 0 - 1]).sort().values.diff().max() for labels in rounds[:-1]]
+        assert max(gaps) <= 3 * classes / 64
+
+
+def test_up_to_100_classes_come_by_number() -> None:
+    assert balanced_labels(100, 0, 100).tolist() == list(range(100))
+
+
 def test_labels_out_of_range_are_refused() -> None:
     check_labels(torch.tensor([0, 3]), 4, "here")
     check_labels(torch.tensor([], dtype=torch.int64), 4, "here")

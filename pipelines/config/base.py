@@ -6,11 +6,11 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from synthkd.generators.settings import ALONE, GeneratorSettings, InversionSettings
+from synthkd.generators.settings import ALONE, GeneratorOrAuto, InversionSettings
 from synthkd.settings import Count, Listed, PathText, Seed, Settings, Threads
 
 
-def require_terms(generator: GeneratorSettings, alone: str) -> None:
+def require_terms(generator: GeneratorOrAuto, alone: str) -> None:
     """Refuse a generator that works without a student although each of its terms needs one.
 
     Args:
@@ -38,9 +38,10 @@ class JobConfig(Settings):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     threads: Threads | None = None
     """CPU threads of torch; None: torch's default."""
-    trust: PathText | tuple[PathText, ...] = ()
+    trust: bool | PathText | tuple[PathText, ...] = ()
     """A folder, or a list of folders, whose files may name code to run, e.g. own functions that build a saved model or
-    generator. All other files are data only; besides them just this configuration may name code."""
+    generator, and may be programs. All other files are data only; besides them just this configuration may name code.
+    true: the programs (TorchScript, torch.export) that this configuration itself names as a model may run."""
 
 
 class TrainingConfig(JobConfig):

@@ -9,7 +9,8 @@ from pydantic import Field, model_validator
 
 from synthkd.generators.settings import (
     FROM_REAL,
-    GeneratorSettings,
+    ChosenByTeacher,
+    GeneratorOrAuto,
     InversionSettings,
     MerfSettings,
     PixelSettings,
@@ -25,6 +26,7 @@ from synthkd.settings import (
     Images,
     Listed,
     ModelSettings,
+    PathText,
     SearchSettings,
     Settings,
     TeacherSettings,
@@ -69,6 +71,8 @@ class SyntheticSettings(Settings):
     """Images of each class that the teacher of flow dp_generator is trained on."""
 
 
+LEARNS_FROM_TEACHER = (ChosenByTeacher, InversionSettings, PixelSettings)
+"""Settings of the generators that learn from the teacher alone. It chooses no other of a teacher in a compression."""
 KIND = "distillation.transfer_set.generator.kind"
 """The key of the generator's kind in a compression."""
 COUNTED = frozenset(
@@ -88,9 +92,13 @@ class CompressConfig(TrainingConfig):
     """What uses the private images, those of `teacher.data`. plain: a teacher, without noise. dp_teacher: a teacher
     that is trained with differential privacy. dp_generator: a differentially private generator, from whose images
     teacher and student learn. dp_both: such a teacher and such a generator; their costs add up."""
-    teacher: TeacherSettings
+    teacher: TeacherSettings | None = None
+    """As in distill; None with `finished`."""
     student: ModelSettings | None = None
-    """As in distill; None if it is searched."""
+    """As in distill; None if it is searched, or `finished`."""
+    finished: PathText | None = None
+    """A finished run of `synthkd distill`, whose student is exported and measured without a step of training. Replaces
+    `teacher`, `student` and `distillation`."""
     search: SearchSettings | None = None
     """Choose the student among networks of the zoo, in place of `student`."""
     distillation: Distillation = Distillation()
@@ -128,6 +136,9 @@ class CompressConfig(TrainingConfig):
     def _fits_its_flow(self) -> CompressConfig:
         """Only the parts that the flow accounts for may use private images."""
         default = Distillation()
+        if self.finished is not None:
+            self._require_nothing_else()
+            return self
         for key in sorted(set(Distillation.model_fields) - COUNTED):
             # Compared with the default, because load_config may set keys to their defaults.
             if getattr(self.distillation, key) != getattr(default, key):
@@ -150,7 +161,14 @@ class CompressConfig(TrainingConfig):
             require_terms(generated.generator, "search")
         return self
 
-    def _require_generator(self, generator: GeneratorSettings) -> None:
+    def _require_nothing_else(self) -> None:
+        """Refuse keys of what a finished student has behind it."""
+        default = {"flow": "plain", "distillation": Distillation(), "synthetic": SyntheticSettings()}
+        for key in ("teacher", "student", "search", "audit", *default):
+            if getattr(self, key) != default.get(key):
+                raise ValueError(f"{key}: nothing is trained beside `finished`: leave {key} out")
+
+    def _require_generator(self, generator: GeneratorOrAuto) -> None:
         """The generator learns from the teacher only, or with noise if the flow says so."""
         flow = self.flow
         if flow in NOISY_GENERATOR and not isinstance(generator, MerfSettings):
@@ -162,7 +180,7 @@ class CompressConfig(TrainingConfig):
                 f"{KIND}: {generator.kind} learns from real images, which no flow counts: take inversion or pixels, "
                 "which learn from the teacher alone"
             )
-        if flow == "dp_teacher" and not isinstance(generator, InversionSettings | PixelSettings):
+        if flow == "dp_teacher" and not isinstance(generator, LEARNS_FROM_TEACHER):
             raise ValueError(
                 f"{KIND}: what {generator.kind} learned from is not accounted for in flow dp_teacher; take inversion "
                 "or pixels, which learn from the teacher alone, or merf in flow dp_both"
@@ -171,6 +189,8 @@ class CompressConfig(TrainingConfig):
     def _require_teacher(self) -> None:
         """The teacher is trained with noise if the flow says so, and by this job if it must be trained again."""
         teacher, flow = self.teacher, self.flow
+        if teacher is None:
+            raise ValueError("a teacher is missing: set teacher, or finished to a run that has one")
         is_noisy = isinstance(teacher, TrainedTeacher) and teacher.training.dp is not None
         if is_noisy and flow not in NOISY_TEACHER:
             raise ValueError(f"flow {flow} has no teacher.training.dp: leave it out, or choose dp_teacher or dp_both")

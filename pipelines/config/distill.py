@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from synthkd.generators.settings import PythonGenerator
 from synthkd.pipelines.config.base import TrainingConfig, require_terms
+from synthkd.pipelines.config.black_box import require_answers_alone
 from synthkd.pipelines.config.old_form import refuse_sources_outside
 from synthkd.pipelines.config.transfer_set import (
     GeneratedSet,
@@ -23,6 +24,7 @@ from synthkd.settings import (
     DistillSettings,
     ExitsTerm,
     Joint,
+    LabelsTeacher,
     Listed,
     MixSettings,
     ModelOrGiven,
@@ -37,6 +39,7 @@ from synthkd.settings import (
     TeacherSettings,
     TeamSettings,
     TestSettings,
+    UnlabelledData,
     ViewTerm,
     Whole,
     WidthSettings,
@@ -219,6 +222,10 @@ class DistillConfig(Distillation, TrainingConfig):
     keep_images: Whole | Literal["all"] = 1000
     """Images of the memory bank that the finished run keeps in `samples/bank.npz`, evenly spaced from the oldest to the
     newest, so that `synthkd evaluate RUN` can score them; "all": the whole bank."""
+    more: Count | None = None
+    """Extend the finished run in `out` by so many steps, as its last phase has them."""
+    extended: Annotated[tuple[Count, ...], Listed] = ()
+    """The extensions that a run has had, in steps: a record that `more` writes, no setting."""
 
     @property
     def every_teacher(self) -> tuple[TeacherOrGiven, ...]:
@@ -226,14 +233,54 @@ class DistillConfig(Distillation, TrainingConfig):
         return (*(() if self.teacher is None else (self.teacher,)), *self.teachers)
 
     @property
+    def phases_and_extensions(self) -> tuple[PhaseSettings, ...]:
+        """`phases`, then a phase for each extension: the last phase of the student with other steps."""
+        last = [phase for phase in self.phases if isinstance(phase, Joint | Refine) and phase.steps][-1:]
+        return (*self.phases, *(phase.model_copy(update={"steps": n}) for n in self.extended for phase in last))
+
+    @property
+    def black_box(self) -> LabelsTeacher | None:
+        """The teacher, if it is a black box."""
+        return self.teacher if isinstance(self.teacher, LabelsTeacher) else None
+
+    @property
     def logits(self) -> str:
         """Where the teacher's logits come from: "fresh" or "stored", see `MixSettings.logits`."""
-        return self.mix.logits or ("stored" if self.teacher is None else "fresh")
+        is_stored = self.teacher is None or self.black_box is not None
+        return self.mix.logits or ("stored" if is_stored else "fresh")
+
+    @property
+    def inherits(self) -> bool:
+        """Whether a fresh student starts from weights of the teacher."""
+        return self.black_box is None and super().inherits
 
     @property
     def labelled_mix(self) -> MixSettings:
         """`mix` with the logits that are used."""
         return self.mix.model_copy(update={"logits": self.logits})
+
+    @model_validator(mode="after")
+    def _asks_within_reason(self) -> DistillConfig:
+        """A black box gives answers alone, and each costs a query."""
+        if self.black_box is None:
+            return self
+        require_answers_alone(self.sources, self.mix)
+        more = {
+            "teachers": bool(self.teachers),
+            "inherit": bool(self.inherit),
+            "score": self.score is not None,
+            "online.peers without a model": self.online is not None and any(p.model is None for p in self.online.peers),
+            "terms of distill that compare features": bool(self.compared - {"exits"}),
+            "width.measure=features": self.width is not None and self.width.measure == "features",
+        }
+        if keys := [key for key, is_set in more.items() if is_set]:
+            raise ValueError(f"teacher: a black box gives answers alone: leave out {' and '.join(keys)}")
+        default = DistillSettings.model_fields["temperature"].default
+        if self.black_box.answers == "labels" and self.distill.temperature == default:
+            # At temperature 1 the soft-label loss is the cross-entropy to the label. Compared with the default, because
+            # load_config may set keys to their defaults.
+            object.__setattr__(self, "distill", self.distill.model_copy(update={"temperature": 1.0}))
+        return self
 
     @model_validator(mode="after")
     def _fits_its_teacher(self) -> DistillConfig:
@@ -252,6 +299,8 @@ class DistillConfig(Distillation, TrainingConfig):
                 "transfer_set: a stream does not know the size and the classes of its images and may lack labels: set "
                 "teacher"
             )
+        if self.real is not None and isinstance(self.real.data, UnlabelledData):
+            raise ValueError("transfer_set: nobody labels the unlabelled images: set teacher")
         has_labels = len(self.sources) == 1 and not self.sources[0].needs
         if not has_labels or (self.stored is not None and self.mix.logits == "fresh"):
             raise ValueError(NO_TEACHER)
@@ -269,6 +318,8 @@ class DistillConfig(Distillation, TrainingConfig):
         if generated is None or not generated.learns_from_data:
             return
         kind, arrives = generated.generator.kind, real is not None and isinstance(real.data, StreamData)
+        if real is not None and isinstance(real.data, UnlabelledData):
+            raise ValueError(f"transfer_set: {kind} learns from labelled images: leave the unlabelled ones out")
         if generated.data is not None and real is not None and not arrives:
             raise ValueError(f"transfer_set: {kind} learns from the images of kind real: leave its own data out")
         if generated.data is None and real is None:

@@ -31,12 +31,19 @@ class ImageSet(Settings):
 
 
 class EvaluateConfig(JobConfig):
-    """Score generated images against real ones."""
+    """Score generated images against real ones, or measure how good a network is (`model`)."""
 
-    generated: Annotated[tuple[PathText | ImageSet, ...], Field(min_length=1, max_length=MOST_ITEMS)]
+    generated: Annotated[tuple[PathText | ImageSet, ...], Field(max_length=MOST_ITEMS)] = ()
     """One set or several, which are compared in one table."""
-    real: PathText | ImageSet
+    real: PathText | ImageSet | None = None
     """The real images that they are compared with."""
+    model: PathText | LoadedModel | None = None
+    """Measure this network on `data` instead: a run, a directory of synthkd, an exported .onnx or .pt2 file, or a
+    section as of a teacher."""
+    data: PathText | ImageSet | None = None
+    """The images that `model` is measured on; with labels, unless `against` is set."""
+    against: PathText | LoadedModel | None = None
+    """Another network, as `model`: how often both give the same class, and how good it is on the same images."""
     train: PathText | ImageSet | None = None
     """Real images that the generator or its teacher learned from; copies of them are searched."""
     holdout: PathText | ImageSet | None = None
@@ -66,3 +73,20 @@ class EvaluateConfig(JobConfig):
     pairs: Annotated[int, Field(ge=0, le=1000)] = 0
     """Number of closest pairs of generated and training images in the report. The default is 0, because real images may
     be private."""
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> EvaluateConfig:
+        """Either generated images are scored, or a network is measured."""
+        if self.model is None:
+            if self.data is not None or self.against is not None:
+                raise ValueError("model is missing: data and against are for a network; set model, or leave them out")
+            if not self.generated or self.real is None:
+                raise ValueError("set generated and real, to score images; or model and data, to measure a network")
+            return self
+        if self.data is None:
+            raise ValueError("data is missing: set data to the images that the model is measured on")
+        fields = type(self).model_fields
+        for key in ("generated", "real", "train", "holdout", "teacher", "features", "cas", "save_features", "pairs"):
+            if getattr(self, key) != fields[key].default:
+                raise ValueError(f"{key}: it is for scores of images, not for a network: leave it or model out")
+        return self

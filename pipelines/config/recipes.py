@@ -7,6 +7,15 @@ from importlib.resources import files
 from pathlib import Path
 
 from synthkd.errors import ConfigError
+from synthkd.settings.yaml_text import read_yaml
+
+CONFIG = "config.yaml"
+"""File of a run directory with the configuration of the run."""
+KEYS = {
+    "phases": "distill", "flow": "compress", "per_class": "generate", "generated": "evaluate", "members": "audit",
+    "training": "teach",
+}  # fmt: skip
+"""A key at the top of every recorded configuration of a job, and of no other job's."""
 
 
 @dataclass(frozen=True)
@@ -33,13 +42,19 @@ def find_config(name: str, job: str) -> Path:
     """The path of a configuration.
 
     Args:
-        name: path of a file, or else the name of a recipe.
+        name: path of a file or of a run directory, or else the name of a recipe.
         job: name of the job that the configuration is for.
 
     Raises:
-        ConfigError: when there is neither, or the recipe is for another job.
+        ConfigError: when there is none, or the recipe or the run is of another job.
     """
     path = Path(name)
+    if (recorded := path / CONFIG).is_file():
+        keys = read_yaml(recorded)
+        of = next((of for key, of in KEYS.items() if key in keys), "something else")
+        if of != job:
+            raise ConfigError(f"{name}: a run of `synthkd {of}`, not of `synthkd {job}`; name another run or a recipe")
+        return recorded
     if path.exists() and not path.is_dir():
         return path
     every = {recipe.name: recipe for recipe in recipes()}

@@ -9,7 +9,14 @@ from typing import Annotated, Literal
 
 from pydantic import Field, Tag, model_validator
 
-from synthkd.generators.settings import FROM_REAL, GeneratorSettings, InversionSettings, TeacherAccess, access_of
+from synthkd.generators.settings import (
+    FROM_REAL,
+    ChosenByTeacher,
+    GeneratorOrAuto,
+    GeneratorSettings,
+    TeacherAccess,
+    access_of,
+)
 from synthkd.settings import (
     BankSettings,
     DataOrStream,
@@ -20,6 +27,7 @@ from synthkd.settings import (
     Settings,
     Share,
     StreamData,
+    UnlabelledData,
     by_kind,
 )
 
@@ -38,7 +46,9 @@ class GeneratedSet(_Source):
     """Images that a generator generates while the student learns; a memory bank keeps them."""
 
     kind: Literal["generated"] = "generated"
-    generator: GeneratorSettings = InversionSettings()
+    generator: GeneratorOrAuto = ChosenByTeacher(kind="auto")
+    """Kind auto, the default: inversion for a teacher with BatchNorm statistics, pixels for one without, procedural for
+    a black box. Keys without a kind are those of inversion."""
     data: DataSettings | None = None
     """Real images that cgan, diffusion and merf learn from. None: those of the real source of the list."""
     difficulty: DifficultySettings = DifficultySettings()
@@ -50,6 +60,12 @@ class GeneratedSet(_Source):
     def needs(self) -> frozenset[TeacherAccess]:
         """What the generator needs, and the logits of its images."""
         return access_of(self.generator)
+
+    @property
+    def named(self) -> GeneratorSettings:
+        """The generator, once the teacher has chosen it (`synthkd.pipelines.student.chosen`)."""
+        assert not isinstance(self.generator, ChosenByTeacher)
+        return self.generator
 
     @property
     def learns_from_data(self) -> bool:
@@ -67,11 +83,11 @@ class GeneratedSet(_Source):
 
 
 class StoredSet(_Source):
-    """A dataset that `synthkd generate` wrote, with its soft labels."""
+    """A dataset with soft labels: what `synthkd generate` wrote, or a .npz of images and logits."""
 
     kind: Literal["stored"]
     path: PathText
-    """Its directory, or the run that wrote it."""
+    """Its directory, the run that wrote it, or a .npz with `images` and `logits` (and `labels` and `class_names`)."""
     bank: ReplaySettings = ReplaySettings()
     """How its images are drawn."""
 
@@ -82,15 +98,15 @@ class StoredSet(_Source):
 
 
 class RealSet(_Source):
-    """Real images: a dataset, or a stream of them that arrives while the student learns."""
+    """Real images: a dataset, unlabelled images, or a stream of images that arrive while the student learns."""
 
     kind: Literal["real"]
     data: DataOrStream
 
     @property
     def needs(self) -> frozenset[TeacherAccess]:
-        """The labels of a stream, which does not know the classes of its images and may lack labels; else nothing."""
-        return frozenset({"labels"}) if isinstance(self.data, StreamData) else frozenset()
+        """The labels of unlabelled images, and of a stream, which does not know its classes; else nothing."""
+        return frozenset({"labels"}) if isinstance(self.data, StreamData | UnlabelledData) else frozenset()
 
 
 SourceSettings = Annotated[

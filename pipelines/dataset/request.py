@@ -21,6 +21,7 @@ from synthkd.generators.settings import (
     InversionSettings,
     PipelineSettings,
     PixelSettings,
+    ProceduralSettings,
     SavedSettings,
 )
 from synthkd.models import Classifier
@@ -57,6 +58,10 @@ def read_request(config: GenerateConfig) -> Request:
         DataError: real data that cannot be read.
     """
     generator = config.generator if config.run is None else SavedSettings(kind="saved", path=config.run)
+    if isinstance(generator, ProceduralSettings):
+        raise ConfigError(
+            "generator.kind: procedural images are drawn for no class, and per_class asks for classes; take pixels"
+        )
     learns = isinstance(generator, (InversionSettings, *FROM_REAL))
     if learns and not config.rounds:
         raise ConfigError(

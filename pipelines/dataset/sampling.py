@@ -14,11 +14,13 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from synthkd.data.read.on_disk import Pixels
 from synthkd.data.written.filters import Sieve, as_points, nearest_real
 from synthkd.data.written.unfinished import Part, PartStore
 from synthkd.data.written.writers import Records
 from synthkd.distillation.teachers import FrozenTeacher
 from synthkd.errors import DataError
+from synthkd.passes import in_chunks
 from synthkd.rng import Rows
 from synthkd.training.display import Display
 from synthkd.types import SampleGenerator, balanced_labels, to_float, to_uint8
@@ -41,13 +43,15 @@ class ChunkSampler:
         difficulty: of the images, in [0, 1].
         seed: the run's seed.
         real: real images uint8 `[M, C, H, W]`; the distance of each image to the nearest of them is stored. Or None.
+        batch_size: largest number of images of a pass of the teacher.
     """
 
     generator: SampleGenerator
     teacher: FrozenTeacher
     difficulty: float
     seed: int
-    real: Tensor | None = None
+    real: Pixels | None = None
+    batch_size: int = CHUNK
 
     def chunk(self, number: int, labels: Tensor) -> Part:
         """The images of chunk `number` with at most `CHUNK` labels int64 `[N]`.
@@ -60,14 +64,19 @@ class ChunkSampler:
         whole = torch.cat([labels, filling])
         images = to_uint8(self.generator.sample(whole, self.difficulty, Rows(self.seed, "generate", first))).cpu()
         device = next(self.teacher.model.parameters()).device
-        logits = self.teacher.logits(to_float(images).to(device)).cpu()  # of the image as it is stored
+        # of the image as it is stored
+        logits = in_chunks(self.teacher.logits, self.batch_size, to_float(images).to(device)).cpu()
         return Part(first, images[: len(labels)], labels, logits[: len(labels)].contiguous())
 
 
 def in_turns(counts: Sequence[int]) -> Tensor:
-    """Labels int64 `[sum(counts)]`, `counts[k]` of class k: the classes take turns until each has its count."""
-    turns = torch.cat([torch.arange(count) for count in counts])
-    labels = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(list(counts)))
+    """Labels int64 `[sum(counts)]`, `counts[k]` of class k: the classes take turns until each has its count.
+
+    Their order is that of `balanced_labels`.
+    """
+    order = balanced_labels(len(counts), 0, len(counts))
+    turns = torch.cat([torch.arange(counts[label]) for label in order.tolist()])
+    labels = torch.repeat_interleave(order, torch.tensor(list(counts))[order])
     return labels[turns.argsort(stable=True)]
 
 
@@ -101,7 +110,7 @@ class Sampling:
         self._names = class_names
         self._chunks = -(-commit // CHUNK)
         self._accelerator = accelerator
-        self._real = None if sampler.real is None else as_points(sampler.real)
+        self._real = as_points(sampler.real) if isinstance(sampler.real, Tensor) else sampler.real
         self._stays: dict[int, Tensor] = {}  # first number of a part -> which of its images stay
         self._spans: list[tuple[int, int]] = []
         self.made = 0

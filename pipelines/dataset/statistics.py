@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -13,14 +13,12 @@ from synthkd.metrics.diversity import vendi_score
 from synthkd.metrics.features import build_extractor
 from synthkd.metrics.utility import proportion
 from synthkd.models import Classifier
-from synthkd.reports.grids import MOST_CLASSES
+from synthkd.reports.grids import chosen
 from synthkd.reports.results import DatasetScores
 from synthkd.settings import TeacherExtractor
 
 COMPARED = 2000
 """Most images whose variety is measured; they are those with the lowest numbers."""
-ROWS = 8
-"""Most images of a class in the grid."""
 
 
 class DatasetStatistics:
@@ -29,10 +27,11 @@ class DatasetStatistics:
     Args:
         teacher: gives the features in which variety is measured.
         device: of the teacher.
+        counts: number of images that each class will have.
     """
 
-    def __init__(self, teacher: Classifier, device: torch.device) -> None:
-        classes = teacher.spec.classes
+    def __init__(self, teacher: Classifier, device: torch.device, counts: Sequence[int]) -> None:
+        spec, classes = teacher.spec, teacher.spec.classes
         self._extract = build_extractor(TeacherExtractor(kind="teacher"), device, teacher)
         self._images = torch.zeros(classes, dtype=torch.int64)
         self._agreeing = torch.zeros(classes, dtype=torch.int64)
@@ -41,7 +40,8 @@ class DatasetStatistics:
         self._repeated = 0
         self._first: list[Tensor] = []
         self._room = COMPARED
-        self._grid: list[list[Tensor]] = [[] for _ in range(classes)]
+        shown, self._rows = chosen([label for label, count in enumerate(counts) if count], spec.height, spec.width)
+        self._grid: dict[int, list[Tensor]] = {label: [] for label in shown}
 
     def add(self, block: Records) -> None:
         """Take in the next images."""
@@ -56,7 +56,7 @@ class DatasetStatistics:
             digest = hashlib.sha256(image.numpy().tobytes()).digest()
             self._repeated += digest in self._digests
             self._digests.add(digest)
-            if len(self._grid[label]) < ROWS:
+            if label in self._grid and len(self._grid[label]) < self._rows:
                 self._grid[label].append(image)
 
     def scores(self, tried: int, rejected: Mapping[str, int]) -> DatasetScores:
@@ -87,6 +87,6 @@ class DatasetStatistics:
 
     def grid(self) -> tuple[list[int], Tensor]:
         """A grid of images: the class of each column, and uint8 images `[N, C, H, W]` row after row."""
-        columns = [label for label, images in enumerate(self._grid) if images][:MOST_CLASSES]
+        columns = [label for label, images in self._grid.items() if images]
         rows = min(len(self._grid[label]) for label in columns)
         return columns, torch.stack([self._grid[label][row] for row in range(rows) for label in columns])

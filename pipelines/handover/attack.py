@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from synthkd.data.read.on_disk import joined, part_of
 from synthkd.data.read.splits import RealData, Splits
 from synthkd.errors import ConfigError
 from synthkd.models import Classifier, load
@@ -28,6 +29,7 @@ from synthkd.privacy.ratio import RateRatio, student_over_teacher
 from synthkd.privacy.verdict import Check
 from synthkd.rng import derive
 from synthkd.settings import OptimizerSettings, TeachTraining, TrainedTeacher
+from synthkd.types import InBlocks
 
 FOLDER = "audit"
 CONTROL = TeachTraining(
@@ -129,8 +131,8 @@ def audit_pipeline(config: CompressConfig, directory: Path, private: Splits, dev
         models=models,
         ratios=_ratios(scores, canaries, derive(config.seed, "ratio")),
         checks=(
-            _roles_check(candidates.images, rest, population),
-            audit.blind_check(members.images, candidates.images[~canaries.included]),
+            _roles_check(candidates.images[:], rest, population),
+            audit.blind_check(members.images[:], candidates.images[~canaries.included]),
             _negative_check(_control_bound(answers(teachers), canaries, settings.delta)),
             _positive_check(_control_bound(answers(control | teachers), canaries, settings.delta)),
         ),
@@ -141,12 +143,12 @@ def audit_pipeline(config: CompressConfig, directory: Path, private: Splits, dev
 
 def _part(data: RealData, rows: Tensor) -> RealData:
     """Some images and their labels, by row numbers (int64 `[n]`) or by a mask (bool `[N]`)."""
-    return dataclasses.replace(data, images=data.images[rows], labels=data.labels[rows])
+    return dataclasses.replace(data, images=part_of(data.images, rows), labels=data.labels[rows])
 
 
 def _with_train(private: Splits, *parts: RealData) -> Splits:
     """The splits with these parts together as the training images."""
-    images, labels = (torch.cat([getattr(part, name) for part in parts]) for name in ("images", "labels"))
+    images, labels = joined([part.images for part in parts]), torch.cat([part.labels for part in parts])
     return dataclasses.replace(private, train=dataclasses.replace(parts[0], images=images, labels=labels))
 
 
@@ -164,7 +166,7 @@ def _control(config: CompressConfig, directory: Path, rest: RealData, members: R
 
 def _roles_check(images: Tensor, rest: RealData, population: RealData | None) -> Check:
     """No canary is, pixel by pixel, also another training image or in the population."""
-    roles = {"other training images": rest.images}
+    roles: dict[str, InBlocks] = {"other training images": rest.images}
     if population is not None:
         roles["the population"] = population.images
     twice = {role: count for role, count in audit.count_duplicates(images, roles).items() if count}

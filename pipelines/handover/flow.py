@@ -18,7 +18,13 @@ from synthkd.data.read.splits import RealData, Splits
 from synthkd.errors import CheckpointError
 from synthkd.generators.files import INSIDE_A_RUN
 from synthkd.generators.merf import Merf
-from synthkd.generators.settings import GeneratorSettings, MerfSettings, SavedSettings
+from synthkd.generators.settings import (
+    ChosenByTeacher,
+    GeneratorOrAuto,
+    GeneratorSettings,
+    MerfSettings,
+    SavedSettings,
+)
 from synthkd.models import Classifier, load, load_model
 from synthkd.pipelines.config import CompressConfig, Distillation, DistillConfig, TrainingConfig
 from synthkd.pipelines.distill import distill
@@ -76,6 +82,7 @@ def run_flow(config: CompressConfig, directory: Path, private: Splits | None, se
         SynthkdError: as `release`, `teach` and `distill` raise.
     """
     settings, generator, images = config.teacher, config.generated.generator, private
+    assert settings is not None  # a finished student has no flow
     dp = settings.training.dp if isinstance(settings, TrainedTeacher) else None
     journal = Journal(directory)
     statements: list[Mapping[str, Any]] = []
@@ -118,6 +125,7 @@ def run_flow(config: CompressConfig, directory: Path, private: Splits | None, se
     # The distillation saves the generator that it trained, but not one that was saved already, as by the release.
     if (distill_result.directory / INSIDE_A_RUN).is_dir():
         generator = SavedSettings(kind="saved", path=str(distill_result.directory))
+    assert not isinstance(generator, ChosenByTeacher)  # those that a teacher chooses are saved
     student = load(distill_result.directory)
     return FlowResult(
         directory, teacher.eval(), student.eval(), generator, choice, tuple(statements), distill_result.content
@@ -187,7 +195,7 @@ def _release_config(config: CompressConfig, generator: MerfSettings, out: Path, 
 def distill_config(
     config: CompressConfig,
     teacher: TeacherSettings,
-    generator: GeneratorSettings,
+    generator: GeneratorOrAuto,
     data: DataSettings | None = None,
     out: Path | None = None,
     seed: int | None = None,

@@ -30,11 +30,18 @@ class BatchSize:
         images: that each step takes.
         wanted: that the settings ask for.
         adapted: whether `adapt_batch_size` chose them.
+        processes: that share a batch.
     """
 
     images: int
     wanted: int
     adapted: bool = False
+    processes: int = 1
+
+    @property
+    def of_process(self) -> int:
+        """Images of a batch in one process: no pass of a network in the run has more."""
+        return max(1, self.images // self.processes)
 
     @property
     def note(self) -> str:
@@ -87,7 +94,7 @@ def choose_batch_size(
         CheckpointError: not even one image fits.
     """
     if not config.adapt_batch_size:
-        return BatchSize(wanted, wanted)
+        return BatchSize(wanted, wanted, processes=accelerator.num_processes)
     if accelerator.num_processes > 1:
         raise ConfigError(
             "adapt_batch_size: a step is tried in one process only; leave torchrun out, or set distill.batch_size (or "

@@ -12,6 +12,7 @@ from accelerate.state import AcceleratorState
 from synthkd.errors import ConfigError, MissingExtraError
 from synthkd.pipelines.config import JobConfig, TrainingConfig
 from synthkd.pipelines.run.directory import TRACKED
+from synthkd.system.environment import own_environment
 
 
 def choose_device(config: JobConfig) -> torch.device:
@@ -44,18 +45,20 @@ def make_accelerator(config: TrainingConfig, directory: Path | None = None) -> A
             # The other trackers have no extra: their upper bounds would hold core packages back.
             raise ConfigError(f"track: {tracker} is not installed: pip install {tracker}")
     _reset_accelerate(config)
-    return Accelerator(
-        cpu=_on_cpu(config),  # explicitly: accelerate joins processes on CPUs to a group only when told so
-        mixed_precision=config.precision,
-        log_with=list(config.track) or None,
-        project_dir=None if directory is None else directory / TRACKED,
-    )
+    with own_environment():
+        return Accelerator(
+            cpu=_on_cpu(config),  # explicitly: accelerate joins processes on CPUs to a group only when told so
+            mixed_precision=config.precision,
+            log_with=list(config.track) or None,
+            project_dir=None if directory is None else directory / TRACKED,
+        )
 
 
 def process_state(config: TrainingConfig) -> PartialState:
     """The number of processes under this configuration, and the index of this one."""
     _reset_accelerate(config)
-    return PartialState(cpu=_on_cpu(config))
+    with own_environment():
+        return PartialState(cpu=_on_cpu(config))
 
 
 def _on_cpu(config: JobConfig) -> bool:

@@ -31,6 +31,8 @@ FREE_TO_CHANGE = {
     "name", "out", "device", "threads", "checkpoint_every", "keep_checkpoints", "track", "cache", "batch_size", "trust"
 }  # fmt: skip
 """Keys that may differ when a run is resumed: they change rounding at most."""
+FREE_OF_DATA = {"cache", "workers"}
+"""Keys of images that may differ likewise."""
 
 Config = TypeVar("Config", bound=JobConfig)
 
@@ -55,6 +57,11 @@ def run_directory(name: str, config: JobConfig) -> Iterator[Path]:
         with lock:  # closing the file frees the lock
             _enter(directory, config)
             yield directory
+
+
+def inside_a_run(directory: Path) -> Path | None:
+    """The run directory that a run directory lies in; None for a run of its own."""
+    return next((p for p in directory.resolve().parents if (p / LOCK).exists() and (p / CONFIG).exists()), None)
 
 
 def has_work(directory: Path) -> bool:
@@ -140,21 +147,26 @@ def _no_plain_file(path: Path) -> CheckpointError:
     )
 
 
-def _saved(directory: Path, config: Config) -> Config | None:
-    """The configuration that a directory holds, read as one of the same job; None where there is none."""
+def saved_config(directory: Path, config: Config) -> Config | None:
+    """The configuration that a directory holds, read as one of the same job; None where there is none.
+
+    Raises:
+        ConfigError: it is one of another job, or of another version.
+    """
     path = directory / CONFIG
     return load_config(type(config), path, [], in_place=True) if path.is_file() else None
 
 
 def _changed(saved: JobConfig, config: JobConfig) -> list[str]:
     """The keys that differ and must not."""
-    return [key for key in differences(saved, config) if key.split(".")[0] not in FREE_TO_CHANGE]
+    keys = [key.split(".") for key in differences(saved, config)]
+    return [".".join(key) for key in keys if key[0] not in FREE_TO_CHANGE and key[-1] not in FREE_OF_DATA]
 
 
 def _same(directory: Path, config: JobConfig) -> bool:
     """Whether a directory holds a run of this configuration."""
     try:
-        saved = _saved(directory, config)
+        saved = saved_config(directory, config)
     except ConfigError:  # another job's configuration, or one of another version
         return False
     return saved is not None and not _changed(saved, config)
@@ -165,7 +177,7 @@ def _check(directory: Path, config: JobConfig) -> None:
     if not directory.is_dir():
         return
     try:
-        saved = _saved(directory, config)
+        saved = saved_config(directory, config)
     except ConfigError as error:
         raise CheckpointError(
             f"{directory} holds a run of another job or another version of synthkd (its {CONFIG} is not one of this "

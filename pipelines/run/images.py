@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from torch import Tensor
 
 from synthkd.data.read.classes import align_labels
 from synthkd.data.read.splits import RealData, Splits
@@ -76,7 +77,9 @@ def fitted(
         ConfigError: another size or number of channels, or fewer classes.
         DataError: classes that the teacher does not have.
     """
-    images = alike_in_channels(data.images, spec.channels)
+    images = data.images
+    if isinstance(images, Tensor):  # others are read whole by nobody, and have the channels that the settings say
+        images = alike_in_channels(images, spec.channels)
     if images is not data.images:
         LOG.warning("%s: grey images of %s taken in %d channels", key, data.name, spec.channels)
         data = replace(data, images=images, spec=replace(data.spec, channels=spec.channels))
@@ -120,7 +123,9 @@ def fitted_dataset(key: str, stored: StoredDataset, class_names: tuple[str, ...]
 def _content(part: RealData) -> str:
     """A digest of images, labels, their order, shape and class names."""
     about = json.dumps([str(part.spec), *part.class_names])
-    return tensor_digest(about, {"images": part.images, "labels": part.labels})
+    if isinstance(part.images, Tensor):
+        return tensor_digest(about, {"images": part.images, "labels": part.labels})
+    return tensor_digest(about + part.images.digest(), {"labels": part.labels})
 
 
 def _difference(before: Identity, now: Identity) -> str:

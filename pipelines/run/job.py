@@ -16,7 +16,7 @@ from torch import Tensor
 from synthkd.models import Classifier, measure_latency, parameters, state_bytes
 from synthkd.pipelines.config import TrainingConfig
 from synthkd.pipelines.run.device import make_accelerator, process_state
-from synthkd.pipelines.run.directory import run_directory
+from synthkd.pipelines.run.directory import inside_a_run, run_directory
 from synthkd.pipelines.run.disk import full_disk
 from synthkd.pipelines.run.result import Content, finished_result, read_result
 from synthkd.reports.report import has_report, write_report
@@ -25,6 +25,9 @@ from synthkd.training.checkpoint import CheckpointStore
 from synthkd.training.loop import Loop, Progress, Stage
 from synthkd.training.monitor import Monitor
 from synthkd.types import Stateful
+
+LATENCY_SECONDS = 3.0
+"""Time for the latency of a network; a fast one needs less."""
 
 
 @dataclass(frozen=True)
@@ -75,8 +78,14 @@ class Job:
         return loop.run(stages, title)
 
     def finish(self, content: Content) -> Content:
-        """Write result.json and the report, remove the checkpoints, and return the completed content of result.json."""
-        resumed = sum(row.get("kind") == "resume" for row in self.monitor.rows())
+        """Write result.json and the report, and return the completed content of result.json.
+
+        The checkpoints are removed, but for the last one of a run that can be extended.
+        """
+        extensions = len(
+            getattr(self.config, "extended", ())
+        )  # each went on from a checkpoint, but was no interruption
+        resumed = sum(row.get("kind") == "resume" for row in self.monitor.rows()) - extensions
         content = finished_result(replace(content, interrupted=resumed), self.config, self.directory, self.device)
         if self.accelerator.is_main_process:
             write_result(self.directory, content)
@@ -88,7 +97,7 @@ class Job:
         if self.accelerator.is_main_process:
             if not has_report(self.directory, self.name):
                 write_report(self.directory)
-            self.store.clear()
+            self.store.clear(keep=1 if self.name == "distill" and inside_a_run(self.directory) is None else 0)
             shutil.rmtree(self.directory / "bank", ignore_errors=True)
         self.accelerator.wait_for_everyone()
 
@@ -177,5 +186,5 @@ def describe_model(model: Classifier, device: torch.device) -> ModelDescription:
         arch=" ".join([str(arch), *sizes]),
         parameters=parameters(model),
         bytes=state_bytes(model),
-        latency_ms=round(measure_latency(model, device).median_ms, 4),
+        latency_ms=round(measure_latency(model, device, seconds=LATENCY_SECONDS).median_ms, 4),
     )

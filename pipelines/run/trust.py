@@ -10,6 +10,7 @@ from typing import Any, TypeVar, cast
 from synthkd.imports import allowing
 from synthkd.pipelines.config import JobConfig
 from synthkd.pipelines.run.disk import resources
+from synthkd.system.environment import float32_by_default
 
 Work = TypeVar("Work", bound=Callable[..., Any])
 
@@ -17,12 +18,12 @@ Work = TypeVar("Work", bound=Callable[..., Any])
 def trusting(job: Work) -> Work:
     """Decorator of a job: code runs only if its configuration names it, or a file in a folder of its `trust` does.
 
-    A lack of disk or memory is a `CheckpointError`, as on the command line.
+    A lack of disk or memory is a `CheckpointError`, as on the command line. New floats are float32.
     """
 
     @functools.wraps(job)
     def run(config: JobConfig, **options: Any) -> Any:
-        with resources(job.__name__), trusted_by(config):
+        with float32_by_default(), resources(job.__name__), trusted_by(config):
             return job(config, **options)
 
     return cast(Work, run)
@@ -30,4 +31,6 @@ def trusting(job: Work) -> Work:
 
 def trusted_by(config: JobConfig) -> AbstractContextManager[None]:
     """Context manager in which code runs only if this configuration, or a file in a folder that it trusts, names it."""
-    return allowing(config.model_dump(), (config.trust,) if isinstance(config.trust, str) else config.trust)
+    trust = config.trust
+    folders = () if isinstance(trust, bool) else (trust,) if isinstance(trust, str) else trust
+    return allowing(config.model_dump(), folders, programs=trust is True)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from synthkd.data.read.real import RealData, load_test
 from synthkd.data.read.splits import Splits
-from synthkd.distillation.alarms import similarity_within_classes, statistics_distance
+from synthkd.distillation.alarms import largest_similarity, statistics_distance
 from synthkd.errors import ConfigError
 from synthkd.generators.settings import GeneratorSettings, MerfSettings
 from synthkd.metrics.features import FeatureExtractor, Features, build_extractor, extract
@@ -19,16 +19,16 @@ from synthkd.metrics.named_scores import SuiteOptions
 from synthkd.metrics.score import ScoredSet
 from synthkd.metrics.suite import quick_scores
 from synthkd.models import Classifier
+from synthkd.passes import observe_in_chunks
 from synthkd.pipelines.run.images import fitted
 from synthkd.reports.results import RunningScoresResult
 from synthkd.rng import stream
-from synthkd.settings import DataSettings, ScoreSettings, TeacherExtractor
-from synthkd.taps import evaluating, observe
+from synthkd.settings import DataSettings, ScoreSettings, TeacherExtractor, UnlabelledData
 from synthkd.training.monitor import Row
 from synthkd.types import to_uint8
 
-BATCH = 256
-"""Images of a forward pass."""
+BATCH = 128
+"""Images of a forward pass, if nothing else is said."""
 OPTIONS = SuiteOptions(subsets=20)
 """Fewer subsets than an evaluation has: they give the spread of the kernel distance, which a curve does not show."""
 PREFIX = "score/"
@@ -49,6 +49,7 @@ class RunningScores:
         teacher: gives features and logits for scores of labels; may be the same object.
         real: the real images that all are compared with, or None.
         device: of the teacher.
+        batch_size: largest number of images of a pass.
     """
 
     settings: ScoreSettings
@@ -57,6 +58,7 @@ class RunningScores:
     teacher: FeatureExtractor
     real: ScoredSet | None
     device: torch.device
+    batch_size: int = BATCH
 
     def __call__(self, images: Tensor, labels: Tensor) -> dict[str, Tensor | float]:
         """The scores of generated images by logged name, and the seconds that they took.
@@ -69,7 +71,7 @@ class RunningScores:
             labels: int64 `[N]`.
         """
         started = time.perf_counter()
-        generated = _scored("generated", to_uint8(images), labels, self.extractor, self.teacher)
+        generated = _scored("generated", to_uint8(images), labels, self.extractor, self.teacher, self.batch_size)
         scores = quick_scores(generated, self.real, OPTIONS)
         values: dict[str, Tensor | float] = {
             PREFIX + score.name.replace(" ", "_"): score.value for score in scores if score.value is not None
@@ -80,14 +82,13 @@ class RunningScores:
 
     def _without_data(self, images: Tensor, generated: ScoredSet) -> dict[str, Tensor | float]:
         values: dict[str, Tensor | float] = {}
-        with evaluating(self.model), torch.no_grad():
-            statistics = observe(self.model, images.to(self.device), statistics=True).statistics
-        if (distance := statistics_distance(statistics)) is not None:
+        outputs = observe_in_chunks(self.model, images, self.batch_size, self.device, statistics=True)
+        if (distance := statistics_distance(outputs.statistics)) is not None:
             values[PREFIX + "batch_norm_distance"] = distance
         judged = generated.teacher or generated.features
         if generated.labels is not None:
-            cosines = similarity_within_classes(judged.values.flatten(1), generated.labels)
-            values[PREFIX + "similarity_within_class"] = max(cosines, default=0.0)
+            similarity = largest_similarity(judged.values.flatten(1), generated.labels)
+            values |= {} if similarity is None else {PREFIX + "similarity_within_class": similarity}
         return values
 
     def result(self, rows: Sequence[Row]) -> RunningScoresResult | None:
@@ -116,7 +117,8 @@ def build_scores(
     splits: Splits | None,
     device: torch.device,
     seed: int,
-    training: Sequence[DataSettings] = (),
+    training: Sequence[DataSettings | UnlabelledData] = (),
+    batch_size: int = BATCH,
 ) -> RunningScores:
     """Build the networks, and take the features of the real images.
 
@@ -131,6 +133,7 @@ def build_scores(
         device: of the networks.
         seed: of the choice among the real images.
         training: the datasets that the run trains on.
+        batch_size: largest number of images of a pass.
 
     Raises:
         SynthkdError: a feature network or real images that cannot be loaded, or images of another size than the
@@ -142,8 +145,8 @@ def build_scores(
     visible = None if isinstance(generator, MerfSettings) else splits
     if (data := _reference(settings, visible, teacher, training)) is not None:
         order = torch.randperm(len(data), generator=stream(seed, "score reference"))[: settings.images]
-        real = _scored(data.name, data.images[order], data.labels[order], extractor, of_teacher)
-    return RunningScores(settings, teacher, extractor, of_teacher, real, device)
+        real = _scored(data.name, data.images[order], data.labels[order], extractor, of_teacher, batch_size)
+    return RunningScores(settings, teacher, extractor, of_teacher, real, device, batch_size)
 
 
 def scores_in_words(result: RunningScoresResult) -> str:
@@ -154,7 +157,10 @@ def scores_in_words(result: RunningScoresResult) -> str:
 
 
 def _reference(
-    settings: ScoreSettings, splits: Splits | None, teacher: Classifier, training: Sequence[DataSettings]
+    settings: ScoreSettings,
+    splits: Splits | None,
+    teacher: Classifier,
+    training: Sequence[DataSettings | UnlabelledData],
 ) -> RealData | None:
     """The public test images of the settings, else the held-out images of the run, else its training images."""
     if settings.real is not None:
@@ -168,10 +174,10 @@ def _reference(
 
 
 def _scored(
-    name: str, images: Tensor, labels: Tensor, extractor: FeatureExtractor, teacher: FeatureExtractor
+    name: str, images: Tensor, labels: Tensor, extractor: FeatureExtractor, teacher: FeatureExtractor, batch_size: int
 ) -> ScoredSet:
     def features(network: FeatureExtractor) -> Features:
-        return extract(images.split(BATCH), network)
+        return extract([images], network, batch_size)
 
     taken = features(extractor)
     return ScoredSet(name, taken, labels.cpu(), taken if teacher is extractor else features(teacher))

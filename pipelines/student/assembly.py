@@ -14,7 +14,8 @@ from accelerate import Accelerator
 
 from synthkd.data.read.decode import some
 from synthkd.data.read.real import load_splits
-from synthkd.data.written.stored import read_stored
+from synthkd.data.read.unlabelled import read_unlabelled
+from synthkd.data.written.soft_labelled import read_soft_labelled
 from synthkd.distillation import phases
 from synthkd.distillation.control.controllers import Controllers
 from synthkd.distillation.evaluation import PeriodicEvaluation
@@ -24,6 +25,7 @@ from synthkd.distillation.teachers import TeacherTeam
 from synthkd.errors import ConfigError
 from synthkd.generators.build import build_generator
 from synthkd.models import Classifier, TeacherContract, inherit, is_fresh, probe
+from synthkd.models.black_box import BlackBox, black_box_of
 from synthkd.pipelines.config import DistillConfig
 from synthkd.pipelines.run.batch_size import BatchSize, choose_batch_size
 from synthkd.pipelines.run.images import fitted_dataset, fitted_splits, keep_data
@@ -48,7 +50,7 @@ from synthkd.pipelines.student.transfer_set import (
     is_private,
 )
 from synthkd.pipelines.student.trial import Trial, noise_dataset
-from synthkd.settings import StreamData
+from synthkd.settings import StreamData, UnlabelledData
 from synthkd.training.learner import Learner
 from synthkd.types import Stateful
 
@@ -62,7 +64,7 @@ class Assembly:
 
     Attributes:
         subject: images and classes.
-        contract: measured properties of the first teacher; None without a teacher.
+        contract: measured properties of the first teacher; None without a teacher, or of a black box.
         team: all teachers, which label images; None without a teacher.
         students: the student, then its peers.
         transfer_set: the images that they learn from.
@@ -72,6 +74,7 @@ class Assembly:
         scores: measures generated images while the run goes, or None.
         batch: images of a batch over all processes.
         warnings: what is odd about the teachers, a line each.
+        trial: takes steps on noise with these parts.
     """
 
     subject: Subject
@@ -85,6 +88,7 @@ class Assembly:
     scores: RunningScores | None
     batch: BatchSize
     warnings: tuple[str, ...]
+    trial: Trial
 
     @property
     def learner(self) -> Learner:
@@ -92,10 +96,16 @@ class Assembly:
         return self.students[0].learner
 
     @property
+    def black_box(self) -> BlackBox | None:
+        """The teacher, if it is a black box."""
+        return None if self.team is None else black_box_of(self.team.model)
+
+    @property
     def state(self) -> dict[str, Stateful]:
         """The parts whose state goes into checkpoints, by name."""
         students = {student.name: student for student in self.students}
-        return {**students, **self.transfer_set.state, "adaptation": self.evaluation}
+        state = {**students, **self.transfer_set.state, "adaptation": self.evaluation}
+        return state if self.black_box is None else {**state, "black box": self.black_box}
 
 
 def assemble(
@@ -108,7 +118,7 @@ def assemble(
     """Build all parts, check that they fit together, and try the loss terms on noise.
 
     Args:
-        config: the configuration.
+        config: the configuration, with the generator that the teacher has chosen (`with_generator`).
         teachers: the teacher and further ones; empty without a teacher. They are moved to the device and frozen.
         accelerator: device, precision, processes.
         directory: the run directory, for files of the parts; None for a dry run, which writes none.
@@ -117,13 +127,10 @@ def assemble(
     Raises:
         SynthkdError: see the classes in `synthkd.errors`.
     """
-    contracts = [
-        probe(teacher, teacher_name(number), gradients=number == 0 and config.needs_gradients)
-        for number, teacher in enumerate(teachers)
-    ]
-    warnings = teacher_warnings(config, teachers, contracts)
+    contracts = _probed(config, teachers)
+    warnings = teacher_warnings(config.every_teacher, teachers, contracts, config.distill.batch_size)
     teacher = teachers[0] if teachers else None
-    images = _read(config, accelerator, directory)
+    images = _read(config, accelerator, directory, teacher)
     subject = subject_of(teacher, images.stored, images.splits)
     _require_possible(config, accelerator, images)
     _require_one_order(subject, teachers)
@@ -140,10 +147,11 @@ def assemble(
     students = build_students(config, networks, total, accelerator, team, bank, controllers)
     generator = None
     if config.generated is not None and teacher is not None:
-        settings = config.generated.generator
+        settings = config.generated.named
         generator = build_generator(settings, teacher, config.seed, accelerator, images.splits, directory)
     # After everything that takes memory beside a step, and before the batches.
-    trial = Trial(config, subject.spec, accelerator, students, team, controllers, bank, generator)
+    parts = (accelerator, students, team, controllers, bank, generator)
+    trial = Trial(config, subject.spec, *parts, images.splits)
     batch = choose_batch_size(config, wanted, accelerator, directory, trial.parts, trial)
     transfer_set = TransferSetBuilder(
         config, accelerator, subject, images, generator, team, students[0].learner, bank, batch.images, total
@@ -155,6 +163,7 @@ def assemble(
         transfer_set.held_out,
         controllers,
         team if controllers.selection is not None else None,
+        batch.of_process,
     )
     prioritized = next((one for one in transfer_set.banks if one.settings.policy == "prioritized"), None)
     step = DistillStep(students, transfer_set.dataset, accelerator, prioritized, lambda: controllers.teaching)
@@ -162,29 +171,51 @@ def assemble(
     count = min(REHEARSED, batch.images)
     step.rehearse(noise_dataset(config, subject.spec, team, accelerator.device, count).batch(0))
     contract = contracts[0] if contracts else None
-    scores = None
-    if config.score is not None and teacher is not None and config.generated is not None:
-        settings = config.generated.generator
-        trained = training_data(config)
-        scores = build_scores(config.score, teacher, settings, images.splits, accelerator.device, config.seed, trained)
+    scores = _scores(config, images, teacher, accelerator, batch)
     return Assembly(
-        subject, contract, team, students, transfer_set, step, evaluation, inherited, scores, batch, warnings
+        subject, contract, team, students, transfer_set, step, evaluation, inherited, scores, batch, warnings, trial
     )
 
 
-def _read(config: DistillConfig, accelerator: Accelerator, directory: Path | None) -> Images:
+def _probed(config: DistillConfig, teachers: Sequence[Classifier]) -> list[TeacherContract]:
+    """The contracts of the teachers; not that of a black box, whose check would cost queries."""
+    return [
+        probe(teacher, teacher_name(number), number == 0 and config.needs_gradients, config.distill.batch_size)
+        for number, teacher in enumerate(teachers)
+        if black_box_of(teacher) is None
+    ]
+
+
+def _scores(
+    config: DistillConfig, images: Images, teacher: Classifier | None, accelerator: Accelerator, batch: BatchSize
+) -> RunningScores | None:
+    """What measures generated images while the run goes, if the configuration asks for it."""
+    if config.score is None or teacher is None or config.generated is None:
+        return None
+    settings, device, size = config.generated.named, accelerator.device, batch.of_process
+    trained = training_data(config)
+    return build_scores(config.score, teacher, settings, images.splits, device, config.seed, trained, size)
+
+
+def _read(
+    config: DistillConfig, accelerator: Accelerator, directory: Path | None, teacher: Classifier | None
+) -> Images:
     """Read the images of the sources. A generator learns from its own real images, else from the real source's."""
-    stored = None if config.stored is None else read_stored(config.stored.path)
+    stored = None if config.stored is None else read_soft_labelled(config.stored.path)
     real = None if config.real is None else config.real.data
     arriving = real if isinstance(real, StreamData) else None
-    fixed = None if isinstance(real, StreamData) else real
+    fixed = None if isinstance(real, StreamData | UnlabelledData) else real
     generated = config.generated
     if generated is not None and generated.data is not None:
         fixed = generated.data
     splits = None if fixed is None else load_splits(fixed)
-    if splits is not None and directory is not None:
-        keep_data(directory, splits, accelerator, is_private(config))
-    return Images(stored, splits, arriving)
+    unlabelled = None
+    if isinstance(real, UnlabelledData) and teacher is not None:
+        unlabelled = read_unlabelled(real, teacher.spec, tuple(teacher.class_names))
+    bound = splits or unlabelled
+    if bound is not None and directory is not None:
+        keep_data(directory, bound, accelerator, is_private(config))
+    return Images(stored, splits, arriving, unlabelled)
 
 
 def _fitted(config: DistillConfig, images: Images, subject: Subject) -> Images:

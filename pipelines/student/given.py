@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from synthkd.errors import ConfigError, ModelError
 from synthkd.models import Classifier, as_classifier
 from synthkd.models.classifier import copied, in_float32
+from synthkd.models.programs import Script, opened
 from synthkd.pipelines.config import DistillConfig
 from synthkd.settings import GivenModel
 from synthkd.settings.load import load_config
@@ -102,4 +103,8 @@ def _copied(network: nn.Module, spec: ImageSpec | None, who: str) -> Classifier:
         own = copied(network)
     except Exception as error:  # other people's code may fail in any way
         raise ModelError(f"{who} cannot be copied: {error}; give a network that copy.deepcopy takes") from error
-    return in_float32(as_classifier(own, spec, who))
+    classifier = as_classifier(own, spec, who)
+    classifier.body = opened(classifier.body, classifier.spec.shape, who)
+    if who == "the student" and isinstance(classifier.body, Script):
+        raise ModelError("the student is a TorchScript program whose layers cannot be seen; give the network itself")
+    return in_float32(classifier)

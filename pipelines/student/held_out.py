@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -10,9 +11,17 @@ from torch import Tensor
 from synthkd.data.sources import RealImages
 from synthkd.distillation.evaluation import CHUNK, HeldOut
 from synthkd.distillation.teachers import TeacherTeam
-from synthkd.metrics.utility import Proportion
-from synthkd.rng import stream
-from synthkd.types import Batch, to_float
+from synthkd.metrics.utility import Proportion, proportion
+from synthkd.models import Classifier
+from synthkd.passes import in_chunks, sample_in_chunks
+from synthkd.rng import Rows, stream
+from synthkd.training.measuring import Watch
+from synthkd.types import Batch, balanced_labels, to_float
+
+FRESH_IMAGES = 500
+"""Fresh samples on which the agreement of student and teacher is measured without real test data."""
+LEAST_FRESH = 20
+"""Smallest number of them if the time for measurements is used up."""
 
 
 @dataclass(frozen=True)
@@ -36,11 +45,15 @@ class Labelling:
         team: the teachers, or None without a teacher.
         device: of the labelled images.
         count: largest number of images of an evaluation.
+        batch_size: largest number of images of a pass.
+        is_paid: whether each image that is labelled costs a query.
     """
 
     team: TeacherTeam | None
     device: torch.device
     count: int
+    batch_size: int = CHUNK
+    is_paid: bool = False
 
     def of_real(self, images: Tensor, labels: Tensor) -> HeldOut:
         """Real images with the teacher's logits.
@@ -54,13 +67,13 @@ class Labelling:
         return HeldOut(inputs, annotated, self._logits(inputs))
 
     def of_holdout(self, holdout: RealImages, seed: int) -> HeldOut | None:
-        """At most `count` held-out real images, chosen by the run's seed; None if there are none.
+        """At most `count` held-out real images, chosen by the run's seed; None for none.
 
         Args:
             holdout: the real images that nothing learns from.
             seed: the run's seed.
         """
-        if not len(holdout):
+        if not len(holdout) or not self.count:
             return None
         rows = torch.randperm(len(holdout), generator=stream(seed, "look"))[: self.count]
         return self.of_real(holdout.images[rows], holdout.labels[rows])
@@ -76,7 +89,35 @@ class Labelling:
         logits = self._logits(batch.images) if fresh else None
         return HeldOut(batch.images, None, batch.teacher_logits if logits is None else logits)
 
+    def on_fresh(
+        self, student: Classifier, sample: Callable[[Tensor, Rows], Tensor], rng: Rows, watch: Watch
+    ) -> Agreement | None:
+        """The agreement on fresh samples, on fewer if the time for measurements is used up.
+
+        None without a teacher, or if each answer costs a query.
+
+        Args:
+            student: the finished student.
+            sample: of the generator, takes labels and the random rows of their images.
+            rng: of the samples.
+            watch: of the measurement.
+        """
+        team = self.team
+        if team is None or self.is_paid:
+            return None
+
+        def agrees(labels: Tensor, rng: Rows) -> Tensor:
+            images = sample(labels, rng)
+            with torch.no_grad():
+                same: Tensor = student(images).argmax(1) == team.consensus(images).argmax(1)
+                return same
+
+        labels = balanced_labels(FRESH_IMAGES, 0, team.spec.classes)
+        tick = watch("agreement on fresh samples", FRESH_IMAGES, LEAST_FRESH)
+        hits = sample_in_chunks(agrees, self.batch_size, labels, rng, tick)
+        return Agreement(proportion(int(hits.sum()), len(hits)), "fresh synthetic samples")
+
     def _logits(self, images: Tensor) -> Tensor | None:
         if self.team is None:
             return None
-        return torch.cat([self.team.consensus(chunk) for chunk in images.split(CHUNK)])
+        return in_chunks(self.team.consensus, self.batch_size, images)

@@ -10,15 +10,28 @@ from torch import Tensor
 from synthkd.data.sources import RealImages
 from synthkd.distillation import alarms
 from synthkd.distillation.alarms import Alarm
-from synthkd.generators.settings import CGANSettings, DiffusionSettings, InversionSettings, MerfSettings, PixelSettings
+from synthkd.generators.settings import (
+    CGANSettings,
+    DiffusionSettings,
+    InversionSettings,
+    MerfSettings,
+    PixelSettings,
+    ProceduralSettings,
+)
 from synthkd.models import Classifier
 from synthkd.models.layout import head
+from synthkd.passes import Tick, observe_in_chunks
 from synthkd.pipelines.config import GeneratedSet, StoredSet
-from synthkd.taps import INPUT, evaluating, observe
+from synthkd.taps import INPUT
+from synthkd.training.measuring import Watch, unwatched
 from synthkd.types import Batch, Outputs, to_float
 
 IMAGES = 1024
 """Largest number of images, generated or real, that the alarms are computed on."""
+LEAST_IMAGES = 100
+"""Smallest number, where there are as many, if the time for measurements is used up."""
+LARGEST_BYTES = 128 * 2**20
+"""Of float32 images that are in memory at once for the alarms."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +49,11 @@ class Advice:
     statistics: str
 
 
+def images_within(count: int, values: int) -> int:
+    """At most `count` images of so many values each, and no more than LARGEST_BYTES hold."""
+    return max(1, min(count, LARGEST_BYTES // (4 * values)))
+
+
 def advice_for(source: GeneratedSet | StoredSet, key: str) -> Advice:
     """The advice for one source.
 
@@ -48,7 +66,7 @@ def advice_for(source: GeneratedSet | StoredSet, key: str) -> Advice:
         return Advice(f"use {key}.bank.policy=class_balanced, or {again}", again, again)
     own, balanced = f"{key}.generator", f"use {key}.bank.policy=class_balanced"
     rounds = "give the generator more rounds"
-    match source.generator:
+    match source.named:
         case InversionSettings():
             return Advice(
                 f"raise {own}.one_hot, or {balanced}",
@@ -57,6 +75,9 @@ def advice_for(source: GeneratedSet | StoredSet, key: str) -> Advice:
             )
         case PixelSettings():
             return Advice(f"{balanced}, or {rounds}", f"{rounds}, or raise {own}.adversarial", rounds)
+        case ProceduralSettings():
+            other = "take real images of the task"
+            return Advice(f"{balanced}, or {other}", other, other)
         case CGANSettings():
             augment = f"set {own}.augment to 0.5 if there are few real images"
             return Advice(f"{rounds}, or {balanced}", f"{augment}, or {rounds}", rounds)
@@ -81,40 +102,51 @@ class ImageAlarms:
         device: of the teacher.
         advice: the remedies.
         real: real images to compare with; None if there are none, or they are private.
+        batch_size: largest number of images of a pass.
     """
 
     teacher: Classifier | None
     device: torch.device
     advice: Advice
     real: RealImages | None = None
+    batch_size: int = 256
 
-    def __call__(self, newest: Batch) -> list[Alarm | None]:
+    def __call__(self, newest: Batch, watch: Watch = unwatched) -> list[Alarm | None]:
         """The alarms about the newest images; None for a test that passed.
 
         Args:
             newest: images with labels, and with logits if there is no teacher.
+            watch: shows and limits the passes of the teacher.
         """
         if self.teacher is None:
             logits = newest.teacher_logits
             return [] if logits is None else [alarms.class_imbalance(logits, self.advice.imbalance)]
-        outputs, features = self._observe(self.teacher, newest.images)
+        tick = watch("generated images, for alarms", len(newest), LEAST_IMAGES)
+        outputs, features = self._observe(self.teacher, newest.images, tick)
         return [
             alarms.class_imbalance(outputs.logits.cpu(), self.advice.imbalance),
-            alarms.collapse(features, newest.labels, self.advice.collapse, self._real_similarity(self.teacher)),
+            alarms.collapse(
+                features,
+                newest.labels[: len(features)],
+                self.advice.collapse,
+                self._real_similarity(self.teacher, watch),
+            ),
             alarms.statistics_gap(outputs.statistics, self.advice.statistics),
         ]
 
-    def _real_similarity(self, teacher: Classifier) -> float | None:
+    def _real_similarity(self, teacher: Classifier, watch: Watch) -> float | None:
         """The largest similarity within a class of the real images; None without two images of a class."""
         if self.real is None:
             return None
-        _, features = self._observe(teacher, to_float(self.real.images[:IMAGES]))
-        similarities = alarms.similarity_within_classes(features, self.real.labels[:IMAGES])
-        return max(similarities, default=None)
+        count = images_within(IMAGES, self.real.images.shape[1:].numel())
+        tick = watch("real images, for alarms", min(count, len(self.real)), LEAST_IMAGES)
+        _, features = self._observe(teacher, to_float(self.real.images[:count]), tick)
+        return alarms.largest_similarity(features, self.real.labels[: len(features)])
 
-    def _observe(self, teacher: Classifier, images: Tensor) -> tuple[Outputs, Tensor]:
-        """What the teacher makes of images, and its penultimate features `[N, D]` on the CPU."""
+    def _observe(self, teacher: Classifier, images: Tensor, tick: Tick) -> tuple[Outputs, Tensor]:
+        """What the teacher makes of images, and its penultimate features `[N, D]`, both on the CPU."""
         penultimate = head(teacher) + INPUT
-        with evaluating(teacher), torch.no_grad():
-            outputs = observe(teacher, images.to(self.device), features=[penultimate], statistics=True)
-        return outputs, outputs.features[penultimate].flatten(1).cpu()
+        outputs = observe_in_chunks(
+            teacher, images, self.batch_size, self.device, features=[penultimate], statistics=True, tick=tick
+        )
+        return outputs, outputs.features[penultimate].flatten(1)

@@ -20,6 +20,7 @@ from synthkd.distillation.teachers import FrozenTeacher, TeacherTeam
 from synthkd.distillation.terms.auxiliary import AuxiliaryLayers, auxiliary_layers
 from synthkd.errors import ConfigError
 from synthkd.models import Classifier, build_model
+from synthkd.models.black_box import black_box_of
 from synthkd.models.classifier import copied
 from synthkd.models.slimmable import Slimmable, slice_out
 from synthkd.pipelines.config import DistillConfig
@@ -62,6 +63,8 @@ def subject_of(teacher: Classifier | None, dataset: StoredDataset | None, splits
                 "the same"
             )
         mean, std = (tuple(v.flatten().tolist()) for v in (teacher.normalize.mean, teacher.normalize.std))
+        if splits is not None and black_box_of(teacher) is not None:  # which does not tell how it normalises
+            mean, std = channel_statistics(splits.train.images)
         return Subject(teacher.spec, mean, std, tuple(teacher.class_names))
     if dataset is not None:
         return Subject(dataset.spec, dataset.mean, dataset.std, dataset.class_names)
@@ -203,7 +206,7 @@ def build_students(
     Args:
         config: of the run.
         networks: the student, then its peers.
-        total: steps of the student.
+        total: steps of the student before any extension.
         accelerator: device, precision, processes.
         team: the teachers, or None.
         bank: negatives of contrastive losses are drawn from it, if any.
@@ -223,6 +226,7 @@ def build_students(
             controllers=controllers if number == 0 else None,
             teacher=team,
             bank=bank,
+            extensions=config.extended,
         )
         for number, network in enumerate(networks)
     )

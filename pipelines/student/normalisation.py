@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from synthkd.generators.procedural import draw
 from synthkd.models import Classifier
+from synthkd.passes import joined_statistics
 from synthkd.rng import Rows
 from synthkd.taps import evaluating, has_statistics, moments
 from synthkd.types import BatchNormStatistics, ImageSpec
@@ -71,23 +72,24 @@ USUAL = (
 )
 
 
-def better_normalisation(teacher: Classifier, who: str = "the teacher") -> str | None:
+def better_normalisation(teacher: Classifier, who: str = "the teacher", batch_size: int = PICTURES) -> str | None:
     """A warning that another mean and std fit a teacher far better than its own, or None.
 
     Args:
         teacher: in any mode, on any device; unchanged.
         who: name of the model in the warning.
+        batch_size: largest number of images of a pass.
     """
     if not any(has_statistics(module) for module in teacher.modules()):
         return None
     channels = teacher.spec.channels
     mean, std = (tuple(v.flatten().tolist()) for v in (teacher.normalize.mean, teacher.normalize.std))
     kinds = pictures(teacher.spec)
-    own = distances(teacher, kinds, Normalisation("its own", mean, std))
+    own = distances(teacher, kinds, Normalisation("its own", mean, std), batch_size)
     if own is None or TOO_WEAK < off(own) < TOO_STRONG:
         return None
     usual = [one for one in USUAL if len(one.mean) in (1, channels) and (channels == 1 or one.name != MNIST)]
-    tried = {one: pair for one in usual if (pair := distances(teacher, kinds, one)) is not None}
+    tried = {one: pair for one in usual if (pair := distances(teacher, kinds, one, batch_size)) is not None}
     # Where 0 lies between the kinds for several, the one that is nearest by photographs' noise.
     best = min(tried, key=lambda one: (abs(off(tried[one])), abs(tried[one][0])), default=None)
     if best is None or abs(off(tried[best])) > FITS:
@@ -112,7 +114,7 @@ def pictures(spec: ImageSpec) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def distances(
-    teacher: Classifier, kinds: tuple[Tensor, Tensor], normalisation: Normalisation
+    teacher: Classifier, kinds: tuple[Tensor, Tensor], normalisation: Normalisation, batch_size: int = PICTURES
 ) -> tuple[float, float] | None:
     """Of each kind of pictures, the mean log ratio of variances at the first BatchNorm layer; None without it.
 
@@ -120,17 +122,31 @@ def distances(
         teacher: unchanged.
         kinds: see `pictures`.
         normalisation: in place of the teacher's own.
+        batch_size: largest number of images of a pass.
     """
     device, channels = teacher.normalize.mean.device, teacher.spec.channels
     mean, std = (
         torch.tensor(_each(values, channels), device=device).view(-1, 1, 1)
         for values in (normalisation.mean, normalisation.std)
     )
-    noise, procedural = (_distance(teacher, (images.to(device) - mean) / std) for images in kinds)
+    noise, procedural = (_distance(teacher, (images.to(device) - mean) / std, batch_size) for images in kinds)
     return None if noise is None or procedural is None else (noise, procedural)
 
 
-def _distance(teacher: Classifier, inputs: Tensor) -> float | None:
+def _distance(teacher: Classifier, inputs: Tensor, batch_size: int) -> float | None:
+    parts = [_first_statistics(teacher, part) for part in inputs.split(batch_size)]
+    moments_of_parts = [{"first": part} for part in parts if part is not None]
+    if len(moments_of_parts) < len(parts) or _is_fresh(moments_of_parts[0]["first"]):
+        return None
+    first = joined_statistics(moments_of_parts, [len(part) for part in inputs.split(batch_size)])["first"]
+    ratio = torch.log((first.var + EPSILON) / (first.running_var + EPSILON))
+    # Channels that hardly vary say nothing.
+    distance = float(ratio[first.running_var > 1e-3 * first.running_var.max()].mean())
+    return distance if math.isfinite(distance) else None
+
+
+def _first_statistics(teacher: Classifier, inputs: Tensor) -> BatchNormStatistics | None:
+    """The moments at the first BatchNorm layer that a pass reaches, or None."""
     first: list[BatchNormStatistics] = []
 
     def stop(norm: nn.Module, args: tuple[Any, ...]) -> None:
@@ -146,12 +162,7 @@ def _distance(teacher: Classifier, inputs: Tensor) -> float | None:
     finally:
         for hook in hooks:
             hook.remove()
-    if not first or _is_fresh(first[0]):
-        return None
-    ratio = torch.log((first[0].var + EPSILON) / (first[0].running_var + EPSILON))
-    # Channels that hardly vary say nothing.
-    distance = float(ratio[first[0].running_var > 1e-3 * first[0].running_var.max()].mean())
-    return distance if math.isfinite(distance) else None
+    return first[0] if first else None
 
 
 def _is_fresh(stored: BatchNormStatistics) -> bool:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
-import torch
-from torch import nn
+from torch import Tensor, nn
 
 from synthkd.compression.capacity import TeacherQuality, compare_teachers
 from synthkd.data.read.real import RealData
 from synthkd.distillation import alarms
 from synthkd.distillation.teachers import TeacherTeam
-from synthkd.metrics.utility import Proportion, accuracy, predict
+from synthkd.metrics.utility import Predictor, Proportion, accuracy, predict
 from synthkd.models import Classifier, parameters
+from synthkd.models.black_box import black_box_of
 from synthkd.pipelines.config import DistillConfig
+from synthkd.pipelines.run.extension import earlier_results
 from synthkd.pipelines.run.job import Job, describe_model
 from synthkd.pipelines.student.assembly import Assembly
 from synthkd.pipelines.student.networks import finished
@@ -24,8 +26,10 @@ from synthkd.reports.results import (
     DataDescription,
     DistillResult,
     Evaluations,
+    ModelDescription,
     ModelResult,
     QualityResult,
+    Queries,
     RaisedAlarm,
     Ratio,
     RunCost,
@@ -36,9 +40,11 @@ from synthkd.reports.results import (
 from synthkd.settings import TrainedTeacher
 from synthkd.taps import evaluating
 from synthkd.training.loop import Progress
-from synthkd.types import to_uint8
+from synthkd.training.measuring import Allowance, Measuring, Watch
+from synthkd.types import InBlocks, to_uint8
 
 QUALITY_IMAGES = 200
+STUDENT = "the student"
 
 
 def measured(
@@ -49,6 +55,7 @@ def measured(
     test: RealData | None,
     teacher_seconds: float,
     progress: Progress,
+    allowance: Allowance,
 ) -> DistillResult:
     """Measure what a finished distillation comes to: accuracy, agreement, size and speed, cost, alarms.
 
@@ -60,64 +67,156 @@ def measured(
         test: real test data, or None.
         teacher_seconds: how long the teacher's training took.
         progress: of the loop.
+        allowance: of the run, for the measurements whose number of images is free.
     """
-    started = time.perf_counter()
-    device, team, peers = job.device, assembly.team, assembly.students[1:]
-    agreed = assembly.transfer_set.agreement(student)
-    agreement = Agreement() if agreed is None else Agreement.on(agreed.rate, agreed.on)
-    raised = [*_one_class(assembly, student, test, device), *_alarms(job, assembly)]
-    teacher_score = student_score = None
-    peer_scores: list[Proportion | None] = [None for _ in peers]
-    if test is not None:
-        answers = predict(student, test.images, device, who="the student")
-        student_score = accuracy(answers, test.labels)
-        peer_scores = [_score(peer.learner.evaluated, test, device) for peer in peers]
-        if team is not None:
-            teacher_answers = predict(team.consensus, test.images, device)
-            teacher_score = accuracy(teacher_answers, test.labels)
-            raised += _near_chance(config, team, teacher_score)
-            agreement = Agreement.on(accuracy(answers, teacher_answers), "test")
-    seconds = {
-        "teacher": teacher_seconds,
-        "distill": progress.seconds,
-        "evaluate": progress.evaluation_seconds + time.perf_counter() - started,
-    }
-    # Latencies come after the clock of the evaluation has stopped: they are no part of it.
-    return DistillResult(
-        seconds=round(sum(seconds.values()), 3),
-        real_images_used=assembly.transfer_set.real_images_used,
-        teacher=None if team is None else _model(team.model, teacher_score, device),
-        student=StudentResult.of_student(student_score, agreement, describe_model(student, device), assembly.inherited),
-        data=DataDescription(assembly.subject.class_names, str(assembly.subject.spec)),
-        cost=RunCost(
-            {stage: round(value, 3) for stage, value in seconds.items()},
-            assembly.learner.total,
-            assembly.transfer_set.images_generated,
-            batch_size=assembly.batch.images,
-        ),
-        alarms=(
-            *(RaisedAlarm(**vars(alarm)) for alarm in raised),
-            *(RaisedAlarm(WARNING, warning) for warning in assembly.warnings),
-        ),
-        evaluations=from_json(
-            Evaluations,
-            assembly.evaluation.outcome([one.name for one in assembly.students], job.monitor.rows()),
-        ),
-        teachers=None if team is None or len(team.models) < 2 else _team(config, assembly, team, test, device),
-        peers=tuple(_model(finished(peer), score, device) for peer, score in zip(peers, peer_scores, strict=True))
-        or None,
-        ratio=None if team is None else _ratio(student, team.model, student_score, teacher_score),
-        scores=None if assembly.scores is None else assembly.scores.result(job.monitor.rows()),
-    )
+    networks = {STUDENT: student}
+    networks |= {f"peer {number}": finished(peer) for number, peer in enumerate(assembly.students[1:], start=1)}
+    is_main = job.accelerator.is_main_process
+    with Measuring(_parts(assembly), f"measure {config.name}", allowance, is_main) as watch:
+        closing = _Closing(config, job, assembly, networks, test, watch)
+        started = time.perf_counter()
+        tested = closing.tested()
+        seconds = {
+            "teacher": teacher_seconds,
+            "distill": progress.seconds,
+            "evaluate": progress.evaluation_seconds + time.perf_counter() - started,
+        }
+        # Latencies come after the clock of the evaluation has stopped: they are no part of it.
+        return closing.result(tested, {stage: round(value, 3) for stage, value in seconds.items()})
 
 
-def _model(model: Classifier, score: Proportion | None, device: torch.device) -> ModelResult:
-    return ModelResult.tested(score, describe_model(model, device))
+def _parts(assembly: Assembly) -> int:
+    """Number of measurements that are shown: answers and latencies of all networks, alarms, and one of agreement."""
+    students, teachers = len(assembly.students), 0 if assembly.team is None else len(assembly.team.models)
+    banks = sum(source.bank is not None for source in assembly.transfer_set.sources)
+    return 2 * students + banks + 1 + (2 * teachers if teachers > 1 else teachers)
 
 
-def _score(model: nn.Module, test: RealData, device: torch.device) -> Proportion:
-    with evaluating(model):
-        return accuracy(predict(model, test.images, device), test.labels)
+@dataclass(frozen=True)
+class _Tested:
+    """What the answers of finished networks come to: scores if there is test data, agreement, alarms."""
+
+    students: Sequence[Proportion | None]
+    teacher: Proportion | None
+    agreement: Agreement
+    alarms: Sequence[alarms.Alarm]
+
+
+@dataclass(frozen=True)
+class _Closing:
+    """The measurements of a finished run; `networks` are the student and its peers by name."""
+
+    config: DistillConfig
+    job: Job
+    assembly: Assembly
+    networks: Mapping[str, Classifier]
+    test: RealData | None
+    watch: Watch
+
+    def tested(self) -> _Tested:
+        """Let the networks answer test images, or else those that there are, and raise the alarms."""
+        assembly, test, team = self.assembly, self.test, self.assembly.team
+        if test is not None:
+            images, labels, on = test.images, test.labels, "test images"
+        else:
+            images, labels, on = assembly.transfer_set.sample(assembly.learner.total - 1)
+        answers = {who: self._answers(who, network, images, on) for who, network in self.networks.items()}
+        raised = [*_one_class(assembly, answers, labels.cpu(), on), *self._alarms()]
+        if test is None:
+            return _Tested([None for _ in answers], None, self._agreement(), raised)
+        scores = [accuracy(one, labels) for one in answers.values()]
+        if team is None:
+            return _Tested(scores, None, Agreement(), raised)
+        box = assembly.black_box
+        if box is not None and not box.covers(images):
+            return _Tested(scores, None, self._agreement(), raised)
+        by_teacher = self._answers("the teacher", team.consensus, images, on)
+        teacher_score = accuracy(by_teacher, labels)
+        raised += _near_chance(self.config, team, teacher_score)
+        return _Tested(scores, teacher_score, Agreement.on(accuracy(answers[STUDENT], by_teacher), "test"), raised)
+
+    def result(self, tested: _Tested, seconds: Mapping[str, float]) -> DistillResult:
+        """The result, with the latency of every network.
+
+        Args:
+            tested: of this run.
+            seconds: stage -> seconds that it took.
+        """
+        assembly, team = self.assembly, self.assembly.team
+        transfer_set, rows = assembly.transfer_set, self.job.monitor.rows()
+        score, box = tested.students[0], assembly.black_box
+        student = self.networks[STUDENT]
+        described = self._described(STUDENT, student)
+        names = [one.name for one in assembly.students]
+        of_peers = zip(self.networks, tested.students, strict=True)
+        return DistillResult(
+            seconds=round(sum(seconds.values()), 3),
+            real_images_used=transfer_set.real_images_used,
+            teacher=None if team is None else self._model("the teacher", team.model, tested.teacher),
+            student=StudentResult.of_student(score, tested.agreement, described, assembly.inherited),
+            data=DataDescription(assembly.subject.class_names, str(assembly.subject.spec)),
+            cost=RunCost(
+                seconds, assembly.learner.total, transfer_set.images_generated, batch_size=assembly.batch.images
+            ),
+            alarms=(
+                *(RaisedAlarm(**vars(alarm)) for alarm in tested.alarms),
+                *(RaisedAlarm(WARNING, warning) for warning in assembly.warnings),
+            ),
+            evaluations=from_json(Evaluations, assembly.evaluation.outcome(names, rows)),
+            teachers=None if team is None or len(team.models) < 2 else self._team(team),
+            peers=tuple(self._model(who, self.networks[who], one) for who, one in of_peers if who != STUDENT) or None,
+            ratio=None if team is None else _ratio(student, team.model, score, tested.teacher),
+            scores=None if assembly.scores is None else assembly.scores.result(rows),
+            before=earlier_results(self.config, self.job.directory),
+            queries=None if box is None else Queries(box.used, box.settings.queries, box.settings.answers),
+        )
+
+    def _answers(self, who: str, network: Predictor, images: InBlocks, on: str) -> Tensor:
+        """The classes that a network predicts, int64 `[N]` on the CPU."""
+        tick = self.watch(f"{who} on {on.removeprefix('of ')}", len(images))
+        with evaluating(*([network] if isinstance(network, nn.Module) else [])):
+            return predict(network, images, self.job.device, self.assembly.batch.of_process, who, tick)
+
+    def _agreement(self) -> Agreement:
+        """With the teacher, on the images that the transfer set has for it."""
+        agreed = self.assembly.transfer_set.agreement(self.networks[STUDENT], self.watch)
+        return Agreement() if agreed is None else Agreement.on(agreed.rate, agreed.on)
+
+    def _alarms(self) -> list[alarms.Alarm]:
+        """The tests that need no data, on the newest images and on the whole run's log."""
+        raised = self.assembly.transfer_set.alarms(self.watch)
+        if self.job.accelerator.is_main_process:
+            stale = alarms.stale_student(self.job.monitor.series("fresh/agreement")[1])
+            raised += [] if stale is None else [stale]
+        return raised
+
+    def _described(self, who: str, model: Classifier) -> ModelDescription:
+        if black_box_of(model) is not None:  # neither its size nor its speed is known
+            return ModelDescription(arch=str(model.recipe["model"]))
+        self.watch(f"latency of {who}", 1)
+        return describe_model(model, self.job.device)
+
+    def _model(self, who: str, model: Classifier, score: Proportion | None) -> ModelResult:
+        return ModelResult.tested(score, self._described(who, model))
+
+    def _team(self, team: TeacherTeam) -> tuple[TeamTeacher, ...]:
+        """Each of several teachers, with its quality among them on held-out images."""
+        assembly, test = self.assembly, self.test
+        models = {f"teacher {number}": model for number, model in enumerate(team.models, start=1)}
+        held_out = assembly.transfer_set.held_out()
+        quality: Sequence[TeacherQuality | None] = [None] * len(models)
+        if held_out is not None:
+            images = to_uint8(held_out.images[:QUALITY_IMAGES]).cpu()
+            quality = compare_teachers(models, images, self.config.seed, assembly.batch.of_process)
+        counts: Sequence[int | None] = assembly.evaluation.controllers.selected or [None] * len(models)
+        teachers = []
+        for (name, model), rank, count in zip(models.items(), quality, counts, strict=True):
+            score = None
+            if test is not None:
+                score = accuracy(self._answers(name, model, test.images, "test images"), test.labels)
+            ranked = None if rank is None else _quality(rank)
+            teachers.append(TeamTeacher.of_team(name, self._model(name, model, score), ranked, count))
+        return tuple(teachers)
 
 
 def _ratio(student: Classifier, teacher: Classifier, ours: Proportion | None, theirs: Proportion | None) -> Ratio:
@@ -125,28 +224,9 @@ def _ratio(student: Classifier, teacher: Classifier, ours: Proportion | None, th
     share = None
     if ours is not None and theirs is not None and theirs.value > 0:
         share = ours.value / theirs.value
+    if black_box_of(teacher) is not None:
+        return Ratio(accuracy=share)
     return Ratio(parameters(student) / parameters(teacher), share)
-
-
-def _team(
-    config: DistillConfig, assembly: Assembly, team: TeacherTeam, test: RealData | None, device: torch.device
-) -> tuple[TeamTeacher, ...]:
-    """Each of several teachers, with its quality among them on held-out images."""
-    models = {f"teacher {number}": model for number, model in enumerate(team.models, start=1)}
-    held_out = assembly.transfer_set.held_out()
-    quality: Sequence[TeacherQuality | None] = [None] * len(models)
-    if held_out is not None:
-        quality = compare_teachers(models, to_uint8(held_out.images[:QUALITY_IMAGES]).cpu(), config.seed)
-    counts: Sequence[int | None] = assembly.evaluation.controllers.selected or [None] * len(models)
-    return tuple(
-        TeamTeacher.of_team(
-            name,
-            _model(model, None if test is None else _score(model, test, device), device),
-            None if rank is None else _quality(rank),
-            count,
-        )
-        for (name, model), rank, count in zip(models.items(), quality, counts, strict=True)
-    )
 
 
 def _quality(rank: TeacherQuality) -> QualityResult:
@@ -156,39 +236,23 @@ def _quality(rank: TeacherQuality) -> QualityResult:
     )
 
 
-def _one_class(
-    assembly: Assembly, student: Classifier, test: RealData | None, device: torch.device
-) -> list[alarms.Alarm]:
-    """The alarms about students that give one answer: on test images, else on the newest that there are."""
-    if test is not None:
-        images, labels, on = test.images, test.labels, "test images"
-    else:
-        images, labels, on = assembly.transfer_set.sample(assembly.learner.total - 1)
-    names, labels = assembly.subject.class_names, labels.cpu()
-    students = {"the student": student}
-    students |= {f"peer {number}": finished(peer) for number, peer in enumerate(assembly.students[1:], start=1)}
+def _one_class(assembly: Assembly, answers: Mapping[str, Tensor], labels: Tensor, on: str) -> list[alarms.Alarm]:
+    """The alarms about students that give one answer."""
     raised = []
-    for who, model in students.items():
-        name = alarms.ONE_CLASS if model is student else f"{alarms.ONE_CLASS}, {who}"
-        with evaluating(model):
-            answers = predict(model, images, device, who=who)
-        raised.append(alarms.one_class(answers, labels, who, on, names, name))
+    for who, predicted in answers.items():
+        name = alarms.ONE_CLASS if who == STUDENT else f"{alarms.ONE_CLASS}, {who}"
+        raised.append(alarms.one_class(predicted, labels, who, on, assembly.subject.class_names, name))
     return [alarm for alarm in raised if alarm is not None]
 
 
 def _near_chance(config: DistillConfig, team: TeacherTeam, score: Proportion) -> list[alarms.Alarm]:
     """The alarm about teachers that are broken, and what may have broken them."""
     trained = isinstance(config.teacher, TrainedTeacher)
+    if config.black_box is not None:
+        remedy = "check its size, channels and the order of its classes"
+        alarm = alarms.near_chance(score, team.spec.classes, "the teacher is", remedy)
+        return [] if alarm is None else [alarm]
     remedy = "train it longer, or check its data" if trained else "check its mean, std, size and weights"
     who = "the teacher is" if len(team.models) == 1 else "the teachers together are"
     alarm = alarms.near_chance(score, team.spec.classes, who, remedy)
     return [] if alarm is None else [alarm]
-
-
-def _alarms(job: Job, assembly: Assembly) -> list[alarms.Alarm]:
-    """The tests that need no data, on the newest images and on the whole run's log."""
-    raised = assembly.transfer_set.alarms()
-    if job.accelerator.is_main_process:
-        stale = alarms.stale_student(job.monitor.series("fresh/agreement")[1])
-        raised += [] if stale is None else [stale]
-    return raised

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from functools import cached_property
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from synthkd.data.bank import MemoryBank
@@ -16,18 +17,16 @@ from synthkd.data.written.stored_images import StoredImages
 from synthkd.distillation.alarms import Alarm
 from synthkd.distillation.evaluation import HeldOut
 from synthkd.distillation.synthesis import Synthesis
-from synthkd.metrics.utility import accuracy, predict, proportion
+from synthkd.metrics.utility import accuracy, predict
 from synthkd.models import Classifier
+from synthkd.passes import Tick, go_on, sample_in_chunks
 from synthkd.pipelines.config import GeneratedSet
-from synthkd.pipelines.student import image_alarms
 from synthkd.pipelines.student.held_out import Agreement, Labelling
-from synthkd.pipelines.student.image_alarms import ImageAlarms
+from synthkd.pipelines.student.image_alarms import IMAGES, ImageAlarms, images_within
 from synthkd.rng import Rows
 from synthkd.schedules import DifficultyScheduler
-from synthkd.types import Batch, Stateful, TrainableGenerator, balanced_labels
-
-FRESH_IMAGES = 500
-"""Fresh samples on which the agreement of student and teacher is measured without real test data."""
+from synthkd.training.measuring import Watch, unwatched
+from synthkd.types import Batch, Stateful, TrainableGenerator
 
 
 class TransferSource(ABC):
@@ -71,10 +70,10 @@ class TransferSource(ABC):
         """The images on which the students are evaluated at present, or None while there are none."""
 
     @abstractmethod
-    def agreement(self, student: Classifier) -> Agreement | None:
+    def agreement(self, student: Classifier, watch: Watch = unwatched) -> Agreement | None:
         """Agreement of the finished student with the teacher on images that no student learned from."""
 
-    def alarms(self) -> list[Alarm | None]:
+    def alarms(self, watch: Watch = unwatched) -> list[Alarm | None]:
         """Signs of a failing distillation in its images."""
         return []
 
@@ -119,12 +118,14 @@ class BankedImages(TransferSource):
 
     def newest(self) -> Batch | None:
         """The newest images of the bank, as many as alarms are computed on; None while it is empty."""
-        return self.bank.newest(image_alarms.IMAGES) if len(self.bank) else None
+        spec = self.bank.spec
+        count = images_within(IMAGES, math.prod(spec.shape))
+        return self.bank.newest(count) if len(self.bank) else None
 
-    def alarms(self) -> list[Alarm | None]:
+    def alarms(self, watch: Watch = unwatched) -> list[Alarm | None]:
         """Alarms about the newest images: by the teacher's features, or about class balance alone by stored logits."""
         newest = self.newest()
-        return [] if newest is None else self._image_alarms(newest)
+        return [] if newest is None else self._image_alarms(newest, watch)
 
 
 class GeneratedImages(BankedImages):
@@ -195,32 +196,28 @@ class GeneratedImages(BankedImages):
         several = team is not None and len(team.models) > 1
         return self._labelling.of_stored(self.bank.newest(self._labelling.count), fresh=several)
 
-    def agreement(self, student: Classifier) -> Agreement | None:
-        """The agreement on fresh samples."""
-        team, chunk, hits = self._labelling.team, 100, 0
-        if team is None:
-            return None
-        for first in range(0, FRESH_IMAGES, chunk):
-            labels = balanced_labels(chunk, first, team.spec.classes)
-            images = self.generator.sample(labels, self._settings.difficulty.start, Rows(self._seed, "fresh", first))
-            with torch.no_grad():
-                hits += int((student(images).argmax(1) == team.consensus(images).argmax(1)).sum())
-        return Agreement(proportion(hits, FRESH_IMAGES), "fresh synthetic samples")
+    def agreement(self, student: Classifier, watch: Watch = unwatched) -> Agreement | None:
+        """The agreement on fresh samples, on fewer if the time for measurements is used up."""
+        return self._labelling.on_fresh(student, self._sample, Rows(self._seed, "fresh"), watch)
 
     def uses(self, alone: bool) -> list[str]:
         """The generator, if it learns from real images."""
         return [f"learned from by the {self._settings.generator.kind} generator"] if self.real_images_used else []
 
-    def grid(self, labels: Tensor) -> Tensor:
+    def grid(self, labels: Tensor, tick: Tick = go_on) -> Tensor:
         """Samples of the same random rows at every call, for the grid of generated images.
 
         Args:
             labels: int64 `[N]`.
+            tick: called after each chunk.
 
         Returns:
-            float32 `[N, C, H, W]` in [0, 1].
+            float32 `[N, C, H, W]` in [0, 1], or those of the first labels if `tick` ended the chunks.
         """
-        return self.generator.sample(labels, self._settings.difficulty.start, Rows(self._seed, "grid"))
+        return sample_in_chunks(self._sample, self._labelling.batch_size, labels, Rows(self._seed, "grid"), tick)
+
+    def _sample(self, labels: Tensor, rng: Rows) -> Tensor:
+        return self.generator.sample(labels, self._settings.difficulty.start, rng)
 
 
 class StoredDatasetImages(BankedImages):
@@ -263,19 +260,22 @@ class StoredDatasetImages(BankedImages):
         """The same images at every evaluation."""
         return self._held_out
 
-    def agreement(self, student: Classifier) -> Agreement | None:
+    def agreement(self, student: Classifier, watch: Watch = unwatched) -> Agreement | None:
         """The agreement on all held-out images, with the teacher of the run, else with the stored logits.
 
         The teacher of the run may be another than the one that labelled the dataset.
         """
-        held_out, device, team = self._images.held_out, self._labelling.device, self._labelling.team
-        if team is not None:
-            targets = predict(team.consensus, held_out.images, device)
+        held_out, labelling, size = self._images.held_out, self._labelling, self._labelling.batch_size
+        device, team = labelling.device, labelling.team
+        if team is not None and not labelling.is_paid:
+            tick = watch("held-out images, the teacher", len(held_out))
+            targets = predict(team.consensus, held_out.images, device, size, tick=tick)
         elif held_out.teacher_logits is not None:
             targets = held_out.teacher_logits.argmax(1)
         else:
             return None
-        rate = accuracy(predict(student, held_out.images, device), targets)
+        tick = watch("held-out images, the student", len(held_out))
+        rate = accuracy(predict(student, held_out.images, device, size, tick=tick), targets)
         return Agreement(rate, "held-out images of the dataset")
 
 
@@ -304,8 +304,12 @@ class RealTransferImages(TransferSource):
         self.source = self._images = source
         self.state = {"source": source} | ({} if stream is None else {"stream": stream})
         self._stream = stream if stream is not None and stream.holds_out else None
-        self._labelling = labelling
-        self._held_out = None if holdout is None else labelling.of_holdout(holdout, seed)
+        self._labelling, self._holdout, self._seed = labelling, holdout, seed
+
+    @cached_property
+    def _held_out(self) -> HeldOut | None:
+        # On first use, since it may cost queries, of which a dry run makes none.
+        return None if self._holdout is None else self._labelling.of_holdout(self._holdout, self._seed)
 
     @property
     def real_images_used(self) -> int:
@@ -315,7 +319,12 @@ class RealTransferImages(TransferSource):
     @property
     def can_hold_out(self) -> bool:
         """Whether the dataset has a holdout, or the stream may still get held-out images."""
-        return self._held_out is not None or self._stream is not None
+        return self._stream is not None or bool(self._holdout and self._labelling.count)
+
+    def label_ahead(self) -> None:
+        """Label the held-out images, then those that batches draw from."""
+        self.held_out()
+        self._images.label_ahead()
 
     def held_out(self) -> HeldOut | None:
         """The same images of a dataset at every evaluation, or the newest held-out images of a stream."""
@@ -324,14 +333,16 @@ class RealTransferImages(TransferSource):
             return self._labelling.of_real(images.images[-count:], images.labels[-count:])
         return self._held_out
 
-    def agreement(self, student: Classifier) -> Agreement | None:
+    def agreement(self, student: Classifier, watch: Watch = unwatched) -> Agreement | None:
         """The agreement on the held-out images."""
         held_out = self.held_out()
         if held_out is None or held_out.teacher_logits is None:
             return None
-        predicted = predict(student, held_out.images, self._labelling.device)
+        tick = watch("agreement on held-out images", len(held_out.images))
+        labelling = self._labelling
+        predicted = predict(student, held_out.images, labelling.device, labelling.batch_size, tick=tick)
         return Agreement(accuracy(predicted, held_out.teacher_logits.argmax(1).cpu()), "held-out images")
 
     def uses(self, alone: bool) -> list[str]:
         """The student learns from them, alone or mixed with others."""
-        return ["learned from" if alone else "mixed in"]
+        return [("learned from" if alone else "mixed in") + self._images.kept]

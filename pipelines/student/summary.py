@@ -20,34 +20,40 @@ from synthkd.schedules import ever
 from synthkd.settings import Schedule, TrainedTeacher
 
 
-def plan(config: DistillConfig, assembly: Assembly, test: RealData | None) -> tuple[str, ...]:
+def plan(config: DistillConfig, assembly: Assembly, test: RealData | None, why: str = "") -> tuple[str, ...]:
     """What the run would do, in lines for --dry-run.
 
     Args:
         config: of the run.
         assembly: its parts, as a dry run builds them.
         test: real test data, or None.
+        why: which generator the teacher chose and why; empty if the configuration names it.
     """
     spec, student = assembly.subject.spec, parameters(assembly.learner.module)
-    rounds = phases.generator_rounds(config.phases)
+    every_phase = config.phases_and_extensions
+    rounds = phases.generator_rounds(every_phase)
     generated, batch = assembly.transfer_set.generated, None
     lines: list[str] = []
     state_bytes = sum(training_bytes(parameters(one.learner.module)) for one in assembly.students)
     if generated is not None and config.generated is not None:
         batch = getattr(config.generated.generator, "batch_size", None)
         images = "" if batch is None else f", {rounds * batch:,} images"
-        lines = [f"  generator rounds: {rounds:,}{images}"]
+        if config.black_box is not None and batch is not None:
+            images += f"; the queries cover {config.black_box.queries // batch:,}"
+        lines = [*([f"  generator: {why}"] if why else []), f"  generator rounds: {rounds:,}{images}"]
         state_bytes += generator_bytes(generated.generator)
     peers = [f"{parameters(finished(peer)):,} parameters" for peer in assembly.students[1:]]
     inherited = (
         f"{assembly.inherited:,} of them start from its weights" if assembly.inherited else "freshly initialised"
     )
-    new = phases.rounds_within(config.phases, config.checkpoint_every) * (batch or 0)
+    new = phases.rounds_within(every_phase, config.checkpoint_every) * (batch or 0)
     banks = assembly.transfer_set.banks
     shared = sum(bank.checkpoint_bytes(config.keep_checkpoints, new) for bank in banks)
     on_disk = sum(bank.nbytes for bank in banks if bank.settings.storage == "disk")
     contract = assembly.contract
-    if contract is None:
+    if assembly.black_box is not None:
+        taught, share = assembly.black_box.words, ""
+    elif contract is None:
         taught, share = assembly.transfer_set.sources[0].without_teacher, ""
     else:
         trained = ", trained first" if isinstance(config.teacher, TrainedTeacher) else ""
@@ -65,10 +71,12 @@ def plan(config: DistillConfig, assembly: Assembly, test: RealData | None) -> tu
         f"  student: {student:,} parameters{share}, {inherited}",
         *(f"  peer {number}: {words}" for number, words in enumerate(peers, start=1)),
         f"  real images: {real}",
+        *([f"  unlabelled images: {labelled}"] if (labelled := assembly.transfer_set.labelled_by_teacher) else []),
         f"  test images: {'none' if test is None else test.counted}",
         *_recipe(config, assembly),
         f"  phases: {', '.join(phases.describe(phase) for phase in config.phases)}",
-        f"  student steps: {assembly.learner.total:,} of {assembly.batch.images} images{note}",
+        *(f"  extension: {steps:,} steps more" for steps in config.extended),
+        f"  student steps: {assembly.learner.steps:,} of {assembly.batch.images} images{note}",
         *lines,
         disk_line(config, state_bytes, shared, on_disk),
     )
@@ -159,6 +167,9 @@ def summary(job: Job, result: DistillResult, already: bool = False) -> tuple[str
         who = "the soft labels" if teacher is None else "its teachers" if teachers else "its teacher"
         on = "test images" if student.agreement_on == "test" else student.agreement_on
         rows.append(("", f"agrees with {who} on {student.agreement:.2%} of {student.agreement_n:,} {on}"))
+    for earlier in result.before or ():
+        steps = "" if earlier.steps is None else f" after {earlier.steps:,} steps"
+        rows.append(("before", f"{_tested(earlier.student)}{steps}, saved in {job.directory / earlier.folder}"))
     for number, peer in enumerate(result.peers or (), start=1):
         rows.append((f"peer {number}", f"{_tested(peer)}, saved in {job.directory / 'peers' / str(number)}"))
     if teacher is not None and not teachers:
@@ -166,6 +177,8 @@ def summary(job: Job, result: DistillResult, already: bool = False) -> tuple[str
     elif teacher is not None and teacher.accuracy is not None:
         rows.append(("teachers", f"{_right(teacher)}, together"))
     rows += [(str(one.name), _tested(one)) for one in teachers]
+    if result.queries is not None:
+        rows.append(("queries", f"{result.queries.used:,} of {result.queries.budget:,} used"))
     if result.scores is not None:
         rows.append(("scores", scores_in_words(result.scores)))
     rows += [("alarm", f"{alarm.name}: {alarm.message}") for alarm in result.alarms or ()]
@@ -176,6 +189,9 @@ def summary(job: Job, result: DistillResult, already: bool = False) -> tuple[str
 
 
 def _tested(model: ModelResult) -> str:
+    """Its accuracy and size. A black box has no known size, and is tested only if the budget covers the test data."""
+    if model.parameters is None:
+        return f"{'not asked about test images' if model.accuracy is None else _right(model)}, {model.arch}"
     return f"{_right(model)}, {model.parameters:,} parameters"
 
 

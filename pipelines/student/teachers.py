@@ -5,14 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from accelerate import Accelerator
+
 from synthkd.data.read.real import load_splits
+from synthkd.errors import ConfigError
 from synthkd.models import Classifier, load_model
+from synthkd.models.black_box import ANSWERS, black_box_model
 from synthkd.pipelines.config import TeachConfig, TrainingConfig
 from synthkd.pipelines.run.job import Job
 from synthkd.pipelines.run.result import Result
-from synthkd.pipelines.teach import load_taught, teach, untrained
+from synthkd.pipelines.run.timing import Work
+from synthkd.pipelines.teach import load_taught, teach, untrained, works
 from synthkd.reports.results import RESULT
-from synthkd.settings import LoadedModel, TeacherOrGiven, TrainedTeacher
+from synthkd.settings import LabelsTeacher, LoadedModel, TeacherOrGiven, TrainedTeacher
 
 FOLDER = "teach"
 """Folder of the first teacher's run, inside the run that needs it."""
@@ -45,13 +50,15 @@ def folder(number: int) -> str:
 
 
 def ready_teacher(
-    settings: TrainedTeacher | LoadedModel,
+    settings: TrainedTeacher | LoadedModel | LabelsTeacher,
     config: TrainingConfig,
     job: Job,
     number: int = 0,
     source: Path | None = None,
 ) -> ReadyTeacher:
     """The teacher of a job, trained in `<run>/teach` where the settings say so.
+
+    A black box has its answers in `<run>/answers.bin`.
 
     Args:
         settings: of the teacher.
@@ -65,19 +72,32 @@ def ready_teacher(
     """
     if isinstance(settings, LoadedModel):
         return ReadyTeacher(load_model(settings, source), 0.0)
+    if isinstance(settings, LabelsTeacher):
+        if job.accelerator.num_processes > 1:
+            raise ConfigError("teacher.kind: a black box is asked in one process only; leave torchrun out")
+        return ReadyTeacher(black_box_model(settings, job.directory / ANSWERS), 0.0)
     result = teach(teach_config(settings, config, str(job.directory / folder(number))))
     assert isinstance(result, Result)  # a Plan comes of a dry run only
     return ReadyTeacher(load_taught(result), result.content.seconds or 0.0)
 
 
 def untrained_teacher(
-    settings: TrainedTeacher | LoadedModel, config: TrainingConfig, source: Path | None = None
+    settings: TrainedTeacher | LoadedModel | LabelsTeacher, config: TrainingConfig, source: Path | None = None
 ) -> Classifier:
     """The teacher for a dry run: loaded, or only initialised. For `source` see `ready_teacher`."""
     if isinstance(settings, LoadedModel):
         return load_model(settings, source)
+    if isinstance(settings, LabelsTeacher):
+        return black_box_model(settings)
     teaching = teach_config(settings, config, None)
     return untrained(teaching, load_splits(teaching.data)).eval()
+
+
+def teaching_works(settings: TrainedTeacher, config: TrainingConfig, accelerator: Accelerator) -> list[Work]:
+    """What the training of a teacher does, for the time that a dry run tells."""
+    teaching = teach_config(settings, config, None)
+    splits = load_splits(teaching.data)
+    return works(teaching, splits, untrained(teaching, splits), accelerator, "steps of the teacher")
 
 
 def teach_config(settings: TrainedTeacher, config: TrainingConfig, out: str | None) -> TeachConfig:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from accelerate import Accelerator
 from torch import Tensor
 
@@ -30,16 +31,22 @@ from synthkd.errors import ConfigError
 from synthkd.generators.files import real_images_seen
 from synthkd.generators.settings import MerfSettings
 from synthkd.models import Classifier
+from synthkd.models.black_box import BlackBox, black_box_of
 from synthkd.pipelines.config import DistillConfig, GeneratedSet, RealSet, StoredSet
 from synthkd.pipelines.student.held_out import Agreement, Labelling
 from synthkd.pipelines.student.image_alarms import ImageAlarms, advice_for
 from synthkd.pipelines.student.networks import Subject
 from synthkd.pipelines.student.sources import GeneratedImages, RealTransferImages, StoredDatasetImages, TransferSource
-from synthkd.rng import Rows
+from synthkd.pipelines.student.unlabelled import UnlabelledImages
+from synthkd.rng import Rows, stream
 from synthkd.schedules import DifficultyScheduler, value_at
 from synthkd.settings import BankSettings, StreamData
 from synthkd.training.learner import Learner
+from synthkd.training.measuring import Watch, unwatched
 from synthkd.types import Batch, ImageSpec, TrainableGenerator, balanced_labels
+
+HELD_OUT_PART = 10
+"""At most this part of a black box's budget is spent on held-out images: a tenth."""
 
 
 class TransferSet:
@@ -93,17 +100,17 @@ class TransferSet:
         """
         return next((images for source in self._by_rank if (images := source.held_out()) is not None), None)
 
-    def agreement(self, student: Classifier) -> Agreement | None:
+    def agreement(self, student: Classifier, watch: Watch = unwatched) -> Agreement | None:
         """Agreement of the finished student with the teacher without test data, or None if it cannot be measured.
 
         Fresh samples of a generator are taken first, then held-out stored images, then held-out real ones.
         """
-        agreements = (source.agreement(student) for source in reversed(self._by_rank))
+        agreements = (source.agreement(student, watch) for source in reversed(self._by_rank))
         return next((agreement for agreement in agreements if agreement is not None), None)
 
-    def alarms(self) -> list[Alarm]:
+    def alarms(self, watch: Watch = unwatched) -> list[Alarm]:
         """Signs of a failing distillation in the images of any source."""
-        return [alarm for source in self.sources for alarm in source.alarms() if alarm is not None]
+        return [alarm for source in self.sources for alarm in source.alarms(watch) if alarm is not None]
 
     def sample(self, last_step: int) -> tuple[Tensor, Tensor, str]:
         """Images on which a student that always predicts one class is noticed.
@@ -129,6 +136,17 @@ class TransferSet:
             labels = batch.teacher_logits.argmax(1)
         return batch.images, labels, "real images"
 
+    def label_ahead(self) -> None:
+        """Let the teacher label the images that it labels once, before the first step."""
+        for source in self.sources:
+            if isinstance(source, RealTransferImages):
+                source.label_ahead()
+
+    @property
+    def labelled_by_teacher(self) -> str:
+        """How the teacher labels unlabelled images, in the words of the plan; empty without such images."""
+        return next((one.labelled for one in self.sources if isinstance(one, UnlabelledImages)), "")
+
     def uses(self) -> list[str]:
         """What real images are used for, in the words of the plan."""
         return [use for source in self.sources for use in source.uses(alone=len(self.sources) == 1)]
@@ -142,11 +160,13 @@ class Images:
         stored: a dataset that `synthkd generate` wrote, or None.
         splits: the real dataset that the student or the generator learns from, or None.
         arriving: the settings of a stream of real images, or None.
+        unlabelled: real images that the teacher labels, or None.
     """
 
     stored: StoredDataset | None
     splits: Splits | None
     arriving: StreamData | None
+    unlabelled: Splits | None = None
 
 
 def is_private(config: DistillConfig) -> bool:
@@ -202,12 +222,26 @@ class TransferSetBuilder:
             device=accelerator.device,
             rank=accelerator.process_index,
             world=accelerator.num_processes,
+            # A label is a probability of 1: a mean of logits would name one of two labels, where mixup names both.
+            mix_probabilities=self._black_box is not None,
         )
         return TransferSet(sources, dataset)
 
     @property
+    def _black_box(self) -> BlackBox | None:
+        return None if self.team is None else black_box_of(self.team.model)
+
+    @property
     def _labelling(self) -> Labelling:
-        return Labelling(self.team, self.accelerator.device, self.config.distill.adapt.images)
+        count, black_box = self.config.distill.adapt.images, self._black_box
+        if black_box is not None:
+            count = min(count, black_box.settings.queries // HELD_OUT_PART)
+        return Labelling(self.team, self.accelerator.device, count, self._pass, black_box is not None)
+
+    @property
+    def _pass(self) -> int:
+        """Largest number of images of a pass in this process."""
+        return max(1, self.batch_size // int(self.accelerator.num_processes))
 
     def _source(self, settings: GeneratedSet | StoredSet | RealSet) -> TransferSource:
         """One source; a checked configuration has the teacher, the bank and the images that it needs."""
@@ -225,14 +259,29 @@ class TransferSetBuilder:
         if images.arriving is not None:
             stream = ImageStream(images.arriving, self.subject.spec)
             return RealTransferImages(self._real(stream), None, stream, self._labelling, self.config.seed)
+        if images.unlabelled is not None and self.team is not None:
+            parts = (images.unlabelled.train, images.unlabelled.holdout)
+            train, holdout = (RealImages(part.images, part.labels) for part in parts)
+            return UnlabelledImages(self._real(train), train, holdout, self._labelling, self.config.seed, parts[0].name)
         assert images.splits is not None
         train, holdout = (RealImages(part.images, part.labels) for part in (images.splits.train, images.splits.holdout))
         visible = None if is_private(self.config) else holdout
+        if self._black_box is not None:
+            held_out = 0 if visible is None else min(len(visible), self._labelling.count)
+            train = self._affordable(train, self._black_box.settings.queries - held_out)
         return RealTransferImages(self._real(train), visible, None, self._labelling, self.config.seed)
+
+    def _affordable(self, images: RealImages, count: int) -> RealImages:
+        """At most `count` of the images, chosen by the run's seed, in their order."""
+        if len(images) <= count:
+            return images
+        chosen = torch.randperm(len(images), generator=stream(self.config.seed, "asked"))[:count].sort().values
+        return RealImages(images.images[chosen], images.labels[chosen])
 
     def _generated(self, settings: GeneratedSet, generator: TrainableGenerator, bank: MemoryBank) -> GeneratedImages:
         config, splits, team, batch_size = self.config, self.images.splits, self.team, self.batch_size
         difficulty = DifficultyScheduler(settings.difficulty)
+        of_round = getattr(settings.generator, "batch_size", 1)  # images, where it tells
 
         def live(count: int, step: int) -> Batch:
             first = step * batch_size  # each sample of the run has its own random row
@@ -251,11 +300,11 @@ class TransferSetBuilder:
             settings,
             GeneratedSource(bank, live, live_count),
             difficulty,
-            Synthesis(generator, bank, difficulty, self.learner.synchronise),
+            Synthesis(generator, bank, difficulty, self.learner.synchronise, self._black_box, of_round),
             self._labelling,
             self._judge(settings),
             config.seed,
-            real_images_seen(settings.generator, 0 if splits is None else len(splits.train)),
+            real_images_seen(settings.named, 0 if splits is None else len(splits.train)),
             makes_images=phases.generator_rounds(config.phases) > 0,
             holdout=None if own is None else RealImages(own.images, own.labels),
         )
@@ -267,13 +316,13 @@ class TransferSetBuilder:
         real = None
         if splits is not None and not is_private(self.config):
             real = RealImages(splits.train.images, splits.train.labels)
-        teacher = None if self.team is None else self.team.model
-        return ImageAlarms(teacher, self.accelerator.device, advice_for(settings, key), real)
+        teacher = None if self.team is None or self._black_box is not None else self.team.model
+        return ImageAlarms(teacher, self.accelerator.device, advice_for(settings, key), real, self._pass)
 
     def _real(self, supply: RealSupply) -> RealSource:
         # With stored logits the teacher labels each real image once; else it labels the images of each batch.
         labeller = self.team if self.config.logits == "stored" else None
-        return RealSource(supply, self.config.seed, labeller, self.accelerator.device)
+        return RealSource(supply, self.config.seed, labeller, self.accelerator.device, self._pass)
 
 
 def build_bank(
@@ -301,6 +350,11 @@ def build_bank(
     elif generated is not None:
         settings = generated.bank
         images = getattr(generated.generator, "batch_size", 0)
+        if config.black_box is not None and images > config.black_box.queries:
+            raise ConfigError(
+                f"teacher.queries: {config.black_box.queries:,} do not cover a round of {images} images; raise it, or "
+                "lower transfer_set.generator.batch_size"
+            )
         if images > settings.capacity:
             raise ConfigError(
                 f"transfer_set.bank.capacity: a round of {images} images does not fit {settings.capacity}; make it "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -11,7 +11,8 @@ from accelerate import Accelerator
 
 from synthkd.data.bank import MemoryBank
 from synthkd.data.hybrid import HybridDataset
-from synthkd.data.sources import GeneratedSource, RealImages, RealSource
+from synthkd.data.read.splits import Splits
+from synthkd.data.sources import GeneratedSource, Labeller, RealImages, RealSource
 from synthkd.distillation import phases
 from synthkd.distillation.control.controllers import Controllers
 from synthkd.distillation.step import DistillStep
@@ -23,7 +24,7 @@ from synthkd.pipelines.student.transfer_set import is_private
 from synthkd.rng import Rows, stream
 from synthkd.schedules import DifficultyScheduler, value_at
 from synthkd.settings import BankSettings, Joint
-from synthkd.types import ImageSpec, Stateful, TrainableGenerator, balanced_labels, to_uint8
+from synthkd.types import ImageSpec, Outputs, Stateful, TrainableGenerator, balanced_labels, to_uint8
 
 
 def noise_dataset(
@@ -43,7 +44,9 @@ def noise_dataset(
     labels = balanced_labels(count, 0, spec.classes)
     bank = MemoryBank(spec, BankSettings(capacity=count), config.seed)
     bank.add(images, labels, logits)
-    labeller = team if config.logits == "stored" else None
+    labeller: Labeller | None = team if config.logits == "stored" else None
+    if config.black_box is not None:  # noise costs no query
+        labeller = lambda images: Outputs(torch.zeros(len(images), spec.classes))  # noqa: E731
     real = RealSource(RealImages(to_uint8(images), labels), config.seed, labeller, device)
     sources = [real if isinstance(settings, RealSet) else GeneratedSource(bank) for settings in config.sources]
     shares = [settings.share for settings in config.sources]
@@ -64,6 +67,7 @@ class Trial:
         controllers: say which student teaches.
         bank: the memory bank, allocated, or None.
         generator: of the run, or None.
+        splits: real images that a generator learns from, or None.
     """
 
     config: DistillConfig
@@ -74,6 +78,7 @@ class Trial:
     controllers: Controllers
     bank: MemoryBank | None
     generator: TrainableGenerator | None
+    splits: Splits | None = None
 
     @property
     def parts(self) -> list[Stateful]:
@@ -89,31 +94,48 @@ class Trial:
         Args:
             count: images of a batch.
         """
+        self.learn(count, lambda: self.generate(count, self.generator))
+
+    def learn(self, count: int, between: Callable[[], object] = lambda: None) -> None:
+        """Take two steps of the students on `count` images.
+
+        Args:
+            count: images of a batch.
+            between: called between the two.
+        """
         dataset = noise_dataset(self.config, self.spec, self.team, self.accelerator.device, count)
         if self.bank is not None:  # negatives of a contrastive term are drawn from it
             noise = dataset.draw(0)
             first = slice(self.bank.settings.capacity)
             logits = torch.zeros(len(noise), self.spec.classes)
             self.bank.add(noise.images[first], noise.labels[first].clamp(min=0), logits[first])
-        learn = DistillStep(self.students, dataset, self.accelerator, None, lambda: self.controllers.teaching)
-        # Halfway through the run, since the weight of a term, or a share, may be 0 at either end.
-        middle = phases.student_steps(self.config.phases) // 2
+        step = DistillStep(self.students, dataset, self.accelerator, None, lambda: self.controllers.teaching)
         # A loss that is not finite on noise after such steps says nothing about the run.
         with suppress(TrainingError):
-            learn(middle)
-            self._generate(count, middle)
-            learn(middle)
+            step(self._middle)
+            between()
+            step(self._middle)
 
-    def _generate(self, count: int, step: int) -> None:
-        """One round of the generator, and the fresh samples of a batch."""
-        config, settings, generator = self.config, self.config.generated, self.generator
-        # A round of a private generator would be charged to its budget.
-        if settings is None or generator is None or is_private(config):
+    def generate(self, count: int, generator: TrainableGenerator | None) -> None:
+        """One round of a generator, and the fresh samples of a batch of `count` images.
+
+        Args:
+            count: images of a batch.
+            generator: that of the run or one of its kind; None does nothing.
+        """
+        config, settings = self.config, self.config.generated
+        # A round of a private generator would be charged to its budget, and one for a black box to its queries.
+        if settings is None or generator is None or is_private(config) or config.black_box is not None:
             return
         difficulty = DifficultyScheduler(settings.difficulty).value
         if phases.generator_rounds(config.phases):
             beside = any(isinstance(phase, Joint) for phase in config.phases)
             generator.round(0, difficulty, self.students[0].learner.synchronise() if beside else None)
-        fresh = round(value_at(settings.live, step, phases.student_steps(config.phases)) * count)
+        fresh = round(value_at(settings.live, self._middle, phases.student_steps(config.phases)) * count)
         if fresh:
             generator.sample(balanced_labels(fresh, 0, self.spec.classes), difficulty, Rows(config.seed, "trial", 0))
+
+    @property
+    def _middle(self) -> int:
+        """The step halfway through the run, since the weight of a term, or a share, may be 0 at either end."""
+        return phases.student_steps(self.config.phases) // 2

@@ -15,7 +15,7 @@ from synthkd.compression.capacity import (
 from synthkd.compression.export import export_onnx, export_program
 from synthkd.compression.onnx_file import Description
 from synthkd.compression.pareto import Candidate, Front, Scores, hypervolume
-from synthkd.compression.predict import OnnxModel, Parity, Prediction, onnx_latency, parity, predict_folder, run_onnx
+from synthkd.compression.predict import OnnxModel, Parity, Prediction, onnx_latency, parity, predict_files, run_onnx
 from synthkd.compression.quantization import quantize_int8
 from synthkd.compression.search import search, space_of
 
@@ -41,7 +41,7 @@ __all__ = [
     "label_information",
     "onnx_latency",
     "parity",
-    "predict_folder",
+    "predict_files",
     "quantize_int8",
     "run_onnx",
     "search",

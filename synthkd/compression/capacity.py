@@ -183,7 +183,9 @@ def teacher_quality(reports: Sequence[TeacherReport]) -> tuple[TeacherQuality, .
     return tuple(qualities)
 
 
-def compare_teachers(models: Mapping[str, Classifier], images: Tensor, seed: int) -> tuple[TeacherQuality, ...]:
+def compare_teachers(
+    models: Mapping[str, Classifier], images: Tensor, seed: int, batch_size: int = 128
+) -> tuple[TeacherQuality, ...]:
     """The `teacher_quality` of models, in their order, all measured on the same images.
 
     The feature dimension is that of the penultimate features, with maps and tokens averaged over positions, and takes
@@ -195,6 +197,7 @@ def compare_teachers(models: Mapping[str, Classifier], images: Tensor, seed: int
         images: uint8 `[N, C, H, W]` of the size of every model, at least 2. The dimension is at most N - 1, so more
             images than features are needed to see it.
         seed: of the labels that the Fisher trace draws, the same for every model.
+        batch_size: largest number of images of a pass.
 
     Raises:
         DataError: no models, fewer than 2 images, or images of another size.
@@ -203,7 +206,7 @@ def compare_teachers(models: Mapping[str, Classifier], images: Tensor, seed: int
     reports = []
     for name, model in models.items():
         extractor = build_extractor(TeacherExtractor(kind="teacher"), model.normalize.mean.device, model)
-        dimension = feature_dimension(extract([images], extractor).values)
+        dimension = feature_dimension(extract([images], extractor, batch_size).values)
         reports.append(TeacherReport(name, fisher_trace(model, to_float(images), seed).value, dimension))
     return teacher_quality(reports)
 

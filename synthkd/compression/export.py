@@ -6,12 +6,24 @@ Normalisation is part of the file. BatchNorm is folded into the layer before it 
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
-from synthkd.compression.onnx_file import INPUT, METADATA, OUTPUT, Description, needed, onnx_bytes, quiet
+from synthkd.compression.onnx_file import (
+    INPUT,
+    METADATA,
+    OUTPUT,
+    Description,
+    needed,
+    onnx_bytes,
+    parse_description,
+    quiet,
+)
 from synthkd.errors import ModelError
+from synthkd.imports import require_trusted
 from synthkd.models.classifier import Classifier
 from synthkd.models.folding import fold_batch_norm
 from synthkd.models.weights import finite_state
@@ -83,6 +95,25 @@ def export_program(model: Classifier, path: Path | str) -> None:
         except Exception as error:  # as for ONNX
             raise _not_exportable("torch.export", error) from error
     write_atomically(Path(path), buffer.getvalue())
+
+
+def load_program(path: Path | str) -> tuple[Callable[[Tensor], Tensor], Description]:
+    """The module of a file of `export_program`, and its description.
+
+    Raises:
+        ModelError: a file that is not trusted, cannot be read, or does not describe itself.
+    """
+    path = Path(path)
+    require_trusted(path, "a program of torch.export")
+    extra = {METADATA: ""}
+    try:
+        with quiet():
+            program = torch.export.load(path, extra_files=extra)
+        return program.module(), parse_description(extra[METADATA], path)
+    except ModelError:
+        raise
+    except Exception as error:  # torch's reader fails in many ways on other files
+        raise ModelError(f"{path} is no torch.export program of synthkd, or a damaged one; export it again") from error
 
 
 def _folded(model: Classifier) -> Classifier:

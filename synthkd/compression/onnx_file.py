@@ -203,6 +203,13 @@ def _external_file(message: Any) -> str | None:
     return next((entry.value for entry in message.external_data if entry.key == "location"), "no name")
 
 
+def parse_description(text: str, path: Path) -> Description:
+    """The description in the metadata of an exported file; raises `ModelError` for any other text."""
+    written = _parse({METADATA: text} if text else {}, path)
+    spec = ImageSpec(written.channels, written.height, written.width, written.classes)
+    return Description(spec, written.class_names, written.precision)
+
+
 def _parse(metadata: Mapping[str, str], path: Path) -> _Written:
     if METADATA not in metadata:
         raise ModelError(f"{path} does not say what images it takes; export the model with synthkd")

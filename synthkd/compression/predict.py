@@ -5,9 +5,7 @@ A file describes its images and classes itself, so it runs without the model it 
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,15 +13,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from synthkd.compression.onnx_file import INPUT, Description, needed, read_onnx
-from synthkd.data.read.decode import NOT_IMAGES, Decoded, decode, in_a_line, refuse_bad
+from synthkd.compression.onnx_file import INPUT, needed, read_onnx
+from synthkd.data.read.decode import refuse_bad, some
+from synthkd.data.read.fitted import FittedArrays, FittedFiles, batches
+from synthkd.data.read.listing import list_every
+from synthkd.data.read.samples import open_samples
 from synthkd.errors import DataError, ModelError
 from synthkd.metrics.utility import Proportion, accuracy
 from synthkd.models.classifier import Classifier, require_images
 from synthkd.models.contract import finite_logits
 from synthkd.models.latency import Latency, random_images, time_calls
 from synthkd.taps import evaluating
-from synthkd.types import to_float
+from synthkd.types import ImageSpec, InBlocks, to_float
 
 _BATCH = 64
 
@@ -102,7 +103,7 @@ class Prediction:
     probability: float
 
 
-def run_onnx(path: Path | str, images: Tensor, threads: int | None = None, batch_size: int = 256) -> Tensor:
+def run_onnx(path: Path | str, images: InBlocks, threads: int | None = None, batch_size: int = 256) -> Tensor:
     """Logits float32 `[N, K]` of images by an exported file, batch by batch.
 
     Args:
@@ -161,89 +162,43 @@ def onnx_latency(path: Path | str, batch_size: int = 1, threads: int | None = No
     return time_calls(lambda: model(images), batch_size, model.threads, "cpu", calls)
 
 
-def predict_folder(
-    path: Path | str, images: Path | str, threads: int | None = None, skip_bad: int = 0
+def predict_files(
+    path: Path | str, images: Path | str | Sequence[Path | str], threads: int | None = None, skip_bad: int = 0
 ) -> Iterator[Prediction]:
-    """Class and probability of an image file, or of every image below a folder, in the order of their names.
+    """Class and probability of each image of one path or several, path by path and in the order of their names.
 
-    Images are decoded, cropped and resized as by `synthkd.data.read.folder`. Files that are clearly no images (hidden
-    files, .txt, .json, ...) are skipped. Unreadable images raise one error at the end, after the predictions of all
-    others.
+    Images are decoded, cropped and resized as those of a folder that a model is trained on; labels are left aside.
+    Unreadable images raise one error at the end, after the predictions of all others.
 
     Args:
         path: a file of `export_onnx` or `quantize_int8`.
-        images: a file or a folder; `~` is expanded.
+        images: image files, folders, archives, tables, .npz, and what else `open_samples` reads; `~` is expanded.
         threads: of ONNX Runtime; None: as many as torch uses.
-        skip_bad: number of unreadable images that are no error.
+        skip_bad: number of unreadable images that are no error, over all paths.
 
     Raises:
         MissingExtraError: onnxruntime is not installed.
         ModelError: a file that cannot be run.
-        DataError: no such file or folder, no images in it, or images that cannot be read.
+        DataError: a path that does not exist or has no images (before any prediction), or images that cannot be read.
     """
     model = OnnxModel(path, threads)
-    top = Path(images).expanduser()
-    files = _files(top)
+    tops = [Path(one).expanduser() for one in ([images] if isinstance(images, Path | str) else images)]
+    sources = [_opened(top, model.description.spec) for top in tops]
     names = model.description.class_names or tuple(map(str, range(model.description.spec.classes)))
-    # One window after the other bounds the memory. Unreadable files are collected, so that one error names them all,
-    # and an hour of predictions is not lost to the first of them.
-    bad: list[tuple[str, str]] = []
-    for first in range(0, len(files), _BATCH):
-        window = files[first : first + _BATCH]
-        good: list[tuple[Path, Tensor]] = []
-        for file, result in zip(window, _decode(window, model.description), strict=True):
-            if result.pixels is None:
-                bad.append((str(file.relative_to(top)) if file != top else file.name, result.reason))
-            else:
-                good.append((file, torch.from_numpy(result.pixels).permute(2, 0, 1)))
-        if good:
-            logits = model(to_float(torch.stack([pixels for _, pixels in good])))
-            for (file, _), p in zip(good, logits.double().softmax(dim=1), strict=True):
-                yield Prediction(file, names[int(p.argmax())], float(p.max()))
-    refuse_bad(top, len(files), bad, skip_bad)
+    for source in sources:
+        for window, pixels in batches(source.images()):
+            for image, p in zip(window, model(to_float(pixels)).double().softmax(dim=1), strict=True):
+                yield Prediction(image.file, names[int(p.argmax())], float(p.max()))
+    # Unreadable files are collected, so that an hour of predictions is not lost to the first of them.
+    bad = [(name if len(tops) == 1 else f"{source.top}: {name}", why) for source in sources for name, why in source.bad]
+    refuse_bad(some([str(top) for top in tops]), sum(source.count for source in sources), bad, skip_bad)
+
+
+def _opened(top: Path, spec: ImageSpec) -> FittedFiles | FittedArrays:
+    if top.suffix.lower() == ".npz" and top.is_file():
+        return FittedArrays(top, open_samples(top), spec)
+    return FittedFiles(top, list_every(top), spec)
 
 
 def _as_float(images: Tensor) -> Tensor:
     return to_float(images) if images.dtype == torch.uint8 else images
-
-
-def _files(top: Path) -> list[Path]:
-    """The image itself, or the files below a folder that may be images, sorted."""
-    if top.is_file():
-        return [top]
-    if not top.is_dir():
-        raise DataError(f"no such image or folder: {top}; give one that exists")
-    try:
-        paths = sorted(path for path in top.rglob("*") if path.is_file())
-    except (OSError, RecursionError) as error:
-        raise DataError(f"{top} cannot be listed ({in_a_line(error)}); check its permissions and depth") from error
-
-    def is_hidden(path: Path) -> bool:
-        return any(part.startswith(".") for part in path.relative_to(top).parts)
-
-    files = [path for path in paths if not is_hidden(path) and not NOT_IMAGES.fullmatch(path.suffix)]
-    if not files:
-        raise DataError(f"{top} holds no image files; give an image, or a folder with some")
-    return files
-
-
-def _decode(files: Sequence[Path], description: Description) -> list[Decoded]:
-    """Pixels of the size and channels of the model, or the reason why there are none, in the order of the files."""
-    spec = description.spec
-    if spec.channels not in (1, 3):
-        raise ModelError(f"image files have 1 or 3 channels, and the model takes {spec.channels}; call it on tensors")
-    # As the images were in training: those of folder datasets are cropped to squares, and a model of another shape was
-    # trained without cropping.
-    size = spec.height if spec.height == spec.width else None
-
-    def decoded(file: Path) -> Decoded:
-        result = decode(file, spec.channels, size)
-        if result.pixels is not None and result.pixels.shape[:2] != (spec.height, spec.width):
-            height, width = result.pixels.shape[:2]
-            return Decoded(None, reason=f"{height}x{width} pixels, the model takes {spec.height}x{spec.width}")
-        return result
-
-    # Pillow warns on stderr about malformed files, which are reported here.
-    with warnings.catch_warnings(), ThreadPoolExecutor() as pool:
-        warnings.simplefilter("ignore")
-        return list(pool.map(decoded, files))

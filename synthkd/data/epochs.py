@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 
 import torch
 from torch import Tensor
 
+from synthkd.data.ahead import Ahead
 from synthkd.data.augment import augment_real
+from synthkd.data.read.on_disk import Pixels
 from synthkd.rng import stream
 from synthkd.settings import AugmentSettings
 from synthkd.types import Batch, to_float
@@ -20,7 +22,7 @@ class EpochSource:
     """Every image once an epoch, in a new random order each; a batch may reach into the next epoch.
 
     Attributes:
-        images: uint8 `[N, C, H, W]`.
+        images: uint8 `[N, C, H, W]`, in memory or on disk; the latter are decoded ahead of the steps.
         labels: int64 `[N]`.
         batch_size: images of a batch over all processes.
         augment: augmentation of each image.
@@ -30,7 +32,7 @@ class EpochSource:
         world: number of processes.
     """
 
-    images: Tensor
+    images: Pixels
     labels: Tensor
     batch_size: int
     augment: AugmentSettings
@@ -43,25 +45,34 @@ class EpochSource:
     def _order(self) -> Callable[[int], Tensor]:
         """Epoch -> its order of rows, a function of seed and epoch alone, so that a resumed run continues in it."""
         # Two are remembered, since a batch may reach into the next epoch, so that no step shuffles anew.
-        return lru_cache(maxsize=2)(
-            lambda epoch: torch.randperm(len(self.labels), generator=stream(self.seed, "epoch", epoch))
-        )
+        n, seed = len(self.labels), self.seed
+        return lru_cache(maxsize=2)(lambda epoch: torch.randperm(n, generator=stream(seed, "epoch", epoch)))
+
+    @cached_property
+    def _ahead(self) -> Ahead:
+        rows, own = partial(_rows, self._order, len(self.labels), self.batch_size), slice(self.rank, None, self.world)
+        return Ahead(self.images, lambda step: rows(step)[own])
 
     def rows(self, step: int) -> Tensor:
         """Rows of the images of a step over all processes, int64 `[batch_size]`."""
-        n, first, stop = len(self.labels), step * self.batch_size, (step + 1) * self.batch_size
-        parts: list[Tensor] = []
-        while first < stop:
-            epoch, place = divmod(first, n)
-            count = min(stop - first, n - place)
-            parts.append(self._order(epoch)[place : place + count])
-            first += count
-        return torch.cat(parts)
+        return _rows(self._order, len(self.labels), self.batch_size, step)
 
     def batch(self, step: int) -> Batch:
         """This process's part of the batch of a step: augmented images float32 in [0, 1] and labels."""
+        self._ahead.wait(step)
         rows = self.rows(step)[self.rank :: self.world]
         images = to_float(self.images[rows]).to(self.device)
         # Rows differ between processes, so each process draws its own augmentation.
         images = augment_real(images, self.augment, stream(self.seed, f"augment/{self.rank}", step))
         return Batch(images, self.labels[rows].to(self.device))
+
+
+def _rows(order: Callable[[int], Tensor], n: int, batch_size: int, step: int) -> Tensor:
+    first, stop = step * batch_size, (step + 1) * batch_size
+    parts: list[Tensor] = []
+    while first < stop:
+        epoch, place = divmod(first, n)
+        count = min(stop - first, n - place)
+        parts.append(order(epoch)[place : place + count])
+        first += count
+    return torch.cat(parts)

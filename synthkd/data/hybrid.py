@@ -55,6 +55,7 @@ class HybridDataset(IterableDataset[Batch]):
         rank: number of this process; it gets rows `rank::world` of the batch that all processes draw alike.
         world: number of processes.
         workers: number of processes that decode the images of a dataset while somebody iterates.
+        mix_probabilities: mixup mixes the probabilities of stored logits, as it mixes labels, in place of the logits.
 
     Raises:
         ValueError: not one share per source, or not exactly one `REST`.
@@ -75,6 +76,7 @@ class HybridDataset(IterableDataset[Batch]):
         rank: int = 0,
         world: int = 1,
         workers: int = 0,
+        mix_probabilities: bool = False,
     ) -> None:
         if len(sources) != len(shares) or sum(share is REST for share in shares) != 1:
             raise ValueError(
@@ -93,6 +95,7 @@ class HybridDataset(IterableDataset[Batch]):
         self._device = device or _device_of(teacher)
         self._rank = rank
         self._world = world
+        self._mix_probabilities = mix_probabilities
         self._passes = 0
 
     def __len__(self) -> int:
@@ -202,7 +205,9 @@ class HybridDataset(IterableDataset[Batch]):
             again.set_state(rng.get_state())
             images = augment.mixup(images, mixed / len(images), rng)
             if logits is not None:  # by the same random draws, whose number depends on the number of rows only
-                logits = augment.mixup(logits[:, :, None, None], mixed / len(logits), again)[:, :, 0, 0]
+                values = logits.log_softmax(1).exp() if self._mix_probabilities else logits
+                values = augment.mixup(values[:, :, None, None], mixed / len(logits), again)[:, :, 0, 0]
+                logits = values.log() if self._mix_probabilities else values
         if pasted:
             images = torch.cat([images[:-pasted], augment.cutmix(images[-pasted:], 1.0, rng)])
         # A mixture is no longer the image of its slot or row, and its label is the teacher's prediction.

@@ -9,7 +9,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from synthkd.data.ahead import Ahead
 from synthkd.data.bank import MemoryBank
+from synthkd.data.read.on_disk import DiskImages, Pixels, part_of, where_kept
+from synthkd.passes import in_chunks
 from synthkd.rng import numpy_stream
 from synthkd.types import Batch, Outputs, Stateful, to_float
 
@@ -47,13 +50,13 @@ class RealImages:
     """Real images with their labels.
 
     Attributes:
-        images: uint8 `[N, C, H, W]`.
+        images: uint8 `[N, C, H, W]`, in memory or on disk.
         labels: int64 `[N]`; -1 for an image without annotation.
         first: number of the first image; the others follow. In a stream each image thus keeps its number while older
             ones leave and newer ones arrive.
     """
 
-    images: Tensor
+    images: Pixels
     labels: Tensor
     first: int = 0
 
@@ -112,6 +115,7 @@ class RealSource:
         seed: the run's seed.
         teacher: labels each image once, for stored logits; None: batches have no logits yet.
         device: of the teacher; None: the CPU.
+        batch_size: largest number of images that the teacher labels in a pass.
 
     Attributes:
         used: numbers of the images that were drawn so far.
@@ -125,24 +129,48 @@ class RealSource:
         seed: int,
         teacher: Labeller | None = None,
         device: torch.device | None = None,
+        batch_size: int = 512,
     ) -> None:
         self.used: set[int] = set()
         self._supply = supply
         self._seed = seed
         self._teacher = teacher
         self._device = device or torch.device("cpu")
+        self._batch_size = batch_size
+        self._ahead: Ahead | None = None
+        self._counts: list[int] = []  # images of the last batch
         # The logits `[N, K]` of the present images so far, and the number of the first of them.
         self._first, self._logits = 0, torch.empty(0)
 
     def draw(self, count: int, step: int) -> list[Batch]:
         """One batch on the CPU: images, annotated labels or -1, stored logits if any, and numbers as `rows`."""
         real = self._supply.at(step)
-        rows = torch.from_numpy(numpy_stream(self._seed, "real", step).integers(0, len(real), count))
+        rows = _drawn(self._seed, len(real), count, step)
+        self._wait(real, count, step)
         numbers, labels = real.first + rows, real.labels[rows]
         # For the result of the run, which says how many different real images the student has seen.
         self.used.update(numbers.tolist())
         logits = None if self._teacher is None else self._logits_of(real, self._teacher)[rows]
         return [Batch(to_float(real.images[rows]), labels, logits, rows=numbers, annotated=labels >= 0)]
+
+    def label_ahead(self) -> None:
+        """Label the images of the first step, if the teacher labels each image once."""
+        if self._teacher is not None:
+            self._logits_of(self._supply.at(0), self._teacher)
+
+    @property
+    def kept(self) -> str:
+        """Where images that are not in memory are, as the end of a line; empty for images in memory."""
+        return where_kept(self._supply.images) if isinstance(self._supply, RealImages) else ""
+
+    def _wait(self, real: RealImages, count: int, step: int) -> None:
+        """Have images on disk decoded ahead; how many a later step draws is not known, so it is taken for as many."""
+        if isinstance(real.images, DiskImages):
+            if self._ahead is None:
+                seed, n, counts = self._seed, len(real), self._counts
+                self._ahead = Ahead(real.images, lambda later: _drawn(seed, n, counts[-1], later))
+            self._counts[:] = [count]
+            self._ahead.wait(step)
 
     def state_dict(self) -> dict[str, Any]:
         """The numbers of the images drawn so far, as `real_rows`. Batches need no state; they follow from the step."""
@@ -157,8 +185,16 @@ class RealSource:
         # Images leave at the front and arrive at the end, so the stored logits belong to the first images that remain.
         # They are no part of the state: a resumed run labels the images again.
         logits = self._logits[real.first - self._first :]
-        if len(unlabelled := real.images[len(logits) :]):
-            new = [teacher(to_float(chunk).to(self._device)).logits.cpu() for chunk in unlabelled.split(512)]
-            logits = torch.cat([logits, *new])
+        if len(real) > len(logits):
+            unlabelled = part_of(real.images, torch.arange(len(logits), len(real)))
+            new = in_chunks(
+                lambda chunk: teacher(to_float(chunk).to(self._device)).logits.cpu(), self._batch_size, unlabelled
+            )
+            logits = torch.cat([logits, new])
         self._first, self._logits = real.first, logits
         return logits
+
+
+def _drawn(seed: int, n: int, count: int, step: int) -> Tensor:
+    """Rows of the images of a step."""
+    return torch.from_numpy(numpy_stream(seed, "real", step).integers(0, n, count))

@@ -249,6 +249,6 @@ class ImageStream:
 
 def _extended(window: RealImages, images: Tensor, labels: Tensor, most: int) -> RealImages:
     """The newest `most` images of the window and the images after it; each keeps its number."""
-    images, labels = torch.cat([window.images, images]), torch.cat([window.labels, labels])
+    images, labels = torch.cat([window.images[:], images]), torch.cat([window.labels, labels])
     surplus = max(0, len(labels) - most)
     return RealImages(images[surplus:], labels[surplus:], window.first + surplus)

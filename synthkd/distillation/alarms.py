@@ -24,7 +24,11 @@ LEAST_SKILL = 0.5
 IMBALANCE = 0.25
 """Smallest share of a class, as a fraction of an equal share."""
 LEAST_PER_CLASS = 20
-"""Smallest mean number of images per class for a judgement; with fewer, a class may be missing by chance."""
+"""Smallest mean number of images per class for a judgement of a class; with fewer, one may be missing by chance."""
+LEAST_FOR_ALL = 100
+"""Smallest number of images for a judgement of how many classes there are."""
+LEAST_ALIKE = 5
+"""Smallest number of images of a class for a judgement of it alone: of many single pairs one is alike by chance."""
 COLLAPSE = 0.9
 """Largest mean cosine similarity of centred teacher features within a class."""
 STATISTICS_GAP = 0.5
@@ -59,18 +63,33 @@ class Alarm:
 def class_imbalance(teacher_logits: Tensor, remedy: str) -> Alarm | None:
     """The alarm if a class is predicted much less often than an equal share, else None.
 
+    Of too few images per class for that, the alarm is about the number of classes that are predicted: an equal share of
+    N images and K classes has `K (1 - (1 - 1/K)^N)` of them on average.
+
     Args:
         teacher_logits: the teacher's logits of the images, `[N, K]`.
         remedy: what to do, for the message.
     """
     classes = teacher_logits.shape[1]
-    shares = torch.bincount(teacher_logits.argmax(1), minlength=classes).float() / len(teacher_logits)
+    counts, n = torch.bincount(teacher_logits.argmax(1), minlength=classes), len(teacher_logits)
+    if n < LEAST_PER_CLASS * classes:
+        seen, expected = int((counts > 0).sum()), classes * (1 - (1 - 1 / classes) ** n)
+        if n < LEAST_FOR_ALL or seen >= IMBALANCE * expected:
+            return None
+        return Alarm(
+            "class imbalance",
+            f"the teacher sees {seen:,} of {classes:,} classes in {n:,} generated images, of which an equal share "
+            f"would have about {expected:,.0f}: {remedy}",
+            seen / expected,
+            IMBALANCE,
+        )
+    shares = counts.float() / n
     rarest = float(shares.min()) * classes
-    if rarest >= IMBALANCE or len(teacher_logits) < LEAST_PER_CLASS * classes:
+    if rarest >= IMBALANCE:
         return None
     return Alarm(
         "class imbalance",
-        f"class {int(shares.argmin())} has {rarest:.0%} of an equal share of the generated images: {remedy}",
+        f"class {int(shares.argmin())} has {rarest:.0%} of an equal share of the images: {remedy}",
         rarest,
         IMBALANCE,
     )
@@ -147,6 +166,20 @@ def similarity_within_classes(features: Tensor, labels: Tensor) -> list[float]:
     return similarities
 
 
+def largest_similarity(features: Tensor, labels: Tensor) -> float | None:
+    """The largest of `similarity_within_classes` over the classes with `LEAST_ALIKE` images.
+
+    If there are none, the mean over the classes with two images; None without such a class.
+    """
+    large = labels.bincount()[labels] >= LEAST_ALIKE
+    if bool(large.any()):
+        # All images stay for the centre; the labels of small classes become classes of one image.
+        alone = labels.max() + 1 + torch.arange(len(labels), device=labels.device)
+        return max(similarity_within_classes(features, torch.where(large, labels, alone)))
+    similarities = similarity_within_classes(features, labels)
+    return sum(similarities) / len(similarities) if similarities else None
+
+
 def collapse(features: Tensor, labels: Tensor, remedy: str, real: float | None = None) -> Alarm | None:
     """The alarm if the teacher's features of one class are nearly equal, else None.
 
@@ -154,10 +187,10 @@ def collapse(features: Tensor, labels: Tensor, remedy: str, real: float | None =
         features: penultimate features of the teacher, `[N, D]`.
         labels: int64 `[N]`.
         remedy: what to do, for the message.
-        real: the largest similarity within a class of real images, if there are any. A good teacher sees real images of
+        real: the `largest_similarity` of real images, if there are any. A good teacher sees real images of
             a class as alike too, so the threshold lies half-way between that and 1 where that is higher.
     """
-    worst = max(similarity_within_classes(features, labels), default=0.0)
+    worst = largest_similarity(features, labels) or 0.0
     threshold = COLLAPSE if real is None else max(COLLAPSE, (1.0 + real) / 2.0)
     if worst <= threshold:
         return None

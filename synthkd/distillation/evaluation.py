@@ -15,11 +15,12 @@ from synthkd.distillation.control.controllers import Controllers
 from synthkd.distillation.teachers import TeacherTeam
 from synthkd.losses.logits import kl_divergence
 from synthkd.metrics.transfer import stability, transfer_efficiency
+from synthkd.passes import in_chunks
 from synthkd.taps import evaluating
 from synthkd.training.monitor import Row, series
 
 CHUNK = 250
-"""Images of one forward pass."""
+"""Images of one forward pass, if nothing else is said."""
 LAST = 5
 """Number of evaluations at the end of a run whose spread is its stability."""
 
@@ -61,6 +62,7 @@ class PeriodicEvaluation:
         held_out: returns the present held-out images, or None while there are none.
         controllers: follow each evaluation.
         team: several teachers of which one is selected, or None.
+        batch_size: largest number of images of a pass.
         efficiency: the fields of the latest transfer efficiency; None before the first.
     """
 
@@ -69,6 +71,7 @@ class PeriodicEvaluation:
     held_out: Callable[[], HeldOut | None]
     controllers: Controllers
     team: TeacherTeam | None = None
+    batch_size: int = CHUNK
     efficiency: dict[str, Any] | None = field(default=None, init=False)
 
     def __call__(self, step: int) -> dict[str, Tensor | float]:
@@ -84,10 +87,10 @@ class PeriodicEvaluation:
         if held_out is None:
             return {}
         labels, teacher = held_out.targets, held_out.teacher_logits
-        logits = [_logits(student, held_out.images) for student in self.students()]
+        logits = [self._logits(student, held_out.images) for student in self.students()]
         accuracies = tuple(_accuracy(one, labels) for one in logits)
         # Of every teacher, also those that do not label at present: the selection compares them all.
-        team_logits = [] if self.team is None else list(self.team.separate_logits(held_out.images))
+        team_logits = [] if self.team is None else self._team_logits(self.team, held_out.images)
         evaluation = Evaluation(
             step=step,
             loss=float(F.cross_entropy(logits[0], labels)),
@@ -123,6 +126,15 @@ class PeriodicEvaluation:
         }
         return outcome | self.controllers.outcome(names)
 
+    def _logits(self, student: nn.Module, images: Tensor) -> Tensor:
+        with torch.no_grad(), evaluating(student):
+            return in_chunks(lambda chunk: student(chunk).float(), self.batch_size, images)
+
+    def _team_logits(self, team: TeacherTeam, images: Tensor) -> list[Tensor]:
+        # The images come first in what a chunk gives, the teachers second.
+        by_image = in_chunks(lambda chunk: team.separate_logits(chunk).transpose(0, 1), self.batch_size, images)
+        return list(by_image.unbind(1))
+
     def state_dict(self) -> dict[str, Any]:
         """The states of the controllers by name, and the latest transfer efficiency as `efficiency`."""
         return self.controllers.state_dict() | {"efficiency": self.efficiency}
@@ -131,12 +143,6 @@ class PeriodicEvaluation:
         """Continue from what `state_dict` returned."""
         self.efficiency = state["efficiency"]
         self.controllers.load_state_dict(state)
-
-
-def _logits(student: nn.Module, images: Tensor) -> Tensor:
-    # In chunks, which bounds the memory of an evaluation however many images are held out.
-    with torch.no_grad(), evaluating(student):
-        return torch.cat([student(chunk).float() for chunk in images.split(CHUNK)])
 
 
 def _accuracy(logits: Tensor, labels: Tensor) -> float:

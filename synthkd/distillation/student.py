@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
@@ -19,6 +19,7 @@ from synthkd.distillation.terms.contrast import ExtraImages
 from synthkd.distillation.terms.objective import Regulator, StudentView, terms_of
 from synthkd.losses.logits import agreement
 from synthkd.losses.objective import Loss
+from synthkd.passes import features_in_chunks
 from synthkd.schedules import ever, value_at
 from synthkd.settings import DistillSettings, OnlineSettings, OptimizerSettings
 from synthkd.taps import evaluating, observe
@@ -197,7 +198,9 @@ class Student:
         teacher_features: Mapping[str, Tensor] = {}
         # The teacher has seen the batch when it labelled it, but not the views and the negatives.
         if self.teacher is not None and extra is not None and len(extra.images):
-            teacher_features = self.teacher(extra.images).features
+            # No pass is larger than those over the batch and its views.
+            size = max(len(batch), len(extra.views))
+            teacher_features = features_in_chunks(self.teacher, size, extra.images)
         terms: Mapping[str, Tensor] = layers(
             batch, features, logits, temperature, step, extra, teacher_features, view_features
         )
@@ -217,6 +220,7 @@ def build_student(
     controllers: Controllers | None = None,
     teacher: Labeller | None = None,
     bank: MemoryBank | None = None,
+    extensions: Sequence[int] = (),
 ) -> Student:
     """A student with its learner.
 
@@ -229,9 +233,10 @@ def build_student(
         accelerator: device, precision and processes.
         auxiliary: layers of the feature, contrastive and exit losses, or None.
         regulator, online, controllers, teacher, bank: see `Student`.
+        extensions: see `Learner`.
 
     Raises:
         ConfigError: a loss of the user's own that cannot be imported.
     """
-    learner = Learner(name, module, optimizer, total, accelerator, auxiliary)
+    learner = Learner(name, module, optimizer, total, accelerator, auxiliary, extensions)
     return Student(learner, settings, accelerator, auxiliary, controllers, teacher, bank, regulator, online)

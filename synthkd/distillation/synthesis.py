@@ -10,6 +10,7 @@ from torch import nn
 
 from synthkd.data.bank import MemoryBank
 from synthkd.losses import logits as losses
+from synthkd.models.black_box import BlackBox
 from synthkd.schedules import DifficultyScheduler
 from synthkd.taps import evaluating
 from synthkd.types import TrainableGenerator
@@ -24,12 +25,17 @@ class Synthesis:
         bank: stores the images with the teacher's logits.
         difficulty: follows the agreement of student and teacher on new images.
         student: returns the module whose agreement is measured.
+        black_box: the teacher, if each image costs a query; None otherwise. A round that its budget does not cover is
+            left out, and the student goes on with the images of the bank.
+        images: of a round.
     """
 
     generator: TrainableGenerator
     bank: MemoryBank
     difficulty: DifficultyScheduler
     student: Callable[[], nn.Module]
+    black_box: BlackBox | None = None
+    images: int = 1
 
     def alone(self, index: int, keep: bool) -> dict[str, float]:
         """One round of the generator against the teacher alone.
@@ -41,10 +47,12 @@ class Synthesis:
         Returns:
             What is logged, by name.
         """
+        if self._is_spent:
+            return self._state
         samples = self.generator.round(index, self.difficulty.value)
         if keep:
             self.bank.add(samples.images, samples.labels, samples.teacher_logits)
-        return dict(samples.terms) | {"difficulty": self.difficulty.value, "bank/size": float(len(self.bank))}
+        return dict(samples.terms) | self._state
 
     def beside_student(self, index: int) -> dict[str, float]:
         """One round of the generator against teacher and student; their agreement on its images moves the difficulty.
@@ -55,6 +63,8 @@ class Synthesis:
         Returns:
             What is logged, by name.
         """
+        if self._is_spent:
+            return self._state
         student = self.student()
         samples = self.generator.round(index, self.difficulty.value, student)
         # Measured before the student learns from these images: later it may agree on them by memory alone.
@@ -64,8 +74,16 @@ class Synthesis:
         self.difficulty.update(agreement)
         self.bank.add(samples.images, samples.labels, samples.teacher_logits)
         return dict(samples.terms) | {
-            "difficulty": self.difficulty.value,
+            **self._state,
             "fresh/agreement": agreement,
             "generator/asked_label": float((samples.teacher_logits.argmax(1) == samples.labels).float().mean()),
-            "bank/size": float(len(self.bank)),
         }
+
+    @property
+    def _is_spent(self) -> bool:
+        return self.black_box is not None and self.black_box.left < self.images
+
+    @property
+    def _state(self) -> dict[str, float]:
+        queries = {} if self.black_box is None else {"teacher/queries": float(self.black_box.used)}
+        return {"difficulty": self.difficulty.value, "bank/size": float(len(self.bank)), **queries}

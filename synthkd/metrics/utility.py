@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,7 +10,8 @@ from scipy.stats import norm
 from torch import Tensor
 
 from synthkd.models.contract import finite_logits
-from synthkd.types import to_float
+from synthkd.passes import Tick, go_on, in_chunks
+from synthkd.types import InBlocks, to_float
 
 Predictor = Callable[[Tensor], Tensor]
 """Images `[N, C, H, W]` -> logits `[N, K]`."""
@@ -64,8 +65,29 @@ def proportion(hits: int, n: int, confidence: float = 0.95) -> Proportion:
     return Proportion(share, n, max(0.0, min(share, centre - half)), min(1.0, max(share, centre + half)))
 
 
+def extremes(values: Sequence[float | None], most: int = 20) -> list[int]:
+    """Places of the values that a table of many shows: half of `most` lowest ones, then as many highest, by value.
+
+    Args:
+        values: None for one that was not measured.
+        most: an even number. If there are no more values, all places are returned in order; if no more are measured,
+            the places of those.
+    """
+    if len(values) <= most:
+        return list(range(len(values)))
+    ranked = sorted((value, place) for place, value in enumerate(values) if value is not None)
+    if len(ranked) <= most:
+        return sorted(place for _, place in ranked)
+    return [place for _, place in (*ranked[: most // 2], *ranked[-(most // 2) :])]
+
+
 def predict(
-    model: Predictor, images: Tensor, device: torch.device, batch_size: int = 512, who: str = "the network"
+    model: Predictor,
+    images: InBlocks,
+    device: torch.device,
+    batch_size: int = 512,
+    who: str = "the network",
+    tick: Tick = go_on,
 ) -> Tensor:
     """Predicted classes, int64 `[N]` on the CPU, computed batch by batch without gradient.
 
@@ -75,17 +97,18 @@ def predict(
         device: where the model runs.
         batch_size: images per forward pass.
         who: name of the model in messages.
+        tick: called after each batch, see `in_chunks`.
 
     Raises:
         ModelError: a logit is not finite.
     """
-    classes: list[Tensor] = []
+
+    def answers(chunk: Tensor) -> Tensor:
+        chunk = to_float(chunk) if chunk.dtype == torch.uint8 else chunk
+        return finite_logits(model(chunk.to(device)), who).argmax(dim=1).cpu()
+
     with torch.no_grad():
-        for chunk in images.split(batch_size):
-            chunk = to_float(chunk) if chunk.dtype == torch.uint8 else chunk
-            logits = finite_logits(model(chunk.to(device)), who)
-            classes.append(logits.argmax(dim=1).cpu())
-    return torch.cat(classes)
+        return in_chunks(answers, batch_size, images, tick=tick)
 
 
 def accuracy(predictions: Tensor, truth: Tensor) -> Proportion:

@@ -9,11 +9,12 @@ from torch import Tensor
 
 from synthkd.errors import ModelError
 from synthkd.models.classifier import Classifier, logits_in, parameters
+from synthkd.passes import in_chunks
 from synthkd.taps import evaluating, frozen, has_statistics
 from synthkd.types import ImageSpec
 
 PROBES = 8
-"""Images of noise in the check."""
+"""Images of noise in the check, at most."""
 SCALES = (10.0, 1000.0)
 """Factors on noise around 0 that leave no true logits in [0, 1], while a sigmoid stays there."""
 LEAST_RANGE = 0.5
@@ -59,13 +60,16 @@ def finite_logits(logits: Tensor, who: str = "the teacher") -> Tensor:
 
 
 @torch.no_grad()
-def probe(teacher: Classifier, who: str = "the teacher", gradients: bool = False) -> TeacherContract:
+def probe(
+    teacher: Classifier, who: str = "the teacher", gradients: bool = False, batch_size: int = PROBES
+) -> TeacherContract:
     """Run a teacher on noise in eval mode and check that its logits are as its spec says.
 
     Args:
         teacher: any classifier; unchanged.
         who: name of the model in errors.
         gradients: whether gradients of its logits to its images are needed.
+        batch_size: largest number of images of a pass; one image is seen beside another in any case.
 
     Raises:
         ModelError: the teacher fails on such images or on one alone; it gives no finite float logits `[N, K]`, but
@@ -75,20 +79,21 @@ def probe(teacher: Classifier, who: str = "the teacher", gradients: bool = False
     weight = next(teacher.parameters(), torch.empty(0))
     # A generator of its own, so that the check does not move the random state of a run.
     generator = torch.Generator().manual_seed(0)
-    images = torch.rand((PROBES, *teacher.spec.shape), generator=generator).to(weight.device)
+    most = max(2, min(PROBES, batch_size))
+    images = torch.rand((most, *teacher.spec.shape), generator=generator).to(weight.device)
     with evaluating(teacher):
         logits = _forward(teacher, images, who)
         if not bool(torch.isfinite(logits).all()):
             raise ModelError(f"{who} gives logits that are not finite on noise; check its weights")
         wide = torch.cat([logits, _with_contrast(teacher, images)])
         _require_logits(logits, wide, who)
-        for count in (PROBES // 2, 1):
+        for count in (most // 2, 1):
             _require_same(logits[:count], _forward(teacher, images[:count], who), who)
         if gradients:
             _require_gradients(teacher, images, who)
         place = logits_in(teacher.body(teacher.normalize(images[:2])))[1]
     norms = sum(has_statistics(m) for m in teacher.modules())
-    return TeacherContract(teacher.spec, parameters(teacher), norms, place, _warnings(wide, who))
+    return TeacherContract(teacher.spec, parameters(teacher), norms, place, _warnings(wide, most, who))
 
 
 def _forward(teacher: Classifier, images: Tensor, who: str) -> Tensor:
@@ -116,11 +121,11 @@ def _forward(teacher: Classifier, images: Tensor, who: str) -> Tensor:
 
 def _with_contrast(teacher: Classifier, noise: Tensor) -> Tensor:
     """Finite logits `[M, K]` of black, white and black-and-white images, and of noise far outside of [0, 1]."""
-    noise = noise[: PROBES // 2]
+    most, noise = len(noise), noise[: len(noise) // 2]
     images = [torch.zeros_like(noise[:1]), torch.ones_like(noise[:1]), (noise > 0.5).float()]
     images += [scale * (noise - 0.5) for scale in SCALES]
     try:
-        logits: Tensor = teacher(torch.cat(images))
+        logits = in_chunks(teacher, most, torch.cat(images))
     except Exception:  # other people's code may refuse such images
         return noise.new_empty(0, teacher.spec.classes)
     return logits[torch.isfinite(logits).all(dim=1)]
@@ -164,13 +169,13 @@ def _require_logits(logits: Tensor, wide: Tensor, who: str) -> None:
     """Refuse probabilities.
 
     Args:
-        logits: of noise, `[PROBES, K]`.
+        logits: of noise, `[N, K]`.
         wide: the same and those of images of much contrast, `[M, K]`.
         who: name of the model in errors.
     """
     if not bool(((logits >= 0) & (logits <= 1)).all()):
         return
-    # Logits do not lie in [0, 1] and sum to 1 in each of 8 rows by chance.
+    # Logits do not lie in [0, 1] and sum to 1 in each row by chance.
     if bool(((logits.sum(dim=1) - 1).abs() < 1e-3).all()):
         raise ModelError(
             f"{who} gives probabilities, not logits (rows in [0, 1] that sum to 1); take the softmax off its end"
@@ -183,9 +188,9 @@ def _require_logits(logits: Tensor, wide: Tensor, who: str) -> None:
         )
 
 
-def _warnings(wide: Tensor, who: str) -> tuple[str, ...]:
+def _warnings(wide: Tensor, noise: int, who: str) -> tuple[str, ...]:
     # A linear layer may happen to give positive logits alone, as those of two classes, but it gives no exact zeros.
-    if len(wide) <= PROBES or _least(wide) != 0 or _range(wide) <= LEAST_RANGE:
+    if len(wide) <= noise or _least(wide) != 0 or _range(wide) <= LEAST_RANGE:
         return ()
     return (f"{who}'s logits are never negative: is there an activation (ReLU) at its end? Take it off",)
 

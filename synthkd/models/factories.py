@@ -14,6 +14,7 @@ from synthkd.errors import ConfigError, ModelError
 from synthkd.imports import optional, resolve
 from synthkd.models import zoo
 from synthkd.models.classifier import Classifier, in_float32
+from synthkd.models.folders import data_only
 from synthkd.models.size import in_proportion
 from synthkd.settings import LoadedModel, ZooModel
 from synthkd.settings.load import load_config
@@ -22,6 +23,7 @@ from synthkd.types import ImageSpec
 ZOO = "zoo:"
 TORCHVISION = "torchvision:"
 TIMM = "timm:"
+TRANSFORMERS = "transformers:"
 _RESNET_NAMES = tuple(
     (re.compile(pattern), replacement)
     for pattern, replacement in (
@@ -59,7 +61,7 @@ def construct(
     Raises:
         ConfigError: an unknown name, an option that would download weights, or more than LARGEST parameters.
         ModelError: the factory fails or returns no module, or the file may not name code in this call.
-        MissingExtraError: a `timm:` model without timm.
+        MissingExtraError: a `timm:` model without timm, a `transformers:` model without transformers.
     """
     if isinstance(settings, ZooModel):
         return zoo.build(settings, spec, mean, std, class_names)
@@ -70,6 +72,8 @@ def construct(
         body = _torchvision(name, options, spec)
     elif name.startswith(TIMM):
         body = _timm(name, options, spec)
+    elif name.startswith(TRANSFORMERS):
+        body = _transformers(name, options, spec)
     else:
         require_name(name)
         body = _call(name, resolve(name, "model", source, options), options)
@@ -87,14 +91,14 @@ def require_name(name: str) -> None:
     if ":" not in name:
         problem = "is no saved model" if Path(name).exists() else "does not exist"
         raise ConfigError(
-            f"model: '{name}' {problem}: give a directory that synthkd saved, zoo:ARCH, torchvision:NAME, timm:NAME "
-            "or package.module:function"
+            f"model: '{name}' {problem}: give a directory that synthkd saved, a folder of timm or transformers, a file "
+            "of TorchScript, torch.export or ONNX, zoo:ARCH, torchvision:NAME, timm:NAME or package.module:function"
         )
 
 
 def is_library(name: str) -> bool:
-    """Whether a model's name is one of the zoo, torchvision or timm, not a function of the user."""
-    return name.startswith((ZOO, TORCHVISION, TIMM))
+    """Whether a model's name is one of the zoo, torchvision, timm or transformers, not a function of the user."""
+    return name.startswith((ZOO, TORCHVISION, TIMM, TRANSFORMERS))
 
 
 def public_names(name: str) -> Callable[[str], str] | None:
@@ -142,6 +146,24 @@ def _timm(name: str, options: Mapping[str, Any], spec: ImageSpec) -> nn.Module:
     _check_options(name, options, ("num_classes", "in_chans", "checkpoint_path"))
     fixed = {"pretrained": False, "num_classes": spec.classes, "in_chans": spec.channels}
     return _in_proportion(name, timm.create_model, {**options, "model_name": short, **fixed})
+
+
+def _transformers(name: str, options: Mapping[str, Any], spec: ImageSpec) -> nn.Module:
+    """An image classifier of transformers, by the type of its configuration and the keys of it."""
+    library = optional("transformers", "transformers", f"the model {name}")
+    short = name.removeprefix(TRANSFORMERS)
+    if short not in library.CONFIG_MAPPING:
+        raise ConfigError(f"transformers {library.__version__} has no model type '{short}'")
+    # The options may be from a saved model of unknown origin, and nothing is imported or downloaded for them.
+    given = data_only(options)
+    fixed = {"num_labels": spec.classes, "num_channels": spec.channels}
+
+    def make(**keys: Any) -> nn.Module:
+        config = library.AutoConfig.for_model(short, **keys)
+        network: nn.Module = library.AutoModelForImageClassification.from_config(config)
+        return network
+
+    return _in_proportion(name, make, {**given, **fixed})
 
 
 def _in_proportion(name: str, factory: Callable[..., Any], options: Mapping[str, Any]) -> nn.Module:

@@ -31,12 +31,13 @@ SAFETENSORS = FileKind("a safetensors file", "safetensors")
 PICKLE = FileKind("a pickle", "pickle")
 TORCHSCRIPT = FileKind("a TorchScript program")
 EXPORTED = FileKind("a program of torch.export")
+ONNX = FileKind("an ONNX network")
 _DOWNLOAD = "download the file itself"
 _STARTS = {
     b"<": FileKind("a page of HTML or XML", remedy=_DOWNLOAD),
     b"version https://git-lfs": FileKind("a pointer of Git LFS", remedy=f"{_DOWNLOAD}: git lfs pull"),
     b"\x89HDF": FileKind("an HDF5 file (Keras)", remedy="convert its weights to PyTorch names and layouts"),
-    b"\x08": FileKind("an ONNX network"),
+    b"\x08": ONNX,
     b"\x1f\x8b": FileKind("a gzip archive", remedy="unpack it and name the file inside"),
     b"\xfd7zXZ": FileKind("an xz archive", remedy="unpack it and name the file inside"),
 }

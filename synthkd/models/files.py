@@ -16,8 +16,10 @@ from synthkd.imports import allowing
 from synthkd.models.classifier import Classifier, in_float32, parameters
 from synthkd.models.factories import construct
 from synthkd.models.fitting import load_strictly
+from synthkd.models.folders import is_foreign
 from synthkd.models.weights import WEIGHTS, read_weights, serialised
 from synthkd.settings import Count, GivenModel, ModelOrGiven, Settings
+from synthkd.system.environment import float32_by_default
 from synthkd.system.files import sha256, write_atomically
 from synthkd.system.sealed import sealed, unsealed
 from synthkd.types import ImageSpec
@@ -96,6 +98,7 @@ def save(model: Classifier, directory: Path | str, extra: Mapping[str, object] |
     write_atomically(directory / CONFIG, config)
 
 
+@float32_by_default()
 def load(path: Path | str, *, trust: bool = False, network: nn.Module | None = None) -> Classifier:
     """The classifier saved in a directory, on the CPU, in eval mode.
 
@@ -145,7 +148,7 @@ def is_model_directory(path: Path | str) -> bool:
 def _find(path: Path) -> Path | None:
     """The directory with a model: the path itself, or one of `INSIDE_A_RUN`; None without one."""
     candidates = (path, *(path / name for name in INSIDE_A_RUN))
-    return next((folder for folder in candidates if (folder / CONFIG).is_file()), None)
+    return next((one for one in candidates if (one / CONFIG).is_file() and not is_foreign(one)), None)
 
 
 def _built(saved: _Saved, source: Path) -> Classifier:

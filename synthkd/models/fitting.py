@@ -6,6 +6,7 @@ network shares are taken from the name that the file has. Each of these only whe
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,8 +68,19 @@ def load_strictly(model: nn.Module, state: State, source: str, rename: Rename | 
             "damaged or of a training that diverged, take another"
         )
     # After every check, so that a model never has a part of the weights.
-    model.load_state_dict(fit.state)
+    _load(model, fit.state, source)
     return fit.notes
+
+
+def _load(model: nn.Module, state: State, source: str) -> None:
+    """Copy a state that fits, under the versions of the model's own modules: some (MNASNet) refuse one without them."""
+    versioned = OrderedDict(state)
+    versioned._metadata = getattr(model.state_dict(), "_metadata", None)  # type: ignore[attr-defined]
+    try:
+        model.load_state_dict(versioned)
+    except Exception as error:  # other people's modules may refuse what has the right names and shapes
+        line = (str(error).splitlines() or [repr(error)])[0]
+        raise ModelError(f"weights in {source}: the network refuses them: {line}; save them again with it") from error
 
 
 def load_file(

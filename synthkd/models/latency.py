@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +19,8 @@ from synthkd.types import ImageSpec
 
 WARM_UP = 10
 """Calls before the first that is timed."""
+LEAST_CALLS = 3
+"""Calls that are timed however long they take."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,12 @@ class Latency:
 
 
 def measure_latency(
-    model: Classifier, device: torch.device, batch_size: int = 1, threads: int | None = None, calls: int = 50
+    model: Classifier,
+    device: torch.device,
+    batch_size: int = 1,
+    threads: int | None = None,
+    calls: int = 50,
+    seconds: float = math.inf,
 ) -> Latency:
     """Time of random images through a classifier in eval mode, without gradient.
 
@@ -59,15 +67,20 @@ def measure_latency(
         device: device of the model.
         batch_size: images in one call.
         threads: torch's threads during the measurement; None: as many as it uses now.
-        calls: number of timed calls, at least 1.
+        calls, seconds: see `time_calls`.
     """
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     with torch_threads(threads) as count, evaluating(model), torch.no_grad():
-        return time_calls(forward_pass(model, device, batch_size), batch_size, count, name, calls)
+        return time_calls(forward_pass(model, device, batch_size), batch_size, count, name, calls, seconds)
 
 
 def time_calls(
-    call: Callable[[], object], batch_size: int, threads: int, device: str = "cpu", calls: int = 50
+    call: Callable[[], object],
+    batch_size: int,
+    threads: int,
+    device: str = "cpu",
+    calls: int = 50,
+    seconds: float = math.inf,
 ) -> Latency:
     """Median and quartiles of the time of `call`, after a warm-up of 10 calls.
 
@@ -75,15 +88,22 @@ def time_calls(
         call: completes all of its work before it returns.
         batch_size, threads, device: as in `Latency`; copied into the result.
         calls: number of timed calls, at least 1.
+        seconds: after so long the warm-up ends, and so do the timed calls from the third on.
     """
     # The first calls allocate memory and choose kernels, which would count as time of the model.
+    began = time.perf_counter()
     for _ in range(WARM_UP):
         call()
+        if time.perf_counter() - began > seconds:
+            break
     milliseconds: list[float] = []
     for _ in range(calls):
         start = time.perf_counter()
         call()
         milliseconds.append(1000.0 * (time.perf_counter() - start))
+        if len(milliseconds) >= LEAST_CALLS and sum(milliseconds) > 1000.0 * seconds:
+            break
+    calls = len(milliseconds)
     low, median, high = statistics.quantiles(milliseconds, n=4, method="inclusive") if calls > 1 else 3 * milliseconds
     return Latency(median, low, high, batch_size, threads, device, calls)
 

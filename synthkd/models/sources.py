@@ -9,16 +9,23 @@ import torch
 
 from synthkd.errors import ConfigError
 from synthkd.models import files
-from synthkd.models.classifier import Classifier
+from synthkd.models.classifier import Classifier, in_float32
 from synthkd.models.factories import construct, is_library, public_names, require_name
+from synthkd.models.file_kinds import ONNX, kind_of
 from synthkd.models.fitting import load_file
+from synthkd.models.folders import completed
+from synthkd.models.onnx_networks import read_onnx_network
+from synthkd.models.programs import PROGRAMS, Script, read_program
 from synthkd.models.weights import some
 from synthkd.settings import GivenModel, LoadedModel, ZooModel
+from synthkd.system.environment import float32_by_default
+from synthkd.taps import has_statistics
 from synthkd.types import ImageSpec
 
 
+@float32_by_default()
 def load_model(settings: LoadedModel, source: Path | None = None) -> Classifier:
-    """A trained classifier in eval mode, on the CPU: a saved directory, or a factory and its weights.
+    """A trained classifier in eval mode, on the CPU: a saved directory, a network file, or a factory and its weights.
 
     The global random state stays as it was.
 
@@ -29,11 +36,14 @@ def load_model(settings: LoadedModel, source: Path | None = None) -> Classifier:
     Raises:
         ConfigError: size, classes or weights are missing, or contradict the directory; the name is unknown; or the
             network is untrained, and the settings do not say so.
-        ModelError: the files cannot be loaded, do not fit, or name code that is not trusted.
-        MissingExtraError: a `timm:` model without timm.
+        ModelError: the files cannot be loaded, do not fit, or name or are code that is not trusted.
+        MissingExtraError: the package of a `timm:` model, of a folder of transformers or of an ONNX file is missing.
     """
     if files.is_model_directory(settings.model):
         return _load_directory(settings)
+    if Path(settings.model).is_file():
+        return _load_network_file(settings, source)
+    settings, notes = completed(settings)
     needs_weights = settings.weights is None and not settings.untrained
     if needs_weights and is_library(settings.model):
         raise ConfigError(
@@ -44,6 +54,7 @@ def load_model(settings: LoadedModel, source: Path | None = None) -> Classifier:
     if needs_weights:
         _require_own_weights(model, _constructed(settings, source, seed=1), settings.model)
     _read_into(model, settings)
+    model.notes = (*notes, *model.notes)
     return model.eval()
 
 
@@ -71,6 +82,7 @@ def _require_own_weights(model: Classifier, other: Classifier, name: str) -> Non
         )
 
 
+@float32_by_default()
 def build_model(
     settings: ZooModel | LoadedModel,
     spec: ImageSpec | None = None,
@@ -99,6 +111,12 @@ def build_model(
         if spec is not None and model.spec != spec:
             raise ConfigError(f"{settings.model} takes {model.spec}, but this job has {spec}; take another model")
         return model.train()
+    if Path(settings.model).is_file():
+        raise ConfigError(
+            f"{settings.model} is {kind_of(Path(settings.model)).name}, which can be a teacher, but not a network to "
+            "train; name a network of the zoo, torchvision or timm, or a function that builds one"
+        )
+    settings, _ = completed(settings)
     own = settings if spec is None else _completed(settings, spec)
     # Weights from a file need the normalisation they were trained with, which is that of the settings (None: the
     # network has its own). Fresh weights take the normalisation of the data.
@@ -114,6 +132,32 @@ def is_fresh(settings: ZooModel | LoadedModel | GivenModel) -> bool:
     if isinstance(settings, GivenModel):
         return False
     return isinstance(settings, ZooModel) or (settings.weights is None and is_library(settings.model))
+
+
+def _load_network_file(settings: LoadedModel, source: Path | None) -> Classifier:
+    """The classifier of a file that holds a whole network: TorchScript, `torch.export` or ONNX."""
+    path = Path(settings.model)
+    kind, spec = kind_of(path), _own_spec(settings)
+    if kind not in (*PROGRAMS, ONNX):
+        raise ConfigError(
+            f"model: {path} is {kind.name}, not a network"
+            + (
+                "; name the network that fits it as `model` (zoo:ARCH, torchvision:NAME, timm:NAME, "
+                "package.module:function) and the file as `weights`"
+                if kind.reader
+                else f"; {kind.remedy}"
+            )
+        )
+    for name in ("weights", "options"):
+        if getattr(settings, name):
+            raise ConfigError(f"{name}: {path} is {kind.name}, which has its own; leave {name} out")
+    body = read_onnx_network(path, spec.shape) if kind == ONNX else read_program(path, spec.shape, source)
+    recipe = {"kind": "load", "model": settings.model, "options": {}}
+    model = in_float32(Classifier(body, spec, settings.mean, settings.std, recipe, settings.class_names or ()))
+    has_norms = any(has_statistics(module) for module in body.modules())
+    how = body.how if isinstance(body, Script) else "without BatchNorm statistics" if not has_norms else ""
+    model.notes = (", ".join(filter(None, (kind.name, how))), *model.notes)
+    return model.eval()
 
 
 def _load_directory(settings: LoadedModel) -> Classifier:
@@ -144,7 +188,8 @@ def _completed(settings: LoadedModel, spec: ImageSpec) -> LoadedModel:
 
 
 def _own_spec(settings: LoadedModel) -> ImageSpec:
-    require_name(settings.model)
+    if not Path(settings.model).is_file():
+        require_name(settings.model)
     if settings.size is None or settings.classes is None:
         raise ConfigError(
             f"model '{settings.model}' is no directory that synthkd saved and so needs `size` and `classes`, "

@@ -26,6 +26,7 @@ from synthkd.models.architectures import convnet, lenet5, mlp, resnet, slim, vit
 from synthkd.models.classifier import Classifier
 from synthkd.models.size import in_proportion
 from synthkd.settings import ZooModel
+from synthkd.system.environment import float32_by_default
 from synthkd.types import ImageSpec
 
 SMALLEST = 8
@@ -48,6 +49,7 @@ ARCHITECTURES: Mapping[str, tuple[Factory, int, int | None]] = {
 """Name -> factory, default width, default depth (None: no depth to choose)."""
 
 
+@float32_by_default()
 def build(
     settings: ZooModel,
     spec: ImageSpec,

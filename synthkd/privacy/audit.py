@@ -23,6 +23,7 @@ from synthkd.privacy.rates import Attack, attack
 from synthkd.privacy.verdict import Check
 from synthkd.rng import numpy_stream
 from synthkd.taps import evaluating
+from synthkd.types import InBlocks
 
 NATURAL, MISLABELLED = "natural", "mislabelled"
 GROUPS = (NATURAL, MISLABELLED)
@@ -106,7 +107,7 @@ def audit_lists(
     return GroupAudit(results, headline(results).name, None)
 
 
-def count_duplicates(images: Tensor, others: Mapping[str, Tensor]) -> dict[str, int]:
+def count_duplicates(images: Tensor, others: Mapping[str, InBlocks]) -> dict[str, int]:
     """The number of images in each other set that equal one of these images pixel by pixel.
 
     Args:
@@ -114,7 +115,10 @@ def count_duplicates(images: Tensor, others: Mapping[str, Tensor]) -> dict[str, 
         others: role -> uint8 `[M, C, H, W]`.
     """
     pixels = {image.numpy().tobytes() for image in images.cpu()}
-    return {role: sum(image.numpy().tobytes() in pixels for image in other.cpu()) for role, other in others.items()}
+    return {
+        role: sum(image.numpy().tobytes() in pixels for block in other.split(512) for image in block.cpu())
+        for role, other in others.items()
+    }
 
 
 def roles_check(sets: Mapping[str, Tensor]) -> Check:
@@ -201,7 +205,7 @@ def negative_check(references: Sequence[Tensor], labels: Tensor, members: Tensor
 
 
 def logits_of(
-    model: torch.nn.Module, images: Tensor, device: torch.device, batch_size: int = 512, who: str = "the model"
+    model: torch.nn.Module, images: InBlocks, device: torch.device, batch_size: int = 512, who: str = "the model"
 ) -> Tensor:
     """Logits float32 `[N, K]` on the CPU, computed batch by batch.
 
@@ -215,14 +219,16 @@ def logits_of(
     Raises:
         ModelError: a logit is not finite.
     """
-    scale = 255.0 if images.dtype == torch.uint8 else 1.0
     with evaluating(model), torch.no_grad():
-        logits = [model(chunk.to(device).float() / scale).float().cpu() for chunk in images.split(batch_size)]
+        logits = [
+            model(chunk.to(device).float() / (255.0 if chunk.dtype == torch.uint8 else 1.0)).float().cpu()
+            for chunk in images.split(batch_size)
+        ]
     return finite_logits(torch.cat(logits), who)
 
 
 def answers_of(
-    models: Mapping[str, torch.nn.Module], images: Tensor, labels: Tensor, device: torch.device | None = None
+    models: Mapping[str, torch.nn.Module], images: InBlocks, labels: Tensor, device: torch.device | None = None
 ) -> Answers:
     """Logits of an audited model and its references.
 

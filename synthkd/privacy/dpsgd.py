@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from synthkd.data.augment import augment_real
+from synthkd.data.read.on_disk import Pixels
 from synthkd.errors import CheckpointError, ConfigError, TrainingError
 from synthkd.imports import optional
 from synthkd.privacy.accounting import Epsilon, check_delta, epsilon
@@ -106,7 +107,7 @@ class PoissonSource:
     """Poisson-sampled batches: an independent coin puts each example into a batch, whose size varies and may be 0.
 
     Attributes:
-        images: uint8 `[N, C, H, W]`.
+        images: uint8 `[N, C, H, W]`, in memory or on disk.
         labels: int64 `[N]`.
         mechanism: its sample rate is used.
         augment: augmentation of each example alone, which costs no privacy.
@@ -114,7 +115,7 @@ class PoissonSource:
         device: of the batches.
     """
 
-    images: Tensor
+    images: Pixels
     labels: Tensor
     mechanism: Mechanism
     augment: AugmentSettings

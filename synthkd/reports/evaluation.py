@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from itertools import cycle
 
 from synthkd.metrics.score import Score
+from synthkd.metrics.utility import extremes
 from synthkd.reports.figures import scatter_chart
 from synthkd.reports.files import RunFiles
 from synthkd.reports.page import UNKNOWN, bold, key, picture, render, under
@@ -90,11 +91,17 @@ def _notes(names: Sequence[str], cells: Sequence[Score]) -> list[str]:
 
 
 def class_bars(sets: Sequence[GeneratedSet], names: Sequence[str]) -> list[tuple[str, list[tuple[str, float, str]]]]:
-    """For each class its Frechet distance in each set, with the length of its bar in percent, and its colour."""
+    """For each class its Frechet distance in each set, with the length of its bar in percent, and its colour.
+
+    Of many classes, those with the lowest and the highest distance in any set.
+    """
     by_set = [
         {} if one.per_class is None else dict(zip(one.per_class.labels, one.per_class.distances, strict=True))
         for one in sets
     ]
+    labels = sorted({label for one in by_set for label in one})
+    most_of = [max(one[label] for one in by_set if label in one) for label in labels]
+    shown = [labels[place] for place in extremes(most_of)]
     largest = max((distance for one in by_set for distance in one.values()), default=0.0) or 1.0
     return [
         (
@@ -104,7 +111,7 @@ def class_bars(sets: Sequence[GeneratedSet], names: Sequence[str]) -> list[tuple
                 for one, colour in zip(by_set, cycle(COLOURS), strict=False)
             ],
         )
-        for label in sorted({label for one in by_set for label in one})
+        for label in shown
     ]
 
 

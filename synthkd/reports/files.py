@@ -68,7 +68,8 @@ class RunFiles:
         training = self.config.get("training")
         if not phases and isinstance(training, dict) and isinstance(training.get("steps"), int):
             steps = [training["steps"]]
-        return sum(steps) or None
+        more = [n for n in self.config.get("extended") or () if isinstance(n, int)]
+        return sum(steps + more) or None
 
     @property
     def lacks_test_data(self) -> bool:

@@ -19,9 +19,37 @@ ROWS = 6
 """Images of a class that a sample grid shows."""
 MOST_CLASSES = 20
 """Classes that a sample grid shows at most, a column each."""
+FEWEST_CLASSES = 10
+"""Classes that it shows of large images, if there are so many."""
+WIDEST, HIGHEST = 850, 600
+"""Pixels of a grid that more columns and rows than the fewest may fill."""
 SMALLEST_CELL = 48
 GAP = 4
 GREY = (128, 128, 128, 255)
+
+
+def chosen(classes: Sequence[int], height: int, width: int) -> tuple[list[int], int]:
+    """What a sample grid shows: classes, evenly spaced among all, and the number of rows.
+
+    Of many classes or large images it shows a part, since each image takes time to sample and room on the page.
+
+    Args:
+        classes: that have images.
+        height, width: of an image.
+
+    Returns:
+        The class of each column, and rows from 2 to `ROWS`.
+    """
+    scale = _scale(height, width)
+    room = max(FEWEST_CLASSES, WIDEST // (scale * width + GAP))
+    columns = min(len(classes), MOST_CLASSES, room)
+    rows = min(ROWS, max(2, HIGHEST // (scale * height + GAP)))
+    return [classes[column * len(classes) // columns] for column in range(columns)], rows
+
+
+def _scale(height: int, width: int) -> int:
+    """How often the pixels of small images are repeated."""
+    return max(1, -(-SMALLEST_CELL // min(height, width)))
 
 
 def save_grid(images: Tensor, columns: int, path: Path, labels: Sequence[str] | None = None) -> None:
@@ -48,7 +76,7 @@ def save_grid(images: Tensor, columns: int, path: Path, labels: Sequence[str] | 
         raise DataError(f"a grid needs one label per column, got {len(labels)} for {columns} columns")
 
     pixels = images.cpu() if images.dtype == torch.uint8 else to_uint8(images.float().nan_to_num(0.0, 0.0, 0.0)).cpu()
-    scale = max(1, -(-SMALLEST_CELL // min(pixels.shape[2:])))
+    scale = _scale(*pixels.shape[2:])
     cells = pixels.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).numpy().repeat(scale, axis=1).repeat(scale, axis=2)
     height, width = cells.shape[1:3]
     rows = len(cells) // columns

@@ -8,8 +8,9 @@ from synthkd.reports.compression import compression_page
 from synthkd.reports.dataset import dataset_page
 from synthkd.reports.evaluation import evaluation_page
 from synthkd.reports.files import REPORT, read_run
+from synthkd.reports.network import network_page
 from synthkd.reports.privacy import PAGE, write_privacy_page
-from synthkd.reports.results import AuditResult, CompressResult, EvaluateResult, GenerateResult
+from synthkd.reports.results import AuditResult, CompressResult, EvaluateResult, GenerateResult, NetworkResult
 from synthkd.reports.run import run_page
 from synthkd.system.files import write_atomically
 
@@ -37,6 +38,8 @@ def write_report(run: Path) -> Path:
             page = compression_page(files, result)
         case EvaluateResult() as result:
             page = evaluation_page(files, result)
+        case NetworkResult() as result:
+            page = network_page(files, result)
         case GenerateResult() as result:
             page = dataset_page(files, result)
         case _:

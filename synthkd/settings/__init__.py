@@ -61,6 +61,7 @@ from synthkd.settings.data import (
     ReplaySettings,
     StreamData,
     TestSettings,
+    UnlabelledData,
 )
 from synthkd.settings.distillation import (
     DistillSettings,
@@ -108,6 +109,7 @@ from synthkd.settings.terms import (
 )
 from synthkd.settings.training import (
     DPSettings,
+    LabelsTeacher,
     OptimizerSettings,
     PrivacySettings,
     TeacherOrGiven,
@@ -162,6 +164,7 @@ __all__ = [
     "Images",
     "InceptionExtractor",
     "Joint",
+    "LabelsTeacher",
     "Listed",
     "LoadedExtractor",
     "LoadedModel",
@@ -213,6 +216,7 @@ __all__ = [
     "ThresholdSettings",
     "TrainedTeacher",
     "Units",
+    "UnlabelledData",
     "ViewTerm",
     "Weight",
     "WeightSettings",

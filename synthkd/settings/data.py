@@ -46,16 +46,43 @@ class NamedData(_Data):
     """Download the files if they are missing."""
 
 
-class _Folder(_Data):
+class ImageFileSettings(Settings):
+    """How image files are read, and where their pixels are kept."""
+
+    size: Side | tuple[Side, Side] | None = None
+    """Height and width that the centre of each image is cut to, or the side of a square. Without `resize` it is the
+    largest centre of this shape, resized; after `resize` these pixels are cut out. Needed if the sizes differ."""
+    resize: Side | tuple[Side, Side] | None = None
+    """Resize each image so that its shorter side has this many pixels (as torchvision's Resize does), or to this height
+    and width whatever its shape. `size` then cuts out the centre; without `size` nothing is cut off."""
+    skip_bad: bool = False
+    """Skip unreadable files, with their number in the log, instead of refusing the folder."""
+    memory: NonNegative = 2.0
+    """Decoded images of more than this many GB are not kept in memory. They are decoded when they are needed, and then
+    read from `cache`."""
+    cache: PathText | None = None
+    """Folder for decoded images that are not in memory. It may be deleted when no run uses it. None:
+    `~/.cache/synthkd/images`."""
+    workers: Annotated[int, Field(ge=0, le=64)] | None = None
+    """Processes that decode images ahead of a training, if the images are not in memory. None: one for each core, at
+    most 4."""
+
+    @model_validator(mode="after")
+    def _crop_fits(self) -> ImageFileSettings:
+        if self.size is not None and self.resize is not None:
+            height, width = self.size if isinstance(self.size, tuple) else (self.size, self.size)
+            resized = self.resize if isinstance(self.resize, tuple) else (self.resize, self.resize)
+            if height > resized[0] or width > resized[1]:
+                raise ValueError("size is cut out of what resize leaves: make it smaller, or resize larger")
+        return self
+
+
+class _Folder(_Data, ImageFileSettings):
     kind: Literal["folder"]
     root: PathText
     """The folder, archive, table or parquet file, or the run of `synthkd generate`; `shard-*.tar` names several."""
     channels: Literal[1, 3] = 3
     """Convert the images to grey (1) or RGB (3). Grey images fit a network of either number."""
-    size: Side | None = None
-    """Images are resized (shorter side, then centre crop) to this many pixels; needed if their sizes differ."""
-    skip_bad: bool = False
-    """Skip unreadable files, with their number in the log, instead of refusing the folder."""
 
 
 class FolderData(_Folder):
@@ -138,11 +165,28 @@ class StreamData(Settings):
     """Share of the images that are held out. The name of its file and its row decide about each image."""
 
 
+class UnlabelledData(ImageFileSettings):
+    """Pictures of the task without labels, all in one place or not: a student learns what its teacher says of them.
+
+    They may be in any form of images, also one with labels, which are left aside. Of a set with a directory `train`
+    the images in it are taken, and of a .npz `images`.
+    """
+
+    kind: Literal["unlabelled"]
+    path: PathText
+    """The folder, archive, table, parquet file, .npz or .npy."""
+    channels: Literal[1, 3] = 3
+    """Convert the images to grey (1) or RGB (3). Grey images fit a network of either number."""
+    holdout: BelowOne = 0.1
+    """Share of the images that are held out; the same ones in every run over these images."""
+
+
 DataOrStream = Annotated[
-    DigitsData | NamedData | FolderData | NpzData | StreamData,
+    DigitsData | NamedData | FolderData | NpzData | StreamData | UnlabelledData,
     Field(discriminator="kind"),
 ]
-"""Real images that a student may learn from. Only a student can learn from a stream, because it has no splits."""
+"""Real images that a student may learn from. Only a student can learn from a stream, because it has no splits, and from
+unlabelled images, because a teacher labels them."""
 
 
 class AugmentSettings(Settings):

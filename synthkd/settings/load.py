@@ -58,7 +58,7 @@ def load_config(
     elif source is not None:
         data = yaml_text.read_yaml(Path(source))
         if not in_place:
-            data = _beside(schema, schema.root, data, Path(source).parent)
+            data = plain(_beside(schema, schema.root, data, Path(source).parent))
     problems: list[str] = []
     malformed: list[str] = []
     assignments: list[tuple[list[str], Any]] = []
@@ -82,6 +82,8 @@ def load_config(
         config = model.model_validate_json(json.dumps(data), strict=True)
     except ValidationError as error:
         absent = {f"{key}: required" for key in malformed}  # the malformed override was to set it
+        if malformed:  # and it may be what the whole lacks
+            absent |= {str(one["ctx"]["error"]) for one in error.errors() if not one["loc"] and "error" in one["ctx"]}
         problems += [line for line in explain(schema, data, error) if line not in absent]
     if problems:
         more = [f"and {len(problems) - MOST_LINES} problems more"] if len(problems) > MOST_LINES else []
@@ -99,6 +101,10 @@ def differences(first: Settings, second: Settings) -> list[str]:
     return list(differing(plain(first), plain(second)))
 
 
+_FOREIGN_BYTES = re.compile("[\udc80-\udcff]")
+"""What stands for the bytes of a path that are not UTF-8."""
+
+
 @functools.cache
 def _schema(model: type[Settings]) -> Schema:
     return Schema(model)
@@ -112,6 +118,8 @@ def _parse(override: str) -> tuple[list[str], Any]:
         raise ConfigError(f"{override}: expected key=value or section.key=value")
     if not text.strip():
         raise ConfigError(f"{key}: empty value; write {key}=null for none, {key}=\"''\" for empty text")
+    if _FOREIGN_BYTES.search(text):  # YAML would name a character
+        return keys, plain(text, tuple(keys))  # says what is wrong
     try:
         return keys, plain(yaml_text.parse(text), tuple(keys))
     except yaml.YAMLError as error:

@@ -34,7 +34,7 @@ def plain(value: object, path: tuple[str, ...] = ()) -> Any:
         return plain(value.model_dump(), path)
     # The name of a file may hold bytes that are not UTF-8, which Python keeps as lone surrogates.
     if isinstance(value, str) and not value.isascii() and value != value.encode(errors="replace").decode():
-        raise ConfigError(f"{'.'.join(path)}: {show(value)} is not UTF-8; rename the file or folder")
+        raise ConfigError(f"{'.'.join(path)}: {show(value)} is not UTF-8; rename it, or change into its folder (cd)")
     if isinstance(value, Mapping):
         return {str(plain(key, path)): plain(item, (*path, str(key))) for key, item in value.items()}
     if isinstance(value, list | tuple):

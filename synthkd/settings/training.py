@@ -7,7 +7,23 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, model_validator
 from pydantic.json_schema import SkipJsonSchema
 
-from synthkd.settings.base import Batch, BelowOne, Count, Delta, Fraction, Noise, NonNegative, Positive, Seed, Settings
+from synthkd.settings.base import (
+    Batch,
+    BelowOne,
+    Channels,
+    Classes,
+    Count,
+    Delta,
+    Fraction,
+    Noise,
+    NonNegative,
+    PathText,
+    PerClass,
+    Positive,
+    Seed,
+    Settings,
+    Side,
+)
 from synthkd.settings.data import AugmentSettings, DataSettings
 from synthkd.settings.models import GivenModel, LoadedModel, ModelSettings
 
@@ -104,5 +120,41 @@ class TrainedTeacher(Settings):
     training: TeachTraining = TeachTraining()
 
 
+class LabelsTeacher(Settings):
+    """A black box: a teacher that answers images by labels or probabilities, and shows nothing else of itself.
+
+    One of `function`, `url` and `file` says whom to ask.
+    """
+
+    kind: Literal["labels"]
+    function: str | None = None
+    """`package.module:function`, which takes a uint8 array `[N, C, H, W]` and returns the answers."""
+    url: Annotated[str, Field(pattern=r"^https?://[^\s]+$")] | None = None
+    """An HTTP address, to which images are posted as the bytes of a .npy file; it answers in JSON."""
+    file: PathText | None = None
+    """An ONNX file."""
+    answers: Literal["labels", "probabilities"] = "labels"
+    """labels: a class for each image, or a row of scores of which the largest counts. probabilities: a row of `classes`
+    numbers that sum to 1; an ONNX file may give logits."""
+    queries: Count
+    """Most images that the run may ask about. An image that was asked before is not asked again."""
+    batch_size: Batch = 64
+    """Images of one call."""
+    channels: Channels = 3
+    size: Side | tuple[Side, Side]
+    """Height and width of its images."""
+    classes: Classes
+    class_names: Annotated[tuple[str, ...], PerClass] | None = None
+
+    @model_validator(mode="after")
+    def _asks_one(self) -> LabelsTeacher:
+        given = [key for key in ("function", "url", "file") if getattr(self, key) is not None]
+        if len(given) != 1:
+            raise ValueError(f"set one of function, url and file, got {' and '.join(given) or 'none'}")
+        return self
+
+
 TeacherSettings = Annotated[TrainedTeacher | LoadedModel, Field(discriminator="kind")]
-TeacherOrGiven = Annotated[TrainedTeacher | LoadedModel | SkipJsonSchema[GivenModel], Field(discriminator="kind")]
+TeacherOrGiven = Annotated[
+    TrainedTeacher | LoadedModel | LabelsTeacher | SkipJsonSchema[GivenModel], Field(discriminator="kind")
+]

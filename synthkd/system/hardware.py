@@ -10,6 +10,9 @@ from pathlib import Path
 
 import torch
 
+CONTROL_GROUPS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+"""Files with the limit of a container, of both versions of control groups."""
+
 
 def describe(device: torch.device) -> dict[str, str | int | None]:
     """Processor, cores, threads, accelerator and versions, for the key `hardware` of a result file.
@@ -32,6 +35,21 @@ def peak_memory_bytes() -> int:
     """Largest resident memory of this process so far, in bytes."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in KiB, macOS in bytes
+
+
+def resident_bytes() -> int:
+    """Resident memory of this process now, in bytes; where the system does not say it, the largest so far."""
+    status = Path("/proc/self/statm")
+    return int(status.read_text().split()[1]) * resource.getpagesize() if status.exists() else peak_memory_bytes()
+
+
+def memory_bytes(device: torch.device) -> int:
+    """Memory of a GPU, or of the machine as far as this process may use it (control groups), in bytes."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[1])
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limits = [path.read_text().strip() for path in CONTROL_GROUPS if path.exists()]
+    return min([total, *(int(limit) for limit in limits if limit.isdecimal())])
 
 
 def _cpu_name() -> str:

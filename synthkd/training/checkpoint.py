@@ -154,21 +154,25 @@ class CheckpointStore:
         self._row_files = row_files
         return Checkpoint(content["step"], state)
 
-    def clear(self) -> None:
-        """Remove every checkpoint; a finished run needs none."""
-        shutil.rmtree(self.directory, ignore_errors=True)
+    def clear(self, keep: int = 0) -> None:
+        """Remove every checkpoint but the newest `keep`; a finished run needs one at most."""
+        if not keep:
+            shutil.rmtree(self.directory, ignore_errors=True)
+        elif self.directory.is_dir():
+            self._prune(keep)
 
     def _newest_first(self) -> list[Path]:
         return sorted(self.directory.glob("step_*"), reverse=True)
 
-    def _prune(self) -> None:
+    def _prune(self, keep: int | None = None) -> None:
         """Remove partial and surplus checkpoints, and the row files that no remaining checkpoint refers to."""
+        keep = self.keep if keep is None else keep
         for path in self.directory.glob(".partial_*"):
             shutil.rmtree(path, ignore_errors=True)
         checkpoints = self._newest_first()
-        for path in checkpoints[self.keep :]:
+        for path in checkpoints[keep:]:
             shutil.rmtree(path)
-        needed = {name for path in checkpoints[: self.keep] for name in _row_files_of(path)}
+        needed = {name for path in checkpoints[:keep] for name in _row_files_of(path)}
         for path in (self.directory / ROWS).glob("*"):
             if path.name not in needed:
                 path.unlink()

@@ -67,6 +67,7 @@ class Display:
         enabled: False prints nothing, as in all processes but the main one.
         console: where to print instead of stderr.
         clock: returns seconds and never goes back.
+        every_phase: whether each phase and the end have a plain line; else there is none in the first five seconds.
     """
 
     def __init__(
@@ -76,6 +77,7 @@ class Display:
         enabled: bool = True,
         console: Console | None = None,
         clock: Callable[[], float] = time.monotonic,
+        every_phase: bool = True,
     ) -> None:
         self._total = total_steps
         self._title = one_line(title)
@@ -85,7 +87,8 @@ class Display:
         self._pace = Pace(clock)
         self._started = clock()
         self._phase: str | None = None
-        self._last_line = -LINE_SECONDS
+        self._every_phase = every_phase
+        self._last_line = -LINE_SECONDS if every_phase else self._started
         self._last_step: int | None = None
         self._live: Live | None = None
         self._values = Text(style="dim")
@@ -132,10 +135,19 @@ class Display:
         # The end of a run is always printed, but only once, though `update` may be called with the last step twice.
         is_new = phase != self._phase or (step >= self._total and step != self._last_step)
         self._last_step = step
-        if is_new or now - self._last_line >= LINE_SECONDS:
+        if (is_new and self._every_phase) or now - self._last_line >= LINE_SECONDS:
             self._phase, self._last_line = phase, now
             parts = [f"{step}/{self._total}", phase, f"{_clock_time(now - self._started)} elapsed", time_left, numbers]
             self._print(f"{self._title}: " + " · ".join(part for part in parts if part))
+
+    def busy(self, step: int, work: str) -> None:
+        """Show what a step is at that takes longer than others; elsewhere than on a terminal after five seconds."""
+        if self._live is not None:
+            self._progress.update(self._task, phase=one_line(work))
+        elif self._enabled and self._clock() - self._last_line >= LINE_SECONDS:
+            self._last_line = self._clock()
+            elapsed = _clock_time(self._last_line - self._started)
+            self._print(f"{self._title}: {step}/{self._total} · {one_line(work)} · {elapsed} elapsed")
 
     def message(self, text: str) -> None:
         """Print one line, above the bar or between the plain lines."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -54,6 +54,7 @@ class Learner:
         total: number of steps of the learning-rate curve.
         accelerator: device, precision and processes.
         helpers: modules that are trained along (e.g. the regressors of hints), or None.
+        extensions: steps of each extension of the run, which warms the learning rate again.
 
     Attributes:
         module: the network itself, on the device.
@@ -70,9 +71,11 @@ class Learner:
         total: int,
         accelerator: Accelerator,
         helpers: nn.Module | None = None,
+        extensions: Sequence[int] = (),
     ) -> None:
         self.name = name
         self.total = total
+        self._extensions = tuple(extensions)
         self._settings = settings
         self._accelerator = accelerator
         # Convolutions are faster in this memory format, on CPUs too; other layers are as fast.
@@ -97,6 +100,11 @@ class Learner:
         return self.module
 
     @property
+    def steps(self) -> int:
+        """All steps: those of the learning-rate curve and of the extensions."""
+        return self.total + sum(self._extensions)
+
+    @property
     def evaluated(self) -> nn.Module:
         """The network to evaluate and save: with the averaged weights where there is an average, else `module`."""
         return self.module if self._average is None else self._average.module
@@ -106,7 +114,7 @@ class Learner:
 
         Args:
             loss: scalar to minimise, with its named terms.
-            step: 0-based step of `total`; it determines the learning rate.
+            step: 0-based step of `steps`; it determines the learning rate.
 
         Returns:
             Numbers for the log, named `<name>/...`: the terms, the total, the gradient's norm before clipping, and the
@@ -117,7 +125,7 @@ class Learner:
         """
         # Before the backward pass, whose gradients would not be finite either.
         require_finite(loss, self.name, step)
-        rate = self._settings.lr * learning_rate_factor(self._settings, step, self.total)
+        rate = self._settings.lr * learning_rate_factor(self._settings, step, self.total, self._extensions)
         # The rate is a function of the step, so a resumed run has no scheduler to restore.
         for group in self._optimizer.param_groups:
             group["lr"] = rate

@@ -166,7 +166,7 @@ class Loop:
                 for step in range(max(resumed_from or 0, begin), begin + stage.steps):
                     if step == begin:  # not in a stage that a resume entered in its middle: its row is in the log
                         self.monitor.event(step, f"{stage.name} begins", kind="phase", phase=stage.name)
-                    log = self._act(stage, step, begin, latest, clock)
+                    log = self._act(stage, step, begin, latest, clock, display)
                     signum = self._signal()
                     save = (step + 1) % self.checkpoint_every == 0 or step + 1 == total or signum != 0
                     # The log comes before the checkpoint: a run resumed from it cannot measure these numbers again.
@@ -179,7 +179,15 @@ class Loop:
                 begin += stage.steps
         return Progress(total, resumed_from, clock.total() - clock.evaluation, clock.evaluation)
 
-    def _act(self, stage: Stage, step: int, begin: int, latest: dict[str, Tensor | float], clock: _Clock) -> bool:
+    def _act(
+        self,
+        stage: Stage,
+        step: int,
+        begin: int,
+        latest: dict[str, Tensor | float],
+        clock: _Clock,
+        display: Display,
+    ) -> bool:
         """Run the due actions of a step and collect their numbers in `latest`; returns whether to log these at once."""
         torch.manual_seed(derive(self.seed, "global", step))
         log = evaluated = False
@@ -187,6 +195,8 @@ class Loop:
             # Intervals count from the beginning of the stage, in a resumed run too.
             if not action.due(step - begin, stage.steps):
                 continue
+            if action.after:
+                display.busy(step + 1, f"{stage.name}, {action.name}")
             started = time.perf_counter()
             values = action.run(step)
             latest.update(values)

@@ -1,18 +1,28 @@
-"""The largest batch that fits the memory, found by trial."""
+"""The memory of a training: what its tensors take, and the largest batch that fits, found by trial."""
 
 from __future__ import annotations
 
 import copy
 import ctypes
+import gc
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from synthkd.errors import CheckpointError
 from synthkd.system.resources import out_of_memory
 from synthkd.types import Stateful
+
+TRIED = (2, 4)
+"""Images of the trials from which the memory of larger batches is told; BatchNorm refuses one image alone."""
 
 
 def fitting_batch_size(start: int, attempt: Callable[[int], object]) -> int:
@@ -30,19 +40,112 @@ def fitting_batch_size(start: int, attempt: Callable[[int], object]) -> int:
         try:
             attempt(size)
             # The run's own steps need the memory of the attempts, in blocks of other sizes.
-            _trim_heap()
+            trim_heap()
             return size
         except Exception as error:
             if not should_reduce_batch_size(error) and not out_of_memory(error):
                 raise
         # After the except clause: inside it the traceback of the error still refers to the tensors of the attempt.
         clear_device_cache(garbage_collection=True)
-        _trim_heap()
+        trim_heap()
         size = int(size * 0.9)
     raise CheckpointError("adapt_batch_size: not even one image fits the memory; make the models smaller")
 
 
-def _trim_heap() -> None:
+class TensorBytes(TorchDispatchMode):
+    """Context manager that counts the bytes of the tensors which are made inside it, while they live.
+
+    Views, and results that are written into tensors from outside, take none. What an operation needs for itself only,
+    such as the workspace of a convolution, is not seen.
+
+    Args:
+        device: tensors on other kinds of devices are not counted.
+
+    Attributes:
+        live: bytes at present.
+        timeline: bytes after each operation so far.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.live, self.timeline = 0, [0]
+        self._kind = device.type
+        self._known: dict[int, weakref.ref[torch.UntypedStorage]] = {}
+
+    def __torch_dispatch__(
+        self, func: Callable[..., Any], types: object, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run an operation and count what it made."""
+        result = func(*args, **(kwargs or {}))
+        given = {key for key, _ in self._storages((args, kwargs))}
+        for key, storage in self._storages(result):
+            if key not in self._known and key not in given:
+                self._count(key, storage)
+        self.timeline.append(self.live)
+        return result
+
+    def _storages(self, values: object) -> Iterator[tuple[int, torch.UntypedStorage]]:
+        for value in tree_leaves(values):
+            if isinstance(value, Tensor) and value.layout == torch.strided and value.device.type == self._kind:
+                storage = value.untyped_storage()
+                yield storage._cdata, storage
+
+    def _count(self, key: int, storage: torch.UntypedStorage) -> None:
+        size = storage.nbytes()
+
+        def forget(_: object) -> None:
+            self._known.pop(key, None)
+            self.live -= size
+
+        # torch keeps the object of a storage as long as any tensor, also one that autograd saved, uses it.
+        self._known[key] = weakref.ref(storage, forget)
+        self.live += size
+
+
+@dataclass(frozen=True)
+class Need:
+    """Bytes that a part of a training needs.
+
+    Attributes:
+        lasting: when it is done, such as the moments of an optimizer.
+        peak: at most, `lasting` included.
+    """
+
+    lasting: int
+    peak: int
+
+
+def need_of(prepare: Callable[[int], Callable[[], object]], batch_size: int, device: torch.device) -> Need:
+    """The bytes of the tensors that a part of a training makes, from trials on 2 and on 4 images.
+
+    The bytes after each operation are a line in the number of images, and the highest of these lines counts. If the
+    trials are not of the same operations, the peaks alone make the line.
+
+    Args:
+        prepare: gives the part for so many images, each time from the same state; what it makes itself is not counted.
+        batch_size: images of the training.
+        device: of the tensors.
+    """
+    timelines, lasting = [], []
+    for count in TRIED:
+        run = prepare(count)
+        with TensorBytes(device) as tensors:
+            run()
+        gc.collect()
+        timelines.append(tensors.timeline)
+        lasting.append(tensors.live)
+    if len({len(timeline) for timeline in timelines}) > 1:
+        timelines = [[max(timeline)] for timeline in timelines]
+    few, many = TRIED
+
+    def at(first: int, second: int) -> int:
+        return first + (second - first) * (batch_size - few) // (many - few)
+
+    left = at(*lasting)
+    return Need(left, max(left, *(at(*pair) for pair in zip(*timelines, strict=True))))
+
+
+def trim_heap() -> None:
     """Give freed memory back to the system, where the C library can: glibc keeps what a failed attempt freed.
 
     Without this, oneDNN, which maps memory of its own, fails at every smaller size as well.

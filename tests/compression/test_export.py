@@ -22,7 +22,7 @@ from synthkd.compression import (
     export_program,
     onnx_latency,
     parity,
-    predict_folder,
+    predict_files,
     quantize_int8,
     run_onnx,
 )
@@ -345,7 +345,7 @@ class TestRunning:
 
     def test_a_missing_runtime_names_the_extra(self, exported, monkeypatch):
         monkeypatch.setitem(sys.modules, "onnxruntime", None)
-        for use in (lambda: run_onnx(exported[1], pixels(1)), lambda: list(predict_folder(exported[1], "."))):
+        for use in (lambda: run_onnx(exported[1], pixels(1)), lambda: list(predict_files(exported[1], "."))):
             with pytest.raises(MissingExtraError, match=r"'onnxruntime': pip install 'synthkd\[export\]'"):
                 use()
 
@@ -367,7 +367,7 @@ class TestFolder:
         return tmp_path
 
     def test_every_image_below_a_folder_by_name(self, folder, exported):
-        found = list(predict_folder(exported[1], folder))
+        found = list(predict_files(exported[1], folder))
         p = run_onnx(exported[1], pixels(3)[[1, 0, 2]]).double().softmax(dim=1)
         assert [prediction.file for prediction in found] == [folder / "a" / "x.png", folder / "b.png", folder / "c.bmp"]
         assert [prediction.class_name for prediction in found] == [NAMES[int(row.argmax())] for row in p]
@@ -379,35 +379,57 @@ class TestFolder:
         for index in range(12):
             save(images[index], tmp_path / f"{index}.png")
         for path in (plain, int8):
-            found = [next(iter(predict_folder(path, tmp_path / f"{index}.png"))).class_name for index in range(12)]
+            found = [next(iter(predict_files(path, tmp_path / f"{index}.png"))).class_name for index in range(12)]
             assert sum(name == str(int(label)) for name, label in zip(found, labels, strict=False)) >= 10
 
     def test_other_sizes_and_colours_are_brought_to_the_models(self, exported, tmp_path):
         wide = Image.fromarray(np.full((30, 50), 90, dtype=np.uint8))
         wide.paste(200, (0, 0, 6, 30))  # falls off with the sides of the largest centred square
         wide.save(tmp_path / "grey.png")
-        (found,) = predict_folder(exported[1], tmp_path / "grey.png")
+        (found,) = predict_files(exported[1], tmp_path / "grey.png")
         p = run_onnx(exported[1], torch.full((1, 3, 12, 12), 90, dtype=torch.uint8)).double().softmax(dim=1)
         assert found.probability == pytest.approx(float(p.max()), abs=1e-6)
 
     def test_unreadable_files_are_named_together_after_the_answers(self, folder, exported):
         (folder / "torn.png").write_bytes((folder / "b.png").read_bytes()[:60])
         (folder / "a" / "text.jpg").write_text("hello")
-        stream = predict_folder(exported[1], folder)
+        stream = predict_files(exported[1], folder)
         assert [next(stream).file.name for _ in range(3)] == ["x.png", "b.png", "c.bmp"]
         with pytest.raises(
             DataError, match=r"2 of 5 files cannot be read.*a/text\.jpg \(not an image.*torn\.png"
         ) as caught:
             next(stream)
         assert "\n" not in str(caught.value)
-        assert len(list(predict_folder(exported[1], folder, skip_bad=2))) == 3
+        assert len(list(predict_files(exported[1], folder, skip_bad=2))) == 3
 
     def test_nothing_to_read(self, exported, tmp_path):
         (tmp_path / "notes.txt").write_text("no image")
-        with pytest.raises(DataError, match="holds no image files"):
-            list(predict_folder(exported[1], tmp_path))
-        with pytest.raises(DataError, match="no such image or folder"):
-            list(predict_folder(exported[1], tmp_path / "none"))
+        with pytest.raises(DataError, match="holds no images"):
+            list(predict_files(exported[1], tmp_path))
+        with pytest.raises(DataError, match="does not exist; check the path"):
+            list(predict_files(exported[1], tmp_path / "none"))
+
+    def test_several_paths_of_any_form_are_one_row_an_image(self, folder, exported, tmp_path):
+        with zipfile.ZipFile(tmp_path / "set.zip", "w") as archive:
+            archive.write(folder / "b.png", "class/b.png")
+            archive.writestr("torn.png", b"no image")
+        (tmp_path / "table.csv").write_text("file,label\nc.bmp,one\n")
+        np.savez(tmp_path / "set.npz", images=pixels(3).permute(0, 2, 3, 1).numpy())
+        paths = [tmp_path / name for name in ("b.png", "set.zip", "table.csv", "set.npz", "a")]
+        stream = predict_files(exported[1], paths)
+        found = [next(stream) for _ in range(7)]
+        named = ["b.png", "set.zip/class/b.png", "table.csv/c.bmp", "set.npz/0", "set.npz/1", "set.npz/2", "a/x.png"]
+        assert [one.file for one in found] == [tmp_path / name for name in named]
+        p = run_onnx(exported[1], pixels(3)[[0, 0, 2, 0, 1, 2, 1]]).double().softmax(dim=1).max(dim=1).values
+        assert [one.probability for one in found] == pytest.approx(p.tolist(), abs=1e-6)
+        with pytest.raises(
+            DataError, match=r"1 of 8 files cannot be read .*set\.zip: torn\.png \(not an image"
+        ) as caught:
+            next(stream)
+        assert "\n" not in str(caught.value)
+        assert len(list(predict_files(exported[1], paths, skip_bad=1))) == 7
+        with pytest.raises(DataError, match="none does not exist"):
+            next(predict_files(exported[1], [tmp_path / "b.png", tmp_path / "none"]))
 
     def test_models_of_oblong_images_take_no_other_size_and_classes_without_names_are_numbers(self, tmp_path):
         spec = ImageSpec(1, 4, 6, 2)
@@ -417,9 +439,9 @@ class TestFolder:
             layer.bias.copy_(torch.tensor([0.0, 2.0]))
         export_onnx(Classifier(nn.Sequential(nn.Flatten(), layer), spec), tmp_path / "model.onnx")
         save(pixels(1, spec)[0], tmp_path / "right.png")
-        (found,) = predict_folder(tmp_path / "model.onnx", tmp_path / "right.png")
+        (found,) = predict_files(tmp_path / "model.onnx", tmp_path / "right.png")
         assert found.class_name == "1"
         assert found.probability == pytest.approx(1 / (1 + np.exp(-2.0)))
         save(pixels(1, ImageSpec(1, 6, 4, 2))[0], tmp_path / "turned.png")
         with pytest.raises(DataError, match=r"turned\.png \(6x4 pixels, the model takes 4x6\)"):
-            list(predict_folder(tmp_path / "model.onnx", tmp_path / "turned.png"))
+            list(predict_files(tmp_path / "model.onnx", tmp_path / "turned.png"))

@@ -1,5 +1,6 @@
 """Each alarm is raised by what it is for, and stays silent otherwise."""
 
+import pytest
 import torch
 
 from synthkd.distillation import alarms
@@ -56,6 +57,36 @@ def test_collapse() -> None:
 
 def test_collapse_of_single_images_is_not_measured() -> None:
     assert alarms.collapse(torch.randn(4, 8, generator=torch.Generator().manual_seed(0)), torch.arange(4), DO) is None
+
+
+def test_pairs_of_many_classes_are_judged_together() -> None:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(1024) % 700  # two images of 324 classes
+    features = torch.randn(1024, 4, generator=generator)
+    assert max(alarms.similarity_within_classes(features, labels)) > 0.95, "one pair is alike by chance"
+    assert alarms.collapse(features, labels, DO) is None
+    copies = features[labels] + 0.1 * torch.randn(1024, 4, generator=generator)
+    assert alarms.collapse(copies, labels, DO) is not None
+    # classes of two images do not hide, and do not decide, where a class has enough
+    features[:6], labels[:6] = features[0], 2000
+    assert alarms.largest_similarity(features, labels) == pytest.approx(1.0)
+    features[:6] = torch.randn(6, 4, generator=generator)
+    assert alarms.collapse(features, labels, DO) is None
+
+
+def test_of_a_thousand_classes_the_number_of_those_that_the_teacher_sees_is_judged() -> None:
+    logits = torch.zeros(1024, 1000)
+    logits[torch.arange(1024), torch.randint(1000, (1024,), generator=torch.Generator().manual_seed(0))] = 1.0
+    assert alarms.class_imbalance(logits, DO) is None
+    few = logits[:, torch.arange(1000) % 150]
+    few[:, 150:] = 0.0
+    alarm = alarms.class_imbalance(few[few.sum(1) > 0][:700].repeat(7, 1)[:1024], DO)
+    assert alarm is not None
+    assert alarm.message.endswith(
+        f"classes in 1,024 generated images, of which an equal share would have about 641: {DO}"
+    )
+    assert len(alarm.message) < 150
+    assert alarms.class_imbalance(logits[:99, :], DO) is None
 
 
 def test_statistics_gap() -> None:

@@ -407,6 +407,20 @@ def test_a_release_that_is_lost_or_another_is_noticed_and_one_that_a_kill_took_i
     assert Journal(out).releases == len(releases) == 2
 
 
+@pytest.mark.parametrize("private", ["generator", "teacher"])
+def test_an_extension_of_a_finished_run_asks_nothing_of_private_images(
+    images: Path, taught: dict[str, Any], tmp_path: Path, releases: list[int], witness: Witness, private: str
+) -> None:
+    out = tmp_path / "run"
+    recipe = private_distillation(images, taught) if private == "generator" else distilled(images)
+    assert run("distill", recipe, out) == 0
+    journal = out / JOURNAL if private == "generator" else out / "teach" / JOURNAL
+    spent = journal.read_bytes(), len(releases), witness.batches
+    assert main(["distill", str(out), "more=3"]) == 0
+    assert (journal.read_bytes(), len(releases), witness.batches) == spent
+    assert (out / "before-1" / "result.json").exists()
+
+
 def test_a_private_handover_claims_what_its_journals_have_and_shows_no_hash_of_its_images(
     images: Path, tmp_path: Path, releases: list[int], witness: Witness, capsys: pytest.CaptureFixture[str]
 ) -> None:

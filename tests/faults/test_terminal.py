@@ -82,7 +82,10 @@ def test_a_damaged_file_is_named_in_one_line_whatever_its_name(
 
 def test_an_argument_that_is_no_utf_8_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["config", "show", "evaluate", "x\udcff", "real=a"]) == 2
-    assert capsys.readouterr().err == "error: generated.0: 'x\\udcff' is not UTF-8; rename the file or folder\n"
+    assert (
+        capsys.readouterr().err
+        == "error: generated.0: 'x\\udcff' is not UTF-8; rename it, or change into its folder (cd)\n"
+    )
     assert main(["config", "show", "evaluate", "generated=[b]", "real=x\udcff"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: real: the value is not YAML: ")
@@ -103,7 +106,7 @@ def test_predictions_are_lines_of_three_columns(
         Prediction(Path(f"a\nb\t{RED}.png"), f"{RED}\ncat\t1.0", 0.5),
         Prediction(Path("\udcff.png"), "\udcfe", 1.0),
     ]
-    monkeypatch.setattr(predict, "predict_folder", lambda *_, **__: found)
+    monkeypatch.setattr(predict, "predict_files", lambda *_, **__: found)
     assert main(["predict", "model.onnx", "images"]) == 0
     lines = capsys.readouterr().out.split("\n")
     assert [line.count("\t") for line in lines] == [2, 2, 0]

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from synthkd.metrics.utility import accuracy, predict, proportion
+from synthkd.metrics.utility import accuracy, extremes, predict, proportion
 
 
 @given(n=st.integers(1, 500), data=st.data())
@@ -38,3 +38,12 @@ def test_predict_takes_uint8_and_float_alike() -> None:
 def test_impossible_counts(hits: int, n: int) -> None:
     with pytest.raises(ValueError, match="0 <= hits <= n"):
         proportion(hits, n)
+
+
+def test_a_table_of_many_shows_the_lowest_and_the_highest() -> None:
+    values = [0.5] * 100
+    values[40], values[7], values[90], values[3] = 0.1, 0.2, 0.9, 0.8
+    assert extremes(values, 4) == [40, 7, 3, 90]
+    assert extremes(values[:20]) == list(range(20))
+    assert extremes([None] * 50 + [0.2, 0.1], 4) == [50, 51], "all that were measured"
+    assert extremes([None, 0.3, None], 4) == [0, 1, 2], "few are all shown"

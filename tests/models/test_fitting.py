@@ -218,3 +218,28 @@ def test_wrong_options_of_the_zoo_are_named(tmp_path: Path) -> None:
         load_model(LoadedModel(kind="load", model="zoo:resent", weights="w", size=32, classes=10))
     with pytest.raises(ConfigError, match=r"zoo:resnet without weights is untrained; set `weights`"):
         load_model(LoadedModel(kind="load", model="zoo:resnet", size=32, classes=10))
+
+
+class Versioned(nn.Linear):
+    """Refuses a state dict that does not say of which version it is, as torchvision's MNASNet does."""
+
+    _version = 2
+
+    def _load_from_state_dict(self, state: Any, prefix: str, metadata: Any, *rest: Any) -> None:
+        if metadata.get("version") != 2:
+            raise ValueError(f"version should be set to 2 instead of {metadata.get('version')}\nsecond line")
+        super()._load_from_state_dict(state, prefix, metadata, *rest)
+
+
+def test_a_module_that_asks_for_its_version_gets_it(tmp_path: Path) -> None:
+    model, state = nn.Sequential(Versioned(2, 3)), changed(nn.Sequential(nn.Linear(2, 3)).state_dict())
+    torch.save(state, tmp_path / "w")
+    load_file(model, tmp_path / "w")
+    assert equal(model, state)
+
+
+def test_what_a_module_refuses_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.save(nn.Sequential(nn.Linear(2, 3)).state_dict(), tmp_path / "w")
+    monkeypatch.setattr(Versioned, "_version", 1)
+    with pytest.raises(ModelError, match=r"the network refuses them: version should be set to 2 instead of 1; save"):
+        load_file(nn.Sequential(Versioned(2, 3)), tmp_path / "w")

@@ -303,7 +303,7 @@ def test_a_test_seed_is_stamped(tmp_path: Path) -> None:
             "teacher.kind to train",
         ),
         ({"flow": "dp_both", "generator": MERF}, "set teacher.training.dp"),
-        ({"teacher": None}, "teacher: expected a section with kind train | load, got null"),
+        ({"teacher": None}, "a teacher is missing: set teacher, or finished"),
         ({"audit": {"canaries": 5}}, "expected a whole number >= 80"),
     ],
 )

@@ -10,6 +10,7 @@ from synthkd.errors import DataError
 from synthkd.pipelines import compress, distill, generate
 from synthkd.pipelines.config import CompressConfig, DistillConfig, GenerateConfig
 from synthkd.pipelines.run.result import Plan
+from synthkd.pipelines.student import timing
 from synthkd.settings.load import load_config
 
 RECIPES = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
@@ -33,7 +34,13 @@ def cifar10(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
 
-@pytest.mark.usefixtures("cifar10")
+@pytest.fixture
+def unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dry runs that take no steps, which would take seconds for each recipe."""
+    monkeypatch.setattr(timing, "measured", lambda _: [])
+
+
+@pytest.mark.usefixtures("cifar10", "unmeasured")
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_recipe_builds(recipe: Path) -> None:
     settings, job, words = JOBS[recipe.read_text(encoding="utf-8").removeprefix("# ").partition(":")[0]]
@@ -48,6 +55,7 @@ def test_recipe_builds(recipe: Path) -> None:
     assert words in str(plan)
 
 
+@pytest.mark.usefixtures("unmeasured")
 def test_online_distillation_has_all_of_its_systems_on() -> None:
     config = load_config(DistillConfig, RECIPES[0].with_name("online_digits.yaml"), ["device=cpu"])
     plan = str(distill(config, dry_run=True))

@@ -364,7 +364,9 @@ def test_a_stored_dataset_has_its_labels_with_it_where_there_is_no_teacher() -> 
 
 
 NEEDS = [
-    ({"kind": "generated"}, {"logits", "gradients", "batch_norm"}),
+    ({"kind": "generated"}, {"logits"}),
+    ({"kind": "generated", "generator": {}}, {"logits", "gradients", "batch_norm"}),
+    ({"kind": "generated", "generator": {"kind": "procedural"}}, {"logits"}),
     ({"kind": "generated", "generator": {"kind": "inversion", "batch_norm": 0}}, {"logits", "gradients"}),
     ({"kind": "generated", "generator": {"kind": "pixels"}}, {"logits", "gradients"}),
     ({"kind": "generated", "generator": {"kind": "cgan"}, "data": {"kind": "digits"}}, {"logits"}),

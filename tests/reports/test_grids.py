@@ -1,10 +1,12 @@
+import itertools
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from synthkd.errors import DataError
-from synthkd.reports.grids import save_grid
+from synthkd.reports.grids import chosen, save_grid
 
 
 def test_grid_places_images_by_column_and_enlarges_them(tmp_path):
@@ -54,3 +56,19 @@ def test_grid_draws_values_out_of_range_without_wrapping(tmp_path):
 def test_grid_that_cannot_be_drawn_is_refused(tmp_path, images, columns, labels, message):
     with pytest.raises(DataError, match=message):
         save_grid(images, columns, tmp_path / "grid.png", labels)
+
+
+@pytest.mark.parametrize(
+    ("classes", "side", "columns", "rows"),
+    [(10, 8, 10, 6), (10, 32, 10, 6), (100, 32, 12, 6), (1000, 32, 12, 6), (10, 224, 10, 2), (1000, 224, 10, 2)],
+)
+def test_a_grid_shows_a_sample_of_many_classes_and_fewer_large_images(classes, side, columns, rows):
+    shown, deep = chosen(range(classes), side, side)
+    assert (len(shown), deep) == (columns, rows)
+    assert shown[0] == 0
+    gaps = {second - first for first, second in itertools.pairwise(shown)}
+    assert gaps <= {classes // columns, classes // columns + 1}, "evenly spread"
+
+
+def test_a_grid_shows_classes_that_have_images():
+    assert chosen([3, 7], 32, 32) == ([3, 7], 6)

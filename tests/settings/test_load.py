@@ -54,7 +54,7 @@ def write(folder: Path, text: str) -> Path:
         ({"student": {}}, "student.arch: required"),
         ({"student": 5}, "student: expected a section with kind zoo | load, got 5"),
         ({"student": {"kind": "zo"}}, "student.kind: expected one of 'zoo', 'load', got 'zo' (did you mean 'zoo'?)"),
-        ({"teacher": {"model": "x"}}, "teacher.kind: required, one of 'train', 'load'"),
+        ({"teacher": {"model": "x"}}, "teacher.kind: required, one of 'train', 'load', 'labels'"),
         (
             {"test": {"kind": "digit"}},
             "test.kind: expected one of 'digits', 'mnist', 'fashion_mnist', 'cifar10', 'cifar100', 'folder', 'npz', "
@@ -393,3 +393,16 @@ phases: [{kind: refine, steps: 1}]
     assert load_config(DistillConfig, mapping, []).out == "runs/x"
     monkeypatch.chdir(recipes)
     assert load_config(DistillConfig, "mine.yaml", []).out == "runs/mine"
+
+
+def test_a_path_that_is_not_utf_8_is_one_line(tmp_path: Path) -> None:
+    foreign = "b\udcffad"  # as Python hands over the byte 0xff
+    assert problems(MINIMAL, f"out={foreign}") == [
+        r"out: 'b\udcffad' is not UTF-8; rename it, or change into its folder (cd)"
+    ]
+    (tmp_path / foreign).mkdir()
+    test = {"kind": "folder", "root": "set", "channels": 1}
+    path = write(tmp_path / foreign, yaml.safe_dump({**MINIMAL, "test": test}))
+    (line,) = problems(path)
+    assert line.startswith("test.root: ")
+    assert line.endswith("is not UTF-8; rename it, or change into its folder (cd)")

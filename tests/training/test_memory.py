@@ -1,14 +1,17 @@
 """Batch sizes that adapt to the memory at hand."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from accelerate import Accelerator
+from torch import nn
 
 from synthkd.losses.objective import Loss
 from synthkd.models import build
 from synthkd.settings import OptimizerSettings, ZooModel
 from synthkd.training.learner import Learner
-from synthkd.training.memory import fitting_batch_size, restored
+from synthkd.training.memory import TensorBytes, fitting_batch_size, need_of, restored
 from synthkd.types import ImageSpec
 
 
@@ -85,3 +88,60 @@ def test_other_errors_are_not_swallowed() -> None:
 
     with pytest.raises(ValueError, match="a bug"):
         fitting_batch_size(8, attempt)
+
+
+class TestTensorBytes:
+    def test_views_and_results_in_place_take_nothing_and_what_is_dropped_is_free_again(self) -> None:
+        outside = torch.zeros(1000)
+        with TensorBytes(torch.device("cpu")) as tensors:
+            inside = outside * 2
+            view = inside.view(10, 100)
+            outside.add_(1.0)
+            inside.mul_(2.0)
+            assert tensors.live == 4000
+            del inside
+            assert tensors.live == 4000, "the view holds it"
+            del view
+            assert tensors.live == 0
+        assert max(tensors.timeline) == 4000
+
+    def test_what_autograd_saves_counts_until_the_backward_pass(self) -> None:
+        x = torch.zeros(100, requires_grad=True)
+        with TensorBytes(torch.device("cpu")) as tensors:
+            y = (x * 1.0).exp().sum()
+            assert tensors.live == 400 + 4, "exp saves its result"
+            y.backward()  # type: ignore[no-untyped-call]
+            del y
+        assert tensors.live == 400, "the gradient of x"
+
+
+def test_the_memory_of_a_batch_in_closed_form() -> None:
+    """Two linear layers without bias, N images of 100 pixels.
+
+    The most is needed in the backward pass of the ReLU: its 200 N results, their gradients and those of its inputs,
+    beside the gradients of the last weights, the sum and its gradient. The gradients of all weights stay.
+    """
+    first, last = nn.Linear(100, 200, bias=False), nn.Linear(200, 3, bias=False)
+    network = nn.Sequential(first, nn.ReLU(), last)
+    images = {count: torch.zeros(count, 100) for count in (2, 4, 50, 5000)}
+
+    def prepare(count: int) -> Callable[[], object]:
+        network.zero_grad()
+        return lambda: network(images[count]).sum().backward()
+
+    weights = 4 * (100 * 200 + 200 * 3)
+    for count in (50, 5000):
+        need = need_of(prepare, count, torch.device("cpu"))
+        assert need.lasting == weights
+        run = prepare(count)
+        with TensorBytes(torch.device("cpu")) as tensors:
+            run()
+        assert need.peak == max(tensors.timeline), "told from 2 and 4 images as it is"
+    assert need.peak == 4 * (3 * 200 * 5000 + 200 * 3 + 2)
+
+
+def test_trials_of_other_operations_are_compared_by_their_peaks() -> None:
+    def prepare(count: int) -> Callable[[], object]:
+        return lambda: [torch.zeros(count * 100) for _ in range(count)]
+
+    assert need_of(prepare, 6, torch.device("cpu")).peak == 4 * (200 * 2 + (400 * 4 - 200 * 2) * 2)

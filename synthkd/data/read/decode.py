@@ -15,11 +15,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError, features
 
+from synthkd.data.read.fit import Fit
 from synthkd.errors import DataError
 from synthkd.system.text import one_line
 
@@ -43,7 +45,12 @@ NAMED = 10
 Reader = Callable[[], Path | bytes]
 """Returns the path or the bytes of an image file, in any thread; may raise any error."""
 
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
 _WINDOW = 32  # files decoded at once
+_ORIENTATION = 0x0112  # EXIF; 5 to 8 exchange height and width
+_TAIL = 1024  # bytes in which the end mark of a file lies
 # Each is known by its first bytes. Pillow's other formats include some that run external programs (EPS).
 _FORMATS = (
     "PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "JPEG2000",
@@ -66,66 +73,86 @@ class Decoded:
     reason: str = ""
 
 
-def decode(source: Path | bytes, channels: int | None = None, size: int | None = None) -> Decoded:
+def decode(source: Path | bytes, channels: int | None = None, fit: Fit | int | None = None) -> Decoded:
     """Open, decode to the last byte and convert one file; a bad file never raises, it gives a reason.
 
     Args:
         source: the file, or its bytes.
         channels: 1 (grey) or 3 (RGB) of the result; None keeps what the file stores: 1 for its grey modes and for
             palettes of greys, else 3.
-        size: side in pixels of the largest centred square, resized with antialiasing; None keeps the image's own.
+        fit: size of the result, or the side in pixels of the largest centred square, resized with antialiasing; None
+            keeps the image's own.
     """
     try:
         file_size = len(source) if isinstance(source, bytes) else source.stat().st_size
         if file_size == 0:
             return Decoded(None, reason="empty file")
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=_FORMATS) as image:
-            # From the header: nothing is allocated for the pixels before these checks.
-            pixels = image.width * image.height
-            if pixels > LARGEST:
-                return _too_large(f"{image.width}x{image.height} pixels")
-            if pixels > max(MOST_PACKED * file_size * (8 if image.mode == "1" else 1), FREELY_PACKED):
-                return Decoded(None, reason=f"too large: {image.width}x{image.height} pixels in {file_size} bytes")
+            # From the header: nothing is allocated for the pixels before this check.
+            if too_large := _objection(image, file_size):
+                return Decoded(None, reason=too_large)
             image.load()  # to the last byte, else a file that breaks off would pass
             result, kinds = _convert(image, channels)
-        if size is not None:
-            if min(result.size) < size:
-                kinds.append(f"smaller than {size} pixels enlarged")
-            result = ImageOps.fit(result, (size, size), method=Image.Resampling.BILINEAR)
+        if fit is not None:
+            fit = Fit(crop=(fit, fit)) if isinstance(fit, int) else fit
+            if fit.enlarges(result.height, result.width):
+                kinds.append(f"smaller than {fit.pixels} pixels enlarged")
+            result = fit(result)
         array = np.array(result, dtype=np.uint8)
         return Decoded(array if array.ndim == 3 else array[:, :, None], tuple(kinds))
     except UnidentifiedImageError:
         return Decoded(None, reason="not an image of a known format")
     except Image.DecompressionBombError:
-        return _too_large("far too many pixels")
+        return Decoded(None, reason=_too_large("far too many pixels"))
     except Exception as error:  # decoders meet arbitrary bytes and raise nearly anything; every such file is "bad"
         return Decoded(None, reason=in_a_line(error))
 
 
-def read_and_decode(read: Reader, channels: int | None = None, size: int | None = None) -> Decoded:
+def upright_size(content: bytes) -> tuple[int, int] | None:
+    """(height, width) of an upright image by its header; None if only `decode` can tell that the file is good.
+
+    A header vouches for a whole JPEG or PNG: the end of the file is there as well. Damage between may remain.
+    """
+    try:
+        with Image.open(io.BytesIO(content), formats=("JPEG", "PNG")) as image:
+            end = b"IEND" if image.format == "PNG" else b"\xff\xd9"
+            # Pillow decodes a whole PNG for its orientation, which lies behind the pixels.
+            if content.rfind(end, -_TAIL) < 0 or _objection(image, len(content)) or b"eXIf" in content:
+                return None
+            turned = image.format != "PNG" and image.getexif().get(_ORIENTATION, 1) in range(5, 9)
+            return (image.width, image.height) if turned else (image.height, image.width)
+    except Exception:
+        return None
+
+
+def read_and_decode(read: Reader, channels: int | None = None, fit: Fit | int | None = None) -> Decoded:
     """`decode` for the file or the bytes that a reader returns; an error of the reader becomes the reason."""
     try:
         source = read()
     except Exception as error:  # archives meet arbitrary bytes as decoders do
         return Decoded(None, reason=in_a_line(error))
-    return decode(source, channels, size)
+    return decode(source, channels, fit)
 
 
 def decode_in_order(
-    readers: Sequence[Reader], channels: int | None = None, size: int | None = None
+    readers: Sequence[Reader], channels: int | None = None, fit: Fit | int | None = None
 ) -> Iterator[Decoded]:
-    """`read_and_decode` in threads, a window of files at a time, in order.
+    """`read_and_decode` in threads, in order; see `in_threads`."""
+    return in_threads(partial(read_and_decode, channels=channels, fit=fit), readers)
+
+
+def in_threads(one: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:
+    """The results of a function of one file, in order, a window of files at a time.
 
     A window bounds the memory, however slowly the caller takes the results.
     """
-    one = partial(read_and_decode, channels=channels, size=size)
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        for first in range(0, len(readers), _WINDOW):
+        for first in range(0, len(items), _WINDOW):
             # Pillow warns about odd files on stderr, but here each file gets its verdict. Warnings are on again before
             # the yield, after which the code of the caller runs.
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                window = list(pool.map(one, readers[first : first + _WINDOW]))
+                window = list(pool.map(one, items[first : first + _WINDOW]))
             yield from window
 
 
@@ -134,11 +161,11 @@ def in_a_line(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def refuse_bad(where: Path, count: int, bad: Sequence[tuple[str, str]], allowed: int) -> None:
+def refuse_bad(where: Path | str, count: int, bad: Sequence[tuple[str, str]], allowed: int) -> None:
     """Raise `DataError` when more files are bad than allowed, or all of them.
 
     Args:
-        where: path of the set.
+        where: path of the set, or words for several.
         count: number of files that were tried.
         bad: `(name, reason)` of the files that could not be read.
         allowed: number of files that may be left out.
@@ -166,8 +193,18 @@ def some(names: Sequence[str], most: int = NAMED) -> str:
     return ", ".join(map(one_line, names[:most])) + (f" and {rest} more" if rest > 0 else "")
 
 
-def _too_large(got: str) -> Decoded:
-    return Decoded(None, reason=f"too large: {got}, at most {LARGEST // 10**6} million are allowed")
+def _too_large(got: str) -> str:
+    return f"too large: {got}, at most {LARGEST // 10**6} million are allowed"
+
+
+def _objection(image: Image.Image, file_size: int) -> str:
+    """Why an image is not decoded, by its header; empty if it is."""
+    pixels = image.width * image.height
+    if pixels > LARGEST:
+        return _too_large(f"{image.width}x{image.height} pixels")
+    if pixels > max(MOST_PACKED * file_size * (8 if image.mode == "1" else 1), FREELY_PACKED):
+        return f"too large: {image.width}x{image.height} pixels in {file_size} bytes"
+    return ""
 
 
 def _convert(image: Image.Image, channels: int | None) -> tuple[Image.Image, list[str]]:
@@ -176,7 +213,7 @@ def _convert(image: Image.Image, channels: int | None) -> tuple[Image.Image, lis
     # A JPEG of a camera that embeds a preview (MPO) has "frames" too, but is no animation.
     if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
         kinds.append("of several frames cut to the first")
-    if image.getexif().get(0x0112, 1) in range(2, 9):
+    if image.getexif().get(_ORIENTATION, 1) in range(2, 9):
         kinds.append("turned upright by their EXIF orientation")
     upright = ImageOps.exif_transpose(image)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from synthkd.data.read.decode import decode_in_order, some, with_reasons
 from synthkd.data.read.entries import Entry, Listing
+from synthkd.data.read.fit import Fit
 
 _NAMED_IN_NOTE = 3
 
@@ -20,20 +21,21 @@ class Decoding:
 
     Args:
         listing: the files.
+        bad: `(file, reason)` of files that are known to be unreadable.
 
     Attributes:
         bad: `(file, reason)` of each unreadable file so far.
     """
 
-    def __init__(self, listing: Listing) -> None:
+    def __init__(self, listing: Listing, bad: Sequence[tuple[str, str]] = ()) -> None:
         self._listing = listing
         self._conversions: dict[str, list[str]] = {}  # kind -> files
-        self.bad: list[tuple[str, str]] = []
+        self.bad = [*bad]
 
-    def images(self, channels: int | None = None, size: int | None = None) -> Iterator[tuple[Entry, Tensor]]:
-        """The readable files with their images uint8 `[C, H, W]`; `channels` and `size` as of `decode`."""
+    def images(self, channels: int | None = None, fit: Fit | None = None) -> Iterator[tuple[Entry, Tensor]]:
+        """The readable files with their images uint8 `[C, H, W]`; `channels` and `fit` as of `decode`."""
         entries = self._listing.entries
-        results = decode_in_order([entry.read for entry in entries], channels, size)
+        results = decode_in_order([entry.read for entry in entries], channels, fit)
         for entry, result in zip(entries, results, strict=True):
             if result.pixels is None:
                 self.bad.append((entry.name, result.reason))

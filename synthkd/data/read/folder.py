@@ -1,4 +1,4 @@
-"""Labelled images of a folder, an archive or a table: every file is decoded before anything trains.
+"""Labelled images of a folder, an archive or a table: decoded at once, or on demand if they are large together.
 
 `listing` has the rules about class directories and parts, `decode` those about conversions. Notes name the conversions
 and the files that were ignored or left out. One error names all files that cannot be read.
@@ -6,8 +6,11 @@ and the files that were ignored or left out. One error names all files that cann
 
 from __future__ import annotations
 
+import math
+import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -15,43 +18,85 @@ from torch import Tensor
 
 from synthkd.data.read.decode import some, with_reasons
 from synthkd.data.read.decoding import Decoding
-from synthkd.data.read.entries import Entry
+from synthkd.data.read.entries import Entry, Listing
+from synthkd.data.read.fit import Fit
 from synthkd.data.read.listing import list_dataset
+from synthkd.data.read.on_disk import DiskImages, ImageFiles, Pixels, survey, where_kept
 from synthkd.data.read.splits import Source
 from synthkd.errors import DataError
+from synthkd.settings import FolderData, FolderTest, UnlabelledData
+
+CACHE = Path("~/.cache/synthkd/images")
+"""Folder of the cache unless the settings name another."""
+
+
+@dataclass(frozen=True)
+class Storage:
+    """Where the images of a folder are kept.
+
+    Attributes:
+        memory: most bytes of all decoded images that are kept in memory; larger sets are decoded on demand.
+        folder: of the cache of decoded images.
+        workers: processes that decode ahead of a training; None: one for each core, at most `MOST_WORKERS`.
+    """
+
+    memory: float = math.inf
+    folder: Path = CACHE
+    workers: int | None = None
+
+
+IN_MEMORY = Storage()
+"""All images in memory, however many there are."""
+MOST_WORKERS = 4
+"""Most processes that decode unless the settings say otherwise; each decodes some 500 images of 224 pixels a second."""
 
 
 def read_folder(
     root: str | Path,
     channels: int = 3,
-    size: int | None = None,
+    size: int | tuple[int, int] | None = None,
     skip_bad: bool = False,
     lacks_classes: bool = False,
+    listed: Callable[[Path], Listing] | None = None,
+    resize: int | tuple[int, int] | None = None,
+    storage: Storage = IN_MEMORY,
 ) -> Source:
-    """Decode every image of a folder or archive into one uint8 tensor, training images first.
+    """Read the images of a folder or archive, training images first.
+
+    Images that fit the limit of the storage are all decoded now. Of others the headers are checked, and the pixels are
+    decoded when they are needed. With `skip_bad` every pixel is decoded now, because the bad files decide which images
+    there are.
 
     Args:
         root: a folder, an archive (or a pattern of .tar shards), a table or a parquet file; `~` is expanded.
         channels: 1 (grey) or 3 (RGB) of the result; images are converted.
-        size: side of the result in pixels: the largest centred square of each image, resized with antialiasing. None:
-            images stay as they are, and must all have one size.
+        size: (height, width) of the result in pixels, or the side of a square: the centre of each image, as large as it
+            can be, or cut out after `resize`. None: nothing is cut off.
         skip_bad: leave unreadable files out, with a note, instead of raising.
         lacks_classes: a class directory may be empty, since nothing trains on the images.
+        listed: lists the files of the path, labelled or not; None: as a labelled dataset.
+        resize: the shorter side, or (height, width), that images are resized to before their centre is cut out.
+        storage: where the images are kept.
 
     Returns:
-        Images uint8 `[N, channels, H, W]` with labels, class names, the number of training images and notes.
+        Images uint8 `[N, channels, H, W]` with labels (-1 without one), class names, the number of training images and
+        notes.
 
     Raises:
         DataError: no class directories or images; unreadable files (unless `skip_bad`); sizes that differ without
             `size`; train and test splits with different classes.
     """
     where = Path(root).expanduser()
-    listing = list_dataset(where, lacks_classes)
+    listing = list_dataset(where, lacks_classes) if listed is None else listed(where)
+    crop = (size, size) if isinstance(size, int) else size
+    fit = None if crop is None and resize is None else Fit(resize, crop)
+    if _needed(listing, channels, fit) > storage.memory:
+        return _on_disk(where, listing, channels, fit, skip_bad, storage)
     count, decoding = len(listing.entries), Decoding(listing)
     sizes: Counter[tuple[int, int]] = Counter()
     entries: list[Entry] = []
     images: Tensor | None = None
-    for entry, image in decoding.images(channels, size):
+    for entry, image in decoding.images(channels, fit):
         height, width = image.shape[1:]
         sizes[height, width] += 1
         if images is None:
@@ -64,14 +109,66 @@ def read_folder(
     _refuse(where, count, [] if skip_bad else decoding.bad, sizes)
     if images is None:
         raise DataError(f"{where}: none of the {count} files is a readable image: {with_reasons(decoding.bad)}")
+    return _source(images[: len(entries)], entries, listing, decoding.notes(_IGNORED))
+
+
+def read_files(
+    root: str | Path,
+    settings: FolderData | FolderTest | UnlabelledData,
+    lacks_classes: bool = False,
+    listed: Callable[[Path], Listing] | None = None,
+) -> Source:
+    """Read the images of a folder or archive as settings say; arguments, result and errors as of `read_folder`."""
+    storage = Storage(settings.memory * 1e9, Path(settings.cache or CACHE), settings.workers)
+    return read_folder(
+        root, settings.channels, settings.size, settings.skip_bad, lacks_classes, listed, settings.resize, storage
+    )
+
+
+_IGNORED = "files or folders ignored, not images of a class"
+
+
+def _needed(listing: Listing, channels: int, fit: Fit | None) -> int:
+    """Bytes of all images decoded, if they all are as large as the first; a set of other sizes is refused anyway."""
+    first = next(Decoding(listing).images(channels, fit), None)
+    return 0 if first is None else len(listing.entries) * first[1].nbytes
+
+
+def _source(pixels: Pixels, entries: Sequence[Entry], listing: Listing, notes: Sequence[str]) -> Source:
     has_test = any(entry.test for entry in listing.entries)
     return Source(
-        images=images[: len(entries)],
-        labels=torch.tensor([entry.label for entry in entries], dtype=torch.int64),
+        images=pixels,
+        labels=torch.tensor([-1 if one.label is None else one.label for one in entries], dtype=torch.int64),
         class_names=listing.class_names,
         train=sum(not entry.test for entry in entries) if has_test else None,
-        notes=tuple(decoding.notes("files or folders ignored, not images of a class")),
+        notes=tuple(notes),
     )
+
+
+def _on_disk(where: Path, listing: Listing, channels: int, fit: Fit | None, skip_bad: bool, storage: Storage) -> Source:
+    """The images as files that are decoded on demand, after a survey of them all."""
+    surveyed = list(survey(listing.entries, channels, fit))
+    sizes = Counter(one.size for one in surveyed if one.size is not None)
+    named = list(zip(listing.entries, surveyed, strict=True))
+    bad = [(entry.name, one.reason) for entry, one in named if one.size is None]
+    _refuse(where, len(named), [] if skip_bad else bad, sizes)
+    if not sizes:
+        raise DataError(f"{where}: none of the {len(named)} files is a readable image: {with_reasons(bad)}")
+    ((height, width),) = sizes
+    workers = min(MOST_WORKERS, os.cpu_count() or 1) if storage.workers is None else storage.workers
+    digests, shape = [one.digest for one in surveyed], (channels, height, width)
+    files = ImageFiles(where, listing.entries, digests, shape, fit, storage.folder.expanduser(), workers)
+    good = torch.tensor([row for row, one in enumerate(surveyed) if one.size is not None])
+    images = DiskImages(files, files.cache(), good)
+    if skip_bad and (unreadable := images.unreadable()):
+        bad += [(listing.entries[int(good[row])].name, reason) for row, reason in unreadable]
+        keep = torch.ones(len(good), dtype=torch.bool)
+        keep[[row for row, _ in unreadable]] = False
+        images = images.part(keep)
+    notes = [f"{len(images):,} images{where_kept(images)} (cache: {files.folder})"]
+    notes += Decoding(listing, bad).notes(_IGNORED)
+    entries = [listing.entries[number] for number in images.numbers.tolist()]
+    return _source(images, entries, listing, notes)
 
 
 def _allocate(count: int, channels: int, height: int, width: int, where: Path) -> Tensor:
@@ -95,8 +192,6 @@ def _refuse(where: Path, count: int, bad: Sequence[tuple[str, str]], sizes: Coun
         )
     if len(sizes) > 1:
         counts = [f"{height}x{width} ({number})" for (height, width), number in sizes.most_common()]
-        problems.append(
-            f"images have {len(sizes)} different sizes, height x width: {some(counts)}; set size to resize them"
-        )
+        problems.append(f"images have {len(sizes)} different sizes, height x width: {some(counts)}; set size or resize")
     if problems:
         raise DataError(f"{where}: " + "; also, ".join(problems))

@@ -135,12 +135,16 @@ def _zip(path: Path) -> Directory:
             "much, as no images do; make it anew"
         )
     # The members share one open file. Unpacking one after another is cheap beside decoding, which runs in parallel.
-    lock = Lock()
+    # A forked process opens the archive anew: it would share the place in the file with its parent.
+    lock, opened = Lock(), {os.getpid(): archive}
 
     def read(info: zipfile.ZipInfo) -> bytes:
         check_size(info.file_size)
         with lock:
-            return archive.read(info)
+            if (process := os.getpid()) not in opened:
+                opened.clear()
+                opened[process] = zipfile.ZipFile(path)
+            return opened[process].read(info)
 
     files: dict[str, Entry] = {}
     refused: list[Entry] = []

@@ -13,10 +13,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from synthkd.data.read.class_folders import LABELS, by_labels_file, class_directories
+from synthkd.data.read.compressed import is_tar
 from synthkd.data.read.decode import some
 from synthkd.data.read.entries import Entry, Listing
 from synthkd.data.read.folder_or_zip import PARTS, Directory, is_image, read_tree
 from synthkd.data.read.generated import SPLIT, find_generated, list_generated
+from synthkd.data.read.hugging_face import list_hugging_face
 from synthkd.data.read.parquet import is_parquet, list_parquet
 from synthkd.data.read.table import is_table, list_table
 from synthkd.data.read.webdataset import list_tar
@@ -40,6 +42,8 @@ def list_scored(path: Path, split: str | None = None) -> Listing:
     """
     root = _opened(path)
     if isinstance(root, Listing):
+        if any(entry.test for entry in root.entries):
+            return _part_of(path, root, split)
         if split is not None and (split != SPLIT or find_generated(path) is None):
             raise DataError(f"{path} has no parts; leave out split={split}")
         return root
@@ -65,6 +69,34 @@ def list_scored(path: Path, split: str | None = None) -> Listing:
     entries = [*flat, *_labelled(classes, files_first=False), *root.refused]
     ignored = {name for name in root.leaves() if not name.endswith("/")} - {*images.leaves()}
     return Listing(entries, tuple(classes), sorted(ignored))
+
+
+def list_every(path: Path) -> Listing:
+    """Every image of a path, sorted by its name, whatever directories it lies in; labels are left aside.
+
+    Args:
+        path: an image file, or one of the forms of `list_scored`.
+
+    Raises:
+        DataError: a folder or file that cannot be read, or no images.
+    """
+    readable = (".zip", ".tar", ".npz", ".npy", ".gz", ".tgz", ".bz2", ".xz")
+    if path.is_file() and not (is_table(path) or is_parquet(path) or path.suffix.lower() in readable):
+        return Listing([Entry(path.name, lambda: path)], (), ())
+    root = _opened(path)
+    if isinstance(root, Listing):
+        return root
+    entries = [*root.images().entries(files_first=False), *root.refused]
+    if not entries:
+        raise DataError(f"{path} holds no images; check the path")
+    return Listing(entries, (), ())
+
+
+def _part_of(path: Path, whole: Listing, split: str | None) -> Listing:
+    """The training part or the test part of a listing with both."""
+    if split not in ("train", "test"):
+        raise DataError(f"{path} is divided into parts; choose one of them: split=train or split=test")
+    return replace(whole, entries=[entry for entry in whole.entries if entry.test == (split == "test")])
 
 
 def list_dataset(path: Path, lacks_classes: bool = False) -> Listing:
@@ -98,6 +130,24 @@ def list_dataset(path: Path, lacks_classes: bool = False) -> Listing:
     return Listing([*entries, *root.refused], classes, sorted(ignored))
 
 
+def list_unlabelled(path: Path) -> Listing:
+    """Every image of a set, sorted by path, without labels; of a set with a part `train`, the images of that part.
+
+    Raises:
+        DataError: a folder or file that cannot be read, or no images.
+    """
+    root = _opened(path)
+    if isinstance(root, Listing):
+        return Listing([replace(one, label=None) for one in root.entries if not one.test], (), root.ignored)
+    top = _entered(path, root.images(), ("train", *_TEST_PARTS))
+    if "train" in _parts(top):
+        top = top.directories["train"]
+    entries = [*top.entries(files_first=False), *root.refused]
+    if not entries:
+        raise DataError(f"{path} holds no images; check the path")
+    return Listing(entries, (), sorted({*root.leaves()} - {*root.images().leaves()}))
+
+
 _REMEDIES = {
     ".tar": "put the class of each KEY.png into KEY.cls, or each class into a directory of its name",
     ".csv": "fill the column `label`",
@@ -114,12 +164,12 @@ def _opened(path: Path) -> Listing | Directory:
     """
     kind = path.suffix.lower()
     if path.is_dir():
-        return list_generated(path) or read_tree(path)
+        return list_generated(path) or list_hugging_face(path) or read_tree(path)
     if is_table(path):
         return list_table(path)
     if is_parquet(path):
         return list_parquet(path)
-    if kind == ".tar":
+    if is_tar(path):
         return list_tar(path)
     if kind == ".zip" and path.exists():
         return read_tree(path)
@@ -129,8 +179,8 @@ def _opened(path: Path) -> Listing | Directory:
     if kind == ".npz":
         remedy = " of kind folder (set kind to npz, and path)"
     if kind == ".npy":
-        remedy = " (put both arrays into one .npz: np.savez(path, images=..., labels=...))"
-    if kind in (".gz", ".tgz", ".bz2", ".xz"):
+        remedy = " of kind folder (set kind to npz, and path)"
+    if kind in (".gz", ".bz2", ".xz", ".zst", ".7z"):
         remedy = " (unpack it)"
     raise DataError(f"{path} is no set of images{remedy}; give an {FORMS}")
 

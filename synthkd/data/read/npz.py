@@ -1,11 +1,11 @@
-"""Images and labels in a .npz file: plain arrays, read without pickle and checked one by one."""
+"""Images and labels in a .npz or in .npy files: plain arrays, read without pickle and checked one by one."""
 
 from __future__ import annotations
 
 import math
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +26,33 @@ LARGEST = 1 << 36
 """Most bytes of all arrays of a file, unpacked."""
 
 _TEST = {"test_images", "test_labels"}
+_NAMES = ("images", "labels", "test_images", "test_labels", "class_names", "logits")
+
+
+@dataclass(frozen=True)
+class NpyFiles:
+    """Arrays in .npy files, which are mapped into memory when they are read.
+
+    Attributes:
+        paths: name of an array -> its file.
+    """
+
+    paths: Mapping[str, Path]
+
+    @property
+    def files(self) -> list[str]:
+        """The names of the arrays."""
+        return [*self.paths]
+
+    def read(self, key: str) -> NDArray[Any]:
+        """An array; pages of the file are read when they are needed, and never written."""
+        array: NDArray[Any] = np.load(self.paths[key], mmap_mode="c", allow_pickle=False)
+        return array
+
+
+def is_arrays(path: Path) -> bool:
+    """Whether the path is one of arrays: a .npz, a .npy, or a folder with `images.npy`."""
+    return (path / "images.npy").is_file() if path.is_dir() else path.suffix.lower() in (".npz", ".npy")
 
 
 @dataclass(frozen=True)
@@ -47,7 +74,7 @@ def read_npz(path: str | Path, lacks_classes: bool = False) -> Source:
     """Read `images` and `labels`, and `test_images`, `test_labels` and `class_names` if the file has them.
 
     Args:
-        path: the file.
+        path: the .npz; or `images.npy` or its folder, with the other arrays beside it in files of their names.
         lacks_classes: a class may have no image.
 
     Raises:
@@ -60,7 +87,7 @@ def read_npz(path: str | Path, lacks_classes: bool = False) -> Source:
         # One array of the test part demands the other.
         needed = {"images", "labels"} | (_TEST if _TEST & present else set())
         if missing := sorted(needed - present):
-            raise DataError(f"{path}: has no array {missing}, only {sorted(present)}; add it with np.savez")
+            raise DataError(f"{path}: has no array {missing}, only {sorted(present)}; {_add(path)}")
         arrays = _read(archive, sorted((needed | {"class_names"}) & present))
     parts = ["", "test_"] if "test_images" in arrays else [""]
     images = [as_images(arrays[f"{part}images"], f"{path}: {part}images") for part in parts]
@@ -86,7 +113,9 @@ def read_npz(path: str | Path, lacks_classes: bool = False) -> Source:
         )
     else:
         names = tuple(str(label) for label in numbers)
-    joined = torch.from_numpy(np.concatenate(images)), torch.from_numpy(np.concatenate(labels))
+    # One part is not copied, since it may be a file mapped into memory.
+    pixels = images[0] if len(images) == 1 else np.concatenate(images)
+    joined = torch.from_numpy(pixels), torch.from_numpy(np.concatenate(labels))
     return Source(*joined, names, len(images[0]) if len(parts) == 2 else None)
 
 
@@ -107,6 +136,37 @@ def read_arrays(path: Path, split: str | None = None) -> Arrays:
     return Arrays(arrays[images], arrays.get(labels), arrays.get("class_names"))
 
 
+def read_keys(path: Path, needed: Set[str], optional: Set[str] = frozenset()) -> dict[str, NDArray[Any]]:
+    """Arrays of a .npz by their names; the optional ones if the file has them.
+
+    Raises:
+        DataError: a missing array; else as `read_arrays`.
+    """
+    with _opened(path) as archive:
+        if missing := sorted(needed - {*archive.files}):
+            raise DataError(f"{path}: has no array {missing}, only {sorted(archive.files)}; {_add(path)}")
+        return _read(archive, sorted((needed | optional) & {*archive.files}))
+
+
+def read_images(path: Path) -> NDArray[np.uint8]:
+    """The images of a .npz alone, those of its training part if it has two: uint8 `[N, C, H, W]`.
+
+    Raises:
+        DataError: as `read_arrays` and `as_images`.
+    """
+    with _opened(path) as archive:
+        key, _ = _keys(path, archive.files, "train" if "test_images" in archive.files else None)
+        images = _read(archive, [key])[key]
+    return as_images(images, f"{path}: {key}")
+
+
+def _add(path: Path) -> str:
+    """How a missing array is added."""
+    if path.suffix.lower() == ".npz":
+        return "add it with np.savez"
+    return "put it beside images.npy in a file of its name, such as labels.npy"
+
+
 def _keys(path: Path, names: Sequence[str], split: str | None) -> tuple[str, str]:
     """Names of the arrays with the images and the labels of a part."""
     if "test_images" in names and split not in ("train", "test"):
@@ -121,9 +181,12 @@ def _keys(path: Path, names: Sequence[str], split: str | None) -> tuple[str, str
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[NpzFile]:
-    """Context manager: the open file. Errors of opening and of reading it become a `DataError`."""
+def _opened(path: Path) -> Iterator[NpzFile | NpyFiles]:
+    """Context manager: the open file or files. Errors of opening and of reading them become a `DataError`."""
     try:
+        if path.is_dir() or path.suffix.lower() == ".npy":
+            yield _npy_files(path)
+            return
         with path.open("rb") as file:
             archive = np.load(file, allow_pickle=False)
             if not isinstance(archive, NpzFile):
@@ -132,15 +195,30 @@ def _opened(path: Path) -> Iterator[NpzFile]:
     except FileNotFoundError as error:
         raise DataError(f"{path} does not exist; check the path") from error
     except (OSError, ValueError, EOFError, RuntimeError, zlib.error, zipfile.BadZipFile) as error:
-        raise DataError(f"{path} is not a readable .npz of plain arrays ({in_a_line(error)}); save it anew") from error
+        kind = ".npz" if path.suffix.lower() == ".npz" else ".npy"
+        raise DataError(
+            f"{path} is not a readable {kind} of plain arrays ({in_a_line(error)}); save it anew"
+        ) from error
 
 
-def _read(archive: NpzFile, keys: Sequence[str]) -> dict[str, NDArray[Any]]:
+def _npy_files(path: Path) -> NpyFiles:
+    """The arrays of a folder, or those beside `images.npy`; a .npy of another name has images alone."""
+    if not path.exists():
+        raise FileNotFoundError(path)
+    if not path.is_dir() and path.name != "images.npy":
+        return NpyFiles({"images": path})
+    top = path if path.is_dir() else path.parent
+    return NpyFiles({name: top / f"{name}.npy" for name in _NAMES if (top / f"{name}.npy").is_file()})
+
+
+def _read(archive: NpzFile | NpyFiles, keys: Sequence[str]) -> dict[str, NDArray[Any]]:
     """The arrays with these names.
 
     Raises:
         ValueError: an array has fewer bytes than its header claims, or together they have more than `LARGEST`.
     """
+    if isinstance(archive, NpyFiles):
+        return {key: archive.read(key) for key in keys}
     assert archive.zip is not None
     # All headers first: numpy allocates what a header claims before it reads the first byte of the array.
     members, total = {info.filename.removesuffix(".npy"): info for info in archive.zip.infolist()}, 0

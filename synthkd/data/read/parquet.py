@@ -14,7 +14,8 @@ from synthkd.data.read.labels import Written, labelled
 from synthkd.errors import DataError
 from synthkd.imports import optional
 
-_IMAGES = ("image", "img")
+IMAGES = ("image", "img")
+"""Names of the column of images."""
 
 
 def is_parquet(path: Path) -> bool:
@@ -54,7 +55,7 @@ def list_files(files: Sequence[Path]) -> Listing:
             if metadata.num_rows > file.stat().st_size:
                 raise ValueError("it claims more rows than it has bytes")
             columns = parquet.read_schema(file).names
-            image = next((name for name in _IMAGES if name in columns), None)
+            image = next((name for name in IMAGES if name in columns), None)
             if image is None:
                 raise DataError(f"{file} has no column image, only {some(columns)}; rename the column of the images")
             table = parquet.read_table(file, columns=[image, *(["label"] if "label" in columns else [])])

@@ -10,10 +10,14 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from synthkd.data.read.folder import read_folder
+import torch
+from torch import Tensor
+
+from synthkd.data.read.folder import read_files
 from synthkd.data.read.named import read_digits, read_named
 from synthkd.data.read.npz import read_npz
 from synthkd.data.read.splits import RealData, Source, Splits, channel_statistics, split
+from synthkd.errors import DataError
 from synthkd.settings import (
     DataSettings,
     DigitsData,
@@ -23,6 +27,7 @@ from synthkd.settings import (
     NpzData,
     NpzTest,
     TestSettings,
+    UnlabelledData,
 )
 from synthkd.types import ImageSpec, check_labels, in_channels
 
@@ -45,7 +50,7 @@ def load_splits(settings: DataSettings) -> Splits:
     return split(source, name, test, settings.holdout, settings.split_seed, settings.per_class, settings.half)
 
 
-def load_test(settings: TestSettings, training: Iterable[DataSettings] = ()) -> RealData:
+def load_test(settings: TestSettings, training: Iterable[DataSettings | UnlabelledData] = ()) -> RealData:
     """Read the images of a dataset to test on.
 
     They are its own test part if it has one, as the digits and the datasets by name have. Else they are the share that
@@ -54,25 +59,32 @@ def load_test(settings: TestSettings, training: Iterable[DataSettings] = ()) -> 
 
     Args:
         settings: of the dataset.
-        training: of the datasets that are trained on.
+        training: of the datasets that are trained on, with their labels or without.
 
     Raises:
-        DataError: as `load_splits`.
+        DataError: as `load_splits`; all images would be tested on, and they are learned from without their labels.
     """
     if isinstance(settings, DigitsData | NamedData):
         return load_splits(settings).test
-    share = settings.test
-    trained = next((one for one in training if _place(one) == _place(settings)), None)
+    share, place, learned = settings.test, _place(settings), [*training]
+    trained = next((one for one in learned if _place(one) == place), None)
     if share is None and isinstance(trained, FolderData | NpzData):
         share, settings = trained.test, settings.model_copy(update={"split_seed": trained.split_seed})
     source, name = _read(settings, lacks_classes=share is None)
+    unlabelled = [_place(one) for one in learned if isinstance(one, UnlabelledData)]
+    if source.train is None and place is not None and any(one is not None and one[1] == place[1] for one in unlabelled):
+        raise DataError(
+            f"test: the student learns from {name}, without its labels, so it tests nothing; name another set"
+        )
     if source.train is None and share is not None and share < 1.0:
         return split(source, name, share, settings.holdout, settings.split_seed).test
     check_labels(source.labels, len(source.class_names), name)
     rows = slice(source.train or 0, None)
     channels, height, width = source.images.shape[1:]
     spec = ImageSpec(channels, height, width, len(source.class_names))
-    return RealData(source.images[rows], source.labels[rows], spec, source.class_names, name)
+    numbers = torch.arange(len(source.labels))[rows]
+    images = source.images[rows] if isinstance(source.images, Tensor) else source.images.part(numbers)
+    return RealData(images, source.labels[rows], spec, source.class_names, name)
 
 
 def _read(settings: DataSettings | TestSettings, lacks_classes: bool = False) -> tuple[Source, str]:
@@ -85,19 +97,19 @@ def _read(settings: DataSettings | TestSettings, lacks_classes: bool = False) ->
         case NpzData() | NpzTest():
             source, name = read_npz(settings.path, lacks_classes), Path(settings.path).name
         case FolderData() | FolderTest():
-            source = read_folder(settings.root, settings.channels, settings.size, settings.skip_bad, lacks_classes)
+            source = read_files(settings.root, settings, lacks_classes)
             name = Path(settings.root).expanduser().resolve().name
     for note in source.notes:
         LOG.warning("%s: %s", name, note)
-    if settings.channels is not None:
+    if settings.channels is not None and isinstance(source.images, Tensor):  # others are decoded as wanted
         source = replace(source, images=in_channels(source.images, settings.channels))
     return source, name
 
 
-def _place(settings: DataSettings | TestSettings) -> tuple[str, Path] | None:
+def _place(settings: DataSettings | TestSettings | UnlabelledData) -> tuple[str, Path] | None:
     """What two settings of one dataset have in common; None for datasets that have a test part of their own."""
     match settings:
-        case NpzData() | NpzTest():
+        case NpzData() | NpzTest() | UnlabelledData():
             return settings.kind, Path(settings.path).expanduser().resolve()
         case FolderData() | FolderTest():
             return settings.kind, Path(settings.root).expanduser().resolve()

@@ -20,7 +20,9 @@ from torch import Tensor
 from synthkd.data.read.decode import Decoded, decode_in_order, read_and_decode, refuse_bad, some
 from synthkd.data.read.decoding import Decoding, channels_first
 from synthkd.data.read.entries import Entry, Listing
+from synthkd.data.read.on_disk import CHUNK, DiskImages
 from synthkd.errors import DataError
+from synthkd.types import in_channels
 
 KEPT = 1 << 29
 """Bytes of decoded files that a set keeps in memory."""
@@ -86,6 +88,27 @@ def in_memory(
     def image(row: int) -> Tensor:
         block = bisect(ends, row)
         return blocks[block][row - ends[block]]  # counted from the end of its block
+
+    return _samples(name, stream, image, [_Print.of(image) for image in stream()], labels, class_names, notes)
+
+
+def on_disk(
+    name: str,
+    images: DiskImages,
+    labels: Tensor,
+    class_names: tuple[str, ...],
+    notes: Sequence[str] = (),
+    channels: int | None = None,
+) -> Samples:
+    """The set of images that are decoded on demand; `channels` as of `from_files`, the others as of `in_memory`."""
+
+    def stream() -> Iterator[Tensor]:
+        blocks = images.split(CHUNK)
+        return chain.from_iterable(block if channels is None else in_channels(block, channels) for block in blocks)
+
+    def image(row: int) -> Tensor:
+        block = images[torch.tensor([row])]
+        return (block if channels is None else in_channels(block, channels))[0]
 
     return _samples(name, stream, image, [_Print.of(image) for image in stream()], labels, class_names, notes)
 

@@ -16,9 +16,10 @@ from synthkd.data.bank_sample import BANK_SAMPLE
 from synthkd.data.read.generated import find_generated
 from synthkd.data.read.labels import CLASSES
 from synthkd.data.read.listing import list_scored
-from synthkd.data.read.npz import as_images, as_labels, as_names, read_arrays
+from synthkd.data.read.npz import as_images, as_labels, as_names, is_arrays, read_arrays
+from synthkd.data.read.on_disk import DiskImages
 from synthkd.data.read.real import load_splits
-from synthkd.data.read.sample_set import Samples, from_files, in_memory
+from synthkd.data.read.sample_set import Samples, from_files, in_memory, on_disk
 from synthkd.data.read.splits import RealData
 from synthkd.errors import DataError
 from synthkd.rng import Rows
@@ -111,7 +112,7 @@ def _open_path(path: Path, name: str | None, split: str | None, skip_bad: int, c
         if split is not None:
             raise DataError(f"{path} has no parts; leave out split={split}")
         return _open_run(path, name, channels)
-    if path.suffix.lower() == ".npz" and not path.is_dir():
+    if is_arrays(path):
         return _open_npz(path, name, split, channels)
     return from_files(name, path, list_scored(path, split), skip_bad, channels)
 
@@ -125,6 +126,8 @@ def _open_settings(settings: DataSettings, name: str | None, split: str | None, 
     name = name or f"{part.name}:{split}"
     if not len(part):
         raise DataError(f"{name} is empty; choose another split, or set its fraction above 0")
+    if isinstance(part.images, DiskImages):
+        return on_disk(name, part.images, part.labels, part.class_names, splits.notes, channels)
     return in_memory(name, _in_channels([part.images], channels), part.labels, part.class_names, splits.notes)
 
 

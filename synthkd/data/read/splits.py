@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from synthkd.data.read.decode import some
+from synthkd.data.read.on_disk import CHUNK, Pixels, joined, part_of, where_kept
 from synthkd.errors import DataError
 from synthkd.rng import numpy_stream
 from synthkd.types import ImageSpec, check_labels
@@ -27,14 +28,14 @@ class Source:
     """A dataset before it is split.
 
     Attributes:
-        images: uint8 `[N, C, H, W]`, training images first.
+        images: uint8 `[N, C, H, W]`, training images first, in memory or on disk.
         labels: int64 `[N]`, index into `class_names`; not yet checked.
         class_names: one per class.
         train: number of training images; the rest are the dataset's own test part. None: it has no test part.
         notes: conversions and files that were ignored or left out, one line per kind.
     """
 
-    images: Tensor
+    images: Pixels
     labels: Tensor
     class_names: tuple[str, ...]
     train: int | None
@@ -46,14 +47,14 @@ class RealData:
     """Labelled images.
 
     Attributes:
-        images: uint8 `[N, C, H, W]`; N may be 0 in a holdout or test part.
+        images: uint8 `[N, C, H, W]`, in memory or on disk; N may be 0 in a holdout or test part.
         labels: int64 `[N]` in `[0, spec.classes)`.
         spec: sizes of the images, and number of classes.
         class_names: one per class.
         name: of the dataset, or of the file or folder.
     """
 
-    images: Tensor
+    images: Pixels
     labels: Tensor
     spec: ImageSpec
     class_names: tuple[str, ...]
@@ -63,10 +64,16 @@ class RealData:
         return len(self.labels)
 
     @property
+    def kept(self) -> str:
+        """Where images that are not in memory are, as the end of a line; empty for images in memory."""
+        return where_kept(self.images)
+
+    @property
     def counted(self) -> str:
         """The number of images and of the classes that have any, in words."""
         present, every = len(self.labels.unique()), self.spec.classes
-        return f"{len(self):,} of {present}{'' if present == every else f' of the {every}'} classes, {self.name}"
+        classes = f"{present}{'' if present == every else f' of the {every}'} classes"
+        return f"{len(self):,} of {classes}, {self.name}{self.kept}"
 
 
 @dataclass(frozen=True)
@@ -89,8 +96,8 @@ class Splits:
     def unseen(self) -> RealData:
         """The images that nothing trains on: the holdout, then the test part; may be empty."""
         parts = (self.holdout, self.test)
-        images, labels = (torch.cat([getattr(part, name) for part in parts]) for name in ("images", "labels"))
-        return replace(self.holdout, images=images, labels=labels)
+        images = joined([part.images for part in parts])
+        return replace(self.holdout, images=images, labels=torch.cat([part.labels for part in parts]))
 
 
 def split(
@@ -141,7 +148,7 @@ def split(
 
     def part(rows: NDArray[np.intp]) -> RealData:
         index = torch.from_numpy(rows)
-        return RealData(source.images[index], labels[index], spec, names, name)
+        return RealData(part_of(source.images, index), labels[index], spec, names, name)
 
     # Last, so that test and holdout are the same for every number of training images.
     train = rest[~holdout]
@@ -179,7 +186,7 @@ def _shuffled_within_classes(
     return order, np.arange(len(labels)) - np.repeat(np.cumsum(counts) - counts, counts)
 
 
-def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def channel_statistics(images: Pixels) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of each channel, on the scale `[0, 1]`, from exact integer counts.
 
     Args:
@@ -192,10 +199,13 @@ def channel_statistics(images: Tensor) -> tuple[tuple[float, ...], tuple[float, 
     Raises:
         DataError: there are no images, or they are not uint8.
     """
-    if images.dtype != torch.uint8 or images.numel() == 0:
+    if images.dtype != torch.uint8 or images.shape.numel() == 0:
         raise DataError(f"channel statistics need at least one uint8 image, got {images.dtype} {list(images.shape)}")
     # Counts of the 256 levels are exact, independent of the order of the images, and need no float copy of them.
-    counts = torch.stack([torch.bincount(channel.flatten(), minlength=256) for channel in images.unbind(1)]).double()
+    totals = torch.zeros(images.shape[1], 256, dtype=torch.int64)
+    for block in images.split(CHUNK):
+        totals += torch.stack([torch.bincount(channel.flatten(), minlength=256) for channel in block.unbind(1)])
+    counts = totals.double()
     share = counts / counts.sum(dim=1, keepdim=True)
     levels = torch.arange(256, dtype=torch.float64) / 255.0
     mean = share @ levels

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
+from synthkd.data.read.compressed import plain_tar
 from synthkd.data.read.decode import in_a_line, some
 from synthkd.data.read.entries import Entry, Listing, check_size, objection, refused_entry
 from synthkd.data.read.folder_or_zip import Directory, tree_of
@@ -23,7 +24,7 @@ def list_tar(path: Path) -> Listing | Directory:
     """The images of a tar: `KEY.png` with its class in `KEY.cls` or as `label` in `KEY.json`, or class folders.
 
     Args:
-        path: an uncompressed tar, or a pattern (`shard-*.tar`) of several; shards and keys are taken in sorted order.
+        path: a tar, or a pattern (`shard-*.tar`) of several; shards and keys are taken in sorted order.
 
     Returns:
         The listing of a WebDataset: labels that are numbers are indices of classes named by their numbers, from 0 to
@@ -31,7 +32,7 @@ def list_tar(path: Path) -> Listing | Directory:
         without a label beside any.
 
     Raises:
-        DataError: no such file, a tar that is compressed, damaged or cut off, or one without images.
+        DataError: no such file, a tar that is damaged or cut off, or one without images.
     """
     shards = [path] if path.exists() else sorted(path.parent.glob(path.name))
     if not shards:
@@ -74,12 +75,13 @@ def list_shards(shards: Sequence[Path]) -> Listing | Directory:
 
 
 def _members(shard: Path) -> tuple[dict[str, _Reader], list[tuple[str, str]]]:
-    """Every file of an uncompressed tar by name, and `(name, objection)` of each member that is refused."""
+    """Every file of a tar by name, and `(name, objection)` of each member that is refused."""
     files: dict[str, _Reader] = {}
     objections: list[tuple[str, str]] = []
     try:
         # Uncompressed only ("r:"), so that a member is read by a seek, by many threads at once.
-        with shard.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
+        place = plain_tar(shard)
+        with place.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
             for member in tar:
                 name = member.name.removeprefix("./")
                 plain = member.isreg() and not member.issparse()
@@ -87,15 +89,13 @@ def _members(shard: Path) -> tuple[dict[str, _Reader], list[tuple[str, str]]]:
                 if reason and not member.isdir():
                     objections.append((name, reason))
                 elif plain:
-                    files[name] = partial(_read_at, shard, member.offset_data, member.size)
+                    files[name] = partial(_read_at, place, member.offset_data, member.size)
             # tarfile silently takes a damaged header for the end; a whole tar ends in blocks of zeros.
             file.seek(tar.offset)
             if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
                 raise tarfile.ReadError("it breaks off without an end mark")
     except (OSError, ValueError, EOFError, MemoryError, RecursionError, tarfile.TarError) as error:
-        raise DataError(
-            f"{shard} is not a whole, uncompressed .tar ({in_a_line(error)}); fetch or make it anew"
-        ) from error
+        raise DataError(f"{shard} is not a whole .tar ({in_a_line(error)}); fetch or make it anew") from error
     return files, objections
 
 

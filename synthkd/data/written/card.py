@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from synthkd.metrics.utility import extremes
 from synthkd.system.text import one_line
 
 _PATHS = {"folder": "train/**", "webdataset": "train-*.tar", "parquet": "data/train-*.parquet"}
@@ -45,7 +46,7 @@ def card(about: Mapping[str, Any], recipe: str) -> str:
     blocks = [
         f"---\n{header}---",
         f"# {about['name']}",
-        f"{about['count']:,} synthetic images of {len(about['class_names'])} classes, made by synthkd "
+        f"{about['count']:,} synthetic images of {len(about['class_names']):,} classes, made by synthkd "
         f"{about['synthkd']}.",
         f"It is {_LAYOUTS[about['format']]}. Every image carries the `label` that was asked for, `logits` and "
         "`soft_labels` of the teacher (`softmax(logits)`; at temperature T it is `softmax(logits / T)`), `difficulty`, "
@@ -86,12 +87,14 @@ def _scores(about: Mapping[str, Any]) -> str:
     """The table of classes and the paragraph about all images."""
     scores = about["scores"]
     lines = ["| class | images | teacher sees the asked label |", "|---|---:|---:|"]
-    per_class = zip(about["class_names"], about["counts"], scores["agreement_per_class"], strict=True)
-    lines += [f"| {_text(name)} | {count:,} | {_percent(share)} |" for name, count, share in per_class]
+    names, counts, shares = about["class_names"], about["counts"], scores["agreement_per_class"]
+    shown = extremes(shares)
+    lines += [f"| {_text(names[label])} | {counts[label]:,} | {_percent(shares[label])} |" for label in shown]
     low, high = scores["agreement_interval"]
+    part = "" if len(shown) == len(names) else f"The classes with the lowest and the highest share of {len(names):,}. "
     lines += [
         "",
-        f"Over all images the teacher sees the asked label in {_percent(scores['agreement'])} "
+        f"{part}Over all images the teacher sees the asked label in {_percent(scores['agreement'])} "
         f"({_percent(low)} to {_percent(high)}), with a mean probability of {scores['confidence']:.3f}. That says "
         "nothing about an image being right to anybody but this teacher.",
     ]

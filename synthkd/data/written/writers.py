@@ -280,4 +280,5 @@ def _value(dtype: str) -> dict[str, Any]:
 
 
 def _list_of_floats() -> dict[str, Any]:
-    return {"feature": _value("float32"), "_type": "List"}
+    # "List" is the name since datasets 4, which reads the old one as well; datasets 3 refuses the new one.
+    return {"feature": _value("float32"), "_type": "Sequence"}

@@ -25,13 +25,16 @@ from synthkd.reports.results.models import (
     ModelDescription,
     ModelResult,
     QualityResult,
+    Queries,
     RaisedAlarm,
     Ratio,
     StudentResult,
     TeamTeacher,
 )
+from synthkd.reports.results.network import Against, EvaluatedNetwork, NetworkResult
 from synthkd.reports.results.training import (
     DistillResult,
+    EarlierResult,
     Evaluations,
     FittedGap,
     ReleaseResult,

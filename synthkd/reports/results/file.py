@@ -12,6 +12,7 @@ from synthkd.reports.results.codec import from_json, to_json
 from synthkd.reports.results.compression import CompressResult
 from synthkd.reports.results.dataset import GenerateResult
 from synthkd.reports.results.evaluation import EvaluateResult
+from synthkd.reports.results.network import NetworkResult
 from synthkd.reports.results.training import DistillResult, ReleaseResult, TeachResult
 from synthkd.system.files import write_atomically
 from synthkd.system.sealed import sealed, unsealed
@@ -22,6 +23,7 @@ KINDS: Mapping[str, type[JobResult]] = {
     "compress": CompressResult,
     "distill": DistillResult,
     "evaluate": EvaluateResult,
+    "evaluate_model": NetworkResult,
     "generate": GenerateResult,
     "release": ReleaseResult,
     "teach": TeachResult,

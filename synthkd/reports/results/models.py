@@ -136,6 +136,21 @@ class Ratio:
 
 
 @dataclass(frozen=True)
+class Queries:
+    """How often a black box was asked.
+
+    Attributes:
+        used: number of different images that it was asked about.
+        budget: the most that were allowed.
+        answers: "labels" or "probabilities".
+    """
+
+    used: int
+    budget: int
+    answers: str
+
+
+@dataclass(frozen=True)
 class DataDescription:
     """What a model was made for.
 

@@ -12,6 +12,7 @@ from synthkd.reports.results.codec import OMITTED
 from synthkd.reports.results.models import (
     DataDescription,
     ModelResult,
+    Queries,
     RaisedAlarm,
     Ratio,
     StudentResult,
@@ -109,6 +110,21 @@ class TeachResult(JobResult):
     cost: RunCost = field(default_factory=RunCost)
 
 
+@dataclass(frozen=True)
+class EarlierResult:
+    """What a run came to before it was extended.
+
+    Attributes:
+        folder: in the run directory, with the result and the student of then.
+        steps: of the student until then.
+        student: as it was then.
+    """
+
+    folder: str
+    steps: int | None = None
+    student: StudentResult = field(default_factory=StudentResult)
+
+
 @dataclass(frozen=True, kw_only=True)
 class DistillResult(JobResult):
     """The result of `distill`.
@@ -126,6 +142,8 @@ class DistillResult(JobResult):
         peers: the networks that learned together with the student.
         ratio: student over teacher, where there is a teacher.
         scores: of generated images, if the run measured them.
+        before: what the run came to before each of its extensions; None without one.
+        queries: to a teacher that is a black box.
     """
 
     job: str = "distill"
@@ -141,6 +159,8 @@ class DistillResult(JobResult):
     peers: tuple[ModelResult, ...] | None = field(default=None, metadata=OMITTED)
     ratio: Ratio | None = field(default=None, metadata=OMITTED)
     scores: RunningScoresResult | None = field(default=None, metadata=OMITTED)
+    before: tuple[EarlierResult, ...] | None = field(default=None, metadata=OMITTED)
+    queries: Queries | None = field(default=None, metadata=OMITTED)
 
 
 @dataclass(frozen=True, kw_only=True)

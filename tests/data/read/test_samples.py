@@ -535,7 +535,7 @@ def test_archives_that_are_damaged_are_refused_whole(tmp_path: Path) -> None:
     whole = tar.read_bytes()
     for content in (b"", b"no archive", whole[:2048], whole[: len(whole) // 2 + 100], b"\x1f\x8b" + whole):
         tar.write_bytes(content)
-        with pytest.raises(DataError, match=r"set.tar is not a whole, uncompressed .tar \("):
+        with pytest.raises(DataError, match=r"set.tar is not a whole .tar \("):
             open_samples(tar)
     whole = archive.read_bytes()
     for content in (b"", b"no archive", whole[:-40]):

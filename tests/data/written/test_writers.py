@@ -104,6 +104,16 @@ def test_hugging_face_reads_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
         assert found.features["label"].names == list(NAMES)
 
 
+def test_the_schema_names_types_that_old_and_new_datasets_know(tmp_path: Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    write("parquet", tmp_path)
+    (first, *_) = sorted(tmp_path.rglob("*.parquet"))
+    features = json.loads(parquet.read_schema(first).metadata[b"huggingface"])["info"]["features"]
+    # datasets 3.6 knows these and more, but no "List"; 4 and 5 read a "Sequence" of values as "List".
+    assert {feature["_type"] for feature in features.values()} == {"Image", "ClassLabel", "Value", "Sequence"}
+    assert features["logits"] == {"feature": {"dtype": "float32", "_type": "Value"}, "_type": "Sequence"}
+
+
 def test_imagefolder_without_the_card_still_has_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     datasets = pytest.importorskip("datasets")
     monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)

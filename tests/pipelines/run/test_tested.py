@@ -105,6 +105,33 @@ def test_the_data_of_the_teacher_and_of_the_student_count_as_trained_on(path: Pa
         assert len(found) == count
 
 
+def test_the_data_of_a_student_count_when_it_is_a_teacher(path: Path, tmp_path: Path) -> None:
+    data = {"kind": "npz", "path": str(path), "test": 0.25}
+    other = {"transfer_set": {"kind": "real", "data": {**data, "path": str(tmp_path / "other.npz")}}}
+
+    def recorded(name: str, recipe: dict[str, Any]) -> dict[str, Any]:
+        (tmp_path / name / "student").mkdir(parents=True)
+        learned = load_config(DistillConfig, {"student": {"arch": "mlp"}, **recipe}, [])
+        (tmp_path / name / "config.yaml").write_text(dump_config(learned))
+        return {"kind": "load", "model": str(tmp_path / name / "student")}
+
+    elsewhere = {"kind": "load", "model": "elsewhere"}
+    real = recorded("real", {"teacher": elsewhere, "transfer_set": {"kind": "real", "data": data}})
+    cgan = {"generator": {"kind": "cgan"}, "data": data}
+    own_teacher = {"kind": "train", "data": data, "model": {"arch": "mlp"}}
+    for teacher, count in (
+        (real, 10),
+        (recorded("generator", {"teacher": elsewhere, "transfer_set": cgan}), 10),
+        (recorded("taught", {"teacher": own_teacher}), 10),
+        (recorded("student of a student", {"teacher": real}), 10),
+        (recorded("data-free", {"teacher": elsewhere}), COUNT),
+        (recorded("its own", {"teacher": {"kind": "load", "model": str(tmp_path / "its own")}}), COUNT),
+    ):
+        found = read_test(config(teacher, path, **other))
+        assert found is not None
+        assert len(found) == count, teacher
+
+
 def test_settings_of_training_data_in_python_keep_their_split(path: Path) -> None:
     data = NpzData(kind="npz", path=str(path), test=0.25)
     recipe = config(

@@ -21,9 +21,9 @@ from synthkd.distillation.teachers import FrozenTeacher, TeacherTeam
 from synthkd.models import Classifier, build, parameters, save
 from synthkd.pipelines import distill
 from synthkd.pipelines.config import DistillConfig, GeneratedSet
+from synthkd.pipelines.student.held_out import FRESH_IMAGES
 from synthkd.pipelines.student.image_alarms import Advice, ImageAlarms
 from synthkd.pipelines.student.sources import (
-    FRESH_IMAGES,
     GeneratedImages,
     Labelling,
     StoredDatasetImages,

@@ -1,0 +1,164 @@
+"""Training on JPEG files that are decoded on demand, beside all images in memory: peak memory and speed.
+
+    python -m benchmarks.lazy [--images 100000]
+
+Folders of JPEGs of 224 x 224 pixels (300 drawn pictures, each file with bytes of its own), 30 steps of a small
+classifier on batches of 32, one thread. Each row is a process of its own. Peak memory is what the process and its
+workers have beyond their start, shared pages divided (PSS). Waiting is the time until a step has its batch.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import multiprocessing
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from benchmarks import common
+from benchmarks.common import Row
+from synthkd.data.epochs import EpochSource
+from synthkd.data.read.folder import Storage, read_folder
+from synthkd.models import build
+from synthkd.settings import AugmentSettings, ZooModel
+from synthkd.types import ImageSpec
+
+SIDE, CLASSES, PICTURES = 224, 10, 300
+BATCH, STEPS = 32, 30
+FEW = 5_000
+COLUMNS = "images | decoded, GB | read from | workers | peak memory, GB | waiting, ms/image | training, images/s"
+
+
+def make_folder(root: Path, count: int) -> None:
+    """Write a directory per class with `count` JPEG files in all."""
+    rng = np.random.default_rng(0)
+    drawn = []
+    for _ in range(PICTURES):
+        buffer = io.BytesIO()
+        coarse = Image.fromarray(rng.integers(0, 256, (24, 24, 3), dtype=np.uint8))
+        coarse.resize((SIDE, SIDE), Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=90)
+        drawn.append(buffer.getvalue())
+    for label in range(CLASSES):
+        (root / str(label)).mkdir(parents=True)
+    for number in range(count):
+        # Bytes after the end of a JPEG are no part of the picture, and make it another file.
+        content = drawn[number % PICTURES] + number.to_bytes(4, "big")
+        (root / str(number % CLASSES) / f"{number}.jpg").write_bytes(content)
+
+
+def train(path: Path, storage: Storage, results: Connection) -> None:
+    """Read the images and train; sends a word when ready to be measured, then milliseconds and images per second."""
+    torch.set_num_threads(1)
+    results.send("ready")
+    results.recv()
+    source = read_folder(path, storage=storage)
+    batches = EpochSource(source.images, source.labels, BATCH, AugmentSettings(flip=True), 0, torch.device("cpu"))
+    model = build(ZooModel(arch="convnet", width=4), ImageSpec(3, SIDE, SIDE, CLASSES))
+    optimizer = torch.optim.SGD(model.parameters(), 0.01)
+    batches.batch(0)  # the workers start
+    waiting, started = 0.0, time.perf_counter()
+    for step in range(1, STEPS + 1):
+        before = time.perf_counter()
+        batch = batches.batch(step)
+        waiting += time.perf_counter() - before
+        optimizer.zero_grad()
+        F.cross_entropy(model(batch.images), batch.labels).backward()
+        optimizer.step()
+    seconds = time.perf_counter() - started
+    results.send({"waiting_ms": 1000 * waiting / (STEPS * BATCH), "images_per_second": STEPS * BATCH / seconds})
+
+
+def tree(pid: int) -> Iterator[int]:
+    """A process and all below it."""
+    yield pid
+    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split():
+        yield from tree(int(child))
+
+
+def memory(pid: int) -> int:
+    """Bytes of a process and all below it, shared pages divided among those who share them."""
+    total = 0
+    try:
+        for one in tree(pid):
+            lines = Path(f"/proc/{one}/smaps_rollup").read_text(encoding="ascii").splitlines()
+            total += sum(1024 * int(line.split()[1]) for line in lines if line.startswith("Pss:"))
+    except OSError:  # one of them has just ended
+        return 0
+    return total
+
+
+def measure(path: Path, count: int, where: str, storage: Storage) -> Row:
+    """A row: a training in a process of its own, whose memory is looked at all the while."""
+    here, there = multiprocessing.Pipe()
+    process = multiprocessing.get_context("fork").Process(target=train, args=(path, storage, there))
+    process.start()
+    there.close()
+    assert process.pid is not None
+    here.recv()
+    first = peak = memory(process.pid)
+    here.send("go")
+    while not here.poll(0.5):
+        peak = max(peak, memory(process.pid))
+    result = here.recv()
+    process.join()
+    workers = storage.workers if storage.memory == 0 else None
+    decoded = count * 3 * SIDE * SIDE
+    return {"images": count, "decoded": decoded, "from": where, "workers": workers, "peak": peak - first, **result}
+
+
+def measured(counts: Sequence[int]) -> Iterator[Row]:
+    """Rows of all arms; the smallest folder is also trained on in memory, and again from the cache."""
+    with tempfile.TemporaryDirectory(dir=common.ROOT) as scratch:
+        for count in counts:
+            path = Path(scratch, str(count))
+            make_folder(path, count)
+            if count == FEW:
+                yield measure(path, count, "memory", Storage(math.inf))
+                yield measure(path, count, "files", Storage(0.0, Path(scratch, "no workers"), 0))
+            cached = Storage(0.0, Path(scratch, "workers"), 2)
+            yield measure(path, count, "files", cached)
+            if count == FEW:
+                yield measure(path, count, "cache", cached)
+
+
+def tables(content: Row) -> str:
+    """The table of a results file."""
+    rows = [
+        (
+            f"{row['images']:,}",
+            f"{row['decoded'] / 1e9:.1f}",
+            row["from"],
+            "-" if row["workers"] is None else str(row["workers"]),
+            f"{row['peak'] / 1e9:.2f}",
+            f"{row['waiting_ms']:.2f}",
+            f"{row['images_per_second']:.0f}",
+        )
+        for row in content["rows"]
+    ]
+    return common.table(COLUMNS, rows)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure, write the results file and print the table."""
+    parser = common.options("lazy", __doc__)
+    parser.add_argument("--images", type=int, default=8_000, help="of the large folder")
+    arguments = parser.parse_args(argv)
+    rows = []
+    for row in measured([FEW, arguments.images]):
+        print(row)
+        rows.append(row)
+    content = {"rows": rows, **common.environment("torch", "pillow")}
+    common.save("lazy", content, f"--images {arguments.images}")
+    print(tables(content))
+
+
+if __name__ == "__main__":
+    main()

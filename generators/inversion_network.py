@@ -1,0 +1,79 @@
+"""The network of the data-free generator: latent vectors to images of any size."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from synthkd.types import ImageSpec
+
+LARGEST_START = 8
+"""Largest side of the network's first map, whatever the size of the images. From a larger one the linear layer would
+draw each part of an image by itself, and have most of the network's parameters."""
+MOST_CHANNELS = 8
+"""Largest number of channels of a map, as a multiple of the width."""
+
+
+class GeneratorNetwork(nn.Module):
+    """Latent vectors to images.
+
+    A linear layer gives a map of at most 8 pixels a side. Each stage is nearest upsampling, a 3x3 convolution,
+    BatchNorm and a leaky ReLU. The last two stages double a map at a quarter of the image's size, and images whose
+    sides are not multiples of 4 are cropped from the next multiple. The stages before them lead to that map; each
+    doubles the sides that are not there yet, where necessary less a pixel.
+
+    Args:
+        spec: of the images.
+        latent: dimensions of a latent vector.
+        width: channels of the last hidden layer.
+    """
+
+    def __init__(self, spec: ImageSpec, latent: int, width: int) -> None:
+        super().__init__()
+        self.spec = spec
+        *smaller, quarter = _maps(spec, width)
+        double = _Map(2 * width, 2 * quarter.height, 2 * quarter.width)
+        whole = _Map(width, 4 * quarter.height, 4 * quarter.width)
+        maps = (*smaller, quarter, double, whole)
+        self.start = (maps[0].channels, maps[0].height, maps[0].width)
+        self.project = nn.Linear(latent, math.prod(self.start))
+        layers: list[nn.Module] = [nn.BatchNorm2d(maps[0].channels)]
+        for into, out in pairwise(maps):
+            layers += [
+                nn.Upsample((out.height, out.width)),
+                nn.Conv2d(into.channels, out.channels, 3, padding=1, bias=False),
+                nn.BatchNorm2d(out.channels),
+                nn.LeakyReLU(0.2, inplace=True),
+            ]
+        self.layers = nn.Sequential(*layers, nn.Conv2d(width, spec.channels, 3, padding=1), nn.Sigmoid())
+
+    def forward(self, latent: Tensor) -> Tensor:
+        """Latent vectors float32 `[N, latent]` to images `[N, C, H, W]` in (0, 1)."""
+        hidden = self.project(latent).unflatten(1, self.start)
+        images: Tensor = self.layers(hidden.contiguous(memory_format=torch.channels_last))
+        return images[..., : self.spec.height, : self.spec.width]
+
+
+@dataclass(frozen=True)
+class _Map:
+    """Sizes of the maps between two stages of the network."""
+
+    channels: int
+    height: int
+    width: int
+
+
+def _maps(spec: ImageSpec, width: int) -> list[_Map]:
+    """Sizes of the maps from the start to a quarter of the image's size, which is rounded up.
+
+    A side is halved, rounded up, while it is above `LARGEST_START`; the channels double with every halving of a map.
+    """
+    maps = [_Map(2 * width, -(-spec.height // 4), -(-spec.width // 4))]
+    while max(maps[0].height, maps[0].width) > LARGEST_START:
+        height, wide = (-(-side // 2) if side > LARGEST_START else side for side in (maps[0].height, maps[0].width))
+        maps.insert(0, _Map(min(2 * maps[0].channels, MOST_CHANNELS * width), height, wide))
+    return maps

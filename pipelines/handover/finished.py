@@ -1,0 +1,63 @@
+"""The student of a finished `synthkd distill`, handed over as it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from synthkd.errors import ConfigError
+from synthkd.generators.files import INSIDE_A_RUN
+from synthkd.generators.settings import SavedSettings
+from synthkd.models import load, load_model
+from synthkd.pipelines.config import DistillConfig
+from synthkd.pipelines.config.recipes import CONFIG, find_config
+from synthkd.pipelines.handover.flow import FlowResult
+from synthkd.pipelines.run.result import read_result
+from synthkd.pipelines.student.teachers import FOLDER
+from synthkd.reports.results import DistillResult
+from synthkd.settings import LoadedModel, TrainedTeacher
+from synthkd.settings.load import load_config
+
+
+def read_finished(run: Path) -> FlowResult:
+    """Teacher, student and generator of a finished distillation, in the form of a flow that has been run.
+
+    Raises:
+        ConfigError: it is no run of `synthkd distill`, is not finished, or lacks what is measured beside the student.
+        CheckpointError: a file of the run is damaged.
+        ModelError: a network cannot be read.
+    """
+    config = recorded(run)
+    result = read_result(run, DistillResult)
+    if result is None:
+        raise ConfigError(f"finished: {run} is not finished; finish it first: synthkd distill {run}")
+    if result.teacher is None or config.teacher is None:
+        raise ConfigError(
+            f"finished: {run} had no teacher, with which its student is compared; take a run that has one"
+        )
+    if not (run / INSIDE_A_RUN).is_dir():
+        raise ConfigError(
+            f"finished: {run} saved no generator, whose images calibrate and compare the exports; take a run of kind "
+            "generated, or export from Python with synthkd.compression"
+        )
+    settings = config.teacher
+    if isinstance(settings, TrainedTeacher):
+        settings = LoadedModel(kind="load", model=str(run / FOLDER))
+    if not isinstance(settings, LoadedModel):
+        raise ConfigError(f"finished: the teacher of {run} was a network in memory; take a run whose teacher is a file")
+    generator = SavedSettings(kind="saved", path=str(run))
+    return FlowResult(run, load_model(settings, run / CONFIG).eval(), load(run), generator, None, (), result)
+
+
+def recorded(run: Path) -> DistillConfig:
+    """The configuration of a run of `synthkd distill`.
+
+    Raises:
+        ConfigError: it is none, or one of another version.
+    """
+    if not run.is_dir():
+        raise ConfigError(f"finished: {run} is no directory; name a finished run of `synthkd distill`")
+    try:
+        return load_config(DistillConfig, find_config(str(run), "distill"), [], in_place=True)
+    except ConfigError as error:
+        reason = str(error).partition("\n")[0]
+        raise ConfigError(f"finished: {run} is no run of `synthkd distill` that can be read: {reason}") from error

@@ -1,0 +1,145 @@
+"""How long a run will take: a few of its real steps are taken, and their time is multiplied by their number.
+
+Only a dry run measures, since what the steps change is lost with it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from synthkd.errors import TrainingError
+
+LIMIT = 6.0
+"""Seconds that all measurements of a plan take together, about: a call that has begun is finished."""
+MOST_CALLS = 16
+"""Calls of one kind of work: the first, which also sets things up, and 15 at even distances over the run."""
+ENOUGH = 0.25
+"""Seconds after which 3 or 7 calls beside the first are enough as well."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """One kind of work of a run.
+
+    Attributes:
+        name: in the plural, e.g. "rounds".
+        count: how often the run does it.
+        once: does it; gets the place in the run, from 0 to below 1, since schedules change the work.
+        scale: the run's work over that of one call, where a call does a part of it, e.g. with fewer images.
+        listed: whether the plan tells number and time of each; else their sum.
+    """
+
+    name: str
+    count: int
+    once: Callable[[float], object]
+    scale: float = 1.0
+    listed: bool = True
+
+
+@dataclass(frozen=True)
+class Timed:
+    """A kind of work with its time.
+
+    Attributes:
+        name, count, listed: as in `Work`.
+        seconds: of each.
+    """
+
+    name: str
+    count: int
+    seconds: float
+    listed: bool = True
+
+    def __str__(self) -> str:
+        if self.listed:
+            return f"{self.count:,} {self.name} at {_each(self.seconds)}"
+        return f"{self.name} {about(self.count * self.seconds)}"
+
+
+def place(call: int) -> float:
+    """The place of a call in the run, from 0 to below 1: 0, 1/2, 1/4, 3/4, 1/8, ... (van der Corput).
+
+    After each power of 2 the places divide the run evenly.
+    """
+    digits = f"{call:b}"
+    return int(digits[::-1], 2) / 2.0 ** len(digits)
+
+
+def measured(works: Sequence[Work], limit: float = LIMIT) -> list[Timed]:
+    """The works with the seconds of each; torch's random numbers stay as they were.
+
+    Each gets an equal share of the time that is left. A work that takes longer is done once.
+
+    Args:
+        works: in the order in which they can be done.
+        limit: seconds of all together, about.
+
+    Raises:
+        SynthkdError: what the works raise.
+    """
+    ends, works = time.perf_counter() + limit, [work for work in works if work.count]
+    timed = []
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        for number, work in enumerate(works):
+            share = max(0.0, ends - time.perf_counter()) / (len(works) - number)
+            seconds = work.scale * seconds_of(work.once, share)
+            timed.append(Timed(work.name, work.count, seconds, work.listed))
+    return timed
+
+
+def seconds_of(once: Callable[[float], object], limit: float) -> float:
+    """Mean seconds of a call within `limit` seconds, without the first one if there are more."""
+    seconds: list[float] = []
+    # The first call tells whether another one fits.
+    while len(seconds) < MOST_CALLS and (not seconds or sum(seconds) + seconds[-1] < limit):
+        if len(seconds) in (4, 8) and sum(seconds) > ENOUGH:
+            break
+        started = time.perf_counter()
+        once(place(len(seconds)))
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - started)
+    warm = seconds[1:] or seconds
+    return sum(warm) / len(warm)
+
+
+def time_line(measure: Callable[[], Sequence[Timed]]) -> str:
+    """The line of a plan about the time that a run needs.
+
+    Args:
+        measure: takes the steps.
+
+    Raises:
+        SynthkdError: what `measure` raises, but a `TrainingError`: in a dry run a teacher may be untrained, and steps
+            out of order say nothing about the run.
+    """
+    started = time.perf_counter()
+    try:
+        timed = measure()
+    except TrainingError as error:
+        return f"  time: not measured: {error}"
+    total = sum(one.count * one.seconds for one in timed)
+    parts = ", ".join(str(one) for one in timed if one.listed or one.count * one.seconds >= 1)
+    return f"  time: about {about(total)} ({parts}), measured in {about(time.perf_counter() - started)}"
+
+
+def about(seconds: float) -> str:
+    """A duration in the unit that fits it, with two digits at most below 100."""
+    if seconds < 100:
+        return f"{max(1, round(seconds))} s"
+    minutes = seconds / 60
+    return (
+        f"{minutes:.0f} min"
+        if minutes < 100
+        else f"{minutes / 60:.2g} h"
+        if minutes < 6000
+        else f"{minutes / 60:,.0f} h"
+    )
+
+
+def _each(seconds: float) -> str:
+    return f"{seconds:.2g} s" if seconds >= 0.01 else f"{1000 * seconds:.2g} ms"

@@ -1,0 +1,192 @@
+"""What a distillation does, as works whose time a dry run measures."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from accelerate import Accelerator
+
+from synthkd.data.read.splits import RealData
+from synthkd.distillation import phases
+from synthkd.distillation.step import DistillStep
+from synthkd.pipelines.config import DistillConfig
+from synthkd.pipelines.run.timing import LIMIT, Timed, Work, measured, seconds_of
+from synthkd.pipelines.student.assembly import Assembly
+from synthkd.pipelines.student.image_alarms import IMAGES
+from synthkd.pipelines.student.teachers import teaching_works
+from synthkd.pipelines.student.transfer_set import is_private
+from synthkd.pipelines.student.trial import noise_dataset
+from synthkd.reports.grids import MOST_CLASSES, ROWS
+from synthkd.rng import stream
+from synthkd.settings import Joint, PhaseSettings, Pregenerate, StreamData, TrainedTeacher
+from synthkd.taps import evaluating
+from synthkd.types import balanced_labels
+
+DIFFICULTY = 0.5
+"""Of the measured rounds: at 0 the terms that compare with the student are left out."""
+FEW, MANY = 4, 256
+"""Images of a measured pass: few of them tell whether a whole round or step, or a pass of many, fits a dry run."""
+FRESH = 500
+"""Fresh samples on which a finished student without test data is compared with its teacher."""
+LATENCIES = 50
+"""Single images with which the speed of a finished network is measured."""
+
+
+def distill_time(
+    config: DistillConfig, assembly: Assembly, test: RealData | None, accelerator: Accelerator
+) -> list[Timed]:
+    """Take a few steps of each kind of work of a run, and return their times.
+
+    The parts of the assembly are trained a little, so they are of no use to a run afterwards.
+
+    Args:
+        config: of the run.
+        assembly: its parts, as a dry run builds them.
+        test: real test data, or None.
+        accelerator: the device.
+
+    Raises:
+        SynthkdError: what the steps raise.
+    """
+    return measured(_Works(config, assembly, test, accelerator).all())
+
+
+@dataclass(frozen=True)
+class _Works:
+    """The works of a run, with the arguments of `distill_time`."""
+
+    config: DistillConfig
+    assembly: Assembly
+    test: RealData | None
+    accelerator: Accelerator
+
+    @property
+    def _phases(self) -> Sequence[PhaseSettings]:
+        """What is still to do: the last extension, or else every phase."""
+        every = self.config.phases_and_extensions
+        return every[-1:] if self.config.extended else every
+
+    def all(self) -> list[Work]:
+        """In the order in which a run does them: the rounds fill the bank from which the steps draw."""
+        if self.config.black_box is not None:  # its answers cost queries
+            return [self._steps()]
+        taught = [settings for settings in self.config.every_teacher if isinstance(settings, TrainedTeacher)]
+        works = [work for settings in taught for work in teaching_works(settings, self.config, self.accelerator)]
+        return [*works, *self._rounds(), self._steps(), *self._evaluations(), *self._closing()]
+
+    @functools.cached_property
+    def _per_image(self) -> float:
+        """Seconds of the teachers' answer to an image, with the gradient to it; 0 if none answers in a run's steps."""
+        return (
+            0.0
+            if self.assembly.team is None or self.config.black_box is not None
+            else seconds_of(lambda _: self._answer(FEW), 0.0) / FEW
+        )
+
+    @property
+    def _pass(self) -> int:
+        """Images of a measured pass of any network: a single image of many takes less time than one alone."""
+        return MANY if self._per_image * MANY < LIMIT / 20 else FEW
+
+    def _answer(self, count: int, gradient: bool = True) -> None:
+        """Let the teachers answer images of noise."""
+        team, spec, device = self.assembly.team, self.assembly.subject.spec, self.accelerator.device
+        images = torch.rand(count, *spec.shape, generator=stream(0, "timing")).to(device)
+        if team is None:
+            return
+        if not gradient or not self.config.needs_gradients:
+            team.logits(images)
+            return
+        with evaluating(team.model), torch.enable_grad():
+            torch.autograd.grad(team.model(images.requires_grad_()).sum(), images)
+
+    def _rounds(self) -> list[Work]:
+        config, generated = self.config, self.assembly.transfer_set.generated
+        # A round of a private generator would be charged to its budget.
+        if config.generated is None or generated is None or is_private(config):
+            return []
+        settings, student = config.generated.named, self.assembly.learner
+        images = getattr(settings, "batch_size", FEW)
+        # A round cannot be cut, so one that is too long is told by the passes of the teacher alone.
+        passes = images * (getattr(settings, "steps", 1) if config.needs_gradients else 1)
+        too_long = self._per_image * passes > LIMIT
+
+        def once(beside: bool, where: float) -> None:
+            if too_long:
+                self._answer(FEW)
+                return
+            module = student.synchronise() if beside else None
+            samples = generated.generator.round(int(100 * where), DIFFICULTY, module)
+            generated.bank.add(samples.images, samples.labels, samples.teacher_logits)
+
+        works = []
+        for beside, kind in ((False, Pregenerate), (True, Joint)):
+            count = phases.generator_rounds([phase for phase in self._phases if isinstance(phase, kind)])
+            name = "rounds" if beside else "rounds before the student"
+            works.append(Work(name, count, functools.partial(once, beside), passes / FEW if too_long else 1.0))
+        return works
+
+    def _steps(self) -> Work:
+        assembly, total, images = self.assembly, phases.student_steps(self._phases), self.assembly.batch.images
+        fitting = images if not self._per_image else min(images, int(LIMIT / self._per_image))
+        step = assembly.step
+        arrives = self.config.real is not None and isinstance(self.config.real.data, StreamData)
+        empty = any(not len(bank) for bank in assembly.transfer_set.banks)
+        if fitting < images or arrives or empty or self.config.black_box is not None:
+            fitting = max(fitting, min(FEW, images))
+            noise = noise_dataset(self.config, assembly.subject.spec, assembly.team, self.accelerator.device, fitting)
+            step = DistillStep(step.students, noise, self.accelerator, None, step.teaching)
+        return Work("steps", total, lambda where: step(int(total * where)), images / fitting)
+
+    def _evaluations(self) -> list[Work]:
+        """The evaluations on held-out and on test images, and the grids."""
+        config, assembly, generated = self.config, self.assembly, self.assembly.transfer_set.generated
+        learning = [phase.steps for phase in self._phases if not isinstance(phase, Pregenerate) and phase.steps]
+        evaluations = sum(-(-steps // assembly.evaluation.every) for steps in learning)
+        works = []
+        if not (config.real is not None and isinstance(config.real.data, StreamData)):
+            works.append(Work("evaluations", evaluations, lambda _: assembly.evaluation(0), listed=False))
+        if self.test is not None:
+            tests = sum(-(-steps // config.evaluate_every) for steps in learning)
+            works.append(
+                Work("tests", tests, lambda _: self._predict(self._pass), len(self.test) / self._pass, listed=False)
+            )
+        if generated is not None and phases.generator_rounds(self._phases):
+            rounds = [phases.generator_rounds([phase]) for phase in self._phases]
+            grids = sum(-(-count // config.grid_every) for count in rounds)
+            columns = min(assembly.subject.spec.classes, MOST_CLASSES)
+            works.append(Work("grids", grids, lambda _: self._sample(columns), ROWS, listed=False))
+        return works
+
+    def _closing(self) -> list[Work]:
+        """The measurements at the end: on test images or fresh ones, for the alarms, and of the networks' speed."""
+        generated, team, count = self.assembly.transfer_set.generated, self.assembly.team, LATENCIES
+        banks = self.assembly.transfer_set.banks
+        works = []
+        if self.test is not None:
+            count += len(self.test)
+        elif generated is not None:
+            count += FRESH
+            works.append(Work("closing samples", 1, lambda _: self._sample(FEW), FRESH / FEW, listed=False))
+        if team is not None:
+            alarming = min(IMAGES, sum(bank.settings.capacity for bank in banks))
+            answers = Work(
+                "closing", 1, lambda _: self._answer(self._pass, gradient=False), (count + alarming) / self._pass, False
+            )
+            works.append(answers)
+        return [*works, Work("closing", 1, lambda _: self._predict(self._pass), count / self._pass, listed=False)]
+
+    def _predict(self, count: int) -> None:
+        """Let the student answer images of noise."""
+        student, spec = self.assembly.learner.evaluated, self.assembly.subject.spec
+        images = torch.rand(count, *spec.shape, generator=stream(0, "timing")).to(self.accelerator.device)
+        with evaluating(student), torch.no_grad():
+            student(images)
+
+    def _sample(self, count: int) -> None:
+        generated = self.assembly.transfer_set.generated
+        assert generated is not None
+        generated.grid(balanced_labels(count, 0, self.assembly.subject.spec.classes))

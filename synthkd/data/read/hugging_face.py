@@ -1,0 +1,104 @@
+"""Folders of Hugging Face: what `datasets.save_to_disk` wrote, and folders of parquet shards named by their part."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from synthkd.data.read.decode import in_a_line, some
+from synthkd.data.read.entries import Entry, Listing, check_size
+from synthkd.data.read.labels import Written, labelled
+from synthkd.data.read.parquet import IMAGES, list_files
+from synthkd.errors import DataError
+from synthkd.imports import optional
+
+TEST_PARTS = ("test", "validation", "valid", "val")
+"""Names of parts that a test part may have, the first one that is there is taken."""
+_SAVED, _SAVED_PARTS = "dataset_info.json", "dataset_dict.json"
+_PART = re.compile(r"(train|test|validation|valid|val)(?=[-_.]|$)")
+
+
+def list_hugging_face(path: Path) -> Listing | None:
+    """The images of such a folder, those of its test part marked as such; None if it is none.
+
+    Args:
+        path: a folder of `save_to_disk`, of one dataset or of several parts; or one with shards
+            (`train-00000-of-00002.parquet`) in it or in its `data/`.
+
+    Raises:
+        DataError: damaged files, no column of images, or a test part with classes that the training part lacks.
+        MissingExtraError: datasets or pyarrow is not installed.
+    """
+    if (path / _SAVED_PARTS).is_file() or ((path / _SAVED).is_file() and any(path.glob("*.arrow"))):
+        return _saved(path)
+    shards = sorted(path.glob("*.parquet")) or sorted((path / "data").glob("*.parquet"))
+    if not shards:
+        return None
+    parts: dict[str, list[Path]] = {}
+    for shard in shards:
+        match = _PART.match(shard.name)
+        parts.setdefault(match[1] if match else "", []).append(shard)
+    return _joined(path, {name: partial(list_files, files) for name, files in parts.items()})
+
+
+def _saved(path: Path) -> Listing:
+    """The images of a folder of `save_to_disk`. Their bytes stay in its memory-mapped files."""
+    datasets = optional("datasets", "data", "folders of Hugging Face datasets")
+    try:
+        whole = datasets.load_from_disk(str(path))
+        parts = whole if isinstance(whole, Mapping) else {"": whole}
+        return _joined(path, {name: partial(_listed, path / name, part) for name, part in parts.items()})
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise DataError(f"{path} is no readable folder of save_to_disk ({in_a_line(error)}); save it anew") from error
+
+
+def _listed(path: Path, part: Any) -> Listing:
+    """The images of one dataset of the library."""
+    datasets = optional("datasets", "data", "folders of Hugging Face datasets")
+    column = next((name for name in IMAGES if name in part.column_names), None)
+    if column is None:
+        raise DataError(f"{path} has no column image, only {some(part.column_names)}; rename the column of the images")
+    part = part.cast_column(column, datasets.Image(decode=False))
+    names = tuple(getattr(part.features.get("label"), "names", None) or ())
+    labels = part["label"][:] if "label" in part.column_names else [None] * len(part)
+    written = [Written(f"row {n}", partial(_read, part, column, n), label) for n, label in enumerate(labels)]
+    if not written:
+        raise DataError(f"{path} holds no images; check the path")
+    return labelled(written, class_names=names)
+
+
+def _read(part: Any, column: str, row: int) -> bytes | Path:
+    image = part[row][column]
+    if image["bytes"] is None:
+        return Path(image["path"])
+    check_size(len(image["bytes"]))
+    content: bytes = image["bytes"]
+    return content
+
+
+def _joined(path: Path, parts: Mapping[str, Any]) -> Listing:
+    """The training part and the test part as one listing; a single part is the whole set."""
+    test = next((name for name in TEST_PARTS if name in parts), None)
+    if len(parts) == 1 or test is None or "train" not in parts:
+        if len(parts) > 1:
+            raise DataError(f"{path} has the parts {some([*parts])}; name one `train` and one `test`, or give one file")
+        (alone,) = parts.values()
+        listing: Listing = alone()
+        return listing
+    train, tested = parts["train"](), parts[test]()
+    if extra := [name for name in tested.class_names if name not in train.class_names]:
+        raise DataError(f"{path}: {test} has classes that train does not have: {some(extra)}; leave their images out")
+    entries = [*_in_part("train", train, train.class_names), *_in_part(test, tested, train.class_names)]
+    aside = [f"part {name}" for name in parts if name not in ("train", test)]
+    return Listing(entries, train.class_names, [*train.ignored, *tested.ignored, *aside])
+
+
+def _in_part(name: str, listing: Listing, class_names: Sequence[str]) -> Iterator[Entry]:
+    places = {class_name: place for place, class_name in enumerate(class_names)}
+    for entry in listing.entries:
+        label = None if entry.label is None else places[listing.class_names[entry.label]]
+        yield replace(entry, name=f"{name}: {entry.name}", label=label, test=name != "train")

@@ -1,0 +1,208 @@
+"""Images that worker processes decode ahead: the same batches, whatever the workers do, and no process stays behind."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from multiprocessing import active_children
+from pathlib import Path
+from typing import IO
+
+import pytest
+import torch
+
+from synthkd.data.ahead import Ahead
+from synthkd.data.epochs import EpochSource
+from synthkd.data.hybrid import HybridDataset
+from synthkd.data.read.folder import IN_MEMORY, Storage, read_folder
+from synthkd.data.read.on_disk import DiskImages
+from synthkd.data.sources import RealImages, RealSource
+from synthkd.settings import AugmentSettings, Curve
+from synthkd.system.stopping import Stopped, defer_signals, pending_signal, stoppable
+from synthkd.types import Batch
+from tests.data.read.test_listing import folder, zipped
+from tests.data.read.test_on_disk import pictures
+
+CPU = torch.device("cpu")
+SCRIPT = """
+import sys
+from multiprocessing import active_children
+from pathlib import Path
+import torch
+from synthkd.data.ahead import Ahead
+from synthkd.data.read.folder import Storage, read_folder
+
+images = read_folder(sys.argv[1], size=8, storage=Storage(0.0, Path(sys.argv[2]), workers=2)).images
+ahead = Ahead(images, lambda step: torch.tensor([step]))
+ahead.circle = [ahead]
+ahead.wait(0)
+print(*[child.pid for child in active_children()])
+"""
+
+
+def main(images: str, cache: str) -> None:
+    """Print the workers' numbers, and the sum of all images after a signal."""
+    source = read_folder(images, size=8, storage=Storage(0.0, Path(cache), workers=2))
+    batches = EpochSource(source.images, source.labels, 2, AugmentSettings(), 0, CPU)
+    with suppress(Stopped), stoppable(), defer_signals():
+        batches.batch(0)
+        print(*[child.pid for child in active_children()], flush=True)
+        while not pending_signal():
+            time.sleep(0.01)
+        print(sum(float(batches.batch(step).images.sum()) for step in range(1, 30)), flush=True)
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    return folder(tmp_path / "set", pictures(40))
+
+
+def storage(tmp_path: Path, workers: int = 2) -> Storage:
+    return Storage(0.0, tmp_path / f"cache{workers}", workers)
+
+
+def epochs(path: Path, where: Storage = IN_MEMORY) -> EpochSource:
+    source = read_folder(path, size=8, storage=where)
+    return EpochSource(source.images, source.labels, 7, AugmentSettings(flip=True, shift=1), 5, CPU)
+
+
+def same(one: Batch, other: Batch) -> bool:
+    return torch.equal(one.images, other.images) and torch.equal(one.labels, other.labels)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_epochs_on_disk_are_those_in_memory_and_resume_within_one(tmp_path: Path, images: Path, workers: int) -> None:
+    lazy, whole = epochs(images, storage(tmp_path, workers)), epochs(images)
+    first = [lazy.batch(step) for step in range(3)]
+    started = len(active_children())
+    resumed = epochs(images, storage(tmp_path, workers))
+    batches = [*first, *(resumed.batch(step) for step in range(3, 24))]
+    assert all(same(batch, whole.batch(step)) for step, batch in enumerate(batches))
+    assert started == workers
+    del lazy
+    assert not active_children(), "all is decoded"
+
+
+def test_a_batch_of_a_zip_is_decoded_in_workers(tmp_path: Path) -> None:
+    path = zipped(tmp_path / "set.zip", pictures(40))
+    lazy, whole = epochs(path, storage(tmp_path)), epochs(path)
+    assert all(same(lazy.batch(step), whole.batch(step)) for step in range(12))
+    assert isinstance(lazy.images, DiskImages)
+    assert lazy.images.lacking() == 0
+
+
+def test_workers_decode_what_is_drawn_next(tmp_path: Path, images: Path) -> None:
+    lazy = read_folder(images, size=8, storage=storage(tmp_path)).images
+    assert isinstance(lazy, DiskImages)
+    ahead = Ahead(lazy, lambda step: torch.arange(8 * step, 8 * step + 8))
+    ahead.wait(2)
+    assert lazy.part(torch.arange(16, 24)).lacking() == 0
+    assert lazy.part(torch.arange(16)).lacking() == 16
+    ahead.close()
+    assert not active_children()
+
+
+def test_nothing_is_started_for_images_in_memory_without_workers_or_with_a_whole_cache(
+    tmp_path: Path, images: Path
+) -> None:
+    everything = read_folder(images, size=8, storage=storage(tmp_path)).images
+    assert len(everything[:]) == 40
+    for pixels in (
+        everything,
+        read_folder(images, size=8).images,
+        read_folder(images, size=8, storage=storage(tmp_path, 0)).images,
+    ):
+        Ahead(pixels, lambda _: torch.arange(8)).wait(0)
+        assert not active_children()
+
+
+def test_mixtures_on_disk_are_those_in_memory(tmp_path: Path, images: Path) -> None:
+    growing = Curve(kind="linear", start=0.0, end=1.0)
+    sources = [read_folder(images, size=8), read_folder(images, size=8, storage=storage(tmp_path))]
+    whole, lazy = (
+        HybridDataset(
+            [RealSource(RealImages(one.images, one.labels), 3), lambda count: torch.rand(count, 3, 8, 8)],
+            [growing, None],
+            batch_size=8,
+            total=12,
+        )
+        for one in sources
+    )
+    assert all(same(whole.batch(step), lazy.batch(step)) for step in range(12))
+    assert same(whole.batch(4), lazy.batch(4)), "a step again"
+
+
+def test_a_killed_worker_costs_nothing_but_time(
+    tmp_path: Path, images: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.1)
+    lazy, whole = epochs(images, storage(tmp_path)), epochs(images)
+    assert same(lazy.batch(0), whole.batch(0))
+    for child in active_children():
+        assert child.pid is not None
+        os.kill(child.pid, signal.SIGKILL)
+        child.join()
+    assert all(same(lazy.batch(step), whole.batch(step)) for step in range(1, 12))
+    assert caplog.text.count("images are decoded without workers from here on: ") == 1
+    assert not active_children()
+
+
+def start(tmp_path: Path, images: Path) -> tuple[int, IO[str], list[int]]:
+    """A process in a group of its own that waits for a signal, what it prints, and its workers."""
+    reading, writing = os.pipe()
+    pid = os.fork()  # a new interpreter would take seconds to import torch
+    if not pid:
+        try:
+            os.setpgid(0, 0)
+            for descriptor in (1, 2):
+                os.dup2(writing, descriptor)
+            sys.stdout = sys.stderr = os.fdopen(writing, "w")
+            main(str(images), str(tmp_path / "cache"))
+        finally:
+            os._exit(0)
+    os.close(writing)
+    printed = os.fdopen(reading)
+    workers = [int(word) for word in printed.readline().split()]
+    assert len(workers) == 2
+    return pid, printed, workers
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def wait_for_the_end(pids: list[int]) -> None:
+    deadline = time.monotonic() + 60
+    while any(map(is_alive, pids)):
+        assert time.monotonic() < deadline, "a worker stays behind"
+        time.sleep(0.1)
+
+
+def test_workers_leave_a_signal_to_the_main_process_and_end_with_it(tmp_path: Path, images: Path) -> None:
+    pid, printed, workers = start(tmp_path, images)
+    os.killpg(pid, signal.SIGTERM)
+    rest = printed.read()
+    os.waitpid(pid, 0)
+    whole = read_folder(images, size=8)
+    batches = EpochSource(whole.images, whole.labels, 2, AugmentSettings(), 0, CPU)
+    assert rest == f"{sum(float(batches.batch(step).images.sum()) for step in range(1, 30))}\n"
+    wait_for_the_end(workers)
+
+
+def test_workers_end_after_a_kill(tmp_path: Path, images: Path) -> None:
+    pid, _, workers = start(tmp_path, images)
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    wait_for_the_end(workers)
+
+
+def test_workers_end_with_a_program_that_ends(tmp_path: Path, images: Path) -> None:
+    command = [sys.executable, "-c", SCRIPT, str(images), str(tmp_path / "cache")]
+    process = subprocess.run(command, capture_output=True, text=True, timeout=100, check=True)
+    assert process.stderr == ""
+    wait_for_the_end([int(word) for word in process.stdout.split("\n")[0].split()])

@@ -1,0 +1,153 @@
+"""How good a network is: every form of it gives the same numbers, on every form of the images."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from synthkd.compression import export_onnx
+from synthkd.compression.export import export_program
+from synthkd.errors import ConfigError, DataError, ModelError, SynthkdError
+from synthkd.metrics.utility import predict
+from synthkd.models import Classifier, build, save
+from synthkd.pipelines import cli
+from synthkd.pipelines.config import EvaluateConfig
+from synthkd.pipelines.evaluate import evaluate
+from synthkd.pipelines.run.result import Plan, Result
+from synthkd.settings import ZooModel
+from synthkd.settings.load import load_config
+from synthkd.types import ImageSpec
+
+SPEC = ImageSpec(1, 8, 8, 6)
+NAMES = tuple("abcdef")
+
+
+def network(seed: int, spec: ImageSpec = SPEC) -> Classifier:
+    torch.manual_seed(seed)
+    names = NAMES[: spec.classes]
+    return build(ZooModel(arch="mlp", width=8, depth=1), spec, (0.5,), (0.1,), names).eval()
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two saved networks, an exported program, and 70 images as a folder, with other classes, and as .npz."""
+    top = tmp_path_factory.mktemp("files")
+    save(network(0), top / "model", {})
+    save(network(1), top / "other", {})
+    export_program(network(0), top / "model.pt2")
+    images = torch.randint(256, (70, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(70) % 6
+    for number, (image, label) in enumerate(zip(images, labels.tolist(), strict=True)):
+        path = top / "photos" / NAMES[label] / f"{number:03d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image[0].numpy()).save(path)
+    np.savez(top / "set.npz", images=images[:, 0].numpy(), labels=labels.numpy())
+    np.savez(top / "plain.npz", images=images[:, 0].numpy())
+    return top
+
+
+def run(out: Path, **recipe: Any) -> Result[Any]:
+    result = evaluate(load_config(EvaluateConfig, {**recipe, "device": "cpu", "out": str(out)}, []))
+    assert isinstance(result, Result)
+    return result
+
+
+def truth(top: Path) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    held = np.load(top / "set.npz")
+    images = torch.from_numpy(held["images"])[:, None]
+    one, other = (predict(network(seed), images, torch.device("cpu")) for seed in (0, 1))
+    return one, other, torch.from_numpy(held["labels"])
+
+
+def test_a_network_against_another_is_counted_image_by_image(
+    files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    command = ["evaluate", f"model={files / 'model'}", f"against={files / 'other'}", f"data={files / 'set.npz'}"]
+    assert cli.main([*command, f"out={out}", "device=cpu"]) == 0
+    told = capsys.readouterr().out
+    one, other, labels = truth(files)
+    assert f"against:     {files / 'other'}" in told
+    content = run(out, model=str(files / "model"), against=str(files / "other"), data=str(files / "set.npz")).content
+    right, theirs = one == labels, other == labels
+    assert content.quality.top1.value == right.double().mean().item()
+    assert content.against.agreement.value == (one == other).double().mean().item()
+    assert content.against.top1.value == theirs.double().mean().item()
+    assert (content.against.only_model, content.against.only_other) == (
+        int((right & ~theirs).sum()),
+        int((theirs & ~right).sum()),
+    )
+    page = (out / "report.html").read_text()
+    assert "What is confused most" in page
+    assert "Against" in page
+    assert (content.images.n, content.class_names) == (70, NAMES)
+    assert any("taken by number" in note for note in content.images.notes)
+    save(network(2), tmp_path / "changed", {})
+    moved = run(tmp_path / "two", model=str(tmp_path / "changed"), data=str(files / "set.npz"))
+    save(network(3), tmp_path / "changed", {})
+    with pytest.raises(ConfigError, match="has changed since"):
+        run(moved.directory, model=str(tmp_path / "changed"), data=str(files / "set.npz"))
+
+
+def test_every_form_of_a_network_and_of_images_gives_the_same_accuracy(files: Path, tmp_path: Path) -> None:
+    one, _, labels = truth(files)
+    expected = (one == labels).double().mean().item()
+    forms: dict[str, dict[str, Any]] = {
+        "folder": {"model": str(files / "model"), "data": str(files / "photos")},
+        "program": {"model": str(files / "model.pt2"), "data": str(files / "photos"), "trust": str(files)},
+        "section": {"model": {"kind": "load", "model": str(files / "model")}, "data": {"path": str(files / "photos")}},
+    }
+    for name, form in forms.items():
+        assert run(tmp_path / name, **form).content.quality.top1.value == expected, name
+    pytest.importorskip("onnxruntime")
+    export_onnx(network(0), path := tmp_path / "model.onnx")
+    content = run(tmp_path / "onnx", model=str(path), data=str(files / "photos")).content
+    assert (content.quality.top1.value, content.model.form) == (expected, "ONNX, float32")
+
+
+def test_images_without_labels_are_enough_to_compare(files: Path, tmp_path: Path) -> None:
+    one, other, _ = truth(files)
+    content = run(
+        tmp_path / "run", model=str(files / "model"), against=str(files / "other"), data=str(files / "plain.npz")
+    ).content
+    assert content.quality is None
+    assert content.against.agreement.value == (one == other).double().mean().item()
+    assert "Both networks give the same class" in (tmp_path / "run/report.html").read_text()
+
+
+def test_a_plan_writes_nothing(files: Path, tmp_path: Path) -> None:
+    recipe = {"model": str(files / "model"), "data": str(files / "photos"), "out": str(tmp_path / "run")}
+    plan = evaluate(load_config(EvaluateConfig, recipe, []), dry_run=True)
+    assert isinstance(plan, Plan)
+    assert "70 of 6 classes" in str(plan)
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_cannot_be_measured_is_refused_in_a_line(files: Path, tmp_path: Path) -> None:
+    def refuses(error: type[SynthkdError], said: str, **recipe: Any) -> None:
+        given = {"model": str(files / "model"), "data": str(files / "photos"), **recipe}
+        with pytest.raises(error, match=said) as raised:
+            run(tmp_path / f"out {said}"[:20], **{key: value for key, value in given.items() if value is not None})
+        assert "\n" not in str(raised.value)
+
+    refuses(ConfigError, "model: .*nothing does not exist, so it is no network", model=str(files / "nothing"))
+    refuses(ConfigError, "data is missing", data=None)
+    refuses(ConfigError, "model is missing", model=None)
+    refuses(ConfigError, "real: it is for scores of images", real="x")
+    refuses(ModelError, "If you trust it, say trust=true", model=str(files / "model.pt2"))
+    refuses(DataError, "carry no labels, so they need a network to compare with", data=str(files / "plain.npz"))
+    save(network(0, ImageSpec(1, 8, 8, 3)), tmp_path / "three", {})
+    refuses(ConfigError, "they must be the same", against=str(tmp_path / "three"))
+    refuses(DataError, "images of classes that the model does not have", model=str(tmp_path / "three"))
+    save(network(0, ImageSpec(1, 9, 9, 6)), tmp_path / "nine", {})
+    refuses(DataError, "has images of 1x8x8", model=str(tmp_path / "nine"), data=str(files / "set.npz"))
+    for name in ("a/000.png", "b/001.png"):
+        (tmp_path / "photos" / name).parent.mkdir(parents=True)
+        (tmp_path / "photos" / name).write_bytes((files / "photos" / name).read_bytes())
+    (tmp_path / "photos/a/torn.png").write_bytes(b"no image")
+    refuses(DataError, r"1 of 3 files cannot be read .*torn\.png", data=str(tmp_path / "photos"))
+    recipe = {"model": str(files / "model"), "data": str(tmp_path / "photos")}
+    assert len(run(tmp_path / "skipped", **recipe, skip_bad=1).content.images.skipped) == 1

@@ -1,0 +1,67 @@
+"""The planned memory of a run is that of its largest part, and a run that does not fit says what to make smaller."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from synthkd.pipelines import distill
+from synthkd.pipelines.config import DistillConfig
+from synthkd.pipelines.student import memory
+from synthkd.pipelines.student.memory import Memory
+from synthkd.training.memory import Need, TensorBytes, need_of
+
+
+def config_of(**changes: Any) -> DistillConfig:
+    recipe = {
+        "teacher": {"kind": "train", "data": {"kind": "digits"}, "model": {"arch": "convnet", "width": 8}},
+        "student": {"arch": "convnet", "width": 4},
+        "transfer_set": {"generator": {"width": 8, "latent": 16, "batch_size": 40}, "bank": {"capacity": 100}},
+        "distill": {"batch_size": 30},
+        "phases": [{"kind": "joint", "steps": 6, "every": 2}],
+        "device": "cpu",
+        **changes,
+    }
+    return DistillConfig.model_validate(recipe)
+
+
+def test_the_needs_of_steps_and_rounds_are_told_from_a_few_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is told from 2 and 4 images is what tensors take with the batch sizes of the recipe."""
+    told: list[tuple[Need, int, int]] = []
+
+    def compared(prepare: Any, batch_size: int, device: torch.device) -> Need:
+        need = need_of(prepare, batch_size, device)
+        run = prepare(batch_size)
+        with TensorBytes(device) as tensors:
+            run()
+        told.append((need, max(tensors.timeline), batch_size))
+        return need
+
+    monkeypatch.setattr(memory, "need_of", compared)
+    monkeypatch.setattr(memory, "resident_bytes", lambda: 10**9)
+    monkeypatch.setattr(memory, "memory_bytes", lambda _: 10**12)
+    line = str(distill(config_of(), dry_run=True)).splitlines()[-1]
+    assert [size for _, _, size in told] == [30, 40]
+    for need, peak, _ in told:
+        assert need.peak == pytest.approx(peak, rel=0.02)
+        assert need.lasting < need.peak
+    assert line == "  memory: about 1.0 GB at its peak; there are 1,000.0 GB"
+
+
+def test_a_run_that_does_not_fit_says_what_to_make_smaller(monkeypatch: pytest.MonkeyPatch) -> None:
+    def planned(students: int, generators: int) -> str:
+        needs = iter([Need(10**9, students), Need(10**9, generators)])
+        monkeypatch.setattr(memory, "need_of", lambda *_: next(needs))
+        monkeypatch.setattr(memory, "resident_bytes", lambda: 10**9)
+        monkeypatch.setattr(memory, "memory_bytes", lambda _: 4 * 10**9)
+        return "\n".join(str(distill(config_of(), dry_run=True)).splitlines()[-2:])
+
+    assert planned(5 * 10**9, 2 * 10**9) == (
+        "  memory: about 8.6 GB at its peak; there are 4.0 GB\n"
+        "  warning: the run does not fit the memory; make distill.batch_size smaller"
+    )
+    assert planned(2 * 10**9, 5 * 10**9).endswith("make transfer_set.generator.batch_size smaller")
+
+
+def test_a_run_that_fits_has_one_line() -> None:
+    assert Memory(2 * 10**9, 2 * 10**9, "").lines == ("  memory: about 2.0 GB at its peak; there are 2.0 GB",)

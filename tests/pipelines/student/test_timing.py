@@ -1,0 +1,110 @@
+"""A dry run takes real steps of every kind, and leaves everything as it was."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from synthkd.models import build
+from synthkd.pipelines import distill, teach
+from synthkd.pipelines.config import DistillConfig, TeachConfig
+from synthkd.pipelines.run.result import Plan, Result
+from synthkd.pipelines.student import timing
+from synthkd.settings import ZooModel
+from synthkd.settings.load import load_config
+from synthkd.types import ImageSpec
+
+TRAINED = {"kind": "train", "data": {"kind": "digits"}, "model": {"arch": "convnet", "width": 4}}
+RECIPE: dict[str, Any] = {
+    "teacher": {**TRAINED, "training": {"steps": 7, "batch_size": 16}},
+    "student": {"arch": "convnet", "width": 4},
+    "transfer_set": {"generator": {"width": 8, "latent": 8, "batch_size": 16, "steps": 1}, "bank": {"capacity": 64}},
+    "distill": {"batch_size": 16},
+    "test": {"kind": "digits"},
+    "phases": [
+        {"kind": "pregenerate", "rounds": 2, "discard": 1},
+        {"kind": "joint", "steps": 5, "every": 2},
+        {"kind": "refine", "steps": 4},
+    ],
+    "device": "cpu",
+}
+
+
+def config_of(out: Path | None = None, **changes: Any) -> DistillConfig:
+    return load_config(DistillConfig, RECIPE | changes, [] if out is None else [f"out={out}"])
+
+
+def line_of(plan: Plan | Result[Any]) -> str:
+    assert isinstance(plan, Plan)
+    (line,) = [line for line in plan.lines if line.startswith("  time: about ")]
+    return line
+
+
+def test_a_dry_run_before_a_run_does_not_change_the_student(tmp_path: Path) -> None:
+    torch.manual_seed(5)
+    state = torch.random.get_rng_state()
+    distill(config_of(), dry_run=True)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    weights = []
+    for name in ("after", "alone"):
+        if name == "alone":
+            torch.manual_seed(6)
+        result = distill(config_of(tmp_path / name))
+        assert isinstance(result, Result)
+        weights.append((result.directory / "student" / "model.safetensors").read_bytes())
+    assert weights[0] == weights[1]
+
+
+def test_the_line_counts_every_kind_of_work() -> None:
+    line = line_of(distill(config_of(), dry_run=True))
+    for work in ("7 steps of the teacher at", "2 rounds before the student at", "3 rounds at", "9 steps at"):
+        assert work in line
+
+
+def test_steps_are_taken_all_over_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[int] = []
+    make = timing._Works._steps
+
+    def watched(works: timing._Works) -> Any:
+        work = make(works)
+        step = work.once
+        return timing.Work(work.name, work.count, lambda where: (taken.append(int(9 * where)), step(where)))
+
+    monkeypatch.setattr(timing._Works, "_steps", watched)
+    distill(config_of(), dry_run=True)
+    assert taken[:4] == [0, 4, 2, 6]
+
+
+def test_networks_in_memory_stay_as_they_are() -> None:
+    spec = ImageSpec(1, 8, 8, 10)
+    networks = [build(ZooModel(arch="convnet", width=4), spec) for _ in range(2)]
+    before = [{name: value.clone() for name, value in one.state_dict().items()} for one in networks]
+    keys = {key: RECIPE[key] for key in ("transfer_set", "distill", "phases", "device")}
+    line_of(distill(teacher=networks[0], student=networks[1], dry_run=True, **keys))
+    for network, state in zip(networks, before, strict=True):
+        assert all(torch.equal(value, state[name]) for name, value in network.state_dict().items())
+
+
+def test_what_is_too_long_for_a_dry_run_is_measured_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timing, "LIMIT", 1e-9)  # so that nothing fits
+    batches: list[int] = []
+    noise = timing.noise_dataset
+
+    def smaller(*arguments: Any) -> Any:
+        batches.append(arguments[-1])
+        return noise(*arguments)
+
+    monkeypatch.setattr(timing, "noise_dataset", smaller)
+    assert "9 steps at" in line_of(distill(config_of(), dry_run=True))
+    assert batches == [timing.FEW]
+
+
+def test_teaching_is_measured() -> None:
+    recipe = {key: value for key, value in RECIPE["teacher"].items() if key != "kind"}
+    torch.manual_seed(5)
+    state = torch.random.get_rng_state()
+    assert "7 steps at" in line_of(teach(load_config(TeachConfig, recipe | {"device": "cpu"}, []), dry_run=True))
+    assert torch.equal(torch.random.get_rng_state(), state)

@@ -1,0 +1,313 @@
+"""Runs with a black box for a teacher: budget, record, kill, refusals, and which generator a teacher gets."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import synthkd
+from synthkd.errors import ConfigError, ModelError
+from synthkd.generators.settings import PixelSettings
+from synthkd.imports import allowing
+from synthkd.models import Classifier
+from synthkd.models.black_box import ANSWERS, black_box_model
+from synthkd.pipelines import audit, distill
+from synthkd.pipelines.config import AuditConfig, DistillConfig
+from synthkd.pipelines.run.result import Plan, Result
+from synthkd.settings.load import load_config
+from synthkd.training.monitor import read_rows
+from synthkd.types import ImageSpec
+
+ASKED: list[int] = []
+"""Images of each call of `service`."""
+REFINE = [{"kind": "refine", "steps": 12}]
+
+
+class Killed(BaseException):
+    """Stands for a kill: nothing but the files on disk survives it."""
+
+
+KILL_AT: list[int] = []
+"""The call of `service` in which the run is killed, if any."""
+
+
+def service(pixels: np.ndarray) -> object:
+    """Which quarter of an image is brightest."""
+    ASKED.append(len(pixels))
+    if len(ASKED) in KILL_AT:
+        raise Killed
+    quarters = pixels.reshape(len(pixels), 2, 4, 2, 4).astype(int).sum(axis=(2, 4))
+    return quarters.reshape(len(pixels), 4).argmax(axis=1)
+
+
+def probabilities(pixels: np.ndarray) -> object:
+    return np.eye(4)[service(pixels)] * 0.6 + 0.1
+
+
+@pytest.fixture(autouse=True)
+def _nobody_was_asked() -> None:
+    ASKED.clear()
+    KILL_AT.clear()
+
+
+@pytest.fixture
+def task(tmp_path: Path) -> dict[str, Any]:
+    """120 images in training (12 of them held out) and 30 in test, with labels that nobody uses."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (150, 8, 8), dtype=np.uint8)
+    labels = np.arange(150) % 4
+    path = tmp_path / "task.npz"
+    np.savez(path, images=images[:120], labels=labels[:120], test_images=images[120:], test_labels=labels[120:])
+    return {"kind": "npz", "path": str(path)}
+
+
+def recipe(**changes: Any) -> dict[str, Any]:
+    teacher = {"function": "tests.pipelines.test_black_box:service", "queries": 100, "batch_size": 16}
+    teacher |= changes.pop("teacher", {})
+    return {
+        "teacher": {"kind": "labels", "channels": 1, "size": 8, "classes": 4, **teacher},
+        "student": {"arch": "convnet", "width": 4},
+        "device": "cpu",
+        "phases": REFINE,
+        "distill": {"batch_size": 16},
+        "evaluate_every": 6,
+        "checkpoint_every": 4,
+        **changes,
+    }
+
+
+def real(task: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    return recipe(transfer_set={"kind": "real", "data": task}, **changes)
+
+
+def run(source: dict[str, Any], out: Path | None = None) -> Result:
+    result = distill(load_config(DistillConfig, source, [] if out is None else [f"out={out}"]))
+    assert isinstance(result, Result)
+    return result
+
+
+def plan(source: dict[str, Any]) -> str:
+    result = distill(load_config(DistillConfig, source, []), dry_run=True)
+    assert isinstance(result, Plan)
+    return str(result)
+
+
+def student_bytes(directory: Path) -> bytes:
+    return (directory / "student" / "model.safetensors").read_bytes()
+
+
+def test_each_image_is_asked_once_whatever_the_steps(task: dict[str, Any], tmp_path: Path) -> None:
+    result = run(real(task, teacher={"queries": 500}, test=task), tmp_path / "run")
+    values = result.values
+    # 12 held-out images, 108 to learn from, 30 test images; mixtures and steps ask nothing.
+    assert sum(ASKED) == 150
+    assert values["queries"] == {"used": 150, "budget": 500, "answers": "labels"}
+    assert values["teacher"]["n"] == 30
+    assert values["teacher"]["parameters"] is None
+    assert values["student"]["agreement_on"] == "test"
+    assert values["alarms"] is not None
+    assert "queries: 150 of 500 used" in str(result)
+    assert "Queries to the black box" in (tmp_path / "run" / "report.html").read_text()
+    events = [row["event"] for row in read_rows(tmp_path / "run" / "metrics.jsonl") if row.get("kind") == "note"]
+    assert events == [
+        "black box tests.pipelines.test_black_box:service, answers labels, at most 500 queries; asked 120 images "
+        "before the first step"
+    ]
+
+
+def test_a_budget_that_is_too_small_for_all_images_is_never_exceeded(task: dict[str, Any], tmp_path: Path) -> None:
+    """A tenth goes to held-out images, the rest to images to learn from, and nothing is left for test images."""
+    values = run(real(task, teacher={"queries": 50}, test=task), tmp_path / "run").values
+    assert sum(ASKED) == 50
+    assert values["queries"]["used"] == 50
+    assert values["student"]["agreement_n"] == 5
+    assert values["real_images_used"] <= 45
+    assert values["teacher"]["accuracy"] is None
+    assert values["student"]["n"] == 30
+
+
+def test_a_dry_run_asks_nothing_and_says_what_may_be_asked(task: dict[str, Any]) -> None:
+    text = plan(real(task, test=task))
+    assert ASKED == []
+    assert "teacher: black box tests.pipelines.test_black_box:service, answers labels, at most 100 queries" in text
+    assert "term soft: weight 1, temperature 1\n" in text, "the cross-entropy to the label"
+    assert "temperature 7" in plan(real(task, distill={"batch_size": 16, "temperature": 7}))
+    soft = {"function": "tests.pipelines.test_black_box:probabilities", "answers": "probabilities"}
+    assert "temperature 4" in plan(real(task, teacher=soft))
+
+
+def drawn(**changes: Any) -> dict[str, Any]:
+    phases = [{"kind": "joint", "steps": 18, "every": 2}]
+    return recipe(transfer_set={"generator": {"kind": "procedural", "batch_size": 20}}, phases=phases, **changes)
+
+
+def test_with_a_spent_budget_the_student_goes_on_with_the_images_it_has(tmp_path: Path) -> None:
+    values = run(drawn(teacher={"queries": 50}), tmp_path / "run").values
+    assert sum(ASKED) == 40, "two rounds; the budget does not cover a third"
+    assert values["cost"]["images_generated"] == 40
+    assert values["cost"]["steps"] == 18
+    assert values["real_images_used"] == 0
+    rows = [row for row in read_rows(tmp_path / "run" / "metrics.jsonl") if "teacher/queries" in row]
+    assert rows[-1]["teacher/queries"] == 40
+
+
+@pytest.mark.parametrize("source", ["real", "drawn"])
+def test_a_killed_run_pays_nothing_twice_and_ends_with_the_same_bytes(
+    task: dict[str, Any], tmp_path: Path, source: str
+) -> None:
+    """Killed inside a call: among the images before the first step, or in a round after a checkpoint."""
+    written = real(task, test=task) if source == "real" else drawn()
+    straight = run(written, tmp_path / "straight")
+    calls, images = len(ASKED), sum(ASKED)
+    ASKED.clear()
+    KILL_AT.append(4 if source == "real" else calls - 2)
+    with pytest.raises(Killed):
+        run(written, tmp_path / "broken")
+    assert any((tmp_path / "broken" / "checkpoints").glob("step_*")) == (source == "drawn")
+    at = KILL_AT.pop()
+    ASKED.clear()
+    resumed = run(written, tmp_path / "broken")
+    assert student_bytes(straight.directory) == student_bytes(resumed.directory)
+    assert (straight.directory / ANSWERS).read_bytes() == (resumed.directory / ANSWERS).read_bytes()
+    assert len(ASKED) == calls - at + 1, "the call that was killed, and those after it"
+    assert sum(ASKED) < images
+    assert resumed.values["queries"] == straight.values["queries"]
+
+
+SERVICE = """
+import os, signal
+
+def answer(pixels):
+    with open("asked", "a") as file:
+        file.write("x" * len(pixels))
+    if os.path.getsize("asked") > 60 and not os.path.exists("killed"):
+        open("killed", "w").close()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return pixels[:, 0, 0, 0] % 4
+"""
+
+
+@pytest.mark.slow
+def test_answers_survive_kill_9(task: dict[str, Any], tmp_path: Path) -> None:
+    (tmp_path / "quarter_service.py").write_text(SERVICE)
+    path = tmp_path / "recipe.yaml"
+    path.write_text(json.dumps(real(task, teacher={"function": "quarter_service:answer", "queries": 120})))
+    command = [sys.executable, "-m", "synthkd", "distill", str(path), "out=run"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    codes = [
+        subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, timeout=200, check=False).returncode
+        for _ in range(2)
+    ]
+    assert codes == [-signal.SIGKILL, 0]
+    # 12 held-out images and 108 others, and once more the call that was killed.
+    assert (tmp_path / "asked").stat().st_size == 120 + 16
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"transfer_set": {"generator": {}}}, "transfer_set.generator: it needs gradients and BatchNorm statistics of"),
+        (
+            {"transfer_set": {"generator": {"kind": "pixels"}}},
+            "transfer_set.generator: it needs gradients of the teach",
+        ),
+        (
+            {"transfer_set": {"live": 0.1}},
+            "transfer_set.live: fresh samples ask a black box at every step: set live to",
+        ),
+        (
+            {"transfer_set": {"kind": "real", "data": {"kind": "stream", "path": "."}}, "phases": REFINE},
+            "transfer_set: a stream asks a black box without end: take another kind of data",
+        ),
+        ({"mix": {"logits": "fresh"}}, "mix: a black box is asked about each image once, not about its mixtures at"),
+        ({"mix": {"mixup": 0, "cutmix": 0.5}}, "mix: a black box is asked about each image once"),
+        ({"inherit": True}, "teacher: a black box gives answers alone: leave out inherit"),
+        (
+            {"distill": {"semantic": 1.0}},
+            "teacher: a black box gives answers alone: leave out terms of distill that com",
+        ),
+        (
+            {"online": {"peers": [{}]}},
+            "teacher: a black box gives answers alone: leave out online.peers without a model",
+        ),
+        (
+            {"teachers": [{"kind": "load", "model": "m"}], "score": {}},
+            "teacher: a black box gives answers alone: leave out teachers and score",
+        ),
+    ],
+)
+def test_what_needs_more_than_answers_is_refused_in_one_line(changes: dict[str, Any], line: str) -> None:
+    phases = [{"kind": "joint", "steps": 4, "every": 2}]
+    with pytest.raises(ConfigError) as caught:
+        load_config(DistillConfig, {**recipe(phases=phases), **changes}, [])
+    assert line in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_round_that_no_budget_covers_is_refused() -> None:
+    with pytest.raises(
+        ConfigError, match=r"teacher\.queries: 10 do not cover a round of 20 images; raise it, or lower"
+    ):
+        plan(drawn(teacher={"queries": 10}))
+
+
+def test_a_function_that_only_a_file_names_is_not_called(task: dict[str, Any]) -> None:
+    settings = load_config(DistillConfig, real(task), []).black_box
+    assert settings is not None
+    with allowing({"teacher": "another:function"}), pytest.raises(ModelError, match="this recipe does not name it"):
+        black_box_model(settings)
+
+
+def test_the_student_of_a_black_box_can_be_audited(task: dict[str, Any], tmp_path: Path) -> None:
+    run(real(task), tmp_path / "run")
+    sets = {"members": {"data": task, "split": "train"}, "nonmembers": {"data": task, "split": "test"}}
+    source = {"student": {"kind": "load", "model": str(tmp_path / "run")}, **sets, "device": "cpu"}
+    assert "student: " in str(audit(load_config(AuditConfig, source, [f"out={tmp_path / 'audit'}"]), dry_run=True))
+    assert isinstance(synthkd.load(tmp_path / "run"), Classifier)
+
+
+# --- the generator where none is named --------------------------------------------------------------------------------
+
+
+def network(norm: type[torch.nn.Module] | None) -> torch.nn.Sequential:
+    torch.manual_seed(0)
+    middle = [] if norm is None else [norm(4)]
+    head = [torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(4, 4)]
+    return torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), *middle, *head)
+
+
+@pytest.mark.parametrize(
+    ("norm", "words"),
+    [
+        (torch.nn.BatchNorm2d, "generator: inversion, since the teacher has a BatchNorm layer with statistics\n"),
+        (None, "generator: pixels, since the teacher has no BatchNorm statistics\n"),
+    ],
+)
+def test_the_teacher_chooses_the_generator_where_none_is_named(
+    norm: type[torch.nn.Module] | None, words: str, tmp_path: Path
+) -> None:
+    phases = [{"kind": "joint", "steps": 2, "every": 1}]
+    common: dict[str, Any] = {"student": {"arch": "convnet", "width": 4}, "phases": phases, "device": "cpu"}
+    spec, teacher = ImageSpec(1, 8, 8, 4), network(norm)
+    assert words in str(distill(teacher=teacher, spec=spec, dry_run=True, **common))
+    named = {"transfer_set": {"generator": {"kind": "pixels", "batch_size": 8}}}
+    assert "  generator: " not in str(distill(teacher=teacher, spec=spec, dry_run=True, **common, **named))
+    if norm is None:
+        done = distill(teacher=teacher, spec=spec, out=str(tmp_path / "run"), **common)
+        assert isinstance(done, Result)
+        saved = json.loads((tmp_path / "run" / "generator" / "generator.json").read_text())
+        assert saved["settings"]["kind"] == "pixels"
+        assert saved["settings"]["steps"] == PixelSettings(kind="pixels").steps
+
+
+def test_a_black_box_gets_drawn_images() -> None:
+    phases = [{"kind": "joint", "steps": 4, "every": 2}]
+    assert "generator: procedural, since a black box gives its answers alone\n" in plan(recipe(phases=phases))
+    assert ASKED == []

@@ -1,0 +1,86 @@
+"""The student of a finished distillation is exported and measured without a step of training."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from synthkd.compression import run_onnx
+from synthkd.errors import ConfigError
+from synthkd.models import build, save
+from synthkd.pipelines import cli, distill
+from synthkd.pipelines.compress import compress
+from synthkd.pipelines.config import CompressConfig, DistillConfig
+from synthkd.pipelines.run.result import Plan
+from synthkd.settings import ZooModel
+from synthkd.settings.load import load_config
+from synthkd.types import ImageSpec
+
+SPEC = ImageSpec(1, 8, 8, 10)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    top = tmp_path_factory.mktemp("finished")
+    torch.manual_seed(0)
+    save(build(ZooModel(arch="convnet", width=4), SPEC).eval(), top / "teacher", {})
+    recipe: dict[str, Any] = {
+        "teacher": {"kind": "load", "model": str(top / "teacher")},
+        "student": {"arch": "mlp", "width": 4},
+        "transfer_set": {"generator": {"batch_size": 20, "width": 4, "latent": 8, "steps": 1}},
+        "phases": [{"kind": "joint", "steps": 2, "every": 2}],
+        "distill": {"batch_size": 8},
+        "device": "cpu",
+    }
+    distill(load_config(DistillConfig, recipe, [f"out={top / 'run'}"]))
+    return top / "run"
+
+
+def config_for(run: Path, out: Path, *settings: str) -> CompressConfig:
+    return load_config(CompressConfig, None, [f"finished={run}", f"out={out}", "device=cpu", *settings])
+
+
+def test_the_student_of_a_finished_run_is_handed_over_as_it_is(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("onnxruntime")
+    out = tmp_path / "run"
+    command = ["compress", f"finished={finished}", f"out={out}", "device=cpu", "test={kind: digits}"]
+    assert cli.main([*command, "export.formats=[int8]"]) == 0
+    assert "export:  student.int8.onnx" in capsys.readouterr().out
+    name = "student/model.safetensors"
+    assert (out / name).read_bytes() == (finished / name).read_bytes()
+    assert not {"teach", "distill", "audit"} & {path.name for path in out.iterdir()}, "nothing was trained"
+    assert run_onnx(out / "export/student.int8.onnx", torch.zeros(1, 1, 8, 8)).shape == (1, 10)
+    report = json.loads((out / "privacy_report.json").read_text())["verdict"]
+    assert report["text"].startswith("NO GUARANTEE")
+    assert "how they were made" in (out / "privacy_report.html").read_text()
+
+
+def test_its_plan_trains_nothing(finished: Path, tmp_path: Path) -> None:
+    plan = compress(config_for(finished, tmp_path / "run", "export.formats=[program]"), dry_run=True)
+    assert isinstance(plan, Plan)
+    assert f"that of {finished}" in str(plan)
+    assert "nothing is trained" in str(plan)
+
+
+def test_what_is_no_finished_student_is_refused_in_a_line(finished: Path, tmp_path: Path) -> None:
+    def refuses(said: str, run: Path, *settings: str) -> None:
+        with pytest.raises(ConfigError, match=said) as raised:
+            compress(config_for(run, tmp_path / "out", "export.formats=[]", *settings))
+        assert "\n" not in str(raised.value)
+
+    refuses("no directory", tmp_path / "nowhere")
+    refuses("no run of `synthkd distill`", finished.parent / "teacher")
+    refuses("student: nothing is trained", finished, "student.arch=mlp")
+    refuses("distillation: nothing is trained", finished, "distillation.inherit=true")
+    refuses("audit: nothing is trained", finished, "audit.canaries=100")
+    copy = Path(shutil.copytree(finished, tmp_path / "copy"))
+    shutil.rmtree(copy / "generator")
+    (copy / "result.json").unlink()
+    refuses("is not finished; finish it first", copy)
+    with pytest.raises(ConfigError, match="a teacher is missing: set teacher, or finished"):
+        load_config(CompressConfig, None, [])
