@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from synthkd.data.epochs import EpochSource
-from synthkd.data.read.on_disk import Pixels
+from synthkd.data.read.on_disk import DiskImages, Pixels
 from synthkd.data.read.real import RealData, Splits, channel_statistics, load_splits
 from synthkd.distillation.alarms import Alarm, one_class
 from synthkd.errors import ConfigError
@@ -31,7 +31,7 @@ from synthkd.pipelines.run.images import keep_data
 from synthkd.pipelines.run.job import Job, describe_model, disk_line, open_job, training_bytes
 from synthkd.pipelines.run.live import LivePage
 from synthkd.pipelines.run.result import Plan, Result
-from synthkd.pipelines.run.timing import Work, measured, time_line
+from synthkd.pipelines.run.timing import Work, decoding, measured, time_line
 from synthkd.pipelines.run.trust import trusting
 from synthkd.privacy.dpsgd import PoissonSource, PrivateLearner, plan_mechanism, statement
 from synthkd.privacy.journal import Journal
@@ -148,19 +148,24 @@ def works(
 ) -> list[Work]:
     """What a training does, its steps by `name`, for the time that a dry run tells; the model is trained a little."""
     steps, device, model = config.training.steps, accelerator.device, model.to(accelerator.device)
-    if config.training.dp is None:
-        _, update, _ = _learner(config, accelerator, None, model, splits)
+    noise = _noise(config, model.spec, config.training.batch_size).to(device)
+    reading = []
+    if config.training.dp is not None:  # a dry run draws no private image
+        private = _private_learner(config, model, splits, device, Journal(None))
+        update: Update = partial(private.update, lambda: noise, F.cross_entropy)
     else:
-        learner = _private_learner(config, model, splits, device, Journal(None))
-        noise = _noise(config, model.spec, config.training.batch_size).to(device)  # a dry run draws no private image
-        update = partial(learner.update, lambda: noise, F.cross_entropy)
+        learner, update, batch = _learner(config, accelerator, None, model, splits)
+        if isinstance(splits.train.images, DiskImages):
+            noise = noise.map(lambda value: value[: batch.of_process])
+            update = partial(_step, learner, noise, accelerator)
+            reading = decoding(splits.train.images, len(splits.train))
     images = splits.test.images[:TIMED_IMAGES]
 
     def tested(_: float) -> None:
         with evaluating(model):
             predict(model, images, device)
 
-    parts = [Work(name, steps, lambda where: update(int(steps * where)))]
+    parts = [*reading, Work(name, steps, lambda where: update(int(steps * where)))]
     if len(images):  # at each interval, and at the end
         tests = -(-steps // config.evaluate_every) + 1
         parts.append(Work("tests", tests, tested, len(splits.test) / len(images), listed=False))
