@@ -12,7 +12,7 @@ from torch import Tensor
 from synthkd.data.bank_sample import save_bank_sample
 from synthkd.data.read.splits import RealData
 from synthkd.distillation import phases
-from synthkd.errors import ConfigError
+from synthkd.errors import ConfigError, TrainingError
 from synthkd.generators.files import INSIDE_A_RUN, save_generator
 from synthkd.metrics.utility import accuracy, predict
 from synthkd.models import Classifier, load, save
@@ -30,7 +30,7 @@ from synthkd.pipelines.run.trust import trusted_by, trusting
 from synthkd.pipelines.student.assembly import Assembly, assemble
 from synthkd.pipelines.student.chosen import with_generator
 from synthkd.pipelines.student.given import Given, GivenNetworks, from_memory
-from synthkd.pipelines.student.memory import Memory, planned_memory
+from synthkd.pipelines.student.memory import planned_memory
 from synthkd.pipelines.student.networks import finished
 from synthkd.pipelines.student.results import measured
 from synthkd.pipelines.student.summary import plan, summary
@@ -146,12 +146,15 @@ def _plan(config: DistillConfig, networks: GivenNetworks) -> Plan:
     test = _fitted_test(read_test(config), assembly)
     lines = plan(config, assembly, test, why)
     time = time_line(lambda: distill_time(config, assembly, test, accelerator))
-    return Plan((*lines, time, *_memory(config, assembly).lines))
+    return Plan((*lines, time, *_memory_lines(config, assembly)))
 
 
-def _memory(config: DistillConfig, assembly: Assembly) -> Memory:
+def _memory_lines(config: DistillConfig, assembly: Assembly) -> tuple[str, ...]:
     teacher = None if assembly.team is None else assembly.team.model
-    return planned_memory(config, assembly.trial, assembly.batch.of_process, teacher)
+    try:
+        return planned_memory(config, assembly.trial, assembly.batch.of_process, teacher).lines
+    except TrainingError as error:
+        return (f"  memory: not measured: {error}",)
 
 
 def _saved_student(config: DistillConfig, job: Job, networks: GivenNetworks) -> Classifier:

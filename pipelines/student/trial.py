@@ -116,24 +116,29 @@ class Trial:
             between()
             step(self._middle)
 
-    def generate(self, count: int, generator: TrainableGenerator | None) -> None:
+    def generate(self, count: int, generator: TrainableGenerator | None) -> int:
         """One round of a generator, and the fresh samples of a batch of `count` images.
 
         Args:
             count: images of a batch.
             generator: that of the run or one of its kind; None does nothing.
+
+        Returns:
+            Number of images of the round, 0 without one.
         """
         config, settings = self.config, self.config.generated
         # A round of a private generator would be charged to its budget, and one for a black box to its queries.
         if settings is None or generator is None or is_private(config) or config.black_box is not None:
-            return
-        difficulty = DifficultyScheduler(settings.difficulty).value
+            return 0
+        difficulty, images = DifficultyScheduler(settings.difficulty).value, 0
         if phases.generator_rounds(config.phases):
             beside = any(isinstance(phase, Joint) for phase in config.phases)
-            generator.round(0, difficulty, self.students[0].learner.synchronise() if beside else None)
+            module = self.students[0].learner.synchronise() if beside else None
+            images = len(generator.round(0, difficulty, module).images)
         fresh = round(value_at(settings.live, self._middle, phases.student_steps(config.phases)) * count)
         if fresh:
             generator.sample(balanced_labels(fresh, 0, self.spec.classes), difficulty, Rows(config.seed, "trial", 0))
+        return images
 
     @property
     def _middle(self) -> int:
