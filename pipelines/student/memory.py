@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -112,7 +113,7 @@ def _round(config: DistillConfig, trial: Trial, teacher: Classifier | None) -> t
             images = trial.generate(0, trial.generator)
         return Need(0, max(tensors.timeline)), images
 
-    def prepare(count: int) -> Callable[[], None]:
+    def prepare(count: int) -> Callable[[], object]:
         few = {"batch_size": count}
         if hasattr(settings, "real_batch"):  # in proportion
             few["real_batch"] = max(2, round(count * settings.real_batch / wanted))
@@ -120,7 +121,7 @@ def _round(config: DistillConfig, trial: Trial, teacher: Classifier | None) -> t
             few["steps"] = min(STEPS, settings.steps)
         small = settings.model_copy(update=few)
         generator = build_generator(small, teacher, config.seed, trial.accelerator, trial.splits)
-        return lambda: trial.generate(0, generator)
+        return partial(trial.generate, 0, generator)
 
     return need_of(prepare, wanted, trial.accelerator.device), wanted
 

@@ -13,14 +13,12 @@ from synthkd.data.read.on_disk import DiskImages, Pixels
 from synthkd.data.read.splits import RealData
 from synthkd.data.sources import RealSource
 from synthkd.distillation import phases
-from synthkd.distillation.step import DistillStep
 from synthkd.pipelines.config import DistillConfig
 from synthkd.pipelines.run.timing import LIMIT, Timed, Work, decoding, measured, seconds_of
 from synthkd.pipelines.student.assembly import Assembly
 from synthkd.pipelines.student.image_alarms import IMAGES
 from synthkd.pipelines.student.teachers import teaching_works
 from synthkd.pipelines.student.transfer_set import is_private
-from synthkd.pipelines.student.trial import noise_dataset
 from synthkd.reports.grids import chosen
 from synthkd.rng import stream
 from synthkd.settings import Joint, PhaseSettings, Pregenerate, StreamData, TrainedTeacher
@@ -162,9 +160,7 @@ class _Works:
         # Real images that need a work of their own first (`_real`) are not drawn.
         if fitting < images or arrives or empty or on_disk or self._labels_once or self.config.black_box is not None:
             fitting = max(fitting, min(FEW, images))
-            count = max(1, fitting // self.accelerator.num_processes)
-            noise = noise_dataset(self.config, assembly.subject.spec, assembly.team, self.accelerator.device, count)
-            step = DistillStep(step.students, noise, self.accelerator, None, step.teaching)
+            step = assembly.trial.step(max(1, fitting // self.accelerator.num_processes))
         return Work("steps", total, lambda where: step(int(total * where)), images / fitting)
 
     def _evaluations(self) -> list[Work]:

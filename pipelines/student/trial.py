@@ -103,18 +103,26 @@ class Trial:
             count: images of a batch.
             between: called between the two.
         """
+        step = self.step(count)
+        # A loss that is not finite on noise after such steps says nothing about the run.
+        with suppress(TrainingError):
+            step(self._middle)
+            between()
+            step(self._middle)
+
+    def step(self, count: int) -> DistillStep:
+        """Steps of the students on `count` images of noise; the bank gets as many.
+
+        Args:
+            count: images of a batch.
+        """
         dataset = noise_dataset(self.config, self.spec, self.team, self.accelerator.device, count)
         if self.bank is not None:  # negatives of a contrastive term are drawn from it
             noise = dataset.draw(0)
             first = slice(self.bank.settings.capacity)
             logits = torch.zeros(len(noise), self.spec.classes)
             self.bank.add(noise.images[first], noise.labels[first].clamp(min=0), logits[first])
-        step = DistillStep(self.students, dataset, self.accelerator, None, lambda: self.controllers.teaching)
-        # A loss that is not finite on noise after such steps says nothing about the run.
-        with suppress(TrainingError):
-            step(self._middle)
-            between()
-            step(self._middle)
+        return DistillStep(self.students, dataset, self.accelerator, None, lambda: self.controllers.teaching)
 
     def generate(self, count: int, generator: TrainableGenerator | None) -> int:
         """One round of a generator, and the fresh samples of a batch of `count` images.

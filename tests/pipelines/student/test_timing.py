@@ -16,6 +16,7 @@ from synthkd.pipelines import distill, teach
 from synthkd.pipelines.config import DistillConfig, TeachConfig
 from synthkd.pipelines.run.result import Plan, Result
 from synthkd.pipelines.student import timing
+from synthkd.pipelines.student.trial import Trial
 from synthkd.settings import ZooModel
 from synthkd.settings.load import load_config
 from synthkd.types import ImageSpec
@@ -96,15 +97,15 @@ def test_networks_in_memory_stay_as_they_are() -> None:
 def test_what_is_too_long_for_a_dry_run_is_measured_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timing, "LIMIT", 1e-9)  # so that nothing fits
     batches: list[int] = []
-    noise = timing.noise_dataset
+    make = Trial.step
 
-    def smaller(*arguments: Any) -> Any:
-        batches.append(arguments[-1])
-        return noise(*arguments)
+    def smaller(trial: Trial, count: int) -> Any:
+        batches.append(count)
+        return make(trial, count)
 
-    monkeypatch.setattr(timing, "noise_dataset", smaller)
+    monkeypatch.setattr(Trial, "step", smaller)
     assert "9 steps at" in line_of(distill(config_of(), dry_run=True))
-    assert batches == [timing.FEW]
+    assert batches[0] == timing.FEW
 
 
 def test_teaching_is_measured() -> None:
