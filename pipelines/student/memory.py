@@ -34,18 +34,20 @@ class Memory:
 
     Attributes:
         total: at its peak.
-        available: of the machine, or of the GPU.
+        available: of the place, as far as this process may use it.
+        place: "the machine" or "the GPU".
         remedy: what makes it smaller.
     """
 
     total: int
     available: int
+    place: str
     remedy: str
 
     @property
     def lines(self) -> tuple[str, ...]:
         """The lines of a plan."""
-        line = f"  memory: about {size(self.total)} at its peak; there are {size(self.available)}"
+        line = f"  memory: about {size(self.total)} at its peak; {self.place} has {size(self.available)}"
         if self.total <= self.available:
             return (line,)
         return (line, f"  warning: the run does not fit the memory; {self.remedy}")
@@ -80,7 +82,8 @@ def planned_memory(config: DistillConfig, trial: Trial, batch_size: int, teacher
     if images <= passes:
         of_generator = "transfer_set.generator.batch_size" if _batch_size(config) else "the rounds of the generator"
         key = of_generator if generators_free > students_free else "distill.batch_size"
-    return Memory(total, memory_bytes(device), f"make {key} smaller")
+    place = "the GPU" if device.type == "cuda" else "the machine"
+    return Memory(total, memory_bytes(device), place, f"make {key} smaller")
 
 
 def _batch_size(config: DistillConfig) -> int:

@@ -73,7 +73,8 @@ class _Works:
         """In the order in which a run does them: the rounds fill the bank from which the steps draw."""
         if self.config.black_box is not None:  # its answers cost queries
             return [self._steps()]
-        taught = [settings for settings in self.config.every_teacher if isinstance(settings, TrainedTeacher)]
+        teachers = [] if self.config.extended else self.config.every_teacher  # those of a finished run are trained
+        taught = [settings for settings in teachers if isinstance(settings, TrainedTeacher)]
         works = [work for settings in taught for work in teaching_works(settings, self.config, self.accelerator)]
         return [*works, *self._real(), *self._rounds(), self._steps(), *self._evaluations(), *self._closing()]
 
@@ -180,8 +181,8 @@ class _Works:
             rounds = [phases.generator_rounds([phase]) for phase in self._phases]
             grids = sum(-(-count // config.grid_every) for count in rounds)
             spec = assembly.subject.spec
-            shown, rows = chosen(range(spec.classes), spec.height, spec.width)
-            works.append(Work("grids", grids, lambda _: self._sample(len(shown)), rows, listed=False))
+            columns, rows = chosen(range(spec.classes), spec.height, spec.width)
+            works.append(Work("grids", grids, lambda _: self._sample(len(columns)), rows, listed=False))
         return works
 
     def _closing(self) -> list[Work]:

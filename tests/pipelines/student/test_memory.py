@@ -49,7 +49,7 @@ def test_the_needs_of_steps_and_rounds_are_told_from_a_few_images(monkeypatch: p
     for need, peak, _ in told:
         assert need.peak == pytest.approx(peak, rel=0.02)
         assert need.lasting < need.peak
-    assert line == "  memory: about 1.0 GB at its peak; there are 1,000.0 GB"
+    assert line == "  memory: about 1.0 GB at its peak; the machine has 1,000.0 GB"
 
 
 def test_a_run_that_does_not_fit_says_what_to_make_smaller(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,14 +61,16 @@ def test_a_run_that_does_not_fit_says_what_to_make_smaller(monkeypatch: pytest.M
         return "\n".join(str(distill(config_of(), dry_run=True)).splitlines()[-2:])
 
     assert planned(5 * 10**9, 2 * 10**9) == (
-        "  memory: about 8.6 GB at its peak; there are 4.0 GB\n"
+        "  memory: about 8.6 GB at its peak; the machine has 4.0 GB\n"
         "  warning: the run does not fit the memory; make distill.batch_size smaller"
     )
     assert planned(2 * 10**9, 5 * 10**9).endswith("make transfer_set.generator.batch_size smaller")
 
 
 def test_a_run_that_fits_has_one_line() -> None:
-    assert Memory(2 * 10**9, 2 * 10**9, "").lines == ("  memory: about 2.0 GB at its peak; there are 2.0 GB",)
+    assert Memory(2 * 10**9, 2 * 10**9, "the machine", "").lines == (
+        "  memory: about 2.0 GB at its peak; the machine has 2.0 GB",
+    )
 
 
 class Large:

@@ -161,3 +161,10 @@ def test_grids_are_as_large_as_those_of_the_run(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(timing._Works, "_evaluations", watched)
     distill(config_of(), dry_run=True)
     assert scales == [2]
+
+
+def test_an_extension_trains_no_teacher(tmp_path: Path) -> None:
+    distill(config_of(tmp_path))
+    line = line_of(distill(load_config(DistillConfig, RECIPE, [f"out={tmp_path}", "more=3"]), dry_run=True))
+    assert "3 steps at" in line
+    assert "teacher" not in line
