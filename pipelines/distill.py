@@ -12,7 +12,7 @@ from torch import Tensor
 from synthkd.data.bank_sample import save_bank_sample
 from synthkd.data.read.splits import RealData
 from synthkd.distillation import phases
-from synthkd.errors import ConfigError, TrainingError
+from synthkd.errors import ConfigError
 from synthkd.generators.files import INSIDE_A_RUN, save_generator
 from synthkd.metrics.utility import accuracy, predict
 from synthkd.models import Classifier, load, save
@@ -30,7 +30,7 @@ from synthkd.pipelines.run.trust import trusted_by, trusting
 from synthkd.pipelines.student.assembly import Assembly, assemble
 from synthkd.pipelines.student.chosen import with_generator
 from synthkd.pipelines.student.given import Given, GivenNetworks, from_memory
-from synthkd.pipelines.student.memory import planned_memory
+from synthkd.pipelines.student.memory import memory_lines
 from synthkd.pipelines.student.networks import finished
 from synthkd.pipelines.student.results import measured
 from synthkd.pipelines.student.summary import plan, summary
@@ -146,15 +146,7 @@ def _plan(config: DistillConfig, networks: GivenNetworks) -> Plan:
     test = _fitted_test(read_test(config), assembly)
     lines = plan(config, assembly, test, why)
     time = time_line(lambda: distill_time(config, assembly, test, accelerator))
-    return Plan((*lines, time, *_memory_lines(config, assembly)))
-
-
-def _memory_lines(config: DistillConfig, assembly: Assembly) -> tuple[str, ...]:
-    teacher = None if assembly.team is None else assembly.team.model
-    try:
-        return planned_memory(config, assembly.trial, assembly.batch.of_process, teacher).lines
-    except TrainingError as error:
-        return (f"  memory: not measured: {error}",)
+    return Plan((*lines, time, *memory_lines(config, assembly)))
 
 
 def _saved_student(config: DistillConfig, job: Job, networks: GivenNetworks) -> Classifier:
@@ -309,12 +301,12 @@ class _Watch:
         generated, subject = self.assembly.transfer_set.generated, self.assembly.subject
         if self.job.accelerator.is_main_process and generated is not None:
             spec, names = subject.spec, subject.class_names
-            shown, rows = chosen(range(spec.classes), spec.height, spec.width)
-            images = generated.grid(torch.tensor(shown).repeat(rows), self.allowance.tick(len(shown)))
-            images = images[: len(images) // len(shown) * len(shown)]  # whole rows
-            names = tuple(names[label] if names else str(label) for label in shown)
+            columns, rows = chosen(range(spec.classes), spec.height, spec.width)
+            images = generated.grid(torch.tensor(columns).repeat(rows), self.allowance.tick(len(columns)))
+            images = images[: len(images) // len(columns) * len(columns)]  # whole rows
+            names = tuple(names[label] if names else str(label) for label in columns)
             path = self.job.directory / "samples" / f"step_{step + 1:06d}.png"
-            save_grid(images.cpu(), len(shown), path, names)
+            save_grid(images.cpu(), len(columns), path, names)
             self.job.monitor.picture(step + 1, "samples", path)
         return {}
 

@@ -11,9 +11,11 @@ from functools import partial
 import torch
 
 from synthkd.distillation import phases
+from synthkd.errors import TrainingError
 from synthkd.generators.build import build_generator
 from synthkd.models import Classifier
 from synthkd.pipelines.config import DistillConfig
+from synthkd.pipelines.student.assembly import Assembly
 from synthkd.pipelines.student.image_alarms import IMAGES, images_within
 from synthkd.pipelines.student.transfer_set import is_private
 from synthkd.pipelines.student.trial import Trial
@@ -51,6 +53,15 @@ class Memory:
         if self.total <= self.available:
             return (line,)
         return (line, f"  warning: the run does not fit the memory; {self.remedy}")
+
+
+def memory_lines(config: DistillConfig, assembly: Assembly) -> tuple[str, ...]:
+    """The lines of a plan about the memory of a run, of the parts of a dry run."""
+    teacher = None if assembly.team is None else assembly.team.model
+    try:
+        return planned_memory(config, assembly.trial, assembly.batch.of_process, teacher).lines
+    except TrainingError as error:
+        return (f"  memory: not measured: {error}",)
 
 
 def planned_memory(config: DistillConfig, trial: Trial, batch_size: int, teacher: Classifier | None) -> Memory:
