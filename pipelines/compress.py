@@ -237,6 +237,9 @@ def _plan(config: CompressConfig) -> tuple[str, ...]:
     runs = "" if config.audit is None else f", {config.audit.references + 1} further runs of it and a control"
     audited = "none" if config.audit is None else f"{config.audit.canaries} canaries{runs}"
     lines = str(inner).splitlines()
+    # What a dry run measures is one teacher and one student.
+    clock = "  time of the flow" + ("" if config.search is None else ", without the search")
+    lines = [clock + line.removeprefix("  time") if line.startswith("  time:") else line for line in lines]
     if config.search is not None:
         searched = f"  student: searched, {config.search.candidates} candidates of {config.search.steps} steps each"
         lines = [searched if line.startswith("  student: ") else line for line in lines]

@@ -27,7 +27,7 @@ from synthkd.pipelines.run.trust import trusted_by, trusting
 from synthkd.pipelines.student.assembly import Assembly, assemble
 from synthkd.pipelines.student.chosen import with_generator
 from synthkd.pipelines.student.given import Given, GivenNetworks, from_memory
-from synthkd.pipelines.student.memory import Memory, planned_memory
+from synthkd.pipelines.student.memory import memory_lines
 from synthkd.pipelines.student.networks import finished
 from synthkd.pipelines.student.results import measured
 from synthkd.pipelines.student.summary import plan, summary
@@ -139,12 +139,7 @@ def _plan(config: DistillConfig, networks: GivenNetworks) -> Plan:
     test = _fitted_test(read_test(config), assembly)
     lines = plan(config, assembly, test, why)
     time = time_line(lambda: distill_time(config, assembly, test, accelerator))
-    return Plan((*lines, time, *_memory(config, assembly).lines))
-
-
-def _memory(config: DistillConfig, assembly: Assembly) -> Memory:
-    teacher = None if assembly.team is None else assembly.team.model
-    return planned_memory(config, assembly.trial, assembly.batch.of_process, teacher)
+    return Plan((*lines, time, *memory_lines(config, assembly)))
 
 
 def _saved_student(config: DistillConfig, job: Job, networks: GivenNetworks) -> Classifier:

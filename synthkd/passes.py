@@ -54,7 +54,7 @@ def sample_in_chunks(
         tick: called after each chunk.
 
     Returns:
-        float32 `[N, C, H, W]`, or fewer images, as `in_chunks`.
+        What `sample` returns, `[N, C, H, W]`, or fewer images, as `in_chunks`.
     """
     numbers = torch.arange(len(labels))
 

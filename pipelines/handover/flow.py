@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from synthkd.data.read.splits import RealData, Splits
@@ -26,6 +25,7 @@ from synthkd.generators.settings import (
     SavedSettings,
 )
 from synthkd.models import Classifier, load, load_model
+from synthkd.passes import sample_in_chunks
 from synthkd.pipelines.config import CompressConfig, Distillation, DistillConfig, TrainingConfig
 from synthkd.pipelines.distill import distill
 from synthkd.pipelines.handover.private_generator import WIDEST, ReleaseConfig, load_released, release
@@ -144,11 +144,12 @@ def sample(
         difficulty: in [0, 1].
         seed, purpose: of the random numbers; the same two give the same images.
     """
-    images, labels = [], balanced_labels(count, 0, classes)
-    for first in range(0, count, CHUNK):
-        chunk = generator.sample(labels[first : first + CHUNK], difficulty, Rows(seed, purpose, first))
-        images.append(to_uint8(chunk).cpu())
-    return torch.cat(images), labels
+
+    def made(part: Tensor, rng: Rows) -> Tensor:
+        return to_uint8(generator.sample(part, difficulty, rng)).cpu()
+
+    labels = balanced_labels(count, 0, classes)
+    return sample_in_chunks(made, CHUNK, labels, Rows(seed, purpose)), labels
 
 
 def _require_counted(config: CompressConfig, directory: Path, counts: Mapping[str, bool]) -> None:

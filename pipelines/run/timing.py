@@ -10,13 +10,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+from accelerate import PartialState
+from torch import Tensor
 
+from synthkd.data.read.on_disk import Pixels
 from synthkd.errors import TrainingError
 
 LIMIT = 6.0
 """Seconds that all measurements of a plan take together, about: a call that has begun is finished."""
 MOST_CALLS = 16
 """Calls of one kind of work: the first, which also sets things up, and 15 at even distances over the run."""
+DECODED = 64
+"""Images on disk that a measured call decodes."""
 ENOUGH = 0.25
 """Seconds after which 3 or 7 calls beside the first are enough as well."""
 
@@ -81,18 +86,40 @@ def measured(works: Sequence[Work], limit: float = LIMIT) -> list[Timed]:
     Raises:
         SynthkdError: what the works raise.
     """
-    ends, works = time.perf_counter() + limit, [work for work in works if work.count]
+    left, works = limit, [work for work in works if work.count]
     timed = []
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         for number, work in enumerate(works):
-            share = max(0.0, ends - time.perf_counter()) / (len(works) - number)
-            seconds = work.scale * seconds_of(work.once, share)
-            timed.append(Timed(work.name, work.count, seconds, work.listed))
+            calls = _calls(work.once, max(0.0, left) / (len(works) - number))
+            left -= sum(calls)
+            timed.append(Timed(work.name, work.count, work.scale * _mean(calls), work.listed))
     return timed
+
+
+def decoding(images: Pixels, wanted: int) -> list[Work]:
+    """The work of decoding `wanted` images, or all there are, where they are on disk; nothing for images in memory.
+
+    The steps of a run find decoded images, since workers and cache are ahead of them. Measured steps are not in order,
+    so they would wait for each image.
+    """
+    if isinstance(images, Tensor) or not len(images):
+        return []
+    count = min(DECODED, len(images))
+    apart = len(images) // count
+
+    def once(where: float) -> Tensor:
+        return images[torch.arange(count) * apart + int(where * apart)]
+
+    return [Work("decoding", 1, once, min(len(images), wanted) / count, listed=False)]
 
 
 def seconds_of(once: Callable[[float], object], limit: float) -> float:
     """Mean seconds of a call within `limit` seconds, without the first one if there are more."""
+    return _mean(_calls(once, limit))
+
+
+def _calls(once: Callable[[float], object], limit: float) -> list[float]:
+    """Seconds of each of some calls; every process makes as many, since a step of one waits for those of the others."""
     seconds: list[float] = []
     # The first call tells whether another one fits.
     while len(seconds) < MOST_CALLS and (not seconds or sum(seconds) + seconds[-1] < limit):
@@ -102,9 +129,22 @@ def seconds_of(once: Callable[[float], object], limit: float) -> float:
         once(place(len(seconds)))
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - started)
-    warm = seconds[1:] or seconds
+        seconds.append(_of_slowest(time.perf_counter() - started))
+    return seconds
+
+
+def _mean(calls: Sequence[float]) -> float:
+    warm = calls[1:] or calls
     return sum(warm) / len(warm)
+
+
+def _of_slowest(seconds: float) -> float:
+    """The largest of these numbers over all processes."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return seconds
+    number = torch.tensor(seconds, device=PartialState().device)
+    torch.distributed.all_reduce(number, torch.distributed.ReduceOp.MAX)
+    return float(number)
 
 
 def time_line(measure: Callable[[], Sequence[Timed]]) -> str:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -15,12 +15,13 @@ from synthkd.errors import TrainingError
 from synthkd.generators.build import build_generator
 from synthkd.models import Classifier
 from synthkd.pipelines.config import DistillConfig
+from synthkd.pipelines.student.assembly import Assembly
 from synthkd.pipelines.student.image_alarms import IMAGES, images_within
 from synthkd.pipelines.student.transfer_set_builder import is_private
 from synthkd.pipelines.student.trial import Trial
 from synthkd.system.hardware import memory_bytes, resident_bytes
 from synthkd.system.resources import size
-from synthkd.training.memory import TRIED, Need, need_of, trim_heap
+from synthkd.training.memory import TRIED, Need, TensorBytes, need_of, trim_heap
 
 WORKSPACE = 1.4
 """Factor on the tensors of a pass: workspaces of convolutions, and what lies between freed blocks."""
@@ -35,21 +36,32 @@ class Memory:
 
     Attributes:
         total: at its peak.
-        available: of the machine, or of the GPU.
+        available: of the place, as far as this process may use it.
+        place: "the machine" or "the GPU".
         remedy: what makes it smaller.
     """
 
     total: int
     available: int
+    place: str
     remedy: str
 
     @property
     def lines(self) -> tuple[str, ...]:
         """The lines of a plan."""
-        line = f"  memory: about {size(self.total)} at its peak; there are {size(self.available)}"
+        line = f"  memory: about {size(self.total)} at its peak; {self.place} has {size(self.available)}"
         if self.total <= self.available:
             return (line,)
         return (line, f"  warning: the run does not fit the memory; {self.remedy}")
+
+
+def memory_lines(config: DistillConfig, assembly: Assembly) -> tuple[str, ...]:
+    """The lines of a plan about the memory of a run, of the parts of a dry run."""
+    teacher = None if assembly.team is None else assembly.team.model
+    try:
+        return planned_memory(config, assembly.trial, assembly.batch.of_process, teacher).lines
+    except TrainingError as error:
+        return (f"  memory: not measured: {error}",)
 
 
 def planned_memory(config: DistillConfig, trial: Trial, batch_size: int, teacher: Classifier | None) -> Memory:
@@ -63,20 +75,31 @@ def planned_memory(config: DistillConfig, trial: Trial, batch_size: int, teacher
         trial: of its parts, which are those of a dry run.
         batch_size: images of a batch in one process.
         teacher: the first, or None.
+
+    Raises:
+        TrainingError: a round fails. In a dry run a teacher may be untrained, so it says nothing about the run.
     """
     device = trial.accelerator.device
-    images, closing = _images(config, trial)
     trim_heap()
     taken = int(torch.cuda.memory_allocated(device)) if device.type == "cuda" else resident_bytes()
-    with torch.random.fork_rng(devices=[]), suppress(TrainingError):
+    with torch.random.fork_rng(devices=[]):
         student = need_of(_steps(trial), batch_size, device)
-        generator = _round(config, trial, teacher)
+        generator, images_of_round = _round(config, trial, teacher)
+    images, closing = _images(config, trial, images_of_round)
     students_free, generators_free = student.peak - student.lasting, generator.peak - generator.lasting
     passes = max(students_free, generators_free, closing)
     total = taken + student.lasting + generator.lasting + images + int(WORKSPACE * passes)
-    key = "transfer_set.generator.batch_size" if generators_free > students_free else "distill.batch_size"
-    remedy = "make transfer_set.bank.capacity smaller" if images > passes else f"make {key} smaller"
-    return Memory(total, memory_bytes(device), remedy)
+    key = "transfer_set.bank.capacity"
+    if images <= passes:
+        of_generator = "transfer_set.generator.batch_size" if _batch_size(config) else "the rounds of the generator"
+        key = of_generator if generators_free > students_free else "distill.batch_size"
+    place = "the GPU" if device.type == "cuda" else "the machine"
+    return Memory(total, memory_bytes(device), place, f"make {key} smaller")
+
+
+def _batch_size(config: DistillConfig) -> int:
+    """Images of a round of the generator as its settings tell it, else 0."""
+    return 0 if config.generated is None else getattr(config.generated.named, "batch_size", 0)
 
 
 def _steps(trial: Trial) -> Callable[[int], Callable[[], None]]:
@@ -92,14 +115,19 @@ def _steps(trial: Trial) -> Callable[[int], Callable[[], None]]:
     return prepare
 
 
-def _round(config: DistillConfig, trial: Trial, teacher: Classifier | None) -> Need:
-    """What a round needs, told from rounds of generators of the same kind with small batches."""
+def _round(config: DistillConfig, trial: Trial, teacher: Classifier | None) -> tuple[Need, int]:
+    """What a round needs and the number of its images, told from rounds of generators of the same kind with small
+    batches. If the settings do not tell the number, a round of the generator itself is taken."""
     settings = None if config.generated is None else config.generated.named
-    wanted = getattr(settings, "batch_size", None)
-    if settings is None or teacher is None or wanted is None or is_private(config):
-        return NOTHING
+    wanted = _batch_size(config)
+    if settings is None or teacher is None or is_private(config):
+        return NOTHING, wanted
+    if not wanted:
+        with TensorBytes(trial.accelerator.device) as tensors:
+            images = trial.generate(0, trial.generator)
+        return Need(0, max(tensors.timeline)), images
 
-    def prepare(count: int) -> Callable[[], None]:
+    def prepare(count: int) -> Callable[[], object]:
         few = {"batch_size": count}
         if hasattr(settings, "real_batch"):  # in proportion
             few["real_batch"] = max(2, round(count * settings.real_batch / wanted))
@@ -107,21 +135,18 @@ def _round(config: DistillConfig, trial: Trial, teacher: Classifier | None) -> N
             few["steps"] = min(STEPS, settings.steps)
         small = settings.model_copy(update=few)
         generator = build_generator(small, teacher, config.seed, trial.accelerator, trial.splits)
-        return lambda: trial.generate(0, generator)
+        return partial(trial.generate, 0, generator)
 
-    return need_of(prepare, wanted, trial.accelerator.device)
+    return need_of(prepare, wanted, trial.accelerator.device), wanted
 
 
-def _images(config: DistillConfig, trial: Trial) -> tuple[int, int]:
+def _images(config: DistillConfig, trial: Trial, images_of_round: int) -> tuple[int, int]:
     """Bytes of the images that the memory bank will hold, and of those that the alarms look at in the end."""
     spec, bank = trial.spec, trial.bank
     if bank is None:
         return 0, 0
     values = math.prod(spec.shape)
-    generated_images = 0
-    if config.generated is not None:
-        generated_images = phases.generator_rounds(config.phases)
-        generated_images *= getattr(config.generated.generator, "batch_size", 0)
+    generated_images = phases.generator_rounds(config.phases_and_extensions) * images_of_round
     new = min(generated_images, bank.settings.capacity - len(bank))
     held = 0 if bank.settings.storage == "disk" else new * (bank.nbytes // bank.settings.capacity)
     return held, 2 * 4 * values * images_within(min(IMAGES, len(bank) + new), values)

@@ -9,17 +9,17 @@ from dataclasses import dataclass
 import torch
 from accelerate import Accelerator
 
+from synthkd.data.read.on_disk import DiskImages, Pixels
 from synthkd.data.read.splits import RealData
+from synthkd.data.sources import RealSource
 from synthkd.distillation import phases
-from synthkd.distillation.step import DistillStep
 from synthkd.pipelines.config import DistillConfig
-from synthkd.pipelines.run.timing import LIMIT, Timed, Work, measured, seconds_of
+from synthkd.pipelines.run.timing import LIMIT, Timed, Work, decoding, measured, seconds_of
 from synthkd.pipelines.student.assembly import Assembly
 from synthkd.pipelines.student.image_alarms import IMAGES
 from synthkd.pipelines.student.teachers import teaching_works
 from synthkd.pipelines.student.transfer_set_builder import is_private
-from synthkd.pipelines.student.trial import noise_dataset
-from synthkd.reports.grids import MOST_CLASSES, ROWS
+from synthkd.reports.grids import chosen
 from synthkd.rng import stream
 from synthkd.settings import Joint, PhaseSettings, Pregenerate, StreamData, TrainedTeacher
 from synthkd.taps import evaluating
@@ -73,9 +73,10 @@ class _Works:
         """In the order in which a run does them: the rounds fill the bank from which the steps draw."""
         if self.config.black_box is not None:  # its answers cost queries
             return [self._steps()]
-        taught = [settings for settings in self.config.every_teacher if isinstance(settings, TrainedTeacher)]
+        teachers = [] if self.config.extended else self.config.every_teacher  # those of a finished run are trained
+        taught = [settings for settings in teachers if isinstance(settings, TrainedTeacher)]
         works = [work for settings in taught for work in teaching_works(settings, self.config, self.accelerator)]
-        return [*works, *self._rounds(), self._steps(), *self._evaluations(), *self._closing()]
+        return [*works, *self._real(), *self._rounds(), self._steps(), *self._evaluations(), *self._closing()]
 
     @functools.cached_property
     def _per_image(self) -> float:
@@ -102,6 +103,27 @@ class _Works:
             return
         with evaluating(team.model), torch.enable_grad():
             torch.autograd.grad(team.model(images.requires_grad_()).sum(), images)
+
+    @property
+    def _reads(self) -> Sequence[Pixels]:
+        """The real images that are there before the first step."""
+        sources = [one.source for one in self.assembly.transfer_set.sources]
+        return [one.fixed for one in sources if isinstance(one, RealSource) and one.fixed is not None]
+
+    def _real(self) -> list[Work]:
+        """What is done once with each real image: decoding it, and labelling it if logits are stored."""
+        drawn = phases.student_steps(self._phases) * self.assembly.batch.images
+        works = [work for images in self._reads for work in decoding(images, drawn)]
+        if self.test is not None:
+            works += decoding(self.test.images, len(self.test))
+        if self._labels_once:
+            labelled = sum(len(images) for images in self._reads) / self._pass
+            works.append(Work("labels", 1, lambda _: self._answer(self._pass, gradient=False), labelled, listed=False))
+        return works
+
+    @property
+    def _labels_once(self) -> bool:
+        return self.config.logits == "stored" and self.assembly.team is not None and bool(self._reads)
 
     def _rounds(self) -> list[Work]:
         config, generated = self.config, self.assembly.transfer_set.generated
@@ -135,10 +157,11 @@ class _Works:
         step = assembly.step
         arrives = self.config.real is not None and isinstance(self.config.real.data, StreamData)
         empty = any(not len(bank) for bank in assembly.transfer_set.banks)
-        if fitting < images or arrives or empty or self.config.black_box is not None:
+        on_disk = any(isinstance(read, DiskImages) for read in self._reads)
+        # Real images that need a work of their own first (`_real`) are not drawn.
+        if fitting < images or arrives or empty or on_disk or self._labels_once or self.config.black_box is not None:
             fitting = max(fitting, min(FEW, images))
-            noise = noise_dataset(self.config, assembly.subject.spec, assembly.team, self.accelerator.device, fitting)
-            step = DistillStep(step.students, noise, self.accelerator, None, step.teaching)
+            step = assembly.trial.step(max(1, fitting // self.accelerator.num_processes))
         return Work("steps", total, lambda where: step(int(total * where)), images / fitting)
 
     def _evaluations(self) -> list[Work]:
@@ -157,8 +180,9 @@ class _Works:
         if generated is not None and phases.generator_rounds(self._phases):
             rounds = [phases.generator_rounds([phase]) for phase in self._phases]
             grids = sum(-(-count // config.grid_every) for count in rounds)
-            columns = min(assembly.subject.spec.classes, MOST_CLASSES)
-            works.append(Work("grids", grids, lambda _: self._sample(columns), ROWS, listed=False))
+            spec = assembly.subject.spec
+            columns, rows = chosen(range(spec.classes), spec.height, spec.width)
+            works.append(Work("grids", grids, lambda _: self._sample(len(columns)), rows, listed=False))
         return works
 
     def _closing(self) -> list[Work]:

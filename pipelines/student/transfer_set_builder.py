@@ -10,6 +10,7 @@ from accelerate import Accelerator
 
 from synthkd.data.bank import MemoryBank
 from synthkd.data.hybrid import HybridDataset
+from synthkd.data.read.on_disk import part_of
 from synthkd.data.read.splits import Splits
 from synthkd.data.sources import GeneratedSource, RealImages, RealSource, RealSupply
 from synthkd.data.stream import ImageStream
@@ -146,24 +147,24 @@ class TransferSetBuilder:
         if images.arriving is not None:
             stream = ImageStream(images.arriving, self.subject.spec)
             return RealTransferImages(self._real(stream), None, stream, self._labelling, self.config.seed)
-        if images.unlabelled is not None and self.team is not None:
-            parts = (images.unlabelled.train, images.unlabelled.holdout)
-            train, holdout = (RealImages(part.images, part.labels) for part in parts)
-            return UnlabelledImages(self._real(train), train, holdout, self._labelling, self.config.seed, parts[0].name)
-        assert images.splits is not None
-        train, holdout = (RealImages(part.images, part.labels) for part in (images.splits.train, images.splits.holdout))
+        splits = images.splits if images.unlabelled is None else images.unlabelled
+        assert splits is not None
+        train, holdout = (RealImages(part.images, part.labels) for part in (splits.train, splits.holdout))
         visible = None if is_private(self.config) else holdout
         if self._black_box is not None:
             held_out = 0 if visible is None else min(len(visible), self._labelling.count)
             train = self._affordable(train, self._black_box.settings.queries - held_out)
-        return RealTransferImages(self._real(train), visible, None, self._labelling, self.config.seed)
+        source, labelling, seed = self._real(train), self._labelling, self.config.seed
+        if images.unlabelled is not None and self.team is not None:
+            return UnlabelledImages(source, train, holdout, labelling, seed, splits.train.name)
+        return RealTransferImages(source, visible, None, labelling, seed)
 
     def _affordable(self, images: RealImages, count: int) -> RealImages:
         """At most `count` of the images, chosen by the run's seed, in their order."""
         if len(images) <= count:
             return images
         chosen = torch.randperm(len(images), generator=stream(self.config.seed, "asked"))[:count].sort().values
-        return RealImages(images.images[chosen], images.labels[chosen])
+        return RealImages(part_of(images.images, chosen), images.labels[chosen])
 
     def _generated(self, settings: GeneratedSet, generator: TrainableGenerator, bank: MemoryBank) -> GeneratedImages:
         config, splits, team, batch_size = self.config, self.images.splits, self.team, self.batch_size

@@ -103,37 +103,50 @@ class Trial:
             count: images of a batch.
             between: called between the two.
         """
-        dataset = noise_dataset(self.config, self.spec, self.team, self.accelerator.device, count)
-        if self.bank is not None:  # negatives of a contrastive term are drawn from it
-            noise = dataset.draw(0)
-            first = slice(self.bank.settings.capacity)
-            logits = torch.zeros(len(noise), self.spec.classes)
-            self.bank.add(noise.images[first], noise.labels[first].clamp(min=0), logits[first])
-        step = DistillStep(self.students, dataset, self.accelerator, None, lambda: self.controllers.teaching)
+        step = self.step(count)
         # A loss that is not finite on noise after such steps says nothing about the run.
         with suppress(TrainingError):
             step(self._middle)
             between()
             step(self._middle)
 
-    def generate(self, count: int, generator: TrainableGenerator | None) -> None:
+    def step(self, count: int) -> DistillStep:
+        """Steps of the students on `count` images of noise; the bank gets as many.
+
+        Args:
+            count: images of a batch.
+        """
+        dataset = noise_dataset(self.config, self.spec, self.team, self.accelerator.device, count)
+        if self.bank is not None:  # negatives of a contrastive term are drawn from it
+            noise = dataset.draw(0)
+            first = slice(self.bank.settings.capacity)
+            logits = torch.zeros(len(noise), self.spec.classes)
+            self.bank.add(noise.images[first], noise.labels[first].clamp(min=0), logits[first])
+        return DistillStep(self.students, dataset, self.accelerator, None, lambda: self.controllers.teaching)
+
+    def generate(self, count: int, generator: TrainableGenerator | None) -> int:
         """One round of a generator, and the fresh samples of a batch of `count` images.
 
         Args:
             count: images of a batch.
             generator: that of the run or one of its kind; None does nothing.
+
+        Returns:
+            Number of images of the round, 0 without one.
         """
         config, settings = self.config, self.config.generated
         # A round of a private generator would be charged to its budget, and one for a black box to its queries.
         if settings is None or generator is None or is_private(config) or config.black_box is not None:
-            return
-        difficulty = DifficultyScheduler(settings.difficulty).value
+            return 0
+        difficulty, images = DifficultyScheduler(settings.difficulty).value, 0
         if phases.generator_rounds(config.phases):
             beside = any(isinstance(phase, Joint) for phase in config.phases)
-            generator.round(0, difficulty, self.students[0].learner.synchronise() if beside else None)
+            module = self.students[0].learner.synchronise() if beside else None
+            images = len(generator.round(0, difficulty, module).images)
         fresh = round(value_at(settings.live, self._middle, phases.student_steps(config.phases)) * count)
         if fresh:
             generator.sample(balanced_labels(fresh, 0, self.spec.classes), difficulty, Rows(config.seed, "trial", 0))
+        return images
 
     @property
     def _middle(self) -> int:

@@ -50,7 +50,13 @@ class UnlabelledImages(RealTransferImages):
 
     @property
     def labelled(self) -> str:
-        """How many images the teacher labels, and how many of each class it finds, in the words of the plan."""
+        """How many images the teacher labels, and how many of each class it finds, in the words of the plan.
+
+        A black box is not asked what it finds.
+        """
+        if self._labelling.is_paid:
+            held = min(self._count - len(self._train), self._labelling.count)
+            return f"{len(self._train) + held:,} of {self._name} ({held:,} held out), labelled by the black box"
         counts = self._logits.argmax(1).bincount(minlength=self._logits.shape[1])
         present = counts[counts > 0]
         which = f"among {len(self._logits):,} of them" if len(self._logits) < len(self._train) else "of each"

@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from synthkd.data.epochs import EpochSource
-from synthkd.data.read.on_disk import Pixels
+from synthkd.data.read.on_disk import DiskImages, Pixels
 from synthkd.data.read.real import RealData, Splits, channel_statistics
 from synthkd.errors import ConfigError
 from synthkd.losses.objective import Loss
@@ -23,7 +23,7 @@ from synthkd.models import Classifier, build_model
 from synthkd.pipelines.config import TeachConfig
 from synthkd.pipelines.run.batch_size import BatchSize, choose_batch_size
 from synthkd.pipelines.run.device import process_state
-from synthkd.pipelines.run.timing import Work
+from synthkd.pipelines.run.timing import Work, decoding
 from synthkd.privacy.dpsgd import PoissonSource, PrivateLearner, plan_mechanism
 from synthkd.privacy.journal import Journal
 from synthkd.rng import stream
@@ -74,19 +74,24 @@ def works(
 ) -> list[Work]:
     """What a training does, its steps by `name`, for the time that a dry run tells; the model is trained a little."""
     steps, device, model = config.training.steps, accelerator.device, model.to(accelerator.device)
-    if config.training.dp is None:
-        _, update, _ = plain_update(config, accelerator, None, model, splits)
+    noise = _noise(config, model.spec, config.training.batch_size).to(device)
+    reading = []
+    if config.training.dp is not None:  # a dry run draws no private image
+        private = private_learner(config, model, splits, device, Journal(None))
+        update: Update = partial(private.update, lambda: noise, F.cross_entropy)
     else:
-        learner = private_learner(config, model, splits, device, Journal(None))
-        noise = _noise(config, model.spec, config.training.batch_size).to(device)  # a dry run draws no private image
-        update = partial(learner.update, lambda: noise, F.cross_entropy)
+        learner, update, batch = plain_update(config, accelerator, None, model, splits)
+        if isinstance(splits.train.images, DiskImages):
+            noise = noise.map(lambda value: value[: batch.of_process])
+            update = partial(_step, learner, noise, accelerator)
+            reading = decoding(splits.train.images, len(splits.train))
     images = splits.test.images[:TIMED_IMAGES]
 
     def tested(_: float) -> None:
         with evaluating(model):
             predict(model, images, device)
 
-    parts = [Work(name, steps, lambda where: update(int(steps * where)))]
+    parts = [*reading, Work(name, steps, lambda where: update(int(steps * where)))]
     if len(images):  # at each interval, and at the end
         tests = -(-steps // config.evaluate_every) + 1
         parts.append(Work("tests", tests, tested, len(splits.test) / len(images), listed=False))

@@ -108,7 +108,11 @@ def load_program(path: Path | str) -> tuple[Callable[[Tensor], Tensor], Descript
     with quiet():
         program = imports.load_program(path, "torch.export", extra_files=extra)
     assert isinstance(program, torch.export.ExportedProgram)
-    return program.module(), parse_description(extra[METADATA], path)
+    description = parse_description(extra[METADATA], path)
+    try:
+        return program.module(), description
+    except Exception as error:  # a damaged graph fails in many ways
+        raise ModelError(f"{path} is no torch.export program of synthkd, or a damaged one; export it again") from error
 
 
 def _folded(model: Classifier) -> Classifier:

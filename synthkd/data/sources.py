@@ -159,9 +159,14 @@ class RealSource:
             self._logits_of(self._supply.at(0), self._teacher)
 
     @property
+    def fixed(self) -> Pixels | None:
+        """All images, or None if they arrive while the student learns."""
+        return self._supply.images if isinstance(self._supply, RealImages) else None
+
+    @property
     def kept(self) -> str:
         """Where images that are not in memory are, as the end of a line; empty for images in memory."""
-        return where_kept(self._supply.images) if isinstance(self._supply, RealImages) else ""
+        return "" if self.fixed is None else where_kept(self.fixed)
 
     def _wait(self, real: RealImages, count: int, step: int) -> None:
         """Have images on disk decoded ahead; how many a later step draws is not known, so it is taken for as many."""

@@ -133,6 +133,19 @@ def test_a_budget_that_is_too_small_for_all_images_is_never_exceeded(task: dict[
     assert values["student"]["n"] == 30
 
 
+def test_unlabelled_images_are_asked_about_within_the_budget(tmp_path: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (150, 8, 8), dtype=np.uint8)
+    np.savez(tmp_path / "task.npz", images=images)
+    data = {"kind": "unlabelled", "path": str(tmp_path / "task.npz"), "channels": 1}
+    source = real(data, teacher={"queries": 50})
+    text = plan(source)
+    assert ASKED == []
+    assert "unlabelled images: 50 of task.npz (5 held out), labelled by the black box\n" in text
+    values = run(source, tmp_path / "run").values
+    assert sum(ASKED) == 50
+    assert values["student"]["agreement_n"] == 5
+
+
 def test_a_dry_run_asks_nothing_and_says_what_may_be_asked(task: dict[str, Any]) -> None:
     text = plan(real(task, test=task))
     assert ASKED == []

@@ -392,4 +392,5 @@ def test_a_dry_run_says_what_would_be_done(tmp_path: Path) -> None:
     assert isinstance(plan, Plan)
     assert "flow plain" in str(plan)
     assert "500 canaries, 3 further runs of it and a control" in str(plan)
+    assert "\n  time of the flow: about " in str(plan), "the audit repeats it"
     assert not (tmp_path / "run").exists()

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
 
+from synthkd.data.read.folder import Storage, read_folder
+from synthkd.data.read.on_disk import DiskImages
 from synthkd.errors import TrainingError
 from synthkd.pipelines.run import timing
 from synthkd.pipelines.run.timing import Timed, Work, about, measured, place, seconds_of, time_line
+from tests.data.read.test_listing import folder
+from tests.data.read.test_on_disk import pictures
 
 
 class Clock:
@@ -91,3 +96,30 @@ def test_steps_that_fail_on_an_untrained_teacher_are_no_error() -> None:
 def test_durations_have_the_unit_that_fits() -> None:
     words = [about(seconds) for seconds in (0.2, 99.4, 100, 3600, 3600 * 2.5, 3600 * 240)]
     assert words == ["1 s", "99 s", "2 min", "60 min", "2.5 h", "240 h"]
+
+
+def test_all_processes_go_by_the_slowest(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each step waits for those of the other processes, so a process that took one more would wait for ever."""
+
+    def elsewhere(number: torch.Tensor, _: object) -> None:
+        number.fill_(3.0)
+
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "all_reduce", elsewhere)
+    timed = measured([Work("steps", 10, lambda _: clock.work(0.5)), Work("tests", 2, lambda _: clock.work(0.5))], 7.0)
+    assert clock.calls == 2
+    assert [one.seconds for one in timed] == [3.0, 3.0]
+
+
+def test_decoding_is_of_images_on_disk_alone(tmp_path: Path) -> None:
+    root = folder(tmp_path / "set", pictures(200))
+    in_memory = read_folder(root, size=8).images
+    assert timing.decoding(in_memory, 200) == []
+    on_disk = read_folder(root, size=8, storage=Storage(0.0, tmp_path / "cache")).images
+    assert isinstance(on_disk, DiskImages)
+    (work,) = timing.decoding(on_disk, 128)
+    assert (work.count, work.scale) == (1, 2.0)
+    work.once(0.0)
+    assert on_disk.lacking() == 200 - timing.DECODED
+    work.once(0.5)
+    assert on_disk.lacking() == 200 - 2 * timing.DECODED, "another call decodes other images"

@@ -5,11 +5,15 @@ from typing import Any
 import pytest
 import torch
 
+from synthkd.errors import TrainingError
+from synthkd.generators.inversion import Inversion
+from synthkd.models import Classifier
 from synthkd.pipelines import distill
 from synthkd.pipelines.config import DistillConfig
 from synthkd.pipelines.student import memory
 from synthkd.pipelines.student.memory import Memory
 from synthkd.training.memory import Need, TensorBytes, need_of
+from synthkd.types import Round
 
 
 def config_of(**changes: Any) -> DistillConfig:
@@ -45,7 +49,7 @@ def test_the_needs_of_steps_and_rounds_are_told_from_a_few_images(monkeypatch: p
     for need, peak, _ in told:
         assert need.peak == pytest.approx(peak, rel=0.02)
         assert need.lasting < need.peak
-    assert line == "  memory: about 1.0 GB at its peak; there are 1,000.0 GB"
+    assert line == "  memory: about 1.0 GB at its peak; the machine has 1,000.0 GB"
 
 
 def test_a_run_that_does_not_fit_says_what_to_make_smaller(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -57,11 +61,64 @@ def test_a_run_that_does_not_fit_says_what_to_make_smaller(monkeypatch: pytest.M
         return "\n".join(str(distill(config_of(), dry_run=True)).splitlines()[-2:])
 
     assert planned(5 * 10**9, 2 * 10**9) == (
-        "  memory: about 8.6 GB at its peak; there are 4.0 GB\n"
+        "  memory: about 8.6 GB at its peak; the machine has 4.0 GB\n"
         "  warning: the run does not fit the memory; make distill.batch_size smaller"
     )
     assert planned(2 * 10**9, 5 * 10**9).endswith("make transfer_set.generator.batch_size smaller")
 
 
 def test_a_run_that_fits_has_one_line() -> None:
-    assert Memory(2 * 10**9, 2 * 10**9, "").lines == ("  memory: about 2.0 GB at its peak; there are 2.0 GB",)
+    assert Memory(2 * 10**9, 2 * 10**9, "the machine", "").lines == (
+        "  memory: about 2.0 GB at its peak; the machine has 2.0 GB",
+    )
+
+
+class Large:
+    """A generator of a caller, whose settings do not tell how many images a round has."""
+
+    def __init__(self, teacher: Classifier, seed: int) -> None:
+        self.spec = teacher.spec
+
+    def round(self, index: int, difficulty: float, student: object) -> Round:
+        images = torch.rand(COUNT, *self.spec.shape)
+        return Round(images, torch.zeros(COUNT, dtype=torch.int64), torch.zeros(COUNT, self.spec.classes), {})
+
+    def sample(self, labels: torch.Tensor, difficulty: float, rng: object) -> torch.Tensor:
+        return torch.rand(len(labels), *self.spec.shape)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: object) -> None: ...
+
+
+COUNT = 5_000
+"""Images of a round of `Large`."""
+
+
+def test_a_round_whose_settings_do_not_tell_its_images_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    held: list[int] = []
+    count = memory._images
+
+    def bytes_of(*arguments: Any) -> tuple[int, int]:
+        result = count(*arguments)
+        held.append(result[0])
+        return result
+
+    monkeypatch.setattr(memory, "_images", bytes_of)
+    monkeypatch.setattr(memory, "memory_bytes", lambda _: 1)
+    transfer_set = {"generator": {"kind": "python", "target": f"{__name__}:Large"}, "bank": {"capacity": 200_000}}
+    plan = str(distill(config_of(transfer_set=transfer_set), dry_run=True))
+    rounds, pixels = 3, 64
+    assert held[0] >= rounds * COUNT * pixels
+    assert plan.endswith(("make transfer_set.bank.capacity smaller", "make the rounds of the generator smaller"))
+
+
+def test_a_round_that_fails_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> Round:
+        raise TrainingError("the loss of the generator is not finite")
+
+    monkeypatch.setattr(Inversion, "round", fail)
+    lines = str(distill(config_of(), dry_run=True)).splitlines()
+    assert lines[-2] == "  time: not measured: the loss of the generator is not finite"
+    assert lines[-1] == "  memory: not measured: the loss of the generator is not finite"

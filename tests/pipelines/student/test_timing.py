@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from synthkd.data.ahead import Ahead
+from synthkd.data.sources import RealSource
 from synthkd.models import build
 from synthkd.pipelines import distill, teach
 from synthkd.pipelines.config import DistillConfig, TeachConfig
 from synthkd.pipelines.run.result import Plan, Result
 from synthkd.pipelines.student import timing
+from synthkd.pipelines.student.trial import Trial
 from synthkd.settings import ZooModel
 from synthkd.settings.load import load_config
 from synthkd.types import ImageSpec
+from tests.data.read.test_listing import folder
+from tests.data.read.test_on_disk import pictures
 
 TRAINED = {"kind": "train", "data": {"kind": "digits"}, "model": {"arch": "convnet", "width": 4}}
 RECIPE: dict[str, Any] = {
@@ -91,15 +97,15 @@ def test_networks_in_memory_stay_as_they_are() -> None:
 def test_what_is_too_long_for_a_dry_run_is_measured_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timing, "LIMIT", 1e-9)  # so that nothing fits
     batches: list[int] = []
-    noise = timing.noise_dataset
+    make = Trial.step
 
-    def smaller(*arguments: Any) -> Any:
-        batches.append(arguments[-1])
-        return noise(*arguments)
+    def smaller(trial: Trial, count: int) -> Any:
+        batches.append(count)
+        return make(trial, count)
 
-    monkeypatch.setattr(timing, "noise_dataset", smaller)
+    monkeypatch.setattr(Trial, "step", smaller)
     assert "9 steps at" in line_of(distill(config_of(), dry_run=True))
-    assert batches == [timing.FEW]
+    assert batches[0] == timing.FEW
 
 
 def test_teaching_is_measured() -> None:
@@ -108,3 +114,57 @@ def test_teaching_is_measured() -> None:
     state = torch.random.get_rng_state()
     assert "7 steps at" in line_of(teach(load_config(TeachConfig, recipe | {"device": "cpu"}, []), dry_run=True))
     assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_stored_logits_of_real_images_are_not_made_for_the_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The teacher would label every image, which may take hours."""
+    labelled: list[int] = []
+    make = RealSource._logits_of
+
+    def watched(source: RealSource, real: Any, teacher: Any) -> torch.Tensor:
+        labelled.append(len(real))
+        return make(source, real, teacher)
+
+    monkeypatch.setattr(RealSource, "_logits_of", watched)
+    digits = {"kind": "real", "data": {"kind": "digits"}}
+    changes = {"transfer_set": digits, "mix": {"logits": "stored", "mixup": 0.0}, "phases": RECIPE["phases"][2:]}
+    assert "4 steps at" in line_of(distill(config_of(**changes), dry_run=True))
+    assert max(labelled) == 16
+
+
+def test_no_worker_decodes_for_the_plan(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The measured steps are not in order, so that workers would start anew for each."""
+    monkeypatch.setattr(Ahead, "_start", lambda *_: pytest.fail("a worker started"))
+    monkeypatch.setattr(
+        sys.modules["synthkd.pipelines.teach"], "PLANNED_IMAGES", 1
+    )  # the mean decodes no more, so some are lacking
+    monkeypatch.setattr("synthkd.pipelines.run.timing.DECODED", 1)
+    root = folder(tmp_path / "set", pictures(60))
+    data = {"kind": "folder", "root": str(root), "size": 8, "memory": 0.0, "cache": str(tmp_path / "cache")}
+    source = {"kind": "train", "data": data, "model": {"arch": "mlp", "width": 8}, "training": {"steps": 7}}
+    changes = {"teacher": source, "transfer_set": {"kind": "real", "data": data}, "phases": RECIPE["phases"][2:]}
+    line = line_of(distill(config_of(**changes, test=None), dry_run=True))
+    assert "7 steps of the teacher at" in line
+    assert "4 steps at" in line
+
+
+def test_grids_are_as_large_as_those_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timing, "chosen", lambda *_: ([0, 5, 9], 2))
+    scales: list[float] = []
+    make = timing._Works._evaluations
+
+    def watched(works: timing._Works) -> Any:
+        made = make(works)
+        scales.extend(work.scale for work in made if work.name == "grids")
+        return made
+
+    monkeypatch.setattr(timing._Works, "_evaluations", watched)
+    distill(config_of(), dry_run=True)
+    assert scales == [2]
+
+
+def test_an_extension_trains_no_teacher(tmp_path: Path) -> None:
+    distill(config_of(tmp_path))
+    line = line_of(distill(load_config(DistillConfig, RECIPE, [f"out={tmp_path}", "more=3"]), dry_run=True))
+    assert "3 steps at" in line
+    assert "teacher" not in line
