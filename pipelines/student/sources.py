@@ -77,6 +77,9 @@ class TransferSource(ABC):
         """Signs of a failing distillation in its images."""
         return []
 
+    def label_ahead(self) -> None:  # noqa: B027, most sources have no such images
+        """Let the teacher label the images that are known before the first step, and that it labels once."""
+
     def newest(self) -> Batch | None:
         """Its newest images with their labels, for the alarms; None without a memory bank."""
         return None
@@ -171,7 +174,12 @@ class GeneratedImages(BankedImages):
         self.source = source
         self.state = {"generator": generator, "bank": source.bank, "difficulty": difficulty}
         self._settings, self._seed, self._makes_images = settings, seed, makes_images
-        self._held_out = None if holdout is None else labelling.of_holdout(holdout, seed)
+        self._holdout = holdout
+
+    @cached_property
+    def _held_out(self) -> HeldOut | None:
+        # On first use, since it may cost queries, of which a dry run makes none.
+        return None if self._holdout is None else self._labelling.of_holdout(self._holdout, self._seed)
 
     @property
     def augmentation(self) -> float:
@@ -181,7 +189,11 @@ class GeneratedImages(BankedImages):
     @property
     def can_hold_out(self) -> bool:
         """Whether there are held-out real images, or there will be images in the bank."""
-        return self._held_out is not None or self._makes_images
+        return bool(self._holdout and self._labelling.held_out_count) or self._makes_images
+
+    def label_ahead(self) -> None:
+        """Label the held-out real images."""
+        self._held_out  # noqa: B018, it is kept
 
     def held_out(self) -> HeldOut | None:
         """Held-out real images, else the newest images of the bank, though the student has drawn most of them before.
@@ -319,7 +331,7 @@ class RealTransferImages(TransferSource):
     @property
     def can_hold_out(self) -> bool:
         """Whether the dataset has a holdout, or the stream may still get held-out images."""
-        return self._stream is not None or bool(self._holdout and self._labelling.count)
+        return self._stream is not None or bool(self._holdout and self._labelling.held_out_count)
 
     def label_ahead(self) -> None:
         """Label the held-out images, then those that batches draw from."""

@@ -50,12 +50,18 @@ class UnlabelledImages(RealTransferImages):
 
     @property
     def labelled(self) -> str:
-        """How many images the teacher labels, and how many of each class it finds, in the words of the plan."""
+        """How many images the teacher labels, and how many of each class it finds, in the words of the plan.
+
+        A black box is not asked for these words.
+        """
+        held_out = self._count - len(self._train)
+        if self._labelling.is_paid:
+            return f"{len(self._train):,} of {self._name} are labelled by the teacher, {held_out:,} are held out"
         counts = self._logits.argmax(1).bincount(minlength=self._logits.shape[1])
         present = counts[counts > 0]
         which = f"among {len(self._logits):,} of them" if len(self._logits) < len(self._train) else "of each"
         return (
-            f"{self._count:,} of {self._name} ({self._count - len(self._train):,} held out), labelled by the teacher: "
+            f"{self._count:,} of {self._name} ({held_out:,} held out), labelled by the teacher: "
             f"{len(present)} of {len(counts)} classes, {int(present.min()):,} to {int(present.max()):,} images {which}"
         )
 

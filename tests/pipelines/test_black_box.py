@@ -311,3 +311,51 @@ def test_a_black_box_gets_drawn_images() -> None:
     phases = [{"kind": "joint", "steps": 4, "every": 2}]
     assert "generator: procedural, since a black box gives its answers alone\n" in plan(recipe(phases=phases))
     assert ASKED == []
+
+
+def unlabelled(tmp_path: Path, **changes: Any) -> dict[str, Any]:
+    images = np.random.default_rng(1).integers(0, 256, (120, 8, 8), dtype=np.uint8)
+    np.savez(tmp_path / "unlabelled.npz", images=images)
+    data = {"kind": "unlabelled", "path": str(tmp_path / "unlabelled.npz"), "channels": 1}
+    return recipe(transfer_set={"kind": "real", "data": data}, **changes)
+
+
+def test_unlabelled_images_are_asked_about_within_the_budget(tmp_path: Path) -> None:
+    source = unlabelled(tmp_path, teacher={"queries": 50})
+    assert "45 of unlabelled.npz are labelled by the teacher" in plan(source)
+    assert ASKED == [], "a dry run asks nothing"
+    values = run(source, tmp_path / "run").values
+    assert sum(ASKED) == values["queries"]["used"] == 50
+    assert values["student"]["agreement_n"] == 5
+
+
+def learned(task: dict[str, Any], images: int = 8, **changes: Any) -> dict[str, Any]:
+    """A generator that learns from real images, of which some are held out."""
+    generator = {"kind": "cgan", "batch_size": images, "width": 4, "latent": 8}
+    phases = [{"kind": "joint", "steps": 8, "every": 4}]
+    return recipe(transfer_set={"generator": generator, "data": task}, phases=phases, **changes)
+
+
+def test_held_out_images_of_a_generator_are_asked_about_before_its_rounds(task: dict[str, Any], tmp_path: Path) -> None:
+    plan(learned(task))
+    assert ASKED == [], "a dry run asks nothing"
+    assert run(learned(task), tmp_path / "run").values["queries"]["used"] == sum(ASKED) == 26
+    assert ASKED[0] == 10
+    with pytest.raises(ConfigError, match="10 do not cover a round of 10 images beside real images"):
+        run(learned(task, images=10, teacher={"queries": 10}))
+
+
+def test_real_images_leave_queries_to_the_generator(task: dict[str, Any], tmp_path: Path) -> None:
+    drawn = {"generator": {"kind": "procedural", "batch_size": 8}}
+    both = [drawn, {"kind": "real", "data": task, "share": 0.5}]
+    phases = [{"kind": "joint", "steps": 8, "every": 4}]
+    run(recipe(transfer_set=both, phases=phases, teacher={"queries": 50}), tmp_path / "run")
+    assert ASKED == [5, 16, 13, 8, 8]
+
+
+def test_a_budget_of_a_few_queries_is_enough_for_drawn_images(tmp_path: Path) -> None:
+    drawn = {"generator": {"kind": "procedural", "batch_size": 4}}
+    phases = [{"kind": "joint", "steps": 8, "every": 4}]
+    distilling = {"batch_size": 8, "adapt": {"every": 2}}
+    run(recipe(transfer_set=drawn, phases=phases, teacher={"queries": 8}, distill=distilling), tmp_path / "run")
+    assert ASKED == [4, 4]
