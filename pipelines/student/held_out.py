@@ -46,7 +46,7 @@ class Labelling:
         device: of the labelled images.
         count: largest number of images of an evaluation.
         batch_size: largest number of images of a pass.
-        most_asked: largest number of held-out real images, if each image that is labelled costs a query; None: none does.
+        most_asked: largest number of held-out real images that are asked about; None: an answer costs no query.
     """
 
     team: TeacherTeam | None

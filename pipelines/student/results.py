@@ -119,7 +119,7 @@ class _Closing:
         if test is not None:
             images, labels, on = test.images, test.labels, "test images"
         else:
-            images, labels, on = assembly.transfer_set.sample(assembly.learner.total - 1)
+            images, labels, on = assembly.transfer_set.sample(assembly.learner.steps - 1)
         answers = {who: self._answers(who, network, images, on) for who, network in self.networks.items()}
         raised = [*_one_class(assembly, answers, labels.cpu(), on), *self._alarms()]
         if test is None:
@@ -156,7 +156,7 @@ class _Closing:
             student=StudentResult.of_student(score, tested.agreement, described, assembly.inherited),
             data=DataDescription(assembly.subject.class_names, str(assembly.subject.spec)),
             cost=RunCost(
-                seconds, assembly.learner.total, transfer_set.images_generated, batch_size=assembly.batch.images
+                seconds, assembly.learner.steps, transfer_set.images_generated, batch_size=assembly.batch.images
             ),
             alarms=(
                 *(RaisedAlarm(**vars(alarm)) for alarm in tested.alarms),
