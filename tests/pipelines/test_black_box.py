@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -359,3 +360,29 @@ def test_a_budget_of_a_few_queries_is_enough_for_drawn_images(tmp_path: Path) ->
     distilling = {"batch_size": 8, "adapt": {"every": 2}}
     run(recipe(transfer_set=drawn, phases=phases, teacher={"queries": 8}, distill=distilling), tmp_path / "run")
     assert ASKED == [4, 4]
+
+
+def test_an_extension_goes_on_with_the_budget_and_a_kill_changes_nothing(task: dict[str, Any], tmp_path: Path) -> None:
+    """The answers to test images lie between those of the rounds before the extension and those of its own."""
+    drawn = {"generator": {"kind": "procedural", "batch_size": 8}}
+    phases = [{"kind": "joint", "steps": 8, "every": 4}]
+    source = recipe(transfer_set=drawn, phases=phases, test=task, teacher={"queries": 76})
+    run(source, tmp_path / "whole")
+    assert sum(ASKED) == 46
+    shutil.copytree(tmp_path / "whole", tmp_path / "killed")
+    longer = {**source, "more": 20}
+    ASKED.clear()
+    whole = run(longer, tmp_path / "whole").values
+    assert ASKED == [8, 8, 8], "30 queries were left, and the test images are paid for"
+    assert whole["queries"]["used"] == 70
+    assert whole["teacher"]["n"] == 30
+    ASKED.clear()
+    KILL_AT.append(3)
+    with pytest.raises(Killed):
+        run(longer, tmp_path / "killed")
+    KILL_AT.clear()
+    resumed = run(longer, tmp_path / "killed").values
+    assert ASKED == [8, 8, 8, 8], "the call that the kill cut short is made again"
+    assert resumed["queries"] == whole["queries"]
+    assert resumed["teacher"] == whole["teacher"]
+    assert student_bytes(tmp_path / "killed") == student_bytes(tmp_path / "whole")
