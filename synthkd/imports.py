@@ -139,13 +139,19 @@ def require_trusted(path: Path, what: str, source: Path | None = None) -> None:
     raise ModelError(f"{path} is {what}, which would run; nothing of it was run. If you trust it, say {remedy}")
 
 
-def load_program(path: Path, form: Literal["TorchScript", "torch.export"], source: Path | None) -> object:
+def load_program(
+    path: Path,
+    form: Literal["TorchScript", "torch.export"],
+    source: Path | None,
+    texts: dict[str, str] | None = None,
+) -> Any:
     """Load a file that is a program: a `torch.jit.ScriptModule` in eval mode, or a `torch.export.ExportedProgram`.
 
     Args:
         path: the file.
         form: what it is.
         source: the file that names it; None if somebody typed it.
+        texts: name of a text inside a `torch.export` file -> the text, which is read into it.
 
     Raises:
         ModelError: the program is not trusted, and nothing of it has run; or it is damaged or of another torch.
@@ -158,7 +164,7 @@ def load_program(path: Path, form: Literal["TorchScript", "torch.export"], sourc
             warnings.simplefilter("ignore")  # TorchScript is deprecated, and what people have
             if form == "TorchScript":
                 return torch.jit.load(path, map_location="cpu").eval()
-            return torch.export.load(path)
+            return torch.export.load(path, extra_files=texts)
     except Exception as error:  # a damaged program may fail in any way
         line = (str(error).strip().splitlines() or [repr(error)])[0]
         raise ModelError(

@@ -34,6 +34,11 @@ def read_finished(run: Path) -> FlowResult:
         raise ConfigError(
             f"finished: {run} had no teacher, with which its student is compared; take a run that has one"
         )
+    if config.black_box is not None:
+        raise ConfigError(
+            f"finished: the teacher of {run} is a black box, whose size and speed are not known; export its student "
+            "from Python with synthkd.compression"
+        )
     if not (run / INSIDE_A_RUN).is_dir():
         raise ConfigError(
             f"finished: {run} saved no generator, whose images calibrate and compare the exports; take a run of kind "

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from synthkd import imports
 from synthkd.compression.onnx_file import (
     INPUT,
     METADATA,
@@ -23,7 +24,6 @@ from synthkd.compression.onnx_file import (
     quiet,
 )
 from synthkd.errors import ModelError
-from synthkd.imports import require_trusted
 from synthkd.models.classifier import Classifier
 from synthkd.models.folding import fold_batch_norm
 from synthkd.models.weights import finite_state
@@ -103,17 +103,10 @@ def load_program(path: Path | str) -> tuple[Callable[[Tensor], Tensor], Descript
     Raises:
         ModelError: a file that is not trusted, cannot be read, or does not describe itself.
     """
-    path = Path(path)
-    require_trusted(path, "a program of torch.export")
-    extra = {METADATA: ""}
-    try:
-        with quiet():
-            program = torch.export.load(path, extra_files=extra)
-        return program.module(), parse_description(extra[METADATA], path)
-    except ModelError:
-        raise
-    except Exception as error:  # torch's reader fails in many ways on other files
-        raise ModelError(f"{path} is no torch.export program of synthkd, or a damaged one; export it again") from error
+    path, texts = Path(path), {METADATA: ""}
+    with quiet():
+        program = imports.load_program(path, "torch.export", None, texts)
+    return program.module(), parse_description(texts[METADATA], path)
 
 
 def _folded(model: Classifier) -> Classifier:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from synthkd.compression import run_onnx
 from synthkd.errors import ConfigError
@@ -78,6 +79,12 @@ def test_what_is_no_finished_student_is_refused_in_a_line(finished: Path, tmp_pa
     refuses("student: nothing is trained", finished, "student.arch=mlp")
     refuses("distillation: nothing is trained", finished, "distillation.inherit=true")
     refuses("audit: nothing is trained", finished, "audit.canaries=100")
+    asked = Path(shutil.copytree(finished, tmp_path / "asked"))
+    settings = yaml.safe_load((asked / "config.yaml").read_text())
+    settings["teacher"] = {"kind": "labels", "url": "http://127.0.0.1", "queries": 100, "size": 8, "classes": 10}
+    settings["transfer_set"] = {"generator": {"kind": "procedural"}}
+    (asked / "config.yaml").write_text(yaml.safe_dump(settings))
+    refuses("is a black box, whose size and speed are not known", asked)
     copy = Path(shutil.copytree(finished, tmp_path / "copy"))
     shutil.rmtree(copy / "generator")
     (copy / "result.json").unlink()
