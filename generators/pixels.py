@@ -31,7 +31,9 @@ from synthkd.training.learner import require_finite
 from synthkd.types import ImageSpec, Round, balanced_labels
 
 CALIBRATION = 512
-"""Drawn images on which the tone curve is fitted."""
+"""Drawn images on which the tone curve is fitted; fewer if they have more than CALIBRATION_SIDE pixels a side."""
+CALIBRATION_LEAST, CALIBRATION_SIDE = 64, 64
+"""Smallest number of them, and the side from which on pixels are left out."""
 REMEMBERED = 1024
 """Results of earlier rounds from which later rounds may start."""
 RESTART = 0.5
@@ -109,7 +111,12 @@ class Pixels:
         mean, std = (v.mean().item() for v in (self._teacher.normalize.mean, self._teacher.normalize.std))
         if (mean, std) == (0.0, 1.0):
             return ToneCurve()
-        return fit_tone_curve(draw(CALIBRATION, self.spec, Rows(self._seed, "calibrate")), mean, std)
+        # A hundred steps on all pixels of 512 images of 224 pixels would take minutes.
+        area, side = self.spec.height * self.spec.width, min(self.spec.height, self.spec.width)
+        count = max(CALIBRATION_LEAST, min(CALIBRATION, CALIBRATION * CALIBRATION_SIDE**2 // area))
+        stride = max(1, side // CALIBRATION_SIDE)
+        images = draw(count, self.spec, Rows(self._seed, "calibrate"))[..., ::stride, ::stride]
+        return fit_tone_curve(images, mean, std)
 
     def _draw(self, count: int, rng: Rows) -> Tensor:
         return self._tone(draw(count, self.spec, rng))

@@ -7,16 +7,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
 
 from synthkd.data.bank_sample import save_bank_sample
 from synthkd.data.read.splits import RealData
 from synthkd.distillation import phases
 from synthkd.errors import ConfigError
 from synthkd.generators.files import INSIDE_A_RUN, save_generator
-from synthkd.metrics.utility import accuracy, predict
 from synthkd.models import Classifier, load, save
-from synthkd.models.weights import finite_state
 from synthkd.pipelines.config import DistillConfig
 from synthkd.pipelines.run.device import make_accelerator
 from synthkd.pipelines.run.extension import earlier_queries, with_extensions
@@ -37,18 +34,14 @@ from synthkd.pipelines.student.summary import plan, summary
 from synthkd.pipelines.student.teacher_warnings import logged, noted
 from synthkd.pipelines.student.teachers import ReadyTeacher, is_taught, ready_teacher, untrained_teacher
 from synthkd.pipelines.student.timing import distill_time
-from synthkd.reports.grids import chosen, save_grid
+from synthkd.pipelines.student.watch import PEERS, STUDENT, RunWatch, saved_notes
 from synthkd.reports.results import DistillResult
 from synthkd.settings import GivenModel
 from synthkd.system.environment import float32_by_default
-from synthkd.taps import evaluating
 from synthkd.training.display import Display
 from synthkd.training.loop import Action, Progress, Values
 from synthkd.training.measuring import Allowance
 from synthkd.types import ImageSpec
-
-STUDENT, PEERS = "student", "peers"
-"""Folders of the run directory with the finished networks."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,7 +197,7 @@ def _train(
 ) -> Progress:
     """Run the phases: rounds of the generator, steps of the students, evaluations, grids and published students."""
     generated = assembly.transfer_set.generated
-    watch = _Watch(config, job, assembly, test, allowance)
+    watch = RunWatch(config, job, assembly, test, allowance)
     page = LivePage(job.directory, job.accelerator.is_main_process)
     actions = [Action("test", watch.test, config.evaluate_every, after=True), page.every(config.evaluate_every)]
     if config.publish_every is not None:
@@ -241,87 +234,11 @@ def _no_round(*_: object) -> Values:
     raise AssertionError("there is no generator, and its configuration has no phase with rounds")
 
 
-@dataclass(frozen=True)
-class _Watch:
-    """The actions of a run beside training; each returns what is logged."""
-
-    config: DistillConfig
-    job: Job
-    assembly: Assembly
-    real_test: RealData | None
-    allowance: Allowance
-
-    def test(self, _: int) -> dict[str, Tensor | float]:
-        """Accuracy of the student on real test data, if there is any."""
-        if self.real_test is None:
-            return {}
-        student = self.assembly.learner.evaluated
-        finite_state(student, "student")
-        with evaluating(student):
-            predictions = predict(student, self.real_test.images, self.job.device, self.assembly.batch.of_process)
-        return {"test/accuracy": accuracy(predictions, self.real_test.labels).value}
-
-    def evaluate(self, number: int, step: int) -> dict[str, Tensor | float]:
-        """Evaluate on held-out images, let the controllers follow, and log a role swap as an event.
-
-        Args:
-            number: of the student's step.
-            step: of the run.
-        """
-        evaluation = self.assembly.evaluation
-        before = evaluation.controllers.teaching
-        values = evaluation(number)
-        teaching = evaluation.controllers.teaching
-        if teaching is not None and teaching != before:
-            name = self.assembly.students[teaching].name
-            self.job.monitor.event(step, f"role swap: {name} teaches from here on", kind="swap", teaching=name)
-        return values
-
-    def publish(self, _: int) -> dict[str, Tensor | float]:
-        """Save the present student."""
-        if self.job.accelerator.is_main_process:
-            with evaluating(self.assembly.learner.evaluated):
-                student = finished(self.assembly.students[0])
-                save(student, self.job.directory / STUDENT, _notes(self.config, self.assembly))
-        return {}
-
-    def after_rounds(self) -> list[Action]:
-        """The grids and the scores of generated images; `every` counts rounds of the generator."""
-        actions = [Action("grid", self.draw_grid, self.config.grid_every, after=True)]
-        if self.assembly.scores is not None:
-            actions.append(Action("score", self.score, self.assembly.scores.settings.every, after=True))
-        return actions
-
-    def score(self, _: int) -> dict[str, Tensor | float]:
-        """Scores of the newest images of the memory bank; none while it is empty."""
-        scores, generated = self.assembly.scores, self.assembly.transfer_set.generated
-        assert scores is not None
-        assert generated is not None
-        if not self.job.accelerator.is_main_process or not len(generated.bank):
-            return {}
-        newest = generated.bank.newest(scores.settings.images)
-        return scores(newest.images, newest.labels)
-
-    def draw_grid(self, step: int) -> dict[str, Tensor | float]:
-        """Save a grid of generated images of the same random rows each time, a column for each class shown."""
-        generated, subject = self.assembly.transfer_set.generated, self.assembly.subject
-        if self.job.accelerator.is_main_process and generated is not None:
-            spec, names = subject.spec, subject.class_names
-            shown, rows = chosen(range(spec.classes), spec.height, spec.width)
-            images = generated.grid(torch.tensor(shown).repeat(rows), self.allowance.tick(len(shown)))
-            images = images[: len(images) // len(shown) * len(shown)]  # whole rows
-            names = tuple(names[label] if names else str(label) for label in shown)
-            path = self.job.directory / "samples" / f"step_{step + 1:06d}.png"
-            save_grid(images.cpu(), len(shown), path, names)
-            self.job.monitor.picture(step + 1, "samples", path)
-        return {}
-
-
 def _finished_student(config: DistillConfig, job: Job, assembly: Assembly) -> Classifier:
     """Save the networks and the generator: always with the last weights (or their average), never a best checkpoint."""
     student = finished(assembly.students[0]).eval()
     if job.accelerator.is_main_process:
-        notes = _notes(config, assembly)
+        notes = saved_notes(config, assembly)
         save(student, job.directory / STUDENT, notes)
         for number, peer in enumerate(assembly.students[1:], start=1):
             save(finished(peer).eval(), job.directory / PEERS / str(number), notes)
@@ -346,8 +263,3 @@ def _keep_images(config: DistillConfig, job: Job, assembly: Assembly) -> None:
     if generated is not None and config.keep_images != 0 and job.accelerator.is_main_process:
         count = None if config.keep_images == "all" else config.keep_images
         save_bank_sample(generated.bank.rows(), count, names, job.directory)
-
-
-def _notes(config: DistillConfig, assembly: Assembly) -> dict[str, int | None]:
-    """Facts about the training that are saved with a student."""
-    return {"seed": config.seed, "real_images_used": assembly.transfer_set.real_images_used}

@@ -7,8 +7,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +15,11 @@ import yaml
 from accelerate import Accelerator
 
 from synthkd import __version__
-from synthkd.data.read.on_disk import Pixels
 from synthkd.data.written.card import card
 from synthkd.data.written.filters import Sieve
 from synthkd.data.written.stored import ABOUT, FOLDER, FORMAT, Content
 from synthkd.data.written.unfinished import PartStore
-from synthkd.data.written.writers import METADATA, SPLIT, Layout, estimate, write_records
+from synthkd.data.written.writers import METADATA, SPLIT, Layout, write_records
 from synthkd.distillation.teachers import FrozenTeacher
 from synthkd.errors import ConfigError
 from synthkd.generators.build import build_generator
@@ -30,20 +28,21 @@ from synthkd.generators.settings import MerfSettings, PythonGenerator, access_of
 from synthkd.models import Classifier, parameters, probe
 from synthkd.models.weights import serialised
 from synthkd.pipelines.config import GenerateConfig
+from synthkd.pipelines.dataset.plan import DatasetPlan
 from synthkd.pipelines.dataset.request import Request, plan_layout, read_request, real_images_used, trained_as
 from synthkd.pipelines.dataset.sampling import CHUNK, ChunkSampler, Sampling
 from synthkd.pipelines.dataset.scoring import score_action
 from synthkd.pipelines.dataset.statistics import DatasetStatistics
 from synthkd.pipelines.run.device import make_accelerator
 from synthkd.pipelines.run.directory import REPORT
-from synthkd.pipelines.run.disk import free_bytes, require_space
+from synthkd.pipelines.run.disk import require_space
 from synthkd.pipelines.run.fit import fit_generator
 from synthkd.pipelines.run.images import fitted_splits, keep_data
-from synthkd.pipelines.run.job import Job, generator_bytes, open_job, training_bytes
+from synthkd.pipelines.run.job import Job, open_job
 from synthkd.pipelines.run.result import Plan, Result
 from synthkd.pipelines.run.tested import taught_on
 from synthkd.pipelines.run.trust import trusting
-from synthkd.pipelines.scores.running import BATCH, RunningScores, build_scores, scores_in_words
+from synthkd.pipelines.scores.running import BATCH, build_scores, scores_in_words
 from synthkd.pipelines.student.teacher_warnings import teacher_warnings
 from synthkd.pipelines.student.teachers import is_taught, ready_teacher, untrained_teacher
 from synthkd.reports.grids import save_grid
@@ -60,7 +59,6 @@ from synthkd.system.files import write_atomically, write_sums
 from synthkd.system.resources import size
 from synthkd.system.sealed import sealed
 from synthkd.training.display import Display
-from synthkd.types import TrainableGenerator
 
 LOG = logging.getLogger(__name__)
 
@@ -114,72 +112,6 @@ def generate(config: GenerateConfig, *, dry_run: bool = False) -> Result[Generat
         if job.accelerator.is_main_process:
             shutil.rmtree(job.directory / PARTS, ignore_errors=True)
         return Result(job.directory, finished, _summary(job, finished))
-
-
-@dataclass(frozen=True)
-class DatasetPlan:
-    """Everything a dataset is made of.
-
-    Attributes:
-        config: the configuration.
-        request: its resolved settings and real data.
-        teacher: answers the images; untrained while the work is only planned.
-        generator: makes them.
-        counts: images of each class.
-        layout: of the files.
-        scores: measures the generator while it is trained, or None.
-        warnings: what is odd about the teacher, a line each.
-    """
-
-    config: GenerateConfig
-    request: Request
-    teacher: Classifier
-    generator: TrainableGenerator
-    counts: Sequence[int]
-    layout: Layout
-    scores: RunningScores | None
-    warnings: tuple[str, ...]
-
-    @property
-    def compared(self) -> Pixels | None:
-        """Real images uint8 `[M, C, H, W]` that a filter looks for copies of, or None without that filter."""
-        real = self.request.real
-        return None if real is None or self.config.filters.copies is None else real.train.images
-
-    @property
-    def beside(self) -> int:
-        """Bytes that the run keeps beside the dataset until it is finished."""
-        spec, config = self.teacher.spec, self.config
-        part = spec.channels * spec.height * spec.width + 4 * spec.classes + 12
-        checkpoints = (config.keep_checkpoints + 1) * generator_bytes(self.generator) if config.rounds else 0
-        return self.layout.count * part + training_bytes(parameters(self.teacher)) + checkpoints
-
-    @property
-    def bytes(self) -> int:
-        """Bytes of dataset and run."""
-        return estimate(self.layout, self.teacher.spec) + self.beside
-
-    def plan(self) -> tuple[str, ...]:
-        """The lines of a dry run."""
-        config, request, teacher, layout = self.config, self.request, self.teacher, self.layout
-        out = Path(config.out or "runs").absolute()
-        trained = "" if isinstance(request.teacher, LoadedModel) else ", trained first"
-        source = f"of {config.run}" if config.run is not None else str(request.generator.kind)
-        rounds = f", trained for {config.rounds:,} rounds" if config.rounds else ""
-        real = "none" if request.real is None else f"{len(request.real.train):,} of {request.real.train.name}"
-        low, high = min(self.counts), max(self.counts)
-        each = f"{low:,}" if low == high else f"{low:,} to {high:,}"
-        shards = "" if config.format == "folder" else f", {layout.shards:,} shards"
-        return (
-            f"generate {config.name}: {teacher.spec}",
-            f"  teacher: {parameters(teacher):,} parameters{trained}",
-            *(f"  warning: {warning}" for warning in self.warnings),
-            f"  generator: {source}{rounds}",
-            f"  real images: {real}",
-            f"  images: {layout.count:,}, {each} of each class, as {config.format}{shards}",
-            f"  disk: at most about {size(self.bytes - self.beside)} of dataset and {size(self.beside)} beside it "
-            f"until it is done; {size(free_bytes(out))} are free",
-        )
 
 
 def _work(

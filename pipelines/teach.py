@@ -3,57 +3,43 @@
 from __future__ import annotations
 
 import copy
-import logging
 import time
-from collections.abc import Callable
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from accelerate import Accelerator
 from torch import Tensor, nn
 
-from synthkd.data.epochs import EpochSource
-from synthkd.data.read.on_disk import Pixels
-from synthkd.data.read.real import RealData, Splits, channel_statistics, load_splits
+from synthkd.data.read.real import Splits, load_splits
 from synthkd.distillation.alarms import Alarm, one_class
-from synthkd.errors import ConfigError
-from synthkd.losses.objective import Loss
 from synthkd.metrics.utility import Proportion, accuracy, predict
-from synthkd.models import Classifier, build_model, load, parameters, save
+from synthkd.models import Classifier, load, parameters, save
 from synthkd.models.weights import finite_state
 from synthkd.pipelines.config import TeachConfig
-from synthkd.pipelines.run.batch_size import BatchSize, choose_batch_size
-from synthkd.pipelines.run.device import make_accelerator, process_state
+from synthkd.pipelines.run.batch_size import BatchSize
+from synthkd.pipelines.run.device import make_accelerator
 from synthkd.pipelines.run.images import keep_data
 from synthkd.pipelines.run.job import Job, describe_model, disk_line, open_job, training_bytes
 from synthkd.pipelines.run.live import LivePage
 from synthkd.pipelines.run.result import Plan, Result
-from synthkd.pipelines.run.timing import Work, measured, time_line
+from synthkd.pipelines.run.timing import measured, time_line
 from synthkd.pipelines.run.trust import trusting
-from synthkd.privacy.dpsgd import PoissonSource, PrivateLearner, plan_mechanism, statement
+from synthkd.pipelines.teacher.learning import (
+    build,
+    pass_size,
+    plain_update,
+    private_learner,
+    private_update,
+    require_one_process,
+    teacher_batch_size,
+    untrained,
+    works,
+)
+from synthkd.privacy.dpsgd import PrivateLearner, statement
 from synthkd.privacy.journal import Journal
 from synthkd.reports.results import DataDescription, ModelResult, RaisedAlarm, RunCost, TeachResult
-from synthkd.rng import stream
 from synthkd.taps import evaluating
 from synthkd.training.learner import Learner
 from synthkd.training.loop import Action, Progress, Stage
-from synthkd.types import Batch, ImageSpec, balanced_labels
-
-LOG = logging.getLogger(__name__)
-
-Update = Callable[[int], dict[str, Tensor | float]]
-"""One training step: takes the 0-based step, returns numbers for the log."""
-
-TIMED_IMAGES = 256
-"""Test images whose time a dry run measures."""
-REHEARSAL_IMAGES = 4
-"""Images of noise in the private step that a dry run takes."""
-
-PLANNED_IMAGES = 500
-"""Images on disk whose mean a dry run takes."""
 
 ALARM_IMAGES = 1024
 """Images at most on which a teacher is checked for an alarm."""
@@ -75,7 +61,7 @@ def teach(config: TeachConfig, *, dry_run: bool = False, splits: Splits | None =
     """
     if dry_run:
         return _dry(config, splits or load_splits(config.data))
-    _require_one_process(config)  # before the run directory exists
+    require_one_process(config)  # before the run directory exists
     with open_job("teach", config) as job:
         if isinstance(job.finished, TeachResult):
             if splits is not None:  # the result holds for the caller's images only if it was trained on them
@@ -83,7 +69,7 @@ def teach(config: TeachConfig, *, dry_run: bool = False, splits: Splits | None =
             return Result(job.directory, job.finished, _summary(job, job.finished, already=True))
         splits = splits or load_splits(config.data)
         keep_data(job.directory, splits, job.accelerator, config.training.dp is not None)
-        model = _build(config, splits).to(job.device)
+        model = build(config, splits).to(job.device)
         progress, claim, batch_size = _train(config, job, model, splits)
         began = time.perf_counter()
         with evaluating(model):
@@ -120,82 +106,6 @@ def load_taught(result: Result[TeachResult]) -> Classifier:
     return load(result.directory)
 
 
-def untrained(config: TeachConfig, splits: Splits) -> Classifier:
-    """The initial model, for a dry run; with DP a step on noise is tried first, on a copy.
-
-    Raises:
-        ConfigError: with `training.dp`, what `PrivateLearner` and `plan_mechanism` refuse; several processes.
-        TrainingError: a step on noise that fails.
-    """
-    with torch.random.fork_rng(devices=[]):
-        model = _build(config, splits, planned=True)
-    if config.training.dp is not None:
-        _require_one_process(config)
-        batch = _noise(config, model.spec, REHEARSAL_IMAGES)
-        learner = _private_learner(config, copy.deepcopy(model), splits, torch.device("cpu"), Journal(None))
-        learner.update(lambda: batch, F.cross_entropy, 0)
-    return model
-
-
-def _noise(config: TeachConfig, spec: ImageSpec, count: int) -> Batch:
-    """A batch of `count` labelled images of noise, on the CPU."""
-    images = torch.rand(count, *spec.shape, generator=stream(config.seed, "rehearsal"))
-    return Batch(images, balanced_labels(count, 0, spec.classes))
-
-
-def works(
-    config: TeachConfig, splits: Splits, model: Classifier, accelerator: Accelerator, name: str = "steps"
-) -> list[Work]:
-    """What a training does, its steps by `name`, for the time that a dry run tells; the model is trained a little."""
-    steps, device, model = config.training.steps, accelerator.device, model.to(accelerator.device)
-    if config.training.dp is None:
-        _, update, _ = _learner(config, accelerator, None, model, splits)
-    else:
-        learner = _private_learner(config, model, splits, device, Journal(None))
-        noise = _noise(config, model.spec, config.training.batch_size).to(device)  # a dry run draws no private image
-        update = partial(learner.update, lambda: noise, F.cross_entropy)
-    images = splits.test.images[:TIMED_IMAGES]
-
-    def tested(_: float) -> None:
-        with evaluating(model):
-            predict(model, images, device)
-
-    parts = [Work(name, steps, lambda where: update(int(steps * where)))]
-    if len(images):  # at each interval, and at the end
-        tests = -(-steps // config.evaluate_every) + 1
-        parts.append(Work("tests", tests, tested, len(splits.test) / len(images), listed=False))
-    return parts
-
-
-def _build(config: TeachConfig, splits: Splits, planned: bool = False) -> Classifier:
-    """The initial model; it normalises by the mean and standard deviation of the training split (DP: by 0.5, 0.5)."""
-    torch.manual_seed(config.seed)
-    if config.training.dp is None:
-        mean, std = channel_statistics(_measured(splits.train, planned))
-    else:  # the statistics of private images would cost budget
-        mean = std = (0.5,) * splits.train.spec.channels
-    return build_model(config.model, splits.train.spec, mean, std, splits.train.class_names)
-
-
-def _measured(train: RealData, planned: bool) -> Pixels:
-    """The images whose mean is taken; of those on disk a plan takes some, since to decode all may take an epoch."""
-    images = train.images
-    if isinstance(images, Tensor):
-        return images
-    if planned:
-        return images[:: max(1, len(images) // PLANNED_IMAGES)]
-    if count := images.lacking():
-        LOG.warning("%s: %s images are decoded before the first step, for their mean", train.name, f"{count:,}")
-    return images
-
-
-def _require_one_process(config: TeachConfig) -> None:
-    if config.training.dp is not None and (process_state(config).num_processes > 1 or config.precision != "no"):
-        raise ConfigError(
-            "training.dp: runs in one process and in full precision; set precision=no, leave torchrun out"
-        )
-
-
 def _train(
     config: TeachConfig, job: Job, model: Classifier, splits: Splits
 ) -> tuple[Progress, dict[str, Any] | None, int]:
@@ -203,10 +113,10 @@ def _train(
     learner: Learner | PrivateLearner
     batch = BatchSize(config.training.batch_size, config.training.batch_size)
     if config.training.dp is None:
-        learner, update, batch = _learner(config, job.accelerator, job.directory, model, splits)
+        learner, update, batch = plain_update(config, job.accelerator, job.directory, model, splits)
     else:
-        learner = _private_learner(config, model, splits, job.device, Journal(job.directory))
-        update = _private_update(config, learner, splits, job.device)
+        learner = private_learner(config, model, splits, job.device, Journal(job.directory))
+        update = private_update(config, learner, splits, job.device)
 
     def evaluate(_: int) -> dict[str, Tensor | float]:
         evaluated = learner.evaluated
@@ -228,75 +138,6 @@ def _train(
         learner.finished()
     _save(config, job, model, learner.evaluated, splits, claim)
     return progress, claim, batch.images
-
-
-def _learner(
-    config: TeachConfig, accelerator: Accelerator, directory: Path | None, model: Classifier, splits: Splits
-) -> tuple[Learner, Update, BatchSize]:
-    """The learner without DP, its step on a batch of an epoch in random order, and the size of these batches."""
-    training = config.training
-    learner = Learner("teacher", model, training.optimizer, training.steps, accelerator)
-    batch = _batch_size(config, learner, accelerator, model.spec, directory)
-    source = EpochSource(
-        splits.train.images,
-        splits.train.labels,
-        batch.images,
-        training.augment,
-        config.seed,
-        accelerator.device,
-        accelerator.process_index,
-        accelerator.num_processes,
-    )
-
-    def update(step: int) -> dict[str, Tensor | float]:
-        return _step(learner, source.batch(step), accelerator, step)
-
-    return learner, update, batch
-
-
-def _step(learner: Learner, batch: Batch, accelerator: Accelerator, step: int) -> dict[str, Tensor | float]:
-    """One step of cross entropy; returns what is logged."""
-    learner.model.train()
-    with accelerator.autocast():
-        logits = learner.model(batch.images).float()
-    loss = F.cross_entropy(logits, batch.labels)
-    return learner.update(Loss(loss, {"cross_entropy": loss}), step)
-
-
-def _batch_size(
-    config: TeachConfig, learner: Learner, accelerator: Accelerator, spec: ImageSpec, directory: Path | None
-) -> BatchSize:
-    """Images of a batch; with `adapt_batch_size` steps on noise are tried first, and the learner is restored."""
-
-    def attempt(count: int) -> None:
-        batch = _noise(config, spec, count).to(accelerator.device)
-        for step in range(2):  # the first makes the moments of the optimizer, beside which the second needs its memory
-            _step(learner, batch, accelerator, step)
-
-    return choose_batch_size(config, config.training.batch_size, accelerator, directory, [learner], attempt)
-
-
-def _private_learner(
-    config: TeachConfig, model: Classifier, splits: Splits, device: torch.device, journal: Journal
-) -> PrivateLearner:
-    training, dp = config.training, config.training.dp
-    assert dp is not None
-    mechanism = plan_mechanism(dp, len(splits.train), training.batch_size, training.steps)
-    return PrivateLearner("teacher", model, training.optimizer, mechanism, dp, device, journal)
-
-
-def _private_update(config: TeachConfig, learner: PrivateLearner, splits: Splits, device: torch.device) -> Update:
-    """The step with DP: cross entropy on a Poisson batch."""
-    training, train = config.training, splits.train
-    entropy = learner.entropy("batch")
-    source = PoissonSource(train.images, train.labels, learner.mechanism, training.augment, entropy, device)
-
-    def update(step: int) -> dict[str, Tensor | float]:
-        learner.model.train()
-        # The learner draws the batch itself: it charges the step to the budget before it sees an image.
-        return learner.update(partial(source.batch, step), F.cross_entropy, step)
-
-    return update
 
 
 def _save(
@@ -322,13 +163,7 @@ def _test_accuracy(config: TeachConfig, model: Classifier, splits: Splits, devic
     """Accuracy on the test split; None where there are no test images."""
     if not len(splits.test):
         return None
-    return accuracy(predict(model, splits.test.images, device, _pass_size(config)), splits.test.labels)
-
-
-def _pass_size(config: TeachConfig) -> int:
-    """Largest number of images of a pass: those of a batch, which DP-SGD takes in parts."""
-    training = config.training
-    return training.batch_size if training.dp is None else training.dp.physical_batch
+    return accuracy(predict(model, splits.test.images, device, pass_size(config)), splits.test.labels)
 
 
 def _one_class_alarm(config: TeachConfig, model: Classifier, splits: Splits, device: torch.device) -> Alarm | None:
@@ -339,7 +174,7 @@ def _one_class_alarm(config: TeachConfig, model: Classifier, splits: Splits, dev
         if config.training.dp is not None:
             return None
         part, name = splits.train, "training images"
-    predictions = predict(model, part.images[:ALARM_IMAGES], device, _pass_size(config), who="the teacher")
+    predictions = predict(model, part.images[:ALARM_IMAGES], device, pass_size(config), who="the teacher")
     return one_class(predictions, part.labels[:ALARM_IMAGES], "the teacher", name, part.class_names)
 
 
@@ -348,7 +183,7 @@ def _plan(config: TeachConfig, splits: Splits, model: Classifier) -> tuple[str, 
     if config.adapt_batch_size and training.dp is None:
         accelerator = make_accelerator(config)
         learner = Learner("teacher", copy.deepcopy(model), training.optimizer, training.steps, accelerator)
-        batch = _batch_size(config, learner, accelerator, model.spec, None)
+        batch = teacher_batch_size(config, learner, accelerator, model.spec, None)
         images, note = batch.images, f", {batch.note}"
     epochs = training.steps * images / len(splits.train)
     return (

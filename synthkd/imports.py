@@ -15,6 +15,7 @@ import importlib
 import json
 import sys
 import warnings
+import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -122,7 +123,7 @@ def resolve(
     return function  # type: ignore[no-any-return]
 
 
-def require_trusted(path: Path, what: str, source: Path | None = None) -> None:
+def _require_trusted(path: Path, what: str, source: Path | None = None) -> None:
     """Raise `ModelError` unless a file that is a program may run.
 
     Args:
@@ -142,21 +143,22 @@ def require_trusted(path: Path, what: str, source: Path | None = None) -> None:
 def load_program(
     path: Path,
     form: Literal["TorchScript", "torch.export"],
-    source: Path | None,
-    texts: dict[str, str] | None = None,
-) -> Any:
+    source: Path | None = None,
+    extra_files: dict[str, str] | None = None,
+) -> object:
     """Load a file that is a program: a `torch.jit.ScriptModule` in eval mode, or a `torch.export.ExportedProgram`.
 
     Args:
         path: the file.
         form: what it is.
         source: the file that names it; None if somebody typed it.
-        texts: name of a text inside a `torch.export` file -> the text, which is read into it.
+        extra_files: name -> text that lies beside an exported program, which is filled in.
 
     Raises:
-        ModelError: the program is not trusted, and nothing of it has run; or it is damaged or of another torch.
+        ModelError: the program is not trusted, or holds a pickled object, and nothing of it has run; or it is damaged
+            or of another torch.
     """
-    require_trusted(path, f"a program of {form}", source)
+    _require_trusted(path, f"a program of {form}", source)
     import torch
 
     try:
@@ -164,12 +166,39 @@ def load_program(
             warnings.simplefilter("ignore")  # TorchScript is deprecated, and what people have
             if form == "TorchScript":
                 return torch.jit.load(path, map_location="cpu").eval()
-            return torch.export.load(path, extra_files=texts)
+            _refuse_pickles(path)
+            return torch.export.load(path, extra_files=extra_files)
+    except ModelError:
+        raise
     except Exception as error:  # a damaged program may fail in any way
         line = (str(error).strip().splitlines() or [repr(error)])[0]
         raise ModelError(
             f"{path} is not a readable program of {form} ({line}); save it with torch {torch.__version__}"
         ) from error
+
+
+def _refuse_pickles(path: Path) -> None:
+    """Refuse an exported program with anything but tensors in its pickles, which `torch.export.load` would run."""
+    import torch
+
+    with zipfile.ZipFile(path) as archive:
+        for name in archive.namelist():
+            if name.endswith("_config.json") and _has_pickle(json.loads(archive.read(name))):
+                raise ModelError(f"{path} holds a pickled object ({name}), which is not run; export the network again")
+            if name.endswith(".pt"):
+                try:
+                    torch.load(archive.open(name), map_location="cpu", weights_only=True)
+                except Exception as error:
+                    raise ModelError(
+                        f"{path} holds a pickle that wants to run more than tensors ({name}); nothing of it was run. "
+                        "Export the network again, with images alone as its example"
+                    ) from error
+
+
+def _has_pickle(config: Any) -> bool:
+    if isinstance(config, dict):
+        return config.get("use_pickle") is True or any(map(_has_pickle, config.values()))
+    return isinstance(config, list) and any(map(_has_pickle, config))
 
 
 def optional(module: str, extra: str, purpose: str) -> ModuleType:

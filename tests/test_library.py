@@ -84,7 +84,7 @@ def test_each_package_exports_names_that_are_there(api: ModuleType) -> None:
 def test_every_room_is_on_the_page_or_inside_another(api: ModuleType) -> None:
     inside = {
         "synthkd.system", "synthkd.reports.results", "synthkd.pipelines.dataset", "synthkd.pipelines.handover",
-        "synthkd.pipelines.run", "synthkd.pipelines.scores", "synthkd.pipelines.student",
+        "synthkd.pipelines.run", "synthkd.pipelines.scores", "synthkd.pipelines.student", "synthkd.pipelines.teacher",
         "synthkd.distillation.control", "synthkd.distillation.terms",
     }  # fmt: skip
     modules = structure.modules(ROOT, ["synthkd", "generators", "pipelines"], "synthkd")

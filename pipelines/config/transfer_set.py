@@ -75,8 +75,10 @@ class GeneratedSet(_Source):
     @model_validator(mode="after")
     def _has_its_data(self) -> GeneratedSet:
         if self.data is not None and not self.learns_from_data:
+            chosen = isinstance(self.generator, ChosenByTeacher)
+            which = "a generator that the teacher chooses" if chosen else f"the {self.generator.kind} generator"
             raise ValueError(
-                f"data: the {self.generator.kind} generator does not learn from real images: leave data out, or add a "
+                f"data: {which} does not learn from real images: leave data out, or add a "
                 "source of kind real to transfer_set"
             )
         return self

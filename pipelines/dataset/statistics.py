@@ -40,8 +40,8 @@ class DatasetStatistics:
         self._repeated = 0
         self._first: list[Tensor] = []
         self._room = COMPARED
-        shown, self._rows = chosen([label for label, count in enumerate(counts) if count], spec.height, spec.width)
-        self._grid: dict[int, list[Tensor]] = {label: [] for label in shown}
+        pictured, self._rows = chosen([label for label, count in enumerate(counts) if count], spec.height, spec.width)
+        self._grid: dict[int, list[Tensor]] = {label: [] for label in pictured}
 
     def add(self, block: Records) -> None:
         """Take in the next images."""

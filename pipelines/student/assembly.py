@@ -42,13 +42,8 @@ from synthkd.pipelines.student.networks import (
     untrained_student,
 )
 from synthkd.pipelines.student.teacher_warnings import teacher_warnings
-from synthkd.pipelines.student.transfer_set import (
-    Images,
-    TransferSet,
-    TransferSetBuilder,
-    build_bank,
-    is_private,
-)
+from synthkd.pipelines.student.transfer_set import TransferSet
+from synthkd.pipelines.student.transfer_set_builder import Images, TransferSetBuilder, build_bank, is_private
 from synthkd.pipelines.student.trial import Trial, noise_dataset
 from synthkd.settings import StreamData, UnlabelledData
 from synthkd.training.learner import Learner

@@ -16,7 +16,7 @@ from synthkd.generators.build import build_generator
 from synthkd.models import Classifier
 from synthkd.pipelines.config import DistillConfig
 from synthkd.pipelines.student.image_alarms import IMAGES, images_within
-from synthkd.pipelines.student.transfer_set import is_private
+from synthkd.pipelines.student.transfer_set_builder import is_private
 from synthkd.pipelines.student.trial import Trial
 from synthkd.system.hardware import memory_bytes, resident_bytes
 from synthkd.system.resources import size

@@ -126,7 +126,7 @@ class _Closing:
             return _Tested([None for _ in answers], None, self._agreement(), raised)
         scores = [accuracy(one, labels) for one in answers.values()]
         if team is None:
-            return _Tested(scores, None, Agreement(), raised)
+            return _Tested(scores, None, self._agreement(), raised)
         box = assembly.black_box
         if box is not None and not box.covers(images):
             return _Tested(scores, None, self._agreement(), raised)

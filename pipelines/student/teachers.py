@@ -15,7 +15,8 @@ from synthkd.pipelines.config import TeachConfig, TrainingConfig
 from synthkd.pipelines.run.job import Job
 from synthkd.pipelines.run.result import Result
 from synthkd.pipelines.run.timing import Work
-from synthkd.pipelines.teach import load_taught, teach, untrained, works
+from synthkd.pipelines.teach import load_taught, teach
+from synthkd.pipelines.teacher.learning import untrained, works
 from synthkd.reports.results import RESULT
 from synthkd.settings import LabelsTeacher, LoadedModel, TeacherOrGiven, TrainedTeacher
 

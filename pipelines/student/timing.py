@@ -17,7 +17,7 @@ from synthkd.pipelines.run.timing import LIMIT, Timed, Work, measured, seconds_o
 from synthkd.pipelines.student.assembly import Assembly
 from synthkd.pipelines.student.image_alarms import IMAGES
 from synthkd.pipelines.student.teachers import teaching_works
-from synthkd.pipelines.student.transfer_set import is_private
+from synthkd.pipelines.student.transfer_set_builder import is_private
 from synthkd.pipelines.student.trial import noise_dataset
 from synthkd.reports.grids import MOST_CLASSES, ROWS
 from synthkd.rng import stream

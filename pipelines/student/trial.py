@@ -20,7 +20,7 @@ from synthkd.distillation.student import Student
 from synthkd.distillation.teachers import TeacherTeam
 from synthkd.errors import TrainingError
 from synthkd.pipelines.config import DistillConfig, RealSet
-from synthkd.pipelines.student.transfer_set import is_private
+from synthkd.pipelines.student.transfer_set_builder import is_private
 from synthkd.rng import Rows, stream
 from synthkd.schedules import DifficultyScheduler, value_at
 from synthkd.settings import BankSettings, Joint

@@ -11,7 +11,7 @@ from synthkd.data.sources import RealImages, RealSource
 from synthkd.distillation.alarms import Alarm, class_imbalance
 from synthkd.pipelines.student import image_alarms
 from synthkd.pipelines.student.held_out import Labelling
-from synthkd.pipelines.student.sources import RealTransferImages
+from synthkd.pipelines.student.real_images import RealTransferImages
 from synthkd.training.measuring import Watch, unwatched
 
 

@@ -103,10 +103,12 @@ def load_program(path: Path | str) -> tuple[Callable[[Tensor], Tensor], Descript
     Raises:
         ModelError: a file that is not trusted, cannot be read, or does not describe itself.
     """
-    path, texts = Path(path), {METADATA: ""}
+    path = Path(path)
+    extra = {METADATA: ""}
     with quiet():
-        program = imports.load_program(path, "torch.export", None, texts)
-    return program.module(), parse_description(texts[METADATA], path)
+        program = imports.load_program(path, "torch.export", extra_files=extra)
+    assert isinstance(program, torch.export.ExportedProgram)
+    return program.module(), parse_description(extra[METADATA], path)
 
 
 def _folded(model: Classifier) -> Classifier:

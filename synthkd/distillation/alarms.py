@@ -73,14 +73,14 @@ def class_imbalance(teacher_logits: Tensor, remedy: str) -> Alarm | None:
     classes = teacher_logits.shape[1]
     counts, n = torch.bincount(teacher_logits.argmax(1), minlength=classes), len(teacher_logits)
     if n < LEAST_PER_CLASS * classes:
-        seen, expected = int((counts > 0).sum()), classes * (1 - (1 - 1 / classes) ** n)
-        if n < LEAST_FOR_ALL or seen >= IMBALANCE * expected:
+        present, expected = int((counts > 0).sum()), classes * (1 - (1 - 1 / classes) ** n)
+        if n < LEAST_FOR_ALL or present >= IMBALANCE * expected:
             return None
         return Alarm(
             "class imbalance",
-            f"the teacher sees {seen:,} of {classes:,} classes in {n:,} generated images, of which an equal share "
+            f"the teacher sees {present:,} of {classes:,} classes in {n:,} images, of which an equal share "
             f"would have about {expected:,.0f}: {remedy}",
-            seen / expected,
+            present / expected,
             IMBALANCE,
         )
     shares = counts.float() / n

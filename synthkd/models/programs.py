@@ -6,8 +6,6 @@ outputs seen. A TorchScript program that cannot be is run as it is.
 
 from __future__ import annotations
 
-import json
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +47,6 @@ def read_program(path: Path, shape: tuple[int, int, int], source: Path | None) -
         script = load_program(path, "TorchScript", source)
         assert isinstance(script, torch.jit.ScriptModule)
         return of_script(script, shape, str(path))
-    _refuse_pickles(path)
     program = load_program(path, "torch.export", source)
     assert isinstance(program, torch.export.ExportedProgram)
     return of_exported(program, str(path))
@@ -174,25 +171,3 @@ def _differ(program: nn.Module, network: nn.Module, shape: tuple[int, int, int])
 
 def _tensors(output: Any) -> list[Tensor]:
     return [one for one in (output if isinstance(output, tuple | list) else [output]) if isinstance(one, Tensor)]
-
-
-def _refuse_pickles(path: Path) -> None:
-    """Refuse an exported program with anything but tensors in its pickles, which `torch.export.load` would run."""
-    with zipfile.ZipFile(path) as archive:
-        for name in archive.namelist():
-            if name.endswith("_config.json") and _has_pickle(json.loads(archive.read(name))):
-                raise ModelError(f"{path} holds a pickled object ({name}), which is not run; export the network again")
-            if name.endswith(".pt"):
-                try:
-                    torch.load(archive.open(name), map_location="cpu", weights_only=True)
-                except Exception as error:
-                    raise ModelError(
-                        f"{path} holds a pickle that wants to run more than tensors ({name}); nothing of it was run. "
-                        "Export the network again, with images alone as its example"
-                    ) from error
-
-
-def _has_pickle(config: Any) -> bool:
-    if isinstance(config, dict):
-        return config.get("use_pickle") is True or any(map(_has_pickle, config.values()))
-    return isinstance(config, list) and any(map(_has_pickle, config))

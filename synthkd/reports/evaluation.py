@@ -101,7 +101,7 @@ def class_bars(sets: Sequence[GeneratedSet], names: Sequence[str]) -> list[tuple
     ]
     labels = sorted({label for one in by_set for label in one})
     most_of = [max(one[label] for one in by_set if label in one) for label in labels]
-    shown = [labels[place] for place in extremes(most_of)]
+    columns = [labels[place] for place in extremes(most_of)]
     largest = max((distance for one in by_set for distance in one.values()), default=0.0) or 1.0
     return [
         (
@@ -111,7 +111,7 @@ def class_bars(sets: Sequence[GeneratedSet], names: Sequence[str]) -> list[tuple
                 for one, colour in zip(by_set, cycle(COLOURS), strict=False)
             ],
         )
-        for label in shown
+        for label in columns
     ]
 
 

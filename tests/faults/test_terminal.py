@@ -88,7 +88,7 @@ def test_an_argument_that_is_no_utf_8_is_refused(capsys: pytest.CaptureFixture[s
     )
     assert main(["config", "show", "evaluate", "generated=[b]", "real=x\udcff"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("error: real: the value is not YAML: ")
+    assert line == "error: real: 'x\\udcff' is not UTF-8; rename it, or change into its folder (cd)"
 
 
 def test_a_configuration_that_is_shown_reads_back_as_it_was(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

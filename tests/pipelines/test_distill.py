@@ -566,7 +566,7 @@ STORED: dict[str, Any] = {"kind": "stored", "path": "x"}
         ({"transfer_set": {"generator": {"kind": "cgan"}}}, r"cgan learns from real images: set transfer_set\.data"),
         (
             {"transfer_set": {"data": {"kind": "digits"}}},
-            "the inversion generator does not learn from real images: leave data out",
+            "a generator that the teacher chooses does not learn from real images: leave data out",
         ),
     ],
 )

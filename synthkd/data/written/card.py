@@ -88,10 +88,12 @@ def _scores(about: Mapping[str, Any]) -> str:
     scores = about["scores"]
     lines = ["| class | images | teacher sees the asked label |", "|---|---:|---:|"]
     names, counts, shares = about["class_names"], about["counts"], scores["agreement_per_class"]
-    shown = extremes(shares)
-    lines += [f"| {_text(names[label])} | {counts[label]:,} | {_percent(shares[label])} |" for label in shown]
+    classes = extremes(shares)
+    lines += [f"| {_text(names[label])} | {counts[label]:,} | {_percent(shares[label])} |" for label in classes]
     low, high = scores["agreement_interval"]
-    part = "" if len(shown) == len(names) else f"The classes with the lowest and the highest share of {len(names):,}. "
+    part = (
+        "" if len(classes) == len(names) else f"The classes with the lowest and the highest share of {len(names):,}. "
+    )
     lines += [
         "",
         f"{part}Over all images the teacher sees the asked label in {_percent(scores['agreement'])} "

@@ -82,7 +82,7 @@ def test_size_and_channels_are_those_of_the_teacher(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="images are 3x4x4, the teacher takes 1x4x4; set channels to 1"):
         read(tmp_path, grey, size=4)
     np.savez(tmp_path / "a.npz", images=PIXELS)
-    with pytest.raises(DataError, match="size is for image files"):
+    with pytest.raises(DataError, match="size and resize are for image files"):
         read(tmp_path / "a.npz", size=4)
 
 
