@@ -91,3 +91,15 @@ def test_what_is_no_finished_student_is_refused_in_a_line(finished: Path, tmp_pa
     refuses("is not finished; finish it first", copy)
     with pytest.raises(ConfigError, match="a teacher is missing: set teacher, or finished"):
         load_config(CompressConfig, None, [])
+
+
+def test_a_student_that_was_extended_since_is_not_shown_as_it_was(finished: Path, tmp_path: Path) -> None:
+    longer = Path(shutil.copytree(finished, tmp_path / "longer"))
+    config = config_for(longer, tmp_path / "run", "export.formats=[]")
+    compress(config)
+    assert "was complete already" in str(compress(config))
+    distill(load_config(DistillConfig, longer / "config.yaml", ["more=2", f"out={longer}"], in_place=True))
+    with pytest.raises(ConfigError, match=r"the student of .*longer has changed since; choose another out="):
+        compress(config)
+    shutil.rmtree(longer)
+    assert "was complete already" in str(compress(config))
