@@ -26,7 +26,7 @@ from synthkd.pipelines.distill import distill
 from synthkd.pipelines.handover import search as choose
 from synthkd.pipelines.handover.attack import PipelineAudit, audit_pipeline, require_enough
 from synthkd.pipelines.handover.export import NAMES, hand_over, measure_capacity, require_packages
-from synthkd.pipelines.handover.finished import read_finished
+from synthkd.pipelines.handover.finished import read_finished, require_unchanged
 from synthkd.pipelines.handover.flow import DISTILL, FlowResult, distill_config, run_flow, sample
 from synthkd.pipelines.run.device import process_state
 from synthkd.pipelines.run.images import fitted, keep_data
@@ -80,6 +80,8 @@ def compress(config: CompressConfig, *, dry_run: bool = False) -> Result[Compres
         return Plan(_plan(config))
     with open_job("compress", config) as job:
         if isinstance(job.finished, CompressResult):
+            if config.finished is not None:
+                require_unchanged(Path(config.finished), job.directory / "student")
             return Result(job.directory, job.finished, _summary(job, job.finished, already=True))
         content = job.finish(_compress(config, job))
         return Result(job.directory, content, _summary(job, content))

@@ -16,7 +16,7 @@ from synthkd.generators.files import INSIDE_A_RUN, save_generator
 from synthkd.models import Classifier, load, save
 from synthkd.pipelines.config import DistillConfig
 from synthkd.pipelines.run.device import make_accelerator
-from synthkd.pipelines.run.extension import with_extensions
+from synthkd.pipelines.run.extension import earlier_queries, with_extensions
 from synthkd.pipelines.run.images import fitted
 from synthkd.pipelines.run.job import Job, open_job
 from synthkd.pipelines.run.live import LivePage
@@ -121,7 +121,7 @@ def _distill(config: DistillConfig, *, networks: GivenNetworks, dry_run: bool) -
         config, why = with_generator(config, models[0] if models else None)
         assembly = assemble(config, models, job.accelerator, job.directory, networks.student)
         test = _fitted_test(test, assembly)
-        _ask_ahead(assembly, job)
+        _ask_ahead(config, assembly, job)
         allowance = Allowance()
         progress = _train(config, job, assembly, test, why, allowance)
         student = _finished_student(config, job, assembly)
@@ -176,10 +176,11 @@ def _fitted_test(test: RealData | None, assembly: Assembly) -> RealData | None:
     return None if test is None else fitted("test", test, subject.spec, subject.class_names, lacks_classes=True)
 
 
-def _ask_ahead(assembly: Assembly, job: Job) -> None:
+def _ask_ahead(config: DistillConfig, assembly: Assembly, job: Job) -> None:
     """Let a black box answer the images that are known before the first step; what was asked before is not repeated."""
     black_box = assembly.black_box
     if black_box is not None:
+        black_box.count_earlier(earlier_queries(config, job.directory))
         with Display(black_box.settings.queries, "queries", job.accelerator.is_main_process) as display:
             black_box.progress = lambda: display.update(black_box.paid, "ask the black box", {})
             assembly.transfer_set.label_ahead()

@@ -16,6 +16,7 @@ from synthkd.pipelines.student.teachers import FOLDER
 from synthkd.reports.results import DistillResult
 from synthkd.settings import LoadedModel, TrainedTeacher
 from synthkd.settings.load import load_config
+from synthkd.system.files import file_names, sha256
 
 
 def read_finished(run: Path) -> FlowResult:
@@ -34,6 +35,11 @@ def read_finished(run: Path) -> FlowResult:
         raise ConfigError(
             f"finished: {run} had no teacher, with which its student is compared; take a run that has one"
         )
+    if config.black_box is not None:
+        raise ConfigError(
+            f"finished: the teacher of {run} is a black box, whose size and speed are not known; export its student "
+            "from Python with synthkd.compression"
+        )
     if not (run / INSIDE_A_RUN).is_dir():
         raise ConfigError(
             f"finished: {run} saved no generator, whose images calibrate and compare the exports; take a run of kind "
@@ -46,6 +52,22 @@ def read_finished(run: Path) -> FlowResult:
         raise ConfigError(f"finished: the teacher of {run} was a network in memory; take a run whose teacher is a file")
     generator = SavedSettings(kind="saved", path=str(run))
     return FlowResult(run, load_model(settings, run / CONFIG).eval(), load(run), generator, None, (), result)
+
+
+def require_unchanged(run: Path, student: Path) -> None:
+    """Refuse to show what was measured of a student that its run has replaced since.
+
+    Args:
+        run: the finished run; one that is gone has replaced nothing.
+        student: the copy of its student that was measured.
+
+    Raises:
+        ConfigError: the run has another student now.
+    """
+    now = run / student.name
+    files = [name for name in file_names(student) if (now / name).is_file()]
+    if any(sha256(now / name) != sha256(student / name) for name in files):
+        raise ConfigError(f"finished: the student of {run} has changed since; choose another out= to hand it over")
 
 
 def recorded(run: Path) -> DistillConfig:

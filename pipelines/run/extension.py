@@ -86,6 +86,18 @@ def earlier_results(config: DistillConfig, directory: Path) -> tuple[EarlierResu
     return tuple(results) or None
 
 
+def earlier_queries(config: DistillConfig, directory: Path) -> int:
+    """The number of queries that a run had used before its last extension; 0 without one, or without a black box.
+
+    Raises:
+        CheckpointError: as `earlier_results`.
+    """
+    if not config.extended:
+        return 0
+    result = read_result(directory / f"{BEFORE}-{len(config.extended)}", DistillResult)
+    return 0 if result is None or result.queries is None else result.queries.used
+
+
 def _saved(directory: Path, config: DistillConfig) -> DistillConfig | None:
     """The configuration that a run directory recorded; None if there is none of this job."""
     try:

@@ -15,8 +15,7 @@ from synthkd.compression.export import load_program
 from synthkd.compression.predict import OnnxModel
 from synthkd.data.read.classes import align_labels
 from synthkd.data.read.decode import refuse_bad
-from synthkd.data.read.fitted import FittedArrays, FittedFiles, batches
-from synthkd.data.read.generated import find_generated
+from synthkd.data.read.fitted import FittedArrays, FittedFiles, batches, fitted
 from synthkd.data.read.listing import list_scored
 from synthkd.data.read.samples import open_samples
 from synthkd.errors import ConfigError, DataError
@@ -65,7 +64,7 @@ def open_network(key: str, configured: str | LoadedModel, device: torch.device) 
         onnx = OnnxModel(path)
         about = onnx.description
         return _network(str(path), f"ONNX, {about.precision}", about.spec, about.class_names, sha256(path), onnx)
-    if path.suffix.lower() == ".pt2":
+    if path.suffix.lower() == ".pt2" and path.is_file():
         module, about = load_program(path)
         return _network(str(path), "torch.export program", about.spec, about.class_names, sha256(path), module)
     if not is_model_directory(path):
@@ -166,10 +165,7 @@ def _images(configured: str | ImageSet, config: EvaluateConfig, spec: ImageSpec)
         samples = open_samples(chosen.data, split=chosen.split or "test", channels=chosen.channels, seed=config.seed)
         return FittedArrays(Path(samples.name), samples, spec)
     path = Path(chosen.path).expanduser()
-    is_run = (path / "config.yaml").is_file() and find_generated(path) is None
-    if is_run or path.suffix.lower() == ".npz":
-        return FittedArrays(path, open_samples(path, split=chosen.split, channels=chosen.channels), spec)
-    return FittedFiles(path, list_scored(path, chosen.split), spec)
+    return fitted(path, spec, lambda top: list_scored(top, chosen.split), chosen.split, chosen.channels)
 
 
 def evaluate_network(inputs: NetworkInputs, skip_bad: int) -> NetworkResult:

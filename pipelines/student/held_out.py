@@ -46,14 +46,24 @@ class Labelling:
         device: of the labelled images.
         count: largest number of images of an evaluation.
         batch_size: largest number of images of a pass.
-        is_paid: whether each image that is labelled costs a query.
+        most_asked: largest number of held-out real images that are asked about; None: an answer costs no query.
     """
 
     team: TeacherTeam | None
     device: torch.device
     count: int
     batch_size: int = CHUNK
-    is_paid: bool = False
+    most_asked: int | None = None
+
+    @property
+    def is_paid(self) -> bool:
+        """Whether each image that is labelled costs a query."""
+        return self.most_asked is not None
+
+    @property
+    def held_out_count(self) -> int:
+        """Largest number of held-out real images of an evaluation."""
+        return self.count if self.most_asked is None else min(self.count, self.most_asked)
 
     def of_real(self, images: Tensor, labels: Tensor) -> HeldOut:
         """Real images with the teacher's logits.
@@ -67,15 +77,15 @@ class Labelling:
         return HeldOut(inputs, annotated, self._logits(inputs))
 
     def of_holdout(self, holdout: RealImages, seed: int) -> HeldOut | None:
-        """At most `count` held-out real images, chosen by the run's seed; None for none.
+        """At most `held_out_count` held-out real images, chosen by the run's seed; None for none.
 
         Args:
             holdout: the real images that nothing learns from.
             seed: the run's seed.
         """
-        if not len(holdout) or not self.count:
+        if not len(holdout) or not self.held_out_count:
             return None
-        rows = torch.randperm(len(holdout), generator=stream(seed, "look"))[: self.count]
+        rows = torch.randperm(len(holdout), generator=stream(seed, "look"))[: self.held_out_count]
         return self.of_real(holdout.images[rows], holdout.labels[rows])
 
     def of_stored(self, batch: Batch, fresh: bool) -> HeldOut:

@@ -1,4 +1,4 @@
-"""The sources of a transfer set: generated images, a stored dataset, real images."""
+"""The sources of a transfer set: generated images and a stored dataset; `real_images` has real ones."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from synthkd.data.bank import MemoryBank
-from synthkd.data.sources import GeneratedSource, RealImages, RealSource, Source
-from synthkd.data.stream import ImageStream
+from synthkd.data.sources import GeneratedSource, RealImages, Source
 from synthkd.data.written.stored_images import StoredImages
 from synthkd.distillation.alarms import Alarm
 from synthkd.distillation.evaluation import HeldOut
@@ -76,6 +75,9 @@ class TransferSource(ABC):
     def alarms(self, watch: Watch = unwatched) -> list[Alarm | None]:
         """Signs of a failing distillation in its images."""
         return []
+
+    def label_ahead(self) -> None:  # noqa: B027, most sources have no such images
+        """Let the teacher label the images that are known before the first step, and that it labels once."""
 
     def newest(self) -> Batch | None:
         """Its newest images with their labels, for the alarms; None without a memory bank."""
@@ -171,7 +173,12 @@ class GeneratedImages(BankedImages):
         self.source = source
         self.state = {"generator": generator, "bank": source.bank, "difficulty": difficulty}
         self._settings, self._seed, self._makes_images = settings, seed, makes_images
-        self._held_out = None if holdout is None else labelling.of_holdout(holdout, seed)
+        self._holdout = holdout
+
+    @cached_property
+    def _held_out(self) -> HeldOut | None:
+        # On first use, since it may cost queries, of which a dry run makes none.
+        return None if self._holdout is None else self._labelling.of_holdout(self._holdout, self._seed)
 
     @property
     def augmentation(self) -> float:
@@ -181,7 +188,11 @@ class GeneratedImages(BankedImages):
     @property
     def can_hold_out(self) -> bool:
         """Whether there are held-out real images, or there will be images in the bank."""
-        return self._held_out is not None or self._makes_images
+        return bool(self._holdout and self._labelling.held_out_count) or self._makes_images
+
+    def label_ahead(self) -> None:
+        """Label the held-out real images."""
+        self._held_out  # noqa: B018, it is kept
 
     def held_out(self) -> HeldOut | None:
         """Held-out real images, else the newest images of the bank, though the student has drawn most of them before.
@@ -277,72 +288,3 @@ class StoredDatasetImages(BankedImages):
         tick = watch("held-out images, the student", len(held_out))
         rate = accuracy(predict(student, held_out.images, device, size, tick=tick), targets)
         return Agreement(rate, "held-out images of the dataset")
-
-
-class RealTransferImages(TransferSource):
-    """Real images: those of a dataset, or a stream of them that arrives while the student learns.
-
-    Args:
-        source: draws from them.
-        holdout: real images that no student learns from; None for a stream, or if they are private.
-        stream: the stream, or None for a dataset. Its newest held-out images take the place of `holdout`.
-        labelling: labels held-out images.
-        seed: of the choice among the held-out images, if an evaluation does not take all of them.
-    """
-
-    held_out_rank = 0
-    without_teacher = "none; labels of the real images"
-
-    def __init__(
-        self,
-        source: RealSource,
-        holdout: RealImages | None,
-        stream: ImageStream | None,
-        labelling: Labelling,
-        seed: int,
-    ) -> None:
-        self.source = self._images = source
-        self.state = {"source": source} | ({} if stream is None else {"stream": stream})
-        self._stream = stream if stream is not None and stream.holds_out else None
-        self._labelling, self._holdout, self._seed = labelling, holdout, seed
-
-    @cached_property
-    def _held_out(self) -> HeldOut | None:
-        # On first use, since it may cost queries, of which a dry run makes none.
-        return None if self._holdout is None else self._labelling.of_holdout(self._holdout, self._seed)
-
-    @property
-    def real_images_used(self) -> int:
-        """Number of real images that batches have drawn so far."""
-        return len(self._images.used)
-
-    @property
-    def can_hold_out(self) -> bool:
-        """Whether the dataset has a holdout, or the stream may still get held-out images."""
-        return self._stream is not None or bool(self._holdout and self._labelling.count)
-
-    def label_ahead(self) -> None:
-        """Label the held-out images, then those that batches draw from."""
-        self.held_out()
-        self._images.label_ahead()
-
-    def held_out(self) -> HeldOut | None:
-        """The same images of a dataset at every evaluation, or the newest held-out images of a stream."""
-        if self._stream is not None and len(self._stream.holdout):
-            images, count = self._stream.holdout, self._labelling.count
-            return self._labelling.of_real(images.images[-count:], images.labels[-count:])
-        return self._held_out
-
-    def agreement(self, student: Classifier, watch: Watch = unwatched) -> Agreement | None:
-        """The agreement on the held-out images."""
-        held_out = self.held_out()
-        if held_out is None or held_out.teacher_logits is None:
-            return None
-        tick = watch("agreement on held-out images", len(held_out.images))
-        labelling = self._labelling
-        predicted = predict(student, held_out.images, labelling.device, labelling.batch_size, tick=tick)
-        return Agreement(accuracy(predicted, held_out.teacher_logits.argmax(1).cpu()), "held-out images")
-
-    def uses(self, alone: bool) -> list[str]:
-        """The student learns from them, alone or mixed with others."""
-        return [("learned from" if alone else "mixed in") + self._images.kept]

@@ -16,7 +16,7 @@ from synthkd.distillation.alarms import Alarm
 from synthkd.distillation.evaluation import HeldOut
 from synthkd.models import Classifier
 from synthkd.pipelines.student.held_out import Agreement
-from synthkd.pipelines.student.sources import GeneratedImages, RealTransferImages, TransferSource
+from synthkd.pipelines.student.sources import GeneratedImages, TransferSource
 from synthkd.pipelines.student.unlabelled import UnlabelledImages
 from synthkd.training.measuring import Watch, unwatched
 
@@ -111,8 +111,7 @@ class TransferSet:
     def label_ahead(self) -> None:
         """Let the teacher label the images that it labels once, before the first step."""
         for source in self.sources:
-            if isinstance(source, RealTransferImages):
-                source.label_ahead()
+            source.label_ahead()
 
     @property
     def labelled_by_teacher(self) -> str:

@@ -27,7 +27,8 @@ from synthkd.pipelines.config import DistillConfig, GeneratedSet, RealSet, Store
 from synthkd.pipelines.student.held_out import Labelling
 from synthkd.pipelines.student.image_alarms import ImageAlarms, advice_for
 from synthkd.pipelines.student.networks import Subject
-from synthkd.pipelines.student.sources import GeneratedImages, RealTransferImages, StoredDatasetImages, TransferSource
+from synthkd.pipelines.student.real_images import RealTransferImages
+from synthkd.pipelines.student.sources import GeneratedImages, StoredDatasetImages, TransferSource
 from synthkd.pipelines.student.transfer_set import TransferSet
 from synthkd.pipelines.student.unlabelled import UnlabelledImages
 from synthkd.rng import Rows, stream
@@ -122,9 +123,8 @@ class TransferSetBuilder:
     @property
     def _labelling(self) -> Labelling:
         count, black_box = self.config.distill.adapt.images, self._black_box
-        if black_box is not None:
-            count = min(count, black_box.settings.queries // HELD_OUT_PART)
-        return Labelling(self.team, self.accelerator.device, count, self._pass, black_box is not None)
+        most_asked = None if black_box is None else black_box.settings.queries // HELD_OUT_PART
+        return Labelling(self.team, self.accelerator.device, count, self._pass, most_asked)
 
     @property
     def _pass(self) -> int:
@@ -150,14 +150,24 @@ class TransferSetBuilder:
         splits = images.splits if images.unlabelled is None else images.unlabelled
         assert splits is not None
         train, holdout = (RealImages(part.images, part.labels) for part in (splits.train, splits.holdout))
-        visible = None if is_private(self.config) else holdout
+        labelling, seed, is_unlabelled = self._labelling, self.config.seed, images.unlabelled is not None
+        visible = holdout if is_unlabelled or not is_private(self.config) else None
         if self._black_box is not None:
-            held_out = 0 if visible is None else min(len(visible), self._labelling.count)
-            train = self._affordable(train, self._black_box.settings.queries - held_out)
-        source, labelling, seed = self._real(train), self._labelling, self.config.seed
-        if images.unlabelled is not None and self.team is not None:
-            return UnlabelledImages(source, train, holdout, labelling, seed, splits.train.name)
-        return RealTransferImages(source, visible, None, labelling, seed)
+            held_out = 0 if visible is None else min(len(visible), labelling.held_out_count)
+            train = self._affordable(train, self._black_box.settings.queries - held_out - self._kept_for_rounds)
+        if is_unlabelled:
+            return UnlabelledImages(self._real(train), train, holdout, labelling, seed, splits.train.name)
+        return RealTransferImages(self._real(train), visible, None, labelling, seed)
+
+    @property
+    def _kept_for_rounds(self) -> int:
+        """Queries that real images leave to the rounds of a generator: at most half, and those of a round at least."""
+        generated, rounds = self.config.generated, phases.generator_rounds(self.config.phases)
+        assert self._black_box is not None
+        if generated is None or not rounds:
+            return 0
+        of_round = getattr(generated.generator, "batch_size", 1)
+        return max(of_round, min(rounds * of_round, self._black_box.settings.queries // 2))
 
     def _affordable(self, images: RealImages, count: int) -> RealImages:
         """At most `count` of the images, chosen by the run's seed, in their order."""
@@ -238,11 +248,15 @@ def build_bank(
     elif generated is not None:
         settings = generated.bank
         images = getattr(generated.generator, "batch_size", 0)
-        if config.black_box is not None and images > config.black_box.queries:
-            raise ConfigError(
-                f"teacher.queries: {config.black_box.queries:,} do not cover a round of {images} images; raise it, or "
-                "lower transfer_set.generator.batch_size"
-            )
+        if config.black_box is not None:
+            queries, least = config.black_box.queries, 0 if config.real is None else 1
+            held_out = queries // HELD_OUT_PART if config.real_images else 0
+            if images + held_out + least > queries:
+                beside = " beside real images" if config.real_images else ""
+                raise ConfigError(
+                    f"teacher.queries: {queries:,} do not cover a round of {images} images{beside}; raise it, or lower "
+                    "transfer_set.generator.batch_size"
+                )
         if images > settings.capacity:
             raise ConfigError(
                 f"transfer_set.bank.capacity: a round of {images} images does not fit {settings.capacity}; make it "

@@ -11,7 +11,7 @@ from synthkd.data.sources import RealImages, RealSource
 from synthkd.distillation.alarms import Alarm, class_imbalance
 from synthkd.pipelines.student import image_alarms
 from synthkd.pipelines.student.held_out import Labelling
-from synthkd.pipelines.student.sources import RealTransferImages
+from synthkd.pipelines.student.real_images import RealTransferImages
 from synthkd.training.measuring import Watch, unwatched
 
 
@@ -52,10 +52,10 @@ class UnlabelledImages(RealTransferImages):
     def labelled(self) -> str:
         """How many images the teacher labels, and how many of each class it finds, in the words of the plan.
 
-        A black box is not asked what it finds.
+        A black box is not asked for these words.
         """
         if self._labelling.is_paid:
-            held = min(self._count - len(self._train), self._labelling.count)
+            held = min(self._count - len(self._train), self._labelling.held_out_count)
             return f"{len(self._train) + held:,} of {self._name} ({held:,} held out), labelled by the black box"
         counts = self._logits.argmax(1).bincount(minlength=self._logits.shape[1])
         present = counts[counts > 0]

@@ -15,16 +15,15 @@ from torch import Tensor
 
 from synthkd.compression.onnx_file import INPUT, needed, read_onnx
 from synthkd.data.read.decode import refuse_bad, some
-from synthkd.data.read.fitted import FittedArrays, FittedFiles, batches
+from synthkd.data.read.fitted import batches, fitted
 from synthkd.data.read.listing import list_every
-from synthkd.data.read.samples import open_samples
 from synthkd.errors import DataError, ModelError
 from synthkd.metrics.utility import Proportion, accuracy
 from synthkd.models.classifier import Classifier, require_images
 from synthkd.models.contract import finite_logits
 from synthkd.models.latency import Latency, random_images, time_calls
 from synthkd.taps import evaluating
-from synthkd.types import ImageSpec, InBlocks, to_float
+from synthkd.types import InBlocks, to_float
 
 _BATCH = 64
 
@@ -183,7 +182,7 @@ def predict_files(
     """
     model = OnnxModel(path, threads)
     tops = [Path(one).expanduser() for one in ([images] if isinstance(images, Path | str) else images)]
-    sources = [_opened(top, model.description.spec) for top in tops]
+    sources = [fitted(top, model.description.spec, list_every) for top in tops]
     names = model.description.class_names or tuple(map(str, range(model.description.spec.classes)))
     for source in sources:
         for window, pixels in batches(source.images()):
@@ -192,12 +191,6 @@ def predict_files(
     # Unreadable files are collected, so that an hour of predictions is not lost to the first of them.
     bad = [(name if len(tops) == 1 else f"{source.top}: {name}", why) for source in sources for name, why in source.bad]
     refuse_bad(some([str(top) for top in tops]), sum(source.count for source in sources), bad, skip_bad)
-
-
-def _opened(top: Path, spec: ImageSpec) -> FittedFiles | FittedArrays:
-    if top.suffix.lower() == ".npz" and top.is_file():
-        return FittedArrays(top, open_samples(top), spec)
-    return FittedFiles(top, list_every(top), spec)
 
 
 def _as_float(images: Tensor) -> Tensor:

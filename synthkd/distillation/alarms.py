@@ -78,7 +78,7 @@ def class_imbalance(teacher_logits: Tensor, remedy: str) -> Alarm | None:
             return None
         return Alarm(
             "class imbalance",
-            f"the teacher sees {present:,} of {classes:,} classes in {n:,} generated images, of which an equal share "
+            f"the teacher sees {present:,} of {classes:,} classes in {n:,} images, of which an equal share "
             f"would have about {expected:,.0f}: {remedy}",
             present / expected,
             IMBALANCE,

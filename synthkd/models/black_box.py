@@ -64,6 +64,7 @@ class BlackBox:
         self._rows: dict[bytes, int] = {}  # key of an image -> number of its answer, in the order of asking
         self._answers: list[NDArray[Any]] = []
         self._seen: set[int] = set()  # numbers of the answers that the run has used so far
+        self._earlier = 0
         self._file: Path | None = None
         self.progress: Callable[[], None] | None = None
 
@@ -114,6 +115,18 @@ class BlackBox:
         # The end of an answer that a kill cut short; it was not used yet.
         os.truncate(path, len(self._head) + whole * length)
 
+    def count_earlier(self, used: int) -> None:
+        """Count the first answers of the record as used, whatever a checkpoint says: the run that is extended did.
+
+        Args:
+            used: number of images that it had asked about when it was finished.
+
+        Raises:
+            CheckpointError: the record lacks answers of them.
+        """
+        self._earlier = used
+        self.load_state_dict({"asked": used})
+
     def logits(self, images: Tensor) -> Tensor:
         """Logarithms of the answers' probabilities, float32 `[N, K]` on the CPU.
 
@@ -161,7 +174,7 @@ class BlackBox:
             raise CheckpointError(
                 f"{self._file} has {self.paid:,} answers and the checkpoint used {state['asked']:,}; {_RESTORE}"
             )
-        self._seen = set(range(state["asked"]))
+        self._seen = set(range(max(self._earlier, state["asked"])))
 
     def _new(self, keys: list[bytes]) -> dict[bytes, int]:
         """Each different key that the run has not asked about -> its first place."""

@@ -409,6 +409,18 @@ class TestFolder:
         with pytest.raises(DataError, match="does not exist; check the path"):
             list(predict_files(exported[1], tmp_path / "none"))
 
+    def test_arrays_and_the_images_of_a_run_are_predicted_too(self, exported, tmp_path):
+        run = tmp_path / "run"
+        (run / "samples").mkdir(parents=True)
+        np.savez(run / "samples" / "bank.npz", images=pixels(2).numpy(), labels=np.zeros(2, np.int64))
+        save(pixels(3)[0], run / "samples" / "step_000001.png")  # a grid, no image of the bank
+        for name in ("config.yaml", "result.json"):
+            (run / name).write_text("{}")
+        np.save(tmp_path / "alone.npy", pixels(2).numpy())
+        of_array = [one.probability for one in predict_files(exported[1], tmp_path / "alone.npy")]
+        assert [one.probability for one in predict_files(exported[1], run)] == of_array
+        assert len(of_array) == 2
+
     def test_several_paths_of_any_form_are_one_row_an_image(self, folder, exported, tmp_path):
         with zipfile.ZipFile(tmp_path / "set.zip", "w") as archive:
             archive.write(folder / "b.png", "class/b.png")

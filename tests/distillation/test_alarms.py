@@ -82,9 +82,7 @@ def test_of_a_thousand_classes_the_number_of_those_that_the_teacher_sees_is_judg
     few[:, 150:] = 0.0
     alarm = alarms.class_imbalance(few[few.sum(1) > 0][:700].repeat(7, 1)[:1024], DO)
     assert alarm is not None
-    assert alarm.message.endswith(
-        f"classes in 1,024 generated images, of which an equal share would have about 641: {DO}"
-    )
+    assert alarm.message.endswith(f"classes in 1,024 images, of which an equal share would have about 641: {DO}")
     assert len(alarm.message) < 150
     assert alarms.class_imbalance(logits[:99, :], DO) is None
 

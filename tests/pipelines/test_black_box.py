@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -142,7 +143,7 @@ def test_unlabelled_images_are_asked_about_within_the_budget(tmp_path: Path) -> 
     assert ASKED == []
     assert "unlabelled images: 50 of task.npz (5 held out), labelled by the black box\n" in text
     values = run(source, tmp_path / "run").values
-    assert sum(ASKED) == 50
+    assert sum(ASKED) == values["queries"]["used"] == 50
     assert values["student"]["agreement_n"] == 5
 
 
@@ -324,3 +325,61 @@ def test_a_black_box_gets_drawn_images() -> None:
     phases = [{"kind": "joint", "steps": 4, "every": 2}]
     assert "generator: procedural, since a black box gives its answers alone\n" in plan(recipe(phases=phases))
     assert ASKED == []
+
+
+def learned(task: dict[str, Any], images: int = 8, **changes: Any) -> dict[str, Any]:
+    """A generator that learns from real images, of which some are held out."""
+    generator = {"kind": "cgan", "batch_size": images, "width": 4, "latent": 8}
+    phases = [{"kind": "joint", "steps": 8, "every": 4}]
+    return recipe(transfer_set={"generator": generator, "data": task}, phases=phases, **changes)
+
+
+def test_held_out_images_of_a_generator_are_asked_about_before_its_rounds(task: dict[str, Any], tmp_path: Path) -> None:
+    plan(learned(task))
+    assert ASKED == [], "a dry run asks nothing"
+    assert run(learned(task), tmp_path / "run").values["queries"]["used"] == sum(ASKED) == 26
+    assert ASKED[0] == 10
+    with pytest.raises(ConfigError, match="10 do not cover a round of 10 images beside real images"):
+        run(learned(task, images=10, teacher={"queries": 10}))
+
+
+def test_real_images_leave_queries_to_the_generator(task: dict[str, Any], tmp_path: Path) -> None:
+    drawn = {"generator": {"kind": "procedural", "batch_size": 8}}
+    both = [drawn, {"kind": "real", "data": task, "share": 0.5}]
+    phases = [{"kind": "joint", "steps": 8, "every": 4}]
+    run(recipe(transfer_set=both, phases=phases, teacher={"queries": 50}), tmp_path / "run")
+    assert ASKED == [5, 16, 13, 8, 8]
+
+
+def test_a_budget_of_a_few_queries_is_enough_for_drawn_images(tmp_path: Path) -> None:
+    drawn = {"generator": {"kind": "procedural", "batch_size": 4}}
+    phases = [{"kind": "joint", "steps": 8, "every": 4}]
+    distilling = {"batch_size": 8, "adapt": {"every": 2}}
+    run(recipe(transfer_set=drawn, phases=phases, teacher={"queries": 8}, distill=distilling), tmp_path / "run")
+    assert ASKED == [4, 4]
+
+
+def test_an_extension_goes_on_with_the_budget_and_a_kill_changes_nothing(task: dict[str, Any], tmp_path: Path) -> None:
+    """The answers to test images lie between those of the rounds before the extension and those of its own."""
+    drawn = {"generator": {"kind": "procedural", "batch_size": 8}}
+    phases = [{"kind": "joint", "steps": 8, "every": 4}]
+    source = recipe(transfer_set=drawn, phases=phases, test=task, teacher={"queries": 76})
+    run(source, tmp_path / "whole")
+    assert sum(ASKED) == 46
+    shutil.copytree(tmp_path / "whole", tmp_path / "killed")
+    longer = {**source, "more": 20}
+    ASKED.clear()
+    whole = run(longer, tmp_path / "whole").values
+    assert ASKED == [8, 8, 8], "30 queries were left, and the test images are paid for"
+    assert whole["queries"]["used"] == 70
+    assert whole["teacher"]["n"] == 30
+    ASKED.clear()
+    KILL_AT.append(3)
+    with pytest.raises(Killed):
+        run(longer, tmp_path / "killed")
+    KILL_AT.clear()
+    resumed = run(longer, tmp_path / "killed").values
+    assert ASKED == [8, 8, 8, 8], "the call that the kill cut short is made again"
+    assert resumed["queries"] == whole["queries"]
+    assert resumed["teacher"] == whole["teacher"]
+    assert student_bytes(tmp_path / "killed") == student_bytes(tmp_path / "whole")

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from synthkd.compression import run_onnx
 from synthkd.errors import ConfigError
@@ -78,9 +79,27 @@ def test_what_is_no_finished_student_is_refused_in_a_line(finished: Path, tmp_pa
     refuses("student: nothing is trained", finished, "student.arch=mlp")
     refuses("distillation: nothing is trained", finished, "distillation.inherit=true")
     refuses("audit: nothing is trained", finished, "audit.canaries=100")
+    asked = Path(shutil.copytree(finished, tmp_path / "asked"))
+    settings = yaml.safe_load((asked / "config.yaml").read_text())
+    settings["teacher"] = {"kind": "labels", "url": "http://127.0.0.1", "queries": 100, "size": 8, "classes": 10}
+    settings["transfer_set"] = {"generator": {"kind": "procedural"}}
+    (asked / "config.yaml").write_text(yaml.safe_dump(settings))
+    refuses("is a black box, whose size and speed are not known", asked)
     copy = Path(shutil.copytree(finished, tmp_path / "copy"))
     shutil.rmtree(copy / "generator")
     (copy / "result.json").unlink()
     refuses("is not finished; finish it first", copy)
     with pytest.raises(ConfigError, match="a teacher is missing: set teacher, or finished"):
         load_config(CompressConfig, None, [])
+
+
+def test_a_student_that_was_extended_since_is_not_shown_as_it_was(finished: Path, tmp_path: Path) -> None:
+    longer = Path(shutil.copytree(finished, tmp_path / "longer"))
+    config = config_for(longer, tmp_path / "run", "export.formats=[]")
+    compress(config)
+    assert "was complete already" in str(compress(config))
+    distill(load_config(DistillConfig, longer / "config.yaml", ["more=2", f"out={longer}"], in_place=True))
+    with pytest.raises(ConfigError, match=r"the student of .*longer has changed since; choose another out="):
+        compress(config)
+    shutil.rmtree(longer)
+    assert "was complete already" in str(compress(config))

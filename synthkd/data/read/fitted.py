@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -13,7 +13,9 @@ from torch import Tensor
 from synthkd.data.read.decoding import Decoding
 from synthkd.data.read.entries import Listing
 from synthkd.data.read.fit import Fit
+from synthkd.data.read.npz import is_arrays
 from synthkd.data.read.sample_set import Samples
+from synthkd.data.read.samples import is_run, open_samples
 from synthkd.errors import DataError, ModelError
 from synthkd.types import ImageSpec, alike_in_channels
 
@@ -118,6 +120,30 @@ class FittedArrays:
             for pixels in block:
                 yield FittedImage(self.top / str(number), pixels, None if labels is None else int(labels[number]))
                 number += 1
+
+
+def fitted(
+    path: Path,
+    spec: ImageSpec,
+    listed: Callable[[Path], Listing],
+    split: str | None = None,
+    channels: int | None = None,
+) -> FittedFiles | FittedArrays:
+    """The images at a path, whatever its form.
+
+    Args:
+        path: as `open_samples` takes it.
+        spec: what the model takes.
+        listed: lists the files of a path that is neither arrays nor a run.
+        split, channels: of arrays and runs, as `open_samples` takes them.
+
+    Raises:
+        DataError: no such path, or no images.
+        ModelError: see `FittedFiles`.
+    """
+    if is_arrays(path) or is_run(path):
+        return FittedArrays(path, open_samples(path, split=split, channels=channels), spec)
+    return FittedFiles(path, listed(path), spec)
 
 
 BATCH = 64

@@ -104,11 +104,16 @@ def open_samples(
     return in_memory(where, blocks, *(checked or (None, ())))
 
 
+def is_run(path: Path) -> bool:
+    """Whether the path is a run, which stands for the images of its generator; not one of `synthkd generate`."""
+    has_files = (path / "config.yaml").is_file() and any((path / file).exists() for file in _RUN_FILES)
+    return has_files and find_generated(path) is None
+
+
 def _open_path(path: Path, name: str | None, split: str | None, skip_bad: int, channels: int | None) -> Samples:
     """The set at a path, by the kind of the path; `name` None: the last part of the path, and the split."""
     name = name or path.resolve().name + (f":{split}" if split else "")
-    is_run = (path / "config.yaml").is_file() and any((path / file).exists() for file in _RUN_FILES)
-    if find_generated(path) is None and is_run:
+    if is_run(path):
         if split is not None:
             raise DataError(f"{path} has no parts; leave out split={split}")
         return _open_run(path, name, channels)

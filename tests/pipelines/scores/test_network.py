@@ -115,6 +115,9 @@ def test_images_without_labels_are_enough_to_compare(files: Path, tmp_path: Path
     ).content
     assert content.quality is None
     assert content.against.agreement.value == (one == other).double().mean().item()
+    np.save(tmp_path / "alone.npy", np.load(files / "plain.npz")["images"])
+    recipe = {"model": str(files / "model"), "against": str(files / "other"), "data": str(tmp_path / "alone.npy")}
+    assert run(tmp_path / "alone", **recipe).content.against == content.against
     assert "Both networks give the same class" in (tmp_path / "run/report.html").read_text()
 
 
@@ -134,6 +137,7 @@ def test_what_cannot_be_measured_is_refused_in_a_line(files: Path, tmp_path: Pat
         assert "\n" not in str(raised.value)
 
     refuses(ConfigError, "model: .*nothing does not exist, so it is no network", model=str(files / "nothing"))
+    refuses(ConfigError, "model: .*no\\.pt2 does not exist", model=str(files / "no.pt2"))
     refuses(ConfigError, "data is missing", data=None)
     refuses(ConfigError, "model is missing", model=None)
     refuses(ConfigError, "real: it is for scores of images", real="x")
