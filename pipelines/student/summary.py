@@ -78,7 +78,7 @@ def plan(config: DistillConfig, assembly: Assembly, test: RealData | None, why: 
         *(f"  extension: {steps:,} steps more" for steps in config.extended),
         f"  student steps: {assembly.learner.steps:,} of {assembly.batch.images} images{note}",
         *lines,
-        disk_line(config, state_bytes, shared, on_disk),
+        f"{disk_line(config, state_bytes, shared, on_disk)}; the last checkpoint stays, to extend the run",
     )
 
 

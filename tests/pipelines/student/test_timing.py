@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -135,9 +134,8 @@ def test_stored_logits_of_real_images_are_not_made_for_the_plan(monkeypatch: pyt
 def test_no_worker_decodes_for_the_plan(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """The measured steps are not in order, so that workers would start anew for each."""
     monkeypatch.setattr(Ahead, "_start", lambda *_: pytest.fail("a worker started"))
-    monkeypatch.setattr(
-        sys.modules["synthkd.pipelines.teach"], "PLANNED_IMAGES", 1
-    )  # the mean decodes no more, so some are lacking
+    # The mean decodes no more, so some are lacking.
+    monkeypatch.setattr("synthkd.pipelines.teacher.learning.PLANNED_IMAGES", 1)
     monkeypatch.setattr("synthkd.pipelines.run.timing.DECODED", 1)
     root = folder(tmp_path / "set", pictures(60))
     data = {"kind": "folder", "root": str(root), "size": 8, "memory": 0.0, "cache": str(tmp_path / "cache")}
