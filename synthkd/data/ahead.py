@@ -103,10 +103,15 @@ class Ahead:
 
 def _end(workers: Sequence[BaseProcess]) -> None:
     """Stop workers wherever they are: an image that is half written counts as absent."""
+    in_main = threading.current_thread() is threading.main_thread()
+    # A DataLoader of the caller may have set torch's handler, which raises for every worker that was stopped.
+    handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL) if in_main else None
     for worker in workers:
         worker.terminate()
     for worker in workers:
         worker.join()
+    if in_main:
+        signal.signal(signal.SIGCHLD, handler)
 
 
 class _Decoder(Dataset[int]):

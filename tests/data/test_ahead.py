@@ -104,6 +104,23 @@ def test_workers_decode_what_is_drawn_next(tmp_path: Path, images: Path) -> None
     assert not active_children()
 
 
+def test_workers_end_unnoticed_by_the_handler_of_a_loader_of_the_caller(tmp_path: Path, images: Path) -> None:
+    """torch sets one at its first worker, which raises for each worker that was stopped."""
+    calls: list[int] = []
+    before = signal.signal(signal.SIGCHLD, lambda number, _: calls.append(number))
+    try:
+        lazy = read_folder(images, size=8, storage=storage(tmp_path)).images
+        ahead = Ahead(lazy, lambda step: torch.arange(8 * step, 8 * step + 8))
+        ahead.wait(0)
+        calls.clear()
+        ahead.close()
+        assert calls == []
+        os.waitpid(os.posix_spawn("/bin/true", ["true"], {}), 0)
+        assert calls == [signal.SIGCHLD], "it is set again"
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+
+
 def test_nothing_is_started_for_images_in_memory_without_workers_or_with_a_whole_cache(
     tmp_path: Path, images: Path
 ) -> None:

@@ -497,7 +497,7 @@ def test_what_private_training_refuses_the_dry_run_of_every_job_refuses(
     recipes["compress"] = compressed(images, **inside)
     recipes["generate"] = {**SMALL, **inside, "generator": {"kind": "pixels"}, "per_class": 2}
     if why == "processes":
-        for module in ("teach", "compress"):
+        for module in ("teacher.learning", "compress"):
             target = import_module(f"synthkd.pipelines.{module}")
             monkeypatch.setattr(target, "process_state", lambda _: SimpleNamespace(num_processes=2))
     settings = ["precision=bf16"] if why == "precision" else []

@@ -107,7 +107,7 @@ def test_a_size_that_fits_is_in_plan_result_and_report_and_a_resume_keeps_it(
 
 def test_a_teacher_that_is_trained_first_has_its_own_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tried: list[int] = []
-    module = import_module("synthkd.pipelines.teach")  # the package has the function of that name
+    module = import_module("synthkd.pipelines.teacher.learning")
     step = module._step
 
     def limited(learner: Learner, batch: Batch, accelerator: Accelerator, number: int) -> dict[str, Any]:
