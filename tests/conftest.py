@@ -1,6 +1,7 @@
-"""One torch thread, so that tests are deterministic and do not fight over cores, and `--runslow`."""
+"""One torch thread, so that tests are deterministic and do not fight over cores, quick dry runs, and `--runslow`."""
 
 import os
+import sys
 
 # Before torch is imported, and for the processes that tests start.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -9,6 +10,14 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _quick_dry_runs(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A dry run takes each step once instead of up to 16 times to measure it, except in the tests of that."""
+    timing = sys.modules.get("synthkd.pipelines.run.timing")
+    if timing is not None and not request.node.path.name.endswith("timing.py"):
+        monkeypatch.setattr(timing, "MOST_CALLS", 1)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
