@@ -110,9 +110,9 @@ def _parser() -> argparse.ArgumentParser:
         if verb.paths or name == "audit":
             text = "leave out at most N unreadable files of a set (skip_bad=N)"
             job.add_argument("--skip-bad", type=int, metavar="N", help=text)
-    text = "classes of image files by an exported model (.onnx), which needs nothing else of its run"
+    text = "classes of image files by a run or by an exported .onnx file, which needs nothing else of its run"
     predict = _add(commands, "predict", text)
-    predict.add_argument("model", metavar="MODEL.onnx", help="what `synthkd compress` exported")
+    predict.add_argument("model", metavar="MODEL", help="a run, or an .onnx file that `synthkd compress` exported")
     predict.add_argument("images", nargs="+", metavar="PATH", help="image files, folders, archives, tables, .npz")
     predict.add_argument("--skip-bad", type=int, default=0, metavar="N", help="leave out at most N unreadable files")
     config = _add(commands, "config", "show a job's resolved configuration, or the JSON schema of what it takes")

@@ -163,7 +163,12 @@ def time_line(measure: Callable[[], Sequence[Timed]]) -> str:
     except TrainingError as error:
         return f"  time: not measured: {error}"
     total = sum(one.count * one.seconds for one in timed)
-    parts = ", ".join(str(one) for one in timed if one.listed or one.count * one.seconds >= 1)
+    others: dict[str, float] = {}
+    for one in timed:
+        if not one.listed:
+            others[one.name] = others.get(one.name, 0.0) + one.count * one.seconds
+    sums = [Timed(name, 1, seconds, listed=False) for name, seconds in others.items() if seconds >= 1]
+    parts = ", ".join(str(one) for one in [*(one for one in timed if one.listed), *sums])
     return f"  time: about {about(total)} ({parts}), measured in {about(time.perf_counter() - started)}"
 
 

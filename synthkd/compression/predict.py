@@ -5,7 +5,7 @@ A file describes its images and classes itself, so it runs without the model it 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,9 +21,10 @@ from synthkd.errors import DataError, ModelError
 from synthkd.metrics.utility import Proportion, accuracy
 from synthkd.models.classifier import Classifier, require_images
 from synthkd.models.contract import finite_logits
+from synthkd.models.files import is_model_directory, load
 from synthkd.models.latency import Latency, random_images, time_calls
 from synthkd.taps import evaluating
-from synthkd.types import InBlocks, to_float
+from synthkd.types import ImageSpec, InBlocks, to_float
 
 _BATCH = 64
 
@@ -153,8 +154,8 @@ def onnx_latency(path: Path | str, batch_size: int = 1, threads: int | None = No
         calls: number of timed calls, at least 1.
 
     Raises:
-        MissingExtraError: onnxruntime is not installed.
-        ModelError: a file that cannot be run.
+        MissingExtraError: an exported file, and onnxruntime is not installed.
+        ModelError: a file that cannot be run, or a damaged directory.
     """
     model = OnnxModel(path, threads)
     images = random_images(model.description.spec, batch_size)
@@ -170,7 +171,7 @@ def predict_files(
     Unreadable images raise one error at the end, after the predictions of all others.
 
     Args:
-        path: a file of `export_onnx` or `quantize_int8`.
+        path: a file of `export_onnx` or `quantize_int8`, or a directory that `synthkd.load` reads.
         images: image files, folders, archives, tables, .npz, and what else `open_samples` reads; `~` is expanded.
         threads: of ONNX Runtime; None: as many as torch uses.
         skip_bad: number of unreadable images that are no error, over all paths.
@@ -180,10 +181,10 @@ def predict_files(
         ModelError: a file that cannot be run.
         DataError: a path that does not exist or has no images (before any prediction), or images that cannot be read.
     """
-    model = OnnxModel(path, threads)
+    model, spec, class_names = _opened(Path(path), threads)
     tops = [Path(one).expanduser() for one in ([images] if isinstance(images, Path | str) else images)]
-    sources = [fitted(top, model.description.spec, list_every) for top in tops]
-    names = model.description.class_names or tuple(map(str, range(model.description.spec.classes)))
+    sources = [fitted(top, spec, list_every) for top in tops]
+    names = class_names or tuple(map(str, range(spec.classes)))
     for source in sources:
         for window, pixels in batches(source.images()):
             for image, p in zip(window, model(to_float(pixels)).double().softmax(dim=1), strict=True):
@@ -191,6 +192,15 @@ def predict_files(
     # Unreadable files are collected, so that an hour of predictions is not lost to the first of them.
     bad = [(name if len(tops) == 1 else f"{source.top}: {name}", why) for source in sources for name, why in source.bad]
     refuse_bad(some([str(top) for top in tops]), sum(source.count for source in sources), bad, skip_bad)
+
+
+def _opened(path: Path, threads: int | None) -> tuple[Callable[[Tensor], Tensor], ImageSpec, tuple[str, ...]]:
+    """A network, what images it takes, and the names of its classes."""
+    if is_model_directory(path):
+        classifier = load(path)
+        return torch.no_grad()(classifier), classifier.spec, tuple(classifier.class_names)
+    onnx = OnnxModel(path, threads)
+    return onnx, onnx.description.spec, tuple(onnx.description.class_names)
 
 
 def _as_float(images: Tensor) -> Tensor:

@@ -160,6 +160,8 @@ class Display:
 
 
 def _short(value: float) -> str:
+    if abs(value) >= 1000:
+        return f"{value:,.0f}"
     return f"{value:.4g}" if abs(value) >= 10 or value == 0 or abs(value) < 0.001 else f"{value:.3f}"
 
 

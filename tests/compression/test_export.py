@@ -28,7 +28,7 @@ from synthkd.compression import (
 )
 from synthkd.data.read.named import read_digits
 from synthkd.errors import DataError, MissingExtraError, ModelError
-from synthkd.models import Classifier, build
+from synthkd.models import Classifier, build, files
 from synthkd.settings import ZooModel
 from synthkd.types import ImageSpec, to_float
 
@@ -372,6 +372,12 @@ class TestFolder:
         assert [prediction.file for prediction in found] == [folder / "a" / "x.png", folder / "b.png", folder / "c.bmp"]
         assert [prediction.class_name for prediction in found] == [NAMES[int(row.argmax())] for row in p]
         assert [prediction.probability for prediction in found] == pytest.approx(p.max(dim=1).values.tolist())
+
+    def test_a_directory_of_a_model_predicts_as_its_exported_file(self, folder, exported, tmp_path):
+        files.save(exported[0], tmp_path / "model")
+        found = [list(predict_files(path, folder)) for path in (tmp_path / "model", exported[1])]
+        assert [one.class_name for one in found[0]] == [one.class_name for one in found[1]]
+        assert [one.probability for one in found[0]] == pytest.approx([one.probability for one in found[1]], abs=1e-5)
 
     def test_digits_are_read_from_single_files(self, digits, tmp_path):
         _, plain, int8, images = digits
