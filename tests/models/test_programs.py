@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import json
+import logging
 import os
 import zipfile
 from pathlib import Path
@@ -232,7 +233,11 @@ def test_not_even_a_trusted_program_runs_a_pickle(tmp_path: Path) -> None:
     ):
         teacher(path)
     assert not target.exists()
-    torch.export.load(path)
+    logging.disable()  # torch 2.11 logs this with a message that cannot be formatted
+    try:
+        torch.export.load(path)
+    finally:
+        logging.disable(logging.NOTSET)
     assert target.exists()  # so the refusal above was no accident
 
 
