@@ -272,7 +272,7 @@ class PythonGenerator(Settings):
     """Further keyword arguments of the function."""
 
 
-GeneratorSettings = Annotated[
+_Named = (
     Annotated[InversionSettings, Tag("inversion")]
     | Annotated[PixelSettings, Tag("pixels")]
     | Annotated[ProceduralSettings, Tag("procedural")]
@@ -281,9 +281,9 @@ GeneratorSettings = Annotated[
     | Annotated[MerfSettings, Tag("merf")]
     | Annotated[PipelineSettings, Tag("pipeline")]
     | Annotated[SavedSettings, Tag("saved")]
-    | Annotated[PythonGenerator, Tag("python")],
-    by_kind("inversion"),
-]
+    | Annotated[PythonGenerator, Tag("python")]
+)
+GeneratorSettings = Annotated[_Named, by_kind("inversion")]
 
 
 class ChosenByTeacher(Settings):
@@ -292,19 +292,7 @@ class ChosenByTeacher(Settings):
     kind: Literal["auto"]
 
 
-GeneratorOrAuto = Annotated[
-    Annotated[ChosenByTeacher, Tag("auto")]
-    | Annotated[InversionSettings, Tag("inversion")]
-    | Annotated[PixelSettings, Tag("pixels")]
-    | Annotated[ProceduralSettings, Tag("procedural")]
-    | Annotated[CGANSettings, Tag("cgan")]
-    | Annotated[DiffusionSettings, Tag("diffusion")]
-    | Annotated[MerfSettings, Tag("merf")]
-    | Annotated[PipelineSettings, Tag("pipeline")]
-    | Annotated[SavedSettings, Tag("saved")]
-    | Annotated[PythonGenerator, Tag("python")],
-    by_kind("inversion"),
-]
+GeneratorOrAuto = Annotated[Annotated[ChosenByTeacher, Tag("auto")] | _Named, by_kind("inversion")]
 """A generator, or `auto`. Keys without a kind are those of inversion."""
 
 FROM_REAL = (CGANSettings, DiffusionSettings, MerfSettings)
