@@ -15,7 +15,7 @@ from synthkd.models.file_kinds import ONNX, kind_of
 from synthkd.models.fitting import load_file
 from synthkd.models.folders import completed
 from synthkd.models.onnx_networks import read_onnx_network
-from synthkd.models.programs import PROGRAMS, Script, read_program
+from synthkd.models.programs import PROGRAMS, Script, opened, read_program
 from synthkd.models.weights import some
 from synthkd.settings import GivenModel, LoadedModel, ZooModel
 from synthkd.system.environment import float32_by_default
@@ -53,6 +53,7 @@ def load_model(settings: LoadedModel, source: Path | None = None) -> Classifier:
     model = _constructed(settings, source, seed=0)
     if needs_weights:
         _require_own_weights(model, _constructed(settings, source, seed=1), settings.model)
+    model.body = opened(model.body, model.spec.shape, settings.model)  # a function may return a program
     _read_into(model, settings)
     model.notes = (*notes, *model.notes)
     return model.eval()

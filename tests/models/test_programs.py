@@ -222,6 +222,19 @@ def replaced(path: Path, end: str, content: bytes) -> None:
             archive.writestr(member, bytes_)
 
 
+def own_program() -> nn.Module:
+    """What a function of the user returns: a program with weights of its own."""
+    torch.manual_seed(0)
+    return torch.jit.script(trained(Net()))  # type: ignore[no-any-return]
+
+
+def test_a_program_that_a_function_returns_becomes_a_network_too() -> None:
+    settings = LoadedModel(kind="load", model="tests.models.test_programs:own_program", size=8, classes=5)
+    loaded = load_model(settings)
+    assert any(map(has_statistics, loaded.modules()))
+    assert torch.allclose(loaded(IMAGES), own_program()(IMAGES), atol=1e-5)
+
+
 def test_not_even_a_trusted_program_runs_a_pickle(tmp_path: Path) -> None:
     path, target = tmp_path / "net.pt2", tmp_path / "ran"
     exported(Net().eval(), path)
