@@ -8,6 +8,7 @@ import statistics
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
+from itertools import product
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -128,6 +129,40 @@ def collect(
         cells = sorted([one for one in cells if identity(one) != identity(new)] + [new], key=identity)
         save(name, {"cells": cells} | (more(cells) if more else {}))
     return cells
+
+
+def run_arms(
+    argv: Sequence[str] | None,
+    name: str,
+    description: str | None,
+    arms: Iterable[str],
+    cell: Callable[[str, int, int], Row],
+    tables: Callable[[Row], str],
+    seeds: int = 3,
+) -> None:
+    """The command line of a benchmark whose cells are arms and seeds: run them, and print the tables.
+
+    Args:
+        argv: arguments; None: those of the command line.
+        name: of the benchmark.
+        description: docstring of its module.
+        arms: all, in their order.
+        cell: of an arm, a seed and a number of threads; the row has `arm` and `seed`.
+        tables: of the content of the results file.
+        seeds: default of --seeds.
+    """
+    order, parser = list(arms), options(name, description)
+    parser.add_argument("--arms", nargs="*", default=order, choices=order)
+    add_seeds(parser, seeds)
+    add_threads(parser)
+    arguments = parser.parse_args(argv)
+    cells = collect(
+        name,
+        product(range(arguments.seeds), arguments.arms),
+        lambda key: cell(key[1], key[0], arguments.threads),
+        lambda one: (one["seed"], order.index(one["arm"])),
+    )
+    print(tables({"cells": cells}))
 
 
 # Tables

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from itertools import combinations, product
+from itertools import combinations
 from pathlib import Path
 
 import torch
@@ -201,19 +201,7 @@ def tables(content: Row) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run what is wanted, write the cells after each, and print the tables."""
-    parser = common.options("online_parts", __doc__)
-    parser.add_argument("--arms", nargs="*", default=list(ARMS), choices=list(ARMS))
-    common.add_seeds(parser, 5)
-    common.add_threads(parser)
-    arguments = parser.parse_args(argv)
-    order = list(ARMS)
-    cells = common.collect(
-        "online_parts",
-        product(range(arguments.seeds), arguments.arms),
-        lambda key: cell(key[1], key[0], arguments.threads),
-        lambda one: (one["seed"], order.index(one["arm"])),
-    )
-    print(tables({"cells": cells}))
+    common.run_arms(argv, "online_parts", __doc__, ARMS, cell, tables, 5)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from itertools import product
 from pathlib import Path
 
 import yaml
@@ -91,18 +90,7 @@ def tables(content: Row) -> str:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run what is wanted, write the cells after each, and print the table."""
-    parser = common.options("width", __doc__)
-    parser.add_argument("--arms", nargs="*", default=list(ARMS), choices=ARMS)
-    common.add_seeds(parser)
-    common.add_threads(parser)
-    arguments = parser.parse_args(argv)
-    cells = common.collect(
-        "width",
-        product(range(arguments.seeds), arguments.arms),
-        lambda key: cell(key[1], key[0], arguments.threads),
-        lambda one: (one["seed"], list(ARMS).index(one["arm"])),
-    )
-    print(tables({"cells": cells}))
+    common.run_arms(argv, "width", __doc__, ARMS, cell, tables)
 
 
 if __name__ == "__main__":
