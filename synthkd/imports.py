@@ -25,6 +25,7 @@ from types import ModuleType
 from typing import Any, Literal
 
 from synthkd.errors import ConfigError, MissingExtraError, ModelError, SynthkdError
+from synthkd.system.text import first_line
 
 
 @dataclass(frozen=True)
@@ -171,9 +172,8 @@ def load_program(
     except ModelError:
         raise
     except Exception as error:  # a damaged program may fail in any way
-        line = (str(error).strip().splitlines() or [repr(error)])[0]
         raise ModelError(
-            f"{path} is not a readable program of {form} ({line}); save it with torch {torch.__version__}"
+            f"{path} is not a readable program of {form} ({first_line(error)}); save it with torch {torch.__version__}"
         ) from error
 
 

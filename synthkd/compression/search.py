@@ -35,6 +35,7 @@ from synthkd.models.classifier import parameters
 from synthkd.rng import derive, numpy_stream
 from synthkd.settings import GOALS, POPULATION, Architecture, Goal, SearchSettings, ZooModel
 from synthkd.system.files import naming
+from synthkd.system.text import first_line
 from synthkd.types import ImageSpec
 
 OPTUNA = ("optuna", "search", "the search of a student")
@@ -260,7 +261,7 @@ def _study(optuna: Any, path: Path, arguments: Mapping[str, Any]) -> Iterator[An
             begun_with = study.user_attrs.get("made", arguments)
             study.set_user_attr("made", begun_with)
         except Exception as error:  # of sqlite, its layers above, or optuna; they have no common parent
-            reason = (str(error).splitlines() or [repr(error)])[0]
+            reason = first_line(error)
             raise CheckpointError(f"{path} cannot be used as a search ({reason}); give another directory") from error
         if changed := [key for key, value in arguments.items() if begun_with.get(key) != value]:
             raise CheckpointError(

@@ -36,6 +36,7 @@ from synthkd.settings import (
     TeacherExtractor,
 )
 from synthkd.system.sealed import tensor_digest
+from synthkd.system.text import first_line
 from synthkd.taps import INPUT, observe
 from synthkd.types import ImageSpec
 
@@ -237,7 +238,7 @@ def _try_out(extractor: FeatureExtractor) -> None:
     except SynthkdError:
         raise
     except Exception as error:  # the user's code may raise anything, without a word on the images
-        message = (str(error).splitlines() or [repr(error)])[0]
+        message = first_line(error)
         shape = "x".join(map(str, spec.shape))
         raise ModelError(f"{extractor.name} cannot take {shape} images: {message}; check `size`, `channels`") from error
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from synthkd.errors import ConfigError, ModelError
 from synthkd.imports import optional, resolve
 from synthkd.settings import LabelsTeacher
-from synthkd.system.text import one_line, parse_json
+from synthkd.system.text import first_line, one_line, parse_json
 
 Pixels = NDArray[np.uint8]
 Ask = Callable[[Pixels], object]
@@ -118,7 +118,7 @@ class _Function:
         try:
             answers = self._function(images)
         except Exception as error:  # other people's code may fail in any way
-            raise ModelError(f"teacher.function: {self._name} failed: {_line(error)}") from error
+            raise ModelError(f"teacher.function: {self._name} failed: {first_line(error)}") from error
         # A tensor of torch, which may ask for a gradient.
         return answers.detach().cpu() if hasattr(answers, "detach") else answers
 
@@ -156,7 +156,7 @@ class _Address:
                         "sent"
                     ) from error
             except (OSError, http.client.HTTPException) as error:  # no connection, timeout, half an answer
-                reason = _line(error)
+                reason = first_line(error)
         raise ModelError(
             f"{place} did not answer in {TRIES} tries ({reason}); start it, and run the same command again, which goes "
             "on with the answers so far"
@@ -172,7 +172,9 @@ class _Address:
                 raise ValueError(f"it is longer than {MOST_BYTES} bytes")
             return parse_json(text)
         except ValueError as error:
-            raise ModelError(f"{place} answers no JSON: {_line(error)}; answer a list, one item an image") from error
+            raise ModelError(
+                f"{place} answers no JSON: {first_line(error)}; answer a list, one item an image"
+            ) from error
 
 
 class _OnnxFile:
@@ -188,7 +190,9 @@ class _OnnxFile:
         try:
             self._session = runtime.InferenceSession(self._file, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime's errors have no common parent
-            raise ModelError(f"teacher.file: {self._file} is no ONNX file that can be read: {_line(error)}") from error
+            raise ModelError(
+                f"teacher.file: {self._file} is no ONNX file that can be read: {first_line(error)}"
+            ) from error
         inputs = self._session.get_inputs()
         kinds = {"tensor(float)": np.float32, "tensor(uint8)": np.uint8}
         if len(inputs) != 1 or inputs[0].type not in kinds:
@@ -204,7 +208,7 @@ class _OnnxFile:
             rows = self._session.run(None, {self._input: inputs})[0]
         except Exception as error:  # as above
             shape = list(images.shape)
-            raise ModelError(f"teacher.file: {self._file} cannot take images {shape}: {_line(error)}") from error
+            raise ModelError(f"teacher.file: {self._file} cannot take images {shape}: {first_line(error)}") from error
         if self._settings.answers == "labels" or np.ndim(rows) != 2:
             return rows
         is_softmax = rows.min() >= 0 and np.abs(rows.sum(axis=1) - 1).max() <= TOLERANCE
@@ -212,7 +216,3 @@ class _OnnxFile:
             return rows
         powers = np.exp(rows.astype(np.float64) - rows.max(axis=1, keepdims=True))
         return powers / powers.sum(axis=1, keepdims=True)
-
-
-def _line(error: BaseException) -> str:
-    return one_line((str(error).splitlines() or [repr(error)])[0])

@@ -10,6 +10,7 @@ from torch import Tensor
 from synthkd.errors import ModelError
 from synthkd.models.classifier import Classifier, logits_in, parameters
 from synthkd.passes import in_chunks
+from synthkd.system.text import first_line
 from synthkd.taps import evaluating, frozen, has_statistics
 from synthkd.types import ImageSpec
 
@@ -103,7 +104,7 @@ def _forward(teacher: Classifier, images: Tensor, who: str) -> Tensor:
     except ModelError as error:  # it says already what is wrong
         raise ModelError(f"{who}: {error}") from error
     except Exception as error:  # other people's code may fail in any way
-        raise ModelError(f"{who} cannot take {spec}: {_line(error)}; check its size and channels") from error
+        raise ModelError(f"{who} cannot take {spec}: {first_line(error)}; check its size and channels") from error
     if not logits.is_floating_point():
         raise ModelError(f"{who} must give a float tensor of logits, got {logits.dtype}; wrap it so that it does")
     if count == 1 and tuple(logits.shape) == (spec.classes,):
@@ -155,8 +156,8 @@ def _require_gradients(teacher: Classifier, images: Tensor, who: str) -> None:
                 torch.autograd.grad(logits.sum(), inputs)
         except Exception as error:  # other people's code, and errors of autograd about it
             raise ModelError(
-                f"{who} has no gradient to its images, which the generator needs: {_line(error)}; change its forward, "
-                "or take a generator that needs logits alone"
+                f"{who} has no gradient to its images, which the generator needs: {first_line(error)}; change its "
+                "forward, or take a generator that needs logits alone"
             ) from error
     if is_cut:
         raise ModelError(
@@ -201,7 +202,3 @@ def _least(values: Tensor) -> float:
 
 def _range(values: Tensor) -> float:
     return float(values.max() - values.min())
-
-
-def _line(error: BaseException) -> str:
-    return (str(error).splitlines() or [repr(error)])[0]

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from synthkd.errors import ConfigError, ModelError
 from synthkd.models.weights import not_finite, read_state_dicts, some
+from synthkd.system.text import first_line
 
 PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "backbone.")
 """What wrappers put before each name: DataParallel, torch.compile, Lightning and networks inside networks."""
@@ -79,7 +80,7 @@ def _load(model: nn.Module, state: State, source: str) -> None:
     try:
         model.load_state_dict(versioned)
     except Exception as error:  # other people's modules may refuse what has the right names and shapes
-        line = (str(error).splitlines() or [repr(error)])[0]
+        line = first_line(error)
         raise ModelError(f"weights in {source}: the network refuses them: {line}; save them again with it") from error
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 
 from synthkd.errors import ModelError
 from synthkd.imports import optional
-from synthkd.system.text import one_line
+from synthkd.system.text import first_line
 
 EXTRA = "onnx"
 MOST_OUTPUTS = 8
@@ -40,7 +40,9 @@ def read_onnx_network(path: Path, shape: tuple[int, int, int]) -> nn.Module:
     try:
         model = onnx.load(str(path))
     except Exception as error:  # protobuf has its own errors, which differ between versions
-        raise ModelError(f"{path} is not a readable ONNX file ({_line(error)}); export or copy it again") from error
+        raise ModelError(
+            f"{path} is not a readable ONNX file ({first_line(error)[:160]}); export or copy it again"
+        ) from error
     weights = {one.name for one in model.graph.initializer}
     inputs = [one for one in model.graph.input if one.name not in weights]
     if len(inputs) != 1:
@@ -52,8 +54,8 @@ def read_onnx_network(path: Path, shape: tuple[int, int, int]) -> nn.Module:
             network = _traced(converter.ConvertModel(model)).eval()
     except Exception as error:  # the converter raises what it likes
         raise ModelError(
-            f"{path} cannot be turned into PyTorch layers ({_line(error)}); save the network as TorchScript or by "
-            "torch.export, or name the function that builds it"
+            f"{path} cannot be turned into PyTorch layers ({first_line(error)[:160]}); save the network as TorchScript "
+            "or by torch.export, or name the function that builds it"
         ) from error
     _require_any_number(network, inputs[0], shape, path)
     return network
@@ -142,7 +144,3 @@ def _require_any_number(network: nn.Module, taken: Any, shape: tuple[int, int, i
         f"{path} takes {fixed} image{'s' if fixed > 1 else ''} at once and no other number; export it with a dynamic "
         'batch dimension: torch.onnx.export(..., dynamic_shapes=({0: torch.export.Dim("n")},))'
     )
-
-
-def _line(error: BaseException) -> str:
-    return one_line((str(error).strip().splitlines() or [repr(error)])[0][:160])

@@ -39,6 +39,11 @@ def one_line(name: str) -> str:
     return printable(name).replace("\n", "\\n").replace("\t", "\\t")
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says, safe to print; the error itself if it says nothing."""
+    return one_line((str(error).strip().splitlines() or [repr(error)])[0])
+
+
 def print_anything() -> None:
     """Make stdout and stderr write `?` for characters that their encoding lacks, instead of raising an error."""
     for stream in (sys.stdout, sys.stderr):
