@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import torch
 
 from synthkd.data.bank_sample import save_bank_sample
-from synthkd.data.read.splits import RealData
+from synthkd.data.read.real import reading_once
+from synthkd.data.read.splits import RealData, Splits
 from synthkd.distillation import phases
 from synthkd.errors import ConfigError
 from synthkd.generators.files import INSIDE_A_RUN, save_generator
@@ -21,13 +23,13 @@ from synthkd.pipelines.run.images import fitted
 from synthkd.pipelines.run.job import Job, open_job
 from synthkd.pipelines.run.live import LivePage
 from synthkd.pipelines.run.result import Plan, Result
-from synthkd.pipelines.run.tested import read_test
-from synthkd.pipelines.run.timing import time_line
+from synthkd.pipelines.run.tested import own_data, read_test, training_data
+from synthkd.pipelines.run.timing import planned_time
 from synthkd.pipelines.run.trust import trusted_by, trusting
 from synthkd.pipelines.student.assembly import Assembly, assemble
 from synthkd.pipelines.student.chosen import with_generator
 from synthkd.pipelines.student.given import Given, GivenNetworks, from_memory
-from synthkd.pipelines.student.memory import memory_lines
+from synthkd.pipelines.student.memory import planned_lines
 from synthkd.pipelines.student.networks import finished
 from synthkd.pipelines.student.results import measured
 from synthkd.pipelines.student.summary import plan, summary
@@ -36,7 +38,7 @@ from synthkd.pipelines.student.teachers import ReadyTeacher, is_taught, ready_te
 from synthkd.pipelines.student.timing import distill_time
 from synthkd.pipelines.student.watch import PEERS, STUDENT, RunWatch, saved_notes
 from synthkd.reports.results import DistillResult
-from synthkd.settings import GivenModel
+from synthkd.settings import DataSettings, GivenModel, UnlabelledData
 from synthkd.system.environment import float32_by_default
 from synthkd.training.display import Display
 from synthkd.training.loop import Action, Progress, Values
@@ -115,11 +117,14 @@ def _distill(config: DistillConfig, *, networks: GivenNetworks, dry_run: bool) -
             lines = summary(job, job.finished, already=True)
             saved = functools.partial(_saved_student, config, job, networks)
             return Distilled(job.directory, job.finished, lines, finished_student=saved)
-        test = read_test(config)  # before anything expensive
-        ready = _teachers(config, job, networks)
-        models = [teacher.model for teacher in ready]
-        config, why = with_generator(config, models[0] if models else None)
-        assembly = assemble(config, models, job.accelerator, job.directory, networks.student)
+        with reading_once() as read:
+            test = read_test(config)  # before anything expensive
+            _keep(read, training_data(config))
+            ready = _teachers(config, job, networks)
+            _keep(read, own_data(config))
+            models = [teacher.model for teacher in ready]
+            config, why = with_generator(config, models[0] if models else None)
+            assembly = assemble(config, models, job.accelerator, job.directory, networks.student)
         test = _fitted_test(test, assembly)
         _ask_ahead(config, assembly, job)
         allowance = Allowance()
@@ -133,13 +138,23 @@ def _distill(config: DistillConfig, *, networks: GivenNetworks, dry_run: bool) -
 
 def _plan(config: DistillConfig, networks: GivenNetworks) -> Plan:
     """What the run would do, and the time and memory that it needs by a few steps of parts that nobody keeps."""
-    accelerator, models = make_accelerator(config), _untrained(config, networks)
-    config, why = with_generator(config, models[0] if models else None)
-    assembly = assemble(config, models, accelerator, None, networks.student)
-    test = _fitted_test(read_test(config), assembly)
-    lines = plan(config, assembly, test, why)
-    time = time_line(lambda: distill_time(config, assembly, test, accelerator))
-    return Plan((*lines, time, *memory_lines(config, assembly)))
+    accelerator = make_accelerator(config)
+    with reading_once():
+        models = _untrained(config, networks)
+        config, why = with_generator(config, models[0] if models else None)
+        assembly = assemble(config, models, accelerator, None, networks.student)
+        test = _fitted_test(read_test(config), assembly)
+        used = 0 if config.out is None else earlier_queries(config, Path(config.out))
+        lines = plan(config, assembly, test, why, used)
+        time = planned_time(lambda: distill_time(config, assembly, test, accelerator))
+    return Plan((*lines, time.line, *planned_lines(config, assembly)), time)
+
+
+def _keep(read: dict[DataSettings, Splits], wanted: Sequence[DataSettings | UnlabelledData]) -> None:
+    """Forget the datasets that were read and are not wanted again."""
+    for settings in [*read]:
+        if settings not in wanted:
+            del read[settings]
 
 
 def _saved_student(config: DistillConfig, job: Job, networks: GivenNetworks) -> Classifier:

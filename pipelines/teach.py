@@ -20,8 +20,9 @@ from synthkd.pipelines.run.device import make_accelerator
 from synthkd.pipelines.run.images import keep_data
 from synthkd.pipelines.run.job import Job, describe_model, disk_line, open_job, training_bytes
 from synthkd.pipelines.run.live import LivePage
+from synthkd.pipelines.run.memory import memory_lines
 from synthkd.pipelines.run.result import Plan, Result
-from synthkd.pipelines.run.timing import measured, time_line
+from synthkd.pipelines.run.timing import measured, planned_time
 from synthkd.pipelines.run.trust import trusting
 from synthkd.pipelines.teacher.learning import (
     build,
@@ -34,6 +35,7 @@ from synthkd.pipelines.teacher.learning import (
     untrained,
     works,
 )
+from synthkd.pipelines.teacher.memory import teaching_memory
 from synthkd.privacy.dpsgd import PrivateLearner, statement
 from synthkd.privacy.journal import Journal
 from synthkd.reports.results import DataDescription, ModelResult, RaisedAlarm, RunCost, TeachResult
@@ -95,10 +97,12 @@ def teach(config: TeachConfig, *, dry_run: bool = False, splits: Splits | None =
 
 
 def _dry(config: TeachConfig, splits: Splits) -> Plan:
-    """What the run would do, and the time that it needs by a few of its steps, taken by a model that nobody keeps."""
+    """What the run would do, and the time and memory that it needs by a few steps of models that nobody keeps."""
     model, accelerator = untrained(config, splits), make_accelerator(config)
     lines = _plan(config, splits, model)
-    return Plan((*lines, time_line(lambda: measured(works(config, splits, model, accelerator)))))
+    memory = memory_lines(lambda: teaching_memory(config, splits, model, accelerator))
+    time = planned_time(lambda: measured(works(config, splits, model, accelerator)))
+    return Plan((*lines, time.line, *memory), time)
 
 
 def load_taught(result: Result[TeachResult]) -> Classifier:

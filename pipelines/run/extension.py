@@ -94,7 +94,9 @@ def earlier_queries(config: DistillConfig, directory: Path) -> int:
     """
     if not config.extended:
         return 0
-    result = read_result(directory / f"{BEFORE}-{len(config.extended)}", DistillResult)
+    before = directory / f"{BEFORE}-{len(config.extended)}"
+    # The plan of an extension comes before the result is set aside.
+    result = read_result(before if before.is_dir() else directory, DistillResult)
     return 0 if result is None or result.queries is None else result.queries.used
 
 

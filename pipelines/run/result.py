@@ -14,6 +14,7 @@ import torch
 from synthkd import __version__
 from synthkd.errors import CheckpointError
 from synthkd.pipelines.config import JobConfig
+from synthkd.pipelines.run.timing import PlannedTime
 from synthkd.reports.results import RESULT, FileEntry, Hardware, JobResult, from_json, result_values
 from synthkd.reports.results import read_result as read_content
 from synthkd.system.files import SUMS, file_names, inside, read_sums, sha256
@@ -51,9 +52,15 @@ class Result(Generic[Content]):
 
 @dataclass(frozen=True)
 class Plan:
-    """What a job would do, in the lines that --dry-run prints."""
+    """What a job would do.
+
+    Attributes:
+        lines: that --dry-run prints.
+        time: that it needs; None if it was not measured.
+    """
 
     lines: tuple[str, ...]
+    time: PlannedTime | None = None
 
     def __str__(self) -> str:
         return "\n".join(self.lines)

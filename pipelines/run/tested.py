@@ -27,10 +27,10 @@ def training_data(config: DistillConfig | CompressConfig) -> list[DataSettings |
     """The datasets that the teachers, the student or the generator of a job train on."""
     if isinstance(config, CompressConfig):
         return [*_of_compression(config, set())]
-    return [*taught_on(config.every_teacher), *_own(config)]
+    return [*taught_on(config.every_teacher), *own_data(config)]
 
 
-def _own(config: DistillConfig) -> list[DataSettings | UnlabelledData]:
+def own_data(config: DistillConfig) -> list[DataSettings | UnlabelledData]:
     """The datasets that the student or the generator of a distillation learns from."""
     sources = [source.data for source in (config.real, config.generated) if source is not None]
     return [data for data in sources if data is not None and not isinstance(data, StreamData)]
@@ -77,5 +77,5 @@ def _of_run(recorded: Path, visited: set[Path]) -> Iterator[DataSettings | Unlab
             yield from _of_compression(config, visited)
         elif isinstance(config, DistillConfig):
             yield from _taught_on(config.every_teacher, visited)
-            yield from _own(config)
+            yield from own_data(config)
         return

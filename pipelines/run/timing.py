@@ -147,8 +147,26 @@ def _of_slowest(seconds: float) -> float:
     return float(number)
 
 
-def time_line(measure: Callable[[], Sequence[Timed]]) -> str:
-    """The line of a plan about the time that a run needs.
+@dataclass(frozen=True)
+class PlannedTime:
+    """The time that a run needs.
+
+    Attributes:
+        timed: its works; empty if they could not be measured.
+        line: of a plan.
+    """
+
+    timed: tuple[Timed, ...]
+    line: str
+
+    @property
+    def seconds(self) -> float:
+        """Of all works."""
+        return sum(one.count * one.seconds for one in self.timed)
+
+
+def planned_time(measure: Callable[[], Sequence[Timed]]) -> PlannedTime:
+    """The time that a run needs, with the line of a plan about it.
 
     Args:
         measure: takes the steps.
@@ -159,9 +177,14 @@ def time_line(measure: Callable[[], Sequence[Timed]]) -> str:
     """
     started = time.perf_counter()
     try:
-        timed = measure()
+        timed = tuple(measure())
     except TrainingError as error:
-        return f"  time: not measured: {error}"
+        return PlannedTime((), f"  time: not measured: {error}")
+    return PlannedTime(timed, f"{said(timed)}, measured in {about(time.perf_counter() - started)}")
+
+
+def said(timed: Sequence[Timed]) -> str:
+    """The sum of the works and what it comes of, as a line of a plan."""
     total = sum(one.count * one.seconds for one in timed)
     others: dict[str, float] = {}
     for one in timed:
@@ -169,7 +192,7 @@ def time_line(measure: Callable[[], Sequence[Timed]]) -> str:
             others[one.name] = others.get(one.name, 0.0) + one.count * one.seconds
     sums = [Timed(name, 1, seconds, listed=False) for name, seconds in others.items() if seconds >= 1]
     parts = ", ".join(str(one) for one in [*(one for one in timed if one.listed), *sums])
-    return f"  time: about {about(total)} ({parts}), measured in {about(time.perf_counter() - started)}"
+    return f"  time: about {about(total)} ({parts})" if parts else f"  time: about {about(total)}"
 
 
 def about(seconds: float) -> str:

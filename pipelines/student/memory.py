@@ -5,63 +5,26 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
 
 import torch
 
 from synthkd.distillation import phases
-from synthkd.errors import TrainingError
 from synthkd.generators.build import build_generator
+from synthkd.generators.settings import GeneratorSettings
 from synthkd.models import Classifier
 from synthkd.pipelines.config import DistillConfig
+from synthkd.pipelines.run.memory import NOTHING, Memory, memory_lines, memory_of, round_need, taken_bytes
 from synthkd.pipelines.student.assembly import Assembly
 from synthkd.pipelines.student.image_alarms import IMAGES, images_within
 from synthkd.pipelines.student.transfer_set_builder import is_private
 from synthkd.pipelines.student.trial import Trial
-from synthkd.system.hardware import memory_bytes, resident_bytes
-from synthkd.system.resources import size
-from synthkd.training.memory import TRIED, Need, TensorBytes, need_of, trim_heap
-
-WORKSPACE = 1.4
-"""Factor on the tensors of a pass: workspaces of convolutions, and what lies between freed blocks."""
-NOTHING = Need(0, 0)
-STEPS = 2
-"""Steps of a generator's round in a trial; further ones need no more memory."""
+from synthkd.training.memory import TRIED, Need, need_of
 
 
-@dataclass(frozen=True)
-class Memory:
-    """The planned memory of a run, in bytes.
-
-    Attributes:
-        total: at its peak.
-        available: of the place, as far as this process may use it.
-        place: "the machine" or "the GPU".
-        remedy: what makes it smaller.
-    """
-
-    total: int
-    available: int
-    place: str
-    remedy: str
-
-    @property
-    def lines(self) -> tuple[str, ...]:
-        """The lines of a plan."""
-        line = f"  memory: about {size(self.total)} at its peak; {self.place} has {size(self.available)}"
-        if self.total <= self.available:
-            return (line,)
-        return (line, f"  warning: the run does not fit the memory; {self.remedy}")
-
-
-def memory_lines(config: DistillConfig, assembly: Assembly) -> tuple[str, ...]:
+def planned_lines(config: DistillConfig, assembly: Assembly) -> tuple[str, ...]:
     """The lines of a plan about the memory of a run, of the parts of a dry run."""
     teacher = None if assembly.team is None else assembly.team.model
-    try:
-        return planned_memory(config, assembly.trial, assembly.batch.of_process, teacher).lines
-    except TrainingError as error:
-        return (f"  memory: not measured: {error}",)
+    return memory_lines(lambda: planned_memory(config, assembly.trial, assembly.batch.of_process, teacher))
 
 
 def planned_memory(config: DistillConfig, trial: Trial, batch_size: int, teacher: Classifier | None) -> Memory:
@@ -80,21 +43,15 @@ def planned_memory(config: DistillConfig, trial: Trial, batch_size: int, teacher
         TrainingError: a round fails. In a dry run a teacher may be untrained, so it says nothing about the run.
     """
     device = trial.accelerator.device
-    trim_heap()
-    taken = int(torch.cuda.memory_allocated(device)) if device.type == "cuda" else resident_bytes()
+    taken = taken_bytes(device)
     with torch.random.fork_rng(devices=[]):
         student = need_of(_steps(trial), batch_size, device)
         generator, images_of_round = _round(config, trial, teacher)
     images, closing = _images(config, trial, images_of_round)
-    students_free, generators_free = student.peak - student.lasting, generator.peak - generator.lasting
-    passes = max(students_free, generators_free, closing)
-    total = taken + student.lasting + generator.lasting + images + int(WORKSPACE * passes)
-    key = "transfer_set.bank.capacity"
-    if images <= passes:
-        of_generator = "transfer_set.generator.batch_size" if _batch_size(config) else "the rounds of the generator"
-        key = of_generator if generators_free > students_free else "distill.batch_size"
-    place = "the GPU" if device.type == "cuda" else "the machine"
-    return Memory(total, memory_bytes(device), place, f"make {key} smaller")
+    bank = "transfer_set.bank.capacity"
+    of_round = "transfer_set.generator.batch_size" if _batch_size(config) else "the rounds of the generator"
+    parts = [("distill.batch_size", student), (of_round, generator), (bank, Need(0, closing))]
+    return memory_of(device, taken, parts, {bank: images})
 
 
 def _batch_size(config: DistillConfig) -> int:
@@ -122,22 +79,17 @@ def _round(config: DistillConfig, trial: Trial, teacher: Classifier | None) -> t
     wanted = _batch_size(config)
     if settings is None or teacher is None or is_private(config):
         return NOTHING, wanted
-    if not wanted:
-        with TensorBytes(trial.accelerator.device) as tensors:
-            images = trial.generate(0, trial.generator)
-        return Need(0, max(tensors.timeline)), images
+    made = []
 
-    def prepare(count: int) -> Callable[[], object]:
-        few = {"batch_size": count}
-        if hasattr(settings, "real_batch"):  # in proportion
-            few["real_batch"] = max(2, round(count * settings.real_batch / wanted))
-        if hasattr(settings, "steps"):
-            few["steps"] = min(STEPS, settings.steps)
-        small = settings.model_copy(update=few)
-        generator = build_generator(small, teacher, config.seed, trial.accelerator, trial.splits)
-        return partial(trial.generate, 0, generator)
+    def round_of(few: GeneratorSettings) -> Callable[[], object]:
+        own = few is settings
+        generator = (
+            trial.generator if own else build_generator(few, teacher, config.seed, trial.accelerator, trial.splits)
+        )
+        return lambda: made.append(trial.generate(0, generator))
 
-    return need_of(prepare, wanted, trial.accelerator.device), wanted
+    need = round_need(settings, round_of, trial.accelerator.device)
+    return need, wanted or made[0]
 
 
 def _images(config: DistillConfig, trial: Trial, images_of_round: int) -> tuple[int, int]:

@@ -20,7 +20,9 @@ from synthkd.schedules import ever
 from synthkd.settings import Schedule, TrainedTeacher
 
 
-def plan(config: DistillConfig, assembly: Assembly, test: RealData | None, why: str = "") -> tuple[str, ...]:
+def plan(
+    config: DistillConfig, assembly: Assembly, test: RealData | None, why: str = "", used: int = 0
+) -> tuple[str, ...]:
     """What the run would do, in lines for --dry-run.
 
     Args:
@@ -28,6 +30,7 @@ def plan(config: DistillConfig, assembly: Assembly, test: RealData | None, why: 
         assembly: its parts, as a dry run builds them.
         test: real test data, or None.
         why: which generator the teacher chose and why; empty if the configuration names it.
+        used: queries of a black box that the run has used before this extension.
     """
     spec, student = assembly.subject.spec, parameters(assembly.learner.module)
     every_phase = config.phases_and_extensions
@@ -39,7 +42,8 @@ def plan(config: DistillConfig, assembly: Assembly, test: RealData | None, why: 
         batch = getattr(config.generated.generator, "batch_size", None)
         images = "" if batch is None else f", {rounds * batch:,} images"
         if config.black_box is not None and batch is not None:
-            images += f"; the queries cover {config.black_box.queries // batch:,}"
+            which = "the queries that are left" if used else "the queries"
+            images += f"; {which} cover {(config.black_box.queries - used) // batch:,}"
         lines = [*([f"  generator: {why}"] if why else []), f"  generator rounds: {rounds:,}{images}"]
         state_bytes += generator_bytes(generated.generator)
     peers = [f"{parameters(finished(peer)):,} parameters" for peer in assembly.students[1:]]
@@ -52,7 +56,8 @@ def plan(config: DistillConfig, assembly: Assembly, test: RealData | None, why: 
     on_disk = sum(bank.nbytes for bank in banks if bank.settings.storage == "disk")
     contract = assembly.contract
     if assembly.black_box is not None:
-        taught, share = assembly.black_box.words, ""
+        left = f", {assembly.black_box.settings.queries - used:,} of them left" if used else ""
+        taught, share = assembly.black_box.words + left, ""
     elif contract is None:
         taught, share = assembly.transfer_set.sources[0].without_teacher, ""
     else:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import logging
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -31,8 +30,6 @@ from synthkd.taps import evaluating
 from synthkd.training.learner import Learner
 from synthkd.types import Batch, ImageSpec, balanced_labels
 
-LOG = logging.getLogger(__name__)
-
 Update = Callable[[int], dict[str, Tensor | float]]
 """One training step: takes the 0-based step, returns numbers for the log."""
 
@@ -42,8 +39,8 @@ TIMED_IMAGES = 256
 REHEARSAL_IMAGES = 4
 """Images of noise in the private step that a dry run takes."""
 
-PLANNED_IMAGES = 500
-"""Images on disk whose mean a dry run takes."""
+MEASURED_IMAGES, PLANNED_IMAGES = 2000, 500
+"""Most images on disk whose mean is taken for the normalisation, in a run and in a dry run."""
 
 
 def untrained(config: TeachConfig, splits: Splits) -> Classifier:
@@ -57,13 +54,13 @@ def untrained(config: TeachConfig, splits: Splits) -> Classifier:
         model = build(config, splits, planned=True)
     if config.training.dp is not None:
         require_one_process(config)
-        batch = _noise(config, model.spec, REHEARSAL_IMAGES)
+        batch = noise(config, model.spec, REHEARSAL_IMAGES)
         learner = private_learner(config, copy.deepcopy(model), splits, torch.device("cpu"), Journal(None))
         learner.update(lambda: batch, F.cross_entropy, 0)
     return model
 
 
-def _noise(config: TeachConfig, spec: ImageSpec, count: int) -> Batch:
+def noise(config: TeachConfig, spec: ImageSpec, count: int) -> Batch:
     """A batch of `count` labelled images of noise, on the CPU."""
     images = torch.rand(count, *spec.shape, generator=stream(config.seed, "rehearsal"))
     return Batch(images, balanced_labels(count, 0, spec.classes))
@@ -74,16 +71,16 @@ def works(
 ) -> list[Work]:
     """What a training does, its steps by `name`, for the time that a dry run tells; the model is trained a little."""
     steps, device, model = config.training.steps, accelerator.device, model.to(accelerator.device)
-    noise = _noise(config, model.spec, config.training.batch_size).to(device)
+    batch_of_noise = noise(config, model.spec, config.training.batch_size).to(device)
     reading = []
     if config.training.dp is not None:  # a dry run draws no private image
         private = private_learner(config, model, splits, device, Journal(None))
-        update: Update = partial(private.update, lambda: noise, F.cross_entropy)
+        update: Update = partial(private.update, lambda: batch_of_noise, F.cross_entropy)
     else:
         learner, update, batch = plain_update(config, accelerator, None, model, splits)
         if isinstance(splits.train.images, DiskImages):
-            noise = noise.map(lambda value: value[: batch.of_process])
-            update = partial(_step, learner, noise, accelerator)
+            part = batch_of_noise.map(lambda value: value[: batch.of_process])
+            update = partial(plain_step, learner, part, accelerator)
             reading = decoding(splits.train.images, len(splits.train))
     images = splits.test.images[:TIMED_IMAGES]
 
@@ -102,22 +99,19 @@ def build(config: TeachConfig, splits: Splits, planned: bool = False) -> Classif
     """The initial model; it normalises by the mean and standard deviation of the training split (DP: by 0.5, 0.5)."""
     torch.manual_seed(config.seed)
     if config.training.dp is None:
-        mean, std = channel_statistics(_measured(splits.train, planned))
+        mean, std = channel_statistics(_measured(splits.train, config.seed, planned))
     else:  # the statistics of private images would cost budget
         mean = std = (0.5,) * splits.train.spec.channels
     return build_model(config.model, splits.train.spec, mean, std, splits.train.class_names)
 
 
-def _measured(train: RealData, planned: bool) -> Pixels:
-    """The images whose mean is taken; of those on disk a plan takes some, since to decode all may take an epoch."""
+def _measured(train: RealData, seed: int, planned: bool) -> Pixels:
+    """The images whose mean is taken: all in memory, or a sample of those on disk, which take long to decode."""
     images = train.images
     if isinstance(images, Tensor):
         return images
-    if planned:
-        return images[:: max(1, len(images) // PLANNED_IMAGES)]
-    if count := images.lacking():
-        LOG.warning("%s: %s images are decoded before the first step, for their mean", train.name, f"{count:,}")
-    return images
+    order = torch.randperm(len(images), generator=stream(seed, "images of the mean"))
+    return images.part(order[: PLANNED_IMAGES if planned else MEASURED_IMAGES].sort().values)
 
 
 def require_one_process(config: TeachConfig) -> None:
@@ -147,12 +141,12 @@ def plain_update(
     )
 
     def update(step: int) -> dict[str, Tensor | float]:
-        return _step(learner, source.batch(step), accelerator, step)
+        return plain_step(learner, source.batch(step), accelerator, step)
 
     return learner, update, batch
 
 
-def _step(learner: Learner, batch: Batch, accelerator: Accelerator, step: int) -> dict[str, Tensor | float]:
+def plain_step(learner: Learner, batch: Batch, accelerator: Accelerator, step: int) -> dict[str, Tensor | float]:
     """One step of cross entropy; returns what is logged."""
     learner.model.train()
     with accelerator.autocast():
@@ -167,9 +161,9 @@ def teacher_batch_size(
     """Images of a batch; with `adapt_batch_size` steps on noise are tried first, and the learner is restored."""
 
     def attempt(count: int) -> None:
-        batch = _noise(config, spec, count).to(accelerator.device)
+        batch = noise(config, spec, count).to(accelerator.device)
         for step in range(2):  # the first makes the moments of the optimizer, beside which the second needs its memory
-            _step(learner, batch, accelerator, step)
+            plain_step(learner, batch, accelerator, step)
 
     return choose_batch_size(config, config.training.batch_size, accelerator, directory, [learner], attempt)
 

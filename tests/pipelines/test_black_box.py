@@ -157,8 +157,19 @@ def test_a_dry_run_asks_nothing_and_says_what_may_be_asked(task: dict[str, Any])
     assert "temperature 4" in plan(real(task, teacher=soft))
 
 
+def test_the_plan_of_an_extension_says_what_is_left_of_the_budget(tmp_path: Path) -> None:
+    run(drawn(teacher={"queries": 90}, phases=[{"kind": "joint", "steps": 4, "every": 2}]), tmp_path / "run")
+    assert sum(ASKED) == 40
+    extended = [f"out={tmp_path / 'run'}", "more=4"]
+    source = drawn(teacher={"queries": 90}, phases=[{"kind": "joint", "steps": 4, "every": 2}])
+    text = str(distill(load_config(DistillConfig, source, extended), dry_run=True))
+    assert "at most 90 queries, 50 of them left\n" in text
+    assert "; the queries that are left cover 2\n" in text
+    assert sum(ASKED) == 40
+
+
 def drawn(**changes: Any) -> dict[str, Any]:
-    phases = [{"kind": "joint", "steps": 18, "every": 2}]
+    phases = changes.pop("phases", [{"kind": "joint", "steps": 18, "every": 2}])
     return recipe(transfer_set={"generator": {"kind": "procedural", "batch_size": 20}}, phases=phases, **changes)
 
 

@@ -4,11 +4,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
+from synthkd.data.read.real import load_splits
 from synthkd.errors import ConfigError, DataError
 from synthkd.pipelines import distill, teach
 from synthkd.pipelines.config import DistillConfig, TeachConfig
+from synthkd.pipelines.teacher import learning
 from synthkd.settings.load import load_config
 from tests.data.read.test_listing import folder
 from tests.data.read.test_on_disk import damaged, pictures
@@ -56,6 +59,30 @@ def test_a_teacher_and_a_student_are_those_of_images_in_memory(tmp_path: Path, d
         distill(config)
     assert weights(tmp_path / "teach0.0/teacher") == weights(tmp_path / "teach2.0/teacher")
     assert weights(tmp_path / "distill0.0/student") == weights(tmp_path / "distill2.0/student")
+
+
+def test_a_teacher_normalises_by_a_sample_of_images_on_disk(
+    tmp_path: Path, data: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(learning, "MEASURED_IMAGES", 7)
+
+    def mean(memory: float, seed: int) -> tuple[int, list[float]]:
+        cache = str(tmp_path / f"cache{memory}{seed}")
+        settings = {"data": data | {"memory": memory, "cache": cache}, "model": MODEL, "seed": seed}
+        config = load_config(TeachConfig, settings, [])
+        splits = load_splits(config.data)
+        model = learning.build(config, splits)
+        images = splits.train.images
+        decoded = 0 if isinstance(images, torch.Tensor) else len(images) - images.lacking()
+        return decoded, model.normalize.mean.flatten().tolist()
+
+    in_memory = mean(2.0, 0)
+    assert in_memory == mean(2.0, 1), "of all images"
+    assert mean(0.0, 0)[0] == 7
+    assert in_memory[1] != mean(0.0, 0)[1] != mean(0.0, 1)[1]
+    assert mean(0.0, 1) == (7, mean(0.0, 1)[1]), "it follows from the seed"
+    monkeypatch.setattr(learning, "MEASURED_IMAGES", 60)
+    assert mean(0.0, 0)[1] == in_memory[1], "few images are all measured"
 
 
 def test_a_run_may_go_on_with_another_cache_and_other_workers(tmp_path: Path, data: dict[str, Any]) -> None:

@@ -6,7 +6,9 @@ The readers are `named`, `npz` and `folder` (also for archives); `splits` divide
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,20 +33,51 @@ from synthkd.settings import (
 )
 from synthkd.types import ImageSpec, check_labels, in_channels
 
-__all__ = ["RealData", "Splits", "channel_statistics", "load_splits", "load_test"]
+__all__ = ["RealData", "Splits", "channel_statistics", "load_splits", "load_test", "reading_once"]
 
 LOG = logging.getLogger(__name__)
 
 _DIGITS_TEST = 0.2  # fraction of the test part
 
 
+_READ: ContextVar[dict[DataSettings, Splits] | None] = ContextVar("_READ", default=None)
+"""What was read inside `reading_once`."""
+
+
+@contextmanager
+def reading_once() -> Iterator[dict[DataSettings, Splits]]:
+    """Context manager inside which each dataset is read once: the same settings give the same images again.
+
+    Yields:
+        What was read so far, which stays in memory until it is removed from here, or until the end.
+    """
+    outer = _READ.get()
+    read: dict[DataSettings, Splits] = {} if outer is None else outer
+    token = _READ.set(read)
+    try:
+        yield read
+    finally:
+        _READ.reset(token)
+
+
 def load_splits(settings: DataSettings) -> Splits:
-    """Read a dataset and split it. Warnings tell of conversions and of files that were ignored or left out.
+    """Read a dataset and split it, or return what was read before inside `reading_once`.
+
+    Warnings tell of conversions and of files that were ignored or left out.
 
     Raises:
         DataError: files that are missing, truncated, corrupt or of the wrong kind; labels out of range; a class without
             a training image; a failed download. The message names the file and the remedy.
     """
+    read = _READ.get()
+    if read is None:
+        return _load_splits(settings)
+    if settings not in read:
+        read[settings] = _load_splits(settings)
+    return read[settings]
+
+
+def _load_splits(settings: DataSettings) -> Splits:
     source, name = _read(settings)
     test = _DIGITS_TEST if isinstance(settings, DigitsData) else getattr(settings, "test", 0.0)
     return split(source, name, test, settings.holdout, settings.split_seed, settings.per_class, settings.half)

@@ -12,7 +12,7 @@ from synthkd.data.read.folder import Storage, read_folder
 from synthkd.data.read.on_disk import DiskImages
 from synthkd.errors import TrainingError
 from synthkd.pipelines.run import timing
-from synthkd.pipelines.run.timing import Timed, Work, about, measured, place, seconds_of, time_line
+from synthkd.pipelines.run.timing import Timed, Work, about, measured, place, planned_time, seconds_of
 from tests.data.read.test_listing import folder
 from tests.data.read.test_on_disk import pictures
 
@@ -82,7 +82,7 @@ def test_the_line_has_the_sum_and_what_it_comes_of(clock: Clock) -> None:
         return [Timed("rounds", 120, 0.9), Timed("steps", 2400, 0.0612), *parts]
 
     expected = "  time: about 5 min (120 rounds at 0.9 s, 2,400 steps at 0.061 s, tests 20 s), measured in 6 s"
-    assert time_line(steps) == expected
+    assert planned_time(steps).line == expected
     assert math.isclose(120 * 0.9 + 2400 * 0.0612 + 20.2, 275, abs_tol=0.1)
 
 
@@ -90,7 +90,7 @@ def test_steps_that_fail_on_an_untrained_teacher_are_no_error() -> None:
     def fails() -> list[Timed]:
         raise TrainingError("the loss is not finite")
 
-    assert time_line(fails) == "  time: not measured: the loss is not finite"
+    assert planned_time(fails).line == "  time: not measured: the loss is not finite"
 
 
 def test_durations_have_the_unit_that_fits() -> None:

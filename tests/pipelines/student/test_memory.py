@@ -10,8 +10,9 @@ from synthkd.generators.inversion import Inversion
 from synthkd.models import Classifier
 from synthkd.pipelines import distill
 from synthkd.pipelines.config import DistillConfig
+from synthkd.pipelines.run import memory as run_memory
+from synthkd.pipelines.run.memory import Memory
 from synthkd.pipelines.student import memory
-from synthkd.pipelines.student.memory import Memory
 from synthkd.training.memory import Need, TensorBytes, need_of
 from synthkd.types import Round
 
@@ -41,9 +42,10 @@ def test_the_needs_of_steps_and_rounds_are_told_from_a_few_images(monkeypatch: p
         told.append((need, max(tensors.timeline), batch_size))
         return need
 
-    monkeypatch.setattr(memory, "need_of", compared)
-    monkeypatch.setattr(memory, "resident_bytes", lambda: 10**9)
-    monkeypatch.setattr(memory, "memory_bytes", lambda _: 10**12)
+    for module in (memory, run_memory):
+        monkeypatch.setattr(module, "need_of", compared)
+    monkeypatch.setattr(run_memory, "resident_bytes", lambda: 10**9)
+    monkeypatch.setattr(run_memory, "memory_bytes", lambda _: 10**12)
     line = str(distill(config_of(), dry_run=True)).splitlines()[-1]
     assert [size for _, _, size in told] == [30, 40]
     for need, peak, _ in told:
@@ -55,9 +57,10 @@ def test_the_needs_of_steps_and_rounds_are_told_from_a_few_images(monkeypatch: p
 def test_a_run_that_does_not_fit_says_what_to_make_smaller(monkeypatch: pytest.MonkeyPatch) -> None:
     def planned(students: int, generators: int) -> str:
         needs = iter([Need(10**9, students), Need(10**9, generators)])
-        monkeypatch.setattr(memory, "need_of", lambda *_: next(needs))
-        monkeypatch.setattr(memory, "resident_bytes", lambda: 10**9)
-        monkeypatch.setattr(memory, "memory_bytes", lambda _: 4 * 10**9)
+        for module in (memory, run_memory):
+            monkeypatch.setattr(module, "need_of", lambda *_: next(needs))
+        monkeypatch.setattr(run_memory, "resident_bytes", lambda: 10**9)
+        monkeypatch.setattr(run_memory, "memory_bytes", lambda _: 4 * 10**9)
         return "\n".join(str(distill(config_of(), dry_run=True)).splitlines()[-2:])
 
     assert planned(5 * 10**9, 2 * 10**9) == (
@@ -106,7 +109,7 @@ def test_a_round_whose_settings_do_not_tell_its_images_is_taken(monkeypatch: pyt
         return result
 
     monkeypatch.setattr(memory, "_images", bytes_of)
-    monkeypatch.setattr(memory, "memory_bytes", lambda _: 1)
+    monkeypatch.setattr(run_memory, "memory_bytes", lambda _: 1)
     transfer_set = {"generator": {"kind": "python", "target": f"{__name__}:Large"}, "bank": {"capacity": 200_000}}
     plan = str(distill(config_of(transfer_set=transfer_set), dry_run=True))
     rounds, pixels = 3, 64
