@@ -11,10 +11,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from accelerate import Accelerator
 
 from synthkd import __version__
+from synthkd.data.read.real import reading_once
 from synthkd.data.written.card import card
 from synthkd.data.written.filters import Sieve
 from synthkd.data.written.stored import ABOUT, FOLDER, FORMAT, Content
@@ -28,6 +30,7 @@ from synthkd.generators.settings import MerfSettings, PythonGenerator, access_of
 from synthkd.models import Classifier, parameters, probe
 from synthkd.models.weights import serialised
 from synthkd.pipelines.config import GenerateConfig
+from synthkd.pipelines.dataset.cost import dataset_memory, dataset_works
 from synthkd.pipelines.dataset.plan import DatasetPlan
 from synthkd.pipelines.dataset.request import Request, plan_layout, read_request, real_images_used, trained_as
 from synthkd.pipelines.dataset.sampling import CHUNK, ChunkSampler, Sampling
@@ -39,8 +42,10 @@ from synthkd.pipelines.run.disk import require_space
 from synthkd.pipelines.run.fit import fit_generator
 from synthkd.pipelines.run.images import fitted_splits, keep_data
 from synthkd.pipelines.run.job import Job, open_job
+from synthkd.pipelines.run.memory import memory_lines
 from synthkd.pipelines.run.result import Plan, Result
 from synthkd.pipelines.run.tested import taught_on
+from synthkd.pipelines.run.timing import measured, planned_time
 from synthkd.pipelines.run.trust import trusting
 from synthkd.pipelines.scores.running import BATCH, build_scores, scores_in_words
 from synthkd.pipelines.student.teacher_warnings import teacher_warnings
@@ -85,25 +90,25 @@ def generate(config: GenerateConfig, *, dry_run: bool = False) -> Result[Generat
             resumes.
     """
     if dry_run:
-        request = read_request(config)
-        untrained = untrained_teacher(request.teacher, config, request.source)
-        return Plan(_work(config, request, untrained, make_accelerator(config)).plan())
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())), reading_once():
+            return _plan(config)
     with open_job("generate", config) as job:
         if isinstance(job.finished, GenerateResult):
             shutil.rmtree(job.directory / PARTS, ignore_errors=True)
             return Result(job.directory, job.finished, _summary(job, job.finished, already=True))
-        request = read_request(config)
-        if request.real is not None:
-            keep_data(job.directory, request.real, job.accelerator, isinstance(request.generator, MerfSettings))
-        if job.accelerator.num_processes > 1 and (config.rounds or not isinstance(request.teacher, LoadedModel)):
-            raise ConfigError(
-                "rounds: several processes sample, but do not train: run the recipe in one process with a small "
-                "per_class, then this with run= that run"
-            )
-        if not is_taught(request.teacher, job.directory):  # to fail now rather than after the teacher
-            untrained = untrained_teacher(request.teacher, config, request.source)
-            require_space(job.directory, _work(config, request, untrained, job.accelerator).bytes)
-        ready = ready_teacher(request.teacher, config, job, source=request.source)
+        with reading_once():
+            request = read_request(config)
+            if request.real is not None:
+                keep_data(job.directory, request.real, job.accelerator, isinstance(request.generator, MerfSettings))
+            if job.accelerator.num_processes > 1 and (config.rounds or not isinstance(request.teacher, LoadedModel)):
+                raise ConfigError(
+                    "rounds: several processes sample, but do not train: run the recipe in one process with a small "
+                    "per_class, then this with run= that run"
+                )
+            if not is_taught(request.teacher, job.directory):  # to fail now rather than after the teacher
+                untrained = untrained_teacher(request.teacher, config, request.source)
+                require_space(job.directory, _work(config, request, untrained, job.accelerator).bytes)
+            ready = ready_teacher(request.teacher, config, job, source=request.source)
         work = _work(config, request, ready.model, job.accelerator, job.directory)
         for warning in work.warnings:
             LOG.warning("%s", warning)
@@ -112,6 +117,16 @@ def generate(config: GenerateConfig, *, dry_run: bool = False) -> Result[Generat
         if job.accelerator.is_main_process:
             shutil.rmtree(job.directory / PARTS, ignore_errors=True)
         return Result(job.directory, finished, _summary(job, finished))
+
+
+def _plan(config: GenerateConfig) -> Plan:
+    """What the job would do, and the time and memory that it needs by a few of its steps."""
+    request, accelerator = read_request(config), make_accelerator(config)
+    work = _work(config, request, untrained_teacher(request.teacher, config, request.source), accelerator)
+    lines = work.plan()
+    memory = memory_lines(lambda: dataset_memory(work, accelerator))
+    time = planned_time(lambda: measured(dataset_works(work, accelerator)))
+    return Plan((*lines, time.line, *memory), time)
 
 
 def _work(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from synthkd.pipelines.run.job import Job
 from synthkd.training.loop import Action, Progress, Stage, Values
@@ -23,12 +23,18 @@ def fit_generator(
     """
     if not rounds:
         return Progress(0, None, 0.0, 0.0)
+    train = round_of(generator, difficulty)
+    stage = Stage("fit", rounds, [Action("train", train), *watching])
+    title = f"generator of {job.config.name}"
+    return job.train({"generator": generator}, [stage], title, headline=("generator/loss",))
+
+
+def round_of(generator: TrainableGenerator, difficulty: float) -> Callable[[int], Values]:
+    """A step of the training: number of the round -> values for the log."""
     fit = getattr(generator, "fit", None)
 
     def train(step: int) -> Values:
         values: Values = generator.round(step, difficulty).terms if fit is None else fit(step, difficulty)
         return values
 
-    stage = Stage("fit", rounds, [Action("train", train), *watching])
-    title = f"generator of {job.config.name}"
-    return job.train({"generator": generator}, [stage], title, headline=("generator/loss",))
+    return train

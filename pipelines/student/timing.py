@@ -14,7 +14,8 @@ from synthkd.data.read.splits import RealData
 from synthkd.data.sources import RealSource
 from synthkd.distillation import phases
 from synthkd.pipelines.config import DistillConfig
-from synthkd.pipelines.run.timing import LIMIT, Timed, Work, decoding, measured, seconds_of
+from synthkd.pipelines.run.answers import FEW, Answers
+from synthkd.pipelines.run.timing import LIMIT, Timed, Work, decoding, measured
 from synthkd.pipelines.student.assembly import Assembly
 from synthkd.pipelines.student.image_alarms import IMAGES
 from synthkd.pipelines.student.teachers import teaching_works
@@ -27,8 +28,6 @@ from synthkd.types import balanced_labels
 
 DIFFICULTY = 0.5
 """Of the measured rounds: at 0 the terms that compare with the student are left out."""
-FEW, MANY = 4, 256
-"""Images of a measured pass: few of them tell whether a whole round or step, or a pass of many, fits a dry run."""
 FRESH = 500
 """Fresh samples on which a finished student without test data is compared with its teacher."""
 LATENCIES = 50
@@ -79,30 +78,16 @@ class _Works:
         return [*works, *self._real(), *self._rounds(), self._steps(), *self._evaluations(), *self._closing()]
 
     @functools.cached_property
-    def _per_image(self) -> float:
-        """Seconds of the teachers' answer to an image, with the gradient to it; 0 if none answers in a run's steps."""
-        return (
-            0.0
-            if self.assembly.team is None or self.config.black_box is not None
-            else seconds_of(lambda _: self._answer(FEW), 0.0) / FEW
-        )
+    def _answers(self) -> Answers:
+        """The teachers' answers; nothing if none answers in a run's steps."""
+        team, spec, gradients = self.assembly.team, self.assembly.subject.spec, self.config.needs_gradients
+        if team is None or self.config.black_box is not None:
+            return Answers(None, None, spec, self.accelerator.device, gradients)
+        return Answers(team.logits, team.model, spec, self.accelerator.device, gradients)
 
     @property
     def _pass(self) -> int:
-        """Images of a measured pass of any network: a single image of many takes less time than one alone."""
-        return MANY if self._per_image * MANY < LIMIT / 20 else FEW
-
-    def _answer(self, count: int, gradient: bool = True) -> None:
-        """Let the teachers answer images of noise."""
-        team, spec, device = self.assembly.team, self.assembly.subject.spec, self.accelerator.device
-        images = torch.rand(count, *spec.shape, generator=stream(0, "timing")).to(device)
-        if team is None:
-            return
-        if not gradient or not self.config.needs_gradients:
-            team.logits(images)
-            return
-        with evaluating(team.model), torch.enable_grad():
-            torch.autograd.grad(team.model(images.requires_grad_()).sum(), images)
+        return self._answers.images_of_pass
 
     @property
     def _reads(self) -> Sequence[Pixels]:
@@ -118,7 +103,7 @@ class _Works:
             works += decoding(self.test.images, len(self.test))
         if self._labels_once:
             labelled = sum(len(images) for images in self._reads) / self._pass
-            works.append(Work("labels", 1, lambda _: self._answer(self._pass, gradient=False), labelled, listed=False))
+            works.append(Work("labels", 1, lambda _: self._answers(self._pass, gradient=False), labelled, listed=False))
         return works
 
     @property
@@ -134,11 +119,11 @@ class _Works:
         images = getattr(settings, "batch_size", FEW)
         # A round cannot be cut, so one that is too long is told by the passes of the teacher alone.
         passes = images * (getattr(settings, "steps", 1) if config.needs_gradients else 1)
-        too_long = self._per_image * passes > LIMIT
+        too_long = not self._answers.fits(passes)
 
         def once(beside: bool, where: float) -> None:
             if too_long:
-                self._answer(FEW)
+                self._answers(FEW)
                 return
             module = student.synchronise() if beside else None
             samples = generated.generator.round(int(100 * where), DIFFICULTY, module)
@@ -153,7 +138,7 @@ class _Works:
 
     def _steps(self) -> Work:
         assembly, total, images = self.assembly, phases.student_steps(self._phases), self.assembly.batch.images
-        fitting = images if not self._per_image else min(images, int(LIMIT / self._per_image))
+        fitting = images if not self._answers.per_image else min(images, int(LIMIT / self._answers.per_image))
         step = assembly.step
         arrives = self.config.real is not None and isinstance(self.config.real.data, StreamData)
         empty = any(not len(bank) for bank in assembly.transfer_set.banks)
@@ -198,7 +183,11 @@ class _Works:
         if team is not None:
             alarming = min(IMAGES, sum(bank.settings.capacity for bank in banks))
             answers = Work(
-                "closing", 1, lambda _: self._answer(self._pass, gradient=False), (count + alarming) / self._pass, False
+                "closing",
+                1,
+                lambda _: self._answers(self._pass, gradient=False),
+                (count + alarming) / self._pass,
+                False,
             )
             works.append(answers)
         return [*works, Work("closing", 1, lambda _: self._predict(self._pass), count / self._pass, listed=False)]

@@ -155,12 +155,16 @@ def write_records(blocks: Iterable[Records], directory: Path, layout: Layout, do
         with naming(directory):
             _write_folder(blocks, directory / SPLIT, layout, done)
         return
-    encode = _tar if layout.format == "webdataset" else _parquet
     written = 0
     for number, block in enumerate(_shards(blocks, layout.shard_size)):
-        write_atomically(directory / layout.shard(number), encode(block, layout))
+        write_atomically(directory / layout.shard(number), encoded(block, layout))
         written += len(block)
         done(written)
+
+
+def encoded(block: Records, layout: Layout) -> bytes:
+    """Images as the bytes of a shard; those of a folder as a WebDataset shard, which has the same PNG files."""
+    return _parquet(block, layout) if layout.format == "parquet" else _tar(block, layout)
 
 
 def png(image: Tensor) -> bytes:

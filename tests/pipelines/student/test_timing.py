@@ -13,6 +13,7 @@ from synthkd.data.sources import RealSource
 from synthkd.models import build
 from synthkd.pipelines import distill, teach
 from synthkd.pipelines.config import DistillConfig, TeachConfig
+from synthkd.pipelines.run import answers
 from synthkd.pipelines.run.result import Plan, Result
 from synthkd.pipelines.student import timing
 from synthkd.pipelines.student.trial import Trial
@@ -94,7 +95,8 @@ def test_networks_in_memory_stay_as_they_are() -> None:
 
 
 def test_what_is_too_long_for_a_dry_run_is_measured_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(timing, "LIMIT", 1e-9)  # so that nothing fits
+    for module in (timing, answers):
+        monkeypatch.setattr(module, "LIMIT", 1e-9)  # so that nothing fits
     batches: list[int] = []
     make = Trial.step
 
