@@ -23,9 +23,12 @@ from synthkd.metrics.suite import measure
 from synthkd.pipelines.config import EvaluateConfig
 from synthkd.pipelines.run.device import choose_device
 from synthkd.pipelines.run.directory import REPORT, run_directory
+from synthkd.pipelines.run.memory import memory_lines
 from synthkd.pipelines.run.result import Plan, Result, finished_result, read_result
+from synthkd.pipelines.run.timing import Timed, measured, planned_time
 from synthkd.pipelines.run.trust import trusting
 from synthkd.pipelines.scores.cas import classification_accuracy_scores
+from synthkd.pipelines.scores.cost import evaluation_memory, evaluation_works, network_memory, network_works
 from synthkd.pipelines.scores.image_sets import (
     Networks,
     OpenedSet,
@@ -73,8 +76,7 @@ def evaluate(config: EvaluateConfig, *, dry_run: bool = False) -> Result[Evaluat
     if config.model is not None:
         return _network_evaluated(config, device, dry_run)
     if dry_run:
-        inputs = _prepare(config, device)
-        return Plan(_plan(inputs.sets, inputs.networks))
+        return _dry(config, _prepare(config, device))
     with run_directory("evaluate", config) as directory:
         finished = read_result(directory, EvaluateResult)
         inputs = _prepare(config, device)
@@ -94,7 +96,8 @@ def _network_evaluated(config: EvaluateConfig, device: torch.device, dry_run: bo
     """The evaluation of a network; a finished one is shown again, if the networks are still the same."""
     inputs = network_inputs(config, device)
     if dry_run:
-        return Plan(inputs.plan())
+        time = planned_time(lambda: measured(network_works(inputs)))
+        return Plan((*inputs.plan(), time.line, *network_memory(inputs, device).lines), time)
     with run_directory("evaluate", config) as directory:
         finished = read_result(directory, NetworkResult)
         if finished is None:
@@ -242,6 +245,15 @@ def _stack(images: Sequence[Tensor]) -> Tensor:
     """One size and channel count for all, those of the first with the channels of the richest."""
     size, channels = images[0].shape[1:], max(len(image) for image in images)
     return torch.cat([resize(image[None], (channels, *size), "antialias") for image in images])
+
+
+def _dry(config: EvaluateConfig, inputs: _Inputs) -> Plan:
+    """What the evaluation would do, and the time and memory that it needs by a few passes and scores."""
+    sets, networks = inputs.sets, inputs.networks
+    memory = memory_lines(lambda: evaluation_memory(config, sets, networks))
+    read = Timed("reading", 1, inputs.seconds, listed=False)
+    time = planned_time(lambda: [read, *measured(evaluation_works(config, sets, networks))])
+    return Plan((*_plan(sets, networks), time.line, *memory), time)
 
 
 def _plan(sets: Mapping[str, OpenedSet], networks: Networks) -> tuple[str, ...]:

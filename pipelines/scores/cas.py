@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,15 +17,20 @@ import torch
 from torch import Tensor
 
 from synthkd.data.read.sample_set import Samples
+from synthkd.data.read.splits import RealData, Splits
 from synthkd.errors import DataError
 from synthkd.metrics.score import Score
 from synthkd.metrics.utility import Proportion, proportion
 from synthkd.pipelines.config import EvaluateConfig, TeachConfig
+from synthkd.pipelines.run.device import make_accelerator
 from synthkd.pipelines.run.result import Result
+from synthkd.pipelines.run.timing import Work
 from synthkd.pipelines.teach import teach
+from synthkd.pipelines.teacher.learning import untrained, works
 from synthkd.rng import stream
 from synthkd.settings.load import load_config
 from synthkd.system.files import write_atomically
+from synthkd.types import ImageSpec
 
 RECIPE = {
     "model": {"arch": "convnet", "width": 16},
@@ -77,6 +82,31 @@ def classification_accuracy_scores(
         interval = (accuracy.low, accuracy.high)
         scores.append(Score("CAS", accuracy.value, "higher", (one.count, accuracy.n), interval=interval, note=note))
     return scores
+
+
+def classifier_works(config: EvaluateConfig, real: Samples, count: int) -> list[Work]:
+    """The training and the tests of `count` classifiers; none if the real images cannot be used.
+
+    Args:
+        config: seed, device and threads.
+        real: labelled real images.
+        count: of the classifiers.
+    """
+    try:
+        images, labels = _labelled(real)
+    except DataError:  # each score will say why it is missing
+        return []
+    classes = int(labels.max()) + 1
+    spec = ImageSpec(images.shape[1], images.shape[2], images.shape[3], classes)
+    train = RealData(images, labels, spec, tuple(map(str, range(classes))), real.name)
+    half = replace(train, images=images[len(labels) // 2 :], labels=labels[len(labels) // 2 :])
+    shared = {"seed": config.seed, "device": config.device, "threads": config.threads}
+    # The dataset is not read; these images are in its place.
+    teaching = load_config(TeachConfig, {**RECIPE, **shared, "data": {"kind": "digits"}}, [])
+    splits = Splits(train, replace(train, images=images[:0], labels=labels[:0]), half)
+    model = untrained(teaching, splits)
+    each = works(teaching, splits, model, make_accelerator(teaching), "steps of classifiers")
+    return [replace(work, count=count * work.count) for work in each]
 
 
 def _labelled(samples: Samples) -> tuple[Tensor, Tensor]:

@@ -123,6 +123,12 @@ def load_set(path: Path | str) -> SavedSet:
         raise DataError(f"{path} holds no features that this version saved; take the features again") from error
 
 
+def cached_file(content_digest: str, extractor: FeatureExtractor, cache_dir: Path | str) -> Path:
+    """The file in which the cache keeps the features of a set of images, whether it is there or not."""
+    key = hashlib.sha256("\n".join([FORMAT, content_digest, extractor.digest, extractor.resize]).encode()).hexdigest()
+    return Path(cache_dir).expanduser() / f"{key}{FEATURES}"
+
+
 def cached_extract(
     content_digest: str,
     make_batches: Callable[[], Iterable[Tensor]],
@@ -142,8 +148,7 @@ def cached_extract(
     Raises:
         DataError: as `extract`, or the cache cannot be written.
     """
-    key = hashlib.sha256("\n".join([FORMAT, content_digest, extractor.digest, extractor.resize]).encode()).hexdigest()
-    path = Path(cache_dir).expanduser() / f"{key}{FEATURES}"
+    path = cached_file(content_digest, extractor, cache_dir)
     try:
         saved = load_set(path)
         # The name of an entry is a hash of all this, but files can be renamed.
