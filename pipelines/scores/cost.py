@@ -173,10 +173,14 @@ def network_memory(inputs: NetworkInputs, device: torch.device) -> Memory:
     """The memory of the evaluation of a network: of a pass. What ONNX Runtime takes is seen only if it ran before."""
     taken = taken_bytes(device)
     networks = [one for one in (inputs.model, inputs.other) if one is not None]
-    needs = [
-        need_of(lambda count, one=one: functools.partial(_answer, one, count, 0.0), BATCH, device) for one in networks
-    ]
-    return memory_of(device, taken, [("the network", need) for need in needs])
+    return memory_of(device, taken, [("the network", _answer_need(one, device)) for one in networks])
+
+
+def _answer_need(network: Network, device: torch.device) -> Need:
+    def prepare(count: int) -> Callable[[], object]:
+        return functools.partial(_answer, network, count, 0.0)
+
+    return need_of(prepare, BATCH, device)
 
 
 def _answer(network: Network, count: int, _: float) -> None:
