@@ -28,6 +28,7 @@ from synthkd.pipelines.handover.attack import PipelineAudit, audit_pipeline, req
 from synthkd.pipelines.handover.export import NAMES, hand_over, measure_capacity, require_packages
 from synthkd.pipelines.handover.finished import read_finished, require_unchanged
 from synthkd.pipelines.handover.flow import DISTILL, FlowResult, distill_config, run_flow, sample
+from synthkd.pipelines.handover.timing import whole_time
 from synthkd.pipelines.run.device import process_state
 from synthkd.pipelines.run.images import fitted, keep_data
 from synthkd.pipelines.run.job import Job, open_job
@@ -77,7 +78,7 @@ def compress(config: CompressConfig, *, dry_run: bool = False) -> Result[Compres
     if process_state(config).num_processes > 1:
         raise ConfigError("compress: looks at private images, exports and audits in one process; leave torchrun out")
     if dry_run:
-        return Plan(_plan(config))
+        return _plan(config)
     with open_job("compress", config) as job:
         if isinstance(job.finished, CompressResult):
             if config.finished is not None:
@@ -223,34 +224,38 @@ def _claim(flow: FlowResult) -> Claim | None:
     return Claim(None if math.isinf(spent.pld) else spent.pld, spent.delta, adjacency, flow.dp[0]["unit"], insecure)
 
 
-def _plan(config: CompressConfig) -> tuple[str, ...]:
+def _plan(config: CompressConfig) -> Plan:
     if config.finished is not None:
-        flow = read_finished(Path(config.finished))
-        size = f"{parameters(flow.student):,} parameters, of a teacher of {parameters(flow.teacher):,}"
-        return (
-            f"compress {config.name}: {flow.student.spec}",
-            f"  student: that of {config.finished}, {size}; nothing is trained",
-            f"  export: {', '.join(config.export.formats) or 'none'}",
+        finished = read_finished(Path(config.finished))
+        size = f"{parameters(finished.student):,} parameters, of a teacher of {parameters(finished.teacher):,}"
+        return Plan(
+            (
+                f"compress {config.name}: {finished.student.spec}",
+                f"  student: that of {config.finished}, {size}; nothing is trained",
+                f"  export: {', '.join(config.export.formats) or 'none'}",
+            )
         )
     teacher = config.teacher
     assert teacher is not None
     private = teacher.data if isinstance(teacher, TrainedTeacher) and config.flow in NOISY_GENERATOR else None
-    inner = distill(distill_config(config, teacher, config.generated.generator, private), dry_run=True)
+    inner = distill_config(config, teacher, config.generated.generator, private)
+    plan = distill(inner, dry_run=True)
+    assert isinstance(plan, Plan)
     runs = "" if config.audit is None else f", {config.audit.references + 1} further runs of it and a control"
     audited = "none" if config.audit is None else f"{config.audit.canaries} canaries{runs}"
-    lines = str(inner).splitlines()
-    # What a dry run measures is one teacher and one student.
+    lines, flow, whole = str(plan).splitlines(), plan.time, plan.time
+    # What that measures is one teacher and one student.
     clock = "  time of the flow" + ("" if config.search is None else ", without the search")
     lines = [clock + line.removeprefix("  time") if line.startswith("  time:") else line for line in lines]
+    if flow is not None and flow.timed and (config.search is not None or config.audit is not None):
+        whole = whole_time(config, inner, flow)
+        lines.insert(next(row for row, line in enumerate(lines) if line.startswith(clock)) + 1, whole.line)
     if config.search is not None:
         searched = f"  student: searched, {config.search.candidates} candidates of {config.search.steps} steps each"
         lines = [searched if line.startswith("  student: ") else line for line in lines]
-    return (
-        f"compress {config.name}: flow {config.flow}",
-        *lines[1:],
-        f"  audit: {audited}",
-        f"  export: {', '.join(config.export.formats) or 'none'}",
-    )
+    exported = ", ".join(config.export.formats) or "none"
+    first = f"compress {config.name}: flow {config.flow}"
+    return Plan((first, *lines[1:], f"  audit: {audited}", f"  export: {exported}"), whole)
 
 
 def _summary(job: Job, content: CompressResult, already: bool = False) -> tuple[str, ...]:

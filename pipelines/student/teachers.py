@@ -23,6 +23,9 @@ from synthkd.settings import LabelsTeacher, LoadedModel, TeacherOrGiven, Trained
 FOLDER = "teach"
 """Folder of the first teacher's run, inside the run that needs it."""
 
+TEACHER_STEPS = "steps of the teacher"
+"""Name of the steps of a teacher's training in the time of a plan."""
+
 _SHARED = ("seed", "device", "precision", "threads", "log_every", "checkpoint_every", "adapt_batch_size")
 """Settings of a job that hold for the training of its teachers too."""
 
@@ -98,7 +101,7 @@ def teaching_works(settings: TrainedTeacher, config: TrainingConfig, accelerator
     """What the training of a teacher does, for the time that a dry run tells."""
     teaching = teach_config(settings, config, None)
     splits = load_splits(teaching.data)
-    return works(teaching, splits, untrained(teaching, splits), accelerator, "steps of the teacher")
+    return works(teaching, splits, untrained(teaching, splits), accelerator, TEACHER_STEPS)
 
 
 def teach_config(settings: TrainedTeacher, config: TrainingConfig, out: str | None) -> TeachConfig:

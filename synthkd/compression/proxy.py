@@ -24,6 +24,10 @@ Evaluate = Callable[[ZooModel], Scores]
 """Candidate -> its scores."""
 
 
+ENERGY_SECONDS = 0.5
+"""Time for which a candidate runs for the energy counter, if the machine has one."""
+
+
 def proxy_evaluator(
     source: TransferBatches,
     held_out: Tensor,
@@ -58,7 +62,7 @@ def proxy_evaluator(
             torch.manual_seed(derive(seed, "candidate"))
             model = builder(candidate)
             # Measured before the learner prepares the model for training, which may change its precision and layout.
-            spent = cost(model, accelerator.device, threads=threads, energy_seconds=0.5)
+            spent = cost(model, accelerator.device, threads=threads, energy_seconds=ENERGY_SECONDS)
             learner = Learner("candidate", model, settings.optimizer, steps, accelerator)
             step = DistillStep([Student(learner, settings, accelerator)], source, accelerator)
             try:

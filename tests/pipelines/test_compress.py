@@ -387,10 +387,34 @@ def test_a_missing_package_is_told_before_anything_is_trained(tmp_path: Path, mo
     assert not (tmp_path / "run").exists()
 
 
+def test_the_time_of_a_search_is_that_of_its_candidates() -> None:
+    families = [{"arch": "mlp", "width": [8, 32], "depth": [1]}, {"arch": "convnet", "width": [4, 4]}]
+    search = {"families": families, "candidates": 5, "steps": 7, "rounds": 11, "max_parameters": 100_000}
+    source = recipe(student=None, search=search)
+    plan = compress(load_config(CompressConfig, source, []), dry_run=True)
+    assert isinstance(plan, Plan)
+    assert plan.time is not None
+    counts = {one.name: one.count for one in plan.time.timed}
+    assert counts["steps of candidates"] == 5 * 7
+    assert counts["scores of candidates"] == 5
+    assert counts["rounds of the search"] == 11 + 8, "64 images a round, and 500 that are held out"
+    assert "for 5 candidates of 7 steps), without the exports, measured in " in str(plan)
+    (flow,) = [line for line in plan.lines if line.startswith("  time of the flow, without the search: about ")]
+    assert flow
+
+
 def test_a_dry_run_says_what_would_be_done(tmp_path: Path) -> None:
     plan = compress(load_config(CompressConfig, recipe(audit={}), [f"out={tmp_path / 'run'}"]), dry_run=True)
     assert isinstance(plan, Plan)
     assert "flow plain" in str(plan)
     assert "500 canaries, 3 further runs of it and a control" in str(plan)
-    assert "\n  time of the flow: about " in str(plan), "the audit repeats it"
+    flow, whole = (line for line in plan.lines if "time" in line)
+    assert flow.startswith("  time of the flow: about ")
+    assert whole.startswith("  time: about ")
+    assert "for 3 further runs of the flow and a control), without the exports" in whole
+    assert plan.time is not None
+    runs, control = plan.time.timed[-2:]
+    (teaching,) = [one for one in plan.time.timed if one.name == "steps of the teacher"]
+    assert runs.count * runs.seconds == pytest.approx(3 * sum(one.count * one.seconds for one in plan.time.timed[:-2]))
+    assert (control.count, control.seconds) == (600, teaching.seconds)
     assert not (tmp_path / "run").exists()
