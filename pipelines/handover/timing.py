@@ -70,15 +70,15 @@ def _control(config: CompressConfig, flow: Sequence[Timed]) -> list[Timed]:
 
 def _search(config: DistillConfig, settings: SearchSettings, teacher: Classifier, flow: Sequence[Timed]) -> list[Timed]:
     """The works of a search: rounds of the generator as in the flow, and candidates in the middle of each range."""
+    config, _ = with_generator(config, teacher)
     rounds = [one for one in flow if one.name.startswith("rounds")][:1]
     images = getattr(None if config.generated is None else config.generated.named, "batch_size", HELD_OUT)
     needed = settings.rounds + math.ceil(HELD_OUT / images)
-    made = [Timed("rounds of the search", needed, one.seconds) for one in rounds]
-    return [*made, *measured(_candidates(config, settings, teacher))]
+    images_first = [Timed("rounds of the search", needed, one.seconds) for one in rounds]
+    return [*images_first, *measured(_candidates(config, settings, teacher))]
 
 
 def _candidates(config: DistillConfig, settings: SearchSettings, teacher: Classifier) -> list[Work]:
-    config, _ = with_generator(config, teacher)
     accelerator = make_accelerator(config)
     assembly = assemble(config, [teacher], accelerator, None)
     subject, batch = assembly.subject, assembly.batch.images

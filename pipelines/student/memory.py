@@ -79,17 +79,17 @@ def _round(config: DistillConfig, trial: Trial, teacher: Classifier | None) -> t
     wanted = _batch_size(config)
     if settings is None or teacher is None or is_private(config):
         return NOTHING, wanted
-    made = []
+    counts = []
 
     def round_of(few: GeneratorSettings) -> Callable[[], object]:
         own = few is settings
         generator = (
             trial.generator if own else build_generator(few, teacher, config.seed, trial.accelerator, trial.splits)
         )
-        return lambda: made.append(trial.generate(0, generator))
+        return lambda: counts.append(trial.generate(0, generator))
 
     need = round_need(settings, round_of, trial.accelerator.device)
-    return need, wanted or made[0]
+    return need, wanted or counts[0]
 
 
 def _images(config: DistillConfig, trial: Trial, images_of_round: int) -> tuple[int, int]:
