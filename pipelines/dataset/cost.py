@@ -31,7 +31,7 @@ from synthkd.pipelines.run.timing import Work, decoding
 from synthkd.pipelines.student.teachers import teaching_works
 from synthkd.rng import Rows, stream
 from synthkd.settings import TeacherExtractor, TrainedTeacher
-from synthkd.training.memory import Need, need_of
+from synthkd.training.memory import Need, TensorBytes, need_of
 from synthkd.types import TrainableGenerator, balanced_labels, to_uint8
 
 GRADIENT_PASSES = 12
@@ -183,7 +183,13 @@ def dataset_memory(plan: DatasetPlan, accelerator: Accelerator) -> Memory:
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         learns = config.rounds and not isinstance(settings, MerfSettings)
         rounds = round_need(settings, trained, device) if learns else NOTHING
-        samples = need_of(sampled, min(CHUNK, getattr(settings, "batch_size", CHUNK)), device)
+        if isinstance(settings, PythonGenerator):  # it may rely on whole chunks
+            once = sampled(CHUNK)
+            with TensorBytes(device) as tensors:
+                once()
+            samples = Need(0, max(tensors.timeline))
+        else:
+            samples = need_of(sampled, min(CHUNK, getattr(settings, "batch_size", CHUNK)), device)
     spec = plan.teacher.spec
     image = 5 * math.prod(spec.shape) + 8 * spec.classes  # as uint8 and as float32, with logits and soft labels
     held = {"batch_size": config.batch_size * image}

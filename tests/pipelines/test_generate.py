@@ -147,6 +147,13 @@ def test_a_killed_run_goes_on_to_the_same_files(teacher: Path, tmp_path: Path, m
     assert files(tmp_path / "killed") == files(tmp_path / "whole")
 
 
+def test_a_dry_run_samples_whole_chunks_of_a_generator_of_the_user(teacher: Path) -> None:
+    plan = generate(load_config(GenerateConfig, recipe(teacher), []), dry_run=True)
+    assert isinstance(plan, Plan)
+    assert "200 images at" in str(plan)
+    assert plan.lines[-1].startswith("  memory: about ")
+
+
 class Half:
     """The accelerator of one of two processes that run one after the other."""
 
