@@ -10,12 +10,13 @@ import torch
 from synthkd.errors import ConfigError
 from synthkd.models import files
 from synthkd.models.classifier import Classifier, in_float32
-from synthkd.models.factories import construct, is_library, public_names, require_name
+from synthkd.models.factories import construct, is_library, require_name
 from synthkd.models.file_kinds import ONNX, kind_of
 from synthkd.models.fitting import load_file
 from synthkd.models.folders import completed
 from synthkd.models.onnx_networks import read_onnx_network
 from synthkd.models.programs import PROGRAMS, Script, opened, read_program
+from synthkd.models.public_names import public_names
 from synthkd.models.weights import some
 from synthkd.settings import GivenModel, LoadedModel, ZooModel
 from synthkd.system.environment import float32_by_default
@@ -209,5 +210,6 @@ def _spec_where_set(settings: LoadedModel, other: ImageSpec) -> ImageSpec:
 
 def _read_into(model: Classifier, settings: LoadedModel) -> None:
     if settings.weights is not None:
-        notes = load_file(model.body, settings.weights, settings.weights_key, public_names(settings.model))
+        rename = public_names(settings.model, model.body)
+        notes = load_file(model.body, settings.weights, settings.weights_key, rename)
         model.notes = (*model.notes, *notes)
