@@ -99,7 +99,7 @@ def _compress(config: CompressConfig, job: Job) -> CompressResult:
         flow = run_flow(config, job.directory, private, config.seed)
         student = job.directory / DISTILL / "student"
     else:
-        flow = read_finished(Path(config.finished))
+        flow = read_finished(Path(config.finished), config.trust is True)
         student = flow.directory / "student"
     flow_ended = time.perf_counter()
     shutil.copytree(student, job.directory / "student", dirs_exist_ok=True)
@@ -225,7 +225,7 @@ def _claim(flow: FlowResult) -> Claim | None:
 
 def _plan(config: CompressConfig) -> tuple[str, ...]:
     if config.finished is not None:
-        flow = read_finished(Path(config.finished))
+        flow = read_finished(Path(config.finished), config.trust is True)
         size = f"{parameters(flow.student):,} parameters, of a teacher of {parameters(flow.teacher):,}"
         return (
             f"compress {config.name}: {flow.student.spec}",

@@ -20,7 +20,9 @@ KINDS: dict[str, dict[str, Any]] = {
     "ResNet": {"embedding_size": 8, "hidden_sizes": [8, 8], "depths": [1, 1], "layer_type": "basic"},
     "ViT": {**SMALL, "patch_size": 8},
     "DeiT": {**SMALL, "patch_size": 8},
-    "Swin": {"image_size": 16, "patch_size": 2, "embed_dim": 8, "depths": [1, 1], "num_heads": [2, 2], "window_size": 4},
+    "Swin": {
+        "image_size": 16, "patch_size": 2, "embed_dim": 8, "depths": [1, 1], "num_heads": [2, 2], "window_size": 4,
+    },
     "MobileNetV2": {"image_size": 32, "depth_multiplier": 0.1},
     "ConvNext": {"hidden_sizes": [8, 8], "depths": [1, 1], "num_stages": 2, "patch_size": 2},
 }  # fmt: skip
