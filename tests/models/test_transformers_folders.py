@@ -15,17 +15,31 @@ from synthkd.types import ImageSpec
 transformers: Any = pytest.importorskip("transformers")
 
 NAMES = ("cat", "dog", "eel")
-SMALL = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 8, "image_size": 16}
+SIZE = 32
+SMALL = {"hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": SIZE, "patch_size": 8}
+MLP = {**SMALL, "intermediate_size": 8}
+STAGES = {"hidden_sizes": [8, 8], "depths": [1, 1]}
+WINDOWS = {"image_size": SIZE, "patch_size": 2, "embed_dim": 8, "depths": [1, 1]}
 KINDS: dict[str, dict[str, Any]] = {
-    "ResNet": {"embedding_size": 8, "hidden_sizes": [8, 8], "depths": [1, 1], "layer_type": "basic"},
-    "ViT": {**SMALL, "patch_size": 8},
-    "DeiT": {**SMALL, "patch_size": 8},
-    "Swin": {
-        "image_size": 16, "patch_size": 2, "embed_dim": 8, "depths": [1, 1], "num_heads": [2, 2], "window_size": 4,
-    },
-    "MobileNetV2": {"image_size": 32, "depth_multiplier": 0.1},
-    "ConvNext": {"hidden_sizes": [8, 8], "depths": [1, 1], "num_stages": 2, "patch_size": 2},
-}  # fmt: skip
+    "Beit": {**MLP, "out_indices": [0, 1]},
+    "Bit": {"embedding_size": 8, "hidden_sizes": [32, 32], "depths": [1, 1], "num_groups": 4},
+    "CLIP": {"vision_config": MLP},
+    "ConvNext": {**STAGES, "num_stages": 2, "patch_size": 2},
+    "ConvNextV2": {**STAGES, "num_stages": 2, "patch_size": 2},
+    "DeiT": MLP,
+    "Dinov2": SMALL,
+    "EfficientNet": {"image_size": SIZE, "width_coefficient": 0.25, "depth_coefficient": 0.2, "hidden_dim": 320},
+    "FocalNet": {**WINDOWS, "focal_levels": [1, 1], "focal_windows": [3, 3]},
+    "MobileNetV1": {"image_size": SIZE, "depth_multiplier": 0.1},
+    "MobileNetV2": {"image_size": SIZE, "depth_multiplier": 0.1},
+    "PoolFormer": {"hidden_sizes": [8, 8, 8, 8], "depths": [1, 1, 1, 1]},
+    "RegNet": {**STAGES, "embedding_size": 8, "groups_width": 8},
+    "ResNet": {**STAGES, "embedding_size": 8, "layer_type": "basic"},
+    "Siglip": {"vision_config": MLP},
+    "Swin": {**WINDOWS, "num_heads": [2, 2], "window_size": 4},
+    "Swinv2": {**WINDOWS, "num_heads": [2, 2], "window_size": 4},
+    "ViT": MLP,
+}
 
 
 def saved(kind: str, folder: Path, suffix: str = "ForImageClassification") -> Any:
@@ -36,7 +50,7 @@ def saved(kind: str, folder: Path, suffix: str = "ForImageClassification") -> An
         torch.manual_seed(0)
         network = getattr(transformers, f"{kind}{suffix}")(config).eval()
     network.save_pretrained(folder)
-    transformers.ViTImageProcessor(size={"height": 16, "width": 16}).save_pretrained(folder)
+    transformers.ViTImageProcessor(size={"height": SIZE, "width": SIZE}).save_pretrained(folder)
     return network
 
 
@@ -47,8 +61,8 @@ def test_a_folder_gives_the_logits_of_its_network(kind: str, tmp_path: Path) -> 
     model = load_model(LoadedModel(kind="load", model=str(tmp_path / "folder")))
     assert torch.equal(torch.get_rng_state(), state)
     assert transformers.utils.logging.is_progress_bar_enabled() == bars
-    assert (model.spec, model.class_names) == (ImageSpec(3, 16, 16, 3), NAMES)
-    images = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    assert (model.spec, model.class_names) == (ImageSpec(3, SIZE, SIZE, 3), NAMES)
+    images = torch.rand(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         expected = network(2 * images - 1).logits  # its preprocessor has mean and std 0.5
         torch.testing.assert_close(model(images), expected, rtol=0, atol=1e-6)

@@ -364,6 +364,11 @@ def distilling(**changes: Any) -> dict[str, Any]:
         ({"mix": {}}, r"nobody labels mixtures without a teacher: set mix\.mixup and mix\.cutmix to 0"),
         ({"mix": {"mixup": 0.0, "cutmix": 0.5}}, r"set mix\.mixup and mix\.cutmix to 0"),
         ({"mix": {"mixup": 0.0, "logits": "stored"}}, r"set mix\.logits to fresh"),
+        ({"mix": {"crop": 0.5, "logits": "stored"}}, "mix: stored logits are those of whole images: set crop to 1"),
+        (
+            {"transfer_set": {"kind": "stored", "path": "x"}, "mix": {"mixup": 0.0, "crop": 0.5}, "distill": {}},
+            r"mix\.crop: stored logits are those of whole images: set teacher",
+        ),
         ({"transfer_set": {**REAL, "share": 0.5}}, "transfer_set: one source has no share and fills the rest"),
         ({"phases": [{"kind": "joint", "steps": 8}]}, "nothing is generated, so a student has refine phases only"),
         ({"transfer_set": {"kind": "real"}}, r"transfer_set\.data: required"),
