@@ -68,9 +68,9 @@ def _by_transformers(network: Any, state: Mapping[str, Tensor]) -> Mapping[str, 
         except Exception:  # what it cannot read keeps its names, and the error says what does not fit
             return state
     misshapen = {str(entry[0]) for entry in report["mismatched_keys"]}
-    found = {name: value for name, value in read.state_dict().items() if name not in report["missing_keys"]}
-    kept = {name: state[name] for name in {*report["unexpected_keys"], *misshapen} if name in state}
-    return {name: value for name, value in found.items() if name not in misshapen} | kept
+    drawn = {*report["missing_keys"], *misshapen}
+    unread = {name: state[name] for name in {*report["unexpected_keys"], *misshapen} if name in state}
+    return {name: value for name, value in read.state_dict().items() if name not in drawn} | unread
 
 
 @contextmanager
