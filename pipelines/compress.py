@@ -100,7 +100,7 @@ def _compress(config: CompressConfig, job: Job) -> CompressResult:
         flow = run_flow(config, job.directory, private, config.seed)
         student = job.directory / DISTILL / "student"
     else:
-        flow = read_finished(Path(config.finished))
+        flow = read_finished(Path(config.finished), config.trust is True)
         student = flow.directory / "student"
     flow_ended = time.perf_counter()
     shutil.copytree(student, job.directory / "student", dirs_exist_ok=True)
@@ -226,7 +226,7 @@ def _claim(flow: FlowResult) -> Claim | None:
 
 def _plan(config: CompressConfig) -> Plan:
     if config.finished is not None:
-        finished = read_finished(Path(config.finished))
+        finished = read_finished(Path(config.finished), config.trust is True)
         size = f"{parameters(finished.student):,} parameters, of a teacher of {parameters(finished.teacher):,}"
         return Plan(
             (

@@ -34,8 +34,8 @@ def require_answers_alone(sources: Sequence[GeneratedSet | StoredSet | RealSet],
             raise ValueError("transfer_set.live: fresh samples ask a black box at every step: set live to 0")
         if isinstance(source, RealSet) and isinstance(source.data, StreamData):
             raise ValueError("transfer_set: a stream asks a black box without end: take another kind of data")
-    if mix.logits == "fresh" or mix.cutmix:
+    if mix.logits == "fresh" or mix.cutmix or mix.crop < 1.0:
         raise ValueError(
             "mix: a black box is asked about each image once, not about its mixtures at every step: set mix.logits to "
-            "stored and mix.cutmix to 0, or leave both out"
+            "stored, mix.cutmix to 0 and mix.crop to 1, or leave them out"
         )

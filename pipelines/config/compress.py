@@ -14,6 +14,7 @@ from synthkd.generators.settings import (
     InversionSettings,
     MerfSettings,
     PixelSettings,
+    ProceduralSettings,
 )
 from synthkd.pipelines.config.base import TrainingConfig, require_terms
 from synthkd.pipelines.config.distill import Distillation
@@ -71,8 +72,8 @@ class SyntheticSettings(Settings):
     """Images of each class that the teacher of flow dp_generator is trained on."""
 
 
-LEARNS_FROM_TEACHER = (ChosenByTeacher, InversionSettings, PixelSettings)
-"""Settings of the generators that learn from the teacher alone. It chooses no other of a teacher in a compression."""
+LEARNS_FROM_TEACHER = (ChosenByTeacher, InversionSettings, PixelSettings, ProceduralSettings)
+"""Settings of the generators that learn from the teacher alone, or from nothing, and so from no private image."""
 KIND = "distillation.transfer_set.generator.kind"
 """The key of the generator's kind in a compression."""
 COUNTED = frozenset(
@@ -182,8 +183,8 @@ class CompressConfig(TrainingConfig):
             )
         if flow == "dp_teacher" and not isinstance(generator, LEARNS_FROM_TEACHER):
             raise ValueError(
-                f"{KIND}: what {generator.kind} learned from is not accounted for in flow dp_teacher; take inversion "
-                "or pixels, which learn from the teacher alone, or merf in flow dp_both"
+                f"{KIND}: what {generator.kind} learned from is not accounted for in flow dp_teacher; take "
+                "inversion, pixels or procedural, which see no real image, or merf in flow dp_both"
             )
 
     def _require_teacher(self) -> None:

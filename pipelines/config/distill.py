@@ -306,8 +306,8 @@ class DistillConfig(Distillation, TrainingConfig):
             raise ValueError(NO_TEACHER)
         if self.real is not None:
             self._needs_no_teacher()
-        if self.mix.cutmix or (self.mix.mixup and self.real is not None):
-            raise ValueError("nobody labels mixtures without a teacher: set mix.mixup and mix.cutmix to 0")
+        if self.mix.cutmix or (self.mix.mixup and self.real is not None) or (self.mix.crop < 1.0 and self.stored):
+            raise ValueError("no teacher labels mixtures and crops: set mix.mixup and mix.cutmix to 0, mix.crop to 1")
         if self.online is not None and any(peer.model is None for peer in self.online.peers):
             raise ValueError("online.peers: a peer without a model is a copy of the teacher: set its model, or teacher")
         return self

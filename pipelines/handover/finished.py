@@ -7,6 +7,7 @@ from pathlib import Path
 from synthkd.errors import ConfigError
 from synthkd.generators.files import INSIDE_A_RUN
 from synthkd.generators.settings import SavedSettings
+from synthkd.imports import allowing
 from synthkd.models import load, load_model
 from synthkd.pipelines.config import DistillConfig
 from synthkd.pipelines.config.recipes import CONFIG, find_config
@@ -19,8 +20,12 @@ from synthkd.settings.load import load_config
 from synthkd.system.files import file_names, sha256
 
 
-def read_finished(run: Path) -> FlowResult:
+def read_finished(run: Path, trust: bool = False) -> FlowResult:
     """Teacher, student and generator of a finished distillation, in the form of a flow that has been run.
+
+    Args:
+        run: its directory.
+        trust: also load a teacher that is a program.
 
     Raises:
         ConfigError: it is no run of `synthkd distill`, is not finished, or lacks what is measured beside the student.
@@ -51,7 +56,13 @@ def read_finished(run: Path) -> FlowResult:
     if not isinstance(settings, LoadedModel):
         raise ConfigError(f"finished: the teacher of {run} was a network in memory; take a run whose teacher is a file")
     generator = SavedSettings(kind="saved", path=str(run))
-    return FlowResult(run, load_model(settings, run / CONFIG).eval(), load(run), generator, None, (), result)
+    # The recipe names the run and no program, so `true` can only mean the program that the run names as its teacher.
+    if trust and Path(settings.model).is_file():
+        with allowing({"model": settings.model}, programs=True):
+            teacher = load_model(settings)
+    else:
+        teacher = load_model(settings, run / CONFIG)
+    return FlowResult(run, teacher.eval(), load(run), generator, None, (), result)
 
 
 def require_unchanged(run: Path, student: Path) -> None:

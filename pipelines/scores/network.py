@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from synthkd.compression.export import load_program
+from synthkd.compression.onnx_file import UndescribedError
 from synthkd.compression.predict import OnnxModel
 from synthkd.data.read.classes import align_labels
 from synthkd.data.read.decode import refuse_bad
@@ -22,8 +23,9 @@ from synthkd.errors import ConfigError, DataError
 from synthkd.metrics.quality import QualityCounter
 from synthkd.metrics.utility import proportion
 from synthkd.models import Classifier, load_model
-from synthkd.models.contract import finite_logits
+from synthkd.models.contract import finite_logits, probe
 from synthkd.models.files import is_model_directory
+from synthkd.models.onnx_session import OnnxNetwork
 from synthkd.models.weights import serialised
 from synthkd.pipelines.config import EvaluateConfig, ImageSet
 from synthkd.reports.results import Against, EvaluatedNetwork, NetworkResult, RunCost, SetResult
@@ -58,15 +60,21 @@ def open_network(key: str, configured: str | LoadedModel, device: torch.device) 
         MissingExtraError: an .onnx file without the packages to run it.
     """
     if isinstance(configured, LoadedModel):
-        return _of_classifier(configured.model, "a loaded network", load_model(configured), device)
+        return _of_settings(key, configured, device)
     path = Path(configured).expanduser()
-    if path.suffix.lower() == ".onnx":
-        onnx = OnnxModel(path)
-        about = onnx.description
-        return _network(str(path), f"ONNX, {about.precision}", about.spec, about.class_names, sha256(path), onnx)
-    if path.suffix.lower() == ".pt2" and path.is_file():
-        module, about = load_program(path)
-        return _network(str(path), "torch.export program", about.spec, about.class_names, sha256(path), module)
+    try:
+        if path.suffix.lower() == ".onnx":
+            onnx = OnnxModel(path)
+            about = onnx.description
+            return _network(str(path), f"ONNX, {about.precision}", about.spec, about.class_names, sha256(path), onnx)
+        if path.suffix.lower() == ".pt2" and path.is_file():
+            module, about = load_program(path)
+            return _network(str(path), "torch.export program", about.spec, about.class_names, sha256(path), module)
+    except UndescribedError as error:
+        raise ConfigError(
+            f"{key}: synthkd did not export {path}, which does not say what images it takes; say it: {key}.kind=load "
+            f"{key}.model={path} {key}.size=... {key}.classes=..., and {key}.channels, mean and std where needed"
+        ) from error
     if not is_model_directory(path):
         raise ConfigError(
             f"{key}: {path} {'is' if path.exists() else 'does not exist, so it is'} no network; give a run, a folder "
@@ -74,6 +82,16 @@ def open_network(key: str, configured: str | LoadedModel, device: torch.device) 
         )
     model = load_model(LoadedModel(kind="load", model=str(path)))
     return _of_classifier(str(path), "a directory of synthkd", model, device)
+
+
+def _of_settings(key: str, configured: LoadedModel, device: torch.device) -> Network:
+    """The network of a section, which passes the checks of a teacher."""
+    model = load_model(configured, layers=False)
+    probe(model, f"{key} ({configured.model})")
+    if isinstance(model.body, OnnxNetwork):
+        names, digest = tuple(model.class_names), sha256(Path(configured.model))
+        return _network(configured.model, "ONNX, run by ONNX Runtime", model.spec, names, digest, model)
+    return _of_classifier(configured.model, "a loaded network", model, device)
 
 
 def _of_classifier(name: str, form: str, model: Classifier, device: torch.device) -> Network:

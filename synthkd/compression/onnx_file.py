@@ -33,6 +33,10 @@ CHECKSUM = "sha256"
 Precision = Literal["float32", "int8"]
 
 
+class UndescribedError(ModelError):
+    """A file of another program, which does not say what images it takes."""
+
+
 @dataclass(frozen=True)
 class Description:
     """The description of an exported file's model, stored in the file.
@@ -212,7 +216,7 @@ def parse_description(text: str, path: Path) -> Description:
 
 def _parse(metadata: Mapping[str, str], path: Path) -> _Written:
     if METADATA not in metadata:
-        raise ModelError(f"{path} does not say what images it takes; export the model with synthkd")
+        raise UndescribedError(f"{path} does not say what images it takes; export the model with synthkd")
     try:
         written = _Written.model_validate_json(metadata[METADATA])
     except ValidationError as error:

@@ -13,16 +13,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from synthkd.compression.onnx_file import INPUT, needed, read_onnx
+from synthkd.compression.onnx_file import read_onnx
 from synthkd.data.read.decode import refuse_bad, some
 from synthkd.data.read.fitted import batches, fitted
 from synthkd.data.read.listing import list_every
-from synthkd.errors import DataError, ModelError
+from synthkd.errors import DataError
 from synthkd.metrics.utility import Proportion, accuracy
 from synthkd.models.classifier import Classifier, require_images
 from synthkd.models.contract import finite_logits
 from synthkd.models.files import is_model_directory, load
 from synthkd.models.latency import Latency, random_images, time_calls
+from synthkd.models.onnx_session import OnnxSession
 from synthkd.taps import evaluating
 from synthkd.types import ImageSpec, InBlocks, to_float
 
@@ -46,23 +47,13 @@ class OnnxModel:
     """
 
     def __init__(self, path: Path | str, threads: int | None = None) -> None:
-        runtime = needed("onnxruntime")
         path = Path(path)
         self._name = str(path)
         self.threads = threads or torch.get_num_threads()
-        options = runtime.SessionOptions()
-        options.intra_op_num_threads = self.threads
-        options.inter_op_num_threads = 1  # the layers run one after the other, so a second pool would only wait
-        options.log_severity_level = 4  # fatal errors only; others are raised
         # ONNX Runtime would open any file that a model refers to; `read_onnx` refuses a model that refers to one.
         content = read_onnx(path)
         self.description = content.description
-        try:
-            self._session = runtime.InferenceSession(
-                content.model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-            )
-        except Exception as error:  # ONNX Runtime's errors have no common parent
-            raise ModelError(f"{path} is not an ONNX file, or a damaged one; export the model again") from error
+        self._session = OnnxSession(content.model.SerializeToString(), self._name, self.threads)
 
     def __call__(self, images: Tensor) -> Tensor:
         """Logits float32 `[N, K]` of at least one image.
@@ -72,7 +63,7 @@ class OnnxModel:
         """
         require_images(images, self.description.spec.shape)
         batch = np.ascontiguousarray(images.detach().to("cpu", torch.float32).numpy())
-        return finite_logits(torch.from_numpy(self._session.run(None, {INPUT: batch})[0]), self._name)
+        return finite_logits(torch.from_numpy(self._session(batch)), self._name)
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,26 @@ def flip(images: Tensor, rng: torch.Generator, p: float = 0.5) -> Tensor:
     return torch.lerp(images, images.flip(-1), _chance(images, p, rng)[:, None, None, None])
 
 
+def crop(images: Tensor, least: float, rng: torch.Generator, ratio: tuple[float, float] = (3 / 4, 4 / 3)) -> Tensor:
+    """A window of each image in its place, resized to its size (random resized crop: Szegedy et al., CVPR 2015).
+
+    The window's area is uniform in `[least, 1]` (a fraction of the image), its aspect ratio height / width log-uniform
+    in `ratio`, and it lies anywhere inside. Pixels between those of the image are bilinear.
+    """
+    if least == 1.0:
+        return images
+    count, _, height, width = images.shape
+    heights, widths = _sides(images, (least, 1.0), ratio, rng)
+    spans = (widths / width, heights / height)
+    # Coordinates of the image run from -1 to 1; a window of half the width has its centre within half of that.
+    centres = [(1.0 - span) * _uniform(count, -1.0, 1.0, rng, images) for span in spans]
+    affine = torch.zeros(count, 2, 3, device=images.device)
+    for axis in (0, 1):
+        affine[:, axis, axis], affine[:, axis, 2] = spans[axis], centres[axis]
+    grid = functional.affine_grid(affine.to(images.dtype), list(images.shape), align_corners=False)
+    return functional.grid_sample(images, grid, padding_mode="border", align_corners=False).clamp(0.0, 1.0)
+
+
 def turn(images: Tensor, rng: torch.Generator) -> Tensor:
     """Turn each image by 90, 180 or 270 degrees, with equal probability; images that are not square by 180.
 
@@ -67,16 +87,10 @@ def erase(
     """
     if p == 0.0:
         return images
-    count, channels, height, width = images.shape
+    count, channels = images.shape[:2]
     hit = _chance(images, p, rng)
     # From here on numbers are drawn for every image, hit or not, so that their number depends on the shape alone.
-    surface = _uniform(count, area[0], area[1], rng, images) * (height * width)
-    # With area s and aspect a = h / w, h = sqrt(s a) <= height and w = sqrt(s / a) <= width bound a from both sides.
-    lowest, highest = surface / width**2, height**2 / surface
-    low = torch.full_like(surface, ratio[0]).clamp(lowest, highest).log()
-    high = torch.full_like(surface, ratio[1]).clamp(lowest, highest).log()
-    aspect = torch.lerp(low, high, _uniform(count, 0.0, 1.0, rng, images)).exp()
-    heights, widths = (surface * aspect).sqrt(), (surface / aspect).sqrt()
+    heights, widths = _sides(images, area, ratio, rng)
     mask = _rectangles(heights, widths, images, rng) * hit[:, None, None, None]
     colour = _uniform(count * channels, 0.0, 1.0, rng, images).view(count, channels, 1, 1)
     return torch.lerp(images, colour.to(images.dtype), mask)
@@ -154,7 +168,8 @@ def by_difficulty(
 
 
 def augment_real(images: Tensor, settings: AugmentSettings, rng: torch.Generator) -> Tensor:
-    """Augmentation of real images in the training of a teacher: shift, then flip."""
+    """Augmentation of real images in the training of a teacher: crop, shift, flip."""
+    images = crop(images, settings.crop, rng)
     images = shift(images, settings.shift, rng)
     return flip(images, rng, 0.5 if settings.flip else 0.0)
 
@@ -183,6 +198,20 @@ def _uniform(count: int, low: float, high: float, rng: torch.Generator, like: Te
 def _chance(images: Tensor, p: float, rng: torch.Generator) -> Tensor:
     """`[N]` in the dtype of the images: 1 with probability `p`, else 0."""
     return (_uniform(len(images), 0.0, 1.0, rng, images) < p).to(images.dtype)
+
+
+def _sides(
+    images: Tensor, area: tuple[float, float], ratio: tuple[float, float], rng: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Heights and widths float32 `[N]` of rectangles that fit into the images; see `erase` for area and ratio."""
+    count, _, height, width = images.shape
+    surface = _uniform(count, area[0], area[1], rng, images) * (height * width)
+    # With area s and aspect a = h / w, h = sqrt(s a) <= height and w = sqrt(s / a) <= width bound a from both sides.
+    lowest, highest = surface / width**2, height**2 / surface
+    low = torch.full_like(surface, ratio[0]).clamp(lowest, highest).log()
+    high = torch.full_like(surface, ratio[1]).clamp(lowest, highest).log()
+    aspect = torch.lerp(low, high, _uniform(count, 0.0, 1.0, rng, images)).exp()
+    return (surface * aspect).sqrt(), (surface / aspect).sqrt()
 
 
 def _rectangles(heights: Tensor, widths: Tensor, images: Tensor, rng: torch.Generator) -> Tensor:

@@ -35,9 +35,9 @@ class HybridDataset(IterableDataset[Batch]):
     when the batch is asked for.
 
     The rows of several sources are shuffled, so that mixup and CutMix mix real with generated images. All images are
-    flipped, shifted and mixed by the settings, then augmented by the present difficulty. With `logits: fresh` the
-    teacher labels exactly these images. With `logits: stored` an image keeps the logits of the image that it was made
-    from, and the logits of a mixture are mixed like its images. A real image without a label gets the teacher's
+    cropped, flipped, shifted and mixed by the settings, then augmented by the present difficulty. With `logits: fresh`
+    the teacher labels exactly these images. With `logits: stored` an image keeps the logits of the image that it was
+    made from, and the logits of a mixture are mixed like its images. A real image without a label gets the teacher's
     prediction as label, and does not count as annotated.
 
     Args:
@@ -186,15 +186,17 @@ class HybridDataset(IterableDataset[Batch]):
             source.load_state_dict(state[str(number)])
 
     def _vary(self, batch: Batch, step: int, shuffled: bool) -> Batch:
-        """Shuffle, flip, shift and mix the images, and mark the mixtures as such."""
+        """Shuffle, crop, flip, shift and mix the images, and mark the mixtures as such."""
         mix = self._mix
-        if not (mix.flip or mix.shift or mix.mixup or mix.cutmix):
+        if not (mix.flip or mix.shift or mix.mixup or mix.cutmix or mix.crop < 1.0):
             return batch
         rng = stream(self._seed, "vary", step)
         if shuffled:
             order = torch.randperm(len(batch), generator=rng)
             batch = batch.map(lambda value: value[order])
         images, logits = batch.images, batch.teacher_logits
+        if mix.crop < 1.0:
+            images = augment.crop(images, mix.crop, rng)
         if mix.flip:
             images = augment.flip(images, rng)
         if mix.shift:

@@ -12,14 +12,16 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
 from numpy.typing import NDArray
 
-from synthkd.errors import ConfigError, ModelError
-from synthkd.imports import optional, resolve
+from synthkd.errors import ModelError
+from synthkd.imports import resolve
+from synthkd.models.onnx_session import OnnxSession
 from synthkd.settings import LabelsTeacher
 from synthkd.system.text import first_line, one_line, parse_json
 
@@ -182,33 +184,12 @@ class _OnnxFile:
 
     def __init__(self, settings: LabelsTeacher) -> None:
         self._file, self._settings = str(settings.file), settings
-        runtime = optional("onnxruntime", "export", "a teacher of kind labels with a file")
-        options = runtime.SessionOptions()
-        options.log_severity_level = 4  # fatal errors only; others are raised
         # One thread: with several, sums have another order and answers other last bits.
-        options.intra_op_num_threads = options.inter_op_num_threads = 1
-        try:
-            self._session = runtime.InferenceSession(self._file, options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # ONNX Runtime's errors have no common parent
-            raise ModelError(
-                f"teacher.file: {self._file} is no ONNX file that can be read: {first_line(error)}"
-            ) from error
-        inputs = self._session.get_inputs()
-        kinds = {"tensor(float)": np.float32, "tensor(uint8)": np.uint8}
-        if len(inputs) != 1 or inputs[0].type not in kinds:
-            raise ConfigError(
-                f"teacher.file: {self._file} must have one input of float or uint8 images, got "
-                f"{', '.join(one.type for one in inputs)}; wrap it in a function (teacher.function)"
-            )
-        self._input, self._kind = inputs[0].name, kinds[inputs[0].type]
+        self._session = OnnxSession(Path(self._file), f"teacher.file: {self._file}", threads=1)
 
     def __call__(self, images: Pixels) -> object:
-        inputs = images if self._kind is np.uint8 else images.astype(np.float32) / np.float32(255)
-        try:
-            rows = self._session.run(None, {self._input: inputs})[0]
-        except Exception as error:  # as above
-            shape = list(images.shape)
-            raise ModelError(f"teacher.file: {self._file} cannot take images {shape}: {first_line(error)}") from error
+        levels = self._session.kind is np.uint8
+        rows = self._session(images if levels else images.astype(np.float32) / np.float32(255))
         if self._settings.answers == "labels" or np.ndim(rows) != 2:
             return rows
         is_softmax = rows.min() >= 0 and np.abs(rows.sum(axis=1) - 1).max() <= TOLERANCE

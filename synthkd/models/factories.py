@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,20 +23,6 @@ ZOO = "zoo:"
 TORCHVISION = "torchvision:"
 TIMM = "timm:"
 TRANSFORMERS = "transformers:"
-_RESNET_NAMES = tuple(
-    (re.compile(pattern), replacement)
-    for pattern, replacement in (
-        (r"conv1\.(\w+)", r"stem.0.\1"),
-        (r"bn1\.(\w+)", r"stem.1.\1"),
-        (r"layer(\d+)\.(\d+)\.conv1\.(\w+)", r"stage\1.\2.branch.0.\3"),
-        (r"layer(\d+)\.(\d+)\.bn1\.(\w+)", r"stage\1.\2.branch.1.\3"),
-        (r"layer(\d+)\.(\d+)\.conv2\.(\w+)", r"stage\1.\2.branch.3.\3"),
-        (r"layer(\d+)\.(\d+)\.bn2\.(\w+)", r"stage\1.\2.branch.4.\3"),
-        (r"layer(\d+)\.(\d+)\.(?:downsample|shortcut)\.([01])\.(\w+)", r"stage\1.\2.shortcut.\3.\4"),
-        (r"(?:fc|linear|classifier)\.(\w+)", r"head.\1"),
-    )
-)
-"""Names of tensors in public ResNets of this form, and those of the zoo's."""
 LARGEST = 10**10
 """Largest number of parameters of a library's network; the largest of timm has 6.7 billion."""
 
@@ -101,19 +86,6 @@ def is_library(name: str) -> bool:
     return name.startswith((ZOO, TORCHVISION, TIMM, TRANSFORMERS))
 
 
-def public_names(name: str) -> Callable[[str], str] | None:
-    """From the names of tensors in public checkpoints to those of a network of the zoo; None where there are none."""
-    return _resnet_name if name == f"{ZOO}resnet" else None
-
-
-def _resnet_name(public: str) -> str:
-    """The zoo's name of a tensor of a public ResNet (`layer1.0.conv2.weight`), or the name itself."""
-    for pattern, replacement in _RESNET_NAMES:
-        if (match := pattern.fullmatch(public)) is not None:
-            return match.expand(replacement)
-    return public
-
-
 def _zoo_settings(name: str, options: Mapping[str, Any]) -> ZooModel:
     arch = name.removeprefix(ZOO)
     _check_name(name, arch, list(zoo.ARCHITECTURES))
@@ -156,7 +128,9 @@ def _transformers(name: str, options: Mapping[str, Any], spec: ImageSpec) -> nn.
         raise ConfigError(f"transformers {library.__version__} has no model type '{short}'")
     # The options may be from a saved model of unknown origin, and nothing is imported or downloaded for them.
     given = data_only(options)
+    # Where a type has several classifiers, `architectures` chooses; the library needs a list of them.
     fixed = {"num_labels": spec.classes, "num_channels": spec.channels}
+    given.setdefault("architectures", [])
 
     def make(**keys: Any) -> nn.Module:
         config = library.AutoConfig.for_model(short, **keys)

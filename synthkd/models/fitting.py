@@ -25,8 +25,8 @@ COUNTER = "num_batches_tracked"
 PREFERRED = ("", "state_dict", "model_state_dict", "model", "net", "module")
 """Keys of trainers' dicts, first choice first; averages (`ema`) come after them, in the order of the file."""
 
-Rename = Callable[[str], str]
 State = Mapping[str, Tensor]
+Rename = Callable[[State], State]
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ def load_strictly(model: nn.Module, state: State, source: str, rename: Rename | 
         model: on any device.
         state: name -> tensor.
         source: where the state dict comes from, for errors.
-        rename: gives the model's name for a name in public files; it is tried after the names as they are.
+        rename: gives a state dict of a public file under the model's names; it is tried after the names as they are.
 
     Raises:
         ModelError: missing, unexpected or misshapen entries, or entries that are not finite; the error names them, and
@@ -122,8 +122,12 @@ def fitted(model: nn.Module, state: State, rename: Rename | None = None) -> Fit:
     If none fits, the problems are those of the names that come closest.
     """
     own = model.state_dict()
-    tries = [_completed(own, names, notes) for names, notes in _renamed(state, rename)]
-    return next((one for one in tries if not one.problems), min(tries, key=lambda one: len(_differing(own, one.state))))
+    tries: list[Fit] = []
+    for names, notes in _renamed(state, rename):
+        tries.append(_completed(own, names, notes))
+        if not tries[-1].problems:
+            return tries[-1]
+    return min(tries, key=lambda one: len(_differing(own, one.state)))
 
 
 def _renamed(state: State, rename: Rename | None) -> Iterator[tuple[State, tuple[str, ...]]]:
@@ -133,7 +137,7 @@ def _renamed(state: State, rename: Rename | None) -> Iterator[tuple[State, tuple
         notes = (f"without the prefix {removed}",) if removed else ()
         yield state, notes
         if rename is not None:
-            yield {rename(name): value for name, value in state.items()}, (*notes, "public names renamed")
+            yield rename(state), (*notes, "public names renamed")
         prefix = next((one for one in PREFIXES if state and all(name.startswith(one) for name in state)), None)
         if prefix is None:
             return

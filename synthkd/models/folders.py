@@ -20,7 +20,7 @@ LOCAL = "timm:local-dir:"
 """How timm names a folder."""
 RESERVED = ("num_classes", "in_chans", "pretrained", "pretrained_cfg", "checkpoint_path")
 """Arguments of timm that follow from the images and classes."""
-NOTES = ("id2label", "label2id", "architectures", "model_type", "transformers_version", "num_labels", "num_channels")
+NOTES = ("id2label", "label2id", "model_type", "transformers_version", "num_labels", "num_channels")
 """Keys of transformers' configuration that are names and notes, or follow from the images and classes."""
 FETCHING = ("auto_map", "attn_implementation", "quantization_config", "use_pretrained_backbone")
 """Keys by which transformers would import or download something."""
@@ -104,6 +104,7 @@ def _transformers(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         )
     labels = config.get("id2label") or {}
     names = [labels[key] for key in sorted(labels, key=int)]
+    classes = config.get("num_labels", len(labels) or 2)  # most types leave num_labels out; with it they go by it
     plain = all(str(name).startswith("LABEL_") for name in names)
     images = _json(folder / PREPROCESSOR)
     # Images times `scale` is what mean and std are of.
@@ -117,12 +118,12 @@ def _transformers(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     return {
         "model": f"transformers:{config['model_type']}",
         "options": {key: value for key, value in data_only(config).items() if key not in NOTES},
-        "classes": len(labels) or config.get("num_labels", 2),
+        "classes": classes,
         "channels": config.get("num_channels", 3),
         "size": _shown(images) or _shown({"size": config.get("image_size")}),
         "mean": mean,
         "std": std,
-        "class_names": None if plain else _names(names),
+        "class_names": None if plain or len(names) != classes else _names(names),
     }
 
 

@@ -10,12 +10,14 @@ import torch
 from synthkd.errors import ConfigError
 from synthkd.models import files
 from synthkd.models.classifier import Classifier, in_float32
-from synthkd.models.factories import construct, is_library, public_names, require_name
+from synthkd.models.factories import construct, is_library, require_name
 from synthkd.models.file_kinds import ONNX, kind_of
 from synthkd.models.fitting import load_file
 from synthkd.models.folders import completed
 from synthkd.models.onnx_networks import read_onnx_network
+from synthkd.models.onnx_session import OnnxNetwork
 from synthkd.models.programs import PROGRAMS, Script, opened, read_program
+from synthkd.models.public_names import public_names
 from synthkd.models.weights import some
 from synthkd.settings import GivenModel, LoadedModel, ZooModel
 from synthkd.system.environment import float32_by_default
@@ -24,7 +26,7 @@ from synthkd.types import ImageSpec
 
 
 @float32_by_default()
-def load_model(settings: LoadedModel, source: Path | None = None) -> Classifier:
+def load_model(settings: LoadedModel, source: Path | None = None, layers: bool = True) -> Classifier:
     """A trained classifier in eval mode, on the CPU: a saved directory, a network file, or a factory and its weights.
 
     The global random state stays as it was.
@@ -32,6 +34,7 @@ def load_model(settings: LoadedModel, source: Path | None = None) -> Classifier:
     Args:
         settings: the model.
         source: the file that the settings were read from, or None if a user typed them (see `synthkd.imports`).
+        layers: whether layers or gradients are needed; without them ONNX Runtime runs an ONNX file.
 
     Raises:
         ConfigError: size, classes or weights are missing, or contradict the directory; the name is unknown; or the
@@ -42,7 +45,7 @@ def load_model(settings: LoadedModel, source: Path | None = None) -> Classifier:
     if files.is_model_directory(settings.model):
         return _load_directory(settings)
     if Path(settings.model).is_file():
-        return _load_network_file(settings, source)
+        return _load_network_file(settings, source, layers)
     settings, notes = completed(settings)
     needs_weights = settings.weights is None and not settings.untrained
     if needs_weights and is_library(settings.model):
@@ -135,7 +138,7 @@ def is_fresh(settings: ZooModel | LoadedModel | GivenModel) -> bool:
     return isinstance(settings, ZooModel) or (settings.weights is None and is_library(settings.model))
 
 
-def _load_network_file(settings: LoadedModel, source: Path | None) -> Classifier:
+def _load_network_file(settings: LoadedModel, source: Path | None, layers: bool) -> Classifier:
     """The classifier of a file that holds a whole network: TorchScript, `torch.export` or ONNX."""
     path = Path(settings.model)
     kind, spec = kind_of(path), _own_spec(settings)
@@ -152,7 +155,10 @@ def _load_network_file(settings: LoadedModel, source: Path | None) -> Classifier
     for name in ("weights", "options"):
         if getattr(settings, name):
             raise ConfigError(f"{name}: {path} is {kind.name}, which has its own; leave {name} out")
-    body = read_onnx_network(path, spec.shape) if kind == ONNX else read_program(path, spec.shape, source)
+    if kind == ONNX:
+        body = read_onnx_network(path, spec.shape) if layers else OnnxNetwork(path)
+    else:
+        body = read_program(path, spec.shape, source)
     recipe = {"kind": "load", "model": settings.model, "options": {}}
     model = in_float32(Classifier(body, spec, settings.mean, settings.std, recipe, settings.class_names or ()))
     has_norms = any(has_statistics(module) for module in body.modules())
@@ -209,5 +215,6 @@ def _spec_where_set(settings: LoadedModel, other: ImageSpec) -> ImageSpec:
 
 def _read_into(model: Classifier, settings: LoadedModel) -> None:
     if settings.weights is not None:
-        notes = load_file(model.body, settings.weights, settings.weights_key, public_names(settings.model))
+        rename = public_names(settings.model, model.body)
+        notes = load_file(model.body, settings.weights, settings.weights_key, rename)
         model.notes = (*model.notes, *notes)

@@ -10,6 +10,8 @@ from synthkd.settings.base import BelowOne, Fraction, Images, NonNegative, PathT
 
 Tested = Annotated[float, Field(gt=0.0, le=1.0)] | None
 """Fraction of a dataset that is tested on."""
+Crop = Annotated[float, Field(ge=0.01, le=1.0)]
+"""Smallest share of an image that a random window keeps."""
 
 
 class _Data(Settings):
@@ -198,6 +200,8 @@ class AugmentSettings(Settings):
     """Largest shift in pixels, in both directions; vacated pixels are zero."""
     flip: bool = False
     """Horizontal flip with probability one half."""
+    crop: Crop = 1.0
+    """Smallest share of the image that a random window keeps, which is resized to the image's size; 1: no crops."""
 
 
 class ReplaySettings(Settings):
@@ -251,9 +255,14 @@ class MixSettings(Settings):
     """Horizontal flip with probability one half."""
     shift: Shift = 0
     """Largest shift in pixels, in both directions."""
+    crop: Crop = 1.0
+    """Smallest share of the image that a random window keeps, which is resized to the image's size (fresh logits only);
+    1: no crops."""
 
     @model_validator(mode="after")
     def _possible(self) -> MixSettings:
+        if self.logits == "stored" and self.crop < 1.0:
+            raise ValueError("stored logits are those of whole images: set crop to 1, or logits to fresh")
         if self.logits == "stored" and self.cutmix:
             raise ValueError("stored logits do not know a pasted rectangle: set cutmix to 0, or logits to fresh")
         if self.mixup + self.cutmix > 1.0:

@@ -14,6 +14,7 @@ Operation = Callable[[Tensor, torch.Generator], Tensor]
 OPERATIONS: dict[str, Operation] = {
     "shift": lambda images, rng: augment.shift(images, 3, rng),
     "flip": lambda images, rng: augment.flip(images, rng),
+    "crop": lambda images, rng: augment.crop(images, 0.3, rng),
     "erase": lambda images, rng: augment.erase(images, 0.7, rng),
     "jitter": lambda images, rng: augment.jitter(images, 0.5, rng),
     "mixup": lambda images, rng: augment.mixup(images, 0.6, rng),
@@ -55,7 +56,7 @@ def test_a_seed_decides_everything(name: str) -> None:
     assert not torch.equal(first, OPERATIONS[name](images, seeded(2)))
 
 
-@pytest.mark.parametrize("name", ["shift", "flip", "erase", "jitter", "by_difficulty", "augment_for_critic"])
+@pytest.mark.parametrize("name", ["shift", "flip", "crop", "erase", "jitter", "by_difficulty", "augment_for_critic"])
 def test_equal_images_of_a_batch_come_out_different(name: str) -> None:
     results = OPERATIONS[name](noise(1).expand(200, -1, -1, -1), seeded())
     distinct = len(torch.unique(results.flatten(1), dim=0))
@@ -73,6 +74,7 @@ def test_gradients_are_those_of_finite_differences(name: str) -> None:
     [
         lambda x, rng: augment.shift(x, 0, rng),
         lambda x, rng: augment.flip(x, rng, 0.0),
+        lambda x, rng: augment.crop(x, 1.0, rng),
         lambda x, rng: augment.erase(x, 0.0, rng),
         lambda x, rng: augment.jitter(x, 0.0, rng),
         lambda x, rng: augment.mixup(x, 0.0, rng),
@@ -272,3 +274,38 @@ def test_what_a_critic_sees_of_a_generated_image_moves_the_image() -> None:
     augment.augment_for_critic(images, 1.0, seeded()).sum().backward()
     assert images.grad is not None
     assert float((images.grad != 0).float().mean()) > 0.5
+
+
+def test_a_crop_is_a_window_inside_the_image_of_the_area_and_shape_that_were_drawn() -> None:
+    height, width, count = 30, 40, 2000
+    # Pixels that hold their own place show where the window of each image lies, and that it is not turned.
+    rows, columns = (torch.arange(size).add(0.5) / size for size in (height, width))
+    places = torch.stack([rows[:, None].expand(height, width), columns.expand(height, width)])
+    cropped = augment.crop(places.expand(count, 2, height, width), 0.3, seeded())
+    inner = slice(4, -4)  # away from the border, where places cannot grow
+    steps = [cropped[:, 0].diff(dim=1)[:, inner, inner] * height, cropped[:, 1].diff(dim=2)[:, inner, inner] * width]
+    for step in steps:
+        torch.testing.assert_close(step, step[:, :1, :1].expand_as(step), rtol=0, atol=1e-3)
+    heights, widths = (step[:, 0, 0] for step in steps)
+    areas, ratios = heights * widths, heights / widths * height / width
+    assert 0.299 < areas.min() < 0.31
+    assert 0.99 < areas.max() < 1.001
+    assert areas.mean().item() == pytest.approx(0.65, abs=0.02)
+    assert 0.749 < ratios.min() < 0.76
+    assert 1.32 < ratios.max() < 1.335
+    for side, centres in ((heights, cropped[:, 0, 15, 20]), (widths, cropped[:, 1, 15, 20])):
+        centres = centres - side * (0.5 / height if side is heights else 0.5 / width)
+        assert bool(((centres - side / 2 > -1e-3) & (centres + side / 2 < 1 + 1e-3)).all())
+        small = side < 0.8
+        assert (centres - side / 2)[small].min() < 0.01, "a window may lie at either border"
+        assert (centres + side / 2)[small].max() > 0.99
+
+
+def test_a_crop_agrees_with_torchvision_on_the_window_that_was_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = noise(1, height=8, width=8)
+    monkeypatch.setattr(augment, "_sides", lambda *_: (torch.tensor([4.0]), torch.tensor([4.0])))
+    monkeypatch.setattr(augment, "_uniform", lambda count, _, high, *__: torch.full((count,), high))
+    corner = augment.crop(images, 0.3, seeded())
+    expected = reference.resize(images[:, :, 4:, 4:], [8, 8], antialias=False)
+    inner = slice(1, -1)  # torchvision's window does not see the pixels beside it
+    torch.testing.assert_close(corner[:, :, inner, inner], expected[:, :, inner, inner], rtol=0, atol=1e-6)

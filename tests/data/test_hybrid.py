@@ -100,6 +100,22 @@ def test_fresh_logits_are_of_the_images_returned() -> None:
     assert torch.equal(batch.teacher_logits, teacher(batch.images).logits)
 
 
+def test_a_crop_follows_from_seed_and_step_and_the_teacher_labels_it() -> None:
+    plain, mix = MixSettings(mixup=0.0), MixSettings(mixup=0.0, crop=0.3)
+    ramp = RealImages(torch.arange(64, dtype=torch.uint8).view(1, 1, 8, 8).expand(5, 1, 8, 8), torch.zeros(5).long())
+
+    def made(settings: MixSettings, seed: int = 0) -> HybridDataset:
+        return HybridDataset([RealSource(ramp, seed)], [None], settings, batch_size=5, teacher=teacher, seed=seed)
+
+    batch = made(mix).batch(3)
+    assert torch.equal(batch.images, made(mix).batch(3).images)
+    assert not torch.equal(batch.images, made(mix).batch(4).images)
+    assert not torch.equal(batch.images, made(plain).batch(3).images)
+    assert batch.teacher_logits is not None
+    assert torch.equal(batch.teacher_logits, teacher(batch.images).logits)
+    assert batch.labels.tolist() == [0] * 5, "a crop keeps its label"
+
+
 def test_stored_logits_call_no_teacher() -> None:
     def forbidden(_: torch.Tensor) -> Outputs:
         raise AssertionError("the teacher was called")

@@ -154,7 +154,10 @@ def test_a_folder_of_transformers(transformers_folder: Path, tmp_path: Path) -> 
     # nothing that names code reaches the library
     network = model.body
     assert isinstance(network, Classified)
-    kept = {"model_type": "resnet", "depths": [1], "backbone_config": {"layers": 2}, "num_labels": 3, "num_channels": 3}
+    kept = {
+        "architectures": ["ResNetForImageClassification"], "model_type": "resnet", "depths": [1], "num_labels": 3,
+        "num_channels": 3, "backbone_config": {"layers": 2},
+    }  # fmt: skip
     assert network.config == kept
     save(model, tmp_path / "saved")
     assert torch.equal(load(tmp_path / "saved").body.classifier.weight, network.classifier.weight)

@@ -253,6 +253,7 @@ def test_answers_survive_kill_9(task: dict[str, Any], tmp_path: Path) -> None:
         ),
         ({"mix": {"logits": "fresh"}}, "mix: a black box is asked about each image once, not about its mixtures at"),
         ({"mix": {"mixup": 0, "cutmix": 0.5}}, "mix: a black box is asked about each image once"),
+        ({"mix": {"crop": 0.5}}, "mix: a black box is asked about each image once"),
         ({"inherit": True}, "teacher: a black box gives answers alone: leave out inherit"),
         (
             {"distill": {"semantic": 1.0}},

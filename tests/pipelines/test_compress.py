@@ -155,8 +155,9 @@ def test_with_a_given_teacher_and_generator_nothing_private_is_opened_or_measure
     assert "synthkd audit" in report["unaudited"]
 
 
-def test_a_private_teacher_gives_a_claim(tmp_path: Path) -> None:
-    result = made(tmp_path / "run", flow="dp_teacher", teacher=DP, generator=PIXELS, export={"formats": []})
+@pytest.mark.parametrize("generator", [PIXELS, {"kind": "procedural", "batch_size": 20}], ids=["pixels", "procedural"])
+def test_a_private_teacher_gives_a_claim(tmp_path: Path, generator: dict[str, Any]) -> None:
+    result = made(tmp_path / "run", flow="dp_teacher", teacher=DP, generator=generator, export={"formats": []})
     verdict = result.values["verdict"]
     assert verdict["kind"] == "dp"
     assert verdict["text"].startswith("DP: epsilon=7.9") or verdict["text"].startswith("DP: epsilon=8,")

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,8 @@ import torch
 import yaml
 
 from synthkd.compression import run_onnx
-from synthkd.errors import ConfigError
-from synthkd.models import build, save
+from synthkd.errors import ConfigError, ModelError
+from synthkd.models import build, load, save
 from synthkd.pipelines import cli, distill
 from synthkd.pipelines.compress import compress
 from synthkd.pipelines.config import CompressConfig, DistillConfig
@@ -59,6 +60,35 @@ def test_the_student_of_a_finished_run_is_handed_over_as_it_is(
     report = json.loads((out / "privacy_report.json").read_text())["verdict"]
     assert report["text"].startswith("NO GUARANTEE")
     assert "how they were made" in (out / "privacy_report.html").read_text()
+
+
+@pytest.mark.parametrize("word", ["true", "FOLDER"])
+def test_a_teacher_that_is_a_program_is_trusted_by_true_or_by_its_folder(
+    finished: Path, tmp_path: Path, word: str
+) -> None:
+    run = Path(shutil.copytree(finished, tmp_path / "run"))
+    program = tmp_path / "there" / "teacher.pt"
+    program.parent.mkdir()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # TorchScript is deprecated, and what people have
+        torch.jit.trace(load(finished.parent / "teacher"), torch.rand(2, 1, 8, 8)).save(program)  # type: ignore[no-untyped-call]
+    settings = yaml.safe_load((run / "config.yaml").read_text())
+    settings["teacher"] = {"kind": "load", "model": str(program), "channels": 1, "size": 8, "classes": 10}
+    (run / "config.yaml").write_text(yaml.safe_dump(settings))
+    with pytest.raises(ModelError, match=r"a program of TorchScript, which would run.* say trust="):
+        compress(config_for(run, tmp_path / "out", "export.formats=[]"))
+    trust = word.replace("FOLDER", str(program.parent))
+    compress(config_for(run, tmp_path / "out", "export.formats=[]", f"trust={trust}"))
+    assert (tmp_path / "out" / "privacy_report.json").exists()
+
+
+def test_to_trust_the_programs_of_a_finished_run_trusts_no_function(finished: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(finished, tmp_path / "run"))
+    settings = yaml.safe_load((run / "config.yaml").read_text())
+    settings["teacher"] = {"kind": "load", "model": "antigravity:fly", "channels": 1, "size": 8, "classes": 10}
+    (run / "config.yaml").write_text(yaml.safe_dump(settings))
+    with pytest.raises(ModelError, match="code that would be imported and called; nothing of it was run"):
+        compress(config_for(run, tmp_path / "out", "export.formats=[]", "trust=true"))
 
 
 def test_its_plan_trains_nothing(finished: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Compressed tars: unpacked once, in order, into a temporary file that lasts as long as the process."""
+"""Temporary files that last as long as the process: what compressed sets hold, unpacked once and in order."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ import gzip
 import lzma
 import tempfile
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from io import BufferedIOBase
 from pathlib import Path
+from typing import IO
 
 from synthkd.data.read.decode import in_a_line
+from synthkd.data.read.entries import check_size
 from synthkd.data.read.folder_or_zip import FREELY_PACKED, MOST_PACKED
 
 _OPENERS: Mapping[bytes, Callable[[Path], BufferedIOBase]] = {
@@ -50,15 +53,53 @@ def plain_tar(path: Path) -> Path:
 @cache
 def _unpacked(path: Path, opener: Callable[[Path], BufferedIOBase], size: int, _: int) -> Path:
     """The unpacked copy; a file that has changed since has another time, so it is unpacked again."""
-    most = max(MOST_PACKED * size, FREELY_PACKED)
-    with tempfile.NamedTemporaryFile(prefix="synthkd-", suffix=".tar", delete=False) as copy:
-        atexit.register(Path(copy.name).unlink, missing_ok=True)
+    with temporary(size) as copy:
         try:
             with opener(path) as packed:
                 while block := packed.read(_BLOCK):
-                    copy.write(block)
-                    if copy.tell() > most:
-                        raise ValueError(f"it unpacks to more than {most >> 20} MiB, as no images do")
+                    copy.add(block)
         except (EOFError, ValueError, gzip.BadGzipFile, lzma.LZMAError, zlib.error) as error:
             raise ValueError(in_a_line(error)) from error  # those of zlib and lzma are of no class of Python's
-    return Path(copy.name)
+    return copy.path
+
+
+class Temporary:
+    """A file that grows by blocks of bytes; see `temporary`.
+
+    Attributes:
+        path: where it lies.
+    """
+
+    def __init__(self, file: IO[bytes], most: int) -> None:
+        self.path, self._file, self._most = Path(file.name), file, most
+
+    def add(self, block: bytes) -> int:
+        """Append a block, and return where it begins; raises `ValueError` where the whole is more than images are."""
+        start = self._file.tell()
+        if start + len(block) > self._most:
+            raise ValueError(f"it unpacks to more than {self._most >> 20} MiB, as no images do")
+        self._file.write(block)
+        return start
+
+
+@contextmanager
+def temporary(packed: int) -> Iterator[Temporary]:
+    """Context manager with a new file that is deleted when the process ends.
+
+    Args:
+        packed: bytes of the file that is unpacked, which bound those of its content.
+    """
+    with tempfile.NamedTemporaryFile(prefix="synthkd-", delete=False) as file:
+        atexit.register(Path(file.name).unlink, missing_ok=True)
+        yield Temporary(file, max(MOST_PACKED * packed, FREELY_PACKED))
+
+
+def read_at(path: Path, offset: int, size: int) -> bytes:
+    """The bytes of a file in a place; raises `ValueError` for too many, or where it ends before them."""
+    check_size(size)
+    with path.open("rb") as file:
+        file.seek(offset)
+        content = file.read(size)
+    if len(content) != size:
+        raise ValueError(f"cut off: {len(content)} of {size} bytes")
+    return content

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Container, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NoReturn
 
 from synthkd.data.read.decode import Reader
@@ -21,12 +21,14 @@ class Entry:
         read: returns the file or its bytes; raises if it must not or cannot be read.
         label: index into the class names of its set; None without a class.
         test: whether it is in the test part of a dataset.
+        image: as `read`, of an entry that is refused for its label alone; None for all others.
     """
 
     name: str
     read: Reader
     label: int | None = None
     test: bool = False
+    image: Reader | None = None
 
 
 @dataclass(frozen=True)
@@ -46,13 +48,19 @@ class Listing:
     ignored: Sequence[str]
 
 
-def refused_entry(name: str, reason: str) -> Entry:
-    """An entry whose reader raises `ValueError` with the reason."""
+def refused_entry(name: str, reason: str, image: Reader | None = None) -> Entry:
+    """An entry whose reader raises `ValueError` with the reason; `image` reads it where labels are left aside."""
 
     def refuse() -> NoReturn:
         raise ValueError(reason)
 
-    return Entry(name, refuse)
+    return Entry(name, refuse, image=image)
+
+
+def without_labels(listing: Listing) -> Listing:
+    """The same files without labels and classes; what was refused for its label alone is an image as the others."""
+    entries = [replace(one, read=one.image or one.read, label=None, image=None) for one in listing.entries]
+    return Listing(entries, (), listing.ignored)
 
 
 def objection(name: str, others: Container[str]) -> str:

@@ -65,13 +65,14 @@ def labelled(
         # Bounded by its digits first: text of any length is no number to compute with.
         index = {text: int(text) for text in texts if text.isdecimal() and len(text) < 20 and int(text) < most}
         names = list(class_names) or list(map(str, range(max(index.values(), default=-1) + 1)))
-    entries, bad = [], list(refused)
+    entries = []
     for item in items:
         text = None if item.label is None else str(item.label).strip()
         if text is None:
-            bad.append(refused_entry(item.name, "no label, though others have one"))
+            entries.append(refused_entry(item.name, "no label, though others have one", item.read))
         elif text not in index:
-            bad.append(refused_entry(item.name, f"label must be a whole number in 0..{most - 1}, got {text[:20]!r}"))
+            reason = f"label must be a whole number in 0..{most - 1}, got {text[:20]!r}"
+            entries.append(refused_entry(item.name, reason, item.read))
         else:
             entries.append(Entry(item.name, item.read, index[text]))
-    return Listing([*entries, *bad], tuple(names), ignored)
+    return Listing([*entries, *refused], tuple(names), ignored)

@@ -15,7 +15,7 @@ from pathlib import Path
 from synthkd.data.read.class_folders import LABELS, by_labels_file, class_directories
 from synthkd.data.read.compressed import is_tar
 from synthkd.data.read.decode import some
-from synthkd.data.read.entries import Entry, Listing
+from synthkd.data.read.entries import Entry, Listing, without_labels
 from synthkd.data.read.folder_or_zip import PARTS, Directory, is_image, read_tree
 from synthkd.data.read.generated import SPLIT, find_generated, list_generated
 from synthkd.data.read.hugging_face import list_hugging_face
@@ -85,7 +85,7 @@ def list_every(path: Path) -> Listing:
         return Listing([Entry(path.name, lambda: path)], (), ())
     root = _opened(path)
     if isinstance(root, Listing):
-        return root
+        return without_labels(root)
     entries = [*root.images().entries(files_first=False), *root.refused]
     if not entries:
         raise DataError(f"{path} holds no images; check the path")
@@ -138,7 +138,7 @@ def list_unlabelled(path: Path) -> Listing:
     """
     root = _opened(path)
     if isinstance(root, Listing):
-        return Listing([replace(one, label=None) for one in root.entries if not one.test], (), root.ignored)
+        return without_labels(replace(root, entries=[one for one in root.entries if not one.test]))
     top = _entered(path, root.images(), ("train", *_TEST_PARTS))
     if "train" in _parts(top):
         top = top.directories["train"]

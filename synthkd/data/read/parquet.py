@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from functools import partial
+from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+from synthkd.data.read.compressed import read_at, temporary
 from synthkd.data.read.decode import in_a_line, some
-from synthkd.data.read.entries import Entry, Listing, check_size, refused_entry
+from synthkd.data.read.entries import Entry, Listing, refused_entry
 from synthkd.data.read.labels import Written, labelled
 from synthkd.errors import DataError
 from synthkd.imports import optional
 
 IMAGES = ("image", "img")
 """Names of the column of images."""
+ROWS = 64
+"""Rows that are in memory at a time."""
 
 
 def is_parquet(path: Path) -> bool:
@@ -44,47 +48,75 @@ def list_parquet(path: Path) -> Listing:
 
 def list_files(files: Sequence[Path]) -> Listing:
     """The images of several parquet files; see `list_parquet`."""
-    parquet = optional("pyarrow.parquet", "data", "the parquet format")
     written: list[Written] = []
     refused: list[Entry] = []
     names: tuple[str, ...] = ()
     for file in files:
         try:
-            metadata = parquet.read_metadata(file)
-            # Before any row is read, because compression lets a small file claim any number of equal rows.
-            if metadata.num_rows > file.stat().st_size:
-                raise ValueError("it claims more rows than it has bytes")
-            columns = parquet.read_schema(file).names
-            image = next((name for name in IMAGES if name in columns), None)
-            if image is None:
-                raise DataError(f"{file} has no column image, only {some(columns)}; rename the column of the images")
-            table = parquet.read_table(file, columns=[image, *(["label"] if "label" in columns else [])])
-            names = names or _class_names(table.schema.metadata or {})
-            rows = table.to_pylist()
+            about = file.stat()
+            content = _content(file.resolve(), about.st_size, about.st_mtime_ns)
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise DataError(f"{file} is not a readable parquet file ({in_a_line(error)}); fetch it anew") from error
-        for number, row in enumerate(rows):
-            one = _image(row[image], f"{file.name}: row {number}", row.get("label"))
+        names = names or content.class_names
+        for number, row in enumerate(content.rows):
+            one = _image(row, content.place, row.name or f"{file.name}: row {number}")
             written.append(one) if isinstance(one, Written) else refused.append(one)
     if not written and not refused:
         raise DataError(f"{files[0]} holds no images; check the path")
     return labelled(written, refused, class_names=names)
 
 
-def _image(value: Any, where: str, label: Any) -> Written | Entry:
-    """An image of a row, by its own name if it has one."""
-    content = value.get("bytes") if isinstance(value, dict) else value
-    name = str((value.get("path") if isinstance(value, dict) else None) or where)
-    if not isinstance(content, bytes):
+@dataclass(frozen=True)
+class _Row:
+    """A row without its image: the name and label that it has, and where its encoded image lies; None without one."""
+
+    name: str | None
+    label: Any
+    place: tuple[int, int] | None
+
+
+@dataclass(frozen=True)
+class _Content:
+    """The rows of a file, and the temporary file `place` with their images one after another."""
+
+    class_names: tuple[str, ...]
+    rows: tuple[_Row, ...]
+    place: Path
+
+
+@cache
+def _content(file: Path, size: int, _: int) -> _Content:
+    """What a parquet file holds, read a few rows at a time; one that has changed has another time, so is read again."""
+    parquet = optional("pyarrow.parquet", "data", "the parquet format")
+    rows: list[_Row] = []
+    # Without threads and buffers, which would read row groups ahead.
+    with parquet.ParquetFile(file, pre_buffer=False) as opened, temporary(size) as images:
+        # Before any row is read, because compression lets a small file claim any number of equal rows.
+        if opened.metadata.num_rows > size:
+            raise ValueError("it claims more rows than it has bytes")
+        columns = opened.schema_arrow.names
+        image = next((name for name in IMAGES if name in columns), None)
+        if image is None:
+            raise DataError(f"{file} has no column image, only {some(columns)}; rename the column of the images")
+        wanted = [image, *(["label"] if "label" in columns else [])]
+        for batch in opened.iter_batches(batch_size=ROWS, columns=wanted, use_threads=False):
+            for row in batch.to_pylist():
+                value = row[image]
+                content = value.get("bytes") if isinstance(value, dict) else value
+                name = value.get("path") if isinstance(value, dict) else None
+                place = (images.add(content), len(content)) if isinstance(content, bytes) else None
+                rows.append(_Row(name and str(name), row.get("label"), place))
+        return _Content(_class_names(opened.schema_arrow.metadata or {}), tuple(rows), images.path)
+
+
+def _image(row: _Row, images: Path, name: str) -> Written | Entry:
+    """An image of a row."""
+    if row.place is None:
         return refused_entry(name, "no encoded image")
-    if label is not None and not (isinstance(label, str) or type(label) is int):
-        return refused_entry(name, f"label must be a number or a name, got {str(label)[:20]!r}")
-    return Written(name, partial(_checked, content), label)
-
-
-def _checked(content: bytes) -> bytes:
-    check_size(len(content))
-    return content
+    read = partial(read_at, images, *row.place)
+    if row.label is not None and not (isinstance(row.label, str) or type(row.label) is int):
+        return refused_entry(name, f"label must be a number or a name, got {str(row.label)[:20]!r}", read)
+    return Written(name, read, row.label)
 
 
 def _class_names(metadata: dict[bytes, bytes]) -> tuple[str, ...]:

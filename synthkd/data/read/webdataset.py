@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from synthkd.data.read.compressed import plain_tar
+from synthkd.data.read.compressed import plain_tar, read_at
 from synthkd.data.read.decode import in_a_line, some
-from synthkd.data.read.entries import Entry, Listing, check_size, objection, refused_entry
+from synthkd.data.read.entries import Entry, Listing, objection, refused_entry
 from synthkd.data.read.folder_or_zip import Directory, tree_of
 from synthkd.data.read.labels import Written, labelled
 from synthkd.errors import DataError
@@ -89,7 +89,7 @@ def _members(shard: Path) -> tuple[dict[str, _Reader], list[tuple[str, str]]]:
                 if reason and not member.isdir():
                     objections.append((name, reason))
                 elif plain:
-                    files[name] = partial(_read_at, place, member.offset_data, member.size)
+                    files[name] = partial(read_at, place, member.offset_data, member.size)
             # tarfile silently takes a damaged header for the end; a whole tar ends in blocks of zeros.
             file.seek(tar.offset)
             if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
@@ -134,13 +134,3 @@ def _label(files: Mapping[str, _Reader]) -> int | str | None:
     if label is None or isinstance(label, str) or type(label) is int:
         return label
     raise ValueError(f"label must be a number or a name, got {str(label)[:20]!r}")
-
-
-def _read_at(path: Path, offset: int, size: int) -> bytes:
-    check_size(size)
-    with path.open("rb") as file:
-        file.seek(offset)
-        content = file.read(size)
-    if len(content) != size:
-        raise ValueError(f"cut off: {len(content)} of {size} bytes")
-    return content

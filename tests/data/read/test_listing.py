@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from synthkd.data.read.folder import read_folder
+from synthkd.data.read.listing import list_every, list_scored, list_unlabelled
 from synthkd.data.read.real import load_splits
 from synthkd.data.read.samples import open_samples
 from synthkd.errors import DataError
@@ -196,3 +197,18 @@ def test_two_classes_of_a_part_may_hold_links_to_one_place(tmp_path: Path) -> No
         os.symlink(shared, root / "train" / name / "more")
     assert read_folder(root).labels.tolist() == [0, 0, 1, 1, 0, 1]
     assert open_samples(root, split="train").count == 4
+
+
+def test_where_labels_are_left_aside_an_image_without_one_is_an_image_as_the_others(tmp_path: Path) -> None:
+    folder(tmp_path, {f"{row}.png": png(row) for row in range(3)})
+    table = tmp_path / "half.csv"
+    table.write_text("file,label\n0.png,cat\n1.png,\n2.png,dog\n2.png,dog\n")
+    for listed in (list_every, list_unlabelled):
+        *images, twice = listed(table).entries
+        assert [(one.name, one.read(), one.label) for one in images] == [
+            (f"{row}.png", tmp_path / f"{row}.png", None) for row in range(3)
+        ]
+        with pytest.raises(ValueError, match="the table names it twice"):
+            twice.read()
+    with pytest.raises(ValueError, match="no label, though others have one"):
+        list_scored(table).entries[1].read()

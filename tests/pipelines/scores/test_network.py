@@ -108,6 +108,44 @@ def test_every_form_of_a_network_and_of_images_gives_the_same_accuracy(files: Pa
     assert (content.quality.top1.value, content.model.form) == (expected, "ONNX, float32")
 
 
+def test_a_program_of_somebody_else_is_measured_where_its_images_are_said(files: Path, tmp_path: Path) -> None:
+    one, _, labels = truth(files)
+    path = tmp_path / "theirs.pt2"
+    number = torch.export.Dim("n")
+    body = network(0).body  # it normalises nothing
+    torch.export.save(torch.export.export(body, (torch.rand(2, 1, 8, 8),), dynamic_shapes=({0: number},)), path)
+    said = {"kind": "load", "model": str(path), "channels": 1, "size": 8, "classes": 6, "mean": [0.5], "std": [0.1]}
+    with pytest.raises(ConfigError, match=r"does not say what images it takes; say it: model\.kind=load model\.model="):
+        run(tmp_path / "out", model=str(path), data=str(files / "photos"), trust=True)
+    content = run(tmp_path / "out", model=said, data=str(files / "photos"), trust=True).content
+    assert content.quality.top1.value == (one == labels).double().mean().item()
+    with pytest.raises(ModelError, match=r"model .*theirs\.pt2\) must give logits \[N, 5\]"):
+        run(tmp_path / "five", model={**said, "classes": 5}, data=str(files / "photos"), trust=True)
+
+
+@pytest.mark.parametrize("count", [None, 1, 8])
+def test_an_onnx_file_of_somebody_else_is_measured_by_onnx_runtime(
+    files: Path, tmp_path: Path, count: int | None
+) -> None:
+    """Also one that takes a fixed number of images at once."""
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip("onnxruntime")
+    one, _, labels = truth(files)
+    path = tmp_path / "theirs.onnx"
+    export_onnx(network(0), path)
+    model = onnx.load(str(path))
+    del model.metadata_props[:]
+    if count is not None:
+        model.graph.input[0].type.tensor_type.shape.dim[0].dim_value = count
+    onnx.save(model, str(path))
+    with pytest.raises(ConfigError, match=r"synthkd did not export .*theirs\.onnx, which does not say"):
+        run(tmp_path / "out", model=str(path), data=str(files / "set.npz"))
+    said = {"kind": "load", "model": str(path), "channels": 1, "size": 8, "classes": 6}
+    content = run(tmp_path / "out", model=said, data=str(files / "set.npz")).content
+    expected = (one == labels).double().mean().item()
+    assert (content.quality.top1.value, content.model.form) == (expected, "ONNX, run by ONNX Runtime")
+
+
 def test_images_without_labels_are_enough_to_compare(files: Path, tmp_path: Path) -> None:
     one, other, _ = truth(files)
     content = run(
