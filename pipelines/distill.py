@@ -15,7 +15,9 @@ from synthkd.errors import ConfigError
 from synthkd.generators.files import INSIDE_A_RUN, save_generator
 from synthkd.models import Classifier, load, save
 from synthkd.pipelines.config import DistillConfig
+from synthkd.pipelines.config.budget import recorded
 from synthkd.pipelines.run.device import make_accelerator
+from synthkd.pipelines.run.directory import saved_config
 from synthkd.pipelines.run.extension import earlier_queries, with_extensions
 from synthkd.pipelines.run.images import fitted
 from synthkd.pipelines.run.job import Job, open_job
@@ -25,6 +27,7 @@ from synthkd.pipelines.run.tested import read_test
 from synthkd.pipelines.run.timing import time_line
 from synthkd.pipelines.run.trust import trusted_by, trusting
 from synthkd.pipelines.student.assembly import Assembly, assemble
+from synthkd.pipelines.student.budget import require_measurable, with_plan
 from synthkd.pipelines.student.chosen import with_generator
 from synthkd.pipelines.student.given import Given, GivenNetworks, from_memory
 from synthkd.pipelines.student.memory import memory_lines
@@ -106,11 +109,13 @@ def distill(
 
 @trusting
 def _distill(config: DistillConfig, *, networks: GivenNetworks, dry_run: bool) -> Distilled | Plan:
+    require_measurable(config)
     config = with_extensions(config, dry_run=dry_run)
     if dry_run:
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             return _plan(config, networks)
     with open_job("distill", config) as job:
+        config = recorded(config, saved_config(job.directory, config))
         if isinstance(job.finished, DistillResult):
             lines = summary(job, job.finished, already=True)
             saved = functools.partial(_saved_student, config, job, networks)
@@ -118,6 +123,7 @@ def _distill(config: DistillConfig, *, networks: GivenNetworks, dry_run: bool) -
         test = read_test(config)  # before anything expensive
         ready = _teachers(config, job, networks)
         models = [teacher.model for teacher in ready]
+        config = with_plan(config, models, test, networks.student, job.directory)
         config, why = with_generator(config, models[0] if models else None)
         assembly = assemble(config, models, job.accelerator, job.directory, networks.student)
         test = _fitted_test(test, assembly)
@@ -134,6 +140,7 @@ def _distill(config: DistillConfig, *, networks: GivenNetworks, dry_run: bool) -
 def _plan(config: DistillConfig, networks: GivenNetworks) -> Plan:
     """What the run would do, and the time and memory that it needs by a few steps of parts that nobody keeps."""
     accelerator, models = make_accelerator(config), _untrained(config, networks)
+    config = with_plan(config, models, read_test(config), networks.student, None)
     config, why = with_generator(config, models[0] if models else None)
     assembly = assemble(config, models, accelerator, None, networks.student)
     test = _fitted_test(read_test(config), assembly)

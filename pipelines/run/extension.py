@@ -17,6 +17,7 @@ from accelerate.utils import broadcast_object_list
 
 from synthkd.errors import CheckpointError, ConfigError
 from synthkd.pipelines.config import DistillConfig
+from synthkd.pipelines.config.budget import recorded
 from synthkd.pipelines.run.device import process_state
 from synthkd.pipelines.run.directory import CONFIG, REPORT, RESULT, inside_a_run, run_directory, saved_config
 from synthkd.pipelines.run.result import HANDED_OVER, read_result
@@ -44,13 +45,13 @@ def with_extensions(config: DistillConfig, *, dry_run: bool) -> DistillConfig:
     """
     directory = None if config.out is None else Path(config.out)
     saved = None if directory is None else _saved(directory, config)
-    recorded = () if saved is None else saved.extended
-    if config.extended not in ((), recorded):
+    had, config = () if saved is None else saved.extended, recorded(config, saved)
+    if config.extended not in ((), had):
         raise ConfigError(
             "extended: it is a record of what a run has had; leave it out, and give the phases more steps"
         )
-    steps, config = config.more, config.model_copy(update={"more": None, "extended": recorded})
-    if steps is None and not recorded:
+    steps, config = config.more, config.model_copy(update={"more": None, "extended": had})
+    if steps is None and not had:
         return config
     if directory is None or saved is None:
         raise ConfigError(
