@@ -40,6 +40,17 @@ Duration = Annotated[
 """A number and its unit: `90s`, `30m`, `2h`."""
 
 
+def _is_extension(value: Any) -> Any:
+    steps = isinstance(value, int) and not isinstance(value, bool)
+    if isinstance(value, str) or (steps and value >= 1):
+        return value
+    raise ValueError("expected a whole number >= 1 of steps, or a duration as 90s, 30m or 2h")
+
+
+Extension = Annotated[Count | Duration, BeforeValidator(_is_extension)]
+"""Steps, or a duration."""
+
+
 class Planned(Settings):
     """The plan of a budget: what `phases` were scaled to, and how long that should take."""
 
@@ -61,8 +72,8 @@ class BudgetedConfig(TrainingConfig):
     planned: Planned | None = None
     """The plan that a run made of its budget: a record that `budget` writes, no setting."""
 
-    more: Count | None = None
-    """Extend the finished run in `out` by so many steps, as its last phase has them."""
+    more: Extension | None = None
+    """Extend the finished run in `out` by so many steps, as its last phase has them, or by so many minutes (`30m`)."""
     extended: Annotated[tuple[Count, ...], Listed] = ()
     """The extensions that a run has had, in steps: a record that `more` writes, no setting."""
 
@@ -77,6 +88,14 @@ class BudgetedConfig(TrainingConfig):
                 f"set planned=null {'for a plan of its own' if self.budget else 'to keep its phases'}"
             )
         return self
+
+
+def as_asked(saved: Config, config: JobConfig) -> Config:
+    """A configuration that a run recorded, without its plan if `config`, with which it is compared, has none."""
+    plan = saved.planned if isinstance(saved, BudgetedConfig) else None
+    if plan is None or (isinstance(config, BudgetedConfig) and config.planned is not None):
+        return saved
+    return saved.model_copy(update={"planned": None, "phases": plan.phases})
 
 
 def recorded(config: Config, saved: JobConfig | None) -> Config:

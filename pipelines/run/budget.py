@@ -35,8 +35,8 @@ def filled(phases: Phases, timed: Sequence[Timed], seconds: float, budget: str) 
     least = run_seconds(recounted(timed, phases, shortest))
     if least > seconds:
         raise ConfigError(
-            f"budget: {budget} is too short: one round or step of each phase, and what comes before and after, take about "
-            f"{about(least)}; set a longer budget, or make networks and batches smaller"
+            f"budget: {budget} is too short: one round or step of each phase, and what comes before and after, take "
+            f"about {about(least)}; set a longer budget, or make networks and batches smaller"
         )
     low, high = 0.0, 1.0
     while run_seconds(recounted(timed, phases, _scaled(phases, high))) <= seconds and high < MOST:

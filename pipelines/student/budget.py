@@ -48,7 +48,7 @@ def with_plan(
 ) -> DistillConfig:
     """The configuration with the phases that fill its budget; the run directory keeps them.
 
-    The parts that are measured are built apart from those of the run, which is the same as if nothing had been measured.
+    The parts that are measured are apart from those of the run, which is the same as if nothing had been measured.
 
     Args:
         config: of the job.

@@ -179,9 +179,7 @@ class _Works:
         evaluations = sum(-(-steps // assembly.evaluation.every) for steps in learning)
         works = []
         if not (config.real is not None and isinstance(config.real.data, StreamData)):
-            works.append(
-                Work("evaluations", evaluations, lambda _: assembly.evaluation(0), listed=False, per="step")
-            )
+            works.append(Work("evaluations", evaluations, lambda _: assembly.evaluation(0), listed=False, per="step"))
         if self.test is not None:
             tests = sum(-(-steps // config.evaluate_every) for steps in learning)
             share = len(self.test) / self._pass

@@ -125,6 +125,21 @@ class EarlierResult:
     student: StudentResult = field(default_factory=StudentResult)
 
 
+@dataclass(frozen=True)
+class BudgetResult:
+    """A budget of time, and what became of it.
+
+    Attributes:
+        budget: as the recipe has it, e.g. "30m".
+        planned: seconds that the run was to take by its plan, the measuring of the machine included.
+        seconds: that it took, without the training of its teachers.
+    """
+
+    budget: str
+    planned: float
+    seconds: float
+
+
 @dataclass(frozen=True, kw_only=True)
 class DistillResult(JobResult):
     """The result of `distill`.
@@ -144,6 +159,7 @@ class DistillResult(JobResult):
         scores: of generated images, if the run measured them.
         before: what the run came to before each of its extensions; None without one.
         queries: to a teacher that is a black box.
+        budget: of time, and what became of it; None without one, or for a run that was extended.
     """
 
     job: str = "distill"
@@ -161,6 +177,7 @@ class DistillResult(JobResult):
     scores: RunningScoresResult | None = field(default=None, metadata=OMITTED)
     before: tuple[EarlierResult, ...] | None = field(default=None, metadata=OMITTED)
     queries: Queries | None = field(default=None, metadata=OMITTED)
+    budget: BudgetResult | None = field(default=None, metadata=OMITTED)
 
 
 @dataclass(frozen=True, kw_only=True)
