@@ -33,6 +33,7 @@ from synthkd.pipelines.student.given import Given, GivenNetworks, from_memory
 from synthkd.pipelines.student.memory import memory_lines
 from synthkd.pipelines.student.networks import finished
 from synthkd.pipelines.student.results import measured
+from synthkd.pipelines.student.seeds import DistilledSeeds, distill_seeds, require_seeds
 from synthkd.pipelines.student.summary import plan, summary
 from synthkd.pipelines.student.teacher_warnings import logged, noted
 from synthkd.pipelines.student.teachers import ReadyTeacher, is_taught, ready_teacher, untrained_teacher
@@ -76,7 +77,7 @@ def distill(
     spec: ImageSpec | None = None,
     dry_run: bool = False,
     **recipe: object,
-) -> Distilled | Plan:
+) -> Distilled | DistilledSeeds | Plan:
     """Distill a student and save it to `<run>/student`, and its generator to `<run>/generator`.
 
     A teacher of `kind: train` is trained first, in `<run>/teach`. Afterwards no real image is opened, except those of
@@ -104,12 +105,22 @@ def distill(
     else:
         networks = GivenNetworks()
     networks.require(config)
-    return _distill(config, networks=networks, dry_run=dry_run)
+    require_measurable(config)
+    if config.seeds is not None:
+        require_seeds(config)
+    if config.seeds is None or dry_run:
+        return _distill(config, networks=networks, dry_run=dry_run)
+
+    def run(one_seed: DistillConfig) -> Distilled:
+        result = _distill(one_seed, networks=networks, dry_run=False)
+        assert isinstance(result, Distilled)
+        return result
+
+    return distill_seeds(config, run)
 
 
 @trusting
 def _distill(config: DistillConfig, *, networks: GivenNetworks, dry_run: bool) -> Distilled | Plan:
-    require_measurable(config)
     config = with_extensions(config, dry_run=dry_run)
     if dry_run:
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
-from pydantic import BeforeValidator, WithJsonSchema, model_validator
+from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 
 from synthkd.pipelines.config.base import JobConfig, TrainingConfig
 from synthkd.settings import Count, Listed, NonNegative, PhaseSettings, Settings
@@ -50,6 +50,9 @@ def _is_extension(value: Any) -> Any:
 Extension = Annotated[Count | Duration, BeforeValidator(_is_extension)]
 """Steps, or a duration."""
 
+Seeds = Annotated[int, Field(ge=2, le=100)]
+"""Number of runs that differ by their seed alone."""
+
 
 class Planned(Settings):
     """The plan of a budget: what `phases` were scaled to, and how long that should take."""
@@ -72,6 +75,9 @@ class BudgetedConfig(TrainingConfig):
     planned: Planned | None = None
     """The plan that a run made of its budget: a record that `budget` writes, no setting."""
 
+    seeds: Seeds | None = None
+    """Run the recipe with so many seeds, from `seed` on, in `seed-N` below the run, and report mean and spread. The
+    student that is handed over is that of the first."""
     more: Extension | None = None
     """Extend the finished run in `out` by so many steps, as its last phase has them, or by so many minutes (`30m`)."""
     extended: Annotated[tuple[Count, ...], Listed] = ()
@@ -82,6 +88,8 @@ class BudgetedConfig(TrainingConfig):
 
     @model_validator(mode="after")
     def _fits_its_plan(self) -> BudgetedConfig:
+        if self.seeds is not None and (self.more is not None or self.extended):
+            raise ValueError("seeds: what several seeds came to is not extended; take a longer budget, or more steps")
         if self.planned is not None and self.planned.budget != self.budget:
             raise ValueError(
                 f"planned: it is the plan of budget={self.planned.budget}, and budget is {self.budget or 'not set'}; "

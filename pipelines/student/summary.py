@@ -74,6 +74,7 @@ def plan(config: DistillConfig, assembly: Assembly, test: RealData | None, why: 
         *([f"  unlabelled images: {labelled}"] if (labelled := assembly.transfer_set.labelled_by_teacher) else []),
         f"  test images: {'none' if test is None else test.counted}",
         *_recipe(config, assembly),
+        *([] if config.seeds is None else [f"  seeds: {config.seeds} such runs, from seed {config.seed} on"]),
         *([] if config.planned is None else [_planned(config.planned)]),
         f"  phases: {', '.join(phases.describe(phase) for phase in config.phases)}",
         *(f"  extension: {steps:,} steps more" for steps in config.extended),

@@ -40,5 +40,8 @@ from synthkd.reports.results.training import (
     FittedGap,
     ReleaseResult,
     RunningScoresResult,
+    SeedRun,
+    SeedsResult,
+    Spread,
     TeachResult,
 )

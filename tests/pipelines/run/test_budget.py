@@ -49,7 +49,9 @@ def test_all_phases_are_scaled_by_one_factor_and_fill_the_budget(factor: float) 
     phases, seconds = filled(PHASES, TIMED, wanted, "budget")
     assert wanted - 4.0 <= seconds <= wanted, "short of it by less than a test and a round"
     alone, joint, refine = phases
-    assert isinstance(alone, Pregenerate) and isinstance(joint, Joint) and isinstance(refine, Refine)
+    assert isinstance(alone, Pregenerate)
+    assert isinstance(joint, Joint)
+    assert isinstance(refine, Refine)
     assert (alone.discard, joint.every) == (7, 15)
     assert max(alone.rounds, 8) == pytest.approx(max(14 * factor, 8), rel=0.02, abs=1)
     assert joint.steps == pytest.approx(1500 * factor, rel=0.02)
@@ -58,7 +60,8 @@ def test_all_phases_are_scaled_by_one_factor_and_fill_the_budget(factor: float) 
 
 def test_a_generator_keeps_the_rounds_that_it_needs_and_one_for_the_bank() -> None:
     (alone, joint, _), _ = filled(PHASES, TIMED, 60.0, "60s")
-    assert isinstance(alone, Pregenerate) and isinstance(joint, Joint)
+    assert isinstance(alone, Pregenerate)
+    assert isinstance(joint, Joint)
     assert alone.rounds == 8, "7 are not kept"
     assert joint.steps < 300
     nothing = (Pregenerate(kind="pregenerate", rounds=0), Refine(kind="refine", steps=0), *PHASES[1:])
