@@ -17,12 +17,16 @@ from synthkd.pipelines.config.budget import Planned, seconds_of
 from synthkd.pipelines.run.budget import filled
 from synthkd.pipelines.run.device import make_accelerator
 from synthkd.pipelines.run.directory import CONFIG, saved_config
+from synthkd.pipelines.run.timing import LIMIT
 from synthkd.pipelines.student.assembly import assemble
 from synthkd.pipelines.student.chosen import with_generator
 from synthkd.pipelines.student.timing import distill_time
 from synthkd.pipelines.student.transfer_set_builder import is_private
 from synthkd.settings.load import dump_config
 from synthkd.system.files import write_atomically
+
+SHARE, LONGEST = 0.02, 60.0
+"""Of a long budget, the share that measuring takes, and its most seconds."""
 
 
 def require_measurable(config: DistillConfig) -> None:
@@ -71,7 +75,8 @@ def with_plan(
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         chosen, _ = with_generator(config, models[0] if models else None)
         assembly = assemble(chosen, models, accelerator, None, student)
-        timed = distill_time(chosen, assembly, test, accelerator, taught=True)
+        limit = max(LIMIT, SHARE * seconds_of(config.budget))
+        timed = distill_time(chosen, assembly, test, accelerator, taught=True, limit=min(limit, LONGEST))
     measuring = time.perf_counter() - started
     phases, seconds = filled(config.phases, timed, seconds_of(config.budget) - measuring, config.budget)
     plan = Planned(

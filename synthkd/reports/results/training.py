@@ -201,10 +201,10 @@ class Spread:
     @classmethod
     def of(cls, values: Sequence[float | None]) -> Spread | None:
         """The spread of two or more numbers; None if one of them is missing."""
-        known = [value for value in values if value is not None]
-        if len(known) < len(values):
+        numbers = [value for value in values if value is not None]
+        if len(numbers) < len(values):
             return None
-        return cls(fmean(known), stdev(known), min(known), max(known), len(known))
+        return cls(fmean(numbers), stdev(numbers), min(numbers), max(numbers), len(numbers))
 
 
 @dataclass(frozen=True)
