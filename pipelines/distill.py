@@ -151,10 +151,11 @@ def _distill(config: DistillConfig, *, networks: GivenNetworks, dry_run: bool) -
 def _plan(config: DistillConfig, networks: GivenNetworks) -> Plan:
     """What the run would do, and the time and memory that it needs by a few steps of parts that nobody keeps."""
     accelerator, models = make_accelerator(config), _untrained(config, networks)
-    config = with_plan(config, models, read_test(config), networks.student, None)
+    read = read_test(config)
+    config = with_plan(config, models, read, networks.student, None)
     config, why = with_generator(config, models[0] if models else None)
     assembly = assemble(config, models, accelerator, None, networks.student)
-    test = _fitted_test(read_test(config), assembly)
+    test = _fitted_test(read, assembly)
     lines = plan(config, assembly, test, why)
     time = time_line(lambda: distill_time(config, assembly, test, accelerator))
     return Plan((*lines, time, *memory_lines(config, assembly)))

@@ -15,6 +15,7 @@ from synthkd.distillation.step import DistillStep
 from synthkd.errors import ConfigError
 from synthkd.pipelines import cli, distill
 from synthkd.pipelines.config import DistillConfig
+from synthkd.pipelines.handover.finished import read_finished
 from synthkd.pipelines.run.result import Plan
 from synthkd.pipelines.student import budget
 from synthkd.pipelines.student.seeds import DistilledSeeds
@@ -115,6 +116,8 @@ def test_a_run_of_other_seeds_is_refused(teacher: Path, whole: Path, tmp_path: P
         run(teacher, out, "more=30m")
     with pytest.raises(ConfigError, match="is a part of the run"):
         distill(load_config(DistillConfig, whole / "seed-4" / "config.yaml", ["more=5"]))
+    with pytest.raises(ConfigError, match=r"finished: .* has 2 seeds; name the run of one: .*/seed-4$"):
+        read_finished(whole)
     plan = distill(config_for(teacher, tmp_path / "new"), dry_run=True)
     assert "  seeds: 2 such runs, from seed 4 on" in str(plan)
     assert not (tmp_path / "new").exists()
