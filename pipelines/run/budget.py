@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from synthkd.distillation.phases import generator_rounds, student_steps
 from synthkd.errors import ConfigError
+from synthkd.pipelines.config.budget import seconds_of
 from synthkd.pipelines.run.timing import Per, Timed, about
 from synthkd.settings import Joint, PhaseSettings, Pregenerate
 
@@ -19,24 +20,24 @@ MOST = 10**9
 Phases = tuple[PhaseSettings, ...]
 
 
-def filled(phases: Phases, timed: Sequence[Timed], seconds: float, budget: str) -> tuple[Phases, float]:
-    """The phases multiplied by the factor with which they take `seconds`, and the seconds that they take.
+def filled(phases: Phases, timed: Sequence[Timed], budget: str, spent: float) -> tuple[Phases, float]:
+    """The phases multiplied by the factor with which they fill a budget, and the seconds that they take.
 
     Args:
         phases: of the recipe.
         timed: the parts of a run with these phases.
-        seconds: to fill.
-        budget: as somebody wrote it, for errors.
+        budget: a duration, e.g. "30m".
+        spent: seconds of it that measuring took.
 
     Raises:
         ConfigError: the shortest run takes longer.
     """
-    shortest = _scaled(phases, 0.0)
+    shortest, seconds = _scaled(phases, 0.0), seconds_of(budget) - spent
     least = run_seconds(recounted(timed, phases, shortest))
     if least > seconds:
         raise ConfigError(
             f"budget: {budget} is too short: one round or step of each phase, and what comes before and after, take "
-            f"about {about(least)}; set a longer budget, or make networks and batches smaller"
+            f"about {about(least + spent)}; set a longer budget, or make networks and batches smaller"
         )
     low, high = 0.0, 1.0
     while run_seconds(recounted(timed, phases, _scaled(phases, high))) <= seconds and high < MOST:

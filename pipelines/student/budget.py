@@ -78,7 +78,7 @@ def with_plan(
         limit = max(LIMIT, SHARE * seconds_of(config.budget))
         timed = distill_time(chosen, assembly, test, accelerator, taught=True, limit=min(limit, LONGEST))
     measuring = time.perf_counter() - started
-    phases, seconds = filled(config.phases, timed, seconds_of(config.budget) - measuring, config.budget)
+    phases, seconds = filled(config.phases, timed, config.budget, measuring)
     plan = Planned(
         budget=config.budget,
         phases=config.phases,

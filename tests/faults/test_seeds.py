@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -17,6 +17,7 @@ from synthkd.pipelines import cli, distill
 from synthkd.pipelines.config import DistillConfig
 from synthkd.pipelines.handover.finished import read_finished
 from synthkd.pipelines.run.result import Plan
+from synthkd.pipelines.run.timing import Timed
 from synthkd.pipelines.student import budget
 from synthkd.pipelines.student.seeds import DistilledSeeds
 from synthkd.settings.load import load_config
@@ -27,11 +28,18 @@ from tests.faults.test_extension import teacher as teacher
 
 
 @pytest.fixture(autouse=True, scope="module")
-def measured() -> Iterator[None]:
+def measured() -> Iterator[list[object]]:
+    """The measurements that were made."""
+    calls: list[object] = []
+
+    def measure(config: object, *_: object, **__: object) -> Sequence[Timed]:
+        calls.append(config)
+        return machine(1.0)()
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(budget, "time", Still)
-        patch.setattr(budget, "distill_time", machine(1.0))
-        yield
+        patch.setattr(budget, "distill_time", measure)
+        yield calls
 
 
 def config_for(teacher: Path, out: Path, *settings: str) -> DistillConfig:
@@ -50,8 +58,10 @@ def values_of(directory: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def whole(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole(measured: list[object], teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    earlier = len(measured)
     run(teacher, out := tmp_path_factory.mktemp("whole") / "run")
+    assert len(measured) == earlier + 1, "one plan for all seeds"
     return out
 
 

@@ -38,7 +38,7 @@ def config_of(*settings: str) -> DistillConfig:
 
 def test_a_budget_of_the_recipes_own_time_changes_nothing() -> None:
     assert run_seconds(TIMED) == 313.0, "without the teacher"
-    phases, seconds = filled(PHASES, TIMED, 313.0, "313s")
+    phases, seconds = filled(PHASES, TIMED, "315s", 2.0)
     assert phases == PHASES
     assert seconds == 313.0
 
@@ -46,7 +46,7 @@ def test_a_budget_of_the_recipes_own_time_changes_nothing() -> None:
 @pytest.mark.parametrize("factor", [0.5, 3.0, 40.0])
 def test_all_phases_are_scaled_by_one_factor_and_fill_the_budget(factor: float) -> None:
     wanted = 5.0 + factor * 308.0
-    phases, seconds = filled(PHASES, TIMED, wanted, "budget")
+    phases, seconds = filled(PHASES, TIMED, f"{wanted}s", 0.0)
     assert wanted - 4.0 <= seconds <= wanted, "short of it by less than a test and a round"
     alone, joint, refine = phases
     assert isinstance(alone, Pregenerate)
@@ -59,20 +59,20 @@ def test_all_phases_are_scaled_by_one_factor_and_fill_the_budget(factor: float) 
 
 
 def test_a_generator_keeps_the_rounds_that_it_needs_and_one_for_the_bank() -> None:
-    (alone, joint, _), _ = filled(PHASES, TIMED, 60.0, "60s")
+    (alone, joint, _), _ = filled(PHASES, TIMED, "60s", 0.0)
     assert isinstance(alone, Pregenerate)
     assert isinstance(joint, Joint)
     assert alone.rounds == 8, "7 are not kept"
     assert joint.steps < 300
     nothing = (Pregenerate(kind="pregenerate", rounds=0), Refine(kind="refine", steps=0), *PHASES[1:])
-    assert filled(nothing, TIMED, 60.0, "60s")[0][:2] == nothing[:2], "what does nothing stays so"
+    assert filled(nothing, TIMED, "60s", 0.0)[0][:2] == nothing[:2], "what does nothing stays so"
 
 
 def test_a_budget_too_short_for_every_phase_is_refused_in_a_line() -> None:
-    # 8 rounds, 15 steps with one round, a step, and the closing: 4 + 1 + 1.6 + 5.
-    assert filled(PHASES, TIMED, 11.65, "12s")[1] == pytest.approx(11.6)
-    with pytest.raises(ConfigError, match=r"^budget: 11.5s is too short: .* take about 12 s; set a longer budget"):
-        filled(PHASES, TIMED, 11.5, "11.5s")
+    # Measuring, 8 rounds, 15 steps with one round, a step, and the closing: 2 + 4 + 1 + 1.6 + 5.
+    assert filled(PHASES, TIMED, "13.65s", 2.0)[1] == pytest.approx(11.6)
+    with pytest.raises(ConfigError, match=r"^budget: 13\.5s is too short: .* take about 14 s; set a longer budget"):
+        filled(PHASES, TIMED, "13.5s", 2.0)
 
 
 def test_times_of_other_phases_keep_the_seconds_of_each() -> None:
