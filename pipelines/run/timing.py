@@ -24,7 +24,7 @@ MOST_CALLS = 16
 DECODED = 64
 """Images on disk that a measured call decodes."""
 ENOUGH = 0.25
-"""Seconds after which 3 or 7 calls beside the first are enough as well, within `LIMIT`; more in a longer one."""
+"""Seconds after which 3 or 7 calls beside the first are enough as well."""
 
 
 Per = Literal["run", "teacher", "step", "round", "round alone", "round beside"]
@@ -98,7 +98,7 @@ def measured(works: Sequence[Work], limit: float = LIMIT) -> list[Timed]:
     timed = []
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         for number, work in enumerate(works):
-            calls = _calls(work.once, max(0.0, left) / (len(works) - number), ENOUGH * limit / LIMIT)
+            calls = _calls(work.once, max(0.0, left) / (len(works) - number))
             left -= sum(calls)
             timed.append(Timed(work.name, work.count, work.scale * _mean(calls), work.listed, work.per))
     return timed
@@ -126,12 +126,12 @@ def seconds_of(once: Callable[[float], object], limit: float) -> float:
     return _mean(_calls(once, limit))
 
 
-def _calls(once: Callable[[float], object], limit: float, enough: float = ENOUGH) -> list[float]:
+def _calls(once: Callable[[float], object], limit: float) -> list[float]:
     """Seconds of each of some calls; every process makes as many, since a step of one waits for those of the others."""
     seconds: list[float] = []
     # The first call tells whether another one fits.
     while len(seconds) < MOST_CALLS and (not seconds or sum(seconds) + seconds[-1] < limit):
-        if len(seconds) in (4, 8) and sum(seconds) > enough:
+        if len(seconds) in (4, 8) and sum(seconds) > ENOUGH:
             break
         started = time.perf_counter()
         once(place(len(seconds)))

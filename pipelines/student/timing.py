@@ -41,7 +41,6 @@ def distill_time(
     test: RealData | None,
     accelerator: Accelerator,
     taught: bool = False,
-    limit: float = LIMIT,
 ) -> list[Timed]:
     """Take a few steps of each kind of work of a run, and return their times.
 
@@ -53,12 +52,11 @@ def distill_time(
         test: real test data, or None.
         accelerator: the device.
         taught: whether the teachers are trained already, so that no step of theirs is measured.
-        limit: seconds that the measurements take, about.
 
     Raises:
         SynthkdError: what the steps raise.
     """
-    return measured(_Works(config, assembly, test, accelerator, taught).all(), limit)
+    return measured(_Works(config, assembly, test, accelerator, taught).all())
 
 
 @dataclass(frozen=True)
