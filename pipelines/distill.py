@@ -17,7 +17,9 @@ from synthkd.errors import ConfigError
 from synthkd.generators.files import INSIDE_A_RUN, save_generator
 from synthkd.models import Classifier, load, save
 from synthkd.pipelines.config import DistillConfig
+from synthkd.pipelines.config.budget import recorded
 from synthkd.pipelines.run.device import make_accelerator
+from synthkd.pipelines.run.directory import saved_config
 from synthkd.pipelines.run.extension import earlier_queries, with_extensions
 from synthkd.pipelines.run.images import fitted
 from synthkd.pipelines.run.job import Job, open_job
@@ -27,11 +29,13 @@ from synthkd.pipelines.run.tested import own_data, read_test, training_data
 from synthkd.pipelines.run.timing import planned_time
 from synthkd.pipelines.run.trust import trusted_by, trusting
 from synthkd.pipelines.student.assembly import Assembly, assemble
+from synthkd.pipelines.student.budget import require_measurable, with_plan
 from synthkd.pipelines.student.chosen import with_generator
 from synthkd.pipelines.student.given import Given, GivenNetworks, from_memory
 from synthkd.pipelines.student.memory import planned_lines
 from synthkd.pipelines.student.networks import finished
 from synthkd.pipelines.student.results import measured
+from synthkd.pipelines.student.seeds import DistilledSeeds, distill_seeds, require_seeds
 from synthkd.pipelines.student.summary import plan, summary
 from synthkd.pipelines.student.teacher_warnings import logged, noted
 from synthkd.pipelines.student.teachers import ReadyTeacher, is_taught, ready_teacher, untrained_teacher
@@ -75,7 +79,7 @@ def distill(
     spec: ImageSpec | None = None,
     dry_run: bool = False,
     **recipe: object,
-) -> Distilled | Plan:
+) -> Distilled | DistilledSeeds | Plan:
     """Distill a student and save it to `<run>/student`, and its generator to `<run>/generator`.
 
     A teacher of `kind: train` is trained first, in `<run>/teach`. Afterwards no real image is opened, except those of
@@ -103,7 +107,18 @@ def distill(
     else:
         networks = GivenNetworks()
     networks.require(config)
-    return _distill(config, networks=networks, dry_run=dry_run)
+    require_measurable(config)
+    if config.seeds is not None:
+        require_seeds(config)
+    if config.seeds is None or dry_run:
+        return _distill(config, networks=networks, dry_run=dry_run)
+
+    def run(one_seed: DistillConfig) -> Distilled:
+        result = _distill(one_seed, networks=networks, dry_run=False)
+        assert isinstance(result, Distilled)
+        return result
+
+    return distill_seeds(config, run)
 
 
 @trusting
@@ -113,6 +128,7 @@ def _distill(config: DistillConfig, *, networks: GivenNetworks, dry_run: bool) -
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             return _plan(config, networks)
     with open_job("distill", config) as job:
+        config = recorded(config, saved_config(job.directory, config))
         if isinstance(job.finished, DistillResult):
             lines = summary(job, job.finished, already=True)
             saved = functools.partial(_saved_student, config, job, networks)
@@ -123,6 +139,7 @@ def _distill(config: DistillConfig, *, networks: GivenNetworks, dry_run: bool) -
             ready = _teachers(config, job, networks)
             _keep(read, own_data(config))
             models = [teacher.model for teacher in ready]
+            config = with_plan(config, models, test, networks.student, job.directory)
             config, why = with_generator(config, models[0] if models else None)
             assembly = assemble(config, models, job.accelerator, job.directory, networks.student)
         test = _fitted_test(test, assembly)
@@ -140,10 +157,11 @@ def _plan(config: DistillConfig, networks: GivenNetworks) -> Plan:
     """What the run would do, and the time and memory that it needs by a few steps of parts that nobody keeps."""
     accelerator = make_accelerator(config)
     with reading_once():
-        models = _untrained(config, networks)
+        models, test = _untrained(config, networks), read_test(config)
+        config = with_plan(config, models, test, networks.student, None)
         config, why = with_generator(config, models[0] if models else None)
         assembly = assemble(config, models, accelerator, None, networks.student)
-        test = _fitted_test(read_test(config), assembly)
+        test = _fitted_test(test, assembly)
         used = 0 if config.out is None else earlier_queries(config, Path(config.out))
         lines = plan(config, assembly, test, why, used)
         time = planned_time(lambda: distill_time(config, assembly, test, accelerator))

@@ -2,6 +2,7 @@
 
 from synthkd.pipelines.config.audit import AuditConfig, ReferenceModels
 from synthkd.pipelines.config.base import JobConfig, TrainingConfig
+from synthkd.pipelines.config.budget import Planned
 from synthkd.pipelines.config.compress import (
     NOISY_GENERATOR,
     NOISY_TEACHER,
@@ -31,6 +32,7 @@ __all__ = [
     "GeneratedSet",
     "ImageSet",
     "JobConfig",
+    "Planned",
     "RealSet",
     "ReferenceModels",
     "StoredSet",

@@ -8,8 +8,9 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from synthkd.generators.settings import PythonGenerator
-from synthkd.pipelines.config.base import TrainingConfig, require_terms
+from synthkd.pipelines.config.base import require_terms
 from synthkd.pipelines.config.black_box import require_answers_alone
+from synthkd.pipelines.config.budget import BudgetedConfig
 from synthkd.pipelines.config.old_form import refuse_sources_outside
 from synthkd.pipelines.config.transfer_set import (
     GeneratedSet,
@@ -203,7 +204,7 @@ class Distillation(Settings):
         return {term.kind for term in terms if term in self.distill.features or isinstance(term, COMPARES_FEATURES)}
 
 
-class DistillConfig(Distillation, TrainingConfig):
+class DistillConfig(Distillation, BudgetedConfig):
     """Distill a student from a teacher, without its data or with some of it."""
 
     teacher: TeacherOrGiven | None = None
@@ -222,10 +223,6 @@ class DistillConfig(Distillation, TrainingConfig):
     keep_images: Whole | Literal["all"] = 1000
     """Images of the memory bank that the finished run keeps in `samples/bank.npz`, evenly spaced from the oldest to the
     newest, so that `synthkd evaluate RUN` can score them; "all": the whole bank."""
-    more: Count | None = None
-    """Extend the finished run in `out` by so many steps, as its last phase has them."""
-    extended: Annotated[tuple[Count, ...], Listed] = ()
-    """The extensions that a run has had, in steps: a record that `more` writes, no setting."""
 
     @property
     def every_teacher(self) -> tuple[TeacherOrGiven, ...]:

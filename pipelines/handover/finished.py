@@ -33,6 +33,8 @@ def read_finished(run: Path, trust: bool = False) -> FlowResult:
         ModelError: a network cannot be read.
     """
     config = recorded(run)
+    if config.seeds is not None:
+        raise ConfigError(f"finished: {run} has {config.seeds} seeds; name the run of one: {run}/seed-{config.seed}")
     result = read_result(run, DistillResult)
     if result is None:
         raise ConfigError(f"finished: {run} is not finished; finish it first: synthkd distill {run}")

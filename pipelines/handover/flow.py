@@ -27,7 +27,7 @@ from synthkd.generators.settings import (
 from synthkd.models import Classifier, load, load_model
 from synthkd.passes import sample_in_chunks
 from synthkd.pipelines.config import CompressConfig, Distillation, DistillConfig, TrainingConfig
-from synthkd.pipelines.distill import distill
+from synthkd.pipelines.distill import Distilled, distill
 from synthkd.pipelines.handover.private_generator import WIDEST, ReleaseConfig, load_released, release
 from synthkd.pipelines.handover.search import Choice, choose_student
 from synthkd.pipelines.run.result import Result
@@ -121,7 +121,7 @@ def run_flow(config: CompressConfig, directory: Path, private: Splits | None, se
         choice = choose_student(distilling, config.search, teacher, directory / SEARCH)
         distilling = distilling.model_copy(update={"student": choice.model})
     distill_result = distill(distilling)
-    assert isinstance(distill_result, Result)
+    assert isinstance(distill_result, Distilled)
     # The distillation saves the generator that it trained, but not one that was saved already, as by the release.
     if (distill_result.directory / INSIDE_A_RUN).is_dir():
         generator = SavedSettings(kind="saved", path=str(distill_result.directory))

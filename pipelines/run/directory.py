@@ -14,6 +14,7 @@ from typing import TypeVar
 
 from synthkd.errors import CheckpointError, ConfigError
 from synthkd.pipelines.config import JobConfig
+from synthkd.pipelines.config.budget import as_asked
 from synthkd.pipelines.run.disk import full_disk
 from synthkd.privacy.journal import JOURNAL
 from synthkd.reports.files import REPORT as REPORT
@@ -159,7 +160,7 @@ def saved_config(directory: Path, config: Config) -> Config | None:
 
 def _changed(saved: JobConfig, config: JobConfig) -> list[str]:
     """The keys that differ and must not."""
-    keys = [key.split(".") for key in differences(saved, config)]
+    keys = [key.split(".") for key in differences(as_asked(saved, config), config)]
     return [".".join(key) for key in keys if key[0] not in FREE_TO_CHANGE and key[-1] not in FREE_OF_DATA]
 
 

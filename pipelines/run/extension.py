@@ -17,6 +17,8 @@ from accelerate.utils import broadcast_object_list
 
 from synthkd.errors import CheckpointError, ConfigError
 from synthkd.pipelines.config import DistillConfig
+from synthkd.pipelines.config.budget import recorded, seconds_of
+from synthkd.pipelines.run.budget import MOST
 from synthkd.pipelines.run.device import process_state
 from synthkd.pipelines.run.directory import CONFIG, REPORT, RESULT, inside_a_run, run_directory, saved_config
 from synthkd.pipelines.run.result import HANDED_OVER, read_result
@@ -25,6 +27,8 @@ from synthkd.settings import Pregenerate
 from synthkd.settings.load import dump_config
 from synthkd.system.files import write_atomically
 from synthkd.training.checkpoint import CheckpointStore
+from synthkd.training.monitor import FILE_NAME as METRICS
+from synthkd.training.monitor import read_rows
 from synthkd.training.shared_rows import flush
 
 BEFORE = "before"
@@ -44,25 +48,25 @@ def with_extensions(config: DistillConfig, *, dry_run: bool) -> DistillConfig:
     """
     directory = None if config.out is None else Path(config.out)
     saved = None if directory is None else _saved(directory, config)
-    recorded = () if saved is None else saved.extended
-    if config.extended not in ((), recorded):
+    had, config = () if saved is None else saved.extended, recorded(config, saved)
+    if config.extended not in ((), had):
         raise ConfigError(
             "extended: it is a record of what a run has had; leave it out, and give the phases more steps"
         )
-    steps, config = config.more, config.model_copy(update={"more": None, "extended": recorded})
-    if steps is None and not recorded:
+    more, config = config.more, config.model_copy(update={"more": None, "extended": had})
+    if more is None and not had:
         return config
     if directory is None or saved is None:
         raise ConfigError(
             f"more: it extends a finished run, and {directory or 'none'} is "
-            f"{'no run of `synthkd distill`' if directory else 'named'}; write synthkd distill RUN more={steps}"
+            f"{'no run of `synthkd distill`' if directory else 'named'}; write synthkd distill RUN more={more}"
         )
     if dry_run:
-        return _extended(config, directory, steps)
+        return _extended(config, directory, more)
     shared: list[DistillConfig | None] = [None]
     if process_state(config).is_main_process:
         with run_directory("distill", config):
-            extended = _extended(config, directory, steps)
+            extended = _extended(config, directory, more)
             _begin(extended, directory, is_recorded=extended == config)
             shared = [extended]
     broadcast_object_list(shared)
@@ -108,12 +112,14 @@ def _saved(directory: Path, config: DistillConfig) -> DistillConfig | None:
         return None
 
 
-def _extended(config: DistillConfig, directory: Path, steps: int | None) -> DistillConfig:
+def _extended(config: DistillConfig, directory: Path, more: int | str | None) -> DistillConfig:
     """The configuration with the extension that is asked for, or that has begun already."""
     result = read_result(directory, DistillResult)
     finished = None if result is None else len(result.before or ())
     has_begun = finished != len(config.extended) and bool(config.extended)
     resumes = f"finish it first: synthkd distill {directory}"
+    before = config.model_copy(update={"extended": config.extended[:-1]}) if has_begun else config
+    steps = _steps_in(seconds_of(more), before, directory) if isinstance(more, str) else more
     if steps is None or (has_begun and config.extended[-1] == steps):
         return config
     if has_begun:
@@ -124,6 +130,25 @@ def _extended(config: DistillConfig, directory: Path, steps: int | None) -> Dist
         raise ConfigError(f"more: {directory} is a part of the run {outer}, which measured and handed over its student")
     _require_state(config, directory)
     return config.model_copy(update={"extended": (*config.extended, steps)})
+
+
+def _steps_in(seconds: float, config: DistillConfig, directory: Path) -> int:
+    """The steps that the last phase of the student took in so many seconds, by the log of the run.
+
+    What an extension that has begun logs does not count, so that the same command finds the same number again.
+    """
+    phases = config.phases_and_extensions
+    last = max(number for number, phase in enumerate(phases) if not isinstance(phase, Pregenerate) and phase.steps)
+    lengths = [phase.rounds if isinstance(phase, Pregenerate) else phase.steps for phase in phases]
+    start, end = sum(lengths[:last]), sum(lengths[: last + 1])
+    rows = [row for row in read_rows(directory / METRICS) if start <= row["step"] <= end]
+    rows = [row for row in rows if "event" not in row or (row["step"] == start and row.get("kind") == "phase")]
+    if len(rows) < 2 or rows[-1]["step"] == rows[0]["step"]:
+        raise ConfigError(f"more: {directory / METRICS} does not tell how long a step takes; give a number of steps")
+    pace = (float(rows[-1]["seconds"]) - float(rows[0]["seconds"])) / (rows[-1]["step"] - rows[0]["step"])
+    if pace > seconds:
+        raise ConfigError(f"more: {seconds:g} s are less than a step, which took {pace:.2g} s; set a longer time")
+    return min(MOST, int(seconds / max(pace, 1e-9)))
 
 
 def _require_state(config: DistillConfig, directory: Path) -> None:

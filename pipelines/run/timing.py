@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from accelerate import PartialState
@@ -26,6 +27,10 @@ ENOUGH = 0.25
 """Seconds after which 3 or 7 calls beside the first are enough as well."""
 
 
+Per = Literal["run", "teacher", "step", "round", "round alone", "round beside"]
+"""What a work grows with: nothing, the teacher's training, or the steps of the student or some rounds."""
+
+
 @dataclass(frozen=True)
 class Work:
     """One kind of work of a run.
@@ -36,6 +41,7 @@ class Work:
         once: does it; gets the place in the run, from 0 to below 1, since schedules change the work.
         scale: the run's work over that of one call, where a call does a part of it, e.g. with fewer images.
         listed: whether the plan tells number and time of each; else their sum.
+        per: what its count grows with.
     """
 
     name: str
@@ -43,6 +49,7 @@ class Work:
     once: Callable[[float], object]
     scale: float = 1.0
     listed: bool = True
+    per: Per = "run"
 
 
 @dataclass(frozen=True)
@@ -50,7 +57,7 @@ class Timed:
     """A kind of work with its time.
 
     Attributes:
-        name, count, listed: as in `Work`.
+        name, count, listed, per: as in `Work`.
         seconds: of each.
     """
 
@@ -58,6 +65,7 @@ class Timed:
     count: int
     seconds: float
     listed: bool = True
+    per: Per = "run"
 
     def __str__(self) -> str:
         if self.listed:
@@ -92,7 +100,7 @@ def measured(works: Sequence[Work], limit: float = LIMIT) -> list[Timed]:
         for number, work in enumerate(works):
             calls = _calls(work.once, max(0.0, left) / (len(works) - number))
             left -= sum(calls)
-            timed.append(Timed(work.name, work.count, work.scale * _mean(calls), work.listed))
+            timed.append(Timed(work.name, work.count, work.scale * _mean(calls), work.listed, work.per))
     return timed
 
 

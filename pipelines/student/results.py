@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
@@ -23,6 +23,7 @@ from synthkd.pipelines.student.networks import finished
 from synthkd.pipelines.student.teacher_warnings import WARNING
 from synthkd.reports.results import (
     Agreement,
+    BudgetResult,
     DataDescription,
     DistillResult,
     Evaluations,
@@ -81,8 +82,18 @@ def measured(
             "distill": progress.seconds,
             "evaluate": progress.evaluation_seconds + time.perf_counter() - started,
         }
+        ended = time.perf_counter()
         # Latencies come after the clock of the evaluation has stopped: they are no part of it.
-        return closing.result(tested, {stage: round(value, 3) for stage, value in seconds.items()})
+        result = closing.result(tested, {stage: round(value, 3) for stage, value in seconds.items()})
+        student_seconds = seconds["distill"] + seconds["evaluate"] + time.perf_counter() - ended
+        return replace(result, budget=_budget(config, student_seconds))
+
+
+def _budget(config: DistillConfig, seconds: float) -> BudgetResult | None:
+    plan = None if config.extended else config.planned
+    if plan is None:
+        return None
+    return BudgetResult(plan.budget, plan.seconds, round(plan.measuring + seconds, 3))
 
 
 def _parts(assembly: Assembly) -> int:

@@ -6,7 +6,7 @@ from synthkd.data.read.splits import RealData
 from synthkd.distillation import phases
 from synthkd.distillation.terms.auxiliary import AuxiliaryLayers
 from synthkd.models import parameters
-from synthkd.pipelines.config import DistillConfig
+from synthkd.pipelines.config import DistillConfig, Planned
 from synthkd.pipelines.run.directory import REPORT
 from synthkd.pipelines.run.job import Job, disk_line, generator_bytes, training_bytes
 from synthkd.pipelines.scores.running import scores_in_words
@@ -15,7 +15,7 @@ from synthkd.pipelines.student.networks import finished
 from synthkd.reports.files import RunFiles
 from synthkd.reports.headline import headline
 from synthkd.reports.page import SPACE
-from synthkd.reports.results import DistillResult, ModelResult
+from synthkd.reports.results import BudgetResult, DistillResult, ModelResult
 from synthkd.schedules import ever
 from synthkd.settings import Schedule, TrainedTeacher
 
@@ -79,6 +79,8 @@ def plan(
         *([f"  unlabelled images: {labelled}"] if (labelled := assembly.transfer_set.labelled_by_teacher) else []),
         f"  test images: {'none' if test is None else test.counted}",
         *_recipe(config, assembly),
+        *([] if config.seeds is None else [f"  seeds: {config.seeds} such runs, from seed {config.seed} on"]),
+        *([] if config.planned is None else [_planned(config.planned)]),
         f"  phases: {', '.join(phases.describe(phase) for phase in config.phases)}",
         *(f"  extension: {steps:,} steps more" for steps in config.extended),
         f"  student steps: {assembly.learner.steps:,} of {assembly.batch.images} images{note}",
@@ -184,6 +186,8 @@ def summary(job: Job, result: DistillResult, already: bool = False) -> tuple[str
     rows += [(str(one.name), _tested(one)) for one in teachers]
     if result.queries is not None:
         rows.append(("queries", f"{result.queries.used:,} of {result.queries.budget:,} used"))
+    if result.budget is not None:
+        rows.append(("budget", _against(result.budget)))
     if result.scores is not None:
         rows.append(("scores", scores_in_words(result.scores)))
     rows += [("alarm", f"{alarm.name}: {alarm.message}") for alarm in result.alarms or ()]
@@ -191,6 +195,23 @@ def summary(job: Job, result: DistillResult, already: bool = False) -> tuple[str
     width = max(len(name) for name, _ in rows) + 2
     lines = [f"{name + ':' if name else '':<{width}}{text}" for name, text in rows]
     return (*([f"{job.directory} was complete already; nothing was run"] if already else ()), opening, *lines)
+
+
+def _planned(plan: Planned) -> str:
+    return f"  budget: {plan.budget}, planned {_precise(plan.seconds)}, {_precise(plan.measuring)} of them measuring"
+
+
+def _against(budget: BudgetResult) -> str:
+    """What became of a budget: "10m, planned 9.9 min, took 10.4 min"."""
+    return f"{budget.budget}, planned {_precise(budget.planned)}, took {_precise(budget.seconds)}"
+
+
+def _precise(seconds: float) -> str:
+    """A duration with three digits: two of `about` hide what a budget is missed by."""
+    for size, unit in ((3600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.3g} {unit}"
+    return f"{seconds:.3g} s"
 
 
 def _tested(model: ModelResult) -> str:

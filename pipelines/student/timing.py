@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from accelerate import Accelerator
@@ -15,7 +15,7 @@ from synthkd.data.sources import RealSource
 from synthkd.distillation import phases
 from synthkd.pipelines.config import DistillConfig
 from synthkd.pipelines.run.answers import FEW, Answers
-from synthkd.pipelines.run.timing import LIMIT, Timed, Work, decoding, measured
+from synthkd.pipelines.run.timing import LIMIT, Per, Timed, Work, decoding, measured
 from synthkd.pipelines.student.assembly import Assembly
 from synthkd.pipelines.student.image_alarms import IMAGES
 from synthkd.pipelines.student.teachers import teaching_works
@@ -35,7 +35,11 @@ LATENCIES = 50
 
 
 def distill_time(
-    config: DistillConfig, assembly: Assembly, test: RealData | None, accelerator: Accelerator
+    config: DistillConfig,
+    assembly: Assembly,
+    test: RealData | None,
+    accelerator: Accelerator,
+    taught: bool = False,
 ) -> list[Timed]:
     """Take a few steps of each kind of work of a run, and return their times.
 
@@ -46,11 +50,12 @@ def distill_time(
         assembly: its parts, as a dry run builds them.
         test: real test data, or None.
         accelerator: the device.
+        taught: whether the teachers are trained already, so that no step of theirs is measured.
 
     Raises:
         SynthkdError: what the steps raise.
     """
-    return measured(_Works(config, assembly, test, accelerator).all())
+    return measured(_Works(config, assembly, test, accelerator, taught).all())
 
 
 @dataclass(frozen=True)
@@ -61,6 +66,7 @@ class _Works:
     assembly: Assembly
     test: RealData | None
     accelerator: Accelerator
+    taught: bool = False
 
     @property
     def _phases(self) -> Sequence[PhaseSettings]:
@@ -72,9 +78,14 @@ class _Works:
         """In the order in which a run does them: the rounds fill the bank from which the steps draw."""
         if self.config.black_box is not None:  # its answers cost queries
             return [self._steps()]
-        teachers = [] if self.config.extended else self.config.every_teacher  # those of a finished run are trained
+        # Those of a finished run are trained.
+        teachers = [] if self.config.extended or self.taught else self.config.every_teacher
         taught = [settings for settings in teachers if isinstance(settings, TrainedTeacher)]
-        works = [work for settings in taught for work in teaching_works(settings, self.config, self.accelerator)]
+        works = [
+            replace(work, per="teacher")
+            for settings in taught
+            for work in teaching_works(settings, self.config, self.accelerator)
+        ]
         return [*works, *self._real(), *self._rounds(), self._steps(), *self._evaluations(), *self._closing()]
 
     @functools.cached_property
@@ -133,7 +144,8 @@ class _Works:
         for beside, kind in ((False, Pregenerate), (True, Joint)):
             count = phases.generator_rounds([phase for phase in self._phases if isinstance(phase, kind)])
             name = "rounds" if beside else "rounds before the student"
-            works.append(Work(name, count, functools.partial(once, beside), passes / FEW if too_long else 1.0))
+            per: Per = "round beside" if beside else "round alone"
+            works.append(Work(name, count, functools.partial(once, beside), passes / FEW if too_long else 1.0, per=per))
         return works
 
     def _steps(self) -> Work:
@@ -147,7 +159,7 @@ class _Works:
         if fitting < images or arrives or empty or on_disk or self._labels_once or self.config.black_box is not None:
             fitting = max(fitting, min(FEW, images))
             step = assembly.trial.step(max(1, fitting // self.accelerator.num_processes))
-        return Work("steps", total, lambda where: step(int(total * where)), images / fitting)
+        return Work("steps", total, lambda where: step(int(total * where)), images / fitting, per="step")
 
     def _evaluations(self) -> list[Work]:
         """The evaluations on held-out and on test images, and the grids."""
@@ -156,18 +168,17 @@ class _Works:
         evaluations = sum(-(-steps // assembly.evaluation.every) for steps in learning)
         works = []
         if not (config.real is not None and isinstance(config.real.data, StreamData)):
-            works.append(Work("evaluations", evaluations, lambda _: assembly.evaluation(0), listed=False))
+            works.append(Work("evaluations", evaluations, lambda _: assembly.evaluation(0), listed=False, per="step"))
         if self.test is not None:
             tests = sum(-(-steps // config.evaluate_every) for steps in learning)
-            works.append(
-                Work("tests", tests, lambda _: self._predict(self._pass), len(self.test) / self._pass, listed=False)
-            )
+            share = len(self.test) / self._pass
+            works.append(Work("tests", tests, lambda _: self._predict(self._pass), share, listed=False, per="step"))
         if generated is not None and phases.generator_rounds(self._phases):
             rounds = [phases.generator_rounds([phase]) for phase in self._phases]
             grids = sum(-(-count // config.grid_every) for count in rounds)
             spec = assembly.subject.spec
             columns, rows = chosen(range(spec.classes), spec.height, spec.width)
-            works.append(Work("grids", grids, lambda _: self._sample(len(columns)), rows, listed=False))
+            works.append(Work("grids", grids, lambda _: self._sample(len(columns)), rows, listed=False, per="round"))
         return works
 
     def _closing(self) -> list[Work]:

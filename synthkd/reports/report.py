@@ -10,8 +10,16 @@ from synthkd.reports.evaluation import evaluation_page
 from synthkd.reports.files import REPORT, read_run
 from synthkd.reports.network import network_page
 from synthkd.reports.privacy import PAGE, write_privacy_page
-from synthkd.reports.results import AuditResult, CompressResult, EvaluateResult, GenerateResult, NetworkResult
+from synthkd.reports.results import (
+    AuditResult,
+    CompressResult,
+    EvaluateResult,
+    GenerateResult,
+    NetworkResult,
+    SeedsResult,
+)
 from synthkd.reports.run import run_page
+from synthkd.reports.seeds import seeds_page
 from synthkd.system.files import write_atomically
 
 REFRESH = b'http-equiv="refresh"'
@@ -42,6 +50,8 @@ def write_report(run: Path) -> Path:
             page = network_page(files, result)
         case GenerateResult() as result:
             page = dataset_page(files, result)
+        case SeedsResult() as result:
+            page = seeds_page(files, result)
         case _:
             page = run_page(files)
     write_atomically(run / REPORT, page)

@@ -33,11 +33,15 @@ from synthkd.reports.results.models import (
 )
 from synthkd.reports.results.network import Against, EvaluatedNetwork, NetworkResult
 from synthkd.reports.results.training import (
+    BudgetResult,
     DistillResult,
     EarlierResult,
     Evaluations,
     FittedGap,
     ReleaseResult,
     RunningScoresResult,
+    SeedRun,
+    SeedsResult,
+    Spread,
     TeachResult,
 )

@@ -13,7 +13,7 @@ from synthkd.reports.results.compression import CompressResult
 from synthkd.reports.results.dataset import GenerateResult
 from synthkd.reports.results.evaluation import EvaluateResult
 from synthkd.reports.results.network import NetworkResult
-from synthkd.reports.results.training import DistillResult, ReleaseResult, TeachResult
+from synthkd.reports.results.training import DistillResult, ReleaseResult, SeedsResult, TeachResult
 from synthkd.system.files import write_atomically
 from synthkd.system.sealed import sealed, unsealed
 
@@ -22,6 +22,7 @@ KINDS: Mapping[str, type[JobResult]] = {
     "audit": AuditResult,
     "compress": CompressResult,
     "distill": DistillResult,
+    "distill_seeds": SeedsResult,
     "evaluate": EvaluateResult,
     "evaluate_model": NetworkResult,
     "generate": GenerateResult,

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import fmean, stdev
 from typing import Any
 
 from synthkd.metrics.transfer import TransferEfficiency
@@ -125,6 +126,21 @@ class EarlierResult:
     student: StudentResult = field(default_factory=StudentResult)
 
 
+@dataclass(frozen=True)
+class BudgetResult:
+    """A budget of time, and what became of it.
+
+    Attributes:
+        budget: as the recipe has it, e.g. "30m".
+        planned: seconds that the run was to take by its plan, the measuring of the machine included.
+        seconds: that it took, without the training of its teachers.
+    """
+
+    budget: str
+    planned: float
+    seconds: float
+
+
 @dataclass(frozen=True, kw_only=True)
 class DistillResult(JobResult):
     """The result of `distill`.
@@ -144,6 +160,7 @@ class DistillResult(JobResult):
         scores: of generated images, if the run measured them.
         before: what the run came to before each of its extensions; None without one.
         queries: to a teacher that is a black box.
+        budget: of time, and what became of it; None without one, or for a run that was extended.
     """
 
     job: str = "distill"
@@ -161,6 +178,74 @@ class DistillResult(JobResult):
     scores: RunningScoresResult | None = field(default=None, metadata=OMITTED)
     before: tuple[EarlierResult, ...] | None = field(default=None, metadata=OMITTED)
     queries: Queries | None = field(default=None, metadata=OMITTED)
+    budget: BudgetResult | None = field(default=None, metadata=OMITTED)
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A number over runs that differ by their seed.
+
+    Attributes:
+        mean: of the runs.
+        deviation: standard deviation of one run, with n - 1.
+        low, high: the smallest and the largest.
+        n: number of runs.
+    """
+
+    mean: float
+    deviation: float
+    low: float
+    high: float
+    n: int
+
+    @classmethod
+    def of(cls, values: Sequence[float | None]) -> Spread | None:
+        """The spread of two or more numbers; None if one of them is missing."""
+        numbers = [value for value in values if value is not None]
+        if len(numbers) < len(values):
+            return None
+        return cls(fmean(numbers), stdev(numbers), min(numbers), max(numbers), len(numbers))
+
+
+@dataclass(frozen=True)
+class SeedRun:
+    """One of the runs that differ by their seed.
+
+    Attributes:
+        folder: of its run, in that of all.
+        seed: of the run.
+        seconds: wall time of all its stages.
+        student: as it finished.
+        teacher: likewise; None without one.
+        budget: of time, and what became of it; None without one.
+    """
+
+    folder: str
+    seed: int
+    seconds: float | None = None
+    student: StudentResult = field(default_factory=StudentResult)
+    teacher: ModelResult | None = None
+    budget: BudgetResult | None = field(default=None, metadata=OMITTED)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeedsResult(JobResult):
+    """The result of `distill` with several seeds.
+
+    Attributes:
+        seconds: wall time of all runs.
+        accuracy: of the students on test data; None without any.
+        agreement: of the students with their teachers; None where it was not measured.
+        runs: each of them, the one whose student is handed over first.
+        cost: what all of them took.
+    """
+
+    job: str = "distill_seeds"
+    seconds: float | None = None
+    accuracy: Spread | None = None
+    agreement: Spread | None = None
+    runs: tuple[SeedRun, ...] = ()
+    cost: RunCost = field(default_factory=RunCost)
 
 
 @dataclass(frozen=True, kw_only=True)

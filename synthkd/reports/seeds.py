@@ -1,0 +1,34 @@
+"""The page of runs that differ by their seed: mean and spread, and a line of each run."""
+
+from __future__ import annotations
+
+from synthkd.reports.files import RunFiles
+from synthkd.reports.page import SPACE, percent, render
+from synthkd.reports.results import SeedsResult, Spread
+
+
+def seeds_page(run: RunFiles, result: SeedsResult) -> bytes:
+    """The page as UTF-8."""
+    return render(
+        "seeds.html.jinja",
+        name=run.name,
+        headline=headline(result),
+        result=result,
+        points=points,
+        between=lambda one: f"{percent(one.low)} to {percent(one.high)}",
+        config_text=run.config_text,
+    )
+
+
+def headline(result: SeedsResult) -> str:
+    """Mean and standard deviation of the accuracy in a sentence, or without test data of the agreement."""
+    for one, what in ((result.accuracy, "have"), (result.agreement, "agree with their teachers on")):
+        if one is not None:
+            of = "test images right" if what == "have" else "images"
+            return f"The students of {one.n} seeds {what} {points(one)} of {of}: mean and standard deviation."
+    return f"The students of {len(result.runs)} seeds are finished; nothing was measured of them."
+
+
+def points(one: Spread) -> str:
+    """Mean and standard deviation in percent: "87.31 % (0.42)"."""
+    return f"{100 * one.mean:.2f}{SPACE}% ({100 * one.deviation:.2f})"
