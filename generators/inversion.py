@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -31,7 +31,7 @@ from synthkd.generators.local import local_accelerator
 from synthkd.generators.settings import ALONE, InversionSettings
 from synthkd.generators.teacher_student import STUDENT_TERMS, TEACHER_TERMS, JointOutputs, joint_forward
 from synthkd.losses.objective import Objective
-from synthkd.models.classifier import Classifier, as_classifier
+from synthkd.models.classifier import Classifier, Network, as_classifier
 from synthkd.models.contract import finite_logits
 from synthkd.models.fitting import load_strictly
 from synthkd.models.folding import fold_batch_norm
@@ -240,13 +240,13 @@ class Inversion:
         """Whether a term reads the features before the last layer."""
         return self.settings.activation > 0 or self.settings.semantic > 0
 
-    def _folded(self, network: nn.Module, statistics: bool) -> nn.Module:
+    def _folded(self, network: Network, statistics: bool) -> Network:
         """A frozen copy of a classifier without its foldable BatchNorm layers, or the network itself."""
         # A subclass may do more than its body.
         if not self._folds or type(network) is not Classifier:
             return network
         keep = [head(network) + INPUT] if self._penultimate else []
-        return fold_batch_norm(network, keep, statistics)
+        return cast(Network, fold_batch_norm(network, keep, statistics))
 
     def _inner_optimizer(self, clone: nn.Module, latent: Tensor) -> torch.optim.Optimizer:
         """Adam on the copy's weights and, if `latent_lr` is not 0, on the latent vectors, which then get gradients."""

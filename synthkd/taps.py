@@ -234,11 +234,9 @@ def affine(norm: nn.Module) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     In eval mode the layer computes `scale (x - running_mean) + bias`.
     """
     layer = cast(Any, norm)
-    mean, var = layer.running_mean, layer.running_var
-    scale = torch.rsqrt(var + layer.eps)
-    return mean, var, scale if layer.weight is None else layer.weight * scale, (
-        torch.zeros_like(mean) if layer.bias is None else layer.bias
-    )
+    mean, scale = layer.running_mean, torch.rsqrt(layer.running_var + layer.eps)
+    scale = scale if layer.weight is None else layer.weight * scale
+    return mean, layer.running_var, scale, torch.zeros_like(mean) if layer.bias is None else layer.bias
 
 
 class _Moments(torch.autograd.Function):

@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping
 from typing import cast
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
 from synthkd.models.channels_last import HOOKS
