@@ -22,7 +22,6 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from synthkd.errors import ConfigError, ModelError, TrainingError
@@ -65,6 +64,8 @@ def assign_labels(labels: Tensor, logits: Tensor) -> Tensor:
     Returns:
         int64 `[N]`; entry i is the label of image i.
     """
+    from scipy.optimize import linear_sum_assignment
+
     # An assignment problem and not N maxima, since the counts of the classes must stay.
     gain = F.log_softmax(logits.detach().double(), dim=1)[:, labels].cpu()
     _, order = linear_sum_assignment(gain.numpy(), maximize=True)
@@ -243,7 +244,7 @@ class Inversion:
     def _folded(self, network: Network, statistics: bool) -> Network:
         """A frozen copy of a classifier without its foldable BatchNorm layers, or the network itself."""
         # A subclass may do more than its body.
-        if not self._folds or type(network) is not Classifier:
+        if not (self._folds and isinstance(network, Classifier) and type(network) is Classifier):
             return network
         keep = [head(network) + INPUT] if self._penultimate else []
         return cast(Network, fold_batch_norm(network, keep, statistics))
