@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable
 from functools import lru_cache
 
-
 from synthkd.errors import ConfigError
 from synthkd.privacy.accounting import check_delta, pld_epsilon
 from synthkd.privacy.ledger import PoissonSteps
