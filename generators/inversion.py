@@ -246,6 +246,8 @@ class Inversion:
         # A subclass may do more than its body.
         if not (self._folds and isinstance(network, Classifier) and type(network) is Classifier):
             return network
+        if not any(has_statistics(module) for module in network.modules()):
+            return network
         keep = [head(network) + INPUT] if self._penultimate else []
         return cast(Network, fold_batch_norm(network, keep, statistics))
 
