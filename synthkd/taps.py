@@ -195,6 +195,50 @@ def frozen(*modules: nn.Module) -> Iterator[None]:
             p.requires_grad_(requires_grad)
 
 
+class FoldedNorm(nn.Module):
+    """Stands where a BatchNorm was that is folded into the layer before it, and knows the moments that came into it.
+
+    Its input x' is what the BatchNorm gave: `x' = scale (x - running_mean) + bias`. So the moments of x follow from
+    those of x', and matching them costs no second normalisation.
+
+    Args:
+        norm: the BatchNorm.
+        rest: what is left to do after it.
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+    scale: Tensor
+    bias: Tensor
+
+    def __init__(self, norm: nn.Module, rest: nn.Module) -> None:
+        super().__init__()
+        mean, var, scale, bias = affine(norm)
+        for name, value in (("running_mean", mean), ("running_var", var), ("scale", scale), ("bias", bias)):
+            self.register_buffer(name, value.detach().clone())
+        self.rest = rest
+
+    def forward(self, x: Tensor) -> Tensor:
+        """What the BatchNorm and its activation would give; x is normalised already."""
+        y: Tensor = self.rest(x)
+        return y
+
+    def of_input(self, mean: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
+        """Moments `[C]` of what came into the BatchNorm, of the moments of what it gave."""
+        return (mean - self.bias) / self.scale + self.running_mean, var / self.scale.square()
+
+
+def affine(norm: nn.Module) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Of a layer that `has_statistics`: its running mean and variance, and scale and bias of its map, `[C]` each.
+
+    In eval mode the layer computes `scale (x - running_mean) + bias`.
+    """
+    layer = cast(Any, norm)
+    mean, scale = layer.running_mean, torch.rsqrt(layer.running_var + layer.eps)
+    scale = scale if layer.weight is None else layer.weight * scale
+    return mean, layer.running_var, scale, torch.zeros_like(mean) if layer.bias is None else layer.bias
+
+
 class _Moments(torch.autograd.Function):
     """Mean and biased variance over all dimensions except the second, in two passes like `torch.var_mean`.
 
@@ -229,7 +273,9 @@ def moments(module: nn.Module, x: Tensor) -> BatchNormStatistics:
     """
     norm = cast(BatchNormLike, module)
     # Under autocast x may be of half precision, in which large sums overflow.
-    mean, var = _Moments.apply(x.float())
+    mean, var = _Moments.apply(x.to(torch.promote_types(x.dtype, torch.float32)))
+    if isinstance(module, FoldedNorm):
+        mean, var = module.of_input(mean, var)
     # In training mode the layer is about to change its buffers in place, so they have to be copied.
     copy = torch.clone if norm.training else torch.detach
     return BatchNormStatistics(mean, var, copy(norm.running_mean), copy(norm.running_var))

@@ -9,7 +9,6 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
-from torchvision.transforms.v2.functional import to_image
 
 from synthkd.data.bank import MemoryBank
 from synthkd.data.sources import GeneratedSource, Labeller, Source
@@ -176,6 +175,8 @@ def as_labeller(teacher: Labeller | nn.Module | None) -> Labeller | None:
 
 def _stacked(samples: Sequence[object]) -> tuple[Tensor, Tensor]:
     """Images `[N, C, H, W]`, uint8 or float, and labels int64 `[N]` of samples; runs in workers."""
+    from torchvision.transforms.v2.functional import to_image
+
     pairs = [sample if isinstance(sample, tuple | list) else (sample, -1) for sample in samples]
     try:
         images = [to_image(pair[0]).as_subclass(Tensor) for pair in pairs]

@@ -15,7 +15,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import scipy.linalg
 import torch
 from torch import Tensor
 
@@ -68,6 +67,8 @@ def factor_of_covariance(covariance: Tensor) -> Factor:
 
     The factor has the rank of the covariance up to rounding.
     """
+    import scipy.linalg
+
     # Rounding leaves pivots of this size where the exact ones are 0; taken as they are, they would add rows of noise.
     tolerance = len(covariance) * _EPS * float(covariance.norm())
     # The transpose of a symmetric matrix is itself, and has the column-major layout that LAPACK takes without a copy.
@@ -132,6 +133,8 @@ def eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
     except RuntimeError:  # torch.linalg.LinAlgError is a subclass
         # torch's divide and conquer fails on some covariances of dead or repeated features, which have very many
         # eigenvalues of 0. The QR iteration of the driver "ev" is slower and converges there.
+        import scipy.linalg
+
         values, vectors = (torch.from_numpy(part) for part in scipy.linalg.eigh(matrix.numpy(), driver="ev"))
     return values, vectors
 

@@ -8,8 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.stats import hypergeom
-from sklearn.cluster import KMeans
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from torch import Tensor
 
@@ -192,6 +190,8 @@ def cluster_modes(real: Array, holdout: Array, generated: Array, clusters: int =
     Raises:
         DataError: features that `arrays.rows` refuses, different D, or fewer real samples than clusters.
     """
+    from sklearn.cluster import KMeans
+
     real, holdout = rows(real, "real", clusters), rows(holdout, "holdout")
     generated = rows(generated, "generated")
     same_width(real, holdout, "real and holdout")
@@ -234,6 +234,8 @@ def mode_collapse(holdout: Array, generated: Array, fraction: float = 0.1, level
     real_share, share = real_counts.double() / n, counts.double() / m
 
     def p_value(counts: Tensor) -> Tensor:
+        from scipy.stats import hypergeom
+
         # Fisher's exact test: of all n + m samples, m are generated; how likely are so few of this mode among them?
         return torch.from_numpy(np.asarray(hypergeom.cdf(counts.numpy(), n + m, (counts + real_counts).numpy(), m)))
 

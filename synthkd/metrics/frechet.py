@@ -14,7 +14,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.stats import linregress
 from torch import Tensor
 
 from synthkd.errors import DataError
@@ -150,6 +149,8 @@ def frechet_distance_infinity(real: Array, generated: Array, seed: int = 0, *, w
     Raises:
         DataError: too few rows, different widths, or values that are not finite.
     """
+    from scipy.stats import linregress
+
     first, second = pair(real, generated, ("real", "generated"), 2 * _POINTS)
     if warn:
         _warn_of_few(first, second)

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.stats import rankdata
 from torch import Tensor
 
 from synthkd.metrics.arrays import Array, same_width, subsample
@@ -165,6 +164,8 @@ def _authenticities(train: Tensor, *closest: Neighbours) -> list[Proportion]:
 
 def _statistic(generated: Tensor, holdout: Tensor) -> float:
     """z-score of the Mann-Whitney U of distances `[M]` against distances `[H]`."""
+    from scipy.stats import rankdata
+
     m, n = len(generated), len(holdout)
     distances = torch.cat([generated, holdout]).numpy()
     # U from the rank sum: pairs whose generated sample is farther away, where a tie counts half

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections import Counter
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import torch
-from scipy.stats import norm
 from torch import Tensor
 
 from synthkd.metrics.utility import Proportion, proportion
@@ -131,7 +131,7 @@ class QualityCounter:
         interval = None
         if n > 1:
             variance = max(0.0, (self._squares - n * mean**2) / (n - 1))
-            half = float(norm.ppf(0.975)) * math.sqrt(variance / n)
+            half = NormalDist().inv_cdf(0.975) * math.sqrt(variance / n)
             interval = (mean - half, mean + half)
         return Quality(
             top1=proportion(sum(right), n),

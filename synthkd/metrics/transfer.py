@@ -14,7 +14,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from scipy.optimize import OptimizeWarning, curve_fit
 from torch import Tensor
 
 from synthkd.errors import DataError
@@ -70,6 +69,8 @@ def fit_capacity_gap(times: Sequence[float], gaps: Sequence[float]) -> GapCurve:
     Raises:
         DataError: too few points, or values that are not finite.
     """
+    from scipy.optimize import OptimizeWarning, curve_fit
+
     t, y = np.asarray(times, dtype=np.float64), np.asarray(gaps, dtype=np.float64)
     sound = t.ndim == 1 and t.shape == y.shape and bool(np.isfinite([t, y]).all())
     if not sound or len(t) < POINTS or len(np.unique(t)) < 3:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import torch
-from scipy.stats import norm
 from torch import Tensor
 
 from synthkd.models.contract import finite_logits
@@ -56,7 +56,7 @@ def proportion(hits: int, n: int, confidence: float = 0.95) -> Proportion:
     """
     if n <= 0 or not 0 <= hits <= n:
         raise ValueError(f"need 0 <= hits <= n and n > 0, got {hits} of {n}")
-    z = float(norm.ppf(0.5 + confidence / 2.0))
+    z = NormalDist().inv_cdf(0.5 + confidence / 2.0)
     share = hits / n
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * (share * (1 - share) / n + z * z / (4 * n * n)) ** 0.5

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from synthkd.errors import ConfigError
 from synthkd.models.classifier import Classifier, parameters, state_bytes
@@ -73,6 +72,8 @@ def macs(model: Classifier) -> int:
 
     The model's train/eval mode is restored.
     """
+    from torch.utils.flop_counter import FlopCounterMode
+
     image = torch.zeros(1, *model.spec.shape, device=model.normalize.mean.device)
     # Fused attention is one operation, which not every version of the counter knows. Without it, attention is products.
     fast = torch.backends.mha.get_fastpath_enabled()

@@ -6,11 +6,6 @@ import math
 
 import numpy as np
 import torch
-from scipy.stats import rankdata
-from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import StratifiedKFold
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 from torch.nn import functional
 
@@ -41,6 +36,12 @@ def blind_baseline(images_in: Tensor, images_out: Tensor, seed: int = 0) -> Area
     Raises:
         DataError: too few images, not uint8, or of different shapes.
     """
+    from scipy.stats import rankdata
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import StratifiedKFold
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
     _check_images(images_in, images_out)
     pixels = torch.cat([_reduced(images) for images in (images_in, images_out)]).flatten(1).double().numpy()
     member = np.arange(len(pixels)) < len(images_in)

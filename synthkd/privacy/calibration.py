@@ -6,9 +6,6 @@ import math
 from collections.abc import Callable
 from functools import lru_cache
 
-from scipy.optimize import brentq
-from scipy.special import log_ndtr
-
 from synthkd.errors import ConfigError
 from synthkd.privacy.accounting import check_delta, pld_epsilon
 from synthkd.privacy.ledger import PoissonSteps
@@ -78,6 +75,8 @@ def _least_log_noise(excess: Callable[[float], float], start: float, step: float
     Raises:
         ConfigError: the function is above 0 up to LOG_MOST.
     """
+    from scipy.optimize import brentq
+
     excess = lru_cache(excess)  # brentq evaluates both ends of the bracket again, and one evaluation takes seconds
     high = max(start, LOG_LEAST)
     while excess(high) > 0:
@@ -99,6 +98,8 @@ def _least_log_noise(excess: Callable[[float], float], start: float, step: float
 def _log_delta(noise: float, epsilon: float) -> float:
     """log of `Phi(1 / 2s - eps s) - e^eps Phi(-1 / 2s - eps s)` at noise multiplier s (Balle and Wang 2018)."""
     # In log space, where e^eps does not overflow and Phi does not round to 0.
+    from scipy.special import log_ndtr
+
     first = float(log_ndtr(0.5 / noise - epsilon * noise))
     second = epsilon + float(log_ndtr(-0.5 / noise - epsilon * noise))
     return first + math.log(-math.expm1(second - first)) if second < first else -math.inf

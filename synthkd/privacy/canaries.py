@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.stats import binom
 from torch import Tensor
 
 from synthkd.errors import ConfigError, DataError
@@ -151,6 +150,8 @@ def one_run_epsilon(
 
 def p_value(m: int, guesses: int, correct: int, epsilon: float, delta: float) -> float:
     """Largest probability of `correct` right guesses or more under (epsilon, delta); see `one_run_epsilon`."""
+    from scipy.stats import binom
+
     q = 1 / (1 + math.exp(-epsilon))
     tail = float(binom.sf(correct - 1, guesses, q))  # P[B >= v]
     if delta > 0 and correct > 0:

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.stats import binom
 from torch import Tensor
 
 from synthkd.errors import ConfigError, MissingExtraError
@@ -186,6 +185,8 @@ def _permutation_p_value(winner: Tensor, n_each: int, permutations: int, seed: i
 
 def _near_copies(winner: Tensor, distances: Tensor, holdout_distances: Tensor, n_each: int) -> NearCopies:
     """Counts of synthetic images within the radius of their nearest real image, `distances` `[M]` away."""
+    from scipy.stats import binom
+
     radius = float(np.quantile(holdout_distances.numpy(), 0.01))
     near = winner[distances <= radius]
     # Different real images are counted, since hundreds of synthetic images around one of them are one event.

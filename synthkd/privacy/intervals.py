@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from statistics import NormalDist
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.stats import beta, norm, rankdata
 from torch import Tensor
 
 from synthkd.errors import ConfigError, DataError
@@ -56,6 +56,8 @@ def auc(scores_in: Array, scores_out: Array, confidence: float = 0.95) -> Area:
     Raises:
         DataError: too few scores, or a score that is not finite.
     """
+    from scipy.stats import rankdata
+
     inside, outside = numbers(scores_in, "scores of members", 2), numbers(scores_out, "scores of non-members", 2)
     m, n = len(inside), len(outside)
     ranks = rankdata(np.concatenate([inside, outside]))
@@ -70,7 +72,7 @@ def auc(scores_in: Array, scores_out: Array, confidence: float = 0.95) -> Area:
         pairs = min(m, n)
         low = clopper_pearson(math.floor(value * pairs), pairs, confidence).low
         return Area(value, 0.0, low, clopper_pearson(math.ceil(value * pairs), pairs, confidence).high)
-    half = float(norm.ppf(0.5 + confidence / 2)) * error
+    half = NormalDist().inv_cdf(0.5 + confidence / 2) * error
     return Area(value, error, max(0.0, value - half), min(1.0, value + half))
 
 
@@ -90,11 +92,15 @@ def clopper_pearson(k: int, n: int, confidence: float = 0.95) -> Proportion:
 
 def lower_limit(k: int, n: int, tail: float) -> float:
     """Lower limit (Clopper and Pearson) of the rate of `k` in `n`; above the rate with probability `tail` at most."""
+    from scipy.stats import beta
+
     return float(beta.ppf(tail, k, n - k + 1)) if k > 0 else 0.0
 
 
 def upper_limit(k: int, n: int, tail: float) -> float:
     """Upper limit (Clopper and Pearson) of the rate of `k` in `n`; below the rate with probability `tail` at most."""
+    from scipy.stats import beta
+
     return float(beta.isf(tail, k + 1, n - k)) if k < n else 1.0
 
 

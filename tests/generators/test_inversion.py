@@ -2,10 +2,12 @@
 
 import copy
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 import torch
 from accelerate import Accelerator
+from torch import nn
 
 from synthkd.errors import ModelError
 from synthkd.generators.inversion import Inversion
@@ -54,6 +56,38 @@ def test_the_teacher_and_the_student_are_left_as_they_were(teacher: Classifier) 
         assert not any(m._forward_hooks or m._forward_pre_hooks for m in module.modules())
     assert student.training
     assert not teacher.training
+
+
+def test_folded_copies_of_the_networks_change_no_round(teacher: Classifier, monkeypatch: pytest.MonkeyPatch) -> None:
+    student = build(ZooModel(arch="resnet", width=4, depth=8), teacher.spec)
+    terms = {"adversarial": 5.0, "distillation": 1.0, "semantic": 1.0, "activation": 0.1, "steps": 2}
+
+    def two_rounds() -> tuple[Round, Round]:
+        generator = make(teacher, **terms)
+        return generator.round(0, 0.5, student), generator.round(1, 0.5, student)
+
+    folded = two_rounds()
+    monkeypatch.setattr(Inversion, "_folded", lambda _, network, statistics: network)  # noqa: ARG005
+    for one, other in zip(folded, two_rounds(), strict=True):
+        assert one.terms == pytest.approx(other.terms, rel=1e-3, abs=1e-5)
+        torch.testing.assert_close(one.images, other.images, rtol=0, atol=1e-3)
+        assert torch.equal(one.labels, other.labels)
+
+
+def test_networks_are_folded_in_full_precision_on_a_cpu_alone(teacher: Classifier) -> None:
+    student = build(ZooModel(arch="convnet", width=4), teacher.spec)
+    generator = make(teacher)
+    assert not any(
+        isinstance(m, nn.BatchNorm2d)
+        for one in (generator._teacher, generator._folded(student, False))
+        for m in one.modules()
+    )
+    accelerator = SimpleNamespace(
+        device=torch.device("cpu"), mixed_precision="bf16", autocast=Accelerator(cpu=True).autocast
+    )
+    generator = Inversion(SMALL, teacher, 0, accelerator)  # type: ignore[arg-type]
+    assert generator._teacher is teacher
+    assert generator._folded(student, False) is student
 
 
 def test_labels_are_balanced_over_rounds(teacher: Classifier) -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from synthkd.generators.inversion_network import GeneratorNetwork
+from synthkd.generators.inversion_network import DoublingConv2d, GeneratorNetwork
 from synthkd.types import ImageSpec
 
 
@@ -55,7 +55,7 @@ def test_images_up_to_32_pixels_have_the_two_stages_of_the_first_version() -> No
     latent = torch.randn(4, 5, generator=torch.Generator().manual_seed(0))
     start = network.project(latent).unflatten(1, (12, 8, 8)).contiguous(memory_format=torch.channels_last)
     by_hand = first(start)[:, :, :30]
-    assert torch.equal(network(latent), by_hand)
+    torch.testing.assert_close(network(latent), by_hand, rtol=0, atol=1e-5)
 
 
 def test_channels_grow_with_every_halving_up_to_a_limit() -> None:
@@ -71,3 +71,34 @@ def test_a_latent_vector_reaches_every_pixel_through_every_position_of_the_start
     network.layers(hidden).sum().backward()
     assert hidden.grad is not None
     assert bool(hidden.grad.abs().sum(1).gt(0).all())
+
+
+@pytest.mark.parametrize(("height", "width"), [(1, 1), (1, 3), (4, 5)])
+def test_a_doubling_convolution_is_upsampling_and_a_padded_convolution(height: int, width: int) -> None:
+    """Values, borders and gradients, in float64; the state dict is that of the convolution."""
+    torch.manual_seed(0)
+    doubling = DoublingConv2d(3, 4, 3, padding=1).double()
+    plain = nn.Sequential(nn.Upsample(scale_factor=2), nn.Conv2d(3, 4, 3, padding=1)).double()
+    plain[1].load_state_dict(doubling.state_dict())
+    maps = torch.randn(2, 3, height, width, dtype=torch.float64, requires_grad=True)
+    slope = torch.randn(2, 4, 2 * height, 2 * width, dtype=torch.float64)
+    of_plain, of_doubling = plain(maps), doubling(maps)
+    torch.testing.assert_close(of_doubling, of_plain, rtol=0, atol=1e-12)
+    expected = torch.autograd.grad(of_plain, [maps, *plain.parameters()], slope)
+    found = torch.autograd.grad(of_doubling, [maps, *doubling.parameters()], slope)
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-10)
+
+
+def test_in_half_precision_maps_are_upsampled_as_they_were() -> None:
+    doubling, maps = DoublingConv2d(3, 4, 3, padding=1), torch.randn(2, 3, 4, 4)
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = nn.functional.conv2d(nn.Upsample(scale_factor=2)(maps), doubling.weight, doubling.bias, padding=1)
+        assert torch.equal(doubling(maps), expected)
+
+
+def test_only_maps_that_are_doubled_exactly_skip_the_upsampling() -> None:
+    network = GeneratorNetwork(ImageSpec(1, 225, 33, 4), 5, 1)
+    sizes = [layer.size for layer in network.layers if isinstance(layer, nn.Upsample)]
+    assert sizes == [(15, 5), (29, 5), (57, 9)]
+    assert sum(isinstance(layer, DoublingConv2d) for layer in network.layers) == 2

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
+from synthkd.losses.inversion import batch_norm, one_hot
 from synthkd.models import Classifier, build_model, fold_batch_norm
 from synthkd.models.channels_last import channels_last
 from synthkd.settings import LoadedModel, ModelSettings, ZooModel
@@ -27,10 +28,14 @@ def lively(model: nn.Module) -> None:
     generator = torch.Generator().manual_seed(0)
     for m in model.modules():
         if isinstance(m, nn.BatchNorm1d | nn.BatchNorm2d):
-            for tensor in (m.running_mean, m.bias):
-                tensor.data.uniform_(-1, 1, generator=generator)
-            for tensor in (m.running_var, m.weight):
-                tensor.data.uniform_(0.5, 2, generator=generator)
+            for tensor, low, high in (
+                (m.running_mean, -1, 1),
+                (m.bias, -1, 1),
+                (m.running_var, 0.5, 2),
+                (m.weight, 0.5, 2),
+            ):
+                if tensor is not None:
+                    tensor.data.uniform_(low, high, generator=generator)
 
 
 @pytest.mark.parametrize(
@@ -169,3 +174,114 @@ def test_a_network_in_channels_last_folds_as_any_other() -> None:
     assert not any(map(has_statistics, folded.modules()))
     images = torch.rand(3, *SPEC.shape)
     torch.testing.assert_close(folded(images), model(images), rtol=1e-4, atol=1e-5)
+
+
+class InPlace(nn.Module):
+    """Changes what its BatchNorm layers give: by `+=`, a method, a function and a layer, some behind a view."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.convs = nn.ModuleList(nn.Conv2d(3, 3, 3, padding=1) for _ in range(5))
+        self.norms = nn.ModuleList(nn.BatchNorm2d(3) for _ in range(5))
+        self.relu, self.head = nn.ReLU(inplace=True), nn.Linear(3, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = self.norms[0](self.convs[0](x))
+        first += x
+        second = self.norms[1](self.convs[1](first)).view(first.shape).mul_(2.0)
+        third = nn.functional.relu(self.norms[2](self.convs[2](second)), inplace=True)
+        fourth = torch.relu_(self.norms[3](self.convs[3](third)))
+        return self.head(self.relu(self.norms[4](self.convs[4](fourth))).mean((2, 3)))
+
+
+def body_of(name: str) -> nn.Module:
+    """A network of 8-pixel images of 3 channels and 5 classes."""
+    match name:
+        case "in place":
+            return InPlace()
+        case "before":
+            return nn.Sequential(
+                nn.BatchNorm2d(3), nn.Conv2d(3, 8, 3), nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(288, 5)
+            )
+        case "plain":
+            norm = nn.BatchNorm2d(8, affine=False)
+            return nn.Sequential(nn.Conv2d(3, 8, 3), norm, nn.ReLU(inplace=True), nn.Flatten(), nn.Linear(288, 5))
+        case "rows":
+            return nn.Sequential(nn.Flatten(), nn.Linear(192, 9), nn.BatchNorm1d(9), nn.ReLU(True), nn.Linear(9, 5))
+    arch, depth = name.split()
+    return build_model(ZooModel(arch=arch, width=4, depth=int(depth) or None), TINY).body
+
+
+TINY = ImageSpec(3, 8, 8, 5)
+
+
+def loss_and_slope(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+    """What a generator minimises, and its gradient by the images."""
+    images = images.clone().requires_grad_()
+    outputs = observe(model, images, statistics=True)
+    loss = batch_norm(outputs.statistics) + one_hot(outputs.logits, torch.arange(len(images)) % 5)
+    return loss.detach(), torch.autograd.grad(loss, images)[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "left"),
+    [
+        ("convnet 0", 0),
+        ("resnet 8", 0),
+        ("wide_resnet 10", 3),
+        ("slim 0", 0),
+        ("in place", 0),
+        ("before", 1),
+        ("plain", 0),
+        ("rows", 0),
+    ],
+)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])
+def test_a_folded_network_tells_the_moments_that_came_into_its_batch_norms(
+    name: str, left: int, dtype: torch.dtype, tolerance: float
+) -> None:
+    torch.manual_seed(0)
+    model = Classifier(body_of(name), TINY, (0.5,) * 3, (0.2,) * 3)
+    lively(model)
+    model.eval().to(dtype)
+    folded = fold_batch_norm(model, statistics=True).to(dtype)
+    assert norms(folded) == left
+    images = torch.rand((6, *TINY.shape), dtype=dtype)
+    before, after = (observe(one, images, statistics=True).statistics for one in (model, folded))
+    assert list(after) == list(before)
+    for path in before:
+        torch.testing.assert_close(after[path], before[path], rtol=10 * tolerance, atol=10 * tolerance)
+    (loss, slope), (expected, expected_slope) = (loss_and_slope(one, images) for one in (folded, model))
+    torch.testing.assert_close(loss / expected, torch.ones_like(loss), rtol=0, atol=tolerance)
+    scale = expected_slope.abs().max()
+    torch.testing.assert_close(slope / scale, expected_slope / scale, rtol=0, atol=10 * tolerance)
+
+
+@pytest.mark.parametrize(("weight", "left"), [(0.0, 1), (1e-9, 1), (1e-4, 1), (-0.1, 0), (2e-3, 0)])
+def test_a_batch_norm_with_a_weight_near_0_stays(weight: float, left: int) -> None:
+    model = Classifier(body_of("convnet 0"), TINY)
+    lively(model)
+    norm = model.get_submodule("body.stage1.1")
+    assert isinstance(norm, nn.BatchNorm2d)
+    norm.weight.data[1], norm.bias.data[1] = weight, 1.0
+    model.eval().double()
+    folded = fold_batch_norm(model, statistics=True).double()
+    assert norms(folded) == left
+    assert norms(fold_batch_norm(model)) == 0, "without statistics nothing is lost"
+    images = torch.rand((6, *TINY.shape), dtype=torch.float64)
+    for one, other in zip(loss_and_slope(folded, images), loss_and_slope(model, images), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-10)
+
+
+def test_only_what_is_changed_in_place_is_copied() -> None:
+    """A copy costs a pass over the map, which a sum of its own does not need."""
+
+    def copies(name: str) -> list[str]:
+        folded = fold_batch_norm(Classifier(body_of(name), TINY).eval(), statistics=True)
+        return [path for path, module in folded.named_modules() if type(module).__name__ == "_Copy"]
+
+    assert copies("convnet 0") == []
+    assert copies("in place") == [f"body.norms.{i}.rest.0" for i in range(4)]
+    network = build_model(ZooModel(arch="resnet", width=4, depth=8), TINY)
+    lively(network)
+    assert not any(type(module).__name__ == "_Copy" for module in fold_batch_norm(network, statistics=True).modules())
