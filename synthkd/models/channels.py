@@ -1,0 +1,130 @@
+"""The channels that a narrower network takes over from a wider one, the same wherever they are added or multiplied.
+
+Either evenly spaced channels are taken (weight selection, Xu et al. 2024), or similar channels are merged into one
+(Model Folding, Wang et al. 2025): the mean of what they give, and the sum of what is made of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from synthkd.models.matching import Pair, UnmatchedError
+from synthkd.models.structure import PADDED, Node
+
+Nodes = Sequence[Node]
+NEW = ("images", "conv", "linear", PADDED)
+"""Kinds of nodes whose channels are not those of their input."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How the channels of one space of the teacher become those of the student.
+
+    Attributes:
+        outputs: float64 `[S, T]`: each of the student's channels as a mean of the teacher's.
+        inputs: float64 `[T, S]`: each of the teacher's channels as one of the student's, or none.
+    """
+
+    outputs: Tensor
+    inputs: Tensor
+
+    @classmethod
+    def taken(cls, rows: Tensor, count: int) -> Choice:
+        """Single channels of `count`."""
+        outputs = torch.eye(count, dtype=torch.float64)[rows]
+        return Choice(outputs, outputs.T)
+
+    @classmethod
+    def merged(cls, groups: Tensor) -> Choice:
+        """Groups of channels; `groups` int64 `[T]` has the number of each channel's group, from 0."""
+        inputs = torch.nn.functional.one_hot(groups).double()
+        return Choice((inputs / inputs.sum(dim=0)).T, inputs)
+
+
+class Spaces:
+    """Nodes of a network by the channels that they share.
+
+    Args:
+        nodes: of the network.
+
+    Attributes:
+        areas: number of features of each node for each channel of its space; above 1 in flattened maps.
+    """
+
+    def __init__(self, nodes: Nodes) -> None:
+        self._parents = list(range(len(nodes)))
+        self.areas = [1] * len(nodes)
+        for number, node in enumerate(nodes):
+            if node.kind not in NEW:
+                self.areas[number] = self.areas[node.inputs[0]]
+                for one in node.inputs:
+                    self._parents[self.of(one)] = self.of(number)
+            if node.kind == "flatten":
+                self.areas[number] *= node.label[1]
+
+    def of(self, number: int) -> int:
+        """The space of a node, as the number of one of its nodes."""
+        while self._parents[number] != number:
+            number = self._parents[number]
+        return number
+
+
+@dataclass(frozen=True)
+class Source:
+    """The space of the teacher from which a space of the student comes.
+
+    Attributes:
+        space: of the teacher.
+        own: channels of the student.
+        theirs: channels of the teacher.
+    """
+
+    space: int
+    own: int
+    theirs: int
+
+
+def sources(student: Nodes, teacher: Nodes, pairs: Sequence[Pair]) -> dict[int, Source]:
+    """The source of each space of the student.
+
+    Args:
+        student, teacher: the networks.
+        pairs: of their nodes.
+
+    Raises:
+        UnmatchedError: channels that belong together in one network do not in the other.
+    """
+    own, theirs = Spaces(student), Spaces(teacher)
+    found: dict[int, Source] = {}
+    for pair in pairs:
+        area = own.areas[pair.own]
+        small, large = student[pair.own].channels // area, teacher[pair.theirs].channels // area
+        source = Source(theirs.of(pair.theirs), small, large)
+        if area != theirs.areas[pair.theirs] or found.setdefault(own.of(pair.own), source) != source:
+            raise UnmatchedError("channels that are added up in one network are not in the other")
+    return found
+
+
+def evenly(source: Source) -> Choice:
+    """Evenly spaced channels."""
+    return Choice.taken(torch.arange(source.own) * source.theirs // source.own, source.theirs)
+
+
+def groups_of_similar(features: Tensor, count: int) -> Tensor:
+    """Numbers int64 `[T]` of `count` groups of similar rows, in the order of their first rows (Ward's method).
+
+    Args:
+        features: float `[T, D]`.
+        count: of groups, from 1 to T.
+    """
+    if count == len(features):
+        return torch.arange(count)
+    from scipy.cluster.hierarchy import cut_tree, linkage  # noqa: PLC0415, it loads much of scipy
+
+    found = torch.from_numpy(cut_tree(linkage(features.numpy(), "ward"), n_clusters=count)[:, 0]).long()
+    order = list(dict.fromkeys(found.tolist()))
+    return torch.tensor([order.index(group) for group in found.tolist()])
