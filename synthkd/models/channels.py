@@ -123,7 +123,7 @@ def groups_of_similar(features: Tensor, count: int) -> Tensor:
     """
     if count == len(features):
         return torch.arange(count)
-    from scipy.cluster.hierarchy import cut_tree, linkage  # noqa: PLC0415, it loads much of scipy
+    from scipy.cluster.hierarchy import cut_tree, linkage
 
     found = torch.from_numpy(cut_tree(linkage(features.numpy(), "ward"), n_clusters=count)[:, 0]).long()
     order = list(dict.fromkeys(found.tolist()))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from synthkd.models.matching import Pair, UnmatchedError, match
 from synthkd.models.merging import GIVING, affine, double, merged, norm_behind
 from synthkd.models.structure import IMAGES, PADDED, SLICED, Node, UnclearError, structure
 from synthkd.system.text import first_line
-from synthkd.taps import evaluating, has_statistics, observe
+from synthkd.taps import evaluating, observe
 
 TINY = 1e-30
 
@@ -25,16 +25,18 @@ class Filling:
     """Values for all of a student's weights.
 
     Attributes:
-        values: the student's tensors, each with its value.
-        projections: the running means of BatchNorm layers behind projections that the teacher does not have.
+        values: the student's tensors whose values come from the teacher's, each with its value.
+        shortcuts: those of projections where the teacher's shortcuts have no weights.
+        means: the running means of BatchNorm layers behind such projections.
     """
 
     values: Sequence[tuple[Tensor, Tensor]]
-    projections: Sequence[Tensor]
+    shortcuts: Sequence[tuple[Tensor, Tensor]]
+    means: Sequence[Tensor]
 
     @property
     def parameters(self) -> int:
-        """Number of the student's parameters that get a value."""
+        """Number of the student's parameters that come from the teacher's."""
         return sum(own.numel() for own, _ in self.values if isinstance(own, nn.Parameter))
 
 
@@ -81,7 +83,8 @@ class _Filler:
         self._student, self._teacher, self._merge = student, teacher, merge
         self._spaces, self._choices = Spaces(student), choices
         self._values: dict[int, tuple[Tensor, Tensor]] = {}
-        self._projections: list[Tensor] = []
+        self._shortcuts: dict[int, tuple[Tensor, Tensor]] = {}
+        self._means: list[Tensor] = []
 
     def fill(self, pairs: Sequence[Pair]) -> Filling:
         """The values for the layers of all pairs."""
@@ -94,14 +97,14 @@ class _Filler:
             elif own.weights:
                 self._set(own, self._layer(pair.own, theirs))
         for pair in pairs if self._merge else ():
-            before = (*self._teacher[pair.theirs].inputs, IMAGES)[0]
-            if self._teacher[before].kind in GIVING and norm_behind(self._teacher, before) is self._teacher[pair.theirs]:
-                self._merge_with_norm(pair.own, self._teacher[before], self._teacher[pair.theirs])
-        return Filling(list(self._values.values()), self._projections)
+            norm = self._teacher[pair.theirs]
+            before = (*norm.inputs, IMAGES)[0]
+            if self._teacher[before].kind in GIVING and norm_behind(self._teacher, before) is norm:
+                self._merge_with_norm(pair.own, self._teacher[before], norm)
+        return Filling(list(self._values.values()), list(self._shortcuts.values()), self._means)
 
     def _set(self, own: Node, values: Mapping[str, Tensor]) -> None:
-        for name, tensor in own.weights.items():
-            self._values[id(tensor)] = tensor, values[name].reshape(tensor.shape)
+        self._values |= _assigned(own, values)
 
     def _choice(self, number: int) -> Choice:
         return self._choices[self._spaces.of(number)]
@@ -124,7 +127,7 @@ class _Filler:
         return {name: outputs @ value.view(outputs.shape[1], -1) for name, value in double(theirs.weights).items()}
 
     def _project(self, pair: Pair) -> None:
-        """A projection that does what the teacher's shortcut does without weights, and a BatchNorm that does nothing."""
+        """A projection that does what the teacher's shortcut does without weights; its BatchNorm does nothing."""
         number, norm = pair.own, None
         if self._student[number].kind == "norm":
             norm, number = self._student[number], self._student[number].inputs[0]
@@ -135,12 +138,14 @@ class _Filler:
         outputs, inputs = self._choice(pair.own).outputs, self._choice(node.inputs[0]).inputs
         place = torch.zeros(outputs.shape[1], len(inputs), dtype=torch.float64)
         place[before : before + len(inputs)] = torch.eye(len(inputs), dtype=torch.float64)
-        self._set(node, {"weight": outputs @ place @ inputs, "bias": torch.zeros(len(outputs))})
+        weights = {"weight": outputs @ place @ inputs, "bias": torch.zeros(len(outputs))}
+        self._shortcuts |= _assigned(node, weights)
         if norm is not None:
             ones, zeros = torch.ones(len(outputs)), torch.zeros(len(outputs))
             var = ones - norm.eps
-            self._set(norm, {"weight": ones, "bias": zeros, "running_mean": zeros, "running_var": var})
-            self._projections.append(norm.weights["running_mean"])
+            weights = {"weight": ones, "bias": zeros, "running_mean": zeros, "running_var": var}
+            self._shortcuts |= _assigned(norm, weights)
+            self._means.append(norm.weights["running_mean"])
 
     def _merge_with_norm(self, number: int, layer: Node, norm: Node) -> None:
         """A layer and its BatchNorm, which give the mean of what the teacher's give.
@@ -154,44 +159,49 @@ class _Filler:
             return
         scale, mean, shift = affine(norm)
         values = double(layer.weights)
-        given = Node(layer.label, layer.inputs, layer.shape, {"weight": scale_rows(values["weight"], scale)})
+        given = Node(layer.label, layer.inputs, layer.shape, {"weight": _scaled(values["weight"], scale)})
         weight = self._layer(self._student[number].inputs[0], given)["weight"]
         mean = outputs @ (scale * (mean - values.get("bias", torch.zeros_like(mean))))
         sizes = outputs @ values["weight"].flatten(1).norm(dim=1)
-        size = (outputs @ scale_rows(values["weight"], scale).flatten(1)).norm(dim=1)
+        size = (outputs @ _scaled(values["weight"], scale).flatten(1)).norm(dim=1)
         factor = torch.where(size > 0, sizes / size.clamp_min(TINY), 1.0)
         gain = torch.ones_like(mean)
         if "weight" in norm.weights:
             gain = (outputs @ norm.weights["weight"].double().cpu().square()).sqrt()
-        self._set(own[0], {"weight": scale_rows(weight, factor), "bias": torch.zeros_like(mean)})
+        self._set(own[0], {"weight": _scaled(weight, factor), "bias": torch.zeros_like(mean)})
         var = ((factor * gain).square() - own[1].eps).clamp_min(0.0)
         self._set(own[1], {"weight": gain, "bias": outputs @ shift, "running_mean": factor * mean, "running_var": var})
 
 
-def scale_rows(weight: Tensor, factors: Tensor) -> Tensor:
+def _assigned(own: Node, values: Mapping[str, Tensor]) -> dict[int, tuple[Tensor, Tensor]]:
+    """The tensors of a layer by identity, with their values."""
+    return {id(tensor): (tensor, values[name].reshape(tensor.shape)) for name, tensor in own.weights.items()}
+
+
+def _scaled(weight: Tensor, factors: Tensor) -> Tensor:
     """A tensor whose rows are multiplied by a number each."""
     return weight * factors.view(-1, *[1] * (weight.dim() - 1))
 
 
 @torch.no_grad()
-def fill(student: Classifier, values: Filling, images: Tensor) -> None:
+def fill(student: Classifier, values: Filling, images: Callable[[], Tensor]) -> None:
     """Copy values into a student, in place.
 
-    A BatchNorm behind a projection that the teacher does not have then stores the moments of `images`, and undoes what
+    A BatchNorm behind a projection that the teacher does not have then stores the moments of images, and undoes what
     it does by its weight and bias, so that it does nothing in training mode either.
 
     Args:
         student: the student of `filling`.
         values: of it.
-        images: float32 `[N, C, H, W]` in [0, 1].
+        images: gives float32 `[N, C, H, W]` in [0, 1].
     """
-    for own, value in values.values:
+    for own, value in (*values.values, *values.shortcuts):
         own.copy_(value)
-    if not values.projections:
+    if not values.means:
         return
     with evaluating(student):
-        seen = observe(student, images.to(student.normalize.mean.device), statistics=True).statistics
-    means = {id(one) for one in values.projections}
+        seen = observe(student, images().to(student.normalize.mean.device), statistics=True).statistics
+    means = {id(one) for one in values.means}
     for path, moments in seen.items():
         norm: Any = student.get_submodule(path)
         if id(norm.running_mean) in means:
@@ -203,19 +213,21 @@ def fill(student: Classifier, values: Filling, images: Tensor) -> None:
 
 
 @torch.no_grad()
-def reset_statistics(network: nn.Module, images: Tensor) -> None:
-    """Let every BatchNorm layer store the moments of its input over images, layer after layer, in place.
+def reset_statistics(network: nn.Module, batches: Iterable[Tensor]) -> None:
+    """Let every BatchNorm layer store the moments of its input in training mode, the mean over batches, in place.
 
     Args:
         network: any; its mode stays.
-        images: as the network takes them.
+        batches: of images, as the network takes them; at least one.
     """
-    norms: list[Any] = [module for module in network.modules() if has_statistics(module)]
+    norms = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
     with evaluating(network):
-        momenta = [(norm, norm.momentum) for norm in norms if hasattr(norm, "momentum")]
-        for norm, _ in momenta:
+        for norm in norms:
             norm.train()
-            norm.momentum = 1.0
-        network(images)
-        for norm, momentum in momenta:
+            norm.reset_running_stats()
+            norm.momentum = None  # the mean over all batches
+        for images in batches:
+            network(images)
+        for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum

@@ -8,8 +8,9 @@ residual addition have the same channels. Layers are found by module path, or el
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 import torch
@@ -40,7 +41,9 @@ class Inherited:
 
 
 @torch.no_grad()
-def inherit(student: nn.Module, teacher: nn.Module, merge: bool = False, images: Tensor | None = None) -> Inherited:
+def inherit(
+    student: nn.Module, teacher: nn.Module, merge: bool = False, images: Callable[[], Tensor] | None = None
+) -> Inherited:
     """Copy the teacher's weights that fit into the student, in place.
 
     A layer of the student is filled if the teacher has a layer of the same class under the same path, with no smaller
@@ -51,8 +54,8 @@ def inherit(student: nn.Module, teacher: nn.Module, merge: bool = False, images:
         student: freshly initialised.
         teacher: on any device; unchanged.
         merge: merge similar channels instead of taking evenly spaced ones; by structure alone.
-        images: float32 `[N, C, H, W]` in [0, 1], for the statistics of a projection in place of a shortcut without
-            weights; None: noise.
+        images: gives float32 `[N, C, H, W]` in [0, 1], for the statistics behind a projection in place of a shortcut
+            without weights; None: noise.
     """
     by_path, count = ([], 0) if merge else _by_path(student, teacher)
     why = ""
@@ -62,13 +65,15 @@ def inherit(student: nn.Module, teacher: nn.Module, merge: bool = False, images:
         except UnmatchedError as error:
             why = str(error)
         else:
-            if images is None:
-                images = torch.rand(NOISE, *student.spec.shape, generator=stream(0, "inheritance"))
-            fill(student, values, images)
+            fill(student, values, images or partial(_noise, student))
             return Inherited(values.parameters, "structure")
     for own, value in by_path:
         own.copy_(value)
     return Inherited(count, "path" if count else "", why)
+
+
+def _noise(student: Classifier) -> Tensor:
+    return torch.rand(NOISE, *student.spec.shape, generator=stream(0, "inheritance"))
 
 
 def _by_path(student: nn.Module, teacher: nn.Module) -> tuple[list[tuple[Tensor, Tensor]], int]:

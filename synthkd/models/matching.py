@@ -73,9 +73,9 @@ def _form(graph: _Graph, place: int) -> Form | None:
 
 def _difference(own: Node, theirs: Form | None) -> str:
     """Where the structures part, in words."""
-    size = "x".join(map(str, own.shape))
-    where = f"at the student's {own.kind} that gives {size}"
-    return f"{where}, the teacher has {'nothing' if not theirs else theirs[0][0]}"
+    where = f"at the student's {own.kind} that gives {'x'.join(map(str, own.shape))}"
+    other = "nothing" if not theirs else "another block" if theirs[0][0] == own.kind else theirs[0][0]
+    return f"{where}, the teacher has {other}"
 
 
 class _Graph:

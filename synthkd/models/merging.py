@@ -19,9 +19,7 @@ GIVING = ("conv", "linear", "depthwise")
 """Kinds of nodes whose weights give channels."""
 
 
-def merged(
-    student: Nodes, teacher: Nodes, pairs: Sequence[Pair], spaces: Mapping[int, Source]
-) -> dict[int, Choice]:
+def merged(student: Nodes, teacher: Nodes, pairs: Sequence[Pair], spaces: Mapping[int, Source]) -> dict[int, Choice]:
     """Groups of similar channels of each space of the student.
 
     Args:

@@ -111,7 +111,7 @@ class _Recorder(TorchDispatchMode):
     """
 
     def __init__(self, image: Tensor, weights: set[int]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.nodes = [Node(("images", *image.shape[2:]), (), tuple(image.shape[1:]))]
         self._weights = weights
         self._numbers = {id(image): IMAGES}
@@ -153,7 +153,8 @@ class _Recorder(TorchDispatchMode):
     ) -> int:
         """The number of the node that an operator's output is: a new one, or that of its input."""
         shape, source = tuple(output.shape[1:]), self.nodes[inputs[0]]
-        if name in PASSED_ON or (name in RESHAPED and math.prod(shape) == source.channels):
+        nothing_added = name == "constant_pad_nd" and shape == source.shape
+        if name in PASSED_ON or nothing_added or (name in RESHAPED and math.prod(shape) == source.channels):
             return inputs[0]
         size = shape[1:]
         layer = _LAYERS.get(name)
@@ -270,11 +271,11 @@ def _without_weights(
     if name == "slice" and shape[0] == channels and given.get("dim", 0) in (2, 3):
         return Node((SLICED, given["dim"], given.get("start") or 0, given.get("step", 1), *size), inputs, shape)
     if name == "constant_pad_nd" and len(shape) == 3 and given.get("value", 0) == 0:
-        return _padded(tuple(given["pad"]), inputs, source, shape)
+        return _padded(tuple(given["pad"]), inputs, shape)
     raise UnclearError(f"{name} is not followed")
 
 
-def _padded(pad: tuple[int, ...], inputs: tuple[int, ...], source: Node, shape: tuple[int, ...]) -> Node:
+def _padded(pad: tuple[int, ...], inputs: tuple[int, ...], shape: tuple[int, ...]) -> Node:
     channels = (*pad, 0, 0, 0, 0)[4:6]
     if any(channels):
         return Node((PADDED, *shape[1:]), inputs, shape, before=channels[0])
