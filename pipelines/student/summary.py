@@ -160,12 +160,12 @@ def summary(job: Job, result: DistillResult, already: bool = False) -> tuple[str
     opening = headline(run).replace(f"{SPACE}%", "%").replace(SPACE, " ")
     opening = opening.replace("\N{RIGHT SINGLE QUOTATION MARK}", "'")
     rows = [("student", f"{_tested(student)}, saved in {job.directory / 'student'}")]
+    who = "the soft labels" if teacher is None else "its teachers" if teachers else "its teacher"
     if student.agreement is not None:
-        who = "the soft labels" if teacher is None else "its teachers" if teachers else "its teacher"
         on = "test images" if student.agreement_on == "test" else student.agreement_on
         rows.append(("", f"agrees with {who} on {student.agreement:.2%} of {student.agreement_n:,} {on}"))
     if student.start is not None:
-        rows.append(("", f"{_as_it_started(student.start)} as it started"))
+        rows.append(("", f"as it started: {_as_it_started(student.start, who)}"))
     for earlier in result.before or ():
         steps = "" if earlier.steps is None else f" after {earlier.steps:,} steps"
         rows.append(("before", f"{_tested(earlier.student)}{steps}, saved in {job.directory / earlier.folder}"))
@@ -194,11 +194,11 @@ def _tested(model: ModelResult) -> str:
     return f"{_right(model)}, {model.parameters:,} parameters"
 
 
-def _as_it_started(start: AsItStarted) -> str:
+def _as_it_started(start: AsItStarted, who: str) -> str:
     """What it knew before its first step, with BatchNorm statistics of the run's images."""
     if start.accuracy is not None:
         return f"{start.accuracy:.2%} of {start.n:,} test images right"
-    return f"agrees on {start.agreement:.2%} of {start.agreement_n:,} {start.agreement_on}"
+    return f"agrees with {who} on {start.agreement:.2%} of {start.agreement_n:,} {start.agreement_on}"
 
 
 def _right(model: ModelResult) -> str:
