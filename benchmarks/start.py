@@ -4,10 +4,10 @@
 
 FILE is a .npz with the images, labels, test_images and test_labels of CIFAR-10; DIR has the public resnet20-12fca82f.th
 (akamaster/pytorch_resnet_cifar10), the teacher. A cell is a student and its start: evenly spaced channels (`true`),
-similar channels that are merged (`merged`), or random weights (`false`). The first table has the accuracy on the test
+similar channels that are merged (`merged`), or random weights (`false`). The first table has the accuracy on 2,000 test
 images before the first step: with the BatchNorm statistics of the teacher's channels, and with those of 512 procedural
 pictures, of noise, and of real images, which no run has. The second has that with the newest generated images of a
-distillation, and the accuracy after its 700 steps. Finished cells are kept in benchmarks/runs/start; the tables go to
+distillation, and the accuracy after its 400 steps. Finished cells are kept in benchmarks/runs/start; the tables go to
 benchmarks/results/start.json.
 """
 
@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -45,10 +46,10 @@ STUDENTS: dict[str, Row] = {
 STARTS = {"true": True, "merged": "merged", "false": False}
 TRAINED = [("ResNet-8", "false"), ("ResNet-8", "true"), *(("half width", start) for start in STARTS)]
 """The cells that are trained, too."""
-STEPS, EVERY, RESET = 700, 24, 512
+STEPS, EVERY, RESET, TESTED = 400, 24, 512, 2000
 IMAGES = ("procedural", "noise", "real")
 BEFORE = "student | parameters | start | by | as it is, % | " + " | ".join(f"{name}, %" for name in IMAGES)
-AFTER = "student | start | before the first step, % | after 700 steps, % | seconds of training"
+AFTER = "student | start | before the first step, % | after 400 steps, % | seconds of training"
 
 
 def teacher_of(teachers: Path) -> Row:
@@ -69,6 +70,16 @@ def _tested(network: Classifier, images: Tensor, labels: Tensor) -> float:
     return accuracy(predict(network.eval(), images, torch.device("cpu"), 250), labels).value
 
 
+def tested(cifar10: Path) -> Path:
+    """A file of the test images that are used."""
+    path = RUNS / "tested.npz"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with np.load(cifar10) as found:
+            np.savez(path, images=found["test_images"][:TESTED], labels=found["test_labels"][:TESTED])
+    return path
+
+
 def before(key: tuple[str, str], cifar10: Path, teachers: Path) -> Row:
     """The accuracies of a student before its first step."""
     name, start = key
@@ -82,7 +93,7 @@ def before(key: tuple[str, str], cifar10: Path, teachers: Path) -> Row:
     noise = torch.rand(pictures.shape, generator=stream(0, "benchmark"))
     sets = dict(zip(IMAGES, (pictures, noise, to_float(splits.train.images[:RESET])), strict=True))
     row: Row = {"student": name, "start": start, "by": inherited.by, "parameters": inherited.parameters}
-    images, labels = splits.test.images[:], splits.test.labels
+    images, labels = splits.test.images[:TESTED], splits.test.labels[:TESTED]
     row["as it is"] = _tested(student, images, labels)
     for kind, some in sets.items():
         network = copied(student)
@@ -101,7 +112,7 @@ def after(key: tuple[str, str], cifar10: Path, teachers: Path, threads: int) -> 
         "teacher": teacher_of(teachers),
         "student": STUDENTS[name],
         "inherit": STARTS[start],
-        "test": {"kind": "npz", "path": str(cifar10)},
+        "test": {"kind": "npz", "path": str(tested(cifar10)), "test": 1.0},
         "phases": [
             {"kind": "pregenerate", "rounds": 14, "discard": 7},
             {"kind": "joint", "steps": STEPS, "every": EVERY},
