@@ -25,24 +25,29 @@ class Choice:
     """How the channels of one space of the teacher become those of the student.
 
     Attributes:
-        outputs: float64 `[S, T]`: each of the student's channels as a mean of the teacher's.
-        inputs: float64 `[T, S]`: each of the teacher's channels as one of the student's, or none.
+        own: channels of the student.
+        taken: int64 `[S]`, the teacher's channels that the student takes; None if channels are merged.
+        groups: int64 `[T]`, the student's channel for each of the teacher's; None if channels are taken.
     """
 
-    outputs: Tensor
-    inputs: Tensor
+    own: int
+    taken: Tensor | None = None
+    groups: Tensor | None = None
 
-    @classmethod
-    def taken(cls, rows: Tensor, count: int) -> Choice:
-        """Single channels of `count`."""
-        outputs = torch.eye(count, dtype=torch.float64)[rows]
-        return Choice(outputs, outputs.T)
+    def outputs(self, values: Tensor) -> Tensor:
+        """`[S, ...]` of values `[T, ...]` that give channels: those that are taken, or the means of groups."""
+        if self.groups is None:
+            return self.inputs(values, dim=0)
+        counts = self.groups.bincount(minlength=self.own).to(values)
+        return self.inputs(values, dim=0) / counts.view(-1, *[1] * (values.dim() - 1))
 
-    @classmethod
-    def merged(cls, groups: Tensor) -> Choice:
-        """Groups of channels; `groups` int64 `[T]` has the number of each channel's group, from 0."""
-        inputs = torch.nn.functional.one_hot(groups).double()
-        return Choice((inputs / inputs.sum(dim=0)).T, inputs)
+    def inputs(self, values: Tensor, dim: int = 1) -> Tensor:
+        """Values with T entries along a dimension that work on channels, as S: those that are taken, or sums."""
+        if self.groups is None:
+            assert self.taken is not None
+            return values.index_select(dim, self.taken)
+        size = (*values.shape[:dim], self.own, *values.shape[dim + 1 :])
+        return values.new_zeros(size).index_add_(dim, self.groups, values)
 
 
 class Spaces:
@@ -111,7 +116,7 @@ def sources(student: Nodes, teacher: Nodes, pairs: Sequence[Pair]) -> dict[int, 
 
 def evenly(source: Source) -> Choice:
     """Evenly spaced channels."""
-    return Choice.taken(torch.arange(source.own) * source.theirs // source.own, source.theirs)
+    return Choice(source.own, taken=torch.arange(source.own) * source.theirs // source.own)
 
 
 def groups_of_similar(features: Tensor, count: int) -> Tensor:

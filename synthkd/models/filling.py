@@ -110,21 +110,22 @@ class _Filler:
         return self._choices[self._spaces.of(number)]
 
     def _layer(self, number: int, theirs: Node) -> dict[str, Tensor]:
-        """Weights of a convolution or linear layer: means over outputs, sums over inputs."""
-        values, outputs = double(theirs.weights), self._choice(number).outputs
-        weight = values["weight"]
-        rows = outputs @ weight.flatten(1)
+        """Weights of a convolution or linear layer."""
+        values, choice = double(theirs.weights), self._choice(number)
+        rows = choice.outputs(values["weight"])
         if theirs.kind != "depthwise":
-            inputs = self._choice(self._student[number].inputs[0]).inputs
-            rows = torch.einsum("sti,tj->sji", rows.view(len(rows), len(inputs), -1), inputs)
+            before = self._student[number].inputs[0]
+            # A linear layer after a flattened map has several inputs for each channel, which belong together.
+            area = self._spaces.areas[before]
+            rows = self._choice(before).inputs(rows.view(len(rows), rows.shape[1] // area, -1))
         values["weight"] = rows
         if "bias" in values:
-            values["bias"] = outputs @ values["bias"]
+            values["bias"] = choice.outputs(values["bias"])
         return values
 
     def _norm(self, number: int, theirs: Node) -> dict[str, Tensor]:
-        outputs = self._choice(number).outputs
-        return {name: outputs @ value.view(outputs.shape[1], -1) for name, value in double(theirs.weights).items()}
+        choice, area = self._choice(number), self._spaces.areas[number]
+        return {name: choice.outputs(value.view(-1, area)) for name, value in double(theirs.weights).items()}
 
     def _project(self, pair: Pair) -> None:
         """A projection that does what the teacher's shortcut does without weights; its BatchNorm does nothing."""
@@ -135,13 +136,14 @@ class _Filler:
         while self._teacher[placed].kind in (SLICED, PADDED):
             before += self._teacher[placed].before
             placed = self._teacher[placed].inputs[0]
-        outputs, inputs = self._choice(pair.own).outputs, self._choice(node.inputs[0]).inputs
-        place = torch.zeros(outputs.shape[1], len(inputs), dtype=torch.float64)
-        place[before : before + len(inputs)] = torch.eye(len(inputs), dtype=torch.float64)
-        weights = {"weight": outputs @ place @ inputs, "bias": torch.zeros(len(outputs))}
+        inner, outer = self._teacher[placed].channels, self._teacher[pair.theirs].channels
+        place = torch.zeros(outer, inner, dtype=torch.float64)
+        place[before : before + inner] = torch.eye(inner, dtype=torch.float64)
+        weight = self._choice(node.inputs[0]).inputs(self._choice(pair.own).outputs(place))
+        weights = {"weight": weight, "bias": torch.zeros(len(weight))}
         self._shortcuts |= _assigned(node, weights)
         if norm is not None:
-            ones, zeros = torch.ones(len(outputs)), torch.zeros(len(outputs))
+            ones, zeros = torch.ones(len(weight)), torch.zeros(len(weight))
             var = ones - norm.eps
             weights = {"weight": ones, "bias": zeros, "running_mean": zeros, "running_var": var}
             self._shortcuts |= _assigned(norm, weights)
@@ -155,22 +157,22 @@ class _Filler:
         """
         own = self._student[self._student[number].inputs[0]], self._student[number]
         outputs = self._choice(number).outputs
-        if outputs.shape[0] == outputs.shape[1]:
+        if own[1].channels == norm.channels:
             return
         scale, mean, shift = affine(norm)
         values = double(layer.weights)
         given = Node(layer.label, layer.inputs, layer.shape, {"weight": _scaled(values["weight"], scale)})
         weight = self._layer(self._student[number].inputs[0], given)["weight"]
-        mean = outputs @ (scale * (mean - values.get("bias", torch.zeros_like(mean))))
-        sizes = outputs @ values["weight"].flatten(1).norm(dim=1)
-        size = (outputs @ _scaled(values["weight"], scale).flatten(1)).norm(dim=1)
+        mean = outputs(scale * (mean - values.get("bias", torch.zeros_like(mean))))
+        sizes = outputs(values["weight"].flatten(1).norm(dim=1))
+        size = outputs(_scaled(values["weight"], scale).flatten(1)).norm(dim=1)
         factor = torch.where(size > 0, sizes / size.clamp_min(TINY), 1.0)
         gain = torch.ones_like(mean)
         if "weight" in norm.weights:
-            gain = (outputs @ norm.weights["weight"].double().cpu().square()).sqrt()
+            gain = outputs(norm.weights["weight"].double().cpu().square()).sqrt()
         self._set(own[0], {"weight": _scaled(weight, factor), "bias": torch.zeros_like(mean)})
         var = ((factor * gain).square() - own[1].eps).clamp_min(0.0)
-        self._set(own[1], {"weight": gain, "bias": outputs @ shift, "running_mean": factor * mean, "running_var": var})
+        self._set(own[1], {"weight": gain, "bias": outputs(shift), "running_mean": factor * mean, "running_var": var})
 
 
 def _assigned(own: Node, values: Mapping[str, Tensor]) -> dict[int, tuple[Tensor, Tensor]]:

@@ -60,7 +60,7 @@ def merged(student: Nodes, teacher: Nodes, pairs: Sequence[Pair], spaces: Mappin
         done[space] = torch.cat([first, inner + before, last + ends[0]])
         return done[space]
 
-    return {space: Choice.merged(groups(space)) for space in spaces}
+    return {space: Choice(spaces[space].own, groups=groups(space)) for space in spaces}
 
 
 def _features(teacher: Nodes, number: int) -> Tensor:
@@ -95,4 +95,4 @@ def affine(norm: Node) -> tuple[Tensor, Tensor, Tensor]:
 
 def double(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Copies in float64 on the CPU."""
-    return {name: value.detach().double().cpu() for name, value in weights.items()}
+    return {name: value.detach().double().cpu().contiguous() for name, value in weights.items()}

@@ -85,6 +85,7 @@ def zoo(width: int, depth: int, shortcut: str = "projection", arch: str = "resne
 @pytest.mark.parametrize("padded", [False, True])
 def test_a_network_of_somebodys_own_file_gives_all_of_its_weights(padded: bool) -> None:
     teacher, student = trained(Net(4, 1, padded)), zoo(4, 8, "pad" if padded else "projection")
+    teacher.to(memory_format=torch.channels_last)
     assert not torch.allclose(student(IMAGES), teacher(IMAGES), atol=1e-2)
     found = inherit(student, teacher)
     assert (found.parameters, found.by, found.why) == (parameters(student), "structure", "")
@@ -204,3 +205,58 @@ def test_merging_equal_channels_loses_nothing() -> None:
     taken = zoo(4, 8)
     inherit(taken, teacher)
     assert not torch.allclose(taken(IMAGES), narrow(IMAGES), atol=1e-2)
+
+
+class Everything(nn.Module):
+    """What is followed beside residual blocks: depthwise layers, squeeze and excitation, flattened maps, dropout."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.a = nn.Conv2d(3, width, 3, padding=1)
+        self.b = nn.Conv2d(width, width, 3, padding=1, groups=width, bias=False)
+        self.c = nn.BatchNorm2d(width)
+        self.d = nn.Conv2d(width, 2, 1)
+        self.e = nn.Conv2d(2, width, 1)
+        self.f = nn.Linear(16 * width, 6)
+        self.g = nn.Linear(6, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.silu(self.c(self.b(F.relu6(self.a(x)))))
+        x = x * torch.sigmoid(self.e(F.relu(self.d(F.adaptive_avg_pool2d(x, 1)))))
+        x = F.dropout(F.max_pool2d(x, 2).flatten(1), 0.5, self.training)
+        return self.g(torch.tanh(self.f(x)))
+
+
+class Renamed(nn.Module):
+    """A network as a part of another, so that every path differs."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {"logits": self.network(x)}
+
+
+@pytest.mark.parametrize("merge", [False, True])
+def test_depthwise_layers_products_and_flattened_maps_are_followed(merge: bool) -> None:
+    """A teacher whose second half of channels are copies of the first: both rules give the narrow network again."""
+    narrow, wide = trained(Everything(4)), Everything(8)
+    small, large = narrow.body.state_dict(), wide.state_dict()
+    for name, value in small.items():
+        repeated = value
+        for dim in range(min(2, value.dim())):
+            if large[name].shape[dim] == 2 * value.shape[dim]:
+                # Positions of a flattened map stay together.
+                area = 16 if name == "f.weight" and dim == 1 else 1
+                parts = repeated.unflatten(dim, (-1, area))
+                # The copies give as much as the channels: so merged inputs are sums, taken ones the half.
+                repeated = parts.repeat_interleave(2, dim).flatten(dim, dim + 1) / (2 if dim and merge else 1)
+        large[name].copy_(repeated)
+    student = trained(Everything(4), seed=3)
+    with torch.no_grad():
+        for parameter in student.parameters():
+            parameter.normal_()
+    found = inherit(student, Classifier(Renamed(wide), SPEC).eval(), merge)
+    assert (found.parameters, found.by) == (parameters(student), "structure")
+    assert torch.allclose(student(IMAGES), narrow(IMAGES), atol=1e-4)
