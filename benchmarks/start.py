@@ -38,7 +38,6 @@ RUNS = common.RUNS / "start"
 WEIGHTS = "resnet20-12fca82f.th"
 STUDENTS: dict[str, Row] = {
     "ResNet-8": {"arch": "resnet", "depth": 8},
-    "ResNet-14": {"arch": "resnet", "depth": 14},
     "3/4 width": {"arch": "resnet", "depth": 20, "width": 12},
     "half width": {"arch": "resnet", "depth": 20, "width": 8},
 }
@@ -75,8 +74,8 @@ def tested(cifar10: Path) -> Path:
     path = RUNS / "tested.npz"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        with np.load(cifar10) as found:
-            np.savez(path, images=found["test_images"][:TESTED], labels=found["test_labels"][:TESTED])
+        with np.load(cifar10) as arrays:
+            np.savez(path, images=arrays["test_images"][:TESTED], labels=arrays["test_labels"][:TESTED])
     return path
 
 
@@ -169,10 +168,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     common.add_threads(parser)
     given = parser.parse_args(argv)
     torch.set_num_threads(given.threads)
-    found = [(name, start) for name in STUDENTS for start in ("true", "merged")]
+    starts = [(name, start) for name in STUDENTS for start in ("true", "merged")]
     # Channels of a student that is only shallower are neither taken nor merged.
-    found = [key for key in found if key[1] == "true" or "width" in STUDENTS[key[0]]]
-    keys = [] if given.part == "after" else [(False, *key) for key in found]
+    starts = [key for key in starts if key[1] == "true" or "width" in STUDENTS[key[0]]]
+    keys = [] if given.part == "after" else [(False, *key) for key in starts]
     keys += [] if given.part == "before" else [(True, *key) for key in TRAINED]
     cells = common.collect(
         "start",

@@ -81,9 +81,8 @@ class Distillation(Settings):
     online: OnlineSettings | None = None
     """Networks that learn together with the student, and from each other."""
     inherit: bool | Literal["merged"] | None = None
-    """Start a fresh student from the part of the teacher's weights that fits it, if the architectures agree: from
-    evenly spaced channels, or from similar ones that are merged. None: only if all images are generated (and never in
-    compress, because weights may contain what the teacher memorised)."""
+    """Start a fresh student from the teacher's weights that fit it: evenly spaced channels, or similar ones merged.
+    None: only if all images are generated (never in compress: weights may contain what the teacher memorised)."""
     width: WidthSettings | None = None
     """Let the student's width change while it trains, between its own and `most` times its own. At the end it is cut to
     its last width."""

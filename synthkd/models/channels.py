@@ -104,14 +104,14 @@ def sources(student: Nodes, teacher: Nodes, pairs: Sequence[Pair]) -> dict[int, 
         UnmatchedError: channels that belong together in one network do not in the other.
     """
     own, theirs = Spaces(student), Spaces(teacher)
-    found: dict[int, Source] = {}
+    by_space: dict[int, Source] = {}
     for pair in pairs:
         area = own.areas[pair.own]
         small, large = student[pair.own].channels // area, teacher[pair.theirs].channels // area
         source = Source(theirs.of(pair.theirs), small, large)
-        if area != theirs.areas[pair.theirs] or found.setdefault(own.of(pair.own), source) != source:
+        if area != theirs.areas[pair.theirs] or by_space.setdefault(own.of(pair.own), source) != source:
             raise UnmatchedError("channels that are added up in one network are not in the other")
-    return found
+    return by_space
 
 
 def evenly(source: Source) -> Choice:
@@ -130,6 +130,6 @@ def groups_of_similar(features: Tensor, count: int) -> Tensor:
         return torch.arange(count)
     from scipy.cluster.hierarchy import cut_tree, linkage
 
-    found = torch.from_numpy(cut_tree(linkage(features.numpy(), "ward"), n_clusters=count)[:, 0]).long()
-    order = list(dict.fromkeys(found.tolist()))
-    return torch.tensor([order.index(group) for group in found.tolist()])
+    clusters = torch.from_numpy(cut_tree(linkage(features.numpy(), "ward"), n_clusters=count)[:, 0]).long()
+    order = list(dict.fromkeys(clusters.tolist()))
+    return torch.tensor([order.index(group) for group in clusters.tolist()])

@@ -202,9 +202,9 @@ def fill(student: Classifier, values: Filling, images: Callable[[], Tensor]) -> 
     if not values.means:
         return
     with evaluating(student):
-        seen = observe(student, images().to(student.normalize.mean.device), statistics=True).statistics
+        statistics = observe(student, images().to(student.normalize.mean.device), statistics=True).statistics
     means = {id(one) for one in values.means}
-    for path, moments in seen.items():
+    for path, moments in statistics.items():
         norm: Any = student.get_submodule(path)
         if id(norm.running_mean) in means:
             norm.running_mean.copy_(moments.mean)

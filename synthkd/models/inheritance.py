@@ -94,11 +94,11 @@ def _by_path(student: nn.Module, teacher: nn.Module) -> tuple[list[tuple[Tensor,
             if not count:
                 return [], 0
             continue
-        found += [(own[name], value) for name, value in values.items()]
+        assigned += [(own[name], value) for name, value in values.items()]
         count += size
         if isinstance(module, nn.Conv2d | nn.Linear):
             channels = (_tensors(source)["weight"].shape[0], own["weight"].shape[0])
-    return found, count
+    return assigned, count
 
 
 def _tensors(module: nn.Module) -> dict[str, Tensor]:

@@ -260,3 +260,24 @@ def test_depthwise_layers_products_and_flattened_maps_are_followed(merge: bool) 
     found = inherit(student, Classifier(Renamed(wide), SPEC).eval(), merge)
     assert (found.parameters, found.by) == (parameters(student), "structure")
     assert torch.allclose(student(IMAGES), narrow(IMAGES), atol=1e-4)
+
+
+def test_channels_are_similar_by_what_their_batch_norm_makes_of_them() -> None:
+    """Channels 0 and 2 give the same from other weights; channels 0 and 1 give the opposite from the same."""
+
+    def network(channels: int) -> nn.Sequential:
+        layers = (nn.Conv2d(3, channels, 3, bias=False), nn.BatchNorm2d(channels), nn.ReLU(), nn.AdaptiveAvgPool2d(1))
+        return nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels, 5))
+
+    narrow, wide = network(2), network(4)
+    with torch.no_grad():
+        kernel, signs, factors = torch.randn(1, 3, 3, 3), torch.tensor([1.0, -1.0]), torch.tensor([1.0, 1.0, 3.0, 0.5])
+        narrow[0].weight.copy_(kernel.expand(2, -1, -1, -1))
+        narrow[1].weight.copy_(signs)
+        wide[0].weight.copy_(kernel * factors[:, None, None, None])
+        wide[1].weight.copy_(signs.repeat(2) / factors)
+        wide[5].weight.copy_(narrow[5].weight.repeat(1, 2) / 2)
+        wide[5].bias.copy_(narrow[5].bias)
+    student = Classifier(Renamed(network(2)), SPEC).eval()
+    assert inherit(student, Classifier(wide, SPEC).eval(), merge=True).by == "structure"
+    assert torch.allclose(student(IMAGES), Classifier(narrow, SPEC).eval()(IMAGES), atol=1e-4)
