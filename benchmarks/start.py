@@ -48,7 +48,7 @@ TRAINED = [("ResNet-8", "false"), ("ResNet-8", "true"), *(("half width", start) 
 STEPS, EVERY, RESET, TESTED = 400, 24, 512, 2000
 IMAGES = ("procedural", "noise", "real")
 BEFORE = "student | parameters | start | by | as it is, % | " + " | ".join(f"{name}, %" for name in IMAGES)
-AFTER = "student | start | before the first step, % | after 400 steps, % | seconds of training"
+AFTER = "student | start | before the first step, % | after 400 steps, %"
 
 
 def teacher_of(teachers: Path) -> Row:
@@ -150,7 +150,6 @@ def tables(content: Row) -> str:
             one["start"],
             "" if one["before"] is None else f"{100 * one['before']:.2f}",
             f"{100 * one['accuracy']:.2f}",
-            f"{one['seconds']:.0f}",
         ]
         for one in content["cells"]
         if one.get("trained")

@@ -79,7 +79,7 @@ def _noise(student: Classifier) -> Tensor:
 def _by_path(student: nn.Module, teacher: nn.Module) -> tuple[list[tuple[Tensor, Tensor]], int]:
     """The student's tensors that fit those of the teacher under their paths with their values, and their parameters."""
     theirs = dict(teacher.named_modules())
-    found: list[tuple[Tensor, Tensor]] = []
+    assigned: list[tuple[Tensor, Tensor]] = []
     count = 0
     # Outputs of the last convolution or linear layer in teacher and student: the channels of a flattened map.
     channels = (1, 1)
