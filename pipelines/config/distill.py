@@ -81,9 +81,9 @@ class Distillation(Settings):
     """Default: joint 4000 steps and refine 500 if images are generated, else refine 4500."""
     online: OnlineSettings | None = None
     """Networks that learn together with the student, and from each other."""
-    inherit: bool | None = None
-    """Start a fresh student from the part of the teacher's weights that fits it, if the architectures agree. None: only
-    if all images are generated (and never in compress, because weights may contain what the teacher memorised)."""
+    inherit: bool | Literal["merged"] | None = None
+    """Start a fresh student from the teacher's weights that fit it: evenly spaced channels, or similar ones merged.
+    None: only if all images are generated (never in compress: weights may contain what the teacher memorised)."""
     width: WidthSettings | None = None
     """Let the student's width change while it trains, between its own and `most` times its own. At the end it is cut to
     its last width."""
@@ -133,7 +133,7 @@ class Distillation(Settings):
     def inherits(self) -> bool:
         """Whether a fresh student starts from weights of the teacher."""
         if self.inherit is not None:
-            return self.inherit
+            return bool(self.inherit)
         return self.width is None and len(self.sources) == 1 and self.generated is not None
 
     def alone(self) -> str:

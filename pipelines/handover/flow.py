@@ -216,7 +216,7 @@ def distill_config(
     settings |= {name: getattr(distillation, name) for name in Distillation.model_fields}
     settings["transfer_set"] = config.generated.model_copy(update={"generator": generator, "data": data})
     # By default no weights are copied: they may carry what the teacher memorised.
-    settings["inherit"] = bool(distillation.inherit)
+    settings["inherit"] = distillation.inherit or False
     settings |= {} if out is None else {"out": str(out)}
     settings |= {} if seed is None else {"seed": seed}
     student = config.student

@@ -24,7 +24,7 @@ from synthkd.distillation.student import Student
 from synthkd.distillation.teachers import TeacherTeam
 from synthkd.errors import ConfigError
 from synthkd.generators.build import build_generator
-from synthkd.models import Classifier, TeacherContract, inherit, is_fresh, probe
+from synthkd.models import Classifier, TeacherContract, probe
 from synthkd.models.black_box import BlackBox, black_box_of
 from synthkd.pipelines.config import DistillConfig
 from synthkd.pipelines.run.batch_size import BatchSize, choose_batch_size
@@ -41,6 +41,7 @@ from synthkd.pipelines.student.networks import (
     teacher_name,
     untrained_student,
 )
+from synthkd.pipelines.student.start import Start, start_of
 from synthkd.pipelines.student.teacher_warnings import teacher_warnings
 from synthkd.pipelines.student.transfer_set import TransferSet
 from synthkd.pipelines.student.transfer_set_builder import Images, TransferSetBuilder, build_bank, is_private
@@ -65,7 +66,7 @@ class Assembly:
         transfer_set: the images that they learn from.
         step: one training step of all students.
         evaluation: periodic evaluation, and the controllers that follow it.
-        inherited: number of the student's parameters that start from values of the teacher.
+        start: of the student.
         scores: measures generated images while the run goes, or None.
         batch: images of a batch over all processes.
         warnings: what is odd about the teachers, a line each.
@@ -79,7 +80,7 @@ class Assembly:
     transfer_set: TransferSet
     step: DistillStep
     evaluation: PeriodicEvaluation
-    inherited: int
+    start: Start
     scores: RunningScores | None
     batch: BatchSize
     warnings: tuple[str, ...]
@@ -131,9 +132,7 @@ def assemble(
     _require_one_order(subject, teachers)
     images = _fitted(config, images, subject)
     module = untrained_student(config, subject, student)
-    inherited = 0
-    if isinstance(module, Classifier) and teacher is not None and config.inherits and is_fresh(config.student):
-        inherited = inherit(module, teacher)
+    start = start_of(config, module, teacher)
     wanted, total = _wanted_batch(config, accelerator), phases.student_steps(config.phases)
     networks = build_networks(config, module, subject, teacher)
     controllers = build_controllers(config)
@@ -168,7 +167,7 @@ def assemble(
     contract = contracts[0] if contracts else None
     scores = _scores(config, images, teacher, accelerator, batch)
     return Assembly(
-        subject, contract, team, students, transfer_set, step, evaluation, inherited, scores, batch, warnings, trial
+        subject, contract, team, students, transfer_set, step, evaluation, start, scores, batch, warnings, trial
     )
 
 

@@ -23,6 +23,7 @@ from synthkd.pipelines.student.networks import finished
 from synthkd.pipelines.student.teacher_warnings import WARNING
 from synthkd.reports.results import (
     Agreement,
+    AsItStarted,
     BudgetResult,
     DataDescription,
     DistillResult,
@@ -76,7 +77,7 @@ def measured(
     with Measuring(_parts(assembly), f"measure {config.name}", allowance, is_main) as watch:
         closing = _Closing(config, job, assembly, networks, test, watch)
         started = time.perf_counter()
-        tested = closing.tested()
+        tested, start = closing.tested(), closing.start()
         seconds = {
             "teacher": teacher_seconds,
             "distill": progress.seconds,
@@ -84,7 +85,7 @@ def measured(
         }
         ended = time.perf_counter()
         # Latencies come after the clock of the evaluation has stopped: they are no part of it.
-        result = closing.result(tested, {stage: round(value, 3) for stage, value in seconds.items()})
+        result = closing.result(tested, start, {stage: round(value, 3) for stage, value in seconds.items()})
         student_seconds = seconds["distill"] + seconds["evaluate"] + time.perf_counter() - ended
         return replace(result, budget=_budget(config, student_seconds))
 
@@ -100,7 +101,8 @@ def _parts(assembly: Assembly) -> int:
     """Number of measurements that are shown: answers and latencies of all networks, alarms, and one of agreement."""
     students, teachers = len(assembly.students), 0 if assembly.team is None else len(assembly.team.models)
     banks = sum(source.bank is not None for source in assembly.transfer_set.sources)
-    return 2 * students + banks + 1 + (2 * teachers if teachers > 1 else teachers)
+    starts = 0 if assembly.start.network is None else 2
+    return 2 * students + banks + 1 + starts + (2 * teachers if teachers > 1 else teachers)
 
 
 @dataclass(frozen=True)
@@ -146,11 +148,24 @@ class _Closing:
         raised += _near_chance(self.config, team, teacher_score)
         return _Tested(scores, teacher_score, Agreement.on(accuracy(answers[STUDENT], by_teacher), "test"), raised)
 
-    def result(self, tested: _Tested, seconds: Mapping[str, float]) -> DistillResult:
+    def start(self) -> AsItStarted | None:
+        """What the student knew before its first step; None of one that started at random."""
+        assembly, test, student = self.assembly, self.test, "the student as it starts"
+        if assembly.start.network is None:
+            return None
+        images, _, _ = assembly.transfer_set.sample(assembly.learner.steps - 1)
+        network = assembly.start.reset(images.to(self.job.device), assembly.batch.of_process, self.watch)
+        if test is None:
+            agreed = assembly.transfer_set.agreement(network, self.watch)
+            return None if agreed is None else AsItStarted.measured(None, Agreement.on(agreed.rate, agreed.on))
+        return AsItStarted.measured(accuracy(self._answers(student, network, test.images, "test images"), test.labels))
+
+    def result(self, tested: _Tested, start: AsItStarted | None, seconds: Mapping[str, float]) -> DistillResult:
         """The result, with the latency of every network.
 
         Args:
             tested: of this run.
+            start: of this run.
             seconds: stage -> seconds that it took.
         """
         assembly, team = self.assembly, self.assembly.team
@@ -164,7 +179,9 @@ class _Closing:
             seconds=round(sum(seconds.values()), 3),
             real_images_used=transfer_set.real_images_used,
             teacher=None if team is None else self._model("the teacher", team.model, tested.teacher),
-            student=StudentResult.of_student(score, tested.agreement, described, assembly.inherited),
+            student=StudentResult.of_student(
+                score, tested.agreement, described, assembly.start.inherited.parameters, start
+            ),
             data=DataDescription(assembly.subject.class_names, str(assembly.subject.spec)),
             cost=RunCost(
                 seconds, assembly.learner.steps, transfer_set.images_generated, batch_size=assembly.batch.images

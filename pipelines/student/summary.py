@@ -15,7 +15,7 @@ from synthkd.pipelines.student.networks import finished
 from synthkd.reports.files import RunFiles
 from synthkd.reports.headline import headline
 from synthkd.reports.page import SPACE
-from synthkd.reports.results import BudgetResult, DistillResult, ModelResult
+from synthkd.reports.results import AsItStarted, BudgetResult, DistillResult, ModelResult
 from synthkd.schedules import ever
 from synthkd.settings import Schedule, TrainedTeacher
 
@@ -47,9 +47,6 @@ def plan(
         lines = [*([f"  generator: {why}"] if why else []), f"  generator rounds: {rounds:,}{images}"]
         state_bytes += generator_bytes(generated.generator)
     peers = [f"{parameters(finished(peer)):,} parameters" for peer in assembly.students[1:]]
-    inherited = (
-        f"{assembly.inherited:,} of them start from its weights" if assembly.inherited else "freshly initialised"
-    )
     new = phases.rounds_within(every_phase, config.checkpoint_every) * (batch or 0)
     banks = assembly.transfer_set.banks
     shared = sum(bank.checkpoint_bytes(config.keep_checkpoints, new) for bank in banks)
@@ -73,7 +70,7 @@ def plan(
         *([f"  as read: {', '.join(notes)}"] if (notes := _notes(assembly)) else []),
         *(f"  warning: {warning}" for warning in assembly.warnings),
         *_team_lines(config, assembly),
-        f"  student: {student:,} parameters{share}, {inherited}",
+        f"  student: {student:,} parameters{share}, {assembly.start.words}",
         *(f"  peer {number}: {words}" for number, words in enumerate(peers, start=1)),
         f"  real images: {real}",
         *([f"  unlabelled images: {labelled}"] if (labelled := assembly.transfer_set.labelled_by_teacher) else []),
@@ -170,10 +167,12 @@ def summary(job: Job, result: DistillResult, already: bool = False) -> tuple[str
     opening = headline(run).replace(f"{SPACE}%", "%").replace(SPACE, " ")
     opening = opening.replace("\N{RIGHT SINGLE QUOTATION MARK}", "'")
     rows = [("student", f"{_tested(student)}, saved in {job.directory / 'student'}")]
+    who = "the soft labels" if teacher is None else "its teachers" if teachers else "its teacher"
     if student.agreement is not None:
-        who = "the soft labels" if teacher is None else "its teachers" if teachers else "its teacher"
         on = "test images" if student.agreement_on == "test" else student.agreement_on
         rows.append(("", f"agrees with {who} on {student.agreement:.2%} of {student.agreement_n:,} {on}"))
+    if student.start is not None:
+        rows.append(("", f"as it started: {_as_it_started(student.start, who)}"))
     for earlier in result.before or ():
         steps = "" if earlier.steps is None else f" after {earlier.steps:,} steps"
         rows.append(("before", f"{_tested(earlier.student)}{steps}, saved in {job.directory / earlier.folder}"))
@@ -219,6 +218,13 @@ def _tested(model: ModelResult) -> str:
     if model.parameters is None:
         return f"{'not asked about test images' if model.accuracy is None else _right(model)}, {model.arch}"
     return f"{_right(model)}, {model.parameters:,} parameters"
+
+
+def _as_it_started(start: AsItStarted, who: str) -> str:
+    """What it knew before its first step, with BatchNorm statistics of the run's images."""
+    if start.accuracy is not None:
+        return f"{start.accuracy:.2%} of {start.n:,} test images right"
+    return f"agrees with {who} on {start.agreement:.2%} of {start.agreement_n:,} {start.agreement_on}"
 
 
 def _right(model: ModelResult) -> str:

@@ -185,12 +185,12 @@ class _Works:
         """The measurements at the end: on test images or fresh ones, for the alarms, and of the networks' speed."""
         generated, team, count = self.assembly.transfer_set.generated, self.assembly.team, LATENCIES
         banks = self.assembly.transfer_set.banks
-        works = []
+        works, students = [], 1 if self.assembly.start.network is None else 2  # also as it starts
         if self.test is not None:
             count += len(self.test)
         elif generated is not None:
             count += FRESH
-            works.append(Work("closing samples", 1, lambda _: self._sample(FEW), FRESH / FEW, listed=False))
+            works.append(Work("closing samples", 1, lambda _: self._sample(FEW), students * FRESH / FEW, listed=False))
         if team is not None:
             alarming = min(IMAGES, sum(bank.settings.capacity for bank in banks))
             answers = Work(
@@ -201,7 +201,7 @@ class _Works:
                 False,
             )
             works.append(answers)
-        return [*works, Work("closing", 1, lambda _: self._predict(self._pass), count / self._pass, listed=False)]
+        return [*works, Work("closing", 1, lambda _: self._predict(self._pass), students * count / self._pass, False)]
 
     def _predict(self, count: int) -> None:
         """Let the student answer images of noise."""

@@ -6,7 +6,7 @@ from synthkd.models.cost import Cost, macs
 from synthkd.models.energy import Energy, measure_energy
 from synthkd.models.files import load, save
 from synthkd.models.folding import fold_batch_norm
-from synthkd.models.inheritance import inherit
+from synthkd.models.inheritance import Inherited, inherit
 from synthkd.models.latency import Latency, measure_latency, time_calls
 from synthkd.models.layout import head, stages
 from synthkd.models.slimmable import Slimmable, slice_out
@@ -17,6 +17,7 @@ __all__ = [
     "Classifier",
     "Cost",
     "Energy",
+    "Inherited",
     "Latency",
     "Normalize",
     "Slimmable",

@@ -1,33 +1,85 @@
 """Initialise a student with the part of its teacher's weights that fits it.
 
-Weight selection (Xu et al. 2024, "Initializing Models with Larger Ones", section 3): of each tensor that both networks
-have under the same name, the student takes evenly spaced channels; of a stage with more blocks, the first blocks. All
-layers have the same rule, so both sides of a residual addition have the same channels.
+Weight selection (Xu et al. 2024, "Initializing Models with Larger Ones", section 3): of each tensor the student takes
+evenly spaced channels; of a stage with more blocks, the first blocks. All layers have the same rule, so both sides of a
+residual addition have the same channels. Layers are found by module path, or else by what both networks compute
+(`synthkd.models.matching`). Instead of taking channels, similar ones can be merged (`synthkd.models.merging`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
+from synthkd.models.classifier import Classifier, parameters
+from synthkd.models.filling import fill, filling
+from synthkd.models.matching import UnmatchedError
+from synthkd.rng import stream
+
+NOISE = 64
+"""Images of noise for the statistics of new shortcuts, where no others are given."""
+
+
+@dataclass(frozen=True)
+class Inherited:
+    """What a student has from its teacher.
+
+    Attributes:
+        parameters: number of its parameters that have values of the teacher.
+        by: how its layers were found: by "path" or by "structure"; "" if none was.
+        why: why they were not found by structure; empty if they were, or if it was not tried.
+    """
+
+    parameters: int = 0
+    by: Literal["path", "structure", ""] = ""
+    why: str = ""
+
 
 @torch.no_grad()
-def inherit(student: nn.Module, teacher: nn.Module) -> int:
+def inherit(
+    student: nn.Module, teacher: nn.Module, merge: bool = False, images: Callable[[], Tensor] | None = None
+) -> Inherited:
     """Copy the teacher's weights that fit into the student, in place.
 
     A layer of the student is filled if the teacher has a layer of the same class under the same path, with no smaller
-    dimension and kernels of the same size. Other layers stay as they are.
+    dimension and kernels of the same size. If that would leave layers of a classifier as they are, and both classifiers
+    compute the same but for widths and residual blocks, all of its layers are filled.
 
     Args:
         student: freshly initialised.
         teacher: on any device; unchanged.
-
-    Returns:
-        Number of the student's parameters that now have the teacher's values; 0 if the first layer does not fit.
+        merge: merge similar channels instead of taking evenly spaced ones; by structure alone.
+        images: gives float32 `[N, C, H, W]` in [0, 1], for the statistics behind a projection in place of a shortcut
+            without weights; None: noise.
     """
+    by_path, count = ([], 0) if merge else _by_path(student, teacher)
+    why = ""
+    if count < parameters(student) and isinstance(student, Classifier) and isinstance(teacher, Classifier):
+        try:
+            values = filling(student, teacher, merge)
+        except UnmatchedError as error:
+            why = str(error)
+        else:
+            fill(student, values, images or partial(_noise, student))
+            return Inherited(values.parameters, "structure")
+    for own, value in by_path:
+        own.copy_(value)
+    return Inherited(count, "path" if count else "", why)
+
+
+def _noise(student: Classifier) -> Tensor:
+    return torch.rand(NOISE, *student.spec.shape, generator=stream(0, "inheritance"))
+
+
+def _by_path(student: nn.Module, teacher: nn.Module) -> tuple[list[tuple[Tensor, Tensor]], int]:
+    """The student's tensors that fit those of the teacher under their paths with their values, and their parameters."""
     theirs = dict(teacher.named_modules())
+    assigned: list[tuple[Tensor, Tensor]] = []
     count = 0
     # Outputs of the last convolution or linear layer in teacher and student: the channels of a flattened map.
     channels = (1, 1)
@@ -40,14 +92,13 @@ def inherit(student: nn.Module, teacher: nn.Module) -> int:
         if values is None:
             # If this is the first layer with weights, nothing is copied: the later ones were trained on its output.
             if not count:
-                return 0
+                return [], 0
             continue
-        for name, value in values.items():
-            own[name].copy_(value)
+        assigned += [(own[name], value) for name, value in values.items()]
         count += size
         if isinstance(module, nn.Conv2d | nn.Linear):
             channels = (_tensors(source)["weight"].shape[0], own["weight"].shape[0])
-    return count
+    return assigned, count
 
 
 def _tensors(module: nn.Module) -> dict[str, Tensor]:

@@ -74,22 +74,42 @@ class ModelResult(ModelDescription, Accuracy):
 
 
 @dataclass(frozen=True)
+class AsItStarted(Agreement, Accuracy):
+    """A student before its first step, with BatchNorm statistics of the run's images.
+
+    It has an accuracy where there is test data, else an agreement.
+    """
+
+    @classmethod
+    def measured(cls, score: Proportion | None, agreement: Agreement | None = None) -> AsItStarted:
+        """By a score on test data, or by an agreement."""
+        return AsItStarted(**_accuracy(score), **vars(agreement or Agreement()))
+
+
+@dataclass(frozen=True)
 class StudentResult(ModelResult, Agreement, Accuracy):
     """A finished student: accuracy, agreement, description.
 
     Attributes:
         inherited_parameters: how many of its parameters started from values of the teacher.
+        start: the student before its first step; None of one that started at random.
     """
 
     inherited_parameters: int | None = None
+    start: AsItStarted | None = field(default=None, metadata=OMITTED)
 
     @classmethod
     def of_student(
-        cls, score: Proportion | None, agreement: Agreement, description: ModelDescription, inherited: int
+        cls,
+        score: Proportion | None,
+        agreement: Agreement,
+        description: ModelDescription,
+        inherited: int,
+        start: AsItStarted | None = None,
     ) -> StudentResult:
         """A student that was tested; `score` is None without test data."""
         parts = _accuracy(score) | vars(agreement) | vars(description)
-        return StudentResult(**parts, inherited_parameters=inherited)
+        return StudentResult(**parts, inherited_parameters=inherited, start=start)
 
 
 @dataclass(frozen=True)
