@@ -139,7 +139,7 @@ class Batchwise(ABC):
         """Something about the present step that `_end` gets if its images are kept."""
         return None
 
-    def _end(self, note: object) -> None:
+    def _end(self, note: object) -> None:  # noqa: B027
         """The end of a round."""
 
     def round(self, index: int, difficulty: float, student: nn.Module | None = None) -> Round:
@@ -200,9 +200,7 @@ class Batchwise(ABC):
         smoothed = {}
         for path, one in statistics.items():
             mean, var = self._moments[path]
-            smoothed[path] = replace(
-                one, mean=torch.lerp(one.mean, mean, memory), var=torch.lerp(one.var, var, memory)
-            )
+            smoothed[path] = replace(one, mean=torch.lerp(one.mean, mean, memory), var=torch.lerp(one.var, var, memory))
         return smoothed
 
     def sample(self, labels: Tensor, difficulty: float, rng: Rows) -> Tensor:

@@ -2,7 +2,7 @@
 
 Tran et al. 2024: the embedding of a class goes through a linear layer with random weights, drawn anew for every batch,
 and then through a network that keeps what it has learned for some rounds. So all images of a class start from one
-embedding, and the layer makes them differ. A layer serves one image of each class; a batch has as many layers as needed.
+embedding, and the layer makes them differ. A layer serves one image of each class; a batch has as many as it needs.
 
 The published embeddings are those of a language model for the names of the classes. They are not at hand here: the
 embedding of a class is its one-hot vector, the paper's own alternative.
@@ -82,9 +82,7 @@ class NoisyLabel(Batchwise):
         accelerator: Accelerator | None = None,
         spec: ImageSpec | None = None,
     ) -> None:
-        super().__init__(
-            settings, teacher, seed, accelerator, spec, {"adversarial": STUDENT_TERMS["adversarial"]}
-        )
+        super().__init__(settings, teacher, seed, accelerator, spec, {"adversarial": STUDENT_TERMS["adversarial"]})
         self.settings = settings
         self.network = self._new_network(0)
 

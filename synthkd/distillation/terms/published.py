@@ -1,4 +1,4 @@
-"""Terms of published methods, for `distill.terms`: a recipe names them as `synthkd.distillation.terms.published:NAME`."""
+"""Terms of published methods; `distill.terms` names one as `synthkd.distillation.terms.published:NAME`."""
 
 from __future__ import annotations
 
