@@ -1,7 +1,7 @@
 """A data-free generator whose network is trained throughout the run, on new latent vectors at every step.
 
-DAFL (Chen et al. 2019), DFAD (Fang et al. 2019), ZSKT (Micaelli and Storkey 2019) and DFQ (Choi et al. 2020) make images
-like this; they differ in the terms of the loss. Nothing tells the network a class: the label of an image is what the
+So do DAFL (Chen et al. 2019), DFAD (Fang et al. 2019), ZSKT (Micaelli and Storkey 2019) and DFQ (Choi et al. 2020),
+which differ in the terms of the loss. Nothing tells the network a class: the label of an image is what the
 teacher predicts.
 """
 

@@ -112,4 +112,5 @@ def total_variation(images: Tensor) -> Tensor:
 
 def magnitude(images: Tensor) -> Tensor:
     """Euclidean norm of a whole batch `[N, C, H, W]`, a scalar (R_l2 of DeepInversion, equation 3)."""
-    return torch.linalg.vector_norm(images)
+    norm: Tensor = torch.linalg.vector_norm(images)
+    return norm
