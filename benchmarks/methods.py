@@ -107,7 +107,10 @@ def pair_of(arguments: argparse.Namespace) -> Pair:
         "model": "zoo:resnet",
         "options": {"depth": 20, "shortcut": "pad"},
         "weights": str(Path(arguments.teachers) / "resnet20-12fca82f.th"),
-        **{"size": 32, "classes": 10, "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]},
+        "size": 32,
+        "classes": 10,
+        "mean": [0.485, 0.456, 0.406],
+        "std": [0.229, 0.224, 0.225],
     }
     student = {"arch": "resnet", "depth": 8, "width": 16}
     test = {"kind": "npz", "path": arguments.cifar10}
@@ -219,7 +222,9 @@ def _in_proportion(phases: list[Row], of_round: float, of_step: float, seconds: 
 
 def cell(method: str, pair: Pair, arguments: argparse.Namespace, seed: int) -> Row:
     """Run a cell, or read it where it is finished."""
-    out = RUNS / f"{arguments.pair}-{arguments.seconds:g}s" / f"{method.replace(', ', '-').replace(' ', '-')}-seed{seed}"
+    out = (
+        RUNS / f"{arguments.pair}-{arguments.seconds:g}s" / f"{method.replace(', ', '-').replace(' ', '-')}-seed{seed}"
+    )
     plan = out.with_suffix(".json")
     source = source_of(method, pair, seed)
     if not plan.exists():  # measured once, so that a finished cell is found again

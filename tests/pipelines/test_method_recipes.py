@@ -1,5 +1,6 @@
 """The recipes of published methods: each builds as it ships, and takes real steps."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,9 @@ METHODS = {"cmi", "dafl", "deepinversion", "dfad", "dfq", "fastdfkd", "nayer", "
 
 @pytest.fixture
 def unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Dry runs that take no steps, which would take seconds for each recipe."""
+    """Dry runs that take no steps for time and memory, which would take seconds for each recipe."""
     monkeypatch.setattr(timing, "measured", lambda _: [])
+    monkeypatch.setattr(sys.modules["synthkd.pipelines.distill"], "memory_lines", lambda *_: ())
 
 
 @pytest.fixture(scope="module")
