@@ -6,15 +6,15 @@
 
 One thread. The methods are the recipes of configs/methods: their losses, optimisers and rates. Teacher and student are
 the same for all, a student starts from random weights (but that of `ours`), and accuracy is that of the last weights.
-First the CPU-seconds of a round of the generator and of a step of the student are measured; then the phases get their
-sizes. dafl, dfad, zskt and dfq keep the published number of steps for each round. The methods that keep their images
-spend half of the time on images (published numbers of steps for each batch suit a GPU): fewer steps a batch than in the
-recipe where less than 20 batches would fit, and never under 20 steps. `ours` has the phases of its recipe in proportion.
+First the CPU-seconds of a round of the generator and of a step of the student are measured, and the phases sized. dafl, dfad, zskt and dfq keep the published number of steps for each round. The methods that keep their images
+spend half of the time on images (published numbers of steps for each batch suit a GPU): a batch has fewer optimiser
+steps than in the recipe where less than 20 batches would fit, but at least 20. `ours` has the phases of its recipe in
+proportion.
 The CPU-seconds in the table are those of the whole run, with loading, test and report.
 
 FILE has CIFAR-10 as `images`, `labels`, `test_images` and `test_labels`; FOLDER has resnet20-12fca82f.th of
-akamaster/pytorch_resnet_cifar10. Finished cells are kept in benchmarks/runs/methods, and one that was interrupted begins
-again; the table goes to benchmarks/results/methods.json.
+akamaster/pytorch_resnet_cifar10. Finished cells are kept in benchmarks/runs/methods, and one that was interrupted
+begins again; the table goes to benchmarks/results/methods.json.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ from synthkd.pipelines.config import DistillConfig, TeachConfig
 from synthkd.pipelines.run.device import make_accelerator
 from synthkd.pipelines.student.assembly import assemble
 from synthkd.pipelines.student.teachers import untrained_teacher
+from synthkd.settings import GivenModel
 from synthkd.settings.load import load_config
 
 RUNS = common.RUNS / "methods"
@@ -159,7 +160,9 @@ def _seconds(once: Callable[[int], object], calls: int) -> float:
 def costs_of(source: Row) -> Costs:
     """Measure the parts of a run by a few of its rounds and steps, which are lost."""
     config = load_config(DistillConfig, source, [])
-    accelerator, teacher = make_accelerator(config), untrained_teacher(config.every_teacher[0], config)
+    accelerator, given = make_accelerator(config), config.every_teacher[0]
+    assert not isinstance(given, GivenModel)
+    teacher = untrained_teacher(given, config)
     assembly = assemble(config, [teacher], accelerator, None)
     generated = assembly.transfer_set.generated
     assert generated is not None

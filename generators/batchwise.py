@@ -51,7 +51,7 @@ class Canvas:
 
 
 @dataclass(frozen=True)
-class Seen:
+class Attempt:
     """One step of a round, from which the terms are computed.
 
     Attributes:
@@ -65,7 +65,7 @@ class Seen:
     rng: torch.Generator
 
 
-SeenTerm = Callable[[Seen], Tensor]
+AttemptTerm = Callable[[Attempt], Tensor]
 
 
 class Batchwise(ABC):
@@ -78,7 +78,7 @@ class Batchwise(ABC):
         accelerator: device and precision; None: the teacher's device, full precision.
         spec: images and classes of a teacher that is no `Classifier`.
         joint: terms of the outputs alone, beside those that all have.
-        seen: terms that need the images too.
+        more: terms that need the images too.
 
     Raises:
         ModelError: BatchNorm matching has a weight and the teacher has no BatchNorm statistics, or its images and
@@ -93,7 +93,7 @@ class Batchwise(ABC):
         accelerator: Accelerator | None,
         spec: ImageSpec | None,
         joint: Mapping[str, Term],
-        seen: Mapping[str, SeenTerm] | None = None,
+        more: Mapping[str, AttemptTerm] | None = None,
     ) -> None:
         teacher = as_classifier(teacher, spec)
         accelerator = local_accelerator(accelerator, teacher)
@@ -111,9 +111,9 @@ class Batchwise(ABC):
         self._pool = Pool(self.spec)
         self._moments: dict[str, tuple[Tensor, Tensor]] = {}
         terms = {"one_hot": TEACHER_TERMS["one_hot"], **joint}
-        every: dict[str, SeenTerm] = {name: _of_joint(term) for name, term in terms.items()}
-        every |= {"batch_norm": self._batch_norm} | dict(seen or {})
-        self._objective: Objective[Seen] = Objective(every, {name: getattr(settings, name) for name in every})
+        every: dict[str, AttemptTerm] = {name: _of_joint(term) for name, term in terms.items()}
+        every |= {"batch_norm": self._batch_norm} | dict(more or {})
+        self._objective: Objective[Attempt] = Objective(every, {name: getattr(settings, name) for name in every})
 
     @abstractmethod
     def _begin(self, index: int, labels: Tensor) -> Canvas:
@@ -123,8 +123,8 @@ class Batchwise(ABC):
         """What teacher and student see: each image shifted and flipped by itself."""
         return flip(shift(images, self._settings.shift, rng), rng, 0.5 if self._settings.flip else 0.0)
 
-    def _batch_norm(self, seen: Seen) -> Tensor:
-        return TEACHER_TERMS["batch_norm"](seen.joint)
+    def _batch_norm(self, attempt: Attempt) -> Tensor:
+        return TEACHER_TERMS["batch_norm"](attempt.joint)
 
     def _rate(self, step: int) -> float:
         """Learning rate of a step of a round."""
@@ -161,7 +161,7 @@ class Batchwise(ABC):
         labels = balanced_labels(s.batch_size, index * s.batch_size, self.spec.classes).to(self._device)
         canvas = self._begin(index, labels)
         optimizer = torch.optim.Adam(canvas.parameters, s.lr, BETAS)
-        lowest, kept, note = float("inf"), torch.empty(0), None
+        lowest, best, note = float("inf"), torch.empty(0), None
         with joint_forward(self._teacher, student, self._autocast, statistics=s.batch_norm > 0) as forward:
             for step in range(s.steps):
                 rng = stream(self._seed, "views", index * s.steps + step)
@@ -170,27 +170,27 @@ class Batchwise(ABC):
                 outputs = forward(self._view(images, rng), labels, difficulty)
                 statistics = self._smoothed(outputs.teacher.statistics)
                 joint = replace(outputs, teacher=replace(outputs.teacher, statistics=statistics))
-                loss = self._objective(Seen(joint, images, rng), 0, 1)
+                loss = self._objective(Attempt(joint, images, rng), 0, 1)
                 require_finite(loss, "generator", index, "round")
                 value = float(loss.total.detach())
-                if self._keeps_last or not len(kept) or value < lowest:
+                if self._keeps_last or not len(best) or value < lowest:
                     # A copy: pixels are moved in place by the next step.
-                    lowest, kept, note = value, images.detach().clone(), self._note()
+                    lowest, best, note = value, images.detach().clone(), self._note()
                 optimizer.param_groups[0]["lr"] = self._rate(step)
                 optimizer.zero_grad(set_to_none=True)
                 loss.total.backward()
                 optimizer.step()
                 canvas.settle()
-        if not bool(torch.isfinite(kept).all()):
+        if not bool(torch.isfinite(best).all()):
             raise TrainingError(f"generator: the images are not finite in round {index}; lower its lr")
         if s.memory:
             self._moments = {path: (one.mean.detach(), one.var.detach()) for path, one in statistics.items()}
         self._end(note)
-        self._pool.add(kept, labels)
+        self._pool.add(best, labels)
         terms = {f"generator/{name}": float(term.detach()) for name, term in loss.terms.items()}
         # Anew: the logits above are of a view of the images.
-        logits = teacher_logits(self._teacher, kept, self._autocast)
-        return Round(kept.contiguous(), labels, logits, terms | {"generator/loss": lowest})
+        logits = teacher_logits(self._teacher, best, self._autocast)
+        return Round(best.contiguous(), labels, logits, terms | {"generator/loss": lowest})
 
     def _smoothed(self, statistics: Mapping[str, BatchNormStatistics]) -> dict[str, BatchNormStatistics]:
         """Moments averaged with those of earlier rounds, since no single small batch has the stored ones."""
@@ -243,5 +243,5 @@ class Batchwise(ABC):
         }
 
 
-def _of_joint(term: Term) -> SeenTerm:
-    return lambda seen: term(seen.joint)
+def _of_joint(term: Term) -> AttemptTerm:
+    return lambda attempt: term(attempt.joint)

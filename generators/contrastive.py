@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from synthkd.data.augment import flip
 from synthkd.errors import ModelError
-from synthkd.generators.batchwise import Batchwise, Canvas, Seen
+from synthkd.generators.batchwise import Attempt, Batchwise, Canvas
 from synthkd.generators.inversion_network import GeneratorNetwork
 from synthkd.generators.method_settings import ContrastiveSettings
 from synthkd.generators.teacher_student import STUDENT_TERMS
@@ -129,10 +129,12 @@ class Contrastive(Batchwise):
         with self._means:
             return super().round(index, difficulty, student)
 
-    def _contrast(self, seen: Seen) -> Tensor:
+    def _contrast(self, attempt: Attempt) -> Tensor:
         # The pass that gave the outputs has left the means of the first view.
         first = self._means.newest
-        second_view = flip(cropped(seen.images, self.settings.crop, seen.rng), seen.rng, 0.5 * self.settings.flip)
+        second_view = flip(
+            cropped(attempt.images, self.settings.crop, attempt.rng), attempt.rng, 0.5 * self.settings.flip
+        )
         with self._autocast():
             self._teacher(second_view)
         second = self._means.newest

@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from synthkd.generators.batchwise import Batchwise, Canvas, Seen
+from synthkd.generators.batchwise import Attempt, Batchwise, Canvas
 from synthkd.generators.method_settings import PixelInversionSettings
 from synthkd.generators.teacher_student import MORE_STUDENT_TERMS
 from synthkd.generators.views import cropped, rolled
@@ -45,8 +45,8 @@ class PixelInversion(Batchwise):
         spec: ImageSpec | None = None,
     ) -> None:
         priors = {
-            "total_variation": lambda seen: losses.total_variation(self._normalised(seen.images)),
-            "magnitude": lambda seen: losses.magnitude(self._normalised(seen.images)),
+            "total_variation": lambda attempt: losses.total_variation(self._normalised(attempt.images)),
+            "magnitude": lambda attempt: losses.magnitude(self._normalised(attempt.images)),
         }
         competition = {"competition": MORE_STUDENT_TERMS["competition"]}
         super().__init__(settings, teacher, seed, accelerator, spec, competition, priors)
@@ -78,8 +78,8 @@ class PixelInversion(Batchwise):
         images = cropped(images, s.crop, rng) if s.crop < 1.0 else images
         return rolled(images, s.shift, s.flip, rng)
 
-    def _batch_norm(self, seen: Seen) -> Tensor:
-        statistics = seen.joint.teacher.statistics
+    def _batch_norm(self, attempt: Attempt) -> Tensor:
+        statistics = attempt.joint.teacher.statistics
         total, extra = losses.batch_norm(statistics), self.settings.first_layer - 1.0
         if not extra:
             return total

@@ -52,8 +52,8 @@ class Pool:
         for label in labels.unique().tolist():
             of_class = (self._labels == label).nonzero().flatten()
             if len(of_class):
-                asked = labels == label
-                images[asked] = to_float(self._images[of_class[turns[asked] % len(of_class)]])
+                rows = labels == label
+                images[rows] = to_float(self._images[of_class[turns[rows] % len(of_class)]])
         return images
 
     def save(self, directory: Path) -> None:
