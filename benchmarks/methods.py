@@ -6,11 +6,11 @@
 
 One thread. The methods are the recipes of configs/methods: their losses, optimisers and rates. Teacher and student are
 the same for all, a student starts from random weights (but that of `ours`), and accuracy is that of the last weights.
-First the CPU-seconds of a round of the generator and of a step of the student are measured, and the phases sized. dafl, dfad, zskt and dfq keep the published number of steps for each round. The methods that keep their images
-spend half of the time on images (published numbers of steps for each batch suit a GPU): a batch has fewer optimiser
-steps than in the recipe where less than 20 batches would fit, but at least 20. `ours` has the phases of its recipe in
-proportion.
-The CPU-seconds in the table are those of the whole run, with loading, test and report.
+First the CPU-seconds of a round of the generator and of a step of the student are measured, and the phases sized.
+dafl, dfad, zskt and dfq keep the published number of steps for each round. The methods that keep their images spend
+half of the time on images (published numbers of steps for each batch suit a GPU): a batch has fewer optimiser steps
+than in the recipe where less than 20 batches would fit, but at least 20. `ours` has the phases of its recipe in
+proportion. The CPU-seconds in the table are those of the whole run, with loading, test and report.
 
 FILE has CIFAR-10 as `images`, `labels`, `test_images` and `test_labels`; FOLDER has resnet20-12fca82f.th of
 akamaster/pytorch_resnet_cifar10. Finished cells are kept in benchmarks/runs/methods, and one that was interrupted
