@@ -129,7 +129,8 @@ def test_the_first_layer_can_weigh_more(teacher: Classifier) -> None:
     plain, heavy = (
         make("pixel_inversion", teacher, steps=1, shift=0, first_layer=weight).round(0, 1.0) for weight in (1, 10)
     )
-    first = next(iter(observe(teacher, plain.images, statistics=True).statistics.values()))
+    with torch.no_grad():
+        first = next(iter(observe(teacher, plain.images, statistics=True).statistics.values()))
     distance = float((first.mean - first.running_mean).norm() + (first.var - first.running_var).norm())
     gained = heavy.terms["generator/batch_norm"] - plain.terms["generator/batch_norm"]
     assert gained == pytest.approx(9 * distance, rel=1e-3)
