@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -151,7 +152,8 @@ def test_a_noisy_layer_is_new_for_every_batch_and_the_network_only_after_its_lif
         begun.append({name: value.clone() for name, value in generator.network.state_dict().items()})
         generator.round(index, 1.0)
     noisy, kept = "noisy.0.weight", "images.project.weight"
-    assert len({float(state[noisy].sum()) for state in begun}) == 4
+    # Training moves them by hundredths; unrelated normal numbers lie 1.13 apart on average.
+    assert all(float((one[noisy] - other[noisy]).abs().mean()) > 0.8 for one, other in pairwise(begun))
     assert len(generator.network.noisy) == 2, "20 images of 10 classes take two layers"
     fresh: NoisyLabel = make("noisy_label", teacher)
     fresh._begin(0, torch.arange(20) % 10)
