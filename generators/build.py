@@ -10,10 +10,20 @@ from accelerate import Accelerator
 from synthkd.data.read.splits import Splits
 from synthkd.errors import ConfigError
 from synthkd.generators.cgan import CGAN
+from synthkd.generators.continuous import Continuous
+from synthkd.generators.contrastive import Contrastive
 from synthkd.generators.drawn import Drawn
 from synthkd.generators.files import CONFIG, read_saved
 from synthkd.generators.inversion import Inversion
 from synthkd.generators.merf import Merf
+from synthkd.generators.method_settings import (
+    ContinuousSettings,
+    ContrastiveSettings,
+    NoisyLabelSettings,
+    PixelInversionSettings,
+)
+from synthkd.generators.noisy_label import NoisyLabel
+from synthkd.generators.pixel_inversion import PixelInversion
 from synthkd.generators.pixels import Pixels
 from synthkd.generators.rounds import Fixed
 from synthkd.generators.settings import (
@@ -91,6 +101,14 @@ def _build(
             return Pixels(settings, teacher, seed, accelerator)
         case ProceduralSettings():
             return Drawn(settings, teacher, seed, accelerator)
+        case ContinuousSettings():
+            return Continuous(settings, teacher, seed, accelerator)
+        case ContrastiveSettings():
+            return Contrastive(settings, teacher, seed, accelerator)
+        case NoisyLabelSettings():
+            return NoisyLabel(settings, teacher, seed, accelerator)
+        case PixelInversionSettings():
+            return PixelInversion(settings, teacher, seed, accelerator)
         case CGANSettings():
             return CGAN(settings, teacher, seed, accelerator, train, holdout)
         case DiffusionSettings():

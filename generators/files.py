@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import Field
 
 from synthkd.errors import ConfigError, ModelError
+from synthkd.generators.method_settings import BatchwiseSettings, ContinuousSettings
 from synthkd.generators.settings import (
     FROM_REAL,
     GeneratorSettings,
@@ -136,7 +137,7 @@ def real_images_seen(settings: GeneratorSettings, train: int) -> int | None:
     match settings:
         case _ if isinstance(settings, FROM_REAL):
             return train
-        case InversionSettings() | PixelSettings() | ProceduralSettings():
+        case InversionSettings() | PixelSettings() | ProceduralSettings() | ContinuousSettings() | BatchwiseSettings():
             return 0
         case SavedSettings():
             return read_saved(settings.path)[0].real_images

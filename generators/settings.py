@@ -6,6 +6,13 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, Tag, model_validator
 
+from synthkd.generators.method_settings import (
+    BatchwiseSettings,
+    ContinuousSettings,
+    ContrastiveSettings,
+    NoisyLabelSettings,
+    PixelInversionSettings,
+)
 from synthkd.settings import (
     AugmentSettings,
     Batch,
@@ -276,6 +283,10 @@ _Named = (
     Annotated[InversionSettings, Tag("inversion")]
     | Annotated[PixelSettings, Tag("pixels")]
     | Annotated[ProceduralSettings, Tag("procedural")]
+    | Annotated[ContinuousSettings, Tag("continuous")]
+    | Annotated[ContrastiveSettings, Tag("contrastive")]
+    | Annotated[NoisyLabelSettings, Tag("noisy_label")]
+    | Annotated[PixelInversionSettings, Tag("pixel_inversion")]
     | Annotated[CGANSettings, Tag("cgan")]
     | Annotated[DiffusionSettings, Tag("diffusion")]
     | Annotated[MerfSettings, Tag("merf")]
@@ -306,8 +317,9 @@ def access_of(generator: GeneratorOrAuto) -> frozenset[TeacherAccess]:
     """What a generator takes from its teacher; a generator of kind `python` may take everything."""
     # All take logits, which every round stores beside its images. Gradients are for terms that move images or weights.
     match generator:
-        case InversionSettings():
-            if generator.batch_norm:
+        case InversionSettings() | ContinuousSettings() | BatchwiseSettings():
+            # Contrastive compares features at BatchNorm layers, whatever the weight of their statistics.
+            if generator.batch_norm or isinstance(generator, ContrastiveSettings):
                 return frozenset({"logits", "gradients", "batch_norm"})
             return frozenset({"logits", "gradients"})
         case PixelSettings():

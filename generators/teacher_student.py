@@ -87,6 +87,16 @@ minimising `distillation` raises it on all images; both are scaled by the diffic
 images whose similarity differs between teacher and student (`synthkd.losses.relations.semantic_consistency`).
 """
 
+MORE_STUDENT_TERMS: Mapping[str, Term] = {
+    "logit_gap": _zero_without_student(
+        lambda teacher, student, difficulty: -difficulty * losses.logit_gap(teacher.logits, student.logits)
+    ),
+    "competition": _zero_without_student(
+        lambda teacher, student, difficulty: difficulty * losses.competition(teacher.logits, student.logits)
+    ),
+}
+"""Terms that single published methods have in place of those above; scaled by the difficulty."""
+
 
 @contextmanager
 def joint_forward(

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from synthkd.generators.method_settings import ContinuousSettings
 from synthkd.generators.settings import ALONE, GeneratorOrAuto, InversionSettings
 from synthkd.settings import Count, Listed, PathText, Seed, Settings, Threads
 
@@ -20,7 +21,7 @@ def require_terms(generator: GeneratorOrAuto, alone: str) -> None:
     Raises:
         ValueError: the refusal.
     """
-    if alone and isinstance(generator, InversionSettings) and generator.needs_student:
+    if alone and isinstance(generator, InversionSettings | ContinuousSettings) and generator.needs_student:
         raise ValueError(
             f"{alone}: the generator works without a student there, and all its terms compare with one: set any of the "
             f"generator's {ALONE}"

@@ -1,9 +1,14 @@
-"""The recipes that ship with synthkd: YAML files whose first line says `# <job>: <what it does>`."""
+"""The recipes that ship with synthkd: YAML files whose first line says `# <job>: <what it does>`.
+
+The name of one in a folder has the folder's: `methods/dafl`.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.resources import files
+from importlib.resources.abc import Traversable
 from pathlib import Path
 
 from synthkd.errors import ConfigError
@@ -20,7 +25,11 @@ KEYS = {
 
 @dataclass(frozen=True)
 class Recipe:
-    """A YAML file of configs/, without its ending, with the job and the summary in its first line."""
+    """A YAML file of configs/ or a folder there, with the job and the summary in its first line.
+
+    Attributes:
+        name: its path there, without its ending.
+    """
 
     name: str
     job: str
@@ -30,12 +39,20 @@ class Recipe:
 def recipes() -> list[Recipe]:
     """All recipes, sorted by name."""
     every = []
-    for file in files("synthkd.configs").iterdir():
-        if file.name.endswith(".yaml"):
-            first_line = file.read_text(encoding="utf-8").partition("\n")[0]
-            job, _, summary = first_line.removeprefix("#").partition(":")
-            every.append(Recipe(file.name.removesuffix(".yaml"), job.strip(), summary.strip()))
+    for name, file in _below(files("synthkd.configs")):
+        first_line = file.read_text(encoding="utf-8").partition("\n")[0]
+        job, _, summary = first_line.removeprefix("#").partition(":")
+        every.append(Recipe(name, job.strip(), summary.strip()))
     return sorted(every, key=lambda recipe: recipe.name)
+
+
+def _below(folder: Traversable, within: str = "") -> Iterator[tuple[str, Traversable]]:
+    """The YAML files in a folder and in the folders there, with their names."""
+    for entry in folder.iterdir():
+        if entry.name.endswith(".yaml"):
+            yield within + entry.name.removesuffix(".yaml"), entry
+        elif entry.is_dir():
+            yield from _below(entry, f"{within}{entry.name}/")
 
 
 def find_config(name: str, job: str) -> Path:

@@ -15,6 +15,7 @@ from synthkd.data.read.splits import Splits
 from synthkd.data.written.writers import Layout, check_format
 from synthkd.errors import ConfigError
 from synthkd.generators.files import INSIDE_A_RUN, read_saved, real_images_seen
+from synthkd.generators.method_settings import BatchwiseSettings, ContinuousSettings
 from synthkd.generators.settings import (
     FROM_REAL,
     GeneratorSettings,
@@ -58,11 +59,12 @@ def read_request(config: GenerateConfig) -> Request:
         DataError: real data that cannot be read.
     """
     generator = config.generator if config.run is None else SavedSettings(kind="saved", path=config.run)
-    if isinstance(generator, ProceduralSettings):
+    if isinstance(generator, ProceduralSettings | ContinuousSettings):
         raise ConfigError(
-            "generator.kind: procedural images are drawn for no class, and per_class asks for classes; take pixels"
+            f"generator.kind: {generator.kind} images are made for no class, and per_class asks for classes; take "
+            "pixels"
         )
-    learns = isinstance(generator, (InversionSettings, *FROM_REAL))
+    learns = isinstance(generator, (InversionSettings, BatchwiseSettings, *FROM_REAL))
     if learns and not config.rounds:
         raise ConfigError(
             f"rounds: 0 would leave the {generator.kind} generator untrained; set the rounds that it is trained, or a "

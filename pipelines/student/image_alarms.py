@@ -10,6 +10,7 @@ from torch import Tensor
 from synthkd.data.sources import RealImages
 from synthkd.distillation import alarms
 from synthkd.distillation.alarms import Alarm
+from synthkd.generators.method_settings import BatchwiseSettings, ContinuousSettings
 from synthkd.generators.settings import (
     CGANSettings,
     DiffusionSettings,
@@ -67,7 +68,7 @@ def advice_for(source: GeneratedSet | StoredSet, key: str) -> Advice:
     own, balanced = f"{key}.generator", f"use {key}.bank.policy=class_balanced"
     rounds = "give the generator more rounds"
     match source.named:
-        case InversionSettings():
+        case InversionSettings() | ContinuousSettings() | BatchwiseSettings():
             return Advice(
                 f"raise {own}.one_hot, or {balanced}",
                 f"{rounds}, or raise {own}.adversarial",

@@ -6,9 +6,19 @@ the images of a batch with each other, `alignment` distributions; `inversion` tr
 
 from synthkd.losses.alignment import heterogeneous_alignment, sinkhorn_wasserstein, sliced_wasserstein
 from synthkd.losses.attention import attention_map, attention_transfer
-from synthkd.losses.contrast import crd, sskd
+from synthkd.losses.contrast import crd, instance_contrast, sskd
 from synthkd.losses.features import hint
-from synthkd.losses.inversion import activation, adversarial, batch_norm, information_entropy, one_hot
+from synthkd.losses.inversion import (
+    activation,
+    adversarial,
+    batch_norm,
+    competition,
+    information_entropy,
+    logit_gap,
+    magnitude,
+    one_hot,
+    total_variation,
+)
 from synthkd.losses.logits import (
     agreement,
     centred_difference,
@@ -37,6 +47,7 @@ __all__ = [
     "attention_transfer",
     "batch_norm",
     "centred_difference",
+    "competition",
     "crd",
     "decoupled",
     "distillation_loss",
@@ -44,8 +55,11 @@ __all__ = [
     "heterogeneous_alignment",
     "hint",
     "information_entropy",
+    "instance_contrast",
     "kl_divergence",
     "linear_cka",
+    "logit_gap",
+    "magnitude",
     "one_hot",
     "rkd_angle",
     "rkd_distance",
@@ -55,4 +69,5 @@ __all__ = [
     "sliced_wasserstein",
     "sskd",
     "standardised",
+    "total_variation",
 ]

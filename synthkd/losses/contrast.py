@@ -1,4 +1,4 @@
-"""Contrastive losses: CRD on pairs of a teacher's and a student's features, SSKD on similarities between two views."""
+"""Contrastive losses: CRD on pairs of a teacher's and a student's features, CMI and SSKD on two views of images."""
 
 from __future__ import annotations
 
@@ -46,6 +46,26 @@ def crd(teacher: Tensor, student: Tensor, negatives: Tensor, temperature: float 
         return positive.sum() * 0.0  # with a gradient of 0, for backward
     # -log(e^a / (e^a + e^b)) is softplus(b - a), here with b the logsumexp of the negatives.
     return F.softplus(torch.logsumexp(scores - positive[:, None], dim=1)).mean()
+
+
+def instance_contrast(views: Tensor, anchors: Tensor, new: int, temperature: float = 0.1) -> Tensor:
+    """Each view must identify its own image among all (L_cr of CMI, Fang et al. 2021), a scalar.
+
+    With `s_ij = cos(views_i, anchors_j) / temperature` the loss of image i is `-log softmax(s_i)_i`. As in the authors'
+    code, the mean over the new images and the mean over the earlier ones are added, so that the few new images have a
+    weight of their own.
+
+    Args:
+        views: features of one view of N images `[N, D]`, the new images first.
+        anchors: features of another view of the same images `[N, D]`, in the same order; they are targets and get no
+            gradient.
+        new: how many of the images are new, at least 1; the others are of earlier batches.
+        temperature: above 0; 0.1 to 0.2 in the authors' code.
+    """
+    scores = unit(full_precision(views)) @ unit(full_precision(anchors)).detach().T / temperature
+    each = F.cross_entropy(scores, torch.arange(len(scores), device=scores.device), reduction="none")
+    earlier = each[new:]
+    return each[:new].mean() + (earlier.mean() if len(earlier) else 0.0)
 
 
 def sskd(

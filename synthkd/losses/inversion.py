@@ -74,3 +74,43 @@ def activation(features: Tensor) -> Tensor:
     DAFL, Chen et al. 2019: real images give larger activations than noise.
     """
     return -features.abs().mean()
+
+
+def logit_gap(teacher: Tensor, student: Tensor) -> Tensor:
+    """Mean absolute difference of logits `[N, K]`, a scalar (the discrepancy of DFAD, Fang et al. 2019)."""
+    return (teacher - student).abs().mean()
+
+
+def competition(teacher: Tensor, student: Tensor, temperature: float = 3.0) -> Tensor:
+    """`1 - JS(teacher_T, student_T)`, batch mean, a scalar in [1 - log 2, 1] (R_compete of DeepInversion).
+
+    It is least where teacher and student disagree. The temperature of 3 is that of the authors' code, which also clips
+    probabilities to [0.01, 0.99] and so has no gradient where a network is certain; here everything is in log space.
+
+    Args:
+        teacher: logits `[N, K]`.
+        student: logits `[N, K]`.
+        temperature: T > 0.
+    """
+    log_p, log_q = (F.log_softmax(logits / temperature, dim=1) for logits in (teacher, student))
+    log_m = torch.logaddexp(log_p, log_q) - math.log(2.0)
+    divergence = log_p.exp() * (log_p - log_m) + log_q.exp() * (log_q - log_m)
+    return 1.0 - 0.5 * divergence.sum(dim=1).mean()
+
+
+def total_variation(images: Tensor) -> Tensor:
+    """Differences of neighbouring pixels of a batch `[N, C, H, W]`, a scalar (R_TV of DeepInversion, equation 3).
+
+    Four norms over the whole batch, of the differences to the right, below and along both diagonals, as in the authors'
+    code, whose weights are for this sum.
+    """
+    across, down = images[..., :-1] - images[..., 1:], images[..., :-1, :] - images[..., 1:, :]
+    falling = images[..., :-1, :-1] - images[..., 1:, 1:]
+    rising = images[..., 1:, :-1] - images[..., :-1, 1:]
+    return torch.stack([torch.linalg.vector_norm(part) for part in (across, down, falling, rising)]).sum()
+
+
+def magnitude(images: Tensor) -> Tensor:
+    """Euclidean norm of a whole batch `[N, C, H, W]`, a scalar (R_l2 of DeepInversion, equation 3)."""
+    norm: Tensor = torch.linalg.vector_norm(images)
+    return norm

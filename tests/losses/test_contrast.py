@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from synthkd.errors import ConfigError
-from synthkd.losses.contrast import crd, sskd
+from synthkd.losses.contrast import crd, instance_contrast, sskd
 
 
 def features(seed: int, *shape: int) -> torch.Tensor:
@@ -196,3 +196,22 @@ def test_an_unknown_fraction_is_refused() -> None:
     one = torch.ones(2, 2)
     with pytest.raises(ConfigError, match=r"\[0, 1\], got 1.5"):
         sskd(one, one, one, one, keep=1.5)
+
+
+def test_each_view_must_find_its_own_image_among_all() -> None:
+    rng = torch.Generator().manual_seed(0)
+    views, anchors = (torch.randn(7, 4, generator=rng, dtype=torch.float64) for _ in range(2))
+    each = []
+    for i in range(7):  # a slow oracle, image by image
+        scores = [cosine(views[i], anchors[j]) / 0.2 for j in range(7)]
+        each.append(math.log(sum(math.exp(score) for score in scores)) - scores[i])
+    expected = sum(each[:3]) / 3 + sum(each[3:]) / 4
+    assert float(instance_contrast(views, anchors, 3, 0.2)) == pytest.approx(expected, rel=1e-12)
+    assert float(instance_contrast(views, anchors, 7, 0.2)) == pytest.approx(sum(each) / 7, rel=1e-12)
+
+
+def test_anchors_are_targets() -> None:
+    views, anchors = torch.randn(3, 2, requires_grad=True), torch.randn(3, 2, requires_grad=True)
+    instance_contrast(views, anchors, 2).backward()
+    assert views.grad is not None
+    assert anchors.grad is None

@@ -72,3 +72,34 @@ def test_objective_refuses_unmatched_names_and_all_zero_weights() -> None:
         Objective({"a": lambda x: x}, {"b": 1.0})
     with pytest.raises(ConfigError, match="weight 0 at step 4"):
         Objective({"a": lambda x: x}, {"a": 0.0})(torch.zeros(()), 4, 10)
+
+
+def test_the_logit_gap_is_a_mean_over_images_and_classes() -> None:
+    teacher, student = torch.tensor([[1.0, 2.0], [0.0, 0.0]]), torch.tensor([[0.0, 4.0], [0.0, -1.0]])
+    assert float(inversion.logit_gap(teacher, student)) == (1.0 + 2.0 + 0.0 + 1.0) / 4
+
+
+def test_competition_is_1_for_equal_answers_and_least_for_opposite_ones() -> None:
+    logits = torch.randn(5, 4, generator=torch.Generator().manual_seed(0))
+    assert float(inversion.competition(logits, logits)) == pytest.approx(1.0)
+    apart = torch.tensor([[1e4, 0.0]])
+    assert float(inversion.competition(apart, -apart)) == pytest.approx(1.0 - math.log(2))
+
+
+def test_competition_is_that_of_probabilities() -> None:
+    rng = torch.Generator().manual_seed(1)
+    teacher, student = (3 * torch.randn(6, 5, generator=rng, dtype=torch.float64) for _ in range(2))
+    p, q = ((logits / 3.0).exp() for logits in (teacher, student))
+    p, q = p / p.sum(1, keepdim=True), q / q.sum(1, keepdim=True)
+    m = (p + q) / 2
+    divergence = 0.5 * (p * (p / m).log() + q * (q / m).log()).sum(1).mean()
+    assert float(inversion.competition(teacher, student)) == pytest.approx(1.0 - float(divergence), rel=1e-12)
+
+
+def test_total_variation_adds_four_norms_over_the_batch() -> None:
+    image = torch.tensor([[[[0.0, 3.0], [0.0, 4.0]]]])
+    # To the right: 3 and 4; below: 0 and 1; falling: 0 - 4; rising: 0 - 3.
+    assert float(inversion.total_variation(image)) == pytest.approx(5.0 + 1.0 + 4.0 + 3.0)
+    assert float(inversion.total_variation(image.repeat(4, 1, 1, 1))) == pytest.approx(2 * 13.0)
+    assert float(inversion.total_variation(torch.ones(2, 3, 4, 4))) == 0.0
+    assert float(inversion.magnitude(image.repeat(4, 1, 1, 1))) == pytest.approx(2 * 5.0)

@@ -167,7 +167,9 @@ def test_config_schema_describes_every_key(capsys):
 def test_recipes_are_listed_and_every_one_is_valid(capsys):
     assert cli.main(["recipes"]) == 0
     out = capsys.readouterr().out
-    assert {recipe.name for recipe in recipes()} == {path.stem for path in (ROOT / "configs").glob("*.yaml")}
+    assert {recipe.name for recipe in recipes()} == {
+        path.relative_to(ROOT / "configs").with_suffix("").as_posix() for path in (ROOT / "configs").rglob("*.yaml")
+    }
     for recipe in recipes():
         assert recipe.name in out
         assert recipe.summary in out

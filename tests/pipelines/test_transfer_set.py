@@ -369,6 +369,13 @@ NEEDS = [
     ({"kind": "generated", "generator": {"kind": "procedural"}}, {"logits"}),
     ({"kind": "generated", "generator": {"kind": "inversion", "batch_norm": 0}}, {"logits", "gradients"}),
     ({"kind": "generated", "generator": {"kind": "pixels"}}, {"logits", "gradients"}),
+    ({"kind": "generated", "generator": {"kind": "continuous", "one_hot": 1}}, {"logits", "gradients"}),
+    (
+        {"kind": "generated", "generator": {"kind": "contrastive", "batch_norm": 0}},
+        {"logits", "gradients", "batch_norm"},
+    ),
+    ({"kind": "generated", "generator": {"kind": "noisy_label", "batch_norm": 0}}, {"logits", "gradients"}),
+    ({"kind": "generated", "generator": {"kind": "pixel_inversion"}}, {"logits", "gradients", "batch_norm"}),
     ({"kind": "generated", "generator": {"kind": "cgan"}, "data": {"kind": "digits"}}, {"logits"}),
     (
         {"kind": "generated", "generator": {"kind": "cgan", "distillation": 1.0}, "data": {"kind": "digits"}},

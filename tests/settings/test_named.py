@@ -43,7 +43,7 @@ def keys_of(data: Any) -> Iterator[str]:
 
 
 def named_in_recipes() -> set[str]:
-    return {key for path in (TOP / "configs").glob("*.yaml") for key in keys_of(yaml.safe_load(path.read_text()))}
+    return {key for path in (TOP / "configs").rglob("*.yaml") for key in keys_of(yaml.safe_load(path.read_text()))}
 
 
 def named_in_benchmarks() -> set[str]:

@@ -1,0 +1,247 @@
+"""Base class of the generators that optimise each batch of images anew, as DeepInversion, CMI, NAYER and SRe2L do.
+
+A round paints a batch, lets the teacher (and the student) see a random view of it, and moves whatever paints it down
+the gradient of the loss, for many steps. The images of the best step are kept. BatchNorm statistics are of the whole
+batch, so that no single image could be made by itself: a sample is an image of an earlier round.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from synthkd.data.augment import flip, shift
+from synthkd.errors import ModelError, TrainingError
+from synthkd.generators.local import local_accelerator
+from synthkd.generators.method_settings import BatchwiseSettings
+from synthkd.generators.pool import Pool
+from synthkd.generators.teacher_student import TEACHER_TERMS, JointOutputs, Term, joint_forward, teacher_logits
+from synthkd.losses.objective import Objective
+from synthkd.models.classifier import as_classifier
+from synthkd.rng import Rows, stream
+from synthkd.taps import has_statistics
+from synthkd.training.learner import require_finite
+from synthkd.types import BatchNormStatistics, ImageSpec, Round, balanced_labels
+
+BETAS = (0.5, 0.999)
+"""Of every Adam optimiser here, as in the published code of all four methods but for the second (0.9 to 0.999)."""
+
+
+@dataclass(frozen=True)
+class Canvas:
+    """What a round optimises.
+
+    Attributes:
+        parameters: leaf tensors, which get gradients.
+        paint: the images float `[N, C, H, W]` in [0, 1] that they give now, with gradient.
+        settle: called after each step.
+    """
+
+    parameters: list[Tensor]
+    paint: Callable[[], Tensor]
+    settle: Callable[[], None] = lambda: None
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One step of a round, from which the terms are computed.
+
+    Attributes:
+        joint: outputs of teacher and student for a view of the images.
+        images: the images themselves, with gradient.
+        rng: random numbers of this step.
+    """
+
+    joint: JointOutputs
+    images: Tensor
+    rng: torch.Generator
+
+
+AttemptTerm = Callable[[Attempt], Tensor]
+
+
+class Batchwise(ABC):
+    """A generator of one teacher that optimises each batch anew. A subclass implements `_begin`.
+
+    Args:
+        settings: sizes, rates and weights.
+        teacher: the frozen teacher, only read.
+        seed: the run's seed.
+        accelerator: device and precision; None: the teacher's device, full precision.
+        spec: images and classes of a teacher that is no `Classifier`.
+        joint: terms of the outputs alone, beside those that all have.
+        more: terms that need the images too.
+
+    Raises:
+        ModelError: BatchNorm matching has a weight and the teacher has no BatchNorm statistics, or its images and
+            classes are unknown.
+    """
+
+    def __init__(
+        self,
+        settings: BatchwiseSettings,
+        teacher: nn.Module,
+        seed: int,
+        accelerator: Accelerator | None,
+        spec: ImageSpec | None,
+        joint: Mapping[str, Term],
+        more: Mapping[str, AttemptTerm] | None = None,
+    ) -> None:
+        teacher = as_classifier(teacher, spec)
+        accelerator = local_accelerator(accelerator, teacher)
+        if settings.batch_norm > 0 and not any(has_statistics(module) for module in teacher.modules()):
+            raise ModelError(
+                "the teacher has no BatchNorm statistics, which the generator's batch_norm matches: set it to 0, or "
+                "the generator's kind to pixels"
+            )
+        self._settings = settings
+        self.spec = teacher.spec
+        self._teacher = teacher
+        self._seed = seed
+        self._device = accelerator.device
+        self._autocast = nullcontext if accelerator.mixed_precision == "fp16" else accelerator.autocast
+        self._pool = Pool(self.spec)
+        self._moments: dict[str, tuple[Tensor, Tensor]] = {}
+        terms = {"one_hot": TEACHER_TERMS["one_hot"], **joint}
+        every: dict[str, AttemptTerm] = {name: _of_joint(term) for name, term in terms.items()}
+        every |= {"batch_norm": self._batch_norm} | dict(more or {})
+        self._objective: Objective[Attempt] = Objective(every, {name: getattr(settings, name) for name in every})
+
+    @abstractmethod
+    def _begin(self, index: int, labels: Tensor) -> Canvas:
+        """The canvas of round `index`, for labels int64 `[N]` on the device."""
+
+    def _view(self, images: Tensor, rng: torch.Generator) -> Tensor:
+        """What teacher and student see: each image shifted and flipped by itself."""
+        return flip(shift(images, self._settings.shift, rng), rng, 0.5 if self._settings.flip else 0.0)
+
+    def _batch_norm(self, attempt: Attempt) -> Tensor:
+        return TEACHER_TERMS["batch_norm"](attempt.joint)
+
+    def _rate(self, step: int) -> float:
+        """Learning rate of a step of a round."""
+        return self._settings.lr
+
+    @property
+    def _keeps_last(self) -> bool:
+        """Whether a round gives the images of its last step, without those of the step with the lowest loss."""
+        return False
+
+    def _note(self) -> object:
+        """Something about the present step that `_end` gets if its images are kept."""
+        return None
+
+    def _end(self, note: object) -> None:  # noqa: B027
+        """The end of a round."""
+
+    def round(self, index: int, difficulty: float, student: nn.Module | None = None) -> Round:
+        """One round: a batch of images, optimised from its beginning.
+
+        Args:
+            index: number of the round.
+            difficulty: in [0, 1].
+            student: compared with the teacher by the student's terms, unchanged; None leaves those terms out.
+
+        Returns:
+            Images, balanced labels, the teacher's logits, and the terms of the last step.
+
+        Raises:
+            ModelError: the teacher's logits are not finite.
+            TrainingError: a loss or the images are not finite.
+        """
+        s = self._settings
+        labels = balanced_labels(s.batch_size, index * s.batch_size, self.spec.classes).to(self._device)
+        canvas = self._begin(index, labels)
+        optimizer = torch.optim.Adam(canvas.parameters, s.lr, BETAS)
+        lowest, best, note = float("inf"), torch.empty(0), None
+        with joint_forward(self._teacher, student, self._autocast, statistics=s.batch_norm > 0) as forward:
+            for step in range(s.steps):
+                rng = stream(self._seed, "views", index * s.steps + step)
+                with self._autocast():
+                    images = canvas.paint().float()
+                outputs = forward(self._view(images, rng), labels, difficulty)
+                statistics = self._smoothed(outputs.teacher.statistics)
+                joint = replace(outputs, teacher=replace(outputs.teacher, statistics=statistics))
+                loss = self._objective(Attempt(joint, images, rng), 0, 1)
+                require_finite(loss, "generator", index, "round")
+                value = float(loss.total.detach())
+                if self._keeps_last or not len(best) or value < lowest:
+                    # A copy: pixels are moved in place by the next step.
+                    lowest, best, note = value, images.detach().clone(), self._note()
+                optimizer.param_groups[0]["lr"] = self._rate(step)
+                optimizer.zero_grad(set_to_none=True)
+                loss.total.backward()
+                optimizer.step()
+                canvas.settle()
+        if not bool(torch.isfinite(best).all()):
+            raise TrainingError(f"generator: the images are not finite in round {index}; lower its lr")
+        if s.memory:
+            self._moments = {path: (one.mean.detach(), one.var.detach()) for path, one in statistics.items()}
+        self._end(note)
+        self._pool.add(best, labels)
+        terms = {f"generator/{name}": float(term.detach()) for name, term in loss.terms.items()}
+        # Anew: the logits above are of a view of the images.
+        logits = teacher_logits(self._teacher, best, self._autocast)
+        return Round(best.contiguous(), labels, logits, terms | {"generator/loss": lowest})
+
+    def _smoothed(self, statistics: Mapping[str, BatchNormStatistics]) -> dict[str, BatchNormStatistics]:
+        """Moments averaged with those of earlier rounds, since no single small batch has the stored ones."""
+        memory = self._settings.memory
+        if not memory or not self._moments:
+            return dict(statistics)
+        smoothed = {}
+        for path, one in statistics.items():
+            mean, var = self._moments[path]
+            smoothed[path] = replace(one, mean=torch.lerp(one.mean, mean, memory), var=torch.lerp(one.var, var, memory))
+        return smoothed
+
+    def sample(self, labels: Tensor, difficulty: float, rng: Rows) -> Tensor:
+        """Images of earlier rounds; image i is a function of its label and of row `rng.start + i`.
+
+        Args:
+            labels: int64 `[N]`.
+            difficulty: in [0, 1]; it changes nothing.
+            rng: random rows.
+
+        Returns:
+            float32 `[N, C, H, W]` in [0, 1]; noise for a class of which there is no image yet.
+        """
+        return self._pool.sample(labels, rng).to(self._device)
+
+    def save(self, directory: Path) -> None:
+        """Write the images of earlier rounds, from which samples are taken."""
+        self._pool.save(directory)
+
+    def restore(self, directory: Path) -> None:
+        """Read them back.
+
+        Raises:
+            ModelError: the file is missing, damaged or of other images.
+        """
+        self._pool.restore(directory)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The images of earlier rounds, and the moments to which later rounds are averaged."""
+        return {
+            "pool": self._pool.state_dict(),
+            "moments": {path: list(pair) for path, pair in self._moments.items()},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+        self._pool.load_state_dict(state["pool"])
+        self._moments = {
+            path: (mean.to(self._device), var.to(self._device)) for path, (mean, var) in state["moments"].items()
+        }
+
+
+def _of_joint(term: Term) -> AttemptTerm:
+    return lambda attempt: term(attempt.joint)

@@ -1,0 +1,116 @@
+"""A data-free generator from classes to images through a random layer that is new for every batch (NAYER).
+
+Tran et al. 2024: the embedding of a class goes through a linear layer with random weights, drawn anew for every batch,
+and then through a network that keeps what it has learned for some rounds. So all images of a class start from one
+embedding, and the layer makes them differ. A layer serves one image of each class; a batch has as many as it needs.
+
+The published embeddings are those of a language model for the names of the classes. They are not at hand here: the
+embedding of a class is its one-hot vector, the paper's own alternative.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from synthkd.generators.batchwise import Batchwise, Canvas
+from synthkd.generators.inversion_network import GeneratorNetwork
+from synthkd.generators.method_settings import NoisyLabelSettings
+from synthkd.generators.teacher_student import STUDENT_TERMS
+from synthkd.models.size import in_proportion
+from synthkd.rng import derive
+from synthkd.types import ImageSpec
+
+
+class NoisyLabelNetwork(nn.Module):
+    """Classes to images: one-hot vectors, BatchNorm, random layers, and the network of the inversion generator.
+
+    Args:
+        spec: of the images.
+        noise: units of a random layer.
+        width: channels of the last hidden layer.
+        groups: number of random layers; image i of a batch goes through layer `i // classes`.
+    """
+
+    def __init__(self, spec: ImageSpec, noise: int, width: int, groups: int) -> None:
+        super().__init__()
+        self.classes = spec.classes
+        self.norm = nn.BatchNorm1d(spec.classes)
+        self.noisy = nn.ModuleList(nn.Linear(spec.classes, noise) for _ in range(groups))
+        self.images = GeneratorNetwork(spec, noise, width)
+
+    def renew(self) -> None:
+        """Draw the random layers anew, with standard normal weights, from torch's global generator."""
+        for layer in self.noisy:
+            assert isinstance(layer, nn.Linear)
+            nn.init.normal_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, labels: Tensor) -> Tensor:
+        """Labels int64 `[N]` to images `[N, C, H, W]` in (0, 1)."""
+        embedded = self.norm(F.one_hot(labels, self.classes).float())
+        parts = [layer(part) for layer, part in zip(self.noisy, embedded.split(self.classes), strict=True)]
+        images: Tensor = self.images(torch.cat(parts))
+        return images
+
+
+class NoisyLabel(Batchwise):
+    """The generator of one teacher with a random layer for every batch.
+
+    Args:
+        settings: sizes, rates and weights.
+        teacher: the frozen teacher, only read.
+        seed: the run's seed.
+        accelerator: device and precision; None: the teacher's device, full precision.
+        spec: images and classes of a teacher that is no `Classifier`.
+
+    Raises:
+        ModelError: BatchNorm matching has a weight and the teacher has no BatchNorm statistics, or its images and
+            classes are unknown.
+    """
+
+    def __init__(
+        self,
+        settings: NoisyLabelSettings,
+        teacher: nn.Module,
+        seed: int = 0,
+        accelerator: Accelerator | None = None,
+        spec: ImageSpec | None = None,
+    ) -> None:
+        super().__init__(settings, teacher, seed, accelerator, spec, {"adversarial": STUDENT_TERMS["adversarial"]})
+        self.settings = settings
+        self.network = self._new_network(0)
+
+    def _new_network(self, life: int) -> NoisyLabelNetwork:
+        s, groups = self.settings, -(-self.settings.batch_size // self.spec.classes)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive(self._seed, "generator/init", life))
+            network = in_proportion(
+                lambda: NoisyLabelNetwork(self.spec, s.noise, s.width, groups),
+                f"generator, noise={s.noise}, width={s.width} for {self.spec}",
+            )
+        return network.to(self._device).to(memory_format=torch.channels_last)
+
+    def _begin(self, index: int, labels: Tensor) -> Canvas:
+        life, age = divmod(index, self.settings.life)
+        if age == 0:
+            self.network = self._new_network(life)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive(self._seed, "noisy layer", index))
+            self.network.cpu().renew()
+        network = self.network.to(self._device).train()
+        return Canvas(list(network.parameters()), lambda: network(labels))
+
+    def state_dict(self) -> dict[str, Any]:
+        """The network, the images of earlier rounds, and the moments to which later rounds are averaged."""
+        return super().state_dict() | {"network": self.network.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+        super().load_state_dict(state)
+        self.network.load_state_dict(state["network"])

@@ -1,0 +1,84 @@
+"""Images of earlier rounds by class, from which a generator that optimises whole batches gives its samples."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from synthkd.errors import ModelError
+from synthkd.models.weights import WEIGHTS, read_weights, save_weights
+from synthkd.rng import Rows
+from synthkd.types import ImageSpec, to_float, to_uint8
+
+MOST_IMAGES, MOST_BYTES = 4096, 64 * 2**20
+"""The newest images that are kept, and the bytes that they may take."""
+
+
+class Pool:
+    """The newest images with their labels, as uint8 on the CPU.
+
+    Args:
+        spec: of the images.
+    """
+
+    def __init__(self, spec: ImageSpec) -> None:
+        self.spec = spec
+        self._capacity = max(1, min(MOST_IMAGES, MOST_BYTES // math.prod(spec.shape)))
+        self._images = torch.empty(0, *spec.shape, dtype=torch.uint8)
+        self._labels = torch.empty(0, dtype=torch.int64)
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def add(self, images: Tensor, labels: Tensor) -> None:
+        """Add a batch of float images `[N, C, H, W]` in [0, 1] with labels int64 `[N]`; the oldest may leave."""
+        self._images = torch.cat([self._images, to_uint8(images).cpu()])[-self._capacity :].clone()
+        self._labels = torch.cat([self._labels, labels.cpu()])[-self._capacity :].clone()
+
+    def sample(self, labels: Tensor, rng: Rows) -> Tensor:
+        """Images of the labels, float32 `[N, C, H, W]` in [0, 1]; noise for a class without an image.
+
+        Image i is a function of its label and of row `rng.start + i`. Of labels in turn, the samples of a class are
+        different images until all of that class have been given.
+        """
+        labels = labels.cpu()
+        images = rng.uniform(len(labels), math.prod(self.spec.shape)).reshape(-1, *self.spec.shape)
+        turns = (torch.arange(len(labels)) + rng.start) // self.spec.classes
+        for label in labels.unique().tolist():
+            of_class = (self._labels == label).nonzero().flatten()
+            if len(of_class):
+                rows = labels == label
+                images[rows] = to_float(self._images[of_class[turns[rows] % len(of_class)]])
+        return images
+
+    def save(self, directory: Path) -> None:
+        """Write images and labels to `model.safetensors`."""
+        module = nn.Module()
+        for name, values in self.state_dict().items():
+            module.register_buffer(name, values)
+        save_weights(module, directory / WEIGHTS)
+
+    def restore(self, directory: Path) -> None:
+        """Read them back.
+
+        Raises:
+            ModelError: the file is missing, damaged or of other images.
+        """
+        state = read_weights(directory / WEIGHTS)
+        images, labels = state.get("images"), state.get("labels")
+        if images is None or labels is None or images.shape != (len(labels), *self.spec.shape):
+            raise ModelError(f"{directory / WEIGHTS} does not hold labelled {self.spec}; copy the generator again")
+        self.load_state_dict({"images": images.to(torch.uint8), "labels": labels.long()})
+
+    def state_dict(self) -> dict[str, Any]:
+        """`images` uint8 `[M, C, H, W]` and `labels` int64 `[M]`, the oldest first."""
+        return {"images": self._images.clone(), "labels": self._labels.clone()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+        self._images, self._labels = state["images"].clone(), state["labels"].clone()

@@ -1,0 +1,192 @@
+"""The generators of published methods against a small teacher that has learned real digits."""
+
+import copy
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from accelerate import Accelerator
+
+from synthkd.errors import ConfigError, ModelError
+from synthkd.generators.build import build_generator
+from synthkd.generators.contrastive import ChannelMeans, Contrastive
+from synthkd.generators.files import save_generator
+from synthkd.generators.method_settings import ContinuousSettings
+from synthkd.generators.noisy_label import NoisyLabel
+from synthkd.generators.settings import GeneratorSettings, SavedSettings
+from synthkd.losses.logits import kl_divergence
+from synthkd.models import Classifier, build
+from synthkd.rng import Rows
+from synthkd.settings import Settings, ZooModel
+from synthkd.settings.load import load_config
+from synthkd.taps import observe
+from synthkd.types import ImageSpec, Round, TrainableGenerator
+
+COMMON = {"batch_size": 20}
+NETWORK = {"width": 4, "steps": 5, "lr": 5e-3, "batch_norm": 10.0, "adversarial": 1.0, "shift": 1}
+KINDS: dict[str, dict[str, Any]] = {
+    "continuous": {"latent": 16, "width": 4, "one_hot": 1.0, "entropy": 5.0, "activation": 0.1, "distillation": 0.1},
+    "contrastive": {"latent": 16, **NETWORK, "dimension": 8, "negatives": 30},
+    "noisy_label": {"noise": 16, **NETWORK, "memory": 0.9, "life": 3},
+    "pixel_inversion": {"steps": 5, "competition": 1.0, "total_variation": 1e-3, "magnitude": 1e-3, "shift": 1},
+}
+BATCHWISE = [kind for kind in KINDS if kind != "continuous"]
+
+
+class _Holder(Settings):
+    generator: GeneratorSettings
+
+
+def make(kind: str, teacher: Classifier, seed: int = 0, **changes: object) -> Any:
+    settings = load_config(_Holder, {"generator": {"kind": kind, **COMMON, **KINDS[kind], **changes}}, []).generator
+    return build_generator(settings, teacher, seed, Accelerator(cpu=True))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_round_gives_images_with_labels_and_the_teachers_logits(kind: str, teacher: Classifier) -> None:
+    student = build(ZooModel(arch="convnet", width=4), teacher.spec).train()
+    before = [copy.deepcopy(network.state_dict()) for network in (teacher, student)]
+    made = make(kind, teacher).round(3, 1.0, student)
+    assert made.images.shape == (20, 1, 8, 8)
+    assert 0.0 <= float(made.images.min()) < float(made.images.max()) <= 1.0
+    assert torch.allclose(made.teacher_logits, teacher(made.images), atol=1e-4)
+    assert not made.images.requires_grad
+    expected = made.teacher_logits.argmax(1) if kind == "continuous" else (torch.arange(20) + 60) % 10
+    assert torch.equal(made.labels, expected)
+    for network, state in zip((teacher, student), before, strict=True):
+        assert all(torch.equal(value, state[name]) for name, value in network.state_dict().items())
+        assert not any(module._forward_pre_hooks or module._forward_hooks for module in network.modules())
+    assert student.training
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_restored_generator_goes_on_bit_for_bit(
+    kind: str, teacher: Classifier, resumed_rounds: Callable[[Callable[[], TrainableGenerator]], list[Round]]
+) -> None:
+    rounds = resumed_rounds(lambda: make(kind, teacher))
+    assert not torch.equal(rounds[0].images, rounds[1].images)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_samples_depend_on_label_and_row_and_survive_a_save(kind: str, teacher: Classifier, tmp_path: Path) -> None:
+    generator = make(kind, teacher)
+    generator.round(0, 1.0)
+    labels = torch.arange(20) % 10
+    together = generator.sample(labels, 1.0, Rows(3, "x"))
+    apart = torch.cat([generator.sample(labels[i : i + 5], 1.0, Rows(3, "x", i)) for i in range(0, 20, 5)])
+    assert torch.allclose(together, apart, atol=1e-6)
+    assert save_generator(generator, generator.settings, tmp_path, teacher.spec, (), 0, 0)
+    saved = SavedSettings(kind="saved", path=str(tmp_path))
+    restored = build_generator(saved, teacher, 0, Accelerator(cpu=True))
+    assert torch.allclose(restored.sample(labels, 1.0, Rows(3, "x")), together, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", BATCHWISE)
+def test_more_steps_bring_a_batch_nearer_to_what_is_asked(kind: str, teacher: Classifier) -> None:
+    few, many = (make(kind, teacher, steps=steps).round(0, 1.0) for steps in (1, 60))
+    assert many.terms["generator/one_hot"] < 0.5 * few.terms["generator/one_hot"]
+    assert many.terms["generator/batch_norm"] < 0.8 * few.terms["generator/batch_norm"]
+
+
+def test_a_continuous_generator_learns_over_rounds(teacher: Classifier) -> None:
+    generator = make("continuous", teacher, lr=0.02)
+    made = [generator.round(index, 1.0) for index in range(60)]
+    # At first all images are of one class, which is an entropy near 0; -log 10 is perfect balance of ten classes.
+    assert made[0].terms["generator/entropy"] > -1.0
+    assert made[-1].terms["generator/entropy"] < -1.8
+    assert made[-1].terms["generator/one_hot"] < 0.7, "and each image is of one of them"
+
+
+def test_adversarial_terms_alone_need_a_student(teacher: Classifier) -> None:
+    generator = make("continuous", teacher, one_hot=0.0, entropy=0.0, activation=0.0, distillation=0.0, logit_gap=1.0)
+    with pytest.raises(ConfigError, match="there is none: give one_hot a weight"):
+        generator.round(0, 1.0)
+    student = build(ZooModel(arch="convnet", width=4), teacher.spec)
+    gap = [generator.round(index, 1.0, student).terms["generator/logit_gap"] for index in range(30)]
+    assert gap[-1] < gap[0] < 0.0, "the generator raises the difference, whose negative it minimises"
+    with pytest.raises(ValueError, match="all terms have weight 0"):
+        ContinuousSettings(kind="continuous")
+
+
+def test_competition_makes_the_student_disagree(teacher: Classifier) -> None:
+    student = copy.deepcopy(teacher)
+    with torch.no_grad():
+        for weight in student.parameters():
+            weight += 0.2 * weight.abs().mean() * torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
+    with_it, without = (
+        make("pixel_inversion", teacher, steps=40, competition=weight).round(0, 1.0, student) for weight in (20.0, 0.0)
+    )
+    with torch.no_grad():
+        divergence = [
+            float(kl_divergence(one.teacher_logits, student(one.images)).mean()) for one in (with_it, without)
+        ]
+    assert divergence[0] > 1.2 * divergence[1]
+
+
+def test_the_first_layer_can_weigh_more(teacher: Classifier) -> None:
+    plain, heavy = (
+        make("pixel_inversion", teacher, steps=1, shift=0, first_layer=weight).round(0, 1.0) for weight in (1, 10)
+    )
+    with torch.no_grad():
+        first = next(iter(observe(teacher, plain.images, statistics=True).statistics.values()))
+    distance = float((first.mean - first.running_mean).norm() + (first.var - first.running_var).norm())
+    gained = heavy.terms["generator/batch_norm"] - plain.terms["generator/batch_norm"]
+    assert gained == pytest.approx(9 * distance, rel=1e-3)
+
+
+def test_pixels_end_with_the_last_step_under_crops_and_with_a_falling_rate(teacher: Classifier) -> None:
+    generator = make("pixel_inversion", teacher, crop=0.5, decay=True, steps=4)
+    assert generator._keeps_last
+    assert [round(generator._rate(step), 3) for step in range(4)] == [0.1, 0.085, 0.05, 0.015]
+    assert generator.round(0, 1.0).images.shape == (20, 1, 8, 8)
+
+
+def test_a_noisy_layer_is_new_for_every_batch_and_the_network_only_after_its_life(teacher: Classifier) -> None:
+    generator: NoisyLabel = make("noisy_label", teacher)
+    begun = []
+    for index in range(4):
+        generator._begin(index, torch.arange(20) % 10)
+        begun.append({name: value.clone() for name, value in generator.network.state_dict().items()})
+        generator.round(index, 1.0)
+    noisy, kept = "noisy.0.weight", "images.project.weight"
+    # Training moves them by hundredths; unrelated normal numbers lie 1.13 apart on average.
+    assert all(float((one[noisy] - other[noisy]).abs().mean()) > 0.8 for one, other in pairwise(begun))
+    assert len(generator.network.noisy) == 2, "20 images of 10 classes take two layers"
+    fresh: NoisyLabel = make("noisy_label", teacher)
+    fresh._begin(0, torch.arange(20) % 10)
+    assert torch.equal(begun[0][kept], fresh.network.state_dict()[kept])
+    assert not torch.equal(begun[1][kept], begun[0][kept]), "it goes on from what it has learned"
+    fresh._begin(3, torch.arange(20) % 10)
+    assert torch.equal(begun[3][kept], fresh.network.state_dict()[kept]), "a life of three rounds is over"
+
+
+def test_channel_means_are_those_of_the_layers_inputs(teacher: Classifier) -> None:
+    images = torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    with ChannelMeans(teacher) as means, torch.no_grad():
+        teacher(images)
+        each = means.newest
+    statistics = observe(teacher, images, statistics=True).statistics
+    assert each.shape == (3, means.size)
+    assert torch.allclose(each.mean(0), torch.cat([one.mean for one in statistics.values()]), atol=1e-5)
+
+
+def test_contrast_sees_earlier_batches(teacher: Classifier) -> None:
+    generator: Contrastive = make("contrastive", teacher, steps=2)
+    made = [generator.round(index, 1.0) for index in range(3)]
+    # log of the number of images among which one is found, about: 20, then 20 + 20, then 20 + 30, counted twice.
+    contrast = [one.terms["generator/contrast"] for one in made]
+    assert contrast[0] < 3.5
+    assert contrast[1] > 4.0
+    assert generator._bank.shape == (60, 2, generator._means.size)
+
+
+def test_a_teacher_without_batch_norm_is_refused_with_the_remedy() -> None:
+    lenet = build(ZooModel(arch="lenet5"), ImageSpec(1, 8, 8, 10)).eval()
+    with pytest.raises(ModelError, match=r"set it to 0, or the generator's kind to pixels"):
+        make("pixel_inversion", lenet)
+    assert make("pixel_inversion", lenet, batch_norm=0.0).round(0, 1.0).images.shape == (20, 1, 8, 8)
+    with pytest.raises(ModelError, match="compares features at BatchNorm layers"):
+        make("contrastive", lenet, batch_norm=0.0)

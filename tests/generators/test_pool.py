@@ -1,0 +1,60 @@
+"""The pool of earlier images."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from synthkd.errors import ModelError
+from synthkd.generators import pool as pools
+from synthkd.generators.pool import Pool
+from synthkd.rng import Rows
+from synthkd.types import ImageSpec
+
+SPEC = ImageSpec(1, 2, 2, 3)
+
+
+def filled() -> Pool:
+    """Two images of class 0 (grey levels 0 and 3) and of class 1 (1 and 4), none of class 2."""
+    pool = Pool(SPEC)
+    levels = torch.tensor([0, 1, 3, 4]) / 255
+    pool.add(levels.view(4, 1, 1, 1).expand(4, 1, 2, 2), torch.tensor([0, 1, 0, 1]))
+    return pool
+
+
+def levels(images: torch.Tensor) -> list[int]:
+    return (255 * images[:, 0, 0, 0]).round().int().tolist()
+
+
+def test_labels_in_turn_get_each_image_of_their_class_once_before_any_twice() -> None:
+    labels = torch.arange(9) % 3
+    given = levels(filled().sample(labels, Rows(0, "x")))
+    assert [level for level, label in zip(given, labels.tolist(), strict=True) if label == 0] == [0, 3, 0]
+    assert [level for level, label in zip(given, labels.tolist(), strict=True) if label == 1] == [1, 4, 1]
+
+
+def test_an_image_is_a_function_of_its_label_and_row() -> None:
+    pool, labels = filled(), torch.arange(12) % 3
+    together = pool.sample(labels, Rows(0, "x"))
+    apart = torch.cat([pool.sample(labels[i : i + 4], Rows(0, "x", i)) for i in range(0, 12, 4)])
+    assert torch.equal(together, apart)
+    assert 0.0 <= float(together.min()) <= float(together.max()) <= 1.0
+    noise = together[labels == 2]
+    assert len(noise.unique()) == noise.numel(), "a class without images gets noise"
+
+
+def test_the_oldest_images_leave(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pools, "MOST_IMAGES", 3)
+    pool = filled()
+    assert len(pool) == 3
+    assert levels(pool.sample(torch.zeros(3, dtype=torch.long), Rows(0, "x"))) == [3, 3, 3]
+
+
+def test_saved_and_restored(tmp_path: Path) -> None:
+    pool, other = filled(), Pool(SPEC)
+    pool.save(tmp_path)
+    other.restore(tmp_path)
+    labels = torch.arange(6) % 3
+    assert torch.equal(other.sample(labels, Rows(0, "x")), pool.sample(labels, Rows(0, "x")))
+    with pytest.raises(ModelError, match="does not hold labelled 1x3x3 images"):
+        Pool(ImageSpec(1, 3, 3, 3)).restore(tmp_path)
