@@ -12,6 +12,8 @@ from synthkd.pipelines.config.base import TrainingConfig, require_terms
 from synthkd.pipelines.config.black_box import require_answers_alone
 from synthkd.pipelines.config.old_form import refuse_sources_outside
 from synthkd.pipelines.config.transfer_set import (
+    AnySet,
+    CollageSet,
     GeneratedSet,
     RealSet,
     StoredSet,
@@ -82,7 +84,7 @@ class Distillation(Settings):
     """Networks that learn together with the student, and from each other."""
     inherit: bool | None = None
     """Start a fresh student from the part of the teacher's weights that fits it, if the architectures agree. None: only
-    if all images are generated (and never in compress, because weights may contain what the teacher memorised)."""
+    without real images and stored datasets (and never in compress, because weights may contain what the teacher memorised)."""
     width: WidthSettings | None = None
     """Let the student's width change while it trains, between its own and `most` times its own. At the end it is cut to
     its last width."""
@@ -95,7 +97,7 @@ class Distillation(Settings):
     """Generator rounds between sample grids. A grid costs about as much as two rounds."""
 
     @property
-    def sources(self) -> tuple[GeneratedSet | StoredSet | RealSet, ...]:
+    def sources(self) -> tuple[AnySet, ...]:
         """The sources of the transfer set, one or several."""
         return sources_of(self.transfer_set)
 
@@ -133,7 +135,7 @@ class Distillation(Settings):
         """Whether a fresh student starts from weights of the teacher."""
         if self.inherit is not None:
             return self.inherit
-        return self.width is None and len(self.sources) == 1 and self.generated is not None
+        return self.width is None and all(isinstance(one, GeneratedSet | CollageSet) for one in self.sources)
 
     def alone(self) -> str:
         """The key of the first phase that trains the generator without a student; empty if there is none."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from accelerate import Accelerator
 from synthkd.data.bank import MemoryBank
 from synthkd.data.hybrid import HybridDataset
 from synthkd.data.read.on_disk import part_of
+from synthkd.data.read.pictures import read_pictures
 from synthkd.data.read.splits import Splits
 from synthkd.data.sources import GeneratedSource, RealImages, RealSource, RealSupply
 from synthkd.data.stream import ImageStream
@@ -20,10 +22,13 @@ from synthkd.distillation import phases
 from synthkd.distillation.synthesis import Synthesis
 from synthkd.distillation.teachers import TeacherTeam
 from synthkd.errors import ConfigError
+from synthkd.generators.collage import Collage, album_of
+from synthkd.generators.drawn_album import PLAIN, drawn_album
 from synthkd.generators.files import real_images_seen
 from synthkd.generators.settings import MerfSettings
 from synthkd.models.black_box import BlackBox, black_box_of
-from synthkd.pipelines.config import DistillConfig, GeneratedSet, RealSet, StoredSet
+from synthkd.pipelines.config import AnySet, CollageSet, DistillConfig, GeneratedSet, PicturesSet, StoredSet
+from synthkd.pipelines.student.collages import CollageImages
 from synthkd.pipelines.student.held_out import Labelling
 from synthkd.pipelines.student.image_alarms import ImageAlarms, advice_for
 from synthkd.pipelines.student.networks import Subject
@@ -131,7 +136,7 @@ class TransferSetBuilder:
         """Largest number of images of a pass in this process."""
         return max(1, self.batch_size // int(self.accelerator.num_processes))
 
-    def _source(self, settings: GeneratedSet | StoredSet | RealSet) -> TransferSource:
+    def _source(self, settings: AnySet) -> TransferSource:
         """One source; a checked configuration has the teacher, the bank and the images that it needs."""
         images = self.images
         if isinstance(settings, GeneratedSet):
@@ -144,6 +149,8 @@ class TransferSetBuilder:
             fresh, used = self.config.logits == "fresh", images.stored.about["real_images_used"]
             stored, judge = StoredImages(images.stored), self._judge(settings)
             return StoredDatasetImages(stored, self.bank, self._labelling, judge, fresh, used)
+        if isinstance(settings, CollageSet):
+            return self._collages(settings)
         if images.arriving is not None:
             stream = ImageStream(images.arriving, self.subject.spec)
             return RealTransferImages(self._real(stream), None, stream, self._labelling, self.config.seed)
@@ -158,6 +165,22 @@ class TransferSetBuilder:
         if is_unlabelled:
             return UnlabelledImages(self._real(train), train, holdout, labelling, seed, splits.train.name)
         return RealTransferImages(self._real(train), visible, None, labelling, seed)
+
+    def _collages(self, settings: CollageSet) -> CollageImages:
+        """Fresh pictures at every step; with stored logits a pool of them, which the teacher labels once."""
+        spec, seed, labelling = self.subject.spec, self.config.seed, self._labelling
+        if isinstance(settings, PicturesSet):
+            pictures = read_pictures(settings.root, spec.channels)
+            collage, album = Collage(album_of(pictures.images), spec), f"{len(pictures.images):,} of {pictures.name}"
+            count = len(pictures.images)
+        else:
+            collage, album, count = Collage(drawn_album(spec, seed), spec, math.pi, PLAIN), "drawn", 0
+        pool = None
+        if self.config.logits == "stored":
+            box = self._black_box
+            most = None if box is None else box.settings.queries - labelling.held_out_count
+            pool = settings.pool if most is None else min(settings.pool, most)
+        return CollageImages(settings.kind, collage, pool, self._real, labelling, seed, album, count)
 
     @property
     def _kept_for_rounds(self) -> int:
