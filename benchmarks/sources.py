@@ -1,11 +1,11 @@
 """Pictures that cost no gradient beside those of a generator: transfer sets on CIFAR-10 at equal seconds of one core.
 
-    python -m benchmarks.sources --cifar10 FILE --teachers DIR [--arms inversion pictures] [--seeds 1]
+    python -m benchmarks.sources --cifar10 FILE --teachers DIR [--budget 100s] [--arms inversion pictures] [--seeds 1]
 
 FILE is a .npz with `test_images` and `test_labels` of CIFAR-10, DIR has the public `resnet20-12fca82f.th`. The student
 is a ResNet-8 from random weights, which learns with the settings of `configs/fashion_mnist.yaml`. The steps of each arm
-are sized for 300 seconds of one core: an arm without a generator has the time of its rounds for steps. The seconds are
-those of the processor, without the test. The test images select nothing, and the weights are the last ones. Finished
+are sized for a budget of seconds of one core: an arm without a generator has the time of its rounds for steps. The
+seconds are those of the processor, without the test. The test images select nothing, and the weights are the last ones. Finished
 cells are kept in benchmarks/runs/sources; the table goes to benchmarks/results/sources.json.
 """
 
@@ -40,13 +40,20 @@ ARMS: dict[str, list[Row]] = {
     "inversion, 50 % pictures": [{**PICTURES, "share": 0.5}, GENERATED],
     "inversion, 25 % procedural": [{**PROCEDURAL, "share": 0.25}, GENERATED],
 }
-WITH_ROUNDS = [{"kind": "pregenerate", "rounds": 14, "discard": 7}, {"kind": "joint", "steps": 1200, "every": 24}]
-WITHOUT = [{"kind": "refine", "steps": 1640}]
-COLUMNS = "transfer set | steps | rounds | seeds | accuracy, % | agreement, % | on | CPU-seconds"
+BUDGETS = {"100s": (360, 640), "300s": (1320, 1920)}
+"""Steps of the student with rounds of a generator, and without."""
+ALONE, EVERY = 14, 24
+"""Rounds before the first step, of which half are discarded, and steps of the student for each further round."""
+COLUMNS = "budget | transfer set | steps | rounds | seeds | accuracy, % | agreement, % | on | CPU-seconds"
 
 
-def recipe(arm: str, teachers: Path, seed: int) -> Row:
+def recipe(arm: str, budget: str, teachers: Path, seed: int) -> Row:
     """What `synthkd distill` is told for an arm."""
+    beside, alone = BUDGETS[budget]
+    phases: list[Row] = [{"kind": "refine", "steps": alone}]
+    if GENERATED in ARMS[arm]:
+        phases = [{"kind": "pregenerate", "rounds": ALONE, "discard": ALONE // 2}]
+        phases += [{"kind": "joint", "steps": beside, "every": EVERY}]
     return {
         **WITH_BATCH_NORM,
         "seed": seed,
@@ -64,17 +71,17 @@ def recipe(arm: str, teachers: Path, seed: int) -> Row:
         "student": {"arch": "resnet", "depth": 8, "width": 16},
         "inherit": False,
         "transfer_set": ARMS[arm],
-        "phases": WITH_ROUNDS if GENERATED in ARMS[arm] else WITHOUT,
+        "phases": phases,
         "grid_every": 1000,
     }
 
 
-def cell(arm: str, cifar10: Path, teachers: Path, seed: int) -> Row:
+def cell(arm: str, budget: str, cifar10: Path, teachers: Path, seed: int) -> Row:
     """The accuracy of an arm, and what it took."""
-    place = RUNS / f"{arm.replace(', ', '-').replace(' ', '-').replace('-%', '')}-seed{seed}"
+    place = RUNS / budget / f"{arm.replace(',', '').replace(' %', '').replace(' ', '-')}-seed{seed}"
     taken = place / "cpu_seconds.json"
     start = time.process_time()
-    values = common.run(distill, DistillConfig, recipe(arm, teachers, seed), place).values
+    values = common.run(distill, DistillConfig, recipe(arm, budget, teachers, seed), place).values
     if not taken.exists():  # else the run was finished before
         common.write(taken, round(time.process_time() - start, 1))
     with np.load(cifar10) as arrays:
@@ -85,8 +92,9 @@ def cell(arm: str, cifar10: Path, teachers: Path, seed: int) -> Row:
     student = values["student"]
     return {
         "arm": arm,
+        "budget": budget,
         "seed": seed,
-        "accuracy": right.rate,
+        "accuracy": right.value,
         "agreement": student["agreement"],
         "agreement_on": student["agreement_on"],
         "steps": values["cost"]["steps"],
@@ -98,24 +106,15 @@ def cell(arm: str, cifar10: Path, teachers: Path, seed: int) -> Row:
 
 def tables(content: Row) -> str:
     """A row for each arm."""
+    groups: dict[tuple[str, str], list[Row]] = {}
+    for one in content["cells"]:
+        groups.setdefault((one["budget"], one["arm"]), []).append(one)
     rows = []
-    for arm in ARMS:
-        cells = [one for one in content["cells"] if one["arm"] == arm]
-        if cells:
-            first = cells[0]
-            rounds = 14 + 1200 // 24 if GENERATED in ARMS[arm] else 0
-            rows.append(
-                [
-                    arm,
-                    f"{first['steps']:,}",
-                    str(rounds),
-                    str(len(cells)),
-                    common.spread([100 * one["accuracy"] for one in cells]),
-                    common.spread([100 * one["agreement"] for one in cells]),
-                    first["agreement_on"],
-                    f"{max(one['cpu_seconds'] for one in cells):.0f}",
-                ]
-            )
+    for (budget, arm), cells in groups.items():
+        steps = cells[0]["steps"]
+        row = [budget, arm, f"{steps:,}", str(ALONE + steps // EVERY if GENERATED in ARMS[arm] else 0), str(len(cells))]
+        row += [common.spread([100 * one[key] for one in cells]) for key in ("accuracy", "agreement")]
+        rows.append([*row, cells[0]["agreement_on"], f"{max(one['cpu_seconds'] for one in cells):.0f}"])
     return common.table(COLUMNS, rows)
 
 
@@ -124,14 +123,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     order, parser = list(ARMS), common.options("sources", __doc__)
     parser.add_argument("--cifar10", type=Path, required=True, help=".npz of CIFAR-10")
     parser.add_argument("--teachers", type=Path, required=True, help="folder with resnet20-12fca82f.th")
+    parser.add_argument("--budget", default="300s", choices=BUDGETS, help="seconds of one core")
     parser.add_argument("--arms", nargs="*", default=order, choices=order)
     common.add_seeds(parser, 1)
     arguments = parser.parse_args(argv)
     cells = common.collect(
         "sources",
         product(range(arguments.seeds), arguments.arms),
-        lambda key: cell(key[1], arguments.cifar10, arguments.teachers, key[0]),
-        lambda one: (one["seed"], order.index(one["arm"])),
+        lambda key: cell(key[1], arguments.budget, arguments.cifar10, arguments.teachers, key[0]),
+        lambda one: ([*BUDGETS].index(one["budget"]), order.index(one["arm"]), one["seed"]),
     )
     print(tables({"cells": cells}))
 

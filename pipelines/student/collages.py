@@ -21,6 +21,8 @@ from synthkd.rng import Rows
 from synthkd.training.measuring import Watch, unwatched
 from synthkd.types import Batch, to_uint8
 
+NAMES = {"procedural": "procedural images", "pictures": "unrelated pictures"}
+"""What the images of each kind are, in words."""
 CHUNK = 256
 """Images of a pool that are made at once."""
 
@@ -94,8 +96,8 @@ class CollageImages(TransferSource):
     @property
     def words(self) -> str:
         """What the images are made of, in the words of the plan."""
-        of = f"crops of {self._album}, not of the task" if self.pictures else "by rule"
-        return f"{self._kind} images: {of}; {self._fresh}"
+        of = f"crops of {self._album}" if self.pictures else "drawn by rule"
+        return f"{NAMES[self._kind]}: {of}, {self._fresh}"
 
     @property
     def can_hold_out(self) -> bool:
@@ -123,10 +125,10 @@ class CollageImages(TransferSource):
         held_out, labelling = self.held_out(), self._labelling
         if held_out is None or held_out.teacher_logits is None:
             return None
-        tick = watch(f"agreement on {self._kind} images", len(held_out.images))
+        tick = watch(f"agreement on {NAMES[self._kind]}", len(held_out.images))
         predicted = predict(student, held_out.images, labelling.device, labelling.batch_size, tick=tick)
         rate = accuracy(predicted, held_out.teacher_logits.argmax(1).cpu())
-        return Agreement(rate, f"fresh {self._kind} images")
+        return Agreement(rate, f"fresh {NAMES[self._kind]}" if self._kind == "procedural" else "fresh crops of unrelated pictures")
 
     def alarms(self, watch: Watch = unwatched) -> list[Alarm | None]:
         """Whether the teacher finds a class much less often than the others."""

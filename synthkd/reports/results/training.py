@@ -144,6 +144,8 @@ class DistillResult(JobResult):
         scores: of generated images, if the run measured them.
         before: what the run came to before each of its extensions; None without one.
         queries: to a teacher that is a black box.
+        unrelated_pictures: pictures that have nothing to do with the task and whose crops the student has seen; they
+            are no real images of the task.
     """
 
     job: str = "distill"
@@ -161,6 +163,7 @@ class DistillResult(JobResult):
     scores: RunningScoresResult | None = field(default=None, metadata=OMITTED)
     before: tuple[EarlierResult, ...] | None = field(default=None, metadata=OMITTED)
     queries: Queries | None = field(default=None, metadata=OMITTED)
+    unrelated_pictures: int | None = field(default=None, metadata=OMITTED)
 
 
 @dataclass(frozen=True, kw_only=True)
