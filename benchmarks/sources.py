@@ -5,8 +5,8 @@
 FILE is a .npz with `test_images` and `test_labels` of CIFAR-10, DIR has the public `resnet20-12fca82f.th`. The student
 is a ResNet-8 from random weights, which learns with the settings of `configs/fashion_mnist.yaml`. The steps of each arm
 are sized for a budget of seconds of one core: an arm without a generator has the time of its rounds for steps. The
-seconds are those of the processor, without the test. The test images select nothing, and the weights are the last ones. Finished
-cells are kept in benchmarks/runs/sources; the table goes to benchmarks/results/sources.json.
+seconds are those of the processor, without the test. The test images select nothing, and the weights are the last ones.
+Finished cells are kept in benchmarks/runs/sources; the table goes to benchmarks/results/sources.json.
 """
 
 from __future__ import annotations

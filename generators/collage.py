@@ -19,8 +19,6 @@ from synthkd.types import ImageSpec, to_float, to_uint8
 
 SMALLEST = 8
 """No scale of a picture is shorter on a side, unless the picture itself is."""
-AREA = 0.01
-"""Smallest share of a picture's area that a crop covers; the largest is 1, and between them it is log-uniform."""
 ASPECT, ANGLE, SHEAR, WARP = 1.6, 0.8, 0.3, 0.12
 """Largest aspect of a crop (relative to that of the images), rotation in radians, shear, and displacement of a warp
 relative to the crop."""
@@ -43,8 +41,8 @@ class Album:
 
     Attributes:
         pixels: uint8 `[C, P]`, all scales of all pictures one after the other, row by row.
-        starts, heights, widths: int64 `[N, S]`, first column in `pixels` and size of each picture at each scale; the last
-            scale is repeated for pictures that have fewer.
+        starts, heights, widths: int64 `[N, S]`, first column in `pixels` and size of each picture at each scale; the
+            last scale is repeated for pictures that have fewer.
         scales: int64 `[N]`, number of scales of each picture.
     """
 
@@ -76,7 +74,8 @@ def album_of(pictures: Iterable[Tensor]) -> Album:
         sizes.append(places)
     most = max(map(len, sizes))
     table = torch.tensor([[*places, *places[-1:] * (most - len(places))] for places in sizes])
-    return Album(torch.cat(pixels, dim=1), *table.unbind(2), scales=torch.tensor([*map(len, sizes)]))
+    starts, heights, widths = table.unbind(2)
+    return Album(torch.cat(pixels, dim=1), starts, heights, widths, torch.tensor([*map(len, sizes)]))
 
 
 class _Numbers:
@@ -110,13 +109,16 @@ class Collage:
         album: its pictures have the channels of the images.
         spec: size and channels of the images.
         hue: largest rotation of the hues, in radians.
-        plain: chance that a single colour takes the place of the first crop.
+        plain: chance that a single colour takes the place of the first of two crops.
+        area: smallest share of a picture's area that a crop covers; the largest is 1, and between them it is
+            log-uniform.
     """
 
     album: Album
     spec: ImageSpec
     hue: float = 0.3
     plain: float = 0.0
+    area: float = 0.01
 
     def __call__(self, count: int, rng: Rows) -> Tensor:
         """Images; image i is a function of the album and of row `rng.start + i` alone.
@@ -131,10 +133,9 @@ class Collage:
         values = rng.uniform(count, _NUMBERS)
         numbers = _Numbers(values[:, 2 * _CROP :])
         images = self._crops(values[:, :_CROP])
-        if self.plain:
-            images = torch.where(_column(numbers.uniform() < self.plain), images.mean((2, 3), keepdim=True), images)
-        kind = numbers.uniform()
+        plain, kind = numbers.uniform() < self.plain, numbers.uniform()
         mixed = kind < PASTED + CUT_OUT + BLENDED
+        images = torch.where(_column(plain & mixed), images.mean((2, 3), keepdim=True), images)
         if not bool(mixed.any()):
             return images
         rest = _Numbers(values[mixed, 2 * _CROP + 2 :])
@@ -147,7 +148,7 @@ class Collage:
         numbers, album = _Numbers(values), self.album
         picture = (numbers.uniform() * len(album)).long().clamp_(max=len(album) - 1)
         height, width = album.heights[picture, 0].float(), album.widths[picture, 0].float()
-        side = (numbers.log_uniform(AREA, 1.0) * height * width).sqrt()
+        side = (numbers.log_uniform(self.area, 1.0) * height * width).sqrt()
         aspect = (numbers.log_uniform(1 / ASPECT, ASPECT) * self.spec.width / self.spec.height).sqrt()
         across, down = torch.minimum(side * aspect, width), torch.minimum(side / aspect, height)
         x, y = self._distorted(numbers, across, down)
@@ -204,7 +205,7 @@ class Collage:
 
 
 def _looked_up(album: Album, starts: Tensor, size: tuple[Tensor, Tensor], x: Tensor, y: Tensor) -> Tensor:
-    """The album's pixels at points `[N, H, W]`, bilinear and mirrored at the edges, float32 `[N, C, H, W]` in [0, 1]."""
+    """Pixels at points `[N, H, W]`, bilinear and mirrored at the edges, float32 `[N, C, H, W]` in [0, 1]."""
     height, width = size
     x, y = _mirrored(x, width), _mirrored(y, height)
     left, top = x.floor(), y.floor()

@@ -153,8 +153,7 @@ _OneSource = (
 SourceSettings = Annotated[_OneSource, by_kind("generated")]
 
 TransferSetSettings = Annotated[
-    _OneSource
-    | Annotated[Annotated[tuple[SourceSettings, ...], Field(min_length=1, max_length=8)], Tag("list")],
+    _OneSource | Annotated[Annotated[tuple[SourceSettings, ...], Field(min_length=1, max_length=8)], Tag("list")],
     by_kind("generated"),
 ]
 """One source, or a list of them that share each batch."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -50,7 +50,7 @@ class CollageSource:
         """Empty: batches follow from the step."""
         return {}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Do nothing, since there is no state."""
 
 
@@ -128,14 +128,18 @@ class CollageImages(TransferSource):
         tick = watch(f"agreement on {NAMES[self._kind]}", len(held_out.images))
         predicted = predict(student, held_out.images, labelling.device, labelling.batch_size, tick=tick)
         rate = accuracy(predicted, held_out.teacher_logits.argmax(1).cpu())
-        return Agreement(rate, f"fresh {NAMES[self._kind]}" if self._kind == "procedural" else "fresh crops of unrelated pictures")
+        return Agreement(
+            rate, f"fresh {NAMES[self._kind]}" if self._kind == "procedural" else "fresh crops of unrelated pictures"
+        )
 
     def alarms(self, watch: Watch = unwatched) -> list[Alarm | None]:
         """Whether the teacher finds a class much less often than the others."""
         held_out = self.held_out()
         if held_out is None or held_out.teacher_logits is None:
             return []
-        other = "mix in generated images" if self._kind == "procedural" else "take other pictures, or mix in generated ones"
+        other = (
+            "mix in generated images" if self._kind == "procedural" else "take other pictures, or mix in generated ones"
+        )
         return [class_imbalance(held_out.teacher_logits.cpu(), other)]
 
     def _made(self, count: int, purpose: str) -> RealImages:

@@ -23,7 +23,7 @@ from synthkd.distillation.synthesis import Synthesis
 from synthkd.distillation.teachers import TeacherTeam
 from synthkd.errors import ConfigError
 from synthkd.generators.collage import Collage, album_of
-from synthkd.generators.drawn_album import PLAIN, drawn_album
+from synthkd.generators.drawn_album import AREA, PLAIN, drawn_album
 from synthkd.generators.files import real_images_seen
 from synthkd.generators.settings import MerfSettings
 from synthkd.models.black_box import BlackBox, black_box_of
@@ -174,13 +174,14 @@ class TransferSetBuilder:
             collage, album = Collage(album_of(pictures.images), spec), f"{len(pictures.images):,} of {pictures.name}"
             count = len(pictures.images)
         else:
-            collage, album, count = Collage(drawn_album(spec, seed), spec, math.pi, PLAIN), "drawn", 0
+            collage, album, count = Collage(drawn_album(spec, seed), spec, math.pi, PLAIN, AREA), "drawn", 0
         pool = None
         if self.config.logits == "stored":
             box = self._black_box
             most = None if box is None else box.settings.queries - labelling.held_out_count
             pool = settings.pool if most is None else min(settings.pool, most)
-        return CollageImages(settings.kind, collage, pool, self._real, labelling, seed, album, count)
+        kind = "pictures" if isinstance(settings, PicturesSet) else "procedural"
+        return CollageImages(kind, collage, pool, self._real, labelling, seed, album, count)
 
     @property
     def _kept_for_rounds(self) -> int:

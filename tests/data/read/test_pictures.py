@@ -40,7 +40,7 @@ def test_arrays_and_a_folder_without_a_readable_picture(tmp_path: Path) -> None:
     (tmp_path / "bad" / "3.png").write_bytes(b"no picture")
     with pytest.raises(DataError, match="bad: none of the files is a readable image"):
         read_pictures(str(tmp_path / "bad"), 3)
-    with pytest.raises(DataError, match="does not exist|check the path"):
+    with pytest.raises(DataError, match=r"does not exist|check the path"):
         read_pictures(str(tmp_path / "none"), 3)
 
 
