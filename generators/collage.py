@@ -133,7 +133,7 @@ class Collage:
         values = rng.uniform(count, _NUMBERS)
         numbers = _Numbers(values[:, 2 * _CROP :])
         images = self._crops(values[:, :_CROP])
-        plain, kind = numbers.uniform() < self.plain, numbers.uniform()
+        kind, plain = numbers.uniform(), numbers.uniform() < self.plain
         mixed = kind < PASTED + CUT_OUT + BLENDED
         images = torch.where(_column(plain & mixed), images.mean((2, 3), keepdim=True), images)
         if not bool(mixed.any()):

@@ -12,7 +12,6 @@ from torch import Tensor
 from synthkd.data.sources import RealImages, RealSource, Source
 from synthkd.distillation.alarms import Alarm, class_imbalance
 from synthkd.distillation.evaluation import HeldOut
-from synthkd.generators.collage import Collage
 from synthkd.metrics.utility import accuracy, predict
 from synthkd.models import Classifier
 from synthkd.pipelines.student.held_out import Agreement, Labelling
@@ -21,6 +20,8 @@ from synthkd.rng import Rows
 from synthkd.training.measuring import Watch, unwatched
 from synthkd.types import Batch, to_uint8
 
+Pictured = Callable[[int, Rows], Tensor]
+"""Makes so many images float32 `[N, C, H, W]` in [0, 1], image i a function of random row i alone."""
 NAMES = {"procedural": "procedural images", "pictures": "unrelated pictures"}
 """What the images of each kind are, in words."""
 CHUNK = 256
@@ -38,7 +39,7 @@ class CollageSource:
 
     annotated = False
 
-    def __init__(self, collage: Collage, purpose: str, seed: int) -> None:
+    def __init__(self, collage: Pictured, purpose: str, seed: int) -> None:
         self._collage, self._purpose, self._seed = collage, purpose, seed
 
     def draw(self, count: int, step: int) -> list[Batch]:
@@ -64,7 +65,7 @@ class CollageImages(TransferSource):
         pooled: the source of such images.
         labelling: labels held-out images; it has a teacher.
         seed: the run's seed.
-        album: what the collage is made of, in words.
+        made_of: what the images are, in words.
         pictures: number of pictures that somebody took, 0 for drawn ones.
 
     Attributes:
@@ -77,12 +78,12 @@ class CollageImages(TransferSource):
     def __init__(
         self,
         kind: str,
-        collage: Collage,
+        collage: Pictured,
         pool: int | None,
         pooled: Callable[[RealImages], RealSource],
         labelling: Labelling,
         seed: int,
-        album: str,
+        made_of: str,
         pictures: int,
     ) -> None:
         self._kind, self._collage, self._labelling, self._seed = kind, collage, labelling, seed
@@ -91,13 +92,12 @@ class CollageImages(TransferSource):
         self.state = {}
         self.pictures = pictures
         made = "new ones at every step" if pool is None else f"{pool:,}, labelled once"
-        self._album, self._fresh = album, made
+        self._made_of, self._fresh = made_of, made
 
     @property
     def words(self) -> str:
         """What the images are made of, in the words of the plan."""
-        of = f"crops of {self._album}" if self.pictures else "drawn by rule"
-        return f"{NAMES[self._kind]}: {of}, {self._fresh}"
+        return f"{NAMES[self._kind]}: {self._made_of}, {self._fresh}"
 
     @property
     def can_hold_out(self) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,12 +22,12 @@ from synthkd.distillation.synthesis import Synthesis
 from synthkd.distillation.teachers import TeacherTeam
 from synthkd.errors import ConfigError
 from synthkd.generators.collage import Collage, album_of
-from synthkd.generators.drawn_album import AREA, PLAIN, drawn_album
+from synthkd.generators.drawn_album import DrawnPictures
 from synthkd.generators.files import real_images_seen
 from synthkd.generators.settings import MerfSettings
 from synthkd.models.black_box import BlackBox, black_box_of
 from synthkd.pipelines.config import AnySet, CollageSet, DistillConfig, GeneratedSet, PicturesSet, StoredSet
-from synthkd.pipelines.student.collages import CollageImages
+from synthkd.pipelines.student.collages import CollageImages, Pictured
 from synthkd.pipelines.student.held_out import Labelling
 from synthkd.pipelines.student.image_alarms import ImageAlarms, advice_for
 from synthkd.pipelines.student.networks import Subject
@@ -169,19 +168,20 @@ class TransferSetBuilder:
     def _collages(self, settings: CollageSet) -> CollageImages:
         """Fresh pictures at every step; with stored logits a pool of them, which the teacher labels once."""
         spec, seed, labelling = self.subject.spec, self.config.seed, self._labelling
+        collage: Pictured
         if isinstance(settings, PicturesSet):
             pictures = read_pictures(settings.root, spec.channels)
-            collage, album = Collage(album_of(pictures.images), spec), f"{len(pictures.images):,} of {pictures.name}"
-            count = len(pictures.images)
+            count, collage = len(pictures.images), Collage(album_of(pictures.images), spec)
+            kind, words = "pictures", f"crops of {count:,} of {pictures.name}"
         else:
-            collage, album, count = Collage(drawn_album(spec, seed), spec, math.pi, PLAIN, AREA), "drawn", 0
+            count, collage = 0, DrawnPictures.of_seed(spec, seed)
+            kind, words = "procedural", "drawn by rule"
         pool = None
         if self.config.logits == "stored":
             box = self._black_box
             most = None if box is None else box.settings.queries - labelling.held_out_count
             pool = settings.pool if most is None else min(settings.pool, most)
-        kind = "pictures" if isinstance(settings, PicturesSet) else "procedural"
-        return CollageImages(kind, collage, pool, self._real, labelling, seed, album, count)
+        return CollageImages(kind, collage, pool, self._real, labelling, seed, words, count)
 
     @property
     def _kept_for_rounds(self) -> int:
