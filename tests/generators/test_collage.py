@@ -8,7 +8,8 @@ from torch import Tensor
 
 from synthkd.generators import collage
 from synthkd.generators.collage import Album, Collage, album_of
-from synthkd.generators.drawn_album import drawn_album
+from synthkd.generators.drawn_album import DrawnPictures, drawn_album
+from synthkd.generators.procedural import draw
 from synthkd.rng import Rows
 from synthkd.types import ImageSpec, to_float
 
@@ -118,3 +119,13 @@ def test_a_drawn_album_follows_from_the_seed_and_has_colours_and_every_spectrum(
     assert float(rough.min()) < 0.4
     assert float(rough.max()) > 1.0
     assert length > side * side
+
+
+def test_drawn_pictures_are_in_turns_drawn_anew_and_of_the_album_and_depend_on_their_row_alone() -> None:
+    small = ImageSpec(3, 8, 8, 10)
+    made = DrawnPictures.of_seed(small, 0)
+    rows = made(12, Rows(0, "a"))
+    assert torch.equal(rows[::2], draw(6, small, Rows(0, "a")))
+    assert torch.equal(rows[1::2], made.album(6, Rows(0, "a")))
+    for start, count in ((0, 1), (3, 4), (4, 5), (7, 1), (5, 7)):
+        assert torch.equal(made(count, Rows(0, "a", start)), rows[start : start + count])
