@@ -33,8 +33,8 @@ def drawn_album(spec: ImageSpec, seed: int) -> Album:
     """
     side = min(LARGEST, max(SMALLEST, 2 * max(spec.height, spec.width)))
     larger = ImageSpec(spec.channels, side, side, spec.classes)
-    drawn = torch.cat([draw(AT_ONCE, larger, Rows(seed, "album", start)) for start in range(0, DRAWN, AT_ONCE)])
-    return album_of([*to_uint8(_noise(larger, seed)), *to_uint8(drawn)])
+    by_rule = torch.cat([draw(AT_ONCE, larger, Rows(seed, "album", start)) for start in range(0, DRAWN, AT_ONCE)])
+    return album_of([*to_uint8(_noise(larger, seed)), *to_uint8(by_rule)])
 
 
 @dataclass(frozen=True)

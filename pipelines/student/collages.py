@@ -91,8 +91,8 @@ class CollageImages(TransferSource):
         self.source: Source = CollageSource(collage, kind, seed) if self._pool is None else self._pool
         self.state = {}
         self.pictures = pictures
-        made = "new ones at every step" if pool is None else f"{pool:,}, labelled once"
-        self._made_of, self._fresh = made_of, made
+        when = "new ones at every step" if pool is None else f"{pool:,}, labelled once"
+        self._made_of, self._fresh = made_of, when
 
     @property
     def words(self) -> str:

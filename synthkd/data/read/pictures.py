@@ -54,8 +54,8 @@ def read_pictures(root: str | None, channels: int) -> Pictures:
         # Slow to import, and needed here alone.
         from sklearn.datasets import load_sample_images
 
-        found = [torch.from_numpy(image.copy()).permute(2, 0, 1) for image in load_sample_images().images]
-        return _within(found, len(found), channels, "scikit-learn")
+        photographs = [torch.from_numpy(image.copy()).permute(2, 0, 1) for image in load_sample_images().images]
+        return _within(photographs, len(photographs), channels, "scikit-learn")
     path = Path(root).expanduser()
     if is_arrays(path):
         images = torch.from_numpy(read_images(path))
