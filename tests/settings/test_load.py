@@ -105,7 +105,8 @@ def write(folder: Path, text: str) -> Path:
         ),
         (
             {"transfer_set": {"kind": "reel"}},
-            "transfer_set.kind: expected one of 'generated', 'stored', 'real', 'procedural', 'pictures', got 'reel' (did you mean 'real'?)",
+            "transfer_set.kind: expected one of 'generated', 'stored', 'real', "
+            "'procedural', 'pictures', got 'reel' (did you mean 'real'?)",
         ),
         (
             {"transfer_set": 5},
