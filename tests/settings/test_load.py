@@ -111,7 +111,8 @@ def write(folder: Path, text: str) -> Path:
         (
             {"transfer_set": 5},
             "transfer_set: expected a list of at most 8 items, each item a section with kind generated | stored | "
-            "real | procedural | pictures or a section with kind generated | stored | real | procedural | pictures, got 5",
+            "real | procedural | pictures or a section with kind generated | stored | real | procedural | pictures, "
+            "got 5",
         ),
         (
             {"phases": [{"kind": "joint", "steps": -1}]},
