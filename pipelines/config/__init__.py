@@ -15,13 +15,23 @@ from synthkd.pipelines.config.distill import Distillation, DistillConfig
 from synthkd.pipelines.config.evaluate import EvaluateConfig, ImageSet
 from synthkd.pipelines.config.generate import FilterSettings, GenerateConfig
 from synthkd.pipelines.config.teach import TeachConfig
-from synthkd.pipelines.config.transfer_set import GeneratedSet, RealSet, StoredSet
+from synthkd.pipelines.config.transfer_set import (
+    AnySet,
+    CollageSet,
+    GeneratedSet,
+    PicturesSet,
+    ProceduralSet,
+    RealSet,
+    StoredSet,
+)
 
 __all__ = [
     "NOISY_GENERATOR",
     "NOISY_TEACHER",
+    "AnySet",
     "AuditConfig",
     "AuditSettings",
+    "CollageSet",
     "CompressConfig",
     "DistillConfig",
     "Distillation",
@@ -32,7 +42,9 @@ __all__ = [
     "GeneratedSet",
     "ImageSet",
     "JobConfig",
+    "PicturesSet",
     "Planned",
+    "ProceduralSet",
     "RealSet",
     "ReferenceModels",
     "StoredSet",

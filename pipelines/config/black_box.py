@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from synthkd.generators.settings import PythonGenerator, TeacherAccess
-from synthkd.pipelines.config.transfer_set import GeneratedSet, RealSet, StoredSet
+from synthkd.pipelines.config.transfer_set import AnySet, CollageSet, GeneratedSet, RealSet
 from synthkd.settings import MixSettings, StreamData
 
 ONLY_OF_NETWORKS: Mapping[TeacherAccess, str] = {"gradients": "gradients", "batch_norm": "BatchNorm statistics"}
 """What only a network gives, in words."""
 
 
-def require_answers_alone(sources: Sequence[GeneratedSet | StoredSet | RealSet], mix: MixSettings) -> None:
+def require_answers_alone(sources: Sequence[AnySet], mix: MixSettings) -> None:
     """Refuse sources and mixtures that need more of the teacher than one answer to each image.
 
     Args:
@@ -34,6 +34,10 @@ def require_answers_alone(sources: Sequence[GeneratedSet | StoredSet | RealSet],
             raise ValueError("transfer_set.live: fresh samples ask a black box at every step: set live to 0")
         if isinstance(source, RealSet) and isinstance(source.data, StreamData):
             raise ValueError("transfer_set: a stream asks a black box without end: take another kind of data")
+        if isinstance(source, CollageSet) and len(sources) > 1:
+            raise ValueError(
+                f"transfer_set: {source.kind} would share the queries of a black box with others: take it alone"
+            )
     if mix.logits == "fresh" or mix.cutmix or mix.crop < 1.0:
         raise ValueError(
             "mix: a black box is asked about each image once, not about its mixtures at every step: set mix.logits to "

@@ -19,7 +19,7 @@ from synthkd.generators.settings import (
 from synthkd.pipelines.config.base import TrainingConfig, require_terms
 from synthkd.pipelines.config.distill import Distillation
 from synthkd.pipelines.config.old_form import refuse_flat_form, section
-from synthkd.pipelines.config.transfer_set import GeneratedSet
+from synthkd.pipelines.config.transfer_set import CollageSet, GeneratedSet, PicturesSet
 from synthkd.settings import (
     Count,
     Delta,
@@ -83,7 +83,8 @@ COUNTED = frozenset(
     }
 )  # fmt: skip
 """Keys of a distillation that can be set in a compression, because every flow accounts for them. Only the generator of
-`transfer_set` may use private images, as the flow says; the other keys never use any."""
+`transfer_set` may use private images, as the flow says; its sources of kind procedural, and of kind pictures without a
+root, and the other keys never use any."""
 
 
 class CompressConfig(TrainingConfig):
@@ -103,7 +104,7 @@ class CompressConfig(TrainingConfig):
     search: SearchSettings | None = None
     """Choose the student among networks of the zoo, in place of `student`."""
     distillation: Distillation = Distillation()
-    """As in distill, with generated images only."""
+    """As in distill, with generated images, alone or beside procedural ones and the pictures of scikit-learn."""
     test: TestSettings | None = None
     """Real test data for the report; nothing is selected by it. All images are tested on, but of a dataset with a test
     split of its own, or that the run trains on, the test split alone."""
@@ -145,10 +146,15 @@ class CompressConfig(TrainingConfig):
             if getattr(self.distillation, key) != getattr(default, key):
                 raise ValueError(f"distillation.{key}: no flow accounts for it: leave it out")
         generated, flow = self.distillation.generated, self.flow
-        if len(self.distillation.sources) > 1 or generated is None:
+        others = [source for source in self.distillation.sources if source is not generated]
+        if generated is None or not all(isinstance(source, CollageSet) for source in others):
             raise ValueError(
                 "distillation.transfer_set: real images and stored datasets show the student what no flow counts: take "
-                "one source of kind generated"
+                "one source of kind generated, alone or beside procedural and pictures"
+            )
+        if any(isinstance(source, PicturesSet) and source.root is not None for source in others):
+            raise ValueError(
+                "distillation.transfer_set: no flow counts pictures of a folder, which may be private: leave root out"
             )
         if generated.data is not None:
             raise ValueError(

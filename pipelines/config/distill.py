@@ -13,6 +13,7 @@ from synthkd.pipelines.config.black_box import require_answers_alone
 from synthkd.pipelines.config.budget import BudgetedConfig
 from synthkd.pipelines.config.old_form import refuse_sources_outside
 from synthkd.pipelines.config.transfer_set import (
+    AnySet,
     GeneratedSet,
     RealSet,
     StoredSet,
@@ -83,7 +84,7 @@ class Distillation(Settings):
     """Networks that learn together with the student, and from each other."""
     inherit: bool | Literal["merged"] | None = None
     """Start a fresh student from the teacher's weights that fit it: evenly spaced channels, or similar ones merged.
-    None: only if all images are generated (never in compress: weights may contain what the teacher memorised)."""
+    None: only without real images and stored data (never in compress: weights may hold what the teacher memorised)."""
     width: WidthSettings | None = None
     """Let the student's width change while it trains, between its own and `most` times its own. At the end it is cut to
     its last width."""
@@ -96,7 +97,7 @@ class Distillation(Settings):
     """Generator rounds between sample grids. A grid costs about as much as two rounds."""
 
     @property
-    def sources(self) -> tuple[GeneratedSet | StoredSet | RealSet, ...]:
+    def sources(self) -> tuple[AnySet, ...]:
         """The sources of the transfer set, one or several."""
         return sources_of(self.transfer_set)
 
@@ -124,22 +125,21 @@ class Distillation(Settings):
     @property
     def needs_gradients(self) -> bool:
         """Whether the generator takes gradients of the teacher's logits to its images; False where it does not tell."""
-        generated = self.generated
-        if generated is None or isinstance(generated.generator, PythonGenerator):
+        if self.generated is None or isinstance(self.generated.generator, PythonGenerator):
             return False
-        return "gradients" in generated.needs
+        return "gradients" in self.generated.needs
 
     @property
     def inherits(self) -> bool:
         """Whether a fresh student starts from weights of the teacher."""
         if self.inherit is not None:
             return bool(self.inherit)
-        return self.width is None and len(self.sources) == 1 and self.generated is not None
+        return self.width is None and not any(isinstance(one, StoredSet | RealSet) for one in self.sources)
 
     def alone(self) -> str:
         """The key of the first phase that trains the generator without a student; empty if there is none."""
-        alone = [n for n, phase in enumerate(self.phases) if isinstance(phase, Pregenerate) and phase.rounds]
-        return f"phases.{alone[0]}" if alone else ""
+        alone = (n for n, phase in enumerate(self.phases) if isinstance(phase, Pregenerate) and phase.rounds)
+        return next((f"phases.{n}" for n in alone), "")
 
     @classmethod
     def refuse_old_form(cls, recipe: Mapping[str, object]) -> None:

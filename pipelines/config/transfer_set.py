@@ -19,6 +19,7 @@ from synthkd.generators.settings import (
 )
 from synthkd.settings import (
     BankSettings,
+    Count,
     DataOrStream,
     DataSettings,
     DifficultySettings,
@@ -111,22 +112,54 @@ class RealSet(_Source):
         return frozenset({"labels"}) if isinstance(self.data, StreamData | UnlabelledData) else frozenset()
 
 
-SourceSettings = Annotated[
-    Annotated[GeneratedSet, Tag("generated")] | Annotated[StoredSet, Tag("stored")] | Annotated[RealSet, Tag("real")],
-    by_kind("generated"),
-]
+class CollageSet(_Source):
+    """Pictures that cost no gradient and show nothing of the task: crops of an album, distorted and put together."""
 
-TransferSetSettings = Annotated[
+    pool: Count = 10_000
+    """With stored logits: number of pictures, which the teacher labels once; a black box as many as its queries cover.
+    With fresh logits every step has new ones."""
+
+    @property
+    def needs(self) -> frozenset[TeacherAccess]:
+        """Labels: nobody else knows what the pictures are."""
+        return frozenset({"labels"})
+
+
+class ProceduralSet(CollageSet):
+    """An album of drawn pictures: noise of every spectrum, textures, shapes and figures."""
+
+    kind: Literal["procedural"]
+
+
+class PicturesSet(CollageSet):
+    """An album of pictures of any kind and size, which need not show what the task is about."""
+
+    kind: Literal["pictures"]
+    root: PathText | None = None
+    """A folder, or any other form of images; labels are left aside. None: the two photographs in scikit-learn."""
+
+
+AnySet = GeneratedSet | StoredSet | RealSet | ProceduralSet | PicturesSet
+"""One source of a transfer set."""
+
+_OneSource = (
     Annotated[GeneratedSet, Tag("generated")]
     | Annotated[StoredSet, Tag("stored")]
     | Annotated[RealSet, Tag("real")]
-    | Annotated[Annotated[tuple[SourceSettings, ...], Field(min_length=1, max_length=8)], Tag("list")],
+    | Annotated[ProceduralSet, Tag("procedural")]
+    | Annotated[PicturesSet, Tag("pictures")]
+)
+
+SourceSettings = Annotated[_OneSource, by_kind("generated")]
+
+TransferSetSettings = Annotated[
+    _OneSource | Annotated[Annotated[tuple[SourceSettings, ...], Field(min_length=1, max_length=8)], Tag("list")],
     by_kind("generated"),
 ]
 """One source, or a list of them that share each batch."""
 
 
-def sources_of(transfer_set: TransferSetSettings) -> tuple[GeneratedSet | StoredSet | RealSet, ...]:
+def sources_of(transfer_set: TransferSetSettings) -> tuple[AnySet, ...]:
     """The sources of a transfer set, one or several.
 
     Raises:

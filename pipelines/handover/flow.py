@@ -214,7 +214,9 @@ def distill_config(
     distillation = config.distillation
     settings = {name: getattr(config, name) for name in TrainingConfig.model_fields}
     settings |= {name: getattr(distillation, name) for name in Distillation.model_fields}
-    settings["transfer_set"] = config.generated.model_copy(update={"generator": generator, "data": data})
+    generated = config.generated.model_copy(update={"generator": generator, "data": data})
+    sources = (generated if source is config.generated else source for source in distillation.sources)
+    settings["transfer_set"] = tuple(sources)
     # By default no weights are copied: they may carry what the teacher memorised.
     settings["inherit"] = distillation.inherit or False
     settings |= {} if out is None else {"out": str(out)}

@@ -8,7 +8,7 @@ from pathlib import Path
 from synthkd.data.read.real import load_test
 from synthkd.data.read.splits import RealData
 from synthkd.errors import ConfigError
-from synthkd.pipelines.config import CompressConfig, DistillConfig, TeachConfig
+from synthkd.pipelines.config import CompressConfig, DistillConfig, PicturesSet, TeachConfig
 from synthkd.pipelines.run.directory import CONFIG
 from synthkd.settings import DataSettings, LoadedModel, StreamData, TeacherOrGiven, TrainedTeacher, UnlabelledData
 from synthkd.settings.load import load_config
@@ -33,7 +33,11 @@ def training_data(config: DistillConfig | CompressConfig) -> list[DataSettings |
 def own_data(config: DistillConfig) -> list[DataSettings | UnlabelledData]:
     """The datasets that the student or the generator of a distillation learns from."""
     sources = [source.data for source in (config.real, config.generated) if source is not None]
-    return [data for data in sources if data is not None and not isinstance(data, StreamData)]
+    roots = [source.root for source in config.sources if isinstance(source, PicturesSet) and source.root is not None]
+    return [
+        *(data for data in sources if data is not None and not isinstance(data, StreamData)),
+        *(UnlabelledData(kind="unlabelled", path=root) for root in roots),
+    ]
 
 
 def taught_on(teachers: Sequence[TeacherOrGiven]) -> Iterator[DataSettings | UnlabelledData]:

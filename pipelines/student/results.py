@@ -197,6 +197,7 @@ class _Closing:
             scores=None if assembly.scores is None else assembly.scores.result(rows),
             before=earlier_results(self.config, self.job.directory),
             queries=None if box is None else Queries(box.used, box.settings.queries, box.settings.answers),
+            unrelated_pictures=transfer_set.unrelated_pictures or None,
         )
 
     def _answers(self, who: str, network: Predictor, images: InBlocks, on: str) -> Tensor:

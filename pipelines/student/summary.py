@@ -73,6 +73,7 @@ def plan(
         f"  student: {student:,} parameters{share}, {assembly.start.words}",
         *(f"  peer {number}: {words}" for number, words in enumerate(peers, start=1)),
         f"  real images: {real}",
+        *(f"  {words}" for words in assembly.transfer_set.collages),
         *([f"  unlabelled images: {labelled}"] if (labelled := assembly.transfer_set.labelled_by_teacher) else []),
         f"  test images: {'none' if test is None else test.counted}",
         *_recipe(config, assembly),

@@ -15,6 +15,7 @@ from synthkd.data.hybrid import HybridDataset
 from synthkd.distillation.alarms import Alarm
 from synthkd.distillation.evaluation import HeldOut
 from synthkd.models import Classifier
+from synthkd.pipelines.student.collages import CollageImages
 from synthkd.pipelines.student.held_out import Agreement
 from synthkd.pipelines.student.sources import GeneratedImages, TransferSource
 from synthkd.pipelines.student.unlabelled import UnlabelledImages
@@ -54,6 +55,16 @@ class TransferSet:
                 return None
             largest = max(largest, source.real_images_used)
         return largest
+
+    @property
+    def unrelated_pictures(self) -> int:
+        """Number of pictures that have nothing to do with the task and whose crops the student learns from."""
+        return sum(source.pictures for source in self.sources if isinstance(source, CollageImages))
+
+    @property
+    def collages(self) -> list[str]:
+        """What pictures that cost no gradient are made of, in the words of the plan."""
+        return [source.words for source in self.sources if isinstance(source, CollageImages)]
 
     @property
     def images_generated(self) -> int:

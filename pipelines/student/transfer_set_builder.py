@@ -11,6 +11,7 @@ from accelerate import Accelerator
 from synthkd.data.bank import MemoryBank
 from synthkd.data.hybrid import HybridDataset
 from synthkd.data.read.on_disk import part_of
+from synthkd.data.read.pictures import read_pictures
 from synthkd.data.read.splits import Splits
 from synthkd.data.sources import GeneratedSource, RealImages, RealSource, RealSupply
 from synthkd.data.stream import ImageStream
@@ -20,10 +21,13 @@ from synthkd.distillation import phases
 from synthkd.distillation.synthesis import Synthesis
 from synthkd.distillation.teachers import TeacherTeam
 from synthkd.errors import ConfigError
+from synthkd.generators.collage import Collage, album_of
+from synthkd.generators.drawn_album import DrawnPictures
 from synthkd.generators.files import real_images_seen
 from synthkd.generators.settings import MerfSettings
 from synthkd.models.black_box import BlackBox, black_box_of
-from synthkd.pipelines.config import DistillConfig, GeneratedSet, RealSet, StoredSet
+from synthkd.pipelines.config import AnySet, CollageSet, DistillConfig, GeneratedSet, PicturesSet, StoredSet
+from synthkd.pipelines.student.collages import CollageImages, Pictured
 from synthkd.pipelines.student.held_out import Labelling
 from synthkd.pipelines.student.image_alarms import ImageAlarms, advice_for
 from synthkd.pipelines.student.networks import Subject
@@ -131,7 +135,7 @@ class TransferSetBuilder:
         """Largest number of images of a pass in this process."""
         return max(1, self.batch_size // int(self.accelerator.num_processes))
 
-    def _source(self, settings: GeneratedSet | StoredSet | RealSet) -> TransferSource:
+    def _source(self, settings: AnySet) -> TransferSource:
         """One source; a checked configuration has the teacher, the bank and the images that it needs."""
         images = self.images
         if isinstance(settings, GeneratedSet):
@@ -144,6 +148,8 @@ class TransferSetBuilder:
             fresh, used = self.config.logits == "fresh", images.stored.about["real_images_used"]
             stored, judge = StoredImages(images.stored), self._judge(settings)
             return StoredDatasetImages(stored, self.bank, self._labelling, judge, fresh, used)
+        if isinstance(settings, CollageSet):
+            return self._collages(settings)
         if images.arriving is not None:
             stream = ImageStream(images.arriving, self.subject.spec)
             return RealTransferImages(self._real(stream), None, stream, self._labelling, self.config.seed)
@@ -158,6 +164,24 @@ class TransferSetBuilder:
         if is_unlabelled:
             return UnlabelledImages(self._real(train), train, holdout, labelling, seed, splits.train.name)
         return RealTransferImages(self._real(train), visible, None, labelling, seed)
+
+    def _collages(self, settings: CollageSet) -> CollageImages:
+        """Fresh pictures at every step; with stored logits a pool of them, which the teacher labels once."""
+        spec, seed, labelling = self.subject.spec, self.config.seed, self._labelling
+        collage: Pictured
+        if isinstance(settings, PicturesSet):
+            pictures = read_pictures(settings.root, spec.channels)
+            count, collage = len(pictures.images), Collage(album_of(pictures.images), spec)
+            kind, words = "pictures", f"crops of {count:,} of {pictures.name}"
+        else:
+            count, collage = 0, DrawnPictures.of_seed(spec, seed)
+            kind, words = "procedural", "drawn by rule"
+        pool = None
+        if self.config.logits == "stored":
+            box = self._black_box
+            most = None if box is None else box.settings.queries - labelling.held_out_count
+            pool = settings.pool if most is None else min(settings.pool, most)
+        return CollageImages(kind, collage, pool, self._real, labelling, seed, words, count)
 
     @property
     def _kept_for_rounds(self) -> int:

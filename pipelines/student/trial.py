@@ -19,7 +19,7 @@ from synthkd.distillation.step import DistillStep
 from synthkd.distillation.student import Student
 from synthkd.distillation.teachers import TeacherTeam
 from synthkd.errors import TrainingError
-from synthkd.pipelines.config import DistillConfig, RealSet
+from synthkd.pipelines.config import CollageSet, DistillConfig, RealSet
 from synthkd.pipelines.student.transfer_set_builder import is_private
 from synthkd.rng import Rows, stream
 from synthkd.schedules import DifficultyScheduler, value_at
@@ -48,7 +48,11 @@ def noise_dataset(
     if config.black_box is not None:  # noise costs no query
         labeller = lambda images: Outputs(torch.zeros(len(images), spec.classes))  # noqa: E731
     real = RealSource(RealImages(to_uint8(images), labels), config.seed, labeller, device)
-    sources = [real if isinstance(settings, RealSet) else GeneratedSource(bank) for settings in config.sources]
+    pooled = RealSource(RealImages(to_uint8(images), torch.full_like(labels, -1)), config.seed, labeller, device)
+    sources = [
+        real if isinstance(settings, RealSet) else pooled if isinstance(settings, CollageSet) else GeneratedSource(bank)
+        for settings in config.sources
+    ]
     shares = [settings.share for settings in config.sources]
     total = phases.student_steps(config.phases)
     return HybridDataset(sources, shares, config.labelled_mix, count, total, team, lambda: 0.0, config.seed, device)

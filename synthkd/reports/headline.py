@@ -100,7 +100,11 @@ def _real_images(result: DistillResult) -> str:
     images = result.real_images_used
     if images is None:
         return "saw an unknown number of real images"
-    return "never saw a real image" if images == 0 else f"saw {count(images)} real image{'' if images == 1 else 's'}"
+    words = "never saw a real image" if images == 0 else f"saw {count(images)} real image{'' if images == 1 else 's'}"
+    if result.unrelated_pictures:
+        number = result.unrelated_pictures
+        words += f" of the task, but crops of {count(number)} unrelated picture{'' if number == 1 else 's'}"
+    return words
 
 
 def _sentence(parts: Sequence[str]) -> str:

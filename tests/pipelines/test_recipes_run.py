@@ -4,14 +4,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from synthkd.data.read import named
 from synthkd.errors import DataError
+from synthkd.models import build
 from synthkd.pipelines import compress, distill, generate
 from synthkd.pipelines.config import CompressConfig, DistillConfig, GenerateConfig
 from synthkd.pipelines.run.result import Plan
 from synthkd.pipelines.student import timing
+from synthkd.settings import ZooModel
 from synthkd.settings.load import load_config
+from synthkd.types import ImageSpec
 
 RECIPES = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 JOBS = {
@@ -23,7 +27,7 @@ JOBS = {
 
 @pytest.fixture
 def cifar10(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The folder that the recipes of CIFAR-10 read, with 500 images of noise in each of its files."""
+    """What the recipes of CIFAR-10 read: 500 images of noise in each file, and an untrained public teacher."""
     monkeypatch.setattr(named, "_BINARY_IMAGES", 500)
     folder = tmp_path / "data" / named.CIFAR10_BINARY
     folder.mkdir(parents=True)
@@ -31,6 +35,9 @@ def cifar10(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         records = np.random.default_rng(number).integers(0, 256, (500, 3073), dtype=np.uint8)
         records[:, 0] = np.arange(500) % 10
         (folder / name).write_bytes(records.tobytes())
+    torch.manual_seed(0)
+    public = build(ZooModel(arch="resnet", depth=20, width=16, shortcut="pad"), ImageSpec(3, 32, 32, 10))
+    torch.save(public.body.state_dict(), tmp_path / "resnet20-12fca82f.th")
     monkeypatch.chdir(tmp_path)
 
 

@@ -283,7 +283,8 @@ NOBODY_FILLS = "transfer_set: one source has no share and fills the rest, each o
         ({"live": 7.0}, "transfer_set.live: must be from 0 to 1, at both ends of a curve"),
         ({"kind": "real"}, "transfer_set.data: required"),
         ({"kind": "stored"}, "transfer_set.path: required"),
-        ([{"kind": "gen"}], "transfer_set.0.kind: expected one of 'generated', 'stored', 'real', got 'gen'"),
+        ([{"kind": "gen"}], "transfer_set.0.kind: expected one of 'generated', 'stored', 'real', "
+            "'procedural', 'pictures', got 'gen'"),
         (CGAN, "transfer_set.generator.kind: cgan learns from real images: set transfer_set.data"),
         (
             [CGAN, {"kind": "real", "data": STREAM, "share": 0.5}],

@@ -105,12 +105,14 @@ def write(folder: Path, text: str) -> Path:
         ),
         (
             {"transfer_set": {"kind": "reel"}},
-            "transfer_set.kind: expected one of 'generated', 'stored', 'real', got 'reel' (did you mean 'real'?)",
+            "transfer_set.kind: expected one of 'generated', 'stored', 'real', "
+            "'procedural', 'pictures', got 'reel' (did you mean 'real'?)",
         ),
         (
             {"transfer_set": 5},
             "transfer_set: expected a list of at most 8 items, each item a section with kind generated | stored | "
-            "real or a section with kind generated | stored | real, got 5",
+            "real | procedural | pictures or a section with kind generated | stored | real | procedural | pictures, "
+            "got 5",
         ),
         (
             {"phases": [{"kind": "joint", "steps": -1}]},

@@ -161,6 +161,8 @@ class DistillResult(JobResult):
         before: what the run came to before each of its extensions; None without one.
         queries: to a teacher that is a black box.
         budget: of time, and what became of it; None without one, or for a run that was extended.
+        unrelated_pictures: pictures that have nothing to do with the task and whose crops the student has seen; they
+            are no real images of the task.
     """
 
     job: str = "distill"
@@ -179,6 +181,7 @@ class DistillResult(JobResult):
     before: tuple[EarlierResult, ...] | None = field(default=None, metadata=OMITTED)
     queries: Queries | None = field(default=None, metadata=OMITTED)
     budget: BudgetResult | None = field(default=None, metadata=OMITTED)
+    unrelated_pictures: int | None = field(default=None, metadata=OMITTED)
 
 
 @dataclass(frozen=True)
