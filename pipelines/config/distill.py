@@ -23,6 +23,7 @@ from synthkd.settings import (
     Count,
     DistillSettings,
     ExitsTerm,
+    Fraction,
     Joint,
     LabelsTeacher,
     Listed,
@@ -217,6 +218,9 @@ class DistillConfig(Distillation, TrainingConfig):
     test: TestSettings | None = None
     """Real test data for the report; nothing is selected by it. All images are tested on, but of a dataset with a test
     split of its own, or that the run trains on, the test split alone."""
+    teacher_accuracy: Fraction | None = None
+    """Accuracy of the teacher on images of the task, if you know it; without `test` the report estimates the student's
+    accuracy from it."""
     score: ScoreSettings | None = None
     """Score the newest generated images while the run goes; None: only at the end, by `synthkd evaluate RUN`."""
     keep_images: Whole | Literal["all"] = 1000

@@ -12,15 +12,18 @@ from synthkd.compression.capacity import TeacherQuality, compare_teachers
 from synthkd.data.read.real import RealData
 from synthkd.distillation import alarms
 from synthkd.distillation.teachers import TeacherTeam
+from synthkd.metrics.untested import Range
 from synthkd.metrics.utility import Predictor, Proportion, accuracy, predict
 from synthkd.models import Classifier, parameters
 from synthkd.models.black_box import black_box_of
 from synthkd.pipelines.config import DistillConfig
 from synthkd.pipelines.run.extension import earlier_results
 from synthkd.pipelines.run.job import Job, describe_model
+from synthkd.pipelines.student import held_out
 from synthkd.pipelines.student.assembly import Assembly
 from synthkd.pipelines.student.networks import finished
 from synthkd.pipelines.student.teacher_warnings import WARNING
+from synthkd.pipelines.student.untested import advice_of, estimate_result
 from synthkd.reports.results import (
     Agreement,
     DataDescription,
@@ -100,6 +103,7 @@ class _Tested:
     teacher: Proportion | None
     agreement: Agreement
     alarms: Sequence[alarms.Alarm]
+    estimate: Range | None = None
 
 
 @dataclass(frozen=True)
@@ -123,7 +127,9 @@ class _Closing:
         answers = {who: self._answers(who, network, images, on) for who, network in self.networks.items()}
         raised = [*_one_class(assembly, answers, labels.cpu(), on), *self._alarms()]
         if test is None:
-            return _Tested([None for _ in answers], None, self._agreement(), raised)
+            agreed = assembly.transfer_set.agreement(self.networks[STUDENT], self.watch)
+            estimate = assembly.transfer_set.estimate(self.networks[STUDENT], agreed)
+            return _Tested([None for _ in answers], None, _described_agreement(agreed), raised, estimate)
         scores = [accuracy(one, labels) for one in answers.values()]
         if team is None:
             return _Tested(scores, None, self._agreement(), raised)
@@ -169,6 +175,8 @@ class _Closing:
             scores=None if assembly.scores is None else assembly.scores.result(rows),
             before=earlier_results(self.config, self.job.directory),
             queries=None if box is None else Queries(box.used, box.settings.queries, box.settings.answers),
+            estimate=estimate_result(tested.estimate, self.config.teacher_accuracy),
+            advice=advice_of(self.config, self.job.monitor) or None,
         )
 
     def _answers(self, who: str, network: Predictor, images: InBlocks, on: str) -> Tensor:
@@ -179,8 +187,7 @@ class _Closing:
 
     def _agreement(self) -> Agreement:
         """With the teacher, on the images that the transfer set has for it."""
-        agreed = self.assembly.transfer_set.agreement(self.networks[STUDENT], self.watch)
-        return Agreement() if agreed is None else Agreement.on(agreed.rate, agreed.on)
+        return _described_agreement(self.assembly.transfer_set.agreement(self.networks[STUDENT], self.watch))
 
     def _alarms(self) -> list[alarms.Alarm]:
         """The tests that need no data, on the newest images and on the whole run's log."""
@@ -217,6 +224,10 @@ class _Closing:
             ranked = None if rank is None else _quality(rank)
             teachers.append(TeamTeacher.of_team(name, self._model(name, model, score), ranked, count))
         return tuple(teachers)
+
+
+def _described_agreement(agreed: held_out.Agreement | None) -> Agreement:
+    return Agreement() if agreed is None else Agreement.on(agreed.rate, agreed.on)
 
 
 def _ratio(student: Classifier, teacher: Classifier, ours: Proportion | None, theirs: Proportion | None) -> Ratio:

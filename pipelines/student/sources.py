@@ -203,13 +203,24 @@ class GeneratedImages(BankedImages):
             return self._held_out
         if not len(self.bank):
             return None
+        newest = self.bank.newest(self._labelling.count)
+        return self._labelling.of_stored(newest, fresh=self._has_several_teachers)
+
+    @property
+    def _has_several_teachers(self) -> bool:
         team = self._labelling.team
-        several = team is not None and len(team.models) > 1
-        return self._labelling.of_stored(self.bank.newest(self._labelling.count), fresh=several)
+        return team is not None and len(team.models) > 1
 
     def agreement(self, student: Classifier, watch: Watch = unwatched) -> Agreement | None:
         """The agreement on fresh samples, on fewer if the time for measurements is used up."""
         return self._labelling.on_fresh(student, self._sample, Rows(self._seed, "fresh"), watch)
+
+    def agreement_on_learned(self, student: Classifier) -> tuple[float, float] | None:
+        """Logits of the agreement on images of the whole bank, see `Labelling.on_learned`; None while it is empty."""
+        if not len(self.bank):
+            return None
+        batch = self.bank.spread(self._labelling.count)
+        return self._labelling.on_learned(student, self._labelling.of_stored(batch, fresh=self._has_several_teachers))
 
     def uses(self, alone: bool) -> list[str]:
         """The generator, if it learns from real images."""

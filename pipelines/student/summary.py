@@ -15,7 +15,7 @@ from synthkd.pipelines.student.networks import finished
 from synthkd.reports.files import RunFiles
 from synthkd.reports.headline import headline
 from synthkd.reports.page import SPACE
-from synthkd.reports.results import DistillResult, ModelResult
+from synthkd.reports.results import AccuracyEstimate, DistillResult, ModelResult
 from synthkd.schedules import ever
 from synthkd.settings import Schedule, TrainedTeacher
 
@@ -167,6 +167,7 @@ def summary(job: Job, result: DistillResult, already: bool = False) -> tuple[str
         who = "the soft labels" if teacher is None else "its teachers" if teachers else "its teacher"
         on = "test images" if student.agreement_on == "test" else student.agreement_on
         rows.append(("", f"agrees with {who} on {student.agreement:.2%} of {student.agreement_n:,} {on}"))
+    rows += [] if result.estimate is None else [("estimate", _estimated(result.estimate))]
     for earlier in result.before or ():
         steps = "" if earlier.steps is None else f" after {earlier.steps:,} steps"
         rows.append(("before", f"{_tested(earlier.student)}{steps}, saved in {job.directory / earlier.folder}"))
@@ -182,10 +183,22 @@ def summary(job: Job, result: DistillResult, already: bool = False) -> tuple[str
     if result.scores is not None:
         rows.append(("scores", scores_in_words(result.scores)))
     rows += [("alarm", f"{alarm.name}: {alarm.message}") for alarm in result.alarms or ()]
+    rows += [("advice", one) for one in result.advice or ()]
     rows.append(("report", str(job.directory / REPORT)))
     width = max(len(name) for name, _ in rows) + 2
     lines = [f"{name + ':' if name else '':<{width}}{text}" for name, text in rows]
     return (*([f"{job.directory} was complete already; nothing was run"] if already else ()), opening, *lines)
+
+
+def _estimated(estimate: AccuracyEstimate) -> str:
+    """The estimate with its interval, and how often such intervals held."""
+    share, ends, what = estimate.agreement, estimate.agreement_interval, "agreement with its teacher on real images"
+    if estimate.accuracy is not None and estimate.accuracy_interval is not None:
+        share, ends, what = estimate.accuracy, estimate.accuracy_interval, "accuracy"
+    return (
+        f"{what} without test data about {share:.0%} (interval {ends[0]:.0%} to {ends[1]:.0%}, which held in "
+        f"{estimate.covered} of {estimate.runs} runs)"
+    )
 
 
 def _tested(model: ModelResult) -> str:

@@ -111,6 +111,29 @@ class TeachResult(JobResult):
 
 
 @dataclass(frozen=True)
+class AccuracyEstimate:
+    """How good a student probably is on images of the task, where there are none to test it on.
+
+    Attributes:
+        agreement: estimated share of images that the student answers as its teacher does.
+        agreement_interval: of it, low and high.
+        runs: number of runs with test data that the estimate was checked on.
+        covered: of these, the runs whose true agreement was in the interval that other datasets gave.
+        teacher_accuracy: of the teacher, as the configuration states it.
+        accuracy: estimated accuracy; None if that of the teacher is not stated.
+        accuracy_interval: of it, low and high.
+    """
+
+    agreement: float
+    agreement_interval: tuple[float, float]
+    runs: int
+    covered: int
+    teacher_accuracy: float | None = field(default=None, metadata=OMITTED)
+    accuracy: float | None = field(default=None, metadata=OMITTED)
+    accuracy_interval: tuple[float, float] | None = field(default=None, metadata=OMITTED)
+
+
+@dataclass(frozen=True)
 class EarlierResult:
     """What a run came to before it was extended.
 
@@ -144,6 +167,8 @@ class DistillResult(JobResult):
         scores: of generated images, if the run measured them.
         before: what the run came to before each of its extensions; None without one.
         queries: to a teacher that is a black box.
+        estimate: of the accuracy, without test data; None where there is some, or real images took part.
+        advice: what the curves of the run advise, a line each.
     """
 
     job: str = "distill"
@@ -161,6 +186,8 @@ class DistillResult(JobResult):
     scores: RunningScoresResult | None = field(default=None, metadata=OMITTED)
     before: tuple[EarlierResult, ...] | None = field(default=None, metadata=OMITTED)
     queries: Queries | None = field(default=None, metadata=OMITTED)
+    estimate: AccuracyEstimate | None = field(default=None, metadata=OMITTED)
+    advice: tuple[str, ...] | None = field(default=None, metadata=OMITTED)
 
 
 @dataclass(frozen=True, kw_only=True)
