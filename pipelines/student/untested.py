@@ -42,11 +42,10 @@ def advice_of(config: DistillConfig, monitor: Monitor) -> tuple[str, ...]:
     if generated is None or len(config.sources) > 1 or generated.data is not None:
         return ()
     before = sum(phase.rounds for phase in config.phases if isinstance(phase, Pregenerate))
-    steps, agreements = monitor.series("evaluation/accuracy")
-    advice = [still_rising([step - before for step in steps], agreements)]
+    rounds, fresh = monitor.series("fresh/agreement")
+    advice = [still_rising([step - before for step in rounds], fresh)]
     # Drawn images are the same at every difficulty.
     if not isinstance(generated.named, ProceduralSettings):
-        rounds, fresh = monitor.series("fresh/agreement")
         difficulties = dict(zip(*monitor.series("difficulty"), strict=True))
         values = [difficulties[step] for step in rounds]
         key = "transfer_set.difficulty"

@@ -14,7 +14,9 @@ import numpy as np
 LONGER = 3.0
 """Factor on the steps of a run that the advice is about. The curve over the last two thirds, in which the steps grew by
 this factor, says what a further factor is worth."""
-LEAST_POINTS = 6
+LEAST_DISAGREEMENT = 1 / 128
+"""Smallest disagreement of a round, whose logarithm is taken."""
+LEAST_POINTS = 8
 """Smallest number of points of a curve that is extrapolated."""
 LEAST_GAIN = 0.01
 """Smallest gain of agreement that is worth a line."""
@@ -26,14 +28,15 @@ FLOOR_SHARE = 0.5
 """Smallest part of the run that the difficulty ended on its floor."""
 
 
-def gain_of_longer(steps: Sequence[float], agreements: Sequence[float]) -> float | None:
-    """What `LONGER` times the steps would add to the agreement, by a power law of the disagreement in the steps.
+def gain_of_longer(steps: Sequence[float], agreements: Sequence[float], factor: float = LONGER) -> float | None:
+    """What `factor` times the steps would add to the agreement, by a power law of the disagreement in the steps.
 
     `log(1 - a) = log c - p log(step)` is fitted to the points of the last two thirds, by least squares.
 
     Args:
         steps: of the student, rising.
-        agreements: with the teacher on held-out images at those steps, in [0, 1].
+        agreements: with the teacher on new images at those steps, in [0, 1].
+        factor: on the steps.
 
     Returns:
         The gain in [0, 1]; None where there are too few points, or the curve does not rise beyond its noise.
@@ -42,8 +45,9 @@ def gain_of_longer(steps: Sequence[float], agreements: Sequence[float]) -> float
     pairs = [(step, a) for step, a in zip(steps, agreements, strict=True) if step * LONGER >= last and step > 0]
     if len(pairs) < LEAST_POINTS:
         return None
-    # A curve at 1 has nothing to gain, and the logarithm of its disagreement is infinite.
-    x, y = (np.array(values) for values in zip(*((math.log(s), math.log(max(1 - a, 1e-4))) for s, a in pairs)))
+    x = np.log([step for step, _ in pairs])
+    # Half of one image of a round disagrees at least: the logarithm of no disagreement is infinite.
+    y = np.log([max(1.0 - a, LEAST_DISAGREEMENT) for _, a in pairs])
     centred = x - x.mean()
     slope = float(centred @ y / (centred @ centred))
     rest = y - y.mean() - slope * centred
@@ -51,7 +55,7 @@ def gain_of_longer(steps: Sequence[float], agreements: Sequence[float]) -> float
     if -slope <= ERRORS * error:
         return None
     left = math.exp(float(y.mean()) + slope * (math.log(last) - float(x.mean())))
-    return left * (1.0 - LONGER**slope)
+    return left * (1.0 - factor**slope)
 
 
 def still_rising(steps: Sequence[float], agreements: Sequence[float]) -> str | None:
@@ -59,7 +63,7 @@ def still_rising(steps: Sequence[float], agreements: Sequence[float]) -> str | N
 
     Args:
         steps: of the student, rising.
-        agreements: with the teacher on held-out generated images at those steps, in [0, 1].
+        agreements: with the teacher on new generated images at those steps, in [0, 1].
     """
     gain = gain_of_longer(steps, agreements)
     if gain is None or gain < LEAST_GAIN:
@@ -92,6 +96,6 @@ def on_floor(
     # Steps of 0.05, a little below what the run reached, so that the difficulty can rise.
     higher = max(0.1, math.floor(20 * usual) / 20 - 0.05)
     return (
-        f"the difficulty sat on its floor ({low:g}) from step {steps[first]:,.0f} on, with an agreement of {usual:.2f} on "
-        f"new images: lower {key}.raise_above (to {higher:.2f}) and {key}.lower_below (to {higher - 0.1:.2f})"
+        f"the difficulty sat on its floor ({low:g}) from step {steps[first]:,.0f} on, with an agreement of {usual:.2f} "
+        f"on new images: lower {key}.raise_above (to {higher:.2f}) and {key}.lower_below (to {higher - 0.1:.2f})"
     )

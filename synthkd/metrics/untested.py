@@ -60,8 +60,7 @@ def agreement_logits(teacher: Tensor, student: Tensor) -> tuple[float, float]:
     """
     same = (teacher.argmax(1) == student.argmax(1)).double()
     confidence = teacher.double().softmax(1).amax(1)
-    # By rank, not by a threshold: a teacher that is sure of everything, or of nothing, has a surer half too. The sort is
-    # stable, so that equal confidences give one result.
+    # By rank, not by a threshold: a teacher that is sure of everything, or of nothing, has a surer half too.
     surest = confidence.argsort(descending=True, stable=True)[: (len(same) + 1) // 2]
     return _logit(same), _logit(same[surest])
 
