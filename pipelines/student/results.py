@@ -193,7 +193,8 @@ class _Closing:
         """The tests that need no data, on the newest images and on the whole run's log."""
         raised = self.assembly.transfer_set.alarms(self.watch)
         if self.job.accelerator.is_main_process:
-            stale = alarms.stale_student(self.job.monitor.series("fresh/agreement")[1])
+            monitor = self.job.monitor
+            stale = alarms.stale_student(monitor.series("fresh/agreement")[1], monitor.series("student/loss")[1])
             raised += [] if stale is None else [stale]
         return raised
 
