@@ -51,7 +51,7 @@ from synthkd.data.read.real import load_splits
 from synthkd.distillation.advice import gain_of_longer
 from synthkd.generators import procedural
 from synthkd.generators.build import build_generator
-from synthkd.generators.settings import ProceduralSettings, SavedSettings
+from synthkd.generators.settings import GeneratorSettings, ProceduralSettings, SavedSettings
 from synthkd.metrics.untested import agreement_logits
 from synthkd.models import Classifier, load, load_model
 from synthkd.passes import in_chunks, sample_in_chunks
@@ -153,8 +153,8 @@ def answers(network: Classifier, images: Tensor) -> Tensor:
 
 def fresh_images(cell: Cell, place: Path, teacher: Classifier) -> Tensor:
     """The images on which the run itself measured the agreement: new samples of its generator."""
-    settings = ProceduralSettings(kind="procedural")
-    if cell.images != "drawn":
+    settings: GeneratorSettings = ProceduralSettings(kind="procedural")
+    if cell.images != DRAWN:
         settings = SavedSettings(kind="saved", path=str(place))
     generator = build_generator(settings, teacher, cell.seed, Accelerator(cpu=True), None, None)
     difficulty, labels = DifficultySettings().start, balanced_labels(FRESH_IMAGES, 0, teacher.spec.classes)

@@ -16,6 +16,7 @@ from synthkd.data.written.stored_images import StoredImages
 from synthkd.distillation.alarms import Alarm
 from synthkd.distillation.evaluation import HeldOut
 from synthkd.distillation.synthesis import Synthesis
+from synthkd.generators.settings import InversionSettings, PixelSettings
 from synthkd.metrics.utility import accuracy, predict
 from synthkd.models import Classifier
 from synthkd.passes import Tick, go_on, sample_in_chunks
@@ -214,6 +215,11 @@ class GeneratedImages(BankedImages):
     def agreement(self, student: Classifier, watch: Watch = unwatched) -> Agreement | None:
         """The agreement on fresh samples, on fewer if the time for measurements is used up."""
         return self._labelling.on_fresh(student, self._sample, Rows(self._seed, "fresh"), watch)
+
+    @property
+    def is_of_teacher_alone(self) -> bool:
+        """Whether the generator learns from the teacher and nothing else, neither real images nor rules alone."""
+        return isinstance(self._settings.named, InversionSettings | PixelSettings)
 
     def agreement_on_learned(self, student: Classifier) -> tuple[float, float] | None:
         """Logits of the agreement on images of the whole bank, see `Labelling.on_learned`; None while it is empty."""

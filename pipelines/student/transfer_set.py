@@ -82,14 +82,16 @@ class TransferSet:
         return next((agreement for agreement in agreements if agreement is not None), None)
 
     def estimate(self, student: Classifier, fresh: Agreement | None) -> Range | None:
-        """The estimated agreement on images of the task; None unless all images came from teacher and generator.
+        """The estimated agreement on images of the task; None unless all images come of the teacher alone.
 
         Args:
             student: the finished student.
             fresh: its agreement on fresh samples.
         """
         generated = self.generated
-        if fresh is None or fresh.logits is None or generated is None or len(self.sources) > 1 or self.real_images_used:
+        if fresh is None or fresh.logits is None or generated is None or not generated.is_of_teacher_alone:
+            return None
+        if len(self.sources) > 1:
             return None
         learned = generated.agreement_on_learned(student)
         return None if learned is None else estimated_agreement((*fresh.logits, *learned), CALIBRATION)

@@ -55,7 +55,7 @@ def gain_of_longer(steps: Sequence[float], agreements: Sequence[float], factor: 
     if -slope <= ERRORS * error:
         return None
     left = math.exp(float(y.mean()) + slope * (math.log(last) - float(x.mean())))
-    return left * (1.0 - factor**slope)
+    return left * (1.0 - math.pow(factor, slope))
 
 
 def still_rising(steps: Sequence[float], agreements: Sequence[float]) -> str | None:
