@@ -70,9 +70,7 @@ LONGER = (
     ("digits", 400, 1500),
     ("lenet", 800, 3000),
     ("fashion", 300, 800),
-    ("fashion", 800, 1500),
     ("cifar10", 150, 400),
-    ("cifar10", 400, 800),
 )
 """Data, and the steps of two runs with one recipe and student."""
 USUAL = ("convnet 12", "convnet 16", "lenet5 3", "resnet 16 8")
