@@ -97,5 +97,6 @@ def on_floor(
     higher = max(0.1, math.floor(20 * usual) / 20 - 0.05)
     return (
         f"the difficulty sat on its floor ({low:g}) from step {steps[first]:,.0f} on, with an agreement of {usual:.2f} "
-        f"on new images: lower {key}.raise_above (to {higher:.2f}) and {key}.lower_below (to {higher - 0.1:.2f})"
+        f"on new images: to let it rise, lower {key}.raise_above (to {higher:.2f}) and {key}.lower_below "
+        f"(to {higher - 0.1:.2f})"
     )

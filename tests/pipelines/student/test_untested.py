@@ -94,7 +94,7 @@ def test_advice_goes_by_the_log(tmp_path: Path) -> None:
     gain = 2.0 * (24.0 * 49) ** -0.3 * (1 - 3**-0.3)
     assert f"about {round(100 * gain)} points" in risen, "rounds before the student are no steps of it"
     (floor,) = advised(tmp_path / "floor", flat, 0.1)
-    assert "lower transfer_set.difficulty.raise_above" in floor
+    assert "to let it rise, lower transfer_set.difficulty.raise_above" in floor
     assert advised(tmp_path / "flat", flat, 0.3) == ()
     drawn = {"transfer_set": {"generator": {"kind": "procedural"}}}
     assert advised(tmp_path / "drawn", flat, 0.1, **drawn) == (), "drawn images have no difficulty"
