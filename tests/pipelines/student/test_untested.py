@@ -81,9 +81,10 @@ def advised(directory: Path, agreements: list[float], difficulty: float, **chang
     directory.mkdir()
     monitor = Monitor(directory)
     for number, agreement in enumerate(agreements):
-        monitor.log(2 + 24 * number, {"fresh/agreement": agreement, "difficulty": difficulty})
-    teacher = {"kind": "load", "model": "t"}
-    return advice_of(load_config(DistillConfig, {**SOURCE, "teacher": teacher, **changes}, []), monitor)
+        monitor.log(500 + 24 * number, {"fresh/agreement": agreement, "difficulty": difficulty})
+    phases = [{"kind": "pregenerate", "rounds": 500}, SOURCE["phases"][1]]
+    source = {**SOURCE, "teacher": {"kind": "load", "model": "t"}, "phases": phases, **changes}
+    return advice_of(load_config(DistillConfig, source, []), monitor)
 
 
 def test_advice_goes_by_the_log(tmp_path: Path) -> None:
