@@ -5,11 +5,12 @@
 A cell is a short distillation without test data (`estimate_runs.py`): digits, Fashion-MNIST with two teachers, and
 CIFAR-10 with the public ResNet-20; images of generators that learn from the teacher, or drawn ones; students of
 several sizes, budgets from 100 to 3,000 steps. The truth is the agreement of student and teacher on test images
-(2,000 at most), which no estimate sees. An estimate is the mean of logits of agreements, moved by the mean of its
-differences to the truth over the runs of the other datasets. Its interval has the deviation that the other datasets
-have among themselves, each left out once. Runs of drawn images are no part of this: theirs are neither hard for the
-student nor easy for the teacher on purpose. The estimate was chosen by the first 11 runs; the others came after it.
-Finished cells are kept in benchmarks/runs/estimate; the tables go to benchmarks/results/estimate.json.
+(2,000 at most), which no estimate sees. An estimate is the mean of logits of agreements, as it is, or moved by the
+mean of its differences to the truth over other runs or the runs of other datasets. The interval of a run is the
+estimate as it is, plus and minus the errors on the other datasets. Runs of drawn images are no part of this: theirs
+are neither hard for the student nor easy for the teacher on purpose. The four agreements were chosen by the first 11
+runs, and to leave them as they are by all. Finished cells are kept in benchmarks/runs/estimate; the tables go to
+benchmarks/results/estimate.json.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Estimates of the agreement on test images, each moved by a constant that other runs give; see `estimate.py`."""
+"""Estimates of the agreement on test images, and their errors; see `estimate.py`."""
 
 from __future__ import annotations
 
@@ -76,22 +76,22 @@ def others(runs: Sequence[Point], left_out: Point) -> list[Point]:
 
 
 def deviation(runs: Sequence[Point]) -> float:
-    """Root mean square error in logits, each dataset estimated by the others."""
-    return math.sqrt(statistics.mean((run.difference - offset(others(runs, run))) ** 2 for run in runs))
+    """Root mean square error of the estimate as it is, as a share of the images."""
+    return math.sqrt(statistics.mean((share(run.value) - share(run.truth)) ** 2 for run in runs))
 
 
 def quantile(runs: Sequence[Point]) -> float:
-    """Of the t distribution with a degree of freedom less than there are runs."""
-    return float(stats.t.ppf(0.5 + CONFIDENCE / 2, len(runs) - 1))
+    """Of the t distribution. Runs of a dataset err alike, so datasets count, not runs, for its degrees of freedom."""
+    return float(stats.t.ppf(0.5 + CONFIDENCE / 2, len({run.data for run in runs}) - 1))
 
 
 def ranges(runs: Sequence[Point]) -> list[tuple[float, float, float]]:
-    """Value, low and high in [0, 1] of each run, by the runs of the other datasets alone."""
+    """The estimate of each run as it is, with the low and high end that the errors on other datasets give."""
     result = []
     for run in runs:
-        rest = others(runs, run)
-        middle, half = run.value + offset(rest), quantile(rest) * deviation(rest)
-        result.append((share(middle), share(middle - half), share(middle + half)))
+        rest, value = others(runs, run), share(run.value)
+        half = quantile(runs) * deviation(rest)
+        result.append((value, max(0.0, value - half), min(1.0, value + half)))
     return result
 
 
@@ -119,8 +119,9 @@ def calibration(cells: Sequence[Row]) -> Row:
         return {}
     held = [low <= share(run.truth) <= high for run, (_, low, high) in zip(runs, ranges(runs), strict=True)]
     return {
-        "offset": round(offset(runs), 2),
-        "deviation": round(deviation(runs), 2),
+        "error": round(errors(runs)[0], 3),
+        "naive_error": round(errors(points(by_teacher(cells), "new images"))[0], 3),
+        "deviation": round(deviation(runs), 3),
         "quantile": round(quantile(runs), 2),
         "runs": len(runs),
         "covered": sum(held),

@@ -13,7 +13,7 @@ from synthkd.metrics.untested import (
     estimated_agreement,
 )
 
-KNOWN = Calibration(offset=-0.5, deviation=0.4, quantile=2.0, runs=9, covered=8, error=0.05, naive_error=0.1)
+KNOWN = Calibration(deviation=0.06, quantile=2.0, runs=9, covered=8)
 
 
 def test_agreement_of_all_images_and_of_the_surer_half() -> None:
@@ -44,16 +44,18 @@ def test_full_agreement_is_finite() -> None:
     assert surer == pytest.approx(math.log(25.5 / 0.5))
 
 
-def test_estimate_is_the_moved_mean_of_logits() -> None:
-    found = estimated_agreement([0.0, 1.0, 2.0, 3.0], KNOWN)
-    assert found.value == pytest.approx(1 / (1 + math.exp(-1.0)))
-    assert found.low == pytest.approx(1 / (1 + math.exp(-0.2)))
-    assert found.high == pytest.approx(1 / (1 + math.exp(-1.8)))
+def test_estimate_is_the_mean_of_logits() -> None:
+    estimate = estimated_agreement([0.0, 1.0, 2.0, 3.0], KNOWN)
+    middle = 1 / (1 + math.exp(-1.5))
+    assert estimate.value == pytest.approx(middle)
+    assert (estimate.low, estimate.high) == pytest.approx((middle - 0.12, middle + 0.12))
+    assert estimated_agreement([9.0], KNOWN).high == 1.0
+    assert estimated_agreement([-9.0], KNOWN).low == 0.0
 
 
 def test_accuracy_is_at_most_that_of_the_teacher() -> None:
-    found = estimated_accuracy(Range(0.8, 0.6, 0.99), 0.9)
-    assert found.value == pytest.approx(0.8 * 0.95)
-    assert found.low == pytest.approx(0.6 * 0.95)
-    assert found.high == pytest.approx(0.9)
+    estimate = estimated_accuracy(Range(0.8, 0.6, 0.99), 0.9)
+    assert estimate.value == pytest.approx(0.8 * 0.95)
+    assert estimate.low == pytest.approx(0.6 * 0.95)
+    assert estimate.high == pytest.approx(0.9)
     assert estimated_accuracy(Range(0.8, 0.7, 0.9), 1.0) == Range(0.8, 0.7, 0.9)
