@@ -18,12 +18,12 @@ from synthkd.pipelines.config.transfer_set import (
     TransferSetSettings,
     sources_of,
 )
+from synthkd.pipelines.config.untested import Untested
 from synthkd.settings import (
     ContrastTerm,
     Count,
     DistillSettings,
     ExitsTerm,
-    Fraction,
     Joint,
     LabelsTeacher,
     Listed,
@@ -204,7 +204,7 @@ class Distillation(Settings):
         return {term.kind for term in terms if term in self.distill.features or isinstance(term, COMPARES_FEATURES)}
 
 
-class DistillConfig(Distillation, TrainingConfig):
+class DistillConfig(Distillation, Untested, TrainingConfig):
     """Distill a student from a teacher, without its data or with some of it."""
 
     teacher: TeacherOrGiven | None = None
@@ -218,14 +218,10 @@ class DistillConfig(Distillation, TrainingConfig):
     test: TestSettings | None = None
     """Real test data for the report; nothing is selected by it. All images are tested on, but of a dataset with a test
     split of its own, or that the run trains on, the test split alone."""
-    teacher_accuracy: Fraction | None = None
-    """Accuracy of the teacher on images of the task, if you know it; without `test` the report estimates the student's
-    accuracy from it."""
     score: ScoreSettings | None = None
     """Score the newest generated images while the run goes; None: only at the end, by `synthkd evaluate RUN`."""
     keep_images: Whole | Literal["all"] = 1000
-    """Images of the memory bank that the finished run keeps in `samples/bank.npz`, evenly spaced from the oldest to the
-    newest, so that `synthkd evaluate RUN` can score them; "all": the whole bank."""
+    """Images of the bank, oldest to newest, kept in `samples/bank.npz` for `synthkd evaluate RUN`; "all": the bank."""
     more: Count | None = None
     """Extend the finished run in `out` by so many steps, as its last phase has them."""
     extended: Annotated[tuple[Count, ...], Listed] = ()
