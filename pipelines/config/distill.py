@@ -20,6 +20,7 @@ from synthkd.pipelines.config.transfer_set import (
     TransferSetSettings,
     sources_of,
 )
+from synthkd.pipelines.config.untested import Untested
 from synthkd.settings import (
     ContrastTerm,
     Count,
@@ -204,7 +205,7 @@ class Distillation(Settings):
         return {term.kind for term in terms if term in self.distill.features or isinstance(term, COMPARES_FEATURES)}
 
 
-class DistillConfig(Distillation, BudgetedConfig):
+class DistillConfig(Distillation, Untested, BudgetedConfig):
     """Distill a student from a teacher, without its data or with some of it."""
 
     teacher: TeacherOrGiven | None = None
@@ -221,8 +222,7 @@ class DistillConfig(Distillation, BudgetedConfig):
     score: ScoreSettings | None = None
     """Score the newest generated images while the run goes; None: only at the end, by `synthkd evaluate RUN`."""
     keep_images: Whole | Literal["all"] = 1000
-    """Images of the memory bank that the finished run keeps in `samples/bank.npz`, evenly spaced from the oldest to the
-    newest, so that `synthkd evaluate RUN` can score them; "all": the whole bank."""
+    """Images of the bank, oldest to newest, kept in `samples/bank.npz` for `synthkd evaluate RUN`; "all": the bank."""
 
     @property
     def every_teacher(self) -> tuple[TeacherOrGiven, ...]:

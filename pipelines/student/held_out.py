@@ -11,10 +11,12 @@ from torch import Tensor
 from synthkd.data.sources import RealImages
 from synthkd.distillation.evaluation import CHUNK, HeldOut
 from synthkd.distillation.teachers import TeacherTeam
-from synthkd.metrics.utility import Proportion, proportion
+from synthkd.metrics.untested import agreement_logits
+from synthkd.metrics.utility import Proportion, accuracy
 from synthkd.models import Classifier
 from synthkd.passes import in_chunks, sample_in_chunks
 from synthkd.rng import Rows, stream
+from synthkd.taps import evaluating
 from synthkd.training.measuring import Watch
 from synthkd.types import Batch, balanced_labels, to_float
 
@@ -31,10 +33,13 @@ class Agreement:
     Attributes:
         rate: share of images with the same predicted class, with its interval.
         on: what the images are, in words.
+        logits: of the agreement on all of them and on the surer half, as `agreement_logits` has them; None where the
+            images are not those of a generator.
     """
 
     rate: Proportion
     on: str
+    logits: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -116,16 +121,31 @@ class Labelling:
         if team is None or self.is_paid:
             return None
 
-        def agrees(labels: Tensor, rng: Rows) -> Tensor:
+        def answers(labels: Tensor, rng: Rows) -> Tensor:
             images = sample(labels, rng)
             with torch.no_grad():
-                same: Tensor = student(images).argmax(1) == team.consensus(images).argmax(1)
-                return same
+                return torch.stack([team.consensus(images).float(), student(images).float()], dim=1)
 
         labels = balanced_labels(FRESH_IMAGES, 0, team.spec.classes)
         tick = watch("agreement on fresh samples", FRESH_IMAGES, LEAST_FRESH)
-        hits = sample_in_chunks(agrees, self.batch_size, labels, rng, tick)
-        return Agreement(proportion(int(hits.sum()), len(hits)), "fresh synthetic samples")
+        theirs, ours = sample_in_chunks(answers, self.batch_size, labels, rng, tick).cpu().unbind(1)
+        rate = accuracy(ours.argmax(1), theirs.argmax(1))
+        return Agreement(rate, "fresh synthetic samples", agreement_logits(theirs, ours))
+
+    def on_learned(self, student: Classifier, learned: HeldOut) -> tuple[float, float] | None:
+        """Logits of the agreement on images that the student learned from, as `agreement_logits` has them.
+
+        None without a teacher, or of fewer than two images.
+
+        Args:
+            student: the finished student.
+            learned: the images with the teacher's logits.
+        """
+        if learned.teacher_logits is None or len(learned.images) < 2:
+            return None
+        with torch.no_grad(), evaluating(student):
+            ours = in_chunks(lambda chunk: student(chunk).float(), self.batch_size, learned.images)
+        return agreement_logits(learned.teacher_logits.cpu(), ours.cpu())
 
     def _logits(self, images: Tensor) -> Tensor | None:
         if self.team is None:

@@ -12,15 +12,18 @@ from synthkd.compression.capacity import TeacherQuality, compare_teachers
 from synthkd.data.read.real import RealData
 from synthkd.distillation import alarms
 from synthkd.distillation.teachers import TeacherTeam
+from synthkd.metrics.untested import Range
 from synthkd.metrics.utility import Predictor, Proportion, accuracy, predict
 from synthkd.models import Classifier, parameters
 from synthkd.models.black_box import black_box_of
 from synthkd.pipelines.config import DistillConfig
 from synthkd.pipelines.run.extension import earlier_results
 from synthkd.pipelines.run.job import Job, describe_model
+from synthkd.pipelines.student import held_out
 from synthkd.pipelines.student.assembly import Assembly
 from synthkd.pipelines.student.networks import finished
 from synthkd.pipelines.student.teacher_warnings import WARNING
+from synthkd.pipelines.student.untested import advice_of, estimate_result
 from synthkd.reports.results import (
     Agreement,
     AsItStarted,
@@ -113,6 +116,7 @@ class _Tested:
     teacher: Proportion | None
     agreement: Agreement
     alarms: Sequence[alarms.Alarm]
+    estimate: Range | None = None
 
 
 @dataclass(frozen=True)
@@ -136,7 +140,9 @@ class _Closing:
         answers = {who: self._answers(who, network, images, on) for who, network in self.networks.items()}
         raised = [*_one_class(assembly, answers, labels.cpu(), on), *self._alarms()]
         if test is None:
-            return _Tested([None for _ in answers], None, self._agreement(), raised)
+            agreed = assembly.transfer_set.agreement(self.networks[STUDENT], self.watch)
+            estimate = assembly.transfer_set.estimate(self.networks[STUDENT], agreed)
+            return _Tested([None for _ in answers], None, _described_agreement(agreed), raised, estimate)
         scores = [accuracy(one, labels) for one in answers.values()]
         if team is None:
             return _Tested(scores, None, self._agreement(), raised)
@@ -198,6 +204,8 @@ class _Closing:
             before=earlier_results(self.config, self.job.directory),
             queries=None if box is None else Queries(box.used, box.settings.queries, box.settings.answers),
             unrelated_pictures=transfer_set.unrelated_pictures or None,
+            estimate=estimate_result(tested.estimate, self.config.teacher_accuracy),
+            advice=advice_of(self.config, self.job.monitor) or None,
         )
 
     def _answers(self, who: str, network: Predictor, images: InBlocks, on: str) -> Tensor:
@@ -208,14 +216,14 @@ class _Closing:
 
     def _agreement(self) -> Agreement:
         """With the teacher, on the images that the transfer set has for it."""
-        agreed = self.assembly.transfer_set.agreement(self.networks[STUDENT], self.watch)
-        return Agreement() if agreed is None else Agreement.on(agreed.rate, agreed.on)
+        return _described_agreement(self.assembly.transfer_set.agreement(self.networks[STUDENT], self.watch))
 
     def _alarms(self) -> list[alarms.Alarm]:
         """The tests that need no data, on the newest images and on the whole run's log."""
         raised = self.assembly.transfer_set.alarms(self.watch)
         if self.job.accelerator.is_main_process:
-            stale = alarms.stale_student(self.job.monitor.series("fresh/agreement")[1])
+            monitor = self.job.monitor
+            stale = alarms.stale_student(monitor.series("fresh/agreement")[1], monitor.series("student/loss")[1])
             raised += [] if stale is None else [stale]
         return raised
 
@@ -246,6 +254,10 @@ class _Closing:
             ranked = None if rank is None else _quality(rank)
             teachers.append(TeamTeacher.of_team(name, self._model(name, model, score), ranked, count))
         return tuple(teachers)
+
+
+def _described_agreement(agreed: held_out.Agreement | None) -> Agreement:
+    return Agreement() if agreed is None else Agreement.on(agreed.rate, agreed.on)
 
 
 def _ratio(student: Classifier, teacher: Classifier, ours: Proportion | None, theirs: Proportion | None) -> Ratio:

@@ -16,6 +16,7 @@ from synthkd.data.written.stored_images import StoredImages
 from synthkd.distillation.alarms import Alarm
 from synthkd.distillation.evaluation import HeldOut
 from synthkd.distillation.synthesis import Synthesis
+from synthkd.generators.settings import InversionSettings, PixelSettings
 from synthkd.metrics.utility import accuracy, predict
 from synthkd.models import Classifier
 from synthkd.passes import Tick, go_on, sample_in_chunks
@@ -203,13 +204,29 @@ class GeneratedImages(BankedImages):
             return self._held_out
         if not len(self.bank):
             return None
+        newest = self.bank.newest(self._labelling.count)
+        return self._labelling.of_stored(newest, fresh=self._has_several_teachers)
+
+    @property
+    def _has_several_teachers(self) -> bool:
         team = self._labelling.team
-        several = team is not None and len(team.models) > 1
-        return self._labelling.of_stored(self.bank.newest(self._labelling.count), fresh=several)
+        return team is not None and len(team.models) > 1
 
     def agreement(self, student: Classifier, watch: Watch = unwatched) -> Agreement | None:
         """The agreement on fresh samples, on fewer if the time for measurements is used up."""
         return self._labelling.on_fresh(student, self._sample, Rows(self._seed, "fresh"), watch)
+
+    @property
+    def is_of_teacher_alone(self) -> bool:
+        """Whether the generator learns from the teacher and nothing else, neither real images nor rules alone."""
+        return isinstance(self._settings.named, InversionSettings | PixelSettings)
+
+    def agreement_on_learned(self, student: Classifier) -> tuple[float, float] | None:
+        """Logits of the agreement on images of the whole bank, see `Labelling.on_learned`; None while it is empty."""
+        if not len(self.bank):
+            return None
+        batch = self.bank.spread(self._labelling.count)
+        return self._labelling.on_learned(student, self._labelling.of_stored(batch, fresh=self._has_several_teachers))
 
     def uses(self, alone: bool) -> list[str]:
         """The generator, if it learns from real images."""

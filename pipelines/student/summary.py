@@ -15,7 +15,7 @@ from synthkd.pipelines.student.networks import finished
 from synthkd.reports.files import RunFiles
 from synthkd.reports.headline import headline
 from synthkd.reports.page import SPACE
-from synthkd.reports.results import AsItStarted, BudgetResult, DistillResult, ModelResult
+from synthkd.reports.results import AccuracyEstimate, AsItStarted, BudgetResult, DistillResult, ModelResult
 from synthkd.schedules import ever
 from synthkd.settings import Schedule, TrainedTeacher
 
@@ -174,6 +174,7 @@ def summary(job: Job, result: DistillResult, already: bool = False) -> tuple[str
         rows.append(("", f"agrees with {who} on {student.agreement:.2%} of {student.agreement_n:,} {on}"))
     if student.start is not None:
         rows.append(("", f"as it started: {_as_it_started(student.start, who)}"))
+    rows += [] if result.estimate is None else [("estimate", _estimated(result.estimate))]
     for earlier in result.before or ():
         steps = "" if earlier.steps is None else f" after {earlier.steps:,} steps"
         rows.append(("before", f"{_tested(earlier.student)}{steps}, saved in {job.directory / earlier.folder}"))
@@ -191,6 +192,7 @@ def summary(job: Job, result: DistillResult, already: bool = False) -> tuple[str
     if result.scores is not None:
         rows.append(("scores", scores_in_words(result.scores)))
     rows += [("alarm", f"{alarm.name}: {alarm.message}") for alarm in result.alarms or ()]
+    rows += [("advice", one) for one in result.advice or ()]
     rows.append(("report", str(job.directory / REPORT)))
     width = max(len(name) for name, _ in rows) + 2
     lines = [f"{name + ':' if name else '':<{width}}{text}" for name, text in rows]
@@ -212,6 +214,17 @@ def _precise(seconds: float) -> str:
         if seconds >= 2 * size:
             return f"{seconds / size:.3g} {unit}"
     return f"{seconds:.3g} s"
+
+
+def _estimated(estimate: AccuracyEstimate) -> str:
+    """The estimate with its interval, and how often such intervals held."""
+    share, ends, what = estimate.agreement, estimate.agreement_interval, "agreement with its teacher on real images"
+    if estimate.accuracy is not None and estimate.accuracy_interval is not None:
+        share, ends, what = estimate.accuracy, estimate.accuracy_interval, "accuracy"
+    return (
+        f"{what} without test data about {share:.0%} (interval {ends[0]:.0%} to {ends[1]:.0%}, which held in "
+        f"{estimate.covered} of {estimate.runs} runs)"
+    )
 
 
 def _tested(model: ModelResult) -> str:

@@ -14,6 +14,7 @@ from torch import Tensor
 from synthkd.data.hybrid import HybridDataset
 from synthkd.distillation.alarms import Alarm
 from synthkd.distillation.evaluation import HeldOut
+from synthkd.metrics.untested import CALIBRATION, Range, estimated_agreement
 from synthkd.models import Classifier
 from synthkd.pipelines.student.collages import CollageImages
 from synthkd.pipelines.student.held_out import Agreement
@@ -90,6 +91,21 @@ class TransferSet:
         """
         agreements = (source.agreement(student, watch) for source in reversed(self._by_rank))
         return next((agreement for agreement in agreements if agreement is not None), None)
+
+    def estimate(self, student: Classifier, fresh: Agreement | None) -> Range | None:
+        """The estimated agreement on images of the task; None unless all images come of the teacher alone.
+
+        Args:
+            student: the finished student.
+            fresh: its agreement on fresh samples.
+        """
+        generated = self.generated
+        if fresh is None or fresh.logits is None or generated is None or not generated.is_of_teacher_alone:
+            return None
+        if len(self.sources) > 1:
+            return None
+        learned = generated.agreement_on_learned(student)
+        return None if learned is None else estimated_agreement((*fresh.logits, *learned), CALIBRATION)
 
     def alarms(self, watch: Watch = unwatched) -> list[Alarm]:
         """Signs of a failing distillation in the images of any source."""

@@ -153,6 +153,11 @@ class MemoryBank(Dataset[BankImage]):
         """The `count` newest images, or all if there are fewer, the oldest of them first."""
         return self._batch(self._by_age()[max(0, len(self) - count) :])
 
+    def spread(self, count: int) -> Batch:
+        """`count` images evenly from the oldest to the newest, or all if there are fewer."""
+        size = len(self)
+        return self._batch(self._by_age()[torch.linspace(0, max(0, size - 1), min(count, size)).round().long()])
+
     @property
     def _is_ring(self) -> bool:
         return self.settings.evict == "oldest"

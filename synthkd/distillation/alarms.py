@@ -23,6 +23,8 @@ LEAST_SKILL = 0.5
 """Smallest accuracy of a teacher above chance, as a fraction of chance times the rest: 1.45 / K of ten classes."""
 IMBALANCE = 0.25
 """Smallest share of a class, as a fraction of an equal share."""
+MOST_NAMED = 10
+"""Largest number of rare classes that a message names."""
 LEAST_PER_CLASS = 20
 """Smallest mean number of images per class for a judgement of a class; with fewer, one may be missing by chance."""
 LEAST_FOR_ALL = 100
@@ -35,6 +37,8 @@ STATISTICS_GAP = 0.5
 """Largest mean distance of BatchNorm means, in stored standard deviations."""
 STALE = 0.05
 """Largest fall of the agreement on fresh samples below its best. A rise of less than twice this is no learning."""
+DIVERGED, FALLING = 1.5, 0.9
+"""A loss that fell ends below the first times its lowest, and below the second times its start."""
 LEAST_ROUNDS = 8
 """Smallest number of rounds with a measured agreement for a judgement."""
 OTHERS = 0.05
@@ -83,16 +87,22 @@ def class_imbalance(teacher_logits: Tensor, remedy: str) -> Alarm | None:
             present / expected,
             IMBALANCE,
         )
-    shares = counts.float() / n
-    rarest = float(shares.min()) * classes
-    if rarest >= IMBALANCE:
+    shares = (counts.double() * classes / n).tolist()
+    rare = sorted((share, label) for label, share in enumerate(shares) if share < IMBALANCE)
+    if not rare:
         return None
     return Alarm(
-        "class imbalance",
-        f"class {int(shares.argmin())} has {rarest:.0%} of an equal share of the images: {remedy}",
-        rarest,
-        IMBALANCE,
+        "class imbalance", f"{_lacking(rare)} of an equal share of the images: {remedy}", rare[0][0], IMBALANCE
     )
+
+
+def _lacking(rare: Sequence[tuple[float, int]]) -> str:
+    """Rare classes, the rarest first, in words: at most `MOST_NAMED` of them."""
+    if len(rare) == 1:
+        return f"class {rare[0][1]} has {rare[0][0]:.0%}"
+    labels, left = [str(label) for _, label in rare[:MOST_NAMED]], len(rare) - MOST_NAMED
+    last = labels.pop() if left <= 0 else f"{left:,} more"
+    return f"classes {', '.join(labels)} and {last} have {rare[0][0]:.0%} to {rare[-1][0]:.0%}"
 
 
 def one_class(
@@ -234,25 +244,40 @@ def statistics_gap(statistics: Mapping[str, BatchNormStatistics], remedy: str) -
     )
 
 
-def stale_student(agreements: Sequence[float]) -> Alarm | None:
+def stale_student(agreements: Sequence[float], losses: Sequence[float] = ()) -> Alarm | None:
     """The alarm if the student has not learned, else None: the agreement with the teacher fell, or never rose.
 
     Args:
         agreements: agreement on fresh samples in [0, 1], in order of time.
+        losses: of the student, in order of time; they say which way the learning rate should go.
     """
     if len(agreements) < LEAST_ROUNDS:
         return None
     # Moving means, because the agreement of a single round is noisy.
-    window = max(4, len(agreements) // 10)
-    means = [sum(agreements[i : i + window]) / window for i in range(len(agreements) - window + 1)]
+    means = _moving_means(agreements)
     fall, rise = max(means) - means[-1], means[-1] - means[0]
     # A student that rose enough may end below its best: the samples get harder while it agrees with the teacher.
     if rise < 2 * STALE and (fall > STALE or means[-1] < 0.5):
         return Alarm(
             "stale student",
             f"agreement with the teacher on fresh samples ended {fall:.2f} below its best and {rise:.2f} above its "
-            "start: lower distill.optimizer.lr, or the difficulty",
+            f"start: {_stale_remedy(losses)}",
             fall,
             STALE,
         )
     return None
+
+
+def _moving_means(values: Sequence[float]) -> list[float]:
+    window = max(4, len(values) // 10)
+    return [sum(values[i : i + window]) / window for i in range(len(values) - window + 1)]
+
+
+def _stale_remedy(losses: Sequence[float]) -> str:
+    """A lower learning rate only for a loss that did not fall, or rose again; else the contrary."""
+    if len(losses) < LEAST_ROUNDS:
+        return "change distill.optimizer.lr, or lower the difficulty"
+    means = _moving_means(losses)
+    if means[-1] < min(DIVERGED * min(means), FALLING * means[0]):
+        return "train longer or raise distill.optimizer.lr, since the loss fell to the end, or lower the difficulty"
+    return "lower distill.optimizer.lr, since the loss did not fall, or the difficulty"

@@ -25,6 +25,13 @@ def test_class_imbalance() -> None:
     assert alarm is not None
     assert "class 2 has 10%" in alarm.message
     assert alarms.class_imbalance(one_hot(skewed[:40]), DO) is None, "too few images to say"
+    skewed[skewed == 3] = 0
+    alarm = alarms.class_imbalance(one_hot(skewed), DO)
+    assert alarm is not None
+    assert "classes 3 and 2 have 0% to 10% of an equal share of the images: do this" in alarm.message
+    alarm = alarms.class_imbalance(one_hot(torch.arange(400) % 8, 20), DO)
+    assert alarm is not None
+    assert "classes 8, 9, 10, 11, 12, 13, 14, 15, 16, 17 and 2 more have 0% to 0%" in alarm.message
 
 
 def test_near_chance() -> None:
@@ -107,3 +114,19 @@ def test_stale_student() -> None:
     alarm = alarms.stale_student(fallen)
     assert alarm is not None
     assert "below its best" in alarm.message
+
+
+def test_a_stale_student_is_told_which_way_its_learning_rate_should_go() -> None:
+    low = [0.2] * 40
+
+    def remedy(losses: list[float]) -> str:
+        alarm = alarms.stale_student(low, losses)
+        assert alarm is not None
+        return alarm.message.partition("start: ")[2]
+
+    slow = [7.0 - 0.1 * i for i in range(40)]
+    assert remedy(slow).startswith("train longer or raise distill.optimizer.lr")
+    assert remedy([2.0] * 40).startswith("lower distill.optimizer.lr"), "it never fell"
+    assert remedy([2.0] * 10 + [0.5] * 10 + [1.5] * 20).startswith("lower distill.optimizer.lr"), "it rose again"
+    assert remedy(slow[::-1]).startswith("lower distill.optimizer.lr")
+    assert remedy([]).startswith("change distill.optimizer.lr"), "nobody knows which way"

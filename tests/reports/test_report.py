@@ -199,6 +199,23 @@ def test_without_test_data_the_accuracy_is_called_unknown(tmp_path):
     assert "keeps" not in text
 
 
+def test_estimate_and_advice_have_their_place(tmp_path):
+    run = fake_run(tmp_path, is_tested=False, grids=0)
+    text = text_of(write_report(run))
+    assert "Estimated" not in text
+    assert "Advice" not in text
+    estimate = {"agreement": 0.71, "agreement_interval": [0.6, 0.8], "runs": 20, "covered": 19}
+    result = json.loads((run / "result.json").read_text()) | {"estimate": estimate, "advice": ["run < longer"]}
+    (run / "result.json").write_text(json.dumps(result))
+    text = text_of(write_report(run))
+    assert "Estimated agreement with its teacher on real images 71.0 % 60.0–80.0 %" in text
+    assert "an interval that held in 19 of 20 runs" in text
+    assert "Advice run < longer" in text
+    result["estimate"] |= {"accuracy": 0.68, "accuracy_interval": [0.57, 0.77], "teacher_accuracy": 0.9}
+    (run / "result.json").write_text(json.dumps(result))
+    assert "Estimated accuracy without test data 68.0 % 57.0–77.0 %" in text_of(write_report(run))
+
+
 def test_unfinished_run_says_so(tmp_path):
     fake_log(tmp_path, 200)
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(CONFIG))

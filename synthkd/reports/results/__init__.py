@@ -34,6 +34,7 @@ from synthkd.reports.results.models import (
 )
 from synthkd.reports.results.network import Against, EvaluatedNetwork, NetworkResult
 from synthkd.reports.results.training import (
+    AccuracyEstimate,
     BudgetResult,
     DistillResult,
     EarlierResult,

@@ -112,6 +112,29 @@ class TeachResult(JobResult):
 
 
 @dataclass(frozen=True)
+class AccuracyEstimate:
+    """How good a student probably is on images of the task, where there are none to test it on.
+
+    Attributes:
+        agreement: estimated share of images that the student answers as its teacher does.
+        agreement_interval: of it, low and high.
+        runs: number of runs with test data that the estimate was checked on.
+        covered: of these, the runs whose true agreement was in the interval that other datasets gave.
+        teacher_accuracy: of the teacher, as the configuration states it.
+        accuracy: estimated accuracy; None if that of the teacher is not stated.
+        accuracy_interval: of it, low and high.
+    """
+
+    agreement: float
+    agreement_interval: tuple[float, float]
+    runs: int
+    covered: int
+    teacher_accuracy: float | None = field(default=None, metadata=OMITTED)
+    accuracy: float | None = field(default=None, metadata=OMITTED)
+    accuracy_interval: tuple[float, float] | None = field(default=None, metadata=OMITTED)
+
+
+@dataclass(frozen=True)
 class EarlierResult:
     """What a run came to before it was extended.
 
@@ -163,6 +186,8 @@ class DistillResult(JobResult):
         budget: of time, and what became of it; None without one, or for a run that was extended.
         unrelated_pictures: pictures that have nothing to do with the task and whose crops the student has seen; they
             are no real images of the task.
+        estimate: of the accuracy, without test data; None where there is some, or real images took part.
+        advice: what the curves of the run advise, a line each.
     """
 
     job: str = "distill"
@@ -182,6 +207,8 @@ class DistillResult(JobResult):
     queries: Queries | None = field(default=None, metadata=OMITTED)
     budget: BudgetResult | None = field(default=None, metadata=OMITTED)
     unrelated_pictures: int | None = field(default=None, metadata=OMITTED)
+    estimate: AccuracyEstimate | None = field(default=None, metadata=OMITTED)
+    advice: tuple[str, ...] | None = field(default=None, metadata=OMITTED)
 
 
 @dataclass(frozen=True)

@@ -286,6 +286,17 @@ def test_without_test_data_or_teacher_nothing_is_said_of_them(tmp_path: Path) ->
         "         agrees with its teacher on 97.22% of 500 fresh synthetic samples",
         "teacher: no real test data, 412,345 parameters",
     ]
+    estimate: dict[str, Any] = {"agreement": 0.71, "agreement_interval": [0.6, 0.8], "runs": 20, "covered": 19}
+    more = {"estimate": estimate, "advice": ["run longer", "look"]}
+    lines = printed(values | more, tmp_path, config_of(teacher={"kind": "load", "model": "t"}))
+    assert lines[3] == (
+        "estimate: agreement with its teacher on real images without test data about 71% (interval 60% to 80%, which "
+        "held in 19 of 20 runs)"
+    )
+    assert lines[-3:-1] == ["advice:   run longer", "advice:   look"]
+    estimate |= {"accuracy": 0.68, "accuracy_interval": [0.57, 0.77], "teacher_accuracy": 0.9}
+    lines = printed(values | more, tmp_path, config_of(teacher={"kind": "load", "model": "t"}))
+    assert lines[3].startswith("estimate: accuracy without test data about 68% (interval 57% to 77%, ")
     alone = {**VALUES, "teacher": None, "student": STUDENT | {"agreement": None}, "real_images_used": 1294}
     lines = printed({**alone, "peers": [UNTESTED]}, tmp_path, config_of("distill.alpha=1", **ALONE))
     assert lines[0] == (

@@ -1,0 +1,53 @@
+"""What a finished run says without test data: an estimate of the student's accuracy, and advice by its curves."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from synthkd.distillation.advice import on_floor, still_rising
+from synthkd.generators.settings import ProceduralSettings
+from synthkd.metrics.untested import CALIBRATION, Range, estimated_accuracy
+from synthkd.pipelines.config import DistillConfig
+from synthkd.reports.results import AccuracyEstimate
+from synthkd.settings import Pregenerate
+from synthkd.training.monitor import Monitor
+
+
+def estimate_result(agreement: Range | None, teacher: float | None) -> AccuracyEstimate | None:
+    """The estimate as the result has it; None without one.
+
+    Args:
+        agreement: estimated, of student and teacher on images of the task.
+        teacher: accuracy of the teacher as the configuration states it, in [0, 1]; None: it says nothing.
+    """
+    if agreement is None:
+        return None
+    estimate = AccuracyEstimate(
+        agreement.value, (agreement.low, agreement.high), CALIBRATION.runs, CALIBRATION.covered, teacher
+    )
+    if teacher is None:
+        return estimate
+    accuracy = estimated_accuracy(agreement, teacher)
+    return replace(estimate, accuracy=accuracy.value, accuracy_interval=(accuracy.low, accuracy.high))
+
+
+def advice_of(config: DistillConfig, monitor: Monitor) -> tuple[str, ...]:
+    """The advice by the curves of a run whose images all come from a generator without real ones; else none.
+
+    Args:
+        config: of the run, with the generator that made the images.
+        monitor: its log.
+    """
+    generated = config.generated
+    if generated is None or len(config.sources) > 1 or generated.data is not None:
+        return ()
+    before = sum(phase.rounds for phase in config.phases if isinstance(phase, Pregenerate))
+    rounds, fresh = monitor.series("fresh/agreement")
+    advice = [still_rising([step - before for step in rounds], fresh)]
+    # Drawn images are the same at every difficulty.
+    if not isinstance(generated.named, ProceduralSettings):
+        difficulties = dict(zip(*monitor.series("difficulty"), strict=True))
+        values = [difficulties[step] for step in rounds]
+        key = "transfer_set.difficulty"
+        advice.append(on_floor(rounds, values, fresh, generated.difficulty.low, key))
+    return tuple(one for one in advice if one is not None)
