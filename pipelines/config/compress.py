@@ -134,6 +134,12 @@ class CompressConfig(TrainingConfig):
         refuse_flat_form(recipe, set(Distillation.model_fields))
         Distillation.refuse_old_form(section(recipe, "distillation"))
 
+    @classmethod
+    def defaults_for(cls, recipe: Mapping[str, object]) -> Mapping[str, object]:
+        """Those of its distillation."""
+        defaults = Distillation.defaults_for(section(recipe, "distillation"))
+        return {"distillation": defaults} if defaults else {}
+
     @model_validator(mode="after")
     def _fits_its_flow(self) -> CompressConfig:
         """Only the parts that the flow accounts for may use private images."""

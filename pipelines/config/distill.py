@@ -11,6 +11,7 @@ from synthkd.generators.settings import PythonGenerator
 from synthkd.pipelines.config.base import require_terms
 from synthkd.pipelines.config.black_box import require_answers_alone
 from synthkd.pipelines.config.budget import BudgetedConfig
+from synthkd.pipelines.config.image_defaults import without_real_images
 from synthkd.pipelines.config.old_form import refuse_sources_outside
 from synthkd.pipelines.config.transfer_set import (
     AnySet,
@@ -55,7 +56,7 @@ NO_TEACHER = (
     "or from labelled images and peers (transfer_set.kind=real, online)"
 )
 """The refusal of a configuration without a teacher."""
-BESIDE_A_GENERATOR = (Joint(kind="joint", steps=4000, every=15), Refine(kind="refine", steps=500))
+BESIDE_A_GENERATOR = (Joint(kind="joint", steps=4000, every=10), Refine(kind="refine", steps=500))
 """Default phases if images are generated."""
 
 
@@ -80,7 +81,7 @@ class Distillation(Settings):
         # An override such as phases.0.steps=10 starts from this default if a recipe has no phases.
         json_schema_extra={"default": [phase.model_dump() for phase in BESIDE_A_GENERATOR]},
     )
-    """Default: joint 4000 steps and refine 500 if images are generated, else refine 4500."""
+    """Default: joint 4000 steps with a round every 10, and refine 500 if images are generated, else refine 4500."""
     online: OnlineSettings | None = None
     """Networks that learn together with the student, and from each other."""
     inherit: bool | Literal["merged"] | None = None
@@ -153,6 +154,11 @@ class Distillation(Settings):
             ConfigError: with the line that says the same today.
         """
         refuse_sources_outside(recipe)
+
+    @classmethod
+    def defaults_for(cls, recipe: Mapping[str, object]) -> Mapping[str, object]:
+        """Those of a student that learns from images which show nothing real (`without_real_images`)."""
+        return without_real_images(recipe)
 
     @model_validator(mode="after")
     def _fits_its_sources(self) -> Distillation:

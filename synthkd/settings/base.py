@@ -46,6 +46,18 @@ class Settings(BaseModel):
     def refuse_old_form(cls, recipe: Mapping[str, Any]) -> None:
         """Raise `ConfigError` with the present form of keys that have moved since an earlier version."""
 
+    @classmethod
+    def defaults_for(cls, _recipe: Mapping[str, Any], /) -> Mapping[str, Any]:
+        """Defaults of a recipe that differ from those of the class, because of what else is in it.
+
+        Args:
+            _recipe: as it was read, before it is checked.
+
+        Returns:
+            Sections and values in the form of a recipe. A key that is written has the written value, at every depth.
+        """
+        return {}
+
 
 PathText = Annotated[str, AfterValidator(os.path.expanduser), WithJsonSchema({"type": "string", "path": True})]
 """A path on this machine; `~` is the home directory. `load_config` takes those in a file relative to that file."""

@@ -76,7 +76,7 @@ def load_config(
         except ConfigError as error:
             problems.append(str(error))
     model.refuse_old_form(data)
-    data = _completed(schema, schema.root, data, {})
+    data = _completed(schema, schema.root, data, model.defaults_for(data) if isinstance(data, Mapping) else {})
     try:
         # As JSON, because only there strict validation takes a list for a tuple; it coerces nothing else.
         config = model.model_validate_json(json.dumps(data), strict=True)
@@ -177,8 +177,11 @@ def _completed(schema: Schema, node: Node, written: Any, default: Any) -> Any:
         return written
     if isinstance(written, list):
         return [_completed(schema, branch.get("items", {}), item, None) for item in written]
-    # The default of the field holds only for a section of the same kind.
+    # The default of the field holds only for a section of the same kind: the learning rate of one optimizer is none for
+    # another.
     base = default if isinstance(default, dict) and schema.pick(node, default) is branch else {}
+    if written.get("kind", base.get("kind")) != base.get("kind"):
+        base = {}
     fixed = retired(branch)
     complete = {**base, **{key: value for key, value in written.items() if key not in fixed or value != fixed[key]}}
     for key, child_node in branch.get("properties", {}).items():

@@ -59,7 +59,7 @@ class OptimizerSettings(Settings):
         if shrunk > MOST_DECAY:
             raise ValueError(
                 f"lr {self.lr:g} with weight_decay {self.weight_decay:g} would take {shrunk:.0%} off the weights in "
-                "each step: set weight_decay, which another optimiser may have left here, to 0 or little"
+                "each step: set weight_decay to 0 or little"
             )
         return self
 

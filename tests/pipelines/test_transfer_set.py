@@ -16,8 +16,10 @@ from synthkd.settings import (
     Curve,
     DifficultySettings,
     DigitsData,
+    DistillSettings,
     Joint,
     NpzData,
+    OptimizerSettings,
     Refine,
     ReplaySettings,
     StreamData,
@@ -351,9 +353,48 @@ def test_defaults_follow_from_the_sources(transfer_set: Any, inherits: bool, gen
     config = load(transfer_set)
     assert config.inherits is inherits
     assert load(transfer_set, inherit=not inherits).inherits is not inherits
-    together = (Joint(kind="joint", steps=4000, every=15), Refine(kind="refine", steps=500))
+    together = (Joint(kind="joint", steps=4000, every=10), Refine(kind="refine", steps=500))
     assert config.phases == (together if generates else (Refine(kind="refine", steps=4500),))
     assert config.logits == "fresh"
+
+
+SGD = OptimizerSettings(kind="sgd", lr=0.3, weight_decay=1e-4, schedule="one_cycle", warmup=0.2)
+
+
+@pytest.mark.parametrize(
+    ("transfer_set", "unreal"),
+    [
+        ({}, True),
+        ([{}], True),
+        ({"generator": {"adversarial": 10}}, True),
+        ({"kind": "procedural"}, True),
+        ([{}, {"kind": "pictures", "share": 0.25}], True),
+        ({"generator": {"kind": "pixels"}}, False),
+        ({"generator": {"kind": "cgan"}, "data": {"kind": "digits"}}, False),
+        ([{}, {**REAL, "share": 0.5}], False),
+        (REAL, False),
+        (STORED, False),
+    ],
+)
+def test_images_that_show_nothing_real_have_defaults_of_their_own(transfer_set: Any, unreal: bool) -> None:
+    config = load(transfer_set)
+    adamw = DistillSettings.model_fields["optimizer"].default
+    expected = (20.0, 0.8, SGD) if unreal else (4.0, 0.5, adamw)
+    assert (config.distill.temperature, config.mix.mixup, config.distill.optimizer) == expected
+    written = load(transfer_set, distill={"temperature": 4.0, "optimizer": {"lr": 0.1}}, mix={"mixup": 0.5})
+    assert (written.distill.temperature, written.mix.mixup) == (4.0, 0.5)
+    assert written.distill.optimizer == expected[2].model_copy(update={"lr": 0.1})
+    other = load(transfer_set, distill={"optimizer": {"kind": "adam", "lr": 0.01}}).distill.optimizer
+    assert other == OptimizerSettings(kind="adam", lr=0.01), "nothing of another kind is left"
+
+
+def test_defaults_follow_neither_a_black_box_nor_a_temperature_that_moves() -> None:
+    labels = {"kind": "labels", "function": "a:b", "answers": "labels", "queries": 500, "channels": 1, "size": 8}
+    config = load({"kind": "procedural"}, teacher={**labels, "classes": 10})
+    assert (config.distill.temperature, config.distill.optimizer.kind) == (1.0, "adamw")
+    config = load({}, distill={"adapt": {"temperature": {}}})
+    assert config.distill.adapt.temperature is not None
+    assert config.distill.optimizer == SGD
 
 
 def test_a_stored_dataset_has_its_labels_with_it_where_there_is_no_teacher() -> None:
