@@ -108,7 +108,7 @@ def test_a_size_that_fits_is_in_plan_result_and_report_and_a_resume_keeps_it(
 def test_a_teacher_that_is_trained_first_has_its_own_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tried: list[int] = []
     module = import_module("synthkd.pipelines.teacher.learning")
-    step = module._step
+    step = module.plain_step
 
     def limited(learner: Learner, batch: Batch, accelerator: Accelerator, number: int) -> dict[str, Any]:
         tried.append(len(batch))
@@ -116,7 +116,7 @@ def test_a_teacher_that_is_trained_first_has_its_own_trial(tmp_path: Path, monke
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return step(learner, batch, accelerator, number)
 
-    monkeypatch.setattr(module, "_step", limited)
+    monkeypatch.setattr(module, "plain_step", limited)
     config = load_config(
         TeachConfig, TEACH, [f"out={tmp_path / 'run'}", "adapt_batch_size=true", "training.batch_size=64"]
     )

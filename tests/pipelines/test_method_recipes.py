@@ -23,7 +23,7 @@ METHODS = {"cmi", "dafl", "deepinversion", "dfad", "dfq", "fastdfkd", "nayer", "
 def unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
     """Dry runs that take no steps for time and memory, which would take seconds for each recipe."""
     monkeypatch.setattr(timing, "measured", lambda _: [])
-    monkeypatch.setattr(sys.modules["synthkd.pipelines.distill"], "memory_lines", lambda *_: ())
+    monkeypatch.setattr(sys.modules["synthkd.pipelines.distill"], "planned_lines", lambda *_: ())
 
 
 @pytest.fixture(scope="module")
