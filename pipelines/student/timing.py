@@ -168,7 +168,7 @@ class _Works:
         evaluations = sum(-(-steps // assembly.evaluation.every) for steps in learning)
         works = []
         if not (config.real is not None and isinstance(config.real.data, StreamData)):
-            works.append(Work("evaluations", evaluations, lambda _: assembly.evaluation(0), listed=False, per="step"))
+            works.append(Work("evaluations", evaluations, self._evaluate, listed=False, per="step"))
         if self.test is not None:
             tests = sum(-(-steps // config.evaluate_every) for steps in learning)
             share = len(self.test) / self._pass
@@ -180,6 +180,13 @@ class _Works:
             columns, rows = chosen(range(spec.classes), spec.height, spec.width)
             works.append(Work("grids", grids, lambda _: self._sample(len(columns)), rows, listed=False, per="round"))
         return works
+
+    def _evaluate(self, _: float) -> None:
+        """Evaluate the students; controllers follow evaluations in order, which these are not, so they are put back."""
+        evaluation = self.assembly.evaluation
+        before = evaluation.state_dict()
+        evaluation(0)
+        evaluation.load_state_dict(before)
 
     def _closing(self) -> list[Work]:
         """The measurements at the end: on test images or fresh ones, for the alarms, and of the networks' speed."""

@@ -168,3 +168,13 @@ def test_an_extension_trains_no_teacher(tmp_path: Path) -> None:
     line = line_of(distill(load_config(DistillConfig, RECIPE, [f"out={tmp_path}", "more=3"]), dry_run=True))
     assert "3 steps at" in line
     assert "teacher" not in line
+
+
+def test_evaluations_that_controllers_follow_are_measured_again_and_again() -> None:
+    """A controller refuses an evaluation that is not later than its last."""
+    changes = {
+        "transfer_set": {"kind": "real", "data": {"kind": "digits"}},
+        "distill": {"batch_size": 16, "adapt": {"every": 2, "strength": {"beta": 1.0}, "temperature": {}}},
+        "phases": RECIPE["phases"][2:],
+    }
+    assert "4 steps at" in line_of(distill(config_of(**changes), dry_run=True))
