@@ -16,14 +16,7 @@ from synthkd.data.written.unfinished import Part
 from synthkd.data.written.writers import Records, encoded
 from synthkd.distillation.teachers import FrozenTeacher
 from synthkd.generators.build import build_generator
-from synthkd.generators.settings import (
-    CGANSettings,
-    DiffusionSettings,
-    GeneratorSettings,
-    MerfSettings,
-    PythonGenerator,
-    access_of,
-)
+from synthkd.generators.settings import GeneratorSettings, MerfSettings, PythonGenerator, access_of
 from synthkd.metrics.diversity import vendi_score
 from synthkd.metrics.features import build_extractor
 from synthkd.pipelines.dataset.plan import DatasetPlan
@@ -31,8 +24,8 @@ from synthkd.pipelines.dataset.request import trained_as
 from synthkd.pipelines.dataset.sampling import CHUNK, ChunkSampler
 from synthkd.pipelines.dataset.statistics import COMPARED
 from synthkd.pipelines.run.answers import FEW, Answers
-from synthkd.pipelines.run.fit import round_of
-from synthkd.pipelines.run.memory import NOTHING, STEPS, Memory, memory_of, round_need, taken_bytes, with_few_images
+from synthkd.pipelines.run.fit import in_part, round_of
+from synthkd.pipelines.run.memory import NOTHING, Memory, memory_of, round_need, taken_bytes, with_few_images
 from synthkd.pipelines.run.timing import Work, decoding
 from synthkd.pipelines.scores.running import RunningScores
 from synthkd.pipelines.student.teachers import teaching_works
@@ -88,31 +81,22 @@ class _Works:
         # A round of a private generator would be charged to its budget.
         if not config.rounds or isinstance(settings, MerfSettings):
             return []
-        passes = getattr(settings, "batch_size", FEW)
-        passes *= getattr(settings, "steps", 1) if self._answers.gradients else 1
-        train = round_of(plan.generator, config.difficulty)
-        if isinstance(settings, CGANSettings | DiffusionSettings):
-            works = [self._rounds_in_part(settings)]
-        elif self._answers.fits(passes):
-            works = [Work("rounds", config.rounds, lambda where: train(int(config.rounds * where)))]
+        few, scale = in_part(settings)
+        passes = getattr(few, "batch_size", FEW)
+        passes *= getattr(few, "steps", 1) if self._answers.gradients else 1
+        if self._answers.fits(passes):
+            generator = plan.generator
+            if few is not settings:
+                generator = build_generator(few, plan.teacher, config.seed, self.accelerator, plan.request.real)
+            train = round_of(generator, config.difficulty)
+            works = [Work("rounds", config.rounds, lambda where: train(1 + int(config.rounds * where)), scale)]
         else:  # a round cannot be cut, so the passes of the teacher alone are measured
-            works = [Work("rounds", config.rounds, lambda _: self._answers(FEW), passes / FEW)]
+            works = [Work("rounds", config.rounds, lambda _: self._answers(FEW), scale * passes / FEW)]
         if plan.scores is not None:
             count, images = -(-config.rounds // plan.scores.settings.every), plan.scores.settings.images
             works.append(Work("scores", count, self._sample, images / self._sampled, listed=False))
             works.append(Work("scores", count, functools.partial(self._score, plan.scores), listed=False))
         return works
-
-    def _rounds_in_part(self, settings: CGANSettings | DiffusionSettings) -> Work:
-        """Rounds of a generator that learns from real images, told from a few of their steps: one may take minutes."""
-        plan, config = self.plan, self.plan.config
-        steps = min(STEPS, settings.steps)
-        few = settings.model_copy(update={"steps": steps, "measure_every": config.rounds + 2})  # never
-        generator = build_generator(few, plan.teacher, config.seed, self.accelerator, plan.request.real)
-        train = round_of(generator, config.difficulty)
-        return Work(
-            "rounds", config.rounds, lambda where: train(1 + int(config.rounds * where)), settings.steps / steps
-        )
 
     def _score(self, scores: RunningScores, _: float) -> None:
         """The scores of as many images of noise."""
