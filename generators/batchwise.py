@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,15 +18,14 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from synthkd.data.augment import flip, shift
-from synthkd.errors import ModelError, TrainingError
-from synthkd.generators.local import local_accelerator
+from synthkd.errors import TrainingError
+from synthkd.generators.local import autocast_of, local_accelerator, require_statistics
 from synthkd.generators.method_settings import BatchwiseSettings
 from synthkd.generators.pool import Pool
 from synthkd.generators.teacher_student import TEACHER_TERMS, JointOutputs, Term, joint_forward, teacher_logits
 from synthkd.losses.objective import Objective
 from synthkd.models.classifier import as_classifier
 from synthkd.rng import Rows, stream
-from synthkd.taps import has_statistics
 from synthkd.training.learner import require_finite
 from synthkd.types import BatchNormStatistics, ImageSpec, Round, balanced_labels
 
@@ -97,17 +95,13 @@ class Batchwise(ABC):
     ) -> None:
         teacher = as_classifier(teacher, spec)
         accelerator = local_accelerator(accelerator, teacher)
-        if settings.batch_norm > 0 and not any(has_statistics(module) for module in teacher.modules()):
-            raise ModelError(
-                "the teacher has no BatchNorm statistics, which the generator's batch_norm matches: set it to 0, or "
-                "the generator's kind to pixels"
-            )
+        require_statistics(teacher, settings.batch_norm)
         self._settings = settings
         self.spec = teacher.spec
         self._teacher = teacher
         self._seed = seed
         self._device = accelerator.device
-        self._autocast = nullcontext if accelerator.mixed_precision == "fp16" else accelerator.autocast
+        self._autocast = autocast_of(accelerator)
         self._pool = Pool(self.spec)
         self._moments: dict[str, tuple[Tensor, Tensor]] = {}
         terms = {"one_hot": TEACHER_TERMS["one_hot"], **joint}

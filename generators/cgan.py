@@ -12,7 +12,6 @@ draws lengths uniformly from `0.85 + 0.15 d` to 1, so it covers the lengths of s
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ from synthkd.data.epochs import EpochSource
 from synthkd.data.read.splits import RealData
 from synthkd.generators.gan_networks import ConditionalGenerator, Critic, critic_hinge, gradient_penalty
 from synthkd.generators.latent import AveragedNetwork, descend, latent_length
-from synthkd.generators.local import local_accelerator
+from synthkd.generators.local import autocast_of, local_accelerator
 from synthkd.generators.rounds import SampledRounds, agreed_spec, labelling_teacher, require_real_data
 from synthkd.generators.settings import CGANSettings
 from synthkd.generators.teacher_student import STUDENT_TERMS, TEACHER_TERMS, Term, joint_forward, teacher_logits
@@ -105,7 +104,7 @@ class CGAN(SampledRounds):
         self._averaged = AveragedNetwork(self.network, s.latent, s.lr, BETAS, s.ema)
         self._critic_optimizer = torch.optim.Adam(self.critic.parameters(), s.critic_lr, BETAS)
         # float16 would need a gradient scaler, which these optimisers do not have; bfloat16 needs none.
-        self._autocast = nullcontext if accelerator.mixed_precision == "fp16" else accelerator.autocast
+        self._autocast = autocast_of(accelerator)
         self._source: EpochSource | None = None
         if train is not None:
             order = derive(seed, "cgan")

@@ -8,7 +8,6 @@ teacher predicts.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,9 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from synthkd.errors import ConfigError, ModelError
-from synthkd.generators.inversion_network import GeneratorNetwork
-from synthkd.generators.local import local_accelerator
+from synthkd.errors import ConfigError
+from synthkd.generators.inversion_network import latent_network
+from synthkd.generators.local import autocast_of, local_accelerator, require_statistics
 from synthkd.generators.method_settings import ContinuousSettings
 from synthkd.generators.teacher_student import (
     MORE_STUDENT_TERMS,
@@ -30,11 +29,10 @@ from synthkd.generators.teacher_student import (
 from synthkd.losses.objective import Objective
 from synthkd.models.classifier import as_classifier
 from synthkd.models.fitting import load_strictly
-from synthkd.models.size import in_proportion
 from synthkd.models.weights import WEIGHTS, finite_state, read_weights, save_weights
 from synthkd.passes import sample_in_chunks
-from synthkd.rng import Rows, derive
-from synthkd.taps import evaluating, has_statistics
+from synthkd.rng import Rows
+from synthkd.taps import evaluating
 from synthkd.training.learner import require_finite
 from synthkd.types import ImageSpec, Round
 
@@ -72,24 +70,15 @@ class Continuous:
     ) -> None:
         teacher = as_classifier(teacher, spec)
         accelerator = local_accelerator(accelerator, teacher)
-        if settings.batch_norm > 0 and not any(has_statistics(module) for module in teacher.modules()):
-            raise ModelError(
-                "the teacher has no BatchNorm statistics, which the generator's batch_norm matches: set it to 0"
-            )
+        require_statistics(teacher, settings.batch_norm)
         self.settings = settings
         self.spec = teacher.spec
         self._teacher = teacher
         self._seed = seed
         self._device = accelerator.device
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive(seed, "generator/init"))
-            network = in_proportion(
-                lambda: GeneratorNetwork(self.spec, settings.latent, settings.width),
-                f"generator, latent={settings.latent}, width={settings.width} for {self.spec}",
-            )
-        self.network = network.to(self._device).to(memory_format=torch.channels_last)
+        self.network = latent_network(self.spec, settings.latent, settings.width, seed, self._device)
         self._optimizer = torch.optim.Adam(self.network.parameters(), settings.lr, BETAS)
-        self._autocast = nullcontext if accelerator.mixed_precision == "fp16" else accelerator.autocast
+        self._autocast = autocast_of(accelerator)
         self._objective: Objective[JointOutputs] = Objective(TERMS, {name: getattr(settings, name) for name in TERMS})
 
     def round(self, index: int, difficulty: float, student: nn.Module | None = None) -> Round:

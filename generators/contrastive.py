@@ -21,12 +21,11 @@ from torch import Tensor, nn
 from synthkd.data.augment import flip
 from synthkd.errors import ModelError
 from synthkd.generators.batchwise import Attempt, Batchwise, Canvas
-from synthkd.generators.inversion_network import GeneratorNetwork
+from synthkd.generators.inversion_network import latent_network
 from synthkd.generators.method_settings import ContrastiveSettings
 from synthkd.generators.teacher_student import STUDENT_TERMS
 from synthkd.generators.views import cropped
 from synthkd.losses.contrast import instance_contrast
-from synthkd.models.size import in_proportion
 from synthkd.rng import Rows, derive, stream
 from synthkd.taps import has_statistics
 from synthkd.types import ImageSpec, Round
@@ -111,13 +110,7 @@ class Contrastive(Batchwise):
 
     def _begin(self, index: int, labels: Tensor) -> Canvas:
         s, count = self.settings, len(labels)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive(self._seed, "generator/init", index))
-            network = in_proportion(
-                lambda: GeneratorNetwork(self.spec, s.latent, s.width),
-                f"generator, latent={s.latent}, width={s.width} for {self.spec}",
-            )
-        network = network.to(self._device).to(memory_format=torch.channels_last).train()
+        network = latent_network(self.spec, s.latent, s.width, self._seed, self._device, index).train()
         latent = Rows(self._seed, "latent", index * count).normal(count, s.latent).to(self._device).requires_grad_()
         # One draw a round, where the authors draw at every step.
         rows = torch.randperm(len(self._bank), generator=stream(self._seed, "negatives", index))[: s.negatives]

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -24,9 +23,9 @@ import torch.nn.functional as F
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from synthkd.errors import ConfigError, ModelError, TrainingError
-from synthkd.generators.inversion_network import GeneratorNetwork
-from synthkd.generators.local import local_accelerator
+from synthkd.errors import ConfigError, TrainingError
+from synthkd.generators.inversion_network import latent_network
+from synthkd.generators.local import autocast_of, local_accelerator, require_statistics
 from synthkd.generators.settings import ALONE, InversionSettings
 from synthkd.generators.teacher_student import STUDENT_TERMS, TEACHER_TERMS, JointOutputs, joint_forward
 from synthkd.losses.objective import Objective
@@ -35,10 +34,9 @@ from synthkd.models.contract import finite_logits
 from synthkd.models.fitting import load_strictly
 from synthkd.models.folding import fold_batch_norm
 from synthkd.models.layout import head
-from synthkd.models.size import in_proportion
 from synthkd.models.weights import WEIGHTS, finite_state, read_weights, save_weights
 from synthkd.passes import sample_in_chunks
-from synthkd.rng import Rows, derive
+from synthkd.rng import Rows
 from synthkd.taps import INPUT, evaluating, frozen, has_statistics
 from synthkd.training.learner import require_finite
 from synthkd.types import BatchNormStatistics, ImageSpec, Round, balanced_labels
@@ -112,24 +110,12 @@ class Inversion:
         self._device = accelerator.device
         # In full precision on a CPU folded copies give the same numbers up to rounding in less time.
         self._folds = accelerator.device.type == "cpu" and accelerator.mixed_precision == "no"
-        if settings.batch_norm > 0 and not any(has_statistics(module) for module in teacher.modules()):
-            raise ModelError(
-                "the teacher has no BatchNorm statistics, which the generator's batch_norm matches: set the "
-                "generator's kind to pixels, or its batch_norm to 0 and rely on the other terms"
-            )
+        require_statistics(teacher, settings.batch_norm)
         self._teacher = self._folded(teacher, statistics=True)
-        # Initial weights are a function of the seed, and torch's global generator stays as it was.
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive(seed, "generator/init"))
-            network = in_proportion(
-                lambda: GeneratorNetwork(self.spec, settings.latent, settings.width),
-                f"generator, latent={settings.latent}, width={settings.width} for {self.spec}",
-            )
-        self.network = network.to(self._device).to(memory_format=torch.channels_last)
+        self.network = latent_network(self.spec, settings.latent, settings.width, seed, self._device)
         # One meta-step follows the gradients of all steps of a round, hence the learning rate times their number.
         self._meta = torch.optim.Adam(self.network.parameters(), settings.lr * settings.steps, BETAS)
-        # float16 would need a gradient scaler, which these optimisers do not have; bfloat16 needs none.
-        self._autocast = nullcontext if accelerator.mixed_precision == "fp16" else accelerator.autocast
+        self._autocast = autocast_of(accelerator)
         self._moments: dict[str, Moments] = {}
         terms = {**TEACHER_TERMS, **STUDENT_TERMS}
         self._objective: Objective[JointOutputs] = Objective(terms, {name: getattr(settings, name) for name in terms})

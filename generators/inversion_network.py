@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from synthkd.models.size import in_proportion
+from synthkd.rng import derive
 from synthkd.types import ImageSpec
 
 LARGEST_START = 8
@@ -19,6 +24,27 @@ MOST_CHANNELS = 8
 """Largest number of channels of a map, as a multiple of the width."""
 TAP_SUMS = ((0.0, 0.0, 1.0), (0.0, 1.0, 1.0), (1.0, 1.0, 0.0), (1.0, 0.0, 0.0))
 """Of a row of three weights, the sums that are the four weights of the transposed convolution."""
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+def initialised(make: Callable[[], Network], sizes: str, seed: int, device: torch.device, step: int = 0) -> Network:
+    """A network whose initial weights are a function of seed and step; torch's global generator stays as it was.
+
+    Args:
+        make: builds the network.
+        sizes: the settings of its size, for the error.
+        seed: the run's seed.
+        device: of the network.
+        step: number of the network, where a run has several.
+
+    Raises:
+        ConfigError: the network is too large.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive(seed, "generator/init", step))
+        network = in_proportion(make, f"generator, {sizes}")
+    return network.to(device).to(memory_format=torch.channels_last)
 
 
 class DoublingConv2d(nn.Conv2d):
@@ -77,6 +103,14 @@ class GeneratorNetwork(nn.Module):
         hidden = self.project(latent).unflatten(1, self.start)
         images: Tensor = self.layers(hidden.contiguous(memory_format=torch.channels_last))
         return images[..., : self.spec.height, : self.spec.width]
+
+
+def latent_network(
+    spec: ImageSpec, latent: int, width: int, seed: int, device: torch.device, step: int = 0
+) -> GeneratorNetwork:
+    """A new `GeneratorNetwork`; see `initialised` for seed, device and step, and for what is raised."""
+    make = functools.partial(GeneratorNetwork, spec, latent, width)
+    return initialised(make, f"latent={latent}, width={width} for {spec}", seed, device, step)
 
 
 @dataclass(frozen=True)

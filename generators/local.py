@@ -1,13 +1,17 @@
-"""What a generator takes by itself where its caller gives no accelerator."""
+"""What generators do alike as they are built: accelerator and precision, and a check of the teacher."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from accelerate import Accelerator
 from torch import nn
 
-from synthkd.errors import ConfigError
+from synthkd.errors import ConfigError, ModelError
 from synthkd.system.environment import own_environment
+from synthkd.taps import has_statistics
 
 
 def local_accelerator(accelerator: Accelerator | None, network: nn.Module | None) -> Accelerator:
@@ -34,6 +38,29 @@ def local_accelerator(accelerator: Accelerator | None, network: nn.Module | None
     if local.device.type != weight.device.type:
         raise _elsewhere(weight.device)
     return local
+
+
+def autocast_of(accelerator: Accelerator) -> Callable[[], AbstractContextManager[object]]:
+    """The precision of the passes of a generator that has optimisers of its own."""
+    # float16 would need a gradient scaler, which these optimisers do not have; bfloat16 needs none.
+    return nullcontext if accelerator.mixed_precision == "fp16" else accelerator.autocast
+
+
+def require_statistics(teacher: nn.Module, batch_norm: float) -> None:
+    """Refuse a teacher whose BatchNorm statistics are to be matched and are not there.
+
+    Args:
+        teacher: of the generator.
+        batch_norm: weight of the matching.
+
+    Raises:
+        ModelError: the refusal.
+    """
+    if batch_norm > 0 and not any(has_statistics(module) for module in teacher.modules()):
+        raise ModelError(
+            "the teacher has no BatchNorm statistics, which the generator's batch_norm matches: set the generator's "
+            "kind to pixels, or its batch_norm to 0 and rely on the other terms"
+        )
 
 
 def _elsewhere(device: torch.device) -> ConfigError:

@@ -10,6 +10,7 @@ embedding of a class is its one-hot vector, the paper's own alternative.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,10 +20,9 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from synthkd.generators.batchwise import Batchwise, Canvas
-from synthkd.generators.inversion_network import GeneratorNetwork
+from synthkd.generators.inversion_network import GeneratorNetwork, initialised
 from synthkd.generators.method_settings import NoisyLabelSettings
 from synthkd.generators.teacher_student import STUDENT_TERMS
-from synthkd.models.size import in_proportion
 from synthkd.rng import derive
 from synthkd.types import ImageSpec
 
@@ -88,13 +88,9 @@ class NoisyLabel(Batchwise):
 
     def _new_network(self, life: int) -> NoisyLabelNetwork:
         s, groups = self.settings, -(-self.settings.batch_size // self.spec.classes)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive(self._seed, "generator/init", life))
-            network = in_proportion(
-                lambda: NoisyLabelNetwork(self.spec, s.noise, s.width, groups),
-                f"generator, noise={s.noise}, width={s.width} for {self.spec}",
-            )
-        return network.to(self._device).to(memory_format=torch.channels_last)
+        sizes = f"noise={s.noise}, width={s.width} for {self.spec}"
+        make = functools.partial(NoisyLabelNetwork, self.spec, s.noise, s.width, groups)
+        return initialised(make, sizes, self._seed, self._device, life)
 
     def _begin(self, index: int, labels: Tensor) -> Canvas:
         life, age = divmod(index, self.settings.life)

@@ -22,6 +22,7 @@ from synthkd.imports import optional
 from synthkd.models import parameters
 from synthkd.models.weights import serialised
 from synthkd.pipelines.config import NOISY_GENERATOR, CompressConfig
+from synthkd.pipelines.config.compress import UNTAUGHT
 from synthkd.pipelines.distill import distill
 from synthkd.pipelines.handover import search as choose
 from synthkd.pipelines.handover.attack import PipelineAudit, audit_pipeline, require_enough
@@ -208,6 +209,7 @@ def _privacy(
         copies,
         UNCOPIED,
         provenance,
+        taught_generator=not isinstance(config.generated.generator, UNTAUGHT),
     )
 
 

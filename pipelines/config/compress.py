@@ -7,12 +7,14 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from synthkd.generators.method_settings import BatchwiseSettings, ContinuousSettings
 from synthkd.generators.settings import (
     FROM_REAL,
     ChosenByTeacher,
     GeneratorOrAuto,
     InversionSettings,
     MerfSettings,
+    PipelineSettings,
     PixelSettings,
     ProceduralSettings,
 )
@@ -72,7 +74,16 @@ class SyntheticSettings(Settings):
     """Images of each class that the teacher of flow dp_generator is trained on."""
 
 
-LEARNS_FROM_TEACHER = (ChosenByTeacher, InversionSettings, PixelSettings, ProceduralSettings)
+UNTAUGHT = (ProceduralSettings, PipelineSettings)
+"""Settings of the generators that take nothing from the teacher."""
+LEARNS_FROM_TEACHER = (
+    ChosenByTeacher,
+    InversionSettings,
+    PixelSettings,
+    ContinuousSettings,
+    BatchwiseSettings,
+    ProceduralSettings,
+)
 """Settings of the generators that learn from the teacher alone, or from nothing, and so from no private image."""
 KIND = "distillation.transfer_set.generator.kind"
 """The key of the generator's kind in a compression."""
@@ -196,7 +207,8 @@ class CompressConfig(TrainingConfig):
         if flow == "dp_teacher" and not isinstance(generator, LEARNS_FROM_TEACHER):
             raise ValueError(
                 f"{KIND}: what {generator.kind} learned from is not accounted for in flow dp_teacher; take "
-                "inversion, pixels or procedural, which see no real image, or merf in flow dp_both"
+                "inversion, pixels, procedural or one of a published method, which see no real image, or merf in flow "
+                "dp_both"
             )
 
     def _require_teacher(self) -> None:

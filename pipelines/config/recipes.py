@@ -77,7 +77,10 @@ def find_config(name: str, job: str) -> Path:
     every = {recipe.name: recipe for recipe in recipes()}
     if name not in every:
         names = ", ".join(recipe.name for recipe in every.values() if recipe.job == job) or "none"
-        raise ConfigError(f"{name}: no such file and no such recipe (recipes of {job}: {names})")
+        # A recipe in a folder is often asked for without it.
+        inside = next((one for one in every if one.endswith(f"/{name}")), None)
+        hint = "" if inside is None else f"; did you mean '{inside}'?"
+        raise ConfigError(f"{name}: no such file and no such recipe (recipes of {job}: {names}){hint}")
     if every[name].job != job:
         raise ConfigError(f"{name}: this recipe is for `synthkd {every[name].job}`, not for `synthkd {job}`")
     return Path(str(files("synthkd.configs") / f"{name}.yaml"))

@@ -22,12 +22,12 @@ from synthkd.metrics.features import build_extractor
 from synthkd.pipelines.dataset.plan import DatasetPlan
 from synthkd.pipelines.dataset.request import trained_as
 from synthkd.pipelines.dataset.sampling import CHUNK, ChunkSampler
-from synthkd.pipelines.dataset.scoring import sample_for_scores
 from synthkd.pipelines.dataset.statistics import COMPARED
 from synthkd.pipelines.run.answers import FEW, Answers
-from synthkd.pipelines.run.fit import round_of
+from synthkd.pipelines.run.fit import in_part, round_of
 from synthkd.pipelines.run.memory import NOTHING, Memory, memory_of, round_need, taken_bytes, with_few_images
 from synthkd.pipelines.run.timing import Work, decoding
+from synthkd.pipelines.scores.running import RunningScores
 from synthkd.pipelines.student.teachers import teaching_works
 from synthkd.rng import Rows, stream
 from synthkd.settings import TeacherExtractor, TrainedTeacher
@@ -81,23 +81,39 @@ class _Works:
         # A round of a private generator would be charged to its budget.
         if not config.rounds or isinstance(settings, MerfSettings):
             return []
-        passes = getattr(settings, "batch_size", FEW)
-        passes *= getattr(settings, "steps", 1) if self._answers.gradients else 1
-        train = round_of(plan.generator, config.difficulty)
+        few, scale = in_part(settings)
+        passes = getattr(few, "batch_size", FEW)
+        passes *= getattr(few, "steps", 1) if self._answers.gradients else 1
         if self._answers.fits(passes):
-            works = [Work("rounds", config.rounds, lambda where: train(int(config.rounds * where)))]
+            generator = plan.generator
+            if few is not settings:
+                generator = build_generator(few, plan.teacher, config.seed, self.accelerator, plan.request.real)
+            train = round_of(generator, config.difficulty)
+            works = [Work("rounds", config.rounds, lambda where: train(1 + int(config.rounds * where)), scale)]
         else:  # a round cannot be cut, so the passes of the teacher alone are measured
-            works = [Work("rounds", config.rounds, lambda _: self._answers(FEW), passes / FEW)]
+            works = [Work("rounds", config.rounds, lambda _: self._answers(FEW), scale * passes / FEW)]
         if plan.scores is not None:
-            count = -(-config.rounds // plan.scores.settings.every)
-            works.append(Work("scores", count, self._score, listed=False))
+            count, images = -(-config.rounds // plan.scores.settings.every), plan.scores.settings.images
+            works.append(Work("scores", count, self._sample, images / self._sampled, listed=False))
+            works.append(Work("scores", count, functools.partial(self._score, plan.scores), listed=False))
         return works
 
-    def _score(self, where: float) -> None:
-        plan = self.plan
-        assert plan.scores is not None
-        step = int(plan.config.rounds * where)
-        plan.scores(*sample_for_scores(plan.generator, plan.scores, plan.config.difficulty, plan.config.seed, step))
+    def _score(self, scores: RunningScores, _: float) -> None:
+        """The scores of as many images of noise."""
+        labels = balanced_labels(scores.settings.images, 0, scores.model.spec.classes)
+        scores(torch.rand(len(labels), *scores.model.spec.shape, generator=stream(0, "timing")), labels)
+
+    @property
+    def _sampled(self) -> int:
+        """Images of a measured call of the generator."""
+        fits = self._answers.fits(CHUNK * (GRADIENT_PASSES if self._answers.gradients else 1))
+        return CHUNK if fits else FEW
+
+    def _sample(self, where: float) -> Tensor:
+        plan, config = self.plan, self.plan.config
+        labels = balanced_labels(self._sampled, 0, plan.teacher.spec.classes)
+        rng = Rows(config.seed, "timing", int(where * plan.layout.count))
+        return plan.generator.sample(labels, config.difficulty, rng)
 
     def _samples(self) -> list[Work]:
         """The images of the dataset, each process its share of them."""
@@ -118,12 +134,10 @@ class _Works:
                 nearest_real(part.images, rows)
 
         def few(where: float) -> None:
-            labels = balanced_labels(FEW, 0, plan.teacher.spec.classes)
-            rng = Rows(config.seed, "timing", int(where * count))
-            self._frozen.logits(plan.generator.sample(labels, config.difficulty, rng))
+            self._frozen.logits(self._sample(where))
 
         name = "images" if config.filters == type(config.filters)() else "images before filters"
-        if self._answers.fits(CHUNK * (GRADIENT_PASSES if self._answers.gradients else 1)):
+        if self._sampled == CHUNK:
             return [Work(name, count, chunk, share)]
         return [Work(name, count, few, share * CHUNK / FEW)]
 

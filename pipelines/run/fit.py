@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+from synthkd.generators.method_settings import BatchwiseSettings
+from synthkd.generators.settings import CGANSettings, DiffusionSettings, GeneratorSettings
 from synthkd.pipelines.run.job import Job
 from synthkd.training.loop import Action, Progress, Stage, Values
 from synthkd.types import TrainableGenerator
@@ -27,6 +29,24 @@ def fit_generator(
     stage = Stage("fit", rounds, [Action("train", train), *watching])
     title = f"generator of {job.config.name}"
     return job.train({"generator": generator}, [stage], title, headline=("generator/loss",))
+
+
+FEW_STEPS = 5
+"""Steps of a measured round, where the time of a round is that of its steps."""
+
+
+def in_part(settings: GeneratorSettings) -> tuple[GeneratorSettings, float]:
+    """Settings of a generator of the same kind with short rounds, and the time of a whole round over that of one.
+
+    These kinds take as long as their steps, of which a round may have hundreds; all others stay as they are.
+    """
+    if not isinstance(settings, BatchwiseSettings | CGANSettings | DiffusionSettings):
+        return settings, 1.0
+    steps = min(FEW_STEPS, settings.steps)
+    changes = {"steps": steps}
+    if not isinstance(settings, BatchwiseSettings):
+        changes["measure_every"] = 10**9  # never
+    return settings.model_copy(update=changes), settings.steps / steps
 
 
 def round_of(generator: TrainableGenerator, difficulty: float) -> Callable[[int], Values]:

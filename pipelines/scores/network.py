@@ -71,10 +71,7 @@ def open_network(key: str, configured: str | LoadedModel, device: torch.device) 
             module, about = load_program(path)
             return _network(str(path), "torch.export program", about.spec, about.class_names, sha256(path), module)
     except UndescribedError as error:
-        raise ConfigError(
-            f"{key}: synthkd did not export {path}, which does not say what images it takes; say it: {key}.kind=load "
-            f"{key}.model={path} {key}.size=... {key}.classes=..., and {key}.channels, mean and std where needed"
-        ) from error
+        raise ConfigError(f"{key}: {error}; say it: {error.section(key)}") from error
     if not is_model_directory(path):
         raise ConfigError(
             f"{key}: {path} {'is' if path.exists() else 'does not exist, so it is'} no network; give a run, a folder "

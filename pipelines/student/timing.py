@@ -13,8 +13,11 @@ from synthkd.data.read.on_disk import DiskImages, Pixels
 from synthkd.data.read.splits import RealData
 from synthkd.data.sources import RealSource
 from synthkd.distillation import phases
+from synthkd.generators.build import build_generator
+from synthkd.generators.method_settings import BatchwiseSettings
 from synthkd.pipelines.config import DistillConfig
 from synthkd.pipelines.run.answers import FEW, Answers
+from synthkd.pipelines.run.fit import in_part
 from synthkd.pipelines.run.timing import LIMIT, Per, Timed, Work, decoding, measured
 from synthkd.pipelines.student.assembly import Assembly
 from synthkd.pipelines.student.image_alarms import IMAGES
@@ -126,18 +129,22 @@ class _Works:
         # A round of a private generator would be charged to its budget.
         if config.generated is None or generated is None or is_private(config):
             return []
-        settings, student = config.generated.named, self.assembly.learner
+        settings, student, generator, scale = config.generated.named, self.assembly.learner, generated.generator, 1.0
+        if isinstance(settings, BatchwiseSettings) and self.assembly.team is not None:
+            settings, scale = in_part(settings)
+            generator = build_generator(settings, self.assembly.team.model, config.seed, self.accelerator, None)
         images = getattr(settings, "batch_size", FEW)
-        # A round cannot be cut, so one that is too long is told by the passes of the teacher alone.
+        # A round that is too long even so is told by the passes of the teacher alone.
         passes = images * (getattr(settings, "steps", 1) if config.needs_gradients else 1)
         too_long = not self._answers.fits(passes)
+        scale *= passes / FEW if too_long else 1.0
 
         def once(beside: bool, where: float) -> None:
             if too_long:
                 self._answers(FEW)
                 return
             module = student.synchronise() if beside else None
-            samples = generated.generator.round(int(100 * where), DIFFICULTY, module)
+            samples = generator.round(int(100 * where), DIFFICULTY, module)
             generated.bank.add(samples.images, samples.labels, samples.teacher_logits)
 
         works = []
@@ -145,7 +152,7 @@ class _Works:
             count = phases.generator_rounds([phase for phase in self._phases if isinstance(phase, kind)])
             name = "rounds" if beside else "rounds before the student"
             per: Per = "round beside" if beside else "round alone"
-            works.append(Work(name, count, functools.partial(once, beside), passes / FEW if too_long else 1.0, per=per))
+            works.append(Work(name, count, functools.partial(once, beside), scale, per=per))
         return works
 
     def _steps(self) -> Work:
@@ -168,7 +175,7 @@ class _Works:
         evaluations = sum(-(-steps // assembly.evaluation.every) for steps in learning)
         works = []
         if not (config.real is not None and isinstance(config.real.data, StreamData)):
-            works.append(Work("evaluations", evaluations, lambda _: assembly.evaluation(0), listed=False, per="step"))
+            works.append(Work("evaluations", evaluations, self._evaluate, listed=False, per="step"))
         if self.test is not None:
             tests = sum(-(-steps // config.evaluate_every) for steps in learning)
             share = len(self.test) / self._pass
@@ -180,6 +187,13 @@ class _Works:
             columns, rows = chosen(range(spec.classes), spec.height, spec.width)
             works.append(Work("grids", grids, lambda _: self._sample(len(columns)), rows, listed=False, per="round"))
         return works
+
+    def _evaluate(self, _: float) -> None:
+        """Evaluate the students; controllers follow evaluations in order, which these are not, so they are put back."""
+        evaluation = self.assembly.evaluation
+        before = evaluation.state_dict()
+        evaluation(0)
+        evaluation.load_state_dict(before)
 
     def _closing(self) -> list[Work]:
         """The measurements at the end: on test images or fresh ones, for the alarms, and of the networks' speed."""

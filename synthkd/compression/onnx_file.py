@@ -36,6 +36,17 @@ Precision = Literal["float32", "int8"]
 class UndescribedError(ModelError):
     """A file of another program, which does not say what images it takes."""
 
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        super().__init__(f"synthkd did not export {path}, which does not say what images it takes")
+
+    def section(self, key: str) -> str:
+        """What to write of such a file as the section `key` of an evaluation."""
+        return (
+            f"{key}.kind=load {key}.model={self.path} {key}.size=... {key}.classes=..., and {key}.channels, mean and "
+            "std where needed"
+        )
+
 
 @dataclass(frozen=True)
 class Description:
@@ -216,7 +227,7 @@ def parse_description(text: str, path: Path) -> Description:
 
 def _parse(metadata: Mapping[str, str], path: Path) -> _Written:
     if METADATA not in metadata:
-        raise UndescribedError(f"{path} does not say what images it takes; export the model with synthkd")
+        raise UndescribedError(path)
     try:
         written = _Written.model_validate_json(metadata[METADATA])
     except ValidationError as error:

@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from synthkd.compression.onnx_file import read_onnx
+from synthkd.compression.onnx_file import UndescribedError, read_onnx
 from synthkd.data.read.decode import refuse_bad, some
 from synthkd.data.read.fitted import batches, fitted
 from synthkd.data.read.listing import list_every
-from synthkd.errors import DataError
+from synthkd.errors import DataError, ModelError
 from synthkd.metrics.utility import Proportion, accuracy
 from synthkd.models.classifier import Classifier, require_images
 from synthkd.models.contract import finite_logits
@@ -190,7 +190,13 @@ def _opened(path: Path, threads: int | None) -> tuple[Callable[[Tensor], Tensor]
     if is_model_directory(path):
         classifier = load(path)
         return torch.no_grad()(classifier), classifier.spec, tuple(classifier.class_names)
-    onnx = OnnxModel(path, threads)
+    try:
+        onnx = OnnxModel(path, threads)
+    except UndescribedError as error:
+        raise ModelError(
+            f"{error}; predict runs exported files and runs of synthkd, and `synthkd evaluate` measures files of other "
+            f"programs: {error.section('model')}"
+        ) from error
     return onnx, onnx.description.spec, tuple(onnx.description.class_names)
 
 

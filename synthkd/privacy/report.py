@@ -51,6 +51,17 @@ FLOWS: Mapping[Flow, tuple[Touch, ...]] = {
 }
 """Flow -> how its parts learn from the private images and from each other."""
 
+
+def touches_of(flow: Flow, taught_generator: bool) -> tuple[Touch, ...]:
+    """How the parts of a flow learn.
+
+    Args:
+        flow: of the report.
+        taught_generator: whether the generator takes anything from the teacher; one that draws by rule does not.
+    """
+    return tuple(touch for touch in FLOWS[flow] if taught_generator or touch is not _INVERT)
+
+
 ATTACKER = (
     "Has the released files, so can look inside the models and ask them anything as often as wanted.",
     "Knows one image in full and wants to know whether it was trained on; has similar images of its own.",
@@ -116,6 +127,7 @@ def privacy_report(
     copies: Mapping[str, CopyTest],
     uncopied: str,
     provenance: Mapping[str, object],
+    taught_generator: bool = True,
 ) -> dict[str, Any]:
     """The content of `privacy_report.json`, as JSON values.
 
@@ -130,6 +142,7 @@ def privacy_report(
         copies: space -> its copy test; empty where there was none.
         uncopied: why there was no copy test.
         provenance: hashes, versions and hardware.
+        taught_generator: see `touches_of`.
     """
     insecure = any(claim["insecure"] for claim in claims)
     assumptions = ASSUMPTIONS if flow == "dp_generator" else (COINS, *ASSUMPTIONS)
@@ -142,7 +155,7 @@ def privacy_report(
             "released": released,
             "attacker": ATTACKER,
             "not_covered": NOT_COVERED[kind],
-            "flow": None if flow is None else {"name": flow, "touches": FLOWS[flow]},
+            "flow": None if flow is None else {"name": flow, "touches": touches_of(flow, taught_generator)},
             "dp": {"claims": claims, "insecure": insecure, "assumptions": assumptions} if claims else None,
             "audit": audit,
             "unaudited": unaudited,

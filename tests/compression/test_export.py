@@ -324,8 +324,10 @@ class TestRunning:
         foreign = onnx.load(exported[1])
         del foreign.metadata_props[:]
         onnx.save(foreign, path)
-        with pytest.raises(ModelError, match=r"a\.onnx does not say what images it takes"):
+        with pytest.raises(ModelError, match=r"synthkd did not export .*a\.onnx, which does not say what images"):
             OnnxModel(path)
+        with pytest.raises(ModelError, match=rf"predict runs exported files.*model\.kind=load model\.model={path} "):
+            next(predict_files(path, tmp_path))
 
     @pytest.mark.parametrize(
         ("change", "message"),

@@ -185,7 +185,7 @@ def test_contrast_sees_earlier_batches(teacher: Classifier) -> None:
 
 def test_a_teacher_without_batch_norm_is_refused_with_the_remedy() -> None:
     lenet = build(ZooModel(arch="lenet5"), ImageSpec(1, 8, 8, 10)).eval()
-    with pytest.raises(ModelError, match=r"set it to 0, or the generator's kind to pixels"):
+    with pytest.raises(ModelError, match=r"the generator's kind to pixels, or its batch_norm to 0"):
         make("pixel_inversion", lenet)
     assert make("pixel_inversion", lenet, batch_norm=0.0).round(0, 1.0).images.shape == (20, 1, 8, 8)
     with pytest.raises(ModelError, match="compares features at BatchNorm layers"):

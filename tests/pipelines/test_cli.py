@@ -104,6 +104,7 @@ def test_a_file_with_an_equals_sign_in_its_path_is_a_file(calls, tmp_path):
             "pixels}}\n",
         ),
         (["distill", "digit"], "error: digit: no such file and no such recipe (recipes of distill: "),
+        (["distill", "dafl"], "; did you mean 'methods/dafl'?"),
         (["teach", "digits"], "error: digits: this recipe is for `synthkd distill`, not for `synthkd teach`\n"),
         (["recipes", "all"], "error: all: unexpected argument (see --help)\n"),
         (["destill", "digits"], "invalid choice: 'destill'"),

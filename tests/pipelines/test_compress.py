@@ -162,6 +162,8 @@ def test_a_private_teacher_gives_a_claim(tmp_path: Path, generator: dict[str, An
     assert verdict["kind"] == "dp"
     assert verdict["text"].startswith("DP: epsilon=7.9") or verdict["text"].startswith("DP: epsilon=8,")
     report = json.loads((tmp_path / "run" / "privacy_report.json").read_text())
+    touched = [(touch["source"], touch["target"]) for touch in report["flow"]["touches"]]
+    assert (("teacher", "generator") in touched) == (generator is PIXELS)  # drawn images learn nothing of it
     (claim,) = report["dp"]["claims"]
     assert claim["sampler"] == "Poisson"
     assert claim["ledger"][0]["steps"] == 10
@@ -311,6 +313,13 @@ def test_a_test_seed_is_stamped(tmp_path: Path) -> None:
 def test_what_a_flow_does_not_allow_is_refused(changes: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         load_config(CompressConfig, recipe(**changes), [])
+
+
+@pytest.mark.parametrize("kind", ["continuous", "pixel_inversion", "contrastive", "noisy_label"])
+def test_the_generators_of_published_methods_learn_from_a_private_teacher_alone(kind: str) -> None:
+    generator = {"kind": kind, "one_hot": 1.0}
+    config = load_config(CompressConfig, recipe(flow="dp_teacher", teacher=DP, generator=generator), [])
+    assert config.generated.generator.kind == kind
 
 
 def test_a_key_of_a_distillation_that_no_flow_counts_cannot_be_set(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,12 +9,13 @@ import pytest
 import torch
 
 from synthkd.data.written.writers import png
+from synthkd.generators.cgan import CGAN
 from synthkd.generators.inversion import Inversion
 from synthkd.generators.merf import Merf
 from synthkd.pipelines import generate
 from synthkd.pipelines.config import GenerateConfig
 from synthkd.pipelines.dataset import cost
-from synthkd.pipelines.run import answers
+from synthkd.pipelines.run import answers, fit
 from synthkd.pipelines.run import memory as run_memory
 from synthkd.pipelines.run.memory import round_need
 from synthkd.pipelines.run.result import Plan, Result
@@ -92,6 +93,37 @@ def test_what_is_too_long_is_measured_by_the_teacher_or_by_few_images(monkeypatc
     plan = planned(score=None)
     assert works(plan)["rounds"] == 9
     assert set(sampled) == {answers.FEW}
+
+
+def test_rounds_of_a_generator_of_real_images_are_measured_by_a_few_of_their_steps(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A round of a diffusion model of CIFAR-10 takes half a minute."""
+    steps: list[int] = []
+    train = CGAN.fit
+
+    def watched(self: CGAN, *rest: Any) -> dict[str, float]:
+        steps.append(self.settings.steps)
+        return train(self, *rest)
+
+    monkeypatch.setattr(CGAN, "fit", watched)
+    made = {"kind": "cgan", "width": 4, "latent": 4, "critic_width": 4, "batch_size": 8, "steps": 5000}
+    counted = works(planned(generator=made, data={"kind": "digits"}, score=None))
+    assert counted["rounds"] == 9
+    assert set(steps) == {run_memory.STEPS, fit.FEW_STEPS}  # those of the trials of memory, and of the measured rounds
+
+
+def test_the_images_of_a_score_are_not_all_sampled_for_the_plan(monkeypatch: pytest.MonkeyPatch) -> None:
+    sampled: list[int] = []
+    sample = Inversion.sample
+
+    def watched(self: Inversion, labels: torch.Tensor, *rest: Any) -> torch.Tensor:
+        sampled.append(len(labels))
+        return sample(self, labels, *rest)
+
+    monkeypatch.setattr(Inversion, "sample", watched)
+    assert works(planned(score={"every": 4, "images": 300}))["scores"] == 3
+    assert max(sampled) == cost.CHUNK
 
 
 def test_a_private_generator_is_not_trained_for_the_plan(monkeypatch: pytest.MonkeyPatch) -> None:

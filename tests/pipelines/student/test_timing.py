@@ -10,16 +10,18 @@ import torch
 
 from synthkd.data.ahead import Ahead
 from synthkd.data.sources import RealSource
+from synthkd.generators.pixel_inversion import PixelInversion
 from synthkd.models import build
 from synthkd.pipelines import distill, teach
 from synthkd.pipelines.config import DistillConfig, TeachConfig
-from synthkd.pipelines.run import answers
+from synthkd.pipelines.run import answers, fit
+from synthkd.pipelines.run.memory import STEPS
 from synthkd.pipelines.run.result import Plan, Result
 from synthkd.pipelines.student import timing
 from synthkd.pipelines.student.trial import Trial
 from synthkd.settings import ZooModel
 from synthkd.settings.load import load_config
-from synthkd.types import ImageSpec
+from synthkd.types import ImageSpec, Round
 from tests.data.read.test_listing import folder
 from tests.data.read.test_on_disk import pictures
 
@@ -168,3 +170,28 @@ def test_an_extension_trains_no_teacher(tmp_path: Path) -> None:
     line = line_of(distill(load_config(DistillConfig, RECIPE, [f"out={tmp_path}", "more=3"]), dry_run=True))
     assert "3 steps at" in line
     assert "teacher" not in line
+
+
+def test_rounds_of_hundreds_of_steps_are_measured_by_a_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Passes of the teacher on few images, which stood for a round, told several times its time."""
+    steps: list[int] = []
+    round_of = PixelInversion.round
+
+    def watched(self: PixelInversion, *rest: Any) -> Round:
+        steps.append(self.settings.steps)
+        return round_of(self, *rest)
+
+    monkeypatch.setattr(PixelInversion, "round", watched)
+    made = {"kind": "pixel_inversion", "batch_size": 16, "steps": 100_000}
+    assert "3 rounds at" in line_of(distill(config_of(transfer_set={"generator": made}), dry_run=True))
+    assert set(steps) == {STEPS, fit.FEW_STEPS}  # those of the trials of memory, and of the measured rounds
+
+
+def test_evaluations_that_controllers_follow_are_measured_again_and_again() -> None:
+    """A controller refuses an evaluation that is not later than its last."""
+    changes = {
+        "transfer_set": {"kind": "real", "data": {"kind": "digits"}},
+        "distill": {"batch_size": 16, "adapt": {"every": 2, "strength": {"beta": 1.0}, "temperature": {}}},
+        "phases": RECIPE["phases"][2:],
+    }
+    assert "4 steps at" in line_of(distill(config_of(**changes), dry_run=True))
