@@ -39,6 +39,12 @@ COLUMNS = (
     "over real KD, mixed, points | FD-teacher | seconds | scores, % of the run"
 )
 
+WITHOUT = (
+    "data | real images per class | recipe | changed | seeds | accuracy, %, mean (standard deviation) | "
+    "to the recipe, points | FD-teacher | of the recipe"
+)
+"""Columns of the table of arms that change one thing of their recipe."""
+
 
 class Key(NamedTuple):
     """A cell."""
@@ -126,6 +132,8 @@ ARMS: dict[str, tuple[str, Callable[[Row], None]]] = {
     "diffusion - semantic term": ("diffusion", _without(semantic=0.0)),
 }
 """Name -> the recipe it starts from, and what it changes in it."""
+CHANGE_ONE = ("plain GAN", "generated alone", *(arm for arm in ARMS if " - " in arm))
+"""Arms that are compared with their recipe."""
 
 
 def recipe_of(key: Key, root: str | None) -> Row:
@@ -192,7 +200,7 @@ def cell(key: Key, root: str | None, threads: int) -> Row:
 def tables(content: Row) -> str:
     """Accuracy of each arm, and its lead over the real images alone."""
     cells = content["cells"]
-    rows = []
+    rows, changed = list[list[str]](), list[list[str]]()
     for data, size in sorted(
         {(one["data"], one["per_class"]) for one in cells}, key=lambda key: (DATA.index(key[0]), key[1])
     ):
@@ -202,7 +210,15 @@ def tables(content: Row) -> str:
             if seeds:
                 compared = common.compared(scores[arm], scores[ALONE], scores[MIXED])
                 rows.append([data, str(size), arm, str(len(seeds)), *compared, *_costs(seeds)])
-    return common.table(COLUMNS, rows)
+            recipe = ARMS[arm][0]
+            if seeds and recipe != arm and arm in CHANGE_ONE:
+                compared = common.compared(scores[arm], scores[recipe])
+                distances = [
+                    _costs([one for one in arms[name] if one["seed"] in scores[arm]])[0] for name in (arm, recipe)
+                ]
+                what = arm.removeprefix(recipe).strip()
+                changed.append([data, str(size), recipe, what, str(len(seeds)), *compared, *distances])
+    return f"{common.table(COLUMNS, rows)}\n\n{common.table(WITHOUT, changed)}"
 
 
 def _costs(seeds: list[Row]) -> list[str]:
