@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from synthkd.generators.method_settings import BatchwiseSettings, ContinuousSettings
 from synthkd.generators.settings import (
     FROM_REAL,
     ChosenByTeacher,
@@ -72,7 +73,14 @@ class SyntheticSettings(Settings):
     """Images of each class that the teacher of flow dp_generator is trained on."""
 
 
-LEARNS_FROM_TEACHER = (ChosenByTeacher, InversionSettings, PixelSettings, ProceduralSettings)
+LEARNS_FROM_TEACHER = (
+    ChosenByTeacher,
+    InversionSettings,
+    PixelSettings,
+    ProceduralSettings,
+    ContinuousSettings,
+    BatchwiseSettings,
+)
 """Settings of the generators that learn from the teacher alone, or from nothing, and so from no private image."""
 KIND = "distillation.transfer_set.generator.kind"
 """The key of the generator's kind in a compression."""
