@@ -44,6 +44,11 @@ class TransferSource(ABC):
     without_teacher: ClassVar[str]
 
     @property
+    def shown(self) -> str:
+        """What its images are, in words."""
+        return "real images"
+
+    @property
     def bank(self) -> MemoryBank | None:
         """The memory bank that keeps its images, or None."""
         return None
@@ -107,6 +112,11 @@ class BankedImages(TransferSource):
     ) -> None:
         self._bank, self._real_images_used, self._labelling = bank, real_images_used, labelling
         self._image_alarms = judge
+
+    @property
+    def shown(self) -> str:
+        """What its images are, in words."""
+        return "generated images"
 
     @property
     def bank(self) -> MemoryBank:
