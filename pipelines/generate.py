@@ -303,8 +303,8 @@ def _summary(job: Job, content: GenerateResult, already: bool = False) -> tuple[
         lines.append(f"         left out by filters, of {scores.tried:,} tried: {reasons}")
     if scores.exact_duplicates:
         lines.append(
-            f"         {scores.exact_duplicates:,} of them repeat an earlier one exactly: ask for fewer of a class, or give "
-            "the generator more rounds"
+            f"         {scores.exact_duplicates:,} of them repeat an earlier one exactly: ask for fewer of a class, or "
+            "give the generator more rounds"
         )
     if content.scores is not None:
         lines.append(f"scores:  {scores_in_words(content.scores)}")

@@ -63,8 +63,7 @@ def read_request(config: GenerateConfig) -> Request:
     made_by = read_saved(generator.path)[0].settings if isinstance(generator, SavedSettings) else generator
     if isinstance(made_by, ProceduralSettings | ContinuousSettings):
         raise ConfigError(
-            f"generator.kind: {made_by.kind} images are made for no class, and per_class asks for classes; take "
-            "pixels"
+            f"generator.kind: {made_by.kind} images are made for no class, and per_class asks for classes; take pixels"
         )
     learns = isinstance(generator, (InversionSettings, BatchwiseSettings, *FROM_REAL))
     if learns and not config.rounds:

@@ -99,10 +99,10 @@ class Labelling:
         logits = self._logits(batch.images) if fresh else None
         return HeldOut(batch.images, None, batch.teacher_logits if logits is None else logits)
 
-    def on_fresh(
-        self, student: Classifier, sample: Callable[[Tensor, Rows], Tensor], rng: Rows, watch: Watch
+    def on_samples(
+        self, student: Classifier, sample: Callable[[Tensor, Rows], Tensor], rng: Rows, watch: Watch, repeats: bool
     ) -> Agreement | None:
-        """The agreement on fresh samples, on fewer if the time for measurements is used up.
+        """The agreement on samples of a generator, on fewer if the time for measurements is used up.
 
         None without a teacher, or if each answer costs a query.
 
@@ -111,6 +111,7 @@ class Labelling:
             sample: of the generator, takes labels and the random rows of their images.
             rng: of the samples.
             watch: of the measurement.
+            repeats: whether samples are images of earlier rounds, of which the student has learned.
         """
         team = self.team
         if team is None or self.is_paid:
@@ -123,9 +124,10 @@ class Labelling:
                 return same
 
         labels = balanced_labels(FRESH_IMAGES, 0, team.spec.classes)
-        tick = watch("agreement on fresh samples", FRESH_IMAGES, LEAST_FRESH)
+        on = "images of the generator's earlier rounds" if repeats else "fresh synthetic samples"
+        tick = watch(f"agreement on {on}", FRESH_IMAGES, LEAST_FRESH)
         hits = sample_in_chunks(agrees, self.batch_size, labels, rng, tick)
-        return Agreement(proportion(int(hits.sum()), len(hits)), "fresh synthetic samples")
+        return Agreement(proportion(int(hits.sum()), len(hits)), on)
 
     def _logits(self, images: Tensor) -> Tensor | None:
         if self.team is None:

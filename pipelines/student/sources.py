@@ -218,8 +218,9 @@ class GeneratedImages(BankedImages):
         return self._labelling.of_stored(self.bank.newest(self._labelling.count), fresh=several)
 
     def agreement(self, student: Classifier, watch: Watch = unwatched) -> Agreement | None:
-        """The agreement on fresh samples, on fewer if the time for measurements is used up."""
-        return self._labelling.on_fresh(student, self._sample, Rows(self._seed, "fresh"), watch)
+        """The agreement on samples, on fewer if the time for measurements is used up."""
+        repeats = getattr(self.generator, "repeats", False)
+        return self._labelling.on_samples(student, self._sample, Rows(self._seed, "fresh"), watch, repeats)
 
     def uses(self, alone: bool) -> list[str]:
         """The generator, if it learns from real images."""

@@ -70,7 +70,7 @@ def test_a_student_of_one_source(tmp_path: Path, source: dict[str, Any], on: str
 
 def test_an_alarm_says_on_what_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[str] = []
-    monkeypatch.setattr(alarms, "one_class", lambda predicted, labels, who, on, *_: seen.append(on))
+    monkeypatch.setattr(alarms, "one_class", lambda *answers: seen.append(answers[3]))
     run(tmp_path / "a", PROCEDURAL)
     run(tmp_path / "b", [{**PICTURES, "share": 0.5}, PROCEDURAL], distill={"batch_size": 8, "adapt": {"images": 1}})
     assert seen == ["procedural images", "unrelated pictures"]
