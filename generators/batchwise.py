@@ -21,13 +21,14 @@ from synthkd.data.augment import flip, shift
 from synthkd.errors import TrainingError
 from synthkd.generators.local import autocast_of, local_accelerator, require_statistics
 from synthkd.generators.method_settings import BatchwiseSettings
+from synthkd.generators.moments import MovingMoments
 from synthkd.generators.pool import Pool
 from synthkd.generators.teacher_student import TEACHER_TERMS, JointOutputs, Term, joint_forward, teacher_logits
 from synthkd.losses.objective import Objective
 from synthkd.models.classifier import as_classifier
 from synthkd.rng import Rows, stream
 from synthkd.training.learner import require_finite
-from synthkd.types import BatchNormStatistics, ImageSpec, Round, balanced_labels
+from synthkd.types import ImageSpec, Round, balanced_labels
 
 BETAS = (0.5, 0.999)
 """Of every Adam optimiser here, as in the published code of all four methods but for the second (0.9 to 0.999)."""
@@ -69,6 +70,9 @@ AttemptTerm = Callable[[Attempt], Tensor]
 class Batchwise(ABC):
     """A generator of one teacher that optimises each batch anew. A subclass implements `_begin`.
 
+    Attributes:
+        repeats: True: samples are images of earlier rounds.
+
     Args:
         settings: sizes, rates and weights.
         teacher: the frozen teacher, only read.
@@ -82,6 +86,8 @@ class Batchwise(ABC):
         ModelError: BatchNorm matching has a weight and the teacher has no BatchNorm statistics, or its images and
             classes are unknown.
     """
+
+    repeats = True
 
     def __init__(
         self,
@@ -103,7 +109,7 @@ class Batchwise(ABC):
         self._device = accelerator.device
         self._autocast = autocast_of(accelerator)
         self._pool = Pool(self.spec)
-        self._moments: dict[str, tuple[Tensor, Tensor]] = {}
+        self._moments = MovingMoments(settings.memory, self._device)
         terms = {"one_hot": TEACHER_TERMS["one_hot"], **joint}
         every: dict[str, AttemptTerm] = {name: _of_joint(term) for name, term in terms.items()}
         every |= {"batch_norm": self._batch_norm} | dict(more or {})
@@ -162,7 +168,7 @@ class Batchwise(ABC):
                 with self._autocast():
                     images = canvas.paint().float()
                 outputs = forward(self._view(images, rng), labels, difficulty)
-                statistics = self._smoothed(outputs.teacher.statistics)
+                statistics = self._moments.averaged(outputs.teacher.statistics)
                 joint = replace(outputs, teacher=replace(outputs.teacher, statistics=statistics))
                 loss = self._objective(Attempt(joint, images, rng), 0, 1)
                 require_finite(loss, "generator", index, "round")
@@ -177,25 +183,13 @@ class Batchwise(ABC):
                 canvas.settle()
         if not bool(torch.isfinite(best).all()):
             raise TrainingError(f"generator: the images are not finite in round {index}; lower its lr")
-        if s.memory:
-            self._moments = {path: (one.mean.detach(), one.var.detach()) for path, one in statistics.items()}
+        self._moments.keep(statistics)
         self._end(note)
         self._pool.add(best, labels)
         terms = {f"generator/{name}": float(term.detach()) for name, term in loss.terms.items()}
         # Anew: the logits above are of a view of the images.
         logits = teacher_logits(self._teacher, best, self._autocast)
         return Round(best.contiguous(), labels, logits, terms | {"generator/loss": lowest})
-
-    def _smoothed(self, statistics: Mapping[str, BatchNormStatistics]) -> dict[str, BatchNormStatistics]:
-        """Moments averaged with those of earlier rounds, since no single small batch has the stored ones."""
-        memory = self._settings.memory
-        if not memory or not self._moments:
-            return dict(statistics)
-        smoothed = {}
-        for path, one in statistics.items():
-            mean, var = self._moments[path]
-            smoothed[path] = replace(one, mean=torch.lerp(one.mean, mean, memory), var=torch.lerp(one.var, var, memory))
-        return smoothed
 
     def sample(self, labels: Tensor, difficulty: float, rng: Rows) -> Tensor:
         """Images of earlier rounds; image i is a function of its label and of row `rng.start + i`.
@@ -226,15 +220,13 @@ class Batchwise(ABC):
         """The images of earlier rounds, and the moments to which later rounds are averaged."""
         return {
             "pool": self._pool.state_dict(),
-            "moments": {path: list(pair) for path, pair in self._moments.items()},
+            "moments": self._moments.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` returned."""
         self._pool.load_state_dict(state["pool"])
-        self._moments = {
-            path: (mean.to(self._device), var.to(self._device)) for path, (mean, var) in state["moments"].items()
-        }
+        self._moments.load_state_dict(state["moments"])
 
 
 def _of_joint(term: Term) -> AttemptTerm:

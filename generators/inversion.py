@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from synthkd.errors import ConfigError, TrainingError
 from synthkd.generators.inversion_network import latent_network
 from synthkd.generators.local import autocast_of, local_accelerator, require_statistics
+from synthkd.generators.moments import MovingMoments
 from synthkd.generators.settings import ALONE, InversionSettings
 from synthkd.generators.teacher_student import STUDENT_TERMS, TEACHER_TERMS, JointOutputs, joint_forward
 from synthkd.losses.objective import Objective
@@ -39,7 +40,7 @@ from synthkd.passes import sample_in_chunks
 from synthkd.rng import Rows
 from synthkd.taps import INPUT, evaluating, frozen, has_statistics
 from synthkd.training.learner import require_finite
-from synthkd.types import BatchNormStatistics, ImageSpec, Round, balanced_labels
+from synthkd.types import ImageSpec, Round, balanced_labels
 
 BETAS = (0.5, 0.999)
 """Of every Adam optimiser here; the momentum of DCGAN (Radford et al. 2016)."""
@@ -47,9 +48,6 @@ SAMPLE_STEPS = 10
 """Optimiser steps on a latent vector in `sample`."""
 SAMPLE_RATE = 0.1
 """Learning rate of these steps."""
-
-Moments = tuple[Tensor, Tensor]
-"""Mean and biased variance, float32 `[C]` each, of the input of one BatchNorm layer."""
 
 
 def assign_labels(labels: Tensor, logits: Tensor) -> Tensor:
@@ -116,7 +114,7 @@ class Inversion:
         # One meta-step follows the gradients of all steps of a round, hence the learning rate times their number.
         self._meta = torch.optim.Adam(self.network.parameters(), settings.lr * settings.steps, BETAS)
         self._autocast = autocast_of(accelerator)
-        self._moments: dict[str, Moments] = {}
+        self._moments = MovingMoments(settings.memory, self._device)
         terms = {**TEACHER_TERMS, **STUDENT_TERMS}
         self._objective: Objective[JointOutputs] = Objective(terms, {name: getattr(settings, name) for name in terms})
 
@@ -158,7 +156,7 @@ class Inversion:
                     # Latent vectors start at random, so each takes the label that its image suits best. Only once: the
                     # later steps are to reach that label.
                     labels = assign_labels(labels, teacher.logits)
-                smoothed = self._smoothed(teacher.statistics)
+                smoothed = self._moments.averaged(teacher.statistics)
                 joint = replace(outputs, teacher=replace(teacher, statistics=smoothed), labels=labels)
                 loss = self._objective(joint, 0, 1)  # its weights are constants, so any step will do
                 require_finite(loss, "generator", index, "round")
@@ -173,8 +171,7 @@ class Inversion:
         # A NaN or an infinity stays in the sum, so one check of it covers every step.
         if not all(bool(torch.isfinite(gradient).all()) for gradient in gradients):
             raise TrainingError(f"generator: a gradient is not finite in round {index}; lower its lr")
-        # Without gradient: the next round's loss must not reach back into this round's graph.
-        self._moments = {path: (m.mean.detach(), m.var.detach()) for path, m in smoothed.items()}
+        self._moments.keep(smoothed)
         self._meta_update(clone, gradients)
         assert best is not None
         terms = {f"generator/{name}": float(term.detach()) for name, term in loss.terms.items()}
@@ -245,17 +242,6 @@ class Inversion:
             groups.append({"params": [latent.requires_grad_()], "lr": s.latent_lr})
         return torch.optim.Adam(groups, s.lr, BETAS)
 
-    def _smoothed(self, statistics: Mapping[str, BatchNormStatistics]) -> dict[str, BatchNormStatistics]:
-        """Moments averaged with those of earlier rounds, since no single small batch has the stored ones."""
-        if not self._moments:  # the first round
-            return dict(statistics)
-        memory, smoothed = self.settings.memory, {}
-        for path, s in statistics.items():
-            old_mean, old_var = self._moments[path]
-            mean, var = memory * old_mean + (1 - memory) * s.mean, memory * old_var + (1 - memory) * s.var
-            smoothed[path] = replace(s, mean=mean, var=var)
-        return smoothed
-
     def _meta_update(self, clone: nn.Module, gradients: list[Tensor]) -> None:
         """One step of the shared network along the copy's gradients; BatchNorm moments are the copy's."""
         for parameter, gradient in zip(self.network.parameters(), gradients, strict=True):
@@ -288,13 +274,11 @@ class Inversion:
         return {
             "network": finite_state(self.network, "generator"),
             "meta": self._meta.state_dict(),
-            "moments": {path: list(pair) for path, pair in self._moments.items()},
+            "moments": self._moments.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` returned."""
         self.network.load_state_dict(state["network"])
         self._meta.load_state_dict(state["meta"])
-        self._moments = {
-            path: (mean.to(self._device), var.to(self._device)) for path, (mean, var) in state["moments"].items()
-        }
+        self._moments.load_state_dict(state["moments"])

@@ -134,6 +134,9 @@ class Fixed(SampledRounds):
         teacher: gives the logits of those images.
         seed: the run's seed.
         accelerator: device and precision.
+
+    Attributes:
+        repeats: whether samples are images of earlier rounds of that generator.
     """
 
     def __init__(
@@ -141,6 +144,7 @@ class Fixed(SampledRounds):
     ) -> None:
         super().__init__(batch_size, teacher, seed, accelerator)
         self._generator = generator
+        self.repeats: bool = getattr(generator, "repeats", False)
 
     def fit(self, index: int, difficulty: float, student: nn.Module | None = None) -> dict[str, float]:
         """Do nothing and return no values."""

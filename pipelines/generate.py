@@ -301,6 +301,11 @@ def _summary(job: Job, content: GenerateResult, already: bool = False) -> tuple[
     if scores.rejected:
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in scores.rejected.items())
         lines.append(f"         left out by filters, of {scores.tried:,} tried: {reasons}")
+    if scores.exact_duplicates:
+        lines.append(
+            f"         {scores.exact_duplicates:,} of them repeat an earlier one exactly: ask for fewer of a class, or "
+            "give the generator more rounds"
+        )
     if content.scores is not None:
         lines.append(f"scores:  {scores_in_words(content.scores)}")
     lines.append(f"real images the generator was trained on: {'unknown' if real_images is None else real_images}")

@@ -57,12 +57,13 @@ def read_request(config: GenerateConfig) -> Request:
     Raises:
         ConfigError: rounds that do not fit the generator, data that nothing uses, or a run that names no teacher.
         DataError: real data that cannot be read.
+        ModelError: a saved generator that cannot be read.
     """
     generator = config.generator if config.run is None else SavedSettings(kind="saved", path=config.run)
-    if isinstance(generator, ProceduralSettings | ContinuousSettings):
+    made_by = read_saved(generator.path)[0].settings if isinstance(generator, SavedSettings) else generator
+    if isinstance(made_by, ProceduralSettings | ContinuousSettings):
         raise ConfigError(
-            f"generator.kind: {generator.kind} images are made for no class, and per_class asks for classes; take "
-            "pixels"
+            f"generator.kind: {made_by.kind} images are made for no class, and per_class asks for classes; take pixels"
         )
     learns = isinstance(generator, (InversionSettings, BatchwiseSettings, *FROM_REAL))
     if learns and not config.rounds:

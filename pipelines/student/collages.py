@@ -95,6 +95,11 @@ class CollageImages(TransferSource):
         self._made_of, self._fresh = made_of, when
 
     @property
+    def shown(self) -> str:
+        """What its images are, in words."""
+        return NAMES[self._kind]
+
+    @property
     def words(self) -> str:
         """What the images are made of, in the words of the plan."""
         return f"{NAMES[self._kind]}: {self._made_of}, {self._fresh}"

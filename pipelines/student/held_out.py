@@ -104,10 +104,10 @@ class Labelling:
         logits = self._logits(batch.images) if fresh else None
         return HeldOut(batch.images, None, batch.teacher_logits if logits is None else logits)
 
-    def on_fresh(
-        self, student: Classifier, sample: Callable[[Tensor, Rows], Tensor], rng: Rows, watch: Watch
+    def on_samples(
+        self, student: Classifier, sample: Callable[[Tensor, Rows], Tensor], rng: Rows, watch: Watch, repeats: bool
     ) -> Agreement | None:
-        """The agreement on fresh samples, on fewer if the time for measurements is used up.
+        """The agreement on samples of a generator, on fewer if the time for measurements is used up.
 
         None without a teacher, or if each answer costs a query.
 
@@ -116,6 +116,7 @@ class Labelling:
             sample: of the generator, takes labels and the random rows of their images.
             rng: of the samples.
             watch: of the measurement.
+            repeats: whether samples are images of earlier rounds, of which the student has learned.
         """
         team = self.team
         if team is None or self.is_paid:
@@ -127,10 +128,11 @@ class Labelling:
                 return torch.stack([team.consensus(images).float(), student(images).float()], dim=1)
 
         labels = balanced_labels(FRESH_IMAGES, 0, team.spec.classes)
-        tick = watch("agreement on fresh samples", FRESH_IMAGES, LEAST_FRESH)
+        on = "images of the generator's earlier rounds" if repeats else "fresh synthetic samples"
+        tick = watch(f"agreement on {on}", FRESH_IMAGES, LEAST_FRESH)
         theirs, ours = sample_in_chunks(answers, self.batch_size, labels, rng, tick).cpu().unbind(1)
         rate = accuracy(ours.argmax(1), theirs.argmax(1))
-        return Agreement(rate, "fresh synthetic samples", agreement_logits(theirs, ours))
+        return Agreement(rate, on, agreement_logits(theirs, ours))
 
     def on_learned(self, student: Classifier, learned: HeldOut) -> tuple[float, float] | None:
         """Logits of the agreement on images that the student learned from, as `agreement_logits` has them.

@@ -10,7 +10,7 @@ from torch import Tensor
 from synthkd.data.sources import RealImages
 from synthkd.distillation import alarms
 from synthkd.distillation.alarms import Alarm
-from synthkd.generators.method_settings import BatchwiseSettings, ContinuousSettings
+from synthkd.generators.method_settings import BatchwiseSettings, ContinuousSettings, PixelInversionSettings
 from synthkd.generators.settings import (
     CGANSettings,
     DiffusionSettings,
@@ -69,9 +69,10 @@ def advice_for(source: GeneratedSet | StoredSet, key: str) -> Advice:
     rounds = "give the generator more rounds"
     match source.named:
         case InversionSettings() | ContinuousSettings() | BatchwiseSettings():
+            apart = "competition" if isinstance(source.named, PixelInversionSettings) else "adversarial"
             return Advice(
                 f"raise {own}.one_hot, or {balanced}",
-                f"{rounds}, or raise {own}.adversarial",
+                f"{rounds}, or raise {own}.{apart}",
                 f"raise {own}.batch_norm or the number of rounds",
             )
         case PixelSettings():

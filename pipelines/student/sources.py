@@ -45,6 +45,11 @@ class TransferSource(ABC):
     without_teacher: ClassVar[str]
 
     @property
+    def shown(self) -> str:
+        """What its images are, in words."""
+        return "real images"
+
+    @property
     def bank(self) -> MemoryBank | None:
         """The memory bank that keeps its images, or None."""
         return None
@@ -108,6 +113,11 @@ class BankedImages(TransferSource):
     ) -> None:
         self._bank, self._real_images_used, self._labelling = bank, real_images_used, labelling
         self._image_alarms = judge
+
+    @property
+    def shown(self) -> str:
+        """What its images are, in words."""
+        return "generated images"
 
     @property
     def bank(self) -> MemoryBank:
@@ -213,8 +223,9 @@ class GeneratedImages(BankedImages):
         return team is not None and len(team.models) > 1
 
     def agreement(self, student: Classifier, watch: Watch = unwatched) -> Agreement | None:
-        """The agreement on fresh samples, on fewer if the time for measurements is used up."""
-        return self._labelling.on_fresh(student, self._sample, Rows(self._seed, "fresh"), watch)
+        """The agreement on samples, on fewer if the time for measurements is used up."""
+        repeats = getattr(self.generator, "repeats", False)
+        return self._labelling.on_samples(student, self._sample, Rows(self._seed, "fresh"), watch, repeats)
 
     @property
     def is_of_teacher_alone(self) -> bool:

@@ -114,7 +114,7 @@ class TransferSet:
     def sample(self, last_step: int) -> tuple[Tensor, Tensor, str]:
         """Images on which a student that always predicts one class is noticed.
 
-        They are the newest images of a bank, else held-out real images, else the batch of the last step.
+        They are the newest images of a bank, else held-out images of a source, else the batch of the last step.
 
         Args:
             last_step: the student's last step.
@@ -125,15 +125,15 @@ class TransferSet:
         newest = next((batch for source in self.sources if (batch := source.newest()) is not None), None)
         if newest is not None:
             return newest.images, newest.labels, "of the newest images"
-        held_out = self.held_out()
-        if held_out is not None:
-            return held_out.images, held_out.targets, "real images"
+        for source in self._by_rank:
+            if (held_out := source.held_out()) is not None:
+                return held_out.images, held_out.targets, source.shown
         batch = self.dataset.batch(last_step)
         labels = batch.labels
         if bool((labels < 0).any()):
             assert batch.teacher_logits is not None
             labels = batch.teacher_logits.argmax(1)
-        return batch.images, labels, "real images"
+        return batch.images, labels, " and ".join(source.shown for source in self.sources)
 
     def label_ahead(self) -> None:
         """Let the teacher label the images that it labels once, before the first step."""

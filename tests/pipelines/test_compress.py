@@ -171,6 +171,13 @@ def test_a_private_teacher_gives_a_claim(tmp_path: Path, generator: dict[str, An
     assert not any((tmp_path / "run" / "export").glob("*"))
 
 
+@pytest.mark.parametrize("kind", ["continuous", "contrastive", "noisy_label", "pixel_inversion"])
+def test_a_flow_with_a_private_teacher_takes_the_generators_of_the_methods(kind: str) -> None:
+    generator = {"kind": kind, **({"one_hot": 1.0} if kind == "continuous" else {})}
+    config = load_config(CompressConfig, recipe(flow="dp_teacher", teacher=DP, generator=generator), [])
+    assert config.generated.generator.kind == kind
+
+
 MERF = {"kind": "merf", "epsilon": 4.0, "delta": 1e-4, "features": 400, "width": 16, "batch_size": 40, "steps": 5}
 FEW = {"rounds": 3, "per_class": 20}
 

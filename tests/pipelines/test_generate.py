@@ -20,7 +20,10 @@ from synthkd.data.written import unfinished as part_files
 from synthkd.data.written.stored import read_stored
 from synthkd.data.written.unfinished import PartStore
 from synthkd.errors import CheckpointError, ConfigError, DataError, ModelError
+from synthkd.generators.continuous import Continuous
+from synthkd.generators.files import save_generator
 from synthkd.generators.inversion import Inversion
+from synthkd.generators.method_settings import ContinuousSettings
 from synthkd.models import load
 from synthkd.pipelines import generate, teach
 from synthkd.pipelines.config import GenerateConfig, TeachConfig
@@ -259,6 +262,21 @@ def test_a_wrong_recipe_is_refused_in_a_line(
         made(teacher, tmp_path / "run", **changes)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_saved_generator_that_knows_no_class_is_refused_too(teacher: Path, tmp_path: Path) -> None:
+    settings, model = ContinuousSettings(kind="continuous", one_hot=1.0, width=4, latent=4), load(teacher / "teacher")
+    save_generator(Continuous(settings, model), settings, tmp_path / "g", model.spec, (), 0, 0)
+    with pytest.raises(ConfigError, match="kind: continuous images are made for no class"):
+        made(teacher, tmp_path / "run", generator={"kind": "saved", "path": str(tmp_path / "g")})
+
+
+def test_repeated_images_are_told(teacher: Path, tmp_path: Path) -> None:
+    few = {"generator": {"kind": "pixel_inversion", "batch_size": 20, "steps": 1}, "rounds": 1}
+    lines = made(teacher, tmp_path / "a", per_class=2, **few).summary
+    assert not any("repeat an earlier one" in line for line in lines)
+    lines = made(teacher, tmp_path / "b", per_class=4, **few).summary
+    assert any("20 of them repeat an earlier one exactly: ask for fewer of a class" in line for line in lines)
 
 
 def test_filters_leave_out_and_fill_up(teacher: Path, tmp_path: Path) -> None:

@@ -141,6 +141,8 @@ def _open_run(path: Path, name: str, channels: int | None) -> Samples:
     if (path / "result.json").exists():
         if (path / BANK_SAMPLE).exists():
             return _open_npz(path / BANK_SAMPLE, name, None, channels)
+        if inner := sorted(one.parent.parent.name for one in path.glob(f"seed-*/{BANK_SAMPLE}")):
+            raise DataError(f"{path} is a run of several seeds; name that of one: {path / inner[0]}")
         raise DataError(
             f"{path} is a finished run without {BANK_SAMPLE}: it generated no images, or kept none (keep_images=0); "
             "score a folder or archive of images"

@@ -340,6 +340,16 @@ def test_a_run_without_images_says_why(tmp_path: Path) -> None:
         open_samples(root)
 
 
+def test_a_run_of_several_seeds_names_the_run_of_one(tmp_path: Path) -> None:
+    root = run(tmp_path / "run", [])
+    (root / "result.json").write_text("{}")
+    for seed in (3, 4):
+        (root / f"seed-{seed}" / "samples").mkdir(parents=True)
+        (root / f"seed-{seed}" / "samples" / "bank.npz").touch()
+    with pytest.raises(DataError, match=r"a run of several seeds; name that of one: .*run/seed-3$"):
+        open_samples(root)
+
+
 def test_a_finished_run_gives_the_images_that_it_kept(tmp_path: Path) -> None:
     root = run(tmp_path / "run", [5])
     (root / "result.json").write_text("{}")

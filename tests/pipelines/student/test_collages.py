@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from synthkd.distillation import alarms
 from synthkd.errors import ConfigError, DataError
 from synthkd.models import Classifier, build
 from synthkd.pipelines import distill
@@ -65,6 +66,14 @@ def test_a_student_of_one_source(tmp_path: Path, source: dict[str, Any], on: str
     seen = "never saw a real image" + (" of the task, but crops of 2 unrelated pictures." if pictures else ".")
     assert seen in done.summary[0]
     assert seen in (tmp_path / "a" / "report.html").read_text()
+
+
+def test_an_alarm_says_on_what_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+    monkeypatch.setattr(alarms, "one_class", lambda *answers: seen.append(answers[3]))
+    run(tmp_path / "a", PROCEDURAL)
+    run(tmp_path / "b", [{**PICTURES, "share": 0.5}, PROCEDURAL], distill={"batch_size": 8, "adapt": {"images": 1}})
+    assert seen == ["procedural images", "unrelated pictures"]
 
 
 def test_the_plan_says_what_the_images_are(tmp_path: Path) -> None:

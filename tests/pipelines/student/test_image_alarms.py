@@ -6,6 +6,12 @@ import pytest
 import torch
 
 from synthkd.data.sources import RealImages
+from synthkd.generators.method_settings import (
+    ContinuousSettings,
+    ContrastiveSettings,
+    NoisyLabelSettings,
+    PixelInversionSettings,
+)
 from synthkd.generators.settings import (
     CGANSettings,
     DiffusionSettings,
@@ -28,6 +34,10 @@ GENERATORS: list[GeneratorSettings] = [
     DiffusionSettings(kind="diffusion"),
     MerfSettings(kind="merf", epsilon=1.0),
     PipelineSettings(kind="pipeline", path="p"),
+    ContinuousSettings(kind="continuous", one_hot=1.0),
+    ContrastiveSettings(kind="contrastive"),
+    NoisyLabelSettings(kind="noisy_label"),
+    PixelInversionSettings(kind="pixel_inversion"),
 ]
 
 

@@ -37,6 +37,7 @@ from synthkd.rng import Rows
 from synthkd.schedules import DifficultyScheduler
 from synthkd.settings import BankSettings, TeamSettings, ZooModel
 from synthkd.settings.load import load_config
+from synthkd.training.measuring import unwatched
 from synthkd.types import ImageSpec
 
 SPEC = ImageSpec(1, 8, 8, 10)
@@ -304,3 +305,18 @@ def test_without_test_data_or_teacher_nothing_is_said_of_them(tmp_path: Path) ->
         "data."
     )
     assert [line.split(":")[0] for line in lines[1:]] == ["student", "peer 1", "report"]
+
+
+def test_images_of_earlier_rounds_are_not_called_fresh() -> None:
+    teacher = network(4, 0).eval()
+    labelling = Labelling(
+        TeacherTeam([FrozenTeacher(teacher, Accelerator(cpu=True))], TeamSettings()), torch.device("cpu"), 20
+    )
+
+    def sample(labels: Tensor, rng: Rows) -> Tensor:
+        return rng.uniform(len(labels), 64).reshape(-1, 1, 8, 8)
+
+    for repeats, on in ((False, "fresh synthetic samples"), (True, "images of the generator's earlier rounds")):
+        agreement = labelling.on_samples(teacher, sample, Rows(0, "fresh"), unwatched, repeats)
+        assert agreement is not None
+        assert agreement.on == on
