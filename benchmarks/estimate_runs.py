@@ -45,6 +45,13 @@ RECIPES: dict[str, Row] = {
     "lenet": pairs.PAIRS["lenet"].recipe,
     "cifar10": pairs.WITH_BATCH_NORM,
 }
+REAL: Row = {
+    "mix": {"mixup": 0.5},
+    "distill": {
+        "temperature": 4.0,
+        "optimizer": {"kind": "adamw", "lr": 3e-3, "weight_decay": 0.05, "schedule": "one_cycle"},
+    },
+}
 PREGENERATED = {"digits": (14, 7), "fashion": (10, 5), "lenet": (40, 0), "cifar10": (8, 4)}
 """Rounds before the student, and how many of them are discarded."""
 EVERY = {"digits": 15, "fashion": 24, "lenet": 40, "cifar10": 24}
@@ -58,8 +65,8 @@ class Cell:
         data: its dataset and teacher.
         student: the student's model.
         steps: of the student.
-        images: "inversion" or "pixels", by the recipe of the data; "drawn": the generator `procedural`; "default": no
-            key of a recipe but the phases.
+        images: "recipe": that of the data; "drawn": the same with the generator `procedural`; "default": the defaults
+            of a student of real images, with those of the generator.
         seed: of the run.
     """
 
@@ -154,7 +161,7 @@ def teacher_settings(name: str, files: Files, threads: int) -> Row:
 def run(cell: Cell, files: Files, threads: int) -> Path:
     """Run a cell without test data, or find it finished: its run directory."""
     rounds, discard = PREGENERATED[cell.data]
-    recipe = {} if cell.images == "default" else RECIPES[cell.data]
+    recipe = REAL if cell.images == "default" else RECIPES[cell.data]
     if cell.images == "drawn":
         given = {key: value for key, value in recipe["transfer_set"].items() if key != "generator"}
         recipe = {**recipe, "transfer_set": {**given, "generator": {"kind": "procedural"}}}

@@ -103,19 +103,10 @@ def pair_of(arguments: argparse.Namespace) -> Pair:
         settings = {"data": data, **pair.teacher}
         ours = pair.recipe | two_phases
         return Pair(lambda: _taught("fashion_mnist", settings), pair.student, data, ours, 3, True)
-    file = {
-        "kind": "load",
-        "model": "zoo:resnet",
-        "options": {"depth": 20, "shortcut": "pad"},
-        "weights": str(Path(arguments.teachers) / "resnet20-12fca82f.th"),
-        "size": 32,
-        "classes": 10,
-        "mean": [0.485, 0.456, 0.406],
-        "std": [0.229, 0.224, 0.225],
-    }
-    student = {"arch": "resnet", "depth": 8, "width": 16}
+    recipe = recipe_of("cifar10")
+    file = recipe["teacher"] | {"weights": str(Path(arguments.teachers) / "resnet20-12fca82f.th")}
     test = {"kind": "npz", "path": arguments.cifar10}
-    return Pair(lambda: file, student, test, pairs.WITH_BATCH_NORM | two_phases, 4, True)
+    return Pair(lambda: file, recipe["student"], test, recipe, recipe["mix"]["shift"], recipe["mix"]["flip"])
 
 
 def source_of(method: str, pair: Pair, seed: int) -> Row:
