@@ -18,6 +18,9 @@ def _quick_dry_runs(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPa
     timing = sys.modules.get("synthkd.pipelines.run.timing")
     if timing is not None and not request.node.path.name.endswith("timing.py"):
         monkeypatch.setattr(timing, "MOST_CALLS", 1)
+    budget = sys.modules.get("synthkd.pipelines.student.budget")
+    if budget is not None and not request.node.path.name.endswith("budget.py"):
+        monkeypatch.setattr(budget, "MOST_PASSES", 1)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

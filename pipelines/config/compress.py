@@ -147,7 +147,9 @@ class CompressConfig(TrainingConfig):
 
     @classmethod
     def defaults_for(cls, recipe: Mapping[str, object]) -> Mapping[str, object]:
-        """Those of its distillation."""
+        """Those of its distillation; none for a finished student, which is not distilled."""
+        if "finished" in recipe:
+            return {}
         defaults = Distillation.defaults_for(section(recipe, "distillation"))
         return {"distillation": defaults} if defaults else {}
 

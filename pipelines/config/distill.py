@@ -145,14 +145,7 @@ class Distillation(Settings):
 
     @classmethod
     def refuse_old_form(cls, recipe: Mapping[str, object]) -> None:
-        """Refuse `generator`, `data`, `difficulty`, `bank`, `mix.real` and `mix.live`, which are keys of sources now.
-
-        Args:
-            recipe: as it was read.
-
-        Raises:
-            ConfigError: with the line that says the same today.
-        """
+        """Refuse the keys `generator`, `data`, `difficulty`, `bank`, `mix.real` and `mix.live`, which sources have now."""
         refuse_sources_outside(recipe)
 
     @classmethod

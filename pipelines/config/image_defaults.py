@@ -44,5 +44,6 @@ def _shows_nothing_real(source: object) -> bool:
         return False
     kind = source.get("kind", "generated")
     generator = section(source, "generator")
-    made = kind == "generated" and generator.get("kind", "auto" if not generator else "inversion") in BY_BATCH_NORM
-    return kind in DRAWN or made
+    if kind == "generated":
+        return generator.get("kind", "inversion") in BY_BATCH_NORM
+    return kind in DRAWN

@@ -47,7 +47,7 @@ class Settings(BaseModel):
         """Raise `ConfigError` with the present form of keys that have moved since an earlier version."""
 
     @classmethod
-    def defaults_for(cls, _recipe: Mapping[str, Any], /) -> Mapping[str, Any]:
+    def defaults_for(cls, _recipe: Mapping[str, object], /) -> Mapping[str, object]:
         """Defaults of a recipe that differ from those of the class, because of what else is in it.
 
         Args:

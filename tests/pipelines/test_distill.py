@@ -527,7 +527,9 @@ def test_the_plan_counts_the_test_images(teacher: Path, tmp_path: Path) -> None:
 def test_a_width_that_changes_is_cut_to_size_and_survives_a_stop(
     more: dict[str, Any], widest: int, teacher: Path, tmp_path: Path
 ) -> None:
+    slow = {"temperature": 4.0, "optimizer": {"kind": "adamw", "lr": 3e-3, "schedule": "one_cycle"}}
     changes = {"width": {"start": 2.0, "gamma": 50.0, **more}, "inherit": False, "phases": SMALL["phases"][:2]}
+    changes |= {"distill": slow, "mix": {"mixup": 0.5}}
     straight = run(config_for(teacher, tmp_path / "straight", **changes, test={"kind": "digits"}))
     log = [json.loads(line) for line in (straight.directory / "metrics.jsonl").read_text().splitlines()]
     widths = [row["width/width"] for row in log if "width/width" in row]
