@@ -145,7 +145,7 @@ class Distillation(Settings):
 
     @classmethod
     def refuse_old_form(cls, recipe: Mapping[str, object]) -> None:
-        """Refuse the keys `generator`, `data`, `difficulty`, `bank`, `mix.real` and `mix.live`, which sources have now."""
+        """Refuse `generator`, `data`, `difficulty`, `bank`, `mix.real` and `mix.live`, which are keys of sources."""
         refuse_sources_outside(recipe)
 
     @classmethod
