@@ -87,8 +87,10 @@ def test_samples_depend_on_label_and_row_and_survive_a_save(kind: str, teacher: 
 @pytest.mark.parametrize("kind", BATCHWISE)
 def test_more_steps_bring_a_batch_nearer_to_what_is_asked(kind: str, teacher: Classifier) -> None:
     few, many = (make(kind, teacher, steps=steps).round(0, 1.0) for steps in (1, 60))
-    assert many.terms["generator/one_hot"] < 0.5 * few.terms["generator/one_hot"]
-    assert many.terms["generator/batch_norm"] < 0.8 * few.terms["generator/batch_norm"]
+    # Where sixty steps end depends on a machine's rounding, by a third for the labels.
+    assert many.terms["generator/one_hot"] < 0.8 * few.terms["generator/one_hot"]
+    assert many.terms["generator/batch_norm"] < 0.5 * few.terms["generator/batch_norm"]
+    assert many.terms["generator/loss"] < 0.5 * few.terms["generator/loss"]
 
 
 def test_a_continuous_generator_learns_over_rounds(teacher: Classifier) -> None:
