@@ -77,9 +77,11 @@ class TensorBytes(TorchDispatchMode):
     ) -> Any:
         """Run an operation and count what it made."""
         result = func(*args, **(kwargs or {}))
-        given = {key for key, _ in self._storages((args, kwargs))}
-        for key, storage in self._storages(result):
-            if key not in self._known and key not in given:
+        # Most operations make nothing new: their arguments need no look.
+        new = {key: storage for key, storage in self._storages(result) if key not in self._known}
+        given = {key for key, _ in self._storages((args, kwargs))} if new else set()
+        for key, storage in new.items():
+            if key not in given:
                 self._count(key, storage)
         self.timeline.append(self.live)
         return result
@@ -129,9 +131,8 @@ def need_of(prepare: Callable[[int], Callable[[], object]], batch_size: int, dev
     timelines, lasting = [], []
     for count in TRIED:
         run = prepare(count)
-        with TensorBytes(device) as tensors:
+        with TensorBytes(device) as tensors, _collected():
             run()
-        gc.collect()
         timelines.append(tensors.timeline)
         lasting.append(tensors.live)
     if len({len(timeline) for timeline in timelines}) > 1:
@@ -143,6 +144,17 @@ def need_of(prepare: Callable[[int], Callable[[], object]], batch_size: int, dev
 
     left = at(*lasting)
     return Need(left, max(left, *(at(*pair) for pair in zip(*timelines, strict=True))))
+
+
+@contextmanager
+def _collected() -> Iterator[None]:
+    """Context manager that collects the garbage which was made inside it, without a look at all older objects."""
+    gc.freeze()
+    try:
+        yield
+        gc.collect()
+    finally:
+        gc.unfreeze()
 
 
 def trim_heap() -> None:

@@ -161,8 +161,9 @@ def _cifar10_binary(folder: Path) -> Source | None:
     """CIFAR-10 from its binary version, in the order of the other; None without the folder."""
     if not folder.is_dir():
         return None
-    records = []
-    for path in (folder / name for name in _BINARY_BATCHES):
+    count = _BINARY_IMAGES * len(_BINARY_BATCHES)
+    images, labels = torch.empty(count, 3, 32, 32, dtype=torch.uint8), torch.empty(count, dtype=torch.int64)
+    for number, path in enumerate(folder / name for name in _BINARY_BATCHES):
         try:
             data = np.fromfile(path, dtype=np.uint8)
         except OSError as error:
@@ -172,10 +173,10 @@ def _cifar10_binary(folder: Path) -> Source | None:
                 f"{path}: not {_BINARY_IMAGES:,} images of CIFAR-10's binary version, it has {len(data):,} bytes; put "
                 "the six batches there again"
             )
-        records.append(data.reshape(_BINARY_IMAGES, _BINARY_RECORD))
-    content = torch.from_numpy(np.concatenate(records))
-    images = content[:, 1:].reshape(-1, 3, 32, 32).contiguous()
-    return Source(images, content[:, 0].long(), _CIFAR10_NAMES, len(images) - _BINARY_IMAGES)
+        records, rows = torch.from_numpy(data).view(_BINARY_IMAGES, _BINARY_RECORD), number * _BINARY_IMAGES
+        labels[rows : rows + _BINARY_IMAGES] = records[:, 0]
+        images[rows : rows + _BINARY_IMAGES] = records[:, 1:].view(-1, 3, 32, 32)
+    return Source(images, labels, _CIFAR10_NAMES, count - _BINARY_IMAGES)
 
 
 def _download(kind: str, root: Path) -> None:
