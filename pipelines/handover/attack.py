@@ -131,8 +131,8 @@ def audit_pipeline(config: CompressConfig, directory: Path, private: Splits, dev
         models=models,
         ratios=_ratios(scores, canaries, derive(config.seed, "ratio")),
         checks=(
-            _roles_check(candidates.images[:], rest, population),
-            audit.blind_check(members.images[:], candidates.images[~canaries.included]),
+            _roles_check(candidates.images, rest, population),
+            audit.blind_check(members.images, part_of(candidates.images, ~canaries.included)),
             _negative_check(_control_bound(answers(teachers), canaries, settings.delta)),
             _positive_check(_control_bound(answers(control | teachers), canaries, settings.delta)),
         ),
@@ -164,7 +164,7 @@ def _control(config: CompressConfig, directory: Path, rest: RealData, members: R
     return load(result.directory)
 
 
-def _roles_check(images: Tensor, rest: RealData, population: RealData | None) -> Check:
+def _roles_check(images: InBlocks, rest: RealData, population: RealData | None) -> Check:
     """No canary is, pixel by pixel, also another training image or in the population."""
     roles: dict[str, InBlocks] = {"other training images": rest.images}
     if population is not None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain, islice
 
 import torch
 from torch import Tensor
@@ -27,12 +28,35 @@ BATCH = 256
 
 
 @dataclass(frozen=True)
+class ListedImages:
+    """The images of lists, one list after the other, of which at most some blocks are in memory at a time.
+
+    Attributes:
+        lists: the sets that were read; each tells what of it stays in memory.
+        channels: of the images as models take them.
+    """
+
+    lists: tuple[Samples, ...]
+    channels: int
+
+    def __len__(self) -> int:
+        return sum(one.count for one in self.lists)
+
+    def split(self, count: int, /) -> Iterator[Tensor]:
+        """All images in order, uint8 `[n, C, H, W]`, in blocks of `count`, the last of fewer."""
+        blocks = (alike_in_channels(block, self.channels) for one in self.lists for block in one.batches(BATCH))
+        images = chain.from_iterable(blocks)
+        while block := list(islice(images, count)):
+            yield torch.stack(block)
+
+
+@dataclass(frozen=True)
 class ImageList:
     """A list of images, of the shape that the models take.
 
     Attributes:
         name: of its source, for the summary.
-        images: uint8 `[N, C, H, W]`.
+        images: uint8 `[N, C, H, W]`, read block by block at each pass.
         labels: int64 `[N]`, numbered as the models' classes; None for synthetic images, whose labels are not needed.
         digest: SHA-256 of the images and labels as they were read.
         notes: conversions, files that were left out and assumptions, one line each.
@@ -40,7 +64,7 @@ class ImageList:
     """
 
     name: str
-    images: Tensor
+    images: ListedImages
     labels: Tensor | None
     digest: str
     notes: tuple[str, ...]
@@ -68,9 +92,10 @@ class AuditInputs:
         """teacher, student -> number of references."""
         return {who: len(several) for who, several in self.references.items()}
 
-    def images(self, *keys: str) -> Tensor:
+    def images(self, *keys: str) -> ListedImages:
         """The images of these lists together, uint8 `[N, C, H, W]`."""
-        return torch.cat([self.lists[key].images for key in keys])
+        parts = [self.lists[key].images for key in keys]
+        return ListedImages(tuple(one for part in parts for one in part.lists), parts[0].channels)
 
     def labels(self, *keys: str) -> Tensor:
         """The labels of these lists together, int64 `[N]`."""
@@ -140,14 +165,14 @@ def _read_list(
             )
         aligned = align_labels(samples.labels, samples.class_names, classes, where, f"the {who}")
         labels, notes = aligned.labels, (*notes, *filter(None, [aligned.note]))
-    images = _read_images(samples, spec, where, who)
+    _check_images(samples, spec, where, who)
+    images = ListedImages((samples,), spec.channels)
     return ImageList(samples.name, images, labels, samples.digest, notes, len(samples.bad))
 
 
-def _read_images(samples: Samples, spec: ImageSpec, where: str, who: str) -> Tensor:
-    """All images, uint8 `[N, C, H, W]`; raises `DataError` for an image that the model `who` does not take."""
+def _check_images(samples: Samples, spec: ImageSpec, where: str, who: str) -> None:
+    """Raise `DataError` for an image that the model `who` does not take."""
     # Images of another size are refused and not resized: an attack on resized images would find less than there is.
-    blocks = []
     for read in samples.batches(BATCH):
         block = alike_in_channels(read, spec.channels)
         if tuple(block.shape[1:]) != spec.shape:
@@ -156,5 +181,3 @@ def _read_images(samples: Samples, spec: ImageSpec, where: str, who: str) -> Ten
                 f"{where}: it has images of {shape} (channels x height x width), the {who} takes {needed}; give them "
                 "as training saw them: with channels, or as a dataset (data.kind=folder) with its size and channels"
             )
-        blocks.append(block)
-    return torch.cat(blocks)

@@ -7,7 +7,8 @@ them shows the average case, without a bound.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -36,6 +37,8 @@ CONFIDENCE = 0.95
 """Confidence of each interval, and of all one-run bounds of an audit together."""
 CONTROL_CONFIDENCE = 0.99
 """Confidence of each control: a valid audit fails it in 1 of 100 runs."""
+BLOCK = 512
+"""Images that are in memory at a time."""
 DRAWS = 2000
 """Random lists that `classes_check` compares with the given ones."""
 WHOS = ("teacher", "student")
@@ -107,35 +110,39 @@ def audit_lists(
     return GroupAudit(results, headline(results).name, None)
 
 
-def count_duplicates(images: Tensor, others: Mapping[str, InBlocks]) -> dict[str, int]:
+def count_duplicates(images: InBlocks, others: Mapping[str, InBlocks]) -> dict[str, int]:
     """The number of images in each other set that equal one of these images pixel by pixel.
 
     Args:
         images: uint8 `[N, C, H, W]`.
         others: role -> uint8 `[M, C, H, W]`.
     """
-    pixels = {image.numpy().tobytes() for image in images.cpu()}
-    return {
-        role: sum(image.numpy().tobytes() in pixels for block in other.split(512) for image in block.cpu())
-        for role, other in others.items()
-    }
+    known = set(_digests(images))
+    return {role: sum(digest in known for digest in _digests(other)) for role, other in others.items()}
 
 
-def roles_check(sets: Mapping[str, Tensor]) -> Check:
+def _digests(images: InBlocks) -> Iterator[bytes]:
+    """SHA-256 of the pixels of each image, which takes less memory than the image."""
+    return (hashlib.sha256(image.numpy().tobytes()).digest() for block in images.split(BLOCK) for image in block.cpu())
+
+
+def roles_check(sets: Mapping[str, InBlocks]) -> Check:
     """No image, pixel by pixel, is in two of these sets.
 
     Args:
         sets: role -> uint8 `[N, C, H, W]`.
     """
+    digests = {role: [*_digests(images)] for role, images in sets.items()}
+    known = {role: set(each) for role, each in digests.items()}
     counts = {
-        (one, other): count_duplicates(sets[one], {other: sets[other]})[other] for one, other in combinations(sets, 2)
+        (one, other): sum(digest in known[one] for digest in digests[other]) for one, other in combinations(sets, 2)
     }
     twice = [f"{count} of the {other} are among the {one}" for (one, other), count in counts.items() if count]
     evidence = f"{', '.join(twice)}, pixel by pixel" if twice else "each image stands on one list only"
     return Check("no image in two roles", not twice, evidence)
 
 
-def blind_check(inside: Tensor, outside: Tensor, seed: int = 0) -> Check:
+def blind_check(inside: InBlocks, outside: InBlocks, seed: int = 0) -> Check:
     """Members cannot be told from non-members by their pixels; see `blind_baseline`.
 
     Args:
@@ -205,7 +212,7 @@ def negative_check(references: Sequence[Tensor], labels: Tensor, members: Tensor
 
 
 def logits_of(
-    model: torch.nn.Module, images: InBlocks, device: torch.device, batch_size: int = 512, who: str = "the model"
+    model: torch.nn.Module, images: InBlocks, device: torch.device, batch_size: int = BLOCK, who: str = "the model"
 ) -> Tensor:
     """Logits float32 `[N, K]` on the CPU, computed batch by batch.
 
@@ -219,12 +226,20 @@ def logits_of(
     Raises:
         ModelError: a logit is not finite.
     """
-    with evaluating(model), torch.no_grad():
-        logits = [
-            model(chunk.to(device).float() / (255.0 if chunk.dtype == torch.uint8 else 1.0)).float().cpu()
-            for chunk in images.split(batch_size)
-        ]
-    return finite_logits(torch.cat(logits), who)
+    return _logits_of_each({who: model}, {who: device}, images, batch_size)[0]
+
+
+def _logits_of_each(
+    models: Mapping[str, torch.nn.Module], places: Mapping[str, torch.device], images: InBlocks, batch_size: int
+) -> list[Tensor]:
+    """The logits of each model, in one pass over the images."""
+    logits: dict[str, list[Tensor]] = {who: [] for who in models}
+    for chunk in images.split(batch_size):
+        pixels = chunk.float() / (255.0 if chunk.dtype == torch.uint8 else 1.0)
+        for who, model in models.items():
+            with evaluating(model), torch.no_grad():
+                logits[who].append(model(pixels.to(places[who])).float().cpu())
+    return [finite_logits(torch.cat(parts), who) for who, parts in logits.items()]
 
 
 def answers_of(
@@ -242,9 +257,8 @@ def answers_of(
         ModelError: a logit is not finite.
     """
     places = {who: _device_of(model) if device is None else device for who, model in models.items()}
-    logits = torch.stack(
-        [logits_of(model.to(places[who]), images, places[who], who=who) for who, model in models.items()]
-    )
+    moved = {who: model.to(places[who]) for who, model in models.items()}
+    logits = torch.stack(_logits_of_each(moved, places, images, BLOCK))
     return Answers(logits[0], logits[1:], labels)
 
 

@@ -12,14 +12,14 @@ from torch.nn import functional
 from synthkd.errors import DataError
 from synthkd.privacy.intervals import Area, auc
 from synthkd.rng import derive
-from synthkd.types import to_float
+from synthkd.types import InBlocks, to_float
 
 _FOLDS = 5
 _FEWEST = 4 * _FOLDS  # images of each side
 _SIDE = 16  # pixels: larger images are averaged down to this before the linear model
 
 
-def blind_baseline(images_in: Tensor, images_out: Tensor, seed: int = 0) -> Area:
+def blind_baseline(images_in: InBlocks, images_out: InBlocks, seed: int = 0) -> Area:
     """The AUC of a logistic regression of the pixels, by 5-fold cross-validation (Das, Zhang and Tramèr 2024).
 
     Images of more than 16 pixels a side are averaged down to 16 first.
@@ -63,21 +63,25 @@ def blind_baseline(images_in: Tensor, images_out: Tensor, seed: int = 0) -> Area
     return Area(area.value, error, max(0.0, low), min(1.0, high))
 
 
-def _check_images(images_in: Tensor, images_out: Tensor) -> None:
+def _check_images(images_in: InBlocks, images_out: InBlocks) -> None:
+    shapes = []
     for images, what in ((images_in, "members"), (images_out, "non-members")):
-        if images.dtype != torch.uint8 or images.dim() != 4 or len(images) < _FEWEST:
+        first = next(iter(images.split(1)), torch.empty(0))
+        if first.dtype != torch.uint8 or first.dim() != 4 or len(images) < _FEWEST:
             raise DataError(
-                f"a blind baseline needs {_FEWEST} {what} or more, uint8 [N, C, H, W], got {images.dtype} "
-                f"{list(images.shape)}"
+                f"a blind baseline needs {_FEWEST} {what} or more, uint8 [N, C, H, W], got {first.dtype} "
+                f"{[len(images), *first.shape[1:]]}"
             )
-    if images_in.shape[1:] != images_out.shape[1:]:
-        raise DataError(
-            f"members are {list(images_in.shape[1:])} and non-members {list(images_out.shape[1:])}; take both from "
-            "one dataset"
-        )
+        shapes.append(list(first.shape[1:]))
+    if shapes[0] != shapes[1]:
+        raise DataError(f"members are {shapes[0]} and non-members {shapes[1]}; take both from one dataset")
 
 
-def _reduced(images: Tensor) -> Tensor:
-    """uint8 `[N, C, H, W]` as float32 with sides of at most `_SIDE` pixels, in chunks that bound the memory."""
+def _reduced(images: InBlocks) -> Tensor:
+    """uint8 `[N, C, H, W]` as float32 with sides of at most `_SIDE` pixels, in blocks that bound the memory."""
+    return torch.cat([_small(block) for block in images.split(512)])
+
+
+def _small(images: Tensor) -> Tensor:
     height, width = (min(_SIDE, side) for side in images.shape[2:])
-    return torch.cat([functional.adaptive_avg_pool2d(to_float(chunk), (height, width)) for chunk in images.split(512)])
+    return functional.adaptive_avg_pool2d(to_float(images), (height, width))

@@ -9,6 +9,7 @@ kind and prove as little.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,14 +20,18 @@ from synthkd.errors import ConfigError, MissingExtraError
 from synthkd.metrics.arrays import Array, subsample
 from synthkd.metrics.features import build_extractor, extract
 from synthkd.metrics.memorization import three_sets
-from synthkd.metrics.neighbours import nearest
+from synthkd.metrics.neighbours import Neighbours, nearest
 from synthkd.rng import numpy_stream, stream
 from synthkd.settings import EfficientNetExtractor
-from synthkd.types import to_float
+from synthkd.types import InBlocks, to_float
 
 NOT_EVIDENCE = "a copy detector, not privacy evidence"
 PIXELS, FEATURES = "pixels in [0, 1], Euclidean", "features of EfficientNet-Lite0 (ImageNet), Euclidean"
 """Spaces in which images are compared, as reports call them."""
+BLOCK = 1 << 27
+"""Values of each side that are compared at a time: 0.5 GB of pixels."""
+EXTRACTED_TOGETHER = 128
+"""Images that the feature network gets at a time."""
 MOST_EXTRACTED = 5000
 """Most real images of each kind whose features are computed, at about two milliseconds each."""
 
@@ -107,14 +112,20 @@ def copy_test(
         raise ConfigError(
             f"a copy test needs 1 permutation or more and 0 pairs or more, got {permutations} and {pairs}"
         )
-    train, holdout, generated = three_sets(train, holdout, generated)
+    return _copy_test(*three_sets(train, holdout, generated), seed, permutations, pairs)
+
+
+def _copy_test(
+    train: InBlocks, holdout: InBlocks, generated: InBlocks, seed: int, permutations: int = 2000, pairs: int = 20
+) -> CopyTest:
+    """The copy test of rows or of images, block by block; arguments as of `copy_test`."""
     # A larger set has nearer neighbours by its size alone.
     n_each, rng = min(len(train), len(holdout)), stream(seed, "copy test")
-    few_train, few_holdout = subsample(train, n_each, rng), subsample(holdout, n_each, rng)
+    few_train, few_holdout = _thinned(train, n_each, rng), _thinned(holdout, n_each, rng)
 
-    closest = nearest(generated, train, 1)
-    to_train = closest if len(train) == n_each else nearest(generated, few_train, 1)
-    to_holdout = nearest(generated, few_holdout, 1)
+    closest = _nearest(generated, train)
+    to_train = closest if len(train) == n_each else _nearest(generated, few_train)
+    to_holdout = _nearest(generated, few_holdout)
     # A coin decides ties, as of an image that is in both real sets; always counting them for one side would be a bias.
     coin = torch.rand(len(generated), generator=rng) < 0.5
     train_squared, holdout_squared = to_train.squared[:, 0], to_holdout.squared[:, 0]
@@ -122,7 +133,7 @@ def copy_test(
     # nearest real image of each synthetic image: 0 to n_each - 1 are training images, the rest holdout images
     winner = torch.where(of_train, to_train.indices[:, 0], to_holdout.indices[:, 0] + n_each)
 
-    holdout_distances = nearest(few_holdout, few_train, 1).squared[:, 0].sqrt()
+    holdout_distances = _nearest(few_holdout, few_train).squared[:, 0].sqrt()
     order = closest.squared[:, 0].argsort(stable=True)[:pairs]
     return CopyTest(
         nearer_to_train=float(of_train.double().mean()),
@@ -140,7 +151,7 @@ def copy_test(
 
 
 def copy_tests(
-    train: Tensor, holdout: Tensor, generated: Tensor, seed: int, device: torch.device
+    train: InBlocks, holdout: InBlocks, generated: InBlocks, seed: int, device: torch.device
 ) -> dict[str, CopyTest]:
     """The copy test in pixels and, where the package with the network is installed, in features.
 
@@ -154,16 +165,71 @@ def copy_tests(
     Returns:
         The space, `PIXELS` or `FEATURES` -> its copy test.
     """
-    pixels = [to_float(images).flatten(1) for images in (train, holdout, generated)]
-    tests = {PIXELS: copy_test(pixels[0], pixels[1], pixels[2], seed)}
+    tests = {PIXELS: _copy_test(train, holdout, generated, seed)}
     # Features may find copies that are far apart in pixels, such as shifted ones.
     try:
         network = build_extractor(EfficientNetExtractor(kind="efficientnet_lite0"), device)
     except MissingExtraError:
         return tests
-    real = [subsample(images, min(MOST_EXTRACTED, len(images)), stream(seed, "copies")) for images in (train, holdout)]
-    features = [extract([images], network).values for images in (*real, generated)]
+    real = [_thinned(images, min(MOST_EXTRACTED, len(images)), stream(seed, "copies")) for images in (train, holdout)]
+    features = [extract(images.split(EXTRACTED_TOGETHER), network).values for images in (*real, generated)]
     return tests | {FEATURES: copy_test(features[0], features[1], features[2], seed)}
+
+
+@dataclass(frozen=True)
+class _Some:
+    """Some of the images or rows of a set, gone through in blocks.
+
+    Attributes:
+        all: the set.
+        wanted: bool `[N]`, which of them.
+    """
+
+    all: InBlocks
+    wanted: Tensor
+
+    def __len__(self) -> int:
+        return int(self.wanted.sum())
+
+    def split(self, count: int, /) -> Iterator[Tensor]:
+        """Those of each block of the set, so at most `count` of them, in order."""
+        first = 0
+        for block in self.all.split(count):
+            chosen = block[self.wanted[first : first + len(block)]]
+            first += len(block)
+            if len(chosen):
+                yield chosen
+
+
+def _thinned(images: InBlocks, count: int, rng: torch.Generator) -> InBlocks:
+    """What `subsample` of the images in memory would be."""
+    wanted = torch.zeros(len(images), dtype=torch.bool)
+    wanted[subsample(torch.arange(len(images)), count, rng)] = True
+    return images if count == len(images) else _Some(images, wanted)
+
+
+def _nearest(queries: InBlocks, base: InBlocks) -> Neighbours:
+    """The nearest of the base to each query, as `nearest` finds it, with no more than a block of each in memory."""
+    found = []
+    for block in _points(queries):
+        squared = torch.full((len(block), 1), torch.inf, dtype=torch.float64)
+        indices, first = torch.zeros((len(block), 1), dtype=torch.int64), 0
+        for others in _points(base):
+            best = nearest(block, others, 1)
+            # The first of equals stays, as within a block.
+            nearer = best.squared < squared
+            squared = torch.where(nearer, best.squared, squared)
+            indices = torch.where(nearer, best.indices + first, indices)
+            first += len(others)
+        found.append(Neighbours(squared, indices))
+    return Neighbours(torch.cat([one.squared for one in found]), torch.cat([one.indices for one in found]))
+
+
+def _points(images: InBlocks) -> Iterator[Tensor]:
+    """Blocks `[n, D]` of at most about `BLOCK` values; pixels in [0, 1]."""
+    width = next(iter(images.split(1))).numel()
+    for block in images.split(max(1, BLOCK // width)):
+        yield (to_float(block) if block.dtype == torch.uint8 else block).flatten(1)
 
 
 def _permutation_p_value(winner: Tensor, n_each: int, permutations: int, seed: int) -> float:

@@ -8,11 +8,18 @@ import torch
 from safetensors.torch import load_file
 
 from synthkd.data.read.real import load_splits
+from synthkd.data.read.on_disk import CHUNK, DiskImages
 from synthkd.errors import ConfigError, DataError
-from synthkd.pipelines import distill, teach
-from synthkd.pipelines.config import DistillConfig, TeachConfig
+from synthkd.models import build_model, save
+from synthkd.pipelines import audit, distill, teach
+from synthkd.pipelines.config import AuditConfig, DistillConfig, TeachConfig
+from synthkd.pipelines.run.result import Result
 from synthkd.pipelines.teacher import learning
+from synthkd.privacy import copies
+from synthkd.settings import ZooModel
 from synthkd.settings.load import load_config
+from synthkd.system.sealed import unsealed
+from synthkd.types import ImageSpec
 from tests.data.read.test_listing import folder
 from tests.data.read.test_on_disk import damaged, pictures
 
@@ -108,3 +115,49 @@ def test_a_damaged_file_ends_a_job_with_its_name(tmp_path: Path, data: dict[str,
         teach(load_config(TeachConfig, source, [f"out={tmp_path / 'run'}"]))
     settings["skip_bad"] = True
     teach(load_config(TeachConfig, source, [f"out={tmp_path / 'run'}"]))
+
+
+def test_an_audit_is_that_of_images_in_memory(
+    tmp_path: Path, data: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    networks = {name: str(tmp_path / name) for name in ("teacher", "reference")}
+    for path in networks.values():
+        save(build_model(ZooModel(arch="mlp", width=8), ImageSpec(3, 8, 8, 3), [0.5] * 3, [0.5] * 3, tuple("abc")), path)
+    other = folder(tmp_path / "other", pictures(21, "PNG"))
+    blocks: list[int] = []
+    decoded = DiskImages.__getitem__
+
+    def watched(self: DiskImages, rows: torch.Tensor | slice) -> torch.Tensor:
+        images = decoded(self, rows)
+        blocks.append(len(images))
+        return images
+
+    monkeypatch.setattr(DiskImages, "__getitem__", watched)
+
+    def report(name: str, memory: float) -> dict[str, Any]:
+        real = data | {"memory": memory, "test": 0.0, "holdout": 0.5}
+        source = {
+            "teacher": {"kind": "load", "model": networks["teacher"]},
+            "references": {"teacher": [{"kind": "load", "model": networks["reference"]}]},
+            "members": {"data": real, "split": "train"},
+            "nonmembers": {"data": real, "split": "holdout"},
+            "generated": {"data": real | {"root": str(other), "holdout": 0.0}, "split": "train"},
+            "device": "cpu",
+        }
+        result = audit(load_config(AuditConfig, source, [f"out={tmp_path / name}"]))
+        assert isinstance(result, Result)
+        values: dict[str, Any] = unsealed((result.directory / "privacy_report.json").read_bytes())
+        assert values["provenance"].pop("config_sha256"), "which has the memory"
+        return values
+
+    in_memory = report("memory", 2.0)
+    assert not blocks
+    assert in_memory["copies"]
+    assert report("disk", 0.0) == in_memory
+    assert 0 < max(blocks) <= CHUNK
+    monkeypatch.setattr(copies, "BLOCK", 7 * 3 * 8 * 8)
+    monkeypatch.setattr("synthkd.data.read.sample_set.CHUNK", 7)
+    blocks.clear()
+    assert report("blocks", 0.0) == in_memory
+    assert max(blocks) == 7, "no more are in memory at a time"

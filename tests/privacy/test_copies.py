@@ -9,7 +9,8 @@ from scipy.stats import binomtest
 
 from synthkd.errors import ConfigError, DataError
 from synthkd.metrics import nearest_neighbour_ratios
-from synthkd.privacy.copies import copy_test
+from synthkd.privacy import copies
+from synthkd.privacy.copies import CopyTest, copy_test
 
 
 def column(*values: float) -> torch.Tensor:
@@ -22,6 +23,10 @@ def normal(n: int, d: int, seed: int = 0) -> torch.Tensor:
 
 def distances(samples: torch.Tensor, base: torch.Tensor) -> np.ndarray:
     return torch.cdist(samples, base, compute_mode="donot_use_mm_for_euclid_dist").min(1).values.numpy()
+
+
+def as_lists(result: CopyTest) -> dict[str, object]:
+    return {key: v.tolist() if isinstance(v, torch.Tensor) else v for key, v in vars(result).items()}
 
 
 class TestShare:
@@ -131,6 +136,13 @@ class TestNearCopies:
 
 
 class TestSets:
+    @pytest.mark.parametrize("block", [1, 35, 1000])
+    def test_blocks_find_what_the_whole_finds(self, monkeypatch: pytest.MonkeyPatch, block: int):
+        train, holdout, generated = (normal(n, 5, i).round() for i, n in enumerate((90, 30, 40)))  # with ties
+        whole = copy_test(train, holdout, generated)
+        monkeypatch.setattr(copies, "BLOCK", block)
+        assert as_lists(copy_test(train, holdout, generated)) == as_lists(whole)
+
     def test_closest_pairs_search_all_of_a_larger_training_set(self):
         train, holdout, generated = normal(500, 5), normal(50, 5, 1), normal(60, 5, 2)
         generated[[7, 30]] = train[[444, 3]] + torch.tensor([[0.0], [1e-4]], dtype=torch.float64)
