@@ -53,6 +53,8 @@ PRIVACY = "privacy_report.json"
 EXPORT = "export"
 SYNTHETIC = 1000
 """Images of the generator that copies are looked for in, and that exports are calibrated and compared on."""
+UNTIMED = "; it and the measurements of the finished student come on top of the time"
+"""What the plan says, since a dry run exports nothing."""
 UNAUDITED = "not asked for (audit is not set)"
 GIVEN = "a given teacher cannot be trained again with canaries; attack the finished models with `synthkd audit`"
 FINISHED = "a finished student is not trained again with canaries; attack it with `synthkd audit`"
@@ -257,7 +259,7 @@ def _plan(config: CompressConfig) -> Plan:
         lines = [searched if line.startswith("  student: ") else line for line in lines]
     exported = ", ".join(config.export.formats) or "none"
     first = f"compress {config.name}: flow {config.flow}"
-    return Plan((first, *lines[1:], f"  audit: {audited}", f"  export: {exported}"), whole)
+    return Plan((first, *lines[1:], f"  audit: {audited}", f"  export: {exported}{UNTIMED}"), whole)
 
 
 def _summary(job: Job, content: CompressResult, already: bool = False) -> tuple[str, ...]:

@@ -26,7 +26,7 @@ from synthkd.pipelines.dataset.statistics import COMPARED
 from synthkd.pipelines.run.answers import FEW, Answers
 from synthkd.pipelines.run.fit import in_part, round_of
 from synthkd.pipelines.run.memory import NOTHING, Memory, memory_of, round_need, taken_bytes, with_few_images
-from synthkd.pipelines.run.timing import Work, decoding
+from synthkd.pipelines.run.timing import Work, decoding, saving
 from synthkd.pipelines.scores.running import RunningScores
 from synthkd.pipelines.student.teachers import teaching_works
 from synthkd.rng import Rows, stream
@@ -92,6 +92,7 @@ class _Works:
             works = [Work("rounds", config.rounds, lambda where: train(1 + int(config.rounds * where)), scale)]
         else:  # a round cannot be cut, so the passes of the teacher alone are measured
             works = [Work("rounds", config.rounds, lambda _: self._answers(FEW), scale * passes / FEW)]
+        works.append(saving({"generator": plan.generator}, config, config.rounds))
         if plan.scores is not None:
             count, images = -(-config.rounds // plan.scores.settings.every), plan.scores.settings.images
             works.append(Work("scores", count, self._sample, images / self._sampled, listed=False))

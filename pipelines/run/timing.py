@@ -5,9 +5,11 @@ Only a dry run measures, since what the steps change is lost with it.
 
 from __future__ import annotations
 
+import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -16,6 +18,9 @@ from torch import Tensor
 
 from synthkd.data.read.on_disk import Pixels
 from synthkd.errors import TrainingError
+from synthkd.pipelines.config import TrainingConfig
+from synthkd.training.checkpoint import CheckpointStore
+from synthkd.types import Stateful
 
 LIMIT = 6.0
 """Seconds that all measurements of a plan take together, about: a call that has begun is finished."""
@@ -119,6 +124,24 @@ def decoding(images: Pixels, wanted: int) -> list[Work]:
         return images[torch.arange(count) * apart + int(where * apart)]
 
     return [Work("decoding", 1, once, min(len(images), wanted) / count, listed=False)]
+
+
+def saving(state: Mapping[str, Stateful], config: TrainingConfig, steps: int, per: Per = "run") -> Work:
+    """The work of the checkpoints of a training: the present state, written into a temporary folder.
+
+    Args:
+        state: name -> part of the training.
+        config: says how often it is saved.
+        steps: of the training.
+        per: what the steps grow with.
+    """
+
+    def once(_: float) -> None:
+        parts = {name: part.state_dict() for name, part in state.items()}
+        with tempfile.TemporaryDirectory() as folder:
+            CheckpointStore(Path(folder)).save(0, {"parts": parts})
+
+    return Work("checkpoints", -(-steps // config.checkpoint_every), once, listed=False, per=per)
 
 
 def seconds_of(once: Callable[[float], object], limit: float) -> float:

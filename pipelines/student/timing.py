@@ -18,7 +18,7 @@ from synthkd.generators.method_settings import BatchwiseSettings
 from synthkd.pipelines.config import DistillConfig
 from synthkd.pipelines.run.answers import FEW, Answers
 from synthkd.pipelines.run.fit import in_part
-from synthkd.pipelines.run.timing import LIMIT, Per, Timed, Work, decoding, measured
+from synthkd.pipelines.run.timing import LIMIT, Per, Timed, Work, decoding, measured, saving
 from synthkd.pipelines.student.assembly import Assembly
 from synthkd.pipelines.student.image_alarms import IMAGES
 from synthkd.pipelines.student.teachers import teaching_works
@@ -80,7 +80,7 @@ class _Works:
     def all(self) -> list[Work]:
         """In the order in which a run does them: the rounds fill the bank from which the steps draw."""
         if self.config.black_box is not None:  # its answers cost queries
-            return [self._steps()]
+            return [self._steps(), self._saves()]
         # Those of a finished run are trained.
         teachers = [] if self.config.extended or self.taught else self.config.every_teacher
         taught = [settings for settings in teachers if isinstance(settings, TrainedTeacher)]
@@ -89,7 +89,8 @@ class _Works:
             for settings in taught
             for work in teaching_works(settings, self.config, self.accelerator)
         ]
-        return [*works, *self._real(), *self._rounds(), self._steps(), *self._evaluations(), *self._closing()]
+        works += [*self._real(), *self._rounds(), self._steps(), self._saves()]
+        return [*works, *self._evaluations(), *self._closing()]
 
     @functools.cached_property
     def _answers(self) -> Answers:
@@ -167,6 +168,12 @@ class _Works:
             fitting = max(fitting, min(FEW, images))
             step = assembly.trial.step(max(1, fitting // self.accelerator.num_processes))
         return Work("steps", total, lambda where: step(int(total * where)), images / fitting, per="step")
+
+    def _saves(self) -> Work:
+        """The checkpoints, of the state after the measured steps and rounds."""
+        alone = [phase for phase in self._phases if isinstance(phase, Pregenerate)]
+        steps = phases.student_steps(self._phases) + phases.generator_rounds(alone)
+        return saving(self.assembly.state, self.config, steps, per="step")
 
     def _evaluations(self) -> list[Work]:
         """The evaluations on held-out and on test images, and the grids."""

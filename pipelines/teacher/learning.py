@@ -22,7 +22,7 @@ from synthkd.models import Classifier, build_model
 from synthkd.pipelines.config import TeachConfig
 from synthkd.pipelines.run.batch_size import BatchSize, choose_batch_size
 from synthkd.pipelines.run.device import process_state
-from synthkd.pipelines.run.timing import Work, decoding
+from synthkd.pipelines.run.timing import Work, decoding, saving
 from synthkd.privacy.dpsgd import PoissonSource, PrivateLearner, plan_mechanism
 from synthkd.privacy.journal import Journal
 from synthkd.rng import stream
@@ -73,9 +73,10 @@ def works(
     steps, device, model = config.training.steps, accelerator.device, model.to(accelerator.device)
     batch_of_noise = noise(config, model.spec, config.training.batch_size).to(device)
     reading = []
+    learner: Learner | PrivateLearner
     if config.training.dp is not None:  # a dry run draws no private image
-        private = private_learner(config, model, splits, device, Journal(None))
-        update: Update = partial(private.update, lambda: batch_of_noise, F.cross_entropy)
+        learner = private_learner(config, model, splits, device, Journal(None))
+        update: Update = partial(learner.update, lambda: batch_of_noise, F.cross_entropy)
     else:
         learner, update, batch = plain_update(config, accelerator, None, model, splits)
         if isinstance(splits.train.images, DiskImages):
@@ -88,7 +89,8 @@ def works(
         with evaluating(model):
             predict(model, images, device)
 
-    parts = [*reading, Work(name, steps, lambda where: update(int(steps * where)))]
+    taught = Work(name, steps, lambda where: update(int(steps * where)))
+    parts = [*reading, taught, saving({"teacher": learner}, config, steps)]
     if len(images):  # at each interval, and at the end
         tests = -(-steps // config.evaluate_every) + 1
         parts.append(Work("tests", tests, tested, len(splits.test) / len(images), listed=False))

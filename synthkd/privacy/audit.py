@@ -117,8 +117,8 @@ def count_duplicates(images: InBlocks, others: Mapping[str, InBlocks]) -> dict[s
         images: uint8 `[N, C, H, W]`.
         others: role -> uint8 `[M, C, H, W]`.
     """
-    known = set(_digests(images))
-    return {role: sum(digest in known for digest in _digests(other)) for role, other in others.items()}
+    own = set(_digests(images))
+    return {role: sum(digest in own for digest in _digests(other)) for role, other in others.items()}
 
 
 def _digests(images: InBlocks) -> Iterator[bytes]:
@@ -133,9 +133,9 @@ def roles_check(sets: Mapping[str, InBlocks]) -> Check:
         sets: role -> uint8 `[N, C, H, W]`.
     """
     digests = {role: [*_digests(images)] for role, images in sets.items()}
-    known = {role: set(each) for role, each in digests.items()}
+    distinct = {role: set(each) for role, each in digests.items()}
     counts = {
-        (one, other): sum(digest in known[one] for digest in digests[other]) for one, other in combinations(sets, 2)
+        (one, other): sum(digest in distinct[one] for digest in digests[other]) for one, other in combinations(sets, 2)
     }
     twice = [f"{count} of the {other} are among the {one}" for (one, other), count in counts.items() if count]
     evidence = f"{', '.join(twice)}, pixel by pixel" if twice else "each image stands on one list only"

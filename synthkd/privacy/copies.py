@@ -28,8 +28,8 @@ from synthkd.types import InBlocks, to_float
 NOT_EVIDENCE = "a copy detector, not privacy evidence"
 PIXELS, FEATURES = "pixels in [0, 1], Euclidean", "features of EfficientNet-Lite0 (ImageNet), Euclidean"
 """Spaces in which images are compared, as reports call them."""
-BLOCK = 1 << 27
-"""Values of each side that are compared at a time: 0.5 GB of pixels."""
+BLOCK = 1 << 25
+"""Values of each side that are compared at a time, as float32: 223 colour images of 224 pixels."""
 EXTRACTED_TOGETHER = 128
 """Images that the feature network gets at a time."""
 MOST_EXTRACTED = 5000
@@ -195,10 +195,10 @@ class _Some:
         """Those of each block of the set, so at most `count` of them, in order."""
         first = 0
         for block in self.all.split(count):
-            chosen = block[self.wanted[first : first + len(block)]]
+            rows = block[self.wanted[first : first + len(block)]]
             first += len(block)
-            if len(chosen):
-                yield chosen
+            if len(rows):
+                yield rows
 
 
 def _thinned(images: InBlocks, count: int, rng: torch.Generator) -> InBlocks:
@@ -210,7 +210,7 @@ def _thinned(images: InBlocks, count: int, rng: torch.Generator) -> InBlocks:
 
 def _nearest(queries: InBlocks, base: InBlocks) -> Neighbours:
     """The nearest of the base to each query, as `nearest` finds it, with no more than a block of each in memory."""
-    found = []
+    parts = []
     for block in _points(queries):
         squared = torch.full((len(block), 1), torch.inf, dtype=torch.float64)
         indices, first = torch.zeros((len(block), 1), dtype=torch.int64), 0
@@ -221,8 +221,8 @@ def _nearest(queries: InBlocks, base: InBlocks) -> Neighbours:
             squared = torch.where(nearer, best.squared, squared)
             indices = torch.where(nearer, best.indices + first, indices)
             first += len(others)
-        found.append(Neighbours(squared, indices))
-    return Neighbours(torch.cat([one.squared for one in found]), torch.cat([one.indices for one in found]))
+        parts.append(Neighbours(squared, indices))
+    return Neighbours(torch.cat([one.squared for one in parts]), torch.cat([one.indices for one in parts]))
 
 
 def _points(images: InBlocks) -> Iterator[Tensor]:

@@ -425,7 +425,9 @@ def test_a_dry_run_says_what_would_be_done(tmp_path: Path) -> None:
     assert isinstance(plan, Plan)
     assert "flow plain" in str(plan)
     assert "500 canaries, 3 further runs of it and a control" in str(plan)
-    flow, whole = (line for line in plan.lines if "time" in line)
+    flow, whole = (line for line in plan.lines if line.startswith("  time"))
+    assert plan.lines[-1].startswith("  export: onnx, int8")
+    assert plan.lines[-1].endswith("; it and the measurements of the finished student come on top of the time")
     assert flow.startswith("  time of the flow: about ")
     assert whole.startswith("  time: about ")
     assert "for 3 further runs of the flow and a control), without the exports" in whole

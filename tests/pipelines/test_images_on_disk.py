@@ -7,8 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from synthkd.data.read.real import load_splits
 from synthkd.data.read.on_disk import CHUNK, DiskImages
+from synthkd.data.read.real import load_splits
 from synthkd.errors import ConfigError, DataError
 from synthkd.models import build_model, save
 from synthkd.pipelines import audit, distill, teach
@@ -123,7 +123,9 @@ def test_an_audit_is_that_of_images_in_memory(
     torch.manual_seed(0)
     networks = {name: str(tmp_path / name) for name in ("teacher", "reference")}
     for path in networks.values():
-        save(build_model(ZooModel(arch="mlp", width=8), ImageSpec(3, 8, 8, 3), [0.5] * 3, [0.5] * 3, tuple("abc")), path)
+        save(
+            build_model(ZooModel(arch="mlp", width=8), ImageSpec(3, 8, 8, 3), [0.5] * 3, [0.5] * 3, tuple("abc")), path
+        )
     other = folder(tmp_path / "other", pictures(21, "PNG"))
     blocks: list[int] = []
     decoded = DiskImages.__getitem__

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,8 +14,10 @@ import torch
 from synthkd.data.read.folder import Storage, read_folder
 from synthkd.data.read.on_disk import DiskImages
 from synthkd.errors import TrainingError
+from synthkd.pipelines.config import TeachConfig
 from synthkd.pipelines.run import timing
-from synthkd.pipelines.run.timing import Timed, Work, about, measured, place, planned_time, seconds_of
+from synthkd.pipelines.run.timing import Timed, Work, about, measured, place, planned_time, saving, seconds_of
+from synthkd.training.checkpoint import CheckpointStore
 from tests.data.read.test_listing import folder
 from tests.data.read.test_on_disk import pictures
 
@@ -123,3 +128,25 @@ def test_decoding_is_of_images_on_disk_alone(tmp_path: Path) -> None:
     assert on_disk.lacking() == 200 - timing.DECODED
     work.once(0.5)
     assert on_disk.lacking() == 200 - 2 * timing.DECODED, "another call decodes other images"
+
+
+def test_a_checkpoint_is_measured_by_writing_the_state_and_leaves_nothing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    written: list[int] = []
+    save = CheckpointStore.save
+
+    def watched(store: CheckpointStore, step: int, state: Mapping[str, Any]) -> Path:
+        path = save(store, step, state)
+        written.append(sum(file.stat().st_size for file in path.iterdir()))
+        return path
+
+    monkeypatch.setattr(CheckpointStore, "save", watched)
+    config = TeachConfig.model_validate({"data": {"kind": "digits"}, "model": {"arch": "mlp"}, "checkpoint_every": 500})
+    state = {"layer": torch.nn.Linear(100, 50)}
+    (timed,) = measured([saving(state, config, 1001, per="step")], 0.1)
+    assert (timed.name, timed.count, timed.listed, timed.per) == ("checkpoints", 3, False, "step")
+    assert written
+    assert min(written) > 4 * 50 * 101
+    assert not [*tmp_path.iterdir()]

@@ -72,6 +72,15 @@ def test_the_line_counts_every_kind_of_work() -> None:
         assert work in line
 
 
+def test_the_checkpoints_of_student_and_teacher_are_counted() -> None:
+    plan = distill(config_of(checkpoint_every=3), dry_run=True)
+    assert isinstance(plan, Plan)
+    assert plan.time is not None
+    # 7 steps of the teacher; 2 rounds alone and 9 steps of the student
+    counts = [(one.count, one.per) for one in plan.time.timed if one.name == "checkpoints"]
+    assert counts == [(3, "teacher"), (4, "step")]
+
+
 def test_steps_are_taken_all_over_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     taken: list[int] = []
     make = timing._Works._steps
