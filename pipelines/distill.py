@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,7 +30,7 @@ from synthkd.pipelines.run.tested import own_data, read_test, training_data
 from synthkd.pipelines.run.timing import planned_time
 from synthkd.pipelines.run.trust import trusted_by, trusting
 from synthkd.pipelines.student.assembly import Assembly, assemble
-from synthkd.pipelines.student.budget import require_measurable, with_plan
+from synthkd.pipelines.student.budget import fill, needs_plan, require_measurable, require_time, with_plan
 from synthkd.pipelines.student.chosen import with_generator
 from synthkd.pipelines.student.given import Given, GivenNetworks, from_memory
 from synthkd.pipelines.student.memory import planned_lines
@@ -39,10 +40,10 @@ from synthkd.pipelines.student.seeds import DistilledSeeds, distill_seeds, requi
 from synthkd.pipelines.student.summary import plan, summary
 from synthkd.pipelines.student.teacher_warnings import logged, noted
 from synthkd.pipelines.student.teachers import ReadyTeacher, is_taught, ready_teacher, untrained_teacher
-from synthkd.pipelines.student.timing import distill_time
+from synthkd.pipelines.student.timing import distill_time, teaching_time
 from synthkd.pipelines.student.watch import PEERS, STUDENT, RunWatch, saved_notes
 from synthkd.reports.results import DistillResult
-from synthkd.settings import DataSettings, GivenModel, UnlabelledData
+from synthkd.settings import DataSettings, GivenModel, TrainedTeacher, UnlabelledData
 from synthkd.system.environment import float32_by_default
 from synthkd.training.display import Display
 from synthkd.training.loop import Action, Progress, Values
@@ -136,20 +137,24 @@ def _distill(config: DistillConfig, *, networks: GivenNetworks, dry_run: bool) -
         with reading_once() as read:
             test = read_test(config)  # before anything expensive
             _keep(read, training_data(config))
-            ready = _teachers(config, job, networks)
+            ready = _teachers(config, job, networks, test)
             _keep(read, own_data(config))
             models = [teacher.model for teacher in ready]
             config = with_plan(config, models, test, networks.student, job.directory)
+            began = time.perf_counter()
             config, why = with_generator(config, models[0] if models else None)
             assembly = assemble(config, models, job.accelerator, job.directory, networks.student)
         test = _fitted_test(test, assembly)
         _ask_ahead(config, assembly, job)
         allowance = Allowance()
+        training = time.perf_counter()
         progress = _train(config, job, assembly, test, why, allowance)
+        trained = time.perf_counter()
         student = _finished_student(config, job, assembly)
         _keep_images(config, job, assembly)
         taught = sum(teacher.seconds for teacher in ready)
-        content = job.finish(measured(config, job, assembly, student, test, taught, progress, allowance))
+        beside = training - began + time.perf_counter() - trained
+        content = job.finish(measured(config, job, assembly, student, test, taught, progress, allowance, beside))
         return Distilled(job.directory, content, summary(job, content), finished_student=student.cpu)
 
 
@@ -158,14 +163,21 @@ def _plan(config: DistillConfig, networks: GivenNetworks) -> Plan:
     accelerator = make_accelerator(config)
     with reading_once():
         models, test = _untrained(config, networks), read_test(config)
-        config = with_plan(config, models, test, networks.student, None)
+        budgeted = None
+        if needs_plan(config):
+            taught = not any(isinstance(one, TrainedTeacher) for one in config.every_teacher)
+            budgeted = fill(config, models, test, networks.student, taught)
+            config = budgeted.config
         config, why = with_generator(config, models[0] if models else None)
         assembly = assemble(config, models, accelerator, None, networks.student)
         test = _fitted_test(test, assembly)
         used = 0 if config.out is None else earlier_queries(config, Path(config.out))
         lines = plan(config, assembly, test, why, used)
-        time = planned_time(lambda: distill_time(config, assembly, test, accelerator))
-    return Plan((*lines, time.line, *planned_lines(config, assembly)), time)
+        if budgeted is not None:
+            needed = budgeted.time(teaching_time(config, accelerator))
+        else:
+            needed = planned_time(lambda: distill_time(config, assembly, test, accelerator))
+    return Plan((*lines, needed.line, *planned_lines(config, assembly)), needed)
 
 
 def _keep(read: dict[DataSettings, Splits], wanted: Sequence[DataSettings | UnlabelledData]) -> None:
@@ -180,13 +192,16 @@ def _saved_student(config: DistillConfig, job: Job, networks: GivenNetworks) -> 
         return load(job.directory / STUDENT, network=networks.student)
 
 
-def _teachers(config: DistillConfig, job: Job, networks: GivenNetworks) -> list[ReadyTeacher]:
+def _teachers(config: DistillConfig, job: Job, networks: GivenNetworks, test: RealData | None) -> list[ReadyTeacher]:
     """The teachers, trained where the settings say so."""
     teachers = config.every_teacher
     if not all(is_taught(settings, job.directory, number) for number, settings in enumerate(teachers)):
         # What does not fit together should fail now, not after the training of the teachers.
         models = _untrained(config, networks)
-        assemble(with_generator(config, models[0])[0], models, job.accelerator, None, networks.student)
+        if needs_plan(config):
+            require_time(config, models, test, networks.student)
+        else:
+            assemble(with_generator(config, models[0])[0], models, job.accelerator, None, networks.student)
     return [
         ReadyTeacher(networks.given_teacher, 0.0)
         if isinstance(settings, GivenModel)

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from synthkd.errors import ConfigError
 from synthkd.generators.files import INSIDE_A_RUN
-from synthkd.generators.settings import SavedSettings
+from synthkd.generators.settings import GeneratorSettings, ProceduralSettings, SavedSettings
 from synthkd.imports import allowing
 from synthkd.models import load, load_model
-from synthkd.pipelines.config import DistillConfig
+from synthkd.pipelines.config import DistillConfig, ProceduralSet
 from synthkd.pipelines.config.recipes import CONFIG, find_config
 from synthkd.pipelines.handover.flow import FlowResult
 from synthkd.pipelines.run.result import read_result
@@ -47,17 +47,12 @@ def read_finished(run: Path, trust: bool = False) -> FlowResult:
             f"finished: the teacher of {run} is a black box, whose size and speed are not known; export its student "
             "from Python with synthkd.compression"
         )
-    if not (run / INSIDE_A_RUN).is_dir():
-        raise ConfigError(
-            f"finished: {run} saved no generator, whose images calibrate and compare the exports; take a run of kind "
-            "generated, or export from Python with synthkd.compression"
-        )
+    generator = _generator(run, config)
     settings = config.teacher
     if isinstance(settings, TrainedTeacher):
         settings = LoadedModel(kind="load", model=str(run / FOLDER))
     if not isinstance(settings, LoadedModel):
         raise ConfigError(f"finished: the teacher of {run} was a network in memory; take a run whose teacher is a file")
-    generator = SavedSettings(kind="saved", path=str(run))
     # The recipe names the run and no program, so `true` can only mean the program that the run names as its teacher.
     if trust and Path(settings.model).is_file():
         with allowing({"model": settings.model}, programs=True):
@@ -65,6 +60,21 @@ def read_finished(run: Path, trust: bool = False) -> FlowResult:
     else:
         teacher = load_model(settings, run / CONFIG)
     return FlowResult(run, teacher.eval(), load(run), generator, None, (), result)
+
+
+def _generator(run: Path, config: DistillConfig) -> GeneratorSettings:
+    """Where the images come from that calibrate and compare the exports: those of the run, or drawn like them."""
+    if (run / INSIDE_A_RUN).is_dir():
+        return SavedSettings(kind="saved", path=str(run))
+    generated = config.generated
+    if generated is not None and isinstance(generated.generator, ProceduralSettings):
+        return generated.generator  # it has no weights to save
+    if any(isinstance(source, ProceduralSet) for source in config.sources):
+        return ProceduralSettings(kind="procedural")
+    raise ConfigError(
+        f"finished: {run} saved no generator, whose images calibrate and compare the exports; take a run with a source "
+        "of kind generated or procedural, or export from Python with synthkd.compression"
+    )
 
 
 def require_unchanged(run: Path, student: Path) -> None:

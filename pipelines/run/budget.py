@@ -27,27 +27,27 @@ def filled(phases: Phases, timed: Sequence[Timed], budget: str, spent: float) ->
         phases: of the recipe.
         timed: the parts of a run with these phases.
         budget: a duration, e.g. "30m".
-        spent: seconds of it that measuring took.
+        spent: seconds of it that no phase gets.
 
     Raises:
         ConfigError: the shortest run takes longer.
     """
     shortest, seconds = _scaled(phases, 0.0), seconds_of(budget) - spent
-    least = run_seconds(recounted(timed, phases, shortest))
+    least = run_seconds(recounted(timed, shortest))
     if least > seconds:
         raise ConfigError(
             f"budget: {budget} is too short: one round or step of each phase, and what comes before and after, take "
             f"about {about(least + spent)}; set a longer budget, or make networks and batches smaller"
         )
     low, high = 0.0, 1.0
-    while run_seconds(recounted(timed, phases, _scaled(phases, high))) <= seconds and high < MOST:
+    while run_seconds(recounted(timed, _scaled(phases, high))) <= seconds and high < MOST:
         low, high = high, 2.0 * high
     for _ in range(60):
         middle = (low + high) / 2
-        fits = run_seconds(recounted(timed, phases, _scaled(phases, middle))) <= seconds
+        fits = run_seconds(recounted(timed, _scaled(phases, middle))) <= seconds
         low, high = (middle, high) if fits else (low, middle)
     plan = _scaled(phases, low)
-    return plan, run_seconds(recounted(timed, phases, plan))
+    return plan, run_seconds(recounted(timed, plan))
 
 
 def run_seconds(timed: Sequence[Timed]) -> float:
@@ -55,22 +55,24 @@ def run_seconds(timed: Sequence[Timed]) -> float:
     return sum(one.count * one.seconds for one in timed if one.per != "teacher")
 
 
-def recounted(timed: Sequence[Timed], before: Phases, after: Phases) -> list[Timed]:
-    """The parts of a run with other phases, whose seconds were measured with those of `before`."""
-    old, new = _units(before), _units(after)
+def recounted(timed: Sequence[Timed], phases: Phases) -> list[Timed]:
+    """The parts of a run with these phases in place of those with which they were measured."""
+    units = _units(phases)
     return [
-        replace(one, count=round(one.count * new[one.per] / old[one.per])) if old.get(one.per) else one for one in timed
+        replace(one, count=sum(-(-count // one.every) for count in units[one.per])) if one.per in units else one
+        for one in timed
     ]
 
 
-def _units(phases: Phases) -> Mapping[Per, int]:
-    """How often a run does what works grow with."""
-    alone = generator_rounds([phase for phase in phases if isinstance(phase, Pregenerate)])
+def _units(phases: Phases) -> Mapping[Per, Sequence[int]]:
+    """How often each phase does what works grow with."""
+    rounds = [generator_rounds([phase]) for phase in phases]
+    alone = [count * isinstance(phase, Pregenerate) for phase, count in zip(phases, rounds, strict=True)]
     return {
-        "step": student_steps(phases),
-        "round": generator_rounds(phases),
+        "step": [student_steps([phase]) for phase in phases],
+        "round": rounds,
         "round alone": alone,
-        "round beside": generator_rounds(phases) - alone,
+        "round beside": [count - before for count, before in zip(rounds, alone, strict=True)],
     }
 
 

@@ -47,6 +47,7 @@ class Work:
         scale: the run's work over that of one call, where a call does a part of it, e.g. with fewer images.
         listed: whether the plan tells number and time of each; else their sum.
         per: what its count grows with.
+        every: of how many steps or rounds of a phase one is done, also of fewer at its end.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Work:
     scale: float = 1.0
     listed: bool = True
     per: Per = "run"
+    every: int = 1
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ class Timed:
     """A kind of work with its time.
 
     Attributes:
-        name, count, listed, per: as in `Work`.
+        name, count, listed, per, every: as in `Work`.
         seconds: of each.
     """
 
@@ -71,6 +73,7 @@ class Timed:
     seconds: float
     listed: bool = True
     per: Per = "run"
+    every: int = 1
 
     def __str__(self) -> str:
         if self.listed:
@@ -105,7 +108,8 @@ def measured(works: Sequence[Work], limit: float = LIMIT) -> list[Timed]:
         for number, work in enumerate(works):
             calls = _calls(work.once, max(0.0, left) / (len(works) - number))
             left -= sum(calls)
-            timed.append(Timed(work.name, work.count, work.scale * _mean(calls), work.listed, work.per))
+            seconds = work.scale * _mean(calls)
+            timed.append(Timed(work.name, work.count, seconds, work.listed, work.per, work.every))
     return timed
 
 
@@ -141,7 +145,8 @@ def saving(state: Mapping[str, Stateful], config: TrainingConfig, steps: int, pe
         with tempfile.TemporaryDirectory() as folder:
             CheckpointStore(Path(folder)).save(0, {"parts": parts})
 
-    return Work("checkpoints", -(-steps // config.checkpoint_every), once, listed=False, per=per)
+    every = config.checkpoint_every
+    return Work("checkpoints", -(-steps // every), once, listed=False, per=per, every=every)
 
 
 def seconds_of(once: Callable[[float], object], limit: float) -> float:
@@ -211,7 +216,12 @@ def planned_time(measure: Callable[[], Sequence[Timed]]) -> PlannedTime:
         timed = tuple(measure())
     except TrainingError as error:
         return PlannedTime((), f"  time: not measured: {error}")
-    return PlannedTime(timed, f"{said(timed)}, measured in {about(time.perf_counter() - started)}")
+    return told(timed, time.perf_counter() - started)
+
+
+def told(timed: Sequence[Timed], measuring: float) -> PlannedTime:
+    """The time that a run needs by works that were measured in `measuring` seconds."""
+    return PlannedTime(tuple(timed), f"{said(timed)}, measured in {about(measuring)}")
 
 
 def said(timed: Sequence[Timed]) -> str:

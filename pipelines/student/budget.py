@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 
@@ -16,10 +16,10 @@ from synthkd.errors import ConfigError, TrainingError
 from synthkd.models import Classifier
 from synthkd.pipelines.config import DistillConfig
 from synthkd.pipelines.config.budget import Planned, seconds_of
-from synthkd.pipelines.run.budget import filled
+from synthkd.pipelines.run.budget import filled, recounted
 from synthkd.pipelines.run.device import make_accelerator
 from synthkd.pipelines.run.directory import CONFIG, saved_config
-from synthkd.pipelines.run.timing import Timed
+from synthkd.pipelines.run.timing import LIMIT, PlannedTime, Timed, told
 from synthkd.pipelines.student.assembly import assemble
 from synthkd.pipelines.student.chosen import with_generator
 from synthkd.pipelines.student.timing import distill_time
@@ -47,12 +47,36 @@ def require_measurable(config: DistillConfig) -> None:
         raise ConfigError("budget: to measure a private generator takes of its epsilon: set phases in place of budget")
 
 
+@dataclass(frozen=True)
+class Filled:
+    """A budget that was filled.
+
+    Attributes:
+        config: with the plan, and with its phases.
+        timed: the parts of a run with these phases, but for the training of its teachers.
+        measuring: seconds that measuring took.
+    """
+
+    config: DistillConfig
+    timed: Sequence[Timed]
+    measuring: float
+
+    def time(self, teaching: Sequence[Timed]) -> PlannedTime:
+        """What a dry run tells of the time, with the times of the training of its teachers."""
+        return told([*teaching, *self.timed], self.measuring)
+
+
+def needs_plan(config: DistillConfig) -> bool:
+    """Whether there is a budget that nobody has filled yet."""
+    return config.budget is not None and config.planned is None
+
+
 def with_plan(
     config: DistillConfig,
     models: Sequence[Classifier],
     test: RealData | None,
     student: Classifier | None,
-    directory: Path | None,
+    directory: Path,
 ) -> DistillConfig:
     """The configuration with the phases that fill its budget; the run directory keeps them.
 
@@ -63,7 +87,7 @@ def with_plan(
         models: the teachers, trained.
         test: real test data, or None.
         student: that was given in memory, or None.
-        directory: the run directory; None for a dry run, which keeps nothing.
+        directory: the run directory.
 
     Returns:
         The configuration itself if it has no budget, or its plan.
@@ -72,43 +96,107 @@ def with_plan(
         ConfigError: the budget is too short.
         SynthkdError: what the steps raise.
     """
-    if config.budget is None or config.planned is not None:
+    if not needs_plan(config):
         return config
-    started = time.perf_counter()
-    accelerator = make_accelerator(config)
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        chosen, _ = with_generator(config, models[0] if models else None)
-        assembly = assemble(chosen, models, accelerator, None, student)
-        until = started + _measuring_seconds(config.budget)
-        timed = _measured(lambda: distill_time(chosen, assembly, test, accelerator, taught=True), until)
-    measuring = time.perf_counter() - started
-    phases, seconds = filled(config.phases, timed, config.budget, measuring)
-    plan = Planned(
-        budget=config.budget,
-        phases=config.phases,
-        seconds=round(measuring + seconds, 3),
-        measuring=round(measuring, 3),
-    )
-    shared = [(phases, plan)]
+    planned = fill(config, models, test, student).config
+    shared = [(planned.phases, planned.planned)]
     broadcast_object_list(shared)
     phases, plan = shared[0]
     changes = {"phases": phases, "planned": plan}
-    if directory is not None and accelerator.is_main_process:
+    if make_accelerator(config).is_main_process:
         saved = saved_config(directory, config)
         assert saved is not None  # of the open run
         write_atomically(directory / CONFIG, dump_config(saved.model_copy(update=changes)).encode())
     return config.model_copy(update=changes)
 
 
-def _measured(once: Callable[[], Sequence[Timed]], until: float) -> list[Timed]:
+def require_time(
+    config: DistillConfig, models: Sequence[Classifier], test: RealData | None, student: Classifier | None
+) -> None:
+    """Refuse a budget that is too short, by one short measurement, before a teacher is trained.
+
+    Args:
+        config: of the job, without a plan.
+        models: the teachers, those that are to be trained as they start.
+        test: real test data, or None.
+        student: that was given in memory, or None.
+
+    Raises:
+        ConfigError: the refusal.
+        SynthkdError: what does not fit together.
+    """
+    try:
+        fill(config, models, test, student, taught=False, passes=1)
+    except _UnmeasuredError:  # by teachers that know nothing
+        return
+
+
+def fill(
+    config: DistillConfig,
+    models: Sequence[Classifier],
+    test: RealData | None,
+    student: Classifier | None,
+    taught: bool = True,
+    passes: int | None = None,
+) -> Filled:
+    """Measure this machine, and fill the budget.
+
+    The plan has all seconds of a run from its finished teachers to its result: those of measuring, of building its
+    parts, and of the works of its phases.
+
+    Args:
+        config: of the job, without a plan.
+        models: the teachers.
+        test: real test data, or None.
+        student: that was given in memory, or None.
+        taught: whether no teacher is to be trained. If one is, the libraries are loaded before the budget begins.
+        passes: measurements of all works; None: as many as the time for measuring holds.
+
+    Raises:
+        ConfigError: the budget is too short, or nothing could be measured.
+        SynthkdError: what the steps raise.
+    """
+    assert config.budget is not None
+    started = time.perf_counter()
+    accelerator, wanted = make_accelerator(config), _measuring_seconds(config.budget)
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        chosen, _ = with_generator(config, models[0] if models else None)
+        assemble(chosen, models, accelerator, None, student)  # loads libraries, which building the run's parts does not
+        loaded = time.perf_counter()
+        assembly = assemble(chosen, models, accelerator, None, student)
+        built = time.perf_counter()
+        limit = min(LIMIT, wanted)
+        timed = _measured(
+            lambda: distill_time(chosen, assembly, test, accelerator, taught=True, limit=limit),
+            built + wanted,
+            passes or MOST_PASSES,
+        )
+    building = built - loaded
+    measuring = time.perf_counter() - started - (0.0 if taught else max(0.0, loaded - started - building))
+    phases, seconds = filled(config.phases, timed, config.budget, measuring + building)
+    plan = Planned(
+        budget=config.budget,
+        phases=config.phases,
+        seconds=round(measuring + building + seconds, 3),
+        measuring=round(measuring, 3),
+    )
+    planned = config.model_copy(update={"phases": phases, "planned": plan})
+    return Filled(planned, recounted(timed, phases), measuring)
+
+
+class _UnmeasuredError(ConfigError):
+    """No step could be measured."""
+
+
+def _measured(once: Callable[[], Sequence[Timed]], until: float, most: int) -> list[Timed]:
     """The means of measurements that are repeated until a time of the clock."""
     passes: list[Sequence[Timed]] = []
-    while not passes or (len(passes) < MOST_PASSES and _of_first(time.perf_counter() < until)):
+    while not passes or (len(passes) < most and _of_first(time.perf_counter() < until)):
         try:
             passes.append(once())
         except TrainingError as error:  # steps out of order may diverge, which says nothing about the run
             if not passes:
-                raise ConfigError(
+                raise _UnmeasuredError(
                     f"budget: no step could be measured ({error}); set phases in place of budget"
                 ) from error
             break

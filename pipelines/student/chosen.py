@@ -1,9 +1,13 @@
-"""The generator that suits a teacher, where the configuration leaves the choice to it."""
+"""The generator of a run: the one that suits the teacher if none is named, and what a budget's plan scales of it."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from synthkd.distillation.phases import generator_rounds
 from synthkd.generators.settings import (
     ChosenByTeacher,
+    DiffusionSettings,
     GeneratorSettings,
     InversionSettings,
     PixelSettings,
@@ -12,11 +16,15 @@ from synthkd.generators.settings import (
 from synthkd.models import Classifier
 from synthkd.models.black_box import black_box_of
 from synthkd.pipelines.config import DistillConfig, GeneratedSet
+from synthkd.pipelines.run.budget import MOST
+from synthkd.settings import PhaseSettings
 from synthkd.taps import has_statistics
 
 
 def with_generator(config: DistillConfig, teacher: Classifier | None) -> tuple[DistillConfig, str]:
     """The configuration with the generator that suits the teacher in place of kind auto, and why, in words.
+
+    If the phases are those of a budget's plan, the `horizon` of a generator is scaled as its rounds were.
 
     Args:
         config: of a distillation.
@@ -26,9 +34,13 @@ def with_generator(config: DistillConfig, teacher: Classifier | None) -> tuple[D
         The configuration itself and no words where it names its generator, or generates nothing.
     """
     generated = config.generated
-    if teacher is None or generated is None or not isinstance(generated.generator, ChosenByTeacher):
+    if teacher is None or generated is None:
         return config, ""
-    generator, why = _suiting(teacher)
+    generator, why = generated.generator, ""
+    if isinstance(generator, ChosenByTeacher):
+        generator, why = _suiting(teacher)
+    elif isinstance(generator, DiffusionSettings) and config.planned is not None:
+        generator = _in_plan(generator, config.phases, config.planned.phases)
     source = generated.model_copy(update={"generator": generator})
     transfer_set = config.transfer_set
     if isinstance(transfer_set, GeneratedSet):
@@ -36,6 +48,15 @@ def with_generator(config: DistillConfig, teacher: Classifier | None) -> tuple[D
     assert isinstance(transfer_set, tuple)
     sources = tuple(source if one is generated else one for one in transfer_set)
     return config.model_copy(update={"transfer_set": sources}), why
+
+
+def _in_plan(
+    generator: DiffusionSettings, phases: Sequence[PhaseSettings], of_recipe: Sequence[PhaseSettings]
+) -> DiffusionSettings:
+    """The generator with a horizon that ends where it ended in the recipe, as a share of the rounds."""
+    before, after = generator_rounds(of_recipe), generator_rounds(phases)
+    horizon = round(generator.horizon * after / before) if before else generator.horizon
+    return generator.model_copy(update={"horizon": min(MOST, max(1, horizon))})
 
 
 def _suiting(teacher: Classifier) -> tuple[GeneratorSettings, str]:

@@ -61,6 +61,7 @@ def measured(
     teacher_seconds: float,
     progress: Progress,
     allowance: Allowance,
+    beside: float,
 ) -> DistillResult:
     """Measure what a finished distillation comes to: accuracy, agreement, size and speed, cost, alarms.
 
@@ -73,6 +74,7 @@ def measured(
         teacher_seconds: how long the teacher's training took.
         progress: of the loop.
         allowance: of the run, for the measurements whose number of images is free.
+        beside: seconds in which this process built the parts and saved the networks.
     """
     networks = {STUDENT: student}
     networks |= {f"peer {number}": finished(peer) for number, peer in enumerate(assembly.students[1:], start=1)}
@@ -89,7 +91,7 @@ def measured(
         ended = time.perf_counter()
         # Latencies come after the clock of the evaluation has stopped: they are no part of it.
         result = closing.result(tested, start, {stage: round(value, 3) for stage, value in seconds.items()})
-        student_seconds = seconds["distill"] + seconds["evaluate"] + time.perf_counter() - ended
+        student_seconds = beside + seconds["distill"] + seconds["evaluate"] + time.perf_counter() - ended
         return replace(result, budget=_budget(config, student_seconds))
 
 

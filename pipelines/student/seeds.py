@@ -16,7 +16,7 @@ from synthkd.pipelines.student.transfer_set_builder import is_private
 from synthkd.reports.page import SPACE, percent
 from synthkd.reports.report import has_report, write_report
 from synthkd.reports.results import DistillResult, RunCost, SeedRun, SeedsResult, Spread, write_result
-from synthkd.reports.seeds import headline, points
+from synthkd.reports.seeds import ends_of_estimates, headline, points
 from synthkd.settings import TrainedTeacher
 
 SHARED = ("student", "generator")
@@ -100,7 +100,7 @@ def _hand_over(run: Path, directory: Path) -> None:
 
 def _result(config: DistillConfig, results: Sequence[DistillResult]) -> SeedsResult:
     runs = [
-        SeedRun(f"seed-{seed}", seed, one.seconds, one.student, one.teacher, one.budget)
+        SeedRun(f"seed-{seed}", seed, one.seconds, one.student, one.teacher, one.budget, one.estimate)
         for seed, one in zip(seeds(config), results, strict=True)
     ]
     stages = [one.cost.seconds for one in results]
@@ -109,6 +109,7 @@ def _result(config: DistillConfig, results: Sequence[DistillResult]) -> SeedsRes
         accuracy=Spread.of([one.student.accuracy for one in results]),
         agreement=Spread.of([one.student.agreement for one in results]),
         runs=tuple(runs),
+        estimate=Spread.of([None if one.estimate is None else one.estimate.value for one in results]),
         cost=RunCost({stage: round(sum(one.get(stage, 0.0) for one in stages), 3) for stage in stages[0]}),
     )
 
@@ -119,12 +120,32 @@ def _summary(directory: Path, result: SeedsResult) -> list[str]:
     for name, one in (("accuracy", result.accuracy), ("agreement", result.agreement)):
         if one is not None:
             rows.append((name, f"mean of {one.n} seeds {points(one)}, {percent(one.low)} to {percent(one.high)}"))
-    for one_run in result.runs:
-        accuracy = "no real test data" if one_run.student.accuracy is None else percent(one_run.student.accuracy)
-        rows.append((f"seed {one_run.seed}", f"{accuracy}, in {directory / one_run.folder}"))
+    if result.estimate is not None:
+        rows.append(("estimate", _estimated(result, result.estimate)))
+    rows += [(f"seed {run.seed}", f"{_of_seed(run)}, in {directory / run.folder}") for run in result.runs]
     first = result.runs[0].seed
     rows.append(("student", f"that of seed {first}, in {directory / 'student'}; no seed was chosen by a measurement"))
     rows.append(("report", str(directory / REPORT)))
     width = max(len(name) for name, _ in rows) + 2
     lines = [headline(result), *(f"{name + ':':<{width}}{text}" for name, text in rows)]
     return [line.replace(f"{SPACE}%", "%").replace(SPACE, " ") for line in lines]
+
+
+def _of_seed(run: SeedRun) -> str:
+    """How good the student of a seed is, by what was measured of it."""
+    student = run.student
+    if student.accuracy is not None:
+        return percent(student.accuracy)
+    agreement = "" if student.agreement is None else f", agreement {percent(student.agreement)}"
+    return f"no real test data{agreement}"
+
+
+def _estimated(result: SeedsResult, spread: Spread) -> str:
+    """The mean of the estimates, and the ends of all their intervals: seeds differ less than an estimate errs."""
+    first = result.runs[0].estimate
+    assert first is not None  # of a result with estimates
+    low, high = ends_of_estimates(result)
+    return (
+        f"{first.what} without test data, mean of {spread.n} seeds about {spread.mean:.0%} (their intervals: "
+        f"{low:.0%} to {high:.0%})"
+    )

@@ -218,13 +218,9 @@ def _precise(seconds: float) -> str:
 
 def _estimated(estimate: AccuracyEstimate) -> str:
     """The estimate with its interval, and how often such intervals held."""
-    share, ends, what = estimate.agreement, estimate.agreement_interval, "agreement with its teacher on real images"
-    if estimate.accuracy is not None and estimate.accuracy_interval is not None:
-        share, ends, what = estimate.accuracy, estimate.accuracy_interval, "accuracy"
-    return (
-        f"{what} without test data about {share:.0%} (interval {ends[0]:.0%} to {ends[1]:.0%}, which held in "
-        f"{estimate.covered} of {estimate.runs} runs)"
-    )
+    low, high = estimate.interval
+    held = f"which held in {estimate.covered} of {estimate.runs} runs"
+    return f"{estimate.what} without test data about {estimate.value:.0%} (interval {low:.0%} to {high:.0%}, {held})"
 
 
 def _tested(model: ModelResult) -> str:

@@ -43,6 +43,7 @@ def distill_time(
     test: RealData | None,
     accelerator: Accelerator,
     taught: bool = False,
+    limit: float = LIMIT,
 ) -> list[Timed]:
     """Take a few steps of each kind of work of a run, and return their times.
 
@@ -54,11 +55,29 @@ def distill_time(
         test: real test data, or None.
         accelerator: the device.
         taught: whether the teachers are trained already, so that no step of theirs is measured.
+        limit: seconds of all measurements together, about.
 
     Raises:
         SynthkdError: what the steps raise.
     """
-    return measured(_Works(config, assembly, test, accelerator, taught).all())
+    teachers = [] if taught else _teaching(config, accelerator)
+    return measured([*teachers, *_Works(config, assembly, test, accelerator).all()], limit)
+
+
+def teaching_time(config: DistillConfig, accelerator: Accelerator) -> list[Timed]:
+    """The times of the training of a run's teachers; see `distill_time`.
+
+    Raises:
+        SynthkdError: what the steps raise.
+    """
+    return measured(_teaching(config, accelerator))
+
+
+def _teaching(config: DistillConfig, accelerator: Accelerator) -> list[Work]:
+    # Those of a finished run are trained, and the answers of a black box cost queries.
+    is_done = config.extended or config.black_box is not None
+    taught = [one for one in config.every_teacher if isinstance(one, TrainedTeacher) and not is_done]
+    return [replace(work, per="teacher") for one in taught for work in teaching_works(one, config, accelerator)]
 
 
 @dataclass(frozen=True)
@@ -69,7 +88,6 @@ class _Works:
     assembly: Assembly
     test: RealData | None
     accelerator: Accelerator
-    taught: bool = False
 
     @property
     def _phases(self) -> Sequence[PhaseSettings]:
@@ -81,15 +99,7 @@ class _Works:
         """In the order in which a run does them: the rounds fill the bank from which the steps draw."""
         if self.config.black_box is not None:  # its answers cost queries
             return [self._steps(), self._saves()]
-        # Those of a finished run are trained.
-        teachers = [] if self.config.extended or self.taught else self.config.every_teacher
-        taught = [settings for settings in teachers if isinstance(settings, TrainedTeacher)]
-        works = [
-            replace(work, per="teacher")
-            for settings in taught
-            for work in teaching_works(settings, self.config, self.accelerator)
-        ]
-        works += [*self._real(), *self._rounds(), self._steps(), self._saves()]
+        works = [*self._real(), *self._rounds(), self._steps(), self._saves()]
         return [*works, *self._evaluations(), *self._closing()]
 
     @functools.cached_property
@@ -179,20 +189,21 @@ class _Works:
         """The evaluations on held-out and on test images, and the grids."""
         config, assembly, generated = self.config, self.assembly, self.assembly.transfer_set.generated
         learning = [phase.steps for phase in self._phases if not isinstance(phase, Pregenerate) and phase.steps]
-        evaluations = sum(-(-steps // assembly.evaluation.every) for steps in learning)
+        every = assembly.evaluation.every
+        evaluations = sum(-(-steps // every) for steps in learning)
         works = []
         if not (config.real is not None and isinstance(config.real.data, StreamData)):
-            works.append(Work("evaluations", evaluations, self._evaluate, listed=False, per="step"))
+            works.append(Work("evaluations", evaluations, self._evaluate, 1.0, False, "step", every))
         if self.test is not None:
-            tests = sum(-(-steps // config.evaluate_every) for steps in learning)
-            share = len(self.test) / self._pass
-            works.append(Work("tests", tests, lambda _: self._predict(self._pass), share, listed=False, per="step"))
+            every, share = config.evaluate_every, len(self.test) / self._pass
+            tests = sum(-(-steps // every) for steps in learning)
+            works.append(Work("tests", tests, lambda _: self._predict(self._pass), share, False, "step", every))
         if generated is not None and phases.generator_rounds(self._phases):
-            rounds = [phases.generator_rounds([phase]) for phase in self._phases]
-            grids = sum(-(-count // config.grid_every) for count in rounds)
+            rounds, every = [phases.generator_rounds([phase]) for phase in self._phases], config.grid_every
+            grids = sum(-(-count // every) for count in rounds)
             spec = assembly.subject.spec
             columns, rows = chosen(range(spec.classes), spec.height, spec.width)
-            works.append(Work("grids", grids, lambda _: self._sample(len(columns)), rows, listed=False, per="round"))
+            works.append(Work("grids", grids, lambda _: self._sample(len(columns)), rows, False, "round", every))
         return works
 
     def _evaluate(self, _: float) -> None:

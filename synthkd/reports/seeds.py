@@ -15,9 +15,16 @@ def seeds_page(run: RunFiles, result: SeedsResult) -> bytes:
         headline=headline(result),
         result=result,
         points=points,
+        estimated="intervals of the seeds: " + " to ".join(percent(end) for end in ends_of_estimates(result)),
         between=lambda one: f"{percent(one.low)} to {percent(one.high)}",
         config_text=run.config_text,
     )
+
+
+def ends_of_estimates(result: SeedsResult) -> tuple[float, ...]:
+    """The lowest and the highest end of the intervals of all estimates; nothing without one."""
+    ends = [end for one in result.runs if one.estimate is not None for end in one.estimate.interval]
+    return (min(ends), max(ends)) if ends else ()
 
 
 def headline(result: SeedsResult) -> str:

@@ -91,6 +91,35 @@ def test_to_trust_the_programs_of_a_finished_run_trusts_no_function(finished: Pa
         compress(config_for(run, tmp_path / "out", "export.formats=[]", "trust=true"))
 
 
+DRAWN: dict[str, Any] = {
+    "by a generator": ({"kind": "generated", "generator": {"kind": "procedural"}}, {"kind": "joint", "every": 2}),
+    "as an album": ({"kind": "procedural"}, {"kind": "refine"}),
+}
+
+
+def run_of(finished: Path, out: Path, transfer_set: dict[str, Any], phase: dict[str, Any]) -> None:
+    """A run with teacher and student of the finished one."""
+    recipe = yaml.safe_load((finished / "config.yaml").read_text())
+    recipe = {key: recipe[key] for key in ("teacher", "student", "device")} | {"transfer_set": transfer_set}
+    recipe |= {"phases": [{**phase, "steps": 2}], "distill": {"batch_size": 8}}
+    distill(load_config(DistillConfig, recipe, [f"out={out}"]))
+
+
+@pytest.mark.parametrize("source", DRAWN)
+def test_a_student_of_drawn_pictures_is_calibrated_on_such(finished: Path, tmp_path: Path, source: str) -> None:
+    pytest.importorskip("onnxruntime")
+    run_of(finished, tmp_path / "drawn", *DRAWN[source])
+    assert not (tmp_path / "drawn/generator").exists(), "it has no weights"
+    compress(config_for(tmp_path / "drawn", tmp_path / "out", "export.formats=[int8]"))
+    assert run_onnx(tmp_path / "out/export/student.int8.onnx", torch.zeros(1, 1, 8, 8)).shape == (1, 10)
+
+
+def test_a_student_of_real_images_alone_has_no_images_to_be_calibrated_on(finished: Path, tmp_path: Path) -> None:
+    run_of(finished, tmp_path / "real", {"kind": "real", "data": {"kind": "digits"}}, {"kind": "refine"})
+    with pytest.raises(ConfigError, match=r"saved no generator, .* a source of kind generated or procedural"):
+        compress(config_for(tmp_path / "real", tmp_path / "out", "export.formats=[]"))
+
+
 def test_its_plan_trains_nothing(finished: Path, tmp_path: Path) -> None:
     plan = compress(config_for(finished, tmp_path / "run", "export.formats=[program]"), dry_run=True)
     assert isinstance(plan, Plan)

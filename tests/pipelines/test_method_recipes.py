@@ -22,7 +22,7 @@ METHODS = {"cmi", "dafl", "deepinversion", "dfad", "dfq", "fastdfkd", "nayer", "
 @pytest.fixture
 def unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
     """Dry runs that take no steps for time and memory, which would take seconds for each recipe."""
-    monkeypatch.setattr(timing, "measured", lambda _: [])
+    monkeypatch.setattr(timing, "measured", lambda *_: [])
     monkeypatch.setattr(sys.modules["synthkd.pipelines.distill"], "planned_lines", lambda *_: ())
 
 

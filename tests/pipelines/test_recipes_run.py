@@ -44,7 +44,7 @@ def cifar10(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
     """Dry runs that take no steps, which would take seconds for each recipe."""
-    monkeypatch.setattr(timing, "measured", lambda _: [])
+    monkeypatch.setattr(timing, "measured", lambda *_: [])
 
 
 @pytest.mark.usefixtures("cifar10", "unmeasured")

@@ -133,6 +133,21 @@ class AccuracyEstimate:
     accuracy: float | None = field(default=None, metadata=OMITTED)
     accuracy_interval: tuple[float, float] | None = field(default=None, metadata=OMITTED)
 
+    @property
+    def value(self) -> float:
+        """The accuracy, or the agreement if no accuracy is estimated."""
+        return self.agreement if self.accuracy is None else self.accuracy
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The interval of the value."""
+        return self.agreement_interval if self.accuracy_interval is None else self.accuracy_interval
+
+    @property
+    def what(self) -> str:
+        """What the value is, in words."""
+        return "agreement with its teacher on real images" if self.accuracy is None else "accuracy"
+
 
 @dataclass(frozen=True)
 class EarlierResult:
@@ -248,6 +263,7 @@ class SeedRun:
         student: as it finished.
         teacher: likewise; None without one.
         budget: of time, and what became of it; None without one.
+        estimate: of how good it is, without test data; None where there is some, or real images took part.
     """
 
     folder: str
@@ -256,6 +272,7 @@ class SeedRun:
     student: StudentResult = field(default_factory=StudentResult)
     teacher: ModelResult | None = None
     budget: BudgetResult | None = field(default=None, metadata=OMITTED)
+    estimate: AccuracyEstimate | None = field(default=None, metadata=OMITTED)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -268,6 +285,7 @@ class SeedsResult(JobResult):
         agreement: of the students with their teachers; None where it was not measured.
         runs: each of them, the one whose student is handed over first.
         cost: what all of them took.
+        estimate: of the values that were estimated without test data, see `AccuracyEstimate.value`; None without one.
     """
 
     job: str = "distill_seeds"
@@ -276,6 +294,7 @@ class SeedsResult(JobResult):
     agreement: Spread | None = None
     runs: tuple[SeedRun, ...] = ()
     cost: RunCost = field(default_factory=RunCost)
+    estimate: Spread | None = field(default=None, metadata=OMITTED)
 
 
 @dataclass(frozen=True, kw_only=True)

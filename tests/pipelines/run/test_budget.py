@@ -24,11 +24,11 @@ TIMED = [
     Timed("rounds before the student", 14, 0.5, per="round alone"),
     Timed("rounds", 100, 1.0, per="round beside"),
     Timed("steps", 1800, 0.1, per="step"),
-    Timed("tests", 9, 2.0, listed=False, per="step"),
-    Timed("grids", 3, 1.0, listed=False, per="round"),
+    Timed("tests", 10, 2.0, listed=False, per="step", every=200),
+    Timed("grids", 3, 1.0, listed=False, per="round", every=50),
     Timed("closing", 1, 5.0, listed=False),
 ]
-"""Of a run of 7 + 100 + 180 + 18 + 3 + 5 = 313 seconds."""
+"""Of a run of 7 + 100 + 180 + 20 + 3 + 5 = 315 seconds."""
 RECIPE: dict[str, Any] = {"teacher": {"kind": "load", "model": "t"}, "student": {"arch": "mlp"}, "device": "cpu"}
 
 
@@ -37,15 +37,15 @@ def config_of(*settings: str) -> DistillConfig:
 
 
 def test_a_budget_of_the_recipes_own_time_changes_nothing() -> None:
-    assert run_seconds(TIMED) == 313.0, "without the teacher"
-    phases, seconds = filled(PHASES, TIMED, "315s", 2.0)
+    assert run_seconds(TIMED) == 315.0, "without the teacher"
+    phases, seconds = filled(PHASES, TIMED, "317s", 2.0)
     assert phases == PHASES
-    assert seconds == 313.0
+    assert seconds == 315.0
 
 
 @pytest.mark.parametrize("factor", [0.5, 3.0, 40.0])
 def test_all_phases_are_scaled_by_one_factor_and_fill_the_budget(factor: float) -> None:
-    wanted = 5.0 + factor * 308.0
+    wanted = 5.0 + factor * 310.0
     phases, seconds = filled(PHASES, TIMED, f"{wanted}s", 0.0)
     assert wanted - 4.0 <= seconds <= wanted, "short of it by less than a test and a round"
     alone, joint, refine = phases
@@ -69,16 +69,19 @@ def test_a_generator_keeps_the_rounds_that_it_needs_and_one_for_the_bank() -> No
 
 
 def test_a_budget_too_short_for_every_phase_is_refused_in_a_line() -> None:
-    # Measuring, 8 rounds, 15 steps with one round, a step, and the closing: 2 + 4 + 1 + 1.6 + 5.
-    assert filled(PHASES, TIMED, "13.65s", 2.0)[1] == pytest.approx(11.6)
-    with pytest.raises(ConfigError, match=r"^budget: 13\.5s is too short: .* take about 14 s; set a longer budget"):
-        filled(PHASES, TIMED, "13.5s", 2.0)
+    # Measuring, 8 rounds, 15 steps with one round, a step, two tests, two grids, and the closing.
+    shortest = 2 + 4 + (1 + 1.5) + 0.1 + 2 * 2 + 2 * 1 + 5
+    assert filled(PHASES, TIMED, f"{shortest + 0.05:g}s", 2.0)[1] == pytest.approx(shortest - 2)
+    with pytest.raises(ConfigError, match=r"^budget: 19\.5s is too short: .* take about 20 s; set a longer budget"):
+        filled(PHASES, TIMED, "19.5s", 2.0)
 
 
 def test_times_of_other_phases_keep_the_seconds_of_each() -> None:
-    half = (*PHASES[:1], Joint(kind="joint", steps=600, every=15), Refine(kind="refine", steps=300))
-    assert [one.count for one in recounted(TIMED, PHASES, half)] == [400, 14, 40, 900, 4, 1, 1]
-    assert [one.seconds for one in recounted(TIMED, PHASES, half)] == [one.seconds for one in TIMED]
+    half = (*PHASES[:1], Joint(kind="joint", steps=610, every=15), Refine(kind="refine", steps=300))
+    # Each phase ends with a test and a grid: 610 / 200 + 300 / 200, and 14 / 50 + 41 / 50 of them are begun.
+    assert [one.count for one in recounted(TIMED, half)] == [400, 14, 41, 910, 4 + 2, 1 + 1, 1]
+    assert [one.seconds for one in recounted(TIMED, half)] == [one.seconds for one in TIMED]
+    assert recounted(TIMED, PHASES) == TIMED
 
 
 def test_a_duration_is_a_number_and_its_unit() -> None:

@@ -10,6 +10,7 @@ from synthkd.metrics.untested import CALIBRATION, Range
 from synthkd.models import build, save
 from synthkd.pipelines import distill
 from synthkd.pipelines.config import DistillConfig
+from synthkd.pipelines.student.seeds import DistilledSeeds
 from synthkd.pipelines.student.untested import advice_of, estimate_result
 from synthkd.settings import ZooModel
 from synthkd.settings.load import load_config
@@ -47,6 +48,25 @@ def test_a_run_without_test_data_estimates_its_student(tmp_path: Path, teacher: 
     assert estimate.teacher_accuracy == 0.8
     assert estimate.accuracy == pytest.approx(min(0.8, 0.9 * estimate.agreement))
     assert result.student.accuracy is None
+
+
+def test_several_seeds_tell_agreement_and_estimate(tmp_path: Path, teacher: dict[str, Any]) -> None:
+    out = tmp_path / "run"
+    several = distill(load_config(DistillConfig, {**SOURCE, "teacher": teacher, "seeds": 2, "out": str(out)}, []))
+    assert isinstance(several, DistilledSeeds)
+    runs = [run.content for run in several.runs]
+    mean = sum(run.estimate.agreement for run in runs) / 2
+    low = min(run.estimate.agreement_interval[0] for run in runs)
+    high = max(run.estimate.agreement_interval[1] for run in runs)
+    what = "agreement with its teacher on real images"
+    told = f"{what} without test data, mean of 2 seeds about {mean:.0%} (their intervals: {low:.0%} to {high:.0%})"
+    assert told in str(several)
+    agreement = 100 * runs[1].student.agreement
+    assert f" no real test data, agreement {agreement:.1f}%, in {out / 'seed-1'}" in str(several)
+    assert several.content.estimate.mean == pytest.approx(mean)
+    page = (out / "report.html").read_text()
+    assert f"Estimated {what} without test data" in page
+    assert "intervals of the seeds" in page
 
 
 @pytest.mark.parametrize(
