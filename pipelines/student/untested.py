@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from synthkd.distillation.advice import on_floor, still_rising
+from synthkd.distillation.advice import on_floor, still_rising, too_small
 from synthkd.generators.settings import ProceduralSettings
 from synthkd.metrics.untested import CALIBRATION, Range, estimated_accuracy
 from synthkd.pipelines.config import DistillConfig
@@ -43,7 +43,8 @@ def advice_of(config: DistillConfig, monitor: Monitor) -> tuple[str, ...]:
         return ()
     before = sum(phase.rounds for phase in config.phases if isinstance(phase, Pregenerate))
     rounds, fresh = monitor.series("fresh/agreement")
-    advice = [still_rising([step - before for step in rounds], fresh)]
+    steps = [step - before for step in rounds]
+    advice = [still_rising(steps, fresh), too_small(steps, fresh)]
     # Drawn images are the same at every difficulty.
     if not isinstance(generated.named, ProceduralSettings):
         difficulties = dict(zip(*monitor.series("difficulty"), strict=True))

@@ -1,4 +1,4 @@
-"""What the curves of a finished distillation advise: a longer run, or other thresholds of the difficulty.
+"""What the curves of a finished distillation advise: a longer run, a larger student, or another difficulty.
 
 Nothing is said where the curves do not tell. `benchmarks/estimate.py` compares what is promised with what longer runs
 brought.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -22,6 +23,10 @@ LEAST_GAIN = 0.01
 """Smallest gain of agreement that is worth a line."""
 ERRORS = 2.0
 """Standard errors by which the exponent of a rising curve is above 0."""
+MOST_LEFT = 0.05
+"""Largest gain of agreement, two standard errors up, with which a curve counts as flat."""
+GOOD = 0.9
+"""Agreement from which on a student is not called too small."""
 LEAST_ROUNDS = 8
 """Smallest number of rounds on the floor."""
 FLOOR_SHARE = 0.5
@@ -41,21 +46,10 @@ def gain_of_longer(steps: Sequence[float], agreements: Sequence[float], factor: 
     Returns:
         The gain in [0, 1]; None where there are too few points, or the curve does not rise beyond its noise.
     """
-    last = max(steps, default=0.0)
-    pairs = [(step, a) for step, a in zip(steps, agreements, strict=True) if step * LONGER >= last and step > 0]
-    if len(pairs) < LEAST_POINTS:
+    law = _power_law(steps, agreements)
+    if law is None or law.exponent <= ERRORS * law.error:
         return None
-    x = np.log([step for step, _ in pairs])
-    # Half of one image of a round disagrees at least: the logarithm of no disagreement is infinite.
-    y = np.log([max(1.0 - a, LEAST_DISAGREEMENT) for _, a in pairs])
-    centred = x - x.mean()
-    slope = float(centred @ y / (centred @ centred))
-    rest = y - y.mean() - slope * centred
-    error = math.sqrt(float(rest @ rest) / (len(x) - 2) / float(centred @ centred))
-    if -slope <= ERRORS * error:
-        return None
-    left = math.exp(float(y.mean()) + slope * (math.log(last) - float(x.mean())))
-    return left * (1.0 - math.pow(factor, slope))
+    return law.left * (1.0 - math.pow(factor, -law.exponent))
 
 
 def still_rising(steps: Sequence[float], agreements: Sequence[float]) -> str | None:
@@ -73,6 +67,51 @@ def still_rising(steps: Sequence[float], agreements: Sequence[float]) -> str | N
         f"the student is still rising: {LONGER:g} times the steps are worth about {points} "
         f"point{'' if points == 1 else 's'} of agreement on generated images"
     )
+
+
+def too_small(steps: Sequence[float], agreements: Sequence[float]) -> str | None:
+    """The advice to take a larger student: the curve is flat, and the agreement is not good; else None.
+
+    Args:
+        steps: of the student, rising.
+        agreements: with the teacher on new generated images at those steps, in [0, 1].
+    """
+    law = _power_law(steps, agreements)
+    if law is None or 1.0 - law.left >= GOOD:
+        return None
+    most = law.left * (1.0 - math.pow(LONGER, -(law.exponent + ERRORS * law.error)))
+    if most > MOST_LEFT:
+        return None
+    return (
+        f"the student has stopped rising, at an agreement of {1.0 - law.left:.2f} on new images: a wider or deeper one "
+        "is worth more than further steps"
+    )
+
+
+@dataclass(frozen=True)
+class _PowerLaw:
+    """`left * (step / last step) ** -exponent`, the disagreement over the last two thirds; error: of the exponent."""
+
+    left: float
+    exponent: float
+    error: float
+
+
+def _power_law(steps: Sequence[float], agreements: Sequence[float]) -> _PowerLaw | None:
+    """The fit; None with too few points."""
+    last = max(steps, default=0.0)
+    pairs = [(step, a) for step, a in zip(steps, agreements, strict=True) if step * LONGER >= last and step > 0]
+    if len(pairs) < LEAST_POINTS:
+        return None
+    x = np.log([step for step, _ in pairs])
+    # Half of one image of a round disagrees at least: the logarithm of no disagreement is infinite.
+    y = np.log([max(1.0 - a, LEAST_DISAGREEMENT) for _, a in pairs])
+    centred = x - x.mean()
+    slope = float(centred @ y / (centred @ centred))
+    rest = y - y.mean() - slope * centred
+    error = math.sqrt(float(rest @ rest) / (len(x) - 2) / float(centred @ centred))
+    left = math.exp(float(y.mean()) + slope * (math.log(last) - float(x.mean())))
+    return _PowerLaw(left, -slope, error)
 
 
 def on_floor(

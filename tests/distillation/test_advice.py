@@ -5,7 +5,7 @@ import random
 
 import pytest
 
-from synthkd.distillation.advice import gain_of_longer, on_floor, still_rising
+from synthkd.distillation.advice import gain_of_longer, on_floor, still_rising, too_small
 
 STEPS = [float(step) for step in range(24, 1200, 24)]
 
@@ -47,6 +47,18 @@ def test_short_and_perfect_curves_say_nothing() -> None:
     assert still_rising(STEPS, [1.0] * len(STEPS)) is None
     late = [0.2 if step < 300 else 0.8 for step in STEPS]
     assert still_rising(STEPS, late) is None, "it was flat over the last two thirds"
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_flat_curve_that_is_not_good_is_that_of_a_small_student(seed: int) -> None:
+    many = [float(step) for step in range(12, 2400, 12)]
+    said = too_small(many, noisy([0.8] * len(many), seed))
+    assert said is not None
+    assert "at an agreement of 0.8" in said or "at an agreement of 0.79" in said
+    assert too_small(many, noisy([0.95] * len(many), seed)) is None, "good enough"
+    assert too_small(many, noisy([1 - 2.0 * (step + 100) ** -0.3 for step in many], seed)) is None, "it rises"
+    assert too_small(STEPS[::4], noisy([0.8] * len(STEPS[::4]), seed)) is None, "too few rounds to say that it is flat"
+    assert too_small([], []) is None
 
 
 def test_a_difficulty_that_stays_on_its_floor() -> None:

@@ -114,10 +114,12 @@ def test_advice_goes_by_the_log(tmp_path: Path) -> None:
     assert "still rising" in risen
     gain = 2.0 * (24.0 * 49) ** -0.3 * (1 - 3**-0.3)
     assert f"about {round(100 * gain)} points" in risen, "rounds before the student are no steps of it"
-    (floor,) = advised(tmp_path / "floor", flat, 0.1)
+    small, floor = advised(tmp_path / "floor", flat, 0.1)
+    assert "the student has stopped rising, at an agreement of 0.75 on new images" in small
     assert "to let it rise, lower transfer_set.difficulty.raise_above" in floor
-    assert advised(tmp_path / "flat", flat, 0.3) == ()
+    assert advised(tmp_path / "flat", flat, 0.3) == (small,)
+    assert advised(tmp_path / "good", [0.95] * 50, 0.3) == ()
     drawn = {"transfer_set": {"generator": {"kind": "procedural"}}}
-    assert advised(tmp_path / "drawn", flat, 0.1, **drawn) == (), "drawn images have no difficulty"
+    assert advised(tmp_path / "drawn", flat, 0.1, **drawn) == (small,), "drawn images have no difficulty"
     real = {"transfer_set": {"kind": "real", "data": DIGITS}, "phases": [{"kind": "refine", "steps": 4}]}
     assert advised(tmp_path / "real", rising, 0.1, **real) == ()
