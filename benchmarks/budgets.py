@@ -1,0 +1,196 @@
+"""What a budget buys: `synthkd distill RECIPE budget=...` on several pairs of teacher and student, beside baselines.
+
+    python -m benchmarks.budgets --pair resnet20-resnet8 --budget 20m --cifar10 FILE --teachers DIR [--arms ours ...]
+    python -m benchmarks.budgets --pair convnet --budget 120s [--root FOLDER] [--seeds 3] [--threads 2]
+
+Run it alone on the machine. A budget is wall time of the whole distillation, with measuring this machine and testing; a
+finished teacher is given. `ours` is the recipe as it ships, from the teacher alone, or with the 2,000 real images that
+the name of the pair says. `procedural` and `pictures` have drawn pictures, or crops of two photographs, in the place of
+generated ones, in as much time. `real` distils on all real images, or on those 2,000 alone, without mixtures. All start
+from the teacher's weights, and accuracy is that of the last weights on all 10,000 test images.
+
+FILE is a .npz with the images, labels, test_images and test_labels of CIFAR-10; DIR has the public teachers of
+akamaster/pytorch_resnet_cifar10: resnet20-12fca82f.th, resnet32-d509ac18.th, resnet56-4bfd9763.th. FOLDER has
+Fashion-MNIST. Finished cells are kept in benchmarks/runs/budgets; the table goes to benchmarks/results/budgets.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from benchmarks import common, pairs
+from benchmarks.common import Row
+from synthkd.pipelines import distill
+from synthkd.pipelines.config import DistillConfig
+from synthkd.pipelines.config.budget import seconds_of
+from synthkd.pipelines.config.image_defaults import WITHOUT_REAL_IMAGES
+
+RUNS = common.RUNS / "budgets"
+FEW = 200
+"""Real images of each of the ten classes, where a pair has some."""
+REAL_SHARE = 0.25
+"""Of a batch, beside the generated images."""
+WEIGHTS = {20: "resnet20-12fca82f.th", 32: "resnet32-d509ac18.th", 56: "resnet56-4bfd9763.th"}
+ARMS = ("ours", "procedural", "pictures", "real")
+COLUMNS = (
+    "pair | budget | threads | images | seeds | accuracy, %, mean (standard deviation) | steps of the student | "
+    "seconds, median"
+)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A teacher, a student, and the recipe between them.
+
+    Attributes:
+        recipe: name of a recipe that ships.
+        changes: of the command line -> what takes the place of keys of the recipe.
+        data: of the command line -> the real images.
+        few: whether 2,000 real images are there beside the teacher.
+    """
+
+    recipe: str
+    changes: Callable[[argparse.Namespace], Row]
+    data: Callable[[argparse.Namespace], Row]
+    few: bool = False
+
+
+def public(teacher: int, student: int, few: bool = False) -> Pair:
+    """Two ResNets of these depths on CIFAR-10; the larger one is public."""
+
+    def changes(arguments: argparse.Namespace) -> Row:
+        file = str(Path(arguments.teachers) / WEIGHTS[teacher])
+        loaded = recipe_of("cifar10")["teacher"] | {"options": {"depth": teacher, "shortcut": "pad"}, "weights": file}
+        return {"teacher": loaded, "student": {"arch": "resnet", "depth": student, "width": 16}}
+
+    return Pair("cifar10", changes, lambda arguments: {"kind": "npz", "path": arguments.cifar10}, few)
+
+
+def small(recipe: str, name: str, few: bool = False) -> Pair:
+    """A pair on Fashion-MNIST, whose teacher is trained once."""
+
+    def changes(_: argparse.Namespace) -> Row:
+        return {"teacher": {"kind": "load", "model": str(pairs.teacher_of(name))}}
+
+    return Pair(recipe, changes, lambda arguments: pairs.DATA | {"root": arguments.root}, few)
+
+
+PAIRS = {
+    "resnet20-resnet8": public(20, 8),
+    "resnet56-resnet20": public(56, 20),
+    "resnet32-resnet20, 2000 real": public(32, 20, few=True),
+    "convnet": small("fashion_mnist", "convnet"),
+    "lenet": small("lenet", "lenet"),
+    "lenet, 2000 real": small("lenet", "lenet", few=True),
+}
+
+
+def recipe_of(name: str) -> Row:
+    """A recipe as it ships."""
+    recipe: Row = yaml.safe_load((common.ROOT / "configs" / f"{name}.yaml").read_text(encoding="utf-8"))
+    return recipe
+
+
+def source_of(pair: Pair, arm: str, arguments: argparse.Namespace) -> Row:
+    """The configuration of a pair and an arm."""
+    recipe, data = recipe_of(pair.recipe), pair.data(arguments)
+    source = recipe | pair.changes(arguments) | {"test": data}
+    real = {"kind": "real", "data": data | ({"per_class": FEW} if pair.few else {})}
+    # The defaults follow from the images, and the images alone are to tell the arms apart.
+    if pair.recipe != "lenet":
+        student = recipe.get("distill", {})
+        optimizer = WITHOUT_REAL_IMAGES["distill"]["optimizer"] | student.get("optimizer", {})
+        source["distill"] = WITHOUT_REAL_IMAGES["distill"] | student | {"optimizer": optimizer}
+        source["mix"] = WITHOUT_REAL_IMAGES["mix"] | recipe.get("mix", {})
+    if arm == "ours":
+        if pair.few:
+            source["transfer_set"] = [recipe["transfer_set"], real | {"share": REAL_SHARE}]
+        return source
+    steps = sum(phase.get("steps", 0) for phase in recipe["phases"])
+    source |= {"transfer_set": real if arm == "real" else {"kind": arm}, "phases": [{"kind": "refine", "steps": steps}]}
+    if arm == "real":
+        source["mix"] = source["mix"] | {"mixup": 0.0}
+    return source
+
+
+def cell(name: str, arm: str, seed: int, arguments: argparse.Namespace) -> Row:
+    """Run a cell, or read it where it is finished."""
+    folder = f"{name.replace(', ', '-').replace(' ', '-')}-{arguments.budget}-{arguments.threads}"
+    source = source_of(PAIRS[name], arm, arguments) | {
+        "name": arm,
+        "budget": arguments.budget,
+        "seed": seed,
+        "threads": arguments.threads,
+        "device": "cpu",
+    }
+    result = common.run(distill, DistillConfig, source, RUNS / folder / f"{arm}-{seed}")
+    values = result.values
+    return {
+        "pair": name,
+        "budget": arguments.budget,
+        "threads": arguments.threads,
+        "arm": arm,
+        "seed": seed,
+        "accuracy": values["student"]["accuracy"],
+        "start": values["student"]["start"]["accuracy"],
+        "agreement": values["student"]["agreement"],
+        "teacher": values["teacher"]["accuracy"],
+        "steps": values["cost"]["steps"],
+        "generated": values["cost"]["images_generated"],
+        "seconds": values["budget"]["seconds"],
+        "hardware": values["hardware"],
+    }
+
+
+def _identity(one: Row) -> tuple[Any, ...]:
+    place = list(PAIRS).index(one["pair"]), seconds_of(one["budget"]), one["threads"]
+    return *place, ARMS.index(one["arm"]), one["seed"]
+
+
+def tables(content: Row) -> str:
+    """Each pair, budget and kind of images."""
+    groups: dict[tuple[Any, ...], list[Row]] = {}
+    for one in content["cells"]:
+        groups.setdefault(tuple(one[key] for key in ("pair", "budget", "threads", "arm")), []).append(one)
+    rows = []
+    for (pair, budget, threads, arm), cells in groups.items():
+        scores = {one["seed"]: 100 * one["accuracy"] for one in cells}
+        steps, seconds = (statistics.median(one[key] for one in cells) for key in ("steps", "seconds"))
+        counts = f"{steps:,.0f}", f"{seconds:.0f}"
+        rows.append([pair, budget, str(threads), arm, str(len(cells)), *common.compared(scores), *counts])
+    return common.table(COLUMNS, rows)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the cells of a pair and a budget, write them after each, and print the table."""
+    parser = common.options("budgets", __doc__)
+    parser.add_argument("--pair", required=True, choices=PAIRS)
+    parser.add_argument("--budget", required=True, help="wall time of a cell, as 120s or 20m")
+    parser.add_argument("--arms", nargs="*", default=list(ARMS), choices=ARMS)
+    parser.add_argument("--cifar10", help="the .npz file of CIFAR-10")
+    parser.add_argument("--teachers", help="folder of the public teachers")
+    pairs.add_root(parser)
+    common.add_seeds(parser, 1)
+    common.add_threads(parser)
+    arguments = parser.parse_args(argv)
+    if arguments.pair.startswith("resnet") and not (arguments.cifar10 and arguments.teachers):
+        parser.error(f"--pair {arguments.pair} needs --cifar10 FILE and --teachers DIR")
+    cells = common.collect(
+        "budgets",
+        product(range(arguments.seeds), arguments.arms),
+        lambda key: cell(arguments.pair, key[1], key[0], arguments),
+        _identity,
+    )
+    print(tables({"cells": cells}))
+
+
+if __name__ == "__main__":
+    main()
