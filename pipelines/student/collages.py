@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -12,7 +12,6 @@ from torch import Tensor
 from synthkd.data.sources import RealImages, RealSource, Source
 from synthkd.distillation.alarms import Alarm, class_imbalance
 from synthkd.distillation.evaluation import HeldOut
-from synthkd.metrics.utility import accuracy, predict
 from synthkd.models import Classifier
 from synthkd.pipelines.student.held_out import Agreement, Labelling
 from synthkd.pipelines.student.sources import TransferSource
@@ -125,17 +124,10 @@ class CollageImages(TransferSource):
         """The same fresh images at every evaluation."""
         return self._held_out
 
-    def agreement(self, student: Classifier, watch: Watch = unwatched) -> Agreement | None:
-        """The agreement on the held-out images."""
-        held_out, labelling = self.held_out(), self._labelling
-        if held_out is None or held_out.teacher_logits is None:
-            return None
-        tick = watch(f"agreement on {NAMES[self._kind]}", len(held_out.images))
-        predicted = predict(student, held_out.images, labelling.device, labelling.batch_size, tick=tick)
-        rate = accuracy(predicted, held_out.teacher_logits.argmax(1).cpu())
-        return Agreement(
-            rate, f"fresh {NAMES[self._kind]}" if self._kind == "procedural" else "fresh crops of unrelated pictures"
-        )
+    def agreements(self, networks: Sequence[Classifier], watch: Watch = unwatched) -> list[Agreement]:
+        """On the held-out images."""
+        on = f"fresh {NAMES[self._kind]}" if self._kind == "procedural" else "fresh crops of unrelated pictures"
+        return self._labelling.on_held_out(networks, self.held_out(), on, watch)
 
     def alarms(self, watch: Watch = unwatched) -> list[Alarm | None]:
         """Whether the teacher finds a class much less often than the others."""

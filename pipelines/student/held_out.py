@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,7 +12,7 @@ from synthkd.data.sources import RealImages
 from synthkd.distillation.evaluation import CHUNK, HeldOut
 from synthkd.distillation.teachers import TeacherTeam
 from synthkd.metrics.untested import agreement_logits
-from synthkd.metrics.utility import Proportion, accuracy
+from synthkd.metrics.utility import Proportion, accuracy, predict
 from synthkd.models import Classifier
 from synthkd.passes import in_chunks, sample_in_chunks
 from synthkd.rng import Rows, stream
@@ -104,15 +104,41 @@ class Labelling:
         logits = self._logits(batch.images) if fresh else None
         return HeldOut(batch.images, None, batch.teacher_logits if logits is None else logits)
 
+    def on_held_out(
+        self, networks: Sequence[Classifier], held_out: HeldOut | None, on: str, watch: Watch
+    ) -> list[Agreement]:
+        """The agreement of each network with the teacher on held-out images; none without their logits.
+
+        Args:
+            networks: the finished student and others.
+            held_out: the images.
+            on: what they are, in words.
+            watch: of the measurement.
+        """
+        if held_out is None or held_out.teacher_logits is None:
+            return []
+        targets, images, agreed = held_out.teacher_logits.argmax(1).cpu(), held_out.images, []
+        for network in networks:
+            tick = watch(f"agreement on {on}", len(images))
+            agreed.append(
+                Agreement(accuracy(predict(network, images, self.device, self.batch_size, tick=tick), targets), on)
+            )
+        return agreed
+
     def on_samples(
-        self, student: Classifier, sample: Callable[[Tensor, Rows], Tensor], rng: Rows, watch: Watch, repeats: bool
-    ) -> Agreement | None:
-        """The agreement on samples of a generator, on fewer if the time for measurements is used up.
+        self,
+        networks: Sequence[Classifier],
+        sample: Callable[[Tensor, Rows], Tensor],
+        rng: Rows,
+        watch: Watch,
+        repeats: bool,
+    ) -> list[Agreement]:
+        """The agreement of each network on samples of a generator, on fewer if the time for measurements is used up.
 
         None without a teacher, or if each answer costs a query.
 
         Args:
-            student: the finished student.
+            networks: the finished student and others.
             sample: of the generator, takes labels and the random rows of their images.
             rng: of the samples.
             watch: of the measurement.
@@ -120,19 +146,20 @@ class Labelling:
         """
         team = self.team
         if team is None or self.is_paid:
-            return None
+            return []
 
         def answers(labels: Tensor, rng: Rows) -> Tensor:
             images = sample(labels, rng)
             with torch.no_grad():
-                return torch.stack([team.consensus(images).float(), student(images).float()], dim=1)
+                return torch.stack([team.consensus(images).float(), *(one(images).float() for one in networks)], dim=1)
 
         labels = balanced_labels(FRESH_IMAGES, 0, team.spec.classes)
         on = "images of the generator's earlier rounds" if repeats else "fresh synthetic samples"
         tick = watch(f"agreement on {on}", FRESH_IMAGES, LEAST_FRESH)
-        theirs, ours = sample_in_chunks(answers, self.batch_size, labels, rng, tick).cpu().unbind(1)
-        rate = accuracy(ours.argmax(1), theirs.argmax(1))
-        return Agreement(rate, on, agreement_logits(theirs, ours))
+        theirs, *every = sample_in_chunks(answers, self.batch_size, labels, rng, tick).cpu().unbind(1)
+        return [
+            Agreement(accuracy(ours.argmax(1), theirs.argmax(1)), on, agreement_logits(theirs, ours)) for ours in every
+        ]
 
     def on_learned(self, student: Classifier, learned: HeldOut) -> tuple[float, float] | None:
         """Logits of the agreement on images that the student learned from, as `agreement_logits` has them.

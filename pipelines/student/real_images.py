@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 
 from synthkd.data.sources import RealImages, RealSource
 from synthkd.data.stream import ImageStream
 from synthkd.distillation.evaluation import HeldOut
-from synthkd.metrics.utility import accuracy, predict
 from synthkd.models import Classifier
 from synthkd.pipelines.student.held_out import Agreement, Labelling
 from synthkd.pipelines.student.sources import TransferSource
@@ -68,15 +68,9 @@ class RealTransferImages(TransferSource):
             return self._labelling.of_real(images.images[-count:], images.labels[-count:])
         return self._held_out
 
-    def agreement(self, student: Classifier, watch: Watch = unwatched) -> Agreement | None:
-        """The agreement on the held-out images."""
-        held_out = self.held_out()
-        if held_out is None or held_out.teacher_logits is None:
-            return None
-        tick = watch("agreement on held-out images", len(held_out.images))
-        labelling = self._labelling
-        predicted = predict(student, held_out.images, labelling.device, labelling.batch_size, tick=tick)
-        return Agreement(accuracy(predicted, held_out.teacher_logits.argmax(1).cpu()), "held-out images")
+    def agreements(self, networks: Sequence[Classifier], watch: Watch = unwatched) -> list[Agreement]:
+        """On the held-out images."""
+        return self._labelling.on_held_out(networks, self.held_out(), "held-out images", watch)
 
     def uses(self, alone: bool) -> list[str]:
         """The student learns from them, alone or mixed with others."""

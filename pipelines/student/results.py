@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from torch import Tensor, nn
 
@@ -79,7 +80,7 @@ def measured(
     networks = {STUDENT: student}
     networks |= {f"peer {number}": finished(peer) for number, peer in enumerate(assembly.students[1:], start=1)}
     is_main = job.accelerator.is_main_process
-    with Measuring(_parts(assembly), f"measure {config.name}", allowance, is_main) as watch:
+    with Measuring(_parts(assembly, test), f"measure {config.name}", allowance, is_main) as watch:
         closing = _Closing(config, job, assembly, networks, test, watch)
         started = time.perf_counter()
         tested, start = closing.tested(), closing.start()
@@ -102,11 +103,12 @@ def _budget(config: DistillConfig, seconds: float) -> BudgetResult | None:
     return BudgetResult(plan.budget, plan.seconds, round(plan.measuring + seconds, 3))
 
 
-def _parts(assembly: Assembly) -> int:
+def _parts(assembly: Assembly, test: RealData | None) -> int:
     """Number of measurements that are shown: answers and latencies of all networks, alarms, and one of agreement."""
     students, teachers = len(assembly.students), 0 if assembly.team is None else len(assembly.team.models)
     banks = sum(source.bank is not None for source in assembly.transfer_set.sources)
-    starts = 0 if assembly.start.network is None else 2
+    together = test is None and assembly.transfer_set.generated is not None  # all networks answer the same samples
+    starts = 0 if assembly.start.network is None else 2 - together
     return 2 * students + banks + 1 + starts + (2 * teachers if teachers > 1 else teachers)
 
 
@@ -142,7 +144,7 @@ class _Closing:
         answers = {who: self._answers(who, network, images, on) for who, network in self.networks.items()}
         raised = [*_one_class(assembly, answers, labels.cpu(), on), *self._alarms()]
         if test is None:
-            agreed = assembly.transfer_set.agreement(self.networks[STUDENT], self.watch)
+            agreed = next(iter(self._agreements), None)
             estimate = assembly.transfer_set.estimate(self.networks[STUDENT], agreed)
             return _Tested([None for _ in answers], None, _described_agreement(agreed), raised, estimate)
         scores = [accuracy(one, labels) for one in answers.values()]
@@ -158,15 +160,28 @@ class _Closing:
 
     def start(self) -> AsItStarted | None:
         """What the student knew before its first step; None of one that started at random."""
-        assembly, test, student = self.assembly, self.test, "the student as it starts"
+        test, network, student = self.test, self._started, "the student as it starts"
+        if network is None:
+            return None
+        if test is None:
+            agreed = self._agreements[1:]
+            return AsItStarted.measured(None, Agreement.on(agreed[0].rate, agreed[0].on)) if agreed else None
+        return AsItStarted.measured(accuracy(self._answers(student, network, test.images, "test images"), test.labels))
+
+    @cached_property
+    def _started(self) -> Classifier | None:
+        """The student as it starts; None of one that started at random."""
+        assembly = self.assembly
         if assembly.start.network is None:
             return None
         images, _, _ = assembly.transfer_set.sample(assembly.learner.steps - 1)
-        network = assembly.start.reset(images.to(self.job.device), assembly.batch.of_process, self.watch)
-        if test is None:
-            agreed = assembly.transfer_set.agreement(network, self.watch)
-            return None if agreed is None else AsItStarted.measured(None, Agreement.on(agreed.rate, agreed.on))
-        return AsItStarted.measured(accuracy(self._answers(student, network, test.images, "test images"), test.labels))
+        return assembly.start.reset(images.to(self.job.device), assembly.batch.of_process, self.watch)
+
+    @cached_property
+    def _agreements(self) -> Sequence[held_out.Agreement]:
+        """Without test data: of the student, then of the student as it starts, on the same images; or none."""
+        networks = [self.networks[STUDENT], *([] if self._started is None else [self._started])]
+        return self.assembly.transfer_set.agreements(networks, self.watch)
 
     def result(self, tested: _Tested, start: AsItStarted | None, seconds: Mapping[str, float]) -> DistillResult:
         """The result, with the latency of every network.
@@ -218,7 +233,8 @@ class _Closing:
 
     def _agreement(self) -> Agreement:
         """With the teacher, on the images that the transfer set has for it."""
-        return _described_agreement(self.assembly.transfer_set.agreement(self.networks[STUDENT], self.watch))
+        agreed = self.assembly.transfer_set.agreements([self.networks[STUDENT]], self.watch)
+        return _described_agreement(next(iter(agreed), None))
 
     def _alarms(self) -> list[alarms.Alarm]:
         """The tests that need no data, on the newest images and on the whole run's log."""

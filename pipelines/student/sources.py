@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import ClassVar
 
@@ -75,8 +75,8 @@ class TransferSource(ABC):
         """The images on which the students are evaluated at present, or None while there are none."""
 
     @abstractmethod
-    def agreement(self, student: Classifier, watch: Watch = unwatched) -> Agreement | None:
-        """Agreement of the finished student with the teacher on images that no student learned from."""
+    def agreements(self, networks: Sequence[Classifier], watch: Watch = unwatched) -> list[Agreement]:
+        """Agreement of each network with the teacher on images that no student learned from; none if not measurable."""
 
     def alarms(self, watch: Watch = unwatched) -> list[Alarm | None]:
         """Signs of a failing distillation in its images."""
@@ -222,10 +222,10 @@ class GeneratedImages(BankedImages):
         team = self._labelling.team
         return team is not None and len(team.models) > 1
 
-    def agreement(self, student: Classifier, watch: Watch = unwatched) -> Agreement | None:
-        """The agreement on samples, on fewer if the time for measurements is used up."""
+    def agreements(self, networks: Sequence[Classifier], watch: Watch = unwatched) -> list[Agreement]:
+        """On the same samples, and on fewer if the time for measurements is used up."""
         repeats = getattr(self.generator, "repeats", False)
-        return self._labelling.on_samples(student, self._sample, Rows(self._seed, "fresh"), watch, repeats)
+        return self._labelling.on_samples(networks, self._sample, Rows(self._seed, "fresh"), watch, repeats)
 
     @property
     def is_of_teacher_alone(self) -> bool:
@@ -299,8 +299,8 @@ class StoredDatasetImages(BankedImages):
         """The same images at every evaluation."""
         return self._held_out
 
-    def agreement(self, student: Classifier, watch: Watch = unwatched) -> Agreement | None:
-        """The agreement on all held-out images, with the teacher of the run, else with the stored logits.
+    def agreements(self, networks: Sequence[Classifier], watch: Watch = unwatched) -> list[Agreement]:
+        """On all held-out images, with the teacher of the run, else with the stored logits.
 
         The teacher of the run may be another than the one that labelled the dataset.
         """
@@ -312,7 +312,10 @@ class StoredDatasetImages(BankedImages):
         elif held_out.teacher_logits is not None:
             targets = held_out.teacher_logits.argmax(1)
         else:
-            return None
-        tick = watch("held-out images, the student", len(held_out))
-        rate = accuracy(predict(student, held_out.images, device, size, tick=tick), targets)
-        return Agreement(rate, "held-out images of the dataset")
+            return []
+        agreed = []
+        for network in networks:
+            tick = watch("held-out images, the student", len(held_out))
+            rate = accuracy(predict(network, held_out.images, device, size, tick=tick), targets)
+            agreed.append(Agreement(rate, "held-out images of the dataset"))
+        return agreed

@@ -222,7 +222,7 @@ class _Works:
             count += len(self.test)
         elif generated is not None:
             count += FRESH
-            works.append(Work("closing samples", 1, lambda _: self._sample(FEW), students * FRESH / FEW, listed=False))
+            works.append(Work("closing samples", 1, lambda _: self._sample(FEW), FRESH / FEW, listed=False))
         if team is not None:
             alarming = min(IMAGES, sum(bank.settings.capacity for bank in banks))
             answers = Work(

@@ -84,13 +84,13 @@ class TransferSet:
         """
         return next((images for source in self._by_rank if (images := source.held_out()) is not None), None)
 
-    def agreement(self, student: Classifier, watch: Watch = unwatched) -> Agreement | None:
-        """Agreement of the finished student with the teacher without test data, or None if it cannot be measured.
+    def agreements(self, networks: Sequence[Classifier], watch: Watch = unwatched) -> list[Agreement]:
+        """Agreement of each network with the teacher without test data; none if it cannot be measured.
 
         Fresh samples of a generator are taken first, then held-out stored images, then held-out real ones.
         """
-        agreements = (source.agreement(student, watch) for source in reversed(self._by_rank))
-        return next((agreement for agreement in agreements if agreement is not None), None)
+        measured = (source.agreements(networks, watch) for source in reversed(self._by_rank))
+        return next((agreements for agreements in measured if agreements), [])
 
     def estimate(self, student: Classifier, fresh: Agreement | None) -> Range | None:
         """The estimated agreement on images of the task; None unless all images come of the teacher alone.

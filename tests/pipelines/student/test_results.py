@@ -193,8 +193,7 @@ def test_agreement_goes_by_all_teachers_whoever_was_selected_last(
     for number in (0, 1):
         selection.selected = number
         assert team.selected == number
-        agreement = transfer_images.agreement(student)
-        assert agreement is not None
+        (agreement,) = transfer_images.agreements([student])
         assert agreement.rate.value == pytest.approx(expected, abs=1e-6)
         assert agreement.rate.n == len(images)
 
@@ -308,7 +307,7 @@ def test_without_test_data_or_teacher_nothing_is_said_of_them(tmp_path: Path) ->
 
 
 def test_images_of_earlier_rounds_are_not_called_fresh() -> None:
-    teacher = network(4, 0).eval()
+    teacher, other = network(4, 0).eval(), network(4, 1).eval()
     labelling = Labelling(
         TeacherTeam([FrozenTeacher(teacher, Accelerator(cpu=True))], TeamSettings()), torch.device("cpu"), 20
     )
@@ -317,6 +316,6 @@ def test_images_of_earlier_rounds_are_not_called_fresh() -> None:
         return rng.uniform(len(labels), 64).reshape(-1, 1, 8, 8)
 
     for repeats, on in ((False, "fresh synthetic samples"), (True, "images of the generator's earlier rounds")):
-        agreement = labelling.on_samples(teacher, sample, Rows(0, "fresh"), unwatched, repeats)
-        assert agreement is not None
-        assert agreement.on == on
+        agreement, of_other = labelling.on_samples([teacher, other], sample, Rows(0, "fresh"), unwatched, repeats)
+        assert (agreement.on, agreement.rate.value) == (on, 1.0)
+        assert 0 < of_other.rate.value < 1
