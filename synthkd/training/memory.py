@@ -37,19 +37,26 @@ def fitting_batch_size(start: int, attempt: Callable[[int], object]) -> int:
     """
     size = start
     while size:
-        try:
-            attempt(size)
-            # The run's own steps need the memory of the attempts, in blocks of other sizes.
-            trim_heap()
-            return size
-        except Exception as error:
-            if not should_reduce_batch_size(error) and not out_of_memory(error):
-                raise
-        # After the except clause: inside it the traceback of the error still refers to the tensors of the attempt.
-        clear_device_cache(garbage_collection=True)
+        with _collected():
+            fits = _fits(attempt, size)
+        # Later attempts, and the run's own steps, need the memory of this one in blocks of other sizes.
+        clear_device_cache()
         trim_heap()
+        if fits:
+            return size
         size = int(size * 0.9)
     raise CheckpointError("adapt_batch_size: not even one image fits the memory; make the models smaller")
+
+
+def _fits(attempt: Callable[[int], object], size: int) -> bool:
+    # A function of its own: the traceback of the error, which ends with it, refers to the tensors of the attempt.
+    try:
+        attempt(size)
+    except Exception as error:
+        if not should_reduce_batch_size(error) and not out_of_memory(error):
+            raise
+        return False
+    return True
 
 
 class TensorBytes(TorchDispatchMode):
