@@ -123,12 +123,17 @@ def collect(
     Returns:
         All cells, in order.
     """
-    cells: list[Row] = read(name)["cells"] if (RESULTS / f"{name}.json").exists() else []
+    cells = _cells(name)
     for key in keys:
         new = cell(key)
+        cells = _cells(name)  # again: another call may have written some meanwhile
         cells = sorted([one for one in cells if identity(one) != identity(new)] + [new], key=identity)
         save(name, {"cells": cells} | (more(cells) if more else {}))
     return cells
+
+
+def _cells(name: str) -> list[Row]:
+    return read(name)["cells"] if (RESULTS / f"{name}.json").exists() else []
 
 
 def run_arms(
