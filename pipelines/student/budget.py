@@ -172,7 +172,8 @@ def fill(
             passes or MOST_PASSES,
         )
     building = built - loaded
-    measuring = time.perf_counter() - started - (0.0 if taught else max(0.0, loaded - started - building))
+    libraries = 0.0 if taught else max(0.0, loaded - started - building)
+    measuring = time.perf_counter() - started - libraries
     phases, seconds = filled(config.phases, timed, config.budget, measuring + building)
     plan = Planned(
         budget=config.budget,

@@ -18,7 +18,7 @@ from synthkd.passes import in_chunks, sample_in_chunks
 from synthkd.rng import Rows, stream
 from synthkd.taps import evaluating
 from synthkd.training.measuring import Watch
-from synthkd.types import Batch, balanced_labels, to_float
+from synthkd.types import Batch, InBlocks, balanced_labels, to_float
 
 FRESH_IMAGES = 500
 """Fresh samples on which the agreement of student and teacher is measured without real test data."""
@@ -117,12 +117,17 @@ class Labelling:
         """
         if held_out is None or held_out.teacher_logits is None:
             return []
-        targets, images, agreed = held_out.teacher_logits.argmax(1).cpu(), held_out.images, []
+        return self.on_images(networks, held_out.images, held_out.teacher_logits.argmax(1).cpu(), on, watch)
+
+    def on_images(
+        self, networks: Sequence[Classifier], images: InBlocks, targets: Tensor, on: str, watch: Watch
+    ) -> list[Agreement]:
+        """The agreement of each network with the classes int64 `[N]` that the teacher predicts of N images."""
+        agreed = []
         for network in networks:
             tick = watch(f"agreement on {on}", len(images))
-            agreed.append(
-                Agreement(accuracy(predict(network, images, self.device, self.batch_size, tick=tick), targets), on)
-            )
+            predicted = predict(network, images, self.device, self.batch_size, tick=tick)
+            agreed.append(Agreement(accuracy(predicted, targets), on))
         return agreed
 
     def on_samples(

@@ -17,7 +17,7 @@ from synthkd.distillation.alarms import Alarm
 from synthkd.distillation.evaluation import HeldOut
 from synthkd.distillation.synthesis import Synthesis
 from synthkd.generators.settings import InversionSettings, PixelSettings
-from synthkd.metrics.utility import accuracy, predict
+from synthkd.metrics.utility import predict
 from synthkd.models import Classifier
 from synthkd.passes import Tick, go_on, sample_in_chunks
 from synthkd.pipelines.config import GeneratedSet
@@ -313,9 +313,4 @@ class StoredDatasetImages(BankedImages):
             targets = held_out.teacher_logits.argmax(1)
         else:
             return []
-        agreed = []
-        for network in networks:
-            tick = watch("held-out images, the student", len(held_out))
-            rate = accuracy(predict(network, held_out.images, device, size, tick=tick), targets)
-            agreed.append(Agreement(rate, "held-out images of the dataset"))
-        return agreed
+        return labelling.on_images(networks, held_out.images, targets, "held-out images of the dataset", watch)
