@@ -31,7 +31,7 @@ from benchmarks.common import Row
 from synthkd.pipelines import distill
 from synthkd.pipelines.config import DistillConfig
 from synthkd.pipelines.config.budget import seconds_of
-from synthkd.pipelines.config.image_defaults import WITHOUT_REAL_IMAGES
+from synthkd.settings.load import load_config
 
 RUNS = common.RUNS / "budgets"
 FEW = 200
@@ -80,7 +80,7 @@ def small(recipe: str, name: str, few: bool = False) -> Pair:
     def changes(_: argparse.Namespace) -> Row:
         return {"teacher": {"kind": "load", "model": str(pairs.teacher_of(name))}}
 
-    return Pair(recipe, changes, lambda arguments: pairs.DATA | {"root": arguments.root}, few)
+    return Pair(recipe, changes, lambda _: pairs.DATA, few)
 
 
 PAIRS = {
@@ -105,11 +105,8 @@ def source_of(pair: Pair, arm: str, arguments: argparse.Namespace) -> Row:
     source = recipe | pair.changes(arguments) | {"test": data}
     real = {"kind": "real", "data": data | ({"per_class": FEW} if pair.few else {})}
     # The defaults follow from the images, and the images alone are to tell the arms apart.
-    if pair.recipe != "lenet":
-        student = recipe.get("distill", {})
-        optimizer = WITHOUT_REAL_IMAGES["distill"]["optimizer"] | student.get("optimizer", {})
-        source["distill"] = WITHOUT_REAL_IMAGES["distill"] | student | {"optimizer": optimizer}
-        source["mix"] = WITHOUT_REAL_IMAGES["mix"] | recipe.get("mix", {})
+    filled = load_config(DistillConfig, source, []).model_dump(mode="json")
+    source |= {section: filled[section] for section in ("distill", "mix")}
     if arm == "ours":
         if pair.few:
             source["transfer_set"] = [recipe["transfer_set"], real | {"share": REAL_SHARE}]
@@ -183,6 +180,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser.parse_args(argv)
     if arguments.pair.startswith("resnet") and not (arguments.cifar10 and arguments.teachers):
         parser.error(f"--pair {arguments.pair} needs --cifar10 FILE and --teachers DIR")
+    pairs.DATA["root"] = arguments.root  # also where a teacher is trained
     cells = common.collect(
         "budgets",
         product(range(arguments.seeds), arguments.arms),
