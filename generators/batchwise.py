@@ -26,6 +26,7 @@ from synthkd.generators.pool import Pool
 from synthkd.generators.teacher_student import TEACHER_TERMS, JointOutputs, Term, joint_forward, teacher_logits
 from synthkd.losses.objective import Objective
 from synthkd.models.classifier import as_classifier
+from synthkd.processes import Processes
 from synthkd.rng import Rows, stream
 from synthkd.training.learner import require_finite
 from synthkd.types import ImageSpec, Round, balanced_labels
@@ -107,6 +108,7 @@ class Batchwise(ABC):
         self._teacher = teacher
         self._seed = seed
         self._device = accelerator.device
+        self._processes = Processes.of(accelerator)
         self._autocast = autocast_of(accelerator)
         self._pool = Pool(self.spec)
         self._moments = MovingMoments(settings.memory, self._device)
@@ -162,7 +164,9 @@ class Batchwise(ABC):
         canvas = self._begin(index, labels)
         optimizer = torch.optim.Adam(canvas.parameters, s.lr, BETAS)
         lowest, best, note = float("inf"), torch.empty(0), None
-        with joint_forward(self._teacher, student, self._autocast, statistics=s.batch_norm > 0) as forward:
+        with joint_forward(
+            self._teacher, student, self._autocast, statistics=s.batch_norm > 0, processes=self._processes
+        ) as forward:
             for step in range(s.steps):
                 rng = stream(self._seed, "views", index * s.steps + step)
                 with self._autocast():

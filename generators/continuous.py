@@ -31,6 +31,7 @@ from synthkd.models.classifier import as_classifier
 from synthkd.models.fitting import load_strictly
 from synthkd.models.weights import WEIGHTS, finite_state, read_weights, save_weights
 from synthkd.passes import sample_in_chunks
+from synthkd.processes import Processes
 from synthkd.rng import Rows
 from synthkd.taps import evaluating
 from synthkd.training.learner import require_finite
@@ -76,6 +77,7 @@ class Continuous:
         self._teacher = teacher
         self._seed = seed
         self._device = accelerator.device
+        self._processes = Processes.of(accelerator)
         self.network = latent_network(self.spec, settings.latent, settings.width, seed, self._device)
         self._optimizer = torch.optim.Adam(self.network.parameters(), settings.lr, BETAS)
         self._autocast = autocast_of(accelerator)
@@ -102,7 +104,9 @@ class Continuous:
             raise ConfigError("generator: its terms compare with a student, and there is none: give one_hot a weight")
         opponent = student if s.opposes else None  # of no use to the other terms
         network = self.network.train()
-        with joint_forward(self._teacher, opponent, self._autocast, s.activation > 0, s.batch_norm > 0) as forward:
+        with joint_forward(
+            self._teacher, opponent, self._autocast, s.activation > 0, s.batch_norm > 0, self._processes
+        ) as forward:
             for step in range(s.steps):
                 rows = Rows(self._seed, "latent", (index * s.steps + step) * s.batch_size)
                 with self._autocast():

@@ -33,10 +33,11 @@ from synthkd.models.classifier import Classifier
 from synthkd.models.fitting import load_strictly
 from synthkd.models.size import in_proportion
 from synthkd.passes import in_chunks, sample_in_chunks
+from synthkd.processes import ALONE, Processes
 from synthkd.rng import Rows, derive, stream
 from synthkd.taps import evaluating
 from synthkd.training.learner import Learner
-from synthkd.types import Batch, ImageSpec, to_float
+from synthkd.types import Batch, ImageSpec, Outputs, to_float
 
 CLEAR = 0.5
 """Least share of signal, `alpha_bar`, at which a predicted image is given to teacher and student. With more noise it is
@@ -111,7 +112,6 @@ class Diffusion(SampledRounds):
         self.settings = s = settings
         self.spec = agreed_spec("diffusion", classifier, train)
         self._autocast = accelerator.autocast
-        self._rank = accelerator.process_index
         # Initial weights are a function of the seed, and torch's global generator stays as it was.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive(seed, "diffusion/init"))
@@ -119,7 +119,7 @@ class Diffusion(SampledRounds):
                 lambda: denoising.build_unet(s, self.spec),
                 f"generator, channels={list(s.channels)}, layers={s.layers}, unshuffle={s.unshuffle} for {self.spec}",
             )
-        self._learner = Learner("generator", unet, s.optimizer, s.horizon, accelerator)
+        self._learner = Learner("generator", unet, s.optimizer, s.horizon, accelerator, processes=self._processes)
         self._schedule = denoising.noise_schedule()
         names = None if train is None else list(train.class_names)
         self._pipeline = denoising.ClassConditionalPipeline(
@@ -135,8 +135,7 @@ class Diffusion(SampledRounds):
         self._source: EpochSource | None = None
         if train is not None:
             where = (s.real_batch, s.augment, derive(seed, "diffusion"), self._device)
-            world = accelerator.num_processes
-            self._source = EpochSource(train.images, train.labels, *where, rank=self._rank, world=world)
+            self._source = EpochSource(train.images, train.labels, *where)
         self._holdout: Batch | None = None
         if holdout is not None and len(holdout) > 0:
             self._holdout = Batch(to_float(holdout.images[:MEASURED]), holdout.labels[:MEASURED]).to(self._device)
@@ -162,12 +161,15 @@ class Diffusion(SampledRounds):
         with ExitStack() as context:
             forward: JointForward | None = None
             if student is not None and (s.distillation or s.semantic):
-                forward = context.enter_context(joint_forward(self._teacher, student, self._autocast, s.semantic > 0))
+                forward = context.enter_context(
+                    joint_forward(self._teacher, student, self._autocast, s.semantic > 0, processes=self._processes)
+                )
             self._learner.model.train()
             for step in range(index * s.steps, (index + 1) * s.steps):
-                # Each process has noise of its own, as it has a part of the batch of its own.
-                rng = stream(self._seed, f"diffusion/noise/{self._rank}", step)
-                outputs = self._denoising(self._learner.model, source.batch(step), rng, step, forward, difficulty)
+                rng = stream(self._seed, "diffusion/noise/0", step)
+                outputs = self._denoising(
+                    self._learner.model, source.batch(step), rng, step, forward, difficulty, self._processes
+                )
                 # The learner takes the optimiser step and then updates the average of the weights.
                 for name, value in self._learner.update(self._objective(outputs, 0, 1), step).items():
                     means[name] += float(value) / s.steps
@@ -230,8 +232,9 @@ class Diffusion(SampledRounds):
         step: int,
         forward: JointForward | None = None,
         difficulty: float = 0.0,
+        processes: Processes = ALONE,
     ) -> DenoisingOutputs:
-        """Add noise to real images and predict their velocities."""
+        """Add noise to real images and predict their velocities; the processes share the pass of the model."""
         s, count = self.settings, len(batch)
         clean = denoising.fold(batch.images, self._pipeline.unet, s.unshuffle)
         # All random numbers are drawn on the CPU, in this order, so that every device gets the same ones.
@@ -249,9 +252,12 @@ class Diffusion(SampledRounds):
             velocity: Tensor = model(noisy, times, class_labels=labels).sample
             return velocity.float()
 
+        def predict_rows(rows: Tensor) -> Outputs:
+            return Outputs(in_chunks(predict, s.real_batch, noisy[rows], times[rows], labels[rows]))
+
         with self._autocast():
             # A training batch is one chunk; the holdout images may be more.
-            prediction = in_chunks(predict, s.real_batch, noisy, times, labels)
+            prediction = processes.outputs(predict_rows, torch.arange(count, device=self._device)).logits
         joint = None
         clear = alphas >= CLEAR
         if forward is not None and bool(clear.any()):

@@ -37,6 +37,7 @@ from synthkd.models.folding import fold_batch_norm
 from synthkd.models.layout import head
 from synthkd.models.weights import WEIGHTS, finite_state, read_weights, save_weights
 from synthkd.passes import sample_in_chunks
+from synthkd.processes import Processes
 from synthkd.rng import Rows
 from synthkd.taps import INPUT, evaluating, frozen, has_statistics
 from synthkd.training.learner import require_finite
@@ -106,6 +107,7 @@ class Inversion:
         self.spec = teacher.spec
         self._seed = seed
         self._device = accelerator.device
+        self._processes = Processes.of(accelerator)
         # In full precision on a CPU folded copies give the same numbers up to rounding in less time.
         self._folds = accelerator.device.type == "cpu" and accelerator.mixed_precision == "no"
         require_statistics(teacher, settings.batch_norm)
@@ -146,7 +148,9 @@ class Inversion:
         best: _Best | None = None
         # The student changes between rounds, so its copy serves one.
         rival = None if student is None else self._folded(student, statistics=False)
-        with joint_forward(self._teacher, rival, self._autocast, self._penultimate, s.batch_norm > 0) as forward:
+        with joint_forward(
+            self._teacher, rival, self._autocast, self._penultimate, s.batch_norm > 0, self._processes
+        ) as forward:
             for step in range(s.steps):
                 with self._autocast():
                     images = clone(latent).float()

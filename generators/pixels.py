@@ -26,6 +26,7 @@ from synthkd.losses.objective import Objective
 from synthkd.models.classifier import Classifier, as_classifier
 from synthkd.models.layout import head
 from synthkd.passes import sample_in_chunks
+from synthkd.processes import ALONE, Processes
 from synthkd.rng import Rows, numpy_stream, stream
 from synthkd.training.learner import require_finite
 from synthkd.types import ImageSpec, Round, balanced_labels
@@ -96,6 +97,7 @@ class Pixels:
         self._teacher = teacher
         self._seed = seed
         self._accelerator = accelerator
+        self._processes = Processes.of(accelerator)
         self._similarity = class_similarity(teacher)
         self._tone = self._tone_curve()
         self._earlier = torch.empty(0, *self.spec.shape)
@@ -147,7 +149,7 @@ class Pixels:
             rows = torch.randint(len(self._earlier), (restarts,), generator=stream(self._seed, "restart", index))
             start[:restarts] = self._earlier[rows]
         targets = self._targets(count, index)
-        results, terms = self._move(start, targets, s.steps, difficulty, student, index)
+        results, terms = self._move(start, targets, s.steps, difficulty, student, index, self._processes)
         # On the CPU, where the device's memory is not taken and a checkpoint stores them as they are.
         self._earlier = torch.cat([self._earlier, results.cpu()])[-REMEMBERED:]
         images = torch.cat([results, drawings[count:].to(results.device)])
@@ -210,6 +212,7 @@ class Pixels:
         difficulty: float = 0.0,
         student: nn.Module | None = None,
         index: int = 0,
+        processes: Processes = ALONE,
     ) -> tuple[Tensor, dict[str, float]]:
         """Normalised, blurred gradient steps with momentum; each image moves on its own."""
         s = self.settings
@@ -218,7 +221,9 @@ class Pixels:
         targets = targets.to(position.device)
         velocity = torch.zeros_like(position)
         terms: dict[str, float] = {}
-        with joint_forward(self._teacher, student, self._accelerator.autocast, s.semantic > 0) as forward:
+        with joint_forward(
+            self._teacher, student, self._accelerator.autocast, s.semantic > 0, processes=processes
+        ) as forward:
             for _ in range(steps):
                 position.requires_grad_(True)
                 loss = self._objective(forward(torch.sigmoid(position), targets, difficulty), 0, 1)

@@ -14,6 +14,7 @@ from synthkd.data.read.splits import RealData
 from synthkd.errors import ConfigError
 from synthkd.generators.teacher_student import teacher_logits
 from synthkd.models.classifier import Classifier, as_classifier
+from synthkd.processes import Processes
 from synthkd.rng import Rows
 from synthkd.types import ImageSpec, Round, SampleGenerator, balanced_labels
 
@@ -92,6 +93,7 @@ class SampledRounds(ABC):
         self._seed = seed
         self._accelerator = accelerator
         self._device = accelerator.device
+        self._processes = Processes.of(accelerator)
 
     @abstractmethod
     def fit(self, index: int, difficulty: float, student: nn.Module | None = None) -> dict[str, float]:
@@ -117,7 +119,10 @@ class SampledRounds(ABC):
         # Rows and labels go on where the last round ended: no image repeats, and labels stay balanced over rounds.
         first = index * self._batch_size
         labels = balanced_labels(self._batch_size, first, self._teacher.spec.classes).to(self._device)
-        images = self._round_images(labels, difficulty, Rows(self._seed, "round", first), student)
+        images = self._processes.samples(
+            lambda part, place: self._round_images(part, difficulty, Rows(self._seed, "round", first + place), student),
+            labels,
+        )
         return Round(images, labels, teacher_logits(self._teacher, images, self._accelerator.autocast), terms)
 
     def _round_images(self, labels: Tensor, difficulty: float, rng: Rows, student: nn.Module | None) -> Tensor:

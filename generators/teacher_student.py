@@ -21,6 +21,7 @@ from synthkd.losses.relations import semantic_consistency
 from synthkd.models.classifier import Classifier
 from synthkd.models.contract import finite_logits
 from synthkd.models.layout import head
+from synthkd.processes import ALONE, Processes
 from synthkd.taps import INPUT, Taps, evaluating, frozen
 from synthkd.types import Outputs
 
@@ -105,6 +106,7 @@ def joint_forward(
     autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
     penultimate: bool = False,
     statistics: bool = False,
+    processes: Processes = ALONE,
 ) -> Iterator[JointForward]:
     """Context manager: teacher and student in eval mode; yields a function that runs both on generated images.
 
@@ -116,6 +118,7 @@ def joint_forward(
         autocast: context manager that sets the precision of both networks.
         penultimate: also return both networks' penultimate features, as `features[PENULTIMATE]`.
         statistics: also return the moments at the teacher's BatchNorm layers.
+        processes: that share the passes; all of them hold the same images.
 
     Raises:
         ConfigError: `penultimate` with a student that is no `Classifier`.
@@ -138,7 +141,8 @@ def joint_forward(
 
         def forward(images: Tensor, labels: Tensor, difficulty: float) -> JointOutputs:
             with autocast():
-                of_teacher, *of_student = [_in_float32(tap(images)) for tap in taps]
+                runs = [lambda rows, tap=tap: _in_float32(tap(rows)) for tap in taps]
+                of_teacher, *of_student = processes.outputs_of_each(runs, images)
             # Two errors: a teacher with such logits is at fault itself, a student's training has diverged.
             finite_logits(of_teacher.logits)
             if of_student and not bool(torch.isfinite(of_student[0].logits).all()):

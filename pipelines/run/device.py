@@ -12,6 +12,7 @@ from accelerate.state import AcceleratorState
 from synthkd.errors import ConfigError, MissingExtraError
 from synthkd.pipelines.config import JobConfig, TrainingConfig
 from synthkd.pipelines.run.directory import TRACKED
+from synthkd.processes import ALONE, Processes
 from synthkd.system.environment import own_environment
 
 
@@ -52,6 +53,11 @@ def make_accelerator(config: TrainingConfig, directory: Path | None = None) -> A
             log_with=list(config.track) or None,
             project_dir=None if directory is None else directory / TRACKED,
         )
+
+
+def sharing(config: TrainingConfig, accelerator: Accelerator) -> Processes:
+    """The processes that share the passes of whole batches; one alone with `sync: fast`."""
+    return Processes.of(accelerator) if config.sync == "exact" else ALONE
 
 
 def process_state(config: TrainingConfig) -> PartialState:

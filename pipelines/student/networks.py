@@ -24,6 +24,7 @@ from synthkd.models.black_box import black_box_of
 from synthkd.models.classifier import copied
 from synthkd.models.slimmable import Slimmable, slice_out
 from synthkd.pipelines.config import DistillConfig
+from synthkd.pipelines.run.device import sharing
 from synthkd.rng import derive
 from synthkd.settings import GivenModel, OptimizerSettings, PeerSettings, ZooModel
 from synthkd.types import ImageSpec
@@ -227,6 +228,7 @@ def build_students(
             teacher=team,
             bank=bank,
             extensions=config.extended,
+            processes=sharing(config, accelerator),
         )
         for number, network in enumerate(networks)
     )

@@ -26,7 +26,7 @@ FOLDER = "teach"
 TEACHER_STEPS = "steps of the teacher"
 """Name of the steps of a teacher's training in the time of a plan."""
 
-_SHARED = ("seed", "device", "precision", "threads", "log_every", "checkpoint_every", "adapt_batch_size")
+_SHARED = ("seed", "device", "sync", "precision", "threads", "log_every", "checkpoint_every", "adapt_batch_size")
 """Settings of a job that hold for the training of its teachers too."""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -13,7 +14,7 @@ from synthkd.data.hybrid import HybridDataset
 from synthkd.data.read.on_disk import part_of
 from synthkd.data.read.pictures import read_pictures
 from synthkd.data.read.splits import Splits
-from synthkd.data.sources import GeneratedSource, RealImages, RealSource, RealSupply
+from synthkd.data.sources import GeneratedSource, Labeller, RealImages, RealSource, RealSupply
 from synthkd.data.stream import ImageStream
 from synthkd.data.written.stored import StoredDataset
 from synthkd.data.written.stored_images import StoredImages
@@ -35,6 +36,7 @@ from synthkd.pipelines.student.real_images import RealTransferImages
 from synthkd.pipelines.student.sources import GeneratedImages, StoredDatasetImages, TransferSource
 from synthkd.pipelines.student.transfer_set import TransferSet
 from synthkd.pipelines.student.unlabelled import UnlabelledImages
+from synthkd.processes import Processes
 from synthkd.rng import Rows, stream
 from synthkd.schedules import DifficultyScheduler, value_at
 from synthkd.settings import BankSettings, StreamData
@@ -109,20 +111,33 @@ class TransferSetBuilder:
             config.labelled_mix,
             self.batch_size,
             self.total,
-            self.team,
+            self._labeller,
             difficulty=lambda: max(source.augmentation for source in sources),
             seed=config.seed,
             device=accelerator.device,
-            rank=accelerator.process_index,
-            world=accelerator.num_processes,
+            # Processes that share passes all hold the whole batch.
+            rank=0 if self._processes.world > 1 else accelerator.process_index,
+            world=1 if self._processes.world > 1 else accelerator.num_processes,
             # A label is a probability of 1: a mean of logits would name one of two labels, where mixup names both.
             mix_probabilities=self._black_box is not None,
         )
         return TransferSet(sources, dataset)
 
     @property
+    def _labeller(self) -> Labeller | None:
+        """The teachers; processes share their passes, unless their weights follow from the whole batch."""
+        if self.team is None or self.config.team.weighting == "confidence":
+            return self.team
+        return partial(self._processes.outputs, self.team)
+
+    @property
     def _black_box(self) -> BlackBox | None:
         return None if self.team is None else black_box_of(self.team.model)
+
+    @property
+    def _processes(self) -> Processes:
+        """That share the passes of whole batches."""
+        return self.learner.processes
 
     @property
     def _labelling(self) -> Labelling:

@@ -21,14 +21,14 @@ from synthkd.metrics.utility import predict
 from synthkd.models import Classifier, build_model
 from synthkd.pipelines.config import TeachConfig
 from synthkd.pipelines.run.batch_size import BatchSize, choose_batch_size
-from synthkd.pipelines.run.device import process_state
+from synthkd.pipelines.run.device import process_state, sharing
 from synthkd.pipelines.run.timing import Work, decoding, saving
 from synthkd.privacy.dpsgd import PoissonSource, PrivateLearner, plan_mechanism
 from synthkd.privacy.journal import Journal
 from synthkd.rng import stream
 from synthkd.taps import evaluating
 from synthkd.training.learner import Learner
-from synthkd.types import Batch, ImageSpec, balanced_labels
+from synthkd.types import Batch, ImageSpec, Outputs, balanced_labels
 
 Update = Callable[[int], dict[str, Tensor | float]]
 """One training step: takes the 0-based step, returns numbers for the log."""
@@ -129,7 +129,8 @@ def plain_update(
 ) -> tuple[Learner, Update, BatchSize]:
     """The learner without DP, its step on a batch of an epoch in random order, and the size of these batches."""
     training = config.training
-    learner = Learner("teacher", model, training.optimizer, training.steps, accelerator)
+    processes = sharing(config, accelerator)
+    learner = Learner("teacher", model, training.optimizer, training.steps, accelerator, processes=processes)
     batch = teacher_batch_size(config, learner, accelerator, model.spec, directory)
     source = EpochSource(
         splits.train.images,
@@ -138,8 +139,8 @@ def plain_update(
         training.augment,
         config.seed,
         accelerator.device,
-        accelerator.process_index,
-        accelerator.num_processes,
+        0 if processes.world > 1 else accelerator.process_index,
+        1 if processes.world > 1 else accelerator.num_processes,
     )
 
     def update(step: int) -> dict[str, Tensor | float]:
@@ -150,9 +151,9 @@ def plain_update(
 
 def plain_step(learner: Learner, batch: Batch, accelerator: Accelerator, step: int) -> dict[str, Tensor | float]:
     """One step of cross entropy; returns what is logged."""
-    learner.model.train()
-    with accelerator.autocast():
-        logits = learner.model(batch.images).float()
+    model, processes = learner.model.train(), learner.processes
+    with accelerator.autocast(), processes.norms():
+        logits = processes.outputs(lambda rows: Outputs(model(rows)), batch.images).logits.float()
     loss = F.cross_entropy(logits, batch.labels)
     return learner.update(Loss(loss, {"cross_entropy": loss}), step)
 

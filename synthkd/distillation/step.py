@@ -105,7 +105,9 @@ class DistillStep:
         with torch.no_grad():
             # An image of priority 0 would never be drawn again, even if the student forgot it.
             divergence = kl_divergence(batch.teacher_logits, view.student) + 1e-6
-        # Every process holds a bank of its own, and all must draw the same images.
-        slots, divergence = self.accelerator.gather((batch.slots, divergence))
+        slots = batch.slots
+        if self.students[0].learner.processes.world == 1:  # else the batch is that of all processes already
+            # Every process holds a bank of its own, and all must draw the same images.
+            slots, divergence = self.accelerator.gather((slots, divergence))
         from_bank = slots >= 0  # mixtures and images of other sources have slot -1 and no priority
         self.bank.reprioritise(slots[from_bank].cpu(), divergence[from_bank].cpu())

@@ -20,11 +20,12 @@ from synthkd.distillation.terms.objective import Regulator, StudentView, terms_o
 from synthkd.losses.logits import agreement
 from synthkd.losses.objective import Loss
 from synthkd.passes import features_in_chunks
+from synthkd.processes import ALONE, Processes
 from synthkd.schedules import ever, value_at
 from synthkd.settings import DistillSettings, OnlineSettings, OptimizerSettings
 from synthkd.taps import evaluating, observe
 from synthkd.training.learner import Learner
-from synthkd.types import Batch
+from synthkd.types import Batch, Outputs
 
 
 class Student:
@@ -163,8 +164,9 @@ class Student:
         """Logits and features of the images, and features of the augmented views, from one pass over both."""
         # One pass is faster than two, and BatchNorm updates its moments once, over images and views together.
         inputs = images if views is None else torch.cat([images, views])
-        with self._accelerator.autocast():
-            outputs = observe(self.learner.model, inputs, self._places)
+        processes, model = self.learner.processes, self.learner.model
+        with self._accelerator.autocast(), processes.norms() if model.training else nullcontext():
+            outputs = processes.outputs(lambda rows: observe(model, rows, self._places), inputs)
         # Losses are computed in float32; half precision has too few digits for differences of log-probabilities.
         features = {path.removeprefix(self._prefix): value for path, value in outputs.features.items()}
         if views is None:  # a slice of all rows would cost a copy in the backward pass
@@ -178,8 +180,8 @@ class Student:
         average = self.learner.evaluated
         # In eval mode, since a pass in training mode would change the BatchNorm moments of the average.
         with torch.no_grad(), evaluating(average), self._accelerator.autocast():
-            logits: Tensor = average(images)
-        return logits.float()
+            outputs = self.learner.processes.outputs(lambda rows: Outputs(average(rows)), images)
+        return outputs.logits.float()
 
     def _auxiliary_terms(
         self,
@@ -221,6 +223,7 @@ def build_student(
     teacher: Labeller | None = None,
     bank: MemoryBank | None = None,
     extensions: Sequence[int] = (),
+    processes: Processes = ALONE,
 ) -> Student:
     """A student with its learner.
 
@@ -233,10 +236,10 @@ def build_student(
         accelerator: device, precision and processes.
         auxiliary: layers of the feature, contrastive and exit losses, or None.
         regulator, online, controllers, teacher, bank: see `Student`.
-        extensions: see `Learner`.
+        extensions, processes: see `Learner`.
 
     Raises:
         ConfigError: a loss of the user's own that cannot be imported.
     """
-    learner = Learner(name, module, optimizer, total, accelerator, auxiliary, extensions)
+    learner = Learner(name, module, optimizer, total, accelerator, auxiliary, extensions, processes)
     return Student(learner, settings, accelerator, auxiliary, controllers, teacher, bank, regulator, online)

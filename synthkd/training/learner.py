@@ -13,6 +13,7 @@ from synthkd.errors import TrainingError
 from synthkd.losses.objective import Loss
 from synthkd.models.channels_last import channels_last
 from synthkd.models.weights import finite_state
+from synthkd.processes import ALONE, Processes
 from synthkd.schedules import learning_rate_factor
 from synthkd.settings import OptimizerSettings
 from synthkd.training.ema import WeightAverage
@@ -55,12 +56,15 @@ class Learner:
         accelerator: device, precision and processes.
         helpers: modules that are trained along (e.g. the regressors of hints), or None.
         extensions: steps of each extension of the run, which warms the learning rate again.
+        processes: that share the forward passes of whole batches; one: in several processes each passes a part of a
+            batch through the network, and accelerate averages the gradients.
 
     Attributes:
         module: the network itself, on the device.
-        model: the network as prepared by accelerate (in several processes wrapped for them); run forward passes of
-            the training on this one.
+        model: the network as prepared by accelerate (in several processes wrapped for them, unless they share passes);
+            run forward passes of the training on this one.
         helpers: the helper modules as prepared by accelerate, or None.
+        processes: as given.
     """
 
     def __init__(
@@ -72,8 +76,10 @@ class Learner:
         accelerator: Accelerator,
         helpers: nn.Module | None = None,
         extensions: Sequence[int] = (),
+        processes: Processes = ALONE,
     ) -> None:
         self.name = name
+        self.processes = processes
         self.total = total
         self._extensions = tuple(extensions)
         self._settings = settings
@@ -86,15 +92,19 @@ class Learner:
         optimizer = optimizer_for(settings, self._parameters)
         # The average copies the plain module, before accelerate wraps it in several processes.
         self._average = WeightAverage(module, settings.ema) if settings.ema > 0 else None
-        self.model: nn.Module
-        self.model, self._optimizer = accelerator.prepare(self.module, optimizer)
-        self.helpers: nn.Module | None = None if self._helpers is None else accelerator.prepare(self._helpers)
+        self.model: nn.Module = self.module
+        self.helpers: nn.Module | None = self._helpers
+        if processes.world == 1:
+            self.model, self._optimizer = accelerator.prepare(self.module, optimizer)
+            self.helpers = None if self._helpers is None else accelerator.prepare(self._helpers)
+        else:  # a wrapper of accelerate would average gradients that are parts of a sum
+            self._optimizer = accelerator.prepare(optimizer)
 
     def synchronise(self) -> nn.Module:
         """Copy the buffers (BatchNorm moments) of the main process to every process, and return the module."""
         # Each process updates its moments by its own rows, while weights are equal everywhere. A generator that reads
         # the student must read the same one in every process.
-        if self._accelerator.num_processes > 1:
+        if self._accelerator.num_processes > self.processes.world:
             for buffer in self.module.buffers():
                 torch.distributed.broadcast(buffer, 0)
         return self.module
@@ -131,6 +141,7 @@ class Learner:
             group["lr"] = rate
         self._optimizer.zero_grad(set_to_none=True)
         self._accelerator.backward(loss.total)
+        self.processes.add_gradients(self.module.parameters())
         norm = self._clip()
         # In fp16 the gradient scaler itself skips a step that overflows, and lowers its scale. Otherwise a gradient
         # that is not finite would destroy the weights.

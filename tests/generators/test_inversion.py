@@ -83,7 +83,11 @@ def test_networks_are_folded_in_full_precision_on_a_cpu_alone(teacher: Classifie
         for m in one.modules()
     )
     accelerator = SimpleNamespace(
-        device=torch.device("cpu"), mixed_precision="bf16", autocast=Accelerator(cpu=True).autocast
+        device=torch.device("cpu"),
+        mixed_precision="bf16",
+        autocast=Accelerator(cpu=True).autocast,
+        process_index=0,
+        num_processes=1,
     )
     generator = Inversion(SMALL, teacher, 0, accelerator)  # type: ignore[arg-type]
     assert generator._teacher is teacher

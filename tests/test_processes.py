@@ -1,0 +1,93 @@
+"""Two processes that share passes get what one process gets: outputs, moments, gradients, samples."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+
+from synthkd.processes import ALONE, Processes
+from synthkd.taps import observe
+from synthkd.types import Outputs
+
+
+def network(seed: int) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Conv2d(3, 6, 3, padding=1),
+        nn.BatchNorm2d(6),
+        nn.Tanh(),
+        nn.Conv2d(6, 6, 3, stride=2),
+        nn.BatchNorm2d(6, affine=False),
+        nn.Tanh(),
+        nn.Flatten(),
+        nn.Linear(54, 5),
+        nn.BatchNorm1d(5, track_running_stats=False),
+    ).double()
+
+
+def step(processes: Processes, count: int) -> dict[str, Tensor]:
+    """All numbers of a step: a student in training mode beside a frozen teacher, on images with gradient."""
+    student, teacher = network(0), network(1).eval().requires_grad_(False)
+    images = torch.rand(count, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    images.requires_grad_()
+    with processes.norms():
+        ours = processes.outputs(lambda rows: observe(student, rows, ["5"]), images)
+    theirs, squared = processes.outputs_of_each(
+        [lambda rows: observe(teacher, rows, ["5"], statistics=True), lambda rows: Outputs(rows.square().flatten(1))],
+        images,
+    )
+    moments = torch.cat([torch.cat([one.mean, one.var]) for one in theirs.statistics.values()])
+    # Products of pairs of rows and variances over rows: no sum over parts of the batch gives them.
+    pairs = ours.features["5"].flatten(1) @ theirs.features["5"].flatten(1).T
+    loss = pairs.square().mean() + ours.logits.var(0).sum() + squared.logits.std() + moments.square().sum()
+    loss.backward()
+    processes.add_gradients(student.parameters())
+    assert images.grad is not None
+    labels = 7 * torch.arange(count)
+    return {
+        "loss": loss.detach(),
+        "images": images.grad,
+        "moments": moments.detach(),
+        "samples": processes.samples(lambda part, place: part + 100 * (place + torch.arange(len(part))), labels),
+        **{f"gradient of {name}": p.grad for name, p in student.named_parameters() if p.grad is not None},
+        **dict(student.named_buffers()),
+    }  # fmt: skip
+
+
+def run_process(rank: int, folder: Path) -> None:
+    """Process `rank` of two: writes what it got for an even batch and for one that cannot be divided."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    shared = Processes(rank, 2)
+    odd = shared.outputs(lambda rows: Outputs(rows * (rank + 1)), torch.ones(3, 2)).logits
+    torch.save({"even": step(shared, 8), "odd": odd}, folder / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str, Tensor]]]:
+    folder = tmp_path_factory.mktemp("processes")
+    processes = [subprocess.Popen([sys.executable, __file__, str(rank), str(folder)]) for rank in (0, 1)]
+    assert [process.wait(timeout=120) for process in processes] == [0, 0]
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
+
+
+def test_each_of_two_processes_gets_the_numbers_of_one(results: list[dict[str, dict[str, Tensor]]]) -> None:
+    alone = step(ALONE, 8)
+    for result in results:
+        assert result["even"].keys() == alone.keys()
+        for name, value in alone.items():
+            torch.testing.assert_close(result["even"][name], value, rtol=1e-10, atol=1e-12, msg=name)
+
+
+def test_a_batch_that_cannot_be_divided_is_run_whole_in_each(results: list[dict[str, dict[str, Tensor]]]) -> None:
+    for rank, result in enumerate(results):
+        assert torch.equal(torch.as_tensor(result["odd"]), torch.full((3, 2), rank + 1.0))
+
+
+if __name__ == "__main__":
+    run_process(int(sys.argv[1]), Path(sys.argv[2]))
