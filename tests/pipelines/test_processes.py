@@ -1,4 +1,4 @@
-"""Two processes under torchrun: one run directory, one student, much the same as from one process."""
+"""Two processes under torchrun: one run directory, and the student of one process."""
 
 import json
 import os
@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from synthkd.models import load
-from synthkd.pipelines import teach
-from synthkd.pipelines.config import TeachConfig
+from synthkd.pipelines import distill, teach
+from synthkd.pipelines.config import DistillConfig, TeachConfig
 from synthkd.pipelines.run.result import Result
 from synthkd.settings.load import load_config
 
@@ -40,22 +41,55 @@ RECIPE = {
 }
 
 
+def under_torchrun(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """A job in two processes of one thread each."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "synthkd"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, *arguments], env=environment, check=False, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done
+
+
+def test_two_processes_teach_and_distil_what_one_does(tmp_path: Path) -> None:
+    few = [{"kind": "pregenerate", "rounds": 2}, {"kind": "joint", "steps": 6, "every": 3}]
+    training = {**TEACHER["training"], "steps": 12}
+    teacher = {"kind": "train", **{key: TEACHER[key] for key in ("data", "model")}, "training": training}
+    recipe = tmp_path / "recipe.yaml"
+    # With an average of the weights, auxiliary layers, and views of the batch that go through the networks with it.
+    terms = {"average": 0.5, "transfer": [{"kind": "crd", "negatives": 8}, {"kind": "sskd"}]}
+    distilled = {**RECIPE["distill"], **terms, "optimizer": {"lr": 5e-3, "ema": 0.9}}
+    recipe.write_text(
+        json.dumps(
+            {
+                **RECIPE,
+                "student": {"arch": "convnet", "width": 6},
+                "phases": few,
+                "teacher": teacher,
+                "distill": distilled,
+            }
+        )
+    )
+    alone = distill(load_config(DistillConfig, recipe, [f"out={tmp_path / 'one'}"]))
+    assert isinstance(alone, Result)
+    done = under_torchrun("distill", str(recipe), f"out={tmp_path / 'two'}")
+    assert done.stdout.count("report:") == 1, "one process speaks"
+    for network in ("teach/teacher", "student", "generator"):
+        one, two = (load_file(tmp_path / run / network / "model.safetensors") for run in ("one", "two"))
+        for name, value in one.items():
+            torch.testing.assert_close(two[name], value, rtol=1e-3, atol=1e-3, msg=f"{network}: {name}")
+
+
 @pytest.mark.slow
-def test_two_processes_make_one_run(tmp_path: Path) -> None:
+def test_two_fast_processes_train_a_student_much_the_same(tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.yaml"
     taught = teach(load_config(TeachConfig, TEACHER, [f"out={tmp_path / 'teacher'}"]))
     assert isinstance(taught, Result)
     recipe.write_text(json.dumps({**RECIPE, "teacher": {"kind": "load", "model": str(taught.directory)}}))
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    plain = [sys.executable, "-m", "synthkd", "distill", str(recipe), f"out={tmp_path / 'one'}"]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "synthkd"]
-    subprocess.run(plain, env=environment, check=True, capture_output=True, timeout=300)
-    done = subprocess.run(
-        [*torchrun, "distill", str(recipe), f"out={tmp_path / 'two'}"],
-        env=environment, check=False, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.count("report:") == 1, "one process speaks"
+    alone = distill(load_config(DistillConfig, recipe, [f"out={tmp_path / 'one'}"]))
+    assert isinstance(alone, Result)
+    under_torchrun("distill", str(recipe), f"out={tmp_path / 'two'}", "sync=fast")
     one, two = (load(tmp_path / name) for name in ("one", "two"))
     images = torch.rand(64, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
