@@ -23,6 +23,8 @@ from torch.overrides import TorchFunctionMode
 from synthkd.passes import joined_statistics
 from synthkd.types import BatchNormStatistics, Outputs
 
+CPU = torch.device("cpu")
+
 
 @dataclass(frozen=True)
 class Processes:
@@ -31,15 +33,17 @@ class Processes:
     Attributes:
         rank: number of this process.
         world: number of processes.
+        device: of this process; what is exchanged goes through its memory.
     """
 
     rank: int = 0
     world: int = 1
+    device: torch.device = CPU
 
     @staticmethod
     def of(accelerator: Accelerator) -> Processes:
         """The processes of a run."""
-        return Processes(accelerator.process_index, accelerator.num_processes)
+        return Processes(accelerator.process_index, accelerator.num_processes, accelerator.device)
 
     def outputs(self, run: Callable[[Tensor], Outputs], images: Tensor) -> Outputs:
         """What `run` gives for a batch that every process holds; see `outputs_of_each`."""
@@ -70,11 +74,13 @@ class Processes:
             sample: takes some of the labels, and the place of the first of them; row i depends on label i alone.
             labels: int64 `[N]`, the same in every process.
         """
-        if self.world == 1 or len(labels) % self.world:
+        part = -(-len(labels) // self.world)
+        if self.world == 1 or part * (self.world - 1) >= len(labels):  # the last process would have none
             return sample(labels, 0)
-        part = len(labels) // self.world
-        own = sample(labels[self.rank * part : (self.rank + 1) * part], self.rank * part)
-        return _gathered(own.detach(), self.world).flatten(0, 1)
+        first = self.rank * part
+        own = sample(labels[first : first + part], first).detach()
+        filled = torch.cat([own, own[:1].expand(part - len(own), *own.shape[1:])])
+        return _gathered(filled.to(self.device), self.world).flatten(0, 1)[: len(labels)].to(own.device)
 
     def norms(self) -> AbstractContextManager[object]:
         """Context manager in which BatchNorm layers in training mode use the moments of the rows of all processes."""

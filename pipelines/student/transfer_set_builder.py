@@ -223,7 +223,10 @@ class TransferSetBuilder:
         def live(count: int, step: int) -> Batch:
             first = step * batch_size  # each sample of the run has its own random row
             labels = balanced_labels(count, first, self.subject.spec.classes)
-            images = generator.sample(labels, difficulty.value, Rows(config.seed, "live", first))
+            images = self._processes.samples(
+                lambda part, place: generator.sample(part, difficulty.value, Rows(config.seed, "live", first + place)),
+                labels,
+            )
             logits = None if team is None or config.logits == "fresh" else team.logits(images).cpu()
             return Batch(images.cpu(), labels, logits)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from synthkd.data.read.on_disk import part_of
 from synthkd.data.read.splits import RealData
 from synthkd.metrics.utility import accuracy, predict
 from synthkd.models import save
@@ -41,7 +42,10 @@ class RunWatch:
         student = self.assembly.learner.evaluated
         finite_state(student, "student")
         with evaluating(student):
-            predictions = predict(student, self.real_test.images, self.job.device, self.assembly.batch.of_process)
+            images, device, size = self.real_test.images, self.job.device, self.assembly.batch.of_process
+            predictions = self.assembly.learner.processes.samples(
+                lambda rows, _: predict(student, part_of(images, rows), device, size), torch.arange(len(images))
+            )
         return {"test/accuracy": accuracy(predictions, self.real_test.labels).value}
 
     def evaluate(self, number: int, step: int) -> dict[str, Tensor | float]:
