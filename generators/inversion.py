@@ -41,7 +41,7 @@ from synthkd.processes import Processes
 from synthkd.rng import Rows
 from synthkd.taps import INPUT, evaluating, frozen, has_statistics
 from synthkd.training.learner import require_finite
-from synthkd.types import ImageSpec, Round, balanced_labels
+from synthkd.types import ImageSpec, Outputs, Round, balanced_labels
 
 BETAS = (0.5, 0.999)
 """Of every Adam optimiser here; the momentum of DCGAN (Radford et al. 2016)."""
@@ -152,8 +152,8 @@ class Inversion:
             self._teacher, rival, self._autocast, self._penultimate, s.batch_norm > 0, self._processes
         ) as forward:
             for step in range(s.steps):
-                with self._autocast():
-                    images = clone(latent).float()
+                with self._autocast(), self._processes.norms():
+                    images = self._processes.outputs(lambda rows: Outputs(clone(rows)), latent).logits.float()
                 outputs = forward(images, labels, difficulty)
                 teacher = outputs.teacher
                 if step == 0:
@@ -170,6 +170,7 @@ class Inversion:
                     best = _Best(value, images.detach(), teacher.logits.detach())
                 optimizer.zero_grad(set_to_none=True)
                 loss.total.backward()
+                self._processes.add_gradients(clone.parameters())
                 torch._foreach_add_(gradients, [p.grad for p in clone.parameters() if p.grad is not None])
                 optimizer.step()
         # A NaN or an infinity stays in the sum, so one check of it covers every step.

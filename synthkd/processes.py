@@ -21,6 +21,7 @@ from torch.autograd.function import once_differentiable
 from torch.overrides import TorchFunctionMode
 
 from synthkd.passes import joined_statistics
+from synthkd.taps import mean_and_variance
 from synthkd.types import BatchNormStatistics, Outputs
 
 CPU = torch.device("cpu")
@@ -215,9 +216,8 @@ class _BatchNorm(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, world: int
     ) -> tuple[Tensor, Tensor, Tensor]:
-        over = [d for d in range(x.dim()) if d != 1]
-        own = torch.stack(torch.var_mean(x.to(torch.promote_types(x.dtype, torch.float32)), over, correction=0))
-        variances, means = _gathered(own, world).unbind(1)
+        own = torch.stack(mean_and_variance(x.to(torch.promote_types(x.dtype, torch.float32))))
+        means, variances = _gathered(own, world).unbind(1)
         mean = means.mean(0)
         # Within the processes and between them: mean square minus squared mean would lose digits.
         var = (variances + (means - mean).square()).mean(0)
