@@ -148,12 +148,13 @@ class Inversion:
         best: _Best | None = None
         # The student changes between rounds, so its copy serves one.
         rival = None if student is None else self._folded(student, statistics=False)
+        processes = self._processes.dividing(s.batch_size)
         with joint_forward(
-            self._teacher, rival, self._autocast, self._penultimate, s.batch_norm > 0, self._processes
+            self._teacher, rival, self._autocast, self._penultimate, s.batch_norm > 0, processes
         ) as forward:
             for step in range(s.steps):
-                with self._autocast(), self._processes.norms():
-                    images = self._processes.outputs(lambda rows: Outputs(clone(rows)), latent).logits.float()
+                with self._autocast(), processes.norms():
+                    images = processes.outputs(lambda rows: Outputs(clone(rows)), latent).logits.float()
                 outputs = forward(images, labels, difficulty)
                 teacher = outputs.teacher
                 if step == 0:
@@ -170,7 +171,7 @@ class Inversion:
                     best = _Best(value, images.detach(), teacher.logits.detach())
                 optimizer.zero_grad(set_to_none=True)
                 loss.total.backward()
-                self._processes.add_gradients(clone.parameters())
+                processes.add_gradients(clone.parameters())
                 torch._foreach_add_(gradients, [p.grad for p in clone.parameters() if p.grad is not None])
                 optimizer.step()
         # A NaN or an infinity stays in the sum, so one check of it covers every step.

@@ -46,6 +46,10 @@ class Processes:
         """The processes of a run."""
         return Processes(accelerator.process_index, accelerator.num_processes, accelerator.device)
 
+    def dividing(self, count: int) -> Processes:
+        """These processes if they can share a batch of `count` images evenly, else this one alone."""
+        return self if count % self.world == 0 else ALONE
+
     def outputs(self, run: Callable[[Tensor], Outputs], images: Tensor) -> Outputs:
         """What `run` gives for a batch that every process holds; see `outputs_of_each`."""
         return self.outputs_of_each([run], images)[0]
@@ -61,7 +65,7 @@ class Processes:
             runs: each gives a row for each row of its argument; moments of BatchNorm layers may join all rows.
             images: `[N, ...]`, the same in every process.
         """
-        if self.world == 1 or len(images) % self.world:
+        if self.dividing(len(images)).world == 1:
             return [run(images) for run in runs]
         if images.requires_grad:
             images = _Whole.apply(images)
