@@ -119,7 +119,9 @@ class Diffusion(SampledRounds):
                 lambda: denoising.build_unet(s, self.spec),
                 f"generator, channels={list(s.channels)}, layers={s.layers}, unshuffle={s.unshuffle} for {self.spec}",
             )
-        self._learner = Learner("generator", unet, s.optimizer, s.horizon, accelerator, processes=self._processes)
+        self._learner = Learner(
+            "generator", unet, s.optimizer, s.horizon, accelerator, processes=self._processes.dividing(s.real_batch)
+        )
         self._schedule = denoising.noise_schedule()
         names = None if train is None else list(train.class_names)
         self._pipeline = denoising.ClassConditionalPipeline(
@@ -162,13 +164,15 @@ class Diffusion(SampledRounds):
             forward: JointForward | None = None
             if student is not None and (s.distillation or s.semantic):
                 forward = context.enter_context(
-                    joint_forward(self._teacher, student, self._autocast, s.semantic > 0, processes=self._processes)
+                    joint_forward(
+                        self._teacher, student, self._autocast, s.semantic > 0, processes=self._learner.processes
+                    )
                 )
             self._learner.model.train()
             for step in range(index * s.steps, (index + 1) * s.steps):
                 rng = stream(self._seed, "diffusion/noise/0", step)
                 outputs = self._denoising(
-                    self._learner.model, source.batch(step), rng, step, forward, difficulty, self._processes
+                    self._learner.model, source.batch(step), rng, step, forward, difficulty, self._learner.processes
                 )
                 # The learner takes the optimiser step and then updates the average of the weights.
                 for name, value in self._learner.update(self._objective(outputs, 0, 1), step).items():
