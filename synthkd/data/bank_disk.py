@@ -158,7 +158,7 @@ def age_ordered(state: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def bytes_per_image(spec: ImageSpec) -> int:
-    """Of a bank: a byte for each value of the image, float32 logits, and 16 for label, number and, on disk, checksum."""
+    """Of a bank: a byte for each value of the image, float32 logits, and 16 bytes for label, number and checksum."""
     return spec.channels * spec.height * spec.width + 4 * spec.classes + 16
 
 

@@ -2,8 +2,8 @@
 
 A policy works on slots, labels and priorities, never on images. No draw and no update passes over the whole bank: it
 touches the slots concerned and, for priorities, one path of a sum tree for each. Only `lowest` passes over all
-priorities, once for a batch of new images and in blocks that need little memory. A heap would find the lowest faster, but would have to be updated after
-every step of the student, while new images come once in many steps.
+priorities, once for a batch of new images and in blocks, which need little memory. A heap would find the lowest faster,
+but would have to be updated after every step of the student, while new images come once in many steps.
 """
 
 from __future__ import annotations

@@ -79,7 +79,7 @@ class RowFiles:
             CheckpointError: a row is missing or damaged.
         """
         records = np.empty(len(numbers), self.record)
-        memory, size = memoryview(records.view(np.uint8).reshape(-1)), self.record.itemsize
+        memory, size = records.view(np.uint8).reshape(-1).data, self.record.itemsize
         places = self._places(numbers)
         if len(numbers) > 1:
             _announce(places, size)  # so that a disk answers several requests at once
@@ -170,7 +170,7 @@ class RowLog(RowFiles):
         return np.arange(first, self.stop)
 
     def continue_from(self, files: RowFiles) -> None:
-        """Have the rows of other files in place of the own ones; they stay as they are, and later rows go into new files.
+        """Have the rows of other files, which stay as they are, in place of the own ones; later rows go into new files.
 
         Raises:
             OSError: a file can be neither linked nor copied.
@@ -221,7 +221,7 @@ class RowLog(RowFiles):
             records[name] = values.numpy()
         records["number"] = np.arange(self.stop, self.stop + count)
         size = self.record.itemsize
-        data = memoryview(records.view(np.uint8).reshape(-1))
+        data = records.view(np.uint8).reshape(-1).data
         records["checksum"] = [zlib.crc32(data[at : at + size - 4]) for at in range(0, count * size, size)]
         (descriptor, digest), last = self._growing, self.files[-1]
         offset, done = last.rows * size, 0

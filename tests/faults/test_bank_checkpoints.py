@@ -150,11 +150,11 @@ def test_a_checkpoint_of_a_bank_on_disk_has_the_files_of_the_bank(policy: str, t
 def test_a_checkpoint_of_a_bank_on_disk_writes_what_has_changed(policy: str, tmp_path: Path) -> None:
     bank, store = make(tmp_path / "bank", policy=policy), CheckpointStore(tmp_path / "store")
     most = []
-    for step in range(1, 61):
+    for step in range(1, 36):
         earlier = row_files(tmp_path / "store") if step > 1 else {}
         add(bank, 2)
         saved(store, step, bank)
-        if step > 20:
+        if step > 15:
             most.append(written(tmp_path / "store", earlier))
     heads = 400  # of a file of safetensors
     moved = RECORD if policy == "lowest_priority" else 0  # each new image may move another one
