@@ -258,18 +258,17 @@ class MemoryBank(Dataset[BankImage]):
             self._require(rows.stop - rows.first, tuple(block.columns["images"].shape[1:]))
             part = slice(block.first - rows.first, block.first - rows.first + len(block))
             self._rows.write(slots[part], births[part], **block.columns)
-        self._restore_policy(state["index"])
+        # A new policy: the old one may know images that the state does not have.
+        self._policy = replay_policy(self.settings, self.settings.capacity, self.spec.classes)
+        self._policy.load_state_dict(state["index"], self._rows.labels[: len(self)].numpy())
 
     def _take_files(self, rows: DiskRows, state: Mapping[str, Any]) -> None:
         self.added = state["added"]
         self._require(state["used"], state["rows"].files.columns["images"][1])
-        values = rows.load_state_dict(state)
-        self._restore_policy(state["index"] | {name: torch.from_numpy(column) for name, column in values.items()})
-
-    def _restore_policy(self, index: Mapping[str, Any]) -> None:
-        # A new policy: the old one may know images that the state does not have.
-        self._policy = replay_policy(self.settings, self.settings.capacity, self.spec.classes)
-        self._policy.load_state_dict(index, self._rows.labels[: len(self)].numpy())
+        policy = replay_policy(self.settings, self.settings.capacity, self.spec.classes)
+        rows.load_state_dict(state, policy.columns())
+        policy.resume(state["index"], rows.labels[: len(self)].numpy())
+        self._policy = policy
 
     def _require(self, count: int, shape: tuple[int, ...]) -> None:
         """Refuse a state of so many images unless it is of a bank as this one."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from synthkd.data.journal import Journal, Values, replayed
+from synthkd.data.journal import Journal, Values, replay, replayed
 from synthkd.settings import BankSettings
 from synthkd.training.row_log import RowLog
 from synthkd.training.shared_rows import BLOCK_BYTES, Rows, file_blocks
@@ -22,6 +22,7 @@ from synthkd.types import ImageSpec
 
 Ints = NDArray[np.int64]
 _FILES = 32  # of a full bank; disk is freed a file at a time
+_BLOCK = 1 << 20
 _OLD_FILES = tuple(f"{name}.bin" for name in ("images", "labels", "logits", "births"))  # of an earlier version
 
 
@@ -38,7 +39,7 @@ class DiskRows:
         directory: of the files.
 
     Attributes:
-        labels: int32 `[capacity]`.
+        labels: `[capacity]`, uint8 where all fit.
         births: int64 `[capacity]`, the number of the image in each slot; empty for a ring.
 
     Raises:
@@ -50,11 +51,11 @@ class DiskRows:
         columns = {"images": ("|u1", spec.shape), "labels": ("<i4", ()), "logits": ("<f4", (spec.classes,))}
         _make_room(directory, self.capacity * bytes_per_image(spec))
         self._log = RowLog(directory, columns, -(-self.capacity // _FILES))
-        self.labels = torch.zeros(self.capacity, dtype=torch.int32)
+        self.labels = torch.zeros(self.capacity, dtype=torch.uint8 if spec.classes <= 256 else torch.int32)
         own = 0 if self._is_ring else self.capacity
         self.births = torch.zeros(own, dtype=torch.int64)
         self._places = np.full(own, -1, dtype=np.int64)  # slot -> number of its row; -1: unused. A ring computes them
-        self._journal = Journal()
+        self._journal = Journal(self.capacity)
 
     @property
     def nbytes(self) -> int:
@@ -71,7 +72,7 @@ class DiskRows:
         if self._is_ring and len(births) and self._log.stop != int(births[0]):
             self._log.begin_at(int(births[0]))  # the oldest image of a restored ring has any number
         places = self._log.append({"images": images.cpu(), "labels": labels.cpu(), "logits": logits.cpu()})
-        self.labels[slots] = labels.cpu().int()
+        self.labels[slots] = labels.cpu().to(self.labels.dtype)
         self._journal.change(slots.numpy())
         if self._is_ring:
             for one in [one for one in self._log.files if one.first + one.rows <= self._log.stop - self.capacity]:
@@ -101,25 +102,22 @@ class DiskRows:
 
     def state_dict(self, used: int, columns: Values) -> dict[str, Any]:
         """What is kept of the first `used` slots, with columns of the policy, as rows that checkpoints share."""
-        own: Values = {"labels": self.labels.numpy()}
-        if not self._is_ring:
-            own = {**own, "births": self.births.numpy(), "places": self._places}
         # Of a bank that is no ring `age_ordered` makes the rows; here they only name the files.
         first = self._log.stop - used if self._is_ring else 0
         rows = self.saved(first, first + used, None)
-        return {"rows": rows, "slots": self._journal.rows(used, {**own, **columns}), "used": used}
+        return {"rows": rows, "slots": self._journal.rows(used, self._values(columns)), "used": used}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> Values:
-        """Go on with the files of a state, and return the columns of the policy `[used]`; no image is read."""
-        files = state["rows"].files
-        values = replayed(state["slots"], used := int(state["used"]))
-        self._log.continue_from(files)
-        self._journal.begin_after(state["slots"])
-        self.labels[:used] = torch.from_numpy(values.pop("labels"))
+    def _values(self, columns: Values) -> Values:
+        own: Values = {"labels": self.labels.numpy()}
         if not self._is_ring:
-            self.births[:used] = torch.from_numpy(values.pop("births"))
-            self._places[:used] = values.pop("places")
-        return values
+            own = {**own, "births": self.births.numpy(), "places": self._places}
+        return {**own, **columns}
+
+    def load_state_dict(self, state: Mapping[str, Any], columns: Values) -> None:
+        """Go on with the files of a state, and set the columns of a policy to its values; no image is read."""
+        replay(state["slots"], self._values(columns))
+        self._log.continue_from(state["rows"].files)
+        self._journal.begin_after(state["slots"])
 
     def _numbers(self, slots: Ints) -> Ints:
         if not self._is_ring:
@@ -129,19 +127,34 @@ class DiskRows:
 
     def _empty_a_file(self) -> None:
         """Append the images again that stay of the file that most have left, and drop it."""
-        files = self._log.files[:-1]  # the last one grows
-        firsts = np.array([one.first for one in self._log.files], dtype=np.int64)
-        used = np.flatnonzero(self._places >= 0)
-        staying = np.bincount(np.searchsorted(firsts, self._places[used], "right") - 1, minlength=len(firsts))
-        emptiest = files[int(np.argmin(staying[:-1] - np.array([one.rows for one in files])))]
+        files = self._log.files
+        firsts = np.array([one.first for one in files], dtype=np.int64)
+        staying = np.zeros(len(files), dtype=np.int64)
+        for places in _split(self._places):
+            index = np.searchsorted(firsts, places[places >= 0], "right") - 1
+            staying += np.bincount(index, minlength=len(files))
+        left = [
+            one.rows - count for one, count in zip(files[:-1], staying.tolist(), strict=False)
+        ]  # the last one grows
+        emptiest = files[left.index(max(left))]
         last = emptiest.first + emptiest.rows
-        slots = used[(self._places[used] >= emptiest.first) & (self._places[used] < last)]
+        slots = np.concatenate(
+            [
+                block * _BLOCK + np.flatnonzero((places >= emptiest.first) & (places < last))
+                for block, places in enumerate(_split(self._places))
+            ]
+        )
         count = max(1, BLOCK_BYTES // self._log.record.itemsize)
         for begin in range(0, len(slots), count):
             some = slots[begin : begin + count]
             self._places[some] = self._log.append(self._log.read(self._places[some]))
         self._journal.change(slots)
         self._log.drop(emptiest.path)
+
+
+def _split(values: Ints) -> Iterator[Ints]:
+    """Parts of an array, so that what is computed from one needs little memory."""
+    return (values[first : first + _BLOCK] for first in range(0, len(values), _BLOCK))
 
 
 def age_ordered(state: Mapping[str, Any]) -> dict[str, Any]:

@@ -71,7 +71,7 @@ class UniformReplay:
         """What is kept of each slot by name, `[capacity]`; not a copy."""
         return {}
 
-    def scalars(self) -> dict[str, Any]:
+    def scalars(self) -> dict[str, float]:
         """What is kept beside it."""
         return {}
 
@@ -80,8 +80,14 @@ class UniformReplay:
         copies = {name: torch.from_numpy(column[:used].copy()) for name, column in self.columns().items()}
         return copies | self.scalars()
 
-    def load_state_dict(self, state: Mapping[str, Any], labels: Ints) -> None:
-        """Continue from `state_dict` in a new policy, given the labels int64 `[used]` of the slots in use."""
+    def load_state_dict(self, state: Mapping[str, Any], labels: NDArray[Any]) -> None:
+        """Continue from `state_dict` in a new policy, given the labels `[used]` of the slots in use."""
+        for name, column in self.columns().items():
+            column[: len(labels)] = state[name].numpy()
+        self.resume(state, labels)
+
+    def resume(self, scalars: Mapping[str, float], labels: NDArray[Any]) -> None:
+        """Continue in a new policy whose `columns` are set already, from the `scalars` and the labels `[used]`."""
 
 
 class ClassBalancedReplay(UniformReplay):
@@ -96,7 +102,7 @@ class ClassBalancedReplay(UniformReplay):
         # Lists with positions instead of sets: a draw picks a member by its place, which a set cannot do. Arrays of
         # four bytes a slot: a list has a Python object for each.
         self._members = [array("i") for _ in range(classes)]  # class -> its slots, in no order
-        self._position = np.full(capacity, -1, dtype=np.int64)  # slot -> place in the list of its class, -1: unused
+        self._position = np.full(capacity, -1, dtype=np.int32)  # slot -> place in the list of its class, -1: unused
         self._label = np.zeros(capacity, dtype=np.int32)
 
     def replace(self, slots: Ints, labels: Ints, priorities: Floats | None) -> Ints:
@@ -125,17 +131,19 @@ class ClassBalancedReplay(UniformReplay):
         return np.array(picks, dtype=np.int64), None
 
     def columns(self) -> dict[str, NDArray[Any]]:
-        """`position` int64: draws depend on the order of each list, which does not follow from the labels."""
+        """`position` int32: draws depend on the order of each list, which does not follow from the labels."""
         return {"position": self._position}
 
-    def load_state_dict(self, state: Mapping[str, Any], labels: Ints) -> None:
+    def resume(self, scalars: Mapping[str, float], labels: NDArray[Any]) -> None:
         """Rebuild the list of each class in the order that it had."""
-        position = state["position"].numpy()
-        self._position[: len(position)] = position
         self._label[: len(labels)] = labels
-        ends = np.cumsum(np.bincount(labels, minlength=len(self._members)))
+        blocks = [slice(first, min(first + _BLOCK, len(labels))) for first in range(0, len(labels), _BLOCK)]
+        counts = sum((np.bincount(labels[one], minlength=len(self._members)) for one in blocks), np.zeros(1, np.int64))
+        ends = np.cumsum(counts)
         ordered = np.empty(len(labels), dtype=np.int32)  # the lists one after the other
-        ordered[np.concatenate([[0], ends])[labels] + position] = np.arange(len(labels), dtype=np.int32)
+        for one in blocks:
+            place = np.concatenate([[0], ends])[labels[one]] + self._position[one]
+            ordered[place] = np.arange(one.start, one.stop, dtype=np.int32)
         self._members = [array("i", part.tobytes()) for part in np.split(ordered, ends[:-1])]
 
 
@@ -201,16 +209,14 @@ class PrioritizedReplay(UniformReplay):
         """`weights` float64 of the leaves."""
         return {"weights": self._tree[self._leaves :]}
 
-    def scalars(self) -> dict[str, Any]:
+    def scalars(self) -> dict[str, float]:
         """The `largest` priority so far."""
         return {"largest": self._largest}
 
-    def load_state_dict(self, state: Mapping[str, Any], labels: Ints) -> None:
-        """Set the leaves and sum the tree above them; the bits are those of the single updates."""
-        weights = state["weights"].numpy()
-        self._largest = float(state["largest"])
-        tree, level, used = self._tree, self._leaves, len(weights)
-        tree[level : level + used] = weights
+    def resume(self, scalars: Mapping[str, float], labels: NDArray[Any]) -> None:
+        """Sum the tree above the leaves; the bits are those of the single updates."""
+        self._largest = float(scalars["largest"])
+        tree, level, used = self._tree, self._leaves, len(labels)
         # Level by level from the leaves up: every sum is left child plus right child, as in `reprioritise`. All else
         # is 0 in a new tree.
         while level > 1:

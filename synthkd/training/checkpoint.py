@@ -69,9 +69,9 @@ class CheckpointStore:
         def save_in_files(place: str, value: object) -> dict[str, Any] | None:
             if not isinstance(value, Rows):
                 return None
-            found = save_rows(self.directory / ROWS, value, self._row_files.get(place, ()))
-            row_files[place] = found[SEGMENTS]
-            return found
+            reference = save_rows(self.directory / ROWS, value, self._row_files.get(place, ()))
+            row_files[place] = reference[SEGMENTS]
+            return reference
 
         try:
             # The rows come first: a checkpoint must not be visible before the files that it refers to.

@@ -74,22 +74,19 @@ def save_rows(folder: Path, rows: Rows, earlier: Sequence[str]) -> dict[str, Any
     Returns:
         The names of all their files under `SEGMENTS`, and what else `open_rows` needs.
     """
-    found: dict[str, Any] = {"first": rows.first, "stop": rows.stop}
+    numbers: dict[str, Any] = {"first": rows.first, "stop": rows.stop}
     if rows.files is None:
-        return {SEGMENTS: _written(folder, rows, earlier)} | found
+        return {SEGMENTS: _written(folder, rows, earlier)} | numbers
     files = rows.files.flushed()
     for one in files:
         share(one.path, folder / one.path.name)
     if folder.exists():
         flush(folder)
-    return (
-        {SEGMENTS: [one.path.name for one in files]}
-        | found
-        | {
-            "columns": {name: [code, list(shape)] for name, (code, shape) in rows.files.columns.items()},
-            "files": [[one.first, one.rows, one.sha256] for one in files],
-        }
-    )
+    return numbers | {
+        SEGMENTS: [one.path.name for one in files],
+        "columns": {name: [code, list(shape)] for name, (code, shape) in rows.files.columns.items()},
+        "files": [[one.first, one.rows, one.sha256] for one in files],
+    }
 
 
 def _written(folder: Path, rows: Rows, earlier: Sequence[str]) -> list[str]:
