@@ -1,4 +1,4 @@
-"""The processes of `benchmarks.large_bank`: each imports the bank and no more, so that its memory is that of the bank."""
+"""The processes of `benchmarks.large_bank`, which import the bank and no more, so that their memory is that of it."""
 
 from __future__ import annotations
 
@@ -111,4 +111,7 @@ def say(row: dict[str, Any]) -> None:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     which, where, policy_name, *numbers = sys.argv[1:]
-    {"work": work, "resume": resume}[which](Path(where), policy_name, *map(int, numbers))
+    if which == "work":
+        work(Path(where), policy_name, *map(int, numbers))
+    else:
+        resume(Path(where), policy_name, *map(int, numbers))
