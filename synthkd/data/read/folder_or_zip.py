@@ -62,13 +62,17 @@ class Directory:
             files_first: the files of a directory come before its subdirectories; False: all are sorted together.
         """
         directories = self.visible()
-        files = ((name, 0) for name in (self.files if isinstance(self.files, FolderFiles) else sorted(self.files)))
-        inner = ((name, 1) for name in directories)
-        for name, is_directory in chain(files, inner) if files_first else heapq.merge(files, inner):
-            if is_directory:
-                yield from directories[name].entries(files_first)
+        files: Iterator[tuple[str, Entry | Directory]]
+        if isinstance(self.files, FolderFiles):
+            files = self.files.in_order()
+        else:
+            files = iter(sorted(self.files.items(), key=_name))
+        inner = iter(directories.items())
+        for _, one in chain(files, inner) if files_first else heapq.merge(files, inner, key=_name):
+            if isinstance(one, Directory):
+                yield from one.entries(files_first)
             else:
-                yield self.files[name]
+                yield one
 
     def images(self) -> Directory:
         """The tree without hidden directories, files that are no images, and directories without images."""
@@ -85,6 +89,10 @@ class Directory:
         yield from self.files.paths() if isinstance(self.files, FolderFiles) else (e.name for e in self.files.values())
         for inside in self.directories.values():
             yield from inside.leaves() if inside.files or inside.directories else (f"{inside.name}/",)
+
+
+def _name(item: tuple[str, object]) -> str:
+    return item[0]
 
 
 def is_image(name: str) -> bool:

@@ -19,7 +19,7 @@ from synthkd.data.read.entries import Entry, Listing
 from synthkd.data.read.folder_or_zip import PARTS, Directory, is_image, read_tree
 from synthkd.data.read.generated import SPLIT, find_generated, list_generated
 from synthkd.data.read.hugging_face import list_hugging_face
-from synthkd.data.read.packed import packed, unused, without_labels
+from synthkd.data.read.packed import as_packed, packed, unused, without_labels
 from synthkd.data.read.parquet import is_parquet, list_parquet
 from synthkd.data.read.table import is_table, list_table
 from synthkd.data.read.webdataset import list_tar
@@ -130,7 +130,7 @@ def list_dataset(path: Path, lacks_classes: bool = False) -> Listing:
         raise DataError(f"{path} has {some([*directories])} but no train/; add it, or set root to one of them")
     else:
         entries, classes = _one_part(path, top, lacks_classes)
-    return Listing(packed(entries, root.refused), classes, unused(root.leaves, entries))
+    return Listing(packed(entries, root.refused), classes, unused(root.leaves, as_packed(entries)))
 
 
 def list_unlabelled(path: Path) -> Listing:

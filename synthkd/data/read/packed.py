@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from array import array
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -34,6 +35,12 @@ class Names(Sequence[str]):
 
     def __len__(self) -> int:
         return len(self._ends) - 1
+
+    def __iter__(self) -> Iterator[str]:
+        begin = 0
+        for end in itertools.islice(self._ends, 1, None):
+            yield self._bytes[begin:end].decode(*_TEXT)
+            begin = end
 
     @overload
     def __getitem__(self, index: int) -> str: ...
@@ -69,6 +76,13 @@ class FolderFiles(Mapping[str, Entry]):
         place = bisect_left(self._names, name)
         if place == len(self._names) or self._names[place] != name:
             raise KeyError(name)
+        return self._entry(name)
+
+    def in_order(self) -> Iterator[tuple[str, Entry]]:
+        """Each name with its entry."""
+        return ((name, self._entry(name)) for name in self)
+
+    def _entry(self, name: str) -> Entry:
         return Entry(self._prefix + name, InFolder(self._root, self._prefix + name))
 
     def where(self, is_wanted: Callable[[str], bool]) -> FolderFiles:
@@ -126,7 +140,17 @@ class Entries(Sequence[Entry]):
     def __getitem__(self, index: int | slice) -> Entry | list[Entry]:
         if isinstance(index, slice):
             return [self[one] for one in range(*index.indices(len(self)))]
-        row = range(len(self))[index]
+        return self._at(range(len(self))[index])
+
+    def __iter__(self) -> Iterator[Entry]:
+        return map(self._at, range(len(self)))
+
+    def names(self) -> Iterator[str]:
+        """The name of each entry."""
+        for row, name in enumerate(self._names):
+            yield self._others[row].name if self._place[row] < 0 else name
+
+    def _at(self, row: int) -> Entry:
         if self._place[row] < 0:
             return self._others[row]
         name, path, label = self._names[row], self._paths[self._place[row]], self._labels[row]
@@ -185,16 +209,19 @@ class WrittenImages(Sequence[Written]):
         return Written(entry.name, entry.read, self._values[self._codes[index]])
 
 
-def unused(leaves: Callable[[], Iterator[str]], entries: Sequence[Entry]) -> list[str]:
+def unused(leaves: Callable[[], Iterator[str]], entries: Entries) -> list[str]:
     """The leaves that are names of no entry, sorted, each once; `leaves` gives the same ones at every call."""
     # By hash, since two sets of a million names would take more memory than all else.
-    used = np.fromiter((hash(entry.name) for entry in entries), dtype=np.int64, count=len(entries))
+    used = np.fromiter(map(hash, entries.names()), dtype=np.int64, count=len(entries))
     missing = np.isin(np.fromiter(map(hash, leaves()), dtype=np.int64), used, invert=True)
     return sorted({name for name, is_missing in zip(leaves(), missing.tolist(), strict=True) if is_missing})
 
 
 def packed(*parts: Iterable[Entry]) -> Entries:
     """All entries of several parts, one part after the other."""
+    filled = [part for part in parts if not isinstance(part, Sequence) or len(part)]
+    if len(filled) == 1 and isinstance(filled[0], Entries):
+        return filled[0]
     return Entries(entry for part in parts for entry in part)
 
 
