@@ -15,7 +15,7 @@ Values = Mapping[str, NDArray[Any]]
 """Name of a column -> its values by slot."""
 Slots = NDArray[np.int32] | range
 _MOST_PARTS = 64
-_BLOCK = 1 << 20  # entries that are in memory at a time
+_BLOCK = 1 << 18  # entries that are in memory at a time
 _SLOT = "slot"
 
 
