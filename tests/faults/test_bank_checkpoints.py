@@ -137,6 +137,7 @@ def test_a_checkpoint_of_a_bank_on_disk_has_the_files_of_the_bank(policy: str, t
     for step in range(1, 40):
         add(bank, 3)
         saved(store, step, bank)
+        assert content(restored(tmp_path / "store", tmp_path / "again", policy=policy)[1]) == content(bank)
         own = {path.stat().st_ino: path.stat().st_size for path in (tmp_path / "bank").iterdir()}
         linked = {path.stat().st_ino for path in (tmp_path / "store" / ROWS).glob("*.rows")}
         assert own.keys() <= linked, "nothing is copied"
@@ -179,13 +180,16 @@ def test_a_bank_on_disk_goes_on_from_a_state_without_reading_its_images(
     for one in (bank, found):
         add(one)
     assert content(found) == content(bank)
-    for path in (tmp_path / "again").iterdir():
-        data = np.frombuffer(path.read_bytes(), np.uint8).reshape(-1, RECORD).copy()
-        data[:, 10] ^= 1  # a pixel of each image
-        with path.open("r+b") as file:
-            file.write(data)
-    with pytest.raises(CheckpointError, match=r"again/\d+-.*\.rows: row \d+ is damaged; start the same command again"):
-        found.newest(1)
+    files = {path: path.read_bytes() for path in (tmp_path / "again").iterdir()}
+    for how in ("a pixel of each image", "the order of the images"):
+        for path, content_of_file in files.items():
+            data = np.frombuffer(content_of_file, np.uint8).reshape(-1, RECORD).copy()
+            if how == "a pixel of each image":
+                data[:, 10] ^= 1
+            with path.open("r+b") as file:
+                file.write(data if how == "a pixel of each image" else np.roll(data, 1, axis=0).tobytes())
+        with pytest.raises(CheckpointError, match=r"again/\d+-.*\.rows: row \d+ is damaged; start the same command"):
+            found.newest(CAPACITY)
 
 
 @pytest.mark.parametrize("policy", BANKS)
