@@ -254,6 +254,8 @@ class MemoryBank(Dataset[BankImage]):
         else:
             births, slots = state["births"].sort()
         self.added = int(births[-1]) + 1 if len(births) else 0
+        if isinstance(self._rows, DiskRows):
+            self._rows.begin_at(rows.first)
         for block in rows.blocks(rows.first):
             self._require(rows.stop - rows.first, tuple(block.columns["images"].shape[1:]))
             part = slice(block.first - rows.first, block.first - rows.first + len(block))

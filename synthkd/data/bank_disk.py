@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from synthkd.data.journal import Journal, Values, replay, replayed
+from synthkd.errors import CheckpointError
 from synthkd.settings import BankSettings
-from synthkd.training.row_log import RowLog
+from synthkd.training.row_log import REMEDY, RowLog
 from synthkd.training.shared_rows import BLOCK_BYTES, Rows, file_blocks
 from synthkd.types import ImageSpec
 
@@ -67,10 +68,19 @@ class DiskRows:
         """Most bytes of what a checkpoint keeps of a slot: its number, label and value of the policy, and its place."""
         return 16 if self._is_ring else 32
 
+    def begin_at(self, number: int) -> None:
+        """Forget all images; the next one has this number."""
+        self._log.begin_at(number)
+        self._places[:] = -1
+
     def write(self, slots: Tensor, births: Tensor, images: Tensor, labels: Tensor, logits: Tensor) -> None:
-        """As of `BankRows`."""
+        """As of `BankRows`.
+
+        Raises:
+            CheckpointError: an earlier write of a ring failed.
+        """
         if self._is_ring and len(births) and self._log.stop != int(births[0]):
-            self._log.begin_at(int(births[0]))  # the oldest image of a restored ring has any number
+            raise CheckpointError(f"memory bank: images could not be written before; {REMEDY}")
         places = self._log.append({"images": images.cpu(), "labels": labels.cpu(), "logits": logits.cpu()})
         self.labels[slots] = labels.cpu().to(self.labels.dtype)
         self._journal.change(slots.numpy())

@@ -213,6 +213,25 @@ def test_a_bank_goes_on_from_one_that_was_kept_elsewhere(
     assert content(restored(tmp_path / "store", tmp_path / "third", storages[0], policy)[1]) == content(bank)
 
 
+def test_a_ring_does_not_go_on_after_a_write_that_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bank, write = make(tmp_path / "bank"), os.pwrite
+    add(bank)
+    calls = iter(range(2))
+
+    def full(*arguments: object) -> int:
+        if next(calls, None) is None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(*arguments)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pwrite", full)
+        with pytest.raises(OSError, match="No space left") as error:
+            add(bank)
+    assert str(error.value.filename).startswith(str(tmp_path / "bank"))
+    with pytest.raises(CheckpointError, match="images could not be written before; start the same command again"):
+        add(bank)
+
+
 def test_without_links_the_files_are_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(*_: object) -> None:
         raise OSError(errno.EPERM, "no links here")
