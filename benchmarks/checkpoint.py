@@ -69,8 +69,10 @@ def add(bank: MemoryBank, count: int) -> None:
 
 
 def whole(bank: MemoryBank) -> dict[str, torch.Tensor]:
-    """The bank's arrays as a copy, which is what a checkpoint used to hold."""
-    return {name: getattr(bank, f"_{name}")[: len(bank)].clone() for name in ("images", "labels", "logits", "births")}
+    """The bank's content as a copy, which is what a checkpoint used to hold."""
+    rows = bank.rows()
+    blocks = [block.columns for block in rows.blocks(rows.first)]
+    return {name: torch.cat([block[name] for block in blocks]) for name in ("images", "labels", "logits")}
 
 
 def costs(images: int, repeats: int) -> Row:

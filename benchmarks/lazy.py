@@ -1,10 +1,11 @@
 """Training on JPEG files that are decoded on demand, beside all images in memory: peak memory and speed.
 
-    python -m benchmarks.lazy [--images 100000]
+    python -m benchmarks.lazy [--images 100000] [--small 1000000]
 
 Folders of JPEGs of 224 x 224 pixels (300 drawn pictures, each file with bytes of its own), 30 steps of a small
 classifier on batches of 32, one thread. Each row is a process of its own. Peak memory is what the process and its
-workers have beyond their start, shared pages divided (PSS). Waiting is the time until a step has its batch.
+workers have beyond their start, shared pages divided (PSS). Waiting is the time until a step has its batch. The last
+rows are folders of small images, PNGs of 8 x 8 pixels; what their memory grows by is that of the list of files.
 """
 
 from __future__ import annotations
@@ -31,37 +32,40 @@ from synthkd.models import build
 from synthkd.settings import AugmentSettings, ZooModel
 from synthkd.types import ImageSpec
 
-SIDE, CLASSES, PICTURES = 224, 10, 300
+SIDE, SMALL, CLASSES, PICTURES = 224, 8, 10, 300
 BATCH, STEPS = 32, 30
 FEW = 5_000
-COLUMNS = "images | decoded, GB | read from | workers | peak memory, GB | waiting, ms/image | training, images/s"
+COLUMNS = (
+    "images | pixels | decoded, GB | read from | workers | peak memory, GB | waiting, ms/image | training, images/s"
+)
 
 
-def make_folder(root: Path, count: int) -> None:
-    """Write a directory per class with `count` JPEG files in all."""
+def make_folder(root: Path, count: int, side: int) -> None:
+    """Write a directory per class with `count` files in all: JPEGs, or PNGs where they are small."""
     rng = np.random.default_rng(0)
     drawn = []
     for _ in range(PICTURES):
         buffer = io.BytesIO()
         coarse = Image.fromarray(rng.integers(0, 256, (24, 24, 3), dtype=np.uint8))
-        coarse.resize((SIDE, SIDE), Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=90)
+        picture = coarse.resize((side, side), Image.Resampling.BICUBIC)
+        picture.save(buffer, "JPEG", quality=90) if side > SMALL else picture.save(buffer, "PNG")
         drawn.append(buffer.getvalue())
     for label in range(CLASSES):
         (root / str(label)).mkdir(parents=True)
     for number in range(count):
-        # Bytes after the end of a JPEG are no part of the picture, and make it another file.
+        # Bytes after the end of a picture are no part of it, and make it another file.
         content = drawn[number % PICTURES] + number.to_bytes(4, "big")
         (root / str(number % CLASSES) / f"{number}.jpg").write_bytes(content)
 
 
-def train(path: Path, storage: Storage, results: Connection) -> None:
+def train(path: Path, side: int, storage: Storage, results: Connection) -> None:
     """Read the images and train; sends a word when ready to be measured, then milliseconds and images per second."""
     torch.set_num_threads(1)
     results.send("ready")
     results.recv()
     source = read_folder(path, storage=storage)
     batches = EpochSource(source.images, source.labels, BATCH, AugmentSettings(flip=True), 0, torch.device("cpu"))
-    model = build(ZooModel(arch="convnet", width=4), ImageSpec(3, SIDE, SIDE, CLASSES))
+    model = build(ZooModel(arch="convnet", width=4), ImageSpec(3, side, side, CLASSES))
     optimizer = torch.optim.SGD(model.parameters(), 0.01)
     batches.batch(0)  # the workers start
     waiting, started = 0.0, time.perf_counter()
@@ -95,10 +99,10 @@ def memory(pid: int) -> int:
     return total
 
 
-def measure(path: Path, count: int, where: str, storage: Storage) -> Row:
+def measure(path: Path, count: int, side: int, where: str, storage: Storage) -> Row:
     """A row: a training in a process of its own, whose memory is looked at all the while."""
     here, there = multiprocessing.Pipe()
-    process = multiprocessing.get_context("fork").Process(target=train, args=(path, storage, there))
+    process = multiprocessing.get_context("fork").Process(target=train, args=(path, side, storage, there))
     process.start()
     there.close()
     assert process.pid is not None
@@ -110,23 +114,35 @@ def measure(path: Path, count: int, where: str, storage: Storage) -> Row:
     result = here.recv()
     process.join()
     workers = storage.workers if storage.memory == 0 else None
-    decoded = count * 3 * SIDE * SIDE
-    return {"images": count, "decoded": decoded, "from": where, "workers": workers, "peak": peak - first, **result}
+    decoded = count * 3 * side * side
+    return {
+        "images": count,
+        "side": side,
+        "decoded": decoded,
+        "from": where,
+        "workers": workers,
+        "peak": peak - first,
+        **result,
+    }
 
 
-def measured(counts: Sequence[int]) -> Iterator[Row]:
+def measured(counts: Sequence[int], small: Sequence[int]) -> Iterator[Row]:
     """Rows of all arms; the smallest folder is also trained on in memory, and again from the cache."""
     with tempfile.TemporaryDirectory(dir=common.ROOT) as scratch:
         for count in counts:
             path = Path(scratch, str(count))
-            make_folder(path, count)
+            make_folder(path, count, SIDE)
             if count == FEW:
-                yield measure(path, count, "memory", Storage(math.inf))
-                yield measure(path, count, "files", Storage(0.0, Path(scratch, "no workers"), 0))
+                yield measure(path, count, SIDE, "memory", Storage(math.inf))
+                yield measure(path, count, SIDE, "files", Storage(0.0, Path(scratch, "no workers"), 0))
             cached = Storage(0.0, Path(scratch, "workers"), 2)
-            yield measure(path, count, "files", cached)
+            yield measure(path, count, SIDE, "files", cached)
             if count == FEW:
-                yield measure(path, count, "cache", cached)
+                yield measure(path, count, SIDE, "cache", cached)
+        for count in small:
+            path = Path(scratch, f"small {count}")
+            make_folder(path, count, SMALL)
+            yield measure(path, count, SMALL, "files", Storage(0.0, Path(scratch, f"of small {count}"), 0))
 
 
 def tables(content: Row) -> str:
@@ -134,6 +150,7 @@ def tables(content: Row) -> str:
     rows = [
         (
             f"{row['images']:,}",
+            str(row.get("side", SIDE)),
             f"{row['decoded'] / 1e9:.1f}",
             row["from"],
             "-" if row["workers"] is None else str(row["workers"]),
@@ -150,13 +167,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Measure, write the results file and print the table."""
     parser = common.options("lazy", __doc__)
     parser.add_argument("--images", type=int, default=8_000, help="of the large folder")
+    parser.add_argument("--small", type=int, default=0, help="images of the largest folder of small ones; 0: none")
     arguments = parser.parse_args(argv)
+    small = [arguments.small // 10, arguments.small] if arguments.small else []
     rows = []
-    for row in measured([FEW, arguments.images]):
+    for row in measured([FEW, arguments.images], small):
         print(row)
         rows.append(row)
     content = {"rows": rows, **common.environment("torch", "pillow")}
-    common.save("lazy", content, f"--images {arguments.images}")
+    common.save("lazy", content, f"--images {arguments.images} --small {arguments.small}")
     print(tables(content))
 
 

@@ -260,6 +260,7 @@ ANYTHING = {
     "pipelines/run/result.py:Result.values",
     "synthkd/compression/onnx_file.py:needed",
     "synthkd/compression/onnx_file.py:onnx_bytes",
+    "synthkd/data/bank_disk.py:age_ordered",
     "synthkd/data/bank_rows.py:saved_rows",
     "synthkd/data/read/samples.py:open_samples",
     "synthkd/data/written/card.py:card",
@@ -281,6 +282,8 @@ ANYTHING = {
     "synthkd/training/checkpoint.py:CheckpointStore.save",
     "synthkd/training/monitor.py:Monitor.rows",
     "synthkd/training/monitor.py:read_rows",
+    "synthkd/training/shared_rows.py:open_rows",
+    "synthkd/training/shared_rows.py:save_rows",
 }
 """Functions that read or write whatever somebody put into a file (JSON, YAML, a checkpoint), or give what was imported
 by name."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from synthkd.data.bank_disk import DiskRows, age_ordered
 from synthkd.data.bank_rows import BankRows, saved_rows, shortage_explained
 from synthkd.data.replay import Floats, replay_policy
 from synthkd.errors import DataError
@@ -44,21 +45,21 @@ class MemoryBank(Dataset[BankImage]):
     `draw` and `HybridDataset` see every image at once.
 
     With `evict: oldest` the slots are a ring. With `evict: lowest_priority` an image may stay for the whole run, so
-    checkpoints cannot share rows, of which the oldest leave first: each writes the whole bank, also its age order.
-    Nothing is written again while no image is added.
+    checkpoints of a bank in memory cannot share rows, of which the oldest leave first: each writes the whole bank, also
+    its age order. Nothing is written again while no image is added. Checkpoints of a bank on disk refer to its files.
 
     Args:
         spec: size, channels and classes of the images.
         settings: capacity, policy, eviction and storage; None: the defaults.
         seed: the run's seed.
-        directory: where `storage: disk` keeps its memory-mapped arrays. They are working files; a checkpoint has
-            copies of its own.
+        directory: where `storage: disk` keeps its files. What an earlier process left there is removed; a checkpoint
+            has links of its own.
 
     Attributes:
         added: number of images that were added so far.
 
     Raises:
-        CheckpointError: the arrays do not fit the memory, or the disk.
+        CheckpointError: the bank does not fit the memory, or the disk.
         DataError: `storage: disk` without a directory.
     """
 
@@ -70,7 +71,7 @@ class MemoryBank(Dataset[BankImage]):
         self.settings = settings
         self.seed = seed
         with shortage_explained(spec, settings, directory):
-            self._rows = BankRows(spec, settings, directory)
+            self._rows = _rows(spec, settings, directory)
             self._policy = replay_policy(settings, settings.capacity, spec.classes)
         self.added = 0
 
@@ -81,17 +82,21 @@ class MemoryBank(Dataset[BankImage]):
         slot = range(len(self))[index]  # IndexError for an index beyond the last image
         if self._is_ring:
             slot = (self.added - len(self) + slot) % self.settings.capacity
-        rows = self._rows
-        return BankImage(to_float(rows.images[slot]), rows.labels[slot].clone(), rows.logits[slot].clone())
+        image, label, logits = (values[0] for values in self._read(torch.tensor([slot])))
+        return BankImage(to_float(image), label, logits)
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the preallocated arrays."""
+        """Bytes of the arrays, or of the files of a full bank."""
         return self._rows.nbytes
 
     def checkpoint_bytes(self, checkpoints: int, between: int) -> int:
         """Bytes of so many checkpoints of a full bank, to which `between` images are added from one to the next."""
         capacity = self.settings.capacity
+        if isinstance(self._rows, DiskRows):
+            # Links to the bank's files, of which an earlier checkpoint may have some that the bank has dropped.
+            dropped = (checkpoints - 1) * min(between, capacity) * (self.nbytes // capacity)
+            return dropped + checkpoints * 2 * self._rows.entry_bytes * capacity
         # Checkpoints share rows: the first has the whole bank, each next one only the new images, a bank at most.
         new = between if self._is_ring or not between else capacity
         rows = min(checkpoints * capacity, capacity + (checkpoints - 1) * new)
@@ -128,7 +133,7 @@ class MemoryBank(Dataset[BankImage]):
         births = torch.arange(self.added, self.added + count)
         self._rows.write(slots, births, pixels, labels, teacher_logits.detach().float())
         values = None if priorities is None else _as_priorities(priorities, count)
-        self._policy.replace(slots.numpy(), labels.numpy(), values)
+        self._rows.change(torch.from_numpy(self._policy.replace(slots.numpy(), labels.numpy(), values)))
         self.added += count
         return slots
 
@@ -151,12 +156,12 @@ class MemoryBank(Dataset[BankImage]):
 
     def newest(self, count: int) -> Batch:
         """The `count` newest images, or all if there are fewer, the oldest of them first."""
-        return self._batch(self._by_age()[max(0, len(self) - count) :])
+        return self._batch(self._by_age(torch.arange(max(0, len(self) - count), len(self))))
 
     def spread(self, count: int) -> Batch:
         """`count` images evenly from the oldest to the newest, or all if there are fewer."""
         size = len(self)
-        return self._batch(self._by_age()[torch.linspace(0, max(0, size - 1), min(count, size)).round().long()])
+        return self._batch(self._by_age(torch.linspace(0, max(0, size - 1), min(count, size)).round().long()))
 
     @property
     def _is_ring(self) -> bool:
@@ -165,30 +170,38 @@ class MemoryBank(Dataset[BankImage]):
     def _new_slots(self, count: int) -> Tensor:
         """Slots int64 `[count]` for new images: free ones, then those of the images that leave."""
         if self._is_ring:
-            return self._rows.ring(self.added, self.added + count)
+            return torch.arange(self.added, self.added + count) % self.settings.capacity
         size = len(self)
         free = torch.arange(size, min(size + count, self.settings.capacity))
         # No image leaves for a place that another new image of the same batch could have had.
         leaving = self._policy.lowest(count - len(free), self._rows.births[:size].numpy())
         return torch.cat([free, torch.from_numpy(leaving)])
 
-    def _by_age(self) -> Tensor:
-        """Slots of all images, int64, the oldest image first."""
+    def _by_age(self, places: Tensor) -> Tensor:
+        """Slots of some images, by their places in the order of age; the oldest image has place 0."""
         if self._is_ring:
-            return self._rows.ring(self.added - len(self), self.added)
-        return self._rows.births[: len(self)].argsort()
+            return (self.added - len(self) + places) % self.settings.capacity
+        births = self._rows.births[: len(self)].numpy()
+        # Without a sort of all: a partition has the chosen ones where a sort would have them.
+        return torch.from_numpy(np.argpartition(births, places.numpy())[places.numpy()]) if len(places) else places
+
+    def _read(self, slots: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        columns = self._rows.read(slots)
+        return columns["images"], columns["labels"], columns["logits"]
 
     def _batch(self, slots: Tensor, weights: Tensor | None = None) -> Batch:
-        rows = self._rows
-        return Batch(to_float(rows.images[slots]), rows.labels[slots], rows.logits[slots], weights, slots)
+        images, labels, logits = self._read(slots)
+        return Batch(to_float(images), labels, logits, weights, slots)
 
     def ages(self, slots: Tensor) -> Tensor:
         """How many images were added since each slot was written, int64 `[N]`; the newest has age 0."""
-        return self.added - 1 - self._rows.births[slots]
+        newest = self.added - 1
+        return (newest - slots) % self.settings.capacity if self._is_ring else newest - self._rows.births[slots]
 
     def reprioritise(self, slots: Tensor, priorities: Tensor) -> None:
         """Give slots new priorities (positive, finite); policies without priorities ignore them."""
         self._policy.reprioritise(slots.numpy(), _as_priorities(priorities, len(slots)))
+        self._rows.change(slots)
 
     def class_counts(self) -> Tensor:
         """Images of each class, int64 `[K]`."""
@@ -198,14 +211,21 @@ class MemoryBank(Dataset[BankImage]):
         """The images with labels and logits, oldest first, as they are until the next `add`; nothing is copied."""
         # Without a ring the rows have new numbers after each `add`, above all earlier ones, so that a checkpoint takes
         # none of them for a row that it has.
-        first = self.added - len(self) if self._is_ring else self.added * self.settings.capacity
-        return self._rows.saved(self._by_age(), first)
+        size = len(self)
+        if self._is_ring:
+            return self._rows.saved(self.added - size, self.added, None)
+        first = self.added * self.settings.capacity
+        return self._rows.saved(first, first + size, self._rows.births[:size].argsort())
 
     def state_dict(self) -> dict[str, Any]:
         """The images, as rows that a checkpoint shares with the one before, and the state of the policy.
 
-        With `evict: lowest_priority` also `births` int64 `[N]`, the number of the image in each slot in use.
+        With `evict: lowest_priority` also `births` int64 `[N]`, the number of the image in each slot in use. A bank on
+        disk has all that it keeps by slot as rows too, under `slots`.
         """
+        if isinstance(self._rows, DiskRows):
+            state = self._rows.state_dict(len(self), self._policy.columns())
+            return state | {"index": self._policy.scalars(), "added": self.added, "evict": self.settings.evict}
         state = {"rows": self.rows(), "index": self._policy.state_dict(len(self))}
         return state if self._is_ring else state | {"births": self._rows.births[: len(self)].clone()}
 
@@ -215,30 +235,58 @@ class MemoryBank(Dataset[BankImage]):
         Raises:
             DataError: images of another size, or a bank of another capacity or eviction.
         """
-        rows = saved_rows(state)
-        if self._is_ring == ("rows" in state and "births" in state):
+        evict = state.get("evict", "lowest_priority" if "rows" in state and "births" in state else "oldest")
+        if evict != self.settings.evict:
             raise DataError(
                 f"memory bank: the saved bank has another evict than {self.settings.evict}; set bank.evict as it was"
             )
+        if "slots" in state:
+            if isinstance(self._rows, DiskRows):
+                self._take_files(self._rows, state)
+                return
+            state = age_ordered(state)
+        rows = saved_rows(state)
         # Each image returns to its slot, so a resumed bank overwrites and draws as the unbroken one. A ring's follow
         # from the numbers of the rows.
         if self._is_ring:
-            births, slots = torch.arange(rows.first, rows.stop), self._rows.ring(rows.first, rows.stop)
+            births = torch.arange(rows.first, rows.stop)
+            slots = births % self.settings.capacity
         else:
             births, slots = state["births"].sort()
         self.added = int(births[-1]) + 1 if len(births) else 0
+        if isinstance(self._rows, DiskRows):
+            self._rows.begin_at(rows.first)
         for block in rows.blocks(rows.first):
-            shape = tuple(block.columns["images"].shape[1:])
-            if len(self) != rows.stop - rows.first or shape != self.spec.shape:
-                raise DataError(
-                    f"memory bank: the saved bank holds {rows.stop - rows.first} images {shape}, this one takes "
-                    f"{self.settings.capacity} of {self.spec.shape}"
-                )
+            self._require(rows.stop - rows.first, tuple(block.columns["images"].shape[1:]))
             part = slice(block.first - rows.first, block.first - rows.first + len(block))
             self._rows.write(slots[part], births[part], **block.columns)
         # A new policy: the old one may know images that the state does not have.
         self._policy = replay_policy(self.settings, self.settings.capacity, self.spec.classes)
         self._policy.load_state_dict(state["index"], self._rows.labels[: len(self)].numpy())
+
+    def _take_files(self, rows: DiskRows, state: Mapping[str, Any]) -> None:
+        self.added = state["added"]
+        self._require(state["used"], state["rows"].files.columns["images"][1])
+        policy = replay_policy(self.settings, self.settings.capacity, self.spec.classes)
+        rows.load_state_dict(state, policy.columns())
+        policy.resume(state["index"], rows.labels[: len(self)].numpy())
+        self._policy = policy
+
+    def _require(self, count: int, shape: tuple[int, ...]) -> None:
+        """Refuse a state of so many images unless it is of a bank as this one."""
+        if len(self) != count or shape != self.spec.shape:
+            raise DataError(
+                f"memory bank: the saved bank holds {count} images {shape}, this one takes {self.settings.capacity} of "
+                f"{self.spec.shape}"
+            )
+
+
+def _rows(spec: ImageSpec, settings: BankSettings, directory: Path | None) -> BankRows | DiskRows:
+    if settings.storage == "ram":
+        return BankRows(spec, settings.capacity)
+    if directory is None:
+        raise DataError("bank.storage: disk needs a directory for its files")
+    return DiskRows(spec, settings, directory)
 
 
 def _as_priorities(priorities: Tensor, count: int) -> Floats:

@@ -2,12 +2,13 @@
 
 A policy works on slots, labels and priorities, never on images. No draw and no update passes over the whole bank: it
 touches the slots concerned and, for priorities, one path of a sum tree for each. Only `lowest` passes over all
-priorities, once for a batch of new images. A heap would find the lowest faster, but would have to be updated after
-every step of the student, while new images come once in many steps.
+priorities, once for a batch of new images and in blocks, which need little memory. A heap would find the lowest faster,
+but would have to be updated after every step of the student, while new images come once in many steps.
 """
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,19 +20,24 @@ from synthkd.settings import ReplaySettings
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
+_BLOCK = 1 << 18  # priorities that `lowest` looks at a time
 
 
 class UniformReplay:
     """Every image is equally likely."""
 
-    def replace(self, slots: Ints, labels: Ints, priorities: Floats | None) -> None:
+    def replace(self, slots: Ints, labels: Ints, priorities: Floats | None) -> Ints:
         """Register new images, which overwrite the old images of their slots.
 
         Args:
             slots: int64 `[N]`, where they were written.
             labels: int64 `[N]`.
             priorities: float64 `[N]`, or None for the largest priority so far.
+
+        Returns:
+            Slots int64 `[M]` whose values in `columns` have changed.
         """
+        return slots
 
     def reprioritise(self, slots: Ints, priorities: Floats) -> None:
         """Give slots `[N]` new priorities `[N]`; without effect on policies that have none."""
@@ -61,12 +67,27 @@ class UniformReplay:
         """
         return rng.integers(0, size, count), None
 
-    def state_dict(self, used: int) -> dict[str, Any]:
-        """The state of the first `used` slots, for a checkpoint; the labels are saved by the bank."""
+    def columns(self) -> dict[str, NDArray[Any]]:
+        """What is kept of each slot by name, `[capacity]`; not a copy."""
         return {}
 
-    def load_state_dict(self, state: Mapping[str, Any], labels: Ints) -> None:
-        """Continue from `state_dict` in a new policy, given the labels int64 `[used]` of the slots in use."""
+    def scalars(self) -> dict[str, float]:
+        """What is kept beside it."""
+        return {}
+
+    def state_dict(self, used: int) -> dict[str, Any]:
+        """The state of the first `used` slots, for a checkpoint; the labels are saved by the bank."""
+        copies = {name: torch.from_numpy(column[:used].copy()) for name, column in self.columns().items()}
+        return copies | self.scalars()
+
+    def load_state_dict(self, state: Mapping[str, Any], labels: NDArray[Any]) -> None:
+        """Continue from `state_dict` in a new policy, given the labels `[used]` of the slots in use."""
+        for name, column in self.columns().items():
+            column[: len(labels)] = state[name].numpy()
+        self.resume(state, labels)
+
+    def resume(self, scalars: Mapping[str, float], labels: NDArray[Any]) -> None:
+        """Continue in a new policy whose `columns` are set already, from the `scalars` and the labels `[used]`."""
 
 
 class ClassBalancedReplay(UniformReplay):
@@ -78,14 +99,15 @@ class ClassBalancedReplay(UniformReplay):
     """
 
     def __init__(self, capacity: int, classes: int) -> None:
-        # Lists with positions instead of sets: a draw picks a member by its place, which a set cannot do.
-        self._members: list[list[int]] = [[] for _ in range(classes)]  # class -> its slots, in no order
-        self._position = np.full(capacity, -1, dtype=np.int64)  # slot -> place in the list of its class, -1: unused
-        self._label = np.zeros(capacity, dtype=np.int64)
+        # Lists with positions instead of sets: a draw picks a member by its place, which a set cannot do. Arrays of
+        # four bytes a slot: a list has a Python object for each.
+        self._members = [array("i") for _ in range(classes)]  # class -> its slots, in no order
+        self._position = np.full(capacity, -1, dtype=np.int32)  # slot -> place in the list of its class, -1: unused
+        self._label = np.zeros(capacity, dtype=np.int32)
 
-    def replace(self, slots: Ints, labels: Ints, priorities: Floats | None) -> None:
+    def replace(self, slots: Ints, labels: Ints, priorities: Floats | None) -> Ints:
         """Move each slot from the list of its old class to that of its new one."""
-        position, label_of = self._position, self._label
+        position, label_of, moved = self._position, self._label, slots.tolist()
         for slot, label in zip(slots.tolist(), labels.tolist(), strict=True):
             if position[slot] >= 0:
                 # The last slot of the list fills the gap, so that a removal costs the same in a class of any size.
@@ -94,9 +116,11 @@ class ClassBalancedReplay(UniformReplay):
                 if last != slot:
                     old[position[slot]] = last
                     position[last] = position[slot]
+                    moved.append(last)
             position[slot] = len(self._members[label])
             label_of[slot] = label
             self._members[label].append(slot)
+        return np.array(moved, dtype=np.int64)
 
     def draw(self, count: int, size: int, rng: np.random.Generator) -> tuple[Ints, Floats | None]:
         """Slots int64 `[count]`, without importance weights."""
@@ -106,18 +130,21 @@ class ClassBalancedReplay(UniformReplay):
         picks = [present[c][int(p * len(present[c]))] for c, p in zip(chosen.tolist(), place.tolist(), strict=True)]
         return np.array(picks, dtype=np.int64), None
 
-    def state_dict(self, used: int) -> dict[str, Any]:
-        """`position` int64 `[used]`: draws depend on the order of each list, which does not follow from the labels."""
-        return {"position": torch.from_numpy(self._position[:used].copy())}
+    def columns(self) -> dict[str, NDArray[Any]]:
+        """`position` int32: draws depend on the order of each list, which does not follow from the labels."""
+        return {"position": self._position}
 
-    def load_state_dict(self, state: Mapping[str, Any], labels: Ints) -> None:
+    def resume(self, scalars: Mapping[str, float], labels: NDArray[Any]) -> None:
         """Rebuild the list of each class in the order that it had."""
-        position = state["position"].numpy()
-        self._position[: len(position)] = position
         self._label[: len(labels)] = labels
-        for label, members in enumerate(self._members):
-            slots = np.flatnonzero(labels == label)
-            members[:] = slots[np.argsort(position[slots])].tolist()
+        blocks = [slice(first, min(first + _BLOCK, len(labels))) for first in range(0, len(labels), _BLOCK)]
+        counts = sum((np.bincount(labels[one], minlength=len(self._members)) for one in blocks), np.zeros(1, np.int64))
+        ends = np.cumsum(counts)
+        ordered = np.empty(len(labels), dtype=np.int32)  # the lists one after the other
+        for one in blocks:
+            place = np.concatenate([[0], ends])[labels[one]] + self._position[one]
+            ordered[place] = np.arange(one.start, one.stop, dtype=np.int32)
+        self._members = [array("i", part.tobytes()) for part in np.split(ordered, ends[:-1])]
 
 
 class PrioritizedReplay(UniformReplay):
@@ -139,9 +166,10 @@ class PrioritizedReplay(UniformReplay):
         self._importance = importance
         self._largest = 1.0  # priority of the first images, whose loss nobody has measured yet
 
-    def replace(self, slots: Ints, labels: Ints, priorities: Floats | None) -> None:
+    def replace(self, slots: Ints, labels: Ints, priorities: Floats | None) -> Ints:
         """Give new images their priorities, or the largest one so far, so that each is soon drawn (algorithm 1)."""
         self.reprioritise(slots, np.full(len(slots), self._largest) if priorities is None else priorities)
+        return slots
 
     def reprioritise(self, slots: Ints, priorities: Floats) -> None:
         """Set the leaves of the slots and sum again above them, level by level."""
@@ -177,28 +205,42 @@ class PrioritizedReplay(UniformReplay):
         probability = self._tree[nodes] / total
         return nodes - self._leaves, (size * probability) ** -self._importance
 
-    def state_dict(self, used: int) -> dict[str, Any]:
-        """`weights` float64 `[used]` of the leaves and the `largest` priority so far."""
-        leaves = self._tree[self._leaves : self._leaves + used]
-        return {"weights": torch.from_numpy(leaves.copy()), "largest": self._largest}
+    def columns(self) -> dict[str, NDArray[Any]]:
+        """`weights` float64 of the leaves."""
+        return {"weights": self._tree[self._leaves :]}
 
-    def load_state_dict(self, state: Mapping[str, Any], labels: Ints) -> None:
-        """Set the leaves and sum the whole tree; the bits are those of the single updates."""
-        weights = state["weights"].numpy()
-        self._largest = float(state["largest"])
-        self._tree[:] = 0.0
-        self._tree[self._leaves : self._leaves + len(weights)] = weights
-        # Level by level from the leaves up: every sum is left child plus right child, as in `reprioritise`.
-        level = self._leaves
+    def scalars(self) -> dict[str, float]:
+        """The `largest` priority so far."""
+        return {"largest": self._largest}
+
+    def resume(self, scalars: Mapping[str, float], labels: NDArray[Any]) -> None:
+        """Sum the tree above the leaves; the bits are those of the single updates."""
+        self._largest = float(scalars["largest"])
+        tree, level, used = self._tree, self._leaves, len(labels)
+        # Level by level from the leaves up: every sum is left child plus right child, as in `reprioritise`. All else
+        # is 0 in a new tree.
         while level > 1:
-            self._tree[level // 2 : level] = self._tree[level : 2 * level].reshape(-1, 2).sum(axis=1)
+            used = -(-used // 2)
+            np.add(
+                tree[level : level + 2 * used : 2], tree[level + 1 : level + 2 * used : 2], tree[level // 2 :][:used]
+            )
             level //= 2
 
 
 def _lowest(priorities: Floats, births: Ints, count: int) -> Ints:
     """Indices int64 `[count]` of the first rows by (priority, birth), in this order."""
-    if not count:
-        return np.empty(0, dtype=np.int64)
+    lowest = np.empty(0, dtype=np.int64)
+    for start in range(0, len(births) if count else 0, _BLOCK):
+        stop = min(start + _BLOCK, len(births))
+        some = start + _lowest_of_a_block(priorities[start:stop], births[start:stop], min(count, stop - start))
+        lowest = np.concatenate([lowest, some])
+        if len(lowest) > count:
+            lowest = lowest[np.lexsort((births[lowest], priorities[lowest]))[:count]]
+    return lowest
+
+
+def _lowest_of_a_block(priorities: Floats, births: Ints, count: int) -> Ints:
+    """As `_lowest`, with copies of all that it is given."""
     # Partitions instead of a sort of all: first the priorities, then the births of those equal to the last one taken.
     limit = np.partition(priorities, count - 1)[count - 1]
     below, equal = np.flatnonzero(priorities < limit), np.flatnonzero(priorities == limit)

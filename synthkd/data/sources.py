@@ -11,6 +11,7 @@ from torch import Tensor
 
 from synthkd.data.ahead import Ahead
 from synthkd.data.bank import MemoryBank
+from synthkd.data.number_set import NumberSet
 from synthkd.data.read.on_disk import DiskImages, Pixels, part_of, where_kept
 from synthkd.passes import in_chunks
 from synthkd.rng import numpy_stream
@@ -131,7 +132,7 @@ class RealSource:
         device: torch.device | None = None,
         batch_size: int = 512,
     ) -> None:
-        self.used: set[int] = set()
+        self.used = NumberSet()
         self._supply = supply
         self._seed = seed
         self._teacher = teacher
@@ -149,7 +150,7 @@ class RealSource:
         self._wait(real, count, step)
         numbers, labels = real.first + rows, real.labels[rows]
         # For the result of the run, which says how many different real images the student has seen.
-        self.used.update(numbers.tolist())
+        self.used.update(numbers)
         logits = None if self._teacher is None else self._logits_of(real, self._teacher)[rows]
         return [Batch(to_float(real.images[rows]), labels, logits, rows=numbers, annotated=labels >= 0)]
 
@@ -179,11 +180,11 @@ class RealSource:
 
     def state_dict(self) -> dict[str, Any]:
         """The numbers of the images drawn so far, as `real_rows`. Batches need no state; they follow from the step."""
-        return {"real_rows": sorted(self.used)}
+        return {"real_rows": self.used.state()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from what `state_dict` returned."""
-        self.used = set(state["real_rows"])
+        self.used = NumberSet(state["real_rows"])
 
     def _logits_of(self, real: RealImages, teacher: Labeller) -> Tensor:
         """The teacher's logits `[N, K]` of real images; each image is labelled once, when it appears."""

@@ -225,9 +225,9 @@ class BankSettings(ReplaySettings):
     """Largest number of images; after that each new one takes the place of another."""
     evict: Literal["oldest", "lowest_priority"] = "oldest"
     """Which images leave a full bank. lowest_priority needs policy prioritized; of equal priorities the oldest leaves.
-    Each checkpoint then writes the whole bank, where with oldest it writes the new images alone."""
+    Each checkpoint of a bank in memory then writes the whole bank, where with oldest it writes the new images alone."""
     storage: Literal["ram", "disk"] = "ram"
-    """disk: in memory-mapped files inside the run directory."""
+    """disk: in files inside the run directory, which checkpoints share; for a bank that is larger than the memory."""
 
     @model_validator(mode="after")
     def _has_priorities(self) -> BankSettings:

@@ -17,7 +17,7 @@ from synthkd.errors import CheckpointError
 from synthkd.system.files import naming, sha256
 from synthkd.system.resources import out_of_memory
 from synthkd.system.sealed import sealed, unsealed
-from synthkd.training.shared_rows import Rows, flush, open_rows, save_rows
+from synthkd.training.shared_rows import SEGMENTS, Rows, flush, open_rows, save_rows
 
 LOG = logging.getLogger(__name__)
 
@@ -25,8 +25,6 @@ MANIFEST = "manifest.json"
 STATE = "state.pt"
 ROWS = "rows"
 """Name of the folder beside the checkpoints with the rows that they share; key of the manifest that lists its files."""
-_SEGMENTS = "segments"
-"""Key of the names of row files in the dict that replaces `Rows` in a saved state."""
 
 
 @dataclass(frozen=True)
@@ -71,8 +69,9 @@ class CheckpointStore:
         def save_in_files(place: str, value: object) -> dict[str, Any] | None:
             if not isinstance(value, Rows):
                 return None
-            row_files[place] = save_rows(self.directory / ROWS, value, self._row_files.get(place, ()))
-            return {_SEGMENTS: row_files[place], "first": value.first, "stop": value.stop}
+            reference = save_rows(self.directory / ROWS, value, self._row_files.get(place, ()))
+            row_files[place] = reference[SEGMENTS]
+            return reference
 
         try:
             # The rows come first: a checkpoint must not be visible before the files that it refers to.
@@ -144,10 +143,10 @@ class CheckpointStore:
         row_files: dict[str, list[str]] = {}
 
         def open_files(place: str, value: object) -> Rows | None:
-            if not isinstance(value, dict) or _SEGMENTS not in value:
+            if not isinstance(value, dict) or SEGMENTS not in value:
                 return None
-            row_files[place] = value[_SEGMENTS]
-            return open_rows(self.directory / ROWS, value[_SEGMENTS], value["first"], value["stop"])
+            row_files[place] = value[SEGMENTS]
+            return open_rows(self.directory / ROWS, value)
 
         state = _replaced(content["state"], open_files)
         # The next save appends to these files instead of writing all rows again.

@@ -223,3 +223,19 @@ def test_workers_end_with_a_program_that_ends(tmp_path: Path, images: Path) -> N
     process = subprocess.run(command, capture_output=True, text=True, timeout=100, check=True)
     assert process.stderr == ""
     wait_for_the_end([int(word) for word in process.stdout.split("\n")[0].split()])
+
+
+def test_each_of_two_processes_decodes_its_rows_alone_of_the_same_batches(images: Path, tmp_path: Path) -> None:
+    def source(where: Storage, rank: int, world: int) -> EpochSource:
+        read = read_folder(images, size=8, storage=where)
+        return EpochSource(read.images, read.labels, 8, AugmentSettings(), 5, CPU, rank, world)
+
+    whole = source(IN_MEMORY, 0, 1)
+    for rank in range(2):
+        own = source(Storage(0.0, tmp_path / f"rank{rank}", 0), rank, 2)
+        assert isinstance(own.images, DiskImages)
+        for step in range(3):
+            every, some = whole.batch(step), own.batch(step)
+            assert torch.equal(some.images, every.images[rank::2])
+            assert torch.equal(some.labels, every.labels[rank::2])
+        assert len(own.images) - own.images.lacking() == 3 * 4

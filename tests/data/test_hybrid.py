@@ -9,6 +9,7 @@ import torch
 
 from synthkd.data.bank import MemoryBank
 from synthkd.data.hybrid import REST, HybridDataset
+from synthkd.data.number_set import NumberSet
 from synthkd.data.sources import GeneratedSource, Labeller, RealImages, RealSource, RealSupply, Source
 from synthkd.schedules import value_at
 from synthkd.settings import BankSettings, Curve, MixSettings, Schedule
@@ -65,7 +66,7 @@ def make(
 
 def used(dataset: HybridDataset) -> set[int]:
     """Numbers of the real images that batches have drawn."""
-    return set(dataset.state_dict()[str(len(dataset.state_dict()) - 1)]["real_rows"])
+    return set(NumberSet(dataset.state_dict()[str(len(dataset.state_dict()) - 1)]["real_rows"]))
 
 
 def counting(calls: list[int]) -> Labeller:

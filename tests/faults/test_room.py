@@ -172,7 +172,7 @@ def test_a_bank_that_the_disk_does_not_hold_is_refused_and_does_not_kill(home: P
         "error: transfer_set.bank.capacity: 40,000 images with their logits take 4.8 MB, which do not fit "
     )
     assert "no space left on device" in line
-    assert not list((small_disk / "run" / "bank").rglob("*.bin")), "what it could have is given back"
+    assert not list((small_disk / "run" / "bank").rglob("*.rows")), "nothing was written"
     assert main([*on_disk, "transfer_set.bank.capacity=40"]) == 0, "a smaller one fits"
 
 

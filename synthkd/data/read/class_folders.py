@@ -9,7 +9,8 @@ from pathlib import Path
 from synthkd.data.read.decode import in_a_line
 from synthkd.data.read.entries import Listing, refused_entry
 from synthkd.data.read.folder_or_zip import Directory
-from synthkd.data.read.labels import Written, in_order, labelled
+from synthkd.data.read.labels import Written, in_order
+from synthkd.data.read.packed import labelled
 from synthkd.errors import DataError
 from synthkd.system.text import parse_json
 

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import IO
 
 from synthkd.data.read.decode import in_a_line
-from synthkd.data.read.entries import check_size
 from synthkd.data.read.folder_or_zip import FREELY_PACKED, MOST_PACKED
 
 _OPENERS: Mapping[bytes, Callable[[Path], BufferedIOBase]] = {
@@ -92,14 +91,3 @@ def temporary(packed: int) -> Iterator[Temporary]:
     with tempfile.NamedTemporaryFile(prefix="synthkd-", delete=False) as file:
         atexit.register(Path(file.name).unlink, missing_ok=True)
         yield Temporary(file, max(MOST_PACKED * packed, FREELY_PACKED))
-
-
-def read_at(path: Path, offset: int, size: int) -> bytes:
-    """The bytes of a file in a place; raises `ValueError` for too many, or where it ends before them."""
-    check_size(size)
-    with path.open("rb") as file:
-        file.seek(offset)
-        content = file.read(size)
-    if len(content) != size:
-        raise ValueError(f"cut off: {len(content)} of {size} bytes")
-    return content

@@ -13,7 +13,6 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -132,13 +131,6 @@ def read_and_decode(read: Reader, channels: int | None = None, fit: Fit | int | 
     except Exception as error:  # archives meet arbitrary bytes as decoders do
         return Decoded(None, reason=in_a_line(error))
     return decode(source, channels, fit)
-
-
-def decode_in_order(
-    readers: Sequence[Reader], channels: int | None = None, fit: Fit | int | None = None
-) -> Iterator[Decoded]:
-    """`read_and_decode` in threads, in order; see `in_threads`."""
-    return in_threads(partial(read_and_decode, channels=channels, fit=fit), readers)
 
 
 def in_threads(one: Callable[[Item], Result], items: Sequence[Item]) -> Iterator[Result]:

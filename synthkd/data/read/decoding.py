@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from synthkd.data.read.decode import decode_in_order, some, with_reasons
+from synthkd.data.read.decode import Decoded, in_threads, read_and_decode, some, with_reasons
 from synthkd.data.read.entries import Entry, Listing
 from synthkd.data.read.fit import Fit
 
@@ -35,7 +36,7 @@ class Decoding:
     def images(self, channels: int | None = None, fit: Fit | None = None) -> Iterator[tuple[Entry, Tensor]]:
         """The readable files with their images uint8 `[C, H, W]`; `channels` and `fit` as of `decode`."""
         entries = self._listing.entries
-        results = decode_in_order([entry.read for entry in entries], channels, fit)
+        results = in_threads(partial(_decoded, channels=channels, fit=fit), entries)
         for entry, result in zip(entries, results, strict=True):
             if result.pixels is None:
                 self.bad.append((entry.name, result.reason))
@@ -52,6 +53,10 @@ class Decoding:
         if self.bad:
             lines.append(f"{len(self.bad)} unreadable files left out: {with_reasons(self.bad)}")
         return lines
+
+
+def _decoded(entry: Entry, channels: int | None, fit: Fit | None) -> Decoded:
+    return read_and_decode(entry.read, channels, fit)
 
 
 def channels_first(pixels: NDArray[np.uint8]) -> Tensor:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Container, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from pathlib import Path
 from typing import NoReturn
 
 from synthkd.data.read.decode import Reader
@@ -12,7 +13,36 @@ LARGEST_FILE = 1 << 28
 """Most bytes of an unpacked member of an archive; an uncompressed image of `decode.LARGEST` pixels has fewer."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
+class InFolder:
+    """Reads a file below a folder: returns its path."""
+
+    root: Path
+    name: str
+
+    def __call__(self) -> Path:
+        return self.root / self.name
+
+
+@dataclass(frozen=True, slots=True)
+class InFile:
+    """Reads some bytes of a file; raises `ValueError` for too many, or where the file ends before them."""
+
+    path: Path
+    offset: int
+    size: int
+
+    def __call__(self) -> bytes:
+        check_size(self.size)
+        with self.path.open("rb") as file:
+            file.seek(self.offset)
+            content = file.read(self.size)
+        if len(content) != self.size:
+            raise ValueError(f"cut off: {len(content)} of {self.size} bytes")
+        return content
+
+
+@dataclass(frozen=True, slots=True)
 class Entry:
     """One image file.
 
@@ -55,12 +85,6 @@ def refused_entry(name: str, reason: str, image: Reader | None = None) -> Entry:
         raise ValueError(reason)
 
     return Entry(name, refuse, image=image)
-
-
-def without_labels(listing: Listing) -> Listing:
-    """The same files without labels and classes; what was refused for its label alone is an image as the others."""
-    entries = [replace(one, read=one.image or one.read, label=None, image=None) for one in listing.entries]
-    return Listing(entries, (), listing.ignored)
 
 
 def objection(name: str, others: Container[str]) -> str:

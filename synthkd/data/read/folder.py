@@ -13,15 +13,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from synthkd.data.read.decode import some, with_reasons
 from synthkd.data.read.decoding import Decoding
-from synthkd.data.read.entries import Entry, Listing
+from synthkd.data.read.entries import Listing
 from synthkd.data.read.fit import Fit
 from synthkd.data.read.listing import list_dataset
 from synthkd.data.read.on_disk import DiskImages, ImageFiles, Pixels, survey, where_kept
+from synthkd.data.read.packed import Entries, as_packed
 from synthkd.data.read.splits import Source
 from synthkd.errors import DataError
 from synthkd.settings import FolderData, FolderTest, UnlabelledData
@@ -94,7 +96,7 @@ def read_folder(
         return _on_disk(where, listing, channels, fit, skip_bad, storage)
     count, decoding = len(listing.entries), Decoding(listing)
     sizes: Counter[tuple[int, int]] = Counter()
-    entries: list[Entry] = []
+    entries = Entries()
     images: Tensor | None = None
     for entry, image in decoding.images(channels, fit):
         height, width = image.shape[1:]
@@ -109,7 +111,7 @@ def read_folder(
     _refuse(where, count, [] if skip_bad else decoding.bad, sizes)
     if images is None:
         raise DataError(f"{where}: none of the {count} files is a readable image: {with_reasons(decoding.bad)}")
-    return _source(images[: len(entries)], entries, listing, decoding.notes(_IGNORED))
+    return _source(images[: len(entries)], entries.labels, entries.in_test, listing, decoding.notes(_IGNORED))
 
 
 def read_files(
@@ -134,31 +136,37 @@ def _needed(listing: Listing, channels: int, fit: Fit | None) -> int:
     return 0 if first is None else len(listing.entries) * first[1].nbytes
 
 
-def _source(pixels: Pixels, entries: Sequence[Entry], listing: Listing, notes: Sequence[str]) -> Source:
-    has_test = any(entry.test for entry in listing.entries)
+def _source(pixels: Pixels, labels: Tensor, in_test: Tensor, listing: Listing, notes: Sequence[str]) -> Source:
     return Source(
         images=pixels,
-        labels=torch.tensor([-1 if one.label is None else one.label for one in entries], dtype=torch.int64),
+        labels=labels,
         class_names=listing.class_names,
-        train=sum(not entry.test for entry in entries) if has_test else None,
+        train=int((~in_test).sum()) if as_packed(listing.entries).in_test.any() else None,
         notes=tuple(notes),
     )
 
 
 def _on_disk(where: Path, listing: Listing, channels: int, fit: Fit | None, skip_bad: bool, storage: Storage) -> Source:
     """The images as files that are decoded on demand, after a survey of them all."""
-    surveyed = list(survey(listing.entries, channels, fit))
-    sizes = Counter(one.size for one in surveyed if one.size is not None)
-    named = list(zip(listing.entries, surveyed, strict=True))
-    bad = [(entry.name, one.reason) for entry, one in named if one.size is None]
-    _refuse(where, len(named), [] if skip_bad else bad, sizes)
+    count, bad = len(listing.entries), []
+    sizes: Counter[tuple[int, int]] = Counter()
+    digests, is_good = np.zeros((count, 32), dtype=np.uint8), torch.ones(count, dtype=torch.bool)
+    for row, one in enumerate(survey(listing.entries, channels, fit)):
+        if one.digest:
+            digests[row] = np.frombuffer(one.digest, dtype=np.uint8)
+        if one.size is None:
+            is_good[row] = False
+            bad.append((listing.entries[row].name, one.reason))
+        else:
+            sizes[one.size] += 1
+    _refuse(where, count, [] if skip_bad else bad, sizes)
     if not sizes:
-        raise DataError(f"{where}: none of the {len(named)} files is a readable image: {with_reasons(bad)}")
+        raise DataError(f"{where}: none of the {count} files is a readable image: {with_reasons(bad)}")
     ((height, width),) = sizes
     workers = min(MOST_WORKERS, os.cpu_count() or 1) if storage.workers is None else storage.workers
-    digests, shape = [one.digest for one in surveyed], (channels, height, width)
+    shape = (channels, height, width)
     files = ImageFiles(where, listing.entries, digests, shape, fit, storage.folder.expanduser(), workers)
-    good = torch.tensor([row for row, one in enumerate(surveyed) if one.size is not None])
+    good = is_good.nonzero()[:, 0]
     images = DiskImages(files, files.cache(), good)
     if skip_bad and (unreadable := images.unreadable()):
         bad += [(listing.entries[int(good[row])].name, reason) for row, reason in unreadable]
@@ -167,8 +175,8 @@ def _on_disk(where: Path, listing: Listing, channels: int, fit: Fit | None, skip
         images = images.part(keep)
     notes = [f"{len(images):,} images{where_kept(images)} (cache: {files.folder})"]
     notes += Decoding(listing, bad).notes(_IGNORED)
-    entries = [listing.entries[number] for number in images.numbers.tolist()]
-    return _source(images, entries, listing, notes)
+    every = as_packed(listing.entries)
+    return _source(images, every.labels[images.numbers], every.in_test[images.numbers], listing, notes)
 
 
 def _allocate(count: int, channels: int, height: int, width: int, where: Path) -> Tensor:

@@ -5,16 +5,19 @@ No image is decoded here, and nothing is extracted to disk.
 
 from __future__ import annotations
 
+import heapq
 import os
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from threading import Lock
 
 from synthkd.data.read.decode import NOT_IMAGES, in_a_line
 from synthkd.data.read.entries import Entry, check_size, objection, refused_entry
+from synthkd.data.read.packed import FolderFiles, Names
 from synthkd.errors import DataError
 
 DEEPEST = 100
@@ -34,13 +37,13 @@ class Directory:
 
     Attributes:
         name: path below the root of the set; empty for the root.
-        files: name within this directory -> the file, images or not.
+        files: name within this directory -> the file, images or not; those of a folder are sorted.
         directories: name within this directory -> directory. The hidden directories of a folder are listed but empty.
         refused: of the root: members of an archive that are not read; reading them raises the reason.
     """
 
     name: str = ""
-    files: dict[str, Entry] = field(default_factory=dict)
+    files: dict[str, Entry] | FolderFiles = field(default_factory=dict)
     directories: dict[str, Directory] = field(default_factory=dict)
     refused: list[Entry] = field(default_factory=list)
 
@@ -59,24 +62,37 @@ class Directory:
             files_first: the files of a directory come before its subdirectories; False: all are sorted together.
         """
         directories = self.visible()
-        places = [(0, name) for name in self.files] + [(1, name) for name in directories]
-        for is_directory, name in sorted(places, key=None if files_first else lambda place: (place[1], place[0])):
-            if is_directory:
-                yield from directories[name].entries(files_first)
+        files: Iterator[tuple[str, Entry | Directory]]
+        if isinstance(self.files, FolderFiles):
+            files = self.files.in_order()
+        else:
+            files = iter(sorted(self.files.items(), key=_name))
+        inner = iter(directories.items())
+        for _, one in chain(files, inner) if files_first else heapq.merge(files, inner, key=_name):
+            if isinstance(one, Directory):
+                yield from one.entries(files_first)
             else:
-                yield self.files[name]
+                yield one
 
     def images(self) -> Directory:
         """The tree without hidden directories, files that are no images, and directories without images."""
-        files = {name: entry for name, entry in self.files.items() if is_image(name)}
+        files: dict[str, Entry] | FolderFiles
+        if isinstance(self.files, FolderFiles):
+            files = self.files.where(is_image)
+        else:
+            files = {name: entry for name, entry in self.files.items() if is_image(name)}
         directories = {name: inside.images() for name, inside in self.visible().items()}
         return Directory(self.name, files, {name: d for name, d in directories.items() if d.files or d.directories})
 
     def leaves(self) -> Iterator[str]:
         """Names of all files at any depth, hidden ones too, and of empty directories, which end in a slash."""
-        yield from (entry.name for entry in self.files.values())
+        yield from self.files.paths() if isinstance(self.files, FolderFiles) else (e.name for e in self.files.values())
         for inside in self.directories.values():
             yield from inside.leaves() if inside.files or inside.directories else (f"{inside.name}/",)
+
+
+def _name(item: tuple[str, object]) -> str:
+    return item[0]
 
 
 def is_image(name: str) -> bool:
@@ -102,24 +118,37 @@ def _folder(root: Path, path: Path, entered: set[Path], level: int = 0) -> Direc
     if level > DEEPEST:
         raise DataError(f"{path} lies below more than {DEEPEST} levels of directories; is {root} a folder of images?")
     try:
-        paths = sorted(path.iterdir())
+        with os.scandir(path) as inside:
+            names, inner_names = _sorted_names(inside)
     except OSError as error:
         raise DataError(f"{path} cannot be listed ({error.strerror}); check its permissions") from error
-    directory = Directory(str(path.relative_to(root)) if level else "")
+    below_root = str(path.relative_to(root)) if level else ""
+    directory = Directory(below_root, FolderFiles(root, below_root, names))
     # Links may lead in circles, or many of them to one place, so no directory is entered twice below a class directory.
     # Two classes, or two parts, may have links to the same place: each has its own set of entered directories.
     holds_classes = level == 0 or (level == 1 and path.name in PARTS)
-    for inner in paths:
-        name = inner.name
-        if not inner.is_dir():
-            directory.files[name] = Entry(str(inner.relative_to(root)), partial(Path, inner))
-        elif _is_hidden(name):
+    for name in inner_names:
+        inner = path / name
+        if _is_hidden(name):
             directory.subdirectory(name)
         elif (real := inner.resolve()) not in entered:
             below = set(entered) if holds_classes else entered
             below.add(real)
             directory.directories[name] = _folder(root, inner, below, level + 1)
     return directory
+
+
+def _sorted_names(inside: Iterator[os.DirEntry[str]]) -> tuple[Names, list[str]]:
+    """Names of the files and of the directories in one directory; a link counts as what it leads to."""
+    files: list[str] = []
+    directories: list[str] = []
+    for entry in inside:
+        try:
+            is_directory = entry.is_dir()
+        except OSError:  # a link in a circle
+            is_directory = False
+        (directories if is_directory else files).append(entry.name)
+    return Names(sorted(files)), sorted(directories)
 
 
 def _zip(path: Path) -> Directory:
@@ -173,5 +202,6 @@ def tree_of(files: Mapping[str, Entry], refused: Iterable[Entry]) -> Directory:
         for parent in parents:
             directory = directory.subdirectory(parent)
         if base:
+            assert isinstance(directory.files, dict)
             directory.files[base] = entry
     return root

@@ -15,7 +15,8 @@ from synthkd.data.read.class_folders import LABELS
 from synthkd.data.read.decode import in_a_line
 from synthkd.data.read.entries import Listing
 from synthkd.data.read.folder_or_zip import is_image, read_tree
-from synthkd.data.read.labels import Written, labelled
+from synthkd.data.read.labels import Written
+from synthkd.data.read.packed import labelled
 from synthkd.data.read.parquet import list_files
 from synthkd.data.read.webdataset import list_shards
 from synthkd.errors import DataError

@@ -11,7 +11,8 @@ from typing import Any
 
 from synthkd.data.read.decode import in_a_line, some
 from synthkd.data.read.entries import Entry, Listing, check_size
-from synthkd.data.read.labels import Written, labelled
+from synthkd.data.read.labels import Written
+from synthkd.data.read.packed import labelled
 from synthkd.data.read.parquet import IMAGES, list_files
 from synthkd.errors import DataError
 from synthkd.imports import optional

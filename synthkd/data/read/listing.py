@@ -8,17 +8,18 @@ missing `test`.
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from synthkd.data.read.class_folders import LABELS, by_labels_file, class_directories
 from synthkd.data.read.compressed import is_tar
 from synthkd.data.read.decode import some
-from synthkd.data.read.entries import Entry, Listing, without_labels
+from synthkd.data.read.entries import Entry, Listing
 from synthkd.data.read.folder_or_zip import PARTS, Directory, is_image, read_tree
 from synthkd.data.read.generated import SPLIT, find_generated, list_generated
 from synthkd.data.read.hugging_face import list_hugging_face
+from synthkd.data.read.packed import as_packed, packed, unused, without_labels
 from synthkd.data.read.parquet import is_parquet, list_parquet
 from synthkd.data.read.table import is_table, list_table
 from synthkd.data.read.webdataset import list_tar
@@ -56,19 +57,22 @@ def list_scored(path: Path, split: str | None = None) -> Listing:
     elif parts := _parts(top):
         raise DataError(f"{path} is divided into parts; choose one of them: split={' or split='.join(parts)}")
     if (listing := by_labels_file(path, whole)) is not None:
-        return replace(listing, entries=[*listing.entries, *root.refused])
-    flat, classes = [top.files[name] for name in sorted(top.files)], class_directories(top)
+        return replace(listing, entries=packed(listing.entries, root.refused))
+    flat, classes = top.files, class_directories(top)
     if not (flat or classes or root.refused):
         raise DataError(f"{path} holds no images; check the path")
     if flat and classes:
+        first = [flat[name].name for name in sorted(flat)]
         raise DataError(
-            f"{path}: {len(flat)} images ({some([entry.name for entry in flat], 3)}) lie beside directories of images "
+            f"{path}: {len(flat)} images ({some(first, 3)}) lie beside directories of images "
             f"({some([*classes], 3)}); move them into a directory, or away"
         )
     # Refused members stay in the list: as bad files they are counted and named with the others.
-    entries = [*flat, *_labelled(classes, files_first=False), *root.refused]
-    ignored = {name for name in root.leaves() if not name.endswith("/")} - {*images.leaves()}
-    return Listing(entries, tuple(classes), sorted(ignored))
+    alone = (flat[name] for name in sorted(flat))
+    entries = packed(alone, _labelled(classes, files_first=False), root.refused)
+    readable = packed(images.entries(files_first=False))
+    ignored = [name for name in unused(root.leaves, readable) if not name.endswith("/")]
+    return Listing(entries, tuple(classes), ignored)
 
 
 def list_every(path: Path) -> Listing:
@@ -86,8 +90,8 @@ def list_every(path: Path) -> Listing:
     root = _opened(path)
     if isinstance(root, Listing):
         return without_labels(root)
-    entries = [*root.images().entries(files_first=False), *root.refused]
-    if not entries:
+    entries = packed(root.images().entries(files_first=False), root.refused)
+    if not len(entries):
         raise DataError(f"{path} holds no images; check the path")
     return Listing(entries, (), ())
 
@@ -96,7 +100,7 @@ def _part_of(path: Path, whole: Listing, split: str | None) -> Listing:
     """The training part or the test part of a listing with both."""
     if split not in ("train", "test"):
         raise DataError(f"{path} is divided into parts; choose one of them: split=train or split=test")
-    return replace(whole, entries=[entry for entry in whole.entries if entry.test == (split == "test")])
+    return replace(whole, entries=packed(one for one in whole.entries if one.test == (split == "test")))
 
 
 def list_dataset(path: Path, lacks_classes: bool = False) -> Listing:
@@ -126,8 +130,7 @@ def list_dataset(path: Path, lacks_classes: bool = False) -> Listing:
         raise DataError(f"{path} has {some([*directories])} but no train/; add it, or set root to one of them")
     else:
         entries, classes = _one_part(path, top, lacks_classes)
-    ignored = {*root.leaves()} - {entry.name for entry in entries}
-    return Listing([*entries, *root.refused], classes, sorted(ignored))
+    return Listing(packed(entries, root.refused), classes, unused(root.leaves, as_packed(entries)))
 
 
 def list_unlabelled(path: Path) -> Listing:
@@ -138,14 +141,14 @@ def list_unlabelled(path: Path) -> Listing:
     """
     root = _opened(path)
     if isinstance(root, Listing):
-        return without_labels(replace(root, entries=[one for one in root.entries if not one.test]))
+        return without_labels(replace(root, entries=packed(one for one in root.entries if not one.test)))
     top = _entered(path, root.images(), ("train", *_TEST_PARTS))
     if "train" in _parts(top):
         top = top.directories["train"]
-    entries = [*top.entries(files_first=False), *root.refused]
-    if not entries:
+    entries = packed(top.entries(files_first=False), root.refused)
+    if not len(entries):
         raise DataError(f"{path} holds no images; check the path")
-    return Listing(entries, (), sorted({*root.leaves()} - {*root.images().leaves()}))
+    return Listing(entries, (), unused(root.leaves, packed(root.images().entries(files_first=False))))
 
 
 _REMEDIES = {
@@ -217,7 +220,7 @@ def _parts(top: Directory) -> list[str]:
 
 def _both_parts(
     where: Path, directories: Mapping[str, Directory], train: Directory
-) -> tuple[list[Entry], tuple[str, ...]]:
+) -> tuple[Sequence[Entry], tuple[str, ...]]:
     """The images of `train` and of the test part, if there is one, and the class names."""
     entries, classes = _one_part(where, train)
     test_name = next((name for name in _TEST_PARTS if name in directories), None)
@@ -235,29 +238,29 @@ def _both_parts(
             f"{test_name}/: {some(extra)}"
         )
     place = {name: label for label, name in enumerate(classes)}
-    moved = [replace(one, label=place[test_classes[one.label]], test=True) for one in test if one.label is not None]
-    return [*entries, *moved], classes
+    moved = (replace(one, label=place[test_classes[one.label]], test=True) for one in test if one.label is not None)
+    return packed(entries, moved), classes
 
 
-def _one_part(where: Path, part: Directory, lacks_classes: bool = False) -> tuple[list[Entry], tuple[str, ...]]:
+def _one_part(where: Path, part: Directory, lacks_classes: bool = False) -> tuple[Sequence[Entry], tuple[str, ...]]:
     """The images of each class of a part, and the class names."""
     path = where / part.name
     if (listing := by_labels_file(where, part)) is not None:
         if not listing.class_names:
             raise DataError(f"{path / LABELS} has no labels to train on; make it anew with labels")
-        return list(listing.entries), listing.class_names
+        return listing.entries, listing.class_names
     classes = class_directories(part)
     if not classes:
         raise DataError(f"{path} has no class directories; put the images of each class into a directory of its name")
-    entries = [entry for entry in _labelled(classes, files_first=True) if is_image(entry.name)]
-    filled = {entry.label for entry in entries}
+    entries = packed(entry for entry in _labelled(classes, files_first=True) if is_image(entry.name))
+    filled = {*entries.labels.unique().tolist()}
     empty = [name for label, name in enumerate(classes) if label not in filled]
     if empty and not lacks_classes:
         raise DataError(f"{path}: no images in class {some(empty)}; add some, or remove the directory")
     return entries, tuple(classes)
 
 
-def _labelled(classes: Mapping[str, Directory], files_first: bool) -> list[Entry]:
+def _labelled(classes: Mapping[str, Directory], files_first: bool) -> Iterator[Entry]:
     """The files of each class directory, labelled with its index."""
     labelled = enumerate(classes.values())
-    return [replace(entry, label=label) for label, inside in labelled for entry in inside.entries(files_first)]
+    return (replace(entry, label=label) for label, inside in labelled for entry in inside.entries(files_first))

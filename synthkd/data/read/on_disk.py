@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import PIL
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from synthkd.data.read.decode import Decoded, decode, in_a_line, in_threads, upright_size, with_reasons
@@ -78,7 +80,7 @@ class ImageFiles:
     Attributes:
         where: path of the set, for messages.
         entries: the files.
-        digests: sha256 of each.
+        digests: sha256 of each, uint8 `[N, 32]`; zeros if it cannot be read.
         shape: `(C, H, W)` of the decoded images.
         fit: their size.
         folder: of the cache.
@@ -87,7 +89,7 @@ class ImageFiles:
 
     where: Path
     entries: Sequence[Entry]
-    digests: Sequence[bytes]
+    digests: NDArray[np.uint8]
     shape: tuple[int, int, int]
     fit: Fit | None
     folder: Path
@@ -99,15 +101,14 @@ class ImageFiles:
             content = _content(self.entries[number])
         except Exception as error:
             return Decoded(None, reason=in_a_line(error))
-        if hashlib.sha256(content).digest() != self.digests[number]:
+        if hashlib.sha256(content).digest() != self.digests[number].tobytes():
             return Decoded(None, reason="changed since the run began")
         return decode(content, self.shape[0], self.fit)
 
     def cache(self) -> RowCache:
         """The cache of these images: of these contents, decoded in this way by this version of Pillow."""
         key = hashlib.sha256(f"1 {PIL.__version__} {self.shape} {self.fit}".encode())
-        for digest in self.digests:
-            key.update(digest.ljust(32, b"\0"))
+        key.update(self.digests.data)
         return RowCache(self.folder / f"{key.hexdigest()[:32]}.images", len(self.entries), self.shape)
 
 
@@ -194,8 +195,8 @@ class DiskImages:
     def digest(self) -> str:
         """sha256, in hexadecimal, of the contents of the files in order, and of how they are decoded."""
         result = hashlib.sha256(f"{self.files.shape} {self.files.fit}".encode())
-        for number in self.numbers.tolist():
-            result.update(self.files.digests[number])
+        for numbers in self.numbers.split(1 << 16):
+            result.update(self.files.digests[numbers.numpy()].data)
         return result.hexdigest()
 
     def _kept(self, number: int, decoded: Decoded) -> Tensor:

@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from synthkd.data.read.compressed import read_at, temporary
+from synthkd.data.read.compressed import Temporary, temporary
 from synthkd.data.read.decode import in_a_line, some
-from synthkd.data.read.entries import Entry, Listing, refused_entry
-from synthkd.data.read.labels import Written, labelled
+from synthkd.data.read.entries import Entry, InFile, Listing, refused_entry
+from synthkd.data.read.labels import Written
+from synthkd.data.read.packed import WrittenImages, labelled
 from synthkd.errors import DataError
 from synthkd.imports import optional
 
@@ -48,47 +49,38 @@ def list_parquet(path: Path) -> Listing:
 
 def list_files(files: Sequence[Path]) -> Listing:
     """The images of several parquet files; see `list_parquet`."""
-    written: list[Written] = []
+    written = WrittenImages()
     refused: list[Entry] = []
     names: tuple[str, ...] = ()
     for file in files:
         try:
             about = file.stat()
-            content = _content(file.resolve(), about.st_size, about.st_mtime_ns)
+            content = _content(file.resolve(), about.st_size, about.st_mtime_ns, file.name)
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise DataError(f"{file} is not a readable parquet file ({in_a_line(error)}); fetch it anew") from error
         names = names or content.class_names
-        for number, row in enumerate(content.rows):
-            one = _image(row, content.place, row.name or f"{file.name}: row {number}")
-            written.append(one) if isinstance(one, Written) else refused.append(one)
+        refused += content.refused
+        for one in content.written:
+            written.append(one)
     if not written and not refused:
         raise DataError(f"{files[0]} holds no images; check the path")
     return labelled(written, refused, class_names=names)
 
 
 @dataclass(frozen=True)
-class _Row:
-    """A row without its image: the name and label that it has, and where its encoded image lies; None without one."""
-
-    name: str | None
-    label: Any
-    place: tuple[int, int] | None
-
-
-@dataclass(frozen=True)
 class _Content:
-    """The rows of a file, and the temporary file `place` with their images one after another."""
+    """The images of a file, which are one after another in a temporary file, and the rows that have none."""
 
     class_names: tuple[str, ...]
-    rows: tuple[_Row, ...]
-    place: Path
+    written: WrittenImages
+    refused: tuple[Entry, ...]
 
 
 @cache
-def _content(file: Path, size: int, _: int) -> _Content:
+def _content(file: Path, size: int, _: int, name: str) -> _Content:
     """What a parquet file holds, read a few rows at a time; one that has changed has another time, so is read again."""
     parquet = optional("pyarrow.parquet", "data", "the parquet format")
-    rows: list[_Row] = []
+    written, refused = WrittenImages(), list[Entry]()
     # Without threads and buffers, which would read row groups ahead.
     with parquet.ParquetFile(file, pre_buffer=False) as opened, temporary(size) as images:
         # Before any row is read, because compression lets a small file claim any number of equal rows.
@@ -100,23 +92,23 @@ def _content(file: Path, size: int, _: int) -> _Content:
             raise DataError(f"{file} has no column image, only {some(columns)}; rename the column of the images")
         wanted = [image, *(["label"] if "label" in columns else [])]
         for batch in opened.iter_batches(batch_size=ROWS, columns=wanted, use_threads=False):
-            for row in batch.to_pylist():
-                value = row[image]
-                content = value.get("bytes") if isinstance(value, dict) else value
-                name = value.get("path") if isinstance(value, dict) else None
-                place = (images.add(content), len(content)) if isinstance(content, bytes) else None
-                rows.append(_Row(name and str(name), row.get("label"), place))
-        return _Content(_class_names(opened.schema_arrow.metadata or {}), tuple(rows), images.path)
+            for number, row in enumerate(batch.to_pylist(), start=len(written) + len(refused)):
+                one = _image(row, image, images, f"{name}: row {number}")
+                written.append(one) if isinstance(one, Written) else refused.append(one)
+        return _Content(_class_names(opened.schema_arrow.metadata or {}), written, tuple(refused))
 
 
-def _image(row: _Row, images: Path, name: str) -> Written | Entry:
-    """An image of a row."""
-    if row.place is None:
-        return refused_entry(name, "no encoded image")
-    read = partial(read_at, images, *row.place)
-    if row.label is not None and not (isinstance(row.label, str) or type(row.label) is int):
-        return refused_entry(name, f"label must be a number or a name, got {str(row.label)[:20]!r}", read)
-    return Written(name, read, row.label)
+def _image(row: dict[str, Any], column: str, images: Temporary, number: str) -> Written | Entry:
+    """An image of a row, whose bytes are put into the temporary file."""
+    value, label = row[column], row.get("label")
+    content = value.get("bytes") if isinstance(value, dict) else value
+    name = (value.get("path") if isinstance(value, dict) else None) or number
+    if not isinstance(content, bytes):
+        return refused_entry(str(name), "no encoded image")
+    read = InFile(images.path, images.add(content), len(content))
+    if label is not None and not (isinstance(label, str) or type(label) is int):
+        return refused_entry(str(name), f"label must be a number or a name, got {str(label)[:20]!r}", read)
+    return Written(str(name), read, label)
 
 
 def _class_names(metadata: dict[bytes, bytes]) -> tuple[str, ...]:

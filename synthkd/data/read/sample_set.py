@@ -17,10 +17,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from synthkd.data.read.decode import Decoded, decode_in_order, read_and_decode, refuse_bad, some
+from synthkd.data.read.decode import Decoded, in_threads, read_and_decode, refuse_bad, some
 from synthkd.data.read.decoding import Decoding, channels_first
-from synthkd.data.read.entries import Entry, Listing
+from synthkd.data.read.entries import Listing
 from synthkd.data.read.on_disk import CHUNK, DiskImages
+from synthkd.data.read.packed import Entries
 from synthkd.errors import DataError
 from synthkd.types import in_channels
 
@@ -126,7 +127,7 @@ def from_files(name: str, where: Path, listing: Listing, skip_bad: int, channels
     Raises:
         DataError: more unreadable files than allowed, or no readable file.
     """
-    entries: list[Entry] = []
+    entries = Entries()
     prints: list[_Print] = []
     # Of images that are not stored only the fingerprints stay, for the digest and to notice a change.
     stored: list[Tensor] = []  # images of the first entries
@@ -147,13 +148,14 @@ def from_files(name: str, where: Path, listing: Listing, skip_bad: int, channels
         return image
 
     def stream() -> Iterator[Tensor]:
-        results = decode_in_order([entry.read for entry in entries[len(stored) :]], channels)
+        rest = range(len(stored), len(entries))
+        results = in_threads(lambda row: read_and_decode(entries[row].read, channels), rest)
         return chain(stored, map(again, range(len(stored), len(entries)), results))
 
     def image_at(row: int) -> Tensor:
         return stored[row] if row < len(stored) else again(row, read_and_decode(entries[row].read, channels))
 
-    labels = torch.tensor([entry.label for entry in entries], dtype=torch.int64) if listing.class_names else None
+    labels = entries.labels if listing.class_names else None
     notes = decoding.notes("files ignored, no images")
     return _samples(name, stream, image_at, prints, labels, listing.class_names, notes, decoding.bad)
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from synthkd.data.read.decode import in_a_line, some
 from synthkd.data.read.entries import Listing, refused_entry
-from synthkd.data.read.labels import Written, labelled
+from synthkd.data.read.labels import Written
+from synthkd.data.read.packed import labelled
 from synthkd.errors import DataError
 
 FILES = ("file", "file_name", "filename", "path", "filepath", "image", "image_path", "img")

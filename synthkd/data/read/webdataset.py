@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import tarfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 
-from synthkd.data.read.compressed import plain_tar, read_at
+from synthkd.data.read.compressed import plain_tar
 from synthkd.data.read.decode import in_a_line, some
-from synthkd.data.read.entries import Entry, Listing, objection, refused_entry
+from synthkd.data.read.entries import Entry, InFile, Listing, objection, refused_entry
 from synthkd.data.read.folder_or_zip import Directory, tree_of
-from synthkd.data.read.labels import Written, labelled
+from synthkd.data.read.labels import Written
+from synthkd.data.read.packed import WrittenImages, labelled
 from synthkd.errors import DataError
 from synthkd.system.text import parse_json
 
@@ -42,18 +42,15 @@ def list_tar(path: Path) -> Listing | Directory:
 
 def list_shards(shards: Sequence[Path]) -> Listing | Directory:
     """The images of several tars; see `list_tar`."""
-    written: list[Written] = []
+    written = WrittenImages()
     refused: list[Entry] = []  # members
     bad: list[Entry] = []  # samples
     ignored: list[str] = []
-    files: dict[str, Entry] = {}  # of all shards, for a tree
+    in_directories = False
     for shard in shards:
         prefix = f"{shard.name}: " if len(shards) > 1 else ""
         members, objections = _members(shard)
-        for name, read in members.items():
-            folder, slash, base = name.rpartition("/")  # shards may have files of one name
-            unique = name if name not in files else f"{folder}{slash}{shard.name}/{base}"
-            files[unique] = Entry(prefix + name, read)
+        in_directories = in_directories or any("/" in name for name in members)
         refused += [refused_entry(prefix + name, reason) for name, reason in objections]
         for key, suffixes in _by_key(members):
             images = [suffix for suffix in suffixes if suffix in _IMAGES]
@@ -67,11 +64,23 @@ def list_shards(shards: Sequence[Path]) -> Listing | Directory:
                 written.append(Written(name, suffixes[images[0]], _label(suffixes)))
             except (OSError, ValueError) as error:
                 bad.append(refused_entry(name, in_a_line(error)))
-    if all(one.label is None for one in written) and any("/" in name for name in files):
-        return tree_of(files, refused)
+    if in_directories and all(label is None for label in written.distinct):
+        return tree_of(_files(shards), refused)
     if not written and not refused and not bad:
         raise DataError(f"{shards[0]} holds no {some(_IMAGES)} images; check the path")
     return labelled(written, [*refused, *bad], ignored)
+
+
+def _files(shards: Sequence[Path]) -> dict[str, Entry]:
+    """The files of all shards by different names."""
+    files: dict[str, Entry] = {}
+    for shard in shards:
+        prefix = f"{shard.name}: " if len(shards) > 1 else ""
+        for name, read in _members(shard)[0].items():
+            folder, slash, base = name.rpartition("/")  # shards may have files of one name
+            unique = name if name not in files else f"{folder}{slash}{shard.name}/{base}"
+            files[unique] = Entry(prefix + name, read)
+    return files
 
 
 def _members(shard: Path) -> tuple[dict[str, _Reader], list[tuple[str, str]]]:
@@ -89,7 +98,7 @@ def _members(shard: Path) -> tuple[dict[str, _Reader], list[tuple[str, str]]]:
                 if reason and not member.isdir():
                     objections.append((name, reason))
                 elif plain:
-                    files[name] = partial(read_at, place, member.offset_data, member.size)
+                    files[name] = InFile(place, member.offset_data, member.size)
             # tarfile silently takes a damaged header for the end; a whole tar ends in blocks of zeros.
             file.seek(tar.offset)
             if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):

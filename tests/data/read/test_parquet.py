@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from synthkd.data.read import compressed
+from synthkd.data.read.entries import InFile
 from synthkd.data.read.listing import list_every
 from synthkd.data.read.parquet import ROWS, list_parquet
 from synthkd.errors import DataError
@@ -39,9 +40,9 @@ def test_every_row_gives_its_own_bytes_across_row_groups_and_blocks(tmp_path: Pa
 def test_the_images_lie_in_one_temporary_file_until_the_set_changes(tmp_path: Path) -> None:
     path = written(tmp_path / "set.parquet", [0, 1])
     first, again = (list_parquet(path).entries[0].read for _ in range(2))
-    place = first.args[0]  # type: ignore[union-attr]
-    assert place == again.args[0]  # type: ignore[union-attr]
-    assert place.stat().st_size == len(content(0)) + len(content(1)), "nothing but the images"
+    assert isinstance(first, InFile)
+    assert first == again
+    assert first.path.stat().st_size == len(content(0)) + len(content(1)), "nothing but the images"
     written(path, [0, 1, 0])
     os.utime(path, ns=(1, 1))
     assert len(list_parquet(path).entries) == 3
