@@ -57,7 +57,9 @@ VERBS = {
 }
 
 _PEER_EXITED = re.compile("closed by peer|reset by peer|remote process exited", re.IGNORECASE)
-"""Messages of torch.distributed in the other processes after the first one has ended."""
+"""Messages of torch.distributed in the other processes after one has ended."""
+_commands: list[str] = []
+"""The commands of this process so far, which are those of the other processes of torchrun too."""
 INTERRUPTED = 130  # 128 + SIGINT, what a shell reports for Ctrl-C
 SETTINGS = "CONFIG is a YAML file or the name of a recipe; settings are written key=value or section.key=value"
 
@@ -70,27 +72,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     print_anything()
     arguments, rest = _parser().parse_known_args(argv)
+    _commands.append(arguments.command)
     try:
         with stoppable(), resources(arguments.command):
             code = _run(arguments, rest)
             sys.stdout.flush()  # here, so that a full disk or a closed pipe behind stdout is handled below
         return code
     except SynthkdError as error:
-        for line in str(error).splitlines():
-            print(f"error: {printable(line)}", file=sys.stderr)
+        if _tells():
+            for line in str(error).splitlines():
+                print(f"error: {printable(line)}", file=sys.stderr)
         return error.exit_code
     except Stopped as stopped:
-        if _is_first():
+        if _is_first() and _tells():
             resumes = "; the same command resumes" if arguments.command in VERBS else ""
             print(f"{stopped}{resumes}", file=sys.stderr)
         return 128 + stopped.signum
     except KeyboardInterrupt:
-        print("interrupted; the same command resumes", file=sys.stderr)
+        if _tells():
+            print("interrupted; the same command resumes", file=sys.stderr)
         return INTERRUPTED
     except RuntimeError as error:
-        if _is_first() or not _PEER_EXITED.search(str(error)):
+        if not _PEER_EXITED.search(str(error)):
             raise
-        return CheckpointError.exit_code  # the first process has printed the reason
+        if _tells():  # else the other process has told why
+            print("error: another process of this run has died; the same command resumes", file=sys.stderr)
+        return CheckpointError.exit_code
     except BrokenPipeError:  # the reader has ended (`synthkd config schema distill | head`)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -179,6 +186,15 @@ def _run(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
 def _is_first() -> bool:
     """Whether this process prints: of several under torchrun, which sets RANK, only the first does."""
     return os.environ.get("RANK", "0") == "0"
+
+
+def _tells() -> bool:
+    """Whether this process tells what ended the command: of several under torchrun the first that meets anything."""
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        return True
+    from synthkd.pipelines.run.processes import first_to_tell
+
+    return first_to_tell(f"end of command {len(_commands)}")
 
 
 def _config(job: str, settings: Sequence[str]) -> Any:

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from synthkd.compression.pareto import Candidate, Front, Scores, crowded_order, draw, hypervolume
 from synthkd.compression.proxy import proxy_evaluator
-from synthkd.compression.search import Range, Space, search, space_of
+from synthkd.compression.search import search
+from synthkd.compression.space import Range, Space, space_of
 from synthkd.errors import CheckpointError, ConfigError, DataError, MissingExtraError
 from synthkd.models import Classifier, build, parameters
 from synthkd.rng import stream
