@@ -127,9 +127,10 @@ class _Scoring:
             proxy = self._proxy()
         processes.gathered(None)  # nobody works while the main process takes times
         spent = processes.on_main(lambda: [proxy.cost(model) for model in models])
+        own = processes.share(models)
         with processes.alone():
-            own = [proxy.agreement(model) for model in processes.share(models)]
-        agreed = [agreement for one in processes.gathered(own) for agreement in one]
+            trained = [proxy.agreement(model) for model in own]
+        agreed = [agreement for one in processes.gathered(trained) for agreement in one]
         return [Proxy.scores(agreement, cost) for agreement, cost in zip(agreed, spent, strict=True)]
 
     def _proxy(self) -> Proxy:

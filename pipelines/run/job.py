@@ -131,8 +131,8 @@ def open_job(name: str, config: TrainingConfig) -> Iterator[Job]:
                 job.tidy()
             yield job
         finally:
-            if accelerator.trackers:
-                accelerator.end_training()
+            for tracker in accelerator.trackers:  # no `end_training`, which would part the processes of an outer job
+                tracker.finish()
 
 
 def _begin(directory: Path, processes: int) -> None:

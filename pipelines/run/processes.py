@@ -104,7 +104,7 @@ def on_main(once: Callable[[], T]) -> T:
 
 
 def share(parts: Sequence[T]) -> Sequence[T]:
-    """This process's share of independent parts: every part is in the share of one process."""
+    """This process's share of independent parts: every part is in the share of one process; inside `alone` all are."""
     return parts[rank() :: count()]
 
 
@@ -141,9 +141,13 @@ def shared_directory(name: str, config: JobConfig) -> Iterator[Path]:
         yield on_main(lambda: stack.enter_context(run_directory(name, config)))
 
 
-@functools.cache
 def _group() -> distributed.ProcessGroup:
     """The processes in a group of their own, by gloo also on GPUs, since they wait for each other for hours."""
+    return _group_beside(distributed.group.WORLD)
+
+
+@functools.cache
+def _group_beside(_: distributed.ProcessGroup | None) -> distributed.ProcessGroup:
     group = distributed.new_group(backend="gloo", timeout=_PATIENCE)
     assert isinstance(group, distributed.ProcessGroup)  # every process is a member
     return group
