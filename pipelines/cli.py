@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import re
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments, rest = _parser().parse_known_args(argv)
     _commands.append(arguments.command)
     try:
-        with stoppable(), resources(arguments.command):
+        with stoppable(), resources(arguments.command), _one_voice():
             code = _run(arguments, rest)
             sys.stdout.flush()  # here, so that a full disk or a closed pipe behind stdout is handled below
         return code
@@ -186,6 +189,20 @@ def _run(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
 def _is_first() -> bool:
     """Whether this process prints: of several under torchrun, which sets RANK, only the first does."""
     return os.environ.get("RANK", "0") == "0"
+
+
+@contextmanager
+def _one_voice() -> Iterator[None]:
+    """Context manager in which only the first of several processes warns: all of them meet the same."""
+    before = logging.root.manager.disable
+    with warnings.catch_warnings():
+        if not _is_first():
+            logging.disable(logging.WARNING)
+            warnings.simplefilter("ignore")
+        try:
+            yield
+        finally:
+            logging.disable(before)
 
 
 def _tells() -> bool:

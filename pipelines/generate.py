@@ -97,14 +97,9 @@ def generate(config: GenerateConfig, *, dry_run: bool = False) -> Result[Generat
             shutil.rmtree(job.directory / PARTS, ignore_errors=True)
             return Result(job.directory, job.finished, _summary(job, job.finished, already=True))
         with reading_once():
-            request = read_request(config)
+            request = _read(config, job.accelerator)
             if request.real is not None:
                 keep_data(job.directory, request.real, job.accelerator, isinstance(request.generator, MerfSettings))
-            if job.accelerator.num_processes > 1 and (config.rounds or not isinstance(request.teacher, LoadedModel)):
-                raise ConfigError(
-                    "rounds: several processes sample, but do not train: run the recipe in one process with a small "
-                    "per_class, then this with run= that run"
-                )
             if not is_taught(request.teacher, job.directory):  # to fail now rather than after the teacher
                 untrained = untrained_teacher(request.teacher, config, request.source)
                 require_space(job.directory, _work(config, request, untrained, job.accelerator).bytes)
@@ -121,12 +116,24 @@ def generate(config: GenerateConfig, *, dry_run: bool = False) -> Result[Generat
 
 def _plan(config: GenerateConfig) -> Plan:
     """What the job would do, and the time and memory that it needs by a few of its steps."""
-    request, accelerator = read_request(config), make_accelerator(config)
+    accelerator = make_accelerator(config)
+    request = _read(config, accelerator)
     work = _work(config, request, untrained_teacher(request.teacher, config, request.source), accelerator)
     lines = work.plan()
     memory = memory_lines(lambda: dataset_memory(work, accelerator))
     time = planned_time(lambda: measured(dataset_works(work, accelerator)))
     return Plan((*lines, time.line, *memory), time)
+
+
+def _read(config: GenerateConfig, accelerator: Accelerator) -> Request:
+    """The request; several processes are refused one that trains anything."""
+    request = read_request(config)
+    if accelerator.num_processes > 1 and (config.rounds or not isinstance(request.teacher, LoadedModel)):
+        raise ConfigError(
+            "rounds: several processes sample, but do not train: run the recipe in one process with a small "
+            "per_class, then this with run= that run"
+        )
+    return request
 
 
 def _work(
