@@ -154,6 +154,8 @@ def _run(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
         raise ConfigError(f"{options[0]}: unknown option; settings are written key=value, without dashes (see --help)")
     if rest and not hasattr(arguments, "settings"):
         raise ConfigError(f"{rest[0]}: unexpected argument (see --help)")
+    if not _is_first() and arguments.command not in VERBS:
+        return 0  # nothing to share
     match arguments.command:
         case "doctor":
             # Imports of verbs stand inside them: each is as fast to start as its own modules allow.
