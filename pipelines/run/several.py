@@ -67,15 +67,13 @@ def _of_student(config: DistillConfig) -> Iterator[str]:
 
 
 def depends_on_processes(name: str, config: TrainingConfig) -> bool:
-    """Whether the weights that a job trains depend on the number of processes.
-
-    A mode in which they do not, but for the rounding of sums, is to return False here.
+    """Whether the weights that a job trains depend on the number of processes by more than the rounding of sums.
 
     Args:
         name: of the job.
         config: of the job.
     """
-    return name in ("distill", "teach") and isinstance(config, TrainingConfig)
+    return name in ("distill", "teach") and config.sync == "fast"
 
 
 def require_same_processes(directory: Path, processes: int) -> None:

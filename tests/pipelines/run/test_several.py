@@ -9,7 +9,13 @@ from synthkd.errors import CheckpointError, ConfigError
 from synthkd.pipelines import teach
 from synthkd.pipelines.config import DistillConfig, TeachConfig
 from synthkd.pipelines.run.result import Result
-from synthkd.pipelines.run.several import PROCESSES, keep_processes, require_same_processes, require_shareable
+from synthkd.pipelines.run.several import (
+    PROCESSES,
+    depends_on_processes,
+    keep_processes,
+    require_same_processes,
+    require_shareable,
+)
 from synthkd.reports.results import RESULT
 from synthkd.settings.load import load_config
 
@@ -24,6 +30,7 @@ TEACHER: dict[str, Any] = {
     "training": {"steps": 4, "batch_size": 16},
     "device": "cpu",
     "checkpoint_every": 2,
+    "sync": "fast",
 }
 PEERS = {"peers": [{"model": {"arch": "mlp"}}]}
 
@@ -88,6 +95,15 @@ def test_a_run_is_finished_by_as_many_processes_as_began_it(tmp_path: Path) -> N
     ):
         teach(config)
     require_same_processes(run, 2)
+    with pytest.raises(ConfigError, match="changed: sync"):
+        teach(config.model_copy(update={"sync": "exact"}))
+
+
+def test_where_the_result_is_that_of_one_process_any_number_finishes_it() -> None:
+    config = load_config(TeachConfig, {**TEACHER, "sync": "exact"}, [])
+    assert not depends_on_processes("teach", config)
+    assert depends_on_processes("teach", config.model_copy(update={"sync": "fast"}))
+    assert not depends_on_processes("generate", config.model_copy(update={"sync": "fast"}))
 
 
 def test_a_part_inside_binds_the_run_and_a_run_without_work_is_free(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Two processes under torchrun: who works, who waits, what everybody knows, and what is told once. One launch for all."""
+"""Two processes under torchrun, launched once: who works, who waits, what all of them know, and what is told once."""
 
 import json
 import os
