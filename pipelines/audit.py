@@ -90,8 +90,8 @@ def audit(config: AuditConfig, *, dry_run: bool = False) -> Result[AuditResult] 
         already = finished is not None
         if finished is None:
             began = time.perf_counter()
-            asked = _asked(inputs, device)
-            finished = on_main(lambda: _reported(config, directory, inputs, asked, device, began))
+            replies = _replies(inputs, device)
+            finished = on_main(lambda: _reported(config, directory, inputs, replies, device, began))
         elif changed := [key for key, digest in inputs.digests.items() if finished.digests.get(key) != digest]:
             raise ConfigError(
                 f"{directory} is finished, and {changed[0]} has changed since; choose another out= to attack what is "
@@ -105,10 +105,10 @@ def audit(config: AuditConfig, *, dry_run: bool = False) -> Result[AuditResult] 
 
 
 def _reported(
-    config: AuditConfig, directory: Path, inputs: AuditInputs, asked: _Asked, device: torch.device, began: float
+    config: AuditConfig, directory: Path, inputs: AuditInputs, replies: _Replies, device: torch.device, began: float
 ) -> AuditResult:
     """Write the privacy report and the result, and return the latter."""
-    report, content = _audit(config, inputs, asked, device, began)
+    report, content = _audit(config, inputs, replies, device, began)
     write_atomically(directory / SOURCE, sealed(report))
     finished = finished_result(content, config, directory, device)
     write_result(directory, finished)
@@ -116,13 +116,15 @@ def _reported(
 
 
 def _audit(
-    config: AuditConfig, inputs: AuditInputs, asked: _Asked, device: torch.device, began: float
+    config: AuditConfig, inputs: AuditInputs, replies: _Replies, device: torch.device, began: float
 ) -> tuple[dict[str, Any], AuditResult]:
     """The contents of `privacy_report.json` and of `result.json`."""
-    lists, answers = inputs.lists, asked.answers
+    lists, answers = inputs.lists, replies.answers
     inside, outside = lists["members"], lists["nonmembers"]
     member = torch.arange(len(inside.images) + len(outside.images)) < len(inside.images)
-    groups = {who: audit_lists(answers[who], member, asked.population.get(who), config.delta) for who in inputs.models}
+    groups = {
+        who: audit_lists(answers[who], member, replies.population.get(who), config.delta) for who in inputs.models
+    }
     checks = _checks(config, inputs, answers, member)
     attacks_ended = time.perf_counter()
     copies = {}
@@ -169,17 +171,17 @@ def _provenance(config: AuditConfig, inputs: AuditInputs, device: torch.device) 
 
 
 @dataclass(frozen=True)
-class _Asked:
+class _Replies:
     """What the models answer: teacher, student -> logits for members and non-members together, and for a population."""
 
     answers: Mapping[str, Answers]
     population: Mapping[str, Answers]
 
 
-def _asked(inputs: AuditInputs, device: torch.device) -> _Asked:
+def _replies(inputs: AuditInputs, device: torch.device) -> _Replies:
     # RMIA needs both a population and references
     populated = [who for who in inputs.models if "population" in inputs.lists and inputs.references[who]]
-    return _Asked(
+    return _Replies(
         {who: _answers(who, inputs, device, "members", "nonmembers") for who in inputs.models},
         {who: _answers(who, inputs, device, "population") for who in populated},
     )
@@ -190,8 +192,8 @@ def _answers(who: str, inputs: AuditInputs, device: torch.device, *keys: str) ->
     models = {f"the {who}": inputs.models[who]}
     models |= {f"references.{who}.{number}": model for number, model in enumerate(inputs.references[who])}
     own = {name: models[name] for name in share([*models])}
-    asked = dict(zip(own, logits_of_each(own, inputs.images(*keys), device), strict=True)) if own else {}
-    every = {name: logits for one in gathered(asked) for name, logits in one.items()}
+    replies = dict(zip(own, logits_of_each(own, inputs.images(*keys), device), strict=True)) if own else {}
+    every = {name: logits for one in gathered(replies) for name, logits in one.items()}
     logits = torch.stack([every[name] for name in models])
     return Answers(logits[0], logits[1:], inputs.labels(*keys))
 

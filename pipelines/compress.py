@@ -114,7 +114,7 @@ def _compress(config: CompressConfig, job: Job) -> CompressResult:
         assert private is not None
         chosen = {} if flow.choice is None else {"student": flow.choice.model, "search": None}
         attacks = audit_pipeline(config.model_copy(update=chosen), job.directory, private, job.device)
-    shown = on_main(lambda: _reported(config, job, flow, attacks, private, synthetic))
+    conclusion = on_main(lambda: _reported(config, job, flow, attacks, private, synthetic))
     seconds = {
         "flow": flow_ended - began,
         "export": export_ended - flow_ended,
@@ -131,7 +131,7 @@ def _compress(config: CompressConfig, job: Job) -> CompressResult:
         data=distilled.data,
         alarms=distilled.alarms,
         search=None if flow.choice is None else flow.choice.result(),
-        verdict=shown,
+        verdict=conclusion,
         handover=files,
         capacity=capacity,
         cost=RunCost({stage: round(value, 3) for stage, value in seconds.items()}),

@@ -84,14 +84,14 @@ def choose_student(config: DistillConfig, settings: SearchSettings, teacher: Cla
     with Display(count, f"search {config.name}") as display:
         done = 0
 
-        def told(_: object, models: Sequence[ZooModel]) -> Iterator[Scores]:
+        def displayed(_: object, models: Sequence[ZooModel]) -> Iterator[Scores]:
             nonlocal done
             for scores in scoring.each(models):
                 done += 1
                 display.update(done, "candidates", {"agreement": scores.accuracy, "ms": scores.latency_ms})
                 yield scores
 
-        arguments = (settings.objectives, settings.population, settings.generation, told)
+        arguments = (settings.objectives, settings.population, settings.generation, displayed)
         front = search(space, scoring.one, directory, seed, count, *arguments)
     choice = Choice(fastest_of(front, settings.tolerance).model, front)
     processes.from_main([])  # no further turn

@@ -87,20 +87,20 @@ def on_main(once: Callable[[], T]) -> T:
     if count() == 1:
         return once()
     group = _group()  # before the work, since the other processes make it now
-    told: list[T | tuple[type[SynthkdError], str] | None] = [None, None]
+    message: list[T | tuple[type[SynthkdError], str] | None] = [None, None]
     if rank() == 0:
         try:
             with alone():
-                told[0] = once()
+                message[0] = once()
         except SynthkdError as error:
-            told[1] = type(error), str(error)
-            distributed.broadcast_object_list(told, 0, group)
+            message[1] = type(error), str(error)
+            distributed.broadcast_object_list(message, 0, group)
             raise
-    distributed.broadcast_object_list(told, 0, group)
-    if told[1] is not None:
-        kind, text = cast(tuple[type[SynthkdError], str], told[1])
+    distributed.broadcast_object_list(message, 0, group)
+    if message[1] is not None:
+        kind, text = cast(tuple[type[SynthkdError], str], message[1])
         raise kind.__new__(kind, text)  # not by its constructor, which may take other arguments
-    return cast(T, told[0])
+    return cast(T, message[0])
 
 
 def share(parts: Sequence[T]) -> Sequence[T]:
@@ -119,10 +119,10 @@ def gathered(value: T) -> list[T]:
 
 def from_main(value: T | None) -> T:
     """The value of the main process, in every process; what the others give is not looked at."""
-    told = [value]
+    message = [value]
     if count() > 1:
-        distributed.broadcast_object_list(told, 0, _group())
-    return cast(T, told[0])
+        distributed.broadcast_object_list(message, 0, _group())
+    return cast(T, message[0])
 
 
 @contextmanager

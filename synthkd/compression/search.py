@@ -117,9 +117,9 @@ class _Course:
         optuna, study: the module, and the study, which has every proposal.
         space, seed, population, generation: see `search`.
         scored: candidate -> its scores, in the order of the proposals.
-        told: number of proposals that were scored, or had been proposed before.
+        count: number of proposals that were scored, or had been proposed before.
         repeats: those at the end that had been proposed before.
-        known: number of proposals by whose scores the newest child was proposed; None without a child.
+        basis: number of proposals by whose scores the newest child was proposed; None without a child.
     """
 
     optuna: Any
@@ -129,9 +129,9 @@ class _Course:
     population: int | None
     generation: int
     scored: dict[ZooModel, Scores] = field(default_factory=dict)
-    told: int = 0
+    count: int = 0
     repeats: int = 0
-    known: int | None = None
+    basis: int | None = None
 
     def __post_init__(self) -> None:
         state = self.optuna.trial.TrialState
@@ -139,44 +139,44 @@ class _Course:
         for trial in self.study.get_trials(states=[state.RUNNING]):
             self.study.tell(trial.number, state=state.FAIL)
         for trial in self.study.get_trials(states=[state.COMPLETE, state.PRUNED]):
-            self.told += 1
-            self.known = trial.user_attrs.get("known")
+            self.count += 1
+            self.basis = trial.user_attrs.get("basis")
             self.repeats = 0 if trial.state == state.COMPLETE else self.repeats + 1
             if trial.state == state.COMPLETE:
                 self.scored[self.space.decode(trial.params)] = Scores(**trial.user_attrs["scores"])
 
     def propose(self, wanted: int) -> list[_Proposal]:
-        """The next proposals that depend on no score which is not known; none once `wanted` candidates have scores."""
+        """The next proposals that need no further score; none once `wanted` candidates have scores."""
         ends = () if self.population is None else tuple(self.space.ends())
         proposals: list[_Proposal] = []
         models = set(self.scored)
         while len(models) < wanted:
-            number, known = self.told + len(proposals), None
+            number, basis = self.count + len(proposals), None
             if self.population is not None and len(models) >= self.population and number >= len(ends):  # it is a child
-                is_next = self.known is None or number >= self.known + self.generation
-                known = number if is_next else self.known
-                assert known is not None
-                if known > self.told:
+                is_next = self.basis is None or number >= self.basis + self.generation
+                basis = number if is_next else self.basis
+                assert basis is not None
+                if basis > self.count:
                     break
             fixed = ends[number] if number < len(ends) else None
             if self.repeats and self.repeats % PATIENCE == 0:
                 fixed = self.space.draw(numpy_stream(self.seed, "one without scores", number), models)
-            proposals.append(self._ask(number, known, fixed, models))
-            self.known = known
+            proposals.append(self._ask(number, basis, fixed, models))
+            self.basis = basis
             self.repeats = self.repeats + 1 if proposals[-1].repeated else 0
             models.add(proposals[-1].model)
         return proposals
 
-    def _ask(self, number: int, known: int | None, fixed: Genes | None, models: Container[ZooModel]) -> _Proposal:
+    def _ask(self, number: int, basis: int | None, fixed: Genes | None, models: Container[ZooModel]) -> _Proposal:
         distributions, unit = self.optuna.distributions, self.optuna.distributions.FloatDistribution(0.0, 1.0)
         # A sampler of its own for each proposal, seeded by its number: the state of one sampler would be lost with the
         # process, and an interrupted search would propose other candidates.
         seed = derive(self.seed, "proposal", number) % 2**32
-        self.study.sampler = _sampler(self.optuna, self.population, seed, known or 0, fixed)
+        self.study.sampler = _sampler(self.optuna, self.population, seed, basis or 0, fixed)
         arch = distributions.CategoricalDistribution(self.space.archs)
         trial = self.study.ask({"arch": arch, "depth": unit, "width": unit})
-        if known is not None:
-            trial.set_user_attr("known", known)
+        if basis is not None:
+            trial.set_user_attr("basis", basis)
         model = self.space.decode(trial.params)
         return _Proposal(trial, model, model in models)
 
@@ -189,10 +189,10 @@ class _Course:
             proposal.trial.set_user_attr("scores", asdict(scores))
             self.study.tell(proposal.trial, values)
             self.scored[proposal.model] = scores
-        self.told += 1
+        self.count += 1
 
 
-def _sampler(optuna: Any, population: int | None, seed: int, known: int, fixed: Genes | None) -> Any:
+def _sampler(optuna: Any, population: int | None, seed: int, basis: int, fixed: Genes | None) -> Any:
     """NSGA-II's sampler, or a random one without a population; with `fixed` genes, a sampler of those."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # fixed genes and a strategy for children are experimental in optuna
@@ -202,16 +202,16 @@ def _sampler(optuna: Any, population: int | None, seed: int, known: int, fixed: 
             sampler = optuna.samplers.NSGAIISampler(
                 population_size=population,
                 seed=seed,
-                child_generation_strategy=partial(_child, population, seed, known),
+                child_generation_strategy=partial(_child, population, seed, basis),
             )
         return sampler if fixed is None else optuna.samplers.PartialFixedSampler(fixed, sampler)
 
 
-def _child(population: int, seed: int, known: int, study: Any, genes: Mapping[str, Any], _: Any) -> dict[str, Any]:
-    """Genes of a child of two of the best of the first `known` proposals; the sampler draws missing genes uniformly."""
+def _child(population: int, seed: int, basis: int, study: Any, genes: Mapping[str, Any], _: Any) -> dict[str, Any]:
+    """Genes of a child of two of the best of the first `basis` proposals; the sampler draws missing genes uniformly."""
     rng = np.random.default_rng(seed)
-    told = [trial for trial in study.get_trials(deepcopy=False) if trial.state.name in ("COMPLETE", "PRUNED")]
-    trials = [trial for trial in told[:known] if trial.values is not None]
+    finished = [trial for trial in study.get_trials(deepcopy=False) if trial.state.name in ("COMPLETE", "PRUNED")]
+    trials = [trial for trial in finished[:basis] if trial.values is not None]
     best = crowded_order(np.array([trial.values for trial in trials]))[:population]
     # Each parent wins a tournament of two: the smaller index is the better candidate.
     mother, father = (trials[best[rng.integers(len(best), size=2).min()]].params for _ in range(2))

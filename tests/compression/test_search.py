@@ -465,7 +465,7 @@ class TestSearch:
             values = json.loads(made)
             assert values.pop("generation") == 1
             file.execute("UPDATE study_user_attributes SET value_json = ? WHERE key = 'made'", (json.dumps(values),))
-            file.execute("DELETE FROM trial_user_attributes WHERE key = 'known'")
+            file.execute("DELETE FROM trial_user_attributes WHERE key = 'basis'")
             file.commit()
         more = search(SPACE, closed_form, tmp_path, 1, 11, population=4)
         assert more.candidates[:9] == few.candidates
