@@ -31,7 +31,8 @@ from benchmarks.common import Row
 from synthkd import load
 from synthkd.compression.pareto import Scores
 from synthkd.compression.proxy import Evaluate
-from synthkd.compression.search import search, space_of
+from synthkd.compression.search import search
+from synthkd.compression.space import space_of
 from synthkd.models import parameters
 from synthkd.pipelines.config import CompressConfig, DistillConfig
 from synthkd.pipelines.handover.search import Choice, choose_student, make_proxy

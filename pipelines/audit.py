@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,8 +18,8 @@ from synthkd.errors import ConfigError
 from synthkd.models import parameters
 from synthkd.pipelines.config import AuditConfig
 from synthkd.pipelines.handover.audit_inputs import LEAST, AuditInputs, read_inputs
-from synthkd.pipelines.run.device import choose_device
-from synthkd.pipelines.run.directory import run_directory
+from synthkd.pipelines.run.device import choose_device, process_state
+from synthkd.pipelines.run.processes import gathered, on_main, rank, share, shared_directory
 from synthkd.pipelines.run.result import Plan, Result, finished_result, read_result
 from synthkd.pipelines.run.trust import trusting
 from synthkd.privacy.audit import (
@@ -25,11 +27,11 @@ from synthkd.privacy.audit import (
     GIVEN,
     WHOS,
     GroupAudit,
-    answers_of,
     audit_lists,
     blind_check,
     classes_check,
     labels_check,
+    logits_of_each,
     negative_check,
     roles_check,
 )
@@ -81,34 +83,48 @@ def audit(config: AuditConfig, *, dry_run: bool = False) -> Result[AuditResult] 
     """
     device = choose_device(config)
     if dry_run:
-        return Plan(_plan(read_inputs(config)))
-    with run_directory("audit", config) as directory:
+        process_state(config)
+        return on_main(lambda: Plan(_plan(read_inputs(config))))
+    with shared_directory("audit", config) as directory:
         finished, inputs = read_result(directory, AuditResult), read_inputs(config)
         already = finished is not None
         if finished is None:
-            report, content = _audit(config, inputs, device)
-            write_atomically(directory / SOURCE, sealed(report))
-            finished = finished_result(content, config, directory, device)
-            write_result(directory, finished)
+            began = time.perf_counter()
+            replies = _replies(inputs, device)
+            finished = on_main(lambda: _reported(config, directory, inputs, replies, device, began))
         elif changed := [key for key, digest in inputs.digests.items() if finished.digests.get(key) != digest]:
             raise ConfigError(
                 f"{directory} is finished, and {changed[0]} has changed since; choose another out= to attack what is "
                 "there now"
             )
-        if not already or not has_report(directory, "audit"):
+        if rank() == 0 and (not already or not has_report(directory, "audit")):
             write_report(directory)
+        gathered(None)
         lines = [f"{directory} was complete already; nothing was run"] if already else []
         return Result(directory, finished, (*lines, *_summary(finished), f"report:  {directory / PAGE}"))
 
 
-def _audit(config: AuditConfig, inputs: AuditInputs, device: torch.device) -> tuple[dict[str, Any], AuditResult]:
+def _reported(
+    config: AuditConfig, directory: Path, inputs: AuditInputs, replies: _Replies, device: torch.device, began: float
+) -> AuditResult:
+    """Write the privacy report and the result, and return the latter."""
+    report, content = _audit(config, inputs, replies, device, began)
+    write_atomically(directory / SOURCE, sealed(report))
+    finished = finished_result(content, config, directory, device)
+    write_result(directory, finished)
+    return finished
+
+
+def _audit(
+    config: AuditConfig, inputs: AuditInputs, replies: _Replies, device: torch.device, began: float
+) -> tuple[dict[str, Any], AuditResult]:
     """The contents of `privacy_report.json` and of `result.json`."""
-    began = time.perf_counter()
-    lists = inputs.lists
+    lists, answers = inputs.lists, replies.answers
     inside, outside = lists["members"], lists["nonmembers"]
     member = torch.arange(len(inside.images) + len(outside.images)) < len(inside.images)
-    answers = {who: _answers(who, inputs, device, "members", "nonmembers") for who in inputs.models}
-    groups = {who: _audit_model(who, config, inputs, answers[who], member, device) for who in inputs.models}
+    groups = {
+        who: audit_lists(answers[who], member, replies.population.get(who), config.delta) for who in inputs.models
+    }
     checks = _checks(config, inputs, answers, member)
     attacks_ended = time.perf_counter()
     copies = {}
@@ -154,20 +170,32 @@ def _provenance(config: AuditConfig, inputs: AuditInputs, device: torch.device) 
     }
 
 
+@dataclass(frozen=True)
+class _Replies:
+    """What the models answer: teacher, student -> logits for members and non-members together, and for a population."""
+
+    answers: Mapping[str, Answers]
+    population: Mapping[str, Answers]
+
+
+def _replies(inputs: AuditInputs, device: torch.device) -> _Replies:
+    # RMIA needs both a population and references
+    populated = [who for who in inputs.models if "population" in inputs.lists and inputs.references[who]]
+    return _Replies(
+        {who: _answers(who, inputs, device, "members", "nonmembers") for who in inputs.models},
+        {who: _answers(who, inputs, device, "population") for who in populated},
+    )
+
+
 def _answers(who: str, inputs: AuditInputs, device: torch.device, *keys: str) -> Answers:
-    """Logits of an audited model and its references for the images of these lists."""
+    """Logits of an audited model and its references for the images of these lists; processes share the models."""
     models = {f"the {who}": inputs.models[who]}
     models |= {f"references.{who}.{number}": model for number, model in enumerate(inputs.references[who])}
-    return answers_of(models, inputs.images(*keys), inputs.labels(*keys), device)
-
-
-def _audit_model(
-    who: str, config: AuditConfig, inputs: AuditInputs, answers: Answers, member: Tensor, device: torch.device
-) -> GroupAudit:
-    # RMIA needs both a population and references
-    with_population = "population" in inputs.lists and inputs.references[who]
-    population = _answers(who, inputs, device, "population") if with_population else None
-    return audit_lists(answers, member, population, config.delta)
+    own = {name: models[name] for name in share([*models])}
+    replies = dict(zip(own, logits_of_each(own, inputs.images(*keys), device), strict=True)) if own else {}
+    every = {name: logits for one in gathered(replies) for name, logits in one.items()}
+    logits = torch.stack([every[name] for name in models])
+    return Answers(logits[0], logits[1:], inputs.labels(*keys))
 
 
 def _report_audit(

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import re
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,7 +60,9 @@ VERBS = {
 }
 
 _PEER_EXITED = re.compile("closed by peer|reset by peer|remote process exited", re.IGNORECASE)
-"""Messages of torch.distributed in the other processes after the first one has ended."""
+"""Messages of torch.distributed in the other processes after one has ended."""
+_commands: list[str] = []
+"""The commands of this process so far, which are those of the other processes of torchrun too."""
 INTERRUPTED = 130  # 128 + SIGINT, what a shell reports for Ctrl-C
 SETTINGS = "CONFIG is a YAML file or the name of a recipe; settings are written key=value or section.key=value"
 
@@ -70,27 +75,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     print_anything()
     arguments, rest = _parser().parse_known_args(argv)
+    _commands.append(arguments.command)
     try:
-        with stoppable(), resources(arguments.command):
+        with stoppable(), resources(arguments.command), _one_voice():
             code = _run(arguments, rest)
             sys.stdout.flush()  # here, so that a full disk or a closed pipe behind stdout is handled below
         return code
     except SynthkdError as error:
-        for line in str(error).splitlines():
-            print(f"error: {printable(line)}", file=sys.stderr)
+        if _tells():
+            for line in str(error).splitlines():
+                print(f"error: {printable(line)}", file=sys.stderr)
         return error.exit_code
     except Stopped as stopped:
-        if _is_first():
+        if _is_first() and _tells():
             resumes = "; the same command resumes" if arguments.command in VERBS else ""
             print(f"{stopped}{resumes}", file=sys.stderr)
         return 128 + stopped.signum
     except KeyboardInterrupt:
-        print("interrupted; the same command resumes", file=sys.stderr)
+        if _tells():
+            print("interrupted; the same command resumes", file=sys.stderr)
         return INTERRUPTED
     except RuntimeError as error:
-        if _is_first() or not _PEER_EXITED.search(str(error)):
+        if not _PEER_EXITED.search(str(error)):
             raise
-        return CheckpointError.exit_code  # the first process has printed the reason
+        if _tells():  # else the other process has told why
+            print("error: another process of this run has died; the same command resumes", file=sys.stderr)
+        return CheckpointError.exit_code
     except BrokenPipeError:  # the reader has ended (`synthkd config schema distill | head`)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -144,6 +154,8 @@ def _run(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
         raise ConfigError(f"{options[0]}: unknown option; settings are written key=value, without dashes (see --help)")
     if rest and not hasattr(arguments, "settings"):
         raise ConfigError(f"{rest[0]}: unexpected argument (see --help)")
+    if not _is_first() and arguments.command not in VERBS:
+        return 0  # nothing to share
     match arguments.command:
         case "doctor":
             # Imports of verbs stand inside them: each is as fast to start as its own modules allow.
@@ -179,6 +191,29 @@ def _run(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
 def _is_first() -> bool:
     """Whether this process prints: of several under torchrun, which sets RANK, only the first does."""
     return os.environ.get("RANK", "0") == "0"
+
+
+@contextmanager
+def _one_voice() -> Iterator[None]:
+    """Context manager in which only the first of several processes warns: all of them meet the same."""
+    before = logging.root.manager.disable
+    with warnings.catch_warnings():
+        if not _is_first():
+            logging.disable(logging.WARNING)
+            warnings.simplefilter("ignore")
+        try:
+            yield
+        finally:
+            logging.disable(before)
+
+
+def _tells() -> bool:
+    """Whether this process tells what ended the command: of several under torchrun the first that meets anything."""
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        return True
+    from synthkd.pipelines.run.processes import first_to_tell
+
+    return first_to_tell(f"end of command {len(_commands)}")
 
 
 def _config(job: str, settings: Sequence[str]) -> Any:

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from synthkd import __version__
 from synthkd.data.read.real import Splits, load_splits
-from synthkd.errors import ConfigError
 from synthkd.generators.build import build_generator
 from synthkd.imports import optional
 from synthkd.models import parameters
@@ -33,6 +32,7 @@ from synthkd.pipelines.handover.timing import whole_time
 from synthkd.pipelines.run.device import process_state
 from synthkd.pipelines.run.images import fitted, keep_data
 from synthkd.pipelines.run.job import Job, open_job
+from synthkd.pipelines.run.processes import on_main
 from synthkd.pipelines.run.result import Plan, Result
 from synthkd.pipelines.run.tested import read_test
 from synthkd.pipelines.run.trust import trusting
@@ -41,7 +41,7 @@ from synthkd.privacy.copies import MOST_EXTRACTED, CopyTest, copy_tests
 from synthkd.privacy.ledger import Adjacency, Ledger
 from synthkd.privacy.report import privacy_report
 from synthkd.privacy.verdict import Claim, Verdict, verdict
-from synthkd.reports.results import CompressResult, MeasuredFile, RunCost
+from synthkd.reports.results import Capacity, CompressResult, Handover, MeasuredFile, RunCost
 from synthkd.rng import stream
 from synthkd.settings import TrainedTeacher
 from synthkd.settings.load import dump_config
@@ -65,6 +65,8 @@ UNCOPIED = "needs the private images and as many that were not trained on"
 def compress(config: CompressConfig, *, dry_run: bool = False) -> Result[CompressResult] | Plan:
     """Run the configured flow, export its student, audit it, and report.
 
+    Several processes share the candidates of a search and the runs of an audit; the main one does the rest, alone.
+
     The student is in `<run>/student`, its exports in `<run>/export`, what it leaks in `<run>/privacy_report.json` and
     `.html`. A given teacher's private images are opened nowhere.
 
@@ -78,10 +80,9 @@ def compress(config: CompressConfig, *, dry_run: bool = False) -> Result[Compres
     require_packages(config.export, config.search is not None)
     if config.flow in NOISY_GENERATOR:
         optional("dp_accounting", "dp", f"flow {config.flow}")
-    if process_state(config).num_processes > 1:
-        raise ConfigError("compress: looks at private images, exports and audits in one process; leave torchrun out")
     if dry_run:
-        return _plan(config)
+        process_state(config)
+        return on_main(lambda: _plan(config))
     with open_job("compress", config) as job:
         if isinstance(job.finished, CompressResult):
             if config.finished is not None:
@@ -96,9 +97,9 @@ def _compress(config: CompressConfig, job: Job) -> CompressResult:
     began = time.perf_counter()
     private = load_splits(config.teacher.data) if isinstance(config.teacher, TrainedTeacher) else None
     if private is not None:
-        keep_data(job.directory, private, job.accelerator)
         if config.audit is not None:
             require_enough(config.audit, private)
+        on_main(lambda: keep_data(job.directory, private, job.accelerator))
     if config.finished is None:
         flow = run_flow(config, job.directory, private, config.seed)
         student = job.directory / DISTILL / "student"
@@ -106,21 +107,14 @@ def _compress(config: CompressConfig, job: Job) -> CompressResult:
         flow = read_finished(Path(config.finished), config.trust is True)
         student = flow.directory / "student"
     flow_ended = time.perf_counter()
-    shutil.copytree(student, job.directory / "student", dirs_exist_ok=True)
-    synthetic = _synthetic(config, job, flow)
-    test = read_test(config)
-    if test is not None:
-        test = fitted("test", test, flow.teacher.spec, flow.teacher.class_names, lacks_classes=True)
-    files = hand_over(config.export, flow.teacher, flow.student, synthetic, test, job.directory / EXPORT, job.device)
-    capacity = measure_capacity(flow.teacher, flow.student, synthetic, config.seed, job.device)
+    synthetic, files, capacity = on_main(lambda: _handed_over(config, job, flow, student))
     export_ended = time.perf_counter()
     attacks = None
     if config.audit is not None:
         assert private is not None
         chosen = {} if flow.choice is None else {"student": flow.choice.model, "search": None}
         attacks = audit_pipeline(config.model_copy(update=chosen), job.directory, private, job.device)
-    privacy = _privacy(config, job, flow, attacks, _copies(config, job, private, synthetic))
-    write_atomically(job.directory / PRIVACY, sealed(privacy))
+    conclusion = on_main(lambda: _reported(config, job, flow, attacks, private, synthetic))
     seconds = {
         "flow": flow_ended - began,
         "export": export_ended - flow_ended,
@@ -137,11 +131,39 @@ def _compress(config: CompressConfig, job: Job) -> CompressResult:
         data=distilled.data,
         alarms=distilled.alarms,
         search=None if flow.choice is None else flow.choice.result(),
-        verdict=Verdict(**privacy["verdict"]),
+        verdict=conclusion,
         handover=files,
         capacity=capacity,
         cost=RunCost({stage: round(value, 3) for stage, value in seconds.items()}),
     )
+
+
+def _handed_over(
+    config: CompressConfig, job: Job, flow: FlowResult, student: Path
+) -> tuple[Tensor, Handover, Capacity]:
+    """Copy and export the student: images of the generator, the files with what they measure, and capacities."""
+    shutil.copytree(student, job.directory / "student", dirs_exist_ok=True)
+    synthetic = _synthetic(config, job, flow)
+    test = read_test(config)
+    if test is not None:
+        test = fitted("test", test, flow.teacher.spec, flow.teacher.class_names, lacks_classes=True)
+    files = hand_over(config.export, flow.teacher, flow.student, synthetic, test, job.directory / EXPORT, job.device)
+    capacity = measure_capacity(flow.teacher, flow.student, synthetic, config.seed, job.device)
+    return synthetic, files, capacity
+
+
+def _reported(
+    config: CompressConfig,
+    job: Job,
+    flow: FlowResult,
+    attacks: PipelineAudit | None,
+    private: Splits | None,
+    synthetic: Tensor,
+) -> Verdict:
+    """Write `privacy_report.json`, and return its verdict."""
+    privacy = _privacy(config, job, flow, attacks, _copies(config, job, private, synthetic))
+    write_atomically(job.directory / PRIVACY, sealed(privacy))
+    return Verdict(**privacy["verdict"])
 
 
 def _synthetic(config: CompressConfig, job: Job, flow: FlowResult) -> Tensor:

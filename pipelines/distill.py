@@ -19,13 +19,14 @@ from synthkd.generators.files import INSIDE_A_RUN, save_generator
 from synthkd.models import Classifier, load, save
 from synthkd.pipelines.config import DistillConfig
 from synthkd.pipelines.config.budget import recorded
-from synthkd.pipelines.run.device import make_accelerator
+from synthkd.pipelines.run.device import make_accelerator, process_state
 from synthkd.pipelines.run.directory import saved_config
 from synthkd.pipelines.run.extension import earlier_queries, with_extensions
 from synthkd.pipelines.run.images import fitted
 from synthkd.pipelines.run.job import Job, open_job
 from synthkd.pipelines.run.live import LivePage
 from synthkd.pipelines.run.result import Plan, Result
+from synthkd.pipelines.run.several import require_shareable
 from synthkd.pipelines.run.tested import own_data, read_test, training_data
 from synthkd.pipelines.run.timing import planned_time
 from synthkd.pipelines.run.trust import trusted_by, trusting
@@ -109,6 +110,7 @@ def distill(
         networks = GivenNetworks()
     networks.require(config)
     require_measurable(config)
+    require_shareable(config, process_state(config).num_processes)
     if config.seeds is not None:
         require_seeds(config)
     if config.seeds is None or dry_run:

@@ -43,6 +43,7 @@ from synthkd.pipelines.run.fit import fit_generator
 from synthkd.pipelines.run.images import fitted_splits, keep_data
 from synthkd.pipelines.run.job import Job, open_job
 from synthkd.pipelines.run.memory import memory_lines
+from synthkd.pipelines.run.processes import gathered
 from synthkd.pipelines.run.result import Plan, Result
 from synthkd.pipelines.run.tested import taught_on
 from synthkd.pipelines.run.timing import measured, planned_time
@@ -97,14 +98,9 @@ def generate(config: GenerateConfig, *, dry_run: bool = False) -> Result[Generat
             shutil.rmtree(job.directory / PARTS, ignore_errors=True)
             return Result(job.directory, job.finished, _summary(job, job.finished, already=True))
         with reading_once():
-            request = read_request(config)
+            request = _read(config, job.accelerator)
             if request.real is not None:
                 keep_data(job.directory, request.real, job.accelerator, isinstance(request.generator, MerfSettings))
-            if job.accelerator.num_processes > 1 and (config.rounds or not isinstance(request.teacher, LoadedModel)):
-                raise ConfigError(
-                    "rounds: several processes sample, but do not train: run the recipe in one process with a small "
-                    "per_class, then this with run= that run"
-                )
             if not is_taught(request.teacher, job.directory):  # to fail now rather than after the teacher
                 untrained = untrained_teacher(request.teacher, config, request.source)
                 require_space(job.directory, _work(config, request, untrained, job.accelerator).bytes)
@@ -121,12 +117,24 @@ def generate(config: GenerateConfig, *, dry_run: bool = False) -> Result[Generat
 
 def _plan(config: GenerateConfig) -> Plan:
     """What the job would do, and the time and memory that it needs by a few of its steps."""
-    request, accelerator = read_request(config), make_accelerator(config)
+    accelerator = make_accelerator(config)
+    request = _read(config, accelerator)
     work = _work(config, request, untrained_teacher(request.teacher, config, request.source), accelerator)
     lines = work.plan()
     memory = memory_lines(lambda: dataset_memory(work, accelerator))
     time = planned_time(lambda: measured(dataset_works(work, accelerator)))
     return Plan((*lines, time.line, *memory), time)
+
+
+def _read(config: GenerateConfig, accelerator: Accelerator) -> Request:
+    """The request; several processes are refused one that trains anything."""
+    request = read_request(config)
+    if accelerator.num_processes > 1 and (config.rounds or not isinstance(request.teacher, LoadedModel)):
+        raise ConfigError(
+            "rounds: several processes sample, but do not train: run the recipe in one process with a small "
+            "per_class, then this with run= that run"
+        )
+    return request
 
 
 def _work(
@@ -168,7 +176,7 @@ def _make(work: DatasetPlan, job: Job, teacher_seconds: float) -> GenerateResult
     sampling = _sample(work, job, frozen, sieve)
     sampled = time.perf_counter()
     dataset = _write(work, job, sampling, sieve)
-    job.accelerator.wait_for_everyone()  # the other processes measure what the main one has written
+    gathered(None)  # the other processes measure what the main one has written, however long that takes
     seconds = {
         "generator": round(progress.seconds, 3),
         **({} if scores is None else {"evaluate": round(progress.evaluation_seconds, 3)}),

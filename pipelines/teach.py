@@ -16,12 +16,13 @@ from synthkd.models import Classifier, load, parameters, save
 from synthkd.models.weights import finite_state
 from synthkd.pipelines.config import TeachConfig
 from synthkd.pipelines.run.batch_size import BatchSize
-from synthkd.pipelines.run.device import make_accelerator
+from synthkd.pipelines.run.device import make_accelerator, process_state
 from synthkd.pipelines.run.images import keep_data
 from synthkd.pipelines.run.job import Job, describe_model, disk_line, open_job, training_bytes
 from synthkd.pipelines.run.live import LivePage
 from synthkd.pipelines.run.memory import memory_lines
 from synthkd.pipelines.run.result import Plan, Result
+from synthkd.pipelines.run.several import require_shareable
 from synthkd.pipelines.run.timing import measured, planned_time
 from synthkd.pipelines.run.trust import trusting
 from synthkd.pipelines.teacher.learning import (
@@ -61,6 +62,7 @@ def teach(config: TeachConfig, *, dry_run: bool = False, splits: Splits | None =
     Raises:
         SynthkdError: see the classes in `synthkd.errors`.
     """
+    require_shareable(config, process_state(config).num_processes)
     if dry_run:
         return _dry(config, splits or load_splits(config.data))
     require_one_process(config)  # before the run directory exists

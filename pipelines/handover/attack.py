@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,7 +19,8 @@ from synthkd.data.read.splits import RealData, Splits
 from synthkd.errors import ConfigError
 from synthkd.models import Classifier, load
 from synthkd.pipelines.config import AuditSettings, CompressConfig
-from synthkd.pipelines.handover.flow import run_flow
+from synthkd.pipelines.handover.flow import FlowResult, run_flow
+from synthkd.pipelines.run.processes import alone, gathered, on_main, share
 from synthkd.pipelines.run.result import Result
 from synthkd.pipelines.student.teachers import teach_config
 from synthkd.pipelines.teach import teach
@@ -83,6 +85,8 @@ def require_enough(settings: AuditSettings, private: Splits) -> None:
 def audit_pipeline(config: CompressConfig, directory: Path, private: Splits, device: torch.device) -> PipelineAudit:
     """Run the pipeline with canaries and without, and attack the models of the run with canaries.
 
+    Several processes share the runs; the main one attacks.
+
     Args:
         config: the pipeline, with `audit` set and a teacher that is trained.
         directory: of the job; the runs are in `audit/` inside.
@@ -102,11 +106,49 @@ def audit_pipeline(config: CompressConfig, directory: Path, private: Splits, dev
     others = torch.ones(len(train), dtype=torch.bool)
     others[canaries.rows] = False
     rest = _part(train, others)
-    target = run_flow(config, place / "audited", _with_train(private, rest, members), derive(config.seed, "run"))
-    references = [
-        run_flow(config, place / f"reference-{k}", _with_train(private, rest), derive(config.seed, "reference", k))
-        for k in range(settings.references)
-    ]
+    audited = _with_train(private, rest, members)
+    runs = {"audited": partial(run_flow, config, place / "audited", audited, derive(config.seed, "run"))}
+    for k in range(settings.references):
+        seed, name = derive(config.seed, "reference", k), f"reference-{k}"
+        runs[name] = partial(run_flow, config, place / name, _with_train(private, rest), seed)
+    control = partial(_control, config, place / "control", rest, members, private)
+    # Each is a function of its images and its seed, whichever process does it, and stays in its directory. The main
+    # process finds those of the others finished there.
+    mine = share([*runs, "control"])
+    with alone():
+        flows = {name: run() for name, run in runs.items() if name in mine}
+        memorised = control() if "control" in mine else None
+    gathered(None)
+
+    def attacked() -> PipelineAudit:
+        every = [flows[name] if name in flows else run() for name, run in runs.items()]
+        sets = _Sets(canaries, candidates, members, rest)
+        return _attacked(config, sets, private, every, memorised or control(), device)
+
+    return on_main(attacked)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Sets:
+    """The canaries, their images with the labels of their training, the included ones, and all other images."""
+
+    canaries: Canaries
+    candidates: RealData
+    members: RealData
+    rest: RealData
+
+
+def _attacked(
+    config: CompressConfig,
+    sets: _Sets,
+    private: Splits,
+    flows: Sequence[FlowResult],
+    control: Classifier,
+    device: torch.device,
+) -> PipelineAudit:
+    """Attack the models of the first flow, with the others as references, and check the attacks by a control."""
+    settings, canaries, candidates, references = config.audit, sets.canaries, sets.candidates, flows[1:]
+    assert settings is not None
     # RMIA counts how much of the population an image exceeds; fewer images than this would make its steps too coarse.
     unseen = private.unseen
     population = unseen if len(unseen) >= POPULATION else None
@@ -116,7 +158,7 @@ def audit_pipeline(config: CompressConfig, directory: Path, private: Splits, dev
 
     models, scores = {}, {}
     for who in audit.WHOS:
-        networks = {f"the {who} of {flow.directory.name}": getattr(flow, who) for flow in (target, *references)}
+        networks = {f"the {who} of {flow.directory.name}": getattr(flow, who) for flow in flows}
         of_canaries, of_population = answers(networks), None if population is None else answers(networks, population)
         models[who] = audit.audit_model(
             canaries, of_canaries, of_population, settings.guesses, settings.delta, len(audit.WHOS)
@@ -125,16 +167,16 @@ def audit_pipeline(config: CompressConfig, directory: Path, private: Splits, dev
     # The controls put another teacher in the place of the audited one: a reference, for which nothing may be shown, and
     # an overfitted teacher, for which something must be. If one fails, the numbers above say nothing.
     teachers = {f"the teacher of {flow.directory.name}": flow.teacher for flow in references}
-    control = {"the control": _control(config, place / "control", rest, members, private)}
+    controls = {"the control": control, **teachers}
     return PipelineAudit(
         canaries=canaries,
         models=models,
         ratios=_ratios(scores, canaries, derive(config.seed, "ratio")),
         checks=(
-            _roles_check(candidates.images, rest, population),
-            audit.blind_check(members.images, part_of(candidates.images, ~canaries.included)),
+            _roles_check(candidates.images, sets.rest, population),
+            audit.blind_check(sets.members.images, part_of(candidates.images, ~canaries.included)),
             _negative_check(_control_bound(answers(teachers), canaries, settings.delta)),
-            _positive_check(_control_bound(answers(control | teachers), canaries, settings.delta)),
+            _positive_check(_control_bound(answers(controls), canaries, settings.delta)),
         ),
         population=0 if population is None else len(population),
         references=dict.fromkeys(audit.WHOS, settings.references),

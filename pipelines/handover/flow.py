@@ -30,6 +30,7 @@ from synthkd.pipelines.config import CompressConfig, Distillation, DistillConfig
 from synthkd.pipelines.distill import Distilled, distill
 from synthkd.pipelines.handover.private_generator import WIDEST, ReleaseConfig, load_released, release
 from synthkd.pipelines.handover.search import Choice, choose_student
+from synthkd.pipelines.run.processes import on_main
 from synthkd.pipelines.run.result import Result
 from synthkd.pipelines.student.teachers import teach_config
 from synthkd.pipelines.teach import teach
@@ -71,6 +72,8 @@ class FlowResult:
 def run_flow(config: CompressConfig, directory: Path, private: Splits | None, seed: int) -> FlowResult:
     """Run a flow, or read the parts of it that are finished.
 
+    Several processes share the search; the main one does the rest alone, so the result is that of one process.
+
     Args:
         config: the flow; its seed and its directory are not used.
         directory: of its runs.
@@ -81,6 +84,33 @@ def run_flow(config: CompressConfig, directory: Path, private: Splits | None, se
         CheckpointError: a part queried private images and the flow would not count it, or its claim is not proven.
         SynthkdError: as `release`, `teach` and `distill` raise.
     """
+    settings, generator, statements = on_main(lambda: _taught(config, directory, private, seed))
+    teacher = load_model(settings)
+    # What follows sees no private image; computed from the results of private parts alone, it costs no privacy.
+    distilling = distill_config(config, settings, generator, out=directory / DISTILL, seed=seed)
+    choice = None
+    if config.search is not None:
+        choice = choose_student(distilling, config.search, teacher, directory / SEARCH)
+        distilling = distilling.model_copy(update={"student": choice.model})
+    out, distilled = on_main(lambda: _distilled(distilling))
+    # The distillation saves the generator that it trained, but not one that was saved already, as by the release.
+    if (out / INSIDE_A_RUN).is_dir():
+        generator = SavedSettings(kind="saved", path=str(out))
+    assert not isinstance(generator, ChosenByTeacher)  # those that a teacher chooses are saved
+    return FlowResult(directory, teacher.eval(), load(out).eval(), generator, choice, statements, distilled)
+
+
+def _distilled(config: DistillConfig) -> tuple[Path, DistillResult]:
+    """The run directory of the distillation, and its result."""
+    result = distill(config)
+    assert isinstance(result, Distilled)
+    return result.directory, result.content
+
+
+def _taught(
+    config: CompressConfig, directory: Path, private: Splits | None, seed: int
+) -> tuple[LoadedModel, GeneratorOrAuto, tuple[Mapping[str, Any], ...]]:
+    """The teacher and the generator that the student learns from, and the claims of the private parts behind them."""
     settings, generator, images = config.teacher, config.generated.generator, private
     assert settings is not None  # a finished student has no flow
     dp = settings.training.dp if isinstance(settings, TrainedTeacher) else None
@@ -109,27 +139,8 @@ def run_flow(config: CompressConfig, directory: Path, private: Splits | None, se
         if dp is not None:
             statements.append(_proven_statement(teach_result, dp))
             journal.keep_part(TEACH)
-        teacher = load(teach_result.directory)
         settings = LoadedModel(kind="load", model=str(teach_result.directory))
-    else:
-        teacher = load_model(settings)
-
-    # What follows sees no private image; computed from the results of private parts alone, it costs no privacy.
-    distilling = distill_config(config, settings, generator, out=directory / DISTILL, seed=seed)
-    choice = None
-    if config.search is not None:
-        choice = choose_student(distilling, config.search, teacher, directory / SEARCH)
-        distilling = distilling.model_copy(update={"student": choice.model})
-    distill_result = distill(distilling)
-    assert isinstance(distill_result, Distilled)
-    # The distillation saves the generator that it trained, but not one that was saved already, as by the release.
-    if (distill_result.directory / INSIDE_A_RUN).is_dir():
-        generator = SavedSettings(kind="saved", path=str(distill_result.directory))
-    assert not isinstance(generator, ChosenByTeacher)  # those that a teacher chooses are saved
-    student = load(distill_result.directory)
-    return FlowResult(
-        directory, teacher.eval(), student.eval(), generator, choice, tuple(statements), distill_result.content
-    )
+    return settings, generator, tuple(statements)
 
 
 def sample(

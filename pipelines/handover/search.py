@@ -5,16 +5,19 @@ It uses nothing but the teacher and the generator, so it costs no privacy beyond
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from synthkd.compression.pareto import Candidate, Front, Scores, draw
-from synthkd.compression.proxy import Evaluate, proxy_evaluator
-from synthkd.compression.search import search, space_of
+from synthkd.compression.proxy import Proxy, proxy_evaluator
+from synthkd.compression.search import search
+from synthkd.compression.space import space_of
 from synthkd.models import Classifier, build_model, parameters
 from synthkd.pipelines.config import DistillConfig
+from synthkd.pipelines.run import processes
 from synthkd.pipelines.run.device import make_accelerator
 from synthkd.pipelines.student.assembly import assemble
 from synthkd.pipelines.student.chosen import with_generator
@@ -56,6 +59,9 @@ def choose_student(config: DistillConfig, settings: SearchSettings, teacher: Cla
     A candidate is trained for some steps like the student, on the first images of the generator, and scored on later
     images. The choice is the fastest candidate whose agreement is at most `tolerance` below the best.
 
+    Several processes train the candidates that are proposed together, each its share of them. The main process proposes
+    and stores, and measures latency and energy while the others wait: beside other work a model would look slower.
+
     Args:
         config: of the distillation; its student is not read.
         settings: of the search.
@@ -69,23 +75,69 @@ def choose_student(config: DistillConfig, settings: SearchSettings, teacher: Cla
     # A seed of the search's own keeps the choice when a run is repeated with other seeds.
     seed = config.seed if settings.seed is None else settings.seed
     count = min(settings.candidates, len(space))
-    proxy: list[Evaluate] = []
+    scoring = _Scoring(config, settings, teacher, seed)
+    if processes.rank():
+        none: list[ZooModel] | None = None
+        while turn := processes.from_main(none):
+            scoring.turn(turn)
+        return processes.from_main(None)
     with Display(count, f"search {config.name}") as display:
         done = 0
 
-        def evaluate(model: ZooModel) -> Scores:
+        def displayed(_: object, models: Sequence[ZooModel]) -> Iterator[Scores]:
             nonlocal done
-            # Made for the first candidate only: a search that is complete needs no images.
-            if not proxy:
-                proxy.append(make_proxy(config, settings, teacher, seed))
-            display.update(done, "candidates", {})
-            scores = proxy[0](model)
-            done += 1
-            display.update(done, "candidates", {"agreement": scores.accuracy, "ms": scores.latency_ms})
-            return scores
+            for scores in scoring.each(models):
+                done += 1
+                display.update(done, "candidates", {"agreement": scores.accuracy, "ms": scores.latency_ms})
+                yield scores
 
-        front = search(space, evaluate, directory, seed, count, settings.objectives, settings.population)
-    return Choice(fastest_of(front, settings.tolerance).model, front)
+        arguments = (settings.objectives, settings.population, settings.generation, displayed)
+        front = search(space, scoring.one, directory, seed, count, *arguments)
+    choice = Choice(fastest_of(front, settings.tolerance).model, front)
+    processes.from_main([])  # no further turn
+    return processes.from_main(choice)
+
+
+@dataclass
+class _Scoring:
+    """Scores candidates, in one process or in turns of as many as there are processes."""
+
+    config: DistillConfig
+    settings: SearchSettings
+    teacher: Classifier
+    seed: int
+    proxy: Proxy | None = None
+
+    def one(self, model: ZooModel) -> Scores:
+        """The scores of a candidate, by this process."""
+        return self._proxy()(model)
+
+    def each(self, models: Sequence[ZooModel]) -> Iterator[Scores]:
+        """The scores of candidates, as soon as they are known; the other processes wait in `from_main` for a turn."""
+        if processes.count() == 1:
+            yield from map(self.one, models)
+            return
+        for first in range(0, len(models), processes.count()):
+            turn = models[first : first + processes.count()]
+            yield from self.turn(processes.from_main(turn))
+
+    def turn(self, models: Sequence[ZooModel]) -> list[Scores]:
+        """The scores of at most one candidate for each process, each trained by its process; in every process."""
+        with processes.alone():
+            proxy = self._proxy()
+        processes.gathered(None)  # nobody works while the main process takes times
+        spent = processes.on_main(lambda: [proxy.cost(model) for model in models])
+        own = processes.share(models)
+        with processes.alone():
+            trained = [proxy.agreement(model) for model in own]
+        agreed = [agreement for one in processes.gathered(trained) for agreement in one]
+        return [Proxy.scores(agreement, cost) for agreement, cost in zip(agreed, spent, strict=True)]
+
+    def _proxy(self) -> Proxy:
+        # Made for the first candidate only: a search that is complete needs no images.
+        if self.proxy is None:
+            self.proxy = make_proxy(self.config, self.settings, self.teacher, self.seed)
+        return self.proxy
 
 
 def fastest_of(front: Front, tolerance: float) -> Candidate:
@@ -96,7 +148,7 @@ def fastest_of(front: Front, tolerance: float) -> Candidate:
     return min(good, key=lambda one: one.scores.latency_ms)
 
 
-def make_proxy(config: DistillConfig, settings: SearchSettings, teacher: Classifier, seed: int) -> Evaluate:
+def make_proxy(config: DistillConfig, settings: SearchSettings, teacher: Classifier, seed: int) -> Proxy:
     """A function that scores candidates, trained on images of the first rounds and scored on later ones.
 
     Args:

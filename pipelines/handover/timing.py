@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 
 from synthkd.compression.proxy import ENERGY_SECONDS
-from synthkd.compression.search import Range, space_of
+from synthkd.compression.space import Range, space_of
 from synthkd.distillation.step import DistillStep
 from synthkd.distillation.student import Student
 from synthkd.metrics.utility import predict

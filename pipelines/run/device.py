@@ -60,7 +60,7 @@ def sharing(config: TrainingConfig, accelerator: Accelerator) -> Processes:
     return Processes.of(accelerator) if config.sync == "exact" else ALONE
 
 
-def process_state(config: TrainingConfig) -> PartialState:
+def process_state(config: JobConfig) -> PartialState:
     """The number of processes under this configuration, and the index of this one."""
     _reset_accelerate(config)
     with own_environment():
@@ -71,10 +71,10 @@ def _on_cpu(config: JobConfig) -> bool:
     return config.device == "cpu" or not torch.cuda.is_available()
 
 
-def _reset_accelerate(config: TrainingConfig) -> None:
+def _reset_accelerate(config: JobConfig) -> None:
     """Forget device and precision of an earlier job in this process, which accelerate keeps in shared state."""
     if not AcceleratorState._shared_state:
         return
     state = AcceleratorState()
-    if (state.mixed_precision, state.device.type == "cpu") != (config.precision, _on_cpu(config)):
+    if (state.mixed_precision, state.device.type == "cpu") != (getattr(config, "precision", "no"), _on_cpu(config)):
         AcceleratorState._reset_state(reset_partial_state=True)

@@ -13,15 +13,15 @@ import os
 import shutil
 from pathlib import Path
 
-from accelerate.utils import broadcast_object_list
-
 from synthkd.errors import CheckpointError, ConfigError
 from synthkd.pipelines.config import DistillConfig
 from synthkd.pipelines.config.budget import recorded, seconds_of
 from synthkd.pipelines.run.budget import MOST
 from synthkd.pipelines.run.device import process_state
 from synthkd.pipelines.run.directory import CONFIG, REPORT, RESULT, inside_a_run, run_directory, saved_config
+from synthkd.pipelines.run.processes import on_main
 from synthkd.pipelines.run.result import HANDED_OVER, read_result
+from synthkd.pipelines.run.several import depends_on_processes, require_same_processes
 from synthkd.reports.results import DistillResult, EarlierResult
 from synthkd.settings import Pregenerate
 from synthkd.settings.load import dump_config
@@ -63,15 +63,17 @@ def with_extensions(config: DistillConfig, *, dry_run: bool) -> DistillConfig:
         )
     if dry_run:
         return _extended(config, directory, more)
-    shared: list[DistillConfig | None] = [None]
-    if process_state(config).is_main_process:
+    processes = process_state(config).num_processes
+
+    def begun() -> DistillConfig:
         with run_directory("distill", config):
+            if depends_on_processes("distill", config):
+                require_same_processes(directory, processes)
             extended = _extended(config, directory, more)
             _begin(extended, directory, is_recorded=extended == config)
-            shared = [extended]
-    broadcast_object_list(shared)
-    assert shared[0] is not None
-    return shared[0]
+            return extended
+
+    return on_main(begun)
 
 
 def earlier_results(config: DistillConfig, directory: Path) -> tuple[EarlierResult, ...] | None:

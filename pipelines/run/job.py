@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 from torch import Tensor
 
 from synthkd.models import Classifier, measure_latency, parameters, state_bytes
 from synthkd.pipelines.config import TrainingConfig
-from synthkd.pipelines.run.device import make_accelerator, process_state
-from synthkd.pipelines.run.directory import inside_a_run, run_directory
+from synthkd.pipelines.run.device import make_accelerator
+from synthkd.pipelines.run.directory import inside_a_run
 from synthkd.pipelines.run.disk import full_disk
+from synthkd.pipelines.run.processes import on_main, shared_directory
 from synthkd.pipelines.run.result import Content, finished_result, read_result
+from synthkd.pipelines.run.several import depends_on_processes, keep_processes, require_same_processes
 from synthkd.reports.report import has_report, write_report
 from synthkd.reports.results import KINDS, JobResult, ModelDescription, write_result
 from synthkd.training.checkpoint import CheckpointStore
@@ -113,9 +114,12 @@ def open_job(name: str, config: TrainingConfig) -> Iterator[Job]:
     Raises:
         SynthkdError: see `run_directory`, `make_accelerator` and `read_result`.
     """
-    with full_disk(), _shared_directory(name, config) as directory:
+    with full_disk(), shared_directory(name, config) as directory:
         accelerator = make_accelerator(config, directory)
+        processes = accelerator.num_processes
         finished = read_result(directory, KINDS[name])
+        if finished is None and depends_on_processes(name, config):
+            on_main(lambda: _begin(directory, processes))
         # A finished run logs nothing more, and would start an empty run of the tracker.
         if config.track and finished is None:
             accelerator.init_trackers(config.name)
@@ -127,20 +131,14 @@ def open_job(name: str, config: TrainingConfig) -> Iterator[Job]:
                 job.tidy()
             yield job
         finally:
-            if accelerator.trackers:
-                accelerator.end_training()
+            for tracker in accelerator.trackers:  # no `end_training`, which would part the processes of an outer job
+                tracker.finish()
 
 
-@contextmanager
-def _shared_directory(name: str, config: TrainingConfig) -> Iterator[Path]:
-    """The run directory in every process; the main process chooses and locks it."""
-    with ExitStack() as stack:
-        directory: list[Path | None] = [None]
-        if process_state(config).is_main_process:
-            directory = [stack.enter_context(run_directory(name, config))]
-        broadcast_object_list(directory)
-        assert directory[0] is not None
-        yield directory[0]
+def _begin(directory: Path, processes: int) -> None:
+    """Bind a run to the number of its processes."""
+    require_same_processes(directory, processes)
+    keep_processes(directory, processes)
 
 
 def training_bytes(count: int) -> int:

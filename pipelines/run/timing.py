@@ -19,6 +19,7 @@ from torch import Tensor
 from synthkd.data.read.on_disk import Pixels
 from synthkd.errors import TrainingError
 from synthkd.pipelines.config import TrainingConfig
+from synthkd.pipelines.run.processes import count
 from synthkd.training.checkpoint import CheckpointStore
 from synthkd.types import Stateful
 
@@ -176,7 +177,7 @@ def _mean(calls: Sequence[float]) -> float:
 
 def _of_slowest(seconds: float) -> float:
     """The largest of these numbers over all processes."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+    if count() == 1:
         return seconds
     number = torch.tensor(seconds, device=PartialState().device)
     torch.distributed.all_reduce(number, torch.distributed.ReduceOp.MAX)

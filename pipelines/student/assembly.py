@@ -29,6 +29,7 @@ from synthkd.models.black_box import BlackBox, black_box_of
 from synthkd.pipelines.config import DistillConfig
 from synthkd.pipelines.run.batch_size import BatchSize, choose_batch_size
 from synthkd.pipelines.run.images import fitted_dataset, fitted_splits, keep_data
+from synthkd.pipelines.run.several import require_shareable
 from synthkd.pipelines.run.tested import training_data
 from synthkd.pipelines.scores.running import RunningScores, build_scores
 from synthkd.pipelines.student.networks import (
@@ -128,12 +129,12 @@ def assemble(
     teacher = teachers[0] if teachers else None
     images = _read(config, accelerator, directory, teacher)
     subject = subject_of(teacher, images.stored, images.splits)
-    _require_possible(config, accelerator, images)
+    _require_possible(config, accelerator)
     _require_one_order(subject, teachers)
     images = _fitted(config, images, subject)
     module = untrained_student(config, subject, student)
     start = start_of(config, module, teacher)
-    wanted, total = _wanted_batch(config, accelerator), phases.student_steps(config.phases)
+    wanted, total = config.distill.batch_size, phases.student_steps(config.phases)
     networks = build_networks(config, module, subject, teacher)
     controllers = build_controllers(config)
     team = build_team(config, teachers, networks, accelerator, controllers.selection)
@@ -150,7 +151,7 @@ def assemble(
     transfer_set = TransferSetBuilder(
         config, accelerator, subject, images, generator, team, students[0].learner, bank, batch.images, total
     ).build()
-    _require_evaluations(controllers, transfer_set, accelerator)
+    _require_evaluations(controllers, transfer_set)
     evaluation = PeriodicEvaluation(
         config.distill.adapt.every,
         lambda: [student.learner.evaluated for student in students],
@@ -235,37 +236,18 @@ def _require_one_order(subject: Subject, teachers: Sequence[Classifier]) -> None
             )
 
 
-def _require_possible(config: DistillConfig, accelerator: Accelerator, images: Images) -> None:
+def _require_possible(config: DistillConfig, accelerator: Accelerator) -> None:
     """Refuse settings that do not fit the phases or several processes."""
-    several = accelerator.num_processes > 1
-    if images.arriving is not None and several:
-        raise ConfigError("data.kind: a stream is read in one process only; leave torchrun out, or take another kind")
-    if config.width is not None and several:
-        raise ConfigError("width: the width of a student changes in one process only; leave torchrun out, or width")
-    if config.online is not None and several:
-        raise ConfigError("online: peers learn together in one process only; leave torchrun out, or online")
+    require_shareable(config, accelerator.num_processes)
     generated, real = config.generated, config.real
     has_bank_images = generated is not None and generated.live != 1.0 and (real is None or real.share != 1.0)
     phases.check(config.phases, needs_bank=has_bank_images)
 
 
-def _require_evaluations(controllers: Controllers, transfer_set: TransferSet, accelerator: Accelerator) -> None:
-    """Refuse controllers without held-out images to follow, or in several processes."""
+def _require_evaluations(controllers: Controllers, transfer_set: TransferSet) -> None:
+    """Refuse controllers without held-out images to follow."""
     if not controllers.keys:
         return
     key = controllers.keys[0]
-    if accelerator.num_processes > 1:
-        raise ConfigError(f"{key} adapts in one process only; leave torchrun out, or {key}")
     if not transfer_set.can_hold_out:
         raise ConfigError(f"{key} goes by images that are held out, or a bank: set data.holdout above 0")
-
-
-def _wanted_batch(config: DistillConfig, accelerator: Accelerator) -> int:
-    """Images of a batch over all processes that the settings ask for, a multiple of the processes."""
-    wanted = config.distill.batch_size
-    if wanted % accelerator.num_processes:
-        raise ConfigError(
-            f"distill.batch_size: {wanted} images cannot be shared out evenly among {accelerator.num_processes} "
-            "processes; choose a multiple"
-        )
-    return wanted

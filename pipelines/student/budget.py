@@ -9,7 +9,6 @@ from pathlib import Path
 from statistics import fmean
 
 import torch
-from accelerate.utils import broadcast_object_list
 
 from synthkd.data.read.splits import RealData
 from synthkd.errors import ConfigError, TrainingError
@@ -19,6 +18,7 @@ from synthkd.pipelines.config.budget import Planned, seconds_of
 from synthkd.pipelines.run.budget import filled, recounted
 from synthkd.pipelines.run.device import make_accelerator
 from synthkd.pipelines.run.directory import CONFIG, saved_config
+from synthkd.pipelines.run.processes import from_main, rank
 from synthkd.pipelines.run.timing import LIMIT, PlannedTime, Timed, told
 from synthkd.pipelines.student.assembly import assemble
 from synthkd.pipelines.student.chosen import with_generator
@@ -99,11 +99,8 @@ def with_plan(
     if not needs_plan(config):
         return config
     planned = fill(config, models, test, student).config
-    shared = [(planned.phases, planned.planned)]
-    broadcast_object_list(shared)
-    phases, plan = shared[0]
-    changes = {"phases": phases, "planned": plan}
-    if make_accelerator(config).is_main_process:
+    changes = {"phases": planned.phases, "planned": planned.planned}
+    if rank() == 0:
         saved = saved_config(directory, config)
         assert saved is not None  # of the open run
         write_atomically(directory / CONFIG, dump_config(saved.model_copy(update=changes)).encode())
@@ -173,7 +170,8 @@ def fill(
         )
     building = built - loaded
     libraries = 0.0 if taught else max(0.0, loaded - started - building)
-    measuring = time.perf_counter() - started - libraries
+    # What the main process measured counts, so that none of several processes refuses a budget alone.
+    timed, building, measuring = from_main((timed, building, time.perf_counter() - started - libraries))
     phases, seconds = filled(config.phases, timed, config.budget, measuring + building)
     plan = Planned(
         budget=config.budget,
@@ -192,7 +190,8 @@ class _UnmeasuredError(ConfigError):
 def _measured(once: Callable[[], Sequence[Timed]], until: float, most: int) -> list[Timed]:
     """The means of measurements that are repeated until a time of the clock."""
     passes: list[Sequence[Timed]] = []
-    while not passes or (len(passes) < most and _of_first(time.perf_counter() < until)):
+    # By the clock of the main process: a step of one waits for those of the others.
+    while not passes or (len(passes) < most and from_main(time.perf_counter() < until)):
         try:
             passes.append(once())
         except TrainingError as error:  # steps out of order may diverge, which says nothing about the run
@@ -202,13 +201,6 @@ def _measured(once: Callable[[], Sequence[Timed]], until: float, most: int) -> l
                 ) from error
             break
     return [replace(each[0], seconds=fmean(one.seconds for one in each)) for each in zip(*passes, strict=True)]
-
-
-def _of_first(answer: bool) -> bool:
-    """The answer of the main process in every process: a step of one waits for those of the others."""
-    shared = [answer]
-    broadcast_object_list(shared)
-    return shared[0]
 
 
 def _measuring_seconds(budget: str) -> float:

@@ -17,7 +17,8 @@ from synthkd.compression.onnx_file import Description
 from synthkd.compression.pareto import Candidate, Front, Scores, hypervolume
 from synthkd.compression.predict import OnnxModel, Parity, Prediction, onnx_latency, parity, predict_files, run_onnx
 from synthkd.compression.quantization import quantize_int8
-from synthkd.compression.search import search, space_of
+from synthkd.compression.search import search
+from synthkd.compression.space import space_of
 
 __all__ = [
     "Candidate",

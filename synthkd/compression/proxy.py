@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from accelerate import Accelerator
@@ -14,7 +15,7 @@ from synthkd.distillation.student import Student
 from synthkd.errors import TrainingError
 from synthkd.metrics.utility import accuracy, predict
 from synthkd.models.classifier import Classifier
-from synthkd.models.cost import cost
+from synthkd.models.cost import Cost, cost
 from synthkd.rng import derive
 from synthkd.settings import DistillSettings, ZooModel
 from synthkd.taps import evaluating
@@ -28,6 +29,76 @@ ENERGY_SECONDS = 0.5
 """Time for which a candidate runs for the energy counter, if the machine has one."""
 
 
+@dataclass(frozen=True)
+class Proxy:
+    """Scores candidates; all have the same seed and the same batches, so their order does not matter.
+
+    The proxy of the accuracy is the agreement with the teacher on held-out synthetic images. It ranks candidates and is
+    not the accuracy of a finished student.
+
+    Attributes:
+        source: batches of stored images with teacher logits.
+        held_out: images `[N, C, H, W]`, uint8 or float, that are not in the source.
+        expected: int64 `[N]`, the teacher's classes of the held-out images.
+        builder: builds an untrained candidate.
+        steps: of the training.
+        seed: of weights and dropout.
+        accelerator: device and precision, used by the candidates only.
+        settings: loss and optimiser.
+        threads: of torch while latency and energy of one image are measured.
+    """
+
+    source: TransferBatches
+    held_out: Tensor
+    expected: Tensor
+    builder: Callable[[ZooModel], Classifier]
+    steps: int
+    seed: int
+    accelerator: Accelerator
+    settings: DistillSettings
+    threads: int
+
+    def __call__(self, candidate: ZooModel) -> Scores:
+        """Measure a candidate, and train it."""
+        return self.scores(self.agreement(candidate), self.cost(candidate))
+
+    def cost(self, candidate: ZooModel) -> Cost:
+        """Size, latency and energy of a candidate, which its training does not change."""
+        with torch.random.fork_rng(devices=[]):
+            # As it is built: a learner may change precision and layout of a model.
+            model = self._built(candidate)
+            return cost(model, self.accelerator.device, threads=self.threads, energy_seconds=ENERGY_SECONDS)
+
+    def agreement(self, candidate: ZooModel) -> float:
+        """Share of the held-out images on which a candidate agrees with the teacher after its training, 0 to 1.
+
+        It is 0 if the training diverges.
+        """
+        accelerator = self.accelerator
+        with torch.random.fork_rng(devices=[]):
+            model = self._built(candidate)
+            learner = Learner("candidate", model, self.settings.optimizer, self.steps, accelerator)
+            step = DistillStep([Student(learner, self.settings, accelerator)], self.source, accelerator)
+            try:
+                for number in range(self.steps):
+                    step(number)
+                with evaluating(model):
+                    agreed = accuracy(predict(model, self.held_out, accelerator.device), self.expected).value
+            except TrainingError:  # a candidate that diverges is a poor one; the search goes on
+                agreed = 0.0
+        accelerator.free_memory()  # the accelerator would keep every candidate
+        return agreed
+
+    @staticmethod
+    def scores(agreement: float, spent: Cost) -> Scores:
+        """The scores of a candidate."""
+        return Scores(agreement, spent.latency.median_ms, spent.bytes, spent.energy.joules)
+
+    def _built(self, candidate: ZooModel) -> Classifier:
+        torch.manual_seed(derive(self.seed, "candidate"))
+        return self.builder(candidate)
+
+
 def proxy_evaluator(
     source: TransferBatches,
     held_out: Tensor,
@@ -38,41 +109,13 @@ def proxy_evaluator(
     accelerator: Accelerator,
     settings: DistillSettings | None = None,
     threads: int = 1,
-) -> Evaluate:
-    """A function that trains a candidate for some steps and scores it; all have the same seed and the same batches.
-
-    The proxy of the accuracy is the agreement with the teacher on held-out synthetic images. It ranks candidates and is
-    not the accuracy of a finished student. A candidate whose training diverges has an agreement of 0.
+) -> Proxy:
+    """A function that trains a candidate for some steps and scores it.
 
     Args:
-        source: batches of stored images with teacher logits.
-        held_out: images `[N, C, H, W]`, uint8 or float, that are not in the source.
         teacher_logits: the teacher's logits `[N, K]` of the held-out images.
-        builder: builds an untrained candidate.
-        steps: of the training.
-        seed: of weights and dropout.
-        accelerator: device and precision, used by the candidates only.
         settings: loss and optimiser; None: the defaults.
-        threads: of torch while latency and energy of one image are measured.
+        source, held_out, builder, steps, seed, accelerator, threads: see `Proxy`.
     """
-    settings, expected = settings or DistillSettings(), teacher_logits.argmax(dim=1).cpu()
-
-    def evaluate(candidate: ZooModel) -> Scores:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derive(seed, "candidate"))
-            model = builder(candidate)
-            # Measured before the learner prepares the model for training, which may change its precision and layout.
-            spent = cost(model, accelerator.device, threads=threads, energy_seconds=ENERGY_SECONDS)
-            learner = Learner("candidate", model, settings.optimizer, steps, accelerator)
-            step = DistillStep([Student(learner, settings, accelerator)], source, accelerator)
-            try:
-                for number in range(steps):
-                    step(number)
-                with evaluating(model):
-                    agreed = accuracy(predict(model, held_out, accelerator.device), expected).value
-            except TrainingError:  # a candidate that diverges is a poor one; the search goes on
-                agreed = 0.0
-        accelerator.free_memory()  # the accelerator would keep every candidate
-        return Scores(agreed, spent.latency.median_ms, spent.bytes, spent.energy.joules)
-
-    return evaluate
+    expected = teacher_logits.argmax(dim=1).cpu()
+    return Proxy(source, held_out, expected, builder, steps, seed, accelerator, settings or DistillSettings(), threads)

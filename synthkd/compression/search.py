@@ -2,11 +2,13 @@
 
 Deb et al. 2002, "A Fast and Elitist Multiobjective Genetic Algorithm: NSGA-II", by optuna's sampler, in its
 steady-state form (Durillo et al. 2009): a candidate may be a parent as soon as it has scores, since a few dozen
-candidates make too few generations. A search begins with the smallest and the largest student of every range.
+candidates make too few generations. A search begins with the smallest and the largest student of every range. A larger
+generation has children that do not know of each other, so that several processes can score them at the same time.
 
 Its state is one sqlite file, from which it resumes. A candidate whose scoring was interrupted is scored again; one with
-scores never is. The n-th proposal is a function of the seed and of the earlier scores, so an interrupted search ends
-like an uninterrupted one, up to the measured times.
+scores never is. The n-th proposal is a function of the seed and of the scores before its generation, so an
+interrupted search ends like an uninterrupted one, and that of several processes like that of one, up to the measured
+times.
 """
 
 from __future__ import annotations
@@ -15,129 +17,35 @@ import json
 import logging
 import sqlite3
 import warnings
-from bisect import bisect_right
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import numpy as np
-import torch
 
 from synthkd.compression.pareto import Candidate, Front, Scores, crowded_order
 from synthkd.compression.proxy import Evaluate
+from synthkd.compression.space import Genes, Space
 from synthkd.errors import CheckpointError, ConfigError
 from synthkd.imports import optional
-from synthkd.models import zoo
-from synthkd.models.classifier import parameters
 from synthkd.rng import derive, numpy_stream
-from synthkd.settings import GOALS, POPULATION, Architecture, Goal, SearchSettings, ZooModel
+from synthkd.settings import GOALS, POPULATION, Goal, ZooModel
 from synthkd.system.files import naming
 from synthkd.system.text import first_line
-from synthkd.types import ImageSpec
 
 OPTUNA = ("optuna", "search", "the search of a student")
 """The package that a search needs, the extra that installs it, and its use."""
 PATIENCE = 20
 """Repeated proposals in a row, after which a new candidate is drawn at random: a small space may be nearly used up."""
 
+Mapped = Callable[[Evaluate, Sequence[ZooModel]], Iterable[Scores]]
+"""Applies a function to candidates as `map` does, in whatever order: the scores come in the order of the candidates."""
+
 _MUTATION = 0.2  # standard deviation of the change of a child's width gene
 _REDRAW = 0.2  # probability that a child's architecture, or its depth, is drawn at random
-
-
-@dataclass(frozen=True)
-class Range:
-    """Widths of one architecture at one depth, both ends included; depth None if the architecture has no choice."""
-
-    arch: Architecture
-    depth: int | None
-    low: int
-    high: int
-
-
-class Genes(TypedDict):
-    """A candidate as NSGA-II varies it: an architecture, and numbers in [0, 1] for depth and width."""
-
-    arch: str
-    depth: float
-    width: float
-
-
-@dataclass(frozen=True)
-class Space:
-    """All candidates of a search, encoded as genes.
-
-    0 is small and 1 is large in every architecture, so genes of parents with different architectures can be combined.
-
-    Attributes:
-        ranges: those of one architecture by rising depth.
-    """
-
-    ranges: tuple[Range, ...]
-
-    def __len__(self) -> int:
-        return sum(r.high - r.low + 1 for r in self.ranges)
-
-    @property
-    def archs(self) -> list[str]:
-        """Architectures, in the order of their ranges."""
-        return list(dict.fromkeys(r.arch for r in self.ranges))
-
-    def decode(self, genes: Genes) -> ZooModel:
-        """The student with these genes."""
-        depths = [r for r in self.ranges if r.arch == genes["arch"]]
-        r = depths[min(int(genes["depth"] * len(depths)), len(depths) - 1)]
-        # A logarithmic scale: a step of the gene changes every width by the same factor.
-        return ZooModel(arch=r.arch, width=round(r.low * (r.high / r.low) ** genes["width"]), depth=r.depth)
-
-    def ends(self) -> Iterator[Genes]:
-        """Genes of the smallest and of the largest student of every range."""
-        for r in self.ranges:
-            depths = [other.depth for other in self.ranges if other.arch == r.arch]
-            for width in (0.0, 1.0):
-                yield {"arch": r.arch, "depth": (depths.index(r.depth) + 0.5) / len(depths), "width": width}
-
-    def draw(self, rng: np.random.Generator, scored: Container[ZooModel]) -> Genes:
-        """Genes of a student that is not among `scored`, drawn uniformly; there must be such a student."""
-        while True:
-            arch = self.archs[rng.integers(len(self.archs))]
-            genes: Genes = {"arch": arch, "depth": rng.random(), "width": rng.random()}
-            if self.decode(genes) not in scored:
-                return genes
-
-
-def space_of(settings: SearchSettings, spec: ImageSpec, max_parameters: int | None = None) -> Space:
-    """The search space of families of networks, with the widths that a limit of parameters allows.
-
-    Args:
-        settings: families and limit.
-        spec: images and classes of the student.
-        max_parameters: the limit if the settings have none; None: no limit.
-
-    Raises:
-        ConfigError: no network fits, or a family has a depth that its architecture does not have.
-    """
-    limit = max_parameters if settings.max_parameters is None else settings.max_parameters
-    ranges = []
-    for family in settings.families:
-        for depth in sorted(set(family.depth)) or (None,):
-            low, high = family.width
-
-            def count(width: int, arch: Architecture = family.arch, depth: int | None = depth) -> int:
-                with torch.device("meta"):  # shapes without weights, and without a random draw
-                    return parameters(zoo.build(ZooModel(arch=arch, width=width, depth=depth), spec))
-
-            count(low)  # raises for a wrong depth, also without a limit
-            # Parameters rise with the width, so bisection builds a few networks and not one for every width.
-            if limit is not None:
-                high = low - 1 + bisect_right(range(low, high + 1), limit, key=count)
-            if high >= low:
-                ranges.append(Range(family.arch, depth, low, high))
-    if not ranges:
-        raise ConfigError(f"search: no family has a student of at most {limit:,} parameters; give smaller widths")
-    return Space(tuple(ranges))
 
 
 def search(
@@ -148,6 +56,8 @@ def search(
     candidates: int,
     objectives: Sequence[Goal] = GOALS,
     population: int | None = POPULATION,
+    generation: int = 1,
+    mapped: Mapped = map,
 ) -> Front:
     """Search with NSGA-II, or at random, until `candidates` different candidates, or the whole space, have scores.
 
@@ -163,6 +73,8 @@ def search(
         objectives: two or three values to minimise.
         population: number of best candidates among which parents are chosen, at least 2; None: random search, for
             comparison, which draws genes uniformly.
+        generation: number of children that are proposed by the same scores. The result depends on it.
+        mapped: scores the candidates that are proposed together. The result does not depend on it.
 
     Returns:
         All candidates with their scores; the reference is the worst value of each objective.
@@ -176,43 +88,111 @@ def search(
         raise ConfigError(f"search: candidates must be at least 1, got {candidates}")
     optuna = optional(*OPTUNA)
     path = Path(directory) / ("random.db" if population is None else "search.db")
-    state, unit = optuna.trial.TrialState, optuna.distributions.FloatDistribution(0.0, 1.0)
-    genes = {"arch": optuna.distributions.CategoricalDistribution(space.archs), "depth": unit, "width": unit}
-    fixed = dict(enumerate(() if population is None else space.ends()))  # number of a proposal -> its genes
     arguments = {"space": asdict(space), "objectives": list(objectives), "seed": seed, "population": population}
-    with naming(path), _study(optuna, path, arguments) as study:
-        # A trial that was running when a process ended is not counted, so its number is proposed again.
-        for trial in study.get_trials(states=[state.RUNNING]):
-            study.tell(trial.number, state=state.FAIL)
-        trials = study.get_trials(states=[state.COMPLETE, state.PRUNED])
-        scored = {space.decode(t.params): Scores(**t.user_attrs["scores"]) for t in trials if t.state == state.COMPLETE}
-        # Repeated proposals at the end of what is stored, to go on counting where an interrupted search stopped.
-        repeats = next((i for i, t in enumerate(reversed(trials)) if t.state == state.COMPLETE), len(trials))
-        number = len(trials)
-        while len(scored) < min(candidates, len(space)):
-            if repeats and repeats % PATIENCE == 0:
-                fixed[number] = space.draw(numpy_stream(seed, "one without scores", number), scored)
-            # A sampler of its own for each proposal, seeded by its number: the state of one sampler would be lost with
-            # the process, and an interrupted search would propose other candidates.
-            study.sampler = _sampler(optuna, population, derive(seed, "proposal", number) % 2**32, fixed.get(number))
-            trial = study.ask(genes)
-            model = space.decode(trial.params)
-            if model in scored:
-                study.tell(trial, state=state.PRUNED)
-                repeats += 1
-            else:
-                scores = evaluate(model)
-                values = scores.values(objectives)
-                trial.set_user_attr("scores", asdict(scores))
-                study.tell(trial, values)
-                scored[model], repeats = scores, 0
-            number += 1
-    results = tuple(Candidate(model, scores) for model, scores in scored.items())
+    with naming(path), _study(optuna, path, {**arguments, "generation": generation}) as study:
+        course = _Course(optuna, study, space, seed, population, generation)
+        while proposals := course.propose(min(candidates, len(space))):
+            scored = iter(mapped(evaluate, [one.model for one in proposals if not one.repeated]))
+            for proposal in proposals:
+                course.tell(proposal, None if proposal.repeated else next(scored), objectives)
+    results = tuple(Candidate(model, scores) for model, scores in course.scored.items())
     worst = np.max([c.scores.values(objectives) for c in results], axis=0)
     return Front(results, tuple(objectives), tuple(float(value) or 1.0 for value in worst))
 
 
-def _sampler(optuna: Any, population: int | None, seed: int, fixed: Genes | None) -> Any:
+@dataclass(frozen=True)
+class _Proposal:
+    """A student that was proposed: its trial in the study, and whether it was proposed before."""
+
+    trial: Any
+    model: ZooModel
+    repeated: bool
+
+
+@dataclass
+class _Course:
+    """The state of a search, as it is stored and as it goes on.
+
+    Attributes:
+        optuna, study: the module, and the study, which has every proposal.
+        space, seed, population, generation: see `search`.
+        scored: candidate -> its scores, in the order of the proposals.
+        count: number of proposals that were scored, or had been proposed before.
+        repeats: those at the end that had been proposed before.
+        basis: number of proposals by whose scores the newest child was proposed; None without a child.
+    """
+
+    optuna: Any
+    study: Any
+    space: Space
+    seed: int
+    population: int | None
+    generation: int
+    scored: dict[ZooModel, Scores] = field(default_factory=dict)
+    count: int = 0
+    repeats: int = 0
+    basis: int | None = None
+
+    def __post_init__(self) -> None:
+        state = self.optuna.trial.TrialState
+        # A trial that was running when a process ended is not counted, so its number is proposed again.
+        for trial in self.study.get_trials(states=[state.RUNNING]):
+            self.study.tell(trial.number, state=state.FAIL)
+        for trial in self.study.get_trials(states=[state.COMPLETE, state.PRUNED]):
+            self.count += 1
+            self.basis = trial.user_attrs.get("basis")
+            self.repeats = 0 if trial.state == state.COMPLETE else self.repeats + 1
+            if trial.state == state.COMPLETE:
+                self.scored[self.space.decode(trial.params)] = Scores(**trial.user_attrs["scores"])
+
+    def propose(self, wanted: int) -> list[_Proposal]:
+        """The next proposals that need no further score; none once `wanted` candidates have scores."""
+        ends = () if self.population is None else tuple(self.space.ends())
+        proposals: list[_Proposal] = []
+        models = set(self.scored)
+        while len(models) < wanted:
+            number, basis = self.count + len(proposals), None
+            if self.population is not None and len(models) >= self.population and number >= len(ends):  # it is a child
+                is_next = self.basis is None or number >= self.basis + self.generation
+                basis = number if is_next else self.basis
+                assert basis is not None
+                if basis > self.count:
+                    break
+            fixed = ends[number] if number < len(ends) else None
+            if self.repeats and self.repeats % PATIENCE == 0:
+                fixed = self.space.draw(numpy_stream(self.seed, "one without scores", number), models)
+            proposals.append(self._ask(number, basis, fixed, models))
+            self.basis = basis
+            self.repeats = self.repeats + 1 if proposals[-1].repeated else 0
+            models.add(proposals[-1].model)
+        return proposals
+
+    def _ask(self, number: int, basis: int | None, fixed: Genes | None, models: Container[ZooModel]) -> _Proposal:
+        distributions, unit = self.optuna.distributions, self.optuna.distributions.FloatDistribution(0.0, 1.0)
+        # A sampler of its own for each proposal, seeded by its number: the state of one sampler would be lost with the
+        # process, and an interrupted search would propose other candidates.
+        seed = derive(self.seed, "proposal", number) % 2**32
+        self.study.sampler = _sampler(self.optuna, self.population, seed, basis or 0, fixed)
+        arch = distributions.CategoricalDistribution(self.space.archs)
+        trial = self.study.ask({"arch": arch, "depth": unit, "width": unit})
+        if basis is not None:
+            trial.set_user_attr("basis", basis)
+        model = self.space.decode(trial.params)
+        return _Proposal(trial, model, model in models)
+
+    def tell(self, proposal: _Proposal, scores: Scores | None, objectives: Sequence[Goal]) -> None:
+        """Store the scores of a proposal, or, for None, that it was proposed before."""
+        if scores is None:
+            self.study.tell(proposal.trial, state=self.optuna.trial.TrialState.PRUNED)
+        else:
+            values = scores.values(objectives)
+            proposal.trial.set_user_attr("scores", asdict(scores))
+            self.study.tell(proposal.trial, values)
+            self.scored[proposal.model] = scores
+        self.count += 1
+
+
+def _sampler(optuna: Any, population: int | None, seed: int, basis: int, fixed: Genes | None) -> Any:
     """NSGA-II's sampler, or a random one without a population; with `fixed` genes, a sampler of those."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # fixed genes and a strategy for children are experimental in optuna
@@ -220,15 +200,18 @@ def _sampler(optuna: Any, population: int | None, seed: int, fixed: Genes | None
             sampler = optuna.samplers.RandomSampler(seed=seed)
         else:
             sampler = optuna.samplers.NSGAIISampler(
-                population_size=population, seed=seed, child_generation_strategy=partial(_child, population, seed)
+                population_size=population,
+                seed=seed,
+                child_generation_strategy=partial(_child, population, seed, basis),
             )
         return sampler if fixed is None else optuna.samplers.PartialFixedSampler(fixed, sampler)
 
 
-def _child(population: int, seed: int, study: Any, genes: Mapping[str, Any], _: Any) -> dict[str, Any]:
-    """Genes of a child of two of the best candidates; the sampler draws missing genes uniformly."""
+def _child(population: int, seed: int, basis: int, study: Any, genes: Mapping[str, Any], _: Any) -> dict[str, Any]:
+    """Genes of a child of two of the best of the first `basis` proposals; the sampler draws missing genes uniformly."""
     rng = np.random.default_rng(seed)
-    trials = [trial for trial in study.get_trials(deepcopy=False) if trial.values is not None]
+    finished = [trial for trial in study.get_trials(deepcopy=False) if trial.state.name in ("COMPLETE", "PRUNED")]
+    trials = [trial for trial in finished[:basis] if trial.values is not None]
     best = crowded_order(np.array([trial.values for trial in trials]))[:population]
     # Each parent wins a tournament of two: the smaller index is the better candidate.
     mother, father = (trials[best[rng.integers(len(best), size=2).min()]].params for _ in range(2))
@@ -258,7 +241,7 @@ def _study(optuna: Any, path: Path, arguments: Mapping[str, Any]) -> Iterator[An
             study = optuna.create_study(
                 study_name="search", storage=storage, directions=directions, load_if_exists=True
             )
-            begun_with = study.user_attrs.get("made", arguments)
+            begun_with = {"generation": 1, **study.user_attrs.get("made", arguments)}
             study.set_user_attr("made", begun_with)
         except Exception as error:  # of sqlite, its layers above, or optuna; they have no common parent
             reason = first_line(error)

@@ -256,10 +256,21 @@ def answers_of(
     Raises:
         ModelError: a logit is not finite.
     """
+    logits = torch.stack(logits_of_each(models, images, device))
+    return Answers(logits[0], logits[1:], labels)
+
+
+def logits_of_each(
+    models: Mapping[str, torch.nn.Module], images: InBlocks, device: torch.device | None = None
+) -> list[Tensor]:
+    """Logits float32 `[N, K]` of each model on the CPU, in one pass over the images; arguments as in `answers_of`.
+
+    Raises:
+        ModelError: a logit is not finite.
+    """
     places = {who: _device_of(model) if device is None else device for who, model in models.items()}
     moved = {who: model.to(places[who]) for who, model in models.items()}
-    logits = torch.stack(_logits_of_each(moved, places, images, BLOCK))
-    return Answers(logits[0], logits[1:], labels)
+    return _logits_of_each(moved, places, images, BLOCK)
 
 
 def _device_of(model: torch.nn.Module) -> torch.device:

@@ -67,6 +67,9 @@ class SearchSettings(Settings):
     """Number of candidates to evaluate."""
     population: Annotated[int, Field(ge=2, le=10_000)] = POPULATION
     """Number of the best candidates that are parents."""
+    generation: Annotated[int, Field(ge=1, le=10_000)] = 1
+    """Number of children that are proposed by the same scores, so that as many processes of torchrun can train them at
+    the same time. 1: each child knows the scores of all candidates before it."""
     steps: Count = 60
     """Training steps of a candidate before its agreement with the teacher is measured."""
     rounds: Count = 40

@@ -1,10 +1,13 @@
 """The search on problems in closed form; hypervolumes against exact oracles; a kill in the middle changes nothing."""
 
+import contextlib
 import itertools
+import json
 import math
 import multiprocessing
 import os
 import signal
+import sqlite3
 import sys
 import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
@@ -18,7 +21,8 @@ from torch import Tensor
 
 from synthkd.compression.pareto import Candidate, Front, Scores, crowded_order, draw, hypervolume
 from synthkd.compression.proxy import proxy_evaluator
-from synthkd.compression.search import Range, Space, search, space_of
+from synthkd.compression.search import search
+from synthkd.compression.space import Range, Space, space_of
 from synthkd.errors import CheckpointError, ConfigError, DataError, MissingExtraError
 from synthkd.models import Classifier, build, parameters
 from synthkd.rng import stream
@@ -403,6 +407,69 @@ class TestSearch:
         search(SPACE, evaluate, tmp_path, 0, 8)
         ends = {(r.arch, r.depth, width) for r in SPACE.ranges for width in (r.low, r.high)}
         assert {(m.arch, m.depth, m.width) for m in evaluate.asked} == ends
+
+    def test_children_of_a_generation_do_not_know_each_other_whoever_scores_them_and_when(self, tmp_path):
+        """Scored from the last to the first, or one by one after kills, they are the same."""
+        asked: list[int] = []
+
+        def backwards(evaluate, models):
+            asked.append(len(models))
+            return reversed([evaluate(model) for model in reversed(models)])
+
+        arguments = {"seed": 3, "candidates": 15, "population": 9, "generation": 4}
+        plain = search(SPACE, closed_form, tmp_path / "plain", **arguments)
+        shared = search(SPACE, closed_form, tmp_path / "shared", **arguments, mapped=backwards)
+        assert shared == plain
+        assert asked[0] == 9, "the first parents depend on no score"
+        assert 1 < max(asked[1:]) <= 4
+        stopped = Counted()
+        for candidates in (5, 10, 11, 13):  # a call that ends in the middle of a generation is continued
+            search(SPACE, stopped, tmp_path / "parts", **{**arguments, "candidates": candidates})
+        assert search(SPACE, stopped, tmp_path / "parts", **arguments) == plain
+        assert len(stopped.asked) == 15
+        with pytest.raises(CheckpointError, match=r"search\.db was begun with another generation; take"):
+            search(SPACE, closed_form, tmp_path / "parts", **{**arguments, "generation": 1})
+        one = search(SPACE, closed_form, tmp_path / "one", **{**arguments, "generation": 1})
+        assert one.candidates[:9] == plain.candidates[:9]
+        assert one != plain, "each child knew all before it"
+
+    def test_a_kill_in_the_middle_of_a_generation_changes_nothing(self, tmp_path):
+        arguments = {"seed": 3, "candidates": 13, "population": 4, "generation": 4}
+        whole = search(SPACE, closed_form, tmp_path / "whole", **arguments)
+        for at in (3, 8):  # among the ends of the ranges, and in a generation
+
+            def stop() -> None:
+                raise KeyboardInterrupt
+
+            with pytest.raises(KeyboardInterrupt):
+                search(SPACE, Counted(at, stop), tmp_path / "part", **arguments)
+        evaluate = Counted()
+        assert search(SPACE, evaluate, tmp_path / "part", **arguments) == whole
+        assert evaluate.asked == [c.model for c in whole.candidates[9:]]
+
+    def test_random_candidates_are_proposed_together(self, tmp_path):
+        asked: list[int] = []
+
+        def noting(evaluate, models):
+            asked.append(len(models))
+            return map(evaluate, models)
+
+        search(SPACE, closed_form, tmp_path, 0, 7, population=None, mapped=noting)
+        assert asked == [7]
+
+    def test_a_search_of_before_generations_goes_on(self, tmp_path):
+        """Its file does not say that its generations have one child."""
+        few = search(SPACE, closed_form, tmp_path, 1, 9, population=4)
+        with contextlib.closing(sqlite3.connect(tmp_path / "search.db")) as file:
+            ((made,),) = file.execute("SELECT value_json FROM study_user_attributes WHERE key = 'made'")
+            values = json.loads(made)
+            assert values.pop("generation") == 1
+            file.execute("UPDATE study_user_attributes SET value_json = ? WHERE key = 'made'", (json.dumps(values),))
+            file.execute("DELETE FROM trial_user_attributes WHERE key = 'basis'")
+            file.commit()
+        more = search(SPACE, closed_form, tmp_path, 1, 11, population=4)
+        assert more.candidates[:9] == few.candidates
+        assert more == search(SPACE, closed_form, tmp_path / "whole", 1, 11, population=4)
 
     @pytest.mark.slow
     def test_it_finds_more_than_chance(self, tmp_path):

@@ -148,6 +148,7 @@ def test_only_the_first_process_of_torchrun_prints(calls, capsys, monkeypatch):
     monkeypatch.setenv("RANK", "1")
     assert cli.main(["distill", "digits"]) == 0
     assert len(calls) == 1
+    assert cli.main(["recipes"]) == 0
     assert capsys.readouterr().out == ""
 
 
