@@ -55,6 +55,8 @@ def _of_student(config: DistillConfig) -> Iterator[str]:
         yield "teacher.kind: a black box is asked in one process only; leave torchrun out"
     if any(isinstance(one, TrainedTeacher) and one.training.dp is not None for one in config.every_teacher):
         yield "teacher.training.dp: runs in one process; leave torchrun out, or teach first and load the teacher"
+    if config.sync == "exact":  # each process sees the whole batch, and decides as one process does
+        return
     if config.width is not None:
         yield "width: the width of a student changes in one process only; leave torchrun out, or width"
     if config.online is not None:
