@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             sys.stdout.flush()  # here, so that a full disk or a closed pipe behind stdout is handled below
         return code
     except SynthkdError as error:
-        for line in str(error).splitlines():
+        for line in [] if error.told else str(error).splitlines():
             print(f"error: {printable(line)}", file=sys.stderr)
         return error.exit_code
     except Stopped as stopped:

@@ -12,17 +12,17 @@ import torch
 from torch import Tensor
 
 from synthkd.data.read.sample_set import Samples
-from synthkd.errors import ConfigError
+from synthkd.errors import ConfigError, DataError
 from synthkd.metrics.feature_cache import require_replaceable, save_set
 from synthkd.metrics.features import FeatureExtractor
 from synthkd.metrics.named_scores import SuiteOptions
 from synthkd.metrics.neighbours import nearest, points
 from synthkd.metrics.resize import resize
 from synthkd.metrics.score import Score, ScoredSet
-from synthkd.metrics.suite import measure
+from synthkd.metrics.suite import SuiteResult, measure
 from synthkd.pipelines.config import EvaluateConfig
-from synthkd.pipelines.run.device import choose_device
-from synthkd.pipelines.run.directory import REPORT, run_directory
+from synthkd.pipelines.run.device import alone, choose_device, process_shares
+from synthkd.pipelines.run.directory import REPORT, run_directory, shared_directory
 from synthkd.pipelines.run.memory import memory_lines
 from synthkd.pipelines.run.result import Plan, Result, finished_result, read_result
 from synthkd.pipelines.run.timing import Timed, measured, planned_time
@@ -53,6 +53,7 @@ from synthkd.reports.results import (
     SetName,
     write_result,
 )
+from synthkd.system.shares import Shares
 
 COLUMNS = 10
 PIPE_WIDTH = 100
@@ -72,23 +73,21 @@ def evaluate(config: EvaluateConfig, *, dry_run: bool = False) -> Result[Evaluat
     Raises:
         SynthkdError: see the classes in `synthkd.errors`.
     """
+    shares = process_shares(config)
     device = choose_device(config)
     if config.model is not None:
-        return _network_evaluated(config, device, dry_run)
+        return shares.first(lambda: _network_evaluated(config, device, dry_run))
     if dry_run:
-        return _dry(config, _prepare(config, device))
-    with run_directory("evaluate", config) as directory:
-        finished = read_result(directory, EvaluateResult)
-        inputs = _prepare(config, device)
+        inputs = _prepare(config, device, shares)
+        return shares.first(lambda: _dry(config, inputs, shares.world))
+    with shared_directory("evaluate", config, shares) as directory:
+        finished = shares.first(lambda: read_result(directory, EvaluateResult))
+        inputs = _prepare(config, device, shares)
         if finished is None:
-            finished = finished_result(_evaluate(config, directory, inputs), config, directory, device)
-            write_result(directory, finished)
+            finished = _evaluate(config, directory, inputs, shares)
         else:
-            _check_unchanged(directory, finished, inputs)
-            if config.save_features is not None and not Path(config.save_features).expanduser().exists():
-                _save_features(config, inputs, take_features(inputs.sets["real"], inputs.networks, config.cache))
-        if not (directory / REPORT).exists():
-            write_report(directory)
+            _shown_again(config, directory, finished, inputs, shares)
+        shares.first(lambda: None if (directory / REPORT).exists() else write_report(directory))
         return Result(directory, finished, _summary(directory, finished))
 
 
@@ -127,14 +126,32 @@ class _Inputs:
     seconds: float
 
 
-def _prepare(config: EvaluateConfig, device: torch.device) -> _Inputs:
+def _prepare(config: EvaluateConfig, device: torch.device, shares: Shares) -> _Inputs:
     started = time.perf_counter()
-    if config.save_features is not None:
-        require_replaceable(Path(config.save_features).expanduser())
-    networks = build_networks(config, device)
-    opened = open_sets(config)
-    check_saved(opened, networks)
-    return _Inputs(networks, opened, agree(opened, networks), time.perf_counter() - started)
+    with shares.agreed():
+        if config.save_features is not None and shares.is_first:
+            require_replaceable(Path(config.save_features).expanduser())
+        networks = build_networks(config, device)
+        opened = open_sets(config)
+        check_saved(opened, networks)
+        sets = agree(opened, networks)
+    digests = [one.digest for one in opened.values()]
+    with shares.agreed():
+        if digests != shares.first(lambda: digests):
+            raise DataError("the sets are not those of the first process: give all machines the same files")
+    return _Inputs(networks, opened, sets, time.perf_counter() - started)
+
+
+def _shown_again(
+    config: EvaluateConfig, directory: Path, finished: EvaluateResult, inputs: _Inputs, shares: Shares
+) -> None:
+    """Check a finished evaluation, and save the features if their file is gone."""
+    with shares.agreed():
+        _check_unchanged(directory, finished, inputs)
+    path = config.save_features
+    if path is not None and shares.first(lambda: not Path(path).expanduser().exists()):
+        real = take_features(inputs.sets["real"], inputs.networks, config.cache, shares)
+        shares.first(lambda: _save_features(config, inputs, real))
 
 
 def _check_unchanged(directory: Path, finished: EvaluateResult, inputs: _Inputs) -> None:
@@ -150,25 +167,44 @@ def _check_unchanged(directory: Path, finished: EvaluateResult, inputs: _Inputs)
             raise ConfigError(f"{directory} is finished, and the {role} ({network.name}) has changed since; {remedy}")
 
 
-def _evaluate(config: EvaluateConfig, directory: Path, inputs: _Inputs) -> EvaluateResult:
+def _evaluate(config: EvaluateConfig, directory: Path, inputs: _Inputs, shares: Shares) -> EvaluateResult:
+    """The evaluation: the processes share features and scores, and the first one does and writes the rest."""
     started = time.perf_counter()
     sets, networks = inputs.sets, inputs.networks
-    taken = {key: take_features(one, networks, config.cache) for key, one in sets.items()}
+    taken = {key: take_features(one, networks, config.cache, shares) for key, one in sets.items()}
     extracted = time.perf_counter()
     options = SuiteOptions(config.k, config.subsets, config.subset_size, config.splits, config.seed)
     real, train, holdout = taken["real"], taken.get("train"), taken.get("holdout")
-    _save_features(config, inputs, real)
-    keys = generated_keys(config)
-    measured = [measure(taken[key], real, options, train, holdout) for key in keys]
-    done = time.perf_counter()
+    shares.first(lambda: _save_features(config, inputs, real))
+    measured = [measure(taken[key], real, options, train, holdout, shares) for key in generated_keys(config)]
+    seconds = {"read": inputs.seconds, "features": extracted - started, "scores": time.perf_counter() - extracted}
+
+    def written() -> EvaluateResult:
+        device = networks.extractor.device
+        found = finished_result(_result(config, directory, inputs, taken, measured, seconds), config, directory, device)
+        write_result(directory, found)
+        return found
+
+    return shares.first(written)
+
+
+def _result(
+    config: EvaluateConfig,
+    directory: Path,
+    inputs: _Inputs,
+    taken: Mapping[str, ScoredSet],
+    measured: Sequence[SuiteResult],
+    seconds: Mapping[str, float],
+) -> EvaluateResult:
+    """The classifiers and pictures, and the result of everything."""
+    sets, networks, keys, real = inputs.sets, inputs.networks, generated_keys(config), taken["real"]
+    started = time.perf_counter()
     trained = _trained(config, directory, sets)
-    finished = time.perf_counter()
+    spent = {**seconds, "classifiers": time.perf_counter() - started} if config.cas else seconds
     _pictures(config, directory, sets, taken)
     further = [[score] for score in trained] or [[]] * len(keys)
-    seconds = {"read": inputs.seconds, "features": extracted - started, "scores": done - extracted}
-    seconds |= {"classifiers": finished - done} if config.cas else {}
     return EvaluateResult(
-        seconds=round(inputs.seconds + finished - started, 3),
+        seconds=round(sum(spent.values()), 3),
         real=SetName(real.name, len(real)),
         sets={key: one.result() for key, one in sets.items()},
         extractor=_network(networks.extractor),
@@ -178,7 +214,7 @@ def _evaluate(config: EvaluateConfig, directory: Path, inputs: _Inputs) -> Evalu
             GeneratedSet(taken[key].name, len(taken[key]), (*one.scores, *more), one.classes)
             for key, one, more in zip(keys, measured, further, strict=True)
         ),
-        cost=RunCost({stage: round(value, 3) for stage, value in seconds.items()}),
+        cost=RunCost({stage: round(value, 3) for stage, value in spent.items()}),
     )
 
 
@@ -203,7 +239,8 @@ def _trained(config: EvaluateConfig, directory: Path, sets: Mapping[str, OpenedS
     if real is None:
         why = "needs the real images, not their features"
         return [Score("CAS", None, "higher", (one.count,), note=why) for one in generated]
-    return classification_accuracy_scores(config, generated, real, directory / "cas")
+    with alone():
+        return classification_accuracy_scores(config, generated, real, directory / "cas")
 
 
 def _pictures(
@@ -247,12 +284,12 @@ def _stack(images: Sequence[Tensor]) -> Tensor:
     return torch.cat([resize(image[None], (channels, *size), "antialias") for image in images])
 
 
-def _dry(config: EvaluateConfig, inputs: _Inputs) -> Plan:
+def _dry(config: EvaluateConfig, inputs: _Inputs, processes: int) -> Plan:
     """What the evaluation would do, and the time and memory that it needs by a few passes and scores."""
     sets, networks = inputs.sets, inputs.networks
     memory = memory_lines(lambda: evaluation_memory(config, sets, networks))
     read = Timed("reading", 1, inputs.seconds, listed=False)
-    time = planned_time(lambda: [read, *measured(evaluation_works(config, sets, networks))])
+    time = planned_time(lambda: [read, *measured(evaluation_works(config, sets, networks, processes))])
     return Plan((*_plan(sets, networks), time.line, *memory), time)
 
 

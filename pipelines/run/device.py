@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -13,7 +16,8 @@ from synthkd.errors import ConfigError, MissingExtraError
 from synthkd.pipelines.config import JobConfig, TrainingConfig
 from synthkd.pipelines.run.directory import TRACKED
 from synthkd.processes import ALONE, Processes
-from synthkd.system.environment import own_environment
+from synthkd.system.environment import TORCHRUN, own_environment
+from synthkd.system.shares import Shares
 
 
 def choose_device(config: JobConfig) -> torch.device:
@@ -60,7 +64,34 @@ def sharing(config: TrainingConfig, accelerator: Accelerator) -> Processes:
     return Processes.of(accelerator) if config.sync == "exact" else ALONE
 
 
-def process_state(config: TrainingConfig) -> PartialState:
+def process_shares(config: JobConfig) -> Shares:
+    """The processes that torchrun started, to share the work of a job that does not train; else this one alone.
+
+    Raises:
+        ConfigError: see `own_environment`.
+    """
+    with own_environment():
+        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+            return Shares()  # accelerate, which may serve the caller, is left as it is
+    process_state(config)
+    return Shares.of_processes()
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Context manager in which jobs see this process only; for what one process does while the others wait."""
+    aside = {name: os.environ.pop(name) for name in TORCHRUN if name in os.environ}
+    if aside:
+        AcceleratorState._reset_state(reset_partial_state=True)
+    try:
+        yield
+    finally:
+        os.environ.update(aside)
+        if aside:
+            AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def process_state(config: JobConfig) -> PartialState:
     """The number of processes under this configuration, and the index of this one."""
     _reset_accelerate(config)
     with own_environment():
@@ -71,10 +102,11 @@ def _on_cpu(config: JobConfig) -> bool:
     return config.device == "cpu" or not torch.cuda.is_available()
 
 
-def _reset_accelerate(config: TrainingConfig) -> None:
+def _reset_accelerate(config: JobConfig) -> None:
     """Forget device and precision of an earlier job in this process, which accelerate keeps in shared state."""
     if not AcceleratorState._shared_state:
         return
     state = AcceleratorState()
-    if (state.mixed_precision, state.device.type == "cpu") != (config.precision, _on_cpu(config)):
+    precision = config.precision if isinstance(config, TrainingConfig) else "no"
+    if (state.mixed_precision, state.device.type == "cpu") != (precision, _on_cpu(config)):
         AcceleratorState._reset_state(reset_partial_state=True)

@@ -7,7 +7,7 @@ import fcntl
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from io import FileIO
 from pathlib import Path
 from typing import TypeVar
@@ -21,6 +21,7 @@ from synthkd.reports.files import REPORT as REPORT
 from synthkd.reports.results import RESULT as RESULT
 from synthkd.settings.load import differences, dump_config, load_config
 from synthkd.system.files import is_temporary, write_atomically
+from synthkd.system.shares import Shares
 from synthkd.training.monitor import FILE_NAME as METRICS
 
 LOCK, TRACKED = ".lock", "track"
@@ -58,6 +59,21 @@ def run_directory(name: str, config: JobConfig) -> Iterator[Path]:
         with lock:  # closing the file frees the lock
             _enter(directory, config)
             yield directory
+
+
+@contextmanager
+def shared_directory(name: str, config: JobConfig, shares: Shares) -> Iterator[Path]:
+    """The run directory in every process; the first one chooses and locks it, and alone writes there.
+
+    Args:
+        name, config: as for `run_directory`.
+        shares: the processes.
+
+    Raises:
+        SynthkdError: as `run_directory`, in every process.
+    """
+    with ExitStack() as stack:
+        yield shares.first(lambda: stack.enter_context(run_directory(name, config)))
 
 
 def inside_a_run(directory: Path) -> Path | None:

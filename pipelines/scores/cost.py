@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from itertools import islice
 
 import torch
@@ -37,15 +38,19 @@ COPIES = 6
 SQUARES = 12
 
 
-def evaluation_works(config: EvaluateConfig, sets: Mapping[str, OpenedSet], networks: Networks) -> list[Work]:
+def evaluation_works(
+    config: EvaluateConfig, sets: Mapping[str, OpenedSet], networks: Networks, processes: int = 1
+) -> list[Work]:
     """What is done after the sets have been read: features, scores of each pair of sets, and classifiers.
 
     Args:
         config: of the evaluation.
         sets: opened.
         networks: built.
+        processes: that share features and scores.
     """
-    return [*_features(config, sets, networks), *_scores(config, sets, networks), *_classifiers(config, sets)]
+    shared = [*_features(config, sets, networks), *_scores(config, sets, networks)]
+    return [*(replace(one, scale=one.scale / processes) for one in shared), *_classifiers(config, sets)]
 
 
 def _distinct(networks: Networks) -> list[FeatureExtractor]:

@@ -21,6 +21,7 @@ from synthkd.models import Classifier, load_model
 from synthkd.pipelines.config import AuditConfig, EvaluateConfig, ImageSet
 from synthkd.reports.results import SetResult
 from synthkd.settings import EfficientNetExtractor, TeacherExtractor
+from synthkd.system.shares import ALONE, Shares
 
 BATCH = 256
 """Images of a forward pass."""
@@ -230,8 +231,15 @@ def _empty_features(extractor: FeatureExtractor) -> Features:
     return Features(torch.empty(0), None, extractor.name, extractor.digest, extractor.resize)
 
 
-def take_features(opened: OpenedSet, networks: Networks, cache: str | None) -> ScoredSet:
-    """The features of a set: saved ones, or those of each network from the cache or a pass over the images."""
+def take_features(opened: OpenedSet, networks: Networks, cache: str | None, shares: Shares = ALONE) -> ScoredSet:
+    """The features of a set: saved ones, or those of each network from the cache or a pass over the images.
+
+    Args:
+        opened: the set, which every process has opened.
+        networks: built.
+        cache: folder of the cache, or None.
+        shares: the processes, which share the pass and all get all features.
+    """
     if opened.saved is not None:
         return _saved(opened, opened.saved, networks)
     samples = opened.samples
@@ -239,8 +247,9 @@ def take_features(opened: OpenedSet, networks: Networks, cache: str | None) -> S
 
     def features_of(extractor: FeatureExtractor) -> Features:
         if cache is None:
-            return extract(samples.batches(BATCH), extractor)
-        return cached_extract(samples.digest, lambda: samples.batches(BATCH), extractor, Path(cache).expanduser())
+            return extract(samples.batches(BATCH), extractor, shares=shares)
+        folder = Path(cache).expanduser()
+        return cached_extract(samples.digest, lambda: samples.batches(BATCH), extractor, folder, shares=shares)
 
     features = features_of(networks.extractor)
     # Often the teacher is the extractor itself, and its features are there already.

@@ -16,6 +16,7 @@ from synthkd.errors import ConfigError, DataError
 from synthkd.metrics.features import FeatureExtractor, Features, extract
 from synthkd.system.files import write_atomically
 from synthkd.system.sealed import sealed_tensors, unsealed_tensors
+from synthkd.system.shares import ALONE, Shares
 from synthkd.system.text import parse_json
 
 FORMAT = "synthkd features 1"
@@ -135,6 +136,7 @@ def cached_extract(
     extractor: FeatureExtractor,
     cache_dir: Path | str,
     batch_size: int = 128,
+    shares: Shares = ALONE,
 ) -> Features:
     """Features of a set of images, from the cache if it has them; a damaged entry is computed again.
 
@@ -144,25 +146,37 @@ def cached_extract(
         extractor: the network; each extractor and each resizing has its own entries.
         cache_dir: made if it does not exist. Several runs may share it, and it may be deleted at any time.
         batch_size: as for `extract`.
+        shares: as for `extract`; the first process reads and writes the cache.
 
     Raises:
         DataError: as `extract`, or the cache cannot be written.
     """
     path = cached_file(content_digest, extractor, cache_dir)
+    cached = _cached(path, content_digest, extractor) if shares.is_first else None
+    values = shares.whole(None if cached is None else cached.values)
+    if values is not None:
+        logits = shares.whole(None if cached is None else cached.logits)
+        return Features(values, logits, extractor.name, extractor.digest, extractor.resize)
+    # Checked before the network runs, which may take minutes that would be lost.
+    with shares.agreed():
+        if shares.is_first and not _writable(path.parent):
+            raise DataError(f"the feature cache {path.parent} cannot be written; choose another folder")
+    features = extract(make_batches(), extractor, batch_size, shares)
+    with shares.agreed():
+        if shares.is_first:
+            save_set(SavedSet(features, content_digest), path)
+    return features
+
+
+def _cached(path: Path, content_digest: str, extractor: FeatureExtractor) -> Features | None:
+    """The features of an entry; None if it is absent, damaged or of something else."""
     try:
         saved = load_set(path)
-        # The name of an entry is a hash of all this, but files can be renamed.
-        entry = (saved.content, saved.features.digest, saved.features.resize)
-        if entry == (content_digest, extractor.digest, extractor.resize):
-            return saved.features
     except DataError:
-        pass  # absent or damaged
-    # Checked before the network runs, which may take minutes that would be lost.
-    if not _writable(path.parent):
-        raise DataError(f"the feature cache {path.parent} cannot be written; choose another folder")
-    features = extract(make_batches(), extractor, batch_size)
-    save_set(SavedSet(features, content_digest), path)
-    return features
+        return None
+    # The name of an entry is a hash of all this, but files can be renamed.
+    entry = (saved.content, saved.features.digest, saved.features.resize)
+    return saved.features if entry == (content_digest, extractor.digest, extractor.resize) else None
 
 
 def _tensors(features: Features) -> dict[str, Tensor]:

@@ -1,12 +1,14 @@
 """Each score of a generated set as a function of features, with its uncertainty and a note on what it rests on.
 
-A score that the sets do not allow has no value; its note has the reason.
+A score that the sets do not allow has no value; its note has the reason. Every function takes the processes that share
+the work, all of which have all features, and returns the same in each of them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import TypeVar
 
 import numpy as np
@@ -35,6 +37,7 @@ from synthkd.metrics.memorization import copying
 from synthkd.metrics.score import Comparison, Score, ScoredSet
 from synthkd.metrics.utility import accuracy, proportion
 from synthkd.rng import stream
+from synthkd.system.shares import ALONE, Shares
 
 T = TypeVar("T")
 
@@ -77,34 +80,37 @@ class PerClass:
     counts: tuple[int, ...]
 
 
-def per_class(generated: ScoredSet, real: ScoredSet) -> PerClass | None:
+def per_class(generated: ScoredSet, real: ScoredSet, shares: Shares = ALONE) -> PerClass | None:
     """Frechet distance of each class that has two images in both sets; None if a set has no labels."""
     if generated.labels is None or real.labels is None:
         return None
-    labels, distances, counts = [], [], []
-    for label in real.labels.unique().tolist():
+    mine = []
+    for label in shares.turns(real.labels.unique().tolist()):
         ours, theirs = generated.labels == label, real.labels == label
         if int(ours.sum()) >= 2 and int(theirs.sum()) >= 2:
-            labels.append(int(label))
             pair = real.features.values[theirs], generated.features.values[ours]
-            distances.append(frechet_distance_from_features(*pair, tolerance=TOLERANCE, warn=False))
-            counts.append(int(ours.sum()))
-    return PerClass(tuple(labels), tuple(distances), tuple(counts))
+            distance = frechet_distance_from_features(*pair, tolerance=TOLERANCE, warn=False)
+            mine.append((int(label), distance, int(ours.sum())))
+    found = sorted(chain.from_iterable(shares.values(mine)))
+    labels, distances, counts = zip(*found, strict=True) if found else ((), (), ())
+    return PerClass(labels, distances, counts)
 
 
-def distance(generated: ScoredSet, real: ScoredSet) -> Score:
+def distance(generated: ScoredSet, real: ScoredSet, shares: Shares = ALONE) -> Score:
     """FD, the Frechet distance, with the standard error of its first order."""
     pair, ours, theirs = Comparison(generated, real), generated.features.values, real.features.values
     few = few_samples(min(pair.n), pair.dimension)
-    distance = frechet_distance_from_features(theirs, ours, tolerance=TOLERANCE, warn=False)
-    return pair.score("FD", distance, "lower", frechet_standard_error(theirs, ours), note=few)
+    distance = frechet_distance_from_features(theirs, ours, tolerance=TOLERANCE, warn=False, shares=shares)
+    return pair.score("FD", distance, "lower", frechet_standard_error(theirs, ours, shares), note=few)
 
 
-def extrapolated_distance(generated: ScoredSet, real: ScoredSet, options: SuiteOptions) -> Score:
+def extrapolated_distance(
+    generated: ScoredSet, real: ScoredSet, options: SuiteOptions, shares: Shares = ALONE
+) -> Score:
     """FD_inf, the Frechet distance extrapolated to infinitely many images."""
     pair, ours, theirs = Comparison(generated, real), generated.features.values, real.features.values
     few = few_samples(min(pair.n), pair.dimension)
-    infinity = _attempt(lambda: frechet_distance_infinity(theirs, ours, options.seed, warn=False))
+    infinity = _attempt(lambda: frechet_distance_infinity(theirs, ours, options.seed, warn=False, shares=shares))
     if isinstance(infinity, str):
         return pair.missing("FD_inf", "lower", infinity)
     kind = "standard error of the line's intercept"
@@ -131,19 +137,21 @@ def distance_per_class(generated: ScoredSet, real: ScoredSet, classes: PerClass 
     )
 
 
-def kernel_distance(generated: ScoredSet, real: ScoredSet, options: SuiteOptions) -> Score:
+def kernel_distance(generated: ScoredSet, real: ScoredSet, options: SuiteOptions, shares: Shares = ALONE) -> Score:
     """KD, the kernel distance; KID for Inception's features."""
     pair, ours, theirs = Comparison(generated, real), generated.features.values, real.features.values
     # Half of the images at most: subsets of all images would be equal, and have no spread.
     size = min(options.subset_size, len(ours) // 2, len(theirs) // 2)
-    distances = kernel_distances(theirs, ours, options.subsets, size, options.seed)
+    distances = kernel_distances(theirs, ours, options.subsets, size, options.seed, shares)
     spread = distances.spread
     note = f"{spread.subsets} subsets of {size}: {spread.mean:.4g} \N{PLUS-MINUS SIGN} {spread.std:.2g}"
     name = "KID" if pair.extractor == "inception" else "KD"
     return pair.score(name, distances.value, "lower", distances.standard_error, note=note)
 
 
-def precision_and_recall(generated: ScoredSet, real: ScoredSet, options: SuiteOptions) -> Iterator[Score]:
+def precision_and_recall(
+    generated: ScoredSet, real: ScoredSet, options: SuiteOptions, shares: Shares = ALONE
+) -> Iterator[Score]:
     """Precision, recall, density and coverage."""
     pair = Comparison(generated, real)
     fewest = min(pair.n)
@@ -152,7 +160,7 @@ def precision_and_recall(generated: ScoredSet, real: ScoredSet, options: SuiteOp
         for name in ("precision", "recall", "density", "coverage"):
             yield pair.missing(name, "higher", f"{fewest} images, too few for k={options.k}")
         return
-    manifold = precision_recall_density_coverage(real.features.values, generated.features.values, options.k)
+    manifold = precision_recall_density_coverage(real.features.values, generated.features.values, options.k, shares)
     note = f"k={manifold.k}"
     for name, share in manifold.intervals.items():
         expected = f", {manifold.expected_coverage:.3f} expected of real images" if name == "coverage" else ""
@@ -193,7 +201,7 @@ def label_fidelity(generated: ScoredSet) -> Score:
     )
 
 
-def vendi(generated: ScoredSet, real: ScoredSet, options: SuiteOptions) -> Score:
+def vendi(generated: ScoredSet, real: ScoredSet, options: SuiteOptions, shares: Shares = ALONE) -> Score:
     """Vendi score of the generated images; that of as many real ones is in the note."""
     pair = Comparison(generated, real)
     # The Vendi score grows with n, so both sides are compared at equal n.
@@ -201,7 +209,8 @@ def vendi(generated: ScoredSet, real: ScoredSet, options: SuiteOptions) -> Score
     ours, theirs = (
         subsample(side.features.values, fewest, stream(options.seed, "suite subset")) for side in (generated, real)
     )
-    vendi, real_vendi = _attempt(lambda: vendi_with_error(ours)), _attempt(lambda: vendi_score(theirs))
+    vendi = _attempt(lambda: vendi_with_error(ours, shares))
+    real_vendi = _attempt(lambda: vendi_score(theirs, shares))
     if isinstance(vendi, str):
         return pair.missing("Vendi", "higher", vendi)
     note = "" if isinstance(real_vendi, str) else f"{real_vendi:.1f} of as many real images"
@@ -228,7 +237,7 @@ def semantics(generated: ScoredSet, real: ScoredSet) -> Score:
     return pair.score(name, cosine.value, "higher", cosine.standard_error, note=_joined(notes))
 
 
-def collapse(generated: ScoredSet, real: ScoredSet, options: SuiteOptions) -> Score:
+def collapse(generated: ScoredSet, real: ScoredSet, options: SuiteOptions, shares: Shares = ALONE) -> Score:
     """Share of missed classes, as the teacher predicts them; of missed clusters without a teacher."""
     pair, name = Comparison(generated, real, teacher=True), "mode collapse"
     # The classes that the teacher predicts and not those that were asked for: a generator that draws cats for every
@@ -244,7 +253,7 @@ def collapse(generated: ScoredSet, real: ScoredSet, options: SuiteOptions) -> Sc
         order = torch.randperm(len(real), generator=stream(options.seed, "mode halves"))
         theirs = real.features.values
         holdout, rest = theirs[order[:half]], theirs[order[half:]]
-        kind, modes = "clusters", cluster_modes(rest, holdout, generated.features.values, MODES, options.seed)
+        kind, modes = "clusters", cluster_modes(rest, holdout, generated.features.values, MODES, options.seed, shares)
     collapse = mode_collapse(modes.holdout, modes.generated)
     missed, judged, too_rare = len(collapse.missed), len(collapse.judged), len(collapse.too_rare)
     if not judged:
@@ -255,7 +264,11 @@ def collapse(generated: ScoredSet, real: ScoredSet, options: SuiteOptions) -> Sc
 
 
 def copies(
-    generated: ScoredSet, train: ScoredSet | None, holdout: ScoredSet | None, options: SuiteOptions
+    generated: ScoredSet,
+    train: ScoredSet | None,
+    holdout: ScoredSet | None,
+    options: SuiteOptions,
+    shares: Shares = ALONE,
 ) -> Iterator[Score]:
     """Authenticity, C_T and the share nearer to a training image than to a held-out one."""
     if train is None or holdout is None:
@@ -264,7 +277,7 @@ def copies(
             yield Score(name, None, "near", (len(generated),), note=why)
         return
     pair, n = Comparison(generated, train), (len(generated), len(train), len(holdout))
-    copies = copying(train.features.values, holdout.features.values, generated.features.values, options.seed)
+    copies = copying(train.features.values, holdout.features.values, generated.features.values, options.seed, shares)
     # Even fresh real images do not reach an authenticity of 1, so the holdout set says what is best.
     note = "lower: copies; higher: far from all training images; the target is that of the holdout"
     target = copies.authenticity_of_holdout.value

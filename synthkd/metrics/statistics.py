@@ -14,6 +14,7 @@ from torch import Tensor
 
 from synthkd.errors import DataError
 from synthkd.metrics.arrays import Array, rows, same_width
+from synthkd.system.shares import Shares
 
 
 class FeatureStatistics:
@@ -43,7 +44,20 @@ class FeatureStatistics:
         mean = values.mean(dim=0)
         centred = (values - mean).numpy()
         # numpy, unlike torch, notices that both factors are the same array and computes half of the product
-        scatter = torch.from_numpy(centred.T @ centred)
+        return self._add(n, mean, torch.from_numpy(centred.T @ centred))
+
+    def add(self, other: FeatureStatistics) -> Self:
+        """Add the rows of other statistics and return self.
+
+        Args:
+            other: of other rows; it is left as it is.
+
+        Raises:
+            DataError: rows of another width; then nothing was added.
+        """
+        return self._add(other._n, other._mean, other._scatter.clone()) if other._n else self
+
+    def _add(self, n: int, mean: Tensor, scatter: Tensor) -> Self:
         if self._n == 0:
             self._n, self._mean, self._scatter = n, mean, scatter
             return self
@@ -56,6 +70,30 @@ class FeatureStatistics:
         self._mean = self._mean + gap * (n / total)
         self._n = total
         return self
+
+    @classmethod
+    def shared(cls, values: Tensor, shares: Shares) -> Self:
+        """Statistics of rows that all processes have, each of which adds up its share of them.
+
+        Args:
+            values: float64 `[N, D]` from `arrays.rows`, N >= 1.
+            shares: the processes.
+
+        Returns:
+            The same in every process, and the same as of one process up to rounding.
+        """
+        mine = cls().update(values[shares.span(len(values))])
+        if shares.world == 1:
+            return mine
+        width, whole = values.shape[1], cls()
+        if mine._n == 0:
+            mine._mean, mine._scatter = values.new_zeros(width), values.new_zeros(width, width)
+        # The formula of `_add` for any number of parts: each scatter moves from its own mean to that of all rows.
+        whole._n = len(values)
+        whole._mean = shares.sum(mine._mean * (mine._n / whole._n))
+        gap = mine._mean - whole._mean
+        whole._scatter = shares.sum(mine._scatter.addr(gap, gap, alpha=mine._n))
+        return whole
 
     def without(self, other: FeatureStatistics) -> FeatureStatistics:
         """New statistics of the rows that are not in `other`.

@@ -11,6 +11,7 @@ from synthkd.errors import DataError
 from synthkd.metrics import named_scores as scores
 from synthkd.metrics.named_scores import PerClass, SuiteOptions
 from synthkd.metrics.score import Score, ScoredSet
+from synthkd.system.shares import ALONE, Shares
 
 FEWEST = 4
 """Smallest number of images on each side."""
@@ -35,6 +36,7 @@ def measure(
     options: SuiteOptions,
     train: ScoredSet | None = None,
     holdout: ScoredSet | None = None,
+    shares: Shares = ALONE,
 ) -> SuiteResult:
     """Every score that the sets allow.
 
@@ -44,24 +46,25 @@ def measure(
         options: sizes and seed.
         train: real images that the generator or its teacher was trained on; copies of them are searched for.
         holdout: real images that neither was trained on, the yardstick for copies.
+        shares: the processes, all of which have all features and get all scores.
 
     Raises:
         DataError: fewer than four images on a side, or features of different extractors.
     """
     _require_comparable(generated, real, train, holdout)
-    classes = scores.per_class(generated, real)
+    classes = scores.per_class(generated, real, shares)
     every = (
-        scores.distance(generated, real),
-        scores.extrapolated_distance(generated, real, options),
+        scores.distance(generated, real, shares),
+        scores.extrapolated_distance(generated, real, options, shares),
         scores.distance_per_class(generated, real, classes),
-        scores.kernel_distance(generated, real, options),
-        *scores.precision_and_recall(generated, real, options),
+        scores.kernel_distance(generated, real, options, shares),
+        *scores.precision_and_recall(generated, real, options, shares),
         scores.inception(generated, options),
         scores.label_fidelity(generated),
-        scores.vendi(generated, real, options),
+        scores.vendi(generated, real, options, shares),
         scores.semantics(generated, real),
-        scores.collapse(generated, real, options),
-        *scores.copies(generated, train, holdout, options),
+        scores.collapse(generated, real, options, shares),
+        *scores.copies(generated, train, holdout, options, shares),
     )
     return SuiteResult(every, classes)
 
