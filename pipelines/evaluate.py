@@ -95,7 +95,8 @@ def _network_evaluated(config: EvaluateConfig, device: torch.device, dry_run: bo
     """The evaluation of a network; a finished one is shown again, if the networks are still the same."""
     inputs = network_inputs(config, device)
     if dry_run:
-        time = planned_time(lambda: measured(network_works(inputs)))
+        with alone():
+            time = planned_time(lambda: measured(network_works(inputs)))
         return Plan((*inputs.plan(), time.line, *network_memory(inputs, device).lines), time)
     with run_directory("evaluate", config) as directory:
         finished = read_result(directory, NetworkResult)
@@ -287,9 +288,10 @@ def _stack(images: Sequence[Tensor]) -> Tensor:
 def _dry(config: EvaluateConfig, inputs: _Inputs, processes: int) -> Plan:
     """What the evaluation would do, and the time and memory that it needs by a few passes and scores."""
     sets, networks = inputs.sets, inputs.networks
-    memory = memory_lines(lambda: evaluation_memory(config, sets, networks))
     read = Timed("reading", 1, inputs.seconds, listed=False)
-    time = planned_time(lambda: [read, *measured(evaluation_works(config, sets, networks, processes))])
+    with alone():
+        memory = memory_lines(lambda: evaluation_memory(config, sets, networks))
+        time = planned_time(lambda: [read, *measured(evaluation_works(config, sets, networks, processes))])
     return Plan((*_plan(sets, networks), time.line, *memory), time)
 
 
