@@ -130,8 +130,9 @@ class _Inputs:
 def _prepare(config: EvaluateConfig, device: torch.device, shares: Shares) -> _Inputs:
     started = time.perf_counter()
     with shares.agreed():
-        if config.save_features is not None and shares.is_first:
-            require_replaceable(Path(config.save_features).expanduser())
+        if shares.is_first:
+            for key, path in _to_save(config).items():
+                require_replaceable(path, "save_features" if key == "real" else "save_generated")
         networks = build_networks(config, device)
         opened = open_sets(config)
         check_saved(opened, networks)
@@ -149,10 +150,9 @@ def _shown_again(
     """Check a finished evaluation, and save the features if their file is gone."""
     with shares.agreed():
         _check_unchanged(directory, finished, inputs)
-    path = config.save_features
-    if path is not None and shares.first(lambda: not Path(path).expanduser().exists()):
-        real = take_features(inputs.sets["real"], inputs.networks, config.cache, shares)
-        shares.first(lambda: _save_features(config, inputs, real))
+    gone = shares.first(lambda: [key for key, path in _to_save(config).items() if not path.exists()])
+    taken = {key: take_features(inputs.sets[key], inputs.networks, config.cache, shares) for key in gone}
+    shares.first(lambda: _save_features(config, inputs, taken))
 
 
 def _check_unchanged(directory: Path, finished: EvaluateResult, inputs: _Inputs) -> None:
@@ -176,7 +176,7 @@ def _evaluate(config: EvaluateConfig, directory: Path, inputs: _Inputs, shares: 
     extracted = time.perf_counter()
     options = SuiteOptions(config.k, config.subsets, config.subset_size, config.splits, config.seed)
     real, train, holdout = taken["real"], taken.get("train"), taken.get("holdout")
-    shares.first(lambda: _save_features(config, inputs, real))
+    shares.first(lambda: _save_features(config, inputs, taken))
     measured = [measure(taken[key], real, options, train, holdout, shares) for key in generated_keys(config)]
     seconds = {"read": inputs.seconds, "features": extracted - started, "scores": time.perf_counter() - extracted}
 
@@ -206,22 +206,29 @@ def _result(
     further = [[score] for score in trained] or [[]] * len(keys)
     return EvaluateResult(
         seconds=round(sum(spent.values()), 3),
-        real=SetName(real.name, len(real)),
+        real=SetName(real.name, real.count),
         sets={key: one.result() for key, one in sets.items()},
         extractor=_network(networks.extractor),
         teacher=None if networks.teacher is None else _network(networks.teacher),
         class_names=tuple(_class_names(sets)),
         generated=tuple(
-            GeneratedSet(taken[key].name, len(taken[key]), (*one.scores, *more), one.classes)
+            GeneratedSet(taken[key].name, taken[key].count, (*one.scores, *more), one.classes)
             for key, one, more in zip(keys, measured, further, strict=True)
         ),
         cost=RunCost({stage: round(value, 3) for stage, value in spent.items()}),
     )
 
 
-def _save_features(config: EvaluateConfig, inputs: _Inputs, real: ScoredSet) -> None:
-    if config.save_features is not None:
-        save_set(to_save(inputs.opened["real"], real), Path(config.save_features).expanduser())
+def _to_save(config: EvaluateConfig) -> dict[str, Path]:
+    """Key of a set -> the file of its features."""
+    files = {"real": config.save_features, generated_keys(config)[0]: config.save_generated}
+    return {key: Path(file).expanduser() for key, file in files.items() if file is not None}
+
+
+def _save_features(config: EvaluateConfig, inputs: _Inputs, taken: Mapping[str, ScoredSet]) -> None:
+    for key, path in _to_save(config).items():
+        if key in taken:
+            save_set(to_save(inputs.opened[key], taken[key]), path)
 
 
 def _network(extractor: FeatureExtractor) -> NetworkName:
@@ -235,11 +242,11 @@ def _class_names(sets: Mapping[str, OpenedSet]) -> Sequence[str]:
 def _trained(config: EvaluateConfig, directory: Path, sets: Mapping[str, OpenedSet]) -> list[Score]:
     if not config.cas:
         return []
-    real = sets["real"].samples
-    generated = [one for key in generated_keys(config) if (one := sets[key].samples) is not None]
-    if real is None:
-        why = "needs the real images, not their features"
-        return [Score("CAS", None, "higher", (one.count,), note=why) for one in generated]
+    real, keys = sets["real"].samples, generated_keys(config)
+    generated = [one for key in keys if (one := sets[key].samples) is not None]
+    if real is None or len(generated) < len(keys):
+        why = "needs the images of all sets, not their features"
+        return [Score("CAS", None, "higher", (sets[key].count,), note=why) for key in keys]
     with alone():
         return classification_accuracy_scores(config, generated, real, directory / "cas")
 
@@ -259,7 +266,8 @@ def _pictures(
         return
     for key in generated_keys(config):
         ours = sets[key].samples
-        assert ours is not None
+        if ours is None:
+            continue
         nearest_real = nearest(points(taken[key].features.values, key), points(taken[among].features.values, among), 1)
         closest = nearest_real.squared[:, 0].argsort(stable=True)[: config.pairs]
         pairs = ours.images(closest.tolist()) + real.images(nearest_real.indices[closest, 0].tolist())

@@ -108,7 +108,7 @@ def frechet_distance_from_features(
         return _from_features(first, second, tolerance, shares)
 
 
-def frechet_standard_error(a: Array, b: Array, shares: Shares = ALONE) -> float:
+def frechet_standard_error(a: Array, b: Array, shares: Shares = ALONE, counts: tuple[int, int] | None = None) -> float:
     """Standard error of `frechet_distance_from_features(a, b)`, to first order in the influence of each sample.
 
     It does not include the bias. In simulations with 16 to 256 dimensions and 130 to 2,000 samples, some with fewer
@@ -118,6 +118,7 @@ def frechet_standard_error(a: Array, b: Array, shares: Shares = ALONE) -> float:
     Args:
         a, b: features `[N, D]` and `[M, D]`, any real dtype, at least 2 rows each.
         shares: the processes, all of which have all features.
+        counts: numbers of samples of the distance, of which a and b are some; None: a and b are all.
 
     Raises:
         DataError: too few rows, different widths, or values that are not finite.
@@ -133,10 +134,11 @@ def frechet_standard_error(a: Array, b: Array, shares: Shares = ALONE) -> float:
         # of that over a. T is the optimal transport map from a to b: a change dS of S_a changes the trace of
         # (S_a^(1/2) S_b S_a^(1/2))^(1/2) by tr(T dS) / 2. Only the weights of the samples change, never their span, so
         # this holds for covariances of any rank.
-        for centred, factor, forth, way in ((first, one, product, gap), (second, other, product.T, -gap)):
+        n, m = counts or (len(first), len(second))
+        for centred, factor, forth, way, count in ((first, one, product, gap, n), (second, other, product.T, -gap, m)):
             influence = 2.0 * (centred @ way) + centred.square().sum(dim=1)
             influence -= _transported(centred, factor, forth, shares)
-            variance += float(influence.var()) / len(centred)
+            variance += float(influence.var()) / count
     return math.sqrt(variance)
 
 

@@ -26,6 +26,7 @@ from synthkd.metrics.diversity import (
 )
 from synthkd.metrics.frechet import (
     few_samples,
+    frechet_distance,
     frechet_distance_from_features,
     frechet_distance_infinity,
     frechet_standard_error,
@@ -43,6 +44,8 @@ T = TypeVar("T")
 
 MODES = 20
 """Number of clusters that stand for modes where no teacher predicts classes."""
+COPIES = ("authenticity", "C_T", "nearer to train")
+"""Names of the scores of copying."""
 TOLERANCE = 1e-5
 """Relative rounding error of distances: far below their uncertainty, in a third of the default's time."""
 
@@ -97,9 +100,15 @@ def per_class(generated: ScoredSet, real: ScoredSet, shares: Shares = ALONE) -> 
 
 
 def distance(generated: ScoredSet, real: ScoredSet, shares: Shares = ALONE) -> Score:
-    """FD, the Frechet distance, with the standard error of its first order."""
+    """FD, the Frechet distance, with the standard error of its first order. It is of all images, also of a sample's."""
     pair, ours, theirs = Comparison(generated, real), generated.features.values, real.features.values
-    few = few_samples(min(pair.n), pair.dimension)
+    n = (generated.count, real.count)
+    few = few_samples(min(n), pair.dimension)
+    if n != pair.n:
+        one, other = real.moments(shares), generated.moments(shares)
+        value = frechet_distance(one.mean, one.covariance, other.mean, other.covariance, tolerance=TOLERANCE)
+        error = frechet_standard_error(theirs, ours, shares, n[::-1]) if min(pair.n) >= 2 else None
+        return pair.score("FD", value, "lower", error, note=few, n=n)
     distance = frechet_distance_from_features(theirs, ours, tolerance=TOLERANCE, warn=False, shares=shares)
     return pair.score("FD", distance, "lower", frechet_standard_error(theirs, ours, shares), note=few)
 
@@ -157,7 +166,7 @@ def precision_and_recall(
     fewest = min(pair.n)
     # Missing scores are listed too, so that all sets have the same rows in a table.
     if fewest <= options.k:
-        for name in ("precision", "recall", "density", "coverage"):
+        for name in ("precision", "recall", "coverage", "density"):  # the order in which they are measured
             yield pair.missing(name, "higher", f"{fewest} images, too few for k={options.k}")
         return
     manifold = precision_recall_density_coverage(real.features.values, generated.features.values, options.k, shares)
@@ -272,7 +281,7 @@ def copies(
 ) -> Iterator[Score]:
     """Authenticity, C_T and the share nearer to a training image than to a held-out one."""
     if train is None or holdout is None:
-        for name in ("authenticity", "C_T", "nearer to train"):
+        for name in COPIES:
             why = "needs train= and holdout=, real images learned from and not"
             yield Score(name, None, "near", (len(generated),), note=why)
         return

@@ -7,6 +7,8 @@ the mean is large they lose the covariance to rounding.
 
 from __future__ import annotations
 
+import sys
+from dataclasses import dataclass
 from typing import Self
 
 import torch
@@ -121,6 +123,30 @@ class FeatureStatistics:
             rest._scatter.addr_(gap, gap, alpha=-other._n * self._n / rest._n)
         return rest
 
+    @classmethod
+    def of_moments(cls, n: int, mean: Tensor, scatter: Tensor) -> Self:
+        """Statistics that were stored.
+
+        Args:
+            n: number of rows, at least 1.
+            mean: float64 `[D]`.
+            scatter: float64 `[D, D]`, as `scatter` gives it.
+
+        Raises:
+            ValueError: numbers that are no moments.
+        """
+        shapes = mean.dim() == 1 and scatter.shape == (len(mean), len(mean)) and n >= 1
+        if not shapes or {mean.dtype, scatter.dtype} != {torch.float64} or not bool(scatter.isfinite().all()):
+            raise ValueError("no moments")
+        found = cls()
+        found._n, found._mean, found._scatter = n, mean, scatter
+        return found
+
+    @property
+    def scatter(self) -> Tensor:
+        """Sum of the outer products of the rows less their mean, float64 `[D, D]`."""
+        return self._scatter.clone()
+
     @property
     def n(self) -> int:
         """Number of rows."""
@@ -147,3 +173,24 @@ class FeatureStatistics:
         if self._n < 2:
             raise DataError(f"statistics: a covariance needs at least 2 samples, got {self._n}; call update with more")
         return self._scatter / (self._n - 1)
+
+
+@dataclass(frozen=True)
+class Whole:
+    """All the rows of which a set of features is a uniform sample.
+
+    Attributes:
+        moments: of all rows.
+        keys: int64 `[R]`, random numbers of the rows of the sample, ascending. No other row has a smaller number than
+            the last of them.
+        parts: digests of the sets that were joined.
+    """
+
+    moments: FeatureStatistics
+    keys: Tensor
+    parts: tuple[str, ...]
+
+    @property
+    def limit(self) -> int:
+        """Largest number of rows of a sample of these and other rows: beyond its own rows a sample knows none."""
+        return len(self.keys) if len(self.keys) < self.moments.n else sys.maxsize
