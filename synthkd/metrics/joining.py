@@ -23,6 +23,7 @@ from synthkd.system.sealed import tensor_digest
 
 KEEP = 10_000
 """Rows of a sample, if nothing else is said."""
+_BLOCK = 8192  # rows that are in float64 at a time
 
 
 def joined(parts: Iterable[SavedSet], keep: int = KEEP) -> SavedSet:
@@ -53,7 +54,9 @@ def _sampled(part: SavedSet, keep: int) -> SavedSet:
     if whole is None:
         content = part.content or tensor_digest("", {"values": part.features.values})
         keys = torch.randint(2**62, (part.features.n,), generator=stream(0, f"joined sample {content}"))
-        moments = FeatureStatistics().update(part.features.values)
+        moments = FeatureStatistics()
+        for block in part.features.values.split(_BLOCK):
+            moments.update(block)
         whole = Whole(moments, keys, (content,))
     return _smallest(part, whole, keep)
 
