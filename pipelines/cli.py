@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             sys.stdout.flush()  # here, so that a full disk or a closed pipe behind stdout is handled below
         return code
     except SynthkdError as error:
-        for line in [] if error.told else str(error).splitlines():
+        for line in [] if error.is_silent else str(error).splitlines():
             print(f"error: {printable(line)}", file=sys.stderr)
         return error.exit_code
     except Stopped as stopped:
@@ -88,9 +88,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("interrupted; the same command resumes", file=sys.stderr)
         return INTERRUPTED
     except RuntimeError as error:
-        if _is_first() or not _PEER_EXITED.search(str(error)):
+        if not _PEER_EXITED.search(str(error)):
             raise
-        return CheckpointError.exit_code  # the first process has printed the reason
+        if _is_first():  # the other one has printed the reason, if it could
+            print("error: another process of this job has ended; the same command resumes", file=sys.stderr)
+        return CheckpointError.exit_code
     except BrokenPipeError:  # the reader has ended (`synthkd config schema distill | head`)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

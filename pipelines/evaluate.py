@@ -182,9 +182,11 @@ def _evaluate(config: EvaluateConfig, directory: Path, inputs: _Inputs, shares: 
 
     def written() -> EvaluateResult:
         device = networks.extractor.device
-        found = finished_result(_result(config, directory, inputs, taken, measured, seconds), config, directory, device)
-        write_result(directory, found)
-        return found
+        result = finished_result(
+            _result(config, directory, inputs, taken, measured, seconds), config, directory, device
+        )
+        write_result(directory, result)
+        return result
 
     return shares.first(written)
 

@@ -10,7 +10,7 @@ class SynthkdError(Exception):
     """Base of all errors that synthkd raises on purpose."""
 
     exit_code = 1
-    told = False
+    is_silent = False
     """Whether another process prints the message; this one only ends with the exit code."""
 
 

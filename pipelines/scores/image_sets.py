@@ -132,13 +132,13 @@ def _open(key: str, configured: str | ImageSet, config: EvaluateConfig) -> Opene
 
 
 def _opened_features(path: str, saved: SavedSet) -> OpenedSet:
-    of, kept = f" of {saved.name}" if saved.name else "", saved.features.n
+    of, rows = f" of {saved.name}" if saved.name else "", saved.features.n
     if saved.whole is None:
-        note, count = f"saved features{of}", kept
+        note, count = f"saved features{of}", rows
     else:
         count = saved.whole.moments.n
-        rest = f"features of a uniform sample of {kept:,}: FD is of all, the other scores are of the sample"
-        rest = "features of all" if kept == count else rest if kept else "no features: FD is the only score"
+        rest = f"features of a uniform sample of {rows:,}: FD is of all, the other scores are of the sample"
+        rest = "features of all" if rows == count else rest if rows else "no features: FD is the only score"
         note = f"moments of {count:,} images{of}, and {rest}"
     return OpenedSet(path, count, saved.content, saved.labels, saved.class_names, (note,), saved=saved)
 

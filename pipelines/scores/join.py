@@ -49,14 +49,14 @@ def _path(name: str) -> Path:
     return path if path.suffix == FEATURES or path.is_file() else path.with_name(path.name + FEATURES)
 
 
-def _lines(path: Path, found: SavedSet, files: int) -> Iterator[str]:
-    assert found.whole is not None
-    n, kept, features = found.whole.moments.n, found.features.n, found.features
+def _lines(path: Path, whole: SavedSet, files: int) -> Iterator[str]:
+    assert whole.whole is not None
+    n, rows, features = whole.whole.moments.n, whole.features.n, whole.features
     of = f"{files} file{'s' if files > 1 else ''}"
     yield f"{path}: {n:,} images of {of}, features of {features.extractor} (resize {features.resize})"
-    if kept == n:
+    if rows == n:
         yield "it has the features of all images, so every score is exact"
-    elif kept:
-        yield f"FD is exact; the other scores are of a uniform sample of {kept:,} images, with the error of so many"
+    elif rows:
+        yield f"FD is exact; the other scores are of a uniform sample of {rows:,} images, with the error of so many"
     else:
         yield "FD is exact; it gives no other score, since these need features: join with --keep"

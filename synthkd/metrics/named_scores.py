@@ -94,8 +94,8 @@ def per_class(generated: ScoredSet, real: ScoredSet, shares: Shares = ALONE) -> 
             pair = real.features.values[theirs], generated.features.values[ours]
             distance = frechet_distance_from_features(*pair, tolerance=TOLERANCE, warn=False)
             mine.append((int(label), distance, int(ours.sum())))
-    found = sorted(chain.from_iterable(shares.values(mine)))
-    labels, distances, counts = zip(*found, strict=True) if found else ((), (), ())
+    rows = sorted(chain.from_iterable(shares.values(mine)))
+    labels, distances, counts = zip(*rows, strict=True) if rows else ((), (), ())
     return PerClass(labels, distances, counts)
 
 

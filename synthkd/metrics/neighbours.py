@@ -150,8 +150,8 @@ def nearest_others(base: Tensor, k: int, queries: Tensor | None = None, shares: 
         if other != part:
             smallest.offer(other, lower.T.contiguous(), part.start)
     mine = shares.span(len(base))
-    found = _decide(smallest.merged(shares, mine), frame, cloud, base[mine], own[mine])
-    return found.gathered(shares)
+    own_share = _decide(smallest.merged(shares, mine), frame, cloud, base[mine], own[mine])
+    return own_share.gathered(shares)
 
 
 def mutual_balls(

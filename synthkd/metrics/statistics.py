@@ -138,9 +138,9 @@ class FeatureStatistics:
         shapes = mean.dim() == 1 and scatter.shape == (len(mean), len(mean)) and n >= 1
         if not shapes or {mean.dtype, scatter.dtype} != {torch.float64} or not bool(scatter.isfinite().all()):
             raise ValueError("no moments")
-        found = cls()
-        found._n, found._mean, found._scatter = n, mean, scatter
-        return found
+        restored = cls()
+        restored._n, restored._mean, restored._scatter = n, mean, scatter
+        return restored
 
     @property
     def scatter(self) -> Tensor:

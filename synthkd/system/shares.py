@@ -67,9 +67,9 @@ class Shares:
         """The value of every process, in their order; for small values, which are pickled."""
         if self.group is None:
             return [mine]
-        found: list[T | None] = [None] * self.world
-        distributed.all_gather_object(found, mine, self.group)
-        return list(found)  # type: ignore[arg-type]
+        values: list[T | None] = [None] * self.world
+        distributed.all_gather_object(values, mine, self.group)
+        return list(values)  # type: ignore[arg-type]
 
     def gather(self, mine: Tensor) -> list[Tensor]:
         """The tensor of every process, in their order; they may have different shapes."""
@@ -132,14 +132,14 @@ class Shares:
         """
         if self.group is None:
             return work()
-        found: list[T | None] = [None]
+        own: list[T | None] = [None]
         with self.agreed():
             if self.is_first:
-                found = [work()]
-        sent = list(found)
-        distributed.broadcast_object_list(sent, 0, self.group)
-        # The first process keeps its own object; the others get a copy.
-        return found[0] if self.is_first else sent[0]  # type: ignore[return-value]
+                own = [work()]
+        copies = list(own)
+        distributed.broadcast_object_list(copies, 0, self.group)
+        # The first process keeps its own object.
+        return own[0] if self.is_first else copies[0]  # type: ignore[return-value]
 
     @contextmanager
     def agreed(self) -> Iterator[None]:
@@ -148,7 +148,7 @@ class Shares:
         So no process waits in vain for one that has failed. The first process's error is what a user reads.
 
         Raises:
-            SynthkdError: the first one, in the order of the processes. In all processes but the first it is `told`.
+            SynthkdError: the first one, in the order of the processes. In all processes but the first it is silent.
         """
         error: Exception | None = None
         try:
@@ -167,9 +167,9 @@ class Shares:
             kind, message = failed
             where = f"process {rank}: " if rank else ""
             # Made without the constructor: those of subclasses take other arguments than a message.
-            agreed = kind.__new__(kind, f"{where}{message}")
-            agreed.told = not self.is_first
-            raise agreed from error
+            everywhere = kind.__new__(kind, f"{where}{message}")
+            everywhere.is_silent = not self.is_first
+            raise everywhere from error
 
 
 def _passed_on(error: Exception) -> tuple[type[SynthkdError], str]:

@@ -185,4 +185,4 @@ def test_images_are_passed_in_the_same_batches_and_an_error_is_told_once() -> No
     failing = True
     errors = together(lambda shares: extract(batches, Network(), 3, shares))  # type: ignore[arg-type]
     assert [str(error) for error in errors] == ["process 1: image 4 is bad"] * WORLD
-    assert [error.told for error in errors] == [False, True, True]  # type: ignore[union-attr]
+    assert [error.is_silent for error in errors] == [False, True, True]  # type: ignore[union-attr]
