@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from synthkd.errors import DataError
+from synthkd.errors import ConfigError, DataError
 from synthkd.metrics.feature_cache import FEATURES, SavedSet, load_set, require_replaceable, save_set
 from synthkd.metrics.joining import KEEP, joined
 
@@ -22,13 +22,13 @@ def statistics(files: Sequence[str], out: str, keep: int = KEEP) -> str:
         What the file has and which scores it gives, in lines.
 
     Raises:
-        ConfigError: a file that must not be replaced.
+        ConfigError: a file that must not be replaced, or a negative `keep`.
         DataError: a file that cannot be read, or does not fit those before it.
     """
     path = _path(out)
     require_replaceable(path, "-o")
     if keep < 0:
-        raise DataError(f"--keep: a sample has 0 images or more, got {keep}")
+        raise ConfigError(f"--keep: a sample has 0 images or more, got {keep}")
     at = ""
 
     def parts() -> Iterator[SavedSet]:
