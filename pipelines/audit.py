@@ -19,7 +19,7 @@ from synthkd.models import parameters
 from synthkd.pipelines.config import AuditConfig
 from synthkd.pipelines.handover.audit_inputs import LEAST, AuditInputs, read_inputs
 from synthkd.pipelines.run.device import choose_device, process_state
-from synthkd.pipelines.run.processes import gathered, on_main, rank, share, shared_directory
+from synthkd.pipelines.run.processes import on_main, rank, shared_directory, shares
 from synthkd.pipelines.run.result import Plan, Result, finished_result, read_result
 from synthkd.pipelines.run.trust import trusting
 from synthkd.privacy.audit import (
@@ -99,7 +99,7 @@ def audit(config: AuditConfig, *, dry_run: bool = False) -> Result[AuditResult] 
             )
         if rank() == 0 and (not already or not has_report(directory, "audit")):
             write_report(directory)
-        gathered(None)
+        shares().values(None)  # the page is there for all
         lines = [f"{directory} was complete already; nothing was run"] if already else []
         return Result(directory, finished, (*lines, *_summary(finished), f"report:  {directory / PAGE}"))
 
@@ -191,9 +191,9 @@ def _answers(who: str, inputs: AuditInputs, device: torch.device, *keys: str) ->
     """Logits of an audited model and its references for the images of these lists; processes share the models."""
     models = {f"the {who}": inputs.models[who]}
     models |= {f"references.{who}.{number}": model for number, model in enumerate(inputs.references[who])}
-    own = {name: models[name] for name in share([*models])}
+    own = {name: models[name] for name in shares().turns([*models])}
     replies = dict(zip(own, logits_of_each(own, inputs.images(*keys), device), strict=True)) if own else {}
-    every = {name: logits for one in gathered(replies) for name, logits in one.items()}
+    every = {name: logits for one in shares().values(replies) for name, logits in one.items()}
     logits = torch.stack([every[name] for name in models])
     return Answers(logits[0], logits[1:], inputs.labels(*keys))
 

@@ -125,6 +125,11 @@ def _parser() -> argparse.ArgumentParser:
     predict.add_argument("model", metavar="MODEL", help="a run, or an .onnx file that `synthkd compress` exported")
     predict.add_argument("images", nargs="+", metavar="PATH", help="image files, folders, archives, tables, .npz")
     predict.add_argument("--skip-bad", type=int, default=0, metavar="N", help="leave out at most N unreadable files")
+    joining = _add(commands, "statistics", "join the features that evaluations on many machines saved, for one score")
+    joining.add_argument("files", nargs="+", metavar="FILE", help="of save_features=, save_generated= or this command")
+    joining.add_argument("-o", "--out", required=True, metavar="FILE", help="the joined file (.safetensors)")
+    text = "features that stay, a uniform sample of all; 0: moments only (default: %(default)s)"
+    joining.add_argument("--keep", type=int, default=10_000, metavar="N", help=text)
     config = _add(commands, "config", "show a job's resolved configuration, or the JSON schema of what it takes")
     kinds = config.add_subparsers(dest="what", metavar="show|schema", required=True)
     show = _add(kinds, "show", "print the resolved YAML", "synthkd config show VERB [CONFIG] [key=value ...]")
@@ -172,6 +177,10 @@ def _run(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
 
             for line in predict_files(arguments.model, arguments.images, skip_bad=arguments.skip_bad):
                 print(f"{one_line(str(line.file))}\t{one_line(line.class_name)}\t{line.probability:.4f}")
+        case "statistics":
+            from synthkd.pipelines.scores.join import statistics
+
+            print(printable(statistics(arguments.files, arguments.out, arguments.keep)))
         case "config" if arguments.what == "schema":
             print(json.dumps(own(VERBS[arguments.job].config).model_json_schema(), indent=2))
         case "config":

@@ -12,18 +12,19 @@ import torch
 from torch import Tensor
 
 from synthkd.data.read.sample_set import Samples
-from synthkd.errors import ConfigError
+from synthkd.errors import ConfigError, DataError
 from synthkd.metrics.feature_cache import require_replaceable, save_set
 from synthkd.metrics.features import FeatureExtractor
 from synthkd.metrics.named_scores import SuiteOptions
 from synthkd.metrics.neighbours import nearest, points
 from synthkd.metrics.resize import resize
 from synthkd.metrics.score import Score, ScoredSet
-from synthkd.metrics.suite import measure
+from synthkd.metrics.suite import SuiteResult, measure
 from synthkd.pipelines.config import EvaluateConfig
 from synthkd.pipelines.run.device import choose_device
 from synthkd.pipelines.run.directory import REPORT, run_directory
 from synthkd.pipelines.run.memory import memory_lines
+from synthkd.pipelines.run.processes import alone, joined, shared_directory
 from synthkd.pipelines.run.result import Plan, Result, finished_result, read_result
 from synthkd.pipelines.run.timing import Timed, measured, planned_time
 from synthkd.pipelines.run.trust import trusting
@@ -53,6 +54,7 @@ from synthkd.reports.results import (
     SetName,
     write_result,
 )
+from synthkd.system.shares import Shares
 
 COLUMNS = 10
 PIPE_WIDTH = 100
@@ -72,23 +74,21 @@ def evaluate(config: EvaluateConfig, *, dry_run: bool = False) -> Result[Evaluat
     Raises:
         SynthkdError: see the classes in `synthkd.errors`.
     """
+    shares = joined(config)
     device = choose_device(config)
     if config.model is not None:
-        return _network_evaluated(config, device, dry_run)
+        return shares.first(lambda: _network_evaluated(config, device, dry_run))
     if dry_run:
-        return _dry(config, _prepare(config, device))
-    with run_directory("evaluate", config) as directory:
-        finished = read_result(directory, EvaluateResult)
-        inputs = _prepare(config, device)
+        inputs = _prepare(config, device, shares)
+        return shares.first(lambda: _dry(config, inputs, shares.world))
+    with shared_directory("evaluate", config) as directory:
+        finished = shares.first(lambda: read_result(directory, EvaluateResult))
+        inputs = _prepare(config, device, shares)
         if finished is None:
-            finished = finished_result(_evaluate(config, directory, inputs), config, directory, device)
-            write_result(directory, finished)
+            finished = _evaluate(config, directory, inputs, shares)
         else:
-            _check_unchanged(directory, finished, inputs)
-            if config.save_features is not None and not Path(config.save_features).expanduser().exists():
-                _save_features(config, inputs, take_features(inputs.sets["real"], inputs.networks, config.cache))
-        if not (directory / REPORT).exists():
-            write_report(directory)
+            _shown_again(config, directory, finished, inputs, shares)
+        shares.first(lambda: None if (directory / REPORT).exists() else write_report(directory))
         return Result(directory, finished, _summary(directory, finished))
 
 
@@ -96,7 +96,8 @@ def _network_evaluated(config: EvaluateConfig, device: torch.device, dry_run: bo
     """The evaluation of a network; a finished one is shown again, if the networks are still the same."""
     inputs = network_inputs(config, device)
     if dry_run:
-        time = planned_time(lambda: measured(network_works(inputs)))
+        with alone():
+            time = planned_time(lambda: measured(network_works(inputs)))
         return Plan((*inputs.plan(), time.line, *network_memory(inputs, device).lines), time)
     with run_directory("evaluate", config) as directory:
         finished = read_result(directory, NetworkResult)
@@ -127,14 +128,32 @@ class _Inputs:
     seconds: float
 
 
-def _prepare(config: EvaluateConfig, device: torch.device) -> _Inputs:
+def _prepare(config: EvaluateConfig, device: torch.device, shares: Shares) -> _Inputs:
     started = time.perf_counter()
-    if config.save_features is not None:
-        require_replaceable(Path(config.save_features).expanduser())
-    networks = build_networks(config, device)
-    opened = open_sets(config)
-    check_saved(opened, networks)
-    return _Inputs(networks, opened, agree(opened, networks), time.perf_counter() - started)
+    with shares.agreed():
+        if shares.is_first:
+            for key, path in _to_save(config).items():
+                require_replaceable(path, "save_features" if key == "real" else "save_generated")
+        networks = build_networks(config, device)
+        opened = open_sets(config)
+        check_saved(opened, networks)
+        sets = agree(opened, networks)
+    digests = [one.digest for one in opened.values()]
+    with shares.agreed():
+        if digests != shares.first(lambda: digests):
+            raise DataError("the sets are not those of the first process: give all machines the same files")
+    return _Inputs(networks, opened, sets, time.perf_counter() - started)
+
+
+def _shown_again(
+    config: EvaluateConfig, directory: Path, finished: EvaluateResult, inputs: _Inputs, shares: Shares
+) -> None:
+    """Check a finished evaluation, and save the features if their file is gone."""
+    with shares.agreed():
+        _check_unchanged(directory, finished, inputs)
+    gone = shares.first(lambda: [key for key, path in _to_save(config).items() if not path.exists()])
+    taken = {key: take_features(inputs.sets[key], inputs.networks, config.cache, shares) for key in gone}
+    shares.first(lambda: _save_features(config, inputs, taken))
 
 
 def _check_unchanged(directory: Path, finished: EvaluateResult, inputs: _Inputs) -> None:
@@ -150,41 +169,69 @@ def _check_unchanged(directory: Path, finished: EvaluateResult, inputs: _Inputs)
             raise ConfigError(f"{directory} is finished, and the {role} ({network.name}) has changed since; {remedy}")
 
 
-def _evaluate(config: EvaluateConfig, directory: Path, inputs: _Inputs) -> EvaluateResult:
+def _evaluate(config: EvaluateConfig, directory: Path, inputs: _Inputs, shares: Shares) -> EvaluateResult:
+    """The evaluation: the processes share features and scores, and the first one does and writes the rest."""
     started = time.perf_counter()
     sets, networks = inputs.sets, inputs.networks
-    taken = {key: take_features(one, networks, config.cache) for key, one in sets.items()}
+    taken = {key: take_features(one, networks, config.cache, shares) for key, one in sets.items()}
     extracted = time.perf_counter()
     options = SuiteOptions(config.k, config.subsets, config.subset_size, config.splits, config.seed)
     real, train, holdout = taken["real"], taken.get("train"), taken.get("holdout")
-    _save_features(config, inputs, real)
-    keys = generated_keys(config)
-    measured = [measure(taken[key], real, options, train, holdout) for key in keys]
-    done = time.perf_counter()
+    shares.first(lambda: _save_features(config, inputs, taken))
+    measured = [measure(taken[key], real, options, train, holdout, shares) for key in generated_keys(config)]
+    seconds = {"read": inputs.seconds, "features": extracted - started, "scores": time.perf_counter() - extracted}
+
+    def written() -> EvaluateResult:
+        device = networks.extractor.device
+        result = finished_result(
+            _result(config, directory, inputs, taken, measured, seconds), config, directory, device
+        )
+        write_result(directory, result)
+        return result
+
+    return shares.first(written)
+
+
+def _result(
+    config: EvaluateConfig,
+    directory: Path,
+    inputs: _Inputs,
+    taken: Mapping[str, ScoredSet],
+    measured: Sequence[SuiteResult],
+    seconds: Mapping[str, float],
+) -> EvaluateResult:
+    """The classifiers and pictures, and the result of everything."""
+    sets, networks, keys, real = inputs.sets, inputs.networks, generated_keys(config), taken["real"]
+    started = time.perf_counter()
     trained = _trained(config, directory, sets)
-    finished = time.perf_counter()
+    spent = {**seconds, "classifiers": time.perf_counter() - started} if config.cas else seconds
     _pictures(config, directory, sets, taken)
     further = [[score] for score in trained] or [[]] * len(keys)
-    seconds = {"read": inputs.seconds, "features": extracted - started, "scores": done - extracted}
-    seconds |= {"classifiers": finished - done} if config.cas else {}
     return EvaluateResult(
-        seconds=round(inputs.seconds + finished - started, 3),
-        real=SetName(real.name, len(real)),
+        seconds=round(sum(spent.values()), 3),
+        real=SetName(real.name, real.count),
         sets={key: one.result() for key, one in sets.items()},
         extractor=_network(networks.extractor),
         teacher=None if networks.teacher is None else _network(networks.teacher),
         class_names=tuple(_class_names(sets)),
         generated=tuple(
-            GeneratedSet(taken[key].name, len(taken[key]), (*one.scores, *more), one.classes)
+            GeneratedSet(taken[key].name, taken[key].count, (*one.scores, *more), one.classes)
             for key, one, more in zip(keys, measured, further, strict=True)
         ),
-        cost=RunCost({stage: round(value, 3) for stage, value in seconds.items()}),
+        cost=RunCost({stage: round(value, 3) for stage, value in spent.items()}),
     )
 
 
-def _save_features(config: EvaluateConfig, inputs: _Inputs, real: ScoredSet) -> None:
-    if config.save_features is not None:
-        save_set(to_save(inputs.opened["real"], real), Path(config.save_features).expanduser())
+def _to_save(config: EvaluateConfig) -> dict[str, Path]:
+    """Key of a set -> the file of its features."""
+    files = {"real": config.save_features, generated_keys(config)[0]: config.save_generated}
+    return {key: Path(file).expanduser() for key, file in files.items() if file is not None}
+
+
+def _save_features(config: EvaluateConfig, inputs: _Inputs, taken: Mapping[str, ScoredSet]) -> None:
+    for key, path in _to_save(config).items():
+        if key in taken:
+            save_set(to_save(inputs.opened[key], taken[key]), path)
 
 
 def _network(extractor: FeatureExtractor) -> NetworkName:
@@ -198,12 +245,13 @@ def _class_names(sets: Mapping[str, OpenedSet]) -> Sequence[str]:
 def _trained(config: EvaluateConfig, directory: Path, sets: Mapping[str, OpenedSet]) -> list[Score]:
     if not config.cas:
         return []
-    real = sets["real"].samples
-    generated = [one for key in generated_keys(config) if (one := sets[key].samples) is not None]
-    if real is None:
-        why = "needs the real images, not their features"
-        return [Score("CAS", None, "higher", (one.count,), note=why) for one in generated]
-    return classification_accuracy_scores(config, generated, real, directory / "cas")
+    real, keys = sets["real"].samples, generated_keys(config)
+    generated = [one for key in keys if (one := sets[key].samples) is not None]
+    if real is None or len(generated) < len(keys):
+        why = "needs the images of all sets, not their features"
+        return [Score("CAS", None, "higher", (sets[key].count,), note=why) for key in keys]
+    with alone():
+        return classification_accuracy_scores(config, generated, real, directory / "cas")
 
 
 def _pictures(
@@ -221,7 +269,8 @@ def _pictures(
         return
     for key in generated_keys(config):
         ours = sets[key].samples
-        assert ours is not None
+        if ours is None:
+            continue
         nearest_real = nearest(points(taken[key].features.values, key), points(taken[among].features.values, among), 1)
         closest = nearest_real.squared[:, 0].argsort(stable=True)[: config.pairs]
         pairs = ours.images(closest.tolist()) + real.images(nearest_real.indices[closest, 0].tolist())
@@ -247,12 +296,13 @@ def _stack(images: Sequence[Tensor]) -> Tensor:
     return torch.cat([resize(image[None], (channels, *size), "antialias") for image in images])
 
 
-def _dry(config: EvaluateConfig, inputs: _Inputs) -> Plan:
+def _dry(config: EvaluateConfig, inputs: _Inputs, processes: int) -> Plan:
     """What the evaluation would do, and the time and memory that it needs by a few passes and scores."""
     sets, networks = inputs.sets, inputs.networks
-    memory = memory_lines(lambda: evaluation_memory(config, sets, networks))
     read = Timed("reading", 1, inputs.seconds, listed=False)
-    time = planned_time(lambda: [read, *measured(evaluation_works(config, sets, networks))])
+    with alone():
+        memory = memory_lines(lambda: evaluation_memory(config, sets, networks))
+        time = planned_time(lambda: [read, *measured(evaluation_works(config, sets, networks, processes))])
     return Plan((*_plan(sets, networks), time.line, *memory), time)
 
 

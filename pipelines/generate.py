@@ -43,7 +43,7 @@ from synthkd.pipelines.run.fit import fit_generator
 from synthkd.pipelines.run.images import fitted_splits, keep_data
 from synthkd.pipelines.run.job import Job, open_job
 from synthkd.pipelines.run.memory import memory_lines
-from synthkd.pipelines.run.processes import gathered
+from synthkd.pipelines.run.processes import shares
 from synthkd.pipelines.run.result import Plan, Result
 from synthkd.pipelines.run.tested import taught_on
 from synthkd.pipelines.run.timing import measured, planned_time
@@ -176,7 +176,7 @@ def _make(work: DatasetPlan, job: Job, teacher_seconds: float) -> GenerateResult
     sampling = _sample(work, job, frozen, sieve)
     sampled = time.perf_counter()
     dataset = _write(work, job, sampling, sieve)
-    gathered(None)  # the other processes measure what the main one has written, however long that takes
+    shares().values(None)  # the other processes measure what the main one has written, however long that takes
     seconds = {
         "generator": round(progress.seconds, 3),
         **({} if scores is None else {"evaluate": round(progress.evaluation_seconds, 3)}),

@@ -35,7 +35,7 @@ PICTURES = ("The student ", "teacher ──►", "few real images ──►", "s
 """How fenced blocks begin that show output or a drawing; any other block without a language is one of commands."""
 TO_COME: set[str] = set()
 """Verbs that are announced and do not exist yet."""
-PLACEHOLDERS = {"RECIPE", "RUN", "DIR", "my_teacher"}
+PLACEHOLDERS = {"RECIPE", "RUN", "DIR", "my_teacher", "part0.safetensors", "all.safetensors"}
 """Words that stand for something of the reader's; a command with one of them is only parsed."""
 
 

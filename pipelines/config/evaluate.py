@@ -68,6 +68,9 @@ class EvaluateConfig(JobConfig):
     """Folder that keeps features between evaluations; None: they are not kept."""
     save_features: PathText | None = None
     """A .safetensors file for the features of the real set. A later evaluation can take it in place of the images."""
+    save_generated: PathText | None = None
+    """A .safetensors file for the features of the generated set, to join with those of other machines
+    (`synthkd statistics`)."""
     show_real: bool = True
     """Show real images in the report, beside the generated ones."""
     pairs: Annotated[int, Field(ge=0, le=1000)] = 0
@@ -82,11 +85,14 @@ class EvaluateConfig(JobConfig):
                 raise ValueError("model is missing: data and against are for a network; set model, or leave them out")
             if not self.generated or self.real is None:
                 raise ValueError("set generated and real, to score images; or model and data, to measure a network")
+            if self.save_generated is not None and len(self.generated) > 1:
+                raise ValueError("save_generated: one file has the features of one set; give one generated set")
             return self
         if self.data is None:
             raise ValueError("data is missing: set data to the images that the model is measured on")
         fields = type(self).model_fields
-        for key in ("generated", "real", "train", "holdout", "teacher", "features", "cas", "save_features", "pairs"):
+        of_images = ("generated", "real", "train", "holdout", "teacher", "features", "cas", "pairs")
+        for key in (*of_images, "save_features", "save_generated"):
             if getattr(self, key) != fields[key].default:
                 raise ValueError(f"{key}: it is for scores of images, not for a network: leave it or model out")
         return self

@@ -20,7 +20,7 @@ from synthkd.errors import ConfigError
 from synthkd.models import Classifier, load
 from synthkd.pipelines.config import AuditSettings, CompressConfig
 from synthkd.pipelines.handover.flow import FlowResult, run_flow
-from synthkd.pipelines.run.processes import alone, gathered, on_main, share
+from synthkd.pipelines.run.processes import alone, on_main, shares
 from synthkd.pipelines.run.result import Result
 from synthkd.pipelines.student.teachers import teach_config
 from synthkd.pipelines.teach import teach
@@ -114,11 +114,11 @@ def audit_pipeline(config: CompressConfig, directory: Path, private: Splits, dev
     control = partial(_control, config, place / "control", rest, members, private)
     # Each is a function of its images and its seed, whichever process does it, and stays in its directory. The main
     # process finds those of the others finished there.
-    mine = share([*runs, "control"])
+    mine = list(shares().turns([*runs, "control"]))
     with alone():
         flows = {name: run() for name, run in runs.items() if name in mine}
         memorised = control() if "control" in mine else None
-    gathered(None)
+    shares().values(None)  # until every process is done
 
     def attacked() -> PipelineAudit:
         every = [flows[name] if name in flows else run() for name, run in runs.items()]

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import cast
 
 import torch
 
@@ -78,9 +80,9 @@ def choose_student(config: DistillConfig, settings: SearchSettings, teacher: Cla
     scoring = _Scoring(config, settings, teacher, seed)
     if processes.rank():
         none: list[ZooModel] | None = None
-        while turn := processes.from_main(none):
+        while turn := processes.shares().first(lambda: none):
             scoring.turn(turn)
-        return processes.from_main(None)
+        return cast(Choice, processes.shares().first(lambda: None))
     with Display(count, f"search {config.name}") as display:
         done = 0
 
@@ -94,8 +96,8 @@ def choose_student(config: DistillConfig, settings: SearchSettings, teacher: Cla
         arguments = (settings.objectives, settings.population, settings.generation, displayed)
         front = search(space, scoring.one, directory, seed, count, *arguments)
     choice = Choice(fastest_of(front, settings.tolerance).model, front)
-    processes.from_main([])  # no further turn
-    return processes.from_main(choice)
+    processes.shares().first(list)  # no further turn
+    return processes.shares().first(lambda: choice)
 
 
 @dataclass
@@ -113,24 +115,24 @@ class _Scoring:
         return self._proxy()(model)
 
     def each(self, models: Sequence[ZooModel]) -> Iterator[Scores]:
-        """The scores of candidates, as soon as they are known; the other processes wait in `from_main` for a turn."""
+        """The scores of candidates, as soon as they are known; the other processes wait for a turn."""
         if processes.count() == 1:
             yield from map(self.one, models)
             return
         for first in range(0, len(models), processes.count()):
             turn = models[first : first + processes.count()]
-            yield from self.turn(processes.from_main(turn))
+            yield from self.turn(processes.shares().first(partial(list, turn)))
 
     def turn(self, models: Sequence[ZooModel]) -> list[Scores]:
         """The scores of at most one candidate for each process, each trained by its process; in every process."""
         with processes.alone():
             proxy = self._proxy()
-        processes.gathered(None)  # nobody works while the main process takes times
+        processes.shares().values(None)  # nobody works while the main process takes times
         spent = processes.on_main(lambda: [proxy.cost(model) for model in models])
-        own = processes.share(models)
+        own = list(processes.shares().turns(models))
         with processes.alone():
             trained = [proxy.agreement(model) for model in own]
-        agreed = [agreement for one in processes.gathered(trained) for agreement in one]
+        agreed = [agreement for one in processes.shares().values(trained) for agreement in one]
         return [Proxy.scores(agreement, cost) for agreement, cost in zip(agreed, spent, strict=True)]
 
     def _proxy(self) -> Proxy:

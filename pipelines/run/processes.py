@@ -6,31 +6,26 @@ its share of them alone, as if torchrun had started no other, so each part is wh
 
 from __future__ import annotations
 
-import functools
 import io
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, redirect_stderr
-from datetime import timedelta
 from pathlib import Path
-from typing import TypeVar, cast
+from typing import TypeVar
 
 from accelerate import PartialState
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
 from torch import distributed
 
-from synthkd.errors import SynthkdError
 from synthkd.pipelines.config import JobConfig
 from synthkd.pipelines.run.device import process_state
 from synthkd.pipelines.run.directory import run_directory
-from synthkd.system.environment import TORCHRUN
+from synthkd.system.environment import TORCHRUN, own_environment
+from synthkd.system.shares import ALONE, Shares
 
 T = TypeVar("T")
 
-_PATIENCE = timedelta(days=365)
-"""How long a process waits for another one: until that one is done. One that dies closes its connections, which ends
-the wait at once."""
 _ONE = {
     "num_processes": 1,
     "process_index": 0,
@@ -75,6 +70,27 @@ def alone() -> Iterator[None]:
             state.update(values)
 
 
+def shares() -> Shares:
+    """The processes that work together here: one before a job has joined those of torchrun, and inside `alone`."""
+    return Shares.of_processes() if count() > 1 else ALONE
+
+
+def joined(config: JobConfig) -> Shares:
+    """The processes that torchrun started, for a job that shares its work; else this one alone.
+
+    Args:
+        config: of the job.
+
+    Raises:
+        ConfigError: see `own_environment`.
+    """
+    with own_environment():
+        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+            return ALONE  # accelerate, which may serve the caller, is left as it is
+    process_state(config)
+    return shares()
+
+
 def on_main(once: Callable[[], T]) -> T:
     """The result of work that the main process does alone, in every process; the others wait as long as it takes.
 
@@ -84,45 +100,12 @@ def on_main(once: Callable[[], T]) -> T:
     Raises:
         SynthkdError: as `once`, in every process.
     """
-    if count() == 1:
-        return once()
-    group = _group()  # before the work, since the other processes make it now
-    message: list[T | tuple[type[SynthkdError], str] | None] = [None, None]
-    if rank() == 0:
-        try:
-            with alone():
-                message[0] = once()
-        except SynthkdError as error:
-            message[1] = type(error), str(error)
-            distributed.broadcast_object_list(message, 0, group)
-            raise
-    distributed.broadcast_object_list(message, 0, group)
-    if message[1] is not None:
-        kind, text = cast(tuple[type[SynthkdError], str], message[1])
-        raise kind.__new__(kind, text)  # not by its constructor, which may take other arguments
-    return cast(T, message[0])
 
+    def work() -> T:
+        with alone():
+            return once()
 
-def share(parts: Sequence[T]) -> Sequence[T]:
-    """This process's share of independent parts: every part is in the share of one process; inside `alone` all are."""
-    return parts[rank() :: count()]
-
-
-def gathered(value: T) -> list[T]:
-    """The values of all processes, by their numbers, in every process; waits for the slowest."""
-    if count() == 1:
-        return [value]
-    values: list[T | None] = [None] * count()
-    distributed.all_gather_object(values, value, _group())
-    return cast(list[T], values)
-
-
-def from_main(value: T | None) -> T:
-    """The value of the main process, in every process; what the others give is not looked at."""
-    message = [value]
-    if count() > 1:
-        distributed.broadcast_object_list(message, 0, _group())
-    return cast(T, message[0])
+    return once() if count() == 1 else shares().first(work)
 
 
 @contextmanager
@@ -139,18 +122,6 @@ def shared_directory(name: str, config: JobConfig) -> Iterator[Path]:
     process_state(config)
     with ExitStack() as stack:
         yield on_main(lambda: stack.enter_context(run_directory(name, config)))
-
-
-def _group() -> distributed.ProcessGroup:
-    """The processes in a group of their own, by gloo also on GPUs, since they wait for each other for hours."""
-    return _group_beside(distributed.group.WORLD)
-
-
-@functools.cache
-def _group_beside(_: distributed.ProcessGroup | None) -> distributed.ProcessGroup:
-    group = distributed.new_group(backend="gloo", timeout=_PATIENCE)
-    assert isinstance(group, distributed.ProcessGroup)  # every process is a member
-    return group
 
 
 def first_to_tell(about: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from itertools import islice
 
 import torch
@@ -37,15 +38,19 @@ COPIES = 6
 SQUARES = 12
 
 
-def evaluation_works(config: EvaluateConfig, sets: Mapping[str, OpenedSet], networks: Networks) -> list[Work]:
+def evaluation_works(
+    config: EvaluateConfig, sets: Mapping[str, OpenedSet], networks: Networks, processes: int = 1
+) -> list[Work]:
     """What is done after the sets have been read: features, scores of each pair of sets, and classifiers.
 
     Args:
         config: of the evaluation.
         sets: opened.
         networks: built.
+        processes: that share features and scores.
     """
-    return [*_features(config, sets, networks), *_scores(config, sets, networks), *_classifiers(config, sets)]
+    shared = [*_features(config, sets, networks), *_scores(config, sets, networks)]
+    return [*(replace(one, scale=one.scale / processes) for one in shared), *_classifiers(config, sets)]
 
 
 def _distinct(networks: Networks) -> list[FeatureExtractor]:
@@ -79,7 +84,9 @@ def _scores(config: EvaluateConfig, sets: Mapping[str, OpenedSet], networks: Net
     real, width = sets["real"], _width(networks)
     copies = "train" in sets or "holdout" in sets
     for key in generated_keys(config):
-        counts = [sets[key].count, real.count]
+        if not sets[key].kept or not real.kept:  # moments give one score, at once
+            continue
+        counts = [sets[key].kept, real.kept]
         ours, theirs = (_random_set(min(count, SAMPLED), width, side) for side, count in enumerate(counts))
         pairs = (sum(counts) / (len(ours) + len(theirs))) ** 2
         growth = _growth(sum(counts) / 2, (len(ours) + len(theirs)) / 2, width)
@@ -131,10 +138,10 @@ def evaluation_memory(config: EvaluateConfig, sets: Mapping[str, OpenedSet], net
     taken = taken_bytes(device)
     passes = [_pass_need(extractor) for extractor in _distinct(networks)]
     width, bytes_of_float64 = _width(networks), 8
-    largest = sets["real"].count + max(sets[key].count for key in generated_keys(config))
+    largest = sets["real"].kept + max(sets[key].kept for key in generated_keys(config))
     scores = bytes_of_float64 * (COPIES * largest * width + SQUARES * width**2)
     classes = networks.extractor.classes or 0
-    features = sum(4 * one.count * (width + classes) for one in sets.values())
+    features = sum(4 * one.kept * (width + classes) for one in sets.values())
     parts = [*(("features.size", need) for need in passes), ("the sets", Need(0, scores))]
     return memory_of(device, taken, parts, {"the sets": features})
 

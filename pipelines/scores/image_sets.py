@@ -21,6 +21,7 @@ from synthkd.models import Classifier, load_model
 from synthkd.pipelines.config import AuditConfig, EvaluateConfig, ImageSet
 from synthkd.reports.results import SetResult
 from synthkd.settings import EfficientNetExtractor, TeacherExtractor
+from synthkd.system.shares import ALONE, Shares
 
 BATCH = 256
 """Images of a forward pass."""
@@ -47,7 +48,7 @@ class OpenedSet:
 
     Attributes:
         name: in tables.
-        count: number of images.
+        count: number of images, also of those of which only the moments of the features were saved.
         digest: of images and labels as they were read; empty where saved features have none.
         labels: int64 `[count]`, indices into `class_names`; None where unknown.
         class_names: one for each class; empty without labels.
@@ -64,6 +65,11 @@ class OpenedSet:
     notes: tuple[str, ...]
     samples: Samples | None = None
     saved: SavedSet | None = None
+
+    @property
+    def kept(self) -> int:
+        """Number of images whose features there are, or will be."""
+        return self.count if self.saved is None else self.saved.features.n
 
     def result(self) -> SetResult:
         """The set's entry in `result.json`."""
@@ -105,7 +111,7 @@ def open_sets(config: EvaluateConfig) -> dict[str, OpenedSet]:
     """Every set of the configuration by its key, read and checked, with its own labels and class names.
 
     Raises:
-        ConfigError: saved features in place of generated images.
+        ConfigError: saved features in place of training or held-out images.
         DataError: images or features that cannot be read.
     """
     sets: dict[str, str | ImageSet | None] = dict(zip(generated_keys(config), config.generated, strict=True))
@@ -116,15 +122,25 @@ def open_sets(config: EvaluateConfig) -> dict[str, OpenedSet]:
 def _open(key: str, configured: str | ImageSet, config: EvaluateConfig) -> OpenedSet:
     path = configured if isinstance(configured, str) else configured.path
     if path is not None and path.endswith(FEATURES):
-        if key != "real":
-            raise ConfigError(f"{key}: saved features stand for the real set only; give images")
-        saved = load_set(Path(path).expanduser())
-        notes = ("saved features" + (f" of {saved.name}" if saved.name else ""),)
-        return OpenedSet(path, saved.features.n, saved.content, saved.labels, saved.class_names, notes, saved=saved)
+        if key in ("train", "holdout"):
+            raise ConfigError(f"{key}: saved features stand for the real and the generated sets only; give images")
+        return _opened_features(path, load_set(Path(path).expanduser()))
     opened = open_images(configured, config)
     return OpenedSet(
         opened.name, opened.count, opened.digest, opened.labels, opened.class_names, opened.notes, samples=opened
     )
+
+
+def _opened_features(path: str, saved: SavedSet) -> OpenedSet:
+    of, rows = f" of {saved.name}" if saved.name else "", saved.features.n
+    if saved.whole is None:
+        note, count = f"saved features{of}", rows
+    else:
+        count = saved.whole.moments.n
+        rest = f"features of a uniform sample of {rows:,}: FD is of all, the other scores are of the sample"
+        rest = "features of all" if rows == count else rest if rows else "no features: FD is the only score"
+        note = f"moments of {count:,} images{of}, and {rest}"
+    return OpenedSet(path, count, saved.content, saved.labels, saved.class_names, (note,), saved=saved)
 
 
 def open_images(configured: str | ImageSet, config: EvaluateConfig | AuditConfig) -> Samples:
@@ -190,6 +206,8 @@ def _note_missing_classes(generated: OpenedSet, real: OpenedSet) -> OpenedSet:
     """The generated set, with notes on the classes of which only it or only the real set has images."""
     if generated.labels is None or real.labels is None:
         return generated
+    if generated.kept < generated.count or real.kept < real.count:  # a sample may lack rare classes
+        return generated
     own, others = set(generated.labels.unique().tolist()), set(real.labels.unique().tolist())
     notes = [
         f"{what} {some([generated.class_names[label] for label in sorted(absent)], 5)}"
@@ -222,7 +240,7 @@ def _saved(opened: OpenedSet, saved: SavedSet, networks: Networks) -> ScoredSet:
             _empty_features(teacher).check_comparable(judged)
     except DataError as error:
         raise DataError(f"{opened.name}: {error}") from error
-    return ScoredSet(opened.name, saved.features, opened.labels, judged)
+    return ScoredSet(opened.name, saved.features, opened.labels, judged, saved.whole)
 
 
 def _empty_features(extractor: FeatureExtractor) -> Features:
@@ -230,8 +248,15 @@ def _empty_features(extractor: FeatureExtractor) -> Features:
     return Features(torch.empty(0), None, extractor.name, extractor.digest, extractor.resize)
 
 
-def take_features(opened: OpenedSet, networks: Networks, cache: str | None) -> ScoredSet:
-    """The features of a set: saved ones, or those of each network from the cache or a pass over the images."""
+def take_features(opened: OpenedSet, networks: Networks, cache: str | None, shares: Shares = ALONE) -> ScoredSet:
+    """The features of a set: saved ones, or those of each network from the cache or a pass over the images.
+
+    Args:
+        opened: the set, which every process has opened.
+        networks: built.
+        cache: folder of the cache, or None.
+        shares: the processes, which share the pass and all get all features.
+    """
     if opened.saved is not None:
         return _saved(opened, opened.saved, networks)
     samples = opened.samples
@@ -239,8 +264,9 @@ def take_features(opened: OpenedSet, networks: Networks, cache: str | None) -> S
 
     def features_of(extractor: FeatureExtractor) -> Features:
         if cache is None:
-            return extract(samples.batches(BATCH), extractor)
-        return cached_extract(samples.digest, lambda: samples.batches(BATCH), extractor, Path(cache).expanduser())
+            return extract(samples.batches(BATCH), extractor, shares=shares)
+        folder = Path(cache).expanduser()
+        return cached_extract(samples.digest, lambda: samples.batches(BATCH), extractor, folder, shares=shares)
 
     features = features_of(networks.extractor)
     # Often the teacher is the extractor itself, and its features are there already.
@@ -258,4 +284,5 @@ def to_save(opened: OpenedSet, scored: ScoredSet) -> SavedSet:
     """
     # The same features would be stored twice.
     judged = None if scored.teacher is scored.features else scored.teacher
-    return SavedSet(scored.features, opened.digest, opened.name, opened.labels, opened.class_names, judged)
+    name = opened.name if opened.saved is None else opened.saved.name
+    return SavedSet(scored.features, opened.digest, name, opened.labels, opened.class_names, judged, scored.whole)

@@ -18,7 +18,7 @@ from synthkd.pipelines.config.budget import Planned, seconds_of
 from synthkd.pipelines.run.budget import filled, recounted
 from synthkd.pipelines.run.device import make_accelerator
 from synthkd.pipelines.run.directory import CONFIG, saved_config
-from synthkd.pipelines.run.processes import from_main, rank
+from synthkd.pipelines.run.processes import rank, shares
 from synthkd.pipelines.run.timing import LIMIT, PlannedTime, Timed, told
 from synthkd.pipelines.student.assembly import assemble
 from synthkd.pipelines.student.chosen import with_generator
@@ -171,7 +171,8 @@ def fill(
     building = built - loaded
     libraries = 0.0 if taught else max(0.0, loaded - started - building)
     # What the main process measured counts, so that none of several processes refuses a budget alone.
-    timed, building, measuring = from_main((timed, building, time.perf_counter() - started - libraries))
+    spent = time.perf_counter() - started - libraries
+    timed, building, measuring = shares().first(lambda: (timed, building, spent))
     phases, seconds = filled(config.phases, timed, config.budget, measuring + building)
     plan = Planned(
         budget=config.budget,
@@ -191,7 +192,7 @@ def _measured(once: Callable[[], Sequence[Timed]], until: float, most: int) -> l
     """The means of measurements that are repeated until a time of the clock."""
     passes: list[Sequence[Timed]] = []
     # By the clock of the main process: a step of one waits for those of the others.
-    while not passes or (len(passes) < most and from_main(time.perf_counter() < until)):
+    while not passes or (len(passes) < most and shares().first(lambda: time.perf_counter() < until)):
         try:
             passes.append(once())
         except TrainingError as error:  # steps out of order may diverge, which says nothing about the run

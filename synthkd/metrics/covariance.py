@@ -21,6 +21,7 @@ from torch import Tensor
 from synthkd.errors import DataError
 from synthkd.metrics.statistics import FeatureStatistics
 from synthkd.rng import stream
+from synthkd.system.shares import ALONE, Shares
 
 _EPS = torch.finfo(torch.float64).eps
 _NEGATIVE = 1e-4  # accepted negative eigenvalue over the largest; covariances computed in float32 stay far below
@@ -54,12 +55,17 @@ def factor_of_features(features: Tensor) -> Tensor:
     return factor
 
 
-def factor_of_centred(centred: Tensor) -> Factor:
-    """Factor of the covariance of centred rows float64 `[N, D]`: the scaled rows themselves if N <= D."""
+def factor_of_centred(centred: Tensor, shares: Shares = ALONE) -> Factor:
+    """Factor of the covariance of centred rows float64 `[N, D]`: the scaled rows themselves if N <= D.
+
+    Args:
+        centred: the rows.
+        shares: the processes, all of which have all rows.
+    """
     n, width = centred.shape
     if n <= width:
         return Factor(centred / math.sqrt(n - 1), None)
-    return factor_of_covariance(FeatureStatistics().update(centred).covariance)
+    return factor_of_covariance(FeatureStatistics.shared(centred, shares).covariance)
 
 
 def factor_of_covariance(covariance: Tensor) -> Factor:

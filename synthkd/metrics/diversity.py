@@ -15,6 +15,7 @@ from synthkd.errors import DataError
 from synthkd.metrics.arrays import Array, one_thread, pair, rows, same_width, tensor
 from synthkd.metrics.neighbours import nearest
 from synthkd.rng import derive
+from synthkd.system.shares import ALONE, Shares
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ class ModeCollapse:
     shares: Mapping[int, tuple[float, float]]
 
 
-def vendi_score(features: Array) -> float:
+def vendi_score(features: Array, shares: Shares = ALONE) -> float:
     """Effective number of different samples (Friedman and Dieng 2023), with the cosine as similarity.
 
     The exponential of the entropy of the eigenvalues of `K / n`, where `K` holds the cosines of all pairs. It is 1 if
@@ -97,6 +98,7 @@ def vendi_score(features: Array) -> float:
 
     Args:
         features: `[N, D]`, any real dtype.
+        shares: the processes, all of which have all features.
 
     Returns:
         A number in [1, min(N, D)].
@@ -107,15 +109,16 @@ def vendi_score(features: Array) -> float:
     directions = _directions(rows(features, "features"), "features", "row")
     with one_thread():
         # rounding makes some eigenvalues of 0 negative, which have no entropy
-        shares = torch.linalg.eigvalsh(_gram(directions)).clamp_(min=0.0)
-    return math.exp(float(torch.special.entr(shares).sum()))
+        values = torch.linalg.eigvalsh(_gram(directions, shares)).clamp_(min=0.0)
+    return math.exp(float(torch.special.entr(values).sum()))
 
 
-def vendi_with_error(features: Array) -> VendiScore:
+def vendi_with_error(features: Array, shares: Shares = ALONE) -> VendiScore:
     """`vendi_score` with its standard error, from one eigendecomposition.
 
     Args:
         features: `[N, D]`, any real dtype, at least 2 rows.
+        shares: the processes, all of which have all features.
 
     Raises:
         DataError: features that `arrays.rows` refuses, or a row of zeros.
@@ -123,15 +126,16 @@ def vendi_with_error(features: Array) -> VendiScore:
     directions = _directions(rows(features, "features", 2), "features", "row")
     count, width = directions.shape
     with one_thread():
-        shares, vectors = torch.linalg.eigh(_gram(directions))
-    shares.clamp_(min=0.0)
+        values, vectors = torch.linalg.eigh(_gram(directions, shares))
+    values.clamp_(min=0.0)
     # The score is V = exp(H(C)) of the second moment C = mean u u^T of the directions u, so the influence of a sample
     # on it is V (-u^T log(C) u - H). The error is the standard deviation of the influences over sqrt(n).
     # `squares` are the squared coordinates of the directions along the eigenvectors of C. With fewer samples than
-    # dimensions the Gram matrix holds cosines, whose eigenvectors, squared, are those up to the factor n * share.
-    squares = vectors.square() * (count * shares) if count <= width else (directions @ vectors).square_()
-    surprise = -(squares @ shares.log().where(shares > 0, 0.0))  # -u^T log(C) u, whose mean is the entropy
-    value = math.exp(float(torch.special.entr(shares).sum()))
+    # dimensions the Gram matrix holds cosines, whose eigenvectors, squared, are those up to the factor n * value.
+    logs, mine = values.log().where(values > 0, 0.0), shares.span(count)
+    squares = vectors[mine].square() * (count * values) if count <= width else (directions[mine] @ vectors).square_()
+    surprise = shares.rows(-(squares @ logs))  # -u^T log(C) u, whose mean is the entropy
+    value = math.exp(float(torch.special.entr(values).sum()))
     return VendiScore(value, value * float(surprise.std()) / math.sqrt(count))
 
 
@@ -177,7 +181,9 @@ def semantic_cosine(real: Array, generated: Array, real_labels: Array, generated
     )
 
 
-def cluster_modes(real: Array, holdout: Array, generated: Array, clusters: int = 20, seed: int = 0) -> Modes:
+def cluster_modes(
+    real: Array, holdout: Array, generated: Array, clusters: int = 20, seed: int = 0, shares: Shares = ALONE
+) -> Modes:
     """Modes without labels: the nearest of the k-means centres of the real set.
 
     Args:
@@ -186,6 +192,7 @@ def cluster_modes(real: Array, holdout: Array, generated: Array, clusters: int =
         generated: `[M, D]` features.
         clusters: number of centres.
         seed: of the first centres (k-means++).
+        shares: the processes, all of which have all features; the first one finds the centres.
 
     Raises:
         DataError: features that `arrays.rows` refuses, different D, or fewer real samples than clusters.
@@ -199,7 +206,7 @@ def cluster_modes(real: Array, holdout: Array, generated: Array, clusters: int =
     means = KMeans(clusters, n_init=1, random_state=derive(seed, "mode clusters") % 2**32)
     # Several threads add up in an order, and so with a rounding, that changes from run to run.
     with threadpool_limits(1):
-        centres = torch.from_numpy(means.fit(real.numpy()).cluster_centers_)
+        centres = shares.first(lambda: torch.from_numpy(means.fit(real.numpy()).cluster_centers_))
     return Modes(nearest(holdout, centres, 1).indices[:, 0], nearest(generated, centres, 1).indices[:, 0])
 
 
@@ -264,11 +271,14 @@ def _directions(vectors: Tensor, name: str, unit: str) -> Tensor:
     return vectors / lengths
 
 
-def _gram(directions: Tensor) -> Tensor:
+def _gram(directions: Tensor, shares: Shares) -> Tensor:
     """The smaller of `X X^T / n` and `X^T X / n`."""
     # Their nonzero eigenvalues are equal, and zeros add no entropy.
     count, width = directions.shape
-    return (directions @ directions.T if count <= width else directions.T @ directions) / count
+    if count <= width:
+        return directions @ directions.T / count
+    mine = directions[shares.span(count)]
+    return shares.sum(mine.T @ mine) / count
 
 
 def _class_directions(classes: list[Tensor], name: str) -> Tensor:

@@ -14,12 +14,16 @@ from torch import Tensor
 
 from synthkd.errors import ConfigError, DataError
 from synthkd.metrics.features import FeatureExtractor, Features, extract
+from synthkd.metrics.statistics import FeatureStatistics, Whole
 from synthkd.system.files import write_atomically
 from synthkd.system.sealed import sealed_tensors, unsealed_tensors
+from synthkd.system.shares import ALONE, Shares
 from synthkd.system.text import parse_json
 
 FORMAT = "synthkd features 1"
 """Value of `format` in the metadata of a features file."""
+STATISTICS = "synthkd statistics 1"
+"""The same of a file with the moments of many images, and the features of a sample of them."""
 FEATURES = ".safetensors"
 """Suffix of a features file."""
 TEACHER = "teacher."
@@ -37,6 +41,7 @@ class SavedSet:
         labels: int64 `[N]`, indices into `class_names`; None if the set has no labels.
         class_names: one per class; empty without labels.
         teacher: features of the teacher, if it is another network than the extractor.
+        whole: the images of which these are a sample; None if these are all.
     """
 
     features: Features
@@ -45,6 +50,7 @@ class SavedSet:
     labels: Tensor | None = None
     class_names: tuple[str, ...] = ()
     teacher: Features | None = None
+    whole: Whole | None = None
 
 
 def save_set(saved: SavedSet, path: Path | str) -> None:
@@ -65,20 +71,28 @@ def save_set(saved: SavedSet, path: Path | str) -> None:
     if saved.teacher is not None:
         tensors |= {f"{TEACHER}{name}": tensor for name, tensor in _tensors(saved.teacher).items()}
         about |= {f"{TEACHER}{key}": value for key, value in _about(saved.teacher).items()}
+    if saved.whole is not None:
+        moments = saved.whole.moments
+        tensors |= {"keys": saved.whole.keys, "mean": moments.mean, "scatter": moments.scatter}
+        about |= {"format": STATISTICS, "count": str(moments.n), "parts": json.dumps(saved.whole.parts)}
     write_atomically(Path(path), sealed_tensors(tensors, about))
 
 
-def require_replaceable(path: Path) -> None:
+def require_replaceable(path: Path, key: str = "save_features") -> None:
     """Check that features may be written to a path.
+
+    Args:
+        path: the file.
+        key: the setting that names it, for messages.
 
     Raises:
         ConfigError: another suffix, a folder that cannot be written, or an existing file that holds no features.
     """
     if path.suffix != FEATURES:
-        raise ConfigError(f"save_features: features are kept in {FEATURES} files, got {path}; name it so")
+        raise ConfigError(f"{key}: features are kept in {FEATURES} files, got {path}; name it so")
     folder = next(parent for parent in path.absolute().parents if parent.exists())
     if not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise ConfigError(f"save_features: {folder} is no folder that can be written; choose another file")
+        raise ConfigError(f"{key}: {folder} is no folder that can be written; choose another file")
     if not path.is_symlink() and not path.exists():
         return
     # A typo in the path must not replace a file of the user: only an earlier file of features may be overwritten.
@@ -86,11 +100,11 @@ def require_replaceable(path: Path) -> None:
         if path.is_symlink() or not path.is_file():
             raise ValueError("no plain file")
         with safe_open(path, framework="pt") as file:
-            if (file.metadata() or {}).get("format") != FORMAT:
+            if (file.metadata() or {}).get("format") not in (FORMAT, STATISTICS):
                 raise ValueError("another kind of file")
     except (SafetensorError, OSError, ValueError) as error:
         raise ConfigError(
-            f"save_features: {path} exists and holds no features that an evaluation saved; it is left as it is, choose "
+            f"{key}: {path} exists and holds no features that an evaluation saved; it is left as it is, choose "
             "another file"
         ) from error
 
@@ -109,7 +123,7 @@ def load_set(path: Path | str) -> SavedSet:
     except ValueError as error:
         raise DataError(f"{path} is not a readable features file ({error}); take the features again") from error
     try:
-        if metadata["format"] != FORMAT:
+        if metadata["format"] not in (FORMAT, STATISTICS):
             raise ValueError("another format")
         return SavedSet(
             features=_features(metadata, tensors, prefix=""),
@@ -118,6 +132,7 @@ def load_set(path: Path | str) -> SavedSet:
             labels=tensors.get("labels"),
             class_names=tuple(parse_json(metadata.get("class_names", "[]"))),
             teacher=_features(metadata, tensors, prefix=TEACHER) if f"{TEACHER}values" in tensors else None,
+            whole=_whole(metadata, tensors) if metadata["format"] == STATISTICS else None,
         )
     except (KeyError, ValueError) as error:
         raise DataError(f"{path} holds no features that this version saved; take the features again") from error
@@ -135,6 +150,7 @@ def cached_extract(
     extractor: FeatureExtractor,
     cache_dir: Path | str,
     batch_size: int = 128,
+    shares: Shares = ALONE,
 ) -> Features:
     """Features of a set of images, from the cache if it has them; a damaged entry is computed again.
 
@@ -144,25 +160,37 @@ def cached_extract(
         extractor: the network; each extractor and each resizing has its own entries.
         cache_dir: made if it does not exist. Several runs may share it, and it may be deleted at any time.
         batch_size: as for `extract`.
+        shares: as for `extract`; the first process reads and writes the cache.
 
     Raises:
         DataError: as `extract`, or the cache cannot be written.
     """
     path = cached_file(content_digest, extractor, cache_dir)
+    cached = _cached(path, content_digest, extractor) if shares.is_first else None
+    values = shares.whole(None if cached is None else cached.values)
+    if values is not None:
+        logits = shares.whole(None if cached is None else cached.logits)
+        return Features(values, logits, extractor.name, extractor.digest, extractor.resize)
+    # Checked before the network runs, which may take minutes that would be lost.
+    with shares.agreed():
+        if shares.is_first and not _writable(path.parent):
+            raise DataError(f"the feature cache {path.parent} cannot be written; choose another folder")
+    features = extract(make_batches(), extractor, batch_size, shares)
+    with shares.agreed():
+        if shares.is_first:
+            save_set(SavedSet(features, content_digest), path)
+    return features
+
+
+def _cached(path: Path, content_digest: str, extractor: FeatureExtractor) -> Features | None:
+    """The features of an entry; None if it is absent, damaged or of something else."""
     try:
         saved = load_set(path)
-        # The name of an entry is a hash of all this, but files can be renamed.
-        entry = (saved.content, saved.features.digest, saved.features.resize)
-        if entry == (content_digest, extractor.digest, extractor.resize):
-            return saved.features
     except DataError:
-        pass  # absent or damaged
-    # Checked before the network runs, which may take minutes that would be lost.
-    if not _writable(path.parent):
-        raise DataError(f"the feature cache {path.parent} cannot be written; choose another folder")
-    features = extract(make_batches(), extractor, batch_size)
-    save_set(SavedSet(features, content_digest), path)
-    return features
+        return None
+    # The name of an entry is a hash of all this, but files can be renamed.
+    entry = (saved.content, saved.features.digest, saved.features.resize)
+    return saved.features if entry == (content_digest, extractor.digest, extractor.resize) else None
 
 
 def _tensors(features: Features) -> dict[str, Tensor]:
@@ -184,6 +212,11 @@ def _features(metadata: Mapping[str, str], tensors: Mapping[str, Tensor], prefix
         digest=metadata[f"{prefix}digest"],
         resize=metadata[f"{prefix}resize"],
     )
+
+
+def _whole(metadata: Mapping[str, str], tensors: Mapping[str, Tensor]) -> Whole:
+    moments = FeatureStatistics.of_moments(int(metadata["count"]), tensors["mean"], tensors["scatter"])
+    return Whole(moments, tensors["keys"], tuple(parse_json(metadata["parts"])))
 
 
 def _writable(folder: Path) -> bool:

@@ -36,6 +36,7 @@ from synthkd.settings import (
     TeacherExtractor,
 )
 from synthkd.system.sealed import tensor_digest
+from synthkd.system.shares import ALONE, Shares
 from synthkd.system.text import first_line
 from synthkd.taps import INPUT, observe
 from synthkd.types import ImageSpec
@@ -142,24 +143,36 @@ class Features:
             raise DataError(f"features of {mine} and of {theirs} cannot be compared; take both with the same settings")
 
 
-def extract(batches: Iterable[Tensor], extractor: FeatureExtractor, batch_size: int = 128) -> Features:
+def extract(
+    batches: Iterable[Tensor], extractor: FeatureExtractor, batch_size: int = 128, shares: Shares = ALONE
+) -> Features:
     """Features of all images, in one pass.
 
     Args:
         batches: uint8 `[n, C, H, W]` each, of any length; of different sizes if the extractor resizes.
         extractor: see `build_extractor`.
         batch_size: largest number of images that the network gets at once; longer batches are split.
+        shares: the processes, all of which get all images and all features. They take turns with the passes, whose
+            images do not depend on their number.
 
     Raises:
         DataError: no images, or images that the extractor does not take.
     """
-    chunks = [extractor(chunk) for batch in batches for chunk in batch.split(batch_size) if len(chunk)]
-    if not chunks:
-        raise DataError("no images to take features of; check the folder or the filter they come from")
-    logits = [chunk.logits for chunk in chunks if chunk.logits is not None]
+    lengths: list[int] = []
+    mine: list[ExtractedFeatures] = []
+    with shares.agreed():
+        for chunk in (chunk for batch in batches for chunk in batch.split(batch_size) if len(chunk)):
+            if len(lengths) % shares.world == shares.rank:
+                mine.append(extractor(chunk))
+            lengths.append(len(chunk))
+        if not lengths:
+            raise DataError("no images to take features of; check the folder or the filter they come from")
+    values = shares.woven(torch.cat([one.features for one in mine]) if mine else None, lengths)
+    assert values is not None
+    logits = [one.logits for one in mine if one.logits is not None]
     return Features(
-        values=torch.cat([chunk.features for chunk in chunks]),
-        logits=torch.cat(logits) if logits else None,
+        values=values,
+        logits=shares.woven(torch.cat(logits) if logits else None, lengths),
         extractor=extractor.name,
         digest=extractor.digest,
         resize=extractor.resize,

@@ -11,6 +11,7 @@ import logging
 import math
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 import torch
@@ -29,6 +30,7 @@ from synthkd.metrics.covariance import (
 )
 from synthkd.metrics.statistics import FeatureStatistics
 from synthkd.rng import stream
+from synthkd.system.shares import ALONE, Shares
 
 LOG = logging.getLogger(__name__)
 
@@ -83,7 +85,9 @@ def frechet_distance(mean_a: Array, cov_a: Array, mean_b: Array, cov_b: Array, *
     return float((first_mean - second_mean).square().sum()) + traces
 
 
-def frechet_distance_from_features(a: Array, b: Array, *, tolerance: float = 1e-9, warn: bool = True) -> float:
+def frechet_distance_from_features(
+    a: Array, b: Array, *, tolerance: float = 1e-9, warn: bool = True, shares: Shares = ALONE
+) -> float:
     """Frechet distance of two sets of features, with unbiased covariances.
 
     The distance of finite samples is biased upwards; with fewer than 2 D samples on a side a warning is logged.
@@ -92,6 +96,7 @@ def frechet_distance_from_features(a: Array, b: Array, *, tolerance: float = 1e-
         a, b: features `[N, D]` and `[M, D]`, any real dtype, at least 2 rows each.
         tolerance: as for `frechet_distance`.
         warn: False if the caller shows the text of `few_samples` itself.
+        shares: the processes, all of which have all features.
 
     Raises:
         DataError: too few rows, different widths, or values that are not finite.
@@ -100,10 +105,10 @@ def frechet_distance_from_features(a: Array, b: Array, *, tolerance: float = 1e-
     if warn:
         _warn_of_few(first, second)
     with one_thread():
-        return _from_features(first, second, tolerance)
+        return _from_features(first, second, tolerance, shares)
 
 
-def frechet_standard_error(a: Array, b: Array) -> float:
+def frechet_standard_error(a: Array, b: Array, shares: Shares = ALONE, counts: tuple[int, int] | None = None) -> float:
     """Standard error of `frechet_distance_from_features(a, b)`, to first order in the influence of each sample.
 
     It does not include the bias. In simulations with 16 to 256 dimensions and 130 to 2,000 samples, some with fewer
@@ -112,6 +117,8 @@ def frechet_standard_error(a: Array, b: Array) -> float:
 
     Args:
         a, b: features `[N, D]` and `[M, D]`, any real dtype, at least 2 rows each.
+        shares: the processes, all of which have all features.
+        counts: numbers of samples of the distance, of which a and b are some; None: a and b are all.
 
     Raises:
         DataError: too few rows, different widths, or values that are not finite.
@@ -120,20 +127,24 @@ def frechet_standard_error(a: Array, b: Array) -> float:
     gap = first.mean(dim=0) - second.mean(dim=0)
     first, second = first - first.mean(dim=0), second - second.mean(dim=0)
     with one_thread():
-        one, other = factor_of_centred(first), factor_of_centred(second)
+        one, other = factor_of_centred(first, shares), factor_of_centred(second, shares)
         product = one.matrix @ other.matrix.T
         variance = 0.0
         # A centred sample x of a changes the distance by (2 (mean_a - mean_b).x + |x|^2 - x^T T x) / n, less the mean
         # of that over a. T is the optimal transport map from a to b: a change dS of S_a changes the trace of
         # (S_a^(1/2) S_b S_a^(1/2))^(1/2) by tr(T dS) / 2. Only the weights of the samples change, never their span, so
         # this holds for covariances of any rank.
-        for centred, factor, forth, way in ((first, one, product, gap), (second, other, product.T, -gap)):
-            influence = 2.0 * (centred @ way) + centred.square().sum(dim=1) - _transported(centred, factor, forth)
-            variance += float(influence.var()) / len(centred)
+        n, m = counts or (len(first), len(second))
+        for centred, factor, forth, way, count in ((first, one, product, gap, n), (second, other, product.T, -gap, m)):
+            influence = 2.0 * (centred @ way) + centred.square().sum(dim=1)
+            influence -= _transported(centred, factor, forth, shares)
+            variance += float(influence.var()) / count
     return math.sqrt(variance)
 
 
-def frechet_distance_infinity(real: Array, generated: Array, seed: int = 0, *, warn: bool = True) -> FrechetInfinity:
+def frechet_distance_infinity(
+    real: Array, generated: Array, seed: int = 0, *, warn: bool = True, shares: Shares = ALONE
+) -> FrechetInfinity:
     """The distance without its bias of finite samples: FD_infinity of Chong and Forsyth (2020).
 
     It is the value at 0 of a line through the distances of random subsets of 15 sizes against 1 / size. Sizes go from a
@@ -145,6 +156,7 @@ def frechet_distance_infinity(real: Array, generated: Array, seed: int = 0, *, w
         real, generated: features `[N, D]` and `[M, D]`, any real dtype, at least 30 rows each.
         seed: of the subsets.
         warn: False if the caller shows the text of `few_samples` itself.
+        shares: the processes, all of which have all features; each takes some of the subsets.
 
     Raises:
         DataError: too few rows, different widths, or values that are not finite.
@@ -156,24 +168,25 @@ def frechet_distance_infinity(real: Array, generated: Array, seed: int = 0, *, w
         _warn_of_few(first, second)
     fewest, width = min(len(first), len(second)), first.shape[1]
     # With fewer than 2 D samples the bias is not linear in 1 / n, so such subsets are avoided as far as possible.
-    shares = np.linspace(max(0.1, min(2 * width / fewest, 0.5)), 1.0, _POINTS)
+    of_all = np.linspace(max(0.1, min(2 * width / fewest, 0.5)), 1.0, _POINTS)
 
-    def point(index: int) -> tuple[int, float]:
+    def point(index: int) -> tuple[int, int, float]:
         # A stream of its own for each point: the points run in parallel, in any order.
         rng = stream(seed, "frechet infinity", index)
-        counts = [round(shares[index] * len(x)) for x in (first, second)]
+        counts = [round(of_all[index] * len(x)) for x in (first, second)]
         if min(counts) > width:
             sides = zip((first, second), wholes, counts, strict=True)
             one, other = (_of_some(*side, rng) for side in sides)
-            return counts[1], _from_statistics(one, other, _LINE)
+            return index, counts[1], _from_statistics(one, other, _LINE)
         one_part, other_part = (subsample(x, count, rng) for x, count in zip((first, second), counts, strict=True))
-        return counts[1], _from_features(one_part, other_part, _LINE)
+        return index, counts[1], _from_features(one_part, other_part, _LINE)
 
     # Points run in parallel, each on one thread, since a factorisation gains little from more threads.
     workers = min(torch.get_num_threads(), _WORKERS)
     with one_thread(), ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        wholes = [FeatureStatistics().update(x) for x in (first, second)] if fewest > width else []
-        sizes, distances = zip(*pool.map(point, range(_POINTS)), strict=True)
+        wholes = [FeatureStatistics.shared(x, shares) for x in (first, second)] if fewest > width else []
+        mine = list(pool.map(point, shares.turns(range(_POINTS))))
+        _, sizes, distances = zip(*sorted(chain.from_iterable(shares.values(mine))), strict=True)
     line = linregress(1.0 / np.array(sizes), distances)
     return FrechetInfinity(
         value=float(line.intercept),
@@ -198,9 +211,10 @@ def _warn_of_few(first: Tensor, second: Tensor) -> None:
         LOG.warning("Frechet distance: %s; the kernel distance has no such bias", few)
 
 
-def _from_features(first: Tensor, second: Tensor, tolerance: float) -> float:
+def _from_features(first: Tensor, second: Tensor, tolerance: float, shares: Shares = ALONE) -> float:
     if min(len(first), len(second)) > first.shape[1]:
-        return _from_statistics(FeatureStatistics().update(first), FeatureStatistics().update(second), tolerance)
+        one, other = (FeatureStatistics.shared(side, shares) for side in (first, second))
+        return _from_statistics(one, other, tolerance)
     # With no more samples than dimensions the samples are the smaller factor. It is exact, and many times faster than
     # the D x D covariance, which would be singular.
     gap = first.mean(dim=0) - second.mean(dim=0)
@@ -222,13 +236,14 @@ def _of_some(features: Tensor, whole: FeatureStatistics, count: int, rng: torch.
     return whole.without(FeatureStatistics().update(subsample(features, len(features) - count, rng)))
 
 
-def _transported(centred: Tensor, factor: Factor, product: Tensor) -> Tensor:
+def _transported(centred: Tensor, factor: Factor, product: Tensor, shares: Shares) -> Tensor:
     """x^T T x of each row, `[N]`, where T is the optimal transport map to the other side.
 
     Args:
         centred: rows x of this side, float64 `[N, D]`.
         factor: F of this side.
         product: F G^T, with G the factor of the other side.
+        shares: the processes, all of which have all rows.
     """
     # With x = F^T q it is q^T (F G^T G F^T)^(1/2) q = |R^T q|^2, with R the fourth root of that matrix.
     values, vectors = eigh(product @ product.T)
@@ -239,7 +254,7 @@ def _transported(centred: Tensor, factor: Factor, product: Tensor) -> Tensor:
     # Otherwise the triangular columns of F give q. They are solved for R once, and not for every row x.
     whitened = root.new_zeros(centred.shape[1], len(root))
     whitened[factor.lead] = torch.linalg.solve_triangular(factor.matrix[:, factor.lead], root, upper=True)
-    return (centred @ whitened).square_().sum(dim=1)
+    return shares.rows((centred[shares.span(len(centred))] @ whitened).square_().sum(dim=1))
 
 
 def _moments(mean: Array, covariance: Array, name: str) -> tuple[Tensor, Tensor]:

@@ -19,11 +19,13 @@ from torch import Tensor
 
 from synthkd.errors import ConfigError, DataError
 from synthkd.metrics.arrays import Array, pair
+from synthkd.metrics.distances import slices
 from synthkd.rng import stream
+from synthkd.system.shares import ALONE, Shares
 
 _BLOCK = 1024  # rows and columns of the largest tile, 8 MiB
 _ELEMENTWISE = 200  # approximate cost of cubing an entry, in multiply-adds of a matrix product
-_Tile = tuple[slice, slice, Tensor]  # rows and columns of the tile in the whole kernel, and its entries
+_Tile = tuple[slice, slice, bool]  # rows and columns of the tile in the whole kernel; whether it is on the diagonal
 
 
 @dataclass(frozen=True)
@@ -60,13 +62,16 @@ class KernelDistances:
     spread: KernelDistance
 
 
-def kernel_distances(a: Array, b: Array, subsets: int = 100, subset_size: int = 1000, seed: int = 0) -> KernelDistances:
+def kernel_distances(
+    a: Array, b: Array, subsets: int = 100, subset_size: int = 1000, seed: int = 0, shares: Shares = ALONE
+) -> KernelDistances:
     """`kernel_distance` with its standard error and `kernel_distance_subsets`, from one pass over all pairs.
 
     It takes little more time than the exact distance alone.
 
     Args:
         a, b, subsets, subset_size, seed: as for `kernel_distance_subsets`.
+        shares: the processes, all of which have all features; each takes some of the tiles.
 
     Raises:
         ConfigError, DataError: as for `kernel_distance_subsets`.
@@ -74,8 +79,8 @@ def kernel_distances(a: Array, b: Array, subsets: int = 100, subset_size: int = 
     first, second = pair(a, b, least=2)
     left, right = _subsets(len(first), len(second), subsets, subset_size, seed)
     u, v = _indicators(len(first), left), _indicators(len(second), right)
-    own, other = _sums(_within(first), u, u), _sums(_within(second), v, v)
-    across = _sums(_across(first, second), u, v)
+    own, other = (_sums(x, x, _within(len(x)), w, w, shares) for x, w in ((first, u), (second, v)))
+    across = _sums(first, second, _across(len(first), len(second)), u, v, shares)
     total = _unbiased(own.rows.sum(), other.rows.sum(), across.rows.sum(), len(first), len(second))
     of_subsets = _unbiased(own.weighted, other.weighted, across.weighted, subset_size, subset_size)
     return KernelDistances(float(total), _standard_error(own, other, across), _spread(of_subsets, subset_size))
@@ -164,8 +169,8 @@ def _distance(a: Tensor, b: Tensor) -> float:
 
 def _of_columns(a: Tensor, b: Tensor, u: Tensor, v: Tensor, n: int, m: int) -> Tensor:
     """Distances `[S]` of the n and m samples that each column of the indicators u `[N, S]` and v `[M, S]` selects."""
-    within = _weighted(_within(a), u, u), _weighted(_within(b), v, v)
-    return _unbiased(*within, _weighted(_across(a, b), u, v), n, m)
+    within = _weighted(a, a, _within(len(a)), u, u), _weighted(b, b, _within(len(b)), v, v)
+    return _unbiased(*within, _weighted(a, b, _across(len(a), len(b)), u, v), n, m)
 
 
 def _unbiased(a: Tensor, b: Tensor, across: Tensor, n: int, m: int) -> Tensor:
@@ -195,21 +200,22 @@ class _Sums:
     weighted: Tensor
 
 
-def _sums(tiles: Iterator[_Tile], u: Tensor, v: Tensor) -> _Sums:
+def _sums(x: Tensor, y: Tensor, tiles: Iterator[_Tile], u: Tensor, v: Tensor, shares: Shares) -> _Sums:
     """All sums in one pass; columns of the indicators u `[N, S]` and v `[M, S]` select the subsets."""
     rows, columns, squares, weighted = u.new_zeros(len(u)), v.new_zeros(len(v)), 0.0, u.new_zeros(u.shape[1])
-    for row, column, kernel in tiles:
+    for row, column, kernel in _kernels(x, y, shares.turns(tiles)):
         rows[row] += kernel.sum(dim=1)
         columns[column] += kernel.sum(dim=0)
         squares += float(torch.linalg.vector_norm(kernel)) ** 2
         weighted += _weigh(kernel, u[row], v[column])
-    return _Sums(rows, columns, squares, weighted)
+    total = shares.sum(torch.tensor([squares], dtype=torch.float64))
+    return _Sums(shares.sum(rows), shares.sum(columns), float(total), shares.sum(weighted))
 
 
-def _weighted(tiles: Iterator[_Tile], u: Tensor, v: Tensor) -> Tensor:
+def _weighted(x: Tensor, y: Tensor, tiles: Iterator[_Tile], u: Tensor, v: Tensor) -> Tensor:
     """The sum `weighted` alone."""
     total = u.new_zeros(u.shape[1])
-    for row, column, kernel in tiles:
+    for row, column, kernel in _kernels(x, y, tiles):
         total += _weigh(kernel, u[row], v[column])
     return total
 
@@ -243,29 +249,28 @@ def _unexplained(mean_square: float, left: Tensor, right: Tensor) -> float:
     return max(0.0, mean_square - float(left.mean()) ** 2 - float(left.var()) - float(right.var()))
 
 
-def _within(x: Tensor, start: int = 0) -> Iterator[_Tile]:
-    """Tiles of one side with itself, 0 on and below the diagonal; rows of x are numbered from `start`."""
+def _within(count: int, start: int = 0) -> Iterator[_Tile]:
+    """Tiles of one side with itself, for each pair of its rows from `start` on one entry above the diagonal."""
     # Zeros cost time too. Halving leaves them to the few small tiles on the diagonal.
-    if len(x) <= _BLOCK // 2:
-        own = slice(start, start + len(x))
-        yield own, own, _kernel(x, x).triu_(1)
+    if count <= _BLOCK // 2:
+        own = slice(start, start + count)
+        yield own, own, True
         return
-    half = len(x) // 2
-    yield from _within(x[:half], start)
-    yield from _within(x[half:], start + half)
-    yield from _across(x[:half], x[half:], start, start + half)
+    half = count // 2
+    yield from _within(half, start)
+    yield from _within(count - half, start + half)
+    yield from _across(half, count - half, start, start + half)
 
 
-def _across(x: Tensor, y: Tensor, start: int = 0, other: int = 0) -> Iterator[_Tile]:
+def _across(count: int, others: int, start: int = 0, other: int = 0) -> Iterator[_Tile]:
     """Tiles of two sets, whose rows are numbered from `start` and from `other`."""
-    for left in x.split(_BLOCK):
-        first = other
-        for right in y.split(_BLOCK):
-            yield slice(start, start + len(left)), slice(first, first + len(right)), _kernel(left, right)
-            first += len(right)
-        start += len(left)
+    for left in slices(start + count, _BLOCK, start):
+        for right in slices(other + others, _BLOCK, other):
+            yield left, right, False
 
 
-def _kernel(x: Tensor, y: Tensor) -> Tensor:
-    """(x.y / D + 1)^3 of all pairs of rows."""
-    return (x @ y.T).div_(x.shape[1]).add_(1.0).pow_(3)
+def _kernels(x: Tensor, y: Tensor, tiles: Iterator[_Tile]) -> Iterator[tuple[slice, slice, Tensor]]:
+    """Tiles with their entries (x.y / D + 1)^3; of a tile on the diagonal those above it, and 0 for the others."""
+    for row, column, diagonal in tiles:
+        kernel = (x[row] @ y[column].T).div_(x.shape[1]).add_(1.0).pow_(3)
+        yield row, column, kernel.triu_(1) if diagonal else kernel

@@ -14,6 +14,7 @@ from synthkd.errors import DataError
 from synthkd.metrics.arrays import Array, same_width
 from synthkd.metrics.neighbours import mutual_balls, nearest_others, points
 from synthkd.metrics.utility import Proportion, proportion
+from synthkd.system.shares import ALONE, Shares
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,9 @@ class PrecisionRecall:
         return {name: proportion(round(getattr(self, name) * n), n) for name, n in counts.items()}
 
 
-def precision_recall_density_coverage(real: Array, generated: Array, k: int = 5) -> PrecisionRecall:
+def precision_recall_density_coverage(
+    real: Array, generated: Array, k: int = 5, shares: Shares = ALONE
+) -> PrecisionRecall:
     """Precision and recall (Kynkäänniemi et al. 2019), density and coverage (Naeem et al. 2020).
 
     Neighbours of a point include copies of it, but not the point itself. Points at exactly the radius are inside
@@ -78,6 +81,7 @@ def precision_recall_density_coverage(real: Array, generated: Array, k: int = 5)
         real: `[N, D]` features, any real dtype.
         generated: `[M, D]` features of the same extractor.
         k: the neighbour that a ball reaches to; less than N and M.
+        shares: the processes, all of which have all features.
 
     Raises:
         DataError: features that `arrays.rows` refuses, different D, or a k out of range.
@@ -92,9 +96,9 @@ def precision_recall_density_coverage(real: Array, generated: Array, k: int = 5)
                 f"{name}: the neighbour number k={k} of a sample needs at least {k + 1} samples, got {len(values)}; "
                 "take more samples or a smaller k"
             )
-    real_radii = nearest_others(real, k).squared[:, -1]
-    generated_radii = nearest_others(generated, k).squared[:, -1]
-    balls = mutual_balls(real, real_radii, generated, generated_radii)
+    real_radii = nearest_others(real, k, shares=shares).squared[:, -1]
+    generated_radii = nearest_others(generated, k, shares=shares).squared[:, -1]
+    balls = mutual_balls(real, real_radii, generated, generated_radii, shares)
     n, m = len(real), len(generated)
     real_balls = balls.first.balls_per_point  # [M]: real balls around each generated sample
     # Kynkäänniemi et al. ask whether a sample is in any ball of the other set, Naeem et al. in how many real balls a

@@ -18,6 +18,7 @@ from synthkd.metrics.arrays import Array, same_width, subsample
 from synthkd.metrics.neighbours import Neighbours, nearest, nearest_others, points
 from synthkd.metrics.utility import Proportion, proportion
 from synthkd.rng import stream
+from synthkd.system.shares import ALONE, Shares
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class Copying:
     ratios: NeighbourRatios
 
 
-def copying(train: Array, holdout: Array, generated: Array, seed: int = 0) -> Copying:
+def copying(train: Array, holdout: Array, generated: Array, seed: int = 0, shares: Shares = ALONE) -> Copying:
     """All three measures, with one search of the training set for the generated samples.
 
     Args:
@@ -69,19 +70,20 @@ def copying(train: Array, holdout: Array, generated: Array, seed: int = 0) -> Co
         holdout: `[H, D]` features of real samples that were not trained on.
         generated: `[M, D]` features of the same extractor.
         seed: see `nearest_neighbour_ratios`.
+        shares: the processes, all of which have all features; each searches for some of the rows.
 
     Raises:
         DataError: features that `arrays.rows` refuses, or different D.
     """
     train, holdout, generated = three_sets(train, holdout, generated, 2)
     # The searches take nearly all of the time, and each serves several measures.
-    closest, closest_to_holdout = nearest(generated, train, 1), nearest(holdout, train, 1)
-    of_generated, of_holdout = _authenticities(train, closest, closest_to_holdout)
+    closest, closest_to_holdout = nearest(generated, train, 1, shares), nearest(holdout, train, 1, shares)
+    of_generated, of_holdout = _authenticities(train, closest, closest_to_holdout, shares=shares)
     return Copying(
         authenticity=of_generated,
         authenticity_of_holdout=of_holdout,
         statistic=_statistic(closest.squared[:, 0], closest_to_holdout.squared[:, 0]),
-        ratios=_ratios(train, holdout, generated, closest, seed),
+        ratios=_ratios(train, holdout, generated, closest, seed, shares),
     )
 
 
@@ -149,14 +151,14 @@ def nearest_neighbour_ratios(train: Array, holdout: Array, generated: Array, see
         DataError: features that `arrays.rows` refuses, or different D.
     """
     train, holdout, generated = three_sets(train, holdout, generated)
-    return _ratios(train, holdout, generated, nearest(generated, train, 1), seed)
+    return _ratios(train, holdout, generated, nearest(generated, train, 1), seed, ALONE)
 
 
-def _authenticities(train: Tensor, *closest: Neighbours) -> list[Proportion]:
+def _authenticities(train: Tensor, *closest: Neighbours, shares: Shares = ALONE) -> list[Proportion]:
     """Authenticity of each set of samples, from its nearest training samples."""
     # Many samples share their nearest training sample, so the neighbour of each of these is searched for only once.
     originals, place = torch.cat([near.indices[:, 0] for near in closest]).unique(return_inverse=True)
-    gaps = nearest_others(train, 1, originals).squared[place, 0].split([len(near.squared) for near in closest])
+    gaps = nearest_others(train, 1, originals, shares).squared[place, 0].split([len(near.squared) for near in closest])
     return [
         proportion(int((gap < near.squared[:, 0]).sum()), len(gap)) for gap, near in zip(gaps, closest, strict=True)
     ]
@@ -177,10 +179,12 @@ def _statistic(generated: Tensor, holdout: Tensor) -> float:
     return (farther - n * m / 2) / math.sqrt(variance) if variance > 0 else 0.0
 
 
-def _ratios(train: Tensor, holdout: Tensor, generated: Tensor, closest: Neighbours, seed: int) -> NeighbourRatios:
+def _ratios(
+    train: Tensor, holdout: Tensor, generated: Tensor, closest: Neighbours, seed: int, shares: Shares
+) -> NeighbourRatios:
     n_each, rng = min(len(train), len(holdout)), stream(seed, "nearest neighbour ratios")
-    to_train = closest if len(train) == n_each else nearest(generated, subsample(train, n_each, rng), 1)
-    to_holdout = nearest(generated, subsample(holdout, n_each, rng), 1)
+    to_train = closest if len(train) == n_each else nearest(generated, subsample(train, n_each, rng), 1, shares)
+    to_holdout = nearest(generated, subsample(holdout, n_each, rng), 1, shares)
     numerator, denominator = to_train.squared[:, 0], to_holdout.squared[:, 0]
     # 0 / 0 would be NaN, but equal distances have the ratio 1.
     ratios = (numerator / denominator).sqrt().where(numerator != denominator, 1.0)

@@ -1,12 +1,14 @@
 """Each score of a generated set as a function of features, with its uncertainty and a note on what it rests on.
 
-A score that the sets do not allow has no value; its note has the reason.
+A score that the sets do not allow has no value; its note has the reason. Every function takes the processes that share
+the work, all of which have all features, and returns the same in each of them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import TypeVar
 
 import numpy as np
@@ -24,6 +26,7 @@ from synthkd.metrics.diversity import (
 )
 from synthkd.metrics.frechet import (
     few_samples,
+    frechet_distance,
     frechet_distance_from_features,
     frechet_distance_infinity,
     frechet_standard_error,
@@ -35,11 +38,14 @@ from synthkd.metrics.memorization import copying
 from synthkd.metrics.score import Comparison, Score, ScoredSet
 from synthkd.metrics.utility import accuracy, proportion
 from synthkd.rng import stream
+from synthkd.system.shares import ALONE, Shares
 
 T = TypeVar("T")
 
 MODES = 20
 """Number of clusters that stand for modes where no teacher predicts classes."""
+COPIES = ("authenticity", "C_T", "nearer to train")
+"""Names of the scores of copying."""
 TOLERANCE = 1e-5
 """Relative rounding error of distances: far below their uncertainty, in a third of the default's time."""
 
@@ -77,34 +83,43 @@ class PerClass:
     counts: tuple[int, ...]
 
 
-def per_class(generated: ScoredSet, real: ScoredSet) -> PerClass | None:
+def per_class(generated: ScoredSet, real: ScoredSet, shares: Shares = ALONE) -> PerClass | None:
     """Frechet distance of each class that has two images in both sets; None if a set has no labels."""
     if generated.labels is None or real.labels is None:
         return None
-    labels, distances, counts = [], [], []
-    for label in real.labels.unique().tolist():
+    mine = []
+    for label in shares.turns(real.labels.unique().tolist()):
         ours, theirs = generated.labels == label, real.labels == label
         if int(ours.sum()) >= 2 and int(theirs.sum()) >= 2:
-            labels.append(int(label))
             pair = real.features.values[theirs], generated.features.values[ours]
-            distances.append(frechet_distance_from_features(*pair, tolerance=TOLERANCE, warn=False))
-            counts.append(int(ours.sum()))
-    return PerClass(tuple(labels), tuple(distances), tuple(counts))
+            distance = frechet_distance_from_features(*pair, tolerance=TOLERANCE, warn=False)
+            mine.append((int(label), distance, int(ours.sum())))
+    rows = sorted(chain.from_iterable(shares.values(mine)))
+    labels, distances, counts = zip(*rows, strict=True) if rows else ((), (), ())
+    return PerClass(labels, distances, counts)
 
 
-def distance(generated: ScoredSet, real: ScoredSet) -> Score:
-    """FD, the Frechet distance, with the standard error of its first order."""
+def distance(generated: ScoredSet, real: ScoredSet, shares: Shares = ALONE) -> Score:
+    """FD, the Frechet distance, with the standard error of its first order. It is of all images, also of a sample's."""
     pair, ours, theirs = Comparison(generated, real), generated.features.values, real.features.values
-    few = few_samples(min(pair.n), pair.dimension)
-    distance = frechet_distance_from_features(theirs, ours, tolerance=TOLERANCE, warn=False)
-    return pair.score("FD", distance, "lower", frechet_standard_error(theirs, ours), note=few)
+    n = (generated.count, real.count)
+    few = few_samples(min(n), pair.dimension)
+    if n != pair.n:
+        one, other = real.moments(shares), generated.moments(shares)
+        value = frechet_distance(one.mean, one.covariance, other.mean, other.covariance, tolerance=TOLERANCE)
+        error = frechet_standard_error(theirs, ours, shares, n[::-1]) if min(pair.n) >= 2 else None
+        return pair.score("FD", value, "lower", error, note=few, n=n)
+    distance = frechet_distance_from_features(theirs, ours, tolerance=TOLERANCE, warn=False, shares=shares)
+    return pair.score("FD", distance, "lower", frechet_standard_error(theirs, ours, shares), note=few)
 
 
-def extrapolated_distance(generated: ScoredSet, real: ScoredSet, options: SuiteOptions) -> Score:
+def extrapolated_distance(
+    generated: ScoredSet, real: ScoredSet, options: SuiteOptions, shares: Shares = ALONE
+) -> Score:
     """FD_inf, the Frechet distance extrapolated to infinitely many images."""
     pair, ours, theirs = Comparison(generated, real), generated.features.values, real.features.values
     few = few_samples(min(pair.n), pair.dimension)
-    infinity = _attempt(lambda: frechet_distance_infinity(theirs, ours, options.seed, warn=False))
+    infinity = _attempt(lambda: frechet_distance_infinity(theirs, ours, options.seed, warn=False, shares=shares))
     if isinstance(infinity, str):
         return pair.missing("FD_inf", "lower", infinity)
     kind = "standard error of the line's intercept"
@@ -131,28 +146,30 @@ def distance_per_class(generated: ScoredSet, real: ScoredSet, classes: PerClass 
     )
 
 
-def kernel_distance(generated: ScoredSet, real: ScoredSet, options: SuiteOptions) -> Score:
+def kernel_distance(generated: ScoredSet, real: ScoredSet, options: SuiteOptions, shares: Shares = ALONE) -> Score:
     """KD, the kernel distance; KID for Inception's features."""
     pair, ours, theirs = Comparison(generated, real), generated.features.values, real.features.values
     # Half of the images at most: subsets of all images would be equal, and have no spread.
     size = min(options.subset_size, len(ours) // 2, len(theirs) // 2)
-    distances = kernel_distances(theirs, ours, options.subsets, size, options.seed)
+    distances = kernel_distances(theirs, ours, options.subsets, size, options.seed, shares)
     spread = distances.spread
     note = f"{spread.subsets} subsets of {size}: {spread.mean:.4g} \N{PLUS-MINUS SIGN} {spread.std:.2g}"
     name = "KID" if pair.extractor == "inception" else "KD"
     return pair.score(name, distances.value, "lower", distances.standard_error, note=note)
 
 
-def precision_and_recall(generated: ScoredSet, real: ScoredSet, options: SuiteOptions) -> Iterator[Score]:
+def precision_and_recall(
+    generated: ScoredSet, real: ScoredSet, options: SuiteOptions, shares: Shares = ALONE
+) -> Iterator[Score]:
     """Precision, recall, density and coverage."""
     pair = Comparison(generated, real)
     fewest = min(pair.n)
     # Missing scores are listed too, so that all sets have the same rows in a table.
     if fewest <= options.k:
-        for name in ("precision", "recall", "density", "coverage"):
+        for name in ("precision", "recall", "coverage", "density"):  # the order in which they are measured
             yield pair.missing(name, "higher", f"{fewest} images, too few for k={options.k}")
         return
-    manifold = precision_recall_density_coverage(real.features.values, generated.features.values, options.k)
+    manifold = precision_recall_density_coverage(real.features.values, generated.features.values, options.k, shares)
     note = f"k={manifold.k}"
     for name, share in manifold.intervals.items():
         expected = f", {manifold.expected_coverage:.3f} expected of real images" if name == "coverage" else ""
@@ -193,7 +210,7 @@ def label_fidelity(generated: ScoredSet) -> Score:
     )
 
 
-def vendi(generated: ScoredSet, real: ScoredSet, options: SuiteOptions) -> Score:
+def vendi(generated: ScoredSet, real: ScoredSet, options: SuiteOptions, shares: Shares = ALONE) -> Score:
     """Vendi score of the generated images; that of as many real ones is in the note."""
     pair = Comparison(generated, real)
     # The Vendi score grows with n, so both sides are compared at equal n.
@@ -201,7 +218,8 @@ def vendi(generated: ScoredSet, real: ScoredSet, options: SuiteOptions) -> Score
     ours, theirs = (
         subsample(side.features.values, fewest, stream(options.seed, "suite subset")) for side in (generated, real)
     )
-    vendi, real_vendi = _attempt(lambda: vendi_with_error(ours)), _attempt(lambda: vendi_score(theirs))
+    vendi = _attempt(lambda: vendi_with_error(ours, shares))
+    real_vendi = _attempt(lambda: vendi_score(theirs, shares))
     if isinstance(vendi, str):
         return pair.missing("Vendi", "higher", vendi)
     note = "" if isinstance(real_vendi, str) else f"{real_vendi:.1f} of as many real images"
@@ -228,7 +246,7 @@ def semantics(generated: ScoredSet, real: ScoredSet) -> Score:
     return pair.score(name, cosine.value, "higher", cosine.standard_error, note=_joined(notes))
 
 
-def collapse(generated: ScoredSet, real: ScoredSet, options: SuiteOptions) -> Score:
+def collapse(generated: ScoredSet, real: ScoredSet, options: SuiteOptions, shares: Shares = ALONE) -> Score:
     """Share of missed classes, as the teacher predicts them; of missed clusters without a teacher."""
     pair, name = Comparison(generated, real, teacher=True), "mode collapse"
     # The classes that the teacher predicts and not those that were asked for: a generator that draws cats for every
@@ -244,7 +262,7 @@ def collapse(generated: ScoredSet, real: ScoredSet, options: SuiteOptions) -> Sc
         order = torch.randperm(len(real), generator=stream(options.seed, "mode halves"))
         theirs = real.features.values
         holdout, rest = theirs[order[:half]], theirs[order[half:]]
-        kind, modes = "clusters", cluster_modes(rest, holdout, generated.features.values, MODES, options.seed)
+        kind, modes = "clusters", cluster_modes(rest, holdout, generated.features.values, MODES, options.seed, shares)
     collapse = mode_collapse(modes.holdout, modes.generated)
     missed, judged, too_rare = len(collapse.missed), len(collapse.judged), len(collapse.too_rare)
     if not judged:
@@ -255,16 +273,20 @@ def collapse(generated: ScoredSet, real: ScoredSet, options: SuiteOptions) -> Sc
 
 
 def copies(
-    generated: ScoredSet, train: ScoredSet | None, holdout: ScoredSet | None, options: SuiteOptions
+    generated: ScoredSet,
+    train: ScoredSet | None,
+    holdout: ScoredSet | None,
+    options: SuiteOptions,
+    shares: Shares = ALONE,
 ) -> Iterator[Score]:
     """Authenticity, C_T and the share nearer to a training image than to a held-out one."""
     if train is None or holdout is None:
-        for name in ("authenticity", "C_T", "nearer to train"):
+        for name in COPIES:
             why = "needs train= and holdout=, real images learned from and not"
             yield Score(name, None, "near", (len(generated),), note=why)
         return
     pair, n = Comparison(generated, train), (len(generated), len(train), len(holdout))
-    copies = copying(train.features.values, holdout.features.values, generated.features.values, options.seed)
+    copies = copying(train.features.values, holdout.features.values, generated.features.values, options.seed, shares)
     # Even fresh real images do not reach an authenticity of 1, so the holdout set says what is best.
     note = "lower: copies; higher: far from all training images; the target is that of the holdout"
     target = copies.authenticity_of_holdout.value

@@ -12,6 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 
 import torch
 from torch import Tensor
@@ -19,6 +21,7 @@ from torch import Tensor
 from synthkd.errors import DataError
 from synthkd.metrics.arrays import Array, rows, same_width, tensor
 from synthkd.metrics.distances import Cloud, Frame, slices, squared_distances
+from synthkd.system.shares import ALONE, Shares
 
 _TILE = 1448  # rows and columns of a tile: two million distances
 
@@ -34,6 +37,10 @@ class Neighbours:
 
     squared: Tensor
     indices: Tensor
+
+    def gathered(self, shares: Shares) -> Neighbours:
+        """The neighbours of the queries of all processes, in the order of the processes."""
+        return Neighbours(shares.rows(self.squared), shares.rows(self.indices))
 
 
 @dataclass(frozen=True)
@@ -62,6 +69,10 @@ class BallCounts:
         """
         self.balls_per_point[points] += point.bincount(minlength=points.stop - points.start)
         self.points_per_ball[balls] += ball.bincount(minlength=balls.stop - balls.start)
+
+    def summed(self, shares: Shares) -> BallCounts:
+        """The counts of all processes together."""
+        return BallCounts(shares.sum(self.balls_per_point), shares.sum(self.points_per_ball))
 
 
 @dataclass(frozen=True)
@@ -95,51 +106,57 @@ def points(values: Array, name: str, least: int = 1) -> Tensor:
     return rows(features, name, least)
 
 
-def nearest(queries: Tensor, base: Tensor, k: int) -> Neighbours:
+def nearest(queries: Tensor, base: Tensor, k: int, shares: Shares = ALONE) -> Neighbours:
     """The k points of the base nearest to each query.
 
     Args:
         queries: `[M, D]` from `points`.
         base: `[N, D]` from `points`.
         k: 1 to N.
+        shares: the processes, all of which have all points; each takes some of the queries.
 
     Raises:
         DataError: different D, or fewer than k points.
     """
     same_width(queries, base, "queries and base")
     _check(k, len(base))
-    return _search(queries, base, torch.full((len(queries),), -1), k)
+    return _search(queries, base, torch.full((len(queries),), -1), k, shares)
 
 
-def nearest_others(base: Tensor, k: int, queries: Tensor | None = None) -> Neighbours:
+def nearest_others(base: Tensor, k: int, queries: Tensor | None = None, shares: Shares = ALONE) -> Neighbours:
     """The k nearest other points of points of the base. A point is no neighbour of itself, but its copies are.
 
     Args:
         base: `[N, D]` from `points`.
         k: 1 to N - 1.
         queries: int64 `[M]`, rows of the base to search for, or None for all rows.
+        shares: the processes, all of which have all points; each takes some of the tiles or queries.
 
     Raises:
         DataError: fewer than k other points.
     """
     _check(k, len(base) - 1)
     if queries is not None:
-        return _search(base[queries], base, queries, k)
+        return _search(base[queries], base, queries, k, shares)
     frame = Frame(base, base)
     cloud, own = frame.cloud(base), torch.arange(len(base))
     smallest = _Smallest(len(base), k + 1, frame.dtype)
-    for part in _tiles(len(base)):
-        for other in _tiles(len(base), part.start):
-            # Distances are symmetric, so a tile off the diagonal serves its rows and its columns.
-            lower = cloud[part].lower(cloud[other])
-            _exclude(lower, own[part], other.start)
-            smallest.offer(part, lower, other.start)
-            if other != part:
-                smallest.offer(other, lower.T.contiguous(), part.start)
-    return _decide(smallest, frame, cloud, base, own)
+    pairs = ((part, other) for part in _tiles(len(base)) for other in _tiles(len(base), part.start))
+    for part, other in shares.turns(pairs):
+        # Distances are symmetric, so a tile off the diagonal serves its rows and its columns.
+        lower = cloud[part].lower(cloud[other])
+        _exclude(lower, own[part], other.start)
+        smallest.offer(part, lower, other.start)
+        if other != part:
+            smallest.offer(other, lower.T.contiguous(), part.start)
+    mine = shares.span(len(base))
+    own_share = _decide(smallest.merged(shares, mine), frame, cloud, base[mine], own[mine])
+    return own_share.gathered(shares)
 
 
-def mutual_balls(first: Tensor, first_radii: Tensor, second: Tensor, second_radii: Tensor) -> MutualBalls:
+def mutual_balls(
+    first: Tensor, first_radii: Tensor, second: Tensor, second_radii: Tensor, shares: Shares = ALONE
+) -> MutualBalls:
     """Count the points of each set in the balls around the points of the other set, in one pass over all pairs.
 
     Args:
@@ -147,6 +164,7 @@ def mutual_balls(first: Tensor, first_radii: Tensor, second: Tensor, second_radi
         first_radii: float64 `[N]`, squared radii of the balls around the first set.
         second: `[M, D]` from `points`.
         second_radii: float64 `[M]`, squared radii of the balls around the second set.
+        shares: the processes, all of which have all points; each takes some of the tiles.
 
     Raises:
         DataError: different D.
@@ -155,15 +173,16 @@ def mutual_balls(first: Tensor, first_radii: Tensor, second: Tensor, second_radi
     frame = Frame(first, second)
     cloud = frame.cloud(first)
     in_first, in_second = BallCounts.none(len(second), len(first)), BallCounts.none(len(first), len(second))
-    for part in _tiles(len(second)):
+    tiles = ((part, other) for part in _tiles(len(second)) for other in _tiles(len(first)))
+    for part, along in groupby(shares.turns(tiles), itemgetter(0)):
         rows_cloud = frame.cloud(second[part])
-        for other in _tiles(len(first)):
+        for _, other in along:
             lower = rows_cloud.lower(cloud[other])
             point, ball = _inside(rows_cloud, cloud[other], lower, first_radii[None, other])
             in_first.add(part, point, other, ball)
             ball, point = _inside(rows_cloud, cloud[other], lower, second_radii[part, None])
             in_second.add(other, point, part, ball)
-    return MutualBalls(in_first, in_second)
+    return MutualBalls(in_first.summed(shares), in_second.summed(shares))
 
 
 class _Smallest:
@@ -177,14 +196,34 @@ class _Smallest:
         """Add a tile of bounds, of the queries `part` to the points of the base from `first` on."""
         count = self.bounds.shape[1]
         values, places = lower.topk(min(count, lower.shape[1]), largest=False)
+        self._keep(part, values, places + first)
+
+    def merged(self, shares: Shares, mine: slice) -> _Smallest:
+        """The smallest bounds of the queries `mine` among the tiles that were offered in any process."""
+        bounds, indices = shares.gather(self.bounds), shares.gather(self.indices)
+        result = _Smallest(mine.stop - mine.start, self.bounds.shape[1], self.bounds.dtype)
+        for values, places in zip(bounds, indices, strict=True):
+            result._keep(slice(None), values[mine], places[mine])
+        return result
+
+    def _keep(self, part: slice, values: Tensor, places: Tensor) -> None:
+        count = self.bounds.shape[1]
         values = torch.cat([self.bounds[part], values], dim=1)
-        places = torch.cat([self.indices[part], places + first], dim=1)
+        places = torch.cat([self.indices[part], places], dim=1)
         self.bounds[part], smallest = values.topk(count, largest=False)
         self.indices[part] = places.gather(1, smallest)
 
 
-def _search(queries: Tensor, base: Tensor, own: Tensor, k: int) -> Neighbours:
+def _search(queries: Tensor, base: Tensor, own: Tensor, k: int, shares: Shares) -> Neighbours:
     """The k points of the base nearest to each query, except the one at its index `own` (-1: no exception)."""
+    mine = shares.span(len(queries))
+    return _found(queries[mine], base, own[mine], k).gathered(shares)
+
+
+def _found(queries: Tensor, base: Tensor, own: Tensor, k: int) -> Neighbours:
+    """What `_search` finds, by this process alone."""
+    if len(queries) == 0:
+        return Neighbours(torch.zeros(0, k, dtype=torch.float64), torch.zeros(0, k, dtype=torch.int64))
     frame = Frame(base, queries)
     cloud = frame.cloud(base)
     smallest = _Smallest(len(queries), k + 1, frame.dtype)

@@ -7,8 +7,11 @@ from typing import Literal
 
 from torch import Tensor
 
+from synthkd.metrics.arrays import rows
 from synthkd.metrics.features import Features
+from synthkd.metrics.statistics import FeatureStatistics, Whole
 from synthkd.metrics.utility import Proportion
+from synthkd.system.shares import ALONE, Shares
 
 Better = Literal["lower", "higher", "near"]
 
@@ -22,15 +25,32 @@ class ScoredSet:
         features: features (and logits, if the network is a classifier) of the extractor that all sets share.
         labels: int64 `[N]`, the classes the images were generated for or annotated with; None if unknown.
         teacher: features and logits of the teacher; None without one.
+        whole: the images of which these features are a uniform sample; None if these are all.
     """
 
     name: str
     features: Features
     labels: Tensor | None
     teacher: Features | None = None
+    whole: Whole | None = None
 
     def __len__(self) -> int:
         return len(self.features.values)
+
+    @property
+    def count(self) -> int:
+        """Number of images, also of those whose features are not here."""
+        return len(self) if self.whole is None else self.whole.moments.n
+
+    def moments(self, shares: Shares = ALONE) -> FeatureStatistics:
+        """Of the features of all images.
+
+        Args:
+            shares: the processes, all of which have all features.
+        """
+        if self.whole is not None:
+            return self.whole.moments
+        return FeatureStatistics.shared(rows(self.features.values, self.name), shares)
 
 
 @dataclass(frozen=True)

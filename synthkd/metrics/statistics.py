@@ -7,6 +7,8 @@ the mean is large they lose the covariance to rounding.
 
 from __future__ import annotations
 
+import sys
+from dataclasses import dataclass
 from typing import Self
 
 import torch
@@ -14,6 +16,7 @@ from torch import Tensor
 
 from synthkd.errors import DataError
 from synthkd.metrics.arrays import Array, rows, same_width
+from synthkd.system.shares import Shares
 
 
 class FeatureStatistics:
@@ -43,7 +46,20 @@ class FeatureStatistics:
         mean = values.mean(dim=0)
         centred = (values - mean).numpy()
         # numpy, unlike torch, notices that both factors are the same array and computes half of the product
-        scatter = torch.from_numpy(centred.T @ centred)
+        return self._add(n, mean, torch.from_numpy(centred.T @ centred))
+
+    def add(self, other: FeatureStatistics) -> Self:
+        """Add the rows of other statistics and return self.
+
+        Args:
+            other: of other rows; it is left as it is.
+
+        Raises:
+            DataError: rows of another width; then nothing was added.
+        """
+        return self._add(other._n, other._mean, other._scatter.clone()) if other._n else self
+
+    def _add(self, n: int, mean: Tensor, scatter: Tensor) -> Self:
         if self._n == 0:
             self._n, self._mean, self._scatter = n, mean, scatter
             return self
@@ -56,6 +72,30 @@ class FeatureStatistics:
         self._mean = self._mean + gap * (n / total)
         self._n = total
         return self
+
+    @classmethod
+    def shared(cls, values: Tensor, shares: Shares) -> Self:
+        """Statistics of rows that all processes have, each of which adds up its share of them.
+
+        Args:
+            values: float64 `[N, D]` from `arrays.rows`, N >= 1.
+            shares: the processes.
+
+        Returns:
+            The same in every process, and the same as of one process up to rounding.
+        """
+        mine = cls().update(values[shares.span(len(values))])
+        if shares.world == 1:
+            return mine
+        width, whole = values.shape[1], cls()
+        if mine._n == 0:
+            mine._mean, mine._scatter = values.new_zeros(width), values.new_zeros(width, width)
+        # The formula of `_add` for any number of parts: each scatter moves from its own mean to that of all rows.
+        whole._n = len(values)
+        whole._mean = shares.sum(mine._mean * (mine._n / whole._n))
+        gap = mine._mean - whole._mean
+        whole._scatter = shares.sum(mine._scatter.addr(gap, gap, alpha=mine._n))
+        return whole
 
     def without(self, other: FeatureStatistics) -> FeatureStatistics:
         """New statistics of the rows that are not in `other`.
@@ -83,6 +123,30 @@ class FeatureStatistics:
             rest._scatter.addr_(gap, gap, alpha=-other._n * self._n / rest._n)
         return rest
 
+    @classmethod
+    def of_moments(cls, n: int, mean: Tensor, scatter: Tensor) -> Self:
+        """Statistics that were stored.
+
+        Args:
+            n: number of rows, at least 1.
+            mean: float64 `[D]`.
+            scatter: float64 `[D, D]`, as `scatter` gives it.
+
+        Raises:
+            ValueError: numbers that are no moments.
+        """
+        shapes = mean.dim() == 1 and scatter.shape == (len(mean), len(mean)) and n >= 1
+        if not shapes or {mean.dtype, scatter.dtype} != {torch.float64} or not bool(scatter.isfinite().all()):
+            raise ValueError("no moments")
+        restored = cls()
+        restored._n, restored._mean, restored._scatter = n, mean, scatter
+        return restored
+
+    @property
+    def scatter(self) -> Tensor:
+        """Sum of the outer products of the rows less their mean, float64 `[D, D]`."""
+        return self._scatter.clone()
+
     @property
     def n(self) -> int:
         """Number of rows."""
@@ -109,3 +173,24 @@ class FeatureStatistics:
         if self._n < 2:
             raise DataError(f"statistics: a covariance needs at least 2 samples, got {self._n}; call update with more")
         return self._scatter / (self._n - 1)
+
+
+@dataclass(frozen=True)
+class Whole:
+    """All the rows of which a set of features is a uniform sample.
+
+    Attributes:
+        moments: of all rows.
+        keys: int64 `[R]`, random numbers of the rows of the sample, ascending. No other row has a smaller number than
+            the last of them.
+        parts: digests of the sets that were joined.
+    """
+
+    moments: FeatureStatistics
+    keys: Tensor
+    parts: tuple[str, ...]
+
+    @property
+    def limit(self) -> int:
+        """Largest number of rows of a sample of these and other rows: beyond its own rows a sample knows none."""
+        return len(self.keys) if len(self.keys) < self.moments.n else sys.maxsize

@@ -5,12 +5,13 @@ A score that the available sets do not allow is listed with the reason; none is 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from synthkd.errors import DataError
 from synthkd.metrics import named_scores as scores
 from synthkd.metrics.named_scores import PerClass, SuiteOptions
-from synthkd.metrics.score import Score, ScoredSet
+from synthkd.metrics.score import Better, Comparison, Score, ScoredSet
+from synthkd.system.shares import ALONE, Shares
 
 FEWEST = 4
 """Smallest number of images on each side."""
@@ -35,6 +36,7 @@ def measure(
     options: SuiteOptions,
     train: ScoredSet | None = None,
     holdout: ScoredSet | None = None,
+    shares: Shares = ALONE,
 ) -> SuiteResult:
     """Every score that the sets allow.
 
@@ -44,26 +46,71 @@ def measure(
         options: sizes and seed.
         train: real images that the generator or its teacher was trained on; copies of them are searched for.
         holdout: real images that neither was trained on, the yardstick for copies.
+        shares: the processes, all of which have all features and get all scores.
 
     Raises:
         DataError: fewer than four images on a side, or features of different extractors.
     """
+    if moments_only(generated) or moments_only(real):
+        return _of_moments(generated, real, options, shares)
+    if moments_only(generated) or moments_only(real):
+        return _of_moments(generated, real, options, shares)
     _require_comparable(generated, real, train, holdout)
-    classes = scores.per_class(generated, real)
+    classes = scores.per_class(generated, real, shares)
     every = (
-        scores.distance(generated, real),
-        scores.extrapolated_distance(generated, real, options),
+        scores.distance(generated, real, shares),
+        scores.extrapolated_distance(generated, real, options, shares),
         scores.distance_per_class(generated, real, classes),
-        scores.kernel_distance(generated, real, options),
-        *scores.precision_and_recall(generated, real, options),
+        scores.kernel_distance(generated, real, options, shares),
+        *scores.precision_and_recall(generated, real, options, shares),
         scores.inception(generated, options),
         scores.label_fidelity(generated),
-        scores.vendi(generated, real, options),
+        scores.vendi(generated, real, options, shares),
         scores.semantics(generated, real),
-        scores.collapse(generated, real, options),
-        *scores.copies(generated, train, holdout, options),
+        scores.collapse(generated, real, options, shares),
+        *scores.copies(generated, train, holdout, options, shares),
     )
-    return SuiteResult(every, classes)
+    samples = _samples(generated, real)
+    return SuiteResult((every[0], *(_noted(score, samples) for score in every[1:])), classes)
+
+
+def moments_only(one: ScoredSet) -> bool:
+    """Whether there are no features of a set, only the moments of them."""
+    return one.whole is not None and len(one) == 0
+
+
+def _of_moments(generated: ScoredSet, real: ScoredSet, options: SuiteOptions, shares: Shares) -> SuiteResult:
+    """FD, and every score that needs features as missing; those of the generated set alone if it has features."""
+    generated.features.check_comparable(real.features)
+    pair, judge = Comparison(generated, real), (generated.teacher or generated.features).extractor
+    which = " and ".join(one.name for one in (real, generated) if moments_only(one))
+    why = f"needs features, and the file {which} has moments only"
+    kernel = "KID" if pair.extractor == "inception" else "KD"
+    names: tuple[tuple[str, Better], ...] = (
+        ("FD_inf", "lower"), ("FD per class", "lower"), (kernel, "lower"), ("precision", "higher"),
+        ("recall", "higher"), ("coverage", "higher"), ("density", "higher"), ("Vendi", "higher"),
+        ("semantic cosine", "higher"), ("mode collapse", "lower"),
+    )  # fmt: skip
+    missing = [pair.missing(name, better, why) for name, better in names]
+    alone = [Score(name, None, "higher", (generated.count,), note=why) for name in (f"IS-{judge}", "label fidelity")]
+    if len(generated):
+        alone = [scores.inception(generated, options), scores.label_fidelity(generated)]
+    copies = [Score(name, None, "near", (generated.count,), note=why) for name in scores.COPIES]
+    first = scores.distance(generated, real, shares)
+    return SuiteResult((first, *missing[:7], *alone, *missing[7:], *copies), None)
+
+
+def _samples(generated: ScoredSet, real: ScoredSet) -> str:
+    """What of the sets is a sample, in words."""
+    sides = (("generated", generated), ("real", real))
+    parts = [f"{len(one):,} of {one.count:,} {side} images" for side, one in sides if len(one) < one.count]
+    return f"of a uniform sample: {' and '.join(parts)}" if parts else ""
+
+
+def _noted(score: Score, note: str) -> Score:
+    if not note or score.value is None:
+        return score
+    return replace(score, note=f"{score.note}; {note}" if score.note else note)
 
 
 def quick_scores(generated: ScoredSet, real: ScoredSet | None, options: SuiteOptions) -> tuple[Score, ...]:

@@ -197,9 +197,9 @@ def test_authenticity_of_both_sides_takes_one_search(monkeypatch):
     asked = []
     original = memorization.nearest_others
 
-    def record(base, k, of):
+    def record(base, k, of, shares):
         asked.append(of)
-        return original(base, k, of)
+        return original(base, k, of, shares)
 
     monkeypatch.setattr(memorization, "nearest_others", record)
     copying(normal(120, 4), normal(50, 4, 1), normal(70, 4, 2))

@@ -467,7 +467,7 @@ def assembled(config: DistillConfig, processes: int = 1) -> Any:
     ],
 )  # fmt: skip
 def test_what_works_in_one_process_only_is_refused_in_several(changes: dict[str, Any], message: str) -> None:
-    config = config_of(UNTAUGHT, None, **changes)
+    config = config_of(UNTAUGHT, None, sync="fast", **changes)
     assembled(config)
     with pytest.raises(ConfigError, match=message):
         assembled(config, processes=2)

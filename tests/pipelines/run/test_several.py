@@ -39,15 +39,21 @@ def adapting(name: str) -> dict[str, Any]:
     return {"distill": {"adapt": {name: {}}}}
 
 
+def fast(changes: dict[str, Any]) -> dict[str, Any]:
+    """What processes that share passes can do, since each decides by the whole batch."""
+    require_shareable(load_config(DistillConfig, {**STUDENT, **changes}, []), 2)
+    return {**changes, "sync": "fast"}
+
+
 @pytest.mark.parametrize(
     ("changes", "key"),
     [
-        (adapting("temperature"), "distill.adapt.temperature"),
-        (adapting("weights"), "distill.adapt.weights"),
-        (adapting("strength"), "distill.adapt.strength"),
-        ({"teachers": [STUDENT["teacher"]], "team": {"weighting": "selected"}}, "team.selection"),
-        ({"online": PEERS}, "online"),
-        ({"width": {}}, "width"),
+        (fast(adapting("temperature")), "distill.adapt.temperature"),
+        (fast(adapting("weights")), "distill.adapt.weights"),
+        (fast(adapting("strength")), "distill.adapt.strength"),
+        (fast({"teachers": [STUDENT["teacher"]], "team": {"weighting": "selected"}}), "team.selection"),
+        (fast({"online": PEERS}), "online"),
+        (fast({"width": {}}), "width"),
         ({"adapt_batch_size": True}, "adapt_batch_size"),
         ({"distill": {"batch_size": 33}}, "distill.batch_size"),
         ({"transfer_set": {**REAL, "data": {"kind": "stream", "path": "x"}}, **REFINE}, "data.kind"),

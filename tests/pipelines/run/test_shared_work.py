@@ -18,6 +18,7 @@ from synthkd.pipelines.run import processes
 from synthkd.pipelines.run.result import Result
 from synthkd.settings import ZooModel
 from synthkd.settings.load import load_config
+from synthkd.system.shares import ALONE
 from synthkd.types import ImageSpec
 
 SCRIPT = """
@@ -35,12 +36,12 @@ config = load_config(TeachConfig, json.load(open("teach.yaml")), [])
 seen["before"] = processes.count()
 outer = make_accelerator(config)
 seen["count"], seen["rank"] = processes.count(), processes.rank()
-seen["share"] = list(processes.share("abcde"))
-seen["gathered"] = processes.gathered(f"of {rank}")
-seen["from_main"] = processes.from_main(f"of {rank}")
+seen["share"] = list(processes.shares().turns("abcde"))
+seen["gathered"] = processes.shares().values(f"of {rank}")
+seen["from_main"] = processes.shares().first(lambda: f"of {rank}")
 
 def work():
-    return [rank, processes.count(), outer.num_processes, processes.gathered("alone"), processes.share("abc")]
+    return [rank, processes.count(), outer.num_processes, processes.shares().values("alone"), [*processes.shares().turns("abc")]]
 
 def failing():
     raise MissingExtraError("nothing", "none", f"process {rank}")
@@ -58,14 +59,14 @@ with processes.alone():
     print("noise", file=sys.stderr)
 seen["after"] = [processes.count(), outer.num_processes, PartialState().process_index, os.environ["RANK"]]
 make_accelerator(config.model_copy(update={"precision": "bf16"}))  # begins the state of accelerate anew
-seen["again"] = processes.gathered(rank)
+seen["again"] = processes.shares().values(rank)
 seen["codes"] = [cli.main(line.split()) for line in open("commands")]
 
 def broken(*_, **__):
     logging.getLogger("synthkd").warning("odd")
     if rank == 1:
         raise DataError("broken here")
-    processes.gathered(None)
+    processes.shares().values(None)
 
 json.dump(seen, open(f"seen{rank}", "w"))
 sys.modules["synthkd.pipelines.teach"].teach = broken
@@ -90,6 +91,7 @@ DISTILL: dict[str, Any] = {
     "device": "cpu",
     "teacher": {"kind": "load", "model": "net0"},
     "student": {"arch": "mlp", "width": 4},
+    "sync": "fast",
     "online": {"peers": [{"model": {"arch": "mlp", "width": 4}}]},
 }
 TEACH: dict[str, Any] = {
@@ -143,7 +145,7 @@ def test_each_has_its_share_and_knows_what_the_others_found(launch: Launch) -> N
 
 def test_the_main_process_works_as_if_it_were_the_only_one(launch: Launch) -> None:
     one, two = launch.seen
-    assert one["on_main"] == two["on_main"] == [0, 1, 1, ["alone"], "abc"]
+    assert one["on_main"] == two["on_main"] == [0, 1, 1, ["alone"], ["a", "b", "c"]]
     assert one["error"] == two["error"]
     assert one["error"].startswith("process 0 needs the package 'nothing'")
 
@@ -191,8 +193,6 @@ def test_an_audit_that_they_share_is_that_of_one(launch: Launch, monkeypatch: py
 def test_one_process_does_everything_and_waits_for_nobody() -> None:
     assert (processes.count(), processes.rank()) == (1, 0)
     assert processes.on_main(lambda: 5) == 5
-    assert processes.gathered(5) == [5]
-    assert processes.from_main(5) == 5
-    assert processes.share([1, 2, 3]) == [1, 2, 3]
+    assert processes.shares() is ALONE
     assert processes.first_to_tell("anything")
     assert processes.first_to_tell("anything")
