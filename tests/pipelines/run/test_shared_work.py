@@ -41,7 +41,8 @@ seen["gathered"] = processes.shares().values(f"of {rank}")
 seen["from_main"] = processes.shares().first(lambda: f"of {rank}")
 
 def work():
-    return [rank, processes.count(), outer.num_processes, processes.shares().values("alone"), [*processes.shares().turns("abc")]]
+    shares = processes.shares()
+    return [rank, processes.count(), outer.num_processes, shares.values("alone"), [*shares.turns("abc")]]
 
 def failing():
     raise MissingExtraError("nothing", "none", f"process {rank}")
