@@ -56,8 +56,10 @@ VERBS = {
     )
 }
 
-_PEER_EXITED = re.compile("closed by peer|reset by peer|remote process exited", re.IGNORECASE)
-"""Messages of torch.distributed in the other processes after the first one has ended."""
+_PEER_EXITED = re.compile(
+    "(?:closed by peer|reset by peer|broken pipe|remote process exited)(?: *\\[([^]]+)\\])?", re.IGNORECASE
+)
+"""Messages of torch.distributed in the other processes after one has ended, and the address of that one."""
 INTERRUPTED = 130  # 128 + SIGINT, what a shell reports for Ctrl-C
 SETTINGS = "CONFIG is a YAML file or the name of a recipe; settings are written key=value or section.key=value"
 
@@ -88,9 +90,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("interrupted; the same command resumes", file=sys.stderr)
         return INTERRUPTED
     except RuntimeError as error:
-        if _is_first() or not _PEER_EXITED.search(str(error)):
+        if not _PEER_EXITED.search(str(error)):
             raise
-        return CheckpointError.exit_code  # the first process has printed the reason
+        if _speaks_for_its_machine():
+            print(_ended_elsewhere(str(error)), file=sys.stderr)
+        return CheckpointError.exit_code
     except BrokenPipeError:  # the reader has ended (`synthkd config schema distill | head`)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -179,6 +183,27 @@ def _run(arguments: argparse.Namespace, rest: Sequence[str]) -> int:
 def _is_first() -> bool:
     """Whether this process prints: of several under torchrun, which sets RANK, only the first does."""
     return os.environ.get("RANK", "0") == "0"
+
+
+def _speaks_for_its_machine() -> bool:
+    """Whether this process tells what it sees of the others: the first one on each machine does."""
+    return os.environ.get("LOCAL_RANK", "0") == "0"
+
+
+def _ended_elsewhere(message: str) -> str:
+    """The line of a process whose exchange with another process failed, since that one has ended."""
+    found = _PEER_EXITED.search(message)
+    address = found[1] if found else None
+    where = f" (at {printable(address)})" if address else ""
+    goes_on = (
+        "torchrun starts all of them again while --max-restarts allows it, and the same command resumes"
+        if "TORCHELASTIC_RUN_ID" in os.environ
+        else "the same command resumes"
+    )
+    return (
+        f"error: another process of this run has ended{where}; its own message, or that of torchrun, says why. The "
+        f"last checkpoint stays: {goes_on}"
+    )
 
 
 def _config(job: str, settings: Sequence[str]) -> Any:
