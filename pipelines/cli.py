@@ -56,10 +56,10 @@ VERBS = {
     )
 }
 
-_PEER_EXITED = re.compile(
-    "(?:closed by peer|reset by peer|broken pipe|remote process exited)(?: *\\[([^]]+)\\])?", re.IGNORECASE
-)
-"""Messages of torch.distributed in the other processes after one has ended, and the address of that one."""
+_PEER_EXITED = re.compile("closed by peer|reset by peer|broken pipe|remote process exited", re.IGNORECASE)
+"""Messages of torch.distributed in the other processes after one has ended."""
+_PEER_ADDRESS = re.compile(r"\[([\da-f.:]+)\]:\d+", re.IGNORECASE)
+"""In such a message: the machine of the process that has ended."""
 INTERRUPTED = 130  # 128 + SIGINT, what a shell reports for Ctrl-C
 SETTINGS = "CONFIG is a YAML file or the name of a recipe; settings are written key=value or section.key=value"
 
@@ -90,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("interrupted; the same command resumes", file=sys.stderr)
         return INTERRUPTED
     except RuntimeError as error:
-        if not _PEER_EXITED.search(str(error)):
+        if "RANK" not in os.environ or not _PEER_EXITED.search(str(error)):
             raise
         if _speaks_for_its_machine():
             print(_ended_elsewhere(str(error)), file=sys.stderr)
@@ -192,17 +192,12 @@ def _speaks_for_its_machine() -> bool:
 
 def _ended_elsewhere(message: str) -> str:
     """The line of a process whose exchange with another process failed, since that one has ended."""
-    found = _PEER_EXITED.search(message)
-    address = found[1] if found else None
-    where = f" (at {printable(address)})" if address else ""
-    goes_on = (
-        "torchrun starts all of them again while --max-restarts allows it, and the same command resumes"
-        if "TORCHELASTIC_RUN_ID" in os.environ
-        else "the same command resumes"
-    )
+    address = _PEER_ADDRESS.search(message)
+    where = f" (on {address[1]})" if address else ""
+    again = "torchrun starts them again if --max-restarts allows it, and " if "TORCHELASTIC_RUN_ID" in os.environ else ""
     return (
-        f"error: another process of this run has ended{where}; its own message, or that of torchrun, says why. The "
-        f"last checkpoint stays: {goes_on}"
+        f"error: another process of this run has ended{where}; its own last line or torchrun says why. The last "
+        f"checkpoint stays: {again}the same command resumes"
     )
 
 
