@@ -194,10 +194,9 @@ def _ended_elsewhere(message: str) -> str:
     """The line of a process whose exchange with another process failed, since that one has ended."""
     address = _PEER_ADDRESS.search(message)
     where = f" (on {address[1]})" if address else ""
-    again = "torchrun starts them again if --max-restarts allows it, and " if "TORCHELASTIC_RUN_ID" in os.environ else ""
     return (
         f"error: another process of this run has ended{where}; its own last line or torchrun says why. The last "
-        f"checkpoint stays: {again}the same command resumes"
+        "checkpoint stays: torchrun goes on from it if --max-restarts allows that, and the same command resumes"
     )
 
 

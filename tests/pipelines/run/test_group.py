@@ -52,7 +52,7 @@ def test_a_start_that_died_while_they_met_is_no_place_to_meet(store: dist.Store)
 
 
 def test_processes_that_do_not_meet_say_where_and_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
-    def nobody(rank: int, world: int) -> dist.Store:
+    def nobody(*_: int) -> dist.Store:
         raise dist.DistNetworkError("The client socket has timed out\nException raised from ...")
 
     monkeypatch.setattr(group, "_new_store", nobody)
