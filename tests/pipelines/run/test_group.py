@@ -45,7 +45,7 @@ def test_a_start_that_died_while_they_met_is_no_place_to_meet(store: dist.Store)
         group.agreed_place(store, 0, 3)
     died = store.get("synthkd/place").decode()
     with pytest.raises(TimeoutError, match="not all of the 3 processes"):
-        group.agreed_place(store, 1, 3)
+        group.agreed_place(store, 1, 3, longest=timedelta(seconds=0.2))
     store.set_timeout(timedelta(seconds=10))
     (place,) = {*agree(store, 3, last=0)}
     assert place not in (died, None)
