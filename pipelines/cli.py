@@ -59,8 +59,10 @@ VERBS = {
     )
 }
 
-_PEER_EXITED = re.compile("closed by peer|reset by peer|remote process exited", re.IGNORECASE)
+_PEER_EXITED = re.compile("closed by peer|reset by peer|broken pipe|remote process exited", re.IGNORECASE)
 """Messages of torch.distributed in the other processes after one has ended."""
+_PEER_ADDRESS = re.compile(r"\[([\da-f.:]+)\]:\d+", re.IGNORECASE)
+"""In such a message: the machine of the process that has ended."""
 _commands: list[str] = []
 """The commands of this process so far, which are those of the other processes of torchrun too."""
 INTERRUPTED = 130  # 128 + SIGINT, what a shell reports for Ctrl-C
@@ -96,10 +98,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             print("interrupted; the same command resumes", file=sys.stderr)
         return INTERRUPTED
     except RuntimeError as error:
-        if not _PEER_EXITED.search(str(error)):
+        if "RANK" not in os.environ or not _PEER_EXITED.search(str(error)):
             raise
-        if _tells():  # else the other process has told why
-            print("error: another process of this run has died; the same command resumes", file=sys.stderr)
+        if _speaks_for_its_machine() and _tells():  # else the other process has told why
+            print(_ended_elsewhere(str(error)), file=sys.stderr)
         return CheckpointError.exit_code
     except BrokenPipeError:  # the reader has ended (`synthkd config schema distill | head`)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -223,6 +225,21 @@ def _tells() -> bool:
     from synthkd.pipelines.run.processes import first_to_tell
 
     return first_to_tell(f"end of command {len(_commands)}")
+
+
+def _speaks_for_its_machine() -> bool:
+    """Whether this process tells what it sees of the others: the first one on each machine does."""
+    return os.environ.get("LOCAL_RANK", "0") == "0"
+
+
+def _ended_elsewhere(message: str) -> str:
+    """The line of a process whose exchange with another process failed, since that one has ended."""
+    address = _PEER_ADDRESS.search(message)
+    where = f" (on {address[1]})" if address else ""
+    return (
+        f"error: another process of this run has ended{where}; its own last line or torchrun says why. The last "
+        "checkpoint stays: torchrun goes on from it if --max-restarts allows that, and the same command resumes"
+    )
 
 
 def _config(job: str, settings: Sequence[str]) -> Any:

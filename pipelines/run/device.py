@@ -12,6 +12,7 @@ from accelerate.state import AcceleratorState
 from synthkd.errors import ConfigError, MissingExtraError
 from synthkd.pipelines.config import JobConfig, TrainingConfig
 from synthkd.pipelines.run.directory import TRACKED
+from synthkd.pipelines.run.group import join
 from synthkd.processes import ALONE, Processes
 from synthkd.system.environment import own_environment
 
@@ -35,6 +36,7 @@ def make_accelerator(config: TrainingConfig, directory: Path | None = None) -> A
     Raises:
         ConfigError: when cuda or fp16 is required and there is no GPU, or a tracker without an extra is missing.
         MissingExtraError: when a tracker with an extra is not installed.
+        CheckpointError: see `join`.
     """
     choose_device(config)
     if config.precision == "fp16" and _on_cpu(config):
@@ -47,6 +49,7 @@ def make_accelerator(config: TrainingConfig, directory: Path | None = None) -> A
             raise ConfigError(f"track: {tracker} is not installed: pip install {tracker}")
     _reset_accelerate(config)
     with own_environment():
+        join(_on_cpu(config))
         return Accelerator(
             cpu=_on_cpu(config),  # explicitly: accelerate joins processes on CPUs to a group only when told so
             mixed_precision=config.precision,
@@ -61,10 +64,14 @@ def sharing(config: TrainingConfig, accelerator: Accelerator) -> Processes:
 
 
 def process_state(config: JobConfig) -> PartialState:
-    """The number of processes under this configuration, and the index of this one."""
+    """The number of processes under this configuration, and the index of this one.
+
+    Raises:
+        CheckpointError: see `join`.
+    """
     _reset_accelerate(config)
     with own_environment():
-        return PartialState(cpu=_on_cpu(config))
+        return join(_on_cpu(config))
 
 
 def _on_cpu(config: JobConfig) -> bool:

@@ -10,6 +10,7 @@ import io
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, redirect_stderr
+from datetime import timedelta
 from pathlib import Path
 from typing import TypeVar
 
@@ -25,6 +26,9 @@ from synthkd.system.environment import TORCHRUN, own_environment
 from synthkd.system.shares import ALONE, Shares
 
 T = TypeVar("T")
+
+STORE_TIMEOUT = timedelta(seconds=10)
+"""How long a process looks for the store of torchrun before it tells its error itself."""
 
 _ONE = {
     "num_processes": 1,
@@ -138,6 +142,9 @@ def first_to_tell(about: str) -> bool:
         # Without an agent nobody counts; before the processes are joined, all meet the same errors.
         return distributed.is_initialized() or os.environ.get("RANK", "0") == "0"
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    store = distributed.TCPStore(address, port, is_master=False)  # type: ignore[attr-defined]
     restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    return int(store.add(f"synthkd/{restarts}/{about}", 1)) == 1
+    try:
+        store = distributed.TCPStore(address, port, is_master=False, timeout=STORE_TIMEOUT)  # type: ignore[attr-defined]
+        return int(store.add(f"synthkd/{restarts}/{about}", 1)) == 1
+    except RuntimeError:  # its machine is gone
+        return True

@@ -1,0 +1,104 @@
+"""The processes that torchrun has started, joined to one group; also those that replace processes that have ended."""
+
+from __future__ import annotations
+
+import os
+import time
+from datetime import timedelta
+from typing import Protocol
+from uuid import uuid4
+
+from accelerate import PartialState
+from torch import distributed as dist
+
+from synthkd.errors import CheckpointError
+
+LONGEST = timedelta(minutes=30)
+"""Time for all processes to come: they import packages first. torch waits as long by itself."""
+PAUSE = 0.1
+"""Seconds between two looks into the store of torchrun."""
+
+
+def join(cpu: bool) -> PartialState:
+    """Join the group of torchrun's processes, unless that is done or there is one process only; return its state.
+
+    Args:
+        cpu: whether the run is to leave GPUs alone.
+
+    Raises:
+        CheckpointError: the processes do not find each other.
+    """
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    try:
+        if world == 1 or dist.is_initialized() or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+            return PartialState(cpu=cpu)
+        rank = int(os.environ["RANK"])
+        return PartialState(cpu=cpu, store=_new_store(rank, world), rank=rank, world_size=world)
+    except (RuntimeError, TimeoutError) as error:
+        if world == 1:
+            raise
+        where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        reason = str(error).partition("\n")[0]
+        raise CheckpointError(
+            f"the {world} processes of the run do not find each other at {where} ({reason}); see that every machine "
+            "reaches this address and the others (GLOO_SOCKET_IFNAME or NCCL_SOCKET_IFNAME names their network), then "
+            "the same command resumes"
+        ) from error
+
+
+class Store(Protocol):
+    """What is used of a store of torch.distributed, which keeps values by their keys for all processes."""
+
+    def get(self, key: str) -> bytes:
+        """The value; waits until there is one."""
+
+    def set(self, key: str, value: str) -> None:
+        """Keep a value."""
+
+    def check(self, keys: list[str]) -> bool:
+        """Whether there are values of all the keys."""
+
+
+def _new_store(rank: int, world: int) -> Store:
+    """A store for all processes of the group that no earlier process has written to.
+
+    The store that torchrun hosts outlives its processes. After a restart the addresses of processes that have ended
+    are still in it, and no number tells the restarts apart: each machine counts its own.
+    """
+    # Their module has these names by `from ... import *`.
+    connect, within = dist.TCPStore, dist.PrefixStore  # type: ignore[attr-defined]
+    store = connect(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False, timeout=LONGEST)
+    new: Store = within(agreed_place(store, rank, world), store)
+    return new
+
+
+def agreed_place(store: Store, rank: int, world: int, longest: timedelta = LONGEST) -> str:
+    """A name that the living processes of a group agree on, whatever earlier ones have left in the store.
+
+    The first process makes up the name, the others leave their marks under it, and the first one lists these. Whoever
+    finds its own mark in the list knows that the name is no remain: nobody lists the marks of processes to come.
+
+    Args:
+        store: of the group.
+        rank: number of this process.
+        world: number of processes.
+        longest: how long a process waits for the first one, which waits as long as the store does.
+
+    Raises:
+        RuntimeError, TimeoutError: a process does not come in time.
+    """
+    mark = uuid4().hex
+    if rank == 0:
+        store.set("synthkd/place", mark)
+        marks = [store.get(f"synthkd/{mark}/{other}").decode() for other in range(1, world)]
+        store.set(f"synthkd/{mark}/all", " ".join(marks))
+        return mark
+    end = time.monotonic() + longest.total_seconds()
+    while time.monotonic() < end:
+        place = store.get("synthkd/place").decode()
+        store.set(f"synthkd/{place}/{rank}", mark)
+        every = f"synthkd/{place}/all"
+        if store.check([every]) and mark in store.get(every).decode().split():
+            return place
+        time.sleep(PAUSE)
+    raise TimeoutError(f"not all of the {world} processes have come")
