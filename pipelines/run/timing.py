@@ -179,8 +179,6 @@ def _of_slowest(seconds: float) -> float:
     """The largest of these numbers over all processes."""
     if count() == 1:
         return seconds
-    if PartialState().num_processes == 1:  # one of several, which works alone while the others wait
-        return seconds
     number = torch.tensor(seconds, device=PartialState().device)
     torch.distributed.all_reduce(number, torch.distributed.ReduceOp.MAX)
     return float(number)
