@@ -1,11 +1,13 @@
-"""Two processes beside one: sampling a dataset, scoring it, distilling a student.
+"""Two processes beside one: distilling a student, filling a memory bank, sampling a dataset, scoring it.
 
-    python -m benchmarks.processes [--work sample score distill] [--processes 1 2] [--root FOLDER]
+    python -m benchmarks.processes [--work distill bank ...] [--processes 1 2] [--root FOLDER]
 
 Run it alone on the machine: each process computes in one thread. The teacher is the convnet of Fashion-MNIST. `distill`
-is the recipe fashion_mnist with fewer steps, with `sync` exact and fast. `sample` draws a dataset from the finished
-generator of one process, and `score` scores it against as many real images, with features of the teacher. Seconds are
-those of the whole command, from the start of its first process on; a cell is run again each time.
+is the recipe fashion_mnist with fewer steps, with `sync` exact and fast. `bank` is rounds of its generator alone, with
+one step of the student. `sample` draws a dataset from the finished generator of one process, and `score` scores it
+against the real training images, with features of the teacher. The seconds of the work are those of its result.json:
+the training of the student, or the whole job. Those of the command begin with the start of its first process. A cell is
+run anew each time.
 
 FOLDER has Fashion-MNIST. Cells go to benchmarks/results/processes.json after each.
 """
@@ -26,18 +28,23 @@ from benchmarks import common, pairs
 from benchmarks.common import Row
 
 RUNS = common.RUNS / "processes"
-WORKS = ("distill", "distill, fast", "sample", "score")
-STEPS, PER_CLASS = 3000, 5000
-COLUMNS = "work | processes | seconds | times as fast as one | result"
+WORKS = ("distill", "distill, fast", "bank", "sample", "score")
+TRAINING = ("distill", "distill, fast", "bank")
+STEPS, ROUNDS, PER_CLASS = 3000, 300, 5000
+COLUMNS = "work | processes | seconds of the work | times as fast as one | seconds of the command | result"
 
 
 def words(work: str, out: Path, arguments: Any) -> list[str]:
     """The command line of a piece of work."""
     first = RUNS / "distill-1"
-    if work.startswith("distill"):
+    if work in TRAINING:
         given = [f"teacher={{kind: load, model: {pairs.teacher_of('convnet')}}}", f"test.root={arguments.root}"]
         sync = "sync=fast" if work.endswith("fast") else "sync=exact"
-        return ["distill", "fashion_mnist", *given, f"phases.1.steps={arguments.steps}", sync, f"out={out}"]
+        rounds = f"{{kind: pregenerate, rounds: {arguments.rounds}}}"
+        phases = (
+            f"phases=[{rounds}, {{kind: refine, steps: 1}}]" if work == "bank" else f"phases.1.steps={arguments.steps}"
+        )
+        return ["distill", "fashion_mnist", *given, phases, sync, f"out={out}"]
     if work == "sample":
         return ["generate", f"run={first}", f"per_class={arguments.per_class}", f"out={out}"]
     real = f"real={{data: {{kind: fashion_mnist, root: {arguments.root}, holdout: 0.0}}, split: train}}"
@@ -54,12 +61,13 @@ def cell(work: str, processes: int, arguments: Any) -> Row:
     start = [sys.executable, *(several if processes > 1 else []), "-m", "synthkd", *line]
     started = time.perf_counter()
     subprocess.run(start, check=True, env={**os.environ, "OMP_NUM_THREADS": "1"}, cwd=common.ROOT)
-    seconds = time.perf_counter() - started
+    seconds, values = time.perf_counter() - started, common.result_of(out)
     return {
         "work": work,
         "processes": processes,
-        "seconds": round(seconds, 1),
-        "result": outcome(work, common.result_of(out)),
+        "seconds": values["cost"]["seconds"]["distill"] if work in TRAINING else values["seconds"],
+        "command": round(seconds, 1),
+        "result": outcome(work, values),
         "hardware": common.environment(),
     }
 
@@ -68,6 +76,8 @@ def outcome(work: str, values: Row) -> str:
     """What the work gave, in a few words: the same for any number of processes, but for `fast`."""
     if work.startswith("distill"):
         return f"accuracy {100 * values['student']['accuracy']:.2f} %"
+    if work == "bank":
+        return f"{values['cost']['images_generated']:,} images"
     if work == "sample":
         return f"{values['dataset']['count']:,} images, digest {values['dataset']['content'][:8]}"
     scores = {one["name"]: one["value"] for one in values["generated"][0]["scores"]}
@@ -82,7 +92,8 @@ def tables(content: Row) -> str:
     for one in cells:
         base = alone.get(one["work"].partition(",")[0])
         ratio = "" if base is None or one["processes"] == 1 else f"{base / one['seconds']:.2f}"
-        rows.append([one["work"], str(one["processes"]), f"{one['seconds']:.0f}", ratio, one["result"]])
+        seconds = f"{one['seconds']:.1f}", ratio, f"{one['command']:.1f}"
+        rows.append([one["work"], str(one["processes"]), *seconds, one["result"]])
     return common.table(COLUMNS, rows)
 
 
@@ -92,6 +103,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--work", nargs="*", default=list(WORKS), choices=WORKS)
     parser.add_argument("--processes", nargs="*", type=int, default=[1, 2], metavar="N")
     parser.add_argument("--steps", type=int, default=STEPS, help="of the student")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="of the generator, for the bank")
     parser.add_argument("--per-class", type=int, default=PER_CLASS, help="images of each class to sample")
     pairs.add_root(parser)
     arguments = parser.parse_args(argv)
