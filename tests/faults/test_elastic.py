@@ -246,7 +246,7 @@ GLOO = "[third_party/gloo/pair.cc:545] Read error [10.0.0.7]:48343: Connection r
     ],
     ids=["first", "first on its machine", "beside another"],
 )
-def test_the_end_of_another_process_is_a_line_on_each_machine(
+def test_the_end_of_another_process_is_a_line(
     rank: str, local: str, error: str, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def broken(*_: object, **__: object) -> str:
