@@ -50,7 +50,7 @@ class Store(Protocol):
     """What is used of a store of torch.distributed, which keeps values by their keys for all processes."""
 
     def get(self, key: str) -> bytes:
-        """The value; waits until there is one."""
+        """The value; there is one."""
 
     def set(self, key: str, value: str) -> None:
         """Keep a value."""
@@ -82,23 +82,37 @@ def agreed_place(store: Store, rank: int, world: int, longest: timedelta = LONGE
         store: of the group.
         rank: number of this process.
         world: number of processes.
-        longest: how long a process waits for the first one, which waits as long as the store does.
+        longest: how long to wait for the others.
 
     Raises:
-        RuntimeError, TimeoutError: a process does not come in time.
+        TimeoutError: a process does not come in time.
     """
-    mark = uuid4().hex
+    mark, end = uuid4().hex, time.monotonic() + longest.total_seconds()
     if rank == 0:
         store.set("synthkd/place", mark)
-        marks = [store.get(f"synthkd/{mark}/{other}").decode() for other in range(1, world)]
-        store.set(f"synthkd/{mark}/all", " ".join(marks))
-        return mark
-    end = time.monotonic() + longest.total_seconds()
+    # Python waits, and not the store, since a signal ends the wait of Python only.
     while time.monotonic() < end:
-        place = store.get("synthkd/place").decode()
-        store.set(f"synthkd/{place}/{rank}", mark)
-        every = f"synthkd/{place}/all"
-        if store.check([every]) and mark in store.get(every).decode().split():
+        place = _lead(store, mark, world) if rank == 0 else _follow(store, mark, rank)
+        if place is not None:
             return place
         time.sleep(PAUSE)
-    raise TimeoutError(f"not all of the {world} processes have come")
+    raise TimeoutError(f"not all of them came within {longest.total_seconds() / 60:g} minutes")
+
+
+def _lead(store: Store, mark: str, world: int) -> str | None:
+    """The place of the first process, as soon as all others have left their marks there."""
+    keys = [f"synthkd/{mark}/{other}" for other in range(1, world)]
+    if not store.check(keys):
+        return None
+    store.set(f"synthkd/{mark}/all", " ".join(store.get(key).decode() for key in keys))
+    return mark
+
+
+def _follow(store: Store, mark: str, rank: int) -> str | None:
+    """The place that the store names, as soon as the first process has listed this process's mark there."""
+    if not store.check(["synthkd/place"]):
+        return None
+    place = store.get("synthkd/place").decode()
+    store.set(f"synthkd/{place}/{rank}", mark)
+    listed = f"synthkd/{place}/all"
+    return place if store.check([listed]) and mark in store.get(listed).decode().split() else None

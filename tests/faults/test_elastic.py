@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -162,7 +163,7 @@ def test_a_run_goes_on_with_another_number_of_processes_and_after_a_full_disk(
     errors = [line for line in full.stderr.splitlines() if line.startswith("error") and not line.startswith(ENDED)]
     assert len(errors) == 1, full.stderr
     assert f"do not fit {home / 'two' / 'bank' / 'process1'} (file too large); make it smaller" in errors[0]
-    assert "Traceback" not in full.stderr
+    assert re.findall("Traceback|ChildFailedError", full.stderr) == ["Traceback", "ChildFailedError"], "torchrun's own"
     assert (home / "two" / "checkpoints" / "step_00000010").exists()
     assert under_torchrun(home, "two").returncode == 0
     assert student(home / "two") == student(together)
@@ -245,7 +246,7 @@ GLOO = "[third_party/gloo/pair.cc:545] Read error [10.0.0.7]:48343: Connection r
     ],
     ids=["first", "first on its machine", "beside another"],
 )
-def test_the_end_of_another_process_is_a_line_on_each_machine(
+def test_the_end_of_another_process_is_a_line(
     rank: str, local: str, error: str, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def broken(*_: object, **__: object) -> str:
