@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -24,7 +23,7 @@ RECIPE = {
     "transfer_set": {
         "generator": {"kind": "pixels", "batch_size": 10, "steps": 1}, "bank": {"capacity": 20, "storage": "disk"}
     },
-    "phases": [{"kind": "pregenerate", "rounds": 1}, {"kind": "refine", "steps": 20}],
+    "phases": [{"kind": "pregenerate", "rounds": 1}, {"kind": "joint", "steps": 20, "every": 4}],
     "distill": {"batch_size": 8},
     "inherit": False,
     "device": "cpu",
@@ -152,26 +151,25 @@ def test_kills_of_any_process_and_a_slow_one_change_no_byte(home: Path, together
 def test_a_run_goes_on_with_another_number_of_processes_and_after_a_full_disk(
     home: Path, alone: Path, together: Path
 ) -> None:
-    # Process 1 ends with them, since nobody answers it.
-    assert under_torchrun(home, "two", (0, 12, KILL_ALL)).returncode == -9
-    assert not (home / "two" / "result.json").exists()
-    shutil.copytree(home / "two", home / "one")
-
-    shutil.rmtree(home / "two" / "bank")  # working files, which a run on another machine makes anew
-    full = under_torchrun(home, "two", (1, "start", FULL))
+    full = under_torchrun(home, "two", (1, 12, FULL))  # it writes a later round of images
     assert full.returncode != 0
     errors = [line for line in full.stderr.splitlines() if line.startswith("error") and not line.startswith(ENDED)]
     assert len(errors) == 1, full.stderr
-    assert f"do not fit {home / 'two' / 'bank' / 'process1'} (file too large); make it smaller" in errors[0]
-    assert re.findall("Traceback|ChildFailedError", full.stderr) == ["Traceback", "ChildFailedError"], "torchrun's own"
+    assert str(home / "two" / "bank" / "process1") in errors[0]
+    assert full.stderr.partition("Traceback")[2].count("Traceback") == 0, "torchrun has one of its own"
     assert (home / "two" / "checkpoints" / "step_00000010").exists()
-    assert under_torchrun(home, "two").returncode == 0
-    assert student(home / "two") == student(together)
+    # Process 1 ends with them, since nobody answers it.
+    assert under_torchrun(home, "two", (0, 18, KILL_ALL)).returncode == -9
+    assert not (home / "two" / "result.json").exists()
+    shutil.copytree(home / "two", home / "one")
 
+    assert under_torchrun(home, "two").returncode == 0
+    assert len(resumed(home / "two")) == 2
+    assert student(home / "two") == student(together)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(job, "write_report", lambda _: None)
         assert cli.main(["distill", str(home / "distill.yaml"), f"out={home / 'one'}"]) == 0
-    assert resumed(home / "one") == [10]
+    assert resumed(home / "one") == resumed(home / "two")
     assert_near(home / "one", alone)
     assert_near(home / "two", alone)
 
