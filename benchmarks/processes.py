@@ -1,15 +1,16 @@
 """Two processes beside one: distilling a student, filling a memory bank, sampling a dataset, scoring it.
 
-    python -m benchmarks.processes [--work distill bank ...] [--processes 1 2] [--root FOLDER]
+    python -m benchmarks.processes --cifar10 FILE --teachers DIR [--work convnet cifar10 ...] [--root FOLDER]
 
-Run it alone on the machine: each process computes in one thread. The teacher is the convnet of Fashion-MNIST. `distill`
-is the recipe fashion_mnist with fewer steps, with `sync` exact and fast. `bank` is rounds of its generator alone, with
-one step of the student. `sample` draws a dataset from the finished generator of one process, and `score` scores it
-against the real training images, with features of the teacher. The seconds of the work are those of its result.json:
-the training of the student, or the whole job. Those of the command begin with the start of its first process. A cell is
-run anew each time.
+Run it alone on the machine: each process computes in one thread. `convnet` is the recipe fashion_mnist with a finished
+teacher and fewer steps, `cifar10` the recipe of that name with fewer steps; two processes run them with `sync` exact and
+fast. `bank` is rounds of the generator of `cifar10`, with one step of the student. `sample` draws a dataset from the
+generator that `convnet` has left, and `score` scores it against the real training images, with features of the teacher.
+The seconds of the work are those of its result.json: the training of the student, or the whole job. Those of the command
+begin with the start of its first process. A cell is run anew each time.
 
-FOLDER has Fashion-MNIST. Cells go to benchmarks/results/processes.json after each.
+FILE is a .npz with the images of CIFAR-10; DIR has resnet20-12fca82f.th of akamaster/pytorch_resnet_cifar10. FOLDER has
+Fashion-MNIST. Cells go to benchmarks/results/processes.json after each.
 """
 
 from __future__ import annotations
@@ -20,7 +21,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -28,35 +28,52 @@ from benchmarks import common, pairs
 from benchmarks.common import Row
 
 RUNS = common.RUNS / "processes"
-WORKS = ("distill", "distill, fast", "bank", "sample", "score")
-TRAINING = ("distill", "distill, fast", "bank")
-STEPS, ROUNDS, PER_CLASS = 3000, 300, 5000
-COLUMNS = "work | processes | seconds of the work | times as fast as one | seconds of the command | result"
+WORKS = ("convnet", "cifar10", "bank", "sample", "score")
+TRAINING = ("convnet", "cifar10", "bank")
+STEPS = {"convnet": 2000, "cifar10": 400, "bank": 1}
+"""Of the student."""
+ROUNDS = 100
+"""Of the generator, for the bank."""
+COLUMNS = "work | processes | sync | seconds of the work | times as fast as one | seconds of the command | result"
+Key = tuple[str, int, str]
+"""Work, number of processes, and sync, which is empty where there is nothing to choose."""
 
 
-def words(work: str, out: Path, arguments: Any) -> list[str]:
+def keys(works: Sequence[str]) -> list[Key]:
+    """One process, then two in each way."""
+    ways = {work: ("exact", "fast") if work in ("convnet", "cifar10") else ("",) for work in works}
+    return [key for work in works for key in ((work, 1, ""), *((work, 2, sync) for sync in ways[work]))]
+
+
+def words(key: Key, out: Path, arguments: Any) -> list[str]:
     """The command line of a piece of work."""
-    first = RUNS / "distill-1"
+    work, _, sync = key
     if work in TRAINING:
-        given = [f"teacher={{kind: load, model: {pairs.teacher_of('convnet')}}}", f"test.root={arguments.root}"]
-        sync = "sync=fast" if work.endswith("fast") else "sync=exact"
-        rounds = f"{{kind: pregenerate, rounds: {arguments.rounds}}}"
-        phases = (
-            f"phases=[{rounds}, {{kind: refine, steps: 1}}]" if work == "bank" else f"phases.1.steps={arguments.steps}"
-        )
-        return ["distill", "fashion_mnist", *given, phases, sync, f"out={out}"]
+        phases = [f"phases.0.rounds={ROUNDS}"] if work == "bank" else []
+        phases += [f"phases.1.steps={STEPS[work]}", f"out={out}", f"sync={sync or 'exact'}", "evaluate_every=1000000"]
+        if work == "convnet":
+            teacher = f"teacher={{kind: load, model: {pairs.teacher_of('convnet')}}}"
+            return ["distill", "fashion_mnist", teacher, f"test.root={arguments.root}", *phases]
+        teacher = f"teacher.weights={arguments.teachers}/resnet20-12fca82f.th"
+        return ["distill", "cifar10", teacher, f"test={{kind: npz, path: {arguments.cifar10}}}", *phases]
     if work == "sample":
-        return ["generate", f"run={first}", f"per_class={arguments.per_class}", f"out={out}"]
+        return ["generate", f"run={place(('convnet', 1, ''))}", f"per_class={arguments.per_class}", f"out={out}"]
     real = f"real={{data: {{kind: fashion_mnist, root: {arguments.root}, holdout: 0.0}}, split: train}}"
     teacher = f"teacher={{kind: load, model: {pairs.teacher_of('convnet')}}}"
-    return ["evaluate", str(RUNS / "sample-1"), real, teacher, "features.kind=teacher", f"out={out}"]
+    return ["evaluate", str(place(("sample", 1, ""))), real, teacher, "features.kind=teacher", f"out={out}"]
 
 
-def cell(work: str, processes: int, arguments: Any) -> Row:
+def place(key: Key) -> Path:
+    """Run directory of a cell."""
+    return RUNS / "-".join(str(part) for part in key if part)
+
+
+def cell(key: Key, arguments: Any) -> Row:
     """Run a command anew and time it."""
-    out = RUNS / f"{work.replace(', ', '-')}-{processes}"
+    work, processes, sync = key
+    out = place(key)
     shutil.rmtree(out, ignore_errors=True)
-    line = words(work, out, arguments)
+    line = words(key, out, arguments)
     several = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     start = [sys.executable, *(several if processes > 1 else []), "-m", "synthkd", *line]
     started = time.perf_counter()
@@ -65,16 +82,17 @@ def cell(work: str, processes: int, arguments: Any) -> Row:
     return {
         "work": work,
         "processes": processes,
+        "sync": sync,
         "seconds": values["cost"]["seconds"]["distill"] if work in TRAINING else values["seconds"],
         "command": round(seconds, 1),
         "result": outcome(work, values),
-        "hardware": common.environment(),
+        **common.environment("torch"),
     }
 
 
 def outcome(work: str, values: Row) -> str:
     """What the work gave, in a few words: the same for any number of processes, but for `fast`."""
-    if work.startswith("distill"):
+    if work in ("convnet", "cifar10"):
         return f"accuracy {100 * values['student']['accuracy']:.2f} %"
     if work == "bank":
         return f"{values['cost']['images_generated']:,} images"
@@ -87,13 +105,12 @@ def outcome(work: str, values: Row) -> str:
 def tables(content: Row) -> str:
     """Each work with its ratio to one process."""
     cells = content["cells"]
-    alone = {one["work"].partition(",")[0]: one["seconds"] for one in cells if one["processes"] == 1}
+    alone = {one["work"]: one["seconds"] for one in cells if one["processes"] == 1}
     rows = []
     for one in cells:
-        base = alone.get(one["work"].partition(",")[0])
-        ratio = "" if base is None or one["processes"] == 1 else f"{base / one['seconds']:.2f}"
+        ratio = f"{alone[one['work']] / one['seconds']:.2f}" if one["processes"] > 1 and one["work"] in alone else ""
         seconds = f"{one['seconds']:.1f}", ratio, f"{one['command']:.1f}"
-        rows.append([one["work"], str(one["processes"]), *seconds, one["result"]])
+        rows.append([one["work"], str(one["processes"]), one["sync"], *seconds, one["result"]])
     return common.table(COLUMNS, rows)
 
 
@@ -101,19 +118,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the cells, write them after each, and print the table."""
     parser = common.options("processes", __doc__)
     parser.add_argument("--work", nargs="*", default=list(WORKS), choices=WORKS)
-    parser.add_argument("--processes", nargs="*", type=int, default=[1, 2], metavar="N")
-    parser.add_argument("--steps", type=int, default=STEPS, help="of the student")
-    parser.add_argument("--rounds", type=int, default=ROUNDS, help="of the generator, for the bank")
-    parser.add_argument("--per-class", type=int, default=PER_CLASS, help="images of each class to sample")
+    parser.add_argument("--per-class", type=int, default=5000, help="images of each class to sample")
+    parser.add_argument("--cifar10", required=True, help="the .npz file of CIFAR-10")
+    parser.add_argument("--teachers", required=True, help="folder of the public teachers")
     pairs.add_root(parser)
     arguments = parser.parse_args(argv)
     pairs.DATA["root"] = arguments.root
-    keys = [key for key in product(arguments.work, arguments.processes) if key != ("distill, fast", 1)]
     cells = common.collect(
         "processes",
-        keys,
-        lambda key: cell(*key, arguments),
-        lambda one: (WORKS.index(one["work"]), one["processes"]),
+        keys(arguments.work),
+        lambda key: cell(key, arguments),
+        lambda one: (WORKS.index(one["work"]), one["processes"], one["sync"]),
     )
     print(tables({"cells": cells}))
 
