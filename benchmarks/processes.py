@@ -3,11 +3,11 @@
     python -m benchmarks.processes --cifar10 FILE --teachers DIR [--work convnet cifar10 ...] [--root FOLDER]
 
 Run it alone on the machine: each process computes in one thread. `convnet` is the recipe fashion_mnist with a finished
-teacher and fewer steps, `cifar10` the recipe of that name with fewer steps; two processes run them with `sync` exact and
-fast. `bank` is rounds of the generator of `cifar10`, with one step of the student. `sample` draws a dataset from the
-generator that `convnet` has left, and `score` scores it against the real training images, with features of the teacher.
-The seconds of the work are those of its result.json: the training of the student, or the whole job. Those of the command
-begin with the start of its first process. A cell is run anew each time.
+teacher and fewer steps, `cifar10` the recipe of that name with fewer steps; two processes run them with `sync` exact
+and fast. `bank` is rounds of the generator of `cifar10`, with one step of the student. `sample` draws a dataset from
+the generator that `convnet` has left, and `score` scores it against the real training images, with features of the
+teacher. The seconds of the work are those of its result.json: the training of the student, or the whole job. Those of
+the command begin with the start of its first process. A cell is run anew each time.
 
 FILE is a .npz with the images of CIFAR-10; DIR has resnet20-12fca82f.th of akamaster/pytorch_resnet_cifar10. FOLDER has
 Fashion-MNIST. Cells go to benchmarks/results/processes.json after each.
