@@ -123,9 +123,9 @@ class Processes:
         if not own.statistics:
             return {}
         pairs = torch.cat([torch.cat([one.mean, one.var]) for one in own.statistics.values()])
+        sizes = [2 * len(one.mean) for one in own.statistics.values()]
         of_processes = []
         for process in _Gathered.apply(pairs, self.world):
-            sizes = [2 * len(one.mean) for one in own.statistics.values()]
             parts = [pair.chunk(2) for pair in process.split(sizes)]
             named = zip(own.statistics.items(), parts, strict=True)
             of_processes.append({path: replace(one, mean=mean, var=var) for (path, one), (mean, var) in named})

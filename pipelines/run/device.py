@@ -63,6 +63,11 @@ def sharing(config: TrainingConfig, accelerator: Accelerator) -> Processes:
     return Processes.of(accelerator) if config.sync == "exact" else ALONE
 
 
+def rows_of_process(processes: Processes, accelerator: Accelerator) -> tuple[int, int]:
+    """(rank, world): this process draws the rows `rank::world` of each batch, all of them where passes are shared."""
+    return (0, 1) if processes.world > 1 else (accelerator.process_index, accelerator.num_processes)
+
+
 def process_state(config: JobConfig) -> PartialState:
     """The number of processes under this configuration, and the index of this one.
 

@@ -28,6 +28,7 @@ from synthkd.generators.files import real_images_seen
 from synthkd.generators.settings import MerfSettings
 from synthkd.models.black_box import BlackBox, black_box_of
 from synthkd.pipelines.config import AnySet, CollageSet, DistillConfig, GeneratedSet, PicturesSet, StoredSet
+from synthkd.pipelines.run.device import rows_of_process
 from synthkd.pipelines.student.collages import CollageImages, Pictured
 from synthkd.pipelines.student.held_out import Labelling
 from synthkd.pipelines.student.image_alarms import ImageAlarms, advice_for
@@ -104,6 +105,7 @@ class TransferSetBuilder:
     def build(self) -> TransferSet:
         """The sources in the order of the configuration, and the dataset that mixes them."""
         config, accelerator = self.config, self.accelerator
+        rank, world = rows_of_process(self._processes, accelerator)
         sources = [self._source(settings) for settings in config.sources]
         dataset = HybridDataset(
             [source.source for source in sources],
@@ -115,9 +117,8 @@ class TransferSetBuilder:
             difficulty=lambda: max(source.augmentation for source in sources),
             seed=config.seed,
             device=accelerator.device,
-            # Processes that share passes all hold the whole batch.
-            rank=0 if self._processes.world > 1 else accelerator.process_index,
-            world=1 if self._processes.world > 1 else accelerator.num_processes,
+            rank=rank,
+            world=world,
             # A label is a probability of 1: a mean of logits would name one of two labels, where mixup names both.
             mix_probabilities=self._black_box is not None,
         )

@@ -43,9 +43,13 @@ class RunWatch:
         finite_state(student, "student")
         with evaluating(student):
             images, device, size = self.real_test.images, self.job.device, self.assembly.batch.of_process
-            predictions = self.assembly.learner.processes.samples(
-                lambda rows, _: predict(student, part_of(images, rows), device, size), torch.arange(len(images))
-            )
+            whole = torch.arange(len(images))
+
+            def predicted(rows: Tensor, _: int) -> Tensor:
+                # One process takes the images themselves: a part of those in memory is a copy.
+                return predict(student, images if len(rows) == len(whole) else part_of(images, rows), device, size)
+
+            predictions = self.assembly.learner.processes.samples(predicted, whole)
         return {"test/accuracy": accuracy(predictions, self.real_test.labels).value}
 
     def evaluate(self, number: int, step: int) -> dict[str, Tensor | float]:

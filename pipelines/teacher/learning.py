@@ -21,7 +21,7 @@ from synthkd.metrics.utility import predict
 from synthkd.models import Classifier, build_model
 from synthkd.pipelines.config import TeachConfig
 from synthkd.pipelines.run.batch_size import BatchSize, choose_batch_size
-from synthkd.pipelines.run.device import process_state, sharing
+from synthkd.pipelines.run.device import process_state, rows_of_process, sharing
 from synthkd.pipelines.run.timing import Work, decoding, saving
 from synthkd.privacy.dpsgd import PoissonSource, PrivateLearner, plan_mechanism
 from synthkd.privacy.journal import Journal
@@ -139,8 +139,7 @@ def plain_update(
         training.augment,
         config.seed,
         accelerator.device,
-        0 if processes.world > 1 else accelerator.process_index,
-        1 if processes.world > 1 else accelerator.num_processes,
+        *rows_of_process(processes, accelerator),
     )
 
     def update(step: int) -> dict[str, Tensor | float]:
