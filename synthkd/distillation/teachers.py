@@ -12,7 +12,7 @@ from torch import Tensor
 
 from synthkd.distillation.control.selection import TeacherSelection
 from synthkd.errors import ConfigError
-from synthkd.models.channels_last import channels_last
+from synthkd.models.channels_last import channels_last, frozen_channels_last
 from synthkd.models.classifier import Classifier
 from synthkd.models.contract import finite_logits
 from synthkd.models.cost import macs
@@ -52,7 +52,7 @@ class FrozenTeacher:
         self._accelerator = accelerator
         self.features = tuple(features)
         # Labels come from a folded copy. `model` stays whole: generators and alarms read its BatchNorm statistics.
-        self._fast = fold_batch_norm(self.model, self.features).to(memory_format=torch.channels_last)
+        self._fast = frozen_channels_last(fold_batch_norm(self.model, self.features))
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Outputs:

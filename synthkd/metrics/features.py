@@ -19,6 +19,7 @@ from synthkd.errors import ConfigError, DataError, ModelError, SynthkdError
 from synthkd.metrics.efficientnet import efficientnet_lite0
 from synthkd.metrics.inception import inception
 from synthkd.metrics.resize import resize
+from synthkd.models.channels_last import frozen_channels_last
 from synthkd.models.classifier import Classifier
 from synthkd.models.contract import finite_logits
 from synthkd.models.factories import construct, is_library
@@ -236,7 +237,7 @@ def _extractor(name: str, model: Classifier, mode: ResizeMode, device: torch.dev
         digest=tensor_digest(json.dumps(about, sort_keys=True, default=str), model.state_dict()),
         resize="none" if mode == "none" else f"{mode} {spec.height}x{spec.width}",
         classes=spec.classes or None,
-        network=fold_batch_norm(model).to(device).to(memory_format=torch.channels_last),
+        network=frozen_channels_last(fold_batch_norm(model).to(device)),
         penultimate=penultimate,
         mode=mode,
         device=device,

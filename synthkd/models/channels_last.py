@@ -20,13 +20,24 @@ VECTOR = 16
 Network = TypeVar("Network", bound=nn.Module)
 
 
+def frozen_channels_last(network: Network) -> Network:
+    """Put a network that is not trained into channels_last, in place, and return it.
+
+    Weights of other than four dimensions, as a 3D convolution has, stay as they are.
+    """
+    # `network.to` fails at weights of five dimensions.
+    for value in (*network.parameters(), *network.buffers()):
+        if value.dim() == 4:
+            value.data = value.data.to(memory_format=torch.channels_last)
+    return network
+
+
 def channels_last(network: Network) -> Network:
     """Put a network into channels_last, in place, and return it; outputs and gradients stay the same numbers.
 
     While their weights are trained on a CPU, strided 1x1 convolutions of few channels run in the contiguous order.
     """
-    network.to(memory_format=torch.channels_last)
-    for layer in network.modules():
+    for layer in frozen_channels_last(network).modules():
         if isinstance(layer, nn.Conv2d) and set(layer.kernel_size) == {1} and max(layer.stride) > 1:
             # A clone: a 1x1 kernel counts as contiguous in both orders, so `contiguous` would change nothing.
             layer.weight.data = layer.weight.data.clone(memory_format=torch.contiguous_format)

@@ -24,3 +24,14 @@ def test_outputs_stay_and_hooks_are_set_once() -> None:
     channels_last(network)
     assert hooks(network) == count
     torch.testing.assert_close(network(images), before)
+
+
+def test_weights_of_five_dimensions_stay_as_they_are() -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Unflatten(1, (2, 2)), nn.Conv3d(2, 2, 1)).eval()
+    images = torch.rand(2, 3, 6, 6)
+    before = network(images)
+    channels_last(network)
+    assert network[0].weight.is_contiguous(memory_format=torch.channels_last)
+    assert network[2].weight.is_contiguous()
+    torch.testing.assert_close(network(images), before)
