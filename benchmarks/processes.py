@@ -3,8 +3,8 @@
     python -m benchmarks.processes --cifar10 FILE --teachers DIR [--work convnet cifar10 ...] [--root FOLDER]
 
 Run it alone on the machine: each process computes in one thread. `convnet` is the recipe fashion_mnist with a finished
-teacher and fewer steps, `cifar10` the recipe of that name with fewer steps; two processes run them with `sync` exact
-and fast. `bank` is rounds of the generator of `cifar10`, with one step of the student. `sample` draws a dataset from
+teacher and fewer steps, `cifar10` the recipe of that name with fewer steps. `bank` is rounds of the generator of
+`cifar10`, with one step of the student. Two processes run these with `sync` exact and fast. `sample` draws a dataset from
 the generator that `convnet` has left, and `score` scores it against the real training images, with features of the
 teacher. The seconds of the work are those of its result.json: the training of the student, or the whole job. Those of
 the command begin with the start of its first process. A cell is run anew each time.
@@ -41,7 +41,7 @@ Key = tuple[str, int, str]
 
 def keys(works: Sequence[str]) -> list[Key]:
     """One process, then two in each way."""
-    ways = {work: ("exact", "fast") if work in ("convnet", "cifar10") else ("",) for work in works}
+    ways = {work: ("exact", "fast") if work in TRAINING else ("",) for work in works}
     return [key for work in works for key in ((work, 1, ""), *((work, 2, sync) for sync in ways[work]))]
 
 

@@ -56,6 +56,7 @@ def build_generator(
     accelerator: Accelerator,
     real: Splits | None = None,
     run: Path | None = None,
+    own_rounds: bool = False,
 ) -> TrainableGenerator:
     """Build the generator of the settings for a frozen teacher.
 
@@ -66,6 +67,7 @@ def build_generator(
         accelerator: device and precision.
         real: real images; generators that learn from real images use the training and the holdout part.
         run: directory of the run, in which a private generator writes its release.
+        own_rounds: each process makes rounds of its own, if the generator can do so (see `OwnRounds`).
 
     Raises:
         ConfigError: the generator learns from real images and there are none, a saved generator makes other images than
@@ -78,7 +80,8 @@ def build_generator(
             f"the {settings.kind} generator learns from real images: set data, or take a generator that was trained "
             "before (kind saved), or a data-free one (kind inversion)"
         )
-    generator: TrainableGenerator = _build(settings, teacher, seed, accelerator, real, run)
+    together = accelerator.num_processes if own_rounds else 1
+    generator: TrainableGenerator = _build(settings, teacher, seed, accelerator, real, run, together=together)
     return generator
 
 
@@ -90,19 +93,20 @@ def _build(
     real: Splits | None = None,
     run: Path | None = None,
     source: Path | None = None,
+    together: int = 1,
 ) -> Any:
     """The generator, untrained; `source` is the file that the settings were read from, None for a recipe."""
     # A saved generator has no real data here, so it can be sampled and not trained.
     train, holdout = (None, None) if real is None else (real.train, real.holdout)
     match settings:
         case InversionSettings():
-            return Inversion(settings, teacher, seed, accelerator)
+            return Inversion(settings, teacher, seed, accelerator, together=together)
         case PixelSettings():
             return Pixels(settings, teacher, seed, accelerator)
         case ProceduralSettings():
             return Drawn(settings, teacher, seed, accelerator)
         case ContinuousSettings():
-            return Continuous(settings, teacher, seed, accelerator)
+            return Continuous(settings, teacher, seed, accelerator, together=together)
         case ContrastiveSettings():
             return Contrastive(settings, teacher, seed, accelerator)
         case NoisyLabelSettings():

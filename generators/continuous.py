@@ -31,7 +31,7 @@ from synthkd.models.classifier import as_classifier
 from synthkd.models.fitting import load_strictly
 from synthkd.models.weights import WEIGHTS, finite_state, read_weights, save_weights
 from synthkd.passes import sample_in_chunks
-from synthkd.processes import Processes
+from synthkd.processes import ALONE, Processes
 from synthkd.rng import Rows
 from synthkd.taps import evaluating
 from synthkd.training.learner import require_finite
@@ -55,6 +55,8 @@ class Continuous:
         seed: the run's seed.
         accelerator: device and precision; None: the teacher's device, full precision.
         spec: images and classes of a teacher that is no `Classifier`.
+        together: number of rounds that start from one state, each of a process alone (see `OwnRounds`); 1: all
+            processes share a round.
 
     Raises:
         ModelError: BatchNorm matching has a weight and the teacher has no BatchNorm statistics, or its images and
@@ -68,6 +70,7 @@ class Continuous:
         seed: int = 0,
         accelerator: Accelerator | None = None,
         spec: ImageSpec | None = None,
+        together: int = 1,
     ) -> None:
         teacher = as_classifier(teacher, spec)
         accelerator = local_accelerator(accelerator, teacher)
@@ -77,7 +80,7 @@ class Continuous:
         self._teacher = teacher
         self._seed = seed
         self._device = accelerator.device
-        self._processes = Processes.of(accelerator)
+        self._processes = Processes.of(accelerator) if together == 1 else ALONE
         self.network = latent_network(self.spec, settings.latent, settings.width, seed, self._device)
         self._optimizer = torch.optim.Adam(self.network.parameters(), settings.lr, BETAS)
         self._autocast = autocast_of(accelerator)

@@ -13,6 +13,7 @@ image for each class, and students were several points worse.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,7 +28,7 @@ from synthkd.errors import ConfigError, TrainingError
 from synthkd.generators.inversion_network import latent_network
 from synthkd.generators.local import autocast_of, local_accelerator, require_statistics
 from synthkd.generators.moments import MovingMoments
-from synthkd.generators.settings import ALONE, InversionSettings
+from synthkd.generators.settings import WITHOUT_STUDENT, InversionSettings
 from synthkd.generators.teacher_student import STUDENT_TERMS, TEACHER_TERMS, JointOutputs, joint_forward
 from synthkd.losses.objective import Objective
 from synthkd.models.classifier import Classifier, Network, as_classifier
@@ -37,7 +38,7 @@ from synthkd.models.folding import fold_batch_norm
 from synthkd.models.layout import head
 from synthkd.models.weights import WEIGHTS, finite_state, read_weights, save_weights
 from synthkd.passes import sample_in_chunks
-from synthkd.processes import Processes
+from synthkd.processes import ALONE, Processes
 from synthkd.rng import Rows
 from synthkd.taps import INPUT, evaluating, frozen, has_statistics
 from synthkd.training.learner import require_finite
@@ -87,6 +88,8 @@ class Inversion:
         seed: the run's seed.
         accelerator: device and precision; None: the teacher's device, full precision.
         spec: images and classes of a teacher that is no `Classifier`.
+        together: number of rounds that start from one state, each of a process alone (see `OwnRounds`); 1: all
+            processes share a round.
 
     Raises:
         ModelError: BatchNorm matching has a weight and the teacher has no BatchNorm statistics, or its images and
@@ -100,6 +103,7 @@ class Inversion:
         seed: int = 0,
         accelerator: Accelerator | None = None,
         spec: ImageSpec | None = None,
+        together: int = 1,
     ) -> None:
         teacher = as_classifier(teacher, spec)
         accelerator = local_accelerator(accelerator, teacher)
@@ -107,16 +111,19 @@ class Inversion:
         self.spec = teacher.spec
         self._seed = seed
         self._device = accelerator.device
-        self._processes = Processes.of(accelerator)
+        self._processes = Processes.of(accelerator) if together == 1 else ALONE
         # In full precision on a CPU folded copies give the same numbers up to rounding in less time.
         self._folds = accelerator.device.type == "cpu" and accelerator.mixed_precision == "no"
         require_statistics(teacher, settings.batch_norm)
         self._teacher = self._folded(teacher, statistics=True)
         self.network = latent_network(self.spec, settings.latent, settings.width, seed, self._device)
         # One meta-step follows the gradients of all steps of a round, hence the learning rate times their number.
-        self._meta = torch.optim.Adam(self.network.parameters(), settings.lr * settings.steps, BETAS)
+        # For the mean of several it grows with the root of their number, the rule of Malladi et al. 2022 for Adam.
+        rate = settings.lr * settings.steps * math.sqrt(together)
+        self._meta = torch.optim.Adam(self.network.parameters(), rate, BETAS)
         self._autocast = autocast_of(accelerator)
-        self._moments = MovingMoments(settings.memory, self._device)
+        # Rounds that start from one state forget together what they would forget one after the other.
+        self._moments = MovingMoments(settings.memory**together, self._device)
         terms = {**TEACHER_TERMS, **STUDENT_TERMS}
         self._objective: Objective[JointOutputs] = Objective(terms, {name: getattr(settings, name) for name in terms})
 
@@ -138,7 +145,9 @@ class Inversion:
         """
         s = self.settings
         if student is None and s.needs_student:
-            raise ConfigError(f"generator: its terms compare with a student, and there is none: set any of {ALONE}")
+            raise ConfigError(
+                f"generator: its terms compare with a student, and there is none: set any of {WITHOUT_STUDENT}"
+            )
         clone = copy.deepcopy(self.network).train()
         first = index * s.batch_size
         latent = Rows(self._seed, "latent", first).normal(s.batch_size, s.latent).to(self._device)

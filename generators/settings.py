@@ -32,7 +32,7 @@ from synthkd.settings import (
     by_kind,
 )
 
-ALONE = "batch_norm, one_hot, entropy, activation"
+WITHOUT_STUDENT = "batch_norm, one_hot, entropy, activation"
 """Terms of inversion that need no student."""
 
 
@@ -77,7 +77,7 @@ class InversionSettings(Settings):
     @model_validator(mode="after")
     def _has_a_term(self) -> InversionSettings:
         if self.needs_student and not any((self.adversarial, self.distillation, self.semantic)):
-            raise ValueError(f"all terms have weight 0: give one to any of {ALONE}")
+            raise ValueError(f"all terms have weight 0: give one to any of {WITHOUT_STUDENT}")
         return self
 
 

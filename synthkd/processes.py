@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
+from accelerate.utils import recursively_apply
 from torch import Tensor, nn
 from torch import distributed as dist
 from torch.autograd.function import once_differentiable
@@ -87,6 +88,32 @@ class Processes:
         filled = torch.cat([own, own[:1].expand(part - len(own), *own.shape[1:])])
         return _gathered(filled.to(self.device), self.world).flatten(0, 1)[: len(labels)].to(own.device)
 
+    def every(self, value: Tensor) -> Tensor:
+        """`[world, ...]`: the tensors of all processes, which have one shape, in their order and without gradient."""
+        return _gathered(value.to(self.device), self.world).to(value.device)
+
+    def mean(self, state: Mapping[str, Any]) -> dict[str, Any]:
+        """The mean of the states of all processes.
+
+        Args:
+            state: nested dicts and lists of tensors and of other values; only tensors of floating-point numbers differ.
+        """
+        found: list[Tensor] = []
+
+        def collect(tensor: Tensor) -> Tensor:
+            found.append(tensor)
+            return tensor
+
+        recursively_apply(collect, state, test_type=_is_averaged)
+        if self.world == 1 or not found:
+            return dict(state)
+        flat = torch.cat([tensor.detach().flatten().to(self.device, torch.float32) for tensor in found])
+        means = iter((_total(flat, self.world) / self.world).split([tensor.numel() for tensor in found]))
+        averaged: dict[str, Any] = recursively_apply(
+            lambda tensor: next(means).view_as(tensor).to(tensor), state, test_type=_is_averaged
+        )
+        return averaged
+
     def norms(self) -> AbstractContextManager[object]:
         """Context manager in which BatchNorm layers in training mode use the moments of the rows of all processes."""
         return nullcontext() if self.world == 1 else _SharedNorms(self.world)
@@ -136,6 +163,10 @@ FEW = 200_000
 """Numbers that are gathered and summed up in each process on CPUs."""
 ALONE = Processes()
 """One process, which computes everything itself."""
+
+
+def _is_averaged(value: object) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()
 
 
 def _gathered(value: Tensor, world: int) -> Tensor:

@@ -175,8 +175,8 @@ class SampleGenerator(Protocol):
         """
 
 
-class TrainableGenerator(SampleGenerator, Stateful, Protocol):
-    """A generator that is trained in rounds against a frozen teacher; each round gives images for the memory bank."""
+class Rounds(Protocol):
+    """Rounds of a generator; each gives images for the memory bank."""
 
     def round(self, index: int, difficulty: float, student: nn.Module | None = None) -> Round:
         """Train for one round.
@@ -186,6 +186,11 @@ class TrainableGenerator(SampleGenerator, Stateful, Protocol):
             difficulty: 0 (easy for the student) to 1 (hard).
             student: for objectives that compare teacher and student; None before a student exists.
         """
+        ...
+
+
+class TrainableGenerator(SampleGenerator, Rounds, Stateful, Protocol):
+    """A generator that is trained in rounds against a frozen teacher."""
 
 
 IN_ORDER = 100

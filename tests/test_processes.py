@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -64,7 +65,10 @@ def run_process(rank: int, folder: Path) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
     shared = Processes(rank, 2)
     odd = shared.outputs(lambda rows: Outputs(rows * (rank + 1)), torch.ones(3, 2)).logits
-    torch.save({"even": step(shared, 8), "odd": odd}, folder / f"{rank}.pt")
+    state = {"weights": [torch.tensor([2.0 * rank, 1.0]), torch.tensor(7)], "name": "Adam", "rate": {"half": 0.5}}
+    state["rate"]["halved"] = torch.full((2, 1), 0.5 + rank, dtype=torch.float64)
+    joined = {"every": shared.every(torch.tensor([rank, 5])), "mean": shared.mean(state)}
+    torch.save({"even": step(shared, 8), "odd": odd, **joined}, folder / f"{rank}.pt")
     dist.destroy_process_group()
 
 
@@ -87,6 +91,18 @@ def test_each_of_two_processes_gets_the_numbers_of_one(results: list[dict[str, d
 def test_a_batch_that_cannot_be_divided_is_run_whole_in_each(results: list[dict[str, dict[str, Tensor]]]) -> None:
     for rank, result in enumerate(results):
         assert torch.equal(torch.as_tensor(result["odd"]), torch.full((3, 2), rank + 1.0))
+
+
+def test_tensors_of_all_and_means_of_states(results: list[dict[str, Any]]) -> None:
+    for result in results:
+        assert result["every"].tolist() == [[0, 5], [1, 5]]
+        mean = result["mean"]
+        assert mean["weights"][0].tolist() == [1.0, 1.0]
+        assert mean["weights"][1].dtype == torch.int64
+        assert mean["weights"][1] == 7
+        assert (mean["name"], mean["rate"]["half"]) == ("Adam", 0.5)
+        assert mean["rate"]["halved"].dtype == torch.float64
+        assert mean["rate"]["halved"].tolist() == [[1.0], [1.0]]
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from synthkd.generators.method_settings import ContinuousSettings
-from synthkd.generators.settings import ALONE, GeneratorOrAuto, InversionSettings
+from synthkd.generators.settings import WITHOUT_STUDENT, GeneratorOrAuto, InversionSettings
 from synthkd.settings import Count, Listed, PathText, Seed, Settings, Threads
 
 
@@ -24,7 +24,7 @@ def require_terms(generator: GeneratorOrAuto, alone: str) -> None:
     if alone and isinstance(generator, InversionSettings | ContinuousSettings) and generator.needs_student:
         raise ValueError(
             f"{alone}: the generator works without a student there, and all its terms compare with one: set any of the "
-            f"generator's {ALONE}"
+            f"generator's {WITHOUT_STUDENT}"
         )
 
 
@@ -51,7 +51,8 @@ class TrainingConfig(JobConfig):
     sync: Literal["exact", "fast"] = "exact"
     """What several processes share. exact: batches, losses, BatchNorm moments and random numbers are those of one
     process, and only passes of networks are shared out. fast: each process computes the loss and the BatchNorm moments
-    of its own part of a batch, and gradients are averaged."""
+    of its own part of a batch, and gradients are averaged; each makes rounds of its own, if the generator is inversion
+    or continuous."""
     precision: Literal["no", "bf16", "fp16"] = "no"
     """Mixed precision; bf16 saves time on GPUs and on CPUs with bfloat16 units."""
     adapt_batch_size: bool = False

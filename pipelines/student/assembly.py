@@ -143,7 +143,9 @@ def assemble(
     generator = None
     if config.generated is not None and teacher is not None:
         settings = config.generated.named
-        generator = build_generator(settings, teacher, config.seed, accelerator, images.splits, directory)
+        generator = build_generator(
+            settings, teacher, config.seed, accelerator, images.splits, directory, own_rounds=config.sync == "fast"
+        )
     # After everything that takes memory beside a step, and before the batches.
     parts = (accelerator, students, team, controllers, bank, generator)
     trial = Trial(config, subject.spec, *parts, images.splits)

@@ -83,9 +83,8 @@ def _round(config: DistillConfig, trial: Trial, teacher: Classifier | None) -> t
 
     def round_of(few: GeneratorSettings) -> Callable[[], object]:
         own = few is settings
-        generator = (
-            trial.generator if own else build_generator(few, teacher, config.seed, trial.accelerator, trial.splits)
-        )
+        of_one, fast = (few, teacher, config.seed, trial.accelerator, trial.splits), config.sync == "fast"
+        generator = trial.generator if own else build_generator(*of_one, own_rounds=fast)
         return lambda: counts.append(trial.generate(0, generator))
 
     need = round_need(settings, round_of, trial.accelerator.device)

@@ -16,6 +16,7 @@ from synthkd.data.written.stored_images import StoredImages
 from synthkd.distillation.alarms import Alarm
 from synthkd.distillation.evaluation import HeldOut
 from synthkd.distillation.synthesis import Synthesis
+from synthkd.generators.own_rounds import OwnRounds
 from synthkd.generators.settings import InversionSettings, PixelSettings
 from synthkd.metrics.utility import predict
 from synthkd.models import Classifier
@@ -183,6 +184,8 @@ class GeneratedImages(BankedImages):
         self.generator, self.rounds, self.difficulty = generator, rounds, difficulty
         self.source = source
         self.state = {"generator": generator, "bank": source.bank, "difficulty": difficulty}
+        if isinstance(rounds.generator, OwnRounds):
+            self.state["rounds"] = rounds.generator
         self._settings, self._seed, self._makes_images = settings, seed, makes_images
         self._holdout = holdout
 

@@ -15,6 +15,7 @@ from synthkd.data.sources import RealSource
 from synthkd.distillation import phases
 from synthkd.generators.build import build_generator
 from synthkd.generators.method_settings import BatchwiseSettings
+from synthkd.generators.own_rounds import OwnRounds
 from synthkd.pipelines.config import DistillConfig
 from synthkd.pipelines.run.answers import FEW, Answers
 from synthkd.pipelines.run.fit import in_part
@@ -149,6 +150,8 @@ class _Works:
         passes = images * (getattr(settings, "steps", 1) if config.needs_gradients else 1)
         too_long = not self._answers.fits(passes)
         scale *= passes / FEW if too_long else 1.0
+        if isinstance(generated.rounds.generator, OwnRounds):
+            scale /= self.accelerator.num_processes  # that make as many rounds in the time of one
 
         def once(beside: bool, where: float) -> None:
             if too_long:

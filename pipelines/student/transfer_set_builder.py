@@ -25,6 +25,7 @@ from synthkd.errors import ConfigError
 from synthkd.generators.collage import Collage, album_of
 from synthkd.generators.drawn_album import DrawnPictures
 from synthkd.generators.files import real_images_seen
+from synthkd.generators.own_rounds import OwnRounds, averages
 from synthkd.generators.settings import MerfSettings
 from synthkd.models.black_box import BlackBox, black_box_of
 from synthkd.pipelines.config import AnySet, CollageSet, DistillConfig, GeneratedSet, PicturesSet, StoredSet
@@ -42,7 +43,7 @@ from synthkd.rng import Rows, stream
 from synthkd.schedules import DifficultyScheduler, value_at
 from synthkd.settings import BankSettings, StreamData
 from synthkd.training.learner import Learner
-from synthkd.types import Batch, ImageSpec, TrainableGenerator, balanced_labels
+from synthkd.types import Batch, ImageSpec, Rounds, TrainableGenerator, balanced_labels
 
 HELD_OUT_PART = 10
 """At most this part of a black box's budget is spent on held-out images: a tenth."""
@@ -234,6 +235,9 @@ class TransferSetBuilder:
         def live_count(step: int) -> int:
             return round(value_at(settings.live, step, self.total) * batch_size)
 
+        rounds: Rounds = generator
+        if config.sync == "fast" and self.accelerator.num_processes > 1 and averages(settings.named):
+            rounds = OwnRounds(generator, Processes.of(self.accelerator))
         # The generator's own real images are held out for evaluations as well, unless they are private.
         own = None if splits is None or settings.data is None or is_private(config) else splits.holdout
         return GeneratedImages(
@@ -241,7 +245,7 @@ class TransferSetBuilder:
             settings,
             GeneratedSource(bank, live, live_count),
             difficulty,
-            Synthesis(generator, bank, difficulty, self.learner.synchronise, self._black_box, of_round),
+            Synthesis(rounds, bank, difficulty, self.learner.synchronise, self._black_box, of_round),
             self._labelling,
             self._judge(settings),
             config.seed,

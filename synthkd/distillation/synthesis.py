@@ -13,7 +13,7 @@ from synthkd.losses import logits as losses
 from synthkd.models.black_box import BlackBox
 from synthkd.schedules import DifficultyScheduler
 from synthkd.taps import evaluating
-from synthkd.types import TrainableGenerator
+from synthkd.types import Rounds
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Synthesis:
     """Trains the generator in rounds, whose images go into the memory bank.
 
     Attributes:
-        generator: generates the images of a round.
+        generator: makes the images of a round.
         bank: stores the images with the teacher's logits.
         difficulty: follows the agreement of student and teacher on new images.
         student: returns the module whose agreement is measured.
@@ -30,7 +30,7 @@ class Synthesis:
         images: of a round.
     """
 
-    generator: TrainableGenerator
+    generator: Rounds
     bank: MemoryBank
     difficulty: DifficultyScheduler
     student: Callable[[], nn.Module]
