@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +25,7 @@ from synthkd.passes import joined_statistics
 from synthkd.taps import mean_and_variance
 from synthkd.types import BatchNormStatistics, Outputs
 
+State = TypeVar("State")
 CPU = torch.device("cpu")
 
 
@@ -92,24 +93,24 @@ class Processes:
         """`[world, ...]`: the tensors of all processes, which have one shape, in their order and without gradient."""
         return _gathered(value.to(self.device), self.world).to(value.device)
 
-    def mean(self, state: Mapping[str, Any]) -> dict[str, Any]:
+    def mean(self, state: State) -> State:
         """The mean of the states of all processes.
 
         Args:
             state: nested dicts and lists of tensors and of other values; only tensors of floating-point numbers differ.
         """
-        found: list[Tensor] = []
+        tensors: list[Tensor] = []
 
         def collect(tensor: Tensor) -> Tensor:
-            found.append(tensor)
+            tensors.append(tensor)
             return tensor
 
         recursively_apply(collect, state, test_type=_is_averaged)
-        if self.world == 1 or not found:
-            return dict(state)
-        flat = torch.cat([tensor.detach().flatten().to(self.device, torch.float32) for tensor in found])
-        means = iter((_total(flat, self.world) / self.world).split([tensor.numel() for tensor in found]))
-        averaged: dict[str, Any] = recursively_apply(
+        if self.world == 1 or not tensors:
+            return state
+        flat = torch.cat([tensor.detach().flatten().to(self.device, torch.float32) for tensor in tensors])
+        means = iter((_total(flat, self.world) / self.world).split([tensor.numel() for tensor in tensors]))
+        averaged: State = recursively_apply(
             lambda tensor: next(means).view_as(tensor).to(tensor), state, test_type=_is_averaged
         )
         return averaged
