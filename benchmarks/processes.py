@@ -4,8 +4,8 @@
 
 Run it alone on the machine: each process computes in one thread. `convnet` is the recipe fashion_mnist with a finished
 teacher and fewer steps, `cifar10` the recipe of that name with fewer steps. `bank` is rounds of the generator of
-`cifar10`, with one step of the student. Two processes run these with `sync` exact and fast. `sample` draws a dataset from
-the generator that `convnet` has left, and `score` scores it against the real training images, with features of the
+`cifar10`, with one step of the student. Two processes run these with `sync` exact and fast. `sample` draws a dataset
+from the generator that `convnet` has left, and `score` scores it against the real training images, with features of the
 teacher. The seconds of the work are those of its result.json: the training of the student, or the whole job. Those of
 the command begin with the start of its first process. A cell is run anew each time.
 
