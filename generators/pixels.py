@@ -63,7 +63,7 @@ def class_similarity(teacher: Classifier) -> Tensor:
             "the pixels generator reads which classes are similar off a last linear layer with one row for each class, "
             "which the teacher lacks; take another generator.kind"
         )
-    rows = F.normalize((weight - weight.mean(0)).detach().float().cpu(), dim=1)
+    rows = F.normalize((weight - weight.mean(0)).detach().float().cpu().flatten(1), dim=1)
     return rows @ rows.T
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from synthkd.errors import ConfigError, TrainingError
 from synthkd.losses import inversion as losses
+from synthkd.losses.alignment import pooled
 from synthkd.losses.logits import kl_divergence
 from synthkd.losses.relations import semantic_consistency
 from synthkd.models.classifier import Classifier
@@ -177,7 +178,7 @@ def teacher_logits(
 
 
 def _in_float32(outputs: Outputs) -> Outputs:
-    """The same logits and features in float32; the one tapped feature, if there is one, is named PENULTIMATE."""
+    """The same logits in float32; the one tapped feature, if there is one, pooled `[N, D]` and named PENULTIMATE."""
     # Losses and their sums are in float32: half precision rounds small divergences away.
-    features = [(PENULTIMATE, value.float()) for value in outputs.features.values()]
+    features = [(PENULTIMATE, pooled(value.float())) for value in outputs.features.values()]
     return Outputs(outputs.logits.float(), dict(features), outputs.statistics)

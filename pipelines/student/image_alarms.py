@@ -19,6 +19,7 @@ from synthkd.generators.settings import (
     PixelSettings,
     ProceduralSettings,
 )
+from synthkd.losses.alignment import pooled
 from synthkd.models import Classifier
 from synthkd.models.layout import head
 from synthkd.passes import Tick, observe_in_chunks
@@ -151,4 +152,4 @@ class ImageAlarms:
         outputs = observe_in_chunks(
             teacher, images, self.batch_size, self.device, features=[penultimate], statistics=True, tick=tick
         )
-        return outputs, outputs.features[penultimate].flatten(1)
+        return outputs, pooled(outputs.features[penultimate])

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from synthkd.errors import DataError
+from synthkd.losses.relations import full_precision
 
 Distance = Callable[[Tensor, Tensor], Tensor]
 """Samples `[N, D]` and `[M, D]` -> squared distance, a scalar."""
@@ -40,6 +41,15 @@ def positions(features: Tensor) -> Tensor:
     raise DataError(
         f"features must be [N, D], [N, T, D] or [N, C, H, W], got {list(features.shape)}; tap a module that gives such"
     )
+
+
+def pooled(features: Tensor) -> Tensor:
+    """The mean of features over their positions, `[N, D]` in float32 (float64 stays).
+
+    Args:
+        features: `[N, C, H, W]`, `[N, T, C]` or `[N, C]`, of any float dtype.
+    """
+    return positions(full_precision(features)).mean(dim=1)
 
 
 def sliced_wasserstein(a: Tensor, b: Tensor, rng: torch.Generator, projections: int = 64) -> Tensor:

@@ -46,18 +46,32 @@ class _Run:
 def head(model: Classifier) -> str:
     """Path of the final linear layer; `head(model) + ":input"` are the penultimate features.
 
-    For a model from elsewhere it is the last `nn.Linear` with one output per class, else the last `nn.Linear`.
+    For a model from elsewhere it is the last `nn.Linear` with one output per class, else the last 1x1 convolution with
+    one (SqueezeNet, BiT), whose input is maps `[N, C, H, W]`, else the last `nn.Linear`.
 
     Raises:
-        ModelError: the model has no linear layer.
+        ModelError: the model has no such layer.
     """
     if model.recipe.get("kind") == "zoo":
         return "body.head"
-    linear: dict[str, int] = {path: m.out_features for path, m in model.named_modules() if isinstance(m, nn.Linear)}
-    if not linear:
-        raise ModelError("the model has no linear layer and so no penultimate features; end it in an nn.Linear")
-    fitting = [path for path, out in linear.items() if out == model.spec.classes]
-    return (fitting or list(linear))[-1]
+    layers, classes = dict(model.named_modules()), model.spec.classes
+    linear: dict[str, int] = {
+        path: layer.out_features for path, layer in layers.items() if isinstance(layer, nn.Linear)
+    }
+    fitting = [path for path, out in linear.items() if out == classes]
+    convolutional = [path for path, layer in layers.items() if _classifies(layer, classes)]
+    for paths in (fitting, convolutional, list(linear)):
+        if paths:
+            return paths[-1]
+    raise ModelError(
+        "the model has no linear layer and so no penultimate features; end it in an nn.Linear, or in an nn.Conv2d of "
+        "1x1 with one channel for each class"
+    )
+
+
+def _classifies(layer: nn.Module, classes: int) -> bool:
+    """Whether a layer may be the last one of a classifier without `nn.Linear`."""
+    return isinstance(layer, nn.Conv2d) and set(layer.kernel_size) == {1} and layer.out_channels == classes
 
 
 def stages(model: Classifier) -> tuple[str, ...]:

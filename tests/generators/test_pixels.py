@@ -36,6 +36,10 @@ def test_similar_classes_are_read_off_the_last_layer() -> None:
     similarity = class_similarity(model)
     assert torch.allclose(similarity.diagonal(), torch.ones(3))
     assert float(similarity[0, 1]) > max(float(similarity[0, 2]), float(similarity[1, 2]))
+    convolution = nn.Conv2d(8, 3, 1)
+    convolution.weight.data = model.body.head.weight.detach()[:, :, None, None]
+    convolutional = Classifier(nn.Sequential(nn.Conv2d(1, 8, 1), convolution), ImageSpec(1, 8, 8, 3))
+    assert torch.equal(class_similarity(convolutional), similarity), "a last convolution of 1x1 is a linear layer"
 
 
 def test_targets_are_probabilities_around_balanced_classes(teacher: Classifier) -> None:

@@ -73,3 +73,15 @@ def test_a_student_that_names_no_penultimate_layer_is_refused_where_it_is_needed
         pass
     with joint_forward(network(0, 8), other) as forward:
         assert forward(torch.rand(2, *SPEC.shape), torch.zeros(2, dtype=torch.int64), 0.5).student is not None
+
+
+def test_maps_before_a_last_convolution_are_pooled() -> None:
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(1, 6, 3), nn.ReLU(), nn.Conv2d(6, 4, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    model = Classifier(nn.Sequential(*layers), SPEC).eval()
+    images = torch.rand(5, *SPEC.shape)
+    with joint_forward(model, penultimate=True) as forward:
+        features = forward(images, torch.arange(5) % 4, 0.5).teacher.features[PENULTIMATE]
+    assert features.shape == (5, 6)
+    # The last convolution and the mean can change places, since both are linear.
+    torch.testing.assert_close(nn.Flatten()(layers[2](features[:, :, None, None])), model(images))

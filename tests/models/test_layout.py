@@ -65,6 +65,16 @@ def test_the_head_is_the_linear_layer_with_the_classes() -> None:
     assert head(Classifier(body, ImageSpec(1, 8, 8, 9))) == "body.3"
 
 
+def test_a_convolutional_classifier_has_its_head_in_a_convolution() -> None:
+    layers = [nn.Conv2d(1, 6, 3), nn.ReLU(), nn.Conv2d(6, 3, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    model = Classifier(nn.Sequential(*layers), ImageSpec(1, 8, 8, 3))
+    assert head(model) == "body.2"
+    other = Classifier(nn.Sequential(*layers, nn.Linear(3, 7)), ImageSpec(1, 8, 8, 3))
+    assert head(other) == "body.2", "the linear layer has no output for each class"
+    linear = Classifier(nn.Sequential(*layers, nn.Linear(3, 3)), ImageSpec(1, 8, 8, 3))
+    assert head(linear) == "body.5"
+
+
 def test_a_model_without_either() -> None:
     model = Classifier(nn.Sequential(nn.Flatten(), nn.Identity()), ImageSpec(1, 8, 8, 64))
     assert stages(model) == ()

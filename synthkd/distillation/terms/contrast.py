@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from synthkd.data.augment import turn
 from synthkd.data.bank import MemoryBank
-from synthkd.distillation.terms.features import pooled
+from synthkd.losses.alignment import pooled
 from synthkd.losses.contrast import sskd
 from synthkd.losses.logits import hard_label
 from synthkd.losses.relations import full_precision, unit
@@ -174,5 +174,5 @@ def _infonce(
 
 def _width(model: Classifier, path: str) -> int:
     layer = model.get_submodule(path)
-    assert isinstance(layer, nn.Linear)
-    return layer.in_features
+    assert isinstance(layer, nn.Linear | nn.Conv2d)
+    return layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from synthkd.distillation.terms.features import pooled, shown_at
+from synthkd.distillation.terms.features import shown_at
 from synthkd.errors import ConfigError
+from synthkd.losses.alignment import pooled
 from synthkd.losses.features import hint
 from synthkd.losses.logits import distillation_loss
 from synthkd.losses.relations import full_precision
@@ -58,7 +59,7 @@ class Exits(nn.Module):
         features = shown_at("student", student, (*self.places, self._last))
         self.necks = nn.ModuleList(_neck(features[place]) for place in self.places)
         self.heads = nn.ModuleList(nn.Linear(WIDTH, student.spec.classes) for _ in self.places)
-        width = features[self._last].shape[-1]
+        width = pooled(features[self._last]).shape[1]
         # Only if they have a weight: DistributedDataParallel waits for the gradient of every parameter.
         self.regressors = nn.ModuleList(nn.Linear(WIDTH, width) for _ in self.places if term.features > 0.0)
 

@@ -16,7 +16,6 @@ from synthkd.losses.alignment import heterogeneous_alignment, positions, sinkhor
 from synthkd.losses.attention import attention_transfer
 from synthkd.losses.features import hint
 from synthkd.losses.relations import (
-    full_precision,
     rkd_angle,
     rkd_distance,
     semantic_consistency,
@@ -151,15 +150,6 @@ class Transfer(nn.Module):
             losses = [_loss(term, *three, weights) for three in zip(layers, theirs, ours, strict=True)]
             results[name] = torch.stack(losses).mean()
         return results
-
-
-def pooled(features: Tensor) -> Tensor:
-    """The mean of features over their positions, `[N, D]` in float32 (float64 stays).
-
-    Args:
-        features: `[N, C, H, W]`, `[N, T, C]` or `[N, C]`, of any float dtype.
-    """
-    return positions(full_precision(features)).mean(dim=1)
 
 
 def shown_at(whose: str, model: Classifier, places: Sequence[str]) -> Mapping[str, Tensor]:
