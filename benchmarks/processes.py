@@ -32,6 +32,8 @@ WORKS = ("convnet", "cifar10", "bank", "sample", "score")
 TRAINING = ("convnet", "cifar10", "bank")
 STEPS = {"convnet": 2000, "cifar10": 400, "bank": 1}
 """Of the student."""
+SEVERAL = (2, 4)
+"""Numbers of processes beside one."""
 ROUNDS = 100
 """Of the generator, for the bank."""
 COLUMNS = "work | processes | sync | seconds of the work | times as fast as one | seconds of the command | result"
@@ -40,9 +42,10 @@ Key = tuple[str, int, str]
 
 
 def keys(works: Sequence[str]) -> list[Key]:
-    """One process, then two in each way."""
+    """One process, then several in each way."""
     ways = {work: ("exact", "fast") if work in TRAINING else ("",) for work in works}
-    return [key for work in works for key in ((work, 1, ""), *((work, 2, sync) for sync in ways[work]))]
+    several = {work: [(work, count, sync) for count in SEVERAL for sync in ways[work]] for work in works}
+    return [key for work in works for key in ((work, 1, ""), *several[work])]
 
 
 def words(key: Key, out: Path, arguments: Any) -> list[str]:
