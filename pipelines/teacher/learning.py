@@ -140,6 +140,7 @@ def plain_update(
         config.seed,
         accelerator.device,
         *rows_of_process(processes, accelerator),
+        processes,
     )
 
     def update(step: int) -> dict[str, Tensor | float]:
