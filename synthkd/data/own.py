@@ -62,13 +62,13 @@ class FunctionSource(_Stateless):
             DataError: another number of images or labels, or images that are not float in [0, 1].
         """
         own = _size(part.of(count))
-        asked = max(1, own)  # of no images nobody would know the size
+        wanted = max(1, own)  # of no images nobody would know the size
         with torch.random.fork_rng(range(torch.cuda.device_count())), torch.no_grad():
             torch.manual_seed(derive(self._seed, "generate" if part == WHOLE else f"generate/{part.first}", step))
-            result = self._generate(asked)
-        images, labels = result if isinstance(result, tuple) else (result, torch.full((asked,), -1))
-        if len(images) != asked or len(labels) != asked:
-            raise DataError(f"the generator gave {len(images)} images and {len(labels)} labels for a count of {asked}")
+            result = self._generate(wanted)
+        images, labels = result if isinstance(result, tuple) else (result, torch.full((wanted,), -1))
+        if len(images) != wanted or len(labels) != wanted:
+            raise DataError(f"the generator gave {len(images)} images and {len(labels)} labels for a count of {wanted}")
         return [Batch(_in_flight(images.detach().cpu(), "the generator"), labels.cpu()).map(lambda value: value[:own])]
 
 

@@ -54,7 +54,7 @@ class Simple:
 
     def draw(self, count: int, step: int) -> list[Batch]:
         images = to_float(numbered(4000 + BATCH * step, count))
-        return [Batch(part, torch.zeros(len(part)).long()) for part in images.split(5)]
+        return [Batch(part, torch.zeros(len(part)).long()) for part in images.split(1)]
 
     def state_dict(self) -> dict[str, Any]:
         return {"simple": 1}
