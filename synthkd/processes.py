@@ -75,19 +75,25 @@ class Processes:
         return self._of_all([run(rows) for run in runs])
 
     def samples(self, sample: Callable[[Tensor, int], Tensor], labels: Tensor) -> Tensor:
-        """What `sample(labels, 0)` gives, without gradient.
+        """What `sample(labels, 0)` gives, without gradient; each process samples its `share`.
 
         Args:
             sample: takes some of the labels, and the place of the first of them; row i depends on label i alone.
-            labels: int64 `[N]`, the same in every process.
+            labels: int64 `[N]`, the same in every process; of images that exist, their numbers.
         """
-        part = -(-len(labels) // self.world)
-        if self.world == 1 or part * (self.world - 1) >= len(labels):  # the last process would have none
+        share = self.share(len(labels))
+        if share == slice(0, len(labels)):
             return sample(labels, 0)
-        first = self.rank * part
-        own = sample(labels[first : first + part], first).detach()
-        filled = torch.cat([own, own[:1].expand(part - len(own), *own.shape[1:])])
+        own = sample(labels[share], share.start).detach()
+        filled = torch.cat([own, own[:1].expand(-(-len(labels) // self.world) - len(own), *own.shape[1:])])
         return _gathered(filled.to(self.device), self.world).flatten(0, 1)[: len(labels)].to(own.device)
+
+    def share(self, count: int) -> slice:
+        """The rows that this process makes of `count` rows that all get; all where the last process would have none."""
+        size = -(-count // self.world)
+        if size * (self.world - 1) >= count:
+            return slice(0, count)
+        return slice(self.rank * size, min((self.rank + 1) * size, count))
 
     def every(self, value: Tensor) -> Tensor:
         """`[world, ...]`: the tensors of all processes, which have one shape, in their order and without gradient."""

@@ -82,6 +82,37 @@ class Batch:
 
 
 @dataclass(frozen=True)
+class Part:
+    """The rows of one of several processes, of rows that all of them choose alike.
+
+    Places of a batch go to the processes in turn. Of the rows of a source a process takes as many as it has places
+    there, but neighbouring ones: classes often go from row to row in turn, so that every second row would show half of
+    them.
+
+    Attributes:
+        first: the process's first place among these rows, from 0 to `every - 1`, another one for each process.
+        every: number of processes.
+    """
+
+    first: int = 0
+    every: int = 1
+
+    def of(self, count: int) -> slice:
+        """The rows of this process among `count`; those of all processes are all rows, each once."""
+        each, left = divmod(count, self.every)
+        start = self.first * each + min(self.first, left)
+        return slice(start, start + each + (self.first < left))
+
+    def after(self, count: int) -> Part:
+        """The part of the rows that follow `count` others."""
+        return Part((self.first - count) % self.every, self.every)
+
+
+WHOLE = Part()
+"""All rows: there is one process, or each makes the whole batch."""
+
+
+@dataclass(frozen=True)
 class BatchNormStatistics:
     """Moments of the input of one BatchNorm layer over batch and positions, per channel.
 

@@ -1,16 +1,23 @@
-"""Two processes that share passes get what one process gets: outputs, moments, gradients, samples."""
+"""Two processes that share passes get what one process gets: outputs, moments, gradients, samples, images on disk."""
 
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch import distributed as dist
 
-from synthkd.processes import ALONE, Processes
+from synthkd.data.epochs import EpochSource
+from synthkd.data.read.folder import Storage, read_folder
+from synthkd.data.read.on_disk import DiskImages
+from synthkd.data.sources import RealImages, RealSource
+from synthkd.processes import ALONE, CPU, Processes
+from synthkd.settings import AugmentSettings
 from synthkd.taps import observe
 from synthkd.types import Outputs
 
@@ -59,22 +66,52 @@ def step(processes: Processes, count: int) -> dict[str, Tensor]:
     }  # fmt: skip
 
 
+def on_disk(processes: Processes, pictures: Path, cache: Path) -> dict[str, Tensor]:
+    """Batches of a teacher and of a student from a folder, and which images were decoded for them."""
+    result = {}
+    for name in ("teacher", "student"):
+        read = read_folder(pictures, size=8, storage=Storage(0.0, cache / name, workers=0))
+        assert isinstance(read.images, DiskImages)
+        if name == "teacher":
+            epochs = EpochSource(read.images, read.labels, 6, AugmentSettings(flip=True), 5, CPU, processes=processes)
+            drawn = [epochs.batch(step).images for step in range(4)]
+        else:
+            real = RealSource(RealImages(read.images, read.labels), 5, processes=processes)
+            drawn = [real.draw(count, step)[0].images for step, count in enumerate((6, 6, 5, 1))]
+        result[name] = torch.cat(drawn)
+        result[f"{name}: decoded"] = torch.tensor(
+            [not read.images.part(torch.tensor([n])).lacking() for n in range(40)]
+        )
+    return result
+
+
 def run_process(rank: int, folder: Path) -> None:
     """Process `rank` of two: writes what it got for an even batch and for one that cannot be divided."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
     shared = Processes(rank, 2)
     odd = shared.outputs(lambda rows: Outputs(rows * (rank + 1)), torch.ones(3, 2)).logits
+    disk = on_disk(shared, folder / "pictures", folder / f"cache{rank}")
     state = {"weights": [torch.tensor([2.0 * rank, 1.0]), torch.tensor(7)], "name": "Adam", "rate": {"half": 0.5}}
     state["rate"]["halved"] = torch.full((2, 1), 0.5 + rank, dtype=torch.float64)
     joined = {"every": shared.every(torch.tensor([rank, 5])), "mean": shared.mean(state)}
-    torch.save({"even": step(shared, 8), "odd": odd, **joined}, folder / f"{rank}.pt")
+    torch.save({"even": step(shared, 8), "odd": odd, "disk": disk, **joined}, folder / f"{rank}.pt")
     dist.destroy_process_group()
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str, Tensor]]]:
-    folder = tmp_path_factory.mktemp("processes")
+def meeting(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of both processes."""
+    return tmp_path_factory.mktemp("processes")
+
+
+@pytest.fixture(scope="module")
+def results(meeting: Path) -> list[dict[str, dict[str, Tensor]]]:
+    folder = meeting
+    for number in range(40):
+        path = folder / "pictures" / "ab"[number % 2] / f"{number:03}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.random.default_rng(number).integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(path)
     processes = [subprocess.Popen([sys.executable, __file__, str(rank), str(folder)]) for rank in (0, 1)]
     assert [process.wait(timeout=120) for process in processes] == [0, 0]
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
@@ -103,6 +140,22 @@ def test_tensors_of_all_and_means_of_states(results: list[dict[str, Any]]) -> No
         assert (mean["name"], mean["rate"]["half"]) == ("Adam", 0.5)
         assert mean["rate"]["halved"].dtype == torch.float64
         assert mean["rate"]["halved"].tolist() == [[1.0], [1.0]]
+
+
+def test_images_on_disk_are_those_of_one_process_and_each_decodes_its_share(
+    results: list[dict[str, Any]], meeting: Path
+) -> None:
+    alone = on_disk(ALONE, meeting / "pictures", meeting / "cache")
+    first, second = (result["disk"] for result in results)
+    for name in ("teacher", "student"):
+        assert torch.equal(first[name], alone[name])
+        assert torch.equal(second[name], alone[name])
+        decoded = f"{name}: decoded"
+        assert torch.equal(first[decoded] | second[decoded], alone[decoded])
+    # An epoch has no image twice.
+    assert [int(result["disk"]["teacher: decoded"].sum()) for result in results] == [12, 12]
+    # By chance a few are drawn by both, and both have the last batch, which is a single image.
+    assert int((first["student: decoded"] & second["student: decoded"]).sum()) < 6
 
 
 if __name__ == "__main__":

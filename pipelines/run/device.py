@@ -64,7 +64,7 @@ def sharing(config: TrainingConfig, accelerator: Accelerator) -> Processes:
 
 
 def rows_of_process(processes: Processes, accelerator: Accelerator) -> tuple[int, int]:
-    """(rank, world): this process draws the rows `rank::world` of each batch, all of them where passes are shared."""
+    """(rank, world): this process draws part `rank` of `world` of each batch, all of it where passes are shared."""
     return (0, 1) if processes.world > 1 else (accelerator.process_index, accelerator.num_processes)
 
 

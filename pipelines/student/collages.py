@@ -17,7 +17,7 @@ from synthkd.pipelines.student.held_out import Agreement, Labelling
 from synthkd.pipelines.student.sources import TransferSource
 from synthkd.rng import Rows
 from synthkd.training.measuring import Watch, unwatched
-from synthkd.types import Batch, to_uint8
+from synthkd.types import WHOLE, Batch, Part, to_uint8
 
 Pictured = Callable[[int, Rows], Tensor]
 """Makes so many images float32 `[N, C, H, W]` in [0, 1], image i a function of random row i alone."""
@@ -41,10 +41,13 @@ class CollageSource:
     def __init__(self, collage: Pictured, purpose: str, seed: int) -> None:
         self._collage, self._purpose, self._seed = collage, purpose, seed
 
-    def draw(self, count: int, step: int) -> list[Batch]:
+    def draw(self, count: int, step: int, part: Part = WHOLE) -> list[Batch]:
         """One batch on the CPU, without logits and with the labels -1."""
-        images = self._collage(count, Rows(self._seed, f"{self._purpose}/{step}"))
-        return [Batch(images, torch.full((count,), -1))]
+        own = part.of(count)
+        wanted = own.stop - own.start
+        # One at least is made, since a process may have fewer images than others.
+        images = self._collage(max(1, wanted), Rows(self._seed, f"{self._purpose}/{step}", own.start))[:wanted]
+        return [Batch(images, torch.full((wanted,), -1))]
 
     def state_dict(self) -> dict[str, Any]:
         """Empty: batches follow from the step."""

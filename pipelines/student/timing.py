@@ -124,7 +124,8 @@ class _Works:
     def _real(self) -> list[Work]:
         """What is done once with each real image: decoding it, and labelling it if logits are stored."""
         drawn = phases.student_steps(self._phases) * self.assembly.batch.images
-        works = [work for images in self._reads for work in decoding(images, drawn)]
+        processes = int(self.accelerator.num_processes)  # each decodes a part of every batch
+        works = [work for images in self._reads for work in decoding(images, min(drawn, len(images)) // processes)]
         if self.test is not None:
             works += decoding(self.test.images, len(self.test))
         if self._labels_once:

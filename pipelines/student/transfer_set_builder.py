@@ -43,7 +43,7 @@ from synthkd.rng import Rows, stream
 from synthkd.schedules import DifficultyScheduler, value_at
 from synthkd.settings import BankSettings, StreamData
 from synthkd.training.learner import Learner
-from synthkd.types import Batch, ImageSpec, Rounds, TrainableGenerator, balanced_labels
+from synthkd.types import WHOLE, Batch, ImageSpec, Part, Rounds, TrainableGenerator, balanced_labels
 
 HELD_OUT_PART = 10
 """At most this part of a black box's budget is spent on held-out images: a tenth."""
@@ -222,15 +222,17 @@ class TransferSetBuilder:
         difficulty = DifficultyScheduler(settings.difficulty)
         of_round = getattr(settings.generator, "batch_size", 1)  # images, where it tells
 
-        def live(count: int, step: int) -> Batch:
-            first = step * batch_size  # each sample of the run has its own random row
-            labels = balanced_labels(count, first, self.subject.spec.classes)
+        def live(count: int, step: int, part: Part = WHOLE) -> Batch:
+            own = part.of(count)
+            first = step * batch_size + own.start  # each sample of the run has its own random row
+            # One at least is made, since a process may have fewer images than others.
+            labels = balanced_labels(max(1, own.stop - own.start), first, self.subject.spec.classes)
             images = self._processes.samples(
-                lambda part, place: generator.sample(part, difficulty.value, Rows(config.seed, "live", first + place)),
+                lambda some, place: generator.sample(some, difficulty.value, Rows(config.seed, "live", first + place)),
                 labels,
             )
             logits = None if team is None or config.logits == "fresh" else team.logits(images).cpu()
-            return Batch(images.cpu(), labels, logits)
+            return Batch(images.cpu(), labels, logits).map(lambda value: value[: own.stop - own.start])
 
         def live_count(step: int) -> int:
             return round(value_at(settings.live, step, self.total) * batch_size)
@@ -267,7 +269,8 @@ class TransferSetBuilder:
     def _real(self, supply: RealSupply) -> RealSource:
         # With stored logits the teacher labels each real image once; else it labels the images of each batch.
         labeller = self.team if self.config.logits == "stored" else None
-        return RealSource(supply, self.config.seed, labeller, self.accelerator.device, self._pass)
+        device, processes = self.accelerator.device, self._processes
+        return RealSource(supply, self.config.seed, labeller, device, self._pass, processes)
 
 
 def build_bank(

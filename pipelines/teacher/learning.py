@@ -82,7 +82,7 @@ def works(
         if isinstance(splits.train.images, DiskImages):
             part = batch_of_noise.map(lambda value: value[: batch.of_process])
             update = partial(plain_step, learner, part, accelerator)
-            reading = decoding(splits.train.images, len(splits.train))
+            reading = decoding(splits.train.images, len(splits.train) // accelerator.num_processes)
     images = splits.test.images[:TIMED_IMAGES]
 
     def tested(_: float) -> None:
@@ -140,6 +140,7 @@ def plain_update(
         config.seed,
         accelerator.device,
         *rows_of_process(processes, accelerator),
+        processes,
     )
 
     def update(step: int) -> dict[str, Tensor | float]:

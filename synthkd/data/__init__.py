@@ -6,7 +6,7 @@ from synthkd.data.epochs import EpochSource
 from synthkd.data.hybrid import REST, HybridDataset
 from synthkd.data.own import DatasetSource, FunctionSource
 from synthkd.data.replay import ClassBalancedReplay, PrioritizedReplay, UniformReplay
-from synthkd.data.sources import GeneratedSource, RealImages, RealSource, Source
+from synthkd.data.sources import GeneratedSource, PartSource, RealImages, RealSource, Source
 from synthkd.data.stream import ImageStream
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "HybridDataset",
     "ImageStream",
     "MemoryBank",
+    "PartSource",
     "PrioritizedReplay",
     "RealImages",
     "RealSource",

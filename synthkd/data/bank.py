@@ -18,7 +18,7 @@ from synthkd.errors import DataError
 from synthkd.rng import numpy_stream
 from synthkd.settings import BankSettings
 from synthkd.training.shared_rows import Rows
-from synthkd.types import Batch, ImageSpec, check_labels, to_float, to_uint8
+from synthkd.types import WHOLE, Batch, ImageSpec, Part, check_labels, to_float, to_uint8
 
 
 class BankImage(NamedTuple):
@@ -137,8 +137,8 @@ class MemoryBank(Dataset[BankImage]):
         self.added += count
         return slots
 
-    def draw(self, count: int, step: int, purpose: str = "bank") -> Batch:
-        """Draw `count` images by the bank's policy; `purpose` names the random stream.
+    def draw(self, count: int, step: int, purpose: str = "bank", part: Part = WHOLE) -> Batch:
+        """Draw `count` images by the bank's policy; `purpose` names the random stream, and a part of them is read.
 
         Returns:
             Images float32 in [0, 1] with their labels, stored logits, slots and, for prioritized draws, importance
@@ -150,8 +150,9 @@ class MemoryBank(Dataset[BankImage]):
         if len(self) == 0:
             raise DataError("memory bank is empty: give the run a pregenerate or joint phase before it is drawn from")
         slots, weights = self._policy.draw(count, len(self), numpy_stream(self.seed, purpose, step))
+        own = part.of(count)
         return self._batch(
-            torch.from_numpy(slots), None if weights is None else torch.from_numpy(weights.astype(np.float32))
+            torch.from_numpy(slots[own]), None if weights is None else torch.from_numpy(weights[own].astype(np.float32))
         )
 
     def newest(self, count: int) -> Batch:

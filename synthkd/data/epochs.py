@@ -11,7 +11,8 @@ from torch import Tensor
 
 from synthkd.data.ahead import Ahead
 from synthkd.data.augment import augment_real
-from synthkd.data.read.on_disk import Pixels
+from synthkd.data.read.on_disk import Pixels, read_together
+from synthkd.processes import ALONE, Processes
 from synthkd.rng import stream
 from synthkd.settings import AugmentSettings
 from synthkd.types import Batch, to_float
@@ -30,6 +31,7 @@ class EpochSource:
         device: of the batches.
         rank: number of this process; it gets rows `rank::world` of each batch.
         world: number of processes.
+        processes: that all get the same rows; each decodes a part of those on disk.
     """
 
     images: Pixels
@@ -40,6 +42,7 @@ class EpochSource:
     device: torch.device
     rank: int = 0
     world: int = 1
+    processes: Processes = ALONE
 
     @cached_property
     def _order(self) -> Callable[[int], Tensor]:
@@ -51,7 +54,8 @@ class EpochSource:
     @cached_property
     def _ahead(self) -> Ahead:
         rows, own = partial(_rows, self._order, len(self.labels), self.batch_size), slice(self.rank, None, self.world)
-        return Ahead(self.images, lambda step: rows(step)[own])
+        share = self.processes.share(len(range(self.batch_size)[own]))
+        return Ahead(self.images, lambda step: rows(step)[own][share])
 
     def rows(self, step: int) -> Tensor:
         """Rows of the images of a step over all processes, int64 `[batch_size]`."""
@@ -61,7 +65,7 @@ class EpochSource:
         """This process's part of the batch of a step: augmented images float32 in [0, 1] and labels."""
         self._ahead.wait(step)
         rows = self.rows(step)[self.rank :: self.world]
-        images = to_float(self.images[rows]).to(self.device)
+        images = to_float(read_together(self.images, rows, self.processes)).to(self.device)
         # Rows differ between processes, so each process draws its own augmentation.
         images = augment_real(images, self.augment, stream(self.seed, f"augment/{self.rank}", step))
         return Batch(images, self.labels[rows].to(self.device))

@@ -12,12 +12,12 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from synthkd.data import augment
 from synthkd.data.own import AnySource, DatasetSource, as_labeller, as_source
-from synthkd.data.sources import Labeller, Source
+from synthkd.data.sources import Labeller, PartSource
 from synthkd.errors import ConfigError
 from synthkd.rng import derive, stream
 from synthkd.schedules import value_at
 from synthkd.settings import MixSettings, Schedule
-from synthkd.types import Batch, Outputs
+from synthkd.types import Batch, Outputs, Part
 
 REST = None
 """The share of the one source that fills the rest of each batch."""
@@ -40,6 +40,9 @@ class HybridDataset(IterableDataset[Batch]):
     made from, and the logits of a mixture are mixed like its images. A real image without a label gets the teacher's
     prediction as label, and does not count as annotated.
 
+    All processes choose the images of a batch alike, and each makes the images of its part alone. It shuffles, varies
+    and mixes them among themselves, by random numbers of its own.
+
     Args:
         sources: the sources of the images. Besides a `Source` each may be a memory bank, a map-style dataset of real
             images (see `DatasetSource`), or a function that generates as many images as it is told to, alone or with
@@ -52,8 +55,8 @@ class HybridDataset(IterableDataset[Batch]):
         difficulty: returns the present difficulty in [0, 1]; below 0.5 it changes no image. None: it is 0.
         seed: the run's seed.
         device: of the batches; None: that of a teacher that is a module, else the CPU.
-        rank: number of this process; it gets rows `rank::world` of the batch that all processes draw alike.
-        world: number of processes.
+        rank: number of this process, from 0.
+        world: number of processes; each gets an equal part of the images of every source, up to one.
         workers: number of processes that decode the images of a dataset while somebody iterates.
         mix_probabilities: mixup mixes the probabilities of stored logits, as it mixes labels, in place of the logits.
 
@@ -120,9 +123,22 @@ class HybridDataset(IterableDataset[Batch]):
         ]
         return (self.label(self._draw(sources, step)) for step in steps)
 
-    def _requests(self, number: int, steps: range) -> Iterator[tuple[int, int]]:
-        """How many images of a source each step takes, and the step."""
-        return ((self.counts(step)[number], step) for step in steps)
+    def _requests(self, number: int, steps: range) -> Iterator[tuple[int, int, Part]]:
+        """How many images of a source each step takes, the step, and this process's part of them."""
+        for step in steps:
+            count, part = self._counts_and_parts(step)[number]
+            yield count, step, part
+
+    def _counts_and_parts(self, step: int) -> dict[int, tuple[int, Part]]:
+        """Number of a source -> its images in the batch of a step, and this process's part; in the order of rows."""
+        # Scheduled shares come first and the rest last: the rest changes with every share, and would move the rows of
+        # the sources after it.
+        order = sorted(range(len(self._sources)), key=lambda number: self._shares[number] is REST)
+        counts, part, shared = self.counts(step), Part(self._rank, self._world), {}
+        for number in order:
+            shared[number] = counts[number], part
+            part = part.after(counts[number])
+        return shared
 
     def counts(self, step: int) -> tuple[int, ...]:
         """Number of images of each source in the batch of a step; they add up to the batch size."""
@@ -142,23 +158,16 @@ class HybridDataset(IterableDataset[Batch]):
         """This process's augmented images of a step on the device, with hard labels, and logits if they are stored."""
         return self._draw(self._sources, step)
 
-    def _draw(self, sources: Sequence[Source], step: int) -> Batch:
+    def _draw(self, sources: Sequence[PartSource], step: int) -> Batch:
         batches: list[Batch] = []
-        counts = self.counts(step)
-        # Scheduled shares come first and the rest last: the rest changes with every share, and would move the rows of
-        # the sources after it.
-        for number in sorted(range(len(sources)), key=lambda number: self._shares[number] is REST):
-            batches += sources[number].draw(counts[number], step) if counts[number] else []
+        for number, (count, part) in self._counts_and_parts(step).items():
+            batches += sources[number].draw(count, step, part) if count else []
         batch = _concatenate(batches)
         if batch.annotated is None and any(source.annotated for source in sources):
             # The share of annotated images is 0 at this step. No label may count as a hard one then, while in a run
             # without annotated images all of them do.
             batch = replace(batch, annotated=torch.zeros(len(batch), dtype=torch.bool))
-        batch = self._vary(batch, step, shuffled=len(batches) > 1)
-        # All processes draw the same batch from banks with the same content; each computes its own part of it.
-        if self._world > 1:
-            batch = batch.map(lambda value: value[self._rank :: self._world])
-        batch = batch.to(self._device)
+        batch = self._vary(batch, step, shuffled=len(batches) > 1).to(self._device)
         # Rows differ between processes, so each process draws its own augmentation.
         rng = stream(self._seed, f"augment/{self._rank}", step)
         images = augment.by_difficulty(batch.images, self._difficulty(), rng)
@@ -190,7 +199,7 @@ class HybridDataset(IterableDataset[Batch]):
         mix = self._mix
         if not (mix.flip or mix.shift or mix.mixup or mix.cutmix or mix.crop < 1.0):
             return batch
-        rng = stream(self._seed, "vary", step)
+        rng = stream(self._seed, "vary" if self._world == 1 else f"vary/{self._rank}", step)
         if shuffled:
             order = torch.randperm(len(batch), generator=rng)
             batch = batch.map(lambda value: value[order])

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from synthkd.data.bank import MemoryBank
-from synthkd.data.sources import GeneratedSource, Labeller, Source
+from synthkd.data.sources import GeneratedSource, Labeller, PartSource, Source, own_rows, takes_part
 from synthkd.errors import DataError
 from synthkd.models.contract import finite_logits
 from synthkd.rng import derive, numpy_stream, stream
 from synthkd.taps import evaluating
-from synthkd.types import Batch, Outputs, to_float
+from synthkd.types import WHOLE, Batch, Outputs, Part, to_float
 
 Generate = Callable[[int], Tensor | tuple[Tensor, Tensor]]
 """count -> images float32 `[count, C, H, W]` in [0, 1], alone or with the labels they were generated for."""
@@ -43,6 +43,8 @@ class _Stateless:
 class FunctionSource(_Stateless):
     """Fresh samples of a function, such as a GAN of the caller's own. Each is in one batch and is not kept.
 
+    Of several processes each generates its own images, at a random state of its own.
+
     Args:
         generate: called without gradient in the main process, at a random state that follows from seed and step.
         seed: of the random states.
@@ -53,19 +55,21 @@ class FunctionSource(_Stateless):
     def __init__(self, generate: Generate, seed: int) -> None:
         self._generate, self._seed = generate, seed
 
-    def draw(self, count: int, step: int) -> list[Batch]:
+    def draw(self, count: int, step: int, part: Part = WHOLE) -> list[Batch]:
         """One batch on the CPU; label -1 where the function gives no labels.
 
         Raises:
             DataError: another number of images or labels, or images that are not float in [0, 1].
         """
+        own = _size(part.of(count))
+        wanted = max(1, own)  # of no images nobody would know the size
         with torch.random.fork_rng(range(torch.cuda.device_count())), torch.no_grad():
-            torch.manual_seed(derive(self._seed, "generate", step))
-            result = self._generate(count)
-        images, labels = result if isinstance(result, tuple) else (result, torch.full((count,), -1))
-        if len(images) != count or len(labels) != count:
-            raise DataError(f"the generator gave {len(images)} images and {len(labels)} labels for a count of {count}")
-        return [Batch(_in_flight(images.detach().cpu(), "the generator"), labels.cpu())]
+            torch.manual_seed(derive(self._seed, "generate" if part == WHOLE else f"generate/{part.first}", step))
+            result = self._generate(wanted)
+        images, labels = result if isinstance(result, tuple) else (result, torch.full((wanted,), -1))
+        if len(images) != wanted or len(labels) != wanted:
+            raise DataError(f"the generator gave {len(images)} images and {len(labels)} labels for a count of {wanted}")
+        return [Batch(_in_flight(images.detach().cpu(), "the generator"), labels.cpu()).map(lambda value: value[:own])]
 
 
 class DatasetSource(_Stateless):
@@ -91,34 +95,35 @@ class DatasetSource(_Stateless):
         if not self._size:
             raise DataError("a dataset of real images must have an image, this one is empty")
 
-    def draw(self, count: int, step: int) -> list[Batch]:
+    def draw(self, count: int, step: int, part: Part = WHOLE) -> list[Batch]:
         """One batch: images, labels or -1, and the indices in the dataset as `rows`.
 
         Raises:
             DataError: a sample of another form, or images of different sizes.
         """
-        rows = self._rows(count, step)
-        return [_labelled(_stacked([self._dataset[row] for row in rows]), rows)]
+        rows, own = self._rows(count, step, part)
+        return [_labelled(_stacked([self._dataset[row] for row in rows]), rows, own)]
 
-    def ahead(self, requests: Iterable[tuple[int, int]]) -> Source:
+    def ahead(self, requests: Iterable[tuple[int, int, Part]]) -> PartSource:
         """A source of these batches in this order, which workers decode while the caller trains.
 
         Args:
-            requests: (count, step) of each batch. Those of count 0 are passed over, because they are not drawn.
+            requests: (count, step, part) of each batch. Those of count 0 are passed over, because they are not drawn.
         """
-        for_workers, here = tee(self._rows(count, step) for count, step in requests if count)
+        for_workers, here = tee(self._rows(count, step, part) for count, step, part in requests if count)
         loader = DataLoader(
             self._dataset,
-            batch_sampler=cast(Any, for_workers),
+            batch_sampler=cast(Any, (rows for rows, _ in for_workers)),
             num_workers=self._workers,
             collate_fn=_stacked,
             generator=stream(self._seed, "workers"),  # without it the loader draws from the caller's random state
         )
-        return _Ahead(_labelled(samples, rows) for samples, rows in zip(loader, here, strict=True))
+        return _Ahead(_labelled(samples, rows, own) for samples, (rows, own) in zip(loader, here, strict=True))
 
-    def _rows(self, count: int, step: int) -> list[int]:
+    def _rows(self, count: int, step: int, part: Part) -> tuple[list[int], int]:
+        """Rows of this process, one at least, since of no images nobody would know the size; and how many it has."""
         rows: list[int] = numpy_stream(self._seed, "real", step).integers(0, self._size, count).tolist()
-        return rows
+        return rows[part.of(count)] or rows[:1], _size(part.of(count))
 
 
 class _Ahead(_Stateless):
@@ -129,11 +134,24 @@ class _Ahead(_Stateless):
     def __init__(self, batches: Iterator[Batch]) -> None:
         self._batches = batches
 
-    def draw(self, count: int, step: int) -> list[Batch]:
+    def draw(self, count: int, step: int, part: Part = WHOLE) -> list[Batch]:
         return [next(self._batches)]
 
 
-def as_source(source: AnySource, seed: int, workers: int = 0) -> Source:
+class _Whole:
+    """A source that makes whole batches, of which each process takes its part."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._source, name)
+
+    def draw(self, count: int, step: int, part: Part = WHOLE) -> list[Batch]:
+        return own_rows(self._source.draw(count, step), part)
+
+
+def as_source(source: AnySource, seed: int, workers: int = 0) -> PartSource:
     """The source of a hybrid dataset that draws from what the caller gave.
 
     Args:
@@ -156,7 +174,8 @@ def as_source(source: AnySource, seed: int, workers: int = 0) -> Source:
             f"a source of images must be a MemoryBank, a map-style dataset, or a function of a count, got a "
             f"{type(source).__name__}"
         )
-    return cast(Source, source)
+    own = cast(PartSource, source)
+    return own if takes_part(own.draw) else cast(PartSource, _Whole(own))
 
 
 def as_labeller(teacher: Labeller | nn.Module | None) -> Labeller | None:
@@ -188,9 +207,15 @@ def _stacked(samples: Sequence[object]) -> tuple[Tensor, Tensor]:
     return torch.stack(images), labels
 
 
-def _labelled(stacked: tuple[Tensor, Tensor], rows: list[int]) -> Batch:
+def _size(rows: slice) -> int:
+    return int(rows.stop - rows.start)
+
+
+def _labelled(stacked: tuple[Tensor, Tensor], rows: list[int], count: int) -> Batch:
+    """The first `count` of these images."""
     images, labels = stacked
-    return Batch(_in_flight(images, "the dataset"), labels, rows=torch.tensor(rows), annotated=labels >= 0)
+    batch = Batch(_in_flight(images, "the dataset"), labels, rows=torch.tensor(rows), annotated=labels >= 0)
+    return batch.map(lambda value: value[:count])
 
 
 def _in_flight(images: Tensor, source: str) -> Tensor:

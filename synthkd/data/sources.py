@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from functools import partial
+from inspect import signature
+from operator import itemgetter
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -12,20 +15,23 @@ from torch import Tensor
 from synthkd.data.ahead import Ahead
 from synthkd.data.bank import MemoryBank
 from synthkd.data.number_set import NumberSet
-from synthkd.data.read.on_disk import DiskImages, Pixels, part_of, where_kept
+from synthkd.data.read.on_disk import DiskImages, Pixels, part_of, read_together, where_kept
 from synthkd.passes import in_chunks
+from synthkd.processes import ALONE, Processes
 from synthkd.rng import numpy_stream
-from synthkd.types import Batch, Outputs, Stateful, to_float
+from synthkd.types import WHOLE, Batch, Outputs, Part, Stateful, to_float
 
 Labeller = Callable[[Tensor], Outputs]
 """Teacher without gradient: images `[N, C, H, W]` -> logits `[N, K]` and features."""
 
 LiveSampler = Callable[[int, int], Batch]
-"""(count, step) -> that many fresh samples of a generator, a function of both."""
+"""(count, step) -> so many fresh samples of a generator, a function of both; an argument `part` as in `PartSource`."""
 
 
 class Source(Stateful, Protocol):
     """Images that batches are drawn from.
+
+    Of several processes each draws all images of a step, and keeps its part. A `PartSource` makes the part alone.
 
     Attributes:
         annotated: whether its labels are annotated by people. In a mixed batch only such labels are hard labels.
@@ -44,6 +50,39 @@ class Source(Stateful, Protocol):
             Batches with `count` images together.
         """
         ...
+
+
+class PartSource(Source, Protocol):
+    """A source that makes the images of one process alone, as a source does whose `draw` has an argument `part`."""
+
+    def draw(self, count: int, step: int, part: Part = WHOLE) -> list[Batch]:
+        """As `Source.draw`, for one of several processes.
+
+        Args:
+            count: number of images of all processes, > 0.
+            step: of the student.
+            part: the images of this process. It may have none of them; the batches have the same fields nevertheless.
+
+        Returns:
+            Batches with this process's images.
+        """
+        ...
+
+
+def takes_part(draw: Callable[..., object]) -> bool:
+    """Whether a function has an argument `part`."""
+    return "part" in signature(draw).parameters
+
+
+def own_rows(batches: Sequence[Batch], part: Part) -> list[Batch]:
+    """The part of one process of batches that lie one after the other."""
+    if part == WHOLE:
+        return list(batches)
+    own = []
+    for batch in batches:
+        own.append(batch.map(itemgetter(part.of(len(batch)))))
+        part = part.after(len(batch))
+    return own
 
 
 @dataclass(frozen=True)
@@ -93,12 +132,17 @@ class GeneratedSource:
     live_count: Callable[[int], int] = lambda _: 0
     annotated = False
 
-    def draw(self, count: int, step: int) -> list[Batch]:
+    def draw(self, count: int, step: int, part: Part = WHOLE) -> list[Batch]:
         """Fresh samples first, then images of the bank with their slots, stored logits and importance weights."""
         fresh = 0 if self.live is None else min(count, self.live_count(step))
-        batches = [self.live(fresh, step)] if self.live is not None and fresh else []
+        batches = self._fresh(self.live, fresh, step, part) if self.live is not None and fresh else []
         # A batch of fresh samples alone needs no bank, which may be empty.
-        return [*batches, self.bank.draw(count - fresh, step, "bank")] if count > fresh else batches
+        return [*batches, self.bank.draw(count - fresh, step, "bank", part.after(fresh))] if count > fresh else batches
+
+    def _fresh(self, live: LiveSampler, count: int, step: int, part: Part) -> list[Batch]:
+        if takes_part(live):
+            return [cast("Callable[..., Batch]", live)(count, step, part=part)]
+        return own_rows([live(count, step)], part)
 
     def state_dict(self) -> dict[str, Any]:
         """Empty: the bank has an entry of its own in a checkpoint."""
@@ -117,6 +161,7 @@ class RealSource:
         teacher: labels each image once, for stored logits; None: batches have no logits yet.
         device: of the teacher; None: the CPU.
         batch_size: largest number of images that the teacher labels in a pass.
+        processes: that all draw the same images; each decodes a part of those on disk.
 
     Attributes:
         used: numbers of the images that were drawn so far.
@@ -131,6 +176,7 @@ class RealSource:
         teacher: Labeller | None = None,
         device: torch.device | None = None,
         batch_size: int = 512,
+        processes: Processes = ALONE,
     ) -> None:
         self.used = NumberSet()
         self._supply = supply
@@ -138,21 +184,24 @@ class RealSource:
         self._teacher = teacher
         self._device = device or torch.device("cpu")
         self._batch_size = batch_size
+        self._processes = processes
         self._ahead: Ahead | None = None
-        self._counts: list[int] = []  # images of the last batch
+        self._last: list[tuple[int, Part]] = []  # images of the last batch
         # The logits `[N, K]` of the present images so far, and the number of the first of them.
         self._first, self._logits = 0, torch.empty(0)
 
-    def draw(self, count: int, step: int) -> list[Batch]:
+    def draw(self, count: int, step: int, part: Part = WHOLE) -> list[Batch]:
         """One batch on the CPU: images, annotated labels or -1, stored logits if any, and numbers as `rows`."""
         real = self._supply.at(step)
         rows = _drawn(self._seed, len(real), count, step)
-        self._wait(real, count, step)
-        numbers, labels = real.first + rows, real.labels[rows]
-        # For the result of the run, which says how many different real images the student has seen.
-        self.used.update(numbers)
+        self._wait(real, count, part, step)
+        # For the result of the run, which says how many different real images the student has seen in all processes.
+        self.used.update(real.first + rows)
+        rows = rows[part.of(count)]
+        labels = real.labels[rows]
         logits = None if self._teacher is None else self._logits_of(real, self._teacher)[rows]
-        return [Batch(to_float(real.images[rows]), labels, logits, rows=numbers, annotated=labels >= 0)]
+        images = to_float(read_together(real.images, rows, self._processes))
+        return [Batch(images, labels, logits, rows=real.first + rows, annotated=labels >= 0)]
 
     def label_ahead(self) -> None:
         """Label the images of the first step, if the teacher labels each image once."""
@@ -169,13 +218,12 @@ class RealSource:
         """Where images that are not in memory are, as the end of a line; empty for images in memory."""
         return "" if self.fixed is None else where_kept(self.fixed)
 
-    def _wait(self, real: RealImages, count: int, step: int) -> None:
+    def _wait(self, real: RealImages, count: int, part: Part, step: int) -> None:
         """Have images on disk decoded ahead; how many a later step draws is not known, so it is taken for as many."""
         if isinstance(real.images, DiskImages):
             if self._ahead is None:
-                seed, n, counts = self._seed, len(real), self._counts
-                self._ahead = Ahead(real.images, lambda later: _drawn(seed, n, counts[-1], later))
-            self._counts[:] = [count]
+                self._ahead = Ahead(real.images, partial(_decoded, self._seed, len(real), self._last, self._processes))
+            self._last[:] = [(count, part)]
             self._ahead.wait(step)
 
     def state_dict(self) -> dict[str, Any]:
@@ -204,3 +252,10 @@ class RealSource:
 def _drawn(seed: int, n: int, count: int, step: int) -> Tensor:
     """Rows of the images of a step."""
     return torch.from_numpy(numpy_stream(seed, "real", step).integers(0, n, count))
+
+
+def _decoded(seed: int, n: int, last: Sequence[tuple[int, Part]], processes: Processes, step: int) -> Tensor:
+    """Rows of the images of a step that this process decodes, if the step draws as many as the last one."""
+    count, part = last[-1]
+    own = _drawn(seed, n, count, step)[part.of(count)]
+    return own[processes.share(len(own))]

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from multiprocessing import active_children
 from pathlib import Path
@@ -19,6 +20,7 @@ from synthkd.data.hybrid import HybridDataset
 from synthkd.data.read.folder import IN_MEMORY, Storage, read_folder
 from synthkd.data.read.on_disk import DiskImages
 from synthkd.data.sources import RealImages, RealSource
+from synthkd.processes import Processes
 from synthkd.settings import AugmentSettings, Curve
 from synthkd.system.stopping import Stopped, defer_signals, pending_signal, stoppable
 from synthkd.types import Batch
@@ -239,3 +241,34 @@ def test_each_of_two_processes_decodes_its_rows_alone_of_the_same_batches(images
             assert torch.equal(some.images, every.images[rank::2])
             assert torch.equal(some.labels, every.labels[rank::2])
         assert len(own.images) - own.images.lacking() == 3 * 4
+
+
+@pytest.mark.parametrize("kind", ["teacher", "student"])
+def test_workers_decode_the_share_of_their_process_where_all_get_all_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    def samples(
+        self: Processes, sample: Callable[[torch.Tensor, int], torch.Tensor], rows: torch.Tensor
+    ) -> torch.Tensor:
+        share = self.share(len(rows))
+        return sample(rows[share], share.start).repeat(2, 1, 1, 1)  # the other process is not there
+
+    monkeypatch.setattr(Processes, "samples", samples)
+    read = read_folder(folder(tmp_path / "large", pictures(200)), size=8, storage=storage(tmp_path, 1))
+    assert isinstance(read.images, DiskImages)
+    processes, rows = Processes(1, 2), []
+    source = EpochSource(read.images, read.labels, 8, AugmentSettings(), 5, CPU, processes=processes)
+    real = RealSource(RealImages(read.images, read.labels), 5, processes=processes)
+    for step in range(3):
+        assert len(source.batch(step) if kind == "teacher" else real.draw(8, step)[0]) == 8
+    whole = RealSource(RealImages(torch.zeros(200, 3, 8, 8, dtype=torch.uint8), read.labels), 5)
+    for step in range(12):
+        numbers = source.rows(step) if kind == "teacher" else whole.draw(8, step)[0].rows
+        assert numbers is not None
+        rows.append(numbers[4:])
+    ahead = source._ahead if kind == "teacher" else real._ahead
+    assert ahead is not None
+    ahead.close()
+    assert read.images.part(torch.cat(rows[:3])).lacking() == 0
+    others = sorted(set(range(200)) - set(torch.cat(rows).tolist()))
+    assert read.images.part(torch.tensor(others)).lacking() == len(others)

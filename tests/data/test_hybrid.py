@@ -218,15 +218,6 @@ def test_batches_are_a_function_of_seed_and_step() -> None:
     assert not torch.equal(a.images, first.batch(8).images)
 
 
-def test_processes_share_one_batch() -> None:
-    mix = MixSettings(mixup=0.0)
-    whole = make(mix, 0.3, fresh=0.2).batch(4)
-    halves = [make(mix, 0.3, fresh=0.2, rank=rank, world=2).batch(4) for rank in (0, 1)]
-    for rank, half in enumerate(halves):
-        assert torch.equal(half.images, whole.images[rank::2])
-        assert torch.equal(half.labels, whole.labels[rank::2])
-
-
 def test_difficulty_changes_images_above_one_half_only() -> None:
     mix = MixSettings(mixup=0.0)
     easy, hard = make(mix, difficulty=0.5).batch(1), make(mix, difficulty=0.9).batch(1)

@@ -20,6 +20,7 @@ from synthkd.data.read.entries import Entry
 from synthkd.data.read.fit import Fit
 from synthkd.data.read.row_cache import RowCache
 from synthkd.errors import DataError
+from synthkd.processes import Processes
 from synthkd.system.resources import size
 
 CHUNK = 256
@@ -219,6 +220,11 @@ Pixels = Tensor | DiskImages
 def part_of(pixels: Pixels, rows: Tensor) -> Pixels:
     """Some of the images, where all are: in memory, or on disk."""
     return pixels[rows] if isinstance(pixels, Tensor) else pixels.part(rows)
+
+
+def read_together(pixels: Pixels, rows: Tensor, processes: Processes) -> Tensor:
+    """`pixels[rows]`, the same rows in every process; of images on disk each process decodes its share of them."""
+    return pixels[rows] if isinstance(pixels, Tensor) else processes.samples(lambda own, _: pixels[own], rows)
 
 
 def joined(parts: Sequence[Pixels]) -> Pixels:
