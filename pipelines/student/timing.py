@@ -18,6 +18,7 @@ from synthkd.generators.method_settings import BatchwiseSettings
 from synthkd.generators.own_rounds import OwnRounds
 from synthkd.pipelines.config import DistillConfig
 from synthkd.pipelines.run.answers import FEW, Answers
+from synthkd.pipelines.run.device import rows_of_process
 from synthkd.pipelines.run.fit import in_part
 from synthkd.pipelines.run.timing import LIMIT, Per, Timed, Work, decoding, measured, saving
 from synthkd.pipelines.student.assembly import Assembly
@@ -180,7 +181,8 @@ class _Works:
         # Real images that need a work of their own first (`_real`) are not drawn.
         if fitting < images or arrives or empty or on_disk or self._labels_once or self.config.black_box is not None:
             fitting = max(fitting, min(FEW, images))
-            step = assembly.trial.step(max(1, fitting // self.accelerator.num_processes))
+            _, world = rows_of_process(assembly.learner.processes, self.accelerator)
+            step = assembly.trial.step(max(1, fitting // world))
         return Work("steps", total, lambda where: step(int(total * where)), images / fitting, per="step")
 
     def _saves(self) -> Work:
