@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from synthkd.data.read.decode import in_a_line, some
-from synthkd.data.read.entries import Entry, Listing, check_size
+from synthkd.data.read.entries import Entry, InTable, Listing
 from synthkd.data.read.labels import Written
-from synthkd.data.read.packed import labelled
+from synthkd.data.read.packed import WrittenImages, labelled, packed
 from synthkd.data.read.parquet import IMAGES, list_files
 from synthkd.errors import DataError
 from synthkd.imports import optional
@@ -66,19 +66,25 @@ def _listed(path: Path, part: Any) -> Listing:
     part = part.cast_column(column, datasets.Image(decode=False))
     names = tuple(getattr(part.features.get("label"), "names", None) or ())
     labels = part["label"][:] if "label" in part.column_names else [None] * len(part)
-    written = [Written(f"row {n}", partial(_read, part, column, n), label) for n, label in enumerate(labels)]
+    written, table = WrittenImages(), _Saved(part, column)
+    for row, label in enumerate(labels):
+        written.append(Written(f"row {row}", InTable(table, row), label))
     if not written:
         raise DataError(f"{path} holds no images; check the path")
     return labelled(written, class_names=names)
 
 
-def _read(part: Any, column: str, row: int) -> bytes | Path:
-    image = part[row][column]
-    if image["bytes"] is None:
-        return Path(image["path"])
-    check_size(len(image["bytes"]))
-    content: bytes = image["bytes"]
-    return content
+class _Saved:
+    """The images of one dataset of the library."""
+
+    def __init__(self, part: Any, column: str) -> None:
+        self._part, self._column = part, column
+
+    def content(self, row: int) -> bytes | Path:
+        """The bytes of an image, or its file."""
+        image = self._part[row][self._column]
+        content: bytes | None = image["bytes"]
+        return Path(image["path"]) if content is None else content
 
 
 def _joined(path: Path, parts: Mapping[str, Any]) -> Listing:
@@ -93,7 +99,7 @@ def _joined(path: Path, parts: Mapping[str, Any]) -> Listing:
     train, tested = parts["train"](), parts[test]()
     if extra := [name for name in tested.class_names if name not in train.class_names]:
         raise DataError(f"{path}: {test} has classes that train does not have: {some(extra)}; leave their images out")
-    entries = [*_in_part("train", train, train.class_names), *_in_part(test, tested, train.class_names)]
+    entries = packed(_in_part("train", train, train.class_names), _in_part(test, tested, train.class_names))
     aside = [f"part {name}" for name in parts if name not in ("train", test)]
     return Listing(entries, train.class_names, [*train.ignored, *tested.ignored, *aside])
 

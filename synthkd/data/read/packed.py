@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from synthkd.data.read.entries import Entry, InFile, InFolder, Listing, refused_entry
+from synthkd.data.read.decode import Reader
+from synthkd.data.read.entries import Entry, ImageTable, InFile, InFolder, InTable, Listing, refused_entry
 from synthkd.data.read.labels import CLASSES, Written, in_order
 
 _TEXT = ("utf-8", "surrogatepass")  # the name of a file may be no text
@@ -106,8 +107,8 @@ class Entries(Sequence[Entry]):
     def __init__(self, entries: Iterable[Entry] = ()) -> None:
         self._names, self._labels, self._test = Names(), array("i"), bytearray()
         self._place, self._offset, self._size = array("i"), array("q"), array("q")
-        self._places: dict[Path, int] = {}  # a folder or an archive -> its number
-        self._paths: list[Path] = []  # by number
+        self._numbers: dict[Path | ImageTable, int] = {}  # a folder, an archive or a table -> its number
+        self._places: list[Path | ImageTable] = []  # by number
         self._others: dict[int, Entry] = {}
         for entry in entries:
             self.append(entry)
@@ -121,6 +122,8 @@ class Entries(Sequence[Entry]):
             place = self._number(read.root)
         elif isinstance(read, InFile):
             place, offset, size = self._number(read.path), read.offset, read.size
+        elif isinstance(read, InTable):
+            place, offset = self._number(read.table), read.row
         else:
             self._others[len(self)] = entry
         self._names.append("" if place < 0 else entry.name)
@@ -153,9 +156,14 @@ class Entries(Sequence[Entry]):
     def _at(self, row: int) -> Entry:
         if self._place[row] < 0:
             return self._others[row]
-        name, path, label = self._names[row], self._paths[self._place[row]], self._labels[row]
-        read = InFolder(path, name) if self._offset[row] < 0 else InFile(path, self._offset[row], self._size[row])
-        return Entry(name, read, None if label < 0 else label, bool(self._test[row]))
+        name, label = self._names[row], self._labels[row]
+        return Entry(name, self._reader(row, name), None if label < 0 else label, bool(self._test[row]))
+
+    def _reader(self, row: int, name: str) -> Reader:
+        place, offset = self._places[self._place[row]], self._offset[row]
+        if not isinstance(place, Path):
+            return InTable(place, offset)
+        return InFolder(place, name) if offset < 0 else InFile(place, offset, self._size[row])
 
     @property
     def labels(self) -> Tensor:
@@ -167,11 +175,11 @@ class Entries(Sequence[Entry]):
         """Whether each is in the test part, bool `[N]`."""
         return torch.from_numpy(np.frombuffer(self._test, dtype=np.bool_).copy())
 
-    def _number(self, path: Path) -> int:
-        if path not in self._places:
-            self._places[path] = len(self._paths)
-            self._paths.append(path)
-        return self._places[path]
+    def _number(self, place: Path | ImageTable) -> int:
+        number = self._numbers.setdefault(place, len(self._places))
+        if number == len(self._places):
+            self._places.append(place)
+        return number
 
 
 class WrittenImages(Sequence[Written]):
