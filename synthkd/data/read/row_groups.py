@@ -45,7 +45,7 @@ class RowGroups:
             OSError: the file cannot be read.
         """
         group = bisect_right(self._ends, row)
-        content = _kept().group(self, group)[row - (self._ends[group - 1] if group else 0)]
+        content = _kept().group(self, group).image(row - (self._ends[group - 1] if group else 0))
         if content is None:
             raise ValueError(NO_IMAGE)
         return content
@@ -71,25 +71,53 @@ def opened(path: Path) -> Any:
     return optional("pyarrow.parquet", "data", "the parquet format").ParquetFile(path, pre_buffer=False)
 
 
+class _Group:
+    """The images of a row group, as pyarrow holds them: only those that somebody asks for become bytes of Python.
+
+    Args:
+        file: of pyarrow.
+        column: of the images.
+        number: of the row group.
+    """
+
+    def __init__(self, file: Any, column: str, number: int) -> None:
+        self._parts: list[Any] = []
+        self._ends: list[int] = []
+        self.nbytes = 0
+        name = leaf(file, column, "bytes")
+        # By a few rows, since a row group holds an image that is repeated once, and here it would be there many times.
+        for batch in file.iter_batches(ROWS, [number], [name or column], use_threads=False):
+            self._parts.append(batch.column(0).flatten()[0] if name else batch.column(0))
+            self._ends.append((self._ends[-1] if self._ends else 0) + batch.num_rows)
+            self.nbytes += batch.nbytes
+            if self.nbytes > _MOST:
+                raise ValueError(f"its row group unpacks to more than {_MOST >> 20} MiB, as those of images do not")
+
+    def image(self, row: int) -> bytes | None:
+        """The bytes of an image; None without them."""
+        part = bisect_right(self._ends, row)
+        return encoded(self._parts[part][row - self._ends[part]].as_py())  # counted from the end of its part
+
+
 class _Kept:
     """The row groups and the open files that a process used last."""
 
     def __init__(self) -> None:
         self._lock, self._bytes = Lock(), 0
-        self._groups: OrderedDict[tuple[RowGroups, int], list[bytes | None]] = OrderedDict()
+        self._groups: OrderedDict[tuple[RowGroups, int], _Group] = OrderedDict()
         self._files: OrderedDict[RowGroups, Any] = OrderedDict()
 
-    def group(self, rows: RowGroups, number: int) -> list[bytes | None]:
-        """The images of a row group, None for a row without one. One thread reads, and the others wait for it."""
+    def group(self, rows: RowGroups, number: int) -> _Group:
+        """A row group. One thread reads, and the others wait for it."""
         with self._lock:
-            images = self._groups.pop((rows, number), None)
-            if images is None:
-                images = _images(self._file(rows), rows.column, number)
-                self._bytes += _size(images)
+            group = self._groups.pop((rows, number), None)
+            if group is None:
+                group = _Group(self._file(rows), rows.column, number)
+                self._bytes += group.nbytes
                 while self._groups and self._bytes > KEPT:
-                    self._bytes -= _size(self._groups.popitem(last=False)[1])
-            self._groups[rows, number] = images
-            return images
+                    self._bytes -= self._groups.popitem(last=False)[1].nbytes
+            self._groups[rows, number] = group
+            return group
 
     def _file(self, rows: RowGroups) -> Any:
         file = self._files.pop(rows, None) or opened(rows.path)
@@ -110,24 +138,8 @@ def _kept() -> _Kept:
     return _OF_PROCESS.setdefault(process, _Kept())
 
 
-def _images(file: Any, column: str, group: int) -> list[bytes | None]:
-    images: list[bytes | None] = []
-    total = 0
-    # By a few rows, since a row group holds an image that is repeated once, and here it would be there many times.
-    for batch in file.iter_batches(ROWS, [group], [leaf(file, column, "bytes") or column], use_threads=False):
-        images += map(encoded, batch.column(0).to_pylist())
-        total += _size(images[-batch.num_rows :])
-        if total > _MOST:
-            raise ValueError(f"its row group unpacks to more than {_MOST >> 20} MiB, as those of images do not")
-    return images
-
-
 def leaf(file: Any, column: str, part: str) -> str:
     """The name of a part of a column of structs; empty without such a part."""
     kind = file.schema_arrow.field(column).type
     fields = [kind.field(number).name for number in range(kind.num_fields)]
     return f"{column}.{part}" if part in fields else ""
-
-
-def _size(images: Sequence[bytes | None]) -> int:
-    return sum(len(image) for image in images if image is not None)

@@ -43,13 +43,13 @@ def place(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> st
 def groups(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The row groups that are read, in order."""
     numbers: list[int] = []
-    read = row_groups._images
 
-    def counted(file: Any, column: str, group: int) -> list[bytes | None]:
-        numbers.append(group)
-        return read(file, column, group)
+    class Counted(row_groups._Group):
+        def __init__(self, file: Any, column: str, number: int) -> None:
+            numbers.append(number)
+            super().__init__(file, column, number)
 
-    monkeypatch.setattr(row_groups, "_images", counted)
+    monkeypatch.setattr(row_groups, "_Group", Counted)
     return numbers
 
 
@@ -113,7 +113,7 @@ def test_several_files_of_several_row_groups_are_the_folder_of_their_pictures(tm
 def test_rows_in_order_read_each_row_group_once_and_few_are_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, groups: list[int]
 ) -> None:
-    monkeypatch.setattr(row_groups, "KEPT", 2 * 50 * len(content(6)))
+    monkeypatch.setattr(row_groups, "KEPT", 2 * 50 * (len(content(6)) + 8))
     entries = list_parquet(written(tmp_path / "set.parquet", [0] * COUNT)).entries
     assert groups == [], "the list takes no image"
     for _ in range(2):
@@ -121,7 +121,7 @@ def test_rows_in_order_read_each_row_group_once_and_few_are_kept(
             one.read()
     assert groups == [0, 1, 2, 3] * 2
     kept = row_groups._kept()
-    assert kept._bytes == sum(len(image or b"") for images in kept._groups.values() for image in images)
+    assert kept._bytes == sum(group.nbytes for group in kept._groups.values())
     assert kept._bytes <= row_groups.KEPT
 
 
