@@ -18,7 +18,8 @@ from synthkd.data.read.decode import Reader
 from synthkd.data.read.entries import Entry, ImageTable, InFile, InFolder, InTable, Listing, refused_entry
 from synthkd.data.read.labels import CLASSES, Written, in_order
 
-_TEXT = ("utf-8", "surrogatepass")  # the name of a file may be no text
+NAMES = ("utf-8", "surrogatepass")
+"""How names become bytes: that of a file may be no text."""
 
 
 class Names(Sequence[str]):
@@ -31,7 +32,7 @@ class Names(Sequence[str]):
 
     def append(self, name: str) -> None:
         """Add a text at the end."""
-        self._bytes += name.encode(*_TEXT)
+        self._bytes += name.encode(*NAMES)
         self._ends.append(len(self._bytes))
 
     def __len__(self) -> int:
@@ -40,7 +41,7 @@ class Names(Sequence[str]):
     def __iter__(self) -> Iterator[str]:
         begin = 0
         for end in itertools.islice(self._ends, 1, None):
-            yield self._bytes[begin:end].decode(*_TEXT)
+            yield self._bytes[begin:end].decode(*NAMES)
             begin = end
 
     @overload
@@ -51,7 +52,7 @@ class Names(Sequence[str]):
         if isinstance(index, slice):
             return [self[one] for one in range(*index.indices(len(self)))]
         row = range(len(self))[index]
-        return self._bytes[self._ends[row] : self._ends[row + 1]].decode(*_TEXT)
+        return self._bytes[self._ends[row] : self._ends[row + 1]].decode(*NAMES)
 
 
 class FolderFiles(Mapping[str, Entry]):

@@ -55,7 +55,7 @@ NO_IMAGE = "no encoded image"
 """Why a row without bytes of an image is refused."""
 
 
-def encoded(value: Any) -> bytes | None:
+def encoded(value: object) -> bytes | None:
     """The bytes of an image in a row, which stand alone or in a struct; None without them."""
     content = value.get("bytes") if isinstance(value, dict) else value
     return content if isinstance(content, bytes) else None
