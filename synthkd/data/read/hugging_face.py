@@ -1,7 +1,8 @@
-"""Folders of Hugging Face: what `datasets.save_to_disk` wrote, and folders of parquet shards named by their part."""
+"""Folders of Hugging Face, which `datasets.save_to_disk` wrote, and of shards, parquet or tar, named by their part."""
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -9,6 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from synthkd.data.read import webdataset
+from synthkd.data.read.compressed import is_tar
 from synthkd.data.read.decode import in_a_line, some
 from synthkd.data.read.entries import Entry, InTable, Listing
 from synthkd.data.read.labels import Written
@@ -19,6 +22,7 @@ from synthkd.imports import optional
 
 TEST_PARTS = ("test", "validation", "valid", "val")
 """Names of parts that a test part may have, the first one that is there is taken."""
+_IMAGE_ENDINGS = tuple(f".{suffix}" for suffix in webdataset.IMAGES)
 _SAVED, _SAVED_PARTS = "dataset_info.json", "dataset_dict.json"
 _PART = re.compile(r"(train|test|validation|valid|val)(?=[-_.]|$)")
 
@@ -28,7 +32,8 @@ def list_hugging_face(path: Path) -> Listing | None:
 
     Args:
         path: a folder of `save_to_disk`, of one dataset or of several parts; or one with shards
-            (`train-00000-of-00002.parquet`) in it or in its `data/`.
+            (`train-00000-of-00002.parquet`) in it or in its `data/`; or one with WebDataset shards (`train-0000.tar`),
+            without directories and images.
 
     Raises:
         DataError: damaged files, no column of images, or a test part with classes that the training part lacks.
@@ -37,13 +42,38 @@ def list_hugging_face(path: Path) -> Listing | None:
     if (path / _SAVED_PARTS).is_file() or ((path / _SAVED).is_file() and any(path.glob("*.arrow"))):
         return _saved(path)
     shards = sorted(path.glob("*.parquet")) or sorted((path / "data").glob("*.parquet"))
+    read = list_files if shards else _list_tars
+    shards = shards or _tars(path)
     if not shards:
         return None
     parts: dict[str, list[Path]] = {}
     for shard in shards:
         match = _PART.match(shard.name)
         parts.setdefault(match[1] if match else "", []).append(shard)
-    return _joined(path, {name: partial(list_files, files) for name, files in parts.items()})
+    return _joined(path, {name: partial(read, files) for name, files in parts.items()})
+
+
+def _tars(path: Path) -> list[Path]:
+    """The tars of a folder of nothing but shards, sorted."""
+    tars = []
+    with os.scandir(path) as inside:
+        for one in inside:
+            if one.name.startswith("."):
+                continue
+            if one.name.lower().endswith(_IMAGE_ENDINGS) or one.is_dir():
+                return []
+            if is_tar(path / one.name):
+                tars.append(path / one.name)
+    return sorted(tars)
+
+
+def _list_tars(shards: Sequence[Path]) -> Listing:
+    listing = webdataset.list_shards(shards)
+    if isinstance(listing, Listing):
+        return listing
+    raise DataError(
+        f"{shards[0].parent} has tars of class directories; name them by a pattern: {shards[0].parent}/*.tar"
+    )
 
 
 def _saved(path: Path) -> Listing:

@@ -21,6 +21,7 @@ from synthkd.data.read.labels import Written
 from synthkd.data.read.packed import WrittenImages, labelled
 from synthkd.data.read.row_groups import LARGEST_GROUP, NO_IMAGE, ROWS, RowGroups, encoded, leaf, opened
 from synthkd.errors import DataError
+from synthkd.system.patterns import matching
 
 IMAGES = ("image", "img")
 """Names of the column of images."""
@@ -35,7 +36,7 @@ def list_parquet(path: Path) -> Listing:
     """The images of a parquet file: a column `image` (or `img`) of encoded files, and `label` if there is one.
 
     Args:
-        path: a file, or a pattern (`train-*.parquet`) of several, which are taken in sorted order.
+        path: a file, or a pattern (`train-*.parquet`) of several; see `matching`.
 
     Returns:
         The listing. The classes have the names that Hugging Face datasets keeps in the schema, else their numbers.
@@ -44,7 +45,7 @@ def list_parquet(path: Path) -> Listing:
         DataError: no such file, a damaged one, or one without such a column.
         MissingExtraError: pyarrow is not installed.
     """
-    files = [path] if path.exists() else sorted(path.parent.glob(path.name))
+    files = matching(path)
     if not files:
         raise DataError(f"{path} does not exist; check the path")
     return list_files(files)
