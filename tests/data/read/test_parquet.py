@@ -1,6 +1,7 @@
 """The images of parquet files stay in them, and those of a file with a large row group lie in a temporary file."""
 
 import io
+import math
 import multiprocessing
 import os
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from synthkd.data.epochs import EpochSource
 from synthkd.data.read import compressed, row_groups
 from synthkd.data.read import parquet as reader
 from synthkd.data.read.entries import InFile
@@ -20,6 +22,7 @@ from synthkd.data.read.on_disk import DiskImages
 from synthkd.data.read.parquet import list_parquet
 from synthkd.data.read.row_groups import ROWS
 from synthkd.errors import DataError
+from synthkd.settings import AugmentSettings
 
 pa: Any = pytest.importorskip("pyarrow")
 parquet: Any = pytest.importorskip("pyarrow.parquet")
@@ -108,6 +111,22 @@ def test_several_files_of_several_row_groups_are_the_folder_of_their_pictures(tm
         assert torch.equal(read.images[order], whole.images[:])
         assert torch.equal(read.labels[order], whole.labels)
         assert read.class_names == whole.class_names == ("0", "1", "2")
+
+
+def test_batches_are_decoded_in_workers(tmp_path: Path) -> None:
+    path = pictures(tmp_path / "set.parquet", 0, 40, rows=6)
+    whole, lazy = (
+        read_folder(path, storage=Storage(memory, tmp_path / "cache", workers=2)) for memory in (math.inf, 0.0)
+    )
+    ours, theirs = (
+        EpochSource(one.images, one.labels, 7, AugmentSettings(flip=True), 5, torch.device("cpu"))
+        for one in (lazy, whole)
+    )
+    for step in range(12):
+        assert torch.equal(ours.batch(step).images, theirs.batch(step).images)
+        assert torch.equal(ours.batch(step).labels, theirs.batch(step).labels)
+    assert isinstance(lazy.images, DiskImages)
+    assert lazy.images.lacking() == 0
 
 
 def test_rows_in_order_read_each_row_group_once_and_few_are_kept(
