@@ -25,7 +25,7 @@ from torch import distributed
 from synthkd.data.read import on_disk
 from synthkd.data.read.folder import Storage, read_folder
 from synthkd.errors import DataError
-from synthkd.pipelines.run.processes import on_main, shares
+from synthkd.pipelines.run.processes import alone, on_main, shares
 from synthkd.pipelines.config import DistillConfig, TeachConfig
 from synthkd.pipelines.run.device import process_state
 from synthkd.pipelines import distill, teach
@@ -76,6 +76,8 @@ seen["left out"] = end("bad", skip_bad=True)
 seen["one more"] = end("whole" if rank == "0" else "more")
 seen["renamed"] = end("whole" if rank == "0" else "renamed")
 seen["missing"] = end("whole" if rank == "0" else "nowhere")
+with together(shares()), alone():
+    seen["each alone"] = of_all().world
 seen["one alone"] = [on_main(lambda: end("whole")), shares().first(lambda: of_all().world), of_all().world]
 Path(f"seen{rank}.json").write_text(json.dumps(seen))
 """
@@ -139,3 +141,4 @@ def test_an_error_of_one_is_the_error_of_all(place: Path, seen: list[dict[str, A
 
 def test_the_main_process_alone_reads_everything(seen: list[dict[str, Any]]) -> None:
     assert [one["one alone"] for one in seen] == [[[COUNT, 0], 1, 1]] * 2
+    assert [one["each alone"] for one in seen] == [1, 1]

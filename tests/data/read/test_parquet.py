@@ -75,18 +75,20 @@ def pictures(path: Path, first: int, count: int, rows: int, plain: bool = False)
     return path
 
 
-def written(path: Path, labels: list[int | None], name: str | None = None) -> Path:
+def written(path: Path, labels: list[int | None], name: str | None = None, group: int = 50) -> Path:
     rows = [
         {"image": {"bytes": content(row), "path": name and f"{row}{name}"}, "label": label}
         for row, label in enumerate(labels)
     ]
-    parquet.write_table(pa.Table.from_pylist(rows), path, row_group_size=50)
+    parquet.write_table(pa.Table.from_pylist(rows), path, row_group_size=group)
     return path
 
 
 @pytest.mark.usefixtures("place")
 def test_every_row_gives_its_own_bytes_across_row_groups_and_blocks(tmp_path: Path) -> None:
-    listing = list_parquet(written(tmp_path / "set.parquet", [row % 3 for row in range(COUNT)], ".png"))
+    listing = list_parquet(
+        written(tmp_path / "set.parquet", [row % 3 for row in range(COUNT)], ".png", group=2 * ROWS + 2)
+    )
     assert [one.read() for one in listing.entries] == [content(row) for row in range(COUNT)]
     assert [one.label for one in listing.entries] == [row % 3 for row in range(COUNT)]
     assert [one.name for one in listing.entries] == [f"{row}.png" for row in range(COUNT)]
