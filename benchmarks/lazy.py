@@ -1,11 +1,15 @@
 """Training on JPEG files that are decoded on demand, beside all images in memory: peak memory and speed.
 
     python -m benchmarks.lazy [--images 100000] [--small 1000000]
+    python -m benchmarks.lazy --shards 200000
 
 Folders of JPEGs of 224 x 224 pixels (300 drawn pictures, each file with bytes of its own), 30 steps of a small
 classifier on batches of 32, one thread. Each row is a process of its own. Peak memory is what the process and its
 workers have beyond their start, shared pages divided (PSS). Waiting is the time until a step has its batch. The last
 rows are folders of small images, PNGs of 8 x 8 pixels; what their memory grows by is that of the list of files.
+
+With --shards the images are PNGs of 32 x 32 pixels in shards of 20,000: tars, and parquet by the number of rows in a
+row group. The results of the other command stay in the file.
 """
 
 from __future__ import annotations
@@ -13,9 +17,11 @@ from __future__ import annotations
 import io
 import math
 import multiprocessing
+import tarfile
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -28,34 +34,74 @@ from benchmarks import common
 from benchmarks.common import Row
 from synthkd.data.epochs import EpochSource
 from synthkd.data.read.folder import Storage, read_folder
+from synthkd.data.written.writers import needed
 from synthkd.models import build
 from synthkd.settings import AugmentSettings, ZooModel
 from synthkd.types import ImageSpec
 
-SIDE, SMALL, CLASSES, PICTURES = 224, 8, 10, 300
+SIDE, SHARDED, SMALL, CLASSES, PICTURES = 224, 32, 8, 10, 300
+SHARD, GROUPS = 20_000, (100, 1_000, 5_000, 20_000)
 BATCH, STEPS = 32, 30
 FEW = 5_000
+TARS, PARQUET = "tars", "parquet by "
 COLUMNS = (
     "images | pixels | decoded, GB | read from | workers | peak memory, GB | waiting, ms/image | training, images/s"
 )
 
 
-def make_folder(root: Path, count: int, side: int) -> None:
-    """Write a directory per class with `count` files in all: JPEGs, or PNGs where they are small."""
+def drawn(side: int) -> list[bytes]:
+    """The files of all pictures: JPEGs, or PNGs where they are small."""
     rng = np.random.default_rng(0)
-    drawn = []
+    files = []
     for _ in range(PICTURES):
         buffer = io.BytesIO()
         coarse = Image.fromarray(rng.integers(0, 256, (24, 24, 3), dtype=np.uint8))
         picture = coarse.resize((side, side), Image.Resampling.BICUBIC)
-        picture.save(buffer, "JPEG", quality=90) if side > SMALL else picture.save(buffer, "PNG")
-        drawn.append(buffer.getvalue())
+        picture.save(buffer, "JPEG", quality=90) if side > SHARDED else picture.save(buffer, "PNG")
+        files.append(buffer.getvalue())
+    return files
+
+
+def contents(count: int, side: int) -> Iterator[bytes]:
+    """So many different files of pictures."""
+    files = drawn(side)
+    # Bytes after the end of a picture are no part of it, and make it another file.
+    return (files[number % PICTURES] + number.to_bytes(4, "big") for number in range(count))
+
+
+def make_folder(root: Path, count: int, side: int) -> None:
+    """Write a directory per class with `count` files in all."""
     for label in range(CLASSES):
         (root / str(label)).mkdir(parents=True)
-    for number in range(count):
-        # Bytes after the end of a picture are no part of it, and make it another file.
-        content = drawn[number % PICTURES] + number.to_bytes(4, "big")
+    for number, content in enumerate(contents(count, side)):
         (root / str(number % CLASSES) / f"{number}.jpg").write_bytes(content)
+
+
+def make_parquet(root: Path, count: int, group: int) -> Path:
+    """Write shards with row groups of so many rows; returns their pattern."""
+    root.mkdir()
+    pyarrow, parquet = needed("pyarrow"), needed("pyarrow.parquet")
+    files = contents(count, SHARDED)
+    for first in range(0, count, SHARD):
+        images = [{"bytes": content, "path": None} for content in islice(files, SHARD)]
+        labels = [number % CLASSES for number in range(first, first + len(images))]
+        table = pyarrow.table({"image": images, "label": labels})
+        parquet.write_table(table, root / f"{first:08}.parquet", row_group_size=group)
+    return root / "*.parquet"
+
+
+def make_tars(root: Path, count: int) -> Path:
+    """Write WebDataset shards; returns their pattern."""
+    root.mkdir()
+    files = enumerate(contents(count, SHARDED))
+    for first in range(0, count, SHARD):
+        with tarfile.open(root / f"{first:08}.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
+            for number, content in islice(files, SHARD):
+                for suffix, part in (("png", content), ("cls", str(number % CLASSES).encode())):
+                    member = tarfile.TarInfo(f"{number:08}.{suffix}")
+                    member.size = len(part)
+                    tar.addfile(member, io.BytesIO(part))
+    return root / "*.tar"
 
 
 def train(path: Path, side: int, storage: Storage, results: Connection) -> None:
@@ -145,6 +191,22 @@ def measured(counts: Sequence[int], small: Sequence[int]) -> Iterator[Row]:
             yield measure(path, count, SMALL, "files", Storage(0.0, Path(scratch, f"of small {count}"), 0))
 
 
+def measured_shards(counts: Sequence[int]) -> Iterator[Row]:
+    """Rows of shards; of the larger sets with the smallest row groups alone."""
+    with tempfile.TemporaryDirectory(dir=common.ROOT) as scratch:
+        for count in counts:
+            places = {TARS: make_tars(Path(scratch, f"{count} tars"), count)}
+            for group in GROUPS if count == counts[0] else GROUPS[:1]:
+                places[f"{PARQUET}{group:,}"] = make_parquet(Path(scratch, f"{count} by {group}"), count, group)
+            for where, path in places.items():
+                yield measure(path, count, SHARDED, where, Storage(0.0, Path(scratch, f"{count} of {where}"), 0))
+
+
+def is_sharded(row: Row) -> bool:
+    """Whether a row is of shards."""
+    return str(row["from"]).startswith((TARS, PARQUET))
+
+
 def tables(content: Row) -> str:
     """The table of a results file."""
     rows = [
@@ -168,14 +230,23 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = common.options("lazy", __doc__)
     parser.add_argument("--images", type=int, default=8_000, help="of the large folder")
     parser.add_argument("--small", type=int, default=0, help="images of the largest folder of small ones; 0: none")
+    parser.add_argument("--shards", type=int, default=0, help="images of the larger set in shards; 0: none")
     arguments = parser.parse_args(argv)
+    shards = [arguments.shards // 10, arguments.shards] if arguments.shards else []
     small = [arguments.small // 10, arguments.small] if arguments.small else []
-    rows = []
-    for row in measured([FEW, arguments.images], small):
+    content = common.read("lazy")
+    rows = [row for row in content["rows"] if is_sharded(row) != bool(shards)]
+    for row in measured_shards(shards) if shards else measured([FEW, arguments.images], small):
         print(row)
         rows.append(row)
-    content = {"rows": rows, **common.environment("torch", "pillow")}
-    common.save("lazy", content, f"--images {arguments.images} --small {arguments.small}")
+    content["rows"] = sorted(rows, key=is_sharded)
+    environment = common.environment("torch", "pillow", "pyarrow")
+    if shards:
+        content["shards"] = {"command": f"python -m benchmarks.lazy --shards {arguments.shards}", **environment}
+    else:
+        command = f"python -m benchmarks.lazy --images {arguments.images} --small {arguments.small}"
+        content |= {"command": command, **environment}
+    common.save("lazy", content)
     print(tables(content))
 
 

@@ -25,6 +25,7 @@ from synthkd.pipelines.run.extension import earlier_queries, with_extensions
 from synthkd.pipelines.run.images import fitted
 from synthkd.pipelines.run.job import Job, open_job
 from synthkd.pipelines.run.live import LivePage
+from synthkd.pipelines.run.processes import shares
 from synthkd.pipelines.run.result import Plan, Result
 from synthkd.pipelines.run.several import require_shareable
 from synthkd.pipelines.run.tested import own_data, read_test, training_data
@@ -46,6 +47,7 @@ from synthkd.pipelines.student.watch import PEERS, STUDENT, RunWatch, saved_note
 from synthkd.reports.results import DistillResult
 from synthkd.settings import DataSettings, GivenModel, TrainedTeacher, UnlabelledData
 from synthkd.system.environment import float32_by_default
+from synthkd.system.shares import together
 from synthkd.training.display import Display
 from synthkd.training.loop import Action, Progress, Values
 from synthkd.training.measuring import Allowance
@@ -136,7 +138,7 @@ def _distill(config: DistillConfig, *, networks: GivenNetworks, dry_run: bool) -
             lines = summary(job, job.finished, already=True)
             saved = functools.partial(_saved_student, config, job, networks)
             return Distilled(job.directory, job.finished, lines, finished_student=saved)
-        with reading_once() as read:
+        with reading_once() as read, together(shares()):
             test = read_test(config)  # before anything expensive
             _keep(read, training_data(config))
             ready = _teachers(config, job, networks, test)

@@ -21,6 +21,7 @@ from synthkd.pipelines.run.images import keep_data
 from synthkd.pipelines.run.job import Job, describe_model, disk_line, open_job, training_bytes
 from synthkd.pipelines.run.live import LivePage
 from synthkd.pipelines.run.memory import memory_lines
+from synthkd.pipelines.run.processes import shares
 from synthkd.pipelines.run.result import Plan, Result
 from synthkd.pipelines.run.several import require_shareable
 from synthkd.pipelines.run.timing import measured, planned_time
@@ -40,6 +41,7 @@ from synthkd.pipelines.teacher.memory import teaching_memory
 from synthkd.privacy.dpsgd import PrivateLearner, statement
 from synthkd.privacy.journal import Journal
 from synthkd.reports.results import DataDescription, ModelResult, RaisedAlarm, RunCost, TeachResult
+from synthkd.system.shares import together
 from synthkd.taps import evaluating
 from synthkd.training.learner import Learner
 from synthkd.training.loop import Action, Progress, Stage
@@ -71,7 +73,8 @@ def teach(config: TeachConfig, *, dry_run: bool = False, splits: Splits | None =
             if splits is not None:  # the result holds for the caller's images only if it was trained on them
                 keep_data(job.directory, splits, job.accelerator, config.training.dp is not None)
             return Result(job.directory, job.finished, _summary(job, job.finished, already=True))
-        splits = splits or load_splits(config.data)
+        with together(shares()):
+            splits = splits or load_splits(config.data)
         keep_data(job.directory, splits, job.accelerator, config.training.dp is not None)
         model = build(config, splits).to(job.device)
         progress, claim, batch_size = _train(config, job, model, splits)

@@ -262,6 +262,8 @@ ANYTHING = {
     "synthkd/compression/onnx_file.py:onnx_bytes",
     "synthkd/data/bank_disk.py:age_ordered",
     "synthkd/data/bank_rows.py:saved_rows",
+    "synthkd/data/read/row_groups.py:leaf",
+    "synthkd/data/read/row_groups.py:opened",
     "synthkd/data/read/samples.py:open_samples",
     "synthkd/data/written/card.py:card",
     "synthkd/data/written/writers.py:needed",

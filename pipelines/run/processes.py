@@ -23,7 +23,7 @@ from synthkd.pipelines.config import JobConfig
 from synthkd.pipelines.run.device import process_state
 from synthkd.pipelines.run.directory import run_directory
 from synthkd.system.environment import TORCHRUN, own_environment
-from synthkd.system.shares import ALONE, Shares
+from synthkd.system.shares import ALONE, Shares, together
 
 T = TypeVar("T")
 
@@ -65,7 +65,7 @@ def alone() -> Iterator[None]:
         if state:
             state.update(_ONE)
     try:
-        with redirect_stderr(io.StringIO()) if quiet else nullcontext():
+        with together(ALONE), redirect_stderr(io.StringIO()) if quiet else nullcontext():
             yield
     finally:
         os.environ.update(environment)

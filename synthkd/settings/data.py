@@ -82,7 +82,8 @@ class ImageFileSettings(Settings):
 class _Folder(_Data, ImageFileSettings):
     kind: Literal["folder"]
     root: PathText
-    """The folder, archive, table or parquet file, or the run of `synthkd generate`; `shard-*.tar` names several."""
+    """The folder, archive, table or parquet file, or the run of `synthkd generate`; `shard-*.tar`, or
+    `shard-{0000..0099}.tar`, names several."""
     channels: Literal[1, 3] = 3
     """Convert the images to grey (1) or RGB (3). Grey images fit a network of either number."""
 

@@ -22,6 +22,7 @@ from synthkd.settings.base import Settings
 from synthkd.settings.plain import differing, plain
 from synthkd.settings.problems import explain
 from synthkd.settings.schema import Node, Schema, retired
+from synthkd.system.patterns import matching
 
 Config = TypeVar("Config", bound=Settings)
 
@@ -145,7 +146,7 @@ def _beside(schema: Schema, node: Node, data: Any, folder: Path) -> Any:
 
 def _exists(path: Path) -> bool:
     """Whether there is a file of that path or, if it is a pattern, of that form."""
-    return path.exists() or ("*" in path.name and any(path.parent.glob(path.name)))
+    return bool(matching(path))
 
 
 def _assigned(schema: Schema, node: Node, data: Any, keys: Sequence[str], value: Any, path: tuple[str, ...]) -> Any:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TypeVar
@@ -133,7 +134,8 @@ class Shares:
         own: list[T | None] = [None]
         with self.agreed():
             if self.is_first:
-                own = [work()]
+                with together(ALONE):
+                    own = [work()]
         copies = list(own)
         distributed.broadcast_object_list(copies, 0, self.group)
         # The first process keeps its own object.
@@ -185,3 +187,20 @@ def _passed_on(error: Exception) -> tuple[type[SynthkdError], str]:
 
 ALONE = Shares()
 """One process, which does all of the work."""
+
+_TOGETHER: ContextVar[Shares] = ContextVar("_TOGETHER", default=ALONE)
+
+
+@contextmanager
+def together(shares: Shares) -> Iterator[None]:
+    """Context manager in which all these processes do the same, so that `of_all` may give each a share of it."""
+    token = _TOGETHER.set(shares)
+    try:
+        yield
+    finally:
+        _TOGETHER.reset(token)
+
+
+def of_all() -> Shares:
+    """The processes that do the same as this one just now: one outside `together`, and in work of the first alone."""
+    return _TOGETHER.get()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, Protocol
 
 from synthkd.data.read.decode import Reader
 
@@ -39,6 +39,27 @@ class InFile:
             content = file.read(self.size)
         if len(content) != self.size:
             raise ValueError(f"cut off: {len(content)} of {self.size} bytes")
+        return content
+
+
+class ImageTable(Protocol):
+    """Encoded images in the rows of something."""
+
+    def content(self, row: int) -> Path | bytes:
+        """The file of an image or its bytes; raises any error where there are none."""
+
+
+@dataclass(frozen=True, slots=True)
+class InTable:
+    """Reads a row of a table."""
+
+    table: ImageTable
+    row: int
+
+    def __call__(self) -> Path | bytes:
+        content = self.table.content(self.row)
+        if isinstance(content, bytes):
+            check_size(len(content))
         return content
 
 

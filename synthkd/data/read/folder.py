@@ -6,6 +6,7 @@ and the files that were ignored or left out. One error names all files that cann
 
 from __future__ import annotations
 
+import hashlib
 import math
 import os
 from collections import Counter
@@ -13,7 +14,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,10 +23,11 @@ from synthkd.data.read.entries import Listing
 from synthkd.data.read.fit import Fit
 from synthkd.data.read.listing import list_dataset
 from synthkd.data.read.on_disk import DiskImages, ImageFiles, Pixels, survey, where_kept
-from synthkd.data.read.packed import Entries, as_packed
+from synthkd.data.read.packed import NAMES, Entries, as_packed
 from synthkd.data.read.splits import Source
 from synthkd.errors import DataError
 from synthkd.settings import FolderData, FolderTest, UnlabelledData
+from synthkd.system.shares import Shares, of_all
 
 CACHE = Path("~/.cache/synthkd/images")
 """Folder of the cache unless the settings name another."""
@@ -89,10 +90,13 @@ def read_folder(
             `size`; train and test splits with different classes.
     """
     where = Path(root).expanduser()
-    listing = list_dataset(where, lacks_classes) if listed is None else listed(where)
     crop = (size, size) if isinstance(size, int) else size
     fit = None if crop is None and resize is None else Fit(resize, crop)
-    if _needed(listing, channels, fit) > storage.memory:
+    with of_all().agreed():
+        listing = list_dataset(where, lacks_classes) if listed is None else listed(where)
+        is_large = _needed(listing, channels, fit) > storage.memory
+    _require_same(where, listing, is_large, of_all())
+    if is_large:
         return _on_disk(where, listing, channels, fit, skip_bad, storage)
     count, decoding = len(listing.entries), Decoding(listing)
     sizes: Counter[tuple[int, int]] = Counter()
@@ -148,27 +152,21 @@ def _source(pixels: Pixels, labels: Tensor, in_test: Tensor, listing: Listing, n
 
 def _on_disk(where: Path, listing: Listing, channels: int, fit: Fit | None, skip_bad: bool, storage: Storage) -> Source:
     """The images as files that are decoded on demand, after a survey of them all."""
-    count, bad = len(listing.entries), []
-    sizes: Counter[tuple[int, int]] = Counter()
-    digests, is_good = np.zeros((count, 32), dtype=np.uint8), torch.ones(count, dtype=torch.bool)
-    for row, one in enumerate(survey(listing.entries, channels, fit)):
-        if one.digest:
-            digests[row] = np.frombuffer(one.digest, dtype=np.uint8)
-        if one.size is None:
-            is_good[row] = False
-            bad.append((listing.entries[row].name, one.reason))
-        else:
-            sizes[one.size] += 1
+    count = len(listing.entries)
+    about = survey(listing.entries, channels, fit, of_all())
+    sizes, bad = about.sizes, [(listing.entries[row].name, reason) for row, reason in about.bad.items()]
     _refuse(where, count, [] if skip_bad else bad, sizes)
     if not sizes:
         raise DataError(f"{where}: none of the {count} files is a readable image: {with_reasons(bad)}")
     ((height, width),) = sizes
     workers = min(MOST_WORKERS, os.cpu_count() or 1) if storage.workers is None else storage.workers
     shape = (channels, height, width)
-    files = ImageFiles(where, listing.entries, digests, shape, fit, storage.folder.expanduser(), workers)
+    files = ImageFiles(where, listing.entries, about.digests, shape, fit, storage.folder.expanduser(), workers)
+    is_good = torch.ones(count, dtype=torch.bool)
+    is_good[[*about.bad]] = False
     good = is_good.nonzero()[:, 0]
     images = DiskImages(files, files.cache(), good)
-    if skip_bad and (unreadable := images.unreadable()):
+    if skip_bad and (unreadable := images.unreadable(of_all())):
         bad += [(listing.entries[int(good[row])].name, reason) for row, reason in unreadable]
         keep = torch.ones(len(good), dtype=torch.bool)
         keep[[row for row, _ in unreadable]] = False
@@ -177,6 +175,25 @@ def _on_disk(where: Path, listing: Listing, channels: int, fit: Fit | None, skip
     notes += Decoding(listing, bad).notes(_IGNORED)
     every = as_packed(listing.entries)
     return _source(images, every.labels[images.numbers], every.in_test[images.numbers], listing, notes)
+
+
+def _require_same(where: Path, listing: Listing, is_large: bool, shares: Shares) -> None:
+    """Refuse files that not every process sees alike; one that saw others would wait for the others for ever."""
+    if shares.world == 1:
+        return
+    entries = as_packed(listing.entries)
+    digest = hashlib.sha256(f"{is_large} {listing.class_names}".encode(*NAMES))
+    for name in entries.names():
+        digest.update(name.encode(*NAMES) + b"\0")
+    digest.update(entries.labels.numpy().data)
+    digest.update(entries.in_test.numpy().data)
+    each = shares.values((digest.digest(), len(entries)))
+    for rank, one in enumerate(each):
+        if one != each[0]:
+            raise DataError(
+                f"{where}: process {rank} finds {one[1]:,} images here, and process 0 finds {each[0][1]:,} or others; "
+                "give all processes the same files, at the same path on each machine"
+            )
 
 
 def _allocate(count: int, channels: int, height: int, width: int, where: Path) -> Tensor:

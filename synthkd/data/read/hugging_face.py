@@ -1,7 +1,8 @@
-"""Folders of Hugging Face: what `datasets.save_to_disk` wrote, and folders of parquet shards named by their part."""
+"""Folders of Hugging Face, which `datasets.save_to_disk` wrote, and of shards, parquet or tar, named by their part."""
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -9,16 +10,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from synthkd.data.read import webdataset
+from synthkd.data.read.compressed import is_tar
 from synthkd.data.read.decode import in_a_line, some
-from synthkd.data.read.entries import Entry, Listing, check_size
+from synthkd.data.read.entries import Entry, InTable, Listing
 from synthkd.data.read.labels import Written
-from synthkd.data.read.packed import labelled
+from synthkd.data.read.packed import WrittenImages, labelled, packed
 from synthkd.data.read.parquet import IMAGES, list_files
 from synthkd.errors import DataError
 from synthkd.imports import optional
 
 TEST_PARTS = ("test", "validation", "valid", "val")
 """Names of parts that a test part may have, the first one that is there is taken."""
+_IMAGE_ENDINGS = tuple(f".{suffix}" for suffix in webdataset.IMAGES)
 _SAVED, _SAVED_PARTS = "dataset_info.json", "dataset_dict.json"
 _PART = re.compile(r"(train|test|validation|valid|val)(?=[-_.]|$)")
 
@@ -28,7 +32,8 @@ def list_hugging_face(path: Path) -> Listing | None:
 
     Args:
         path: a folder of `save_to_disk`, of one dataset or of several parts; or one with shards
-            (`train-00000-of-00002.parquet`) in it or in its `data/`.
+            (`train-00000-of-00002.parquet`) in it or in its `data/`; or one with WebDataset shards (`train-0000.tar`),
+            without directories and images.
 
     Raises:
         DataError: damaged files, no column of images, or a test part with classes that the training part lacks.
@@ -37,13 +42,38 @@ def list_hugging_face(path: Path) -> Listing | None:
     if (path / _SAVED_PARTS).is_file() or ((path / _SAVED).is_file() and any(path.glob("*.arrow"))):
         return _saved(path)
     shards = sorted(path.glob("*.parquet")) or sorted((path / "data").glob("*.parquet"))
+    read = list_files if shards else _list_tars
+    shards = shards or _tars(path)
     if not shards:
         return None
     parts: dict[str, list[Path]] = {}
     for shard in shards:
         match = _PART.match(shard.name)
         parts.setdefault(match[1] if match else "", []).append(shard)
-    return _joined(path, {name: partial(list_files, files) for name, files in parts.items()})
+    return _joined(path, {name: partial(read, files) for name, files in parts.items()})
+
+
+def _tars(path: Path) -> list[Path]:
+    """The tars of a folder of nothing but shards, sorted."""
+    tars = []
+    with os.scandir(path) as inside:
+        for one in inside:
+            if one.name.startswith("."):
+                continue
+            if one.name.lower().endswith(_IMAGE_ENDINGS) or one.is_dir():
+                return []
+            if is_tar(path / one.name):
+                tars.append(path / one.name)
+    return sorted(tars)
+
+
+def _list_tars(shards: Sequence[Path]) -> Listing:
+    listing = webdataset.list_shards(shards)
+    if isinstance(listing, Listing):
+        return listing
+    raise DataError(
+        f"{shards[0].parent} has tars of class directories; name them by a pattern: {shards[0].parent}/*.tar"
+    )
 
 
 def _saved(path: Path) -> Listing:
@@ -66,19 +96,25 @@ def _listed(path: Path, part: Any) -> Listing:
     part = part.cast_column(column, datasets.Image(decode=False))
     names = tuple(getattr(part.features.get("label"), "names", None) or ())
     labels = part["label"][:] if "label" in part.column_names else [None] * len(part)
-    written = [Written(f"row {n}", partial(_read, part, column, n), label) for n, label in enumerate(labels)]
+    written, table = WrittenImages(), _Saved(part, column)
+    for row, label in enumerate(labels):
+        written.append(Written(f"row {row}", InTable(table, row), label))
     if not written:
         raise DataError(f"{path} holds no images; check the path")
     return labelled(written, class_names=names)
 
 
-def _read(part: Any, column: str, row: int) -> bytes | Path:
-    image = part[row][column]
-    if image["bytes"] is None:
-        return Path(image["path"])
-    check_size(len(image["bytes"]))
-    content: bytes = image["bytes"]
-    return content
+class _Saved:
+    """The images of one dataset of the library."""
+
+    def __init__(self, part: Any, column: str) -> None:
+        self._part, self._column = part, column
+
+    def content(self, row: int) -> bytes | Path:
+        """The bytes of an image, or its file."""
+        image = self._part[row][self._column]
+        content: bytes | None = image["bytes"]
+        return Path(image["path"]) if content is None else content
 
 
 def _joined(path: Path, parts: Mapping[str, Any]) -> Listing:
@@ -93,7 +129,7 @@ def _joined(path: Path, parts: Mapping[str, Any]) -> Listing:
     train, tested = parts["train"](), parts[test]()
     if extra := [name for name in tested.class_names if name not in train.class_names]:
         raise DataError(f"{path}: {test} has classes that train does not have: {some(extra)}; leave their images out")
-    entries = [*_in_part("train", train, train.class_names), *_in_part(test, tested, train.class_names)]
+    entries = packed(_in_part("train", train, train.class_names), _in_part(test, tested, train.class_names))
     aside = [f"part {name}" for name in parts if name not in ("train", test)]
     return Listing(entries, train.class_names, [*train.ignored, *tested.ignored, *aside])
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -22,51 +22,71 @@ from synthkd.data.read.row_cache import RowCache
 from synthkd.errors import DataError
 from synthkd.processes import Processes
 from synthkd.system.resources import size
+from synthkd.system.shares import ALONE, Shares
 
 CHUNK = 256
 """Images that are in memory at a time where all are read one after another."""
 
 
 @dataclass(frozen=True)
-class Surveyed:
-    """What is known of a file before its pixels are decoded.
+class Survey:
+    """What is known of files before their pixels are decoded.
 
     Attributes:
-        digest: sha256 of its bytes; empty if they cannot be read.
-        size: (height, width) of its image as it will be decoded; None if it is bad.
-        reason: why it is bad.
+        digests: sha256 of the bytes of each, uint8 `[N, 32]`; zeros if they cannot be read.
+        sizes: (height, width) of the images as they will be decoded -> number of files.
+        bad: number of a file that is no image -> why; in order.
     """
 
-    digest: bytes
-    size: tuple[int, int] | None
-    reason: str = ""
+    digests: NDArray[np.uint8]
+    sizes: Counter[tuple[int, int]]
+    bad: Mapping[int, str]
 
 
-def survey(entries: Sequence[Entry], channels: int, fit: Fit | None) -> Iterator[Surveyed]:
-    """Read every file once, in threads, in order. Only what its header does not tell is decoded.
+def survey(entries: Sequence[Entry], channels: int, fit: Fit | None, shares: Shares = ALONE) -> Survey:
+    """Read every file once, in threads. Only what its header does not tell is decoded.
 
     Args:
         entries: the files.
         channels: 1 or 3 of the decoded images.
         fit: their size.
+        shares: the processes; each reads its share of the files.
     """
-    return in_threads(partial(_surveyed, channels=channels, fit=fit), entries)
+    span = shares.span(len(entries))
+    rows = range(span.start, span.stop)
+    digests, sizes = np.zeros((len(rows), 32), dtype=np.uint8), Counter[tuple[int, int]]()
+    bad: dict[int, str] = {}
+    with shares.agreed():
+        results = in_threads(lambda row: _surveyed(entries[row], channels, fit), rows)
+        for row, (digest, shape, reason) in zip(rows, results, strict=True):
+            if digest:
+                digests[row - span.start] = np.frombuffer(digest, dtype=np.uint8)
+            if shape is None:
+                bad[row] = reason
+            else:
+                sizes[shape] += 1
+    each = shares.values((sizes, bad))
+    every = shares.rows(torch.from_numpy(digests)).numpy()
+    return Survey(
+        every, sum((one for one, _ in each), Counter()), {row: why for _, one in each for row, why in one.items()}
+    )
 
 
-def _surveyed(entry: Entry, channels: int, fit: Fit | None) -> Surveyed:
+def _surveyed(entry: Entry, channels: int, fit: Fit | None) -> tuple[bytes, tuple[int, int] | None, str]:
+    """The digest of a file, empty if it cannot be read, and the (height, width) of its image, or why it has none."""
     try:
         content = _content(entry)
     except Exception as error:  # archives meet arbitrary bytes
-        return Surveyed(b"", None, in_a_line(error))
+        return b"", None, in_a_line(error)
     digest = hashlib.sha256(content).digest()
     whole = upright_size(content)
     if whole is not None:
-        return Surveyed(digest, whole if fit is None else fit.size(*whole))
+        return digest, whole if fit is None else fit.size(*whole), ""
     decoded = decode(content, channels, fit)
     if decoded.pixels is None:
-        return Surveyed(digest, None, decoded.reason)
+        return digest, None, decoded.reason
     height, width = decoded.pixels.shape[:2]
-    return Surveyed(digest, (height, width))
+    return digest, (height, width), ""
 
 
 def _content(entry: Entry) -> bytes:
@@ -182,16 +202,25 @@ class DiskImages:
         """Some of the images, still on disk."""
         return DiskImages(self.files, self._cache, self.numbers[rows])
 
-    def unreadable(self) -> list[tuple[int, str]]:
-        """The row of each image that cannot be decoded, and why; all others are in the cache then."""
-        absent = (~self._cache.has(self.numbers)).nonzero()[:, 0].tolist()
+    def unreadable(self, shares: Shares = ALONE) -> list[tuple[int, str]]:
+        """The row of each image that cannot be decoded, and why; all others are in the cache then.
+
+        Args:
+            shares: the processes; each decodes its share of the images, into its cache.
+        """
+        rows = torch.arange(len(self))[shares.span(len(self))]
         bad = []
-        for row, decoded in zip(absent, in_threads(self.files.decode, self.numbers[absent].tolist()), strict=True):
-            if decoded.pixels is None:
-                bad.append((row, decoded.reason))
-            else:
-                self._cache.write(int(self.numbers[row]), channels_first(decoded.pixels))
-        return bad
+        with shares.agreed():
+            absent = rows[~self._cache.has(self.numbers[rows])]
+            numbers = self.numbers[absent].tolist()
+            for row, number, decoded in zip(
+                absent.tolist(), numbers, in_threads(self.files.decode, numbers), strict=True
+            ):
+                if decoded.pixels is None:
+                    bad.append((row, decoded.reason))
+                else:
+                    self._cache.write(number, channels_first(decoded.pixels))
+        return [one for each in shares.values(bad) for one in each]
 
     def digest(self) -> str:
         """sha256, in hexadecimal, of the contents of the files in order, and of how they are decoded."""

@@ -14,10 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from synthkd.data.read.entries import Entry, InFile, InFolder, Listing, refused_entry
+from synthkd.data.read.decode import Reader
+from synthkd.data.read.entries import Entry, ImageTable, InFile, InFolder, InTable, Listing, refused_entry
 from synthkd.data.read.labels import CLASSES, Written, in_order
 
-_TEXT = ("utf-8", "surrogatepass")  # the name of a file may be no text
+NAMES = ("utf-8", "surrogatepass")
+"""How names become bytes: that of a file may be no text."""
 
 
 class Names(Sequence[str]):
@@ -30,7 +32,7 @@ class Names(Sequence[str]):
 
     def append(self, name: str) -> None:
         """Add a text at the end."""
-        self._bytes += name.encode(*_TEXT)
+        self._bytes += name.encode(*NAMES)
         self._ends.append(len(self._bytes))
 
     def __len__(self) -> int:
@@ -39,7 +41,7 @@ class Names(Sequence[str]):
     def __iter__(self) -> Iterator[str]:
         begin = 0
         for end in itertools.islice(self._ends, 1, None):
-            yield self._bytes[begin:end].decode(*_TEXT)
+            yield self._bytes[begin:end].decode(*NAMES)
             begin = end
 
     @overload
@@ -50,7 +52,7 @@ class Names(Sequence[str]):
         if isinstance(index, slice):
             return [self[one] for one in range(*index.indices(len(self)))]
         row = range(len(self))[index]
-        return self._bytes[self._ends[row] : self._ends[row + 1]].decode(*_TEXT)
+        return self._bytes[self._ends[row] : self._ends[row + 1]].decode(*NAMES)
 
 
 class FolderFiles(Mapping[str, Entry]):
@@ -106,8 +108,8 @@ class Entries(Sequence[Entry]):
     def __init__(self, entries: Iterable[Entry] = ()) -> None:
         self._names, self._labels, self._test = Names(), array("i"), bytearray()
         self._place, self._offset, self._size = array("i"), array("q"), array("q")
-        self._places: dict[Path, int] = {}  # a folder or an archive -> its number
-        self._paths: list[Path] = []  # by number
+        self._numbers: dict[Path | ImageTable, int] = {}  # a folder, an archive or a table -> its number
+        self._places: list[Path | ImageTable] = []  # by number
         self._others: dict[int, Entry] = {}
         for entry in entries:
             self.append(entry)
@@ -121,6 +123,8 @@ class Entries(Sequence[Entry]):
             place = self._number(read.root)
         elif isinstance(read, InFile):
             place, offset, size = self._number(read.path), read.offset, read.size
+        elif isinstance(read, InTable):
+            place, offset = self._number(read.table), read.row
         else:
             self._others[len(self)] = entry
         self._names.append("" if place < 0 else entry.name)
@@ -153,9 +157,14 @@ class Entries(Sequence[Entry]):
     def _at(self, row: int) -> Entry:
         if self._place[row] < 0:
             return self._others[row]
-        name, path, label = self._names[row], self._paths[self._place[row]], self._labels[row]
-        read = InFolder(path, name) if self._offset[row] < 0 else InFile(path, self._offset[row], self._size[row])
-        return Entry(name, read, None if label < 0 else label, bool(self._test[row]))
+        name, label = self._names[row], self._labels[row]
+        return Entry(name, self._reader(row, name), None if label < 0 else label, bool(self._test[row]))
+
+    def _reader(self, row: int, name: str) -> Reader:
+        place, offset = self._places[self._place[row]], self._offset[row]
+        if not isinstance(place, Path):
+            return InTable(place, offset)
+        return InFolder(place, name) if offset < 0 else InFile(place, offset, self._size[row])
 
     @property
     def labels(self) -> Tensor:
@@ -167,11 +176,11 @@ class Entries(Sequence[Entry]):
         """Whether each is in the test part, bool `[N]`."""
         return torch.from_numpy(np.frombuffer(self._test, dtype=np.bool_).copy())
 
-    def _number(self, path: Path) -> int:
-        if path not in self._places:
-            self._places[path] = len(self._paths)
-            self._paths.append(path)
-        return self._places[path]
+    def _number(self, place: Path | ImageTable) -> int:
+        number = self._numbers.setdefault(place, len(self._places))
+        if number == len(self._places):
+            self._places.append(place)
+        return number
 
 
 class WrittenImages(Sequence[Written]):

@@ -13,10 +13,12 @@ from synthkd.data.read.folder_or_zip import Directory, tree_of
 from synthkd.data.read.labels import Written
 from synthkd.data.read.packed import WrittenImages, labelled
 from synthkd.errors import DataError
+from synthkd.system.patterns import matching
 from synthkd.system.text import parse_json
 
 _Reader = Callable[[], bytes]
-_IMAGES = ("png", "jpg", "jpeg", "webp", "avif", "bmp", "gif", "tif", "tiff", "jp2", "ppm", "pgm")
+IMAGES = ("png", "jpg", "jpeg", "webp", "avif", "bmp", "gif", "tif", "tiff", "jp2", "ppm", "pgm")
+"""Suffixes of images."""
 _SIDECARS = ("cls", "json")
 
 
@@ -24,7 +26,8 @@ def list_tar(path: Path) -> Listing | Directory:
     """The images of a tar: `KEY.png` with its class in `KEY.cls` or as `label` in `KEY.json`, or class folders.
 
     Args:
-        path: a tar, or a pattern (`shard-*.tar`) of several; shards and keys are taken in sorted order.
+        path: a tar, or a pattern (`shard-*.tar`, `shard-{0000..0099}.tar`) of several; see `matching`. The keys of each
+            are taken in sorted order.
 
     Returns:
         The listing of a WebDataset: labels that are numbers are indices of classes named by their numbers, from 0 to
@@ -34,7 +37,7 @@ def list_tar(path: Path) -> Listing | Directory:
     Raises:
         DataError: no such file, a tar that is damaged or cut off, or one without images.
     """
-    shards = [path] if path.exists() else sorted(path.parent.glob(path.name))
+    shards = matching(path)
     if not shards:
         raise DataError(f"{path} does not exist; check the path")
     return list_shards(shards)
@@ -47,13 +50,14 @@ def list_shards(shards: Sequence[Path]) -> Listing | Directory:
     bad: list[Entry] = []  # samples
     ignored: list[str] = []
     in_directories = False
+    trees: dict[Path, dict[str, _Reader]] = {}  # the files of shards that may be trees of directories
     for shard in shards:
         prefix = f"{shard.name}: " if len(shards) > 1 else ""
         members, objections = _members(shard)
         in_directories = in_directories or any("/" in name for name in members)
         refused += [refused_entry(prefix + name, reason) for name, reason in objections]
         for key, suffixes in _by_key(members):
-            images = [suffix for suffix in suffixes if suffix in _IMAGES]
+            images = [suffix for suffix in suffixes if suffix in IMAGES]
             if not images:
                 ignored += [f"{prefix}{key}.{suffix}" for suffix in suffixes]
                 continue
@@ -64,19 +68,28 @@ def list_shards(shards: Sequence[Path]) -> Listing | Directory:
                 written.append(Written(name, suffixes[images[0]], _label(suffixes)))
             except (OSError, ValueError) as error:
                 bad.append(refused_entry(name, in_a_line(error)))
-    if in_directories and all(label is None for label in written.distinct):
-        return tree_of(_files(shards), refused)
+        if in_directories and _are_unlabelled(written):
+            trees[shard] = members
+        else:
+            trees.clear()
+    if in_directories and _are_unlabelled(written):
+        return tree_of(_files(shards, trees), refused)
     if not written and not refused and not bad:
-        raise DataError(f"{shards[0]} holds no {some(_IMAGES)} images; check the path")
+        raise DataError(f"{shards[0]} holds no {some(IMAGES)} images; check the path")
     return labelled(written, [*refused, *bad], ignored)
 
 
-def _files(shards: Sequence[Path]) -> dict[str, Entry]:
-    """The files of all shards by different names."""
+def _are_unlabelled(written: WrittenImages) -> bool:
+    return all(label is None for label in written.distinct)
+
+
+def _files(shards: Sequence[Path], trees: Mapping[Path, dict[str, _Reader]]) -> dict[str, Entry]:
+    """The files of all shards by different names; `trees` has those of shards that need not be listed again."""
     files: dict[str, Entry] = {}
     for shard in shards:
         prefix = f"{shard.name}: " if len(shards) > 1 else ""
-        for name, read in _members(shard)[0].items():
+        members = trees[shard] if shard in trees else _members(shard)[0]
+        for name, read in members.items():
             folder, slash, base = name.rpartition("/")  # shards may have files of one name
             unique = name if name not in files else f"{folder}{slash}{shard.name}/{base}"
             files[unique] = Entry(prefix + name, read)
@@ -91,7 +104,8 @@ def _members(shard: Path) -> tuple[dict[str, _Reader], list[tuple[str, str]]]:
         # Uncompressed only ("r:"), so that a member is read by a seek, by many threads at once.
         place = plain_tar(shard)
         with place.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
-            for member in tar:
+            while (member := tar.next()) is not None:
+                tar.members.clear()  # type: ignore[attr-defined]  # else it keeps all that it knows of each
                 name = member.name.removeprefix("./")
                 plain = member.isreg() and not member.issparse()
                 reason = objection(name, files) or ("" if plain else "a link or device, not a file")
@@ -114,7 +128,7 @@ def _by_key(members: Mapping[str, _Reader]) -> Iterator[tuple[str, dict[str, _Re
     Names that give no image that way (`a.0.png` and `a.0.cls`) are split at the last dot.
     """
     keys = _grouped(members, str.partition)
-    for key in [key for key, files in keys.items() if not {*files} & {*_IMAGES}]:
+    for key in [key for key, files in keys.items() if not {*files} & {*IMAGES}]:
         for other, files in _grouped(keys.pop(key).values(), str.rpartition).items():
             keys.setdefault(other, {}).update(files)
     for key in sorted(keys):

@@ -33,6 +33,8 @@ SPLIT = "train"
 """Name of the only split."""
 METADATA = "metadata.jsonl"
 """Name of the file with the labels and logits of an image folder."""
+GROUP_ROWS, GROUP_PIXELS = 100, 1 << 20
+"""Most images of a row group of parquet, and most bytes of their pixels: who wants one image reads its row group."""
 _TAR_BLOCK = 512  # bytes; a tar pads every file to whole blocks and puts one before it
 _DISK_BLOCK = 4096  # bytes; a file system gives a file whole blocks
 _SUM = 150  # bytes of a line of SHA256SUMS
@@ -275,7 +277,9 @@ def _parquet(block: Records, layout: Layout) -> bytes:
     )
     table = arrow.table({name: arrow.array(values, kind) for name, (values, kind, _) in columns.items()}, schema=schema)
     buffer = io.BytesIO()
-    parquet.write_table(table, buffer)
+    rows = min(GROUP_ROWS, max(1, GROUP_PIXELS // block.images[0].numel()))
+    # Without statistics, which are whole images: the smallest and the largest of each row group, by their bytes.
+    parquet.write_table(table, buffer, row_group_size=rows, write_statistics=False)
     return buffer.getvalue()
 
 

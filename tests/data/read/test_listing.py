@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from synthkd.data.read import webdataset
 from synthkd.data.read.folder import read_folder
 from synthkd.data.read.listing import list_every, list_scored, list_unlabelled
 from synthkd.data.read.real import load_splits
@@ -212,3 +213,54 @@ def test_where_labels_are_left_aside_an_image_without_one_is_an_image_as_the_oth
             twice.read()
     with pytest.raises(ValueError, match="no label, though others have one"):
         list_scored(table).entries[1].read()
+
+
+def test_braces_and_a_folder_name_shards_as_a_pattern_does(tmp_path: Path) -> None:
+    top = tmp_path / "shards"
+    top.mkdir()
+    for number in range(3):
+        tarred(top / f"s-{number:02}.tar", [number, 2])
+    (top / "LICENSE").write_text("none")
+    wanted = read_folder(top / "s-*.tar")
+    assert wanted.labels.tolist() == [0, 2, 1, 2, 2, 2]
+    for path in (top / "s-{00..02}.tar", top):
+        source = read_folder(path)
+        assert torch.equal(source.images, wanted.images)
+        assert torch.equal(source.labels, wanted.labels)
+    assert read_folder(top / "s-{02,00}.tar", lacks_classes=True).labels.tolist() == [2, 2, 0, 2]
+    with pytest.raises(DataError, match=r"s-03\.tar is not a whole \.tar \(.*No such file"):
+        read_folder(top / "s-{00..03}.tar")
+    with pytest.raises(DataError, match=r"t-\{00\.\.02\}\.tar does not exist"):
+        read_folder(top / "t-{00..02}.tar")
+
+
+def test_shards_of_a_folder_are_in_the_part_of_their_names(tmp_path: Path) -> None:
+    tarred(tmp_path / "train-0.tar", [0, 1])
+    tarred(tmp_path / "train-1.tar", [1])
+    tarred(tmp_path / "val-0.tar", [1, 1])
+    source = read_folder(tmp_path)
+    assert (source.labels.tolist(), source.train) == ([0, 1, 1, 1, 1], 3)
+
+
+def test_a_tar_beside_class_directories_is_no_shard(tmp_path: Path) -> None:
+    top = folder(tmp_path / "set", parts())
+    tarred(top / "backup.tar", [0])
+    source = read_folder(top)
+    assert (source.train, len(source.images)) == (4, 6)
+    assert source.notes == ("1 files or folders ignored, not images of a class: backup.tar",)
+
+
+def test_tars_of_class_directories_are_listed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    listed: list[str] = []
+    members = webdataset._members
+    monkeypatch.setattr(webdataset, "_members", lambda shard: listed.append(shard.name) or members(shard))
+    for number in range(2):
+        with tarfile.open(tmp_path / f"s-{number}.tar", "w") as archive:
+            for label in "ab":
+                member = tarfile.TarInfo(f"{label}/{number}.png")
+                member.size = len(png(number))
+                archive.addfile(member, io.BytesIO(png(number)))
+    assert read_folder(tmp_path / "s-*.tar").labels.tolist() == [0, 0, 1, 1]
+    assert listed == ["s-0.tar", "s-1.tar"]
+    with pytest.raises(DataError, match=r"has tars of class directories; name them by a pattern: .*/\*\.tar"):
+        read_folder(tmp_path)

@@ -6,16 +6,27 @@ import tracemalloc
 from functools import partial
 from pathlib import Path
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from synthkd.data.read.entries import Entry, InFile, InFolder
+from synthkd.data.read.entries import Entry, InFile, InFolder, InTable
 from synthkd.data.read.labels import Written
 from synthkd.data.read.listing import list_dataset, list_every, list_scored
 from synthkd.data.read.packed import Entries, FolderFiles, Names, WrittenImages, packed
 
 TEXT = st.text(st.characters(min_codepoint=1, exclude_characters="/"), min_size=1, max_size=8)  # lone surrogates too
 PLACES = st.sampled_from([Path("a"), Path("b/c.tar")])
+
+
+class Table:
+    """A table that nobody reads."""
+
+    def content(self, row: int) -> bytes:
+        return b""
+
+
+TABLES = st.sampled_from([Table(), Table()])
 
 
 def no_reader() -> bytes:
@@ -28,6 +39,7 @@ def entries(draw: st.DrawFn) -> Entry:
     read = draw(
         st.builds(InFolder, PLACES, st.sampled_from([name, "other"]))
         | st.builds(InFile, PLACES, st.integers(0, 2**40), st.integers(0, 2**30))
+        | st.builds(InTable, TABLES, st.integers(0, 2**40))
         | st.just(no_reader)
     )
     image = draw(st.sampled_from([None, no_reader]))
@@ -108,4 +120,26 @@ def test_a_sample_of_shards_takes_few_bytes(tmp_path: Path) -> None:
                     tar.addfile(member, io.BytesIO(content))
     stay, most = taken(partial(list_dataset, tmp_path / "*.tar"))
     assert stay < 80
-    assert most < 600, "one shard at a time: all would take four times as much"
+    assert most < 175, "one shard at a time, and of each member less than tarfile keeps"
+
+
+@pytest.mark.parametrize("form", ["parquet", "parquet in parts", "saved"])
+def test_a_row_of_a_table_takes_few_bytes(tmp_path: Path, form: str) -> None:
+    arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    path = tmp_path / "set"
+    path.mkdir()
+    images = [{"bytes": b"picture", "path": None}] * FILES
+    if form == "saved":
+        datasets = pytest.importorskip("datasets")
+        datasets.Dataset.from_dict({"image": images, "label": [0] * FILES}).cast_column(
+            "image", datasets.Image()
+        ).save_to_disk(str(path))
+    else:
+        for part in ("train", "test") if form == "parquet in parts" else ("train",):
+            table = arrow.table({"image": images, "label": [row % 2 for row in range(FILES)]})
+            parquet.write_table(table, path / f"{part}.parquet", row_group_size=100)
+    count = len(list_dataset(path).entries)
+    stay, most = (FILES * each / count for each in taken(partial(list_dataset, path)))
+    assert count == FILES * (1 + (form == "parquet in parts"))
+    assert stay < 100, "beside some 25 bytes of its name"
+    assert most < 350

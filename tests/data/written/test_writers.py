@@ -1,6 +1,7 @@
 """Three formats, each opened unchanged by the library that people open it with."""
 
 import hashlib
+import io
 import json
 import sys
 import tarfile
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from synthkd.data.written import writers
 from synthkd.data.written.card import card
 from synthkd.data.written.unfinished import Part
 from synthkd.data.written.writers import Layout, Records, check_format, estimate, write_records
@@ -141,6 +143,23 @@ def test_tar_members_carry_no_time_and_no_owner(tmp_path: Path) -> None:
         members = tar.getmembers()
     assert [member.name for member in members[:3]] == ["00000100.png", "00000100.cls", "00000100.json"]
     assert {(member.mtime, member.uid, member.uname) for member in members} == {(0, 0, "")}
+
+
+def test_row_groups_of_parquet_are_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+
+    def rows() -> list[int]:
+        about = parquet.ParquetFile(io.BytesIO(writers.encoded(records(), layout("parquet")))).metadata
+        return [about.row_group(number).num_rows for number in range(about.num_row_groups)]
+
+    count = len(records())
+    assert rows() == [count], "at most 100 rows"
+    monkeypatch.setattr(writers, "GROUP_ROWS", count - 1)
+    assert rows() == [count - 1, 1]
+    monkeypatch.setattr(writers, "GROUP_PIXELS", 2 * records().images[0].numel() + 1)
+    assert set(rows()[:-1]) == {2}
+    monkeypatch.setattr(writers, "GROUP_PIXELS", 1)
+    assert rows() == [1] * count
 
 
 @pytest.mark.parametrize("form", ["folder", "webdataset", "parquet"])
