@@ -33,7 +33,7 @@ from synthkd.models.classifier import Classifier
 from synthkd.models.fitting import load_strictly
 from synthkd.models.size import in_proportion
 from synthkd.passes import in_chunks, sample_in_chunks
-from synthkd.processes import ALONE, Processes
+from synthkd.processes import ONE_PROCESS, Processes
 from synthkd.rng import Rows, derive, stream
 from synthkd.taps import evaluating
 from synthkd.training.learner import Learner
@@ -236,7 +236,7 @@ class Diffusion(SampledRounds):
         step: int,
         forward: JointForward | None = None,
         difficulty: float = 0.0,
-        processes: Processes = ALONE,
+        processes: Processes = ONE_PROCESS,
     ) -> DenoisingOutputs:
         """Add noise to real images and predict their velocities; the processes share the pass of the model."""
         s, count = self.settings, len(batch)

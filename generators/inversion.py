@@ -38,7 +38,7 @@ from synthkd.models.folding import fold_batch_norm
 from synthkd.models.layout import head
 from synthkd.models.weights import WEIGHTS, finite_state, read_weights, save_weights
 from synthkd.passes import sample_in_chunks
-from synthkd.processes import ALONE, Processes
+from synthkd.processes import ONE_PROCESS, Processes
 from synthkd.rng import Rows
 from synthkd.taps import INPUT, evaluating, frozen, has_statistics
 from synthkd.training.learner import require_finite
@@ -111,7 +111,7 @@ class Inversion:
         self.spec = teacher.spec
         self._seed = seed
         self._device = accelerator.device
-        self._processes = Processes.of(accelerator) if together == 1 else ALONE
+        self._processes = Processes.of(accelerator) if together == 1 else ONE_PROCESS
         # In full precision on a CPU folded copies give the same numbers up to rounding in less time.
         self._folds = accelerator.device.type == "cpu" and accelerator.mixed_precision == "no"
         require_statistics(teacher, settings.batch_norm)

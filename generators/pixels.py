@@ -26,7 +26,7 @@ from synthkd.losses.objective import Objective
 from synthkd.models.classifier import Classifier, as_classifier
 from synthkd.models.layout import head
 from synthkd.passes import sample_in_chunks
-from synthkd.processes import ALONE, Processes
+from synthkd.processes import ONE_PROCESS, Processes
 from synthkd.rng import Rows, numpy_stream, stream
 from synthkd.training.learner import require_finite
 from synthkd.types import ImageSpec, Round, balanced_labels
@@ -212,7 +212,7 @@ class Pixels:
         difficulty: float = 0.0,
         student: nn.Module | None = None,
         index: int = 0,
-        processes: Processes = ALONE,
+        processes: Processes = ONE_PROCESS,
     ) -> tuple[Tensor, dict[str, float]]:
         """Normalised, blurred gradient steps with momentum; each image moves on its own."""
         s = self.settings

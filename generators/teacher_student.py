@@ -22,7 +22,7 @@ from synthkd.losses.relations import semantic_consistency
 from synthkd.models.classifier import Classifier
 from synthkd.models.contract import finite_logits
 from synthkd.models.layout import head
-from synthkd.processes import ALONE, Processes
+from synthkd.processes import ONE_PROCESS, Processes
 from synthkd.taps import INPUT, Taps, evaluating, frozen
 from synthkd.types import Outputs
 
@@ -107,7 +107,7 @@ def joint_forward(
     autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
     penultimate: bool = False,
     statistics: bool = False,
-    processes: Processes = ALONE,
+    processes: Processes = ONE_PROCESS,
 ) -> Iterator[JointForward]:
     """Context manager: teacher and student in eval mode; yields a function that runs both on generated images.
 

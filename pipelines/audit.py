@@ -19,8 +19,8 @@ from synthkd.models import parameters
 from synthkd.pipelines.config import AuditConfig
 from synthkd.pipelines.handover.audit_inputs import LEAST, AuditInputs, read_inputs
 from synthkd.pipelines.run.device import choose_device, process_state
-from synthkd.pipelines.run.processes import on_main, rank, shared_directory, shares
 from synthkd.pipelines.run.result import Plan, Result, finished_result, read_result
+from synthkd.pipelines.run.shared_work import on_main, rank, shared_directory, shares
 from synthkd.pipelines.run.trust import trusting
 from synthkd.privacy.audit import (
     AVERAGE_CASE,

@@ -222,7 +222,7 @@ def _tells() -> bool:
     """Whether this process tells what ended the command: of several under torchrun the first that meets anything."""
     if os.environ.get("WORLD_SIZE", "1") == "1":
         return True
-    from synthkd.pipelines.run.processes import first_to_tell
+    from synthkd.pipelines.run.shared_work import first_to_tell
 
     return first_to_tell(f"end of command {len(_commands)}")
 

@@ -32,8 +32,8 @@ from synthkd.pipelines.handover.timing import whole_time
 from synthkd.pipelines.run.device import process_state
 from synthkd.pipelines.run.images import fitted, keep_data
 from synthkd.pipelines.run.job import Job, open_job
-from synthkd.pipelines.run.processes import on_main
 from synthkd.pipelines.run.result import Plan, Result
+from synthkd.pipelines.run.shared_work import on_main
 from synthkd.pipelines.run.tested import read_test
 from synthkd.pipelines.run.trust import trusting
 from synthkd.privacy.accounting import epsilon

@@ -25,9 +25,9 @@ from synthkd.pipelines.run.extension import earlier_queries, with_extensions
 from synthkd.pipelines.run.images import fitted
 from synthkd.pipelines.run.job import Job, open_job
 from synthkd.pipelines.run.live import LivePage
-from synthkd.pipelines.run.processes import shares
 from synthkd.pipelines.run.result import Plan, Result
 from synthkd.pipelines.run.several import require_shareable
+from synthkd.pipelines.run.shared_work import shares
 from synthkd.pipelines.run.tested import own_data, read_test, training_data
 from synthkd.pipelines.run.timing import planned_time
 from synthkd.pipelines.run.trust import trusted_by, trusting

@@ -24,8 +24,8 @@ from synthkd.pipelines.config import EvaluateConfig
 from synthkd.pipelines.run.device import choose_device
 from synthkd.pipelines.run.directory import REPORT, run_directory
 from synthkd.pipelines.run.memory import memory_lines
-from synthkd.pipelines.run.processes import alone, joined, shared_directory
 from synthkd.pipelines.run.result import Plan, Result, finished_result, read_result
+from synthkd.pipelines.run.shared_work import alone, joined, shared_directory
 from synthkd.pipelines.run.timing import Timed, measured, planned_time
 from synthkd.pipelines.run.trust import trusting
 from synthkd.pipelines.scores.cas import classification_accuracy_scores

@@ -43,8 +43,8 @@ from synthkd.pipelines.run.fit import fit_generator
 from synthkd.pipelines.run.images import fitted_splits, keep_data
 from synthkd.pipelines.run.job import Job, open_job
 from synthkd.pipelines.run.memory import memory_lines
-from synthkd.pipelines.run.processes import shares
 from synthkd.pipelines.run.result import Plan, Result
+from synthkd.pipelines.run.shared_work import shares
 from synthkd.pipelines.run.tested import taught_on
 from synthkd.pipelines.run.timing import measured, planned_time
 from synthkd.pipelines.run.trust import trusting

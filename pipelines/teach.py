@@ -21,9 +21,9 @@ from synthkd.pipelines.run.images import keep_data
 from synthkd.pipelines.run.job import Job, describe_model, disk_line, open_job, training_bytes
 from synthkd.pipelines.run.live import LivePage
 from synthkd.pipelines.run.memory import memory_lines
-from synthkd.pipelines.run.processes import shares
 from synthkd.pipelines.run.result import Plan, Result
 from synthkd.pipelines.run.several import require_shareable
+from synthkd.pipelines.run.shared_work import shares
 from synthkd.pipelines.run.timing import measured, planned_time
 from synthkd.pipelines.run.trust import trusting
 from synthkd.pipelines.teacher.learning import (

@@ -50,7 +50,7 @@ class Processes:
 
     def dividing(self, count: int) -> Processes:
         """These processes if they can share a batch of `count` images evenly, else this one alone."""
-        return self if count % self.world == 0 else ALONE
+        return self if count % self.world == 0 else ONE_PROCESS
 
     def outputs(self, run: Callable[[Tensor], Outputs], images: Tensor) -> Outputs:
         """What `run` gives for a batch that every process holds; see `outputs_of_each`."""
@@ -168,7 +168,7 @@ class Processes:
 
 FEW = 200_000
 """Numbers that are gathered and summed up in each process on CPUs."""
-ALONE = Processes()
+ONE_PROCESS = Processes()
 """One process, which computes everything itself."""
 
 

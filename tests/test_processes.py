@@ -16,7 +16,7 @@ from synthkd.data.epochs import EpochSource
 from synthkd.data.read.folder import Storage, read_folder
 from synthkd.data.read.on_disk import DiskImages
 from synthkd.data.sources import RealImages, RealSource
-from synthkd.processes import ALONE, CPU, Processes
+from synthkd.processes import CPU, ONE_PROCESS, Processes
 from synthkd.settings import AugmentSettings
 from synthkd.taps import observe
 from synthkd.types import Outputs
@@ -118,7 +118,7 @@ def results(meeting: Path) -> list[dict[str, dict[str, Tensor]]]:
 
 
 def test_each_of_two_processes_gets_the_numbers_of_one(results: list[dict[str, dict[str, Tensor]]]) -> None:
-    alone = step(ALONE, 8)
+    alone = step(ONE_PROCESS, 8)
     for result in results:
         assert result["even"].keys() == alone.keys()
         for name, value in alone.items():
@@ -145,7 +145,7 @@ def test_tensors_of_all_and_means_of_states(results: list[dict[str, Any]]) -> No
 def test_images_on_disk_are_those_of_one_process_and_each_decodes_its_share(
     results: list[dict[str, Any]], meeting: Path
 ) -> None:
-    alone = on_disk(ALONE, meeting / "pictures", meeting / "cache")
+    alone = on_disk(ONE_PROCESS, meeting / "pictures", meeting / "cache")
     first, second = (result["disk"] for result in results)
     for name in ("teacher", "student"):
         assert torch.equal(first[name], alone[name])

@@ -20,8 +20,8 @@ from synthkd.errors import ConfigError
 from synthkd.models import Classifier, load
 from synthkd.pipelines.config import AuditSettings, CompressConfig
 from synthkd.pipelines.handover.flow import FlowResult, run_flow
-from synthkd.pipelines.run.processes import alone, on_main, shares
 from synthkd.pipelines.run.result import Result
+from synthkd.pipelines.run.shared_work import alone, on_main, shares
 from synthkd.pipelines.student.teachers import teach_config
 from synthkd.pipelines.teach import teach
 from synthkd.privacy import audit

@@ -30,8 +30,8 @@ from synthkd.pipelines.config import CompressConfig, Distillation, DistillConfig
 from synthkd.pipelines.distill import Distilled, distill
 from synthkd.pipelines.handover.private_generator import WIDEST, ReleaseConfig, load_released, release
 from synthkd.pipelines.handover.search import Choice, choose_student
-from synthkd.pipelines.run.processes import on_main
 from synthkd.pipelines.run.result import Result
+from synthkd.pipelines.run.shared_work import on_main
 from synthkd.pipelines.student.teachers import teach_config
 from synthkd.pipelines.teach import teach
 from synthkd.privacy.claims import ledger_of

@@ -19,7 +19,7 @@ from synthkd.compression.search import search
 from synthkd.compression.space import space_of
 from synthkd.models import Classifier, build_model, parameters
 from synthkd.pipelines.config import DistillConfig
-from synthkd.pipelines.run import processes
+from synthkd.pipelines.run import shared_work
 from synthkd.pipelines.run.device import make_accelerator
 from synthkd.pipelines.student.assembly import assemble
 from synthkd.pipelines.student.chosen import with_generator
@@ -78,11 +78,11 @@ def choose_student(config: DistillConfig, settings: SearchSettings, teacher: Cla
     seed = config.seed if settings.seed is None else settings.seed
     count = min(settings.candidates, len(space))
     scoring = _Scoring(config, settings, teacher, seed)
-    if processes.rank():
+    if shared_work.rank():
         none: list[ZooModel] | None = None
-        while turn := processes.shares().first(lambda: none):
+        while turn := shared_work.shares().first(lambda: none):
             scoring.turn(turn)
-        return cast(Choice, processes.shares().first(lambda: None))
+        return cast(Choice, shared_work.shares().first(lambda: None))
     with Display(count, f"search {config.name}") as display:
         done = 0
 
@@ -96,8 +96,8 @@ def choose_student(config: DistillConfig, settings: SearchSettings, teacher: Cla
         arguments = (settings.objectives, settings.population, settings.generation, displayed)
         front = search(space, scoring.one, directory, seed, count, *arguments)
     choice = Choice(fastest_of(front, settings.tolerance).model, front)
-    processes.shares().first(list)  # no further turn
-    return processes.shares().first(lambda: choice)
+    shared_work.shares().first(list)  # no further turn
+    return shared_work.shares().first(lambda: choice)
 
 
 @dataclass
@@ -116,23 +116,23 @@ class _Scoring:
 
     def each(self, models: Sequence[ZooModel]) -> Iterator[Scores]:
         """The scores of candidates, as soon as they are known; the other processes wait for a turn."""
-        if processes.count() == 1:
+        if shared_work.count() == 1:
             yield from map(self.one, models)
             return
-        for first in range(0, len(models), processes.count()):
-            turn = models[first : first + processes.count()]
-            yield from self.turn(processes.shares().first(partial(list, turn)))
+        for first in range(0, len(models), shared_work.count()):
+            turn = models[first : first + shared_work.count()]
+            yield from self.turn(shared_work.shares().first(partial(list, turn)))
 
     def turn(self, models: Sequence[ZooModel]) -> list[Scores]:
         """The scores of at most one candidate for each process, each trained by its process; in every process."""
-        with processes.alone():
+        with shared_work.alone():
             proxy = self._proxy()
-        processes.shares().values(None)  # nobody works while the main process takes times
-        spent = processes.on_main(lambda: [proxy.cost(model) for model in models])
-        own = list(processes.shares().turns(models))
-        with processes.alone():
+        shared_work.shares().values(None)  # nobody works while the main process takes times
+        spent = shared_work.on_main(lambda: [proxy.cost(model) for model in models])
+        own = list(shared_work.shares().turns(models))
+        with shared_work.alone():
             trained = [proxy.agreement(model) for model in own]
-        agreed = [agreement for one in processes.shares().values(trained) for agreement in one]
+        agreed = [agreement for one in shared_work.shares().values(trained) for agreement in one]
         return [Proxy.scores(agreement, cost) for agreement, cost in zip(agreed, spent, strict=True)]
 
     def _proxy(self) -> Proxy:

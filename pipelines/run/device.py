@@ -13,7 +13,7 @@ from synthkd.errors import ConfigError, MissingExtraError
 from synthkd.pipelines.config import JobConfig, TrainingConfig
 from synthkd.pipelines.run.directory import TRACKED
 from synthkd.pipelines.run.group import join
-from synthkd.processes import ALONE, Processes
+from synthkd.processes import ONE_PROCESS, Processes
 from synthkd.system.environment import own_environment
 
 
@@ -60,7 +60,7 @@ def make_accelerator(config: TrainingConfig, directory: Path | None = None) -> A
 
 def sharing(config: TrainingConfig, accelerator: Accelerator) -> Processes:
     """The processes that share the passes of whole batches; one alone with `sync: fast`."""
-    return Processes.of(accelerator) if config.sync == "exact" else ALONE
+    return Processes.of(accelerator) if config.sync == "exact" else ONE_PROCESS
 
 
 def rows_of_process(processes: Processes, accelerator: Accelerator) -> tuple[int, int]:

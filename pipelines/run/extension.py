@@ -19,9 +19,9 @@ from synthkd.pipelines.config.budget import recorded, seconds_of
 from synthkd.pipelines.run.budget import MOST
 from synthkd.pipelines.run.device import process_state
 from synthkd.pipelines.run.directory import CONFIG, REPORT, RESULT, inside_a_run, run_directory, saved_config
-from synthkd.pipelines.run.processes import on_main
 from synthkd.pipelines.run.result import HANDED_OVER, read_result
 from synthkd.pipelines.run.several import depends_on_processes, require_same_processes
+from synthkd.pipelines.run.shared_work import on_main
 from synthkd.reports.results import DistillResult, EarlierResult
 from synthkd.settings import Pregenerate
 from synthkd.settings.load import dump_config

@@ -17,9 +17,9 @@ from synthkd.pipelines.config import TrainingConfig
 from synthkd.pipelines.run.device import make_accelerator
 from synthkd.pipelines.run.directory import inside_a_run
 from synthkd.pipelines.run.disk import full_disk
-from synthkd.pipelines.run.processes import on_main, shared_directory
 from synthkd.pipelines.run.result import Content, finished_result, read_result
 from synthkd.pipelines.run.several import depends_on_processes, keep_processes, require_same_processes
+from synthkd.pipelines.run.shared_work import on_main, shared_directory
 from synthkd.reports.report import has_report, write_report
 from synthkd.reports.results import KINDS, JobResult, ModelDescription, write_result
 from synthkd.training.checkpoint import CheckpointStore

@@ -19,7 +19,7 @@ from torch import Tensor
 from synthkd.data.read.on_disk import Pixels
 from synthkd.errors import TrainingError
 from synthkd.pipelines.config import TrainingConfig
-from synthkd.pipelines.run.processes import count
+from synthkd.pipelines.run.shared_work import count
 from synthkd.training.checkpoint import CheckpointStore
 from synthkd.types import Stateful
 

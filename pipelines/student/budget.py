@@ -18,7 +18,7 @@ from synthkd.pipelines.config.budget import Planned, seconds_of
 from synthkd.pipelines.run.budget import filled, recounted
 from synthkd.pipelines.run.device import make_accelerator
 from synthkd.pipelines.run.directory import CONFIG, saved_config
-from synthkd.pipelines.run.processes import rank, shares
+from synthkd.pipelines.run.shared_work import rank, shares
 from synthkd.pipelines.run.timing import LIMIT, PlannedTime, Timed, told
 from synthkd.pipelines.student.assembly import assemble
 from synthkd.pipelines.student.chosen import with_generator

@@ -12,7 +12,7 @@ from torch import Tensor
 from synthkd.data.ahead import Ahead
 from synthkd.data.augment import augment_real
 from synthkd.data.read.on_disk import Pixels, read_together
-from synthkd.processes import ALONE, Processes
+from synthkd.processes import ONE_PROCESS, Processes
 from synthkd.rng import stream
 from synthkd.settings import AugmentSettings
 from synthkd.types import Batch, to_float
@@ -42,7 +42,7 @@ class EpochSource:
     device: torch.device
     rank: int = 0
     world: int = 1
-    processes: Processes = ALONE
+    processes: Processes = ONE_PROCESS
 
     @cached_property
     def _order(self) -> Callable[[int], Tensor]:

@@ -17,7 +17,7 @@ from synthkd.data.bank import MemoryBank
 from synthkd.data.number_set import NumberSet
 from synthkd.data.read.on_disk import DiskImages, Pixels, part_of, read_together, where_kept
 from synthkd.passes import in_chunks
-from synthkd.processes import ALONE, Processes
+from synthkd.processes import ONE_PROCESS, Processes
 from synthkd.rng import numpy_stream
 from synthkd.types import WHOLE, Batch, Outputs, Part, Stateful, to_float
 
@@ -176,7 +176,7 @@ class RealSource:
         teacher: Labeller | None = None,
         device: torch.device | None = None,
         batch_size: int = 512,
-        processes: Processes = ALONE,
+        processes: Processes = ONE_PROCESS,
     ) -> None:
         self.used = NumberSet()
         self._supply = supply

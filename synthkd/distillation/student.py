@@ -20,7 +20,7 @@ from synthkd.distillation.terms.objective import Regulator, StudentView, terms_o
 from synthkd.losses.logits import agreement
 from synthkd.losses.objective import Loss
 from synthkd.passes import features_in_chunks
-from synthkd.processes import ALONE, Processes
+from synthkd.processes import ONE_PROCESS, Processes
 from synthkd.schedules import ever, value_at
 from synthkd.settings import DistillSettings, OnlineSettings, OptimizerSettings
 from synthkd.taps import evaluating, observe
@@ -223,7 +223,7 @@ def build_student(
     teacher: Labeller | None = None,
     bank: MemoryBank | None = None,
     extensions: Sequence[int] = (),
-    processes: Processes = ALONE,
+    processes: Processes = ONE_PROCESS,
 ) -> Student:
     """A student with its learner.
 

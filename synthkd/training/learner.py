@@ -13,7 +13,7 @@ from synthkd.errors import TrainingError
 from synthkd.losses.objective import Loss
 from synthkd.models.channels_last import channels_last
 from synthkd.models.weights import finite_state
-from synthkd.processes import ALONE, Processes
+from synthkd.processes import ONE_PROCESS, Processes
 from synthkd.schedules import learning_rate_factor
 from synthkd.settings import OptimizerSettings
 from synthkd.training.ema import WeightAverage
@@ -76,7 +76,7 @@ class Learner:
         accelerator: Accelerator,
         helpers: nn.Module | None = None,
         extensions: Sequence[int] = (),
-        processes: Processes = ALONE,
+        processes: Processes = ONE_PROCESS,
     ) -> None:
         self.name = name
         self.processes = processes

@@ -25,7 +25,7 @@ from torch import distributed
 from synthkd.data.read import on_disk
 from synthkd.data.read.folder import Storage, read_folder
 from synthkd.errors import DataError
-from synthkd.pipelines.run.processes import alone, on_main, shares
+from synthkd.pipelines.run.shared_work import alone, on_main, shares
 from synthkd.pipelines.config import DistillConfig, TeachConfig
 from synthkd.pipelines.run.device import process_state
 from synthkd.pipelines import distill, teach

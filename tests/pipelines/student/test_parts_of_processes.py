@@ -10,7 +10,7 @@ from torch import Tensor
 from synthkd.data.bank import MemoryBank
 from synthkd.pipelines.config import DistillConfig
 from synthkd.pipelines.student.transfer_set_builder import Images, TransferSetBuilder
-from synthkd.processes import ALONE
+from synthkd.processes import ONE_PROCESS
 from synthkd.rng import Rows
 from synthkd.settings import BankSettings
 from synthkd.settings.load import load_config
@@ -44,7 +44,7 @@ def samples(live: float, rank: int, world: int) -> tuple[list[tuple[float, ...]]
         "accelerator": SimpleNamespace(process_index=rank, num_processes=world, device=torch.device("cpu")),
         "subject": SimpleNamespace(spec=SPEC),
         "generator": generator,
-        "learner": SimpleNamespace(processes=ALONE, synchronise=None),
+        "learner": SimpleNamespace(processes=ONE_PROCESS, synchronise=None),
     }
     config = load_config(DistillConfig, recipe, [])
     builder = TransferSetBuilder(
