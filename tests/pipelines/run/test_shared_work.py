@@ -14,7 +14,7 @@ import torch
 from synthkd.models import build, save
 from synthkd.pipelines import audit
 from synthkd.pipelines.config import AuditConfig
-from synthkd.pipelines.run import processes
+from synthkd.pipelines.run import shared_work
 from synthkd.pipelines.run.result import Result
 from synthkd.settings import ZooModel
 from synthkd.settings.load import load_config
@@ -27,47 +27,47 @@ from accelerate import Accelerator, PartialState
 from synthkd.errors import DataError, MissingExtraError
 from synthkd.pipelines import cli
 from synthkd.pipelines.config import TeachConfig
-from synthkd.pipelines.run import processes
+from synthkd.pipelines.run import shared_work
 from synthkd.pipelines.run.device import make_accelerator
 from synthkd.settings.load import load_config
 
 rank, seen = int(os.environ["RANK"]), {}
 config = load_config(TeachConfig, json.load(open("teach.yaml")), [])
-seen["before"] = processes.count()
+seen["before"] = shared_work.count()
 outer = make_accelerator(config)
-seen["count"], seen["rank"] = processes.count(), processes.rank()
-seen["share"] = list(processes.shares().turns("abcde"))
-seen["gathered"] = processes.shares().values(f"of {rank}")
-seen["from_main"] = processes.shares().first(lambda: f"of {rank}")
+seen["count"], seen["rank"] = shared_work.count(), shared_work.rank()
+seen["share"] = list(shared_work.shares().turns("abcde"))
+seen["gathered"] = shared_work.shares().values(f"of {rank}")
+seen["from_main"] = shared_work.shares().first(lambda: f"of {rank}")
 
 def work():
-    shares = processes.shares()
-    return [rank, processes.count(), outer.num_processes, shares.values("alone"), [*shares.turns("abc")]]
+    shares = shared_work.shares()
+    return [rank, shared_work.count(), outer.num_processes, shares.values("alone"), [*shares.turns("abc")]]
 
 def failing():
     raise MissingExtraError("nothing", "none", f"process {rank}")
 
-seen["on_main"] = processes.on_main(work)
+seen["on_main"] = shared_work.on_main(work)
 try:
-    processes.on_main(failing)
+    shared_work.on_main(failing)
 except MissingExtraError as error:
     seen["error"] = str(error)
-with processes.alone():
+with shared_work.alone():
     inner = Accelerator(cpu=True)
-    seen["alone"] = [processes.count(), processes.rank(), inner.num_processes, inner.is_main_process]
-    seen["alone on_main"] = processes.on_main(lambda: f"of {rank}")
+    seen["alone"] = [shared_work.count(), shared_work.rank(), inner.num_processes, inner.is_main_process]
+    seen["alone on_main"] = shared_work.on_main(lambda: f"of {rank}")
     seen["environment"] = "RANK" in os.environ
     print("noise", file=sys.stderr)
-seen["after"] = [processes.count(), outer.num_processes, PartialState().process_index, os.environ["RANK"]]
+seen["after"] = [shared_work.count(), outer.num_processes, PartialState().process_index, os.environ["RANK"]]
 make_accelerator(config.model_copy(update={"precision": "bf16"}))  # begins the state of accelerate anew
-seen["again"] = processes.shares().values(rank)
+seen["again"] = shared_work.shares().values(rank)
 seen["codes"] = [cli.main(line.split()) for line in open("commands")]
 
 def broken(*_, **__):
     logging.getLogger("synthkd").warning("odd")
     if rank == 1:
         raise DataError("broken here")
-    processes.shares().values(None)
+    shared_work.shares().values(None)
 
 json.dump(seen, open(f"seen{rank}", "w"))
 sys.modules["synthkd.pipelines.teach"].teach = broken
@@ -192,8 +192,8 @@ def test_an_audit_that_they_share_is_that_of_one(launch: Launch, monkeypatch: py
 
 
 def test_one_process_does_everything_and_waits_for_nobody() -> None:
-    assert (processes.count(), processes.rank()) == (1, 0)
-    assert processes.on_main(lambda: 5) == 5
-    assert processes.shares() is ALONE
-    assert processes.first_to_tell("anything")
-    assert processes.first_to_tell("anything")
+    assert (shared_work.count(), shared_work.rank()) == (1, 0)
+    assert shared_work.on_main(lambda: 5) == 5
+    assert shared_work.shares() is ALONE
+    assert shared_work.first_to_tell("anything")
+    assert shared_work.first_to_tell("anything")
