@@ -130,6 +130,7 @@ def cell(name: str, arm: str, seed: int, arguments: argparse.Namespace) -> Row:
     }
     result = common.run(distill, DistillConfig, source, RUNS / folder / f"{arm}-{seed}")
     values = result.values
+    start = values["student"].get("start")  # of a student with its teacher's weights
     return {
         "pair": name,
         "budget": arguments.budget,
@@ -137,7 +138,7 @@ def cell(name: str, arm: str, seed: int, arguments: argparse.Namespace) -> Row:
         "arm": arm,
         "seed": seed,
         "accuracy": values["student"]["accuracy"],
-        "start": values["student"]["start"]["accuracy"],
+        "start": start["accuracy"] if start else None,
         "agreement": values["student"]["agreement"],
         "teacher": values["teacher"]["accuracy"],
         "steps": values["cost"]["steps"],
