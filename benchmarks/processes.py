@@ -1,13 +1,15 @@
-"""Two processes beside one: distilling a student, filling a memory bank, sampling a dataset, scoring it.
+"""Several processes beside one: distilling a student, filling a memory bank, sampling a dataset, scoring it.
 
     python -m benchmarks.processes --cifar10 FILE --teachers DIR [--work convnet cifar10 ...] [--root FOLDER]
 
-Run it alone on the machine: each process computes in one thread. `convnet` is the recipe fashion_mnist with a finished
-teacher and fewer steps, `cifar10` the recipe of that name with fewer steps. `bank` is rounds of the generator of
-`cifar10`, with one step of the student. Two processes run these with `sync` exact and fast. `sample` draws a dataset
-from the generator that `convnet` has left, and `score` scores it against the real training images, with features of the
-teacher. The seconds of the work are those of its result.json: the training of the student, or the whole job. Those of
-the command begin with the start of its first process. A cell is run anew each time.
+Run it alone on the machine: each process computes in one thread. `convnet` is the recipe fashion_mnist with a
+finished teacher and fewer steps, `cifar10` the recipe of that name with fewer steps. `bank` is rounds of the
+generator of `cifar10`, with one step of the student. Several processes run these with `sync` exact or fast. `wide` is
+`convnet` with `sync: fast`, as many times the batch in as many times fewer steps, and with more rounds: as many times
+more before the student, and half as many again beside it. `sample` draws a dataset from the generator that `convnet`
+has left, and `score` scores it against the real training images, with features of the teacher. The seconds of the
+work are those of its result.json: the training of the student, or the whole job. Those of the command begin with the
+start of its first process. A cell is run anew each time.
 
 FILE is a .npz with the images of CIFAR-10; DIR has resnet20-12fca82f.th of akamaster/pytorch_resnet_cifar10. FOLDER has
 Fashion-MNIST. Cells go to benchmarks/results/processes.json after each.
@@ -32,28 +34,36 @@ WORKS = ("convnet", "cifar10", "bank", "sample", "score")
 TRAINING = ("convnet", "cifar10", "bank")
 STEPS = {"convnet": 2000, "cifar10": 400, "bank": 1}
 """Of the student."""
-SEVERAL = (2, 4)
-"""Numbers of processes beside one."""
 ROUNDS = 100
 """Of the generator, for the bank."""
 COLUMNS = "work | processes | sync | seconds of the work | times as fast as one | seconds of the command | result"
+WIDE = "wide"
+WAYS = ("", "exact", "fast", WIDE)
+BATCH, EVERY, BEFORE = 64, 24, 14
+"""Of the recipe fashion_mnist: images of a step, steps between rounds, and rounds before the student."""
 Key = tuple[str, int, str]
-"""Work, number of processes, and sync, which is empty where there is nothing to choose."""
+"""Work, number of processes, and sync or `WIDE`; empty where there is nothing to choose."""
 
 
 def keys(works: Sequence[str]) -> list[Key]:
     """One process, then several in each way."""
-    ways = {work: ("exact", "fast") if work in TRAINING else ("",) for work in works}
-    several = {work: [(work, count, sync) for count in SEVERAL for sync in ways[work]] for work in works}
-    return [key for work in works for key in ((work, 1, ""), *several[work])]
+    several = {
+        "convnet": [(2, "exact"), (2, "fast"), (2, WIDE)],
+        "cifar10": [(2, "exact"), (2, "fast"), (4, "fast")],
+        "bank": [(2, "exact"), (2, "fast"), (4, "fast")],
+        "sample": [(2, ""), (4, "")],
+        "score": [(2, ""), (4, "")],
+    }
+    return [(work, *way) for work in works for way in ((1, ""), *several[work])]
 
 
 def words(key: Key, out: Path, arguments: Any) -> list[str]:
     """The command line of a piece of work."""
-    work, _, sync = key
+    work, count, sync = key
     if work in TRAINING:
         phases = [f"phases.0.rounds={ROUNDS}"] if work == "bank" else []
-        phases += [f"phases.1.steps={STEPS[work]}", f"out={out}", f"sync={sync or 'exact'}", "evaluate_every=1000000"]
+        phases += [f"phases.1.steps={STEPS[work]}", f"out={out}", "evaluate_every=1000000"]
+        phases += [f"sync={sync or 'exact'}"] if sync != WIDE else wide(count)
         if work == "convnet":
             teacher = f"teacher={{kind: load, model: {pairs.teacher_of('convnet')}}}"
             return ["distill", "fashion_mnist", teacher, f"test.root={arguments.root}", *phases]
@@ -64,6 +74,13 @@ def words(key: Key, out: Path, arguments: Any) -> list[str]:
     real = f"real={{data: {{kind: fashion_mnist, root: {arguments.root}, holdout: 0.0}}, split: train}}"
     teacher = f"teacher={{kind: load, model: {pairs.teacher_of('convnet')}}}"
     return ["evaluate", str(place(("sample", 1, ""))), real, teacher, "features.kind=teacher", f"out={out}"]
+
+
+def wide(count: int) -> list[str]:
+    """What `convnet` changes in so many processes, of which each passes as many images in a step as one alone."""
+    rounds = [f"phases.0.rounds={BEFORE * count}", f"phases.0.discard={BEFORE * count // 2}"]
+    steps = [f"phases.1.steps={STEPS['convnet'] // count}", f"phases.1.every={EVERY * 2 // 3 // count}"]
+    return ["sync=fast", f"distill.batch_size={BATCH * count}", *rounds, *steps]
 
 
 def place(key: Key) -> Path:
@@ -131,7 +148,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "processes",
         keys(arguments.work),
         lambda key: cell(key, arguments),
-        lambda one: (WORKS.index(one["work"]), one["processes"], one["sync"]),
+        lambda one: (WORKS.index(one["work"]), one["processes"], WAYS.index(one["sync"])),
     )
     print(tables({"cells": cells}))
 
