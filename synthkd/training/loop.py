@@ -109,6 +109,40 @@ class _Clock:
         return self.earlier + time.perf_counter() - self._started
 
 
+class Signals:
+    """Tells whether a signal asks the run to stop: the same in every process, whichever of them received it.
+
+    A process that stopped alone would leave the others waiting for it in their next exchange. Asking is an exchange
+    too, which quick steps would feel, so several processes ask about every `BETWEEN` seconds.
+
+    Args:
+        accelerator: the processes.
+    """
+
+    BETWEEN = 0.2
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self._accelerator = accelerator
+        self._every = self._left = 1
+        self._asked = time.perf_counter()
+
+    def pending(self) -> int:
+        """The signal, or 0; called after every step."""
+        if self._accelerator.num_processes == 1:
+            return pending_signal()
+        self._left -= 1
+        if self._left:
+            return 0
+        now = time.perf_counter()
+        own = torch.tensor([[pending_signal(), now - self._asked]], device=self._accelerator.device)
+        # By the slowest process, so that all of them ask again after the same step.
+        signum, seconds = self._accelerator.gather(own).amax(0).tolist()
+        # At most twice as many steps as before: the first ones may be slower than the rest, or quicker.
+        self._every = self._left = max(1, min(2 * self._every, int(self._every * self.BETWEEN / max(seconds, 1e-6))))
+        self._asked = time.perf_counter()
+        return int(signum)
+
+
 @dataclass(frozen=True)
 class Loop:
     """Runs stages, and resumes them from the newest checkpoint.
@@ -155,6 +189,7 @@ class Loop:
         # No process may write a checkpoint before every process has read the newest one.
         self.accelerator.wait_for_everyone()
         clock.start()
+        signals = Signals(self.accelerator)
         # The newest value of each name since the last row of the log.
         latest: dict[str, Tensor | float] = {}
         begin = 0
@@ -167,7 +202,7 @@ class Loop:
                     if step == begin:  # not in a stage that a resume entered in its middle: its row is in the log
                         self.monitor.event(step, f"{stage.name} begins", kind="phase", phase=stage.name)
                     log = self._act(stage, step, begin, latest, clock, display)
-                    signum = self._signal()
+                    signum = signals.pending()
                     save = (step + 1) % self.checkpoint_every == 0 or step + 1 == total or signum != 0
                     # The log comes before the checkpoint: a run resumed from it cannot measure these numbers again.
                     if log or save or (step + 1) % self.log_every == 0:
@@ -215,14 +250,6 @@ class Loop:
         latest.clear()
         self.monitor.log(step, row, stage.name)
         display.update(step, stage.name, {name: row[name] for name in self.headline if name in row})
-
-    def _signal(self) -> int:
-        """The signal that asks the run to stop, or 0; the same in every process, whichever of them received it."""
-        # A process that stopped alone would leave the others waiting for it in their next exchange.
-        if self.accelerator.num_processes == 1:
-            return pending_signal()
-        signals: Tensor = self.accelerator.gather(torch.tensor([pending_signal()], device=self.accelerator.device))
-        return int(signals.max())
 
     def _resume(self, total: int, clock: _Clock) -> int | None:
         """Restore the newest checkpoint and drop the log rows after it; returns its step, None without a checkpoint."""

@@ -9,8 +9,9 @@ import torch
 from accelerate import Accelerator
 
 from synthkd.errors import CheckpointError, TrainingError
+from synthkd.training import loop
 from synthkd.training.checkpoint import CheckpointStore
-from synthkd.training.loop import Action, Loop, Stage
+from synthkd.training.loop import Action, Loop, Signals, Stage
 from synthkd.training.monitor import Monitor
 
 
@@ -231,3 +232,40 @@ def test_rows_of_a_watched_step_alone_tell_the_seconds_of_watching(tmp_path: Pat
     steps, seconds = run.monitor.series("watching")
     assert steps == [2, 4]
     assert 0.0 <= seconds[0] <= seconds[1]
+
+
+def test_processes_ask_for_signals_after_the_same_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, own = [0.0], [0]
+    monkeypatch.setattr(loop.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(loop, "pending_signal", lambda: own[0])
+
+    class Two:
+        """Two processes, of which the other one takes twice as long for a step."""
+
+        num_processes, device = 2, torch.device("cpu")
+        other = 0
+
+        def gather(self, value: torch.Tensor) -> torch.Tensor:
+            asked.append(round(64 * clock[0]) - 1)
+            return torch.cat([value, torch.tensor([[float(self.other), 2 * float(value[0, 1])]])])
+
+    asked: list[int] = []
+    processes: Any = Two()
+    signals = Signals(processes)
+    for _ in range(60):
+        clock[0] += 1 / 64
+        assert signals.pending() == 0
+    assert asked[:5] == [0, 2, 6, 12, 18], "twice as many steps each time, up to 0.2 s of the slower process"
+    processes.other = 15
+    found = []
+    for _ in range(7):
+        clock[0] += 1 / 64
+        found.append(signals.pending())
+    assert set(found) == {0, 15}, "the signal of the other process, within the interval"
+    before = len(asked)
+    for _ in range(12):
+        clock[0] += 100.0
+        signals.pending()
+    assert len(asked) - before > 6, "slow steps are asked about one by one, from the next time on"
+    processes.num_processes, own[0] = 1, 2
+    assert signals.pending() == 2, "one process asks nobody"
