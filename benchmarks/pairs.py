@@ -136,9 +136,10 @@ def _lenet() -> Classifier:
 
 
 def lenet_labels(images: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """The classes int64 `[N]` that the teacher of the pair lenet predicts of images `[N, 1, 28, 28]`, and nothing else."""
+    """What the teacher of the pair lenet shows as a black box: the classes int64 `[N]` of images `[N, 1, 28, 28]`."""
     with torch.no_grad():
-        return _lenet()(to_float(torch.from_numpy(images))).argmax(1).numpy()
+        labels: NDArray[np.int64] = _lenet()(to_float(torch.from_numpy(images))).argmax(1).numpy()
+    return labels
 
 
 def directory(pair: str, method: str, budget: str, seed: int) -> Path:

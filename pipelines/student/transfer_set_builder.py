@@ -201,7 +201,7 @@ class TransferSetBuilder:
             pool = settings.pool if box is None else min(settings.pool, queries - labelling.held_out_count)
         return CollageImages(kind, collage, pool, self._real, labelling, seed, words, count)
 
-    def _part(self, settings: AnySet) -> float:
+    def _part(self, settings: AnySet | CollageSet) -> float:
         """The share of a source in a batch in the middle of the run, however many steps that has."""
         if settings.share is not None:
             return value_at(settings.share, 1, 3)

@@ -112,7 +112,7 @@ def test_steps_fill_what_the_answers_leave_and_no_kill_changes_the_plan(
     assert content.cost.steps == 15
     assert content.budget is not None
     assert content.budget.planned == 30.0
-    assert ASKED == [12, *[16] * 6, 12, 16, 14], "each image once"
+    assert [12, *[16] * 6, 12, 16, 14] == ASKED, "each image once"
     assert content.queries is not None
     assert content.queries.used == 150
     planned = load_config(DistillConfig, tmp_path / "whole/config.yaml", []).planned
@@ -165,7 +165,9 @@ def test_pictures_are_asked_about_first(task: dict[str, Any], tmp_path: Path, ki
 
 
 def test_a_budget_that_the_answers_use_up_ends_in_a_line_and_loses_none(task: dict[str, Any], tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"^budget: 6s is over after 76 answers of the black box and before the first"):
+    with pytest.raises(
+        ConfigError, match=r"^budget: 6s is over after 76 answers of the black box and before the first"
+    ):
         run(task, tmp_path / "run", time="6s")
     assert sum(ASKED) == 76
     run(task, tmp_path / "run", time="9s")
@@ -176,5 +178,7 @@ def test_a_dry_run_asks_nothing_and_says_what_is_not_in_its_plan(task: dict[str,
     plan = distill(config(task, None), dry_run=True)
     assert isinstance(plan, Plan)
     assert ASKED == []
-    line = "  budget: 30s, planned 30 s, 0 s of them measuring; a run asks the black box first and takes fewer steps for "
+    line = (
+        "  budget: 30s, planned 30 s, 0 s of them measuring; a run asks the black box first and takes fewer steps for "
+    )
     assert f"{line}that time" in plan.lines
