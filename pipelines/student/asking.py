@@ -7,7 +7,7 @@ from pathlib import Path
 
 from synthkd.pipelines.config import DistillConfig
 from synthkd.pipelines.run.extension import earlier_queries
-from synthkd.pipelines.run.processes import rank
+from synthkd.pipelines.run.shared_work import rank
 from synthkd.pipelines.student.assembly import Assembly
 from synthkd.training.display import Display
 

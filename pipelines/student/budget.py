@@ -214,7 +214,8 @@ def _asked(config: DistillConfig, assembly: Assembly, directory: Path, started: 
             )
 
     ask_ahead(config, assembly, directory, in_time)
-    return (time.perf_counter() - begun) / max(1, box.paid - had)
+    new = box.paid - had
+    return (time.perf_counter() - begun) / new if new else 0.0
 
 
 def _closing_answers(box: BlackBox | None, test: RealData | None, answer: float) -> list[Timed]:

@@ -49,6 +49,23 @@ class Clock:
         return sum(ASKED) / 10
 
 
+class Ticking:
+    """A clock that goes on by a second when somebody looks at it."""
+
+    def __init__(self) -> None:
+        self.looks = 0.0
+
+    def perf_counter(self) -> float:
+        """Seconds."""
+        self.looks += 1
+        return self.looks
+
+
+def killed(*_: object) -> None:
+    """Dies."""
+    raise Killed
+
+
 @pytest.fixture(autouse=True)
 def measured(monkeypatch: pytest.MonkeyPatch) -> None:
     """All works are done, of which a step takes a second; the others take nothing."""
@@ -147,6 +164,19 @@ def test_a_run_that_was_killed_while_it_asked_asks_the_rest(task: dict[str, Any]
     # 44 answers were there: 7.6 s for the others, as before 3 s for the test images, and 19 steps.
     assert run(task, tmp_path / "run").content.cost.steps == 19
     assert sum(ASKED) == 106
+
+
+def test_answers_of_the_record_tell_no_time_of_an_answer(
+    task: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(budget, "filled", killed)
+        with pytest.raises(Killed):
+            run(task, tmp_path / "run")
+    monkeypatch.setattr(budget, "time", Ticking())
+    # A second is a look at the clock: some 10 of them, and no second for each of the 30 test images.
+    steps = run(task, tmp_path / "run", time="60s").content.cost.steps
+    assert 45 <= steps < 60
 
 
 def test_queries_bound_the_answers_and_test_images_that_they_do_not_cover_take_no_time(
