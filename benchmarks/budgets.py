@@ -9,6 +9,9 @@ the name of the pair says. `procedural` and `pictures` have drawn pictures, or c
 generated ones, in as much time. `real` distils on all real images, or on those 2,000 alone, without mixtures. All start
 from the teacher's weights, and accuracy is that of the last weights on all 10,000 test images.
 
+In the pair `lenet, labels only` the teacher answers 50,000 images by labels, and shows nothing else: `ours` has drawn
+pictures and crops, `real` has real images, and all start afresh. What asking takes is in the budget.
+
 FILE is a .npz with the images, labels, test_images and test_labels of CIFAR-10; DIR has the public teachers of
 akamaster/pytorch_resnet_cifar10: resnet20-12fca82f.th, resnet32-d509ac18.th, resnet56-4bfd9763.th. FOLDER has
 Fashion-MNIST. Finished cells are kept in benchmarks/runs/budgets; the table goes to benchmarks/results/budgets.json.
@@ -19,7 +22,7 @@ from __future__ import annotations
 import argparse
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -55,12 +58,14 @@ class Pair:
         changes: of the command line -> what takes the place of keys of the recipe.
         data: of the command line -> the real images.
         few: whether 2,000 real images are there beside the teacher.
+        pictures: keys of the sources of drawn pictures and crops, where these are alone.
     """
 
     recipe: str
     changes: Callable[[argparse.Namespace], Row]
     data: Callable[[argparse.Namespace], Row]
     few: bool = False
+    pictures: Row = field(default_factory=dict)
 
 
 def public(teacher: int, student: int, few: bool = False) -> Pair:
@@ -83,6 +88,25 @@ def small(recipe: str, name: str, few: bool = False) -> Pair:
     return Pair(recipe, changes, lambda _: pairs.DATA, few)
 
 
+def labels_only(name: str, queries: int) -> Pair:
+    """A pair on Fashion-MNIST, whose teacher answers so many images by labels and shows nothing else."""
+
+    pool = {"pool": queries}  # the queries that are there bound it
+
+    def changes(_: argparse.Namespace) -> Row:
+        pairs.teacher_of(name)  # the function below loads it
+        pair = pairs.PAIRS[name]
+        box = {"function": f"benchmarks.pairs:{name}_labels", "answers": "labels", "queries": queries}
+        return {
+            "teacher": {"kind": "labels", **box, "batch_size": 500, "channels": 1, "size": 28, "classes": 10},
+            "distill": {key: pair.recipe["distill"][key] for key in ("batch_size", "temperature", "optimizer")},
+            "transfer_set": [{"kind": "procedural", "share": 0.5, **pool}, {"kind": "pictures", **pool}],
+            "phases": [{"kind": "refine", "steps": 11_000}],
+        }
+
+    return Pair(name, changes, lambda _: pairs.DATA, pictures=pool)
+
+
 PAIRS = {
     "resnet20-resnet8": public(20, 8),
     "resnet56-resnet20": public(56, 20),
@@ -90,6 +114,7 @@ PAIRS = {
     "convnet": small("fashion_mnist", "convnet"),
     "lenet": small("lenet", "lenet"),
     "lenet, 2000 real": small("lenet", "lenet", few=True),
+    "lenet, labels only": labels_only("lenet", 50_000),
 }
 
 
@@ -111,8 +136,9 @@ def source_of(pair: Pair, arm: str, arguments: argparse.Namespace) -> Row:
         if pair.few:
             source["transfer_set"] = [recipe["transfer_set"], real | {"share": REAL_SHARE}]
         return source
-    steps = sum(phase.get("steps", 0) for phase in recipe["phases"])
-    source |= {"transfer_set": real if arm == "real" else {"kind": arm}, "phases": [{"kind": "refine", "steps": steps}]}
+    steps = sum(phase.get("steps", 0) for phase in source["phases"])
+    images = real if arm == "real" else {"kind": arm} | pair.pictures
+    source |= {"transfer_set": images, "phases": [{"kind": "refine", "steps": steps}]}
     if arm == "real":
         source["mix"] = source["mix"] | {"mixup": 0.0}
     return source

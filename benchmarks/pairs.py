@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import argparse
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
 from benchmarks import common
+from synthkd.models import Classifier, load
 from synthkd.pipelines import teach
 from synthkd.pipelines.config import TeachConfig
+from synthkd.types import to_float
 
 RUNS = common.RUNS / "fashion_mnist"
 DATA = {"kind": "fashion_mnist", "root": "/usr/share/datasets/fashion-mnist", "holdout": 0.0}
@@ -121,6 +128,18 @@ PAIRS = {
 def add_root(parser: argparse.ArgumentParser) -> None:
     """The option --root."""
     parser.add_argument("--root", default=DATA["root"], help="folder with the dataset's files")
+
+
+@functools.cache
+def _lenet() -> Classifier:
+    return load(RUNS / "lenet" / "teacher")
+
+
+def lenet_labels(images: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """What the teacher of the pair lenet shows as a black box: the classes int64 `[N]` of images `[N, 1, 28, 28]`."""
+    with torch.no_grad():
+        labels: NDArray[np.int64] = _lenet()(to_float(torch.from_numpy(images))).argmax(1).numpy()
+    return labels
 
 
 def directory(pair: str, method: str, budget: str, seed: int) -> Path:

@@ -31,6 +31,7 @@ from synthkd.pipelines.run.shared_work import shares
 from synthkd.pipelines.run.tested import own_data, read_test, training_data
 from synthkd.pipelines.run.timing import planned_time
 from synthkd.pipelines.run.trust import trusted_by, trusting
+from synthkd.pipelines.student.asking import ask_ahead
 from synthkd.pipelines.student.assembly import Assembly, assemble
 from synthkd.pipelines.student.budget import fill, needs_plan, require_measurable, require_time, with_plan
 from synthkd.pipelines.student.chosen import with_generator
@@ -48,7 +49,6 @@ from synthkd.reports.results import DistillResult
 from synthkd.settings import DataSettings, GivenModel, TrainedTeacher, UnlabelledData
 from synthkd.system.environment import float32_by_default
 from synthkd.system.shares import together
-from synthkd.training.display import Display
 from synthkd.training.loop import Action, Progress, Values
 from synthkd.training.measuring import Allowance
 from synthkd.types import ImageSpec
@@ -149,7 +149,7 @@ def _distill(config: DistillConfig, *, networks: GivenNetworks, dry_run: bool) -
             config, why = with_generator(config, models[0] if models else None)
             assembly = assemble(config, models, job.accelerator, job.directory, networks.student)
         test = _fitted_test(test, assembly)
-        _ask_ahead(config, assembly, job)
+        ask_ahead(config, assembly, job.directory)
         allowance = Allowance()
         training = time.perf_counter()
         progress = _train(config, job, assembly, test, why, allowance)
@@ -226,17 +226,6 @@ def _fitted_test(test: RealData | None, assembly: Assembly) -> RealData | None:
     """The test images with labels as numbers of the teacher's classes."""
     subject = assembly.subject
     return None if test is None else fitted("test", test, subject.spec, subject.class_names, lacks_classes=True)
-
-
-def _ask_ahead(config: DistillConfig, assembly: Assembly, job: Job) -> None:
-    """Let a black box answer the images that are known before the first step; what was asked before is not repeated."""
-    black_box = assembly.black_box
-    if black_box is not None:
-        black_box.count_earlier(earlier_queries(config, job.directory))
-        with Display(black_box.settings.queries, "queries", job.accelerator.is_main_process) as display:
-            black_box.progress = lambda: display.update(black_box.paid, "ask the black box", {})
-            assembly.transfer_set.label_ahead()
-            black_box.progress = None
 
 
 def _train(

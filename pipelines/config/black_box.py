@@ -34,9 +34,10 @@ def require_answers_alone(sources: Sequence[AnySet], mix: MixSettings) -> None:
             raise ValueError("transfer_set.live: fresh samples ask a black box at every step: set live to 0")
         if isinstance(source, RealSet) and isinstance(source.data, StreamData):
             raise ValueError("transfer_set: a stream asks a black box without end: take another kind of data")
-        if isinstance(source, CollageSet) and len(sources) > 1:
+        if isinstance(source, CollageSet) and not all(isinstance(other, CollageSet) for other in sources):
             raise ValueError(
-                f"transfer_set: {source.kind} would share the queries of a black box with others: take it alone"
+                f"transfer_set: {source.kind} would share the queries of a black box with images of another kind: take "
+                "procedural and pictures alone"
             )
     if mix.logits == "fresh" or mix.cutmix or mix.crop < 1.0:
         raise ValueError(

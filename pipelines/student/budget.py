@@ -13,6 +13,7 @@ import torch
 from synthkd.data.read.splits import RealData
 from synthkd.errors import ConfigError, TrainingError
 from synthkd.models import Classifier
+from synthkd.models.black_box import BlackBox
 from synthkd.pipelines.config import DistillConfig
 from synthkd.pipelines.config.budget import Planned, seconds_of
 from synthkd.pipelines.run.budget import filled, recounted
@@ -20,7 +21,8 @@ from synthkd.pipelines.run.device import make_accelerator
 from synthkd.pipelines.run.directory import CONFIG, saved_config
 from synthkd.pipelines.run.shared_work import rank, shares
 from synthkd.pipelines.run.timing import LIMIT, PlannedTime, Timed, told
-from synthkd.pipelines.student.assembly import assemble
+from synthkd.pipelines.student.asking import ask_ahead
+from synthkd.pipelines.student.assembly import Assembly, assemble
 from synthkd.pipelines.student.chosen import with_generator
 from synthkd.pipelines.student.timing import distill_time
 from synthkd.pipelines.student.transfer_set_builder import is_private
@@ -41,8 +43,12 @@ def require_measurable(config: DistillConfig) -> None:
     """
     if config.budget is None:
         return
-    if config.black_box is not None:
-        raise ConfigError("budget: to measure a black box takes of its queries: set phases in place of budget")
+    if config.black_box is not None and config.generated is not None:
+        raise ConfigError(
+            "budget: a generator asks the black box while the student learns, and to measure that takes of its "
+            "queries: set phases in place of budget, or take images that are asked about once before: transfer_set of "
+            "kind procedural, pictures or real"
+        )
     if is_private(config):
         raise ConfigError("budget: to measure a private generator takes of its epsilon: set phases in place of budget")
 
@@ -98,7 +104,7 @@ def with_plan(
     """
     if not needs_plan(config):
         return config
-    planned = fill(config, models, test, student).config
+    planned = fill(config, models, test, student, directory=directory).config
     changes = {"phases": planned.phases, "planned": planned.planned}
     if rank() == 0:
         saved = saved_config(directory, config)
@@ -135,11 +141,13 @@ def fill(
     student: Classifier | None,
     taught: bool = True,
     passes: int | None = None,
+    directory: Path | None = None,
 ) -> Filled:
     """Measure this machine, and fill the budget.
 
     The plan has all seconds of a run from its finished teachers to its result: those of measuring, of building its
-    parts, and of the works of its phases.
+    parts, and of the works of its phases. A black box is asked what the run asks it before the first step; the time of
+    that counts as measuring, and the run finds the answers in its record.
 
     Args:
         config: of the job, without a plan.
@@ -148,6 +156,8 @@ def fill(
         student: that was given in memory, or None.
         taught: whether no teacher is to be trained. If one is, the libraries are loaded before the budget begins.
         passes: measurements of all works; None: as many as the time for measuring holds.
+        directory: the run directory, with the record of a black box; None: a black box is not asked, and the plan has
+            no time for its answers.
 
     Raises:
         ConfigError: the budget is too short, or nothing could be measured.
@@ -158,9 +168,13 @@ def fill(
     accelerator, wanted = make_accelerator(config), _measuring_seconds(config.budget)
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         chosen, _ = with_generator(config, models[0] if models else None)
-        assemble(chosen, models, accelerator, None, student)  # loads libraries, which building the run's parts does not
+        first = assemble(chosen, models, accelerator, None, student)  # loads libraries, which the run's parts do not
+        answer = 0.0 if directory is None else _asked(config, first, directory, started)
+        del first
         loaded = time.perf_counter()
         assembly = assemble(chosen, models, accelerator, None, student)
+        if directory is not None:
+            ask_ahead(config, assembly, directory)  # that is, read the record, as the run does
         built = time.perf_counter()
         limit = min(LIMIT, wanted)
         timed = _measured(
@@ -168,6 +182,7 @@ def fill(
             built + wanted,
             passes or MOST_PASSES,
         )
+        timed += _closing_answers(assembly.black_box, test, answer)
     building = built - loaded
     libraries = 0.0 if taught else max(0.0, loaded - started - building)
     # What the main process measured counts, so that none of several processes refuses a budget alone.
@@ -182,6 +197,32 @@ def fill(
     )
     planned = config.model_copy(update={"phases": phases, "planned": plan})
     return Filled(planned, recounted(timed, phases), measuring)
+
+
+def _asked(config: DistillConfig, assembly: Assembly, directory: Path, started: float) -> float:
+    """Ask a black box what the run asks before its first step; mean seconds of an answer, 0 without a new one."""
+    box, budget = assembly.black_box, config.budget
+    if box is None or budget is None:
+        return 0.0
+    begun, had = time.perf_counter(), box.paid
+
+    def in_time() -> None:
+        if time.perf_counter() - started > seconds_of(budget):
+            raise ConfigError(
+                f"budget: {budget} is over after {box.paid:,} answers of the black box and before the first step: set "
+                "a longer budget and the same out=, which asks nothing again, or fewer queries"
+            )
+
+    ask_ahead(config, assembly, directory, in_time)
+    new = box.paid - had
+    return (time.perf_counter() - begun) / new if new else 0.0
+
+
+def _closing_answers(box: BlackBox | None, test: RealData | None, answer: float) -> list[Timed]:
+    """The answers to the test images, each in `answer` seconds, where the queries of a black box cover them."""
+    if box is None or test is None or not box.covers(test.images):
+        return []
+    return [Timed("answers", 1, len(test) * answer, listed=False)]
 
 
 class _UnmeasuredError(ConfigError):

@@ -78,7 +78,7 @@ def plan(
         f"  test images: {'none' if test is None else test.counted}",
         *_recipe(config, assembly),
         *([] if config.seeds is None else [f"  seeds: {config.seeds} such runs, from seed {config.seed} on"]),
-        *([] if config.planned is None else [_planned(config.planned)]),
+        *([] if config.planned is None else [_planned(config.planned, config.black_box is not None)]),
         f"  phases: {', '.join(phases.describe(phase) for phase in config.phases)}",
         *(f"  extension: {steps:,} steps more" for steps in config.extended),
         f"  student steps: {assembly.learner.steps:,} of {assembly.batch.images} images{note}",
@@ -199,8 +199,10 @@ def summary(job: Job, result: DistillResult, already: bool = False) -> tuple[str
     return (*([f"{job.directory} was complete already; nothing was run"] if already else ()), opening, *lines)
 
 
-def _planned(plan: Planned) -> str:
-    return f"  budget: {plan.budget}, planned {_precise(plan.seconds)}, {_precise(plan.measuring)} of them measuring"
+def _planned(plan: Planned, unasked: bool) -> str:
+    """What a budget came to in a dry run, which leaves a black box unasked."""
+    line = f"  budget: {plan.budget}, planned {_precise(plan.seconds)}, {_precise(plan.measuring)} of them measuring"
+    return f"{line}; a run asks the black box first and takes fewer steps for that time" if unasked else line
 
 
 def _against(budget: BudgetResult) -> str:

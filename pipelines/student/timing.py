@@ -99,10 +99,11 @@ class _Works:
 
     def all(self) -> list[Work]:
         """In the order in which a run does them: the rounds fill the bank from which the steps draw."""
-        if self.config.black_box is not None:  # its answers cost queries
-            return [self._steps(), self._saves()]
+        box = self.assembly.black_box
+        if box is not None and not box.used:  # a dry run asks nothing, as rounds and evaluations would
+            return [*self._real(), self._steps(), self._saves(), *self._tests(), self._predictions()]
         works = [*self._real(), *self._rounds(), self._steps(), self._saves()]
-        return [*works, *self._evaluations(), *self._closing()]
+        return [*works, *self._evaluations(), *self._tests(), *self._grids(), *self._closing()]
 
     @functools.cached_property
     def _answers(self) -> Answers:
@@ -192,25 +193,32 @@ class _Works:
         return saving(self.assembly.state, self.config, steps, per="step")
 
     def _evaluations(self) -> list[Work]:
-        """The evaluations on held-out and on test images, and the grids."""
-        config, assembly, generated = self.config, self.assembly, self.assembly.transfer_set.generated
+        """The evaluations on held-out images."""
+        if self.config.real is not None and isinstance(self.config.real.data, StreamData):
+            return []
+        every = self.assembly.evaluation.every
+        return [Work("evaluations", self._times(every), self._evaluate, 1.0, False, "step", every)]
+
+    def _tests(self) -> list[Work]:
+        """The student on test images while it learns."""
+        if self.test is None:
+            return []
+        every, share = self.config.evaluate_every, len(self.test) / self._pass
+        return [Work("tests", self._times(every), lambda _: self._predict(self._pass), share, False, "step", every)]
+
+    def _times(self, every: int) -> int:
+        """How often the phases do what they do every so many steps, and at their end."""
         learning = [phase.steps for phase in self._phases if not isinstance(phase, Pregenerate) and phase.steps]
-        every = assembly.evaluation.every
-        evaluations = sum(-(-steps // every) for steps in learning)
-        works = []
-        if not (config.real is not None and isinstance(config.real.data, StreamData)):
-            works.append(Work("evaluations", evaluations, self._evaluate, 1.0, False, "step", every))
-        if self.test is not None:
-            every, share = config.evaluate_every, len(self.test) / self._pass
-            tests = sum(-(-steps // every) for steps in learning)
-            works.append(Work("tests", tests, lambda _: self._predict(self._pass), share, False, "step", every))
-        if generated is not None and phases.generator_rounds(self._phases):
-            rounds, every = [phases.generator_rounds([phase]) for phase in self._phases], config.grid_every
-            grids = sum(-(-count // every) for count in rounds)
-            spec = assembly.subject.spec
-            columns, rows = chosen(range(spec.classes), spec.height, spec.width)
-            works.append(Work("grids", grids, lambda _: self._sample(len(columns)), rows, False, "round", every))
-        return works
+        return sum(-(-steps // every) for steps in learning)
+
+    def _grids(self) -> list[Work]:
+        if self.assembly.transfer_set.generated is None or not phases.generator_rounds(self._phases):
+            return []
+        rounds, every = [phases.generator_rounds([phase]) for phase in self._phases], self.config.grid_every
+        grids = sum(-(-count // every) for count in rounds)
+        spec = self.assembly.subject.spec
+        columns, rows = chosen(range(spec.classes), spec.height, spec.width)
+        return [Work("grids", grids, lambda _: self._sample(len(columns)), rows, False, "round", every)]
 
     def _evaluate(self, _: float) -> None:
         """Evaluate the students; controllers follow evaluations in order, which these are not, so they are put back."""
@@ -221,25 +229,27 @@ class _Works:
 
     def _closing(self) -> list[Work]:
         """The measurements at the end: on test images or fresh ones, for the alarms, and of the networks' speed."""
-        generated, team, count = self.assembly.transfer_set.generated, self.assembly.team, LATENCIES
-        banks = self.assembly.transfer_set.banks
-        works, students = [], 1 if self.assembly.start.network is None else 2  # also as it starts
-        if self.test is not None:
-            count += len(self.test)
-        elif generated is not None:
-            count += FRESH
+        generated, count, works = self.assembly.transfer_set.generated, self._closing_images, []
+        if self.test is None and generated is not None:
             works.append(Work("closing samples", 1, lambda _: self._sample(FEW), FRESH / FEW, listed=False))
-        if team is not None:
-            alarming = min(IMAGES, sum(bank.settings.capacity for bank in banks))
-            answers = Work(
-                "closing",
-                1,
-                lambda _: self._answers(self._pass, gradient=False),
-                (count + alarming) / self._pass,
-                False,
-            )
-            works.append(answers)
-        return [*works, Work("closing", 1, lambda _: self._predict(self._pass), students * count / self._pass, False)]
+        if self.assembly.team is not None:
+            count += min(IMAGES, sum(bank.settings.capacity for bank in self.assembly.transfer_set.banks))
+            answer = lambda _: self._answers(self._pass, gradient=False)  # noqa: E731
+            works.append(Work("closing", 1, answer, count / self._pass, listed=False))
+        return [*works, self._predictions()]
+
+    @property
+    def _closing_images(self) -> int:
+        """Images that a finished network answers."""
+        if self.test is not None:
+            return LATENCIES + len(self.test)
+        return LATENCIES + FRESH * (self.assembly.transfer_set.generated is not None)
+
+    def _predictions(self) -> Work:
+        """The answers of the finished student, and of the student as it starts."""
+        students = 1 if self.assembly.start.network is None else 2
+        images = students * self._closing_images
+        return Work("closing", 1, lambda _: self._predict(self._pass), images / self._pass, listed=False)
 
     def _predict(self, count: int) -> None:
         """Let the student answer images of noise."""

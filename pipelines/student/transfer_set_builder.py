@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -184,7 +184,10 @@ class TransferSetBuilder:
 
     def _collages(self, settings: CollageSet) -> CollageImages:
         """Fresh pictures at every step; with stored logits a pool of them, which the teacher labels once."""
-        spec, seed, labelling = self.subject.spec, self.config.seed, self._labelling
+        spec, seed, labelling, box = self.subject.spec, self.config.seed, self._labelling, self._black_box
+        if box is not None:  # each source has the queries of its share of a batch
+            queries = max(1, int(box.settings.queries * self._part(settings)))
+            labelling = replace(labelling, most_asked=queries // HELD_OUT_PART)
         collage: Pictured
         if isinstance(settings, PicturesSet):
             pictures = read_pictures(settings.root, spec.channels)
@@ -195,10 +198,14 @@ class TransferSetBuilder:
             kind, words = "procedural", "drawn by rule"
         pool = None
         if self.config.logits == "stored":
-            box = self._black_box
-            most = None if box is None else box.settings.queries - labelling.held_out_count
-            pool = settings.pool if most is None else min(settings.pool, most)
+            pool = settings.pool if box is None else min(settings.pool, queries - labelling.held_out_count)
         return CollageImages(kind, collage, pool, self._real, labelling, seed, words, count)
+
+    def _part(self, settings: AnySet | CollageSet) -> float:
+        """The share of a source in a batch in the middle of the run, however many steps that has."""
+        if settings.share is not None:
+            return value_at(settings.share, 1, 3)
+        return 1.0 - sum(self._part(other) for other in self.config.sources if other.share is not None)
 
     @property
     def _kept_for_rounds(self) -> int:

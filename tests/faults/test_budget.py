@@ -158,5 +158,5 @@ def test_what_may_not_be_measured_is_refused_before_anything(teacher: Path) -> N
     box = {"kind": "labels", "function": "package.module:function", "size": 8, "classes": 10, "queries": 100}
     drawn = {"kind": "generated", "generator": {"kind": "procedural"}}
     config = load_config(DistillConfig, recipe(teacher) | {"teacher": box, "transfer_set": drawn}, ["budget=1m"])
-    with pytest.raises(ConfigError, match=r"^budget: to measure a black box takes of its queries"):
+    with pytest.raises(ConfigError, match=r"^budget: a generator asks the black box while the student learns"):
         distill(config, dry_run=True)

@@ -125,8 +125,16 @@ def test_a_black_box_is_asked_about_a_pool_within_its_budget(tmp_path: Path) -> 
     done = distill(load_config(DistillConfig, recipe, []))
     assert isinstance(done, Distilled)
     assert done.values["queries"] == {"used": 60, "budget": 60, "answers": "labels"}
-    beside = {**recipe, "transfer_set": [{**PICTURES, "share": 0.5}, PROCEDURAL]}
-    with pytest.raises(ConfigError, match="pictures would share the queries of a black box with others: take it alone"):
+    both = {**recipe, "transfer_set": [{**PICTURES, "share": 0.25}, PROCEDURAL], "out": str(tmp_path / "b")}
+    lines = distill(load_config(DistillConfig, {**both, "out": None}, []), dry_run=True).lines
+    # A quarter of the queries is for crops; of each source a tenth is held out.
+    assert "  unrelated pictures: crops of 2 of scikit-learn, 14, labelled once" in lines
+    assert "  procedural images: drawn by rule, 41, labelled once" in lines
+    done = distill(load_config(DistillConfig, both, []))
+    assert isinstance(done, Distilled)
+    assert done.values["queries"]["used"] == 60
+    beside = {**recipe, "transfer_set": [{**PICTURES, "share": 0.5}, {"kind": "real", "data": {"kind": "digits"}}]}
+    with pytest.raises(ConfigError, match="pictures would share the queries of a black box with images of another ki"):
         load_config(DistillConfig, beside, [])
 
 

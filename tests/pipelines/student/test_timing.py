@@ -162,14 +162,14 @@ def test_no_worker_decodes_for_the_plan(monkeypatch: pytest.MonkeyPatch, tmp_pat
 def test_grids_are_as_large_as_those_of_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timing, "chosen", lambda *_: ([0, 5, 9], 2))
     scales: list[float] = []
-    make = timing._Works._evaluations
+    make = timing._Works._grids
 
     def watched(works: timing._Works) -> Any:
         made = make(works)
         scales.extend(work.scale for work in made if work.name == "grids")
         return made
 
-    monkeypatch.setattr(timing._Works, "_evaluations", watched)
+    monkeypatch.setattr(timing._Works, "_grids", watched)
     distill(config_of(), dry_run=True)
     assert scales == [2]
 
