@@ -56,7 +56,7 @@ def build_generator(
     accelerator: Accelerator,
     real: Splits | None = None,
     run: Path | None = None,
-    own_rounds: bool = False,
+    rounds_at_once: int = 1,
 ) -> TrainableGenerator:
     """Build the generator of the settings for a frozen teacher.
 
@@ -67,7 +67,7 @@ def build_generator(
         accelerator: device and precision.
         real: real images; generators that learn from real images use the training and the holdout part.
         run: directory of the run, in which a private generator writes its release.
-        own_rounds: each process makes rounds of its own, if the generator can do so (see `OwnRounds`).
+        rounds_at_once: see `Inversion`; other generators than those that `averages` names pass over it.
 
     Raises:
         ConfigError: the generator learns from real images and there are none, a saved generator makes other images than
@@ -80,8 +80,9 @@ def build_generator(
             f"the {settings.kind} generator learns from real images: set data, or take a generator that was trained "
             "before (kind saved), or a data-free one (kind inversion)"
         )
-    together = accelerator.num_processes if own_rounds else 1
-    generator: TrainableGenerator = _build(settings, teacher, seed, accelerator, real, run, together=together)
+    generator: TrainableGenerator = _build(
+        settings, teacher, seed, accelerator, real, run, rounds_at_once=rounds_at_once
+    )
     return generator
 
 
@@ -93,20 +94,20 @@ def _build(
     real: Splits | None = None,
     run: Path | None = None,
     source: Path | None = None,
-    together: int = 1,
+    rounds_at_once: int = 1,
 ) -> Any:
     """The generator, untrained; `source` is the file that the settings were read from, None for a recipe."""
     # A saved generator has no real data here, so it can be sampled and not trained.
     train, holdout = (None, None) if real is None else (real.train, real.holdout)
     match settings:
         case InversionSettings():
-            return Inversion(settings, teacher, seed, accelerator, together=together)
+            return Inversion(settings, teacher, seed, accelerator, rounds_at_once=rounds_at_once)
         case PixelSettings():
             return Pixels(settings, teacher, seed, accelerator)
         case ProceduralSettings():
             return Drawn(settings, teacher, seed, accelerator)
         case ContinuousSettings():
-            return Continuous(settings, teacher, seed, accelerator, together=together)
+            return Continuous(settings, teacher, seed, accelerator, rounds_at_once=rounds_at_once)
         case ContrastiveSettings():
             return Contrastive(settings, teacher, seed, accelerator)
         case NoisyLabelSettings():

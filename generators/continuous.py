@@ -55,7 +55,7 @@ class Continuous:
         seed: the run's seed.
         accelerator: device and precision; None: the teacher's device, full precision.
         spec: images and classes of a teacher that is no `Classifier`.
-        together: number of rounds that start from one state, each of a process alone (see `OwnRounds`); 1: all
+        rounds_at_once: number of rounds that start from one state, each of a process alone (see `OwnRounds`); 1: all
             processes share a round.
 
     Raises:
@@ -70,7 +70,7 @@ class Continuous:
         seed: int = 0,
         accelerator: Accelerator | None = None,
         spec: ImageSpec | None = None,
-        together: int = 1,
+        rounds_at_once: int = 1,
     ) -> None:
         teacher = as_classifier(teacher, spec)
         accelerator = local_accelerator(accelerator, teacher)
@@ -80,7 +80,7 @@ class Continuous:
         self._teacher = teacher
         self._seed = seed
         self._device = accelerator.device
-        self._processes = Processes.of(accelerator) if together == 1 else ONE_PROCESS
+        self._processes = Processes.of(accelerator) if rounds_at_once == 1 else ONE_PROCESS
         self.network = latent_network(self.spec, settings.latent, settings.width, seed, self._device)
         self._optimizer = torch.optim.Adam(self.network.parameters(), settings.lr, BETAS)
         self._autocast = autocast_of(accelerator)

@@ -88,7 +88,7 @@ class Inversion:
         seed: the run's seed.
         accelerator: device and precision; None: the teacher's device, full precision.
         spec: images and classes of a teacher that is no `Classifier`.
-        together: number of rounds that start from one state, each of a process alone (see `OwnRounds`); 1: all
+        rounds_at_once: number of rounds that start from one state, each of a process alone (see `OwnRounds`); 1: all
             processes share a round.
 
     Raises:
@@ -103,7 +103,7 @@ class Inversion:
         seed: int = 0,
         accelerator: Accelerator | None = None,
         spec: ImageSpec | None = None,
-        together: int = 1,
+        rounds_at_once: int = 1,
     ) -> None:
         teacher = as_classifier(teacher, spec)
         accelerator = local_accelerator(accelerator, teacher)
@@ -111,19 +111,20 @@ class Inversion:
         self.spec = teacher.spec
         self._seed = seed
         self._device = accelerator.device
-        self._processes = Processes.of(accelerator) if together == 1 else ONE_PROCESS
+        self._processes = Processes.of(accelerator) if rounds_at_once == 1 else ONE_PROCESS
         # In full precision on a CPU folded copies give the same numbers up to rounding in less time.
         self._folds = accelerator.device.type == "cpu" and accelerator.mixed_precision == "no"
         require_statistics(teacher, settings.batch_norm)
         self._teacher = self._folded(teacher, statistics=True)
         self.network = latent_network(self.spec, settings.latent, settings.width, seed, self._device)
         # One meta-step follows the gradients of all steps of a round, hence the learning rate times their number.
-        # For the mean of several it grows with the root of their number, the rule of Malladi et al. 2022 for Adam.
-        rate = settings.lr * settings.steps * math.sqrt(together)
+        # The mean of several moves that start alike is smaller than one after the other would be. The root of their
+        # number is the rule for larger batches of Adam (Malladi et al. 2022), and was as good as the number itself.
+        rate = settings.lr * settings.steps * math.sqrt(rounds_at_once)
         self._meta = torch.optim.Adam(self.network.parameters(), rate, BETAS)
         self._autocast = autocast_of(accelerator)
         # Rounds that start from one state forget together what they would forget one after the other.
-        self._moments = MovingMoments(settings.memory**together, self._device)
+        self._moments = MovingMoments(settings.memory**rounds_at_once, self._device)
         terms = {**TEACHER_TERMS, **STUDENT_TERMS}
         self._objective: Objective[JointOutputs] = Objective(terms, {name: getattr(settings, name) for name in terms})
 

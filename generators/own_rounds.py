@@ -15,7 +15,7 @@ from torch import nn
 
 from synthkd.generators.method_settings import ContinuousSettings
 from synthkd.generators.settings import GeneratorSettings, InversionSettings
-from synthkd.processes import Processes
+from synthkd.processes import CPU, Processes
 from synthkd.types import Round, TrainableGenerator
 
 AVERAGED = (InversionSettings, ContinuousSettings)
@@ -30,8 +30,9 @@ def averages(settings: GeneratorSettings) -> bool:
 class OwnRounds:
     """The rounds of a generator, of which each process makes one at a time.
 
-    The first round of each group of `processes.world` makes the whole group; the others have their images from then on.
-    So their images are of a student that is as many rounds older.
+    The first round of each group of `processes.world` makes the whole group; the others have their images from then on,
+    in memory. So their images are of a student that is as many rounds older. Rounds that were made before there was a
+    student are left out once there is one, and a new group is made.
 
     Args:
         generator: its rounds exchange nothing, and `averages` holds for its settings.
@@ -41,7 +42,8 @@ class OwnRounds:
     def __init__(self, generator: TrainableGenerator, processes: Processes) -> None:
         self._generator = generator
         self._processes = processes
-        self._made: dict[int, Round] = {}
+        self._ahead: dict[int, Round] = {}
+        self._has_student = False  # whether those were made against one
 
     def round(self, index: int, difficulty: float, student: nn.Module | None = None) -> Round:
         """Round `index`, see `TrainableGenerator.round`; made together with the rounds after it, or by an earlier call.
@@ -49,9 +51,9 @@ class OwnRounds:
         Raises:
             SynthkdError: as the generator's round.
         """
-        if index not in self._made:
-            self._made = self._group(index, difficulty, student)
-        return self._made.pop(index)
+        if index not in self._ahead or self._has_student != (student is not None):
+            self._ahead, self._has_student = self._group(index, difficulty, student), student is not None
+        return _on(self._ahead.pop(index), self._processes.device)
 
     def _group(self, first: int, difficulty: float, student: nn.Module | None) -> dict[int, Round]:
         """The rounds from `first` on, one of each process, by number; the generator then has the mean of the states."""
@@ -62,31 +64,24 @@ class OwnRounds:
         images, labels, logits, terms = (
             self._processes.every(value) for value in (own.images, own.labels, own.teacher_logits, values)
         )
-        return {
-            first + place: Round(
-                images[place], labels[place], logits[place], dict(zip(own.terms, terms[place].tolist(), strict=True))
-            )
-            for place in range(self._processes.world)
-        }
+        rounds = {}
+        for place in range(self._processes.world):
+            named = dict(zip(own.terms, terms[place].tolist(), strict=True))
+            one = Round(images[place].clone(), labels[place].clone(), logits[place].clone(), named)
+            rounds[first + place] = _on(one, CPU)  # the device needs its memory for the steps
+        return rounds
 
     def state_dict(self) -> dict[str, Any]:
         """The rounds that were made ahead, by their numbers. The generator has a state of its own."""
-        return {
-            str(index): {
-                "images": one.images.cpu(),
-                "labels": one.labels.cpu(),
-                "teacher_logits": one.teacher_logits.cpu(),
-                "terms": dict(one.terms),
-            }
-            for index, one in self._made.items()
-        }
+        rounds = {str(index): {**vars(one), "terms": dict(one.terms)} for index, one in self._ahead.items()}
+        return {"rounds": rounds, "has_student": self._has_student}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` returned."""
-        device = self._processes.device
-        self._made = {
-            int(index): Round(
-                one["images"].to(device), one["labels"].to(device), one["teacher_logits"].to(device), one["terms"]
-            )
-            for index, one in state.items()
-        }
+        self._ahead = {int(index): Round(**one) for index, one in state["rounds"].items()}
+        self._has_student = state["has_student"]
+
+
+def _on(one: Round, device: torch.device) -> Round:
+    images, labels, logits = (value.to(device) for value in (one.images, one.labels, one.teacher_logits))
+    return Round(images, labels, logits, one.terms)

@@ -51,8 +51,8 @@ class TrainingConfig(JobConfig):
     sync: Literal["exact", "fast"] = "exact"
     """What several processes share. exact: batches, losses, BatchNorm moments and random numbers are those of one
     process, and only passes of networks are shared out. fast: each process computes the loss and the BatchNorm moments
-    of its own part of a batch, and gradients are averaged; each makes rounds of its own, if the generator is inversion
-    or continuous."""
+    of its own part of a batch, and gradients are averaged; in `distill` each makes rounds of its own, if the generator
+    is inversion or continuous."""
     precision: Literal["no", "bf16", "fp16"] = "no"
     """Mixed precision; bf16 saves time on GPUs and on CPUs with bfloat16 units."""
     adapt_batch_size: bool = False

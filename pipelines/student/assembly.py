@@ -45,7 +45,13 @@ from synthkd.pipelines.student.networks import (
 from synthkd.pipelines.student.start import Start, start_of
 from synthkd.pipelines.student.teacher_warnings import teacher_warnings
 from synthkd.pipelines.student.transfer_set import TransferSet
-from synthkd.pipelines.student.transfer_set_builder import Images, TransferSetBuilder, build_bank, is_private
+from synthkd.pipelines.student.transfer_set_builder import (
+    Images,
+    TransferSetBuilder,
+    build_bank,
+    is_private,
+    rounds_at_once,
+)
 from synthkd.pipelines.student.trial import Trial, noise_dataset
 from synthkd.settings import StreamData, UnlabelledData
 from synthkd.training.learner import Learner
@@ -143,9 +149,8 @@ def assemble(
     generator = None
     if config.generated is not None and teacher is not None:
         settings = config.generated.named
-        generator = build_generator(
-            settings, teacher, config.seed, accelerator, images.splits, directory, own_rounds=config.sync == "fast"
-        )
+        at_once = rounds_at_once(config, accelerator.num_processes)
+        generator = build_generator(settings, teacher, config.seed, accelerator, images.splits, directory, at_once)
     # After everything that takes memory beside a step, and before the batches.
     parts = (accelerator, students, team, controllers, bank, generator)
     trial = Trial(config, subject.spec, *parts, images.splits)

@@ -16,7 +16,7 @@ from synthkd.pipelines.config import DistillConfig
 from synthkd.pipelines.run.memory import NOTHING, Memory, memory_lines, memory_of, round_need, taken_bytes
 from synthkd.pipelines.student.assembly import Assembly
 from synthkd.pipelines.student.image_alarms import IMAGES, images_within
-from synthkd.pipelines.student.transfer_set_builder import is_private
+from synthkd.pipelines.student.transfer_set_builder import is_private, rounds_at_once
 from synthkd.pipelines.student.trial import Trial
 from synthkd.training.memory import TRIED, Need, need_of
 
@@ -83,12 +83,16 @@ def _round(config: DistillConfig, trial: Trial, teacher: Classifier | None) -> t
 
     def round_of(few: GeneratorSettings) -> Callable[[], object]:
         own = few is settings
-        of_one, fast = (few, teacher, config.seed, trial.accelerator, trial.splits), config.sync == "fast"
-        generator = trial.generator if own else build_generator(*of_one, own_rounds=fast)
+        of_one, at_once = (few, teacher, config.seed, trial.accelerator, trial.splits), _at_once(config, trial)
+        generator = trial.generator if own else build_generator(*of_one, rounds_at_once=at_once)
         return lambda: counts.append(trial.generate(0, generator))
 
     need = round_need(settings, round_of, trial.accelerator.device)
     return need, wanted or counts[0]
+
+
+def _at_once(config: DistillConfig, trial: Trial) -> int:
+    return rounds_at_once(config, trial.accelerator.num_processes)
 
 
 def _images(config: DistillConfig, trial: Trial, images_of_round: int) -> tuple[int, int]:
@@ -100,4 +104,6 @@ def _images(config: DistillConfig, trial: Trial, images_of_round: int) -> tuple[
     generated_images = phases.generator_rounds(config.phases_and_extensions) * images_of_round
     new = min(generated_images, bank.settings.capacity - len(bank))
     held = 0 if bank.settings.storage == "disk" else new * (bank.nbytes // bank.settings.capacity)
+    ahead = _at_once(config, trial)
+    held += 2 * ahead * images_of_round * 4 * values if ahead > 1 else 0  # rounds made ahead, and their exchange
     return held, 2 * 4 * values * images_within(min(IMAGES, len(bank) + new), values)

@@ -75,6 +75,13 @@ def is_private(config: DistillConfig) -> bool:
     return config.generated is not None and isinstance(config.generated.generator, MerfSettings)
 
 
+def rounds_at_once(config: DistillConfig, processes: int) -> int:
+    """Rounds of the generator that start from one state: one of each process, or 1 where all share a round."""
+    generated = config.generated
+    own = config.sync == "fast" and generated is not None and averages(generated.named)
+    return processes if own else 1
+
+
 @dataclass(frozen=True)
 class TransferSetBuilder:
     """Builds the transfer set from the parts of the run that exist before it.
@@ -245,7 +252,7 @@ class TransferSetBuilder:
             return round(value_at(settings.live, step, self.total) * batch_size)
 
         rounds: Rounds = generator
-        if config.sync == "fast" and self.accelerator.num_processes > 1 and averages(settings.named):
+        if rounds_at_once(config, self.accelerator.num_processes) > 1:
             rounds = OwnRounds(generator, Processes.of(self.accelerator))
         # The generator's own real images are held out for evaluations as well, unless they are private.
         own = None if splits is None or settings.data is None or is_private(config) else splits.holdout

@@ -14,6 +14,8 @@ from synthkd.errors import ModelError
 from synthkd.models.classifier import Classifier
 from synthkd.taps import evaluating, observe
 
+LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+"""Layers of which the last one may give the logits."""
 MOST_BLOCKS = 4
 """Largest number of blocks of a transformer that are taken as its stages."""
 
@@ -46,8 +48,9 @@ class _Run:
 def head(model: Classifier) -> str:
     """Path of the final linear layer; `head(model) + ":input"` are the penultimate features.
 
-    For a model from elsewhere it is the last `nn.Linear` with one output per class, else the last 1x1 convolution with
-    one (SqueezeNet, BiT), whose input is maps `[N, C, H, W]`, else the last `nn.Linear`.
+    For a model from elsewhere it is the last `nn.Linear` with one output per class. Without one it is the last layer if
+    that is a 1x1 convolution with one channel per class (SqueezeNet, BiT), whose input is maps `[N, C, H, W]`. Else it
+    is the last `nn.Linear`.
 
     Raises:
         ModelError: the model has no such layer.
@@ -55,14 +58,13 @@ def head(model: Classifier) -> str:
     if model.recipe.get("kind") == "zoo":
         return "body.head"
     layers, classes = dict(model.named_modules()), model.spec.classes
-    linear: dict[str, int] = {
-        path: layer.out_features for path, layer in layers.items() if isinstance(layer, nn.Linear)
-    }
+    linear = {path: layer.out_features for path, layer in layers.items() if isinstance(layer, nn.Linear)}
     fitting = [path for path, out in linear.items() if out == classes]
-    convolutional = [path for path, layer in layers.items() if _classifies(layer, classes)]
-    for paths in (fitting, convolutional, list(linear)):
-        if paths:
-            return paths[-1]
+    weighted = [path for path, layer in layers.items() if isinstance(layer, LAYERS)]
+    convolutional = [path for path in weighted[-1:] if _classifies(layers[path], classes)]
+    candidates: list[str] = fitting or convolutional or list(linear)
+    if candidates:
+        return candidates[-1]
     raise ModelError(
         "the model has no linear layer and so no penultimate features; end it in an nn.Linear, or in an nn.Conv2d of "
         "1x1 with one channel for each class"
@@ -71,7 +73,9 @@ def head(model: Classifier) -> str:
 
 def _classifies(layer: nn.Module, classes: int) -> bool:
     """Whether a layer may be the last one of a classifier without `nn.Linear`."""
-    return isinstance(layer, nn.Conv2d) and set(layer.kernel_size) == {1} and layer.out_channels == classes
+    if not isinstance(layer, nn.Conv2d):
+        return False
+    return set(layer.kernel_size) == {1} and layer.groups == 1 and layer.out_channels == classes
 
 
 def stages(model: Classifier) -> tuple[str, ...]:

@@ -113,32 +113,40 @@ class Signals:
     """Tells whether a signal asks the run to stop: the same in every process, whichever of them received it.
 
     A process that stopped alone would leave the others waiting for it in their next exchange. Asking is an exchange
-    too, which quick steps would feel, so several processes ask about every `BETWEEN` seconds.
+    too, which quick steps would feel, so several processes ask about every `BETWEEN` seconds, and after `MOST` steps at
+    the latest, since a step may take longer than those before it.
 
     Args:
         accelerator: the processes.
     """
 
     BETWEEN = 0.2
+    MOST = 16
 
     def __init__(self, accelerator: Accelerator) -> None:
         self._accelerator = accelerator
         self._every = self._left = 1
         self._asked = time.perf_counter()
 
-    def pending(self) -> int:
-        """The signal, or 0; called after every step."""
+    def pending(self, ask: bool = False) -> int:
+        """The signal, or 0; called after every step.
+
+        Args:
+            ask: ask now in any case, as at a checkpoint and at the last step.
+        """
         if self._accelerator.num_processes == 1:
             return pending_signal()
         self._left -= 1
-        if self._left:
+        if self._left > 0 and not ask:
             return 0
+        steps = self._every - self._left
         now = time.perf_counter()
         own = torch.tensor([[pending_signal(), now - self._asked]], device=self._accelerator.device)
         # By the slowest process, so that all of them ask again after the same step.
         signum, seconds = self._accelerator.gather(own).amax(0).tolist()
         # At most twice as many steps as before: the first ones may be slower than the rest, or quicker.
-        self._every = self._left = max(1, min(2 * self._every, int(self._every * self.BETWEEN / max(seconds, 1e-6))))
+        fitting = int(steps * self.BETWEEN / max(seconds, 1e-6))
+        self._every = self._left = max(1, min(2 * steps, fitting, self.MOST))
         self._asked = time.perf_counter()
         return int(signum)
 
@@ -189,7 +197,6 @@ class Loop:
         # No process may write a checkpoint before every process has read the newest one.
         self.accelerator.wait_for_everyone()
         clock.start()
-        signals = Signals(self.accelerator)
         # The newest value of each name since the last row of the log.
         latest: dict[str, Tensor | float] = {}
         begin = 0
@@ -197,13 +204,15 @@ class Loop:
             if resumed_from is not None:
                 display.message(f"resumed after step {resumed_from}")
             for stage in stages:
+                signals = Signals(self.accelerator)  # the steps of a stage take other times than those before
                 # A stage that was finished before the resume has an empty range here.
                 for step in range(max(resumed_from or 0, begin), begin + stage.steps):
                     if step == begin:  # not in a stage that a resume entered in its middle: its row is in the log
                         self.monitor.event(step, f"{stage.name} begins", kind="phase", phase=stage.name)
                     log = self._act(stage, step, begin, latest, clock, display)
-                    signum = signals.pending()
-                    save = (step + 1) % self.checkpoint_every == 0 or step + 1 == total or signum != 0
+                    save = (step + 1) % self.checkpoint_every == 0 or step + 1 == total
+                    signum = signals.pending(ask=save)
+                    save |= signum != 0
                     # The log comes before the checkpoint: a run resumed from it cannot measure these numbers again.
                     if log or save or (step + 1) % self.log_every == 0:
                         self._log(stage, step + 1, latest, display)

@@ -95,18 +95,20 @@ def together(home: Path) -> Path:
     return home / "together"
 
 
-def script(home: Path, out: str, faults: tuple[Fault, ...]) -> list[str]:
+def script(home: Path, out: str, faults: tuple[Fault, ...], changes: tuple[str, ...] = ()) -> list[str]:
     """The words after torchrun's own."""
     marks = home / f"{out}-{len(list(home.iterdir()))}"
     marks.mkdir()
-    job_words = ["distill", str(home / "distill.yaml"), f"out={home / out}"]
+    job_words = ["distill", str(home / "distill.yaml"), f"out={home / out}", *changes]
     return [str(home / "faulty.py"), str(marks), json.dumps(faults), *job_words]
 
 
-def under_torchrun(home: Path, out: str, *faults: Fault, restarts: int = 0) -> subprocess.CompletedProcess[str]:
-    """The recipe in two processes."""
+def under_torchrun(
+    home: Path, out: str, *faults: Fault, restarts: int = 0, changes: tuple[str, ...] = ()
+) -> subprocess.CompletedProcess[str]:
+    """The recipe, with changes, in two processes."""
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command = [*torchrun, "--max-restarts", str(restarts), *script(home, out, faults)]
+    command = [*torchrun, "--max-restarts", str(restarts), *script(home, out, faults, changes)]
     return subprocess.run(command, check=False, capture_output=True, text=True, timeout=300)
 
 
@@ -134,6 +136,21 @@ def test_a_killed_process_is_replaced_and_the_run_ends_as_without_the_kill(home:
     errors = [line for line in done.stderr.splitlines() if line.startswith("error")]
     assert [line.startswith(ENDED) for line in errors] == [True]
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_a_kill_between_the_rounds_of_a_group_changes_no_byte(home: Path) -> None:
+    # Rounds at steps 0, 4, 8, ... are made by twos: at the checkpoint after step 10 that of step 12 is there already.
+    teacher = "teacher={kind: train, data: {kind: digits}, model: {arch: convnet, width: 4}, training: {steps: 6}}"
+    generated = "{generator: {kind: inversion, batch_size: 10, steps: 1, width: 8, latent: 16}, bank: {capacity: 60}}"
+    changes = (teacher, f"transfer_set={generated}", "sync=fast")
+    for out, faults in (("fast", ()), ("fast_killed", ((1, 11, KILL),))):
+        done = under_torchrun(home, out, *faults, restarts=1, changes=changes)
+        assert done.returncode == 0, done.stderr
+    assert resumed(home / "fast_killed") == [10]
+    for network in ("student", "generator"):
+        one, two = (home / out / network / "model.safetensors" for out in ("fast", "fast_killed"))
+        assert one.read_bytes() == two.read_bytes(), network
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ from synthkd.generators.settings import InversionSettings, PixelSettings
 from synthkd.models import Classifier, build
 from synthkd.processes import Processes
 from synthkd.settings import ZooModel
-from synthkd.types import ImageSpec
+from synthkd.types import ImageSpec, Round
 
 SETTINGS = InversionSettings(kind="inversion", batch_size=4, steps=2, latent=8, width=4, adversarial=1.0)
 
@@ -31,7 +31,7 @@ def teacher(seed: int = 0) -> Classifier:
 
 
 def generator() -> Inversion:
-    return Inversion(SETTINGS, teacher(), 0, Accelerator(cpu=True), together=2)
+    return Inversion(SETTINGS, teacher(), 0, Accelerator(cpu=True), rounds_at_once=2)
 
 
 def run_process(rank: int, folder: Path) -> None:
@@ -92,10 +92,50 @@ def test_processes_agree_also_after_a_resume(results: list[dict[str, Any]]) -> N
     assert not torch.equal(one["rounds"][0]["images"], one["rounds"][2]["images"])
 
 
+def test_the_mean_of_several_rounds_moves_further_and_forgets_more() -> None:
+    settings = SETTINGS.model_copy(update={"memory": 0.8})
+    one, four = (Inversion(settings, teacher(), 0, Accelerator(cpu=True), rounds_at_once=count) for count in (1, 4))
+    rates = [each.state_dict()["meta"]["param_groups"][0]["lr"] for each in (one, four)]
+    assert rates[1] == pytest.approx(2 * rates[0])
+    moments = []
+    for each in (one, four):
+        first = each.round(0, 0.5) and each.state_dict()["moments"]
+        # Those of the second round without memory, from what is left of the first.
+        each.load_state_dict({**one.state_dict(), "moments": {path: [0 * m, 0 * v] for path, (m, v) in first.items()}})
+        each.round(1, 0.5)
+        moments.append(next(iter(each.state_dict()["moments"].values()))[0])
+    # Of moments that were 0, (1 - memory) of the new ones are kept, for the first step alone much the same.
+    ratio = float((moments[1] / moments[0]).median())
+    assert ratio == pytest.approx((1 - 0.8**4) / (1 - 0.8), rel=0.3)
+
+
+def test_rounds_before_there_is_a_student_are_made_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[int, bool]] = []
+
+    class Counting:
+        def round(self, index: int, difficulty: float, student: object = None) -> Round:
+            asked.append((index, student is not None))
+            return Round(torch.full((1, 1, 2, 2), index / 10), torch.zeros(1).long(), torch.zeros(1, 3), {"loss": 1.0})
+
+        def state_dict(self) -> dict[str, Any]:
+            return {}
+
+        def load_state_dict(self, state: object) -> None:
+            assert state == {}
+
+    monkeypatch.setattr(Processes, "every", lambda _, value: torch.stack([value, value]))
+    monkeypatch.setattr(Processes, "mean", lambda _, state: state)
+    counting: Any = Counting()
+    rounds = OwnRounds(counting, Processes(0, 2))
+    for index, student in ((0, None), (1, None), (2, None), (3, teacher()), (4, teacher()), (5, teacher())):
+        rounds.round(index, 0.5, student)
+    assert asked == [(0, False), (2, False), (3, True), (5, True)]
+
+
 def test_only_weights_and_moments_are_averaged() -> None:
     assert averages(SETTINGS)
     assert not averages(PixelSettings(kind="pixels")), "the mean of earlier images would be no image"
-    built = build_generator(SETTINGS, teacher(), 0, Accelerator(cpu=True), own_rounds=True)
+    built = build_generator(SETTINGS, teacher(), 0, Accelerator(cpu=True), rounds_at_once=1)
     assert isinstance(built, Inversion), "one process shares with nobody, and makes the same rounds"
     ours, theirs = (one.round(0, 0.5).images for one in (built, Inversion(SETTINGS, teacher(), 0)))
     assert torch.equal(ours, theirs)

@@ -70,7 +70,10 @@ def test_a_convolutional_classifier_has_its_head_in_a_convolution() -> None:
     model = Classifier(nn.Sequential(*layers), ImageSpec(1, 8, 8, 3))
     assert head(model) == "body.2"
     other = Classifier(nn.Sequential(*layers, nn.Linear(3, 7)), ImageSpec(1, 8, 8, 3))
-    assert head(other) == "body.2", "the linear layer has no output for each class"
+    assert head(other) == "body.5", "a convolution with a layer after it is no head"
+    stem = [nn.Conv2d(1, 3, 1), nn.Conv2d(3, 4, 3), nn.Conv2d(4, 3, 6), nn.Flatten()]
+    with pytest.raises(ModelError, match=r"Conv2d of 1x1"):
+        head(Classifier(nn.Sequential(*stem), ImageSpec(1, 8, 8, 3)))
     linear = Classifier(nn.Sequential(*layers, nn.Linear(3, 3)), ImageSpec(1, 8, 8, 3))
     assert head(linear) == "body.5"
 

@@ -262,10 +262,16 @@ def test_processes_ask_for_signals_after_the_same_steps(monkeypatch: pytest.Monk
         clock[0] += 1 / 64
         found.append(signals.pending())
     assert set(found) == {0, 15}, "the signal of the other process, within the interval"
+    for _ in range(100):
+        clock[0] += 1 / 1024
+        signals.pending()
     before = len(asked)
-    for _ in range(12):
+    for _ in range(Signals.MOST + 4):
         clock[0] += 100.0
         signals.pending()
-    assert len(asked) - before > 6, "slow steps are asked about one by one, from the next time on"
+    assert len(asked) - before > 4, "slow steps after quick ones are asked about soon, and then one by one"
+    clock[0] += 1 / 64
+    signals.pending()
+    assert signals.pending(ask=True) == 15, "whoever must know asks at once"
     processes.num_processes, own[0] = 1, 2
     assert signals.pending() == 2, "one process asks nobody"
