@@ -62,6 +62,10 @@ def _unpacked(path: Path, opener: Callable[[Path], BufferedIOBase], size: int, _
     return copy.path
 
 
+class TooMuchError(ValueError):
+    """A file that unpacks to far more than images do."""
+
+
 class Temporary:
     """A file that grows by blocks of bytes; see `temporary`.
 
@@ -73,10 +77,10 @@ class Temporary:
         self.path, self._file, self._most = Path(file.name), file, most
 
     def add(self, block: bytes) -> int:
-        """Append a block, and return where it begins; raises `ValueError` where the whole is more than images are."""
+        """Append a block, and return where it begins; raises `TooMuchError` where the whole is more than images are."""
         start = self._file.tell()
         if start + len(block) > self._most:
-            raise ValueError(f"it unpacks to more than {self._most >> 20} MiB, as no images do")
+            raise TooMuchError(f"it unpacks to more than {self._most >> 20} MiB, as no images do")
         self._file.write(block)
         return start
 

@@ -1,7 +1,7 @@
 """Parquet files with an image column, as `synthkd generate` and Hugging Face datasets write them.
 
 The images stay in the files, as `row_groups` reads them. A row group of many megabytes would be read again for each of
-its images, so those of a file with such a one are copied into a temporary file.
+its images, so those of a file with such a one are copied into a temporary file. Repeated images count each time.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from itertools import accumulate, chain, repeat
 from pathlib import Path
 from typing import Any
 
-from synthkd.data.read.compressed import Temporary, temporary
+from synthkd.data.read.compressed import Temporary, TooMuchError, temporary
 from synthkd.data.read.decode import Reader, in_a_line, some
 from synthkd.data.read.entries import Entry, InFile, InTable, Listing, refused_entry
 from synthkd.data.read.labels import Written
 from synthkd.data.read.packed import WrittenImages, labelled
-from synthkd.data.read.row_groups import LARGEST_GROUP, NO_IMAGE, ROWS, RowGroups, encoded, leaf, opened
+from synthkd.data.read.row_groups import LARGEST_GROUP, NO_IMAGE, REMEDY, ROWS, RowGroups, encoded, leaf, opened
 from synthkd.errors import DataError
 from synthkd.system.patterns import matching
 
@@ -62,6 +62,8 @@ def list_files(files: Sequence[Path]) -> Listing:
                 names = names or _class_names(parquet)
                 for one in _rows(file, parquet):
                     written.append(one) if isinstance(one, Written) else refused.append(one)
+        except TooMuchError as error:
+            raise DataError(f"{file}: {error}; {REMEDY}") from error
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise DataError(f"{file} is not a readable parquet file ({in_a_line(error)}); fetch it anew") from error
     if not written and not refused:
@@ -92,11 +94,22 @@ def _column(file: Path, parquet: Any) -> str:
 
 
 def _largest_group(parquet: Any, column: str) -> int:
-    """Bytes of the images of the largest row group, as the file claims."""
+    """Bytes of the images of the largest row group: as claimed, or by the first rows of the one of most rows."""
     paths = [parquet.schema.column(number).path for number in range(len(parquet.schema))]
     numbers = [number for number, path in enumerate(paths) if path in (column, f"{column}.bytes")]
-    groups = map(parquet.metadata.row_group, range(parquet.metadata.num_row_groups))
-    return max((group.column(number).total_uncompressed_size for group in groups for number in numbers), default=0)
+    groups = [*map(parquet.metadata.row_group, range(parquet.metadata.num_row_groups))]
+    claimed = max((group.column(number).total_uncompressed_size for group in groups for number in numbers), default=0)
+    # A repeated image is claimed once, so the rows may hold far more. One look at each file is cheap.
+    rows: list[int] = [group.num_rows for group in groups]
+    most = max(rows, default=0)
+    if claimed > LARGEST_GROUP or most * claimed <= LARGEST_GROUP:
+        return claimed
+    wanted = [leaf(parquet, column, "bytes") or column]
+    try:
+        first = next(parquet.iter_batches(ROWS, [rows.index(most)], wanted, use_threads=False))
+    except (OSError, ValueError):
+        return claimed  # damaged: who reads these rows will be told
+    return max(claimed, most * int(first.nbytes) // int(first.num_rows))
 
 
 def _in_groups(file: Path, parquet: Any, column: str) -> Iterator[Written | Entry]:

@@ -18,7 +18,9 @@ KEPT = 2 * LARGEST_GROUP
 """Bytes of row groups that a process keeps, beside the newest one: enough for all who read rows in order."""
 ROWS = 64
 """Rows that are made from a row group at a time."""
-_MOST = 4 * LARGEST_GROUP  # bytes of a row group with images that are repeated in it, which it holds once
+REMEDY = "write it anew with row_group_size=100"
+"""What helps a file whose row groups unpack to too much."""
+_MOST = 4 * LARGEST_GROUP  # bytes of a row group: more than its file claims, and than its first rows let expect
 _FILES = 64  # that a process keeps open
 
 
@@ -41,7 +43,7 @@ class RowGroups:
             row: of the file, from 0.
 
         Raises:
-            ValueError: a row without an image, a damaged row group, or one of far more bytes than it claims.
+            ValueError: a row without an image, a damaged row group, or one of far more bytes than was to be expected.
             OSError: the file cannot be read.
         """
         group = bisect_right(self._ends, row)
@@ -76,22 +78,22 @@ class _Group:
 
     Args:
         file: of pyarrow.
-        column: of the images.
+        rows: the file.
         number: of the row group.
     """
 
-    def __init__(self, file: Any, column: str, number: int) -> None:
+    def __init__(self, file: Any, rows: RowGroups, number: int) -> None:
         self._parts: list[Any] = []
         self._ends: list[int] = []
         self.nbytes = 0
-        name = leaf(file, column, "bytes")
+        name = leaf(file, rows.column, "bytes")
         # By a few rows, since a row group holds an image that is repeated once, and here it would be there many times.
-        for batch in file.iter_batches(ROWS, [number], [name or column], use_threads=False):
+        for batch in file.iter_batches(ROWS, [number], [name or rows.column], use_threads=False):
             self._parts.append(batch.column(0).flatten()[0] if name else batch.column(0))
             self._ends.append((self._ends[-1] if self._ends else 0) + batch.num_rows)
             self.nbytes += batch.nbytes
             if self.nbytes > _MOST:
-                raise ValueError(f"its row group unpacks to more than {_MOST >> 20} MiB, as those of images do not")
+                raise ValueError(f"a row group of {rows.path} unpacks to more than {_MOST >> 20} MiB; {REMEDY}")
 
     def image(self, row: int) -> bytes | None:
         """The bytes of an image; None without them."""
@@ -112,7 +114,7 @@ class _Kept:
         with self._lock:
             group = self._groups.pop((rows, number), None)
             if group is None:
-                group = _Group(self._file(rows), rows.column, number)
+                group = _Group(self._file(rows), rows, number)
                 self._bytes += group.nbytes
                 while self._groups and self._bytes > KEPT:
                     self._bytes -= self._groups.popitem(last=False)[1].nbytes

@@ -48,9 +48,9 @@ def groups(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     numbers: list[int] = []
 
     class Counted(row_groups._Group):
-        def __init__(self, file: Any, column: str, number: int) -> None:
+        def __init__(self, file: Any, rows: row_groups.RowGroups, number: int) -> None:
             numbers.append(number)
-            super().__init__(file, column, number)
+            super().__init__(file, rows, number)
 
     monkeypatch.setattr(row_groups, "_Group", Counted)
     return numbers
@@ -222,13 +222,64 @@ def test_a_column_of_anything_but_encoded_images_is_refused_in_a_line(tmp_path: 
     assert "\n" not in str(one.value)
 
 
-def test_a_row_group_of_one_image_again_and_again_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("plain", [False, True])
+def test_a_row_group_of_images_that_are_repeated_is_copied_by_a_few_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, groups: list[int], plain: bool
+) -> None:
+    few, count = 4, 40 * ROWS
+    images = [png(row % few) if plain else {"bytes": png(row % few), "path": None} for row in range(count)]
+    table = pa.table({"image": [*images[:few], *images], "label": [0] * (few + count)})
+    path = tmp_path / "set.parquet"
+    with parquet.ParquetWriter(path, table.schema) as writer:  # a small row group, then one that hides what it holds
+        writer.write_table(table[:few])
+        writer.write_table(table[few:], row_group_size=count)
+    largest = 20 * ROWS * len(png(0))
+    monkeypatch.setattr(reader, "LARGEST_GROUP", largest)
+    monkeypatch.setattr(row_groups, "_MOST", largest)
+    with parquet.ParquetFile(path) as file:
+        about = file.metadata.row_group(1)
+    assert about.num_rows == count
+    assert about.column(0).total_uncompressed_size < largest / 100, "each image is there once"
+    whole, counted = pa.default_memory_pool(), pa.proxy_memory_pool(pa.default_memory_pool())
+    pa.set_memory_pool(counted)
+    try:
+        entries = list_parquet(path).entries
+    finally:
+        pa.set_memory_pool(whole)
+    assert 0 < counted.max_memory() < largest, "it is never unpacked as a whole"
+    assert [one.read() for one in entries[few:]] == [png(row % few) for row in range(count)]
+    assert groups == []
+    monkeypatch.setattr(reader, "LARGEST_GROUP", 3 * largest)
+    assert [one.read() for one in list_parquet(path).entries[:few]] == [png(row) for row in range(few)]
+    assert groups == [0], "where it is small enough, it stays in the file"
+
+
+def test_a_row_group_of_far_more_than_its_first_rows_is_refused_with_the_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "set.parquet"
+    parquet.write_table(pa.table({"image": [b"small"] * ROWS + [png(0)] * COUNT, "label": [0] * (ROWS + COUNT)}), path)
+    monkeypatch.setattr(row_groups, "_MOST", 2 * ROWS * len(png(0)))
+    entries = list_parquet(path).entries
+    with pytest.raises(
+        ValueError, match=r"set\.parquet unpacks to more than 0 MiB; write it anew with row_group_size=100"
+    ):
+        entries[0].read()
+
+
+def test_damage_in_the_rows_that_are_looked_at_is_left_to_who_reads_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "set.parquet"
     parquet.write_table(pa.table({"image": [png(0)] * COUNT, "label": [0] * COUNT}), path)
-    assert path.stat().st_size < 10 * len(png(0)), "it is there once"
-    monkeypatch.setattr(row_groups, "_MOST", 2 * ROWS * len(png(0)))
-    with pytest.raises(ValueError, match="its row group unpacks to more than"):
-        list_parquet(path).entries[0].read()
+    with parquet.ParquetFile(path) as file:
+        start = file.metadata.row_group(0).column(0).dictionary_page_offset
+    whole = path.read_bytes()
+    path.write_bytes(whole[:start] + bytes(20) + whole[start + 20 :])
+    monkeypatch.setattr(reader, "LARGEST_GROUP", 20 * len(png(0)))
+    assert len(list_parquet(path).entries) == COUNT
+    with pytest.raises(DataError, match="cannot be read as images"):
+        read_folder(path)
 
 
 def test_damage_in_a_row_group_is_told_with_the_name_of_the_row(tmp_path: Path) -> None:
@@ -251,7 +302,7 @@ def test_a_small_file_of_far_more_than_images_is_refused_in_a_line(
     monkeypatch.setattr(compressed, "MOST_PACKED", 0)
     monkeypatch.setattr(compressed, "FREELY_PACKED", 2000)
     with pytest.raises(
-        DataError, match=r"set\.parquet is not a readable parquet file \(it unpacks to more than"
+        DataError, match=r"set\.parquet: it unpacks to more than .*; write it anew with row_group_size=100"
     ) as one:
         list_parquet(path)
     assert "\n" not in str(one.value)
