@@ -118,6 +118,9 @@ class CollageSet(_Source):
     pool: Count = 10_000
     """With stored logits: number of pictures, which the teacher labels once; a black box as many as its queries cover.
     With fresh logits every step has new ones."""
+    balanced: bool = True
+    """With stored logits: in a batch the classes that the teacher names are equally likely, however few pictures have
+    one. Pictures that show nothing of the task are mostly taken for a few classes."""
 
     @property
     def needs(self) -> frozenset[TeacherAccess]:

@@ -206,7 +206,8 @@ class TransferSetBuilder:
         pool = None
         if self.config.logits == "stored":
             pool = settings.pool if box is None else min(settings.pool, queries - labelling.held_out_count)
-        return CollageImages(kind, collage, pool, self._real, labelling, seed, words, count)
+        pooled = partial(self._real, balanced=settings.balanced)
+        return CollageImages(kind, collage, pool, pooled, labelling, seed, words, count)
 
     def _part(self, settings: AnySet | CollageSet) -> float:
         """The share of a source in a batch in the middle of the run, however many steps that has."""
@@ -280,11 +281,11 @@ class TransferSetBuilder:
         teacher = None if self.team is None or self._black_box is not None else self.team.model
         return ImageAlarms(teacher, self.accelerator.device, advice_for(settings, key), real, self._pass)
 
-    def _real(self, supply: RealSupply) -> RealSource:
+    def _real(self, supply: RealSupply, balanced: bool = False) -> RealSource:
         # With stored logits the teacher labels each real image once; else it labels the images of each batch.
         labeller = self.team if self.config.logits == "stored" else None
         device, processes = self.accelerator.device, self._processes
-        return RealSource(supply, self.config.seed, labeller, device, self._pass, processes)
+        return RealSource(supply, self.config.seed, labeller, device, self._pass, processes, balanced)
 
 
 def build_bank(

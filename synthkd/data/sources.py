@@ -9,6 +9,7 @@ from inspect import signature
 from operator import itemgetter
 from typing import Any, Protocol, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,6 +17,7 @@ from synthkd.data.ahead import Ahead
 from synthkd.data.bank import MemoryBank
 from synthkd.data.number_set import NumberSet
 from synthkd.data.read.on_disk import DiskImages, Pixels, part_of, read_together, where_kept
+from synthkd.data.replay import ClassBalancedReplay
 from synthkd.passes import in_chunks
 from synthkd.processes import ONE_PROCESS, Processes
 from synthkd.rng import numpy_stream
@@ -162,6 +164,7 @@ class RealSource:
         device: of the teacher; None: the CPU.
         batch_size: largest number of images that the teacher labels in a pass.
         processes: that all draw the same images; each decodes a part of those on disk.
+        balanced: the classes that the teacher names are equally likely; for fixed images in memory.
 
     Attributes:
         used: numbers of the images that were drawn so far.
@@ -177,6 +180,7 @@ class RealSource:
         device: torch.device | None = None,
         batch_size: int = 512,
         processes: Processes = ONE_PROCESS,
+        balanced: bool = False,
     ) -> None:
         self.used = NumberSet()
         self._supply = supply
@@ -185,6 +189,8 @@ class RealSource:
         self._device = device or torch.device("cpu")
         self._batch_size = batch_size
         self._processes = processes
+        self._balanced = balanced
+        self._by_class: ClassBalancedReplay | None = None
         self._ahead: Ahead | None = None
         self._last: list[tuple[int, Part]] = []  # images of the last batch
         # The logits `[N, K]` of the present images so far, and the number of the first of them.
@@ -193,7 +199,7 @@ class RealSource:
     def draw(self, count: int, step: int, part: Part = WHOLE) -> list[Batch]:
         """One batch on the CPU: images, annotated labels or -1, stored logits if any, and numbers as `rows`."""
         real = self._supply.at(step)
-        rows = _drawn(self._seed, len(real), count, step)
+        rows = self._rows(real, count, step)
         self._wait(real, count, part, step)
         # For the result of the run, which says how many different real images the student has seen in all processes.
         self.used.update(real.first + rows)
@@ -202,6 +208,17 @@ class RealSource:
         logits = None if self._teacher is None else self._logits_of(real, self._teacher)[rows]
         images = to_float(read_together(real.images, rows, self._processes))
         return [Batch(images, labels, logits, rows=real.first + rows, annotated=labels >= 0)]
+
+    def _rows(self, real: RealImages, count: int, step: int) -> Tensor:
+        """Rows of the images of a step."""
+        if not self._balanced or self._teacher is None:
+            return _drawn(self._seed, len(real), count, step)
+        if self._by_class is None:
+            answers = self._logits_of(real, self._teacher)
+            self._by_class = ClassBalancedReplay(*answers.shape)
+            self._by_class.replace(np.arange(len(real)), answers.argmax(1).numpy(), None)
+        rows, _ = self._by_class.draw(count, len(real), numpy_stream(self._seed, "real", step))
+        return torch.from_numpy(rows)
 
     def label_ahead(self) -> None:
         """Label the images of the first step, if the teacher labels each image once."""
