@@ -1,6 +1,7 @@
 """The loop: what runs when, what is logged when, and that an interrupted run goes on as if nothing had happened."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -203,6 +204,14 @@ def test_a_checkpoint_beyond_the_end_is_refused(tmp_path: Path) -> None:
     assert second.part.numbers == []
     assert second.saved() == (5, first.part.numbers)
     assert [row["step"] for row in second.rows()] == [5], "the log is not rewound either"
+
+
+def test_a_checkpoint_that_lacks_a_part_is_refused(tmp_path: Path) -> None:
+    first, second = Run(tmp_path), Run(tmp_path)
+    first.loop.run([Stage("draw", 5, [draw_into(first)])], "test")
+    later = replace(second.loop, state={**second.loop.state, "rounds": second.part})
+    with pytest.raises(CheckpointError, match="the checkpoint of step 5 has no rounds"):
+        later.run([Stage("draw", 9, [draw_into(second)])], "test")
 
 
 def test_seconds_add_up_over_the_lives_of_a_run(tmp_path: Path) -> None:
