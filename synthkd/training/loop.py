@@ -271,8 +271,8 @@ class Loop:
         for name, part in self.state.items():
             if name not in checkpoint.state["parts"]:
                 raise CheckpointError(
-                    f"{self.store.directory}: the checkpoint of step {checkpoint.step} has no {name}, so another version "
-                    "of synthkd began this run: finish it with that version, or choose another out="
+                    f"{self.store.directory}: the checkpoint of step {checkpoint.step} has no {name}, so another "
+                    "version of synthkd began this run: finish it with that version, or choose another out="
                 )
             part.load_state_dict(checkpoint.state["parts"][name])
         clock.earlier, clock.evaluation = float(checkpoint.state["seconds"]), float(checkpoint.state["watching"])
