@@ -289,3 +289,9 @@ def test_files_of_the_repository_that_are_named_exist(page: Path) -> None:
     folders = "benchmarks|configs|docs|generators|pipelines|synthkd|tests"
     named = {m for span in spans(page) for m in re.findall(rf"(?<![\w/.-])(?:{folders})/[\w/]+\.\w+", span)}
     assert {name for name in named if not (ROOT / name).is_file()} == set()
+
+
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CHANGELOG.md"], ids=lambda page: page.stem)
+def test_no_page_holds_the_marks_of_a_merge(page: Path) -> None:
+    lines = page.read_text(encoding="utf-8").splitlines()
+    assert [line for line in lines if line.startswith(("<<<<<<<", ">>>>>>>")) or line == "======="] == []
