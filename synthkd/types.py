@@ -103,6 +103,11 @@ class Part:
         start = self.first * each + min(self.first, left)
         return slice(start, start + each + (self.first < left))
 
+    def size(self, count: int) -> int:
+        """Number of the rows of this process among `count`."""
+        own = self.of(count)
+        return int(own.stop - own.start)
+
     def after(self, count: int) -> Part:
         """The part of the rows that follow `count` others."""
         return Part((self.first - count) % self.every, self.every)

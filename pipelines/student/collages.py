@@ -43,10 +43,9 @@ class CollageSource:
 
     def draw(self, count: int, step: int, part: Part = WHOLE) -> list[Batch]:
         """One batch on the CPU, without logits and with the labels -1."""
-        own = part.of(count)
-        wanted = own.stop - own.start
+        wanted, first = part.size(count), part.of(count).start
         # One at least is made, since a process may have fewer images than others.
-        images = self._collage(max(1, wanted), Rows(self._seed, f"{self._purpose}/{step}", own.start))[:wanted]
+        images = self._collage(max(1, wanted), Rows(self._seed, f"{self._purpose}/{step}", first))[:wanted]
         return [Batch(images, torch.full((wanted,), -1))]
 
     def state_dict(self) -> dict[str, Any]:

@@ -132,7 +132,7 @@ class _Works:
             works += decoding(self.test.images, len(self.test))
         if self._labels_once:
             labelled = sum(len(images) for images in self._reads) / self._pass
-            works.append(Work("labels", 1, lambda _: self._answers(self._pass, gradient=False), labelled, listed=False))
+            works.append(Work("labels", 1, self._answer, labelled, listed=False))
         return works
 
     @property
@@ -234,8 +234,7 @@ class _Works:
             works.append(Work("closing samples", 1, lambda _: self._sample(FEW), FRESH / FEW, listed=False))
         if self.assembly.team is not None:
             count += min(IMAGES, sum(bank.settings.capacity for bank in self.assembly.transfer_set.banks))
-            answer = lambda _: self._answers(self._pass, gradient=False)  # noqa: E731
-            works.append(Work("closing", 1, answer, count / self._pass, listed=False))
+            works.append(Work("closing", 1, self._answer, count / self._pass, listed=False))
         return [*works, self._predictions()]
 
     @property
@@ -250,6 +249,10 @@ class _Works:
         students = 1 if self.assembly.start.network is None else 2
         images = students * self._closing_images
         return Work("closing", 1, lambda _: self._predict(self._pass), images / self._pass, listed=False)
+
+    def _answer(self, _: float) -> None:
+        """Let the teachers answer images of noise."""
+        self._answers(self._pass, gradient=False)
 
     def _predict(self, count: int) -> None:
         """Let the student answer images of noise."""

@@ -238,16 +238,15 @@ class TransferSetBuilder:
         of_round = getattr(settings.generator, "batch_size", 1)  # images, where it tells
 
         def live(count: int, step: int, part: Part = WHOLE) -> Batch:
-            own = part.of(count)
-            first = step * batch_size + own.start  # each sample of the run has its own random row
+            wanted, first = part.size(count), step * batch_size + part.of(count).start  # a random row for each sample
             # One at least is made, since a process may have fewer images than others.
-            labels = balanced_labels(max(1, own.stop - own.start), first, self.subject.spec.classes)
+            labels = balanced_labels(max(1, wanted), first, self.subject.spec.classes)
             images = self._processes.samples(
                 lambda some, place: generator.sample(some, difficulty.value, Rows(config.seed, "live", first + place)),
                 labels,
             )
             logits = None if team is None or config.logits == "fresh" else team.logits(images).cpu()
-            return Batch(images.cpu(), labels, logits).map(lambda value: value[: own.stop - own.start])
+            return Batch(images.cpu(), labels, logits).map(lambda value: value[:wanted])
 
         def live_count(step: int) -> int:
             return round(value_at(settings.live, step, self.total) * batch_size)

@@ -61,7 +61,7 @@ class FunctionSource(_Stateless):
         Raises:
             DataError: another number of images or labels, or images that are not float in [0, 1].
         """
-        own = _size(part.of(count))
+        own = part.size(count)
         wanted = max(1, own)  # of no images nobody would know the size
         with torch.random.fork_rng(range(torch.cuda.device_count())), torch.no_grad():
             torch.manual_seed(derive(self._seed, "generate" if part == WHOLE else f"generate/{part.first}", step))
@@ -123,7 +123,7 @@ class DatasetSource(_Stateless):
     def _rows(self, count: int, step: int, part: Part) -> tuple[list[int], int]:
         """Rows of this process, one at least, since of no images nobody would know the size; and how many it has."""
         rows: list[int] = numpy_stream(self._seed, "real", step).integers(0, self._size, count).tolist()
-        return rows[part.of(count)] or rows[:1], _size(part.of(count))
+        return rows[part.of(count)] or rows[:1], part.size(count)
 
 
 class _Ahead(_Stateless):
@@ -205,10 +205,6 @@ def _stacked(samples: Sequence[object]) -> tuple[Tensor, Tensor]:
     if len(shapes := {tuple(image.shape) for image in images}) > 1:
         raise DataError(f"the images of a dataset must have one size, got {sorted(shapes)[:3]}; resize them")
     return torch.stack(images), labels
-
-
-def _size(rows: slice) -> int:
-    return int(rows.stop - rows.start)
 
 
 def _labelled(stacked: tuple[Tensor, Tensor], rows: list[int], count: int) -> Batch:

@@ -20,24 +20,7 @@ from synthkd.pipelines.run.timing import Timed
 from synthkd.pipelines.student import budget, timing
 from synthkd.settings.load import load_config
 from synthkd.training.checkpoint import CheckpointStore
-
-ASKED: list[int] = []
-"""Images of each call of `service`, each of which takes a tenth of a second of the clock of `budget`."""
-KILL_AT: list[int] = []
-"""The call of `service` in which the run is killed, if any."""
-
-
-class Killed(BaseException):
-    """Stands for a kill: nothing but the files on disk survives it."""
-
-
-def service(pixels: np.ndarray) -> object:
-    """Which quarter of an image is brightest."""
-    ASKED.append(len(pixels))
-    if len(ASKED) in KILL_AT:
-        raise Killed
-    quarters = pixels.reshape(len(pixels), 2, 4, 2, 4).astype(int).sum(axis=(2, 4))
-    return quarters.reshape(len(pixels), 4).argmax(axis=1)
+from tests.pipelines.test_black_box import ASKED, KILL_AT, Killed, service  # noqa: F401, recipes name service
 
 
 class Clock:
