@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import time
 from datetime import timedelta
@@ -44,6 +45,17 @@ def join(cpu: bool) -> PartialState:
             "reaches this address and the others (GLOO_SOCKET_IFNAME or NCCL_SOCKET_IFNAME names their network), then "
             "the same command resumes"
         ) from error
+
+
+@atexit.register
+def _leave() -> None:
+    """Leave the group, if there is one, which ends its threads.
+
+    A thread that lets go of a tensor while the interpreter is taken down aborts the process, however well its work
+    ended. So a process leaves before that, whether a command or somebody's own script has started the job.
+    """
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 class Store(Protocol):
