@@ -7,6 +7,7 @@ Images are random. Between two checkpoints the bank gets 10,000 images and 500 d
 *written* is what the files of the store grow by in a checkpoint; the new images are part of it. Draws of both banks are
 timed in turn, and the ratio is that of each turn. A resume loads the last checkpoint in a new process. 10 million
 images of 32 pixels take 31 GB of disk, of 8 pixels 2.5 GB, and of `lowest_priority` twice as much.
+Rows of a policy, the number of images and their side are kept in benchmarks/results/large_bank.json.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from benchmarks.common import Row
 
 POLICIES = ("fifo", "prioritized", "class_balanced", "lowest_priority")
 COLUMNS = (
-    "policy | images | bank, GB | peak memory, GB | first checkpoint, s | checkpoint, s | written, MB | new images, MB"
+    "policy | pixels | images | bank, GB | peak memory, GB | first checkpoint, s | checkpoint, s | written, MB | new images, MB"
     " | draws/s | ratio, median [range] | resume, s | its peak memory, GB"
 )
 
@@ -52,7 +53,7 @@ def measured(policy: str, counts: Sequence[int], side: int, repeats: int) -> lis
         rows, processes = [], []
         for place, images in zip(places, counts, strict=True):  # one after the other, so that none disturbs another
             processes.append(start("work", place, policy, images, side, repeats))
-            rows.append({"policy": policy, "images": images, **answer(processes[-1])})
+            rows.append({"images": images, **answer(processes[-1])})
         speeds: list[list[float]] = [[] for _ in counts]
         for turn in range(1, 2 + repeats):
             for process, own in zip(processes, speeds, strict=True):
@@ -71,7 +72,8 @@ def tables(content: Row) -> str:
     """The table of a results file."""
     rows = [
         (
-            row["policy"],
+            cell["policy"],
+            f"{cell['side']}",
             f"{row['images']:,}",
             f"{row['bank_bytes'] / 1e9:.2f}",
             f"{row['peak_bytes'] / 1e9:.2f}",
@@ -84,7 +86,8 @@ def tables(content: Row) -> str:
             f"{row['resume_seconds']:.1f}",
             f"{row['resume_peak_bytes'] / 1e9:.2f}",
         )
-        for row in content["rows"]
+        for cell in content["cells"]
+        for row in cell["rows"]
     ]
     return common.table(COLUMNS, rows)
 
@@ -99,14 +102,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--policies", nargs="+", default=[*POLICIES], choices=POLICIES)
     parser.add_argument("--repeats", type=int, default=5, help="checkpoints, and turns of draws")
     arguments = parser.parse_args(argv)
-    rows = []
-    for policy in arguments.policies:
-        for row in measured(policy, arguments.images, arguments.side, arguments.repeats):
-            print(row)
-            rows.append(row)
-    options = f"--images {' '.join(map(str, arguments.images))} --side {arguments.side}"
-    common.save("large_bank", {"side": arguments.side, "rows": rows, **common.environment("torch", "numpy")}, options)
-    print(tables(common.read("large_bank")))
+    kept = common.environment("torch", "numpy")
+
+    def cell(policy: str) -> Row:
+        rows = measured(policy, arguments.images, arguments.side, arguments.repeats)
+        return {"policy": policy, "side": arguments.side, "rows": rows, **kept}
+
+    def identity(one: Row) -> tuple[int, int, list[int]]:
+        return POLICIES.index(one["policy"]), one["side"], [row["images"] for row in one["rows"]]
+
+    print(tables({"cells": common.collect("large_bank", arguments.policies, cell, identity)}))
 
 
 if __name__ == "__main__":
