@@ -25,8 +25,8 @@ from benchmarks.common import Row
 
 POLICIES = ("fifo", "prioritized", "class_balanced", "lowest_priority")
 COLUMNS = (
-    "policy | pixels | images | bank, GB | peak memory, GB | first checkpoint, s | checkpoint, s | written, MB | new images, MB"
-    " | draws/s | ratio, median [range] | resume, s | its peak memory, GB"
+    "policy | pixels | images | bank, GB | peak memory, GB | first checkpoint, s | checkpoint, s | written, MB"
+    " | new images, MB | draws/s | ratio, median [range] | resume, s | its peak memory, GB"
 )
 
 

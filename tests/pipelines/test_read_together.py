@@ -18,10 +18,12 @@ from tests.data.read.test_on_disk import damaged, pictures
 
 COUNT = 21
 SCRIPT = """
-import json, os, sys
+import atexit, json, os, sys
 from pathlib import Path
 import torch
 from torch import distributed
+# It is called after what modules have registered that are imported below.
+atexit.register(lambda: Path(f"left{os.environ['RANK']}").write_text(str(not distributed.is_initialized())))
 from synthkd.data.read import on_disk
 from synthkd.data.read.folder import Storage, read_folder
 from synthkd.errors import DataError
@@ -112,6 +114,10 @@ def test_each_reads_its_share_in_the_jobs_that_train(seen: list[dict[str, Any]])
     assert [one["whole"][0] for one in seen] == [COUNT // 2, COUNT - COUNT // 2]
     # With skip_bad each decodes its share, too. The second one has tried the file that is no image as it read it.
     assert [sum(one["left out"]) for one in seen] == [2 * (COUNT // 2), 2 * (COUNT - COUNT // 2)]
+
+
+def test_each_leaves_the_group_before_its_interpreter_ends(place: Path) -> None:
+    assert [(place / f"left{rank}").read_text() for rank in range(2)] == ["True", "True"]
 
 
 def test_all_know_what_one_process_would(place: Path, tmp_path: Path) -> None:
