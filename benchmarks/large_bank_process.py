@@ -92,11 +92,11 @@ def work(place: Path, policy: str, images: int, side: int, repeats: int) -> None
 
 
 def resume(place: Path, policy: str, images: int, side: int) -> None:
-    """Load the last checkpoint."""
+    """Load the last checkpoint in the place of the bank before."""
     started = time.perf_counter()
     checkpoint = CheckpointStore(place / "store").latest()
     assert checkpoint is not None
-    bank = make(place / "again", policy, images, side)
+    bank = make(place / "bank", policy, images, side)  # as a run does: the checkpoint has links of its own
     bank.load_state_dict(checkpoint.state["bank"])
     seconds = time.perf_counter() - started
     assert len(bank.draw(BATCH, 0)) == BATCH
