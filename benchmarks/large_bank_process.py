@@ -64,16 +64,17 @@ def work(place: Path, policy: str, images: int, side: int, repeats: int) -> None
     bank, store = make(place / "bank", policy, images, side), CheckpointStore(place / "store")
     pixels = torch.randint(0, 256, (BLOCK, 3, side, side), dtype=torch.uint8)
     add(bank, images, pixels)
-    checkpoints = []
+    checkpoints, before = [], sizes(place / "store")
     for step in range(1 + repeats):
         if step:
             add(bank, ADDED, pixels)
             learn(bank, step * STEPS)
-        before, started = sizes(place / "store"), time.perf_counter()
+        started = time.perf_counter()
         store.save(step, {"bank": bank.state_dict()})
         seconds = time.perf_counter() - started
-        written = sum(size - before.get(name, 0) for name, size in sizes(place / "store").items())
-        checkpoints.append((seconds, written))
+        after = sizes(place / "store")
+        checkpoints.append((seconds, sum(size - before.get(name, 0) for name, size in after.items())))
+        before = after
     later = checkpoints[1:]
     row = {
         "bank_bytes": bank.nbytes,
