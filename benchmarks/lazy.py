@@ -1,15 +1,16 @@
 """Training on JPEG files that are decoded on demand, beside all images in memory: peak memory and speed.
 
-    python -m benchmarks.lazy [--images 100000] [--small 1000000]
+    python -m benchmarks.lazy [--images 100000]
     python -m benchmarks.lazy --shards 200000
+    python -m benchmarks.lazy --small 1000000
 
 Folders of JPEGs of 224 x 224 pixels (300 drawn pictures, each file with bytes of its own), 30 steps of a small
 classifier on batches of 32, one thread. Each row is a process of its own. Peak memory is what the process and its
-workers have beyond their start, shared pages divided (PSS). Waiting is the time until a step has its batch. The last
-rows are folders of small images, PNGs of 8 x 8 pixels; what their memory grows by is that of the list of files.
+workers have beyond their start, shared pages divided (PSS). Waiting is the time until a step has its batch.
 
 With --shards the images are PNGs of 32 x 32 pixels in shards of 20,000: tars, and parquet by the number of rows in a
-row group. The results of the other command stay in the file.
+row group. With --small they are PNGs of 8 x 8 pixels in folders; what the memory grows by is that of the list of files.
+The results of the other commands stay in the file.
 """
 
 from __future__ import annotations
@@ -172,8 +173,8 @@ def measure(path: Path, count: int, side: int, where: str, storage: Storage) -> 
     }
 
 
-def measured(counts: Sequence[int], small: Sequence[int]) -> Iterator[Row]:
-    """Rows of all arms; the smallest folder is also trained on in memory, and again from the cache."""
+def measured(counts: Sequence[int]) -> Iterator[Row]:
+    """Rows of folders; the smallest one is also trained on in memory, and again from the cache."""
     with tempfile.TemporaryDirectory(dir=common.ROOT) as scratch:
         for count in counts:
             path = Path(scratch, str(count))
@@ -185,7 +186,12 @@ def measured(counts: Sequence[int], small: Sequence[int]) -> Iterator[Row]:
             yield measure(path, count, SIDE, "files", cached)
             if count == FEW:
                 yield measure(path, count, SIDE, "cache", cached)
-        for count in small:
+
+
+def measured_small(counts: Sequence[int]) -> Iterator[Row]:
+    """Rows of folders of small images."""
+    with tempfile.TemporaryDirectory(dir=common.ROOT) as scratch:
+        for count in counts:
             path = Path(scratch, f"small {count}")
             make_folder(path, count, SMALL)
             yield measure(path, count, SMALL, "files", Storage(0.0, Path(scratch, f"of small {count}"), 0))
@@ -202,17 +208,12 @@ def measured_shards(counts: Sequence[int]) -> Iterator[Row]:
                 yield measure(path, count, SHARDED, where, Storage(0.0, Path(scratch, f"{count} of {where}"), 0))
 
 
-def is_sharded(row: Row) -> bool:
-    """Whether a row is of shards."""
-    return str(row["from"]).startswith((TARS, PARQUET))
-
-
 def tables(content: Row) -> str:
     """The table of a results file."""
     rows = [
         (
             f"{row['images']:,}",
-            str(row.get("side", SIDE)),
+            str(row["side"]),
             f"{row['decoded'] / 1e9:.1f}",
             row["from"],
             "-" if row["workers"] is None else str(row["workers"]),
@@ -225,6 +226,11 @@ def tables(content: Row) -> str:
     return common.table(COLUMNS, rows)
 
 
+def tenth(count: int) -> list[int]:
+    """A set of a tenth of the images, and all of them."""
+    return [count // 10, count]
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure, write the results file and print the table."""
     parser = common.options("lazy", __doc__)
@@ -232,20 +238,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--small", type=int, default=0, help="images of the largest folder of small ones; 0: none")
     parser.add_argument("--shards", type=int, default=0, help="images of the larger set in shards; 0: none")
     arguments = parser.parse_args(argv)
-    shards = [arguments.shards // 10, arguments.shards] if arguments.shards else []
-    small = [arguments.small // 10, arguments.small] if arguments.small else []
+    if arguments.shards:
+        option, side, measured_rows = f"--shards {arguments.shards}", SHARDED, measured_shards(tenth(arguments.shards))
+    elif arguments.small:
+        option, side, measured_rows = f"--small {arguments.small}", SMALL, measured_small(tenth(arguments.small))
+    else:
+        option, side, measured_rows = f"--images {arguments.images}", SIDE, measured([FEW, arguments.images])
     content = common.read("lazy")
-    rows = [row for row in content["rows"] if is_sharded(row) != bool(shards)]
-    for row in measured_shards(shards) if shards else measured([FEW, arguments.images], small):
+    rows = [row for row in content["rows"] if row["side"] != side]
+    for row in measured_rows:
         print(row)
         rows.append(row)
-    content["rows"] = sorted(rows, key=is_sharded)
-    environment = common.environment("torch", "pillow", "pyarrow")
-    if shards:
-        content["shards"] = {"command": f"python -m benchmarks.lazy --shards {arguments.shards}", **environment}
-    else:
-        command = f"python -m benchmarks.lazy --images {arguments.images} --small {arguments.small}"
-        content |= {"command": command, **environment}
+    run = {"command": f"python -m benchmarks.lazy {option}", **common.environment("torch", "pillow", "pyarrow")}
+    content["rows"] = sorted(rows, key=lambda row: -row["side"])
+    content["runs"][str(side)] = run
     common.save("lazy", content)
     print(tables(content))
 
