@@ -45,14 +45,16 @@ class Parts:
         self.name, self.images, self.dimension, self.seconds = name, images, dimension, 0.0
 
     def __iter__(self) -> Iterator[SavedSet]:
-        for number, first in enumerate(range(0, self.images, PART)):
-            started = time.perf_counter()
-            shape = min(PART, self.images - first), self.dimension
-            values = torch.randn(shape, generator=stream(0, f"many images {self.name}", number))
-            if self.name == "generated":
-                values.mul_(SPREAD).add_(SHIFT)
-            self.seconds += time.perf_counter() - started
-            yield SavedSet(Features(values, None, "made-up", "", "none"), f"{self.name} {number}", self.name)
+        return map(self._made, range(-(-self.images // PART)))
+
+    def _made(self, number: int) -> SavedSet:
+        started = time.perf_counter()
+        shape = min(PART, self.images - number * PART), self.dimension
+        values = torch.randn(shape, generator=stream(0, f"many images {self.name}", number))
+        if self.name == "generated":
+            values.mul_(SPREAD).add_(SHIFT)
+        self.seconds += time.perf_counter() - started
+        return SavedSet(Features(values, None, "made-up", "", "none"), f"{self.name} {number}", self.name)
 
 
 def truth(dimension: int) -> float:

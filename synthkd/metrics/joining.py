@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import partial
 
 import torch
 
@@ -40,8 +41,8 @@ def joined(parts: Iterable[SavedSet], keep: int = KEEP) -> SavedSet:
         DataError: no parts, parts of other networks, another resizing or other classes, or a part twice.
     """
     result: SavedSet | None = None
-    for part in parts:
-        new = _sampled(part, keep)
+    # By `map`, no variable holds a part while the next one is read.
+    for new in map(partial(_sampled, keep=keep), parts):
         result = new if result is None else _both(result, new, keep)
     if result is None:
         raise DataError("statistics: there is nothing to join; give files of features or statistics")

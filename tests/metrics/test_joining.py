@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import weakref
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -172,3 +174,17 @@ def test_moments_alone_give_fd_and_say_what_they_do_not_give() -> None:
     assert first.uncertainty is None
     assert {score.value for score in others} == {None}
     assert all("has moments only" in score.note for score in others)
+
+
+def test_a_part_is_let_go_before_the_next_one_is_read() -> None:
+    alive: list[weakref.ref[Features]] = []
+
+    def read(seed: int) -> SavedSet:
+        assert not [one for one in alive if one() is not None]
+        new = part(20, seed)
+        alive.append(weakref.ref(new.features))
+        return new
+
+    parts: Iterator[SavedSet] = map(read, range(3))
+    assert joined(parts, 5).features.n == 5
+    assert len(alive) == 3
