@@ -5,9 +5,10 @@
 
 Run it alone on the machine. A budget is wall time of the whole distillation, with measuring this machine and testing; a
 finished teacher is given. `ours` is the recipe as it ships, from the teacher alone, or with the 2,000 real images that
-the name of the pair says. `procedural` and `pictures` have drawn pictures, or crops of two photographs, in the place of
-generated ones, in as much time. `real` distils on all real images, or on those 2,000 alone, without mixtures. All start
-from the teacher's weights, and accuracy is that of the last weights on all 10,000 test images.
+the name of the pair says. `mixed` is `ours` with crops of two photographs as 30 % of each batch. `procedural` and
+`pictures` have drawn pictures, or such crops, in the place of generated ones, in as much time. `real` distils on all
+real images, or on those 2,000 alone, without mixtures. All start from the teacher's weights, and accuracy is that of the
+last weights on all 10,000 test images.
 
 In the pair `lenet, labels only` the teacher answers 50,000 images by labels, and shows nothing else: `ours` has drawn
 pictures and crops, `real` has real images, and all start afresh. What asking takes is in the budget.
@@ -39,10 +40,10 @@ from synthkd.settings.load import load_config
 RUNS = common.RUNS / "budgets"
 FEW = 200
 """Real images of each of the ten classes, where a pair has some."""
-REAL_SHARE = 0.25
+REAL_SHARE, PICTURES_SHARE = 0.25, 0.3
 """Of a batch, beside the generated images."""
 WEIGHTS = {20: "resnet20-12fca82f.th", 32: "resnet32-d509ac18.th", 56: "resnet56-4bfd9763.th"}
-ARMS = ("ours", "procedural", "pictures", "real")
+ARMS = ("ours", "mixed", "procedural", "pictures", "real")
 COLUMNS = (
     "pair | budget | threads | images | seeds | accuracy, %, mean (standard deviation) | steps of the student | "
     "seconds, median"
@@ -132,9 +133,11 @@ def source_of(pair: Pair, arm: str, arguments: argparse.Namespace) -> Row:
     # The defaults follow from the images, and the images alone are to tell the arms apart.
     filled = load_config(DistillConfig, source, []).model_dump(mode="json")
     source |= {section: filled[section] for section in ("distill", "mix")}
-    if arm == "ours":
-        if pair.few:
-            source["transfer_set"] = [recipe["transfer_set"], real | {"share": REAL_SHARE}]
+    if arm in ("ours", "mixed"):
+        beside = [real | {"share": REAL_SHARE}] if pair.few else []
+        beside += [{"kind": "pictures", "share": PICTURES_SHARE}] if arm == "mixed" else []
+        if beside:
+            source["transfer_set"] = [recipe["transfer_set"], *beside]
         return source
     steps = sum(phase.get("steps", 0) for phase in source["phases"])
     images = real if arm == "real" else {"kind": arm} | pair.pictures
