@@ -39,7 +39,7 @@ class Storage:
 
     Attributes:
         memory: most bytes of all decoded images that are kept in memory; larger sets are decoded on demand.
-        folder: of the cache of decoded images.
+        folder: of the cache: decoded images that are not in memory, and what tars hold.
         workers: processes that decode ahead of a training; None: one for each core, at most `MOST_WORKERS`.
     """
 
@@ -60,7 +60,7 @@ def read_folder(
     size: int | tuple[int, int] | None = None,
     skip_bad: bool = False,
     lacks_classes: bool = False,
-    listed: Callable[[Path], Listing] | None = None,
+    listed: Callable[[Path, Path], Listing] | None = None,
     resize: int | tuple[int, int] | None = None,
     storage: Storage = IN_MEMORY,
 ) -> Source:
@@ -77,7 +77,7 @@ def read_folder(
             can be, or cut out after `resize`. None: nothing is cut off.
         skip_bad: leave unreadable files out, with a note, instead of raising.
         lacks_classes: a class directory may be empty, since nothing trains on the images.
-        listed: lists the files of the path, labelled or not; None: as a labelled dataset.
+        listed: lists the files of the path, labelled or not, with the folder of the cache; None: as a labelled dataset.
         resize: the shorter side, or (height, width), that images are resized to before their centre is cut out.
         storage: where the images are kept.
 
@@ -92,8 +92,9 @@ def read_folder(
     where = Path(root).expanduser()
     crop = (size, size) if isinstance(size, int) else size
     fit = None if crop is None and resize is None else Fit(resize, crop)
+    cache = storage.folder.expanduser()
     with of_all().agreed():
-        listing = list_dataset(where, lacks_classes) if listed is None else listed(where)
+        listing = list_dataset(where, lacks_classes, cache) if listed is None else listed(where, cache)
         is_large = _needed(listing, channels, fit) > storage.memory
     _require_same(where, listing, is_large, of_all())
     if is_large:
@@ -122,7 +123,7 @@ def read_files(
     root: str | Path,
     settings: FolderData | FolderTest | UnlabelledData,
     lacks_classes: bool = False,
-    listed: Callable[[Path], Listing] | None = None,
+    listed: Callable[[Path, Path], Listing] | None = None,
 ) -> Source:
     """Read the images of a folder or archive as settings say; arguments, result and errors as of `read_folder`."""
     storage = Storage(settings.memory * 1e9, Path(settings.cache or CACHE), settings.workers)
