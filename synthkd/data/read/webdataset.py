@@ -88,15 +88,15 @@ def _read(path: Path) -> Shard:
     ignored: list[str] = []
     lasts = all(file.path == path for file in members.values())  # a compressed one is unpacked at every start
     for key, suffixes in _by_key(members):
-        found = [suffix for suffix in suffixes if suffix in IMAGES]
-        if not found:
+        pictures = [suffix for suffix in suffixes if suffix in IMAGES]
+        if not pictures:
             ignored += [f"{key}.{suffix}" for suffix in suffixes]
             continue
-        name = f"{key}.{found[0]}"
+        name = f"{key}.{pictures[0]}"
         try:
-            if len(found) > 1:
+            if len(pictures) > 1:
                 raise ValueError(f"one of several images of {key}")
-            images.append(Written(name, suffixes[found[0]], _label(suffixes)))
+            images.append(Written(name, suffixes[pictures[0]], _label(suffixes)))
         except (OSError, ValueError) as error:
             bad.append((name, in_a_line(error)))
             lasts = lasts and not isinstance(error, OSError)

@@ -95,8 +95,8 @@ def test_a_changed_tar_is_listed_anew(tmp_path: Path, opened: list[str]) -> None
         opened.clear()
         assert [one.label for one in list_dataset(path, cache=cache).entries][:4] == labels
         assert {*opened} == {"s-0.tar"}
-    aged(tarred(tmp_path / "s-0.tar", [0]), OLD - 1)
-    assert len(list_dataset(path, cache=cache).entries) == 4, "by its size"
+    aged(tarred(tmp_path / "s-0.tar", [0] * 8), OLD - 1)
+    assert len(list_dataset(path, cache=cache).entries) == 11, "by its size"
     assert len([*cache.iterdir()]) == 2, "in place of what was kept"
 
 
