@@ -7,7 +7,7 @@ default, one process does everything and nothing is sent. Tensors stay on the CP
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -93,24 +93,6 @@ class Shares:
     def rows(self, mine: Tensor) -> Tensor:
         """The rows of all processes one after the other, as `span` divided them."""
         return mine if self.group is None else torch.cat(self.gather(mine))
-
-    def woven(self, mine: Tensor | None, lengths: Sequence[int]) -> Tensor | None:
-        """The rows of parts with which the processes took turns, in the order of the parts.
-
-        Args:
-            mine: rows of this process's parts one after the other; None if it had no part, or nothing came of them.
-            lengths: rows of every part.
-
-        Returns:
-            None if nothing came of any part.
-        """
-        if self.group is None:
-            return mine
-        each = self.gather(torch.zeros(0) if mine is None else mine)
-        if not any(map(len, each)):
-            return None
-        parts = [rows.split(list(lengths[rank :: self.world])) for rank, rows in enumerate(each) if len(rows)]
-        return torch.cat([parts[number % self.world][number // self.world] for number in range(len(lengths))])
 
     def sum(self, mine: Tensor) -> Tensor:
         """The sum over the processes of tensors of one shape; every process gets the same bits."""
