@@ -26,6 +26,17 @@ PATIENCE = timedelta(days=365)
 """How long a process waits for the others. A process that has ended is noticed at once, whatever this says."""
 
 
+def consecutive(count: int, rank: int, world: int) -> slice:
+    """The rows of process `rank` among `count` that `world` processes share, each of them neighbouring rows.
+
+    This is the rule of `Shares`, `Processes` and `Part`. The first processes have one row more where the rows cannot be
+    divided evenly, so that as many have one as if the rows went to the processes in turn.
+    """
+    each, left = divmod(count, world)
+    start = rank * each + min(rank, left)
+    return slice(start, start + each + (rank < left))
+
+
 @dataclass(frozen=True)
 class Shares:
     """The processes that share the work of a job.
@@ -55,11 +66,11 @@ class Shares:
         return self.rank == 0
 
     def span(self, count: int) -> slice:
-        """This process's consecutive share of `count` rows; the shares differ by one row at most."""
-        return slice(self.rank * count // self.world, (self.rank + 1) * count // self.world)
+        """This process's consecutive share of `count` rows; see `consecutive`."""
+        return consecutive(count, self.rank, self.world)
 
     def turns(self, items: Iterable[T]) -> Iterator[T]:
-        """This process's items, every `world`-th; for work whose items differ in cost along the way."""
+        """This process's items, every `world`-th and not consecutive ones, since their cost differs along the way."""
         return (item for number, item in enumerate(items) if number % self.world == self.rank)
 
     def values(self, mine: T) -> list[T]:

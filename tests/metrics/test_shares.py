@@ -88,6 +88,8 @@ def test_what_processes_get_is_everything_once() -> None:
         shares = [Shares(rank, WORLD) for rank in range(WORLD)]
         rows = list(range(count))
         assert [row for one in shares for row in rows[one.span(count)]] == rows
+        sizes = [len(rows[one.span(count)]) for one in shares]
+        assert sizes == [len([*one.turns(rows)]) for one in shares], "as if the rows went to them in turn"
         assert sorted(row for one in shares for row in one.turns(rows)) == rows
 
 
@@ -162,8 +164,8 @@ def test_images_are_passed_in_the_same_batches_and_an_error_is_told_once() -> No
         def __call__(self, images: Tensor) -> object:
             numbers = images.flatten().tolist()
             seen.append(numbers)
-            if 5 in numbers and failing:
-                raise DataError("image 5 is bad")
+            if 12 in numbers and failing:
+                raise DataError("image 12 is bad")
             return type("Found", (), {"features": images.flatten(1).float(), "logits": None})
 
     failing = False
@@ -179,7 +181,7 @@ def test_images_are_passed_in_the_same_batches_and_an_error_is_told_once() -> No
     assert sorted(seen) == chunks, "each once, whatever the number of processes"
     failing = True
     errors = together(shared)
-    assert [str(error) for error in errors] == ["process 1: image 5 is bad"] * WORLD
+    assert [str(error) for error in errors] == ["process 1: image 12 is bad"] * WORLD
     failing = False
     few = together(lambda shares: extract(batches[: shares.is_first], Network(), 3, shares))  # type: ignore[arg-type]
     assert all(torch.equal(found.values, alone.values[:5]) for found in few if isinstance(found, Features))

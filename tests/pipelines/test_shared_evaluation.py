@@ -127,8 +127,8 @@ def test_two_processes_give_the_scores_of_one(tmp_path: Path, monkeypatch: pytes
     for rank in (0, 1):
         codes, counts = json.loads((tmp_path / f"codes.{rank}").read_text())
         assert codes == [0, 0, 0, 0, 3, 0, 0, 0, 3], done.stderr[-3000:]
-        # Blocks of 128 files: one of 280, one of 260 and one of 140 for the first process, the rest for the second.
-        own, left = ([128 + 128, 128], [152 + 132, 12])[rank], 20 if rank == 0 else 0
+        # Blocks of 128 files: two of 280 and of 260 and one of 140 for the first process, the rest for the second.
+        own, left = ([256 + 256, 128], [24 + 4, 12])[rank], 20 if rank == 0 else 0
         assert own[0] <= counts[-2] <= own[0] + left, "the first process decodes some more for its pictures"
         assert counts[-1] == own[1]
     assert done.stdout.count("report:") == 6, "one process speaks"
