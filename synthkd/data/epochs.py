@@ -11,7 +11,7 @@ from torch import Tensor
 
 from synthkd.data.ahead import Ahead
 from synthkd.data.augment import augment_real
-from synthkd.data.read.on_disk import Pixels, read_together
+from synthkd.data.read.on_disk import Pixels, read_rows
 from synthkd.processes import ONE_PROCESS, Processes
 from synthkd.rng import stream
 from synthkd.settings import AugmentSettings
@@ -70,7 +70,7 @@ class EpochSource:
         """This process's part of the batch of a step: augmented images float32 in [0, 1] and labels."""
         self._ahead.wait(step)
         rows = self.rows(step)[self._part.places]
-        images = to_float(read_together(self.images, rows, self._processes)).to(self.device)
+        images = to_float(read_rows(self.images, rows, self._processes)).to(self.device)
         # Rows differ between processes, so each process draws its own augmentation.
         images = augment_real(images, self.augment, stream(self.seed, f"augment/{self._part.first}", step))
         return Batch(images, self.labels[rows].to(self.device))

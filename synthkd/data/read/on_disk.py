@@ -281,7 +281,7 @@ def part_of(pixels: Pixels, rows: Tensor) -> Pixels:
     return pixels[rows] if isinstance(pixels, Tensor) else pixels.part(rows)
 
 
-def read_together(pixels: Pixels, rows: Tensor, processes: Processes) -> Tensor:
+def read_rows(pixels: Pixels, rows: Tensor, processes: Processes) -> Tensor:
     """`pixels[rows]`, the same rows in every process; of images on disk each process decodes its share of them."""
     return pixels[rows] if isinstance(pixels, Tensor) else processes.samples(lambda own, _: pixels[own], rows)
 

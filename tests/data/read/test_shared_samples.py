@@ -20,11 +20,10 @@ from synthkd.data.read import sample_set
 from synthkd.data.read.samples import Samples, open_samples
 from synthkd.errors import DataError
 from synthkd.settings import FolderData
-from synthkd.system import shares as system
-from synthkd.system.shares import Shares
+from synthkd.system.shares import Shares, together
 from tests.data.read.test_listing import folder, png, tarred, zipped
 from tests.data.read.test_on_disk import file_of, picture
-from tests.metrics.test_shares import together
+from tests.metrics.test_shares import together as of_processes
 
 WORLD = 3
 
@@ -61,10 +60,10 @@ def files(count: int = 22) -> dict[str, bytes]:
 
 def of_each(open_set: Callable[[], Samples]) -> list[Samples | Exception]:
     def work(shares: Shares) -> Samples:
-        with system.together(shares):
+        with together(shares):
             return open_set()
 
-    return together(work, WORLD)
+    return of_processes(work, WORLD)
 
 
 def check(path: Path | FolderData, decoded: Counter[str], **keys: object) -> Samples:
@@ -136,14 +135,14 @@ def test_images_beyond_those_that_are_kept_are_decoded_by_their_process_again(
     check(path, decoded)
 
     def passed(shares: Shares) -> int:
-        with system.together(shares):
+        with together(shares):
             samples = open_samples(path)
         decoded.clear()
         shares.values(None)
         sum(len(batch) for batch in samples.batches(4, shares))
         return shares.values(None).count(1)
 
-    together(passed, WORLD)
+    of_processes(passed, WORLD)
     assert sorted(decoded.values()) == [3, 5, 5], "all but three of 8, 8 and 6"
 
 
@@ -174,8 +173,8 @@ def test_other_files_of_one_process_are_the_error_of_all(tmp_path: Path) -> None
         folder(tmp_path / name / "set", files(9 if name == "one" else 10))
 
     def work(shares: Shares) -> Samples:
-        with system.together(shares):
+        with together(shares):
             return open_samples(tmp_path / ("other" if shares.rank == 2 else "one") / "set")
 
-    errors = [str(error) for error in together(work, WORLD)]
+    errors = [str(error) for error in of_processes(work, WORLD)]
     assert all("process 2 finds 10 images here, and process 0 finds 9 or others" in error for error in errors)
