@@ -19,6 +19,7 @@ from synthkd.errors import ConfigError
 from synthkd.generators.inversion_network import latent_network
 from synthkd.generators.local import autocast_of, local_accelerator, require_statistics
 from synthkd.generators.method_settings import ContinuousSettings
+from synthkd.generators.own_rounds import of_a_round
 from synthkd.generators.teacher_student import (
     MORE_STUDENT_TERMS,
     STUDENT_TERMS,
@@ -31,7 +32,6 @@ from synthkd.models.classifier import as_classifier
 from synthkd.models.fitting import load_strictly
 from synthkd.models.weights import WEIGHTS, finite_state, read_weights, save_weights
 from synthkd.passes import sample_in_chunks
-from synthkd.processes import ONE_PROCESS, Processes
 from synthkd.rng import Rows
 from synthkd.taps import evaluating
 from synthkd.training.learner import require_finite
@@ -80,7 +80,7 @@ class Continuous:
         self._teacher = teacher
         self._seed = seed
         self._device = accelerator.device
-        self._processes = Processes.of(accelerator) if rounds_at_once == 1 else ONE_PROCESS
+        self._processes = of_a_round(accelerator, rounds_at_once)
         self.network = latent_network(self.spec, settings.latent, settings.width, seed, self._device)
         self._optimizer = torch.optim.Adam(self.network.parameters(), settings.lr, BETAS)
         self._autocast = autocast_of(accelerator)

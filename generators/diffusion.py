@@ -137,7 +137,7 @@ class Diffusion(SampledRounds):
         self._source: EpochSource | None = None
         if train is not None:
             where = (s.real_batch, s.augment, derive(seed, "diffusion"), self._device)
-            self._source = EpochSource(train.images, train.labels, *where, processes=self._learner.processes)
+            self._source = EpochSource(train.images, train.labels, *where, self._learner.processes)
         self._holdout: Batch | None = None
         if holdout is not None and len(holdout) > 0:
             self._holdout = Batch(to_float(holdout.images[:MEASURED]), holdout.labels[:MEASURED]).to(self._device)

@@ -28,6 +28,7 @@ from synthkd.errors import ConfigError, TrainingError
 from synthkd.generators.inversion_network import latent_network
 from synthkd.generators.local import autocast_of, local_accelerator, require_statistics
 from synthkd.generators.moments import MovingMoments
+from synthkd.generators.own_rounds import of_a_round
 from synthkd.generators.settings import WITHOUT_STUDENT, InversionSettings
 from synthkd.generators.teacher_student import STUDENT_TERMS, TEACHER_TERMS, JointOutputs, joint_forward
 from synthkd.losses.objective import Objective
@@ -38,7 +39,6 @@ from synthkd.models.folding import fold_batch_norm
 from synthkd.models.layout import head
 from synthkd.models.weights import WEIGHTS, finite_state, read_weights, save_weights
 from synthkd.passes import sample_in_chunks
-from synthkd.processes import ONE_PROCESS, Processes
 from synthkd.rng import Rows
 from synthkd.taps import INPUT, evaluating, frozen, has_statistics
 from synthkd.training.learner import require_finite
@@ -111,7 +111,7 @@ class Inversion:
         self.spec = teacher.spec
         self._seed = seed
         self._device = accelerator.device
-        self._processes = Processes.of(accelerator) if rounds_at_once == 1 else ONE_PROCESS
+        self._processes = of_a_round(accelerator, rounds_at_once)
         # In full precision on a CPU folded copies give the same numbers up to rounding in less time.
         self._folds = accelerator.device.type == "cpu" and accelerator.mixed_precision == "no"
         require_statistics(teacher, settings.batch_norm)

@@ -11,11 +11,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from torch import nn
 
 from synthkd.generators.method_settings import ContinuousSettings
 from synthkd.generators.settings import GeneratorSettings, InversionSettings
-from synthkd.processes import CPU, Processes
+from synthkd.processes import CPU, ONE_PROCESS, Processes
 from synthkd.types import Round, TrainableGenerator
 
 AVERAGED = (InversionSettings, ContinuousSettings)
@@ -25,6 +26,16 @@ AVERAGED = (InversionSettings, ContinuousSettings)
 def averages(settings: GeneratorSettings) -> bool:
     """Whether the mean of several states of such a generator is a state of it."""
     return isinstance(settings, AVERAGED)
+
+
+def of_a_round(accelerator: Accelerator, rounds_at_once: int) -> Processes:
+    """The processes that share a round: all of them, or this one alone where each makes rounds of its own.
+
+    Args:
+        accelerator: of the run.
+        rounds_at_once: number of rounds that start from one state of the generator.
+    """
+    return Processes.of(accelerator) if rounds_at_once == 1 else ONE_PROCESS
 
 
 class OwnRounds:

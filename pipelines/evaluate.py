@@ -54,7 +54,7 @@ from synthkd.reports.results import (
     SetName,
     write_result,
 )
-from synthkd.system.shares import Shares
+from synthkd.system.shares import Shares, together
 
 COLUMNS = 10
 PIPE_WIDTH = 100
@@ -135,7 +135,9 @@ def _prepare(config: EvaluateConfig, device: torch.device, shares: Shares) -> _I
             for key, path in _to_save(config).items():
                 require_replaceable(path, "save_features" if key == "real" else "save_generated")
         networks = build_networks(config, device)
+    with together(shares):
         opened = open_sets(config)
+    with shares.agreed():
         check_saved(opened, networks)
         sets = agree(opened, networks)
     digests = [one.digest for one in opened.values()]

@@ -22,6 +22,7 @@ from torch.autograd.function import once_differentiable
 from torch.overrides import TorchFunctionMode
 
 from synthkd.passes import joined_statistics
+from synthkd.system.shares import consecutive
 from synthkd.taps import mean_and_variance
 from synthkd.types import BatchNormStatistics, Outputs
 
@@ -86,14 +87,16 @@ class Processes:
             return sample(labels, 0)
         own = sample(labels[share], share.start).detach()
         filled = torch.cat([own, own[:1].expand(-(-len(labels) // self.world) - len(own), *own.shape[1:])])
-        return _gathered(filled.to(self.device), self.world).flatten(0, 1)[: len(labels)].to(own.device)
+        spans = [consecutive(len(labels), rank, self.world) for rank in range(self.world)]
+        each = zip(_gathered(filled.to(self.device), self.world), spans, strict=True)
+        return torch.cat([rows[: span.stop - span.start] for rows, span in each]).to(own.device)
 
     def share(self, count: int) -> slice:
-        """The rows that this process makes of `count` rows that all get; all where the last process would have none."""
-        size = -(-count // self.world)
-        if size * (self.world - 1) >= count:
-            return slice(0, count)
-        return slice(self.rank * size, min((self.rank + 1) * size, count))
+        """The rows that this process makes of `count` rows that all get; see `consecutive`.
+
+        Of fewer rows than processes it makes all: nothing that runs without a row would be known of them.
+        """
+        return slice(0, count) if count < self.world else consecutive(count, self.rank, self.world)
 
     def every(self, value: Tensor) -> Tensor:
         """`[world, ...]`: the tensors of all processes, which have one shape, in their order and without gradient."""

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from synthkd.errors import DataError
 from synthkd.rng import Rows
+from synthkd.system.shares import consecutive
 
 
 @dataclass(frozen=True)
@@ -99,9 +100,12 @@ class Part:
 
     def of(self, count: int) -> slice:
         """The rows of this process among `count`; those of all processes are all rows, each once."""
-        each, left = divmod(count, self.every)
-        start = self.first * each + min(self.first, left)
-        return slice(start, start + each + (self.first < left))
+        return consecutive(count, self.first, self.every)
+
+    @property
+    def places(self) -> slice:
+        """The places of this process in a batch, which go to the processes in turn, unlike the rows of a source."""
+        return slice(self.first, None, self.every)
 
     def size(self, count: int) -> int:
         """Number of the rows of this process among `count`."""

@@ -73,7 +73,7 @@ def on_disk(processes: Processes, pictures: Path, cache: Path) -> dict[str, Tens
         read = read_folder(pictures, size=8, storage=Storage(0.0, cache / name, workers=0))
         assert isinstance(read.images, DiskImages)
         if name == "teacher":
-            epochs = EpochSource(read.images, read.labels, 6, AugmentSettings(flip=True), 5, CPU, processes=processes)
+            epochs = EpochSource(read.images, read.labels, 6, AugmentSettings(flip=True), 5, CPU, processes)
             drawn = [epochs.batch(step).images for step in range(4)]
         else:
             real = RealSource(RealImages(read.images, read.labels), 5, processes=processes)

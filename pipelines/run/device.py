@@ -15,6 +15,7 @@ from synthkd.pipelines.run.directory import TRACKED
 from synthkd.pipelines.run.group import join
 from synthkd.processes import ONE_PROCESS, Processes
 from synthkd.system.environment import own_environment
+from synthkd.types import WHOLE, Part
 
 
 def choose_device(config: JobConfig) -> torch.device:
@@ -63,9 +64,9 @@ def sharing(config: TrainingConfig, accelerator: Accelerator) -> Processes:
     return Processes.of(accelerator) if config.sync == "exact" else ONE_PROCESS
 
 
-def rows_of_process(processes: Processes, accelerator: Accelerator) -> tuple[int, int]:
-    """(rank, world): this process draws part `rank` of `world` of each batch, all of it where passes are shared."""
-    return (0, 1) if processes.world > 1 else (accelerator.process_index, accelerator.num_processes)
+def rows_of_process(processes: Processes, accelerator: Accelerator) -> Part:
+    """The part of each batch that this process draws: all of it where passes are shared."""
+    return WHOLE if processes.world > 1 else Part(accelerator.process_index, accelerator.num_processes)
 
 
 def process_state(config: JobConfig) -> PartialState:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from synthkd.data.read.classes import Aligned, align_labels
 from synthkd.data.read.decode import some
-from synthkd.data.read.sample_set import Samples
+from synthkd.data.read.sample_set import BLOCK, Samples
 from synthkd.data.read.samples import open_samples
 from synthkd.errors import ConfigError, DataError
 from synthkd.metrics.feature_cache import FEATURES, SavedSet, cached_extract, load_set
@@ -21,10 +21,7 @@ from synthkd.models import Classifier, load_model
 from synthkd.pipelines.config import AuditConfig, EvaluateConfig, ImageSet
 from synthkd.reports.results import SetResult
 from synthkd.settings import EfficientNetExtractor, TeacherExtractor
-from synthkd.system.shares import ALONE, Shares
-
-BATCH = 256
-"""Images of a forward pass."""
+from synthkd.system.shares import ALONE, Shares, of_all
 
 
 @dataclass(frozen=True)
@@ -110,6 +107,8 @@ def generated_keys(config: EvaluateConfig) -> list[str]:
 def open_sets(config: EvaluateConfig) -> dict[str, OpenedSet]:
     """Every set of the configuration by its key, read and checked, with its own labels and class names.
 
+    Several processes (`of_all`) share the reading.
+
     Raises:
         ConfigError: saved features in place of training or held-out images.
         DataError: images or features that cannot be read.
@@ -124,7 +123,8 @@ def _open(key: str, configured: str | ImageSet, config: EvaluateConfig) -> Opene
     if path is not None and path.endswith(FEATURES):
         if key in ("train", "holdout"):
             raise ConfigError(f"{key}: saved features stand for the real and the generated sets only; give images")
-        return _opened_features(path, load_set(Path(path).expanduser()))
+        with of_all().agreed():
+            return _opened_features(path, load_set(Path(path).expanduser()))
     opened = open_images(configured, config)
     return OpenedSet(
         opened.name, opened.count, opened.digest, opened.labels, opened.class_names, opened.notes, samples=opened
@@ -195,7 +195,7 @@ def _note_other_shape(generated: OpenedSet, real: OpenedSet) -> OpenedSet:
     # Both are resized for the network, so nothing fails, but an enlarged set is scored as the blurred one it is.
     if generated.samples is None or real.samples is None:
         return generated
-    ours, theirs = ("x".join(map(str, one.samples.images([0])[0].shape)) for one in (generated, real) if one.samples)
+    ours, theirs = ("x".join(map(str, one.samples.shape)) for one in (generated, real) if one.samples)
     if ours == theirs:
         return generated
     note = f"images of {ours}, the real ones of {theirs} (channels x height x width): scores see the difference"
@@ -255,18 +255,21 @@ def take_features(opened: OpenedSet, networks: Networks, cache: str | None, shar
         opened: the set, which every process has opened.
         networks: built.
         cache: folder of the cache, or None.
-        shares: the processes, which share the pass and all get all features.
+        shares: the processes, which share the passes and all get all features.
     """
     if opened.saved is not None:
         return _saved(opened, opened.saved, networks)
     samples = opened.samples
     assert samples is not None
 
+    def batches() -> Iterator[Tensor]:
+        return samples.batches(BLOCK, shares)
+
     def features_of(extractor: FeatureExtractor) -> Features:
         if cache is None:
-            return extract(samples.batches(BATCH), extractor, shares=shares)
+            return extract(batches(), extractor, BLOCK, shares)
         folder = Path(cache).expanduser()
-        return cached_extract(samples.digest, lambda: samples.batches(BATCH), extractor, folder, shares=shares)
+        return cached_extract(samples.digest, batches, extractor, folder, BLOCK, shares)
 
     features = features_of(networks.extractor)
     # Often the teacher is the extractor itself, and its features are there already.

@@ -182,8 +182,8 @@ class _Works:
         # Real images that need a work of their own first (`_real`) are not drawn.
         if fitting < images or arrives or empty or on_disk or self._labels_once or self.config.black_box is not None:
             fitting = max(fitting, min(FEW, images))
-            _, world = rows_of_process(assembly.learner.processes, self.accelerator)
-            step = assembly.trial.step(max(1, fitting // world))
+            part = rows_of_process(assembly.learner.processes, self.accelerator)
+            step = assembly.trial.step(max(1, fitting // part.every))
         return Work("steps", total, lambda where: step(int(total * where)), images / fitting, per="step")
 
     def _saves(self) -> Work:

@@ -113,7 +113,7 @@ class TransferSetBuilder:
     def build(self) -> TransferSet:
         """The sources in the order of the configuration, and the dataset that mixes them."""
         config, accelerator = self.config, self.accelerator
-        rank, world = rows_of_process(self._processes, accelerator)
+        part = rows_of_process(self._processes, accelerator)
         sources = [self._source(settings) for settings in config.sources]
         dataset = HybridDataset(
             [source.source for source in sources],
@@ -125,8 +125,8 @@ class TransferSetBuilder:
             difficulty=lambda: max(source.augmentation for source in sources),
             seed=config.seed,
             device=accelerator.device,
-            rank=rank,
-            world=world,
+            rank=part.first,
+            world=part.every,
             # A label is a probability of 1: a mean of logits would name one of two labels, where mixup names both.
             mix_probabilities=self._black_box is not None,
         )

@@ -139,8 +139,7 @@ def plain_update(
         training.augment,
         config.seed,
         accelerator.device,
-        *rows_of_process(processes, accelerator),
-        processes,
+        processes if processes.world > 1 else rows_of_process(processes, accelerator),
     )
 
     def update(step: int) -> dict[str, Tensor | float]:

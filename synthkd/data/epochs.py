@@ -11,11 +11,11 @@ from torch import Tensor
 
 from synthkd.data.ahead import Ahead
 from synthkd.data.augment import augment_real
-from synthkd.data.read.on_disk import Pixels, read_together
+from synthkd.data.read.on_disk import Pixels, read_rows
 from synthkd.processes import ONE_PROCESS, Processes
 from synthkd.rng import stream
 from synthkd.settings import AugmentSettings
-from synthkd.types import Batch, to_float
+from synthkd.types import WHOLE, Batch, Part, to_float
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,9 +29,8 @@ class EpochSource:
         augment: augmentation of each image.
         seed: the run's seed.
         device: of the batches.
-        rank: number of this process; it gets rows `rank::world` of each batch.
-        world: number of processes.
-        processes: that all get the same rows; each decodes a part of those on disk.
+        among: who gets the rows of a batch. Of a `Part` this process gets its places of each batch, and no others.
+            `Processes` all get the same rows, and each of them decodes its share of those on disk.
     """
 
     images: Pixels
@@ -40,9 +39,7 @@ class EpochSource:
     augment: AugmentSettings
     seed: int
     device: torch.device
-    rank: int = 0
-    world: int = 1
-    processes: Processes = ONE_PROCESS
+    among: Part | Processes = WHOLE
 
     @cached_property
     def _order(self) -> Callable[[int], Tensor]:
@@ -53,9 +50,17 @@ class EpochSource:
 
     @cached_property
     def _ahead(self) -> Ahead:
-        rows, own = partial(_rows, self._order, len(self.labels), self.batch_size), slice(self.rank, None, self.world)
-        share = self.processes.share(len(range(self.batch_size)[own]))
+        rows, own = partial(_rows, self._order, len(self.labels), self.batch_size), self._part.places
+        share = self._processes.share(len(range(self.batch_size)[own]))
         return Ahead(self.images, lambda step: rows(step)[own][share])
+
+    @property
+    def _part(self) -> Part:
+        return self.among if isinstance(self.among, Part) else WHOLE
+
+    @property
+    def _processes(self) -> Processes:
+        return self.among if isinstance(self.among, Processes) else ONE_PROCESS
 
     def rows(self, step: int) -> Tensor:
         """Rows of the images of a step over all processes, int64 `[batch_size]`."""
@@ -64,10 +69,10 @@ class EpochSource:
     def batch(self, step: int) -> Batch:
         """This process's part of the batch of a step: augmented images float32 in [0, 1] and labels."""
         self._ahead.wait(step)
-        rows = self.rows(step)[self.rank :: self.world]
-        images = to_float(read_together(self.images, rows, self.processes)).to(self.device)
+        rows = self.rows(step)[self._part.places]
+        images = to_float(read_rows(self.images, rows, self._processes)).to(self.device)
         # Rows differ between processes, so each process draws its own augmentation.
-        images = augment_real(images, self.augment, stream(self.seed, f"augment/{self.rank}", step))
+        images = augment_real(images, self.augment, stream(self.seed, f"augment/{self._part.first}", step))
         return Batch(images, self.labels[rows].to(self.device))
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from synthkd.data.ahead import Ahead
 from synthkd.data.bank import MemoryBank
 from synthkd.data.number_set import NumberSet
-from synthkd.data.read.on_disk import DiskImages, Pixels, part_of, read_together, where_kept
+from synthkd.data.read.on_disk import DiskImages, Pixels, part_of, read_rows, where_kept
 from synthkd.data.replay import ClassBalancedReplay
 from synthkd.passes import in_chunks
 from synthkd.processes import ONE_PROCESS, Processes
@@ -206,7 +206,7 @@ class RealSource:
         rows = rows[part.of(count)]
         labels = real.labels[rows]
         logits = None if self._teacher is None else self._logits_of(real, self._teacher)[rows]
-        images = to_float(read_together(real.images, rows, self._processes))
+        images = to_float(read_rows(real.images, rows, self._processes))
         return [Batch(images, labels, logits, rows=real.first + rows, annotated=labels >= 0)]
 
     def _rows(self, real: RealImages, count: int, step: int) -> Tensor:

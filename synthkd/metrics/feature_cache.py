@@ -156,7 +156,7 @@ def cached_extract(
 
     Args:
         content_digest: digest of the images; equal digests must mean equal images in equal order.
-        make_batches: returns the images as `extract` takes them; called only if the cache has no entry.
+        make_batches: returns what `extract` takes; called only if the cache has no entry.
         extractor: the network; each extractor and each resizing has its own entries.
         cache_dir: made if it does not exist. Several runs may share it, and it may be deleted at any time.
         batch_size: as for `extract`.

@@ -8,7 +8,7 @@ in words.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -153,31 +153,30 @@ def extract(
         batches: uint8 `[n, C, H, W]` each, of any length; of different sizes if the extractor resizes.
         extractor: see `build_extractor`.
         batch_size: largest number of images that the network gets at once; longer batches are split.
-        shares: the processes, all of which get all images and all features. They take turns with the passes, whose
-            images do not depend on their number.
+        shares: the processes. Each gives its own batches, those of one process after those of another, and gets the
+            features of all.
 
     Raises:
         DataError: no images, or images that the extractor does not take.
     """
-    lengths: list[int] = []
-    mine: list[ExtractedFeatures] = []
     with shares.agreed():
-        for chunk in (chunk for batch in batches for chunk in batch.split(batch_size) if len(chunk)):
-            if len(lengths) % shares.world == shares.rank:
-                mine.append(extractor(chunk))
-            lengths.append(len(chunk))
-        if not lengths:
-            raise DataError("no images to take features of; check the folder or the filter they come from")
-    values = shares.woven(torch.cat([one.features for one in mine]) if mine else None, lengths)
-    assert values is not None
-    logits = [one.logits for one in mine if one.logits is not None]
+        mine = [extractor(chunk) for batch in batches for chunk in batch.split(batch_size) if len(chunk)]
+    values = _of_all([one.features for one in mine], shares)
+    if values is None:
+        raise DataError("no images to take features of; check the folder or the filter they come from")
     return Features(
         values=values,
-        logits=shares.woven(torch.cat(logits) if logits else None, lengths),
+        logits=_of_all([one.logits for one in mine if one.logits is not None], shares),
         extractor=extractor.name,
         digest=extractor.digest,
         resize=extractor.resize,
     )
+
+
+def _of_all(mine: Sequence[Tensor], shares: Shares) -> Tensor | None:
+    """The rows of all processes; None if none of them has any."""
+    parts = [rows for rows in shares.gather(torch.cat([*mine]) if mine else torch.zeros(0)) if len(rows)]
+    return torch.cat(parts) if parts else None
 
 
 def build_extractor(

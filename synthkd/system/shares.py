@@ -7,7 +7,7 @@ default, one process does everything and nothing is sent. Tensors stay on the CP
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -24,6 +24,17 @@ T = TypeVar("T")
 
 PATIENCE = timedelta(days=365)
 """How long a process waits for the others. A process that has ended is noticed at once, whatever this says."""
+
+
+def consecutive(count: int, rank: int, world: int) -> slice:
+    """The rows of process `rank` among `count` that `world` processes share, each of them neighbouring rows.
+
+    This is the rule of `Shares`, `Processes` and `Part`. The first processes have one row more where the rows cannot be
+    divided evenly, so that as many have one as if the rows went to the processes in turn.
+    """
+    each, left = divmod(count, world)
+    start = rank * each + min(rank, left)
+    return slice(start, start + each + (rank < left))
 
 
 @dataclass(frozen=True)
@@ -55,11 +66,11 @@ class Shares:
         return self.rank == 0
 
     def span(self, count: int) -> slice:
-        """This process's consecutive share of `count` rows; the shares differ by one row at most."""
-        return slice(self.rank * count // self.world, (self.rank + 1) * count // self.world)
+        """This process's consecutive share of `count` rows; see `consecutive`."""
+        return consecutive(count, self.rank, self.world)
 
     def turns(self, items: Iterable[T]) -> Iterator[T]:
-        """This process's items, every `world`-th; for work whose items differ in cost along the way."""
+        """This process's items, every `world`-th and not consecutive ones, since their cost differs along the way."""
         return (item for number, item in enumerate(items) if number % self.world == self.rank)
 
     def values(self, mine: T) -> list[T]:
@@ -93,24 +104,6 @@ class Shares:
     def rows(self, mine: Tensor) -> Tensor:
         """The rows of all processes one after the other, as `span` divided them."""
         return mine if self.group is None else torch.cat(self.gather(mine))
-
-    def woven(self, mine: Tensor | None, lengths: Sequence[int]) -> Tensor | None:
-        """The rows of parts with which the processes took turns, in the order of the parts.
-
-        Args:
-            mine: rows of this process's parts one after the other; None if it had no part, or nothing came of them.
-            lengths: rows of every part.
-
-        Returns:
-            None if nothing came of any part.
-        """
-        if self.group is None:
-            return mine
-        each = self.gather(torch.zeros(0) if mine is None else mine)
-        if not any(map(len, each)):
-            return None
-        parts = [rows.split(list(lengths[rank :: self.world])) for rank, rows in enumerate(each) if len(rows)]
-        return torch.cat([parts[number % self.world][number // self.world] for number in range(len(lengths))])
 
     def sum(self, mine: Tensor) -> Tensor:
         """The sum over the processes of tensors of one shape; every process gets the same bits."""

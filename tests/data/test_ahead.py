@@ -23,7 +23,7 @@ from synthkd.data.sources import RealImages, RealSource
 from synthkd.processes import Processes
 from synthkd.settings import AugmentSettings, Curve
 from synthkd.system.stopping import Stopped, defer_signals, pending_signal, stoppable
-from synthkd.types import Batch
+from synthkd.types import Batch, Part
 from tests.data.read.test_listing import folder, zipped
 from tests.data.read.test_on_disk import pictures
 
@@ -230,7 +230,7 @@ def test_workers_end_with_a_program_that_ends(tmp_path: Path, images: Path) -> N
 def test_each_of_two_processes_decodes_its_rows_alone_of_the_same_batches(images: Path, tmp_path: Path) -> None:
     def source(where: Storage, rank: int, world: int) -> EpochSource:
         read = read_folder(images, size=8, storage=where)
-        return EpochSource(read.images, read.labels, 8, AugmentSettings(), 5, CPU, rank, world)
+        return EpochSource(read.images, read.labels, 8, AugmentSettings(), 5, CPU, Part(rank, world))
 
     whole = source(IN_MEMORY, 0, 1)
     for rank in range(2):
@@ -257,7 +257,7 @@ def test_workers_decode_the_share_of_their_process_where_all_get_all_rows(
     read = read_folder(folder(tmp_path / "large", pictures(200)), size=8, storage=storage(tmp_path, 1))
     assert isinstance(read.images, DiskImages)
     processes, rows = Processes(1, 2), []
-    source = EpochSource(read.images, read.labels, 8, AugmentSettings(), 5, CPU, processes=processes)
+    source = EpochSource(read.images, read.labels, 8, AugmentSettings(), 5, CPU, processes)
     real = RealSource(RealImages(read.images, read.labels), 5, processes=processes)
     for step in range(3):
         assert len(source.batch(step) if kind == "teacher" else real.draw(8, step)[0]) == 8

@@ -4,6 +4,7 @@ import copy
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from torch import distributed as dist
 
 from synthkd.generators.build import build_generator
 from synthkd.generators.inversion import Inversion
-from synthkd.generators.own_rounds import OwnRounds, averages
+from synthkd.generators.own_rounds import OwnRounds, averages, of_a_round
 from synthkd.generators.settings import InversionSettings, PixelSettings
 from synthkd.models import Classifier, build
 from synthkd.processes import Processes
@@ -130,6 +131,12 @@ def test_rounds_before_there_is_a_student_are_made_anew(monkeypatch: pytest.Monk
     for index, student in ((0, None), (1, None), (2, None), (3, teacher()), (4, teacher()), (5, teacher())):
         rounds.round(index, 0.5, student)
     assert asked == [(0, False), (2, False), (3, True), (5, True)]
+
+
+def test_processes_share_a_round_unless_each_makes_its_own() -> None:
+    accelerator: Any = SimpleNamespace(process_index=1, num_processes=2, device=torch.device("cpu"))
+    assert of_a_round(accelerator, 1) == Processes(1, 2)
+    assert of_a_round(accelerator, 2) == Processes(0, 1)
 
 
 def test_only_weights_and_moments_are_averaged() -> None:

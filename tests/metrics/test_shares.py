@@ -88,16 +88,9 @@ def test_what_processes_get_is_everything_once() -> None:
         shares = [Shares(rank, WORLD) for rank in range(WORLD)]
         rows = list(range(count))
         assert [row for one in shares for row in rows[one.span(count)]] == rows
+        sizes = [len(rows[one.span(count)]) for one in shares]
+        assert sizes == [len([*one.turns(rows)]) for one in shares], "as if the rows went to them in turn"
         assert sorted(row for one in shares for row in one.turns(rows)) == rows
-        lengths = [1 + number % 2 for number in range(count)]
-        parts = torch.arange(sum(lengths)).split(lengths)
-
-        def woven(one: Shares, parts: Any = parts, lengths: list[int] = lengths) -> Tensor | None:
-            mine = list(one.turns(parts))
-            return one.woven(torch.cat(mine) if mine else None, lengths)
-
-        if count:
-            assert all(torch.equal(one, torch.arange(sum(lengths))) for one in together(woven))  # type: ignore[arg-type]
 
 
 def test_exact_scores_are_the_same_to_the_bit() -> None:
@@ -171,17 +164,26 @@ def test_images_are_passed_in_the_same_batches_and_an_error_is_told_once() -> No
         def __call__(self, images: Tensor) -> object:
             numbers = images.flatten().tolist()
             seen.append(numbers)
-            if 4 in numbers and failing:
-                raise DataError("image 4 is bad")
+            if 12 in numbers and failing:
+                raise DataError("image 12 is bad")
             return type("Found", (), {"features": images.flatten(1).float(), "logits": None})
 
     failing = False
     alone = extract(batches, Network(), 3)  # type: ignore[arg-type]
     chunks, seen[:] = sorted(seen), []
-    for found in together(lambda shares: extract(batches, Network(), 3, shares)):  # type: ignore[arg-type]
+
+    def shared(shares: Shares) -> Features:
+        return extract(batches[shares.span(len(batches))], Network(), 3, shares)  # type: ignore[arg-type]
+
+    for found in together(shared):
         assert isinstance(found, Features), found
         assert torch.equal(found.values, alone.values)
     assert sorted(seen) == chunks, "each once, whatever the number of processes"
     failing = True
-    errors = together(lambda shares: extract(batches, Network(), 3, shares))  # type: ignore[arg-type]
-    assert [str(error) for error in errors] == ["process 1: image 4 is bad"] * WORLD
+    errors = together(shared)
+    assert [str(error) for error in errors] == ["process 1: image 12 is bad"] * WORLD
+    failing = False
+    few = together(lambda shares: extract(batches[: shares.is_first], Network(), 3, shares))  # type: ignore[arg-type]
+    assert all(torch.equal(found.values, alone.values[:5]) for found in few if isinstance(found, Features))
+    none = together(lambda shares: extract([], Network(), 3, shares))  # type: ignore[arg-type]
+    assert [str(error)[:30] for error in none] == ["no images to take features of;"] * WORLD

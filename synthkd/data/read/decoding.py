@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import partial
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from synthkd.data.read.decode import Decoded, in_threads, read_and_decode, some, with_reasons
+from synthkd.data.read.decode import in_threads, read_and_decode, some, with_reasons
 from synthkd.data.read.entries import Entry, Listing
 from synthkd.data.read.fit import Fit
+from synthkd.system.shares import Shares
 
 _NAMED_IN_NOTE = 3
 
@@ -26,24 +26,43 @@ class Decoding:
 
     Attributes:
         bad: `(file, reason)` of each unreadable file so far.
+        bad_rows: of those that were found here.
     """
 
     def __init__(self, listing: Listing, bad: Sequence[tuple[str, str]] = ()) -> None:
         self._listing = listing
         self._conversions: dict[str, list[str]] = {}  # kind -> files
         self.bad = [*bad]
+        self.bad_rows: list[int] = []
 
-    def images(self, channels: int | None = None, fit: Fit | None = None) -> Iterator[tuple[Entry, Tensor]]:
-        """The readable files with their images uint8 `[C, H, W]`; `channels` and `fit` as of `decode`."""
+    def images(
+        self, channels: int | None = None, fit: Fit | None = None, rows: range | None = None
+    ) -> Iterator[tuple[Entry, Tensor]]:
+        """The readable files with their images uint8 `[C, H, W]`.
+
+        Args:
+            channels, fit: as of `decode`.
+            rows: of the files that are decoded; None: all.
+        """
         entries = self._listing.entries
-        results = in_threads(partial(_decoded, channels=channels, fit=fit), entries)
-        for entry, result in zip(entries, results, strict=True):
+        rows = range(len(entries)) if rows is None else rows
+        results = in_threads(lambda row: read_and_decode(entries[row].read, channels, fit), rows)
+        for row, result in zip(rows, results, strict=True):
+            entry = entries[row]
             if result.pixels is None:
                 self.bad.append((entry.name, result.reason))
+                self.bad_rows.append(row)
                 continue
             for kind in result.kinds:
                 self._conversions.setdefault(kind, []).append(entry.name)
             yield entry, channels_first(result.pixels)
+
+    def join(self, shares: Shares) -> None:
+        """Know what each of the processes found in the files of its rows."""
+        each = shares.values((self._conversions, self.bad, self.bad_rows))
+        self.bad, self.bad_rows = [one for _, bad, _ in each for one in bad], [row for *_, rows in each for row in rows]
+        kinds = dict.fromkeys(kind for conversions, *_ in each for kind in conversions)
+        self._conversions = {kind: [name for one, *_ in each for name in one.get(kind, [])] for kind in kinds}
 
     def notes(self, ignored: str) -> list[str]:
         """One line for each kind of conversion, for the ignored files (`ignored` says why) and for the bad files."""
@@ -53,10 +72,6 @@ class Decoding:
         if self.bad:
             lines.append(f"{len(self.bad)} unreadable files left out: {with_reasons(self.bad)}")
         return lines
-
-
-def _decoded(entry: Entry, channels: int | None, fit: Fit | None) -> Decoded:
-    return read_and_decode(entry.read, channels, fit)
 
 
 def channels_first(pixels: NDArray[np.uint8]) -> Tensor:

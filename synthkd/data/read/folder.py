@@ -6,7 +6,6 @@ and the files that were ignored or left out. One error names all files that cann
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 from collections import Counter
@@ -22,12 +21,12 @@ from synthkd.data.read.decoding import Decoding
 from synthkd.data.read.entries import Listing
 from synthkd.data.read.fit import Fit
 from synthkd.data.read.listing import list_dataset
-from synthkd.data.read.on_disk import DiskImages, ImageFiles, Pixels, survey, where_kept
-from synthkd.data.read.packed import NAMES, Entries, as_packed
+from synthkd.data.read.on_disk import DiskImages, ImageFiles, Pixels, require_same, survey, where_kept
+from synthkd.data.read.packed import Entries, as_packed
 from synthkd.data.read.splits import Source
 from synthkd.errors import DataError
 from synthkd.settings import FolderData, FolderTest, UnlabelledData
-from synthkd.system.shares import Shares, of_all
+from synthkd.system.shares import of_all
 
 CACHE = Path("~/.cache/synthkd/images")
 """Folder of the cache unless the settings name another."""
@@ -39,7 +38,7 @@ class Storage:
 
     Attributes:
         memory: most bytes of all decoded images that are kept in memory; larger sets are decoded on demand.
-        folder: of the cache of decoded images.
+        folder: of the cache: decoded images that are not in memory, and what tars hold.
         workers: processes that decode ahead of a training; None: one for each core, at most `MOST_WORKERS`.
     """
 
@@ -60,7 +59,7 @@ def read_folder(
     size: int | tuple[int, int] | None = None,
     skip_bad: bool = False,
     lacks_classes: bool = False,
-    listed: Callable[[Path], Listing] | None = None,
+    listed: Callable[[Path, Path], Listing] | None = None,
     resize: int | tuple[int, int] | None = None,
     storage: Storage = IN_MEMORY,
 ) -> Source:
@@ -77,7 +76,7 @@ def read_folder(
             can be, or cut out after `resize`. None: nothing is cut off.
         skip_bad: leave unreadable files out, with a note, instead of raising.
         lacks_classes: a class directory may be empty, since nothing trains on the images.
-        listed: lists the files of the path, labelled or not; None: as a labelled dataset.
+        listed: lists the files of the path, labelled or not, with the folder of the cache; None: as a labelled dataset.
         resize: the shorter side, or (height, width), that images are resized to before their centre is cut out.
         storage: where the images are kept.
 
@@ -92,10 +91,11 @@ def read_folder(
     where = Path(root).expanduser()
     crop = (size, size) if isinstance(size, int) else size
     fit = None if crop is None and resize is None else Fit(resize, crop)
+    cache = storage.folder.expanduser()
     with of_all().agreed():
-        listing = list_dataset(where, lacks_classes) if listed is None else listed(where)
+        listing = list_dataset(where, lacks_classes, cache) if listed is None else listed(where, cache)
         is_large = _needed(listing, channels, fit) > storage.memory
-    _require_same(where, listing, is_large, of_all())
+    require_same(where, listing, of_all(), str(is_large))
     if is_large:
         return _on_disk(where, listing, channels, fit, skip_bad, storage)
     count, decoding = len(listing.entries), Decoding(listing)
@@ -122,7 +122,7 @@ def read_files(
     root: str | Path,
     settings: FolderData | FolderTest | UnlabelledData,
     lacks_classes: bool = False,
-    listed: Callable[[Path], Listing] | None = None,
+    listed: Callable[[Path, Path], Listing] | None = None,
 ) -> Source:
     """Read the images of a folder or archive as settings say; arguments, result and errors as of `read_folder`."""
     storage = Storage(settings.memory * 1e9, Path(settings.cache or CACHE), settings.workers)
@@ -175,25 +175,6 @@ def _on_disk(where: Path, listing: Listing, channels: int, fit: Fit | None, skip
     notes += Decoding(listing, bad).notes(_IGNORED)
     every = as_packed(listing.entries)
     return _source(images, every.labels[images.numbers], every.in_test[images.numbers], listing, notes)
-
-
-def _require_same(where: Path, listing: Listing, is_large: bool, shares: Shares) -> None:
-    """Refuse files that not every process sees alike; one that saw others would wait for the others for ever."""
-    if shares.world == 1:
-        return
-    entries = as_packed(listing.entries)
-    digest = hashlib.sha256(f"{is_large} {listing.class_names}".encode(*NAMES))
-    for name in entries.names():
-        digest.update(name.encode(*NAMES) + b"\0")
-    digest.update(entries.labels.numpy().data)
-    digest.update(entries.in_test.numpy().data)
-    each = shares.values((digest.digest(), len(entries)))
-    for rank, one in enumerate(each):
-        if one != each[0]:
-            raise DataError(
-                f"{where}: process {rank} finds {one[1]:,} images here, and process 0 finds {each[0][1]:,} or others; "
-                "give all processes the same files, at the same path on each machine"
-            )
 
 
 def _allocate(count: int, channels: int, height: int, width: int, where: Path) -> Tensor:

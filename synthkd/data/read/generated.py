@@ -28,11 +28,12 @@ SPLIT = "train"
 """The only part of a generated dataset."""
 
 
-def list_generated(path: Path) -> Listing | None:
+def list_generated(path: Path, cache: Path | None = None) -> Listing | None:
     """The images of a generated dataset, with its class names; None if the path is none.
 
     Args:
         path: the dataset, the run that holds it in `dataset/`, or its `train/`.
+        cache: as of `list_tar`.
 
     Raises:
         DataError: a damaged description, or files that are missing.
@@ -50,7 +51,7 @@ def list_generated(path: Path) -> Listing | None:
         return _folder(top / SPLIT, names)
     if missing := [file for file in files if not file.is_file()]:
         raise DataError(f"{missing[0]} is missing, though {LABELS} lists it; copy or generate the dataset again")
-    listing = list_shards(files) if form == "webdataset" else list_files(files)
+    listing = list_shards(files, cache) if form == "webdataset" else list_files(files)
     assert isinstance(listing, Listing)
     return replace(listing, class_names=names)
 

@@ -27,13 +27,14 @@ _SAVED, _SAVED_PARTS = "dataset_info.json", "dataset_dict.json"
 _PART = re.compile(r"(train|test|validation|valid|val)(?=[-_.]|$)")
 
 
-def list_hugging_face(path: Path) -> Listing | None:
+def list_hugging_face(path: Path, cache: Path | None = None) -> Listing | None:
     """The images of such a folder, those of its test part marked as such; None if it is none.
 
     Args:
         path: a folder of `save_to_disk`, of one dataset or of several parts; or one with shards
             (`train-00000-of-00002.parquet`) in it or in its `data/`; or one with WebDataset shards (`train-0000.tar`),
             without directories and images.
+        cache: as of `list_tar`.
 
     Raises:
         DataError: damaged files, no column of images, or a test part with classes that the training part lacks.
@@ -42,7 +43,7 @@ def list_hugging_face(path: Path) -> Listing | None:
     if (path / _SAVED_PARTS).is_file() or ((path / _SAVED).is_file() and any(path.glob("*.arrow"))):
         return _saved(path)
     shards = sorted(path.glob("*.parquet")) or sorted((path / "data").glob("*.parquet"))
-    read = list_files if shards else _list_tars
+    read = list_files if shards else partial(_list_tars, cache=cache)
     shards = shards or _tars(path)
     if not shards:
         return None
@@ -67,8 +68,8 @@ def _tars(path: Path) -> list[Path]:
     return sorted(tars)
 
 
-def _list_tars(shards: Sequence[Path]) -> Listing:
-    listing = webdataset.list_shards(shards)
+def _list_tars(shards: Sequence[Path], cache: Path | None) -> Listing:
+    listing = webdataset.list_shards(shards, cache)
     if isinstance(listing, Listing):
         return listing
     raise DataError(

@@ -75,11 +75,12 @@ def list_scored(path: Path, split: str | None = None) -> Listing:
     return Listing(entries, tuple(classes), ignored)
 
 
-def list_every(path: Path) -> Listing:
+def list_every(path: Path, cache: Path | None = None) -> Listing:
     """Every image of a path, sorted by its name, whatever directories it lies in; labels are left aside.
 
     Args:
         path: an image file, or one of the forms of `list_scored`.
+        cache: as of `list_tar`.
 
     Raises:
         DataError: a folder or file that cannot be read, or no images.
@@ -87,7 +88,7 @@ def list_every(path: Path) -> Listing:
     readable = (".zip", ".tar", ".npz", ".npy", ".gz", ".tgz", ".bz2", ".xz")
     if path.is_file() and not (is_table(path) or is_parquet(path) or path.suffix.lower() in readable):
         return Listing([Entry(path.name, lambda: path)], (), ())
-    root = _opened(path)
+    root = _opened(path, cache)
     if isinstance(root, Listing):
         return without_labels(root)
     entries = packed(root.images().entries(files_first=False), root.refused)
@@ -103,19 +104,20 @@ def _part_of(path: Path, whole: Listing, split: str | None) -> Listing:
     return replace(whole, entries=packed(one for one in whole.entries if one.test == (split == "test")))
 
 
-def list_dataset(path: Path, lacks_classes: bool = False) -> Listing:
+def list_dataset(path: Path, lacks_classes: bool = False, cache: Path | None = None) -> Listing:
     """The images of a set for a training: every class of both parts, training images first.
 
     Args:
         path: a folder, an archive, a table, a parquet file, or what `synthkd generate` wrote. Only the first two have a
             test part.
         lacks_classes: a class may have no image.
+        cache: as of `list_tar`.
 
     Raises:
         DataError: a folder or file that cannot be read, no classes, a class without images, or a test part with
             classes that the training part does not have.
     """
-    root = _opened(path)
+    root = _opened(path, cache)
     if isinstance(root, Listing):
         if not root.class_names:
             raise DataError(f"{path} has no labels to train on; {_REMEDIES.get(path.suffix.lower(), 'add them')}")
@@ -133,13 +135,17 @@ def list_dataset(path: Path, lacks_classes: bool = False) -> Listing:
     return Listing(packed(entries, root.refused), classes, unused(root.leaves, as_packed(entries)))
 
 
-def list_unlabelled(path: Path) -> Listing:
+def list_unlabelled(path: Path, cache: Path | None = None) -> Listing:
     """Every image of a set, sorted by path, without labels; of a set with a part `train`, the images of that part.
+
+    Args:
+        path: one of the forms of `list_scored`.
+        cache: as of `list_tar`.
 
     Raises:
         DataError: a folder or file that cannot be read, or no images.
     """
-    root = _opened(path)
+    root = _opened(path, cache)
     if isinstance(root, Listing):
         return without_labels(replace(root, entries=packed(one for one in root.entries if not one.test)))
     top = _entered(path, root.images(), ("train", *_TEST_PARTS))
@@ -159,7 +165,7 @@ _REMEDIES = {
 }
 
 
-def _opened(path: Path) -> Listing | Directory:
+def _opened(path: Path, cache: Path | None = None) -> Listing | Directory:
     """The images of a set whose labels are written beside them, or the tree of directories of another set.
 
     Raises:
@@ -167,13 +173,13 @@ def _opened(path: Path) -> Listing | Directory:
     """
     kind = path.suffix.lower()
     if path.is_dir():
-        return list_generated(path) or list_hugging_face(path) or read_tree(path)
+        return list_generated(path, cache) or list_hugging_face(path, cache) or read_tree(path)
     if is_table(path):
         return list_table(path)
     if is_parquet(path):
         return list_parquet(path)
     if is_tar(path):
-        return list_tar(path)
+        return list_tar(path, cache)
     if kind == ".zip" and path.exists():
         return read_tree(path)
     if not path.exists():

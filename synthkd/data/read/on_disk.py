@@ -16,8 +16,9 @@ from torch import Tensor
 
 from synthkd.data.read.decode import Decoded, decode, in_a_line, in_threads, upright_size, with_reasons
 from synthkd.data.read.decoding import channels_first
-from synthkd.data.read.entries import Entry
+from synthkd.data.read.entries import Entry, Listing
 from synthkd.data.read.fit import Fit
+from synthkd.data.read.packed import NAMES, as_packed
 from synthkd.data.read.row_cache import RowCache
 from synthkd.errors import DataError
 from synthkd.processes import Processes
@@ -92,6 +93,35 @@ def _surveyed(entry: Entry, channels: int, fit: Fit | None) -> tuple[bytes, tupl
 def _content(entry: Entry) -> bytes:
     source = entry.read()
     return source if isinstance(source, bytes) else source.read_bytes()
+
+
+def require_same(where: Path, listing: Listing, shares: Shares, about: str = "") -> None:
+    """Check that every process lists the same files; one that saw others would wait for the others for ever.
+
+    Args:
+        where: path of the files, for messages.
+        listing: of this process.
+        shares: the processes.
+        about: what else they have to agree on.
+
+    Raises:
+        DataError: they do not.
+    """
+    if shares.world == 1:
+        return
+    entries = as_packed(listing.entries)
+    digest = hashlib.sha256(f"{about} {listing.class_names}".encode(*NAMES))
+    for name in entries.names():
+        digest.update(name.encode(*NAMES) + b"\0")
+    digest.update(entries.labels.numpy().data)
+    digest.update(entries.in_test.numpy().data)
+    each = shares.values((digest.digest(), len(entries)))
+    for rank, one in enumerate(each):
+        if one != each[0]:
+            raise DataError(
+                f"{where}: process {rank} finds {one[1]:,} images here, and process 0 finds {each[0][1]:,} or others; "
+                "give all processes the same files, at the same path on each machine"
+            )
 
 
 @dataclass(frozen=True)
@@ -251,7 +281,7 @@ def part_of(pixels: Pixels, rows: Tensor) -> Pixels:
     return pixels[rows] if isinstance(pixels, Tensor) else pixels.part(rows)
 
 
-def read_together(pixels: Pixels, rows: Tensor, processes: Processes) -> Tensor:
+def read_rows(pixels: Pixels, rows: Tensor, processes: Processes) -> Tensor:
     """`pixels[rows]`, the same rows in every process; of images on disk each process decodes its share of them."""
     return pixels[rows] if isinstance(pixels, Tensor) else processes.samples(lambda own, _: pixels[own], rows)
 

@@ -1,7 +1,8 @@
 """A set of images in a fixed order, every image decoded, checked and hashed before any score begins.
 
 The first decoded files stay in memory, up to `KEPT` bytes. The others are decoded again in each pass over the batches,
-so that memory stays bounded; a file that changed in between is an error. Blocks of arrays are not copied.
+so that memory stays bounded; a file that changed in between is an error. Blocks of arrays are not copied. Several
+processes share all this, and each goes through its share of the batches.
 """
 
 from __future__ import annotations
@@ -11,22 +12,41 @@ from bisect import bisect
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate, chain
+from itertools import accumulate, chain, islice
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from synthkd.data.read.decode import Decoded, in_threads, read_and_decode, refuse_bad, some
 from synthkd.data.read.decoding import Decoding, channels_first
-from synthkd.data.read.entries import Listing
-from synthkd.data.read.on_disk import CHUNK, DiskImages
-from synthkd.data.read.packed import Entries
+from synthkd.data.read.entries import Entry, Listing
+from synthkd.data.read.on_disk import CHUNK, DiskImages, require_same
+from synthkd.data.read.packed import Entries, as_packed
+from synthkd.data.read.prints import Prints, Shape
 from synthkd.errors import DataError
+from synthkd.system.shares import ALONE, Shares, of_all
 from synthkd.types import in_channels
 
+Stream = Callable[[range], Iterator[Tensor]]
+"""Rows -> their images uint8 `[C, H, W]`, in order."""
 KEPT = 1 << 29
 """Bytes of decoded files that a set keeps in memory."""
+BLOCK = 128
+"""Images of a block. Of files each of several processes decodes whole blocks, since a network passes them so."""
+
+
+class Batches(Protocol):
+    """Goes through the images of a set in order, from the start at every call."""
+
+    def __call__(self, size: int, shares: Shares = ALONE) -> Iterator[Tensor]:
+        """uint8 batches `[n, C, H, W]`; one never mixes sizes or channel counts, it ends where they change.
+
+        Args:
+            size: largest number of images of a batch.
+            shares: the processes; each gets a consecutive share of the batches, which do not depend on their number.
+        """
 
 
 @dataclass(frozen=True)
@@ -43,8 +63,8 @@ class Samples:
             same images.
         notes: conversions and files that were ignored or left out, one line per kind.
         bad: `(file, reason)` of each unreadable file that was left out, as `skip_bad` allowed.
-        batches: largest size of a batch -> uint8 batches `[n, C, H, W]` in order, from the start at every call. A batch
-            never mixes sizes or channel counts; it ends where they change.
+        shape: `(C, H, W)` of the first image.
+        batches: goes through all images; see `Batches`.
         images: rows -> the images of these rows, each uint8 `[C, H, W]`; for a few images, e.g. of a grid.
     """
 
@@ -55,7 +75,8 @@ class Samples:
     digest: str
     notes: tuple[str, ...]
     bad: tuple[tuple[str, str], ...]
-    batches: Callable[[int], Iterator[Tensor]] = field(repr=False)
+    shape: Shape
+    batches: Batches = field(repr=False)
     images: Callable[[Iterable[int]], list[Tensor]] = field(repr=False)
 
 
@@ -83,14 +104,14 @@ def in_memory(
     if not ends or ends[-1] == 0:
         raise DataError(f"{name}: there are no images; check the source that should give them")
 
-    def stream() -> Iterator[Tensor]:
-        return chain.from_iterable(blocks)
-
     def image(row: int) -> Tensor:
         block = bisect(ends, row)
         return blocks[block][row - ends[block]]  # counted from the end of its block
 
-    return _samples(name, stream, image, [_Print.of(image) for image in stream()], labels, class_names, notes)
+    def stream(rows: range) -> Iterator[Tensor]:
+        return map(image, rows)
+
+    return _samples(name, stream, _prints(ends[-1], stream), labels, class_names, notes)
 
 
 def on_disk(
@@ -103,19 +124,18 @@ def on_disk(
 ) -> Samples:
     """The set of images that are decoded on demand; `channels` as of `from_files`, the others as of `in_memory`."""
 
-    def stream() -> Iterator[Tensor]:
-        blocks = images.split(CHUNK)
+    def stream(rows: range) -> Iterator[Tensor]:
+        parts = (torch.arange(first, min(first + CHUNK, rows.stop)) for first in range(rows.start, rows.stop, CHUNK))
+        blocks = (images[part] for part in parts)
         return chain.from_iterable(block if channels is None else in_channels(block, channels) for block in blocks)
 
-    def image(row: int) -> Tensor:
-        block = images[torch.tensor([row])]
-        return (block if channels is None else in_channels(block, channels))[0]
-
-    return _samples(name, stream, image, [_Print.of(image) for image in stream()], labels, class_names, notes)
+    return _samples(name, stream, _prints(len(images), stream), labels, class_names, notes)
 
 
 def from_files(name: str, where: Path, listing: Listing, skip_bad: int, channels: int | None = None) -> Samples:
     """The set of the files of a listing; each is decoded once, and the first ones stay in memory.
+
+    Of several processes (`of_all`) each decodes its share of the files and keeps the first ones of them.
 
     Args:
         name: in tables.
@@ -125,96 +145,116 @@ def from_files(name: str, where: Path, listing: Listing, skip_bad: int, channels
         channels: 1 (grey) or 3 (RGB) of all images; None: as each file has.
 
     Raises:
-        DataError: more unreadable files than allowed, or no readable file.
+        DataError: more unreadable files than allowed, no readable file, or not the same files in every process.
     """
-    entries = Entries()
-    prints: list[_Print] = []
-    # Of images that are not stored only the fingerprints stay, for the digest and to notice a change.
-    stored: list[Tensor] = []  # images of the first entries
-    room = KEPT
+    shares = of_all()
+    require_same(where, listing, shares)
+    own = _own(len(listing.entries), shares)
     decoding = Decoding(listing)
-    for entry, image in decoding.images(channels):
-        entries.append(entry)
-        prints.append(_Print.of(image))
-        room -= image.nbytes
-        if room >= 0:  # once below 0 it stays there, so the stored images are the first ones
-            stored.append(image)
+    # Of images that are not stored only the fingerprints stay, for the digest and to notice a change.
+    stored: list[Tensor] = []  # the first images of this process
+    room = KEPT
+
+    def decoded() -> Iterator[Tensor]:
+        nonlocal room
+        for _, image in decoding.images(channels, rows=own):
+            room -= image.nbytes
+            if room >= 0:  # once below 0 it stays there, so the stored images are the first ones
+                stored.append(image)
+            yield image
+
+    with shares.agreed():
+        mine = Prints.of(decoded())
+    first = sum(shares.values(len(mine))[: shares.rank])
+    prints = mine.joined(shares)
+    decoding.join(shares)
     refuse_bad(where, len(listing.entries), decoding.bad, skip_bad)
+    entries = _without(listing.entries, decoding.bad_rows)
 
     def again(row: int, result: Decoded) -> Tensor:
         image = None if result.pixels is None else channels_first(result.pixels)
-        if image is None or _Print.of(image) != prints[row]:
+        if image is None or not prints.fits(row, image):
             raise DataError(f"{where}: {entries[row].name} has changed since it was checked; start again")
         return image
 
-    def stream() -> Iterator[Tensor]:
-        rest = range(len(stored), len(entries))
-        results = in_threads(lambda row: read_and_decode(entries[row].read, channels), rest)
-        return chain(stored, map(again, range(len(stored), len(entries)), results))
+    def decoded_again(rows: range) -> Iterator[Tensor]:
+        return map(again, rows, in_threads(lambda row: read_and_decode(entries[row].read, channels), rows))
 
-    def image_at(row: int) -> Tensor:
-        return stored[row] if row < len(stored) else again(row, read_and_decode(entries[row].read, channels))
+    def stream(rows: range) -> Iterator[Tensor]:
+        begin, end = (min(max(row, first), first + len(stored)) for row in (rows.start, rows.stop))
+        before, after = range(rows.start, min(rows.stop, begin)), range(max(rows.start, end), rows.stop)
+        return chain(decoded_again(before), stored[begin - first : end - first], decoded_again(after))
 
     labels = entries.labels if listing.class_names else None
     notes = decoding.notes("files ignored, no images")
-    return _samples(name, stream, image_at, prints, labels, listing.class_names, notes, decoding.bad)
+    return _samples(name, stream, prints, labels, listing.class_names, notes, decoding.bad)
 
 
-@dataclass(frozen=True)
-class _Print:
-    """Fingerprint of an image: its shape `(C, H, W)` and the sha256 of its pixels."""
+def _without(entries: Sequence[Entry], bad: Sequence[int]) -> Entries:
+    """The entries but for those of these rows."""
+    rows = {*bad}
+    return Entries(one for row, one in enumerate(entries) if row not in rows) if rows else as_packed(entries)
 
-    shape: tuple[int, ...]
-    pixels: bytes
 
-    @classmethod
-    def of(cls, image: Tensor) -> _Print:
-        return cls(tuple(image.shape), hashlib.sha256(image.numpy().reshape(-1).data).digest())
+def _own(count: int, shares: Shares) -> range:
+    """The rows of this process, in whole blocks."""
+    blocks = shares.span(-(-count // BLOCK))
+    return range(min(blocks.start * BLOCK, count), min(blocks.stop * BLOCK, count))
+
+
+def _prints(count: int, stream: Stream) -> Prints:
+    """The fingerprints of all images, of which each process takes its share."""
+    shares = of_all()
+    with shares.agreed():
+        mine = Prints.of(stream(_own(count, shares)))
+    return mine.joined(shares)
 
 
 def _samples(
     name: str,
-    stream: Callable[[], Iterator[Tensor]],
-    image: Callable[[int], Tensor],
-    prints: Sequence[_Print],
+    stream: Stream,
+    prints: Prints,
     labels: Tensor | None,
     class_names: tuple[str, ...],
     notes: Sequence[str],
     bad: Sequence[tuple[str, str]] = (),
 ) -> Samples:
-    """The set of any source, from all its images in order and a function of one row."""
+    """The set of any source, from a function of rows that gives their images in order."""
     # Byte order and type are fixed, so that the digest is the same on every machine.
     digest = hashlib.sha256(b"no labels" if labels is None else labels.numpy().astype("<i8").tobytes())
-    for one in prints:
-        digest.update(repr(one.shape).encode() + one.pixels)
-    shapes = Counter(one.shape for one in prints)
+    shapes = Counter[Shape]()
+    rows = iter(prints.digests.numpy())
+    for shape, count in prints.runs:
+        shapes[shape] += count
+        for pixels in islice(rows, count):
+            digest.update(repr(shape).encode() + pixels.tobytes())
     if len(shapes) > 1:
         counts = ["x".join(map(str, shape)) + f" ({number})" for shape, number in shapes.most_common()]
         notes = [*notes, f"{len(shapes)} different shapes, channels x height x width: {some(counts)}"]
 
-    def batches(size: int) -> Iterator[Tensor]:
+    def batches(size: int, shares: Shares = ALONE) -> Iterator[Tensor]:
         if size < 1:
             raise DataError(f"{name}: a batch needs at least 1 image, got {size}")
-        return _stacked(stream(), size)
+        every = [*prints.ranges(size)]
+        own = every[shares.span(len(every))]
+        images = stream(range(own[0].start, own[-1].stop) if own else range(0))
+        return (torch.stack([*islice(images, len(one))]) for one in own)
 
-    def images(rows: Iterable[int]) -> list[Tensor]:
-        numbers = [int(row) for row in rows]
-        if numbers and not 0 <= min(numbers) <= max(numbers) < len(prints):
-            raise DataError(f"{name}: rows must be in 0..{len(prints) - 1}, got {min(numbers)}..{max(numbers)}")
-        return [image(row) for row in numbers]
+    def images(numbers: Iterable[int]) -> list[Tensor]:
+        wanted = [int(number) for number in numbers]
+        if wanted and not 0 <= min(wanted) <= max(wanted) < len(prints):
+            raise DataError(f"{name}: rows must be in 0..{len(prints) - 1}, got {min(wanted)}..{max(wanted)}")
+        return [next(stream(range(row, row + 1))) for row in wanted]
 
     return Samples(
-        name, len(prints), labels, class_names, digest.hexdigest(), tuple(notes), tuple(bad), batches, images
+        name=name,
+        count=len(prints),
+        labels=labels,
+        class_names=class_names,
+        digest=digest.hexdigest(),
+        notes=tuple(notes),
+        bad=tuple(bad),
+        shape=prints.shape(0),
+        batches=batches,
+        images=images,
     )
-
-
-def _stacked(images: Iterable[Tensor], size: int) -> Iterator[Tensor]:
-    """Batches of at most `size` consecutive images of one shape."""
-    batch: list[Tensor] = []
-    for image in images:
-        if batch and (len(batch) == size or batch[0].shape != image.shape):
-            yield torch.stack(batch)
-            batch = []
-        batch.append(image)
-    if batch:
-        yield torch.stack(batch)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,6 +15,7 @@ from torch import Tensor
 
 from synthkd.data.bank_rows import saved_rows
 from synthkd.data.bank_sample import BANK_SAMPLE
+from synthkd.data.read.entries import Listing
 from synthkd.data.read.generated import find_generated
 from synthkd.data.read.labels import CLASSES
 from synthkd.data.read.listing import list_scored
@@ -24,6 +27,7 @@ from synthkd.data.read.splits import RealData
 from synthkd.errors import DataError
 from synthkd.rng import Rows
 from synthkd.settings import DataSettings, DigitsData, FolderData, NamedData, NpzData
+from synthkd.system.shares import of_all
 from synthkd.training.checkpoint import CheckpointStore
 from synthkd.types import SampleGenerator, check_labels, in_channels
 
@@ -113,20 +117,35 @@ def is_run(path: Path) -> bool:
 def _open_path(path: Path, name: str | None, split: str | None, skip_bad: int, channels: int | None) -> Samples:
     """The set at a path, by the kind of the path; `name` None: the last part of the path, and the split."""
     name = name or path.resolve().name + (f":{split}" if split else "")
-    if is_run(path):
-        if split is not None:
-            raise DataError(f"{path} has no parts; leave out split={split}")
-        return _open_run(path, name, channels)
-    if is_arrays(path):
-        return _open_npz(path, name, split, channels)
-    return from_files(name, path, list_scored(path, split), skip_bad, channels)
+    with of_all().agreed():
+        if is_run(path):
+            if split is not None:
+                raise DataError(f"{path} has no parts; leave out split={split}")
+            content: Listing | _Labelled = _of_run(path, channels)
+        else:
+            content = _of_npz(path, split, channels) if is_arrays(path) else list_scored(path, split)
+    if isinstance(content, Listing):
+        return from_files(name, path, content, skip_bad, channels)
+    return in_memory(name, content.blocks, content.labels, content.class_names, content.notes)
+
+
+@dataclass(frozen=True)
+class _Labelled:
+    """Images in memory; attributes as the arguments of `in_memory`."""
+
+    blocks: Sequence[Tensor]
+    labels: Tensor | None = None
+    class_names: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def _open_settings(settings: DataSettings, name: str | None, split: str | None, channels: int | None) -> Samples:
     """One part of a real dataset."""
     if split not in ("train", "holdout", "test"):
         raise DataError(f"{settings.kind}: choose a part of the dataset: split=train, split=holdout or split=test")
-    splits = load_splits(settings)
+    # The reading of a folder is shared and agrees by itself.
+    with nullcontext() if isinstance(settings, FolderData) else of_all().agreed():
+        splits = load_splits(settings)
     part: RealData = getattr(splits, split)
     name = name or f"{part.name}:{split}"
     if not len(part):
@@ -136,11 +155,11 @@ def _open_settings(settings: DataSettings, name: str | None, split: str | None, 
     return in_memory(name, _in_channels([part.images], channels), part.labels, part.class_names, splits.notes)
 
 
-def _open_run(path: Path, name: str, channels: int | None) -> Samples:
+def _of_run(path: Path, channels: int | None) -> _Labelled:
     """The images that a finished run kept, or the memory bank in the newest checkpoint of another; oldest first."""
     if (path / "result.json").exists():
         if (path / BANK_SAMPLE).exists():
-            return _open_npz(path / BANK_SAMPLE, name, None, channels)
+            return _of_npz(path / BANK_SAMPLE, None, channels)
         if inner := sorted(one.parent.parent.name for one in path.glob(f"seed-*/{BANK_SAMPLE}")):
             raise DataError(f"{path} is a run of several seeds; name that of one: {path / inner[0]}")
         raise DataError(
@@ -161,7 +180,7 @@ def _open_run(path: Path, name: str, channels: int | None) -> Samples:
     notes = (f"memory bank after step {checkpoint.step}, oldest image first",)
     labels = torch.cat([block["labels"] for block in blocks])
     images = _in_channels([block["images"] for block in blocks], channels)
-    return in_memory(name, images, labels, names, notes)
+    return _Labelled(images, labels, names, notes)
 
 
 def _in_channels(blocks: Sequence[Tensor], channels: int | None) -> list[Tensor]:
@@ -169,13 +188,13 @@ def _in_channels(blocks: Sequence[Tensor], channels: int | None) -> list[Tensor]
     return [block if channels is None else in_channels(block, channels) for block in blocks]
 
 
-def _open_npz(path: Path, name: str, split: str | None, channels: int | None) -> Samples:
+def _of_npz(path: Path, split: str | None, channels: int | None) -> _Labelled:
     arrays = read_arrays(path, split)
     blocks = _in_channels([_uint8(arrays.images, f"{path}: images")], channels)
     if arrays.labels is None:
-        return in_memory(name, blocks)
+        return _Labelled(blocks)
     names = () if arrays.class_names is None else as_names(arrays.class_names, f"{path}: class_names")
-    return in_memory(name, blocks, *_labelled(arrays.labels, names, len(blocks[0]), str(path)))
+    return _Labelled(blocks, *_labelled(arrays.labels, names, len(blocks[0]), str(path)))
 
 
 def _collect(source: Iterable[Any], labels: Any, where: str) -> tuple[list[Tensor], Any]:

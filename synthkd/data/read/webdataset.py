@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tarfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from synthkd.data.read.compressed import plain_tar
@@ -12,22 +13,23 @@ from synthkd.data.read.entries import Entry, InFile, Listing, objection, refused
 from synthkd.data.read.folder_or_zip import Directory, tree_of
 from synthkd.data.read.labels import Written
 from synthkd.data.read.packed import WrittenImages, labelled
+from synthkd.data.read.shard_index import Shard, remembered
 from synthkd.errors import DataError
 from synthkd.system.patterns import matching
 from synthkd.system.text import parse_json
 
-_Reader = Callable[[], bytes]
 IMAGES = ("png", "jpg", "jpeg", "webp", "avif", "bmp", "gif", "tif", "tiff", "jp2", "ppm", "pgm")
 """Suffixes of images."""
 _SIDECARS = ("cls", "json")
 
 
-def list_tar(path: Path) -> Listing | Directory:
+def list_tar(path: Path, cache: Path | None = None) -> Listing | Directory:
     """The images of a tar: `KEY.png` with its class in `KEY.cls` or as `label` in `KEY.json`, or class folders.
 
     Args:
         path: a tar, or a pattern (`shard-*.tar`, `shard-{0000..0099}.tar`) of several; see `matching`. The keys of each
             are taken in sorted order.
+        cache: folder that keeps what the tars hold, see `remembered`; None: they are read.
 
     Returns:
         The listing of a WebDataset: labels that are numbers are indices of classes named by their numbers, from 0 to
@@ -40,55 +42,77 @@ def list_tar(path: Path) -> Listing | Directory:
     shards = matching(path)
     if not shards:
         raise DataError(f"{path} does not exist; check the path")
-    return list_shards(shards)
+    return list_shards(shards, cache)
 
 
-def list_shards(shards: Sequence[Path]) -> Listing | Directory:
+def list_shards(shards: Sequence[Path], cache: Path | None = None) -> Listing | Directory:
     """The images of several tars; see `list_tar`."""
     written = WrittenImages()
     refused: list[Entry] = []  # members
     bad: list[Entry] = []  # samples
     ignored: list[str] = []
     in_directories = False
-    trees: dict[Path, dict[str, _Reader]] = {}  # the files of shards that may be trees of directories
-    for shard in shards:
-        prefix = f"{shard.name}: " if len(shards) > 1 else ""
-        members, objections = _members(shard)
-        in_directories = in_directories or any("/" in name for name in members)
-        refused += [refused_entry(prefix + name, reason) for name, reason in objections]
-        for key, suffixes in _by_key(members):
-            images = [suffix for suffix in suffixes if suffix in IMAGES]
-            if not images:
-                ignored += [f"{prefix}{key}.{suffix}" for suffix in suffixes]
-                continue
-            name = f"{prefix}{key}.{images[0]}"
-            try:
-                if len(images) > 1:
-                    raise ValueError(f"one of several images of {key}")
-                written.append(Written(name, suffixes[images[0]], _label(suffixes)))
-            except (OSError, ValueError) as error:
-                bad.append(refused_entry(name, in_a_line(error)))
+    trees: dict[Path, Mapping[str, InFile]] = {}  # the files of shards that may be trees of directories
+    for path in shards:
+        prefix = f"{path.name}: " if len(shards) > 1 else ""
+        shard = _remembered(path, cache)
+        in_directories = in_directories or any("/" in name for name in shard.files)
+        refused += [refused_entry(prefix + name, reason) for name, reason in shard.refused]
+        bad += [refused_entry(prefix + name, reason) for name, reason in shard.bad]
+        ignored += [prefix + name for name in shard.ignored]
+        for one in shard.images:
+            written.append(replace(one, name=prefix + one.name))
         if in_directories and _are_unlabelled(written):
-            trees[shard] = members
+            trees[path] = shard.files
         else:
             trees.clear()
     if in_directories and _are_unlabelled(written):
-        return tree_of(_files(shards, trees), refused)
+        return tree_of(_files(shards, trees, cache), refused)
     if not written and not refused and not bad:
         raise DataError(f"{shards[0]} holds no {some(IMAGES)} images; check the path")
     return labelled(written, [*refused, *bad], ignored)
+
+
+def _remembered(path: Path, cache: Path | None) -> Shard:
+    try:
+        return remembered(path, cache, _read)
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def _read(path: Path) -> Shard:
+    """What a tar holds, by going through it."""
+    members, refused = _members(path)
+    images = WrittenImages()
+    bad: list[tuple[str, str]] = []
+    ignored: list[str] = []
+    lasts = all(file.path == path for file in members.values())  # a compressed one is unpacked at every start
+    for key, suffixes in _by_key(members):
+        pictures = [suffix for suffix in suffixes if suffix in IMAGES]
+        if not pictures:
+            ignored += [f"{key}.{suffix}" for suffix in suffixes]
+            continue
+        name = f"{key}.{pictures[0]}"
+        try:
+            if len(pictures) > 1:
+                raise ValueError(f"one of several images of {key}")
+            images.append(Written(name, suffixes[pictures[0]], _label(suffixes)))
+        except (OSError, ValueError) as error:
+            bad.append((name, in_a_line(error)))
+            lasts = lasts and not isinstance(error, OSError)
+    return Shard(images, refused, bad, ignored, members if _are_unlabelled(images) else {}, lasts)
 
 
 def _are_unlabelled(written: WrittenImages) -> bool:
     return all(label is None for label in written.distinct)
 
 
-def _files(shards: Sequence[Path], trees: Mapping[Path, dict[str, _Reader]]) -> dict[str, Entry]:
+def _files(shards: Sequence[Path], trees: Mapping[Path, Mapping[str, InFile]], cache: Path | None) -> dict[str, Entry]:
     """The files of all shards by different names; `trees` has those of shards that need not be listed again."""
     files: dict[str, Entry] = {}
     for shard in shards:
         prefix = f"{shard.name}: " if len(shards) > 1 else ""
-        members = trees[shard] if shard in trees else _members(shard)[0]
+        members = trees[shard] if shard in trees else _remembered(shard, cache).files
         for name, read in members.items():
             folder, slash, base = name.rpartition("/")  # shards may have files of one name
             unique = name if name not in files else f"{folder}{slash}{shard.name}/{base}"
@@ -96,9 +120,9 @@ def _files(shards: Sequence[Path], trees: Mapping[Path, dict[str, _Reader]]) -> 
     return files
 
 
-def _members(shard: Path) -> tuple[dict[str, _Reader], list[tuple[str, str]]]:
+def _members(shard: Path) -> tuple[dict[str, InFile], list[tuple[str, str]]]:
     """Every file of a tar by name, and `(name, objection)` of each member that is refused."""
-    files: dict[str, _Reader] = {}
+    files: dict[str, InFile] = {}
     objections: list[tuple[str, str]] = []
     try:
         # Uncompressed only ("r:"), so that a member is read by a seek, by many threads at once.
@@ -118,11 +142,15 @@ def _members(shard: Path) -> tuple[dict[str, _Reader], list[tuple[str, str]]]:
             if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
                 raise tarfile.ReadError("it breaks off without an end mark")
     except (OSError, ValueError, EOFError, MemoryError, RecursionError, tarfile.TarError) as error:
-        raise DataError(f"{shard} is not a whole .tar ({in_a_line(error)}); fetch or make it anew") from error
+        raise _unreadable(shard, error) from error
     return files, objections
 
 
-def _by_key(members: Mapping[str, _Reader]) -> Iterator[tuple[str, dict[str, _Reader]]]:
+def _unreadable(tar: Path, error: Exception) -> DataError:
+    return DataError(f"{tar} is not a whole .tar ({in_a_line(error)}); fetch or make it anew")
+
+
+def _by_key(members: Mapping[str, InFile]) -> Iterator[tuple[str, dict[str, InFile]]]:
     """Files of one sample by their lower-case suffix: WebDataset splits a name at the first dot of its last part.
 
     Names that give no image that way (`a.0.png` and `a.0.cls`) are split at the last dot.
@@ -146,7 +174,7 @@ def _grouped(names: Iterable[str], split: Callable[[str, str], tuple[str, str, s
     return keys
 
 
-def _label(files: Mapping[str, _Reader]) -> int | str | None:
+def _label(files: Mapping[str, InFile]) -> int | str | None:
     """The class of a sample, a number or a name; None if it has none. Raises `ValueError` for what is neither."""
     label: object = None
     if "cls" in files:

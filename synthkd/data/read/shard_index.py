@@ -1,0 +1,100 @@
+"""What a tar holds, kept from one start of a run to the next, so that an unchanged tar is not gone through again."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from synthkd.data.read.entries import InFile
+from synthkd.data.read.labels import Written
+from synthkd.system.files import write_atomically
+from synthkd.system.sealed import sealed, unsealed
+
+SETTLED = 2_000_000_000
+"""Nanoseconds since the last change of a tar before what it holds is kept: a file that changes again so soon may keep
+its time, of which some file systems know the second only."""
+_FORMAT = "synthkd shard 1"
+
+
+@dataclass(frozen=True)
+class Shard:
+    """What a tar holds.
+
+    Attributes:
+        images: in the order of their keys, with their labels.
+        refused: `(name, reason)` of each member that is never read.
+        bad: `(name, reason)` of each image without a label that can be read.
+        ignored: names of the files that belong to no image.
+        files: name -> reader of every file, of a tar in which no image has a label; else empty.
+        lasts: whether whoever reads the unchanged tar again finds the same at the same places.
+    """
+
+    images: Sequence[Written]
+    refused: Sequence[tuple[str, str]] = ()
+    bad: Sequence[tuple[str, str]] = ()
+    ignored: Sequence[str] = ()
+    files: Mapping[str, InFile] = field(default_factory=dict)
+    lasts: bool = True
+
+
+def remembered(tar: Path, cache: Path | None, read: Callable[[Path], Shard]) -> Shard:
+    """What a tar holds: by the cache if it is unchanged, else as `read` finds it, for the cache of the next start.
+
+    A cache that is damaged, or that cannot be written, costs reading the tar, and nobody is told.
+
+    Args:
+        tar: an existing file.
+        cache: a folder, or None.
+        read: goes through the tar.
+
+    Raises:
+        OSError: there is no such file, where a folder is given.
+    """
+    if cache is None:
+        return read(tar)
+    about, path = tar.stat(), str(tar.resolve())
+    key = {"format": _FORMAT, "path": path, "size": about.st_size, "time": about.st_mtime_ns}
+    # Named by the path alone, so that what a changed tar holds takes the place of what it held.
+    file = cache.expanduser() / f"{hashlib.sha256(path.encode('utf-8', 'surrogatepass')).hexdigest()[:32]}.shard"
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        values = unsealed(file.read_bytes())
+        if {name: values[name] for name in key} == key:
+            return _from_json(values, tar)
+    shard = read(tar)
+    if shard.lasts and time.time_ns() - about.st_mtime_ns > SETTLED:
+        with suppress(OSError):
+            write_atomically(file, sealed({**key, **_to_json(shard)}), 0o600)
+    return shard
+
+
+def _to_json(shard: Shard) -> dict[str, Any]:
+    # In columns, which take a fraction of the memory of a list for each image.
+    images = [*shard.images]
+    return {
+        "images": [*_columns([(one.name, one.read) for one in images]), [one.label for one in images]],
+        "refused": [*shard.refused],
+        "bad": [*shard.bad],
+        "ignored": [*shard.ignored],
+        "files": _columns([*shard.files.items()]),
+    }
+
+
+def _columns(files: Sequence[tuple[str, Any]]) -> list[list[Any]]:
+    """Names, offsets and sizes."""
+    return [[name for name, _ in files], [read.offset for _, read in files], [read.size for _, read in files]]
+
+
+def _from_json(values: Mapping[str, Any], tar: Path) -> Shard:
+    def places(offsets: Sequence[int], sizes: Sequence[int]) -> list[InFile]:
+        return [InFile(tar, offset, size) for offset, size in zip(offsets, sizes, strict=True)]
+
+    names, offsets, sizes, labels = values["images"]
+    written = map(Written, names, places(offsets, sizes), labels)
+    files, offsets, sizes = values["files"]
+    refused, bad = ([(name, reason) for name, reason in values[kind]] for kind in ("refused", "bad"))
+    return Shard([*written], refused, bad, values["ignored"], dict(zip(files, places(offsets, sizes), strict=True)))

@@ -1,0 +1,170 @@
+"""What tars hold is kept from start to start, and an unchanged tar is not opened to be listed."""
+
+import os
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from synthkd.data.read.folder import Storage, read_folder
+from synthkd.data.read.listing import list_dataset, list_every, list_unlabelled
+from synthkd.errors import DataError
+from tests.data.read.test_listing import png, tarred
+
+OLD = 1_000_000_000
+
+
+def aged(path: Path, seconds: int = OLD) -> Path:
+    """The file, last changed long ago."""
+    os.utime(path, (seconds, seconds))
+    return path
+
+
+def shards(top: Path) -> Path:
+    """The pattern of two shards with labels of both kinds, a bad label, a missing one, and files that are no images."""
+    aged(tarred(top / "s-0.tar", [2, 0, None, 1]))
+    with tarfile.open(top / "s-1.tar", "w") as archive:
+        for name, content in {
+            "a.png": png(4),
+            "a.json": b'{"label": 2}',
+            "b.png": png(5),
+            "b.json": b"[",
+            "c.txt": b"x",
+        }.items():
+            (top / name).write_bytes(content)
+            archive.add(top / name, name)
+        link = tarfile.TarInfo("link.png")
+        link.type = tarfile.SYMTYPE
+        archive.addfile(link)
+    aged(top / "s-1.tar")
+    return top / "s-*.tar"
+
+
+def content(listing: Any) -> list[Any]:
+    """All that a listing says, with the bytes of each image or why there are none."""
+
+    def read(entry: Any) -> object:
+        try:
+            return entry.read()
+        except ValueError as error:
+            return str(error)
+
+    entries = [(one.name, read(one), one.label, one.test) for one in listing.entries]
+    return [entries, listing.class_names, [*listing.ignored]]
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the tars that were opened, in order."""
+    names: list[str] = []
+    open_path = Path.open
+
+    def watched(path: Path, *args: Any, **keys: Any) -> Any:
+        if ".tar" in path.name:
+            names.append(path.name)
+        return open_path(path, *args, **keys)
+
+    monkeypatch.setattr(Path, "open", watched)
+    return names
+
+
+def test_an_unchanged_tar_is_not_opened_again(tmp_path: Path, opened: list[str]) -> None:
+    path, cache = shards(tmp_path), tmp_path / "cache"
+    alone = content(list_dataset(path))
+    first = content(list_dataset(path, cache=cache))
+    opened.clear()
+    listing, every = list_dataset(path, cache=cache), list_every(path, cache)
+    assert opened == []
+    assert content(listing) == first == alone
+    assert content(every) == content(list_every(path))
+    assert [entry[2] for entry in first[0] if isinstance(entry[1], bytes)] == [2, 0, 1, 2]
+    assert sum(isinstance(entry[1], str) for entry in first[0]) == 3, "two bad labels and a link"
+    assert first[2] == ["s-1.tar: c.txt"]
+
+
+def test_a_changed_tar_is_listed_anew(tmp_path: Path, opened: list[str]) -> None:
+    path, cache = shards(tmp_path), tmp_path / "cache"
+    list_dataset(path, cache=cache)
+    size = (tmp_path / "s-0.tar").stat().st_size
+    for seconds in (OLD + 1, OLD - 1):  # changed, and changed to an older one
+        labels: list[int | None] = [1, 1, None, 2] if seconds > OLD else [0, 1, None, 2]
+        aged(tarred(tmp_path / "s-0.tar", labels), seconds)
+        assert (tmp_path / "s-0.tar").stat().st_size == size
+        opened.clear()
+        assert [one.label for one in list_dataset(path, cache=cache).entries][:4] == labels
+        assert {*opened} == {"s-0.tar"}
+    aged(tarred(tmp_path / "s-0.tar", [0] * 8), OLD - 1)
+    assert len(list_dataset(path, cache=cache).entries) == 11, "by its size"
+    assert len([*cache.iterdir()]) == 2, "in place of what was kept"
+
+
+def test_directories_in_tars_are_kept_too(tmp_path: Path, opened: list[str]) -> None:
+    for number in range(2):
+        with tarfile.open(tmp_path / f"s-{number}.tar", "w") as archive:
+            for label in "ab":
+                (tmp_path / "image.png").write_bytes(png(number))
+                archive.add(tmp_path / "image.png", f"{label}/{number}.png")
+        aged(tmp_path / f"s-{number}.tar")
+    listings: list[Callable[..., Any]] = [list_dataset, list_unlabelled]
+    for listed in listings:
+        first = content(listed(tmp_path / "s-*.tar", cache=tmp_path / "cache"))
+        opened.clear()
+        again = listed(tmp_path / "s-*.tar", cache=tmp_path / "cache")
+        assert opened == []
+        assert content(again) == first == content(listed(tmp_path / "s-*.tar"))
+
+
+@pytest.mark.parametrize("damage", ["a byte", "cut off", "no object", "emptied", "another format"])
+def test_a_damaged_cache_is_made_anew(tmp_path: Path, opened: list[str], damage: str) -> None:
+    path, cache = shards(tmp_path), tmp_path / "cache"
+    first = content(list_dataset(path, cache=cache))
+    files = sorted(cache.iterdir())
+    kept = [file.read_bytes() for file in files]
+    for file, whole in zip(files, kept, strict=True):
+        spoilt = {
+            "a byte": whole.replace(b'.png"', b'.pnq"', 1),
+            "cut off": whole[:-20],
+            "no object": b"[1]",
+            "emptied": b"",
+            "another format": b'{"format": "synthkd shard 0"}',
+        }[damage]
+        assert spoilt != whole
+        file.write_bytes(spoilt)
+    assert content(list_dataset(path, cache=cache)) == first
+    assert [file.read_bytes() for file in files] == kept
+    opened.clear()
+    list_dataset(path, cache=cache)
+    assert opened == []
+
+
+def test_what_may_not_last_is_not_kept(tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    list_dataset(tarred(tmp_path / "new.tar", [0, 1]), cache=cache)  # it may change within the same tick
+    with tarfile.open(tmp_path / "packed.tar.gz", "w:gz") as archive:
+        for name in ("a.png", "a.cls"):
+            (tmp_path / name).write_bytes(png(0) if name == "a.png" else b"0")
+            archive.add(tmp_path / name, name)
+    packed = aged(tmp_path / "packed.tar.gz")
+    assert [content(list_dataset(packed, cache=cache)) for _ in range(2)] == [content(list_dataset(packed))] * 2
+    assert not cache.exists()
+    broken = tmp_path / "broken.tar"
+    broken.write_bytes((tmp_path / "new.tar").read_bytes()[:700])
+    aged(broken)
+    for _ in range(2):
+        with pytest.raises(DataError, match=r"broken.tar is not a whole .tar"):
+            list_dataset(broken, cache=cache)
+
+
+def test_a_set_is_read_where_the_cache_cannot_be_written(tmp_path: Path, opened: list[str]) -> None:
+    path = aged(tarred(tmp_path / "set.tar", [0, 1]))
+    (tmp_path / "file").write_bytes(b"")
+    assert read_folder(path, storage=Storage(folder=tmp_path / "file")).labels.tolist() == [0, 1]
+    aged(tarred(tmp_path / "s-00.tar", [0]))
+    with pytest.raises(DataError, match=r"s-01.tar is not a whole .tar"):
+        read_folder(tmp_path / "s-{00..01}.tar", storage=Storage(folder=tmp_path / "cache"))
+    for _ in range(2):
+        opened.clear()
+        assert read_folder(path, storage=Storage(folder=tmp_path / "cache")).labels.tolist() == [0, 1]
+    assert opened == ["set.tar"] * 4, "both images, the first ones also to know their size"
