@@ -40,6 +40,8 @@ from synthkd.settings.load import load_config
 RUNS = common.RUNS / "budgets"
 FEW = 200
 """Real images of each of the ten classes, where a pair has some."""
+DECAY = 0.05
+"""Weight decay of a student of labels alone, whose pictures it would learn by heart without."""
 REAL_SHARE, PICTURES_SHARE = 0.25, 0.3
 """Of a batch, beside the generated images."""
 WEIGHTS = {20: "resnet20-12fca82f.th", 32: "resnet32-d509ac18.th", 56: "resnet56-4bfd9763.th"}
@@ -97,10 +99,12 @@ def labels_only(name: str, queries: int) -> Pair:
     def changes(_: argparse.Namespace) -> Row:
         pairs.teacher_of(name)  # the function below loads it
         pair = pairs.PAIRS[name]
+        distill = {key: pair.recipe["distill"][key] for key in ("batch_size", "temperature", "optimizer")}
+        distill["optimizer"] = distill["optimizer"] | {"kind": "adamw", "weight_decay": DECAY}
         box = {"function": f"benchmarks.pairs:{name}_labels", "answers": "labels", "queries": queries}
         return {
             "teacher": {"kind": "labels", **box, "batch_size": 500, "channels": 1, "size": 28, "classes": 10},
-            "distill": {key: pair.recipe["distill"][key] for key in ("batch_size", "temperature", "optimizer")},
+            "distill": distill,
             "transfer_set": [{"kind": "procedural", "share": 0.5, **pool}, {"kind": "pictures", **pool}],
             "phases": [{"kind": "refine", "steps": 11_000}],
         }
