@@ -40,7 +40,7 @@ from synthkd.settings.load import load_config
 RUNS = common.RUNS / "budgets"
 FEW = 200
 """Real images of each of the ten classes, where a pair has some."""
-DECAY = 0.3
+DECAY = 0.05
 """Weight decay of a student of labels alone, whose pictures it would learn by heart without."""
 REAL_SHARE, PICTURES_SHARE = 0.25, 0.3
 """Of a batch, beside the generated images."""
