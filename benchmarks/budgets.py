@@ -41,7 +41,7 @@ RUNS = common.RUNS / "budgets"
 FEW = 200
 """Real images of each of the ten classes, where a pair has some."""
 DECAY = 0.05
-"""Weight decay of a student of labels alone, whose pictures it would learn by heart without."""
+"""Weight decay of a student of labels alone, which would learn them by heart without one."""
 REAL_SHARE, PICTURES_SHARE = 0.25, 0.3
 """Of a batch, beside the generated images."""
 WEIGHTS = {20: "resnet20-12fca82f.th", 32: "resnet32-d509ac18.th", 56: "resnet56-4bfd9763.th"}
