@@ -58,7 +58,16 @@ def remembered(tar: Path, cache: Path | None, read: Callable[[Path], Shard]) -> 
     if cache is None:
         return read(tar)
     about, path = tar.stat(), str(tar.resolve())
-    key = {"format": _FORMAT, "path": path, "size": about.st_size, "time": about.st_mtime_ns}
+    key = {
+        "format": _FORMAT,
+        "path": path,
+        "size": about.st_size,
+        "time": about.st_mtime_ns,
+        # Builds with a fixed time, `cp -p` and `rsync -t` set the time of change, and sizes of tars are rounded up. Nobody
+        # sets these two.
+        "status": about.st_ctime_ns,
+        "inode": about.st_ino,
+    }
     # Named by the path alone, so that what a changed tar holds takes the place of what it held.
     file = cache.expanduser() / f"{hashlib.sha256(path.encode('utf-8', 'surrogatepass')).hexdigest()[:32]}.shard"
     with suppress(OSError, ValueError, KeyError, TypeError):

@@ -11,6 +11,7 @@ import pytest
 from synthkd.data.read.folder import Storage, read_folder
 from synthkd.data.read.listing import list_dataset, list_every, list_unlabelled
 from synthkd.errors import DataError
+from synthkd.system.sealed import sealed, unsealed
 from tests.data.read.test_listing import png, tarred
 
 OLD = 1_000_000_000
@@ -98,6 +99,39 @@ def test_a_changed_tar_is_listed_anew(tmp_path: Path, opened: list[str]) -> None
     aged(tarred(tmp_path / "s-0.tar", [0] * 8), OLD - 1)
     assert len(list_dataset(path, cache=cache).entries) == 11, "by its size"
     assert len([*cache.iterdir()]) == 2, "in place of what was kept"
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_rewritten_tar_of_the_same_time_is_listed_anew(tmp_path: Path, replaced: bool) -> None:
+    path, cache = aged(tarred(tmp_path / "set.tar", [0, 1])), tmp_path / "cache"
+    assert [one.label for one in list_dataset(path, cache=cache).entries] == [0, 1]
+    before = path.stat()
+    if replaced:
+        tarred(tmp_path / "new.tar", [1, 0]).replace(path)
+    else:
+        tarred(path, [1, 0])
+    while aged(path).stat().st_ctime_ns == before.st_ctime_ns:
+        pass  # within one tick of the clock
+    after = path.stat()
+    assert (after.st_size, after.st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+    assert (after.st_ino != before.st_ino) == replaced
+    assert [one.label for one in list_dataset(path, cache=cache).entries] == [1, 0]
+
+
+@pytest.mark.parametrize("name", ["format", "path", "size", "time", "status", "inode"])
+def test_what_is_kept_of_another_tar_is_left_aside(tmp_path: Path, opened: list[str], name: str) -> None:
+    path, cache = aged(tarred(tmp_path / "set.tar", [0, 1])), tmp_path / "cache"
+    first = content(list_dataset(path, cache=cache))
+    (file,) = cache.iterdir()
+    whole = file.read_bytes()
+    values = unsealed(whole)
+    values[name] = f"{values[name]}x" if isinstance(values[name], str) else values[name] + 1
+    file.write_bytes(sealed(values))
+    opened.clear()
+    again = list_dataset(path, cache=cache)
+    assert opened
+    assert content(again) == first
+    assert file.read_bytes() == whole
 
 
 def test_directories_in_tars_are_kept_too(tmp_path: Path, opened: list[str]) -> None:
