@@ -34,19 +34,23 @@ def sealed(values: Mapping[str, Any]) -> bytes:
     return json.dumps({**values, CHECKSUM: _digest(json.loads(text))}, indent=2).encode() + b"\n"
 
 
-def unsealed(data: bytes) -> dict[str, Any]:
+def unsealed(data: bytes, *, bare: bool = True) -> dict[str, Any]:
     """The object in the content of a JSON file by `sealed`, verified and without the checksum.
 
-    Earlier versions wrote no checksum; an object without one is returned unverified.
+    Args:
+        data: the content.
+        bare: whether an object without a checksum is returned, unverified; earlier versions wrote none.
 
     Raises:
-        ValueError: no JSON object, or a checksum that does not fit.
+        ValueError: no JSON object, or a checksum that does not fit or is missing.
     """
     values = parse_json(data)
     if not isinstance(values, dict):
         raise ValueError("no JSON object")
     expected = values.pop(CHECKSUM, None)
-    if expected is not None and expected != _digest(values):
+    if expected is None and bare:
+        return values
+    if expected != _digest(values):
         raise ValueError(_DAMAGED)
     return values
 

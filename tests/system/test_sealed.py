@@ -46,6 +46,13 @@ def test_objects_of_earlier_versions_have_no_checksum() -> None:
             unsealed(other)
 
 
+def test_a_reader_may_need_the_checksum() -> None:
+    assert unsealed(sealed(VALUES), bare=False) == VALUES
+    for missing in (VALUES, {**VALUES, CHECKSUM: None}):
+        with pytest.raises(ValueError, match="damaged or changed"):
+            unsealed(json.dumps(missing).encode(), bare=False)
+
+
 def test_numbers_that_are_not_finite_are_refused() -> None:
     with pytest.raises(ValueError, match="JSON compliant"):
         sealed({"loss": math.nan})

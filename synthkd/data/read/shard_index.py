@@ -63,17 +63,17 @@ def remembered(tar: Path, cache: Path | None, read: Callable[[Path], Shard]) -> 
         "path": path,
         "size": about.st_size,
         "time": about.st_mtime_ns,
-        # Builds with a fixed time, `cp -p` and `rsync -t` set the time of change, and sizes of tars are rounded up. Nobody
-        # sets these two.
+        # Builds with a fixed time, `cp -p` and `rsync -t` set the time of change, and sizes of tars are rounded up. The
+        # next two are set by the system alone.
         "status": about.st_ctime_ns,
         "inode": about.st_ino,
     }
     # Named by the path alone, so that what a changed tar holds takes the place of what it held.
-    file = cache.expanduser() / f"{hashlib.sha256(path.encode('utf-8', 'surrogatepass')).hexdigest()[:32]}.shard"
+    file = cache / f"{hashlib.sha256(path.encode('utf-8', 'surrogatepass')).hexdigest()[:32]}.shard"
     with suppress(OSError, ValueError, KeyError, TypeError):
-        values = unsealed(file.read_bytes())
+        values = unsealed(file.read_bytes(), bare=False)
         if {name: values[name] for name in key} == key:
-            return _from_json(values, tar)
+            return _from_json(values, tar, about.st_size)
     shard = read(tar)
     if shard.lasts and time.time_ns() - about.st_mtime_ns > SETTLED:
         with suppress(OSError):
@@ -98,12 +98,36 @@ def _columns(files: Sequence[tuple[str, Any]]) -> list[list[Any]]:
     return [[name for name, _ in files], [read.offset for _, read in files], [read.size for _, read in files]]
 
 
-def _from_json(values: Mapping[str, Any], tar: Path) -> Shard:
-    def places(offsets: Sequence[int], sizes: Sequence[int]) -> list[InFile]:
-        return [InFile(tar, offset, size) for offset, size in zip(offsets, sizes, strict=True)]
+def _from_json(values: Mapping[str, Any], tar: Path, end: int) -> Shard:
+    """What a tar of `end` bytes holds. Raises `ValueError` or `TypeError` for what `_to_json` never writes."""
+    *places, labels = values["images"]
+    images, files = _placed(places, tar, end), _placed(values["files"], tar, end)
+    written = [Written(*one, label) for one, label in zip(images, _all(labels, int, str, type(None)), strict=True)]
+    refused, bad = (
+        [(name, reason) for name, reason in map(_texts, _all(values[kind], list))] for kind in ("refused", "bad")
+    )
+    return Shard(written, refused, bad, _texts(values["ignored"]), dict(files))
 
-    names, offsets, sizes, labels = values["images"]
-    written = map(Written, names, places(offsets, sizes), labels)
-    files, offsets, sizes = values["files"]
-    refused, bad = ([(name, reason) for name, reason in values[kind]] for kind in ("refused", "bad"))
-    return Shard([*written], refused, bad, values["ignored"], dict(zip(files, places(offsets, sizes), strict=True)))
+
+def _placed(columns: Sequence[Any], tar: Path, end: int) -> list[tuple[str, InFile]]:
+    """Names of files, which all differ, with their readers of places in the tar, from columns as of `_columns`."""
+    names, offsets, sizes = columns
+    if len({*_texts(names)}) != len(names):
+        raise ValueError("a name twice")
+    readers = []
+    for offset, size in zip(_all(offsets, int), _all(sizes, int), strict=True):
+        if not 0 <= offset <= offset + size <= end:
+            raise ValueError("a place outside the tar")
+        readers.append(InFile(tar, offset, size))
+    return [*zip(names, readers, strict=True)]
+
+
+def _texts(column: Any) -> list[str]:
+    return _all(column, str)
+
+
+def _all(column: Any, *types: type) -> list[Any]:
+    """The column, a list in which each value is exactly of one of the types: a bool is no int."""
+    if type(column) is not list or not {*map(type, column)} <= {*types}:
+        raise ValueError(f"no list of {types}")
+    return column

@@ -1,5 +1,6 @@
 """What tars hold is kept from start to start, and an unchanged tar is not opened to be listed."""
 
+import json
 import os
 import tarfile
 from collections.abc import Callable
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 
 from synthkd.data.read.folder import Storage, read_folder
-from synthkd.data.read.listing import list_dataset, list_every, list_unlabelled
+from synthkd.data.read.listing import list_dataset, list_unlabelled
 from synthkd.errors import DataError
 from synthkd.system.sealed import sealed, unsealed
 from tests.data.read.test_listing import png, tarred
@@ -76,10 +77,9 @@ def test_an_unchanged_tar_is_not_opened_again(tmp_path: Path, opened: list[str])
     alone = content(list_dataset(path))
     first = content(list_dataset(path, cache=cache))
     opened.clear()
-    listing, every = list_dataset(path, cache=cache), list_every(path, cache)
+    listing = list_dataset(path, cache=cache)
     assert opened == []
     assert content(listing) == first == alone
-    assert content(every) == content(list_every(path))
     assert [entry[2] for entry in first[0] if isinstance(entry[1], bytes)] == [2, 0, 1, 2]
     assert sum(isinstance(entry[1], str) for entry in first[0]) == 3, "two bad labels and a link"
     assert first[2] == ["s-1.tar: c.txt"]
@@ -171,6 +171,70 @@ def test_a_damaged_cache_is_made_anew(tmp_path: Path, opened: list[str], damage:
     opened.clear()
     list_dataset(path, cache=cache)
     assert opened == []
+
+
+@pytest.mark.parametrize(
+    ("part", "column", "wrong"),
+    [
+        ("images", 0, [7, "b.png"]),
+        ("images", 0, ["a.png", "a.png"]),
+        ("images", 0, ["a.png", None]),
+        ("images", 0, "ab"),
+        ("images", 0, 5),
+        ("images", 1, [0]),
+        ("images", 1, [-1, 512]),
+        ("images", 1, [2**70, 512]),
+        ("images", 1, [True, 512]),
+        ("images", 1, [512.0, 512]),
+        ("images", 2, [-1, 1]),
+        ("images", 2, ["1", 1]),
+        ("images", 2, [10**6, 1]),
+        ("images", 2, [1, False]),
+        ("images", 2, [1, 1, 1]),
+        ("images", 3, [0]),
+        ("images", 3, [0, 1, 1]),
+        ("images", 3, [0, True]),
+        ("images", 3, [0, 1.0]),
+        ("images", 3, [0, [1]]),
+        ("images", None, [[], [], []]),
+        ("images", None, {"a": 1}),
+        ("images", None, 3),
+        ("files", 0, ["a.png"]),
+        ("files", 2, [-1]),
+        ("files", None, None),
+        ("refused", None, [["a.png"]]),
+        ("refused", None, [["a.png", 1]]),
+        ("bad", None, ["ab"]),
+        ("bad", None, {}),
+        ("ignored", None, [1]),
+        ("ignored", None, "ab"),
+    ],
+)
+def test_a_list_with_wrong_content_is_made_anew(tmp_path: Path, part: str, column: int | None, wrong: object) -> None:
+    path, cache = aged(tarred(tmp_path / "set.tar", [0, 1])), tmp_path / "cache"
+    first = content(list_dataset(path, cache=cache))
+    (file,) = cache.iterdir()
+    whole = file.read_bytes()
+    values = unsealed(whole)
+    if column is None:
+        values[part] = wrong
+    else:
+        values[part][column] = wrong
+    file.write_bytes(sealed(values))
+    assert content(list_dataset(path, cache=cache)) == first
+    assert file.read_bytes() == whole
+
+
+def test_a_list_without_a_checksum_is_made_anew(tmp_path: Path) -> None:
+    path, cache = aged(tarred(tmp_path / "set.tar", [0, 1])), tmp_path / "cache"
+    first = content(list_dataset(path, cache=cache))
+    (file,) = cache.iterdir()
+    whole = file.read_bytes()
+    values = unsealed(whole)
+    values["images"][3] = [1, 0]
+    file.write_text(json.dumps(values))
+    assert content(list_dataset(path, cache=cache)) == first
+    assert file.read_bytes() == whole
 
 
 def test_what_may_not_last_is_not_kept(tmp_path: Path) -> None:
