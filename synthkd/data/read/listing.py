@@ -75,12 +75,11 @@ def list_scored(path: Path, split: str | None = None) -> Listing:
     return Listing(entries, tuple(classes), ignored)
 
 
-def list_every(path: Path, cache: Path | None = None) -> Listing:
+def list_every(path: Path) -> Listing:
     """Every image of a path, sorted by its name, whatever directories it lies in; labels are left aside.
 
     Args:
         path: an image file, or one of the forms of `list_scored`.
-        cache: as of `list_tar`.
 
     Raises:
         DataError: a folder or file that cannot be read, or no images.
@@ -88,7 +87,7 @@ def list_every(path: Path, cache: Path | None = None) -> Listing:
     readable = (".zip", ".tar", ".npz", ".npy", ".gz", ".tgz", ".bz2", ".xz")
     if path.is_file() and not (is_table(path) or is_parquet(path) or path.suffix.lower() in readable):
         return Listing([Entry(path.name, lambda: path)], (), ())
-    root = _opened(path, cache)
+    root = _opened(path)
     if isinstance(root, Listing):
         return without_labels(root)
     entries = packed(root.images().entries(files_first=False), root.refused)
