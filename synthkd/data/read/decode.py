@@ -177,11 +177,11 @@ def with_reasons(bad: Sequence[tuple[str, str]]) -> str:
     return some([f"{name} ({reason})" for name, reason in bad])
 
 
-def some(names: Sequence[str], most: int = NAMED) -> str:
-    """The first `most` names in one line, and the number of the others."""
+def some(names: Sequence[str], most: int = NAMED, count: int | None = None) -> str:
+    """The first `most` names in one line, and the number of the others; there are `count`, None: as many as names."""
     if not names:
         return "none"
-    rest = len(names) - most
+    rest = (len(names) if count is None else count) - most
     return ", ".join(map(one_line, names[:most])) + (f" and {rest} more" if rest > 0 else "")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -31,7 +32,8 @@ class Decoding:
 
     def __init__(self, listing: Listing, bad: Sequence[tuple[str, str]] = ()) -> None:
         self._listing = listing
-        self._conversions: dict[str, list[str]] = {}  # kind -> files
+        self._converted = Counter[str]()  # kind -> number of files
+        self._first: dict[str, list[str]] = {}  # kind -> the first of them, as many as a note names
         self.bad = [*bad]
         self.bad_rows: list[int] = []
 
@@ -54,21 +56,32 @@ class Decoding:
                 self.bad_rows.append(row)
                 continue
             for kind in result.kinds:
-                self._conversions.setdefault(kind, []).append(entry.name)
+                self._count(kind, 1, [entry.name])
             yield entry, channels_first(result.pixels)
 
     def join(self, shares: Shares) -> None:
         """Know what each of the processes found in the files of its rows."""
-        each = shares.values((self._conversions, self.bad, self.bad_rows))
-        self.bad, self.bad_rows = [one for _, bad, _ in each for one in bad], [row for *_, rows in each for row in rows]
-        kinds = dict.fromkeys(kind for conversions, *_ in each for kind in conversions)
-        self._conversions = {kind: [name for one, *_ in each for name in one.get(kind, [])] for kind in kinds}
+        each = shares.values((self._converted, self._first, self.bad, self.bad_rows))
+        self.bad, self.bad_rows = (
+            [one for *_, bad, _ in each for one in bad],
+            [row for *_, rows in each for row in rows],
+        )
+        self._converted, self._first = Counter(), {}
+        for converted, first, *_ in each:
+            for kind, count in converted.items():
+                self._count(kind, count, first[kind])
+
+    def _count(self, kind: str, count: int, first: Sequence[str]) -> None:
+        """Add converted files, of which `first` names the first ones."""
+        self._converted[kind] += count
+        named = self._first.setdefault(kind, [])
+        named += first[: _NAMED_IN_NOTE - len(named)]
 
     def notes(self, ignored: str) -> list[str]:
         """One line for each kind of conversion, for the ignored files (`ignored` says why) and for the bad files."""
-        lines = [_named(files, f"images {kind}") for kind, files in sorted(self._conversions.items())]
+        lines = [_named(count, f"images {kind}", self._first[kind]) for kind, count in sorted(self._converted.items())]
         if self._listing.ignored:
-            lines.append(_named([*self._listing.ignored], ignored))
+            lines.append(_named(len(self._listing.ignored), ignored, self._listing.ignored))
         if self.bad:
             lines.append(f"{len(self.bad)} unreadable files left out: {with_reasons(self.bad)}")
         return lines
@@ -79,5 +92,6 @@ def channels_first(pixels: NDArray[np.uint8]) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
 
 
-def _named(files: list[str], what: str) -> str:
-    return f"{len(files)} {what}: {some(files, _NAMED_IN_NOTE)}"
+def _named(count: int, what: str, first: Sequence[str]) -> str:
+    """How many files, and the first of them by name."""
+    return f"{count} {what}: {some(first, _NAMED_IN_NOTE, count)}"

@@ -23,6 +23,7 @@ from synthkd.settings import FolderData
 from synthkd.system.shares import Shares, together
 from tests.data.read.test_listing import folder, png, tarred, zipped
 from tests.data.read.test_on_disk import file_of, picture
+from tests.metrics.test_shares import Threads
 from tests.metrics.test_shares import together as of_processes
 
 WORLD = 3
@@ -159,6 +160,24 @@ def test_bad_files_are_left_out_or_told_as_by_one_process(tmp_path: Path, decode
     assert {str(one)[-40:] for one in of_each(lambda: open_samples(tmp_path / "nowhere"))} == {
         f"{tmp_path / 'nowhere'} does not exist; check the path"[-40:]
     }
+
+
+def test_converted_files_are_counted_and_only_the_first_of_them_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, decoded: Counter[str]
+) -> None:
+    path = folder(tmp_path / "set", files())
+    sent: list[str] = []
+    values = Threads.values
+
+    def watched(shares: Threads, mine: object) -> list[object]:
+        sent.append(repr(mine))
+        return values(shares, mine)
+
+    monkeypatch.setattr(Threads, "values", watched)
+    few, many = (check(path, decoded, channels=channels).notes[0] for channels in (1, 3))
+    assert few == "5 images turned from colour to grey: a/00.png, a/10.png, a/20.png and 2 more", "of two processes"
+    assert many == "17 images repeated from grey to 3 channels: a/02.png, a/04.png, a/06.png and 14 more"
+    assert max(one.count(".png") for one in sent) <= 3, "names of a kind that a process sends"
 
 
 def test_a_dataset_on_disk_and_one_in_memory(tmp_path: Path, decoded: Counter[str]) -> None:
