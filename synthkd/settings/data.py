@@ -63,8 +63,8 @@ class ImageFileSettings(Settings):
     """Decoded images of more than this many GB are not kept in memory. They are decoded when they are needed, and then
     read from `cache`."""
     cache: PathText | None = None
-    """Folder for decoded images that are not in memory, and for lists of what tars hold. It may be deleted when no run
-    uses it. None: `~/.cache/synthkd/images`."""
+    """Folder for decoded images that are not in memory, and for names and labels of the images in tars. It may be
+    deleted when no run uses it. None: `~/.cache/synthkd/images`."""
     workers: Annotated[int, Field(ge=0, le=64)] | None = None
     """Processes that decode images ahead of a training, if the images are not in memory. None: one for each core, at
     most 4."""

@@ -9,10 +9,14 @@ from typing import Any
 
 import pytest
 
+from synthkd.data.read.fitted import fitted
 from synthkd.data.read.folder import Storage, read_folder
-from synthkd.data.read.listing import list_dataset, list_unlabelled
+from synthkd.data.read.listing import list_dataset, list_every, list_unlabelled
+from synthkd.data.read.samples import open_samples
 from synthkd.errors import DataError
+from synthkd.settings import FolderData
 from synthkd.system.sealed import sealed, unsealed
+from synthkd.types import ImageSpec
 from tests.data.read.test_listing import png, tarred
 
 OLD = 1_000_000_000
@@ -132,6 +136,17 @@ def test_what_is_kept_of_another_tar_is_left_aside(tmp_path: Path, opened: list[
     assert opened
     assert content(again) == first
     assert file.read_bytes() == whole
+
+
+def test_sections_keep_what_a_tar_holds_and_paths_alone_do_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = aged(tarred(tmp_path / "set.tar", [0, 1, 0, 1]))
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    open_samples(path)
+    fitted(path, ImageSpec(3, 5, 4, 2), list_every)
+    assert not (tmp_path / "home").exists()
+    open_samples(FolderData(kind="folder", root=str(path)), split="train")
+    (file,) = (tmp_path / "home/.cache/synthkd/images").iterdir()
+    assert (file.suffix, file.stat().st_mode & 0o777) == (".shard", 0o600)
 
 
 def test_directories_in_tars_are_kept_too(tmp_path: Path, opened: list[str]) -> None:
