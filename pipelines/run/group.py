@@ -13,15 +13,18 @@ from accelerate import PartialState
 from torch import distributed as dist
 
 from synthkd.errors import CheckpointError
+from synthkd.system.shares import leave_groups
 
 LONGEST = timedelta(minutes=30)
 """Time for all processes to come: they import packages first. torch waits as long by itself."""
 PAUSE = 0.1
-"""Seconds between two looks into the store of torchrun."""
+"""Seconds between two looks into the store of torchrun, and before the interpreter ends."""
 
 
 def join(cpu: bool) -> PartialState:
     """Join the group of torchrun's processes, unless that is done or there is one process only; return its state.
+
+    A process that has joined leaves the group before its interpreter ends.
 
     Args:
         cpu: whether the run is to leave GPUs alone.
@@ -31,7 +34,10 @@ def join(cpu: bool) -> PartialState:
     """
     world = int(os.environ.get("WORLD_SIZE", "1"))
     try:
-        if world == 1 or dist.is_initialized() or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        if world == 1 or dist.is_initialized():
+            return PartialState(cpu=cpu)
+        atexit.register(_leave)
+        if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
             return PartialState(cpu=cpu)
         rank = int(os.environ["RANK"])
         return PartialState(cpu=cpu, store=_new_store(rank, world), rank=rank, world_size=world)
@@ -47,15 +53,17 @@ def join(cpu: bool) -> PartialState:
         ) from error
 
 
-@atexit.register
 def _leave() -> None:
-    """Leave the group, if there is one, which ends its threads.
+    """Leave the group that this process has joined, so that no thread of gloo works while the interpreter ends.
 
-    A thread that lets go of a tensor while the interpreter is taken down aborts the process, however well its work
-    ended. So a process leaves before that, whether a command or somebody's own script has started the job.
+    A thread that lets go of a tensor then aborts the process, however well its work has ended, in a command as in
+    somebody's own script. The threads of a group end with it, but for one that DistributedDataParallel has used, which
+    torch keeps: the pause is for these. A group of NCCL is left alone, since leaving may wait for processes at work.
     """
-    if dist.is_initialized():
+    leave_groups()
+    if dist.is_initialized() and dist.get_backend() == dist.Backend.GLOO:
         dist.destroy_process_group()
+    time.sleep(PAUSE)
 
 
 class Store(Protocol):

@@ -6,7 +6,6 @@ default, one process does everything and nothing is sent. Tensors stay on the CP
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -163,12 +162,25 @@ class Shares:
             raise kind.__new__(kind, f"{where}{message}") from error
 
 
-@functools.cache
-def _patient_group(_: distributed.ProcessGroup | None) -> distributed.ProcessGroup:
+_PATIENT: dict[distributed.ProcessGroup | None, distributed.ProcessGroup] = {}
+"""Group of a job -> the one of the same processes that `Shares` uses."""
+
+
+def _patient_group(whole: distributed.ProcessGroup | None) -> distributed.ProcessGroup:
     """All processes in a group of their own: by gloo also where the job's backend is NCCL, and with more patience."""
-    group = distributed.new_group(backend="gloo", timeout=PATIENCE)
-    assert isinstance(group, distributed.ProcessGroup)  # of all processes, so of this one too
-    return group
+    if whole not in _PATIENT:
+        group = distributed.new_group(backend="gloo", timeout=PATIENCE)
+        assert isinstance(group, distributed.ProcessGroup)  # of all processes, so of this one too
+        _PATIENT[whole] = group
+    return _PATIENT[whole]
+
+
+def leave_groups() -> None:
+    """Leave the groups that `Shares.of_processes` has made, whose threads end with that."""
+    if distributed.is_initialized():
+        for group in _PATIENT.values():
+            distributed.destroy_process_group(group)
+    _PATIENT.clear()
 
 
 def _passed_on(error: Exception) -> tuple[type[SynthkdError], str]:

@@ -22,7 +22,7 @@ import atexit, json, os, sys
 from pathlib import Path
 import torch
 from torch import distributed
-# It is called after what modules have registered that are imported below.
+# It is called after what the job registers.
 atexit.register(lambda: Path(f"left{os.environ['RANK']}").write_text(str(not distributed.is_initialized())))
 from synthkd.data.read import on_disk
 from synthkd.data.read.folder import Storage, read_folder
