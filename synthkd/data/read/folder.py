@@ -98,6 +98,12 @@ def read_folder(
     require_same(where, listing, of_all(), str(is_large))
     if is_large:
         return _on_disk(where, listing, channels, fit, skip_bad, storage)
+    with of_all().agreed():
+        return _in_memory(where, listing, channels, fit, skip_bad)
+
+
+def _in_memory(where: Path, listing: Listing, channels: int, fit: Fit | None, skip_bad: bool) -> Source:
+    """The images of all files, decoded."""
     count, decoding = len(listing.entries), Decoding(listing)
     sizes: Counter[tuple[int, int]] = Counter()
     entries = Entries()
@@ -165,7 +171,8 @@ def _on_disk(where: Path, listing: Listing, channels: int, fit: Fit | None, skip
     is_good = torch.ones(count, dtype=torch.bool)
     is_good[[*about.bad]] = False
     good = is_good.nonzero()[:, 0]
-    images = DiskImages(files, files.cache(), good)
+    with of_all().agreed():
+        images = DiskImages(files, files.cache(), good)
     if skip_bad and (unreadable := images.unreadable(of_all())):
         bad += [(listing.entries[int(good[row])].name, reason) for row, reason in unreadable]
         keep = torch.ones(len(good), dtype=torch.bool)

@@ -33,6 +33,8 @@ Stream = Callable[[range], Iterator[Tensor]]
 """Rows -> their images uint8 `[C, H, W]`, in order."""
 KEPT = 1 << 29
 """Bytes of decoded files that a set keeps in memory."""
+READ_AGAIN = 16
+"""Images of a set that each of several processes reads, whoever has read them, so that other files are noticed."""
 BLOCK = 128
 """Images of a block. Of files each of several processes decodes whole blocks, since a network passes them so."""
 
@@ -111,7 +113,8 @@ def in_memory(
     def stream(rows: range) -> Iterator[Tensor]:
         return map(image, rows)
 
-    return _samples(name, stream, _prints(ends[-1], stream), labels, class_names, notes)
+    prints = Prints.of(stream(range(ends[-1])))  # of all images in each process, which has them all
+    return _samples(name, stream, prints, labels, class_names, notes)
 
 
 def on_disk(
@@ -174,11 +177,15 @@ def from_files(name: str, where: Path, listing: Listing, skip_bad: int, channels
     def again(row: int, result: Decoded) -> Tensor:
         image = None if result.pixels is None else channels_first(result.pixels)
         if image is None or not prints.fits(row, image):
-            raise DataError(f"{where}: {entries[row].name} has changed since it was checked; start again")
+            at = " or is another one on another machine" if shares.world > 1 else ""
+            raise DataError(f"{where}: {entries[row].name} has changed since it was checked{at}; start again")
         return image
 
+    def read(row: int) -> Decoded:
+        return read_and_decode(entries[row].read, channels)
+
     def decoded_again(rows: range) -> Iterator[Tensor]:
-        return map(again, rows, in_threads(lambda row: read_and_decode(entries[row].read, channels), rows))
+        return map(again, rows, map(read, rows) if len(rows) == 1 else in_threads(read, rows))
 
     def stream(rows: range) -> Iterator[Tensor]:
         begin, end = (min(max(row, first), first + len(stored)) for row in (rows.start, rows.stop))
@@ -210,6 +217,14 @@ def _prints(count: int, stream: Stream) -> Prints:
     return mine.joined(shares)
 
 
+def _require_same_images(stream: Stream, count: int) -> None:
+    """Read some images again that other processes have read; what has other pixels here than there is an error."""
+    shares = of_all()
+    with shares.agreed():
+        for row in range(0, count, -(-count // READ_AGAIN)) if shares.world > 1 else ():
+            next(stream(range(row, row + 1)))
+
+
 def _samples(
     name: str,
     stream: Stream,
@@ -220,6 +235,7 @@ def _samples(
     bad: Sequence[tuple[str, str]] = (),
 ) -> Samples:
     """The set of any source, from a function of rows that gives their images in order."""
+    _require_same_images(stream, len(prints))
     # Byte order and type are fixed, so that the digest is the same on every machine.
     digest = hashlib.sha256(b"no labels" if labels is None else labels.numpy().astype("<i8").tobytes())
     shapes = Counter[Shape]()
@@ -235,8 +251,8 @@ def _samples(
     def batches(size: int, shares: Shares = ALONE) -> Iterator[Tensor]:
         if size < 1:
             raise DataError(f"{name}: a batch needs at least 1 image, got {size}")
-        every = [*prints.ranges(size)]
-        own = every[shares.span(len(every))]
+        rows = _own(len(prints), shares)
+        own = [batch for batch in prints.ranges(size) if batch.start in rows]
         images = stream(range(own[0].start, own[-1].stop) if own else range(0))
         return (torch.stack([*islice(images, len(one))]) for one in own)
 

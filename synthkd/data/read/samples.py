@@ -121,7 +121,7 @@ def _open_path(path: Path, name: str | None, split: str | None, skip_bad: int, c
         if is_run(path):
             if split is not None:
                 raise DataError(f"{path} has no parts; leave out split={split}")
-            content: Listing | _Labelled = _of_run(path, channels)
+            content: Listing | _Arrays = _of_run(path, channels)
         else:
             content = _of_npz(path, split, channels) if is_arrays(path) else list_scored(path, split)
     if isinstance(content, Listing):
@@ -130,7 +130,7 @@ def _open_path(path: Path, name: str | None, split: str | None, skip_bad: int, c
 
 
 @dataclass(frozen=True)
-class _Labelled:
+class _Arrays:
     """Images in memory; attributes as the arguments of `in_memory`."""
 
     blocks: Sequence[Tensor]
@@ -155,7 +155,7 @@ def _open_settings(settings: DataSettings, name: str | None, split: str | None, 
     return in_memory(name, _in_channels([part.images], channels), part.labels, part.class_names, splits.notes)
 
 
-def _of_run(path: Path, channels: int | None) -> _Labelled:
+def _of_run(path: Path, channels: int | None) -> _Arrays:
     """The images that a finished run kept, or the memory bank in the newest checkpoint of another; oldest first."""
     if (path / "result.json").exists():
         if (path / BANK_SAMPLE).exists():
@@ -180,7 +180,7 @@ def _of_run(path: Path, channels: int | None) -> _Labelled:
     notes = (f"memory bank after step {checkpoint.step}, oldest image first",)
     labels = torch.cat([block["labels"] for block in blocks])
     images = _in_channels([block["images"] for block in blocks], channels)
-    return _Labelled(images, labels, names, notes)
+    return _Arrays(images, labels, names, notes)
 
 
 def _in_channels(blocks: Sequence[Tensor], channels: int | None) -> list[Tensor]:
@@ -188,13 +188,13 @@ def _in_channels(blocks: Sequence[Tensor], channels: int | None) -> list[Tensor]
     return [block if channels is None else in_channels(block, channels) for block in blocks]
 
 
-def _of_npz(path: Path, split: str | None, channels: int | None) -> _Labelled:
+def _of_npz(path: Path, split: str | None, channels: int | None) -> _Arrays:
     arrays = read_arrays(path, split)
     blocks = _in_channels([_uint8(arrays.images, f"{path}: images")], channels)
     if arrays.labels is None:
-        return _Labelled(blocks)
+        return _Arrays(blocks)
     names = () if arrays.class_names is None else as_names(arrays.class_names, f"{path}: class_names")
-    return _Labelled(blocks, *_labelled(arrays.labels, names, len(blocks[0]), str(path)))
+    return _Arrays(blocks, *_labelled(arrays.labels, names, len(blocks[0]), str(path)))
 
 
 def _collect(source: Iterable[Any], labels: Any, where: str) -> tuple[list[Tensor], Any]:
