@@ -197,3 +197,16 @@ def test_other_files_of_one_process_are_the_error_of_all(tmp_path: Path) -> None
 
     errors = [str(error) for error in of_processes(work, WORLD)]
     assert all("process 2 finds 10 images here, and process 0 finds 9 or others" in error for error in errors)
+
+
+def test_other_pixels_under_the_same_names_are_noticed(tmp_path: Path) -> None:
+    others = dict(zip(files(), reversed(files().values()), strict=True))
+    paths = [folder(tmp_path / str(rank) / "set", others if rank == 1 else files()) for rank in range(WORLD)]
+
+    def opened(shares: Shares) -> Samples:
+        with together(shares):
+            return open_samples(paths[shares.rank])
+
+    for one in of_processes(opened, WORLD):
+        assert isinstance(one, DataError)
+        assert "has changed since it was checked or is another one on another machine" in str(one)
