@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from synthkd.settings import ZooModel
 from synthkd.system.sealed import unsealed
 from synthkd.types import ImageSpec
 from tests.data.read.test_listing import folder
+from tests.data.read.test_samples import tarred
 
 SCRIPT = """
 import json, os, sys
@@ -65,14 +65,6 @@ def pictures(seed: int, count: int) -> dict[str, bytes]:
     return files
 
 
-def tar(path: Path, files: dict[str, bytes]) -> None:
-    with tarfile.open(path, "w") as archive:
-        for name, content in files.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            archive.addfile(member, io.BytesIO(content))
-
-
 def same(ours: Any, theirs: Any, where: str = "") -> None:
     """Equal but for times and the rounding of sums."""
     if isinstance(ours, dict):
@@ -104,7 +96,7 @@ def test_two_processes_give_the_scores_of_one(tmp_path: Path, monkeypatch: pytes
     sets = f"one.npz real=two.npz teacher.kind=load teacher.model={tmp_path / 'teacher'} {COMMON}"
     folder(tmp_path / "folder", pictures(2, 280))
     folder(tmp_path / "bad", pictures(3, 140) | {"a/000.png": b"", "b/139.png": b"no image"})
-    tar(tmp_path / "set.tar", pictures(4, 260))
+    tarred(tmp_path / "set.tar", pictures(4, 260))
     files = f"evaluate folder real=set.tar {sets.split(maxsplit=2)[2]} cache=null pairs=0 name=run"
     every = f"evaluate {sets} train=train.npz holdout=holdout.npz cas=true cache=null name=run"
     commands = [
