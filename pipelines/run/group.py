@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import os
 import time
+from contextlib import suppress
 from datetime import timedelta
 from typing import Protocol
 from uuid import uuid4
@@ -60,9 +61,10 @@ def _leave() -> None:
     somebody's own script. The threads of a group end with it, but for one that DistributedDataParallel has used, which
     torch keeps: the pause is for these. A group of NCCL is left alone, since leaving may wait for processes at work.
     """
-    leave_groups()
-    if dist.is_initialized() and dist.get_backend() == dist.Backend.GLOO:
-        dist.destroy_process_group()
+    with suppress(Exception):  # the others may have gone already, and nobody is left who could do anything about it
+        leave_groups()
+        if dist.is_initialized() and dist.get_backend() == dist.Backend.GLOO:
+            dist.destroy_process_group()
     time.sleep(PAUSE)
 
 
