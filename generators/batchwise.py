@@ -11,21 +11,21 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from synthkd.data.augment import flip, shift
 from synthkd.errors import TrainingError
-from synthkd.generators.local import autocast_of, local_accelerator, require_statistics
+from synthkd.generators.local import autocast_of, folded, local_accelerator, require_statistics
 from synthkd.generators.method_settings import BatchwiseSettings
 from synthkd.generators.moments import MovingMoments
 from synthkd.generators.pool import Pool
 from synthkd.generators.teacher_student import TEACHER_TERMS, JointOutputs, Term, joint_forward, teacher_logits
+from synthkd.generators.views import shifted
 from synthkd.losses.objective import Objective
-from synthkd.models.classifier import as_classifier
+from synthkd.models.classifier import Classifier, as_classifier
 from synthkd.processes import Processes
 from synthkd.rng import Rows, stream
 from synthkd.training.learner import require_finite
@@ -73,6 +73,7 @@ class Batchwise(ABC):
 
     Attributes:
         repeats: True: samples are images of earlier rounds.
+        folds: whether copies without BatchNorm may stand for teacher and student in a round (see `folded`).
 
     Args:
         settings: sizes, rates and weights.
@@ -89,6 +90,7 @@ class Batchwise(ABC):
     """
 
     repeats = True
+    folds: ClassVar = True
 
     def __init__(
         self,
@@ -106,9 +108,11 @@ class Batchwise(ABC):
         self._settings = settings
         self.spec = teacher.spec
         self._teacher = teacher
+        self._folded = folded(teacher, accelerator, statistics=True) if self.folds else teacher
         self._seed = seed
         self._device = accelerator.device
         self._processes = Processes.of(accelerator)
+        self._accelerator = accelerator
         self._autocast = autocast_of(accelerator)
         self._pool = Pool(self.spec)
         self._moments = MovingMoments(settings.memory, self._device)
@@ -123,7 +127,7 @@ class Batchwise(ABC):
 
     def _view(self, images: Tensor, rng: torch.Generator) -> Tensor:
         """What teacher and student see: each image shifted and flipped by itself."""
-        return flip(shift(images, self._settings.shift, rng), rng, 0.5 if self._settings.flip else 0.0)
+        return shifted(images, self._settings.shift, self._settings.flip, rng)
 
     def _batch_norm(self, attempt: Attempt) -> Tensor:
         return TEACHER_TERMS["batch_norm"](attempt.joint)
@@ -164,8 +168,9 @@ class Batchwise(ABC):
         canvas = self._begin(index, labels)
         optimizer = torch.optim.Adam(canvas.parameters, s.lr, BETAS)
         lowest, best, note = float("inf"), torch.empty(0), None
+        teacher, rival = self._in_a_round(student)
         with joint_forward(
-            self._teacher, student, self._autocast, statistics=s.batch_norm > 0, processes=self._processes
+            teacher, rival, self._autocast, statistics=s.batch_norm > 0, processes=self._processes
         ) as forward:
             for step in range(s.steps):
                 rng = stream(self._seed, "views", index * s.steps + step)
@@ -194,6 +199,13 @@ class Batchwise(ABC):
         # Anew: the logits above are of a view of the images.
         logits = teacher_logits(self._teacher, best, self._autocast)
         return Round(best.contiguous(), labels, logits, terms | {"generator/loss": lowest})
+
+    def _in_a_round(self, student: nn.Module | None) -> tuple[Classifier, nn.Module | None]:
+        """Teacher and student as a round runs them."""
+        if not self.folds:
+            return self._teacher, student
+        rival = None if student is None else folded(student, self._accelerator)
+        return self._folded, rival
 
     def sample(self, labels: Tensor, difficulty: float, rng: Rows) -> Tensor:
         """Images of earlier rounds; image i is a function of its label and of row `rng.start + i`.

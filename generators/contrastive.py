@@ -84,6 +84,8 @@ class Contrastive(Batchwise):
         ModelError: the teacher has no BatchNorm layer, or its images and classes are unknown.
     """
 
+    folds = False  # the features are those at BatchNorm layers
+
     def __init__(
         self,
         settings: ContrastiveSettings,

@@ -17,7 +17,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -26,21 +26,20 @@ from torch import Tensor, nn
 
 from synthkd.errors import ConfigError, TrainingError
 from synthkd.generators.inversion_network import latent_network
-from synthkd.generators.local import autocast_of, local_accelerator, require_statistics
+from synthkd.generators.local import autocast_of, folded, local_accelerator, require_statistics
 from synthkd.generators.moments import MovingMoments
 from synthkd.generators.own_rounds import of_a_round
 from synthkd.generators.settings import WITHOUT_STUDENT, InversionSettings
-from synthkd.generators.teacher_student import STUDENT_TERMS, TEACHER_TERMS, JointOutputs, joint_forward
+from synthkd.generators.teacher_student import STUDENT_TERMS, TEACHER_TERMS, JointOutputs, joint_forward, teacher_logits
+from synthkd.generators.views import shifted
 from synthkd.losses.objective import Objective
-from synthkd.models.classifier import Classifier, Network, as_classifier
+from synthkd.models.classifier import Network, as_classifier
 from synthkd.models.contract import finite_logits
 from synthkd.models.fitting import load_strictly
-from synthkd.models.folding import fold_batch_norm
-from synthkd.models.layout import head
 from synthkd.models.weights import WEIGHTS, finite_state, read_weights, save_weights
 from synthkd.passes import sample_in_chunks
-from synthkd.rng import Rows
-from synthkd.taps import INPUT, evaluating, frozen, has_statistics
+from synthkd.rng import Rows, stream
+from synthkd.taps import evaluating, frozen
 from synthkd.training.learner import require_finite
 from synthkd.types import ImageSpec, Outputs, Round, balanced_labels
 
@@ -112,8 +111,7 @@ class Inversion:
         self._seed = seed
         self._device = accelerator.device
         self._processes = of_a_round(accelerator, rounds_at_once)
-        # In full precision on a CPU folded copies give the same numbers up to rounding in less time.
-        self._folds = accelerator.device.type == "cpu" and accelerator.mixed_precision == "no"
+        self._accelerator = accelerator
         require_statistics(teacher, settings.batch_norm)
         self._teacher = self._folded(teacher, statistics=True)
         self.network = latent_network(self.spec, settings.latent, settings.width, seed, self._device)
@@ -165,7 +163,8 @@ class Inversion:
             for step in range(s.steps):
                 with self._autocast(), processes.norms():
                     images = processes.outputs(lambda rows: Outputs(clone(rows)), latent).logits.float()
-                outputs = forward(images, labels, difficulty)
+                seen = shifted(images, s.shift, s.flip, stream(self._seed, "views", index * s.steps + step))
+                outputs = forward(seen, labels, difficulty)
                 teacher = outputs.teacher
                 if step == 0:
                     # Latent vectors start at random, so each takes the label that its image suits best. Only once: the
@@ -191,7 +190,10 @@ class Inversion:
         self._meta_update(clone, gradients)
         assert best is not None
         terms = {f"generator/{name}": float(term.detach()) for name, term in loss.terms.items()}
-        return Round(best.images.contiguous(), labels, best.logits, terms | {"generator/loss": best.loss})
+        logits = best.logits
+        if s.shift or s.flip:  # those are of a view of the images
+            logits = teacher_logits(self._teacher, best.images, self._autocast)
+        return Round(best.images.contiguous(), labels, logits, terms | {"generator/loss": best.loss})
 
     def sample(self, labels: Tensor, difficulty: float, rng: Rows) -> Tensor:
         """Images of the labels: the shared network at latent vectors optimised for the teacher to predict the label.
@@ -241,14 +243,7 @@ class Inversion:
         return self.settings.activation > 0 or self.settings.semantic > 0
 
     def _folded(self, network: Network, statistics: bool) -> Network:
-        """A frozen copy of a classifier without its foldable BatchNorm layers, or the network itself."""
-        # A subclass may do more than its body.
-        if not (self._folds and isinstance(network, Classifier) and type(network) is Classifier):
-            return network
-        if not any(has_statistics(module) for module in network.modules()):
-            return network
-        keep = [head(network) + INPUT] if self._penultimate else []
-        return cast(Network, fold_batch_norm(network, keep, statistics))
+        return folded(network, self._accelerator, self._penultimate, statistics)
 
     def _inner_optimizer(self, clone: nn.Module, latent: Tensor) -> torch.optim.Optimizer:
         """Adam on the copy's weights and, if `latent_lr` is not 0, on the latent vectors, which then get gradients."""

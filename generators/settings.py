@@ -27,6 +27,7 @@ from synthkd.settings import (
     Positive,
     PrivacySettings,
     Settings,
+    Shift,
     Units,
     Whole,
     by_kind,
@@ -68,6 +69,10 @@ class InversionSettings(Settings):
     """Weight of the information entropy of the batch's mean prediction (balance of classes)."""
     activation: NonNegative = 0.0
     """Weight of the magnitude of the teacher's penultimate features."""
+    shift: Shift = 0
+    """Largest shift, in pixels, of the images before the networks see them; new at every step of a round."""
+    flip: bool = False
+    """Flip them horizontally with probability one half."""
 
     @property
     def needs_student(self) -> bool:

@@ -1,7 +1,7 @@
 """Views of images: what a teacher sees of images that are optimised, so that they show their class in every view.
 
 Images are float `[N, C, H, W]` and keep their size. All randomness comes from the generator argument, on the CPU, and
-gradients pass. Flips and shifts of each image by itself are `synthkd.data.augment`'s.
+gradients pass.
 """
 
 from __future__ import annotations
@@ -10,8 +10,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from synthkd.data import augment
+
 RATIO = (3 / 4, 4 / 3)
 """Aspect ratios of crops, as in torchvision's RandomResizedCrop."""
+
+
+def shifted(images: Tensor, pixels: int, flip: bool, rng: torch.Generator) -> Tensor:
+    """Each image shifted by its own whole numbers of pixels, at most `pixels`, and mirrored with probability one half.
+
+    Where a teacher was trained on images like these, its BatchNorm statistics are of images with such edges. An image
+    that matches them as it is has the edges inside.
+    """
+    return augment.flip(augment.shift(images, pixels, rng), rng, 0.5 if flip else 0.0)
 
 
 def rolled(images: Tensor, pixels: int, flip: bool, rng: torch.Generator) -> Tensor:

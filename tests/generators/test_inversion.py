@@ -9,6 +9,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from synthkd.data.augment import shift
 from synthkd.errors import ModelError
 from synthkd.generators.inversion import Inversion
 from synthkd.generators.settings import InversionSettings
@@ -92,6 +93,30 @@ def test_networks_are_folded_in_full_precision_on_a_cpu_alone(teacher: Classifie
     generator = Inversion(SMALL, teacher, 0, accelerator)  # type: ignore[arg-type]
     assert generator._teacher is teacher
     assert generator._folded(student, False) is student
+
+
+def test_statistics_of_shifted_images_ask_for_images_that_are_shifted() -> None:
+    # The teacher knew white images, of which shifts left 72 % in view. Those match when they are shifted again.
+    white = shift(torch.ones(2000, 1, 8, 8), 2, torch.Generator().manual_seed(0))
+    body = nn.Sequential(nn.BatchNorm2d(1), nn.Flatten(), nn.Linear(64, 10))
+    with torch.no_grad():
+        body[0].running_mean.fill_(white.mean())
+        body[0].running_var.fill_(white.var())
+        body[2].weight.zero_()
+    teacher = Classifier(body, ImageSpec(1, 8, 8, 10)).eval()
+
+    def brightness(pixels: int) -> float:
+        generator = make(teacher, shift=pixels)
+        return float([generator.round(index, 0.3) for index in range(40)][-1].images.mean())
+
+    assert brightness(2) > 0.95
+    assert brightness(0) < 0.8
+
+
+def test_logits_are_those_of_the_images_and_not_of_a_view(teacher: Classifier) -> None:
+    made = make(teacher, shift=2, flip=True).round(0, 0.3)
+    assert torch.allclose(made.teacher_logits, teacher(made.images), atol=1e-4)
+    assert not torch.equal(made.images, make(teacher).round(0, 0.3).images)
 
 
 def test_labels_are_balanced_over_rounds(teacher: Classifier) -> None:
