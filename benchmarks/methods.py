@@ -129,11 +129,13 @@ class Costs:
         step: of a step of the student.
         fixed: of a round of the generator, whatever its optimiser steps.
         each: of each optimiser step of a round.
+        steps: optimiser steps of a round in the recipe.
     """
 
     step: float
     fixed: float
     each: float
+    steps: int
 
     def round(self, steps: int) -> float:
         """Of a round of so many optimiser steps."""
@@ -172,31 +174,35 @@ def costs_of(source: Row) -> Costs:
 
     few, many = rounds(1), rounds(5)
     each = max(1e-6, (many - few) / 4)
-    return Costs(_seconds(assembly.step, 12), max(0.0, few - each), each)
+    return Costs(_seconds(assembly.step, 12), max(0.0, few - each), each, settings.model_dump()["steps"])
 
 
 def sized(method: str, source: Row, costs: Costs, seconds: float) -> Row:
     """The configuration with phases that take so many CPU-seconds."""
-    generator = source["transfer_set"]["generator"]
-    steps = generator.get("steps", 1 if method in ALTERNATING else 5)
     if method in ALTERNATING:
         every = source["phases"][0]["every"]
-        learn = max(1, round(seconds / (costs.step + costs.round(steps) / every)))
-        return source | {"phases": [{"kind": "joint", "steps": learn, "every": every}]}
+        learn = max(1, round(seconds / (costs.step + costs.round(costs.steps) / every)))
+        return _planned(source, [{"kind": "joint", "steps": learn, "every": every}], costs.steps)
     if method in OURS:
-        return source | {"phases": _in_proportion(source["phases"], costs.round(steps), costs.step, seconds)}
+        phases = _in_proportion(source["phases"], costs.round(costs.steps), costs.step, seconds)
+        return _planned(source, phases, costs.steps)
     fitting = int((seconds / 2 / LEAST_ROUNDS - costs.fixed) / costs.each)
-    steps = min(steps, max(LEAST_STEPS, fitting))
+    steps = min(costs.steps, max(LEAST_STEPS, fitting))
     rounds = max(2, int(seconds / 2 / costs.round(steps)))
     before = round(ALONE[method] * rounds)
     learn = max(1, round((seconds - rounds * costs.round(steps)) / costs.step))
-    phases: list[Row] = [{"kind": "pregenerate", "rounds": before}] if before else []
+    phases = [{"kind": "pregenerate", "rounds": before}] if before else []
     if before == rounds:
         phases.append({"kind": "refine", "steps": learn})
     else:
         every = max(1, -(-learn // (rounds - before)))
         phases.append({"kind": "joint", "steps": learn, "every": every})
-    generator = generator | {"steps": steps}
+    return _planned(source, phases, steps)
+
+
+def _planned(source: Row, phases: list[Row], steps: int) -> Row:
+    """The configuration with these phases, and rounds of so many optimiser steps."""
+    generator = source["transfer_set"]["generator"] | {"steps": steps}
     return source | {"phases": phases, "transfer_set": source["transfer_set"] | {"generator": generator}}
 
 
@@ -248,7 +254,7 @@ def cell(method: str, pair: Pair, arguments: argparse.Namespace, seed: int) -> R
         "accuracy": values["student"]["accuracy"],
         "teacher": values["teacher"]["accuracy"],
         "rounds": rounds,
-        "generator_steps": source["transfer_set"]["generator"].get("steps", 1 if method in ALTERNATING else 5),
+        "generator_steps": source["transfer_set"]["generator"]["steps"],
         "steps": values["cost"]["steps"],
         "cpu_seconds": json.loads(spent.read_text(encoding="utf-8")),
         "hardware": values["hardware"],

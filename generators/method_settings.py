@@ -138,6 +138,21 @@ class NoisyLabelSettings(_NetworkSettings):
     """A network from class embeddings to images through a random layer that is new for every batch (NAYER)."""
 
     kind: Literal["noisy_label"]
+    batch_size: Batch = 100
+    """Images of a round."""
+    steps: Count = 15
+    """Optimiser steps of a round; 30 as published, which gave worse students in the same time."""
+    lr: Positive = 4e-3
+    """Learning rate of these steps."""
+    batch_norm: NonNegative = 10.0
+    """Weight of the matching of BatchNorm statistics; 0 for a teacher without BatchNorm."""
+    memory: BelowOne = 0.9
+    """Weight of earlier rounds in the batch moments that are matched to the stored statistics."""
+    one_hot: NonNegative = 0.5
+    """Weight of the cross-entropy of the teacher's logits to the label."""
+    adversarial: NonNegative = 13.0
+    """Weight, at difficulty 1, of the divergence of student from teacher on images for which both predict one class;
+    1.3 at the least difficulty of a scheduler, as published without one."""
     noise: Units = 256
     """Units of the random layer."""
     life: Count = 20

@@ -17,7 +17,7 @@ WITHOUT_REAL_IMAGES: Mapping[str, Section] = {
 doubts, which mixtures and a high temperature show."""
 DRAWN = ("procedural", "pictures")
 """Kinds of sources whose images show nothing of the task."""
-BY_BATCH_NORM = ("auto", "inversion")
+BY_BATCH_NORM = ("auto", "inversion", "noisy_label")
 """Kinds of generators whose images come of the teacher's BatchNorm statistics, if it has any."""
 
 

@@ -302,26 +302,31 @@ def test_the_student_of_a_black_box_can_be_audited(task: dict[str, Any], tmp_pat
 # --- the generator where none is named --------------------------------------------------------------------------------
 
 
-def network(norm: type[torch.nn.Module] | None) -> torch.nn.Sequential:
+BATCH_NORM = torch.nn.BatchNorm2d
+
+
+def network(norm: type[torch.nn.Module] | None, channels: int = 1) -> torch.nn.Sequential:
     torch.manual_seed(0)
     middle = [] if norm is None else [norm(4)]
     head = [torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(4, 4)]
-    return torch.nn.Sequential(torch.nn.Conv2d(1, 4, 3), *middle, *head)
+    return torch.nn.Sequential(torch.nn.Conv2d(channels, 4, 3), *middle, *head)
 
 
 @pytest.mark.parametrize(
-    ("norm", "words"),
+    ("norm", "shape", "words"),
     [
-        (torch.nn.BatchNorm2d, "generator: inversion, since the teacher has a BatchNorm layer with statistics\n"),
-        (None, "generator: pixels, since the teacher has no BatchNorm statistics\n"),
+        (BATCH_NORM, (1, 8, 8), "generator: inversion, since the teacher has a BatchNorm layer with statistics\n"),
+        (BATCH_NORM, (3, 8, 8), "generator: noisy_label, since the teacher has a BatchNorm layer with statistics and "),
+        (BATCH_NORM, (3, 72, 8), "generator: inversion, since the teacher has a BatchNorm layer with statistics\n"),
+        (None, (3, 8, 8), "generator: pixels, since the teacher has no BatchNorm statistics\n"),
     ],
 )
 def test_the_teacher_chooses_the_generator_where_none_is_named(
-    norm: type[torch.nn.Module] | None, words: str, tmp_path: Path
+    norm: type[torch.nn.Module] | None, shape: tuple[int, int, int], words: str, tmp_path: Path
 ) -> None:
     phases = [{"kind": "joint", "steps": 2, "every": 1}]
     common: dict[str, Any] = {"student": {"arch": "convnet", "width": 4}, "phases": phases, "device": "cpu"}
-    spec, teacher = ImageSpec(1, 8, 8, 4), network(norm)
+    spec, teacher = ImageSpec(*shape, 4), network(norm, shape[0])
     assert words in str(distill(teacher=teacher, spec=spec, dry_run=True, **common))
     named = {"transfer_set": {"generator": {"kind": "pixels", "batch_size": 8}}}
     assert "  generator: " not in str(distill(teacher=teacher, spec=spec, dry_run=True, **common, **named))
