@@ -163,8 +163,8 @@ class Inversion:
             for step in range(s.steps):
                 with self._autocast(), processes.norms():
                     images = processes.outputs(lambda rows: Outputs(clone(rows)), latent).logits.float()
-                seen = shifted(images, s.shift, s.flip, stream(self._seed, "views", index * s.steps + step))
-                outputs = forward(seen, labels, difficulty)
+                view = shifted(images, s.shift, s.flip, stream(self._seed, "views", index * s.steps + step))
+                outputs = forward(view, labels, difficulty)
                 teacher = outputs.teacher
                 if step == 0:
                     # Latent vectors start at random, so each takes the label that its image suits best. Only once: the
