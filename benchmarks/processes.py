@@ -2,14 +2,14 @@
 
     python -m benchmarks.processes --cifar10 FILE --teachers DIR [--work convnet cifar10 ...] [--root FOLDER]
 
-Run it alone on the machine: each process computes in one thread. `convnet` is the recipe fashion_mnist with a
-finished teacher and fewer steps, `cifar10` the recipe of that name with fewer steps. `bank` is rounds of the
+Run it alone on the machine: each process computes in one thread. `convnet` is the recipe fashion_mnist with a finished
+teacher and fewer steps, `cifar10` the recipe of that name with the generator inversion. `bank` is rounds of the
 generator of `cifar10`, with one step of the student. Several processes run these with `sync` exact or fast. `wide` is
 `convnet` with `sync: fast`, as many times the batch in as many times fewer steps, and with more rounds: as many times
 more before the student, and half as many again beside it. `sample` draws a dataset from the generator that `convnet`
-has left, and `score` scores it against the real training images, with features of the teacher. The seconds of the
-work are those of its result.json: the training of the student, or the whole job. Those of the command begin with the
-start of its first process. A cell is run anew each time.
+has left, and `score` scores it against the real training images, with features of the teacher. The seconds of the work
+are those of its result.json: the training of the student, or the whole job. Those of the command begin with the start
+of its first process. A cell is run anew each time.
 
 FILE is a .npz with the images of CIFAR-10; DIR has resnet20-12fca82f.th of akamaster/pytorch_resnet_cifar10. FOLDER has
 Fashion-MNIST. Cells go to benchmarks/results/processes.json after each.
@@ -32,6 +32,12 @@ from benchmarks.common import Row
 RUNS = common.RUNS / "processes"
 WORKS = ("convnet", "cifar10", "bank", "sample", "score")
 TRAINING = ("convnet", "cifar10", "bank")
+INVERSION = (
+    "transfer_set.generator={kind: inversion, adversarial: 10}",
+    "mix.mixup=0.8",
+    "phases=[{kind: pregenerate, rounds: 14, discard: 7}, {kind: joint, steps: 2000, every: 10}]",
+)
+"""The generator of the work `cifar10`, of which each process can make rounds of its own."""
 STEPS = {"convnet": 2000, "cifar10": 400, "bank": 1}
 """Of the student."""
 ROUNDS = 100
@@ -68,7 +74,7 @@ def words(key: Key, out: Path, arguments: Any) -> list[str]:
             teacher = f"teacher={{kind: load, model: {pairs.teacher_of('convnet')}}}"
             return ["distill", "fashion_mnist", teacher, f"test.root={arguments.root}", *phases]
         teacher = f"teacher.weights={arguments.teachers}/resnet20-12fca82f.th"
-        return ["distill", "cifar10", teacher, f"test={{kind: npz, path: {arguments.cifar10}}}", *phases]
+        return ["distill", "cifar10", teacher, f"test={{kind: npz, path: {arguments.cifar10}}}", *INVERSION, *phases]
     if work == "sample":
         return ["generate", f"run={place(('convnet', 1, ''))}", f"per_class={arguments.per_class}", f"out={out}"]
     real = f"real={{data: {{kind: fashion_mnist, root: {arguments.root}, holdout: 0.0}}, split: train}}"

@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
+from torch import nn
 
 from synthkd.errors import ConfigError, ModelError
+from synthkd.generators.batchwise import Batchwise
 from synthkd.generators.build import build_generator
 from synthkd.generators.contrastive import ChannelMeans, Contrastive
 from synthkd.generators.files import save_generator
@@ -60,6 +62,27 @@ def test_a_round_gives_images_with_labels_and_the_teachers_logits(kind: str, tea
         assert all(torch.equal(value, state[name]) for name, value in network.state_dict().items())
         assert not any(module._forward_pre_hooks or module._forward_hooks for module in network.modules())
     assert student.training
+
+
+@pytest.mark.parametrize("kind", BATCHWISE)
+def test_folded_copies_of_the_networks_change_no_round(
+    kind: str, teacher: Classifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    student = build(ZooModel(arch="resnet", width=4, depth=8), teacher.spec)
+    passed: list[bool] = []
+
+    def round_of(folds: bool) -> Round:
+        monkeypatch.setattr(Batchwise, "folds", folds)
+        generator = make(kind, teacher, steps=2)
+        ran, _ = generator._in_a_round(student)
+        passed.append(any(isinstance(module, nn.BatchNorm2d) for module in ran.modules()))
+        return generator.round(0, 0.5, student)
+
+    one, other = round_of(True), round_of(False)
+    assert one.terms == pytest.approx(other.terms, rel=1e-3, abs=1e-5)
+    torch.testing.assert_close(one.images, other.images, rtol=0, atol=1e-3)
+    # The features that the contrastive generator compares are those at BatchNorm layers.
+    assert passed == [kind == "contrastive", True]
 
 
 @pytest.mark.parametrize("kind", KINDS)
