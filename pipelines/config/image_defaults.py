@@ -18,11 +18,12 @@ doubts, which mixtures and a high temperature show."""
 DRAWN = ("procedural", "pictures")
 """Kinds of sources whose images show nothing of the task."""
 BY_BATCH_NORM = ("auto", "inversion", "noisy_label")
-"""Kinds of generators whose images come of the teacher's BatchNorm statistics, if it has any."""
+"""Kinds of generators whose images come of the teacher's BatchNorm statistics, if it has any. Recipes of published
+methods set every key that has another default here."""
 
 
 def without_real_images(recipe: Section) -> Mapping[str, Section]:
-    """The defaults of a recipe whose sources are drawn or come of the inversion generator; none of any other.
+    """The defaults of a recipe whose sources are drawn or come of the generators in `BY_BATCH_NORM`; none of any other.
 
     Args:
         recipe: of a distillation, as it was read; it may have mistakes.
@@ -33,6 +34,8 @@ def without_real_images(recipe: Section) -> Mapping[str, Section]:
     if answers_alone or not sources or not all(_shows_nothing_real(source) for source in sources):
         return {}
     defaults = dict(WITHOUT_REAL_IMAGES)
+    if any(section(source, "generator").get("kind") == "noisy_label" for source in sources):
+        defaults["mix"] = {"mixup": 0.0}  # its images differ enough: mixtures cost a point on CIFAR-10
     if section(section(recipe, "distill"), "adapt").get("temperature") is not None:
         # The temperature has a start of its own there.
         defaults["distill"] = {key: value for key, value in defaults["distill"].items() if key != "temperature"}

@@ -362,24 +362,26 @@ SGD = OptimizerSettings(kind="sgd", lr=0.3, weight_decay=1e-4, schedule="one_cyc
 
 
 @pytest.mark.parametrize(
-    ("transfer_set", "unreal"),
+    ("transfer_set", "mixup"),
     [
-        ({}, True),
-        ([{}], True),
-        ({"generator": {"adversarial": 10}}, True),
-        ({"kind": "procedural"}, True),
-        ([{}, {"kind": "pictures", "share": 0.25}], True),
-        ({"generator": {"kind": "pixels"}}, False),
-        ({"generator": {"kind": "cgan"}, "data": {"kind": "digits"}}, False),
-        ([{}, {**REAL, "share": 0.5}], False),
-        (REAL, False),
-        (STORED, False),
+        ({}, 0.8),
+        ([{}], 0.8),
+        ({"generator": {"adversarial": 10}}, 0.8),
+        ({"generator": {"kind": "noisy_label"}}, 0.0),
+        ([{"generator": {"kind": "noisy_label"}}, {"kind": "pictures", "share": 0.25}], 0.0),
+        ({"kind": "procedural"}, 0.8),
+        ([{}, {"kind": "pictures", "share": 0.25}], 0.8),
+        ({"generator": {"kind": "pixels"}}, 0.5),
+        ({"generator": {"kind": "cgan"}, "data": {"kind": "digits"}}, 0.5),
+        ([{}, {**REAL, "share": 0.5}], 0.5),
+        (REAL, 0.5),
+        (STORED, 0.5),
     ],
 )
-def test_images_that_show_nothing_real_have_defaults_of_their_own(transfer_set: Any, unreal: bool) -> None:
+def test_images_that_show_nothing_real_have_defaults_of_their_own(transfer_set: Any, mixup: float) -> None:
     config = load(transfer_set)
     adamw = DistillSettings.model_fields["optimizer"].default
-    expected = (20.0, 0.8, SGD) if unreal else (4.0, 0.5, adamw)
+    expected = (4.0, 0.5, adamw) if mixup == 0.5 else (20.0, mixup, SGD)
     assert (config.distill.temperature, config.mix.mixup, config.distill.optimizer) == expected
     written = load(transfer_set, distill={"temperature": 4.0, "optimizer": {"lr": 0.1}}, mix={"mixup": 0.5})
     assert (written.distill.temperature, written.mix.mixup) == (4.0, 0.5)
