@@ -38,7 +38,7 @@ from benchmarks.judge import CLUSTERS, NEIGHBOUR, Judge
 from synthkd.data.read.real import load_splits
 from synthkd.data.written.stored import read_stored
 from synthkd.generators.build import build_generator
-from synthkd.generators.inversion import SAMPLE_STEPS
+from synthkd.generators.inversion_network import SAMPLE_STEPS
 from synthkd.generators.settings import DiffusionSettings, SavedSettings
 from synthkd.metrics.features import build_extractor, extract
 from synthkd.models import Classifier, load_model

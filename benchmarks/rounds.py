@@ -19,8 +19,8 @@ from torch import nn
 
 from benchmarks import common, pairs
 from benchmarks.common import Row
-from synthkd.generators.inversion import BETAS, Inversion
-from synthkd.generators.inversion_network import DoublingConv2d
+from synthkd.generators.inversion import Inversion
+from synthkd.generators.inversion_network import BETAS, DoublingConv2d
 from synthkd.generators.settings import InversionSettings
 from synthkd.models.channels_last import channels_last
 from synthkd.models.classifier import Classifier, Network

@@ -2,7 +2,8 @@
 
 A round paints a batch, lets the teacher (and the student) see a random view of it, and moves whatever paints it down
 the gradient of the loss, for many steps. The images of the best step are kept. BatchNorm statistics are of the whole
-batch, so that no single image could be made by itself: a sample is an image of an earlier round.
+batch, so that no single image could be made by itself: a sample of a generator that keeps no network is an image of an
+earlier round (`Pooled`).
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -72,7 +74,6 @@ class Batchwise(ABC):
     """A generator of one teacher that optimises each batch anew. A subclass implements `_begin`.
 
     Attributes:
-        repeats: True: samples are images of earlier rounds.
         folds: whether copies without BatchNorm may stand for teacher and student in a round (see `folded`).
 
     Args:
@@ -89,7 +90,6 @@ class Batchwise(ABC):
             classes are unknown.
     """
 
-    repeats = True
     folds: ClassVar = True
 
     def __init__(
@@ -108,13 +108,12 @@ class Batchwise(ABC):
         self._settings = settings
         self.spec = teacher.spec
         self._teacher = teacher
-        self._folded = folded(teacher, accelerator, statistics=True) if self.folds else teacher
+        self._fast_teacher = folded(teacher, accelerator, statistics=settings.batch_norm > 0) if self.folds else teacher
         self._seed = seed
         self._device = accelerator.device
         self._processes = Processes.of(accelerator)
         self._accelerator = accelerator
         self._autocast = autocast_of(accelerator)
-        self._pool = Pool(self.spec)
         self._moments = MovingMoments(settings.memory, self._device)
         terms = {"one_hot": TEACHER_TERMS["one_hot"], **joint}
         every: dict[str, AttemptTerm] = {name: _of_joint(term) for name, term in terms.items()}
@@ -147,6 +146,9 @@ class Batchwise(ABC):
 
     def _end(self, note: object) -> None:  # noqa: B027
         """The end of a round."""
+
+    def _made(self, images: Tensor, labels: Tensor) -> None:  # noqa: B027
+        """The images of a round and their labels."""
 
     def round(self, index: int, difficulty: float, student: nn.Module | None = None) -> Round:
         """One round: a batch of images, optimised from its beginning.
@@ -194,7 +196,7 @@ class Batchwise(ABC):
             raise TrainingError(f"generator: the images are not finite in round {index}; lower its lr")
         self._moments.keep(statistics)
         self._end(note)
-        self._pool.add(best, labels)
+        self._made(best, labels)
         terms = {f"generator/{name}": float(term.detach()) for name, term in loss.terms.items()}
         # Anew: the logits above are of a view of the images.
         logits = teacher_logits(self._teacher, best, self._autocast)
@@ -202,10 +204,33 @@ class Batchwise(ABC):
 
     def _in_a_round(self, student: nn.Module | None) -> tuple[Classifier, nn.Module | None]:
         """Teacher and student as a round runs them."""
-        if not self.folds:
-            return self._teacher, student
-        rival = None if student is None else folded(student, self._accelerator)
-        return self._folded, rival
+        rival = student if student is None or not self.folds else folded(student, self._accelerator)
+        return self._fast_teacher, rival
+
+    def state_dict(self) -> dict[str, Any]:
+        """The moments to which later rounds are averaged."""
+        return {"moments": self._moments.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what `state_dict` returned."""
+        self._moments.load_state_dict(state["moments"])
+
+
+class Pooled(Batchwise):
+    """A generator whose samples are images of earlier rounds.
+
+    Attributes:
+        repeats: True: its samples are no new images.
+    """
+
+    repeats: ClassVar = True
+
+    @cached_property
+    def _pool(self) -> Pool:
+        return Pool(self.spec)
+
+    def _made(self, images: Tensor, labels: Tensor) -> None:
+        self._pool.add(images, labels)
 
     def sample(self, labels: Tensor, difficulty: float, rng: Rows) -> Tensor:
         """Images of earlier rounds; image i is a function of its label and of row `rng.start + i`.
@@ -234,15 +259,12 @@ class Batchwise(ABC):
 
     def state_dict(self) -> dict[str, Any]:
         """The images of earlier rounds, and the moments to which later rounds are averaged."""
-        return {
-            "pool": self._pool.state_dict(),
-            "moments": self._moments.state_dict(),
-        }
+        return super().state_dict() | {"pool": self._pool.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` returned."""
+        super().load_state_dict(state)
         self._pool.load_state_dict(state["pool"])
-        self._moments.load_state_dict(state["moments"])
 
 
 def _of_joint(term: Term) -> AttemptTerm:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from synthkd.data.augment import flip
 from synthkd.errors import ModelError
-from synthkd.generators.batchwise import Attempt, Batchwise, Canvas
+from synthkd.generators.batchwise import Attempt, Canvas, Pooled
 from synthkd.generators.inversion_network import latent_network
 from synthkd.generators.method_settings import ContrastiveSettings
 from synthkd.generators.teacher_student import STUDENT_TERMS
@@ -70,7 +70,7 @@ class ChannelMeans:
         return torch.cat([self._means[number] for number in range(len(self._layers))], dim=1)
 
 
-class Contrastive(Batchwise):
+class Contrastive(Pooled):
     """The contrastive inversion of one teacher.
 
     Args:

@@ -25,7 +25,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from synthkd.errors import ConfigError, TrainingError
-from synthkd.generators.inversion_network import latent_network
+from synthkd.generators.inversion_network import BETAS, SAMPLE_RATE, images_of_labels, latent_network
 from synthkd.generators.local import autocast_of, folded, local_accelerator, require_statistics
 from synthkd.generators.moments import MovingMoments
 from synthkd.generators.own_rounds import of_a_round
@@ -34,21 +34,12 @@ from synthkd.generators.teacher_student import STUDENT_TERMS, TEACHER_TERMS, Joi
 from synthkd.generators.views import shifted
 from synthkd.losses.objective import Objective
 from synthkd.models.classifier import Network, as_classifier
-from synthkd.models.contract import finite_logits
 from synthkd.models.fitting import load_strictly
 from synthkd.models.weights import WEIGHTS, finite_state, read_weights, save_weights
 from synthkd.passes import sample_in_chunks
 from synthkd.rng import Rows, stream
-from synthkd.taps import evaluating, frozen
 from synthkd.training.learner import require_finite
 from synthkd.types import ImageSpec, Outputs, Round, balanced_labels
-
-BETAS = (0.5, 0.999)
-"""Of every Adam optimiser here; the momentum of DCGAN (Radford et al. 2016)."""
-SAMPLE_STEPS = 10
-"""Optimiser steps on a latent vector in `sample`."""
-SAMPLE_RATE = 0.1
-"""Learning rate of these steps."""
 
 
 def assign_labels(labels: Tensor, logits: Tensor) -> Tensor:
@@ -198,9 +189,8 @@ class Inversion:
     def sample(self, labels: Tensor, difficulty: float, rng: Rows) -> Tensor:
         """Images of the labels: the shared network at latent vectors optimised for the teacher to predict the label.
 
-        The network is in eval mode and the loss is a sum over images, so each image is a function of its label and row
-        alone (up to the rounding of batched kernels). The difficulty sets the length of the initial latent vectors,
-        `0.5 + 0.5 * difficulty`: easy images lie nearer to each other.
+        Each image is a function of its label and row alone, see `images_of_labels`. The difficulty sets the length of
+        the initial latent vectors, `0.5 + 0.5 * difficulty`: easy images lie nearer to each other.
 
         Args:
             labels: int64 `[N]`.
@@ -217,25 +207,11 @@ class Inversion:
             lambda part, rows: self._sample(part, difficulty, rows), self.settings.batch_size, labels, rng
         )
 
-    @torch.enable_grad()
     def _sample(self, labels: Tensor, difficulty: float, rng: Rows) -> Tensor:
         """As `sample`, in one pass."""
         latent = rng.normal(len(labels), self.settings.latent) * (0.5 + 0.5 * difficulty)
-        latent = latent.to(self._device).requires_grad_()
-        labels = labels.to(self._device)
-        # Adam scales each coordinate by itself, so images do not affect each other.
-        optimizer = torch.optim.Adam([latent], SAMPLE_RATE, BETAS)
-        networks = (self.network, self._teacher)
-        with evaluating(*networks), frozen(*networks):
-            for _ in range(SAMPLE_STEPS):
-                with self._autocast():
-                    logits = finite_logits(self._teacher(self.network(latent)))
-                optimizer.zero_grad(set_to_none=True)
-                # A sum: in a mean the gradient of an image would be divided by the size of its batch.
-                F.cross_entropy(logits.float(), labels, reduction="sum").backward()
-                optimizer.step()
-            images: Tensor = self.network(latent.detach())
-        return images.detach().float().contiguous()
+        labels, latent = labels.to(self._device), latent.to(self._device)
+        return images_of_labels(self.network, self._teacher, labels, latent, SAMPLE_RATE, self._autocast)
 
     @property
     def _penultimate(self) -> bool:

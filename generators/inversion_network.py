@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TypeVar
@@ -13,10 +14,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from synthkd.models.contract import finite_logits
 from synthkd.models.size import in_proportion
 from synthkd.rng import derive
+from synthkd.taps import evaluating, frozen
 from synthkd.types import ImageSpec
 
+BETAS = (0.5, 0.999)
+"""Of every Adam optimiser of the generators with this network; the momentum of DCGAN (Radford et al. 2016)."""
+SAMPLE_STEPS = 10
+"""Optimiser steps on a latent vector of a sample."""
+SAMPLE_RATE = 0.1
+"""Learning rate of these steps, where latent vectors have unit variance."""
 LARGEST_START = 8
 """Largest side of the network's first map, whatever the size of the images. From a larger one the linear layer would
 draw each part of an image by itself, and have most of the network's parameters."""
@@ -111,6 +120,49 @@ def latent_network(
     """A new `GeneratorNetwork`; see `initialised` for seed, device and step, and for what is raised."""
     make = functools.partial(GeneratorNetwork, spec, latent, width)
     return initialised(make, f"latent={latent}, width={width} for {spec}", seed, device, step)
+
+
+@torch.enable_grad()
+def images_of_labels(
+    network: GeneratorNetwork,
+    teacher: nn.Module,
+    labels: Tensor,
+    latent: Tensor,
+    rate: float,
+    autocast: Callable[[], AbstractContextManager[object]],
+) -> Tensor:
+    """Images of the network at latent vectors that are optimised for the teacher to predict the labels.
+
+    The network is in eval mode and the loss is a sum over images, so each image is a function of its label and latent
+    vector alone (up to the rounding of batched kernels).
+
+    Args:
+        network: trained; unchanged.
+        teacher: frozen; unchanged.
+        labels: int64 `[N]`.
+        latent: float32 `[N, latent]`, where the optimisation starts.
+        rate: learning rate of its `SAMPLE_STEPS` steps.
+        autocast: context manager that sets the precision.
+
+    Returns:
+        float32 `[N, C, H, W]` in [0, 1].
+
+    Raises:
+        ModelError: the teacher's logits are not finite.
+    """
+    latent = latent.requires_grad_()
+    # Adam scales each coordinate by itself, so images do not affect each other.
+    optimizer = torch.optim.Adam([latent], rate, BETAS)
+    with evaluating(network, teacher), frozen(network, teacher):
+        for _ in range(SAMPLE_STEPS):
+            with autocast():
+                logits = finite_logits(teacher(network(latent)))
+            optimizer.zero_grad(set_to_none=True)
+            # A sum: in a mean the gradient of an image would be divided by the size of its batch.
+            F.cross_entropy(logits.float(), labels, reduction="sum").backward()
+            optimizer.step()
+        images: Tensor = network(latent.detach())
+    return images.detach().float().contiguous()
 
 
 @dataclass(frozen=True)

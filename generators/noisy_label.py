@@ -6,12 +6,17 @@ embedding, and the layer makes them differ. A layer serves one image of each cla
 
 The published embeddings are those of a language model for the names of the classes. They are not at hand here: the
 embedding of a class is its one-hot vector, the paper's own alternative.
+
+A sample is a new image: the network gives it from a latent vector of its own, as random layers would draw it, which is
+optimised until the teacher predicts the label.
 """
 
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,10 +25,13 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from synthkd.generators.batchwise import Batchwise, Canvas
-from synthkd.generators.inversion_network import GeneratorNetwork, initialised
+from synthkd.generators.inversion_network import SAMPLE_RATE, GeneratorNetwork, images_of_labels, initialised
 from synthkd.generators.method_settings import NoisyLabelSettings
 from synthkd.generators.teacher_student import STUDENT_TERMS
-from synthkd.rng import derive
+from synthkd.models.fitting import load_strictly
+from synthkd.models.weights import WEIGHTS, read_weights, save_weights
+from synthkd.passes import sample_in_chunks
+from synthkd.rng import Rows, derive
 from synthkd.types import ImageSpec
 
 
@@ -85,6 +93,7 @@ class NoisyLabel(Batchwise):
         super().__init__(settings, teacher, seed, accelerator, spec, {"adversarial": STUDENT_TERMS["adversarial"]})
         self.settings = settings
         self.network = self._new_network(0)
+        self._grown = self.network.images
 
     def _new_network(self, life: int) -> NoisyLabelNetwork:
         s, groups = self.settings, -(-self.settings.batch_size // self.spec.classes)
@@ -95,6 +104,8 @@ class NoisyLabel(Batchwise):
     def _begin(self, index: int, labels: Tensor) -> Canvas:
         life, age = divmod(index, self.settings.life)
         if age == 0:
+            # The one before, if there is one, which has learned for a whole life, gives the samples.
+            self._grown = self.network.images
             self.network = self._new_network(life)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive(self._seed, "noisy layer", index))
@@ -102,11 +113,50 @@ class NoisyLabel(Batchwise):
         network = self.network.to(self._device).train()
         return Canvas(list(network.parameters()), lambda: network(labels))
 
+    def sample(self, labels: Tensor, difficulty: float, rng: Rows) -> Tensor:
+        """Images of the labels, of the network that has learned for a whole life, see `images_of_labels`.
+
+        Args:
+            labels: int64 `[N]`.
+            difficulty: in [0, 1]; latent vectors have `0.5 + 0.5 * difficulty` times the length of those of a round.
+            rng: random rows; image i starts from row `rng.start + i`.
+
+        Returns:
+            float32 `[N, C, H, W]` in [0, 1].
+
+        Raises:
+            ModelError: the teacher's logits are not finite.
+        """
+        # The coordinates of a layer's output have as variance the number of classes: so long is a normalised one-hot.
+        scale = math.sqrt(self.spec.classes)
+
+        def images(part: Tensor, rows: Rows) -> Tensor:
+            latent = rows.normal(len(part), self.settings.noise) * (scale * (0.5 + 0.5 * difficulty))
+            part, latent = part.to(self._device), latent.to(self._device)
+            return images_of_labels(self._grown, self._fast_teacher, part, latent, scale * SAMPLE_RATE, self._autocast)
+
+        return sample_in_chunks(images, self.settings.batch_size, labels, rng)
+
+    def save(self, directory: Path) -> None:
+        """Write the network of the samples to `model.safetensors`; sampling also needs the teacher."""
+        save_weights(self._grown, directory / WEIGHTS)
+
+    def restore(self, directory: Path) -> None:
+        """Read it back.
+
+        Raises:
+            ModelError: the file is missing, damaged or of another architecture.
+        """
+        load_strictly(self._grown, read_weights(directory / WEIGHTS), str(directory / WEIGHTS))
+
     def state_dict(self) -> dict[str, Any]:
-        """The network, the images of earlier rounds, and the moments to which later rounds are averaged."""
-        return super().state_dict() | {"network": self.network.state_dict()}
+        """Both networks, and the moments to which later rounds are averaged."""
+        return super().state_dict() | {"network": self.network.state_dict(), "grown": self._grown.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` returned."""
         super().load_state_dict(state)
+        self.network = self._new_network(0)
+        self._grown = self._new_network(0).images
         self.network.load_state_dict(state["network"])
+        self._grown.load_state_dict(state["grown"])

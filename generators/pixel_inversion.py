@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from synthkd.generators.batchwise import Attempt, Batchwise, Canvas
+from synthkd.generators.batchwise import Attempt, Canvas, Pooled
 from synthkd.generators.method_settings import PixelInversionSettings
 from synthkd.generators.teacher_student import MORE_STUDENT_TERMS
 from synthkd.generators.views import cropped, rolled
@@ -21,7 +21,7 @@ from synthkd.rng import Rows
 from synthkd.types import ImageSpec
 
 
-class PixelInversion(Batchwise):
+class PixelInversion(Pooled):
     """The inversion of one teacher in pixel space.
 
     Args:

@@ -303,7 +303,7 @@ GeneratorSettings = Annotated[_Named, by_kind("inversion")]
 
 
 class ChosenByTeacher(Settings):
-    """The generator that suits the teacher: inversion, pixels or procedural, with their default settings."""
+    """The generator that suits the teacher: noisy_label, inversion, pixels or procedural, with default settings."""
 
     kind: Literal["auto"]
 

@@ -19,8 +19,8 @@ RATIO = (3 / 4, 4 / 3)
 def shifted(images: Tensor, pixels: int, flip: bool, rng: torch.Generator) -> Tensor:
     """Each image shifted by its own whole numbers of pixels, at most `pixels`, and mirrored with probability one half.
 
-    Where a teacher was trained on images like these, its BatchNorm statistics are of images with such edges. An image
-    that matches them as it is has the edges inside.
+    A teacher that was trained on shifted images has BatchNorm statistics of images with black edges. A generator that
+    matches them without shifting its images draws such edges into them.
     """
     return augment.flip(augment.shift(images, pixels, rng), rng, 0.5 if flip else 0.0)
 

@@ -18,8 +18,8 @@ doubts, which mixtures and a high temperature show."""
 DRAWN = ("procedural", "pictures")
 """Kinds of sources whose images show nothing of the task."""
 BY_BATCH_NORM = ("auto", "inversion", "noisy_label")
-"""Kinds of generators whose images come of the teacher's BatchNorm statistics, if it has any. Recipes of published
-methods set every key that has another default here."""
+"""Kinds of generators whose images come of the teacher's BatchNorm statistics, if it has any. So
+recipes of published methods with these kinds write temperature, mixtures and optimiser in full."""
 
 
 def without_real_images(recipe: Section) -> Mapping[str, Section]:
@@ -34,7 +34,7 @@ def without_real_images(recipe: Section) -> Mapping[str, Section]:
     if answers_alone or not sources or not all(_shows_nothing_real(source) for source in sources):
         return {}
     defaults = dict(WITHOUT_REAL_IMAGES)
-    if any(section(source, "generator").get("kind") == "noisy_label" for source in sources):
+    if any(_generator(source) == "noisy_label" for source in sources):
         defaults["mix"] = {"mixup": 0.0}  # its images differ enough: mixtures cost a point on CIFAR-10
     if section(section(recipe, "distill"), "adapt").get("temperature") is not None:
         # The temperature has a start of its own there.
@@ -43,10 +43,11 @@ def without_real_images(recipe: Section) -> Mapping[str, Section]:
 
 
 def _shows_nothing_real(source: object) -> bool:
-    if not isinstance(source, Mapping):
-        return False
-    kind = source.get("kind", "generated")
-    generator = section(source, "generator")
-    if kind == "generated":
-        return generator.get("kind", "inversion") in BY_BATCH_NORM
-    return kind in DRAWN
+    return isinstance(source, Mapping) and (source.get("kind") in DRAWN or _generator(source) in BY_BATCH_NORM)
+
+
+def _generator(source: object) -> object:
+    """The kind of a source's generator; None if it generates nothing."""
+    if not isinstance(source, Mapping) or source.get("kind", "generated") != "generated":
+        return None
+    return section(source, "generator").get("kind", "inversion")

@@ -48,8 +48,8 @@ class GeneratedSet(_Source):
 
     kind: Literal["generated"] = "generated"
     generator: GeneratorOrAuto = ChosenByTeacher(kind="auto")
-    """Kind auto, the default: inversion for a teacher with BatchNorm statistics, pixels for one without, procedural for
-    a black box. Keys without a kind are those of inversion."""
+    """Kind auto, the default: noisy_label or inversion for a teacher with BatchNorm statistics, by the images, pixels
+    for one without, procedural for a black box. Keys without a kind are those of inversion."""
     data: DataSettings | None = None
     """Real images that cgan, diffusion and merf learn from. None: those of the real source of the list."""
     difficulty: DifficultySettings = DifficultySettings()

@@ -73,7 +73,7 @@ def _suiting(teacher: Classifier, mix: MixSettings) -> tuple[GeneratorSettings, 
         return PixelSettings(kind="pixels"), "pixels, since the teacher has no BatchNorm statistics"
     words = f"the teacher has {'a BatchNorm layer' if layers == 1 else f'{layers} BatchNorm layers'} with statistics"
     if spec.channels == COLOURS and max(spec.height, spec.width) <= LARGEST:
-        # Its statistics are of images that were varied as those of the student are.
+        # The teacher is taken to have learned from images that were shifted and flipped as the student's are.
         generator = NoisyLabelSettings(kind="noisy_label", shift=mix.shift, flip=mix.flip)
         return generator, f"noisy_label, since {words} and small images in colour"
     return InversionSettings(shift=mix.shift, flip=mix.flip), f"inversion, since {words}"

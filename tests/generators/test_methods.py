@@ -188,6 +188,21 @@ def test_a_noisy_layer_is_new_for_every_batch_and_the_network_only_after_its_lif
     assert torch.equal(begun[3][kept], fresh.network.state_dict()[kept]), "a life of three rounds is over"
 
 
+def test_the_network_that_has_lived_gives_new_images_of_the_labels(teacher: Classifier) -> None:
+    generator: NoisyLabel = make("noisy_label", teacher, noise=64, width=8, life=10, steps=15)
+    made = [generator.round(index, 0.3) for index in range(10)]
+    grown = generator.network.images
+    labels = torch.arange(40) % 10
+    before = generator.sample(labels, 0.3, Rows(0, "test"))
+    generator.round(10, 0.3)
+    assert generator._grown is grown, "the one that begins gives none"
+    images = generator.sample(labels, 0.3, Rows(0, "test"))
+    assert not torch.equal(images, before)
+    assert float((teacher(images).argmax(1) == labels).float().mean()) > 0.8
+    known = torch.cat([one.images for one in made]).flatten(1)
+    assert float(torch.cdist(images.flatten(1), known).min()) > 0.1, "none is an image of a round"
+
+
 def test_channel_means_are_those_of_the_layers_inputs(teacher: Classifier) -> None:
     images = torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     with ChannelMeans(teacher) as means, torch.no_grad():

@@ -30,6 +30,7 @@ TEACH: dict[str, Any] = {
 GENERATORS = {
     "inversion": {"kind": "inversion", "width": 4, "latent": 8, "batch_size": 20},
     "pixels": {"kind": "pixels", "batch_size": 20, "steps": 2},
+    "noisy_label": {"kind": "noisy_label", "width": 4, "noise": 8, "batch_size": 20, "steps": 2, "life": 2},
     "cgan": {"kind": "cgan", "width": 4, "latent": 8, "batch_size": 20, "steps": 2},
     "merf": {"kind": "merf", "width": 4, "latent": 8, "batch_size": 20, "steps": 2, "epsilon": 8, "test_seed": 0},
 }

@@ -15,6 +15,7 @@ import torch
 
 import synthkd
 from synthkd.errors import ConfigError, ModelError
+from synthkd.generators.method_settings import NoisyLabelSettings
 from synthkd.generators.settings import PixelSettings
 from synthkd.imports import allowing
 from synthkd.models import Classifier
@@ -22,6 +23,7 @@ from synthkd.models.black_box import ANSWERS, black_box_model
 from synthkd.pipelines import audit, distill
 from synthkd.pipelines.config import AuditConfig, DistillConfig
 from synthkd.pipelines.run.result import Plan, Result
+from synthkd.pipelines.student.chosen import with_generator
 from synthkd.settings.load import load_config
 from synthkd.training.monitor import read_rows
 from synthkd.types import ImageSpec
@@ -336,6 +338,15 @@ def test_the_teacher_chooses_the_generator_where_none_is_named(
         saved = json.loads((tmp_path / "run" / "generator" / "generator.json").read_text())
         assert saved["settings"]["kind"] == "pixels"
         assert saved["settings"]["steps"] == PixelSettings(kind="pixels").steps
+
+
+def test_the_generator_that_the_teacher_chooses_varies_images_as_the_run_does() -> None:
+    taught = Classifier(network(BATCH_NORM, 3), ImageSpec(3, 8, 8, 4))
+    given = {"teacher": {"kind": "load", "model": "x"}, "student": {"arch": "mlp"}, "mix": {"shift": 2, "flip": True}}
+    chosen = with_generator(load_config(DistillConfig, given, []), taught)[0].generated
+    assert chosen is not None
+    assert isinstance(chosen.generator, NoisyLabelSettings)
+    assert (chosen.generator.shift, chosen.generator.flip) == (2, True)
 
 
 def test_a_black_box_gets_drawn_images() -> None:
