@@ -31,7 +31,7 @@ def fit_generator(
     return job.train({"generator": generator}, [stage], title, headline=("generator/loss",))
 
 
-FEW_STEPS = 5
+FEW_STEPS = 15
 """Steps of a measured round, where the time of a round is that of its steps."""
 
 
