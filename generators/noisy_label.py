@@ -93,7 +93,7 @@ class NoisyLabel(Batchwise):
         super().__init__(settings, teacher, seed, accelerator, spec, {"adversarial": STUDENT_TERMS["adversarial"]})
         self.settings = settings
         self.network = self._new_network(0)
-        self._grown = self.network.images
+        self._grown: GeneratorNetwork | None = None
 
     def _new_network(self, life: int) -> NoisyLabelNetwork:
         s, groups = self.settings, -(-self.settings.batch_size // self.spec.classes)
@@ -104,8 +104,8 @@ class NoisyLabel(Batchwise):
     def _begin(self, index: int, labels: Tensor) -> Canvas:
         life, age = divmod(index, self.settings.life)
         if age == 0:
-            # The one before, if there is one, which has learned for a whole life, gives the samples.
-            self._grown = self.network.images
+            # The one before has learned for a whole life, so it gives the samples.
+            self._grown = self.network.images if life else None
             self.network = self._new_network(life)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive(self._seed, "noisy layer", index))
@@ -133,13 +133,20 @@ class NoisyLabel(Batchwise):
         def images(part: Tensor, rows: Rows) -> Tensor:
             latent = rows.normal(len(part), self.settings.noise) * (scale * (0.5 + 0.5 * difficulty))
             part, latent = part.to(self._device), latent.to(self._device)
-            return images_of_labels(self._grown, self._fast_teacher, part, latent, scale * SAMPLE_RATE, self._autocast)
+            return images_of_labels(
+                self._sampled, self._fast_teacher, part, latent, scale * SAMPLE_RATE, self._autocast
+            )
 
         return sample_in_chunks(images, self.settings.batch_size, labels, rng)
 
+    @property
+    def _sampled(self) -> GeneratorNetwork:
+        """The network of the samples; in the first life the one that is learning."""
+        return self.network.images if self._grown is None else self._grown
+
     def save(self, directory: Path) -> None:
         """Write the network of the samples to `model.safetensors`; sampling also needs the teacher."""
-        save_weights(self._grown, directory / WEIGHTS)
+        save_weights(self._sampled, directory / WEIGHTS)
 
     def restore(self, directory: Path) -> None:
         """Read it back.
@@ -147,16 +154,19 @@ class NoisyLabel(Batchwise):
         Raises:
             ModelError: the file is missing, damaged or of another architecture.
         """
-        load_strictly(self._grown, read_weights(directory / WEIGHTS), str(directory / WEIGHTS))
+        load_strictly(self._sampled, read_weights(directory / WEIGHTS), str(directory / WEIGHTS))
 
     def state_dict(self) -> dict[str, Any]:
         """Both networks, and the moments to which later rounds are averaged."""
-        return super().state_dict() | {"network": self.network.state_dict(), "grown": self._grown.state_dict()}
+        grown = None if self._grown is None else self._grown.state_dict()
+        return super().state_dict() | {"network": self.network.state_dict(), "grown": grown}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` returned."""
         super().load_state_dict(state)
         self.network = self._new_network(0)
-        self._grown = self._new_network(0).images
         self.network.load_state_dict(state["network"])
-        self._grown.load_state_dict(state["grown"])
+        self._grown = None
+        if state["grown"] is not None:
+            self._grown = self._new_network(0).images
+            self._grown.load_state_dict(state["grown"])
