@@ -8,6 +8,7 @@ import logging
 import os
 import re
 import sys
+import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -65,6 +66,8 @@ _PEER_ADDRESS = re.compile(r"\[([\da-f.:]+)\]:\d+", re.IGNORECASE)
 """In such a message: the machine of the process that has ended."""
 _commands: list[str] = []
 """The commands of this process so far, which are those of the other processes of torchrun too."""
+LET_FIRST = 3.0
+"""Seconds in which torchrun sees the process that has ended first and ends this one, so that it names the cause."""
 INTERRUPTED = 130  # 128 + SIGINT, what a shell reports for Ctrl-C
 SETTINGS = "CONFIG is a YAML file or the name of a recipe; settings are written key=value or section.key=value"
 
@@ -102,6 +105,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         if _speaks_for_its_machine() and _tells():  # else the other process has told why
             print(_ended_elsewhere(str(error)), file=sys.stderr)
+        time.sleep(LET_FIRST)
         return CheckpointError.exit_code
     except BrokenPipeError:  # the reader has ended (`synthkd config schema distill | head`)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

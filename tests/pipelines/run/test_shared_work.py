@@ -22,7 +22,7 @@ from synthkd.system.shares import ALONE
 from synthkd.types import ImageSpec
 
 SCRIPT = """
-import json, logging, os, sys
+import atexit, json, logging, os, sys, time
 from accelerate import Accelerator, PartialState
 from synthkd.errors import DataError, MissingExtraError
 from synthkd.pipelines import cli
@@ -32,6 +32,8 @@ from synthkd.pipelines.run.device import make_accelerator
 from synthkd.settings.load import load_config
 
 rank, seen = int(os.environ["RANK"]), {}
+if rank == 1:
+    atexit.register(time.sleep, 1)  # last of all, when it has left the group: it ends slowly after its error
 config = load_config(TeachConfig, json.load(open("teach.yaml")), [])
 seen["before"] = shared_work.count()
 outer = make_accelerator(config)
