@@ -54,6 +54,10 @@ REAL: Row = {
 }
 PREGENERATED = {"digits": (14, 7), "fashion": (10, 5), "lenet": (40, 0), "cifar10": (8, 4)}
 """Rounds before the student, and how many of them are discarded."""
+NOISY_ROUNDS = 6
+"""Rounds of `noisy_label` before the student."""
+VIEWS: dict[str, Row] = {"cifar10": {"shift": 4, "flip": True}}
+"""How the images were shifted and flipped from which a teacher learned; not at all where nothing stands."""
 EVERY = {"digits": 15, "fashion": 24, "lenet": 40, "cifar10": 24}
 
 
@@ -66,7 +70,8 @@ class Cell:
         student: the student's model.
         steps: of the student.
         images: "recipe": that of the data; "drawn": the same with the generator `procedural`; "default": the defaults
-            of a student of real images, with those of the generator.
+            of a student of real images, with those of the generator; "noisy": the generator `noisy_label`, without
+            mixtures.
         seed: of the run.
     """
 
@@ -110,6 +115,13 @@ CELLS = (
     Cell("cifar10", _resnet(16), 400),
     Cell("fashion", _convnet(16), 500, "default", seed=3),
     Cell("cifar10", _resnet(16), 150, "default", seed=3),
+    Cell("digits", _convnet(12), 100, "noisy"),
+    Cell("digits", _convnet(12), 400, "noisy"),
+    Cell("cifar10", _resnet(16), 400, "noisy"),
+    Cell("fashion", _convnet(16), 300, "noisy"),
+    Cell("fashion", _convnet(16), 800, "noisy"),
+    Cell("digits", _convnet(12), 1500, "noisy"),
+    Cell("cifar10", _resnet(16), 1500, "noisy"),
 )
 """In the order in which they run; every dataset has its turn early."""
 EARLIER = 11
@@ -158,10 +170,20 @@ def teacher_settings(name: str, files: Files, threads: int) -> Row:
     }
 
 
+def _noisy(views: Row) -> Row:
+    return {
+        "transfer_set": {"generator": {"kind": "noisy_label", **views}, "difficulty": {"augment": False}},
+        "mix": {"mixup": 0.0, **views},
+    }
+
+
 def run(cell: Cell, files: Files, threads: int) -> Path:
     """Run a cell without test data, or find it finished: its run directory."""
     rounds, discard = PREGENERATED[cell.data]
     recipe = REAL if cell.images == "default" else RECIPES[cell.data]
+    if cell.images == "noisy":
+        rounds, discard = NOISY_ROUNDS, 0
+        recipe = {**recipe, **_noisy(VIEWS.get(cell.data, {}))}
     if cell.images == "drawn":
         given = {key: value for key, value in recipe["transfer_set"].items() if key != "generator"}
         recipe = {**recipe, "transfer_set": {**given, "generator": {"kind": "procedural"}}}

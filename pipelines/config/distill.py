@@ -81,7 +81,8 @@ class Distillation(Settings):
         # An override such as phases.0.steps=10 starts from this default if a recipe has no phases.
         json_schema_extra={"default": [phase.model_dump() for phase in BESIDE_A_GENERATOR]},
     )
-    """Default: joint 4000 steps with a round every 10, and refine 500 if images are generated, else refine 4500."""
+    """Default: joint 4000 steps with a round every 10, and refine 500 if images are generated, else refine 4500. Beside
+    `noisy_label`: 6 rounds of pregenerate, joint 4000 with a round every 25, and refine 500."""
     online: OnlineSettings | None = None
     """Networks that learn together with the student, and from each other."""
     inherit: bool | Literal["merged"] | None = None

@@ -17,14 +17,10 @@ from synthkd.generators.settings import (
 from synthkd.models import Classifier
 from synthkd.models.black_box import black_box_of
 from synthkd.pipelines.config import DistillConfig, GeneratedSet
+from synthkd.pipelines.config.image_defaults import COLOURS, LARGEST
 from synthkd.pipelines.run.budget import MOST
 from synthkd.settings import MixSettings, PhaseSettings
 from synthkd.taps import has_statistics
-
-COLOURS, LARGEST = 3, 64
-"""Channels of images in colour, and the longest side, in pixels, at which kind auto takes `noisy_label` for them: on
-CIFAR-10 it gave better students than `inversion` at all budgets, on grey images no better ones. Larger images were not
-compared."""
 
 
 def with_generator(config: DistillConfig, teacher: Classifier | None) -> tuple[DistillConfig, str]:

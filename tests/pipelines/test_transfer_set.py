@@ -20,6 +20,7 @@ from synthkd.settings import (
     Joint,
     NpzData,
     OptimizerSettings,
+    Pregenerate,
     Refine,
     ReplaySettings,
     StreamData,
@@ -388,6 +389,30 @@ def test_images_that_show_nothing_real_have_defaults_of_their_own(transfer_set: 
     assert written.distill.optimizer == expected[2].model_copy(update={"lr": 0.1})
     other = load(transfer_set, distill={"optimizer": {"kind": "adam", "lr": 0.01}}).distill.optimizer
     assert other == OptimizerSettings(kind="adam", lr=0.01), "nothing of another kind is left"
+
+
+@pytest.mark.parametrize(
+    ("teacher", "generator", "noisy"),
+    [
+        ({"size": 32}, None, True),
+        ({"size": [48, 64], "channels": 3}, {"kind": "auto"}, True),
+        ({"size": 32, "channels": 1}, None, False),
+        ({"size": [64, 65]}, {"kind": "auto"}, False),
+        ({}, None, False),
+        ({"size": 32}, {"width": 9}, False),
+        ({"size": 28, "channels": 1}, {"kind": "noisy_label"}, True),
+    ],
+)
+def test_rounds_and_mixtures_suit_the_generator_that_the_teacher_will_choose(
+    teacher: Any, generator: Any, noisy: bool
+) -> None:
+    transfer_set = {} if generator is None else {"generator": generator}
+    config = load(transfer_set, teacher={"kind": "load", "model": "a:b", **teacher})
+    assert config.mix.mixup == (0.0 if noisy else 0.8)
+    assert [one.every for one in config.phases if isinstance(one, Joint)] == [25 if noisy else 10]
+    assert isinstance(config.phases[0], Pregenerate) == noisy
+    written = load(transfer_set, teacher={"kind": "load", "model": "a:b", **teacher}, phases=REFINE)
+    assert [one.kind for one in written.phases] == ["refine"]
 
 
 def test_defaults_follow_neither_a_black_box_nor_a_temperature_that_moves() -> None:
