@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import __main__, common, online_parts
+from benchmarks import __main__, common, estimate_fits, online_parts
+from synthkd.metrics.untested import BY_FOUR, BY_HARDER
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = common.scripts()
@@ -42,6 +43,15 @@ def test_the_tables_of_the_docs_are_those_of_the_results(name: str) -> None:
     assert len(tables) > 2
     if name not in SHORTENED:
         assert [row for row in tables if row not in rows(page)] == []
+
+
+def test_the_estimates_of_runs_are_calibrated_by_the_results() -> None:
+    cells, shipped = common.read("estimate")["cells"], {"by_four": BY_FOUR, "by_harder": BY_HARDER}
+    found = estimate_fits.calibrations(cells)
+    assert set(found) == set(shipped)
+    for name, calibration in shipped.items():
+        keys = ("deviation", "quantile", "runs", "covered")
+        assert [found[name][key] for key in keys] == [getattr(calibration, key) for key in keys]
 
 
 def test_results_are_printed_without_measuring(capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,7 +13,7 @@ from synthkd.compression.capacity import TeacherQuality, compare_teachers
 from synthkd.data.read.real import RealData
 from synthkd.distillation import alarms
 from synthkd.distillation.teachers import TeacherTeam
-from synthkd.metrics.untested import Range
+from synthkd.metrics.untested import Calibration, Range
 from synthkd.metrics.utility import Predictor, Proportion, accuracy, predict
 from synthkd.models import Classifier, parameters
 from synthkd.models.black_box import black_box_of
@@ -120,7 +120,7 @@ class _Tested:
     teacher: Proportion | None
     agreement: Agreement
     alarms: Sequence[alarms.Alarm]
-    estimate: Range | None = None
+    estimate: tuple[Range, Calibration] | None = None
 
 
 @dataclass(frozen=True)

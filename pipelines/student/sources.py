@@ -16,8 +16,10 @@ from synthkd.data.written.stored_images import StoredImages
 from synthkd.distillation.alarms import Alarm
 from synthkd.distillation.evaluation import HeldOut
 from synthkd.distillation.synthesis import Synthesis
+from synthkd.generators.method_settings import NoisyLabelSettings
 from synthkd.generators.own_rounds import OwnRounds
 from synthkd.generators.settings import InversionSettings, PixelSettings
+from synthkd.metrics.untested import BY_FOUR, BY_HARDER, Calibration
 from synthkd.metrics.utility import predict
 from synthkd.models import Classifier
 from synthkd.passes import Tick, go_on, sample_in_chunks
@@ -231,9 +233,15 @@ class GeneratedImages(BankedImages):
         return self._labelling.on_samples(networks, self._sample, Rows(self._seed, "fresh"), watch, repeats)
 
     @property
-    def is_of_teacher_alone(self) -> bool:
-        """Whether the generator learns from the teacher and nothing else, neither real images nor rules alone."""
-        return isinstance(self._settings.named, InversionSettings | PixelSettings)
+    def calibration(self) -> Calibration | None:
+        """How the student's agreement on the task is estimated; None for images that are not of the teacher alone."""
+        match self._settings.named:
+            case InversionSettings() | PixelSettings():
+                return BY_FOUR
+            case NoisyLabelSettings():
+                return BY_HARDER
+            case _:
+                return None
 
     def agreement_on_learned(self, student: Classifier) -> tuple[float, float] | None:
         """Logits of the agreement on images of the whole bank, see `Labelling.on_learned`; None while it is empty."""

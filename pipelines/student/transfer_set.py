@@ -14,7 +14,7 @@ from torch import Tensor
 from synthkd.data.hybrid import HybridDataset
 from synthkd.distillation.alarms import Alarm
 from synthkd.distillation.evaluation import HeldOut
-from synthkd.metrics.untested import CALIBRATION, Range, estimated_agreement
+from synthkd.metrics.untested import Calibration, Range, estimated_agreement
 from synthkd.models import Classifier
 from synthkd.pipelines.student.collages import CollageImages
 from synthkd.pipelines.student.held_out import Agreement
@@ -92,20 +92,20 @@ class TransferSet:
         measured = (source.agreements(networks, watch) for source in reversed(self._by_rank))
         return next((agreements for agreements in measured if agreements), [])
 
-    def estimate(self, student: Classifier, fresh: Agreement | None) -> Range | None:
-        """The estimated agreement on images of the task; None unless all images come of the teacher alone.
+    def estimate(self, student: Classifier, fresh: Agreement | None) -> tuple[Range, Calibration] | None:
+        """The estimated agreement on images of the task, and by what; None unless all images come of the teacher alone.
 
         Args:
             student: the finished student.
             fresh: its agreement on fresh samples.
         """
         generated = self.generated
-        if fresh is None or fresh.logits is None or generated is None or not generated.is_of_teacher_alone:
+        if fresh is None or fresh.logits is None or generated is None or len(self.sources) > 1:
             return None
-        if len(self.sources) > 1:
+        if (calibration := generated.calibration) is None:
             return None
         learned = generated.agreement_on_learned(student)
-        return None if learned is None else estimated_agreement((*fresh.logits, *learned), CALIBRATION)
+        return None if learned is None else (estimated_agreement(fresh.logits, learned, calibration), calibration)
 
     def alarms(self, watch: Watch = unwatched) -> list[Alarm]:
         """Signs of a failing distillation in the images of any source."""

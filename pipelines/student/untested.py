@@ -6,24 +6,25 @@ from dataclasses import replace
 
 from synthkd.distillation.advice import on_floor, still_rising, too_small
 from synthkd.generators.settings import ProceduralSettings
-from synthkd.metrics.untested import CALIBRATION, Range, estimated_accuracy
+from synthkd.metrics.untested import Calibration, Range, estimated_accuracy
 from synthkd.pipelines.config import DistillConfig
 from synthkd.reports.results import AccuracyEstimate
 from synthkd.settings import Pregenerate
 from synthkd.training.monitor import Monitor
 
 
-def estimate_result(agreement: Range | None, teacher: float | None) -> AccuracyEstimate | None:
+def estimate_result(estimated: tuple[Range, Calibration] | None, teacher: float | None) -> AccuracyEstimate | None:
     """The estimate as the result has it; None without one.
 
     Args:
-        agreement: estimated, of student and teacher on images of the task.
+        estimated: agreement of student and teacher on images of the task, and by what it was estimated.
         teacher: accuracy of the teacher as the configuration states it, in [0, 1]; None: it says nothing.
     """
-    if agreement is None:
+    if estimated is None:
         return None
+    agreement, calibration = estimated
     estimate = AccuracyEstimate(
-        agreement.value, (agreement.low, agreement.high), CALIBRATION.runs, CALIBRATION.covered, teacher
+        agreement.value, (agreement.low, agreement.high), calibration.runs, calibration.covered, teacher
     )
     if teacher is None:
         return estimate

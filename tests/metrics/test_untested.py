@@ -11,9 +11,11 @@ from synthkd.metrics.untested import (
     agreement_logits,
     estimated_accuracy,
     estimated_agreement,
+    harder_images,
+    mean_of_four,
 )
 
-KNOWN = Calibration(deviation=0.06, quantile=2.0, runs=9, covered=8)
+KNOWN = Calibration(mean_of_four, deviation=0.06, quantile=2.0, runs=9, covered=8)
 
 
 def test_agreement_of_all_images_and_of_the_surer_half() -> None:
@@ -45,12 +47,17 @@ def test_full_agreement_is_finite() -> None:
 
 
 def test_estimate_is_the_mean_of_logits() -> None:
-    estimate = estimated_agreement([0.0, 1.0, 2.0, 3.0], KNOWN)
+    estimate = estimated_agreement((0.0, 1.0), (2.0, 3.0), KNOWN)
     middle = 1 / (1 + math.exp(-1.5))
     assert estimate.value == pytest.approx(middle)
     assert (estimate.low, estimate.high) == pytest.approx((middle - 0.12, middle + 0.12))
-    assert estimated_agreement([9.0], KNOWN).high == 1.0
-    assert estimated_agreement([-9.0], KNOWN).low == 0.0
+    assert estimated_agreement((9.0, 9.0), (9.0, 9.0), KNOWN).high == 1.0
+    assert estimated_agreement((-9.0, -9.0), (-9.0, -9.0), KNOWN).low == 0.0
+
+
+def test_harder_images_are_missed_more_often() -> None:
+    assert harder_images((0.0, 0.0), (0.0, math.log(3))) == pytest.approx(1 - 0.25**1.5)
+    assert harder_images((9.0, 9.0), (0.0, 0.0)) == pytest.approx(1 - 0.5**1.5)
 
 
 def test_accuracy_is_at_most_that_of_the_teacher() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from synthkd.metrics.untested import CALIBRATION, Range
+from synthkd.metrics.untested import BY_FOUR, BY_HARDER, Range
 from synthkd.models import build, save
 from synthkd.pipelines import distill
 from synthkd.pipelines.config import DistillConfig
@@ -44,10 +44,17 @@ def test_a_run_without_test_data_estimates_its_student(tmp_path: Path, teacher: 
     estimate = result.estimate
     low, high = estimate.agreement_interval
     assert 0 < low < estimate.agreement < high < 1
-    assert (estimate.runs, estimate.covered) == (CALIBRATION.runs, CALIBRATION.covered)
+    assert (estimate.runs, estimate.covered) == (BY_FOUR.runs, BY_FOUR.covered)
     assert estimate.teacher_accuracy == 0.8
     assert estimate.accuracy == pytest.approx(min(0.8, 0.9 * estimate.agreement))
     assert result.student.accuracy is None
+
+
+def test_each_generator_of_the_teacher_alone_has_its_rule(tmp_path: Path, teacher: dict[str, Any]) -> None:
+    generator = {"kind": "noisy_label", "width": 4, "noise": 8, "batch_size": 20, "steps": 2, "life": 2}
+    estimate = result_of(tmp_path / "run", teacher, transfer_set={"generator": generator}).estimate
+    assert (estimate.runs, estimate.covered) == (BY_HARDER.runs, BY_HARDER.covered)
+    assert estimate.agreement_interval[0] < estimate.agreement
 
 
 def test_several_seeds_tell_agreement_and_estimate(tmp_path: Path, teacher: dict[str, Any]) -> None:
@@ -91,7 +98,7 @@ def test_nothing_is_estimated_where_nothing_was_measured(
 
 def test_without_the_accuracy_of_the_teacher_the_agreement_stays_one() -> None:
     assert estimate_result(None, 0.9) is None
-    estimate = estimate_result(Range(0.7, 0.5, 0.8), None)
+    estimate = estimate_result((Range(0.7, 0.5, 0.8), BY_FOUR), None)
     assert estimate is not None
     assert (estimate.agreement, estimate.agreement_interval, estimate.accuracy) == (0.7, (0.5, 0.8), None)
 
