@@ -7,8 +7,9 @@ Run it alone on the machine. A budget is wall time of the whole distillation, wi
 finished teacher is given. `ours` is the recipe as it ships, from the teacher alone, or with the 2,000 real images that
 the name of the pair says. `mixed` is `ours` with crops of two photographs as 30 % of each batch. `procedural` and
 `pictures` have drawn pictures, or such crops, in the place of generated ones, in as much time. `real` distils on all
-real images, or on those 2,000 alone, without mixtures; pictures have the mixtures that are their default. All start
-from the teacher's weights, and accuracy is that of the last weights on all 10,000 test images.
+real images, or on those 2,000 alone, without mixtures. `procedural` and `pictures` have mixtures where the recipe does
+not forbid them, also if `ours` has none. All start from the teacher's weights, and accuracy is that of the last weights
+on all 10,000 test images.
 
 In the pair `lenet, labels only` the teacher answers 50,000 images by labels, and shows nothing else: `ours` has drawn
 pictures and crops, `real` has real images, and all start afresh. What asking takes is in the budget.
@@ -35,7 +36,6 @@ from benchmarks.common import Row
 from synthkd.pipelines import distill
 from synthkd.pipelines.config import DistillConfig
 from synthkd.pipelines.config.budget import seconds_of
-from synthkd.pipelines.config.image_defaults import WITHOUT_REAL_IMAGES
 from synthkd.settings.load import load_config
 
 RUNS = common.RUNS / "budgets"
@@ -135,21 +135,18 @@ def source_of(pair: Pair, arm: str, arguments: argparse.Namespace) -> Row:
     recipe, data = recipe_of(pair.recipe), pair.data(arguments)
     source = recipe | pair.changes(arguments) | {"test": data}
     real = {"kind": "real", "data": data | ({"per_class": FEW} if pair.few else {})}
-    # The defaults follow from the images, and but for mixtures the images alone are to tell the arms apart.
+    # The defaults follow from the images; but for mixtures, all arms have those of the recipe.
     filled = load_config(DistillConfig, source, []).model_dump(mode="json")
-    source |= {section: filled[section] for section in ("distill", "mix")}
     if arm in ("ours", "mixed"):
         beside = [real | {"share": REAL_SHARE}] if pair.few else []
         beside += [{"kind": "pictures", "share": PICTURES_SHARE}] if arm == "mixed" else []
-        if beside:
-            source["transfer_set"] = [recipe["transfer_set"], *beside]
-        return source
+        images = [recipe["transfer_set"], *beside] if beside else recipe["transfer_set"]
+        return source | {"transfer_set": images, "distill": filled["distill"], "mix": filled["mix"]}
     steps = sum(phase.get("steps", 0) for phase in source["phases"])
     images = real if arm == "real" else {"kind": arm} | pair.pictures
     source |= {"transfer_set": images, "phases": [{"kind": "refine", "steps": steps}]}
-    mixup = 0.0 if arm == "real" else WITHOUT_REAL_IMAGES["mix"]["mixup"]
-    source["mix"] = source["mix"] | {"mixup": mixup}
-    return source
+    mixup = 0.0 if arm == "real" else load_config(DistillConfig, source, []).mix.mixup
+    return source | {"distill": filled["distill"], "mix": filled["mix"] | {"mixup": mixup}}
 
 
 def cell(name: str, arm: str, seed: int, arguments: argparse.Namespace) -> Row:

@@ -4,14 +4,14 @@
 
 A cell is a short distillation without test data (`estimate_runs.py`): digits, Fashion-MNIST with two teachers, and
 CIFAR-10 with the public ResNet-20; images of generators that learn from the teacher, or drawn ones; students of
-several sizes, budgets from 100 to 3,000 steps. Runs of `noisy_label` are told apart, since all its images are harder
-than those of the task, and have a rule of their own. The truth is the agreement of student and teacher on test images
-(2,000 at most), which no estimate sees. An estimate is the mean of logits of agreements, as it is, or moved by the
-mean of its differences to the truth over other runs or the runs of other datasets. The interval of a run is the
-estimate as it is, plus and minus the errors on the other datasets. Runs of drawn images are no part of this: theirs
-are neither hard for the student nor easy for the teacher on purpose. The four agreements were chosen by the first 11
-runs, and to leave them as they are by all. Finished cells are kept in benchmarks/runs/estimate; the tables go to
-benchmarks/results/estimate.json.
+several sizes, budgets from 100 to 3,000 steps. Runs of `noisy_label` have a rule of their own and are told apart. The
+truth is the agreement of student and teacher on test images (2,000 at most), which no estimate sees. An estimate is a
+mean of logits of agreements, or what the rule for `noisy_label` makes of one: as it is, or moved by the mean of its
+differences to the truth over other runs or the runs of other datasets. The interval of a run is the estimate as it is,
+plus and minus the errors on the other datasets. Runs of drawn images are no part of this: theirs are neither hard for
+the student nor easy for the teacher on purpose. The four agreements were chosen by the first 11 runs, and to leave them
+as they are by all; the rule for `noisy_label` by its first six. Finished cells are kept in benchmarks/runs/estimate;
+the tables go to benchmarks/results/estimate.json.
 """
 
 from __future__ import annotations
@@ -35,10 +35,8 @@ from benchmarks.estimate_fits import (
     DATASETS,
     DRAWN,
     ESTIMATES,
-    RULES,
     SHIPPED,
     Point,
-    by_teacher,
     calibrations,
     error,
     errors,
@@ -46,6 +44,7 @@ from benchmarks.estimate_fits import (
     others,
     points,
     ranges,
+    runs_of,
 )
 from benchmarks.estimate_runs import CELLS, EARLIER, Cell, Files, run, teacher_settings
 from synthkd.data.bank_sample import BANK_SAMPLE
@@ -195,8 +194,8 @@ def _percent(value: float) -> str:
 
 def _runs(cells: Sequence[Row]) -> str:
     by_name: dict[str, tuple[float, float, float]] = {}
-    for calibration, rule in SHIPPED.items():
-        chosen = by_teacher(cells, calibration)
+    for calibration, (rule, _) in SHIPPED.items():
+        chosen = runs_of(cells, calibration)
         by_name |= dict(zip((one["name"] for one in chosen), ranges(points(chosen, rule)), strict=True))
     rows = []
     for one in cells:
@@ -215,7 +214,7 @@ def _runs(cells: Sequence[Row]) -> str:
 
 
 def _kinds(cells: Sequence[Row]) -> str:
-    drawn, chosen = [one for one in cells if one["images"] == DRAWN], by_teacher(cells, "by_four")
+    drawn, chosen = [one for one in cells if one["images"] == DRAWN], runs_of(cells, "by_four")
     later = [one["name"] not in BEFORE for one in chosen]
     rows = []
     for name in ESTIMATES:
@@ -233,8 +232,8 @@ def _kinds(cells: Sequence[Row]) -> str:
 
 
 def _kinds_for_noisy(cells: Sequence[Row]) -> str:
-    chosen = by_teacher(cells, "by_harder")
-    rows = [[name, *map(_percent, errors(points(chosen, name)))] for name in (*ESTIMATES, *RULES)]
+    chosen = runs_of(cells, "by_learned")
+    rows = [[name, *map(_percent, errors(points(chosen, name)))] for name in ESTIMATES]
     rows.append(["mean of the true agreements", "", *map(_percent, _by_the_mean(chosen))])
     return common.table("estimate for noisy | as it is | moved by other runs | moved by other datasets", rows)
 

@@ -4,35 +4,52 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from scipy import stats
 
 from benchmarks.common import Row
-from synthkd.metrics.untested import harder_images, share
+from synthkd.metrics.untested import BY_FOUR, BY_LEARNED, Logits, share
 
+Values = dict[str, float]
 CONFIDENCE = 0.9
 DATASETS = {"digits": "digits", "lenet": "Fashion-MNIST", "fashion": "Fashion-MNIST", "cifar10": "CIFAR-10"}
-FOUR = ("fresh", "fresh, surer half", "learned", "learned, surer half")
-ESTIMATES: dict[str, tuple[str, ...]] = {
-    "new images": ("fresh",),
-    "new images, surer half": ("fresh, surer half",),
-    "learned images": ("learned",),
-    "learned images, surer half": ("learned, surer half",),
-    "the four": FOUR,
-    "drawn pictures": ("drawn",),
-    "drawn pictures, surer half": ("drawn, surer half",),
-    "crops of photographs": ("photographs",),
-    "crops of photographs, surer half": ("photographs, surer half",),
-    "student's mean confidence on new images": ("confidence",),
+
+
+def _mean(*names: str) -> Callable[[Values], float]:
+    return lambda values: statistics.mean(values[name] for name in names)
+
+
+def _by(rule: Callable[[Logits, Logits], float]) -> Callable[[Values], float]:
+    def estimate(values: Values) -> float:
+        fresh, learned = ((values[name], values[f"{name}, surer half"]) for name in ("fresh", "learned"))
+        agreement = rule(fresh, learned)
+        return math.log(agreement / (1.0 - agreement))
+
+    return estimate
+
+
+ESTIMATES = {
+    "new images": _mean("fresh"),
+    "new images, surer half": _mean("fresh, surer half"),
+    "learned images": _mean("learned"),
+    "learned images, surer half": _mean("learned, surer half"),
+    "1 - (1 - a)^1.5 of these": _by(BY_LEARNED.rule),
+    "the four": _by(BY_FOUR.rule),
+    "drawn pictures": _mean("drawn"),
+    "drawn pictures, surer half": _mean("drawn, surer half"),
+    "crops of photographs": _mean("photographs"),
+    "crops of photographs, surer half": _mean("photographs, surer half"),
+    "student's mean confidence on new images": _mean("confidence"),
 }
-"""Name of an estimate -> the values of a cell whose mean it is."""
-RULES = {"learned images, surer half, as harder ones": harder_images}
-"""Name of an estimate -> the rule that makes it of the four."""
-SHIPPED = {"by_four": "the four", "by_harder": "learned images, surer half, as harder ones"}
-"""Name of a calibration in `synthkd.metrics.untested`, in capitals there -> its estimate."""
-DRAWN, NOISY = "drawn", "noisy"
+"""Name of an estimate -> its logit by the values of a cell."""
+SHIPPED = {
+    "by_four": ("the four", ("recipe", "default")),
+    "by_learned": ("1 - (1 - a)^1.5 of these", ("noisy",)),
+}
+"""Name of a calibration, in capitals in `synthkd.metrics.untested` -> its estimate, and the images of its runs."""
+DRAWN = "drawn"
 """Images that no teacher had a part in: no run of them is estimated, and none moves an estimate."""
 
 
@@ -43,7 +60,7 @@ class Point:
     Attributes:
         data: its dataset.
         truth: logit of the agreement on test images.
-        value: mean of the logits that an estimate takes.
+        value: logit of the estimate.
     """
 
     data: str
@@ -58,21 +75,14 @@ class Point:
 
 def points(cells: Iterable[Row], estimate: str) -> list[Point]:
     """The cells as an estimate sees them."""
-    return [Point(DATASETS[one["data"]], one["agreement"], _value(one["values"], estimate)) for one in cells]
+    value = ESTIMATES[estimate]
+    return [Point(DATASETS[one["data"]], one["agreement"], value(one["values"])) for one in cells]
 
 
-def _value(values: dict[str, float], estimate: str) -> float:
-    if estimate in ESTIMATES:
-        return statistics.mean(values[name] for name in ESTIMATES[estimate])
-    fresh, fresh_surer, learned, learned_surer = (values[name] for name in FOUR)
-    agreement = RULES[estimate]((fresh, fresh_surer), (learned, learned_surer))
-    return math.log(agreement / (1.0 - agreement))
-
-
-def by_teacher(cells: Iterable[Row], calibration: str) -> list[Row]:
-    """The cells whose images come of the teacher and are of the generators of a calibration."""
-    noisy = calibration == "by_harder"
-    return [one for one in cells if one["images"] != DRAWN and (one["images"] == NOISY) == noisy]
+def runs_of(cells: Iterable[Row], calibration: str) -> list[Row]:
+    """The cells with images of the generators of a calibration."""
+    _, images = SHIPPED[calibration]
+    return [one for one in cells if one["images"] in images]
 
 
 def offset(runs: Iterable[Point]) -> float:
@@ -125,8 +135,8 @@ def errors(runs: Sequence[Point]) -> tuple[float, float, float]:
 def calibrations(cells: Sequence[Row]) -> dict[str, Row]:
     """What the calibrations of `synthkd.metrics.untested` hold; those that have a run of every dataset."""
     found = {}
-    for name, estimate in SHIPPED.items():
-        runs = points(chosen := by_teacher(cells, name), estimate)
+    for name, (estimate, _) in SHIPPED.items():
+        runs = points(chosen := runs_of(cells, name), estimate)
         if {run.data for run in runs} != set(DATASETS.values()):
             continue
         held = [low <= share(run.truth) <= high for run, (_, low, high) in zip(runs, ranges(runs), strict=True)]

@@ -11,7 +11,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,8 +66,8 @@ _PEER_ADDRESS = re.compile(r"\[([\da-f.:]+)\]:\d+", re.IGNORECASE)
 """In such a message: the machine of the process that has ended."""
 _commands: list[str] = []
 """The commands of this process so far, which are those of the other processes of torchrun too."""
-LET_FIRST = 3.0
-"""Seconds in which torchrun sees the process that has ended first and ends this one, so that it names the cause."""
+LET_FIRST = 10.0
+"""Seconds that a process waits for torchrun to end it, because another one has ended."""
 INTERRUPTED = 130  # 128 + SIGINT, what a shell reports for Ctrl-C
 SETTINGS = "CONFIG is a YAML file or the name of a recipe; settings are written key=value or section.key=value"
 
@@ -105,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         if _speaks_for_its_machine() and _tells():  # else the other process has told why
             print(_ended_elsewhere(str(error)), file=sys.stderr)
-        time.sleep(LET_FIRST)
+        _let_the_cause_end_first()
         return CheckpointError.exit_code
     except BrokenPipeError:  # the reader has ended (`synthkd config schema distill | head`)
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -244,6 +244,18 @@ def _ended_elsewhere(message: str) -> str:
         f"error: another process of this run has ended{where}; its own last line or torchrun says why. The last "
         "checkpoint stays: torchrun goes on from it if --max-restarts allows that, and the same command resumes"
     )
+
+
+def _let_the_cause_end_first() -> None:
+    """Wait for torchrun to see which process of this machine has ended first, which it then names, and to end this one.
+
+    Where no agent looks after the processes there is nothing to wait for.
+    """
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        with suppress(KeyboardInterrupt):
+            time.sleep(LET_FIRST)
 
 
 def _config(job: str, settings: Sequence[str]) -> Any:

@@ -150,7 +150,8 @@ class CompressConfig(TrainingConfig):
         """Those of its distillation; none for a finished student, which is not distilled."""
         if "finished" in recipe:
             return {}
-        defaults = Distillation.defaults_for(section(recipe, "distillation"))
+        teacher = {"teacher": recipe["teacher"]} if "teacher" in recipe else {}
+        defaults = Distillation.defaults_for({**section(recipe, "distillation"), **teacher})
         return {"distillation": defaults} if defaults else {}
 
     @model_validator(mode="after")

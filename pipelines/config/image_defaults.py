@@ -64,7 +64,10 @@ def _shows_nothing_real(source: object) -> bool:
 
 
 def _generator(source: object) -> object:
-    """The kind of a source's generator; None if it generates nothing."""
+    """The kind of a source's generator; None if it generates nothing.
+
+    Without the section the teacher chooses; a section without a kind is one of inversion.
+    """
     if not isinstance(source, Mapping) or source.get("kind", "generated") != "generated":
         return None
     return section(source, "generator").get("kind", "inversion") if "generator" in source else "auto"
@@ -74,7 +77,8 @@ def _is_small_and_in_colour(teacher: Section) -> bool:
     """Whether the teacher's images are, by its recipe, such that kind auto takes `noisy_label` if it has BatchNorm."""
     size, channels = teacher.get("size"), teacher.get("channels", COLOURS)
     sides = size if isinstance(size, list) else [size]
-    return teacher.get("kind") == "load" and channels == COLOURS and all(_is_small(side) for side in sides)
+    stated = teacher.get("kind") in ("load", "given")
+    return stated and channels == COLOURS and all(_is_small(side) for side in sides)
 
 
 def _is_small(side: object) -> bool:

@@ -65,7 +65,8 @@ def record(network: Classifier) -> GivenModel:
     normalize = {"mean": network.normalize.mean, "std": network.normalize.std}
     about = json.dumps([str(network.spec), *network.class_names])
     digest = tensor_digest(about, {**state, **{f"normalize.{name}": value for name, value in normalize.items()}})
-    return GivenModel(kind="given", model=type(network.body).__name__, sha256=digest)
+    spec, name = network.spec, type(network.body).__name__
+    return GivenModel(kind="given", model=name, sha256=digest, channels=spec.channels, size=(spec.height, spec.width))
 
 
 def from_memory(

@@ -19,7 +19,7 @@ from synthkd.distillation.synthesis import Synthesis
 from synthkd.generators.method_settings import NoisyLabelSettings
 from synthkd.generators.own_rounds import OwnRounds
 from synthkd.generators.settings import InversionSettings, PixelSettings
-from synthkd.metrics.untested import BY_FOUR, BY_HARDER, Calibration
+from synthkd.metrics.untested import BY_FOUR, BY_LEARNED, Calibration
 from synthkd.metrics.utility import predict
 from synthkd.models import Classifier
 from synthkd.passes import Tick, go_on, sample_in_chunks
@@ -238,8 +238,8 @@ class GeneratedImages(BankedImages):
         match self._settings.named:
             case InversionSettings() | PixelSettings():
                 return BY_FOUR
-            case NoisyLabelSettings():
-                return BY_HARDER
+            case NoisyLabelSettings(batch_norm=weight) if weight:
+                return BY_LEARNED
             case _:
                 return None
 

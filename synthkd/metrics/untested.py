@@ -30,7 +30,8 @@ class Calibration:
         deviation: root mean square error of the agreement, in [0, 1].
         quantile: of the t distribution, for the interval.
         runs: number of runs.
-        covered: of the runs, those whose true agreement is in the interval that the other datasets give.
+        covered: of the runs, those whose true agreement is in the interval that the errors on the other datasets give;
+            the rule itself was chosen with most of the runs known.
     """
 
     rule: Callable[[Logits, Logits], float]
@@ -50,16 +51,16 @@ class Range:
 
 
 def mean_of_four(fresh: Logits, learned: Logits) -> float:
-    """The agreement whose logit is the mean of all four, for generators that make hard images and easy ones."""
+    """The agreement whose logit is the mean of all four; for `inversion` and `pixels`."""
     return share((sum(fresh) + sum(learned)) / 4)
 
 
-def harder_images(_: Logits, learned: Logits) -> float:
+def from_learned(_: Logits, learned: Logits) -> float:
     """1 - (1 - a)^1.5, of the agreement a on the surer half of the images that the student learned from.
 
-    For a generator all of whose images are harder than those of the task.
+    For `noisy_label`: in runs with test data the student agreed less on these images than on those of the task.
     """
-    missed: float = (1.0 - share(learned[1])) ** HARDER
+    missed: float = (1.0 - share(learned[1])) ** EXPONENT
     return 1.0 - missed
 
 
@@ -117,8 +118,8 @@ def estimated_accuracy(agreement: Range, teacher: float) -> Range:
 
 AGREED_ERRORS = 0.5
 """Share of the teacher's errors, as a fraction of its usual one, where the student agrees with it."""
-HARDER = 1.5
-"""Exponent of `harder_images`."""
+EXPONENT = 1.5
+"""Of `from_learned`."""
 BY_FOUR = Calibration(mean_of_four, deviation=0.076, quantile=2.92, runs=13, covered=13)
-BY_HARDER = Calibration(harder_images, deviation=0.033, quantile=2.92, runs=7, covered=7)
+BY_LEARNED = Calibration(from_learned, deviation=0.033, quantile=2.92, runs=7, covered=7)
 """By `python -m benchmarks.estimate`."""

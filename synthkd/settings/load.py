@@ -73,7 +73,8 @@ def load_config(
     # first, because it starts its section anew.
     for keys, value in sorted(assignments, key=lambda pair: (len(pair[0]), pair[0][-1] != "kind")):
         try:
-            data = _assigned(schema, schema.root, data, keys, value, ())
+            own = model.defaults_for(data) if isinstance(data, Mapping) else {}
+            data = _assigned(schema, schema.root, data, keys, value, (), own)
         except ConfigError as error:
             problems.append(str(error))
     model.refuse_old_form(data)
@@ -149,8 +150,13 @@ def _exists(path: Path) -> bool:
     return bool(matching(path))
 
 
-def _assigned(schema: Schema, node: Node, data: Any, keys: Sequence[str], value: Any, path: tuple[str, ...]) -> Any:
-    """A copy of `data`, which is to be of schema `node`, with `value` where the keys lead; `path` leads to `data`."""
+def _assigned(
+    schema: Schema, node: Node, data: Any, keys: Sequence[str], value: Any, path: tuple[str, ...], own: Any
+) -> Any:
+    """A copy of `data`, which is to be of schema `node`, with `value` where the keys lead.
+
+    `path` leads to `data`; `own` has the defaults there that differ from those of the schema.
+    """
     if not keys:
         return value
     key, rest, here = keys[0], keys[1:], (*path, keys[0])
@@ -159,16 +165,17 @@ def _assigned(schema: Schema, node: Node, data: Any, keys: Sequence[str], value:
         if not key.isdecimal() or int(key) >= len(data):
             raise ConfigError(f"{'.'.join(here)}: expected an index below {len(data)}, got {key}")
         index = int(key)
-        item = _assigned(schema, branch.get("items", {}), data[index], rest, value, here)
+        item = _assigned(schema, branch.get("items", {}), data[index], rest, value, here, None)
         return [*data[:index], item, *data[index + 1 :]]
     section = data if isinstance(data, dict) else {}
     if key == "kind" and not rest and schema.pick(node, {"kind": value}) not in (None, branch):
         return {"kind": value}  # the other keys are those of another kind
     child_node = branch.get("properties", {}).get(key, {})
     # An index reaches into the default of a list that is not written; a section begins empty, its defaults come later.
-    default = child_node.get("default")
+    own = own.get(key) if isinstance(own, Mapping) else None
+    default = child_node.get("default") if own is None else own
     child = section.get(key, default if isinstance(default, list) else None)
-    return {**section, key: _assigned(schema, child_node, child, rest, value, here)}
+    return {**section, key: _assigned(schema, child_node, child, rest, value, here, own)}
 
 
 def _completed(schema: Schema, node: Node, written: Any, default: Any) -> Any:

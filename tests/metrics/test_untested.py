@@ -11,7 +11,7 @@ from synthkd.metrics.untested import (
     agreement_logits,
     estimated_accuracy,
     estimated_agreement,
-    harder_images,
+    from_learned,
     mean_of_four,
 )
 
@@ -55,9 +55,9 @@ def test_estimate_is_the_mean_of_logits() -> None:
     assert estimated_agreement((-9.0, -9.0), (-9.0, -9.0), KNOWN).low == 0.0
 
 
-def test_harder_images_are_missed_more_often() -> None:
-    assert harder_images((0.0, 0.0), (0.0, math.log(3))) == pytest.approx(1 - 0.25**1.5)
-    assert harder_images((9.0, 9.0), (0.0, 0.0)) == pytest.approx(1 - 0.5**1.5)
+def test_the_rule_of_learned_images_takes_their_surer_half() -> None:
+    assert from_learned((0.0, 0.0), (0.0, math.log(3))) == pytest.approx(1 - 0.25**1.5)
+    assert from_learned((9.0, 9.0), (0.0, 0.0)) == pytest.approx(1 - 0.5**1.5)
 
 
 def test_accuracy_is_at_most_that_of_the_teacher() -> None:

@@ -415,6 +415,24 @@ def test_rounds_and_mixtures_suit_the_generator_that_the_teacher_will_choose(
     assert [one.kind for one in written.phases] == ["refine"]
 
 
+def test_an_index_changes_the_phases_that_the_recipe_has_by_default() -> None:
+    generator = {"transfer_set": {"generator": {"kind": "noisy_label"}}}
+    config = load_config(DistillConfig, {**MINIMAL, **generator}, ["phases.1.steps=9", "phases.0.rounds=3"])
+    first, second, _ = config.phases
+    assert isinstance(first, Pregenerate)
+    assert isinstance(second, Joint)
+    assert (first.rounds, second.steps, second.every) == (3, 9, 25)
+    first, _ = load_config(DistillConfig, MINIMAL, ["phases.0.steps=9"]).phases
+    assert first == Joint(kind="joint", steps=9, every=10)
+
+
+def test_defaults_of_a_compression_go_by_its_teacher() -> None:
+    teacher = {"kind": "load", "model": "a:b", "size": 32}
+    for size, mixup in ((32, 0.0), (65, 0.8)):
+        recipe = {"teacher": {**teacher, "size": size}, "student": MINIMAL["student"]}
+        assert load_config(CompressConfig, recipe, []).distillation.mix.mixup == mixup
+
+
 def test_defaults_follow_neither_a_black_box_nor_a_temperature_that_moves() -> None:
     labels = {"kind": "labels", "function": "a:b", "answers": "labels", "queries": 500, "channels": 1, "size": 8}
     config = load({"kind": "procedural"}, teacher={**labels, "classes": 10})

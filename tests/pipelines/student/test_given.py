@@ -200,6 +200,15 @@ def test_a_network_and_sections_of_a_recipe_go_together(tmp_path: Path) -> None:
     assert plain.student.class_names == tuple("abcdefghij")
 
 
+def test_defaults_go_by_the_images_of_a_network(tmp_path: Path) -> None:
+    teacher = build(ZooModel(arch="convnet", width=4), ImageSpec(3, 8, 8, 10)).eval()
+    student = {"arch": "mlp", "width": 4}
+    plan = distill(teacher=teacher, student=student, out=str(tmp_path / "run"), dry_run=True, device="cpu")
+    text = str(plan)
+    assert "generator: noisy_label" in text
+    assert "joint 4,000 steps with a round every 25" in text
+
+
 def test_a_dry_run_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     plan = distill(teacher=network(8), student=network(4), spec=SPEC, dry_run=True, **QUICK)
