@@ -71,5 +71,8 @@ def _suiting(teacher: Classifier, mix: MixSettings) -> tuple[GeneratorSettings, 
     if spec.channels == COLOURS and max(spec.height, spec.width) <= LARGEST:
         # The teacher is taken to have learned from images that were shifted and flipped as the student's are.
         generator = NoisyLabelSettings(kind="noisy_label", shift=mix.shift, flip=mix.flip)
-        return generator, f"noisy_label, since {words} and small images in colour"
+        words = f"noisy_label, since {words} and small images in colour"
+        if not (mix.shift or mix.flip):
+            words += "; set mix.shift and mix.flip if it learned from shifted and flipped images"
+        return generator, words
     return InversionSettings(shift=mix.shift, flip=mix.flip), f"inversion, since {words}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from synthkd.distillation.advice import on_floor, still_rising, too_small
+from synthkd.generators.method_settings import NoisyLabelSettings
 from synthkd.generators.settings import ProceduralSettings
 from synthkd.metrics.untested import Calibration, Range, estimated_accuracy
 from synthkd.pipelines.config import DistillConfig
@@ -46,8 +47,8 @@ def advice_of(config: DistillConfig, monitor: Monitor) -> tuple[str, ...]:
     rounds, fresh = monitor.series("fresh/agreement")
     steps = [step - before for step in rounds]
     advice = [still_rising(steps, fresh), too_small(steps, fresh)]
-    # Drawn images are the same at every difficulty.
-    if not isinstance(generated.named, ProceduralSettings):
+    # Drawn images are the same at every difficulty, and the default weights of noisy_label are meant for the floor.
+    if not isinstance(generated.named, ProceduralSettings | NoisyLabelSettings):
         difficulties = dict(zip(*monitor.series("difficulty"), strict=True))
         values = [difficulties[step] for step in rounds]
         key = "transfer_set.difficulty"

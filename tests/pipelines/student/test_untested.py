@@ -128,5 +128,7 @@ def test_advice_goes_by_the_log(tmp_path: Path) -> None:
     assert advised(tmp_path / "good", [0.95] * 50, 0.3) == ()
     drawn = {"transfer_set": {"generator": {"kind": "procedural"}}}
     assert advised(tmp_path / "drawn", flat, 0.1, **drawn) == (small,), "drawn images have no difficulty"
+    noisy = {"transfer_set": {"generator": {"kind": "noisy_label"}}}
+    assert advised(tmp_path / "noisy", flat, 0.1, **noisy) == (small,), "its weights are meant for the floor"
     real = {"transfer_set": {"kind": "real", "data": DIGITS}, "phases": [{"kind": "refine", "steps": 4}]}
     assert advised(tmp_path / "real", rising, 0.1, **real) == ()
