@@ -55,7 +55,7 @@ def list_scored(path: Path, split: str | None = None) -> Listing:
             raise DataError(f"{path} has no images in {split}/; its directories with images: {some([*top.visible()])}")
         top, whole = top.directories[split], whole.directories[split]
     elif parts := _parts(top):
-        raise DataError(f"{path} is divided into parts; choose one of them: split={' or split='.join(parts)}")
+        raise DataError(f"{path} is divided into parts; choose one of them as its split: {' or '.join(parts)}")
     if (listing := by_labels_file(path, whole)) is not None:
         return replace(listing, entries=packed(listing.entries, root.refused))
     flat, classes = top.files, class_directories(top)
@@ -99,7 +99,7 @@ def list_every(path: Path) -> Listing:
 def _part_of(path: Path, whole: Listing, split: str | None) -> Listing:
     """The training part or the test part of a listing with both."""
     if split not in ("train", "test"):
-        raise DataError(f"{path} is divided into parts; choose one of them: split=train or split=test")
+        raise DataError(f"{path} is divided into parts; choose one of them as its split: train or test")
     return replace(whole, entries=packed(one for one in whole.entries if one.test == (split == "test")))
 
 

@@ -170,7 +170,7 @@ def _add(path: Path) -> str:
 def _keys(path: Path, names: Sequence[str], split: str | None) -> tuple[str, str]:
     """Names of the arrays with the images and the labels of a part."""
     if "test_images" in names and split not in ("train", "test"):
-        raise DataError(f"{path} is divided into parts; choose one of them: split=train or split=test")
+        raise DataError(f"{path} is divided into parts; choose one of them as its split: train or test")
     if "test_images" not in names and split is not None:
         raise DataError(f"{path} has no parts; leave out split={split}")
     part = "test_" if split == "test" else ""

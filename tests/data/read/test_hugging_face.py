@@ -57,7 +57,7 @@ def test_two_parts(tmp_path: Path, form: str) -> None:
     test = open_samples(top, split="test")
     assert (test.count, test.labels.tolist()) == (3, [2, 1, 0])  # type: ignore[union-attr]
     assert open_samples(top, split="train").count == 6
-    with pytest.raises(DataError, match="is divided into parts; choose one of them: split=train or split=test"):
+    with pytest.raises(DataError, match="is divided into parts; choose one of them as its split: train or test"):
         open_samples(top)
     settings = UnlabelledData(kind="unlabelled", path=str(top), holdout=0.0)
     assert len(read_unlabelled(settings, ImageSpec(3, 4, 4, 3), ()).train) == 6

@@ -146,7 +146,7 @@ def test_parts_of_a_set_are_chosen_by_name(tmp_path: Path, make: str) -> None:
     found = open_samples(source, split="test")
     holds(found, COLOUR[[0, 1, 2, 3, 4, 0]], LABELS)
     assert found.name == f"{source.name}:test"
-    with pytest.raises(DataError, match=r"is divided into parts; choose one of them: split=test or split=train"):
+    with pytest.raises(DataError, match=r"is divided into parts; choose one of them as its split: test or train"):
         open_samples(source)
     with pytest.raises(DataError, match=r"has no images in val/; its directories with images: test, train"):
         open_samples(source, split="val")
@@ -207,7 +207,7 @@ def test_npz_files_give_pixels_labels_and_parts(tmp_path: Path) -> None:
     parts = npz(tmp_path / "e.npz", images=COLOUR, labels=LABELS, test_images=COLOUR[:3], test_labels=[0, 1, 1])
     holds(open_samples(parts, split="train"), COLOUR, LABELS)
     holds(open_samples(parts, split="test"), COLOUR[:3], [0, 1, 1])
-    with pytest.raises(DataError, match="split=train or split=test"):
+    with pytest.raises(DataError, match="as its split: train or test"):
         open_samples(parts)
     with pytest.raises(DataError, match="no parts; leave out split=test"):
         open_samples(named, split="test")
