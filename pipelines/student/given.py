@@ -65,8 +65,7 @@ def record(network: Classifier) -> GivenModel:
     normalize = {"mean": network.normalize.mean, "std": network.normalize.std}
     about = json.dumps([str(network.spec), *network.class_names])
     digest = tensor_digest(about, {**state, **{f"normalize.{name}": value for name, value in normalize.items()}})
-    spec, name = network.spec, type(network.body).__name__
-    return GivenModel(kind="given", model=name, sha256=digest, channels=spec.channels, size=(spec.height, spec.width))
+    return GivenModel(kind="given", model=type(network.body).__name__, sha256=digest)
 
 
 def from_memory(
@@ -92,11 +91,17 @@ def from_memory(
         own_student.recipe = record(own_student).model_dump()
     networks = GivenNetworks(own_teacher, own_student)
     sections = {
-        "teacher": teacher if own_teacher is None else record(own_teacher),
+        "teacher": teacher if own_teacher is None else _with_images(own_teacher),
         "student": student if own_student is None else record(own_student),
     }
     written = {key: value for key, value in sections.items() if value is not None}
     return load_config(DistillConfig, {**recipe, **written}, []), networks
+
+
+def _with_images(network: Classifier) -> dict[str, object]:
+    """The section of a network, with the images by which defaults go."""
+    spec = network.spec
+    return {**record(network).model_dump(), "channels": spec.channels, "size": [spec.height, spec.width]}
 
 
 def _copied(network: nn.Module, spec: ImageSpec | None, who: str) -> Classifier:

@@ -115,9 +115,9 @@ class GivenModel(Settings):
     """The name of its class."""
     sha256: str
     """Of its weights, images and classes, by which a run knows that it goes on with the same network."""
-    channels: Channels | None = None
-    size: Side | tuple[Side, Side] | None = None
-    """Height and width of its images, by which defaults go; None in what earlier versions recorded."""
+    channels: Channels | None = Field(default=None, exclude=True)
+    size: tuple[Side, Side] | None = Field(default=None, exclude=True)
+    """Height and width of its images. Defaults go by these two; not recorded, since `sha256` stands for them."""
 
 
 ModelSettings = Annotated[Annotated[ZooModel, Tag("zoo")] | Annotated[LoadedModel, Tag("load")], by_kind("zoo")]
