@@ -104,7 +104,7 @@ class Inversion:
         self._processes = of_a_round(accelerator, rounds_at_once)
         self._accelerator = accelerator
         require_statistics(teacher, settings.batch_norm)
-        self._teacher = self._folded(teacher, statistics=True)
+        self._teacher = self._folded(teacher, statistics=settings.batch_norm > 0)
         self.network = latent_network(self.spec, settings.latent, settings.width, seed, self._device)
         # One meta-step follows the gradients of all steps of a round, hence the learning rate times their number.
         # The mean of several moves that start alike is smaller than one after the other would be. The root of their
