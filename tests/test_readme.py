@@ -135,6 +135,8 @@ def folder(tmp_path: Path, dataset: Path, exported: Path, monkeypatch: pytest.Mo
     (tmp_path / "my_package" / "__init__.py").write_text("")
     (tmp_path / "my_package" / "nets.py").write_text(f"from torch import nn\n\n\n{inspect.getsource(make_net)}")
     torch.save(make_net().state_dict(), tmp_path / "teacher.pt")
+    public = ZooModel(arch="resnet", depth=20, width=16, shortcut="pad")
+    torch.save(build(public, ImageSpec(3, 32, 32, 10)).body.state_dict(), tmp_path / "resnet20-12fca82f.th")
     images = np.random.default_rng(0).integers(0, 256, (6, 8, 8), dtype=np.uint8)
     for name in ("generated", "photos"):
         (tmp_path / name).mkdir()
