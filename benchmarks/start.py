@@ -47,7 +47,9 @@ TRAINED = [("half width", "true")]
 """The cells that are trained, too: add one here to compare."""
 STEPS, EVERY, RESET, TESTED = 400, 24, 512, 2000
 IMAGES = ("procedural", "noise", "real")
-BEFORE = "student | parameters from the teacher | start | by | as it is, % | " + " | ".join(f"{name}, %" for name in IMAGES)
+BEFORE = "student | parameters from the teacher | start | by | as it is, % | " + " | ".join(
+    f"{name}, %" for name in IMAGES
+)
 AFTER = "student | start | before the first step, % | after 400 steps, %"
 
 

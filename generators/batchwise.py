@@ -20,6 +20,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from synthkd.errors import TrainingError
+from synthkd.generators.inversion_network import BETAS
 from synthkd.generators.local import autocast_of, folded, local_accelerator, require_statistics
 from synthkd.generators.method_settings import BatchwiseSettings
 from synthkd.generators.moments import MovingMoments
@@ -32,9 +33,6 @@ from synthkd.processes import Processes
 from synthkd.rng import Rows, stream
 from synthkd.training.learner import require_finite
 from synthkd.types import ImageSpec, Round, balanced_labels
-
-BETAS = (0.5, 0.999)
-"""Of every Adam optimiser here, as in the published code of all four methods but for the second (0.9 to 0.999)."""
 
 
 @dataclass(frozen=True)

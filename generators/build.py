@@ -13,7 +13,7 @@ from synthkd.generators.cgan import CGAN
 from synthkd.generators.continuous import Continuous
 from synthkd.generators.contrastive import Contrastive
 from synthkd.generators.drawn import Drawn
-from synthkd.generators.files import CONFIG, read_saved
+from synthkd.generators.files import CONFIG, images_of_round, read_saved
 from synthkd.generators.inversion import Inversion
 from synthkd.generators.merf import Merf
 from synthkd.generators.method_settings import (
@@ -41,10 +41,12 @@ from synthkd.generators.settings import (
 )
 from synthkd.imports import resolve
 from synthkd.models import Classifier
+from synthkd.models.black_box import black_box_of
+from synthkd.taps import has_statistics
 from synthkd.types import TrainableGenerator
 
-SAMPLED = 64
-"""Images of a round of a saved generator whose settings have no `batch_size`."""
+MOVED_SAMPLES = (InversionSettings, NoisyLabelSettings, PixelSettings)
+"""Settings of the generators whose samples are moved to their labels by the teacher's gradients."""
 METHODS = ("round", "sample", "state_dict", "load_state_dict")
 """Methods that a generator of kind `python` must have."""
 
@@ -134,9 +136,20 @@ def _build(
                     "they must be the same"
                 )
             # With its own seed, from which pixels fits the tone curve; the run's seed draws the images of a round.
-            generator = _build(saved.settings, teacher, saved.seed, accelerator, source=directory / CONFIG)
+            made_by = saved.settings
+            if isinstance(made_by, MOVED_SAMPLES) and black_box_of(teacher) is not None:
+                raise ConfigError(
+                    f"generator.path: samples of {made_by.kind} are moved by gradients of the teacher, which a black "
+                    "box does not give: take a generator that learned from real images, or "
+                    "transfer_set.kind=procedural"
+                )
+            if getattr(made_by, "batch_norm", 0.0) and not any(has_statistics(layer) for layer in teacher.modules()):
+                made_by = made_by.model_copy(update={"batch_norm": 0.0})  # rounds match statistics, samples do not
+            generator = _build(made_by, teacher, saved.seed, accelerator, source=directory / CONFIG)
             generator.restore(directory)
-            return Fixed(generator, getattr(saved.settings, "batch_size", SAMPLED), teacher, seed, accelerator)
+            of_round = images_of_round(settings)
+            assert of_round is not None
+            return Fixed(generator, of_round, teacher, seed, accelerator)
         case PythonGenerator():
             make = resolve(settings.target, "the generator's target", source, settings.options)
             generator = make(teacher=teacher, seed=seed, **settings.options)

@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from synthkd.errors import ConfigError
-from synthkd.generators.inversion_network import latent_network
+from synthkd.generators.inversion_network import BETAS, latent_network
 from synthkd.generators.local import autocast_of, local_accelerator, require_statistics
 from synthkd.generators.method_settings import ContinuousSettings
 from synthkd.generators.own_rounds import of_a_round
@@ -37,8 +37,6 @@ from synthkd.taps import evaluating
 from synthkd.training.learner import require_finite
 from synthkd.types import ImageSpec, Round
 
-BETAS = (0.5, 0.999)
-"""Of the Adam optimiser; the momentum of DCGAN (Radford et al. 2016)."""
 TERMS = {
     **TEACHER_TERMS,
     **{name: STUDENT_TERMS[name] for name in ("adversarial", "distillation")},
@@ -62,6 +60,8 @@ class Continuous:
         ModelError: BatchNorm matching has a weight and the teacher has no BatchNorm statistics, or its images and
             classes are unknown.
     """
+
+    for_labels = False
 
     def __init__(
         self,

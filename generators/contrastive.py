@@ -26,8 +26,10 @@ from synthkd.generators.method_settings import ContrastiveSettings
 from synthkd.generators.teacher_student import STUDENT_TERMS
 from synthkd.generators.views import cropped
 from synthkd.losses.contrast import instance_contrast
+from synthkd.models.weights import finite_state
+from synthkd.processes import ONE_PROCESS
 from synthkd.rng import Rows, derive, stream
-from synthkd.taps import has_statistics
+from synthkd.taps import evaluating, observe
 from synthkd.types import ImageSpec, Round
 
 REMEMBERED = 8
@@ -38,12 +40,17 @@ authors' code."""
 class ChannelMeans:
     """Context manager in which every pass of a network leaves the channel means at its BatchNorm layers' inputs.
 
+    Layers that an evaluation passes over, as those of auxiliary heads, are left out.
+
     Args:
         network: with layers that `has_statistics`.
+        images: some that it takes.
     """
 
-    def __init__(self, network: nn.Module) -> None:
-        self._layers = [module for module in network.modules() if has_statistics(module)]
+    def __init__(self, network: nn.Module, images: Tensor) -> None:
+        with torch.no_grad(), evaluating(network):
+            run = observe(network, images, statistics=True).statistics
+        self._layers = [module for path, module in network.named_modules() if path in run]
         self._means: dict[int, Tensor] = {}
         self._hooks = ExitStack()
 
@@ -97,7 +104,9 @@ class Contrastive(Pooled):
         adversarial = {"adversarial": STUDENT_TERMS["adversarial"]}
         super().__init__(settings, teacher, seed, accelerator, spec, adversarial, {"contrast": self._contrast})
         self.settings = settings
-        self._means = ChannelMeans(self._teacher)
+        # A pass that processes share would leave the means of some rows alone.
+        self._processes = ONE_PROCESS
+        self._means = ChannelMeans(self._teacher, torch.zeros(1, *self.spec.shape, device=self._device))
         size = self._means.size
         if not size:
             raise ModelError("the contrastive generator compares features at BatchNorm layers, which the teacher lacks")
@@ -153,7 +162,7 @@ class Contrastive(Pooled):
     def state_dict(self) -> dict[str, Any]:
         """The head with its optimiser, features of earlier images, and the images of earlier rounds."""
         return super().state_dict() | {
-            "head": self._head.state_dict(),
+            "head": finite_state(self._head, "generator: its head"),
             "optimizer": self._head_optimizer.state_dict(),
             "bank": self._bank.clone(),
         }

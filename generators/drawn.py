@@ -13,7 +13,6 @@ from synthkd.generators.rounds import SampledRounds
 from synthkd.generators.settings import ProceduralSettings
 from synthkd.models.classifier import Classifier
 from synthkd.rng import Rows
-from synthkd.types import Round
 
 
 class Drawn(SampledRounds):
@@ -26,6 +25,8 @@ class Drawn(SampledRounds):
         accelerator: device and precision.
     """
 
+    for_labels = False
+
     def __init__(self, settings: ProceduralSettings, teacher: Classifier, seed: int, accelerator: Accelerator) -> None:
         super().__init__(settings.batch_size, teacher, seed, accelerator)
         self._spec = teacher.spec
@@ -37,11 +38,6 @@ class Drawn(SampledRounds):
     def sample(self, labels: Tensor, difficulty: float, rng: Rows) -> Tensor:
         """As many images as there are labels, float32 `[N, C, H, W]` in [0, 1]; the labels do not change them."""
         return draw(len(labels), self._spec, rng).to(self._device)
-
-    def round(self, index: int, difficulty: float, student: nn.Module | None = None) -> Round:
-        """One round: new images, each with the teacher's prediction as its label."""
-        drawn = super().round(index, difficulty, student)
-        return Round(drawn.images, drawn.teacher_logits.argmax(dim=1), drawn.teacher_logits, drawn.terms)
 
     def state_dict(self) -> dict[str, Any]:
         """An empty state: nothing changes during a run."""

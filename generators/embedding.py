@@ -54,7 +54,7 @@ class Fourier:
 
     Attributes:
         spec: of the images.
-        count: features of an image; rounded up to a multiple of the number of kernels.
+        count: features of an image; rounded up to a multiple of twice the number of kernels.
         bandwidths: b, on the scale [0, 1] of pixels.
         seed: of the frequencies.
     """

@@ -11,6 +11,7 @@ from synthkd.errors import ConfigError, ModelError
 from synthkd.generators.method_settings import BatchwiseSettings, ContinuousSettings
 from synthkd.generators.settings import (
     FROM_REAL,
+    GeneratorOrAuto,
     GeneratorSettings,
     InversionSettings,
     PixelSettings,
@@ -27,6 +28,8 @@ from synthkd.types import ImageSpec, SampleGenerator, Saveable
 CONFIG = "generator.json"
 INSIDE_A_RUN = "generator"
 """Folder of a run's saved generator inside the run's directory."""
+SAMPLED = 64
+"""Images of a round of a saved generator whose settings have no `batch_size`."""
 
 
 class SavedGenerator(Settings):
@@ -76,7 +79,7 @@ def save_generator(
     """
     if not isinstance(generator, Saveable):
         return False
-    # generator.json comes last: an interrupted save has none, so it is not taken for a generator.
+    # generator.json comes last, with the checksums of all: what an interrupted save leaves is not taken for a generator.
     directory.mkdir(parents=True, exist_ok=True)
     generator.save(directory)
     saved = SavedGenerator(
@@ -143,3 +146,17 @@ def real_images_seen(settings: GeneratorSettings, train: int) -> int | None:
             return read_saved(settings.path)[0].real_images
         case _:
             return None
+
+
+def images_of_round(settings: GeneratorOrAuto) -> int | None:
+    """Number of images that a round of a generator gives; None where the settings do not tell.
+
+    Args:
+        settings: settings of the generator.
+
+    Raises:
+        ModelError: a saved generator cannot be read.
+    """
+    if isinstance(settings, SavedSettings):
+        return getattr(read_saved(settings.path)[0].settings, "batch_size", SAMPLED)
+    return getattr(settings, "batch_size", None)

@@ -21,7 +21,7 @@ from synthkd.taps import evaluating, frozen
 from synthkd.types import ImageSpec
 
 BETAS = (0.5, 0.999)
-"""Of every Adam optimiser of the generators with this network; the momentum of DCGAN (Radford et al. 2016)."""
+"""Of every Adam optimiser of the data-free generators; the momentum of DCGAN (Radford et al. 2016)."""
 SAMPLE_STEPS = 10
 """Optimiser steps on a latent vector of a sample."""
 SAMPLE_RATE = 0.1

@@ -138,7 +138,7 @@ class NoisyLabelSettings(_NetworkSettings):
     """A network from class embeddings to images through a random layer that is new for every batch (NAYER)."""
 
     kind: Literal["noisy_label"]
-    batch_size: Batch = 100
+    batch_size: Annotated[Batch, Field(ge=2)] = 100
     """Images of a round."""
     steps: Count = 15
     """Optimiser steps of a round; 30 as published, which gave worse students in the same time."""

@@ -29,7 +29,7 @@ from synthkd.generators.inversion_network import SAMPLE_RATE, GeneratorNetwork, 
 from synthkd.generators.method_settings import NoisyLabelSettings
 from synthkd.generators.teacher_student import STUDENT_TERMS
 from synthkd.models.fitting import load_strictly
-from synthkd.models.weights import WEIGHTS, read_weights, save_weights
+from synthkd.models.weights import WEIGHTS, finite_state, read_weights, save_weights
 from synthkd.passes import sample_in_chunks
 from synthkd.rng import Rows, derive
 from synthkd.types import ImageSpec
@@ -157,9 +157,13 @@ class NoisyLabel(Batchwise):
         load_strictly(self._sampled, read_weights(directory / WEIGHTS), str(directory / WEIGHTS))
 
     def state_dict(self) -> dict[str, Any]:
-        """Both networks, and the moments to which later rounds are averaged."""
-        grown = None if self._grown is None else self._grown.state_dict()
-        return super().state_dict() | {"network": self.network.state_dict(), "grown": grown}
+        """Both networks, and the moments to which later rounds are averaged.
+
+        Raises:
+            TrainingError: a weight is not finite.
+        """
+        grown = None if self._grown is None else finite_state(self._grown, "generator")
+        return super().state_dict() | {"network": finite_state(self.network, "generator"), "grown": grown}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what `state_dict` returned."""

@@ -71,7 +71,7 @@ class Pipeline:
             labels: int64 `[N]` in the teacher's numbering.
             difficulty: in [0, 1], sets the guidance scale (see `synthkd.generators.guidance`); a pipeline without
                 guidance ignores it.
-            rng: random rows; image i has a random generator of its own, seeded with row `rng.start + i`.
+            rng: random rows; image i is a function of row `rng.start + i`.
 
         Returns:
             float32 `[N, C, H, W]` in [0, 1], resized (antialiased) and converted to the spec's channels.

@@ -18,7 +18,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from synthkd.errors import ModelError
-from synthkd.generators.local import local_accelerator
+from synthkd.generators.local import autocast_of, local_accelerator
 from synthkd.generators.procedural import EPSILON, ToneCurve, draw, fit_tone_curve
 from synthkd.generators.settings import PixelSettings
 from synthkd.generators.teacher_student import STUDENT_TERMS, TEACHER_TERMS, JointOutputs, joint_forward, teacher_logits
@@ -96,7 +96,8 @@ class Pixels:
         self.spec = teacher.spec
         self._teacher = teacher
         self._seed = seed
-        self._accelerator = accelerator
+        self._device = accelerator.device
+        self._autocast = autocast_of(accelerator)
         self._processes = Processes.of(accelerator)
         self._similarity = class_similarity(teacher)
         self._tone = self._tone_curve()
@@ -140,7 +141,7 @@ class Pixels:
             TrainingError: a loss is not finite.
         """
         s = self.settings
-        count = s.batch_size - round(s.drawn * s.batch_size)
+        count = max(1, s.batch_size - round(s.drawn * s.batch_size))  # a loss of no image is not finite
         drawings = self._draw(s.batch_size, Rows(self._seed, "draw", index * s.batch_size))
         start = drawings[:count].clone()
         # Images that start from earlier results take further steps, so a few steps a round add up to many.
@@ -153,7 +154,7 @@ class Pixels:
         # On the CPU, where the device's memory is not taken and a checkpoint stores them as they are.
         self._earlier = torch.cat([self._earlier, results.cpu()])[-REMEMBERED:]
         images = torch.cat([results, drawings[count:].to(results.device)])
-        logits = teacher_logits(self._teacher, images, self._accelerator.autocast)
+        logits = teacher_logits(self._teacher, images, self._autocast)
         labels = torch.cat([targets.argmax(1).to(logits.device), logits[count:].argmax(1)])
         return Round(images, labels, logits, terms)
 
@@ -217,13 +218,11 @@ class Pixels:
         """Normalised, blurred gradient steps with momentum; each image moves on its own."""
         s = self.settings
         # Steps are on the logits of pixels, so that pixels stay in (0, 1) without a clamp, which has no gradient.
-        position = torch.logit(start, EPSILON).to(self._accelerator.device)
+        position = torch.logit(start, EPSILON).to(self._device)
         targets = targets.to(position.device)
         velocity = torch.zeros_like(position)
         terms: dict[str, float] = {}
-        with joint_forward(
-            self._teacher, student, self._accelerator.autocast, s.semantic > 0, processes=processes
-        ) as forward:
+        with joint_forward(self._teacher, student, self._autocast, s.semantic > 0, processes=processes) as forward:
             for _ in range(steps):
                 position.requires_grad_(True)
                 loss = self._objective(forward(torch.sigmoid(position), targets, difficulty), 0, 1)

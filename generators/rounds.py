@@ -79,6 +79,10 @@ class SampledRounds(ABC):
 
     A subclass implements `fit` and `sample`.
 
+    Attributes:
+        for_labels: whether samples are images of the labels that were asked for; else the labels of a round are the
+            teacher's predictions.
+
     Args:
         batch_size: images of a round.
         teacher: the frozen teacher, which gives the logits of a round's images; None for a generator that is only
@@ -86,6 +90,8 @@ class SampledRounds(ABC):
         seed: the run's seed.
         accelerator: device and precision.
     """
+
+    for_labels: bool = True
 
     def __init__(self, batch_size: int, teacher: Classifier | None, seed: int, accelerator: Accelerator) -> None:
         self._batch_size = batch_size
@@ -123,7 +129,8 @@ class SampledRounds(ABC):
             lambda part, place: self._round_images(part, difficulty, Rows(self._seed, "round", first + place), student),
             labels,
         )
-        return Round(images, labels, teacher_logits(self._teacher, images, self._accelerator.autocast), terms)
+        logits = teacher_logits(self._teacher, images, self._accelerator.autocast)
+        return Round(images, labels if self.for_labels else logits.argmax(dim=1), logits, terms)
 
     def _round_images(self, labels: Tensor, difficulty: float, rng: Rows, student: nn.Module | None) -> Tensor:
         """The images of a round. A subclass whose samples depend on the current student overrides this."""
@@ -150,6 +157,7 @@ class Fixed(SampledRounds):
         super().__init__(batch_size, teacher, seed, accelerator)
         self._generator = generator
         self.repeats: bool = getattr(generator, "repeats", False)
+        self.for_labels = getattr(generator, "for_labels", True)
 
     def fit(self, index: int, difficulty: float, student: nn.Module | None = None) -> dict[str, float]:
         """Do nothing and return no values."""

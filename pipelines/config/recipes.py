@@ -17,7 +17,7 @@ from synthkd.settings.yaml_text import read_yaml
 CONFIG = "config.yaml"
 """File of a run directory with the configuration of the run."""
 KEYS = {
-    "phases": "distill", "flow": "compress", "per_class": "generate", "generated": "evaluate", "members": "audit",
+    "phases": "distill", "flow": "compress", "per_class": "generate", "subset_size": "evaluate", "members": "audit",
     "training": "teach",
 }  # fmt: skip
 """A key at the top of every recorded configuration of a job, and of no other job's."""

@@ -45,7 +45,7 @@ def in_part(settings: GeneratorSettings) -> tuple[GeneratorSettings, float]:
     steps = min(FEW_STEPS, settings.steps)
     changes = {"steps": steps}
     if not isinstance(settings, BatchwiseSettings):
-        changes["measure_every"] = 10**9  # never
+        changes["measure_every"] = 10**9  # in the first round at most
     return settings.model_copy(update=changes), settings.steps / steps
 
 

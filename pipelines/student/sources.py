@@ -18,7 +18,7 @@ from synthkd.distillation.evaluation import HeldOut
 from synthkd.distillation.synthesis import Synthesis
 from synthkd.generators.method_settings import NoisyLabelSettings
 from synthkd.generators.own_rounds import OwnRounds
-from synthkd.generators.settings import InversionSettings, PixelSettings
+from synthkd.generators.settings import FROM_REAL, InversionSettings, PixelSettings
 from synthkd.metrics.untested import BY_FOUR, BY_LEARNED, Calibration
 from synthkd.metrics.utility import predict
 from synthkd.models import Classifier
@@ -231,6 +231,16 @@ class GeneratedImages(BankedImages):
         """On the same samples, and on fewer if the time for measurements is used up."""
         repeats = getattr(self.generator, "repeats", False)
         return self._labelling.on_samples(networks, self._sample, Rows(self._seed, "fresh"), watch, repeats)
+
+    @property
+    def for_labels(self) -> bool:
+        """Whether samples are images of the labels that were asked for."""
+        return getattr(self.generator, "for_labels", True)
+
+    @property
+    def learns_from_another(self) -> bool:
+        """Whether the generator learns from the real images of another source."""
+        return self._settings.data is None and isinstance(self._settings.named, FROM_REAL)
 
     @property
     def calibration(self) -> Calibration | None:

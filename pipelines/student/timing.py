@@ -22,6 +22,7 @@ from synthkd.pipelines.run.device import rows_of_process
 from synthkd.pipelines.run.fit import in_part
 from synthkd.pipelines.run.timing import LIMIT, Per, Timed, Work, decoding, measured, saving
 from synthkd.pipelines.student.assembly import Assembly
+from synthkd.pipelines.student.held_out import FRESH_IMAGES
 from synthkd.pipelines.student.image_alarms import IMAGES
 from synthkd.pipelines.student.teachers import teaching_works
 from synthkd.pipelines.student.transfer_set_builder import is_private
@@ -33,8 +34,6 @@ from synthkd.types import balanced_labels
 
 DIFFICULTY = 0.5
 """Of the measured rounds: at 0 the terms that compare with the student are left out."""
-FRESH = 500
-"""Fresh samples on which a finished student without test data is compared with its teacher."""
 LATENCIES = 50
 """Single images with which the speed of a finished network is measured."""
 
@@ -231,7 +230,7 @@ class _Works:
         """The measurements at the end: on test images or fresh ones, for the alarms, and of the networks' speed."""
         generated, count, works = self.assembly.transfer_set.generated, self._closing_images, []
         if self.test is None and generated is not None:
-            works.append(Work("closing samples", 1, lambda _: self._sample(FEW), FRESH / FEW, listed=False))
+            works.append(Work("closing samples", 1, lambda _: self._sample(FEW), FRESH_IMAGES / FEW, listed=False))
         if self.assembly.team is not None:
             count += min(IMAGES, sum(bank.settings.capacity for bank in self.assembly.transfer_set.banks))
             works.append(Work("closing", 1, self._answer, count / self._pass, listed=False))
@@ -242,7 +241,7 @@ class _Works:
         """Images that a finished network answers."""
         if self.test is not None:
             return LATENCIES + len(self.test)
-        return LATENCIES + FRESH * (self.assembly.transfer_set.generated is not None)
+        return LATENCIES + FRESH_IMAGES * (self.assembly.transfer_set.generated is not None)
 
     def _predictions(self) -> Work:
         """The answers of the finished student, and of the student as it starts."""

@@ -48,14 +48,14 @@ class TransferSet:
     def real_images_used(self) -> int | None:
         """Number of real images that the student or its generator has used; None if it is unknown.
 
-        A generator and the student use images of the same dataset, so the larger number counts.
+        Where the generator learns from the images of another source, the larger number counts.
         """
-        largest = 0
+        counts = []
         for source in self.sources:
             if source.real_images_used is None:
                 return None
-            largest = max(largest, source.real_images_used)
-        return largest
+            counts.append(source.real_images_used)
+        return max(counts) if self.generated is not None and self.generated.learns_from_another else sum(counts)
 
     @property
     def unrelated_pictures(self) -> int:

@@ -24,9 +24,9 @@ from synthkd.distillation.teachers import TeacherTeam
 from synthkd.errors import ConfigError
 from synthkd.generators.collage import Collage, album_of
 from synthkd.generators.drawn_album import DrawnPictures
-from synthkd.generators.files import real_images_seen
+from synthkd.generators.files import images_of_round, real_images_seen
 from synthkd.generators.own_rounds import OwnRounds, averages
-from synthkd.generators.settings import MerfSettings
+from synthkd.generators.settings import MerfSettings, SavedSettings
 from synthkd.models.black_box import BlackBox, black_box_of
 from synthkd.pipelines.config import AnySet, CollageSet, DistillConfig, GeneratedSet, PicturesSet, StoredSet
 from synthkd.pipelines.run.device import rows_of_process
@@ -222,7 +222,7 @@ class TransferSetBuilder:
         assert self._black_box is not None
         if generated is None or not rounds:
             return 0
-        of_round = getattr(generated.generator, "batch_size", 1)
+        of_round = images_of_round(generated.generator) or 1
         return max(of_round, min(rounds * of_round, self._black_box.settings.queries // 2))
 
     def _affordable(self, images: RealImages, count: int) -> RealImages:
@@ -235,7 +235,8 @@ class TransferSetBuilder:
     def _generated(self, settings: GeneratedSet, generator: TrainableGenerator, bank: MemoryBank) -> GeneratedImages:
         config, splits, team, batch_size = self.config, self.images.splits, self.team, self.batch_size
         difficulty = DifficultyScheduler(settings.difficulty)
-        of_round = getattr(settings.generator, "batch_size", 1)  # images, where it tells
+        of_round = images_of_round(settings.generator) or 1
+        for_labels = getattr(generator, "for_labels", True)
 
         def live(count: int, step: int, part: Part = WHOLE) -> Batch:
             wanted, first = part.size(count), step * batch_size + part.of(count).start  # a random row for each sample
@@ -246,6 +247,8 @@ class TransferSetBuilder:
                 labels,
             )
             logits = None if team is None or config.logits == "fresh" else team.logits(images).cpu()
+            if not for_labels:
+                labels = torch.full_like(labels, -1)  # the teacher's predictions take their place
             return Batch(images.cpu(), labels, logits).map(lambda value: value[:wanted])
 
         def live_count(step: int) -> int:
@@ -311,15 +314,19 @@ def build_bank(
         settings = BankSettings(**config.stored.bank.model_dump(), capacity=max(1, len(stored)))
     elif generated is not None:
         settings = generated.bank
-        images = getattr(generated.generator, "batch_size", 0)
+        images = images_of_round(generated.generator) or 0
         if config.black_box is not None:
             queries, least = config.black_box.queries, 0 if config.real is None else 1
             held_out = queries // HELD_OUT_PART if config.real_images else 0
             if images + held_out + least > queries:
                 beside = " beside real images" if config.real_images else ""
+                lower = (
+                    ""
+                    if isinstance(generated.generator, SavedSettings)
+                    else (", or lower transfer_set.generator.batch_size")
+                )
                 raise ConfigError(
-                    f"teacher.queries: {queries:,} do not cover a round of {images} images{beside}; raise it, or lower "
-                    "transfer_set.generator.batch_size"
+                    f"teacher.queries: {queries:,} do not cover a round of {images} images{beside}; raise it{lower}"
                 )
         if images > settings.capacity:
             raise ConfigError(

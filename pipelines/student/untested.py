@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from synthkd.distillation.advice import on_floor, still_rising, too_small
@@ -10,7 +11,7 @@ from synthkd.generators.settings import ProceduralSettings
 from synthkd.metrics.untested import Calibration, Range, estimated_accuracy
 from synthkd.pipelines.config import DistillConfig
 from synthkd.reports.results import AccuracyEstimate
-from synthkd.settings import Pregenerate
+from synthkd.settings import PhaseSettings, Pregenerate
 from synthkd.training.monitor import Monitor
 
 
@@ -43,9 +44,8 @@ def advice_of(config: DistillConfig, monitor: Monitor) -> tuple[str, ...]:
     generated = config.generated
     if generated is None or len(config.sources) > 1 or generated.data is not None:
         return ()
-    before = sum(phase.rounds for phase in config.phases if isinstance(phase, Pregenerate))
     rounds, fresh = monitor.series("fresh/agreement")
-    steps = [step - before for step in rounds]
+    steps = [step - _rounds_before(step, config.phases) for step in rounds]
     advice = [still_rising(steps, fresh), too_small(steps, fresh)]
     # Drawn images are the same at every difficulty, and the default weights of noisy_label are meant for the floor.
     if not isinstance(generated.named, ProceduralSettings | NoisyLabelSettings):
@@ -54,3 +54,13 @@ def advice_of(config: DistillConfig, monitor: Monitor) -> tuple[str, ...]:
         key = "transfer_set.difficulty"
         advice.append(on_floor(rounds, values, fresh, generated.difficulty.low, key))
     return tuple(one for one in advice if one is not None)
+
+
+def _rounds_before(step: int, phases: Sequence[PhaseSettings]) -> int:
+    """Of the first `step` steps of a run, the rounds that the generator took alone."""
+    alone = place = 0
+    for phase in phases:
+        size = phase.rounds if isinstance(phase, Pregenerate) else phase.steps
+        alone += max(0, min(step - place, size)) if isinstance(phase, Pregenerate) else 0
+        place += size
+    return alone

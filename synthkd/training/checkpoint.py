@@ -161,7 +161,8 @@ class CheckpointStore:
             self._prune(keep)
 
     def _newest_first(self) -> list[Path]:
-        return sorted(self.directory.glob("step_*"), reverse=True)
+        # The length first, since a step may have more digits than a name has zeros for.
+        return sorted(self.directory.glob("step_*"), key=lambda path: (len(path.name), path.name), reverse=True)
 
     def _prune(self, keep: int | None = None) -> None:
         """Remove partial and surplus checkpoints, and the row files that no remaining checkpoint refers to."""

@@ -267,7 +267,10 @@ class Loop:
             self.monitor.rewind(0)
             return None
         if checkpoint.step > total:
-            raise CheckpointError(f"{self.store.directory}: checkpoint of step {checkpoint.step}, the run has {total}")
+            raise CheckpointError(
+                f"{self.store.directory}: checkpoint of step {checkpoint.step}, and the run has {total}: another out= "
+                "begins anew"
+            )
         for name, part in self.state.items():
             if name not in checkpoint.state["parts"]:
                 raise CheckpointError(

@@ -2,8 +2,10 @@
 
 import copy
 from collections.abc import Callable
+from contextlib import nullcontext
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,7 +13,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from synthkd.errors import ConfigError, ModelError
+from synthkd.errors import ConfigError, ModelError, TrainingError
 from synthkd.generators.batchwise import Batchwise
 from synthkd.generators.build import build_generator
 from synthkd.generators.contrastive import ChannelMeans, Contrastive
@@ -220,7 +222,10 @@ def test_samples_are_the_same_after_a_resume_in_every_life(rounds: int, teacher:
 
 def test_channel_means_are_those_of_the_layers_inputs(teacher: Classifier) -> None:
     images = torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-    with ChannelMeans(teacher) as means, torch.no_grad():
+    # An auxiliary head that an evaluation passes over.
+    teacher = copy.deepcopy(teacher)
+    teacher.add_module("auxiliary", nn.BatchNorm2d(3))
+    with ChannelMeans(teacher, images[:1]) as means, torch.no_grad():
         teacher(images)
         each = means.newest
     statistics = observe(teacher, images, statistics=True).statistics
@@ -245,3 +250,40 @@ def test_a_teacher_without_batch_norm_is_refused_with_the_remedy() -> None:
     assert make("pixel_inversion", lenet, batch_norm=0.0).round(0, 1.0).images.shape == (20, 1, 8, 8)
     with pytest.raises(ModelError, match="compares features at BatchNorm layers"):
         make("contrastive", lenet, batch_norm=0.0)
+
+
+def test_processes_do_not_divide_the_views_that_contrast_compares(teacher: Classifier) -> None:
+    cpu = torch.device("cpu")
+    of_two: Any = SimpleNamespace(
+        process_index=0, num_processes=2, device=cpu, mixed_precision="no", autocast=nullcontext
+    )
+    settings = make("contrastive", teacher).settings
+    ours, theirs = (build_generator(settings, teacher, 0, one).round(0, 1.0) for one in (of_two, Accelerator(cpu=True)))
+    assert torch.equal(ours.images, theirs.images)
+
+
+def test_samples_of_a_saved_generator_need_no_statistics(teacher: Classifier, tmp_path: Path) -> None:
+    generator = make("noisy_label", teacher)
+    assert save_generator(generator, generator.settings, tmp_path, teacher.spec, (), 0, 0)
+    lenet = build(ZooModel(arch="lenet5"), teacher.spec).eval()
+    restored = build_generator(SavedSettings(kind="saved", path=str(tmp_path)), lenet, 0, Accelerator(cpu=True))
+    assert restored.round(0, 0.5).images.shape == (20, 1, 8, 8)
+
+
+def test_images_of_no_class_have_the_teachers_predictions_as_labels(teacher: Classifier, tmp_path: Path) -> None:
+    generator = make("continuous", teacher)
+    assert save_generator(generator, generator.settings, tmp_path, teacher.spec, (), 0, 0)
+    made = build_generator(SavedSettings(kind="saved", path=str(tmp_path)), teacher, 0, Accelerator(cpu=True)).round(
+        0, 0.5
+    )
+    assert torch.equal(made.labels, made.teacher_logits.argmax(1))
+
+
+@pytest.mark.parametrize("kind", ["noisy_label", "contrastive"])
+def test_weights_that_are_not_finite_go_into_no_checkpoint(kind: str, teacher: Classifier) -> None:
+    generator = make(kind, teacher)
+    network = generator.network if kind == "noisy_label" else generator._head
+    with torch.no_grad():
+        next(network.parameters()).fill_(float("nan"))
+    with pytest.raises(TrainingError, match="generator"):
+        generator.state_dict()

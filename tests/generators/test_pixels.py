@@ -109,3 +109,9 @@ def test_the_tone_curve_of_large_images_is_fitted_on_a_part_of_them(monkeypatch:
         assert float(images.mean()) == pytest.approx(0.3, abs=0.03)
         assert float(images.std()) == pytest.approx(0.2, abs=0.03)
     assert fitted == [(512, 1, 16, 16), (81, 1, 80, 80)]
+
+
+def test_a_round_moves_one_image_at_least(teacher: Classifier) -> None:
+    """A loss of no image is not finite."""
+    made = make(teacher, drawn=1.0).round(0, 0.3)
+    assert torch.equal(made.labels[1:], made.teacher_logits[1:].argmax(1))

@@ -12,18 +12,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 
 import synthkd
 from synthkd.errors import ConfigError, ModelError
-from synthkd.generators.method_settings import NoisyLabelSettings
+from synthkd.generators.build import build_generator
+from synthkd.generators.files import save_generator
+from synthkd.generators.method_settings import ContinuousSettings, NoisyLabelSettings
 from synthkd.generators.settings import PixelSettings
 from synthkd.imports import allowing
-from synthkd.models import Classifier
+from synthkd.models import Classifier, build
 from synthkd.models.black_box import ANSWERS, black_box_model
 from synthkd.pipelines import audit, distill
 from synthkd.pipelines.config import AuditConfig, DistillConfig
 from synthkd.pipelines.run.result import Plan, Result
 from synthkd.pipelines.student.chosen import with_generator
+from synthkd.settings import ZooModel
 from synthkd.settings.load import load_config
 from synthkd.training.monitor import read_rows
 from synthkd.types import ImageSpec
@@ -183,6 +187,32 @@ def test_with_a_spent_budget_the_student_goes_on_with_the_images_it_has(tmp_path
     assert values["real_images_used"] == 0
     rows = [row for row in read_rows(tmp_path / "run" / "metrics.jsonl") if "teacher/queries" in row]
     assert rows[-1]["teacher/queries"] == 40
+
+
+def saved_by(settings: ContinuousSettings | NoisyLabelSettings, directory: Path) -> dict[str, Any]:
+    """The transfer set of a generator of another teacher."""
+    teacher = build(ZooModel(arch="convnet", width=4), ImageSpec(1, 8, 8, 4)).eval()
+    generator = build_generator(settings, teacher, 0, Accelerator(cpu=True))
+    save_generator(generator, settings, directory, teacher.spec, (), 0, 0)
+    return {"generator": {"kind": "saved", "path": str(directory)}}
+
+
+def test_a_round_of_a_saved_generator_costs_its_images_too(tmp_path: Path) -> None:
+    made = saved_by(ContinuousSettings(kind="continuous", batch_size=40, width=4, one_hot=1.0), tmp_path / "saved")
+    phases = [{"kind": "joint", "steps": 12, "every": 2}]
+    values = run(recipe(transfer_set=made, phases=phases), tmp_path / "run").values
+    assert sum(ASKED) == 80, "two rounds; the budget does not cover a third"
+    assert values["cost"]["steps"] == 12
+    with pytest.raises(ConfigError, match=r"30 do not cover a round of 40 images; raise it$"):
+        plan(recipe(transfer_set=made, phases=phases, teacher={"queries": 30}))
+
+
+def test_a_saved_generator_that_needs_gradients_is_refused(tmp_path: Path) -> None:
+    settings = NoisyLabelSettings(kind="noisy_label", width=4, batch_norm=0.0)
+    made = saved_by(settings, tmp_path / "saved")
+    with pytest.raises(ConfigError, match="noisy_label are moved by gradients of the teacher"):
+        plan(recipe(transfer_set=made, phases=[{"kind": "joint", "steps": 12, "every": 2}]))
+    assert ASKED == []
 
 
 @pytest.mark.parametrize("source", ["real", "drawn"])

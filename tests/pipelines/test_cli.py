@@ -10,9 +10,10 @@ import pytest
 
 from synthkd import pipelines
 from synthkd.errors import MissingExtraError, TrainingError
+from synthkd.imports import own
 from synthkd.pipelines import cli, doctor
 from synthkd.pipelines.config import DistillConfig
-from synthkd.pipelines.config.recipes import recipes
+from synthkd.pipelines.config.recipes import KEYS, recipes
 from synthkd.settings.load import load_config
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -329,3 +330,9 @@ def test_a_recorded_configuration_keeps_its_paths(tmp_path: Path, capsys: pytest
             (tmp_path / ".lock").touch()  # of a run
         assert cli.main(["config", "show", "teach", str(tmp_path / name)]) == 0
         assert f"path: {expected}\n" in capsys.readouterr().out
+
+
+def test_a_recorded_configuration_tells_its_job():
+    for name, verb in cli.VERBS.items():
+        fields = own(verb.config).model_fields
+        assert [of for key, of in KEYS.items() if key in fields] == [name]

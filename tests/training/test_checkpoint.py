@@ -56,3 +56,12 @@ def test_a_partial_write_is_invisible_and_cleaned_up(tmp_path: Path) -> None:
     assert store.latest() is None
     store.save(1, {"x": 1})
     assert [p.name for p in tmp_path.iterdir()] == ["step_00000001"]
+
+
+def test_the_newest_has_the_largest_number_whatever_its_digits(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path, keep=1)
+    for step in (99_999_999, 100_000_000):
+        store.save(step, {})
+    latest = store.latest()
+    assert latest is not None
+    assert latest.step == 100_000_000

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 
 from synthkd.distillation import alarms
 from synthkd.errors import ConfigError, DataError
@@ -15,6 +16,7 @@ from synthkd.pipelines.config import CompressConfig, DistillConfig, PicturesSet,
 from synthkd.pipelines.distill import Distilled
 from synthkd.pipelines.run.result import Plan
 from synthkd.pipelines.student import collages
+from synthkd.pipelines.student.assembly import assemble
 from synthkd.settings import ZooModel
 from synthkd.settings.load import load_config
 from synthkd.types import ImageSpec
@@ -150,3 +152,16 @@ def test_nobody_else_labels_them_and_no_flow_counts_a_folder() -> None:
     alone = refusal({"distillation": {"transfer_set": PROCEDURAL, "phases": RECIPE["phases"]}}, CompressConfig)
     assert "take one source of kind generated" in alone
     assert ProceduralSet(kind="procedural").needs == {"labels"}
+
+
+def test_fresh_samples_of_no_class_are_labelled_by_the_teacher() -> None:
+    source = {"transfer_set": {"generator": PROCEDURAL, "live": 1.0}, "teacher": LOADED, **RECIPE}
+    config = load_config(DistillConfig, source | {"phases": [{"kind": "joint", "steps": 4}]}, [])
+    assembly = assemble(config, [teacher()], Accelerator(cpu=True), None)
+    assert assembly.transfer_set.generated is not None
+    assert not assembly.transfer_set.generated.for_labels
+    (drawn,) = assembly.transfer_set.generated.source.draw(8, 0)
+    assert drawn.labels.tolist() == [-1] * 8
+    labelled = assembly.transfer_set.dataset.label(drawn)
+    assert labelled.teacher_logits is not None
+    assert torch.equal(labelled.labels, labelled.teacher_logits.argmax(1))

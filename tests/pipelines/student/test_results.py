@@ -30,6 +30,7 @@ from synthkd.pipelines.student.sources import (
     TransferSource,
 )
 from synthkd.pipelines.student.summary import summary
+from synthkd.pipelines.student.transfer_set import TransferSet
 from synthkd.reports.files import read_run
 from synthkd.reports.headline import headline
 from synthkd.reports.results import DistillResult, from_json
@@ -319,3 +320,13 @@ def test_images_of_earlier_rounds_are_not_called_fresh() -> None:
         agreement, of_other = labelling.on_samples([teacher, other], sample, Rows(0, "fresh"), unwatched, repeats)
         assert (agreement.on, agreement.rate.value) == (on, 1.0)
         assert 0 < of_other.rate.value < 1
+
+
+@pytest.mark.parametrize(("counts", "used"), [((0, 300), 300), ((1294, 900), 2194), ((None, 900), None)])
+def test_real_images_of_several_sources_are_added_up(counts: tuple[int | None, int], used: int | None) -> None:
+    sources: list[Any] = [
+        SimpleNamespace(real_images_used=count, bank=None, state={}, held_out_rank=rank)
+        for rank, count in enumerate(counts)
+    ]
+    dataset: Any = None
+    assert TransferSet(sources, dataset).real_images_used == used

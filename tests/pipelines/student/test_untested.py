@@ -121,6 +121,11 @@ def test_advice_goes_by_the_log(tmp_path: Path) -> None:
     assert "still rising" in risen
     gain = 2.0 * (24.0 * 49) ** -0.3 * (1 - 3**-0.3)
     assert f"about {round(100 * gain)} points" in risen, "rounds before the student are no steps of it"
+    alone = {"kind": "pregenerate", "rounds": 500}
+    later = [alone, {"kind": "joint", "steps": 2000}, alone | {"rounds": 300}]
+    assert advised(tmp_path / "later", rising, 0.3, phases=later) == (risen,), (
+        "nor are later ones, which are still ahead"
+    )
     small, floor = advised(tmp_path / "floor", flat, 0.1)
     assert "the student has stopped rising, at an agreement of 0.75 on new images" in small
     assert "to let it rise, lower transfer_set.difficulty.raise_above" in floor
