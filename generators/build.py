@@ -129,27 +129,7 @@ def _build(
 
             return Fixed(Pipeline(settings, teacher.spec, accelerator), settings.batch_size, teacher, seed, accelerator)
         case SavedSettings():
-            saved, directory = read_saved(settings.path)
-            if saved.spec.image_spec != teacher.spec:
-                raise ConfigError(
-                    f"generator.path: {settings.path} makes {saved.spec.image_spec}, the teacher takes {teacher.spec}; "
-                    "they must be the same"
-                )
-            # With its own seed, from which pixels fits the tone curve; the run's seed draws the images of a round.
-            made_by = saved.settings
-            if isinstance(made_by, MOVED_SAMPLES) and black_box_of(teacher) is not None:
-                raise ConfigError(
-                    f"generator.path: samples of {made_by.kind} are moved by gradients of the teacher, which a black "
-                    "box does not give: take a generator that learned from real images, or "
-                    "transfer_set.kind=procedural"
-                )
-            if getattr(made_by, "batch_norm", 0.0) and not any(has_statistics(layer) for layer in teacher.modules()):
-                made_by = made_by.model_copy(update={"batch_norm": 0.0})  # rounds match statistics, samples do not
-            generator = _build(made_by, teacher, saved.seed, accelerator, source=directory / CONFIG)
-            generator.restore(directory)
-            of_round = images_of_round(settings)
-            assert of_round is not None
-            return Fixed(generator, of_round, teacher, seed, accelerator)
+            return _saved(settings, teacher, seed, accelerator)
         case PythonGenerator():
             make = resolve(settings.target, "the generator's target", source, settings.options)
             generator = make(teacher=teacher, seed=seed, **settings.options)
@@ -159,3 +139,28 @@ def _build(
                     f"{', '.join(missing)}; add what is missing"
                 )
             return generator
+
+
+def _saved(settings: SavedSettings, teacher: Classifier, seed: int, accelerator: Accelerator) -> Fixed:
+    """Rounds of samples from a saved generator."""
+    saved, directory = read_saved(settings.path)
+    if saved.spec.image_spec != teacher.spec:
+        raise ConfigError(
+            f"generator.path: {settings.path} makes {saved.spec.image_spec}, the teacher takes {teacher.spec}; "
+            "they must be the same"
+        )
+    made_by = saved.settings
+    if isinstance(made_by, MOVED_SAMPLES) and black_box_of(teacher) is not None:
+        raise ConfigError(
+            f"generator.path: samples of {made_by.kind} are moved by gradients of the teacher, which a black "
+            "box does not give: take a generator that learned from real images, or "
+            "transfer_set.kind=procedural"
+        )
+    if getattr(made_by, "batch_norm", 0.0) and not any(has_statistics(layer) for layer in teacher.modules()):
+        made_by = made_by.model_copy(update={"batch_norm": 0.0})  # rounds match statistics, samples do not
+    # With its own seed, from which pixels fits the tone curve; the run's seed draws the images of a round.
+    generator = _build(made_by, teacher, saved.seed, accelerator, source=directory / CONFIG)
+    generator.restore(directory)
+    of_round = images_of_round(settings)
+    assert of_round is not None
+    return Fixed(generator, of_round, teacher, seed, accelerator)

@@ -79,7 +79,7 @@ def save_generator(
     """
     if not isinstance(generator, Saveable):
         return False
-    # generator.json comes last, with the checksums of all: what an interrupted save leaves is not taken for a generator.
+    # generator.json comes last, with the checksums of all: an interrupted save is not taken for a generator.
     directory.mkdir(parents=True, exist_ok=True)
     generator.save(directory)
     saved = SavedGenerator(

@@ -101,9 +101,9 @@ class RunWatch:
             columns, rows = chosen(range(spec.classes), spec.height, spec.width)
             images = generated.grid(torch.tensor(columns).repeat(rows), self.allowance.tick(len(columns)))
             images = images[: len(images) // len(columns) * len(columns)]  # whole rows
-            shown = [names[label] if names else str(label) for label in columns] if generated.for_labels else None
+            above = [names[label] if names else str(label) for label in columns] if generated.for_labels else None
             path = self.job.directory / "samples" / f"step_{step + 1:06d}.png"
-            save_grid(images.cpu(), len(columns), path, shown)
+            save_grid(images.cpu(), len(columns), path, above)
             self.job.monitor.picture(step + 1, "samples", path)
         return {}
 
