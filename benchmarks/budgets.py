@@ -5,7 +5,8 @@
 
 Run it alone on the machine. A budget is wall time of the whole distillation, with measuring this machine and testing; a
 finished teacher is given. `ours` is the recipe as it ships, from the teacher alone, or with the 2,000 real images that
-the name of the pair says. `mixed` is `ours` with crops of two photographs as 30 % of each batch. `procedural` and
+the name of the pair says in place of the recipe's pictures, if it has some. `mixed` has the generated images, and crops
+of two photographs as 30 % of each batch. `procedural` and
 `pictures` have drawn pictures, or such crops, in the place of generated ones, in as much time. `real` distils on all
 real images, or on those 2,000 alone, without mixtures. `procedural` and `pictures` have mixtures where the recipe does
 not forbid them, also if `ours` has none. All start from the teacher's weights, and accuracy is that of the last weights
@@ -140,7 +141,9 @@ def source_of(pair: Pair, arm: str, arguments: argparse.Namespace) -> Row:
     if arm in ("ours", "mixed"):
         beside = [real | {"share": REAL_SHARE}] if pair.few else []
         beside += [{"kind": "pictures", "share": PICTURES_SHARE}] if arm == "mixed" else []
-        images = [recipe["transfer_set"], *beside] if beside else recipe["transfer_set"]
+        images = recipe["transfer_set"]
+        if beside:
+            images = [images[0] if isinstance(images, list) else images, *beside]
         return source | {"transfer_set": images, "distill": filled["distill"], "mix": filled["mix"]}
     steps = sum(phase.get("steps", 0) for phase in source["phases"])
     images = real if arm == "real" else {"kind": arm} | pair.pictures
