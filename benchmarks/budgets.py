@@ -5,11 +5,11 @@
 
 Run it alone on the machine. A budget is wall time of the whole distillation, with measuring this machine and testing; a
 finished teacher is given. `ours` is the recipe as it ships, from the teacher alone, or with the 2,000 real images that
-the name of the pair says in place of the recipe's pictures, if it has some. `mixed` has the generated images, and crops
-of two photographs as 30 % of each batch. `procedural` and `pictures` have drawn pictures, or such crops, in the place of
+the name of the pair says in place of the recipe's pictures, if it has some. `mixed` has generated images, and crops
+of two photographs as 30 % of a batch. `procedural` and `pictures` have drawn pictures, or such crops, in the place of
 generated ones, in as much time. `real` distils on all real images, or on those 2,000 alone, without mixtures.
 `procedural` and `pictures` have mixtures where the recipe does not forbid them, also if `ours` has none. A student that
-learns from no real image starts from the teacher's weights. Accuracy is that of the last weights on all 10,000 test
+learns from no real image starts from weights of its teacher. Accuracy is that of the last weights on all 10,000 test
 images.
 
 In the pair `lenet, labels only` the teacher answers 50,000 images by labels, and shows nothing else: `ours` has drawn

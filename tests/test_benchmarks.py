@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import __main__, common, estimate_fits, online_parts
-from synthkd.metrics.untested import BY_FOUR, BY_LEARNED
+from synthkd.metrics.untested import BY_FOUR, BY_LEARNED, LEAST_STEPS
 
 ROOT = Path(__file__).resolve().parents[1]
 SCRIPTS = common.scripts()
@@ -52,6 +52,7 @@ def test_the_estimates_of_runs_are_calibrated_by_the_results() -> None:
     for name, calibration in shipped.items():
         keys = ("deviation", "quantile", "runs", "covered")
         assert [found[name][key] for key in keys] == [getattr(calibration, key) for key in keys]
+    assert min(cell["steps"] for cell in cells) == LEAST_STEPS
 
 
 def test_results_are_printed_without_measuring(capsys: pytest.CaptureFixture[str]) -> None:

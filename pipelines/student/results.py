@@ -145,7 +145,7 @@ class _Closing:
         raised = [*_one_class(assembly, answers, labels.cpu(), on), *self._alarms()]
         if test is None:
             agreed = next(iter(self._agreements), None)
-            estimate = assembly.transfer_set.estimate(self.networks[STUDENT], agreed)
+            estimate = assembly.transfer_set.estimate(self.networks[STUDENT], agreed, assembly.learner.steps)
             return _Tested([None for _ in answers], None, _described_agreement(agreed), raised, estimate)
         scores = [accuracy(one, labels) for one in answers.values()]
         if team is None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from synthkd.data.hybrid import HybridDataset
 from synthkd.distillation.alarms import Alarm
 from synthkd.distillation.evaluation import HeldOut
-from synthkd.metrics.untested import Calibration, Range, estimated_agreement
+from synthkd.metrics.untested import LEAST_STEPS, Calibration, Range, estimated_agreement
 from synthkd.models import Classifier
 from synthkd.pipelines.student.collages import CollageImages
 from synthkd.pipelines.student.held_out import Agreement
@@ -92,15 +92,18 @@ class TransferSet:
         measured = (source.agreements(networks, watch) for source in reversed(self._by_rank))
         return next((agreements for agreements in measured if agreements), [])
 
-    def estimate(self, student: Classifier, fresh: Agreement | None) -> tuple[Range, Calibration] | None:
+    def estimate(self, student: Classifier, fresh: Agreement | None, steps: int) -> tuple[Range, Calibration] | None:
         """The estimated agreement on images of the task, and by what; None unless all images come of the teacher alone.
+
+        Nor is there one after fewer steps than in the runs that the rules come from.
 
         Args:
             student: the finished student.
             fresh: its agreement on fresh samples.
+            steps: that it took.
         """
         generated = self.generated
-        if fresh is None or fresh.logits is None or generated is None or len(self.sources) > 1:
+        if fresh is None or fresh.logits is None or generated is None or len(self.sources) > 1 or steps < LEAST_STEPS:
             return None
         if (calibration := generated.calibration) is None:
             return None
