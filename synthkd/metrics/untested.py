@@ -123,5 +123,5 @@ EXPONENT = 1.5
 BY_FOUR = Calibration(mean_of_four, deviation=0.076, quantile=2.92, runs=13, covered=13)
 BY_LEARNED = Calibration(from_learned, deviation=0.033, quantile=2.92, runs=7, covered=7)
 LEAST_STEPS = 100
-"""By `python -m benchmarks.estimate`, whose shortest runs had so many steps of the student. One of 55 steps, which knew its
-300 images by heart, was overrated by 19 points."""
+"""By `python -m benchmarks.estimate`, whose shortest runs had so many steps. A student of 50 steps, which knew its 300
+images by heart, was overrated by 19 points."""
