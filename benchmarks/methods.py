@@ -11,6 +11,7 @@ dafl, dfad, zskt and dfq keep the published number of steps for each round. The 
 half of the time on images (published numbers of steps for each batch suit a GPU): a batch has fewer optimiser steps
 than in the recipe where less than 20 batches would fit, but at least 20. `ours` has the phases of its recipe in
 proportion. The CPU-seconds in the table are those of the whole run, with loading, test and report.
+Cells of machines that differ in their platform have rows of their own.
 
 FILE has CIFAR-10 as `images`, `labels`, `test_images` and `test_labels`; FOLDER has resnet20-12fca82f.th of
 akamaster/pytorch_resnet_cifar10. Finished cells are kept in benchmarks/runs/methods, and one that was interrupted
@@ -54,8 +55,8 @@ METHODS = (*ALTERNATING, *ALONE, *OURS)
 LEAST_ROUNDS, LEAST_STEPS = 20, 20
 """Batches that the time of a method is to reach for, and optimiser steps that one has at least."""
 COLUMNS = (
-    "pair | CPU-seconds planned | method | seeds | accuracy, %, mean (standard deviation) | batches of images | "
-    "steps of a batch | student steps | CPU-seconds of the run"
+    "pair | CPU-seconds planned | machine | method | seeds | accuracy, %, mean (standard deviation) | batches of "
+    "images | steps of a batch | student steps | CPU-seconds of the run"
 )
 
 
@@ -262,24 +263,29 @@ def cell(method: str, pair: Pair, arguments: argparse.Namespace, seed: int) -> R
 
 
 def _identity(one: Row) -> tuple[Any, ...]:
-    return one["pair"], one["planned"], METHODS.index(one["method"]), one["seed"]
+    return one["pair"], one["planned"], METHODS.index(one["method"]), one["seed"], one["hardware"]["platform"]
 
 
 def tables(content: Row) -> str:
-    """The methods of each pair and budget, the best one first."""
+    """The methods of each pair, budget and machine, the best one first; machines are numbered as the cells name them.
+
+    A CPU-second of another machine holds another number of steps, so no mean is of several.
+    """
     groups: dict[tuple[Any, ...], list[Row]] = {}
+    numbers: dict[str, int] = {}
     for one in content["cells"]:
-        groups.setdefault((one["pair"], one["planned"], one["method"]), []).append(one)
+        machine = numbers.setdefault(one["hardware"]["platform"], len(numbers) + 1)
+        groups.setdefault((one["pair"], one["planned"], machine, one["method"]), []).append(one)
     rows = []
-    for (pair, planned, method), cells in groups.items():
+    for (*place, method), cells in groups.items():
         scores = {one["seed"]: 100 * one["accuracy"] for one in cells}
         counts = [f"{round(sum(one[key] for one in cells) / len(cells)):,}" for key in COUNTED]
-        rows.append((pair, planned, -sum(scores.values()) / len(scores), method, scores, counts))
+        rows.append((*place, -sum(scores.values()) / len(scores), method, scores, counts))
     return common.table(
         COLUMNS,
         (
-            [pair, f"{planned:g}", method, str(len(scores)), *common.compared(scores), *counts]
-            for pair, planned, _, method, scores, counts in sorted(rows, key=lambda row: row[:4])
+            [pair, f"{planned:g}", str(machine), method, str(len(scores)), *common.compared(scores), *counts]
+            for pair, planned, machine, _, method, scores, counts in sorted(rows, key=lambda row: row[:5])
         ),
     )
 
