@@ -199,7 +199,9 @@ def test_a_run_that_is_done_does_nothing_more(tmp_path: Path) -> None:
 def test_a_checkpoint_beyond_the_end_is_refused(tmp_path: Path) -> None:
     first, second = Run(tmp_path), Run(tmp_path)
     first.loop.run([Stage("draw", 5, [draw_into(first)])], "test")
-    with pytest.raises(CheckpointError, match="checkpoints: checkpoint of step 5, and the run has 4: another out= begins anew"):
+    with pytest.raises(
+        CheckpointError, match="checkpoints: checkpoint of step 5, and the run has 4: another out= begins anew"
+    ):
         second.loop.run([Stage("draw", 4, [draw_into(second)])], "test")
     assert second.part.numbers == []
     assert second.saved() == (5, first.part.numbers)
