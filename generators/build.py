@@ -13,7 +13,7 @@ from synthkd.generators.cgan import CGAN
 from synthkd.generators.continuous import Continuous
 from synthkd.generators.contrastive import Contrastive
 from synthkd.generators.drawn import Drawn
-from synthkd.generators.files import CONFIG, images_of_round, read_saved
+from synthkd.generators.files import CONFIG, SAMPLED, images_of_round, read_saved
 from synthkd.generators.inversion import Inversion
 from synthkd.generators.merf import Merf
 from synthkd.generators.method_settings import (
@@ -161,6 +161,4 @@ def _saved(settings: SavedSettings, teacher: Classifier, seed: int, accelerator:
     # With its own seed, from which pixels fits the tone curve; the run's seed draws the images of a round.
     generator = _build(made_by, teacher, saved.seed, accelerator, source=directory / CONFIG)
     generator.restore(directory)
-    of_round = images_of_round(settings)
-    assert of_round is not None
-    return Fixed(generator, of_round, teacher, seed, accelerator)
+    return Fixed(generator, images_of_round(made_by) or SAMPLED, teacher, seed, accelerator)

@@ -158,5 +158,5 @@ def images_of_round(settings: GeneratorOrAuto) -> int | None:
         ModelError: a saved generator cannot be read.
     """
     if isinstance(settings, SavedSettings):
-        return getattr(read_saved(settings.path)[0].settings, "batch_size", SAMPLED)
+        return images_of_round(read_saved(settings.path)[0].settings) or SAMPLED
     return getattr(settings, "batch_size", None)

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 
 from synthkd.distillation.advice import on_floor, still_rising, too_small
+from synthkd.distillation.phases import rounds_alone
 from synthkd.generators.method_settings import NoisyLabelSettings
 from synthkd.generators.settings import ProceduralSettings
 from synthkd.metrics.untested import Calibration, Range, estimated_accuracy
 from synthkd.pipelines.config import DistillConfig
 from synthkd.reports.results import AccuracyEstimate
-from synthkd.settings import PhaseSettings, Pregenerate
 from synthkd.training.monitor import Monitor
 
 
@@ -45,7 +44,7 @@ def advice_of(config: DistillConfig, monitor: Monitor) -> tuple[str, ...]:
     if generated is None or len(config.sources) > 1 or generated.data is not None:
         return ()
     rounds, fresh = monitor.series("fresh/agreement")
-    steps = [step - _rounds_before(step, config.phases) for step in rounds]
+    steps = [step - rounds_alone(config.phases, step) for step in rounds]
     advice = [still_rising(steps, fresh), too_small(steps, fresh)]
     # Drawn images are the same at every difficulty, and the default weights of noisy_label are meant for the floor.
     if not isinstance(generated.named, ProceduralSettings | NoisyLabelSettings):
@@ -54,13 +53,3 @@ def advice_of(config: DistillConfig, monitor: Monitor) -> tuple[str, ...]:
         key = "transfer_set.difficulty"
         advice.append(on_floor(rounds, values, fresh, generated.difficulty.low, key))
     return tuple(one for one in advice if one is not None)
-
-
-def _rounds_before(step: int, phases: Sequence[PhaseSettings]) -> int:
-    """Of the first `step` steps of a run, the rounds that the generator took alone."""
-    alone = place = 0
-    for phase in phases:
-        size = phase.rounds if isinstance(phase, Pregenerate) else phase.steps
-        alone += max(0, min(step - place, size)) if isinstance(phase, Pregenerate) else 0
-        place += size
-    return alone

@@ -38,6 +38,17 @@ def rounds_within(phases: Sequence[PhaseSettings], steps: int) -> int:
     return sum(min(_rounds(phase), -(-steps // each)) for phase, each in zip(phases, every, strict=True))
 
 
+def rounds_alone(phases: Sequence[PhaseSettings], steps: int) -> int:
+    """Of the first `steps` steps of a run, the rounds that the generator takes without a student."""
+    alone = place = 0
+    for phase in phases:
+        size = phase.rounds if isinstance(phase, Pregenerate) else phase.steps
+        if isinstance(phase, Pregenerate):
+            alone += max(0, min(steps - place, size))
+        place += size
+    return alone
+
+
 def check(phases: Sequence[PhaseSettings], needs_bank: bool) -> None:
     """Refuse phases in which the student never learns, or draws from an empty bank.
 
