@@ -6,7 +6,8 @@
 Run it alone on the machine. A budget is wall time of the whole distillation, with measuring this machine and testing; a
 finished teacher is given. `ours` is the recipe as it ships, from the teacher alone, or with the 2,000 real images that
 the name of the pair says in place of the recipe's pictures, if it has some. `mixed` has generated images, and crops
-of two photographs as 30 % of a batch. `procedural` and `pictures` have drawn pictures, or such crops, in the place of
+of two photographs as 30 % of a batch. `defaults` has the recipe's teacher and student, and nothing else of it, as a
+first configuration of a user's own has. `procedural` and `pictures` have drawn pictures, or such crops, in the place of
 generated ones, in as much time. `real` distils on all real images, or on those 2,000 alone, without mixtures.
 `procedural` and `pictures` have mixtures where the recipe does not forbid them, also if `ours` has none. A student that
 learns from no real image starts from weights of its teacher. Accuracy is that of the last weights on all 10,000 test
@@ -47,7 +48,7 @@ DECAY = 0.05
 REAL_SHARE, PICTURES_SHARE = 0.25, 0.3
 """Of a batch, beside the generated images."""
 WEIGHTS = {20: "resnet20-12fca82f.th", 32: "resnet32-d509ac18.th", 56: "resnet56-4bfd9763.th"}
-ARMS = ("ours", "mixed", "procedural", "pictures", "real")
+ARMS = ("ours", "defaults", "mixed", "procedural", "pictures", "real")
 COLUMNS = (
     "pair | budget | threads | images | seeds | accuracy, %, mean (standard deviation) | steps of the student | "
     "seconds, median"
@@ -135,6 +136,8 @@ def source_of(pair: Pair, arm: str, arguments: argparse.Namespace) -> Row:
     """The configuration of a pair and an arm."""
     recipe, data = recipe_of(pair.recipe), pair.data(arguments)
     source = recipe | pair.changes(arguments) | {"test": data}
+    if arm == "defaults":
+        return {key: source[key] for key in ("teacher", "student", "test")}
     real = {"kind": "real", "data": data | ({"per_class": FEW} if pair.few else {})}
     # The defaults follow from the images; but for mixtures, all arms have those of the recipe.
     filled = load_config(DistillConfig, source, []).model_dump(mode="json")

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from synthkd.distillation.alarms import NEAR_CHANCE, ONE_CLASS
 from synthkd.reports.files import RunFiles
 from synthkd.reports.page import count, percent
-from synthkd.reports.results import DistillResult, RaisedAlarm, ReleaseResult, TeachResult
+from synthkd.reports.results import AccuracyEstimate, DistillResult, RaisedAlarm, ReleaseResult, TeachResult
 from synthkd.training.monitor import series
 
 
@@ -73,12 +73,20 @@ def _with_teacher(result: DistillResult) -> str:
     if accuracy is not None:
         at_size = "" if share is None else f" at {percent(share)} of its parameters"
         parts = [f"keeps {percent(accuracy)} of its {whose} accuracy{at_size}"]
+    elif result.estimate is not None:
+        parts.append(_on_real_images(result.estimate, who))
     elif student.agreement is not None:
         images = "test images" if student.agreement_on == "test" else student.agreement_on or "the images compared"
         parts.insert(0, f"agrees with its {who} on {percent(student.agreement)} of {images}")
     else:
         parts.append("was not compared with it" if parts else f"was not compared with its {who}")
     return _sentence([*parts, _real_images(result)])
+
+
+def _on_real_images(estimate: AccuracyEstimate, who: str) -> str:
+    low, high = estimate.interval
+    does = f"agrees with its {who} on" if estimate.accuracy is None else "is right on"
+    return f"{does} an estimated {percent(estimate.value)} of real images ({percent(low)} to {percent(high)})"
 
 
 def _without_teacher(result: DistillResult, is_real: bool) -> str:

@@ -210,10 +210,13 @@ def test_estimate_and_advice_have_their_place(tmp_path):
     text = text_of(write_report(run))
     assert "Estimated agreement with its teacher on real images 71.0 % 60.0–80.0 %" in text
     assert "an interval that held in 19 of 20 runs" in text
+    assert "parameters, agrees with its teacher on an estimated 71.0 % of real images (60.0 % to 80.0 %)" in text
     assert "Advice run < longer" in text
     result["estimate"] |= {"accuracy": 0.68, "accuracy_interval": [0.57, 0.77], "teacher_accuracy": 0.9}
     (run / "result.json").write_text(json.dumps(result))
-    assert "Estimated accuracy without test data 68.0 % 57.0–77.0 %" in text_of(write_report(run))
+    text = text_of(write_report(run))
+    assert "Estimated accuracy without test data 68.0 % 57.0–77.0 %" in text
+    assert "parameters, is right on an estimated 68.0 % of real images (57.0 % to 77.0 %) and never saw" in text
 
 
 def test_unfinished_run_says_so(tmp_path):
