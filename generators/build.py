@@ -146,14 +146,14 @@ def _saved(settings: SavedSettings, teacher: Classifier, seed: int, accelerator:
     saved, directory = read_saved(settings.path)
     if saved.spec.image_spec != teacher.spec:
         raise ConfigError(
-            f"generator.path: {settings.path} makes {saved.spec.image_spec}, the teacher takes {teacher.spec}; "
+            f"the saved generator {settings.path} makes {saved.spec.image_spec}, the teacher takes {teacher.spec}; "
             "they must be the same"
         )
     made_by = saved.settings
     if isinstance(made_by, MOVED_SAMPLES) and black_box_of(teacher) is not None:
         raise ConfigError(
-            f"generator.path: samples of {made_by.kind} are moved by gradients of the teacher, which a black "
-            "box does not give: take a generator that learned from real images, or "
+            f"the saved generator {settings.path} is of kind {made_by.kind}, whose samples are moved by gradients of "
+            "the teacher, which a black box does not give: take a generator that learned from real images, or "
             "transfer_set.kind=procedural"
         )
     if getattr(made_by, "batch_norm", 0.0) and not any(has_statistics(layer) for layer in teacher.modules()):

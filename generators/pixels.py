@@ -205,6 +205,7 @@ class Pixels:
         mixtures = share * one_hot + (1 - share) * F.one_hot(second, classes)
         return torch.where(kind < 0.5, one_hot, torch.where(kind < 0.75, dirichlet, mixtures))
 
+    @torch.enable_grad()  # samples may be asked for without gradients
     def _move(
         self,
         start: Tensor,

@@ -265,13 +265,14 @@ def _config(job: str, settings: Sequence[str]) -> Any:
 
     first = settings[0] if settings else "="
     key = VERBS[job].paths
+    # A word may be longer than a path can be, which os.path takes for no file and pathlib for an error.
     # The first word may be a configuration; of a job that takes paths, which may be any word, only a YAML file is one.
-    named = first.endswith((".yaml", ".yml")) if key else "=" not in first or Path(first).is_file()
+    named = first.endswith((".yaml", ".yml")) if key else "=" not in first or os.path.isfile(first)
     source = find_config(first, job) if named else None
     overrides = list(settings[named:])
     if source is not None and source.parent == Path(first):  # a run, whose configuration need not say where it lies
         overrides = [f"out={json.dumps(first)}", *overrides]
-    if key and (paths := [word for word in overrides if "=" not in word or Path(word).exists()]):
+    if key and (paths := [word for word in overrides if "=" not in word or os.path.exists(word)]):
         overrides = [word for word in overrides if word not in paths] + [f"{key}={json.dumps(paths)}"]
     # Paths in a recipe that ships, and in what a run recorded, are relative to the working directory.
     recorded = source is not None and (source.parent / ".lock").exists()

@@ -115,6 +115,12 @@ def test_a_loss_that_is_not_finite_stops_the_run() -> None:
         TemperatureScheduler(TemperatureSettings()).update(math.nan)
 
 
+def test_a_difficulty_that_could_never_rise_is_refused() -> None:
+    with pytest.raises(ValidationError, match="0 times any factor stays 0"):
+        DifficultySettings(start=0.0, low=0.0)
+    assert DifficultyScheduler(DifficultySettings(start=0.0, low=0.0, high=0.0)).update(1.0) == 0.0
+
+
 def test_thresholds_and_bounds_of_a_temperature_hold_together() -> None:
     with pytest.raises(ValidationError, match="low <= start <= high"):
         TemperatureSettings(start=11.0)

@@ -11,7 +11,7 @@ from synthkd.generators.settings import PythonGenerator
 from synthkd.pipelines.config.base import require_terms
 from synthkd.pipelines.config.black_box import require_answers_alone
 from synthkd.pipelines.config.budget import BudgetedConfig
-from synthkd.pipelines.config.image_defaults import without_real_images
+from synthkd.pipelines.config.image_defaults import of_labels_alone, without_real_images
 from synthkd.pipelines.config.old_form import refuse_sources_outside
 from synthkd.pipelines.config.transfer_set import (
     AnySet,
@@ -103,6 +103,10 @@ class Distillation(Settings):
     def sources(self) -> tuple[AnySet, ...]:
         """The sources of the transfer set, one or several."""
         return sources_of(self.transfer_set)
+
+    def key_of(self, source: AnySet) -> str:
+        """The key of one of the sources: `transfer_set`, or `transfer_set.N` of several."""
+        return "transfer_set" if len(self.sources) == 1 else f"transfer_set.{self.sources.index(source)}"
 
     @property
     def generated(self) -> GeneratedSet | None:
@@ -224,6 +228,11 @@ class DistillConfig(Distillation, Untested, BudgetedConfig):
     keep_images: Whole | Literal["all"] = 1000
     """Images of the bank, oldest to newest, kept in `samples/bank.npz` for `synthkd evaluate RUN`; "all": the bank."""
 
+    @classmethod
+    def defaults_for(cls, recipe: Mapping[str, object]) -> Mapping[str, object]:
+        """Those of its images, or of a black box that answers by labels."""
+        return of_labels_alone(recipe) or super().defaults_for(recipe)
+
     @property
     def every_teacher(self) -> tuple[TeacherOrGiven, ...]:
         """`teacher`, if set, and the further ones."""
@@ -272,11 +281,6 @@ class DistillConfig(Distillation, Untested, BudgetedConfig):
         }
         if keys := [key for key, is_set in more.items() if is_set]:
             raise ValueError(f"teacher: a black box gives answers alone: leave out {' and '.join(keys)}")
-        default = DistillSettings.model_fields["temperature"].default
-        if self.black_box.answers == "labels" and self.distill.temperature == default:
-            # At temperature 1 the soft-label loss is the cross-entropy to the label. Compared with the default, because
-            # load_config may set keys to their defaults.
-            object.__setattr__(self, "distill", self.distill.model_copy(update={"temperature": 1.0}))
         return self
 
     @model_validator(mode="after")

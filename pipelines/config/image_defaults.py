@@ -36,6 +36,19 @@ CIFAR-10 it gave better students than `inversion` after 20 minutes and two hours
 images were not compared."""
 
 
+def of_labels_alone(recipe: Section) -> Mapping[str, object]:
+    """The temperature where a black box answers by labels: at 1 the soft-label loss is the cross-entropy to the label.
+
+    Args:
+        recipe: of a distillation, as it was read; it may have mistakes.
+    """
+    teacher = section(recipe, "teacher")
+    answers_by_labels = teacher.get("kind") == "labels" and teacher.get("answers", "labels") == "labels"
+    if not answers_by_labels or _adapts_temperature(recipe):
+        return {}
+    return {"distill": {"temperature": 1.0}}
+
+
 def without_real_images(recipe: Section) -> Mapping[str, object]:
     """The defaults of a recipe whose sources are drawn or come of the generators in `BY_BATCH_NORM`; none of any other.
 
@@ -51,12 +64,16 @@ def without_real_images(recipe: Section) -> Mapping[str, object]:
     noisy = ("noisy_label", "auto") if _is_small_and_in_colour(section(recipe, "teacher")) else ("noisy_label",)
     if any(_generator(source) in noisy for source in sources):
         defaults |= NOISY_LABEL
-    if section(section(recipe, "distill"), "adapt").get("temperature") is not None:
-        # The temperature has a start of its own there.
+    if _adapts_temperature(recipe):
         defaults["distill"] = {
             key: value for key, value in WITHOUT_REAL_IMAGES["distill"].items() if key != "temperature"
         }
     return defaults
+
+
+def _adapts_temperature(recipe: Section) -> bool:
+    """Whether the temperature adapts, which has a start of its own."""
+    return section(section(recipe, "distill"), "adapt").get("temperature") is not None
 
 
 def _shows_nothing_real(source: object) -> bool:

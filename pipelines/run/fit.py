@@ -43,6 +43,8 @@ def in_part(settings: GeneratorSettings) -> tuple[GeneratorSettings, float]:
     if not isinstance(settings, BatchwiseSettings | CGANSettings | DiffusionSettings):
         return settings, 1.0
     steps = min(FEW_STEPS, settings.steps)
+    if steps == 0:  # nothing is trained
+        return settings, 1.0
     changes = {"steps": steps}
     if not isinstance(settings, BatchwiseSettings):
         changes["measure_every"] = 10**9  # in the first round at most

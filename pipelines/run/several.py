@@ -50,7 +50,8 @@ def require_shareable(config: DistillConfig | TeachConfig, processes: int) -> No
 def _of_student(config: DistillConfig) -> Iterator[str]:
     """Why several processes cannot distill by this configuration."""
     if config.real is not None and isinstance(config.real.data, StreamData):
-        yield "data.kind: a stream is read in one process only; leave torchrun out, or take another kind"
+        key = config.key_of(config.real)
+        yield f"{key}.data.kind: a stream is read in one process only; leave torchrun out, or take another kind"
     if config.black_box is not None:
         yield "teacher.kind: a black box is asked in one process only; leave torchrun out"
     if any(isinstance(one, TrainedTeacher) and one.training.dp is not None for one in config.every_teacher):

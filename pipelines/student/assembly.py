@@ -158,7 +158,7 @@ def assemble(
     transfer_set = TransferSetBuilder(
         config, accelerator, subject, images, generator, team, students[0].learner, bank, batch.images, total
     ).build()
-    _require_evaluations(controllers, transfer_set)
+    _require_evaluations(config, controllers, transfer_set)
     evaluation = PeriodicEvaluation(
         config.distill.adapt.every,
         lambda: [student.learner.evaluated for student in students],
@@ -227,8 +227,8 @@ def _fitted(config: DistillConfig, images: Images, subject: Subject) -> Images:
         stored = fitted_dataset("transfer_set.path", stored, subject.class_names)
     if splits is not None:
         source = config.generated if config.generated is not None and config.generated.data is not None else config.real
-        key = "transfer_set.data" if len(config.sources) == 1 else f"transfer_set.{config.sources.index(source)}.data"
-        splits = fitted_splits(key, splits, subject.spec, subject.class_names)
+        assert source is not None  # that the splits were read for
+        splits = fitted_splits(f"{config.key_of(source)}.data", splits, subject.spec, subject.class_names)
     return replace(images, stored=stored, splits=splits)
 
 
@@ -251,10 +251,12 @@ def _require_possible(config: DistillConfig, accelerator: Accelerator) -> None:
     phases.check(config.phases, needs_bank=has_bank_images)
 
 
-def _require_evaluations(controllers: Controllers, transfer_set: TransferSet) -> None:
+def _require_evaluations(config: DistillConfig, controllers: Controllers, transfer_set: TransferSet) -> None:
     """Refuse controllers without held-out images to follow."""
     if not controllers.keys:
         return
     key = controllers.keys[0]
     if not transfer_set.can_hold_out:
-        raise ConfigError(f"{key} goes by images that are held out, or a bank: set data.holdout above 0")
+        read = next((one for one in (config.real, config.generated) if one is not None and one.data is not None), None)
+        remedy = "" if read is None else f": set {config.key_of(read)}.data.holdout above 0"
+        raise ConfigError(f"{key} goes by images that are held out, or a bank{remedy}")

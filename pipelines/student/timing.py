@@ -13,6 +13,7 @@ from synthkd.data.read.on_disk import DiskImages, Pixels
 from synthkd.data.read.splits import RealData
 from synthkd.data.sources import RealSource
 from synthkd.distillation import phases
+from synthkd.distillation.step import DistillStep
 from synthkd.generators.build import build_generator
 from synthkd.generators.method_settings import BatchwiseSettings
 from synthkd.generators.own_rounds import OwnRounds
@@ -174,16 +175,21 @@ class _Works:
     def _steps(self) -> Work:
         assembly, total, images = self.assembly, phases.student_steps(self._phases), self.assembly.batch.images
         fitting = images if not self._answers.per_image else min(images, int(LIMIT / self._answers.per_image))
-        step = assembly.step
         arrives = self.config.real is not None and isinstance(self.config.real.data, StreamData)
-        empty = any(not len(bank) for bank in assembly.transfer_set.banks)
         on_disk = any(isinstance(read, DiskImages) for read in self._reads)
         # Real images that need a work of their own first (`_real`) are not drawn.
-        if fitting < images or arrives or empty or on_disk or self._labels_once or self.config.black_box is not None:
+        on_noise = fitting < images or arrives or on_disk or self._labels_once or self.config.black_box is not None
+        if on_noise:
             fitting = max(fitting, min(FEW, images))
-            part = rows_of_process(assembly.learner.processes, self.accelerator)
-            step = assembly.trial.step(max(1, fitting // part.every))
-        return Work("steps", total, lambda where: step(int(total * where)), images / fitting, per="step")
+        part = rows_of_process(assembly.learner.processes, self.accelerator)
+
+        @functools.cache
+        def step() -> DistillStep:
+            # Asked for at the first step, when the rounds have filled the bank.
+            is_empty = any(not len(bank) for bank in assembly.transfer_set.banks)
+            return assembly.trial.step(max(1, fitting // part.every)) if on_noise or is_empty else assembly.step
+
+        return Work("steps", total, lambda where: step()(int(total * where)), images / fitting, per="step")
 
     def _saves(self) -> Work:
         """The checkpoints, of the state after the measured steps and rounds."""

@@ -275,13 +275,12 @@ class TransferSetBuilder:
 
     def _judge(self, settings: GeneratedSet | StoredSet) -> ImageAlarms:
         """The alarms about the images of a source, beside real images that are not private."""
-        sources, splits = self.config.sources, self.images.splits
-        key = "transfer_set" if len(sources) == 1 else f"transfer_set.{sources.index(settings)}"
-        real = None
+        splits, real = self.images.splits, None
         if splits is not None and not is_private(self.config):
             real = RealImages(splits.train.images, splits.train.labels)
         teacher = None if self.team is None or self._black_box is not None else self.team.model
-        return ImageAlarms(teacher, self.accelerator.device, advice_for(settings, key), real, self._pass)
+        advice = advice_for(settings, self.config.key_of(settings))
+        return ImageAlarms(teacher, self.accelerator.device, advice, real, self._pass)
 
     def _real(self, supply: RealSupply, balanced: bool = False) -> RealSource:
         # With stored logits the teacher labels each real image once; else it labels the images of each batch.

@@ -47,7 +47,8 @@ def advice_of(config: DistillConfig, monitor: Monitor) -> tuple[str, ...]:
     steps = [step - rounds_alone(config.phases, step) for step in rounds]
     advice = [still_rising(steps, fresh), too_small(steps, fresh)]
     # Drawn images are the same at every difficulty, and the default weights of noisy_label are meant for the floor.
-    if not isinstance(generated.named, ProceduralSettings | NoisyLabelSettings):
+    moves = generated.difficulty.low < generated.difficulty.high
+    if moves and not isinstance(generated.named, ProceduralSettings | NoisyLabelSettings):
         difficulties = dict(zip(*monitor.series("difficulty"), strict=True))
         values = [difficulties[step] for step in rounds]
         key = "transfer_set.difficulty"

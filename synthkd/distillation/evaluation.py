@@ -107,16 +107,16 @@ class PeriodicEvaluation:
             self.efficiency = asdict(efficiency)
         return logged | self.controllers.follow(evaluation)
 
-    def outcome(self, names: Sequence[str], rows: Sequence[Row]) -> Outcome:
+    def outcome(self, names: Sequence[str], rows: Sequence[Row], first: int = 1) -> Outcome:
         """The summary of all evaluations, for the result of a run.
 
         Args:
             names: of the students, the student's first.
             rows: of the run's log.
+            first: step of the run that is the student's first; an evaluation there comes before it has learned.
         """
-        _, accuracies = series(rows, "evaluation/accuracy")
-        # The first evaluation comes before the first step, when the student has learned nothing.
-        accuracies = accuracies[1:]
+        looks = zip(*series(rows, "evaluation/accuracy"), strict=True)
+        accuracies = [accuracy for step, accuracy in looks if step > first]
         outcome: Outcome = {
             "every": self.every,
             "accuracy": accuracies[-1] if accuracies else None,

@@ -36,7 +36,8 @@ def fold_batch_norm(model: Classifier, keep: Collection[str] = (), statistics: b
     Its logits agree with the model's up to rounding. It has no recipe, so it cannot be saved. Modules keep their paths
     and can be tapped: a folded layer gives the output of its BatchNorm, which becomes an identity (or its activation).
     A body that torch.fx cannot trace (control flow that depends on values) is copied without folding. So are layers
-    with hooks, which may compute their weights (pruning, the older weight and spectral norm).
+    with hooks, which may compute their weights (pruning, the older weight and spectral norm), and layers whose weights
+    are read elsewhere too.
 
     Args:
         model: unchanged.
@@ -86,6 +87,7 @@ def _fold(body: nn.Module, graph: fx.Graph, keep: Collection[str], statistics: b
     modules = dict(body.named_modules())
     # The graph only shows which modules follow each other. The body itself is changed, so that its paths stay.
     calls = Counter(str(node.target) for node in graph.nodes if node.op == "call_module")
+    read = {str(node.target).rpartition(".")[0] for node in graph.nodes if node.op == "get_attr"}
     for node in graph.nodes:
         before = node.args[0] if node.op == "call_module" and node.args else None
         # A layer with a second user would give that user the folded output, too.
@@ -93,7 +95,7 @@ def _fold(body: nn.Module, graph: fx.Graph, keep: Collection[str], statistics: b
             continue
         layer, norm = str(before.target), str(node.target)
         # A layer that runs twice stands in two places, and folding would change both.
-        if calls[layer] > 1 or calls[norm] > 1 or {f"body.{layer}", f"body.{norm}{INPUT}"} & set(keep):
+        if calls[layer] > 1 or calls[norm] > 1 or {layer, norm} & read or _is_seen(layer, norm, keep):
             continue
         if statistics and not _tells_its_input(modules[norm]):
             continue
@@ -109,6 +111,19 @@ def _fold(body: nn.Module, graph: fx.Graph, keep: Collection[str], statistics: b
         for module in body.modules():
             if getattr(module, "inplace", False) is True:
                 module.inplace = False  # type: ignore[assignment]
+
+
+def _is_seen(layer: str, norm: str, keep: Collection[str]) -> bool:
+    """Whether what goes from the layer to its BatchNorm may be the output, or the input, of a module that is kept."""
+    before, after = _with_containers(layer), _with_containers(norm)
+    outputs = {f"body.{path}" for path in before - after}
+    return bool((outputs | {f"body.{path}{INPUT}" for path in after - before}) & set(keep))
+
+
+def _with_containers(path: str) -> set[str]:
+    """The path of a module and those of the modules around it."""
+    names = path.split(".")
+    return {".".join(names[: count + 1]) for count in range(len(names))}
 
 
 def _fuse(layer: nn.Module, norm: nn.Module) -> nn.Module | None:

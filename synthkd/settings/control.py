@@ -29,6 +29,8 @@ class ThresholdSettings(Settings):
     def _ordered(self) -> ThresholdSettings:
         if not self.low <= self.start <= self.high:
             raise ValueError("must hold: low <= start <= high")
+        if self.start == 0 < self.high:
+            raise ValueError("start: 0 times any factor stays 0: set start above 0, or high to 0")
         if self.lower_below > self.raise_above:
             raise ValueError("lower_below must not be above raise_above")
         return self

@@ -146,6 +146,48 @@ def test_layers_that_serve_two_places_stay() -> None:
     assert norms(folded) == 2
 
 
+def staged() -> Classifier:
+    """A convolution that ends one stage, and its BatchNorm, which begins the next."""
+    first, second = nn.Sequential(nn.Conv2d(3, 8, 3)), nn.Sequential(nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3))
+    body = nn.Sequential()
+    end = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 5))
+    for name, stage in (("first", first), ("second", second), ("end", end)):
+        body.add_module(name, stage)
+    model = Classifier(body, SPEC)
+    lively(model)
+    return model.eval()
+
+
+@pytest.mark.parametrize("path", ["body.first", "body.first.0", "body.second:input", "body.second.0:input"])
+def test_what_is_kept_is_kept_at_the_end_of_a_stage_too(path: str) -> None:
+    model, images = staged(), torch.rand(4, *SPEC.shape)
+    folded = fold_batch_norm(model, keep=[path])
+    assert norms(folded) == 1
+    assert norms(fold_batch_norm(model, keep=["body.second", "body.first:input", "body"])) == 0
+    torch.testing.assert_close(folded(images), model(images), atol=1e-5, rtol=1e-5)
+
+
+class Borrowed(nn.Module):
+    """A layer whose weight serves a second place, which the module itself does not run in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.norm, self.head = nn.Linear(12, 12), nn.BatchNorm1d(12), nn.Linear(12, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(self.layer(x.mean(2).flatten(1)[:, :12]))
+        return self.head(nn.functional.linear(x, self.layer.weight))
+
+
+def test_a_layer_whose_weight_serves_two_places_stays() -> None:
+    model, images = Classifier(Borrowed(), SPEC), torch.rand(4, *SPEC.shape)
+    lively(model)
+    model.eval()
+    folded = fold_batch_norm(model)
+    torch.testing.assert_close(folded(images), model(images), atol=1e-5, rtol=1e-5)
+    assert norms(folded) == 1
+
+
 class Untraceable(nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -210,7 +210,7 @@ def test_a_round_of_a_saved_generator_costs_its_images_too(tmp_path: Path) -> No
 def test_a_saved_generator_that_needs_gradients_is_refused(tmp_path: Path) -> None:
     settings = NoisyLabelSettings(kind="noisy_label", width=4, batch_norm=0.0)
     made = saved_by(settings, tmp_path / "saved")
-    with pytest.raises(ConfigError, match="noisy_label are moved by gradients of the teacher"):
+    with pytest.raises(ConfigError, match="kind noisy_label, whose samples are moved by gradients of the teacher"):
         plan(recipe(transfer_set=made, phases=[{"kind": "joint", "steps": 12, "every": 2}]))
     assert ASKED == []
 

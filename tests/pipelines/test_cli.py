@@ -78,6 +78,14 @@ def test_a_configuration_may_consist_of_settings_alone(calls):
     assert calls[0][0].teacher.model == "t"
 
 
+@pytest.mark.parametrize("recipe", [[], ["digits"]])
+def test_a_setting_may_be_longer_than_a_path(calls, recipe):
+    names = [f"a class of number {number}" for number in range(40)]
+    words = [f"teacher={{kind: load, model: t, class_names: {json.dumps(names)}}}", "student={arch: mlp}"]
+    assert cli.main(["distill", *recipe, *words]) == 0
+    assert calls[0][0].teacher.class_names == tuple(names)
+
+
 def test_a_file_with_an_equals_sign_in_its_path_is_a_file(calls, tmp_path):
     path = tmp_path / "seed=1.yaml"
     path.write_text("teacher: {kind: load, model: here}\nstudent: {arch: mlp}\n")

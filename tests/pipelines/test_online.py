@@ -483,7 +483,7 @@ def test_what_works_in_one_process_only_is_refused_in_several(changes: dict[str,
 def test_adapting_without_held_out_images_and_without_a_bank_is_refused(changes: dict[str, Any], key: str) -> None:
     source = {**UNTAUGHT, "transfer_set": {"kind": "real", "data": {"kind": "digits", "holdout": 0.0}}}
     with pytest.raises(
-        ConfigError, match=f"{key} goes by images that are held out, or a bank: set data.holdout above 0"
+        ConfigError, match=f"{key} goes by images that are held out, or a bank: set transfer_set.data.holdout above 0"
     ):
         assembled(config_of(source, None, **changes))
     assert assembled(config_of(source, None)).evaluation(0) == {}

@@ -437,6 +437,8 @@ def test_defaults_follow_neither_a_black_box_nor_a_temperature_that_moves() -> N
     labels = {"kind": "labels", "function": "a:b", "answers": "labels", "queries": 500, "channels": 1, "size": 8}
     config = load({"kind": "procedural"}, teacher={**labels, "classes": 10})
     assert (config.distill.temperature, config.distill.optimizer.kind) == (1.0, "adamw")
+    written = load({"kind": "procedural"}, teacher={**labels, "classes": 10}, distill={"temperature": 4.0})
+    assert written.distill.temperature == 4.0
     config = load({}, distill={"adapt": {"temperature": {}}})
     assert config.distill.adapt.temperature is not None
     assert config.distill.optimizer == SGD

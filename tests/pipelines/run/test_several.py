@@ -56,7 +56,7 @@ def fast(changes: dict[str, Any]) -> dict[str, Any]:
         (fast({"width": {}}), "width"),
         ({"adapt_batch_size": True}, "adapt_batch_size"),
         ({"distill": {"batch_size": 33}}, "distill.batch_size"),
-        ({"transfer_set": {**REAL, "data": {"kind": "stream", "path": "x"}}, **REFINE}, "data.kind"),
+        ({"transfer_set": {**REAL, "data": {"kind": "stream", "path": "x"}}, **REFINE}, "transfer_set.data.kind"),
         ({"teacher": {**TRAINED, "training": {"dp": {"epsilon": 8.0}}}}, "teacher.training.dp"),
     ],
 )

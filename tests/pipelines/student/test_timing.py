@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 
 from synthkd.data.ahead import Ahead
 from synthkd.data.sources import RealSource
+from synthkd.generators.inversion import Inversion
 from synthkd.generators.pixel_inversion import PixelInversion
 from synthkd.models import build
 from synthkd.pipelines import distill, teach
@@ -18,6 +20,7 @@ from synthkd.pipelines.run import answers, fit
 from synthkd.pipelines.run.memory import STEPS
 from synthkd.pipelines.run.result import Plan, Result
 from synthkd.pipelines.student import timing
+from synthkd.pipelines.student.assembly import assemble
 from synthkd.pipelines.student.trial import Trial
 from synthkd.settings import ZooModel
 from synthkd.settings.load import load_config
@@ -118,6 +121,25 @@ def test_what_is_too_long_for_a_dry_run_is_measured_in_parts(monkeypatch: pytest
     monkeypatch.setattr(Trial, "step", smaller)
     assert "9 steps at" in line_of(distill(config_of(), dry_run=True))
     assert batches[0] == timing.FEW
+
+
+def test_measured_steps_draw_what_the_measured_rounds_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step on noise would leave out the samples that every batch makes anew."""
+    teacher = build(ZooModel(arch="convnet", width=4), ImageSpec(1, 8, 8, 10))
+    config = config_of(transfer_set=RECIPE["transfer_set"] | {"live": 0.5}, test=None)
+    accelerator = Accelerator(cpu=True)
+    assembly = assemble(config, [teacher], accelerator, None)
+    monkeypatch.setattr(Trial, "step", lambda *_: pytest.fail("a step on noise"))
+    sampled: list[int] = []
+
+    def sample(_: Inversion, labels: torch.Tensor, *__: object) -> torch.Tensor:
+        sampled.append(len(labels))
+        return torch.zeros(len(labels), 1, 8, 8)
+
+    monkeypatch.setattr(Inversion, "sample", sample)
+    timed = timing.distill_time(config, assembly, None, accelerator, taught=True)
+    assert [one.count for one in timed if one.name == "steps"] == [9]
+    assert 8 in sampled
 
 
 def test_teaching_is_measured() -> None:

@@ -136,6 +136,8 @@ def test_advice_goes_by_the_log(tmp_path: Path) -> None:
     drawn = {"transfer_set": {"generator": {"kind": "procedural"}}}
     assert advised(tmp_path / "drawn", flat, 0.1, **drawn) == (small,), "drawn images have no difficulty"
     noisy = {"transfer_set": {"generator": {"kind": "noisy_label"}}}
+    fixed = {"transfer_set": {"difficulty": {"start": 0.1, "low": 0.1, "high": 0.1}}}
+    assert advised(tmp_path / "fixed", flat, 0.1, **fixed) == (small,), "it cannot rise"
     assert advised(tmp_path / "noisy", flat, 0.1, **noisy) == (small,), "its weights are meant for the floor"
     real = {"transfer_set": {"kind": "real", "data": DIGITS}, "phases": [{"kind": "refine", "steps": 4}]}
     assert advised(tmp_path / "real", rising, 0.1, **real) == ()
