@@ -13,7 +13,7 @@ from synthkd.generators.cgan import CGAN
 from synthkd.generators.continuous import Continuous
 from synthkd.generators.contrastive import Contrastive
 from synthkd.generators.drawn import Drawn
-from synthkd.generators.files import CONFIG, SAMPLED, images_of_round, read_saved
+from synthkd.generators.files import CONFIG, MOVED_SAMPLES, SAMPLED, facts_of, read_saved
 from synthkd.generators.inversion import Inversion
 from synthkd.generators.merf import Merf
 from synthkd.generators.method_settings import (
@@ -45,8 +45,6 @@ from synthkd.models.black_box import black_box_of
 from synthkd.taps import has_statistics
 from synthkd.types import TrainableGenerator
 
-MOVED_SAMPLES = (InversionSettings, NoisyLabelSettings, PixelSettings)
-"""Settings of the generators whose samples are moved to their labels by the teacher's gradients."""
 METHODS = ("round", "sample", "state_dict", "load_state_dict")
 """Methods that a generator of kind `python` must have."""
 
@@ -161,4 +159,4 @@ def _saved(settings: SavedSettings, teacher: Classifier, seed: int, accelerator:
     # With its own seed, from which pixels fits the tone curve; the run's seed draws the images of a round.
     generator = _build(made_by, teacher, saved.seed, accelerator, source=directory / CONFIG)
     generator.restore(directory)
-    return Fixed(generator, images_of_round(made_by) or SAMPLED, teacher, seed, accelerator)
+    return Fixed(generator, facts_of(made_by).images_of_round or SAMPLED, teacher, seed, accelerator)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
 
 from synthkd.errors import ConfigError, ModelError
-from synthkd.generators.method_settings import BatchwiseSettings, ContinuousSettings
+from synthkd.generators.method_settings import BatchwiseSettings, ContinuousSettings, NoisyLabelSettings
 from synthkd.generators.settings import (
     FROM_REAL,
-    GeneratorOrAuto,
     GeneratorSettings,
     InversionSettings,
     PixelSettings,
@@ -30,6 +30,10 @@ INSIDE_A_RUN = "generator"
 """Folder of a run's saved generator inside the run's directory."""
 SAMPLED = 64
 """Images of a round of a saved generator whose settings have no `batch_size`."""
+MOVED_SAMPLES = (InversionSettings, NoisyLabelSettings, PixelSettings)
+"""Settings of the generators whose samples are moved to their labels by the teacher's gradients."""
+DATA_FREE = (InversionSettings, PixelSettings, ProceduralSettings, ContinuousSettings, BatchwiseSettings)
+"""Settings of the generators that learn from no real image."""
 
 
 class SavedGenerator(Settings):
@@ -127,6 +131,38 @@ def read_saved(path: Path | str) -> tuple[SavedGenerator, Path]:
     return saved, directory
 
 
+@dataclass(frozen=True)
+class GeneratorFacts:
+    """What is known of a generator before it is built; of a saved one by its file.
+
+    Attributes:
+        images_of_round: that a round gives; None where the settings do not tell.
+        real_images: that it has learned from; None where that is unknown, as before a run in which it learns from some.
+        moves_samples: whether its samples are moved to their labels by gradients of the teacher.
+    """
+
+    images_of_round: int | None
+    real_images: int | None
+    moves_samples: bool
+
+
+def facts_of(settings: GeneratorSettings) -> GeneratorFacts:
+    """What the settings of a generator tell, or the file of a saved one, which is read once.
+
+    Args:
+        settings: settings of the generator.
+
+    Raises:
+        ModelError: a saved generator cannot be read.
+    """
+    if isinstance(settings, SavedSettings):
+        saved, _ = read_saved(settings.path)
+        facts = facts_of(saved.settings)
+        return replace(facts, images_of_round=facts.images_of_round or SAMPLED, real_images=saved.real_images)
+    real = 0 if isinstance(settings, DATA_FREE) else None
+    return GeneratorFacts(getattr(settings, "batch_size", None), real, isinstance(settings, MOVED_SAMPLES))
+
+
 def real_images_seen(settings: GeneratorSettings, train: int) -> int | None:
     """Number of real images that a generator has learned from; None if that is unknown.
 
@@ -137,26 +173,4 @@ def real_images_seen(settings: GeneratorSettings, train: int) -> int | None:
     Raises:
         ModelError: a saved generator cannot be read.
     """
-    match settings:
-        case _ if isinstance(settings, FROM_REAL):
-            return train
-        case InversionSettings() | PixelSettings() | ProceduralSettings() | ContinuousSettings() | BatchwiseSettings():
-            return 0
-        case SavedSettings():
-            return read_saved(settings.path)[0].real_images
-        case _:
-            return None
-
-
-def images_of_round(settings: GeneratorOrAuto) -> int | None:
-    """Number of images that a round of a generator gives; None where the settings do not tell.
-
-    Args:
-        settings: settings of the generator.
-
-    Raises:
-        ModelError: a saved generator cannot be read.
-    """
-    if isinstance(settings, SavedSettings):
-        return images_of_round(read_saved(settings.path)[0].settings) or SAMPLED
-    return getattr(settings, "batch_size", None)
+    return train if isinstance(settings, FROM_REAL) else facts_of(settings).real_images

@@ -16,7 +16,7 @@ from synthkd.generators.teacher_student import teacher_logits
 from synthkd.models.classifier import Classifier, as_classifier
 from synthkd.processes import Processes
 from synthkd.rng import Rows
-from synthkd.types import ImageSpec, Round, SampleGenerator, balanced_labels
+from synthkd.types import ImageSpec, Round, SampleGenerator, balanced_labels, repeats, takes_labels
 
 
 def agreed_spec(
@@ -156,8 +156,7 @@ class Fixed(SampledRounds):
     ) -> None:
         super().__init__(batch_size, teacher, seed, accelerator)
         self._generator = generator
-        self.repeats: bool = getattr(generator, "repeats", False)
-        self.for_labels = getattr(generator, "for_labels", True)
+        self.repeats, self.for_labels = repeats(generator), takes_labels(generator)
 
     def fit(self, index: int, difficulty: float, student: nn.Module | None = None) -> dict[str, float]:
         """Do nothing and return no values."""

@@ -215,6 +215,16 @@ class SampleGenerator(Protocol):
         """
 
 
+def takes_labels(generator: SampleGenerator) -> bool:
+    """Whether samples are images of the labels that are asked for; an attribute `for_labels = False` says otherwise."""
+    return bool(getattr(generator, "for_labels", True))
+
+
+def repeats(generator: SampleGenerator) -> bool:
+    """Whether samples are images of earlier rounds; an attribute `repeats = True` says so."""
+    return bool(getattr(generator, "repeats", False))
+
+
 class Rounds(Protocol):
     """Rounds of a generator; each gives images for the memory bank."""
 

@@ -155,8 +155,8 @@ class Distillation(Settings):
 
     @classmethod
     def defaults_for(cls, recipe: Mapping[str, object]) -> Mapping[str, object]:
-        """Those of a student that learns from images which show nothing real (`without_real_images`)."""
-        return without_real_images(recipe)
+        """Those of images which show nothing real (`without_real_images`), or of a black box that answers by labels."""
+        return of_labels_alone(recipe) or without_real_images(recipe)
 
     @model_validator(mode="after")
     def _fits_its_sources(self) -> Distillation:
@@ -227,11 +227,6 @@ class DistillConfig(Distillation, Untested, BudgetedConfig):
     """Score the newest generated images while the run goes; None: only at the end, by `synthkd evaluate RUN`."""
     keep_images: Whole | Literal["all"] = 1000
     """Images of the bank, oldest to newest, kept in `samples/bank.npz` for `synthkd evaluate RUN`; "all": the bank."""
-
-    @classmethod
-    def defaults_for(cls, recipe: Mapping[str, object]) -> Mapping[str, object]:
-        """Those of its images, or of a black box that answers by labels."""
-        return of_labels_alone(recipe) or super().defaults_for(recipe)
 
     @property
     def every_teacher(self) -> tuple[TeacherOrGiven, ...]:

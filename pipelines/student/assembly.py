@@ -24,6 +24,7 @@ from synthkd.distillation.student import Student
 from synthkd.distillation.teachers import TeacherTeam
 from synthkd.errors import ConfigError
 from synthkd.generators.build import build_generator
+from synthkd.generators.files import facts_of
 from synthkd.models import Classifier, TeacherContract, probe
 from synthkd.models.black_box import BlackBox, black_box_of
 from synthkd.pipelines.config import DistillConfig
@@ -55,7 +56,7 @@ from synthkd.pipelines.student.transfer_set_builder import (
 from synthkd.pipelines.student.trial import Trial, noise_dataset
 from synthkd.settings import StreamData, UnlabelledData
 from synthkd.training.learner import Learner
-from synthkd.types import Stateful
+from synthkd.types import Stateful, TrainableGenerator
 
 REHEARSED = 16
 """Largest number of images of the batch on which loss terms are tried before the training."""
@@ -130,7 +131,8 @@ def assemble(
     Raises:
         SynthkdError: see the classes in `synthkd.errors`.
     """
-    contracts = _probed(config, teachers)
+    facts = None if config.generated is None else facts_of(config.generated.named)
+    contracts = _probed(config, teachers, config.needs_gradients or (facts is not None and facts.moves_samples))
     warnings = teacher_warnings(config.every_teacher, teachers, contracts, config.distill.batch_size)
     teacher = teachers[0] if teachers else None
     images = _read(config, accelerator, directory, teacher)
@@ -144,19 +146,24 @@ def assemble(
     networks = build_networks(config, module, subject, teacher)
     controllers = build_controllers(config)
     team = build_team(config, teachers, networks, accelerator, controllers.selection)
-    bank = build_bank(config, subject.spec, accelerator, directory, images.stored)
+    bank = build_bank(config, facts, subject.spec, accelerator, directory, images.stored)
     students = build_students(config, networks, total, accelerator, team, bank, controllers)
-    generator = None
-    if config.generated is not None and teacher is not None:
-        settings = config.generated.named
-        at_once = rounds_at_once(config, accelerator.num_processes)
-        generator = build_generator(settings, teacher, config.seed, accelerator, images.splits, directory, at_once)
+    generator = _generator(config, teacher, accelerator, images, directory)
     # After everything that takes memory beside a step, and before the batches.
-    parts = (accelerator, students, team, controllers, bank, generator)
-    trial = Trial(config, subject.spec, *parts, images.splits)
+    trial = Trial(
+        config,
+        subject.spec,
+        accelerator,
+        students,
+        team,
+        controllers,
+        bank=bank,
+        generator=generator,
+        splits=images.splits,
+    )
     batch = choose_batch_size(config, wanted, accelerator, directory, trial.parts, trial)
     transfer_set = TransferSetBuilder(
-        config, accelerator, subject, images, generator, team, students[0].learner, bank, batch.images, total
+        config, facts, accelerator, subject, images, generator, team, students[0].learner, bank, batch.images, total
     ).build()
     _require_evaluations(config, controllers, transfer_set)
     evaluation = PeriodicEvaluation(
@@ -179,10 +186,19 @@ def assemble(
     )
 
 
-def _probed(config: DistillConfig, teachers: Sequence[Classifier]) -> list[TeacherContract]:
+def _generator(
+    config: DistillConfig, teacher: Classifier | None, accelerator: Accelerator, images: Images, directory: Path | None
+) -> TrainableGenerator | None:
+    if config.generated is None or teacher is None:
+        return None
+    settings, at_once = config.generated.named, rounds_at_once(config, accelerator.num_processes)
+    return build_generator(settings, teacher, config.seed, accelerator, images.splits, directory, at_once)
+
+
+def _probed(config: DistillConfig, teachers: Sequence[Classifier], gradients: bool) -> list[TeacherContract]:
     """The contracts of the teachers; not that of a black box, whose check would cost queries."""
     return [
-        probe(teacher, teacher_name(number), number == 0 and config.needs_gradients, config.distill.batch_size)
+        probe(teacher, teacher_name(number), number == 0 and gradients, config.distill.batch_size)
         for number, teacher in enumerate(teachers)
         if black_box_of(teacher) is None
     ]

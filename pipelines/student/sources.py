@@ -29,7 +29,7 @@ from synthkd.pipelines.student.image_alarms import IMAGES, ImageAlarms, images_w
 from synthkd.rng import Rows
 from synthkd.schedules import DifficultyScheduler
 from synthkd.training.measuring import Watch, unwatched
-from synthkd.types import Batch, Stateful, TrainableGenerator
+from synthkd.types import Batch, Stateful, TrainableGenerator, repeats
 
 
 class TransferSource(ABC):
@@ -229,13 +229,8 @@ class GeneratedImages(BankedImages):
 
     def agreements(self, networks: Sequence[Classifier], watch: Watch = unwatched) -> list[Agreement]:
         """On the same samples, and on fewer if the time for measurements is used up."""
-        repeats = getattr(self.generator, "repeats", False)
-        return self._labelling.on_samples(networks, self._sample, Rows(self._seed, "fresh"), watch, repeats)
-
-    @property
-    def for_labels(self) -> bool:
-        """Whether samples are images of the labels that were asked for."""
-        return getattr(self.generator, "for_labels", True)
+        rows, is_old = Rows(self._seed, "fresh"), repeats(self.generator)
+        return self._labelling.on_samples(networks, self._sample, rows, watch, is_old)
 
     @property
     def learns_from_another(self) -> bool:

@@ -39,7 +39,7 @@ def plan(
     lines: list[str] = []
     state_bytes = sum(training_bytes(parameters(one.learner.module)) for one in assembly.students)
     if generated is not None and config.generated is not None:
-        batch = getattr(config.generated.generator, "batch_size", None)
+        batch = generated.rounds.images
         images = "" if batch is None else f", {rounds * batch:,} images"
         if config.black_box is not None and batch is not None:
             which = "the queries that are left" if used else "the queries"

@@ -148,7 +148,7 @@ class _Works:
         if isinstance(settings, BatchwiseSettings) and self.assembly.team is not None:
             settings, scale = in_part(settings)
             generator = build_generator(settings, self.assembly.team.model, config.seed, self.accelerator, None)
-        images = getattr(settings, "batch_size", FEW)
+        images = getattr(settings, "batch_size", generated.rounds.images or FEW)
         # A round that is too long even so is told by the passes of the teacher alone.
         passes = images * (getattr(settings, "steps", 1) if config.needs_gradients else 1)
         too_long = not self._answers.fits(passes)

@@ -24,9 +24,9 @@ from synthkd.distillation.teachers import TeacherTeam
 from synthkd.errors import ConfigError
 from synthkd.generators.collage import Collage, album_of
 from synthkd.generators.drawn_album import DrawnPictures
-from synthkd.generators.files import images_of_round, real_images_seen
+from synthkd.generators.files import GeneratorFacts
 from synthkd.generators.own_rounds import OwnRounds, averages
-from synthkd.generators.settings import MerfSettings, SavedSettings
+from synthkd.generators.settings import FROM_REAL, MerfSettings, SavedSettings
 from synthkd.models.black_box import BlackBox, black_box_of
 from synthkd.pipelines.config import AnySet, CollageSet, DistillConfig, GeneratedSet, PicturesSet, StoredSet
 from synthkd.pipelines.run.device import rows_of_process
@@ -43,7 +43,7 @@ from synthkd.rng import Rows, stream
 from synthkd.schedules import DifficultyScheduler, value_at
 from synthkd.settings import BankSettings, StreamData
 from synthkd.training.learner import Learner
-from synthkd.types import WHOLE, Batch, ImageSpec, Part, Rounds, TrainableGenerator, balanced_labels
+from synthkd.types import WHOLE, Batch, ImageSpec, Part, Rounds, TrainableGenerator, balanced_labels, takes_labels
 
 HELD_OUT_PART = 10
 """At most this part of a black box's budget is spent on held-out images: a tenth."""
@@ -88,6 +88,7 @@ class TransferSetBuilder:
 
     Attributes:
         config: of the run.
+        facts: of the generator of the generated source, or None.
         accelerator: device and processes.
         subject: images and classes.
         images: the stored and the real images, as they were read.
@@ -100,6 +101,7 @@ class TransferSetBuilder:
     """
 
     config: DistillConfig
+    facts: GeneratorFacts | None
     accelerator: Accelerator
     subject: Subject
     images: Images
@@ -220,9 +222,9 @@ class TransferSetBuilder:
         """Queries that real images leave to the rounds of a generator: at most half, and those of a round at least."""
         generated, rounds = self.config.generated, phases.generator_rounds(self.config.phases)
         assert self._black_box is not None
-        if generated is None or not rounds:
+        if generated is None or self.facts is None or not rounds:
             return 0
-        of_round = images_of_round(generated.generator) or 1
+        of_round = self.facts.images_of_round or 1
         return max(of_round, min(rounds * of_round, self._black_box.settings.queries // 2))
 
     def _affordable(self, images: RealImages, count: int) -> RealImages:
@@ -235,8 +237,12 @@ class TransferSetBuilder:
     def _generated(self, settings: GeneratedSet, generator: TrainableGenerator, bank: MemoryBank) -> GeneratedImages:
         config, splits, team, batch_size = self.config, self.images.splits, self.team, self.batch_size
         difficulty = DifficultyScheduler(settings.difficulty)
-        of_round = images_of_round(settings.generator) or 1
-        for_labels = getattr(generator, "for_labels", True)
+        facts = self.facts
+        assert facts is not None  # of the generator that is there
+        used = facts.real_images
+        if isinstance(settings.named, FROM_REAL):
+            used = 0 if splits is None else len(splits.train)
+        for_labels = takes_labels(generator)
 
         def live(count: int, step: int, part: Part = WHOLE) -> Batch:
             wanted, first = part.size(count), step * batch_size + part.of(count).start  # a random row for each sample
@@ -264,11 +270,11 @@ class TransferSetBuilder:
             settings,
             GeneratedSource(bank, live, live_count),
             difficulty,
-            Synthesis(rounds, bank, difficulty, self.learner.synchronise, self._black_box, of_round),
+            Synthesis(rounds, bank, difficulty, self.learner.synchronise, self._black_box, facts.images_of_round),
             self._labelling,
             self._judge(settings),
             config.seed,
-            real_images_seen(settings.named, 0 if splits is None else len(splits.train)),
+            used,
             makes_images=phases.generator_rounds(config.phases) > 0,
             holdout=None if own is None else RealImages(own.images, own.labels),
         )
@@ -291,6 +297,7 @@ class TransferSetBuilder:
 
 def build_bank(
     config: DistillConfig,
+    facts: GeneratorFacts | None,
     spec: ImageSpec,
     accelerator: Accelerator,
     directory: Path | None,
@@ -300,6 +307,7 @@ def build_bank(
 
     Args:
         config: of the run.
+        facts: of the generator, or None.
         spec: sizes of the images and number of classes.
         accelerator: the process; each has its own files.
         directory: the run directory; None for a dry run, in which the bank is in memory.
@@ -311,19 +319,15 @@ def build_bank(
     generated = config.generated
     if stored is not None and config.stored is not None:  # no image of the dataset may be overwritten
         settings = BankSettings(**config.stored.bank.model_dump(), capacity=max(1, len(stored)))
-    elif generated is not None:
-        settings = generated.bank
-        images = images_of_round(generated.generator) or 0
+    elif generated is not None and facts is not None:
+        settings, images = generated.bank, facts.images_of_round or 0
         if config.black_box is not None:
             queries, least = config.black_box.queries, 0 if config.real is None else 1
             held_out = queries // HELD_OUT_PART if config.real_images else 0
             if images + held_out + least > queries:
                 beside = " beside real images" if config.real_images else ""
-                lower = (
-                    ""
-                    if isinstance(generated.generator, SavedSettings)
-                    else (", or lower transfer_set.generator.batch_size")
-                )
+                is_saved = isinstance(generated.generator, SavedSettings)
+                lower = "" if is_saved else ", or lower transfer_set.generator.batch_size"
                 raise ConfigError(
                     f"teacher.queries: {queries:,} do not cover a round of {images} images{beside}; raise it{lower}"
                 )

@@ -20,6 +20,7 @@ from synthkd.reports.grids import chosen, save_grid
 from synthkd.taps import evaluating
 from synthkd.training.loop import Action
 from synthkd.training.measuring import Allowance
+from synthkd.types import takes_labels
 
 STUDENT, PEERS = "student", "peers"
 """Folders of the run directory with the finished networks."""
@@ -101,7 +102,9 @@ class RunWatch:
             columns, rows = chosen(range(spec.classes), spec.height, spec.width)
             images = generated.grid(torch.tensor(columns).repeat(rows), self.allowance.tick(len(columns)))
             images = images[: len(images) // len(columns) * len(columns)]  # whole rows
-            above = [names[label] if names else str(label) for label in columns] if generated.for_labels else None
+            above = None
+            if takes_labels(generated.generator):
+                above = [names[label] if names else str(label) for label in columns]
             path = self.job.directory / "samples" / f"step_{step + 1:06d}.png"
             save_grid(images.cpu(), len(columns), path, above)
             self.job.monitor.picture(step + 1, "samples", path)

@@ -115,8 +115,8 @@ class PeriodicEvaluation:
             rows: of the run's log.
             first: step of the run that is the student's first; an evaluation there comes before it has learned.
         """
-        looks = zip(*series(rows, "evaluation/accuracy"), strict=True)
-        accuracies = [accuracy for step, accuracy in looks if step > first]
+        measured = zip(*series(rows, "evaluation/accuracy"), strict=True)
+        accuracies = [accuracy for step, accuracy in measured if step > first]
         outcome: Outcome = {
             "every": self.every,
             "accuracy": accuracies[-1] if accuracies else None,

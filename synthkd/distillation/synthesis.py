@@ -27,7 +27,7 @@ class Synthesis:
         student: returns the module whose agreement is measured.
         black_box: the teacher, if each image costs a query; None otherwise. A round that its budget does not cover is
             left out, and the student goes on with the images of the bank.
-        images: of a round.
+        images: of a round; None where the generator does not tell before it makes one.
     """
 
     generator: Rounds
@@ -35,7 +35,7 @@ class Synthesis:
     difficulty: DifficultyScheduler
     student: Callable[[], nn.Module]
     black_box: BlackBox | None = None
-    images: int = 1
+    images: int | None = None
 
     def alone(self, index: int, keep: bool) -> dict[str, float]:
         """One round of the generator against the teacher alone.
@@ -48,11 +48,11 @@ class Synthesis:
             What is logged, by name.
         """
         if self._is_spent:
-            return self._state
+            return self._logged
         samples = self.generator.round(index, self.difficulty.value)
         if keep:
             self.bank.add(samples.images, samples.labels, samples.teacher_logits)
-        return dict(samples.terms) | self._state
+        return dict(samples.terms) | self._logged
 
     def beside_student(self, index: int) -> dict[str, float]:
         """One round of the generator against teacher and student; their agreement on its images moves the difficulty.
@@ -64,7 +64,7 @@ class Synthesis:
             What is logged, by name.
         """
         if self._is_spent:
-            return self._state
+            return self._logged
         student = self.student()
         samples = self.generator.round(index, self.difficulty.value, student)
         # Measured before the student learns from these images: later it may agree on them by memory alone.
@@ -74,16 +74,16 @@ class Synthesis:
         self.difficulty.update(agreement)
         self.bank.add(samples.images, samples.labels, samples.teacher_logits)
         return dict(samples.terms) | {
-            **self._state,
+            **self._logged,
             "fresh/agreement": agreement,
             "generator/asked_label": float((samples.teacher_logits.argmax(1) == samples.labels).float().mean()),
         }
 
     @property
     def _is_spent(self) -> bool:
-        return self.black_box is not None and self.black_box.left < self.images
+        return self.black_box is not None and self.black_box.left < (self.images or 1)
 
     @property
-    def _state(self) -> dict[str, float]:
+    def _logged(self) -> dict[str, float]:
         queries = {} if self.black_box is None else {"teacher/queries": float(self.black_box.used)}
         return {"difficulty": self.difficulty.value, "bank/size": float(len(self.bank)), **queries}

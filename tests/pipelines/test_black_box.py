@@ -200,6 +200,7 @@ def saved_by(settings: ContinuousSettings | NoisyLabelSettings, directory: Path)
 def test_a_round_of_a_saved_generator_costs_its_images_too(tmp_path: Path) -> None:
     made = saved_by(ContinuousSettings(kind="continuous", batch_size=40, width=4, one_hot=1.0), tmp_path / "saved")
     phases = [{"kind": "joint", "steps": 12, "every": 2}]
+    assert "generator rounds: 6, 240 images; the queries cover 2\n" in plan(recipe(transfer_set=made, phases=phases))
     values = run(recipe(transfer_set=made, phases=phases), tmp_path / "run").values
     assert sum(ASKED) == 80, "two rounds; the budget does not cover a third"
     assert values["cost"]["steps"] == 12

@@ -19,7 +19,7 @@ from synthkd.pipelines.student import collages
 from synthkd.pipelines.student.assembly import assemble
 from synthkd.settings import ZooModel
 from synthkd.settings.load import load_config
-from synthkd.types import ImageSpec
+from synthkd.types import ImageSpec, takes_labels
 
 SPEC = ImageSpec(3, 8, 8, 4)
 RECIPE: dict[str, Any] = {
@@ -159,7 +159,7 @@ def test_fresh_samples_of_no_class_are_labelled_by_the_teacher() -> None:
     config = load_config(DistillConfig, source | {"phases": [{"kind": "joint", "steps": 4}]}, [])
     assembly = assemble(config, [teacher()], Accelerator(cpu=True), None)
     assert assembly.transfer_set.generated is not None
-    assert not assembly.transfer_set.generated.for_labels
+    assert not takes_labels(assembly.transfer_set.generated.generator)
     (drawn,) = assembly.transfer_set.generated.source.draw(8, 0)
     assert drawn.labels.tolist() == [-1] * 8
     labelled = assembly.transfer_set.dataset.label(drawn)

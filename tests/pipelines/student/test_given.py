@@ -51,6 +51,18 @@ def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
     return one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())
 
 
+class Closed(nn.Module):
+    """A network without gradients."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = network(8)
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> Tensor:
+        return self.body(images)
+
+
 def run(out: Path, **changes: Any) -> Distilled:
     given: dict[str, Any] = {"teacher": network(8), "student": network(4, 1), "spec": SPEC}
     result = distill(**(given | QUICK | {"out": str(out)} | changes))
@@ -280,3 +292,11 @@ def test_commands_say_what_to_do_about_a_run_of_networks_in_memory(
     assert "given in memory (Sequential): build it" in capsys.readouterr().err
     with pytest.raises(ConfigError, match="does not say which teacher labels the images; set teacher"):
         generate(load_config(GenerateConfig, {"run": str(out), "per_class": 2}, []), dry_run=True)
+
+
+def test_a_saved_generator_whose_samples_need_gradients_needs_a_teacher_that_gives_them(tmp_path: Path) -> None:
+    made_by = run(tmp_path / "first")
+    saved = {"generator": {"kind": "saved", "path": str(made_by.directory)}, "bank": {"capacity": 64}}
+    assert run(tmp_path / "second", transfer_set=saved).values["cost"]["images_generated"] == 48
+    with pytest.raises(ModelError, match=r"cuts the gradient .*torch.no_grad"):
+        run(tmp_path / "third", transfer_set=saved, teacher=Closed())

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from synthkd.data.bank import MemoryBank
+from synthkd.generators.files import GeneratorFacts
 from synthkd.generators.own_rounds import OwnRounds
 from synthkd.pipelines.config import DistillConfig
 from synthkd.pipelines.student.transfer_set_builder import Images, TransferSetBuilder, rounds_at_once
@@ -43,6 +44,7 @@ def builder_of(rank: int, world: int, live: float = 0.0, sync: str = "fast") -> 
     bank = MemoryBank(SPEC, BankSettings(capacity=20))
     bank.add(torch.zeros(20, *SPEC.shape), torch.zeros(20).long(), torch.zeros(20, 3))
     parts: dict[str, Any] = {
+        "facts": GeneratorFacts(10, None, False),
         "accelerator": SimpleNamespace(process_index=rank, num_processes=world, device=torch.device("cpu")),
         "subject": SimpleNamespace(spec=SPEC),
         "generator": Numbers(),
