@@ -34,7 +34,6 @@ from synthkd.pipelines.run.trust import trusted_by, trusting
 from synthkd.pipelines.student.asking import ask_ahead
 from synthkd.pipelines.student.assembly import Assembly, assemble
 from synthkd.pipelines.student.budget import fill, needs_plan, require_measurable, require_time, with_plan
-from synthkd.pipelines.student.chosen import with_generator
 from synthkd.pipelines.student.given import Given, GivenNetworks, from_memory
 from synthkd.pipelines.student.memory import planned_lines
 from synthkd.pipelines.student.networks import finished
@@ -146,19 +145,18 @@ def _distill(config: DistillConfig, *, networks: GivenNetworks, dry_run: bool) -
             models = [teacher.model for teacher in ready]
             config = with_plan(config, models, test, networks.student, job.directory)
             began = time.perf_counter()
-            config, why = with_generator(config, models[0] if models else None)
             assembly = assemble(config, models, job.accelerator, job.directory, networks.student)
         test = _fitted_test(test, assembly)
-        ask_ahead(config, assembly, job.directory)
+        ask_ahead(assembly, job.directory)
         allowance = Allowance()
         training = time.perf_counter()
-        progress = _train(config, job, assembly, test, why, allowance)
+        progress = _train(job, assembly, test, allowance)
         trained = time.perf_counter()
-        student = _finished_student(config, job, assembly)
-        _keep_images(config, job, assembly)
+        student = _finished_student(job, assembly)
+        _keep_images(job, assembly)
         taught = sum(teacher.seconds for teacher in ready)
         beside = training - began + time.perf_counter() - trained
-        content = job.finish(measured(config, job, assembly, student, test, taught, progress, allowance, beside))
+        content = job.finish(measured(job, assembly, student, test, taught, progress, allowance, beside))
         return Distilled(job.directory, content, summary(job, content), finished_student=student.cpu)
 
 
@@ -172,16 +170,15 @@ def _plan(config: DistillConfig, networks: GivenNetworks) -> Plan:
             taught = not any(isinstance(one, TrainedTeacher) for one in config.every_teacher)
             budgeted = fill(config, models, test, networks.student, taught)
             config = budgeted.config
-        config, why = with_generator(config, models[0] if models else None)
         assembly = assemble(config, models, accelerator, None, networks.student)
         test = _fitted_test(test, assembly)
         used = 0 if config.out is None else earlier_queries(config, Path(config.out))
-        lines = plan(config, assembly, test, why, used)
+        lines = plan(assembly, test, used)
         if budgeted is not None:
             needed = budgeted.time(teaching_time(config, accelerator))
         else:
-            needed = planned_time(lambda: distill_time(config, assembly, test, accelerator))
-    return Plan((*lines, needed.line, *planned_lines(config, assembly)), needed)
+            needed = planned_time(lambda: distill_time(assembly, test, accelerator))
+    return Plan((*lines, needed.line, *planned_lines(assembly)), needed)
 
 
 def _keep(read: dict[DataSettings, Splits], wanted: Sequence[DataSettings | UnlabelledData]) -> None:
@@ -205,7 +202,7 @@ def _teachers(config: DistillConfig, job: Job, networks: GivenNetworks, test: Re
         if needs_plan(config):
             require_time(config, models, test, networks.student)
         else:
-            assemble(with_generator(config, models[0])[0], models, job.accelerator, None, networks.student)
+            assemble(config, models, job.accelerator, None, networks.student)
     return [
         ReadyTeacher(networks.given_teacher, 0.0)
         if isinstance(settings, GivenModel)
@@ -228,12 +225,10 @@ def _fitted_test(test: RealData | None, assembly: Assembly) -> RealData | None:
     return None if test is None else fitted("test", test, subject.spec, subject.class_names, lacks_classes=True)
 
 
-def _train(
-    config: DistillConfig, job: Job, assembly: Assembly, test: RealData | None, why: str, allowance: Allowance
-) -> Progress:
+def _train(job: Job, assembly: Assembly, test: RealData | None, allowance: Allowance) -> Progress:
     """Run the phases: rounds of the generator, steps of the students, evaluations, grids and published students."""
-    generated = assembly.transfer_set.generated
-    watch = RunWatch(config, job, assembly, test, allowance)
+    config, generated = assembly.config, assembly.transfer_set.generated
+    watch = RunWatch(job, assembly, test, allowance)
     page = LivePage(job.directory, job.accelerator.is_main_process)
     actions = [Action("test", watch.test, config.evaluate_every, after=True), page.every(config.evaluate_every)]
     if config.publish_every is not None:
@@ -251,14 +246,14 @@ def _train(
     for number, place in enumerate(range(len(config.phases), len(stages)), start=1):
         stages[place] = replace(stages[place], name=f"extension {number}")
     headline = ("student/loss", "fresh/agreement", "difficulty", "test/accuracy")
-    stages = noted(_notes_of(assembly, why), stages, job.monitor)
+    stages = noted(_notes_of(assembly), stages, job.monitor)
     stages = logged(assembly.warnings, assembly.batch.logged(stages, job.monitor), job.monitor)
     return job.train(assembly.state, stages, f"distill {config.name}", headline)
 
 
-def _notes_of(assembly: Assembly, why: str) -> list[str]:
+def _notes_of(assembly: Assembly) -> list[str]:
     """What the log tells once: which generator the teacher chose, and what a black box was asked before the start."""
-    notes = [f"generator: {why}"] if why else []
+    notes = [f"generator: {assembly.why}"] if assembly.why else []
     black_box = assembly.black_box
     if black_box is not None:
         notes.append(f"{black_box.words}; asked {black_box.used:,} images before the first step")
@@ -270,15 +265,15 @@ def _no_round(*_: object) -> Values:
     raise AssertionError("there is no generator, and its configuration has no phase with rounds")
 
 
-def _finished_student(config: DistillConfig, job: Job, assembly: Assembly) -> Classifier:
+def _finished_student(job: Job, assembly: Assembly) -> Classifier:
     """Save the networks and the generator: always with the last weights (or their average), never a best checkpoint."""
     student = finished(assembly.students[0]).eval()
     if job.accelerator.is_main_process:
-        notes = saved_notes(config, assembly)
+        notes = saved_notes(assembly)
         save(student, job.directory / STUDENT, notes)
         for number, peer in enumerate(assembly.students[1:], start=1):
             save(finished(peer).eval(), job.directory / PEERS / str(number), notes)
-        generated, subject = assembly.transfer_set.generated, assembly.subject
+        config, generated, subject = assembly.config, assembly.transfer_set.generated, assembly.subject
         if generated is not None and config.generated is not None:
             save_generator(
                 generated.generator,
@@ -293,9 +288,10 @@ def _finished_student(config: DistillConfig, job: Job, assembly: Assembly) -> Cl
     return student
 
 
-def _keep_images(config: DistillConfig, job: Job, assembly: Assembly) -> None:
+def _keep_images(job: Job, assembly: Assembly) -> None:
     """Save images of the memory bank of the main process, which are dropped with the checkpoints otherwise."""
     generated, names = assembly.transfer_set.generated, assembly.subject.class_names
-    if generated is not None and config.keep_images != 0 and job.accelerator.is_main_process:
-        count = None if config.keep_images == "all" else config.keep_images
+    wanted = assembly.config.keep_images
+    if generated is not None and wanted != 0 and job.accelerator.is_main_process:
+        count = None if wanted == "all" else wanted
         save_bank_sample(generated.bank.rows(), count, names, job.directory)

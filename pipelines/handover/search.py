@@ -22,7 +22,6 @@ from synthkd.pipelines.config import DistillConfig
 from synthkd.pipelines.run import shared_work
 from synthkd.pipelines.run.device import make_accelerator
 from synthkd.pipelines.student.assembly import assemble
-from synthkd.pipelines.student.chosen import with_generator
 from synthkd.reports.results import FrontRow, SearchResult
 from synthkd.settings import SearchSettings, ZooModel
 from synthkd.training.display import Display
@@ -159,7 +158,6 @@ def make_proxy(config: DistillConfig, settings: SearchSettings, teacher: Classif
         teacher: finished.
         seed: of weights and dropout of the candidates.
     """
-    config, _ = with_generator(config, teacher)
     assembly = assemble(config, [teacher], make_accelerator(config), None)
     generated = assembly.transfer_set.generated
     assert generated is not None

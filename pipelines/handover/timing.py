@@ -20,8 +20,7 @@ from synthkd.pipelines.handover.attack import CONTROL
 from synthkd.pipelines.handover.search import HELD_OUT, SHARE
 from synthkd.pipelines.run.device import make_accelerator
 from synthkd.pipelines.run.timing import PlannedTime, Timed, Work, about, measured
-from synthkd.pipelines.student.assembly import assemble
-from synthkd.pipelines.student.chosen import with_generator
+from synthkd.pipelines.student.assembly import Assembly, assemble
 from synthkd.pipelines.student.teachers import TEACHER_STEPS, untrained_teacher
 from synthkd.pipelines.student.trial import noise_dataset
 from synthkd.settings import SearchSettings, TrainedTeacher, ZooModel
@@ -70,17 +69,17 @@ def _control(config: CompressConfig, flow: Sequence[Timed]) -> list[Timed]:
 
 def _search(config: DistillConfig, settings: SearchSettings, teacher: Classifier, flow: Sequence[Timed]) -> list[Timed]:
     """The works of a search: rounds of the generator as in the flow, and candidates in the middle of each range."""
-    config, _ = with_generator(config, teacher)
+    assembly = assemble(config, [teacher], make_accelerator(config), None)
     rounds = [one for one in flow if one.name.startswith("rounds")][:1]
-    images = getattr(None if config.generated is None else config.generated.named, "batch_size", HELD_OUT)
+    generated = assembly.transfer_set.generated
+    images = (None if generated is None else generated.rounds.images) or HELD_OUT
     needed = settings.rounds + math.ceil(HELD_OUT / images)
     images_first = [Timed("rounds of the search", needed, one.seconds) for one in rounds]
-    return [*images_first, *measured(_candidates(config, settings, teacher))]
+    return [*images_first, *measured(_candidates(assembly, settings, teacher))]
 
 
-def _candidates(config: DistillConfig, settings: SearchSettings, teacher: Classifier) -> list[Work]:
-    accelerator = make_accelerator(config)
-    assembly = assemble(config, [teacher], accelerator, None)
+def _candidates(assembly: Assembly, settings: SearchSettings, teacher: Classifier) -> list[Work]:
+    config, accelerator = assembly.config, assembly.trial.accelerator
     subject, batch = assembly.subject, assembly.batch.images
     space = space_of(settings, subject.spec, parameters(teacher) // SHARE)
     with torch.random.fork_rng(devices=[]):

@@ -5,23 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from synthkd.pipelines.config import DistillConfig
 from synthkd.pipelines.run.extension import earlier_queries
 from synthkd.pipelines.run.shared_work import rank
 from synthkd.pipelines.student.assembly import Assembly
 from synthkd.training.display import Display
 
 
-def ask_ahead(
-    config: DistillConfig, assembly: Assembly, directory: Path, after_call: Callable[[], None] = lambda: None
-) -> None:
+def ask_ahead(assembly: Assembly, directory: Path, after_call: Callable[[], None] = lambda: None) -> None:
     """Let a black box answer the images that are known before the first step; what was asked before is not repeated.
 
     Any other teacher does nothing.
 
     Args:
-        config: of the run.
-        assembly: its parts.
+        assembly: the parts of the run.
         directory: the run directory, whose record of answers the black box has.
         after_call: called after each call of the black box, whose answers are in the record then.
 
@@ -31,7 +27,7 @@ def ask_ahead(
     black_box = assembly.black_box
     if black_box is None:
         return
-    black_box.count_earlier(earlier_queries(config, directory))
+    black_box.count_earlier(earlier_queries(assembly.config, directory))
     with Display(black_box.settings.queries, "queries", rank() == 0) as display:
 
         def progress() -> None:

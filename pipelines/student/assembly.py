@@ -33,6 +33,7 @@ from synthkd.pipelines.run.images import fitted_dataset, fitted_splits, keep_dat
 from synthkd.pipelines.run.several import require_shareable
 from synthkd.pipelines.run.tested import training_data
 from synthkd.pipelines.scores.running import RunningScores, build_scores
+from synthkd.pipelines.student.chosen import with_generator
 from synthkd.pipelines.student.networks import (
     Subject,
     build_controllers,
@@ -67,6 +68,8 @@ class Assembly:
     """All parts of a distillation.
 
     Attributes:
+        config: of the run, with the generator that the teacher has chosen.
+        why: it chose that one, in words; empty if the configuration names it.
         subject: images and classes.
         contract: measured properties of the first teacher; None without a teacher, or of a black box.
         team: all teachers, which label images; None without a teacher.
@@ -81,6 +84,8 @@ class Assembly:
         trial: takes steps on noise with these parts.
     """
 
+    config: DistillConfig
+    why: str
     subject: Subject
     contract: TeacherContract | None
     team: TeacherTeam | None
@@ -122,7 +127,7 @@ def assemble(
     """Build all parts, check that they fit together, and try the loss terms on noise.
 
     Args:
-        config: the configuration, with the generator that the teacher has chosen (`with_generator`).
+        config: the configuration; the first teacher chooses a generator of kind auto (`with_generator`).
         teachers: the teacher and further ones; empty without a teacher. They are moved to the device and frozen.
         accelerator: device, precision, processes.
         directory: the run directory, for files of the parts; None for a dry run, which writes none.
@@ -131,6 +136,7 @@ def assemble(
     Raises:
         SynthkdError: see the classes in `synthkd.errors`.
     """
+    config, why = with_generator(config, teachers[0] if teachers else None)
     facts = None if config.generated is None else facts_of(config.generated.named)
     contracts = _probed(config, teachers, config.needs_gradients or (facts is not None and facts.moves_samples))
     warnings = teacher_warnings(config.every_teacher, teachers, contracts, config.distill.batch_size)
@@ -181,9 +187,8 @@ def assemble(
     step.rehearse(noise_dataset(config, subject.spec, team, accelerator.device, count).batch(0))
     contract = contracts[0] if contracts else None
     scores = _scores(config, images, teacher, accelerator, batch)
-    return Assembly(
-        subject, contract, team, students, transfer_set, step, evaluation, start, scores, batch, warnings, trial
-    )
+    parts = contract, team, students, transfer_set, step, evaluation, start, scores, batch, warnings, trial
+    return Assembly(config, why, subject, *parts)
 
 
 def _generator(

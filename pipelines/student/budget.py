@@ -23,7 +23,6 @@ from synthkd.pipelines.run.shared_work import rank, shares
 from synthkd.pipelines.run.timing import LIMIT, PlannedTime, Timed, told
 from synthkd.pipelines.student.asking import ask_ahead
 from synthkd.pipelines.student.assembly import Assembly, assemble
-from synthkd.pipelines.student.chosen import with_generator
 from synthkd.pipelines.student.timing import distill_time
 from synthkd.pipelines.student.transfer_set_builder import is_private
 from synthkd.settings.load import dump_config
@@ -167,18 +166,17 @@ def fill(
     started = time.perf_counter()
     accelerator, wanted = make_accelerator(config), _measuring_seconds(config.budget)
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-        chosen, _ = with_generator(config, models[0] if models else None)
-        first = assemble(chosen, models, accelerator, None, student)  # loads libraries, which the run's parts do not
-        answer = 0.0 if directory is None else _asked(config, first, directory, started)
+        first = assemble(config, models, accelerator, None, student)  # loads libraries, which the run's parts do not
+        answer = 0.0 if directory is None else _asked(first, directory, started)
         del first
         loaded = time.perf_counter()
-        assembly = assemble(chosen, models, accelerator, None, student)
+        assembly = assemble(config, models, accelerator, None, student)
         if directory is not None:
-            ask_ahead(config, assembly, directory)  # that is, read the record, as the run does
+            ask_ahead(assembly, directory)  # that is, read the record, as the run does
         built = time.perf_counter()
         limit = min(LIMIT, wanted)
         timed = _measured(
-            lambda: distill_time(chosen, assembly, test, accelerator, taught=True, limit=limit),
+            lambda: distill_time(assembly, test, accelerator, taught=True, limit=limit),
             built + wanted,
             passes or MOST_PASSES,
         )
@@ -199,9 +197,9 @@ def fill(
     return Filled(planned, recounted(timed, phases), measuring)
 
 
-def _asked(config: DistillConfig, assembly: Assembly, directory: Path, started: float) -> float:
+def _asked(assembly: Assembly, directory: Path, started: float) -> float:
     """Ask a black box what the run asks before its first step; mean seconds of an answer, 0 without a new one."""
-    box, budget = assembly.black_box, config.budget
+    box, budget = assembly.black_box, assembly.config.budget
     if box is None or budget is None:
         return 0.0
     begun, had = time.perf_counter(), box.paid
@@ -213,7 +211,7 @@ def _asked(config: DistillConfig, assembly: Assembly, directory: Path, started: 
                 "a longer budget and the same out=, which asks nothing again, or fewer queries"
             )
 
-    ask_ahead(config, assembly, directory, in_time)
+    ask_ahead(assembly, directory, in_time)
     new = box.paid - had
     return (time.perf_counter() - begun) / new if new else 0.0
 

@@ -21,10 +21,10 @@ from synthkd.pipelines.student.trial import Trial
 from synthkd.training.memory import TRIED, Need, need_of
 
 
-def planned_lines(config: DistillConfig, assembly: Assembly) -> tuple[str, ...]:
+def planned_lines(assembly: Assembly) -> tuple[str, ...]:
     """The lines of a plan about the memory of a run, of the parts of a dry run."""
     teacher = None if assembly.team is None else assembly.team.model
-    return memory_lines(lambda: planned_memory(config, assembly.trial, assembly.batch.of_process, teacher))
+    return memory_lines(lambda: planned_memory(assembly.config, assembly.trial, assembly.batch.of_process, teacher))
 
 
 def planned_memory(config: DistillConfig, trial: Trial, batch_size: int, teacher: Classifier | None) -> Memory:

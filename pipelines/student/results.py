@@ -55,7 +55,6 @@ STUDENT = "the student"
 
 
 def measured(
-    config: DistillConfig,
     job: Job,
     assembly: Assembly,
     student: Classifier,
@@ -68,7 +67,6 @@ def measured(
     """Measure what a finished distillation comes to: accuracy, agreement, size and speed, cost, alarms.
 
     Args:
-        config: of the run.
         job: the open run.
         assembly: what was run.
         student: as it was saved.
@@ -81,8 +79,8 @@ def measured(
     networks = {STUDENT: student}
     networks |= {f"peer {number}": finished(peer) for number, peer in enumerate(assembly.students[1:], start=1)}
     is_main = job.accelerator.is_main_process
-    with Measuring(_parts(assembly, test), f"measure {config.name}", allowance, is_main) as watch:
-        closing = _Closing(config, job, assembly, networks, test, watch)
+    with Measuring(_parts(assembly, test), f"measure {assembly.config.name}", allowance, is_main) as watch:
+        closing = _Closing(job, assembly, networks, test, watch)
         started = time.perf_counter()
         tested, start = closing.tested(), closing.start()
         seconds = {
@@ -94,7 +92,7 @@ def measured(
         # Latencies come after the clock of the evaluation has stopped: they are no part of it.
         result = closing.result(tested, start, {stage: round(value, 3) for stage, value in seconds.items()})
         student_seconds = beside + seconds["distill"] + seconds["evaluate"] + time.perf_counter() - ended
-        return replace(result, budget=_budget(config, student_seconds))
+        return replace(result, budget=_budget(assembly.config, student_seconds))
 
 
 def _budget(config: DistillConfig, seconds: float) -> BudgetResult | None:
@@ -128,7 +126,6 @@ class _Tested:
 class _Closing:
     """The measurements of a finished run; `networks` are the student and its peers by name."""
 
-    config: DistillConfig
     job: Job
     assembly: Assembly
     networks: Mapping[str, Classifier]
@@ -156,7 +153,7 @@ class _Closing:
             return _Tested(scores, None, self._agreement(), raised)
         by_teacher = self._answers("the teacher", team.consensus, images, on)
         teacher_score = accuracy(by_teacher, labels)
-        raised += _near_chance(self.config, team, teacher_score)
+        raised += _near_chance(assembly.config, team, teacher_score)
         return _Tested(scores, teacher_score, Agreement.on(accuracy(answers[STUDENT], by_teacher), "test"), raised)
 
     def start(self) -> AsItStarted | None:
@@ -197,7 +194,7 @@ class _Closing:
         score, box = tested.students[0], assembly.black_box
         student = self.networks[STUDENT]
         described = self._described(STUDENT, student)
-        names, first = [one.name for one in assembly.students], first_step(self.config.phases)
+        names, first = [one.name for one in assembly.students], first_step(assembly.config.phases)
         of_peers = zip(self.networks, tested.students, strict=True)
         return DistillResult(
             seconds=round(sum(seconds.values()), 3),
@@ -219,11 +216,11 @@ class _Closing:
             peers=tuple(self._model(who, self.networks[who], one) for who, one in of_peers if who != STUDENT) or None,
             ratio=None if team is None else _ratio(student, team.model, score, tested.teacher),
             scores=None if assembly.scores is None else assembly.scores.result(rows),
-            before=earlier_results(self.config, self.job.directory),
+            before=earlier_results(assembly.config, self.job.directory),
             queries=None if box is None else Queries(box.used, box.settings.queries, box.settings.answers),
             unrelated_pictures=transfer_set.unrelated_pictures or None,
-            estimate=estimate_result(tested.estimate, self.config.teacher_accuracy),
-            advice=advice_of(self.config, self.job.monitor) or None,
+            estimate=estimate_result(tested.estimate, assembly.config.teacher_accuracy),
+            advice=advice_of(assembly.config, self.job.monitor) or None,
         )
 
     def _answers(self, who: str, network: Predictor, images: InBlocks, on: str) -> Tensor:
@@ -263,7 +260,7 @@ class _Closing:
         quality: Sequence[TeacherQuality | None] = [None] * len(models)
         if held_out is not None:
             images = to_uint8(held_out.images[:QUALITY_IMAGES]).cpu()
-            quality = compare_teachers(models, images, self.config.seed, assembly.batch.of_process)
+            quality = compare_teachers(models, images, assembly.config.seed, assembly.batch.of_process)
         counts: Sequence[int | None] = assembly.evaluation.controllers.selected or [None] * len(models)
         teachers = []
         for (name, model), rank, count in zip(models.items(), quality, counts, strict=True):

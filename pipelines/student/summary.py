@@ -6,7 +6,7 @@ from synthkd.data.read.splits import RealData
 from synthkd.distillation import phases
 from synthkd.distillation.terms.auxiliary import AuxiliaryLayers
 from synthkd.models import parameters
-from synthkd.pipelines.config import DistillConfig, Planned
+from synthkd.pipelines.config import Planned
 from synthkd.pipelines.run.directory import REPORT
 from synthkd.pipelines.run.job import Job, disk_line, generator_bytes, training_bytes
 from synthkd.pipelines.scores.running import scores_in_words
@@ -20,19 +20,15 @@ from synthkd.schedules import ever
 from synthkd.settings import Schedule, TrainedTeacher
 
 
-def plan(
-    config: DistillConfig, assembly: Assembly, test: RealData | None, why: str = "", used: int = 0
-) -> tuple[str, ...]:
+def plan(assembly: Assembly, test: RealData | None, used: int = 0) -> tuple[str, ...]:
     """What the run would do, in lines for --dry-run.
 
     Args:
-        config: of the run.
-        assembly: its parts, as a dry run builds them.
+        assembly: the parts of the run, as a dry run builds them.
         test: real test data, or None.
-        why: which generator the teacher chose and why; empty if the configuration names it.
         used: queries of a black box that the run has used before this extension.
     """
-    spec, student = assembly.subject.spec, parameters(assembly.learner.module)
+    config, spec, student = assembly.config, assembly.subject.spec, parameters(assembly.learner.module)
     every_phase = config.phases_and_extensions
     rounds = phases.generator_rounds(every_phase)
     generated, batch = assembly.transfer_set.generated, None
@@ -44,7 +40,7 @@ def plan(
         if config.black_box is not None and batch is not None:
             which = "the queries that are left" if used else "the queries"
             images += f"; {which} cover {(config.black_box.queries - used) // batch:,}"
-        lines = [*([f"  generator: {why}"] if why else []), f"  generator rounds: {rounds:,}{images}"]
+        lines = [*([f"  generator: {assembly.why}"] if assembly.why else []), f"  generator rounds: {rounds:,}{images}"]
         state_bytes += generator_bytes(generated.generator)
     peers = [f"{parameters(finished(peer)):,} parameters" for peer in assembly.students[1:]]
     new = phases.rounds_within(every_phase, config.checkpoint_every) * (batch or 0)
@@ -69,14 +65,14 @@ def plan(
         f"  teacher: {taught}",
         *([f"  as read: {', '.join(notes)}"] if (notes := _notes(assembly)) else []),
         *(f"  warning: {warning}" for warning in assembly.warnings),
-        *_team_lines(config, assembly),
+        *_team_lines(assembly),
         f"  student: {student:,} parameters{share}, {assembly.start.words}",
         *(f"  peer {number}: {words}" for number, words in enumerate(peers, start=1)),
         f"  real images: {real}",
         *(f"  {words}" for words in assembly.transfer_set.collages),
         *([f"  unlabelled images: {labelled}"] if (labelled := assembly.transfer_set.labelled_by_teacher) else []),
         f"  test images: {'none' if test is None else test.counted}",
-        *_recipe(config, assembly),
+        *_recipe(assembly),
         *([] if config.seeds is None else [f"  seeds: {config.seeds} such runs, from seed {config.seed} on"]),
         *([] if config.planned is None else [_planned(config.planned, config.black_box is not None)]),
         f"  phases: {', '.join(phases.describe(phase) for phase in config.phases)}",
@@ -95,10 +91,11 @@ def _notes(assembly: Assembly) -> tuple[str, ...]:
     return (*assembly.team.model.notes, *([f"logits from {place}"] if place else []))
 
 
-def _team_lines(config: DistillConfig, assembly: Assembly) -> list[str]:
+def _team_lines(assembly: Assembly) -> list[str]:
     """The lines of the teachers after the first, and of how all of them label."""
     if assembly.team is None or len(assembly.team.models) == 1:
         return []
+    config = assembly.config
     lines = [
         f"  teacher {number}: {parameters(model):,} parameters"
         + (", trained first" if isinstance(settings, TrainedTeacher) else "")
@@ -108,8 +105,9 @@ def _team_lines(config: DistillConfig, assembly: Assembly) -> list[str]:
     return [*lines, f"  team: {len(assembly.team.models)} teachers, weighting {config.team.weighting}{given}"]
 
 
-def _recipe(config: DistillConfig, assembly: Assembly) -> list[str]:
+def _recipe(assembly: Assembly) -> list[str]:
     """The lines of the loss terms with their weights and places, of who teaches, and of what adapts."""
+    config = assembly.config
     distill, online, student = config.distill, config.online, assembly.students[0]
     adapt = distill.adapt
     details = {} if student.auxiliary is None else _places(student.auxiliary)

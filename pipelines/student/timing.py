@@ -40,7 +40,6 @@ LATENCIES = 50
 
 
 def distill_time(
-    config: DistillConfig,
     assembly: Assembly,
     test: RealData | None,
     accelerator: Accelerator,
@@ -52,8 +51,7 @@ def distill_time(
     The parts of the assembly are trained a little, so they are of no use to a run afterwards.
 
     Args:
-        config: of the run.
-        assembly: its parts, as a dry run builds them.
+        assembly: the parts of the run, as a dry run builds them.
         test: real test data, or None.
         accelerator: the device.
         taught: whether the teachers are trained already, so that no step of theirs is measured.
@@ -62,8 +60,8 @@ def distill_time(
     Raises:
         SynthkdError: what the steps raise.
     """
-    teachers = [] if taught else _teaching(config, accelerator)
-    return measured([*teachers, *_Works(config, assembly, test, accelerator).all()], limit)
+    teachers = [] if taught else _teaching(assembly.config, accelerator)
+    return measured([*teachers, *_Works(assembly, test, accelerator).all()], limit)
 
 
 def teaching_time(config: DistillConfig, accelerator: Accelerator) -> list[Timed]:
@@ -86,10 +84,14 @@ def _teaching(config: DistillConfig, accelerator: Accelerator) -> list[Work]:
 class _Works:
     """The works of a run, with the arguments of `distill_time`."""
 
-    config: DistillConfig
     assembly: Assembly
     test: RealData | None
     accelerator: Accelerator
+
+    @property
+    def config(self) -> DistillConfig:
+        """The configuration of the run."""
+        return self.assembly.config
 
     @property
     def _phases(self) -> Sequence[PhaseSettings]:

@@ -12,7 +12,6 @@ from synthkd.data.read.splits import RealData
 from synthkd.metrics.utility import accuracy, predict
 from synthkd.models import save
 from synthkd.models.weights import finite_state
-from synthkd.pipelines.config import DistillConfig
 from synthkd.pipelines.run.job import Job
 from synthkd.pipelines.student.assembly import Assembly
 from synthkd.pipelines.student.networks import finished
@@ -30,7 +29,6 @@ STUDENT, PEERS = "student", "peers"
 class RunWatch:
     """The actions of a run beside training; each returns what is logged."""
 
-    config: DistillConfig
     job: Job
     assembly: Assembly
     real_test: RealData | None
@@ -74,12 +72,12 @@ class RunWatch:
         if self.job.accelerator.is_main_process:
             with evaluating(self.assembly.learner.evaluated):
                 student = finished(self.assembly.students[0])
-                save(student, self.job.directory / STUDENT, saved_notes(self.config, self.assembly))
+                save(student, self.job.directory / STUDENT, saved_notes(self.assembly))
         return {}
 
     def after_rounds(self) -> list[Action]:
         """The grids and the scores of generated images; `every` counts rounds of the generator."""
-        actions = [Action("grid", self.draw_grid, self.config.grid_every, after=True)]
+        actions = [Action("grid", self.draw_grid, self.assembly.config.grid_every, after=True)]
         if self.assembly.scores is not None:
             actions.append(Action("score", self.score, self.assembly.scores.settings.every, after=True))
         return actions
@@ -111,6 +109,6 @@ class RunWatch:
         return {}
 
 
-def saved_notes(config: DistillConfig, assembly: Assembly) -> dict[str, int | None]:
+def saved_notes(assembly: Assembly) -> dict[str, int | None]:
     """Facts about the training that are saved with a student."""
-    return {"seed": config.seed, "real_images_used": assembly.transfer_set.real_images_used}
+    return {"seed": assembly.config.seed, "real_images_used": assembly.transfer_set.real_images_used}

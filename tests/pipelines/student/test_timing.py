@@ -137,7 +137,7 @@ def test_measured_steps_draw_what_the_measured_rounds_made(monkeypatch: pytest.M
         return torch.zeros(len(labels), 1, 8, 8)
 
     monkeypatch.setattr(Inversion, "sample", sample)
-    timed = timing.distill_time(config, assembly, None, accelerator, taught=True)
+    timed = timing.distill_time(assembly, None, accelerator, taught=True)
     assert [one.count for one in timed if one.name == "steps"] == [9]
     assert 8 in sampled
 
