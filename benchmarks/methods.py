@@ -6,6 +6,7 @@
 
 One thread. The methods are the recipes of configs/methods: their losses, optimisers and rates. Teacher and student are
 the same for all, a student starts from random weights (but that of `ours`), and accuracy is that of the last weights.
+All compute in float32, but for `ours, bf16`, which is for processors with bfloat16 units and runs where it is named.
 First the CPU-seconds of a round of the generator and of a step of the student are measured, and the phases sized.
 dafl, dfad, zskt and dfq keep the published number of steps for each round. The methods that keep their images spend
 half of the time on images (published numbers of steps for each batch suit a GPU): a batch has fewer optimiser steps
@@ -46,7 +47,8 @@ from synthkd.settings.load import load_config
 
 RUNS = common.RUNS / "methods"
 CONFIGS = common.ROOT / "configs"
-OURS = ("ours", "ours, fresh start")
+BF16 = "ours, bf16"
+OURS = ("ours", "ours, fresh start", BF16)
 ALTERNATING = ("dafl", "dfad", "zskt", "dfq")
 """Methods whose generator and student take turns, as often as published."""
 ALONE = {"deepinversion": 0.0, "cmi": 0.0, "fastdfkd": 0.1, "nayer": 0.1, "sre2l": 1.0}
@@ -114,7 +116,8 @@ def source_of(method: str, pair: Pair, seed: int) -> Row:
     """The configuration of a cell, with the phases of its recipe."""
     source = dict(pair.ours) if method in OURS else recipe_of(f"methods/{method}")
     source |= {"name": "cell", "teacher": pair.teacher(), "student": pair.student, "test": pair.test}
-    source |= {"seed": seed, "threads": 1, "device": "cpu", "inherit": method == OURS[0]}
+    source |= {"seed": seed, "threads": 1, "device": "cpu", "inherit": method in (OURS[0], BF16)}
+    source |= {"precision": "bf16" if method == BF16 else "no"}
     if method not in OURS:
         generator = source["transfer_set"]["generator"]
         for section, key in ((generator, "shift"), (source["mix"], "shift")):
@@ -298,7 +301,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = common.options("methods", __doc__)
     parser.add_argument("--pair", default="digits", choices=("digits", "fashion_mnist", "cifar10"))
     parser.add_argument("--seconds", type=float, default=60.0, help="CPU-seconds of the training of a cell")
-    parser.add_argument("--methods", nargs="*", default=list(METHODS), choices=METHODS)
+    parser.add_argument("--methods", nargs="*", default=[one for one in METHODS if one != BF16], choices=METHODS)
     parser.add_argument("--cifar10", help="the .npz file of CIFAR-10")
     parser.add_argument("--teachers", help="folder of the public teacher")
     common.add_seeds(parser, 1)

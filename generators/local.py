@@ -53,7 +53,7 @@ def autocast_of(accelerator: Accelerator) -> Callable[[], AbstractContextManager
 def folded(network: Network, accelerator: Accelerator, penultimate: bool = False, statistics: bool = False) -> Network:
     """A frozen copy of a classifier without its foldable BatchNorm layers, or the network itself.
 
-    In full precision on a CPU the copy gives the same numbers up to rounding in less time.
+    On a CPU the copy gives the same numbers up to rounding in less time.
 
     Args:
         network: unchanged.
@@ -61,13 +61,14 @@ def folded(network: Network, accelerator: Accelerator, penultimate: bool = False
         penultimate: keep the input of the last layer, for `Taps`.
         statistics: keep the moments at the BatchNorm layers, for `Taps` with `statistics`.
     """
-    plain = accelerator.device.type == "cpu" and accelerator.mixed_precision == "no"
+    on_cpu, in_half = accelerator.device.type == "cpu", accelerator.mixed_precision != "no"
     # A subclass may do more than its body.
-    if not (plain and isinstance(network, Classifier) and type(network) is Classifier):
+    if not (on_cpu and isinstance(network, Classifier) and type(network) is Classifier):
         return network
     if not any(has_statistics(module) for module in network.modules()):
         return network
-    return cast(Network, fold_batch_norm(network, [head(network) + INPUT] if penultimate else [], statistics))
+    keep = [head(network) + INPUT] if penultimate else []
+    return cast(Network, fold_batch_norm(network, keep, statistics, in_half))
 
 
 def require_statistics(teacher: nn.Module, batch_norm: float) -> None:

@@ -69,8 +69,11 @@ def _package(requirement: Requirement) -> str:
 def _devices() -> list[str]:
     import torch
 
+    from synthkd.system.hardware import has_bfloat16_units
+
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    devices = [f"cpu: {cores} cores, torch uses {torch.get_num_threads()} threads"]
+    units = "bfloat16 units" if has_bfloat16_units(torch.device("cpu")) else "no bfloat16 units"
+    devices = [f"cpu: {cores} cores, torch uses {torch.get_num_threads()} threads, {units}"]
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
         devices.append(f"cuda:{index}: {properties.name}, {properties.total_memory / 2**30:.1f} GiB")

@@ -53,8 +53,9 @@ class TrainingConfig(JobConfig):
     process, and only passes of networks are shared out. fast: each process computes the loss and the BatchNorm moments
     of its own part of a batch, and gradients are averaged; in `distill` each makes rounds of its own, if the generator
     is inversion or continuous."""
-    precision: Literal["no", "bf16", "fp16"] = "no"
-    """Mixed precision; bf16 saves time on GPUs and on CPUs with bfloat16 units."""
+    precision: Literal["no", "bf16", "fp16", "auto"] = "no"
+    """Mixed precision; bf16 saves time on GPUs and on CPUs with bfloat16 units. auto: bf16 on a device that has them
+    (see `synthkd doctor`), else no; the numbers of a run then depend on the machine by more than rounding."""
     adapt_batch_size: bool = False
     """Reduce the batch size until a step, with all that the run holds beside it, fits the memory."""
     checkpoint_every: Count = 500

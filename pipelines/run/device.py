@@ -15,6 +15,7 @@ from synthkd.pipelines.run.directory import TRACKED
 from synthkd.pipelines.run.group import join
 from synthkd.processes import ONE_PROCESS, Processes
 from synthkd.system.environment import own_environment
+from synthkd.system.hardware import has_bfloat16_units
 from synthkd.types import WHOLE, Part
 
 
@@ -53,10 +54,18 @@ def make_accelerator(config: TrainingConfig, directory: Path | None = None) -> A
         join(_on_cpu(config))
         return Accelerator(
             cpu=_on_cpu(config),  # explicitly: accelerate joins processes on CPUs to a group only when told so
-            mixed_precision=config.precision,
+            mixed_precision=mixed_precision(config),
             log_with=list(config.track) or None,
             project_dir=None if directory is None else directory / TRACKED,
         )
+
+
+def mixed_precision(config: JobConfig) -> str:
+    """The mixed precision of a job: `precision`, of which auto is bf16 on a device with units for it, and else no."""
+    precision = str(getattr(config, "precision", "no"))
+    if precision != "auto":
+        return precision
+    return "bf16" if has_bfloat16_units(torch.device("cpu" if _on_cpu(config) else "cuda")) else "no"
 
 
 def sharing(config: TrainingConfig, accelerator: Accelerator) -> Processes:
@@ -89,5 +98,5 @@ def _reset_accelerate(config: JobConfig) -> None:
     if not AcceleratorState._shared_state:
         return
     state = AcceleratorState()
-    if (state.mixed_precision, state.device.type == "cpu") != (getattr(config, "precision", "no"), _on_cpu(config)):
+    if (state.mixed_precision, state.device.type == "cpu") != (mixed_precision(config), _on_cpu(config)):
         AcceleratorState._reset_state(reset_partial_state=True)

@@ -14,6 +14,7 @@ import torch
 from synthkd import __version__
 from synthkd.errors import CheckpointError
 from synthkd.pipelines.config import JobConfig
+from synthkd.pipelines.run.device import mixed_precision
 from synthkd.pipelines.run.timing import PlannedTime
 from synthkd.reports.results import RESULT, FileEntry, Hardware, JobResult, from_json, result_values
 from synthkd.reports.results import read_result as read_content
@@ -82,9 +83,15 @@ def finished_result(content: Content, config: JobConfig, directory: Path, device
         seed=config.seed,
         finished=datetime.now(UTC).isoformat(timespec="seconds"),
         files=_inventory(directory),
-        hardware=from_json(Hardware, describe(device)),
+        hardware=from_json(Hardware, describe(device) | _in_precision(config)),
         cost=replace(content.cost, peak_memory_bytes=peak_memory_bytes()),
     )
+
+
+def _in_precision(config: JobConfig) -> dict[str, str]:
+    """The mixed precision of a job under its key; nothing in full precision."""
+    precision = mixed_precision(config)
+    return {} if precision == "no" else {"precision": precision}
 
 
 def read_result(directory: Path, kind: type[Content]) -> Content | None:

@@ -6,7 +6,8 @@ from synthkd.data.read.splits import RealData
 from synthkd.distillation import phases
 from synthkd.distillation.terms.auxiliary import AuxiliaryLayers
 from synthkd.models import parameters
-from synthkd.pipelines.config import Planned
+from synthkd.pipelines.config import DistillConfig, Planned
+from synthkd.pipelines.run.device import mixed_precision
 from synthkd.pipelines.run.directory import REPORT
 from synthkd.pipelines.run.job import Job, disk_line, generator_bytes, training_bytes
 from synthkd.pipelines.scores.running import scores_in_words
@@ -73,6 +74,7 @@ def plan(assembly: Assembly, test: RealData | None, used: int = 0) -> tuple[str,
         *([f"  unlabelled images: {labelled}"] if (labelled := assembly.transfer_set.labelled_by_teacher) else []),
         f"  test images: {'none' if test is None else test.counted}",
         *_recipe(assembly),
+        *_precision(config),
         *([] if config.seeds is None else [f"  seeds: {config.seeds} such runs, from seed {config.seed} on"]),
         *([] if config.planned is None else [_planned(config.planned, config.black_box is not None)]),
         f"  phases: {', '.join(phases.describe(phase) for phase in config.phases)}",
@@ -81,6 +83,14 @@ def plan(assembly: Assembly, test: RealData | None, used: int = 0) -> tuple[str,
         *lines,
         f"{disk_line(config, state_bytes, shared, on_disk)}; the last checkpoint stays, to extend the run",
     )
+
+
+def _precision(config: DistillConfig) -> list[str]:
+    """The line of a mixed precision, and of what `auto` comes to on this machine."""
+    precision = mixed_precision(config)
+    if config.precision == "auto":
+        return [f"  precision: {'full' if precision == 'no' else precision}, by what the device has units for"]
+    return [] if precision == "no" else [f"  precision: {precision}"]
 
 
 def _notes(assembly: Assembly) -> tuple[str, ...]:

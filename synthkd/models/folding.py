@@ -20,9 +20,10 @@ WITH_ACTIVATION = ("timm.layers.norm_act.BatchNormAct2d", "timm.layers.norm_act.
 FOLDED_BY_NAME = (*WITH_ACTIVATION, "torchvision.ops.misc.FrozenBatchNorm2d")
 """Layers that are folded into a convolution before them. Those of libraries have names, so that nothing is imported."""
 
-SMALLEST, SMALLEST_TO_BIAS = 1e-8, 1e-3
-"""Smallest weight of a BatchNorm whose output tells the moments of its input, and its smallest ratio to the bias. Of a
-weight near 0 little but the bias is left in the output, and of a tiny one rounding loses the variance."""
+SMALLEST, SMALLEST_TO_BIAS, SMALLEST_TO_BIAS_IN_HALF = 1e-8, 1e-3, 0.02
+"""Smallest weight of a BatchNorm whose output tells the moments of its input, and its smallest ratio to the bias, in
+float32 and in bfloat16. Of a weight near 0 little but the bias is left in the output, and of a tiny one rounding loses
+the variance: that of bfloat16 adds 0.3 % to it at the smallest ratio."""
 IN_PLACE = (operator.iadd, operator.isub, operator.imul, operator.itruediv)
 SAME_MEMORY = (nn.Identity, nn.Flatten, nn.Unflatten, nn.Dropout, nn.Dropout1d, nn.Dropout2d)
 """Layers that may give their input itself, or a view of it."""
@@ -30,7 +31,9 @@ NEW_MEMORY = (operator.add, operator.mul, torch.add, torch.cat)
 """Functions that never do."""
 
 
-def fold_batch_norm(model: Classifier, keep: Collection[str] = (), statistics: bool = False) -> Classifier:
+def fold_batch_norm(
+    model: Classifier, keep: Collection[str] = (), statistics: bool = False, in_half: bool = False
+) -> Classifier:
     """A frozen copy in eval mode whose BatchNorm layers are folded into the convolution or linear layer before them.
 
     Its logits agree with the model's up to rounding. It has no recipe, so it cannot be saved. Modules keep their paths
@@ -44,6 +47,7 @@ def fold_batch_norm(model: Classifier, keep: Collection[str] = (), statistics: b
         keep: module paths of the model whose output (or input, `PATH:input`) must stay the same.
         statistics: keep the moments at the BatchNorm layers, for `Taps` with `statistics`. A layer with a weight near 0
             then stays, since its output does not tell what came in, and no layer of the copy works in place.
+        in_half: the copy will run in bfloat16, so that fewer outputs tell what came in.
     """
     body = copied(model.body).eval()
     try:
@@ -51,7 +55,7 @@ def fold_batch_norm(model: Classifier, keep: Collection[str] = (), statistics: b
     except Exception:  # tracing runs other people's code on proxies, which may fail in any way
         pass  # without folding the copy is slower, not wrong
     else:
-        _fold(body, graph, keep, statistics)
+        _fold(body, graph, keep, statistics, SMALLEST_TO_BIAS_IN_HALF if in_half else SMALLEST_TO_BIAS)
     mean, std = (b.flatten().tolist() for b in (model.normalize.mean, model.normalize.std))
     network = Classifier(body, model.spec, mean, std, class_names=model.class_names)
     return network.to(model.normalize.mean.device).requires_grad_(False).eval()
@@ -83,7 +87,7 @@ class _Tracer(fx.Tracer):
         return has_statistics(m) or super().is_leaf_module(m, module_qualified_name)
 
 
-def _fold(body: nn.Module, graph: fx.Graph, keep: Collection[str], statistics: bool) -> None:
+def _fold(body: nn.Module, graph: fx.Graph, keep: Collection[str], statistics: bool, to_bias: float) -> None:
     modules = dict(body.named_modules())
     # The graph only shows which modules follow each other. The body itself is changed, so that its paths stay.
     calls = Counter(str(node.target) for node in graph.nodes if node.op == "call_module")
@@ -97,7 +101,7 @@ def _fold(body: nn.Module, graph: fx.Graph, keep: Collection[str], statistics: b
         # A layer that runs twice stands in two places, and folding would change both.
         if calls[layer] > 1 or calls[norm] > 1 or {layer, norm} & read or _is_seen(layer, norm, keep):
             continue
-        if statistics and not _tells_its_input(modules[norm]):
+        if statistics and not _tells_its_input(modules[norm], to_bias):
             continue
         fusion = _fuse(modules[layer], modules[norm])
         if fusion is not None:
@@ -147,14 +151,19 @@ class _Copy(nn.Module):
         return x.clone()
 
 
-def _tells_its_input(norm: nn.Module) -> bool:
-    """Whether the moments of a BatchNorm's input can be computed from its output."""
+def _tells_its_input(norm: nn.Module, to_bias: float) -> bool:
+    """Whether the moments of a BatchNorm's input can be computed from its output.
+
+    Args:
+        norm: the layer.
+        to_bias: smallest ratio of a weight to its bias.
+    """
     if not has_statistics(norm):
         return False
     _, _, scale, bias = affine(norm)
     weight = getattr(norm, "weight", None)
     size = torch.ones_like(scale) if weight is None else weight.abs()
-    return bool(((size >= SMALLEST) & (size >= SMALLEST_TO_BIAS * bias.abs())).all())
+    return bool(((size >= SMALLEST) & (size >= to_bias * bias.abs())).all())
 
 
 def _overwritten(node: fx.Node, modules: Mapping[str, nn.Module]) -> bool:

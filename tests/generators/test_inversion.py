@@ -3,20 +3,24 @@
 import copy
 from collections.abc import Callable
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
 
 from synthkd.data.augment import shift
 from synthkd.errors import ModelError
 from synthkd.generators.inversion import Inversion
+from synthkd.generators.local import folded
 from synthkd.generators.settings import InversionSettings
+from synthkd.losses.inversion import batch_norm
 from synthkd.losses.logits import kl_divergence
 from synthkd.models import Classifier, build
 from synthkd.rng import Rows
 from synthkd.settings import ZooModel
+from synthkd.taps import observe
 from synthkd.types import ImageSpec, Round, TrainableGenerator
 
 SMALL = InversionSettings(latent=32, width=8, batch_size=30, steps=5, latent_lr=0.05, one_hot=2.0)
@@ -75,7 +79,7 @@ def test_folded_copies_of_the_networks_change_no_round(teacher: Classifier, monk
         assert torch.equal(one.labels, other.labels)
 
 
-def test_networks_are_folded_in_full_precision_on_a_cpu_alone(teacher: Classifier) -> None:
+def test_networks_are_folded_on_a_cpu_alone(teacher: Classifier) -> None:
     student = build(ZooModel(arch="convnet", width=4), teacher.spec)
     generator = make(teacher)
     assert not any(
@@ -83,16 +87,29 @@ def test_networks_are_folded_in_full_precision_on_a_cpu_alone(teacher: Classifie
         for one in (generator._teacher, generator._folded(student, False))
         for m in one.modules()
     )
-    accelerator = SimpleNamespace(
-        device=torch.device("cpu"),
-        mixed_precision="bf16",
-        autocast=Accelerator(cpu=True).autocast,
-        process_index=0,
-        num_processes=1,
+    gpu: Any = SimpleNamespace(device=torch.device("cuda"), mixed_precision="no")
+    assert folded(student, gpu) is student
+
+
+def test_in_half_precision_the_moments_of_a_folded_teacher_are_as_good_as_those_of_the_teacher(
+    teacher: Classifier,
+) -> None:
+    images = torch.rand(100, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+
+    def loss_and_slope(network: Classifier, in_half: bool) -> tuple[Tensor, Tensor]:
+        leaf = images.clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=in_half):
+            loss = batch_norm(observe(network, leaf, statistics=True).statistics)
+        return loss.detach(), torch.autograd.grad(loss, leaf)[0]
+
+    half: Any = SimpleNamespace(device=torch.device("cpu"), mixed_precision="bf16")
+    copy = folded(teacher, half, statistics=True)
+    assert sum(isinstance(m, nn.BatchNorm2d) for m in copy.modules()) < 3
+    (exact, slope), of_teacher, of_copy = (
+        loss_and_slope(*one) for one in ((teacher, False), (teacher, True), (copy, True))
     )
-    generator = Inversion(SMALL, teacher, 0, accelerator)  # type: ignore[arg-type]
-    assert generator._teacher is teacher
-    assert generator._folded(student, False) is student
+    errors = [float((loss - exact).abs() + (found - slope).norm()) for loss, found in (of_teacher, of_copy)]
+    assert errors[1] < 1.5 * errors[0] + 1e-3 * float(exact + slope.norm())
 
 
 def test_statistics_of_shifted_images_ask_for_images_that_are_shifted() -> None:

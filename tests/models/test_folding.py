@@ -315,6 +315,17 @@ def test_a_batch_norm_with_a_weight_near_0_stays(weight: float, left: int) -> No
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-10)
 
 
+@pytest.mark.parametrize(("weight", "left"), [(0.01, 1), (0.03, 0)])
+def test_in_half_precision_less_is_near_0(weight: float, left: int) -> None:
+    model = Classifier(body_of("convnet 0"), TINY)
+    lively(model)
+    norm = model.get_submodule("body.stage1.1")
+    assert isinstance(norm, nn.BatchNorm2d)
+    norm.weight.data[1], norm.bias.data[1] = weight, 1.0
+    assert norms(fold_batch_norm(model.eval(), statistics=True, in_half=True)) == left
+    assert norms(fold_batch_norm(model, statistics=True)) == 0
+
+
 def test_only_what_is_changed_in_place_is_copied() -> None:
     """A copy costs a pass over the map, which a sum of its own does not need."""
 

@@ -24,7 +24,10 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class Hardware:
-    """What a run was made on, as `synthkd.system.hardware.describe` has it; `gpu` is None on a processor."""
+    """What a run was made on, as `synthkd.system.hardware.describe` has it, and its mixed precision.
+
+    `gpu` is None on a processor, and `precision` in full precision.
+    """
 
     cpu: str | None = None
     cores: int | None = None
@@ -33,6 +36,7 @@ class Hardware:
     torch: str | None = None
     python: str | None = None
     platform: str | None = None
+    precision: str | None = field(default=None, metadata=OMITTED)
 
 
 @dataclass(frozen=True)
