@@ -11,7 +11,7 @@ from synthkd.generators.settings import PythonGenerator
 from synthkd.pipelines.config.base import require_terms
 from synthkd.pipelines.config.black_box import require_answers_alone
 from synthkd.pipelines.config.budget import BudgetedConfig
-from synthkd.pipelines.config.image_defaults import of_labels_alone, without_real_images
+from synthkd.pipelines.config.image_defaults import for_colour, of_labels_alone, without_real_images
 from synthkd.pipelines.config.old_form import refuse_sources_outside
 from synthkd.pipelines.config.transfer_set import (
     AnySet,
@@ -228,6 +228,11 @@ class DistillConfig(Distillation, Untested, BudgetedConfig):
     keep_images: Whole | Literal["all"] = 1000
     """Images of the bank, oldest to newest, kept in `samples/bank.npz` for `synthkd evaluate RUN`; "all": the bank."""
 
+    @classmethod
+    def defaults_for(cls, recipe: Mapping[str, object]) -> Mapping[str, object]:
+        """Those of its images, and of small ones in colour the precision."""
+        return {**super().defaults_for(recipe), **for_colour(recipe)}
+
     @property
     def every_teacher(self) -> tuple[TeacherOrGiven, ...]:
         """`teacher`, if set, and the further ones."""
@@ -327,10 +332,8 @@ class DistillConfig(Distillation, Untested, BudgetedConfig):
 
     def _needs_no_teacher(self) -> None:
         """Refuse terms that need a teacher, if the only labels are those of the real images."""
-        distill = self.distill
-        terms: list[str] = [
-            term.kind for term in (*distill.features, *distill.transfer) if not isinstance(term, ExitsTerm)
-        ]
+        distill, compared = self.distill, (*self.distill.features, *self.distill.transfer)
+        terms: list[str] = [term.kind for term in compared if not isinstance(term, ExitsTerm)]
         terms += ["logit_match"] if distill.logit_match != 0.0 else []
         terms += [f"adapt.{name}" for name in ("weights", "strength") if getattr(distill.adapt, name) is not None]
         terms += [] if self.width is None else ["width"]

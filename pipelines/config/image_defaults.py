@@ -71,6 +71,19 @@ def without_real_images(recipe: Section) -> Mapping[str, object]:
     return defaults
 
 
+def for_colour(recipe: Section) -> Mapping[str, object]:
+    """The precision where no generator is named and images are small and in colour: with `noisy_label` on CIFAR-10 bf16
+    was worth two points in equal time, with `inversion` on grey images nothing.
+
+    Args:
+        recipe: of a distillation, as it was read; it may have mistakes.
+    """
+    transfer_set = recipe.get("transfer_set", {})
+    sources = transfer_set if isinstance(transfer_set, list) else [transfer_set]
+    is_auto = any(_generator(source) == "auto" for source in sources)
+    return {"precision": "auto"} if is_auto and _is_small_and_in_colour(section(recipe, "teacher")) else {}
+
+
 def _adapts_temperature(recipe: Section) -> bool:
     """Whether the temperature adapts, which has a start of its own."""
     return section(section(recipe, "distill"), "adapt").get("temperature") is not None

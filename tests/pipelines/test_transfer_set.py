@@ -433,6 +433,17 @@ def test_defaults_of_a_compression_go_by_its_teacher() -> None:
         assert load_config(CompressConfig, recipe, []).distillation.mix.mixup == mixup
 
 
+def test_only_small_images_in_colour_without_a_named_generator_have_another_precision() -> None:
+    teacher = {"kind": "load", "model": "a:b", "size": 32}
+    assert load({}, teacher=teacher).precision == "auto"
+    assert load([{"kind": "generated"}, {"kind": "pictures", "share": 0.3}], teacher=teacher).precision == "auto"
+    assert load({}, teacher=teacher, precision="no").precision == "no"
+    assert load({}, teacher=teacher | {"size": 65}).precision == "no"
+    assert load({}, teacher=teacher | {"channels": 1}).precision == "no"
+    assert load({"generator": {"kind": "noisy_label"}}, teacher=teacher).precision == "no"
+    assert load({"kind": "pictures"}, teacher=teacher, phases=[{"kind": "refine", "steps": 9}]).precision == "no"
+
+
 def test_defaults_follow_neither_a_black_box_nor_a_temperature_that_moves() -> None:
     labels = {"kind": "labels", "function": "a:b", "answers": "labels", "queries": 500, "channels": 1, "size": 8}
     config = load({"kind": "procedural"}, teacher={**labels, "classes": 10})
