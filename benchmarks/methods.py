@@ -25,8 +25,8 @@ import argparse
 import json
 import shutil
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -54,6 +54,8 @@ ALTERNATING = ("dafl", "dfad", "zskt", "dfq")
 ALONE = {"deepinversion": 0.0, "cmi": 0.0, "fastdfkd": 0.1, "nayer": 0.1, "sre2l": 1.0}
 """Methods that keep all images -> share of the batches that are made before the student's first step."""
 METHODS = (*ALTERNATING, *ALONE, *OURS)
+PUBLISHED_FOR_CIFAR10: Mapping[str, Row] = {"dafl": {"lr": 0.02, "one_hot": 0.05, "activation": 0.01}}
+"""The recipe of DAFL has the values of its authors for MNIST."""
 LEAST_ROUNDS, LEAST_STEPS = 20, 20
 """Batches that the time of a method is to reach for, and optimiser steps that one has at least."""
 COLUMNS = (
@@ -73,6 +75,7 @@ class Pair:
         ours: our recipe, without those three.
         shift: of the images, in pixels.
         flip: whether a mirrored image has the same class.
+        published: method -> keys of its generator that its authors have for such images, where the recipe has others.
     """
 
     teacher: Callable[[], Row]
@@ -81,6 +84,7 @@ class Pair:
     ours: Row
     shift: int
     flip: bool
+    published: Mapping[str, Row] = field(default_factory=dict)
 
 
 def recipe_of(name: str) -> Row:
@@ -109,7 +113,8 @@ def pair_of(arguments: argparse.Namespace) -> Pair:
     recipe = recipe_of("cifar10")
     file = recipe["teacher"] | {"weights": str(Path(arguments.teachers) / "resnet20-12fca82f.th")}
     test = {"kind": "npz", "path": arguments.cifar10}
-    return Pair(lambda: file, recipe["student"], test, recipe, recipe["mix"]["shift"], recipe["mix"]["flip"])
+    mix = recipe["mix"]
+    return Pair(lambda: file, recipe["student"], test, recipe, mix["shift"], mix["flip"], PUBLISHED_FOR_CIFAR10)
 
 
 def source_of(method: str, pair: Pair, seed: int) -> Row:
@@ -120,6 +125,7 @@ def source_of(method: str, pair: Pair, seed: int) -> Row:
     source |= {"precision": "bf16" if method == BF16 else "no"}
     if method not in OURS:
         generator = source["transfer_set"]["generator"]
+        generator |= pair.published.get(method, {})
         for section, key in ((generator, "shift"), (source["mix"], "shift")):
             section |= {"shift": pair.shift, "flip": pair.flip} if key in section else {}
     return source
