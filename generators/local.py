@@ -19,7 +19,9 @@ from synthkd.taps import INPUT, has_statistics
 
 
 def local_accelerator(accelerator: Accelerator | None, network: nn.Module | None) -> Accelerator:
-    """The accelerator itself, else one in full precision for the device of a network.
+    """The accelerator itself, else one for the device of a network.
+
+    It is in full precision, unless this process had a job or an accelerator in another one: accelerate has one for all.
 
     Args:
         accelerator: that of a job or of the caller, or None.

@@ -1,7 +1,9 @@
-"""One torch thread, so that tests are deterministic and do not fight over cores, quick dry runs, and `--runslow`."""
+"""One torch thread, so that tests are deterministic and do not fight over cores, quick dry runs, full precision after
+each test, and `--runslow`."""
 
 import os
 import sys
+from collections.abc import Iterator
 
 # Before torch is imported, and for the processes that tests start.
 os.environ["OMP_NUM_THREADS"] = "1"
@@ -21,6 +23,15 @@ def _quick_dry_runs(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPa
     budget = sys.modules.get("synthkd.pipelines.student.budget")
     if budget is not None and not request.node.path.name.endswith("budget.py"):
         monkeypatch.setattr(budget, "MOST_PASSES", 1)
+
+
+@pytest.fixture(autouse=True)
+def _full_precision_afterwards() -> Iterator[None]:
+    """A job in bf16, which `precision: auto` may come to, leaves its precision to every accelerator of the process."""
+    yield
+    state = sys.modules.get("accelerate.state")
+    if state is not None and state.AcceleratorState._shared_state.get("_mixed_precision", "no") != "no":
+        state.AcceleratorState._reset_state(reset_partial_state=True)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
