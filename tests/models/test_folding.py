@@ -299,14 +299,19 @@ def test_a_folded_network_tells_the_moments_that_came_into_its_batch_norms(
     torch.testing.assert_close(slope / scale, expected_slope / scale, rtol=0, atol=10 * tolerance)
 
 
-@pytest.mark.parametrize(("weight", "left"), [(0.0, 1), (1e-9, 1), (1e-4, 1), (-0.1, 0), (2e-3, 0)])
-def test_a_batch_norm_with_a_weight_near_0_stays(weight: float, left: int) -> None:
+def beside_a_bias_of_1(weight: float) -> Classifier:
+    """A network, one channel of which has this BatchNorm weight."""
     model = Classifier(body_of("convnet 0"), TINY)
     lively(model)
     norm = model.get_submodule("body.stage1.1")
     assert isinstance(norm, nn.BatchNorm2d)
     norm.weight.data[1], norm.bias.data[1] = weight, 1.0
-    model.eval().double()
+    return model.eval()
+
+
+@pytest.mark.parametrize(("weight", "left"), [(0.0, 1), (1e-9, 1), (1e-4, 1), (-0.1, 0), (2e-3, 0)])
+def test_a_batch_norm_with_a_weight_near_0_stays(weight: float, left: int) -> None:
+    model = beside_a_bias_of_1(weight).double()
     folded = fold_batch_norm(model, statistics=True).double()
     assert norms(folded) == left
     assert norms(fold_batch_norm(model)) == 0, "without statistics nothing is lost"
@@ -317,12 +322,8 @@ def test_a_batch_norm_with_a_weight_near_0_stays(weight: float, left: int) -> No
 
 @pytest.mark.parametrize(("weight", "left"), [(0.01, 1), (0.03, 0)])
 def test_in_half_precision_less_is_near_0(weight: float, left: int) -> None:
-    model = Classifier(body_of("convnet 0"), TINY)
-    lively(model)
-    norm = model.get_submodule("body.stage1.1")
-    assert isinstance(norm, nn.BatchNorm2d)
-    norm.weight.data[1], norm.bias.data[1] = weight, 1.0
-    assert norms(fold_batch_norm(model.eval(), statistics=True, in_half=True)) == left
+    model = beside_a_bias_of_1(weight)
+    assert norms(fold_batch_norm(model, statistics=True, in_half=True)) == left
     assert norms(fold_batch_norm(model, statistics=True)) == 0
 
 
