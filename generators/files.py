@@ -137,13 +137,23 @@ class GeneratorFacts:
 
     Attributes:
         images_of_round: that a round gives; None where the settings do not tell.
-        real_images: that it has learned from; None where that is unknown, as before a run in which it learns from some.
+        real_images: that it has learned from before; None where that is unknown.
+        learns_from_real: whether it will learn from real images.
         moves_samples: whether its samples are moved to their labels by gradients of the teacher.
     """
 
     images_of_round: int | None
     real_images: int | None
+    learns_from_real: bool
     moves_samples: bool
+
+    def seen(self, train: int) -> int | None:
+        """Number of real images that it has learned from in the end; None if that is unknown.
+
+        Args:
+            train: number of the run's real training images; a generator that learns from real images uses all of them.
+        """
+        return train if self.learns_from_real else self.real_images
 
 
 def facts_of(settings: GeneratorSettings) -> GeneratorFacts:
@@ -158,9 +168,14 @@ def facts_of(settings: GeneratorSettings) -> GeneratorFacts:
     if isinstance(settings, SavedSettings):
         saved, _ = read_saved(settings.path)
         facts = facts_of(saved.settings)
-        return replace(facts, images_of_round=facts.images_of_round or SAMPLED, real_images=saved.real_images)
-    real = 0 if isinstance(settings, DATA_FREE) else None
-    return GeneratorFacts(getattr(settings, "batch_size", None), real, isinstance(settings, MOVED_SAMPLES))
+        images = facts.images_of_round or SAMPLED
+        return replace(facts, images_of_round=images, real_images=saved.real_images, learns_from_real=False)
+    return GeneratorFacts(
+        images_of_round=getattr(settings, "batch_size", None),
+        real_images=0 if isinstance(settings, DATA_FREE) else None,
+        learns_from_real=isinstance(settings, FROM_REAL),
+        moves_samples=isinstance(settings, MOVED_SAMPLES),
+    )
 
 
 def real_images_seen(settings: GeneratorSettings, train: int) -> int | None:
@@ -173,4 +188,4 @@ def real_images_seen(settings: GeneratorSettings, train: int) -> int | None:
     Raises:
         ModelError: a saved generator cannot be read.
     """
-    return train if isinstance(settings, FROM_REAL) else facts_of(settings).real_images
+    return facts_of(settings).seen(train)

@@ -24,30 +24,29 @@ from synthkd.training.memory import TRIED, Need, need_of
 def planned_lines(assembly: Assembly) -> tuple[str, ...]:
     """The lines of a plan about the memory of a run, of the parts of a dry run."""
     teacher = None if assembly.team is None else assembly.team.model
-    return memory_lines(lambda: planned_memory(assembly.config, assembly.trial, assembly.batch.of_process, teacher))
+    return memory_lines(lambda: planned_memory(assembly.trial, assembly.batch.of_process, teacher))
 
 
-def planned_memory(config: DistillConfig, trial: Trial, batch_size: int, teacher: Classifier | None) -> Memory:
+def planned_memory(trial: Trial, batch_size: int, teacher: Classifier | None) -> Memory:
     """The memory that the run will need: what is taken now, and what its parts need beside it.
 
     Steps of the students and a round of the generator are tried on 2 and on 4 images. They change students and bank, so
     this is for a dry run alone.
 
     Args:
-        config: of the run.
-        trial: of its parts, which are those of a dry run.
+        trial: of the run's parts, which are those of a dry run.
         batch_size: images of a batch in one process.
         teacher: the first, or None.
 
     Raises:
         TrainingError: a round fails. In a dry run a teacher may be untrained, so it says nothing about the run.
     """
-    device = trial.accelerator.device
+    config, device = trial.config, trial.accelerator.device
     taken = taken_bytes(device)
     with torch.random.fork_rng(devices=[]):
         student = need_of(_steps(trial), batch_size, device)
-        generator, images_of_round = _round(config, trial, teacher)
-    images, closing = _images(config, trial, images_of_round)
+        generator, images_of_round = _round(trial, teacher)
+    images, closing = _images(trial, images_of_round)
     bank = "transfer_set.bank.capacity"
     of_round = "transfer_set.generator.batch_size" if _batch_size(config) else "the rounds of the generator"
     parts = [("distill.batch_size", student), (of_round, generator), (bank, Need(0, closing))]
@@ -72,9 +71,10 @@ def _steps(trial: Trial) -> Callable[[int], Callable[[], None]]:
     return prepare
 
 
-def _round(config: DistillConfig, trial: Trial, teacher: Classifier | None) -> tuple[Need, int]:
+def _round(trial: Trial, teacher: Classifier | None) -> tuple[Need, int]:
     """What a round needs and the number of its images, told from rounds of generators of the same kind with small
     batches. If the settings do not tell the number, a round of the generator itself is taken."""
+    config = trial.config
     settings = None if config.generated is None else config.generated.named
     wanted = _batch_size(config)
     if settings is None or teacher is None or is_private(config):
@@ -83,7 +83,7 @@ def _round(config: DistillConfig, trial: Trial, teacher: Classifier | None) -> t
 
     def round_of(few: GeneratorSettings) -> Callable[[], object]:
         own = few is settings
-        of_one, at_once = (few, teacher, config.seed, trial.accelerator, trial.splits), _at_once(config, trial)
+        of_one, at_once = (few, teacher, config.seed, trial.accelerator, trial.splits), _at_once(trial)
         generator = trial.generator if own else build_generator(*of_one, rounds_at_once=at_once)
         return lambda: counts.append(trial.generate(0, generator))
 
@@ -91,19 +91,19 @@ def _round(config: DistillConfig, trial: Trial, teacher: Classifier | None) -> t
     return need, wanted or counts[0]
 
 
-def _at_once(config: DistillConfig, trial: Trial) -> int:
-    return rounds_at_once(config, trial.accelerator.num_processes)
+def _at_once(trial: Trial) -> int:
+    return rounds_at_once(trial.config, trial.accelerator.num_processes)
 
 
-def _images(config: DistillConfig, trial: Trial, images_of_round: int) -> tuple[int, int]:
+def _images(trial: Trial, images_of_round: int) -> tuple[int, int]:
     """Bytes of the images that the memory bank will hold, and of those that the alarms look at in the end."""
     spec, bank = trial.spec, trial.bank
     if bank is None:
         return 0, 0
     values = math.prod(spec.shape)
-    generated_images = phases.generator_rounds(config.phases_and_extensions) * images_of_round
+    generated_images = phases.generator_rounds(trial.config.phases_and_extensions) * images_of_round
     new = min(generated_images, bank.settings.capacity - len(bank))
     held = 0 if bank.settings.storage == "disk" else new * (bank.nbytes // bank.settings.capacity)
-    ahead = _at_once(config, trial)
+    ahead = _at_once(trial)
     held += 2 * ahead * images_of_round * 4 * values if ahead > 1 else 0  # rounds made ahead, and their exchange
     return held, 2 * 4 * values * images_within(min(IMAGES, len(bank) + new), values)

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from synthkd.compression.capacity import TeacherQuality, compare_teachers
 from synthkd.data.read.real import RealData
 from synthkd.distillation import alarms
-from synthkd.distillation.phases import first_step
 from synthkd.distillation.teachers import TeacherTeam
 from synthkd.metrics.untested import Calibration, Range
 from synthkd.metrics.utility import Predictor, Proportion, accuracy, predict
@@ -194,7 +193,7 @@ class _Closing:
         score, box = tested.students[0], assembly.black_box
         student = self.networks[STUDENT]
         described = self._described(STUDENT, student)
-        names, first = [one.name for one in assembly.students], first_step(assembly.config.phases)
+        names = [one.name for one in assembly.students]
         of_peers = zip(self.networks, tested.students, strict=True)
         return DistillResult(
             seconds=round(sum(seconds.values()), 3),
@@ -211,7 +210,7 @@ class _Closing:
                 *(RaisedAlarm(**vars(alarm)) for alarm in tested.alarms),
                 *(RaisedAlarm(WARNING, warning) for warning in assembly.warnings),
             ),
-            evaluations=from_json(Evaluations, assembly.evaluation.outcome(names, rows, first)),
+            evaluations=from_json(Evaluations, assembly.evaluation.outcome(names, rows, assembly.config.phases)),
             teachers=None if team is None or len(team.models) < 2 else self._team(team),
             peers=tuple(self._model(who, self.networks[who], one) for who, one in of_peers if who != STUDENT) or None,
             ratio=None if team is None else _ratio(student, team.model, score, tested.teacher),

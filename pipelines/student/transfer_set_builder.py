@@ -26,7 +26,7 @@ from synthkd.generators.collage import Collage, album_of
 from synthkd.generators.drawn_album import DrawnPictures
 from synthkd.generators.files import GeneratorFacts
 from synthkd.generators.own_rounds import OwnRounds, averages
-from synthkd.generators.settings import FROM_REAL, MerfSettings, SavedSettings
+from synthkd.generators.settings import MerfSettings, SavedSettings
 from synthkd.models.black_box import BlackBox, black_box_of
 from synthkd.pipelines.config import AnySet, CollageSet, DistillConfig, GeneratedSet, PicturesSet, StoredSet
 from synthkd.pipelines.run.device import rows_of_process
@@ -239,9 +239,6 @@ class TransferSetBuilder:
         difficulty = DifficultyScheduler(settings.difficulty)
         facts = self.facts
         assert facts is not None  # of the generator that is there
-        used = facts.real_images
-        if isinstance(settings.named, FROM_REAL):
-            used = 0 if splits is None else len(splits.train)
         for_labels = takes_labels(generator)
 
         def live(count: int, step: int, part: Part = WHOLE) -> Batch:
@@ -274,7 +271,7 @@ class TransferSetBuilder:
             self._labelling,
             self._judge(settings),
             config.seed,
-            used,
+            facts.seen(0 if splits is None else len(splits.train)),
             makes_images=phases.generator_rounds(config.phases) > 0,
             holdout=None if own is None else RealImages(own.images, own.labels),
         )

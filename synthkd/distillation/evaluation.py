@@ -12,10 +12,12 @@ from torch import Tensor, nn
 
 from synthkd.distillation.control.controller import Evaluation, Outcome
 from synthkd.distillation.control.controllers import Controllers
+from synthkd.distillation.phases import rounds_alone
 from synthkd.distillation.teachers import TeacherTeam
 from synthkd.losses.logits import kl_divergence
 from synthkd.metrics.transfer import stability, transfer_efficiency
 from synthkd.passes import in_chunks
+from synthkd.settings import PhaseSettings
 from synthkd.taps import evaluating
 from synthkd.training.monitor import Row, series
 
@@ -107,16 +109,17 @@ class PeriodicEvaluation:
             self.efficiency = asdict(efficiency)
         return logged | self.controllers.follow(evaluation)
 
-    def outcome(self, names: Sequence[str], rows: Sequence[Row], first: int = 1) -> Outcome:
+    def outcome(self, names: Sequence[str], rows: Sequence[Row], phases: Sequence[PhaseSettings] = ()) -> Outcome:
         """The summary of all evaluations, for the result of a run.
 
         Args:
             names: of the students, the student's first.
             rows: of the run's log.
-            first: step of the run that is the student's first; an evaluation there comes before it has learned.
+            phases: of the run; where the generator takes no round alone, none need be given.
         """
         measured = zip(*series(rows, "evaluation/accuracy"), strict=True)
-        accuracies = [accuracy for step, accuracy in measured if step > first]
+        # An evaluation at the student's first step comes before it has learned anything.
+        accuracies = [accuracy for step, accuracy in measured if step - rounds_alone(phases, step) > 1]
         outcome: Outcome = {
             "every": self.every,
             "accuracy": accuracies[-1] if accuracies else None,

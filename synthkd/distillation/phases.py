@@ -49,16 +49,6 @@ def rounds_alone(phases: Sequence[PhaseSettings], steps: int) -> int:
     return alone
 
 
-def first_step(phases: Sequence[PhaseSettings]) -> int:
-    """The step of a run, 1-based, that is the first of the student."""
-    step = 1
-    for phase in phases:
-        if not isinstance(phase, Pregenerate):
-            break
-        step += phase.rounds
-    return step
-
-
 def check(phases: Sequence[PhaseSettings], needs_bank: bool) -> None:
     """Refuse phases in which the student never learns, or draws from an empty bank.
 

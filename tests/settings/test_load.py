@@ -46,7 +46,10 @@ def write(folder: Path, text: str) -> Path:
         ({"seed": "3"}, "seed: expected a whole number >= 0 and <= 9223372036854775807, got '3'"),
         ({"seed": 1.0}, "seed: expected a whole number >= 0 and <= 9223372036854775807, got 1.0"),
         ({"seed": None}, "seed: expected a whole number >= 0 and <= 9223372036854775807, got null"),
-        ({"sync": "exakt"}, "sync: expected one of 'exact', 'fast', got 'exakt' (did you mean 'exact'?)"),
+        (
+            {"precision": "bf61"},
+            "precision: expected one of 'no', 'bf16', 'fp16', 'auto', got 'bf61' (did you mean 'bf16'?)",
+        ),
         ({"out": 3}, "out: expected text or null, got 3"),
         ({"name": "a/b"}, "name: expected text that matches ^[A-Za-z0-9][A-Za-z0-9._-]*$, got 'a/b'"),
         ({"sead": 3}, "sead: unknown key (did you mean 'seed'?)"),

@@ -44,7 +44,7 @@ def builder_of(rank: int, world: int, live: float = 0.0, sync: str = "fast") -> 
     bank = MemoryBank(SPEC, BankSettings(capacity=20))
     bank.add(torch.zeros(20, *SPEC.shape), torch.zeros(20).long(), torch.zeros(20, 3))
     parts: dict[str, Any] = {
-        "facts": GeneratorFacts(10, None, False),
+        "facts": GeneratorFacts(10, None, learns_from_real=False, moves_samples=False),
         "accelerator": SimpleNamespace(process_index=rank, num_processes=world, device=torch.device("cpu")),
         "subject": SimpleNamespace(spec=SPEC),
         "generator": Numbers(),
