@@ -57,6 +57,7 @@ def build_generator(
     real: Splits | None = None,
     run: Path | None = None,
     rounds_at_once: int = 1,
+    rounds: int | None = None,
 ) -> TrainableGenerator:
     """Build the generator of the settings for a frozen teacher.
 
@@ -68,6 +69,7 @@ def build_generator(
         real: real images; generators that learn from real images use the training and the holdout part.
         run: directory of the run, in which a private generator writes its release.
         rounds_at_once: see `Inversion`; other generators than those that `averages` names pass over it.
+        rounds: of the run, over which a learning rate follows its curve; None where no run follows.
 
     Raises:
         ConfigError: the generator learns from real images and there are none, a saved generator makes other images than
@@ -81,7 +83,7 @@ def build_generator(
             "before (kind saved), or a data-free one (kind inversion)"
         )
     generator: TrainableGenerator = _build(
-        settings, teacher, seed, accelerator, real, run, rounds_at_once=rounds_at_once
+        settings, teacher, seed, accelerator, real, run, rounds_at_once=rounds_at_once, rounds=rounds
     )
     return generator
 
@@ -95,6 +97,7 @@ def _build(
     run: Path | None = None,
     source: Path | None = None,
     rounds_at_once: int = 1,
+    rounds: int | None = None,
 ) -> Any:
     """The generator, untrained; `source` is the file that the settings were read from, None for a recipe."""
     # A saved generator has no real data here, so it can be sampled and not trained.
@@ -107,7 +110,7 @@ def _build(
         case ProceduralSettings():
             return Drawn(settings, teacher, seed, accelerator)
         case ContinuousSettings():
-            return Continuous(settings, teacher, seed, accelerator, rounds_at_once=rounds_at_once)
+            return Continuous(settings, teacher, seed, accelerator, rounds_at_once=rounds_at_once, rounds=rounds)
         case ContrastiveSettings():
             return Contrastive(settings, teacher, seed, accelerator)
         case NoisyLabelSettings():

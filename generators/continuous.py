@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.nn.utils import clip_grad_norm_
 
 from synthkd.errors import ConfigError
 from synthkd.generators.inversion_network import BETAS, latent_network
@@ -33,6 +34,7 @@ from synthkd.models.fitting import load_strictly
 from synthkd.models.weights import WEIGHTS, finite_state, read_weights, save_weights
 from synthkd.passes import sample_in_chunks
 from synthkd.rng import Rows
+from synthkd.schedules import value_at
 from synthkd.taps import evaluating
 from synthkd.training.learner import require_finite
 from synthkd.types import ImageSpec, Round
@@ -55,6 +57,7 @@ class Continuous:
         spec: images and classes of a teacher that is no `Classifier`.
         rounds_at_once: number of rounds that start from one state, each of a process alone (see `OwnRounds`); 1: all
             processes share a round.
+        rounds: of the run, over which the learning rate follows its curve; None: it stays where the curve starts.
 
     Raises:
         ModelError: BatchNorm matching has a weight and the teacher has no BatchNorm statistics, or its images and
@@ -71,6 +74,7 @@ class Continuous:
         accelerator: Accelerator | None = None,
         spec: ImageSpec | None = None,
         rounds_at_once: int = 1,
+        rounds: int | None = None,
     ) -> None:
         teacher = as_classifier(teacher, spec)
         accelerator = local_accelerator(accelerator, teacher)
@@ -82,7 +86,8 @@ class Continuous:
         self._device = accelerator.device
         self._processes = of_a_round(accelerator, rounds_at_once)
         self.network = latent_network(self.spec, settings.latent, settings.width, seed, self._device)
-        self._optimizer = torch.optim.Adam(self.network.parameters(), settings.lr, BETAS)
+        self._rounds = rounds
+        self._optimizer = torch.optim.Adam(self.network.parameters(), self._rate(0), BETAS)
         self._autocast = autocast_of(accelerator)
         self._objective: Objective[JointOutputs] = Objective(TERMS, {name: getattr(settings, name) for name in TERMS})
 
@@ -107,6 +112,8 @@ class Continuous:
             raise ConfigError("generator: its terms compare with a student, and there is none: give one_hot a weight")
         opponent = student if s.opposes else None  # of no use to the other terms
         network = self.network.train()
+        for group in self._optimizer.param_groups:
+            group["lr"] = self._rate(index)
         with joint_forward(
             self._teacher, opponent, self._autocast, s.activation > 0, s.batch_norm > 0, self._processes
         ) as forward:
@@ -120,10 +127,15 @@ class Continuous:
                 require_finite(loss, "generator", index, "round")
                 self._optimizer.zero_grad(set_to_none=True)
                 loss.total.backward()
+                if s.clip is not None:
+                    clip_grad_norm_(network.parameters(), s.clip)
                 self._optimizer.step()
         terms = {f"generator/{name}": float(term.detach()) for name, term in loss.terms.items()}
         terms["generator/loss"] = float(loss.total.detach())
         return Round(images.detach().contiguous(), labels, outputs.teacher.logits.detach(), terms)
+
+    def _rate(self, index: int) -> float:
+        return value_at(self.settings.lr, 0 if self._rounds is None else index, self._rounds or 1)
 
     def sample(self, labels: Tensor, difficulty: float, rng: Rows) -> Tensor:
         """As many images as there are labels; labels and difficulty do not change them.

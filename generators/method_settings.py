@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from synthkd.settings import Batch, BelowOne, Count, Fraction, NonNegative, Positive, Settings, Shift, Units
+from synthkd.settings import Batch, BelowOne, Count, Fraction, NonNegative, Positive, Rate, Settings, Shift, Units
 
 
 class ContinuousSettings(Settings):
@@ -25,8 +25,10 @@ class ContinuousSettings(Settings):
     """Images of a step, and of a round."""
     steps: Count = 1
     """Optimiser steps of a round."""
-    lr: Positive = 1e-3
-    """Learning rate of the network."""
+    lr: Rate = 1e-3
+    """Learning rate of the network, a number or a curve over the rounds of the run."""
+    clip: Positive | None = None
+    """Largest norm of its gradient; None: no clipping."""
     batch_norm: NonNegative = 0.0
     """Weight of the matching of BatchNorm statistics."""
     one_hot: NonNegative = 0.0

@@ -148,7 +148,9 @@ def _work(
     contract = probe(teacher, gradients=not own and "gradients" in access_of(request.generator), batch_size=size)
     warnings = teacher_warnings([request.teacher], [teacher], [contract], size)
     counts, layout = plan_layout(config, request, teacher)
-    generator = build_generator(request.generator, teacher, config.seed, accelerator, request.real, run)
+    generator = build_generator(
+        request.generator, teacher, config.seed, accelerator, request.real, run, rounds=config.rounds
+    )
     scores = None
     if config.score is not None:
         device, trained = accelerator.device, [*taught_on([request.teacher])]

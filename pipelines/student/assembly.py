@@ -197,7 +197,8 @@ def _generator(
     if config.generated is None or teacher is None:
         return None
     settings, at_once = config.generated.named, rounds_at_once(config, accelerator.num_processes)
-    return build_generator(settings, teacher, config.seed, accelerator, images.splits, directory, at_once)
+    rounds = phases.generator_rounds(config.phases)
+    return build_generator(settings, teacher, config.seed, accelerator, images.splits, directory, at_once, rounds)
 
 
 def _probed(config: DistillConfig, teachers: Sequence[Classifier], gradients: bool) -> list[TeacherContract]:

@@ -70,14 +70,14 @@ def still_rising(steps: Sequence[float], agreements: Sequence[float]) -> str | N
 
 
 def too_small(steps: Sequence[float], agreements: Sequence[float]) -> str | None:
-    """The advice to take a larger student: the curve is flat, and the agreement is not good; else None.
+    """The advice to take a larger student: the curve neither rises nor falls, and the agreement is not good; else None.
 
     Args:
         steps: of the student, rising.
         agreements: with the teacher on new generated images at those steps, in [0, 1].
     """
     law = _power_law(steps, agreements)
-    if law is None or 1.0 - law.left >= GOOD:
+    if law is None or 1.0 - law.left >= GOOD or law.exponent < -ERRORS * law.error:  # one that falls is not flat
         return None
     most = law.left * (1.0 - math.pow(LONGER, -(law.exponent + ERRORS * law.error)))
     if most > MOST_LEFT:

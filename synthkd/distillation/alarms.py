@@ -260,8 +260,8 @@ def stale_student(agreements: Sequence[float], losses: Sequence[float] = ()) -> 
     if rise < 2 * STALE and (fall > STALE or means[-1] < 0.5):
         return Alarm(
             "stale student",
-            f"agreement with the teacher on fresh samples ended {fall:.2f} below its best and {rise:.2f} above its "
-            f"start: {_stale_remedy(losses)}",
+            f"agreement with the teacher on fresh samples ended {fall:.2f} below its best and {abs(rise):.2f} "
+            f"{'above' if rise >= 0 else 'below'} its start: {_stale_remedy(losses)}",
             fall,
             STALE,
         )

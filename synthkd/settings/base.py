@@ -168,6 +168,13 @@ def _within(low: float, high: float) -> AfterValidator:
     return AfterValidator(check)
 
 
+def _at_once(schedule: Schedule) -> Schedule:
+    if (schedule.start if isinstance(schedule, Curve) else schedule) == 0.0:
+        raise ValueError("must be above 0, at the start of a curve")
+    return schedule
+
+
 Share = Annotated[Schedule, _within(0.0, 1.0)]
 Weight = Annotated[Schedule, _within(0.0, LARGE)]
+Rate = Annotated[Schedule, _within(0.0, LARGE), AfterValidator(_at_once)]
 Temperature = Annotated[Schedule, _within(0.01, LARGE)]

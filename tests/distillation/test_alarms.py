@@ -114,6 +114,9 @@ def test_stale_student() -> None:
     alarm = alarms.stale_student(fallen)
     assert alarm is not None
     assert "below its best" in alarm.message
+    lost = alarms.stale_student([0.9] * 40 + [0.4] * 40)
+    assert lost is not None
+    assert "0.50 below its best and 0.50 below its start" in lost.message
 
 
 def test_a_stale_student_is_told_which_way_its_learning_rate_should_go() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
-from torch import nn
+from torch import Tensor, nn
 
 from synthkd.errors import ConfigError, ModelError, TrainingError
 from synthkd.generators.batchwise import Batchwise
@@ -44,9 +44,9 @@ class _Holder(Settings):
     generator: GeneratorSettings
 
 
-def make(kind: str, teacher: Classifier, seed: int = 0, **changes: object) -> Any:
+def make(kind: str, teacher: Classifier, seed: int = 0, rounds: int | None = None, **changes: object) -> Any:
     settings = load_config(_Holder, {"generator": {"kind": kind, **COMMON, **KINDS[kind], **changes}}, []).generator
-    return build_generator(settings, teacher, seed, Accelerator(cpu=True))
+    return build_generator(settings, teacher, seed, Accelerator(cpu=True), rounds=rounds)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -125,6 +125,36 @@ def test_a_continuous_generator_learns_over_rounds(teacher: Classifier) -> None:
     assert made[0].terms["generator/entropy"] > -1.0
     assert made[-1].terms["generator/entropy"] < -1.8
     assert made[-1].terms["generator/one_hot"] < 0.7, "and each image is of one of them"
+
+
+def test_the_rate_of_a_continuous_generator_falls_over_the_rounds_of_the_run(teacher: Classifier) -> None:
+    def flat(network: nn.Module) -> Tensor:
+        return torch.cat([weight.detach().flatten() for weight in network.parameters()])
+
+    def moved(rounds: int | None) -> list[float]:
+        generator = make("continuous", teacher, rounds=rounds, lr={"kind": "cosine", "start": 0.02, "end": 0.0})
+        moves = []
+        for index in range(3):
+            before = flat(generator.network)
+            generator.round(index, 1.0)
+            after = flat(generator.network)
+            moves.append(float((after - before).abs().max()))
+        return moves
+
+    start, middle, end = moved(3)
+    assert start == pytest.approx(0.02, rel=1e-2), "the first step of Adam is as long as its rate"
+    assert 0.0 < middle < 0.02
+    assert end == 0.0
+    assert moved(None)[-1] > 0.0, "no run follows, so the rate stays where it starts"
+    with pytest.raises(ConfigError, match="lr: must be above 0, at the start of a curve"):
+        make("continuous", teacher, lr=0)
+
+
+def test_the_gradient_of_a_continuous_generator_can_be_clipped(teacher: Classifier) -> None:
+    generator = make("continuous", teacher, clip=1e-3)
+    generator.round(0, 1.0)
+    gradient = torch.cat([weight.grad.flatten() for weight in generator.network.parameters()])
+    assert float(gradient.norm()) == pytest.approx(1e-3, rel=1e-3)
 
 
 def test_adversarial_terms_alone_need_a_student(teacher: Classifier) -> None:
