@@ -121,7 +121,7 @@ def source_of(method: str, pair: Pair, seed: int) -> Row:
     """The configuration of a cell, with the phases of its recipe."""
     source = dict(pair.ours) if method in OURS else recipe_of(f"methods/{method}")
     source |= {"name": "cell", "teacher": pair.teacher(), "student": pair.student, "test": pair.test}
-    source |= {"seed": seed, "threads": 1, "device": "cpu", "inherit": method in (OURS[0], BF16)}
+    source |= {"seed": seed, "threads": 1, "device": "cpu", "baseline": False, "inherit": method in (OURS[0], BF16)}
     source |= {"precision": "bf16" if method == BF16 else "no"}
     if method not in OURS:
         generator = source["transfer_set"]["generator"]

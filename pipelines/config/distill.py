@@ -12,6 +12,7 @@ from synthkd.pipelines.config.base import require_terms
 from synthkd.pipelines.config.black_box import require_answers_alone
 from synthkd.pipelines.config.budget import BudgetedConfig
 from synthkd.pipelines.config.image_defaults import for_colour, of_labels_alone, without_real_images
+from synthkd.pipelines.config.judged import Judged
 from synthkd.pipelines.config.old_form import refuse_sources_outside
 from synthkd.pipelines.config.transfer_set import (
     AnySet,
@@ -21,7 +22,6 @@ from synthkd.pipelines.config.transfer_set import (
     TransferSetSettings,
     sources_of,
 )
-from synthkd.pipelines.config.untested import Untested
 from synthkd.settings import (
     ContrastTerm,
     Count,
@@ -209,7 +209,7 @@ class Distillation(Settings):
         return {term.kind for term in terms if term in self.distill.features or isinstance(term, COMPARES_FEATURES)}
 
 
-class DistillConfig(Distillation, Untested, BudgetedConfig):
+class DistillConfig(Distillation, Judged, BudgetedConfig):
     """Distill a student from a teacher, without its data or with some of it."""
 
     teacher: TeacherOrGiven | None = None

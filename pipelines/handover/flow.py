@@ -238,5 +238,5 @@ def distill_config(
         assert config.search is not None
         family = config.search.families[0]
         student = ZooModel(arch=family.arch, width=family.width[0], depth=min(family.depth, default=None))
-    # Only what is handed over leaves the run, and images are not handed over.
-    return DistillConfig(**settings, teacher=teacher, student=student, test=config.test, keep_images=0)
+    # Only what is handed over leaves the run, and images are not handed over. Its report has no place for a baseline.
+    return DistillConfig(**settings, teacher=teacher, student=student, test=config.test, keep_images=0, baseline=False)

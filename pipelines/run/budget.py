@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from synthkd.distillation.phases import generator_rounds, student_steps
+from synthkd.distillation.phases import baseline_steps, generator_rounds, student_steps
 from synthkd.errors import ConfigError
 from synthkd.pipelines.config.budget import seconds_of
 from synthkd.pipelines.run.timing import Per, Timed, about
@@ -70,6 +70,7 @@ def _units(phases: Phases) -> Mapping[Per, Sequence[int]]:
     alone = [count * isinstance(phase, Pregenerate) for phase, count in zip(phases, rounds, strict=True)]
     return {
         "step": [student_steps([phase]) for phase in phases],
+        "baseline": [baseline_steps(phases)],
         "round": rounds,
         "round alone": alone,
         "round beside": [count - before for count, before in zip(rounds, alone, strict=True)],

@@ -33,8 +33,8 @@ ENOUGH = 0.25
 """Seconds after which 3 or 7 calls beside the first are enough as well."""
 
 
-Per = Literal["run", "teacher", "step", "round", "round alone", "round beside"]
-"""What a work grows with: nothing, the teacher's training, or the steps of the student or some rounds."""
+Per = Literal["run", "teacher", "step", "baseline", "round", "round alone", "round beside"]
+"""What a work grows with: nothing, the teacher's training, steps of the student or of its baseline, or some rounds."""
 
 
 @dataclass(frozen=True)

@@ -82,6 +82,7 @@ class Assembly:
         batch: images of a batch over all processes.
         warnings: what is odd about the teachers, a line each.
         trial: takes steps on noise with these parts.
+        given: the student that was given in memory, as it was; None if the configuration names one.
     """
 
     config: DistillConfig
@@ -98,6 +99,7 @@ class Assembly:
     batch: BatchSize
     warnings: tuple[str, ...]
     trial: Trial
+    given: Classifier | None
 
     @property
     def learner(self) -> Learner:
@@ -187,7 +189,7 @@ def assemble(
     step.rehearse(noise_dataset(config, subject.spec, team, accelerator.device, count).batch(0))
     contract = contracts[0] if contracts else None
     scores = _scores(config, images, teacher, accelerator, batch)
-    parts = contract, team, students, transfer_set, step, evaluation, start, scores, batch, warnings, trial
+    parts = contract, team, students, transfer_set, step, evaluation, start, scores, batch, warnings, trial, student
     return Assembly(config, why, subject, *parts)
 
 

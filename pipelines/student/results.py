@@ -22,12 +22,13 @@ from synthkd.pipelines.run.extension import earlier_results
 from synthkd.pipelines.run.job import Job, describe_model
 from synthkd.pipelines.student import held_out
 from synthkd.pipelines.student.assembly import Assembly
+from synthkd.pipelines.student.baseline import baseline_steps, of_drawn_pictures
 from synthkd.pipelines.student.networks import finished
 from synthkd.pipelines.student.teacher_warnings import WARNING
 from synthkd.pipelines.student.untested import advice_of, estimate_result
 from synthkd.reports.results import (
     Agreement,
-    AsItStarted,
+    Baseline,
     BudgetResult,
     DataDescription,
     DistillResult,
@@ -50,7 +51,7 @@ from synthkd.training.measuring import Allowance, Measuring, Watch
 from synthkd.types import InBlocks, to_uint8
 
 QUALITY_IMAGES = 200
-STUDENT = "the student"
+STUDENT, START, DRAWN = "the student", "the student as it starts", "a student of drawn pictures"
 
 
 def measured(
@@ -81,7 +82,7 @@ def measured(
     with Measuring(_parts(assembly, test), f"measure {assembly.config.name}", allowance, is_main) as watch:
         closing = _Closing(job, assembly, networks, test, watch)
         started = time.perf_counter()
-        tested, start = closing.tested(), closing.start()
+        tested, baselines = closing.tested(), closing.baselines()
         seconds = {
             "teacher": teacher_seconds,
             "distill": progress.seconds,
@@ -89,7 +90,7 @@ def measured(
         }
         ended = time.perf_counter()
         # Latencies come after the clock of the evaluation has stopped: they are no part of it.
-        result = closing.result(tested, start, {stage: round(value, 3) for stage, value in seconds.items()})
+        result = closing.result(tested, baselines, {stage: round(value, 3) for stage, value in seconds.items()})
         student_seconds = beside + seconds["distill"] + seconds["evaluate"] + time.perf_counter() - ended
         return replace(result, budget=_budget(assembly.config, student_seconds))
 
@@ -106,8 +107,8 @@ def _parts(assembly: Assembly, test: RealData | None) -> int:
     students, teachers = len(assembly.students), 0 if assembly.team is None else len(assembly.team.models)
     banks = sum(source.bank is not None for source in assembly.transfer_set.sources)
     together = test is None and assembly.transfer_set.generated is not None  # all networks answer the same samples
-    starts = 0 if assembly.start.network is None else 2 - together
-    return 2 * students + banks + 1 + starts + (2 * teachers if teachers > 1 else teachers)
+    starts, drawn = assembly.start.network is not None, baseline_steps(assembly.config) > 0
+    return 2 * students + banks + 1 + (starts + drawn) * (2 - together) + (2 * teachers if teachers > 1 else teachers)
 
 
 @dataclass(frozen=True)
@@ -155,37 +156,45 @@ class _Closing:
         raised += _near_chance(assembly.config, team, teacher_score)
         return _Tested(scores, teacher_score, Agreement.on(accuracy(answers[STUDENT], by_teacher), "test"), raised)
 
-    def start(self) -> AsItStarted | None:
-        """What the student knew before its first step; None of one that started at random."""
-        test, network, student = self.test, self._started, "the student as it starts"
-        if network is None:
-            return None
+    def baselines(self) -> Mapping[str, Baseline]:
+        """What those know that the student is compared with, by name: on test images, or agreement on fresh ones."""
+        test, steps = self.test, {DRAWN: baseline_steps(self.assembly.config)}
         if test is None:
-            agreed = self._agreements[1:]
-            return AsItStarted.measured(None, Agreement.on(agreed[0].rate, agreed[0].on)) if agreed else None
-        return AsItStarted.measured(accuracy(self._answers(student, network, test.images, "test images"), test.labels))
+            agreed = zip(self._compared, self._agreements[1:], strict=False)  # none, or one of each
+            return {
+                name: Baseline.measured(None, Agreement.on(one.rate, one.on), steps.get(name)) for name, one in agreed
+            }
+        scores = {
+            name: accuracy(self._answers(name, network, test.images, "test images"), test.labels)
+            for name, network in self._compared.items()
+        }
+        return {name: Baseline.measured(score, None, steps.get(name)) for name, score in scores.items()}
 
     @cached_property
-    def _started(self) -> Classifier | None:
-        """The student as it starts; None of one that started at random."""
-        assembly = self.assembly
-        if assembly.start.network is None:
-            return None
-        images, _, _ = assembly.transfer_set.sample(assembly.learner.steps - 1)
-        return assembly.start.reset(images.to(self.job.device), assembly.batch.of_process, self.watch)
+    def _compared(self) -> Mapping[str, Classifier]:
+        """The networks that the student is compared with: as it starts, unless at random, and of drawn pictures."""
+        assembly, compared = self.assembly, {}
+        config, size = assembly.config, assembly.batch.images
+        if assembly.start.network is not None:
+            images, _, _ = assembly.transfer_set.sample(assembly.learner.steps - 1)
+            compared[START] = assembly.start.reset(images.to(self.job.device), assembly.batch.of_process, self.watch)
+        if (steps := baseline_steps(config)) and assembly.team is not None:
+            teacher, tick = assembly.team.models[0], self.watch(f"{DRAWN} learns", steps * size)
+            compared[DRAWN] = of_drawn_pictures(config, teacher, assembly.given, size, self.job.accelerator, tick)
+        return compared
 
     @cached_property
     def _agreements(self) -> Sequence[held_out.Agreement]:
-        """Without test data: of the student, then of the student as it starts, on the same images; or none."""
-        networks = [self.networks[STUDENT], *([] if self._started is None else [self._started])]
+        """Without test data: of the student, then of those it is compared with, on the same images; or none."""
+        networks = [self.networks[STUDENT], *self._compared.values()]
         return self.assembly.transfer_set.agreements(networks, self.watch)
 
-    def result(self, tested: _Tested, start: AsItStarted | None, seconds: Mapping[str, float]) -> DistillResult:
+    def result(self, tested: _Tested, baselines: Mapping[str, Baseline], seconds: Mapping[str, float]) -> DistillResult:
         """The result, with the latency of every network.
 
         Args:
             tested: of this run.
-            start: of this run.
+            baselines: of this run, by name.
             seconds: stage -> seconds that it took.
         """
         assembly, team = self.assembly, self.assembly.team
@@ -200,7 +209,12 @@ class _Closing:
             real_images_used=transfer_set.real_images_used,
             teacher=None if team is None else self._model("the teacher", team.model, tested.teacher),
             student=StudentResult.of_student(
-                score, tested.agreement, described, assembly.start.inherited.parameters, start
+                score,
+                tested.agreement,
+                described,
+                assembly.start.inherited.parameters,
+                baselines.get(START),
+                baselines.get(DRAWN),
             ),
             data=DataDescription(assembly.subject.class_names, str(assembly.subject.spec)),
             cost=RunCost(

@@ -12,11 +12,12 @@ from synthkd.pipelines.run.directory import REPORT
 from synthkd.pipelines.run.job import Job, disk_line, generator_bytes, training_bytes
 from synthkd.pipelines.scores.running import scores_in_words
 from synthkd.pipelines.student.assembly import Assembly
+from synthkd.pipelines.student.baseline import baseline_steps
 from synthkd.pipelines.student.networks import finished
 from synthkd.reports.files import RunFiles
 from synthkd.reports.headline import headline
 from synthkd.reports.page import SPACE
-from synthkd.reports.results import AccuracyEstimate, AsItStarted, BudgetResult, DistillResult, ModelResult
+from synthkd.reports.results import AccuracyEstimate, Baseline, BudgetResult, DistillResult, ModelResult
 from synthkd.schedules import ever
 from synthkd.settings import Schedule, TrainedTeacher
 
@@ -80,6 +81,7 @@ def plan(assembly: Assembly, test: RealData | None, used: int = 0) -> tuple[str,
         f"  phases: {', '.join(phases.describe(phase) for phase in config.phases)}",
         *(f"  extension: {steps:,} steps more" for steps in config.extended),
         f"  student steps: {assembly.learner.steps:,} of {assembly.batch.images} images{note}",
+        *([f"  baseline: {count:,} steps on drawn pictures alone"] if (count := baseline_steps(config)) else []),
         *lines,
         f"{disk_line(config, state_bytes, shared, on_disk)}; the last checkpoint stays, to extend the run",
     )
@@ -181,7 +183,10 @@ def summary(job: Job, result: DistillResult, already: bool = False) -> tuple[str
         on = "test images" if student.agreement_on == "test" else student.agreement_on
         rows.append(("", f"agrees with {who} on {student.agreement:.2%} of {student.agreement_n:,} {on}"))
     if student.start is not None:
-        rows.append(("", f"as it started: {_as_it_started(student.start, who)}"))
+        rows.append(("", f"as it started: {_compared(student.start, who)}"))
+    if student.drawn is not None:
+        steps = f"{student.drawn.steps:,} steps on drawn pictures alone"
+        rows.append(("", f"by {steps}: {_compared(student.drawn, who)}"))
     rows += [] if result.estimate is None else [("estimate", _estimated(result.estimate))]
     for earlier in result.before or ():
         steps = "" if earlier.steps is None else f" after {earlier.steps:,} steps"
@@ -240,11 +245,11 @@ def _tested(model: ModelResult) -> str:
     return f"{_right(model)}, {model.parameters:,} parameters"
 
 
-def _as_it_started(start: AsItStarted, who: str) -> str:
-    """What it knew before its first step, with BatchNorm statistics of the run's images."""
-    if start.accuracy is not None:
-        return f"{start.accuracy:.2%} of {start.n:,} test images right"
-    return f"agrees with {who} on {start.agreement:.2%} of {start.agreement_n:,} {start.agreement_on}"
+def _compared(one: Baseline, who: str) -> str:
+    """What a student knew that the finished one is compared with."""
+    if one.accuracy is not None:
+        return f"{one.accuracy:.2%} of {one.n:,} test images right"
+    return f"agrees with {who} on {one.agreement:.2%} of {one.agreement_n:,} {one.agreement_on}"
 
 
 def _right(model: ModelResult) -> str:

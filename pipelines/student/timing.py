@@ -23,6 +23,7 @@ from synthkd.pipelines.run.device import rows_of_process
 from synthkd.pipelines.run.fit import in_part
 from synthkd.pipelines.run.timing import LIMIT, Per, Timed, Work, decoding, measured, saving
 from synthkd.pipelines.student.assembly import Assembly
+from synthkd.pipelines.student.baseline import baseline_steps
 from synthkd.pipelines.student.held_out import FRESH_IMAGES
 from synthkd.pipelines.student.image_alarms import IMAGES
 from synthkd.pipelines.student.teachers import teaching_works
@@ -61,7 +62,10 @@ def distill_time(
         SynthkdError: what the steps raise.
     """
     teachers = [] if taught else _teaching(assembly.config, accelerator)
-    return measured([*teachers, *_Works(assembly, test, accelerator).all()], limit)
+    timed = measured([*teachers, *_Works(assembly, test, accelerator).all()], limit)
+    # Its steps are those of the run on other images.
+    count, steps = baseline_steps(assembly.config), [one for one in timed if one.per == "step" and one.listed]
+    return [*timed, *(Timed("baseline", count, one.seconds, False, "baseline") for one in steps if count)]
 
 
 def teaching_time(config: DistillConfig, accelerator: Accelerator) -> list[Timed]:
@@ -252,8 +256,8 @@ class _Works:
         return LATENCIES + FRESH_IMAGES * (self.assembly.transfer_set.generated is not None)
 
     def _predictions(self) -> Work:
-        """The answers of the finished student, and of the student as it starts."""
-        students = 1 if self.assembly.start.network is None else 2
+        """The answers of the finished student, and of those that it is compared with."""
+        students = 1 + (self.assembly.start.network is not None) + (baseline_steps(self.config) > 0)
         images = students * self._closing_images
         return Work("closing", 1, lambda _: self._predict(self._pass), images / self._pass, listed=False)
 

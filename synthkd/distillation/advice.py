@@ -77,10 +77,10 @@ def too_small(steps: Sequence[float], agreements: Sequence[float]) -> str | None
         agreements: with the teacher on new generated images at those steps, in [0, 1].
     """
     law = _power_law(steps, agreements)
-    if law is None or 1.0 - law.left >= GOOD or law.exponent < -ERRORS * law.error:  # one that falls is not flat
+    if law is None or 1.0 - law.left >= GOOD:
         return None
     most = law.left * (1.0 - math.pow(LONGER, -(law.exponent + ERRORS * law.error)))
-    if most > MOST_LEFT:
+    if not -LEAST_GAIN <= most <= MOST_LEFT:  # it rises, or falls
         return None
     return (
         f"the student has stopped rising, at an agreement of {1.0 - law.left:.2f} on new images: a wider or deeper one "

@@ -9,6 +9,9 @@ from synthkd.errors import ConfigError
 from synthkd.settings import Joint, PhaseSettings, Pregenerate
 from synthkd.training.loop import Action, Stage, Values
 
+BASELINE_PART, LEAST_BASELINE, MOST_BASELINE = 20, 50, 500
+"""Of the student's steps, the part that a baseline takes; the least and the most steps of one."""
+
 Indexed = Callable[[int], Values]
 """An action that takes the number of a step or of a round, and returns what is logged."""
 
@@ -16,6 +19,12 @@ Indexed = Callable[[int], Values]
 def student_steps(phases: Sequence[PhaseSettings]) -> int:
     """Number of steps of the student over all phases."""
     return sum(phase.steps for phase in phases if not isinstance(phase, Pregenerate))
+
+
+def baseline_steps(phases: Sequence[PhaseSettings]) -> int:
+    """Number of steps of a baseline beside these phases: a part of the student's; 0 where that is too few to tell."""
+    steps = min(MOST_BASELINE, student_steps(phases) // BASELINE_PART)
+    return steps if steps >= LEAST_BASELINE else 0
 
 
 def generator_rounds(phases: Sequence[PhaseSettings]) -> int:

@@ -21,7 +21,7 @@ from synthkd.reports.results.evaluation import EvaluateResult, GeneratedSet, Net
 from synthkd.reports.results.file import KINDS, RESULT, parse_result, read_result, result_values, write_result
 from synthkd.reports.results.models import (
     Agreement,
-    AsItStarted,
+    Baseline,
     DataDescription,
     ModelDescription,
     ModelResult,

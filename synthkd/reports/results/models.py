@@ -74,16 +74,21 @@ class ModelResult(ModelDescription, Accuracy):
 
 
 @dataclass(frozen=True)
-class AsItStarted(Agreement, Accuracy):
-    """A student before its first step, with BatchNorm statistics of the run's images.
+class Baseline(Agreement, Accuracy):
+    """A student that a finished one is compared with.
 
     It has an accuracy where there is test data, else an agreement.
+
+    Attributes:
+        steps: that it took; None of one that took no step.
     """
 
+    steps: int | None = field(default=None, metadata=OMITTED)
+
     @classmethod
-    def measured(cls, score: Proportion | None, agreement: Agreement | None = None) -> AsItStarted:
+    def measured(cls, score: Proportion | None, agreement: Agreement | None, steps: int | None) -> Baseline:
         """By a score on test data, or by an agreement."""
-        return AsItStarted(**_accuracy(score), **vars(agreement or Agreement()))
+        return Baseline(**_accuracy(score), **vars(agreement or Agreement()), steps=steps)
 
 
 @dataclass(frozen=True)
@@ -92,11 +97,14 @@ class StudentResult(ModelResult, Agreement, Accuracy):
 
     Attributes:
         inherited_parameters: how many of its parameters started from values of the teacher.
-        start: the student before its first step; None of one that started at random.
+        start: the student before its first step, with BatchNorm statistics of the run's images; None of one that
+            started at random.
+        drawn: one with the same start that learned from drawn pictures alone; None where a run has no such baseline.
     """
 
     inherited_parameters: int | None = None
-    start: AsItStarted | None = field(default=None, metadata=OMITTED)
+    start: Baseline | None = field(default=None, metadata=OMITTED)
+    drawn: Baseline | None = field(default=None, metadata=OMITTED)
 
     @classmethod
     def of_student(
@@ -105,11 +113,12 @@ class StudentResult(ModelResult, Agreement, Accuracy):
         agreement: Agreement,
         description: ModelDescription,
         inherited: int,
-        start: AsItStarted | None = None,
+        start: Baseline | None = None,
+        drawn: Baseline | None = None,
     ) -> StudentResult:
         """A student that was tested; `score` is None without test data."""
         parts = _accuracy(score) | vars(agreement) | vars(description)
-        return StudentResult(**parts, inherited_parameters=inherited, start=start)
+        return StudentResult(**parts, inherited_parameters=inherited, start=start, drawn=drawn)
 
 
 @dataclass(frozen=True)
