@@ -57,7 +57,7 @@ def test_a_flat_curve_that_is_not_good_is_that_of_a_small_student(seed: int) -> 
     assert "at an agreement of 0.8" in said or "at an agreement of 0.79" in said
     assert too_small(many, noisy([0.95] * len(many), seed)) is None, "good enough"
     assert too_small(many, noisy([1 - 2.0 * (step + 100) ** -0.3 for step in many], seed)) is None, "it rises"
-    falling = noisy([0.8 * step**-0.2 * many[0] ** 0.2 for step in many], seed)
+    falling = noisy([0.8 * (step / many[0]) ** -0.4 for step in many], seed)
     assert too_small(many, falling) is None, "it falls, which a larger student does not mend"
     assert too_small(STEPS[::4], noisy([0.8] * len(STEPS[::4]), seed)) is None, "too few rounds to say that it is flat"
     assert too_small([], []) is None
