@@ -73,6 +73,32 @@ class DoublingConv2d(nn.Conv2d):
         return F.conv_transpose2d(x, kernel, self.bias, stride=2, padding=1)
 
 
+class Normalised(nn.Module):
+    """Maps to images of the teacher's mean and deviation: Tanh, and BatchNorm without parameters.
+
+    In training mode every batch has the teacher's mean and deviation in each channel, so that images cannot all become
+    one grey, as they can behind a sigmoid. What leaves [0, 1] is cut off.
+
+    Args:
+        mean: float32 `[1, C, 1, 1]` of the teacher's normalisation.
+        std: likewise.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: Tensor, std: Tensor) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(mean.shape[1], affine=False)
+        self.register_buffer("mean", mean.detach().cpu().clone(), persistent=False)
+        self.register_buffer("std", std.detach().cpu().clone(), persistent=False)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Maps `[N, C, H, W]` to images in [0, 1]."""
+        images: Tensor = self.norm(maps.tanh()) * self.std + self.mean
+        return images.clamp(0.0, 1.0)
+
+
 class GeneratorNetwork(nn.Module):
     """Latent vectors to images.
 
@@ -85,9 +111,10 @@ class GeneratorNetwork(nn.Module):
         spec: of the images.
         latent: dimensions of a latent vector.
         width: channels of the last hidden layer.
+        output: last layer, which makes images of maps; None: a sigmoid.
     """
 
-    def __init__(self, spec: ImageSpec, latent: int, width: int) -> None:
+    def __init__(self, spec: ImageSpec, latent: int, width: int, output: nn.Module | None = None) -> None:
         super().__init__()
         self.spec = spec
         *smaller, quarter = _maps(spec, width)
@@ -105,20 +132,26 @@ class GeneratorNetwork(nn.Module):
                 nn.BatchNorm2d(out.channels),
                 nn.LeakyReLU(0.2, inplace=True),
             ]
-        self.layers = nn.Sequential(*layers, nn.Conv2d(width, spec.channels, 3, padding=1), nn.Sigmoid())
+        self.layers = nn.Sequential(*layers, nn.Conv2d(width, spec.channels, 3, padding=1), output or nn.Sigmoid())
 
     def forward(self, latent: Tensor) -> Tensor:
-        """Latent vectors float32 `[N, latent]` to images `[N, C, H, W]` in (0, 1)."""
+        """Latent vectors float32 `[N, latent]` to images `[N, C, H, W]` in [0, 1]."""
         hidden = self.project(latent).unflatten(1, self.start)
         images: Tensor = self.layers(hidden.contiguous(memory_format=torch.channels_last))
         return images[..., : self.spec.height, : self.spec.width]
 
 
 def latent_network(
-    spec: ImageSpec, latent: int, width: int, seed: int, device: torch.device, step: int = 0
+    spec: ImageSpec,
+    latent: int,
+    width: int,
+    seed: int,
+    device: torch.device,
+    step: int = 0,
+    output: nn.Module | None = None,
 ) -> GeneratorNetwork:
     """A new `GeneratorNetwork`; see `initialised` for seed, device and step, and for what is raised."""
-    make = functools.partial(GeneratorNetwork, spec, latent, width)
+    make = functools.partial(GeneratorNetwork, spec, latent, width, output)
     return initialised(make, f"latent={latent}, width={width} for {spec}", seed, device, step)
 
 

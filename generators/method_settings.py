@@ -27,8 +27,13 @@ class ContinuousSettings(Settings):
     """Optimiser steps of a round."""
     lr: Rate = 1e-3
     """Learning rate of the network, a number or a curve over the rounds of the run."""
+    momentum: BelowOne = 0.5
+    """First beta of its Adam."""
     clip: Positive | None = None
     """Largest norm of its gradient; None: no clipping."""
+    output: Literal["sigmoid", "normalised"] = "sigmoid"
+    """Last layer: a sigmoid, or Tanh and BatchNorm without parameters, which gives each batch the mean and deviation of
+    the teacher's normalisation. Behind a sigmoid all images can become one grey."""
     batch_norm: NonNegative = 0.0
     """Weight of the matching of BatchNorm statistics."""
     one_hot: NonNegative = 0.0
@@ -95,7 +100,7 @@ class PixelInversionSettings(BatchwiseSettings):
     lr: Positive = 0.1
     """Learning rate of the pixels, in the units of the teacher's normalised input."""
     decay: bool = False
-    """Let the learning rate fall to 0 within a round, by a cosine."""
+    """Let the learning rate fall to 0 within a round, by a cosine, and keep the images of the last step."""
     competition: NonNegative = 0.0
     """Weight, at difficulty 1, of the agreement of student and teacher, which is lowered (Adaptive DeepInversion)."""
     total_variation: NonNegative = 0.0

@@ -92,5 +92,5 @@ class PixelInversion(Pooled):
 
     @property
     def _keeps_last(self) -> bool:
-        # Losses of unlike crops do not tell which images are better.
-        return self.settings.crop < 1.0
+        # Losses of unlike crops do not tell which images are better. With a falling rate the last are those of SRe2L.
+        return self.settings.crop < 1.0 or self.settings.decay

@@ -55,7 +55,7 @@ class UniformReplay:
         return _lowest(np.zeros(len(births)), births, count)
 
     def draw(self, count: int, size: int, rng: np.random.Generator) -> tuple[Ints, Floats | None]:
-        """Draw with replacement.
+        """Draw with replacement; where as many are drawn as there are, a policy without priorities draws each once.
 
         Args:
             count: how many.
@@ -65,7 +65,7 @@ class UniformReplay:
         Returns:
             Slots int64 `[count]`, and importance weights float64 `[count]` or None for equal weights.
         """
-        return rng.integers(0, size, count), None
+        return rng.permutation(size) if count == size else rng.integers(0, size, count), None
 
     def columns(self) -> dict[str, NDArray[Any]]:
         """What is kept of each slot by name, `[capacity]`; not a copy."""

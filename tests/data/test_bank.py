@@ -177,6 +177,15 @@ def test_new_images_get_the_largest_priority_seen() -> None:
     assert torch.allclose(share, torch.tensor([1.0, 8.0, 8.0, 8.0]) / 25, atol=0.01)
 
 
+def test_a_draw_of_the_whole_bank_has_each_image_once() -> None:
+    bank = make(20)
+    bank.add(*items(0, 20))
+    drawn = [bank.draw(20, step).slots for step in range(2)]
+    assert all(sorted(slots.tolist()) == list(range(20)) for slots in drawn)
+    assert not torch.equal(*drawn), "in another order"
+    assert len(set(bank.draw(19, 0).slots.tolist())) < 19, "smaller ones are with replacement"
+
+
 def test_class_balanced_draws_each_class_equally() -> None:
     bank = make(100, "class_balanced")
     images, _, logits = items(0, 100)

@@ -18,6 +18,7 @@ from synthkd.generators.batchwise import Batchwise
 from synthkd.generators.build import build_generator
 from synthkd.generators.contrastive import ChannelMeans, Contrastive
 from synthkd.generators.files import save_generator
+from synthkd.generators.inversion_network import Normalised
 from synthkd.generators.method_settings import ContinuousSettings
 from synthkd.generators.noisy_label import NoisyLabel
 from synthkd.generators.settings import GeneratorSettings, SavedSettings
@@ -157,6 +158,20 @@ def test_the_gradient_of_a_continuous_generator_can_be_clipped(teacher: Classifi
     assert float(gradient.norm()) == pytest.approx(1e-3, rel=1e-3)
 
 
+def test_a_normalised_output_has_the_teachers_mean_and_deviation(teacher: Classifier) -> None:
+    generator = make("continuous", teacher, output="normalised", lr=0.2)
+    made = [generator.round(index, 1.0).images for index in range(5)]
+    mean, std = teacher.normalize.mean.item(), teacher.normalize.std.item()
+    network = Normalised(teacher.normalize.mean, teacher.normalize.std)
+    maps = 0.5 + 0.5 * torch.randn(20, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    uncut = network.norm(maps.tanh()) * network.std + network.mean
+    assert float(uncut.mean()) == pytest.approx(mean, abs=1e-5)
+    assert float(uncut.std()) == pytest.approx(std, rel=0.05)
+    for images in made:
+        assert 0.0 <= float(images.min()) <= float(images.max()) <= 1.0
+        assert float(images.std()) > 0.3 * std, "images cannot become one grey, however large the rate"
+
+
 def test_adversarial_terms_alone_need_a_student(teacher: Classifier) -> None:
     generator = make("continuous", teacher, one_hot=0.0, entropy=0.0, activation=0.0, distillation=0.0, logit_gap=1.0)
     with pytest.raises(ConfigError, match="there is none: give one_hot a weight"):
@@ -195,8 +210,12 @@ def test_the_first_layer_can_weigh_more(teacher: Classifier) -> None:
 
 
 def test_pixels_end_with_the_last_step_under_crops_and_with_a_falling_rate(teacher: Classifier) -> None:
+    assert [make("pixel_inversion", teacher, **one)._keeps_last for one in ({}, {"crop": 0.5}, {"decay": True})] == [
+        False,
+        True,
+        True,
+    ]
     generator = make("pixel_inversion", teacher, crop=0.5, decay=True, steps=4)
-    assert generator._keeps_last
     assert [round(generator._rate(step), 3) for step in range(4)] == [0.1, 0.085, 0.05, 0.015]
     assert generator.round(0, 1.0).images.shape == (20, 1, 8, 8)
 
