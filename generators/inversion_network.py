@@ -80,7 +80,7 @@ class Normalised(nn.Module):
     one grey, as they can behind a sigmoid. What leaves [0, 1] is cut off.
 
     Args:
-        mean: float32 `[1, C, 1, 1]` of the teacher's normalisation.
+        mean: float32 `[C, 1, 1]` of the teacher's normalisation.
         std: likewise.
     """
 
@@ -89,7 +89,7 @@ class Normalised(nn.Module):
 
     def __init__(self, mean: Tensor, std: Tensor) -> None:
         super().__init__()
-        self.norm = nn.BatchNorm2d(mean.shape[1], affine=False)
+        self.norm = nn.BatchNorm2d(mean.numel(), affine=False)
         self.register_buffer("mean", mean.detach().cpu().clone(), persistent=False)
         self.register_buffer("std", std.detach().cpu().clone(), persistent=False)
 
