@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from scipy import stats
 
 from benchmarks.common import Row
-from synthkd.metrics.untested import BY_FOUR, BY_LEARNED, Logits, share
+from synthkd.metrics.untested import BY_FOUR, BY_LEARNED, Logits, Range, estimated_accuracy, share
 
 Values = dict[str, float]
 CONFIDENCE = 0.9
@@ -139,7 +139,10 @@ def calibrations(cells: Sequence[Row]) -> dict[str, Row]:
         runs = points(chosen := runs_of(cells, name), estimate)
         if {run.data for run in runs} != set(DATASETS.values()):
             continue
-        held = [low <= share(run.truth) <= high for run, (_, low, high) in zip(runs, ranges(runs), strict=True)]
+        intervals = [Range(*one) for one in ranges(runs)]
+        held = [one.low <= share(run.truth) <= one.high for run, one in zip(runs, intervals, strict=True)]
+        right = [estimated_accuracy(one, run["teacher"]) for run, one in zip(chosen, intervals, strict=True)]
+        of_accuracy = [one.low <= run["accuracy"] <= one.high for run, one in zip(chosen, right, strict=True)]
         found[name] = {
             "error": round(errors(runs)[0], 3),
             "naive_error": round(errors(points(chosen, "new images"))[0], 3),
@@ -147,5 +150,6 @@ def calibrations(cells: Sequence[Row]) -> dict[str, Row]:
             "quantile": round(quantile(runs), 2),
             "runs": len(runs),
             "covered": sum(held),
+            "covered_accuracy": sum(of_accuracy),
         }
     return found

@@ -50,7 +50,7 @@ def test_the_estimates_of_runs_are_calibrated_by_the_results() -> None:
     found = estimate_fits.calibrations(cells)
     assert set(found) == set(shipped)
     for name, calibration in shipped.items():
-        keys = ("deviation", "quantile", "runs", "covered")
+        keys = ("deviation", "quantile", "runs", "covered", "covered_accuracy")
         assert [found[name][key] for key in keys] == [getattr(calibration, key) for key in keys]
     assert min(cell["steps"] for cell in cells) == LEAST_STEPS
 

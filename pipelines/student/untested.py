@@ -30,7 +30,12 @@ def estimate_result(estimated: tuple[Range, Calibration] | None, teacher: float 
     if teacher is None:
         return estimate
     accuracy = estimated_accuracy(agreement, teacher)
-    return replace(estimate, accuracy=accuracy.value, accuracy_interval=(accuracy.low, accuracy.high))
+    return replace(
+        estimate,
+        covered=calibration.covered_accuracy,
+        accuracy=accuracy.value,
+        accuracy_interval=(accuracy.low, accuracy.high),
+    )
 
 
 def advice_of(config: DistillConfig, monitor: Monitor) -> tuple[str, ...]:

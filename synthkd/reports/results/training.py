@@ -119,7 +119,8 @@ class AccuracyEstimate:
         agreement: estimated share of images that the student answers as its teacher does.
         agreement_interval: of it, low and high.
         runs: number of runs with test data that the estimate was checked on.
-        covered: of these, the runs whose true agreement was in the interval that other datasets gave.
+        covered: of these, the runs whose truth was in the interval that other datasets gave: the accuracy where one is
+            estimated, else the agreement.
         teacher_accuracy: of the teacher, as the configuration states it.
         accuracy: estimated accuracy; None if that of the teacher is not stated.
         accuracy_interval: of it, low and high.

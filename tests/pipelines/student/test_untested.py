@@ -45,7 +45,7 @@ def test_a_run_without_test_data_estimates_its_student(tmp_path: Path, teacher: 
     estimate = result.estimate
     low, high = estimate.agreement_interval
     assert 0 < low < estimate.agreement < high < 1
-    assert (estimate.runs, estimate.covered) == (BY_FOUR.runs, BY_FOUR.covered)
+    assert (estimate.runs, estimate.covered) == (BY_FOUR.runs, BY_FOUR.covered_accuracy)
     assert estimate.teacher_accuracy == 0.8
     assert estimate.accuracy == pytest.approx(min(0.8, 0.9 * estimate.agreement))
     assert result.student.accuracy is None
