@@ -31,6 +31,8 @@ LARGEST_START = 8
 draw each part of an image by itself, and have most of the network's parameters."""
 MOST_CHANNELS = 8
 """Largest number of channels of a map, as a multiple of the width."""
+USUAL = (0.5, 0.25)
+"""Mean and deviation that pixels in [0, 1] have, about."""
 TAP_SUMS = ((0.0, 0.0, 1.0), (0.0, 1.0, 1.0), (1.0, 1.0, 0.0), (1.0, 0.0, 0.0))
 """Of a row of three weights, the sums that are the four weights of the transposed convolution."""
 
@@ -77,7 +79,8 @@ class Normalised(nn.Module):
     """Maps to images of the teacher's mean and deviation: Tanh, and BatchNorm without parameters.
 
     In training mode every batch has the teacher's mean and deviation in each channel, so that images cannot all become
-    one grey, as they can behind a sigmoid. What leaves [0, 1] is cut off.
+    one grey, as they can behind a sigmoid. What leaves [0, 1] is cut off. For a teacher without normalisation (mean 0,
+    deviation 1) they are `USUAL`.
 
     Args:
         mean: float32 `[C, 1, 1]` of the teacher's normalisation.
@@ -90,8 +93,9 @@ class Normalised(nn.Module):
     def __init__(self, mean: Tensor, std: Tensor) -> None:
         super().__init__()
         self.norm = nn.BatchNorm2d(mean.numel(), affine=False)
-        self.register_buffer("mean", mean.detach().cpu().clone(), persistent=False)
-        self.register_buffer("std", std.detach().cpu().clone(), persistent=False)
+        is_raw = bool((mean == 0.0).all() and (std == 1.0).all())
+        for name, value, usual in (("mean", mean, USUAL[0]), ("std", std, USUAL[1])):
+            self.register_buffer(name, torch.full_like(value, usual) if is_raw else value.detach().clone())
 
     def forward(self, maps: Tensor) -> Tensor:
         """Maps `[N, C, H, W]` to images in [0, 1]."""

@@ -26,7 +26,7 @@ class ContinuousSettings(Settings):
     steps: Count = 1
     """Optimiser steps of a round."""
     lr: Rate = 1e-3
-    """Learning rate of the network, a number or a curve over the rounds of the run."""
+    """Learning rate of the network, a number or a curve over the rounds of the run, extensions included."""
     momentum: BelowOne = 0.5
     """First beta of its Adam."""
     clip: Positive | None = None

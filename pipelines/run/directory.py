@@ -29,9 +29,10 @@ WORK = (RESULT, "checkpoints", "parts", JOURNAL)
 """Work of a run, which another configuration must not continue: the result, checkpoints, parts of a dataset, and the
 journal of private images. A run with a log alone failed before its first checkpoint."""
 FREE_TO_CHANGE = {
-    "name", "out", "device", "threads", "checkpoint_every", "keep_checkpoints", "track", "cache", "batch_size", "trust"
+    "name", "out", "device", "threads", "checkpoint_every", "keep_checkpoints", "track", "cache", "batch_size", "trust",
+    "baseline",
 }  # fmt: skip
-"""Keys that may differ when a run is resumed: they change rounding at most."""
+"""Keys that may differ when a run is resumed: they change rounding at most, or what is measured at the end."""
 FREE_OF_DATA = {"cache", "workers"}
 """Keys of images that may differ likewise."""
 

@@ -199,7 +199,7 @@ def _generator(
     if config.generated is None or teacher is None:
         return None
     settings, at_once = config.generated.named, rounds_at_once(config, accelerator.num_processes)
-    rounds = phases.generator_rounds(config.phases)
+    rounds = phases.generator_rounds(config.phases_and_extensions)
     return build_generator(settings, teacher, config.seed, accelerator, images.splits, directory, at_once, rounds)
 
 

@@ -22,7 +22,7 @@ from synthkd.pipelines.run.extension import earlier_results
 from synthkd.pipelines.run.job import Job, describe_model
 from synthkd.pipelines.student import held_out
 from synthkd.pipelines.student.assembly import Assembly
-from synthkd.pipelines.student.baseline import baseline_steps, of_drawn_pictures
+from synthkd.pipelines.student.baseline import Drawn, baseline_steps, of_drawn_pictures
 from synthkd.pipelines.student.networks import finished
 from synthkd.pipelines.student.teacher_warnings import WARNING
 from synthkd.pipelines.student.untested import advice_of, estimate_result
@@ -174,14 +174,16 @@ class _Closing:
     def _compared(self) -> Mapping[str, Classifier]:
         """The networks that the student is compared with: as it starts, unless at random, and of drawn pictures."""
         assembly, compared = self.assembly, {}
-        config, size = assembly.config, assembly.batch.images
         if assembly.start.network is not None:
             images, _, _ = assembly.transfer_set.sample(assembly.learner.steps - 1)
             compared[START] = assembly.start.reset(images.to(self.job.device), assembly.batch.of_process, self.watch)
-        if (steps := baseline_steps(config)) and assembly.team is not None:
-            teacher, tick = assembly.team.models[0], self.watch(f"{DRAWN} learns", steps * size)
-            compared[DRAWN] = of_drawn_pictures(config, teacher, assembly.given, size, self.job.accelerator, tick)
+        if self._drawn.network is not None:
+            compared[DRAWN] = self._drawn.network
         return compared
+
+    @cached_property
+    def _drawn(self) -> Drawn:
+        return of_drawn_pictures(self.assembly, self.watch)
 
     @cached_property
     def _agreements(self) -> Sequence[held_out.Agreement]:
@@ -202,7 +204,8 @@ class _Closing:
         score, box = tested.students[0], assembly.black_box
         student = self.networks[STUDENT]
         described = self._described(STUDENT, student)
-        names = [one.name for one in assembly.students]
+        names, failure = [one.name for one in assembly.students], self._drawn.failure
+        before = earlier_results(assembly.config, self.job.directory)
         of_peers = zip(self.networks, tested.students, strict=True)
         return DistillResult(
             seconds=round(sum(seconds.values()), 3),
@@ -214,7 +217,7 @@ class _Closing:
                 described,
                 assembly.start.inherited.parameters,
                 baselines.get(START),
-                baselines.get(DRAWN),
+                before[0].student.drawn if before else baselines.get(DRAWN),
             ),
             data=DataDescription(assembly.subject.class_names, str(assembly.subject.spec)),
             cost=RunCost(
@@ -223,13 +226,14 @@ class _Closing:
             alarms=(
                 *(RaisedAlarm(**vars(alarm)) for alarm in tested.alarms),
                 *(RaisedAlarm(WARNING, warning) for warning in assembly.warnings),
+                *([RaisedAlarm("no baseline", f"{DRAWN} failed: {failure}")] if failure else []),
             ),
             evaluations=from_json(Evaluations, assembly.evaluation.outcome(names, rows, assembly.config.phases)),
             teachers=None if team is None or len(team.models) < 2 else self._team(team),
             peers=tuple(self._model(who, self.networks[who], one) for who, one in of_peers if who != STUDENT) or None,
             ratio=None if team is None else _ratio(student, team.model, score, tested.teacher),
             scores=None if assembly.scores is None else assembly.scores.result(rows),
-            before=earlier_results(assembly.config, self.job.directory),
+            before=before,
             queries=None if box is None else Queries(box.used, box.settings.queries, box.settings.answers),
             unrelated_pictures=transfer_set.unrelated_pictures or None,
             estimate=estimate_result(tested.estimate, assembly.config.teacher_accuracy),

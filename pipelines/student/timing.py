@@ -17,19 +17,20 @@ from synthkd.distillation.step import DistillStep
 from synthkd.generators.build import build_generator
 from synthkd.generators.method_settings import BatchwiseSettings
 from synthkd.generators.own_rounds import OwnRounds
+from synthkd.generators.procedural import draw
 from synthkd.pipelines.config import DistillConfig
 from synthkd.pipelines.run.answers import FEW, Answers
 from synthkd.pipelines.run.device import rows_of_process
 from synthkd.pipelines.run.fit import in_part
 from synthkd.pipelines.run.timing import LIMIT, Per, Timed, Work, decoding, measured, saving
 from synthkd.pipelines.student.assembly import Assembly
-from synthkd.pipelines.student.baseline import baseline_steps
+from synthkd.pipelines.student.baseline import baseline_steps, has_baseline
 from synthkd.pipelines.student.held_out import FRESH_IMAGES
 from synthkd.pipelines.student.image_alarms import IMAGES
 from synthkd.pipelines.student.teachers import teaching_works
 from synthkd.pipelines.student.transfer_set_builder import is_private
 from synthkd.reports.grids import chosen
-from synthkd.rng import stream
+from synthkd.rng import Rows, stream
 from synthkd.settings import Joint, PhaseSettings, Pregenerate, StreamData, TrainedTeacher
 from synthkd.taps import evaluating
 from synthkd.types import balanced_labels
@@ -63,9 +64,10 @@ def distill_time(
     """
     teachers = [] if taught else _teaching(assembly.config, accelerator)
     timed = measured([*teachers, *_Works(assembly, test, accelerator).all()], limit)
-    # Its steps are those of the run on other images.
-    count, steps = baseline_steps(assembly.config), [one for one in timed if one.per == "step" and one.listed]
-    return [*timed, *(Timed("baseline", count, one.seconds, False, "baseline") for one in steps if count)]
+    # A step of the baseline is one of the run on pictures that are drawn for it.
+    step = next((one.seconds for one in timed if one.per == "step" and one.listed), 0.0)
+    count = baseline_steps(assembly.config)
+    return [replace(one, count=count, seconds=one.seconds + step) if one.per == "baseline" else one for one in timed]
 
 
 def teaching_time(config: DistillConfig, accelerator: Accelerator) -> list[Timed]:
@@ -109,7 +111,7 @@ class _Works:
         if box is not None and not box.used:  # a dry run asks nothing, as rounds and evaluations would
             return [*self._real(), self._steps(), self._saves(), *self._tests(), self._predictions()]
         works = [*self._real(), *self._rounds(), self._steps(), self._saves()]
-        return [*works, *self._evaluations(), *self._tests(), *self._grids(), *self._closing()]
+        return [*works, *self._evaluations(), *self._tests(), *self._grids(), *self._closing(), *self._baseline()]
 
     @functools.cached_property
     def _answers(self) -> Answers:
@@ -248,6 +250,17 @@ class _Works:
             works.append(Work("closing", 1, self._answer, count / self._pass, listed=False))
         return [*works, self._predictions()]
 
+    def _baseline(self) -> list[Work]:
+        """The drawing of the pictures of one step, also where the recipe is too short: a budget may make it longer."""
+        if not has_baseline(self.config):
+            return []
+        spec, images = self.assembly.subject.spec, self.assembly.batch.images
+
+        def once(_: float) -> None:
+            draw(FEW, spec, Rows(0, "timing"))
+
+        return [Work("baseline", 1, once, images / FEW, listed=False, per="baseline")]
+
     @property
     def _closing_images(self) -> int:
         """Images that a finished network answers."""
@@ -257,7 +270,7 @@ class _Works:
 
     def _predictions(self) -> Work:
         """The answers of the finished student, and of those that it is compared with."""
-        students = 1 + (self.assembly.start.network is not None) + (baseline_steps(self.config) > 0)
+        students = 1 + (self.assembly.start.network is not None) + has_baseline(self.config)
         images = students * self._closing_images
         return Work("closing", 1, lambda _: self._predict(self._pass), images / self._pass, listed=False)
 

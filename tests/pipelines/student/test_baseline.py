@@ -6,10 +6,14 @@ from typing import Any
 import pytest
 
 from synthkd.distillation import phases
+from synthkd.errors import TrainingError
 from synthkd.pipelines import distill
 from synthkd.pipelines.config import DistillConfig
+from synthkd.pipelines.run.budget import recounted
 from synthkd.pipelines.run.result import Plan, Result
+from synthkd.pipelines.student import baseline
 from synthkd.pipelines.student.baseline import baseline_steps
+from synthkd.settings import Joint
 from synthkd.settings.load import load_config
 
 STEPS = 12
@@ -65,6 +69,40 @@ def test_without_test_data_it_is_compared_with_the_teacher(tmp_path: Path) -> No
     assert drawn["accuracy"] is None
     assert (drawn["agreement_n"], drawn["agreement_on"]) == (student["agreement_n"], student["agreement_on"])
     assert f"by {STEPS} steps on drawn pictures alone: agrees with its teacher on " in str(ran)
+
+
+def test_one_that_fails_costs_the_run_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> None:
+        raise TrainingError("the loss is not finite\nand more")
+
+    monkeypatch.setattr(baseline, "assemble", fails)
+    ran = distill(**RECIPE, test={"kind": "digits"}, out=str(tmp_path / "a"))
+    assert isinstance(ran, Result)
+    assert "drawn" not in ran.values["student"]
+    assert "alarm:   no baseline: a student of drawn pictures failed: the loss is not finite\n" in str(ran)
+
+
+def test_an_extended_run_keeps_it_and_a_resumed_one_may_leave_it_out(tmp_path: Path) -> None:
+    out = str(tmp_path / "a")
+    ran = distill(**RECIPE, test={"kind": "digits"}, out=out)
+    assert isinstance(ran, Result)
+    again = distill(**RECIPE, test={"kind": "digits"}, out=out, baseline=False)
+    assert "complete already" in str(again)
+    more = distill(**RECIPE, test={"kind": "digits"}, out=out, more=4)
+    assert isinstance(more, Result)
+    assert more.values["student"]["drawn"] == ran.values["student"]["drawn"]
+
+
+def test_a_budget_has_time_for_that_of_a_recipe_which_is_too_short_for_one() -> None:
+    short = {**RECIPE, "phases": [{"kind": "joint", "steps": STEPS - 1, "every": 4}]}
+    planned = distill(**short, dry_run=True)
+    assert isinstance(planned, Plan)
+    assert "baseline" not in str(planned)
+    (timed,) = [one for one in planned.time.timed if one.name == "baseline"]
+    assert timed.count == 0
+    assert timed.seconds > 0.0
+    longer = [Joint(kind="joint", steps=STEPS, every=4)]
+    assert [one.count for one in recounted([timed], longer)] == [STEPS]
 
 
 def test_the_plan_has_its_time() -> None:
