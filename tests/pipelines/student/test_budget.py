@@ -36,7 +36,8 @@ def test_measuring_changes_no_byte_of_the_student(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(budget, "MOST_PASSES", 2)
     monkeypatch.setattr(budget, "distill_time", measure)
     distill(config_of(tmp_path / "measured", budget="60s"))
-    assert set(parts) == {"run", "step", "round", "round alone", "round beside"}, "and no step of the teacher"
+    kinds = {"run", "step", "baseline", "round", "round alone", "round beside"}
+    assert set(parts) == kinds, "and no step of the teacher"
     planned = load_config(DistillConfig, tmp_path / "measured/config.yaml", []).phases
     # 3 rounds of 1 s before the student, 3 of 4 s beside it, and 11 steps of 4 s: 59 s.
     assert planned[1:] == (Joint(kind="joint", steps=6, every=2), Refine(kind="refine", steps=5))
