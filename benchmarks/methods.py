@@ -47,27 +47,39 @@ from synthkd.settings.load import load_config
 
 RUNS = common.RUNS / "methods"
 CONFIGS = common.ROOT / "configs"
-BF16 = "ours, bf16"
-OURS = ("ours", "ours, fresh start", BF16)
+BF16: Row = {"inherit": True, "precision": "bf16"}
+OURS: Mapping[str, Row] = {
+    "ours": {"inherit": True},
+    "ours, fresh start": {},
+    "ours, bf16": BF16,
+    "ours, bf16, labelled once": {**BF16, "mix": {"logits": "stored"}},
+    "ours, bf16, pool by priority": {**BF16, "transfer_set": {"bank": {"capacity": 5000, "policy": "prioritized"}}},
+    "ours, bf16, crops": {**BF16, "mix": {"crop": 0.5}},
+}
+"""Ours and its variants -> what they change of its recipe, from random weights and in float32."""
+USUAL = ("ours", "ours, fresh start")
+"""Of ours, what is run unless methods are named."""
 ALTERNATING = ("dafl", "dfad", "zskt", "dfq")
 """Methods whose generator and student take turns, as often as published."""
 ALONE = {"deepinversion": 0.0, "cmi": 0.0, "fastdfkd": 0.1, "nayer": 0.1, "sre2l": 1.0}
 """Methods that keep all images -> share of the batches that are made before the student's first step."""
 METHODS = (*ALTERNATING, *ALONE, *OURS)
 SGD = {"kind": "sgd", "lr": 0.1, "weight_decay": 5e-4, "schedule": "cosine"}
-PUBLISHED_FOR_CIFAR10: Mapping[str, Mapping[str, Row]] = {
+PUBLISHED_FOR_CIFAR10: Mapping[str, Row] = {
     "dafl": {
-        "generator": {"latent": 1000, "lr": 0.02, "one_hot": 0.05, "activation": 0.01},
+        "transfer_set": {"generator": {"latent": 1000, "lr": 0.02, "one_hot": 0.05, "activation": 0.01}},
         "distill": {"optimizer": SGD},
     },
-    "deepinversion": {"generator": {"steps": 10, "lr": 1.0}},
+    "deepinversion": {"transfer_set": {"generator": {"steps": 10, "lr": 1.0}}},
     "sre2l": {
-        "generator": {"crop": 1.0, "lr": 0.25, "batch_norm": 0.01, "total_variation": 0.0, "magnitude": 0.0},
+        "transfer_set": {
+            "generator": {"crop": 1.0, "lr": 0.25, "batch_norm": 0.01, "total_variation": 0.0, "magnitude": 0.0}
+        },
         "mix": {"mixup": 1.0, "cutmix": 0.0},
         "distill": {"temperature": 30},
     },
 }
-"""Method -> section of its recipe -> what its authors have for CIFAR in place of values for digits, MNIST or ImageNet.
+"""Method -> what its authors have for CIFAR in place of values for digits, MNIST or ImageNet.
 
 That of DeepInversion is the fast version in the side-by-side code of Fang et al. 2022."""
 LEAST_ROUNDS, LEAST_STEPS = 20, 20
@@ -89,7 +101,7 @@ class Pair:
         ours: our recipe, without those three.
         shift: of the images, in pixels.
         flip: whether a mirrored image has the same class.
-        published: method -> section -> keys that its authors have for such images, where the recipe has others.
+        published: method -> keys that its authors have for such images, where the recipe has others.
     """
 
     teacher: Callable[[], Row]
@@ -98,7 +110,7 @@ class Pair:
     ours: Row
     shift: int
     flip: bool
-    published: Mapping[str, Mapping[str, Row]] = field(default_factory=dict)
+    published: Mapping[str, Row] = field(default_factory=dict)
 
 
 def recipe_of(name: str) -> Row:
@@ -135,16 +147,20 @@ def source_of(method: str, pair: Pair, seed: int) -> Row:
     """The configuration of a cell, with the phases of its recipe."""
     source = dict(pair.ours) if method in OURS else recipe_of(f"methods/{method}")
     source |= {"name": "cell", "teacher": pair.teacher(), "student": pair.student, "test": pair.test}
-    source |= {"seed": seed, "threads": 1, "device": "cpu", "baseline": False, "inherit": method in (OURS[0], BF16)}
-    source |= {"precision": "bf16" if method == BF16 else "no"}
-    if method not in OURS:
-        generator = source["transfer_set"]["generator"]
-        for name, values in pair.published.get(method, {}).items():
-            section = generator if name == "generator" else source[name]
-            section |= values
-        for section, key in ((generator, "shift"), (source["mix"], "shift")):
-            section |= {"shift": pair.shift, "flip": pair.flip} if key in section else {}
+    source |= {"seed": seed, "threads": 1, "device": "cpu", "baseline": False, "inherit": False, "precision": "no"}
+    if method in OURS:
+        return merged(source, OURS[method])
+    source = merged(source, pair.published.get(method, {}))
+    for section in (source["transfer_set"]["generator"], source["mix"]):
+        section |= {"shift": pair.shift, "flip": pair.flip} if "shift" in section else {}
     return source
+
+
+def merged(source: Row, changes: Row) -> Row:
+    """The configuration with these changes, key by key."""
+    return source | {
+        key: merged(source.get(key, {}), value) if isinstance(value, dict) else value for key, value in changes.items()
+    }
 
 
 @dataclass(frozen=True)
@@ -323,7 +339,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = common.options("methods", __doc__)
     parser.add_argument("--pair", default="digits", choices=("digits", "fashion_mnist", "cifar10"))
     parser.add_argument("--seconds", type=float, default=60.0, help="CPU-seconds of the training of a cell")
-    parser.add_argument("--methods", nargs="*", default=[one for one in METHODS if one != BF16], choices=METHODS)
+    parser.add_argument("--methods", nargs="*", default=(*ALTERNATING, *ALONE, *USUAL), choices=METHODS)
     parser.add_argument("--cifar10", help="the .npz file of CIFAR-10")
     parser.add_argument("--teachers", help="folder of the public teacher")
     common.add_seeds(parser, 1)
