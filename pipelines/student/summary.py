@@ -186,7 +186,7 @@ def summary(job: Job, result: DistillResult, already: bool = False) -> tuple[str
         rows.append(("", f"as it started: {_compared(student.start, who)}"))
     if student.drawn is not None:
         steps = f"{student.drawn.steps:,} steps on drawn pictures alone"
-        rows.append(("", f"by {steps}: {_compared(student.drawn, who)}"))
+        rows.append(("baseline", f"{_compared(student.drawn, who)} after {steps}"))
     rows += [] if result.estimate is None else [("estimate", _estimated(result.estimate))]
     for earlier in result.before or ():
         steps = "" if earlier.steps is None else f" after {earlier.steps:,} steps"

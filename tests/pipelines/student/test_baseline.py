@@ -56,9 +56,10 @@ def test_it_is_the_student_of_a_run_on_drawn_pictures_alone(tmp_path: Path) -> N
         "steps": STEPS,
     }
     share = f"{student['accuracy']:.2%}"
-    assert f"by {STEPS} steps on drawn pictures alone: {share} of {student['n']} test images right" in str(ran)
+    said = f"{share} of {student['n']} test images right after {STEPS} steps on drawn pictures alone"
+    assert f"baseline: {said}\n" in str(ran)
     page = (tmp_path / "a" / "report.html").read_text(encoding="utf-8")
-    assert f"After {STEPS} steps on drawn pictures alone" in page
+    assert f"Baseline: {STEPS} steps on drawn pictures alone" in page
     assert "drawn" not in student, "a run on drawn pictures has none beside it"
 
 
@@ -68,7 +69,8 @@ def test_without_test_data_it_is_compared_with_the_teacher(tmp_path: Path) -> No
     drawn, student = ran.values["student"]["drawn"], ran.values["student"]
     assert drawn["accuracy"] is None
     assert (drawn["agreement_n"], drawn["agreement_on"]) == (student["agreement_n"], student["agreement_on"])
-    assert f"by {STEPS} steps on drawn pictures alone: agrees with its teacher on " in str(ran)
+    assert "baseline: agrees with its teacher on " in str(ran)
+    assert f"after {STEPS} steps on drawn pictures alone\n" in str(ran)
 
 
 def test_one_that_fails_costs_the_run_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
