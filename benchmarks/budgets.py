@@ -50,8 +50,8 @@ REAL_SHARE, PICTURES_SHARE = 0.25, 0.3
 WEIGHTS = {20: "resnet20-12fca82f.th", 32: "resnet32-d509ac18.th", 56: "resnet56-4bfd9763.th"}
 ARMS = ("ours", "defaults", "mixed", "procedural", "pictures", "real")
 COLUMNS = (
-    "pair | budget | threads | images | seeds | accuracy, %, mean (standard deviation) | steps of the student | "
-    "seconds, median"
+    "pair | budget | threads | precision | images | seeds | accuracy, %, mean (standard deviation) | "
+    "steps of the student | seconds, median"
 )
 
 
@@ -187,20 +187,26 @@ def cell(name: str, arm: str, seed: int, arguments: argparse.Namespace) -> Row:
 
 def _identity(one: Row) -> tuple[Any, ...]:
     place = list(PAIRS).index(one["pair"]), seconds_of(one["budget"]), one["threads"]
-    return *place, ARMS.index(one["arm"]), one["seed"]
+    return *place, _precision(one), ARMS.index(one["arm"]), one["seed"]
+
+
+def _precision(one: Row) -> str:
+    """What a cell computed in; where the recipe has `precision: auto` that is up to the processor."""
+    return str(one["hardware"].get("precision") or "float32")
 
 
 def tables(content: Row) -> str:
     """Each pair, budget and kind of images."""
     groups: dict[tuple[Any, ...], list[Row]] = {}
     for one in content["cells"]:
-        groups.setdefault(tuple(one[key] for key in ("pair", "budget", "threads", "arm")), []).append(one)
+        key = one["pair"], one["budget"], one["threads"], _precision(one), one["arm"]
+        groups.setdefault(key, []).append(one)
     rows = []
-    for (pair, budget, threads, arm), cells in groups.items():
+    for (pair, budget, threads, precision, arm), cells in groups.items():
         scores = {one["seed"]: 100 * one["accuracy"] for one in cells}
         steps, seconds = (statistics.median(one[key] for one in cells) for key in ("steps", "seconds"))
         counts = f"{steps:,.0f}", f"{seconds:.0f}"
-        rows.append([pair, budget, str(threads), arm, str(len(cells)), *common.compared(scores), *counts])
+        rows.append([pair, budget, str(threads), precision, arm, str(len(cells)), *common.compared(scores), *counts])
     return common.table(COLUMNS, rows)
 
 
