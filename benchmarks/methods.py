@@ -71,6 +71,7 @@ PUBLISHED_FOR_CIFAR10: Mapping[str, Row] = {
         "distill": {"optimizer": SGD},
     },
     "deepinversion": {"transfer_set": {"generator": {"steps": 10, "lr": 1.0}}},
+    "zskt": {"distill": {"transfer": [{"kind": "attention", "weight": 750.0, "form": "authors"}]}},
     "sre2l": {
         "transfer_set": {
             "generator": {"crop": 1.0, "lr": 0.25, "batch_norm": 0.01, "total_variation": 0.0, "magnitude": 0.0}
