@@ -45,7 +45,7 @@ TERMS = {
     "logit_gap": MORE_STUDENT_TERMS["logit_gap"],
 }
 
-MOMENT = 0.999
+BETA2 = 0.999
 """Second beta of Adam."""
 
 
@@ -92,7 +92,7 @@ class Continuous:
         output = Normalised(of_teacher.mean, of_teacher.std) if normalised else None
         self.network = latent_network(self.spec, settings.latent, settings.width, seed, self._device, output=output)
         self._rounds = rounds
-        self._optimizer = torch.optim.Adam(self.network.parameters(), self._rate(0), (settings.momentum, MOMENT))
+        self._optimizer = torch.optim.Adam(self.network.parameters(), self._rate(0), (settings.beta1, BETA2))
         self._autocast = autocast_of(accelerator)
         self._objective: Objective[JointOutputs] = Objective(TERMS, {name: getattr(settings, name) for name in TERMS})
 

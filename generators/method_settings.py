@@ -27,7 +27,7 @@ class ContinuousSettings(Settings):
     """Optimiser steps of a round."""
     lr: Rate = 1e-3
     """Learning rate of the network, a number or a curve over the rounds of the run, extensions included."""
-    momentum: BelowOne = 0.5
+    beta1: BelowOne = 0.5
     """First beta of its Adam."""
     clip: Positive | None = None
     """Largest norm of its gradient; None: no clipping."""
