@@ -30,6 +30,9 @@ NOISY_LABEL: Mapping[str, object] = {
 }
 """Defaults beside `noisy_label`: its images differ enough, so mixtures cost a point on CIFAR-10, and its rounds are
 longer."""
+SHIFTED_PART = 8
+"""Of the shorter side, the part by which small images in colour are shifted where no generator is named. Most teachers
+of such images have learned from shifted and mirrored ones, so their statistics are of such images."""
 COLOURS, LARGEST = 3, 64
 """Channels of images in colour, and the longest side, in pixels, at which kind auto takes `noisy_label` for them: on
 CIFAR-10 it gave better students than `inversion` after 20 minutes and two hours, on grey images no better ones. Larger
@@ -60,9 +63,12 @@ def without_real_images(recipe: Section) -> Mapping[str, object]:
     if answers_alone or not sources or not all(_shows_nothing_real(source) for source in sources):
         return {}
     defaults: dict[str, object] = dict(WITHOUT_REAL_IMAGES)
-    noisy = ("noisy_label", "auto") if _is_small_and_in_colour(section(recipe, "teacher")) else ("noisy_label",)
-    if any(_generator(source) in noisy for source in sources):
+    generators, teacher = {_generator(source) for source in sources}, section(recipe, "teacher")
+    chosen = "auto" in generators and _is_small_and_in_colour(teacher)
+    if chosen or "noisy_label" in generators:
         defaults |= NOISY_LABEL
+    if chosen:
+        defaults["mix"] = {"mixup": 0.0, "flip": True, "shift": min(_sides(teacher)) // SHIFTED_PART}
     if _adapts_temperature(recipe):
         defaults["distill"] = {
             key: value for key, value in WITHOUT_REAL_IMAGES["distill"].items() if key != "temperature"
@@ -109,11 +115,14 @@ def _generator(source: object) -> object:
 
 def _is_small_and_in_colour(teacher: Section) -> bool:
     """Whether the teacher's images are, by its recipe, such that kind auto takes `noisy_label` if it has BatchNorm."""
-    size, channels = teacher.get("size"), teacher.get("channels", COLOURS)
+    stated, sides = teacher.get("kind") in ("load", "given"), _sides(teacher)
+    in_colour = teacher.get("channels", COLOURS) == COLOURS
+    return stated and in_colour and bool(sides) and max(sides) <= LARGEST
+
+
+def _sides(teacher: Section) -> list[int]:
+    """The sides of the teacher's images, in pixels; none where the recipe does not say."""
+    size = teacher.get("size")
     sides = size if isinstance(size, list) else [size]
-    stated = teacher.get("kind") in ("load", "given")
-    return stated and channels == COLOURS and all(_is_small(side) for side in sides)
-
-
-def _is_small(side: object) -> bool:
-    return isinstance(side, int) and side <= LARGEST
+    known = [side for side in sides if isinstance(side, int)]
+    return known if len(known) == len(sides) else []

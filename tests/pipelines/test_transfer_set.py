@@ -415,6 +415,19 @@ def test_rounds_and_mixtures_suit_the_generator_that_the_teacher_will_choose(
     assert [one.kind for one in written.phases] == ["refine"]
 
 
+def test_small_images_in_colour_are_shifted_and_mirrored_where_no_generator_is_named() -> None:
+    def mix(transfer_set: Any = None, **changes: Any) -> tuple[int, bool]:
+        teacher = {"kind": "load", "model": "a:b", "size": 32, **changes.pop("teacher", {})}
+        found = load(transfer_set or {}, teacher=teacher, **changes).mix
+        return found.shift, found.flip
+
+    assert mix() == mix([{"kind": "generated"}, {"kind": "pictures", "share": 0.3}]) == (4, True)
+    assert mix(teacher={"size": [48, 64]}) == (6, True)
+    assert mix(mix={"flip": False}) == (4, False), "what is written stays"
+    assert mix({"generator": {"kind": "noisy_label"}}) == (0, False), "and so does a generator that is named"
+    assert mix(teacher={"size": 65}) == mix(teacher={"channels": 1}) == (0, False)
+
+
 def test_an_index_changes_the_phases_that_the_recipe_has_by_default() -> None:
     generator = {"transfer_set": {"generator": {"kind": "noisy_label"}}}
     config = load_config(DistillConfig, {**MINIMAL, **generator}, ["phases.1.steps=9", "phases.0.rounds=3"])
