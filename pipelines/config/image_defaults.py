@@ -124,5 +124,5 @@ def _sides(teacher: Section) -> list[int]:
     """The sides of the teacher's images, in pixels; none where the recipe does not say."""
     size = teacher.get("size")
     sides = size if isinstance(size, list) else [size]
-    known = [side for side in sides if isinstance(side, int)]
-    return known if len(known) == len(sides) else []
+    whole = [side for side in sides if isinstance(side, int)]
+    return whole if len(whole) == len(sides) else []
