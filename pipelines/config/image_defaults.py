@@ -68,7 +68,8 @@ def without_real_images(recipe: Section) -> Mapping[str, object]:
     if chosen or "noisy_label" in generators:
         defaults |= NOISY_LABEL
     if chosen:
-        defaults["mix"] = {"mixup": 0.0, "flip": True, "shift": min(_sides(teacher)) // SHIFTED_PART}
+        shift = min(_sides(teacher)) // SHIFTED_PART
+        defaults["mix"] = {**section(NOISY_LABEL, "mix"), "flip": True, "shift": shift}
     if _adapts_temperature(recipe):
         defaults["distill"] = {
             key: value for key, value in WITHOUT_REAL_IMAGES["distill"].items() if key != "temperature"
